@@ -1,0 +1,43 @@
+"""The `hubextrap` command: collects the verbs, prints errors as one line, sets the exit code."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from hubextrap._version import __version__
+from hubextrap.errors import HubExtrapError
+
+app = typer.Typer(
+    name="hubextrap",
+    help="Predict later RL checkpoints from earlier ones on the Hugging Face Hub, and measure the prediction.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"hubextrap {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Options of every command."""
+
+
+def main() -> None:
+    """Entry point of the console script. Exit codes: 0 done, 1 an error that is printed, 2 wrong usage, 130 interrupted."""
+    try:
+        app()
+    except HubExtrapError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

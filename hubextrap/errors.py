@@ -1,0 +1,88 @@
+"""Every error that hubextrap raises on purpose.
+
+HubExtrapError
+├── RecipeError             a recipe that does not say what to do: unknown keys, bad values, all at once
+├── TrajectoryError         checkpoints cannot be found, pinned or put in order
+│   ├── ReferenceNotFound       no such repo, revision, file or folder
+│   ├── AccessDenied            gated or private, and this token does not open it
+│   ├── AmbiguousTrajectory     more than one series of checkpoints; one has to be chosen
+│   └── StepError               a step that is missing, found twice, or on the wrong side of the target
+├── CheckpointError         a checkpoint that cannot be used
+│   ├── CorruptFile             header, index or length of a file is wrong
+│   ├── UnsupportedCheckpoint   no safetensors weights: pickle only, adapters only, none at all
+│   └── CheckpointMismatch      names, shapes, dtypes or tying differ between the checkpoints
+├── MethodError             a merge method that cannot serve these steps or parameters
+├── SourceError             bytes that should be there could not be read
+├── OutputError             the output cannot be written, or is there already
+├── PushError               the Hub did not take the commit
+└── EvaluationError         lm-eval could not be run as asked
+
+A message names the thing (file, line, tensor, step or revision) and says what to do about it. The CLI
+prints it behind ``error:`` and exits with 1.
+"""
+
+from __future__ import annotations
+
+
+class HubExtrapError(Exception):
+    """Base of every error that hubextrap raises on purpose."""
+
+
+class RecipeError(HubExtrapError):
+    """A recipe is wrong; the message lists every problem with its line."""
+
+
+class TrajectoryError(HubExtrapError):
+    """Checkpoints cannot be found, pinned or put in order."""
+
+
+class ReferenceNotFound(TrajectoryError):
+    """No such repo, revision, file or folder."""
+
+
+class AccessDenied(TrajectoryError):
+    """The repo is gated or private and the token at hand does not open it."""
+
+
+class AmbiguousTrajectory(TrajectoryError):
+    """More than one series of checkpoints is there; the message lists them."""
+
+
+class StepError(TrajectoryError):
+    """A step is missing, is there twice, or lies on the wrong side of the target."""
+
+
+class CheckpointError(HubExtrapError):
+    """A checkpoint cannot be used."""
+
+
+class CorruptFile(CheckpointError):
+    """A header, an index or the length of a file is wrong."""
+
+
+class UnsupportedCheckpoint(CheckpointError):
+    """There are no safetensors weights of a whole model in the folder."""
+
+
+class CheckpointMismatch(CheckpointError):
+    """Names, shapes, dtypes or tying differ between checkpoints that should be combined."""
+
+
+class MethodError(HubExtrapError):
+    """A merge method cannot serve these steps or parameters."""
+
+
+class SourceError(HubExtrapError):
+    """Bytes that should be there could not be read."""
+
+
+class OutputError(HubExtrapError):
+    """The output cannot be written, or is there already."""
+
+
+class PushError(HubExtrapError):
+    """The Hub did not take the commit."""
+
+
+class EvaluationError(HubExtrapError):
+    """lm-eval could not be run as asked."""

@@ -1,0 +1,92 @@
+"""The one way to the Hub: a client with our name on it, and its errors in our words.
+
+Tokens come from where huggingface_hub takes them (HF_TOKEN or `hf auth login`); hubextrap never holds one.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from hubextrap._version import __version__
+from hubextrap.errors import AccessDenied, HubExtrapError, ReferenceNotFound, SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from huggingface_hub import HfApi
+
+
+def hub_api() -> HfApi:
+    """The client for every call to the Hub."""
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="hubextrap", library_version=__version__)
+
+
+def network_errors() -> tuple[type[Exception], ...]:
+    """Errors of the HTTP library under huggingface_hub (httpx2 from 2.0 on, httpx before) and of sockets."""
+    try:
+        import httpx2 as http
+    except ImportError:  # huggingface_hub 1.x
+        import httpx as http  # type: ignore[no-redef]
+    return (http.HTTPError, http.InvalidURL, ConnectionError, TimeoutError)
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with everything that looks like a Hub token or a signed query taken out."""
+    text = re.sub(r"hf_[A-Za-z0-9]{4,}", "hf_***", text)
+    text = re.sub(r"(?i)(bearer\s+)\S+", r"\1***", text)
+    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?***", text)
+
+
+@contextmanager
+def hub_errors(what: str, kind: type[HubExtrapError] = SourceError) -> Iterator[None]:
+    """Turn the client's errors into ours; ``what`` names the thing asked for, e.g. ``me/model@step_100``.
+
+    Raises:
+        AccessDenied: gated or private.
+        ReferenceNotFound: no such repo, revision or file.
+        HubExtrapError: of class ``kind``, for anything else that goes wrong on the way.
+    """
+    from huggingface_hub import errors as hub
+
+    try:
+        yield
+    except HubExtrapError:
+        raise
+    except hub.GatedRepoError as error:
+        raise AccessDenied(
+            f"{what}: the repo is gated; ask for access on its page, then log in with `hf auth login` or set HF_TOKEN"
+        ) from error
+    except hub.RepositoryNotFoundError as error:
+        raise ReferenceNotFound(
+            f"{what}: no such repo, or it is private; check the name, and if it is private log in with "
+            "`hf auth login` or set HF_TOKEN"
+        ) from error
+    except hub.RevisionNotFoundError as error:
+        raise ReferenceNotFound(f"{what}: no such revision; `hubextrap steps` lists what is there") from error
+    except hub.EntryNotFoundError as error:
+        raise ReferenceNotFound(f"{what}: no such file on the Hub") from error
+    except (hub.HFValidationError, hub.HfUriError) as error:
+        raise ReferenceNotFound(f"{what}: {without_secrets(_first_line(error))}") from error
+    except hub.OfflineModeIsEnabled as error:
+        raise kind(f"{what}: HF_HUB_OFFLINE is set; unset it, or use a local folder") from error
+    except hub.HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise AccessDenied(
+                f"{what}: the Hub refused access ({status}); check that HF_TOKEN is valid and has the rights needed"
+            ) from error
+        raise kind(f"{what}: the Hub answered {status}: {without_secrets(_first_line(error))}") from error
+    except network_errors() as error:
+        raise kind(
+            f"{what}: cannot reach the Hub ({without_secrets(_first_line(error)) or type(error).__name__}); check the network and "
+            "HF_ENDPOINT, then run the same command again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else ""

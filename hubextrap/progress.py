@@ -1,0 +1,45 @@
+"""What long work tells its caller: a protocol, and the silent implementation of it.
+
+The CLI shows progress (hubextrap.cli.progress); the library only reports it.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Stage(Protocol):
+    """One stage of work under way."""
+
+    def advance(self, amount: int) -> None:
+        """Report ``amount`` more units (bytes, requests, checkpoints) as done. Thread-safe."""
+
+
+class Progress(Protocol):
+    """Where work reports what it does."""
+
+    def stage(self, label: str, total: int | None, unit: str = "B") -> AbstractContextManager[Stage]:
+        """Open a stage of ``total`` units; unit ``B`` is bytes, anything else is counted."""
+
+    def say(self, line: str) -> None:
+        """Tell the user one fact, as a line."""
+
+
+class SilentProgress:
+    """Reports nothing; the default of the Python API."""
+
+    @contextmanager
+    def stage(self, label: str, total: int | None, unit: str = "B") -> Iterator[Stage]:
+        yield _SilentStage()
+
+    def say(self, line: str) -> None:
+        return None
+
+
+class _SilentStage:
+    def advance(self, amount: int) -> None:
+        return None

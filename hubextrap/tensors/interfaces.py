@@ -1,0 +1,74 @@
+"""What the engine reads from and writes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """One file of a checkpoint's folder."""
+
+    size: int
+    digest: str | None = None
+    """sha256 of an LFS file, git blob id of a regular one, None for a local file."""
+
+
+class Source(Protocol):
+    """The files of one checkpoint. Thread-safe."""
+
+    name: str
+    """What messages call it."""
+
+    def files(self) -> Mapping[str, FileInfo]:
+        """The folder's files by path relative to it (posix), subfolders excluded."""
+
+    def read(self, file: str, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the bytes from ``offset`` on.
+
+        Raises:
+            SourceError: fewer bytes are there, or they could not be read.
+        """
+
+    def read_file(self, file: str, limit: int = 64 * 2**20) -> bytes:
+        """A whole small file (config, index, tokenizer).
+
+        Raises:
+            SourceError: it is larger than ``limit`` or could not be read.
+        """
+
+    def close(self) -> None:
+        """Let go of files and connections; the source cannot be used afterwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedShard:
+    """A file that was written whole."""
+
+    file: str
+    size: int
+    sha256: str
+
+
+class ShardWriter(Protocol):
+    """One output file being written."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Put ``data`` at ``offset``; calls cover the file in offset order, without gaps or overlaps."""
+
+    def finish(self) -> FinishedShard:
+        """Close the file once all its bytes are there."""
+
+    def abort(self) -> None:
+        """Drop what was written."""
+
+
+class Sink(Protocol):
+    """Where finished shards go."""
+
+    def open(self, file: str, size: int) -> ShardWriter:
+        """Start a file of exactly ``size`` bytes."""

@@ -1,0 +1,45 @@
+"""The safetensors layout of a checkpoint: which tensor lies where, known from headers alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where one tensor lies."""
+
+    name: str
+    dtype: str
+    """safetensors name, e.g. BF16."""
+    shape: tuple[int, ...]
+    file: str
+    """Shard, relative to the checkpoint's folder."""
+    offset: int
+    """First byte, counted from the start of the file."""
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """One safetensors file, tensors in offset order."""
+
+    file: str
+    size: int
+    tensors: tuple[TensorInfo, ...]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointLayout:
+    """All shards of a checkpoint."""
+
+    name: str
+    """What messages call the checkpoint."""
+    shards: tuple[ShardInfo, ...]
+    index_file: str | None
+    """The index JSON's name when the checkpoint is sharded."""
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        return {tensor.name: tensor for shard in self.shards for tensor in shard.tensors}

@@ -1,0 +1,57 @@
+"""A checkpoint knows its step and where its bytes lie; a trajectory is checkpoints in step order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Weights at a training step, pinned.
+
+    On the Hub: ``repo`` with ``revision`` as the user knows it, ``commit`` as it is read, ``path`` the folder
+    in the repo ("" for its root). Locally: ``repo`` and ``commit`` are None and ``path`` is an absolute folder.
+    """
+
+    step: int
+    repo: str | None
+    revision: str
+    commit: str | None
+    path: str
+    size: int | None = None
+    """Bytes of its weight files, where known."""
+    dtype: str | None = None
+    """safetensors name of the dtype of most of its bytes, e.g. BF16, where known."""
+    date: datetime | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages call it: ``repo@revision``, ``repo@revision:folder``, or the local folder."""
+        if self.repo is None:
+            return self.path
+        return f"{self.repo}@{self.revision}" + (f":{self.path}" if self.path else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """Checkpoints of one training run, in step order, no step twice."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    series: str
+    """The names that belong together, e.g. ``step_{step}``."""
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return tuple(checkpoint.step for checkpoint in self.checkpoints)
+
+    @property
+    def base(self) -> Checkpoint:
+        return self.checkpoints[0]
+
+    @property
+    def last(self) -> Checkpoint:
+        return self.checkpoints[-1]
