@@ -58,7 +58,8 @@ def hub_errors(what: str, kind: type[HubExtrapError] = SourceError) -> Iterator[
         raise
     except hub.GatedRepoError as error:
         raise AccessDenied(
-            f"{what}: the repo is gated; ask for access on its page, then log in with `hf auth login` or set HF_TOKEN"
+            f"{what}: the repo is gated; ask for access on its page, then log in with `hf auth login` or set "
+            "HF_TOKEN"
         ) from error
     except hub.RepositoryNotFoundError as error:
         raise ReferenceNotFound(
@@ -77,13 +78,15 @@ def hub_errors(what: str, kind: type[HubExtrapError] = SourceError) -> Iterator[
         status = error.response.status_code
         if status in (401, 403):
             raise AccessDenied(
-                f"{what}: the Hub refused access ({status}); check that HF_TOKEN is valid and has the rights needed"
+                f"{what}: the Hub refused access ({status}); check that HF_TOKEN is valid "
+                "and has the rights that this needs"
             ) from error
         raise kind(f"{what}: the Hub answered {status}: {without_secrets(_first_line(error))}") from error
     except network_errors() as error:
+        reason = without_secrets(_first_line(error)) or type(error).__name__
         raise kind(
-            f"{what}: cannot reach the Hub ({without_secrets(_first_line(error)) or type(error).__name__}); check the network and "
-            "HF_ENDPOINT, then run the same command again"
+            f"{what}: cannot reach the Hub ({reason}); check the network and HF_ENDPOINT, then run the same "
+            "command again"
         ) from error
 
 

@@ -11,7 +11,7 @@ from hubextrap.errors import HubExtrapError
 
 app = typer.Typer(
     name="hubextrap",
-    help="Predict later RL checkpoints from earlier ones on the Hugging Face Hub, and measure the prediction.",
+    help="Predict later RL checkpoints from earlier ones on the Hugging Face Hub, and check it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -26,13 +26,18 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _options(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
     """Options of every command."""
 
 
 def main() -> None:
-    """Entry point of the console script. Exit codes: 0 done, 1 an error that is printed, 2 wrong usage, 130 interrupted."""
+    """Entry point of the console script.
+
+    Exit codes: 0 done, 1 an error that is printed, 2 wrong usage, 130 interrupted.
+    """
     try:
         app()
     except HubExtrapError as error:

@@ -118,30 +118,18 @@ class TerminalProgress:
 
     @contextmanager
     def stage(self, label: str, total: int | None, unit: str = "B") -> Iterator[Stage]:
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-        from rich.progress import Progress as RichProgress
+        from rich import progress as rich
 
-        amount = (
-            (DownloadColumn(), TransferSpeedColumn())
-            if unit == "B"
-            else (MofNCompleteColumn(), TextColumn(unit))
-        )
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            *amount,
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with RichProgress(*columns, console=self._console) as bar:
+        count = (rich.MofNCompleteColumn(), rich.TextColumn(unit))
+        size = (rich.DownloadColumn(), rich.TransferSpeedColumn())
+        with rich.Progress(
+            rich.TextColumn("{task.description}"),
+            rich.BarColumn(),
+            *(size if unit == "B" else count),
+            rich.TimeElapsedColumn(),
+            rich.TimeRemainingColumn(),
+            console=self._console,
+        ) as bar:
             yield _BarStage(bar, bar.add_task(label, total=total))
 
     def say(self, line: str) -> None:
