@@ -1,0 +1,95 @@
+"""The house rules that a machine can check: imports go down only, files stay short, the package imports bare."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "hubextrap"
+LEVELS = (
+    ("cli",),
+    ("api",),
+    ("evaluate",),
+    ("hub",),
+    ("engine",),
+    ("tensors",),
+    ("trajectory",),
+    ("recipe",),
+    ("methods",),
+    ("hub_access", "progress"),
+    ("errors", "_version"),
+)
+LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(module: Path) -> str:
+    return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(module: Path) -> set[tuple[str, str]]:
+    """(room, imported name) of every import from our own package, lazy and type-only ones included."""
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "hubextrap":
+            path = node.module.split(".")[1:]
+            for alias in node.names:
+                full = [*path, alias.name]
+                found.add((full[0], ".".join(full)))
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                path = alias.name.split(".")
+                if path[0] == "hubextrap" and len(path) > 1:
+                    found.add((path[1], ".".join(path[1:])))
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_only(module: Path) -> None:
+    here = room_of(module)
+    if here == "__init__":
+        return
+    for room, name in imports_of(module):
+        if here == "localhub" or room == "localhub":
+            assert here in ("localhub", "cli"), f"{module}: only the CLI may import localhub"
+            assert room in ("localhub", "errors", "_version") or here == "cli", f"localhub imports {name}"
+            continue
+        if room.startswith("__"):
+            continue
+        assert LEVEL_OF[room] >= LEVEL_OF[here], f"{here} imports {name}, which is above it"
+        if room != here:
+            assert not any(part.startswith("_") for part in name.split(".") if part != "_version"), (
+                f"{module}: {name} is private to {room}"
+            )
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_stay_short(module: Path) -> None:
+    assert len(module.read_text().splitlines()) <= 420
+
+
+HEAVY = ("torch", "transformers", "lm_eval", "mergekit", "huggingface_hub", "numpy", "pygit2", "pydantic", "yaml")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; import hubextrap, hubextrap.cli.main; "
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("absent", ["lm_eval", "mergekit", "pygit2", "matplotlib", "plotly", "accelerate"])
+def test_imports_without_extras(absent: str) -> None:
+    program = (
+        f"import sys; sys.modules[{absent!r}] = None\n"
+        "import hubextrap, hubextrap.api, hubextrap.cli.main, hubextrap.evaluate, hubextrap.hub, hubextrap.engine\n"
+        "import hubextrap.tensors, hubextrap.trajectory, hubextrap.recipe, hubextrap.methods\n"
+        "for name in dir(hubextrap): getattr(hubextrap, name)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
