@@ -1,0 +1,105 @@
+"""The methods whose coefficients follow from the steps alone: a straight line through the weights.
+
+Each takes the K steps of the observed checkpoints, in increasing order, and the target step, and returns K
+float64 coefficients c that sum to 1; the prediction is Σ c_k·W_k. Steps are what the checkpoints carry,
+never positions in a list, so irregular spacing is exact.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hubextrap.errors import MethodError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+def persistence(steps: Sequence[int], target_step: float) -> NDArray[np.float64]:
+    """The last checkpoint as it is: the baseline that every prediction has to beat."""
+    result = np.zeros(len(steps))
+    result[-1] = 1.0
+    return result
+
+
+def two_point(
+    steps: Sequence[int], target_step: float, *, base_step: int | None = None
+) -> NDArray[np.float64]:
+    """The line through the checkpoint at ``base_step`` and the last one (arXiv 2601.04537).
+
+    The last checkpoint gets α = (target − base)/(last − base), the base 1 − α, all others 0. ExPO
+    (arXiv 2404.16792) is the same with α = 1 + α_ExPO.
+
+    Args:
+        base_step: an observed step before the last one; the first checkpoint when None. A base past the
+            early transient of a run usually predicts better.
+
+    Raises:
+        MethodError: no checkpoint has ``base_step``, or it is the last one.
+    """
+    base = steps[0] if base_step is None else base_step
+    earlier = list(steps[:-1])
+    if not earlier:
+        raise MethodError(
+            f"two_point needs two checkpoints, and only step {steps[0]} is there; add an earlier one"
+        )
+    if base not in earlier:
+        raise MethodError(
+            f"base_step {base} is not an observed step before the last one ({steps[-1]}); "
+            f"choose one of {', '.join(map(str, earlier))}"
+        )
+    alpha = (target_step - base) / (steps[-1] - base)
+    result = np.zeros(len(steps))
+    result[earlier.index(base)] = 1.0 - alpha
+    result[-1] = alpha
+    return result
+
+
+def least_squares(
+    steps: Sequence[int], target_step: float, *, window: int | None = None, through_last: bool = False
+) -> NDArray[np.float64]:
+    """The least-squares line of every weight against the step, read at the target.
+
+    c = [1, s*]·pinv([1, s]), in its closed form 1/n + (s*−s̄)(s_k−s̄)/Σ(s−s̄)² on the real steps.
+
+    Args:
+        window: fit only the last ``window`` checkpoints (at least 2); all of them when None.
+        through_last: make the line pass through the last checkpoint: only its slope is fitted, as
+            (s*−s_last)(s_k−s_last)/Σ(s−s_last)². The prediction then starts from the best weights known.
+
+    Raises:
+        MethodError: ``window`` is below 2 or above the number of checkpoints, or there is only one.
+    """
+    if len(steps) < 2:
+        raise MethodError(
+            f"least_squares needs two checkpoints, and only step {steps[0]} is there; add an earlier one"
+        )
+    count = len(steps) if window is None else window
+    if not 2 <= count <= len(steps):
+        raise MethodError(
+            f"window {count} does not fit: a line needs at least 2 checkpoints and {len(steps)} are there; "
+            f"give a window from 2 to {len(steps)}, or leave it out to use all"
+        )
+    fitted = np.asarray(steps[-count:], dtype=np.float64)
+    centre = fitted[-1] if through_last else fitted.mean()
+    offsets = fitted - centre
+    result = np.zeros(len(steps))
+    result[-count:] = (target_step - centre) * offsets / (offsets @ offsets)
+    if not through_last:
+        result[-count:] += 1.0 / count
+    return sum_to_one(result)
+
+
+def sum_to_one(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A copy of ``values`` whose last entry takes up what rounding left, so that the sum is 1.
+
+    It takes up all of it: where the last entry does not follow from the method, 1 − Σ of the others is it.
+    """
+    result = values.copy()
+    result[-1] = 1.0 - math.fsum(result[:-1])
+    return result

@@ -1,0 +1,217 @@
+"""Merge methods by name: the built-in table, and third-party ones (entry points ``hubextrap.methods``).
+
+A method is a function ``(steps, target_step, *, …) -> coefficients``. Its keyword parameters, their types
+and defaults are what a recipe may set; a keyword ``gram_matrix`` is handed in instead, K×K, for each tensor.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hubextrap.errors import MethodError
+
+ENTRY_POINT_GROUP = "hubextrap.methods"
+
+_targets: dict[str, str | Callable[..., Any]] = {
+    "least_squares": "hubextrap.methods.lines:least_squares",
+    "persistence": "hubextrap.methods.lines:persistence",
+    "two_point": "hubextrap.methods.lines:two_point",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A keyword of a method."""
+
+    name: str
+    annotation: Any
+    default: Any
+    """``inspect.Parameter.empty`` when the recipe has to give it."""
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A registered method and what its signature says."""
+
+    name: str
+    function: Callable[..., Any]
+    parameters: tuple[Parameter, ...]
+    needs_gram_matrix: bool
+    summary: str
+
+
+def register_method(name: str, target: str | Callable[..., Any]) -> None:
+    """Make a method known for this process: a function, or ``"module:attribute"`` to import when it is used.
+
+    Packages offer methods to every process by an entry point in the group ``hubextrap.methods``.
+
+    Raises:
+        MethodError: the name is taken by another target.
+    """
+    taken = _targets.get(name)
+    if taken is not None and taken != target:
+        raise MethodError(
+            f"merge method {name} is already registered as {_describe(taken)}; choose another name"
+        )
+    _targets[name] = target
+    find_method.cache_clear()
+
+
+def method_names() -> tuple[str, ...]:
+    """Every name that a recipe may use, sorted."""
+    return tuple(sorted({*_targets, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))}))
+
+
+@cache
+def find_method(name: str) -> Method:
+    """The method of that name; entry points are looked at only when the name is not registered here.
+
+    Raises:
+        MethodError: no such method, two packages offer it, or it cannot be imported or called as a method.
+    """
+    target = _targets.get(name)
+    if target is None:
+        target = _from_entry_points(name)
+    function = _import(name, target) if isinstance(target, str) else target
+    return _described(name, function)
+
+
+def parameter_problems(method: str, parameters: Mapping[str, object]) -> list[tuple[str, str]]:
+    """What is wrong with ``parameters`` of ``method``, as (parameter, problem) pairs; empty when all is well.
+
+    Raises:
+        MethodError: no such method.
+    """
+    known = {parameter.name: parameter for parameter in find_method(method).parameters}
+    problems = []
+    for name, value in parameters.items():
+        if name not in known:
+            problems.append((name, _unknown_parameter(name, method, list(known))))
+        elif not _accepts(known[name].annotation, value):
+            problems.append((name, f"must be {type_in_words(known[name].annotation)}, not {value!r}"))
+    for parameter in known.values():
+        if parameter.required and parameter.name not in parameters:
+            problems.append(
+                (parameter.name, f"missing; {method} needs it ({type_in_words(parameter.annotation)})")
+            )
+    return problems
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """``; did you mean X?`` when one of ``names`` is close to ``name``, else an empty string."""
+    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def type_in_words(annotation: Any) -> str:
+    """A type annotation as a user would say it, e.g. "a whole number or null"."""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return "one of " + ", ".join(str(value) for value in get_args(annotation))
+    if origin in (Union, types.UnionType):
+        return " or ".join(type_in_words(part) for part in get_args(annotation))
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return words.get(annotation, str(annotation))
+
+
+def _unknown_parameter(name: str, method: str, known: list[str]) -> str:
+    hint = nearest(name, known)
+    if hint:
+        return f"unknown key{hint}"
+    owners = [
+        other
+        for other in sorted(_targets)
+        if name in {parameter.name for parameter in find_method(other).parameters}
+    ]
+    if owners:
+        return f"unknown key; it belongs to {', '.join(owners)}, and the method is {method}"
+    return f"unknown key; {method} takes " + (", ".join(known) if known else "no parameters of its own")
+
+
+def _accepts(annotation: Any, value: object) -> bool:
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return value in get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return any(_accepts(part, value) for part in get_args(annotation))
+    if annotation is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return annotation in (Any, object) or isinstance(value, annotation)
+
+
+def _from_entry_points(name: str) -> str:
+    found: list[EntryPoint] = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
+    targets = sorted({point.value for point in found})
+    if not targets:
+        names = method_names()
+        raise MethodError(
+            f"there is no merge method {name}{nearest(name, list(names))}" + f" (known: {', '.join(names)})"
+        )
+    if len(targets) > 1:
+        raise MethodError(
+            f"merge method {name} is offered by several packages ({', '.join(targets)}); uninstall all but one"
+        )
+    return targets[0]
+
+
+def _import(name: str, target: str) -> Callable[..., Any]:
+    module, _, attribute = target.partition(":")
+    try:
+        function = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise MethodError(f"merge method {name} cannot be imported from {target}: {error}") from error
+    if not callable(function):
+        raise MethodError(f"merge method {name}: {target} is not a function")
+    return function  # type: ignore[no-any-return]
+
+
+def _described(name: str, function: Callable[..., Any]) -> Method:
+    signature = inspect.signature(function).parameters.values()
+    keywords = {p.name: p for p in signature if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    positional = [p.name for p in signature if p.name not in keywords]
+    if positional != ["steps", "target_step"]:
+        raise MethodError(
+            f"merge method {name} has to take (steps, target_step, *, …), not ({', '.join(positional)}, …)"
+        )
+    needs_gram_matrix = keywords.pop("gram_matrix", None) is not None
+    hints = _type_hints(name, function, list(keywords))
+    return Method(
+        name=name,
+        function=function,
+        parameters=tuple(
+            Parameter(key, hints.get(key, Any), keyword.default) for key, keyword in keywords.items()
+        ),
+        needs_gram_matrix=needs_gram_matrix,
+        summary=(inspect.getdoc(function) or "").partition("\n")[0],
+    )
+
+
+def _type_hints(name: str, function: Callable[..., Any], keywords: list[str]) -> dict[str, Any]:
+    # Only the keywords: steps and results are often typed with names that exist for the type checker alone.
+    annotations = {key: value for key, value in inspect.get_annotations(function).items() if key in keywords}
+    try:
+        return get_type_hints(
+            types.SimpleNamespace(__annotations__=annotations), getattr(function, "__globals__", {})
+        )
+    except NameError as error:
+        raise MethodError(
+            f"merge method {name}: the types of its parameters have to be importable at run time: {error}"
+        ) from error
+
+
+def _describe(target: str | Callable[..., Any]) -> str:
+    return target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
