@@ -1,0 +1,89 @@
+"""Who may do what, and how the Hub says no: status, X-Error-Code and message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from email.message import Message
+
+from hubextrap.localhub.repository import HubRepo
+from hubextrap.localhub.wire import Refusal
+
+
+@dataclass(frozen=True)
+class Account:
+    """The user behind a token; a read-only token may not change anything."""
+
+    user: str
+    read_only: bool = False
+
+
+def account_of(headers: Message, tokens: dict[str, Account]) -> Account | None:
+    """The account whose token the request carries; None for an anonymous request.
+
+    Raises:
+        Refusal: the token is not known.
+    """
+    authorization = headers.get("Authorization")
+    if not authorization:
+        return None
+    account = tokens.get(authorization.removeprefix("Bearer ").strip())
+    if account is None:
+        raise Refusal(401, "Invalid credentials in Authorization header")
+    return account
+
+
+def no_such_repo(name: str, account: Account | None) -> Refusal:
+    """What a missing repo and a hidden one look like: the same, so that nothing is given away."""
+    if account is None:
+        return Refusal(401, "Invalid username or password.", "RepoNotFound")
+    return Refusal(404, f"Repository not found: {name}", "RepoNotFound")
+
+
+def may_see(repo: HubRepo, account: Account | None) -> bool:
+    """Whether the repo exists as far as this account is concerned."""
+    return not repo.settings.private or _has_part(repo, account)
+
+
+def check_content(repo: HubRepo, account: Account | None) -> None:
+    """Refuse the files of a gated repo to who has not been granted access; its listings are open to all.
+
+    Raises:
+        Refusal: 401 for anonymous requests, 403 for users.
+    """
+    if not repo.settings.gated or _has_part(repo, account):
+        return
+    name = repo.settings.name
+    if account is None:
+        raise Refusal(
+            401,
+            f"Access to {repo.settings.kind} {name} is restricted. You must have access to it and be "
+            "authenticated to access it. Please log in.",
+            "GatedRepo",
+        )
+    raise Refusal(
+        403,
+        f"Access to {repo.settings.kind} {name} is restricted and you are not in the authorized list. "
+        "Visit its page to ask for access.",
+        "GatedRepo",
+    )
+
+
+def check_writer(name: str, account: Account | None, repo: HubRepo | None = None) -> str:
+    """The user's name, if the account may write to repos called ``name`` (and to this one, if it exists).
+
+    Raises:
+        Refusal: 401 for anonymous requests, 403 for others.
+    """
+    if account is None:
+        raise Refusal(401, "Invalid username or password.")
+    if account.read_only:
+        raise Refusal(403, "Forbidden: this token is read-only; a token with the role write is needed")
+    granted = repo is not None and repo.settings.grants.get(account.user) == "write"
+    if not granted and name.partition("/")[0] != account.user:
+        raise Refusal(403, f"Forbidden: {account.user} has no rights to write to {name}")
+    return account.user
+
+
+def _has_part(repo: HubRepo, account: Account | None) -> bool:
+    owner = repo.settings.name.partition("/")[0]
+    return account is not None and (account.user == owner or account.user in repo.settings.grants)

@@ -1,0 +1,101 @@
+"""Reading: trees, paths-info, commits, and the files themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, quote
+
+import pygit2
+
+from hubextrap.localhub.access import check_content
+from hubextrap.localhub.listing import linked_pages
+from hubextrap.localhub.repository import Entry, HubRepo, iso_date
+from hubextrap.localhub.wire import Answer, Call, FileBody, Refusal, json_answer
+
+if TYPE_CHECKING:
+    from hubextrap.localhub.hub import LocalHub
+
+
+def tree(hub: LocalHub, call: Call) -> Answer:
+    """GET …/tree/V[/path]."""
+    repo = hub.repo(call)
+    commit = hub.head(repo, call.groups["revision"])
+    path = call.groups.get("path", "").strip("/")
+    if path:
+        folder = repo.entry(commit, path)
+        if folder is None or not folder.folder:
+            raise Refusal(404, f"{path} does not exist on {call.groups['revision']}", "EntryNotFound")
+    found = list(repo.entries(commit, path, recursive=call.flag("recursive")))
+    items = _items(repo, commit, found, expand=call.flag("expand"))
+    return linked_pages(call, hub.base(call), items, default_limit=hub.page_size)
+
+
+def paths_info(hub: LocalHub, call: Call) -> Answer:
+    """POST …/paths-info/V: a form of paths; those that are missing are left out."""
+    repo = hub.repo(call)
+    commit = hub.head(repo, call.groups["revision"])
+    if "json" in call.headers.get("Content-Type", ""):
+        form = call.json()
+        paths, expand = form.get("paths", []), bool(form.get("expand"))
+    else:
+        fields = parse_qs(call.body.read().decode())
+        paths, expand = fields.get("paths", []), fields.get("expand", [""])[0].lower() in ("1", "true")
+    found = [entry for path in paths if (entry := repo.entry(commit, path.strip("/")))]
+    return json_answer(_items(repo, commit, found, expand))
+
+
+def commits(hub: LocalHub, call: Call) -> Answer:
+    """GET …/commits/V, newest first."""
+    repo = hub.repo(call)
+    listed = []
+    for commit in repo.history(hub.head(repo, call.groups["revision"])):
+        title, _, message = commit.message.partition("\n")
+        authors = [{"user": commit.author.name, "avatar": ""}]
+        item = {"id": str(commit.id), "title": title, "message": message.strip(), "authors": authors}
+        listed.append({**item, "date": iso_date(commit)})
+    return linked_pages(call, hub.base(call), listed, default_limit=hub.page_size)
+
+
+def resolve(hub: LocalHub, call: Call) -> Answer:
+    """HEAD and GET /R/resolve/V/path: the file, or a redirect to the CDN."""
+    repo = hub.repo(call)
+    commit = hub.head(repo, call.groups["revision"])
+    check_content(repo, hub.account(call))
+    path = call.groups["path"]
+    entry = repo.entry(commit, path)
+    headers = {"X-Repo-Commit": str(commit.id)}
+    if entry is None or entry.folder:
+        missing = Refusal(404, "Entry not found", "EntryNotFound")
+        missing.headers = headers
+        raise missing
+    headers["Content-Type"] = "application/octet-stream"
+    headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(path.rpartition('/')[2])}"
+    if entry.lfs is None:
+        headers["ETag"] = f'"{entry.oid}"'
+        return Answer(200, repo.content(entry), headers, ranges=True)
+    headers["ETag"] = headers["X-Linked-Etag"] = f'"{entry.lfs.sha256}"'
+    headers["X-Linked-Size"] = str(entry.size)
+    location = hub.cdn_link(call, entry.lfs.sha256)
+    if location:
+        return Answer(302, b"", {**headers, "Location": location, "Accept-Ranges": "bytes"})
+    return Answer(200, FileBody(hub.store.objects.path(entry.lfs.sha256)), headers, ranges=True)
+
+
+def _items(repo: HubRepo, commit: pygit2.Commit, entries: list[Entry], expand: bool) -> list[dict[str, Any]]:
+    changed = repo.last_changes(commit, [entry.path for entry in entries]) if expand else {}
+    items = []
+    for entry in entries:
+        kind = "directory" if entry.folder else "file"
+        item: dict[str, Any] = {"type": kind, "oid": entry.oid, "size": entry.size, "path": entry.path}
+        if entry.lfs:
+            pointer_size = len(entry.lfs.encode())
+            item["lfs"] = {"oid": entry.lfs.sha256, "size": entry.size, "pointerSize": pointer_size}
+        if entry.path in changed:
+            last = changed[entry.path]
+            item["lastCommit"] = {
+                "id": str(last.id),
+                "title": last.message.partition("\n")[0],
+                "date": iso_date(last),
+            }
+        items.append(item)
+    return items

@@ -1,0 +1,180 @@
+"""Discussions and pull requests as the client's community API reads them; kept in the repo's settings."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from hubextrap.localhub.repository import Conflict, HubRepo
+from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer
+
+if TYPE_CHECKING:
+    from hubextrap.localhub.hub import LocalHub
+
+
+def opened(
+    repo: HubRepo,
+    user: str,
+    title: str,
+    description: str,
+    *,
+    pull_request: bool,
+    base: str = "main",
+    draft: bool = True,
+) -> dict[str, Any]:
+    """Add a discussion to ``repo`` and save it; the caller holds the store's lock."""
+    discussion: dict[str, Any] = {
+        "num": len(repo.settings.discussions) + 1,
+        "title": title,
+        "author": user,
+        "status": "draft" if pull_request and draft else "open",
+        "createdAt": _now(),
+        "isPullRequest": pull_request,
+        "base": f"refs/heads/{base}" if pull_request else None,
+        "merged": None,
+        "events": [_comment(user, description)],
+    }
+    repo.settings.discussions.append(discussion)
+    repo.save_settings()
+    return discussion
+
+
+def find(repo: HubRepo, number: int) -> dict[str, Any]:
+    """Discussion ``number``.
+
+    Raises:
+        Refusal: there is none.
+    """
+    if not 0 < number <= len(repo.settings.discussions):
+        raise Refusal(404, f"no discussion {number} in {repo.settings.name}")
+    return repo.settings.discussions[number - 1]
+
+
+def listing(hub: LocalHub, call: Call) -> Answer:
+    """GET …/discussions: one page with all that match."""
+    repo = hub.repo(call)
+    kind, status = call.query.get("type", ["all"])[0], call.query.get("status", ["all"])[0]
+    author = call.query.get("author", [None])[0]
+    found = [
+        _summary(repo, discussion)
+        for discussion in reversed(repo.settings.discussions)
+        if kind in ("all", "pull_request" if discussion["isPullRequest"] else "discussion")
+        and status in ("all", "open" if discussion["status"] in ("open", "draft") else "closed")
+        and author in (None, discussion["author"])
+    ]
+    return json_answer({"discussions": found, "count": len(found), "start": 0})
+
+
+def create(hub: LocalHub, call: Call) -> Answer:
+    """POST …/discussions: a discussion, or a draft pull request that starts at main."""
+    wanted = call.json()
+    with hub.store.lock:
+        repo, user = hub.repo(call), hub.reader(call)
+        pull_request = bool(wanted.get("pullRequest"))
+        title, description = str(wanted.get("title", "")), str(wanted.get("description", ""))
+        discussion = opened(repo, user, title, description, pull_request=pull_request)
+        if pull_request:
+            repo.create_ref(f"refs/pr/{discussion['num']}", hub.head(repo, "main"))
+    return json_answer(_summary(repo, discussion), 201)
+
+
+def details(hub: LocalHub, call: Call) -> Answer:
+    """GET …/discussions/N."""
+    repo = hub.repo(call)
+    discussion = find(repo, int(call.groups["number"]))
+    described = {**_summary(repo, discussion), "events": discussion["events"], "filesWithConflicts": []}
+    if discussion["isPullRequest"]:
+        head = repo.head(f"refs/pr/{discussion['num']}")
+        fork = repo.git.merge_base(head.id, hub.head(repo, discussion["base"]).id)
+        for commit in repo.history(head):
+            if commit.id == fork:
+                break
+            data = {"subject": commit.message.partition("\n")[0], "oid": str(commit.id)}
+            described["events"] = [*described["events"], _event(commit.author.name, "commit", data)]
+        described["changes"] = {"base": discussion["base"], "mergeCommitId": discussion["merged"]}
+        if call.flag("diff"):
+            base = repo.head(str(fork)) if fork else None
+            described["diff"] = repo.git.diff(base.tree, head.tree).patch if base else ""
+    return json_answer(described)
+
+
+def comment(hub: LocalHub, call: Call) -> Answer:
+    """POST …/discussions/N/comment."""
+    text = str(call.json().get("comment", ""))
+    with hub.store.lock:
+        repo, user = hub.repo(call), hub.reader(call)
+        event = _comment(user, text)
+        find(repo, int(call.groups["number"]))["events"].append(event)
+        repo.save_settings()
+    return json_answer({"newMessage": event})
+
+
+def status(hub: LocalHub, call: Call) -> Answer:
+    """POST …/discussions/N/status: open or closed."""
+    wanted = call.json()
+    if wanted.get("status") not in ("open", "closed"):
+        raise Refusal(400, "status must be open or closed")
+    with hub.store.lock:
+        repo = hub.repo(call)
+        discussion = find(repo, int(call.groups["number"]))
+        user = hub.reader(call)
+        if discussion["author"] != user:
+            hub.writer(call, repo.settings.name, repo)
+        event = _changed(repo, discussion, user, wanted["status"])
+    return json_answer({"newStatus": event})
+
+
+def merge(hub: LocalHub, call: Call) -> Answer:
+    """POST …/discussions/N/merge: squash the pull request onto its base branch."""
+    with hub.store.lock:
+        repo = hub.repo(call, write=True)
+        user = hub.reader(call)
+        discussion = find(repo, int(call.groups["number"]))
+        if not discussion["isPullRequest"] or discussion["status"] != "open":
+            raise Refusal(400, f"discussion {discussion['num']} is not an open pull request")
+        head, base = repo.head(f"refs/pr/{discussion['num']}"), hub.head(repo, discussion["base"])
+        merged = repo.git.merge_commits(base, head)
+        if merged.conflicts:
+            raise Refusal(409, f"pull request {discussion['num']} conflicts with {discussion['base']}")
+        title = f"{discussion['title']} (#{discussion['num']})"
+        try:
+            discussion["merged"] = repo.commit(
+                discussion["base"], merged.write_tree(repo.git), base, title, user
+            )
+        except Conflict as error:
+            raise Refusal(409, str(error)) from error
+        _changed(repo, discussion, user, "merged")
+    return json_answer({"mergeCommitId": discussion["merged"]})
+
+
+def _changed(repo: HubRepo, discussion: dict[str, Any], user: str, status: str) -> dict[str, Any]:
+    event = _event(user, "status-change", {"status": status})
+    discussion["status"] = status
+    discussion["events"].append(event)
+    repo.save_settings()
+    return event
+
+
+def _summary(repo: HubRepo, discussion: dict[str, Any]) -> dict[str, Any]:
+    wanted = {name: discussion[name] for name in ("num", "title", "status", "createdAt", "isPullRequest")}
+    repo_name = {"name": repo.settings.name, "type": repo.settings.kind}
+    return {**wanted, "author": {"name": discussion["author"]}, "repo": repo_name}
+
+
+def _comment(user: str, text: str) -> dict[str, Any]:
+    return _event(user, "comment", {"edited": False, "hidden": False, "latest": {"raw": text}})
+
+
+def _event(user: str, kind: str, data: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": f"{time.time_ns():x}",
+        "type": kind,
+        "createdAt": _now(),
+        "author": {"name": user},
+        "data": data,
+    }
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")

@@ -1,0 +1,86 @@
+"""Faults to inject into answers, and the log of what was asked: how tests see the wire."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.message import Message
+
+
+@dataclass
+class Fault:
+    """What goes wrong for the next ``count`` requests that match.
+
+    With neither ``status`` nor ``drop`` the request gets its normal answer, changed by the other fields.
+
+    Attributes:
+        path: regular expression searched in the raw path with its query; CDN paths start with ``/cdn/``.
+        method: only requests of this method; None matches all.
+        status: answer with this status and a short JSON body.
+        headers: added to the answer, replacing those of the same name.
+        count: how many requests it hits before it is spent.
+        truncate: send the full headers, then only this many bytes of the body, then cut the connection.
+        ignore_range: answer a Range request with 200 and the whole body.
+        shift_range: answer a Range request with a range that starts this many bytes later.
+        drop: cut the connection without any answer.
+        after: carry the request out first (a commit lands) and only then answer ``status`` or ``drop``.
+        delay: seconds to wait before anything else.
+    """
+
+    path: str
+    method: str | None = None
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    count: int = 1
+    truncate: int | None = None
+    ignore_range: bool = False
+    shift_range: int = 0
+    drop: bool = False
+    after: bool = False
+    delay: float = 0.0
+
+
+class Faults:
+    """The faults in force, first added first used. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._faults: list[Fault] = []
+
+    def add(self, fault: Fault) -> None:
+        """Put ``fault`` in force."""
+        re.compile(fault.path)
+        with self._lock:
+            self._faults.append(fault)
+
+    def clear(self) -> None:
+        """Take every fault out of force."""
+        with self._lock:
+            self._faults.clear()
+
+    def pending(self) -> int:
+        """How many hits are left over all faults: 0 when each fault has struck as often as asked."""
+        with self._lock:
+            return sum(fault.count for fault in self._faults)
+
+    def strike(self, method: str, path: str) -> Fault | None:
+        """The fault that hits this request, counted down; None if it is spared."""
+        with self._lock:
+            for fault in self._faults:
+                if fault.count > 0 and fault.method in (None, method) and re.search(fault.path, path):
+                    fault.count -= 1
+                    return fault
+        return None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it arrived: ``path`` is raw with its query, ``status`` is 0 for a dropped connection."""
+
+    method: str
+    path: str
+    headers: Message
+    status: int
+    port: int

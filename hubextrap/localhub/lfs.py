@@ -1,0 +1,136 @@
+"""LFS objects on disk by sha256, verified while they stream in, and the pointer files that name them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+_POINTER = re.compile(
+    rb"version https://git-lfs\.github\.com/spec/v1\noid sha256:([0-9a-f]{64})\nsize (\d{1,15})\n"
+)
+_CHUNK = 1 << 20
+
+
+class RejectedObject(Exception):
+    """The bytes that arrived are not the object that was announced."""
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What a pointer file says: the object's sha256 (hex) and its size in bytes."""
+
+    sha256: str
+    size: int
+
+    def encode(self) -> bytes:
+        """The pointer file."""
+        return f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {self.size}\n".encode()
+
+    @staticmethod
+    def decode(blob: bytes) -> Pointer | None:
+        """The pointer in ``blob``, or None if it is some other file."""
+        match = _POINTER.fullmatch(blob)
+        return Pointer(match[1].decode(), int(match[2])) if match else None
+
+
+def chunks_of(file: BinaryIO) -> Iterator[bytes]:
+    """The bytes of ``file`` from where it stands, 1 MiB at a time."""
+    while chunk := file.read(_CHUNK):
+        yield chunk
+
+
+class LfsObjects:
+    """A folder of objects named by their sha256."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._incoming = folder / "incoming"
+        self._incoming.mkdir(parents=True, exist_ok=True)
+
+    def path(self, sha256: str) -> Path:
+        """Where the object lies, or would lie."""
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise ValueError(f"{sha256!r} is not a sha256 in hex")
+        return self._folder / sha256[:2] / sha256
+
+    def has(self, pointer: Pointer) -> bool:
+        """Whether the object is there with the size that the pointer says."""
+        with suppress(FileNotFoundError):
+            return self.path(pointer.sha256).stat().st_size == pointer.size
+        return False
+
+    def add(self, chunks: Iterable[bytes], expected: Pointer | None = None) -> Pointer:
+        """Store what ``chunks`` yield; nothing is left behind unless it is what was ``expected``.
+
+        Raises:
+            RejectedObject: another size or another sha256 arrived.
+        """
+        descriptor, name = tempfile.mkstemp(dir=self._incoming)
+        incoming = Path(name)
+        try:
+            digest, size = hashlib.sha256(), 0
+            with os.fdopen(descriptor, "wb") as file:
+                for chunk in chunks:
+                    size += len(chunk)
+                    if expected and size > expected.size:
+                        raise RejectedObject(
+                            f"more than the {expected.size} bytes announced for {expected.sha256}"
+                        )
+                    digest.update(chunk)
+                    file.write(chunk)
+            found = Pointer(digest.hexdigest(), size)
+            if expected and found != expected:
+                raise RejectedObject(
+                    f"announced {expected.size} bytes with sha256 {expected.sha256}, got {size} with {found.sha256}"
+                )
+            target = self.path(found.sha256)
+            target.parent.mkdir(exist_ok=True)
+            incoming.replace(target)
+            return found
+        finally:
+            incoming.unlink(missing_ok=True)
+
+    def add_part(self, sha256: str, number: int, chunks: Iterable[bytes]) -> str:
+        """Keep one part of an object that comes in several; returns the part's etag."""
+        part = self._part(sha256, number)
+        part.parent.mkdir(exist_ok=True)
+        digest = hashlib.md5(usedforsecurity=False)
+        with part.open("wb") as file:
+            for chunk in chunks:
+                digest.update(chunk)
+                file.write(chunk)
+        return digest.hexdigest()
+
+    def join_parts(self, expected: Pointer, count: int) -> None:
+        """Make the object of its ``count`` parts, which are gone afterwards in any case.
+
+        Raises:
+            RejectedObject: a part is missing or the whole is not what was expected.
+        """
+        parts = [self._part(expected.sha256, number) for number in range(1, count + 1)]
+        try:
+            missing = [number for number, part in enumerate(parts, 1) if not part.is_file()]
+            if missing:
+                raise RejectedObject(f"parts {missing} of {expected.sha256} were never uploaded")
+            self.add(_chunks_of_files(parts), expected)
+        finally:
+            for part in parts:
+                part.unlink(missing_ok=True)
+            with suppress(OSError):
+                parts[0].parent.rmdir()
+
+    def _part(self, sha256: str, number: int) -> Path:
+        return self._incoming / f"parts-{self.path(sha256).name}" / f"{number:05d}"
+
+
+def _chunks_of_files(paths: Iterable[Path]) -> Iterator[bytes]:
+    for path in paths:
+        with path.open("rb") as file:
+            yield from chunks_of(file)

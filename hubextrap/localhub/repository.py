@@ -1,0 +1,295 @@
+"""One repo of the hub: a bare git repository, beside it a JSON file with what git does not hold."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import pygit2
+from pygit2.enums import FileMode, ObjectType, SortMode
+
+from hubextrap.localhub.lfs import Pointer
+
+Kind = Literal["model", "dataset", "space"]
+_POINTER_MAX = 200  # bytes; a pointer file has about 130
+
+
+class NoSuchRevision(LookupError):
+    """No branch, tag, pull request or commit of that name."""
+
+
+class Conflict(Exception):
+    """The ref moved, is there already, or cannot exist beside another one."""
+
+
+class BadCommit(ValueError):
+    """What a commit should do cannot be done: a bad path, a file that is not there, an absent LFS object."""
+
+
+@dataclass
+class Settings:
+    """What the hub knows of a repo beyond git; ``grants`` maps users to ``read`` or ``write``."""
+
+    kind: Kind
+    name: str
+    private: bool
+    gated: str | bool
+    created: str
+    grants: dict[str, str] = field(default_factory=dict)
+    discussions: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or folder of a commit; ``size`` is that of the content, also for LFS files."""
+
+    path: str
+    oid: str
+    size: int
+    folder: bool = False
+    lfs: Pointer | None = None
+
+
+class HubRepo:
+    """A repo as it lies on disk. Cheap to make: one for each request, never shared between threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.git = pygit2.Repository(str(folder))
+        self.settings = Settings(**json.loads((folder / "hub.json").read_text()))
+
+    @staticmethod
+    def create(folder: Path, settings: Settings) -> HubRepo:
+        """Make an empty repo in ``folder``."""
+        pygit2.init_repository(str(folder), bare=True, initial_head="main")
+        (folder / "hub.json").write_text(json.dumps(asdict(settings)))
+        return HubRepo(folder)
+
+    def save_settings(self) -> None:
+        """Write ``settings``; the caller holds the store's lock."""
+        fresh = self.folder / "hub.json.new"
+        fresh.write_text(json.dumps(asdict(self.settings)))
+        fresh.replace(self.folder / "hub.json")
+
+    # Refs
+
+    def ref_of(self, revision: str) -> str | None:
+        """The full name of the branch, pull request or tag called ``revision``; None if there is none."""
+        full = revision.startswith("refs/")
+        for name in [revision] if full else [f"refs/heads/{revision}", f"refs/tags/{revision}"]:
+            if pygit2.reference_is_valid_name(name) and name in self.git.references:
+                return name
+        return None
+
+    def head(self, revision: str) -> pygit2.Commit:
+        """The commit that ``revision`` (branch, tag, ``refs/…`` or SHA of 7 or more digits) stands for.
+
+        Raises:
+            NoSuchRevision: there is none.
+        """
+        ref = self.ref_of(revision)
+        if ref:
+            return self.git.references[ref].peel(pygit2.Commit)
+        if re.fullmatch(r"[0-9a-f]{7,40}", revision):
+            try:
+                found = self.git[revision]
+            except (KeyError, ValueError):
+                found = None
+            if isinstance(found, pygit2.Commit):
+                return found
+        raise NoSuchRevision(revision)
+
+    def refs(self, prefix: str) -> list[dict[str, str]]:
+        """The refs under ``prefix`` as the refs API lists them, by name."""
+        listed = []
+        for ref in sorted(self.git.references):
+            if ref.startswith(prefix):
+                commit = self.git.references[ref].peel(pygit2.Commit)
+                listed.append({"name": ref.removeprefix(prefix), "ref": ref, "targetCommit": str(commit.id)})
+        return listed
+
+    def create_ref(self, ref: str, target: pygit2.Commit) -> None:
+        """Create ``ref``.
+
+        Raises:
+            Conflict: it exists, or a ref stands where its folder would be or the other way round.
+        """
+        if not pygit2.reference_is_valid_name(ref):
+            raise BadCommit(f"{ref} is not a valid ref name")
+        try:
+            self.git.create_reference_direct(ref, target.id, False)
+        except (pygit2.GitError, ValueError, OSError) as error:
+            raise Conflict(f"cannot create {ref}: {error}") from error
+
+    def delete_ref(self, ref: str) -> None:
+        """Delete ``ref``.
+
+        Raises:
+            NoSuchRevision: there is none.
+        """
+        if not pygit2.reference_is_valid_name(ref) or ref not in self.git.references:
+            raise NoSuchRevision(ref)
+        self.git.references.delete(ref)
+
+    # Reading
+
+    def entry(self, commit: pygit2.Commit, path: str) -> Entry | None:
+        """The file or folder at ``path``; None if there is none."""
+        try:
+            return self._entry(path, commit.tree[path])
+        except (KeyError, ValueError):
+            return None
+
+    def entries(self, commit: pygit2.Commit, path: str = "", recursive: bool = False) -> Iterator[Entry]:
+        """What lies under the folder ``path``, each folder before what it holds, in git's order."""
+        tree = commit.tree[path] if path else commit.tree
+        assert isinstance(tree, pygit2.Tree)
+        for item in tree:
+            below = f"{path}/{item.name}" if path else str(item.name)
+            yield self._entry(below, item)
+            if recursive and isinstance(item, pygit2.Tree):
+                yield from self.entries(commit, below, recursive=True)
+
+    def content(self, entry: Entry) -> bytes:
+        """The blob of ``entry`` as git holds it: for LFS files the pointer."""
+        blob = self.git[entry.oid]
+        assert isinstance(blob, pygit2.Blob)
+        return blob.data
+
+    def history(self, commit: pygit2.Commit) -> Iterator[pygit2.Commit]:
+        """``commit`` and all before it, newest first."""
+        return iter(self.git.walk(commit.id, SortMode.TOPOLOGICAL))
+
+    def last_changes(self, commit: pygit2.Commit, paths: Iterable[str]) -> dict[str, pygit2.Commit]:
+        """For each path, the newest commit up to ``commit`` that changed it."""
+        open_paths, found = set(paths), {}
+        for older in self.history(commit):
+            if not open_paths:
+                break
+            parent = older.parents[0].tree if older.parents else None
+            for path in list(open_paths):
+                if _oid_at(older.tree, path) != (_oid_at(parent, path) if parent is not None else None):
+                    found[path] = older
+                    open_paths.discard(path)
+        return found
+
+    def _entry(self, path: str, item: pygit2.Object) -> Entry:
+        if isinstance(item, pygit2.Tree):
+            return Entry(path, str(item.id), 0, folder=True)
+        assert isinstance(item, pygit2.Blob)
+        pointer = Pointer.decode(item.data) if item.size <= _POINTER_MAX else None
+        return Entry(path, str(item.id), pointer.size if pointer else item.size, lfs=pointer)
+
+    # Writing
+
+    def tree_with(self, base: pygit2.Commit | None, changes: Iterable[Change]) -> pygit2.Oid:
+        """Write the tree that ``changes``, applied in order, make of that of ``base``.
+
+        Raises:
+            BadCommit: a path is not valid, is missing, or is a folder where a file should be or vice versa.
+        """
+        index = pygit2.Index()
+        if base:
+            index.read_tree(base.tree)
+        for change in changes:
+            check_path(change.path)
+            if change.content is None:
+                _remove(index, change)
+                continue
+            _check_free(index, change.path)
+            blob = self.git.create_blob(change.content)
+            index.add(pygit2.IndexEntry(change.path, blob, FileMode.BLOB))
+        return index.write_tree(self.git)
+
+    def commit(
+        self,
+        ref: str,
+        tree: pygit2.Oid,
+        parent: pygit2.Commit | None,
+        message: str,
+        author: str,
+        date: datetime | None = None,
+    ) -> str:
+        """Commit ``tree`` on top of ``parent`` and move ``ref`` there; returns the SHA.
+
+        Raises:
+            Conflict: ``ref`` is no longer at ``parent``.
+        """
+        when = date or datetime.now(timezone.utc)
+        seconds, offset = int(when.timestamp()), int((when.utcoffset() or timedelta()).total_seconds() // 60)
+        signature = pygit2.Signature(author, f"{author}@users.noreply.local", seconds, offset)
+        parents = [parent.id] if parent else []
+        try:
+            return str(self.git.create_commit(ref, signature, signature, message, tree, parents))
+        except pygit2.GitError as error:
+            raise Conflict(f"{ref} has moved: {error}") from error
+
+
+@dataclass(frozen=True)
+class Change:
+    """Write ``content`` (a blob; for LFS files the pointer) at ``path``, or delete what is there if None."""
+
+    path: str
+    content: bytes | None = None
+    folder: bool = False
+
+
+def check_path(path: str) -> None:
+    """Refuse what is not a plain relative path.
+
+    Raises:
+        BadCommit: it is not.
+    """
+    parts = path.rstrip("/").split("/")
+    bad = any(part in ("", ".", "..") or part.lower() == ".git" for part in parts)
+    if bad or re.search(r"[\x00-\x1f\x7f\\]", path):
+        raise BadCommit(f"{path!r} is not a valid path in a repo")
+
+
+def iso_date(commit: pygit2.Commit) -> str:
+    """The commit's date as the API writes it."""
+    when = datetime.fromtimestamp(commit.commit_time, timezone.utc)
+    return when.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+
+
+def settings_for(kind: Kind, name: str, private: bool, gated: str | bool) -> Settings:
+    """Settings of a repo that is created now; ``gated=True`` means ``auto``."""
+    created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    return Settings(kind, name, private, "auto" if gated is True else gated, created)
+
+
+def _oid_at(tree: pygit2.Tree, path: str) -> pygit2.Oid | None:
+    try:
+        return tree[path].id
+    except KeyError:
+        return None
+
+
+def _remove(index: pygit2.Index, change: Change) -> None:
+    path = change.path.rstrip("/")
+    if change.folder:
+        below = [entry.path for entry in index if entry.path.startswith(f"{path}/")]
+        if not below:
+            raise BadCommit(f"cannot delete the folder {path}: it is not there")
+        for name in below:
+            index.remove(name)
+        return
+    if path not in index:
+        raise BadCommit(f"cannot delete {path}: it is not there")
+    index.remove(path)
+
+
+def _check_free(index: pygit2.Index, path: str) -> None:
+    """libgit2 would silently replace a file by a folder and a folder by a file."""
+    parts = path.split("/")
+    for depth in range(1, len(parts)):
+        above = "/".join(parts[:depth])
+        if above in index:
+            raise BadCommit(f"cannot write {path}: {above} is a file")
+    if path not in index and any(entry.path.startswith(f"{path}/") for entry in index):
+        raise BadCommit(f"cannot write {path}: it is a folder")

@@ -1,0 +1,77 @@
+"""Which function answers which request. Paths are matched raw, then their parts are percent-decoded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hubextrap.localhub import api_commits, api_files, api_lfs, api_repos, discussions
+from hubextrap.localhub.wire import Answer, Call, Refusal, unquoted
+
+if TYPE_CHECKING:
+    from hubextrap.localhub.hub import LocalHub
+
+Endpoint = Callable[["LocalHub", Call], Answer]
+
+_API = r"/api/(?P<kind>models|datasets|spaces)"
+_REPO = _API + r"/(?P<repo>[^/]+/[^/]+)"
+_PAGE = r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[^/]+/[^/]+)"
+_REVISION = r"(?P<revision>refs(?:/|%2F)pr(?:/|%2F)\d+|[^/]+)"
+_OBJECT = r"/lfs/(?P<oid>[0-9a-f]{64})/(?P<size>\d+)"
+
+_HUB: list[tuple[str, str, Endpoint]] = [
+    ("GET", r"/api/whoami-v2", api_repos.whoami),
+    ("POST", r"/api/validate-yaml", api_repos.validate_yaml),
+    ("POST", r"/api/repos/create", api_repos.create),
+    ("DELETE", r"/api/repos/delete", api_repos.delete),
+    ("GET", _API, api_repos.list_repos),
+    ("GET", _REPO, api_repos.info),
+    ("GET", f"{_REPO}/revision/{_REVISION}", api_repos.info),
+    ("PUT", f"{_REPO}/settings", api_repos.settings),
+    ("GET", f"{_REPO}/refs", api_repos.refs),
+    ("POST", f"{_REPO}/branch/(?P<name>[^/]+)", api_repos.create_branch),
+    ("DELETE", f"{_REPO}/branch/(?P<name>[^/]+)", api_repos.delete_branch),
+    ("POST", f"{_REPO}/tag/(?P<name>[^/]+)", api_repos.create_tag),
+    ("DELETE", f"{_REPO}/tag/(?P<name>[^/]+)", api_repos.delete_tag),
+    ("GET", f"{_REPO}/tree/{_REVISION}(?:/(?P<path>.*))?", api_files.tree),
+    ("POST", f"{_REPO}/paths-info/{_REVISION}", api_files.paths_info),
+    ("GET", f"{_REPO}/commits/{_REVISION}", api_files.commits),
+    ("POST", f"{_REPO}/preupload/{_REVISION}", api_commits.preupload),
+    ("POST", f"{_REPO}/commit/{_REVISION}", api_commits.commit),
+    ("GET", f"{_REPO}/discussions", discussions.listing),
+    ("POST", f"{_REPO}/discussions", discussions.create),
+    ("GET", _REPO + r"/discussions/(?P<number>\d+)", discussions.details),
+    ("POST", _REPO + r"/discussions/(?P<number>\d+)/comment", discussions.comment),
+    ("POST", _REPO + r"/discussions/(?P<number>\d+)/status", discussions.status),
+    ("POST", _REPO + r"/discussions/(?P<number>\d+)/merge", discussions.merge),
+    ("POST", _PAGE + r"\.git/info/lfs/objects/batch", api_lfs.batch),
+    ("POST", _PAGE + r"\.git/info/lfs/objects/verify", api_lfs.verify),
+    ("PUT", _OBJECT, api_lfs.upload),
+    ("PUT", _OBJECT + r"/parts/(?P<part>\d{1,5})", api_lfs.upload_part),
+    ("POST", _OBJECT + r"/parts", api_lfs.complete),
+    ("GET", f"{_PAGE}/resolve/{_REVISION}/(?P<path>.+)", api_files.resolve),
+]
+_CDN: list[tuple[str, str, Endpoint]] = [("GET", r"/cdn/(?P<oid>[0-9a-f]{64})", api_lfs.cdn_file)]
+
+
+def _compiled(routes: list[tuple[str, str, Endpoint]]) -> list[tuple[str, re.Pattern[str], Endpoint]]:
+    return [(method, re.compile(pattern), endpoint) for method, pattern, endpoint in routes]
+
+
+HUB_ROUTES = _compiled(_HUB)
+CDN_ROUTES = _compiled(_CDN)
+
+
+def answer(hub: LocalHub, routes: list[tuple[str, re.Pattern[str], Endpoint]], call: Call) -> Answer:
+    """Find the endpoint for ``call`` and let it answer; HEAD is answered like GET, without the body."""
+    method = "GET" if call.method == "HEAD" else call.method
+    for wanted, pattern, endpoint in routes:
+        match = pattern.fullmatch(call.path) if wanted == method else None
+        if match:
+            call.groups = unquoted(match.groupdict())
+            return endpoint(hub, call)
+    if re.match(_API + "/", call.path) or "/resolve/" in call.path:
+        hub.account(call)
+        raise Refusal(404, f"Repository not found: {call.path}", "RepoNotFound")
+    raise Refusal(404, f"nothing here: {method} {call.path}")

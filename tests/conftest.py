@@ -1,0 +1,87 @@
+"""A hub for the whole session, and an environment in which no test can reach another one.
+
+huggingface_hub and torch read these variables when they are imported, so they are set first of all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hubextrap.localhub import LocalHub
+
+_HOME = Path(tempfile.mkdtemp(prefix="hubextrap-tests-"))
+_TOKEN = "hf_" + "testtoken" * 3
+_HUB = LocalHub(_HOME / "hub", tokens={_TOKEN: "me"})
+_HUB.start()
+
+for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_", "HUGGINGFACE_"))]:
+    del os.environ[_name]
+os.environ |= {
+    "HF_ENDPOINT": _HUB.url,
+    "HF_HOME": str(_HOME / "hf"),
+    "HF_TOKEN": "",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_XET": "1",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # huggingface_hub's own LFS upload; nothing that its callers could change
+    config.addinivalue_line(
+        "filterwarnings", "ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning"
+    )
+
+
+def pytest_unconfigure() -> None:
+    _HUB.stop()
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture
+def hub() -> Iterator[LocalHub]:
+    """The session's hub, LFS only; faults and request log are cleared around each test."""
+    _HUB.faults.clear()
+    _HUB.requests.clear()
+    yield _HUB
+    _HUB.faults.clear()
+    _HUB.requests.clear()
+
+
+@pytest.fixture
+def token() -> str:
+    """A token with which user "me" writes; tests that need it everywhere set HF_TOKEN to it."""
+    return _TOKEN
+
+
+@pytest.fixture
+def repo_id() -> str:
+    """A name that no other test uses; the repo is not created."""
+    return f"me/test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def rlvr() -> Path:
+    """The folder of full trajectories (rlvr-A, rlvr-C), which the repository does not hold."""
+    folder = os.environ.get("HUBEXTRAP_DATA")
+    if not folder:
+        pytest.skip("HUBEXTRAP_DATA is not set: it names the folder with the full trajectories")
+    assert Path(folder).is_dir(), f"HUBEXTRAP_DATA is not a folder: {folder}"
+    return Path(folder)
+
+
+@pytest.fixture
+def demo_data() -> Path:
+    """The part of a real trajectory that the repository holds."""
+    folder = Path(__file__).parents[1] / "demo" / "data"
+    assert folder.is_dir(), f"{folder} is missing; it is part of the repository"
+    return folder
