@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "hubextrap"
 LEVELS = (
-    ("cli",),
+    ("cli", "__main__"),
     ("api",),
     ("evaluate",),
     ("hub",),

@@ -1,0 +1,75 @@
+"""The main job on real input, on this machine alone: `make demo`.
+
+Starts a loopback Hub, pushes the bundled checkpoints of a GRPO run as branches step_0 … step_400, and lets the
+`hubextrap` command predict step 400 from the checkpoints up to step 200, push the prediction and evaluate it
+beside step 0, step 200 and the real step 400. Fails if any stage fails, or if the prediction does not score
+above the last observed checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / ".demo"
+DATA = ROOT / "demo" / "data" / "rlvr-C"
+TOKEN = "hf_demo_write_token"
+REPO = "demo/rlvr-C"
+
+
+def main() -> None:
+    started = time.monotonic()
+    shutil.rmtree(WORK, ignore_errors=True)
+    from hubextrap.localhub import LocalHub
+
+    with LocalHub(WORK / "hub", tokens={TOKEN: "demo"}) as hub:
+        # The demo must not read or write this user's caches or token, and needs no network.
+        os.environ.update(
+            HF_ENDPOINT=hub.url,
+            HF_HOME=str(WORK / "hf"),
+            HF_TOKEN=TOKEN,
+            HF_HUB_DISABLE_XET="1",
+            HF_HUB_DISABLE_TELEMETRY="1",
+            HF_HUB_DISABLE_PROGRESS_BARS="1",
+        )
+        print(f"A loopback Hub runs at {hub.url}.")
+        push_checkpoints()
+        hubextrap("steps", REPO)
+        hubextrap("plan", "merge_configs/demo.yaml")
+        results = WORK / "results.json"
+        hubextrap("run", "merge_configs/demo.yaml", "--output", str(results))
+        check(json.loads(results.read_text()))
+    print(f"The demo took {time.monotonic() - started:.0f} s; what it made lies in {WORK.name}/.")
+
+
+def push_checkpoints() -> None:
+    """What a trainer that pushes each checkpoint to a branch of its own leaves behind."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    api.create_repo(REPO)
+    folders = sorted(DATA.glob("step_*"), key=lambda folder: int(folder.name.removeprefix("step_")))
+    for folder in folders:
+        api.create_branch(REPO, branch=folder.name)
+        files = [CommitOperationAdd(file.name, file) for file in sorted(folder.iterdir())]
+        api.create_commit(REPO, files, commit_message=f"Training in progress, {folder.name}", revision=folder.name)
+    print(f"Pushed {len(folders)} checkpoints to {REPO}: {', '.join(folder.name for folder in folders)}.")
+
+
+def hubextrap(*arguments: str) -> None:
+    """Run one command as a user would type it."""
+    print(f"\n$ hubextrap {' '.join(arguments)}", flush=True)
+    command = [sys.executable, "-m", "hubextrap", *arguments]
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if code:
+        sys.exit(f"The demo failed: `hubextrap {arguments[0]}` exited with {code}.")
+
+
+if __name__ == "__main__":
+    main()
