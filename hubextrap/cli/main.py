@@ -7,6 +7,7 @@ import sys
 import typer
 
 from hubextrap._version import __version__
+from hubextrap.cli.steps import steps
 from hubextrap.errors import HubExtrapError
 
 app = typer.Typer(
@@ -31,6 +32,9 @@ def _options(
     ),
 ) -> None:
     """Options of every command."""
+
+
+app.command()(steps)
 
 
 def main() -> None:

@@ -1,1 +1,24 @@
+"""Where checkpoints lie and at which steps: references, step names, discovery and pinning."""
 
+from __future__ import annotations
+
+from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, Trajectory
+from hubextrap.trajectory.describe import describe, describe_checkpoint
+from hubextrap.trajectory.discover import find_series, find_trajectory, pin_checkpoints, resolve_checkpoint
+from hubextrap.trajectory.reference import Reference, parse_reference
+from hubextrap.trajectory.series import Series
+
+__all__ = [
+    "UNKNOWN_STEP",
+    "Checkpoint",
+    "Reference",
+    "Series",
+    "Trajectory",
+    "describe",
+    "describe_checkpoint",
+    "find_series",
+    "find_trajectory",
+    "parse_reference",
+    "pin_checkpoints",
+    "resolve_checkpoint",
+]

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datetime import datetime
 
+UNKNOWN_STEP = -1
+"""The step of a checkpoint whose name says none, e.g. a final model's main branch; never in a trajectory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Weights at a training step, pinned.
 
     On the Hub: ``repo`` with ``revision`` as the user knows it, ``commit`` as it is read, ``path`` the folder
-    in the repo ("" for its root). Locally: ``repo`` and ``commit`` are None and ``path`` is an absolute folder.
+    in the repo ("" for its root). Locally: ``repo`` and ``commit`` are None, ``path`` is an absolute folder.
     """
 
     step: int

@@ -1,0 +1,112 @@
+"""`hubextrap steps`: the checkpoints of a run, as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from hubextrap.trajectory import Checkpoint, Trajectory
+
+_FULL_WIDTH = 100_000
+"""Columns off a terminal: no name is cut or wrapped there."""
+
+
+def steps(
+    reference: str = typer.Argument(
+        ...,
+        metavar="REF",
+        help="org/name, org/name@revision, org/name:folder, hf://org/name@revision/folder or a local folder.",
+    ),
+    pattern: str | None = typer.Option(None, help="How the names are built, e.g. 'step_{step}'."),
+    series: str | None = typer.Option(None, help="Which series, where several are there."),
+    min_step: int | None = typer.Option(None, help="First step to take."),
+    max_step: int | None = typer.Option(None, help="Last step to take."),
+    base: str | None = typer.Option(None, help="Reference of the model at step 0."),
+    step_scale: float = typer.Option(1.0, help="Steps a unit of the number in the names."),
+    fast: bool = typer.Option(
+        False, "--fast", help="Leave dtype and date out: they take two requests a checkpoint."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print a JSON list with the full commit SHAs."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress."),
+) -> None:
+    """List the checkpoints of a run: step, revision, commit, size, dtype, date."""
+    from hubextrap.cli.progress import open_progress
+    from hubextrap.trajectory import describe, find_trajectory
+
+    progress = open_progress(quiet)
+    trajectory = find_trajectory(
+        reference,
+        pattern=pattern,
+        series=series,
+        min_step=min_step,
+        max_step=max_step,
+        base=base,
+        step_scale=step_scale,
+        progress=progress,
+    )
+    if not fast:
+        trajectory = describe(trajectory, progress)
+    if as_json:
+        typer.echo(json.dumps([_as_json(checkpoint) for checkpoint in trajectory.checkpoints], indent=2))
+    else:
+        _print_table(reference, trajectory)
+
+
+def _as_json(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "step": checkpoint.step,
+        "name": checkpoint.name,
+        "repo": checkpoint.repo,
+        "revision": checkpoint.revision or None,
+        "commit": checkpoint.commit,
+        "path": checkpoint.path,
+        "size": checkpoint.size,
+        "dtype": checkpoint.dtype,
+        "date": checkpoint.date.isoformat() if checkpoint.date else None,
+    }
+
+
+def _print_table(reference: str, trajectory: Trajectory) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from hubextrap.cli.progress import format_bytes
+
+    table = Table(box=None, pad_edge=False)
+    for heading, justify in (
+        ("step", "right"),
+        ("checkpoint", "left"),
+        ("commit", "left"),
+        ("size", "right"),
+    ):
+        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    table.add_column("dtype")
+    table.add_column("date")
+    one_repo = len({checkpoint.repo for checkpoint in trajectory.checkpoints}) == 1
+    for checkpoint in trajectory.checkpoints:
+        table.add_row(
+            str(checkpoint.step),
+            _place(checkpoint, one_repo),
+            (checkpoint.commit or "")[:8],
+            "" if checkpoint.size is None else format_bytes(checkpoint.size),
+            checkpoint.dtype or "",
+            f"{checkpoint.date:%Y-%m-%d %H:%M}" if checkpoint.date else "",
+        )
+    console = Console(width=None if sys.stdout.isatty() else _FULL_WIDTH, highlight=False, markup=False)
+    console.print(
+        f"{reference}: {len(trajectory.checkpoints)} checkpoints of {trajectory.series}", soft_wrap=True
+    )
+    console.print(table)
+
+
+def _place(checkpoint: Checkpoint, one_repo: bool) -> str:
+    """What tells the checkpoint from the others of its table."""
+    if not one_repo or checkpoint.repo is None:
+        return checkpoint.name
+    if checkpoint.path and checkpoint.revision == "main":
+        return checkpoint.path
+    return checkpoint.revision + (f":{checkpoint.path}" if checkpoint.path else "")

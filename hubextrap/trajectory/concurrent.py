@@ -1,0 +1,31 @@
+"""Many small requests at once, a bounded number of them in flight."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from hubextrap.progress import Stage
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+REQUESTS_IN_FLIGHT = 8
+
+
+def map_concurrently(call: Callable[[In], Out], items: Sequence[In], stage: Stage) -> list[Out]:
+    """``call`` of every item, in the items' order; the first error ends the work and is raised."""
+    with ThreadPoolExecutor(max_workers=REQUESTS_IN_FLIGHT) as pool:
+        futures = [pool.submit(call, item) for item in items]
+        try:
+            results = []
+            for future in futures:
+                results.append(future.result())
+                stage.advance(1)
+            return results
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -1,0 +1,244 @@
+"""From a reference to pinned checkpoints in step order: the only way that the rooms above get checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubextrap.errors import (
+    AmbiguousTrajectory,
+    ReferenceNotFound,
+    StepError,
+    TrajectoryError,
+    UnsupportedCheckpoint,
+)
+from hubextrap.progress import SilentProgress
+from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, Trajectory
+from hubextrap.trajectory.concurrent import map_concurrently
+from hubextrap.trajectory.hub_files import commit_of, list_files
+from hubextrap.trajectory.hub_layouts import HubSearch
+from hubextrap.trajectory.local_layout import files_in, series_on_disk
+from hubextrap.trajectory.names import pattern_reader, read_step, read_title
+from hubextrap.trajectory.reference import Reference, parse_reference
+from hubextrap.trajectory.selection import check_distinct, place_of, scaled_by, select_steps
+from hubextrap.trajectory.series import Series, in_step_order, table_of
+from hubextrap.trajectory.weights import Weights, weights_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from hubextrap.progress import Progress
+
+_NAMES_SHOWN = 8
+
+
+def find_series(reference: str, *, pattern: str | None = None) -> list[Series]:
+    """Everything in a reference that looks like a series of checkpoints, in every layout.
+
+    Raises:
+        ReferenceNotFound, AccessDenied: the reference leads nowhere, or is not open to this token.
+        TrajectoryError: the pattern has no ``{step}``.
+    """
+    return [series for layout in _layouts(parse_reference(reference), pattern, []) for series in layout]
+
+
+def find_trajectory(
+    reference: str,
+    *,
+    pattern: str | None = None,
+    series: str | None = None,
+    min_step: int | None = None,
+    max_step: int | None = None,
+    steps: Sequence[int] | None = None,
+    base: str | None = None,
+    step_scale: float = 1.0,
+    progress: Progress | None = None,
+) -> Trajectory:
+    """The checkpoints of one run, pinned, with the bytes of their weights.
+
+    Args:
+        reference: a local folder, ``org/name``, ``org/name@revision:folder`` or ``hf://…``.
+        pattern: reads the names instead of the built-in grammar, e.g. ``step_{step}``.
+        series: the one to take where several are found, by its pattern or the start of it.
+        min_step, max_step: bounds, both included.
+        steps: exactly these; each has to be there.
+        base: reference of the model at step 0, where the series does not hold it.
+        step_scale: steps a unit of the number in the name, e.g. 50 for epochs of 50 steps; rounded.
+
+    Raises:
+        ReferenceNotFound, AccessDenied: a reference leads nowhere, or is not open to this token.
+        AmbiguousTrajectory: several series are there and ``series`` does not settle which.
+        StepError: a step is missing, there twice, or none is left.
+        TrajectoryError: nothing is found.
+    """
+    progress = progress or SilentProgress()
+    chosen = _choose(reference, pattern, series)
+    scaled = scaled_by(chosen, step_scale)
+    check_distinct(scaled.checkpoints, reference)
+    selected = select_steps(scaled, reference, min_step, max_step, steps)
+    if chosen.files_known:
+        for empty in scaled.without_weights:
+            progress.say(
+                f"left out step {empty.step}: no weights in {empty.name} like those of {chosen.pattern}"
+            )
+    else:
+        selected = _with_weights(selected, reference, steps, progress)
+    if base is not None:
+        selected = (_base_for(selected, base, reference), *selected)
+    return Trajectory(selected, chosen.pattern)
+
+
+def pin_checkpoints(
+    pairs: Iterable[tuple[str, int]], *, base: str | None = None, progress: Progress | None = None
+) -> Trajectory:
+    """A trajectory of checkpoints that were listed one by one, as (reference, step).
+
+    Raises:
+        ReferenceNotFound, AccessDenied, UnsupportedCheckpoint: a reference leads to no model.
+        StepError: a step is negative or listed twice, or no checkpoint is.
+    """
+    pairs = list(pairs)
+    if not pairs:
+        raise StepError("the list of checkpoints is empty")
+    if negative := [f"{reference} at step {step}" for reference, step in pairs if step < 0]:
+        raise StepError(f"steps count from 0: {', '.join(negative)}")
+    with (progress or SilentProgress()).stage("pin checkpoints", len(pairs), "checkpoints") as stage:
+        checkpoints = map_concurrently(_pin, pairs, stage)
+    ordered = in_step_order(checkpoints)
+    check_distinct(ordered, "the list of checkpoints")
+    if base is not None:
+        ordered = (_base_for(ordered, base, "the list of checkpoints"), *ordered)
+    return Trajectory(ordered, "listed")
+
+
+def _pin(pair: tuple[str, int]) -> Checkpoint:
+    return resolve_checkpoint(pair[0], step=pair[1])
+
+
+def resolve_checkpoint(reference: str, *, step: int | None = None) -> Checkpoint:
+    """One reference, pinned, with the bytes of its weights.
+
+    Args:
+        step: its step; where None, the one its name says, or ``UNKNOWN_STEP``.
+
+    Raises:
+        ReferenceNotFound, AccessDenied: the reference leads nowhere, or is not open to this token.
+        UnsupportedCheckpoint: there are no weights of any kind.
+    """
+    where = parse_reference(reference)
+    if where.folder is not None:
+        weights, files = weights_of(listed := files_in(where.folder)), [name for name, _ in listed]
+        checkpoint = Checkpoint(_step_of(where, step), None, "", None, str(where.folder))
+    else:
+        commit = commit_of(where.repo, where.revision, reference)
+        revision = where.revision or "main"
+        weights, files = _weights_on_hub(where.repo, commit, where.path, reference)
+        if weights is None and where.path and not files:
+            raise ReferenceNotFound(f"{reference}: no folder {where.path!r} in {where.repo}@{revision}")
+        checkpoint = Checkpoint(_step_of(where, step), where.repo, revision, commit, where.path)
+    if weights is None:
+        raise UnsupportedCheckpoint(
+            f"{reference}: no weight files in it ({_shown(files)}); name the folder with them"
+        )
+    return replace(checkpoint, size=weights.size)
+
+
+def _layouts(where: Reference, pattern: str | None, seen: list[str]) -> Iterator[list[Series]]:
+    read = pattern_reader(pattern) if pattern is not None else read_step
+    if where.folder is not None:
+        series, others = series_on_disk(where.folder, read)
+        seen.extend(others)
+        yield series
+        return
+    yield from HubSearch(where, read, read if pattern is not None else read_title, pattern, seen).layouts()
+
+
+def _choose(reference: str, pattern: str | None, choice: str | None) -> Series:
+    """The one series of the first layout that has any (that fits ``choice``)."""
+    seen: list[str] = []
+    passed: list[Series] = []
+    for layout in _layouts(parse_reference(reference), pattern, seen):
+        fitting = layout
+        if choice is not None:
+            fitting = [one for one in layout if one.is_called(choice)]
+            fitting = fitting or [one for one in layout if one.starts_with(choice)]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise AmbiguousTrajectory(
+                f"{reference}: {len(fitting)} series of checkpoints are here; choose one by its name, with "
+                f"`series` in the recipe or --series:\n{table_of(fitting)}"
+            )
+        passed.extend(layout)
+    if passed:
+        raise TrajectoryError(f"{reference}: no series {choice!r}; there are:\n{table_of(passed)}")
+    looked_for = f"are like {pattern!r}" if pattern is not None else "say a step"
+    raise TrajectoryError(
+        f"{reference}: no checkpoints found; no names {looked_for} and hold weights among: {_shown(seen)}. "
+        "Give a pattern such as 'step_{step}', the folder (org/name:folder), or list the checkpoints one by one"
+    )
+
+
+def _with_weights(
+    checkpoints: tuple[Checkpoint, ...], reference: str, steps: Sequence[int] | None, progress: Progress
+) -> tuple[Checkpoint, ...]:
+    """The checkpoints that hold weights of some kind, with their bytes; others are told of and left out."""
+
+    def look(checkpoint: Checkpoint) -> tuple[Weights | None, list[str]]:
+        assert checkpoint.repo is not None
+        assert checkpoint.commit is not None
+        return _weights_on_hub(checkpoint.repo, checkpoint.commit, checkpoint.path, checkpoint.name)
+
+    with progress.stage("list checkpoints", len(checkpoints), "checkpoints") as stage:
+        looks = map_concurrently(look, checkpoints, stage)
+    kept = []
+    for checkpoint, (weights, files) in zip(checkpoints, looks, strict=True):
+        if weights is not None:
+            kept.append(replace(checkpoint, size=weights.size))
+            continue
+        if steps is not None:
+            raise StepError(
+                f"{reference}: step {checkpoint.step} has no weights in {checkpoint.name} ({_shown(files)})"
+            )
+        progress.say(f"left out step {checkpoint.step}: no weights in {checkpoint.name} ({_shown(files)})")
+    if not kept:
+        first = checkpoints[0]
+        raise TrajectoryError(
+            f"{reference}: no weights in any of its {len(checkpoints)} checkpoints; {first.name} holds "
+            f"{_shown(looks[0][1])}. If they lie in a folder, name it: org/name:folder"
+        )
+    return tuple(kept)
+
+
+def _weights_on_hub(repo: str, commit: str, folder: str, what: str) -> tuple[Weights | None, list[str]]:
+    files = list_files(repo, commit, folder, what)
+    named = [(file.path.rpartition("/")[2], file.size) for file in files or []]
+    return weights_of(named), [name for name, _ in named]
+
+
+def _base_for(checkpoints: tuple[Checkpoint, ...], base: str, reference: str) -> Checkpoint:
+    if checkpoints[0].step == 0:
+        raise StepError(
+            f"{reference}: step 0 is already there, {place_of(checkpoints[0])}; drop the base {base}, or "
+            "leave that step out"
+        )
+    return resolve_checkpoint(base, step=0)
+
+
+def _step_of(where: Reference, step: int | None) -> int:
+    if step is not None:
+        return step
+    if where.folder is not None:
+        names = ["/".join(Path(where.folder).parts[-3:])]
+    else:
+        names = [where.path, where.revision or "", where.repo.rpartition("/")[2]]
+    found = next((name for name in map(read_step, names) if name is not None), None)
+    return UNKNOWN_STEP if found is None else found.step
+
+
+def _shown(names: Sequence[str]) -> str:
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more

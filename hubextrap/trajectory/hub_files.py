@@ -1,0 +1,54 @@
+"""What lies in a repo at a pinned commit: listings only, no file is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hubextrap.errors import TrajectoryError
+from hubextrap.hub_access import hub_api, hub_errors
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """One file of a repo."""
+
+    path: str
+    size: int
+    date: datetime | None = None
+    """Of the commit that last changed it, where asked for."""
+
+
+def commit_of(repo: str, revision: str | None, what: str) -> str:
+    """The commit SHA of a revision (main where None); ``what`` names it in errors."""
+    with hub_errors(what, TrajectoryError):
+        sha = hub_api().model_info(repo, revision=revision or "main", expand=["sha"]).sha
+    if sha is None:
+        raise TrajectoryError(f"{what}: the Hub names no commit for it")
+    return sha
+
+
+def list_files(
+    repo: str, commit: str, folder: str, what: str, *, recursive: bool = False, dates: bool = False
+) -> list[HubFile] | None:
+    """The files in a folder of a repo at a commit, paths from the repo's root; None without such a folder."""
+    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.hf_api import RepoFile
+
+    with hub_errors(what, TrajectoryError):
+        try:
+            tree = list(
+                hub_api().list_repo_tree(
+                    repo, folder or None, revision=commit, recursive=recursive, expand=dates
+                )
+            )
+        except EntryNotFoundError:
+            return None
+    return [
+        HubFile(entry.path, entry.size, entry.last_commit.date if entry.last_commit else None)
+        for entry in tree
+        if isinstance(entry, RepoFile)
+    ]

@@ -1,0 +1,153 @@
+"""Step names: what the names of branches, folders, commits and repos say about the training step.
+
+A name says a step by a counter word with a number: ``step_100``, ``global_step_100``, ``iter_0001000``,
+``update_011250``, ``checkpoint-500``, ``step-50K``, or a number that carries the word, ``9500step``. What
+surrounds the number, with ``{step}`` in its place, is the pattern; names of one pattern are one series:
+
+    stage2-ingredient1-step3000-tokens13B    step 3000 of stage2-ingredient1-step{step}-tokens{tokens}
+    global_step_100/actor/huggingface        step 100 of global_step_{step}/actor/huggingface
+
+Nothing here asks the Hub.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hubextrap.errors import TrajectoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STEP = "{step}"
+
+# Most telling first: in `checkpoint-5-step-100` the step is 100.
+_WORDS = (r"(?:global[-_ ]?)?steps?", r"iter(?:ation)?s?", r"updates?", r"(?:checkpoint|ckpt)s?")
+_COUNTERS = tuple(
+    # No letter before the word (timestep), none after the number (tokens252B, pct010, 2BT) and no decimals.
+    re.compile(rf"(?<![a-z]){word}[-_= ]?(?P<number>\d+k?)(?![a-z0-9%]|\.\d)", re.IGNORECASE)
+    for word in _WORDS
+)
+_BARE_COUNTER = re.compile(
+    rf"[-_.](?:(?:{'|'.join(_WORDS)})[-_]?\{{step\}}|\{{step\}}steps?)(?:[-_](?:tokens[-_]?)?\{{tokens\}})?",
+    re.IGNORECASE,
+)
+_NUMBER_FIRST = re.compile(r"(?<![a-z0-9.])(?P<number>\d+k?)steps?$", re.IGNORECASE)
+_TOKENS = re.compile(
+    r"(tokens?[-_]?)\d+(?:\.\d+)?[kmbt]?(?![a-z0-9])|(?<=[-_])\d+(?:\.\d+)?[kmbt]t(?![a-z0-9])", re.IGNORECASE
+)
+_PIPELINE_STAGE = re.compile(r"[-_](?!tokens)[a-z]", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class StepName:
+    """A name that says a step."""
+
+    pattern: str
+    """The name with ``{step}`` for its number, and ``{tokens}`` for a token count: what a series shares."""
+    step: int
+    unit: str
+    """The leading folders up to the one that says the step; what lies under it belongs to this step."""
+
+
+def read_step(name: str) -> StepName | None:
+    """The step that a branch, tag, repo or folder name says, or None.
+
+    In a path the outermost folder that says a step counts: ``checkpoint-600/global_step1200`` is step 600.
+    """
+    parts = name.split("/")
+    for index, part in enumerate(parts):
+        number = _number_in(part)
+        if number is None:
+            continue
+        pattern = [_without_tokens(outer, "") for outer in parts[:index]]
+        pattern.append(_without_tokens(part[: number.start("number")], STEP, part[number.end("number") :]))
+        pattern.extend(_without_inner_step(inner) for inner in parts[index + 1 :])
+        return StepName("/".join(pattern), _integer(number["number"]), "/".join(parts[: index + 1]))
+    return None
+
+
+def read_title(title: str) -> StepName | None:
+    """The step that a commit's title ends in, e.g. ``Training in progress, step 500``, or None.
+
+    The Trainer's ``…, step 500, checkpoint`` says none: it adds the optimizer's state to the same weights.
+    """
+    number = _number_in(title)
+    if number is None or number.end() != len(title):
+        return None
+    return StepName(title[: number.start("number")] + STEP, _integer(number["number"]), title)
+
+
+def pattern_reader(pattern: str) -> Callable[[str], StepName | None]:
+    """A reader like ``read_step`` for names of one pattern that the user gave.
+
+    ``{step}`` stands for the number (``50k`` is 50000), any other ``{word}`` for whatever varies beside it.
+    Folders under the matched ones are part of the series: ``step_{step}`` reads ``step_100/actor``.
+
+    Raises:
+        TrajectoryError: ``{step}`` is not there exactly once.
+    """
+    if pattern.count(STEP) != 1:
+        raise TrajectoryError(f"pattern {pattern!r}: it needs {STEP} exactly once, e.g. 'step_{STEP}'")
+    expression = re.compile("".join(_pattern_piece(piece) for piece in re.split(r"(\{\w+\})", pattern)))
+
+    def read(name: str) -> StepName | None:
+        match = expression.fullmatch(name)
+        if match is not None:
+            return StepName(pattern, _integer(match["step"]), name)
+        depth = pattern.count("/") + 1
+        outer, inner = name.split("/")[:depth], name.split("/")[depth:]
+        match = expression.fullmatch("/".join(outer))
+        if match is None or not inner:
+            return None
+        rest = [_without_inner_step(part) for part in inner]
+        return StepName("/".join([pattern, *rest]), _integer(match["step"]), "/".join(outer))
+
+    return read
+
+
+def is_bare_counter(rest: str) -> bool:
+    """Whether what follows a repo's name in a sibling's pattern is only a counter: ``-step-{step}``."""
+    return _BARE_COUNTER.fullmatch(rest) is not None
+
+
+def _number_in(part: str) -> re.Match[str] | None:
+    """The number that counts in one folder's name: the one of the most telling word, the last of these."""
+    for counter in _COUNTERS:
+        matches = [match for match in counter.finditer(part) if not _is_pipeline_stage(part, match)]
+        if matches:
+            return matches[-1]
+    return _NUMBER_FIRST.search(part)
+
+
+def _is_pipeline_stage(part: str, match: re.Match[str]) -> bool:
+    """`step01-sft`, `step02-rm`: two digits with a leading zero before a word number stages, not steps."""
+    number = match["number"]
+    return len(number) == 2 and number[0] == "0" and _PIPELINE_STAGE.match(part, match.end()) is not None
+
+
+def _without_tokens(before: str, step: str, after: str = "") -> str:
+    # A bare 7B before the number is a model's size; tokens are named, or follow the step as in -2BT.
+    before = re.sub(
+        r"(tokens?[-_]?)\d+(?:\.\d+)?[kmbt]?(?![a-z0-9])", r"\1{tokens}", before, flags=re.IGNORECASE
+    )
+    return before + step + _TOKENS.sub(lambda match: (match[1] or "") + "{tokens}", after)
+
+
+def _without_inner_step(part: str) -> str:
+    number = _number_in(part)
+    return (
+        part if number is None else part[: number.start("number")] + "{inner}" + part[number.end("number") :]
+    )
+
+
+def _pattern_piece(piece: str) -> str:
+    if piece == STEP:
+        return r"(?P<step>\d+[kK]?)"
+    return r"[^/]+?" if re.fullmatch(r"\{\w+\}", piece) else re.escape(piece)
+
+
+def _integer(number: str) -> int:
+    return int(number[:-1]) * 1000 if number[-1] in "kK" else int(number)

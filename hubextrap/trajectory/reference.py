@@ -1,0 +1,86 @@
+"""References: how a user names a model or a run on the Hub or on disk."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from hubextrap.errors import ReferenceNotFound
+from hubextrap.hub_access import hub_errors
+
+_SHORT_FORM = re.compile(r"(?P<repo>[^@:]+)(?:@(?P<revision>[^:]*))?(?::(?P<path>.*))?")
+_FORMS = "org/name, org/name@revision:folder, hf://org/name@revision/folder or a local folder (./folder)"
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a reference names: a local folder, or a place in a model repo."""
+
+    text: str
+    """As the user wrote it."""
+    folder: Path | None = None
+    """The absolute local folder; None on the Hub."""
+    repo: str = ""
+    revision: str | None = None
+    """Branch, tag or commit; None where the user named none."""
+    path: str = ""
+    """Folder in the repo, "" for its root."""
+
+
+def parse_reference(text: str) -> Reference:
+    """Read a reference.
+
+    It is local if it exists on disk or starts with ``./``, ``../``, ``/`` or ``~``; everything else is on the
+    Hub, and ``hf://org/name`` always is.
+
+    Raises:
+        ReferenceNotFound: it is malformed, names no model repo, or the local folder is not there.
+    """
+    if text.startswith(("hf://", "http://", "https://")):
+        return _parse_uri(text)
+    local = Path(text).expanduser() if text.startswith("~") else Path(text)
+    if text in (".", "..") or text.startswith(("./", "../", "/", "~")) or (text and local.exists()):
+        return Reference(text, folder=_existing_folder(text, local))
+    return _parse_short_form(text)
+
+
+def _existing_folder(text: str, folder: Path) -> Path:
+    if not folder.exists():
+        raise ReferenceNotFound(
+            f"{text}: no such local folder; on the Hub it would be org/name or hf://org/name"
+        )
+    if not folder.is_dir():
+        raise ReferenceNotFound(f"{text}: a file; name the folder that holds the checkpoint or the run")
+    return folder.resolve()
+
+
+def _parse_uri(text: str) -> Reference:
+    try:
+        from huggingface_hub import parse_hf_uri
+    except ImportError as error:
+        raise ReferenceNotFound(
+            f"{text}: this huggingface_hub does not read hf:// URIs; upgrade it, or write "
+            "org/name@revision:folder"
+        ) from error
+    with hub_errors(text):
+        uri = parse_hf_uri(text)
+    if uri.type != "model":
+        raise ReferenceNotFound(f"{text}: a {uri.type}; checkpoints are read from model repos")
+    return Reference(text, repo=uri.id, revision=uri.revision, path=_checked_path(text, uri.path_in_repo))
+
+
+def _parse_short_form(text: str) -> Reference:
+    match = _SHORT_FORM.fullmatch(text)
+    if match is None or match["repo"].count("/") > 1 or match["revision"] == "" or match["path"] == "":
+        raise ReferenceNotFound(f"{text or 'an empty reference'}: not a reference; write {_FORMS}")
+    return Reference(
+        text, repo=match["repo"], revision=match["revision"], path=_checked_path(text, match["path"] or "")
+    )
+
+
+def _checked_path(text: str, path: str) -> str:
+    path = path.strip("/")
+    if path and any(part in ("", ".", "..") for part in path.split("/")):
+        raise ReferenceNotFound(f"{text}: the folder {path!r} has empty, '.' or '..' parts; write it out")
+    return path

@@ -1,0 +1,99 @@
+"""Which checkpoints of a series are taken: steps that count, each of them once."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from hubextrap.errors import StepError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from hubextrap.trajectory.checkpoint import Checkpoint
+    from hubextrap.trajectory.series import Series
+
+_NEAREST_SHOWN = 4
+
+
+def scaled_by(series: Series, scale: float) -> Series:
+    """The series with every number in a name times ``scale``, rounded, as the step.
+
+    Raises:
+        StepError: the scale is not a finite number above 0.
+    """
+    if not (math.isfinite(scale) and scale > 0):
+        raise StepError(f"step_scale {scale}: it has to be a number above 0")
+    if scale == 1:
+        return series
+
+    def scaled(checkpoints: tuple[Checkpoint, ...]) -> tuple[Checkpoint, ...]:
+        return tuple(replace(checkpoint, step=round(checkpoint.step * scale)) for checkpoint in checkpoints)
+
+    return replace(
+        series, checkpoints=scaled(series.checkpoints), without_weights=scaled(series.without_weights)
+    )
+
+
+def check_distinct(checkpoints: tuple[Checkpoint, ...], reference: str) -> None:
+    """Refuse two checkpoints at one step; ``checkpoints`` are in step order.
+
+    Raises:
+        StepError: it names both.
+    """
+    for one, other in itertools.pairwise(checkpoints):
+        if one.step == other.step:
+            raise StepError(
+                f"{reference}: step {one.step} is there twice, {place_of(one)} and {place_of(other)}; give a "
+                "narrower pattern, another step_scale, or list the checkpoints one by one"
+            )
+
+
+def select_steps(
+    series: Series, reference: str, low: int | None, high: int | None, steps: Sequence[int] | None
+) -> tuple[Checkpoint, ...]:
+    """The checkpoints from step ``low`` to ``high``, both included, or exactly those at ``steps``.
+
+    Raises:
+        StepError: a step of ``steps`` is not there, or none is left.
+    """
+
+    def within(step: int) -> bool:
+        return (low is None or step >= low) and (high is None or step <= high)
+
+    chosen = tuple(checkpoint for checkpoint in series.checkpoints if within(checkpoint.step))
+    if not chosen:
+        first, last = series.checkpoints[0].step, series.checkpoints[-1].step
+        raise StepError(
+            f"{reference}: no step {_range(low, high)}; the series {series.pattern} has {first} to {last}"
+        )
+    if steps is None:
+        return chosen
+    by_step = {checkpoint.step: checkpoint for checkpoint in chosen}
+    empty = {checkpoint.step: checkpoint for checkpoint in series.without_weights}
+    for step in sorted(set(steps) - by_step.keys()):
+        if step in empty:
+            raise StepError(f"{reference}: step {step} has no weights in {empty[step].name}")
+        bounds = "" if low is None and high is None else f" {_range(low, high)}"
+        raise StepError(
+            f"{reference}: step {step} is not there{bounds}; the nearest are {_nearest(step, by_step)}"
+        )
+    return tuple(by_step[step] for step in sorted(set(steps)))
+
+
+def place_of(checkpoint: Checkpoint) -> str:
+    """The checkpoint's name with the start of its commit."""
+    return checkpoint.name + (f" ({checkpoint.commit[:8]})" if checkpoint.commit else "")
+
+
+def _range(low: int | None, high: int | None) -> str:
+    return " ".join(
+        [*([f"from {low}"] if low is not None else []), *([f"up to {high}"] if high is not None else [])]
+    )
+
+
+def _nearest(step: int, there: Collection[int]) -> str:
+    nearest = sorted(there, key=lambda other: abs(other - step))[:_NEAREST_SHOWN]
+    return ", ".join(map(str, sorted(nearest)))

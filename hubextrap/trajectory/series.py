@@ -1,0 +1,136 @@
+"""Series: checkpoints whose names share a pattern and so count the same steps of the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from hubextrap.trajectory.names import StepName
+from hubextrap.trajectory.weights import WHOLE_MODEL, Weights, better_of, weights_by_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from hubextrap.trajectory.checkpoint import Checkpoint
+
+Reader = Callable[[str], StepName | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Checkpoints of one pattern in one layout, in step order; a step may still be there twice."""
+
+    pattern: str
+    layout: str
+    """How they lie: branches, tags, branches and tags, subfolders, commits, repos or folders."""
+    checkpoints: tuple[Checkpoint, ...]
+    without_weights: tuple[Checkpoint, ...] = ()
+    """Folders that are named like the others and hold no weights as they do."""
+    files_known: bool = False
+    """Whether ``checkpoints`` are known to hold weights; branches and commits are not looked into yet."""
+
+    @property
+    def label(self) -> str:
+        """What tells it from every other series of the reference."""
+        return f"{self.layout}: {self.pattern}"
+
+    def is_called(self, choice: str) -> bool:
+        return choice in (self.pattern, self.label)
+
+    def starts_with(self, choice: str) -> bool:
+        return self.pattern.startswith(choice) or self.label.startswith(choice)
+
+
+def group_by_pattern(found: Iterable[tuple[StepName, Checkpoint]], layout: str) -> list[Series]:
+    """One series a pattern, patterns in alphabetical order; the same place under two names is kept once."""
+    groups: dict[str, dict[tuple[object, ...], Checkpoint]] = {}
+    for name, checkpoint in found:
+        place = (checkpoint.step, checkpoint.repo, checkpoint.commit, checkpoint.path)
+        groups.setdefault(name.pattern, {}).setdefault(place, checkpoint)
+    return [Series(pattern, layout, in_step_order(groups[pattern].values())) for pattern in sorted(groups)]
+
+
+def in_step_order(checkpoints: Iterable[Checkpoint]) -> tuple[Checkpoint, ...]:
+    return tuple(sorted(checkpoints, key=lambda checkpoint: (checkpoint.step, checkpoint.name)))
+
+
+def series_in_folders(
+    files: Iterable[tuple[str, int]], read: Reader, at: Callable[[str, int], Checkpoint], layout: str
+) -> tuple[list[Series], list[str]]:
+    """The series among the subfolders of one tree, and the names of folders that do not belong to one.
+
+    Args:
+        files: path from the tree's root and bytes of every file.
+        read: the reader of folder names.
+        at: makes the checkpoint of a folder (its path from the root) at a step.
+        layout: what the series say of their layout.
+    """
+    folders = weights_by_folder(files)
+    names = {folder: name for folder in folders if folder and (name := read(folder)) is not None}
+    kept: dict[str, list[tuple[str, Weights]]] = {name.unit: [] for name in names.values()}
+    for folder, name in names.items():
+        if (weights := folders[folder]) is not None:
+            kept[name.unit].append((folder, weights))
+    kept = {unit: list(_main_folders(inside)) for unit, inside in kept.items()}
+
+    found: dict[str, list[tuple[StepName, Checkpoint]]] = {}
+    whole_models: set[str] = set()
+    for folder, weights in (pair for inside in kept.values() for pair in inside):
+        name = names[folder]
+        found.setdefault(name.pattern, []).append((name, replace(at(folder, name.step), size=weights.size)))
+        if weights.kind == WHOLE_MODEL:
+            whole_models.add(name.pattern)
+
+    # Raw trainer shards beside converted weights (verl's actor/*.pt and actor/huggingface) are no series of
+    # their own: their steps were not converted.
+    unit_pattern = {names[folder].pattern: _pattern_of_unit(read, names[folder]) for folder in names}
+    converted = {unit_pattern[pattern] for pattern in whole_models}
+    dissolved = [p for p in found if p not in whole_models and unit_pattern[p] in converted]
+    empty = [(unit_pattern[p], checkpoint) for p in dissolved for _, checkpoint in found.pop(p)]
+    for unit, inside in kept.items():
+        if not inside and (name := read(unit)) is not None:
+            empty.append((name.pattern, at(unit, name.step)))
+
+    series = [
+        replace(
+            one,
+            files_known=True,
+            without_weights=in_step_order(c for unit, c in empty if unit == unit_pattern[one.pattern]),
+        )
+        for one in group_by_pattern((pair for pairs in found.values() for pair in pairs), layout)
+    ]
+    others = [
+        f"{folder}/" for folder in sorted(folders) if folder and folder not in names and "/" not in folder
+    ]
+    return series, others + sorted(f"{checkpoint.path} (no weights)" for _, checkpoint in empty)
+
+
+def _main_folders(inside: list[tuple[str, Weights]]) -> Iterator[tuple[str, Weights]]:
+    """Of one step's folders those with the best kind of weights, without what lies under another of them."""
+    if not inside:
+        return
+    best = better_of(weights.kind for _, weights in inside)
+    chosen = [(folder, weights) for folder, weights in inside if weights.kind == best]
+    for folder, weights in chosen:
+        if not any(folder.startswith(f"{outer}/") for outer, _ in chosen):
+            yield folder, weights
+
+
+def _pattern_of_unit(read: Reader, name: StepName) -> str:
+    unit = read(name.unit)
+    return name.pattern if unit is None else unit.pattern
+
+
+def table_of(series: Iterable[Series]) -> str:
+    """The series as lines: label, how many checkpoints, first and last step."""
+    rows = [
+        (one.label, f"{len(one.checkpoints)} checkpoints", _span([c.step for c in one.checkpoints]))
+        for one in series
+    ]
+    width = max((len(row[0]) for row in rows), default=0)
+    return "\n".join(f"  {label:<{width}}  {count}, {span}" for label, count, span in rows)
+
+
+def _span(steps: list[int]) -> str:
+    return f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
