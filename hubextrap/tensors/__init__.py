@@ -1,1 +1,38 @@
+"""Tensors where they lie: safetensors layouts, the sources they are read from and the sinks they go to."""
 
+from __future__ import annotations
+
+from hubextrap.tensors.headers import DTYPES, Dtype, build_header, parse_header
+from hubextrap.tensors.interfaces import FileInfo, FinishedShard, ShardWriter, Sink, Source
+from hubextrap.tensors.layout import CheckpointLayout, ShardInfo, TensorInfo
+from hubextrap.tensors.local import LocalSource
+from hubextrap.tensors.opening import open_source
+from hubextrap.tensors.patience import Patience
+from hubextrap.tensors.ranges import Span, coalesce
+from hubextrap.tensors.remote import RemoteSource
+from hubextrap.tensors.sinks import LocalSink
+from hubextrap.tensors.weights import read_layout, read_layouts
+
+__all__ = [
+    "DTYPES",
+    "CheckpointLayout",
+    "Dtype",
+    "FileInfo",
+    "FinishedShard",
+    "LocalSink",
+    "LocalSource",
+    "Patience",
+    "RemoteSource",
+    "ShardInfo",
+    "ShardWriter",
+    "Sink",
+    "Source",
+    "Span",
+    "TensorInfo",
+    "build_header",
+    "coalesce",
+    "open_source",
+    "parse_header",
+    "read_layout",
+    "read_layouts",
+]

@@ -1,0 +1,60 @@
+"""A checkpoint on the Hub, downloaded into huggingface_hub's cache and read from there."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubextrap._version import __version__
+from hubextrap.errors import SourceError
+from hubextrap.hub_access import hub_errors, without_secrets
+from hubextrap.tensors.local import LocalSource
+from hubextrap.tensors.remote import list_folder
+from hubextrap.tensors.weights import PICKLE_SUFFIXES, check_files
+
+if TYPE_CHECKING:
+    from hubextrap.trajectory.checkpoint import Checkpoint
+
+
+def cached_source(checkpoint: Checkpoint) -> LocalSource:
+    """Download the files of the checkpoint's folder, without subfolders and pickles, unless they are cached.
+
+    Raises:
+        UnsupportedCheckpoint: the folder holds no safetensors weights; found before anything is downloaded.
+        SourceError: a file could not be downloaded.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    class Silent(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+
+    repo, commit, path = checkpoint.repo, checkpoint.commit, checkpoint.path
+    if repo is None or commit is None:
+        raise ValueError(f"{checkpoint.name}: not a checkpoint on the Hub")
+    names = list_folder(repo, commit, path, checkpoint.name)
+    check_files(names, checkpoint.name)
+    prefix = f"{path}/" if path else ""
+    # Patterns match across "/", so the exact names are asked for, with what is special in patterns escaped.
+    wanted = [glob.escape(prefix + name) for name in names if not name.endswith(PICKLE_SUFFIXES)]
+    with hub_errors(checkpoint.name):
+        try:
+            folder = snapshot_download(
+                repo,
+                revision=commit,
+                allow_patterns=wanted,
+                library_name="hubextrap",
+                library_version=__version__,
+                tqdm_class=Silent,
+            )
+        except (LocalEntryNotFoundError, OSError) as error:
+            reason = without_secrets(str(error).strip().partition("\n")[0])
+            raise SourceError(
+                f"{checkpoint.name}: cannot be downloaded: {reason}; check the network and the free "
+                "space of the cache, "
+                "then run the same command again"
+            ) from error
+    return LocalSource(Path(folder) / path, checkpoint.name)

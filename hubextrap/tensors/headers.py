@@ -1,0 +1,241 @@
+"""The header of a safetensors file: read with every claim checked, and written.
+
+The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian N, N bytes of JSON, the data.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from hubextrap.errors import CorruptFile
+from hubextrap.tensors.layout import ShardInfo, TensorInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+HEADER_LIMIT = 100_000_000
+"""Longest JSON in bytes; the safetensors library refuses longer ones too."""
+
+ELEMENT_LIMIT = 2**63
+"""Shapes whose running product reaches this are refused before big numbers cost time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dtype:
+    """One element type."""
+
+    itemsize: int
+    """Bytes an element."""
+    torch_name: str
+    """``getattr(torch, torch_name)`` is the same type."""
+
+
+DTYPES: dict[str, Dtype] = {
+    "F64": Dtype(8, "float64"),
+    "F32": Dtype(4, "float32"),
+    "F16": Dtype(2, "float16"),
+    "BF16": Dtype(2, "bfloat16"),
+    "F8_E4M3": Dtype(1, "float8_e4m3fn"),
+    "F8_E4M3FNUZ": Dtype(1, "float8_e4m3fnuz"),
+    "F8_E5M2": Dtype(1, "float8_e5m2"),
+    "F8_E5M2FNUZ": Dtype(1, "float8_e5m2fnuz"),
+    "C64": Dtype(8, "complex64"),
+    "I64": Dtype(8, "int64"),
+    "I32": Dtype(4, "int32"),
+    "I16": Dtype(2, "int16"),
+    "I8": Dtype(1, "int8"),
+    "U64": Dtype(8, "uint64"),
+    "U32": Dtype(4, "uint32"),
+    "U16": Dtype(2, "uint16"),
+    "U8": Dtype(1, "uint8"),
+    "BOOL": Dtype(1, "bool"),
+}
+"""By safetensors name. The library's sub-byte types are left out: torch has no arithmetic for them."""
+
+
+def header_end(start: bytes, file_size: int, where: str) -> int:
+    """First byte after the header, from the first 8 bytes of the file; ``where`` names the file in errors.
+
+    Raises:
+        CorruptFile: the file is too short for the header it announces, or that is longer than 100 MB.
+    """
+    if file_size < 8 or len(start) < 8:
+        raise CorruptFile(f"{where}: {file_size} bytes are no safetensors file; download it again")
+    length = int.from_bytes(start[:8], "little")
+    if length > HEADER_LIMIT:
+        raise CorruptFile(
+            f"{where}: announces a header of {length:,} bytes, more than the format allows; download it again"
+        )
+    if 8 + length > file_size:
+        raise CorruptFile(
+            f"{where}: is cut short: its header takes {8 + length:,} bytes, the file has {file_size:,}; "
+            "download it again"
+        )
+    return 8 + length
+
+
+def parse_header(data: bytes, file_size: int, file: str, checkpoint: str = "") -> ShardInfo:
+    """The layout of one safetensors file.
+
+    Args:
+        data: the file's first bytes, at least up to ``header_end``; more does no harm.
+        file_size: bytes of the whole file.
+        file: path in the checkpoint's folder.
+        checkpoint: what messages call the checkpoint.
+
+    Raises:
+        CorruptFile: anything in it that the format does not allow, with the file and the tensor.
+    """
+    where = f"{checkpoint}/{file}" if checkpoint else file
+    end = header_end(data, file_size, where)
+    if len(data) < end:
+        raise CorruptFile(
+            f"{where}: only {len(data):,} of the header's {end:,} bytes are there; download it again"
+        )
+    header = _json_object(data[8:end], where)
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CorruptFile(f"{where}: its __metadata__ does not map text to text; download it again")
+    tensors = sorted(
+        (_tensor(name, entry, end, file, where) for name, entry in header.items()),
+        key=lambda tensor: (tensor.offset, tensor.nbytes),
+    )
+    _check_contiguous(tensors, end, file_size, where)
+    return ShardInfo(file, file_size, tuple(tensors), metadata)
+
+
+def build_header(
+    tensors: Sequence[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The first bytes of a file whose data follow in the order given: length, JSON, padding to 8 bytes.
+
+    Args:
+        tensors: name, safetensors dtype and shape of each.
+        metadata: sorted by key, so that equal inputs give equal bytes.
+    """
+    header: dict[str, Any] = {}
+    if metadata:
+        header["__metadata__"] = dict(sorted(metadata.items()))
+    position = 0
+    for name, dtype, shape in tensors:
+        nbytes = DTYPES[dtype].itemsize
+        for extent in shape:
+            nbytes *= extent
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + nbytes]}
+        position += nbytes
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _json_object(text: bytes, where: str) -> dict[str, Any]:
+    if not text.startswith(b"{"):
+        raise CorruptFile(f"{where}: its header is not a JSON object; download it again")
+    try:
+        header = json.loads(
+            text.decode(),
+            object_pairs_hook=unique_keys,
+            parse_constant=_refuse_number,
+            parse_int=_whole_number,
+        )
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(
+            f"{where}: its header is not valid JSON ({shorten(str(error))}); download it again"
+        ) from None
+    assert isinstance(header, dict)
+    return header
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError on a key that is there twice and on text that cannot be written as UTF-8."""
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"{shorten(repr(key))} is there twice")
+        for text in (key, value):
+            if isinstance(text, str):
+                text.encode()  # a lone surrogate: UnicodeEncodeError is a ValueError
+        result[key] = value
+    return result
+
+
+def _refuse_number(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > 20:  # 2**64 has 20 digits; long ones would cost quadratic time
+        raise ValueError(f"the number {shorten(text)} is too large")
+    if text == "-0":  # the library reads it as a fraction
+        raise ValueError("-0 is not a whole number")
+    return int(text)
+
+
+def _tensor(name: str, entry: object, data_start: int, file: str, where: str) -> TensorInfo:
+    tensor = f"{where}: tensor {shorten(repr(name))}"
+    if not isinstance(entry, dict):
+        raise CorruptFile(f"{tensor}: its entry is not a JSON object; download the file again")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise CorruptFile(
+            f"{tensor}: dtype {shorten(repr(dtype))} is not one of {', '.join(DTYPES)}; convert the "
+            "checkpoint to one "
+            "of these, or download the file again if it should have one"
+        )
+    if not _are_sizes(shape):
+        raise CorruptFile(
+            f"{tensor}: shape {shorten(repr(shape))} is not a list of sizes; download the file again"
+        )
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CorruptFile(
+            f"{tensor}: data_offsets {shorten(repr(offsets))} are not a first and a last byte; download "
+            "the file again"
+        )
+    elements = 1
+    for extent in shape:
+        elements *= extent
+        if elements >= ELEMENT_LIMIT:
+            raise CorruptFile(f"{tensor}: shape {shorten(repr(shape))} is too large; download the file again")
+    first, last = offsets
+    if last - first != elements * DTYPES[dtype].itemsize:
+        raise CorruptFile(
+            f"{tensor}: {dtype} {shorten(repr(shape))} takes {elements * DTYPES[dtype].itemsize:,} "
+            "bytes, its "
+            f"data_offsets give it {last - first:,}; download the file again"
+        )
+    return TensorInfo(name, dtype, tuple(shape), file, data_start + first, last - first)
+
+
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+
+
+def _check_contiguous(tensors: list[TensorInfo], data_start: int, file_size: int, where: str) -> None:
+    position = data_start
+    for tensor in tensors:
+        if tensor.offset != position:
+            what = "overlaps the tensor before it" if tensor.offset < position else "leaves a hole before it"
+            raise CorruptFile(
+                f"{where}: tensor {shorten(repr(tensor.name))} at byte {tensor.offset:,} {what}, which "
+                "ends at "
+                f"{position:,}; download the file again"
+            )
+        position += tensor.nbytes
+    if position > file_size:
+        raise CorruptFile(
+            f"{where}: is cut short: its header describes {position:,} bytes, the file has {file_size:,}; "
+            "download it again"
+        )
+    if position < file_size:
+        raise CorruptFile(
+            f"{where}: {file_size - position:,} bytes follow the last tensor that its header describes; "
+            "download it again"
+        )
+
+
+def shorten(text: str, limit: int = 200) -> str:
+    """``text`` as a message shows it: a hostile file may hold names of megabytes."""
+    return text if len(text) <= limit else text[:limit] + "…"

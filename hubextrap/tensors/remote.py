@@ -1,0 +1,263 @@
+"""A checkpoint on the Hub, read by byte ranges: no model byte touches the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
+
+from hubextrap._version import __version__
+from hubextrap.errors import SourceError
+from hubextrap.hub_access import hub_api, hub_errors, without_secrets
+from hubextrap.tensors.interfaces import FileInfo
+from hubextrap.tensors.patience import Attempts, Patience, asked_wait
+from hubextrap.tensors.transfer import Part, Refused, Target, fetch, is_passing, origin
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PART = 8 * 2**20
+"""Bytes of one request: larger reads are split into parts of this size that run side by side."""
+
+IN_FLIGHT = 8
+"""Requests at the same time, of all remote sources in this process together."""
+
+RESOLVE_TIMEOUT = 20.0
+"""Seconds for the Hub to answer where a file lies."""
+
+
+class RemoteSource:
+    """The files of one folder of a repo at a pinned commit. Thread-safe.
+
+    Every file is resolved once and its (signed) address kept until the server refuses it. Only the Hub sees
+    the token; the storage that it redirects to does not.
+    """
+
+    def __init__(
+        self,
+        repo: str,
+        commit: str,
+        path: str = "",
+        name: str | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        self.name = name or f"{repo}@{commit[:12]}" + (f":{path}" if path else "")
+        self._repo = repo
+        self._commit = commit
+        self._path = path.strip("/")
+        self._patience = patience or Patience()
+        self._lock = threading.Lock()
+        self._listing: dict[str, FileInfo] | None = None
+        self._targets: dict[str, Target] = {}
+        self._resolving: dict[str, threading.Lock] = {}
+        self._reads: set[threading.Event] = set()
+        self._closed = False
+
+    def files(self) -> Mapping[str, FileInfo]:
+        with self._lock:
+            if self._listing is None:
+                self._listing = list_folder(self._repo, self._commit, self._path, self.name)
+            return self._listing
+
+    def read(self, file: str, offset: int, buffer: memoryview) -> None:
+        view = buffer.cast("B")
+        info = self._known(file)
+        if offset < 0 or offset + len(view) > info.size:
+            raise SourceError(
+                f"{self.name}/{file}: bytes {offset}-{offset + len(view)} asked for, but it has {info.size:,}"
+            )
+        stop = threading.Event()
+        with self._lock:
+            if self._closed:
+                raise SourceError(f"{self.name}: the source is closed")
+            self._reads.add(stop)
+        parts = [
+            Part(offset + start, view[start : start + PART], stop) for start in range(0, len(view), PART)
+        ]
+        futures = [_pool().submit(self._read_part, file, part) for part in parts]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            # Nothing may write into the caller's buffer after this returns, whatever happened.
+            stop.set()
+            for future in futures:
+                future.cancel()
+            wait(futures)
+            with self._lock:
+                self._reads.discard(stop)
+        failures = [future.exception() for future in futures if not future.cancelled()]
+        first = next(
+            (error for error in failures if error is not None and not isinstance(error, _Stopped)), None
+        )
+        if first is not None:
+            raise first
+        if any(part.rest for part in parts):
+            raise SourceError(f"{self.name}/{file}: the source was closed while it was read")
+
+    def read_file(self, file: str, limit: int = 64 * 2**20) -> bytes:
+        info = self._known(file)
+        if info.size > limit:
+            raise SourceError(
+                f"{self.name}/{file}: {info.size:,} bytes are more than the {limit:,} that such a file "
+                "may have"
+            )
+        buffer = bytearray(info.size)
+        self.read(file, 0, memoryview(buffer))
+        data = bytes(buffer)
+        if info.digest is not None and info.digest != _digest(data, info.digest):
+            raise SourceError(
+                f"{self.name}/{file}: the bytes received do not have its hash; run the same command again"
+            )
+        return data
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            for stop in self._reads:
+                stop.set()
+            self._targets.clear()
+
+    def _known(self, file: str) -> FileInfo:
+        info = self.files().get(file)
+        if info is None:
+            raise SourceError(f"{self.name}: no file {file!r} in the folder")
+        return info
+
+    def _read_part(self, file: str, part: Part) -> None:
+        """Fill ``part``, trying again as long as patience lasts."""
+        where = f"{self.name}/{file}"
+        first, last = part.offset, part.offset + len(part.buffer) - 1
+        attempts = Attempts(self._patience)
+        with hub_errors(where):
+            while part.rest and not part.stop.is_set():
+                asked, cause = None, ""
+                target: Target | None = None
+                received = part.received
+                try:
+                    target = self._target(file)
+                    fetch(target, part)
+                    continue
+                except Refused as error:
+                    asked, cause = error.asked_wait, str(error)
+                    if error.stale:
+                        self._forget(file, target)
+                except Exception as error:
+                    if not is_passing(error):
+                        raise
+                    response = getattr(error, "response", None)
+                    asked = asked_wait(response.headers) if response is not None else None
+                    cause = str(error).strip().partition("\n")[0] or type(error).__name__
+                seconds = attempts.wait(asked)
+                if seconds is None:
+                    hint = f"; the server asked to wait {asked:.0f} s" if asked else ""
+                    raise SourceError(
+                        f"{where}: bytes {first}-{last} could not be read in {attempts.failed} attempts over "
+                        f"{attempts.elapsed:.0f} s: {without_secrets(cause)}{hint}; check the network, "
+                        "then run the same "
+                        "command again"
+                    )
+                if (
+                    part.received == received
+                ):  # a connection that brought something is worth an attempt at once
+                    part.stop.wait(seconds)
+        if part.rest:
+            raise _Stopped
+
+    def _target(self, file: str) -> Target:
+        """Where the file's bytes lie; asks the Hub unless it is known."""
+        with self._lock:
+            lock = self._resolving.setdefault(file, threading.Lock())
+        with lock:
+            target = self._targets.get(file)
+            if target is None:
+                target = self._targets[file] = self._resolve(file)
+            return target
+
+    def _forget(self, file: str, target: Target | None) -> None:
+        with self._lock:
+            if self._targets.get(file) is target:
+                self._targets.pop(file, None)
+
+    def _resolve(self, file: str) -> Target:
+        from urllib.parse import urljoin
+
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+        info = self.files()[file]
+        url = hf_hub_url(self._repo, file, subfolder=self._path or None, revision=self._commit)
+        metadata = get_hf_file_metadata(
+            url, timeout=RESOLVE_TIMEOUT, library_name="hubextrap", library_version=__version__
+        )
+        for what, found, expected in (
+            ("commit", metadata.commit_hash, self._commit),
+            ("size", metadata.size, info.size),
+            ("hash", metadata.etag, info.digest),
+        ):
+            if found is not None and expected is not None and found != expected:
+                raise SourceError(
+                    f"{self.name}/{file}: the Hub lists it with {what} {expected} but serves {what} "
+                    f"{found}; try again later"
+                )
+        location = urljoin(url, metadata.location)
+        at_hub = origin(location) == origin(url)
+        headers = build_hf_headers(
+            token=None if at_hub else False, library_name="hubextrap", library_version=__version__
+        )
+        return Target(location, headers, at_hub, info.size)
+
+
+class _Stopped(Exception):
+    """A part was given up because another one failed or the source was closed."""
+
+
+def list_folder(repo: str, commit: str, path: str, name: str) -> dict[str, FileInfo]:
+    """The files directly in a folder of a repo, by name; ``name`` is what messages call the folder.
+
+    Raises:
+        HubExtrapError: as ``hub_errors``.
+    """
+    from huggingface_hub.hf_api import RepoFile
+
+    prefix = f"{path}/" if path else ""
+    with hub_errors(name):
+        entries = list(hub_api().list_repo_tree(repo, path or None, recursive=False, revision=commit))
+    listing = {}
+    for entry in entries:
+        file = entry.path.removeprefix(prefix)
+        if isinstance(entry, RepoFile) and entry.path.startswith(prefix) and "/" not in file and file:
+            digest = entry.lfs.sha256 if entry.lfs is not None else entry.blob_id
+            listing[file] = FileInfo(entry.size, digest)
+    return listing
+
+
+def _digest(data: bytes, like: str) -> str:
+    """sha256 or git blob id of ``data``, whichever ``like`` is."""
+    if len(like) == 64:
+        return hashlib.sha256(data).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+_POOL_LOCK = threading.Lock()
+_POOL: ThreadPoolExecutor | None = None
+
+
+def _pool() -> ThreadPoolExecutor:
+    """The threads that make requests; how many they are bounds the requests in flight."""
+    global _POOL
+    with _POOL_LOCK:
+        if _POOL is None:
+            _POOL = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="hubextrap-range")
+        return _POOL
+
+
+def _forget_pool() -> None:
+    """A forked child has none of its parent's threads."""
+    global _POOL, _POOL_LOCK
+    _POOL, _POOL_LOCK = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)

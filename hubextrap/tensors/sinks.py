@@ -1,0 +1,134 @@
+"""Finished shards in a local folder: hashed as they are written, under their names only when whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from hubextrap.errors import OutputError
+from hubextrap.tensors.interfaces import FinishedShard
+
+
+class LocalSink:
+    """Writes shards into ``folder``, which is made if it is not there."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"{folder}: cannot be made: {error.strerror}; choose another output folder"
+            ) from error
+
+    def open(self, file: str, size: int) -> LocalShardWriter:
+        """Start a file of exactly ``size`` bytes; its space is taken at once.
+
+        Raises:
+            OutputError: there is no room for it, or the folder cannot be written to.
+        """
+        if file in ("", ".", "..") or Path(file).name != file:
+            raise OutputError(f"{file!r}: not a plain file name; the output would leave {self.folder}")
+        return LocalShardWriter(self.folder, file, size)
+
+
+class LocalShardWriter:
+    """One file on its way; until ``finish`` it is called ``.NAME.part``."""
+
+    def __init__(self, folder: Path, file: str, size: int) -> None:
+        self._final = folder / file
+        self._part = folder / f".{file}.part"
+        self._size = size
+        self._position = 0
+        self._hash = hashlib.sha256()
+        self._descriptor = -1
+        try:
+            self._descriptor = os.open(
+                self._part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666
+            )
+            _reserve(self._descriptor, size)
+        except OSError as error:
+            self.abort()
+            raise self._failed(error) from error
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Put ``data`` at ``offset``, which is where the last call ended.
+
+        Raises:
+            OutputError: the disk did not take it.
+        """
+        view = data.cast("B")
+        if offset != self._position or offset + len(view) > self._size:
+            raise ValueError(
+                f"{self._final.name}: write at {offset}, expected {self._position} of {self._size}"
+            )
+        done = 0
+        while done < len(view):
+            try:
+                done += os.pwrite(self._descriptor, view[done:], offset + done)
+            except OSError as error:
+                raise self._failed(error) from error
+        self._hash.update(view)
+        self._position += len(view)
+
+    def finish(self) -> FinishedShard:
+        """Force the file to disk and give it its name.
+
+        Raises:
+            OutputError: the disk did not take it.
+        """
+        if self._position != self._size:
+            raise ValueError(f"{self._final.name}: finished at {self._position} of {self._size} bytes")
+        try:
+            os.fsync(self._descriptor)
+            self._close()
+            self._part.replace(self._final)
+            _sync_folder(self._final.parent)
+        except OSError as error:
+            raise self._failed(error) from error
+        return FinishedShard(self._final.name, self._size, self._hash.hexdigest())
+
+    def abort(self) -> None:
+        """Remove what was written; does nothing after ``finish``."""
+        self._close()
+        with contextlib.suppress(OSError):
+            self._part.unlink()
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _failed(self, error: OSError) -> OutputError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free = shutil.disk_usage(self._final.parent).free
+            return OutputError(
+                f"{self._final}: no room: {self._size:,} bytes are needed, {free:,} are free; make room "
+                "or choose "
+                "another output folder"
+            )
+        return OutputError(
+            f"{self._final}: cannot be written: {error.strerror}; check the folder's permissions and the disk"
+        )
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Take the space now, so that a full disk shows before any work; OSError if there is none."""
+    if size == 0:
+        return
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:  # macOS
+        os.ftruncate(descriptor, size)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

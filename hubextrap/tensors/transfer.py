@@ -1,0 +1,144 @@
+"""One range request, checked to the last byte."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from hubextrap.hub_access import network_errors
+from hubextrap.tensors.patience import asked_wait
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from threading import Event
+
+TIMEOUTS = (10.0, 30.0, 30.0, None)
+"""Seconds to connect, between two reads, between two writes; no bound on waiting for a pooled connection."""
+
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Statuses that may be gone at the next attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the bytes of one file lie."""
+
+    url: str = field(repr=False)
+    """May be signed: never shown."""
+    headers: Mapping[str, str] = field(repr=False)
+    """Hold the token if and only if ``at_hub``."""
+    at_hub: bool
+    """Whether the Hub serves the bytes itself, without a redirect."""
+    size: int
+    """Bytes of the whole file."""
+
+
+@dataclass(slots=True)
+class Part:
+    """A stretch of a file on its way into memory."""
+
+    offset: int
+    """Of the first byte in the file."""
+    buffer: memoryview
+    stop: Event
+    """Set when nobody waits for it any more."""
+    received: int = 0
+    """Bytes at the front of ``buffer`` that are there."""
+
+    @property
+    def rest(self) -> int:
+        return len(self.buffer) - self.received
+
+
+class Refused(Exception):
+    """The server answered, but not with these bytes; asking again may help."""
+
+    def __init__(self, cause: str, *, stale: bool = False, asked_wait: float | None = None) -> None:
+        super().__init__(cause)
+        self.stale = stale
+        """The address itself was refused: resolve it again."""
+        self.asked_wait = asked_wait
+        """Seconds that the server asked to wait."""
+
+
+def fetch(target: Target, part: Part) -> None:
+    """Ask once for what is missing of ``part``; ``part.received`` grows by what comes, also when this raises.
+
+    Raises:
+        Refused: an answer other than exactly these bytes.
+        Exception: of the HTTP library, when the connection fails.
+    """
+    from huggingface_hub import get_session
+
+    first, stop = part.offset + part.received, part.offset + len(part.buffer)
+    headers = {**target.headers, "Range": f"bytes={first}-{stop - 1}", "Accept-Encoding": "identity"}
+    # With the token no redirect is followed; without it there is nothing to lose.
+    with get_session().stream(
+        "GET", target.url, headers=headers, timeout=TIMEOUTS, follow_redirects=not target.at_hub
+    ) as response:
+        if response.status_code == 200 and part.offset == 0 and stop == target.size:
+            part.received = 0  # the whole file was asked for, and a server may answer that with 200
+            first = 0
+        else:
+            _check_status(response)
+            _check_range(response, first, stop, target.size)
+        _check_length(response, stop - first)
+        for chunk in response.iter_raw():
+            if part.stop.is_set():
+                return
+            if len(chunk) > part.rest:
+                raise Refused("the server sent more bytes than it announced")
+            part.buffer[part.received : part.received + len(chunk)] = chunk
+            part.received += len(chunk)
+    if part.rest:
+        raise Refused(f"the connection ended {part.rest:,} bytes early")
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether an error of the Hub's client or of the network may be gone at the next attempt."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in PASSING
+    if isinstance(
+        error, RuntimeError
+    ):  # the client closes its shared session when a connection fails in another thread
+        return "closed" in str(error)
+    return isinstance(error, network_errors())
+
+
+def origin(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port: what has to be equal for a token to go along."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _check_status(response: Any) -> None:
+    status = response.status_code
+    if status == 206:
+        return
+    if status in PASSING:
+        raise Refused(f"the server answered {status}", asked_wait=asked_wait(response.headers))
+    if status == 200:
+        raise Refused(
+            "the server ignored the Range header (status 200); --cache downloads whole files instead"
+        )
+    raise Refused(f"the server answered {status}", stale=True)
+
+
+def _check_range(response: Any, first: int, stop: int, size: int) -> None:
+    given = response.headers.get("Content-Range", "")
+    match = re.fullmatch(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", given.strip(), re.ASCII)
+    if not match or (int(match[1]), int(match[2])) != (first, stop - 1) or match[3] not in (str(size), "*"):
+        raise Refused(f"bytes {first}-{stop - 1}/{size} were asked for, the server sent {given!r}")
+
+
+def _check_length(response: Any, expected: int) -> None:
+    length = response.headers.get("Content-Length")
+    if length is not None and length != str(expected):
+        raise Refused(f"{expected} bytes were asked for, the server announced {length!r}")
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding not in ("", "identity"):
+        raise Refused(f"the server sent {encoding!r} though plain bytes were asked for")

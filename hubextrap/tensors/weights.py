@@ -1,0 +1,240 @@
+"""Which files of a folder hold the model, and where in them each tensor lies."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hubextrap.errors import CheckpointError, CorruptFile, HubExtrapError, UnsupportedCheckpoint
+from hubextrap.progress import SilentProgress
+from hubextrap.tensors.headers import header_end, parse_header, shorten, unique_keys
+from hubextrap.tensors.layout import CheckpointLayout, ShardInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Sequence
+
+    from hubextrap.progress import Progress
+    from hubextrap.tensors.interfaces import Source
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+HEAD = 100_000
+"""Bytes read at first: most headers are shorter, so that one request a shard is enough."""
+
+READERS = 16
+"""Headers read at the same time. Sources bound their requests themselves."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def read_layout(source: Source) -> CheckpointLayout:
+    """The layout of the checkpoint in a folder, from its index and its headers; no tensor byte is read.
+
+    Raises:
+        UnsupportedCheckpoint: no safetensors weights of a whole model.
+        CorruptFile: an index or a header that is wrong, or a file that is missing or cut short.
+        SourceError: bytes could not be read.
+    """
+    return read_layouts([source])[0]
+
+
+def read_layouts(sources: Sequence[Source], progress: Progress | None = None) -> list[CheckpointLayout]:
+    """The layouts of several checkpoints in the order given, all their headers read concurrently.
+
+    Raises:
+        HubExtrapError: as ``read_layout``; when several are wrong, one error of the first's class names all.
+    """
+    with ThreadPoolExecutor(READERS, thread_name_prefix="hubextrap-headers") as pool:
+        weights = _all(pool, _find_weights, sources)
+        shards = [
+            (source, file) for source, found in zip(sources, weights, strict=True) for file in found.shards
+        ]
+        with (progress or SilentProgress()).stage("Reading headers", len(shards), "files") as stage:
+
+            def read(shard: tuple[Source, str]) -> ShardInfo:
+                info = _read_shard(*shard)
+                stage.advance(1)
+                return info
+
+            headers = iter(_all(pool, read, shards))
+    layouts = [
+        CheckpointLayout(source.name, tuple(next(headers) for _ in found.shards), found.index_file)
+        for source, found in zip(sources, weights, strict=True)
+    ]
+    for layout, found in zip(layouts, weights, strict=True):
+        _check_tensors(layout, found)
+    return layouts
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """The files that hold the weights, and what the index says about them."""
+
+    shards: tuple[str, ...]
+    """In name order."""
+    index_file: str | None = None
+    weight_map: dict[str, str] | None = None
+    """Tensor to shard, as the index has it."""
+
+
+def check_files(files: Collection[str], name: str) -> None:
+    """Whether a folder can hold a checkpoint, by the names of its files.
+
+    Raises:
+        UnsupportedCheckpoint: it holds a pickle, an adapter or no weights, and what to do about it.
+    """
+    if SINGLE_FILE in files or INDEX_FILE in files:
+        return
+    if "adapter_model.safetensors" in files or "adapter_config.json" in files:
+        raise UnsupportedCheckpoint(
+            f"{name}: holds an adapter, not a model; merge it into its base first: "
+            "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)"
+        )
+    shards = sorted(file for file in files if file.startswith("model-") and file.endswith(".safetensors"))
+    if shards:
+        raise CorruptFile(f"{name}: has {shards[0]} but no {INDEX_FILE}; download the folder again, whole")
+    pickles = sorted(file for file in files if file.endswith(PICKLE_SUFFIXES) and _is_weights(file))
+    if pickles:
+        raise UnsupportedCheckpoint(
+            f"{name}: {pickles[0]} is a pickle, and pickles are never loaded because they can run code; "
+            "convert it: "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(other_folder) writes safetensors"
+        )
+    there = ", ".join(sorted(files)[:12]) or "nothing"
+    raise UnsupportedCheckpoint(
+        f"{name}: neither {SINGLE_FILE} nor {INDEX_FILE} is there, only: {shorten(there, 500)}; name the "
+        "folder that "
+        "holds the model"
+    )
+
+
+def _is_weights(file: str) -> bool:
+    """Whether a pickle may be the model: what a trainer keeps beside it is none."""
+    return not file.startswith(("optimizer", "scheduler", "rng_state", "training_args", "scaler"))
+
+
+def _all(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """``work`` on every item; all the errors at once, as one."""
+    futures = [pool.submit(work, item) for item in items]
+    results, errors = [], []
+    try:
+        for future in futures:
+            try:
+                results.append(future.result())
+            except HubExtrapError as error:
+                errors.append(error)
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise type(errors[0])("\n".join(dict.fromkeys(str(error) for error in errors))) from errors[0]
+    return results
+
+
+def _find_weights(source: Source) -> _Weights:
+    files = source.files()
+    check_files(files, source.name)
+    if INDEX_FILE not in files:
+        return _Weights((SINGLE_FILE,))
+    weight_map = _read_weight_map(source)
+    shards = tuple(sorted(set(weight_map.values())))
+    if SINGLE_FILE in files and shards != (SINGLE_FILE,):
+        raise CheckpointError(
+            f"{source.name}: has {SINGLE_FILE} and an index of other files; remove the one that is not "
+            "the model"
+        )
+    missing = [shard for shard in shards if shard not in files]
+    if missing:
+        raise CorruptFile(
+            f"{source.name}: {INDEX_FILE} names {', '.join(missing[:5])}, "
+            f"{'which is' if len(missing) == 1 else f'{len(missing)} files in all, which are'} not "
+            "there; download the "
+            "folder again, whole"
+        )
+    return _Weights(shards, INDEX_FILE, weight_map)
+
+
+def _read_weight_map(source: Source) -> dict[str, str]:
+    where = f"{source.name}/{INDEX_FILE}"
+    try:
+        index: Any = json.loads(source.read_file(INDEX_FILE).decode(), object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"{where}: not valid JSON ({shorten(str(error))}); download it again") from None
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CorruptFile(f"{where}: has no weight_map from tensors to files; download it again")
+    for tensor, file in weight_map.items():
+        if not _is_plain_shard(file):
+            raise CorruptFile(
+                f"{where}: puts tensor {shorten(repr(tensor))} into {shorten(repr(file))}, which is not "
+                "a safetensors "
+                "file of this folder; download it again"
+            )
+    return weight_map
+
+
+def _is_plain_shard(file: object) -> bool:
+    return (
+        isinstance(file, str)
+        and file.endswith(".safetensors")
+        and not file.startswith(".")
+        and file.isprintable()
+        and not any(separator in file for separator in "/\\:")
+    )
+
+
+def _read_shard(source: Source, file: str) -> ShardInfo:
+    size = source.files()[file].size
+    where = f"{source.name}/{file}"
+    head = bytearray(min(size, HEAD))
+    source.read(file, 0, memoryview(head))
+    end = header_end(bytes(head[:8]), size, where)
+    if end > len(head):
+        rest = bytearray(end - len(head))
+        source.read(file, len(head), memoryview(rest))
+        head += rest
+    return parse_header(bytes(head), size, file, source.name)
+
+
+def _check_tensors(layout: CheckpointLayout, found: _Weights) -> None:
+    """Every tensor lies in one shard, and where the index says.
+
+    Raises:
+        CorruptFile: it does not.
+    """
+    places: dict[str, str] = {}
+    for shard in layout.shards:
+        for tensor in shard.tensors:
+            if tensor.name in places:
+                raise CorruptFile(
+                    f"{layout.name}: tensor {shorten(repr(tensor.name))} is in both "
+                    f"{places[tensor.name]} and {shard.file}; "
+                    "download the folder again"
+                )
+            places[tensor.name] = shard.file
+    if not places:
+        raise CorruptFile(f"{layout.name}: its weight files hold no tensors; download them again")
+    if found.weight_map is None:
+        return
+    for name, file in found.weight_map.items():
+        if places.get(name) != file:
+            raise CorruptFile(
+                f"{layout.name}: {INDEX_FILE} puts tensor {shorten(repr(name))} into {file}, which does "
+                "not hold it; "
+                "download the folder again"
+            )
+    for name, file in places.items():
+        if name not in found.weight_map:
+            raise CorruptFile(
+                f"{layout.name}: {file} holds tensor {shorten(repr(name))}, which {INDEX_FILE} does not "
+                "list; download the "
+                "folder again"
+            )
