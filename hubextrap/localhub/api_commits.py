@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from hubextrap.localhub.hub import LocalHub
 
 _REGULAR_MAX = 10_000_000  # bytes; larger files are LFS whatever they hold
-LFS_SUFFIXES = frozenset(
-    ".7z .arrow .bin .bz2 .ckpt .gguf .gz .h5 .joblib .model .msgpack .npy .npz .onnx .parquet .pb .pickle .pkl .pt "
-    ".pth .rar .safetensors .tar .tflite .tgz .wasm .xz .zip .zst".split()
+LFS_SUFFIXES = (
+    *(".7z", ".arrow", ".bin", ".bz2", ".ckpt", ".gguf", ".gz", ".h5", ".joblib", ".model", ".msgpack"),
+    *(".npy", ".npz", ".onnx", ".parquet", ".pb", ".pickle", ".pkl", ".pt", ".pth", ".rar", ".safetensors"),
+    *(".tar", ".tflite", ".tgz", ".wasm", ".xz", ".zip", ".zst"),
 )
 
 
 def is_lfs(path: str, size: int, sample: bytes) -> bool:
-    """Whether a file goes to LFS: by its suffix as in the Hub's .gitattributes, by size, or as binary data."""
+    """Whether a file goes to LFS: by its suffix, as in .gitattributes, by size, or as binary data."""
     suffix = PurePosixPath(path).suffix.lower()
     return size > 0 and (suffix in LFS_SUFFIXES or size > _REGULAR_MAX or b"\0" in sample)
 
@@ -46,16 +47,19 @@ def preupload(hub: LocalHub, call: Call) -> Answer:
 
 def commit(hub: LocalHub, call: Call) -> Answer:
     """POST …/commit/V[?create_pr=1]: one commit out of lines of JSON."""
-    header, changes = _parse(call.body.read(), hub.store.objects)
-    summary = str(header.get("summary") or "Upload files")
-    description = str(header.get("description") or "")
-    message = f"{summary}\n\n{description}".strip()
+    body = call.body.read()
     with hub.store.lock:
         repo, user, ref = _target(hub, call)
+        header, changes = _parse(body, repo.objects)
+        summary = str(header.get("summary") or "Upload files")
+        description = str(header.get("description") or "")
+        message = f"{summary}\n\n{description}".strip()
         parent = hub.head(repo, call.groups["revision"])
         expected = header.get("parentCommit")
         if expected and not str(parent.id).startswith(str(expected)):
             raise Refusal(412, f"a commit has happened since: {call.groups['revision']} is at {parent.id}")
+        if ref is None and not (repo.ref_of(call.groups["revision"]) or "").startswith("refs/heads/"):
+            raise Refusal(400, "a pull request starts from a branch")
         number = len(repo.settings.discussions) + 1
         try:
             sha = repo.commit(
@@ -109,7 +113,7 @@ def _parse(body: bytes, objects: LfsObjects) -> tuple[dict[str, Any], list[Chang
                 changes.append(_change(key, value, objects))
             else:
                 raise Refusal(400, f"unknown operation in the commit: {key}")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OSError) as error:
             raise Refusal(400, f"the commit holds a line that cannot be read: {error!r}") from error
     return header, changes
 

@@ -75,10 +75,10 @@ def resolve(hub: LocalHub, call: Call) -> Answer:
         return Answer(200, repo.content(entry), headers, ranges=True)
     headers["ETag"] = headers["X-Linked-Etag"] = f'"{entry.lfs.sha256}"'
     headers["X-Linked-Size"] = str(entry.size)
-    location = hub.cdn_link(call, entry.lfs.sha256)
+    location = hub.cdn_link(call, repo, entry.lfs.sha256)
     if location:
         return Answer(302, b"", {**headers, "Location": location, "Accept-Ranges": "bytes"})
-    return Answer(200, FileBody(hub.store.objects.path(entry.lfs.sha256)), headers, ranges=True)
+    return Answer(200, FileBody(repo.objects.path(entry.lfs.sha256)), headers, ranges=True)
 
 
 def _items(repo: HubRepo, commit: pygit2.Commit, entries: list[Entry], expand: bool) -> list[dict[str, Any]]:

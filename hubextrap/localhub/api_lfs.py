@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.localhub.lfs import Pointer, RejectedObject
+from hubextrap.localhub.repository import HubRepo
 from hubextrap.localhub.wire import Answer, Call, FileBody, Refusal, json_answer
 
 if TYPE_CHECKING:
@@ -27,68 +30,69 @@ def batch(hub: LocalHub, call: Call) -> Answer:
     for item in wanted.get("objects", []):
         pointer = _pointer(item)
         described: dict[str, Any] = {"oid": pointer.sha256, "size": pointer.size}
-        if not hub.store.objects.has(pointer):
-            upload = (
-                _parts(hub, call, pointer)
-                if multipart and pointer.size > hub.part_size
-                else _whole(hub, call, pointer)
-            )
-            described["actions"] = {"upload": upload, "verify": {"href": verify}}
+        if not repo.objects.has(pointer):
+            actions = {
+                "upload": _upload_action(hub, call, repo, pointer, multipart),
+                "verify": {"href": verify},
+            }
+            described["actions"] = actions
         objects.append(described)
     return json_answer({"transfer": "basic", "objects": objects})
 
 
 def upload(hub: LocalHub, call: Call) -> Answer:
     """PUT of a whole object to the link of the batch answer."""
-    _check_link(hub, call)
-    _store(lambda: hub.store.objects.add(call.body.chunks(), _linked(call)))
+    repo, pointer = _linked(hub, call)
+    with _rejections():
+        repo.objects.add(call.body.chunks(), pointer)
     return Answer()
 
 
 def upload_part(hub: LocalHub, call: Call) -> Answer:
     """PUT of one part."""
-    _check_link(hub, call)
-    etag = hub.store.objects.add_part(call.groups["oid"], int(call.groups["part"]), call.body.chunks())
+    repo, pointer = _linked(hub, call)
+    etag = repo.objects.add_part(pointer.sha256, int(call.groups["part"]), call.body.chunks())
     return Answer(headers={"ETag": f'"{etag}"'})
 
 
 def complete(hub: LocalHub, call: Call) -> Answer:
     """POST that says all parts are there."""
-    _check_link(hub, call)
+    repo, pointer = _linked(hub, call)
     numbers = sorted(int(part["partNumber"]) for part in call.json().get("parts", []))
-    pointer = _linked(call)
     if numbers != list(range(1, _part_count(hub, pointer) + 1)):
         raise Refusal(400, f"parts {numbers} are not all the parts of {pointer.sha256}")
-    _store(lambda: hub.store.objects.join_parts(pointer, len(numbers)))
+    with _rejections():
+        repo.objects.join_parts(pointer, len(numbers))
     return json_answer({})
 
 
 def verify(hub: LocalHub, call: Call) -> Answer:
     """POST …/verify: whether the object has arrived."""
-    hub.repo(call)
     pointer = _pointer(call.json())
-    if not hub.store.objects.has(pointer):
+    if not hub.repo(call).objects.has(pointer):
         raise Refusal(404, f"the LFS object {pointer.sha256} of {pointer.size} bytes is not here")
     return json_answer({})
 
 
 def cdn_file(hub: LocalHub, call: Call) -> Answer:
-    """GET of an object on the CDN's port; a link that has expired is a plain 403."""
-    _check_link(hub, call)
+    """GET of an object on the CDN's port; an expired link is a plain 403 without the hub's headers."""
+    if not hub.signer.valid(call.link):
+        return Answer(403, b"Access denied", {"Content-Type": "text/plain"})
     oid = call.groups["oid"]
-    return Answer(200, FileBody(hub.store.objects.path(oid)), {"ETag": f'"{oid}"'}, ranges=True)
+    path = hub.store.get(hub.kind(call), call.groups["repo"]).objects.path(oid)
+    return Answer(200, FileBody(path), {"ETag": f'"{oid}"'}, ranges=True)
 
 
-def _whole(hub: LocalHub, call: Call, pointer: Pointer) -> dict[str, Any]:
-    return {"href": _link(hub, call, f"/lfs/{pointer.sha256}/{pointer.size}")}
-
-
-def _parts(hub: LocalHub, call: Call, pointer: Pointer) -> dict[str, Any]:
-    path = f"/lfs/{pointer.sha256}/{pointer.size}/parts"
-    header = {"chunk_size": str(hub.part_size)}
-    for number in range(1, _part_count(hub, pointer) + 1):
-        header[f"{number:05d}"] = _link(hub, call, f"{path}/{number}")
-    return {"href": _link(hub, call, path), "header": header}
+def _upload_action(
+    hub: LocalHub, call: Call, repo: HubRepo, pointer: Pointer, multipart: bool
+) -> dict[str, Any]:
+    path = f"/lfs/{repo.settings.kind}s/{repo.settings.name}/{pointer.sha256}/{pointer.size}"
+    action: dict[str, Any] = {"href": _link(hub, call, path)}
+    if multipart and pointer.size > hub.part_size:
+        action["header"] = {"chunk_size": str(hub.part_size)}
+        for number in range(1, _part_count(hub, pointer) + 1):
+            action["header"][f"{number:05d}"] = _link(hub, call, f"{path}/{number}")
+    return action
 
 
 def _part_count(hub: LocalHub, pointer: Pointer) -> int:
@@ -99,24 +103,30 @@ def _link(hub: LocalHub, call: Call, path: str) -> str:
     return hub.base(call) + hub.signer.sign(path, _LINK_SECONDS)
 
 
-def _check_link(hub: LocalHub, call: Call) -> None:
+def _linked(hub: LocalHub, call: Call) -> tuple[HubRepo, Pointer]:
+    """The repo and the object that a signed link is for."""
     if not hub.signer.valid(call.link):
         raise Refusal(403, "the link is not valid or has expired")
-
-
-def _linked(call: Call) -> Pointer:
-    return Pointer(call.groups["oid"], int(call.groups["size"]))
+    try:
+        repo = hub.store.get(hub.kind(call), call.groups["repo"])
+    except KeyError:
+        raise Refusal(404, "the repo is gone", "RepoNotFound") from None
+    return repo, Pointer(call.groups["oid"], int(call.groups["size"]))
 
 
 def _pointer(item: dict[str, Any]) -> Pointer:
     try:
-        return Pointer(str(item["oid"]), int(item["size"]))
+        pointer = Pointer(str(item["oid"]), int(item["size"]))
     except (KeyError, ValueError) as error:
         raise Refusal(422, f"an LFS object has an oid and a size: {error!r}") from error
+    if Pointer.decode(pointer.encode()) != pointer:
+        raise Refusal(422, f"not an LFS object: {item}")
+    return pointer
 
 
-def _store(store: Any) -> None:
+@contextmanager
+def _rejections() -> Iterator[None]:
     try:
-        store()
+        yield
     except RejectedObject as error:
         raise Refusal(400, str(error)) from error

@@ -95,7 +95,7 @@ def details(hub: LocalHub, call: Call) -> Answer:
         described["changes"] = {"base": discussion["base"], "mergeCommitId": discussion["merged"]}
         if call.flag("diff"):
             base = repo.head(str(fork)) if fork else None
-            described["diff"] = repo.git.diff(base.tree, head.tree).patch if base else ""
+            described["diff"] = repo.git.diff(base.id, head.id).patch if base else ""
     return json_answer(described)
 
 

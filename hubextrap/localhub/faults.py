@@ -16,7 +16,8 @@ class Fault:
     With neither ``status`` nor ``drop`` the request gets its normal answer, changed by the other fields.
 
     Attributes:
-        path: regular expression searched in the raw path with its query; CDN paths start with ``/cdn/``.
+        path: regular expression searched in the raw path with its query; CDN and upload links start
+            with ``/lfs/``.
         method: only requests of this method; None matches all.
         status: answer with this status and a short JSON body.
         headers: added to the answer, replacing those of the same name.

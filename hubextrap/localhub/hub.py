@@ -149,9 +149,9 @@ class LocalHub:
         Weights, large and binary files become LFS objects as on the Hub. A branch that is not there is
         created with this commit as its first.
         """
-        changes = [self._change(path, content) for path, content in files.items()]
+        repo = self.store.get(repo_type, name)
+        changes = [_change(repo, path, content) for path, content in files.items()]
         with self.store.lock:
-            repo = self.store.get(repo_type, name)
             ref = revision if revision.startswith("refs/") else f"refs/heads/{revision}"
             parent = repo.head(ref) if repo.ref_of(ref) else None
             tree = repo.tree_with(parent, changes)
@@ -176,20 +176,6 @@ class LocalHub:
         with self.store.lock:
             repo = self.store.get(kind, name)
             repo.create_ref(ref, repo.head(start))
-
-    def _change(self, path: str, content: bytes | Path | None) -> Change:
-        if content is None:
-            return Change(path)
-        if isinstance(content, bytes):
-            if is_lfs(path, len(content), content[:512]):
-                return Change(path, self.store.objects.add([content]).encode())
-            return Change(path, content)
-        with content.open("rb") as file:
-            sample = file.read(512)
-            file.seek(0)
-            if is_lfs(path, content.stat().st_size, sample):
-                return Change(path, self.store.objects.add(chunks_of(file)).encode())
-            return Change(path, file.read())
 
     # For the endpoints
 
@@ -247,9 +233,25 @@ class LocalHub:
         prefix = "" if kind == "model" else f"{kind}s/"
         return f"{self.base(call)}/{prefix}{name}"
 
-    def cdn_link(self, call: Call, sha256: str) -> str | None:
+    def cdn_link(self, call: Call, repo: HubRepo, sha256: str) -> str | None:
         """A signed link to an LFS object on the CDN; None without a CDN."""
         if self._cdn is None:
             return None
         host = self.base(call).rpartition(":")[0]
-        return f"{host}:{self.cdn_port}{self.signer.sign(f'/cdn/{sha256}', self.cdn_expiry)}"
+        path = f"/lfs/{repo.settings.kind}s/{repo.settings.name}/{sha256}"
+        return f"{host}:{self.cdn_port}{self.signer.sign(path, self.cdn_expiry)}"
+
+
+def _change(repo: HubRepo, path: str, content: bytes | Path | None) -> Change:
+    if content is None:
+        return Change(path)
+    if isinstance(content, bytes):
+        if is_lfs(path, len(content), content[:512]):
+            return Change(path, repo.objects.add([content]).encode())
+        return Change(path, content)
+    with content.open("rb") as file:
+        sample = file.read(512)
+        file.seek(0)
+        if is_lfs(path, content.stat().st_size, sample):
+            return Change(path, repo.objects.add(chunks_of(file)).encode())
+        return Change(path, file.read())

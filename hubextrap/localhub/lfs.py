@@ -31,7 +31,13 @@ class Pointer:
 
     def encode(self) -> bytes:
         """The pointer file."""
-        return f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {self.size}\n".encode()
+        lines = [
+            "version https://git-lfs.github.com/spec/v1",
+            f"oid sha256:{self.sha256}",
+            f"size {self.size}",
+            "",
+        ]
+        return "\n".join(lines).encode()
 
     @staticmethod
     def decode(blob: bytes) -> Pointer | None:
@@ -52,7 +58,6 @@ class LfsObjects:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._incoming = folder / "incoming"
-        self._incoming.mkdir(parents=True, exist_ok=True)
 
     def path(self, sha256: str) -> Path:
         """Where the object lies, or would lie."""
@@ -72,6 +77,7 @@ class LfsObjects:
         Raises:
             RejectedObject: another size or another sha256 arrived.
         """
+        self._incoming.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=self._incoming)
         incoming = Path(name)
         try:
@@ -88,7 +94,7 @@ class LfsObjects:
             found = Pointer(digest.hexdigest(), size)
             if expected and found != expected:
                 raise RejectedObject(
-                    f"announced {expected.size} bytes with sha256 {expected.sha256}, got {size} with {found.sha256}"
+                    f"expected {expected.size} bytes, sha256 {expected.sha256}; got {size}, {found.sha256}"
                 )
             target = self.path(found.sha256)
             target.parent.mkdir(exist_ok=True)
@@ -100,7 +106,7 @@ class LfsObjects:
     def add_part(self, sha256: str, number: int, chunks: Iterable[bytes]) -> str:
         """Keep one part of an object that comes in several; returns the part's etag."""
         part = self._part(sha256, number)
-        part.parent.mkdir(exist_ok=True)
+        part.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.md5(usedforsecurity=False)
         with part.open("wb") as file:
             for chunk in chunks:

@@ -1,19 +1,22 @@
-"""One repo of the hub: a bare git repository, beside it a JSON file with what git does not hold."""
+"""One repo of the hub: a bare git repository, its LFS objects, and a JSON file with what neither holds.
+
+Objects belong to one repo: to know the sha256 of a private or gated file is not enough to get at it.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Literal
 
 import pygit2
-from pygit2.enums import FileMode, ObjectType, SortMode
+from pygit2.enums import FileMode, SortMode
 
-from hubextrap.localhub.lfs import Pointer
+from hubextrap.localhub.lfs import LfsObjects, Pointer
 
 Kind = Literal["model", "dataset", "space"]
 _POINTER_MAX = 200  # bytes; a pointer file has about 130
@@ -61,6 +64,7 @@ class HubRepo:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.git = pygit2.Repository(str(folder))
+        self.objects = LfsObjects(folder / "lfs")
         self.settings = Settings(**json.loads((folder / "hub.json").read_text()))
 
     @staticmethod

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hubextrap.localhub import api_commits, api_files, api_lfs, api_repos, discussions
+from hubextrap.localhub.access import no_such_repo
 from hubextrap.localhub.wire import Answer, Call, Refusal, unquoted
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ _API = r"/api/(?P<kind>models|datasets|spaces)"
 _REPO = _API + r"/(?P<repo>[^/]+/[^/]+)"
 _PAGE = r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[^/]+/[^/]+)"
 _REVISION = r"(?P<revision>refs(?:/|%2F)pr(?:/|%2F)\d+|[^/]+)"
-_OBJECT = r"/lfs/(?P<oid>[0-9a-f]{64})/(?P<size>\d+)"
+_OBJECT = r"/lfs/(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)/(?P<oid>[0-9a-f]{64})"
 
 _HUB: list[tuple[str, str, Endpoint]] = [
     ("GET", r"/api/whoami-v2", api_repos.whoami),
@@ -47,12 +48,12 @@ _HUB: list[tuple[str, str, Endpoint]] = [
     ("POST", _REPO + r"/discussions/(?P<number>\d+)/merge", discussions.merge),
     ("POST", _PAGE + r"\.git/info/lfs/objects/batch", api_lfs.batch),
     ("POST", _PAGE + r"\.git/info/lfs/objects/verify", api_lfs.verify),
-    ("PUT", _OBJECT, api_lfs.upload),
-    ("PUT", _OBJECT + r"/parts/(?P<part>\d{1,5})", api_lfs.upload_part),
-    ("POST", _OBJECT + r"/parts", api_lfs.complete),
+    ("PUT", _OBJECT + r"/(?P<size>\d+)", api_lfs.upload),
+    ("PUT", _OBJECT + r"/(?P<size>\d+)/(?P<part>\d{1,5})", api_lfs.upload_part),
+    ("POST", _OBJECT + r"/(?P<size>\d+)", api_lfs.complete),
     ("GET", f"{_PAGE}/resolve/{_REVISION}/(?P<path>.+)", api_files.resolve),
 ]
-_CDN: list[tuple[str, str, Endpoint]] = [("GET", r"/cdn/(?P<oid>[0-9a-f]{64})", api_lfs.cdn_file)]
+_CDN: list[tuple[str, str, Endpoint]] = [("GET", _OBJECT, api_lfs.cdn_file)]
 
 
 def _compiled(routes: list[tuple[str, str, Endpoint]]) -> list[tuple[str, re.Pattern[str], Endpoint]]:
@@ -72,6 +73,5 @@ def answer(hub: LocalHub, routes: list[tuple[str, re.Pattern[str], Endpoint]], c
             call.groups = unquoted(match.groupdict())
             return endpoint(hub, call)
     if re.match(_API + "/", call.path) or "/resolve/" in call.path:
-        hub.account(call)
-        raise Refusal(404, f"Repository not found: {call.path}", "RepoNotFound")
+        raise no_such_repo(call.path, hub.account(call))
     raise Refusal(404, f"nothing here: {method} {call.path}")

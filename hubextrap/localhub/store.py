@@ -1,4 +1,4 @@
-"""Everything the hub keeps on disk: repos by kind and name, LFS objects, one lock for every change."""
+"""Everything the hub keeps on disk: repos by kind and name, and one lock for every change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from hubextrap.localhub.lfs import LfsObjects
 from hubextrap.localhub.repository import HubRepo, Kind, Settings
 
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
@@ -32,7 +31,6 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.lock = threading.RLock()
-        self.objects = LfsObjects(root / "lfs")
 
     def create(self, settings: Settings) -> HubRepo:
         """Create the repo.
@@ -64,7 +62,7 @@ class Store:
         return HubRepo(folder)
 
     def delete(self, repo: HubRepo) -> None:
-        """Delete the repo; LFS objects stay, other repos may name them."""
+        """Delete the repo with all that it holds."""
         with self.lock:
             shutil.rmtree(repo.folder)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -73,7 +74,10 @@ class Body:
     def __init__(self, handler: BaseHTTPRequestHandler) -> None:
         self._file = handler.rfile
         self._chunked = "chunked" in handler.headers.get("Transfer-Encoding", "").lower()
-        self._left = 0 if self._chunked else int(handler.headers.get("Content-Length", 0))
+        length = handler.headers.get("Content-Length", "0")
+        if not length.isdigit():
+            raise ConnectionAbortedError(f"not a length: {length}")
+        self._left = 0 if self._chunked else int(length)
 
     def chunks(self) -> Iterator[bytes]:
         """What is left of the body.
@@ -99,7 +103,10 @@ class Body:
 
     def _next_chunk(self) -> bool:
         line = self._file.readline(1024).strip() or self._file.readline(1024).strip()
-        self._left = int(line.split(b";")[0], 16)
+        try:
+            self._left = int(line.split(b";")[0], 16)
+        except ValueError:
+            raise ConnectionAbortedError("the client sent a chunk without its length") from None
         if self._left == 0:
             self._file.readline(1024)
             self._chunked = False
@@ -174,7 +181,11 @@ class Server(ThreadingHTTPServer):
         self.server_close()
         with self._open_lock:
             for connection in self._open:
-                connection.shutdown(socket.SHUT_RDWR)
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+        deadline = time.monotonic() + 5
+        while self._open and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         with self._open_lock:
@@ -202,7 +213,7 @@ class _Handler(BaseHTTPRequestHandler):
         answer = None
         if not spoiled or fault.after:
             answer = self._respond()
-        else:
+        elif not fault.drop:
             Body(self).drain()
         if fault.drop:
             self._log(0)
@@ -213,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
         assert answer is not None
         self._send(answer, fault)
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
 
     def _respond(self) -> Answer:
         path, _, query = self.path.partition("?")
@@ -223,6 +234,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self.server.respond(call)
         except Refusal as refusal:
             return refusal_answer(refusal)
+        except (ConnectionError, TimeoutError):
+            raise
+        except Exception:
+            return _server_error()
         finally:
             body.drain()
 
@@ -264,11 +279,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.wfile.flush()
         with body.path.open("rb") as file:
-            while start < end:
-                sent = os.sendfile(self.connection.fileno(), file.fileno(), start, min(end - start, 1 << 24))
-                if not sent:
-                    raise ConnectionResetError("the file became shorter while it was sent")
-                start += sent
+            if start < end and self.connection.sendfile(file, start, end - start) < end - start:
+                raise ConnectionAbortedError("the file became shorter while it was sent")
 
     def _log(self, status: int) -> None:
         self.server.log.append(
@@ -277,6 +289,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         return None
+
+
+def _server_error() -> Answer:
+    """A bug of the hub: the traceback goes to its terminal."""
+    traceback.print_exc()
+    return refusal_answer(Refusal(500, "the local hub failed; its terminal shows where"))
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
