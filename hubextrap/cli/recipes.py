@@ -1,0 +1,40 @@
+"""`hubextrap recipes`: list, copy and check recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+app = typer.Typer(help="List, copy and check recipes.", no_args_is_help=True)
+
+
+@app.command("ls")
+def list_recipes() -> None:
+    """List the recipes that come with hubextrap."""
+    from hubextrap.recipe import shipped_recipes
+
+    recipes = shipped_recipes()
+    width = max(len(recipe.name) for recipe in recipes)
+    for recipe in recipes:
+        typer.echo(f"{recipe.name:<{width}}  {recipe.summary}")
+
+
+@app.command("cp")
+def copy_recipe(
+    name: str = typer.Argument(help="A name from `hubextrap recipes ls`."),
+    destination: Path = typer.Argument(Path(), help="New file, or a folder to put it in."),
+) -> None:
+    """Copy one of them to a file of your own; nothing is overwritten."""
+    from hubextrap.recipe import copy_shipped
+
+    typer.echo(copy_shipped(name, destination))
+
+
+@app.command("validate")
+def validate(files: list[Path] = typer.Argument(help="Recipe files.")) -> None:
+    """Check recipes without touching the network: every problem of every file, with its line."""
+    from hubextrap.recipe import validate_recipes
+
+    for file in validate_recipes(files):
+        typer.echo(f"{file}: ok")

@@ -1,0 +1,257 @@
+"""The sections of a recipe as frozen models; docs/recipes.md describes every key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
+
+from hubextrap.methods import Rule
+from hubextrap.recipe.yaml_nodes import dump_yaml
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+OutDtype = Literal["float32", "bfloat16", "float16"]
+
+
+def as_tuple(value: object) -> object:
+    """Lists become tuples, a single value a tuple of one; what is in them is checked strictly afterwards."""
+    if isinstance(value, list):
+        return tuple(value)
+    return value if value is None or isinstance(value, (tuple, dict)) else (value,)
+
+
+def as_tuple_if_list(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _computes_in_float32(value: str) -> str:
+    if value != "float32":
+        raise ValueError(
+            f"must be float32, not {value!r}: in a shorter format the coefficients no longer sum to 1; "
+            "out_dtype says how the result is stored"
+        )
+    return value
+
+
+Text = Annotated[str, Field(min_length=1)]
+Step = Annotated[int, Field(ge=0)]
+ComputeDtype = Annotated[str, AfterValidator(_computes_in_float32)]
+OneOrMoreTexts = Annotated[tuple[Text, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+OneOrMoreSteps = Annotated[tuple[Step, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+
+
+class RecipeSection(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class StepSelection(RecipeSection):
+    """``trajectory.steps``: which of the checkpoints in the repo are observed."""
+
+    pattern: str | None = None
+    """How their names are built, with ``{step}`` for the number; found by itself when None."""
+    series: str | None = None
+    """Which series, as `hubextrap steps` lists them, when the repo holds more than one."""
+    min: Step | None = None
+    max: Step | None = None
+    only: OneOrMoreSteps | None = None
+    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """The step is the number in the name times this."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _pattern_holds_step(cls, value: str | None) -> str | None:
+        if value is not None and value.count("{step}") != 1:
+            raise ValueError("needs {step} exactly once, where the number stands, as in 'step_{step}'")
+        return value
+
+    @model_validator(mode="after")
+    def _range_is_not_empty(self) -> StepSelection:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
+class CheckpointEntry(RecipeSection):
+    """One checkpoint of an explicit list."""
+
+    model: Text
+    step: Step
+
+
+class TrajectorySection(RecipeSection):
+    """``trajectory``: the observed checkpoints, found in a repo or listed one by one."""
+
+    repo: Text | None = None
+    checkpoints: Annotated[tuple[CheckpointEntry, ...], BeforeValidator(as_tuple_if_list)] | None = None
+    steps: StepSelection = StepSelection()
+    base: Text | None = None
+    """The checkpoint of step 0, when it lives elsewhere."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> TrajectorySection:
+        if (self.repo is None) == (self.checkpoints is None):
+            raise ValueError("give either repo, to find the checkpoints there, or checkpoints, to list them")
+        if self.checkpoints is not None:
+            if not self.checkpoints:
+                raise ValueError("checkpoints is empty; list at least one")
+            if self.base is not None or self.steps != StepSelection():
+                raise ValueError(
+                    "base and steps go with repo; among checkpoints, list just what is to be used"
+                )
+        return self
+
+
+class TensorRule(RecipeSection):
+    """One entry of ``parameters.tensors``; keys beyond these are parameters of its method."""
+
+    model_config = ConfigDict(extra="allow")
+
+    match: OneOrMoreTexts
+    method: Text
+    damping: float | None = Field(default=None, ge=0, le=1)
+
+    @property
+    def method_parameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Parameters(RecipeSection):
+    """``parameters``; keys beyond these are parameters of the recipe's method."""
+
+    model_config = ConfigDict(extra="allow")
+
+    target_step: OneOrMoreSteps
+    damping: float = Field(default=1.0, ge=0, le=1)
+    tensors: Annotated[tuple[TensorRule, ...], BeforeValidator(as_tuple_if_list)] = ()
+
+    @field_validator("target_step")
+    @classmethod
+    def _no_target_twice(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a step twice")
+        return value
+
+    @property
+    def method_parameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class PushSection(RecipeSection):
+    """``push``: where the prediction goes on the Hub."""
+
+    repo: Text
+    revision: Text = "main"
+    """A branch; ``{target_step}`` in it stands for the step."""
+    private: bool = False
+    create_pr: bool = False
+    commit_message: Text | None = None
+
+    @field_validator("repo")
+    @classmethod
+    def _is_repo_id(cls, value: str) -> str:
+        if not _REPO_ID.fullmatch(value):
+            raise ValueError(f"must be owner/name, not {value!r}; the branch goes into push.revision")
+        return value
+
+    def revision_for(self, target_step: int) -> str:
+        """The branch for one target."""
+        return self.revision.replace("{target_step}", str(target_step))
+
+
+class EvaluateSection(RecipeSection):
+    """``evaluate``: lm-eval tasks, and what the prediction is compared with."""
+
+    tasks: OneOrMoreTexts
+    include_path: OneOrMoreTexts | None = None
+    against: OneOrMoreTexts = ("last",)
+    """``last``, ``base``, ``target`` (the real checkpoint at the target step), or any reference."""
+    limit: int | None = Field(default=None, ge=1)
+    num_fewshot: int | None = Field(default=None, ge=0)
+    batch_size: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
+    apply_chat_template: bool = False
+
+    @field_validator("against")
+    @classmethod
+    def _known_or_reference(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            if entry not in ("last", "base", "target") and not re.search(r"[/:@.]", entry):
+                raise ValueError(
+                    f"{entry!r} is not last, base, target or a reference (owner/name@revision, ./folder)"
+                )
+        return value
+
+
+class Recipe(RecipeSection):
+    """A whole recipe, checked. `load_recipe` and `parse_recipe` make one."""
+
+    version: Literal[1] = 1
+    trajectory: TrajectorySection
+    merge_method: Text
+    parameters: Parameters
+    dtype: ComputeDtype = "float32"
+    out_dtype: OutDtype | None = None
+    """None: as in the last checkpoint."""
+    push: PushSection | None = None
+    evaluate: EvaluateSection | None = None
+    _text: str = PrivateAttr("")
+
+    @model_validator(mode="after")
+    def _a_branch_each(self) -> Recipe:
+        if self.push and len(self.target_steps) > 1 and "{target_step}" not in self.push.revision:
+            raise ValueError(
+                "push.revision needs {target_step} in it when there are several targets: 'step_{target_step}'"
+            )
+        return self
+
+    @property
+    def text(self) -> str:
+        """The recipe as it was written; its canonical form when it was not read from text."""
+        return self._text or self.to_yaml()
+
+    @property
+    def target_steps(self) -> tuple[int, ...]:
+        return self.parameters.target_step
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Which tensors get which method: the rules of ``parameters.tensors``, then one for all the rest."""
+        damping = self.parameters.damping
+        special = tuple(
+            Rule(
+                own.match, own.method, own.method_parameters, damping if own.damping is None else own.damping
+            )
+            for own in self.parameters.tensors
+        )
+        return (*special, Rule(("*",), self.merge_method, self.parameters.method_parameters, damping))
+
+    def to_yaml(self) -> str:
+        """The recipe in canonical form: our own sections, defaults left out."""
+        return dump_yaml(_without_lists_of_one(self.model_dump(mode="json", exclude_defaults=True)))
+
+    def fingerprint(self) -> str:
+        """sha256 of everything that decides the merged bytes, as hex; push and evaluate do not."""
+        decisive = self.model_dump(mode="json", exclude={"push", "evaluate"})
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def _without_lists_of_one(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {name: _without_lists_of_one(inner, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        if len(value) == 1 and key in ("target_step", "match"):
+            return value[0]
+        return [_without_lists_of_one(inner) for inner in value]
+    return value

@@ -1,0 +1,280 @@
+"""From text to a checked recipe: every problem at once, each with its line, in plain words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from hubextrap.errors import HubExtrapError, MethodError, RecipeError
+from hubextrap.methods import coefficients, find_method, nearest, parameter_problems
+from hubextrap.recipe import mergekit_form
+from hubextrap.recipe.models import Parameters, Recipe, RecipeSection, TensorRule
+from hubextrap.recipe.yaml_nodes import Document, Place, read_yaml
+
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+_SIZE_LIMIT = 1_000_000
+
+
+def load_recipe(path: Path | str) -> Recipe:
+    """The recipe in a file. Relative folders in it are relative to the current directory, as in mergekit.
+
+    Raises:
+        RecipeError: it cannot be read, or something in it is wrong; the message lists every problem.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > _SIZE_LIMIT:
+            raise RecipeError(f"{path}: larger than {_SIZE_LIMIT // 1000} kB, so hardly a recipe")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RecipeError(
+            f"{path}: no such file; `hubextrap recipes ls` lists the recipes that come with hubextrap"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not a text file in UTF-8") from error
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
+    return parse_recipe(text, str(path))
+
+
+def parse_recipe(text: str, name: str = "recipe") -> Recipe:
+    """The recipe in ``text``; ``name`` is what messages call it.
+
+    Raises:
+        RecipeError: something in it is wrong; the message lists every problem with its line.
+    """
+    recipe, problems = _parse(text)
+    if recipe is None:
+        lines = [f"{name}:{line}: {problem}" for line, problem in problems]
+        raise RecipeError(
+            "\n".join([f"{name} has {len(lines)} problems:", *lines] if len(lines) > 1 else lines)
+        )
+    return recipe
+
+
+def validate_recipes(paths: Sequence[Path]) -> Sequence[Path]:
+    """Check all the files and give them back.
+
+    Raises:
+        RecipeError: the problems of every file that has any.
+    """
+    problems = []
+    for path in paths:
+        try:
+            load_recipe(path)
+        except RecipeError as error:
+            problems.append(str(error))
+    if problems:
+        raise RecipeError("\n".join(problems))
+    return paths
+
+
+def _parse(text: str) -> tuple[Recipe | None, list[tuple[int, str]]]:
+    """The recipe, or None and its problems as (line, words), in the order of the lines."""
+    document = read_yaml(text)
+    problems = [(line, _worded(place, problem)) for place, line, problem in document.problems]
+    problems += [
+        (
+            text.count("\n", 0, found.start()) + 1,
+            "holds what looks like a Hub token; take it out, and set HF_TOKEN",
+        )
+        for found in _TOKEN.finditer(text)
+    ]
+    recipe = None
+    if document.data is not None or not problems:
+        if isinstance(document.data, dict):
+            recipe, found_problems = _validated(document.data)
+            problems += [
+                (_line(document, place), _worded(place, problem)) for place, problem in found_problems
+            ]
+        else:
+            problems.append((1, f"a recipe is a list of keys and values, not {_shown(document.data)}"))
+    if problems or recipe is None:
+        return None, sorted(set(problems))
+    recipe._text = text
+    return recipe, []
+
+
+def _validated(data: dict[str, Any]) -> tuple[Recipe | None, list[tuple[Place, str]]]:
+    in_mergekit_form = "trajectory" not in data and any(mark in data for mark in mergekit_form.MARKS)
+    form: type[Recipe | mergekit_form.MergekitConfig] = (
+        mergekit_form.MergekitConfig if in_mergekit_form else Recipe
+    )
+    problems = _method_problems(data)
+    recipe = None
+    try:
+        checked = form.model_validate(data)
+        recipe = checked.recipe() if isinstance(checked, mergekit_form.MergekitConfig) else checked
+    except ValidationError as error:
+        problems += [_translated(detail, data, form) for detail in error.errors(include_url=False)]
+    if recipe is not None and not problems:
+        problems += _explicit_step_problems(recipe, data)
+    return recipe, _without_echoes(problems)
+
+
+def _without_echoes(problems: list[tuple[Place, str]]) -> list[tuple[Place, str]]:
+    """A misspelt key is one problem, not also the lack of the key that was meant."""
+    meant = {
+        (*place[:-1], problem.removesuffix("?").rpartition(" ")[2])
+        for place, problem in problems
+        if "did you mean" in problem
+    }
+    return [(place, problem) for place, problem in problems if not (problem == "missing" and place in meant)]
+
+
+def _method_problems(data: dict[str, Any]) -> list[tuple[Place, str]]:
+    """What the methods say about their parameters, for the whole recipe and for each rule."""
+    parameters = data.get("parameters")
+    parameters = parameters if isinstance(parameters, dict) else {}
+    problems = _problems_of(
+        data.get("merge_method"), ("merge_method",), parameters, ("parameters",), Parameters
+    )
+    rules = parameters.get("tensors")
+    for index, rule in enumerate(rules if isinstance(rules, list) else []):
+        if isinstance(rule, dict):
+            place: Place = ("parameters", "tensors", index)
+            problems += _problems_of(rule.get("method"), (*place, "method"), rule, place, TensorRule)
+    return problems
+
+
+def _problems_of(
+    method: object, method_place: Place, section: dict[str, Any], place: Place, model: type[BaseModel]
+) -> list[tuple[Place, str]]:
+    if not isinstance(method, str) or not method:
+        return []  # said elsewhere: missing, or not text
+    own = {key: value for key, value in section.items() if key not in model.model_fields}
+    try:
+        found = parameter_problems(method, own)
+    except MethodError as error:
+        return [(method_place, str(error))]
+    problems: list[tuple[Place, str]] = []
+    for key, problem in found:
+        if problem.startswith("unknown key"):
+            names = [*model.model_fields, *(parameter.name for parameter in find_method(method).parameters)]
+            hint = nearest(key, names)
+            problem = f"unknown key{hint}" if hint else problem
+        problems.append(((*place, key), problem))
+    return problems
+
+
+def _explicit_step_problems(recipe: Recipe, data: dict[str, Any]) -> list[tuple[Place, str]]:
+    """Where the steps are in the recipe, try the coefficients: no need to wait for the first download."""
+    entries = recipe.trajectory.checkpoints
+    if entries is None:
+        return []
+    where: Place = ("models",) if "models" in data else ("trajectory", "checkpoints")
+    by_step: dict[int, str] = {}
+    for entry in entries:
+        if entry.step in by_step:
+            return [(where, f"step {entry.step} is there twice: {by_step[entry.step]} and {entry.model}")]
+        by_step[entry.step] = entry.model
+    problems: list[tuple[Place, str]] = []
+    steps = sorted(by_step)
+    for target in recipe.target_steps:
+        for index, rule in enumerate(recipe.rules):
+            is_last = index == len(recipe.parameters.tensors)
+            place: Place = ("parameters",) if is_last else ("parameters", "tensors", index)
+            try:
+                coefficients(rule.method, steps, target, rule.parameters, damping=rule.damping)
+            except HubExtrapError as error:
+                if not find_method(rule.method).needs_gram_matrix:
+                    problems.append((place, str(error)))
+    return problems
+
+
+def _translated(detail: Any, data: dict[str, Any], form: type[RecipeSection]) -> tuple[Place, str]:
+    place: Place = tuple(detail["loc"])
+    kind = detail["type"]
+    value = detail["input"]
+    if kind == "extra_forbidden":
+        return place, _unknown_key(place, form)
+    if kind == "missing":
+        return place, "missing"
+    if kind in ("value_error", "assertion_error"):
+        return place, str(detail["ctx"]["error"])
+    limits = detail.get("ctx", {})
+    words = {
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "finite_number": "a number",
+        "bool_type": "true or false",
+        "string_type": "text",
+        "tuple_type": "a list",
+        "model_type": "a section with keys of its own",
+        "greater_than": f"above {limits.get('gt', 0):g}",
+        "greater_than_equal": f"at least {limits.get('ge', 0):g}",
+        "less_than_equal": f"at most {limits.get('le', 0):g}",
+        "literal_error": f"{limits.get('expected')}".replace("'", ""),
+    }.get(kind)
+    if kind in ("too_short", "string_too_short"):
+        return place, "must not be empty"
+    if words is None:
+        return place, str(detail["msg"])
+    hint = "; put it in quotes" if kind == "string_type" and isinstance(value, (bool, int, float)) else ""
+    return place, f"must be {words}, not {_shown(value)}{hint}"
+
+
+def _unknown_key(place: Place, form: type[RecipeSection]) -> str:
+    key = str(place[-1])
+    if form is mergekit_form.MergekitConfig and len(place) == 1 and key in mergekit_form.REFUSED:
+        return f"not supported here: {mergekit_form.REFUSED[key]}"
+    section = _section_at(place[:-1], form)
+    hint = nearest(key, list(section.model_fields))
+    if hint:
+        return f"unknown key{hint}"
+    homes = [
+        path for path, model in _sections(form) if path and key in model.model_fields and model is not section
+    ]
+    if homes:
+        return f"unknown key; it belongs under {homes[0]}"
+    return "unknown key; known here: " + ", ".join(section.model_fields)
+
+
+def _section_at(place: Place, form: type[BaseModel]) -> type[BaseModel]:
+    names = ".".join(str(part) for part in place if isinstance(part, str))
+    return dict(_sections(form))[names]
+
+
+def _sections(form: type[BaseModel], path: str = "") -> list[tuple[str, type[BaseModel]]]:
+    """Every section under ``form`` by its dotted path."""
+    found = [(path, form)]
+    for name, info in form.model_fields.items():
+        for model in _models_in(info.annotation):
+            found += _sections(model, f"{path}.{name}" if path else name)
+    return found
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _line(document: Document, place: Place) -> int:
+    """The line of the place itself or, for what is missing, of the section it should be in."""
+    while place not in document.lines:
+        place = place[:-1]
+    return document.lines[place]
+
+
+def _worded(place: Place, problem: str) -> str:
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    return f"{path}: {problem}" if path else problem
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "empty"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    if isinstance(value, dict):
+        return "a section with keys of its own"
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "…'"

@@ -1,0 +1,66 @@
+"""The recipes that come with hubextrap: in a checkout at merge_configs/, in a wheel inside the package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hubextrap.errors import OutputError, RecipeError
+from hubextrap.methods import nearest
+
+
+@dataclass(frozen=True, slots=True)
+class ShippedRecipe:
+    """A recipe file that comes with hubextrap."""
+
+    name: str
+    path: Path
+    summary: str
+    """Its first comment line."""
+
+
+def shipped_recipes() -> tuple[ShippedRecipe, ...]:
+    """All of them, by name.
+
+    Raises:
+        RecipeError: the installation lacks them.
+    """
+    folder = _folder()
+    return tuple(
+        ShippedRecipe(path.stem, path, path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# "))
+        for path in sorted(folder.glob("*.yaml"))
+    )
+
+
+def copy_shipped(name: str, destination: Path | None = None) -> Path:
+    """Copy a shipped recipe to a new file, or into a folder; the current one when None. Returns the new file.
+
+    Raises:
+        RecipeError: there is no recipe of that name.
+        OutputError: the file is there already, or cannot be written.
+    """
+    recipes = {recipe.name: recipe for recipe in shipped_recipes()}
+    recipe = recipes.get(name.removesuffix(".yaml"))
+    if recipe is None:
+        raise RecipeError(
+            f"no recipe {name} comes with hubextrap{nearest(name, list(recipes))}; see `hubextrap recipes ls`"
+        )
+    target = destination or Path()
+    if target.is_dir():
+        target /= recipe.path.name
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(recipe.path.read_text(encoding="utf-8"))
+    except FileExistsError as error:
+        raise OutputError(f"{target} is there already; remove it, or give another name") from error
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written: {error.strerror}") from error
+    return target
+
+
+def _folder() -> Path:
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "merge_configs", package.parent / "merge_configs"):
+        if folder.is_dir():
+            return folder
+    raise RecipeError("the recipes that come with hubextrap are not installed; reinstall it")
