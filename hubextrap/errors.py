@@ -10,7 +10,8 @@ HubExtrapError
 ├── CheckpointError         a checkpoint that cannot be used
 │   ├── CorruptFile             header, index or length of a file is wrong
 │   ├── UnsupportedCheckpoint   no safetensors weights: pickle only, adapters only, none at all
-│   └── CheckpointMismatch      names, shapes, dtypes or tying differ between the checkpoints
+│   ├── CheckpointMismatch      names, shapes, dtypes or tying differ between the checkpoints
+│   └── NonFinite               NaN or infinity in what is combined or in what comes out
 ├── MethodError             a merge method that cannot serve these steps or parameters
 ├── SourceError             bytes that should be there could not be read
 ├── OutputError             the output cannot be written, or is there already
@@ -66,6 +67,10 @@ class UnsupportedCheckpoint(CheckpointError):
 
 class CheckpointMismatch(CheckpointError):
     """Names, shapes, dtypes or tying differ between checkpoints that should be combined."""
+
+
+class NonFinite(CheckpointError):
+    """NaN or infinity in what is combined, or in what comes out of it."""
 
 
 class MethodError(HubExtrapError):

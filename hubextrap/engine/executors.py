@@ -1,0 +1,56 @@
+"""Who does the jobs: an executor maps a function over jobs and knows nothing about them."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class Executor(Protocol):
+    """Maps a function over jobs, which are started in their order."""
+
+    workers: int
+    """Jobs under way at the same time, at most."""
+
+    def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+        """Results in the order of the jobs, which are drawn as they are needed.
+
+        The first error ends it: no further job is started, and it is raised once those under way have ended.
+        """
+
+
+class SerialExecutor:
+    """One job after the other, in this thread."""
+
+    workers = 1
+
+    def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+        return map(function, jobs)
+
+
+class ThreadExecutor:
+    """Jobs in threads of this process."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="hubextrap") as pool:
+            pending: deque[Future[Result]] = deque()
+            try:
+                for job in jobs:
+                    pending.append(pool.submit(function, job))
+                    if len(pending) > 2 * self.workers:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()

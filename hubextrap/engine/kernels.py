@@ -1,0 +1,167 @@
+"""The arithmetic: linear combinations of tensors, block by block over reused scratch memory.
+
+Bit-identical to mergekit 0.1.5 (dtype float32, any out_dtype) on the same processor, whatever the chunk:
+
+- ``sum`` is mergekit's linear with normalize: false. It starts at +0 and does one multiply-add an input, in
+  step order. torch fuses the two (one rounding) where the processor has FMA, which is every x86 since 2013;
+  without FMA both mergekit and this round twice, so bytes are the same across machines of one kind.
+- ``line`` is mergekit's task_arithmetic: base + (+0 + α·(last − base)), each operation rounded.
+
+The float32 error, with u = 2^-24 and K inputs: |sum − Σ c·w| ≤ γ·Σ|c·w| with γ = (K+2)u/(1−(K+2)u), as a term
+passes at most two roundings of its own (coefficient, product) and K of the additions (Higham, Accuracy and
+Stability of Numerical Algorithms, §3.1); a line: the same with K = 2 and |base| + |α|·(|base| + |last|) for the
+sum. Each product may add 2^-150 where it underflows. Then comes the one cast. Accumulation is in float64 when
+the output is F64 (u = 2^-53); F64 inputs of other outputs are cast to float32 first, as mergekit does.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from hubextrap.engine.plan import BLOCK
+from hubextrap.tensors.headers import DTYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hubextrap.engine.plan import Combination
+
+ACCUMULATORS = (torch.float32, torch.float64)
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """torch's dtype for a safetensors name."""
+    dtype = getattr(torch, DTYPES[name].torch_name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+class Combiner:
+    """The scratch memory of one worker, and the combinations over it. Not thread-safe.
+
+    Args:
+        targets: how many outputs there are at most.
+        itemsize: bytes of the widest accumulation: 8 if some output is F64, else 4.
+        device: where the arithmetic runs; tensors come in and go out on the CPU.
+        block: elements that are combined at once.
+    """
+
+    def __init__(self, targets: int, itemsize: int = 4, device: str = "cpu", block: int = BLOCK) -> None:
+        self._block = block
+        self._scratch = [
+            torch.empty(block * itemsize, dtype=torch.uint8, device=device) for _ in range(targets + 2)
+        ]
+        self._zeros = {dtype: torch.zeros((), dtype=dtype, device=device) for dtype in ACCUMULATORS}
+        self._staging = None if device == "cpu" else torch.empty(8 * block, dtype=torch.uint8, device=device)
+
+    def combine(
+        self,
+        inputs: Sequence[torch.Tensor],
+        combinations: Sequence[Combination],
+        outputs: Sequence[torch.Tensor],
+    ) -> None:
+        """Write combination t of the inputs to ``outputs[t]``.
+
+        Args:
+            inputs: 1-D tensors of n elements on the CPU, of any dtype in ``comparison.FLOATS``.
+            combinations: one an output; ``indices`` are positions in ``inputs``.
+            outputs: 1-D tensors of n elements on the CPU, all of one dtype.
+        """
+        pending = []
+        for combination, output in zip(combinations, outputs, strict=True):
+            source = inputs[combination.indices[0]]
+            if combination.kind == "copy" and source.dtype == output.dtype:
+                output.copy_(source)
+            else:
+                pending.append((combination, output))
+        if not pending:
+            return
+        for start in range(0, outputs[0].numel(), self._block):
+            self._combine_block(inputs, pending, slice(start, start + self._block))
+
+    def _combine_block(
+        self,
+        inputs: Sequence[torch.Tensor],
+        pending: Sequence[tuple[Combination, torch.Tensor]],
+        block: slice,
+    ) -> None:
+        first = pending[0][1][block]
+        accumulator = torch.float64 if first.dtype == torch.float64 else torch.float32
+        zero, size = self._zeros[accumulator], first.numel() * accumulator.itemsize
+        value, difference, *sums = (scratch[:size].view(accumulator) for scratch in self._scratch)
+        for k, tensor in enumerate(inputs):
+            uses = [
+                (combination, sums[t], combination.indices.index(k))
+                for t, (combination, _) in enumerate(pending)
+                if k in combination.indices
+            ]
+            if not uses:
+                continue
+            raw = self._to_device(tensor[block])
+            starts = [(c, total) for c, total, position in uses if position == 0 and c.kind != "sum"]
+            for _, total in starts:
+                total.copy_(raw)
+            if len(starts) == len(uses):
+                continue
+            value.copy_(raw)
+            for combination, total, position in uses:
+                weight = combination.weights[position]
+                if combination.kind == "sum":
+                    # alpha is rounded once to the accumulator's dtype, as mergekit's weights are
+                    torch.add(total if position else zero, value, alpha=weight, out=total)
+                elif position == 1:
+                    torch.sub(value, total, out=difference)
+                    total.add_(difference.mul_(weight))
+                    total.add_(0.0)  # mergekit sums the deltas from +0, so it never returns −0 here
+        for (_, output), total in zip(pending, sums, strict=False):
+            self._from_device(total, output[block])
+
+    def _to_device(self, block: torch.Tensor) -> torch.Tensor:
+        if self._staging is None:
+            return block
+        staged = self._staging[: block.numel() * block.itemsize].view(block.dtype)
+        return staged.copy_(block, non_blocking=True)
+
+    def _from_device(self, total: torch.Tensor, output: torch.Tensor) -> None:
+        if self._staging is None:
+            output.copy_(total)
+        else:
+            staged = self._staging[: output.numel() * output.itemsize].view(output.dtype)
+            output.copy_(staged.copy_(total))
+
+
+def count_non_finite(tensor: torch.Tensor, block: int = BLOCK) -> int:
+    """How many elements are NaN or infinite; one sum over them unless there are any.
+
+    A float16 sum is taken in float32, as it would overflow by itself; a false alarm costs only a count.
+    """
+    count = 0
+    for part in torch.split(tensor, block):
+        if part.dtype in FLOAT8:
+            part = part.to(torch.float32)
+        wide = torch.float32 if part.dtype == torch.float16 else None
+        if not math.isfinite(torch.sum(part, dtype=wide).item()):
+            count += part.numel() - int(torch.isfinite(part).sum().item())
+    return count
+
+
+def device_gives_cpu_bytes(device: str) -> bool:
+    """Whether combinations give the same bits on ``device`` as on this CPU, tried on 64 K elements."""
+    from hubextrap.engine.plan import Combination
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2**16, generator=generator) for _ in range(3)]
+    combinations = [
+        Combination("sum", (0, 1, 2), (-0.3, -0.15, 1.45)),
+        Combination("line", (0, 2), (-0.43, 1.43)),
+    ]
+    results = []
+    for where in ("cpu", device):
+        outputs = [torch.empty(2**16, dtype=torch.bfloat16), torch.empty(2**16)]
+        Combiner(2, device=where).combine(inputs, combinations, outputs)
+        results.append(outputs)
+    return all(torch.equal(a, b) for a, b in zip(*results, strict=True))

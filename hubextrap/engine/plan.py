@@ -1,0 +1,301 @@
+"""What a merge will do, from headers and coefficients alone: no byte of a tensor is read here.
+
+The output has the last checkpoint's files with its tensors in offset order. Each shard is cut into jobs: a
+job is a run of consecutive output bytes that one worker reads, combines and hands to the sink. Small tensors
+share a job, a large one spans many, so reads are long whatever the tensors' sizes, and memory does not depend
+on them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from hubextrap.engine.comparison import FLOATS, compare
+from hubextrap.engine.jobs import Job, cut_jobs, job_minimum
+from hubextrap.errors import CheckpointMismatch, MethodError, OutputError, RecipeError
+from hubextrap.tensors.headers import DTYPES, build_header
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from hubextrap.engine.comparison import Entry
+    from hubextrap.tensors.layout import CheckpointLayout, TensorInfo
+
+MiB = 2**20
+DEFAULT_MEMORY = 512 * MiB
+DEFAULT_WORKERS = 2
+LOCAL_READ_SIZE = 1 * MiB
+"""Bytes of one checkpoint that a job reads from a disk: a job should stay in the processor's caches."""
+REMOTE_READ_SIZE = 8 * MiB
+"""The same over a network, where a request costs a round trip."""
+BASELINE = 300 * MiB
+"""What the process takes without buffers, counted into ``memory``: python, torch and the Hub client are
+230 MiB (measured with torch 2.13); the rest is for headers."""
+BLOCK = 2**18
+"""Elements that the kernels combine at once: long enough that calling torch costs little."""
+LISTED_PROBLEMS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """How one target's tensor is made: Σ weights_i · inputs[indices_i], in the order and form of mergekit.
+
+    ``copy``: one coefficient of exactly 1. ``line``: two coefficients that sum to 1, as
+    base + weights[1]·(last − base), which leaves a weight that did not move as it was (mergekit's
+    task_arithmetic). ``sum``: anything else (mergekit's linear with normalize: false).
+    """
+
+    kind: Literal["copy", "line", "sum"]
+    indices: tuple[int, ...]
+    """Positions in ``TensorPlan.inputs``, in step order."""
+    weights: tuple[float, ...]
+    """float64; the kernel rounds each once to the accumulator's dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """One tensor of the output."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    elements: int
+    checkpoints: tuple[int, ...]
+    """Which checkpoints it is made of: those with a coefficient other than 0 for some target."""
+    inputs: tuple[TensorInfo, ...]
+    """Where they keep it."""
+    twins: tuple[tuple[int, TensorInfo], ...]
+    """Tied copies: (position in ``inputs``, copy), which have to hold the same bytes."""
+    combinations: tuple[Combination, ...]
+    """One a target; empty for a tensor that is copied and has to be the same in all ``inputs``."""
+
+    @property
+    def itemsize(self) -> int:
+        return DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """One file of the output."""
+
+    file: str
+    header: bytes
+    size: int
+    tensors: tuple[TensorPlan, ...]
+    """In offset order."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """Everything that is known before the first byte moves."""
+
+    steps: tuple[int, ...]
+    names: tuple[str, ...]
+    """What messages call the checkpoints."""
+    targets: int
+    """Outputs that are made in one pass."""
+    shards: tuple[ShardPlan, ...]
+    index_file: str | None
+    index: bytes
+    """Content of ``index_file``; the caller writes it beside the shards."""
+    total_bytes_read: int
+    total_bytes_written: int
+    """Of all targets together."""
+    peak_memory: int
+    """Estimate of the process's peak resident memory, bytes."""
+    workers: int
+    job_bytes: int
+    """Size of a worker's buffer, which holds the inputs and the outputs of a job."""
+    accumulator_itemsize: int
+    """Bytes of the widest sum: 8 where an output is F64, else 4."""
+    same_layout: bool
+    """Whether the output's files look like the last checkpoint's, so that it could come out identical."""
+    notes: tuple[str, ...]
+
+    def jobs(self, shard: ShardPlan) -> Iterator[Job]:
+        """The jobs of one shard in offset order; at least one."""
+        return cut_jobs(shard, self.targets, self.job_bytes)
+
+
+def plan_merge(
+    steps: Sequence[int],
+    layouts: Sequence[CheckpointLayout],
+    coefficients_for: Callable[[str], NDArray[np.float64]],
+    *,
+    out_dtype: str | None = None,
+    tied: bool = False,
+    memory: int = DEFAULT_MEMORY,
+    workers: int = DEFAULT_WORKERS,
+    read_size: int = LOCAL_READ_SIZE,
+) -> MergePlan:
+    """Plan the outputs of T targets from K checkpoints.
+
+    A checkpoint with coefficient 0 is not read, so a NaN in it does not spread (0·NaN would be NaN).
+
+    Args:
+        steps: the K checkpoints' steps, in order.
+        layouts: their layouts.
+        coefficients_for: tensor name → float64 (T, K).
+        out_dtype: torch's name (``bfloat16``) for all float tensors; None keeps the last checkpoint's.
+        tied: the last checkpoint's tie_word_embeddings.
+        memory: bytes that the process may take, python and torch included.
+        workers: threads, each with a buffer of its own.
+        read_size: bytes to read from a checkpoint at once, if memory allows.
+
+    Raises:
+        CheckpointMismatch: names, shapes, dtypes or tying differ; all findings in one message.
+        MethodError: coefficients that are not finite, or all 0.
+        RecipeError: an out_dtype that is none.
+        OutputError: memory is too small; the message says how much is needed.
+    """
+    entries, problems, notes = compare(steps, layouts, tied=tied)
+    dtype = _output_dtype(out_dtype)
+    plans: dict[str, TensorPlan] = {}
+    targets = 1
+    for entry in entries:
+        coefficients = coefficients_for(entry.name)
+        targets = len(coefficients)
+        plans[entry.name] = _tensor_plan(entry, coefficients, dtype)
+    problems += [
+        f"{plan.name} is {plan.dtype}, which cannot be combined; give it the method persistence by a rule"
+        for plan in plans.values()
+        if not plan.combinations and len(plan.inputs) > 1 and plan.dtype[0] not in "IUB"
+    ]
+    _refuse(problems)
+
+    last = layouts[-1]
+    shards = []
+    for shard in last.shards:
+        tensors = tuple(plans[info.name] for info in shard.tensors if info.name in plans)
+        if tensors:
+            header = build_header(
+                [(plan.name, plan.dtype, plan.shape) for plan in tensors], {"format": "pt"} | shard.metadata
+            )
+            size = len(header) + sum(plan.elements * plan.itemsize for plan in tensors)
+            shards.append(ShardPlan(shard.file, header, size, tensors))
+    every = [plan for shard in shards for plan in shard.tensors]
+    itemsize = 8 if any(plan.dtype == "F64" for plan in every) else 4
+    # what a worker's kernels need beside its buffer: one input, one difference, a sum a target
+    fixed = BASELINE + workers * BLOCK * (targets + 2) * itemsize
+    job_bytes = _job_bytes(every, targets, memory, fixed, workers, read_size)
+    return MergePlan(
+        steps=tuple(steps),
+        names=tuple(layout.name for layout in layouts),
+        targets=targets,
+        shards=tuple(shards),
+        index_file=last.index_file,
+        index=_index(shards) if last.index_file else b"",
+        total_bytes_read=sum(
+            info.nbytes for plan in every for info in (*plan.inputs, *(twin for _, twin in plan.twins))
+        ),
+        total_bytes_written=targets * sum(shard.size for shard in shards),
+        peak_memory=fixed + workers * job_bytes,
+        workers=workers,
+        job_bytes=job_bytes,
+        accumulator_itemsize=itemsize,
+        same_layout=len(every) == len(last.tensors)
+        and all(p.dtype == last.tensors[p.name].dtype for p in every),
+        notes=(*notes, *_dtype_notes(steps, layouts)),
+    )
+
+
+def combination(coefficients: NDArray[np.float64], checkpoints: Sequence[int]) -> Combination:
+    """The form in which a row of K coefficients is computed; ``checkpoints`` are those that are read."""
+    used = [(i, float(coefficients[k])) for i, k in enumerate(checkpoints) if coefficients[k] != 0]
+    indices, weights = tuple(i for i, _ in used), tuple(weight for _, weight in used)
+    if weights == (1.0,):
+        return Combination("copy", indices, weights)
+    if len(weights) == 2 and abs(sum(weights) - 1) <= 1e-12 * (abs(weights[0]) + abs(weights[1])):
+        return Combination("line", indices, weights)
+    return Combination("sum", indices, weights)
+
+
+def _tensor_plan(entry: Entry, coefficients: NDArray[np.float64], out_dtype: str | None) -> TensorPlan:
+    if coefficients.ndim != 2 or coefficients.shape[1] != len(entry.inputs):
+        raise ValueError(
+            f"{entry.name}: coefficients of shape {coefficients.shape} for {len(entry.inputs)} checkpoints"
+        )
+    if not np.isfinite(coefficients).all():
+        raise MethodError(
+            f"{entry.name}: its coefficients {coefficients.tolist()} are not finite; check steps and target"
+        )
+    if not coefficients.any(axis=1).all():
+        raise MethodError(f"{entry.name}: its coefficients are all 0; check the method that its rule names")
+    last = len(entry.inputs) - 1
+    reference = entry.inputs[last]
+    used = set(np.flatnonzero(coefficients.any(axis=0)).tolist())
+    combined = reference.dtype in FLOATS
+    checkpoints = tuple(sorted(used if combined else used | {last}))
+    return TensorPlan(
+        name=entry.name,
+        dtype=(out_dtype or reference.dtype) if combined else reference.dtype,
+        shape=reference.shape,
+        elements=reference.nbytes // DTYPES[reference.dtype].itemsize,
+        checkpoints=checkpoints,
+        inputs=tuple(entry.inputs[k] for k in checkpoints),
+        twins=tuple((i, twin) for i, k in enumerate(checkpoints) if (twin := entry.twins[k])),
+        combinations=tuple(combination(row, checkpoints) for row in coefficients) if combined else (),
+    )
+
+
+def _output_dtype(out_dtype: str | None) -> str | None:
+    if out_dtype is None:
+        return None
+    names = {DTYPES[name].torch_name: name for name in FLOATS}
+    if out_dtype not in names:
+        raise RecipeError(f"out_dtype: {out_dtype!r} is not one of {', '.join(names)}")
+    return names[out_dtype]
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if not problems:
+        return
+    listed = "\n".join(f"  {problem}" for problem in problems[:LISTED_PROBLEMS])
+    more = len(problems) - LISTED_PROBLEMS
+    raise CheckpointMismatch(
+        f"the checkpoints do not fit together, {len(problems)} finding{'s' * (len(problems) > 1)}:\n{listed}"
+        + (f"\n  … and {more} more" if more > 0 else "")
+        + "\nleave out the checkpoints that differ (trajectory.steps), or choose ones that one run saved"
+    )
+
+
+def _job_bytes(
+    plans: Sequence[TensorPlan], targets: int, memory: int, fixed: int, workers: int, read_size: int
+) -> int:
+    """Size of a worker's buffer, so that all of them and ``fixed`` stay within ``memory``."""
+    least = job_minimum(plans, targets)
+    room = (memory - fixed) // workers
+    streams = max((len(plan.inputs) + len(plan.twins) for plan in plans), default=0)
+    if room < least:
+        raise OutputError(
+            f"memory: {memory / MiB:.0f} MiB are not enough for {streams} checkpoints, {targets} "
+            f"target{'s' * (targets > 1)} and {workers} worker{'s' * (workers > 1)}; give at least "
+            f"{-(-(fixed + workers * least) // MiB)} MiB"
+        )
+    return max(least, min(room, read_size * (streams + targets)))
+
+
+def _index(shards: Sequence[ShardPlan]) -> bytes:
+    """The index JSON as transformers writes it."""
+    weight_map = {plan.name: shard.file for shard in shards for plan in shard.tensors}
+    total = sum(plan.elements * plan.itemsize for shard in shards for plan in shard.tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _dtype_notes(steps: Sequence[int], layouts: Sequence[CheckpointLayout]) -> list[str]:
+    stored = {
+        step: "/".join(
+            sorted({t.dtype for shard in layout.shards for t in shard.tensors if t.dtype in FLOATS})
+        )
+        for step, layout in zip(steps, layouts, strict=True)
+    }
+    if len(set(stored.values())) < 2:
+        return []
+    return ["dtypes differ: " + ", ".join(f"step {step} {dtype}" for step, dtype in stored.items())]

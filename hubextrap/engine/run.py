@@ -1,0 +1,244 @@
+"""A plan carried out: jobs in file order, several under way, their results handed over one after the other.
+
+While one worker's bytes are hashed and written, the others read and combine; a shard is finished (forced to
+disk, or uploaded) while the next one is made. The sinks see each file's bytes once, in offset order, so what
+comes out does not depend on the number of workers, the memory or the source.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from hubextrap.engine.executors import Executor, SerialExecutor, ThreadExecutor
+from hubextrap.engine.kernels import device_gives_cpu_bytes
+from hubextrap.engine.worker import Worker
+from hubextrap.errors import MethodError, NonFinite
+from hubextrap.progress import Progress, SilentProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from hubextrap.engine.jobs import Job
+    from hubextrap.engine.plan import MergePlan, TensorPlan
+    from hubextrap.engine.worker import JobResult, NonFiniteCount
+    from hubextrap.tensors.interfaces import FinishedShard, ShardWriter, Sink, Source
+
+
+@dataclass(frozen=True, slots=True)
+class MergeOutput:
+    """What one target's sink holds afterwards."""
+
+    shards: tuple[FinishedShard, ...]
+    identical_to_last: bool
+    """Every byte is the last checkpoint's: nothing was predicted."""
+
+
+def run_plan(
+    plan: MergePlan,
+    sources: Sequence[Source],
+    sinks: Sequence[Sink],
+    *,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+    readers: int = 0,
+    device: str = "cpu",
+    allow_non_finite: bool = False,
+) -> list[MergeOutput]:
+    """Make the outputs of all targets in one pass over the inputs.
+
+    On any error every file that was not finished is dropped; finished ones stay with the sink.
+
+    Args:
+        sources: one a checkpoint, in step order.
+        sinks: one a target.
+        executor: threads of this process by default, as many as planned.
+        readers: threads that read a job's ranges at the same time, for sources where waiting dominates (a
+            Hub); 0 reads them one after the other in the worker.
+        device: ``cpu`` or a CUDA device; the bytes are the same.
+
+    Raises:
+        NonFinite: a result is NaN or infinite; names the tensor and counts them.
+        CheckpointMismatch: tied copies or integer tensors turned out to differ.
+        SourceError, OutputError: reading or writing failed.
+        MethodError: ``device`` would give other bytes than the CPU.
+    """
+    if len(sources) != len(plan.steps) or len(sinks) != plan.targets:
+        raise ValueError(
+            f"{len(sources)} sources and {len(sinks)} sinks for {len(plan.steps)} and {plan.targets}"
+        )
+    if executor is None:
+        executor = ThreadExecutor(plan.workers) if plan.workers > 1 else SerialExecutor()
+    progress = progress or SilentProgress()
+    with (
+        _one_torch_thread(),
+        progress.stage("merge", plan.total_bytes_read) as stage,
+        ThreadPoolExecutor(readers or 1, thread_name_prefix="hubextrap-read") as pool,
+    ):
+        if device != "cpu" and not device_gives_cpu_bytes(device):
+            raise MethodError(f"device {device} rounds differently from this CPU; run on the CPU instead")
+        handover = _Handover(plan, sinks, allow_non_finite)
+        identical = [plan.same_layout] * plan.targets
+        workers: queue.LifoQueue[Worker] = queue.LifoQueue()
+        for _ in range(executor.workers):
+            workers.put(
+                Worker(
+                    plan,
+                    sources,
+                    identical,
+                    check_finite=not allow_non_finite,
+                    device=device,
+                    readers=pool if readers else None,
+                    advance=stage.advance,
+                )
+            )
+
+        def work(numbered: tuple[int, Job]) -> None:
+            number, job = numbered
+            worker = workers.get()
+            try:
+                handover.take(number, job, worker.do(job))
+            except BaseException as error:
+                handover.fail(error)
+                raise
+            finally:
+                workers.put(worker)
+
+        try:
+            for _ in executor.map(work, enumerate(job for shard in plan.shards for job in plan.jobs(shard))):
+                pass
+            finished = handover.close()
+        except BaseException as error:
+            handover.fail(error)
+            handover.abort()
+            raise
+    return [MergeOutput(tuple(shards), same) for shards, same in zip(finished, identical, strict=True)]
+
+
+@contextlib.contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """The workers are the parallelism; torch's own threads would only get in their way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Non-finite elements of the tensor that is being handed over."""
+
+    outputs: int = 0
+    inputs: Counter[int] = field(default_factory=Counter)
+
+
+class _Handover:
+    """Takes results in the order of their jobs, whoever made them, and passes them to the sinks."""
+
+    def __init__(self, plan: MergePlan, sinks: Sequence[Sink], allow_non_finite: bool) -> None:
+        self._plan = plan
+        self._sinks = sinks
+        self._allow_non_finite = allow_non_finite
+        self._turn = threading.Condition()
+        self._next = 0
+        self._error: BaseException | None = None
+        self._writers: list[ShardWriter] = []
+        self._tallies: dict[tuple[str, int], _Tally] = {}
+        self._finished: list[list[FinishedShard]] = [[] for _ in sinks]
+        self._finisher = ThreadPoolExecutor(1, thread_name_prefix="hubextrap-finish")
+        self._finishing: Future[None] | None = None
+
+    def take(self, number: int, job: Job, result: JobResult) -> None:
+        """Wait until all earlier jobs were taken, then write this one's bytes."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._next == number or self._error is not None)
+            if self._error is not None:
+                raise self._error
+        self._write(job, result)
+        with self._turn:
+            self._next += 1
+            self._turn.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Wake everybody who waits; the first error is the one that counts."""
+        with self._turn:
+            self._error = self._error or error
+            self._turn.notify_all()
+
+    def close(self) -> list[list[FinishedShard]]:
+        """Wait for the last shard; the finished shards of each target."""
+        if self._finishing is not None:
+            self._finishing.result()
+        self._finisher.shutdown()
+        return self._finished
+
+    def abort(self) -> None:
+        """Drop every file that is not finished. No job may be under way any more."""
+        self._finisher.shutdown(cancel_futures=True)
+        for writer in self._writers:
+            writer.abort()
+
+    def _write(self, job: Job, result: JobResult) -> None:
+        if job.starts_shard:
+            if self._finishing is not None:  # at most two shards are on their way
+                self._finishing.result()
+            self._writers = []
+            for sink in self._sinks:
+                self._writers.append(sink.open(job.shard.file, job.shard.size))
+            for writer in self._writers:
+                writer.write(0, memoryview(job.shard.header))
+        self._check_finite(job, result.non_finite)
+        for writer, output in zip(self._writers, result.outputs, strict=True):
+            if job.size:
+                writer.write(job.offset, output)
+        if job.ends_shard:
+            writers, self._writers = self._writers, []
+            self._finishing = self._finisher.submit(self._finish, writers)
+
+    def _finish(self, writers: Sequence[ShardWriter]) -> None:
+        try:
+            for shards, writer in zip(self._finished, writers, strict=True):
+                shards.append(writer.finish())
+        except BaseException:
+            for writer in writers:
+                writer.abort()
+            raise
+
+    def _check_finite(self, job: Job, found: Sequence[NonFiniteCount]) -> None:
+        """Count until a tensor ends, so that the error can say how many there are."""
+        for count in found:
+            tally = self._tallies.setdefault((count.tensor, count.target), _Tally())
+            tally.outputs += count.outputs
+            tally.inputs.update(count.inputs)
+        if self._tallies:
+            for piece in job.pieces:
+                for target in range(self._plan.targets):
+                    if piece.ends_tensor and (piece.tensor.name, target) in self._tallies:
+                        raise self._non_finite(piece.tensor, target)
+
+    def _non_finite(self, tensor: TensorPlan, target: int) -> NonFinite:
+        tally = self._tallies[tensor.name, target]
+        output = f" in output {target + 1} of {self._plan.targets}" if self._plan.targets > 1 else ""
+        causes = [
+            f"step {self._plan.steps[k]} ({self._plan.names[k]}) has {count:,} itself"
+            for k, count in sorted(tally.inputs.items())
+            if count
+        ]
+        remedy = (
+            f"{', '.join(causes)}: leave that checkpoint out"
+            if causes
+            else f"{tensor.dtype} cannot hold them: take a nearer target, more damping or a wider out_dtype"
+        )
+        return NonFinite(
+            f"{tensor.name}: {tally.outputs:,} of {tensor.elements:,} results are NaN or infinite{output}; "
+            f"{remedy}, or allow them (--allow-non-finite)"
+        )
