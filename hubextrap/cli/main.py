@@ -7,7 +7,7 @@ import sys
 import typer
 
 from hubextrap._version import __version__
-from hubextrap.cli import recipes
+from hubextrap.cli import hub, recipes
 from hubextrap.cli.steps import steps
 from hubextrap.errors import HubExtrapError
 
@@ -36,6 +36,7 @@ def _options(
 
 
 app.command()(steps)
+app.add_typer(hub.app, name="hub")
 app.add_typer(recipes.app, name="recipes")
 
 

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.localhub import discussions
-from hubextrap.localhub.lfs import LfsObjects, Pointer
+from hubextrap.localhub.lfs import Pointer, RejectedObject
 from hubextrap.localhub.repository import BadCommit, Change, Conflict, HubRepo
 from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer
 
@@ -50,7 +50,7 @@ def commit(hub: LocalHub, call: Call) -> Answer:
     body = call.body.read()
     with hub.store.lock:
         repo, user, ref = _target(hub, call)
-        header, changes = _parse(body, repo.objects)
+        header, changes = _parse(body, repo)
         summary = str(header.get("summary") or "Upload files")
         description = str(header.get("description") or "")
         message = f"{summary}\n\n{description}".strip()
@@ -98,7 +98,7 @@ def _target(hub: LocalHub, call: Call) -> tuple[HubRepo, str, str | None]:
     return repo, user, ref
 
 
-def _parse(body: bytes, objects: LfsObjects) -> tuple[dict[str, Any], list[Change]]:
+def _parse(body: bytes, repo: HubRepo) -> tuple[dict[str, Any], list[Change]]:
     header: dict[str, Any] = {}
     changes = []
     for line in body.splitlines():
@@ -110,7 +110,7 @@ def _parse(body: bytes, objects: LfsObjects) -> tuple[dict[str, Any], list[Chang
             if key == "header":
                 header = value
             elif key in ("file", "lfsFile", "deletedFile", "deletedFolder"):
-                changes.append(_change(key, value, objects))
+                changes.append(_change(key, value, repo))
             else:
                 raise Refusal(400, f"unknown operation in the commit: {key}")
         except (ValueError, KeyError, TypeError, OSError) as error:
@@ -118,7 +118,7 @@ def _parse(body: bytes, objects: LfsObjects) -> tuple[dict[str, Any], list[Chang
     return header, changes
 
 
-def _change(key: str, value: dict[str, Any], objects: LfsObjects) -> Change:
+def _change(key: str, value: dict[str, Any], repo: HubRepo) -> Change:
     path = str(value["path"])
     if key == "deletedFile":
         return Change(path)
@@ -127,7 +127,7 @@ def _change(key: str, value: dict[str, Any], objects: LfsObjects) -> Change:
     if key == "lfsFile":
         sha256 = str(value["oid"])
         size = value.get("size")
-        pointer = Pointer(sha256, objects.path(sha256).stat().st_size if size is None else int(size))
+        pointer = Pointer(sha256, repo.objects.path(sha256).stat().st_size if size is None else int(size))
         content = pointer.encode()
     else:
         text = value["content"]
@@ -136,6 +136,10 @@ def _change(key: str, value: dict[str, Any], objects: LfsObjects) -> Change:
         if named is None:
             return Change(path, content)
         pointer = named
-    if not objects.has(pointer):
+    try:
+        there = repo.objects.has(pointer) or repo.xet.adopt(pointer, repo.objects)
+    except RejectedObject as error:
+        raise Refusal(400, f"{path}: {error}") from error
+    if not there:
         raise Refusal(400, f"{path} names an LFS object that was never uploaded: {pointer.sha256}")
     return Change(path, content)

@@ -75,6 +75,11 @@ def resolve(hub: LocalHub, call: Call) -> Answer:
         return Answer(200, repo.content(entry), headers, ranges=True)
     headers["ETag"] = headers["X-Linked-Etag"] = f'"{entry.lfs.sha256}"'
     headers["X-Linked-Size"] = str(entry.size)
+    xet_file = repo.xet.file(entry.lfs.sha256) if hub.xet else None
+    if xet_file:
+        api = f"{hub.base(call)}/api/{repo.settings.kind}s/{repo.settings.name}"
+        headers["X-Xet-Hash"] = xet_file.hash
+        headers["Link"] = f'<{api}/xet-read-token/{commit.id}?store={xet_file.store}>; rel="xet-auth"'
     location = hub.cdn_link(call, repo, entry.lfs.sha256)
     if location:
         return Answer(302, b"", {**headers, "Location": location, "Accept-Ranges": "bytes"})

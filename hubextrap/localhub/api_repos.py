@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hubextrap.localhub.access import may_see
+from hubextrap.localhub.access import check_content, may_see
 from hubextrap.localhub.listing import linked_pages
 from hubextrap.localhub.repository import Conflict, HubRepo, Kind, NoSuchRevision, iso_date
 from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer
@@ -75,6 +75,13 @@ def settings(hub: LocalHub, call: Call) -> Answer:
     return json_answer({"private": repo.settings.private, "gated": repo.settings.gated})
 
 
+def auth_check(hub: LocalHub, call: Call) -> Answer:
+    """GET …/auth-check[/write]: whether this account gets at the files, or may write."""
+    repo = hub.repo(call, write=call.groups.get("right") == "write")
+    check_content(repo, hub.account(call))
+    return json_answer({})
+
+
 def info(hub: LocalHub, call: Call) -> Answer:
     """GET /api/T/R[/revision/V]."""
     repo = hub.repo(call)
@@ -84,14 +91,17 @@ def info(hub: LocalHub, call: Call) -> Answer:
 
 
 def list_repos(hub: LocalHub, call: Call) -> Answer:
-    """GET /api/T?author=&search=&limit=: the repos that this account may see."""
+    """GET /api/T?author=&search=&filter=&limit=: the repos that this account may see, by name."""
     account = hub.account(call)
     author, search = call.query.get("author", [None])[0], call.query.get("search", [""])[0].lower()
+    tags = set(call.query.get("filter", []))
     found = []
     for repo in hub.store.all(hub.kind(call)):
         owner = repo.settings.name.partition("/")[0]
         if may_see(repo, account) and author in (None, owner) and search in repo.settings.name.lower():
-            found.append(_info(repo, "main", blobs=False, siblings=call.flag("full")))
+            described = _info(repo, "main", blobs=False, siblings=call.flag("full"))
+            if tags <= set(described["tags"]):
+                found.append(described)
     return linked_pages(call, hub.base(call), found, default_limit=1000)
 
 

@@ -17,6 +17,7 @@ import pygit2
 from pygit2.enums import FileMode, SortMode
 
 from hubextrap.localhub.lfs import LfsObjects, Pointer
+from hubextrap.localhub.xet import XetStores
 
 Kind = Literal["model", "dataset", "space"]
 _POINTER_MAX = 200  # bytes; a pointer file has about 130
@@ -65,6 +66,7 @@ class HubRepo:
         self.folder = folder
         self.git = pygit2.Repository(str(folder))
         self.objects = LfsObjects(folder / "lfs")
+        self.xet = XetStores(folder / "xet")
         self.settings = Settings(**json.loads((folder / "hub.json").read_text()))
 
     @staticmethod

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hubextrap.localhub import api_commits, api_files, api_lfs, api_repos, discussions
+from hubextrap.localhub import api_commits, api_files, api_lfs, api_repos, api_xet, discussions
 from hubextrap.localhub.access import no_such_repo
 from hubextrap.localhub.wire import Answer, Call, Refusal, unquoted
 
@@ -29,6 +29,7 @@ _HUB: list[tuple[str, str, Endpoint]] = [
     ("GET", _API, api_repos.list_repos),
     ("GET", _REPO, api_repos.info),
     ("GET", f"{_REPO}/revision/{_REVISION}", api_repos.info),
+    ("GET", f"{_REPO}/auth-check(?:/(?P<right>write))?", api_repos.auth_check),
     ("PUT", f"{_REPO}/settings", api_repos.settings),
     ("GET", f"{_REPO}/refs", api_repos.refs),
     ("POST", f"{_REPO}/branch/(?P<name>[^/]+)", api_repos.create_branch),
@@ -46,6 +47,8 @@ _HUB: list[tuple[str, str, Endpoint]] = [
     ("POST", _REPO + r"/discussions/(?P<number>\d+)/comment", discussions.comment),
     ("POST", _REPO + r"/discussions/(?P<number>\d+)/status", discussions.status),
     ("POST", _REPO + r"/discussions/(?P<number>\d+)/merge", discussions.merge),
+    ("GET", f"{_REPO}/xet-write-token/{_REVISION}", api_xet.write_token),
+    ("GET", f"{_REPO}/xet-read-token/{_REVISION}", api_xet.read_token),
     ("POST", _PAGE + r"\.git/info/lfs/objects/batch", api_lfs.batch),
     ("POST", _PAGE + r"\.git/info/lfs/objects/verify", api_lfs.verify),
     ("PUT", _OBJECT + r"/(?P<size>\d+)", api_lfs.upload),

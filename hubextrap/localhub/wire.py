@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, unquote
 from hubextrap.localhub.faults import Fault, Faults, Request
 
 _CHUNK = 1 << 20
+_LOG_MAX = 100_000  # requests; a hub may serve for weeks
 _KEEP_ALIVE_SECONDS = (
     90  # longer than clients keep idle connections pooled, so that they never meet a closed one
 )
@@ -283,6 +284,8 @@ class _Handler(BaseHTTPRequestHandler):
                 raise ConnectionAbortedError("the file became shorter while it was sent")
 
     def _log(self, status: int) -> None:
+        if len(self.server.log) >= _LOG_MAX:
+            del self.server.log[: _LOG_MAX // 2]
         self.server.log.append(
             Request(self.command, self.path, self.headers, status, self.server.server_address[1])
         )

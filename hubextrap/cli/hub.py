@@ -1,0 +1,61 @@
+"""`hubextrap hub`: a loopback Hub."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import threading
+from pathlib import Path
+
+import typer
+
+from hubextrap.errors import HubExtrapError
+
+app = typer.Typer(help="A local Hub for tests, demos and machines without a network.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """A local Hub for tests, demos and machines without a network."""
+
+
+@app.command()
+def serve(
+    folder: Path = typer.Argument(help="Where the repos lie; created if it is not there.", metavar="DIR"),
+    host: str = typer.Option(
+        "127.0.0.1", help="Address to listen on; others can reach it if it is not loopback."
+    ),
+    port: int = typer.Option(8750, min=0, max=65535, help="Port to listen on; 0 takes a free one."),
+    token: str = typer.Option(
+        "",
+        envvar="HUBEXTRAP_HUB_TOKEN",
+        help="Token with which to write; a fresh one is printed if it is not given.",
+    ),
+    user: str = typer.Option(
+        "me", help="User whom the token stands for: the owner of the repos that it writes."
+    ),
+) -> None:
+    """Serve the repos in DIR to huggingface_hub, transformers and every tool on top of them, until Ctrl-C."""
+    try:
+        from hubextrap.localhub.hub import LocalHub
+    except ImportError as error:
+        raise HubExtrapError(
+            f"the local hub needs {error.name}: pip install 'hubextrap[localhub]'"
+        ) from error
+
+    secret = token or f"hf_{secrets.token_hex(17)}"
+    try:
+        hub = LocalHub(folder, host=host, port=port, tokens={secret: user})
+    except OSError as error:
+        raise HubExtrapError(
+            f"cannot serve {folder} on {host}:{port}: {error.strerror}; choose another --port, --host or DIR"
+        ) from error
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with hub:
+        typer.echo(f"export HF_ENDPOINT={hub.url} HF_HUB_DISABLE_XET=1")
+        if not token:
+            typer.echo(f"export HF_TOKEN={secret}")
+        typer.echo(f"serving {folder}; stop with Ctrl-C", err=True)
+        stop.wait()

@@ -1,0 +1,48 @@
+"""Xet tokens: which local store a client may write to or read from."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubextrap.localhub.access import check_content
+from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer
+
+if TYPE_CHECKING:
+    from hubextrap.localhub.hub import LocalHub
+
+_TOKEN_SECONDS = 3600
+
+
+def write_token(hub: LocalHub, call: Call) -> Answer:
+    """GET …/xet-write-token/V."""
+    _check_offered(hub)
+    return _token(hub.repo(call, write=not call.flag("create_pr")).xet.new_store())
+
+
+def read_token(hub: LocalHub, call: Call) -> Answer:
+    """GET …/xet-read-token/V?store=S: the link that came with a file names its store."""
+    _check_offered(hub)
+    repo = hub.repo(call)
+    check_content(repo, hub.account(call))
+    try:
+        return _token(repo.xet.copy_of(call.query.get("store", [""])[0]))
+    except KeyError:
+        raise Refusal(404, "ask for the link that comes with a file") from None
+
+
+def _check_offered(hub: LocalHub) -> None:
+    if not hub.xet:
+        raise Refusal(404, "this hub does not offer Xet; set HF_HUB_DISABLE_XET=1")
+
+
+def _token(store: Path) -> Answer:
+    token, expires, url = (
+        secrets.token_hex(16),
+        int(time.time()) + _TOKEN_SECONDS,
+        f"local://{store.resolve()}",
+    )
+    headers = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expires)}
+    return json_answer({"accessToken": token, "exp": expires, "casUrl": url}, headers=headers)
