@@ -1,0 +1,174 @@
+"""The model card of a prediction: what it was predicted from, how to read it, how to make it again."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from hubextrap.hub.provenance import PROVENANCE_FILE
+
+if TYPE_CHECKING:
+    from hubextrap.hub.provenance import CoefficientRule, InputCheckpoint, Provenance
+
+TAGS = ("hubextrap", "merge", "extrapolation", "rlvr")
+_CARRIED_OVER = ("license", "license_name", "license_link", "language", "pipeline_tag", "datasets")
+_METADATA = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
+_LOAD_BEGIN, _LOAD_END = "<!-- hubextrap: how to load -->", "<!-- hubextrap: end -->"
+_FOLDER = "path/to/this/folder"
+_SHOWN_STEPS = 30
+
+
+def model_card(provenance: Provenance, last_card: str | None = None, results: str | None = None) -> str:
+    """The README.md of a predicted model, metadata first.
+
+    Args:
+        last_card: README.md of the last checkpoint; licence, language, pipeline tag, datasets are taken over.
+        results: a Markdown table of what was measured.
+    """
+    from huggingface_hub import ModelCardData
+
+    metadata: dict[str, Any] = {
+        "library_name": "transformers",
+        "tags": list(TAGS),
+        **_carried_over(last_card),
+    }
+    if provenance.repos:
+        metadata |= {"base_model": list(provenance.repos), "base_model_relation": "merge"}
+    data = ModelCardData(**metadata)
+    sections = [
+        _opening(provenance),
+        _inputs(provenance),
+        _how(provenance),
+        f"## Results\n\n{results.strip()}" if results else _NOT_MEASURED,
+        f"## Load it\n\n{_LOAD_BEGIN}\n{_snippet(_FOLDER, None)}\n{_LOAD_END}",
+        _reproduction(provenance),
+    ]
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def with_target(card: str, repo: str, revision: str) -> str:
+    """``card`` with its snippet loading ``repo`` at ``revision``; without our snippet it stays as it is."""
+    begin, end = card.find(_LOAD_BEGIN), card.find(_LOAD_END)
+    if begin < 0 or end < begin:
+        return card
+    return f"{card[:begin]}{_LOAD_BEGIN}\n{_snippet(repo, revision)}\n{card[end:]}"
+
+
+def _carried_over(card: str | None) -> dict[str, Any]:
+    """Of another card's metadata, what holds for the prediction too; nothing when it cannot be read."""
+    match = _METADATA.match(card or "")
+    try:
+        metadata = yaml.safe_load(match[1]) if match else None
+    except yaml.YAMLError:  # somebody else's card; it must not stop a merge
+        return {}
+    if not isinstance(metadata, dict):
+        return {}
+    return {field: metadata[field] for field in _CARRIED_OVER if _is_text(metadata.get(field))}
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+    )
+
+
+_NOT_MEASURED = (
+    "## Results\n\nNothing was measured on this model when the card was written. Compare it with the last "
+    "observed checkpoint before any use: `hubextrap eval` does."
+)
+
+
+def _opening(provenance: Provenance) -> str:
+    last = provenance.inputs[-1]
+    name = (last.repo or last.path).rpartition("/")[2]
+    at = "" if provenance.target_step is None else f", predicted at step {provenance.target_step}"
+    return (
+        f"# {_plain(name)}{at}\n\n"
+        "> [!WARNING]\n"
+        "> **This is a prediction, not a trained checkpoint.** No training step produced these weights:\n"
+        "> they are a weighted sum of earlier checkpoints. The prediction can be worse than the last of\n"
+        "> them, more so the further it reaches, and neither its abilities nor its safety were trained."
+    )
+
+
+def _inputs(provenance: Provenance) -> str:
+    lines = ["## What it was predicted from", "", "| step | checkpoint | commit |", "|---:|---|---|"]
+    lines += [f"| {source.step} | {_reference(source)} | {_commit(source)} |" for source in provenance.inputs]
+    if provenance.target_step is not None:
+        lines.append(f"| **{provenance.target_step}** | **this model** | |")
+    return "\n".join(lines)
+
+
+def _reference(source: InputCheckpoint) -> str:
+    if source.repo is None:
+        return f"local folder `{_plain(source.path)}`"
+    folder = f":{source.path}" if source.path else ""
+    return f"`{_plain(source.repo)}@{_plain(source.revision)}{_plain(folder)}`"
+
+
+def _commit(source: InputCheckpoint) -> str:
+    return f"`{source.commit}`" if source.commit else ""
+
+
+def _how(provenance: Provenance) -> str:
+    parameters = json.dumps(provenance.parameters, ensure_ascii=False)
+    rounding = f" to {provenance.out_dtype}" if provenance.out_dtype else ""
+    parts = [
+        f"## How\n\nEvery weight is Σ c·W over these steps in {provenance.dtype}, rounded{rounding} once.",
+        f"- method: `{provenance.merge_method}`, parameters `{_plain(parameters)}`",
+    ]
+    if provenance.horizon is not None:
+        base, last, target = provenance.steps[0], provenance.steps[-1], provenance.target_step
+        parts[-1] += (
+            f"\n- horizon: ({target} − {last}) / ({last} − {base}) = **{provenance.horizon:.3g}**: the way "
+            "to the predicted step in units of the way that was observed. Below 0.5 is short; beyond 1 "
+            "the line reaches further than the evidence, and predictions often fail."
+        )
+    parts += [_coefficients(rule) for rule in provenance.coefficients]
+    return "\n\n".join(parts)
+
+
+def _coefficients(rule: CoefficientRule) -> str:
+    """One rule as a table; the steps that get nothing are left out, and a long row is cut."""
+    used = [(step, value) for step, value in rule.coefficients.items() if value != 0]
+    shown, rest = used[:_SHOWN_STEPS], len(used[_SHOWN_STEPS:])
+    lines = [
+        f"Tensors `{_plain(rule.match)}`, {rule.method}:",
+        "",
+        "| step | " + " | ".join(str(step) for step, _ in shown) + " |",
+        "|---|" + "---:|" * len(shown),
+        "| c | " + " | ".join(f"{value:.6g}" for _, value in shown) + " |",
+    ]
+    if rest:
+        lines += ["", f"The other {rest} coefficients are in `{PROVENANCE_FILE}`."]
+    return "\n".join(lines)
+
+
+def _snippet(reference: str, revision: str | None) -> str:
+    at = "" if revision in (None, "main") else f", revision={json.dumps(revision)}"
+    return (
+        "```python\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"model = AutoModelForCausalLM.from_pretrained({json.dumps(reference)}{at})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(reference)}{at})\n"
+        "```"
+    )
+
+
+def _reproduction(provenance: Provenance) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in provenance.versions.items())
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", provenance.recipe)), default=0))
+    return (
+        "## Make it again\n\n"
+        f"Save this recipe as `recipe.yaml`, then `hubextrap merge recipe.yaml --out DIR` ({versions}).\n"
+        f"`{PROVENANCE_FILE}` holds every input's commit, all coefficients, every weight file's sha256.\n\n"
+        f"{fence}yaml\n{provenance.recipe.strip()}\n{fence}"
+    )
+
+
+def _plain(text: str) -> str:
+    """``text`` for a Markdown table or heading: one line, no pipe or backtick that would end its cell."""
+    return " ".join(text.split()).replace("|", "\\|").replace("`", "'")

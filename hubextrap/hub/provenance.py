@@ -1,0 +1,219 @@
+"""``hubextrap.json``: what a prediction was made from, so that anyone can make it again and check its bytes.
+
+The file is a function of the inputs, the recipe and the versions: no time, no host, no path of the machine,
+no secret. The same prediction writes the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from hubextrap._version import __version__
+from hubextrap.errors import CorruptFile
+from hubextrap.hub_access import without_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from hubextrap.trajectory.checkpoint import Checkpoint
+
+PROVENANCE_FILE = "hubextrap.json"
+
+_PACKAGES = ("torch", "safetensors", "huggingface_hub")
+_CREDENTIALS = re.compile(r"(://)[^/@\s'\"]+@")
+_ABSOLUTE_PATH = re.compile(
+    r"""(?P<quote>["'])(?:(?:file://)?/|~/|[A-Za-z]:[\\/])(?P<quoted>[^"'\n]*)(?P=quote)  # may hold blanks
+      | (?<![^\s,=\[{(])(?:(?:file://)?/|~/|[A-Za-z]:[\\/])(?P<bare>[^\s,\]}"'#]*)""",
+    re.VERBOSE,
+)
+
+
+def without_private_parts(text: str) -> str:
+    """``text`` without secrets, and with absolute paths cut to their last part: fit to be published."""
+    text = _CREDENTIALS.sub(r"\1***@", without_secrets(text))
+    return _ABSOLUTE_PATH.sub(_last_part, text)
+
+
+def _last_part(match: re.Match[str]) -> str:
+    quote = match["quote"] or ""
+    path = match["quoted"] if quote else match["bare"]
+    name = PurePosixPath(path.replace("\\", "/")).name
+    return f"{quote}{name}{quote}" if name else match[0]
+
+
+def _inside_folder(file: str) -> str:
+    path = PurePosixPath(file)
+    if not file or "\\" in file or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        raise ValueError(f"{file!r} does not lie inside the model's folder")
+    return file
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputCheckpoint(_Part):
+    """One checkpoint that went in. Of a local folder (no repo, no commit) ``path`` is the last part."""
+
+    step: int
+    repo: str | None
+    revision: str
+    commit: str | None
+    path: str
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> InputCheckpoint:
+        local = checkpoint.repo is None
+        return cls(
+            step=checkpoint.step,
+            repo=checkpoint.repo,
+            revision="local" if local else checkpoint.revision,
+            commit=checkpoint.commit,
+            path=Path(checkpoint.path).name if local else checkpoint.path,
+        )
+
+
+class CoefficientRule(_Part):
+    """The tensors that ``match`` (a glob; first match wins) and the coefficient that each step gets there."""
+
+    match: str
+    method: str
+    coefficients: dict[int, float]
+
+
+class OutputShard(_Part):
+    """One weight file as it was written."""
+
+    file: Annotated[str, AfterValidator(_inside_folder)]
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Provenance(_Part):
+    """The content of ``hubextrap.json``."""
+
+    format: Literal[1] = 1
+    versions: dict[str, str]
+    merge_method: str
+    parameters: dict[str, Any]
+    target_step: int | None
+    horizon: float | None
+    """(target − last) / (last − base): how far beyond what was observed, in units of what was observed."""
+    inputs: tuple[InputCheckpoint, ...] = Field(min_length=1)
+    coefficients: tuple[CoefficientRule, ...]
+    dtype: str
+    """In which the sums were accumulated, e.g. ``float32``."""
+    out_dtype: str | None
+    """In which the weights are stored; None: each tensor as in the last checkpoint."""
+    shards: tuple[OutputShard, ...]
+    recipe: str
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return tuple(checkpoint.step for checkpoint in self.inputs)
+
+    @property
+    def repos(self) -> tuple[str, ...]:
+        """The Hub repos that went in, in step order, each once."""
+        return tuple(dict.fromkeys(checkpoint.repo for checkpoint in self.inputs if checkpoint.repo))
+
+    def to_bytes(self) -> bytes:
+        """The file: JSON with a fixed order of keys, so equal provenance is equal bytes."""
+        return (json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def build_provenance(
+    *,
+    checkpoints: Sequence[Checkpoint],
+    merge_method: str,
+    parameters: Mapping[str, Any],
+    target_step: int | None,
+    coefficients: Sequence[CoefficientRule],
+    shards: Sequence[OutputShard],
+    dtype: str,
+    out_dtype: str | None,
+    recipe: str,
+) -> Provenance:
+    """Collect the provenance of a finished merge; everything in it is fit to be published.
+
+    Args:
+        checkpoints: in step order.
+        parameters: the method's, as the recipe gives them (JSON values).
+        recipe: the recipe's own text.
+    """
+    first, last = checkpoints[0].step, checkpoints[-1].step
+    horizon = None if target_step is None or last == first else (target_step - last) / (last - first)
+    return Provenance(
+        versions={"hubextrap": __version__, **{name: _version_of(name) for name in _PACKAGES}},
+        merge_method=merge_method,
+        parameters=_publishable(dict(sorted(parameters.items()))),
+        target_step=target_step,
+        horizon=horizon,
+        inputs=tuple(InputCheckpoint.of(checkpoint) for checkpoint in checkpoints),
+        coefficients=tuple(
+            rule.model_copy(update={"coefficients": dict(sorted(rule.coefficients.items()))})
+            for rule in coefficients
+        ),
+        dtype=dtype,
+        out_dtype=out_dtype,
+        shards=tuple(sorted(shards, key=lambda shard: shard.file)),
+        recipe=without_private_parts(recipe),
+    )
+
+
+def read_provenance(source: bytes | Path, name: str | None = None) -> Provenance:
+    """Read ``hubextrap.json`` from its bytes, its path, or the folder that holds it.
+
+    Args:
+        name: what messages call it; the path when None.
+
+    Raises:
+        CorruptFile: it is not there, is not JSON, or does not say what it must; names the field.
+    """
+    if isinstance(source, Path):
+        path = source / PROVENANCE_FILE if source.is_dir() else source
+        name = name or str(path)
+        try:
+            source = path.read_bytes()
+        except OSError as error:
+            raise CorruptFile(
+                f"{name}: cannot be read ({error.strerror}); only hubextrap's own output has one"
+            ) from error
+    name = name or PROVENANCE_FILE
+    try:
+        content = json.loads(source)
+    except ValueError as error:
+        raise CorruptFile(f"{name}: not valid JSON ({error}); download or merge the model again") from error
+    if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > 1:
+        raise CorruptFile(
+            f"{name}: has format {content['format']}, this hubextrap reads format 1; upgrade hubextrap"
+        )
+    try:
+        return Provenance.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in problem["loc"]) or "the file"
+        raise CorruptFile(f"{name}: {field}: {problem['msg']}; download or merge the model again") from error
+
+
+def _publishable(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_private_parts(value)
+    if isinstance(value, dict):
+        return {str(key): _publishable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_publishable(item) for item in value]
+    return value
+
+
+def _version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # e.g. run from a source tree
+        return "unknown"

@@ -1,0 +1,140 @@
+"""Push a folder that holds a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from hubextrap.errors import CorruptFile, PushError
+from hubextrap.hub.card import with_target
+from hubextrap.hub.commit import OutgoingFile, PushResult, commit_files
+from hubextrap.hub.provenance import PROVENANCE_FILE, Provenance, read_provenance
+from hubextrap.hub.target import check_target
+from hubextrap.progress import SilentProgress
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hubextrap.hub.target import PushTarget
+    from hubextrap.progress import Progress, Stage
+
+_BLOCK = 2**20
+
+
+def push_folder(folder: Path, target: PushTarget, progress: Progress | None = None) -> PushResult:
+    """Push every file of ``folder`` (hidden ones excepted) as one commit.
+
+    The repo and the branch are created where they are not there; weights, configuration and tokenizer of an
+    older model at that revision go in the same commit. Where ``hubextrap.json`` is among the files, the
+    weights must be the ones that it describes, and the card's snippet is made to load the target.
+
+    Raises:
+        PushError: the folder holds no whole model, or the Hub did not take it; nothing was committed then.
+    """
+    progress = progress or SilentProgress()
+    paths = _model_files(folder)
+    state = check_target(target)
+    digests = _hash(paths, progress)
+    provenance = _checked_provenance(folder, digests)
+    files = [OutgoingFile(name, path, digests[name]) for name, path in paths.items() if name != "README.md"]
+    if "README.md" in paths:
+        files.append(OutgoingFile("README.md", _card_for(target, paths["README.md"])))
+    return commit_files(target, files, message=commit_message(provenance), state=state, progress=progress)
+
+
+def commit_message(provenance: Provenance | None) -> str:
+    """The title of the commit that brings a prediction."""
+    if provenance is None:
+        return "Upload model with hubextrap"
+    steps = provenance.steps
+    source = (
+        f"step {steps[0]}"
+        if len(steps) == 1
+        else f"{len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}"
+    )
+    what = "Merge" if provenance.target_step is None else f"Predict step {provenance.target_step}"
+    return f"{what} from {source} ({provenance.merge_method})"
+
+
+def _model_files(folder: Path) -> dict[str, Path]:
+    """The folder's files by their path in the repo."""
+    if not folder.is_dir():
+        raise PushError(f"{folder}: no such folder; `hubextrap merge RECIPE --out {folder}` would write it")
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if any(part.startswith(".") for part in name.split("/")) or path.is_dir():
+            continue
+        if not path.is_file():
+            raise PushError(
+                f"{path}: is a broken link or not a regular file; remove it or put the file there"
+            )
+        files[name] = path
+    if not any("/" not in name and name.endswith(".safetensors") for name in files):
+        raise PushError(
+            f"{folder}: holds no .safetensors file, so no model to push; give the folder of a merged model"
+        )
+    for name in [name for name in files if "/" not in name and name.endswith(".safetensors.index.json")]:
+        for shard in _shards_of(files[name]):
+            if shard not in files:
+                raise PushError(
+                    f"{folder}: {shard} is named in {name} but is not there; merge again, or restore it"
+                )
+    return files
+
+
+def _shards_of(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PushError(
+            f"{index}: not a valid index of shards ({error}); merge again, or restore it"
+        ) from error
+
+
+def _hash(paths: dict[str, Path], progress: Progress) -> dict[str, str]:
+    """sha256 of every file, by name."""
+    total = sum(path.stat().st_size for path in paths.values())
+    with progress.stage("hash", total) as stage, ThreadPoolExecutor(2) as pool:
+        return dict(zip(paths, pool.map(lambda path: _sha256(path, stage), paths.values()), strict=True))
+
+
+def _sha256(path: Path, stage: Stage) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+                stage.advance(len(block))
+    except OSError as error:
+        raise PushError(
+            f"{path}: cannot be read ({error.strerror}); check the file and its permissions"
+        ) from error
+    return digest.hexdigest()
+
+
+def _checked_provenance(folder: Path, digests: dict[str, str]) -> Provenance | None:
+    if PROVENANCE_FILE not in digests:
+        return None
+    try:
+        provenance = read_provenance(folder / PROVENANCE_FILE)
+    except CorruptFile as error:
+        raise PushError(str(error)) from error
+    for shard in provenance.shards:
+        if digests.get(shard.file) != shard.sha256:
+            how = "is not there" if shard.file not in digests else "has other bytes (sha256)"
+            raise PushError(
+                f"{folder / shard.file}: {how} than {PROVENANCE_FILE} says; merge again, "
+                f"or remove {PROVENANCE_FILE} to push the folder as it is"
+            )
+    return provenance
+
+
+def _card_for(target: PushTarget, path: Path) -> bytes:
+    content = path.read_bytes()
+    try:
+        return with_target(content.decode(), target.repo, target.revision).encode()
+    except UnicodeDecodeError as error:
+        raise PushError(f"{path}: is not UTF-8 text; save it as UTF-8") from error

@@ -1,0 +1,152 @@
+"""A sink that sends each finished shard to the Hub while the next one is computed."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubextrap.hub.commit import (
+    OutgoingFile,
+    PushResult,
+    commit_files,
+    preupload,
+    refuse_overwriting,
+    without_client_bars,
+)
+from hubextrap.hub.push_errors import push_errors
+from hubextrap.hub.target import check_target, create_repo, read_remote
+from hubextrap.progress import SilentProgress
+from hubextrap.tensors.sinks import LocalSink
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from hubextrap.hub.target import PushTarget
+    from hubextrap.progress import Progress
+    from hubextrap.tensors.interfaces import FinishedShard, ShardWriter
+
+_SHARDS_ON_DISK = 2
+
+
+class HubSink:
+    """Shards go to the Hub's store as they are finished; ``commit`` makes them visible, all at once.
+
+    At most two shards are on the disk: one being written, one being uploaded. A third ``open`` waits. To be
+    used as a context manager; leaving it without a commit leaves the revision as it was. Thread-safe.
+    """
+
+    def __init__(
+        self, target: PushTarget, *, scratch: Path | None = None, progress: Progress | None = None
+    ) -> None:
+        """
+        Args:
+            scratch: where the shards lie until they are uploaded; the system's temporary folder when None.
+
+        Raises:
+            PushError: the target cannot be pushed to.
+        """
+        self._target = target
+        self._progress = progress or SilentProgress()
+        state = check_target(target)
+        self._start = state if state.exists else create_repo(target)
+        self._slots = threading.Semaphore(_SHARDS_ON_DISK)
+        self._uploads: list[Future[OutgoingFile]] = []
+        self._resources = ExitStack()
+        self._resources.enter_context(without_client_bars())
+        scratch_folder = tempfile.TemporaryDirectory(prefix="hubextrap-", dir=scratch)
+        self._folder = Path(self._resources.enter_context(scratch_folder))
+        self._disk = LocalSink(self._folder)
+        self._pool = self._resources.enter_context(ThreadPoolExecutor(1, thread_name_prefix="upload"))
+
+    def __enter__(self) -> HubSink:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._resources.close()
+
+    def open(self, file: str, size: int) -> ShardWriter:
+        """Start a shard; waits while two are on the disk.
+
+        Raises:
+            PushError: an earlier shard could not be uploaded.
+            OutputError: there is no room for it in the temporary folder.
+        """
+        self._slots.acquire()
+        try:
+            for upload in tuple(self._uploads):
+                if upload.done():
+                    upload.result()
+            return _ShardOnItsWay(self, self._disk.open(file, size))
+        except BaseException:
+            self.release()
+            raise
+
+    def commit(self, side_files: Mapping[str, bytes], message: str) -> PushResult:
+        """Wait for the uploads, then make the one commit of all shards and ``side_files`` (path → content).
+
+        Raises:
+            PushError: an upload or the commit failed, or somebody else changed the model there since the
+                sink was made; the revision is as it was.
+        """
+        files = [upload.result() for upload in self._uploads]
+        files += [OutgoingFile(path, content) for path, content in side_files.items()]
+        with push_errors(self._target.name):
+            now = read_remote(self._target)
+        refuse_overwriting(self._target, self._start, now, files)
+        return commit_files(self._target, files, message=message, state=now, progress=self._progress)
+
+    def accept(self, shard: FinishedShard) -> None:
+        """Upload a shard that is whole on the disk, in the background, and then delete it."""
+        self._uploads.append(self._pool.submit(self._upload, shard))
+
+    def release(self) -> None:
+        """Let another shard take the place of one that has left the disk."""
+        self._slots.release()
+
+    def _upload(self, shard: FinishedShard) -> OutgoingFile:
+        path = self._folder / shard.file
+        try:
+            outgoing = OutgoingFile(shard.file, path, shard.sha256)
+            with (
+                push_errors(self._target.name),
+                self._progress.stage(f"upload {shard.file}", shard.size) as stage,
+            ):
+                preupload(self._target, self._start, [outgoing.operation], free_memory=True)
+                stage.advance(shard.size)
+            if outgoing.operation.path_or_fileobj == b"":
+                return outgoing
+            return OutgoingFile(shard.file, path.read_bytes(), shard.sha256)  # small: it goes in the commit
+        finally:
+            path.unlink()
+            self.release()
+
+
+class _ShardOnItsWay:
+    """A shard on the disk that goes to the sink's upload when it is finished."""
+
+    def __init__(self, sink: HubSink, writer: ShardWriter) -> None:
+        self._sink, self._writer = sink, writer
+        self._open = True
+
+    def write(self, offset: int, data: memoryview) -> None:
+        self._writer.write(offset, data)
+
+    def finish(self) -> FinishedShard:
+        shard = self._writer.finish()
+        self._open = False
+        self._sink.accept(shard)
+        return shard
+
+    def abort(self) -> None:
+        if self._open:
+            self._open = False
+            self._writer.abort()
+            self._sink.release()

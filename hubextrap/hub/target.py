@@ -1,0 +1,185 @@
+"""Where a push goes: a repo and a branch, checked before any byte moves."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hubextrap.errors import PushError
+from hubextrap.hub.provenance import without_private_parts
+from hubextrap.hub.push_errors import push_errors, retried
+from hubextrap.hub_access import hub_api
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from huggingface_hub import HfApi
+
+_BRANCH = re.compile(
+    r"(?!.*(?:\.\.|//|@\{|\.lock(?:/|$)|/\.|\.$|/$))[^\s/.~^:?*\[\\\x00-\x1f-][^\s~^:?*\[\\\x00-\x1f]*"
+)
+_SHA = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class PushTarget:
+    """What the user asks for."""
+
+    repo: str
+    revision: str = "main"
+    private: bool = False
+    """Make the repo private when it is created; an existing public repo is refused."""
+    create_pr: bool = False
+    """Open a pull request against the revision, and leave the revision itself as it is."""
+    message: str | None = None
+    """The commit's title; one that says what was predicted when None."""
+
+    @classmethod
+    def parse(
+        cls, reference: str, *, private: bool = False, create_pr: bool = False, message: str | None = None
+    ) -> PushTarget:
+        """Read ``OWNER/NAME`` or ``OWNER/NAME@BRANCH``.
+
+        Raises:
+            PushError: it is neither.
+        """
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+        shown = without_private_parts(reference)
+        repo, at, revision = reference.removeprefix("hf://").partition("@")
+        try:
+            validate_repo_id(repo)
+        except HFValidationError as error:
+            raise PushError(
+                f"{shown}: not a repo to push to; write OWNER/NAME or OWNER/NAME@BRANCH"
+            ) from error
+        if "/" not in repo:
+            raise PushError(f"{shown}: a repo to push to needs its owner; write OWNER/{repo}")
+        if at and (not _BRANCH.fullmatch(revision) or revision.startswith("refs/")):
+            raise PushError(
+                f"{shown}: {revision!r} is not the name of a branch; write {repo}@BRANCH, e.g. @step_400"
+            )
+        if _SHA.fullmatch(revision):
+            raise PushError(
+                f"{shown}: a push goes to a branch, not to a commit; write {repo}@BRANCH, e.g. @step_400"
+            )
+        return cls(repo, revision or "main", private=private, create_pr=create_pr, message=message)
+
+    @property
+    def name(self) -> str:
+        return f"{self.repo}@{self.revision}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a commit: its size and what identifies its bytes."""
+
+    size: int
+    sha256: str | None
+    """Of a large file; None for a regular one."""
+    blob_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteState:
+    """The target as it is on the Hub at one moment."""
+
+    exists: bool
+    head: str | None
+    """Commit of the target branch, or of the branch that it will start from; None without any commit."""
+    has_branch: bool
+    files: Mapping[str, RemoteFile]
+    """Files of ``head`` by path."""
+    pull_requests: frozenset[tuple[str, str]] = frozenset()
+    """Ref and commit of each, where the target is a pull request."""
+
+
+def check_target(target: PushTarget) -> RemoteState:
+    """Look whether the push can work, and where it would land. Changes nothing on the Hub.
+
+    Raises:
+        PushError: no token, a token without write rights, a revision that is not a branch, a public repo
+            where a private one was asked for, or a Hub that cannot be reached.
+    """
+    with push_errors(target.name):
+        _check_token(target)
+        return read_remote(target)
+
+
+def create_repo(target: PushTarget) -> RemoteState:
+    """Create the target's repo, empty; one that is there already stays as it is.
+
+    Raises:
+        PushError: the Hub refuses.
+    """
+    with push_errors(target.name):
+        api = hub_api()
+        retried(lambda: api.create_repo(target.repo, private=target.private or None, exist_ok=True))
+        return read_remote(target)
+
+
+def read_remote(target: PushTarget) -> RemoteState:
+    """The target as it is now; client errors come through as they are."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    api = hub_api()
+    try:
+        refs = retried(lambda: api.list_repo_refs(target.repo, include_pull_requests=target.create_pr))
+    except RepositoryNotFoundError:
+        return RemoteState(exists=False, head=None, has_branch=False, files={})
+    if target.private and not retried(lambda: api.model_info(target.repo)).private:
+        raise PushError(
+            f"{target.name}: the repo is there and public, but a private one was asked for; "
+            "make it private in its settings, or push to another repo"
+        )
+    branches = {branch.name: branch.target_commit for branch in refs.branches}
+    if target.revision not in branches and target.revision in {tag.name for tag in refs.tags}:
+        raise PushError(
+            f"{target.name}: {target.revision} is a tag, and a tag cannot be pushed to; choose a branch"
+        )
+    if target.create_pr and branches and target.revision not in branches:
+        raise PushError(
+            f"{target.name}: no such branch, and a pull request needs one to go into; "
+            f"leave out @{target.revision}, or push without a pull request"
+        )
+    head = branches.get(target.revision, branches.get("main"))
+    return RemoteState(
+        exists=True,
+        head=head,
+        has_branch=target.revision in branches,
+        files=remote_files(api, target.repo, head) if head else {},
+        pull_requests=frozenset((ref.ref, ref.target_commit) for ref in refs.pull_requests or ()),
+    )
+
+
+def remote_files(api: HfApi, repo: str, commit: str) -> dict[str, RemoteFile]:
+    """All files of a commit by path."""
+    from huggingface_hub.hf_api import RepoFile
+
+    return {
+        entry.path: RemoteFile(
+            size=entry.lfs.size if entry.lfs else entry.size,
+            sha256=entry.lfs.sha256 if entry.lfs else None,
+            blob_id=entry.blob_id,
+        )
+        for entry in api.list_repo_tree(repo, revision=commit, recursive=True)
+        if isinstance(entry, RepoFile)
+    }
+
+
+def _check_token(target: PushTarget) -> None:
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise PushError(
+            f"{target.name}: no token; log in with `hf auth login`, or set HF_TOKEN to one with write rights"
+        )
+    account = retried(hub_api().whoami)
+    role = account.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        raise PushError(
+            f"{target.name}: the token only has read rights; make one with write rights "
+            "in the Hub's settings, and set HF_TOKEN to it"
+        )
