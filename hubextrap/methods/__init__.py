@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hubextrap.methods.coefficients import coefficients
+from hubextrap.methods.checking import coefficients
 from hubextrap.methods.lines import least_squares, persistence, sum_to_one, two_point
 from hubextrap.methods.registry import (
     Method,
@@ -13,15 +13,15 @@ from hubextrap.methods.registry import (
     parameter_problems,
     register_method,
 )
-from hubextrap.methods.rules import Rule, first_match
+from hubextrap.methods.rules import Rule, assign_rules
 
 __all__ = [
     "Method",
     "Parameter",
     "Rule",
+    "assign_rules",
     "coefficients",
     "find_method",
-    "first_match",
     "least_squares",
     "method_names",
     "nearest",

@@ -163,7 +163,7 @@ def _from_entry_points(name: str) -> str:
         )
     if len(targets) > 1:
         raise MethodError(
-            f"merge method {name} is offered by several packages ({', '.join(targets)}); uninstall all but one"
+            f"merge method {name} is offered by several packages ({', '.join(targets)}); keep one"
         )
     return targets[0]
 

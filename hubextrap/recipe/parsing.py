@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from hubextrap.errors import HubExtrapError, MethodError, RecipeError
-from hubextrap.methods import coefficients, find_method, nearest, parameter_problems
+from hubextrap.methods import find_method, nearest, parameter_problems
 from hubextrap.recipe import mergekit_form
 from hubextrap.recipe.models import Parameters, Recipe, RecipeSection, TensorRule
 from hubextrap.recipe.yaml_nodes import Document, Place, read_yaml
@@ -174,15 +174,15 @@ def _explicit_step_problems(recipe: Recipe, data: dict[str, Any]) -> list[tuple[
         by_step[entry.step] = entry.model
     problems: list[tuple[Place, str]] = []
     steps = sorted(by_step)
-    for target in recipe.target_steps:
-        for index, rule in enumerate(recipe.rules):
-            is_last = index == len(recipe.parameters.tensors)
-            place: Place = ("parameters",) if is_last else ("parameters", "tensors", index)
-            try:
-                coefficients(rule.method, steps, target, rule.parameters, damping=rule.damping)
-            except HubExtrapError as error:
-                if not find_method(rule.method).needs_gram_matrix:
-                    problems.append((place, str(error)))
+    for index, rule in enumerate(recipe.rules):
+        is_last = index == len(recipe.parameters.tensors)
+        try:
+            rule.coefficients(steps, recipe.target_steps)
+        except HubExtrapError as error:
+            if not find_method(rule.method).needs_gram_matrix:
+                problems.append(
+                    (("parameters",) if is_last else ("parameters", "tensors", index), str(error))
+                )
     return problems
 
 
