@@ -210,7 +210,9 @@ def _tensor(name: str, entry: object, data_start: int, file: str, where: str) ->
 
 
 def _are_sizes(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+    return isinstance(value, list) and all(
+        type(number) is int and 0 <= number < ELEMENT_LIMIT for number in value
+    )
 
 
 def _check_contiguous(tensors: list[TensorInfo], data_start: int, file_size: int, where: str) -> None:

@@ -62,12 +62,11 @@ def read_layouts(sources: Sequence[Source], progress: Progress | None = None) ->
                 return info
 
             headers = iter(_all(pool, read, shards))
-    layouts = [
-        CheckpointLayout(source.name, tuple(next(headers) for _ in found.shards), found.index_file)
-        for source, found in zip(sources, weights, strict=True)
-    ]
-    for layout, found in zip(layouts, weights, strict=True):
-        _check_tensors(layout, found)
+        layouts = [
+            CheckpointLayout(source.name, tuple(next(headers) for _ in found.shards), found.index_file)
+            for source, found in zip(sources, weights, strict=True)
+        ]
+        _all(pool, lambda pair: _check_tensors(*pair), zip(layouts, weights, strict=True))
     return layouts
 
 

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from hubextrap.errors import ReferenceNotFound, SourceError
+from hubextrap.tensors import FileInfo, LocalSource, open_source
+from hubextrap.trajectory.checkpoint import Checkpoint
+
+Folder = Callable[[Mapping[str, bytes]], Path]
+DATA = bytes(range(256)) * 400
+
+
+def test_reads_any_range(folder: Folder) -> None:
+    source = LocalSource(folder({"model.safetensors": DATA, "config.json": b"{}"}))
+    assert source.files() == {"config.json": FileInfo(2), "model.safetensors": FileInfo(len(DATA))}
+    assert source.read_file("config.json") == b"{}"
+    for offset, length in [(0, len(DATA)), (1, 700), (len(DATA), 0), (len(DATA) - 1, 1)]:
+        buffer = bytearray(length)
+        source.read("model.safetensors", offset, memoryview(buffer))
+        assert buffer == DATA[offset : offset + length]
+    source.close()
+
+
+def test_many_threads_share_one_descriptor(folder: Folder) -> None:
+    source = LocalSource(folder({"model.safetensors": DATA}))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    barrier = threading.Barrier(8)
+
+    def read(number: int) -> bool:
+        barrier.wait()
+        buffer = bytearray(1000)
+        source.read("model.safetensors", number * 1000, memoryview(buffer))
+        return buffer == DATA[number * 1000 : number * 1000 + 1000]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(8)))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before + 1
+    source.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_links_are_followed_and_folders_left_out(folder: Folder, tmp_path: Path) -> None:
+    path = folder({})
+    (tmp_path / "blob").write_bytes(DATA)
+    (path / "model.safetensors").symlink_to(tmp_path / "blob")
+    (path / "broken").symlink_to(tmp_path / "nowhere")
+    (path / "sub").mkdir()
+    os.mkfifo(path / "pipe")
+    source = LocalSource(path)
+    assert source.files() == {"model.safetensors": FileInfo(len(DATA))}
+    assert source.read_file("model.safetensors") == DATA
+    source.close()
+
+
+@pytest.mark.parametrize("file", ["../secret", "/etc/passwd", "sub/file", "absent", "", "."])
+def test_only_listed_names_can_be_read(folder: Folder, tmp_path: Path, file: str) -> None:
+    path = folder({"model.safetensors": DATA})
+    (tmp_path / "secret").write_bytes(b"secret")
+    (path / "sub").mkdir()
+    (path / "sub" / "file").write_bytes(b"secret")
+    source = LocalSource(path, "ckpt")
+    with pytest.raises(SourceError, match="^ckpt: no file"):
+        source.read(file, 0, memoryview(bytearray(1)))
+    with pytest.raises(SourceError, match="^ckpt: no file"):
+        source.read_file(file)
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, len(DATA) + 1), (len(DATA), 1), (-1, 2)])
+def test_ranges_outside_the_file(folder: Folder, offset: int, length: int) -> None:
+    source = LocalSource(folder({"model.safetensors": DATA}), "ckpt")
+    with pytest.raises(SourceError, match=r"^ckpt/model.safetensors: bytes .* asked for, but it has 102,400"):
+        source.read("model.safetensors", offset, memoryview(bytearray(length)))
+    source.close()
+
+
+@pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.parametrize("change", ["shrink", "grow", "touch"])
+def test_a_file_that_changes(folder: Folder, opened: bool, change: str) -> None:
+    path = folder({"model.safetensors": DATA}) / "model.safetensors"
+    source = LocalSource(path.parent, "ckpt")
+    if opened:
+        source.read("model.safetensors", 0, memoryview(bytearray(1)))
+    if change == "touch":
+        os.utime(path, (1, 1))
+    else:
+        os.truncate(path, 10 if change == "shrink" else 2 * len(DATA))
+    with pytest.raises(SourceError, match=r"^ckpt/model.safetensors: changed while it was read; wait until"):
+        source.read("model.safetensors", 0, memoryview(bytearray(len(DATA))))
+    source.close()
+
+
+def test_a_small_file_that_is_not_small(folder: Folder) -> None:
+    source = LocalSource(folder({"config.json": DATA}), "ckpt")
+    with pytest.raises(SourceError, match="102,400 bytes are more than the 1,000"):
+        source.read_file("config.json", limit=1000)
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ReferenceNotFound, match="absent: no such folder; check the path"):
+        LocalSource(tmp_path / "absent")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SourceError, match="file: cannot list the folder: Not a directory"):
+        LocalSource(tmp_path / "file")
+
+
+def test_open_source_takes_local_checkpoints(folder: Folder) -> None:
+    path = folder({"model.safetensors": DATA})
+    source = open_source(Checkpoint(100, None, "checkpoint-100", None, str(path)))
+    assert isinstance(source, LocalSource)
+    assert source.name == str(path)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hubextrap.errors import OutputError
+from hubextrap.tensors import FinishedShard, LocalSink
+
+DATA = bytes(range(256)) * 40
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    sink = LocalSink(tmp_path / "new" / "out")
+    writer = sink.open("model.safetensors", len(DATA))
+    for start in range(0, len(DATA), 1000):
+        writer.write(start, memoryview(DATA)[start : start + 1000])
+    part = tmp_path / "new" / "out" / ".model.safetensors.part"
+    assert [path.name for path in sink.folder.iterdir()] == [part.name]
+    assert part.stat().st_size == len(DATA)
+    shard = writer.finish()
+    assert shard == FinishedShard("model.safetensors", len(DATA), hashlib.sha256(DATA).hexdigest())
+    assert [path.name for path in sink.folder.iterdir()] == ["model.safetensors"]
+    assert (sink.folder / "model.safetensors").read_bytes() == DATA
+    writer.abort()
+    assert (sink.folder / "model.safetensors").exists()
+
+
+def test_space_is_taken_at_once(tmp_path: Path) -> None:
+    writer = LocalSink(tmp_path).open("model.safetensors", 1 << 20)
+    assert (tmp_path / ".model.safetensors.part").stat().st_blocks * 512 >= 1 << 20
+    writer.abort()
+
+
+def test_abort_leaves_nothing(tmp_path: Path) -> None:
+    writer = LocalSink(tmp_path).open("model.safetensors", 10)
+    writer.write(0, memoryview(b"12345"))
+    writer.abort()
+    writer.abort()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_earlier_run_left_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / ".model.safetensors.part").write_bytes(b"x" * 100)
+    writer = LocalSink(tmp_path).open("model.safetensors", 2)
+    writer.write(0, memoryview(b"ab"))
+    writer.finish()
+    assert (tmp_path / "model.safetensors").read_bytes() == b"ab"
+
+
+def test_an_empty_file(tmp_path: Path) -> None:
+    assert LocalSink(tmp_path).open("empty", 0).finish().sha256 == hashlib.sha256(b"").hexdigest()
+
+
+def test_gaps_overlaps_and_early_ends_are_bugs_of_the_caller(tmp_path: Path) -> None:
+    writer = LocalSink(tmp_path).open("model.safetensors", 10)
+    writer.write(0, memoryview(b"123"))
+    for offset, data in [(2, b"1"), (4, b"1"), (3, b"12345678")]:
+        with pytest.raises(ValueError, match="expected 3 of 10"):
+            writer.write(offset, memoryview(data))
+    with pytest.raises(ValueError, match="finished at 3 of 10"):
+        writer.finish()
+    writer.abort()
+
+
+def test_no_room(tmp_path: Path) -> None:
+    needed = shutil.disk_usage(tmp_path).free + (1 << 30)
+    with pytest.raises(OutputError) as caught:
+        LocalSink(tmp_path).open("model.safetensors", needed)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'model.safetensors'}: no room: {needed:,} bytes are needed, ")
+    assert message.endswith("are free; make room or choose another output folder")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_files_only() -> Iterator[None]:
+    """No file of this process grows beyond 1000 bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("small_files_only")
+def test_a_file_system_that_takes_no_large_files(tmp_path: Path) -> None:
+    sink = LocalSink(tmp_path)
+    with pytest.raises(OutputError, match="no room: 2,000 bytes are needed"):
+        sink.open("model.safetensors", 2000)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["../x", "/x", "a/b", "", ".", ".."])
+def test_names_that_leave_the_folder(tmp_path: Path, file: str) -> None:
+    with pytest.raises(OutputError, match="not a plain file name"):
+        LocalSink(tmp_path / "out").open(file, 1)
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(
+        OutputError, match="out: cannot be made: Not a directory; choose another output folder"
+    ):
+        LocalSink(tmp_path / "file" / "out")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(
+        OutputError, match="cannot be written: Permission denied; check the folder's permissions"
+    ):
+        LocalSink(tmp_path).open("model.safetensors", 1)
+
+
+def test_target_that_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    writer = LocalSink(tmp_path).open("model.safetensors", 0)
+    with pytest.raises(OutputError, match="cannot be written: Is a directory"):
+        writer.finish()
+    writer.abort()
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
