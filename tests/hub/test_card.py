@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from hubextrap.hub.card import model_card, with_target
+from hubextrap.hub.provenance import CoefficientRule
+from hubextrap.localhub import LocalHub
+
+Make = Callable[..., Any]
+
+LAST_CARD = """\
+---
+license: other
+license_name: qwen-research
+license_link: https://example.org/LICENSE
+language: [en, zh]
+pipeline_tag: text-generation
+datasets: [open/math]
+tags: [grpo]
+base_model: Qwen/Qwen2.5-Math-1.5B
+model-index: 3
+---
+# Somebody else's model
+"""
+
+
+def metadata(card: str) -> dict[str, Any]:
+    assert card.startswith("---\n")
+    return dict(yaml.safe_load(card.split("---\n")[1]))
+
+
+def test_metadata(make_provenance: Make) -> None:
+    assert metadata(model_card(make_provenance())) == {
+        "base_model": ["me/run"],
+        "base_model_relation": "merge",
+        "library_name": "transformers",
+        "tags": ["hubextrap", "merge", "extrapolation", "rlvr"],
+    }
+
+
+def test_metadata_that_is_carried_over(make_provenance: Make) -> None:
+    found = metadata(model_card(make_provenance(), LAST_CARD))
+    assert found["license"] == "other"
+    assert found["license_name"] == "qwen-research"
+    assert found["license_link"] == "https://example.org/LICENSE"
+    assert found["language"] == ["en", "zh"]
+    assert found["pipeline_tag"] == "text-generation"
+    assert found["datasets"] == ["open/math"]
+    assert found["base_model"] == ["me/run"]
+    assert found["tags"] == ["hubextrap", "merge", "extrapolation", "rlvr"]
+    assert "model-index" not in found
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "",
+        "# no metadata",
+        "---\nlicense: [\n---\n",
+        "---\n- a list\n---\n",
+        "---\nlicense: 3\nlanguage: []\n---\n",
+        "---\nlicense: mit",
+        "---\n",
+    ],
+)
+def test_a_card_that_cannot_be_read_gives_nothing(card: str, make_provenance: Make) -> None:
+    assert model_card(make_provenance(), card) == model_card(make_provenance())
+
+
+def test_several_repos_and_a_local_folder(make_provenance: Make, make_checkpoint: Make) -> None:
+    checkpoints = [
+        make_checkpoint(0, "Qwen/Base"),
+        make_checkpoint(100, "me/run", "global_step_100/actor"),
+        make_checkpoint(200, "me/run"),
+        make_checkpoint(300, None, "/home/secret/step_300"),
+    ]
+    card = model_card(make_provenance(checkpoints=checkpoints))
+    assert metadata(card)["base_model"] == ["Qwen/Base", "me/run"]
+    assert f"| 100 | `me/run@step_100:global_step_100/actor` | `{100:040x}` |" in card
+    assert "| 300 | local folder `step_300` |  |" in card
+    assert "secret" not in card
+
+
+def test_only_local_folders(make_provenance: Make, make_checkpoint: Make) -> None:
+    found = metadata(
+        model_card(
+            make_provenance(checkpoints=[make_checkpoint(step, None, f"/x/s{step}") for step in (0, 200)])
+        )
+    )
+    assert "base_model" not in found
+    assert "base_model_relation" not in found
+
+
+def test_what_the_body_says(make_provenance: Make) -> None:
+    card = model_card(make_provenance())
+    body = card.split("---\n", 2)[2]
+    assert body.lstrip().startswith(
+        "# run, predicted at step 400\n\n> [!WARNING]\n> **This is a prediction, not"
+    )
+    assert f"| 0 | `me/run@step_0` | `{0:040x}` |" in body
+    assert "| **400** | **this model** | |" in body
+    assert "(400 − 200) / (200 − 0) = **1**" in body
+    assert "method: `two_point`" in body
+    assert "Tensors `*norm*`, persistence:\n\n| step | 200 |\n|---|---:|\n| c | 1 |" in body
+    assert "Tensors `*`, two_point:\n\n| step | 100 | 200 |\n|---|---:|---:|\n| c | -2 | 3 |" in body
+    assert "Nothing was measured on this model" in body
+
+
+def test_results(make_provenance: Make) -> None:
+    card = model_card(make_provenance(), results="| task | x |\n|---|---|\n| radd | 1 |\n")
+    assert "## Results\n\n| task | x |" in card
+    assert "Nothing was measured" not in card
+
+
+def test_a_long_trajectory_is_cut(make_provenance: Make) -> None:
+    rule = CoefficientRule(
+        match="*", method="least_squares", coefficients={step: step + 0.5 for step in range(40)}
+    )
+    card = model_card(make_provenance(coefficients=[rule]))
+    assert "| 28 | 29 |\n" in card
+    assert "The other 10 coefficients are in `hubextrap.json`." in card
+
+
+def test_the_recipe_is_quoted_whole(make_provenance: Make) -> None:
+    recipe = "merge_method: two_point\n# ```\n# ````yaml\n"
+    card = model_card(make_provenance(recipe=recipe))
+    match = re.search(r"^(`{3,})yaml\n(.*?)\n\1$", card, re.DOTALL | re.MULTILINE)
+    assert match
+    assert match[1] == "`" * 5
+    assert match[2] == recipe.strip()
+
+
+def test_names_cannot_break_the_table(make_provenance: Make, make_checkpoint: Make) -> None:
+    card = model_card(
+        make_provenance(checkpoints=[make_checkpoint(0, "me/run", "a|b`c\nd"), make_checkpoint(9)])
+    )
+    assert "`me/run@step_0:a\\|b'c d`" in card
+
+
+def snippet(card: str) -> str:
+    match = re.search(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
+    assert match
+    ast.parse(match[1])
+    return match[1]
+
+
+def test_the_snippet_loads_the_target(make_provenance: Make) -> None:
+    card = model_card(make_provenance())
+    assert 'AutoModelForCausalLM.from_pretrained("path/to/this/folder")' in snippet(card)
+    pushed = with_target(card, "me/x", "step_400")
+    assert 'AutoModelForCausalLM.from_pretrained("me/x", revision="step_400")' in snippet(pushed)
+    assert with_target(pushed, "me/x", "step_400") == pushed
+    assert 'AutoTokenizer.from_pretrained("me/x")' in snippet(with_target(pushed, "me/x", "main"))
+    assert with_target("# my own card", "me/x", "main") == "# my own card"
+
+
+def test_the_hub_accepts_the_metadata(hub: LocalHub, make_provenance: Make) -> None:
+    card = ModelCard(with_target(model_card(make_provenance(), LAST_CARD), "me/x", "step_400"))
+    card.validate()
+    assert card.data.base_model == ["me/run"]
+    assert [request.status for request in hub.requests] == [200]
