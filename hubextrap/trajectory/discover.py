@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import (
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from hubextrap.progress import Progress
 
 _NAMES_SHOWN = 8
+_INNER_FOLDERS = ("huggingface", "actor")
+"""Where verl puts a step's converted weights; folders further up on a disk may say a step by accident."""
 
 
 def find_series(reference: str, *, pattern: str | None = None) -> list[Series]:
@@ -176,7 +177,8 @@ def _choose(reference: str, pattern: str | None, choice: str | None) -> Series:
     looked_for = f"are like {pattern!r}" if pattern is not None else "say a step"
     raise TrajectoryError(
         f"{reference}: no checkpoints found; no names {looked_for} and hold weights among: {_shown(seen)}. "
-        "Give a pattern such as 'step_{step}', the folder (org/name:folder), or list the checkpoints one by one"
+        "Give a pattern such as 'step_{step}', the folder (org/name:folder), or list the checkpoints one by "
+        "one"
     )
 
 
@@ -230,7 +232,10 @@ def _step_of(where: Reference, step: int | None) -> int:
     if step is not None:
         return step
     if where.folder is not None:
-        names = ["/".join(Path(where.folder).parts[-3:])]
+        folder = where.folder
+        while folder.name in _INNER_FOLDERS:
+            folder = folder.parent
+        names = [folder.name]
     else:
         names = [where.path, where.revision or "", where.repo.rpartition("/")[2]]
     found = next((name for name in map(read_step, names) if name is not None), None)

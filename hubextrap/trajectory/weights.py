@@ -61,7 +61,7 @@ def weights_of(files: Iterable[tuple[str, int]]) -> Weights | None:
 
 
 def weights_by_folder(files: Iterable[tuple[str, int]]) -> dict[str, Weights | None]:
-    """The weights directly in each folder of a tree, from the paths and bytes of its files; "" is the root."""
+    """The weights directly in each folder of a tree, from its files' paths and bytes; "" is its root."""
     folders: dict[str, list[tuple[str, int]]] = {"": []}
     for path, size in files:
         folder, _, name = path.rpartition("/")
