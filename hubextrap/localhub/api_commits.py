@@ -31,7 +31,7 @@ def is_lfs(path: str, size: int, sample: bytes) -> bool:
 
 def preupload(hub: LocalHub, call: Call) -> Answer:
     """POST …/preupload/V: how each file is to be uploaded, and what is at its path now."""
-    repo = hub.repo(call, write=not call.flag("create_pr"))
+    repo, _, _ = _target(hub, call)
     commit = hub.head(repo, call.groups["revision"])
     modes = []
     for file in call.json().get("files", []):

@@ -17,9 +17,11 @@ _TOKEN_SECONDS = 3600
 
 
 def write_token(hub: LocalHub, call: Call) -> Answer:
-    """GET …/xet-write-token/V."""
+    """GET …/xet-write-token/V: an empty store for any user, as pull requests are open to all."""
     _check_offered(hub)
-    return _token(hub.repo(call, write=not call.flag("create_pr")).xet.new_store())
+    repo = hub.repo(call)
+    hub.reader(call)
+    return _token(repo.xet.new_store())
 
 
 def read_token(hub: LocalHub, call: Call) -> Answer:
