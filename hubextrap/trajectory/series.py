@@ -124,13 +124,12 @@ def _pattern_of_unit(read: Reader, name: StepName) -> str:
 
 def table_of(series: Iterable[Series]) -> str:
     """The series as lines: label, how many checkpoints, first and last step."""
-    rows = [
-        (one.label, f"{len(one.checkpoints)} checkpoints", _span([c.step for c in one.checkpoints]))
-        for one in series
-    ]
-    width = max((len(row[0]) for row in rows), default=0)
-    return "\n".join(f"  {label:<{width}}  {count}, {span}" for label, count, span in rows)
+    series = list(series)
+    width = max((len(one.label) for one in series), default=0)
+    return "\n".join(f"  {one.label:<{width}}  {_extent(one.checkpoints)}" for one in series)
 
 
-def _span(steps: list[int]) -> str:
-    return f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+def _extent(checkpoints: tuple[Checkpoint, ...]) -> str:
+    if len(checkpoints) == 1:
+        return f"1 checkpoint, step {checkpoints[0].step}"
+    return f"{len(checkpoints)} checkpoints, steps {checkpoints[0].step} to {checkpoints[-1].step}"

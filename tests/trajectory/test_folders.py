@@ -158,7 +158,7 @@ def test_two_runs_are_never_mixed(tmp_path: Path, model: Model) -> None:
         f"{tmp_path}: 2 series of checkpoints are here; choose one by its name, with `series` in the "
         "recipe or --series:\n"
         "  folders: global_step_{step}      2 checkpoints, steps 10 to 20\n"
-        "  folders: new_global_step_{step}  1 checkpoints, step 10"
+        "  folders: new_global_step_{step}  1 checkpoint, step 10"
     )
     assert find_trajectory(str(tmp_path), series="global_step_{step}").steps == (10, 20)
     assert find_trajectory(str(tmp_path), series="folders: new_global_step_{step}").steps == (10,)
@@ -321,3 +321,16 @@ def test_describe_names_a_corrupt_file(tmp_path: Path, content: bytes) -> None:
 )
 def test_kinds_of_weights(file: str, kind: str | None) -> None:
     assert kind_of(f"some/folder/{file}") == kind
+
+
+def test_the_bundled_run(demo_data: Path) -> None:
+    found = find_trajectory(str(demo_data / "rlvr-C"), max_step=200)
+    assert found.steps == (0, 40, 80, 100, 120, 160, 200)
+    assert {c.dtype for c in describe(found).checkpoints} == {"F32"}
+
+
+def test_the_full_runs(rlvr: Path) -> None:
+    assert find_trajectory(str(rlvr / "rlvr-C")).steps == tuple(range(0, 501, 20))
+    assert find_trajectory(str(rlvr / "rlvr-A")).steps == (0, *range(40, 481, 40), 500)
+    with pytest.raises(AmbiguousTrajectory, match=r"rlvr-C/step_\{step\}  26 checkpoints, steps 0 to 500"):
+        find_trajectory(str(rlvr))

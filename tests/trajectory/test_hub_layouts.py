@@ -261,7 +261,7 @@ def test_a_history_whose_counter_starts_again(hub: LocalHub, repo_id: str, model
     assert str(caught.value).splitlines()[1:] == [
         "  commits: Training in progress, step {step} [run 1]  2 checkpoints, steps 100 to 200",
         "  commits: Training in progress, step {step} [run 2]  3 checkpoints, steps 40 to 120",
-        "  commits: Training in progress, step {step} [run 3]  1 checkpoints, step 120",
+        "  commits: Training in progress, step {step} [run 3]  1 checkpoint, step 120",
     ]
     second = find_trajectory(repo_id, series="Training in progress, step {step} [run 2]")
     assert [c.commit for c in second.checkpoints] == commits[2:5]
