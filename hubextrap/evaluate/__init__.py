@@ -1,1 +1,39 @@
+"""lm-eval on predictions and on what they are compared with, in one table."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hubextrap.evaluate.comparison import comparison
+    from hubextrap.evaluate.render import format_figure, to_markdown, to_rich, verdicts
+    from hubextrap.evaluate.run import evaluate
+    from hubextrap.evaluate.table import EvaluationTable, Row, Score, Settings, TaskRecord
+
+__all__ = [
+    "EvaluationTable",
+    "Row",
+    "Score",
+    "Settings",
+    "TaskRecord",
+    "comparison",
+    "evaluate",
+    "format_figure",
+    "to_markdown",
+    "to_rich",
+    "verdicts",
+]
+
+_MODULES = {
+    "comparison": "comparison",
+    "evaluate": "run",
+    **dict.fromkeys(("format_figure", "to_markdown", "to_rich", "verdicts"), "render"),
+    **dict.fromkeys(("EvaluationTable", "Row", "Score", "Settings", "TaskRecord"), "table"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,0 +1,64 @@
+"""lm-eval and what it stands on, without their warnings, bars and log lines between ours."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LOGGERS = ("lm_eval", "transformers", "datasets", "huggingface_hub", "accelerate", "httpx", "httpx2")
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Let only errors of these libraries through; everything is as before afterwards."""
+    with warnings.catch_warnings(), ExitStack() as undo:
+        warnings.simplefilter("ignore")
+        for name in _LOGGERS:
+            logger = logging.getLogger(name)
+            undo.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        _hide_bars(undo)
+        yield
+
+
+def _hide_bars(undo: ExitStack) -> None:
+    import datasets
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+    from transformers.utils import logging as transformers_logging
+
+    if transformers_logging.is_progress_bar_enabled():
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        undo.callback(transformers_logging.enable_progress_bar)
+    if datasets.utils.are_progress_bars_disabled() is False:
+        datasets.disable_progress_bars()
+        undo.callback(datasets.enable_progress_bars)
+    if not are_progress_bars_disabled():
+        disable_progress_bars()
+        undo.callback(enable_progress_bars)
+
+
+@contextmanager
+def quiet_lm_eval() -> Iterator[None]:
+    """Silence what has no switch in lm-eval: the bar over prompts, and git's word on the caller's folder."""
+    import lm_eval.api.task
+    import lm_eval.evaluator
+
+    with ExitStack() as undo:
+        _replace(undo, lm_eval.api.task, "tqdm", partial(lm_eval.api.task.tqdm, disable=True))
+        _replace(undo, lm_eval.evaluator, "get_git_commit_hash", lambda: None)
+        yield
+
+
+def _replace(undo: ExitStack, module: Any, name: str, value: Any) -> None:
+    undo.callback(setattr, module, name, getattr(module, name))
+    setattr(module, name, value)

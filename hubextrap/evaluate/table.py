@@ -1,0 +1,174 @@
+"""What an evaluation found: a row a checkpoint, and what every row is beside the last observed checkpoint."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hubextrap.errors import EvaluationError, OutputError
+
+PREDICTION = "prediction"
+"""Labels of predictions are this, or start with it."""
+LAST = "last"
+"""Label of the last observed checkpoint, which every other row is compared with."""
+BASE = "base"
+TARGET = "target"
+"""Label of the real checkpoint at the step that was predicted."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class Score(_Part):
+    """One figure of one checkpoint."""
+
+    task: str
+    metric: str
+    filter: str
+    """lm-eval's name for how answers were taken from completions; ``none`` where there is one way only."""
+    value: float
+    stderr: float | None
+    """None where lm-eval gives none."""
+    higher_is_better: bool | None
+    """None where the task does not say; such a figure is never judged."""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return (self.task, self.metric, self.filter)
+
+    @property
+    def title(self) -> str:
+        """What tables and messages call it, e.g. ``radd exact_match``."""
+        return f"{self.task} {self.metric}" + ("" if self.filter == "none" else f" ({self.filter})")
+
+
+class Row(_Part):
+    """One checkpoint and its figures."""
+
+    label: str
+    step: int | None
+    reference: str
+    """``repo@revision``, ``repo@revision:folder``, or a local folder."""
+    commit: str | None
+    """None for a local folder."""
+    scores: tuple[Score, ...]
+
+    @property
+    def place(self) -> str:
+        """The reference as tables show it: with the commit, and a local folder by its last part."""
+        if self.commit is None:
+            return Path(self.reference).name
+        return f"{self.reference} ({self.commit[:8]})"
+
+    def score(self, key: tuple[str, str, str]) -> Score | None:
+        return next((score for score in self.scores if score.key == key), None)
+
+
+class TaskRecord(_Part):
+    """Which task it was: figures are comparable where these agree."""
+
+    version: str
+    sha256: str
+    """Of the task's whole configuration: prompt, filters, metrics, generation settings, scoring code."""
+    num_fewshot: int
+    documents: int
+
+
+class Settings(_Part):
+    """All that the figures depend on beside the weights; samples depend on task order and batch size."""
+
+    seed: int
+    batch_size: int
+    limit: int | None
+    num_fewshot: int | None
+    apply_chat_template: bool
+    device: str
+    dtype: str
+    versions: dict[str, str]
+    tasks: dict[str, TaskRecord]
+    """In the order in which they ran."""
+
+
+class Difference(_Part):
+    """A figure minus that of the last observed checkpoint."""
+
+    value: float
+    stderr: float | None
+    """Of two independent samples; as both answer the same questions, the true one is smaller as a rule."""
+    is_worse: bool
+
+    @property
+    def within_noise(self) -> bool:
+        return self.stderr is not None and abs(self.value) < 2 * self.stderr
+
+
+class EvaluationTable(_Part):
+    """All checkpoints of one evaluation, measured with the same tasks, seeds and settings."""
+
+    format: int = 1
+    settings: Settings
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader has to know beside the figures, as sentences."""
+
+    @property
+    def keys(self) -> tuple[tuple[str, str, str], ...]:
+        """(task, metric, filter) of every figure, in the order in which they ran."""
+        return tuple(dict.fromkeys(score.key for row in self.rows for score in row.scores))
+
+    @property
+    def last(self) -> Row | None:
+        """The row of the last observed checkpoint, where it was evaluated."""
+        return next((row for row in self.rows if row.label == LAST), None)
+
+    def difference(self, row: Row, key: tuple[str, str, str]) -> Difference | None:
+        """``row`` minus the last observed checkpoint; None for that one, and where either has no figure."""
+        if self.last is None or row.label == LAST:
+            return None
+        ours, theirs = row.score(key), self.last.score(key)
+        if ours is None or theirs is None:
+            return None
+        value = ours.value - theirs.value
+        known = ours.stderr is not None and theirs.stderr is not None
+        return Difference(
+            value=value,
+            stderr=math.hypot(ours.stderr or 0, theirs.stderr or 0) if known else None,
+            is_worse=ours.higher_is_better is not None
+            and (value < 0 if ours.higher_is_better else value > 0),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the table as JSON.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(
+                f"{path}: the results cannot be written ({error.strerror}); name another file"
+            ) from error
+
+    @classmethod
+    def load(cls, path: Path) -> EvaluationTable:
+        """Read a table that ``save`` wrote.
+
+        Raises:
+            EvaluationError: the file is not there or is not such a table.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise EvaluationError(f"{path}: the results cannot be read ({error.strerror})") from error
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            field = ".".join(str(part) for part in problem["loc"]) or "the file"
+            raise EvaluationError(
+                f"{path}: not a results file of `hubextrap eval`: {field}: {problem['msg']}; "
+                "run the evaluation again"
+            ) from error
