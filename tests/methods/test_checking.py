@@ -1,0 +1,123 @@
+"""coefficients(): parameters, damping and results are checked, whoever wrote the method."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from hubextrap.errors import MethodError, StepError
+from hubextrap.methods import coefficients, persistence, register_method, registry
+
+
+@pytest.fixture(autouse=True)
+def _own_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_targets", dict(registry._targets))
+    registry.find_method.cache_clear()
+
+
+def test_by_name_with_parameters() -> None:
+    assert coefficients("two_point", [0, 100, 200], 400, {"base_step": 100}).tolist() == [0, -2, 3]
+    assert coefficients("persistence", [0, 100], 400).tolist() == [0, 1]
+
+
+def test_damping_goes_part_of_the_way() -> None:
+    assert coefficients("two_point", [0, 200], 400, damping=0.5).tolist() == [-0.5, 1.5]
+    assert coefficients("two_point", [0, 200], 400, damping=0.0).tolist() == [0, 1]
+    assert coefficients("two_point", [0, 200], 400, damping=1.0).tolist() == [-1, 2]
+
+
+@given(st.floats(0, 1), st.sampled_from(["two_point", "least_squares", "persistence"]))
+def test_damping_is_linear_and_keeps_the_sum(damping: float, method: str) -> None:
+    steps = [0, 40, 100, 130]
+    result = coefficients(method, steps, 300, damping=damping)
+    expected = (1 - damping) * persistence(steps, 300) + damping * coefficients(method, steps, 300)
+    assert result == pytest.approx(expected, abs=1e-14)
+    assert math.fsum(result) == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("damping", [-0.1, 1.1, math.nan, True])
+def test_damping_out_of_range(damping: float) -> None:
+    with pytest.raises(
+        MethodError, match=r"damping: must be a number from 0 \(persistence\) to 1 \(no damping\)"
+    ):
+        coefficients("two_point", [0, 200], 400, damping=damping)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "message"),
+    [
+        ("two_pont", {}, "there is no merge method two_pont; did you mean two_point?"),
+        ("two_point", {"bas_step": 1}, "bas_step: unknown key; did you mean base_step?"),
+        (
+            "two_point",
+            {"window": 3},
+            "window: unknown key; it belongs to least_squares, and the method is two_point",
+        ),
+        ("persistence", {"q": 1}, "q: unknown key; persistence takes no parameters of its own"),
+        ("two_point", {"q": 1}, "q: unknown key; two_point takes base_step"),
+        ("two_point", {"base_step": 1.5}, "base_step: must be a whole number or null, not 1.5"),
+        ("two_point", {"base_step": True}, "base_step: must be a whole number or null, not True"),
+        ("least_squares", {"through_last": 1}, "through_last: must be true or false, not 1"),
+    ],
+)
+def test_bad_parameters(method: str, parameters: dict[str, object], message: str) -> None:
+    with pytest.raises(MethodError) as error:
+        coefficients(method, [0, 100, 200], 400, parameters)
+    assert str(error.value).startswith(message)
+
+
+def test_all_bad_parameters_at_once() -> None:
+    with pytest.raises(MethodError, match=r"window: must be .*; through_last: must be "):
+        coefficients("least_squares", [0, 1], 2, {"window": "x", "through_last": "x"})
+
+
+@pytest.mark.parametrize(
+    ("steps", "target", "message"),
+    [
+        ([0, 100, 200], 150, "target step 150 is before the last observed step 200; choose a later target"),
+        ([0, 200, 100], 400, "step 100 follows step 200: steps have to increase"),
+        ([0, 100, 100], 400, "step 100 follows step 100: .* none may come twice"),
+        ([], 400, "no checkpoints"),
+        ([0, 100], math.inf, "target step inf"),
+    ],
+)
+def test_bad_steps(steps: list[int], target: float, message: str) -> None:
+    with pytest.raises(StepError, match=message):
+        coefficients("persistence", steps, target)
+
+
+def test_broken_promises_of_a_method_are_named() -> None:
+    def returning(values: list[float]):  # type: ignore[no-untyped-def]
+        return lambda steps, target_step: np.array(values)
+
+    for values, message in [
+        ([1.0], r"short returned coefficients of shape \(1,\) for 2 checkpoints"),
+        ([math.nan, 1.0], "not_finite returned coefficients that are not finite"),
+        ([0.5, 0.4], "wrong_sum returned coefficients that sum to 0.9"),
+    ]:
+        name = message.split()[0]
+        register_method(name, returning(values))
+        with pytest.raises(MethodError, match=message):
+            coefficients(name, [0, 1], 2)
+
+
+def leading(
+    steps: list[int], target_step: float, *, rank: int = 1, gram_matrix: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """A method that reads the Gram matrix."""
+    share = float(gram_matrix[-1, -1]) / float(np.trace(gram_matrix)) * rank
+    return np.array([*[0.0] * (len(steps) - 2), 1 - share, share])
+
+
+def test_a_method_that_declares_a_gram_matrix_gets_it() -> None:
+    register_method("leading", leading)
+    assert coefficients("leading", [0, 1], 2, gram_matrix=np.diag([1.0, 3.0])).tolist() == [0.25, 0.75]
+    with pytest.raises(MethodError, match="leading needs the Gram matrix of every tensor"):
+        coefficients("leading", [0, 1], 2)
+    with pytest.raises(MethodError, match="gram_matrix: unknown key"):
+        coefficients("leading", [0, 1], 2, {"gram_matrix": 1})
