@@ -192,10 +192,10 @@ class _Committer:
                 deleted = changes.deleted or deleted
                 try:
                     if not state.has_branch and state.head:
+                        made_branch = True
                         self.api.create_branch(
                             self.target.repo, branch=self.target.revision, revision=state.head, exist_ok=True
                         )
-                        made_branch = True
                     if not changes:
                         assert state.head  # files are there, so a commit is
                         return PushResult(state.head, self._url(state.head), unchanged=True)

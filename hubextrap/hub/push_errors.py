@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
@@ -81,6 +82,8 @@ def is_passing(error: BaseException) -> bool:
     if isinstance(error, hub.HfHubHTTPError):
         status = error.response.status_code
         return status in (408, 429) or (status >= 500 and status != 507)
+    if isinstance(error, json.JSONDecodeError):  # a gateway's page where the Hub's answer should be
+        return True
     return isinstance(error, network_errors()) and not isinstance(error, hub.OfflineModeIsEnabled)
 
 

@@ -150,13 +150,6 @@ def test_hidden_files_stay_at_home(prediction: Path, repo_id: str) -> None:
     assert not [name for name in files(repo_id) if name.startswith(".") and name != ".gitattributes"]
 
 
-def test_a_gitignore_on_the_hub_hides_nothing(hub: LocalHub, prediction: Path, repo_id: str) -> None:
-    hub.create_repo(repo_id)
-    hub.commit(repo_id, {".gitignore": b"*.json\n*.safetensors\n"})
-    push_folder(prediction, PushTarget.parse(repo_id))
-    assert {path.name for path in prediction.iterdir()} <= set(files(repo_id))
-
-
 def test_transformers_loads_and_generates(
     prediction: Path, models: Callable[..., Path], repo_id: str
 ) -> None:

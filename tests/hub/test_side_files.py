@@ -19,7 +19,8 @@ KEPT = [
 LEFT = [
     "README.md", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "optimizer.pt",
     "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "trainer_state.json", "training_args.bin",
-    "tokenizer.pt", "tokenizer.bin", ".gitattributes", "hubextrap.json", "train.log", "modeling_x.py", "vocab.pkl",
+    "tokenizer.pt", "tokenizer.bin", ".gitattributes", "hubextrap.json", "train.log", "modeling_x.py",
+    "vocab.pkl",
 ]  # fmt: skip
 
 

@@ -1,0 +1,194 @@
+"""Answers that fail, come late or lie about what happened: a push is made once or not at all."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+
+from hubextrap.errors import PushError
+from hubextrap.hub import push_errors
+from hubextrap.hub.push import push_folder
+from hubextrap.hub.target import PushTarget
+from hubextrap.localhub import Fault, LocalHub
+
+COMMIT = r"/commit/"
+
+
+@pytest.fixture(autouse=True)
+def logged_in(hub: LocalHub, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr(push_errors, "_FIRST_PAUSE", 0.01)
+
+
+def commits(repo: str, revision: str = "main") -> list[str]:
+    return [commit.commit_id for commit in HfApi().list_repo_commits(repo, revision=revision)]
+
+
+def branches(repo: str) -> list[str]:
+    return sorted(branch.name for branch in HfApi().list_repo_refs(repo).branches)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(COMMIT, "POST", status=412),
+        Fault(COMMIT, "POST", status=409),
+        Fault(COMMIT, "POST", status=503, count=3),
+        Fault(COMMIT, "POST", status=429, headers={"Retry-After": "0"}),
+        Fault(COMMIT, "POST", drop=True),
+        Fault(COMMIT, "POST", status=503, after=True),
+        Fault(COMMIT, "POST", status=504, after=True),
+        Fault(COMMIT, "POST", drop=True, after=True),
+        Fault(r"/branch/", "POST", status=500),
+        Fault(r"/branch/", "POST", status=500, after=True),
+        Fault(r"/branch/", "POST", drop=True, after=True),
+        Fault(r"/refs", "GET", status=503, count=2),
+        Fault(r"/repos/create", "POST", status=503, after=True),
+        Fault(r"/validate-yaml", "POST", status=503),
+        Fault(r"whoami", "GET", status=503),
+        Fault(r"^/lfs/", "PUT", drop=True),
+    ],
+    ids=lambda fault: f"{fault.path}-{fault.status or 'drop'}{'-after' if fault.after else ''}",
+)
+def test_one_commit_whatever_happens_on_the_way(
+    hub: LocalHub, prediction: Path, repo_id: str, fault: Fault
+) -> None:
+    fault = Fault(
+        **{name: getattr(fault, name) for name in fault.__dataclass_fields__}
+    )  # counted down in use
+    hub.faults.add(fault)
+    result = push_folder(prediction, PushTarget.parse(f"{repo_id}@step_400"))
+    assert hub.faults.pending() == 0
+    assert commits(repo_id, "step_400") == [result.commit, *commits(repo_id)]
+    assert len(commits(repo_id)) == 1
+    assert push_folder(prediction, PushTarget.parse(f"{repo_id}@step_400")).unchanged
+
+
+@pytest.mark.parametrize("status", [503, None])
+def test_a_pull_request_is_not_opened_twice(
+    hub: LocalHub, prediction: Path, repo_id: str, status: int | None
+) -> None:
+    hub.create_repo(repo_id)
+    hub.faults.add(Fault(COMMIT, "POST", status=status, drop=status is None, after=True))
+    result = push_folder(prediction, PushTarget.parse(repo_id, create_pr=True))
+    assert result.pull_request_url == f"{hub.url}/{repo_id}/discussions/1"
+    assert commits(repo_id, "refs/pr/1")[0] == result.commit
+    assert len(list(HfApi().get_repo_discussions(repo_id))) == 1
+
+
+class MeanwhileHub:
+    """Commits to the repo, as somebody else would, when our commit is on its way."""
+
+    def __init__(self, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.hub, self.monkeypatch = hub, monkeypatch
+
+    def commit(self, repo: str, files: dict[str, bytes | Path | None], revision: str = "main") -> None:
+        send = HfApi.create_commit
+        waiting = [files]
+
+        def interrupted(api: HfApi, *args: object, **options: object) -> object:
+            if waiting:
+                self.hub.commit(repo, waiting.pop(), revision)
+            return send(api, *args, **options)  # type: ignore[call-overload]
+
+        self.monkeypatch.setattr(HfApi, "create_commit", interrupted)
+
+
+@pytest.fixture
+def meanwhile(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> MeanwhileHub:
+    return MeanwhileHub(hub, monkeypatch)
+
+
+def test_another_file_changed_meanwhile(
+    hub: LocalHub, meanwhile: MeanwhileHub, prediction: Path, repo_id: str
+) -> None:
+    hub.create_repo(repo_id)
+    meanwhile.commit(repo_id, {"notes.md": b"from a colleague"})
+    result = push_folder(prediction, PushTarget.parse(repo_id))
+    assert commits(repo_id)[0] == result.commit
+    assert len(commits(repo_id)) == 3
+    assert "notes.md" in HfApi().list_repo_files(repo_id)
+
+
+@pytest.mark.parametrize("file", ["README.md", "model.safetensors", "config.json"])
+def test_the_same_files_changed_meanwhile(
+    hub: LocalHub, meanwhile: MeanwhileHub, prediction: Path, repo_id: str, file: str
+) -> None:
+    hub.create_repo(repo_id)
+    meanwhile.commit(repo_id, {file: b"from a colleague"})
+    with pytest.raises(PushError) as error:
+        push_folder(prediction, PushTarget.parse(repo_id))
+    theirs = commits(repo_id)[0]
+    assert str(error.value) == (
+        f"{repo_id}@main: somebody else changed {file} there meanwhile (commit {theirs}); "
+        "look at it, then push again"
+    )
+    assert len(commits(repo_id)) == 2
+
+
+def test_the_same_model_was_pushed_meanwhile(
+    hub: LocalHub, meanwhile: MeanwhileHub, prediction: Path, repo_id: str
+) -> None:
+    hub.create_repo(repo_id)
+    (prediction / "README.md").unlink()  # the card names its target
+    meanwhile.commit(repo_id, {path.name: path for path in prediction.iterdir()})
+    result = push_folder(prediction, PushTarget.parse(repo_id))
+    assert commits(repo_id)[0] == result.commit
+    assert len(commits(repo_id)) == 2
+
+
+def test_a_hub_that_stays_down(hub: LocalHub, prediction: Path, repo_id: str) -> None:
+    hub.create_repo(repo_id)
+    hub.faults.add(Fault(COMMIT, "POST", status=503, count=100))
+    with pytest.raises(PushError) as error:
+        push_folder(prediction, PushTarget.parse(f"{repo_id}@step_400"))
+    assert str(error.value).startswith(f"{repo_id}@step_400: the Hub answered 503")
+    assert "run the same command again later; what was uploaded is not sent twice" in str(error.value)
+    assert branches(repo_id) == ["main"]  # the branch that was made for the push is gone again
+    assert len(commits(repo_id)) == 1
+
+
+def test_what_was_uploaded_is_not_sent_twice(hub: LocalHub, prediction: Path, repo_id: str) -> None:
+    hub.create_repo(repo_id)
+    hub.faults.add(Fault(COMMIT, "POST", status=403))
+    target = PushTarget.parse(repo_id)
+    with pytest.raises(PushError):
+        push_folder(prediction, target)
+    hub.requests.clear()
+    push_folder(prediction, target)
+    assert not [request for request in hub.requests if request.method == "PUT"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "said"),
+    [
+        (COMMIT, 403, "use a token with write rights on this repo, check the storage quota"),
+        (COMMIT, 413, "too large for the Hub; check the storage quota"),
+        (COMMIT, 402, "the account's storage quota is used up"),
+        (COMMIT, 400, "check the repo's name and the revision"),
+        (r"^/lfs/", 403, "use a token with write rights"),
+        (r"objects/batch", 507, "the account's storage quota is used up"),
+        (r"/repos/create", 403, "or push under your own name"),
+        (r"whoami", 401, "set HF_TOKEN to a valid token with write rights"),
+    ],
+)
+def test_refusals(hub: LocalHub, prediction: Path, repo_id: str, path: str, status: int, said: str) -> None:
+    hub.faults.add(Fault(path, status=status, count=100))
+    with pytest.raises(PushError) as error:
+        push_folder(prediction, PushTarget.parse(repo_id))
+    message = str(error.value)
+    assert message.startswith(f"{repo_id}@main: the Hub answered {status}")
+    assert said in message
+    assert "\n" not in message
+    hub.faults.clear()
+    assert not HfApi().repo_exists(repo_id) or len(commits(repo_id)) == 1
+
+
+def test_retry_after_is_honoured(hub: LocalHub, prediction: Path, repo_id: str) -> None:
+    hub.faults.add(Fault(COMMIT, "POST", status=429, headers={"Retry-After": "1"}))
+    start = time.monotonic()
+    push_folder(prediction, PushTarget.parse(repo_id))
+    assert 1.0 <= time.monotonic() - start < 5.0

@@ -1,0 +1,190 @@
+"""Pushes that cannot work: one error that names the thing and the remedy, and nothing on the Hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+
+from hubextrap.errors import PushError
+from hubextrap.hub.push import push_folder
+from hubextrap.hub.target import PushTarget, check_target
+from hubextrap.localhub import LocalHub
+
+
+@pytest.fixture(autouse=True)
+def logged_in(hub: LocalHub, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+
+
+def refusal(folder: Path, reference: str, **options: bool) -> str:
+    with pytest.raises(PushError) as error:
+        push_folder(folder, PushTarget.parse(reference, **options))
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        ("", ": not a repo to push to; write OWNER/NAME or OWNER/NAME@BRANCH"),
+        ("a/b/c", "a/b/c: not a repo to push to"),
+        ("me/x--y", "me/x--y: not a repo to push to"),
+        ("name", "name: a repo to push to needs its owner; write OWNER/name"),
+        ("me/x@", "me/x@: '' is not the name of a branch; write me/x@BRANCH, e.g. @step_400"),
+        ("me/x@a b", "me/x@a b: 'a b' is not the name of a branch"),
+        ("me/x@a..b", "me/x@a..b: 'a..b' is not the name of a branch"),
+        ("me/x@refs/pr/1", "me/x@refs/pr/1: 'refs/pr/1' is not the name of a branch"),
+        (
+            "me/x@" + "a1" * 20,
+            f"me/x@{'a1' * 20}: a push goes to a branch, not to a commit; write me/x@BRANCH",
+        ),
+        ("https://u:hf_abcdefgh@h.co/me/x", "https://***@h.co/me/x: not a repo to push to"),
+    ],
+)
+def test_references(reference: str, said: str) -> None:
+    with pytest.raises(PushError) as error:
+        PushTarget.parse(reference)
+    assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("reference", "repo", "revision"),
+    [
+        ("me/x", "me/x", "main"),
+        ("me/x@step_400", "me/x", "step_400"),
+        ("hf://me/x@feat/step-400", "me/x", "feat/step-400"),
+        ("me/x@v1.0", "me/x", "v1.0"),
+    ],
+)
+def test_references_that_can_be_pushed_to(reference: str, repo: str, revision: str) -> None:
+    assert PushTarget.parse(reference) == PushTarget(repo, revision)
+
+
+def test_a_branch_with_a_slash(prediction: Path, repo_id: str) -> None:
+    result = push_folder(prediction, PushTarget.parse(f"{repo_id}@feat/step-400"))
+    assert HfApi().model_info(repo_id, revision="feat/step-400").sha == result.commit
+
+
+def test_no_token(hub: LocalHub, prediction: Path, repo_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "")
+    assert refusal(prediction, repo_id) == (
+        f"{repo_id}@main: no token; log in with `hf auth login`, or set HF_TOKEN to one with write rights"
+    )
+    assert not hub.requests
+
+
+def test_a_token_that_is_not_valid(prediction: Path, repo_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_thisisnotavalidtoken")
+    message = refusal(prediction, repo_id)
+    assert message.startswith(f"{repo_id}@main: the Hub answered 401")
+    assert "thisisnot" not in message
+
+
+def test_a_read_token(hub: LocalHub, prediction: Path, repo_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", hub.add_token("me", read_only=True))
+    assert refusal(prediction, repo_id) == (
+        f"{repo_id}@main: the token only has read rights; make one with write rights in the Hub's settings, "
+        "and set HF_TOKEN to it"
+    )
+    assert {request.method for request in hub.requests} == {"GET"}
+
+
+def test_somebody_elses_name(hub: LocalHub, prediction: Path, repo_id: str) -> None:
+    name = repo_id.replace("me/", "you/")
+    assert "or push under your own name" in refusal(prediction, name)
+    hub.create_repo(name)
+    message = refusal(prediction, f"{name}@step_400")
+    assert message.startswith(f"{name}@step_400: the Hub answered 403")
+    assert "or push under your own name" in message
+
+
+def test_a_tag_and_a_branch_that_a_pull_request_needs(hub: LocalHub, prediction: Path, repo_id: str) -> None:
+    hub.create_repo(repo_id)
+    hub.tag(repo_id, "v1")
+    assert refusal(prediction, f"{repo_id}@v1") == (
+        f"{repo_id}@v1: v1 is a tag, and a tag cannot be pushed to; choose a branch"
+    )
+    assert refusal(prediction, f"{repo_id}@new", create_pr=True) == (
+        f"{repo_id}@new: no such branch, and a pull request needs one to go into; leave out @new, "
+        "or push without a pull request"
+    )
+
+
+def test_a_public_repo_where_a_private_one_was_asked_for(
+    hub: LocalHub, prediction: Path, repo_id: str
+) -> None:
+    hub.create_repo(repo_id)
+    assert "the repo is there and public, but a private one was asked for" in refusal(
+        prediction, repo_id, private=True
+    )
+    assert len(HfApi().list_repo_commits(repo_id)) == 1
+
+
+def test_metadata_that_the_hub_refuses(hub: LocalHub, prediction: Path, repo_id: str) -> None:
+    (prediction / "README.md").write_text("---\nlicense: [\n---\n# x\n")
+    message = refusal(prediction, repo_id)
+    assert message.startswith("README.md: the metadata at its top are not valid (")
+    assert not [request for request in hub.requests if request.method == "PUT"]
+    assert len(HfApi().list_repo_commits(repo_id)) == 1
+
+
+def test_the_check_changes_nothing(hub: LocalHub, repo_id: str) -> None:
+    state = check_target(PushTarget.parse(repo_id))
+    assert not state.exists
+    assert {request.method for request in hub.requests} == {"GET"}
+
+
+def test_folders_that_hold_no_model(hub: LocalHub, tmp_path: Path, repo_id: str) -> None:
+    assert refusal(tmp_path / "no", repo_id).startswith(f"{tmp_path}/no: no such folder")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    assert refusal(tmp_path, repo_id).startswith(
+        f"{tmp_path}: holds no .safetensors file, so no model to push"
+    )
+    assert not hub.requests
+
+
+def test_a_shard_is_missing(hub: LocalHub, prediction: Path, repo_id: str) -> None:
+    (prediction / "model-00001-of-00003.safetensors").unlink(missing_ok=True)
+    index = json.loads((prediction / "model.safetensors.index.json").read_bytes())
+    shard = sorted(set(index["weight_map"].values()))[0]
+    (prediction / shard).unlink(missing_ok=True)
+    assert refusal(prediction, repo_id) == (
+        f"{prediction}: {shard} is named in model.safetensors.index.json but is not there; "
+        "merge again, or restore it"
+    )
+    (prediction / "model.safetensors.index.json").write_text("{}")
+    assert "model.safetensors.index.json: not a valid index of shards" in refusal(prediction, repo_id)
+    assert not hub.requests
+
+
+def test_a_shard_that_is_not_the_one_in_the_provenance(hub: LocalHub, prediction: Path, repo_id: str) -> None:
+    shard = sorted(prediction.glob("*.safetensors"))[0]
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    assert refusal(prediction, repo_id) == (
+        f"{shard}: has other bytes (sha256) than hubextrap.json says; merge again, "
+        "or remove hubextrap.json to push the folder as it is"
+    )
+    assert {request.method for request in hub.requests} == {"GET"}
+    (prediction / "hubextrap.json").write_text("{")
+    assert f"{prediction / 'hubextrap.json'}: not valid JSON" in refusal(prediction, repo_id)
+
+
+def test_a_broken_link(prediction: Path, repo_id: str) -> None:
+    (prediction / "tokenizer.model").symlink_to(prediction / "nowhere")
+    assert refusal(prediction, repo_id).startswith(f"{prediction}/tokenizer.model: is a broken link")
+
+
+def test_a_hub_that_cannot_be_reached(
+    prediction: Path, repo_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi as Client
+
+    monkeypatch.setattr("hubextrap.hub.push_errors._FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("hubextrap.hub.target.hub_api", lambda: Client(endpoint="http://127.0.0.1:9"))
+    message = refusal(prediction, repo_id)
+    assert message.startswith(f"{repo_id}@main: cannot reach the Hub (")
+    assert message.endswith("); check the network and HF_ENDPOINT, then push again")
