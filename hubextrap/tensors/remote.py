@@ -132,7 +132,7 @@ class RemoteSource:
         attempts = Attempts(self._patience)
         with hub_errors(where):
             while part.rest and not part.stop.is_set():
-                asked, cause = None, ""
+                asked, cause, stale = None, "", False
                 target: Target | None = None
                 received = part.received
                 try:
@@ -140,8 +140,8 @@ class RemoteSource:
                     fetch(target, part)
                     continue
                 except Refused as error:
-                    asked, cause = error.asked_wait, str(error)
-                    if error.stale:
+                    asked, cause, stale = error.asked_wait, str(error), error.stale
+                    if stale:
                         self._forget(file, target)
                 except Exception as error:
                     if not is_passing(error):
@@ -158,9 +158,8 @@ class RemoteSource:
                         "then run the same "
                         "command again"
                     )
-                if (
-                    part.received == received
-                ):  # a connection that brought something is worth an attempt at once
+                # An address that expired or a connection that brought something is worth an attempt at once.
+                if part.received == received and not (stale and attempts.failed == 1):
                     part.stop.wait(seconds)
         if part.rest:
             raise _Stopped

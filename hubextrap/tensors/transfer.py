@@ -98,8 +98,10 @@ def fetch(target: Target, part: Part) -> None:
 
 def is_passing(error: Exception) -> bool:
     """Whether an error of the Hub's client or of the network may be gone at the next attempt."""
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    if isinstance(error, OfflineModeIsEnabled):  # a ConnectionError, but a lasting one
+        return False
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in PASSING
     if isinstance(

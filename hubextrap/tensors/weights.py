@@ -153,7 +153,7 @@ def _find_weights(source: Source) -> _Weights:
     missing = [shard for shard in shards if shard not in files]
     if missing:
         raise CorruptFile(
-            f"{source.name}: {INDEX_FILE} names {', '.join(missing[:5])}, "
+            f"{source.name}: {INDEX_FILE} names {shorten(', '.join(missing[:5]))}, "
             f"{'which is' if len(missing) == 1 else f'{len(missing)} files in all, which are'} not "
             "there; download the "
             "folder again, whole"

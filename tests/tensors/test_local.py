@@ -65,9 +65,9 @@ def test_only_listed_names_can_be_read(folder: Folder, tmp_path: Path, file: str
     (path / "sub").mkdir()
     (path / "sub" / "file").write_bytes(b"secret")
     source = LocalSource(path, "ckpt")
-    with pytest.raises(SourceError, match="^ckpt: no file"):
+    with pytest.raises(SourceError, match=r"^ckpt: no file"):
         source.read(file, 0, memoryview(bytearray(1)))
-    with pytest.raises(SourceError, match="^ckpt: no file"):
+    with pytest.raises(SourceError, match=r"^ckpt: no file"):
         source.read_file(file)
 
 

@@ -136,8 +136,16 @@ def test_tensor_in_two_shards(folder: Folder, sharded: Any) -> None:
 
 @pytest.mark.parametrize(
     "file",
-    ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..\\x.safetensors", "C:x.safetensors"]
-    + [".safetensors", "..", "", "x.bin", "x\0.safetensors", 7, None, ["x.safetensors"]],
+    [
+        *(
+            "../x.safetensors",
+            "/etc/x.safetensors",
+            "sub/x.safetensors",
+            "..\\x.safetensors",
+            "C:x.safetensors",
+        ),
+        *(".safetensors", "..", "", "x.bin", "x\0.safetensors", 7, None, ["x.safetensors"]),
+    ],
 )
 def test_shard_names_that_leave_the_folder(folder: Folder, sharded: Any, file: object) -> None:
     files = with_index(sharded([["a"], ["b"]]), lambda weight_map: weight_map.update(b=file))

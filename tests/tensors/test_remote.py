@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+
+from hubextrap.errors import AccessDenied, ReferenceNotFound, SourceError, UnsupportedCheckpoint
+from hubextrap.localhub import Fault, LocalHub
+from hubextrap.tensors import (
+    FileInfo,
+    LocalSource,
+    RemoteSource,
+    Source,
+    open_source,
+    read_layout,
+    remote,
+    transfer,
+)
+from hubextrap.trajectory.checkpoint import Checkpoint
+
+WEIGHTS = "model.safetensors"
+CDN = "Signature="
+"""In the raw path of every request to the storage, and of no other."""
+
+
+def read(source: Source, file: str, offset: int, length: int) -> bytes:
+    buffer = bytearray(length)
+    source.read(file, offset, memoryview(buffer))
+    return bytes(buffer)
+
+
+@pytest.fixture
+def data() -> bytes:
+    return os.urandom(300_000)
+
+
+@pytest.fixture
+def checkpoint(cdn_hub: LocalHub, repo_id: str, data: bytes) -> Checkpoint:
+    """A checkpoint on the Hub that holds ``data`` as model.safetensors."""
+    cdn_hub.create_repo(repo_id)
+    commit = cdn_hub.commit(repo_id, {WEIGHTS: data, "config.json": b'{"a": 1}\n', "sub/other.json": b"{}"})
+    return Checkpoint(1, repo_id, "main", commit, "")
+
+
+@pytest.fixture
+def stored(checkpoint: Checkpoint) -> Iterator[Source]:
+    source = open_source(checkpoint)
+    yield source
+    source.close()
+
+
+def requests(hub: LocalHub, path: str) -> list[str]:
+    return [request.method for request in hub.requests if path in request.path]
+
+
+def test_lists_one_folder_with_sizes_and_hashes(
+    cdn_hub: LocalHub, stored: Source, data: bytes, repo_id: str
+) -> None:
+    import hashlib
+
+    files = stored.files()
+    assert set(files) == {".gitattributes", WEIGHTS, "config.json"}
+    assert files[WEIGHTS] == FileInfo(len(data), hashlib.sha256(data).hexdigest())
+    assert files["config.json"] == FileInfo(9, hashlib.sha1(b'blob 9\0{"a": 1}\n').hexdigest())
+    commit = cdn_hub.commit(repo_id, {"a/checkpoint-1/config.json": b"{}", "a/checkpoint-10/x": b""})
+    assert set(RemoteSource(repo_id, commit, "a/checkpoint-1").files()) == {"config.json"}
+
+
+def test_reads_any_range(stored: Source, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "PART", 70_000)
+    assert read(stored, WEIGHTS, 0, len(data)) == data
+    assert read(stored, WEIGHTS, 12_345, 200_001) == data[12_345 : 12_345 + 200_001]
+    assert read(stored, WEIGHTS, len(data) - 1, 1) == data[-1:]
+    assert read(stored, WEIGHTS, len(data), 0) == b""
+    assert stored.read_file("config.json") == b'{"a": 1}\n'
+
+
+def test_a_file_is_resolved_once(
+    cdn_hub: LocalHub, stored: Source, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PART", 30_000)
+    for _ in range(3):
+        assert read(stored, WEIGHTS, 0, len(data)) == data
+    assert requests(cdn_hub, "/resolve/") == ["HEAD"]
+    assert requests(cdn_hub, CDN) == ["GET"] * 30
+    assert len(requests(cdn_hub, "/tree/")) == 1
+
+
+def test_the_token_goes_to_the_hub_and_nowhere_else(cdn_hub: LocalHub, repo_id: str, data: bytes) -> None:
+    cdn_hub.create_repo(repo_id, private=True)
+    commit = cdn_hub.commit(repo_id, {WEIGHTS: data, "config.json": b"{}"})
+    source = RemoteSource(repo_id, commit)
+    assert read(source, WEIGHTS, 0, len(data)) == data
+    assert source.read_file("config.json") == b"{}"
+    at_cdn = [request for request in cdn_hub.requests if request.port == cdn_hub.cdn_port]
+    at_hub = [request for request in cdn_hub.requests if request.port != cdn_hub.cdn_port]
+    assert len(at_cdn) == 1
+    assert "token" not in (str(at_cdn[0].headers) + at_cdn[0].path).lower()
+    assert "Authorization" not in at_cdn[0].headers
+    assert all("Bearer hf_" in request.headers["Authorization"] for request in at_hub)
+    assert at_cdn[0].headers["Accept-Encoding"] == "identity"
+    assert "hubextrap/" in at_cdn[0].headers["User-Agent"]
+
+
+def test_an_expired_address_is_resolved_again(cdn_hub: LocalHub, stored: Source, data: bytes) -> None:
+    cdn_hub.cdn_expiry = 0.3
+    assert read(stored, WEIGHTS, 0, 1000) == data[:1000]
+    time.sleep(0.35)
+    assert read(stored, WEIGHTS, 1000, 1000) == data[1000:2000]
+    assert requests(cdn_hub, "/resolve/") == ["HEAD", "HEAD"]
+    assert [request.status for request in cdn_hub.requests if CDN in request.path] == [206, 403, 206]
+
+
+def test_requests_in_flight_are_bounded(
+    cdn_hub: LocalHub,
+    stored: Source,
+    checkpoint: Checkpoint,
+    data: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(remote, "PART", 10_000)
+    running, most, lock = 0, 0, threading.Lock()
+    original = transfer.fetch
+
+    def counted(*arguments: Any) -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        original(*arguments)
+        with lock:
+            running -= 1
+
+    monkeypatch.setattr(remote, "fetch", counted)
+    cdn_hub.faults.add(Fault(CDN, delay=0.02, count=100))
+    other = open_source(checkpoint)
+    results: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda source=source: results.append(read(source, WEIGHTS, 0, len(data))))
+        for source in (stored, other)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [data, data]
+    assert 1 < most <= remote.IN_FLIGHT
+
+
+def test_without_a_cdn_the_hub_itself_serves_ranges(
+    hub: LocalHub, repo_id: str, data: bytes, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    hub.create_repo(repo_id, private=True)
+    source = RemoteSource(repo_id, hub.commit(repo_id, {WEIGHTS: data}))
+    assert read(source, WEIGHTS, 5, 1000) == data[5:1005]
+
+
+@pytest.fixture
+def sources(
+    cdn_hub: LocalHub, repo_id: str, sharded: Any, tmp_path: Path
+) -> Iterator[tuple[Mapping[str, bytes], list[Source]]]:
+    """The same checkpoint in a subfolder on the Hub, in the cache and in a local folder."""
+    files = {**sharded([["a", "b"], ["c"]]), "config.json": b"{}"}
+    beside = {"run/checkpoint-10/model.safetensors": b"other", "run/checkpoint-1/global/x.json": b"{}"}
+    pickles = {"run/checkpoint-1/optimizer.pt": os.urandom(1000)}
+    cdn_hub.create_repo(repo_id)
+    here = {f"run/checkpoint-1/{file}": data for file, data in files.items()}
+    commit = cdn_hub.commit(repo_id, {**here, **beside, **pickles})
+    checkpoint = Checkpoint(1, repo_id, "main", commit, "run/checkpoint-1")
+    for file, data in files.items():
+        (tmp_path / file).write_bytes(data)
+    local = Checkpoint(1, None, "checkpoint-1", None, str(tmp_path))
+    opened = [open_source(checkpoint), open_source(checkpoint, cache=True), open_source(local)]
+    yield files, opened
+    for source in opened:
+        source.close()
+
+
+def test_all_sources_give_the_same_bytes_and_the_same_layout(
+    sources: tuple[Mapping[str, bytes], list[Source]],
+) -> None:
+    files, opened = sources
+    assert [type(source) for source in opened] == [RemoteSource, LocalSource, LocalSource]
+    layouts = [read_layout(source) for source in opened]
+    assert layouts[0].shards == layouts[1].shards == layouts[2].shards
+    assert set(layouts[0].tensors) == {"a", "b", "c"}
+    for source in opened:
+        assert {file: source.read_file(file) for file in files} == files
+        for tensor in layouts[0].tensors.values():
+            found = read(source, tensor.file, tensor.offset, tensor.nbytes)
+            assert found == files[tensor.file][tensor.offset : tensor.offset + tensor.nbytes]
+
+
+def test_the_cache_holds_the_folder_only_and_no_pickles(
+    repo_id: str, sources: tuple[Mapping[str, bytes], list[Source]]
+) -> None:
+    files, opened = sources
+    assert set(opened[1].files()) == set(files)
+    assert opened[0].name == opened[1].name
+    cached = Path(
+        huggingface_hub.constants.HF_HUB_CACHE, f"models--{repo_id.replace('/', '--')}", "snapshots"
+    )
+    assert {path.name for path in cached.rglob("*") if path.is_file()} == set(files)
+
+
+def test_a_cached_checkpoint_is_not_downloaded_again(cdn_hub: LocalHub, checkpoint: Checkpoint) -> None:
+    for _ in range(2):
+        open_source(checkpoint, cache=True).close()
+    assert requests(cdn_hub, CDN) == ["GET"]
+
+
+def test_a_pickle_is_refused_before_it_is_downloaded(cdn_hub: LocalHub, repo_id: str) -> None:
+    cdn_hub.create_repo(repo_id)
+    commit = cdn_hub.commit(repo_id, {"pytorch_model.bin": os.urandom(1000)})
+    checkpoint = Checkpoint(1, repo_id, "main", commit, "")
+    with pytest.raises(UnsupportedCheckpoint, match=r"@main: pytorch_model.bin is a pickle"):
+        open_source(checkpoint, cache=True)
+    with pytest.raises(UnsupportedCheckpoint, match=r"@main: pytorch_model.bin is a pickle"):
+        read_layout(open_source(checkpoint))
+    assert requests(cdn_hub, CDN) == []
+
+
+@pytest.mark.parametrize("file", ["../secret", "sub/other.json", "absent", "", "config.json?x"])
+def test_only_listed_names_can_be_read(stored: Source, file: str) -> None:
+    with pytest.raises(SourceError, match=f"^{stored.name}: no file"):
+        stored.read(file, 0, memoryview(bytearray(1)))
+
+
+def test_ranges_outside_the_file(stored: Source) -> None:
+    for offset, length in [(0, 300_001), (300_000, 1), (-1, 2)]:
+        with pytest.raises(SourceError, match="asked for, but it has 300,000"):
+            read(stored, WEIGHTS, offset, length)
+    with pytest.raises(SourceError, match="300,000 bytes are more than the 1,000"):
+        stored.read_file(WEIGHTS, limit=1000)
+
+
+def test_what_is_not_there(cdn_hub: LocalHub, repo_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ReferenceNotFound, match="no such repo"):
+        RemoteSource(repo_id, "0" * 40).files()
+    cdn_hub.create_repo(repo_id, gated=True)
+    commit = cdn_hub.commit(repo_id, {WEIGHTS: b"x"})
+    with pytest.raises(ReferenceNotFound, match="no such revision"):
+        RemoteSource(repo_id, "0" * 40).files()
+    with pytest.raises(ReferenceNotFound, match="no such file"):
+        RemoteSource(repo_id, commit, "absent").files()
+    monkeypatch.setenv("HF_TOKEN", "")
+    with pytest.raises(AccessDenied, match="gated; ask for access"):
+        read(RemoteSource(repo_id, commit), WEIGHTS, 0, 1)
+
+
+def test_offline(stored: Source, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored.files()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        SourceError, match=f"{WEIGHTS}: HF_HUB_OFFLINE is set; unset it, or use a local folder"
+    ):
+        read(stored, WEIGHTS, 0, 1)
+    with pytest.raises(SourceError, match="HF_HUB_OFFLINE is set"):
+        open_source(checkpoint).files()
+
+
+def test_a_closed_source_says_so(stored: Source) -> None:
+    stored.files()
+    stored.close()
+    with pytest.raises(SourceError, match="the source is closed"):
+        read(stored, WEIGHTS, 0, 1)
+
+
+def test_closing_ends_reads_under_way(cdn_hub: LocalHub, stored: Source) -> None:
+    stored.files()
+    cdn_hub.faults.add(Fault(CDN, status=503, headers={"Retry-After": "60"}, count=100))
+    timer = threading.Timer(0.3, stored.close)
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(SourceError, match="the source was closed while it was read"):
+        read(stored, WEIGHTS, 0, 1000)
+    assert time.monotonic() - start < 5
+    timer.join()
