@@ -8,6 +8,7 @@ import typer
 
 from hubextrap._version import __version__
 from hubextrap.cli import hub, recipes
+from hubextrap.cli.eval import evaluate
 from hubextrap.cli.steps import steps
 from hubextrap.errors import HubExtrapError
 
@@ -36,6 +37,7 @@ def _options(
 
 
 app.command()(steps)
+app.command("eval")(evaluate)
 app.add_typer(hub.app, name="hub")
 app.add_typer(recipes.app, name="recipes")
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from hubextrap.evaluate.comparison import comparison
     from hubextrap.evaluate.render import format_figure, to_markdown, to_rich, verdicts
     from hubextrap.evaluate.run import evaluate
-    from hubextrap.evaluate.table import EvaluationTable, Row, Score, Settings, TaskRecord
+    from hubextrap.evaluate.table import EvaluationTable, Row, Score, Settings, TaskRecord, check_writable
 
 __all__ = [
     "EvaluationTable",
@@ -17,6 +17,7 @@ __all__ = [
     "Score",
     "Settings",
     "TaskRecord",
+    "check_writable",
     "comparison",
     "evaluate",
     "format_figure",
@@ -29,7 +30,7 @@ _MODULES = {
     "comparison": "comparison",
     "evaluate": "run",
     **dict.fromkeys(("format_figure", "to_markdown", "to_rich", "verdicts"), "render"),
-    **dict.fromkeys(("EvaluationTable", "Row", "Score", "Settings", "TaskRecord"), "table"),
+    **dict.fromkeys(("EvaluationTable", "Row", "Score", "Settings", "TaskRecord", "check_writable"), "table"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -141,15 +142,18 @@ class EvaluationTable(_Part):
         )
 
     def save(self, path: Path) -> None:
-        """Write the table as JSON.
+        """Write the table as JSON; an earlier file of that name is replaced.
 
         Raises:
             OutputError: the file cannot be written.
         """
+        check_writable(path)
+        partial = path.with_name(path.name + ".partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            partial.replace(path)
         except OSError as error:
+            partial.unlink(missing_ok=True)
             raise OutputError(
                 f"{path}: the results cannot be written ({error.strerror}); name another file"
             ) from error
@@ -172,3 +176,20 @@ class EvaluationTable(_Part):
                 f"{path}: not a results file of `hubextrap eval`: {field}: {problem['msg']}; "
                 "run the evaluation again"
             ) from error
+
+
+def check_writable(path: Path) -> None:
+    """Find out before hours of work whether ``save`` can put the results there.
+
+    Raises:
+        OutputError: it is a folder, its folder is not there, or nothing may be written in it.
+    """
+    if path.is_dir():
+        raise OutputError(
+            f"{path}: a folder; name the file that the results go to, e.g. {path / 'results.json'}"
+        )
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise OutputError(f"{path}: there is no folder {folder}; make it, or name another file")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{path}: the folder {folder} is not writable; name another file")

@@ -1,0 +1,86 @@
+"""`hubextrap eval`: measure checkpoints with lm-eval, and print one table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from hubextrap.evaluate import EvaluationTable
+
+_WIDTH_OFF_TERMINAL = 200
+
+
+def evaluate(
+    references: list[str] = typer.Argument(
+        ..., metavar="REF...", help="Predictions or other checkpoints: org/name@revision or local folders."
+    ),
+    tasks: str = typer.Option(..., help="lm-eval tasks, groups or tags, with commas in between."),
+    include_path: list[Path] = typer.Option(
+        [], "--include-path", metavar="DIR", help="Folder with task files of your own; may be repeated."
+    ),
+    against: str | None = typer.Option(
+        None,
+        metavar="LIST",
+        help="What to compare with: last, base, target (found through hubextrap.json), last=REF and the "
+        "like, or any REF; with commas in between. Of the three, all that are found if not given.",
+    ),
+    no_against: bool = typer.Option(False, "--no-against", help="Only what is named."),
+    limit: int | None = typer.Option(None, min=1, help="Only the first so many documents of each task."),
+    batch_size: int | None = typer.Option(None, min=1, help="Sequences at a time; 16 if not given."),
+    num_fewshot: int | None = typer.Option(None, min=0, help="Examples in the prompt."),
+    seed: int = typer.Option(0, min=0, help="Of every random generator, set anew for each checkpoint."),
+    chat_template: bool = typer.Option(False, "--apply-chat-template", help="Wrap prompts in it."),
+    device: str = typer.Option("auto", help="cpu, cuda, cuda:1, …; auto takes a GPU where there is one."),
+    dtype: str = typer.Option("auto", help="bfloat16, float32, …; auto is each checkpoint's own."),
+    output: Path | None = typer.Option(None, metavar="FILE", help="Save figures and settings as JSON."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress."),
+    as_json: bool = typer.Option(False, "--json", help="Print what --output saves instead of the table."),
+) -> None:
+    """Measure predictions with lm-eval beside the checkpoints that they came from."""
+    from hubextrap.cli.progress import open_progress
+    from hubextrap.evaluate import check_writable, comparison
+    from hubextrap.evaluate import evaluate as run_evaluation
+
+    if against is not None and no_against:
+        raise typer.BadParameter("--against and --no-against exclude each other")
+    if output is not None:
+        check_writable(output)
+    progress = open_progress(quiet)
+    chosen = [] if no_against else None if against is None else _split(against)
+    table = run_evaluation(
+        comparison(references, chosen, progress=progress),
+        _split(tasks),
+        include_path=include_path,
+        limit=limit,
+        batch_size=batch_size,
+        num_fewshot=num_fewshot,
+        seed=seed,
+        apply_chat_template=chat_template,
+        device=device,
+        dtype=dtype,
+        progress=progress,
+    )
+    if output is not None:
+        table.save(output)
+    if as_json:
+        typer.echo(table.model_dump_json(indent=2))
+    else:
+        print_evaluation(table)
+
+
+def print_evaluation(table: EvaluationTable) -> None:
+    """The table on stdout, as wide as the terminal."""
+    from rich.console import Console
+
+    from hubextrap.evaluate import to_rich
+
+    width = None if sys.stdout.isatty() else _WIDTH_OFF_TERMINAL
+    Console(width=width, highlight=False).print(to_rich(table))
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
