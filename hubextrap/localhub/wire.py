@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -62,7 +63,7 @@ def json_answer(value: Any, status: int = 200, headers: dict[str, str] | None = 
 
 def refusal_answer(refusal: Refusal) -> Answer:
     """The answer to a refused request: the message in the body and in the headers that the client reads."""
-    message = refusal.message.replace("\n", " ").encode("ascii", "replace").decode()
+    message = re.sub(r"[^\x20-\x7e]", "?", refusal.message)
     headers = {"X-Error-Message": message, **refusal.headers}
     if refusal.code:
         headers["X-Error-Code"] = refusal.code
@@ -261,6 +262,8 @@ class _Handler(BaseHTTPRequestHandler):
                 status = 206
                 headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
         headers["Content-Length"] = str(end - start)
+        replaced = {name.lower() for name in fault.headers}
+        headers = {name: value for name, value in headers.items() if name.lower() not in replaced}
         headers.update(fault.headers)
         self._log(status)
         self.send_response(status)

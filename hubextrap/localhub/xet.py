@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,15 +80,16 @@ class XetStores:
         from hf_xet import XetFileInfo, XetSession
 
         copy = self.copy_of(file.store)
-        with tempfile.TemporaryDirectory(dir=self._copies) as scratch:
-            target = Path(scratch) / "file"
-            try:
-                with XetSession().new_file_download_group(endpoint=f"local://{copy}") as group:
-                    group.start_download_file(XetFileInfo(file.hash, pointer.size), str(target))
-            except RuntimeError as error:
-                raise RejectedObject(f"cannot read {pointer.sha256} from its Xet store: {error}") from error
+        target = copy / "fetched"
+        try:
+            with XetSession().new_file_download_group(endpoint=f"local://{copy.resolve()}") as group:
+                group.start_download_file(XetFileInfo(file.hash, pointer.size), str(target))
             with target.open("rb") as fetched:
                 objects.add(chunks_of(fetched), pointer)
+        except RuntimeError as error:
+            raise RejectedObject(f"cannot read {pointer.sha256} from its Xet store: {error}") from error
+        finally:
+            shutil.rmtree(copy)
         self._files.mkdir(exist_ok=True)
         (self._files / f"{pointer.sha256}.json").write_text(json.dumps(asdict(file)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,3 +131,27 @@ def test_links_to_the_cdn_expire(cdn_hub: LocalHub) -> None:
     expired = httpx2.get(link)
     assert expired.status_code == 403
     assert "X-Error-Code" not in expired.headers
+
+
+def test_headers_cannot_be_injected(hub: LocalHub, weights_url: str) -> None:
+    answer = httpx2.get(weights_url.replace("/main/", "/a%0d%0aSet-Cookie:%20x=1/"))
+    assert answer.status_code == 404
+    assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"Content-Length: -1\r\n\r\n",
+        b"Content-Length: many\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\nmany\r\n",
+        b"Content-Length: 100\r\n\r\nshort",
+    ],
+)
+def test_a_broken_request_ends_its_connection_only(hub: LocalHub, weights_url: str, broken: bytes) -> None:
+    host, port = hub.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(b"POST /api/validate-yaml HTTP/1.1\r\nHost: x\r\n" + broken)
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1000) == b""
+    assert httpx2.get(weights_url).content == WEIGHTS
