@@ -1,7 +1,75 @@
-"""hubextrap: predict later RL checkpoints from earlier ones on the Hugging Face Hub."""
+"""hubextrap: predict later RL checkpoints from earlier ones on the Hugging Face Hub.
+
+The names below are the Python API, imported when they are first used. Evaluation is in `hubextrap.evaluate`.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from hubextrap._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from hubextrap.api import MergeResult, PlanReport, Prediction, RunResult, Settings, merge, plan, push, run
+    from hubextrap.errors import HubExtrapError
+    from hubextrap.evaluate import EvaluationTable
+    from hubextrap.hub import PushTarget
+    from hubextrap.recipe import Recipe, load_recipe, parse_recipe
+    from hubextrap.trajectory import Checkpoint, Trajectory, find_trajectory, resolve_checkpoint
+
+_HOMES = {
+    "Checkpoint": "trajectory",
+    "EvaluationTable": "evaluate",
+    "HubExtrapError": "errors",
+    "MergeResult": "api",
+    "PlanReport": "api",
+    "Prediction": "api",
+    "PushTarget": "hub",
+    "Recipe": "recipe",
+    "RunResult": "api",
+    "Settings": "api",
+    "Trajectory": "trajectory",
+    "find_trajectory": "trajectory",
+    "load_recipe": "recipe",
+    "merge": "api",
+    "parse_recipe": "recipe",
+    "plan": "api",
+    "push": "api",
+    "resolve_checkpoint": "trajectory",
+    "run": "api",
+}
+
+__all__ = [
+    "Checkpoint",
+    "EvaluationTable",
+    "HubExtrapError",
+    "MergeResult",
+    "PlanReport",
+    "Prediction",
+    "PushTarget",
+    "Recipe",
+    "RunResult",
+    "Settings",
+    "Trajectory",
+    "__version__",
+    "find_trajectory",
+    "load_recipe",
+    "merge",
+    "parse_recipe",
+    "plan",
+    "push",
+    "resolve_checkpoint",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,23 @@
+"""The Python API and the only place where the rooms are wired together. A CLI verb is one call into it."""
+
+from __future__ import annotations
+
+from hubextrap.api.chain import RunResult, push, run
+from hubextrap.api.merging import MergeResult, Prediction, merge
+from hubextrap.api.planning import PlanReport, plan
+from hubextrap.api.prepare import Prepared, Settings, find_recipe_trajectory, prepare
+
+__all__ = [
+    "MergeResult",
+    "PlanReport",
+    "Prediction",
+    "Prepared",
+    "RunResult",
+    "Settings",
+    "find_recipe_trajectory",
+    "merge",
+    "plan",
+    "prepare",
+    "push",
+    "run",
+]

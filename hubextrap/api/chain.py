@@ -1,0 +1,153 @@
+"""`push` and `run`: what follows a merge, and the whole chain in one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubextrap.api.merging import Prediction, merge
+from hubextrap.api.planning import check_destinations, recipe_push_targets
+from hubextrap.api.prepare import find_recipe_trajectory
+from hubextrap.errors import RecipeError, StepError
+from hubextrap.evaluate import check_writable, compared_checkpoints, evaluate
+from hubextrap.evaluate.tasks import load_tasks
+from hubextrap.hub import PushResult, PushTarget, push_folder
+from hubextrap.progress import Progress, SilentProgress
+from hubextrap.trajectory import find_trajectory
+
+if TYPE_CHECKING:
+    from hubextrap.api.prepare import Settings
+    from hubextrap.evaluate import EvaluationTable
+    from hubextrap.recipe import EvaluateSection, Recipe
+    from hubextrap.trajectory import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What `run` made and measured."""
+
+    predictions: tuple[Prediction, ...]
+    tables: tuple[EvaluationTable, ...]
+    """One a prediction; empty when the recipe asks for no evaluation."""
+
+
+def push(folder: Path | str, target: PushTarget | str, *, progress: Progress | None = None) -> PushResult:
+    """Push a merged folder as one commit.
+
+    Args:
+        target: ``owner/name`` or ``owner/name@branch``, where it is a text.
+
+    Raises:
+        PushError: the folder holds no whole model, or the Hub did not take it; nothing was committed then.
+    """
+    if isinstance(target, str):
+        target = PushTarget.parse(target)
+    return push_folder(Path(folder), target, progress)
+
+
+def run(
+    recipe: Recipe,
+    *,
+    out: Path | str | None = None,
+    output: Path | None = None,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Merge, push and evaluate as the recipe says.
+
+    Tasks and destinations are checked before the merge begins, so that a typing error does not cost one.
+
+    Args:
+        out: a folder for the prediction; without it, it goes straight to the Hub.
+        output: a file for the evaluation, as JSON; one a target step, ``name.step_<n>.json``, if several.
+
+    Raises:
+        HubExtrapError: see `merge` and `hubextrap.evaluate.evaluate`.
+    """
+    progress = progress or SilentProgress()
+    targets = recipe_push_targets(recipe)
+    check_destinations(recipe, out is not None, targets)
+    section = recipe.evaluate
+    if output is not None:
+        if section is None:
+            raise RecipeError(
+                "--output: the recipe has no evaluate section, so there will be nothing to save"
+            )
+        check_writable(output)
+    if section is not None:
+        load_tasks(section.tasks, _include_path(section))
+    merged = merge(recipe, out=out, push=targets, settings=settings, progress=progress)
+    if section is None:
+        return RunResult(merged.predictions, ())
+    trajectory = find_recipe_trajectory(recipe, SilentProgress())
+    tables = []
+    for prediction in merged.predictions:
+        table = _evaluate(prediction, recipe, section, trajectory, progress)
+        if output is not None:
+            several = len(merged.predictions) > 1
+            table.save(output.with_suffix(f".step_{prediction.step}.json") if several else output)
+        tables.append(table)
+    return RunResult(merged.predictions, tuple(tables))
+
+
+def _evaluate(
+    prediction: Prediction,
+    recipe: Recipe,
+    section: EvaluateSection,
+    trajectory: Trajectory,
+    progress: Progress,
+) -> EvaluationTable:
+    against = [
+        found
+        for entry in section.against
+        if (found := _named(entry, recipe, trajectory, prediction.step, progress)) is not None
+    ]
+    return evaluate(
+        compared_checkpoints([_reference(prediction)], against, progress=progress),
+        section.tasks,
+        include_path=_include_path(section),
+        limit=section.limit,
+        batch_size=section.batch_size,
+        num_fewshot=section.num_fewshot,
+        seed=section.seed,
+        apply_chat_template=section.apply_chat_template,
+        progress=progress,
+    )
+
+
+def _reference(prediction: Prediction) -> str:
+    if prediction.pushed is None or prediction.target is None:
+        return str(prediction.folder)
+    if prediction.target.create_pr:
+        return f"{prediction.target.repo}@{prediction.pushed.commit}"
+    return prediction.target.name
+
+
+def _named(
+    entry: str, recipe: Recipe, trajectory: Trajectory, target_step: int, progress: Progress
+) -> str | None:
+    """``entry`` of ``evaluate.against``; where a local folder plays a role, its path, which provenance hides."""
+    if entry not in ("last", "base", "target") or trajectory.last.repo is not None:
+        return entry
+    if entry != "target":
+        return f"{entry}={(trajectory.last if entry == 'last' else trajectory.base).path}"
+    section = recipe.trajectory
+    try:
+        if section.repo is None:
+            raise StepError(f"step {target_step} is not in the recipe's list of checkpoints")
+        found = find_trajectory(
+            section.repo,
+            pattern=section.steps.pattern,
+            series=section.steps.series,
+            steps=[target_step],
+            step_scale=section.steps.scale,
+        )
+    except StepError as error:
+        progress.say(f"the real checkpoint is not compared: {error}")
+        return None
+    return f"target={found.last.path}"
+
+
+def _include_path(section: EvaluateSection) -> list[Path]:
+    return [Path(path) for path in section.include_path or ()]

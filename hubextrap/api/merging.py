@@ -1,0 +1,201 @@
+"""`merge`: run a recipe into folders, or straight onto the Hub."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubextrap.api.output import check_output, output_folder, staged, write_files
+from hubextrap.api.planning import check_destinations, recipe_push_targets
+from hubextrap.api.prepare import Prepared, Settings, prepare
+from hubextrap.engine import run_plan
+from hubextrap.errors import ReferenceNotFound, SourceError
+from hubextrap.hub import (
+    PROVENANCE_FILE,
+    CoefficientRule,
+    HubSink,
+    OutputShard,
+    PushResult,
+    PushTarget,
+    build_provenance,
+    check_target,
+    commit_message,
+    model_card,
+    push_folder,
+)
+from hubextrap.hub.card import with_target
+from hubextrap.hub.side_files import side_files
+from hubextrap.progress import Progress, SilentProgress
+from hubextrap.tensors import LocalSink
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hubextrap.engine import MergeOutput
+    from hubextrap.hub import Provenance
+    from hubextrap.recipe import Recipe
+    from hubextrap.tensors.interfaces import FinishedShard, Sink, Source
+
+REMOTE_READERS = 8
+"""Ranges of a job that are requested at the same time; the sources bound the requests in flight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One predicted model."""
+
+    step: int
+    folder: Path | None
+    """Where it lies on disk; None when it went straight to the Hub."""
+    pushed: PushResult | None
+    target: PushTarget | None
+    provenance: Provenance
+    identical_to_last: bool
+    """Every byte of its weights is the last checkpoint's: nothing was predicted."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeResult:
+    """What `merge` made, one prediction a target step."""
+
+    predictions: tuple[Prediction, ...]
+
+
+def merge(
+    recipe: Recipe,
+    *,
+    out: Path | str | None = None,
+    push: Sequence[PushTarget] = (),
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> MergeResult:
+    """Predict the recipe's target steps.
+
+    With ``out``, each prediction becomes a folder, and is pushed from there if targets are given. Without,
+    it goes straight to the Hub, and at most two of its shards lie on this disk.
+
+    Args:
+        out: the folder to write; with several target steps, they go into its subfolders ``step_<n>``.
+        push: where each target step goes; where both are left out, the recipe's push section says it.
+
+    Raises:
+        RecipeError: neither ``out`` nor any push target is given, or not one for each target step.
+        HubExtrapError: see `prepare`; the output cannot be written, or the Hub did not take it.
+    """
+    progress = progress or SilentProgress()
+    targets = list(push)
+    if out is None and not targets:
+        targets = recipe_push_targets(recipe)
+    check_destinations(recipe, out is not None, targets)
+    with prepare(recipe, settings, progress) as prepared:
+        if out is not None:
+            return _merge_into_folders(prepared, Path(out), targets, progress)
+        return _merge_onto_hub(prepared, targets, progress)
+
+
+def _merge_into_folders(
+    prepared: Prepared, out: Path, targets: list[PushTarget], progress: Progress
+) -> MergeResult:
+    steps = prepared.recipe.target_steps
+    folders = [output_folder(out, step, steps) for step in steps]
+    for folder in folders:
+        check_output(folder, prepared.plan.total_bytes_written)
+    for target in targets:
+        check_target(target)
+    with ExitStack() as stack:
+        stagings = [stack.enter_context(staged(folder)) for folder in folders]
+        outputs = _run(prepared, [LocalSink(staging) for staging in stagings], progress)
+        provenances = []
+        for index, staging in enumerate(stagings):
+            provenance, files = _companions(prepared, index, outputs[index].shards)
+            write_files(staging, files)
+            provenances.append(provenance)
+    pushed = [push_folder(folder, target, progress) for folder, target in zip(folders, targets, strict=False)]
+    return MergeResult(
+        tuple(
+            Prediction(
+                step,
+                folder,
+                pushed[index] if pushed else None,
+                targets[index] if targets else None,
+                provenances[index],
+                outputs[index].identical_to_last,
+            )
+            for index, (step, folder) in enumerate(zip(steps, folders, strict=True))
+        )
+    )
+
+
+def _merge_onto_hub(prepared: Prepared, targets: list[PushTarget], progress: Progress) -> MergeResult:
+    steps = prepared.recipe.target_steps
+    with ExitStack() as stack:
+        sinks = [stack.enter_context(HubSink(target, progress=progress)) for target in targets]
+        outputs = _run(prepared, sinks, progress)
+        predictions = []
+        for index, (step, sink, target) in enumerate(zip(steps, sinks, targets, strict=True)):
+            provenance, files = _companions(prepared, index, outputs[index].shards)
+            files["README.md"] = with_target(
+                files["README.md"].decode(), target.repo, target.revision
+            ).encode()
+            result = sink.commit(files, commit_message(provenance))
+            predictions.append(
+                Prediction(step, None, result, target, provenance, outputs[index].identical_to_last)
+            )
+    return MergeResult(tuple(predictions))
+
+
+def _run(prepared: Prepared, sinks: Sequence[Sink], progress: Progress) -> list[MergeOutput]:
+    return run_plan(
+        prepared.plan,
+        prepared.sources,
+        sinks,
+        progress=progress,
+        readers=REMOTE_READERS if prepared.remote else 0,
+        device=prepared.settings.device,
+        allow_non_finite=prepared.settings.allow_non_finite,
+    )
+
+
+def _companions(
+    prepared: Prepared, index: int, shards: Sequence[FinishedShard]
+) -> tuple[Provenance, dict[str, bytes]]:
+    """All files of one target beside its shards, by name."""
+    recipe, last = prepared.recipe, prepared.sources[-1]
+    rules = [
+        CoefficientRule(
+            match=glob,
+            method=rule.method,
+            coefficients=dict(zip(prepared.trajectory.steps, row, strict=True)),
+        )
+        for rule, rows in prepared.rules
+        for glob, row in ((glob, rows[index].tolist()) for glob in rule.match)
+    ]
+    provenance = build_provenance(
+        checkpoints=prepared.trajectory.checkpoints,
+        merge_method=recipe.merge_method,
+        parameters=recipe.parameters.model_dump(mode="json", exclude={"target_step"}, exclude_defaults=True),
+        target_step=recipe.target_steps[index],
+        coefficients=rules,
+        shards=[OutputShard(file=shard.file, size=shard.size, sha256=shard.sha256) for shard in shards],
+        dtype=recipe.dtype,
+        out_dtype=recipe.out_dtype,
+        recipe=recipe.text,
+    )
+    files = side_files(last, recipe.out_dtype)
+    if prepared.plan.index_file is not None:
+        files[prepared.plan.index_file] = prepared.plan.index
+    files[PROVENANCE_FILE] = provenance.to_bytes()
+    files["README.md"] = model_card(provenance, _card_of(last)).encode()
+    return provenance, files
+
+
+def _card_of(source: Source) -> str | None:
+    """The checkpoint's own model card, from which licence and language are taken over."""
+    if "README.md" not in source.files():
+        return None
+    try:
+        return source.read_file("README.md").decode(errors="replace")
+    except (SourceError, ReferenceNotFound):  # a card that cannot be read must not stop a merge
+        return None

@@ -1,0 +1,188 @@
+"""`plan`: what a recipe would do, and every problem that can be known before tensor bytes move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hubextrap.api.output import check_output, output_folder
+from hubextrap.api.prepare import Prepared, Settings, find_recipe_trajectory, prepare
+from hubextrap.errors import HubExtrapError, RecipeError, TrajectoryError
+from hubextrap.hub import PushTarget, check_target
+from hubextrap.progress import Progress, SilentProgress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from hubextrap.recipe import Recipe
+    from hubextrap.trajectory.checkpoint import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """What a merge would do. ``problems`` is empty when it can start."""
+
+    checkpoints: tuple[tuple[int, str, str | None, int | None], ...]
+    """(step, name, commit, bytes of weights), in step order."""
+    target_steps: tuple[int, ...]
+    horizons: tuple[float | None, ...]
+    """(target − last) / (last − base), one a target."""
+    rules: tuple[tuple[str, str, tuple[dict[int, float], ...]], ...]
+    """(globs, method, one {step: coefficient} a target), zeros left out."""
+    files: tuple[tuple[str, int], ...]
+    """(name, bytes) of every weight file of one output."""
+    bytes_read: int
+    bytes_written: int
+    peak_memory: int
+    outputs: tuple[str, ...]
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "checkpoints": [
+                {"step": step, "name": name, "commit": commit, "size": size}
+                for step, name, commit, size in self.checkpoints
+            ],
+            "target_steps": list(self.target_steps),
+            "horizons": list(self.horizons),
+            "rules": [
+                {"match": match, "method": method, "coefficients": list(targets)}
+                for match, method, targets in self.rules
+            ],
+            "files": [{"file": name, "size": size} for name, size in self.files],
+            "bytes_read": self.bytes_read,
+            "bytes_written": self.bytes_written,
+            "peak_memory": self.peak_memory,
+            "outputs": list(self.outputs),
+            "notes": list(self.notes),
+            "problems": list(self.problems),
+        }
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    push: Sequence[PushTarget] = (),
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> PlanReport:
+    """What `merge` would do with the same arguments. Reads headers only, writes nothing.
+
+    Args:
+        out: the folder that would be written.
+        push: where it would be pushed; the recipe's own targets when empty.
+
+    Raises:
+        TrajectoryError: there are no checkpoints to speak of; everything later is a problem in the report.
+    """
+    progress = progress or SilentProgress()
+    targets = list(push) or recipe_push_targets(recipe)
+    problems: list[str] = []
+    try:
+        with prepare(recipe, settings, progress) as prepared:
+            problems += _output_problems(prepared, out, targets)
+            return _report(prepared.trajectory, recipe, prepared, out, targets, problems)
+    except TrajectoryError:
+        raise
+    except HubExtrapError as error:
+        trajectory = find_recipe_trajectory(recipe, SilentProgress())
+        return _report(trajectory, recipe, None, out, targets, [str(error), *_push_problems(targets)])
+
+
+def recipe_push_targets(recipe: Recipe) -> list[PushTarget]:
+    """Where the recipe's push section sends each target step; empty without one."""
+    section = recipe.push
+    if section is None:
+        return []
+    return [
+        PushTarget(
+            section.repo,
+            section.revision_for(step),
+            private=section.private,
+            create_pr=section.create_pr,
+            message=section.commit_message,
+        )
+        for step in recipe.target_steps
+    ]
+
+
+def check_destinations(recipe: Recipe, into_folder: bool, targets: Sequence[PushTarget]) -> None:
+    """Refuse a merge that has nowhere to go, or several predictions that would go to one place.
+
+    Raises:
+        RecipeError: says what to give.
+    """
+    if not into_folder and not targets:
+        raise RecipeError(
+            "the recipe has no push section; give an output folder (--out DIR) or a repo (--push REPO)"
+        )
+    if targets and len(targets) != len(recipe.target_steps):
+        raise RecipeError(
+            f"{len(recipe.target_steps)} target steps and {len(targets)} push target; write a push section "
+            "with {target_step} in its revision"
+        )
+
+
+def _output_problems(prepared: Prepared, out: Path | None, targets: list[PushTarget]) -> list[str]:
+    problems = _push_problems(targets)
+    if out is not None:
+        steps = prepared.recipe.target_steps
+        size = prepared.plan.total_bytes_written // len(steps)
+        for step in steps:
+            try:
+                check_output(output_folder(out, step, steps), size * len(steps))
+            except HubExtrapError as error:
+                problems.append(str(error))
+    return problems
+
+
+def _push_problems(targets: list[PushTarget]) -> list[str]:
+    problems = []
+    for target in targets:
+        try:
+            check_target(target)
+        except HubExtrapError as error:
+            problems.append(str(error))
+    return list(dict.fromkeys(problems))
+
+
+def _report(
+    trajectory: Trajectory,
+    recipe: Recipe,
+    prepared: Prepared | None,
+    out: Path | None,
+    targets: list[PushTarget],
+    problems: list[str],
+) -> PlanReport:
+    steps = trajectory.steps
+    span = steps[-1] - steps[0]
+    plan = prepared.plan if prepared else None
+    outputs = (
+        [str(output_folder(out, step, recipe.target_steps)) for step in recipe.target_steps] if out else []
+    )
+    return PlanReport(
+        checkpoints=tuple((c.step, c.name, c.commit, c.size) for c in trajectory.checkpoints),
+        target_steps=recipe.target_steps,
+        horizons=tuple((target - steps[-1]) / span if span else None for target in recipe.target_steps),
+        rules=tuple(
+            (
+                ", ".join(rule.match),
+                rule.method,
+                tuple({step: float(c) for step, c in zip(steps, row, strict=True) if c} for row in rows),
+            )
+            for rule, rows in prepared.rules
+        )
+        if prepared
+        else (),
+        files=tuple((shard.file, shard.size) for shard in plan.shards) if plan else (),
+        bytes_read=plan.total_bytes_read if plan else 0,
+        bytes_written=plan.total_bytes_written if plan else 0,
+        peak_memory=plan.peak_memory if plan else 0,
+        outputs=(*outputs, *(f"hf://{target.name}" for target in targets)),
+        notes=plan.notes if plan else (),
+        problems=tuple(problems),
+    )

@@ -1,0 +1,142 @@
+"""From a recipe to a merge plan: checkpoints found and pinned, headers read, coefficients computed."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hubextrap.engine import (
+    DEFAULT_MEMORY,
+    DEFAULT_WORKERS,
+    LOCAL_READ_SIZE,
+    REMOTE_READ_SIZE,
+    MergePlan,
+    plan_merge,
+)
+from hubextrap.errors import CorruptFile
+from hubextrap.methods import Rule, assign_rules
+from hubextrap.progress import Progress, SilentProgress
+from hubextrap.tensors import open_source, read_layouts
+from hubextrap.trajectory import find_trajectory, pin_checkpoints
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from hubextrap.recipe import Recipe
+    from hubextrap.tensors.interfaces import Source
+    from hubextrap.trajectory.checkpoint import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a merge runs; nothing here changes a byte of a finite output."""
+
+    memory: int = DEFAULT_MEMORY
+    """Bytes of memory that the process may take, python and torch included."""
+    workers: int = DEFAULT_WORKERS
+    """Threads that read, compute and write."""
+    cache: bool = False
+    """Download Hub checkpoints into the Hub cache first, instead of reading ranges of them."""
+    device: str = "cpu"
+    """Where the sums are computed: ``cpu`` or a CUDA device."""
+    allow_non_finite: bool = False
+    """Write NaN and infinite results instead of refusing them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A merge that is ready to run. Its sources are open."""
+
+    recipe: Recipe
+    trajectory: Trajectory
+    sources: tuple[Source, ...]
+    settings: Settings
+    remote: bool
+    """Whether weights are read over the network."""
+    rules: tuple[tuple[Rule, NDArray[np.float64]], ...]
+    """Every rule with its coefficients, (targets, checkpoints)."""
+    plan: MergePlan
+
+
+@contextmanager
+def prepare(
+    recipe: Recipe, settings: Settings | None = None, progress: Progress | None = None
+) -> Iterator[Prepared]:
+    """Do everything that comes before tensor bytes; some kilobytes a checkpoint are read.
+
+    Raises:
+        TrajectoryError: the checkpoints cannot be found, pinned or put in order.
+        CheckpointError: one of them cannot be used, or they do not fit together; all findings at once.
+        MethodError: a method cannot serve these steps.
+        SourceError: the headers cannot be read.
+        OutputError: the memory setting is too small.
+    """
+    settings = settings or Settings()
+    progress = progress or SilentProgress()
+    trajectory = find_recipe_trajectory(recipe, progress)
+    # Before any header: a step or target that does not fit should not cost a request a checkpoint.
+    rules = [(rule, rule.coefficients(trajectory.steps, recipe.target_steps)) for rule in recipe.rules]
+    with ExitStack() as stack:
+        sources = tuple(
+            stack.enter_context(closing(open_source(checkpoint, cache=settings.cache)))
+            for checkpoint in trajectory.checkpoints
+        )
+        layouts = read_layouts(sources, progress)
+        assigned = assign_rules([rule for rule, _ in rules], layouts[-1].tensors)
+        by_rule = {id(rule): matrix for rule, matrix in rules}
+        remote = not settings.cache and any(checkpoint.repo for checkpoint in trajectory.checkpoints)
+        plan = plan_merge(
+            trajectory.steps,
+            layouts,
+            lambda tensor: by_rule[id(assigned[tensor])],
+            out_dtype=recipe.out_dtype,
+            tied=_ties_embeddings(sources[-1]),
+            memory=settings.memory,
+            workers=settings.workers,
+            read_size=REMOTE_READ_SIZE if remote else LOCAL_READ_SIZE,
+        )
+        yield Prepared(recipe, trajectory, sources, settings, remote, tuple(rules), plan)
+
+
+def find_recipe_trajectory(recipe: Recipe, progress: Progress | None = None) -> Trajectory:
+    """The checkpoints that a recipe observes, pinned, in step order.
+
+    Raises:
+        TrajectoryError: they cannot be found, pinned or put in order.
+    """
+    section = recipe.trajectory
+    if section.checkpoints is not None:
+        return pin_checkpoints(
+            [(entry.model, entry.step) for entry in section.checkpoints], progress=progress
+        )
+    assert section.repo is not None
+    chosen = section.steps
+    return find_trajectory(
+        section.repo,
+        pattern=chosen.pattern,
+        series=chosen.series,
+        min_step=chosen.min,
+        max_step=chosen.max,
+        steps=chosen.only,
+        base=section.base,
+        step_scale=chosen.scale,
+        progress=progress,
+    )
+
+
+def _ties_embeddings(source: Source) -> bool:
+    """What config.json says of tied embeddings; where it says nothing, the tensors that are stored speak."""
+    if "config.json" not in source.files():
+        return False
+    try:
+        config = json.loads(source.read_file("config.json"))
+    except ValueError as error:
+        raise CorruptFile(f"{source.name}: config.json is not valid JSON ({error}); repair it") from error
+    if not isinstance(config, dict):
+        raise CorruptFile(f"{source.name}: config.json holds no JSON object; repair it")
+    return bool(config.get("tie_word_embeddings", False))

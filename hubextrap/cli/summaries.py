@@ -1,0 +1,110 @@
+"""What commands print when they are done: plans, predictions, pushes; text for people, JSON for programs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hubextrap.cli.progress import format_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hubextrap.api import PlanReport, Prediction, RunResult
+    from hubextrap.hub import PushResult, PushTarget
+
+LISTED = 40
+
+
+def print_plan(recipe: Path, report: PlanReport) -> None:
+    """The report as aligned lines; problems go last, where they are seen."""
+    typer.echo(f"plan of {recipe}")
+    for step, horizon in zip(report.target_steps, report.horizons, strict=True):
+        reach = "" if horizon is None else f", horizon {horizon:.3g}"
+        typer.echo(f"  predict   step {step}{reach}")
+    for match, method, coefficients in report.rules:
+        for target, row in zip(report.target_steps, coefficients, strict=True):
+            shown = ", ".join(f"{value:+.4g} × step {step}" for step, value in list(row.items())[:LISTED])
+            more = f", … ({len(row)} in all)" if len(row) > LISTED else ""
+            at = f" at {target}" if len(report.target_steps) > 1 else ""
+            typer.echo(f"  tensors   {match}{at}: {method}: {shown}{more}")
+    for step, name, commit, size in report.checkpoints[:LISTED]:
+        pinned = f" ({commit[:8]})" if commit else ""
+        typer.echo(
+            f"  observe   step {step}: {name}{pinned}{'' if size is None else ', ' + format_bytes(size)}"
+        )
+    if len(report.checkpoints) > LISTED:
+        typer.echo(f"            … {len(report.checkpoints)} checkpoints in all")
+    if report.files:
+        files = f"{len(report.files)} file{'s' * (len(report.files) > 1)} a prediction"
+        typer.echo(f"  read      {format_bytes(report.bytes_read)}")
+        typer.echo(f"  write     {format_bytes(report.bytes_written)}, {files}")
+        typer.echo(f"  hold      {format_bytes(report.peak_memory)} of memory at most")
+    for output in report.outputs:
+        typer.echo(f"  output    {output}")
+    for note in report.notes:
+        typer.echo(f"  note      {note}")
+    for problem in report.problems:
+        typer.echo(f"  problem   {problem}")
+    if not report.problems:
+        typer.echo("  no problems found")
+
+
+def print_prediction(prediction: Prediction) -> None:
+    """One prediction: what it is and where it lies."""
+    provenance = prediction.provenance
+    horizon = "" if provenance.horizon is None else f", horizon {provenance.horizon:.3g}"
+    typer.echo(f"predicted step {prediction.step} from steps up to {provenance.steps[-1]}{horizon}")
+    if prediction.folder is not None:
+        typer.echo(f"written to {prediction.folder}")
+    if prediction.pushed is not None and prediction.target is not None:
+        typer.echo(push_line(prediction.target, prediction.pushed))
+    if prediction.identical_to_last:
+        typer.echo("note: every weight is the same as in the last checkpoint; nothing was predicted")
+
+
+def push_line(target: PushTarget, result: PushResult) -> str:
+    """One push as a line."""
+    if result.unchanged:
+        return f"nothing to push: {target.name} holds these files already ({result.commit[:8]})"
+    if result.pull_request_url:
+        return f"opened {result.pull_request_url}"
+    removed = (
+        f", and removed {', '.join(result.deleted)} of the model that was there" if result.deleted else ""
+    )
+    return f"pushed to {target.name} as {result.commit[:8]}: {result.url}{removed}"
+
+
+def prediction_as_json(prediction: Prediction) -> dict[str, Any]:
+    """One prediction as JSON values."""
+    return {
+        "step": prediction.step,
+        "folder": str(prediction.folder) if prediction.folder else None,
+        "push": push_as_json(prediction.target, prediction.pushed)
+        if prediction.target and prediction.pushed
+        else None,
+        "identical_to_last": prediction.identical_to_last,
+        "provenance": prediction.provenance.model_dump(mode="json"),
+    }
+
+
+def push_as_json(target: PushTarget, result: PushResult) -> dict[str, Any]:
+    """One push as JSON values."""
+    return {
+        "repo": target.repo,
+        "revision": target.revision,
+        "commit": result.commit,
+        "url": result.url,
+        "pull_request_url": result.pull_request_url,
+        "unchanged": result.unchanged,
+        "deleted": list(result.deleted),
+    }
+
+
+def run_as_json(result: RunResult) -> dict[str, Any]:
+    """A whole run as JSON values."""
+    return {
+        "predictions": [prediction_as_json(prediction) for prediction in result.predictions],
+        "evaluations": [table.model_dump(mode="json") for table in result.tables],
+    }
