@@ -20,8 +20,8 @@ from hubextrap.trajectory.hub_layouts import HubSearch
 from hubextrap.trajectory.local_layout import files_in, series_on_disk
 from hubextrap.trajectory.names import pattern_reader, read_step, read_title
 from hubextrap.trajectory.reference import Reference, parse_reference
-from hubextrap.trajectory.selection import check_distinct, place_of, scaled_by, select_steps
-from hubextrap.trajectory.series import Series, in_step_order, table_of
+from hubextrap.trajectory.selection import check_distinct, is_within, place_of, scaled_by, select_steps
+from hubextrap.trajectory.series import A_PREDICTION, PassedOver, Series, in_step_order, table_of
 from hubextrap.trajectory.weights import Weights, weights_of
 
 if TYPE_CHECKING:
@@ -79,10 +79,9 @@ def find_trajectory(
     check_distinct(scaled.checkpoints, reference)
     selected = select_steps(scaled, reference, min_step, max_step, steps)
     if chosen.files_known:
-        for empty in scaled.without_weights:
-            progress.say(
-                f"left out step {empty.step}: no weights in {empty.name} like those of {chosen.pattern}"
-            )
+        for over in scaled.passed_over:
+            if steps is None and is_within(over.checkpoint.step, min_step, max_step):
+                progress.say(f"left out step {over.checkpoint.step}, {over}")
     else:
         selected = _with_weights(selected, reference, steps, progress)
     if base is not None:
@@ -169,7 +168,7 @@ def _choose(reference: str, pattern: str | None, choice: str | None) -> Series:
         if fitting:
             raise AmbiguousTrajectory(
                 f"{reference}: {len(fitting)} series of checkpoints are here; choose one by its name, with "
-                f"`series` in the recipe or --series:\n{table_of(fitting)}"
+                f"`trajectory.steps.series` in the recipe or --series:\n{table_of(fitting)}"
             )
         passed.extend(layout)
     if passed:
@@ -194,21 +193,20 @@ def _with_weights(
 
     with progress.stage("list checkpoints", len(checkpoints), "checkpoints") as stage:
         looks = map_concurrently(look, checkpoints, stage)
-    kept = []
+    kept, passed_over = [], []
     for checkpoint, (weights, files) in zip(checkpoints, looks, strict=True):
-        if weights is not None:
+        if weights is not None and not weights.predicted:
             kept.append(replace(checkpoint, size=weights.size))
             continue
+        why = A_PREDICTION if weights is not None else f"no weights among {_shown(files)}"
+        passed_over.append(over := PassedOver(checkpoint, why))
         if steps is not None:
-            raise StepError(
-                f"{reference}: step {checkpoint.step} has no weights in {checkpoint.name} ({_shown(files)})"
-            )
-        progress.say(f"left out step {checkpoint.step}: no weights in {checkpoint.name} ({_shown(files)})")
+            raise StepError(f"{reference}: step {checkpoint.step} cannot be taken, {over}")
+        progress.say(f"left out step {checkpoint.step}, {over}")
     if not kept:
-        first = checkpoints[0]
         raise TrajectoryError(
-            f"{reference}: no weights in any of its {len(checkpoints)} checkpoints; {first.name} holds "
-            f"{_shown(looks[0][1])}. If they lie in a folder, name it: org/name:folder"
+            f"{reference}: none of its {len(checkpoints)} places is a checkpoint; {passed_over[0]}. If the "
+            "weights lie in a folder, name it: org/name:folder"
         )
     return tuple(kept)
 

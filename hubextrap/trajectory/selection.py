@@ -29,11 +29,13 @@ def scaled_by(series: Series, scale: float) -> Series:
     if scale == 1:
         return series
 
-    def scaled(checkpoints: tuple[Checkpoint, ...]) -> tuple[Checkpoint, ...]:
-        return tuple(replace(checkpoint, step=round(checkpoint.step * scale)) for checkpoint in checkpoints)
+    def scaled(checkpoint: Checkpoint) -> Checkpoint:
+        return replace(checkpoint, step=round(checkpoint.step * scale))
 
     return replace(
-        series, checkpoints=scaled(series.checkpoints), without_weights=scaled(series.without_weights)
+        series,
+        checkpoints=tuple(scaled(checkpoint) for checkpoint in series.checkpoints),
+        passed_over=tuple(replace(over, checkpoint=scaled(over.checkpoint)) for over in series.passed_over),
     )
 
 
@@ -59,11 +61,7 @@ def select_steps(
     Raises:
         StepError: a step of ``steps`` is not there, or none is left.
     """
-
-    def within(step: int) -> bool:
-        return (low is None or step >= low) and (high is None or step <= high)
-
-    chosen = tuple(checkpoint for checkpoint in series.checkpoints if within(checkpoint.step))
+    chosen = tuple(checkpoint for checkpoint in series.checkpoints if is_within(checkpoint.step, low, high))
     if not chosen:
         first, last = series.checkpoints[0].step, series.checkpoints[-1].step
         raise StepError(
@@ -72,15 +70,20 @@ def select_steps(
     if steps is None:
         return chosen
     by_step = {checkpoint.step: checkpoint for checkpoint in chosen}
-    empty = {checkpoint.step: checkpoint for checkpoint in series.without_weights}
+    passed_over = {over.checkpoint.step: over for over in series.passed_over}
     for step in sorted(set(steps) - by_step.keys()):
-        if step in empty:
-            raise StepError(f"{reference}: step {step} has no weights in {empty[step].name}")
+        if step in passed_over:
+            raise StepError(f"{reference}: step {step} cannot be taken, {passed_over[step]}")
         bounds = "" if low is None and high is None else f" {_range(low, high)}"
         raise StepError(
             f"{reference}: step {step} is not there{bounds}; the nearest are {_nearest(step, by_step)}"
         )
     return tuple(by_step[step] for step in sorted(set(steps)))
+
+
+def is_within(step: int, low: int | None, high: int | None) -> bool:
+    """Whether a step lies between the bounds, both included."""
+    return (low is None or step >= low) and (high is None or step <= high)
 
 
 def place_of(checkpoint: Checkpoint) -> str:

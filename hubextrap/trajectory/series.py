@@ -14,7 +14,21 @@ if TYPE_CHECKING:
 
     from hubextrap.trajectory.checkpoint import Checkpoint
 
+A_PREDICTION = "a prediction of hubextrap, not a checkpoint of the run"
+
 Reader = Callable[[str], StepName | None]
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """A place that is named like a checkpoint of the run and is none."""
+
+    checkpoint: Checkpoint
+    why: str
+    """What it is instead, e.g. ``no weights``."""
+
+    def __str__(self) -> str:
+        return f"{self.checkpoint.name}: {self.why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +39,8 @@ class Series:
     layout: str
     """How they lie: branches, tags, branches and tags, subfolders, commits, repos or folders."""
     checkpoints: tuple[Checkpoint, ...]
-    without_weights: tuple[Checkpoint, ...] = ()
-    """Folders that are named like the others and hold no weights as they do."""
+    passed_over: tuple[PassedOver, ...] = ()
+    """Folders that are named like the others and hold no weights as they do, or predictions."""
     files_known: bool = False
     """Whether ``checkpoints`` are known to hold weights; branches and commits are not looked into yet."""
 
@@ -76,8 +90,14 @@ def series_in_folders(
 
     found: dict[str, list[tuple[StepName, Checkpoint]]] = {}
     whole_models: set[str] = set()
+    left_out: list[tuple[str, PassedOver]] = []
+    """With the pattern of the unit that each lies in."""
     for folder, weights in (pair for inside in kept.values() for pair in inside):
         name = names[folder]
+        if weights.predicted:
+            over = PassedOver(at(folder, name.step), A_PREDICTION)
+            left_out.append((_pattern_of_unit(read, name), over))
+            continue
         found.setdefault(name.pattern, []).append((name, replace(at(folder, name.step), size=weights.size)))
         if weights.kind == WHOLE_MODEL:
             whole_models.add(name.pattern)
@@ -87,23 +107,27 @@ def series_in_folders(
     unit_pattern = {names[folder].pattern: _pattern_of_unit(read, names[folder]) for folder in names}
     converted = {unit_pattern[pattern] for pattern in whole_models}
     dissolved = [p for p in found if p not in whole_models and unit_pattern[p] in converted]
-    empty = [(unit_pattern[p], checkpoint) for p in dissolved for _, checkpoint in found.pop(p)]
+    for pattern in dissolved:
+        for _, checkpoint in found.pop(pattern):
+            left_out.append(
+                (unit_pattern[pattern], PassedOver(checkpoint, "no safetensors as at other steps"))
+            )
     for unit, inside in kept.items():
         if not inside and (name := read(unit)) is not None:
-            empty.append((name.pattern, at(unit, name.step)))
+            left_out.append((name.pattern, PassedOver(at(unit, name.step), "no weights")))
 
     series = [
         replace(
             one,
             files_known=True,
-            without_weights=in_step_order(c for unit, c in empty if unit == unit_pattern[one.pattern]),
+            passed_over=tuple(over for unit, over in left_out if unit == unit_pattern[one.pattern]),
         )
         for one in group_by_pattern((pair for pairs in found.values() for pair in pairs), layout)
     ]
     others = [
         f"{folder}/" for folder in sorted(folders) if folder and folder not in names and "/" not in folder
     ]
-    return series, others + sorted(f"{checkpoint.path} (no weights)" for _, checkpoint in empty)
+    return series, others + sorted(f"{over.checkpoint.path} ({over.why})" for _, over in left_out)
 
 
 def _main_folders(inside: list[tuple[str, Weights]]) -> Iterator[tuple[str, Weights]]:

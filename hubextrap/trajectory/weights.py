@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 WHOLE_MODEL, ADAPTER, OTHER = "safetensors", "adapter", "other"
 """Kinds of weights, best first: a whole model in safetensors; an adapter; pickles and other formats."""
 
+PREDICTION_FILE = "hubextrap.json"
+"""The provenance that hubextrap writes beside what it predicts."""
+
 _KINDS = (WHOLE_MODEL, ADAPTER, OTHER)
 _OTHER_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".distcp", ".npz")
 _TRAINER_STATE = (
@@ -33,6 +36,8 @@ class Weights:
     """Base names, sorted."""
     size: int
     """Bytes of these files."""
+    predicted: bool = False
+    """Whether hubextrap made them; a prediction is no checkpoint of the run."""
 
 
 def kind_of(file: str) -> str | None:
@@ -50,13 +55,15 @@ def kind_of(file: str) -> str | None:
 def weights_of(files: Iterable[tuple[str, int]]) -> Weights | None:
     """The weights among one folder's files, given as (base name, bytes); None where there are none."""
     by_kind: dict[str, list[tuple[str, int]]] = {}
+    predicted = False
     for name, size in files:
+        predicted = predicted or name == PREDICTION_FILE
         if (kind := kind_of(name)) is not None:
             by_kind.setdefault(kind, []).append((name, size))
     for kind in _KINDS:
         if kind in by_kind:
             found = sorted(by_kind[kind])
-            return Weights(kind, tuple(name for name, _ in found), sum(size for _, size in found))
+            return Weights(kind, tuple(name for name, _ in found), sum(size for _, size in found), predicted)
     return None
 
 

@@ -87,8 +87,10 @@ def test_verl_converted_beside_raw_shards(tmp_path: Path, model: Model) -> None:
         200: "global_step_200/actor/huggingface",
     }
     assert len(told.lines) == 1
-    assert told.lines[0].startswith("left out step 300: no weights in ")
-    with pytest.raises(StepError, match=r"step 300 has no weights in .*global_step_300"):
+    assert told.lines[0].startswith("left out step 300, ")
+    with pytest.raises(
+        StepError, match=r"step 300 cannot be taken, .*global_step_300.*: no safetensors as at"
+    ):
         find_trajectory(str(tmp_path), steps=[100, 300])
 
 
@@ -119,12 +121,16 @@ def test_modules_under_a_model_are_part_of_it(tmp_path: Path, model: Model) -> N
     assert folders_of(find_trajectory(str(tmp_path)), tmp_path) == {5: "step_5"}
 
 
-def test_folders_without_weights_are_left_out(tmp_path: Path, model: Model) -> None:
+def test_folders_without_weights_and_predictions_are_left_out(tmp_path: Path, model: Model) -> None:
     write(tmp_path, model(1, "step_1") | {f"step_2/{name}": content for name, content in CONFIG.items()})
+    write(tmp_path, model(9, "step_9") | {"step_9/hubextrap.json": b"{}"})
     (tmp_path / "step_3").mkdir()
     told = Told()
     assert find_trajectory(str(tmp_path), progress=told).steps == (1,)
-    assert told.lines == [f"left out step 2: no weights in {tmp_path / 'step_2'} like those of step_{{step}}"]
+    assert told.lines == [
+        f"left out step {step}, {tmp_path / f'step_{step}'}: {why}"
+        for step, why in ((9, "a prediction of hubextrap, not a checkpoint of the run"), (2, "no weights"))
+    ]
 
 
 def test_pickles_and_adapters_stay(
@@ -155,8 +161,8 @@ def test_two_runs_are_never_mixed(tmp_path: Path, model: Model) -> None:
     with pytest.raises(AmbiguousTrajectory) as caught:
         find_trajectory(str(tmp_path))
     assert str(caught.value) == (
-        f"{tmp_path}: 2 series of checkpoints are here; choose one by its name, with `series` in the "
-        "recipe or --series:\n"
+        f"{tmp_path}: 2 series of checkpoints are here; choose one by its name, with "
+        "`trajectory.steps.series` in the recipe or --series:\n"
         "  folders: global_step_{step}      2 checkpoints, steps 10 to 20\n"
         "  folders: new_global_step_{step}  1 checkpoint, step 10"
     )

@@ -125,7 +125,8 @@ def test_series_that_must_not_be_mixed(
 ) -> None:
     on_branches(names)
     with pytest.raises(
-        AmbiguousTrajectory, match=f"{repo_id}: 2 series .*`series` in the recipe or --series:\n"
+        AmbiguousTrajectory,
+        match=f"{repo_id}: 2 series .*`trajectory.steps.series` in the recipe or --series:\n",
     ):
         find_trajectory(repo_id)
     assert find_trajectory(repo_id, series=choice).steps == steps
@@ -161,7 +162,9 @@ def test_verl_folders(repo_id: str, on_main: OnMain, model: Model) -> None:
         (100, "main", "global_step_100/actor/huggingface"),
         (200, "main", "global_step_200/actor/huggingface"),
     ]
-    with pytest.raises(StepError, match=f"step 300 has no weights in {repo_id}@main:global_step_300"):
+    with pytest.raises(
+        StepError, match=f"step 300 cannot be taken, {repo_id}@main:global_step_300: no weights"
+    ):
         find_trajectory(repo_id, steps=[100, 300])
 
 
@@ -194,7 +197,7 @@ def test_a_folder_in_every_branch(hub: LocalHub, repo_id: str, model: Model) -> 
         hub.commit(repo_id, model(step, "actor/huggingface"), revision=f"step_{step}")
     with pytest.raises(
         TrajectoryError,
-        match=f"no weights in any of its 2 checkpoints; {repo_id}@step_1 holds .*If they lie in a folder",
+        match=f"none of its 2 places is a checkpoint; {repo_id}@step_1: no weights among .*in a folder",
     ):
         find_trajectory(repo_id)
     found = find_trajectory(f"{repo_id}:actor/huggingface")
@@ -219,9 +222,23 @@ def test_branches_without_weights_are_left_out(hub: LocalHub, repo_id: str, on_b
     hub.commit(repo_id, {"adapter_model.safetensors": b"adapter"}, revision="step_5")
     assert find_trajectory(repo_id).steps == (1, 2, 4, 5)
     with pytest.raises(
-        StepError, match=rf"step 3 has no weights in {repo_id}@step_3 \(.*config.json, tokenizer.json"
+        StepError,
+        match=f"step 3 cannot be taken, {repo_id}@step_3: no weights among .*config.json, tokenizer",
     ):
         find_trajectory(repo_id, steps=[1, 3])
+
+
+def test_predictions_are_not_checkpoints(
+    hub: LocalHub, repo_id: str, on_branches: OnBranches, model: Model
+) -> None:
+    on_branches(["step_1", "step_2"])
+    hub.commit(repo_id, model(3) | {"hubextrap.json": b"{}"}, revision="step_4")
+    assert find_trajectory(repo_id).steps == (1, 2)
+    with pytest.raises(
+        StepError, match=f"step 4 cannot be taken, {repo_id}@step_4: a prediction of hubextrap"
+    ):
+        find_trajectory(repo_id, steps=[1, 4])
+    assert resolve_checkpoint(f"{repo_id}@step_4").step == 4
 
 
 def history(hub: LocalHub, repo_id: str, model: Model, titles: list[str]) -> list[str]:
