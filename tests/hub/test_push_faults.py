@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -192,3 +194,28 @@ def test_retry_after_is_honoured(hub: LocalHub, prediction: Path, repo_id: str) 
     start = time.monotonic()
     push_folder(prediction, PushTarget.parse(repo_id))
     assert 1.0 <= time.monotonic() - start < 5.0
+
+
+def test_two_pushes_of_one_model_make_one_commit(hub: LocalHub, prediction: Path, repo_id: str) -> None:
+    target = PushTarget.parse(f"{repo_id}@step_400")
+    with ThreadPoolExecutor(2) as pool:
+        results = [push.result() for push in [pool.submit(push_folder, prediction, target) for _ in "ab"]]
+    assert {result.commit for result in results} == {commits(repo_id, "step_400")[0]}
+    assert len(commits(repo_id, "step_400")) == 2
+
+
+def test_of_two_pushes_of_different_models_one_is_told(
+    hub: LocalHub, prediction: Path, models: Callable[..., Path], repo_id: str
+) -> None:
+    hub.create_repo(repo_id)
+    hub.faults.add(Fault(COMMIT, "POST", delay=0.3, count=2))  # both have looked before either commits
+    target = PushTarget.parse(f"{repo_id}@step_400")
+    with ThreadPoolExecutor(2) as pool:
+        pushes = [pool.submit(push_folder, folder, target) for folder in (prediction, models(1))]
+        errors = [push.exception() for push in pushes]
+    assert sorted(type(error).__name__ for error in errors) == ["NoneType", "PushError"]
+    refused = next(str(error) for error in errors if error)
+    assert refused.startswith(f"{repo_id}@step_400: somebody else changed ")
+    winner = next(push.result() for push, error in zip(pushes, errors, strict=True) if not error)
+    assert commits(repo_id, "step_400")[0] == winner.commit
+    assert len(commits(repo_id, "step_400")) == 2
