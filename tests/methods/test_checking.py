@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -31,6 +31,7 @@ def test_damping_goes_part_of_the_way() -> None:
     assert coefficients("two_point", [0, 200], 400, damping=1.0).tolist() == [-1, 2]
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.sampled_from(["two_point", "least_squares", "persistence"]))
 def test_damping_is_linear_and_keeps_the_sum(damping: float, method: str) -> None:
     steps = [0, 40, 100, 130]

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubextrap.errors import MethodError
@@ -62,6 +62,7 @@ def test_window_leaves_the_rest_out() -> None:
     assert result[2:].tolist() == least_squares([100, 110, 120], 150).tolist()
 
 
+@settings(deadline=None)
 @given(trajectories, horizons, st.booleans())
 def test_least_squares_equals_polyfit(steps: list[int], horizon: int, through_last: bool) -> None:
     weights = np.random.default_rng(0).normal(size=(len(steps), 5))
@@ -78,6 +79,7 @@ def test_least_squares_equals_polyfit(steps: list[int], horizon: int, through_la
     assert predicted == pytest.approx(expected, abs=1e-10 * scale)
 
 
+@settings(deadline=None)
 @given(trajectories, horizons)
 def test_least_squares_equals_the_pseudoinverse(steps: list[int], horizon: int) -> None:
     start = steps[0]  # the formula itself is badly conditioned far from 0
@@ -90,6 +92,7 @@ def test_least_squares_equals_the_pseudoinverse(steps: list[int], horizon: int) 
 
 
 @pytest.mark.parametrize("method", LINES)
+@settings(deadline=None)
 @given(steps=trajectories, horizon=horizons, slope=st.floats(-10, 10), start=st.floats(-10, 10))
 def test_exact_on_straight_lines(method, steps: list[int], horizon: int, slope: float, start: float) -> None:  # type: ignore[no-untyped-def]
     def line(step: float) -> float:
@@ -102,6 +105,7 @@ def test_exact_on_straight_lines(method, steps: list[int], horizon: int, slope: 
 
 
 @pytest.mark.parametrize("method", LINES)
+@settings(deadline=None)
 @given(steps=trajectories, horizon=horizons, shift=st.integers(0, 10_000), factor=st.integers(1, 50))
 def test_shifting_and_scaling_the_steps_changes_nothing(  # type: ignore[no-untyped-def]
     method, steps: list[int], horizon: int, shift: int, factor: int
@@ -111,6 +115,7 @@ def test_shifting_and_scaling_the_steps_changes_nothing(  # type: ignore[no-unty
     assert moved == pytest.approx(method(steps, target), rel=1e-9, abs=1e-9)
 
 
+@settings(deadline=None)
 @given(trajectories, horizons, st.data())
 def test_coefficients_sum_to_one(steps: list[int], horizon: int, data: st.DataObject) -> None:
     target = steps[-1] + horizon
@@ -126,6 +131,7 @@ def test_coefficients_sum_to_one(steps: list[int], horizon: int, data: st.DataOb
         assert math.fsum(result) == pytest.approx(1.0, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(trajectories, st.data())
 def test_two_point_at_the_last_step_is_the_last_checkpoint(steps: list[int], data: st.DataObject) -> None:
     base = data.draw(st.sampled_from(steps[:-1]))
@@ -133,6 +139,7 @@ def test_two_point_at_the_last_step_is_the_last_checkpoint(steps: list[int], dat
     assert result.tolist() == persistence(steps, steps[-1]).tolist()
 
 
+@settings(deadline=None)
 @given(irregular(2).filter(lambda steps: len(steps) == 2), horizons, st.booleans())
 def test_least_squares_on_two_points_is_two_point(steps: list[int], horizon: int, through_last: bool) -> None:
     target = steps[-1] + horizon

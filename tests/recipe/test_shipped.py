@@ -1,0 +1,123 @@
+"""The recipes that come with hubextrap: each is valid, listed and copied; the command says what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hubextrap.errors import OutputError, RecipeError
+from hubextrap.recipe import copy_shipped, load_recipe, shipped, shipped_recipes
+from hubextrap.trajectory import find_trajectory
+
+ROOT = Path(__file__).parent.parent.parent
+FILES = sorted((ROOT / "merge_configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_each_recipe_is_valid_and_says_what_it_is(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.target_steps
+    first = path.read_text().partition("\n")[0]
+    assert first.startswith("# ")
+    assert first.endswith(".")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_those_on_bundled_data_have_the_steps_they_need(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    recipe = load_recipe(path)
+    repo = (recipe.trajectory.repo or "").replace("demo/rlvr-C", "demo/data/rlvr-C")
+    if not repo.startswith("demo/data"):
+        return
+    chosen = recipe.trajectory.steps
+    trajectory = find_trajectory(repo, pattern=chosen.pattern, max_step=chosen.max)
+    for rule in recipe.rules:
+        rule.coefficients(trajectory.steps, recipe.target_steps)
+
+
+def test_public_trajectories_are_among_them() -> None:
+    repos = {load_recipe(path).trajectory.repo for path in FILES}
+    assert repos >= {
+        "relex-rlvr/RLVR-Qwen2.5-Math-1.5B",
+        "relex-rlvr/RLVR-Qwen3-4B-Base",
+        "Miaow-Lab/RLVR-Linearity-Checkpoints",
+        "arkilpatel/olmo2-1b-traj-s1-252b",
+    }
+
+
+def test_listing_holds_every_file() -> None:
+    assert [recipe.path for recipe in shipped_recipes()] == FILES
+    assert {recipe.name for recipe in shipped_recipes()} >= {"demo", "two_point", "least_squares"}
+
+
+def test_in_a_wheel_they_lie_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "site-packages" / "hubextrap"
+    (package / "merge_configs").mkdir(parents=True)
+    (package / "merge_configs" / "only.yaml").write_text("# The only one.\n")
+    monkeypatch.setattr(shipped, "__file__", str(package / "recipe" / "shipped.py"))
+    assert [(recipe.name, recipe.summary) for recipe in shipped_recipes()] == [("only", "The only one.")]
+    (package / "merge_configs" / "only.yaml").unlink()
+    (package / "merge_configs").rmdir()
+    with pytest.raises(RecipeError, match="are not installed; reinstall it"):
+        shipped_recipes()
+
+
+def test_copies_are_new_files(tmp_path: Path) -> None:
+    original = (ROOT / "merge_configs" / "two_point.yaml").read_text()
+    assert copy_shipped("two_point", tmp_path) == tmp_path / "two_point.yaml"
+    assert copy_shipped("two_point.yaml", tmp_path / "mine.yaml") == tmp_path / "mine.yaml"
+    assert (tmp_path / "two_point.yaml").read_text() == (tmp_path / "mine.yaml").read_text() == original
+    (tmp_path / "mine.yaml").write_text("mine")
+    with pytest.raises(OutputError, match=r"mine.yaml is there already; remove it, or give another name"):
+        copy_shipped("two_point", tmp_path / "mine.yaml")
+    assert (tmp_path / "mine.yaml").read_text() == "mine"
+    with pytest.raises(OutputError, match="cannot be written"):
+        copy_shipped("two_point", tmp_path / "none" / "x.yaml")
+    with pytest.raises(
+        RecipeError, match=r"no recipe two_pint comes with hubextrap; did you mean two_point\?"
+    ):
+        copy_shipped("two_pint", tmp_path)
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    program = "from hubextrap.cli.main import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, "recipes", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command(tmp_path: Path) -> None:
+    listed = run("ls", cwd=tmp_path)
+    assert listed.returncode == 0
+    assert listed.stdout.splitlines()[0].startswith("demo ")
+    assert run("cp", "two_point", cwd=tmp_path).stdout == "two_point.yaml\n"
+    assert run("validate", "two_point.yaml", cwd=tmp_path).stdout == "two_point.yaml: ok\n"
+    again = run("cp", "two_point", cwd=tmp_path)
+    assert again.returncode == 1
+    assert again.stderr == "error: two_point.yaml is there already; remove it, or give another name\n"
+
+
+def test_validate_shows_all_problems_of_all_files(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "merge_method: two_point\nparameters: {target_step: x}\ntrajectory: {repo: a/b}\n"
+    )
+    (tmp_path / "b.yaml").write_text("a: [\n")
+    run("cp", "two_point", "good.yaml", cwd=tmp_path)
+    result = run("validate", "a.yaml", "b.yaml", "good.yaml", "c.yaml", cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        "error: a.yaml:2: parameters.target_step[0]: must be a whole number, not 'x'",
+        (
+            "b.yaml:2: not valid YAML: while parsing a flow node expected the node content, "
+            "but found '<stream end>'"
+        ),
+        "c.yaml: no such file; `hubextrap recipes ls` lists the recipes that come with hubextrap",
+    ]
