@@ -8,7 +8,6 @@ above the last observed checkpoint.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -44,7 +43,7 @@ def main() -> None:
         hubextrap("plan", "merge_configs/demo.yaml")
         results = WORK / "results.json"
         hubextrap("run", "merge_configs/demo.yaml", "--output", str(results))
-        check(json.loads(results.read_text()))
+        check(results)
     print(f"The demo took {time.monotonic() - started:.0f} s; what it made lies in {WORK.name}/.")
 
 
@@ -58,8 +57,23 @@ def push_checkpoints() -> None:
     for folder in folders:
         api.create_branch(REPO, branch=folder.name)
         files = [CommitOperationAdd(file.name, file) for file in sorted(folder.iterdir())]
-        api.create_commit(REPO, files, commit_message=f"Training in progress, {folder.name}", revision=folder.name)
+        api.create_commit(
+            REPO, files, commit_message=f"Training in progress, {folder.name}", revision=folder.name
+        )
     print(f"Pushed {len(folders)} checkpoints to {REPO}: {', '.join(folder.name for folder in folders)}.")
+
+
+def check(results: Path) -> None:
+    """Stop with an error unless the prediction scores above the last observed checkpoint."""
+    from hubextrap.evaluate import EvaluationTable
+
+    scores = {row.label: row.scores[0].value for row in EvaluationTable.load(results).rows}
+    predicted, last, real = (scores[label] for label in ("prediction", "last", "target"))
+    print(
+        f"\nPredicted step 400 scores {predicted:.3f}; step 200 scores {last:.3f}, the real step 400 {real:.3f}."
+    )
+    if predicted <= last:
+        sys.exit("The demo failed: the prediction does not score above the last observed checkpoint.")
 
 
 def hubextrap(*arguments: str) -> None:

@@ -127,7 +127,7 @@ def _reference(prediction: Prediction) -> str:
 def _named(
     entry: str, recipe: Recipe, trajectory: Trajectory, target_step: int, progress: Progress
 ) -> str | None:
-    """``entry`` of ``evaluate.against``; where a local folder plays a role, its path, which provenance hides."""
+    """``entry`` of ``evaluate.against``; for a local folder its path, which provenance hides."""
     if entry not in ("last", "base", "target") or trajectory.last.repo is not None:
         return entry
     if entry != "target":

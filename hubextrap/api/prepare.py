@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hubextrap.engine import (
+from hubextrap.engine.plan import (
     DEFAULT_MEMORY,
     DEFAULT_WORKERS,
     LOCAL_READ_SIZE,
