@@ -42,7 +42,7 @@ def evaluate(
 ) -> None:
     """Measure predictions with lm-eval beside the checkpoints that they came from."""
     from hubextrap.cli.progress import open_progress
-    from hubextrap.evaluate import check_writable, comparison
+    from hubextrap.evaluate import check_writable, compared_checkpoints
     from hubextrap.evaluate import evaluate as run_evaluation
 
     if against is not None and no_against:
@@ -52,7 +52,7 @@ def evaluate(
     progress = open_progress(quiet)
     chosen = [] if no_against else None if against is None else _split(against)
     table = run_evaluation(
-        comparison(references, chosen, progress=progress),
+        compared_checkpoints(references, chosen, progress=progress),
         _split(tasks),
         include_path=include_path,
         limit=limit,

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hubextrap.evaluate.comparison import comparison
+    from hubextrap.evaluate.comparison import compared_checkpoints
     from hubextrap.evaluate.render import format_figure, to_markdown, to_rich, verdicts
     from hubextrap.evaluate.run import evaluate
     from hubextrap.evaluate.table import EvaluationTable, Row, Score, Settings, TaskRecord, check_writable
@@ -18,7 +18,7 @@ __all__ = [
     "Settings",
     "TaskRecord",
     "check_writable",
-    "comparison",
+    "compared_checkpoints",
     "evaluate",
     "format_figure",
     "to_markdown",
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "comparison": "comparison",
+    "compared_checkpoints": "comparison",
     "evaluate": "run",
     **dict.fromkeys(("format_figure", "to_markdown", "to_rich", "verdicts"), "render"),
     **dict.fromkeys(("EvaluationTable", "Row", "Score", "Settings", "TaskRecord", "check_writable"), "table"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 ROLES = (LAST, BASE, TARGET)
 
 
-def comparison(
+def compared_checkpoints(
     references: Sequence[str], against: Sequence[str] | None = None, *, progress: Progress | None = None
 ) -> list[tuple[str, Checkpoint]]:
     """The checkpoints to evaluate, labelled, with what they are compared with.
@@ -57,7 +58,13 @@ def comparison(
         else:
             _add_input(rows, role, predictions, required=against is not None, progress=progress)
     made = {_place(prediction) for prediction, _ in predictions}
-    labelled = [(_label(item, made, len(predictions)), item) for item in given]
+    short_names = Counter(map(_short_name, given))
+    labelled = []
+    for item in given:
+        name = _short_name(item) if short_names[_short_name(item)] == 1 else item.name
+        if _place(item) in made:
+            name = PREDICTION if len(made) == 1 else f"{PREDICTION} {name}"
+        labelled.append((name, item))
     # a checkpoint that is named and has a role as well is one row, under its role
     return [row for row in labelled if not rows.has(row[1])] + rows.items
 
@@ -166,12 +173,6 @@ def _provenance_of(checkpoint: Checkpoint) -> Provenance | None:
 
 def _place(checkpoint: Checkpoint) -> tuple[str | None, str | None, str]:
     return (checkpoint.repo, checkpoint.commit, checkpoint.path)
-
-
-def _label(checkpoint: Checkpoint, predictions: set[tuple[str | None, str | None, str]], count: int) -> str:
-    if _place(checkpoint) not in predictions:
-        return _short_name(checkpoint)
-    return PREDICTION if count == 1 else f"{PREDICTION} {_short_name(checkpoint)}"
 
 
 def _short_name(checkpoint: Checkpoint) -> str:

@@ -112,7 +112,7 @@ def _check_labels(labels: Sequence[str]) -> None:
     if not labels:
         raise EvaluationError("nothing to evaluate; name at least one checkpoint")
     if twice := [label for label, count in Counter(labels).items() if count > 1]:
-        raise EvaluationError(f"two checkpoints are labelled {twice[0]!r}; every row needs its own label")
+        raise EvaluationError(f"{twice[0]} is there twice; name every checkpoint once")
 
 
 def _device(device: str) -> str:
