@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from hubextrap.methods import coefficients, persistence, register_method, regist
 
 
 @pytest.fixture(autouse=True)
-def _own_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(registry, "_targets", dict(registry._targets))
+    registry.find_method.cache_clear()
+    yield
     registry.find_method.cache_clear()
 
 

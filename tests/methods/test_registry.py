@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -28,8 +29,10 @@ def latest(steps: Sequence[int], target_step: float, *, pull: float = 1.0):
 
 
 @pytest.fixture(autouse=True)
-def _own_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(registry, "_targets", dict(registry._targets))
+    registry.find_method.cache_clear()
+    yield
     registry.find_method.cache_clear()
 
 

@@ -138,8 +138,8 @@ merge_method: x
         "r.yaml:12: parameters.tensors[1].match: missing",
         "r.yaml:12: parameters.tensors[1].windw: unknown key; did you mean window?",
         (
-            "r.yaml:13: dtype: must be float32, not 'bfloat16': in a shorter format the coefficients no longer "
-            "sum to 1; out_dtype says how the result is stored"
+            "r.yaml:13: dtype: must be float32, not 'bfloat16': in a shorter format the coefficients "
+            "no longer sum to 1; out_dtype says how the result is stored"
         ),
         "r.yaml:14: out_dtype: must be float32, bfloat16 or float16, not 'bf16'",
         "r.yaml:15: push.repo: must be owner/name, not 'me'; the branch goes into push.revision",

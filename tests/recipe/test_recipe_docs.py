@@ -1,0 +1,65 @@
+"""What the docs show is what the code takes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import BaseModel
+
+from hubextrap.methods import coefficients, method_names, register_method, registry
+from hubextrap.recipe import (
+    EvaluateSection,
+    PushSection,
+    Recipe,
+    StepSelection,
+    TrajectorySection,
+    parse_recipe,
+)
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+TEXT = {name: (DOCS / f"{name}.md").read_text() for name in ("recipes", "methods")}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT[page], re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_recipes_in_the_docs_are_valid(page: str) -> None:
+    recipes = blocks(page, "yaml")
+    assert recipes
+    for text in recipes:
+        parse_recipe(text, page)
+
+
+@pytest.mark.parametrize(
+    ("model", "prefix"),
+    [
+        (Recipe, ""),
+        (TrajectorySection, "trajectory."),
+        (StepSelection, "trajectory.steps."),
+        (PushSection, "push."),
+        (EvaluateSection, "evaluate."),
+    ],
+)
+def test_every_key_is_described(model: type[BaseModel], prefix: str) -> None:
+    for key in model.model_fields:
+        assert f"`{prefix}{key}" in TEXT["recipes"] or f"`.{key}`" in TEXT["recipes"], f"{prefix}{key}"
+
+
+def test_every_method_is_described() -> None:
+    for name in method_names():
+        assert f"| `{name}` |" in TEXT["methods"]
+
+
+def test_the_method_of_your_own_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_targets", dict(registry._targets))
+    scope: dict[str, object] = {}
+    exec(blocks("methods", "python")[0], scope)
+    register_method("last_slope", scope["last_slope"])  # type: ignore[arg-type]
+    result = coefficients("last_slope", [0, 100, 200], 400, {"gain": 0.5})
+    assert np.array_equal(result, [0, -1, 2])
+    registry.find_method.cache_clear()
