@@ -53,8 +53,7 @@ def cached_source(checkpoint: Checkpoint) -> LocalSource:
         except (LocalEntryNotFoundError, OSError) as error:
             reason = without_secrets(str(error).strip().partition("\n")[0])
             raise SourceError(
-                f"{checkpoint.name}: cannot be downloaded: {reason}; check the network and the free "
-                "space of the cache, "
-                "then run the same command again"
+                f"{checkpoint.name}: cannot be downloaded: {reason}; check the network and the free space of "
+                "the cache, then run the same command again"
             ) from error
     return LocalSource(Path(folder) / path, checkpoint.name)

@@ -182,8 +182,7 @@ def _tensor(name: str, entry: object, data_start: int, file: str, where: str) ->
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CorruptFile(
             f"{tensor}: dtype {shorten(repr(dtype))} is not one of {', '.join(DTYPES)}; convert the "
-            "checkpoint to one "
-            "of these, or download the file again if it should have one"
+            "checkpoint to one of these, or download the file again if it should have one"
         )
     if not _are_sizes(shape):
         raise CorruptFile(
@@ -191,8 +190,8 @@ def _tensor(name: str, entry: object, data_start: int, file: str, where: str) ->
         )
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CorruptFile(
-            f"{tensor}: data_offsets {shorten(repr(offsets))} are not a first and a last byte; download "
-            "the file again"
+            f"{tensor}: data_offsets {shorten(repr(offsets))} are not a first and a last byte; download the "
+            "file again"
         )
     elements = 1
     for extent in shape:
@@ -202,9 +201,8 @@ def _tensor(name: str, entry: object, data_start: int, file: str, where: str) ->
     first, last = offsets
     if last - first != elements * DTYPES[dtype].itemsize:
         raise CorruptFile(
-            f"{tensor}: {dtype} {shorten(repr(shape))} takes {elements * DTYPES[dtype].itemsize:,} "
-            "bytes, its "
-            f"data_offsets give it {last - first:,}; download the file again"
+            f"{tensor}: {dtype} {shorten(repr(shape))} takes {elements * DTYPES[dtype].itemsize:,} bytes, "
+            f"its data_offsets give it {last - first:,}; download the file again"
         )
     return TensorInfo(name, dtype, tuple(shape), file, data_start + first, last - first)
 
@@ -221,9 +219,8 @@ def _check_contiguous(tensors: list[TensorInfo], data_start: int, file_size: int
         if tensor.offset != position:
             what = "overlaps the tensor before it" if tensor.offset < position else "leaves a hole before it"
             raise CorruptFile(
-                f"{where}: tensor {shorten(repr(tensor.name))} at byte {tensor.offset:,} {what}, which "
-                "ends at "
-                f"{position:,}; download the file again"
+                f"{where}: tensor {shorten(repr(tensor.name))} at byte {tensor.offset:,} {what}, which ends "
+                f"at {position:,}; download the file again"
             )
         position += tensor.nbytes
     if position > file_size:

@@ -107,8 +107,8 @@ class LocalSource:
 
     def _changed(self, file: str) -> SourceError:
         return SourceError(
-            f"{self.name}/{file}: changed while it was read; wait until nothing writes to it, then run "
-            "the same command again"
+            f"{self.name}/{file}: changed while it was read; wait until nothing writes to it, then run the "
+            "same command again"
         )
 
 

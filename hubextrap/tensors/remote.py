@@ -100,8 +100,8 @@ class RemoteSource:
         info = self._known(file)
         if info.size > limit:
             raise SourceError(
-                f"{self.name}/{file}: {info.size:,} bytes are more than the {limit:,} that such a file "
-                "may have"
+                f"{self.name}/{file}: {info.size:,} bytes are more than the {limit:,} that such a file may "
+                "have"
             )
         buffer = bytearray(info.size)
         self.read(file, 0, memoryview(buffer))
@@ -154,9 +154,8 @@ class RemoteSource:
                     hint = f"; the server asked to wait {asked:.0f} s" if asked else ""
                     raise SourceError(
                         f"{where}: bytes {first}-{last} could not be read in {attempts.failed} attempts over "
-                        f"{attempts.elapsed:.0f} s: {without_secrets(cause)}{hint}; check the network, "
-                        "then run the same "
-                        "command again"
+                        f"{attempts.elapsed:.0f} s: {without_secrets(cause)}{hint}; check the network, then "
+                        "run the same command again"
                     )
                 # An address that expired or a connection that brought something is worth an attempt at once.
                 if part.received == received and not (stale and attempts.failed == 1):
@@ -190,15 +189,16 @@ class RemoteSource:
         metadata = get_hf_file_metadata(
             url, timeout=RESOLVE_TIMEOUT, library_name="hubextrap", library_version=__version__
         )
+        etag = metadata.etag or ""  # a mirror's may be a hash of another kind
         for what, found, expected in (
             ("commit", metadata.commit_hash, self._commit),
             ("size", metadata.size, info.size),
-            ("hash", metadata.etag, info.digest),
+            ("hash", etag if len(etag) == len(info.digest or "") else None, info.digest),
         ):
-            if found is not None and expected is not None and found != expected:
+            if found is not None and found != expected:
                 raise SourceError(
-                    f"{self.name}/{file}: the Hub lists it with {what} {expected} but serves {what} "
-                    f"{found}; try again later"
+                    f"{self.name}/{file}: the Hub lists it with {what} {expected} but serves {what} {found}; "
+                    "try again later"
                 )
         location = urljoin(url, metadata.location)
         at_hub = origin(location) == origin(url)

@@ -107,9 +107,8 @@ class LocalShardWriter:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             free = shutil.disk_usage(self._final.parent).free
             return OutputError(
-                f"{self._final}: no room: {self._size:,} bytes are needed, {free:,} are free; make room "
-                "or choose "
-                "another output folder"
+                f"{self._final}: no room: {self._size:,} bytes are needed, {free:,} are free; make room or "
+                "choose another output folder"
             )
         return OutputError(
             f"{self._final}: cannot be written: {error.strerror}; check the folder's permissions and the disk"

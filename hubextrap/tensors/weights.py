@@ -101,14 +101,13 @@ def check_files(files: Collection[str], name: str) -> None:
     if pickles:
         raise UnsupportedCheckpoint(
             f"{name}: {pickles[0]} is a pickle, and pickles are never loaded because they can run code; "
-            "convert it: "
-            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(other_folder) writes safetensors"
+            "convert it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(other_folder) writes "
+            "safetensors"
         )
     there = ", ".join(sorted(files)[:12]) or "nothing"
     raise UnsupportedCheckpoint(
         f"{name}: neither {SINGLE_FILE} nor {INDEX_FILE} is there, only: {shorten(there, 500)}; name the "
-        "folder that "
-        "holds the model"
+        "folder that holds the model"
     )
 
 
@@ -147,16 +146,14 @@ def _find_weights(source: Source) -> _Weights:
     shards = tuple(sorted(set(weight_map.values())))
     if SINGLE_FILE in files and shards != (SINGLE_FILE,):
         raise CheckpointError(
-            f"{source.name}: has {SINGLE_FILE} and an index of other files; remove the one that is not "
-            "the model"
+            f"{source.name}: has {SINGLE_FILE} and an index of other files; remove the one that is not the "
+            "model"
         )
     missing = [shard for shard in shards if shard not in files]
     if missing:
         raise CorruptFile(
-            f"{source.name}: {INDEX_FILE} names {shorten(', '.join(missing[:5]))}, "
-            f"{'which is' if len(missing) == 1 else f'{len(missing)} files in all, which are'} not "
-            "there; download the "
-            "folder again, whole"
+            f"{source.name}: {INDEX_FILE} names files that are not there: {shorten(', '.join(missing))}; "
+            "download the folder again, whole"
         )
     return _Weights(shards, INDEX_FILE, weight_map)
 
@@ -173,9 +170,8 @@ def _read_weight_map(source: Source) -> dict[str, str]:
     for tensor, file in weight_map.items():
         if not _is_plain_shard(file):
             raise CorruptFile(
-                f"{where}: puts tensor {shorten(repr(tensor))} into {shorten(repr(file))}, which is not "
-                "a safetensors "
-                "file of this folder; download it again"
+                f"{where}: puts tensor {shorten(repr(tensor))} into {shorten(repr(file))}, which is not a "
+                "safetensors file of this folder; download it again"
             )
     return weight_map
 
@@ -214,9 +210,8 @@ def _check_tensors(layout: CheckpointLayout, found: _Weights) -> None:
         for tensor in shard.tensors:
             if tensor.name in places:
                 raise CorruptFile(
-                    f"{layout.name}: tensor {shorten(repr(tensor.name))} is in both "
-                    f"{places[tensor.name]} and {shard.file}; "
-                    "download the folder again"
+                    f"{layout.name}: tensor {shorten(repr(tensor.name))} is in both {places[tensor.name]} "
+                    f"and {shard.file}; download the folder again"
                 )
             places[tensor.name] = shard.file
     if not places:
@@ -226,14 +221,12 @@ def _check_tensors(layout: CheckpointLayout, found: _Weights) -> None:
     for name, file in found.weight_map.items():
         if places.get(name) != file:
             raise CorruptFile(
-                f"{layout.name}: {INDEX_FILE} puts tensor {shorten(repr(name))} into {file}, which does "
-                "not hold it; "
-                "download the folder again"
+                f"{layout.name}: {INDEX_FILE} puts tensor {shorten(repr(name))} into {file}, which does not "
+                "hold it; download the folder again"
             )
     for name, file in places.items():
         if name not in found.weight_map:
             raise CorruptFile(
                 f"{layout.name}: {file} holds tensor {shorten(repr(name))}, which {INDEX_FILE} does not "
-                "list; download the "
-                "folder again"
+                "list; download the folder again"
             )

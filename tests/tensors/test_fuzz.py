@@ -95,7 +95,7 @@ def random_file(dice: random.Random) -> bytes:
     for number in range(dice.randint(0, 5)):
         shape = [dice.randint(0, 3) for _ in range(dice.randint(0, 3))]
         entries.append((f"layers.{number}.weight", dice.choice(sorted(DTYPES)), shape))
-    header = build_header(entries, {"format": "pt"} if dice.dice() < 0.5 else None)
+    header = build_header(entries, {"format": "pt"} if dice.random() < 0.5 else None)
     nbytes = sum(tensor.nbytes for tensor in _tensors(header))
     return header + dice.randbytes(nbytes)
 
@@ -109,9 +109,9 @@ def _tensors(header: bytes) -> Any:
 
 def damage_json(dice: random.Random, value: Any) -> Any:
     """A copy of ``value`` with one of its nodes replaced, removed, doubled or swapped."""
-    if isinstance(value, dict) and value and dice.dice() < 0.85:
+    if isinstance(value, dict) and value and dice.random() < 0.85:
         key = dice.choice(sorted(value))
-        kind = dice.dice()
+        kind = dice.random()
         result = dict(value)
         if kind < 0.7:
             result[key] = damage_json(dice, value[key])
@@ -122,15 +122,15 @@ def damage_json(dice: random.Random, value: Any) -> Any:
         else:
             result[key] = value[dice.choice(sorted(value))]
         return result
-    if isinstance(value, list) and value and dice.dice() < 0.85:
+    if isinstance(value, list) and value and dice.random() < 0.85:
         position = dice.randrange(len(value))
         result_list = list(value)
-        if dice.dice() < 0.8:
+        if dice.random() < 0.8:
             result_list[position] = damage_json(dice, value[position])
         else:
             result_list.insert(position, dice.choice(JUNK))
         return result_list
-    if isinstance(value, int) and dice.dice() < 0.5:
+    if isinstance(value, int) and dice.random() < 0.5:
         return value + dice.choice([-2, -1, 1, 2, 8])
     return dice.choice(JUNK)
 
@@ -140,7 +140,7 @@ def damage_bytes(dice: random.Random, data: bytes) -> bytes:
     result = bytearray(data)
     for _ in range(dice.randint(1, 4)):
         position = dice.randint(0, len(result))
-        kind = dice.dice()
+        kind = dice.random()
         if kind < 0.35 and position < len(result):
             result[position] = dice.randrange(256)
         elif kind < 0.6:
@@ -158,12 +158,12 @@ def damage_bytes(dice: random.Random, data: bytes) -> bytes:
 
 def damaged_file(dice: random.Random) -> bytes:
     data = random_file(dice)
-    if dice.dice() < 0.5:
+    if dice.random() < 0.5:
         return damage_bytes(dice, data)
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     text = json.dumps(damage_json(dice, header)).encode()
-    if dice.dice() < 0.3:
+    if dice.random() < 0.3:
         text = damage_bytes(dice, b"12345678" + text)[8:]
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
@@ -196,7 +196,7 @@ def check_index(dice: random.Random) -> bool:
     }
     index: Any = {"weight_map": {name: file for file, names in shards.items() for name in names}}
     text = json.dumps(index).encode()
-    text = damage_bytes(dice, text) if dice.dice() < 0.5 else json.dumps(damage_json(dice, index)).encode()
+    text = damage_bytes(dice, text) if dice.random() < 0.5 else json.dumps(damage_json(dice, index)).encode()
     try:
         layout = read_layout(MemorySource({**files, INDEX: text}))
     except HubExtrapError as error:

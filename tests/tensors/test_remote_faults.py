@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import random
 import time
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
 import pytest
 
-from hubextrap.errors import AccessDenied, SourceError
+from hubextrap.errors import AccessDenied, HubExtrapError, SourceError
 from hubextrap.localhub import Fault, LocalHub
 from hubextrap.tensors import Patience, RemoteSource, remote
 
@@ -77,8 +79,7 @@ PASSING = {
 def test_a_passing_fault_of_the_storage_leaves_no_trace(
     cdn_hub: LocalHub, source: RemoteSource, kind: str
 ) -> None:
-    fault = PASSING[kind]
-    cdn_hub.faults.add(Fault(**{name: getattr(fault, name) for name in fault.__dataclass_fields__}))
+    cdn_hub.faults.add(dataclasses.replace(PASSING[kind]))  # a copy: it is counted down
     assert read(source) == DATA
     assert cdn_hub.faults.pending() == 0
 
@@ -194,3 +195,26 @@ def test_a_listing_that_does_not_match_the_file(cdn_hub: LocalHub, repo_id: str)
 def test_no_network(cdn_hub: LocalHub, source: RemoteSource) -> None:
     cdn_hub.faults.add(Fault("", drop=True, count=10_000))
     assert "could not be read in 4 attempts" in failure(source)
+
+
+@pytest.mark.slow
+def test_a_thousand_faults(cdn_hub: LocalHub, source: RemoteSource) -> None:
+    dice = random.Random(3)
+    struck, failures = 0, list[str]()
+    while struck < 1_000:
+        for _ in range(dice.randint(1, 6)):
+            fault = dice.choice(list(PASSING.values()))
+            path = dice.choice([CDN, CDN, CDN, "/resolve/"])
+            cdn_hub.faults.add(dataclasses.replace(fault, path=path, count=dice.randint(1, 5)))
+        pending = cdn_hub.faults.pending()
+        start = dice.randrange(len(DATA))
+        stop = dice.randint(start, len(DATA))
+        try:
+            assert read(source, start, stop - start) == DATA[start:stop]
+        except HubExtrapError as error:
+            failures.append(str(error))
+        struck += pending - cdn_hub.faults.pending()
+        cdn_hub.faults.clear()
+        assert read(source, 0, 100) == DATA[:100]
+    assert len(failures) < 200
+    assert all(message.startswith(f"ckpt/{WEIGHTS}: ") for message in failures)

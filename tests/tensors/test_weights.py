@@ -106,7 +106,7 @@ def test_truncated_file(folder: Folder, shard: Any, keep: int) -> None:
 def test_missing_shard(folder: Folder, sharded: Any) -> None:
     files = sharded([["a"], ["b"]])
     del files[SECOND]
-    assert f"{INDEX} names {SECOND}, which is not there" in refusal(folder(files))
+    assert f"{INDEX} names files that are not there: {SECOND}; download" in refusal(folder(files))
 
 
 def test_missing_index(folder: Folder, sharded: Any) -> None:
