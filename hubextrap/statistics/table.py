@@ -1,0 +1,32 @@
+"""The Gram matrices of a trajectory: what every backtest and every fitted method reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class GramTable:
+    """One Gram matrix of deltas a tensor.
+
+    For coefficients a and b that each sum to 1, ‖Σ a_k·W_k − Σ b_k·W_k‖² = (a−b)ᵀ·G·(a−b), whatever the base.
+    """
+
+    steps: tuple[int, ...]
+    """K, increasing."""
+    tensors: tuple[str, ...]
+    """N names, in the last checkpoint's order."""
+    elements: NDArray[np.int64]
+    """(N,)."""
+    gram: NDArray[np.float64]
+    """(N, K, K): ⟨W_i − W_0, W_j − W_0⟩ of each tensor, W_0 the first checkpoint."""
+
+    def total(self) -> NDArray[np.float64]:
+        """(K, K): the Gram matrix of all tensors taken as one vector."""
+        return np.asarray(self.gram.sum(axis=0), dtype=np.float64)
