@@ -41,8 +41,13 @@ def compared_checkpoints(
         TrajectoryError, CheckpointError: a reference leads nowhere.
     """
     progress = progress or SilentProgress()
-    given = [resolve_checkpoint(reference) for reference in references]
-    predictions = [(item, found) for item in given if (found := _provenance_of(item)) is not None]
+    given, predictions = [], []
+    for item in map(resolve_checkpoint, references):
+        if (provenance := _provenance_of(item)) is not None:
+            if provenance.target_step is not None:
+                item = replace(item, step=provenance.target_step)
+            predictions.append((item, provenance))
+        given.append(item)
     rows = _Rows()
     for entry in ROLES if against is None else against:
         role, equals, reference = entry.partition("=")
@@ -52,8 +57,8 @@ def compared_checkpoints(
             other = resolve_checkpoint(entry)
             rows.add(_short_name(other), other)
         elif role == TARGET:
-            for prediction, provenance in predictions:
-                if (target := _real_target(prediction, provenance)) is not None:
+            for prediction, made_from in predictions:
+                if (target := _real_target(prediction, made_from)) is not None:
                     rows.add(TARGET, target)
         else:
             _add_input(rows, role, predictions, required=against is not None, progress=progress)

@@ -152,7 +152,7 @@ def test_local_inputs_have_to_be_named(tmp_path: Path) -> None:
         (folder / name).write_bytes(content)
     said = Said()
     rows = compared_checkpoints([str(folder)], progress=said)  # type: ignore[arg-type]
-    assert [label for label, _ in rows] == ["prediction"]
+    assert brief(rows) == [("prediction", 400, str(folder))]
     last = f"{folder}: its last checkpoint, step 200, was the local folder 'step_200'; "
     last += "name it: --against last=FOLDER"
     assert said.lines[0] == last
