@@ -1,0 +1,67 @@
+"""Every shipped recipe runs: on the bundled data where it names it, else on stand-ins for the public repos.
+
+The stand-ins have the repos' names, revisions and folders as the recipes describe them, with tiny weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hubextrap
+from hubextrap.localhub import LocalHub
+from hubextrap.recipe import Recipe
+
+RECIPES = Path(__file__).parents[2] / "merge_configs"
+STAND_INS = {
+    "demo/rlvr-C": [(f"step_{step}", "") for step in (0, 40, 80, 100, 120, 160, 200, 400)],
+    "relex-rlvr/RLVR-Qwen2.5-Math-1.5B": [(f"step_{step}", "") for step in (1, *range(5, 501, 5))],
+    "relex-rlvr/RLVR-Qwen3-4B-Base": [(f"step_{step}", "") for step in range(1, 76)],
+    "Miaow-Lab/RLVR-Linearity-Checkpoints": [
+        ("main", f"global_step_{step}") for step in range(100, 1100, 100)
+    ],
+    "arkilpatel/olmo2-1b-traj-s1-252b": [("main", f"step-{step:04}") for step in range(10, 440, 10)],
+}
+
+
+@pytest.fixture
+def loaded(
+    request: pytest.FixtureRequest, hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Recipe]:
+    """A shipped recipe, its repos there."""
+    monkeypatch.chdir(RECIPES.parent)  # recipes on bundled data name it from the repository's root
+    recipe = hubextrap.load_recipe(request.param)
+    section = recipe.trajectory
+    made = [name for name in (section.repo, section.base) if name and not Path(name).exists()]
+    for number, name in enumerate(made):
+        hub.create_repo(name)
+        places = STAND_INS[name] if number == 0 else [("main", "")]
+        for seed, (revision, folder) in enumerate(places):
+            files = {f"{folder}/{file}".lstrip("/"): content for file, content in tiny_model(seed).items()}
+            hub.commit(name, files, revision=revision)
+    yield recipe
+    from huggingface_hub import HfApi
+
+    for name in made:
+        HfApi().delete_repo(name, token=hub.add_token(name.partition("/")[0]))
+
+
+def tiny_model(seed: int) -> dict[str, bytes]:
+    from safetensors.numpy import save
+
+    noise = np.random.default_rng(seed)
+    names = ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight")
+    weights = {name: (1 + seed + noise.standard_normal((4, 3))).astype(np.float32) for name in names}
+    config = {"model_type": "llama", "tie_word_embeddings": True}
+    return {"model.safetensors": save(weights), "config.json": json.dumps(config).encode()}
+
+
+@pytest.mark.parametrize("loaded", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem, indirect=True)
+def test_recipe_runs(loaded: Recipe, tmp_path: Path) -> None:
+    result = hubextrap.merge(loaded, out=tmp_path / "out")
+    assert [prediction.step for prediction in result.predictions] == list(loaded.target_steps)
+    assert not any(prediction.identical_to_last for prediction in result.predictions)
