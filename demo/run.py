@@ -1,9 +1,9 @@
 """The main job on real input, on this machine alone: `make demo`.
 
-Starts a loopback Hub, pushes the bundled checkpoints of a GRPO run as branches step_0 … step_400, and lets the
-`hubextrap` command predict step 400 from the checkpoints up to step 200, push the prediction and evaluate it
-beside step 0, step 200 and the real step 400. Fails if any stage fails, or if the prediction does not score
-above the last observed checkpoint.
+Starts a loopback Hub, pushes the bundled checkpoints of a GRPO run as branches step_0 … step_400, and lets
+the `hubextrap` command predict step 400 from the checkpoints up to step 200, push the prediction and evaluate
+it beside step 0, step 200 and the real step 400. Fails if any stage fails, or if the prediction does not
+score above the last observed checkpoint.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def check(results: Path) -> None:
     scores = {row.label: row.scores[0].value for row in EvaluationTable.load(results).rows}
     predicted, last, real = (scores[label] for label in ("prediction", "last", "target"))
     print(
-        f"\nPredicted step 400 scores {predicted:.3f}; step 200 scores {last:.3f}, the real step 400 {real:.3f}."
+        f"\nThe predicted step 400 scores {predicted:.3f}; step 200 scores {last:.3f}, "
+        f"the real step 400 {real:.3f}."
     )
     if predicted <= last:
         sys.exit("The demo failed: the prediction does not score above the last observed checkpoint.")
