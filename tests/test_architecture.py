@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "hubextrap"
 LEVELS = (
     ("cli", "__main__"),
     ("api",),
-    ("evaluate",),
+    ("evaluate", "mergekit_plugin"),
     ("hub",),
     ("engine",),
     ("statistics",),

@@ -9,6 +9,7 @@ import typer
 from hubextrap._version import __version__
 from hubextrap.cli import hub, recipes
 from hubextrap.cli.eval import evaluate
+from hubextrap.cli.mergekit import PassedOn, mergekit_yaml
 from hubextrap.cli.merging import merge, plan, push, run
 from hubextrap.cli.steps import steps
 from hubextrap.errors import HubExtrapError
@@ -43,6 +44,7 @@ app.command()(merge)
 app.command()(push)
 app.command()(run)
 app.command("eval")(evaluate)
+app.command("mergekit-yaml", cls=PassedOn)(mergekit_yaml)
 app.add_typer(hub.app, name="hub")
 app.add_typer(recipes.app, name="recipes")
 

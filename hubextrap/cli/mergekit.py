@@ -1,0 +1,42 @@
+"""`hubextrap mergekit-yaml`: mergekit's own command, with our merge methods registered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+from typer.core import TyperCommand
+
+from hubextrap.errors import RecipeError
+
+
+class PassedOn(TyperCommand):
+    """A command whose arguments belong to another program: none is read here, not even ``--help``."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        ctx.args = list(args)
+        return ctx.args
+
+
+def mergekit_yaml(ctx: typer.Context) -> None:
+    """Run mergekit's own mergekit-yaml with hubextrap's merge methods in it: CONFIG OUT and its options."""
+    from hubextrap import mergekit_plugin  # registers the methods, or says that mergekit is missing
+
+    name = "hubextrap mergekit-yaml"
+    from mergekit.scripts.run_yaml import main
+
+    given = main.make_context(name, list(ctx.args), resilient_parsing=True).params
+    problems = mergekit_plugin.config_problems(_read_yaml(given.get("config_file")))
+    if problems:
+        raise RecipeError("\n".join(f"{given['config_file']}: {problem}" for problem in problems))
+    main.main(args=list(ctx.args), prog_name=name)
+
+
+def _read_yaml(path: str | None) -> object:
+    """The config as mergekit reads it; None where mergekit will complain by itself."""
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path or "").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None

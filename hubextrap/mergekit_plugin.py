@@ -1,0 +1,303 @@
+"""Our merge methods as merge methods of mergekit (0.1.5 or later); importing this module registers them.
+
+mergekit discovers no plugins: a process that is to know the methods imports this module first, as
+`hubextrap mergekit-yaml` does. Every method that `hubextrap.methods` knows is there under its own name.
+
+A model says its step in its own ``parameters``, and mergekit binds it to that model's tensors, so neither the
+order of the list nor an absent tensor can pair a step with other weights. The sums run in the engine's own
+kernels: the same inputs give the same bits as `hubextrap merge`.
+"""
+
+from __future__ import annotations
+
+import math
+from inspect import Parameter as Argument
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import PlainValidator
+
+from hubextrap.engine.kernels import Combiner, count_non_finite
+from hubextrap.engine.plan import BLOCK, combination
+from hubextrap.errors import CheckpointMismatch, MethodError, NonFinite, StepError
+from hubextrap.methods import coefficients, find_method, method_names, nearest, parameter_problems
+
+try:
+    from mergekit.merge_methods import (
+        BasePolicy,
+        GroupMergeMethod,
+        InputContract,
+        MergeMethodSpec,
+        ParameterScope,
+        register,
+        registered_methods,
+    )
+    from mergekit.merge_methods.base import ParameterSpec
+except ImportError as error:
+    raise MethodError(
+        "mergekit 0.1.5 or later is needed (0.1.4 and before know another interface), "
+        f"and {error}; install it with: pip install 'hubextrap[mergekit]'"
+    ) from error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from hubextrap.methods import Method, Parameter
+
+ABSENT = Argument.empty
+"""Default of a parameter that has to be given: reading it is the error, so that the message is ours."""
+
+
+class TrajectoryMergeMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit is not typed
+    """One of our methods, as mergekit calls it."""
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self.spec = MergeMethodSpec(
+            name=method.name,
+            pretty_name=f"{method.name} (hubextrap)",
+            parameters=(
+                # read in merge_group, where the model is known and can be named
+                ParameterSpec("step", Any, ParameterScope.INPUT, None),
+                _shared("target_step", ABSENT, _target_step),
+                _shared("damping", 1.0, _damping),
+                *(_shared(own.name, own.default, _own_value(method.name, own)) for own in method.parameters),
+            ),
+            contract=InputContract(base=BasePolicy.OPTIONAL),
+        )
+
+    def merge_group(self, group: Any, /, **parameters: Any) -> torch.Tensor:
+        """The prediction of one tensor.
+
+        Args:
+            group: K tensors of one shape, dtype and device, each with its model; mergekit casts them to
+                ``dtype`` if the config names one.
+            parameters: ``step`` by model, and the shared ones.
+
+        Returns:
+            The tensor in the inputs' dtype; sums are in float32, for float64 inputs in float64.
+
+        Raises:
+            StepError: a model without a step, two of one step, a target before the last step.
+            MethodError: the method cannot serve these steps.
+            CheckpointMismatch: tensors that are no floating-point numbers.
+            NonFinite: NaN or infinity came out.
+        """
+        tensor = group.metadata.name or "tensor"
+        steps, inputs = _in_step_order(group, parameters.pop("step"))
+        if not inputs[0].is_floating_point():
+            raise CheckpointMismatch(f"{tensor} is {inputs[0].dtype}, which cannot be combined")
+        own = {
+            parameter.name: parameters[parameter.name]
+            for parameter in self.method.parameters
+            if parameters[parameter.name] is not parameter.default
+        }
+        try:
+            weights = coefficients(
+                self.method.name,
+                steps,
+                parameters["target_step"],
+                own,
+                damping=parameters["damping"],
+                gram_matrix=gram_matrix(inputs) if self.method.needs_gram_matrix else None,
+            )
+        except MethodError as error:
+            raise MethodError(f"{tensor}: {self.method.name}: {error}") from error
+        result = combine(inputs, weights)
+        if count := count_non_finite(result.view(-1)):
+            raise NonFinite(
+                f"{tensor}: {count:,} of {result.numel():,} results are NaN or infinite; leave out the "
+                "checkpoint that holds them, or choose a nearer target_step"
+            )
+        return result
+
+
+def register_methods() -> None:
+    """Make every method of `hubextrap.methods` known to mergekit; those that already are stay as they are.
+
+    Raises:
+        MethodError: mergekit or another package has a method of that name, or one of ours cannot be imported.
+    """
+    known = {method.spec.name: method for method in registered_methods()}
+    for name in method_names():
+        if name in known and not isinstance(known[name], TrajectoryMergeMethod):
+            raise MethodError(
+                f"mergekit has a merge method {name} already, from {type(known[name]).__module__}; "
+                "register ours under another name (hubextrap.methods.register_method)"
+            )
+    for name in method_names():
+        if name not in known:
+            register(TrajectoryMergeMethod(find_method(name)))
+
+
+def combine(inputs: Sequence[torch.Tensor], weights: NDArray[np.float64]) -> torch.Tensor:
+    """Σ weights_k · inputs_k, in the engine's form and kernels.
+
+    Args:
+        inputs: K tensors of one shape, dtype and device.
+        weights: (K,), with sum 1; inputs of weight 0 are not read.
+
+    Returns:
+        The sum in the inputs' shape and dtype, rounded to it once.
+    """
+    used = np.flatnonzero(weights).tolist()
+    result = torch.empty_like(inputs[0], memory_format=torch.contiguous_format)
+    itemsize = max(torch.float32.itemsize, result.element_size())
+    block = max(1, min(BLOCK, result.numel()))
+    Combiner(1, itemsize, str(result.device), block).combine(
+        [inputs[k].reshape(-1) for k in used], [combination(weights, used)], [result.view(-1)]
+    )
+    return result
+
+
+def gram_matrix(inputs: Sequence[torch.Tensor]) -> NDArray[np.float64]:
+    """⟨W_i − W_0, W_j − W_0⟩ of K tensors, (K, K), in float64, block by block."""
+    flat = [tensor.reshape(-1) for tensor in inputs]
+    total = np.zeros((len(flat), len(flat)))
+    for start in range(0, flat[0].numel(), BLOCK):
+        rows = torch.stack([tensor[start : start + BLOCK].to(torch.float64) for tensor in flat])
+        rows -= rows[0].clone()
+        total += (rows @ rows.T).cpu().numpy()
+    return total
+
+
+def config_problems(config: object) -> list[str]:
+    """What mergekit would pass over in silence in a config with one of our methods; else empty.
+
+    These are parameters that no method reads, and steps that stand anywhere but whole beside a model.
+
+    Args:
+        config: the parsed YAML.
+    """
+    if not isinstance(config, dict) or config.get("merge_method") not in method_names():
+        return []
+    method = str(config["merge_method"])
+    shared = ["target_step", "damping", *(own.name for own in find_method(method).parameters)]
+    problems = []
+    for place, section, of_model in _parameter_sections(config):
+        for name, value in section.items():
+            if name == "step" and not of_model:
+                problems.append(
+                    f"{place}.step: a step belongs to a model; write it under models[].parameters"
+                )
+            elif name == "step" and isinstance(value, (list, dict)):
+                problems.append(f"{place}.step: has to be one number, for all tensors of the model")
+            elif name != "step" and name not in shared:
+                takes = nearest(str(name), ["step", *shared]) or f"; {method} takes step, {', '.join(shared)}"
+                problems.append(f"{place}.{name}: unknown parameter{takes}")
+    return problems
+
+
+def _parameter_sections(
+    section: Mapping[str, Any], place: str = "", of_model: bool = False
+) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """Every ``parameters`` of a mergekit config: where it is, what it holds, whether it is of one model."""
+    parameters = section.get("parameters")
+    if isinstance(parameters, dict):
+        yield f"{place}parameters", parameters, of_model
+    inner = [
+        (f"{place}{key}[{index}].", entry, key != "slices")
+        for key in ("models", "slices", "sources")
+        if isinstance(section.get(key), list)
+        for index, entry in enumerate(section[key])
+    ]
+    if isinstance(section.get("modules"), dict):
+        inner += [(f"{place}modules.{name}.", module, False) for name, module in section["modules"].items()]
+    for inner_place, entry, is_model in inner:
+        if isinstance(entry, dict):
+            yield from _parameter_sections(entry, inner_place, is_model)
+
+
+def _in_step_order(group: Any, step_of: Mapping[Any, object]) -> tuple[list[int], list[torch.Tensor]]:
+    """Steps and tensors of a group, sorted by the steps that the models say they have."""
+    stepless = [str(e.id) for e in group.entries if step_of[e.id] is None and not e.is_base]
+    if stepless:
+        raise StepError(
+            f"no step for {', '.join(stepless)}; give every model one: parameters: {{step: 100}} "
+            "(only base_model may go without, it is step 0)"
+        )
+    found: dict[int, Any] = {}
+    for entry in group.entries:
+        step = 0 if step_of[entry.id] is None else _step(str(entry.id), step_of[entry.id])
+        if step in found:
+            raise StepError(f"step {step} is there twice: {found[step].id} and {entry.id}")
+        found[step] = entry
+    return sorted(found), [found[step].tensor for step in sorted(found)]
+
+
+def _step(model: str, value: object) -> int:
+    number = _number(value)
+    if number is None or not number.is_integer() or number < 0:
+        raise StepError(f"{model}: step must be a whole number from 0 on, not {value!r}")
+    return int(number)
+
+
+def _target_step(value: object) -> float:
+    if value is ABSENT:
+        raise StepError("target_step is missing; say which step to predict: parameters: {target_step: 400}")
+    number = _number(value)
+    if number is None:
+        raise StepError(f"target_step must be a number, not {value!r}")
+    return int(number) if number.is_integer() else number
+
+
+def _damping(value: object) -> float:
+    number = _number(value)
+    if number is None or not 0.0 <= number <= 1.0:
+        raise MethodError(f"damping must be a number from 0 (persistence) to 1 (no damping), not {value!r}")
+    return number
+
+
+def _own_value(method: str, parameter: Parameter) -> Callable[[object], object]:
+    """The reader of a method's own parameter, which mergekit may hand over as a float or as text."""
+
+    def read(value: object) -> object:
+        if value is ABSENT:
+            raise MethodError(f"{method}: {parameter.name} is missing; give it under parameters")
+        if value is parameter.default:
+            return value
+        problem = ""
+        for reading in _readings(value):
+            found = [
+                text
+                for name, text in parameter_problems(method, {parameter.name: reading})
+                if name == parameter.name
+            ]
+            if not found:
+                return reading
+            problem = problem or found[0]
+        raise MethodError(f"{method}: {parameter.name} {problem}")
+
+    return read
+
+
+def _readings(value: object) -> Iterator[object]:
+    """What a value may mean: itself, the number that a text spells, the whole number that a float is."""
+    yield value
+    number = _number(value)
+    if number is not None:
+        yield number
+        if number.is_integer():
+            yield int(number)
+
+
+def _number(value: object) -> float | None:
+    """A finite number, also from text, as YAML 1.1 reads 1e3; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _shared(name: str, default: object, read: Callable[[Any], object]) -> Any:
+    """A parameter of the whole merge. mergekit reads it for each tensor while it plans, filters applied."""
+    return ParameterSpec(name, Annotated[Any, PlainValidator(read)], ParameterScope.SHARED, default)
+
+
+register_methods()

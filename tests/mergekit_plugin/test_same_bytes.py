@@ -1,0 +1,121 @@
+"""One config, two programs, the same bits."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hubextrap.methods import find_method, method_names
+
+Config = dict[str, Any]
+Weights = dict[str, torch.Tensor]
+Run = Callable[..., Weights]
+Same = Callable[[Weights, Weights], None]
+
+ALL = [name for name in method_names() if not any(own.required for own in find_method(name).parameters)]
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_every_method_on_a_real_run(
+    method: str,
+    demo_data: Path,
+    config_of: Callable[..., Config],
+    through_mergekit: Run,
+    natively: Run,
+    assert_same_bits: Same,
+) -> None:
+    config = config_of(demo_data / "rlvr-C", method)
+    assert_same_bits(through_mergekit(config), natively(config))
+
+
+@pytest.mark.parametrize("out_dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("two_point", {"base_step": 10, "damping": 0.7}),
+        ("least_squares", {"window": 3, "through_last": True}),
+        ("least_squares", {"damping": 0.0}),
+    ],
+)
+def test_shards_of_bf16(
+    method: str,
+    parameters: dict[str, object],
+    out_dtype: str,
+    sharded: Path,
+    config_of: Callable[..., Config],
+    through_mergekit: Run,
+    natively: Run,
+    assert_same_bits: Same,
+) -> None:
+    config = config_of(sharded, method, **parameters) | {"out_dtype": out_dtype}
+    assert_same_bits(through_mergekit(config), natively(config))
+
+
+@pytest.mark.parametrize("method", ["two_point", "least_squares", "persistence"])
+def test_tied_embeddings(
+    method: str,
+    tied: Path,
+    config_of: Callable[..., Config],
+    through_mergekit: Run,
+    natively: Run,
+    assert_same_bits: Same,
+) -> None:
+    config = config_of(tied, method)
+    predicted = through_mergekit(config)
+    assert "lm_head.weight" not in predicted
+    assert_same_bits(predicted, natively(config))
+
+
+def test_without_any_dtype_it_stays_that_of_the_checkpoints(
+    sharded: Path,
+    config_of: Callable[..., Config],
+    through_mergekit: Run,
+    natively: Run,
+    assert_same_bits: Same,
+) -> None:
+    config = config_of(sharded, "least_squares")
+    del config["dtype"], config["out_dtype"]
+    predicted = through_mergekit(config)
+    assert {tensor.dtype for tensor in predicted.values()} == {torch.bfloat16}
+    assert_same_bits(predicted, natively(config))
+
+
+def test_the_order_of_the_models_says_nothing(
+    sharded: Path, config_of: Callable[..., Config], through_mergekit: Run, assert_same_bits: Same
+) -> None:
+    config = config_of(sharded, "least_squares", window=3)
+    config["models"].append({"model": config["base_model"], "parameters": {"step": 5}})
+    expected = through_mergekit(config)
+    for seed in range(3):
+        random.Random(seed).shuffle(config["models"])
+        assert_same_bits(through_mergekit(config), expected)
+
+
+def test_a_filter_gives_some_tensors_other_parameters(
+    sharded: Path, config_of: Callable[..., Config], through_mergekit: Run
+) -> None:
+    """mergekit's own conditional parameters, here as the rule "norms stay as they were last"."""
+    filtered = [{"filter": "norm", "value": 0}, {"value": 1}]
+    predicted = through_mergekit(config_of(sharded, "two_point", damping=filtered))
+    plain = through_mergekit(config_of(sharded, "two_point"))
+    last = through_mergekit(config_of(sharded, "persistence"))
+    assert any("norm" in name for name in predicted)
+    for name, tensor in predicted.items():
+        assert torch.equal(tensor, (last if "norm" in name else plain)[name]), name
+        assert not torch.equal(plain[name], last[name]), name
+
+
+def test_a_list_is_a_gradient_over_the_layers(
+    sharded: Path, config_of: Callable[..., Config], through_mergekit: Run
+) -> None:
+    """Of the two layers the first is predicted at step 40 and the second at step 60."""
+    predicted = through_mergekit(config_of(sharded, "two_point", target_step=[40, 60]))
+    at = {step: through_mergekit(config_of(sharded, "two_point", target_step=step)) for step in (40, 60)}
+    for name, tensor in predicted.items():
+        if "layers" in name:
+            assert torch.equal(tensor, at[40 if "layers.0" in name else 60][name]), name
