@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.api.output import check_output, output_folder, staged, write_files
+from hubextrap.api.fingerprint import merge_fingerprint
+from hubextrap.api.output import check_output, check_scratch, target_folders, write_files
 from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.api.prepare import Prepared, Settings, prepare
+from hubextrap.api.staging import push_state, remove_leftover, staged
 from hubextrap.engine import run_plan
-from hubextrap.errors import ReferenceNotFound, SourceError
+from hubextrap.errors import PushError, ReferenceNotFound, SourceError
 from hubextrap.hub import (
     PROVENANCE_FILE,
     CoefficientRule,
@@ -28,7 +30,7 @@ from hubextrap.hub import (
 from hubextrap.hub.card import with_target
 from hubextrap.hub.side_files import side_files
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.tensors import LocalSink
+from hubextrap.tensors import Journal, LocalSink
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +78,8 @@ def merge(
     With ``out``, each prediction becomes a folder, and is pushed from there if targets are given. Without,
     it goes straight to the Hub, and at most two of its shards lie on this disk.
 
+    A merge that was stopped, by whatever, goes on at the shard where it was when it is called again alike.
+
     Args:
         out: the folder to write; with several target steps, they go into its subfolders ``step_<n>``.
         push: where each target step goes; where both are left out, the recipe's push section says it.
@@ -99,25 +103,28 @@ def _merge_into_folders(
     prepared: Prepared, out: Path, targets: list[PushTarget], progress: Progress
 ) -> MergeResult:
     steps = prepared.recipe.target_steps
-    folders = [output_folder(out, step, steps) for step in steps]
-    for folder in folders:
-        check_output(folder, prepared.plan.total_bytes_written)
+    folders = target_folders(steps)
+    remove_leftover(out)
+    check_output(out, prepared.plan)
     for target in targets:
         check_target(target)
-    with ExitStack() as stack:
-        stagings = [stack.enter_context(staged(folder)) for folder in folders]
-        outputs = _run(prepared, [LocalSink(staging) for staging in stagings], progress)
+    with staged(out, folders, merge_fingerprint(prepared), progress) as staging:
+        sinks = [
+            LocalSink(staging.folder / folder, journal)
+            for folder, journal in zip(folders, staging.journals, strict=True)
+        ]
+        outputs = _run(prepared, sinks, staging.journals, progress)
         provenances = []
-        for index, staging in enumerate(stagings):
+        for index, folder in enumerate(folders):
             provenance, files = _companions(prepared, index, outputs[index].shards)
-            write_files(staging, files)
+            write_files(staging.folder / folder, files)
             provenances.append(provenance)
-    pushed = [push_folder(folder, target, progress) for folder, target in zip(folders, targets, strict=False)]
+    pushed = [_push(out / folder, target, progress) for folder, target in zip(folders, targets, strict=False)]
     return MergeResult(
         tuple(
             Prediction(
                 step,
-                folder,
+                out / folder,
                 pushed[index] if pushed else None,
                 targets[index] if targets else None,
                 provenances[index],
@@ -128,11 +135,31 @@ def _merge_into_folders(
     )
 
 
+def _push(folder: Path, target: PushTarget, progress: Progress) -> PushResult:
+    """Push a finished output; an error says how to go on without merging again."""
+    options = " --private" * target.private + " --create-pr" * target.create_pr
+    command = f"hubextrap push {folder} {target.name}{options}"
+    try:
+        return push_folder(folder, target, progress)
+    except PushError as error:
+        raise PushError(f"{error}\n{folder} is whole; `{command}` pushes it") from error
+    except KeyboardInterrupt:
+        progress.say(f"{folder} is whole; `{command}` pushes it")
+        raise
+
+
 def _merge_onto_hub(prepared: Prepared, targets: list[PushTarget], progress: Progress) -> MergeResult:
     steps = prepared.recipe.target_steps
+    fingerprint = merge_fingerprint(prepared)
     with ExitStack() as stack:
-        sinks = [stack.enter_context(HubSink(target, progress=progress)) for target in targets]
-        outputs = _run(prepared, sinks, progress)
+        stagings = [stack.enter_context(push_state(target, fingerprint, progress)) for target in targets]
+        check_scratch(targets, prepared.plan)
+        journals = [journal for staging in stagings for journal in staging.journals]
+        sinks = [
+            stack.enter_context(HubSink(target, scratch=staging.folder, journal=journal, progress=progress))
+            for target, staging, journal in zip(targets, stagings, journals, strict=True)
+        ]
+        outputs = _run(prepared, sinks, journals, progress)
         predictions = []
         for index, (step, sink, target) in enumerate(zip(steps, sinks, targets, strict=True)):
             provenance, files = _companions(prepared, index, outputs[index].shards)
@@ -146,11 +173,17 @@ def _merge_onto_hub(prepared: Prepared, targets: list[PushTarget], progress: Pro
     return MergeResult(tuple(predictions))
 
 
-def _run(prepared: Prepared, sinks: Sequence[Sink], progress: Progress) -> list[MergeOutput]:
+def _run(
+    prepared: Prepared, sinks: Sequence[Sink], journals: Sequence[Journal], progress: Progress
+) -> list[MergeOutput]:
+    if there := sum(len(journal.finished) for journal in journals):
+        total = len(prepared.plan.shards) * len(journals)
+        progress.say(f"resuming: {there} of {total} shards are there")
     return run_plan(
         prepared.plan,
         prepared.sources,
         sinks,
+        journals=journals,
         progress=progress,
         readers=REMOTE_READERS if prepared.remote else 0,
         device=prepared.settings.device,

@@ -1,74 +1,75 @@
-"""A local output: checked before the first byte, written beside its place, and put there by a rename."""
+"""Where an output goes: checked before the first byte; and the small files beside its shards."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from hubextrap.api.staging import push_place, staged_bytes
 from hubextrap.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from hubextrap.engine import MergePlan
+    from hubextrap.hub import PushTarget
 
-def output_folder(out: Path, step: int, steps: tuple[int, ...]) -> Path:
-    """Where the prediction of ``step`` goes: ``out``, or a subfolder of it when there are several targets."""
-    return out if len(steps) == 1 else out / f"step_{step}"
+SHARDS_ON_THEIR_WAY = 2
+"""Shards of a push that lie on this disk at the same time: one is written, one is uploaded."""
 
 
-def check_output(folder: Path, size: int) -> None:
-    """Refuse a place that cannot take ``size`` bytes, or that holds something already.
+def target_folders(steps: Sequence[int]) -> list[str]:
+    """Each prediction's folder in ``--out``: that folder itself, or subfolders where there are several."""
+    return [""] if len(steps) == 1 else [f"step_{step}" for step in steps]
+
+
+def check_output(out: Path, plan: MergePlan) -> None:
+    """Refuse a place that cannot take the plan's outputs, or that holds something already.
 
     Raises:
         OutputError: says which and what to do.
     """
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise OutputError(f"{folder}: is there already and is no folder; choose another --out")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise OutputError(f"{folder}: is there already and not empty; remove it, or choose another --out")
-    parent = folder.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise OutputError(f"{out}: is there already and is no folder; choose another --out")
+    if out.is_dir() and any(out.iterdir()):
+        raise OutputError(f"{out}: is there already and not empty; remove it, or choose another --out")
+    parent = _existing(out.absolute().parent)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(
-            f"{folder}: {parent} cannot be written to; check its permissions, or choose another --out"
+            f"{out}: {parent} cannot be written to; check its permissions, or choose another --out"
         )
-    free = shutil.disk_usage(parent).free
+    free, size = shutil.disk_usage(parent).free + staged_bytes(out), plan.total_bytes_written
     if free < size:
         raise OutputError(
-            f"{folder}: {size:,} bytes are needed and {free:,} are free; make room, or choose another --out"
+            f"{out}: {size:,} bytes are needed and {free:,} are free; make room, or choose another --out"
         )
 
 
-@contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A folder beside ``folder`` to write into; it becomes ``folder`` when all went well, and goes when not.
+def check_scratch(targets: Sequence[PushTarget], plan: MergePlan) -> None:
+    """Refuse a push whose shards would not fit on this disk on their way.
 
     Raises:
-        OutputError: it cannot be made, or ``folder`` came to be there in the meantime.
+        OutputError: says how much is needed and where.
     """
-    folder = folder.absolute()
-    staging = folder.with_name(f".{folder.name}.partial")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error.strerror}; choose another --out") from error
-    try:
-        yield staging
-        try:
-            staging.replace(folder)  # takes the place of an empty folder, and of nothing else
-        except OSError as error:
-            raise OutputError(
-                f"{folder}: {error.strerror}; somebody else wrote there, choose another --out"
-            ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    sizes = sorted((shard.size for shard in plan.shards), reverse=True)
+    size = len(targets) * sum(sizes[:SHARDS_ON_THEIR_WAY])
+    place = _existing(push_place(targets[0]).absolute())
+    free = shutil.disk_usage(place).free
+    if free < size:
+        raise OutputError(
+            f"{place}: {size:,} bytes are needed for shards on their way to the Hub and {free:,} are free; "
+            "make room, or set HF_HOME to a folder on another disk"
+        )
+
+
+def _existing(folder: Path) -> Path:
+    """``folder``, or the nearest one above it that is there."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:

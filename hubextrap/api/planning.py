@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.api.output import check_output, output_folder
+from hubextrap.api.output import check_output, target_folders
 from hubextrap.api.prepare import Prepared, Settings, find_recipe_trajectory, prepare
 from hubextrap.errors import HubExtrapError, RecipeError, TrajectoryError
 from hubextrap.hub import PushTarget, check_target
@@ -130,13 +130,10 @@ def check_destinations(recipe: Recipe, into_folder: bool, targets: Sequence[Push
 def _output_problems(prepared: Prepared, out: Path | None, targets: list[PushTarget]) -> list[str]:
     problems = _push_problems(targets)
     if out is not None:
-        steps = prepared.recipe.target_steps
-        size = prepared.plan.total_bytes_written // len(steps)
-        for step in steps:
-            try:
-                check_output(output_folder(out, step, steps), size * len(steps))
-            except HubExtrapError as error:
-                problems.append(str(error))
+        try:
+            check_output(out, prepared.plan)
+        except HubExtrapError as error:
+            problems.append(str(error))
     return problems
 
 
@@ -161,9 +158,7 @@ def _report(
     steps = trajectory.steps
     span = steps[-1] - steps[0]
     plan = prepared.plan if prepared else None
-    outputs = (
-        [str(output_folder(out, step, recipe.target_steps)) for step in recipe.target_steps] if out else []
-    )
+    outputs = [str(out / folder) for folder in target_folders(recipe.target_steps)] if out else []
     return PlanReport(
         checkpoints=tuple((c.step, c.name, c.commit, c.size) for c in trajectory.checkpoints),
         target_steps=recipe.target_steps,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MiB = 2**20
 DEFAULT_MEMORY = 512 * MiB
 DEFAULT_WORKERS = 2
-LOCAL_READ_SIZE = 1 * MiB
+LOCAL_READ_SIZE = 2 * MiB
 """Bytes of one checkpoint that a job reads from a disk: a job should stay in the processor's caches."""
 REMOTE_READ_SIZE = 8 * MiB
 """The same over a network, where a request costs a round trip."""
@@ -89,6 +89,13 @@ class ShardPlan:
     size: int
     tensors: tuple[TensorPlan, ...]
     """In offset order."""
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of all checkpoints together that go into it."""
+        return sum(
+            info.nbytes for plan in self.tensors for info in (*plan.inputs, *(twin for _, twin in plan.twins))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +198,7 @@ def plan_merge(
         shards=tuple(shards),
         index_file=last.index_file,
         index=_index(shards) if last.index_file else b"",
-        total_bytes_read=sum(
-            info.nbytes for plan in every for info in (*plan.inputs, *(twin for _, twin in plan.twins))
-        ),
+        total_bytes_read=sum(shard.bytes_read for shard in shards),
         total_bytes_written=targets * sum(shard.size for shard in shards),
         peak_memory=fixed + workers * job_bytes,
         workers=workers,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hubextrap.engine.plan import MergePlan, TensorPlan
     from hubextrap.engine.worker import JobResult, NonFiniteCount
     from hubextrap.tensors.interfaces import FinishedShard, ShardWriter, Sink, Source
+    from hubextrap.tensors.journal import Journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ def run_plan(
     sources: Sequence[Source],
     sinks: Sequence[Sink],
     *,
+    journals: Sequence[Journal] = (),
     progress: Progress | None = None,
     executor: Executor | None = None,
     readers: int = 0,
@@ -59,6 +61,8 @@ def run_plan(
     Args:
         sources: one a checkpoint, in step order.
         sinks: one a target.
+        journals: one a target, where the sinks record what is finished; a shard that all of them have already
+            is not made again.
         executor: threads of this process by default, as many as planned.
         readers: threads that read a job's ranges at the same time, for sources where waiting dominates (a
             Hub); 0 reads them one after the other in the worker.
@@ -77,15 +81,19 @@ def run_plan(
     if executor is None:
         executor = ThreadExecutor(plan.workers) if plan.workers > 1 else SerialExecutor()
     progress = progress or SilentProgress()
+    there = [journal.finished for journal in journals]
+    todo = [shard for shard in plan.shards if not there or not all(shard.file in have for have in there)]
     with (
         _one_torch_thread(),
-        progress.stage("merge", plan.total_bytes_read) as stage,
+        progress.stage("merge", sum(shard.bytes_read for shard in todo)) as stage,
         ThreadPoolExecutor(readers or 1, thread_name_prefix="hubextrap-read") as pool,
     ):
         if device != "cpu" and not device_gives_cpu_bytes(device):
             raise MethodError(f"device {device} rounds differently from this CPU; run on the CPU instead")
-        handover = _Handover(plan, sinks, allow_non_finite)
         identical = [plan.same_layout] * plan.targets
+        for target, journal in enumerate(journals):
+            identical[target] &= journal.identical
+        handover = _Handover(plan, sinks, journals, identical, allow_non_finite)
         workers: queue.LifoQueue[Worker] = queue.LifoQueue()
         for _ in range(executor.workers):
             workers.put(
@@ -112,14 +120,18 @@ def run_plan(
                 workers.put(worker)
 
         try:
-            for _ in executor.map(work, enumerate(job for shard in plan.shards for job in plan.jobs(shard))):
+            for _ in executor.map(work, enumerate(job for shard in todo for job in plan.jobs(shard))):
                 pass
-            finished = handover.close()
+            made = handover.close()
         except BaseException as error:
             handover.fail(error)
             handover.abort()
             raise
-    return [MergeOutput(tuple(shards), same) for shards, same in zip(finished, identical, strict=True)]
+    finished = [have | new for have, new in zip(there or [{}] * plan.targets, made, strict=True)]
+    return [
+        MergeOutput(tuple(have[shard.file] for shard in plan.shards), same)
+        for have, same in zip(finished, identical, strict=True)
+    ]
 
 
 @contextlib.contextmanager
@@ -144,16 +156,25 @@ class _Tally:
 class _Handover:
     """Takes results in the order of their jobs, whoever made them, and passes them to the sinks."""
 
-    def __init__(self, plan: MergePlan, sinks: Sequence[Sink], allow_non_finite: bool) -> None:
+    def __init__(
+        self,
+        plan: MergePlan,
+        sinks: Sequence[Sink],
+        journals: Sequence[Journal],
+        identical: list[bool],
+        allow_non_finite: bool,
+    ) -> None:
         self._plan = plan
         self._sinks = sinks
+        self._journals = journals
+        self._identical = identical
         self._allow_non_finite = allow_non_finite
         self._turn = threading.Condition()
         self._next = 0
         self._error: BaseException | None = None
         self._writers: list[ShardWriter] = []
         self._tallies: dict[tuple[str, int], _Tally] = {}
-        self._finished: list[list[FinishedShard]] = [[] for _ in sinks]
+        self._finished: list[dict[str, FinishedShard]] = [{} for _ in sinks]
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="hubextrap-finish")
         self._finishing: Future[None] | None = None
 
@@ -174,8 +195,8 @@ class _Handover:
             self._error = self._error or error
             self._turn.notify_all()
 
-    def close(self) -> list[list[FinishedShard]]:
-        """Wait for the last shard; the finished shards of each target."""
+    def close(self) -> list[dict[str, FinishedShard]]:
+        """Wait for the last shard; the shards that were finished for each target, by file."""
         if self._finishing is not None:
             self._finishing.result()
         self._finisher.shutdown()
@@ -205,9 +226,13 @@ class _Handover:
             self._finishing = self._finisher.submit(self._finish, writers)
 
     def _finish(self, writers: Sequence[ShardWriter]) -> None:
+        # Before any shard is recorded: a difference found so far must not be lost with the shard it is in.
+        for journal, same in zip(self._journals, self._identical, strict=False):
+            journal.identical = same
         try:
             for shards, writer in zip(self._finished, writers, strict=True):
-                shards.append(writer.finish())
+                shard = writer.finish()
+                shards[shard.file] = shard
         except BaseException:
             for writer in writers:
                 writer.abort()

@@ -12,10 +12,12 @@ import hashlib
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import yaml
 
+from hubextrap._version import __version__
 from hubextrap.errors import PushError
 from hubextrap.hub.push_errors import ATTEMPTS, is_conflict, is_passing, pause, push_errors, retried
 from hubextrap.hub.side_files import is_side_file, is_weight_file
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
 
     from hubextrap.hub.target import PushTarget, RemoteFile, RemoteState
     from hubextrap.progress import Progress
+    from hubextrap.tensors.interfaces import FinishedShard
 
 _UPLOADS_AT_ONCE = 3
+_OBJECTS_ASKED_FOR = 256
 _LARGE = 2**20  # bytes; smaller files go in one request together
 
 
@@ -53,6 +57,19 @@ class OutgoingFile:
         self.size: int = self.operation.upload_info.size
         self.sha256 = sha256 or self.operation.upload_info.sha256.hex()
         self.operation.upload_info.sha256 = bytes.fromhex(self.sha256)
+
+    @classmethod
+    def uploaded(cls, shard: FinishedShard) -> OutgoingFile:
+        """A large file whose bytes the Hub has already; they need not be here."""
+        from huggingface_hub.lfs import UploadInfo
+
+        file = cls(shard.file, b"", shard.sha256)
+        file.size = shard.size
+        # As `preupload_lfs_files(free_memory=True)` leaves an operation; the client has no public way to it.
+        file.operation.upload_info = UploadInfo(shard.size, sample=b"", sha256=bytes.fromhex(shard.sha256))
+        file.operation._upload_mode = "lfs"
+        file.operation._is_uploaded = True
+        return file
 
     def same_as(self, remote: RemoteFile | None) -> bool:
         """Whether the Hub's file has these bytes."""
@@ -169,6 +186,44 @@ def preupload(
         ),
         attempts=2,  # the client itself tries every request several times
     )
+
+
+def there_already(
+    target: PushTarget, state: RemoteState, shards: Sequence[FinishedShard]
+) -> list[FinishedShard]:
+    """The shards whose bytes the Hub's LFS store has for this repo, committed or not.
+
+    Over Xet the Hub does not say, so none is: sending them again costs little there, as the chunks are known.
+    """
+    from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    if uploads_over_xet():
+        return []
+    found = set()
+    for start in range(0, len(shards), _OBJECTS_ASKED_FOR):
+        some = [
+            UploadInfo(shard.size, sample=b"", sha256=bytes.fromhex(shard.sha256))
+            for shard in shards[start : start + _OBJECTS_ASKED_FOR]
+        ]
+        answers, _, _ = post_lfs_batch_info(
+            some,
+            token=None,
+            repo_type="model",
+            repo_id=target.repo,
+            revision=target.revision if state.has_branch else "main",
+            endpoint=hub_api().endpoint,
+            headers=build_hf_headers(library_name="hubextrap", library_version=__version__),
+        )
+        found |= {answer["oid"] for answer in answers if not answer.get("actions")}
+    return [shard for shard in shards if shard.sha256 in found]
+
+
+def uploads_over_xet() -> bool:
+    """Whether the client sends large files over Xet: by its own rule, which it has no public name for."""
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
 
 
 class _Committer:

@@ -15,6 +15,8 @@ from hubextrap.hub.commit import (
     commit_files,
     preupload,
     refuse_overwriting,
+    there_already,
+    uploads_over_xet,
     without_client_bars,
 )
 from hubextrap.hub.push_errors import push_errors
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from hubextrap.hub.target import PushTarget
     from hubextrap.progress import Progress
     from hubextrap.tensors.interfaces import FinishedShard, ShardWriter
+    from hubextrap.tensors.journal import Journal
 
 _SHARDS_ON_DISK = 2
 
@@ -41,11 +44,19 @@ class HubSink:
     """
 
     def __init__(
-        self, target: PushTarget, *, scratch: Path | None = None, progress: Progress | None = None
+        self,
+        target: PushTarget,
+        *,
+        scratch: Path | None = None,
+        journal: Journal | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """
         Args:
             scratch: where the shards lie until they are uploaded; the system's temporary folder when None.
+            journal: where each shard is recorded once its bytes are in the Hub's LFS store (over Xet it is
+                not: the Hub does not say later whether it has them). What it records already is taken over
+                where the Hub still has it, and struck from it where not.
 
         Raises:
             PushError: the target cannot be pushed to.
@@ -54,6 +65,8 @@ class HubSink:
         self._progress = progress or SilentProgress()
         state = check_target(target)
         self._start = state if state.exists else create_repo(target)
+        self._journal = journal
+        self._files = self._adopted()
         self._slots = threading.Semaphore(_SHARDS_ON_DISK)
         self._uploads: list[Future[OutgoingFile]] = []
         self._resources = ExitStack()
@@ -96,8 +109,8 @@ class HubSink:
             PushError: an upload or the commit failed, or somebody else changed the model there since the
                 sink was made; the revision is as it was.
         """
-        files = [upload.result() for upload in self._uploads]
-        files += [OutgoingFile(path, content) for path, content in side_files.items()]
+        self._files |= {file.path: file for file in [upload.result() for upload in self._uploads]}
+        files = [*self._files.values(), *(OutgoingFile(path, data) for path, data in side_files.items())]
         with push_errors(self._target.name):
             now = read_remote(self._target)
         refuse_overwriting(self._target, self._start, now, files)
@@ -111,6 +124,15 @@ class HubSink:
         """Let another shard take the place of one that has left the disk."""
         self._slots.release()
 
+    def _adopted(self) -> dict[str, OutgoingFile]:
+        """The shards of an earlier run that the Hub has, by path."""
+        if self._journal is None or not self._journal.finished:
+            return {}
+        with push_errors(self._target.name):
+            there = there_already(self._target, self._start, tuple(self._journal.finished.values()))
+        self._journal.finished = {shard.file: shard for shard in there}
+        return {shard.file: OutgoingFile.uploaded(shard) for shard in there}
+
     def _upload(self, shard: FinishedShard) -> OutgoingFile:
         path = self._folder / shard.file
         try:
@@ -122,11 +144,16 @@ class HubSink:
                 preupload(self._target, self._start, [outgoing.operation], free_memory=True)
                 stage.advance(shard.size)
             if outgoing.operation.path_or_fileobj == b"":
+                self._record(shard)
                 return outgoing
             return OutgoingFile(shard.file, path.read_bytes(), shard.sha256)  # small: it goes in the commit
         finally:
             path.unlink()
             self.release()
+
+    def _record(self, shard: FinishedShard) -> None:
+        if self._journal is not None and not uploads_over_xet():
+            self._journal.record(shard)
 
 
 class _ShardOnItsWay:

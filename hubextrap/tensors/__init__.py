@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from hubextrap.tensors.hashing import sha256_of
 from hubextrap.tensors.headers import DTYPES, Dtype, build_header, parse_header
 from hubextrap.tensors.interfaces import FileInfo, FinishedShard, ShardWriter, Sink, Source
+from hubextrap.tensors.journal import Journal
 from hubextrap.tensors.layout import CheckpointLayout, ShardInfo, TensorInfo
 from hubextrap.tensors.local import LocalSource
 from hubextrap.tensors.opening import open_source
@@ -19,6 +21,7 @@ __all__ = [
     "Dtype",
     "FileInfo",
     "FinishedShard",
+    "Journal",
     "LocalSink",
     "LocalSource",
     "Patience",
@@ -35,4 +38,5 @@ __all__ = [
     "parse_header",
     "read_layout",
     "read_layouts",
+    "sha256_of",
 ]

@@ -8,16 +8,25 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hubextrap.errors import OutputError
 from hubextrap.tensors.interfaces import FinishedShard
+
+if TYPE_CHECKING:
+    from hubextrap.tensors.journal import Journal
 
 
 class LocalSink:
     """Writes shards into ``folder``, which is made if it is not there."""
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, journal: Journal | None = None) -> None:
+        """
+        Args:
+            journal: where each shard is recorded as soon as it is whole on the disk.
+        """
         self.folder = Path(folder)
+        self._journal = journal
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -33,16 +42,17 @@ class LocalSink:
         """
         if file in ("", ".", "..") or Path(file).name != file:
             raise OutputError(f"{file!r}: not a plain file name; the output would leave {self.folder}")
-        return LocalShardWriter(self.folder, file, size)
+        return LocalShardWriter(self.folder, file, size, self._journal)
 
 
 class LocalShardWriter:
     """One file on its way; until ``finish`` it is called ``.NAME.part``."""
 
-    def __init__(self, folder: Path, file: str, size: int) -> None:
+    def __init__(self, folder: Path, file: str, size: int, journal: Journal | None = None) -> None:
         self._final = folder / file
         self._part = folder / f".{file}.part"
         self._size = size
+        self._journal = journal
         self._position = 0
         self._hash = hashlib.sha256()
         self._descriptor = -1
@@ -90,7 +100,10 @@ class LocalShardWriter:
             _sync_folder(self._final.parent)
         except OSError as error:
             raise self._failed(error) from error
-        return FinishedShard(self._final.name, self._size, self._hash.hexdigest())
+        shard = FinishedShard(self._final.name, self._size, self._hash.hexdigest())
+        if self._journal is not None:
+            self._journal.record(shard)
+        return shard
 
     def abort(self) -> None:
         """Remove what was written; does nothing after ``finish``."""

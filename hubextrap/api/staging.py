@@ -1,0 +1,261 @@
+"""Where a merge lies until it is whole: a place of its own that outlives a kill, with a journal a target.
+
+A local output is made in ``.NAME.partial`` beside its place: ``model/`` becomes the output by a rename,
+``lock`` keeps a second run out, ``journal-*.jsonl`` say what is finished. A prediction that goes straight to
+the Hub has the same in ``hubextrap/push`` under huggingface_hub's home (HF_HOME), with ``scratch/`` for the
+shards that are on their way. A place goes when its merge succeeds, or fails with nothing worth keeping in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubextrap.errors import CheckpointError, OutputError
+from hubextrap.tensors import Journal, LocalSource, sha256_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from hubextrap.hub import PushTarget
+    from hubextrap.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """A place that this run alone holds."""
+
+    folder: Path
+    """Where shards are written."""
+    journals: tuple[Journal, ...]
+    """One a target."""
+
+
+@contextmanager
+def staged(
+    out: Path, folders: Sequence[str], fingerprint: Mapping[str, str], progress: Progress
+) -> Iterator[Staging]:
+    """A place to make ``out`` in; it becomes ``out`` when all went well.
+
+    What an earlier run left is checked (size and sha256), and taken over if it was making the same.
+
+    Args:
+        folders: the target's folders in ``out``, relative to it.
+
+    Raises:
+        OutputError: it cannot be made, another run holds it, or ``out`` came to be there in the meantime.
+    """
+    final = out.resolve()
+    place = _place_of(out)
+    with _held(place, str(out), progress) as journals:
+        model = place / "model"
+        names = [f"journal-{number}.jsonl" for number in range(len(folders))]
+        if _open_journals(journals, place, names, fingerprint, progress, str(out)):
+            shutil.rmtree(model, ignore_errors=True)
+        try:
+            for folder in folders:
+                (model / folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(out, error) from error
+        for folder, journal in zip(folders, journals, strict=True):
+            _check_shards(model / folder, journal, progress)
+        yield Staging(model, tuple(journals))
+        try:
+            model.replace(final)  # takes the place of an empty folder, and of nothing else
+        except OSError as error:
+            raise OutputError(
+                f"{out}: {error.strerror}; somebody else wrote there: move that away, then run the same "
+                "command again"
+            ) from error
+
+
+@contextmanager
+def push_state(target: PushTarget, fingerprint: Mapping[str, str], progress: Progress) -> Iterator[Staging]:
+    """The place of a push to ``target`` without a local output.
+
+    Raises:
+        OutputError: it cannot be made, or another run on this machine holds it.
+    """
+    place = push_place(target)
+    with _held(place, target.name, progress) as journals:
+        _open_journals(journals, place, ["journal-0.jsonl"], fingerprint, progress, target.name)
+        scratch = place / "scratch"
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            scratch.mkdir()
+        except OSError as error:
+            raise _unwritable(place, error) from error
+        yield Staging(scratch, tuple(journals))
+
+
+def push_place(target: PushTarget) -> Path:
+    """Where a push to ``target`` keeps its journal and the shards that are on their way."""
+    from huggingface_hub import constants
+
+    kind = "pull request" if target.create_pr else "branch"
+    key = hashlib.sha256(f"{constants.ENDPOINT} {target.name} {kind}".encode()).hexdigest()[:12]
+    name = re.sub(r"[^\w.-]+", "--", target.name)[:100]
+    return Path(constants.HF_HOME, "hubextrap", "push", f"{name}-{key}")
+
+
+def remove_leftover(out: Path) -> None:
+    """Remove what is left beside an output if the run was killed just after the output had got its name."""
+    place = _place_of(out)
+    if place.is_dir() and out.is_dir() and not (place / "model").exists():
+        try:
+            lock = _lock(place, str(out), lambda line: None)
+        except OutputError:
+            return  # somebody begins there just now
+        shutil.rmtree(place, ignore_errors=True)
+        os.close(lock)
+
+
+def staged_bytes(out: Path) -> int:
+    """Bytes on the disk that earlier runs left for ``out``."""
+    return sum(path.stat().st_blocks * 512 for path in _place_of(out).rglob("*") if path.is_file())
+
+
+def _place_of(out: Path) -> Path:
+    final = out.resolve()
+    return final.with_name(f".{final.name}.partial")
+
+
+@contextmanager
+def _held(place: Path, what: str, progress: Progress) -> Iterator[list[Journal]]:
+    """Hold ``place``. It stays only if an error ends the run and the journals name finished shards."""
+    fresh = not place.exists()
+    journals: list[Journal] = []
+    descriptor = _lock(place, what, progress.say)
+    try:
+        try:
+            yield journals
+        except BaseException as error:
+            kept = sum(len(journal.finished) for journal in journals)
+            # What is wrong with a checkpoint is so at every run, so nothing is to be gained from keeping.
+            if isinstance(error, CheckpointError) or (not kept and (journals or fresh)):
+                shutil.rmtree(place, ignore_errors=True)
+            elif kept:
+                progress.say(
+                    f"{what}: {kept} finished shard{'s' * (kept > 1)} kept; run the same command again to "
+                    "go on"
+                )
+            raise
+        shutil.rmtree(place, ignore_errors=True)
+    finally:
+        for journal in journals:
+            journal.close()
+        os.close(descriptor)
+
+
+def _lock(place: Path, what: str, say: Callable[[str], None]) -> int:
+    """Make ``place`` and take its lock, which the system releases when this process ends, however it ends.
+
+    Raises:
+        OutputError: the place cannot be made, or another run holds it.
+    """
+    path = place / "lock"
+    while True:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(place, error) from error
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            continue  # the run that held it has just removed it
+        except OSError as error:
+            raise _unwritable(place, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+                os.close(descriptor)
+                raise OutputError(
+                    f"{what}: another run is at it{f' (process {holder})' if holder.isdigit() else ''}; "
+                    "wait for it to end, or stop it"
+                ) from None
+            say(
+                f"{place}: no locks on this file system ({error.strerror}); "
+                "do not run two merges into one target"
+            )
+        if _is_at(path, descriptor):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+            return descriptor
+        os.close(descriptor)  # it was removed before we had it
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def _open_journals(
+    journals: list[Journal],
+    place: Path,
+    names: Sequence[str],
+    fingerprint: Mapping[str, str],
+    progress: Progress,
+    what: str,
+) -> bool:
+    """Fill ``journals``; whether all of them begin anew, so that nothing in the place is of use."""
+    changed: dict[str, None] = {}
+    for name in names:
+        journals.append(Journal(place / name, fingerprint))
+        changed |= dict.fromkeys(journals[-1].changed)
+    if changed:
+        progress.say(
+            f"{what}: starting over, as {_listed(tuple(changed))} changed since the run that was stopped"
+        )
+        for journal in journals:
+            journal.close()
+        for path in place.glob("journal-*.jsonl"):  # there may be more, of a recipe with more targets
+            path.unlink()
+        journals[:] = [Journal(place / name, fingerprint) for name in names]
+    return not any(journal.finished for journal in journals)
+
+
+def _listed(parts: Sequence[str], most: int = 4) -> str:
+    shown = list(parts[:most]) + ([f"{len(parts) - most} more"] if len(parts) > most else [])
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def _check_shards(folder: Path, journal: Journal, progress: Progress) -> None:
+    """Strike from ``journal`` what is not in ``folder`` as it was written, and remove all else from there."""
+    for path in folder.iterdir():
+        if path.name not in journal.finished and not path.is_dir():
+            path.unlink()
+    if not journal.finished:
+        return
+    with (
+        closing(LocalSource(folder)) as source,
+        progress.stage("check", sum(shard.size for shard in journal.finished.values())) as stage,
+    ):
+        for shard in tuple(journal.finished.values()):
+            info = source.files().get(shard.file)
+            if info is None:
+                wrong = "is gone"
+            elif info.size != shard.size or sha256_of(source, shard.file, stage.advance) != shard.sha256:
+                wrong = "has other bytes than were written"
+            else:
+                continue
+            progress.say(f"{shard.file}: {wrong}; it is made again")
+            del journal.finished[shard.file]
+
+
+def _unwritable(place: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{place}: cannot be written: {error.strerror}; check its permissions, or choose another --out (with "
+        "--push alone: another HF_HOME)"
+    )

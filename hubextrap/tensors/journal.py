@@ -1,0 +1,123 @@
+"""Which shards of an output are finished, on disk, so that a run that was stopped can go on where it was.
+
+The file holds JSON lines and only grows. The first line says what is being made (a fingerprint), each further
+line names a shard that is whole, and is forced to disk before that shard counts as finished. A line that a
+kill cut short is dropped when the journal is opened again, and so is everything behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from hubextrap.errors import OutputError
+from hubextrap.tensors.interfaces import FinishedShard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+FORMAT = "1"
+
+
+class Journal:
+    """The finished shards of one output. Used by one thread at a time.
+
+    Attributes:
+        finished: the shards that need not be made again, by file.
+        identical: every byte so far is the last checkpoint's.
+        changed: the parts of the fingerprint that an earlier run had otherwise, so that its shards are of no
+            use; empty where there was none, or where it made the same.
+    """
+
+    def __init__(self, path: Path, fingerprint: Mapping[str, str]) -> None:
+        """Open the journal at ``path``, or begin it where it is not there or was begun for something else.
+
+        Args:
+            fingerprint: everything that decides the output's bytes, by what messages call it.
+
+        Raises:
+            OutputError: it cannot be read or written.
+        """
+        self._path = path
+        self.finished: dict[str, FinishedShard] = {}
+        self.identical = True
+        self.changed: tuple[str, ...] = ()
+        fingerprint = {"the journal's format": FORMAT, **fingerprint}
+        try:
+            content = path.read_bytes() if path.exists() else b""
+            intact = self._read(content, fingerprint)
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            os.ftruncate(self._descriptor, intact)
+            if intact == 0:
+                self._append({"fingerprint": fingerprint})
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def record(self, shard: FinishedShard) -> None:
+        """Note that ``shard`` is whole; the note is on the disk when this returns.
+
+        Raises:
+            OutputError: the disk did not take it.
+        """
+        line = {"file": shard.file, "size": shard.size, "sha256": shard.sha256, "identical": self.identical}
+        try:
+            self._append(line)
+        except OSError as error:
+            raise self._failed(error) from error
+        self.finished[shard.file] = shard
+
+    def close(self) -> None:
+        """Let go of the file, which stays."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _read(self, content: bytes, fingerprint: Mapping[str, str]) -> int:
+        """Take over what an earlier run finished; returns how many bytes of it are to stay."""
+        lines = _intact_lines(content)
+        first, intact = next(lines, ({}, 0))
+        before = first.get("fingerprint")
+        if not isinstance(before, dict):
+            return 0
+        self.changed = tuple(
+            part for part in {**before, **fingerprint} if before.get(part) != fingerprint.get(part)
+        )
+        if self.changed:
+            return 0
+        for line, end in lines:
+            match line:
+                case {"file": str(file), "size": int(size), "sha256": str(sha256), "identical": bool(same)}:
+                    self.finished[file] = FinishedShard(file, size, sha256)
+                    self.identical = same
+                    intact = end
+                case _:
+                    break
+        return intact
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        data = json.dumps(line).encode() + b"\n"
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+        os.fsync(self._descriptor)
+
+    def _failed(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"{self._path}: the journal cannot be written: {error.strerror}; make room or check the folder's "
+            "permissions, then run the same command again"
+        )
+
+
+def _intact_lines(content: bytes) -> Iterator[tuple[dict[str, Any], int]]:
+    """The JSON objects up to the first line that is none, each with the offset behind it."""
+    end = 0
+    for raw in content.splitlines(keepends=True):
+        end += len(raw)
+        try:
+            line = json.loads(raw) if raw.endswith(b"\n") else None
+        except ValueError:
+            return
+        if not isinstance(line, dict):
+            return
+        yield line, end
