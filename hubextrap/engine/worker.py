@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hubextrap.engine.kernels import Combiner, count_non_finite, torch_dtype
+from hubextrap.engine.kernels import Combiner, count_non_finite, same_bytes, torch_dtype
 from hubextrap.errors import CheckpointMismatch, SourceError
 from hubextrap.tensors.headers import DTYPES
 
@@ -107,7 +107,7 @@ class Worker:
         ]
         outputs = [self._bytes(place, piece.count, tensor.dtype) for place in places]
         for (i, twin), place in zip(tensor.twins, piece.twins, strict=True):
-            if not torch.equal(stored[i], self._bytes(place, piece.count, twin.dtype)):
+            if not same_bytes(stored[i], self._bytes(place, piece.count, twin.dtype)):
                 raise self._untied(piece, i, twin.name)
         if not tensor.combinations:
             self._copy_equal(piece, stored, outputs)
@@ -119,7 +119,7 @@ class Worker:
         self._combiner.combine(inputs, tensor.combinations, results)
         has_last = tensor.checkpoints[-1] == len(self._plan.steps) - 1
         for target, output in enumerate(outputs):
-            if self._identical[target] and not (has_last and torch.equal(output, stored[-1])):
+            if self._identical[target] and not (has_last and same_bytes(output, stored[-1])):
                 self._identical[target] = False
         return self._non_finite(piece, inputs, results) if self._check_finite else []
 
@@ -127,7 +127,7 @@ class Worker:
         self, piece: Piece, stored: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
     ) -> None:
         for i, part in enumerate(stored[:-1]):
-            if not torch.equal(part, stored[-1]):
+            if not same_bytes(part, stored[-1]):
                 step, last = self._plan.steps[piece.tensor.checkpoints[i]], self._plan.steps[-1]
                 raise CheckpointMismatch(
                     f"{piece.tensor.name} is {piece.tensor.dtype}, which is copied and never combined, but "

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hubextrap.engine.kernels import Combiner, count_non_finite, device_gives_cpu_bytes, same_bytes
+from hubextrap.engine.plan import Combination, combination
+
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+INPUTS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(BITS[tensor.itemsize])
+
+
+def combine(
+    inputs: list[torch.Tensor], coefficients: list[float], dtype: torch.dtype, block: int = 64
+) -> torch.Tensor:
+    output = torch.full((inputs[0].numel(),), 7.0).to(dtype)
+    used = combination(np.array(coefficients), range(len(inputs)))
+    Combiner(1, 8, block=block).combine(inputs, [used], [output])
+    return output
+
+
+def hard_values(count: int, seed: int) -> torch.Tensor:
+    """Weights over many magnitudes, denormals and zeros of both signs included."""
+    generator = torch.Generator().manual_seed(seed)
+    exponents = torch.randint(-45, 6, (count,), generator=generator).double()
+    values = (torch.randn(count, generator=generator, dtype=torch.float64) * 10**exponents).float()
+    values[::17] = 0.0
+    values[::19] = -0.0
+    return values
+
+
+def test_form_follows_the_coefficients() -> None:
+    assert combination(np.array([0.0, 0.0, 1.0]), range(3)) == Combination("copy", (2,), (1.0,))
+    assert combination(np.array([-0.4, 0.0, 1.4]), range(3)) == Combination("line", (0, 2), (-0.4, 1.4))
+    assert combination(np.array([-0.4, 0.0, 1.5]), range(3)).kind == "sum"
+    assert combination(np.array([0.0, 0.9, 0.0]), range(3)) == Combination("sum", (1,), (0.9,))
+    assert combination(np.array([0.2, 0.3, 0.0, 0.5]), (0, 1, 3)) == Combination(
+        "sum", (0, 1, 2), (0.2, 0.3, 0.5)
+    )
+
+
+def test_literal_line() -> None:
+    base, last = torch.tensor([1.0, 2.0, -3.0]), torch.tensor([2.0, 2.0, -1.0])
+    assert combine([base, last], [-0.5, 1.5], torch.float32).tolist() == [2.5, 2.0, 0.0]
+
+
+def test_a_weight_that_did_not_move_stays() -> None:
+    weights = hard_values(5000, seed=3)
+    moved = combine([weights, weights], [1 - 3.7, 3.7], torch.float32)
+    assert torch.equal(moved, weights)
+    assert not torch.signbit(moved[weights == 0]).any(), "mergekit's task_arithmetic makes −0 a +0 too"
+
+
+@pytest.mark.parametrize("out", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("alpha", [1.43, 5.0, 0.25, -0.7, 1e-3])
+def test_line_has_the_bits_of_mergekits_task_arithmetic(alpha: float, out: torch.dtype) -> None:
+    from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge
+
+    method = GeneralizedTaskArithmeticMerge(
+        consensus_method=None,
+        sparsification_method=None,
+        default_normalize=False,
+        default_rescale=False,
+        method_name="task_arithmetic",
+        method_pretty_name=None,
+        method_reference_url=None,
+    )
+    base, last = hard_values(3001, seed=1), hard_values(3001, seed=2)
+    expected = reference(method, [base, last], out, base=0, weight=[None, alpha])
+    assert torch.equal(bits(combine([base, last], [1 - alpha, alpha], out)), bits(expected))
+
+
+@pytest.mark.parametrize("out", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [2, 3, 4, 8, 16, 32, 64])
+def test_sum_has_the_bits_of_mergekits_linear(count: int, out: torch.dtype) -> None:
+    from mergekit.merge_methods.linear import linear_merge
+
+    inputs = [hard_values(2003, seed=k) for k in range(count)]
+    coefficients = np.random.default_rng(count).normal(size=count).tolist()
+    expected = reference(linear_merge, inputs, out, weight=coefficients, normalize=False)
+    assert torch.equal(bits(combine(inputs, coefficients, out)), bits(expected))
+
+
+def reference(method, inputs, out, *, base=None, weight, **shared):  # type: ignore[no-untyped-def]
+    """mergekit's own code on one group of tensors."""
+    from mergekit.merge_methods.base import PerInputValues, TensorEntry, TensorGroup
+
+    entries = tuple(TensorEntry(id=k, tensor=t, is_base=k == base) for k, t in enumerate(inputs))
+    values = PerInputValues({k: value for k, value in enumerate(weight) if value is not None})
+    (result,) = method([TensorGroup(entries)], parameters={"weight": values, **shared}, out_dtype=out)
+    return result
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[list[torch.Tensor], list[float], torch.dtype]:
+    """Inputs of mixed dtypes, coefficients and an output dtype."""
+    count = draw(st.integers(1, 16))
+    size = draw(st.integers(1, 40))
+    seed = draw(st.integers(0, 2**31))
+    scale = draw(st.sampled_from([1e-6, 0.02, 1.0, 50.0]))
+    generator = torch.Generator().manual_seed(seed)
+    inputs = [
+        (torch.randn(size, generator=generator, dtype=torch.float64) * scale).to(
+            draw(st.sampled_from(INPUTS))
+        )
+        for _ in range(count)
+    ]
+    coefficients = draw(st.lists(st.floats(-4, 4, width=64), min_size=count, max_size=count))
+    if draw(st.booleans()):
+        coefficients[-1] = 1.0 - sum(coefficients[:-1])
+    if not any(coefficients):
+        coefficients[-1] = 1.0
+    out = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]))
+    return inputs, coefficients, out
+
+
+@settings(max_examples=300, deadline=None)
+@given(problems())
+def test_result_is_a_float64_formula_rounded_once(
+    problem: tuple[list[torch.Tensor], list[float], torch.dtype],
+) -> None:
+    """It lies between the roundings of the float64 value ∓ the error bound of the module's docstring."""
+    inputs, coefficients, out = problem
+    accumulator = torch.float64 if out == torch.float64 else torch.float32
+    wide = [tensor.to(accumulator).double().numpy() for tensor in inputs]
+    exact = np.array(
+        [math.fsum(c * w[i] for c, w in zip(coefficients, wide, strict=True)) for i in range(wide[0].size)]
+    )
+    used = combination(np.array(coefficients), range(len(inputs)))
+    u = 2.0**-53 if out == torch.float64 else 2.0**-24
+    terms = len(used.indices)
+    gamma = (terms + 2) * u / (1 - (terms + 2) * u)
+    if used.kind == "copy":
+        size = np.zeros_like(exact)
+    elif used.kind == "line":
+        base, last = (np.abs(wide[i]) for i in used.indices)
+        size = gamma * (base + abs(used.weights[1]) * (base + last)) + 2.0**-149
+    else:
+        size = (
+            gamma * sum(abs(c) * np.abs(w) for c, w in zip(coefficients, wide, strict=True))
+            + terms * 2.0**-149
+        )
+    size = size + np.abs(exact) * 2.0**-50  # of the float64 formula itself
+    result = combine(inputs, coefficients, out, block=16).double().numpy()
+    low, high = (torch.from_numpy(exact + side * size).to(out).double().numpy() for side in (-1, 1))
+    assert ((low <= result) & (result <= high)).all()
+
+
+@pytest.mark.parametrize("dtype", INPUTS)
+def test_copy_keeps_every_bit(dtype: torch.dtype) -> None:
+    every = torch.arange(256, dtype=torch.uint8).repeat(8)
+    weights = every.view(dtype)  # NaN payloads, infinities and −0 among them
+    other = torch.zeros(weights.numel())
+    assert torch.equal(bits(combine([other, weights], [0.0, 1.0], dtype)), bits(weights))
+
+
+@pytest.mark.parametrize("dtype", INPUTS)
+def test_every_float_dtype_goes_in_and_out(dtype: torch.dtype) -> None:
+    inputs = [torch.tensor([1.0, -2.0, 0.5]).to(dtype) for _ in range(3)]
+    assert combine(inputs, [1.0, -1.0, 2.0], dtype).double().tolist() == [2.0, -4.0, 1.0]
+
+
+def test_several_targets_from_one_read() -> None:
+    inputs = [hard_values(300, seed=k).bfloat16() for k in range(4)]
+    rows = np.array(
+        [[0.1, 0.2, 0.3, 0.4], [0, -0.5, 0, 1.5], [0, 0, 0, 1], [0, -1.5, 0, 2.5], [0, 0, 0, 0.5]]
+    )
+    outputs = [torch.empty(300, dtype=torch.bfloat16) for _ in rows]
+    Combiner(5, block=128).combine(inputs, [combination(row, range(4)) for row in rows], outputs)
+    for row, output in zip(rows, outputs, strict=True):
+        assert torch.equal(bits(output), bits(combine(inputs, row.tolist(), torch.bfloat16)))
+
+
+@pytest.mark.parametrize("dtype", [*INPUTS[:4], torch.float8_e5m2])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_counts_what_is_not_finite(dtype: torch.dtype, value: float) -> None:
+    tensor = torch.ones(1000).to(dtype)
+    assert count_non_finite(tensor, block=64) == 0
+    tensor[[0, 63, 64, 999]] = value
+    assert count_non_finite(tensor, block=64) == 4
+
+
+def test_large_finite_values_are_no_false_alarm() -> None:
+    assert count_non_finite(torch.full((100,), 60000.0).half()) == 0
+    assert count_non_finite(torch.full((100,), 3e38)) == 0
+    assert count_non_finite(torch.full((100,), 3e38).bfloat16()) == 0
+
+
+@given(st.integers(0, 40), st.integers(0, 9), st.integers(0, 9), st.integers(-1, 39))
+def test_same_bytes_at_any_offset(count: int, one: int, other: int, change: int) -> None:
+    memory = torch.arange(64, dtype=torch.uint8)
+    a, b = torch.zeros(64, dtype=torch.uint8), torch.zeros(64, dtype=torch.uint8)
+    a[one : one + count], b[other : other + count] = memory[:count], memory[:count]
+    differs = 0 <= change < count
+    if differs:
+        b[other + change] += 1
+    assert same_bytes(a[one : one + count], b[other : other + count]) is not differs
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_gives_the_same_bits() -> None:
+    assert device_gives_cpu_bytes("cuda")
+    for dtype in INPUTS[1:]:
+        inputs = [torch.randn(3000).to(dtype) for _ in range(5)]
+        coefficients = [0.3, -0.6, 0.1, -0.4, 1.6]
+        output = torch.empty(3000, dtype=torch.bfloat16)
+        used = combination(np.array(coefficients), range(5))
+        Combiner(1, device="cuda", block=1024).combine(inputs, [used], [output])
+        assert torch.equal(bits(output), bits(combine(inputs, coefficients, torch.bfloat16)))

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hubextrap.engine.jobs import cut_jobs, job_minimum
+from hubextrap.engine.plan import BASELINE, MergePlan, MiB, plan_merge
+from hubextrap.errors import CheckpointMismatch, MethodError, OutputError, RecipeError
+from hubextrap.tensors import DTYPES, CheckpointLayout, ShardInfo, TensorInfo
+
+Spec = tuple[str, str, tuple[int, ...]]
+"""Name, dtype, shape."""
+
+LINE = np.array([[-0.5, 1.5]])
+
+
+def layout(name: str, *shards: Sequence[Spec], start: int = 80) -> CheckpointLayout:
+    """A layout without files."""
+    infos = []
+    for number, shard in enumerate(shards):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number}.safetensors"
+        offset, tensors = start, []
+        for tensor, dtype, shape in shard:
+            nbytes = int(np.prod(shape)) * DTYPES[dtype].itemsize
+            tensors.append(TensorInfo(tensor, dtype, shape, file, offset, nbytes))
+            offset += nbytes
+        infos.append(ShardInfo(file, offset, tuple(tensors)))
+    return CheckpointLayout(name, tuple(infos), "model.safetensors.index.json" if len(shards) > 1 else None)
+
+
+def plan_two(first: CheckpointLayout, last: CheckpointLayout, **options: object) -> MergePlan:
+    return plan_merge((100, 400), (first, last), lambda name: LINE, **options)  # type: ignore[arg-type]
+
+
+A: Spec = ("a.weight", "BF16", (4, 8))
+B: Spec = ("b.weight", "BF16", (8,))
+EMBED: Spec = ("model.embed_tokens.weight", "BF16", (16, 8))
+HEAD: Spec = ("lm_head.weight", "BF16", (16, 8))
+
+
+def test_output_has_the_last_checkpoints_files_and_order() -> None:
+    first = layout("me/run@one", [("b.weight", "F32", (8,)), A])
+    plan = plan_two(first, layout("me/run@two", [A], [B]))
+    assert [(shard.file, [t.name for t in shard.tensors]) for shard in plan.shards] == [
+        ("model-0.safetensors", ["a.weight"]),
+        ("model-1.safetensors", ["b.weight"]),
+    ]
+    assert plan.shards[0].size == len(plan.shards[0].header) + 64
+    assert b'"__metadata__":{"format":"pt"}' in plan.shards[0].header
+    assert plan.index_file == "model.safetensors.index.json"
+    assert json.loads(plan.index) == {
+        "metadata": {"total_size": 64 + 16},
+        "weight_map": {"a.weight": "model-0.safetensors", "b.weight": "model-1.safetensors"},
+    }
+    assert plan.total_bytes_read == 64 * 2 + 32 + 16
+    assert plan.total_bytes_written == sum(shard.size for shard in plan.shards)
+    assert plan.notes == ("dtypes differ: step 100 BF16/F32, step 400 BF16",)
+    assert plan.same_layout
+
+
+def test_out_dtype_casts_floats_only() -> None:
+    last = layout("x", [("a", "F32", (6,)), ("ids", "I64", (2,)), ("b", "BF16", (2,))])
+    plan = plan_two(last, last, out_dtype="bfloat16")
+    assert [t.dtype for t in plan.shards[0].tensors] == ["BF16", "I64", "BF16"]
+    assert not plan.same_layout
+    with pytest.raises(
+        RecipeError, match=r"out_dtype: 'bf16' is not one of float64, float32, float16, bfloat16"
+    ):
+        plan_two(last, last, out_dtype="bf16")
+
+
+def test_every_mismatch_is_in_one_error() -> None:
+    first = layout(
+        "me/run@step_100",
+        [("a.weight", "BF16", (4, 9)), ("b.weight", "I64", (8,)), ("old.weight", "BF16", (2,))],
+    )
+    last = layout("me/run@step_400", [A, B, ("new.weight", "BF16", (3,)), HEAD])
+    with pytest.raises(CheckpointMismatch) as caught:
+        plan_two(first, last)
+    hint = " (if it is tied, the last checkpoint's config.json has to say tie_word_embeddings: true)"
+    assert str(caught.value).splitlines() == [
+        "the checkpoints do not fit together, 5 findings:",
+        "  a.weight has shape [4, 9] in step 100 (me/run@step_100), [4, 8] in step 400",
+        "  b.weight is I64 in step 100 (me/run@step_100), BF16 in step 400",
+        "  new.weight is in step 400 but not in step 100 (me/run@step_100)",
+        "  lm_head.weight is in step 400 but not in step 100 (me/run@step_100)" + hint,
+        "  old.weight is in step 100 (me/run@step_100) but not in step 400",
+        "leave out the checkpoints that differ (trajectory.steps), or choose ones that one run saved",
+    ]
+
+
+def test_many_mismatches_are_counted_not_all_listed() -> None:
+    last = layout("x", [(f"layer.{i}", "BF16", (2,)) for i in range(1000)])
+    with pytest.raises(CheckpointMismatch, match="1001 findings:") as caught:
+        plan_two(layout("y", [A]), last)
+    assert len(str(caught.value).splitlines()) == 1 + 20 + 2
+    assert "… and 981 more" in str(caught.value)
+
+
+@pytest.mark.parametrize("first", [[EMBED], [EMBED, HEAD], [HEAD]])
+@pytest.mark.parametrize("last", [[EMBED], [EMBED, HEAD]])
+def test_tied_embeddings_are_one_tensor(first: list[Spec], last: list[Spec]) -> None:
+    plan = plan_two(layout("x", [A, *first]), layout("y", [A, *last]), tied=True)
+    (shard,) = plan.shards
+    assert [t.name for t in shard.tensors] == ["a.weight", "model.embed_tokens.weight"]
+    embedding = shard.tensors[1]
+    assert [info.name for info in embedding.inputs] == [first[0][0], EMBED[0]]
+    assert [i for i, _ in embedding.twins] == [i for i, specs in enumerate((first, last)) if len(specs) == 2]
+    assert any("lm_head.weight is written once" in note for note in plan.notes) is (len(last) == 2)
+
+
+def test_a_shard_that_held_only_the_tied_copy_is_left_out() -> None:
+    last = layout("y", [EMBED], [HEAD])
+    plan = plan_two(last, last, tied=True)
+    assert [shard.file for shard in plan.shards] == ["model-0.safetensors"]
+    assert json.loads(plan.index)["weight_map"] == {EMBED[0]: "model-0.safetensors"}
+    assert not plan.same_layout
+
+
+def test_untied_embeddings_are_two_tensors() -> None:
+    both = layout("x", [EMBED, HEAD])
+    assert [t.name for t in plan_two(both, both).shards[0].tensors] == [EMBED[0], HEAD[0]]
+
+
+def test_tied_copies_of_different_dtype() -> None:
+    first = layout("x", [EMBED, ("lm_head.weight", "F32", (16, 8))])
+    with pytest.raises(
+        CheckpointMismatch, match=r"lm_head.weight is F32 and model.embed_tokens.weight BF16 in"
+    ):
+        plan_two(first, layout("y", [EMBED]), tied=True)
+
+
+def test_what_cannot_be_combined() -> None:
+    scaled = layout("x", [("w.weight", "F8_E4M3", (4,)), ("w.weight_scale_inv", "F32", (1,))])
+    with pytest.raises(CheckpointMismatch, match="quantised weights cannot be combined; dequantise"):
+        plan_two(scaled, scaled)
+    odd = layout("x", [("w", "F8_E4M3FNUZ", (4,))])
+    with pytest.raises(
+        CheckpointMismatch, match="w is F8_E4M3FNUZ, which cannot be combined; give it the method"
+    ):
+        plan_two(odd, odd)
+    persistence = plan_merge((1, 2), (odd, odd), lambda name: np.array([[0.0, 1.0]]))
+    assert len(persistence.shards[0].tensors[0].inputs) == 1
+
+
+def test_bad_coefficients() -> None:
+    one = layout("x", [A])
+    with pytest.raises(MethodError, match=r"a.weight: its coefficients .* are not finite"):
+        plan_merge((1, 2), (one, one), lambda name: np.array([[np.nan, 1.0]]))
+    with pytest.raises(MethodError, match=r"a.weight: its coefficients are all 0"):
+        plan_merge((1, 2), (one, one), lambda name: np.zeros((1, 2)))
+
+
+def test_unused_checkpoints_are_compared_but_not_read() -> None:
+    one = layout("x", [A])
+    plan = plan_merge((1, 2, 3), (one, one, one), lambda name: np.array([[-1.0, 0, 2.0], [0, 0, 1.0]]))
+    assert plan.shards[0].tensors[0].checkpoints == (0, 2)
+    assert plan.total_bytes_read == 2 * 64
+    with pytest.raises(CheckpointMismatch, match=r"a.weight is in step 3 but not in step 2"):
+        plan_merge((1, 2, 3), (one, layout("z", [B]), one), lambda name: np.array([[-1.0, 0, 2.0]]))
+
+
+def test_too_little_memory_says_how_much() -> None:
+    big = layout("x", [("w", "BF16", (1000, 1000))])
+    with pytest.raises(OutputError) as caught:
+        plan_merge([*range(16)], [big] * 16, lambda name: np.full((1, 16), 1 / 16), memory=290 * MiB)
+    message = (
+        "memory: 290 MiB are not enough for 16 checkpoints, 1 target and 2 workers; give at least 307 MiB"
+    )
+    assert str(caught.value) == message
+    plan_merge([*range(16)], [big] * 16, lambda name: np.full((1, 16), 1 / 16), memory=307 * MiB)
+
+
+@pytest.mark.parametrize("count", [2, 4, 16, 64])
+def test_memory_does_not_grow_with_checkpoints_or_model(count: int) -> None:
+    sizes = []
+    for rows in (1_000, 1_000_000):
+        big = layout("x", [("w", "BF16", (rows, 4096))])
+        plan = plan_merge([*range(count)], [big] * count, lambda name: np.full((1, count), 1 / count))
+        assert plan.peak_memory <= 512 * MiB
+        assert plan.workers * plan.job_bytes + BASELINE < plan.peak_memory
+        sizes.append(plan.peak_memory)
+    assert sizes[0] == sizes[1]
+
+
+@st.composite
+def model(draw: st.DrawFn) -> list[Spec]:
+    shapes = st.lists(st.integers(0, 90), min_size=0, max_size=2).map(tuple)
+    dtypes = st.sampled_from(["F32", "BF16", "F16", "F8_E5M2", "I64", "U8"])
+    return [(f"t{i}", draw(dtypes), draw(shapes)) for i in range(draw(st.integers(1, 12)))]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), model(), st.integers(1, 3), st.integers(0, 100_000))
+def test_jobs_cover_every_byte_once_and_fit_the_buffer(
+    data: st.DataObject, specs: list[Spec], targets: int, extra: int
+) -> None:
+    """Also when the checkpoints keep the tensors in different orders, in files whose data start anywhere."""
+    first = layout("x", data.draw(st.permutations(specs)), start=data.draw(st.integers(16, 90)))
+    last = layout("y", specs)
+    rows = np.array([[1.0 - t, float(t)] for t in range(2, 2 + targets)])
+    plan = plan_merge((0, 1), (first, last), lambda name: rows)
+    (shard,) = plan.shards
+    size = job_minimum(shard.tensors, targets) + extra
+    read = 0
+    offset = len(shard.header)
+    elements = dict.fromkeys((spec[0] for spec in specs), 0)
+    jobs = list(cut_jobs(shard, targets, size))
+    assert jobs[0].starts_shard
+    assert [job.ends_shard for job in jobs] == [False] * (len(jobs) - 1) + [True]
+    for job in jobs:
+        assert job.offset == offset
+        offset += job.size
+        taken = [(r.position, r.position + r.size) for r in job.reads]
+        taken += [(place, place + job.size) for place in job.outputs]
+        taken.sort()
+        assert all(one[1] <= other[0] for one, other in pairwise(taken))
+        assert all(start >= 0 and stop <= size for start, stop in taken)
+        read += sum(r.size for r in job.reads)
+        written = 0
+        for piece in job.pieces:
+            assert piece.start == elements[piece.tensor.name]
+            elements[piece.tensor.name] += piece.count
+            for place, info in zip(piece.inputs, piece.tensor.inputs, strict=True):
+                itemsize = DTYPES[info.dtype].itemsize
+                assert place % itemsize == 0
+                where = info.offset + piece.start * itemsize
+                assert any(
+                    r.file == info.file
+                    and r.offset <= where
+                    and where + piece.count * itemsize <= r.offset + r.size
+                    and place - r.position == where - r.offset
+                    for r in job.reads
+                )
+            assert all((place + written) % piece.tensor.itemsize == 0 for place in job.outputs)
+            written += piece.count * piece.tensor.itemsize
+        assert written == job.size
+    assert offset == shard.size
+    assert read == plan.total_bytes_read
+    assert elements == {name: int(np.prod(shape)) for name, _, shape in specs}
