@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from hubextrap.api.chain import RunResult, push, run
+from hubextrap.api.chain import RunResult, check_judged, push, run
 from hubextrap.api.merging import MergeResult, Prediction, merge
 from hubextrap.api.planning import PlanReport, plan
-from hubextrap.api.prepare import Prepared, Settings, find_recipe_trajectory, prepare
+from hubextrap.api.prepare import Prepared, Settings, prepare
 
 __all__ = [
     "MergeResult",
@@ -14,7 +14,7 @@ __all__ = [
     "Prepared",
     "RunResult",
     "Settings",
-    "find_recipe_trajectory",
+    "check_judged",
     "merge",
     "plan",
     "prepare",

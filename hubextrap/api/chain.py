@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from hubextrap.api.merging import Prediction, merge
 from hubextrap.api.planning import check_destinations, recipe_push_targets
-from hubextrap.api.prepare import find_recipe_trajectory
 from hubextrap.errors import RecipeError, StepError
-from hubextrap.evaluate import check_writable, compared_checkpoints, evaluate
+from hubextrap.evaluate import check_judgeable, check_writable, compared_checkpoints, evaluate
+from hubextrap.evaluate.table import PREDICTION
 from hubextrap.evaluate.tasks import load_tasks
 from hubextrap.hub import PushResult, PushTarget, push_folder
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.trajectory import find_trajectory
+from hubextrap.trajectory import find_recipe_trajectory, find_trajectory
 
 if TYPE_CHECKING:
     from hubextrap.api.prepare import Settings
@@ -89,6 +89,18 @@ def run(
             table.save(output.with_suffix(f".step_{prediction.step}.json") if several else output)
         tables.append(table)
     return RunResult(merged.predictions, tuple(tables))
+
+
+def check_judged(recipe: Recipe) -> None:
+    """Refuse, before anything is merged, to judge a recipe that compares its predictions with nothing.
+
+    Raises:
+        RecipeError: it has no evaluate section.
+        EvaluationError: the last observed checkpoint is not in evaluate.against.
+    """
+    if recipe.evaluate is None:
+        raise RecipeError("--max-loss: the recipe has no evaluate section, so there will be nothing to judge")
+    check_judgeable([PREDICTION, *(entry.partition("=")[0] for entry in recipe.evaluate.against)])
 
 
 def _evaluate(

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.api.output import check_output, target_folders
-from hubextrap.api.prepare import Prepared, Settings, find_recipe_trajectory, prepare
+from hubextrap.api.prepare import Prepared, Settings, prepare
 from hubextrap.errors import HubExtrapError, RecipeError, TrajectoryError
 from hubextrap.hub import PushTarget, check_target
 from hubextrap.progress import Progress, SilentProgress
+from hubextrap.trajectory import find_recipe_trajectory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,6 +68,7 @@ def plan(
     *,
     out: Path | None = None,
     push: Sequence[PushTarget] = (),
+    check_push: bool = True,
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> PlanReport:
@@ -75,22 +77,23 @@ def plan(
     Args:
         out: the folder that would be written.
         push: where it would be pushed; the recipe's own targets when empty.
+        check_push: ask the Hub whether the token at hand may push there.
 
     Raises:
         TrajectoryError: there are no checkpoints to speak of; everything later is a problem in the report.
     """
     progress = progress or SilentProgress()
     targets = list(push) or recipe_push_targets(recipe)
-    problems: list[str] = []
+    asked = targets if check_push else []
     try:
         with prepare(recipe, settings, progress) as prepared:
-            problems += _output_problems(prepared, out, targets)
+            problems = _output_problems(prepared, out, asked)
             return _report(prepared.trajectory, recipe, prepared, out, targets, problems)
     except TrajectoryError:
         raise
     except HubExtrapError as error:
         trajectory = find_recipe_trajectory(recipe, SilentProgress())
-        return _report(trajectory, recipe, None, out, targets, [str(error), *_push_problems(targets)])
+        return _report(trajectory, recipe, None, out, targets, [str(error), *_push_problems(asked)])
 
 
 def recipe_push_targets(recipe: Recipe) -> list[PushTarget]:

@@ -19,7 +19,7 @@ from hubextrap.errors import CorruptFile
 from hubextrap.methods import Rule, assign_rules
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import open_source, read_layouts
-from hubextrap.trajectory import find_trajectory, pin_checkpoints
+from hubextrap.trajectory import find_recipe_trajectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,32 +101,6 @@ def prepare(
             read_size=REMOTE_READ_SIZE if remote else LOCAL_READ_SIZE,
         )
         yield Prepared(recipe, trajectory, sources, settings, remote, tuple(rules), plan)
-
-
-def find_recipe_trajectory(recipe: Recipe, progress: Progress | None = None) -> Trajectory:
-    """The checkpoints that a recipe observes, pinned, in step order.
-
-    Raises:
-        TrajectoryError: they cannot be found, pinned or put in order.
-    """
-    section = recipe.trajectory
-    if section.checkpoints is not None:
-        return pin_checkpoints(
-            [(entry.model, entry.step) for entry in section.checkpoints], progress=progress
-        )
-    assert section.repo is not None
-    chosen = section.steps
-    return find_trajectory(
-        section.repo,
-        pattern=chosen.pattern,
-        series=chosen.series,
-        min_step=chosen.min,
-        max_step=chosen.max,
-        steps=chosen.only,
-        base=section.base,
-        step_scale=chosen.scale,
-        progress=progress,
-    )
 
 
 def _ties_embeddings(source: Source) -> bool:

@@ -201,6 +201,8 @@ class Recipe(RecipeSection):
     trajectory: TrajectorySection
     merge_method: Text
     parameters: Parameters
+    space: Literal["weights", "logits"] = "weights"
+    """What the coefficients mix: weights, into one model, or the checkpoints' logits, while decoding."""
     dtype: ComputeDtype = "float32"
     out_dtype: OutDtype | None = None
     """None: as in the last checkpoint."""
@@ -214,6 +216,21 @@ class Recipe(RecipeSection):
             raise ValueError(
                 "push.revision needs {target_step} in it when there are several targets: 'step_{target_step}'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _logits_have_no_tensors(self) -> Recipe:
+        if self.space == "weights":
+            return self
+        if self.parameters.tensors:
+            raise ValueError(
+                "parameters.tensors goes with space: weights; logits have one set of coefficients"
+            )
+        for key in ("push", "out_dtype"):
+            if getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key} goes with space: weights; space: logits writes no weights, so remove it"
+                )
         return self
 
     @property

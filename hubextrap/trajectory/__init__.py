@@ -5,6 +5,7 @@ from __future__ import annotations
 from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, Trajectory
 from hubextrap.trajectory.describe import describe, describe_checkpoint
 from hubextrap.trajectory.discover import find_series, find_trajectory, pin_checkpoints, resolve_checkpoint
+from hubextrap.trajectory.observed import find_recipe_trajectory
 from hubextrap.trajectory.reference import Reference, parse_reference
 from hubextrap.trajectory.series import Series
 
@@ -16,6 +17,7 @@ __all__ = [
     "Trajectory",
     "describe",
     "describe_checkpoint",
+    "find_recipe_trajectory",
     "find_series",
     "find_trajectory",
     "parse_reference",

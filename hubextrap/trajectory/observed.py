@@ -1,0 +1,38 @@
+"""From a recipe's trajectory section to the checkpoints that it observes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hubextrap.trajectory.discover import find_trajectory, pin_checkpoints
+
+if TYPE_CHECKING:
+    from hubextrap.progress import Progress
+    from hubextrap.recipe import Recipe
+    from hubextrap.trajectory.checkpoint import Trajectory
+
+
+def find_recipe_trajectory(recipe: Recipe, progress: Progress | None = None) -> Trajectory:
+    """The checkpoints that a recipe observes, pinned, in step order.
+
+    Raises:
+        TrajectoryError: they cannot be found, pinned or put in order.
+    """
+    section = recipe.trajectory
+    if section.checkpoints is not None:
+        return pin_checkpoints(
+            [(entry.model, entry.step) for entry in section.checkpoints], progress=progress
+        )
+    assert section.repo is not None
+    chosen = section.steps
+    return find_trajectory(
+        section.repo,
+        pattern=chosen.pattern,
+        series=chosen.series,
+        min_step=chosen.min,
+        max_step=chosen.max,
+        steps=chosen.only,
+        base=section.base,
+        step_scale=chosen.scale,
+        progress=progress,
+    )
