@@ -16,10 +16,11 @@ HubExtrapError
 ├── SourceError             bytes that should be there could not be read
 ├── OutputError             the output cannot be written, or is there already
 ├── PushError               the Hub did not take the commit
-└── EvaluationError         lm-eval could not be run as asked
+├── EvaluationError         lm-eval could not be run as asked
+└── PredictionWorse         a prediction lost more than was allowed; nothing is broken
 
 A message names the thing (file, line, tensor, step or revision) and says what to do about it. The CLI
-prints it behind ``error:`` and exits with 1.
+prints it behind ``error:`` and exits with 1, or with 3 for PredictionWorse.
 """
 
 from __future__ import annotations
@@ -91,3 +92,7 @@ class PushError(HubExtrapError):
 
 class EvaluationError(HubExtrapError):
     """lm-eval could not be run as asked."""
+
+
+class PredictionWorse(HubExtrapError):
+    """A prediction scores further below the last observed checkpoint than was allowed."""

@@ -37,22 +37,37 @@ def evaluate(
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1, …; auto takes a GPU where there is one."),
     dtype: str = typer.Option("auto", help="bfloat16, float32, …; auto is each checkpoint's own."),
     output: Path | None = typer.Option(None, metavar="FILE", help="Save figures and settings as JSON."),
+    max_loss: float | None = typer.Option(
+        None,
+        min=0,
+        metavar="X",
+        help="Exit with 3 when a prediction is worse than the last observed checkpoint by more than this, in "
+        "the metric's own unit, on the main metric of any task.",
+    ),
+    summary: Path | None = typer.Option(
+        None, metavar="FILE", help="Add the table as Markdown to this file, e.g. $GITHUB_STEP_SUMMARY."
+    ),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress."),
     as_json: bool = typer.Option(False, "--json", help="Print what --output saves instead of the table."),
 ) -> None:
     """Measure predictions with lm-eval beside the checkpoints that they came from."""
+    from hubextrap.cli.markdown import append_summary, evaluation_markdown
     from hubextrap.cli.progress import open_progress
-    from hubextrap.evaluate import check_writable, compared_checkpoints
+    from hubextrap.evaluate import check_judgeable, check_loss, check_writable, compared_checkpoints
     from hubextrap.evaluate import evaluate as run_evaluation
 
     if against is not None and no_against:
         raise typer.BadParameter("--against and --no-against exclude each other")
-    if output is not None:
-        check_writable(output)
+    for file in (output, summary):
+        if file is not None:
+            check_writable(file)
     progress = open_progress(quiet)
     chosen = [] if no_against else None if against is None else _split(against)
+    rows = compared_checkpoints(references, chosen, progress=progress)
+    if max_loss is not None:
+        check_judgeable([label for label, _ in rows])
     table = run_evaluation(
-        compared_checkpoints(references, chosen, progress=progress),
+        rows,
         _split(tasks),
         include_path=include_path,
         limit=limit,
@@ -66,10 +81,14 @@ def evaluate(
     )
     if output is not None:
         table.save(output)
+    if summary is not None:
+        append_summary(summary, evaluation_markdown([table]))
     if as_json:
         typer.echo(table.model_dump_json(indent=2))
     else:
         print_evaluation(table)
+    if max_loss is not None:
+        check_loss([table], max_loss, _split(tasks))
 
 
 def print_evaluation(table: EvaluationTable) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,7 +14,11 @@ from hubextrap.cli.eval import evaluate
 from hubextrap.cli.mergekit import PassedOn, mergekit_yaml
 from hubextrap.cli.merging import merge, plan, push, run
 from hubextrap.cli.steps import steps
-from hubextrap.errors import HubExtrapError
+from hubextrap.cli.verify import verify
+from hubextrap.errors import HubExtrapError, PredictionWorse
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 app = typer.Typer(
     name="hubextrap",
@@ -43,6 +49,7 @@ app.command()(plan)
 app.command()(merge)
 app.command()(push)
 app.command()(run)
+app.command()(verify)
 app.command("eval")(evaluate)
 app.command("mergekit-yaml", cls=PassedOn)(mergekit_yaml)
 app.add_typer(hub.app, name="hub")
@@ -52,13 +59,21 @@ app.add_typer(recipes.app, name="recipes")
 def main() -> None:
     """Entry point of the console script.
 
-    Exit codes: 0 done, 1 an error that is printed, 2 wrong usage, 130 interrupted.
+    Exit codes: 0 done, 1 an error that is printed, 2 wrong usage, 3 a prediction that is worse than
+    ``--max-loss`` allows, 130 interrupted, 143 terminated.
     """
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except HubExtrapError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(3 if isinstance(error, PredictionWorse) else 1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """End as on Ctrl-C: what is under way is dropped, what is finished is kept."""
+    print("terminated", file=sys.stderr)
+    sys.exit(128 + number)

@@ -30,6 +30,14 @@ Device = Annotated[str, typer.Option("--device", help="cpu, or cuda: the same by
 AllowNonFinite = Annotated[
     bool, typer.Option("--allow-non-finite", help="Write NaN and infinite weights too.")
 ]
+Summary = Annotated[
+    Path | None,
+    typer.Option(
+        "--summary",
+        metavar="FILE",
+        help="Add the result as Markdown to this file, e.g. $GITHUB_STEP_SUMMARY.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -41,11 +49,17 @@ def plan(
     memory: Memory = "512MiB",
     workers: Workers = 2,
     cache: Cache = False,
+    no_push_check: Annotated[
+        bool,
+        typer.Option("--no-push-check", help="Do not ask the Hub whether this token may push there."),
+    ] = False,
+    summary: Summary = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a recipe would read, write and hold, and every problem, without touching tensor bytes."""
     from hubextrap import api
+    from hubextrap.cli.markdown import append_summary, plan_markdown
     from hubextrap.cli.progress import open_progress
     from hubextrap.cli.summaries import print_plan
     from hubextrap.recipe import load_recipe
@@ -54,9 +68,12 @@ def plan(
         load_recipe(recipe),
         out=out,
         push=_targets(push),
+        check_push=not no_push_check,
         settings=_settings(memory, workers, cache),
         progress=open_progress(quiet),
     )
+    if summary is not None:
+        append_summary(summary, plan_markdown(recipe, report))
     if as_json:
         typer.echo(json.dumps(report.as_dict(), indent=2))
     else:
@@ -131,6 +148,17 @@ def run(
     output: Annotated[
         Path | None, typer.Option("--output", help="Save the evaluation as JSON in this file.")
     ] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(
+            "--max-loss",
+            min=0,
+            metavar="X",
+            help="Exit with 3 when a prediction is worse than the last observed checkpoint by more than "
+            "this, in the metric's own unit, on the main metric of any task.",
+        ),
+    ] = None,
+    summary: Summary = None,
     memory: Memory = "512MiB",
     workers: Workers = 2,
     cache: Cache = False,
@@ -142,11 +170,17 @@ def run(
     """Merge, push and evaluate, as the recipe says."""
     from hubextrap import api
     from hubextrap.cli.eval import print_evaluation
+    from hubextrap.cli.markdown import append_summary, evaluation_markdown, predictions_markdown
     from hubextrap.cli.progress import open_progress
     from hubextrap.cli.summaries import print_prediction, run_as_json
+    from hubextrap.evaluate import check_loss, check_writable
     from hubextrap.recipe import load_recipe
 
     loaded = load_recipe(recipe)
+    if summary is not None:
+        check_writable(summary)
+    if max_loss is not None:
+        api.check_judged(loaded)
     result = api.run(
         loaded,
         out=out,
@@ -154,15 +188,21 @@ def run(
         settings=_settings(memory, workers, cache, device, allow_non_finite),
         progress=open_progress(quiet),
     )
+    if summary is not None:
+        append_summary(summary, predictions_markdown(result.predictions))
+        if result.tables:
+            append_summary(summary, evaluation_markdown(result.tables))
     if as_json:
         typer.echo(json.dumps(run_as_json(result), indent=2))
-        return
-    for prediction in result.predictions:
-        print_prediction(prediction)
-    for table in result.tables:
-        print_evaluation(table)
-    if output is not None:
-        typer.echo(f"results saved in {output}")
+    else:
+        for prediction in result.predictions:
+            print_prediction(prediction)
+        for table in result.tables:
+            print_evaluation(table)
+        if output is not None:
+            typer.echo(f"results saved in {output}")
+    if max_loss is not None and loaded.evaluate is not None:
+        check_loss(result.tables, max_loss, loaded.evaluate.tasks)
 
 
 def parse_size(text: str) -> int:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hubextrap.evaluate.render import format_figure, to_markdown, to_rich, verdicts
     from hubextrap.evaluate.run import evaluate
     from hubextrap.evaluate.table import EvaluationTable, Row, Score, Settings, TaskRecord, check_writable
+    from hubextrap.evaluate.threshold import check_judgeable, check_loss
 
 __all__ = [
     "EvaluationTable",
@@ -17,6 +18,8 @@ __all__ = [
     "Score",
     "Settings",
     "TaskRecord",
+    "check_judgeable",
+    "check_loss",
     "check_writable",
     "compared_checkpoints",
     "evaluate",
@@ -29,6 +32,7 @@ __all__ = [
 _MODULES = {
     "compared_checkpoints": "comparison",
     "evaluate": "run",
+    **dict.fromkeys(("check_judgeable", "check_loss"), "threshold"),
     **dict.fromkeys(("format_figure", "to_markdown", "to_rich", "verdicts"), "render"),
     **dict.fromkeys(("EvaluationTable", "Row", "Score", "Settings", "TaskRecord", "check_writable"), "table"),
 }

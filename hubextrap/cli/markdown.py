@@ -1,0 +1,123 @@
+"""What commands say as Markdown, for a job's summary page: `--summary FILE`."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from hubextrap.cli.progress import format_bytes
+from hubextrap.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from hubextrap.api import PlanReport, Prediction
+    from hubextrap.evaluate import EvaluationTable
+
+LISTED = 40
+"""Rows of a table; a summary page holds a megabyte."""
+
+
+def append_summary(path: Path, text: str) -> None:
+    """Add ``text`` to the file, which is made if it is not there.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text.rstrip("\n") + "\n\n")
+    except OSError as error:
+        raise OutputError(
+            f"{path}: the summary cannot be written ({error.strerror}); name another file"
+        ) from error
+
+
+def plan_markdown(recipe: Path, report: PlanReport) -> str:
+    """A plan: problems first, then what is predicted, observed, read and written."""
+    verdict = f"❌ {_count(report.problems, 'problem')}" if report.problems else "✅ no problems found"
+    parts = [f"### Plan of {code(str(recipe))}: {verdict}"]
+    if report.problems:
+        parts.append(_block(report.problems))
+    reaches = zip(report.target_steps, map(_horizon, report.horizons), strict=True)
+    parts.append(_table(("predict step", "horizon"), list(reaches)))
+    if report.files:
+        parts.append(
+            f"Reads {format_bytes(report.bytes_read)}, writes {format_bytes(report.bytes_written)} in "
+            f"{_count(report.files, 'file')} a prediction, holds {format_bytes(report.peak_memory)} of "
+            "memory at most."
+        )
+    if report.outputs:
+        parts.append("Goes to " + ", ".join(map(code, report.outputs)) + ".")
+    for match, method, coefficients in report.rules:
+        for target, row in zip(report.target_steps, coefficients, strict=True):
+            shown = ", ".join(f"{value:+.4g} × step {step}" for step, value in list(row.items())[:LISTED])
+            more = f", … ({len(row)} in all)" if len(row) > LISTED else ""
+            parts.append(f"{code(match)} at step {target}: {code(method)}: {shown}{more}")
+    observed = [
+        (step, code(name), commit[:8] if commit else "", "" if size is None else format_bytes(size))
+        for step, name, commit, size in report.checkpoints
+    ]
+    parts.append(_table(("observe step", "checkpoint", "commit", "size"), observed))
+    if report.notes:
+        parts.append(_block(report.notes))
+    return "\n\n".join(parts)
+
+
+def predictions_markdown(predictions: Sequence[Prediction]) -> str:
+    """What a merge or a run made: one line a prediction."""
+    lines = []
+    for prediction in predictions:
+        provenance = prediction.provenance
+        line = f"- step {prediction.step} from steps up to {provenance.steps[-1]}"
+        if provenance.horizon is not None:
+            line += f", horizon {_horizon(provenance.horizon)}"
+        if prediction.folder is not None:
+            line += f", in {code(str(prediction.folder))}"
+        if prediction.target is not None and prediction.pushed is not None:
+            line += f", at {code(prediction.target.name)} as {code(prediction.pushed.commit[:8])}"
+        if prediction.identical_to_last:
+            line += "; every weight is the same as in the last checkpoint: nothing was predicted"
+        lines.append(line)
+    return "### Predicted\n\n" + "\n".join(lines)
+
+
+def evaluation_markdown(tables: Sequence[EvaluationTable]) -> str:
+    """The tables of an evaluation, verdicts and notes below each."""
+    from hubextrap.evaluate import to_markdown
+
+    return "### Evaluated\n\n" + "\n".join(map(to_markdown, tables))
+
+
+def code(text: str) -> str:
+    """``text`` as inline code, whatever it holds: names come from the Hub and from pull requests."""
+    shown = " ".join(text.split()).replace("|", "\\|")
+    ticks = _ticks(shown)
+    return f"{ticks} {shown} {ticks}" if "`" in shown else f"{ticks}{shown}{ticks}"
+
+
+def _block(lines: Sequence[str]) -> str:
+    """Messages as they are, in a block that none of them can close."""
+    text = "\n".join(lines)
+    fence = _ticks(text, at_least=3)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _ticks(text: str, at_least: int = 1) -> str:
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    return "`" * max(longest + 1, at_least)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows[:LISTED]]
+    text = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return text + (f"\n\n… {len(rows)} in all" if len(rows) > LISTED else "")
+
+
+def _horizon(horizon: float | None) -> str:
+    return "" if horizon is None else f"{horizon:.3g}"
+
+
+def _count(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
