@@ -34,10 +34,10 @@ try:
         registered_methods,
     )
     from mergekit.merge_methods.base import ParameterSpec
-except ImportError as error:
+except Exception as error:  # of pydantic too: mergekit 0.1.4 does not import beside a new one
     raise MethodError(
-        "mergekit 0.1.5 or later is needed (0.1.4 and before know another interface), "
-        f"and {error}; install it with: pip install 'hubextrap[mergekit]'"
+        f"mergekit cannot be used ({str(error).splitlines()[0]}); the plugin needs the interface of "
+        "mergekit 0.1.5, which 0.1.4 does not have: pip install 'hubextrap[mergekit]'"
     ) from error
 
 if TYPE_CHECKING:

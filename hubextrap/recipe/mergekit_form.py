@@ -82,6 +82,15 @@ class MergekitConfig(RecipeSection):
     evaluate: EvaluateSection | None = None
 
     @model_validator(mode="after")
+    def _rounds_once(self) -> MergekitConfig:
+        if self.out_dtype and self.dtype is None:
+            raise ValueError(
+                "out_dtype needs dtype: float32 beside it; without dtype mergekit rounds to the checkpoints' "
+                "own dtype first"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _steps_are_known(self) -> MergekitConfig:
         for entry in self.models:
             if entry.parameters is None and entry.model != self.base_model:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from hubextrap.methods import find_method, method_names
 
@@ -69,6 +71,34 @@ def test_tied_embeddings(
     predicted = through_mergekit(config)
     assert "lm_head.weight" not in predicted
     assert_same_bits(predicted, natively(config))
+
+
+def test_tied_embeddings_stored_twice_by_some(
+    tied: Path,
+    tmp_path: Path,
+    config_of: Callable[..., Config],
+    through_mergekit: Run,
+    natively: Run,
+    assert_same_bits: Same,
+) -> None:
+    """Trainers store lm_head too, or not; base_model comes without."""
+    config = config_of(tied, "least_squares")
+    for step in (25, 30):
+        folder = tmp_path / f"step_{step}"
+        folder.mkdir()
+        weights = {
+            name: tensor
+            for file in (tied / f"step_{step}").glob("*.safetensors")
+            for name, tensor in load_file(file).items()
+        }
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        shutil.copy(tied / f"step_{step}" / "config.json", folder)
+        config["models"][{30: 0, 25: 1}[step]]["model"] = str(folder)
+    predicted, native = through_mergekit(config), natively(config)
+    twin = predicted.pop("lm_head.weight")  # mergekit stores it twice, we once
+    assert torch.equal(twin, predicted["model.embed_tokens.weight"])
+    assert_same_bits(predicted, native)
 
 
 def test_without_any_dtype_it_stays_that_of_the_checkpoints(

@@ -87,8 +87,12 @@ def test_our_sections_are_accepted() -> None:
             ":12: modules: not supported here: a recipe predicts one language model",
         ),
         (
-            ("dtype: float32", "tokenizer_source: union"),
+            ("out_dtype: bfloat16", "tokenizer_source: union"),
             "tokenizer_source 'union': the tokenizer is that of the last",
+        ),
+        (
+            ("dtype: float32\n", ""),
+            ":1: out_dtype needs dtype: float32 beside it; without dtype mergekit rounds",
         ),
         (("dtype: float32", "dtype: bfloat16"), ":12: dtype: must be float32, not 'bfloat16'"),
         (("dtype: float32", "random_seed: 1"), ":12: random_seed: unknown key; known here: version, models"),

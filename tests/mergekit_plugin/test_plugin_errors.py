@@ -1,0 +1,160 @@
+"""What is wrong with a mergekit config, in one line that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mergekit.merge_methods import registry
+from mergekit.merge_methods.base import TensorGroup
+
+from hubextrap.errors import HubExtrapError
+from hubextrap.mergekit_plugin import config_problems
+
+Config = dict[str, Any]
+Change = Callable[[Config], object]
+
+
+def models(**parameters: object) -> Change:
+    """Replace the parameters of the first model, which is step_30."""
+    return lambda config: config["models"][0].update(parameters=parameters)
+
+
+def shared(**parameters: object) -> Change:
+    return lambda config: config["parameters"].update(parameters)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            models(),
+            "no step for {root}/step_30; give every model one: parameters: {{step: 100}} (only base_",
+        ),
+        (models(step=30.5), "{root}/step_30: step must be a whole number from 0 on, not 30.5"),
+        (models(step=-30), "{root}/step_30: step must be a whole number from 0 on, not -30"),
+        (models(step=True), "{root}/step_30: step must be a whole number from 0 on, not True"),
+        (models(step="last"), "{root}/step_30: step must be a whole number from 0 on, not 'last'"),
+        (models(step=25), "step 25 is there twice: {root}/step_30 and {root}/step_25"),
+        (models(step=0), "step 0 is there twice: {root}/step_30 and {root}/step_0"),
+        (
+            lambda config: config["parameters"].pop("target_step"),
+            "target_step is missing; say which step to predict: parameters: {{target_step: 400}}",
+        ),
+        (shared(target_step="soon"), "target_step must be a number, not 'soon'"),
+        (shared(target_step=".inf"), "target_step must be a number, not '.inf'"),
+        (shared(target_step=20), "target step 20 is before the last observed step 30; choose a later target"),
+        (
+            shared(damping=2),
+            "damping must be a number from 0 (persistence) to 1 (no damping), not 2",
+        ),
+        (
+            shared(base_step=12),
+            "weight: two_point: base_step 12 is not an observed step before the last one (30); choose one of",
+        ),
+        (shared(base_step=12.5), "two_point: base_step must be a whole number or null"),
+    ],
+)
+def test_one_thing_wrong(
+    change: Change,
+    problem: str,
+    sharded: Path,
+    config_of: Callable[..., Config],
+    through_mergekit: Callable[..., object],
+) -> None:
+    config = config_of(sharded, "two_point")
+    change(config)
+    with pytest.raises(HubExtrapError) as error:
+        through_mergekit(config)
+    assert problem.format(root=sharded) in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "same"),
+    [({"base_step": 10.0}, {"base_step": 10}), ({"target_step": "6e1"}, {"target_step": 60})],
+)
+def test_numbers_may_be_floats_and_texts(
+    parameters: Config,
+    same: Config,
+    sharded: Path,
+    config_of: Callable[..., Config],
+    through_mergekit: Callable[..., dict[str, torch.Tensor]],
+    assert_same_bits: Callable[..., None],
+) -> None:
+    """YAML 1.1 takes 6e1 for text, and a gradient of mergekit's ends in floats."""
+    assert_same_bits(
+        through_mergekit(config_of(sharded, "two_point", **parameters)),
+        through_mergekit(config_of(sharded, "two_point", **same)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "problems"),
+    [
+        (
+            {"parameters": {"target_step": 9, "base_stp": 1}},
+            ["parameters.base_stp: unknown parameter; did you mean base_step?"],
+        ),
+        (
+            {"models": [{"model": "a", "parameters": {"stp": 1, "damping": 0.5}}]},
+            ["models[0].parameters.stp: unknown parameter; did you mean step?"],
+        ),
+        (
+            {"modules": {"text": {"models": [{"model": "a", "parameters": {"q": 1}}]}}},
+            ["modules.text.models[0].parameters.q: unknown parameter; {two_point}"],
+        ),
+        (
+            {"slices": [{"sources": [{"model": "a", "parameters": {"step": [1, 2]}}]}]},
+            ["slices[0].sources[0].parameters.step: has to be one number, for all tensors of the model"],
+        ),
+        (
+            {"slices": [{"sources": [], "parameters": {"step": 3}}], "parameters": {"step": 2}},
+            [
+                "parameters.step: a step belongs to a model; write it under models[].parameters",
+                "slices[0].parameters.step: a step belongs to a model; write it under models[].parameters",
+            ],
+        ),
+        ({"models": "none", "modules": [], "parameters": None}, []),
+        ({"merge_method": "linear", "parameters": {"base_stp": 1}}, []),
+    ],
+)
+def test_what_mergekit_would_pass_over(config: Config, problems: list[str]) -> None:
+    takes = {"two_point": "two_point takes step, target_step, damping, base_step"}
+    expected = [problem.format(**takes) for problem in problems]
+    assert config_problems({"merge_method": "two_point"} | config) == expected
+
+
+def test_the_command_refuses_it(
+    sharded: Path, config_of: Callable[..., Config], through_mergekit: Callable[..., object], tmp_path: Path
+) -> None:
+    with pytest.raises(HubExtrapError, match=r"mergekit\.yaml: parameters\.base_stp: unknown parameter; did"):
+        through_mergekit(config_of(sharded, "two_point", base_stp=10))
+    assert not (tmp_path / "by_mergekit").exists()
+
+
+def merge_one(*tensors: torch.Tensor, **parameters: object) -> torch.Tensor:
+    group = TensorGroup.from_tensors(tensors, ids=["a", "b", "c"][: len(tensors)], name="w")
+    steps = {"a": 0, "b": 10, "c": 20}
+    settings = {"step": {key: steps[key] for key in ["a", "b", "c"][: len(tensors)]}, "target_step": 40}
+    (result,) = registry.get("two_point")([group], parameters=settings | parameters)
+    return result
+
+
+def test_nan_and_infinity_are_refused() -> None:
+    bad = torch.tensor([1.0, torch.nan, torch.inf, 2.0])
+    with pytest.raises(HubExtrapError, match="w: 2 of 4 results are NaN or infinite; leave out the"):
+        merge_one(torch.ones(4), torch.ones(4), bad)
+
+
+def test_a_checkpoint_that_is_not_used_is_not_read() -> None:
+    unused = torch.tensor([torch.nan])
+    assert merge_one(torch.tensor([1.0]), unused, torch.tensor([2.0])).tolist() == [3.0]
+
+
+def test_whole_numbers_are_refused() -> None:
+    with pytest.raises(HubExtrapError, match=r"w is torch.int64, which cannot be combined"):
+        merge_one(torch.tensor([1]), torch.tensor([2]))
