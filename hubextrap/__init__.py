@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any
 from hubextrap._version import __version__
 
 if TYPE_CHECKING:
-    from hubextrap.api import MergeResult, PlanReport, Prediction, RunResult, Settings, merge, plan, push, run
+    from hubextrap.api import (
+        MergeResult,
+        PlanReport,
+        Prediction,
+        RunResult,
+        Settings,
+        Verification,
+        merge,
+        plan,
+        push,
+        run,
+        verify,
+    )
     from hubextrap.errors import HubExtrapError
     from hubextrap.evaluate import EvaluationTable
     from hubextrap.hub import PushTarget
@@ -29,6 +41,7 @@ _HOMES = {
     "RunResult": "api",
     "Settings": "api",
     "Trajectory": "trajectory",
+    "Verification": "api",
     "find_trajectory": "trajectory",
     "load_recipe": "recipe",
     "merge": "api",
@@ -37,6 +50,7 @@ _HOMES = {
     "push": "api",
     "resolve_checkpoint": "trajectory",
     "run": "api",
+    "verify": "api",
 }
 
 __all__ = [
@@ -51,6 +65,7 @@ __all__ = [
     "RunResult",
     "Settings",
     "Trajectory",
+    "Verification",
     "__version__",
     "find_trajectory",
     "load_recipe",
@@ -60,6 +75,7 @@ __all__ = [
     "push",
     "resolve_checkpoint",
     "run",
+    "verify",
 ]
 
 

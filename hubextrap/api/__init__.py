@@ -6,6 +6,7 @@ from hubextrap.api.chain import RunResult, check_judged, push, run
 from hubextrap.api.merging import MergeResult, Prediction, merge
 from hubextrap.api.planning import PlanReport, plan
 from hubextrap.api.prepare import Prepared, Settings, prepare
+from hubextrap.api.verifying import Verification, VerifiedFile, verify
 
 __all__ = [
     "MergeResult",
@@ -14,10 +15,13 @@ __all__ = [
     "Prepared",
     "RunResult",
     "Settings",
+    "Verification",
+    "VerifiedFile",
     "check_judged",
     "merge",
     "plan",
     "prepare",
     "push",
     "run",
+    "verify",
 ]
