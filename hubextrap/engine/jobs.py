@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ALIGNMENT = 64
 """Every stretch of the buffer starts at a multiple, so that each tensor in it can be viewed as its dtype."""
 GRAIN = 1024
-"""Tensors are cut at multiples of so many elements."""
+"""Tensors are cut at multiples of so many elements, unless a caller needs a coarser grain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class _Cut:
     count: int
 
 
-def cut_jobs(shard: ShardPlan, targets: int, job_bytes: int) -> Iterator[Job]:
+def cut_jobs(shard: ShardPlan, targets: int, job_bytes: int, grain: int = GRAIN) -> Iterator[Job]:
     """Cut a shard into jobs that each fit ``job_bytes`` of buffer; a shard without data is one empty job."""
     offset = len(shard.header)
     cuts: list[_Cut] = []
@@ -92,7 +92,7 @@ def cut_jobs(shard: ShardPlan, targets: int, job_bytes: int) -> Iterator[Job]:
                 tensor.elements - start, (left - _overhead(tensor)) // _element_bytes(tensor, targets)
             )
             if count < tensor.elements - start:
-                count -= count % GRAIN
+                count -= count % grain
             if count <= 0 or size % tensor.itemsize:  # full, or the output could not be viewed as its dtype
                 job = _lay_out(shard, offset, cuts, targets)
                 yield job
@@ -107,10 +107,10 @@ def cut_jobs(shard: ShardPlan, targets: int, job_bytes: int) -> Iterator[Job]:
         yield _lay_out(shard, offset, cuts, targets)
 
 
-def job_minimum(tensors: Sequence[TensorPlan], targets: int) -> int:
+def job_minimum(tensors: Sequence[TensorPlan], targets: int, grain: int = GRAIN) -> int:
     """The smallest buffer that ``cut_jobs`` can work with."""
     return targets * ALIGNMENT + max(
-        (_overhead(tensor) + GRAIN * _element_bytes(tensor, targets) for tensor in tensors), default=0
+        (_overhead(tensor) + grain * _element_bytes(tensor, targets) for tensor in tensors), default=0
     )
 
 

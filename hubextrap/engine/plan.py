@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from hubextrap.engine.comparison import FLOATS, compare
-from hubextrap.engine.jobs import Job, cut_jobs, job_minimum
+from hubextrap.engine.jobs import GRAIN, Job, cut_jobs, job_minimum
 from hubextrap.errors import CheckpointMismatch, MethodError, OutputError, RecipeError
 from hubextrap.tensors.headers import DTYPES, build_header
 
@@ -140,6 +140,8 @@ def plan_merge(
     memory: int = DEFAULT_MEMORY,
     workers: int = DEFAULT_WORKERS,
     read_size: int = LOCAL_READ_SIZE,
+    grain: int = GRAIN,
+    reserve: int = 0,
 ) -> MergePlan:
     """Plan the outputs of T targets from K checkpoints.
 
@@ -154,6 +156,8 @@ def plan_merge(
         memory: bytes that the process may take, python and torch included.
         workers: threads, each with a buffer of its own.
         read_size: bytes to read from a checkpoint at once, if memory allows.
+        grain: tensors are cut at multiples of so many elements.
+        reserve: bytes of ``memory`` that the caller needs for something else.
 
     Raises:
         CheckpointMismatch: names, shapes, dtypes or tying differ; all findings in one message.
@@ -189,8 +193,8 @@ def plan_merge(
     every = [plan for shard in shards for plan in shard.tensors]
     itemsize = 8 if any(plan.dtype == "F64" for plan in every) else 4
     # what a worker's kernels need beside its buffer: one input, one difference, a sum a target
-    fixed = BASELINE + workers * BLOCK * (targets + 2) * itemsize
-    job_bytes = _job_bytes(every, targets, memory, fixed, workers, read_size)
+    fixed = BASELINE + reserve + workers * BLOCK * (targets + 2) * itemsize
+    job_bytes = _job_bytes(every, targets, memory, fixed, workers, read_size, grain)
     return MergePlan(
         steps=tuple(steps),
         names=tuple(layout.name for layout in layouts),
@@ -271,10 +275,16 @@ def _refuse(problems: Sequence[str]) -> None:
 
 
 def _job_bytes(
-    plans: Sequence[TensorPlan], targets: int, memory: int, fixed: int, workers: int, read_size: int
+    plans: Sequence[TensorPlan],
+    targets: int,
+    memory: int,
+    fixed: int,
+    workers: int,
+    read_size: int,
+    grain: int,
 ) -> int:
     """Size of a worker's buffer, so that all of them and ``fixed`` stay within ``memory``."""
-    least = job_minimum(plans, targets)
+    least = job_minimum(plans, targets, grain)
     room = (memory - fixed) // workers
     streams = max((len(plan.inputs) + len(plan.twins) for plan in plans), default=0)
     if room < least:

@@ -84,7 +84,7 @@ def run_plan(
     there = [journal.finished for journal in journals]
     todo = [shard for shard in plan.shards if not there or not all(shard.file in have for have in there)]
     with (
-        _one_torch_thread(),
+        one_torch_thread(),
         progress.stage("merge", sum(shard.bytes_read for shard in todo)) as stage,
         ThreadPoolExecutor(readers or 1, thread_name_prefix="hubextrap-read") as pool,
     ):
@@ -135,7 +135,7 @@ def run_plan(
 
 
 @contextlib.contextmanager
-def _one_torch_thread() -> Iterator[None]:
+def one_torch_thread() -> Iterator[None]:
     """The workers are the parallelism; torch's own threads would only get in their way."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from hubextrap.engine.kernels import Combiner, count_non_finite, same_bytes, torch_dtype
-from hubextrap.errors import CheckpointMismatch, SourceError
-from hubextrap.tensors.headers import DTYPES
+from hubextrap.engine.reading import JobBuffer
+from hubextrap.errors import CheckpointMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Executor as Pool
 
-    from hubextrap.engine.jobs import Job, Piece, Read
+    from hubextrap.engine.jobs import Job, Piece
     from hubextrap.engine.plan import MergePlan
     from hubextrap.tensors.interfaces import Source
 
@@ -60,13 +60,11 @@ class Worker:
         advance: Callable[[int], None],
     ) -> None:
         self._plan = plan
-        self._sources = sources
         self._identical = identical
         self._check_finite = check_finite
-        self._readers = readers
-        self._advance = advance
-        self._buffer = torch.empty(plan.job_bytes, dtype=torch.uint8, pin_memory=device != "cpu")
-        self._memory: memoryview = self._buffer.numpy().data
+        self._buffer = JobBuffer(
+            plan, sources, plan.job_bytes, readers=readers, advance=advance, pin_memory=device != "cpu"
+        )
         self._combiner = Combiner(plan.targets, plan.accumulator_itemsize, device)
 
     def do(self, job: Job) -> JobResult:
@@ -76,39 +74,20 @@ class Worker:
             SourceError: bytes that could not be read.
             CheckpointMismatch: tied copies or integer tensors that differ.
         """
-        if self._readers is None:
-            for read in job.reads:
-                self._read(job, read)
-        else:
-            list(self._readers.map(lambda read: self._read(job, read), job.reads))
+        self._buffer.fill(job)
         non_finite: list[NonFiniteCount] = []
         written = 0
         for piece in job.pieces:
             non_finite += self._make(piece, [place + written for place in job.outputs])
             written += piece.count * piece.tensor.itemsize
         return JobResult(
-            tuple(self._memory[place : place + job.size] for place in job.outputs), tuple(non_finite)
+            tuple(self._buffer.memory[place : place + job.size] for place in job.outputs), tuple(non_finite)
         )
-
-    def _read(self, job: Job, read: Read) -> None:
-        view = self._memory[read.position : read.position + read.size]
-        try:
-            self._sources[read.checkpoint].read(read.file, read.offset, view)
-        except SourceError as error:
-            step, first = self._plan.steps[read.checkpoint], job.pieces[0].tensor.name
-            raise SourceError(f"{error} (step {step}, from tensor {first} on)") from error
-        self._advance(read.size)
 
     def _make(self, piece: Piece, places: Sequence[int]) -> list[NonFiniteCount]:
         tensor = piece.tensor
-        stored = [
-            self._bytes(place, piece.count, info.dtype)
-            for place, info in zip(piece.inputs, tensor.inputs, strict=True)
-        ]
-        outputs = [self._bytes(place, piece.count, tensor.dtype) for place in places]
-        for (i, twin), place in zip(tensor.twins, piece.twins, strict=True):
-            if not same_bytes(stored[i], self._bytes(place, piece.count, twin.dtype)):
-                raise self._untied(piece, i, twin.name)
+        stored = self._buffer.inputs(piece)
+        outputs = [self._buffer.bytes_of(place, piece.count, tensor.dtype) for place in places]
         if not tensor.combinations:
             self._copy_equal(piece, stored, outputs)
             return []
@@ -149,16 +128,5 @@ class Worker:
                 found.append(NonFiniteCount(piece.tensor.name, target, count, causes))
         return found
 
-    def _untied(self, piece: Piece, i: int, twin: str) -> CheckpointMismatch:
-        step, name = self._plan.steps[piece.tensor.checkpoints[i]], piece.tensor.inputs[i].name
-        return CheckpointMismatch(
-            f"step {step} ({self._name(piece, i)}): config.json says that the word embeddings are tied, but "
-            f"{twin} differs from {name}; set tie_word_embeddings to false in the last checkpoint's "
-            "config.json, or leave this checkpoint out"
-        )
-
     def _name(self, piece: Piece, i: int) -> str:
         return self._plan.names[piece.tensor.checkpoints[i]]
-
-    def _bytes(self, place: int, count: int, dtype: str) -> torch.Tensor:
-        return self._buffer[place : place + count * DTYPES[dtype].itemsize]

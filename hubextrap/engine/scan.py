@@ -1,0 +1,343 @@
+"""One pass over all checkpoints of a trajectory: Gram matrices, and statistics of every single weight.
+
+The same jobs and buffers as a merge, without an output. Tensors are cut at multiples of a block, so a block's
+figures do not depend on memory or threads, and they are added up in the order of the blocks.
+"""
+
+from __future__ import annotations
+
+import queue
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+import numpy as np
+import torch
+
+from hubextrap.engine.executors import SerialExecutor, ThreadExecutor
+from hubextrap.engine.jobs import cut_jobs
+from hubextrap.engine.kernels import count_non_finite, torch_dtype
+from hubextrap.engine.plan import (
+    DEFAULT_MEMORY,
+    DEFAULT_WORKERS,
+    LOCAL_READ_SIZE,
+    MiB,
+    plan_merge,
+)
+from hubextrap.engine.reading import JobBuffer
+from hubextrap.engine.run import one_torch_thread
+from hubextrap.errors import NonFinite, StepError
+from hubextrap.progress import Progress, SilentProgress
+from hubextrap.statistics.elements import AS_BFLOAT16, AS_FLOAT32, BLOCK, CONVERTED, BlockScanner
+from hubextrap.statistics.linearity import BINS, count_linearity, random_walk
+from hubextrap.statistics.scan import EXAMPLES, Sample, Scan, ScannedCheckpoint
+from hubextrap.statistics.table import GramTable
+from hubextrap.statistics.tensor_scan import TensorScan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Executor as Pool
+
+    from numpy.typing import NDArray
+
+    from hubextrap.engine.jobs import Job, Piece
+    from hubextrap.engine.plan import MergePlan, TensorPlan
+    from hubextrap.statistics.tensor_scan import ScanJournal
+    from hubextrap.tensors.interfaces import Source
+    from hubextrap.tensors.layout import CheckpointLayout
+    from hubextrap.trajectory.checkpoint import Trajectory
+
+COMPILER = 120 * MiB
+"""What numba and its compiler take beside python and torch (measured with numba 0.68)."""
+LEAST_SAMPLE = 50
+"""Weights that the reference protocol draws from a tensor at least."""
+_KINDS = {"F32": AS_FLOAT32, "BF16": AS_BFLOAT16}
+
+
+def scan_trajectory(
+    trajectory: Trajectory,
+    sources: Sequence[Source],
+    layouts: Sequence[CheckpointLayout],
+    *,
+    tied: bool = False,
+    memory: int = DEFAULT_MEMORY,
+    workers: int = DEFAULT_WORKERS,
+    read_size: int = LOCAL_READ_SIZE,
+    readers: int = 0,
+    sample: float | None = None,
+    pins: Sequence[str] | None = None,
+    journal: ScanJournal | None = None,
+    progress: Progress | None = None,
+) -> Scan:
+    """Scan K checkpoints, each byte read once. The result depends on the checkpoints and ``sample`` alone.
+
+    Integer tensors are left out; a tied pair counts once. Weights are compared as float32: F64 is rounded.
+
+    Args:
+        sources: one a checkpoint, in step order.
+        layouts: what they hold.
+        tied: the last checkpoint's tie_word_embeddings.
+        memory: bytes that the process may take, python, torch and numba included.
+        workers: threads, each with a buffer of its own.
+        read_size: bytes to read from a checkpoint at once, if memory allows.
+        readers: threads that read a job's ranges at the same time, for a Hub.
+        sample: share of each tensor's weights to draw for the reference protocol, which takes 0.001.
+        pins: what stands for each checkpoint's bytes; by default its commit or folder.
+        journal: where finished tensors are kept, so that a scan that was stopped can go on.
+
+    Raises:
+        StepError: fewer than two checkpoints.
+        CheckpointMismatch: names, shapes, dtypes or tying differ.
+        NonFinite: a checkpoint holds NaN or infinity.
+        SourceError: bytes could not be read.
+        OutputError: memory is too small.
+    """
+    steps = trajectory.steps
+    if len(steps) < 2:
+        raise StepError(f"a scan compares checkpoints, and only step {steps[0]} is there; choose more steps")
+    progress = progress or SilentProgress()
+    unusual = any(info.dtype not in _KINDS for layout in layouts for info in layout.tensors.values())
+    plan = plan_merge(
+        steps,
+        layouts,
+        lambda tensor: np.full((1, len(steps)), 1 / len(steps)),
+        tied=tied,
+        memory=memory,
+        workers=workers,
+        read_size=read_size,
+        grain=BLOCK,
+        reserve=COMPILER + workers * (len(steps) * BLOCK * 4 if unusual else 0),
+    )
+    for note in plan.notes:
+        progress.say(note)
+    floats = [tensor for shard in plan.shards for tensor in shard.tensors if tensor.combinations]
+    done = dict(journal.finished) if journal else {}
+    for found in _scan_tensors(plan, sources, done, sample, readers, progress):
+        done[found.name] = found
+        if journal:
+            journal.record(found)
+    return _assemble(trajectory, layouts, [done[tensor.name] for tensor in floats], sample, pins)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a worker found in one piece of a tensor."""
+
+    piece: Piece
+    grams: list[NDArray[np.float64]]
+    """One (K, K) a block."""
+    counts: NDArray[np.int64]
+    sample_counts: NDArray[np.int64]
+    examples: list[tuple[int, NDArray[np.float32]]]
+    """Which example, and its (K,) values."""
+
+
+def _scan_tensors(
+    plan: MergePlan,
+    sources: Sequence[Source],
+    done: dict[str, TensorScan],
+    sample: float | None,
+    readers: int,
+    progress: Progress,
+) -> Iterator[TensorScan]:
+    """Every float tensor that is not done, in order, as it is finished."""
+    shards = [
+        replace(
+            shard,
+            tensors=tuple(
+                tensor for tensor in shard.tensors if tensor.combinations and tensor.name not in done
+            ),
+        )
+        for shard in plan.shards
+    ]
+    total = sum(shard.bytes_read for shard in shards)
+    executor = ThreadExecutor(plan.workers) if plan.workers > 1 else SerialExecutor()
+    with (
+        one_torch_thread(),
+        progress.stage("scan", total) as stage,
+        ThreadPoolExecutor(readers or 1, thread_name_prefix="hubextrap-read") as pool,
+    ):
+        idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        for _ in range(plan.workers):
+            idle.put(_Worker(plan, sources, sample, pool if readers else None, stage.advance))
+
+        def work(job: Job) -> list[_Part]:
+            worker = idle.get()
+            try:
+                return worker.do(job)
+            finally:
+                idle.put(worker)
+
+        for shard in shards:
+            for tensor in shard.tensors:
+                if not tensor.elements:
+                    yield TensorScan.empty(tensor.name, 0, len(plan.steps), EXAMPLES)
+        jobs = (
+            job
+            for shard in shards
+            if any(tensor.elements for tensor in shard.tensors)
+            for job in cut_jobs(shard, 0, plan.job_bytes, BLOCK)
+        )
+        current: TensorScan | None = None
+        for parts in executor.map(work, jobs):
+            for part in parts:
+                tensor = part.piece.tensor
+                if current is None:
+                    current = TensorScan.empty(tensor.name, tensor.elements, len(plan.steps), EXAMPLES)
+                    places = example_places(tensor)
+                    current.example_places[: len(places)] = places
+                for gram in part.grams:  # one after the other: their order decides the last bits
+                    current.gram[...] += gram
+                current.counts[...] += part.counts
+                current.sample_counts[...] += part.sample_counts
+                for number, values in part.examples:
+                    current.example_values[number] = values
+                if part.piece.ends_tensor:
+                    yield current
+                    current = None
+
+
+class _Worker:
+    """A buffer and scratch memory, used for one job after the other. Not thread-safe."""
+
+    def __init__(
+        self,
+        plan: MergePlan,
+        sources: Sequence[Source],
+        sample: float | None,
+        readers: Pool | None,
+        advance: Callable[[int], None],
+    ) -> None:
+        self._plan = plan
+        self._sample = sample
+        self._sampled: tuple[str, NDArray[np.int64]] = ("", np.zeros(0, np.int64))
+        size = plan.job_bytes + -plan.job_bytes % 8
+        self._buffer = JobBuffer(plan, sources, size, readers=readers, advance=advance)
+        self._raw: NDArray[np.uint8] = self._buffer.tensor.numpy()
+        self._scanner = BlockScanner(plan.steps)
+        self._converted = np.zeros((len(plan.steps), 0), np.float32)
+
+    def do(self, job: Job) -> list[_Part]:
+        """Read what the job needs and scan its pieces.
+
+        Raises:
+            SourceError, CheckpointMismatch, NonFinite: see ``scan_trajectory``.
+        """
+        self._buffer.fill(job)
+        return [self._scan(piece) for piece in job.pieces]
+
+    def _scan(self, piece: Piece) -> _Part:
+        tensor = piece.tensor
+        rows = [
+            part.view(torch_dtype(info.dtype))
+            for part, info in zip(self._buffer.inputs(piece), tensor.inputs, strict=True)
+        ]
+        kinds = np.array([_KINDS.get(info.dtype, CONVERTED) for info in tensor.inputs])
+        first = np.array([place // row.itemsize for place, row in zip(piece.inputs, rows, strict=True)])
+        counts = np.zeros(BINS + 3, np.int64)
+        grams = []
+        for start in range(0, piece.count, BLOCK):
+            count = min(BLOCK, piece.count - start)
+            self._convert(rows, kinds, start, count)
+            gram = self._scanner.scan(self._raw, self._converted, kinds, first + start, count, counts)
+            if gram is None:
+                raise self._non_finite(tensor, rows)
+            grams.append(gram)
+        return _Part(piece, grams, counts, self._draw(piece, rows), _examples(piece, rows))
+
+    def _convert(
+        self, rows: Sequence[torch.Tensor], kinds: NDArray[np.int64], start: int, count: int
+    ) -> None:
+        """Rows whose dtype the compiled loop does not read, as float32 beside the buffer."""
+        for k in np.flatnonzero(kinds == CONVERTED).tolist():
+            if not self._converted.size:
+                self._converted = np.zeros((len(rows), BLOCK), np.float32)
+            torch.from_numpy(self._converted[k, :count]).copy_(rows[k][start : start + count])
+
+    def _draw(self, piece: Piece, rows: Sequence[torch.Tensor]) -> NDArray[np.int64]:
+        if self._sample is None:
+            return np.zeros(BINS + 3, np.int64)
+        name, places = self._sampled
+        if name != piece.tensor.name:
+            size = max(LEAST_SAMPLE, int(piece.tensor.elements * self._sample))
+            places = draw(piece.tensor, size, seed=1)
+            self._sampled = (piece.tensor.name, places)
+        return count_linearity(self._plan.steps, gather(piece, rows, places)[1])
+
+    def _non_finite(self, tensor: TensorPlan, rows: Sequence[torch.Tensor]) -> NonFinite:
+        for k, row in enumerate(rows):
+            if count_non_finite(row):
+                return NonFinite(
+                    f"{tensor.name}: step {self._plan.steps[k]} ({self._plan.names[k]}) holds NaN or "
+                    "infinite weights; leave that checkpoint out"
+                )
+        return NonFinite(
+            f"{tensor.name}: its weights are so far apart that their squares are no float32; leave out the "
+            "checkpoints in which it differs"
+        )
+
+
+def draw(tensor: TensorPlan, size: int, seed: int) -> NDArray[np.int64]:
+    """Places of ``size`` elements (all, if it has no more), in order; always the same for a tensor's name."""
+    generator = np.random.default_rng([seed, crc32(tensor.name.encode())])
+    size = min(size, tensor.elements)
+    return np.sort(generator.choice(tensor.elements, size, replace=False)).astype(np.int64)
+
+
+def example_places(tensor: TensorPlan) -> NDArray[np.int64]:
+    """The elements whose values a scan keeps."""
+    return draw(tensor, EXAMPLES, seed=0)
+
+
+def gather(
+    piece: Piece, rows: Sequence[torch.Tensor], places: NDArray[np.int64]
+) -> tuple[range, NDArray[np.float32]]:
+    """Which of ``places`` (in order) lie in the piece, and their values, (n, K)."""
+    first, stop = np.searchsorted(places, [piece.start, piece.start + piece.count])
+    inside = torch.from_numpy(places[first:stop] - piece.start)
+    values = torch.stack([row[inside].to(torch.float32) for row in rows], dim=1)
+    return range(first, stop), values.numpy()
+
+
+def _examples(piece: Piece, rows: Sequence[torch.Tensor]) -> list[tuple[int, NDArray[np.float32]]]:
+    numbers, values = gather(piece, rows, example_places(piece.tensor))
+    return list(zip(numbers, values, strict=True))
+
+
+def _assemble(
+    trajectory: Trajectory,
+    layouts: Sequence[CheckpointLayout],
+    found: Sequence[TensorScan],
+    sample: float | None,
+    pins: Sequence[str] | None,
+) -> Scan:
+    steps = trajectory.steps
+    if pins is None:
+        pins = [f"{c.commit}:{c.path}" if c.repo else c.path for c in trajectory.checkpoints]
+    checkpoints = tuple(
+        ScannedCheckpoint(c.step, c.name, c.repo, c.revision, c.commit, c.path, _dtypes(layout), pin)
+        for c, layout, pin in zip(trajectory.checkpoints, layouts, pins, strict=True)
+    )
+    n, k = len(found), len(steps)
+    return Scan(
+        gram_table=GramTable(
+            steps,
+            tuple(tensor.name for tensor in found),
+            np.array([tensor.elements for tensor in found], dtype=np.int64),
+            np.array([tensor.gram for tensor in found]).reshape(n, k, k),
+        ),
+        series=trajectory.series,
+        checkpoints=checkpoints,
+        counts=np.array([tensor.counts for tensor in found]).reshape(n, BINS + 3),
+        random_walk=random_walk(steps),
+        example_places=np.array([tensor.example_places for tensor in found]).reshape(n, EXAMPLES),
+        example_values=np.array([tensor.example_values for tensor in found]).reshape(n, EXAMPLES, k),
+        sample=None
+        if sample is None
+        else Sample(sample, np.array([tensor.sample_counts for tensor in found]).reshape(n, BINS + 3)),
+    )
+
+
+def _dtypes(layout: CheckpointLayout) -> str:
+    return "/".join(sorted({info.dtype for info in layout.tensors.values() if "F" in info.dtype}))

@@ -1,0 +1,340 @@
+"""Log-probabilities of fixed responses under every checkpoint, and how straight they run against the step.
+
+The protocol is that of the released code of arXiv 2601.04537: responses are teacher-forced through every
+checkpoint, a token counts when its log-probability at the last step differs from that at the first by more
+than 0.2, and R² is Pearson's, squared, against the step. Log-softmax is taken in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hubextrap.errors import EvaluationError, ReferenceNotFound
+from hubextrap.progress import SilentProgress
+from hubextrap.statistics.linearity import LINEAR, r_squared
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from hubextrap.progress import Progress
+    from hubextrap.trajectory.checkpoint import Checkpoint, Trajectory
+
+MIN_CHANGE = 0.2
+"""Change of a log-probability from the first to the last step below which a token is left out."""
+FIELDS = (("prompt", "response"), ("question", "answer"))
+
+
+@dataclass(frozen=True, slots=True)
+class LogProbSource:
+    """Where the responses came from."""
+
+    prompts: str
+    """Name of the file."""
+    sha256: str
+    """Of its content."""
+    sampled_from: int | None
+    """Step of the checkpoint that the responses were sampled from; None when the file held them."""
+    max_new_tokens: int | None
+    apply_chat_template: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LogProbs:
+    """T response tokens under K checkpoints."""
+
+    steps: tuple[int, ...]
+    source: LogProbSource
+    texts: tuple[str, ...]
+    """T: each token as text."""
+    responses: NDArray[np.int64]
+    """(T,): which response it belongs to."""
+    tokens: NDArray[np.int64]
+    """(T,): token ids."""
+    values: NDArray[np.float32]
+    """(T, K): log-probability of the token, given the prompt and the response so far."""
+
+    def moved(self) -> NDArray[np.bool_]:
+        """(T,): which tokens the reference filter keeps."""
+        return np.asarray(np.abs(self.values[:, -1] - self.values[:, 0]) > MIN_CHANGE)
+
+    def r_squared(self) -> NDArray[np.float64]:
+        """R² of each kept token against the step."""
+        return r_squared(self.steps, self.values[self.moved()])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The summary as JSON values."""
+        fits = self.r_squared()
+        return {
+            **asdict(self.source),
+            "responses": int(self.responses.max(initial=-1)) + 1,
+            "tokens": len(self.texts),
+            "tokens_kept": len(fits),
+            "median_r_squared": float(np.median(fits)) if len(fits) else None,
+            "share_r_squared_above_0.7": float((fits > LINEAR).mean()) if len(fits) else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One line of a prompts file."""
+
+    prompt: str
+    response: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+
+
+def read_prompts(path: Path, *, responses: bool) -> tuple[list[Prompt], str]:
+    """Prompts of a JSONL file with ``prompt`` and ``response``, or ``question`` and ``answer``; its sha256.
+
+    Args:
+        responses: whether each line has to hold a response.
+
+    Raises:
+        ReferenceNotFound: no such file.
+        EvaluationError: a line that holds something else; names it.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ReferenceNotFound(f"--logprobs: no such file: {path}") from None
+    except OSError as error:
+        raise EvaluationError(f"{path}: cannot be read: {error.strerror}") from error
+    prompts = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise EvaluationError(f"{where}: is not JSON ({error})") from error
+        fields = next((pair for pair in FIELDS if isinstance(entry, dict) and pair[0] in entry), None)
+        if fields is None:
+            raise EvaluationError(f"{where}: holds neither prompt and response nor question and answer")
+        prompt, response = entry[fields[0]], entry.get(fields[1])
+        if not isinstance(prompt, str) or not prompt:
+            raise EvaluationError(f"{where}: {fields[0]} is no text")
+        if responses and (not isinstance(response, str) or not response):
+            raise EvaluationError(
+                f"{where}: {fields[1]} is no text; add the responses, or let a checkpoint give them "
+                "(--sample-from STEP)"
+            )
+        prompts.append(Prompt(prompt, response if responses else None))
+    if not prompts:
+        raise EvaluationError(f"{path}: holds no prompts")
+    return prompts, hashlib.sha256(content).hexdigest()
+
+
+def measure_logprobs(
+    trajectory: Trajectory,
+    path: Path,
+    *,
+    sample_from: int | None = None,
+    max_new_tokens: int = 512,
+    apply_chat_template: bool = False,
+    batch_size: int = 8,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> LogProbs:
+    """Teacher-force fixed responses through every checkpoint, one model in memory at a time.
+
+    The last checkpoint's tokenizer serves all. A response follows its prompt with nothing between and ends
+    with the end-of-sequence token, if the tokenizer has one; both parts are tokenized by themselves. Models
+    run in float32.
+
+    Args:
+        path: the prompts, as JSONL.
+        sample_from: step of the checkpoint that gives the responses (temperature 1, nothing cut off, a fixed
+            seed); None takes them from the file.
+        max_new_tokens: length of a sampled response at most.
+        apply_chat_template: put each prompt into the tokenizer's chat template as the user's message.
+        batch_size: responses that are scored at once.
+
+    Raises:
+        ReferenceNotFound, EvaluationError: the file, the step or a model does not serve.
+    """
+    progress = progress or SilentProgress()
+    prompts, digest = read_prompts(path, responses=sample_from is None)
+    tokenizer = _load_tokenizer(trajectory.last)
+    encoded = [_encode(tokenizer, prompt, apply_chat_template, path) for prompt in prompts]
+    if sample_from is not None:
+        encoded = _sample(
+            _checkpoint_at(trajectory, sample_from),
+            tokenizer,
+            encoded,
+            max_new_tokens,
+            batch_size,
+            device,
+            progress,
+        )
+    columns = []
+    with progress.stage("log-probs", len(trajectory.checkpoints) * len(encoded), "responses") as stage:
+        for checkpoint in trajectory.checkpoints:
+            model = _load_model(checkpoint, device)
+            columns.append(score(model, encoded, batch_size, stage.advance))
+            del model
+    tokens = [token for entry in encoded for token in entry.response]
+    source = LogProbSource(
+        path.name, digest, sample_from, None if sample_from is None else max_new_tokens, apply_chat_template
+    )
+    return LogProbs(
+        trajectory.steps,
+        source,
+        tuple(tokenizer.decode([token]) for token in tokens),
+        np.repeat(np.arange(len(encoded)), [len(entry.response) for entry in encoded]).astype(np.int64),
+        np.asarray(tokens, dtype=np.int64),
+        np.stack(columns, axis=1),
+    )
+
+
+def score(
+    model: Any, encoded: Sequence[_Tokens], batch_size: int, advance: Callable[[int], None]
+) -> NDArray[np.float32]:
+    """Log-probabilities of all response tokens, in their order, (T,) float32."""
+    import torch
+
+    results: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(encoded)
+    for batch in _batches(encoded, batch_size):
+        sequences = [encoded[i].prompt + encoded[i].response for i in batch]
+        width = max(map(len, sequences))
+        ids = torch.zeros(len(batch), width, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = torch.tensor(sequence)
+            mask[row, : len(sequence)] = 1
+        with torch.inference_mode():
+            logits = model(
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
+            ).logits
+            for row, i in enumerate(batch):
+                start, stop = len(encoded[i].prompt), len(sequences[row])
+                scores = torch.log_softmax(logits[row, start - 1 : stop - 1].float(), dim=-1)
+                chosen = ids[row, start:stop, None].to(scores.device)
+                results[i] = scores.gather(1, chosen)[:, 0].cpu().numpy()
+        advance(len(batch))
+    return np.concatenate(results)
+
+
+def _batches(encoded: Sequence[_Tokens], batch_size: int) -> Iterator[list[int]]:
+    """Entries of similar length together."""
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].prompt) + len(encoded[i].response))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _encode(tokenizer: Any, prompt: Prompt, apply_chat_template: bool, path: Path) -> _Tokens:
+    if apply_chat_template:
+        message = [{"role": "user", "content": prompt.prompt}]
+        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        context = tokenizer(text, add_special_tokens=False).input_ids
+    else:
+        context = tokenizer(prompt.prompt).input_ids
+        if context and context[-1] == tokenizer.eos_token_id:
+            context = context[:-1]  # some tokenizers close every text; a response is to follow this one
+    if not context:
+        raise EvaluationError(f"{path}: the prompt {prompt.prompt!r} has no tokens")
+    response: list[int] = []
+    if prompt.response is not None:
+        response = tokenizer(prompt.response, add_special_tokens=False).input_ids
+        if tokenizer.eos_token_id is not None:
+            response = [*response, tokenizer.eos_token_id]
+    return _Tokens(tuple(context), tuple(response))
+
+
+def _sample(
+    checkpoint: Checkpoint,
+    tokenizer: Any,
+    encoded: Sequence[_Tokens],
+    max_new_tokens: int,
+    batch_size: int,
+    device: str,
+    progress: Progress,
+) -> list[_Tokens]:
+    """One response each, drawn from the checkpoint's own distribution."""
+    import torch
+
+    model = _load_model(checkpoint, device)
+    end = tokenizer.eos_token_id
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end or 0
+    results = list(encoded)
+    with (
+        progress.stage(f"sample from step {checkpoint.step}", len(encoded), "responses") as stage,
+        torch.random.fork_rng(),
+        torch.inference_mode(),
+    ):
+        torch.manual_seed(0)
+        for batch in _batches(encoded, batch_size):
+            width = max(len(encoded[i].prompt) for i in batch)
+            ids = torch.full((len(batch), width), pad)
+            mask = torch.zeros_like(ids)
+            for row, i in enumerate(batch):
+                ids[row, width - len(encoded[i].prompt) :] = torch.tensor(encoded[i].prompt)
+                mask[row, width - len(encoded[i].prompt) :] = 1
+            drawn = model.generate(
+                input_ids=ids.to(device), attention_mask=mask.to(device), do_sample=True, temperature=1.0,
+                top_k=0, top_p=1.0, max_new_tokens=max_new_tokens, eos_token_id=end, pad_token_id=pad,
+            )  # fmt: skip
+            for row, i in enumerate(batch):
+                response = drawn[row, width:].tolist()
+                if end in response:
+                    response = response[: response.index(end) + 1]
+                results[i] = _Tokens(encoded[i].prompt, tuple(response))
+            stage.advance(len(batch))
+    return results
+
+
+def _checkpoint_at(trajectory: Trajectory, step: int) -> Checkpoint:
+    for checkpoint in trajectory.checkpoints:
+        if checkpoint.step == step:
+            return checkpoint
+    raise EvaluationError(
+        f"--sample-from {step}: no such step; choose one of {', '.join(map(str, trajectory.steps))}"
+    )
+
+
+def _load_tokenizer(checkpoint: Checkpoint) -> Any:
+    from transformers import AutoTokenizer
+
+    where, place = _place(checkpoint)
+    try:
+        return AutoTokenizer.from_pretrained(where, **place)
+    except Exception as error:  # transformers raises nearly anything
+        raise EvaluationError(f"{checkpoint.name}: its tokenizer cannot be loaded: {error}") from error
+
+
+def _load_model(checkpoint: Checkpoint, device: str) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    where, place = _place(checkpoint)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            where, dtype=torch.float32, use_safetensors=True, **place
+        )
+        return model.to(device).eval()
+    except Exception as error:  # transformers raises nearly anything
+        raise EvaluationError(f"{checkpoint.name}: transformers cannot load it: {error}") from error
+
+
+def _place(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
+    """Its pinned commit or its folder; no code from the Hub runs."""
+    if checkpoint.repo is None:
+        return checkpoint.path, {"trust_remote_code": False}
+    return checkpoint.repo, {
+        "trust_remote_code": False,
+        "revision": checkpoint.commit,
+        "subfolder": checkpoint.path,
+    }

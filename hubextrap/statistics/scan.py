@@ -1,0 +1,293 @@
+"""What one pass over a trajectory found, and the small file that keeps it.
+
+The file is safetensors: integer and float tables, and one JSON object in its metadata for everything else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hubextrap._version import __version__
+from hubextrap.errors import CorruptFile, OutputError, ReferenceNotFound, SourceError
+from hubextrap.statistics.linearity import BINS, Linearity, RandomWalk
+from hubextrap.statistics.logprobs import LogProbs, LogProbSource
+from hubextrap.statistics.table import GramTable
+from hubextrap.tensors.headers import build_header, header_end, parse_header
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
+FORMAT = "hubextrap-scan"
+VERSION = "1"
+EXAMPLES = 4
+"""Weights of each tensor whose values are kept, for plots."""
+_NUMPY: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "F64": np.dtype("<f8"), "F32": np.dtype("<f4")}
+
+
+@dataclass(frozen=True, slots=True)
+class ScannedCheckpoint:
+    """A checkpoint as it was read."""
+
+    step: int
+    name: str
+    repo: str | None
+    revision: str
+    commit: str | None
+    path: str
+    dtype: str
+    """safetensors names of its float dtypes, e.g. ``BF16`` or ``BF16/F32``."""
+    pin: str
+    """What stands for its bytes: two scans with the same pins have read the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The reference protocol: the same filters and R² over weights that were drawn."""
+
+    fraction: float
+    counts: NDArray[np.int64]
+    """(N, BINS + 3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """All that the pass found; N tensors, K checkpoints."""
+
+    gram_table: GramTable
+    series: str
+    checkpoints: tuple[ScannedCheckpoint, ...]
+    counts: NDArray[np.int64]
+    """(N, BINS + 3): kept weights by R² of their line, then those left out (``linearity.UNMOVED`` …)."""
+    random_walk: RandomWalk
+    """What a pure random walk would give at these steps."""
+    example_places: NDArray[np.int64]
+    """(N, EXAMPLES): elements drawn from each tensor; −1 where it has fewer."""
+    example_values: NDArray[np.float32]
+    """(N, EXAMPLES, K): their values; NaN where there is none."""
+    sample: Sample | None = None
+    logprobs: LogProbs | None = None
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return self.gram_table.steps
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        return self.gram_table.tensors
+
+    @property
+    def pins(self) -> tuple[tuple[int, str], ...]:
+        """(step, pin) of every checkpoint."""
+        return tuple((checkpoint.step, checkpoint.pin) for checkpoint in self.checkpoints)
+
+    def delta_norms(self) -> NDArray[np.float64]:
+        """(N, K): ‖W_k − W_0‖ of each tensor."""
+        return np.sqrt(np.diagonal(self.gram_table.gram, axis1=1, axis2=2))
+
+    def linearity(self, rows: Iterable[int] | None = None) -> Linearity:
+        """R² over all weights of some tensors (all of them by default)."""
+        chosen = self.counts if rows is None else self.counts[list(rows)]
+        return Linearity.from_counts(chosen.sum(axis=0))
+
+    def kinds(self) -> dict[str, list[int]]:
+        """Rows of the tensors of each kind of module, e.g. ``q_proj``, in order of first appearance."""
+        found: dict[str, list[int]] = {}
+        for row, tensor in enumerate(self.tensors):
+            found.setdefault(module_kind(tensor), []).append(row)
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """The summary as JSON values: totals, and a row for each kind of module."""
+        norms = self.delta_norms()
+        sampled = self.sample
+        return {
+            "series": self.series,
+            "checkpoints": [asdict(checkpoint) for checkpoint in self.checkpoints],
+            "tensors": len(self.tensors),
+            **self.linearity().as_dict(),
+            "random_walk": asdict(self.random_walk),
+            "delta_norm": {
+                str(step): float(norm)
+                for step, norm in zip(self.steps, np.sqrt((norms**2).sum(axis=0)), strict=True)
+            },
+            "kinds": [
+                {
+                    "kind": kind,
+                    "tensors": len(rows),
+                    **self.linearity(rows).as_dict(),
+                    "delta_norm": float(np.sqrt((norms[rows, -1] ** 2).sum())),
+                }
+                for kind, rows in self.kinds().items()
+            ],
+            "sample": sampled
+            and {
+                "fraction": sampled.fraction,
+                **Linearity.from_counts(sampled.counts.sum(axis=0)).as_dict(),
+            },
+            "logprobs": self.logprobs and self.logprobs.as_dict(),
+        }
+
+    def save(self, path: Path | str) -> None:
+        """Write the file; it appears whole, or not at all. Equal scans give equal bytes.
+
+        Raises:
+            OutputError: the disk did not take it.
+        """
+        path = Path(path)
+        described: dict[str, Any] = {
+            "hubextrap": __version__,
+            "series": self.series,
+            "checkpoints": [asdict(checkpoint) for checkpoint in self.checkpoints],
+            "tensors": list(self.tensors),
+            "random_walk": asdict(self.random_walk),
+            "sample": self.sample and self.sample.fraction,
+            "logprobs": self.logprobs
+            and {**asdict(self.logprobs.source), "texts": list(self.logprobs.texts)},
+        }
+        tables: dict[str, NDArray[Any]] = {
+            "elements": self.gram_table.elements,
+            "gram": self.gram_table.gram,
+            "counts": self.counts,
+            "example_places": self.example_places,
+            "example_values": self.example_values,
+        }
+        if self.sample is not None:
+            tables["sample_counts"] = self.sample.counts
+        if self.logprobs is not None:
+            tables["logprobs"] = self.logprobs.values
+            tables["logprob_responses"] = self.logprobs.responses
+            tables["logprob_tokens"] = self.logprobs.tokens
+        metadata = {"format": FORMAT, "version": VERSION, "scan": json.dumps(described, sort_keys=True)}
+        write_tables(path, tables, metadata)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Scan:
+        """Read what ``save`` wrote; every claim in it is checked.
+
+        Raises:
+            ReferenceNotFound: no such file.
+            CorruptFile: it is no scan, a damaged one, or one of another version.
+            SourceError: it cannot be read.
+        """
+        path = Path(path)
+        tables, metadata = _read_tables(path)
+        if metadata.get("format") != FORMAT:
+            raise CorruptFile(f"{path}: is a safetensors file but no scan; make one with `hubextrap scan`")
+        if metadata.get("version") != VERSION:
+            raise CorruptFile(
+                f"{path}: is a scan of format version {metadata.get('version')}, and this hubextrap reads "
+                f"version {VERSION}; scan again, or use the hubextrap that wrote it"
+            )
+        try:
+            return _build(cls, json.loads(metadata["scan"]), tables)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptFile(f"{path}: is a damaged scan ({error}); scan again") from error
+
+
+def module_kind(tensor: str) -> str:
+    """What kind of module a tensor belongs to: ``model.layers.3.self_attn.q_proj.weight`` → ``q_proj``."""
+    parts = [part for part in tensor.split(".") if not part.isdigit()]
+    if len(parts) > 1 and parts[-1] == "weight":
+        return parts[-2]
+    return ".".join(parts[-2:])
+
+
+def write_tables(path: Path, tables: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file beside its place and rename it there."""
+    names = {dtype: name for name, dtype in _NUMPY.items()}
+    header = build_header(
+        [(name, names[table.dtype], table.shape) for name, table in tables.items()], metadata
+    )
+    staging = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with staging.open("wb") as file:
+            file.write(header)
+            for table in tables.values():
+                file.write(np.ascontiguousarray(table).tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        staging.replace(path)
+    except OSError as error:
+        staging.unlink(missing_ok=True)
+        raise OutputError(
+            f"{path}: cannot be written: {error.strerror}; make room, or choose another --out"
+        ) from error
+
+
+def _read_tables(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ReferenceNotFound(f"{path}: no such file; make it with `hubextrap scan`") from None
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
+    header_end(content[:8], len(content), str(path))
+    shard = parse_header(content, len(content), str(path))
+    tables = {}
+    for info in shard.tensors:
+        if info.dtype not in _NUMPY:
+            raise CorruptFile(f"{path}: table {info.name} is {info.dtype}, so this is no scan")
+        table = np.frombuffer(
+            content, _NUMPY[info.dtype], info.nbytes // _NUMPY[info.dtype].itemsize, info.offset
+        )
+        tables[info.name] = table.reshape(info.shape)
+    return tables, shard.metadata
+
+
+def _build(kind: type[Scan], described: dict[str, Any], tables: dict[str, NDArray[Any]]) -> Scan:
+    """KeyError, TypeError or ValueError on anything that does not fit."""
+    checkpoints = tuple(ScannedCheckpoint(**entry) for entry in described["checkpoints"])
+    tensors = tuple(described["tensors"])
+    n, k = len(tensors), len(checkpoints)
+    steps = tuple(checkpoint.step for checkpoint in checkpoints)
+    if list(steps) != sorted(set(steps)):
+        raise ValueError(f"its steps {list(steps)} do not increase")
+
+    def table(name: str, dtype: str, *shape: int) -> NDArray[Any]:
+        if name not in tables:
+            raise ValueError(f"table {name} is missing")
+        found = tables.pop(name)
+        if found.shape != shape or found.dtype != _NUMPY[dtype]:
+            raise ValueError(f"table {name} is {found.dtype} {list(found.shape)}, not {dtype} {list(shape)}")
+        return found
+
+    sample = described["sample"]
+    source = described["logprobs"]
+    logprobs = None
+    if source is not None:
+        texts = tuple(source.pop("texts"))
+        logprobs = LogProbs(
+            steps,
+            LogProbSource(**source),
+            texts,
+            table("logprob_responses", "I64", len(texts)),
+            table("logprob_tokens", "I64", len(texts)),
+            table("logprobs", "F32", len(texts), k),
+        )
+    scan = kind(
+        gram_table=GramTable(steps, tensors, table("elements", "I64", n), table("gram", "F64", n, k, k)),
+        series=described["series"],
+        checkpoints=checkpoints,
+        counts=table("counts", "I64", n, BINS + 3),
+        random_walk=RandomWalk(**described["random_walk"]),
+        example_places=table("example_places", "I64", n, EXAMPLES),
+        example_values=table("example_values", "F32", n, EXAMPLES, k),
+        sample=None if sample is None else Sample(sample, table("sample_counts", "I64", n, BINS + 3)),
+        logprobs=logprobs,
+    )
+    if tables:
+        raise ValueError(f"it holds an unknown table {next(iter(tables))}")
+    if (
+        not np.isfinite(scan.gram_table.gram).all()
+        or (scan.counts.sum(axis=1) != scan.gram_table.elements).any()
+    ):
+        raise ValueError("its tables contradict each other")
+    return scan
