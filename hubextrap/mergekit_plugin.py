@@ -58,7 +58,7 @@ class TrajectoryMergeMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit
         self.method = method
         self.spec = MergeMethodSpec(
             name=method.name,
-            pretty_name=f"{method.name} (hubextrap)",
+            pretty_name=f"hubextrap {method.name}",
             parameters=(
                 # read in merge_group, where the model is known and can be named
                 ParameterSpec("step", Any, ParameterScope.INPUT, None),
