@@ -5,6 +5,7 @@ Tokens come from where huggingface_hub takes them (HF_TOKEN or `hf auth login`);
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from huggingface_hub import HfApi
+
+_OIDC_EXCHANGE = "/oauth/token"
 
 
 def hub_api() -> HfApi:
@@ -34,11 +37,34 @@ def network_errors() -> tuple[type[Exception], ...]:
     return (http.HTTPError, http.InvalidURL, ConnectionError, TimeoutError)
 
 
+def is_oidc_exchange(error: Exception) -> bool:
+    """Whether what failed is the exchange of a CI job's identity for a token (Trusted Publishers)."""
+    response = getattr(error, "response", None)
+    return response is not None and response.url.path.endswith(_OIDC_EXCHANGE)
+
+
+def oidc_remedy(error: Exception) -> str:
+    """What to do where Trusted Publishers (HF_OIDC_RESOURCE) gave no token."""
+    resource = os.environ.get("HF_OIDC_RESOURCE", "")
+    said = without_secrets(_first_line(error))
+    return (
+        f"no token by Trusted Publishers for {resource!r} ({said}); check that its settings on the Hub trust "
+        "this workflow and that the job has `permissions: id-token: write`, or unset HF_OIDC_RESOURCE and "
+        "set HF_TOKEN"
+    )
+
+
 def without_secrets(text: str) -> str:
     """``text`` with everything that looks like a Hub token or a signed query taken out."""
-    text = re.sub(r"hf_[A-Za-z0-9]{4,}", "hf_***", text)
+    text = re.sub(r"hf_(?:(?:jwt|oauth)_[\w.-]+|[A-Za-z0-9]{4,})", "hf_***", text)
     text = re.sub(r"(?i)(bearer\s+)\S+", r"\1***", text)
     return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?***", text)
+
+
+def reason(error: Exception) -> str:
+    """The first line of a library's error, for one of ours."""
+    line = without_secrets(_first_line(error))
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
 @contextmanager
@@ -72,10 +98,14 @@ def hub_errors(what: str, kind: type[HubExtrapError] = SourceError) -> Iterator[
         raise ReferenceNotFound(f"{what}: no such file on the Hub") from error
     except (hub.HFValidationError, hub.HfUriError) as error:
         raise ReferenceNotFound(f"{what}: {without_secrets(_first_line(error))}") from error
+    except hub.OIDCError as error:
+        raise AccessDenied(f"{what}: {oidc_remedy(error)}") from error
     except hub.OfflineModeIsEnabled as error:
         raise kind(f"{what}: HF_HUB_OFFLINE is set; unset it, or use a local folder") from error
     except hub.HfHubHTTPError as error:
         status = error.response.status_code
+        if is_oidc_exchange(error):
+            raise AccessDenied(f"{what}: {oidc_remedy(error)}") from error
         if status in (401, 403):
             raise AccessDenied(
                 f"{what}: the Hub refused access ({status}); check that HF_TOKEN is valid "

@@ -14,6 +14,7 @@ LEVELS = (
     ("cli", "__main__"),
     ("api",),
     ("evaluate", "mergekit_plugin"),
+    ("logits",),
     ("hub",),
     ("engine",),
     ("statistics",),

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 
-from hubextrap.errors import EvaluationError
-from hubextrap.evaluate.tasks import reason
+from hubextrap.errors import CheckpointError, EvaluationError
+from hubextrap.logits.loading import load_causal_lm, load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,18 +83,11 @@ def load_checkpoint(
     Raises:
         EvaluationError: transformers cannot load its model or its tokenizer, or it does not fit the device.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    place: dict[str, Any] = {"trust_remote_code": False}
-    if checkpoint.repo is not None:
-        place |= {"revision": checkpoint.commit, "subfolder": checkpoint.path}
-    where = checkpoint.repo or checkpoint.path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **place)
-        model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True, **place)
-        model = model.to(device)
-    except Exception as error:  # transformers raises nearly anything
-        raise EvaluationError(f"{checkpoint.name}: transformers cannot load it: {reason(error)}") from error
+        tokenizer = load_tokenizer(checkpoint)
+        model: Any = load_causal_lm(checkpoint, dtype=dtype, device=device)
+    except CheckpointError as error:
+        raise EvaluationError(str(error)) from error
     # a checkpoint's own max_new_tokens would come before the task's max_gen_toks
     model.generation_config.max_new_tokens = None
     return CheckpointModel(label, model, tokenizer, batch_size=batch_size, progress=progress)

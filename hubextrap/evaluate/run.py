@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.errors import EvaluationError
 from hubextrap.evaluate.quiet import quiet_libraries, quiet_lm_eval
 from hubextrap.evaluate.table import EvaluationTable, Row, Score, Settings, TaskRecord
-from hubextrap.evaluate.tasks import load_tasks, reason
+from hubextrap.evaluate.tasks import load_tasks
+from hubextrap.hub_access import reason
 from hubextrap.progress import SilentProgress
 from hubextrap.trajectory import Checkpoint, resolve_checkpoint
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.errors import EvaluationError
 from hubextrap.evaluate.quiet import quiet_libraries
-from hubextrap.hub_access import without_secrets
+from hubextrap.hub_access import reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -60,12 +60,6 @@ def load_tasks(names: Sequence[str], include_path: Sequence[Path] = ()) -> TaskM
         except Exception as error:  # a task file may run and load anything
             raise EvaluationError(f"{_listed(names)}: lm-eval cannot load this: {reason(error)}") from error
     return manager
-
-
-def reason(error: Exception) -> str:
-    """The first line of a library's error, for one of ours."""
-    lines = without_secrets(str(error)).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _manager_with(names: Sequence[str], include_path: Sequence[Path]) -> TaskManager:

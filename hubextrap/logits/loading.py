@@ -1,0 +1,129 @@
+"""From pinned checkpoints to models and tokenizers: safetensors only, no code from the Hub.
+
+Imports torch and transformers inside functions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hubextrap.errors import CheckpointMismatch, UnsupportedCheckpoint
+from hubextrap.hub_access import reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hubextrap.trajectory import Checkpoint
+
+
+def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
+    """The model of a checkpoint, from its pinned commit or its folder, in eval mode.
+
+    Args:
+        dtype: ``auto`` for the checkpoint's own, or as torch names it.
+        device: as torch names it.
+
+    Raises:
+        UnsupportedCheckpoint: transformers cannot load it, or it does not fit the device.
+    """
+    from transformers import AutoModelForCausalLM
+
+    where, place = _place(checkpoint)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True, **place)
+        loaded: PreTrainedModel = model.to(device).eval()
+    except Exception as error:  # transformers raises nearly anything
+        raise UnsupportedCheckpoint(
+            f"{checkpoint.name}: transformers cannot load it: {reason(error)}"
+        ) from error
+    return loaded
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        UnsupportedCheckpoint: transformers cannot load it.
+    """
+    from transformers import AutoTokenizer
+
+    where, place = _place(checkpoint)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **place)
+    except Exception as error:
+        raise UnsupportedCheckpoint(
+            f"{checkpoint.name}: transformers cannot load its tokenizer: {reason(error)}"
+        ) from error
+    return tokenizer
+
+
+def load_common_tokenizer(checkpoints: Sequence[Checkpoint]) -> PreTrainedTokenizerBase:
+    """The tokenizer of the last checkpoint, once no other checkpoint's is found to number tokens otherwise.
+
+    Checkpoints other than the last may come without a tokenizer.
+
+    Raises:
+        UnsupportedCheckpoint: the last checkpoint has none.
+        CheckpointMismatch: two checkpoints have different vocabularies, so their logits cannot be added.
+    """
+    *others, last = checkpoints
+    tokenizer = load_tokenizer(last)
+    vocabulary = tokenizer.get_vocab()
+    for checkpoint in others:
+        try:
+            other = load_tokenizer(checkpoint).get_vocab()
+        except UnsupportedCheckpoint:
+            continue
+        differing = [token for token in {*vocabulary, *other} if vocabulary.get(token) != other.get(token)]
+        if differing:
+            raise CheckpointMismatch(
+                f"{checkpoint.name} and {last.name} number {len(differing)} tokens differently, e.g. "
+                f"{min(differing)!r}; logits can only be mixed over one vocabulary"
+            )
+    return tokenizer
+
+
+def share_equal_parameters(model: PreTrainedModel, earlier: Iterable[PreTrainedModel]) -> int:
+    """Let ``model`` use the parameters of ``earlier`` models that hold the same bytes under the same name.
+
+    A parameter that training did not touch then takes its memory once. For inference: a change of a shared
+    parameter is a change in every model.
+
+    Returns:
+        How many bytes of ``model`` were freed, a tied parameter counted once.
+    """
+    known: dict[str, list[torch.nn.Parameter]] = {}
+    for one in earlier:
+        for name, parameter in one.named_parameters(remove_duplicate=False):
+            known.setdefault(name, []).append(parameter)
+    freed: dict[int, int] = {}
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        same = next((other for other in known.get(name, ()) if _same_bytes(parameter, other)), None)
+        if same is not None and same is not parameter:
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, same)
+            freed[id(parameter)] = parameter.nbytes
+    return sum(freed.values())
+
+
+def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+    import torch
+
+    if one is other:
+        return True
+    if one.dtype != other.dtype or one.shape != other.shape or one.device != other.device:
+        return False
+    # as bytes: NaN equals NaN, and 0 is not -0
+    return torch.equal(
+        one.detach().reshape(-1).view(torch.uint8), other.detach().reshape(-1).view(torch.uint8)
+    )
+
+
+def _place(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
+    place: dict[str, Any] = {"trust_remote_code": False}
+    if checkpoint.repo is None:
+        return checkpoint.path, place
+    return checkpoint.repo, place | {"revision": checkpoint.commit, "subfolder": checkpoint.path}

@@ -1,0 +1,118 @@
+"""``hubextrap_logits.json``: a mixture as a file. It refers to weights, which stay where they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hubextrap._version import __version__
+from hubextrap.errors import CorruptFile, HubExtrapError, OutputError
+from hubextrap.hub_access import hub_api, hub_errors
+from hubextrap.logits.mixture import Mixture
+from hubextrap.trajectory import Checkpoint, parse_reference, resolve_checkpoint
+
+MANIFEST_FILE = "hubextrap_logits.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Entry(_Part):
+    coefficient: float = Field(allow_inf_nan=False)
+    step: int
+    repo: str | None
+    revision: str
+    commit: str | None = Field(pattern="^[0-9a-f]{40}$")
+    path: str
+    """Folder in the repo; of a local checkpoint, the way from the manifest's folder to its own."""
+
+
+class _Manifest(_Part):
+    format: Literal[1] = 1
+    hubextrap: str
+    target_step: int | None
+    checkpoints: tuple[_Entry, ...] = Field(min_length=1)
+
+
+def write_manifest(mixture: Mixture, folder: str | os.PathLike[str]) -> Path:
+    """Write the manifest into ``folder``, which is made if need be.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = Path(folder) / MANIFEST_FILE
+    content = _Manifest(
+        hubextrap=__version__,
+        target_step=mixture.target_step,
+        checkpoints=tuple(
+            _Entry(
+                coefficient=coefficient,
+                step=checkpoint.step,
+                repo=checkpoint.repo,
+                revision=checkpoint.revision,
+                commit=checkpoint.commit,
+                path=checkpoint.path
+                if checkpoint.repo is not None
+                else Path(os.path.relpath(checkpoint.path, Path(folder).resolve())).as_posix(),
+            )
+            for checkpoint, coefficient in zip(mixture.checkpoints, mixture.coefficients, strict=True)
+        ),
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); name another folder") from error
+    return path
+
+
+def read_manifest(reference: str) -> Mixture:
+    """The mixture in a local folder, or in ``owner/name@revision:folder`` on the Hub.
+
+    Raises:
+        ReferenceNotFound, AccessDenied: the reference leads nowhere, or is not open to this token.
+        CorruptFile: there is no manifest, it does not say what it must, or it lies on the Hub and refers to
+            folders on the disk of whoever wrote it.
+        TrajectoryError: a local checkpoint is not there any more.
+    """
+    where = parse_reference(reference)
+    if where.folder is not None:
+        name, path = str(where.folder / MANIFEST_FILE), where.folder / MANIFEST_FILE
+    else:
+        file = f"{where.path}/{MANIFEST_FILE}" if where.path else MANIFEST_FILE
+        name = f"{reference}: {file}"
+        with hub_errors(name):
+            path = Path(hub_api().hf_hub_download(where.repo, file, revision=where.revision))
+    try:
+        content = _Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CorruptFile(
+            f"{name}: cannot be read ({error.strerror}); it is what save_pretrained of a mixture writes"
+        ) from error
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in problem["loc"]) or "the file"
+        raise CorruptFile(f"{name}: {field}: {problem['msg']}; make the mixture again") from error
+    checkpoints = [_checkpoint(entry, where.folder, name) for entry in content.checkpoints]
+    coefficients = [entry.coefficient for entry in content.checkpoints]
+    try:
+        return Mixture.of(checkpoints, coefficients, content.target_step)
+    except HubExtrapError as error:
+        raise CorruptFile(f"{name}: {error}") from error
+
+
+def _checkpoint(entry: _Entry, folder: Path | None, name: str) -> Checkpoint:
+    if entry.repo is not None:
+        if entry.commit is None:
+            raise CorruptFile(f"{name}: {entry.repo} is not pinned to a commit; make the mixture again")
+        return Checkpoint(entry.step, entry.repo, entry.revision, entry.commit, entry.path)
+    if folder is None:
+        raise CorruptFile(
+            f"{name}: refers to {entry.path!r} on the disk of whoever wrote it; push the checkpoints, and "
+            "make the mixture from the Hub"
+        )
+    return resolve_checkpoint(str((folder / entry.path).resolve()), step=entry.step)

@@ -1,0 +1,120 @@
+"""What is mixed: checkpoints and their coefficients. Knows nothing of torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hubextrap.errors import MethodError, RecipeError
+from hubextrap.methods import find_method
+from hubextrap.trajectory import UNKNOWN_STEP, find_recipe_trajectory
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hubextrap.progress import Progress
+    from hubextrap.recipe import Recipe
+    from hubextrap.trajectory import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """logits = Σ coefficients[k] · logits of checkpoints[k]; the coefficients sum to 1 and none is 0."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    """Pinned, the last observed one last, where it takes part."""
+    coefficients: tuple[float, ...]
+    target_step: int | None = None
+
+    @classmethod
+    def of(
+        cls, checkpoints: Sequence[Checkpoint], coefficients: Sequence[float], target_step: int | None = None
+    ) -> Mixture:
+        """The mixture without what has the coefficient 0, so that it is never loaded.
+
+        Raises:
+            MethodError: not one coefficient a checkpoint, or their sum is not 1.
+        """
+        if len(checkpoints) != len(coefficients):
+            raise MethodError(
+                f"{len(checkpoints)} checkpoints and {len(coefficients)} coefficients; give one a checkpoint"
+            )
+        check_sum(coefficients)
+        used = [pair for pair in zip(checkpoints, coefficients, strict=True) if pair[1] != 0.0]
+        return cls(tuple(pair[0] for pair in used), tuple(float(pair[1]) for pair in used), target_step)
+
+    @property
+    def text(self) -> str:
+        """In one line and without a path, e.g. ``logits -0.5 × step 0, 1.5 × step 200``."""
+        return "logits " + ", ".join(
+            f"{coefficient:.4g} × {_short(checkpoint)}"
+            for checkpoint, coefficient in zip(self.checkpoints, self.coefficients, strict=True)
+        )
+
+    @property
+    def pinned_text(self) -> str:
+        """The same with what each checkpoint is and the commit it was read at."""
+        return ", ".join(
+            f"{coefficient!r} × {checkpoint.name}" + (f" ({checkpoint.commit})" if checkpoint.commit else "")
+            for checkpoint, coefficient in zip(self.checkpoints, self.coefficients, strict=True)
+        )
+
+
+def check_sum(coefficients: Sequence[float]) -> None:
+    """Refuse coefficients that would scale the logits, and with them the temperature.
+
+    Raises:
+        MethodError: there are none, or their sum is not 1 beyond rounding.
+    """
+    total = math.fsum(coefficients)
+    if not abs(total - 1.0) <= 1e-6 * max([1.0, *map(abs, coefficients)]):
+        raise MethodError(
+            f"the coefficients {', '.join(f'{value:g}' for value in coefficients)} sum to {total:g}, not 1; "
+            "another sum would change the temperature"
+        )
+
+
+def recipe_mixture(
+    recipe: Recipe, *, target_step: int | None = None, progress: Progress | None = None
+) -> Mixture:
+    """What a recipe mixes for one of its target steps; its ``space`` is not asked.
+
+    Args:
+        target_step: one of the recipe's; may be left out where it has just one.
+
+    Raises:
+        RecipeError: the recipe has rules by tensor, no such target step, or several and none is chosen.
+        MethodError: the method cannot serve these steps, or needs the Gram matrix of every tensor.
+        TrajectoryError: the checkpoints cannot be found, pinned or put in order.
+    """
+    if recipe.parameters.tensors:
+        raise RecipeError(
+            "parameters.tensors: logits are mixed whole, with one set of coefficients; remove the rules"
+        )
+    target = _target(recipe, target_step)
+    if find_method(recipe.merge_method).needs_gram_matrix:
+        raise MethodError(
+            f"{recipe.merge_method} has coefficients of its own for each tensor, and logits have one set; "
+            "choose a method whose coefficients follow from the steps, e.g. two_point or least_squares"
+        )
+    trajectory = find_recipe_trajectory(recipe, progress)
+    (row,) = recipe.rules[-1].coefficients(trajectory.steps, [target])
+    return Mixture.of(trajectory.checkpoints, row.tolist(), target)
+
+
+def _target(recipe: Recipe, target_step: int | None) -> int:
+    steps = recipe.target_steps
+    if target_step is None and len(steps) == 1:
+        return steps[0]
+    if target_step not in steps:
+        listed = ", ".join(map(str, steps))
+        asked = "several target steps" if target_step is None else f"no target step {target_step}"
+        raise RecipeError(f"the recipe has {asked}; choose one of {listed}")
+    return target_step
+
+
+def _short(checkpoint: Checkpoint) -> str:
+    if checkpoint.step != UNKNOWN_STEP:
+        return f"step {checkpoint.step}"
+    return checkpoint.name.rpartition("/")[2]
