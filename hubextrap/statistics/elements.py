@@ -2,11 +2,12 @@
 
 Importing this takes half a second (numba); the first call compiles for some seconds, once a machine.
 
-A block is worked off in tiles that stay in the first-level cache. Differences to the first checkpoint are
-taken in float32, where they are exact unless the two values differ by orders of magnitude. Products are
-summed in float32 over a tile only (a few dozen a vector lane), tiles in float64: the rounding errors of
-single products average out over the elements. The order of all sums is fixed by the block, so a block's
-figures do not depend on who computes it.
+A block is worked off in tiles that stay in the first-level cache. Differences between one checkpoint and the
+next are taken in float32, where they are exact unless the two values differ by orders of magnitude. Their
+products are summed in float32 over a tile only (a few dozen a vector lane), tiles in float64. From the Gram
+matrix of these moves follows that of the deltas to the first checkpoint, and not the other way round: the
+moves are as small as the errors of predictions, so a backtest does not lose digits to cancellation. The order
+of all sums is fixed by the block, so a block's figures do not depend on who computes it.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class BlockScanner:
         self._times = places.astype(np.float32)
         self._time_variation = np.float32(1 / (places**2).sum())
         self._values = np.zeros((count, TILE), np.float32)
-        self._deltas = np.zeros((even, TILE), np.float32)
+        self._moves = np.zeros((even, TILE), np.float32)
         self._moments = np.zeros((7, TILE), np.float32)
         self._places = np.zeros(TILE, np.int32)
 
@@ -81,9 +82,9 @@ class BlockScanner:
             counts: (BINS + 3,), which is added to.
 
         Returns:
-            (K, K): sums of products of the differences to row 0; None when they are not finite.
+            (K, K): sums of products of the deltas to row 0; None when they are not finite.
         """
-        size = len(self._deltas)
+        size = len(self._moves)
         gram = np.zeros((size, size))
         finite = _scan_block(
             raw.view(np.uint16),
@@ -95,7 +96,7 @@ class BlockScanner:
             self._times,
             self._time_variation,
             self._values,
-            self._deltas,
+            self._moves,
             self._moments,
             self._places,
             gram,
@@ -104,11 +105,11 @@ class BlockScanner:
         if not finite:
             return None
         upper = np.triu(gram[: len(kinds), : len(kinds)])
-        return np.asarray(upper + np.triu(upper, 1).T)
+        return np.cumsum(np.cumsum(upper + np.triu(upper, 1).T, axis=0), axis=1)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _scan_block(raw16, raw32, converted, kinds, places, count, times, time_variation, values, deltas, moments, place, gram, counts):  # type: ignore[no-untyped-def]  # noqa: E501  # fmt: skip
+def _scan_block(raw16, raw32, converted, kinds, places, count, times, time_variation, values, moves, moments, place, gram, counts):  # type: ignore[no-untyped-def]  # noqa: E501  # fmt: skip
     bits = values.view(np.uint32)
     observed = len(kinds)
     share = np.float32(1 / observed)
@@ -125,8 +126,8 @@ def _scan_block(raw16, raw32, converted, kinds, places, count, times, time_varia
             values[k, here:] = 0  # elements that are not there do not move
         _begin(values[0], moments)
         for k in range(1, observed):
-            _add_row(values[0], values[k], deltas[k], times[k], moments)
-        _add_products(deltas, gram)
+            _add_row(values[0], values[k - 1], values[k], moves[k], times[k], moments)
+        _add_products(moves, gram)
         if not np.isfinite(np.trace(gram)):
             return False
         _inner_values(values, moments)
@@ -156,13 +157,13 @@ def _begin(base, moments):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, fastmath=_FINITE)
-def _add_row(base, row, delta, time, moments):  # type: ignore[no-untyped-def]
-    """One checkpoint's deltas, and what R² and the filters need of it."""
+def _add_row(base, before, row, move, time, moments):  # type: ignore[no-untyped-def]
+    """One checkpoint's moves, and what R² and the filters need of it."""
     least, most, total, covariation, squares = moments[0], moments[1], moments[2], moments[3], moments[4]
     for i in range(TILE):
         value = row[i]
         difference = value - base[i]
-        delta[i] = difference
+        move[i] = value - before[i]
         least[i] = min(least[i], value)
         most[i] = max(most[i], value)
         total[i] += difference
@@ -171,13 +172,13 @@ def _add_row(base, row, delta, time, moments):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, fastmath=_LANES)
-def _add_products(deltas, gram):  # type: ignore[no-untyped-def]
+def _add_products(moves, gram):  # type: ignore[no-untyped-def]
     """Upper triangle of the Gram matrix, two rows by two, so that each value loaded is used twice."""
-    size = len(deltas)
+    size = len(moves)
     for a in range(0, size, 2):
-        one, other = deltas[a], deltas[a + 1]
+        one, other = moves[a], moves[a + 1]
         for b in range(a, size, 2):
-            left, right = deltas[b], deltas[b + 1]
+            left, right = moves[b], moves[b + 1]
             s = t = u = v = _ZERO
             for i in range(TILE):
                 s += one[i] * left[i]

@@ -1,0 +1,201 @@
+"""What a trajectory's own past says about a rule: its errors at every earlier origin, from Gram matrices alone.
+
+For coefficients a and b that each sum to 1, ‖Σ a_k·W_k − Σ b_k·W_k‖² = (a−b)ᵀ·G·(a−b), summed over the tensors.
+Errors are relative: divided by the distance from the origin's checkpoint to the target's, which is the error of
+`persistence`. What was observed behind an origin never enters what is said at it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hubextrap.errors import MethodError
+from hubextrap.methods import (
+    ROUNDED,
+    Rehearsals,
+    assign_rules,
+    best_damping,
+    leave_one_out,
+    persistence,
+    rehearse,
+    rounding_share,
+    signal,
+)
+from hubextrap.methods.calibrating import displacements as calibrated_displacements
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from hubextrap.methods import Rule
+    from hubextrap.statistics.table import GramTable
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """The relative error that the past lets a prediction expect."""
+
+    total: float | None
+    """Of all that the checkpoints hold; None when the past has seen no such horizon, or the rule fits none."""
+    signal: float | None
+    """Of the motion along its two leading directions a tensor; None where rounding does not matter."""
+
+    @property
+    def relative_error(self) -> float | None:
+        """The one to judge by: where rounding to 16 bits drowns the updates, the signal's."""
+        return self.total if self.signal is None else self.signal
+
+
+class Past:
+    """The rehearsals of one rule on some tensors of a trajectory."""
+
+    def __init__(self, rule: Rule, steps: Sequence[int], gram: NDArray[np.float64]) -> None:
+        """
+        Args:
+            steps: K.
+            gram: (N, K, K), one Gram matrix a tensor.
+        """
+        self.rule, self.steps, self.gram = rule, tuple(steps), gram
+        self.undamped = replace(rule, damping=1.0)
+        self._known: dict[tuple[int, float], NDArray[np.float64] | None] = {}
+
+    def displacement(self, origin: int, target_step: float, signals: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(N or 1, K): the prediction of ``target_step`` from the checkpoints up to ``origin``, minus that one.
+
+        Args:
+            signals: (N, origin + 1, origin + 1), `signal` of the Gram matrices up to there.
+
+        Raises:
+            MethodError: the rule cannot serve there.
+        """
+        found = self._undamped(origin, target_step, signals)
+        if found is None:
+            raise MethodError(f"{self.rule.method} cannot predict from step {self.steps[origin]}")
+        if self.rule.damping != "auto":
+            return self.rule.damping * found
+        rehearsals = rehearse(self.steps[: origin + 1], target_step)
+        rehearsed = self._rehearsed_undamped(rehearsals)
+        if not len(rehearsals) or np.isnan(rehearsed).all():
+            raise MethodError(f"damping: auto has nothing to choose by at step {self.steps[origin]}")
+        damping = best_damping(rehearsals, rehearsed[..., : origin + 1], signals)
+        return damping[:, None] * found
+
+    def rehearsed(
+        self, rehearsals: Rehearsals, last: int, signals: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """(N or 1, R, K): what the rule would have predicted in each rehearsal, as `displacement`.
+
+        What the rule fits to the past (β of `calibrated`, a damping of ``auto``) is fitted without the
+        rehearsal's own origin, to all others up to checkpoint ``last``. NaN where the rule cannot serve.
+        """
+        count = last + 1
+        if self.rule.method == "calibrated":
+            found = np.zeros((len(self.gram), len(rehearsals), len(self.steps)))
+            found[..., :count] = leave_one_out(self.steps[:count], rehearsals, signals)
+        else:
+            found = self._rehearsed_undamped(rehearsals)
+        if self.rule.damping != "auto":
+            return self.rule.damping * found
+        dampings = np.zeros((len(self.gram), len(rehearsals)))
+        for origin in np.unique(rehearsals.origins):
+            own = rehearsals.origins == origin
+            others = replace(rehearsals, weights=np.where(own, 0.0, rehearsals.weights))
+            dampings[:, own] = best_damping(others, found[..., :count], signals)[:, None]
+        return dampings[..., None] * found
+
+    def _rehearsed_undamped(self, rehearsals: Rehearsals) -> NDArray[np.float64]:
+        rows = [
+            self._undamped(int(origin), self.steps[target], None)
+            for origin, target in zip(rehearsals.origins, rehearsals.targets, strict=True)
+        ]
+        tensors = max((len(row) for row in rows if row is not None), default=1)
+        result = np.full((tensors, len(rehearsals), len(self.steps)), np.nan)
+        for index, row in enumerate(rows):
+            if row is not None:
+                result[:, index] = row
+        return result
+
+    def _undamped(
+        self, origin: int, target_step: float, signals: NDArray[np.float64] | None
+    ) -> NDArray[np.float64] | None:
+        key = (origin, target_step)
+        if key not in self._known:
+            try:
+                self._known[key] = self._computed(origin, target_step, signals)
+            except MethodError:
+                self._known[key] = None
+        return self._known[key]
+
+    def _computed(
+        self, origin: int, target_step: float, signals: NDArray[np.float64] | None
+    ) -> NDArray[np.float64]:
+        count = origin + 1
+        steps, gram = self.steps[:count], self.gram[:, :count, :count]
+        if self.rule.method == "calibrated":
+            found = calibrated_displacements(steps, target_step, signal(gram) if signals is None else signals)
+        else:
+            matrices = gram if self.undamped.needs_gram_matrix else [None]
+            found = np.stack(
+                [self.undamped.coefficients(steps, [target_step], matrix)[0] for matrix in matrices]
+            ) - persistence(steps, target_step)
+        return np.pad(found, ((0, 0), (0, len(self.steps) - count)))
+
+
+def pasts(rules: Sequence[Rule], table: GramTable) -> list[Past]:
+    """One a rule, for its tensors."""
+    assigned = assign_rules(rules, table.tensors)
+    rows = {id(rule): [row for row, name in enumerate(table.tensors) if assigned[name] is rule] for rule in rules}
+    return [Past(rule, table.steps, table.gram[rows[id(rule)]]) for rule in rules if rows[id(rule)]]
+
+
+def is_rounded(table: GramTable) -> bool:
+    """Whether rounding, not training, is much of what differs between neighbouring checkpoints."""
+    return rounding_share(table.total()) >= ROUNDED
+
+
+def expect(
+    parts: Sequence[Past], last: int, target_step: float, rounded: bool, signals: Sequence[NDArray[np.float64]]
+) -> Expectation:
+    """What the checkpoints up to ``last`` say of predicting ``target_step``; all parts are of one trajectory.
+
+    Args:
+        signals: one a part, (N, last + 1, last + 1).
+    """
+    count = last + 1
+    rehearsals = rehearse(parts[0].steps[:count], target_step)
+    if not len(rehearsals):
+        return Expectation(None, None)
+    total, real = np.zeros((2, len(rehearsals)))
+    signal_total, signal_real = np.zeros((2, len(rehearsals)))
+    motions = np.zeros((len(rehearsals), count))
+    index = np.arange(len(rehearsals))
+    motions[index, rehearsals.targets] = 1.0
+    motions[index, rehearsals.origins] -= 1.0
+    for part, signal_gram in zip(parts, signals, strict=True):
+        errors = part.rehearsed(rehearsals, last, signal_gram)[..., :count] - motions
+        gram = part.gram[:, :count, :count]
+        total += summed_squares(errors, gram)
+        real += summed_squares(motions[None], gram)
+        if rounded:
+            signal_total += summed_squares(errors, signal_gram)
+            signal_real += summed_squares(motions[None], signal_gram)
+    expected = rehearsals.mean(relative(total, real))
+    if np.isnan(expected):
+        return Expectation(None, None)
+    return Expectation(expected, rehearsals.mean(relative(signal_total, signal_real)) if rounded else None)
+
+
+def summed_squares(vectors: NDArray[np.float64], gram: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(R,): Σ over N tensors of vᵀ·G·v, for vectors (N or 1, R, K) and Gram matrices (N, K, K)."""
+    if len(vectors) == 1:
+        gram = gram.sum(axis=0, keepdims=True)
+    return np.asarray(np.maximum(((vectors @ gram) * vectors).sum(axis=(0, -1)), 0.0))
+
+
+def relative(squares: NDArray[np.float64], real: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Root of the quotient; NaN where nothing moved."""
+    return np.sqrt(np.divide(squares, real, out=np.full_like(squares, np.nan), where=real > 0))
