@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hubextrap.methods.checking import coefficients
+from hubextrap.methods.averages import average, ema
+from hubextrap.methods.calibrating import beyond_the_past, calibrated, leave_one_out
+from hubextrap.methods.checking import best_damping, coefficients, needs_gram_matrix
 from hubextrap.methods.lines import least_squares, persistence, sum_to_one, two_point
 from hubextrap.methods.registry import (
     Method,
@@ -13,21 +15,46 @@ from hubextrap.methods.registry import (
     parameter_problems,
     register_method,
 )
+from hubextrap.methods.rehearsal import (
+    ROUNDED,
+    Rehearsals,
+    longest_horizon,
+    rehearse,
+    rounding_share,
+    signal,
+    squared_distances,
+)
 from hubextrap.methods.rules import Rule, assign_rules
+from hubextrap.methods.subspace import low_rank
 
 __all__ = [
+    "ROUNDED",
     "Method",
     "Parameter",
+    "Rehearsals",
     "Rule",
     "assign_rules",
+    "average",
+    "best_damping",
+    "beyond_the_past",
+    "calibrated",
     "coefficients",
+    "ema",
     "find_method",
     "least_squares",
+    "leave_one_out",
+    "longest_horizon",
+    "low_rank",
     "method_names",
     "nearest",
+    "needs_gram_matrix",
     "parameter_problems",
     "persistence",
     "register_method",
+    "rehearse",
+    "rounding_share",
+    "signal",
+    "squared_distances",
     "sum_to_one",
     "two_point",
 ]

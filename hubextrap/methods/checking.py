@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from hubextrap.errors import MethodError, StepError
 from hubextrap.methods.lines import persistence, sum_to_one
 from hubextrap.methods.registry import find_method, parameter_problems
+from hubextrap.methods.rehearsal import Rehearsals, rehearse, signal, squared_distances
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +24,7 @@ def coefficients(
     target_step: float,
     parameters: Mapping[str, object] | None = None,
     *,
-    damping: float = 1.0,
+    damping: float | Literal["auto"] = 1.0,
     gram_matrix: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """Coefficients c of ``method``, so that the prediction of a tensor is Σ c_k·W_k.
@@ -34,7 +35,8 @@ def coefficients(
         target_step: the step to predict, not before the last observed one.
         parameters: the method's own, by name.
         damping: λ from 0 to 1: the result is (1−λ)·one_hot(last) + λ·c, so 1 leaves the method as it is.
-        gram_matrix: K×K inner products of the tensor's deltas, for the methods that ask for it.
+            ``auto``: the λ that would have served the run's own past best.
+        gram_matrix: K×K inner products of the tensor's deltas, where `needs_gram_matrix` says so.
 
     Returns:
         K float64 values, finite, with sum 1.
@@ -48,22 +50,100 @@ def coefficients(
     problems = parameter_problems(method, values)
     if problems:
         raise MethodError("; ".join(f"{name}: {problem}" for name, problem in problems))
-    if isinstance(damping, bool) or not 0.0 <= damping <= 1.0:
+    if damping != "auto" and (
+        isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0.0 <= damping <= 1.0
+    ):
         raise MethodError(
-            f"damping: must be a number from 0 (persistence) to 1 (no damping), not {damping!r}"
+            f"damping: must be a number from 0 (persistence) to 1 (no damping) or auto, not {damping!r}"
         )
-    _check_steps(steps, target_step)
-    if found.needs_gram_matrix:
-        if gram_matrix is None:
-            raise MethodError(f"{method} needs the Gram matrix of every tensor, and none was computed")
+    check_steps(steps, target_step)
+    if gram_matrix is None and needs_gram_matrix(method, values, damping):
+        raise MethodError(f"{method} needs the Gram matrix of every tensor, and none was computed")
+    if found.takes_gram_matrix:
         values["gram_matrix"] = gram_matrix
     result = _checked(found.function(steps, target_step, **values), method, len(steps))
+    if damping == "auto":
+        assert gram_matrix is not None
+        damping = _auto_damping(method, steps, target_step, parameters, gram_matrix)
     if damping < 1.0:
         result = (1.0 - damping) * persistence(steps, target_step) + damping * result
     return sum_to_one(result)
 
 
-def _check_steps(steps: Sequence[int], target_step: float) -> None:
+def needs_gram_matrix(
+    method: str, parameters: Mapping[str, object] | None = None, damping: object = 1.0
+) -> bool:
+    """Whether the coefficients of a method with these parameters depend on the weights.
+
+    Raises:
+        MethodError: no such method.
+    """
+    found = find_method(method)
+    some_auto = found.takes_gram_matrix and "auto" in (parameters or {}).values()
+    return found.needs_gram_matrix or some_auto or damping == "auto"
+
+
+def best_damping(
+    rehearsals: Rehearsals, displacements: NDArray[np.float64], gram: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The λ from 0 to 1 that serves the rehearsals best, in closed form: Σ⟨d, y⟩/Σ⟨d, d⟩ in relative units.
+
+    Args:
+        displacements: (…, R, K) coefficients d of the undamped displacements from each origin; NaN where the
+            method could not serve.
+        gram: (…, K, K), or (K, K) for all: their `signal`.
+
+    Returns:
+        (…): one λ a Gram matrix; 0 where nothing moved.
+    """
+    known = np.asarray(~np.isnan(displacements).any(axis=-1))
+    moved = np.where(known[..., None], displacements, 0.0)
+    motions = np.zeros((len(rehearsals), gram.shape[-1]))
+    rows = np.arange(len(rehearsals))
+    motions[rows, rehearsals.targets] = 1.0
+    motions[rows, rehearsals.origins] -= 1.0
+    products = moved @ gram
+    squares, towards = (products * moved).sum(axis=-1), (products * motions).sum(axis=-1)
+    size = squared_distances(gram)[..., rehearsals.origins, rehearsals.targets] + squares
+    weights = np.divide(rehearsals.weights * known, size, out=np.zeros_like(squares), where=size > 0)
+    below = (weights * squares).sum(axis=-1)
+    above = (weights * towards).sum(axis=-1)
+    return np.asarray(np.clip(np.divide(above, below, out=np.zeros_like(below), where=below > 0), 0.0, 1.0))
+
+
+def _auto_damping(
+    method: str,
+    steps: Sequence[int],
+    target_step: float,
+    parameters: Mapping[str, object] | None,
+    gram_matrix: NDArray[np.float64],
+) -> float:
+    rehearsals = rehearse(steps, target_step)
+    displacements = np.full((len(rehearsals), len(steps)), np.nan)
+    for row, (origin, target) in enumerate(zip(rehearsals.origins, rehearsals.targets, strict=True)):
+        count = int(origin) + 1
+        try:
+            found = coefficients(
+                method, steps[:count], steps[target], parameters, gram_matrix=gram_matrix[:count, :count]
+            )
+        except MethodError:  # e.g. its base_step lies behind this origin
+            continue
+        displacements[row] = 0.0
+        displacements[row, :count] = found - persistence(steps[:count], steps[target])
+    if np.isnan(displacements).all():
+        raise MethodError(
+            f"damping: auto has nothing to choose by: {len(steps)} checkpoints up to step {steps[-1]} hold "
+            f"no prediction as far as step {target_step:g}; give a number, or a nearer target"
+        )
+    return float(best_damping(rehearsals, displacements, signal(gram_matrix)))
+
+
+def check_steps(steps: Sequence[int], target_step: float) -> None:
+    """Refuse steps out of order or twice, and a target before the last one.
+
+    Raises:
+        StepError: names them.
+    """
     if not steps:
         raise StepError("no checkpoints: a prediction needs at least one")
     for before, after in pairwise(steps):

@@ -8,11 +8,12 @@ never positions in a list, so irregular spacing is exact.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from hubextrap.errors import MethodError
+from hubextrap.methods.rehearsal import rehearse, signal, squared_distances
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +29,11 @@ def persistence(steps: Sequence[int], target_step: float) -> NDArray[np.float64]
 
 
 def two_point(
-    steps: Sequence[int], target_step: float, *, base_step: int | None = None
+    steps: Sequence[int],
+    target_step: float,
+    *,
+    base_step: int | Literal["auto"] | None = None,
+    gram_matrix: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
     """The line through the checkpoint at ``base_step`` and the last one (arXiv 2601.04537).
 
@@ -37,17 +42,23 @@ def two_point(
 
     Args:
         base_step: an observed step before the last one; the first checkpoint when None. A base past the
-            early transient of a run usually predicts better.
+            early transient of a run usually predicts better. ``auto``: the one whose share of the observed
+            way would have predicted the run's own past best.
+        gram_matrix: (K, K) inner products of the tensor's deltas, for ``auto``.
 
     Raises:
-        MethodError: no checkpoint has ``base_step``, or it is the last one.
+        MethodError: no checkpoint has ``base_step``, it is the last one, or ``auto`` finds no such horizon.
     """
-    base = steps[0] if base_step is None else base_step
     earlier = list(steps[:-1])
     if not earlier:
         raise MethodError(
             f"two_point needs two checkpoints, and only step {steps[0]} is there; add an earlier one"
         )
+    if base_step == "auto":
+        assert gram_matrix is not None
+        base = _best_base(steps, target_step, gram_matrix)
+    else:
+        base = steps[0] if base_step is None else base_step
     if base not in earlier:
         raise MethodError(
             f"base_step {base} is not an observed step before the last one ({steps[-1]}); "
@@ -61,14 +72,19 @@ def two_point(
 
 
 def least_squares(
-    steps: Sequence[int], target_step: float, *, window: int | None = None, through_last: bool = False
+    steps: Sequence[int],
+    target_step: float,
+    *,
+    window: int | Literal["half"] | None = None,
+    through_last: bool = False,
 ) -> NDArray[np.float64]:
     """The least-squares line of every weight against the step, read at the target.
 
     c = [1, s*]·pinv([1, s]), in its closed form 1/n + (s*−s̄)(s_k−s̄)/Σ(s−s̄)² on the real steps.
 
     Args:
-        window: fit only the last ``window`` checkpoints (at least 2); all of them when None.
+        window: fit only the last ``window`` checkpoints (at least 2); all of them when None. ``half``: those
+            in the last half of the observed way, which keeps the early transient out at any length of it.
         through_last: make the line pass through the last checkpoint: only its slope is fitted, as
             (s*−s_last)(s_k−s_last)/Σ(s−s_last)². The prediction then starts from the best weights known.
 
@@ -79,7 +95,7 @@ def least_squares(
         raise MethodError(
             f"least_squares needs two checkpoints, and only step {steps[0]} is there; add an earlier one"
         )
-    count = len(steps) if window is None else window
+    count = _window_length(steps, window)
     if not 2 <= count <= len(steps):
         raise MethodError(
             f"window {count} does not fit: a line needs at least 2 checkpoints and {len(steps)} are there; "
@@ -93,6 +109,39 @@ def least_squares(
     if not through_last:
         result[-count:] += 1.0 / count
     return sum_to_one(result)
+
+
+def _window_length(steps: Sequence[int], window: int | Literal["half"] | None) -> int:
+    if window is None:
+        return len(steps)
+    if window == "half":
+        middle = (steps[0] + steps[-1]) / 2
+        return max(2, sum(step >= middle for step in steps))
+    return window
+
+
+def _best_base(steps: Sequence[int], target_step: float, gram_matrix: NDArray[np.float64]) -> int:
+    """The base whose share of the observed way would have done best in the rehearsals."""
+    rehearsals = rehearse(steps, target_step)
+    if not len(rehearsals):
+        raise MethodError(
+            f"base_step: auto has nothing to choose by: {len(steps)} checkpoints up to step {steps[-1]} "
+            f"hold no prediction as far as step {target_step:g}; give a step, or a nearer target"
+        )
+    times = np.asarray(steps, dtype=np.float64) - steps[0]
+    origins, targets = rehearsals.origins[:, None], rehearsals.targets[:, None]
+    shares = times[:-1] / times[-1]
+    # (R, B): in each rehearsal, the checkpoint before the origin that lies at the same share of its way
+    gaps = np.abs(times[None, None, :] - shares[:, None] * times[origins][..., None])
+    bases = np.argmin(np.where(np.arange(len(steps)) < origins[..., None], gaps, np.inf), axis=-1)
+    way = (times[targets] - times[origins]) / (times[origins] - times[bases])
+    squares = squared_distances(signal(gram_matrix))
+    real, back = squares[origins, targets], squares[origins, bases]
+    # ‖x_j − x_k + way·(x_j − x_b)‖², from distances alone
+    errors = real + way**2 * back + way * (real + back - squares[targets, bases])
+    size = real + back * way**2
+    errors = np.divide(errors, size, out=np.zeros_like(errors), where=size > 0)
+    return steps[int(np.argmin(rehearsals.weights @ errors))]
 
 
 def sum_to_one(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 A method is a function ``(steps, target_step, *, …) -> coefficients``. Its keyword parameters, their types
 and defaults are what a recipe may set; a keyword ``gram_matrix`` is handed in instead, K×K, for each tensor.
+Where it defaults to None, the method needs it only when one of its parameters is ``auto``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from hubextrap.errors import MethodError
 ENTRY_POINT_GROUP = "hubextrap.methods"
 
 _targets: dict[str, str | Callable[..., Any]] = {
+    "average": "hubextrap.methods.averages:average",
+    "calibrated": "hubextrap.methods.calibrating:calibrated",
+    "ema": "hubextrap.methods.averages:ema",
     "least_squares": "hubextrap.methods.lines:least_squares",
+    "low_rank": "hubextrap.methods.subspace:low_rank",
     "persistence": "hubextrap.methods.lines:persistence",
     "two_point": "hubextrap.methods.lines:two_point",
 }
@@ -48,7 +53,9 @@ class Method:
     name: str
     function: Callable[..., Any]
     parameters: tuple[Parameter, ...]
+    takes_gram_matrix: bool
     needs_gram_matrix: bool
+    """Whatever its parameters are; where it only takes one, the parameter ``auto`` needs it."""
     summary: str
 
 
@@ -119,7 +126,8 @@ def type_in_words(annotation: Any) -> str:
     """A type annotation as a user would say it, e.g. "a whole number or null"."""
     origin = get_origin(annotation)
     if origin is Literal:
-        return "one of " + ", ".join(str(value) for value in get_args(annotation))
+        values = [str(value) for value in get_args(annotation)]
+        return values[0] if len(values) == 1 else "one of " + ", ".join(values)
     if origin in (Union, types.UnionType):
         return " or ".join(type_in_words(part) for part in get_args(annotation))
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
@@ -187,7 +195,7 @@ def _described(name: str, function: Callable[..., Any]) -> Method:
         raise MethodError(
             f"merge method {name} has to take (steps, target_step, *, …), not ({', '.join(positional)}, …)"
         )
-    needs_gram_matrix = keywords.pop("gram_matrix", None) is not None
+    gram_matrix = keywords.pop("gram_matrix", None)
     hints = _type_hints(name, function, list(keywords))
     return Method(
         name=name,
@@ -195,7 +203,8 @@ def _described(name: str, function: Callable[..., Any]) -> Method:
         parameters=tuple(
             Parameter(key, hints.get(key, Any), keyword.default) for key, keyword in keywords.items()
         ),
-        needs_gram_matrix=needs_gram_matrix,
+        takes_gram_matrix=gram_matrix is not None,
+        needs_gram_matrix=gram_matrix is not None and gram_matrix.default is inspect.Parameter.empty,
         summary=(inspect.getdoc(function) or "").partition("\n")[0],
     )
 

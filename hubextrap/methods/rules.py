@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from hubextrap.errors import MethodError, RecipeError
-from hubextrap.methods.checking import coefficients
+from hubextrap.methods.checking import check_steps, coefficients, needs_gram_matrix
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,26 +24,58 @@ class Rule:
     """Globs over the whole tensor name, case-sensitive; ``*`` crosses dots, ``?`` and ``[…]`` work too."""
     method: str
     parameters: Mapping[str, object] = field(default_factory=dict)
-    damping: float = 1.0
+    damping: float | Literal["auto"] = 1.0
+
+    @property
+    def needs_gram_matrix(self) -> bool:
+        """Whether its coefficients differ from tensor to tensor, because they depend on the weights."""
+        return needs_gram_matrix(self.method, self.parameters, self.damping)
 
     def matches(self, tensor: str) -> bool:
         return any(fnmatchcase(tensor, glob) for glob in self.match)
 
-    def coefficients(self, steps: Sequence[int], target_steps: Sequence[int]) -> NDArray[np.float64]:
+    def coefficients(
+        self,
+        steps: Sequence[int],
+        target_steps: Sequence[int],
+        gram_matrix: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]:
         """Coefficients of T targets over K checkpoints, float64 (T, K), rows with sum 1.
+
+        Args:
+            gram_matrix: (K, K), of the tensor's deltas, where the rule needs it.
 
         Raises:
             StepError, MethodError: as `hubextrap.methods.coefficients` does.
         """
         try:
             rows = [
-                coefficients(self.method, steps, target, self.parameters, damping=self.damping)
+                coefficients(
+                    self.method,
+                    steps,
+                    target,
+                    self.parameters,
+                    damping=self.damping,
+                    gram_matrix=gram_matrix,
+                )
                 for target in target_steps
             ]
         except MethodError as error:
             where = "" if self.match == ("*",) else f"tensors {', '.join(self.match)}: "
             raise MethodError(f"{where}{self.method}: {error}") from error
         return np.stack(rows)
+
+    def check(self, steps: Sequence[int], target_steps: Sequence[int]) -> None:
+        """Find out what can be found out before any weight is read.
+
+        Raises:
+            StepError, MethodError: as `coefficients` does.
+        """
+        for target in target_steps:
+            check_steps(steps, target)
+        # A Gram matrix of a straight run: what the method says of steps and parameters it says of it too.
+        times = np.asarray(steps, dtype=np.float64) - steps[0]
+        self.coefficients(steps, target_steps, np.outer(times, times))
 
 
 def assign_rules(rules: Sequence[Rule], tensors: Iterable[str]) -> dict[str, Rule]:

@@ -45,8 +45,16 @@ def _computes_in_float32(value: str) -> str:
     return value
 
 
+def _is_damping(value: object) -> object:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value != "auto" and not (is_number and 0 <= value <= 1):  # type: ignore[operator]
+        raise ValueError(f"must be a number from 0 (the last checkpoint) to 1, or auto, not {value!r}")
+    return value
+
+
 Text = Annotated[str, Field(min_length=1)]
 Step = Annotated[int, Field(ge=0)]
+Damping = Annotated[float | Literal["auto"], BeforeValidator(_is_damping)]
 ComputeDtype = Annotated[str, AfterValidator(_computes_in_float32)]
 OneOrMoreTexts = Annotated[tuple[Text, ...], BeforeValidator(as_tuple), Field(min_length=1)]
 OneOrMoreSteps = Annotated[tuple[Step, ...], BeforeValidator(as_tuple), Field(min_length=1)]
@@ -120,7 +128,7 @@ class TensorRule(RecipeSection):
 
     match: OneOrMoreTexts
     method: Text
-    damping: float | None = Field(default=None, ge=0, le=1)
+    damping: Damping | None = None
 
     @property
     def method_parameters(self) -> dict[str, Any]:
@@ -133,7 +141,9 @@ class Parameters(RecipeSection):
     model_config = ConfigDict(extra="allow")
 
     target_step: OneOrMoreSteps
-    damping: float = Field(default=1.0, ge=0, le=1)
+    damping: Damping = 1.0
+    max_expected_error: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """A prediction whose expected relative error is above it is an error; 1 is what doing nothing has."""
     tensors: Annotated[tuple[TensorRule, ...], BeforeValidator(as_tuple_if_list)] = ()
 
     @field_validator("target_step")

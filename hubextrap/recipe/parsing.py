@@ -177,12 +177,9 @@ def _explicit_step_problems(recipe: Recipe, data: dict[str, Any]) -> list[tuple[
     for index, rule in enumerate(recipe.rules):
         is_last = index == len(recipe.parameters.tensors)
         try:
-            rule.coefficients(steps, recipe.target_steps)
+            rule.check(steps, recipe.target_steps)
         except HubExtrapError as error:
-            if not find_method(rule.method).needs_gram_matrix:
-                problems.append(
-                    (("parameters",) if is_last else ("parameters", "tensors", index), str(error))
-                )
+            problems.append((("parameters",) if is_last else ("parameters", "tensors", index), str(error)))
     return problems
 
 

@@ -1,4 +1,4 @@
-"""Every rule at every origin of a trajectory, held against what was observed later: from a Gram table alone."""
+"""Every rule at every origin of a trajectory, held against what came later: from a Gram table alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import numpy as np
 
 from hubextrap.errors import MethodError
 from hubextrap.methods import Rule, find_method, method_names, rounding_share, signal
-from hubextrap.statistics.calibration import is_rounded, pasts, relative, expect, summed_squares
+from hubextrap.statistics.calibration import expect, is_rounded, pasts, relative, summed_squares
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from hubextrap.statistics.table import GramTable
 
 
@@ -32,7 +34,7 @@ class Candidate:
 
 
 DEFAULT_RULE = Candidate.of("least_squares", window="half", through_last=True)
-"""The fixed rule to beat: it needs no Gram matrix, keeps the transient out, and starts at the last checkpoint."""
+"""The fixed rule to beat: it keeps the early transient out, and starts at the last checkpoint."""
 VARIANTS = (
     Candidate.of("two_point", base_step="auto"),
     DEFAULT_RULE,
@@ -87,8 +89,8 @@ class Backtest:
         return tuple(dict.fromkeys(row.method for row in self.rows))
 
     def shared_rows(self) -> dict[str, list[BacktestRow]]:
-        """By method, the rows of the (last, target) pairs that every method could predict: comparable means."""
-        by_method = {name: {} for name in self.methods}  # type: dict[str, dict[tuple[int, int], BacktestRow]]
+        """By method, the rows of the (last, target) pairs that every method could predict."""
+        by_method: dict[str, dict[tuple[int, int], BacktestRow]] = {name: {} for name in self.methods}
         for row in self.rows:
             by_method[row.method][row.last_step, row.target_step] = row
         pairs = set.intersection(*(set(rows) for rows in by_method.values())) if by_method else set()
@@ -149,7 +151,9 @@ def backtest_table(table: GramTable, tried: Sequence[Candidate] | None = None) -
     return Backtest(steps, tuple(rows), rounding_share(table.total()), rounded)
 
 
-def _found(errors: list[np.ndarray], motion: np.ndarray, grams: list[np.ndarray]) -> float | None:  # type: ignore[type-arg]
+def _found(
+    errors: Sequence[NDArray[np.float64]], motion: NDArray[np.float64], grams: Sequence[NDArray[np.float64]]
+) -> float | None:
     """The relative error over all tensors; None when nothing moved."""
     total = sum(summed_squares(vectors, gram)[0] for vectors, gram in zip(errors, grams, strict=True))
     real = sum(summed_squares(motion[None, None], gram)[0] for gram in grams)

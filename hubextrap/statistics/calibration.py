@@ -1,8 +1,9 @@
-"""What a trajectory's own past says about a rule: its errors at every earlier origin, from Gram matrices alone.
+"""What a trajectory's own past says about a rule: its errors at every earlier origin.
 
-For coefficients a and b that each sum to 1, ‖Σ a_k·W_k − Σ b_k·W_k‖² = (a−b)ᵀ·G·(a−b), summed over the tensors.
-Errors are relative: divided by the distance from the origin's checkpoint to the target's, which is the error of
-`persistence`. What was observed behind an origin never enters what is said at it.
+All of it comes from Gram matrices: for coefficients a and b that each sum to 1, ‖Σ a_k·W_k − Σ b_k·W_k‖² is
+(a−b)ᵀ·G·(a−b), summed over the tensors. Errors are relative: divided by the distance from the origin's
+checkpoint to the target's, which is the error of `persistence`. What was observed behind an origin never
+enters what is said at it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Expectation:
     """The relative error that the past lets a prediction expect."""
 
     total: float | None
-    """Of all that the checkpoints hold; None when the past has seen no such horizon, or the rule fits none."""
+    """Of all that the checkpoints hold; None when the past cannot say."""
     signal: float | None
     """Of the motion along its two leading directions a tensor; None where rounding does not matter."""
 
@@ -63,8 +64,10 @@ class Past:
         self.undamped = replace(rule, damping=1.0)
         self._known: dict[tuple[int, float], NDArray[np.float64] | None] = {}
 
-    def displacement(self, origin: int, target_step: float, signals: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(N or 1, K): the prediction of ``target_step`` from the checkpoints up to ``origin``, minus that one.
+    def displacement(
+        self, origin: int, target_step: float, signals: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """(N or 1, K): the prediction of ``target_step`` from what ``origin`` knows, minus that checkpoint.
 
         Args:
             signals: (N, origin + 1, origin + 1), `signal` of the Gram matrices up to there.
@@ -138,7 +141,9 @@ class Past:
         if self.rule.method == "calibrated":
             found = calibrated_displacements(steps, target_step, signal(gram) if signals is None else signals)
         else:
-            matrices = gram if self.undamped.needs_gram_matrix else [None]
+            matrices: list[NDArray[np.float64] | None] = [None]
+            if self.undamped.needs_gram_matrix:
+                matrices = list(gram)
             found = np.stack(
                 [self.undamped.coefficients(steps, [target_step], matrix)[0] for matrix in matrices]
             ) - persistence(steps, target_step)
@@ -148,7 +153,9 @@ class Past:
 def pasts(rules: Sequence[Rule], table: GramTable) -> list[Past]:
     """One a rule, for its tensors."""
     assigned = assign_rules(rules, table.tensors)
-    rows = {id(rule): [row for row, name in enumerate(table.tensors) if assigned[name] is rule] for rule in rules}
+    rows = {
+        id(rule): [row for row, name in enumerate(table.tensors) if assigned[name] is rule] for rule in rules
+    }
     return [Past(rule, table.steps, table.gram[rows[id(rule)]]) for rule in rules if rows[id(rule)]]
 
 
@@ -158,7 +165,11 @@ def is_rounded(table: GramTable) -> bool:
 
 
 def expect(
-    parts: Sequence[Past], last: int, target_step: float, rounded: bool, signals: Sequence[NDArray[np.float64]]
+    parts: Sequence[Past],
+    last: int,
+    target_step: float,
+    rounded: bool,
+    signals: Sequence[NDArray[np.float64]],
 ) -> Expectation:
     """What the checkpoints up to ``last`` say of predicting ``target_step``; all parts are of one trajectory.
 

@@ -64,8 +64,8 @@ def test_damping_out_of_range(damping: float) -> None:
         ),
         ("persistence", {"q": 1}, "q: unknown key; persistence takes no parameters of its own"),
         ("two_point", {"q": 1}, "q: unknown key; two_point takes base_step"),
-        ("two_point", {"base_step": 1.5}, "base_step: must be a whole number or null, not 1.5"),
-        ("two_point", {"base_step": True}, "base_step: must be a whole number or null, not True"),
+        ("two_point", {"base_step": 1.5}, "base_step: must be a whole number or auto or null, not 1.5"),
+        ("two_point", {"base_step": True}, "base_step: must be a whole number or auto or null, not True"),
         ("least_squares", {"through_last": 1}, "through_last: must be true or false, not 1"),
     ],
 )

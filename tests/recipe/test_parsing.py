@@ -129,8 +129,8 @@ merge_method: x
         "r.yaml:4: trajectory.steps.min: must be a whole number, not 'yes'",
         "r.yaml:4: trajectory.steps.patern: unknown key; did you mean pattern?",
         "r.yaml:7: parameters.taget_step: unknown key; did you mean target_step?",
-        "r.yaml:8: parameters.base_step: must be a whole number or null, not 1.5",
-        "r.yaml:9: parameters.damping: must be at most 1, not 2",
+        "r.yaml:8: parameters.base_step: must be a whole number or auto or null, not 1.5",
+        "r.yaml:9: parameters.damping: must be a number from 0 (the last checkpoint) to 1, or auto, not 2",
         (
             "r.yaml:11: parameters.tensors[0].method: there is no merge method persistance; "
             "did you mean persistence? (known: least_squares, persistence, two_point)"
@@ -216,8 +216,8 @@ merge_method: x
             "tensors[0]: must be a section with keys of its own",
         ),
         (
-            ("target_step: 400", "target_step: 400, damping: auto"),
-            ":3: parameters.damping: must be a number, not 'auto'",
+            ("target_step: 400", "target_step: 400, damping: some"),
+            ":3: parameters.damping: must be a number from 0 (the last checkpoint) to 1, or auto, not 'some'",
         ),
         (("target_step: 400", "target_step: 400, damping: .nan"), ":3: parameters.damping: must be"),
         (("merge_method", "version: 2\nmerge_method"), ":2: version: must be 1, not 2"),

@@ -1,0 +1,148 @@
+"""`calibrated`: how far along each of a few lines to go, learnt from the run's own past."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hubextrap.errors import MethodError
+from hubextrap.methods.lines import persistence, sum_to_one
+from hubextrap.methods.rehearsal import Rehearsals, longest_horizon, rehearse, signal, squared_distances
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+WINDOWS = (0.0, 0.5, 0.75)
+"""Where the fitted lines begin, as shares of the observed way: all of it, its last half, its last quarter."""
+RIDGE = 0.2
+"""Ridge penalty in units of the mean diagonal: towards 0, which is the last checkpoint itself."""
+
+
+def calibrated(
+    steps: Sequence[int], target_step: float, *, gram_matrix: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The last checkpoint plus what each of three lines has been worth so far.
+
+    c = one_hot(last) + Σ_m β_m·d_m, where d_m are the displacements of the least-squares lines through the
+    last checkpoint over the whole run, its last half and its last quarter. β is a ridge regression over all
+    `rehearse` pairs of observed checkpoints, in relative error, on the `signal` of the Gram matrix.
+
+    Args:
+        gram_matrix: (K, K) inner products of the tensor's deltas.
+
+    Raises:
+        MethodError: the past has seen no horizon near this one.
+    """
+    return sum_to_one(
+        persistence(steps, target_step) + displacements(steps, target_step, signal(gram_matrix))
+    )
+
+
+def displacements(
+    steps: Sequence[int], target_step: float, signals: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(…, K): Σ_m β_m·d_m for each of (…, K, K) Gram matrices of which `signal` was taken.
+
+    Raises:
+        MethodError: the past has seen no horizon near this one.
+    """
+    if target_step <= steps[-1]:
+        return np.zeros(signals.shape[:-1])
+    rehearsals = rehearse(steps, target_step)
+    if not len(rehearsals):
+        raise MethodError(beyond_the_past(steps, target_step))
+    directions = slopes(tuple(steps))
+    left, right = _normal_equations(steps, rehearsals, directions, signals)
+    beta = _solve(left.sum(axis=-3), right.sum(axis=-2))
+    return np.asarray((target_step - steps[-1]) * (beta @ directions[-1]))
+
+
+@cache
+def slopes(steps: tuple[int, ...]) -> NDArray[np.float64]:
+    """(K, M, K): for every checkpoint taken as the last, M slopes a step as weights of the checkpoints.
+
+    Row [j, m] is the slope of the least-squares line through checkpoint j over the checkpoints up to j that
+    lie in window m (at least the one before j); it sums to 0. Row 0 has no past and is 0.
+    """
+    times = np.asarray(steps, dtype=np.float64) - steps[0]
+    result = np.zeros((len(steps), len(WINDOWS), len(steps)))
+    for last in range(1, len(steps)):
+        for index, window in enumerate(WINDOWS):
+            start = min(int(np.searchsorted(times, window * times[last])), last - 1)
+            offsets = times[start:last] - times[last]
+            weights = offsets / (offsets @ offsets)
+            result[last, index, start:last] = weights
+            result[last, index, last] = -weights.sum()
+    return result
+
+
+def leave_one_out(
+    steps: Sequence[int], rehearsals: Rehearsals, signals: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(…, R, K): the displacement predicted in each rehearsal by a fit without its origin.
+
+    Args:
+        signals: (…, K, K) Gram matrices of which `signal` was taken.
+    """
+    directions = slopes(tuple(steps))
+    left, right = _normal_equations(steps, rehearsals, directions, signals)
+    all_left, all_right = left.sum(axis=-3), right.sum(axis=-2)
+    times = np.asarray(steps, dtype=np.float64)
+    result = np.zeros((*signals.shape[:-2], len(rehearsals), len(steps)))
+    for origin in np.unique(rehearsals.origins):
+        own = np.flatnonzero(rehearsals.origins == origin)
+        beta = _solve(
+            all_left - left[..., own, :, :].sum(axis=-3), all_right - right[..., own, :].sum(axis=-2)
+        )
+        way = (times[rehearsals.targets[own]] - times[origin])[:, None]
+        result[..., own, :] = way * (beta @ directions[origin])[..., None, :]
+    return result
+
+
+def beyond_the_past(steps: Sequence[int], target_step: float) -> str:
+    """What to say of a horizon that nothing observed speaks for."""
+    if len(steps) < 3:
+        return f"calibrating needs three checkpoints, and {len(steps)} are there; add earlier ones"
+    horizon = (target_step - steps[-1]) / (steps[-1] - steps[0])
+    return (
+        f"step {target_step:g} is {horizon:.3g} times the observed way ahead, and the past of this run has "
+        f"seen no horizon near that (at most {longest_horizon(steps):.3g}), so it cannot be calibrated; "
+        "choose another target, or least_squares with window: half and through_last: true"
+    )
+
+
+def _normal_equations(
+    steps: Sequence[int],
+    rehearsals: Rehearsals,
+    directions: NDArray[np.float64],
+    gram: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(…, R, M, M) and (…, R, M): each rehearsal's share, divided by the sizes of its motions squared.
+
+    The size is that of the real motion plus that of the lines' mean one, so that a checkpoint which hardly
+    moved does not outweigh all others.
+    """
+    times = np.asarray(steps, dtype=np.float64)
+    origins, targets = rehearsals.origins, rehearsals.targets
+    way = times[targets] - times[origins]
+    products = directions @ gram[..., None, :, :]
+    squares = (products @ np.swapaxes(directions, -1, -2))[..., origins, :, :] * way[:, None, None] ** 2
+    motions = products[..., origins, :, targets] - products[..., origins, :, origins]  # (R, …, M)
+    towards = np.moveaxis(motions, 0, -2) * way[:, None]
+    size = squared_distances(gram)[..., origins, targets]
+    size = size + np.trace(squares, axis1=-2, axis2=-1) / squares.shape[-1]
+    scale = np.divide(rehearsals.weights, size, out=np.zeros_like(size), where=size > 0)
+    return squares * scale[..., None, None], towards * scale[..., None]
+
+
+def _solve(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The ridge solution (…, M); 0 where nothing moved."""
+    count = left.shape[-1]
+    penalty = RIDGE * np.trace(left, axis1=-2, axis2=-1) / count
+    penalty = np.where(penalty > 0, penalty, 1.0)
+    shifted = left + penalty[..., None, None] * np.eye(count)
+    return np.asarray(np.linalg.solve(shifted, right[..., None])[..., 0])
