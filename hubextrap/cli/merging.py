@@ -93,11 +93,13 @@ def merge(
     cache: Cache = False,
     device: Device = "cpu",
     allow_non_finite: AllowNonFinite = False,
+    summary: Summary = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict the recipe's target step, into a folder (--out) or straight onto the Hub (--push)."""
     from hubextrap import api
+    from hubextrap.cli.markdown import append_summary, predictions_markdown
     from hubextrap.cli.progress import open_progress
     from hubextrap.cli.summaries import prediction_as_json, print_prediction
     from hubextrap.recipe import load_recipe
@@ -110,6 +112,8 @@ def merge(
         settings=_settings(memory, workers, cache, device, allow_non_finite),
         progress=open_progress(quiet),
     )
+    if summary is not None:
+        append_summary(summary, predictions_markdown(result.predictions))
     if as_json:
         typer.echo(
             json.dumps([prediction_as_json(prediction) for prediction in result.predictions], indent=2)

@@ -58,8 +58,8 @@ def check_loss(tables: Sequence[EvaluationTable], max_loss: float, tasks: Collec
                     change = format_figure(ours.value - theirs.value, signed=True)
                     losses.append(
                         f"the {row.label} is worse than the last observed checkpoint by more than "
-                        f"{max_loss:g} on {ours.title}: {format_figure(ours.value)} against {format_figure(theirs.value)} "
-                        f"({change})"
+                        f"{max_loss:g} on {ours.title}: {format_figure(ours.value)} against "
+                        f"{format_figure(theirs.value)} ({change})"
                     )
     if losses:
         raise PredictionWorse("\n".join(losses))

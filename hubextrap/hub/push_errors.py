@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from hubextrap.errors import HubExtrapError, PushError
-from hubextrap.hub_access import network_errors, without_secrets
+from hubextrap.hub_access import is_oidc_exchange, network_errors, oidc_remedy, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +37,13 @@ def push_errors(what: str) -> Iterator[None]:
     """Turn what the client raises into PushError; ``what`` names the target, e.g. ``me/model@step_400``."""
     from huggingface_hub import errors as hub
 
-    caught: tuple[type[Exception], ...] = (RuntimeError, ValueError, OSError, *network_errors())
+    caught: tuple[type[Exception], ...] = (
+        RuntimeError,
+        ValueError,
+        OSError,
+        hub.OIDCError,
+        *network_errors(),
+    )
     try:
         yield
     except HubExtrapError:
@@ -46,6 +52,8 @@ def push_errors(what: str) -> Iterator[None]:
         # The client wraps what stopped the upload of one file in a bare RuntimeError.
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
         said = without_secrets(_first_line(cause))
+        if isinstance(cause, hub.OIDCError) or is_oidc_exchange(cause):
+            raise PushError(f"{what}: {oidc_remedy(cause)}") from error
         if isinstance(cause, hub.HfHubHTTPError):
             status = cause.response.status_code
             server = without_secrets((cause.server_message or "").strip())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -176,6 +177,8 @@ def _check_token(target: PushTarget) -> None:
         raise PushError(
             f"{target.name}: no token; log in with `hf auth login`, or set HF_TOKEN to one with write rights"
         )
+    if os.environ.get("HF_OIDC_RESOURCE"):  # a token of one repo and of no user
+        return
     account = retried(hub_api().whoami)
     role = account.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":

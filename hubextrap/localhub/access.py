@@ -15,6 +15,8 @@ class Account:
 
     user: str
     read_only: bool = False
+    repo: str | None = None
+    """The only repo that it may write to or that hidden files are shown of, for a trusted CI job's token."""
 
 
 def account_of(headers: Message, tokens: dict[str, Account]) -> Account | None:
@@ -78,6 +80,8 @@ def check_writer(name: str, account: Account | None, repo: HubRepo | None = None
         raise Refusal(401, "Invalid username or password.")
     if account.read_only:
         raise Refusal(403, "Forbidden: this token is read-only; a token with the role write is needed")
+    if account.repo is not None and account.repo != name:
+        raise Refusal(403, f"Forbidden: this token is for {account.repo} only")
     granted = repo is not None and repo.settings.grants.get(account.user) == "write"
     if not granted and name.partition("/")[0] != account.user:
         raise Refusal(403, f"Forbidden: {account.user} has no rights to write to {name}")
@@ -86,4 +90,6 @@ def check_writer(name: str, account: Account | None, repo: HubRepo | None = None
 
 def _has_part(repo: HubRepo, account: Account | None) -> bool:
     owner = repo.settings.name.partition("/")[0]
+    if account is not None and account.repo is not None:
+        return account.repo == repo.settings.name
     return account is not None and (account.user == owner or account.user in repo.settings.grants)

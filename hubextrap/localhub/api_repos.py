@@ -22,6 +22,8 @@ def whoami(hub: LocalHub, call: Call) -> Answer:
     account = hub.account(call)
     if account is None:
         raise Refusal(401, "Invalid username or password.")
+    if account.repo is not None:
+        raise Refusal(403, "Forbidden: this token stands for a repo and for no user")
     role = "read" if account.read_only else "write"
     auth = {"type": "access_token", "accessToken": {"displayName": "local", "role": role}}
     return json_answer(

@@ -40,6 +40,8 @@ class LocalHub:
         requests: what was asked, in order, of both servers.
         page_size: most items in one page of a tree or of commits.
         part_size: LFS objects larger than this many bytes are uploaded in parts of this size.
+        tokens: whose each token is.
+        trusted: (repo, identity of a CI job) of every trusted publisher.
     """
 
     def __init__(
@@ -62,7 +64,8 @@ class LocalHub:
         self.part_size = 1 << 30
         self.signer = Signer()
         self.xet = xet
-        self._tokens = {token: Account(user) for token, user in (tokens or {}).items()}
+        self.tokens = {token: Account(user) for token, user in (tokens or {}).items()}
+        self.trusted: set[tuple[str, str]] = set()
         self._server = Server(
             host, port, lambda call: routes.answer(self, routes.HUB_ROUTES, call), self.faults, self.requests
         )
@@ -111,7 +114,7 @@ class LocalHub:
     def add_token(self, user: str, *, read_only: bool = False) -> str:
         """A fresh token of ``user``."""
         token = f"hf_{secrets.token_hex(17)}"
-        self._tokens[token] = Account(user, read_only)
+        self.tokens[token] = Account(user, read_only)
         return token
 
     def create_repo(
@@ -173,6 +176,10 @@ class LocalHub:
             repo.settings.grants[user] = "write" if write else "read"
             repo.save_settings()
 
+    def trust(self, name: str, id_token: str) -> None:
+        """Give the CI job that shows ``id_token`` a token with which to write to this model repo alone."""
+        self.trusted.add((name, id_token))
+
     def _create_ref(self, name: str, ref: str, start: str, kind: Kind) -> None:
         with self.store.lock:
             repo = self.store.get(kind, name)
@@ -182,7 +189,7 @@ class LocalHub:
 
     def account(self, call: Call) -> Account | None:
         """Who asks; None for anonymous requests. Raises Refusal for an unknown token."""
-        return account_of(call.headers, self._tokens)
+        return account_of(call.headers, self.tokens)
 
     def reader(self, call: Call) -> str:
         """The user who asks. Raises Refusal for anonymous requests and read-only tokens."""

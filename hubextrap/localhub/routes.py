@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hubextrap.localhub import api_commits, api_files, api_lfs, api_repos, api_xet, discussions
+from hubextrap.localhub import api_commits, api_files, api_lfs, api_oauth, api_repos, api_xet, discussions
 from hubextrap.localhub.access import no_such_repo
 from hubextrap.localhub.wire import Answer, Call, Refusal, unquoted
 
@@ -22,6 +22,7 @@ _REVISION = r"(?P<revision>refs(?:/|%2F)pr(?:/|%2F)\d+|[^/]+)"
 _OBJECT = r"/lfs/(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)/(?P<oid>[0-9a-f]{64})"
 
 _HUB: list[tuple[str, str, Endpoint]] = [
+    ("POST", r"/oauth/token", api_oauth.exchange),
     ("GET", r"/api/whoami-v2", api_repos.whoami),
     ("POST", r"/api/validate-yaml", api_repos.validate_yaml),
     ("POST", r"/api/repos/create", api_repos.create),
