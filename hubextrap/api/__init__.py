@@ -6,6 +6,7 @@ from hubextrap.api.chain import RunResult, check_judged, push, run
 from hubextrap.api.merging import MergeResult, Prediction, merge
 from hubextrap.api.planning import PlanReport, plan
 from hubextrap.api.prepare import Prepared, Settings, prepare
+from hubextrap.api.scanning import scan
 from hubextrap.api.verifying import Verification, VerifiedFile, verify
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "prepare",
     "push",
     "run",
+    "scan",
     "verify",
 ]

@@ -26,7 +26,7 @@ def merge_fingerprint(prepared: Prepared) -> dict[str, str]:
     return {
         "the recipe": prepared.recipe.fingerprint(),
         **{
-            f"the checkpoint of step {checkpoint.step}": _inputs(checkpoint, source)
+            f"the checkpoint of step {checkpoint.step}": input_fingerprint(checkpoint, source)
             for checkpoint, source in zip(prepared.trajectory.checkpoints, prepared.sources, strict=True)
         },
         "the coefficients": _digest(
@@ -41,7 +41,8 @@ def merge_fingerprint(prepared: Prepared) -> dict[str, str]:
     }
 
 
-def _inputs(checkpoint: Checkpoint, source: Source) -> str:
+def input_fingerprint(checkpoint: Checkpoint, source: Source) -> str:
+    """What stands for a checkpoint's bytes."""
     if checkpoint.repo is not None:
         return f"{checkpoint.repo}@{checkpoint.commit}:{checkpoint.path}"
     files = {}

@@ -95,7 +95,7 @@ def prepare(
             layouts,
             lambda tensor: by_rule[id(assigned[tensor])],
             out_dtype=recipe.out_dtype,
-            tied=_ties_embeddings(sources[-1]),
+            tied=ties_embeddings(sources[-1]),
             memory=settings.memory,
             workers=settings.workers,
             read_size=REMOTE_READ_SIZE if remote else LOCAL_READ_SIZE,
@@ -103,7 +103,7 @@ def prepare(
         yield Prepared(recipe, trajectory, sources, settings, remote, tuple(rules), plan)
 
 
-def _ties_embeddings(source: Source) -> bool:
+def ties_embeddings(source: Source) -> bool:
     """What config.json says of tied embeddings; where it says nothing, the tensors that are stored speak."""
     if "config.json" not in source.files():
         return False

@@ -13,6 +13,7 @@ from hubextrap.cli import hub, recipes
 from hubextrap.cli.eval import evaluate
 from hubextrap.cli.mergekit import PassedOn, mergekit_yaml
 from hubextrap.cli.merging import merge, plan, push, run
+from hubextrap.cli.scan import scan
 from hubextrap.cli.steps import steps
 from hubextrap.cli.verify import verify
 from hubextrap.errors import HubExtrapError, PredictionWorse
@@ -45,6 +46,7 @@ def _options(
 
 
 app.command()(steps)
+app.command()(scan)
 app.command()(plan)
 app.command()(merge)
 app.command()(push)

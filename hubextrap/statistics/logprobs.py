@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,39 @@ class LogProbs:
 
 
 @dataclass(frozen=True, slots=True)
+class LogProbRequest:
+    """What to measure, and how."""
+
+    prompts: Path
+    """A JSONL file."""
+    sample_from: int | None = None
+    """Step of the checkpoint that gives the responses (temperature 1, nothing cut off, a fixed seed); None
+    takes them from the file."""
+    max_new_tokens: int = 512
+    """Length of a sampled response at most."""
+    apply_chat_template: bool = False
+    """Put each prompt into the tokenizer's chat template as the user's message."""
+    batch_size: int = 8
+    """Responses at a time."""
+    device: str = "cpu"
+
+    def source(self) -> LogProbSource:
+        """What a scan's file says of it.
+
+        Raises:
+            ReferenceNotFound, EvaluationError: the file does not serve.
+        """
+        sampled = self.sample_from is not None
+        return LogProbSource(
+            self.prompts.name,
+            read_prompts(self.prompts, responses=not sampled)[1],
+            self.sample_from,
+            self.max_new_tokens if sampled else None,
+            self.apply_chat_template,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One line of a prompts file."""
 
@@ -91,7 +125,9 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tokens:
+class Encoded:
+    """Token ids."""
+
     prompt: tuple[int, ...]
     response: tuple[int, ...]
 
@@ -139,15 +175,7 @@ def read_prompts(path: Path, *, responses: bool) -> tuple[list[Prompt], str]:
 
 
 def measure_logprobs(
-    trajectory: Trajectory,
-    path: Path,
-    *,
-    sample_from: int | None = None,
-    max_new_tokens: int = 512,
-    apply_chat_template: bool = False,
-    batch_size: int = 8,
-    device: str = "cpu",
-    progress: Progress | None = None,
+    trajectory: Trajectory, request: LogProbRequest, progress: Progress | None = None
 ) -> LogProbs:
     """Teacher-force fixed responses through every checkpoint, one model in memory at a time.
 
@@ -155,41 +183,25 @@ def measure_logprobs(
     with the end-of-sequence token, if the tokenizer has one; both parts are tokenized by themselves. Models
     run in float32.
 
-    Args:
-        path: the prompts, as JSONL.
-        sample_from: step of the checkpoint that gives the responses (temperature 1, nothing cut off, a fixed
-            seed); None takes them from the file.
-        max_new_tokens: length of a sampled response at most.
-        apply_chat_template: put each prompt into the tokenizer's chat template as the user's message.
-        batch_size: responses that are scored at once.
-
     Raises:
         ReferenceNotFound, EvaluationError: the file, the step or a model does not serve.
     """
     progress = progress or SilentProgress()
-    prompts, digest = read_prompts(path, responses=sample_from is None)
-    tokenizer = _load_tokenizer(trajectory.last)
-    encoded = [_encode(tokenizer, prompt, apply_chat_template, path) for prompt in prompts]
-    if sample_from is not None:
-        encoded = _sample(
-            _checkpoint_at(trajectory, sample_from),
-            tokenizer,
-            encoded,
-            max_new_tokens,
-            batch_size,
-            device,
-            progress,
-        )
-    columns = []
-    with progress.stage("log-probs", len(trajectory.checkpoints) * len(encoded), "responses") as stage:
-        for checkpoint in trajectory.checkpoints:
-            model = _load_model(checkpoint, device)
-            columns.append(score(model, encoded, batch_size, stage.advance))
-            del model
+    source = request.source()
+    prompts, _ = read_prompts(request.prompts, responses=request.sample_from is None)
+    sampler = None if request.sample_from is None else checkpoint_at(trajectory, request.sample_from)
+    with _quiet_transformers():
+        tokenizer = _load_tokenizer(trajectory.last)
+        encoded = [_encode(tokenizer, prompt, request) for prompt in prompts]
+        if sampler is not None:
+            encoded = _sample(sampler, tokenizer, encoded, request, progress)
+        columns = []
+        with progress.stage("log-probs", len(trajectory.checkpoints) * len(encoded), "responses") as stage:
+            for checkpoint in trajectory.checkpoints:
+                model = _load_model(checkpoint, request.device)
+                columns.append(score(model, encoded, request.batch_size, stage.advance))
+                del model  # before the next one is loaded
     tokens = [token for entry in encoded for token in entry.response]
-    source = LogProbSource(
-        path.name, digest, sample_from, None if sample_from is None else max_new_tokens, apply_chat_template
-    )
     return LogProbs(
         trajectory.steps,
         source,
@@ -201,7 +213,7 @@ def measure_logprobs(
 
 
 def score(
-    model: Any, encoded: Sequence[_Tokens], batch_size: int, advance: Callable[[int], None]
+    model: Any, encoded: Sequence[Encoded], batch_size: int, advance: Callable[[int], None]
 ) -> NDArray[np.float32]:
     """Log-probabilities of all response tokens, in their order, (T,) float32."""
     import torch
@@ -228,15 +240,15 @@ def score(
     return np.concatenate(results)
 
 
-def _batches(encoded: Sequence[_Tokens], batch_size: int) -> Iterator[list[int]]:
+def _batches(encoded: Sequence[Encoded], batch_size: int) -> Iterator[list[int]]:
     """Entries of similar length together."""
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].prompt) + len(encoded[i].response))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 
 
-def _encode(tokenizer: Any, prompt: Prompt, apply_chat_template: bool, path: Path) -> _Tokens:
-    if apply_chat_template:
+def _encode(tokenizer: Any, prompt: Prompt, request: LogProbRequest) -> Encoded:
+    if request.apply_chat_template:
         message = [{"role": "user", "content": prompt.prompt}]
         text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
         context = tokenizer(text, add_special_tokens=False).input_ids
@@ -245,28 +257,26 @@ def _encode(tokenizer: Any, prompt: Prompt, apply_chat_template: bool, path: Pat
         if context and context[-1] == tokenizer.eos_token_id:
             context = context[:-1]  # some tokenizers close every text; a response is to follow this one
     if not context:
-        raise EvaluationError(f"{path}: the prompt {prompt.prompt!r} has no tokens")
+        raise EvaluationError(f"{request.prompts}: the prompt {prompt.prompt!r} has no tokens")
     response: list[int] = []
     if prompt.response is not None:
         response = tokenizer(prompt.response, add_special_tokens=False).input_ids
         if tokenizer.eos_token_id is not None:
             response = [*response, tokenizer.eos_token_id]
-    return _Tokens(tuple(context), tuple(response))
+    return Encoded(tuple(context), tuple(response))
 
 
 def _sample(
     checkpoint: Checkpoint,
     tokenizer: Any,
-    encoded: Sequence[_Tokens],
-    max_new_tokens: int,
-    batch_size: int,
-    device: str,
+    encoded: Sequence[Encoded],
+    request: LogProbRequest,
     progress: Progress,
-) -> list[_Tokens]:
+) -> list[Encoded]:
     """One response each, drawn from the checkpoint's own distribution."""
     import torch
 
-    model = _load_model(checkpoint, device)
+    model = _load_model(checkpoint, request.device)
     end = tokenizer.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end or 0
     results = list(encoded)
@@ -276,7 +286,7 @@ def _sample(
         torch.inference_mode(),
     ):
         torch.manual_seed(0)
-        for batch in _batches(encoded, batch_size):
+        for batch in _batches(encoded, request.batch_size):
             width = max(len(encoded[i].prompt) for i in batch)
             ids = torch.full((len(batch), width), pad)
             mask = torch.zeros_like(ids)
@@ -284,19 +294,31 @@ def _sample(
                 ids[row, width - len(encoded[i].prompt) :] = torch.tensor(encoded[i].prompt)
                 mask[row, width - len(encoded[i].prompt) :] = 1
             drawn = model.generate(
-                input_ids=ids.to(device), attention_mask=mask.to(device), do_sample=True, temperature=1.0,
-                top_k=0, top_p=1.0, max_new_tokens=max_new_tokens, eos_token_id=end, pad_token_id=pad,
-            )  # fmt: skip
+                input_ids=ids.to(request.device),
+                attention_mask=mask.to(request.device),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=request.max_new_tokens,
+                eos_token_id=end,
+                pad_token_id=pad,
+            )
             for row, i in enumerate(batch):
                 response = drawn[row, width:].tolist()
                 if end in response:
                     response = response[: response.index(end) + 1]
-                results[i] = _Tokens(encoded[i].prompt, tuple(response))
+                results[i] = Encoded(encoded[i].prompt, tuple(response))
             stage.advance(len(batch))
     return results
 
 
-def _checkpoint_at(trajectory: Trajectory, step: int) -> Checkpoint:
+def checkpoint_at(trajectory: Trajectory, step: int) -> Checkpoint:
+    """The checkpoint to sample from.
+
+    Raises:
+        EvaluationError: there is none at this step.
+    """
     for checkpoint in trajectory.checkpoints:
         if checkpoint.step == step:
             return checkpoint
@@ -338,3 +360,19 @@ def _place(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
         "revision": checkpoint.commit,
         "subfolder": checkpoint.path,
     }
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Only errors get through, and no bars; everything is as before afterwards."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

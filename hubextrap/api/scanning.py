@@ -1,0 +1,159 @@
+"""`scan`: one pass over a trajectory into a small file that answers every later question."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubextrap._version import __version__
+from hubextrap.api.fingerprint import input_fingerprint
+from hubextrap.api.prepare import REMOTE_READERS, Settings, ties_embeddings
+from hubextrap.engine.plan import LOCAL_READ_SIZE, REMOTE_READ_SIZE
+from hubextrap.errors import CheckpointError, OutputError, RecipeError
+from hubextrap.progress import Progress, SilentProgress
+from hubextrap.statistics import LogProbRequest, Scan, measure_logprobs
+from hubextrap.statistics.logprobs import checkpoint_at
+from hubextrap.statistics.tensor_scan import ScanJournal
+from hubextrap.tensors import open_source, read_layouts
+
+if TYPE_CHECKING:
+    from hubextrap.tensors.interfaces import Source
+    from hubextrap.trajectory.checkpoint import Trajectory
+
+
+def scan(
+    trajectory: Trajectory,
+    *,
+    out: Path | str | None = None,
+    sample: float | None = None,
+    logprobs: LogProbRequest | None = None,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> Scan:
+    """Read every checkpoint once; save what was found in ``out``.
+
+    A scan of the same checkpoints that is there already is not made again, only what it lacks is added. One
+    that was stopped goes on at the tensor where it was, from ``.NAME.partial`` beside the output.
+
+    Args:
+        sample: share of the weights to draw for the reference protocol as well (0.001 in arXiv 2601.04537).
+        logprobs: responses to score under every checkpoint.
+
+    Raises:
+        OutputError: ``out`` cannot be written, or holds a scan of other checkpoints.
+        HubExtrapError: see ``engine.scan.scan_trajectory`` and ``statistics.measure_logprobs``.
+    """
+    settings = settings or Settings()
+    progress = progress or SilentProgress()
+    if sample is not None and not 0 < sample <= 1:
+        raise RecipeError(f"--sample {sample}: has to be a share of the weights, above 0 and at most 1")
+    if logprobs is not None:  # what is wrong with the prompts should not cost a scan
+        logprobs.source()
+        if logprobs.sample_from is not None:
+            checkpoint_at(trajectory, logprobs.sample_from)
+    path = None if out is None else Path(out)
+    with ExitStack() as stack:
+        sources = [
+            stack.enter_context(closing(open_source(checkpoint, cache=settings.cache)))
+            for checkpoint in trajectory.checkpoints
+        ]
+        pins = [
+            input_fingerprint(checkpoint, source)
+            for checkpoint, source in zip(trajectory.checkpoints, sources, strict=True)
+        ]
+        found = None if path is None else _existing(path, trajectory, pins)
+        if found is None or (
+            sample is not None and (found.sample is None or found.sample.fraction != sample)
+        ):
+            found = _scan_weights(trajectory, sources, pins, path, sample, settings, progress)
+            if path is not None:
+                found.save(path)
+                _journal_path(path).unlink(missing_ok=True)
+        else:
+            progress.say(f"{path}: holds a scan of these checkpoints already")
+    if logprobs is not None and (found.logprobs is None or found.logprobs.source != logprobs.source()):
+        found = replace(found, logprobs=measure_logprobs(trajectory, logprobs, progress))
+        if path is not None:
+            found.save(path)
+    return found
+
+
+def _existing(path: Path, trajectory: Trajectory, pins: list[str]) -> Scan | None:
+    """The scan at ``path``, if there is one."""
+    if not path.exists():
+        return None
+    found = Scan.load(path)
+    wanted = dict(zip(trajectory.steps, pins, strict=True))
+    there = dict(found.pins)
+    differing = sorted(step for step in wanted.keys() | there.keys() if wanted.get(step) != there.get(step))
+    if differing:
+        steps = ", ".join(map(str, differing[:5])) + (" …" if len(differing) > 5 else "")
+        raise OutputError(
+            f"{path}: holds a scan of other checkpoints (step {steps} differs); remove it, or choose another "
+            "--out"
+        )
+    return found
+
+
+def _journal_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _scan_weights(
+    trajectory: Trajectory,
+    sources: list[Source],
+    pins: list[str],
+    path: Path | None,
+    sample: float | None,
+    settings: Settings,
+    progress: Progress,
+) -> Scan:
+    from hubextrap.engine.scan import scan_trajectory  # imports numba
+
+    layouts = read_layouts(sources, progress)
+    remote = not settings.cache and any(checkpoint.repo for checkpoint in trajectory.checkpoints)
+    journal = None
+    if path is not None:
+        fingerprint = {
+            f"the checkpoint of step {step}": pin for step, pin in zip(trajectory.steps, pins, strict=True)
+        } | {
+            "--sample": str(sample),
+            "the version of hubextrap": __version__,
+            "the version of numba": version("numba"),
+        }
+        journal = ScanJournal(_journal_path(path), fingerprint)
+        if journal.changed:
+            progress.say(
+                f"{path}: starting over, as {', '.join(journal.changed[:4])} changed since the scan that was "
+                "stopped"
+            )
+        elif journal.finished:
+            progress.say(
+                f"{path}: going on after {len(journal.finished)} tensors of the scan that was stopped"
+            )
+    try:
+        return scan_trajectory(
+            trajectory,
+            sources,
+            layouts,
+            tied=ties_embeddings(sources[-1]),
+            memory=settings.memory,
+            workers=settings.workers,
+            read_size=REMOTE_READ_SIZE if remote else LOCAL_READ_SIZE,
+            readers=REMOTE_READERS if remote else 0,
+            sample=sample,
+            pins=pins,
+            journal=journal,
+            progress=progress,
+        )
+    except BaseException as error:
+        # what is wrong with a checkpoint is so at every run, so nothing is to be gained from keeping
+        if journal is not None and (isinstance(error, CheckpointError) or not journal.finished):
+            journal.remove()
+        raise
+    finally:
+        if journal is not None:
+            journal.close()
