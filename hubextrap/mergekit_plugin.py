@@ -21,7 +21,15 @@ from pydantic import PlainValidator
 from hubextrap.engine.kernels import Combiner, count_non_finite
 from hubextrap.engine.plan import BLOCK, combination
 from hubextrap.errors import CheckpointMismatch, MethodError, NonFinite, StepError
-from hubextrap.methods import coefficients, find_method, method_names, nearest, parameter_problems
+from hubextrap.methods import (
+    coefficients,
+    find_method,
+    method_names,
+    nearest,
+    needs_gram_matrix,
+    parameter_problems,
+)
+from hubextrap.statistics.linearity import BINS
 
 try:
     from mergekit.merge_methods import (
@@ -64,6 +72,7 @@ class TrajectoryMergeMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit
                 ParameterSpec("step", Any, ParameterScope.INPUT, None),
                 _shared("target_step", ABSENT, _target_step),
                 _shared("damping", 1.0, _damping),
+                _shared("max_expected_error", None, _no_limit),
                 *(_shared(own.name, own.default, _own_value(method.name, own)) for own in method.parameters),
             ),
             contract=InputContract(base=BasePolicy.OPTIONAL),
@@ -95,14 +104,15 @@ class TrajectoryMergeMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit
             for parameter in self.method.parameters
             if parameters[parameter.name] is not parameter.default
         }
+        target_step, damping = parameters["target_step"], parameters["damping"]
+        gram = None
+        if needs_gram_matrix(self.method.name, own, damping):
+            gram = gram_matrix(steps, inputs)
+            if not np.isfinite(gram).all():
+                raise NonFinite(f"{tensor}: a checkpoint holds NaN or infinity; leave it out")
         try:
             weights = coefficients(
-                self.method.name,
-                steps,
-                parameters["target_step"],
-                own,
-                damping=parameters["damping"],
-                gram_matrix=gram_matrix(inputs) if self.method.needs_gram_matrix else None,
+                self.method.name, steps, target_step, own, damping=damping, gram_matrix=gram
             )
         except MethodError as error:
             raise MethodError(f"{tensor}: {self.method.name}: {error}") from error
@@ -153,14 +163,24 @@ def combine(inputs: Sequence[torch.Tensor], weights: NDArray[np.float64]) -> tor
     return result
 
 
-def gram_matrix(inputs: Sequence[torch.Tensor]) -> NDArray[np.float64]:
-    """⟨W_i − W_0, W_j − W_0⟩ of K tensors, (K, K), in float64, block by block."""
+def gram_matrix(steps: Sequence[int], inputs: Sequence[torch.Tensor]) -> NDArray[np.float64]:
+    """⟨W_i − W_0, W_j − W_0⟩ of K tensors, (K, K): the figures of `hubextrap scan`, to the last bit.
+
+    NaN where one of them holds NaN or infinity.
+    """
+    from hubextrap.statistics.elements import BLOCK, CONVERTED, BlockScanner  # numba: half a second
+
+    total = np.zeros((len(inputs), len(inputs)))
+    if len(inputs) < 2:
+        return total
     flat = [tensor.reshape(-1) for tensor in inputs]
-    total = np.zeros((len(flat), len(flat)))
+    scanner = BlockScanner(steps)
+    kinds, places = np.full(len(flat), CONVERTED), np.zeros(len(flat), np.int64)
     for start in range(0, flat[0].numel(), BLOCK):
-        rows = torch.stack([tensor[start : start + BLOCK].to(torch.float64) for tensor in flat])
-        rows -= rows[0].clone()
-        total += (rows @ rows.T).cpu().numpy()
+        rows = torch.stack([tensor[start : start + BLOCK].to(torch.float32) for tensor in flat]).cpu().numpy()
+        unread, counts = np.zeros(0, np.uint8), np.zeros(BINS + 3, np.int64)
+        block = scanner.scan(unread, rows, kinds, places, rows.shape[1], counts)
+        total += math.nan if block is None else block
     return total
 
 
@@ -179,6 +199,8 @@ def config_problems(config: object) -> list[str]:
     problems = []
     for place, section, of_model in _parameter_sections(config):
         for name, value in section.items():
+            if name == "max_expected_error":
+                continue  # the method refuses it, with the reason
             if name == "step" and not of_model:
                 problems.append(
                     f"{place}.step: a step belongs to a model; write it under models[].parameters"
@@ -244,11 +266,23 @@ def _target_step(value: object) -> float:
     return int(number) if number.is_integer() else number
 
 
-def _damping(value: object) -> float:
+def _damping(value: object) -> float | str:
     number = _number(value)
+    if value == "auto":
+        return "auto"
     if number is None or not 0.0 <= number <= 1.0:
-        raise MethodError(f"damping must be a number from 0 (persistence) to 1 (no damping), not {value!r}")
+        raise MethodError(
+            f"damping must be a number from 0 (persistence) to 1 (no damping), or auto, not {value!r}"
+        )
     return number
+
+
+def _no_limit(value: object) -> None:
+    if value is not None:
+        raise MethodError(
+            "max_expected_error: mergekit goes tensor by tensor, and what error to expect takes a scan "
+            "of all; run this config with `hubextrap merge`, or leave it out"
+        )
 
 
 def _own_value(method: str, parameter: Parameter) -> Callable[[object], object]:

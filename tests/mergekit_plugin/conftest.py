@@ -49,12 +49,18 @@ def config_of() -> Callable[..., Config]:
     return build
 
 
-def weights_in(folder: Path) -> Weights:
+def read_weights(folder: Path) -> Weights:
     return {
         name: tensor
         for file in sorted(folder.glob("*.safetensors"))
         for name, tensor in load_file(file).items()
     }
+
+
+@pytest.fixture
+def weights_in() -> Callable[[Path], Weights]:
+    """All tensors of a folder."""
+    return read_weights
 
 
 @pytest.fixture
@@ -81,7 +87,7 @@ def through_mergekit(tmp_path: Path) -> Callable[..., Weights]:
             app, ["mergekit-yaml", str(path), str(out), "--quiet", *options], catch_exceptions=False
         )
         assert outcome.exit_code == 0, outcome.output
-        return weights_in(out)
+        return read_weights(out)
 
     return run
 
@@ -95,7 +101,7 @@ def natively(tmp_path: Path) -> Callable[..., Weights]:
         path = tmp_path / "native.yaml"
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         hubextrap.merge(hubextrap.load_recipe(path), out=out)
-        return weights_in(out)
+        return read_weights(out)
 
     return run
 

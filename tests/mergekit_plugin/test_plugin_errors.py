@@ -49,13 +49,17 @@ def shared(**parameters: object) -> Change:
         (shared(target_step=20), "target step 20 is before the last observed step 30; choose a later target"),
         (
             shared(damping=2),
-            "damping must be a number from 0 (persistence) to 1 (no damping), not 2",
+            "damping must be a number from 0 (persistence) to 1 (no damping), or auto, not 2",
+        ),
+        (
+            shared(max_expected_error=0.5),
+            "max_expected_error: mergekit goes tensor by tensor, and what error to expect takes a scan",
         ),
         (
             shared(base_step=12),
             "weight: two_point: base_step 12 is not an observed step before the last one (30); choose one of",
         ),
-        (shared(base_step=12.5), "two_point: base_step must be a whole number or null"),
+        (shared(base_step=12.5), "two_point: base_step must be a whole number"),
     ],
 )
 def test_one_thing_wrong(
