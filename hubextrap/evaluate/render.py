@@ -1,17 +1,17 @@
-"""Tables as text: for the terminal, for Markdown, and the plain sentence when a prediction is worse."""
+"""Tables as text: for the terminal, for Markdown, and in plain sentences whether a prediction is better."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
-from hubextrap.evaluate.table import LAST, PREDICTION, EvaluationTable, Row
+from hubextrap.evaluate.table import LAST, PREDICTION, Difference, EvaluationTable, Row, Score
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 FIGURES_ABREAST = 2
-"""So many fit a terminal of 100 columns beside the checkpoints; more go into tables below."""
+"""So many fit a terminal of 100 columns beside the checkpoints, and half as many with their differences."""
 
 
 def format_figure(value: float, stderr: float | None = None, *, signed: bool = False) -> str:
@@ -20,25 +20,47 @@ def format_figure(value: float, stderr: float | None = None, *, signed: bool = F
     return text if stderr is None or not math.isfinite(stderr) else f"{text} ± {stderr:.3f}"
 
 
+def format_difference(difference: Difference) -> str:
+    """``+0.154 [+0.121, +0.189] better``, or that there is no interval."""
+    text = format_figure(difference.value, signed=True)
+    if difference.interval is None:
+        return f"{text} (no interval)"
+    low, high = (format_figure(bound, signed=True) for bound in difference.interval)
+    return f"{text} [{low}, {high}] {difference.verdict}"
+
+
 def verdicts(table: EvaluationTable) -> tuple[str, ...]:
-    """A sentence for every figure in which a prediction is worse than the last observed checkpoint."""
-    sentences: list[str] = []
+    """A sentence for every figure of every prediction: what it is beside the last observed checkpoint."""
     if table.last is None:
         return ()
-    for row in table.rows:
-        if not row.label.startswith(PREDICTION):
-            continue
-        for key in table.keys:
-            ours, theirs, difference = row.score(key), table.last.score(key), table.difference(row, key)
-            if ours is None or theirs is None or difference is None or not difference.is_worse:
-                continue
-            change = format_figure(difference.value, difference.stderr, signed=True)
-            noise = ", within the noise of this evaluation" if difference.within_noise else ""
-            sentences.append(
-                f"The {row.label} is worse than the last observed checkpoint on {ours.title}: "
-                f"{format_figure(ours.value)} against {format_figure(theirs.value)} ({change}){noise}."
-            )
-    return tuple(sentences)
+    return tuple(
+        _sentence(row.label, ours, theirs, difference)
+        for row in table.rows
+        if row.label.startswith(PREDICTION)
+        for key in table.keys
+        if (ours := row.score(key)) is not None
+        and (theirs := table.last.score(key)) is not None
+        and (difference := table.difference(row, key)) is not None
+    )
+
+
+def _sentence(label: str, ours: Score, theirs: Score, difference: Difference) -> str:
+    change = format_figure(difference.value, signed=True)
+    if difference.interval is not None:
+        low, high = (format_figure(bound, signed=True) for bound in difference.interval)
+        change += f", 95 % interval {low} to {high}"
+    figures = f"{ours.title}: {format_figure(ours.value)} against {format_figure(theirs.value)} ({change})"
+    last = "the last observed checkpoint"
+    if difference.verdict is None:
+        return (
+            f"The {label} beside {last} on {figures}; the figure is no mean over problems, so nothing here "
+            "says whether that is chance."
+        )
+    if difference.verdict == "no difference seen":
+        return f"No difference seen between the {label} and {last} on {figures}."
+    if difference.verdict == "different":
+        return f"The {label} differs from {last} on {figures}."
+    return f"The {label} is {difference.verdict} than {last} on {figures}."
 
 
 def to_markdown(table: EvaluationTable) -> str:
@@ -56,8 +78,9 @@ def to_rich(table: EvaluationTable) -> RenderableType:
     from rich.text import Text
 
     parts: list[RenderableType] = []
-    for start in range(0, len(table.keys), FIGURES_ABREAST):
-        keys = table.keys[start : start + FIGURES_ABREAST]
+    abreast = FIGURES_ABREAST if table.last is None else FIGURES_ABREAST // 2
+    for start in range(0, len(table.keys), abreast):
+        keys = table.keys[start : start + abreast]
         grid = Table(header_style="bold")
         for number, title in enumerate(header := _header(table, keys)):
             is_text = number in (0, len(header) - 1)
@@ -85,5 +108,5 @@ def _cells(table: EvaluationTable, row: Row, keys: tuple[tuple[str, str, str], .
         score, difference = row.score(key), table.difference(row, key)
         cells.append("" if score is None else format_figure(score.value, score.stderr))
         if table.last is not None:
-            cells.append("" if difference is None else format_figure(difference.value, signed=True))
+            cells.append("" if difference is None else format_difference(difference))
     return [*cells, row.place]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 from collections import Counter
 from importlib.metadata import version
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import EvaluationError
 from hubextrap.evaluate.quiet import quiet_libraries, quiet_lm_eval
-from hubextrap.evaluate.table import EvaluationTable, Row, Score, Settings, TaskRecord
+from hubextrap.evaluate.scores import records_of, scores_of
+from hubextrap.evaluate.table import EvaluationTable, Row, Settings
 from hubextrap.evaluate.tasks import load_tasks
 from hubextrap.hub_access import reason
 from hubextrap.progress import SilentProgress
@@ -104,7 +104,7 @@ def evaluate(
         device=device,
         dtype=dtype,
         versions={package: version(package) for package in _PACKAGES},
-        tasks=_records(found),
+        tasks=records_of(found),
     )
     return EvaluationTable(settings=settings, rows=tuple(rows), notes=_notes(limit, defaults))
 
@@ -140,7 +140,7 @@ def _simple_evaluate(model: CheckpointModel, what: str, **settings: Any) -> dict
 
     try:
         with quiet_lm_eval():
-            results: dict[str, Any] = simple_evaluate(model, log_samples=False, **settings)
+            results: dict[str, Any] = simple_evaluate(model, log_samples=True, **settings)
     except OutOfMemoryError as error:
         raise EvaluationError(
             f"{what}: out of memory on {settings['device']}; choose a smaller --batch-size"
@@ -156,53 +156,8 @@ def _row(label: str, checkpoint: Checkpoint, found: Mapping[str, Any]) -> Row:
         step=checkpoint.step if checkpoint.step >= 0 else None,
         reference=checkpoint.name,
         commit=checkpoint.commit,
-        scores=tuple(
-            score
-            for task, figures in found["results"].items()
-            for score in _scores(task, figures, found["higher_is_better"].get(task) or {})
-        ),
+        scores=scores_of(found),
     )
-
-
-def _scores(
-    task: str, figures: Mapping[str, Any], higher_is_better: Mapping[str, bool | None]
-) -> list[Score]:
-    """The figures of one task; lm-eval keys them ``metric,filter`` beside ``metric_stderr,filter``."""
-    scores = []
-    for key, value in figures.items():
-        metric, comma, filter_name = key.partition(",")
-        if not comma or metric.endswith("_stderr"):
-            continue
-        stderr = figures.get(f"{metric}_stderr,{filter_name}")
-        scores.append(
-            Score(
-                task=task,
-                metric=metric,
-                filter=filter_name,
-                value=float(value),
-                stderr=None if stderr in (None, "N/A") else float(stderr),
-                higher_is_better=higher_is_better.get(metric),
-            )
-        )
-    return scores
-
-
-def _records(found: Mapping[str, Any]) -> dict[str, TaskRecord]:
-    return {
-        task: TaskRecord(
-            version=str(found["versions"].get(task)),
-            sha256=_sha256(found["configs"][task]),
-            num_fewshot=found["n-shot"].get(task) or 0,
-            documents=samples["effective"],
-        )
-        for task, samples in found["n-samples"].items()
-    }
-
-
-def _sha256(config: Mapping[str, Any]) -> str:
-    metadata = {key: value for key, value in (config.get("metadata") or {}).items() if key != "config_source"}
-    text = json.dumps({**config, "metadata": metadata}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _notes(limit: int | None, defaults: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer, field_validator
 
 from hubextrap.errors import EvaluationError, OutputError
 
@@ -17,6 +17,9 @@ LAST = "last"
 BASE = "base"
 TARGET = "target"
 """Label of the real checkpoint at the step that was predicted."""
+
+Verdict = Literal["better", "worse", "different", "no difference seen"]
+"""``different`` is one that is more than chance, in a figure of unknown direction."""
 
 
 class _Part(BaseModel):
@@ -34,7 +37,20 @@ class Score(_Part):
     stderr: float | None
     """None where lm-eval gives none."""
     higher_is_better: bool | None
-    """None where the task does not say; such a figure is never judged."""
+    """None where the task does not say; such a figure is never called better or worse."""
+    problems: tuple[float, ...] | None = None
+    """What each problem contributed, in the task's order; None where the figure is not their mean."""
+
+    @field_serializer("problems", when_used="json")
+    def _as_text(self, problems: tuple[float, ...] | None) -> str | None:
+        if problems is None:
+            return None
+        return " ".join(repr(int(value) if value.is_integer() else value) for value in problems)
+
+    @field_validator("problems", mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        return tuple(map(float, value.split())) if isinstance(value, str) else value
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -76,6 +92,16 @@ class TaskRecord(_Part):
     """Of the task's whole configuration: prompt, filters, metrics, generation settings, scoring code."""
     num_fewshot: int
     documents: int
+    problems_sha256: str | None = None
+    """Of all problems and answers in their order; where it agrees, problems can be compared one by one."""
+    dataset: str | None = None
+    """On the Hub; None where it is a file of the user's."""
+    dataset_config: str | None = None
+    split: str | None = None
+    repeats: int = 1
+    """Answers a problem."""
+    generation: dict[str, Any] = {}
+    """How answers are generated, as lm-eval has it."""
 
 
 class Settings(_Part):
@@ -97,13 +123,10 @@ class Difference(_Part):
     """A figure minus that of the last observed checkpoint."""
 
     value: float
-    stderr: float | None
-    """Of two independent samples; as both answer the same questions, the true one is smaller as a rule."""
-    is_worse: bool
-
-    @property
-    def within_noise(self) -> bool:
-        return self.stderr is not None and abs(self.value) < 2 * self.stderr
+    interval: tuple[float, float] | None
+    """95 %, by a paired bootstrap over the problems; None where the figure is no mean over problems."""
+    verdict: Verdict | None
+    """None without an interval."""
 
 
 class EvaluationTable(_Part):
@@ -132,13 +155,15 @@ class EvaluationTable(_Part):
         ours, theirs = row.score(key), self.last.score(key)
         if ours is None or theirs is None:
             return None
-        value = ours.value - theirs.value
-        known = ours.stderr is not None and theirs.stderr is not None
+        interval = None
+        if ours.problems and theirs.problems and len(ours.problems) == len(theirs.problems):
+            from hubextrap.evaluate.paired import paired_interval
+
+            interval = paired_interval(ours.problems, theirs.problems)
         return Difference(
-            value=value,
-            stderr=math.hypot(ours.stderr or 0, theirs.stderr or 0) if known else None,
-            is_worse=ours.higher_is_better is not None
-            and (value < 0 if ours.higher_is_better else value > 0),
+            value=ours.value - theirs.value,
+            interval=interval,
+            verdict=None if interval is None else _verdict(interval, ours.higher_is_better),
         )
 
     def save(self, path: Path) -> None:
@@ -176,6 +201,15 @@ class EvaluationTable(_Part):
                 f"{path}: not a results file of `hubextrap eval`: {field}: {problem['msg']}; "
                 "run the evaluation again"
             ) from error
+
+
+def _verdict(interval: tuple[float, float], higher_is_better: bool | None) -> Verdict:
+    low, high = interval
+    if low <= 0 <= high:
+        return "no difference seen"
+    if higher_is_better is None:
+        return "different"
+    return "better" if (low > 0) == higher_is_better else "worse"
 
 
 def check_writable(path: Path) -> None:

@@ -42,11 +42,23 @@ def score(
     stderr: float | None = 0.01,
     key: tuple[str, str, str] = ACCURACY,
     higher: bool | None = True,
+    problems: tuple[float, ...] | None = None,
 ) -> Score:
     task, metric, filter_name = key
     return Score(
-        task=task, metric=metric, filter=filter_name, value=value, stderr=stderr, higher_is_better=higher
+        task=task,
+        metric=metric,
+        filter=filter_name,
+        value=value,
+        stderr=stderr,
+        higher_is_better=higher,
+        problems=problems,
     )
+
+
+def answered(right: int, of: int = 500, key: tuple[str, str, str] = ACCURACY) -> Score:
+    """A figure of which the first ``right`` problems were answered right."""
+    return score(right / of, problems=(1.0,) * right + (0.0,) * (of - right), key=key)
 
 
 def row(label: str, *scores: Score, step: int | None = 200) -> Row:
@@ -73,69 +85,93 @@ def test_figures_are_written_in_one_way() -> None:
 
 
 def test_difference_to_the_last_observed_checkpoint() -> None:
-    ours = row("prediction", score(0.9, 0.03))
-    evaluation = table(ours, row("last", score(0.8, 0.04)))
+    ours = row("prediction", answered(450))
+    evaluation = table(ours, row("last", answered(400)))
     difference = evaluation.difference(ours, ACCURACY)
     assert difference is not None
     assert difference.value == pytest.approx(0.1)
-    assert difference.stderr == pytest.approx(0.05)
-    assert not difference.is_worse
+    assert difference.interval is not None
+    assert 0.07 < difference.interval[0] < 0.1 < difference.interval[1] < 0.13
+    assert difference.verdict == "better"
     assert evaluation.difference(evaluation.rows[1], ACCURACY) is None
     assert evaluation.difference(ours, PERPLEXITY) is None
     assert table(ours).difference(ours, ACCURACY) is None
 
 
-def test_no_stderr_is_no_stderr() -> None:
-    ours = row("prediction", score(0.7, None))
-    evaluation = table(ours, row("last", score(0.8, 0.04)))
+def test_without_problems_there_is_no_interval_and_no_verdict() -> None:
+    ours = row("prediction", score(0.7))
+    evaluation = table(ours, row("last", answered(400)))
     difference = evaluation.difference(ours, ACCURACY)
     assert difference is not None
-    assert difference.stderr is None
-    assert not difference.within_noise
+    assert difference.interval is None
+    assert difference.verdict is None
     (sentence,) = verdicts(evaluation)
-    assert sentence.endswith("on radd exact_match: 0.700 against 0.800 (-0.100).")
+    assert sentence == (
+        "The prediction beside the last observed checkpoint on radd exact_match: 0.700 against 0.800 "
+        "(-0.100); the figure is no mean over problems, so nothing here says whether that is chance."
+    )
+    assert "| -0.100 (no interval) |" in to_markdown(evaluation)
+
+
+ON = "the last observed checkpoint on radd exact_match:"
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"),
+    ("right", "sentence"),
     [
-        (0.37, "0.370 against 0.828 (-0.458 ± 0.014)."),
-        (0.82, "0.820 against 0.828 (-0.008 ± 0.014), within the noise of this evaluation."),
-        (0.828, None),
-        (0.9, None),
+        (185, f"The prediction is worse than {ON} 0.370 against 0.828 (-0.458, 95 % interval "),
+        (412, f"No difference seen between the prediction and {ON} 0.824 against 0.828 (-0.004, 95 % int"),
+        (450, f"The prediction is better than {ON} 0.900 against 0.828 (+0.072, 95 % interval "),
     ],
 )
-def test_a_worse_prediction_is_said_in_a_sentence(value: float, expected: str | None) -> None:
-    evaluation = table(row("prediction", score(value)), row("last", score(0.828)), row("base", score(0.1)))
-    start = "The prediction is worse than the last observed checkpoint on radd exact_match: "
-    assert verdicts(evaluation) == ((start + expected,) if expected else ())
+def test_a_verdict_is_said_in_a_sentence(right: int, sentence: str) -> None:
+    evaluation = table(
+        row("prediction", answered(right)), row("last", answered(414)), row("base", answered(50))
+    )
+    (said,) = verdicts(evaluation)
+    assert said.startswith(sentence)
     for text in (to_markdown(evaluation), " ".join(as_text(evaluation).split())):
-        assert ("worse" in text) == (expected is not None)
+        assert said in text
+    assert " worse |" in to_markdown(evaluation)  # the row of the base has a verdict too
 
 
 def test_where_lower_is_better_more_is_worse() -> None:
+    high, low = (1.0,) * 40, (0.0,) * 40
     evaluation = table(
-        row("prediction", score(12.0, None, PERPLEXITY, False)),
-        row("last", score(11.0, None, PERPLEXITY, False)),
+        row("prediction", score(1.0, None, PERPLEXITY, False, high)),
+        row("last", score(0.0, None, PERPLEXITY, False, low)),
     )
-    assert len(verdicts(evaluation)) == 1
+    assert verdicts(evaluation)[0].startswith("The prediction is worse")
     assert "text word_perplexity (lower is better)" in to_markdown(evaluation)
 
 
 def test_a_figure_of_unknown_direction_is_not_judged() -> None:
-    evaluation = table(row("prediction", score(0.1, higher=None)), row("last", score(0.9, higher=None)))
-    assert verdicts(evaluation) == ()
+    high, low = (1.0,) * 40, (0.0,) * 40
+    evaluation = table(
+        row("prediction", score(1.0, higher=None, problems=high)),
+        row("last", score(0.0, higher=None, problems=low)),
+    )
+    (sentence,) = verdicts(evaluation)
+    assert sentence.startswith(
+        "The prediction differs from the last observed checkpoint on radd exact_match: "
+    )
 
 
 def test_markdown() -> None:
     evaluation = table(
-        row("prediction", score(0.982, 0.006), step=400), row("last", score(0.828, None)), notes=("A note.",)
+        row("prediction", score(0.75, 0.006, problems=(1, 1, 1, 0)), step=400),
+        row("last", score(0.5, None, problems=(1, 0, 1, 0))),
+        notes=("A note.",),
     )
     assert to_markdown(evaluation) == (
         "| checkpoint | step | radd exact_match | vs last | reference |\n"
         "|---|--:|--:|--:|---|\n"
-        "| prediction | 400 | 0.982 ± 0.006 | +0.154 | me/run@prediction (01234567) |\n"
-        "| last | 200 | 0.828 |  | me/run@last (01234567) |\n"
+        "| prediction | 400 | 0.750 ± 0.006 | +0.250 [-0.667, +0.833] no difference seen "
+        "| me/run@prediction (01234567) |\n"
+        "| last | 200 | 0.500 |  | me/run@last (01234567) |\n"
+        "\n"
+        "No difference seen between the prediction and the last observed checkpoint on radd exact_match: "
+        "0.750 against 0.500 (+0.250, 95 % interval -0.667 to +0.833).\n"
         "\n"
         "A note.\n"
     )
@@ -163,11 +199,20 @@ def test_figures_with_a_filter_name_it() -> None:
 
 def test_saved_tables_come_back_as_they_were(tmp_path: Path) -> None:
     evaluation = table(
-        row("prediction", score(1 / 3, 0.01), score(math.inf, None, PERPLEXITY, False)), notes=("A note.",)
+        row("prediction", score(1 / 3, problems=(1.0, 0.0, 0.0)), score(math.inf, None, PERPLEXITY, False)),
+        notes=("A note.",),
     )
     evaluation.save(tmp_path / "results.json")
     assert EvaluationTable.load(tmp_path / "results.json") == evaluation
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+    assert '"problems": "1 0 0"' in (tmp_path / "results.json").read_text()
+
+
+def test_problems_are_kept_to_the_last_digit_in_one_line() -> None:
+    kept = score(0.5, problems=(1.0, 0.0, 1 / 3, 0.1 + 0.2, 2e-300, -7.0))
+    text = kept.model_dump_json()
+    assert '"1 0 0.3333333333333333 0.30000000000000004 2e-300 -7"' in text
+    assert Score.model_validate_json(text) == kept
 
 
 def test_loading_something_else_names_file_and_field(tmp_path: Path) -> None:
