@@ -12,6 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "hubextrap"
 LEVELS = (
     ("cli", "__main__"),
+    ("lm_eval_plugin",),
     ("api",),
     ("evaluate", "mergekit_plugin"),
     ("logits",),

@@ -7,20 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.api.merging import Prediction, merge
+from hubextrap.api.mixing import check_mixed_run, mixed_rows, real_checkpoint
 from hubextrap.api.planning import check_destinations, recipe_push_targets
-from hubextrap.errors import RecipeError, StepError
+from hubextrap.errors import RecipeError
 from hubextrap.evaluate import check_judgeable, check_writable, compared_checkpoints, evaluate
 from hubextrap.evaluate.table import PREDICTION
 from hubextrap.evaluate.tasks import load_tasks
 from hubextrap.hub import PushResult, PushTarget, push_folder
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.trajectory import find_recipe_trajectory, find_trajectory
+from hubextrap.trajectory import find_recipe_trajectory
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hubextrap.api.prepare import Settings
     from hubextrap.evaluate import EvaluationTable
+    from hubextrap.logits import Mixture
     from hubextrap.recipe import EvaluateSection, Recipe
-    from hubextrap.trajectory import Trajectory
+    from hubextrap.trajectory import Checkpoint, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ class RunResult:
 
     predictions: tuple[Prediction, ...]
     tables: tuple[EvaluationTable, ...]
-    """One a prediction; empty when the recipe asks for no evaluation."""
+    """One a target step; empty when the recipe asks for no evaluation."""
 
 
 def push(folder: Path | str, target: PushTarget | str, *, progress: Progress | None = None) -> PushResult:
@@ -54,7 +58,7 @@ def run(
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
-    """Merge, push and evaluate as the recipe says.
+    """Merge, push and evaluate as the recipe says; with ``space: logits``, evaluate the mixture.
 
     Tasks and destinations are checked before the merge begins, so that a typing error does not cost one.
 
@@ -67,8 +71,11 @@ def run(
     """
     progress = progress or SilentProgress()
     targets = recipe_push_targets(recipe)
-    check_destinations(recipe, out is not None, targets)
     section = recipe.evaluate
+    if recipe.space == "logits":
+        check_mixed_run(recipe, out)
+    else:
+        check_destinations(recipe, out is not None, targets)
     if output is not None:
         if section is None:
             raise RecipeError(
@@ -77,6 +84,8 @@ def run(
         check_writable(output)
     if section is not None:
         load_tasks(section.tasks, _include_path(section))
+        if recipe.space == "logits":
+            return _run_mixed(recipe, section, output, progress)
     merged = merge(recipe, out=out, push=targets, settings=settings, progress=progress)
     if section is None:
         return RunResult(merged.predictions, ())
@@ -84,9 +93,7 @@ def run(
     tables = []
     for prediction in merged.predictions:
         table = _evaluate(prediction, recipe, section, trajectory, progress)
-        if output is not None:
-            several = len(merged.predictions) > 1
-            table.save(output.with_suffix(f".step_{prediction.step}.json") if several else output)
+        _save(table, output, prediction.step, recipe)
         tables.append(table)
     return RunResult(merged.predictions, tuple(tables))
 
@@ -115,8 +122,15 @@ def _evaluate(
         for entry in section.against
         if (found := _named(entry, recipe, trajectory, prediction.step, progress)) is not None
     ]
+    rows = compared_checkpoints([_reference(prediction)], against, progress=progress)
+    return _measured(rows, section, progress)
+
+
+def _measured(
+    rows: Sequence[tuple[str, Checkpoint | Mixture]], section: EvaluateSection, progress: Progress
+) -> EvaluationTable:
     return evaluate(
-        compared_checkpoints([_reference(prediction)], against, progress=progress),
+        rows,
         section.tasks,
         include_path=_include_path(section),
         limit=section.limit,
@@ -126,6 +140,23 @@ def _evaluate(
         apply_chat_template=section.apply_chat_template,
         progress=progress,
     )
+
+
+def _run_mixed(
+    recipe: Recipe, section: EvaluateSection, output: Path | None, progress: Progress
+) -> RunResult:
+    tables = []
+    for step in recipe.target_steps:
+        table = _measured(mixed_rows(recipe, section, step, progress), section, progress)
+        _save(table, output, step, recipe)
+        tables.append(table)
+    return RunResult((), tuple(tables))
+
+
+def _save(table: EvaluationTable, output: Path | None, step: int, recipe: Recipe) -> None:
+    if output is not None:
+        several = len(recipe.target_steps) > 1
+        table.save(output.with_suffix(f".step_{step}.json") if several else output)
 
 
 def _reference(prediction: Prediction) -> str:
@@ -144,21 +175,8 @@ def _named(
         return entry
     if entry != "target":
         return f"{entry}={(trajectory.last if entry == 'last' else trajectory.base).path}"
-    section = recipe.trajectory
-    try:
-        if section.repo is None:
-            raise StepError(f"step {target_step} is not in the recipe's list of checkpoints")
-        found = find_trajectory(
-            section.repo,
-            pattern=section.steps.pattern,
-            series=section.steps.series,
-            steps=[target_step],
-            step_scale=section.steps.scale,
-        )
-    except StepError as error:
-        progress.say(f"the real checkpoint is not compared: {error}")
-        return None
-    return f"target={found.last.path}"
+    real = real_checkpoint(recipe, target_step, progress)
+    return None if real is None else f"target={real.path}"
 
 
 def _include_path(section: EvaluateSection) -> list[Path]:

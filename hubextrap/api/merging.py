@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.api.fingerprint import merge_fingerprint
+from hubextrap.api.mixing import check_weights
 from hubextrap.api.output import check_output, check_scratch, target_folders, write_files
 from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.api.prepare import Prepared, Settings, prepare
@@ -89,6 +90,7 @@ def merge(
         HubExtrapError: see `prepare`; the output cannot be written, or the Hub did not take it.
     """
     progress = progress or SilentProgress()
+    check_weights(recipe)
     targets = list(push)
     if out is None and not targets:
         targets = recipe_push_targets(recipe)

@@ -12,7 +12,8 @@ from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 
 from hubextrap.errors import CheckpointError, EvaluationError
-from hubextrap.logits.loading import load_causal_lm, load_tokenizer
+from hubextrap.logits import ExtrapolatedForCausalLM, Mixture, load_tokenizer
+from hubextrap.logits.loading import load_causal_lm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,9 +73,15 @@ class _AnswerCount(CacheHook):  # type: ignore[misc]
 
 
 def load_checkpoint(
-    label: str, checkpoint: Checkpoint, *, device: str, dtype: str, batch_size: int, progress: Progress
+    label: str,
+    checkpoint: Checkpoint | Mixture,
+    *,
+    device: str,
+    dtype: str,
+    batch_size: int,
+    progress: Progress,
 ) -> CheckpointModel:
-    """Load a checkpoint from its pinned commit or its folder; no code from the Hub, no pickle.
+    """Load a checkpoint, or a mixture, from pinned commits or folders; no code from the Hub, no pickle.
 
     Args:
         device: as torch names it, e.g. ``cpu`` or ``cuda:0``.
@@ -84,8 +91,12 @@ def load_checkpoint(
         EvaluationError: transformers cannot load its model or its tokenizer, or it does not fit the device.
     """
     try:
-        tokenizer = load_tokenizer(checkpoint)
-        model: Any = load_causal_lm(checkpoint, dtype=dtype, device=device)
+        if isinstance(checkpoint, Mixture):
+            model: Any = ExtrapolatedForCausalLM.from_mixture(checkpoint, dtype=dtype, device=device)
+            tokenizer = model.tokenizer
+        else:
+            tokenizer = load_tokenizer(checkpoint)
+            model = load_causal_lm(checkpoint, dtype=dtype, device=device)
     except CheckpointError as error:
         raise EvaluationError(str(error)) from error
     # a checkpoint's own max_new_tokens would come before the task's max_gen_toks

@@ -15,6 +15,7 @@ from hubextrap.evaluate.scores import records_of, scores_of
 from hubextrap.evaluate.table import EvaluationTable, Row, Settings
 from hubextrap.evaluate.tasks import load_tasks
 from hubextrap.hub_access import reason
+from hubextrap.logits import Mixture
 from hubextrap.progress import SilentProgress
 from hubextrap.trajectory import Checkpoint, resolve_checkpoint
 
@@ -29,7 +30,7 @@ _PACKAGES = ("hubextrap", "lm_eval", "torch", "transformers")
 
 
 def evaluate(
-    references: Sequence[tuple[str, Checkpoint | str]],
+    references: Sequence[tuple[str, Checkpoint | Mixture | str]],
     tasks: Sequence[str],
     *,
     include_path: Sequence[Path] = (),
@@ -47,8 +48,8 @@ def evaluate(
     What can be wrong without a model is checked first: lm-eval, tasks and their data, references.
 
     Args:
-        references: (label, checkpoint or reference). The row ``last`` is what all others are compared with,
-            rows whose label starts with ``prediction`` are judged; other labels are free.
+        references: (label, checkpoint, mixture of logits, or reference). The row ``last`` is what all others
+            are compared with, rows whose label starts with ``prediction`` are judged; other labels are free.
         tasks: lm-eval tasks, groups or tags.
         include_path: folders with task files of the user's own.
         limit: only the first so many documents of each task.
@@ -106,7 +107,8 @@ def evaluate(
         versions={package: version(package) for package in _PACKAGES},
         tasks=records_of(found),
     )
-    return EvaluationTable(settings=settings, rows=tuple(rows), notes=_notes(limit, defaults))
+    mixed = [(label, item) for label, item in checkpoints if isinstance(item, Mixture)]
+    return EvaluationTable(settings=settings, rows=tuple(rows), notes=_notes(limit, defaults, mixed))
 
 
 def _check_labels(labels: Sequence[str]) -> None:
@@ -125,7 +127,7 @@ def _device(device: str) -> str:
 
 
 def _load(
-    label: str, checkpoint: Checkpoint, device: str, dtype: str, batch_size: int, progress: Progress
+    label: str, checkpoint: Checkpoint | Mixture, device: str, dtype: str, batch_size: int, progress: Progress
 ) -> CheckpointModel:
     from hubextrap.evaluate.model import load_checkpoint
 
@@ -150,18 +152,24 @@ def _simple_evaluate(model: CheckpointModel, what: str, **settings: Any) -> dict
     return results
 
 
-def _row(label: str, checkpoint: Checkpoint, found: Mapping[str, Any]) -> Row:
+def _row(label: str, checkpoint: Checkpoint | Mixture, found: Mapping[str, Any]) -> Row:
+    if isinstance(checkpoint, Mixture):
+        step, commit = checkpoint.target_step, None
+    else:
+        step, commit = checkpoint.step if checkpoint.step >= 0 else None, checkpoint.commit
     return Row(
         label=label,
-        step=checkpoint.step if checkpoint.step >= 0 else None,
+        step=step,
         reference=checkpoint.name,
-        commit=checkpoint.commit,
+        commit=commit,
         scores=scores_of(found),
     )
 
 
-def _notes(limit: int | None, defaults: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    notes = []
+def _notes(
+    limit: int | None, defaults: Mapping[str, Mapping[str, Any]], mixed: Sequence[tuple[str, Mixture]]
+) -> tuple[str, ...]:
+    notes = [f"The {label} mixes logits while decoding: {mixture.pinned_name}." for label, mixture in mixed]
     if limit is not None:
         notes.append(f"Only the first {limit} documents of each task were used: enough to try things out.")
     if len({json.dumps(values, sort_keys=True, default=str) for values in defaults.values()}) > 1:

@@ -5,13 +5,14 @@ Imports torch and transformers inside functions.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import CheckpointMismatch, UnsupportedCheckpoint
 from hubextrap.hub_access import reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,7 +34,10 @@ def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str =
 
     where, place = _place(checkpoint)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, use_safetensors=True, **place)
+        with _without_bars():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                where, dtype=dtype, use_safetensors=True, **place
+            )
         loaded: PreTrainedModel = model.to(device).eval()
     except Exception as error:  # transformers raises nearly anything
         raise UnsupportedCheckpoint(
@@ -107,6 +111,20 @@ def share_equal_parameters(model: PreTrainedModel, earlier: Iterable[PreTrainedM
             setattr(model.get_submodule(owner), leaf, same)
             freed[id(parameter)] = parameter.nbytes
     return sum(freed.values())
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Progress is reported in one way here, and transformers' bar is another."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:

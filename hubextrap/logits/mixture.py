@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import MethodError, RecipeError
-from hubextrap.methods import find_method
 from hubextrap.trajectory import UNKNOWN_STEP, find_recipe_trajectory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
-    from hubextrap.trajectory import Checkpoint
+    from hubextrap.trajectory import Checkpoint, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Mixture:
         return cls(tuple(pair[0] for pair in used), tuple(float(pair[1]) for pair in used), target_step)
 
     @property
-    def text(self) -> str:
+    def name(self) -> str:
         """In one line and without a path, e.g. ``logits -0.5 × step 0, 1.5 × step 200``."""
         return "logits " + ", ".join(
             f"{coefficient:.4g} × {_short(checkpoint)}"
@@ -53,11 +56,12 @@ class Mixture:
         )
 
     @property
-    def pinned_text(self) -> str:
-        """The same with what each checkpoint is and the commit it was read at."""
+    def pinned_name(self) -> str:
+        """The same in full: exact coefficients and commits, a local folder by its last part."""
         return ", ".join(
-            f"{coefficient!r} × {checkpoint.name}" + (f" ({checkpoint.commit})" if checkpoint.commit else "")
-            for checkpoint, coefficient in zip(self.checkpoints, self.coefficients, strict=True)
+            f"{coefficient!r} × "
+            + (f"{one.name} ({one.commit})" if one.repo is not None else PurePath(one.path).name)
+            for one, coefficient in zip(self.checkpoints, self.coefficients, strict=True)
         )
 
 
@@ -76,16 +80,23 @@ def check_sum(coefficients: Sequence[float]) -> None:
 
 
 def recipe_mixture(
-    recipe: Recipe, *, target_step: int | None = None, progress: Progress | None = None
+    recipe: Recipe,
+    *,
+    target_step: int | None = None,
+    trajectory: Trajectory | None = None,
+    gram_matrix: NDArray[np.float64] | None = None,
+    progress: Progress | None = None,
 ) -> Mixture:
     """What a recipe mixes for one of its target steps; its ``space`` is not asked.
 
     Args:
         target_step: one of the recipe's; may be left out where it has just one.
+        trajectory: the recipe's, where it was found before.
+        gram_matrix: (K, K), of all weights taken as one vector, for methods that read it.
 
     Raises:
         RecipeError: the recipe has rules by tensor, no such target step, or several and none is chosen.
-        MethodError: the method cannot serve these steps, or needs the Gram matrix of every tensor.
+        MethodError: the method cannot serve these steps, or needs a Gram matrix.
         TrajectoryError: the checkpoints cannot be found, pinned or put in order.
     """
     if recipe.parameters.tensors:
@@ -93,13 +104,14 @@ def recipe_mixture(
             "parameters.tensors: logits are mixed whole, with one set of coefficients; remove the rules"
         )
     target = _target(recipe, target_step)
-    if find_method(recipe.merge_method).needs_gram_matrix:
+    (rule,) = recipe.rules
+    if rule.needs_gram_matrix and gram_matrix is None:
         raise MethodError(
-            f"{recipe.merge_method} has coefficients of its own for each tensor, and logits have one set; "
-            "choose a method whose coefficients follow from the steps, e.g. two_point or least_squares"
+            f"{recipe.merge_method}: its coefficients follow from the weights, which have not been read; use "
+            "hubextrap.api.mixture, which reads them, or a method of the steps alone, e.g. two_point"
         )
-    trajectory = find_recipe_trajectory(recipe, progress)
-    (row,) = recipe.rules[-1].coefficients(trajectory.steps, [target])
+    trajectory = trajectory or find_recipe_trajectory(recipe, progress)
+    (row,) = rule.coefficients(trajectory.steps, [target], gram_matrix)
     return Mixture.of(trajectory.checkpoints, row.tolist(), target)
 
 
@@ -117,4 +129,4 @@ def _target(recipe: Recipe, target_step: int | None) -> int:
 def _short(checkpoint: Checkpoint) -> str:
     if checkpoint.step != UNKNOWN_STEP:
         return f"step {checkpoint.step}"
-    return checkpoint.name.rpartition("/")[2]
+    return PurePath(checkpoint.name).name

@@ -134,7 +134,7 @@ class ExtrapolatedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore
                 loaded.advance(1)
         mixed = cls(models, mixture.coefficients)
         mixed.mixture, mixed.tokenizer = mixture, tokenizer
-        mixed.config._name_or_path = mixed.name_or_path = mixture.text
+        mixed.config._name_or_path = mixed.name_or_path = mixture.name
         return mixed
 
     @classmethod

@@ -236,6 +236,8 @@ class Recipe(RecipeSection):
             raise ValueError(
                 "parameters.tensors goes with space: weights; logits have one set of coefficients"
             )
+        if self.parameters.max_expected_error is not None:
+            raise ValueError("parameters.max_expected_error goes with space: weights, whose error it limits")
         for key in ("push", "out_dtype"):
             if getattr(self, key) is not None:
                 raise ValueError(

@@ -1,0 +1,122 @@
+"""`run` for a recipe with ``space: logits``: what stands beside the mixture in an evaluation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hubextrap.api.scanning import scan
+from hubextrap.errors import RecipeError, StepError
+from hubextrap.evaluate import compared_checkpoints
+from hubextrap.evaluate.table import BASE, LAST, PREDICTION, TARGET
+from hubextrap.logits import Mixture, recipe_mixture
+from hubextrap.progress import SilentProgress
+from hubextrap.trajectory import find_recipe_trajectory, find_trajectory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hubextrap.progress import Progress
+    from hubextrap.recipe import EvaluateSection, Recipe
+    from hubextrap.trajectory import Checkpoint, Trajectory
+
+
+def check_weights(recipe: Recipe) -> None:
+    """Refuse to merge what is to be mixed while decoding.
+
+    Raises:
+        RecipeError: the recipe has ``space: logits``.
+    """
+    if recipe.space == "logits":
+        raise RecipeError(
+            "space: logits mixes outputs while decoding, so there are no weights to merge; `hubextrap run` "
+            "evaluates the mixture, `hubextrap generate` completes prompts; for weights, remove the line"
+        )
+
+
+def check_mixed_run(recipe: Recipe, out: Path | str | None) -> None:
+    """Refuse a run of ``space: logits`` that would do nothing, or cannot do what it is asked for.
+
+    Raises:
+        RecipeError: it has no evaluate section, or an output folder is given.
+    """
+    if out is not None:
+        raise RecipeError("--out: with space: logits there are no weights to write; leave it out")
+    if recipe.evaluate is None:
+        raise RecipeError(
+            "space: logits writes no model, so a run is its evaluation; add an evaluate section, or complete "
+            "prompts with `hubextrap generate`"
+        )
+
+
+def mixture(
+    recipe: Recipe,
+    *,
+    target_step: int | None = None,
+    trajectory: Trajectory | None = None,
+    progress: Progress | None = None,
+) -> Mixture:
+    """What a recipe mixes for one of its target steps; its ``space`` is not asked.
+
+    A method that reads the Gram matrix of each tensor gets that of the whole model, as logits have one set of
+    coefficients; every checkpoint is then read once.
+
+    Args:
+        target_step: one of the recipe's; may be left out where it has just one.
+        trajectory: the recipe's, where it was found before.
+
+    Raises:
+        HubExtrapError: see `hubextrap.logits.recipe_mixture` and `scan`.
+    """
+    progress = progress or SilentProgress()
+    trajectory = trajectory or find_recipe_trajectory(recipe, progress)
+    gram_matrix = None
+    if recipe.rules[-1].needs_gram_matrix and not recipe.parameters.tensors:
+        progress.say("reading every checkpoint once: the coefficients follow from the weights")
+        gram_matrix = scan(trajectory, progress=progress).gram_table.total()
+    return recipe_mixture(
+        recipe, target_step=target_step, trajectory=trajectory, gram_matrix=gram_matrix, progress=progress
+    )
+
+
+def mixed_rows(
+    recipe: Recipe, section: EvaluateSection, target_step: int, progress: Progress
+) -> list[tuple[str, Checkpoint | Mixture]]:
+    """The mixture for one target step, and what the recipe compares it with, labelled.
+
+    Raises:
+        HubExtrapError: see `mixture`; a reference of ``evaluate.against`` leads nowhere.
+    """
+    trajectory = find_recipe_trajectory(recipe, progress)
+    rows: dict[str, Checkpoint | Mixture] = {
+        PREDICTION: mixture(recipe, target_step=target_step, trajectory=trajectory, progress=progress)
+    }
+    for entry in section.against:
+        if entry == LAST:
+            rows[LAST] = trajectory.last
+        elif entry == BASE:
+            rows[BASE] = trajectory.base
+        elif entry == TARGET:
+            if (real := real_checkpoint(recipe, target_step, progress)) is not None:
+                rows[TARGET] = real
+        else:
+            rows.update(compared_checkpoints([], [entry], progress=progress))
+    return list(rows.items())
+
+
+def real_checkpoint(recipe: Recipe, target_step: int, progress: Progress) -> Checkpoint | None:
+    """The checkpoint that the run itself left at ``target_step``; None, with a word about it, without one."""
+    section = recipe.trajectory
+    try:
+        if section.repo is None:
+            raise StepError(f"step {target_step} is not in the recipe's list of checkpoints")
+        found = find_trajectory(
+            section.repo,
+            pattern=section.steps.pattern,
+            series=section.steps.series,
+            steps=[target_step],
+            step_scale=section.steps.scale,
+        )
+    except StepError as error:
+        progress.say(f"the real checkpoint is not compared: {error}")
+        return None
+    return found.last

@@ -1,0 +1,65 @@
+"""`hubextrap generate`: complete prompts with a mixture of logits, as the pieces come."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+
+def generate(
+    recipe: Path = typer.Argument(..., metavar="RECIPE", help="A recipe with space: logits."),
+    prompt: list[str] = typer.Argument(None, metavar="[PROMPT...]", help="Prompts to complete."),
+    prompts: Path | None = typer.Option(
+        None, "--prompts", metavar="FILE", help="A text file with a prompt a line; - is stdin."
+    ),
+    target_step: int | None = typer.Option(None, min=0, help="Which, where the recipe has several."),
+    max_new_tokens: int = typer.Option(256, min=1, help="Tokens a completion may have."),
+    temperature: float = typer.Option(0.0, min=0.0, help="0 takes the likeliest token, always."),
+    top_p: float = typer.Option(1.0, min=0.0, max=1.0, help="Draw from the likeliest tokens of this share."),
+    top_k: int = typer.Option(0, min=0, help="Draw from so many of the likeliest tokens; 0: from all."),
+    seed: int = typer.Option(0, min=0, help="Set anew for each prompt."),
+    chat_template: bool = typer.Option(False, "--apply-chat-template", help="Wrap each prompt in it."),
+    device: str = typer.Option("auto", help="cpu, cuda, cuda:1, …; auto takes a GPU where there is one."),
+    dtype: str = typer.Option("auto", help="bfloat16, float32, …; auto is each checkpoint's own."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress."),
+    as_json: bool = typer.Option(False, "--json", help="Print prompts and completions as JSON, at the end."),
+) -> None:
+    """Complete prompts with the checkpoints' logits, mixed as the recipe says; nothing is written."""
+    from hubextrap import api
+    from hubextrap.cli.progress import open_progress
+    from hubextrap.logits.completing import Sampling
+    from hubextrap.recipe import load_recipe
+
+    asked = [*(prompt or []), *(_lines(prompts) if prompts else [])]
+    if not asked:
+        raise typer.BadParameter("give prompts, or a file of them with --prompts")
+
+    def show(text: str) -> None:
+        typer.echo(text, nl=False)
+
+    completions = api.complete(
+        load_recipe(recipe),
+        asked,
+        target_step=target_step,
+        sampling=Sampling(max_new_tokens, temperature, top_p, top_k, seed),
+        chat=chat_template,
+        device=device,
+        dtype=dtype,
+        on_prompt=None if as_json else show,
+        on_text=None if as_json else show,
+        on_end=None if as_json else typer.echo,
+        progress=open_progress(quiet),
+    )
+    if as_json:
+        pairs = zip(asked, completions, strict=True)
+        typer.echo(json.dumps([{"prompt": one, "completion": other} for one, other in pairs], indent=2))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = typer.get_text_stream("stdin").read() if str(path) == "-" else path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{path}: cannot be read as text ({type(error).__name__})") from error
+    return [line for line in text.splitlines() if line.strip()]

@@ -1,0 +1,150 @@
+"""lm-eval's model ``hubextrap``: a prediction that is made when it is loaded, of weights or of logits.
+
+Importing this module registers it; so do `hubextrap lm-eval`, and the entry point ``lm_eval.models`` with
+versions of lm-eval that read it (0.4.13 does not)::
+
+    hubextrap lm-eval run --tasks gsm8k --model hubextrap --model_args \\
+        trajectory=me/run,max_step=200,target_step=300,method=two_point,base_step=100,space=logits
+
+Imports torch, transformers and lm-eval's Hugging Face model (3-5 s).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import lm_eval.models  # noqa: F401 - registering before it is imported would hide lm-eval's own models
+import torch
+import yaml
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+
+from hubextrap import api
+from hubextrap.errors import RecipeError
+from hubextrap.evaluate.quiet import quiet_libraries
+from hubextrap.logits import ExtrapolatedForCausalLM, load_tokenizer
+from hubextrap.logits.loading import load_causal_lm
+from hubextrap.recipe import Recipe, load_recipe, parse_recipe
+from hubextrap.trajectory import resolve_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_STEP_KEYS = {
+    "pattern": "pattern",
+    "series": "series",
+    "min_step": "min",
+    "max_step": "max",
+    "steps": "only",
+    "step_scale": "scale",
+}
+"""Keys of model_args by the keys of a recipe's ``trajectory.steps``."""
+_MODEL_KEYS = (
+    "batch_size", "max_batch_size", "max_length", "truncation", "logits_cache", "softmax_dtype",
+    "mixed_precision_dtype", "add_bos_token", "prefix_token_id", "think_end_token", "enable_thinking",
+    "chat_template_args",
+)  # fmt: skip
+"""What lm-eval's own Hugging Face model takes beside a model that is loaded already."""
+
+
+@register_model("hubextrap")
+class HubextrapLM(HFLM):  # type: ignore[misc]
+    """A prediction as a model of lm-eval."""
+
+    def __init__(self, *, device: str | None = None, dtype: str = "auto", **arguments: Any) -> None:
+        """Predict, load, and hand the model to lm-eval.
+
+        Args:
+            device: as torch names it; the GPU if None. Without one, the CPU.
+            dtype: ``auto`` for the checkpoints' own, or as torch names it.
+            arguments: the prediction, and what lm-eval's Hugging Face model takes beside a loaded model.
+
+                - ``recipe``: a recipe file; with ``target_step`` where it has several, and ``space``.
+                - or ``trajectory`` (a reference), ``target_step``, ``method`` and its parameters,
+                  ``damping``, ``space`` (``weights``, the default, or ``logits``), ``base``, ``pattern``,
+                  ``series``, ``min_step``, ``max_step``, ``steps``, ``step_scale``, as in a recipe.
+
+        Raises:
+            RecipeError: an argument is missing, unknown or wrong.
+            HubExtrapError: see `hubextrap.api.merge` and `hubextrap.api.mixture`.
+        """
+        own = {key: arguments.pop(key) for key in _MODEL_KEYS if key in arguments}
+        recipe = _recipe(arguments)
+        if device is None or not torch.cuda.is_available():
+            # lm-eval asks for cuda:0 on its own accord, also where there is none
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        with quiet_libraries():
+            made = _mixed if recipe.space == "logits" else _merged
+            model, tokenizer, self._made_from = made(recipe, dtype, device)
+            # a checkpoint's own max_new_tokens would come before the task's max_gen_toks
+            model.generation_config.max_new_tokens = None
+            super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", **own)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes into its results beside the arguments."""
+        return {
+            "model_num_parameters": self.model.num_parameters(),
+            "model_dtype": str(self.model.dtype),
+            "model_made_from": self._made_from,
+        }
+
+
+def _recipe(arguments: dict[str, Any]) -> Recipe:
+    """The recipe that the arguments stand for, with one target step and nothing to push."""
+    if "recipe" in arguments:
+        known = ("recipe", "target_step", "space")
+        unknown = [key for key in arguments if key not in known]
+        if unknown:
+            raise RecipeError(
+                f"model_args: {', '.join(unknown)} cannot go with recipe; write it into the recipe, which "
+                f"goes with {', '.join(known[1:])} and lm-eval's own {', '.join(_MODEL_KEYS)}, device, dtype"
+            )
+        recipe = load_recipe(Path(str(arguments["recipe"])))
+        content = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"push", "evaluate"})
+        content |= {"space": arguments["space"]} if "space" in arguments else {}
+        steps = recipe.target_steps
+        target = arguments.get("target_step", steps[0] if len(steps) == 1 else None)
+        if target not in steps:
+            raise RecipeError(
+                f"model_args: target_step has to be one of the recipe's: {', '.join(map(str, steps))}"
+            )
+        content["parameters"]["target_step"] = target
+        return parse_recipe(yaml.safe_dump(content, sort_keys=False), str(arguments["recipe"]))
+    missing = [key for key in ("trajectory", "target_step", "method") if key not in arguments]
+    if missing:
+        raise RecipeError(
+            f"model_args: {', '.join(missing)} missing; e.g. trajectory=org/name,target_step=300,"
+            "method=two_point,space=logits, or recipe=FILE"
+        )
+    trajectory: dict[str, Any] = {"repo": str(arguments.pop("trajectory"))}
+    if "base" in arguments:
+        trajectory["base"] = arguments.pop("base")
+    steps_section = {name: arguments.pop(key) for key, name in _STEP_KEYS.items() if key in arguments}
+    content = {
+        "trajectory": trajectory | ({"steps": steps_section} if steps_section else {}),
+        "merge_method": arguments.pop("method"),
+        "space": arguments.pop("space", "weights"),
+        "parameters": arguments,  # all the rest; the recipe refuses what the method does not take
+    }
+    return parse_recipe(yaml.safe_dump(content, sort_keys=False), "model_args as a recipe")
+
+
+def _mixed(recipe: Recipe, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    mixture = api.mixture(recipe)
+    model = ExtrapolatedForCausalLM.from_mixture(mixture, dtype=dtype, device=device)
+    assert model.tokenizer is not None
+    return model, model.tokenizer, f"logits: {mixture.pinned_name}"
+
+
+def _merged(recipe: Recipe, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    with TemporaryDirectory(prefix="hubextrap-") as parent:
+        (prediction,) = api.merge(recipe, out=Path(parent) / "prediction").predictions
+        merged = resolve_checkpoint(str(prediction.folder))
+        model, tokenizer = load_causal_lm(merged, dtype=dtype, device=device), load_tokenizer(merged)
+    inputs = ", ".join(
+        f"step {item.step} {item.repo or item.path}" + (f" ({item.commit})" if item.commit else "")
+        for item in prediction.provenance.inputs
+    )
+    return model, tokenizer, f"weights: {recipe.merge_method} to step {prediction.step} of {inputs}"

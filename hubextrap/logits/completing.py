@@ -1,0 +1,107 @@
+"""Completing prompts with a mixture, piece by piece.
+
+Imports torch and transformers inside functions.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hubextrap.errors import HubExtrapError, UnsupportedCheckpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hubextrap.logits.model import ExtrapolatedForCausalLM
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. Of the checkpoint's own generation settings, only the special tokens count."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    """0: the likeliest token, always."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: all tokens."""
+    seed: int = 0
+    """Set anew for each prompt, so that a completion does not depend on the prompts before it."""
+
+
+def complete(
+    model: ExtrapolatedForCausalLM,
+    prompt: str,
+    sampling: Sampling,
+    *,
+    chat: bool = False,
+    on_text: Callable[[str], None] | None = None,
+) -> str:
+    """The completion of one prompt, without special tokens.
+
+    Args:
+        chat: make the prompt a user's message in the tokenizer's chat template.
+        on_text: told of each piece as soon as it is there.
+
+    Raises:
+        UnsupportedCheckpoint: the tokenizer has no chat template.
+        HubExtrapError: the mixture has no tokenizer, or the prompt is empty.
+    """
+    import torch
+    from transformers import TextStreamer
+
+    class Pieces(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            if on_text is not None and text:
+                on_text(text)
+
+    mixed: Any = model
+    tokenizer = mixed.tokenizer
+    if tokenizer is None:
+        raise HubExtrapError("these models were handed in without a tokenizer; use from_checkpoints")
+    if chat:
+        if tokenizer.chat_template is None:
+            raise UnsupportedCheckpoint("the tokenizer has no chat template; leave --apply-chat-template out")
+        message = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    # a template writes its own special tokens
+    tokens = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat)
+    if tokens["input_ids"].shape[1] == 0:
+        raise HubExtrapError("an empty prompt: write at least one character")
+    place = {name: tokens[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    torch.manual_seed(sampling.seed)
+    with torch.inference_mode():
+        output = mixed.generate(
+            **place,
+            generation_config=_generation_config(model, sampling),
+            streamer=Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        )
+    text: str = tokenizer.decode(output[0, place["input_ids"].shape[1] :], skip_special_tokens=True)
+    return text
+
+
+def _generation_config(model: ExtrapolatedForCausalLM, sampling: Sampling) -> Any:
+    from transformers import GenerationConfig
+
+    own: Any = deepcopy(model.generation_config)
+    drawn: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        drawn = {
+            "do_sample": True,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+        }
+    ends = own.eos_token_id
+    pad = own.pad_token_id
+    if pad is None:
+        pad = ends[0] if isinstance(ends, list) else ends
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=sampling.max_new_tokens,
+        bos_token_id=own.bos_token_id,
+        eos_token_id=ends,
+        pad_token_id=pad,
+        **drawn,
+    )
