@@ -11,7 +11,7 @@ from hubextrap.api.fingerprint import merge_fingerprint
 from hubextrap.api.mixing import check_weights
 from hubextrap.api.output import check_output, check_scratch, target_folders, write_files
 from hubextrap.api.planning import check_destinations, recipe_push_targets
-from hubextrap.api.prepare import Prepared, Settings, prepare
+from hubextrap.api.prepare import REMOTE_READERS, Prepared, Settings, prepare
 from hubextrap.api.staging import push_state, remove_leftover, staged
 from hubextrap.engine import run_plan
 from hubextrap.errors import PushError, ReferenceNotFound, SourceError
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from hubextrap.hub import Provenance
     from hubextrap.recipe import Recipe
     from hubextrap.tensors.interfaces import FinishedShard, Sink, Source
-
-REMOTE_READERS = 8
-"""Ranges of a job that are requested at the same time; the sources bound the requests in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +214,7 @@ def _companions(
         dtype=recipe.dtype,
         out_dtype=recipe.out_dtype,
         recipe=recipe.text,
+        expected_relative_error=prepared.expected[index].relative_error,
     )
     files = side_files(last, recipe.out_dtype)
     if prepared.plan.index_file is not None:

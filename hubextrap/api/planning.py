@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from hubextrap.trajectory.checkpoint import Trajectory
 
 
+_PENDING = (
+    "the weights of all checkpoints are read once more before the merge: coefficients or the expected error "
+    "follow from them (`hubextrap backtest` says what to expect)"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class PlanReport:
     """What a merge would do. ``problems`` is empty when it can start."""
@@ -29,8 +35,10 @@ class PlanReport:
     target_steps: tuple[int, ...]
     horizons: tuple[float | None, ...]
     """(target − last) / (last − base), one a target."""
+    expected_relative_errors: tuple[float | None, ...]
+    """One a target; None where the weights were not scanned, or their past cannot say."""
     rules: tuple[tuple[str, str, tuple[dict[int, float], ...]], ...]
-    """(globs, method, one {step: coefficient} a target), zeros left out."""
+    """(globs, method, one {step: coefficient} a target) without zeros; empty where unread weights decide."""
     files: tuple[tuple[str, int], ...]
     """(name, bytes) of every weight file of one output."""
     bytes_read: int
@@ -49,6 +57,7 @@ class PlanReport:
             ],
             "target_steps": list(self.target_steps),
             "horizons": list(self.horizons),
+            "expected_relative_errors": list(self.expected_relative_errors),
             "rules": [
                 {"match": match, "method": method, "coefficients": list(targets)}
                 for match, method, targets in self.rules
@@ -86,7 +95,7 @@ def plan(
     targets = list(push) or recipe_push_targets(recipe)
     asked = targets if check_push else []
     try:
-        with prepare(recipe, settings, progress) as prepared:
+        with prepare(recipe, settings, progress, read_weights=False) as prepared:
             problems = _output_problems(prepared, out, asked)
             return _report(prepared.trajectory, recipe, prepared, out, targets, problems)
     except TrajectoryError:
@@ -170,17 +179,25 @@ def _report(
             (
                 ", ".join(rule.match),
                 rule.method,
-                tuple({step: float(c) for step, c in zip(steps, row, strict=True) if c} for row in rows),
+                tuple(
+                    {}
+                    if prepared.pending and rule.needs_gram_matrix
+                    else {step: float(c) for step, c in zip(steps, row, strict=True) if c}
+                    for row in rows
+                ),
             )
             for rule, rows in prepared.rules
         )
         if prepared
         else (),
+        expected_relative_errors=tuple(e.relative_error for e in prepared.expected)
+        if prepared
+        else (None,) * len(recipe.target_steps),
         files=tuple((shard.file, shard.size) for shard in plan.shards) if plan else (),
         bytes_read=plan.total_bytes_read if plan else 0,
         bytes_written=plan.total_bytes_written if plan else 0,
         peak_memory=plan.peak_memory if plan else 0,
         outputs=(*outputs, *(f"hf://{target.name}" for target in targets)),
-        notes=plan.notes if plan else (),
+        notes=(*(plan.notes if plan else ()), *((_PENDING,) if prepared and prepared.pending else ())),
         problems=tuple(problems),
     )

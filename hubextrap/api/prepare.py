@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hubextrap.api.fitting import fit_rules
 from hubextrap.engine.plan import (
     DEFAULT_MEMORY,
     DEFAULT_WORKERS,
@@ -16,7 +17,6 @@ from hubextrap.engine.plan import (
     plan_merge,
 )
 from hubextrap.errors import CorruptFile
-from hubextrap.methods import Rule, assign_rules
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import open_source, read_layouts
 from hubextrap.trajectory import find_recipe_trajectory
@@ -27,9 +27,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from hubextrap.methods import Rule
     from hubextrap.recipe import Recipe
+    from hubextrap.statistics import Expectation, GramTable
     from hubextrap.tensors.interfaces import Source
     from hubextrap.trajectory.checkpoint import Trajectory
+
+
+REMOTE_READERS = 8
+"""Ranges of a job that are requested at the same time; the sources bound the requests in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +65,29 @@ class Prepared:
     remote: bool
     """Whether weights are read over the network."""
     rules: tuple[tuple[Rule, NDArray[np.float64]], ...]
-    """Every rule with its coefficients, (targets, checkpoints)."""
+    """Every rule with its coefficients, (targets, checkpoints); one a tensor where weights decide."""
     plan: MergePlan
+    expected: tuple[Expectation, ...]
+    """What error to expect, one a target; unknown where the weights were not scanned."""
+    pending: bool
+    """Whether stand-ins take the place of coefficients that follow from the weights."""
 
 
 @contextmanager
 def prepare(
-    recipe: Recipe, settings: Settings | None = None, progress: Progress | None = None
+    recipe: Recipe,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    *,
+    read_weights: bool = True,
 ) -> Iterator[Prepared]:
-    """Do everything that comes before tensor bytes; some kilobytes a checkpoint are read.
+    """Do everything that comes before the merge.
+
+    Some kilobytes a checkpoint are read; where coefficients follow from the weights, or the recipe limits the
+    expected error, every checkpoint is read once more.
+
+    Args:
+        read_weights: False leaves that out; stand-ins take the place of what the weights decide.
 
     Raises:
         TrajectoryError: the checkpoints cannot be found, pinned or put in order.
@@ -80,27 +100,55 @@ def prepare(
     progress = progress or SilentProgress()
     trajectory = find_recipe_trajectory(recipe, progress)
     # Before any header: a step or target that does not fit should not cost a request a checkpoint.
-    rules = [(rule, rule.coefficients(trajectory.steps, recipe.target_steps)) for rule in recipe.rules]
+    for rule in recipe.rules:
+        rule.check(trajectory.steps, recipe.target_steps)
     with ExitStack() as stack:
         sources = tuple(
             stack.enter_context(closing(open_source(checkpoint, cache=settings.cache)))
             for checkpoint in trajectory.checkpoints
         )
         layouts = read_layouts(sources, progress)
-        assigned = assign_rules([rule for rule, _ in rules], layouts[-1].tensors)
-        by_rule = {id(rule): matrix for rule, matrix in rules}
         remote = not settings.cache and any(checkpoint.repo for checkpoint in trajectory.checkpoints)
+        tied = ties_embeddings(sources[-1])
+        read_size = REMOTE_READ_SIZE if remote else LOCAL_READ_SIZE
+
+        def scan() -> GramTable:
+            from hubextrap.engine.scan import scan_trajectory  # imports numba
+
+            return scan_trajectory(
+                trajectory,
+                sources,
+                layouts,
+                tied=tied,
+                memory=settings.memory,
+                workers=settings.workers,
+                read_size=read_size,
+                readers=REMOTE_READERS if remote else 0,
+                progress=progress,
+            ).gram_table
+
+        fitted = fit_rules(recipe, trajectory, sources, layouts, scan if read_weights else None, progress)
         plan = plan_merge(
             trajectory.steps,
             layouts,
-            lambda tensor: by_rule[id(assigned[tensor])],
+            fitted.by_tensor.__getitem__,
             out_dtype=recipe.out_dtype,
-            tied=ties_embeddings(sources[-1]),
+            tied=tied,
             memory=settings.memory,
             workers=settings.workers,
-            read_size=REMOTE_READ_SIZE if remote else LOCAL_READ_SIZE,
+            read_size=read_size,
         )
-        yield Prepared(recipe, trajectory, sources, settings, remote, tuple(rules), plan)
+        yield Prepared(
+            recipe,
+            trajectory,
+            sources,
+            settings,
+            remote,
+            fitted.rules,
+            plan,
+            fitted.expected,
+            fitted.pending,
+        )
 
 
 def ties_embeddings(source: Source) -> bool:

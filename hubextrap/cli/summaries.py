@@ -20,15 +20,22 @@ LISTED = 40
 def print_plan(recipe: Path, report: PlanReport) -> None:
     """The report as aligned lines; problems go last, where they are seen."""
     typer.echo(f"plan of {recipe}")
-    for step, horizon in zip(report.target_steps, report.horizons, strict=True):
+    for step, horizon, error in zip(
+        report.target_steps, report.horizons, report.expected_relative_errors, strict=True
+    ):
         reach = "" if horizon is None else f", horizon {horizon:.3g}"
-        typer.echo(f"  predict   step {step}{reach}")
-    for match, method, coefficients in report.rules:
+        typer.echo(f"  predict   step {step}{reach}{_expectation(error)}")
+    for match, method, coefficients in report.rules[:LISTED]:
         for target, row in zip(report.target_steps, coefficients, strict=True):
+            if not row:
+                typer.echo(f"  tensors   {match}: {method}: coefficients follow from the weights")
+                continue
             shown = ", ".join(f"{value:+.4g} × step {step}" for step, value in list(row.items())[:LISTED])
             more = f", … ({len(row)} in all)" if len(row) > LISTED else ""
             at = f" at {target}" if len(report.target_steps) > 1 else ""
             typer.echo(f"  tensors   {match}{at}: {method}: {shown}{more}")
+    if len(report.rules) > LISTED:
+        typer.echo(f"            … {len(report.rules)} tensors in all")
     for step, name, commit, size in report.checkpoints[:LISTED]:
         pinned = f" ({commit[:8]})" if commit else ""
         typer.echo(
@@ -55,13 +62,18 @@ def print_prediction(prediction: Prediction) -> None:
     """One prediction: what it is and where it lies."""
     provenance = prediction.provenance
     horizon = "" if provenance.horizon is None else f", horizon {provenance.horizon:.3g}"
-    typer.echo(f"predicted step {prediction.step} from steps up to {provenance.steps[-1]}{horizon}")
+    expected = _expectation(provenance.expected_relative_error)
+    typer.echo(f"predicted step {prediction.step} from steps up to {provenance.steps[-1]}{horizon}{expected}")
     if prediction.folder is not None:
         typer.echo(f"written to {prediction.folder}")
     if prediction.pushed is not None and prediction.target is not None:
         typer.echo(push_line(prediction.target, prediction.pushed))
     if prediction.identical_to_last:
         typer.echo("note: every weight is the same as in the last checkpoint; nothing was predicted")
+
+
+def _expectation(error: float | None) -> str:
+    return "" if error is None else f", expected relative error {error:.3f} (1: the last checkpoint as it is)"
 
 
 def push_line(target: PushTarget, result: PushResult) -> str:

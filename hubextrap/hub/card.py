@@ -18,6 +18,7 @@ _CARRIED_OVER = ("license", "license_name", "license_link", "language", "pipelin
 _METADATA = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
 _LOAD_BEGIN, _LOAD_END = "<!-- hubextrap: how to load -->", "<!-- hubextrap: end -->"
 _FOLDER = "path/to/this/folder"
+_SHOWN_RULES = 8
 _SHOWN_STEPS = 30
 
 
@@ -127,7 +128,16 @@ def _how(provenance: Provenance) -> str:
             "to the predicted step in units of the way that was observed. Below 0.5 is short; beyond 1 "
             "the line reaches further than the evidence, and predictions often fail."
         )
-    parts += [_coefficients(rule) for rule in provenance.coefficients]
+    if provenance.expected_relative_error is not None:
+        parts[-1] += (
+            f"\n- expected error: **{provenance.expected_relative_error:.2f}**, by the run's own past. "
+            "1 is the last checkpoint as it is. It speaks of weights, not of what the model can do."
+        )
+    shown = provenance.coefficients[:_SHOWN_RULES]
+    parts += [_coefficients(rule) for rule in shown]
+    if len(shown) < len(provenance.coefficients):
+        rest = len(provenance.coefficients) - len(shown)
+        parts.append(f"The coefficients of {rest} other tensors or rules are in `{PROVENANCE_FILE}`.")
     return "\n\n".join(parts)
 
 

@@ -105,6 +105,9 @@ class Provenance(_Part):
     target_step: int | None
     horizon: float | None
     """(target − last) / (last − base): how far beyond what was observed, in units of what was observed."""
+    expected_relative_error: float | None = None
+    """What this run's own past let expect, 1 being the last checkpoint as it is; None: it was not asked, or
+    could not say. Where rounding to 16 bits drowns the updates, of the motion's two leading directions."""
     inputs: tuple[InputCheckpoint, ...] = Field(min_length=1)
     coefficients: tuple[CoefficientRule, ...]
     dtype: str
@@ -139,6 +142,7 @@ def build_provenance(
     dtype: str,
     out_dtype: str | None,
     recipe: str,
+    expected_relative_error: float | None = None,
 ) -> Provenance:
     """Collect the provenance of a finished merge; everything in it is fit to be published.
 
@@ -155,6 +159,9 @@ def build_provenance(
         parameters=_publishable(dict(sorted(parameters.items()))),
         target_step=target_step,
         horizon=horizon,
+        expected_relative_error=None
+        if expected_relative_error is None
+        else round(expected_relative_error, 6),
         inputs=tuple(InputCheckpoint.of(checkpoint) for checkpoint in checkpoints),
         coefficients=tuple(
             rule.model_copy(update={"coefficients": dict(sorted(rule.coefficients.items()))})

@@ -85,6 +85,8 @@ def leave_one_out(
 ) -> NDArray[np.float64]:
     """(…, R, K): the displacement predicted in each rehearsal by a fit without its origin.
 
+    NaN where all rehearsals have one origin, so that none is left to fit.
+
     Args:
         signals: (…, K, K) Gram matrices of which `signal` was taken.
     """
@@ -93,7 +95,10 @@ def leave_one_out(
     all_left, all_right = left.sum(axis=-3), right.sum(axis=-2)
     times = np.asarray(steps, dtype=np.float64)
     result = np.zeros((*signals.shape[:-2], len(rehearsals), len(steps)))
-    for origin in np.unique(rehearsals.origins):
+    all_origins = np.unique(rehearsals.origins)
+    if len(all_origins) < 2:
+        return np.full_like(result, np.nan)
+    for origin in all_origins:
         own = np.flatnonzero(rehearsals.origins == origin)
         beta = _solve(
             all_left - left[..., own, :, :].sum(axis=-3), all_right - right[..., own, :].sum(axis=-2)

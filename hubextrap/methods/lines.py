@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_SAME_LENGTH = math.log(1.5)
+
+
 def persistence(steps: Sequence[int], target_step: float) -> NDArray[np.float64]:
     """The last checkpoint as it is: the baseline that every prediction has to beat."""
     result = np.zeros(len(steps))
@@ -141,7 +144,13 @@ def _best_base(steps: Sequence[int], target_step: float, gram_matrix: NDArray[np
     errors = real + way**2 * back + way * (real + back - squares[targets, bases])
     size = real + back * way**2
     errors = np.divide(errors, size, out=np.zeros_like(errors), where=size > 0)
-    return steps[int(np.argmin(rehearsals.weights @ errors))]
+    # with irregular steps the share may not be there: a line half or twice as long says nothing of this one
+    off = np.abs(np.log((times[origins] - times[bases]) / times[origins] / (1.0 - shares)))
+    weights = rehearsals.weights[:, None] * (off <= _SAME_LENGTH)
+    total = weights.sum(axis=0)
+    rehearsed = total >= 0.5 * rehearsals.weights.sum()
+    means = np.divide((weights * errors).sum(axis=0), total, out=np.full_like(total, np.inf), where=rehearsed)
+    return steps[int(np.argmin(means))]
 
 
 def sum_to_one(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -37,7 +37,7 @@ class Rule:
     def coefficients(
         self,
         steps: Sequence[int],
-        target_steps: Sequence[int],
+        target_steps: Sequence[float],
         gram_matrix: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
         """Coefficients of T targets over K checkpoints, float64 (T, K), rows with sum 1.

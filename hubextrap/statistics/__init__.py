@@ -15,14 +15,17 @@ from hubextrap.statistics.linearity import Linearity, RandomWalk, r_squared, ran
 from hubextrap.statistics.logprobs import LogProbRequest, LogProbs, LogProbSource, measure_logprobs
 from hubextrap.statistics.scan import Sample, Scan, ScannedCheckpoint, module_kind
 from hubextrap.statistics.table import GramTable
+from hubextrap.statistics.verdict import HORIZONS, HorizonMeans, Verdict, horizon_means, judge, pair_counts
 
 __all__ = [
     "DEFAULT_RULE",
+    "HORIZONS",
     "Backtest",
     "BacktestRow",
     "Candidate",
     "Expectation",
     "GramTable",
+    "HorizonMeans",
     "Linearity",
     "LogProbRequest",
     "LogProbSource",
@@ -31,12 +34,16 @@ __all__ = [
     "Sample",
     "Scan",
     "ScannedCheckpoint",
+    "Verdict",
     "backtest_table",
     "candidates",
     "expect",
+    "horizon_means",
     "is_rounded",
+    "judge",
     "measure_logprobs",
     "module_kind",
+    "pair_counts",
     "pasts",
     "r_squared",
     "random_walk",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hubextrap.errors import MethodError
-from hubextrap.methods import Rule, find_method, method_names, rounding_share, signal
+from hubextrap.methods import Rule, coefficients, find_method, method_names, rounding_share, signal
 from hubextrap.statistics.calibration import expect, is_rounded, pasts, relative, summed_squares
 
 if TYPE_CHECKING:
@@ -83,10 +83,24 @@ class Backtest:
     """Share of white noise in the motion between neighbouring checkpoints."""
     rounded: bool
     """Whether that is so much that the signal's errors are the ones to judge by."""
+    base_step: int | None
+    """Where a line through two checkpoints should begin, to reach half as far again as was observed."""
 
     @property
     def methods(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(row.method for row in self.rows))
+
+    def as_rows(self) -> list[dict[str, Any]]:
+        """The rows as JSON values; the signal's errors are in them where rounding matters."""
+        signals = ("signal_error", "expected_signal_error")
+        return [
+            {
+                key: value
+                for key, value in (asdict(row) | {"skill": row.skill}).items()
+                if self.rounded or key not in signals
+            }
+            for row in self.rows
+        ]
 
     def shared_rows(self) -> dict[str, list[BacktestRow]]:
         """By method, the rows of the (last, target) pairs that every method could predict."""
@@ -148,7 +162,17 @@ def backtest_table(table: GramTable, tried: Sequence[Candidate] | None = None) -
                         expected.signal,
                     )
                 )
-    return Backtest(steps, tuple(rows), rounding_share(table.total()), rounded)
+    return Backtest(steps, tuple(rows), rounding_share(table.total()), rounded, _best_base(table))
+
+
+def _best_base(table: GramTable) -> int | None:
+    steps = table.steps
+    target = steps[-1] + (steps[-1] - steps[0]) / 2
+    try:
+        found = coefficients("two_point", steps, target, {"base_step": "auto"}, gram_matrix=table.total())
+    except MethodError:
+        return None
+    return steps[int(np.flatnonzero(found)[0])]
 
 
 def _found(

@@ -17,7 +17,6 @@ from hubextrap.errors import MethodError
 from hubextrap.methods import (
     ROUNDED,
     Rehearsals,
-    assign_rules,
     best_damping,
     leave_one_out,
     persistence,
@@ -107,6 +106,8 @@ class Past:
         for origin in np.unique(rehearsals.origins):
             own = rehearsals.origins == origin
             others = replace(rehearsals, weights=np.where(own, 0.0, rehearsals.weights))
+            if own.all():
+                return np.full_like(dampings[..., None] * found, np.nan)
             dampings[:, own] = best_damping(others, found[..., :count], signals)[:, None]
         return dampings[..., None] * found
 
@@ -151,12 +152,11 @@ class Past:
 
 
 def pasts(rules: Sequence[Rule], table: GramTable) -> list[Past]:
-    """One a rule, for its tensors."""
-    assigned = assign_rules(rules, table.tensors)
-    rows = {
-        id(rule): [row for row, name in enumerate(table.tensors) if assigned[name] is rule] for rule in rules
-    }
-    return [Past(rule, table.steps, table.gram[rows[id(rule)]]) for rule in rules if rows[id(rule)]]
+    """One a rule that takes a tensor of the table."""
+    rows: dict[int, list[int]] = {index: [] for index in range(len(rules))}
+    for row, name in enumerate(table.tensors):
+        rows[next(index for index, rule in enumerate(rules) if rule.matches(name))].append(row)
+    return [Past(rules[index], table.steps, table.gram[chosen]) for index, chosen in rows.items() if chosen]
 
 
 def is_rounded(table: GramTable) -> bool:

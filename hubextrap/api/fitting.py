@@ -1,0 +1,173 @@
+"""Rules whose coefficients depend on the weights: scan, then fit; and what to expect of a prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hubextrap.api.fingerprint import input_fingerprint
+from hubextrap.errors import MethodError
+from hubextrap.methods import Rule, assign_rules, rehearse, signal
+from hubextrap.statistics import Expectation, expect, is_rounded, pasts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from hubextrap.progress import Progress
+    from hubextrap.recipe import Recipe
+    from hubextrap.statistics import GramTable
+    from hubextrap.tensors.interfaces import Source
+    from hubextrap.tensors.layout import CheckpointLayout
+    from hubextrap.trajectory.checkpoint import Trajectory
+
+HIGH = 0.9
+"""Expected relative error from which a prediction warns: hardly better than doing nothing."""
+FEW_ORIGINS = 3
+"""Earlier checkpoints below which an expectation is called thin."""
+
+_scanned: dict[tuple[tuple[int, str], ...], GramTable] = {}
+"""The last scan of this process, by (step, fingerprint of the bytes): `plan` and `merge` share it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FittedRules:
+    """Every rule with its coefficients, (targets, checkpoints); one a tensor where they depend on weights."""
+
+    rules: tuple[tuple[Rule, NDArray[np.float64]], ...]
+    by_tensor: dict[str, NDArray[np.float64]]
+    expected: tuple[Expectation, ...]
+    """One a target; all unknown where nothing was scanned."""
+    pending: bool
+    """Whether coefficients stand in for some that follow from the weights, which were not read."""
+
+
+def needs_scan(recipe: Recipe) -> bool:
+    """Whether the weights have to be read before the coefficients are known or may be used."""
+    return recipe.parameters.max_expected_error is not None or any(
+        rule.needs_gram_matrix for rule in recipe.rules
+    )
+
+
+def fit_rules(
+    recipe: Recipe,
+    trajectory: Trajectory,
+    sources: Sequence[Source],
+    layouts: Sequence[CheckpointLayout],
+    scan: Callable[[], GramTable] | None,
+    progress: Progress,
+) -> FittedRules:
+    """The coefficients of every tensor.
+
+    Args:
+        scan: reads the weights once; None when they are not to be read.
+
+    Raises:
+        MethodError: a method cannot serve these steps or weights, or ``max_expected_error`` is exceeded.
+        RecipeError: a rule takes no tensor.
+    """
+    steps, targets = trajectory.steps, recipe.target_steps
+    rules = recipe.rules
+    assigned = assign_rules(rules, layouts[-1].tensors)
+    table = None
+    if needs_scan(recipe):
+        key = tuple(
+            (checkpoint.step, input_fingerprint(checkpoint, source))
+            for checkpoint, source in zip(trajectory.checkpoints, sources, strict=True)
+        )
+        table = _scanned.get(key)
+        if table is None and scan is not None:
+            progress.say(
+                "reading every checkpoint once before the merge: coefficients follow from the weights"
+            )
+            table = scan()
+            _scanned.clear()
+            _scanned[key] = table
+    fitted: list[tuple[Rule, NDArray[np.float64]]] = []
+    by_tensor: dict[str, NDArray[np.float64]] = {}
+    for rule in rules:
+        names = [name for name, taken in assigned.items() if taken is rule]
+        if not rule.needs_gram_matrix:
+            rows = rule.coefficients(steps, targets)
+            fitted.append((rule, rows))
+            by_tensor |= dict.fromkeys(names, rows)
+        elif table is None:
+            rows = np.full((len(targets), len(steps)), 1.0 / len(steps))
+            fitted.append((rule, rows))
+            by_tensor |= dict.fromkeys(names, rows)
+        else:
+            for name, rows in _fit_tensors(rule, names, steps, targets, table).items():
+                fitted.append((replace(rule, match=(_literal(name),)), rows))
+                by_tensor[name] = rows
+    expected = (Expectation(None, None),) * len(targets)
+    if table is not None:
+        expected = _expectations(recipe, table)
+        _judge(recipe, steps, expected, progress)
+    return FittedRules(tuple(fitted), by_tensor, expected, needs_scan(recipe) and table is None)
+
+
+def _fit_tensors(
+    rule: Rule, names: Sequence[str], steps: Sequence[int], targets: Sequence[int], table: GramTable
+) -> dict[str, NDArray[np.float64]]:
+    place = {name: row for row, name in enumerate(table.tensors)}
+    result = {}
+    for name in names:
+        if name in place:
+            result[name] = rule.coefficients(steps, targets, table.gram[place[name]])
+        else:  # no floats, so it was not scanned, and is only copied
+            result[name] = np.tile(np.eye(len(steps))[-1], (len(targets), 1))
+    return result
+
+
+def _expectations(recipe: Recipe, table: GramTable) -> tuple[Expectation, ...]:
+    parts = pasts(recipe.rules, table)
+    signals = [signal(part.gram) for part in parts]
+    last, rounded = len(table.steps) - 1, is_rounded(table)
+    return tuple(expect(parts, last, target, rounded, signals) for target in recipe.target_steps)
+
+
+def _judge(recipe: Recipe, steps: Sequence[int], expected: Sequence[Expectation], progress: Progress) -> None:
+    """Say what to expect, and refuse what the recipe does not want.
+
+    Raises:
+        MethodError: above ``max_expected_error``, or unknown where one is set.
+    """
+    limit = recipe.parameters.max_expected_error
+    for target, expectation in zip(recipe.target_steps, expected, strict=True):
+        error = expectation.relative_error
+        if error is None:
+            message = (
+                f"step {target}: the past of this run cannot say what error to expect: it holds no "
+                f"prediction as far ahead as from step {steps[-1]}"
+            )
+            if limit is not None and target > steps[-1]:
+                raise MethodError(
+                    f"{message}, so max_expected_error {limit:g} cannot be kept; choose a nearer target"
+                )
+            progress.say(message)
+            continue
+        if limit is not None and error > limit:
+            raise MethodError(
+                f"step {target}: the expected relative error is {error:.3f} (1 is that of step {steps[-1]} "
+                f"as it is), above max_expected_error {limit:g}; choose a nearer target or another method "
+                "(`hubextrap backtest` compares them)"
+            )
+        if error >= HIGH:
+            progress.say(
+                f"warning: step {target}: the expected relative error is {error:.3f}, and 1 is that of step "
+                f"{steps[-1]} as it is; `hubextrap backtest` shows what the past says for other methods"
+            )
+        origins = len(np.unique(rehearse(steps, target).origins))
+        if origins < FEW_ORIGINS:
+            progress.say(
+                f"step {target} lies so far ahead that only {origins} earlier checkpoint"
+                f"{'s' * (origins > 1)} could rehearse it: the expected error rests on little"
+            )
+
+
+def _literal(name: str) -> str:
+    """A glob that matches ``name`` alone."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)

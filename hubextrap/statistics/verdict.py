@@ -1,0 +1,107 @@
+"""What a backtest comes to: which method for which horizon, from which base, and how far to trust it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from hubextrap.statistics.backtesting import Backtest, BacktestRow
+
+HORIZONS = (0.25, 0.5, 1.0)
+"""Upper ends of the classes of horizons: a target up to 1.25, 1.5 and 2 times the last step, then farther."""
+TRUSTED = 0.6
+"""Mean error up to which a method is called of use. Task accuracy rose above that of the last checkpoint at
+errors of .55 and below, and fell under it at .68 (docs/backtest.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class HorizonMeans:
+    """One method over the pairs that every method could predict."""
+
+    method: str
+    means: tuple[float | None, ...]
+    """Mean error in each class of `HORIZONS`, and beyond; None where there is no pair."""
+    worst: float | None
+    expected: float | None
+    """Mean of what was expected, over the pairs for which something was."""
+    total: float | None
+    """Mean error with the rounding in it; the same as the mean of all where rounding does not matter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to use, and how far."""
+
+    method: str | None
+    """The best over the pairs up to twice the last step; None when no method was of any use."""
+    base_step: int | None
+    """The base that serves the next prediction best where a line through two checkpoints is to be drawn."""
+    reach: float | None
+    """The horizon up to which the method stayed of use; None when it did at none."""
+    failures: int
+    """Of ``trials``, the predictions within reach that were worse than the last checkpoint."""
+    trials: int
+
+
+def pair_counts(backtest: Backtest) -> tuple[int, ...]:
+    """How many shared pairs lie in each class of `HORIZONS`, and beyond."""
+    rows = next(iter(backtest.shared_rows().values()), [])
+    return tuple(len(found) for found in _by_horizon(rows))
+
+
+def horizon_means(backtest: Backtest) -> tuple[HorizonMeans, ...]:
+    """Every method, the best first."""
+    result = []
+    for method, rows in backtest.shared_rows().items():
+        classes = _by_horizon(rows)
+        expected = [row.expected_error for row in rows if row.expected_error is not None]
+        result.append(
+            HorizonMeans(
+                method,
+                tuple(_mean([row.error for row in found]) for found in classes),
+                max((row.error for row in rows), default=None),
+                _mean(expected),
+                _mean([row.relative_error for row in rows]),
+            )
+        )
+    near = {entry.method: _mean_near(backtest, entry.method) for entry in result}
+    return tuple(sorted(result, key=lambda entry: (near[entry.method], entry.method)))
+
+
+def judge(backtest: Backtest) -> Verdict:
+    """Which method to use for the next prediction of this run."""
+    ranked = horizon_means(backtest)
+    if not ranked or _mean_near(backtest, ranked[0].method) >= 1.0:
+        return Verdict(None, backtest.base_step, None, 0, 0)
+    best = ranked[0].method
+    classes = _by_horizon(backtest.shared_rows()[best])
+    reach, within = None, []
+    for end, rows in zip(HORIZONS, classes, strict=False):  # twice the last step is as far as trust goes
+        mean = _mean([row.error for row in rows])
+        if mean is None:
+            continue
+        if mean > TRUSTED:
+            break
+        within += rows
+        reach = end
+    return Verdict(best, backtest.base_step, reach, sum(row.error > 1 for row in within), len(within))
+
+
+def _by_horizon(rows: list[BacktestRow]) -> list[list[BacktestRow]]:
+    ends = (*HORIZONS, np.inf)
+    return [
+        [row for row in rows if low < row.horizon - 1e-9 <= high]
+        for low, high in zip((-1.0, *HORIZONS), ends, strict=True)
+    ]
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _mean_near(backtest: Backtest, method: str) -> float:
+    errors = [row.error for row in backtest.shared_rows()[method] if row.horizon <= HORIZONS[-1] + 1e-9]
+    return float(np.mean(errors)) if errors else np.inf
