@@ -194,7 +194,7 @@ class LocalHub:
     def reader(self, call: Call) -> str:
         """The user who asks. Raises Refusal for anonymous requests and read-only tokens."""
         account = self.account(call)
-        return check_writer(f"{account.user}/" if account else "", account)
+        return check_writer((account.repo or f"{account.user}/") if account else "", account)
 
     def writer(self, call: Call, name: str, repo: HubRepo | None = None) -> str:
         """The user who asks, if he may write there. Raises Refusal."""

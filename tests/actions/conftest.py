@@ -126,7 +126,9 @@ class Runner:
         return self._ran
 
     def _defaults(self, content: dict[str, Any], github: Mapping[str, Any]) -> dict[str, str]:
-        trigger = content["on"].get(github.get("event_name", ""), None) or {}
+        if github.get("event_name") not in ("workflow_dispatch", "workflow_call"):
+            return {}
+        trigger = content["on"][github["event_name"]]
         return {key: value.get("default", "") for key, value in trigger.get("inputs", {}).items()}
 
     def _steps(self, steps: list[dict[str, Any]], contexts: dict[str, Any], shell: str) -> None:
