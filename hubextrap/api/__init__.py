@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from hubextrap.api.backtesting import backtest
 from hubextrap.api.chain import RunResult, check_judged, push, run
+from hubextrap.api.completing import complete
 from hubextrap.api.merging import MergeResult, Prediction, merge
+from hubextrap.api.mixing import mixture
 from hubextrap.api.planning import PlanReport, plan
 from hubextrap.api.prepare import Prepared, Settings, prepare
 from hubextrap.api.scanning import scan
@@ -21,7 +23,9 @@ __all__ = [
     "VerifiedFile",
     "backtest",
     "check_judged",
+    "complete",
     "merge",
+    "mixture",
     "plan",
     "prepare",
     "push",

@@ -12,6 +12,8 @@ from hubextrap._version import __version__
 from hubextrap.cli import hub, recipes
 from hubextrap.cli.backtest import backtest
 from hubextrap.cli.eval import evaluate
+from hubextrap.cli.generate import generate
+from hubextrap.cli.harness import lm_eval_command
 from hubextrap.cli.mergekit import PassedOn, mergekit_yaml
 from hubextrap.cli.merging import merge, plan, push, run
 from hubextrap.cli.scan import scan
@@ -55,6 +57,8 @@ app.command()(push)
 app.command()(run)
 app.command()(verify)
 app.command("eval")(evaluate)
+app.command()(generate)
+app.command("lm-eval", cls=PassedOn)(lm_eval_command)
 app.command("mergekit-yaml", cls=PassedOn)(mergekit_yaml)
 app.add_typer(hub.app, name="hub")
 app.add_typer(recipes.app, name="recipes")
