@@ -142,7 +142,7 @@ def _push(folder: Path, target: PushTarget, progress: Progress) -> PushResult:
         return push_folder(folder, target, progress)
     except PushError as error:
         raise PushError(f"{error}\n{folder} is whole; `{command}` pushes it") from error
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         progress.say(f"{folder} is whole; `{command}` pushes it")
         raise
 

@@ -76,9 +76,10 @@ def main() -> None:
     except HubExtrapError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3 if isinstance(error, PredictionWorse) else 1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # what typer makes of Ctrl-C
+            print("interrupted", file=sys.stderr)
+        raise
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
