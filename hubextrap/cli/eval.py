@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import typer
 
 if TYPE_CHECKING:
     from hubextrap.evaluate import EvaluationTable
+    from hubextrap.evaluate.own_tasks import Format
+    from hubextrap.evaluate.table import Backend
 
 _WIDTH_OFF_TERMINAL = 200
 
@@ -18,10 +20,27 @@ def evaluate(
     references: list[str] = typer.Argument(
         ..., metavar="REF...", help="Predictions or other checkpoints: org/name@revision or local folders."
     ),
-    tasks: str = typer.Option(..., help="lm-eval tasks, groups or tags, with commas in between."),
+    tasks: str = typer.Option(
+        "", help="lm-eval tasks, groups or tags, and hubextrap's own, with commas in between."
+    ),
     include_path: list[Path] = typer.Option(
         [], "--include-path", metavar="DIR", help="Folder with task files of your own; may be repeated."
     ),
+    task_file: list[Path] = typer.Option(
+        [], "--task-file", metavar="FILE", help="Problems, one JSON object a line; may be repeated."
+    ),
+    answer_format: str = typer.Option(
+        "exact",
+        "--format",
+        help="How answers to --task-file are judged: exact (the same text), math (math-verify) or choice.",
+    ),
+    repeats: int | None = typer.Option(
+        None, help="Answers a problem, of --task-file and hubextrap's own tasks: avg@k, maj@k, pass@k."
+    ),
+    temperature: float | None = typer.Option(
+        None, help="Of these answers; 0 is greedy. 1 for several answers and greedy for one if not given."
+    ),
+    max_tokens: int | None = typer.Option(None, help="Tokens of an answer, of the same tasks."),
     against: str | None = typer.Option(
         None,
         metavar="LIST",
@@ -36,6 +55,7 @@ def evaluate(
     chat_template: bool = typer.Option(False, "--apply-chat-template", help="Wrap prompts in it."),
     device: str = typer.Option("auto", help="cpu, cuda, cuda:1, …; auto takes a GPU where there is one."),
     dtype: str = typer.Option("auto", help="bfloat16, float32, …; auto is each checkpoint's own."),
+    backend: str = typer.Option("hf", help="hf (transformers), or vllm, through lm-eval's model for it."),
     output: Path | None = typer.Option(None, metavar="FILE", help="Save figures and settings as JSON."),
     max_loss: float | None = typer.Option(
         None,
@@ -53,9 +73,18 @@ def evaluate(
     """Measure predictions with lm-eval beside the checkpoints that they came from."""
     from hubextrap.cli.markdown import append_summary, evaluation_markdown
     from hubextrap.cli.progress import open_progress
-    from hubextrap.evaluate import check_judgeable, check_loss, check_writable, compared_checkpoints
+    from hubextrap.evaluate import (
+        Answering,
+        TaskFile,
+        check_judgeable,
+        check_loss,
+        check_writable,
+        compared_checkpoints,
+    )
     from hubextrap.evaluate import evaluate as run_evaluation
 
+    if backend not in ("hf", "vllm"):
+        raise typer.BadParameter(f"--backend {backend}: has to be hf or vllm")
     if against is not None and no_against:
         raise typer.BadParameter("--against and --no-against exclude each other")
     for file in (output, summary):
@@ -70,6 +99,8 @@ def evaluate(
         rows,
         _split(tasks),
         include_path=include_path,
+        task_files=[TaskFile(file, cast("Format", answer_format)) for file in task_file],
+        answering=Answering(repeats, temperature, max_tokens),
         limit=limit,
         batch_size=batch_size,
         num_fewshot=num_fewshot,
@@ -77,6 +108,7 @@ def evaluate(
         apply_chat_template=chat_template,
         device=device,
         dtype=dtype,
+        backend=cast("Backend", backend),
         progress=progress,
     )
     if output is not None:
@@ -88,7 +120,7 @@ def evaluate(
     else:
         print_evaluation(table)
     if max_loss is not None:
-        check_loss([table], max_loss, _split(tasks))
+        check_loss([table], max_loss, [*_split(tasks), *table.settings.task_files])
 
 
 def print_evaluation(table: EvaluationTable) -> None:

@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hubextrap.evaluate.comparison import compared_checkpoints
+    from hubextrap.evaluate.own_tasks import Answering, TaskFile
     from hubextrap.evaluate.render import format_figure, to_markdown, to_rich, verdicts
-    from hubextrap.evaluate.run import evaluate
+    from hubextrap.evaluate.run import Harness, Measurement, evaluate
     from hubextrap.evaluate.table import EvaluationTable, Row, Score, Settings, TaskRecord, check_writable
     from hubextrap.evaluate.threshold import check_judgeable, check_loss
 
 __all__ = [
+    "Answering",
     "EvaluationTable",
+    "Harness",
+    "Measurement",
     "Row",
     "Score",
     "Settings",
+    "TaskFile",
     "TaskRecord",
     "check_judgeable",
     "check_loss",
@@ -31,7 +36,8 @@ __all__ = [
 
 _MODULES = {
     "compared_checkpoints": "comparison",
-    "evaluate": "run",
+    **dict.fromkeys(("Answering", "TaskFile"), "own_tasks"),
+    **dict.fromkeys(("Harness", "Measurement", "evaluate"), "run"),
     **dict.fromkeys(("check_judgeable", "check_loss"), "threshold"),
     **dict.fromkeys(("format_figure", "to_markdown", "to_rich", "verdicts"), "render"),
     **dict.fromkeys(("EvaluationTable", "Row", "Score", "Settings", "TaskRecord", "check_writable"), "table"),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 from collections import Counter
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import EvaluationError
+from hubextrap.evaluate.backend import check_backend, generation_defaults, load_model
+from hubextrap.evaluate.own_tasks import Answering, task_specs
 from hubextrap.evaluate.quiet import quiet_libraries, quiet_lm_eval
-from hubextrap.evaluate.scores import records_of, scores_of
-from hubextrap.evaluate.table import EvaluationTable, Row, Settings
-from hubextrap.evaluate.tasks import load_tasks
+from hubextrap.evaluate.scores import config_sha256, data_sha256, records_of, scores_of
+from hubextrap.evaluate.table import Backend, EvaluationTable, Part, Row, Settings, TaskRecord
+from hubextrap.evaluate.tasks import load_tasks, require_lm_eval
 from hubextrap.hub_access import reason
 from hubextrap.logits import Mixture
 from hubextrap.progress import SilentProgress
@@ -21,8 +23,9 @@ from hubextrap.trajectory import Checkpoint, resolve_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
-    from hubextrap.evaluate.model import CheckpointModel
+    from hubextrap.evaluate.own_tasks import TaskFile
     from hubextrap.progress import Progress
 
 DEFAULT_BATCH_SIZE = 16
@@ -31,9 +34,11 @@ _PACKAGES = ("hubextrap", "lm_eval", "torch", "transformers")
 
 def evaluate(
     references: Sequence[tuple[str, Checkpoint | Mixture | str]],
-    tasks: Sequence[str],
+    tasks: Sequence[str] = (),
     *,
     include_path: Sequence[Path] = (),
+    task_files: Sequence[TaskFile] = (),
+    answering: Answering | None = None,
     limit: int | None = None,
     batch_size: int | None = None,
     num_fewshot: int | None = None,
@@ -41,6 +46,7 @@ def evaluate(
     apply_chat_template: bool = False,
     device: str = "auto",
     dtype: str = "auto",
+    backend: Backend = "hf",
     progress: Progress | None = None,
 ) -> EvaluationTable:
     """Measure checkpoints with lm-eval.
@@ -50,65 +56,156 @@ def evaluate(
     Args:
         references: (label, checkpoint, mixture of logits, or reference). The row ``last`` is what all others
             are compared with, rows whose label starts with ``prediction`` are judged; other labels are free.
-        tasks: lm-eval tasks, groups or tags.
-        include_path: folders with task files of the user's own.
-        limit: only the first so many documents of each task.
-        batch_size: sequences at a time, 16 if None; samples depend on it.
-        num_fewshot: examples in the prompt, where a task does not fix them at 0.
-        seed: of every random generator, set anew before each checkpoint.
-        device: ``auto`` takes the first CUDA device where there is one; else as torch names it.
-        dtype: ``auto`` for each checkpoint's own, or as torch names it.
+        tasks, include_path, task_files, answering, …: see `Harness`.
 
     Raises:
         EvaluationError: lm-eval is not installed, a task is unknown, a model does not load or run.
         TrajectoryError, CheckpointError: a reference leads nowhere.
     """
-    progress = progress or SilentProgress()
     _check_labels([label for label, _ in references])
-    names = list(dict.fromkeys(tasks))
-    manager = load_tasks(names, include_path)
-    checkpoints = [
-        (label, resolve_checkpoint(item) if isinstance(item, str) else item) for label, item in references
-    ]
-    device, batch_size = _device(device), batch_size or DEFAULT_BATCH_SIZE
-    rows: list[Row] = []
-    defaults: dict[str, dict[str, Any]] = {}
-    found: dict[str, Any] = {}
-    with quiet_libraries():
-        for label, checkpoint in checkpoints:
-            progress.say(f"{label}: {checkpoint.name}")
-            model = _load(label, checkpoint, device, dtype, batch_size, progress)
-            defaults[label] = model.generation_defaults()
-            found = _simple_evaluate(
-                model,
-                f"{checkpoint.name}: {', '.join(names)}",
-                tasks=names,
-                task_manager=manager,
-                num_fewshot=num_fewshot,
-                batch_size=batch_size,
-                limit=limit,
-                apply_chat_template=apply_chat_template,
-                **{
-                    f"{part}_seed": seed
-                    for part in ("random", "numpy_random", "torch_random", "fewshot_random")
-                },
-            )
-            rows.append(_row(label, checkpoint, found))
-            del model
-            _free_memory()
-    settings = Settings(
-        seed=seed,
-        batch_size=batch_size,
+    harness = Harness(
+        tasks,
+        include_path=include_path,
+        task_files=task_files,
+        answering=answering,
         limit=limit,
+        batch_size=batch_size,
         num_fewshot=num_fewshot,
+        seed=seed,
         apply_chat_template=apply_chat_template,
         device=device,
         dtype=dtype,
-        versions={package: version(package) for package in _PACKAGES},
-        tasks=records_of(found),
+        backend=backend,
+        progress=progress,
     )
-    mixed = [(label, item) for label, item in checkpoints if isinstance(item, Mixture)]
-    return EvaluationTable(settings=settings, rows=tuple(rows), notes=_notes(limit, defaults, mixed))
+    checkpoints = [
+        (label, resolve_checkpoint(item) if isinstance(item, str) else item) for label, item in references
+    ]
+    return harness.table([harness.measure(label, item) for label, item in checkpoints])
+
+
+class Measurement(Part):
+    """One checkpoint measured."""
+
+    row: Row
+    tasks: dict[str, TaskRecord]
+    generation_defaults: dict[str, Any]
+    """What the checkpoint's own generation config says about how completions are drawn."""
+    mixture: str | None = None
+    """Which logits it mixes, pinned, where it is no checkpoint."""
+
+
+class Harness:
+    """lm-eval with the same tasks, seeds and settings for every checkpoint that it measures."""
+
+    def __init__(
+        self,
+        tasks: Sequence[str] = (),
+        *,
+        include_path: Sequence[Path] = (),
+        task_files: Sequence[TaskFile] = (),
+        answering: Answering | None = None,
+        limit: int | None = None,
+        batch_size: int | None = None,
+        num_fewshot: int | None = None,
+        seed: int = 0,
+        apply_chat_template: bool = False,
+        device: str = "auto",
+        dtype: str = "auto",
+        backend: Backend = "hf",
+        progress: Progress | None = None,
+    ) -> None:
+        """
+        Args:
+            tasks: lm-eval tasks, groups or tags, and our own.
+            include_path: folders with task files of the user's own.
+            task_files: files of problems.
+            answering: how often and how the problems of our own tasks and of ``task_files`` are answered.
+            limit: only the first so many documents of each task.
+            batch_size: sequences at a time, 16 if None; samples depend on it.
+            num_fewshot: examples in the prompt, where a task does not fix them at 0.
+            seed: of every random generator, set anew before each checkpoint.
+            device: ``auto`` takes the first CUDA device where there is one; else as torch names it.
+            dtype: ``auto`` for each checkpoint's own, or as torch names it.
+            backend: ``hf`` is transformers; ``vllm`` is lm-eval's model for vLLM.
+
+        Raises:
+            EvaluationError: lm-eval or the backend is not installed, a task is unknown or cannot be loaded.
+        """
+        self._progress = progress or SilentProgress()
+        names = list(dict.fromkeys(tasks))
+        require_lm_eval()
+        check_backend(backend)
+        self._specs = task_specs(names, task_files, answering)
+        self._manager = load_tasks(self._specs, include_path)
+        self._what = ", ".join([*names, *(file.name for file in task_files)])
+        self.settings = Settings(
+            seed=seed,
+            batch_size=batch_size or DEFAULT_BATCH_SIZE,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            apply_chat_template=apply_chat_template,
+            device=_device(device),
+            dtype=dtype,
+            backend=backend,
+            versions={package: version(package) for package in _PACKAGES},
+            requested=tuple(names),
+            task_files={file.name: file.format for file in task_files},
+            answering=tuple((answering or Answering()).options()),
+            tasks={},
+        )
+
+    def fingerprint(self) -> str:
+        """sha256 of all that a figure depends on beside the weights: tasks with their data, and settings."""
+        with quiet_libraries():
+            loaded = self._manager.load(self._specs)["tasks"]
+        tasks = {
+            name: [config_sha256(task.dump_config()), data_sha256(task)] for name, task in loaded.items()
+        }
+        text = json.dumps([self.settings.model_dump(mode="json"), tasks], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def measure(self, label: str, checkpoint: Checkpoint | Mixture) -> Measurement:
+        """Put all tasks to one checkpoint.
+
+        Raises:
+            EvaluationError: the model does not load or run.
+        """
+        self._progress.say(f"{label}: {checkpoint.name}")
+        settings = self.settings
+        with quiet_libraries():
+            model = load_model(label, checkpoint, settings, self._progress)
+            defaults = generation_defaults(model)
+            found = _simple_evaluate(
+                model,
+                f"{checkpoint.name}: {self._what}",
+                tasks=list(self._specs),
+                task_manager=self._manager,
+                num_fewshot=settings.num_fewshot,
+                batch_size=settings.batch_size,
+                limit=settings.limit,
+                apply_chat_template=settings.apply_chat_template,
+                **{
+                    f"{part}_seed": settings.seed
+                    for part in ("random", "numpy_random", "torch_random", "fewshot_random")
+                },
+            )
+            del model
+            _free_memory()
+        return Measurement(
+            row=_row(label, checkpoint, found),
+            tasks=records_of(found),
+            generation_defaults=defaults,
+            mixture=checkpoint.pinned_name if isinstance(checkpoint, Mixture) else None,
+        )
+
+    def table(self, measurements: Sequence[Measurement]) -> EvaluationTable:
+        """The rows in one table."""
+        return EvaluationTable(
+            settings=self.settings.model_copy(update={"tasks": measurements[-1].tasks}),
+            rows=tuple(measurement.row for measurement in measurements),
+            notes=_notes(self.settings.limit, measurements),
+        )
 
 
 def _check_labels(labels: Sequence[str]) -> None:
@@ -126,17 +223,7 @@ def _device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _load(
-    label: str, checkpoint: Checkpoint | Mixture, device: str, dtype: str, batch_size: int, progress: Progress
-) -> CheckpointModel:
-    from hubextrap.evaluate.model import load_checkpoint
-
-    return load_checkpoint(
-        label, checkpoint, device=device, dtype=dtype, batch_size=batch_size, progress=progress
-    )
-
-
-def _simple_evaluate(model: CheckpointModel, what: str, **settings: Any) -> dict[str, Any]:
+def _simple_evaluate(model: Any, what: str, **settings: Any) -> dict[str, Any]:
     from lm_eval.evaluator import simple_evaluate
     from torch import OutOfMemoryError
 
@@ -145,7 +232,7 @@ def _simple_evaluate(model: CheckpointModel, what: str, **settings: Any) -> dict
             results: dict[str, Any] = simple_evaluate(model, log_samples=True, **settings)
     except OutOfMemoryError as error:
         raise EvaluationError(
-            f"{what}: out of memory on {settings['device']}; choose a smaller --batch-size"
+            f"{what}: out of memory on the device; choose a smaller --batch-size"
         ) from error
     except Exception as error:  # a task's own code runs in there
         raise EvaluationError(f"{what}: lm-eval failed: {reason(error)}") from error
@@ -166,12 +253,15 @@ def _row(label: str, checkpoint: Checkpoint | Mixture, found: Mapping[str, Any])
     )
 
 
-def _notes(
-    limit: int | None, defaults: Mapping[str, Mapping[str, Any]], mixed: Sequence[tuple[str, Mixture]]
-) -> tuple[str, ...]:
-    notes = [f"The {label} mixes logits while decoding: {mixture.pinned_name}." for label, mixture in mixed]
+def _notes(limit: int | None, measurements: Sequence[Measurement]) -> tuple[str, ...]:
+    notes = [
+        f"The {measured.row.label} mixes logits while decoding: {measured.mixture}."
+        for measured in measurements
+        if measured.mixture is not None
+    ]
     if limit is not None:
         notes.append(f"Only the first {limit} documents of each task were used: enough to try things out.")
+    defaults = {measured.row.label: measured.generation_defaults for measured in measurements}
     if len({json.dumps(values, sort_keys=True, default=str) for values in defaults.values()}) > 1:
         listed = "; ".join(f"{label}: {dict(values) or 'none'}" for label, values in defaults.items())
         notes.append(

@@ -36,6 +36,14 @@ def config_sha256(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def data_sha256(task: Any) -> str:
+    """sha256 of a loaded task's problems, all of them."""
+    digest = hashlib.sha256()
+    for doc in task.eval_docs:
+        digest.update(json.dumps(doc, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
+
+
 def _scores_of_task(
     found: Mapping[str, Any],
     task: str,

@@ -18,15 +18,18 @@ BASE = "base"
 TARGET = "target"
 """Label of the real checkpoint at the step that was predicted."""
 
+Backend = Literal["hf", "vllm"]
 Verdict = Literal["better", "worse", "different", "no difference seen"]
 """``different`` is one that is more than chance, in a figure of unknown direction."""
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """What results consist of."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
-class Score(_Part):
+class Score(Part):
     """One figure of one checkpoint."""
 
     task: str
@@ -62,7 +65,7 @@ class Score(_Part):
         return f"{self.task} {self.metric}" + ("" if self.filter == "none" else f" ({self.filter})")
 
 
-class Row(_Part):
+class Row(Part):
     """One checkpoint and its figures."""
 
     label: str
@@ -84,7 +87,7 @@ class Row(_Part):
         return next((score for score in self.scores if score.key == key), None)
 
 
-class TaskRecord(_Part):
+class TaskRecord(Part):
     """Which task it was: figures are comparable where these agree."""
 
     version: str
@@ -104,7 +107,7 @@ class TaskRecord(_Part):
     """How answers are generated, as lm-eval has it."""
 
 
-class Settings(_Part):
+class Settings(Part):
     """All that the figures depend on beside the weights; samples depend on task order and batch size."""
 
     seed: int
@@ -114,12 +117,19 @@ class Settings(_Part):
     apply_chat_template: bool
     device: str
     dtype: str
+    backend: Backend = "hf"
+    requested: tuple[str, ...] = ()
+    """Tasks, groups and tags as they were asked for."""
+    task_files: dict[str, str] = {}
+    """Format of each file of problems, by the name of its task."""
+    answering: tuple[str, ...] = ()
+    """The options that say how our own tasks are answered."""
     versions: dict[str, str]
     tasks: dict[str, TaskRecord]
     """In the order in which they ran."""
 
 
-class Difference(_Part):
+class Difference(Part):
     """A figure minus that of the last observed checkpoint."""
 
     value: float
@@ -129,7 +139,7 @@ class Difference(_Part):
     """None without an interval."""
 
 
-class EvaluationTable(_Part):
+class EvaluationTable(Part):
     """All checkpoints of one evaluation, measured with the same tasks, seeds and settings."""
 
     format: int = 1

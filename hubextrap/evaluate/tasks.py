@@ -7,14 +7,15 @@ import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import EvaluationError
+from hubextrap.evaluate.own_tasks import packaged_tasks, task_specs
 from hubextrap.evaluate.quiet import quiet_libraries
 from hubextrap.hub_access import reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lm_eval.tasks import TaskManager
 
@@ -31,11 +32,11 @@ def require_lm_eval() -> None:
         raise EvaluationError("lm-eval is not installed; install it with: pip install 'hubextrap[eval]'")
 
 
-def load_tasks(names: Sequence[str], include_path: Sequence[Path] = ()) -> TaskManager:
-    """A manager that knows the named tasks; they and their data have been loaded once.
+def load_tasks(tasks: Sequence[str | Mapping[str, Any]], include_path: Sequence[Path] = ()) -> TaskManager:
+    """A manager that knows the named tasks; all tasks and their data have been loaded once.
 
     Args:
-        names: tasks, groups or tags.
+        tasks: names of tasks, groups or tags, and configurations, as `task_specs` gives them.
         include_path: folders with task files of the user's own, which come before lm-eval's. The Python code
             that such a task refers to is run, as lm-eval does.
 
@@ -44,20 +45,23 @@ def load_tasks(names: Sequence[str], include_path: Sequence[Path] = ()) -> TaskM
             task or its data cannot be loaded.
     """
     require_lm_eval()
-    if not names:
+    if not tasks:
         raise EvaluationError(
-            "no task is named; name lm-eval tasks with --tasks, e.g. --tasks gsm8k,minerva_math500"
+            "no task is named; name lm-eval tasks with --tasks, e.g. --tasks gsm8k,minerva_math500, "
+            "or give a file of problems with --task-file"
         )
     for folder in include_path:
         if not folder.is_dir():
             raise EvaluationError(
                 f"{folder}: no such folder; --include-path takes the folder with the task's YAML file"
             )
+    specs = task_specs(tasks)
     with quiet_libraries():
-        manager = _manager_with(names, include_path)
+        manager = _manager_with([task for task in specs if isinstance(task, str)], include_path)
         try:
-            manager.load(list(names))
+            manager.load(specs)
         except Exception as error:  # a task file may run and load anything
+            names = [task if isinstance(task, str) else task["task"] for task in specs]
             raise EvaluationError(f"{_listed(names)}: lm-eval cannot load this: {reason(error)}") from error
     return manager
 
@@ -77,13 +81,14 @@ def _manager_with(names: Sequence[str], include_path: Sequence[Path]) -> TaskMan
         # names that no task file mentions need no full index to be refused
         _refuse_unknown(
             [name for name in elsewhere if name not in builtin.mentioned],
-            [*manager.all_tasks, *builtin.names],
+            [*manager.all_tasks, *builtin.names, *packaged_tasks()],
         )
         folders = dict.fromkeys(builtin.folders.values())
         manager = TaskManager(include_path=[*folders, *own], include_defaults=False)
     if not all(name in manager.all_subtasks for name in names):
         manager = TaskManager(include_path=own)
-        _refuse_unknown([name for name in names if name not in manager.task_index], manager.all_tasks)
+        unknown = [name for name in names if name not in manager.task_index]
+        _refuse_unknown(unknown, [*manager.all_tasks, *packaged_tasks()])
     return manager
 
 
