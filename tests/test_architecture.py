@@ -14,6 +14,7 @@ LEVELS = (
     ("cli", "__main__"),
     ("lm_eval_plugin",),
     ("api",),
+    ("report",),
     ("evaluate", "mergekit_plugin"),
     ("logits",),
     ("hub",),
@@ -87,7 +88,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("absent", ["lm_eval", "mergekit", "pygit2", "matplotlib", "plotly", "accelerate"])
+@pytest.mark.parametrize("absent", ["lm_eval", "mergekit", "pygit2", "matplotlib", "accelerate"])
 def test_imports_without_extras(absent: str) -> None:
     program = (
         f"import sys; sys.modules[{absent!r}] = None\n"

@@ -9,6 +9,7 @@ from hubextrap.api.merging import MergeResult, Prediction, merge
 from hubextrap.api.mixing import mixture
 from hubextrap.api.planning import PlanReport, plan
 from hubextrap.api.prepare import Prepared, Settings, prepare
+from hubextrap.api.reporting import ReportResult, report
 from hubextrap.api.scanning import scan
 from hubextrap.api.verifying import Verification, VerifiedFile, verify
 
@@ -17,6 +18,7 @@ __all__ = [
     "PlanReport",
     "Prediction",
     "Prepared",
+    "ReportResult",
     "RunResult",
     "Settings",
     "Verification",
@@ -29,6 +31,7 @@ __all__ = [
     "plan",
     "prepare",
     "push",
+    "report",
     "run",
     "scan",
     "verify",

@@ -16,6 +16,7 @@ from hubextrap.cli.generate import generate
 from hubextrap.cli.harness import lm_eval_command
 from hubextrap.cli.mergekit import PassedOn, mergekit_yaml
 from hubextrap.cli.merging import merge, plan, push, run
+from hubextrap.cli.report import report
 from hubextrap.cli.scan import scan
 from hubextrap.cli.steps import steps
 from hubextrap.cli.verify import verify
@@ -51,6 +52,7 @@ def _options(
 app.command()(steps)
 app.command()(scan)
 app.command()(backtest)
+app.command()(report)
 app.command()(plan)
 app.command()(merge)
 app.command()(push)

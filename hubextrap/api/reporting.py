@@ -1,0 +1,77 @@
+"""`report`: one page and its plots from a saved scan and saved evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hubextrap.errors import HubExtrapError, OutputError
+
+
+@dataclass(frozen=True, slots=True)
+class ReportResult:
+    """What was written."""
+
+    page: Path
+    pngs: tuple[Path, ...]
+    headline: str
+    sentences: tuple[str, ...]
+
+
+def report(
+    scan_file: Path | str,
+    *,
+    evaluations: Sequence[Path | str] = (),
+    out: Path | str = "report.html",
+    png: Path | str | None = None,
+    title: str | None = None,
+) -> ReportResult:
+    """Write the page to ``out``, and every plot into the folder ``png``; existing files are replaced.
+
+    Args:
+        title: heading of the page; the scan's file name where it is None.
+
+    Raises:
+        HubExtrapError: matplotlib is not installed.
+        ReferenceNotFound, CorruptFile, SourceError: the scan cannot be read.
+        EvaluationError: an evaluation cannot be read, or two do not go together.
+        OutputError: the page or a plot cannot be written.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise HubExtrapError(f"the report needs {error.name}: pip install 'hubextrap[report]'") from error
+    from hubextrap.evaluate.table import EvaluationTable
+    from hubextrap.report import build_sections, collect_accuracy, render_page
+    from hubextrap.report.answering import answer
+    from hubextrap.report.style import to_png
+    from hubextrap.statistics import Scan
+    from hubextrap.statistics.backtesting import backtest_table
+
+    scan_file, out = Path(scan_file), Path(out)
+    scan = Scan.load(scan_file)
+    accuracies = collect_accuracy({Path(path): EvaluationTable.load(Path(path)) for path in evaluations})
+    backtest = backtest_table(scan.gram_table)
+    said = answer(backtest)
+    sections = build_sections(scan, backtest, accuracies)
+    _write(out, render_page(title or scan_file.name, scan, said, sections).encode())
+    pngs = []
+    if png is not None:
+        for section in sections:
+            pngs.append(Path(png) / f"{section.name}.png")
+            _write(pngs[-1], to_png(section.draw, section.height))
+    return ReportResult(out, tuple(pngs), said.headline, said.sentences)
+
+
+def _write(path: Path, content: bytes) -> None:
+    staging = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging.write_bytes(content)
+        staging.replace(path)
+    except OSError as error:
+        staging.unlink(missing_ok=True)
+        raise OutputError(
+            f"{path}: cannot be written: {error.strerror}; choose another --out or --png"
+        ) from error

@@ -1,0 +1,121 @@
+"""The backtest's verdict in sentences, for the top of the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hubextrap.statistics import horizon_means, judge
+
+if TYPE_CHECKING:
+    from hubextrap.statistics import Backtest
+
+FEW_TRIALS = 6
+"""Fewer rehearsals than this are no ground for trust."""
+CLOSE = 0.1
+"""How far the mean expected error may be from the mean found to be believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Whether to extrapolate, by what, and how far."""
+
+    level: str
+    """``good``, ``care``, ``bad``, or ``unknown`` where nothing could be rehearsed."""
+    headline: str
+    sentences: tuple[str, ...]
+
+
+def answer(backtest: Backtest) -> Answer:
+    """Put the verdict of ``statistics.judge`` into words."""
+    last_word = (
+        "All this is about weights. Before a prediction is used, evaluate it beside the last checkpoint."
+    )
+    ranked = horizon_means(backtest)
+    if not ranked or ranked[0].worst is None:
+        return Answer(
+            "unknown",
+            "Nothing could be rehearsed",
+            (
+                (
+                    "A rehearsal needs several checkpoints that differ, and this scan has "
+                    f"{len(backtest.steps)}. Do not trust an extrapolation from it without an evaluation."
+                ),
+            ),
+        )
+    verdict = judge(backtest)
+    rounding = (
+        (
+            f"Rounding to 16 bits makes up {backtest.rounding_share:.0%} of what differs between "
+            "neighbouring checkpoints; the errors here are therefore those of the signal, the motion along "
+            "its two leading directions in each tensor."
+        ),
+    ) * backtest.rounded
+    if verdict.method is None:
+        return Answer(
+            "bad",
+            "Keep the last checkpoint",
+            (
+                (
+                    "In rehearsals on this run's own past, no method came closer to the real weights than "
+                    "the last checkpoint was."
+                ),
+                *rounding,
+                last_word,
+            ),
+        )
+    rows = [row for row in backtest.shared_rows()[verdict.method] if row.horizon <= 1 + 1e-9]
+    mean, worst = float(np.mean([row.error for row in rows])), max(row.error for row in rows)
+    sentences = [
+        (
+            f"In {_times(len(rows), 'rehearsal')} up to twice the last step, its predictions were off by "
+            f"{mean:.0%} of the distance that the last checkpoint was off, and by {worst:.0%} at worst."
+        ),
+        _reach(verdict.reach, backtest.steps[-1], backtest.steps[0], verdict.failures, verdict.trials),
+    ]
+    if (expectation := _expectation(backtest, verdict.method)) is not None:
+        sentences.append(expectation)
+    if verdict.base_step is not None:
+        sentences.append(
+            f"If you want a line through two checkpoints, let it begin at step {verdict.base_step}."
+        )
+    sound = verdict.reach is not None and not verdict.failures and verdict.trials >= FEW_TRIALS
+    return Answer(
+        "good" if sound else "care",
+        f"{'Extrapolation looks promising: use' if sound else 'Extrapolate with care:'} {verdict.method}",
+        (*sentences, *rounding, last_word),
+    )
+
+
+def _reach(reach: float | None, last: int, first: int, failures: int, trials: int) -> str:
+    if reach is None:
+        return "Trust it little: already at the shortest horizon its errors are large."
+    target = last + reach * (last - first)
+    return (
+        f"Trust it up to step {target:,.0f}: as far ahead, {failures or 'none'} of "
+        f"{_times(trials, 'rehearsal')} did worse than the last checkpoint."
+        + (" That is few to judge by." if trials < FEW_TRIALS else "")
+        + " Beyond, only an evaluation can tell."
+    )
+
+
+def _expectation(backtest: Backtest, method: str) -> str | None:
+    known = [
+        (row.expected_error, row.error)
+        for row in backtest.shared_rows()[method]
+        if row.horizon <= 1 + 1e-9 and row.expected_error is not None
+    ]
+    if not known:
+        return None
+    expected, found = (float(np.mean(values)) for values in zip(*known, strict=True))
+    if abs(expected - found) <= CLOSE:
+        meaning = "so the expected error that comes with a prediction can be believed"
+    else:
+        meaning = f"so expected errors have been too {'high' if expected > found else 'low'} on this run"
+    return f"The past let expect {expected:.2f} on average and {found:.2f} was found, {meaning}."
+
+
+def _times(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"

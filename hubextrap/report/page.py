@@ -1,0 +1,98 @@
+"""The page: one HTML file that opens offline and loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubextrap._version import __version__
+from hubextrap.report.style import to_svg
+
+if TYPE_CHECKING:
+    from hubextrap.report.answering import Answer
+    from hubextrap.report.sections import Section
+    from hubextrap.statistics.scan import Scan
+
+_MARKS = {"good": "✓", "care": "!", "bad": "✕", "unknown": "?"}
+
+
+def render_page(title: str, scan: Scan, answer: Answer, sections: Sequence[Section]) -> str:
+    """The whole page as text; the same input gives the same bytes."""
+    style = files("hubextrap.report").joinpath("page.css").read_text(encoding="utf-8")
+    links = "".join(f'<li><a href="#{section.name}">{escape(section.title)}</a></li>' for section in sections)
+    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in answer.sentences)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{escape(title)}: trajectory report</title>
+<style>{style}</style>
+</head>
+<body>
+<header>
+<h1>{escape(title)}</h1>
+<p>{escape(_about(scan))}</p>
+</header>
+<main>
+<section class="verdict {answer.level}" id="verdict">
+<h2><span aria-hidden="true">{_MARKS[answer.level]}</span> {escape(answer.headline)}</h2>
+{sentences}
+</section>
+<nav aria-label="Plots"><ul>{links}</ul></nav>
+<div class="sections">
+{"".join(_section(section) for section in sections)}</div>
+</main>
+<footer>
+<details><summary>The checkpoints that were read</summary>{_checkpoints(scan)}</details>
+<p>Made by hubextrap {escape(__version__)} from a saved scan; nothing here was loaded from the network.</p>
+</footer>
+</body>
+</html>
+"""
+
+
+def _about(scan: Scan) -> str:
+    elements = int(scan.gram_table.elements.sum())
+    dtypes = ", ".join(dict.fromkeys(checkpoint.dtype for checkpoint in scan.checkpoints))
+    return (
+        f"{len(scan.steps)} checkpoints from step {scan.steps[0]} to {scan.steps[-1]}, {elements:,} weights "
+        f"in {len(scan.tensors)} tensors, {dtypes}"
+    )
+
+
+def _section(section: Section) -> str:
+    drawn = to_svg(section.draw, section.height, section.name)
+    return f"""<section id="{section.name}">
+<h2>{escape(section.title)}</h2>
+<p>{escape(section.shows)}</p>
+<p class="worry">{escape(section.worry)}</p>
+<figure role="img" aria-label="{escape(section.shows)}">{drawn}</figure>
+<details><summary>The figures</summary>{_table(section.headings, section.rows)}</details>
+</section>
+"""
+
+
+def _checkpoints(scan: Scan) -> str:
+    return _table(
+        ("step", "checkpoint", "dtype"),
+        [
+            # a page is passed on, so it says nothing of this machine's folders
+            (str(read.step), read.name if read.repo else Path(read.name).name, read.dtype)
+            for read in scan.checkpoints
+        ],
+    )
+
+
+def _table(headings: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
+    body = ""
+    for row in rows:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        body += f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>'
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="table" tabindex="0">{table}</div>'
