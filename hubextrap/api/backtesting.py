@@ -44,7 +44,9 @@ def backtest(
         _check(run.steps)
         found = scan(run, settings=settings, progress=progress)
     _check(found.steps)
-    return backtest_table(found.gram_table, tried)
+    return backtest_table(
+        found.gram_table, tried, dtypes=[checkpoint.dtype for checkpoint in found.checkpoints]
+    )
 
 
 def _check(steps: tuple[int, ...]) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 
 from hubextrap.api.fingerprint import input_fingerprint
 from hubextrap.errors import MethodError
-from hubextrap.methods import Rule, assign_rules, rehearse, signal
+from hubextrap.methods import Rule, assign_rules, rehearse, without_rounding
 from hubextrap.statistics import Expectation, expect, is_rounded, pasts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -104,7 +104,8 @@ def fit_rules(
                 by_tensor[name] = rows
     expected = (Expectation(None, None),) * len(targets)
     if table is not None:
-        expected = _expectations(recipe, table)
+        dtypes = {info.dtype for layout in layouts for info in layout.tensors.values()}
+        expected = _expectations(recipe, table, dtypes)
         _judge(recipe, steps, expected, progress)
     return FittedRules(tuple(fitted), by_tensor, expected, needs_scan(recipe) and table is None)
 
@@ -122,11 +123,11 @@ def _fit_tensors(
     return result
 
 
-def _expectations(recipe: Recipe, table: GramTable) -> tuple[Expectation, ...]:
+def _expectations(recipe: Recipe, table: GramTable, dtypes: Iterable[str]) -> tuple[Expectation, ...]:
     parts = pasts(recipe.rules, table)
-    signals = [signal(part.gram) for part in parts]
-    last, rounded = len(table.steps) - 1, is_rounded(table)
-    return tuple(expect(parts, last, target, rounded, signals) for target in recipe.target_steps)
+    fitted = [without_rounding(part.gram) for part in parts]
+    last, rounded = len(table.steps) - 1, is_rounded(table, dtypes)
+    return tuple(expect(parts, last, target, rounded, fitted) for target in recipe.target_steps)
 
 
 def _judge(recipe: Recipe, steps: Sequence[int], expected: Sequence[Expectation], progress: Progress) -> None:

@@ -23,6 +23,7 @@ from hubextrap.methods.rehearsal import (
     rounding_share,
     signal,
     squared_distances,
+    without_rounding,
 )
 from hubextrap.methods.rules import Rule, assign_rules
 from hubextrap.methods.subspace import low_rank
@@ -57,4 +58,5 @@ __all__ = [
     "squared_distances",
     "sum_to_one",
     "two_point",
+    "without_rounding",
 ]

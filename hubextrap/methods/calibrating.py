@@ -9,7 +9,13 @@ import numpy as np
 
 from hubextrap.errors import MethodError
 from hubextrap.methods.lines import persistence, sum_to_one
-from hubextrap.methods.rehearsal import Rehearsals, longest_horizon, rehearse, signal, squared_distances
+from hubextrap.methods.rehearsal import (
+    Rehearsals,
+    longest_horizon,
+    rehearse,
+    squared_distances,
+    without_rounding,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +35,7 @@ def calibrated(
 
     c = one_hot(last) + Σ_m β_m·d_m, where d_m are the displacements of the least-squares lines through the
     last checkpoint over the whole run, its last half and its last quarter. β is a ridge regression over all
-    `rehearse` pairs of observed checkpoints, in relative error, on the `signal` of the Gram matrix.
+    `rehearse` pairs of observed checkpoints, in relative error, on the Gram matrix `without_rounding`.
 
     Args:
         gram_matrix: (K, K) inner products of the tensor's deltas.
@@ -38,25 +44,23 @@ def calibrated(
         MethodError: the past has seen no horizon near this one.
     """
     return sum_to_one(
-        persistence(steps, target_step) + displacements(steps, target_step, signal(gram_matrix))
+        persistence(steps, target_step) + displacements(steps, target_step, without_rounding(gram_matrix))
     )
 
 
-def displacements(
-    steps: Sequence[int], target_step: float, signals: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """(…, K): Σ_m β_m·d_m for each of (…, K, K) Gram matrices of which `signal` was taken.
+def displacements(steps: Sequence[int], target_step: float, gram: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(…, K): Σ_m β_m·d_m for each of (…, K, K) Gram matrices, `without_rounding`.
 
     Raises:
         MethodError: the past has seen no horizon near this one.
     """
     if target_step <= steps[-1]:
-        return np.zeros(signals.shape[:-1])
+        return np.zeros(gram.shape[:-1])
     rehearsals = rehearse(steps, target_step)
     if not len(rehearsals):
         raise MethodError(beyond_the_past(steps, target_step))
     directions = slopes(tuple(steps))
-    left, right = _normal_equations(steps, rehearsals, directions, signals)
+    left, right = _normal_equations(steps, rehearsals, directions, gram)
     beta = _solve(left.sum(axis=-3), right.sum(axis=-2))
     return np.asarray((target_step - steps[-1]) * (beta @ directions[-1]))
 
@@ -81,20 +85,20 @@ def slopes(steps: tuple[int, ...]) -> NDArray[np.float64]:
 
 
 def leave_one_out(
-    steps: Sequence[int], rehearsals: Rehearsals, signals: NDArray[np.float64]
+    steps: Sequence[int], rehearsals: Rehearsals, gram: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """(…, R, K): the displacement predicted in each rehearsal by a fit without its origin.
 
     NaN where all rehearsals have one origin, so that none is left to fit.
 
     Args:
-        signals: (…, K, K) Gram matrices of which `signal` was taken.
+        gram: (…, K, K), `without_rounding`.
     """
     directions = slopes(tuple(steps))
-    left, right = _normal_equations(steps, rehearsals, directions, signals)
+    left, right = _normal_equations(steps, rehearsals, directions, gram)
     all_left, all_right = left.sum(axis=-3), right.sum(axis=-2)
     times = np.asarray(steps, dtype=np.float64)
-    result = np.zeros((*signals.shape[:-2], len(rehearsals), len(steps)))
+    result = np.zeros((*gram.shape[:-2], len(rehearsals), len(steps)))
     all_origins = np.unique(rehearsals.origins)
     if len(all_origins) < 2:
         return np.full_like(result, np.nan)

@@ -12,7 +12,7 @@ import numpy as np
 from hubextrap.errors import MethodError, StepError
 from hubextrap.methods.lines import persistence, sum_to_one
 from hubextrap.methods.registry import find_method, parameter_problems
-from hubextrap.methods.rehearsal import Rehearsals, rehearse, signal, squared_distances
+from hubextrap.methods.rehearsal import Rehearsals, rehearse, squared_distances, without_rounding
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -91,7 +91,7 @@ def best_damping(
     Args:
         displacements: (…, R, K) coefficients d of the undamped displacements from each origin; NaN where the
             method could not serve.
-        gram: (…, K, K), or (K, K) for all: their `signal`.
+        gram: (…, K, K), or (K, K) for all, `without_rounding`.
 
     Returns:
         (…): one λ a Gram matrix; 0 where nothing moved.
@@ -135,7 +135,7 @@ def _auto_damping(
             f"damping: auto has nothing to choose by: {len(steps)} checkpoints up to step {steps[-1]} hold "
             f"no prediction as far as step {target_step:g}; give a number, or a nearer target"
         )
-    return float(best_damping(rehearsals, displacements, signal(gram_matrix)))
+    return float(best_damping(rehearsals, displacements, without_rounding(gram_matrix)))
 
 
 def check_steps(steps: Sequence[int], target_step: float) -> None:

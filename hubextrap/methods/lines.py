@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from hubextrap.errors import MethodError
-from hubextrap.methods.rehearsal import rehearse, signal, squared_distances
+from hubextrap.methods.rehearsal import rehearse, squared_distances, without_rounding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,7 +138,7 @@ def _best_base(steps: Sequence[int], target_step: float, gram_matrix: NDArray[np
     gaps = np.abs(times[None, None, :] - shares[:, None] * times[origins][..., None])
     bases = np.argmin(np.where(np.arange(len(steps)) < origins[..., None], gaps, np.inf), axis=-1)
     way = (times[targets] - times[origins]) / (times[origins] - times[bases])
-    squares = squared_distances(signal(gram_matrix))
+    squares = squared_distances(without_rounding(gram_matrix))
     real, back = squares[origins, targets], squares[origins, bases]
     # ‖x_j − x_k + way·(x_j − x_b)‖², from distances alone
     errors = real + way**2 * back + way * (real + back - squares[targets, bases])

@@ -22,8 +22,9 @@ HORIZON_WIDTH = 0.4
 FARTHEST = 3.0
 """Standard deviations beyond which a rehearsal does not count: horizons more than 3.3 times off."""
 SIGNAL_RANK = 2
-ROUNDED = 0.25
-"""Share of white noise in the motion between neighbours from which it is called rounding."""
+ROUNDED = (0.1, 0.3)
+"""Shares of white noise in the motion between neighbours: up to the first it is training, from the second on
+rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,18 @@ def longest_horizon(steps: Sequence[int]) -> float:
     return (steps[-1] - steps[1]) / (steps[1] - steps[0])
 
 
+def without_rounding(gram_matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(…, K, K): what to fit to. The Gram matrix itself; its `signal` where it is rounding that drowns it.
+
+    Between the two `ROUNDED` shares the one passes into the other, so that no method jumps.
+    """
+    low, high = ROUNDED
+    share = np.clip((rounding_share(gram_matrix) - low) / (high - low), 0.0, 1.0)[..., None, None]
+    if not share.any():
+        return gram_matrix
+    return np.asarray((1.0 - share) * gram_matrix + share * signal(gram_matrix))
+
+
 def signal(gram_matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """(…, K, K): the Gram matrix of the motion along its two leading temporal directions.
 
@@ -85,24 +98,21 @@ def signal(gram_matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(leading @ np.swapaxes(leading, -1, -2))
 
 
-def rounding_share(gram_matrix: NDArray[np.float64]) -> float:
-    """The share of the motion between neighbouring checkpoints that is white noise: rounding, not training.
+def rounding_share(gram_matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(…): the share of the motion between neighbouring checkpoints that is white noise; 0 for fewer than 4.
 
     Noise of variance v in every checkpoint makes the smallest eigenvalue of the centred Gram matrix v, and
-    adds 2v to every squared distance: 1 for noise alone. Training moves on from where it is, and gives .0-.1
-    (a random walk, which real runs are smoother than, .5); bf16 runs whose updates drown in rounding gave
-    .40-.55.
+    adds 2v to every squared distance: 1 for noise alone. Training moves on from where it is, and gave .00 to
+    .10 on five runs in float32 (a random walk would give .5); runs in bfloat16 whose updates drown in
+    rounding gave .40 to .55.
     """
-    count = len(gram_matrix)
+    count = gram_matrix.shape[-1]
     if count < 4:
-        return 0.0
-    squares = squared_distances(gram_matrix)
-    motion = float(np.mean(np.diagonal(squares, 1)))
-    if motion <= 0.0:
-        return 0.0
+        return np.zeros(gram_matrix.shape[:-2])
+    motion = np.diagonal(squared_distances(gram_matrix), 1, -2, -1).mean(axis=-1)
     centre = np.eye(count) - 1.0 / count
-    smallest = float(np.linalg.eigvalsh(centre @ gram_matrix @ centre)[1])
-    return max(0.0, 2.0 * smallest / motion)
+    smallest = np.maximum(np.linalg.eigvalsh(centre @ gram_matrix @ centre)[..., 1], 0.0)
+    return np.asarray(np.divide(2.0 * smallest, motion, out=np.zeros_like(motion), where=motion > 0))
 
 
 def squared_distances(gram_matrix: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hubextrap.errors import MethodError
-from hubextrap.methods import Rule, coefficients, find_method, method_names, rounding_share, signal
+from hubextrap.methods import (
+    Rule,
+    coefficients,
+    find_method,
+    method_names,
+    rounding_share,
+    signal,
+    without_rounding,
+)
 from hubextrap.statistics.calibration import expect, is_rounded, pasts, relative, summed_squares
 
 if TYPE_CHECKING:
@@ -121,35 +129,44 @@ def candidates() -> tuple[Candidate, ...]:
     return (*plain, *VARIANTS)
 
 
-def backtest_table(table: GramTable, tried: Sequence[Candidate] | None = None) -> Backtest:
+def backtest_table(
+    table: GramTable, tried: Sequence[Candidate] | None = None, *, dtypes: Iterable[str] = ()
+) -> Backtest:
     """Predict every observed checkpoint from every earlier one that has a past, by every candidate.
 
     Nothing is read but the table, and nothing behind an origin enters its coefficients or expectations.
     Where a candidate cannot serve, it has no row.
+
+    Args:
+        tried: `candidates` when None.
+        dtypes: in which the checkpoints are stored, as safetensors calls them; see `is_rounded`.
+
+    Raises:
+        MethodError: a candidate's method is not known, or not with these parameters.
     """
     tried = candidates() if tried is None else tried
-    rounded = is_rounded(table)
+    rounded = is_rounded(table, dtypes)
     steps, count = table.steps, len(table.steps)
     rows: list[BacktestRow] = []
     for candidate in tried:
         parts = pasts(candidate.rules, table)
         hindsight = [signal(part.gram) for part in parts] if rounded else []
         for last in range(1, count - 1):
-            signals = [signal(part.gram[:, : last + 1, : last + 1]) for part in parts]
+            fitted = [without_rounding(part.gram[:, : last + 1, : last + 1]) for part in parts]
             for target in range(last + 1, count):
                 motion = np.zeros(count)
                 motion[target], motion[last] = 1.0, -1.0
                 try:
                     errors = [
                         (part.displacement(last, steps[target], own) - motion)[:, None]
-                        for part, own in zip(parts, signals, strict=True)
+                        for part, own in zip(parts, fitted, strict=True)
                     ]
                 except MethodError:
                     continue
                 found = _found(errors, motion, [part.gram for part in parts])
                 if found is None:
                     continue
-                expected = expect(parts, last, steps[target], rounded, signals)
+                expected = expect(parts, last, steps[target], rounded, fitted)
                 rows.append(
                     BacktestRow(
                         candidate.name,
@@ -162,7 +179,7 @@ def backtest_table(table: GramTable, tried: Sequence[Candidate] | None = None) -
                         expected.signal,
                     )
                 )
-    return Backtest(steps, tuple(rows), rounding_share(table.total()), rounded, _best_base(table))
+    return Backtest(steps, tuple(rows), float(rounding_share(table.total())), rounded, _best_base(table))
 
 
 def _best_base(table: GramTable) -> int | None:

@@ -19,15 +19,17 @@ from hubextrap.methods import (
     Rehearsals,
     best_damping,
     leave_one_out,
+    parameter_problems,
     persistence,
     rehearse,
     rounding_share,
     signal,
+    without_rounding,
 )
 from hubextrap.methods.calibrating import displacements as calibrated_displacements
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -58,23 +60,29 @@ class Past:
         Args:
             steps: K.
             gram: (N, K, K), one Gram matrix a tensor.
+
+        Raises:
+            MethodError: no such method, or wrong parameters.
         """
+        problems = parameter_problems(rule.method, rule.parameters)
+        if problems:
+            raise MethodError("; ".join(f"{name}: {problem}" for name, problem in problems))
         self.rule, self.steps, self.gram = rule, tuple(steps), gram
         self.undamped = replace(rule, damping=1.0)
         self._known: dict[tuple[int, float], NDArray[np.float64] | None] = {}
 
     def displacement(
-        self, origin: int, target_step: float, signals: NDArray[np.float64]
+        self, origin: int, target_step: float, fitted: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """(N or 1, K): the prediction of ``target_step`` from what ``origin`` knows, minus that checkpoint.
 
         Args:
-            signals: (N, origin + 1, origin + 1), `signal` of the Gram matrices up to there.
+            fitted: (N, origin + 1, origin + 1), the Gram matrices up to there `without_rounding`.
 
         Raises:
             MethodError: the rule cannot serve there.
         """
-        found = self._undamped(origin, target_step, signals)
+        found = self._undamped(origin, target_step, fitted)
         if found is None:
             raise MethodError(f"{self.rule.method} cannot predict from step {self.steps[origin]}")
         if self.rule.damping != "auto":
@@ -83,11 +91,11 @@ class Past:
         rehearsed = self._rehearsed_undamped(rehearsals)
         if not len(rehearsals) or np.isnan(rehearsed).all():
             raise MethodError(f"damping: auto has nothing to choose by at step {self.steps[origin]}")
-        damping = best_damping(rehearsals, rehearsed[..., : origin + 1], signals)
+        damping = best_damping(rehearsals, rehearsed[..., : origin + 1], fitted)
         return damping[:, None] * found
 
     def rehearsed(
-        self, rehearsals: Rehearsals, last: int, signals: NDArray[np.float64]
+        self, rehearsals: Rehearsals, last: int, fitted: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """(N or 1, R, K): what the rule would have predicted in each rehearsal, as `displacement`.
 
@@ -97,7 +105,7 @@ class Past:
         count = last + 1
         if self.rule.method == "calibrated":
             found = np.zeros((len(self.gram), len(rehearsals), len(self.steps)))
-            found[..., :count] = leave_one_out(self.steps[:count], rehearsals, signals)
+            found[..., :count] = leave_one_out(self.steps[:count], rehearsals, fitted)
         else:
             found = self._rehearsed_undamped(rehearsals)
         if self.rule.damping != "auto":
@@ -108,7 +116,7 @@ class Past:
             others = replace(rehearsals, weights=np.where(own, 0.0, rehearsals.weights))
             if own.all():
                 return np.full_like(dampings[..., None] * found, np.nan)
-            dampings[:, own] = best_damping(others, found[..., :count], signals)[:, None]
+            dampings[:, own] = best_damping(others, found[..., :count], fitted)[:, None]
         return dampings[..., None] * found
 
     def _rehearsed_undamped(self, rehearsals: Rehearsals) -> NDArray[np.float64]:
@@ -124,23 +132,25 @@ class Past:
         return result
 
     def _undamped(
-        self, origin: int, target_step: float, signals: NDArray[np.float64] | None
+        self, origin: int, target_step: float, fitted: NDArray[np.float64] | None
     ) -> NDArray[np.float64] | None:
         key = (origin, target_step)
         if key not in self._known:
             try:
-                self._known[key] = self._computed(origin, target_step, signals)
+                self._known[key] = self._computed(origin, target_step, fitted)
             except MethodError:
                 self._known[key] = None
         return self._known[key]
 
     def _computed(
-        self, origin: int, target_step: float, signals: NDArray[np.float64] | None
+        self, origin: int, target_step: float, fitted: NDArray[np.float64] | None
     ) -> NDArray[np.float64]:
         count = origin + 1
         steps, gram = self.steps[:count], self.gram[:, :count, :count]
         if self.rule.method == "calibrated":
-            found = calibrated_displacements(steps, target_step, signal(gram) if signals is None else signals)
+            found = calibrated_displacements(
+                steps, target_step, without_rounding(gram) if fitted is None else fitted
+            )
         else:
             matrices: list[NDArray[np.float64] | None] = [None]
             if self.undamped.needs_gram_matrix:
@@ -159,9 +169,16 @@ def pasts(rules: Sequence[Rule], table: GramTable) -> list[Past]:
     return [Past(rules[index], table.steps, table.gram[chosen]) for index, chosen in rows.items() if chosen]
 
 
-def is_rounded(table: GramTable) -> bool:
-    """Whether rounding, not training, is much of what differs between neighbouring checkpoints."""
-    return rounding_share(table.total()) >= ROUNDED
+def is_rounded(table: GramTable, dtypes: Iterable[str]) -> bool:
+    """Whether rounding, not training, is much of what differs between neighbouring checkpoints.
+
+    Both have to say so: the Gram matrix (alone, it could take a random walk for rounding) and the dtypes.
+
+    Args:
+        dtypes: safetensors names as stored, e.g. ``BF16`` or ``BF16/F32``.
+    """
+    short = any(dtype in ("BF16", "F16") for stored in dtypes for dtype in stored.split("/"))
+    return short and float(rounding_share(table.total())) >= sum(ROUNDED) / 2
 
 
 def expect(
@@ -169,12 +186,12 @@ def expect(
     last: int,
     target_step: float,
     rounded: bool,
-    signals: Sequence[NDArray[np.float64]],
+    fitted: Sequence[NDArray[np.float64]],
 ) -> Expectation:
     """What the checkpoints up to ``last`` say of predicting ``target_step``; all parts are of one trajectory.
 
     Args:
-        signals: one a part, (N, last + 1, last + 1).
+        fitted: one a part, (N, last + 1, last + 1), `without_rounding`.
     """
     count = last + 1
     rehearsals = rehearse(parts[0].steps[:count], target_step)
@@ -186,12 +203,13 @@ def expect(
     index = np.arange(len(rehearsals))
     motions[index, rehearsals.targets] = 1.0
     motions[index, rehearsals.origins] -= 1.0
-    for part, signal_gram in zip(parts, signals, strict=True):
-        errors = part.rehearsed(rehearsals, last, signal_gram)[..., :count] - motions
+    for part, fit in zip(parts, fitted, strict=True):
+        errors = part.rehearsed(rehearsals, last, fit)[..., :count] - motions
         gram = part.gram[:, :count, :count]
         total += summed_squares(errors, gram)
         real += summed_squares(motions[None], gram)
         if rounded:
+            signal_gram = signal(gram)
             signal_total += summed_squares(errors, signal_gram)
             signal_real += summed_squares(motions[None], signal_gram)
     expected = rehearsals.mean(relative(total, real))
