@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.api.output import check_output, target_folders
@@ -97,7 +97,8 @@ def plan(
     try:
         with prepare(recipe, settings, progress, read_weights=False) as prepared:
             problems = _output_problems(prepared, out, asked)
-            return _report(prepared.trajectory, recipe, prepared, out, targets, problems)
+            report = _report(prepared.trajectory, recipe, prepared, out, targets, problems)
+            return report if recipe.space == "weights" else _without_output(report)
     except TrajectoryError:
         raise
     except HubExtrapError as error:
@@ -137,6 +138,21 @@ def check_destinations(recipe: Recipe, into_folder: bool, targets: Sequence[Push
             f"{len(recipe.target_steps)} target steps and {len(targets)} push target; write a push section "
             "with {target_step} in its revision"
         )
+
+
+def _without_output(report: PlanReport) -> PlanReport:
+    """What is left of a plan with ``space: logits``."""
+    problem = "space: logits writes no weights; leave --out and --push out" if report.outputs else None
+    return replace(
+        report,
+        files=(),
+        bytes_read=0,
+        bytes_written=0,
+        peak_memory=0,
+        outputs=(),
+        notes=("space: logits loads the checkpoints with a coefficient and mixes them while decoding",),
+        problems=(*report.problems, *([problem] if problem else [])),
+    )
 
 
 def _output_problems(prepared: Prepared, out: Path | None, targets: list[PushTarget]) -> list[str]:

@@ -11,15 +11,15 @@ import pytest
 import torch
 import transformers
 from torch.nn.functional import softmax
-from transformers import PreTrainedModel
 
 from hubextrap.logits import ExtrapolatedForCausalLM
 
 VOCABULARY = 61
 PAD = 0
 WINDOW = 4
+COEFFICIENTS = (-0.75, 1.75)
 
-_SMALL = {
+_SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -32,53 +32,59 @@ _SMALL = {
     "bos_token_id": 1,
     "eos_token_id": None,
 }
-CONFIGS: dict[str, Callable[[], Any]] = {
-    "llama": lambda: transformers.LlamaConfig(**_SMALL),
-    "qwen2": lambda: transformers.Qwen2Config(**_SMALL, tie_word_embeddings=True),
-    "qwen3": lambda: transformers.Qwen3Config(**_SMALL),
-    "mistral": lambda: transformers.MistralConfig(**_SMALL, sliding_window=WINDOW),
-    "gemma3": lambda: transformers.Gemma3TextConfig(
-        **_SMALL, sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"]
-    ),
-    "gpt2": lambda: transformers.GPT2Config(
-        vocab_size=VOCABULARY,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        n_positions=64,
-        pad_token_id=PAD,
-        bos_token_id=1,
-        eos_token_id=None,
-    ),
+_GPT2: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "pad_token_id": PAD,
+    "bos_token_id": 1,
+    "eos_token_id": None,
 }
-ARCHITECTURES = sorted(CONFIGS)
+CONFIGS: dict[str, Callable[..., Any]] = {
+    "llama": lambda **own: transformers.LlamaConfig(**_SMALL | own),
+    "qwen2": lambda **own: transformers.Qwen2Config(**_SMALL | {"tie_word_embeddings": True} | own),
+    "qwen3": lambda **own: transformers.Qwen3Config(**_SMALL | own),
+    "mistral": lambda **own: transformers.MistralConfig(**_SMALL | {"sliding_window": WINDOW} | own),
+    "gemma3": lambda **own: transformers.Gemma3TextConfig(
+        **_SMALL | {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]} | own
+    ),
+    "gpt2": lambda **own: transformers.GPT2Config(**_GPT2 | own),
+}
 
 
-def random_model(architecture: str, seed: int) -> PreTrainedModel:
-    """A model with weights large enough that greedy choices are far from ties."""
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[architecture](), dtype=torch.float32)
+def random_model(architecture: str, seed: int, **config: Any) -> Any:
+    """A model in float32 with weights so large that the likeliest token is far from a tie."""
+    model = transformers.AutoModelForCausalLM.from_config(
+        CONFIGS[architecture](**config), dtype=torch.float32
+    )
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for weight in model.parameters():
             if weight.ndim > 1:
-                weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(seed + len(name)))
-    return model.eval()  # type: ignore[no-any-return]
+                weight.normal_(0, 0.3, generator=generator)
+    return model.eval()
 
 
 @dataclass(frozen=True)
 class Naive:
-    """The definition, without any cache: each sequence alone, unpadded, whole, at every step."""
+    """The definition, without any cache or padding: each sequence alone and whole at every step."""
 
-    models: Sequence[PreTrainedModel]
+    models: Sequence[Any]
     coefficients: Sequence[float]
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """float32 (positions, vocabulary) of one unpadded sequence."""
+        """float32 (…, positions, vocabulary) of unpadded tokens (…, positions)."""
+        rows = tokens if tokens.ndim == 2 else tokens[None]
         with torch.no_grad():
-            each = [model(tokens[None], use_cache=False).logits[0].float() for model in self.models]
-        return sum(c * logits for c, logits in zip(self.coefficients, each, strict=True))  # type: ignore[return-value]
+            each = [model(rows, use_cache=False).logits.float() for model in self.models]
+        mixed = torch.stack([c * one for c, one in zip(self.coefficients, each, strict=True)]).sum(0)
+        return mixed if tokens.ndim == 2 else mixed[0]
 
-    def generate(self, prompts: Sequence[Sequence[int]], count: int, seed: int | None = None) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], count: int, seed: int | None = None
+    ) -> list[list[int]]:
         """``count`` tokens after each prompt: greedy, or sampled in the order in which generate draws."""
         texts = [torch.tensor(prompt) for prompt in prompts]
         if seed is not None:
@@ -92,41 +98,44 @@ class Naive:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models of one architecture, their mixture, and its definition."""
+    """Two models of one architecture as a mixture (typed loosely, as transformers is), and its definition."""
 
-    mixed: ExtrapolatedForCausalLM
+    mixed: Any
     naive: Naive
 
 
 @pytest.fixture(scope="session")
 def pairs() -> Callable[[str], Pair]:
-    """Pairs with coefficients -0.75 and 1.75, each made once."""
+    """The pair of an architecture, made once."""
     made: dict[str, Pair] = {}
 
     def pair(architecture: str) -> Pair:
         if architecture not in made:
             models = [random_model(architecture, seed) for seed in (1, 2)]
-            coefficients = (-0.75, 1.75)
             made[architecture] = Pair(
-                ExtrapolatedForCausalLM(models, coefficients), Naive(models, coefficients)
+                ExtrapolatedForCausalLM(models, COEFFICIENTS), Naive(models, COEFFICIENTS)
             )
         return made[architecture]
 
     return pair
 
 
-def left_padded(prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-    """Prompts as one batch: ids and mask, (prompts, longest)."""
-    width = max(map(len, prompts))
-    return {
-        "input_ids": torch.tensor([[PAD] * (width - len(prompt)) + list(prompt) for prompt in prompts]),
-        "attention_mask": torch.tensor(
-            [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        ),
-    }
+@pytest.fixture
+def make() -> Callable[..., Any]:
+    """``make(architecture, seed, **config)``: a tiny random model."""
+    return random_model
 
 
 @pytest.fixture
 def trajectory_c(demo_data: Path) -> Path:
     """Folder of the bundled checkpoints, step_0 … step_400."""
     return demo_data / "rlvr-C"
+
+
+@pytest.fixture(scope="session")
+def mixed_c() -> Any:
+    """Steps 0 and 200 of the bundled run, mixed to step 300."""
+    folder = Path(__file__).parents[2] / "demo" / "data" / "rlvr-C"
+    return ExtrapolatedForCausalLM.from_checkpoints(
+        [str(folder / "step_0"), str(folder / "step_200")], [-0.5, 1.5]
+    )
