@@ -49,13 +49,15 @@ def _hide_bars(undo: ExitStack) -> None:
 
 @contextmanager
 def quiet_lm_eval() -> Iterator[None]:
-    """Silence what has no switch in lm-eval: the bar over prompts, and git's word on the caller's folder."""
+    """Silence what has no switch in lm-eval: a bar, git's word on the folder, a look at the machine."""
     import lm_eval.api.task
     import lm_eval.evaluator
 
     with ExitStack() as undo:
         _replace(undo, lm_eval.api.task, "tqdm", partial(lm_eval.api.task.tqdm, disable=True))
         _replace(undo, lm_eval.evaluator, "get_git_commit_hash", lambda: None)
+        # `pip list` among others, up to seconds for each checkpoint, and nothing here reads it
+        _replace(undo, lm_eval.evaluator, "add_env_info", lambda storage: None)
         yield
 
 

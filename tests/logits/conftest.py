@@ -56,9 +56,8 @@ CONFIGS: dict[str, Callable[..., Any]] = {
 
 def random_model(architecture: str, seed: int, **config: Any) -> Any:
     """A model in float32 with weights so large that the likeliest token is far from a tie."""
-    model = transformers.AutoModelForCausalLM.from_config(
-        CONFIGS[architecture](**config), dtype=torch.float32
-    )
+    classes: Any = transformers.AutoModelForCausalLM
+    model = classes.from_config(CONFIGS[architecture](**config), dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():

@@ -120,7 +120,8 @@ def test_the_same_as_classifier_free_guidance(pairs: PairOf, architecture: str) 
     pair = pairs(architecture)
     base, last = pair.naive.models
     prompt = torch.tensor([PROMPTS[0]])
-    guidance = UnbatchedClassifierFreeGuidanceLogitsProcessor(
+    processor: Any = UnbatchedClassifierFreeGuidanceLogitsProcessor
+    guidance = processor(
         1.75, base, unconditional_ids=prompt, unconditional_attention_mask=torch.ones_like(prompt)
     )
     settings = {

@@ -28,7 +28,7 @@ def steps(folder: Path, *numbers: int) -> list[str]:
 @pytest.mark.parametrize(("alpha", "step"), [(1.0, 200), (0.0, 0)])
 def test_alpha_1_is_the_last_checkpoint_and_0_the_base(trajectory_c: Path, alpha: float, step: int) -> None:
     mixed: Any = ExtrapolatedForCausalLM.from_checkpoints(steps(trajectory_c, 0, 200), [1 - alpha, alpha])
-    own: Any = AutoModelForCausalLM.from_pretrained(trajectory_c / f"step_{step}").eval()
+    own: Any = AutoModelForCausalLM.from_pretrained(trajectory_c / f"step_{step}")
     assert len(mixed.models) == 1
     with torch.no_grad():
         assert torch.equal(mixed(TOKENS).logits, own(TOKENS).logits.float())
@@ -78,7 +78,8 @@ def test_equal_parameters_are_there_once(make: Make, tmp_path: Path) -> None:
     assert freed == sum(first.get_parameter(name).nbytes for name in equal)
     assert share_equal_parameters(third, [first, second]) > 0
     assert third.lm_head.weight is second.lm_head.weight, "NaN is NaN, byte for byte"
-    moved = ExtrapolatedForCausalLM([first, second], [-1.0, 2.0]).to(torch.bfloat16)
+    both: Any = ExtrapolatedForCausalLM([first, second], [-1.0, 2.0])
+    moved = both.to(torch.bfloat16)
     one, other = (model.get_input_embeddings().weight for model in moved.models)
     assert one.data_ptr() == other.data_ptr()
     assert one.dtype == torch.bfloat16

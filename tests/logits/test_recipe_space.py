@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +20,11 @@ from hubextrap.trajectory import find_recipe_trajectory
 TASKS = Path(__file__).parents[2] / "demo" / "tasks"
 
 
-def recipe(repo: Path, parameters: dict[str, object] | None = None, **sections: object) -> Recipe:
+def recipe(repo: Path, parameters: Mapping[str, object] | None = None, **sections: object) -> Recipe:
     content: dict[str, object] = {
         "trajectory": {"repo": str(repo), "steps": {"max": 200}},
         "merge_method": "two_point",
-        "parameters": {"target_step": 300} | (parameters or {}),
+        "parameters": {"target_step": 300} | dict(parameters or {}),
         "space": "logits",
     }
     return parse_recipe(yaml.safe_dump(content | sections))
@@ -79,7 +81,7 @@ def test_calibrated_reads_the_weights_of_the_whole_model_once(trajectory_c: Path
         ({"space": "logit"}, r"space: must be weights or logits, not 'logit'"),
     ],
 )
-def test_sections_that_go_with_weights(trajectory_c: Path, change: dict[str, object], message: str) -> None:
+def test_sections_that_go_with_weights(trajectory_c: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         recipe(trajectory_c, **change)
 
