@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 FEW_TRIALS = 6
 """Fewer rehearsals than this are no ground for trust."""
+PROMISING = 0.5
+"""Mean error up to which the page does not call for care: at .54 a prediction has lost task accuracy."""
 CLOSE = 0.1
 """How far the mean expected error may be from the mean found to be believed."""
 
@@ -81,7 +83,8 @@ def answer(backtest: Backtest) -> Answer:
         sentences.append(
             f"If you want a line through two checkpoints, let it begin at step {verdict.base_step}."
         )
-    sound = verdict.reach is not None and not verdict.failures and verdict.trials >= FEW_TRIALS
+    few = verdict.trials < FEW_TRIALS
+    sound = verdict.reach is not None and not verdict.failures and not few and mean <= PROMISING
     return Answer(
         "good" if sound else "care",
         f"{'Extrapolation looks promising: use' if sound else 'Extrapolate with care:'} {verdict.method}",

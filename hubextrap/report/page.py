@@ -23,6 +23,7 @@ def render_page(title: str, scan: Scan, answer: Answer, sections: Sequence[Secti
     """The whole page as text; the same input gives the same bytes."""
     style = files("hubextrap.report").joinpath("page.css").read_text(encoding="utf-8")
     links = "".join(f'<li><a href="#{section.name}">{escape(section.title)}</a></li>' for section in sections)
+    headline = escape(answer.headline).replace("(", "(<wbr>")  # names of methods are long
     sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in answer.sentences)
     return f"""<!doctype html>
 <html lang="en">
@@ -40,7 +41,7 @@ def render_page(title: str, scan: Scan, answer: Answer, sections: Sequence[Secti
 </header>
 <main>
 <section class="verdict {answer.level}" id="verdict">
-<h2><span aria-hidden="true">{_MARKS[answer.level]}</span> {escape(answer.headline)}</h2>
+<h2><span aria-hidden="true">{_MARKS[answer.level]}</span> {headline}</h2>
 {sentences}
 </section>
 <nav aria-label="Plots"><ul>{links}</ul></nav>

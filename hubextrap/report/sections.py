@@ -50,12 +50,12 @@ def build_sections(scan: Scan, backtest: Backtest, accuracies: Sequence[Accuracy
         found.append(_direction(scan))
     if scan.linearity().kept:
         found += [_r_squared(scan), _heat_map(scan)]
+    if scan.logprobs is not None and len(scan.logprobs.r_squared()):
+        found.append(_logprobs(scan))
     if weights.chosen_examples(scan):
         found.append(_examples(scan))
     if scan.gram_table.total()[-1, -1] > 0 and len(scan.steps) > 2:
         found.append(_explained(scan))
-    if scan.logprobs is not None and len(scan.logprobs.r_squared()):
-        found.append(_logprobs(scan))
     return found
 
 

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from hubextrap import api
+from hubextrap.cli.main import app
+from hubextrap.evaluate.table import EvaluationTable, Row, Score, Settings, TaskRecord
+from hubextrap.statistics import LogProbs, LogProbSource, Scan
+from hubextrap.trajectory import find_trajectory
+
+DEMO = Path(__file__).parents[2] / "demo" / "data" / "rlvr-C"
+
+
+@pytest.fixture(scope="session")
+def scan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scan of the bundled run, with log-probabilities of 60 tokens."""
+    path = tmp_path_factory.mktemp("report") / "run.safetensors"
+    scan = api.scan(find_trajectory(str(DEMO)))
+    rng = np.random.default_rng(0)
+    values = np.array(scan.steps) / 400 * rng.uniform(0.1, 1, (60, 1)) + 0.05 * rng.standard_normal((60, 8))
+    logprobs = LogProbs(
+        scan.steps,
+        LogProbSource("prompts.jsonl", "0" * 64, None, None, False),
+        ("a",) * 60,
+        np.arange(60) // 6,
+        np.zeros(60, dtype=np.int64),
+        (values - 2).astype(np.float32),
+    )
+    replace(scan, logprobs=logprobs).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def scan(scan_file: Path) -> Scan:
+    return Scan.load(scan_file)
+
+
+def table(*rows: tuple[str, int | None, float], sha256: str = "a" * 64) -> EvaluationTable:
+    """An evaluation of one task; rows are label, step and score."""
+    return EvaluationTable(
+        settings=Settings(
+            seed=0,
+            batch_size=8,
+            limit=None,
+            num_fewshot=None,
+            apply_chat_template=False,
+            device="cpu",
+            dtype="auto",
+            versions={},
+            tasks={"radd": TaskRecord(version="1", sha256=sha256, num_fewshot=0, documents=500)},
+        ),
+        rows=tuple(
+            Row(
+                label=label,
+                step=step,
+                reference=f"me/run@{'predicted' if label == 'prediction' else f'step_{step}'}",
+                commit="c" * 40,
+                scores=(
+                    Score(
+                        task="radd",
+                        metric="exact_match",
+                        filter="none",
+                        value=value,
+                        stderr=0.01,
+                        higher_is_better=True,
+                    ),
+                ),
+            )
+            for label, step, value in rows
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two evaluations of the same task that share the last observed checkpoint."""
+    folder = tmp_path_factory.mktemp("results")
+    table(("prediction", 400, 0.982), ("last", 200, 0.828), ("target", 400, 0.984)).save(folder / "a.json")
+    table(("base", 0, 0.41), ("last", 200, 0.828)).save(folder / "b.json")
+    return [folder / "a.json", folder / "b.json"]
+
+
+@pytest.fixture(scope="session")
+def page(scan_file: Path, results: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the two, as the command writes it, with the plots in ``png`` beside it."""
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    options = [f"--evaluation={path}" for path in results]
+    options += ["--out", str(out), "--png", str(out.parent / "png"), "--title", "<b>&"]
+    done = CliRunner().invoke(app, ["report", str(scan_file), *options])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("Extrapolation looks promising: use ")
+    assert f"wrote {out} and 8 plots in {out.parent / 'png'}" in done.output
+    return out
+
+
+@pytest.fixture(scope="session")
+def short_scan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of two checkpoints, too few for anything."""
+    path = tmp_path_factory.mktemp("short") / "two.safetensors"
+    api.scan(find_trajectory(str(DEMO), max_step=40), out=path)
+    return path

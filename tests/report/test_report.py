@@ -1,0 +1,192 @@
+"""What the report says is what the scan, the backtest and the evaluations say."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hubextrap import api
+from hubextrap.errors import EvaluationError, HubExtrapError, OutputError, ReferenceNotFound
+from hubextrap.evaluate.table import EvaluationTable
+from hubextrap.report import build_sections, collect_accuracy, weights
+from hubextrap.report.answering import answer
+from hubextrap.report.style import to_png, to_svg
+from hubextrap.statistics import GramTable, Scan, backtest_table, horizon_means, judge
+from hubextrap.statistics.linearity import random_walk
+
+STEPS = (0, 10, 20, 35, 50, 60, 80, 100)
+
+
+def gram_table(weights_at: np.ndarray, steps: tuple[int, ...] = STEPS) -> GramTable:
+    """Of one tensor, from its weights (K, n)."""
+    deltas = weights_at - weights_at[0]
+    return GramTable(steps, ("w",), np.array([weights_at.shape[1]]), (deltas @ deltas.T)[None])
+
+
+def test_page_stands_alone(page: Path) -> None:
+    text = page.read_text()
+    assert not re.search(r"<script|<link|<img|<image|@import|src=|url\((?!#)", text)
+    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', text))
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert len(ids) == len(set(ids)) > 100
+    assert set(re.findall(r"(?:url\(|href=\")#([\w-]+)", text)) <= set(ids)
+    assert "<h1>&lt;b&gt;&amp;</h1>" in text
+    assert text.count("<svg") == 8
+    assert len(text) < 500_000
+    assert str(Path(__file__).parents[2]) not in text, "says where the checkpoints lie on this machine"
+
+
+def test_page_says_what_was_found(page: Path, scan: Scan) -> None:
+    text = page.read_text()
+    whole = scan.linearity()
+    assert f"of {whole.kept:,} weights. The median is {whole.median:.2f}" in text
+    for entry in horizon_means(backtest_table(scan.gram_table)):
+        cells = "".join(f"<td>{mean:.2f}</td>" for mean in (*entry.means, entry.worst))
+        assert f'<th scope="row">{entry.method}</th>{cells}' in text
+    assert "prediction scores 0.982, the last observed checkpoint 0.828, the real one 0.984" in text
+    verdict = judge(backtest_table(scan.gram_table))
+    assert f"use {verdict.method}</h2>".replace("(", "(<wbr>") in text
+
+
+def test_plots_for_the_card(page: Path) -> None:
+    plots = {path.stem: path.read_bytes() for path in (page.parent / "png").iterdir()}
+    assert set(plots) == set(re.findall(r'<section id="([\w-]+)"', page.read_text()))
+    for content in plots.values():
+        assert content[:8] == b"\x89PNG\r\n\x1a\n"
+        assert int.from_bytes(content[16:20], "big") == 1040
+
+
+def test_same_input_same_bytes(page: Path, scan: Scan) -> None:
+    sections = build_sections(scan, backtest_table(scan.gram_table), [])
+    assert to_svg(sections[0].draw, sections[0].height, sections[0].name) in page.read_text()
+    for section in sections:
+        if section.name in ("r-squared", "backtest"):
+            drawn = to_png(section.draw, section.height)
+            assert drawn == (page.parent / "png" / f"{section.name}.png").read_bytes()
+
+
+def test_two_checkpoints(short_scan_file: Path, tmp_path: Path) -> None:
+    found = api.report(short_scan_file, out=tmp_path / "a.html", png=tmp_path)
+    assert found.headline == "Nothing could be rehearsed"
+    assert "this scan has 2" in found.sentences[0]
+    assert found.pngs == ()
+
+
+def straight(rng: np.random.Generator) -> np.ndarray:
+    return np.array(STEPS)[:, None] * rng.standard_normal(500) + 3 * rng.standard_normal((8, 500))
+
+
+def wandering(rng: np.random.Generator) -> np.ndarray:
+    moves = np.sqrt(np.diff(STEPS, prepend=0))[:, None] * rng.standard_normal((8, 500))
+    return np.cumsum(moves, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("trajectory", "level", "headline"),
+    [
+        (straight, "good", "Extrapolation looks promising: use "),
+        (wandering, "bad", "Keep the last checkpoint"),
+        (lambda rng: straight(rng) + 3 * wandering(rng), "care", "Extrapolate with care: "),
+    ],
+)
+def test_answer(trajectory: Callable[[np.random.Generator], np.ndarray], level: str, headline: str) -> None:
+    table = gram_table(trajectory(np.random.default_rng(1)))
+    found = answer(backtest_table(table))
+    assert (found.level, found.headline[: len(headline)]) == (level, headline)
+    assert found.sentences[-1].endswith("evaluate it beside the last checkpoint.")
+
+
+def test_few_rehearsals_call_for_care() -> None:
+    table = gram_table(straight(np.random.default_rng(1))[:4], STEPS[:4])
+    found = answer(backtest_table(table))
+    assert found.level == "care"
+    assert any("That is few to judge by." in sentence for sentence in found.sentences)
+
+
+def test_explained_is_svd(scan: Scan) -> None:
+    rng = np.random.default_rng(2)
+    deltas = np.concatenate([np.zeros((1, 50)), rng.standard_normal((7, 50))])
+    squares = np.linalg.svd(deltas, compute_uv=False) ** 2
+    found = weights.explained((deltas @ deltas.T)[None])
+    assert found == pytest.approx((np.cumsum(squares) / squares.sum())[:7], abs=1e-12)
+    walk = weights.walk_explained(STEPS)
+    steps = np.sqrt(np.diff(STEPS, prepend=0))[:, None]
+    simulated = np.cumsum(steps * rng.standard_normal((8, 200_000)), axis=0)
+    assert weights.explained(simulated @ simulated.T) == pytest.approx(walk, abs=0.01)
+
+
+def test_direction_is_the_cosine(scan: Scan) -> None:
+    origins, from_first, from_half = weights.direction(scan)
+    assert origins == [80, 100, 120, 160, 200]
+    from safetensors.numpy import load_file
+
+    models = {
+        step: np.concatenate(
+            [
+                tensor.ravel().astype(np.float64)
+                for tensor in load_file(Path(scan.checkpoints[place].path, "model.safetensors")).values()
+            ]
+        )
+        for place, step in enumerate(scan.steps)
+    }
+
+    def cosine(base: int, last: int) -> float:
+        past, future = models[last] - models[base], models[400] - models[last]
+        return float(past @ future / np.linalg.norm(past) / np.linalg.norm(future))
+
+    assert from_first == pytest.approx([cosine(0, last) for last in origins], abs=1e-8)
+    assert from_half[-1] == pytest.approx(cosine(100, 200), abs=1e-8)
+    assert from_half[0] == pytest.approx(cosine(40, 80), abs=1e-8)
+
+
+def test_heat_map_cells(scan: Scan) -> None:
+    kinds, layers, values = weights.heat_map(scan)
+    assert layers == ["–", "0", "1", "2"]
+    row = scan.tensors.index("model.layers.1.self_attn.q_proj.weight")
+    assert values[kinds.index("q_proj"), 2] == scan.linearity([row]).median
+    assert np.isnan(values[kinds.index("q_proj"), 0])
+    assert values[kinds.index("lm_head"), 0] == scan.linearity([scan.tensors.index("lm_head.weight")]).median
+
+
+def test_walk_histogram_is_the_scans_yardstick() -> None:
+    shares, walk = weights.walk_shares(STEPS), random_walk(STEPS)
+    assert shares.sum() == pytest.approx(1)
+    assert shares[28:].sum() == pytest.approx(walk.share_linear, abs=0.01)
+
+
+def test_accuracy_joins_files(results: list[Path]) -> None:
+    (accuracy,) = collect_accuracy({path: EvaluationTable.load(path) for path in results})
+    assert [(point.label, point.step) for point in accuracy.points] == [
+        ("base", 0),
+        ("last", 200),
+        ("target", 400),
+        ("prediction", 400),
+    ]
+    assert [point.label for point in accuracy.predicted] == ["prediction"]
+
+
+def test_accuracy_measured_differently(results: list[Path], tmp_path: Path, scan_file: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(results[0].read_text().replace("a" * 64, "b" * 64))
+    with pytest.raises(EvaluationError, match=r"other.json and .*a.json: measured radd in different ways"):
+        api.report(scan_file, evaluations=[results[0], other], out=tmp_path / "a.html")
+    assert not (tmp_path / "a.html").exists()
+
+
+def test_errors(short_scan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ReferenceNotFound, match=r"none.safetensors: no such file; make it with `hubextrap scan`"
+    ):
+        api.report(tmp_path / "none.safetensors", out=tmp_path / "a.html")
+    with pytest.raises(OutputError, match=r"cannot be written: .*; choose another --out or --png"):
+        api.report(short_scan_file, out=tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(
+        HubExtrapError, match=r"the report needs matplotlib: pip install 'hubextrap\[report\]'"
+    ):
+        api.report(short_scan_file, out=tmp_path / "a.html")
