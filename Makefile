@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two busy cores fight over threads: one run came out 15 times slower without this.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup demo test test-slow lint format docs bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ lint: setup  ## Check style, formatting and types.
 format: setup  ## Put the code in the one format.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup  ## Write docs/api.md anew from signatures and docstrings.
+	$(BIN)/python docs/build_api.py
 
 bench: setup  ## Measure speed and memory against mergekit and the raw I/O (needs about 25 GB of disk).
 	$(BIN)/python -m benchmarks
