@@ -129,6 +129,18 @@ def test_run_evaluates_the_mixture_in_place_of_merged_weights(trajectory_c: Path
     assert EvaluationTable.load(tmp_path / "results.step_400.json") == far
 
 
+def test_the_real_run_at_step_300(rlvr: Path) -> None:
+    section = {
+        "tasks": ["radd"],
+        "include_path": str(TASKS),
+        "against": ["last", "target"],
+        "batch_size": 250,
+    }
+    (table,) = api.run(recipe(rlvr / "rlvr-C", evaluate=section)).tables
+    figures = [(row.label, row.step, row.scores[0].value) for row in table.rows]
+    assert figures == [("prediction", 300, 0.932), ("last", 200, 0.828), ("target", 300, 0.924)]
+
+
 def test_what_run_and_merge_refuse(trajectory_c: Path, tmp_path: Path) -> None:
     with pytest.raises(
         RecipeError, match=r"space: logits mixes outputs .* `hubextrap run` evaluates the mixture"
