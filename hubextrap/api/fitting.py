@@ -110,6 +110,21 @@ def fit_rules(
     return FittedRules(tuple(fitted), by_tensor, expected, needs_scan(recipe) and table is None)
 
 
+def stacked(several: Sequence[FittedRules]) -> FittedRules:
+    """The targets of several recipes one after the other, for one pass over the weights."""
+    if len(several) == 1:
+        return several[0]
+    return FittedRules(
+        tuple(rule for fitted in several for rule in fitted.rules),
+        {
+            name: np.concatenate([fitted.by_tensor[name] for fitted in several])
+            for name in several[0].by_tensor
+        },
+        tuple(expectation for fitted in several for expectation in fitted.expected),
+        any(fitted.pending for fitted in several),
+    )
+
+
 def _fit_tensors(
     rule: Rule, names: Sequence[str], steps: Sequence[int], targets: Sequence[int], table: GramTable
 ) -> dict[str, NDArray[np.float64]]:
@@ -141,12 +156,12 @@ def _judge(recipe: Recipe, steps: Sequence[int], expected: Sequence[Expectation]
         error = expectation.relative_error
         if error is None:
             message = (
-                f"step {target}: the past of this run cannot say what error to expect: it holds no "
-                f"prediction as far ahead as from step {steps[-1]}"
+                f"step {target}: the past of this run cannot say what error to expect: in it, nothing as far "
+                f"ahead as that from step {steps[-1]} was there to be predicted"
             )
             if limit is not None and target > steps[-1]:
                 raise MethodError(
-                    f"{message}, so max_expected_error {limit:g} cannot be kept; choose a nearer target"
+                    f"{message}, so max_expected_error {limit:g} cannot be kept; choose another target"
                 )
             progress.say(message)
             continue
