@@ -37,13 +37,13 @@ def network_errors() -> tuple[type[Exception], ...]:
     return (http.HTTPError, http.InvalidURL, ConnectionError, TimeoutError)
 
 
-def is_oidc_exchange(error: Exception) -> bool:
+def is_oidc_exchange(error: BaseException) -> bool:
     """Whether what failed is the exchange of a CI job's identity for a token (Trusted Publishers)."""
     response = getattr(error, "response", None)
     return response is not None and response.url.path.endswith(_OIDC_EXCHANGE)
 
 
-def oidc_remedy(error: Exception) -> str:
+def oidc_remedy(error: BaseException) -> str:
     """What to do where Trusted Publishers (HF_OIDC_RESOURCE) gave no token."""
     resource = os.environ.get("HF_OIDC_RESOURCE", "")
     said = without_secrets(_first_line(error))
@@ -120,6 +120,6 @@ def hub_errors(what: str, kind: type[HubExtrapError] = SourceError) -> Iterator[
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else ""
