@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from zlib import crc32
 
@@ -211,7 +212,6 @@ class _Worker:
     ) -> None:
         self._plan = plan
         self._sample = sample
-        self._sampled: tuple[str, NDArray[np.int64]] = ("", np.zeros(0, np.int64))
         size = plan.job_bytes + -plan.job_bytes % 8
         self._buffer = JobBuffer(plan, sources, size, readers=readers, advance=advance)
         self._raw: NDArray[np.uint8] = self._buffer.tensor.numpy()
@@ -258,11 +258,9 @@ class _Worker:
     def _draw(self, piece: Piece, rows: Sequence[torch.Tensor]) -> NDArray[np.int64]:
         if self._sample is None:
             return np.zeros(BINS + 3, np.int64)
-        name, places = self._sampled
-        if name != piece.tensor.name:
-            size = max(LEAST_SAMPLE, int(piece.tensor.elements * self._sample))
-            places = draw(piece.tensor, size, seed=1)
-            self._sampled = (piece.tensor.name, places)
+        tensor = piece.tensor
+        size = max(LEAST_SAMPLE, int(tensor.elements * self._sample))
+        places = draw(tensor.name, tensor.elements, size, seed=1)
         return count_linearity(self._plan.steps, gather(piece, rows, places)[1])
 
     def _non_finite(self, tensor: TensorPlan, rows: Sequence[torch.Tensor]) -> NonFinite:
@@ -278,16 +276,17 @@ class _Worker:
         )
 
 
-def draw(tensor: TensorPlan, size: int, seed: int) -> NDArray[np.int64]:
-    """Places of ``size`` elements (all, if it has no more), in order; always the same for a tensor's name."""
-    generator = np.random.default_rng([seed, crc32(tensor.name.encode())])
-    size = min(size, tensor.elements)
-    return np.sort(generator.choice(tensor.elements, size, replace=False)).astype(np.int64)
+@lru_cache(maxsize=8)
+def draw(name: str, elements: int, size: int, seed: int) -> NDArray[np.int64]:
+    """Places of ``size`` elements of a tensor (all, if it has no more), in order; always the same ones."""
+    generator = np.random.default_rng([seed, crc32(name.encode())])
+    places = generator.choice(elements, min(size, elements), replace=False)
+    return np.sort(places).astype(np.int64)
 
 
 def example_places(tensor: TensorPlan) -> NDArray[np.int64]:
     """The elements whose values a scan keeps."""
-    return draw(tensor, EXAMPLES, seed=0)
+    return draw(tensor.name, tensor.elements, EXAMPLES, seed=0)
 
 
 def gather(
@@ -295,6 +294,8 @@ def gather(
 ) -> tuple[range, NDArray[np.float32]]:
     """Which of ``places`` (in order) lie in the piece, and their values, (n, K)."""
     first, stop = np.searchsorted(places, [piece.start, piece.start + piece.count])
+    if first == stop:
+        return range(0), np.zeros((0, len(rows)), np.float32)
     inside = torch.from_numpy(places[first:stop] - piece.start)
     values = torch.stack([row[inside].to(torch.float32) for row in rows], dim=1)
     return range(first, stop), values.numpy()

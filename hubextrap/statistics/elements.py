@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 BLOCK = 2**16
 """Elements of a block: the unit in which Gram sums are handed over and added up."""
 TILE = 512
+STRIDE = TILE + 16
+"""Floats from one row of scratch memory to the next. Powers of two would make rows share cache lines."""
+MORE_ROWS = 3
+"""Rows that repeat the first checkpoint behind the last one, so that loops can take rows by twos and fours.
+They change no least, no most, no sum of deltas and no number of values."""
 AS_FLOAT32, AS_BFLOAT16, CONVERTED = 0, 1, 2
 """How a row is stored: in the buffer as float32 or bfloat16, or converted to float32 beside it."""
 
@@ -51,15 +56,15 @@ class BlockScanner:
 
     def __init__(self, steps: Sequence[int]) -> None:
         count = len(steps)
-        even = count + count % 2
-        places = np.asarray(steps, dtype=np.float64)
-        places = (places - places[0]) / (places[-1] - places[0])
-        places -= places.mean()
-        self._times = places.astype(np.float32)
-        self._time_variation = np.float32(1 / (places**2).sum())
-        self._values = np.zeros((count, TILE), np.float32)
-        self._moves = np.zeros((even, TILE), np.float32)
-        self._moments = np.zeros((7, TILE), np.float32)
+        times = np.asarray(steps, dtype=np.float64)
+        times = (times - times[0]) / (times[-1] - times[0])
+        times -= times.mean()
+        self._times = np.zeros(count + MORE_ROWS, np.float32)
+        self._times[:count] = times
+        self._time_variation = np.float32(1 / (times**2).sum())
+        self._values = np.zeros((count + MORE_ROWS, STRIDE), np.float32)
+        self._moves = np.zeros((count + MORE_ROWS, STRIDE), np.float32)
+        self._moments = np.zeros(7 * STRIDE, np.float32)
         self._places = np.zeros(TILE, np.int32)
 
     def scan(
@@ -84,8 +89,9 @@ class BlockScanner:
         Returns:
             (K, K): sums of products of the deltas to row 0; None when they are not finite.
         """
-        size = len(self._moves)
+        size = len(kinds) + len(kinds) % 2
         gram = np.zeros((size, size))
+        four_counts = np.zeros((4, len(counts)), np.int64)
         finite = _scan_block(
             raw.view(np.uint16),
             raw.view(np.float32),
@@ -100,10 +106,11 @@ class BlockScanner:
             self._moments,
             self._places,
             gram,
-            counts,
+            four_counts,
         )
         if not finite:
             return None
+        counts += four_counts.sum(axis=0)
         upper = np.triu(gram[: len(kinds), : len(kinds)])
         return np.cumsum(np.cumsum(upper + np.triu(upper, 1).T, axis=0), axis=1)
 
@@ -111,6 +118,7 @@ class BlockScanner:
 @njit(nogil=True, cache=True, error_model="numpy")
 def _scan_block(raw16, raw32, converted, kinds, places, count, times, time_variation, values, moves, moments, place, gram, counts):  # type: ignore[no-untyped-def]  # noqa: E501  # fmt: skip
     bits = values.view(np.uint32)
+    flat_values, flat_moves = values.reshape(-1), moves.reshape(-1)
     observed = len(kinds)
     share = np.float32(1 / observed)
     for start in range(0, count, TILE):
@@ -124,15 +132,20 @@ def _scan_block(raw16, raw32, converted, kinds, places, count, times, time_varia
             else:
                 _copy(converted[k][start : start + here], values[k])
             values[k, here:] = 0  # elements that are not there do not move
+        for k in range(observed, observed + MORE_ROWS):
+            _copy(values[0], values[k])
         _begin(values[0], moments)
-        for k in range(1, observed):
-            _add_row(values[0], values[k - 1], values[k], moves[k], times[k], moments)
+        for k in range(1, observed, 2):
+            rows = flat_values[(k - 1) * STRIDE : (k + 2) * STRIDE]
+            _add_rows(values[0], rows, flat_moves[k * STRIDE :], times[k], times[k + 1], moments)
+        moves[observed] = 0
         _add_products(moves, gram)
         if not np.isfinite(np.trace(gram)):
             return False
-        _inner_values(values, moments)
+        for k in range(0, observed, 4):
+            _add_inner_values(flat_values[k * STRIDE : (k + 4) * STRIDE], moments)
         _count(time_variation, share, moments, place, counts)
-        counts[UNMOVED] -= TILE - here
+        counts[0, UNMOVED] -= TILE - here
     return True
 
 
@@ -148,33 +161,40 @@ def _copy(source, target):  # type: ignore[no-untyped-def]
         target[i] = source[i]
 
 
+# Moments of a tile, each a stretch of one array: the compiler vectorizes only what cannot overlap.
+_LEAST, _MOST, _TOTAL, _COVARIATION, _SQUARES, _SECOND, _SECOND_LAST = (STRIDE * i for i in range(7))
+
+
 @njit(nogil=True, cache=True)
 def _begin(base, moments):  # type: ignore[no-untyped-def]
-    least, most = moments[0], moments[1]
     for i in range(TILE):
-        least[i] = most[i] = base[i]
-    moments[2:5] = 0
+        moments[_LEAST + i] = base[i]
+        moments[_MOST + i] = base[i]
+    moments[_TOTAL:_SECOND] = 0
+    moments[_SECOND:_SECOND_LAST] = np.inf
+    moments[_SECOND_LAST:] = -np.inf
 
 
 @njit(nogil=True, cache=True, fastmath=_FINITE)
-def _add_row(base, before, row, move, time, moments):  # type: ignore[no-untyped-def]
-    """One checkpoint's moves, and what R² and the filters need of it."""
-    least, most, total, covariation, squares = moments[0], moments[1], moments[2], moments[3], moments[4]
+def _add_rows(base, rows, moves, time, next_time, moments):  # type: ignore[no-untyped-def]
+    """Two checkpoints' moves, and what R² and the filters need of them; ``rows`` begins one row earlier."""
     for i in range(TILE):
-        value = row[i]
-        difference = value - base[i]
-        move[i] = value - before[i]
-        least[i] = min(least[i], value)
-        most[i] = max(most[i], value)
-        total[i] += difference
-        covariation[i] += time * difference
-        squares[i] += difference * difference
+        one, other = rows[STRIDE + i], rows[2 * STRIDE + i]
+        moves[i] = one - rows[i]
+        moves[STRIDE + i] = other - one
+        moments[_LEAST + i] = min(moments[_LEAST + i], min(one, other))
+        moments[_MOST + i] = max(moments[_MOST + i], max(one, other))
+        one -= base[i]
+        other -= base[i]
+        moments[_TOTAL + i] += one + other
+        moments[_COVARIATION + i] += time * one + next_time * other
+        moments[_SQUARES + i] += one * one + other * other
 
 
 @njit(nogil=True, cache=True, fastmath=_LANES)
 def _add_products(moves, gram):  # type: ignore[no-untyped-def]
     """Upper triangle of the Gram matrix, two rows by two, so that each value loaded is used twice."""
-    size = len(moves)
+    size = len(gram)
     for a in range(0, size, 2):
         one, other = moves[a], moves[a + 1]
         for b in range(a, size, 2):
@@ -191,33 +211,41 @@ def _add_products(moves, gram):  # type: ignore[no-untyped-def]
             gram[a + 1, b + 1] += np.float64(v)
 
 
-@njit(nogil=True, cache=True, fastmath=_FINITE)
-def _inner_values(values, moments):  # type: ignore[no-untyped-def]
-    """Second smallest and second largest distinct value; with 4 or more, the one is below the other."""
-    least, most, second, second_last = moments[0], moments[1], moments[5], moments[6]
+@njit(nogil=True, cache=True, fastmath=_ORDERED)
+def _add_inner_values(rows, moments):  # type: ignore[no-untyped-def]
+    """Second smallest and second largest distinct value, with four more rows."""
     for i in range(TILE):
-        second[i] = most[i]
-        second_last[i] = least[i]
-    for k in range(len(values)):
-        row = values[k]
-        for i in range(TILE):
-            value = row[i]
-            above = value if value > least[i] else most[i]
-            below = value if value < most[i] else least[i]
-            second[i] = min(second[i], above)
-            second_last[i] = max(second_last[i], below)
+        least, most = moments[_LEAST + i], moments[_MOST + i]
+        second, second_last = moments[_SECOND + i], moments[_SECOND_LAST + i]
+        a, b, c, d = rows[i], rows[STRIDE + i], rows[2 * STRIDE + i], rows[3 * STRIDE + i]
+        second = min(second, a) if a > least else second
+        second = min(second, b) if b > least else second
+        second = min(second, c) if c > least else second
+        second = min(second, d) if d > least else second
+        second_last = max(second_last, a) if a < most else second_last
+        second_last = max(second_last, b) if b < most else second_last
+        second_last = max(second_last, c) if c < most else second_last
+        second_last = max(second_last, d) if d < most else second_last
+        moments[_SECOND + i], moments[_SECOND_LAST + i] = second, second_last
 
 
 @njit(nogil=True, cache=True, fastmath=_ORDERED, error_model="numpy")
 def _count(time_variation, share, moments, place, counts):  # type: ignore[no-untyped-def]
-    least, most, total, covariation, squares = moments[0], moments[1], moments[2], moments[3], moments[4]
-    second, second_last = moments[5], moments[6]
     for i in range(TILE):
-        variation = squares[i] - total[i] * total[i] * share
-        fit = covariation[i] * covariation[i] * time_variation / variation
+        least, most, total = moments[_LEAST + i], moments[_MOST + i], moments[_TOTAL + i]
+        covariation = moments[_COVARIATION + i]
+        variation = moments[_SQUARES + i] - total * total * share
+        fit = covariation * covariation * time_variation / variation
         kept = min(min(max(fit, _ZERO), _ONE) * _PLACES, _LAST_PLACE)
-        enough = kept if second[i] < second_last[i] else _FEW_VALUES
-        wide = enough if np.float64(most[i]) - np.float64(least[i]) > MIN_RANGE else _SMALL_RANGE
-        place[i] = np.int32(wide if most[i] > least[i] else _UNMOVED)
-    for i in range(TILE):
-        counts[place[i]] += 1
+        # with 4 or more distinct values, and only then, the second is below the second last
+        enough = kept if moments[_SECOND + i] < moments[_SECOND_LAST + i] else _FEW_VALUES
+        wide = enough if np.float64(most) - np.float64(least) > MIN_RANGE else _SMALL_RANGE
+        place[i] = np.int32(wide if most > least else _UNMOVED)
+    one, two, three, four = counts[0], counts[1], counts[2], counts[3]
+    for i in range(
+        0, TILE, 4
+    ):  # four tables, as counting in one place again and again has to wait for itself
+        one[place[i]] += 1
+        two[place[i + 1]] += 1
+        three[place[i + 2]] += 1
+        four[place[i + 3]] += 1
