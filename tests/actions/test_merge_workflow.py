@@ -127,11 +127,11 @@ def test_names_of_files_are_not_read_as_code(runner: Any, change: Callable[..., 
     assert found.code == 0, found.log
     assert sorted(json.loads(found.outputs["changed"])) == sorted(f"merge_configs/{name}" for name in names)
     assert set(found.outputs) == {"changed", "pushing"}
-    for name in ("$(touch pwned).yaml", "-x --version.yaml"):
-        (runner.workspace / name).write_bytes((runner.workspace / "merge_configs" / name).read_bytes())
-        planned = runner.job("merge.yml", "plan", needs=needs(found), matrix={"recipe": name})
-        assert planned.code == 0, planned.log
-        assert f"Plan of `{name}`: ✅ no problems found" in planned.summary
+    name = "-x $(touch pwned).yaml"
+    (runner.workspace / name).write_bytes((runner.workspace / "merge_configs" / names[0]).read_bytes())
+    planned = runner.job("merge.yml", "plan", needs=needs(found), matrix={"recipe": name})
+    assert planned.code == 0, planned.log
+    assert f"Plan of `{name}`: ✅ no problems found" in planned.summary
     assert not list(runner.workspace.rglob("*pwned"))
 
 
