@@ -111,6 +111,7 @@ class ScanJournal:
             self._append(line | {name: array.tolist() for name, array in arrays.items()})
         except OSError as error:
             raise self._failed(error) from error
+        self.finished[found.name] = found
 
     def close(self) -> None:
         """Let go of the file, which stays."""
