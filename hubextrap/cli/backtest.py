@@ -107,8 +107,8 @@ def _advice(found: Backtest) -> list[str]:
         lines.append("trust it little: its mean error is above 0.6 at every horizon")
     else:
         lines.append(
-            f"trust it up to {1 + verdict.reach:.3g} times the last step: there {verdict.failures} of "
-            f"{verdict.trials} predictions were worse than that; farther, evaluate before any use"
+            f"trust it up to {1 + verdict.reach:.3g} times the last step: that near, {verdict.failures} of "
+            f"{verdict.trials} predictions were worse than doing nothing; farther, evaluate before any use"
         )
     if verdict.base_step is not None:
         lines.append(f"a line through two checkpoints should begin at step {verdict.base_step}")

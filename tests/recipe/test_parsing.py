@@ -133,7 +133,8 @@ merge_method: x
         "r.yaml:9: parameters.damping: must be a number from 0 (the last checkpoint) to 1, or auto, not 2",
         (
             "r.yaml:11: parameters.tensors[0].method: there is no merge method persistance; "
-            "did you mean persistence? (known: least_squares, persistence, two_point)"
+            "did you mean persistence? (known: average, calibrated, ema, least_squares, low_rank, "
+            "persistence, two_point)"
         ),
         "r.yaml:12: parameters.tensors[1].match: missing",
         "r.yaml:12: parameters.tensors[1].windw: unknown key; did you mean window?",

@@ -35,7 +35,7 @@ def test_those_on_bundled_data_have_the_steps_they_need(path: Path, monkeypatch:
     chosen = recipe.trajectory.steps
     trajectory = find_trajectory(repo, pattern=chosen.pattern, max_step=chosen.max)
     for rule in recipe.rules:
-        rule.coefficients(trajectory.steps, recipe.target_steps)
+        rule.check(trajectory.steps, recipe.target_steps)
 
 
 def test_public_trajectories_are_among_them() -> None:
@@ -96,7 +96,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_the_command(tmp_path: Path) -> None:
     listed = run("ls", cwd=tmp_path)
     assert listed.returncode == 0
-    assert listed.stdout.splitlines()[0].startswith("demo ")
+    assert any(line.startswith("demo ") for line in listed.stdout.splitlines())
     assert run("cp", "two_point", cwd=tmp_path).stdout == "two_point.yaml\n"
     assert run("validate", "two_point.yaml", cwd=tmp_path).stdout == "two_point.yaml: ok\n"
     again = run("cp", "two_point", cwd=tmp_path)
