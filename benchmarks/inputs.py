@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ def trajectory(name: str, layers: int, count: int, vocabulary: int = VOCABULARY)
         folder.mkdir(parents=True, exist_ok=True)
         _write_weights(folder / "model.safetensors", layers, vocabulary, number)
         (folder / "config.json").write_text(json.dumps(_config(layers, vocabulary)))
+    os.sync()  # or the kernel writes the inputs out while the first case is measured
     return root
 
 
