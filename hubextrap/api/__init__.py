@@ -11,6 +11,7 @@ from hubextrap.api.planning import PlanReport, plan
 from hubextrap.api.prepare import Prepared, Settings, prepare
 from hubextrap.api.reporting import ReportResult, report
 from hubextrap.api.scanning import scan
+from hubextrap.api.sweeping import sweep, sweep_files
 from hubextrap.api.verifying import Verification, VerifiedFile, verify
 
 __all__ = [
@@ -34,5 +35,7 @@ __all__ = [
     "report",
     "run",
     "scan",
+    "sweep",
+    "sweep_files",
     "verify",
 ]

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubextrap.api.evaluating import harness_of
 from hubextrap.api.merging import Prediction, merge
 from hubextrap.api.mixing import check_mixed_run, mixed_rows, real_checkpoint
 from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.errors import RecipeError
-from hubextrap.evaluate import check_judgeable, check_writable, compared_checkpoints, evaluate
+from hubextrap.evaluate import check_judgeable, check_writable, compared_checkpoints
 from hubextrap.evaluate.table import PREDICTION
-from hubextrap.evaluate.tasks import load_tasks
 from hubextrap.hub import PushResult, PushTarget, push_folder
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.trajectory import find_recipe_trajectory
@@ -83,7 +83,7 @@ def run(
             )
         check_writable(output)
     if section is not None:
-        load_tasks(section.tasks, _include_path(section))
+        harness_of(section)
         if recipe.space == "logits":
             return _run_mixed(recipe, section, output, progress)
     merged = merge(recipe, out=out, push=targets, settings=settings, progress=progress)
@@ -129,17 +129,8 @@ def _evaluate(
 def _measured(
     rows: Sequence[tuple[str, Checkpoint | Mixture]], section: EvaluateSection, progress: Progress
 ) -> EvaluationTable:
-    return evaluate(
-        rows,
-        section.tasks,
-        include_path=_include_path(section),
-        limit=section.limit,
-        batch_size=section.batch_size,
-        num_fewshot=section.num_fewshot,
-        seed=section.seed,
-        apply_chat_template=section.apply_chat_template,
-        progress=progress,
-    )
+    harness = harness_of(section, progress)
+    return harness.table([harness.measure(label, checkpoint) for label, checkpoint in rows])
 
 
 def _run_mixed(
@@ -177,7 +168,3 @@ def _named(
         return f"{entry}={(trajectory.last if entry == 'last' else trajectory.base).path}"
     real = real_checkpoint(recipe, target_step, progress)
     return None if real is None else f"target={real.path}"
-
-
-def _include_path(section: EvaluateSection) -> list[Path]:
-    return [Path(path) for path in section.include_path or ()]

@@ -112,7 +112,7 @@ def _merge_into_folders(
             LocalSink(staging.folder / folder, journal)
             for folder, journal in zip(folders, staging.journals, strict=True)
         ]
-        outputs = _run(prepared, sinks, staging.journals, progress)
+        outputs = run_prepared(prepared, sinks, staging.journals, progress)
         provenances = []
         for index, folder in enumerate(folders):
             provenance, files = _companions(prepared, index, outputs[index].shards)
@@ -158,7 +158,7 @@ def _merge_onto_hub(prepared: Prepared, targets: list[PushTarget], progress: Pro
             stack.enter_context(HubSink(target, scratch=staging.folder, journal=journal, progress=progress))
             for target, staging, journal in zip(targets, stagings, journals, strict=True)
         ]
-        outputs = _run(prepared, sinks, journals, progress)
+        outputs = run_prepared(prepared, sinks, journals, progress)
         predictions = []
         for index, (step, sink, target) in enumerate(zip(steps, sinks, targets, strict=True)):
             provenance, files = _companions(prepared, index, outputs[index].shards)
@@ -172,7 +172,7 @@ def _merge_onto_hub(prepared: Prepared, targets: list[PushTarget], progress: Pro
     return MergeResult(tuple(predictions))
 
 
-def _run(
+def run_prepared(
     prepared: Prepared, sinks: Sequence[Sink], journals: Sequence[Journal], progress: Progress
 ) -> list[MergeOutput]:
     if there := sum(len(journal.finished) for journal in journals):

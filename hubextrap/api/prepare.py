@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hubextrap.api.fitting import fit_rules
+from hubextrap.api.fitting import fit_rules, stacked
 from hubextrap.engine.plan import (
     DEFAULT_MEMORY,
     DEFAULT_WORKERS,
@@ -22,7 +22,7 @@ from hubextrap.tensors import open_source, read_layouts
 from hubextrap.trajectory import find_recipe_trajectory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -80,6 +80,7 @@ def prepare(
     progress: Progress | None = None,
     *,
     read_weights: bool = True,
+    variants: Sequence[Recipe] = (),
 ) -> Iterator[Prepared]:
     """Do everything that comes before the merge.
 
@@ -88,6 +89,8 @@ def prepare(
 
     Args:
         read_weights: False leaves that out; stand-ins take the place of what the weights decide.
+        variants: recipes that differ from ``recipe`` in parameters alone; their targets, one after the other,
+            take the place of its own.
 
     Raises:
         TrajectoryError: the checkpoints cannot be found, pinned or put in order.
@@ -100,8 +103,10 @@ def prepare(
     progress = progress or SilentProgress()
     trajectory = find_recipe_trajectory(recipe, progress)
     # Before any header: a step or target that does not fit should not cost a request a checkpoint.
-    for rule in recipe.rules:
-        rule.check(trajectory.steps, recipe.target_steps)
+    recipes = tuple(variants) or (recipe,)
+    for each in recipes:
+        for rule in each.rules:
+            rule.check(trajectory.steps, each.target_steps)
     with ExitStack() as stack:
         sources = tuple(
             stack.enter_context(closing(open_source(checkpoint, cache=settings.cache)))
@@ -127,7 +132,12 @@ def prepare(
                 progress=progress,
             ).gram_table
 
-        fitted = fit_rules(recipe, trajectory, sources, layouts, scan if read_weights else None, progress)
+        fitted = stacked(
+            [
+                fit_rules(each, trajectory, sources, layouts, scan if read_weights else None, progress)
+                for each in recipes
+            ]
+        )
         plan = plan_merge(
             trajectory.steps,
             layouts,

@@ -120,7 +120,7 @@ def evaluate(
     else:
         print_evaluation(table)
     if max_loss is not None:
-        check_loss([table], max_loss, [*_split(tasks), *table.settings.task_files])
+        check_loss([table], max_loss, _split(tasks))
 
 
 def print_evaluation(table: EvaluationTable) -> None:

@@ -19,6 +19,7 @@ from hubextrap.cli.merging import merge, plan, push, run
 from hubextrap.cli.report import report
 from hubextrap.cli.scan import scan
 from hubextrap.cli.steps import steps
+from hubextrap.cli.sweep import sweep
 from hubextrap.cli.verify import verify
 from hubextrap.errors import HubExtrapError, PredictionWorse
 
@@ -59,6 +60,7 @@ app.command()(push)
 app.command()(run)
 app.command()(verify)
 app.command("eval")(evaluate)
+app.command()(sweep)
 app.command()(generate)
 app.command("lm-eval", cls=PassedOn)(lm_eval_command)
 app.command("mergekit-yaml", cls=PassedOn)(mergekit_yaml)

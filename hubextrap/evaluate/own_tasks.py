@@ -224,8 +224,7 @@ def _read(file: TaskFile) -> Problems:
     if file.format not in FORMATS:
         raise EvaluationError(f"--format {file.format}: has to be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     try:
-        content = file.path.read_bytes()
-        lines = content.decode().splitlines()
+        lines = file.path.read_bytes().decode().splitlines()
     except OSError as error:
         raise EvaluationError(f"{file.path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -237,7 +236,8 @@ def _read(file: TaskFile) -> Problems:
     ]
     if not rows:
         raise EvaluationError(f"{file.path}: holds no problem; write one JSON object a line")
-    return Problems(hashlib.sha256(content).hexdigest(), tuple(rows))
+    text = json.dumps(rows, sort_keys=True)
+    return Problems(hashlib.sha256(text.encode()).hexdigest(), tuple(rows))
 
 
 def _problem(line: str, where: str, kind: Format) -> dict[str, Any]:

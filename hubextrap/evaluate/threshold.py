@@ -72,8 +72,9 @@ def _main_keys(table: EvaluationTable, tasks: Collection[str]) -> list[tuple[str
     for key in table.keys:
         if key in directed:
             first.setdefault(key[0], key)
+    wanted = dict.fromkeys([*tasks, *table.settings.task_files])
     # A tag has no figure of its own: then its members have to speak, and nobody knows which they are.
-    judged = tasks if all(task in first for task in tasks) else first
+    judged = wanted if all(task in first for task in wanted) else first
     keys = [first[task] for task in judged]
     if not keys:
         raise EvaluationError(

@@ -183,8 +183,16 @@ class PushSection(RecipeSection):
 class EvaluateSection(RecipeSection):
     """``evaluate``: lm-eval tasks, and what the prediction is compared with."""
 
-    tasks: OneOrMoreTexts
+    tasks: OneOrMoreTexts = ()
     include_path: OneOrMoreTexts | None = None
+    task_files: OneOrMoreTexts = ()
+    """Files of problems, one JSON object a line."""
+    format: Literal["exact", "math", "choice"] = "exact"
+    """How answers to ``task_files`` are judged."""
+    repeats: int | None = Field(default=None, ge=1)
+    """Answers a problem, of hubextrap's own tasks and ``task_files``; so are the next two."""
+    temperature: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    max_tokens: int | None = Field(default=None, ge=1)
     against: OneOrMoreTexts = ("last",)
     """``last``, ``base``, ``target`` (the real checkpoint at the target step), or any reference."""
     limit: int | None = Field(default=None, ge=1)
@@ -192,6 +200,12 @@ class EvaluateSection(RecipeSection):
     batch_size: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0)
     apply_chat_template: bool = False
+
+    @model_validator(mode="after")
+    def _has_tasks(self) -> EvaluateSection:
+        if not self.tasks and not self.task_files:
+            raise ValueError("names no task; give tasks, or task_files with problems of your own")
+        return self
 
     @field_validator("against")
     @classmethod

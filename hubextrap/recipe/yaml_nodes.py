@@ -19,7 +19,7 @@ Place = tuple[str | int, ...]
 _CORE_TYPES = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9][0-9_]{0,99}|0x[0-9a-fA-F]{1,99}", list("-+0123456789")),
+    ("int", r"[-+]?[0-9](?:_?[0-9]){0,99}|0x[0-9a-fA-F]{1,99}", list("-+0123456789")),
     (
         "float",
         r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",

@@ -1,0 +1,313 @@
+"""`sweep`: a grid of predictions from one pass over the weights, measured, chosen and reported.
+
+What was measured is kept in the sweep's folder under the sha256 of all that it depends on, so a sweep that
+was stopped goes on where it was, and a wider grid measures only what is new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from hubextrap._version import __version__
+from hubextrap.api.evaluating import harness_of
+from hubextrap.api.fingerprint import input_fingerprint, merge_fingerprint
+from hubextrap.api.merging import run_prepared
+from hubextrap.api.mixing import check_weights, real_checkpoint
+from hubextrap.api.output import check_output, write_files
+from hubextrap.api.prepare import prepare
+from hubextrap.api.staging import remove_leftover, staged
+from hubextrap.errors import OutputError, RecipeError
+from hubextrap.evaluate import Measurement
+from hubextrap.evaluate.curve import can_draw, draw_sweep
+from hubextrap.evaluate.sweep_report import Candidate, SweepResult, report_sweep, sweep_markdown
+from hubextrap.evaluate.table import BASE, LAST, PREDICTION, TARGET
+from hubextrap.hub.side_files import side_files
+from hubextrap.progress import Progress, SilentProgress
+from hubextrap.tensors import LocalSink, open_source
+from hubextrap.trajectory import Checkpoint, find_recipe_trajectory, resolve_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hubextrap.api.prepare import Settings
+    from hubextrap.evaluate import Harness
+    from hubextrap.evaluate.table import Backend
+    from hubextrap.recipe import EvaluateSection, Recipe
+    from hubextrap.trajectory import Trajectory
+
+RESULTS_FILE, TABLES_FILE = "sweep.json", "sweep.md"
+CURVE_FILE = "sweep.png"
+BEST_FILE = "best.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """A prediction of the grid."""
+
+    label: str
+    step: int
+    damping: float
+    recipe: Recipe
+    key: str
+    """sha256 of all that its figures depend on."""
+
+
+def sweep(
+    recipe: Recipe,
+    out: Path | str,
+    *,
+    horizons: Sequence[float] = (),
+    damping: Sequence[float] = (),
+    settings: Settings | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    backend: Backend = "hf",
+    progress: Progress | None = None,
+) -> SweepResult:
+    """Measure predictions of every step with every damping; choose on half the problems, report on the other.
+
+    Each checkpoint's weights are read once for all predictions that have not been measured yet; once more
+    before that where the method's coefficients follow from the weights. These predictions lie on the disk
+    together until each has been measured.
+
+    Args:
+        recipe: its evaluate section says which tasks.
+        out: the folder for results and for what goes on later; may be there from an earlier sweep.
+        horizons: steps to predict as multiples of the last observed step; the recipe's own targets if empty.
+        damping: shares of the way from the last checkpoint to the prediction; the recipe's own if empty.
+        device, dtype, backend: of the evaluation.
+
+    Raises:
+        RecipeError: the recipe has no evaluate section, mixes logits, or the grid is not one.
+        HubExtrapError: see `prepare` and `Harness`; the folder cannot be written.
+    """
+    progress = progress or SilentProgress()
+    section = _section(recipe)
+    check_weights(recipe)
+    folder = _folder(Path(out))
+    trajectory = find_recipe_trajectory(recipe, progress)
+    recipes = _grid(recipe, trajectory, horizons, damping)
+    harness = harness_of(section, progress, device=device, dtype=dtype, backend=backend)
+    measured_with = harness.fingerprint()
+    pins = [_pin(checkpoint) for checkpoint in trajectory.checkpoints]
+    points = [_point(each, trajectory, pins, measured_with) for each in recipes]
+    kept = _Kept(folder / "measured")
+
+    measurements = []
+    for label, checkpoint in _references(recipe, section, trajectory, points, progress):
+        key = _sha256([measured_with, _pin(checkpoint)])
+        measurements.append(kept.get(key, label) or kept.put(key, harness.measure(label, checkpoint)))
+    todo: dict[str, _Point] = {}  # points with the same coefficients are one model
+    for point in points:
+        if kept.get(point.key, point.label) is None:
+            todo.setdefault(point.key, point)
+    if done := sum(point.key not in todo for point in points):
+        progress.say(f"{done} of {len(points)} predictions were measured before")
+    if todo:
+        _merge(recipe, list(todo.values()), folder, settings, progress)
+        for point in todo.values():
+            _measure(point, folder, harness, kept)
+    shutil.rmtree(folder / "predictions", ignore_errors=True)
+    for point in points:
+        found = kept.get(point.key, point.label)
+        assert found is not None
+        row = found.row.model_copy(update={"step": point.step, "reference": point.label})
+        measurements.append(found.model_copy(update={"row": row}))
+    candidates = [Candidate(label=point.label, step=point.step, damping=point.damping) for point in points]
+    result = report_sweep(harness.table(measurements), candidates)
+    _save(result, folder, {point.label: point.recipe for point in points}, progress)
+    return result
+
+
+def sweep_files(out: Path | str) -> list[str]:
+    """The names of the files for people and programs that a sweep left in its folder."""
+    return [name for name in (RESULTS_FILE, TABLES_FILE, CURVE_FILE, BEST_FILE) if Path(out, name).is_file()]
+
+
+def _section(recipe: Recipe) -> EvaluateSection:
+    if recipe.evaluate is None:
+        raise RecipeError("a sweep measures predictions; add an evaluate section to the recipe")
+    return recipe.evaluate
+
+
+def _folder(out: Path) -> Path:
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise OutputError(f"{out}: is there already and is no folder; choose another --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / "measured").is_dir():
+        raise OutputError(f"{out}: is there already and holds no sweep; choose another --out")
+    try:
+        (out / "measured").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be made: {error.strerror}; choose another --out") from error
+    return out
+
+
+def _grid(
+    recipe: Recipe, trajectory: Trajectory, horizons: Sequence[float], damping: Sequence[float]
+) -> list[Recipe]:
+    """A recipe with one target and one damping for each point."""
+    last = trajectory.last.step
+    if horizons and (low := min(horizons)) < 1:
+        raise RecipeError(
+            f"--horizons {low:g}: a multiple of the last observed step, {last}, has to be at least 1"
+        )
+    if wrong := [value for value in damping if not 0 <= value <= 1]:
+        raise RecipeError(f"--damping {wrong[0]:g}: has to be from 0 (the last checkpoint) to 1 (no damping)")
+    steps = dict.fromkeys(round(last * horizon) for horizon in horizons) or dict.fromkeys(recipe.target_steps)
+    parameters = recipe.parameters.model_copy(update={"max_expected_error": None})
+    return [
+        recipe.model_copy(
+            update={
+                "parameters": parameters.model_copy(update={"target_step": (step,), "damping": value}),
+                "push": None,
+            }
+        )
+        for step in steps
+        for value in (dict.fromkeys(damping) or (parameters.damping,))
+    ]
+
+
+def _point(recipe: Recipe, trajectory: Trajectory, pins: Sequence[str], measured_with: str) -> _Point:
+    (step,), damping = recipe.target_steps, recipe.parameters.damping
+    rules: list[Any] = []
+    for rule in recipe.rules:
+        rule.check(trajectory.steps, (step,))
+        if rule.needs_gram_matrix:  # they follow from the pinned weights and from this
+            how: Any = [rule.method, dict(rule.parameters), rule.damping, step]
+        else:
+            how = rule.coefficients(trajectory.steps, (step,)).tolist()
+        rules.append([rule.match, how])
+    key = _sha256([measured_with, list(pins), trajectory.steps, rules, recipe.out_dtype, __version__])
+    label = f"{PREDICTION} {step}" + (f" × {damping:g}" if damping not in (1.0, "auto") else "")
+    return _Point(label, step, 1.0 if damping == "auto" else damping, recipe, key)
+
+
+def _pin(checkpoint: Checkpoint) -> str:
+    """What stands for a checkpoint's bytes."""
+    with closing(open_source(checkpoint)) as source:
+        return input_fingerprint(checkpoint, source)
+
+
+def _references(
+    recipe: Recipe,
+    section: EvaluateSection,
+    trajectory: Trajectory,
+    points: Sequence[_Point],
+    progress: Progress,
+) -> list[tuple[str, Checkpoint]]:
+    """The last observed checkpoint, and what else the recipe compares with."""
+    rows = [(LAST, trajectory.last)]
+    for entry in section.against:
+        role, equals, reference = entry.partition("=")
+        if equals and role in (LAST, BASE, TARGET):
+            rows = [row for row in rows if row[0] != role] + [(role, resolve_checkpoint(reference))]
+        elif entry == BASE:
+            rows.append((BASE, trajectory.base))
+        elif entry == TARGET:
+            for step in sorted({point.step for point in points}):
+                if (real := real_checkpoint(recipe, step, progress)) is not None:
+                    rows.append((f"{TARGET} {step}", real))
+        elif entry != LAST:
+            rows.append((entry, resolve_checkpoint(entry)))
+    return list(dict(rows).items())
+
+
+class _Kept:
+    """Measurements in a folder, each in a file by its key."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, key: str, label: str) -> Measurement | None:
+        """The measurement under ``key``, with the label that it has now."""
+        try:
+            found = Measurement.model_validate_json((self._folder / f"{key}.json").read_bytes())
+        except (OSError, ValidationError):  # not there, or another version's: it is measured again
+            return None
+        return found.model_copy(update={"row": found.row.model_copy(update={"label": label})})
+
+    def put(self, key: str, measurement: Measurement) -> Measurement:
+        _write_whole(self._folder / f"{key}.json", measurement.model_dump_json())
+        return measurement
+
+
+def _merge(
+    recipe: Recipe, points: Sequence[_Point], folder: Path, settings: Settings | None, progress: Progress
+) -> None:
+    """Put the points' models into ``predictions/KEY``, all that are missing in one pass over the weights."""
+    made, fresh = folder / "predictions", folder / "merged"
+    made.mkdir(exist_ok=True)
+    _move(fresh, made)
+    missing = [point for point in points if not (made / point.key).is_dir()]
+    if not missing:
+        return
+    with prepare(recipe, settings, progress, variants=[point.recipe for point in missing]) as prepared:
+        remove_leftover(fresh)
+        check_output(fresh, prepared.plan)
+        names = [point.key for point in missing]
+        with staged(fresh, names, merge_fingerprint(prepared), progress) as staging:
+            sinks = [
+                LocalSink(staging.folder / name, journal)
+                for name, journal in zip(names, staging.journals, strict=True)
+            ]
+            run_prepared(prepared, sinks, staging.journals, progress)
+            files = side_files(prepared.sources[-1], recipe.out_dtype)
+            if prepared.plan.index_file is not None:
+                files[prepared.plan.index_file] = prepared.plan.index
+            for name in names:
+                write_files(staging.folder / name, files)
+    _move(fresh, made)
+
+
+def _move(fresh: Path, made: Path) -> None:
+    """Take over a finished pass; what is in ``made`` is whole."""
+    if fresh.is_dir():
+        for prediction in fresh.iterdir():
+            prediction.replace(made / prediction.name)
+        fresh.rmdir()
+
+
+def _measure(point: _Point, folder: Path, harness: Harness, kept: _Kept) -> None:
+    place = folder / "predictions" / point.key
+    checkpoint = Checkpoint(point.step, None, "", None, str(place.resolve()))
+    kept.put(point.key, harness.measure(point.label, checkpoint))
+    shutil.rmtree(place)
+
+
+def _save(result: SweepResult, folder: Path, recipes: dict[str, Recipe], progress: Progress) -> None:
+    for name in sweep_files(folder):
+        (folder / name).unlink()
+    _write_whole(folder / RESULTS_FILE, result.model_dump_json(indent=2) + "\n")
+    _write_whole(folder / TABLES_FILE, sweep_markdown(result))
+    if result.is_better:
+        _write_whole(folder / BEST_FILE, recipes[result.chosen].to_yaml())
+    if can_draw():
+        draw_sweep(result, folder / CURVE_FILE)
+    else:
+        progress.say(f"no {CURVE_FILE}: matplotlib is not installed; pip install 'hubextrap[report]'")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

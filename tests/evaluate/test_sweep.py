@@ -1,0 +1,217 @@
+"""A sweep on the bundled run: one read of each checkpoint, nothing measured twice, stopped and gone on."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from hubextrap.api import Settings, merge, sweep
+from hubextrap.cli.main import app
+from hubextrap.errors import EvaluationError, OutputError, RecipeError
+from hubextrap.evaluate import Harness
+from hubextrap.evaluate.sweep_report import SweepResult
+from hubextrap.localhub import LocalHub
+from hubextrap.recipe import Recipe, load_recipe, parse_recipe
+
+STEPS = (0, 40, 80, 100, 120, 160, 200)
+
+
+@pytest.fixture
+def on_hub(hub: LocalHub, repo_id: str, trajectory: Path) -> str:
+    hub.create_repo(repo_id)
+    for step in STEPS:
+        folder = trajectory / f"step_{step}"
+        hub.commit(repo_id, {file.name: file for file in folder.iterdir()}, revision=f"step_{step}")
+    hub.requests.clear()
+    return repo_id
+
+
+@pytest.fixture
+def recipe_for(trajectory: Path) -> Callable[..., Recipe]:
+    def make(repo: str | Path, **evaluate: Any) -> Recipe:
+        section = {
+            "task_files": [str(trajectory / "problems.jsonl")],
+            "limit": 60,
+            "batch_size": 60,
+            "against": ["last"],
+        }
+        text = yaml.safe_dump(
+            {
+                "trajectory": {"repo": str(repo), "steps": {"max": 200}},
+                "merge_method": "least_squares",
+                "parameters": {"target_step": 300, "through_last": True},
+                "evaluate": section | evaluate,
+            }
+        )
+        return parse_recipe(text)
+
+    return make
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The labels of what was really measured."""
+    labels: list[str] = []
+    real = Harness.measure
+
+    def counting(self: Harness, label: str, checkpoint: Any) -> Any:
+        found = real(self, label, checkpoint)
+        labels.append(label)
+        return found
+
+    monkeypatch.setattr(Harness, "measure", counting)
+    return labels
+
+
+def weight_reads(hub: LocalHub) -> dict[str, int]:
+    """Bytes of each revision's weights that were asked for by range, headers included."""
+    read: Counter[str] = Counter()
+    for request in hub.requests:
+        found = re.search(
+            r"bytes=(\d+)-(\d+)", {k.lower(): v for k, v in request.headers.items()}.get("range", "")
+        )
+        if request.method == "GET" and ".safetensors" in request.path and found:
+            read[request.path] += int(found[2]) - int(found[1]) + 1
+    return dict(read)
+
+
+def test_each_checkpoint_is_read_once_for_the_whole_grid(
+    hub: LocalHub,
+    on_hub: str,
+    recipe_for: Callable[..., Recipe],
+    measured: list[str],
+    trajectory: Path,
+    tmp_path: Path,
+) -> None:
+    recipe = recipe_for(on_hub)
+    result = sweep(recipe, tmp_path / "sweep", horizons=[1.25, 1.5, 2], damping=[0.4, 1])
+    labels = [f"prediction {step}{by}" for step in (250, 300, 400) for by in (" × 0.4", "")]
+    assert [candidate.label for candidate in result.candidates] == labels
+    assert sorted(measured) == sorted(["last", *labels])
+    size = (trajectory / "step_0" / "model.safetensors").stat().st_size
+    reads = weight_reads(hub)
+    assert len(reads) == len(STEPS)
+    assert all(size * 0.9 < read < size * 1.1 for read in reads.values())
+
+    hub.requests.clear()
+    measured.clear()
+    again = sweep(recipe, tmp_path / "sweep", horizons=[1.25, 1.5, 2], damping=[0.4, 1])
+    assert again == result
+    assert measured == []
+    assert weight_reads(hub) == {}
+
+    wider = sweep(recipe, tmp_path / "sweep", horizons=[1.25, 1.5, 2, 2.5], damping=[0.4, 1, 0])
+    assert sorted(measured) == ["prediction 250 × 0", "prediction 500", "prediction 500 × 0.4"]
+    rows = {row.label: row for row in wider.all_problems.rows}
+    assert {row.label for row in again.all_problems.rows} < rows.keys()
+    # with damping 0 every step is the last checkpoint, so it was measured once for all
+    for step in (250, 300, 400, 500):
+        assert rows[f"prediction {step} × 0"].scores == rows["last"].scores
+        assert rows[f"prediction {step} × 0"].step == step
+
+
+def test_what_is_measured_is_what_a_merge_writes(
+    recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path
+) -> None:
+    from hubextrap.evaluate import evaluate
+    from hubextrap.evaluate.own_tasks import TaskFile
+
+    result = sweep(recipe_for(trajectory), tmp_path / "sweep", horizons=[1.5], damping=[0.7])
+    assert result.is_better
+    best = load_recipe(tmp_path / "sweep" / "best.yaml")
+    assert best.target_steps == (300,)
+    assert best.parameters.damping == 0.7
+    merge(best, out=tmp_path / "merged")
+    file = TaskFile(trajectory / "problems.jsonl", "exact")
+    table = evaluate([("a", str(tmp_path / "merged"))], task_files=[file], limit=60, batch_size=60)
+    found = {row.label: row for row in result.all_problems.rows}
+    assert found["prediction 300 × 0.7"].scores == table.rows[0].scores
+
+
+def test_a_sweep_that_was_stopped_goes_on(
+    hub: LocalHub, on_hub: str, recipe_for: Callable[..., Recipe], measured: list[str], tmp_path: Path
+) -> None:
+    recipe = recipe_for(on_hub)
+    original = Harness.measure
+
+    def stopping(self: Harness, label: str, checkpoint: Any) -> Any:
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return original(self, label, checkpoint)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Harness, "measure", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(recipe, tmp_path / "sweep", horizons=[1.25, 1.5, 2])
+    assert measured == ["last", "prediction 250", "prediction 300"]
+    assert len(list((tmp_path / "sweep" / "predictions").iterdir())) == 1
+    hub.requests.clear()
+    result = sweep(recipe, tmp_path / "sweep", horizons=[1.25, 1.5, 2])
+    assert measured[3:] == ["prediction 400"]
+    assert weight_reads(hub) == {}
+    assert not (tmp_path / "sweep" / "predictions").exists()
+    untouched = sweep(recipe, tmp_path / "other", horizons=[1.25, 1.5, 2])
+    assert untouched == result
+
+
+def test_other_settings_or_problems_are_measured_anew(
+    recipe_for: Callable[..., Recipe], trajectory: Path, measured: list[str], tmp_path: Path
+) -> None:
+    sweep(recipe_for(trajectory), tmp_path / "sweep")
+    assert measured == ["last", "prediction 300"]
+    problems = tmp_path / "problems.jsonl"
+    lines = (trajectory / "problems.jsonl").read_text().splitlines()
+    problems.write_text("\n".join(lines[:-1]))
+    for changed in ({"seed": 1}, {"limit": 61}, {"task_files": [str(problems)]}):
+        measured.clear()
+        sweep(recipe_for(trajectory, **changed), tmp_path / "sweep")
+        assert measured == ["last", "prediction 300"]
+    measured.clear()
+    problems.write_text("\n".join(lines))  # the same file elsewhere
+    sweep(recipe_for(trajectory, task_files=[str(problems)]), tmp_path / "sweep")
+    assert measured == []
+
+
+def test_the_command(recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe_for(trajectory, against=["last", "base", "target"]).to_yaml())
+    out = tmp_path / "sweep"
+    arguments = ["sweep", str(recipe), "--out", str(out), "--horizons", "1.5,2", "-q"]
+    printed = CliRunner().invoke(app, arguments)
+    assert printed.exit_code == 0, printed.output
+    assert "prediction 300 (chosen)" in printed.stdout or "prediction 400 (chosen)" in printed.stdout
+    assert "target 400" in printed.stdout
+    assert f"hubextrap merge {out / 'best.yaml'} --out DIR" in printed.stdout
+    result = SweepResult.model_validate_json((out / "sweep.json").read_text())
+    as_json = CliRunner().invoke(app, [*arguments, "--json"])
+    assert SweepResult.model_validate_json(as_json.stdout) == result
+    assert {path.name for path in out.iterdir()} >= {"measured", "sweep.json", "sweep.md", "best.yaml"}
+    assert str(tmp_path) not in (out / "sweep.md").read_text()
+    wrong = CliRunner().invoke(app, [*arguments, "--damping", "half"])
+    assert wrong.exit_code == 2
+    assert "has to be numbers" in wrong.output
+
+
+def test_what_is_no_sweep(recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path) -> None:
+    recipe = recipe_for(trajectory)
+    with pytest.raises(
+        RecipeError, match=r"--horizons 0\.5: a multiple of the last observed step, 200, has to"
+    ):
+        sweep(recipe, tmp_path / "a", horizons=[0.5, 2])
+    with pytest.raises(RecipeError, match=r"--damping 1\.5: has to be from 0"):
+        sweep(recipe, tmp_path / "a", damping=[1.5])
+    with pytest.raises(RecipeError, match="add an evaluate section"):
+        sweep(recipe.model_copy(update={"evaluate": None}), tmp_path / "a")
+    with pytest.raises(EvaluationError, match="3 problems cannot be halved"):
+        sweep(recipe_for(trajectory, limit=3), tmp_path / "b")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(OutputError, match="full: is there already and holds no sweep; choose another --out"):
+        sweep(recipe, tmp_path / "full", settings=Settings())
