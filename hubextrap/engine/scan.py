@@ -19,13 +19,7 @@ import torch
 from hubextrap.engine.executors import SerialExecutor, ThreadExecutor
 from hubextrap.engine.jobs import cut_jobs
 from hubextrap.engine.kernels import count_non_finite, torch_dtype
-from hubextrap.engine.plan import (
-    DEFAULT_MEMORY,
-    DEFAULT_WORKERS,
-    LOCAL_READ_SIZE,
-    MiB,
-    plan_merge,
-)
+from hubextrap.engine.plan import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB, plan_merge
 from hubextrap.engine.reading import JobBuffer
 from hubextrap.engine.run import one_torch_thread
 from hubextrap.errors import NonFinite, StepError
@@ -51,6 +45,8 @@ if TYPE_CHECKING:
 
 COMPILER = 120 * MiB
 """What numba and its compiler take beside python and torch (measured with numba 0.68)."""
+SCAN_READ_SIZE = MiB // 2
+"""Bytes of one checkpoint that a job reads from a disk: eight of them stay in the processor's caches."""
 LEAST_SAMPLE = 50
 """Weights that the reference protocol draws from a tensor at least."""
 _KINDS = {"F32": AS_FLOAT32, "BF16": AS_BFLOAT16}
@@ -64,7 +60,7 @@ def scan_trajectory(
     tied: bool = False,
     memory: int = DEFAULT_MEMORY,
     workers: int = DEFAULT_WORKERS,
-    read_size: int = LOCAL_READ_SIZE,
+    read_size: int = SCAN_READ_SIZE,
     readers: int = 0,
     sample: float | None = None,
     pins: Sequence[str] | None = None,

@@ -29,9 +29,8 @@ BLOCK = 2**16
 TILE = 512
 STRIDE = TILE + 16
 """Floats from one row of scratch memory to the next. Powers of two would make rows share cache lines."""
-MORE_ROWS = 3
-"""Rows that repeat the first checkpoint behind the last one, so that loops can take rows by twos and fours.
-They change no least, no most, no sum of deltas and no number of values."""
+ROWS = 8
+"""Checkpoints that a loop takes at a time: the compiler unrolls it and keeps their sums in registers."""
 AS_FLOAT32, AS_BFLOAT16, CONVERTED = 0, 1, 2
 """How a row is stored: in the buffer as float32 or bfloat16, or converted to float32 beside it."""
 
@@ -59,11 +58,14 @@ class BlockScanner:
         times = np.asarray(steps, dtype=np.float64)
         times = (times - times[0]) / (times[-1] - times[0])
         times -= times.mean()
-        self._times = np.zeros(count + MORE_ROWS, np.float32)
+        # Rows behind the last repeat the first checkpoint, so that loops can take ROWS at a time: that
+        # changes no least, no most, no sum of deltas and no number of values.
+        rows = 1 + -(-(count - 1) // ROWS) * ROWS
+        self._times = np.zeros(rows, np.float32)
         self._times[:count] = times
         self._time_variation = np.float32(1 / (times**2).sum())
-        self._values = np.zeros((count + MORE_ROWS, STRIDE), np.float32)
-        self._moves = np.zeros((count + MORE_ROWS, STRIDE), np.float32)
+        self._values = np.zeros((rows, STRIDE), np.float32)
+        self._moves = np.zeros((rows, STRIDE), np.float32)
         self._moments = np.zeros(7 * STRIDE, np.float32)
         self._places = np.zeros(TILE, np.int32)
 
@@ -132,18 +134,20 @@ def _scan_block(raw16, raw32, converted, kinds, places, count, times, time_varia
             else:
                 _copy(converted[k][start : start + here], values[k])
             values[k, here:] = 0  # elements that are not there do not move
-        for k in range(observed, observed + MORE_ROWS):
+        for k in range(observed, len(values)):
             _copy(values[0], values[k])
         _begin(values[0], moments)
-        for k in range(1, observed, 2):
-            rows = flat_values[(k - 1) * STRIDE : (k + 2) * STRIDE]
-            _add_rows(values[0], rows, flat_moves[k * STRIDE :], times[k], times[k + 1], moments)
-        moves[observed] = 0
+        for k in range(1, observed, ROWS):
+            _add_rows(
+                values[0], flat_values[(k - 1) * STRIDE :], flat_moves[k * STRIDE :], times[k:], moments
+            )
+        if observed % 2:
+            moves[observed] = 0  # the products are taken two rows by two
         _add_products(moves, gram)
         if not np.isfinite(np.trace(gram)):
             return False
-        for k in range(0, observed, 4):
-            _add_inner_values(flat_values[k * STRIDE : (k + 4) * STRIDE], moments)
+        for k in range(0, observed, ROWS):
+            _add_inner_values(flat_values[k * STRIDE :], moments)
         _count(time_variation, share, moments, place, counts)
         counts[0, UNMOVED] -= TILE - here
     return True
@@ -176,19 +180,28 @@ def _begin(base, moments):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, fastmath=_FINITE)
-def _add_rows(base, rows, moves, time, next_time, moments):  # type: ignore[no-untyped-def]
-    """Two checkpoints' moves, and what R² and the filters need of them; ``rows`` begins one row earlier."""
+def _add_rows(base, rows, moves, times, moments):  # type: ignore[no-untyped-def]
+    """ROWS checkpoints' moves, and what R² and the filters need of them; ``rows`` begins one row earlier."""
     for i in range(TILE):
-        one, other = rows[STRIDE + i], rows[2 * STRIDE + i]
-        moves[i] = one - rows[i]
-        moves[STRIDE + i] = other - one
-        moments[_LEAST + i] = min(moments[_LEAST + i], min(one, other))
-        moments[_MOST + i] = max(moments[_MOST + i], max(one, other))
-        one -= base[i]
-        other -= base[i]
-        moments[_TOTAL + i] += one + other
-        moments[_COVARIATION + i] += time * one + next_time * other
-        moments[_SQUARES + i] += one * one + other * other
+        start = base[i]
+        before = rows[i]
+        least, most = moments[_LEAST + i], moments[_MOST + i]
+        total = covariation = squares = _ZERO
+        for k in range(ROWS):
+            value = rows[(k + 1) * STRIDE + i]
+            moves[k * STRIDE + i] = value - before
+            before = value
+            least = value if value < least else least
+            most = value if value > most else most
+            delta = value - start
+            total += delta
+            covariation += times[k] * delta
+            squares += delta * delta
+        moments[_LEAST + i] = least
+        moments[_MOST + i] = most
+        moments[_TOTAL + i] += total
+        moments[_COVARIATION + i] += covariation
+        moments[_SQUARES + i] += squares
 
 
 @njit(nogil=True, cache=True, fastmath=_LANES)
@@ -213,20 +226,16 @@ def _add_products(moves, gram):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True, fastmath=_ORDERED)
 def _add_inner_values(rows, moments):  # type: ignore[no-untyped-def]
-    """Second smallest and second largest distinct value, with four more rows."""
+    """Second smallest and second largest distinct value, with ROWS more checkpoints."""
     for i in range(TILE):
         least, most = moments[_LEAST + i], moments[_MOST + i]
         second, second_last = moments[_SECOND + i], moments[_SECOND_LAST + i]
-        a, b, c, d = rows[i], rows[STRIDE + i], rows[2 * STRIDE + i], rows[3 * STRIDE + i]
-        second = min(second, a) if a > least else second
-        second = min(second, b) if b > least else second
-        second = min(second, c) if c > least else second
-        second = min(second, d) if d > least else second
-        second_last = max(second_last, a) if a < most else second_last
-        second_last = max(second_last, b) if b < most else second_last
-        second_last = max(second_last, c) if c < most else second_last
-        second_last = max(second_last, d) if d < most else second_last
-        moments[_SECOND + i], moments[_SECOND_LAST + i] = second, second_last
+        for k in range(ROWS):
+            value = rows[k * STRIDE + i]
+            second = value if (value > least) & (value < second) else second
+            second_last = value if (value < most) & (value > second_last) else second_last
+        moments[_SECOND + i] = second
+        moments[_SECOND_LAST + i] = second_last
 
 
 @njit(nogil=True, cache=True, fastmath=_ORDERED, error_model="numpy")
