@@ -148,6 +148,26 @@ def mergekit_case(root: Path, count: int) -> Run:
     return result
 
 
+def scan(layers: int, rounds: int) -> None:
+    """One scan of eight checkpoints, against reading the same bytes and doing nothing with them."""
+    root = trajectory("qwen-eight", max(1, layers // 7), 8)
+    billions = parameters(root / "step_10") / 1e9
+    files = sorted(root.glob("*/model.safetensors"))
+    warm(root)
+    print(f"\nscan, K = 8, {billions:.2f}B parameters, bf16, page cache warm, medians of {rounds}\n")
+    row("program", "wall s", "own s", "peak GB", "own/raw read")
+    found = in_turn(
+        {
+            "scan": lambda: run([PYTHON, "-m", "benchmarks.scan_job", str(root)]),
+            "raw read, two threads": lambda: run([PYTHON, "-m", "benchmarks.raw_io", "-", *map(str, files)]),
+        },
+        rounds,
+    )
+    raw = found["raw read, two threads"].inner or 1
+    for name, result in found.items():
+        row(name, *figures(result), f"{(result.inner or 0) / raw:.2f}")
+
+
 def fresh(name: str) -> Path:
     """A path in the work folder with nothing at it."""
     path = WORK / name
@@ -167,7 +187,12 @@ def row(*cells: object) -> None:
         print("|" + "---|" * len(cells), flush=True)
 
 
-CASES: dict[str, Callable[[int, int], None]] = {"local": local, "growth": growth, "remote": remote}
+CASES: dict[str, Callable[[int, int], None]] = {
+    "local": local,
+    "growth": growth,
+    "remote": remote,
+    "scan": scan,
+}
 
 if __name__ == "__main__":
     main()
