@@ -9,6 +9,7 @@ from hubextrap.api.merging import MergeResult, Prediction, merge
 from hubextrap.api.mixing import mixture
 from hubextrap.api.planning import PlanReport, plan
 from hubextrap.api.prepare import Prepared, Settings, prepare
+from hubextrap.api.publishing import Publication, check_publication, publish
 from hubextrap.api.reporting import ReportResult, report
 from hubextrap.api.scanning import scan
 from hubextrap.api.sweeping import sweep, sweep_files
@@ -19,6 +20,7 @@ __all__ = [
     "PlanReport",
     "Prediction",
     "Prepared",
+    "Publication",
     "ReportResult",
     "RunResult",
     "Settings",
@@ -26,11 +28,13 @@ __all__ = [
     "VerifiedFile",
     "backtest",
     "check_judged",
+    "check_publication",
     "complete",
     "merge",
     "mixture",
     "plan",
     "prepare",
+    "publish",
     "push",
     "report",
     "run",

@@ -67,10 +67,17 @@ def evaluate(
     summary: Path | None = typer.Option(
         None, metavar="FILE", help="Add the table as Markdown to this file, e.g. $GITHUB_STEP_SUMMARY."
     ),
+    publish: bool = typer.Option(
+        False, "--publish", help="Commit the scores to the model's repo: card, model-index, .eval_results."
+    ),
+    create_pr: bool = typer.Option(
+        False, "--create-pr", help="With --publish: open a pull request instead of committing."
+    ),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress."),
     as_json: bool = typer.Option(False, "--json", help="Print what --output saves instead of the table."),
 ) -> None:
     """Measure predictions with lm-eval beside the checkpoints that they came from."""
+    from hubextrap import api
     from hubextrap.cli.markdown import append_summary, evaluation_markdown
     from hubextrap.cli.progress import open_progress
     from hubextrap.evaluate import (
@@ -87,6 +94,8 @@ def evaluate(
         raise typer.BadParameter(f"--backend {backend}: has to be hf or vllm")
     if against is not None and no_against:
         raise typer.BadParameter("--against and --no-against exclude each other")
+    if create_pr and not publish:
+        raise typer.BadParameter("--create-pr goes with --publish")
     for file in (output, summary):
         if file is not None:
             check_writable(file)
@@ -95,6 +104,9 @@ def evaluate(
     rows = compared_checkpoints(references, chosen, progress=progress)
     if max_loss is not None:
         check_judgeable([label for label, _ in rows])
+    publication = None
+    if publish:
+        publication = api.check_publication(references, rows, limit=limit, create_pr=create_pr)
     table = run_evaluation(
         rows,
         _split(tasks),
@@ -119,6 +131,9 @@ def evaluate(
         typer.echo(table.model_dump_json(indent=2))
     else:
         print_evaluation(table)
+    if publication is not None:
+        result = api.publish(table, publication, progress)
+        typer.echo(f"scores published: {result.pull_request_url or result.url}", err=as_json)
     if max_loss is not None:
         check_loss([table], max_loss, _split(tasks))
 

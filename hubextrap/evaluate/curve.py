@@ -5,10 +5,14 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from hubextrap.evaluate.table import PREDICTION
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from hubextrap.evaluate.sweep_report import SweepResult
+    from hubextrap.evaluate.table import EvaluationTable
 
 
 def can_draw() -> bool:
@@ -17,52 +21,60 @@ def can_draw() -> bool:
 
 
 def draw_sweep(result: SweepResult, path: Path) -> None:
-    """Write a PNG: a panel for each figure, a line for each damping, and the observed checkpoints.
+    """Write a PNG: a panel for each figure that decided, a line for each damping, observed checkpoints."""
+    dampings = sorted({candidate.damping for candidate in result.candidates}, reverse=True)
+    lines = {
+        "predicted" + (f", damping {damping:g}" if len(dampings) > 1 else ""): [
+            candidate.label for candidate in result.candidates if candidate.damping == damping
+        ]
+        for damping in dampings
+    }
+    _draw(result.all_problems, result.figures, lines, path)
 
-    Figures are over all problems; the bars are one standard error.
+
+def draw_table(table: EvaluationTable, path: Path) -> None:
+    """Write a PNG: a panel for the first figure of each task, predictions and observed checkpoints."""
+    first: dict[str, tuple[str, str, str]] = {}
+    for key in table.keys:
+        first.setdefault(key[0], key)
+    predicted = [row.label for row in table.rows if row.label.startswith(PREDICTION)]
+    _draw(table, tuple(first.values()), {"predicted": predicted} if predicted else {}, path)
+
+
+def _draw(
+    table: EvaluationTable,
+    keys: Sequence[tuple[str, str, str]],
+    lines: Mapping[str, Sequence[str]],
+    path: Path,
+) -> None:
+    """Figures are over all problems; the bars are one standard error.
+
+    Args:
+        lines: labels of rows that one line joins, by what the legend calls it; other rows were observed.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    keys = result.figures
     figure = Figure(figsize=(6.4 * len(keys), 4.8), layout="constrained")
     FigureCanvasAgg(figure)
-    rows = {row.label: row for row in result.all_problems.rows}
-    grid = {candidate.label for candidate in result.candidates}
+    in_lines = {label for labels in lines.values() for label in labels}
+    groups = [
+        (name, [row for row in table.rows if row.label in labels], "-") for name, labels in lines.items()
+    ]
+    groups.append(("observed", [row for row in table.rows if row.label not in in_lines], "none"))
     for key, axes in zip(keys, figure.subplots(1, len(keys), squeeze=False)[0], strict=True):
-        dampings = sorted({candidate.damping for candidate in result.candidates}, reverse=True)
-        for damping in dampings:
-            scores = [
-                (candidate.step, score)
-                for candidate in sorted(result.candidates, key=lambda each: each.step)
-                if candidate.damping == damping and (score := rows[candidate.label].score(key)) is not None
-            ]
-            label = "predicted" + (f", damping {damping:g}" if len(dampings) > 1 else "")
-            axes.errorbar(
-                [step for step, _ in scores],
-                [score.value for _, score in scores],
-                [score.stderr or 0.0 for _, score in scores],
-                marker="o",
-                capsize=2,
-                label=label,
+        for name, rows, style in groups:
+            points = sorted(
+                (row.step, score.value, score.stderr or 0.0)
+                for row in rows
+                if row.step is not None and (score := row.score(key)) is not None
             )
-        observed = [
-            (row.step, score)
-            for row in rows.values()
-            if row.label not in grid and row.step is not None and (score := row.score(key)) is not None
-        ]
-        axes.errorbar(
-            [step for step, _ in observed],
-            [score.value for _, score in observed],
-            [score.stderr or 0.0 for _, score in observed],
-            color="black",
-            linestyle="none",
-            marker="s",
-            capsize=2,
-            label="observed",
-        )
+            if points:
+                steps, values, errors = zip(*points, strict=True)
+                look = {"color": "black", "marker": "s"} if style == "none" else {"marker": "o"}
+                axes.errorbar(steps, values, errors, linestyle=style, capsize=2, label=name, **look)
         axes.set_xlabel("step")
-        axes.set_ylabel(rows[result.chosen].score(key).title)  # type: ignore[union-attr]
+        axes.set_ylabel(" ".join(key[:2]))
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, metadata={"Software": None})

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 TAGS = ("hubextrap", "merge", "extrapolation", "rlvr")
 _CARRIED_OVER = ("license", "license_name", "license_link", "language", "pipeline_tag", "datasets")
-_METADATA = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
+METADATA = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
+_RESULTS_BEGIN, _RESULTS_END = "<!-- hubextrap: results -->", "<!-- hubextrap: end of results -->"
 _LOAD_BEGIN, _LOAD_END = "<!-- hubextrap: how to load -->", "<!-- hubextrap: end -->"
 _FOLDER = "path/to/this/folder"
 _SHOWN_RULES = 8
@@ -43,7 +44,7 @@ def model_card(provenance: Provenance, last_card: str | None = None, results: st
         _opening(provenance),
         _inputs(provenance),
         _how(provenance),
-        f"## Results\n\n{results.strip()}" if results else _NOT_MEASURED,
+        f"## Results\n\n{marked_results(results or _NOT_MEASURED)}",
         f"## Load it\n\n{_LOAD_BEGIN}\n{_snippet(_FOLDER, None)}\n{_LOAD_END}",
         _reproduction(provenance),
     ]
@@ -58,9 +59,24 @@ def with_target(card: str, repo: str, revision: str) -> str:
     return f"{card[:begin]}{_LOAD_BEGIN}\n{_snippet(repo, revision)}\n{card[end:]}"
 
 
+def with_results(card: str, results: str) -> str:
+    """``card`` with its results replaced; where it has none of ours, they come last, under a heading."""
+    begin, end = card.find(_RESULTS_BEGIN), card.find(_RESULTS_END)
+    if begin >= 0 and end > begin:
+        return card[:begin] + marked_results(results) + card[end + len(_RESULTS_END) :]
+    if _NOT_MEASURED in card:  # as it was written before there were marks
+        return card.replace(_NOT_MEASURED, marked_results(results))
+    return f"{card.rstrip()}\n\n## Results\n\n{marked_results(results)}\n".lstrip()
+
+
+def marked_results(results: str) -> str:
+    """Results between the marks by which `with_results` finds them again."""
+    return f"{_RESULTS_BEGIN}\n{results.strip()}\n{_RESULTS_END}"
+
+
 def _carried_over(card: str | None) -> dict[str, Any]:
     """Of another card's metadata, what holds for the prediction too; nothing when it cannot be read."""
-    match = _METADATA.match(card or "")
+    match = METADATA.match(card or "")
     try:
         metadata = yaml.safe_load(match[1]) if match else None
     except yaml.YAMLError:  # somebody else's card; it must not stop a merge
@@ -77,7 +93,7 @@ def _is_text(value: object) -> bool:
 
 
 _NOT_MEASURED = (
-    "## Results\n\nNothing was measured on this model when the card was written. Compare it with the last "
+    "Nothing was measured on this model when the card was written. Compare it with the last "
     "observed checkpoint before any use: `hubextrap eval` does."
 )
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 _UPLOADS_AT_ONCE = 3
 _OBJECTS_ASKED_FOR = 256
+SCORE_FILES = ("hubextrap-eval.", ".eval_results/hubextrap-")
+"""How the paths of an older model's published scores begin."""
 _LARGE = 2**20  # bytes; smaller files go in one request together
 
 
@@ -105,14 +107,18 @@ class Changes:
     deleted: tuple[str, ...]
 
     @classmethod
-    def between(cls, files: Sequence[OutgoingFile], there: Mapping[str, RemoteFile]) -> Changes:
+    def between(
+        cls, files: Sequence[OutgoingFile], there: Mapping[str, RemoteFile], *, whole_model: bool = True
+    ) -> Changes:
         ours = {file.path for file in files}
         return cls(
             added=tuple(file for file in files if not file.same_as(there.get(file.path))),
             deleted=tuple(
                 path
                 for path in sorted(there)
-                if path not in ours and (is_weight_file(path) or is_side_file(path))
+                if whole_model
+                and path not in ours
+                and (is_weight_file(path) or is_side_file(path) or path.startswith(SCORE_FILES))
             ),
         )
 
@@ -126,6 +132,7 @@ def commit_files(
     *,
     message: str,
     state: RemoteState | None = None,
+    whole_model: bool = True,
     progress: Progress | None = None,
 ) -> PushResult:
     """Make ``files`` the model that ``target`` holds, in one commit.
@@ -136,6 +143,7 @@ def commit_files(
     Args:
         message: the commit's title, unless the target has its own.
         state: the target as ``check_target`` found it, where that was done before.
+        whole_model: False adds ``files`` to the model that is there and takes nothing away.
 
     Raises:
         PushError: the Hub did not take it, or somebody else changed the same files meanwhile.
@@ -145,10 +153,10 @@ def commit_files(
     if not state.exists:
         state = create_repo(target)
     with push_errors(target.name), without_client_bars():
-        changes = Changes.between(files, state.files)
+        changes = Changes.between(files, state.files, whole_model=whole_model)
         _check_card(changes.added)
         upload(target, state, changes.added, progress)
-        return _Committer(target, files, target.message or message, progress).run(state)
+        return _Committer(target, files, target.message or message, whole_model, progress).run(state)
 
 
 def upload(target: PushTarget, state: RemoteState, files: Sequence[OutgoingFile], progress: Progress) -> None:
@@ -230,11 +238,17 @@ class _Committer:
     """The attempts at one commit."""
 
     def __init__(
-        self, target: PushTarget, files: Sequence[OutgoingFile], message: str, progress: Progress
+        self,
+        target: PushTarget,
+        files: Sequence[OutgoingFile],
+        message: str,
+        whole_model: bool,
+        progress: Progress,
     ) -> None:
         self.target = target
         self.files = files
         self.message = message
+        self.whole_model = whole_model
         self.progress = progress
         self.api = hub_api()
 
@@ -243,7 +257,7 @@ class _Committer:
         deleted: tuple[str, ...] = ()
         try:
             for attempt in range(ATTEMPTS):
-                changes = Changes.between(self.files, state.files)
+                changes = self._changes(state.files)
                 deleted = changes.deleted or deleted
                 try:
                     if not state.has_branch and state.head:
@@ -270,6 +284,9 @@ class _Committer:
                 self._take_back_branch(start)
             raise
 
+    def _changes(self, there: Mapping[str, RemoteFile]) -> Changes:
+        return Changes.between(self.files, there, whole_model=self.whole_model)
+
     def _send(self, state: RemoteState, changes: Changes) -> CommitInfo:
         from huggingface_hub import CommitOperationDelete
 
@@ -292,7 +309,7 @@ class _Committer:
 
     def _checked(self, info: CommitInfo, changes: Changes) -> PushResult:
         """The result of a commit that holds what it should; a last look, so that no mistake goes unseen."""
-        left = Changes.between(self.files, remote_files(self.api, self.target.repo, info.oid))
+        left = self._changes(remote_files(self.api, self.target.repo, info.oid))
         if left:
             wrong = ", ".join([*(file.path for file in left.added), *left.deleted])
             raise PushError(
@@ -304,11 +321,11 @@ class _Committer:
         """The commit, if it was made although the answer to the request was an error."""
         if self.target.create_pr:
             for ref, commit in sorted(now.pull_requests - start.pull_requests):
-                if not Changes.between(self.files, remote_files(self.api, self.target.repo, commit)):
+                if not self._changes(remote_files(self.api, self.target.repo, commit)):
                     url = f"{self.api.endpoint}/{self.target.repo}/discussions/{ref.rpartition('/')[2]}"
                     return PushResult(commit, self._url(commit), pull_request_url=url, deleted=deleted)
             return None
-        if now.has_branch and now.head and not Changes.between(self.files, now.files):
+        if now.has_branch and now.head and not self._changes(now.files):
             return PushResult(now.head, self._url(now.head), deleted=deleted)
         return None
 

@@ -115,7 +115,7 @@ def test_what_the_body_says(make_provenance: Make) -> None:
 
 def test_results(make_provenance: Make) -> None:
     card = model_card(make_provenance(), results="| task | x |\n|---|---|\n| radd | 1 |\n")
-    assert "## Results\n\n| task | x |" in card
+    assert "## Results\n\n<!-- hubextrap: results -->\n| task | x |" in card
     assert "Nothing was measured" not in card
 
 
