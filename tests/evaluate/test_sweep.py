@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +162,28 @@ def test_a_sweep_that_was_stopped_goes_on(
     assert not (tmp_path / "sweep" / "predictions").exists()
     untouched = sweep(recipe, tmp_path / "other", horizons=[1.25, 1.5, 2])
     assert untouched == result
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_killed_ends_as_if_it_had_not_been(
+    recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe_for(trajectory).to_yaml())
+    command = [sys.executable, "-m", "hubextrap", "sweep", str(recipe), "--horizons", "1.25,1.5,2", "-q"]
+    killed = subprocess.Popen([*command, "--out", str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
+    measured = tmp_path / "killed" / "measured"
+    while killed.poll() is None and len(list(measured.glob("*.json"))) < 2:
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    before = {path.name: path.stat().st_mtime_ns for path in measured.glob("*.json")}
+    assert 2 <= len(before) < 4, "killed too early or too late to show anything"
+    for folder in ("killed", "whole"):
+        subprocess.run([*command, "--out", str(tmp_path / folder)], check=True, stdout=subprocess.DEVNULL)
+    assert {name: (measured / name).stat().st_mtime_ns for name in before} == before
+    results = [(tmp_path / folder / "sweep.json").read_bytes() for folder in ("killed", "whole")]
+    assert results[0] == results[1]
 
 
 def test_other_settings_or_problems_are_measured_anew(
