@@ -86,9 +86,11 @@ def test_a_manifest_that_says_something_wrong(
     def refused(message: str, **change: Any) -> None:
         content = json.loads((tmp_path / "good" / FILE).read_text())
         content["checkpoints"][0] |= change
-        (tmp_path / FILE).write_text(json.dumps(content))
+        bad = tmp_path / "bad"  # as deep as the good one: its paths are relative
+        bad.mkdir(exist_ok=True)
+        (bad / FILE).write_text(json.dumps(content))
         with pytest.raises(CorruptFile, match=message):
-            ExtrapolatedForCausalLM.from_pretrained(tmp_path)
+            ExtrapolatedForCausalLM.from_pretrained(bad)
 
     with pytest.raises(CorruptFile, match=r"hubextrap_logits\.json: cannot be read \(No such file"):
         ExtrapolatedForCausalLM.from_pretrained(tmp_path)
