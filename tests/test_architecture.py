@@ -14,6 +14,7 @@ LEVELS = (
     ("cli", "__main__"),
     ("lm_eval_plugin",),
     ("api",),
+    ("reground",),
     ("report",),
     ("evaluate", "mergekit_plugin"),
     ("logits",),

@@ -1,0 +1,51 @@
+"""Train a little, jump far, and know when not to: what the trainer callback and the command loop share."""
+
+from __future__ import annotations
+
+from hubextrap.reground.guard import MAX_ERROR, Judgement, Verdict, judge_jump, judge_probe
+from hubextrap.reground.history import (
+    HISTORY_NAME,
+    Decision,
+    append_decision,
+    finite_or_none,
+    read_history,
+    rewrite_history,
+)
+from hubextrap.reground.jumps import (
+    RULES,
+    WINDOWS_KEPT,
+    Clocks,
+    JumpRule,
+    Window,
+    check_rule,
+    joined_gram,
+    joined_path,
+    joined_steps,
+    jump_coefficients,
+    snapshot_steps,
+)
+
+__all__ = [
+    "HISTORY_NAME",
+    "MAX_ERROR",
+    "RULES",
+    "WINDOWS_KEPT",
+    "Clocks",
+    "Decision",
+    "Judgement",
+    "JumpRule",
+    "Verdict",
+    "Window",
+    "append_decision",
+    "check_rule",
+    "finite_or_none",
+    "joined_gram",
+    "joined_path",
+    "joined_steps",
+    "judge_jump",
+    "judge_probe",
+    "jump_coefficients",
+    "read_history",
+    "rewrite_history",
+    "snapshot_steps",
+]
