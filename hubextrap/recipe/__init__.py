@@ -12,22 +12,35 @@ from hubextrap.recipe.models import (
     TensorRule,
     TrajectorySection,
 )
-from hubextrap.recipe.parsing import load_recipe, parse_recipe, validate_recipes
+from hubextrap.recipe.parsing import (
+    load_recipe,
+    load_reground_recipe,
+    parse_recipe,
+    parse_reground_recipe,
+    validate_recipes,
+)
+from hubextrap.recipe.regrounding import GuardSection, RegroundPushSection, RegroundRecipe, RegroundSection
 from hubextrap.recipe.shipped import ShippedRecipe, copy_shipped, shipped_recipes
 
 __all__ = [
     "CheckpointEntry",
     "EvaluateSection",
+    "GuardSection",
     "Parameters",
     "PushSection",
     "Recipe",
+    "RegroundPushSection",
+    "RegroundRecipe",
+    "RegroundSection",
     "ShippedRecipe",
     "StepSelection",
     "TensorRule",
     "TrajectorySection",
     "copy_shipped",
     "load_recipe",
+    "load_reground_recipe",
     "parse_recipe",
+    "parse_reground_recipe",
     "shipped_recipes",
     "validate_recipes",
 ]

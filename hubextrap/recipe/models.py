@@ -21,7 +21,7 @@ from pydantic import (
 from hubextrap.methods import Rule
 from hubextrap.recipe.yaml_nodes import dump_yaml
 
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 OutDtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -171,7 +171,7 @@ class PushSection(RecipeSection):
     @field_validator("repo")
     @classmethod
     def _is_repo_id(cls, value: str) -> str:
-        if not _REPO_ID.fullmatch(value):
+        if not REPO_ID.fullmatch(value):
             raise ValueError(f"must be owner/name, not {value!r}; the branch goes into push.revision")
         return value
 

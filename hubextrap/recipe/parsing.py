@@ -13,6 +13,7 @@ from hubextrap.errors import HubExtrapError, MethodError, RecipeError
 from hubextrap.methods import find_method, nearest, parameter_problems
 from hubextrap.recipe import mergekit_form
 from hubextrap.recipe.models import Parameters, Recipe, RecipeSection, TensorRule
+from hubextrap.recipe.regrounding import RegroundRecipe
 from hubextrap.recipe.yaml_nodes import Document, Place, read_yaml
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
@@ -25,11 +26,23 @@ def load_recipe(path: Path | str) -> Recipe:
     Raises:
         RecipeError: it cannot be read, or something in it is wrong; the message lists every problem.
     """
-    path = Path(path)
+    return parse_recipe(_read(Path(path)), str(path))
+
+
+def load_reground_recipe(path: Path | str) -> RegroundRecipe:
+    """The recipe of `hubextrap reground` in a file. Relative folders in it are as in `load_recipe`.
+
+    Raises:
+        RecipeError: as in `load_recipe`.
+    """
+    return parse_reground_recipe(_read(Path(path)), str(path))
+
+
+def _read(path: Path) -> str:
     try:
         if path.stat().st_size > _SIZE_LIMIT:
             raise RecipeError(f"{path}: larger than {_SIZE_LIMIT // 1000} kB, so hardly a recipe")
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise RecipeError(
             f"{path}: no such file; `hubextrap recipes ls` lists the recipes that come with hubextrap"
@@ -38,7 +51,6 @@ def load_recipe(path: Path | str) -> Recipe:
         raise RecipeError(f"{path}: not a text file in UTF-8") from error
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
-    return parse_recipe(text, str(path))
 
 
 def parse_recipe(text: str, name: str = "recipe") -> Recipe:
@@ -47,6 +59,27 @@ def parse_recipe(text: str, name: str = "recipe") -> Recipe:
     Raises:
         RecipeError: something in it is wrong; the message lists every problem with its line.
     """
+    recipe = _parse_any(text, name)
+    if isinstance(recipe, RegroundRecipe):
+        raise RecipeError(f"{name}: a recipe for `hubextrap reground`; there is nothing in it to merge")
+    return recipe
+
+
+def parse_reground_recipe(text: str, name: str = "recipe") -> RegroundRecipe:
+    """The recipe of `hubextrap reground` in ``text``; ``name`` is what messages call it.
+
+    Raises:
+        RecipeError: something in it is wrong; the message lists every problem with its line.
+    """
+    recipe = _parse_any(text, name)
+    if not isinstance(recipe, RegroundRecipe):
+        raise RecipeError(
+            f"{name}: has no reground section; `hubextrap merge` and `hubextrap run` take such a recipe"
+        )
+    return recipe
+
+
+def _parse_any(text: str, name: str) -> Recipe | RegroundRecipe:
     recipe, problems = _parse(text)
     if recipe is None:
         lines = [f"{name}:{line}: {problem}" for line, problem in problems]
@@ -57,7 +90,7 @@ def parse_recipe(text: str, name: str = "recipe") -> Recipe:
 
 
 def validate_recipes(paths: Sequence[Path]) -> Sequence[Path]:
-    """Check all the files and give them back.
+    """Check all the files, whichever command they are for, and give them back.
 
     Raises:
         RecipeError: the problems of every file that has any.
@@ -65,7 +98,7 @@ def validate_recipes(paths: Sequence[Path]) -> Sequence[Path]:
     problems = []
     for path in paths:
         try:
-            load_recipe(path)
+            _parse_any(_read(path), str(path))
         except RecipeError as error:
             problems.append(str(error))
     if problems:
@@ -73,7 +106,7 @@ def validate_recipes(paths: Sequence[Path]) -> Sequence[Path]:
     return paths
 
 
-def _parse(text: str) -> tuple[Recipe | None, list[tuple[int, str]]]:
+def _parse(text: str) -> tuple[Recipe | RegroundRecipe | None, list[tuple[int, str]]]:
     """The recipe, or None and its problems as (line, words), in the order of the lines."""
     document = read_yaml(text)
     problems = [(line, _worded(place, problem)) for place, line, problem in document.problems]
@@ -99,7 +132,13 @@ def _parse(text: str) -> tuple[Recipe | None, list[tuple[int, str]]]:
     return recipe, []
 
 
-def _validated(data: dict[str, Any]) -> tuple[Recipe | None, list[tuple[Place, str]]]:
+def _validated(data: dict[str, Any]) -> tuple[Recipe | RegroundRecipe | None, list[tuple[Place, str]]]:
+    if "reground" in data:
+        try:
+            return RegroundRecipe.model_validate(data), []
+        except ValidationError as error:
+            details = error.errors(include_url=False)
+            return None, _without_echoes([_translated(detail, data, RegroundRecipe) for detail in details])
     in_mergekit_form = "trajectory" not in data and any(mark in data for mark in mergekit_form.MARKS)
     form: type[Recipe | mergekit_form.MergekitConfig] = (
         mergekit_form.MergekitConfig if in_mergekit_form else Recipe

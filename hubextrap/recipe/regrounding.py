@@ -1,0 +1,164 @@
+"""The recipe of `hubextrap reground`: a trainer's command, how far to train and to jump, and when to stop."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from hubextrap.recipe.commands import Command, check_command, check_placeholders
+from hubextrap.recipe.models import REPO_ID, RecipeSection, Text
+from hubextrap.recipe.yaml_nodes import dump_yaml
+
+TRAIN_PLACEHOLDERS = ("model", "start_step", "steps", "output")
+PROBE_PLACEHOLDERS = ("model",)
+CHECKPOINT_PLACEHOLDERS = ("step", "steps", "start_step")
+Count = Annotated[int, Field(ge=1)]
+
+
+def _is_limit(value: object) -> object:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value != "off" and not (is_number and 0 < value < float("inf")):  # type: ignore[operator]
+        raise ValueError(f"must be a number above 0, or off, not {value!r}")
+    return value
+
+
+Limit = Annotated[float | Literal["off"], BeforeValidator(_is_limit)]
+
+
+class GuardSection(RecipeSection):
+    """``reground.guard``: when a jump is skipped, and when it is taken back."""
+
+    max_error: Limit = 1.0
+    """A jump whose backtest or expected relative error is above it is skipped; 1 is standing still."""
+    shell: bool = False
+    """Run the probe by ``/bin/sh -c``."""
+    probe: Command | None = None
+    """A command that prints a number for ``{model}``, higher is better; run before and after each jump."""
+    margin: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Harm above it takes the jump back and halves n; a gain above it doubles n, up to ``longest_jump``."""
+    longest_jump: Count | None = None
+    """The largest n that gains may lead to; ``jump`` when None."""
+
+    @field_validator("probe")
+    @classmethod
+    def _probe_can_be_run(
+        cls, value: str | tuple[str, ...] | None, info: ValidationInfo
+    ) -> str | tuple[str, ...] | None:
+        if value is not None:
+            check_command(value, info.data.get("shell", False), PROBE_PLACEHOLDERS, PROBE_PLACEHOLDERS)
+        return value
+
+    @model_validator(mode="after")
+    def _probe_is_there(self) -> GuardSection:
+        if self.probe is None and {"margin", "shell", "longest_jump"} & self.model_fields_set:
+            raise ValueError("margin, shell and longest_jump go with a probe, and there is none")
+        return self
+
+
+class RegroundSection(RecipeSection):
+    """``reground``: train ``window`` steps, jump over ``jump`` steps, and again."""
+
+    model: Text
+    """Where the run starts: a local folder, or any reference to the Hub."""
+    shell: bool = False
+    """Run ``train`` by ``/bin/sh -c``."""
+    train: Command
+    """The trainer's command, with ``{model}``, ``{start_step}``, ``{steps}`` and ``{output}``."""
+    checkpoint: Text
+    """The folder that a round leaves behind, relative to ``{output}``."""
+    window: Count
+    """m: optimizer steps a round."""
+    jump: Count
+    """n: steps to jump over."""
+    rule: Literal["two_point", "anchored", "calibrated"] = "two_point"
+    iterations: Count | None = None
+    max_rl_steps: Count | None = None
+    max_represented_steps: Count | None = None
+    max_skipped: Count | None = None
+    """Stop when so many jumps in a row were skipped or taken back."""
+    guard: GuardSection = GuardSection()
+    keep: Literal["all", "last"] = "all"
+    """``last``: remove the weights of rounds that no later one needs."""
+
+    @field_validator("train")
+    @classmethod
+    def _trainer_can_be_run(cls, value: str | tuple[str, ...], info: ValidationInfo) -> str | tuple[str, ...]:
+        check_command(value, info.data.get("shell", False), TRAIN_PLACEHOLDERS, ("model", "steps", "output"))
+        return value
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _inside_the_output(cls, value: str) -> str:
+        check_placeholders(value, CHECKPOINT_PLACEHOLDERS)
+        if value.count("{step}") > 1:
+            raise ValueError("has {step} more than once")
+        path = PurePosixPath(value)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{value!r} has to lie in the round's {{output}}; give it relative to that")
+        return value
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> RegroundSection:
+        if self.iterations is None and self.max_rl_steps is None and self.max_represented_steps is None:
+            raise ValueError(
+                "says nothing of when to stop; give iterations, max_rl_steps or max_represented_steps"
+            )
+        if self.max_rl_steps is not None and self.max_rl_steps < self.window:
+            raise ValueError(f"max_rl_steps {self.max_rl_steps} is less than one window of {self.window}")
+        longest = self.guard.longest_jump
+        if longest is not None and longest < self.jump:
+            raise ValueError(f"guard.longest_jump {longest} is less than jump {self.jump}")
+        return self
+
+
+class RegroundPushSection(RecipeSection):
+    """``push``: every round's real and extrapolated checkpoint becomes a branch."""
+
+    repo: Text
+    private: bool = False
+
+    @field_validator("repo")
+    @classmethod
+    def _is_repo_id(cls, value: str) -> str:
+        if not REPO_ID.fullmatch(value):
+            raise ValueError(f"must be owner/name, not {value!r}; every checkpoint gets a branch of its own")
+        return value
+
+
+class RegroundRecipe(RecipeSection):
+    """A whole recipe of `hubextrap reground`, checked. `load_reground_recipe` makes one."""
+
+    version: Literal[1] = 1
+    reground: RegroundSection
+    push: RegroundPushSection | None = None
+    _text: str = PrivateAttr("")
+
+    @property
+    def text(self) -> str:
+        """The recipe as it was written; its canonical form when it was not read from text."""
+        return self._text or self.to_yaml()
+
+    def to_yaml(self) -> str:
+        """The recipe in canonical form, defaults left out."""
+        return dump_yaml(self.model_dump(mode="json", exclude_defaults=True))
+
+    def values(self) -> dict[str, Any]:
+        """Every key by its dotted path, defaults included, as JSON values."""
+        return _flat(self.model_dump(mode="json"))
+
+
+def _flat(section: dict[str, Any], path: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        place = f"{path}.{key}" if path else key
+        found |= _flat(value, place) if isinstance(value, dict) else {place: value}
+    return found
