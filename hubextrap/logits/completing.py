@@ -5,14 +5,14 @@ Imports torch and transformers inside functions.
 
 from __future__ import annotations
 
-from copy import deepcopy
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import HubExtrapError, UnsupportedCheckpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from hubextrap.logits.model import ExtrapolatedForCausalLM
 
@@ -72,20 +72,32 @@ def complete(
         raise HubExtrapError("an empty prompt: write at least one character")
     place = {name: tokens[name].to(model.device) for name in ("input_ids", "attention_mask")}
     torch.manual_seed(sampling.seed)
-    with torch.inference_mode():
+    config = _generation_config(model, sampling)
+    with torch.inference_mode(), _own_defaults(model, config):
         output = mixed.generate(
             **place,
-            generation_config=_generation_config(model, sampling),
+            generation_config=config,
             streamer=Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True),
         )
     text: str = tokenizer.decode(output[0, place["input_ids"].shape[1] :], skip_special_tokens=True)
     return text
 
 
+@contextmanager
+def _own_defaults(model: ExtrapolatedForCausalLM, config: Any) -> Iterator[None]:
+    """generate() fills what its configuration leaves open (beams, penalties, …) from the model's."""
+    before = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = before
+
+
 def _generation_config(model: ExtrapolatedForCausalLM, sampling: Sampling) -> Any:
     from transformers import GenerationConfig
 
-    own: Any = deepcopy(model.generation_config)
+    own: Any = model.generation_config
     drawn: dict[str, Any] = {"do_sample": False}
     if sampling.temperature > 0:
         drawn = {

@@ -75,7 +75,9 @@ def test_pieces_come_one_by_one(mixed_c: Any) -> None:
     own.tokenizer = mixed_c.tokenizer
     settings: Any = own.generation_config
     settings.update(temperature=0.1, top_k=1, do_sample=True, max_new_tokens=1, pad_token_id=None)
+    settings.update(num_beams=3, repetition_penalty=9.0, min_new_tokens=9, suppress_tokens=[5, 6, 7, 8])
     assert complete(own, "526+850=", Sampling()) == whole
+    assert (settings.num_beams, own.generation_config) == (3, settings), "and stay as they were"
     assert complete(own, "526+850=", Sampling(temperature=3.0, seed=1)) == complete(
         mixed_c, "526+850=", Sampling(temperature=3.0, seed=1)
     )
