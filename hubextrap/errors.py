@@ -17,6 +17,7 @@ HubExtrapError
 ├── OutputError             the output cannot be written, or is there already
 ├── PushError               the Hub did not take the commit
 ├── EvaluationError         lm-eval could not be run as asked
+├── CommandFailed           a trainer or a probe that `hubextrap reground` ran did not end well
 └── PredictionWorse         a prediction lost more than was allowed; nothing is broken
 
 A message names the thing (file, line, tensor, step or revision) and says what to do about it. The CLI
@@ -92,6 +93,10 @@ class PushError(HubExtrapError):
 
 class EvaluationError(HubExtrapError):
     """lm-eval could not be run as asked."""
+
+
+class CommandFailed(HubExtrapError):
+    """A command that `hubextrap reground` ran could not be started, or did not end well."""
 
 
 class PredictionWorse(HubExtrapError):

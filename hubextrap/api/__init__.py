@@ -10,6 +10,7 @@ from hubextrap.api.mixing import mixture
 from hubextrap.api.planning import PlanReport, plan
 from hubextrap.api.prepare import Prepared, Settings, prepare
 from hubextrap.api.publishing import Publication, check_publication, publish
+from hubextrap.api.regrounding import RegroundResult, reground
 from hubextrap.api.reporting import ReportResult, report
 from hubextrap.api.scanning import scan
 from hubextrap.api.sweeping import sweep, sweep_files
@@ -21,6 +22,7 @@ __all__ = [
     "Prediction",
     "Prepared",
     "Publication",
+    "RegroundResult",
     "ReportResult",
     "RunResult",
     "Settings",
@@ -36,6 +38,7 @@ __all__ = [
     "prepare",
     "publish",
     "push",
+    "reground",
     "report",
     "run",
     "scan",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,9 +15,8 @@ from hubextrap.engine.plan import (
     MergePlan,
     plan_merge,
 )
-from hubextrap.errors import CorruptFile
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.tensors import open_source, read_layouts
+from hubextrap.tensors import open_source, read_layouts, ties_embeddings
 from hubextrap.trajectory import find_recipe_trajectory
 
 if TYPE_CHECKING:
@@ -159,16 +157,3 @@ def prepare(
             fitted.expected,
             fitted.pending,
         )
-
-
-def ties_embeddings(source: Source) -> bool:
-    """What config.json says of tied embeddings; where it says nothing, the tensors that are stored speak."""
-    if "config.json" not in source.files():
-        return False
-    try:
-        config = json.loads(source.read_file("config.json"))
-    except ValueError as error:
-        raise CorruptFile(f"{source.name}: config.json is not valid JSON ({error}); repair it") from error
-    if not isinstance(config, dict):
-        raise CorruptFile(f"{source.name}: config.json holds no JSON object; repair it")
-    return bool(config.get("tie_word_embeddings", False))

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
 from hubextrap.api.fingerprint import input_fingerprint
-from hubextrap.api.prepare import REMOTE_READERS, Settings, ties_embeddings
+from hubextrap.api.prepare import REMOTE_READERS, Settings
 from hubextrap.engine.plan import REMOTE_READ_SIZE
 from hubextrap.errors import CheckpointError, OutputError, RecipeError
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.statistics import LogProbRequest, Scan, measure_logprobs
 from hubextrap.statistics.logprobs import checkpoint_at
 from hubextrap.statistics.tensor_scan import ScanJournal
-from hubextrap.tensors import open_source, read_layouts
+from hubextrap.tensors import open_source, read_layouts, ties_embeddings
 
 if TYPE_CHECKING:
     from hubextrap.tensors.interfaces import Source

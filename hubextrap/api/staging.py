@@ -111,7 +111,7 @@ def remove_leftover(out: Path) -> None:
     place = _place_of(out)
     if place.is_dir() and out.is_dir() and not (place / "model").exists():
         try:
-            lock = _lock(place, str(out), lambda line: None)
+            lock = lock_folder(place, str(out), lambda line: None)
         except OutputError:
             return  # somebody begins there just now
         shutil.rmtree(place, ignore_errors=True)
@@ -133,7 +133,7 @@ def _held(place: Path, what: str, progress: Progress) -> Iterator[list[Journal]]
     """Hold ``place``. It stays only if an error ends the run and the journals name finished shards."""
     fresh = not place.exists()
     journals: list[Journal] = []
-    descriptor = _lock(place, what, progress.say)
+    descriptor = lock_folder(place, what, progress.say)
     try:
         try:
             yield journals
@@ -155,7 +155,7 @@ def _held(place: Path, what: str, progress: Progress) -> Iterator[list[Journal]]
         os.close(descriptor)
 
 
-def _lock(place: Path, what: str, say: Callable[[str], None]) -> int:
+def lock_folder(place: Path, what: str, say: Callable[[str], None]) -> int:
     """Make ``place`` and take its lock, which the system releases when this process ends, however it ends.
 
     Raises:

@@ -16,6 +16,7 @@ from hubextrap.cli.generate import generate
 from hubextrap.cli.harness import lm_eval_command
 from hubextrap.cli.mergekit import PassedOn, mergekit_yaml
 from hubextrap.cli.merging import merge, plan, push, run
+from hubextrap.cli.reground import reground
 from hubextrap.cli.report import report
 from hubextrap.cli.scan import scan
 from hubextrap.cli.steps import steps
@@ -61,6 +62,7 @@ app.command()(run)
 app.command()(verify)
 app.command("eval")(evaluate)
 app.command()(sweep)
+app.command()(reground)
 app.command()(generate)
 app.command("lm-eval", cls=PassedOn)(lm_eval_command)
 app.command("mergekit-yaml", cls=PassedOn)(mergekit_yaml)

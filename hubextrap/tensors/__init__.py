@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hubextrap.patience import Patience
+from hubextrap.tensors.configuration import ties_embeddings
 from hubextrap.tensors.hashing import sha256_of
 from hubextrap.tensors.headers import DTYPES, Dtype, build_header, parse_header
 from hubextrap.tensors.interfaces import FileInfo, FinishedShard, ShardWriter, Sink, Source
@@ -9,7 +11,6 @@ from hubextrap.tensors.journal import Journal
 from hubextrap.tensors.layout import CheckpointLayout, ShardInfo, TensorInfo
 from hubextrap.tensors.local import LocalSource
 from hubextrap.tensors.opening import open_source
-from hubextrap.tensors.patience import Patience
 from hubextrap.tensors.ranges import Span, coalesce
 from hubextrap.tensors.remote import RemoteSource
 from hubextrap.tensors.sinks import LocalSink
@@ -39,4 +40,5 @@ __all__ = [
     "read_layout",
     "read_layouts",
     "sha256_of",
+    "ties_embeddings",
 ]

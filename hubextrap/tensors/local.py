@@ -38,6 +38,10 @@ class LocalSource:
                 f"{self.name}: cannot list the folder: {error.strerror}; check its permissions"
             ) from error
 
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
     def files(self) -> Mapping[str, FileInfo]:
         return {file: FileInfo(size) for file, (size, _) in self._stamps.items()}
 

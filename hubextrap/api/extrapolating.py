@@ -1,0 +1,153 @@
+"""A jump by the streaming engine: local snapshots and the coefficients that a rule gave them, to a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import ExitStack, closing
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hubextrap._version import __version__
+from hubextrap.api.fingerprint import input_fingerprint
+from hubextrap.api.output import check_output, write_files
+from hubextrap.api.staging import staged
+from hubextrap.engine import run_plan
+from hubextrap.engine.plan import LOCAL_READ_SIZE, plan_merge
+from hubextrap.hub import PROVENANCE_FILE, CoefficientRule, OutputShard, build_provenance, model_card
+from hubextrap.hub.side_files import side_files
+from hubextrap.reground.loop import GramOfSnapshots
+from hubextrap.tensors import LocalSink, LocalSource, read_layouts, ties_embeddings
+from hubextrap.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from hubextrap.api.prepare import Settings
+    from hubextrap.progress import Progress
+    from hubextrap.recipe import RegroundRecipe
+    from hubextrap.reground import Decision
+    from hubextrap.trajectory import Checkpoint
+
+ALL = "*"
+"""Names the coefficients of every tensor that has none of its own."""
+
+
+def scan_folders(
+    checkpoints: Sequence[Checkpoint], settings: Settings, progress: Progress
+) -> GramOfSnapshots:
+    """The inner products of local checkpoints, each byte read once.
+
+    Raises:
+        CheckpointError: they do not fit together, or one is not finite.
+        SourceError: they cannot be read. OutputError: the memory setting is too small.
+    """
+    from hubextrap.engine.scan import scan_trajectory  # imports numba
+
+    with ExitStack() as stack:
+        sources = [stack.enter_context(closing(LocalSource(one.path))) for one in checkpoints]
+        layouts = read_layouts(sources, progress)
+        table = scan_trajectory(
+            Trajectory(tuple(checkpoints), "snapshots"),
+            sources,
+            layouts,
+            tied=ties_embeddings(sources[-1]),
+            memory=settings.memory,
+            workers=settings.workers,
+            progress=progress,
+        ).gram_table
+    dtypes = frozenset(info.dtype for layout in layouts for info in layout.tensors.values())
+    return GramOfSnapshots(table.tensors, table.gram, dtypes)
+
+
+def extrapolate(
+    checkpoints: Sequence[Checkpoint],
+    decision: Decision,
+    target_step: int,
+    out: Path,
+    *,
+    recipe: RegroundRecipe,
+    settings: Settings,
+    progress: Progress,
+) -> None:
+    """Write Σ c_k·W_k, accumulated in fp32 and rounded once to each tensor's dtype in the last checkpoint.
+
+    It appears whole, by a rename; a run that was stopped goes on at the shard where it was. Configuration and
+    tokenizer are the last checkpoint's.
+
+    Args:
+        checkpoints: K local ones in step order, as ``decision.snapshot_steps`` has them.
+
+    Raises:
+        CheckpointError: they do not fit together, or the sum is not finite in the dtype.
+        OutputError: ``out`` cannot be written.
+    """
+    assert decision.coefficients is not None
+    last = np.eye(len(checkpoints))[-1:]
+    rows = {name: np.array([row]) for name, row in decision.coefficients.items()}
+
+    def coefficients_for(tensor: str) -> NDArray[np.float64]:
+        return rows.get(tensor, rows.get(ALL, last))  # no floats, so no rule saw it: it is only copied
+
+    with ExitStack() as stack:
+        sources = [stack.enter_context(closing(LocalSource(one.path))) for one in checkpoints]
+        plan = plan_merge(
+            [one.step for one in checkpoints],
+            read_layouts(sources, progress),
+            coefficients_for,
+            tied=ties_embeddings(sources[-1]),
+            memory=settings.memory,
+            workers=settings.workers,
+            read_size=LOCAL_READ_SIZE,
+        )
+        check_output(out, plan)
+        fingerprint = {
+            **{
+                f"the checkpoint of step {one.step}": input_fingerprint(one, source)
+                for one, source in zip(checkpoints, sources, strict=True)
+            },
+            "the coefficients": hashlib.sha256(json.dumps(decision.coefficients).encode()).hexdigest(),
+            "the version of hubextrap": __version__,
+            "the version of torch": version("torch"),
+        }
+        with staged(out, [""], fingerprint, progress) as staging:
+            (journal,) = staging.journals
+            (made,) = run_plan(
+                plan,
+                sources,
+                [LocalSink(staging.folder, journal)],
+                journals=[journal],
+                progress=progress,
+                device=settings.device,
+                allow_non_finite=settings.allow_non_finite,
+            )
+            provenance = build_provenance(
+                checkpoints=checkpoints,
+                merge_method=f"reground {decision.rule}",
+                parameters={"window": recipe.reground.window, "jump": decision.n_used},
+                target_step=target_step,
+                coefficients=[
+                    CoefficientRule(
+                        match=name,
+                        method=decision.rule,
+                        coefficients=dict(zip(decision.snapshot_steps, row, strict=True)),
+                    )
+                    for name, row in decision.coefficients.items()
+                ],
+                shards=[OutputShard(file=one.file, size=one.size, sha256=one.sha256) for one in made.shards],
+                dtype="float32",
+                out_dtype=None,
+                recipe=recipe.text,
+                expected_relative_error=decision.expected_relative_error,
+            )
+            files = side_files(sources[-1], None)
+            if plan.index_file is not None:
+                files[plan.index_file] = plan.index
+            files[PROVENANCE_FILE] = provenance.to_bytes()
+            files["README.md"] = model_card(provenance).encode()
+            write_files(staging.folder, files)

@@ -1,0 +1,279 @@
+"""`reground`: a trainer's command and a jump in turn; the loop with the engine, the Hub and the lock."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from hubextrap.api.extrapolating import extrapolate, scan_folders
+from hubextrap.api.prepare import Settings
+from hubextrap.api.staging import lock_folder
+from hubextrap.api.verifying import verify
+from hubextrap.errors import CorruptFile, OutputError, RecipeError
+from hubextrap.hub import OutgoingFile, PushTarget, check_target, commit_files, push_folder
+from hubextrap.hub.side_files import is_side_file
+from hubextrap.progress import Progress, SilentProgress
+from hubextrap.reground import Decision
+from hubextrap.reground.checkpoint import check_model
+from hubextrap.reground.command import CommandRunner
+from hubextrap.reground.guardian import GRACE
+from hubextrap.reground.loop import GramOfSnapshots, Loop
+from hubextrap.reground.state import RunState, StartModel, load_state, save_state
+from hubextrap.tensors.cache import cached_source
+from hubextrap.trajectory import Checkpoint, resolve_checkpoint
+
+if TYPE_CHECKING:
+    from hubextrap.recipe import RegroundRecipe
+
+MAY_CHANGE = (
+    "reground.checkpoint",
+    "reground.iterations",
+    "reground.max_rl_steps",
+    "reground.max_represented_steps",
+    "reground.max_skipped",
+    "reground.keep",
+)
+"""Keys that do not decide what the rounds behind a run were."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegroundResult:
+    """What a finished run left behind."""
+
+    model: Path
+    """The model that the run has come to; a prediction where the last round jumped."""
+    checkpoint: Path | None
+    """The last one that was trained; None where no round was."""
+    decisions: tuple[Decision, ...]
+    """One a round."""
+    reason: str
+    """Why it ended."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as JSON values."""
+        return {
+            "model": str(self.model),
+            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
+            "decisions": [asdict(decision) for decision in self.decisions],
+            "reason": self.reason,
+        }
+
+
+def reground(
+    recipe: RegroundRecipe,
+    out: Path | str,
+    *,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    output: BinaryIO | None = None,
+) -> RegroundResult:
+    """Train ``window`` steps by the recipe's command, jump over ``jump`` steps, and so on, in ``out``.
+
+    Called again alike after a stop of any kind, it goes on with the phase that it was in.
+
+    Args:
+        output: where the commands' own output goes besides the logs in ``out``.
+
+    Raises:
+        RecipeError: ``out`` holds a run of another recipe.
+        CommandFailed: the trainer or the probe did not end well.
+        CheckpointError: the start, or what the trainer left behind, cannot be used.
+        OutputError: another run is at it, or the disk did not take something.
+        PushError: the Hub did not take a checkpoint.
+    """
+    progress = progress or SilentProgress()
+    settings = settings or Settings()
+    folder = Path(out).resolve()
+    state = load_state(folder)
+    if state is None and folder.exists() and not _is_empty(folder):
+        raise OutputError(f"{out}: is there already and holds no run; remove it, or choose another --out")
+    with _held(folder, str(out), progress) as lock:
+        state = _resumed(load_state(folder), recipe, folder, progress) or _begun(recipe, folder, progress)
+        engine = _Engine(recipe, state.start, settings, progress)
+        if recipe.push is not None and state.finished is None:
+            check_target(PushTarget(recipe.push.repo, private=recipe.push.private))
+        loop = Loop(recipe, folder, state, engine, CommandRunner(lock, progress.say, output), progress)
+        state = loop.run()
+    return RegroundResult(
+        model=folder / state.model,
+        checkpoint=folder / state.snapshots[state.windows[-1].end] if state.windows else None,
+        decisions=state.decisions,
+        reason=state.finished or "",
+    )
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and all(path.name == "lock" for path in folder.iterdir())
+
+
+@contextmanager
+def _held(folder: Path, what: str, progress: Progress) -> Iterator[int]:
+    """Hold the run's lock. The trainer of a run that was killed may take a moment to end."""
+    deadline = time.monotonic() + GRACE + 5
+    told = False
+    while True:
+        try:
+            lock = lock_folder(folder, what, progress.say)
+            break
+        except OutputError:
+            if not _holder_is_dead(folder / "lock") or time.monotonic() > deadline:
+                raise
+        if not told:
+            progress.say(f"{what}: waiting for the trainer of a run that was killed to end")
+            told = True
+        time.sleep(0.1)
+    try:
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _holder_is_dead(path: Path) -> bool:
+    """Whether the process that took the lock is gone, so that only a guardian it started still holds it."""
+    try:
+        os.kill(int(path.read_text()), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
+def _begun(recipe: RegroundRecipe, folder: Path, progress: Progress) -> RunState:
+    section = recipe.reground
+    checkpoint = resolve_checkpoint(section.model, step=0)
+    place = _local(checkpoint)
+    with progress.stage("check the start", checkpoint.size) as stage:
+        checked = check_model(place, None, stage)
+    start = StartModel(
+        reference=section.model,
+        folder=str(place),
+        repo=checkpoint.repo,
+        revision=checkpoint.revision,
+        commit=checkpoint.commit,
+        path=checkpoint.path if checkpoint.repo else "",
+    )
+    state = RunState(
+        recipe=recipe.values(),
+        start=start,
+        size=checked.size,
+        n=section.jump,
+        model=str(place),
+        snapshots={0: str(place)},
+    )
+    save_state(folder, state)
+    return state
+
+
+def _local(checkpoint: Checkpoint) -> Path:
+    """The folder of a checkpoint; one on the Hub is downloaded into the Hub cache, as trainers do."""
+    if checkpoint.repo is None:
+        return Path(checkpoint.path)
+    with closing(cached_source(checkpoint)) as source:
+        return source.folder.resolve()
+
+
+def _resumed(
+    state: RunState | None, recipe: RegroundRecipe, folder: Path, progress: Progress
+) -> RunState | None:
+    """The state to go on from; None where the run has to begin.
+
+    Raises:
+        RecipeError: the rounds that are there were made by another recipe.
+    """
+    if state is None:
+        return None
+    values = recipe.values()
+    changed = [
+        f"{key} was {_shown(state.recipe.get(key))} and is {_shown(values.get(key))}"
+        for key in sorted(state.recipe.keys() | values.keys())
+        if key not in MAY_CHANGE and state.recipe.get(key) != values.get(key)
+    ]
+    if changed:
+        if state.round == 1 and not state.is_behind("checked"):
+            progress.say(f"{folder}: starting over, as {'; '.join(changed)}")
+            return None
+        done = state.round - 1 + state.is_behind("checked")
+        raise RecipeError(
+            f"{folder}: its {done} trained round{'s' * (done > 1)} had another recipe: {'; '.join(changed)}. "
+            "Put that back to go on, or give another --out; with "
+            f"reground.model: {folder / state.model} it starts where this run is"
+        )
+    if state.finished is not None:
+        state = state.after("begun", finished=None)  # a later end may have been set
+    elif state.round > 1 or state.phase != "begun":
+        progress.say(f"{folder}: going on in round {state.round}, after: {state.phase}")
+    start = state.start
+    if (
+        start.repo is not None
+        and start.folder in state.snapshots.values()
+        and not Path(start.folder).is_dir()
+    ):
+        _local(Checkpoint(0, start.repo, start.revision, start.commit, start.path))
+    return state.model_copy(update={"recipe": values})
+
+
+def _shown(value: object) -> str:
+    return "not there" if value is None else repr(value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """What the loop needs: see `hubextrap.reground.loop.Engine`."""
+
+    recipe: RegroundRecipe
+    start: StartModel
+    settings: Settings
+    progress: Progress
+
+    def scan(self, snapshots: Mapping[int, Path]) -> GramOfSnapshots:
+        return scan_folders(self._checkpoints(snapshots), self.settings, self.progress)
+
+    def extrapolate(
+        self, snapshots: Mapping[int, Path], decision: Decision, target_step: int, out: Path
+    ) -> None:
+        if out.exists():  # its rename is the last that happens, so a stop came between it and the journal
+            with contextlib.suppress(CorruptFile):
+                if not verify(out, progress=self.progress).problems:
+                    return
+            raise OutputError(
+                f"{out}: is not what was extrapolated there; remove it, then run the same again"
+            )
+        extrapolate(
+            self._checkpoints({step: snapshots[step] for step in decision.snapshot_steps}),
+            decision,
+            target_step,
+            out,
+            recipe=self.recipe,
+            settings=self.settings,
+            progress=self.progress,
+        )
+
+    def push(self, model: Path, weights: Mapping[str, str], kind: str, rl_steps: int, step: int) -> None:
+        assert self.recipe.push is not None
+        target = PushTarget(
+            self.recipe.push.repo, f"{kind}-rl{rl_steps}-step{step}", private=self.recipe.push.private
+        )
+        if kind == "extrapolated":
+            result = push_folder(model, target, self.progress)
+        else:
+            files = [
+                OutgoingFile(path.name, path, weights.get(path.name))
+                for path in sorted(model.iterdir())
+                if path.name in weights
+                or path.name.endswith(".safetensors.index.json")
+                or is_side_file(path.name)
+            ]
+            message = f"Step {step} of a re-grounded run: trained, RL step {rl_steps}"
+            result = commit_files(target, files, message=message, progress=self.progress)
+        there = "is there already" if result.unchanged else "pushed"
+        self.progress.say(f"{target.name}: {there}, {result.url}")
+
+    def _checkpoints(self, snapshots: Mapping[int, Path]) -> list[Checkpoint]:
+        return [Checkpoint(step, None, "", None, str(folder)) for step, folder in sorted(snapshots.items())]

@@ -1,0 +1,119 @@
+"""Where a re-grounded run stands, in one JSON file that is replaced whole after every phase."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hubextrap.errors import CorruptFile, OutputError
+from hubextrap.reground.history import Decision
+from hubextrap.reground.jumps import Clocks, Window
+
+STATE_NAME = "state.json"
+Phase = Literal["begun", "trained", "checked", "decided", "extrapolated", "probed", "pushed"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+"""In order. A state names the last one that is behind it; ``begun`` is the start of a round."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StartModel(_Part):
+    """The model of step 0, pinned."""
+
+    reference: str
+    folder: str
+    repo: str | None = None
+    revision: str = ""
+    commit: str | None = None
+    path: str = ""
+
+
+class RunState(_Part):
+    """Everything that the next phase needs to know. Folders inside the run's own are relative to it."""
+
+    format: Literal[1] = 1
+    recipe: dict[str, Any]
+    """Every key of the recipe by its dotted path."""
+    start: StartModel
+    size: int
+    """Bytes of the start's weights."""
+    round: int = 1
+    phase: Phase = "begun"
+    clocks: Clocks = Clocks()
+    """At the start of this round."""
+    n: int
+    """Steps to jump over next."""
+    model: str
+    """The folder that this round starts from."""
+    windows: tuple[Window, ...] = ()
+    """Those behind this round that the rule still needs."""
+    snapshots: dict[int, str]
+    """Represented step → folder, of every end of a window at hand."""
+    checkpoint: str | None = None
+    """What this round's trainer left behind."""
+    weights: dict[str, str] = {}
+    """sha256 of its weight files."""
+    decision: Decision | None = None
+    """Of this round; its action is open until ``probed``."""
+    decisions: tuple[Decision, ...] = ()
+    """Of the rounds behind this one: the history."""
+    finished: str | None = None
+    """Why the run is at its end."""
+
+    def is_behind(self, phase: Phase) -> bool:
+        """Whether ``phase`` of this round is done."""
+        return PHASES.index(self.phase) >= PHASES.index(phase)
+
+    def after(self, phase: Phase, **changes: Any) -> RunState:
+        """The state with ``phase`` done."""
+        return self.model_copy(update={"phase": phase, **changes})
+
+
+def load_state(folder: Path) -> RunState | None:
+    """The state of the run in ``folder``; None where none has begun.
+
+    Raises:
+        CorruptFile: the file is not such a state.
+    """
+    path = folder / STATE_NAME
+    try:
+        return RunState.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.errors(include_url=False)[0]["msg"]
+        raise CorruptFile(
+            f"{path}: cannot be read as the state of a run ({reason}); give another --out, or remove the "
+            "folder to begin anew"
+        ) from error
+
+
+def save_state(folder: Path, state: RunState) -> None:
+    """Replace the state in one rename, forced to disk.
+
+    Raises:
+        OutputError: the disk did not take it; the old state is still there.
+    """
+    path = folder / STATE_NAME
+    unfinished = folder / f".{STATE_NAME}.unfinished"
+    try:
+        with unfinished.open("wb") as file:
+            file.write(json.dumps(state.model_dump(mode="json"), indent=1, allow_nan=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written: {error.strerror}; make room, then run the same command again"
+        ) from error
