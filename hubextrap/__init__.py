@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from hubextrap.evaluate import EvaluationTable
     from hubextrap.hub import PushTarget
     from hubextrap.recipe import Recipe, load_recipe, parse_recipe
+    from hubextrap.reground import ExtrapolationCallback
     from hubextrap.trajectory import Checkpoint, Trajectory, find_trajectory, resolve_checkpoint
 
 _HOMES = {
     "Checkpoint": "trajectory",
     "EvaluationTable": "evaluate",
+    "ExtrapolationCallback": "reground",
     "HubExtrapError": "errors",
     "MergeResult": "api",
     "PlanReport": "api",
@@ -56,6 +58,7 @@ _HOMES = {
 __all__ = [
     "Checkpoint",
     "EvaluationTable",
+    "ExtrapolationCallback",
     "HubExtrapError",
     "MergeResult",
     "PlanReport",

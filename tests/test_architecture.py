@@ -25,6 +25,7 @@ LEVELS = (
     ("trajectory",),
     ("recipe",),
     ("methods",),
+    ("patience",),
     ("hub_access", "progress"),
     ("errors", "_version"),
 )
@@ -102,7 +103,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_imports_without_extras() -> None:
     program = (
         "import sys\n"
-        "for absent in ('lm_eval', 'mergekit', 'pygit2', 'matplotlib', 'plotly', 'accelerate'):\n"
+        "for absent in ('lm_eval', 'mergekit', 'pygit2', 'matplotlib', 'plotly', 'accelerate', 'peft'):\n"
         "    sys.modules[absent] = None\n"
         "import hubextrap, hubextrap.api, hubextrap.cli.main, hubextrap.evaluate, hubextrap.engine\n"
         "import hubextrap.tensors, hubextrap.trajectory, hubextrap.recipe, hubextrap.methods\n"

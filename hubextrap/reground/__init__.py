@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from hubextrap.reground.guard import MAX_ERROR, Judgement, Verdict, judge_jump, judge_probe
 from hubextrap.reground.history import (
     HISTORY_NAME,
@@ -25,6 +27,9 @@ from hubextrap.reground.jumps import (
     snapshot_steps,
 )
 
+if TYPE_CHECKING:
+    from hubextrap.reground.callback import ExtrapolationCallback
+
 __all__ = [
     "HISTORY_NAME",
     "MAX_ERROR",
@@ -32,6 +37,7 @@ __all__ = [
     "WINDOWS_KEPT",
     "Clocks",
     "Decision",
+    "ExtrapolationCallback",
     "Judgement",
     "JumpRule",
     "Verdict",
@@ -49,3 +55,12 @@ __all__ = [
     "rewrite_history",
     "snapshot_steps",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # torch and transformers: only who trains pays for them
+    if name == "ExtrapolationCallback":
+        from hubextrap.reground.callback import ExtrapolationCallback
+
+        return ExtrapolationCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

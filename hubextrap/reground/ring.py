@@ -1,0 +1,174 @@
+"""The snapshots of the last windows, in memory or in safetensors files: what a jump is computed from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from hubextrap.errors import CheckpointMismatch, CorruptFile, OutputError
+from hubextrap.tensors import DTYPES, build_header
+
+_NAMES = {dtype.torch_name: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What one rank holds of one tensor, as a flat row of elements."""
+
+    dtype: str
+    """As safetensors names it."""
+    elements: int
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Layout:
+        return cls(_NAMES[str(tensor.dtype).removeprefix("torch.")], tensor.numel())
+
+    @property
+    def nbytes(self) -> int:
+        return self.elements * DTYPES[self.dtype].itemsize
+
+
+class SnapshotRing:
+    """Copies of this rank's trainable tensors, by represented step, in their own dtypes.
+
+    Args:
+        layouts: what every snapshot holds, by the parameter's name.
+        folder: where the snapshots lie as ``step-{step}.safetensors``; in CPU memory when None. What an
+            earlier run left there is removed.
+    """
+
+    def __init__(self, layouts: Mapping[str, Layout], folder: Path | None = None) -> None:
+        self.layouts, self.folder = dict(layouts), folder
+        self._held: dict[int, Any] = {}
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return tuple(self._held)
+
+    @property
+    def snapshot_bytes(self) -> int:
+        return sum(layout.nbytes for layout in self.layouts.values())
+
+    def put(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Copy the tensors as they are now.
+
+        Raises:
+            OutputError: the disk did not take them.
+        """
+        flat = ((name, tensors[name].detach().reshape(-1)) for name in self.layouts)
+        if self.folder is None:
+            # `to` alone would hand a CPU tensor over as it is, and training would go on in it
+            self._held[step] = {name: tensor.to("cpu", copy=True) for name, tensor in flat}
+            return
+        path = self.folder / _file_name(step)
+        _write_file(path, self.layouts, flat)
+        self._held[step] = _open_file(path)
+
+    def read(self, step: int, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Elements of one tensor, 1-D, on the CPU; in memory they are the snapshot's own, not a copy."""
+        stop = self.layouts[name].elements if stop is None else stop
+        if self.folder is None:
+            return self._held[step][name][start:stop]  # type: ignore[no-any-return]
+        if start == stop:
+            return torch.empty(0, dtype=getattr(torch, DTYPES[self.layouts[name].dtype].torch_name))
+        return self._held[step].get_slice(name)[start:stop]  # type: ignore[no-any-return]
+
+    def keep_only(self, steps: Iterable[int]) -> None:
+        kept = set(steps)
+        for step in [step for step in self._held if step not in kept]:
+            del self._held[step]
+            if self.folder is not None:
+                (self.folder / _file_name(step)).unlink()
+
+    def save(self, folder: Path) -> None:
+        """Write every snapshot into a folder, for `load`.
+
+        Raises:
+            OutputError: the disk did not take them.
+        """
+        for step in self._held:
+            _write_file(
+                folder / _file_name(step),
+                self.layouts,
+                ((name, self.read(step, name)) for name in self.layouts),
+            )
+
+    def load(self, folder: Path, steps: Iterable[int]) -> None:
+        """Take over the snapshots that `save` wrote.
+
+        Raises:
+            CorruptFile: one is missing or cannot be read.
+            CheckpointMismatch: one holds other tensors than this rank trains.
+        """
+        for step in steps:
+            path = folder / _file_name(step)
+            file = _open_file(path)
+            _check_layouts(path, file, self.layouts)
+            self.put(step, {name: file.get_tensor(name) for name in self.layouts})
+
+    def remove(self) -> None:
+        self._held.clear()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _file_name(step: int) -> str:
+    return f"step-{step}.safetensors"
+
+
+def _write_file(path: Path, layouts: Mapping[str, Layout], flat: Iterable[tuple[str, torch.Tensor]]) -> None:
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            file.write(build_header([(name, of.dtype, [of.elements]) for name, of in layouts.items()]))
+            for _, tensor in flat:
+                file.write(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: the snapshot cannot be written: {error}; free some space, or keep the ring in memory "
+            "with snapshots='cpu'"
+        ) from error
+
+
+def _open_file(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise CorruptFile(
+            f"{path}: a snapshot of the re-grounded run cannot be read ({error}); resume from an earlier "
+            "checkpoint"
+        ) from error
+
+
+def _check_layouts(path: Path, file: Any, layouts: Mapping[str, Layout]) -> None:
+    found = dict(_found_layouts(file))
+    for name in sorted(found.keys() | layouts.keys()):
+        if found.get(name) != layouts.get(name):
+            raise CheckpointMismatch(
+                f"{path}: tensor {name} is {_said(found.get(name))} in the checkpoint and "
+                f"{_said(layouts.get(name))} in training; resume with the model, the trainable parameters "
+                "and the number of ranks that it was saved with"
+            )
+
+
+def _found_layouts(file: Any) -> Iterator[tuple[str, Layout]]:
+    for name in file.keys():  # noqa: SIM118  (no mapping)
+        part = file.get_slice(name)
+        yield name, Layout(part.get_dtype(), part.get_shape()[0])
+
+
+def _said(layout: Layout | None) -> str:
+    return "missing" if layout is None else f"{layout.elements} × {layout.dtype}"
