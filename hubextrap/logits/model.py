@@ -209,9 +209,12 @@ class ExtrapolatedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore
                 **_for_children(kwargs),
             )
             caches[index] = output.past_key_values
-            logits = output.logits.float()
-            # in place: over a whole vocabulary, a copy more costs a tenth of a small model's time
-            mixed = logits.mul_(coefficient) if mixed is None else mixed.add_(logits, alpha=coefficient)
+            # in place: logits over a whole vocabulary are the largest tensors there are
+            if mixed is None:
+                mixed = output.logits.float().mul_(coefficient)
+            else:
+                mixed.add_(output.logits, alpha=coefficient)
+            del output  # or its logits would stay while the next model runs
         assert mixed is not None
         loss = None
         if labels is not None:

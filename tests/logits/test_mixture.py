@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,3 +225,18 @@ def test_names_of_a_mixture(trajectory_c: Path) -> None:
     mixture = Mixture.of(pinned, [-0.25, 1.25], 250)
     assert mixture.name == "logits -0.25 × step 0, 1.25 × step 200"
     assert mixture.pinned_name == "-0.25 × step_0, 1.25 × step_200"
+
+
+def test_one_set_of_logits_is_there_beside_the_mixed_ones(trajectory_c: Path) -> None:
+    """While a model runs, the logits of the one before it are gone."""
+    mixed: Any = ExtrapolatedForCausalLM.from_checkpoints(
+        steps(trajectory_c, 0, 100, 200), [0.5, -1.5, 2.0], dtype="bfloat16"
+    )
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    for model in mixed.models:
+        model.register_forward_pre_hook(lambda *_: alive.append(sum(each() is not None for each in made)))
+        model.register_forward_hook(lambda _, __, output: made.append(weakref.ref(output.logits)))
+    with torch.no_grad():
+        mixed(TOKENS)
+    assert alive == [0, 0, 0]
