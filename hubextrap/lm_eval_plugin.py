@@ -72,9 +72,10 @@ class HubextrapLM(HFLM):  # type: ignore[misc]
         """
         own = {key: arguments.pop(key) for key in _MODEL_KEYS if key in arguments}
         recipe = _recipe(arguments)
-        if device is None or not torch.cuda.is_available():
-            # lm-eval asks for cuda:0 on its own accord, also where there is none
+        if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device.startswith("cuda") and not torch.cuda.is_available():
+            device = "cpu"  # lm-eval asks for cuda:0 on its own accord, also where there is none
         with quiet_libraries():
             made = _mixed if recipe.space == "logits" else _merged
             model, tokenizer, self._made_from = made(recipe, dtype, device)

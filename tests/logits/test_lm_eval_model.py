@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from hubextrap import api
-from hubextrap.errors import RecipeError
+from hubextrap.errors import RecipeError, UnsupportedCheckpoint
 from hubextrap.evaluate.quiet import quiet_libraries, quiet_lm_eval
 from hubextrap.recipe import load_recipe
 
@@ -131,6 +131,13 @@ def test_by_name_in_lm_eval_itself(plugin: Any, trajectory_c: Path) -> None:
     )
     found = by_lm_eval(model_args=text, limit=40, batch_size=40, device="cuda:0")
     assert found["results"]["radd"]["exact_match,none"] > 0.9
+
+
+def test_a_device_that_is_not_there_is_no_cpu(plugin: Any, trajectory_c: Path) -> None:
+    """Except cuda, which lm-eval asks for by itself."""
+    arguments = LINE | {"trajectory": str(trajectory_c), "space": "logits", "device": "xpu"}
+    with pytest.raises(UnsupportedCheckpoint, match=r"step_0: transformers cannot load it: .*(?i:xpu)"):
+        plugin.HubextrapLM(**arguments)
 
 
 def test_the_command_is_lm_eval_s_own() -> None:
