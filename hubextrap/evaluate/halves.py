@@ -16,22 +16,26 @@ from hubextrap.errors import EvaluationError
 from hubextrap.evaluate.table import EvaluationTable, Row, Score
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 _SEED = 20_260_521
 _FEWEST = 4
 Key = tuple[str, str, str]
 
 
-def main_figures(row: Row) -> tuple[Key, ...]:
+def main_figures(row: Row, tasks: Collection[str]) -> tuple[Key, ...]:
     """The first figure of each task that is a mean over problems and says which direction is better.
+
+    Args:
+        tasks: those that have problems of their own. A group holds the problems of its members in another
+            order; halved as well, it would let problems decide that are to report.
 
     Raises:
         EvaluationError: no task has one, or a task has too few problems to be halved.
     """
     keys: dict[str, Key] = {}
     for score in row.scores:
-        if score.problems is None or score.higher_is_better is None:
+        if score.task not in tasks or score.problems is None or score.higher_is_better is None:
             continue
         if len(score.problems) < _FEWEST:
             raise EvaluationError(

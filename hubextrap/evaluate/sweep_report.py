@@ -49,7 +49,7 @@ def report_sweep(table: EvaluationTable, candidates: Sequence[Candidate]) -> Swe
     Raises:
         EvaluationError: no task has a figure to choose by.
     """
-    keys = main_figures(table.rows[0])
+    keys = main_figures(table.rows[0], table.settings.tasks)
     deciding = on_half(table, keys, reporting=False)
     reporting = on_half(table, keys, reporting=True)
     assert deciding.last is not None

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from hubextrap.errors import EvaluationError
-from hubextrap.evaluate import EvaluationTable, Row, Score, Settings
+from hubextrap.evaluate import EvaluationTable, Row, Score, Settings, TaskRecord
 from hubextrap.evaluate.curve import draw_sweep
 from hubextrap.evaluate.halves import halves, main_figures
 from hubextrap.evaluate.sweep_report import Candidate, SweepResult, report_sweep, sweep_markdown
 
+RECORD = TaskRecord(version="1", sha256="", num_fewshot=0, documents=40)
 SETTINGS = Settings(
     seed=0,
     batch_size=16,
@@ -21,7 +22,7 @@ SETTINGS = Settings(
     device="cpu",
     dtype="auto",
     versions={},
-    tasks={},
+    tasks=dict.fromkeys(("radd", "loss", "other"), RECORD),
 )
 N = 40
 DECIDING, REPORTING = halves(N)
@@ -117,12 +118,24 @@ def test_several_tasks_count_alike_and_lower_may_be_better() -> None:
     assert result.chosen == "prediction 300"
 
 
+def test_a_group_does_not_bring_its_members_problems_a_second_time() -> None:
+    """Halved anew among those of the other members, a problem that decides would report as well."""
+    member, other = score(9, 3), score(2, 8, "other")
+    assert member.problems is not None
+    assert other.problems is not None
+    both = (*member.problems, *other.problems)
+    group = member.model_copy(update={"task": "group", "problems": both, "value": sum(both) / 80})
+    result = report(row("last", group, member, other), row("prediction 300", group, member, other, step=300))
+    assert result.figures == (("radd", "acc", "none"), ("other", "acc", "none"))
+    assert [key[0] for key in result.all_problems.keys] == ["group", "radd", "other"]
+
+
 def test_what_cannot_be_chosen_by() -> None:
     with pytest.raises(EvaluationError, match="none of the tasks has a figure that is a mean over problems"):
-        main_figures(row("last", score(1, 1, higher=None)))
+        main_figures(row("last", score(1, 1, higher=None)), ["radd"])
     few = score(1, 1).model_copy(update={"problems": (1.0, 0.0, 1.0)})
     with pytest.raises(EvaluationError, match="radd acc: 3 problems cannot be halved"):
-        main_figures(row("last", few))
+        main_figures(row("last", few), ["radd"])
 
 
 def test_results_come_back_as_they_were_and_can_be_drawn(tmp_path: Path) -> None:
