@@ -29,7 +29,7 @@ from hubextrap.evaluate import Measurement
 from hubextrap.evaluate.curve import can_draw, draw_sweep
 from hubextrap.evaluate.sweep_report import Candidate, SweepResult, report_sweep, sweep_markdown
 from hubextrap.evaluate.table import BASE, LAST, PREDICTION, TARGET
-from hubextrap.hub.side_files import side_files
+from hubextrap.hub.side_files import is_side_file, side_files
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import LocalSink, open_source
 from hubextrap.trajectory import Checkpoint, find_recipe_trajectory, resolve_checkpoint
@@ -191,9 +191,13 @@ def _point(recipe: Recipe, trajectory: Trajectory, pins: Sequence[str], measured
 
 
 def _pin(checkpoint: Checkpoint) -> str:
-    """What stands for a checkpoint's bytes."""
+    """What stands for all of a checkpoint that scores depend on."""
     with closing(open_source(checkpoint)) as source:
-        return input_fingerprint(checkpoint, source)
+        weights = input_fingerprint(checkpoint, source)
+        if checkpoint.repo is not None:  # its commit says it all
+            return weights
+        beside = {file: source.read_file(file) for file in sorted(source.files()) if is_side_file(file)}
+    return _sha256([weights, {file: hashlib.sha256(data).hexdigest() for file, data in beside.items()}])
 
 
 def _references(

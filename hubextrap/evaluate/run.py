@@ -6,14 +6,15 @@ import gc
 import hashlib
 import json
 from collections import Counter
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import EvaluationError
 from hubextrap.evaluate.backend import check_backend, generation_defaults, load_model
 from hubextrap.evaluate.own_tasks import Answering, task_specs
 from hubextrap.evaluate.quiet import quiet_libraries, quiet_lm_eval
-from hubextrap.evaluate.scores import config_sha256, data_sha256, records_of, scores_of
+from hubextrap.evaluate.scores import config_sha256, docs_sha256, records_of, scores_of
 from hubextrap.evaluate.table import Backend, EvaluationTable, Part, Row, Settings, TaskRecord
 from hubextrap.evaluate.tasks import load_tasks, require_lm_eval
 from hubextrap.hub_access import reason
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from hubextrap.progress import Progress
 
 DEFAULT_BATCH_SIZE = 16
-_PACKAGES = ("hubextrap", "lm_eval", "torch", "transformers")
+_PACKAGES = ("hubextrap", "lm_eval", "torch", "transformers", "math_verify", "vllm")
+"""What figures depend on, as far as it is installed."""
 
 
 def evaluate(
@@ -148,7 +150,7 @@ class Harness:
             device=_device(device),
             dtype=dtype,
             backend=backend,
-            versions={package: version(package) for package in _PACKAGES},
+            versions=_versions(),
             requested=tuple(names),
             task_files={file.name: file.format for file in task_files},
             answering=tuple((answering or Answering()).options()),
@@ -159,11 +161,16 @@ class Harness:
         """sha256 of all that a figure depends on beside the weights: tasks with their data, and settings."""
         with quiet_libraries():
             loaded = self._manager.load(self._specs)["tasks"]
-        tasks = {
-            name: [config_sha256(task.dump_config()), data_sha256(task)] for name, task in loaded.items()
-        }
+            tasks = {
+                name: [config_sha256(task.dump_config()), docs_sha256(task.eval_docs)]
+                + ([docs_sha256(task.fewshot_docs())] if self._has_examples(task) else [])
+                for name, task in loaded.items()
+            }
         text = json.dumps([self.settings.model_dump(mode="json"), tasks], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def _has_examples(self, task: Any) -> bool:
+        return bool(self.settings.num_fewshot or task.config.num_fewshot)
 
     def measure(self, label: str, checkpoint: Checkpoint | Mixture) -> Measurement:
         """Put all tasks to one checkpoint.
@@ -213,6 +220,14 @@ def _check_labels(labels: Sequence[str]) -> None:
         raise EvaluationError("nothing to evaluate; name at least one checkpoint")
     if twice := [label for label, count in Counter(labels).items() if count > 1]:
         raise EvaluationError(f"{twice[0]} is there twice; name every checkpoint once")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _device(device: str) -> str:

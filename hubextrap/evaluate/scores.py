@@ -36,10 +36,10 @@ def config_sha256(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def data_sha256(task: Any) -> str:
-    """sha256 of a loaded task's problems, all of them."""
+def docs_sha256(docs: Iterable[Any]) -> str:
+    """sha256 of a task's problems, or of the examples in its prompts, in their order."""
     digest = hashlib.sha256()
-    for doc in task.eval_docs:
+    for doc in docs:
         digest.update(json.dumps(doc, sort_keys=True, default=str).encode() + b"\n")
     return digest.hexdigest()
 

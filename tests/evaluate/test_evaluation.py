@@ -75,7 +75,7 @@ def test_greedy_accuracy_from_the_hub_is_what_was_measured_in_training(
     record = table.settings.tasks["radd"]
     assert (record.documents, record.num_fewshot, record.version) == (500, 0, "1")
     assert len(record.sha256) == 64
-    assert table.settings.versions["lm_eval"]
+    assert {"hubextrap", "lm_eval", "math_verify", "torch"} < table.settings.versions.keys()
     assert not table.notes
 
 

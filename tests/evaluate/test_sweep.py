@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -202,6 +204,38 @@ def test_other_settings_or_problems_are_measured_anew(
     problems.write_text("\n".join(lines))  # the same file elsewhere
     sweep(recipe_for(trajectory, task_files=[str(problems)]), tmp_path / "sweep")
     assert measured == []
+
+
+def test_a_chat_template_changed_in_place_is_measured_anew(
+    recipe_for: Callable[..., Recipe], trajectory: Path, measured: list[str], tmp_path: Path
+) -> None:
+    """Scores hang on what lies beside the weights as well."""
+    for step in (100, 200):
+        shutil.copytree(trajectory / f"step_{step}", tmp_path / "run" / f"step_{step}")
+    recipe = recipe_for(tmp_path / "run", limit=8)
+    sweep(recipe, tmp_path / "sweep")
+    sweep(recipe, tmp_path / "sweep")
+    assert measured == ["last", "prediction 300"]
+    (tmp_path / "run" / "step_200" / "chat_template.jinja").write_text("{{ messages }}")
+    sweep(recipe, tmp_path / "sweep")
+    assert measured == ["last", "prediction 300"] * 2
+
+
+def test_few_shot_examples_count_as_the_problems_do(tmp_path: Path) -> None:
+    def fingerprint(example: str, shots: int) -> str:
+        for split, answer in (("test", "1"), ("train", example)):
+            (tmp_path / f"{split}.jsonl").write_text(json.dumps({"question": "?", "answer": answer}))
+        return Harness(["shots"], include_path=[tmp_path], num_fewshot=shots).fingerprint()
+
+    (tmp_path / "shots.yaml").write_text(
+        "task: shots\ndataset_path: json\ntest_split: test\nfewshot_split: train\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path}/test.jsonl, train: {tmp_path}/train.jsonl}}}}\n"
+        "output_type: generate_until\ndoc_to_text: question\ndoc_to_target: answer\n"
+        "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
+    )
+    one, same, other = fingerprint("2", 1), fingerprint("2", 1), fingerprint("3", 1)
+    assert one == same != other
+    assert fingerprint("2", 0) == fingerprint("3", 0)
 
 
 def test_the_command(recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path) -> None:
