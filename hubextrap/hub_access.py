@@ -5,6 +5,7 @@ Tokens come from where huggingface_hub takes them (HF_TOKEN or `hf auth login`);
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ def hub_api() -> HfApi:
     """The client for every call to the Hub."""
     from huggingface_hub import HfApi
 
+    # The client tells of each retry with the whole URL, and that of an upload is signed.
+    logging.getLogger("huggingface_hub.utils._http").addFilter(_redact)
     return HfApi(library_name="hubextrap", library_version=__version__)
 
 
@@ -118,6 +121,11 @@ def hub_errors(what: str, kind: type[HubExtrapError] = SourceError) -> Iterator[
             f"{what}: cannot reach the Hub ({reason}); check the network and HF_ENDPOINT, then run the same "
             "command again"
         ) from error
+
+
+def _redact(record: logging.LogRecord) -> bool:
+    record.msg, record.args = without_secrets(record.getMessage()), ()
+    return True
 
 
 def _first_line(error: BaseException) -> str:

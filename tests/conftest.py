@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from hubextrap.localhub import LocalHub
+from hubextrap.patience import Patience
 
 _HOME = Path(tempfile.mkdtemp(prefix="hubextrap-tests-"))
 _TOKEN = "hf_" + "testtoken" * 3
@@ -55,6 +56,36 @@ def hub() -> Iterator[LocalHub]:
     yield _HUB
     _HUB.faults.clear()
     _HUB.requests.clear()
+
+
+@pytest.fixture(autouse=True)
+def _brief_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two attempts at a call to the Hub, where the Hub asks for no more."""
+    monkeypatch.setattr("hubextrap.patience.CALLS", Patience(attempts=5, first_wait=0.01))
+
+
+@pytest.fixture(scope="session")
+def _cdn_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
+    with LocalHub(tmp_path_factory.mktemp("cdn-hub"), tokens={_TOKEN: "me"}, cdn=True) as hub:
+        yield hub
+
+
+@pytest.fixture
+def cdn_hub(_cdn_hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """A hub that redirects to storage on another port; the client is logged in to it as user "me"."""
+    import huggingface_hub.constants  # not before the variables above are set
+
+    _cdn_hub.faults.clear()
+    _cdn_hub.requests.clear()
+    # The client reads HF_ENDPOINT when it is imported, for the session's hub.
+    constants = huggingface_hub.constants
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, _cdn_hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", _cdn_hub.url)
+    monkeypatch.setenv("HF_TOKEN", _TOKEN)
+    yield _cdn_hub
+    _cdn_hub.faults.clear()
+    _cdn_hub.cdn_expiry = 3600.0
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.api.prepare import REMOTE_READERS, Prepared, Settings, prepare
 from hubextrap.api.staging import push_state, remove_leftover, staged
 from hubextrap.engine import run_plan
-from hubextrap.errors import PushError, ReferenceNotFound, SourceError
+from hubextrap.errors import PushError
 from hubextrap.hub import (
     PROVENANCE_FILE,
     CoefficientRule,
@@ -228,7 +228,4 @@ def _card_of(source: Source) -> str | None:
     """The checkpoint's own model card, from which licence and language are taken over."""
     if "README.md" not in source.files():
         return None
-    try:
-        return source.read_file("README.md").decode(errors="replace")
-    except (SourceError, ReferenceNotFound):  # a card that cannot be read must not stop a merge
-        return None
+    return source.read_file("README.md").decode(errors="replace")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hubextrap.hub.card import model_card, with_target
-    from hubextrap.hub.commit import OutgoingFile, PushResult, commit_files
+    from hubextrap.hub.commit import PushResult, commit_files
+    from hubextrap.hub.outgoing import OutgoingFile
     from hubextrap.hub.provenance import (
         PROVENANCE_FILE,
         CoefficientRule,
@@ -25,7 +26,7 @@ _MODULES = {
     "CoefficientRule": "provenance",
     "HubSink": "sink",
     "InputCheckpoint": "provenance",
-    "OutgoingFile": "commit",
+    "OutgoingFile": "outgoing",
     "OutputShard": "provenance",
     "Provenance": "provenance",
     "PushResult": "commit",

@@ -11,11 +11,13 @@ import yaml
 
 from hubextrap.errors import PushError
 from hubextrap.hub.card import METADATA, with_results
-from hubextrap.hub.commit import OutgoingFile, PushResult, commit_files
-from hubextrap.hub.push_errors import push_errors, retried
+from hubextrap.hub.commit import PushResult, commit_files
+from hubextrap.hub.outgoing import OutgoingFile
+from hubextrap.hub.push_errors import push_errors
 from hubextrap.hub.side_files import is_side_file, is_weight_file
 from hubextrap.hub.target import check_target, remote_files
 from hubextrap.hub_access import hub_api
+from hubextrap.patience import retried
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from hubextrap.errors import CorruptFile, PushError
 from hubextrap.hub.card import with_target
-from hubextrap.hub.commit import OutgoingFile, PushResult, commit_files
+from hubextrap.hub.commit import PushResult, commit_files
+from hubextrap.hub.outgoing import OutgoingFile
 from hubextrap.hub.provenance import PROVENANCE_FILE, Provenance, read_provenance
 from hubextrap.hub.target import check_target
 from hubextrap.progress import SilentProgress

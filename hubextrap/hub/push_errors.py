@@ -1,22 +1,16 @@
-"""What the Hub says when it refuses a push, in our words; and what is worth trying again."""
+"""What the Hub says when it refuses a push, in our words."""
 
 from __future__ import annotations
 
-import json
-import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from hubextrap.errors import HubExtrapError, PushError
 from hubextrap.hub_access import is_oidc_exchange, network_errors, oidc_remedy, without_secrets
+from hubextrap.patience import cause_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-ATTEMPTS = 5
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 60.0  # seconds; each pause is four times the one before
-
-_T = TypeVar("_T")
+    from collections.abc import Iterator
 
 _REMEDIES = {
     400: "check the repo's name and the revision",
@@ -49,8 +43,7 @@ def push_errors(what: str) -> Iterator[None]:
     except HubExtrapError:
         raise
     except caught as error:
-        # The client wraps what stopped the upload of one file in a bare RuntimeError.
-        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+        cause = cause_of(error)
         said = without_secrets(_first_line(cause))
         if isinstance(cause, hub.OIDCError) or is_oidc_exchange(cause):
             raise PushError(f"{what}: {oidc_remedy(cause)}") from error
@@ -58,7 +51,10 @@ def push_errors(what: str) -> Iterator[None]:
             status = cause.response.status_code
             server = without_secrets((cause.server_message or "").strip())
             said = f"the Hub answered {status}" + (f" ({server})" if server else "")
-            raise PushError(f"{what}: {said}: {_REMEDIES.get(status, _OTHER_REMEDY)}") from error
+            remedy = _REMEDIES.get(status, _OTHER_REMEDY)
+            if status == 404 and is_lost_upload(error):
+                remedy = _OTHER_REMEDY
+            raise PushError(f"{what}: {said}: {remedy}") from error
         if isinstance(cause, hub.OfflineModeIsEnabled):
             raise PushError(f"{what}: HF_HUB_OFFLINE is set; unset it to push") from error
         if isinstance(cause, network_errors()):
@@ -69,32 +65,6 @@ def push_errors(what: str) -> Iterator[None]:
         raise PushError(f"{what}: {said}; {_OTHER_REMEDY}") from error
 
 
-def retried(call: Callable[[], _T], attempts: int = ATTEMPTS) -> _T:
-    """``call()``, again after a pause while it fails for a passing reason, ``attempts`` times in all."""
-    for attempt in range(attempts - 1):
-        try:
-            return call()
-        except Exception as error:
-            if not is_passing(error):
-                raise
-            pause(attempt, error)
-    return call()
-
-
-def is_passing(error: BaseException) -> bool:
-    """Whether the same request may succeed a moment later: server errors, rate limits, lost connections."""
-    from huggingface_hub import errors as hub
-
-    if isinstance(error, RuntimeError) and error.__cause__:
-        error = error.__cause__
-    if isinstance(error, hub.HfHubHTTPError):
-        status = error.response.status_code
-        return status in (408, 429) or (status >= 500 and status != 507)
-    if isinstance(error, json.JSONDecodeError):  # a gateway's page where the Hub's answer should be
-        return True
-    return isinstance(error, network_errors()) and not isinstance(error, hub.OfflineModeIsEnabled)
-
-
 def is_conflict(error: BaseException) -> bool:
     """Whether the Hub refused because the branch is not where we took it to be."""
     from huggingface_hub import errors as hub
@@ -102,12 +72,17 @@ def is_conflict(error: BaseException) -> bool:
     return isinstance(error, hub.HfHubHTTPError) and error.response.status_code in (409, 412)
 
 
-def pause(attempt: int, error: BaseException) -> None:
-    """Wait before attempt ``attempt + 1``: longer each time, and at least as long as the server asks."""
-    response = getattr(error, "response", None)
-    asked = response.headers.get("Retry-After", "") if response is not None else ""
-    seconds = max(_FIRST_PAUSE * 4**attempt, float(asked) if asked.isdigit() else 0.0)
-    time.sleep(min(seconds, _LONGEST_PAUSE))
+def is_lost_upload(error: BaseException) -> bool:
+    """Whether the storage refused an upload's link, or does not have what it took: a new link may help."""
+    from huggingface_hub import errors as hub
+
+    error = cause_of(error)
+    if not isinstance(error, hub.HfHubHTTPError):
+        return False
+    request, status = error.response.request, error.response.status_code
+    return (request.method == "PUT" and status == 403) or (
+        request.url.path.endswith("/objects/verify") and status == 404
+    )
 
 
 def _first_line(error: BaseException) -> str:

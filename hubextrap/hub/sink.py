@@ -9,18 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.hub.commit import (
-    OutgoingFile,
-    PushResult,
-    commit_files,
-    preupload,
-    refuse_overwriting,
-    there_already,
-    uploads_over_xet,
-    without_client_bars,
-)
+from hubextrap.hub.commit import PushResult, commit_files, refuse_overwriting
+from hubextrap.hub.outgoing import OutgoingFile
 from hubextrap.hub.push_errors import push_errors
 from hubextrap.hub.target import check_target, create_repo, read_remote
+from hubextrap.hub.uploading import preupload, there_already, uploads_over_xet, without_client_bars
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors.sinks import LocalSink
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from hubextrap.errors import PushError
 from hubextrap.hub.provenance import without_private_parts
-from hubextrap.hub.push_errors import push_errors, retried
+from hubextrap.hub.push_errors import push_errors
 from hubextrap.hub_access import hub_api
+from hubextrap.patience import retried
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,7 +13,8 @@ from email.message import Message
 class Fault:
     """What goes wrong for the next ``count`` requests that match.
 
-    With neither ``status`` nor ``drop`` the request gets its normal answer, changed by the other fields.
+    With none of ``status``, ``drop`` and ``cut_upload`` the request gets its normal answer, changed by the
+    other fields.
 
     Attributes:
         path: regular expression searched in the raw path with its query; CDN and upload links start
@@ -26,6 +27,7 @@ class Fault:
         ignore_range: answer a Range request with 200 and the whole body.
         shift_range: answer a Range request with a range that starts this many bytes later.
         drop: cut the connection without any answer.
+        cut_upload: read only this many bytes of the request's body, then cut the connection.
         after: carry the request out first (a commit lands) and only then answer ``status`` or ``drop``.
         delay: seconds to wait before anything else.
     """
@@ -39,6 +41,7 @@ class Fault:
     ignore_range: bool = False
     shift_range: int = 0
     drop: bool = False
+    cut_upload: int | None = None
     after: bool = False
     delay: float = 0.0
 

@@ -211,6 +211,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         fault = self.server.faults.strike(self.command, self.path) or Fault("")
         time.sleep(fault.delay)
+        if fault.cut_upload is not None:
+            self.rfile.read(min(fault.cut_upload, int(self.headers.get("Content-Length", "0"))))
+            fault = Fault("", drop=True)
         spoiled = fault.drop or fault.status is not None
         answer = None
         if not spoiled or fault.after:

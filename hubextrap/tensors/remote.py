@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from hubextrap._version import __version__
 from hubextrap.errors import SourceError
 from hubextrap.hub_access import hub_api, hub_errors, without_secrets
+from hubextrap.patience import Attempts, Patience, is_passing, wait_asked_by
 from hubextrap.tensors.interfaces import FileInfo
-from hubextrap.tensors.patience import Attempts, Patience, asked_wait
-from hubextrap.tensors.transfer import Part, Refused, Target, fetch, is_passing, origin
+from hubextrap.tensors.transfer import Part, Refused, Target, fetch, origin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -146,8 +146,7 @@ class RemoteSource:
                 except Exception as error:
                     if not is_passing(error):
                         raise
-                    response = getattr(error, "response", None)
-                    asked = asked_wait(response.headers) if response is not None else None
+                    asked = wait_asked_by(error)
                     cause = str(error).strip().partition("\n")[0] or type(error).__name__
                 seconds = attempts.wait(asked)
                 if seconds is None:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from hubextrap.hub_access import network_errors
-from hubextrap.tensors.patience import asked_wait
+from hubextrap.patience import asked_wait, is_passing_status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
 
 TIMEOUTS = (10.0, 30.0, 30.0, None)
 """Seconds to connect, between two reads, between two writes; no bound on waiting for a pooled connection."""
-
-PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Statuses that may be gone at the next attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,21 +92,6 @@ def fetch(target: Target, part: Part) -> None:
         raise Refused(f"the connection ended {part.rest:,} bytes early")
 
 
-def is_passing(error: Exception) -> bool:
-    """Whether an error of the Hub's client or of the network may be gone at the next attempt."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    if isinstance(error, OfflineModeIsEnabled):  # a ConnectionError, but a lasting one
-        return False
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in PASSING
-    if isinstance(
-        error, RuntimeError
-    ):  # the client closes its shared session when a connection fails in another thread
-        return "closed" in str(error)
-    return isinstance(error, network_errors())
-
-
 def origin(url: str) -> tuple[str, str | None, int | None]:
     """Scheme, host and port: what has to be equal for a token to go along."""
     parts = urlsplit(url)
@@ -121,7 +102,7 @@ def _check_status(response: Any) -> None:
     status = response.status_code
     if status == 206:
         return
-    if status in PASSING:
+    if is_passing_status(status):
         raise Refused(f"the server answered {status}", asked_wait=asked_wait(response.headers))
     if status == 200:
         raise Refused(

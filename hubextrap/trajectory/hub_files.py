@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.errors import TrajectoryError
 from hubextrap.hub_access import hub_api, hub_errors
+from hubextrap.patience import retried
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -25,10 +26,10 @@ class HubFile:
 def commit_of(repo: str, revision: str | None, what: str) -> str:
     """The commit SHA of a revision (main where None); ``what`` names it in errors."""
     with hub_errors(what, TrajectoryError):
-        sha = hub_api().model_info(repo, revision=revision or "main", expand=["sha"]).sha
-    if sha is None:
+        info = retried(lambda: hub_api().model_info(repo, revision=revision or "main", expand=["sha"]))
+    if info.sha is None:
         raise TrajectoryError(f"{what}: the Hub names no commit for it")
-    return sha
+    return info.sha
 
 
 def list_files(

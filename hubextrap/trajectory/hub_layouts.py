@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.errors import ReferenceNotFound, TrajectoryError
 from hubextrap.hub_access import hub_api, hub_errors
+from hubextrap.patience import retried
 from hubextrap.trajectory.checkpoint import Checkpoint
 from hubextrap.trajectory.hub_files import commit_of, list_files
 from hubextrap.trajectory.names import StepName, is_bare_counter
@@ -55,7 +56,7 @@ class HubSearch:
             return
         try:
             with hub_errors(reference.text, TrajectoryError):
-                refs = hub_api().list_repo_refs(reference.repo)
+                refs = retried(lambda: hub_api().list_repo_refs(reference.repo))
         except ReferenceNotFound:
             siblings = self._siblings()
             if not siblings:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +14,6 @@ import pytest
 from huggingface_hub import HfApi
 
 from hubextrap.errors import PushError
-from hubextrap.hub import push_errors
 from hubextrap.hub.push import push_folder
 from hubextrap.hub.target import PushTarget
 from hubextrap.localhub import Fault, LocalHub
@@ -22,7 +24,6 @@ COMMIT = r"/commit/"
 @pytest.fixture(autouse=True)
 def logged_in(hub: LocalHub, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
-    monkeypatch.setattr(push_errors, "_FIRST_PAUSE", 0.01)
 
 
 def commits(repo: str, revision: str = "main") -> list[str]:
@@ -52,6 +53,10 @@ def branches(repo: str) -> list[str]:
         Fault(r"/validate-yaml", "POST", status=503),
         Fault(r"whoami", "GET", status=503),
         Fault(r"^/lfs/", "PUT", drop=True),
+        Fault(r"^/lfs/", "PUT", cut_upload=100),
+        Fault(r"^/lfs/", "PUT", status=200),  # taken, and lost
+        Fault(r"^/lfs/", "PUT", status=403),  # an expired link
+        Fault(r"objects/verify", "POST", status=404),
     ],
     ids=lambda fault: f"{fault.path}-{fault.status or 'drop'}{'-after' if fault.after else ''}",
 )
@@ -63,10 +68,22 @@ def test_one_commit_whatever_happens_on_the_way(
     )  # counted down in use
     hub.faults.add(fault)
     result = push_folder(prediction, PushTarget.parse(f"{repo_id}@step_400"))
+    assert not result.unchanged
     assert hub.faults.pending() == 0
     assert commits(repo_id, "step_400") == [result.commit, *commits(repo_id)]
     assert len(commits(repo_id)) == 1
     assert push_folder(prediction, PushTarget.parse(f"{repo_id}@step_400")).unchanged
+
+
+def test_the_answer_to_the_last_attempt_is_lost(hub: LocalHub, prediction: Path, repo_id: str) -> None:
+    hub.create_repo(repo_id)
+    hub.faults.add(Fault(COMMIT, "POST", status=503, count=4))
+    hub.faults.add(Fault(COMMIT, "POST", drop=True, after=True))
+    hub.faults.add(Fault(COMMIT, "POST", status=418))
+    result = push_folder(prediction, PushTarget.parse(repo_id))
+    assert hub.faults.pending() == 1
+    assert commits(repo_id)[0] == result.commit
+    assert len(commits(repo_id)) == 2
 
 
 @pytest.mark.parametrize("status", [503, None])
@@ -113,6 +130,25 @@ def test_another_file_changed_meanwhile(
     assert commits(repo_id)[0] == result.commit
     assert len(commits(repo_id)) == 3
     assert "notes.md" in HfApi().list_repo_files(repo_id)
+
+
+def test_one_of_our_files_comes_to_main_while_a_branch_is_pushed(
+    hub: LocalHub, prediction: Path, repo_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.create_repo(repo_id)
+    shard = min(prediction.glob("*.safetensors"))
+    send = HfApi.preupload_lfs_files
+
+    def interrupted(api: HfApi, *args: object, **options: object) -> None:
+        if len(commits(repo_id)) == 1:
+            hub.commit(repo_id, {shard.name: shard})
+        send(api, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(HfApi, "preupload_lfs_files", interrupted)
+    result = push_folder(prediction, PushTarget.parse(f"{repo_id}@step_400"))
+    assert commits(repo_id, "step_400")[0] == result.commit
+    there = set(HfApi().list_repo_files(repo_id, revision="step_400"))
+    assert there == {path.name for path in prediction.iterdir()} | {".gitattributes"}
 
 
 @pytest.mark.parametrize("file", ["README.md", "model.safetensors", "config.json"])
@@ -189,11 +225,37 @@ def test_refusals(hub: LocalHub, prediction: Path, repo_id: str, path: str, stat
     assert not HfApi().repo_exists(repo_id) or len(commits(repo_id)) == 1
 
 
+def test_a_storage_that_loses_what_it_takes(hub: LocalHub, prediction: Path, repo_id: str) -> None:
+    hub.faults.add(Fault(r"^/lfs/", "PUT", status=200, count=100))
+    with pytest.raises(PushError, match=r"answered 404 \(the LFS object .* run the same command again later"):
+        push_folder(prediction, PushTarget.parse(repo_id))
+    assert len(commits(repo_id)) == 1
+
+
 def test_retry_after_is_honoured(hub: LocalHub, prediction: Path, repo_id: str) -> None:
     hub.faults.add(Fault(COMMIT, "POST", status=429, headers={"Retry-After": "1"}))
     start = time.monotonic()
     push_folder(prediction, PushTarget.parse(repo_id))
     assert 1.0 <= time.monotonic() - start < 5.0
+
+
+def test_a_wait_beyond_patience_is_not_begun(hub: LocalHub, prediction: Path, repo_id: str) -> None:
+    hub.faults.add(Fault(COMMIT, "POST", status=429, headers={"Retry-After": "3600"}))
+    with pytest.raises(PushError, match=r"the Hub answered 429 .* run the same command again later"):
+        push_folder(prediction, PushTarget.parse(repo_id))
+
+
+def test_signed_links_are_kept_out_of_the_log(hub: LocalHub, prediction: Path, repo_id: str) -> None:
+    said = io.StringIO()
+    logger, handler = logging.getLogger("huggingface_hub"), logging.StreamHandler(said)
+    hub.faults.add(Fault(r"^/lfs/", "PUT", status=503))
+    logger.addHandler(handler)
+    try:
+        push_folder(prediction, PushTarget.parse(repo_id))
+    finally:
+        logger.removeHandler(handler)
+    assert re.search(r"503 thrown while requesting PUT http://\S+/lfs/\S+\?\*\*\*\n", said.getvalue())
+    assert "Signature" not in said.getvalue()
 
 
 def test_two_pushes_of_one_model_make_one_commit(hub: LocalHub, prediction: Path, repo_id: str) -> None:

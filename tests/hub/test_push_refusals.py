@@ -183,7 +183,6 @@ def test_a_hub_that_cannot_be_reached(
 ) -> None:
     from huggingface_hub import HfApi as Client
 
-    monkeypatch.setattr("hubextrap.hub.push_errors._FIRST_PAUSE", 0.0)
     monkeypatch.setattr("hubextrap.hub.target.hub_api", lambda: Client(endpoint="http://127.0.0.1:9"))
     message = refusal(prediction, repo_id)
     assert message.startswith(f"{repo_id}@main: cannot reach the Hub (")

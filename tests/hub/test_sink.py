@@ -21,7 +21,6 @@ from hubextrap.localhub import Fault, LocalHub
 @pytest.fixture(autouse=True)
 def logged_in(hub: LocalHub, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
-    monkeypatch.setattr("hubextrap.hub.push_errors._FIRST_PAUSE", 0.01)
 
 
 def write(sink: HubSink, file: str, content: bytes, piece: int = 1000) -> None:

@@ -271,10 +271,23 @@ def test_room_is_counted_with_what_is_there(
     resume(recipe, stopped, lines)
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_card_that_cannot_be_read_is_not_left_out(
+    hub: LocalHub, run_on_hub: str, recipe_file: Recipe, tmp_path: Path, lines: Lines
+) -> None:
+    hub.commit(run_on_hub, {"README.md": b"---\nlicense: mit\n---\n"}, revision="step_10")
+    hub.faults.add(Fault(r"/resolve/.*README.md", "GET", status=503, count=2))
+    recipe = recipe_file(run_on_hub)
+    with pytest.raises(SourceError, match=r"@step_10/README.md: .*run the same command again"):
+        hubextrap.merge(hubextrap.load_recipe(recipe), out=tmp_path / "out")
+    resume(recipe, tmp_path / "out", lines)
+    assert lines.said == [f"resuming: {SHARDS} of {SHARDS} shards are there"]
+    assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
+
+
 @pytest.fixture
 def logged_in(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
-    monkeypatch.setattr("hubextrap.hub.push_errors._FIRST_PAUSE", 0.01)
 
 
 @pytest.mark.usefixtures("logged_in")

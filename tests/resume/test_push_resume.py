@@ -29,7 +29,6 @@ class Lines(Protocol):
 @pytest.fixture(autouse=True)
 def logged_in(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
-    monkeypatch.setattr("hubextrap.hub.push_errors._FIRST_PAUSE", 0.01)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
 
 

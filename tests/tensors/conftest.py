@@ -1,18 +1,14 @@
-"""Small checkpoints as bytes, and a hub whose storage is another origin."""
+"""Small checkpoints as bytes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 
-from hubextrap.localhub import LocalHub
 from hubextrap.tensors import build_header
-
-CDN_TOKEN = "hf_cdntoken" + "x" * 20
 
 Shard = Callable[..., bytes]
 Checkpoint = Callable[[Sequence[Sequence[str]]], dict[str, bytes]]
@@ -46,28 +42,6 @@ def sharded() -> Checkpoint:
         return files
 
     return make
-
-
-@pytest.fixture(scope="session")
-def _cdn_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
-    with LocalHub(tmp_path_factory.mktemp("cdn-hub"), tokens={CDN_TOKEN: "me"}, cdn=True) as hub:
-        yield hub
-
-
-@pytest.fixture
-def cdn_hub(_cdn_hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    """A hub that redirects to storage on another port; the client is logged in to it as user "me"."""
-    _cdn_hub.faults.clear()
-    _cdn_hub.requests.clear()
-    # The client reads HF_ENDPOINT when it is imported, for the session's hub.
-    constants = huggingface_hub.constants
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, _cdn_hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "ENDPOINT", _cdn_hub.url)
-    monkeypatch.setenv("HF_TOKEN", CDN_TOKEN)
-    yield _cdn_hub
-    _cdn_hub.faults.clear()
-    _cdn_hub.cdn_expiry = 3600.0
 
 
 @pytest.fixture

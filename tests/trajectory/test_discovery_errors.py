@@ -144,15 +144,29 @@ def test_a_base_that_is_missing(repo_id: str, on_branches: OnBranches) -> None:
 
 def test_a_hub_that_fails(hub: LocalHub, repo_id: str, on_branches: OnBranches) -> None:
     on_branches(["step_1"])
-    hub.faults.add(Fault(path=r"/refs$", method="GET", status=500, count=1))
+    hub.faults.add(Fault(path=r"/refs$", method="GET", status=500, count=5))
     with pytest.raises(TrajectoryError, match=f"^{repo_id}: the Hub answered 500: "):
         find_trajectory(repo_id)
-    hub.faults.add(Fault(path=r"/refs$", method="GET", drop=True, count=1))
+    hub.faults.add(Fault(path=r"/refs$", method="GET", drop=True, count=5))
     with pytest.raises(
         TrajectoryError, match=rf"^{repo_id}: cannot reach the Hub \(.*\); check the network and HF_ENDPOINT"
     ):
         find_trajectory(repo_id)
     assert find_trajectory(repo_id).steps == (1,)
+
+
+@pytest.mark.parametrize("revision", ["", "@step_1"])
+@pytest.mark.parametrize("fault", [{"status": 503}, {"drop": True}, {"truncate": 10}], ids=str)
+def test_a_hub_that_fails_for_a_moment(
+    hub: LocalHub, repo_id: str, on_branches: OnBranches, fault: dict[str, int], revision: str
+) -> None:
+    on_branches(["step_1"])
+    hub.faults.add(Fault(path="/revision/" if revision else r"/refs$", method="GET", count=4, **fault))
+    if revision:
+        pin_checkpoints([(f"{repo_id}{revision}", 1)])
+    else:
+        find_trajectory(repo_id)
+    assert hub.faults.pending() == 0
 
 
 def test_a_tree_that_fails_while_many_are_listed(

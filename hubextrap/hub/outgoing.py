@@ -1,0 +1,89 @@
+"""The files that a commit is to hold, and what it has to change for that."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hubextrap.hub.side_files import is_side_file, is_weight_file
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from hubextrap.hub.target import RemoteFile
+    from hubextrap.tensors.interfaces import FinishedShard
+
+_SCORE_FILES = ("hubextrap-eval.", ".eval_results/hubextrap-")  # an older model's, by how their paths begin
+
+
+class OutgoingFile:
+    """A file that is to be in the commit, and where its bytes are."""
+
+    def __init__(self, path: str, content: Path | bytes, sha256: str | None = None) -> None:
+        """
+        Args:
+            path: in the repo.
+            content: a local file, or the bytes.
+            sha256: of the content, where it is known; computed here when None.
+        """
+        from huggingface_hub import CommitOperationAdd
+
+        self.path = path
+        self.operation = CommitOperationAdd(path, content)
+        self.size: int = self.operation.upload_info.size
+        self.sha256 = sha256 or self.operation.upload_info.sha256.hex()
+        self.operation.upload_info.sha256 = bytes.fromhex(self.sha256)
+
+    @classmethod
+    def uploaded(cls, shard: FinishedShard) -> OutgoingFile:
+        """A large file whose bytes the Hub has already; they need not be here."""
+        from huggingface_hub.lfs import UploadInfo
+
+        file = cls(shard.file, b"", shard.sha256)
+        file.size = shard.size
+        # As `preupload_lfs_files(free_memory=True)` leaves an operation; the client has no public way to it.
+        file.operation.upload_info = UploadInfo(shard.size, sample=b"", sha256=bytes.fromhex(shard.sha256))
+        file.operation._upload_mode = "lfs"
+        file.operation._is_uploaded = True
+        return file
+
+    def same_as(self, remote: RemoteFile | None) -> bool:
+        """Whether the Hub's file has these bytes."""
+        if remote is None or remote.size != self.size:
+            return False
+        return remote.sha256 == self.sha256 if remote.sha256 else remote.blob_id == self._blob_id()
+
+    def _blob_id(self) -> str:
+        """git's name for the content. (Never that of an uploaded file, whose bytes are gone from here.)"""
+        with self.operation.as_file() as file:
+            content = file.read()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a commit has to do."""
+
+    added: tuple[OutgoingFile, ...]
+    deleted: tuple[str, ...]
+
+    @classmethod
+    def between(
+        cls, files: Sequence[OutgoingFile], there: Mapping[str, RemoteFile], *, whole_model: bool = True
+    ) -> Changes:
+        ours = {file.path for file in files}
+        return cls(
+            added=tuple(file for file in files if not file.same_as(there.get(file.path))),
+            deleted=tuple(
+                path
+                for path in sorted(there)
+                if whole_model
+                and path not in ours
+                and (is_weight_file(path) or is_side_file(path) or path.startswith(_SCORE_FILES))
+            ),
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.deleted)
