@@ -224,7 +224,7 @@ def _read(file: TaskFile) -> Problems:
     if file.format not in FORMATS:
         raise EvaluationError(f"--format {file.format}: has to be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     try:
-        lines = file.path.read_bytes().decode().splitlines()
+        lines = file.path.read_bytes().decode().split("\n")  # splitlines() would cut texts at U+2028
     except OSError as error:
         raise EvaluationError(f"{file.path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -217,6 +217,14 @@ def test_the_file_is_what_counts_and_not_where_it_lies(trajectory: Path, tmp_pat
     assert other[1] != first[1]
 
 
+def test_only_a_line_end_ends_a_line(tmp_path: Path) -> None:
+    """JSON allows other separators as they are in its texts."""
+    (tmp_path / "p.jsonl").write_bytes('{"question": "a\u2028b\x85c", "answer": "1"}\r\n\r\n'.encode())
+    (spec,) = task_specs([], [TaskFile(tmp_path / "p.jsonl", "exact")])
+    assert not isinstance(spec, str)
+    assert spec["custom_dataset"].rows == ({"question": "a\u2028b\x85c", "answer": "1"},)
+
+
 def test_choices(trajectory: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (trajectory / "problems.jsonl").read_text().splitlines()[:30]]
     rows = [
