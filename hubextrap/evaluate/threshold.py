@@ -11,6 +11,9 @@ from hubextrap.evaluate.table import LAST, PREDICTION, EvaluationTable
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+_ROUNDING = 1e-9
+"""0.1 - 0.08 is a little more than 0.02."""
+
 
 def check_judgeable(labels: Collection[str]) -> None:
     """Find out before hours of work whether the rows will hold what `check_loss` compares.
@@ -54,7 +57,7 @@ def check_loss(tables: Sequence[EvaluationTable], max_loss: float, tasks: Collec
                 if not row.label.startswith(PREDICTION) or ours is None or theirs is None:
                     continue
                 loss = theirs.value - ours.value if theirs.higher_is_better else ours.value - theirs.value
-                if not loss <= max_loss:  # also where either is not a number
+                if not loss <= max_loss + _ROUNDING:  # also where either is not a number
                     change = format_figure(ours.value - theirs.value, signed=True)
                     losses.append(
                         f"the {row.label} is worse than the last observed checkpoint by more than "

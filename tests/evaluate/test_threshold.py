@@ -35,6 +35,7 @@ def table(*rows: Row) -> EvaluationTable:
 def test_loss_up_to_the_threshold_is_allowed() -> None:
     rows = row("prediction", score("a", 0.75)), row("last", score("a", 1.0))
     check_loss([table(*rows)], 0.25, ["a"])
+    check_loss([table(row("prediction", score("a", 0.08)), row("last", score("a", 0.1)))], 0.02, ["a"])
     with pytest.raises(PredictionWorse) as caught:
         check_loss([table(*rows)], 0.2, ["a"])
     assert str(caught.value) == (
