@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -133,8 +132,6 @@ def _write_file(path: Path, layouts: Mapping[str, Layout], flat: Iterable[tuple[
             file.write(build_header([(name, of.dtype, [of.elements]) for name, of in layouts.items()]))
             for _, tensor in flat:
                 file.write(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
         unfinished.replace(path)
     except OSError as error:
         raise OutputError(

@@ -1,0 +1,89 @@
+"""What makes no sense is said before training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import hubextrap
+from hubextrap.errors import MethodError, NonFinite, OutputError
+from hubextrap.reground import ExtrapolationCallback
+from hubextrap.reground.parameters import local_tensors, move_to
+from hubextrap.reground.ring import Layout, SnapshotRing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"m": 0}, "m 0: a window has at least one optimizer step"),
+        ({"n": 0}, "n 0: a jump stands for at least one step"),
+        ({"max_n": 5}, "max_n 5 is below n 60"),
+        ({"rule": "linear"}, "rule 'linear': choose one of two_point, anchored, calibrated"),
+        ({"windows": 0}, "windows 0: a jump needs at least one"),
+        ({"windows": 1}, "windows 1: the guard backtests a window on the one before it; give 2 or more"),
+        ({"max_error": 0.0}, r"max_error 0\.0: give a number above 0"),
+        ({"max_error": float("nan")}, "max_error nan: give a number above 0"),
+        ({"probe": lambda model: 1.0}, "probe_margin None: a probe needs one"),
+        (
+            {"probe_margin": 0.1},
+            r"probe_margin 0\.1: a probe needs one.*without a probe there is none",
+        ),
+        ({"probe": lambda model: 1.0, "probe_margin": -0.1}, r"probe_margin -0\.1: a probe needs one, 0 or"),
+        ({"moments": "halve"}, "moments 'halve': choose keep or reset"),
+        ({"snapshots": "gpu"}, "snapshots 'gpu': choose cpu or disk"),
+    ],
+)
+def test_arguments_that_make_no_sense(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(MethodError, match=said):
+        hubextrap.ExtrapolationCallback(**{"m": 20, "n": 60, **arguments})
+
+
+@pytest.mark.parametrize("snapshots", ["cpu", "disk"])
+def test_snapshots_that_do_not_fit_are_refused_before_training(build: Any, snapshots: Any) -> None:
+    size = 4 * sum(p.numel() for p in build(None).trainer.model.parameters())
+    fits = ExtrapolationCallback(4, 6, memory=4 * size, snapshots=snapshots)
+    build(fits, max_steps=8).train()
+    assert fits.clocks.rl_steps == 8
+    with pytest.raises(OutputError, match=f"4 snapshots of {size:,} bytes take {4 * size:,}, above memory="):
+        build(ExtrapolationCallback(4, 6, memory=4 * size - 1, snapshots=snapshots)).train()
+
+
+def test_a_model_without_trainable_parameters_is_refused(build: Any) -> None:
+    run = build(ExtrapolationCallback(4, 6))
+    run.trainer.create_optimizer()
+    for parameter in run.trainer.model.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(MethodError, match="no parameter of the model is trainable"):
+        run.train()
+
+
+def test_moments_that_zero_does_not_begin_are_refused() -> None:
+    from types import SimpleNamespace
+
+    from hubextrap.reground.parameters import reset_moments
+
+    eight_bit = SimpleNamespace(state={0: {"state1": torch.zeros(4, dtype=torch.uint8)}})
+    with pytest.raises(MethodError, match=r"keeps state1 as torch\.uint8, which cannot be set back"):
+        reset_moments(eight_bit)
+
+
+def test_a_jump_out_of_range_leaves_everything_where_it_was() -> None:
+    model = torch.nn.Linear(3, 2, dtype=torch.float16)
+    tensors = local_tensors(model)
+    ring = SnapshotRing({name: Layout.of(tensor) for name, tensor in tensors.items()})
+    ring.put(0, tensors)
+    with torch.no_grad():
+        model.bias += 100.0
+    ring.put(1, tensors)
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    with pytest.raises(NonFinite, match="tensor bias: the jump leaves the range of its dtype"):
+        move_to(ring, (0, 1), {"*": (-999.0, 1000.0)}, tensors)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in local_tensors(model).items())
+
+
+def test_training_that_has_diverged_is_an_error(build: Any) -> None:
+    run = build(ExtrapolationCallback(4, 6), learning_rate=1e38)
+    with pytest.raises(NonFinite, match=r"tensor model\.\S+ holds NaN or infinity at one of steps 0, 4"):
+        run.train()
