@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two busy cores fight over threads: one run came out 15 times slower without this.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test test-slow lint format docs bench clean
+.PHONY: help setup demo reground test test-slow lint format docs bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +19,9 @@ setup: $(VENV)/.ready  ## Make the virtual environment with everything in it.
 
 demo: setup  ## Predict step 400 of a real run from its first 200 steps, push it, evaluate it; all on this machine.
 	$(BIN)/python demo/run.py
+
+reground: setup  ## Train the bundled task with and without re-grounding, measure both (hours on two cores).
+	$(BIN)/python demo/reground.py
 
 test: setup  ## Run the default suite (a few minutes).
 	$(BIN)/python -m pytest -q -m "not slow"

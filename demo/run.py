@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-WORK = ROOT / ".demo"
+WORK = ROOT / ".demo" / "run"
 DATA = ROOT / "demo" / "data" / "rlvr-C"
 TOKEN = "hf_demo_write_token"
 REPO = "demo/rlvr-C"
@@ -44,7 +44,9 @@ def main() -> None:
         results = WORK / "results.json"
         hubextrap("run", "merge_configs/demo.yaml", "--output", str(results))
         check(results)
-    print(f"The demo took {time.monotonic() - started:.0f} s; what it made lies in {WORK.name}/.")
+    print(
+        f"The demo took {time.monotonic() - started:.0f} s; what it made lies in {WORK.relative_to(ROOT)}/."
+    )
 
 
 def push_checkpoints() -> None:
