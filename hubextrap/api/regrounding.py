@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hubextrap.api.extrapolating import extrapolate, scan_folders
 from hubextrap.api.prepare import Settings
-from hubextrap.api.staging import lock_folder
+from hubextrap.api.staging import lock_folder, remove_leftover
 from hubextrap.api.verifying import verify
 from hubextrap.errors import CorruptFile, OutputError, RecipeError
 from hubextrap.hub import OutgoingFile, PushTarget, check_target, commit_files, push_folder
@@ -24,7 +24,7 @@ from hubextrap.reground.checkpoint import check_model
 from hubextrap.reground.command import CommandRunner
 from hubextrap.reground.guardian import GRACE
 from hubextrap.reground.loop import GramOfSnapshots, Loop
-from hubextrap.reground.state import RunState, StartModel, load_state, save_state
+from hubextrap.reground.state import UNFINISHED_NAME, RunState, StartModel, load_state, save_state
 from hubextrap.tensors.cache import cached_source
 from hubextrap.trajectory import Checkpoint, resolve_checkpoint
 
@@ -47,9 +47,7 @@ class RegroundResult:
     """What a finished run left behind."""
 
     model: Path
-    """The model that the run has come to; a prediction where the last round jumped."""
-    checkpoint: Path | None
-    """The last one that was trained; None where no round was."""
+    """The model that the run has come to: the last one that was trained."""
     decisions: tuple[Decision, ...]
     """One a round."""
     reason: str
@@ -59,7 +57,6 @@ class RegroundResult:
         """The result as JSON values."""
         return {
             "model": str(self.model),
-            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
             "decisions": [asdict(decision) for decision in self.decisions],
             "reason": self.reason,
         }
@@ -102,14 +99,14 @@ def reground(
         state = loop.run()
     return RegroundResult(
         model=folder / state.model,
-        checkpoint=folder / state.snapshots[state.windows[-1].end] if state.windows else None,
         decisions=state.decisions,
         reason=state.finished or "",
     )
 
 
 def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and all(path.name == "lock" for path in folder.iterdir())
+    """Whether at most a run's first moments left something in it."""
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {"lock", UNFINISHED_NAME}
 
 
 @contextmanager
@@ -239,6 +236,7 @@ class _Engine:
         self, snapshots: Mapping[int, Path], decision: Decision, target_step: int, out: Path
     ) -> None:
         if out.exists():  # its rename is the last that happens, so a stop came between it and the journal
+            remove_leftover(out)
             with contextlib.suppress(CorruptFile):
                 if not verify(out, progress=self.progress).problems:
                     return

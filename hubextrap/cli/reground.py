@@ -56,5 +56,3 @@ def _print(result: RegroundResult) -> None:
         )
     typer.echo(f"finished: {result.reason}")
     typer.echo(f"model: {result.model}")
-    if result.checkpoint is not None and result.checkpoint != result.model:
-        typer.echo(f"it is a prediction; the last trained checkpoint: {result.checkpoint}")

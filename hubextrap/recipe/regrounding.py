@@ -43,7 +43,7 @@ class GuardSection(RecipeSection):
     """Run the probe by ``/bin/sh -c``."""
     probe: Command | None = None
     """A command that prints a number for ``{model}``, higher is better; run before and after each jump."""
-    margin: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    margin: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Harm above it takes the jump back and halves n; a gain above it doubles n, up to ``longest_jump``."""
     longest_jump: Count | None = None
     """The largest n that gains may lead to; ``jump`` when None."""
@@ -61,6 +61,11 @@ class GuardSection(RecipeSection):
     def _probe_is_there(self) -> GuardSection:
         if self.probe is None and {"margin", "shell", "longest_jump"} & self.model_fields_set:
             raise ValueError("margin, shell and longest_jump go with a probe, and there is none")
+        if self.probe is not None and self.margin is None:
+            raise ValueError(
+                "a probe needs a margin, 0 or more: what its score has to change by to count, about twice "
+                "its standard error"
+            )
         return self
 
 

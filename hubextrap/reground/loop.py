@@ -21,7 +21,7 @@ from hubextrap.reground.checkpoint import CheckedModel, check_model, check_uncha
 from hubextrap.reground.command import CommandRunner, printed_number
 from hubextrap.reground.guard import Judgement, judge_jump, judge_probe
 from hubextrap.reground.history import HISTORY_NAME, Decision, finite_or_none, rewrite_history
-from hubextrap.reground.jumps import WINDOWS_KEPT, Window, jump_coefficients, snapshot_steps
+from hubextrap.reground.jumps import WINDOWS_KEPT, Clocks, Window, jump_coefficients, snapshot_steps
 from hubextrap.reground.state import Phase, RunState, save_state
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Loop:
         if self.state.phase in ("checked", "decided"):
             self._recheck()
         while self.state.finished is None:
-            if self.state.phase == "begun" and (reason := self._end()) is not None:
+            if self.state.phase == "begun" and (reason := self._end_of_the_run()) is not None:
                 self._save(self.state.after("begun", finished=reason))
                 self._progress.say(f"finished: {reason}")
                 break
@@ -119,25 +119,32 @@ class Loop:
                 self._save(work())
         self._next()
 
-    def _end(self) -> str | None:
-        """Why no further round is to begin."""
-        section, clocks, done = self._section, self.state.clocks, self.state.round - 1
-        if section.iterations is not None and done >= section.iterations:
-            return f"{done} iterations are done"
-        if section.max_rl_steps is not None and clocks.rl_steps + section.window > section.max_rl_steps:
-            return (
-                f"{clocks.rl_steps} RL steps; another round would exceed max_rl_steps {section.max_rl_steps}"
-            )
-        limit = section.max_represented_steps
-        if limit is not None and clocks.represented_steps >= limit:
-            return (
-                f"{clocks.represented_steps} steps are represented: max_represented_steps {limit} is reached"
-            )
-        most = section.max_skipped
-        last = self.state.decisions[-most:] if most is not None and done >= most else ()
-        if last and all(decision.action != "jumped" for decision in last):
-            return f"the last {most} jumps were skipped or taken back (max_skipped)"
+    def _end_of_the_run(self) -> str | None:
+        """Why no further round is to begin. A jump is followed by training, whatever the clocks say."""
+        decisions = self.state.decisions
+        if decisions and decisions[-1].action == "jumped":
+            return None
+        return self._end(len(decisions), self.state.clocks) or self._stalled()
+
+    def _end(self, rounds: int, clocks: Clocks) -> str | None:
+        """Why a run that has trained so far is at its end."""
+        section = self._section
+        if section.iterations is not None and rounds >= section.iterations:
+            return f"{rounds} iterations are done"
+        most = section.max_rl_steps
+        if most is not None and clocks.rl_steps + section.window > most:
+            return f"{clocks.rl_steps} RL steps; another round would exceed max_rl_steps {most}"
+        most = section.max_represented_steps
+        if most is not None and clocks.represented_steps >= most:
+            return f"{clocks.represented_steps} steps are represented; max_represented_steps is {most}"
         return None
+
+    def _stalled(self) -> str | None:
+        most = self._section.max_skipped
+        last = self.state.decisions[-most:] if most is not None else ()
+        if most is None or len(last) < most or any(decision.action == "jumped" for decision in last):
+            return None
+        return f"the last {most} jumps were skipped or taken back; max_skipped is {most}"
 
     def _train(self) -> RunState:
         state, section = self.state, self._section
@@ -201,9 +208,13 @@ class Loop:
         try:
             rows = jump_coefficients(windows, n, self._section.rule, found.gram)
             coefficients = _named(rows, found.tensors)
-        except MethodError as error:  # the rule cannot serve with these windows
-            judged, coefficients = replace(judged, jump=False, reason=str(error)), None
+        except MethodError as error:  # e.g. too few windows yet
+            judged = replace(judged, jump=False, reason=f"{self._section.rule}: {error}")
+            coefficients = None
         after = self.state.clocks.trained(self._section.window)
+        if self._end(self.state.round, after) is not None:
+            reason = f"training ends here, and what it ends with was trained ({judged.reason})"
+            judged = replace(judged, jump=False, reason=reason)
         decision = Decision(
             rl_steps=after.rl_steps,
             represented_steps=(after.jumped(n) if judged.jump else after).represented_steps,
@@ -251,7 +262,7 @@ class Loop:
 
     def _probe(self) -> RunState:
         decision, guard = self._decision(), self._section.guard
-        if decision.action != "jumped" or guard.probe is None:
+        if decision.action != "jumped" or guard.probe is None or guard.margin is None:
             return self.state.after("probed")
         before = self._score(self._checkpoint(), "before")
         after = self._score(self._extrapolated(), "after")

@@ -14,6 +14,7 @@ from hubextrap.reground.history import Decision
 from hubextrap.reground.jumps import Clocks, Window
 
 STATE_NAME = "state.json"
+UNFINISHED_NAME = ".state.json.unfinished"
 Phase = Literal["begun", "trained", "checked", "decided", "extrapolated", "probed", "pushed"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 """In order. A state names the last one that is behind it; ``begun`` is the start of a round."""
@@ -101,7 +102,7 @@ def save_state(folder: Path, state: RunState) -> None:
         OutputError: the disk did not take it; the old state is still there.
     """
     path = folder / STATE_NAME
-    unfinished = folder / f".{STATE_NAME}.unfinished"
+    unfinished = folder / UNFINISHED_NAME
     try:
         with unfinished.open("wb") as file:
             file.write(json.dumps(state.model_dump(mode="json"), indent=1, allow_nan=False).encode() + b"\n")

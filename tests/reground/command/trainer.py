@@ -1,8 +1,8 @@
-"""A trainer command: deterministic noisy descent on a quadratic loss over a model's weights, with numpy alone.
+"""A trainer command: deterministic noisy descent on a quadratic loss over a model's weights, in numpy alone.
 
-It reads a folder in safetensors, takes ``--steps`` steps from the problem's step ``--start-step`` on, and leaves
-``checkpoint-<steps>`` as transformers would: weights, configuration, tokenizer. The file ``--fault``, where it is
-there, says what goes wrong, so that a test can mend it without changing the command.
+It reads a folder in safetensors, takes ``--steps`` steps from the problem's step ``--start-step`` on, and
+leaves ``checkpoint-<steps>`` as transformers would: weights, configuration, tokenizer. The file ``--fault``,
+where it is there, says what goes wrong, so that a test can mend it without changing the command.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -35,8 +36,13 @@ def main() -> None:
     fault = options.fault.read_text().strip() if options.fault and options.fault.exists() else ""
     weights = load_file(options.model / "model.safetensors")
     print(f"training from {options.model}", flush=True)
-    if fault == "wait":
-        (options.output / "begun").touch()
+    if fault == "own disk":  # what is full is not where the trainer writes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    if fault == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if fault in ("wait", "stubborn"):
+        (options.output / "unfinished").write_text(str(os.getpid()))
+        (options.output / "unfinished").rename(options.output / "pid")
         time.sleep(60)
     if fault.startswith("exit"):
         print("\n".join(f"line {number}" for number in range(40)))

@@ -1,0 +1,220 @@
+"""A small model to start from, recipes for the trainer beside this, and `hubextrap` to be killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from hubextrap import api
+from hubextrap.progress import SilentProgress
+from hubextrap.recipe import load_reground_recipe
+
+HERE = Path(__file__).parent
+TRAINER = HERE / "trainer.py"
+TOKENIZER = HERE.parents[2] / "demo" / "data" / "rlvr-C" / "step_0"
+STEPS, JUMP = 4, 4
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with tied embeddings, as `save_pretrained` writes it, with a tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "start"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=28,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for file in TOKENIZER.glob("*token*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A recipe in a file, the run's folder, and the file that makes the trainer fail while it is there."""
+
+    recipe: Path
+    out: Path
+    fault: Path
+
+    def change(self, **section: Any) -> None:
+        """Change keys of the recipe's reground section; None takes a key away."""
+        content = yaml.safe_load(self.recipe.read_text())
+        content["reground"] |= section
+        content["reground"] = {key: value for key, value in content["reground"].items() if value is not None}
+        self.recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def history(self) -> list[dict[str, Any]]:
+        path = self.out / "reground_history.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_setting(
+    start: Path, folder: Path, push: dict[str, Any] | None = None, pause: float = 0.0, **section: Any
+) -> Setting:
+    fault = folder / "fault"
+    command = [sys.executable, str(TRAINER), "--fault", str(fault), "--pause", str(pause)]
+    command += ["--model", "{model}", "--start-step", "{start_step}", "--steps", "{steps}"]
+    content: dict[str, Any] = {
+        "reground": {
+            "model": str(start),
+            "train": [*command, "--output", "{output}"],
+            "checkpoint": "checkpoint-{step}",
+            "window": STEPS,
+            "jump": JUMP,
+            "iterations": 3,
+            "guard": {"max_error": "off"},
+        }
+        | section
+    }
+    if push is not None:
+        content["push"] = push
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+    return Setting(recipe, folder / "run", fault)
+
+
+@pytest.fixture
+def setting(start: Path, tmp_path: Path) -> Callable[..., Setting]:
+    """``setting(jump=…, push={…}, …)``: three iterations of 4 steps and jumps of 4 that are always made."""
+    return lambda **section: write_setting(start, tmp_path, **section)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    """Two iterations that nothing went wrong with."""
+    setting = write_setting(start, tmp_path_factory.mktemp("undisturbed"), iterations=2)
+    api.reground(load_reground_recipe(setting.recipe), setting.out)
+    return setting
+
+
+@pytest.fixture
+def weights() -> Callable[[Path], dict[str, np.ndarray]]:
+    """The weights of a folder."""
+    return lambda folder: load_file(folder / "model.safetensors")
+
+
+@pytest.fixture
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """Every file of a run that is to be the same however often it was stopped: all but logs and its lock."""
+
+    def read(folder: Path) -> dict[str, bytes]:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        names = {path.relative_to(folder).as_posix(): path for path in files}
+        return {
+            name: path.read_bytes()
+            for name, path in names.items()
+            if name != "lock" and path.suffix != ".log"
+        }
+
+    return read
+
+
+class Lines(SilentProgress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+@pytest.fixture
+def lines() -> Lines:
+    """A Progress whose ``said`` lists the lines told to the user."""
+    return Lines()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code, or minus the signal; all it printed; and after how long."""
+
+    code: int
+    output: str
+    seconds: float
+
+
+class Warm:
+    """Runs `hubextrap` in forks of one process that has everything imported and compiled, see warm.py."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self._output = folder / "output"
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "warm.py"), str(model)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._answer() == "ready"
+
+    def run(
+        self, *arguments: str | Path, after: float | None = None, sign: signal.Signals = signal.SIGKILL
+    ) -> Ended:
+        """Run a command to its end, or send it ``sign`` after so many seconds."""
+        return self.end(self.start(*arguments), after, sign)
+
+    def start(self, *arguments: str | Path) -> int:
+        """Start a command; its pid."""
+        asked = {"arguments": [str(argument) for argument in arguments], "output": str(self._output)}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        self._started = time.monotonic()
+        return int(self._answer())
+
+    def end(self, pid: int, after: float | None = None, sign: signal.Signals = signal.SIGKILL) -> Ended:
+        """Wait for the command that was started, or send it ``sign`` after so many seconds."""
+        if after is not None:
+            time.sleep(max(0.0, after - (time.monotonic() - self._started)))
+            with contextlib.suppress(ProcessLookupError):  # it was quicker
+                os.kill(pid, sign)
+        code = int(self._answer())
+        return Ended(code, self._output.read_text(), time.monotonic() - self._started)
+
+    def printed(self) -> str:
+        """What the command under way has printed so far."""
+        return self._output.read_text() if self._output.exists() else ""
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+        self._process.stdout.close()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory, start: Path) -> Iterator[Warm]:
+    """Runs commands in processes that can be killed."""
+    warm = Warm(tmp_path_factory.mktemp("warm"), start)
+    yield warm
+    warm.close()

@@ -1,0 +1,50 @@
+"""Runs `hubextrap` commands in forks of a process that has everything imported and compiled.
+
+Reads a JSON object a line: {"arguments": […], "output": FILE}. Answers with the pid at once, and with the
+exit code (minus the signal, if that ended it) when the command has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from typing import NoReturn
+
+from hubextrap import api
+from hubextrap.api.extrapolating import scan_folders
+from hubextrap.cli.main import main
+from hubextrap.progress import SilentProgress
+from hubextrap.trajectory import Checkpoint
+
+
+def run(arguments: list[str], output: str) -> NoReturn:
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.argv = ["hubextrap", *arguments]
+    code = 70
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 0
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+scan_folders(
+    [Checkpoint(step, None, "", None, sys.argv[1]) for step in (0, 1)], api.Settings(), SilentProgress()
+)
+print("ready", flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        run(asked["arguments"], asked["output"])
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
