@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import yaml
@@ -28,7 +28,7 @@ from hubextrap.progress import SilentProgress
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from huggingface_hub import CommitInfo
+    from huggingface_hub import CommitInfo, HfApi
 
     from hubextrap.hub.outgoing import OutgoingFile
     from hubextrap.hub.target import PushTarget, RemoteFile, RemoteState
@@ -81,26 +81,20 @@ def commit_files(
         return _Committer(target, files, target.message or message, whole_model, progress).run(state)
 
 
+@dataclass(frozen=True, slots=True)
 class _Committer:
     """The attempts at one commit."""
 
-    def __init__(
-        self,
-        target: PushTarget,
-        files: Sequence[OutgoingFile],
-        message: str,
-        whole_model: bool,
-        progress: Progress,
-    ) -> None:
-        self.target = target
-        self.files = files
-        self.message = message
-        self.whole_model = whole_model
-        self.progress = progress
-        self.api = hub_api()
+    target: PushTarget
+    files: Sequence[OutgoingFile]
+    message: str
+    whole_model: bool
+    progress: Progress
+    api: HfApi = field(default_factory=hub_api)
 
     def run(self, start: RemoteState) -> PushResult:
-        state, made_branch = start, False
+        state = start
+        branched_at: str | None = None
         deleted: tuple[str, ...] = ()
         attempts = Attempts()
         try:
@@ -109,7 +103,7 @@ class _Committer:
                 deleted = changes.deleted or deleted
                 try:
                     if not state.has_branch and state.head:
-                        made_branch = True
+                        branched_at = state.head
                         self.api.create_branch(
                             self.target.repo, branch=self.target.revision, revision=state.head, exist_ok=True
                         )
@@ -130,8 +124,8 @@ class _Committer:
                         raise
                     state = now
         except BaseException:
-            if made_branch:
-                self._take_back_branch(start)
+            if branched_at:
+                self._take_back_branch(branched_at)
             raise
 
     def _changes(self, there: Mapping[str, RemoteFile]) -> Changes:
@@ -179,11 +173,11 @@ class _Committer:
             return PushResult(now.head, self._url(now.head), deleted=deleted)
         return None
 
-    def _take_back_branch(self, start: RemoteState) -> None:
-        """Delete the branch that was made for this push, if nothing was committed to it."""
+    def _take_back_branch(self, made_at: str) -> None:
+        """Delete the branch that was made for this push at a commit, if it is still there."""
         with contextlib.suppress(Exception):  # the error that brought us here matters more
             now = read_remote(self.target)
-            if now.has_branch and now.head == start.head:
+            if now.has_branch and now.head == made_at:
                 self.api.delete_branch(self.target.repo, branch=self.target.revision)
 
     def _url(self, commit: str) -> str:

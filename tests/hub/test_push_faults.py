@@ -189,6 +189,26 @@ def test_a_hub_that_stays_down(hub: LocalHub, prediction: Path, repo_id: str) ->
     assert len(commits(repo_id)) == 1
 
 
+def test_the_branch_goes_too_where_main_moved_before_it_was_made(
+    hub: LocalHub, prediction: Path, repo_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.create_repo(repo_id)
+    hub.faults.add(Fault(r"/branch/", "POST", status=503))
+    hub.faults.add(Fault(COMMIT, "POST", status=403))
+    branch = HfApi.create_branch
+
+    def interrupted(api: HfApi, *args: object, **options: object) -> None:
+        if len(commits(repo_id)) == 1:
+            hub.commit(repo_id, {"notes.md": b"from a colleague"})
+        branch(api, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(HfApi, "create_branch", interrupted)
+    with pytest.raises(PushError, match="the Hub answered 403"):
+        push_folder(prediction, PushTarget.parse(f"{repo_id}@step_400"))
+    assert hub.faults.pending() == 0
+    assert branches(repo_id) == ["main"]
+
+
 def test_what_was_uploaded_is_not_sent_twice(hub: LocalHub, prediction: Path, repo_id: str) -> None:
     hub.create_repo(repo_id)
     hub.faults.add(Fault(COMMIT, "POST", status=403))
