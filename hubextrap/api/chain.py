@@ -18,10 +18,10 @@ from hubextrap.progress import Progress, SilentProgress
 from hubextrap.trajectory import find_recipe_trajectory
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from hubextrap.api.prepare import Settings
-    from hubextrap.evaluate import EvaluationTable
+    from hubextrap.evaluate import EvaluationTable, Measurement
     from hubextrap.logits import Mixture
     from hubextrap.recipe import EvaluateSection, Recipe
     from hubextrap.trajectory import Checkpoint, Trajectory
@@ -82,20 +82,22 @@ def run(
                 "--output: the recipe has no evaluate section, so there will be nothing to save"
             )
         check_writable(output)
-    if section is not None:
-        harness_of(section)
-        if recipe.space == "logits":
-            return _run_mixed(recipe, section, output, progress)
-    merged = merge(recipe, out=out, push=targets, settings=settings, progress=progress)
-    if section is None:
-        return RunResult(merged.predictions, ())
-    trajectory = find_recipe_trajectory(recipe, SilentProgress())
+    harness = None if section is None else harness_of(section, progress)
+    predictions: tuple[Prediction, ...] = ()
+    if recipe.space == "weights":
+        predictions = merge(recipe, out=out, push=targets, settings=settings, progress=progress).predictions
+    if section is None or harness is None:
+        return RunResult(predictions, ())
+    known: dict[Checkpoint | Mixture, Measurement] = {}
     tables = []
-    for prediction in merged.predictions:
-        table = _evaluate(prediction, recipe, section, trajectory, progress)
-        _save(table, output, prediction.step, recipe)
+    for step, rows in _rows(recipe, section, predictions, progress):
+        for label, checkpoint in rows:
+            if checkpoint not in known:  # the last observed one is, from the second target step on
+                known[checkpoint] = harness.measure(label, checkpoint)
+        table = harness.table([known[checkpoint].labelled(label) for label, checkpoint in rows])
+        _save(table, output, step, recipe)
         tables.append(table)
-    return RunResult(merged.predictions, tuple(tables))
+    return RunResult(predictions, tuple(tables))
 
 
 def check_judged(recipe: Recipe) -> None:
@@ -110,38 +112,21 @@ def check_judged(recipe: Recipe) -> None:
     check_judgeable([PREDICTION, *(entry.partition("=")[0] for entry in recipe.evaluate.against)])
 
 
-def _evaluate(
-    prediction: Prediction,
-    recipe: Recipe,
-    section: EvaluateSection,
-    trajectory: Trajectory,
-    progress: Progress,
-) -> EvaluationTable:
-    against = [
-        found
-        for entry in section.against
-        if (found := _named(entry, recipe, trajectory, prediction.step, progress)) is not None
-    ]
-    rows = compared_checkpoints([_reference(prediction)], against, progress=progress)
-    return _measured(rows, section, progress)
-
-
-def _measured(
-    rows: Sequence[tuple[str, Checkpoint | Mixture]], section: EvaluateSection, progress: Progress
-) -> EvaluationTable:
-    harness = harness_of(section, progress)
-    return harness.table([harness.measure(label, checkpoint) for label, checkpoint in rows])
-
-
-def _run_mixed(
-    recipe: Recipe, section: EvaluateSection, output: Path | None, progress: Progress
-) -> RunResult:
-    tables = []
-    for step in recipe.target_steps:
-        table = _measured(mixed_rows(recipe, section, step, progress), section, progress)
-        _save(table, output, step, recipe)
-        tables.append(table)
-    return RunResult((), tuple(tables))
+def _rows(
+    recipe: Recipe, section: EvaluateSection, predictions: Sequence[Prediction], progress: Progress
+) -> Iterator[tuple[int, Sequence[tuple[str, Checkpoint | Mixture]]]]:
+    """For each target step, what is to be measured, labelled."""
+    if recipe.space == "logits":
+        yield from mixed_rows(recipe, section, progress)
+        return
+    trajectory = find_recipe_trajectory(recipe, SilentProgress())
+    for prediction in predictions:
+        against = [
+            found
+            for entry in section.against
+            if (found := _named(entry, recipe, trajectory, prediction.step, progress)) is not None
+        ]
+        yield prediction.step, compared_checkpoints([_reference(prediction)], against, progress=progress)
 
 
 def _save(table: EvaluationTable, output: Path | None, step: int, recipe: Recipe) -> None:

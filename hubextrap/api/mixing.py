@@ -13,7 +13,11 @@ from hubextrap.progress import SilentProgress
 from hubextrap.trajectory import find_recipe_trajectory, find_trajectory
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from hubextrap.progress import Progress
     from hubextrap.recipe import EvaluateSection, Recipe
@@ -69,38 +73,49 @@ def mixture(
     """
     progress = progress or SilentProgress()
     trajectory = trajectory or find_recipe_trajectory(recipe, progress)
-    gram_matrix = None
-    if recipe.rules[-1].needs_gram_matrix and not recipe.parameters.tensors:
-        progress.say("reading every checkpoint once: the coefficients follow from the weights")
-        gram_matrix = scan(trajectory, progress=progress).gram_table.total()
     return recipe_mixture(
-        recipe, target_step=target_step, trajectory=trajectory, gram_matrix=gram_matrix, progress=progress
+        recipe,
+        target_step=target_step,
+        trajectory=trajectory,
+        gram_matrix=_gram_matrix(recipe, trajectory, progress),
+        progress=progress,
     )
 
 
+def _gram_matrix(recipe: Recipe, trajectory: Trajectory, progress: Progress) -> NDArray[np.float64] | None:
+    """(K, K), of all weights taken as one vector; None where the coefficients do not follow from it."""
+    if recipe.parameters.tensors or not recipe.rules[-1].needs_gram_matrix:
+        return None
+    progress.say("reading every checkpoint once: the coefficients follow from the weights")
+    return scan(trajectory, progress=progress).gram_table.total()
+
+
 def mixed_rows(
-    recipe: Recipe, section: EvaluateSection, target_step: int, progress: Progress
-) -> list[tuple[str, Checkpoint | Mixture]]:
-    """The mixture for one target step, and what the recipe compares it with, labelled.
+    recipe: Recipe, section: EvaluateSection, progress: Progress
+) -> Iterator[tuple[int, list[tuple[str, Checkpoint | Mixture]]]]:
+    """For each target step, the mixture and what the recipe compares it with, labelled.
 
     Raises:
         HubExtrapError: see `mixture`; a reference of ``evaluate.against`` leads nowhere.
     """
     trajectory = find_recipe_trajectory(recipe, progress)
-    rows: dict[str, Checkpoint | Mixture] = {
-        PREDICTION: mixture(recipe, target_step=target_step, trajectory=trajectory, progress=progress)
-    }
-    for entry in section.against:
-        if entry == LAST:
-            rows[LAST] = trajectory.last
-        elif entry == BASE:
-            rows[BASE] = trajectory.base
-        elif entry == TARGET:
-            if (real := real_checkpoint(recipe, target_step, progress)) is not None:
-                rows[TARGET] = real
-        else:
-            rows.update(compared_checkpoints([], [entry], progress=progress))
-    return list(rows.items())
+    gram_matrix = _gram_matrix(recipe, trajectory, progress)
+    for step in recipe.target_steps:
+        mixed = recipe_mixture(
+            recipe, target_step=step, trajectory=trajectory, gram_matrix=gram_matrix, progress=progress
+        )
+        rows: dict[str, Checkpoint | Mixture] = {PREDICTION: mixed}
+        for entry in section.against:
+            if entry == LAST:
+                rows[LAST] = trajectory.last
+            elif entry == BASE:
+                rows[BASE] = trajectory.base
+            elif entry == TARGET:
+                if (real := real_checkpoint(recipe, step, progress)) is not None:
+                    rows[TARGET] = real
+            else:
+                rows.update(compared_checkpoints([], [entry], progress=progress))
+        yield step, list(rows.items())
 
 
 def real_checkpoint(recipe: Recipe, target_step: int, progress: Progress) -> Checkpoint | None:

@@ -236,7 +236,7 @@ class _Kept:
             found = Measurement.model_validate_json((self._folder / f"{key}.json").read_bytes())
         except (OSError, ValidationError):  # not there, or another version's: it is measured again
             return None
-        return found.model_copy(update={"row": found.row.model_copy(update={"label": label})})
+        return found.labelled(label)
 
     def put(self, key: str, measurement: Measurement) -> Measurement:
         _write_whole(self._folder / f"{key}.json", measurement.model_dump_json())

@@ -96,6 +96,10 @@ class Measurement(Part):
     mixture: str | None = None
     """Which logits it mixes, pinned, where it is no checkpoint."""
 
+    def labelled(self, label: str) -> Measurement:
+        """The same under another label."""
+        return self.model_copy(update={"row": self.row.model_copy(update={"label": label})})
+
 
 class Harness:
     """lm-eval with the same tasks, seeds and settings for every checkpoint that it measures."""

@@ -14,6 +14,7 @@ from hubextrap import api
 from hubextrap.errors import MethodError, RecipeError
 from hubextrap.evaluate import EvaluationTable
 from hubextrap.logits import ExtrapolatedForCausalLM, recipe_mixture
+from hubextrap.progress import SilentProgress
 from hubextrap.recipe import Recipe, parse_recipe
 from hubextrap.trajectory import find_recipe_trajectory
 
@@ -127,6 +128,32 @@ def test_run_evaluates_the_mixture_in_place_of_merged_weights(trajectory_c: Path
     score, last = near.rows[0].scores[0].value, near.rows[1].scores[0].value
     assert score > last + 0.05
     assert EvaluationTable.load(tmp_path / "results.step_400.json") == far
+
+
+class Lines(SilentProgress):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+@pytest.mark.parametrize("space", ["logits", "weights"])
+def test_target_steps_share_what_they_are_compared_with(
+    trajectory_c: Path, tmp_path: Path, space: str
+) -> None:
+    section = {"tasks": ["radd"], "include_path": str(TASKS), "against": ["last"], "limit": 8}
+    targets = {"target_step": [300, 400]}
+    asked = recipe(trajectory_c, targets, merge_method="calibrated", space=space, evaluate=section)
+    lines = Lines()
+    result = api.run(asked, out=tmp_path / "out" if space == "weights" else None, progress=lines)
+    near, far = result.tables
+    assert [(row.label, row.step) for row in near.rows] == [("prediction", 300), ("last", 200)]
+    assert [(row.label, row.step) for row in far.rows] == [("prediction", 400), ("last", 200)]
+    assert near.last == far.last
+    assert sum(line.startswith("prediction: ") for line in lines.said) == 2
+    assert sum(line.startswith("last: ") for line in lines.said) == 1
+    assert sum(line.startswith("reading every checkpoint once") for line in lines.said) == 1
 
 
 def test_the_real_run_at_step_300(rlvr: Path) -> None:
