@@ -48,7 +48,6 @@ def local(layers: int, rounds: int) -> None:
     for count in (2, 4):
         steps = [10 * number for number in range(1, count + 1)]
         files = [root / f"step_{step}" / "model.safetensors" for step in steps]
-        warm(root)
         found = in_turn(
             {
                 "hubextrap": lambda c=count: merge_case(root, c),
@@ -56,6 +55,7 @@ def local(layers: int, rounds: int) -> None:
                 "raw I/O": lambda f=files: run([PYTHON, "-m", "benchmarks.raw_io", fresh("raw"), *f]),
             },
             rounds,
+            before=lambda f=files: warm(f),
         )
         for name, result in found.items():
             ratio = found["mergekit"].seconds / result.seconds
@@ -72,8 +72,10 @@ def growth(layers: int, rounds: int) -> None:
     for part in (7, 14, 28):
         size = max(1, layers * part // 28)
         root = trajectory("qwen" if size == layers else f"qwen-{size}", size, 2)
-        warm(root)
-        result = in_turn({"merge": lambda r=root: merge_case(r, 2)}, rounds)["merge"]
+        files = sorted(root.glob("*/model.safetensors"))[:2]
+        result = in_turn({"merge": lambda r=root: merge_case(r, 2)}, rounds, before=lambda f=files: warm(f))[
+            "merge"
+        ]
         billions = parameters(root / "step_10") / 1e9
         row(f"{billions:.2f}B", *figures(result), f"{(result.inner or 0) / billions:.2f}")
 
@@ -153,7 +155,6 @@ def scan(layers: int, rounds: int) -> None:
     root = trajectory("qwen-eight", max(1, layers // 7), 8)
     billions = parameters(root / "step_10") / 1e9
     files = sorted(root.glob("*/model.safetensors"))
-    warm(root)
     print(f"\nscan, K = 8, {billions:.2f}B parameters, bf16, page cache warm, medians of {rounds}\n")
     row("program", "wall s", "own s", "peak GB", "own/raw read")
     found = in_turn(
@@ -162,6 +163,7 @@ def scan(layers: int, rounds: int) -> None:
             "raw read, two threads": lambda: run([PYTHON, "-m", "benchmarks.raw_io", "-", *map(str, files)]),
         },
         rounds,
+        before=lambda: warm(files),
     )
     raw = found["raw read, two threads"].inner or 1
     for name, result in found.items():

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,11 +66,17 @@ def _watch_peak(pid: int) -> int:
         time.sleep(0.02)
 
 
-def in_turn(cases: Mapping[str, Callable[[], Run]], rounds: int) -> dict[str, Run]:
-    """Run all cases once each, ``rounds`` times, so that a slow spell of the machine meets all; medians."""
+def in_turn(
+    cases: Mapping[str, Callable[[], Run]], rounds: int, before: Callable[[], None] = lambda: None
+) -> dict[str, Run]:
+    """Run all cases once each, ``rounds`` times, so that a slow spell of the machine meets all; medians.
+
+    ``before`` each run makes all of them start alike: one that takes much memory empties the page cache.
+    """
     found: dict[str, list[Run]] = {name: [] for name in cases}
     for _ in range(rounds):
         for name, case in cases.items():
+            before()
             found[name].append(case())
     return {name: _median(runs) for name, runs in found.items()}
 
@@ -84,10 +90,10 @@ def _median(runs: list[Run]) -> Run:
     )
 
 
-def warm(folder: Path) -> None:
-    """Bring the files of a folder into the page cache."""
-    buffer = bytearray(2**24)
-    for path in sorted(folder.rglob("*.safetensors")):
+def warm(files: Iterable[Path]) -> None:
+    """Bring files into the page cache."""
+    buffer = bytearray(2**20)
+    for path in files:
         with path.open("rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass

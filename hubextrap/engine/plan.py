@@ -37,6 +37,8 @@ REMOTE_READ_SIZE = 8 * MiB
 BASELINE = 300 * MiB
 """What the process takes without buffers, counted into ``memory``: python, torch and the Hub client are
 230 MiB (measured with torch 2.13); the rest is for headers."""
+WRITE_MEMORY = 8 * MiB
+"""A target's blocks on their way to the disk, of the shard being made and of the one being finished."""
 BLOCK = 2**18
 """Elements that the kernels combine at once: long enough that calling torch costs little."""
 LISTED_PROBLEMS = 20
@@ -193,7 +195,7 @@ def plan_merge(
     every = [plan for shard in shards for plan in shard.tensors]
     itemsize = 8 if any(plan.dtype == "F64" for plan in every) else 4
     # what a worker's kernels need beside its buffer: one input, one difference, a sum a target
-    fixed = BASELINE + reserve + workers * BLOCK * (targets + 2) * itemsize
+    fixed = BASELINE + reserve + workers * BLOCK * (targets + 2) * itemsize + targets * WRITE_MEMORY
     job_bytes = _job_bytes(every, targets, memory, fixed, workers, read_size, grain)
     return MergePlan(
         steps=tuple(steps),

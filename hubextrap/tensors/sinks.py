@@ -7,19 +7,15 @@ import errno
 import hashlib
 import os
 import shutil
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import OutputError
+from hubextrap.tensors.blocks import BlockWriter
 from hubextrap.tensors.interfaces import FinishedShard
 
 if TYPE_CHECKING:
     from hubextrap.tensors.journal import Journal
-
-
-WRITE_BACK = 128 * 2**20
-"""Bytes after which the disk is made to take what is written, while more is computed."""
 
 
 class LocalSink:
@@ -61,11 +57,12 @@ class LocalShardWriter:
         self._position = 0
         self._hash = hashlib.sha256()
         self._descriptor = -1
-        self._write_back = _WriteBack()
+        self._blocks: BlockWriter | None = None
         try:
             self._descriptor = os.open(
                 self._part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666
             )
+            self._blocks = BlockWriter(self._descriptor)
             _reserve(self._descriptor, size)
         except OSError as error:
             self.abort()
@@ -82,15 +79,13 @@ class LocalShardWriter:
             raise ValueError(
                 f"{self._final.name}: write at {offset}, expected {self._position} of {self._size}"
             )
-        done = 0
-        while done < len(view):
-            try:
-                done += os.pwrite(self._descriptor, view[done:], offset + done)
-            except OSError as error:
-                raise self._failed(error) from error
+        assert self._blocks is not None
+        try:
+            self._blocks.append(view)
+        except OSError as error:
+            raise self._failed(error) from error
         self._hash.update(view)
         self._position += len(view)
-        self._write_back.up_to(self._position, self._descriptor)
 
     def finish(self) -> FinishedShard:
         """Force the file to disk and give it its name.
@@ -100,8 +95,9 @@ class LocalShardWriter:
         """
         if self._position != self._size:
             raise ValueError(f"{self._final.name}: finished at {self._position} of {self._size} bytes")
+        assert self._blocks is not None
         try:
-            self._write_back.wait()
+            self._blocks.close()
             os.fsync(self._descriptor)
             self._close()
             self._part.replace(self._final)
@@ -115,13 +111,14 @@ class LocalShardWriter:
 
     def abort(self) -> None:
         """Remove what was written; does nothing after ``finish``."""
-        with contextlib.suppress(OSError):
-            self._write_back.wait()
         self._close()
         with contextlib.suppress(OSError):
             self._part.unlink()
 
     def _close(self) -> None:
+        if self._blocks is not None:
+            self._blocks.stop()
+            self._blocks = None
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -136,36 +133,6 @@ class LocalShardWriter:
         return OutputError(
             f"{self._final}: cannot be written: {error.strerror}; check the folder's permissions and the disk"
         )
-
-
-class _WriteBack:
-    """Has the disk take a file while it grows, one thread at a time, so that the end is short."""
-
-    def __init__(self) -> None:
-        self._handed = 0
-        self._thread: threading.Thread | None = None
-        self._error: OSError | None = None
-
-    def up_to(self, position: int, descriptor: int) -> None:
-        """Begin to force out what lies before ``position``, if that is worth it and nothing is under way."""
-        if position - self._handed < WRITE_BACK or (self._thread is not None and self._thread.is_alive()):
-            return
-        self._handed = position
-        self._thread = threading.Thread(target=self._sync, args=(descriptor,), name="hubextrap-write-back")
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Until no thread uses the file; raises the OSError of any, as the system reports each only once."""
-        if self._thread is not None:
-            self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def _sync(self, descriptor: int) -> None:
-        try:
-            getattr(os, "fdatasync", os.fsync)(descriptor)  # macOS has no fdatasync
-        except OSError as error:
-            self._error = error
 
 
 def _reserve(descriptor: int, size: int) -> None:

@@ -171,10 +171,10 @@ def test_too_little_memory_says_how_much() -> None:
     with pytest.raises(OutputError) as caught:
         plan_merge([*range(16)], [big] * 16, lambda name: np.full((1, 16), 1 / 16), memory=290 * MiB)
     message = (
-        "memory: 290 MiB are not enough for 16 checkpoints, 1 target and 2 workers; give at least 307 MiB"
+        "memory: 290 MiB are not enough for 16 checkpoints, 1 target and 2 workers; give at least 315 MiB"
     )
     assert str(caught.value) == message
-    plan_merge([*range(16)], [big] * 16, lambda name: np.full((1, 16), 1 / 16), memory=307 * MiB)
+    plan_merge([*range(16)], [big] * 16, lambda name: np.full((1, 16), 1 / 16), memory=315 * MiB)
 
 
 @pytest.mark.parametrize("count", [2, 4, 16, 64])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import resource
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from hubextrap.errors import OutputError
 from hubextrap.tensors import FinishedShard, LocalSink
+from hubextrap.tensors.blocks import BLOCK
 
 DATA = bytes(range(256)) * 40
 
@@ -28,6 +30,59 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert (sink.folder / "model.safetensors").read_bytes() == DATA
     writer.abort()
     assert (sink.folder / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("size", [BLOCK - 1, BLOCK, BLOCK + 1, 9 * BLOCK + 12345])
+def test_blocks_whatever_the_pieces(tmp_path: Path, size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    writer = LocalSink(tmp_path).open("model.safetensors", size)
+    start, lengths = 0, random.Random(1)
+    while start < size:
+        end = min(size, start + lengths.choice([8, 4096, BLOCK, BLOCK + 7, 3 * BLOCK]))
+        writer.write(start, memoryview(data)[start:end])
+        start = end
+    assert writer.finish().sha256 == hashlib.sha256(data).hexdigest()
+    assert (tmp_path / "model.safetensors").read_bytes() == data
+
+
+def test_whole_blocks_pass_by_the_page_cache(tmp_path: Path) -> None:
+    try:
+        os.close(os.open(tmp_path / "probe", os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
+    except OSError:
+        pytest.skip(f"{tmp_path}: this file system has no O_DIRECT")
+    writer = LocalSink(tmp_path).open("model.safetensors", 3 * BLOCK + 1)
+    part = tmp_path / ".model.safetensors.part"
+    writer.write(0, memoryview(bytes(2 * BLOCK)))
+    assert _flags(part) & os.O_DIRECT
+    writer.write(2 * BLOCK, memoryview(bytes(BLOCK + 1)))
+    assert writer.finish().sha256 == hashlib.sha256(bytes(3 * BLOCK + 1)).hexdigest()
+
+
+def _flags(path: Path) -> int:
+    """How this process has the file open."""
+    for link in Path("/proc/self/fd").iterdir():
+        if link.is_symlink() and link.readlink() == path:
+            return int(Path(f"/proc/self/fdinfo/{link.name}").read_text().split("flags:")[1].split()[0], 8)
+    raise AssertionError(f"{path} is not open")
+
+
+def test_a_block_that_the_disk_does_not_take(tmp_path: Path) -> None:
+    writer = LocalSink(tmp_path).open("model.safetensors", 16 * BLOCK)
+
+    def fill() -> None:
+        for number in range(16):
+            writer.write(number * BLOCK, memoryview(bytes(BLOCK)))
+        writer.finish()
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * BLOCK, hard))
+    try:
+        with pytest.raises(OutputError, match="no room: 16,777,216 bytes are needed"):
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    writer.abort()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_space_is_taken_at_once(tmp_path: Path) -> None:
