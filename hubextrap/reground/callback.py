@@ -212,9 +212,10 @@ class ExtrapolationCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if args.save_only_model:  # nothing can be resumed from it
+            return
         save_checkpoint(
-            checkpoint,
+            Path(str(args.output_dir)) / f"checkpoint-{state.global_step}",
             self._at,
             self.decisions,
             self._settings(),

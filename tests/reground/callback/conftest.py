@@ -124,6 +124,11 @@ def tiny() -> Callable[[], LlamaForCausalLM]:
 
 
 @pytest.fixture
+def watch() -> Callable[[], Watch]:
+    return Watch
+
+
+@pytest.fixture
 def stop_at() -> Callable[[int], TrainerCallback]:
     return StopAt
 
