@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 COMPILER = 120 * MiB
 """What numba and its compiler take beside python and torch (measured with numba 0.68)."""
-SCAN_READ_SIZE = MiB // 2
+SCAN_READ_SIZE = MiB
 """Bytes of one checkpoint that a job reads from a disk: eight of them stay in the processor's caches."""
 LEAST_SAMPLE = 50
 """Weights that the reference protocol draws from a tensor at least."""
@@ -231,25 +231,24 @@ class _Worker:
         ]
         kinds = np.array([_KINDS.get(info.dtype, CONVERTED) for info in tensor.inputs])
         first = np.array([place // row.itemsize for place, row in zip(piece.inputs, rows, strict=True)])
+        unusual = np.flatnonzero(kinds == CONVERTED).tolist()
         counts = np.zeros(BINS + 3, np.int64)
         grams = []
         for start in range(0, piece.count, BLOCK):
             count = min(BLOCK, piece.count - start)
-            self._convert(rows, kinds, start, count)
+            for k in unusual:
+                self._convert(k, rows[k][start : start + count])
             gram = self._scanner.scan(self._raw, self._converted, kinds, first + start, count, counts)
             if gram is None:
                 raise self._non_finite(tensor, rows)
             grams.append(gram)
         return _Part(piece, grams, counts, self._draw(piece, rows), _examples(piece, rows))
 
-    def _convert(
-        self, rows: Sequence[torch.Tensor], kinds: NDArray[np.int64], start: int, count: int
-    ) -> None:
-        """Rows whose dtype the compiled loop does not read, as float32 beside the buffer."""
-        for k in np.flatnonzero(kinds == CONVERTED).tolist():
-            if not self._converted.size:
-                self._converted = np.zeros((len(rows), BLOCK), np.float32)
-            torch.from_numpy(self._converted[k, :count]).copy_(rows[k][start : start + count])
+    def _convert(self, k: int, row: torch.Tensor) -> None:
+        """A row whose dtype the compiled loop does not read, as float32 beside the buffer."""
+        if not self._converted.size:
+            self._converted = np.zeros((len(self._plan.steps), BLOCK), np.float32)
+        torch.from_numpy(self._converted[k, : len(row)]).copy_(row)
 
     def _draw(self, piece: Piece, rows: Sequence[torch.Tensor]) -> NDArray[np.int64]:
         if self._sample is None:

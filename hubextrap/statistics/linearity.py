@@ -142,7 +142,7 @@ def random_walk(steps: Sequence[int], walks: int = 100_000) -> RandomWalk:
     generator = np.random.default_rng(0)
     deviation = np.sqrt(np.diff(np.asarray(steps, dtype=np.float64)))
     found = []
-    chunk = max(1, 2**21 // len(steps))
+    chunk = max(1, 2**15 // len(steps))  # stays in the caches
     for start in range(0, walks, chunk):
         count = min(chunk, walks - start)
         moves = generator.standard_normal((count, len(deviation))) * deviation

@@ -49,7 +49,7 @@ def test_scan_is_what_float64_says_of_whole_tensors(tmp_path: Path, dtypes: tupl
     assert norms[-1] > norms[1] > 0
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, 7, 12])
+@pytest.mark.parametrize("count", [2, 3, 4, 7, 8, 9, 12, 18])
 def test_any_number_of_checkpoints(tmp_path: Path, count: int) -> None:
     steps = [0, *np.cumsum(np.arange(1, count)).tolist()]
     folder = make_run(tmp_path, (torch.bfloat16,), steps, {"w.weight": (70_000,)})
@@ -161,18 +161,20 @@ def test_reasons_for_leaving_out() -> None:
             assert place == expected
 
 
+@pytest.mark.parametrize("count", [6, 11])  # few checkpoints take one loop, many take several
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(st.integers(-3, 3), min_size=6, max_size=6), min_size=1, max_size=40))
-def test_few_distinct_values_are_counted_exactly(rows: list[list[int]]) -> None:
+@given(data=st.data())
+def test_few_distinct_values_are_counted_exactly(count: int, data: st.DataObject) -> None:
+    row = st.lists(st.integers(-3, 3), min_size=count, max_size=count)
+    rows = data.draw(st.lists(row, min_size=1, max_size=40))
     values = np.array(rows, dtype=np.float32)
-    steps = range(6)
     counts = np.zeros(BINS + 3, np.int64)
     raw = np.ascontiguousarray(values.T).view(np.uint8).ravel()
-    BlockScanner(steps).scan(
+    BlockScanner(range(count)).scan(
         raw,
-        np.zeros((6, 0), np.float32),
-        np.full(6, AS_FLOAT32),
-        np.arange(6) * len(rows),
+        np.zeros((count, 0), np.float32),
+        np.full(count, AS_FLOAT32),
+        np.arange(count) * len(rows),
         len(rows),
         counts,
     )
@@ -180,6 +182,19 @@ def test_few_distinct_values_are_counted_exactly(rows: list[list[int]]) -> None:
     assert counts[UNMOVED] == distinct.count(1)
     assert counts[FEW_VALUES] == distinct.count(2) + distinct.count(3)
     assert counts[:BINS].sum() == sum(number >= 4 for number in distinct)
+
+
+@pytest.mark.parametrize("count", [3, 9])
+def test_weights_too_far_apart_are_no_counts(count: int) -> None:
+    scanner = BlockScanner(range(count))
+    for size, finite in ((1e18, True), (1e19, False), (3e38, False)):
+        counts = np.zeros(BINS + 3, np.int64)
+        values = np.full((count, 5), -size, np.float32)
+        values[::2] = size
+        raw, kinds = values.view(np.uint8).ravel(), np.full(count, AS_FLOAT32)
+        gram = scanner.scan(raw, np.zeros((count, 0), np.float32), kinds, np.arange(count) * 5, 5, counts)
+        assert (gram is not None) == finite
+        assert counts.sum() == (5 if finite else 0)
 
 
 def test_nan_and_infinity_are_errors_that_name_their_place(tmp_path: Path) -> None:
