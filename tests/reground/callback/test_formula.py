@@ -46,8 +46,10 @@ def landing(
     return row @ np.stack(path)
 
 
-@pytest.mark.parametrize("snapshots", ["cpu", "disk"])
-@pytest.mark.parametrize("rule", ["two_point", "anchored", "calibrated"])
+@pytest.mark.parametrize(
+    ("rule", "snapshots"),
+    [("two_point", "cpu"), ("two_point", "disk"), ("anchored", "cpu"), ("calibrated", "cpu")],
+)
 def test_every_jump_lands_on_the_formula(build: Any, rule: str, snapshots: str) -> None:
     callback = ExtrapolationCallback(M, N, rule=rule, max_error=None, snapshots=snapshots)  # type: ignore[arg-type]
     run = build(callback).train()
