@@ -101,7 +101,7 @@ def test_samples_are_the_same_every_time_and_do_not_depend_on_other_rows(
 
     def sampled(rows: list[tuple[str, str]], seed: int) -> dict[str, float]:
         table = evaluate(
-            rows, ["radd_sampled"], include_path=[demo_tasks], limit=40, batch_size=320, seed=seed
+            rows, ["radd_sampled"], include_path=[demo_tasks], limit=10, batch_size=160, seed=seed
         )
         return dict(zip([row.label for row in table.rows], figures(table, SAMPLED), strict=True))
 

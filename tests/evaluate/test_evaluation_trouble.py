@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from hubextrap.cli.main import app
-from hubextrap.errors import EvaluationError, ReferenceNotFound
+from hubextrap.errors import EvaluationError, OutputError, ReferenceNotFound
 from hubextrap.evaluate import EvaluationTable, evaluate
 
 GREEDY = ("radd", "exact_match", "none")
@@ -153,10 +151,9 @@ def test_the_command_prints_saves_and_compares(trajectory: Path, demo_tasks: Pat
 
 def test_the_command_refuses_with_one_line(trajectory: Path, demo_tasks: Path, tmp_path: Path) -> None:
     arguments = ["eval", str(trajectory / "step_0"), "--tasks", "radd", "--include-path", str(demo_tasks)]
-    command = [sys.executable, "-m", "hubextrap", *arguments, "--output", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert result.stderr.startswith(f"error: {tmp_path}: a folder; name the file")
-    assert len(result.stderr.splitlines()) == 1
+    result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path)])
+    assert isinstance(result.exception, OutputError)
+    assert str(result.exception).startswith(f"{tmp_path}: a folder; name the file")
+    assert len(str(result.exception).splitlines()) == 1
     both = CliRunner().invoke(app, [*arguments, "--against", "last", "--no-against"])
     assert both.exit_code == 2

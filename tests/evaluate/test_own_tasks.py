@@ -13,7 +13,7 @@ import pytest
 from hubextrap.errors import EvaluationError
 from hubextrap.evaluate import Answering, TaskFile, evaluate
 from hubextrap.evaluate.own_tasks import packaged_tasks, task_specs
-from hubextrap.evaluate.quiet import quiet_libraries
+from hubextrap.evaluate.quiet import quiet_libraries, quiet_lm_eval
 from hubextrap.evaluate.tasks import load_tasks
 from hubextrap.localhub import LocalHub
 
@@ -103,7 +103,7 @@ def run(model: Any, name: str, answering: Answering | None = None) -> dict[str, 
     from lm_eval.evaluator import simple_evaluate
 
     specs = task_specs([name], answering=answering)
-    with quiet_libraries():
+    with quiet_libraries(), quiet_lm_eval():
         results = simple_evaluate(model, tasks=specs, task_manager=load_tasks(specs))
     found: dict[str, float] = {
         key: value for key, value in results["results"][name].items() if "," in key and "stderr" not in key
@@ -247,7 +247,7 @@ def test_mathematics_from_a_file(tmp_path: Path) -> None:
         {"question": "Two?", "answer": 2},
     )
     specs = task_specs([], [TaskFile(file, "math")])
-    with quiet_libraries():
+    with quiet_libraries(), quiet_lm_eval():
         results = simple_evaluate(
             scripted(lambda prompt, _: "\\boxed{0.5}"), tasks=specs, task_manager=load_tasks(specs)
         )

@@ -49,7 +49,7 @@ def test_few_problems_are_no_evidence(better: int, is_seen: bool) -> None:
 
 
 def test_the_interval_of_many_problems_is_the_normal_one() -> None:
-    differences = np.random.default_rng(3).normal(0.02, 0.3, 20_000)
+    differences = np.random.default_rng(3).normal(0.02, 0.3, 5_000)
     low, high = interval(differences)
     error = differences.std(ddof=1) / np.sqrt(len(differences))
     assert low == pytest.approx(differences.mean() - 1.96 * error, abs=0.1 * error)

@@ -46,8 +46,9 @@ def evaluate(trajectory: Path, tmp_path: Path) -> Callable[..., Result]:
     problems.write_text("\n".join((trajectory / "problems.jsonl").read_text().splitlines()[:60]))
 
     def run(model: str, *more: str) -> Result:
-        arguments = ["eval", f"{model}@step_400", "--against", f"last={model}@step_200", "--batch-size", "60"]
-        return CliRunner().invoke(app, [*arguments, "--task-file", str(problems), "-q", *more])
+        arguments = ["eval", f"{model}@step_400", "--batch-size", "60", "--task-file", str(problems), "-q"]
+        against = [] if "--no-against" in more else ["--against", f"last={model}@step_200"]
+        return CliRunner().invoke(app, [*arguments, *against, *more])
 
     return run
 
@@ -95,7 +96,7 @@ def test_one_commit_with_all_that_is_needed(
     assert "![score against step](hubextrap-eval.png)" in text
     assert api.file_exists(model, "hubextrap-eval.png", revision="step_400")
 
-    again = evaluate(model, "--publish", "--repeats", "4")
+    again = evaluate(model, "--publish", "--repeats", "4", "--no-against")
     assert again.exit_code == 0, again.output
     names = {each.metric_type for each in ModelCard(read(model, "README.md")).data.eval_results}
     assert names == {"avg@4", "maj@4", "pass@4"}
@@ -121,7 +122,7 @@ def test_the_command_in_the_card_gives_the_same_figures(
 def test_a_pull_request_leaves_the_branch_alone(model: str, evaluate: Callable[..., Result]) -> None:
     api = HfApi()
     head = api.model_info(model, revision="step_400").sha
-    result = evaluate(model, "--publish", "--create-pr")
+    result = evaluate(model, "--publish", "--create-pr", "--no-against")
     assert result.exit_code == 0, result.output
     assert f"scores published: {api.endpoint}/{model}/discussions/1" in result.stdout
     assert api.model_info(model, revision="step_400").sha == head
@@ -223,7 +224,7 @@ def test_another_model_in_its_place_gets_no_scores(
         return real(*arguments)
 
     monkeypatch.setattr(hubextrap.api, "publish", late)
-    said = error_of(evaluate(model, "--publish"))
+    said = error_of(evaluate(model, "--publish", "--no-against"))
     assert "model.safetensors changed since commit" in said
     assert "measure what is there now" in said
 
@@ -233,7 +234,7 @@ def test_a_commit_whose_answer_was_lost_is_made_once(
 ) -> None:
     before = len(HfApi().list_repo_commits(model, revision="step_400"))
     hub.faults.add(Fault(path=r"/commit/", method="POST", status=503, count=1))
-    result = evaluate(model, "--publish")
+    result = evaluate(model, "--publish", "--no-against")
     assert result.exit_code == 0, result.output
     assert len(HfApi().list_repo_commits(model, revision="step_400")) == before + 1
     assert json.loads(read(model, "hubextrap-eval.json"))["format"] == 1

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from hubextrap.api import Settings, merge, sweep
 from hubextrap.cli.main import app
 from hubextrap.errors import EvaluationError, OutputError, RecipeError
-from hubextrap.evaluate import Harness
+from hubextrap.evaluate import Answering, Harness, TaskFile
 from hubextrap.evaluate.sweep_report import SweepResult
 from hubextrap.localhub import LocalHub
 from hubextrap.recipe import Recipe, load_recipe, parse_recipe
@@ -96,8 +96,8 @@ def test_each_checkpoint_is_read_once_for_the_whole_grid(
     tmp_path: Path,
 ) -> None:
     recipe = recipe_for(on_hub)
-    result = sweep(recipe, tmp_path / "sweep", horizons=[1.25, 1.5, 2], damping=[0.4, 1])
-    labels = [f"prediction {step}{by}" for step in (250, 300, 400) for by in (" × 0.4", "")]
+    result = sweep(recipe, tmp_path / "sweep", horizons=[1.5, 2], damping=[0.4, 1])
+    labels = [f"prediction {step}{by}" for step in (300, 400) for by in (" × 0.4", "")]
     assert [candidate.label for candidate in result.candidates] == labels
     assert sorted(measured) == sorted(["last", *labels])
     size = (trajectory / "step_0" / "model.safetensors").stat().st_size
@@ -107,17 +107,17 @@ def test_each_checkpoint_is_read_once_for_the_whole_grid(
 
     hub.requests.clear()
     measured.clear()
-    again = sweep(recipe, tmp_path / "sweep", horizons=[1.25, 1.5, 2], damping=[0.4, 1])
+    again = sweep(recipe, tmp_path / "sweep", horizons=[1.5, 2], damping=[0.4, 1])
     assert again == result
     assert measured == []
     assert weight_reads(hub) == {}
 
-    wider = sweep(recipe, tmp_path / "sweep", horizons=[1.25, 1.5, 2, 2.5], damping=[0.4, 1, 0])
-    assert sorted(measured) == ["prediction 250 × 0", "prediction 500", "prediction 500 × 0.4"]
+    wider = sweep(recipe, tmp_path / "sweep", horizons=[1.5, 2, 2.5], damping=[0.4, 1, 0])
+    assert sorted(measured) == ["prediction 300 × 0", "prediction 500", "prediction 500 × 0.4"]
     rows = {row.label: row for row in wider.all_problems.rows}
     assert {row.label for row in again.all_problems.rows} < rows.keys()
     # with damping 0 every step is the last checkpoint, so it was measured once for all
-    for step in (250, 300, 400, 500):
+    for step in (300, 400, 500):
         assert rows[f"prediction {step} × 0"].scores == rows["last"].scores
         assert rows[f"prediction {step} × 0"].step == step
 
@@ -126,7 +126,6 @@ def test_what_is_measured_is_what_a_merge_writes(
     recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path
 ) -> None:
     from hubextrap.evaluate import evaluate
-    from hubextrap.evaluate.own_tasks import TaskFile
 
     result = sweep(recipe_for(trajectory), tmp_path / "sweep", horizons=[1.5], damping=[0.7])
     assert result.is_better
@@ -147,22 +146,22 @@ def test_a_sweep_that_was_stopped_goes_on(
     original = Harness.measure
 
     def stopping(self: Harness, label: str, checkpoint: Any) -> Any:
-        if len(measured) == 3:
+        if len(measured) == 2:
             raise KeyboardInterrupt
         return original(self, label, checkpoint)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Harness, "measure", stopping)
         with pytest.raises(KeyboardInterrupt):
-            sweep(recipe, tmp_path / "sweep", horizons=[1.25, 1.5, 2])
-    assert measured == ["last", "prediction 250", "prediction 300"]
+            sweep(recipe, tmp_path / "sweep", horizons=[1.5, 2])
+    assert measured == ["last", "prediction 300"]
     assert len(list((tmp_path / "sweep" / "predictions").iterdir())) == 1
     hub.requests.clear()
-    result = sweep(recipe, tmp_path / "sweep", horizons=[1.25, 1.5, 2])
-    assert measured[3:] == ["prediction 400"]
+    result = sweep(recipe, tmp_path / "sweep", horizons=[1.5, 2])
+    assert measured[2:] == ["prediction 400"]
     assert weight_reads(hub) == {}
     assert not (tmp_path / "sweep" / "predictions").exists()
-    untouched = sweep(recipe, tmp_path / "other", horizons=[1.25, 1.5, 2])
+    untouched = sweep(recipe, tmp_path / "other", horizons=[1.5, 2])
     assert untouched == result
 
 
@@ -196,7 +195,7 @@ def test_other_settings_or_problems_are_measured_anew(
     problems = tmp_path / "problems.jsonl"
     lines = (trajectory / "problems.jsonl").read_text().splitlines()
     problems.write_text("\n".join(lines[:-1]))
-    for changed in ({"seed": 1}, {"limit": 61}, {"task_files": [str(problems)]}):
+    for changed in ({"seed": 1}, {"task_files": [str(problems)]}):
         measured.clear()
         sweep(recipe_for(trajectory, **changed), tmp_path / "sweep")
         assert measured == ["last", "prediction 300"]
@@ -204,6 +203,29 @@ def test_other_settings_or_problems_are_measured_anew(
     problems.write_text("\n".join(lines))  # the same file elsewhere
     sweep(recipe_for(trajectory, task_files=[str(problems)]), tmp_path / "sweep")
     assert measured == []
+
+
+def test_every_setting_counts(tmp_path: Path) -> None:
+    problem = json.dumps({"question": "1+1=", "answer": "2", "choices": ["1", "2"]})
+    (tmp_path / "p.jsonl").write_text(problem)
+    tasks: dict[str, Any] = {"task_files": [TaskFile(tmp_path / "p.jsonl", "exact")]}
+    changes: list[dict[str, Any]] = [
+        {},
+        {"seed": 1},
+        {"limit": 1},
+        {"batch_size": 8},
+        {"num_fewshot": 1},
+        {"apply_chat_template": True},
+        {"dtype": "bfloat16"},
+        {"device": "cuda"},
+        {"answering": Answering(max_tokens=9)},
+        {"answering": Answering(repeats=4)},
+        {"answering": Answering(repeats=4, temperature=0.5)},
+        {"task_files": [TaskFile(tmp_path / "p.jsonl", "choice")]},
+    ]
+    found = [Harness(**tasks | change).fingerprint() for change in changes]
+    assert len(set(found)) == len(changes)
+    assert Harness(**tasks).fingerprint() == found[0]
 
 
 def test_a_chat_template_changed_in_place_is_measured_anew(
