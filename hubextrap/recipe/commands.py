@@ -98,7 +98,11 @@ def check_command(
             lambda match, name=name: shlex.quote(_WITNESS) if match[2] == name else "x",  # type: ignore[misc]
             command,
         )
-        found = sum(word.count(_WITNESS) - word.count(shlex.quote(_WITNESS)) for word in shlex.split(tried))
+        try:
+            words = shlex.split(tried)
+        except ValueError:
+            words = []
+        found = sum(word.count(_WITNESS) - word.count(shlex.quote(_WITNESS)) for word in words)
         if found != placeholders(command).count(name):
             raise ValueError(f"{{{name}}} stands in quotes; leave them out, values are quoted already")
 

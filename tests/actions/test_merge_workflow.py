@@ -105,6 +105,22 @@ def test_first_push_and_rewritten_history_take_every_recipe(runner: Any, change:
         assert json.loads(found.outputs["pushing"]) == ["merge_configs/a.yaml"]
 
 
+def test_recipes_that_train_are_checked_and_left_alone(
+    runner: Any, change: Callable[..., str], git: Callable[..., str]
+) -> None:
+    before = change()
+    path = runner.workspace / "merge_configs" / "reground_mine.yaml"
+    path.write_text((Path(__file__).parents[2] / "merge_configs" / "reground_trl.yaml").read_text())
+    git(runner.workspace, "add", "--all")
+    git(runner.workspace, "commit", "--quiet", "-m", "reground")
+    found = runner.job("merge.yml", "recipes", github=pull_request(before))
+    assert json.loads(found.outputs["changed"]) == ["merge_configs/mine.yaml"]
+    path.write_text(path.read_text().replace("window:", "windwo:"))
+    git(runner.workspace, "commit", "--quiet", "--all", "-m", "wrong")
+    found = runner.job("merge.yml", "recipes", github=pull_request(before))
+    assert "reground.windwo: unknown key; did you mean window?" in found.log
+
+
 def test_nothing_changed(runner: Any, change: Callable[..., str], git: Callable[..., str]) -> None:
     change()
     head = git(runner.workspace, "rev-parse", "HEAD")

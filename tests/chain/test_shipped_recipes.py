@@ -61,7 +61,11 @@ def tiny_model(seed: int) -> dict[str, bytes]:
     return {"model.safetensors": save(weights), "config.json": json.dumps(config).encode()}
 
 
-@pytest.mark.parametrize("loaded", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem, indirect=True)
+# hubextrap reground's are in tests/reground/command: a trainer is not a stand-in's to run
+MERGE = sorted(path for path in RECIPES.glob("*.yaml") if not path.stem.startswith("reground_"))
+
+
+@pytest.mark.parametrize("loaded", MERGE, ids=lambda path: path.stem, indirect=True)
 def test_recipe_runs(loaded: Recipe, tmp_path: Path) -> None:
     if loaded.space == "logits":
         assert [len(api.mixture(loaded, target_step=step).checkpoints) for step in loaded.target_steps] == [2]

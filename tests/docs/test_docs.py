@@ -17,7 +17,7 @@ import typer
 import yaml
 
 from hubextrap.cli.main import app
-from hubextrap.recipe import parse_recipe
+from hubextrap.recipe import parse_recipe, parse_reground_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -119,6 +119,9 @@ def test_yaml_blocks_are_what_they_are_for(page: Path, tmp_path: Path) -> None:
     workflows = []
     for number, text in enumerate(blocks(page, "yaml")):
         kind = yaml_kind(text)
+        if kind == "recipe" and "reground" in yaml.safe_load(text):
+            parse_reground_recipe(text, f"{page.name}, block {number}")
+            continue
         if kind == "recipe":
             parse_recipe(text, f"{page.name}, block {number}")
             continue

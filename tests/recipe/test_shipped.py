@@ -9,23 +9,27 @@ from pathlib import Path
 import pytest
 
 from hubextrap.errors import OutputError, RecipeError
-from hubextrap.recipe import copy_shipped, load_recipe, shipped, shipped_recipes
+from hubextrap.recipe import copy_shipped, load_recipe, load_reground_recipe, shipped, shipped_recipes
 from hubextrap.trajectory import find_trajectory
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = sorted((ROOT / "merge_configs").glob("*.yaml"))
+REGROUND = [path for path in FILES if path.stem.startswith("reground_")]
+MERGE = [path for path in FILES if path not in REGROUND]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_each_recipe_is_valid_and_says_what_it_is(path: Path) -> None:
-    recipe = load_recipe(path)
-    assert recipe.target_steps
+    if path in REGROUND:
+        assert load_reground_recipe(path).reground.window
+    else:
+        assert load_recipe(path).target_steps
     first = path.read_text().partition("\n")[0]
     assert first.startswith("# ")
     assert first.endswith(".")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MERGE, ids=lambda path: path.stem)
 def test_those_on_bundled_data_have_the_steps_they_need(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     recipe = load_recipe(path)
@@ -39,13 +43,20 @@ def test_those_on_bundled_data_have_the_steps_they_need(path: Path, monkeypatch:
 
 
 def test_public_trajectories_are_among_them() -> None:
-    repos = {load_recipe(path).trajectory.repo for path in FILES}
+    repos = {load_recipe(path).trajectory.repo for path in MERGE}
     assert repos >= {
         "relex-rlvr/RLVR-Qwen2.5-Math-1.5B",
         "relex-rlvr/RLVR-Qwen3-4B-Base",
         "Miaow-Lab/RLVR-Linearity-Checkpoints",
         "arkilpatel/olmo2-1b-traj-s1-252b",
     }
+
+
+def test_each_command_says_whose_recipe_it_was_given() -> None:
+    with pytest.raises(RecipeError, match=r"two_point.yaml: has no reground section; `hubextrap merge` and"):
+        load_reground_recipe(ROOT / "merge_configs" / "two_point.yaml")
+    with pytest.raises(RecipeError, match=r"reground_trl.yaml: a recipe for `hubextrap reground`; there"):
+        load_recipe(ROOT / "merge_configs" / "reground_trl.yaml")
 
 
 def test_listing_holds_every_file() -> None:

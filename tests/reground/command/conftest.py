@@ -40,10 +40,10 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=28,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
         num_key_value_heads=2,
         tie_word_embeddings=True,
     )
@@ -77,7 +77,7 @@ def write_setting(
     start: Path, folder: Path, push: dict[str, Any] | None = None, pause: float = 0.0, **section: Any
 ) -> Setting:
     fault = folder / "fault"
-    command = [sys.executable, str(TRAINER), "--fault", str(fault), "--pause", str(pause)]
+    command = [sys.executable, "-I", "-S", str(TRAINER), "--fault", str(fault), "--pause", str(pause)]
     command += ["--model", "{model}", "--start-step", "{start_step}", "--steps", "{steps}"]
     content: dict[str, Any] = {
         "reground": {

@@ -189,12 +189,12 @@ def full_disk(limit: int) -> Iterator[None]:
 def test_a_disk_that_fills_up(setting: Callable[..., Setting], expected: Callable[[Setting], None]) -> None:
     """While the trainer writes, and while the jump is written."""
     setting = setting(iterations=2)
-    with full_disk(20_000):
+    with full_disk(6_000):
         message = fails(setting, CommandFailed)
     assert "the trainer ended with exit code 1" in message
     assert "File too large" in message
     setting.fault.write_text("own disk")
-    with full_disk(20_000):
+    with full_disk(6_000):
         message = fails(setting, OutputError)
     assert "extrapolated.partial/model/model.safetensors: no room: " in message
     expected(setting)
@@ -275,7 +275,7 @@ def test_a_checkpoint_that_changed_after_it_was_checked(
 ) -> None:
     setting = setting(iterations=2)
     setting.fault.write_text("own disk")
-    with full_disk(20_000):
+    with full_disk(6_000):
         fails(setting, OutputError)
     weights = setting.out / "round-001" / "output" / "checkpoint-4" / "model.safetensors"
     whole = weights.read_bytes()

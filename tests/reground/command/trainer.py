@@ -1,8 +1,9 @@
-"""A trainer command: deterministic noisy descent on a quadratic loss over a model's weights, in numpy alone.
+"""A trainer command: deterministic noisy descent on a quadratic loss over all weights of a float32 model.
 
 It reads a folder in safetensors, takes ``--steps`` steps from the problem's step ``--start-step`` on, and
 leaves ``checkpoint-<steps>`` as transformers would: weights, configuration, tokenizer. The file ``--fault``,
-where it is there, says what goes wrong, so that a test can mend it without changing the command.
+where it is there, says what goes wrong, so that a test can mend it without changing the command. It imports
+the standard library alone, as tests start it many times.
 """
 
 from __future__ import annotations
@@ -10,15 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import resource
 import shutil
 import signal
 import sys
 import time
+from array import array
 from pathlib import Path
-
-import numpy as np
-from safetensors.numpy import load_file, save_file
 
 RATE, NOISE = 0.02, 0.002
 SIDE_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0.0, help="seconds a step")
     options = parser.parse_args()
     fault = options.fault.read_text().strip() if options.fault and options.fault.exists() else ""
-    weights = load_file(options.model / "model.safetensors")
+    header, weights = load(options.model)
     print(f"training from {options.model}", flush=True)
     if fault == "own disk":  # what is full is not where the trainer writes
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -45,38 +45,47 @@ def main() -> None:
         (options.output / "unfinished").rename(options.output / "pid")
         time.sleep(60)
     if fault.startswith("exit"):
-        print("\n".join(f"line {number}" for number in range(40)))
+        print("\n".join(f"line {number}" for number in range(40)), flush=True)
         print("ValueError: the reward model is gone", file=sys.stderr)
         sys.exit(int(fault.split()[1]))
     if fault.startswith("signal"):
         os.kill(os.getpid(), getattr(signal, fault.split()[1]))
+    goal = random.Random(0)
+    goals = [goal.gauss(0.0, 1.0) for _ in weights]
     for step in range(options.start_step, options.start_step + options.steps):
         time.sleep(options.pause)
-        for name in sorted(weights):
-            noise = np.random.default_rng([step, *name.encode()]).standard_normal(weights[name].shape)
-            pull = goal(name, weights[name].shape) - weights[name]
-            weights[name] = (weights[name] + RATE * pull + NOISE * noise).astype(np.float32)
+        noise = random.Random(step)
+        for place, (weight, wanted) in enumerate(zip(weights, goals, strict=True)):
+            weights[place] = weight + RATE * (wanted - weight) + NOISE * noise.gauss(0.0, 1.0)
     if fault == "nothing":
         return
-    save(weights, options, fault)
-
-
-def goal(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Where the loss of a tensor is 0."""
-    return np.random.default_rng(list(name.encode())).standard_normal(shape)
-
-
-def save(weights: dict[str, np.ndarray], options: argparse.Namespace, fault: str) -> None:
-    name = sorted(weights)[0]
-    if fault == "nan":
-        weights[name].flat[3] = np.nan
-    if fault == "shape":
-        weights[name] = np.concatenate([weights[name], weights[name]])
     if fault == "still":
-        weights = load_file(options.model / "model.safetensors")
+        header, weights = load(options.model)
+    if fault == "nan":
+        weights[3] = float("nan")
+    if fault == "shape":
+        one = next(entry for name, entry in header.items() if name != "__metadata__")
+        one["shape"] = [1, *one["shape"]]
+    save(header, weights, options, fault)
+
+
+def load(folder: Path) -> tuple[dict[str, dict[str, list[int]]], array[float]]:
+    """The header of model.safetensors, and all its weights one after the other, in float32."""
+    data = (folder / "model.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), array("f", data[8 + length :])
+
+
+def save(
+    header: dict[str, dict[str, list[int]]], weights: array[float], options: argparse.Namespace, fault: str
+) -> None:
     folder = options.output / f"checkpoint-{options.steps}"
     folder.mkdir(parents=True)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        weights.tofile(file)
     if fault == "truncated":
         os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size - 100)
     for file in SIDE_FILES:
