@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -145,7 +146,8 @@ def printed_number(log: Path, what: str) -> float:
 
 def _signal_group(process: subprocess.Popen[bytes], sign: signal.Signals) -> None:
     if process.poll() is None:
-        os.killpg(process.pid, sign)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.killpg(process.pid, sign)
 
 
 def _how(code: int) -> str:

@@ -16,8 +16,8 @@ import threading
 import time
 from types import FrameType
 
-GRACE = 10.0
-"""Seconds that a trainer has between SIGTERM and SIGKILL."""
+GRACE = 40.0
+"""Seconds that a trainer has between SIGTERM and SIGKILL; torchrun gives its own workers 30."""
 
 
 def main() -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
+from safetensors.numpy import load_file
 
 from hubextrap import api
 from hubextrap.recipe import load_reground_recipe
-from hubextrap.reground import Window, joined_steps, jump_coefficients, read_history
+from hubextrap.reground import Decision, Window, joined_steps, jump_coefficients, read_history
+from hubextrap.reground.parameters import move_to
+from hubextrap.reground.ring import Layout, SnapshotRing
 
 Weights = Callable[[Path], dict[str, np.ndarray]]
 Setting = Any
@@ -67,7 +74,7 @@ def test_each_jump_is_the_windows_own_line(
 def test_other_rules_take_earlier_windows_in(
     rule: str, setting: Callable[..., Setting], start: Path, weights: Weights
 ) -> None:
-    """The same snapshots put into the callback's own function, combined here in float64."""
+    """The same snapshots put into the callback's own functions, and combined here in float64."""
     setting = setting(rule=rule, iterations=4, jump=2)
     decisions = run(setting).decisions
     assert decisions[0].action == ("jumped" if rule == "anchored" else "skipped")  # one window is no past
@@ -91,10 +98,27 @@ def test_other_rules_take_earlier_windows_in(
             row = rows[index % len(rows)]
             terms = [c * one[name].astype(np.float64) for c, one in zip(row, snapshots, strict=True)]
             sizes = np.sum(np.abs(terms), axis=0)
-            assert np.all(np.abs(found[name] - np.sum(terms, axis=0)) <= (len(terms) + 2) * 2**-24 * sizes)
+            rounding = (len(terms) + 2) * 2**-24 * sizes
+            assert np.all(np.abs(found[name] - np.sum(terms, axis=0)) <= rounding)
+            in_process = callbacks_jump(dict(zip(steps, snapshots, strict=True)), decision)[name]
+            assert np.all(np.abs(found[name] - in_process) <= 2 * rounding)
         places[decision.represented_steps] = jumped_to(setting, number)
     assert len(decisions[-1].snapshot_steps) > 4
     assert joined_steps(windows) == (0, 4, 8, 12)
+
+
+def callbacks_jump(snapshots: dict[int, dict[str, np.ndarray]], decision: Decision) -> dict[str, np.ndarray]:
+    """Where `ExtrapolationCallback` moves its parameters by the same decision."""
+    ring: SnapshotRing | None = None
+    tensors: dict[str, torch.Tensor] = {}
+    for step, weights in snapshots.items():
+        tensors = {name: torch.from_numpy(value.copy()) for name, value in weights.items()}
+        ring = ring or SnapshotRing({name: Layout.of(tensor) for name, tensor in tensors.items()})
+        ring.put(step, tensors)
+    assert ring is not None
+    assert decision.coefficients is not None
+    move_to(ring, decision.snapshot_steps, decision.coefficients, tensors)
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def gram_of(snapshots: list[np.ndarray]) -> np.ndarray:
@@ -128,6 +152,24 @@ def test_configuration_and_tokenizer_go_along(setting: Callable[..., Setting], s
     assert provenance["merge_method"] == "reground two_point"
     assert provenance["target_step"] == 8
     assert provenance["coefficients"][0]["coefficients"] == {"0": -1.0, "4": 2.0}
+
+
+@pytest.mark.slow
+def test_the_shipped_recipe_for_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real trainer, for two short rounds: what `save_pretrained` leaves is found, checked and moved."""
+    root = Path(__file__).parents[3]
+    content = yaml.safe_load((root / "merge_configs" / "reground_trl.yaml").read_text())
+    content["reground"] |= {"window": 2, "jump": 2, "iterations": 2, "guard": {"max_error": "off"}}
+    content["reground"]["train"] += " --prompts 4"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    result = api.reground(load_reground_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
+    assert [d.action for d in result.decisions] == ["jumped", "skipped"]
+    weights = load_file(result.model / "model.safetensors")
+    before = load_file(tmp_path / "run" / "round-001" / "extrapolated" / "model.safetensors")
+    assert weights.keys() == before.keys()
+    assert any(not np.array_equal(weights[name], before[name]) for name in weights)
 
 
 def test_the_guard_skips_and_training_goes_on(setting: Callable[..., Setting], lines: Any) -> None:
@@ -177,8 +219,6 @@ def test_a_probe_takes_back_and_adapts(
     setting: Callable[..., Setting],
     tmp_path: Path,
 ) -> None:
-    import sys
-
     (tmp_path / "probe.py").write_text(PROBE)
     probe = f"{sys.executable} {tmp_path / 'probe.py'} {{model}} {score}"
     setting = setting(
