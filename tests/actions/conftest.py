@@ -119,6 +119,10 @@ class Runner:
         """Whether the job's condition holds."""
         return bool(evaluate(str(load(WORKFLOWS / workflow)["jobs"][name].get("if", "true")), contexts))
 
+    def concurrency(self, workflow: str, **contexts: Any) -> str:
+        """The group of which one run at a time goes on."""
+        return filled(load(WORKFLOWS / workflow)["concurrency"]["group"], contexts)
+
     def action(self, name: str, inputs: dict[str, str]) -> Ran:
         """Run our action alone, as a step of another repository's workflow."""
         self._ran = Ran()

@@ -64,6 +64,7 @@ def test_prediction_that_holds_is_green(runner: Any, recipe: Callable[[int], str
     assert not any(request.method == "PUT" for request in hub.requests)  # nothing is pushed
     action, given = ran.used[-1]
     assert action.startswith("actions/upload-artifact@")
+    assert given["name"] == "evaluation"
     (results,) = Path("/").glob(given["path"].lstrip("/"))
     scores = {row.label: row.scores[0].value for row in EvaluationTable.load(results).rows}
     assert scores["prediction"] > scores["last"]
@@ -107,6 +108,15 @@ def test_action_runs_the_whole_chain(
     assert "| prediction | 400 |" in ran.summary
     (results,) = runner.temp.glob("hubextrap.*/results.json")
     assert json.loads(results.read_text())["rows"]
+
+
+def test_calls_in_one_run_do_not_stop_each_other(runner: Any) -> None:
+    """A matrix over tasks or prompts: the same branch and the same prediction."""
+    same = {"reference": "me/model@step_400", "tasks": "radd", "artifact": "evaluation"}
+    inputs = [same, same | {"tasks": "gsm8k"}, same | {"artifact": "evaluation-with-template"}]
+    github = {"ref": "refs/heads/main"}
+    groups = [runner.concurrency("evaluate.yml", github=github, inputs=each) for each in inputs]
+    assert len(set(groups)) == 3
 
 
 def test_schedule_needs_a_variable(runner: Any) -> None:
