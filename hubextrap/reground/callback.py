@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -351,6 +352,14 @@ class ExtrapolationCallback(TrainerCallback):
                 + (f", choose fewer windows than {self.windows}" if self.windows > 2 else "")
                 + (", or keep them in files with snapshots='disk'" if self.snapshots == "cpu" else "")
             )
+        if self.snapshots == "disk":
+            Path(str(args.output_dir)).mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(str(args.output_dir)).free
+            if needed > free:
+                raise OutputError(
+                    f"{args.output_dir}: {2 * self.windows} snapshots take {needed:,} bytes a rank, and the "
+                    f"disk has {free:,} free; free some, or choose another output_dir"
+                )
         return ring
 
     def _settings(self) -> dict[str, object]:

@@ -114,6 +114,8 @@ def gram_matrices(
     result = np.zeros((len(ring.layouts), len(steps), len(steps)))
     for row, (name, layout) in enumerate(ring.layouts.items()):
         device = tensors[name].device
+        if device.type == "mps":  # it has no float64
+            device = torch.device("cpu")
         for start in range(0, layout.elements, CHUNK):
             stop = min(start + CHUNK, layout.elements)
             parts = [ring.read(step, name, start, stop).to(device, torch.float64) for step in steps]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -48,6 +49,15 @@ def test_snapshots_that_do_not_fit_are_refused_before_training(build: Any, snaps
     assert fits.clocks.rl_steps == 8
     with pytest.raises(OutputError, match=f"4 snapshots of {size:,} bytes take {4 * size:,}, above memory="):
         build(ExtrapolationCallback(4, 6, memory=4 * size - 1, snapshots=snapshots)).train()
+
+
+def test_a_disk_without_room_is_refused_before_training(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(
+        OutputError, match=r"run: 4 snapshots take [\d,]+ bytes a rank, and the disk has 1,000"
+    ):
+        build(ExtrapolationCallback(4, 6, snapshots="disk")).train()
 
 
 def test_a_model_without_trainable_parameters_is_refused(build: Any) -> None:
