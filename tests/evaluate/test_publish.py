@@ -233,8 +233,9 @@ def test_a_commit_whose_answer_was_lost_is_made_once(
     hub: LocalHub, model: str, evaluate: Callable[..., Result]
 ) -> None:
     before = len(HfApi().list_repo_commits(model, revision="step_400"))
-    hub.faults.add(Fault(path=r"/commit/", method="POST", status=503, count=1))
+    hub.faults.add(Fault(path=r"/commit/", method="POST", status=503, after=True))
     result = evaluate(model, "--publish", "--no-against")
     assert result.exit_code == 0, result.output
+    assert hub.faults.pending() == 0
     assert len(HfApi().list_repo_commits(model, revision="step_400")) == before + 1
     assert json.loads(read(model, "hubextrap-eval.json"))["format"] == 1
