@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 MAX_ERROR = 1.0
 """Default threshold: an error of 1 is what standing still would have had, so above it a jump moves away from
-where training is heading. Measured on `two_point`: .20 to .32 for windows of 20 steps of a plain GRPO run, .56
+where training is heading. Measured on `two_point`: .20 to .32 for windows of 20 steps of a GRPO run, .56
 to .74 for windows of 40 of another, 1.00 for its first two; and for a run that jumped 60 steps after every 20
 (from step 0, two seeds) 1.06 and 1.14 at step 60, .35 to .82 at all other ends of windows."""
 
