@@ -22,7 +22,7 @@ from hubextrap.errors import (
 )
 from hubextrap.hub.side_files import is_side_file, side_files
 from hubextrap.recipe.commands import filled
-from hubextrap.tensors import DTYPES, LocalSource, read_layout, ties_embeddings
+from hubextrap.tensors import DTYPES, LocalSource, read_layout, sha256_of, ties_embeddings
 from hubextrap.trajectory.names import STEP, pattern_reader
 
 if TYPE_CHECKING:
@@ -165,21 +165,13 @@ def check_unchanged(folder: Path, weights: dict[str, str], stage: Stage) -> None
     Raises:
         CheckpointError: a file is gone or has other bytes.
     """
-    for file, sha256 in weights.items():
-        path = folder / file
-        if not path.is_file():
-            raise CheckpointError(
-                f"{path}: is gone since it was checked; restore it, or remove the run's folder"
-            )
-        digest = hashlib.sha256()
-        with path.open("rb") as stream:
-            while block := stream.read(_BLOCK):
-                digest.update(block)
-                stage.advance(len(block))
-        if digest.hexdigest() != sha256:
-            raise CheckpointError(
-                f"{path}: has other bytes than when it was checked; restore it, or remove the run's folder"
-            )
+    with closing(LocalSource(folder)) as source:
+        for file, sha256 in weights.items():
+            if file not in source.files() or sha256_of(source, file, stage.advance) != sha256:
+                raise CheckpointError(
+                    f"{folder / file}: is not as it was when it was checked; restore it, or remove {folder} "
+                    "to train the round again"
+                )
 
 
 def _listed(folder: Path) -> str:

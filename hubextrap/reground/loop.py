@@ -95,7 +95,7 @@ class Loop:
         rewrite_history(self._out / HISTORY_NAME, self.state.decisions)
         if self._section.keep == "last":
             self._drop()
-        if self.state.phase in ("checked", "decided"):
+        if self.state.is_behind("checked"):
             self._recheck()
         while self.state.finished is None:
             if self.state.phase == "begun" and (reason := self._end_of_the_run()) is not None:
@@ -198,6 +198,12 @@ class Loop:
             return check_model(folder, self._path(state.model), stage)
 
     def _recheck(self) -> None:
+        if not self._checkpoint().is_dir():
+            state = self.state
+            self._progress.say(f"round {state.round}: {self._checkpoint()} is gone; so it is trained again")
+            n = state.n if state.decision is None else state.decision.n_wanted  # a probe may have changed it
+            self._save(state.after("begun", n=n, checkpoint=None, weights={}, decision=None))
+            return
         with self._progress.stage("check", None) as stage:
             check_unchanged(self._checkpoint(), self.state.weights, stage)
 

@@ -18,6 +18,7 @@ import pytest
 
 from hubextrap import api
 from hubextrap.errors import (
+    CheckpointError,
     CheckpointMismatch,
     CommandFailed,
     CorruptFile,
@@ -280,9 +281,17 @@ def test_a_checkpoint_that_changed_after_it_was_checked(
     weights = setting.out / "round-001" / "output" / "checkpoint-4" / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(HubExtrapError, match=r"model.safetensors: has other bytes than when it was checked"):
+    with pytest.raises(
+        HubExtrapError, match=r"model.safetensors: is not as it was when it was checked; rest"
+    ):
         run(setting)
     weights.write_bytes(whole)
+    with full_disk(6_000):
+        fails(setting, OutputError)  # restored, so it is at the jump again
+    weights.write_bytes(whole[:-1])
+    message = fails(setting, CheckpointError)
+    assert message.endswith(f"restore it, or remove {weights.parent} to train the round again")
+    shutil.rmtree(weights.parent)
     expected(setting)
 
 
