@@ -13,6 +13,7 @@ from typing import Any
 ROOMS = (
     "hubextrap",
     "hubextrap.api",
+    "hubextrap.reground",
     "hubextrap.trajectory",
     "hubextrap.recipe",
     "hubextrap.methods",
