@@ -32,7 +32,8 @@ from transformers.utils import logging as transformers_logging
 
 ROOT = Path(__file__).resolve().parent.parent
 START = DATA / "step_0"
-LOW_LR, LARGE_LR = 2e-6, 5e-5
+LOW_LR = 2e-6  # the bundled run's
+LARGE_LR, UNSTABLE_LR = 5e-4, 1e-3  # plain RL learns at the one, and its accuracy falls to 0 at the other
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Grid:
 
     arms: tuple[Arm, ...]
     comparisons: tuple[Comparison, ...]
+    once: tuple[Arm, ...] = ()
+    """Trained with the first seed alone."""
     seeds: tuple[int, ...] = (0, 1)
     prompts: int = 48
     every: int = 20
@@ -50,29 +53,35 @@ class Grid:
 
 
 def full_grid() -> Grid:
-    plain = {lr: Arm(lr) for lr in (LOW_LR, 8e-6, 1.4e-5, 2.8e-5, LARGE_LR, 1e-4)}
+    plain = {lr: Arm(lr) for lr in (LOW_LR, 8e-6, 1.4e-5, 5e-5, 2e-4, LARGE_LR, UNSTABLE_LR)}
     jumping = {n: Arm(LOW_LR, m=20, n=n) for n in (20, 60, 120)}
     at_large = {n: Arm(LARGE_LR, m=20, n=n) for n in (20, 60)}
-    harmful, probed = Arm(LOW_LR, m=20, n=1000), Arm(LOW_LR, m=20, n=1000, guard="probe")
     reset = Arm(LOW_LR, m=20, n=60, moments="reset")
+    harmful, probed = Arm(LOW_LR, m=20, n=1000), Arm(LOW_LR, m=20, n=1000, guard="probe")
+    long_plain, long_jumping = Arm(1.4e-5, steps=320), Arm(LOW_LR, steps=320, m=20, n=120)
     compared = (
         Comparison(jumping[60], 80, plain[LOW_LR], 160),
         Comparison(jumping[60], 160, plain[LOW_LR], 160),
+        # the same number of represented steps, by a larger learning rate: (m + n) / m times as large
         Comparison(jumping[60], 160, plain[8e-6], 160),
         Comparison(jumping[120], 160, plain[1.4e-5], 160),
+        Comparison(long_jumping, 320, long_plain, 320),
         Comparison(jumping[120], 160, plain[LARGE_LR], 160),
+        Comparison(at_large[20], 40, plain[LARGE_LR], 40),
         Comparison(at_large[20], 160, plain[LARGE_LR], 160),
+        Comparison(at_large[60], 40, plain[LARGE_LR], 40),
         Comparison(at_large[60], 160, plain[LARGE_LR], 160),
         Comparison(reset, 160, jumping[60], 160),
         Comparison(harmful, 160, plain[LOW_LR], 160),
         Comparison(probed, 160, plain[LOW_LR], 160),
     )
-    return Grid((*plain.values(), *jumping.values(), *at_large.values(), reset, harmful, probed), compared)
+    arms = (*plain.values(), *jumping.values(), reset, harmful, probed, *at_large.values())
+    return Grid(arms, compared, once=(long_plain, long_jumping))
 
 
 def quick_grid() -> Grid:
-    plain, jumping = Arm(LARGE_LR, steps=8), Arm(LARGE_LR, steps=8, m=2, n=4)
-    probed = Arm(LARGE_LR, steps=8, m=2, n=1000, guard="probe")
+    plain, jumping = Arm(5e-5, steps=8), Arm(5e-5, steps=8, m=2, n=4)
+    probed = Arm(5e-5, steps=8, m=2, n=1000, guard="probe")
     return Grid(
         (plain, jumping, probed),
         (Comparison(jumping, 4, plain, 8), Comparison(probed, 8, plain, 8)),
@@ -105,7 +114,7 @@ def measured(grid: Grid, work: Path, processes: int) -> list[Curve]:
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "start.json").is_file():
         keep(work / "start.json", {0: figures_of(START, grid, 0)})
-    runs = [(arm, seed) for arm, seed in product(grid.arms, grid.seeds)]
+    runs = [*product(grid.arms, grid.seeds), *product(grid.once, grid.seeds[:1])]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         return list(pool.map(run_one, *zip(*((grid, arm, seed, work) for arm, seed in runs), strict=True)))

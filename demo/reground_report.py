@@ -106,7 +106,7 @@ def csv(curves: Sequence[Curve]) -> str:
         for index, step in enumerate(curve.steps):
             greedy, sampled = curve.greedy[index].mean(), curve.sampled[index]
             lines.append(
-                f'"{curve.arm.label}",{curve.arm.lr:g},{curve.seed},{step},{greedy:.4f},{sampled.mean():.4f},'
+                f'"{curve.arm.label}",{scientific(curve.arm.lr)},{curve.seed},{step},{greedy:.4f},{sampled.mean():.4f},'
                 f"{standard_error(sampled):.4f}"
             )
     return "\n".join(lines) + "\n"
@@ -124,7 +124,7 @@ def accuracy_table(curves: Sequence[Curve], every: int) -> str:
             for step in steps
         ]
         greedy = " / ".join(short(run.greedy[run.steps.index(ends[0])].mean()) for run in runs)
-        rows.append([f"{arm.lr:g}", arm.label, *cells, greedy])
+        rows.append([scientific(arm.lr), arm.label, *cells, greedy])
     return markdown(rows)
 
 
@@ -148,7 +148,7 @@ def decision_table(curves: Sequence[Curve]) -> str:
         if arm.guard != "none":
             rows += [
                 [
-                    f"{arm.label}, lr {arm.lr:g}",
+                    f"{arm.label}, lr {scientific(arm.lr)}",
                     str(decision["rl_steps"]),
                     str(decision["n_wanted"]),
                     decision["action"].replace("_", " "),
@@ -178,9 +178,9 @@ def plot(path: Path, curves: Sequence[Curve]) -> None:
                     LINE_STYLES[bool(arm.m)],
                     color=color,
                     lw=1.6,
-                    label=f"{arm.label}, lr {arm.lr:g}" if first else None,
+                    label=f"{arm.label}, lr {scientific(arm.lr)}" if first else None,
                 )
-        panel.set(title=f"jumps at learning rate {lr:g}; plain RL dashed", xlabel="RL steps taken")
+        panel.set(title=f"jumps at learning rate {scientific(lr)}; plain RL dashed", xlabel="RL steps taken")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7)
     panels[0].set_ylabel("sampled accuracy, a line a seed")
@@ -196,7 +196,7 @@ def by_arm(curves: Sequence[Curve]) -> dict[Arm, list[Curve]]:
 
 
 def described(arm: Arm, step: int) -> str:
-    return f"{arm.label}, lr {arm.lr:g}, at {step}"
+    return f"{arm.label}, lr {scientific(arm.lr)}, at {step}"
 
 
 def figure(of_problems: NDArray[np.float64], sign: bool = False) -> str:
@@ -208,6 +208,11 @@ def figure(of_problems: NDArray[np.float64], sign: bool = False) -> str:
 def standard_error(of_problems: NDArray[np.float64]) -> float:
     """Of the mean over problems; the sampling's part is in it, as each problem has its own samples."""
     return float(of_problems.std(ddof=1) / np.sqrt(len(of_problems)))
+
+
+def scientific(value: float) -> str:
+    digits, exponent = f"{value:e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
 
 
 def short(value: float) -> str:
