@@ -24,7 +24,7 @@ from lm_eval.models.huggingface import HFLM
 from hubextrap import api
 from hubextrap.errors import RecipeError
 from hubextrap.evaluate.quiet import quiet_libraries
-from hubextrap.logits import ExtrapolatedForCausalLM, load_tokenizer
+from hubextrap.logits import ExtrapolatedForCausalLM, load_tokenizer, recipe_mixture
 from hubextrap.logits.loading import load_causal_lm
 from hubextrap.recipe import Recipe, load_recipe, parse_recipe
 from hubextrap.trajectory import resolve_checkpoint
@@ -68,7 +68,7 @@ class HubextrapLM(HFLM):  # type: ignore[misc]
 
         Raises:
             RecipeError: an argument is missing, unknown or wrong.
-            HubExtrapError: see `hubextrap.api.merge` and `hubextrap.api.mixture`.
+            HubExtrapError: see `hubextrap.api.merge` and `hubextrap.logits.recipe_mixture`.
         """
         own = {key: arguments.pop(key) for key in _MODEL_KEYS if key in arguments}
         recipe = _recipe(arguments)
@@ -133,7 +133,7 @@ def _recipe(arguments: dict[str, Any]) -> Recipe:
 
 
 def _mixed(recipe: Recipe, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    mixture = api.mixture(recipe)
+    mixture = recipe_mixture(recipe)
     model = ExtrapolatedForCausalLM.from_mixture(mixture, dtype=dtype, device=device)
     assert model.tokenizer is not None
     return model, model.tokenizer, f"logits: {mixture.pinned_name}"

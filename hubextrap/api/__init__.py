@@ -6,7 +6,6 @@ from hubextrap.api.backtesting import backtest
 from hubextrap.api.chain import RunResult, check_judged, push, run
 from hubextrap.api.completing import complete
 from hubextrap.api.merging import MergeResult, Prediction, merge
-from hubextrap.api.mixing import mixture
 from hubextrap.api.planning import PlanReport, plan
 from hubextrap.api.prepare import Prepared, Settings, prepare
 from hubextrap.api.publishing import Publication, check_publication, publish
@@ -33,7 +32,6 @@ __all__ = [
     "check_publication",
     "complete",
     "merge",
-    "mixture",
     "plan",
     "prepare",
     "publish",

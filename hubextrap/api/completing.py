@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hubextrap.api.mixing import mixture
 from hubextrap.errors import RecipeError
 from hubextrap.logits.completing import Sampling
 from hubextrap.logits.completing import complete as complete_one
@@ -43,7 +42,7 @@ def complete(
 
     Raises:
         RecipeError: the recipe mixes weights, or there is no prompt.
-        HubExtrapError: see `mixture` and `ExtrapolatedForCausalLM`.
+        HubExtrapError: see `recipe_mixture` and `ExtrapolatedForCausalLM`.
     """
     if recipe.space != "logits":
         raise RecipeError(
@@ -52,10 +51,10 @@ def complete(
         )
     if not prompts:
         raise RecipeError("no prompt is given")
-    from hubextrap.logits.model import ExtrapolatedForCausalLM
+    from hubextrap.logits import ExtrapolatedForCausalLM, recipe_mixture
 
     progress = progress or SilentProgress()
-    mixed = mixture(recipe, target_step=target_step, progress=progress)
+    mixed = recipe_mixture(recipe, target_step=target_step, progress=progress)
     model = ExtrapolatedForCausalLM.from_mixture(
         mixed, device=_device(device), dtype=dtype, progress=progress
     )

@@ -11,9 +11,10 @@ from hubextrap.api.fingerprint import merge_fingerprint
 from hubextrap.api.mixing import check_weights
 from hubextrap.api.output import check_output, check_scratch, target_folders, write_files
 from hubextrap.api.planning import check_destinations, recipe_push_targets
-from hubextrap.api.prepare import REMOTE_READERS, Prepared, Settings, prepare
+from hubextrap.api.prepare import Prepared, Settings, prepare
 from hubextrap.api.staging import push_state, remove_leftover, staged
 from hubextrap.engine import run_plan
+from hubextrap.engine.plan import REMOTE_READERS
 from hubextrap.errors import PushError
 from hubextrap.hub import (
     PROVENANCE_FILE,

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hubextrap.api.scanning import scan
 from hubextrap.errors import RecipeError, StepError
 from hubextrap.evaluate import compared_checkpoints
 from hubextrap.evaluate.table import BASE, LAST, PREDICTION, TARGET
-from hubextrap.logits import Mixture, recipe_mixture
-from hubextrap.progress import SilentProgress
+from hubextrap.logits import Mixture, recipe_gram_matrix, recipe_mixture
 from hubextrap.trajectory import find_recipe_trajectory, find_trajectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from hubextrap.progress import Progress
     from hubextrap.recipe import EvaluateSection, Recipe
-    from hubextrap.trajectory import Checkpoint, Trajectory
+    from hubextrap.trajectory import Checkpoint
 
 
 def check_weights(recipe: Recipe) -> None:
@@ -52,54 +47,16 @@ def check_mixed_run(recipe: Recipe, out: Path | str | None) -> None:
         )
 
 
-def mixture(
-    recipe: Recipe,
-    *,
-    target_step: int | None = None,
-    trajectory: Trajectory | None = None,
-    progress: Progress | None = None,
-) -> Mixture:
-    """What a recipe mixes for one of its target steps; its ``space`` is not asked.
-
-    A method that reads the Gram matrix of each tensor gets that of the whole model, as logits have one set of
-    coefficients; every checkpoint is then read once.
-
-    Args:
-        target_step: one of the recipe's; may be left out where it has just one.
-        trajectory: the recipe's, where it was found before.
-
-    Raises:
-        HubExtrapError: see `hubextrap.logits.recipe_mixture` and `scan`.
-    """
-    progress = progress or SilentProgress()
-    trajectory = trajectory or find_recipe_trajectory(recipe, progress)
-    return recipe_mixture(
-        recipe,
-        target_step=target_step,
-        trajectory=trajectory,
-        gram_matrix=_gram_matrix(recipe, trajectory, progress),
-        progress=progress,
-    )
-
-
-def _gram_matrix(recipe: Recipe, trajectory: Trajectory, progress: Progress) -> NDArray[np.float64] | None:
-    """(K, K), of all weights taken as one vector; None where the coefficients do not follow from it."""
-    if recipe.parameters.tensors or not recipe.rules[-1].needs_gram_matrix:
-        return None
-    progress.say("reading every checkpoint once: the coefficients follow from the weights")
-    return scan(trajectory, progress=progress).gram_table.total()
-
-
 def mixed_rows(
     recipe: Recipe, section: EvaluateSection, progress: Progress
 ) -> Iterator[tuple[int, list[tuple[str, Checkpoint | Mixture]]]]:
     """For each target step, the mixture and what the recipe compares it with, labelled.
 
     Raises:
-        HubExtrapError: see `mixture`; a reference of ``evaluate.against`` leads nowhere.
+        HubExtrapError: see `recipe_mixture`; a reference of ``evaluate.against`` leads nowhere.
     """
     trajectory = find_recipe_trajectory(recipe, progress)
-    gram_matrix = _gram_matrix(recipe, trajectory, progress)
+    gram_matrix = recipe_gram_matrix(recipe, trajectory, progress)
     for step in recipe.target_steps:
         mixed = recipe_mixture(
             recipe, target_step=step, trajectory=trajectory, gram_matrix=gram_matrix, progress=progress

@@ -12,6 +12,7 @@ from hubextrap.engine.plan import (
     DEFAULT_WORKERS,
     LOCAL_READ_SIZE,
     REMOTE_READ_SIZE,
+    REMOTE_READERS,
     MergePlan,
     plan_merge,
 )
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
     from hubextrap.statistics import Expectation, GramTable
     from hubextrap.tensors.interfaces import Source
     from hubextrap.trajectory.checkpoint import Trajectory
-
-
-REMOTE_READERS = 8
-"""Ranges of a job that are requested at the same time; the sources bound the requests in flight."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
 from hubextrap.api.fingerprint import input_fingerprint
-from hubextrap.api.prepare import REMOTE_READERS, Settings
-from hubextrap.engine.plan import REMOTE_READ_SIZE
+from hubextrap.api.prepare import Settings
+from hubextrap.engine.plan import REMOTE_READ_SIZE, REMOTE_READERS
 from hubextrap.errors import CheckpointError, OutputError, RecipeError
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.statistics import LogProbRequest, Scan, measure_logprobs

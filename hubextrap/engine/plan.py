@@ -34,6 +34,8 @@ LOCAL_READ_SIZE = 2 * MiB
 """Bytes of one checkpoint that a job reads from a disk: a job should stay in the processor's caches."""
 REMOTE_READ_SIZE = 8 * MiB
 """The same over a network, where a request costs a round trip."""
+REMOTE_READERS = 8
+"""Ranges of a job that are requested at the same time; the sources bound the requests in flight."""
 BASELINE = 300 * MiB
 """What the process takes without buffers, counted into ``memory``: python, torch and the Hub client are
 230 MiB (measured with torch 2.13); the rest is for headers."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import MethodError, RecipeError
+from hubextrap.progress import SilentProgress
+from hubextrap.tensors import open_source, read_layouts, ties_embeddings
 from hubextrap.trajectory import UNKNOWN_STEP, find_recipe_trajectory
 
 if TYPE_CHECKING:
@@ -89,15 +92,19 @@ def recipe_mixture(
 ) -> Mixture:
     """What a recipe mixes for one of its target steps; its ``space`` is not asked.
 
+    A method that reads the Gram matrix of each tensor gets that of the whole model, as logits have one set of
+    coefficients; every checkpoint is then read once.
+
     Args:
         target_step: one of the recipe's; may be left out where it has just one.
         trajectory: the recipe's, where it was found before.
-        gram_matrix: (K, K), of all weights taken as one vector, for methods that read it.
+        gram_matrix: what `recipe_gram_matrix` gave, where it was asked before.
 
     Raises:
         RecipeError: the recipe has rules by tensor, no such target step, or several and none is chosen.
-        MethodError: the method cannot serve these steps, or needs a Gram matrix.
+        MethodError: the method cannot serve these steps.
         TrajectoryError: the checkpoints cannot be found, pinned or put in order.
+        HubExtrapError: see `hubextrap.engine.scan.scan_trajectory`, where the weights have to be read.
     """
     if recipe.parameters.tensors:
         raise RecipeError(
@@ -105,14 +112,45 @@ def recipe_mixture(
         )
     target = _target(recipe, target_step)
     (rule,) = recipe.rules
-    if rule.needs_gram_matrix and gram_matrix is None:
-        raise MethodError(
-            f"{recipe.merge_method}: its coefficients follow from the weights, which have not been read; use "
-            "hubextrap.api.mixture, which reads them, or a method of the steps alone, e.g. two_point"
-        )
     trajectory = trajectory or find_recipe_trajectory(recipe, progress)
+    if gram_matrix is None:
+        gram_matrix = recipe_gram_matrix(recipe, trajectory, progress)
     (row,) = rule.coefficients(trajectory.steps, [target], gram_matrix)
     return Mixture.of(trajectory.checkpoints, row.tolist(), target)
+
+
+def recipe_gram_matrix(
+    recipe: Recipe, trajectory: Trajectory, progress: Progress | None = None
+) -> NDArray[np.float64] | None:
+    """(K, K) inner products of the checkpoints' deltas, all weights taken as one vector: one pass over them.
+
+    None where the recipe's coefficients do not follow from the weights, or differ by tensor.
+
+    Raises:
+        HubExtrapError: see `hubextrap.engine.scan.scan_trajectory`.
+    """
+    if recipe.parameters.tensors or not recipe.rules[-1].needs_gram_matrix:
+        return None
+    from hubextrap.engine.plan import REMOTE_READ_SIZE, REMOTE_READERS
+    from hubextrap.engine.scan import SCAN_READ_SIZE, scan_trajectory  # imports numba
+
+    progress = progress or SilentProgress()
+    progress.say("reading every checkpoint once: the coefficients follow from the weights")
+    remote = any(checkpoint.repo for checkpoint in trajectory.checkpoints)
+    with ExitStack() as stack:
+        sources = [
+            stack.enter_context(closing(open_source(checkpoint))) for checkpoint in trajectory.checkpoints
+        ]
+        found = scan_trajectory(
+            trajectory,
+            sources,
+            read_layouts(sources, progress),
+            tied=ties_embeddings(sources[-1]),
+            read_size=REMOTE_READ_SIZE if remote else SCAN_READ_SIZE,
+            readers=REMOTE_READERS if remote else 0,
+            progress=progress,
+        )
+    return found.gram_table.total()
 
 
 def _target(recipe: Recipe, target_step: int | None) -> int:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import hubextrap
-from hubextrap import api
 from hubextrap.localhub import LocalHub
+from hubextrap.logits import recipe_mixture
 from hubextrap.recipe import Recipe
 
 RECIPES = Path(__file__).parents[2] / "merge_configs"
@@ -68,7 +68,9 @@ MERGE = sorted(path for path in RECIPES.glob("*.yaml") if not path.stem.startswi
 @pytest.mark.parametrize("loaded", MERGE, ids=lambda path: path.stem, indirect=True)
 def test_recipe_runs(loaded: Recipe, tmp_path: Path) -> None:
     if loaded.space == "logits":
-        assert [len(api.mixture(loaded, target_step=step).checkpoints) for step in loaded.target_steps] == [2]
+        assert [
+            len(recipe_mixture(loaded, target_step=step).checkpoints) for step in loaded.target_steps
+        ] == [2]
         return
     result = hubextrap.merge(loaded, out=tmp_path / "out")
     assert [prediction.step for prediction in result.predictions] == list(loaded.target_steps)

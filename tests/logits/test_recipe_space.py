@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from hubextrap import api
-from hubextrap.errors import MethodError, RecipeError
+from hubextrap.errors import RecipeError
 from hubextrap.evaluate import EvaluationTable
 from hubextrap.logits import ExtrapolatedForCausalLM, recipe_mixture
 from hubextrap.progress import SilentProgress
@@ -55,11 +55,8 @@ def test_a_target_is_chosen_where_there_are_several(trajectory_c: Path) -> None:
 
 def test_calibrated_reads_the_weights_of_the_whole_model_once(trajectory_c: Path) -> None:
     calibrated = recipe(trajectory_c, merge_method="calibrated")
-    with pytest.raises(
-        MethodError, match=r"calibrated: its coefficients follow from the weights, which have not"
-    ):
-        ExtrapolatedForCausalLM.from_recipe(calibrated)
-    mixture = api.mixture(calibrated)
+    mixture = ExtrapolatedForCausalLM.from_recipe(calibrated).mixture
+    assert mixture is not None
     (rule,) = calibrated.rules
     trajectory = find_recipe_trajectory(calibrated)
     gram = api.scan(trajectory).gram_table.total()
