@@ -44,9 +44,7 @@ def backtest(
         _check(run.steps)
         found = scan(run, settings=settings, progress=progress)
     _check(found.steps)
-    return backtest_table(
-        found.gram_table, tried, dtypes=[checkpoint.dtype for checkpoint in found.checkpoints]
-    )
+    return backtest_table(found.gram_table, tried, dtypes=found.dtypes)
 
 
 def _check(steps: tuple[int, ...]) -> None:

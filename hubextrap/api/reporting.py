@@ -52,7 +52,7 @@ def report(
     scan_file, out = Path(scan_file), Path(out)
     scan = Scan.load(scan_file)
     accuracies = collect_accuracy({Path(path): EvaluationTable.load(Path(path)) for path in evaluations})
-    backtest = backtest_table(scan.gram_table)
+    backtest = backtest_table(scan.gram_table, dtypes=scan.dtypes)
     said = answer(backtest)
     sections = build_sections(scan, backtest, accuracies)
     _write(out, render_page(title or scan_file.name, scan, said, sections).encode())

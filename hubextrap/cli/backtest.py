@@ -72,7 +72,7 @@ def _print(reference: str, found: Backtest) -> None:
     table.add_column("method", overflow="fold")
     for heading, count in zip(("to 1.25×", "to 1.5×", "to 2×", "farther"), counts, strict=True):
         table.add_column(f"{heading} ({count})", justify="right")
-    for heading in ("worst", "expected", *(["with rounding"] if found.rounded else [])):
+    for heading in ("worst", "expected", *(["total"] if found.rounded else [])):
         table.add_column(heading, justify="right")
     for entry in horizon_means(found):
         cells = [*entry.means, entry.worst, entry.expected, *([entry.total] if found.rounded else [])]
@@ -82,10 +82,14 @@ def _print(reference: str, found: Backtest) -> None:
     )
     console.print(
         f"{reference}: {len(found.steps)} checkpoints, steps {found.steps[0]} to {found.steps[-1]}\n"
-        "mean relative error by how far ahead the target lies (of so many predictions)"
+        f"mean relative error{' of the signal' * found.rounded} by how far ahead the target lies (of so many "
+        "predictions)"
     )
     console.print(table)
-    console.print("1 is the last checkpoint as it is: above it, doing nothing is better")
+    console.print(
+        "1 is the last checkpoint as it is: above it, doing nothing is better; expected is what the "
+        "checkpoints known at the time let expect"
+    )
     for line in _advice(found):
         console.print(line)
 
@@ -98,7 +102,9 @@ def _advice(found: Backtest) -> list[str]:
     if found.rounded:
         lines.append(
             f"{found.rounding_share:.0%} of what differs between neighbouring checkpoints is rounding to 16 "
-            "bits: the errors are those along the motion's two leading directions in each tensor"
+            "bits, which no method predicts and scores hardly notice: errors are those of the signal, the "
+            "motion along its two leading directions in each tensor; total is the mean of all against the "
+            "checkpoints as they are stored, rounding included"
         )
     if verdict.method is None:
         return [*lines, "use none of them: no method beats the last checkpoint on this run's own past"]

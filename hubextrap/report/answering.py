@@ -10,7 +10,7 @@ import numpy as np
 from hubextrap.statistics import horizon_means, judge
 
 if TYPE_CHECKING:
-    from hubextrap.statistics import Backtest
+    from hubextrap.statistics import Backtest, BacktestRow
 
 FEW_TRIALS = 6
 """Fewer rehearsals than this are no ground for trust."""
@@ -48,13 +48,7 @@ def answer(backtest: Backtest) -> Answer:
             ),
         )
     verdict = judge(backtest)
-    rounding = (
-        (
-            f"Rounding to 16 bits makes up {backtest.rounding_share:.0%} of what differs between "
-            "neighbouring checkpoints; the errors here are therefore those of the signal, the motion along "
-            "its two leading directions in each tensor."
-        ),
-    ) * backtest.rounded
+    rounding = (_rounding(backtest, verdict.method),) * backtest.rounded
     if verdict.method is None:
         return Answer(
             "bad",
@@ -68,13 +62,15 @@ def answer(backtest: Backtest) -> Answer:
                 last_word,
             ),
         )
-    rows = [row for row in backtest.shared_rows()[verdict.method] if row.horizon <= 1 + 1e-9]
+    rows = _near_rows(backtest, verdict.method)
     mean, worst = float(np.mean([row.error for row in rows])), max(row.error for row in rows)
     sentences = [
         (
-            f"In {_times(len(rows), 'rehearsal')} up to twice the last step, its predictions were off by "
-            f"{mean:.0%} of the distance that the last checkpoint was off, and by {worst:.0%} at worst."
+            f"In {_times(len(rows), 'rehearsal')} up to twice the last step, its predictions were on average "
+            f"{mean:.2f} times as far from the real weights as the last known checkpoint was, and "
+            f"{worst:.2f} times at worst."
         ),
+        *rounding,
         _reach(verdict.reach, backtest.steps[-1], backtest.steps[0], verdict.failures, verdict.trials),
     ]
     if (expectation := _expectation(backtest, verdict.method)) is not None:
@@ -88,7 +84,25 @@ def answer(backtest: Backtest) -> Answer:
     return Answer(
         "good" if sound else "care",
         f"{'Extrapolation looks promising: use' if sound else 'Extrapolate with care:'} {verdict.method}",
-        (*sentences, *rounding, last_word),
+        (*sentences, last_word),
+    )
+
+
+def _near_rows(backtest: Backtest, method: str) -> list[BacktestRow]:
+    """Up to twice the last step, which is as far as trust goes."""
+    return [row for row in backtest.shared_rows()[method] if row.horizon <= 1 + 1e-9]
+
+
+def _rounding(backtest: Backtest, method: str | None) -> str:
+    total = ""
+    if method is not None:
+        errors = [row.relative_error for row in _near_rows(backtest, method)]
+        total = f" The total error of {method}, with the rounding in it, is {np.mean(errors):.2f}."
+    return (
+        "The checkpoints are stored in 16 bits, and rounding to them makes up "
+        f"{backtest.rounding_share:.0%} of what differs between neighbouring ones. No method can predict "
+        "that, and scores hardly notice it. So the errors on this page are those of the signal: the motion "
+        f"along its two leading directions in each tensor.{total}"
     )
 
 
@@ -107,8 +121,8 @@ def _reach(reach: float | None, last: int, first: int, failures: int, trials: in
 def _expectation(backtest: Backtest, method: str) -> str | None:
     known = [
         (row.expected_error, row.error)
-        for row in backtest.shared_rows()[method]
-        if row.horizon <= 1 + 1e-9 and row.expected_error is not None
+        for row in _near_rows(backtest, method)
+        if row.expected_error is not None
     ]
     if not known:
         return None
@@ -117,7 +131,7 @@ def _expectation(backtest: Backtest, method: str) -> str | None:
         meaning = "so the expected error that comes with a prediction can be believed"
     else:
         meaning = f"so expected errors have been too {'high' if expected > found else 'low'} on this run"
-    return f"The past let expect {expected:.2f} on average and {found:.2f} was found, {meaning}."
+    return f"Beforehand, {expected:.2f} was expected on average and {found:.2f} was found, {meaning}."
 
 
 def _times(count: int, noun: str) -> str:

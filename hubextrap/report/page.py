@@ -23,7 +23,7 @@ def render_page(title: str, scan: Scan, answer: Answer, sections: Sequence[Secti
     """The whole page as text; the same input gives the same bytes."""
     style = files("hubextrap.report").joinpath("page.css").read_text(encoding="utf-8")
     links = "".join(f'<li><a href="#{section.name}">{escape(section.title)}</a></li>' for section in sections)
-    headline = escape(answer.headline).replace("(", "(<wbr>")  # names of methods are long
+    headline = _breakable(answer.headline)
     sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in answer.sentences)
     return f"""<!doctype html>
 <html lang="en">
@@ -59,7 +59,7 @@ def render_page(title: str, scan: Scan, answer: Answer, sections: Sequence[Secti
 
 def _about(scan: Scan) -> str:
     elements = int(scan.gram_table.elements.sum())
-    dtypes = ", ".join(dict.fromkeys(checkpoint.dtype for checkpoint in scan.checkpoints))
+    dtypes = ", ".join(dict.fromkeys(scan.dtypes))
     return (
         f"{len(scan.steps)} checkpoints from step {scan.steps[0]} to {scan.steps[-1]}, {elements:,} weights "
         f"in {len(scan.tensors)} tensors, {dtypes}"
@@ -68,12 +68,13 @@ def _about(scan: Scan) -> str:
 
 def _section(section: Section) -> str:
     drawn = to_svg(section.draw, section.height, section.name)
+    note = f"<p>{escape(section.note)}</p>" if section.note else ""
     return f"""<section id="{section.name}">
 <h2>{escape(section.title)}</h2>
 <p>{escape(section.shows)}</p>
 <p class="worry">{escape(section.worry)}</p>
 <figure role="img" aria-label="{escape(section.shows)}">{drawn}</figure>
-<details><summary>The figures</summary>{_table(section.headings, section.rows)}</details>
+<details><summary>The figures</summary>{note}{_table(section.headings, section.rows)}</details>
 </section>
 """
 
@@ -94,6 +95,11 @@ def _table(headings: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
     body = ""
     for row in rows:
         cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
-        body += f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>'
+        body += f'<tr><th scope="row">{_breakable(row[0])}</th>{cells}</tr>'
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="table" tabindex="0">{table}</div>'
+
+
+def _breakable(text: str) -> str:
+    """Names of methods with their parameters are longer than a column is wide."""
+    return escape(text).replace("(", "(<wbr>")

@@ -38,10 +38,12 @@ def draw_backtest(figure: Figure, backtest: Backtest) -> None:
                       label="others" if position == len(SERIES) else None)  # fmt: skip
     axes.axhline(1, color=INK, linewidth=1.4)
     axes.annotate("1: the last checkpoint", (0.99, 1), (0, 3), ("axes fraction", "data"), "offset points",
-                  ha="right", va="bottom", fontsize=9)  # fmt: skip
+                  ha="right", va="bottom", fontsize=9, zorder=20,
+                  bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})  # fmt: skip
     axes.set_xticks(range(len(seen)), [CLASSES[place] for place in seen])
     axes.set_xlim(-0.2, len(seen) - 0.8)
-    axes.set(xlabel="target step ÷ last observed step", ylabel="mean relative error", yscale="log")
+    measured = "mean relative error" + " of the signal" * backtest.rounded
+    axes.set(xlabel="target step ÷ last observed step", ylabel=measured, yscale="log")
     axes.yaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

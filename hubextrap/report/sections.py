@@ -11,6 +11,7 @@ import numpy as np
 
 from hubextrap.report import scores, weights
 from hubextrap.statistics import horizon_means, pair_counts
+from hubextrap.statistics.linearity import MIN_DISTINCT, MIN_RANGE
 from hubextrap.statistics.logprobs import MIN_CHANGE
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Section:
     headings: tuple[str, ...] = ()
     rows: Sequence[tuple[str, ...]] = ()
     """The figures behind the plot, as text."""
+    note: str = ""
+    """What the figures' headings do not say."""
 
 
 def build_sections(scan: Scan, backtest: Backtest, accuracies: Sequence[Accuracy]) -> list[Section]:
@@ -47,13 +50,13 @@ def build_sections(scan: Scan, backtest: Backtest, accuracies: Sequence[Accuracy
     if any(pair_counts(backtest)):
         found.append(_backtest(backtest))
     if len(scan.steps) > 3:
-        found.append(_direction(scan))
+        found.append(_direction(scan, backtest.rounded))
     if scan.linearity().kept:
         found += [_r_squared(scan), _heat_map(scan)]
     if scan.logprobs is not None and len(scan.logprobs.r_squared()):
         found.append(_logprobs(scan))
     if weights.chosen_examples(scan):
-        found.append(_examples(scan))
+        found.append(_examples(scan, backtest.rounded))
     if scan.gram_table.total()[-1, -1] > 0 and len(scan.steps) > 2:
         found.append(_explained(scan))
     return found
@@ -96,7 +99,9 @@ def _backtest(backtest: Backtest) -> Section:
         "Rehearsals: how far off would a prediction have been?",
         f"Each method predicted {sum(counts)} times a checkpoint that the run did reach, knowing only "
         "earlier ones. The error is the distance to the real weights, as a share of the distance that the "
-        "last known checkpoint had: 1 is what doing nothing gives, 0 would be perfect.",
+        "last known checkpoint had: 1 is what doing nothing gives, 0 would be perfect."
+        + " Both distances are those of the signal, without the rounding to 16 bits."
+        * backtest.rounded,
         "Worry when the lines come near 1: above it a method does harm. Worry too when few rehearsals "
         "stand behind a point (the table counts them), or when your target is farther ahead than they "
         "went.",
@@ -107,11 +112,20 @@ def _backtest(backtest: Backtest) -> Section:
             *(f"{title} ({count})" for title, count in zip(scores.CLASSES, counts, strict=True)),
             "worst",
             "expected",
+            *(["total"] if backtest.rounded else []),
         ),
         [
-            (entry.method, *(_figure(value) for value in (*entry.means, entry.worst, entry.expected)))
+            (
+                entry.method,
+                *(_figure(value) for value in (*entry.means, entry.worst, entry.expected)),
+                *([_figure(entry.total)] if backtest.rounded else []),
+            )
             for entry in horizon_means(backtest)
         ],
+        "Mean errors by target step ÷ last observed step, in brackets how many rehearsals; then the worst "
+        "of all, and the mean of what the checkpoints known at the time let expect."
+        + " Total: the mean of all against the checkpoints as they are stored, rounding included."
+        * backtest.rounded,
     )
 
 
@@ -119,17 +133,19 @@ def _figure(value: float | None) -> str:
     return "–" if value is None or np.isnan(value) else f"{value:.2f}"
 
 
-def _direction(scan: Scan) -> Section:
-    origins, from_first, from_half = weights.direction(scan)
+def _direction(scan: Scan, rounded: bool) -> Section:
+    origins, from_first, from_half = weights.direction(scan, rounded)
     return Section(
         "direction",
         "Direction: does the past point at the future?",
         "For each checkpoint, the angle between the way behind it and the way from it to step "
-        f"{scan.steps[-1]}: a cosine of 1 goes straight on, 0 is a right angle.",
+        f"{scan.steps[-1]}: a cosine of 1 goes straight on, 0 is a right angle."
+        + " Of the signal, without the rounding to 16 bits."
+        * rounded,
         f"Worry when the line from step {scan.steps[0]} lies well below the other: the run began in another "
         "direction, and a line through its start multiplies that transient. Take a later base_step, or a "
         "fit over the last half.",
-        partial(weights.draw_direction, scan=scan),
+        partial(weights.draw_direction, scan=scan, rounded=rounded),
         3.3,
         ("last observed step", f"from step {scan.steps[0]}", "from half way"),
         [
@@ -141,7 +157,10 @@ def _direction(scan: Scan) -> Section:
 
 def _r_squared(scan: Scan) -> Section:
     found, walk = scan.linearity(), scan.random_walk
-    left_out = f"{1 - found.share_kept:.1%} of the weights are left out, as they hardly moved."
+    left_out = (
+        f"{1 - found.share_kept:.1%} of the weights are left out: they moved by {MIN_RANGE:g} or less, or "
+        f"took fewer than {MIN_DISTINCT} values."
+    )
     return Section(
         "r-squared",
         "Straightness: R² of every weight",
@@ -185,13 +204,15 @@ def _heat_map(scan: Scan) -> Section:
     )
 
 
-def _examples(scan: Scan) -> Section:
+def _examples(scan: Scan, rounded: bool) -> Section:
     examples = weights.chosen_examples(scan)
     return Section(
         "examples",
         "Examples: single weights and their lines",
-        "Weights drawn by chance, from the least to the most straight among those drawn, with the line "
-        "that fits each best.",
+        "Weights drawn by chance, from the least to the most straight among those drawn. Each point is a "
+        "checkpoint, and the line fits them best."
+        + " Where points form stairs, the weight was rounded to 16 bits."
+        * rounded,
         "Worry when points bend away from their line towards the end: the line is then dominated by the "
         "past, and continues a motion that is over.",
         partial(weights.draw_examples, scan=scan),
@@ -226,9 +247,10 @@ def _logprobs(scan: Scan) -> Section:
     return Section(
         "log-probabilities",
         "Straightness: R² of token log-probabilities",
-        f"The same for the log-probabilities of {summary['tokens']:,} tokens in {summary['responses']:,} "
-        f"fixed responses, of which {len(fits):,} changed by more than {MIN_CHANGE} from the first to the "
-        f"last checkpoint. Their median R² is {np.median(fits):.2f}.",
+        "How well a straight line in the step describes the log-probability of each token. Of "
+        f"{summary['tokens']:,} tokens in {summary['responses']:,} fixed responses, {len(fits):,} changed by "
+        f"more than {MIN_CHANGE} from the first to the last checkpoint and are drawn here. Their median R² "
+        f"is {np.median(fits):.2f}; a random walk would give {scan.random_walk.median:.2f}.",
         "Worry when few tokens were kept: responses that the run hardly changed say little. As with "
         "weights, a high R² describes the past.",
         partial(

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.ticker import PercentFormatter
 
+from hubextrap.methods import signal
 from hubextrap.report.style import BLUE, FAINT, GREEN, INK, VERMILION
 from hubextrap.statistics.linearity import BINS, LINEAR, MIN_RANGE, r_squared
 from hubextrap.statistics.scan import module_kind
@@ -175,10 +176,15 @@ def draw_explained(figure: Figure, scan: Scan) -> None:
     axes.legend(loc="lower right")
 
 
-def direction(scan: Scan) -> tuple[list[int], list[float], list[float]]:
+def direction(scan: Scan, rounded: bool = False) -> tuple[list[int], list[float], list[float]]:
     """Origins, and the cosine of what came after each with the line from the first checkpoint, and from the
-    middle of the past."""
-    gram, steps = scan.gram_table.total(), scan.steps
+    middle of the past.
+
+    Args:
+        rounded: take the signal, as rounding has no direction: it would hide that of short ways.
+    """
+    moves, steps = scan.gram_table.gram, scan.steps
+    gram = (signal(moves) if rounded else moves).sum(axis=0)
 
     def cosine(start: int, at: int) -> float:
         past, future = np.zeros((2, len(steps)))
@@ -198,8 +204,8 @@ def direction(scan: Scan) -> tuple[list[int], list[float], list[float]]:
     )
 
 
-def draw_direction(figure: Figure, scan: Scan) -> None:
-    origins, from_first, from_half = direction(scan)
+def draw_direction(figure: Figure, scan: Scan, rounded: bool = False) -> None:
+    origins, from_first, from_half = direction(scan, rounded)
     axes = figure.subplots()
     axes.plot(origins, from_half, "o-", color=BLUE, label="line from half way")
     axes.plot(origins, from_first, "s-", color=GREEN, label=f"line from step {scan.steps[0]}")

@@ -88,6 +88,11 @@ class Scan:
         """(step, pin) of every checkpoint."""
         return tuple((checkpoint.step, checkpoint.pin) for checkpoint in self.checkpoints)
 
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """How each of the K checkpoints is stored, e.g. ``BF16`` or ``BF16/F32``: see `backtest_table`."""
+        return tuple(checkpoint.dtype for checkpoint in self.checkpoints)
+
     def delta_norms(self) -> NDArray[np.float64]:
         """(N, K): ‖W_k − W_0‖ of each tensor."""
         return np.sqrt(np.diagonal(self.gram_table.gram, axis1=1, axis2=2))

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from hubextrap import api
+from hubextrap.cli.main import app
 from hubextrap.errors import EvaluationError, HubExtrapError, OutputError, ReferenceNotFound
 from hubextrap.evaluate.table import EvaluationTable
 from hubextrap.report import build_sections, collect_accuracy, weights
@@ -18,6 +22,7 @@ from hubextrap.report.answering import answer
 from hubextrap.report.style import to_png, to_svg
 from hubextrap.statistics import GramTable, Scan, backtest_table, horizon_means, judge
 from hubextrap.statistics.linearity import random_walk
+from hubextrap.trajectory import find_trajectory
 
 STEPS = (0, 10, 20, 35, 50, 60, 80, 100)
 
@@ -47,7 +52,7 @@ def test_page_says_what_was_found(page: Path, scan: Scan) -> None:
     assert f"of {whole.kept:,} weights. The median is {whole.median:.2f}" in text
     for entry in horizon_means(backtest_table(scan.gram_table)):
         cells = "".join(f"<td>{mean:.2f}</td>" for mean in (*entry.means, entry.worst))
-        assert f'<th scope="row">{entry.method}</th>{cells}' in text
+        assert f'<th scope="row">{entry.method.replace("(", "(<wbr>")}</th>{cells}' in text
     assert "prediction scores 0.982, the last observed checkpoint 0.828, the real one 0.984" in text
     verdict = judge(backtest_table(scan.gram_table))
     assert f"use {verdict.method}</h2>".replace("(", "(<wbr>") in text
@@ -106,6 +111,41 @@ def test_few_rehearsals_call_for_care() -> None:
     found = answer(backtest_table(table))
     assert found.level == "care"
     assert any("That is few to judge by." in sentence for sentence in found.sentences)
+
+
+def test_rounding_is_told_apart(tmp_path: Path) -> None:
+    """A straight run whose steps are as small as the rounding to bf16: both errors are on the page."""
+    generator = torch.Generator().manual_seed(0)
+    start, slope = 0.02 * torch.randn(2, 256, 64, generator=generator)
+    for step in range(0, 200, 20):
+        folder = tmp_path / "run" / f"step_{step}"
+        folder.mkdir(parents=True)
+        tensors = {"model.layers.0.mlp.up_proj.weight": (start + 6e-5 * step * slope).bfloat16()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    scan = api.scan(find_trajectory(str(tmp_path / "run")), out=tmp_path / "run.safetensors")
+    backtest = api.backtest(scan)
+    assert backtest.rounded
+    found = api.report(tmp_path / "run.safetensors", out=tmp_path / "a.html")
+    verdict = judge(backtest)
+    assert verdict.method is not None
+    near = [row for row in backtest.shared_rows()[verdict.method] if row.horizon <= 1]
+    signal, total = (np.mean([row.error for row in near]), np.mean([row.relative_error for row in near]))
+    assert signal < total - 0.1
+    assert f"on average {signal:.2f} times as far" in found.sentences[0]
+    assert f"rounding to them makes up {backtest.rounding_share:.0%}" in found.sentences[1]
+    assert f"total error of {verdict.method}, with the rounding in it, is {total:.2f}" in found.sentences[1]
+    page = (tmp_path / "a.html").read_text()
+    assert "those of the signal, without the rounding to 16 bits" in page
+    means = {entry.method: entry for entry in horizon_means(backtest)}
+    for entry in means.values():
+        assert f"<td>{entry.expected:.2f}</td><td>{entry.total:.2f}</td></tr>" in page
+    printed = CliRunner().invoke(app, ["backtest", str(tmp_path / "run.safetensors")]).stdout
+    assert "mean relative error of the signal by" in printed
+    assert re.search(rf"^{re.escape(verdict.method)} .* {means[verdict.method].total:.3f}$", printed, re.M)
+    assert "total is the mean of all against the checkpoints as they are stored" in " ".join(printed.split())
+    _, from_first, _ = weights.direction(scan)
+    _, of_signal, _ = weights.direction(scan, rounded=True)
+    assert from_first[-1] < 0.5 < 0.9 < of_signal[-1]
 
 
 def test_explained_is_svd(scan: Scan) -> None:
