@@ -126,7 +126,9 @@ def merge_case(root: Path | str, count: int, environment: dict[str, str] | None 
         "out_dtype": "bfloat16",
     }
     recipe.write_text(yaml.safe_dump(content))
-    return run([PYTHON, "-m", "benchmarks.merge_job", recipe, fresh("out")], environment)
+    result = run([PYTHON, "-m", "benchmarks.merge_job", recipe, fresh("out")], environment)
+    shutil.rmtree(WORK / "out")
+    return result
 
 
 def mergekit_case(root: Path, count: int) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,6 @@ def main() -> None:
     started = time.perf_counter()
     api.merge(loaded, out=out, settings=api.Settings(**chosen))
     print(time.perf_counter() - started)
-    shutil.rmtree(out)
 
 
 if __name__ == "__main__":
