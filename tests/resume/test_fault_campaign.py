@@ -219,7 +219,8 @@ def ways(run: Run, recipe_file: Callable[..., Path], on_cdn_hub: str, tmp_path: 
     ]
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(1_000, marks=pytest.mark.slow)], ids=["few", "thousand"])
+# 13 make one run that is refused and two that get through, under faults on reads, uploads and commits
+@pytest.mark.parametrize("count", [13, pytest.param(1_000, marks=pytest.mark.slow)], ids=["few", "thousand"])
 def test_every_run_ends_in_the_right_bytes_or_in_a_clear_error(
     count: int,
     cdn_hub: LocalHub,
@@ -279,6 +280,7 @@ def test_every_run_ends_in_the_right_bytes_or_in_a_clear_error(
             assert len(found) == 1 or way.target.create_pr
         assert not push_place(way.target).exists()
         assert not list(temporary.iterdir())
+    assert all(struck[site] for site in ("storage", "upload", "commit")), struck
     if count >= 1_000:
         assert all(struck[site] >= 5 for site in SITES), struck
         assert ended[0] >= 50, ended
