@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FEW_TRIALS = 6
 """Fewer rehearsals than this are no ground for trust."""
 PROMISING = 0.5
-"""Mean error up to which the page does not call for care: at .54 a prediction has lost task accuracy."""
+"""Mean error up to which the page does not call for care: at .59 a prediction has lost task accuracy."""
 CLOSE = 0.1
 """How far the mean expected error may be from the mean found to be believed."""
 
