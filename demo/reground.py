@@ -42,8 +42,6 @@ class Grid:
 
     arms: tuple[Arm, ...]
     comparisons: tuple[Comparison, ...]
-    once: tuple[Arm, ...] = ()
-    """Trained with the first seed alone."""
     seeds: tuple[int, ...] = (0, 1)
     prompts: int = 48
     every: int = 20
@@ -58,14 +56,14 @@ def full_grid() -> Grid:
     at_large = {n: Arm(LARGE_LR, m=20, n=n) for n in (20, 60)}
     reset = Arm(LOW_LR, m=20, n=60, moments="reset")
     harmful, probed = Arm(LOW_LR, m=20, n=1000), Arm(LOW_LR, m=20, n=1000, guard="probe")
-    long_plain, long_jumping = Arm(1.4e-5, steps=320), Arm(LOW_LR, steps=320, m=20, n=120)
     compared = (
         Comparison(jumping[60], 80, plain[LOW_LR], 160),
         Comparison(jumping[60], 160, plain[LOW_LR], 160),
         # the same number of represented steps, by a larger learning rate: (m + n) / m times as large
+        Comparison(jumping[60], 40, plain[8e-6], 40),
         Comparison(jumping[60], 160, plain[8e-6], 160),
+        Comparison(jumping[120], 40, plain[1.4e-5], 40),
         Comparison(jumping[120], 160, plain[1.4e-5], 160),
-        Comparison(long_jumping, 320, long_plain, 320),
         Comparison(jumping[120], 160, plain[LARGE_LR], 160),
         Comparison(at_large[20], 40, plain[LARGE_LR], 40),
         Comparison(at_large[20], 160, plain[LARGE_LR], 160),
@@ -75,8 +73,7 @@ def full_grid() -> Grid:
         Comparison(harmful, 160, plain[LOW_LR], 160),
         Comparison(probed, 160, plain[LOW_LR], 160),
     )
-    arms = (*plain.values(), *jumping.values(), reset, harmful, probed, *at_large.values())
-    return Grid(arms, compared, once=(long_plain, long_jumping))
+    return Grid((*plain.values(), *jumping.values(), reset, harmful, probed, *at_large.values()), compared)
 
 
 def quick_grid() -> Grid:
@@ -114,7 +111,7 @@ def measured(grid: Grid, work: Path, processes: int) -> list[Curve]:
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "start.json").is_file():
         keep(work / "start.json", {0: figures_of(START, grid, 0)})
-    runs = [*product(grid.arms, grid.seeds), *product(grid.once, grid.seeds[:1])]
+    runs = list(product(grid.arms, grid.seeds))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         return list(pool.map(run_one, *zip(*((grid, arm, seed, work) for arm, seed in runs), strict=True)))

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 BEGIN, END = "<!-- written by demo/reground.py -->", "<!-- end of what demo/reground.py wrote -->"
-LINE_STYLES = {True: "-", False: "--"}
+JUMP_COLORS = ("C1", "C3", "C2", "C4", "C5", "C6")
 
 
 @dataclass(frozen=True)
@@ -160,31 +162,30 @@ def decision_table(curves: Sequence[Curve]) -> str:
 
 
 def plot(path: Path, curves: Sequence[Curve]) -> None:
-    """Sampled accuracy against RL steps, one panel a learning rate that has jumps: plain RL dashed."""
-    jumping = sorted({curve.arm.lr for curve in curves if curve.arm.m})
-    figure = Figure(figsize=(6.4 * len(jumping), 4.6), layout="constrained")
+    """Sampled accuracy against RL steps, a panel a learning rate that has jumps: plain RL dashed."""
+    groups = by_arm(curves)
+    plain = sorted((arm for arm in groups if not arm.m), key=lambda arm: arm.lr)
+    jumping = [arm for arm in groups if arm.m]
+    rates = sorted({arm.lr for arm in jumping})
+    figure = Figure(figsize=(6.4 * len(rates), 5.6), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(jumping), sharey=True, squeeze=False)[0]
-    for panel, lr in zip(panels, jumping, strict=True):
-        shown = {arm: runs for arm, runs in by_arm(curves).items() if not arm.m or arm.lr == lr}
-        for number, (arm, runs) in enumerate(shown.items()):
-            color = f"C{number % 10}" if arm.m or arm.lr == lr else str(0.35 + 0.06 * number)
-            for run in runs:
-                means = run.sampled.mean(1)
-                first = run is runs[0]
-                panel.plot(
-                    run.steps,
-                    means,
-                    LINE_STYLES[bool(arm.m)],
-                    color=color,
-                    lw=1.6,
-                    label=f"{arm.label}, lr {scientific(arm.lr)}" if first else None,
-                )
+    panels = figure.subplots(1, len(rates), sharey=True, squeeze=False)[0]
+    for panel, lr in zip(panels, rates, strict=True):
+        for number, arm in enumerate(plain):
+            draw(panel, groups[arm], "--", colormaps["Blues"](0.35 + 0.6 * number / len(plain)))
+        for number, arm in enumerate(arm for arm in jumping if arm.lr == lr):
+            draw(panel, groups[arm], "-", JUMP_COLORS[number % len(JUMP_COLORS)])
         panel.set(title=f"jumps at learning rate {scientific(lr)}; plain RL dashed", xlabel="RL steps taken")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=7)
+        panel.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     panels[0].set_ylabel("sampled accuracy, a line a seed")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
+
+
+def draw(panel: Axes, runs: Sequence[Curve], style: str, color: Any) -> None:
+    for run in runs:
+        label = f"{run.arm.label}, lr {scientific(run.arm.lr)}" if run is runs[0] else None
+        panel.plot(run.steps, run.sampled.mean(1), style, color=color, lw=1.6, label=label)
 
 
 def by_arm(curves: Sequence[Curve]) -> dict[Arm, list[Curve]]:
