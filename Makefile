@@ -20,7 +20,7 @@ setup: $(VENV)/.ready  ## Make the virtual environment with everything in it.
 demo: setup  ## Predict step 400 of a real run from its first 200 steps, push it, evaluate it; all on this machine.
 	$(BIN)/python demo/run.py
 
-reground: setup  ## Train the bundled task with and without re-grounding, measure both (hours on two cores).
+reground: setup  ## Train the bundled task with and without re-grounding, measure both (over an hour on two cores).
 	$(BIN)/python demo/reground.py
 
 test: setup  ## Run the default suite (a few minutes).
