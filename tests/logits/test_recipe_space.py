@@ -137,8 +137,9 @@ class Lines(SilentProgress):
 
 @pytest.mark.parametrize("space", ["logits", "weights"])
 def test_target_steps_share_what_they_are_compared_with(
-    trajectory_c: Path, tmp_path: Path, space: str
+    trajectory_c: Path, tmp_path: Path, space: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("hubextrap.api.fitting._scanned", {})  # another test's scan of the same run
     section = {"tasks": ["radd"], "include_path": str(TASKS), "against": ["last"], "limit": 8}
     targets = {"target_step": [300, 400]}
     asked = recipe(trajectory_c, targets, merge_method="calibrated", space=space, evaluate=section)
