@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import RecipeError
+from hubextrap.evaluate.run import chosen_device
 from hubextrap.logits.completing import Sampling
 from hubextrap.logits.completing import complete as complete_one
 from hubextrap.progress import Progress, SilentProgress
@@ -56,7 +57,7 @@ def complete(
     progress = progress or SilentProgress()
     mixed = recipe_mixture(recipe, target_step=target_step, progress=progress)
     model = ExtrapolatedForCausalLM.from_mixture(
-        mixed, device=_device(device), dtype=dtype, progress=progress
+        mixed, device=chosen_device(device), dtype=dtype, progress=progress
     )
     completions = []
     for prompt in prompts:
@@ -66,11 +67,3 @@ def complete(
         if on_end is not None:
             on_end()
     return completions
-
-
-def _device(device: str) -> str:
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

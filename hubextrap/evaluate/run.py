@@ -151,7 +151,7 @@ class Harness:
             limit=limit,
             num_fewshot=num_fewshot,
             apply_chat_template=apply_chat_template,
-            device=_device(device),
+            device=chosen_device(device),
             dtype=dtype,
             backend=backend,
             versions=_versions(),
@@ -234,7 +234,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _device(device: str) -> str:
+def chosen_device(device: str) -> str:
+    """What ``auto`` stands for: CUDA where there is some, else the CPU."""
     if device != "auto":
         return device
     import torch
