@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from benchmarks.inputs import WORK, parameters, repeated, trajectory
-from benchmarks.measure import Run, in_turn, run, warm
+from benchmarks.measure import Run, cool, in_turn, run, warm
 from hubextrap.methods import coefficients
 
 PYTHON = sys.executable
@@ -157,19 +157,20 @@ def scan(layers: int, rounds: int) -> None:
     root = trajectory("qwen-eight", max(1, layers // 7), 8)
     billions = parameters(root / "step_10") / 1e9
     files = sorted(root.glob("*/model.safetensors"))
-    print(f"\nscan, K = 8, {billions:.2f}B parameters, bf16, page cache warm, medians of {rounds}\n")
-    row("program", "wall s", "own s", "peak GB", "own/raw read")
-    found = in_turn(
-        {
-            "scan": lambda: run([PYTHON, "-m", "benchmarks.scan_job", str(root)]),
-            "raw read, two threads": lambda: run([PYTHON, "-m", "benchmarks.raw_io", "-", *map(str, files)]),
-        },
-        rounds,
-        before=lambda: warm(files),
-    )
-    raw = found["raw read, two threads"].inner or 1
-    for name, result in found.items():
-        row(name, *figures(result), f"{(result.inner or 0) / raw:.2f}")
+    print(f"\nscan, K = 8, {billions:.2f}B parameters, bf16, medians of {rounds}\n")
+    row("files in", "program", "wall s", "own s", "peak GB", "own/raw read")
+    for place, before in (("the disk", cool), ("the page cache", warm)):
+        found = in_turn(
+            {
+                "scan": lambda: run([PYTHON, "-m", "benchmarks.scan_job", str(root)]),
+                "raw read": lambda: run([PYTHON, "-m", "benchmarks.raw_io", "-", *map(str, files)]),
+            },
+            rounds,
+            before=lambda prepare=before: prepare(files),
+        )
+        raw = found["raw read"].inner or 1
+        for name, result in found.items():
+            row(place, name, *figures(result), f"{(result.inner or 0) / raw:.2f}")
 
 
 def fresh(name: str) -> Path:

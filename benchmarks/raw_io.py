@@ -6,6 +6,7 @@ as the last input has, forced to disk at the end. OUT `-` only reads.
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 import time
@@ -26,7 +27,7 @@ def main() -> None:
         os.posix_fallocate(target, 0, size)
 
     def copy(thread: int) -> None:
-        buffer = memoryview(bytearray(CHUNK))
+        buffer = memoryview(mmap.mmap(-1, CHUNK))  # a bytearray begins anywhere, and costs half the speed
         for offset in range(thread * CHUNK, size, THREADS * CHUNK):
             part = buffer[: min(CHUNK, size - offset)]
             for source in sources:

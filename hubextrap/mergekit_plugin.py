@@ -168,19 +168,17 @@ def gram_matrix(steps: Sequence[int], inputs: Sequence[torch.Tensor]) -> NDArray
 
     NaN where one of them holds NaN or infinity.
     """
-    from hubextrap.statistics.elements import BLOCK, CONVERTED, BlockScanner  # numba: half a second
+    from hubextrap.statistics.elements import BLOCK, BlockScanner  # numba: half a second
 
     total = np.zeros((len(inputs), len(inputs)))
     if len(inputs) < 2:
         return total
     flat = [tensor.reshape(-1) for tensor in inputs]
     scanner = BlockScanner(steps)
-    kinds, places = np.full(len(flat), CONVERTED), np.zeros(len(flat), np.int64)
     for start in range(0, flat[0].numel(), BLOCK):
         rows = torch.stack([tensor[start : start + BLOCK].to(torch.float32) for tensor in flat]).cpu().numpy()
-        unread, counts = np.zeros(0, np.uint8), np.zeros(BINS + 3, np.int64)
-        block = scanner.scan(unread, rows, kinds, places, rows.shape[1], counts)
-        total += math.nan if block is None else block
+        block = scanner.scan(list(rows), np.zeros(BINS + 3, np.int64))
+        total += math.nan if block is None else block[0]
     return total
 
 

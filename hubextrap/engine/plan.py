@@ -146,6 +146,7 @@ def plan_merge(
     read_size: int = LOCAL_READ_SIZE,
     grain: int = GRAIN,
     reserve: int = 0,
+    write_memory: int = WRITE_MEMORY,
 ) -> MergePlan:
     """Plan the outputs of T targets from K checkpoints.
 
@@ -162,6 +163,7 @@ def plan_merge(
         read_size: bytes to read from a checkpoint at once, if memory allows.
         grain: tensors are cut at multiples of so many elements.
         reserve: bytes of ``memory`` that the caller needs for something else.
+        write_memory: bytes that writing takes beside the buffers, a target.
 
     Raises:
         CheckpointMismatch: names, shapes, dtypes or tying differ; all findings in one message.
@@ -197,7 +199,7 @@ def plan_merge(
     every = [plan for shard in shards for plan in shard.tensors]
     itemsize = 8 if any(plan.dtype == "F64" for plan in every) else 4
     # what a worker's kernels need beside its buffer: one input, one difference, a sum a target
-    fixed = BASELINE + reserve + workers * BLOCK * (targets + 2) * itemsize + targets * WRITE_MEMORY
+    fixed = BASELINE + reserve + workers * BLOCK * (targets + 2) * itemsize + targets * write_memory
     job_bytes = _job_bytes(every, targets, memory, fixed, workers, read_size, grain)
     return MergePlan(
         steps=tuple(steps),

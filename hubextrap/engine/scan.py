@@ -16,6 +16,7 @@ from zlib import crc32
 import numpy as np
 import torch
 
+from hubextrap.engine.comparison import FLOATS
 from hubextrap.engine.executors import SerialExecutor, ThreadExecutor
 from hubextrap.engine.jobs import cut_jobs
 from hubextrap.engine.kernels import count_non_finite, torch_dtype
@@ -24,7 +25,7 @@ from hubextrap.engine.reading import JobBuffer
 from hubextrap.engine.run import one_torch_thread
 from hubextrap.errors import NonFinite, StepError
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.statistics.elements import AS_BFLOAT16, AS_FLOAT32, BLOCK, CONVERTED, BlockScanner
+from hubextrap.statistics.elements import BLOCK, BlockScanner
 from hubextrap.statistics.linearity import BINS, count_linearity, random_walk
 from hubextrap.statistics.scan import EXAMPLES, Sample, Scan, ScannedCheckpoint
 from hubextrap.statistics.table import GramTable
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Executor as Pool
 
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
     from hubextrap.engine.jobs import Job, Piece
     from hubextrap.engine.plan import MergePlan, TensorPlan
@@ -49,7 +50,8 @@ SCAN_READ_SIZE = MiB
 """Bytes of one checkpoint that a job reads from a disk: eight of them stay in the processor's caches."""
 LEAST_SAMPLE = 50
 """Weights that the reference protocol draws from a tensor at least."""
-_KINDS = {"F32": AS_FLOAT32, "BF16": AS_BFLOAT16}
+_READ_AS: dict[frozenset[str], DTypeLike] = {frozenset({"F32"}): np.float32, frozenset({"BF16"}): np.uint16}
+"""What the compiled loops read as it is stored, when all checkpoints hold it so."""
 
 
 def scan_trajectory(
@@ -94,7 +96,6 @@ def scan_trajectory(
     if len(steps) < 2:
         raise StepError(f"a scan compares checkpoints, and only step {steps[0]} is there; choose more steps")
     progress = progress or SilentProgress()
-    unusual = any(info.dtype not in _KINDS for layout in layouts for info in layout.tensors.values())
     plan = plan_merge(
         steps,
         layouts,
@@ -104,7 +105,8 @@ def scan_trajectory(
         workers=workers,
         read_size=read_size,
         grain=BLOCK,
-        reserve=COMPILER + workers * (len(steps) * BLOCK * 4 if unusual else 0),
+        reserve=COMPILER + workers * (len(steps) * BLOCK * 4 if _converts(layouts) else 0),
+        write_memory=0,
     )
     for note in plan.notes:
         progress.say(note)
@@ -117,13 +119,22 @@ def scan_trajectory(
     return _assemble(trajectory, layouts, [done[tensor.name] for tensor in floats], sample, pins)
 
 
+def _converts(layouts: Sequence[CheckpointLayout]) -> bool:
+    """Whether some tensor has to be made float32 before it can be scanned."""
+    stored = (
+        frozenset(layout.tensors[name].dtype for layout in layouts if name in layout.tensors)
+        for name in layouts[-1].tensors
+    )
+    return any(dtypes.issubset(FLOATS) and dtypes not in _READ_AS for dtypes in stored)
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     """What a worker found in one piece of a tensor."""
 
     piece: Piece
-    grams: list[NDArray[np.float64]]
-    """One (K, K) a block."""
+    grams: NDArray[np.float64]
+    """(blocks, K, K)."""
     counts: NDArray[np.int64]
     sample_counts: NDArray[np.int64]
     examples: list[tuple[int, NDArray[np.float32]]]
@@ -210,9 +221,8 @@ class _Worker:
         self._sample = sample
         size = plan.job_bytes + -plan.job_bytes % 8
         self._buffer = JobBuffer(plan, sources, size, readers=readers, advance=advance)
-        self._raw: NDArray[np.uint8] = self._buffer.tensor.numpy()
         self._scanner = BlockScanner(plan.steps)
-        self._converted = np.zeros((len(plan.steps), 0), np.float32)
+        self._converted = np.zeros((0, 0), np.float32)
 
     def do(self, job: Job) -> list[_Part]:
         """Read what the job needs and scan its pieces.
@@ -225,30 +235,30 @@ class _Worker:
 
     def _scan(self, piece: Piece) -> _Part:
         tensor = piece.tensor
-        rows = [
-            part.view(torch_dtype(info.dtype))
-            for part, info in zip(self._buffer.inputs(piece), tensor.inputs, strict=True)
-        ]
-        kinds = np.array([_KINDS.get(info.dtype, CONVERTED) for info in tensor.inputs])
-        first = np.array([place // row.itemsize for place, row in zip(piece.inputs, rows, strict=True)])
-        unusual = np.flatnonzero(kinds == CONVERTED).tolist()
+        stored = self._buffer.inputs(piece)
+        rows = [part.view(torch_dtype(info.dtype)) for part, info in zip(stored, tensor.inputs, strict=True)]
         counts = np.zeros(BINS + 3, np.int64)
-        grams = []
-        for start in range(0, piece.count, BLOCK):
-            count = min(BLOCK, piece.count - start)
-            for k in unusual:
-                self._convert(k, rows[k][start : start + count])
-            gram = self._scanner.scan(self._raw, self._converted, kinds, first + start, count, counts)
-            if gram is None:
-                raise self._non_finite(tensor, rows)
-            grams.append(gram)
-        return _Part(piece, grams, counts, self._draw(piece, rows), _examples(piece, rows))
+        kind = _READ_AS.get(frozenset(info.dtype for info in tensor.inputs))
+        if kind is None:
+            found = [
+                self._scanner.scan(self._convert(rows, start), counts)
+                for start in range(0, piece.count, BLOCK)
+            ]
+        else:
+            found = [self._scanner.scan([part.numpy().view(kind) for part in stored], counts)]
+        grams = [gram for gram in found if gram is not None]
+        if len(grams) < len(found):
+            raise self._non_finite(tensor, rows)
+        return _Part(piece, np.concatenate(grams), counts, self._draw(piece, rows), _examples(piece, rows))
 
-    def _convert(self, k: int, row: torch.Tensor) -> None:
-        """A row whose dtype the compiled loop does not read, as float32 beside the buffer."""
+    def _convert(self, rows: Sequence[torch.Tensor], start: int) -> list[NDArray[np.float32]]:
+        """A block of rows that the compiled loops do not read, as float32."""
         if not self._converted.size:
-            self._converted = np.zeros((len(self._plan.steps), BLOCK), np.float32)
-        torch.from_numpy(self._converted[k, : len(row)]).copy_(row)
+            self._converted = np.zeros((len(rows), BLOCK), np.float32)
+        count = min(BLOCK, len(rows[0]) - start)
+        for row, converted in zip(rows, self._converted, strict=True):
+            torch.from_numpy(converted[:count]).copy_(row[start : start + count])
+        return list(self._converted[:, :count])
 
     def _draw(self, piece: Piece, rows: Sequence[torch.Tensor]) -> NDArray[np.int64]:
         if self._sample is None:

@@ -1,4 +1,4 @@
-"""The pass over single elements: one compiled loop from stored bytes to Gram sums and R² histogram.
+"""The pass over single elements: compiled loops from stored numbers to Gram sums and an R² histogram.
 
 Importing this takes half a second (numba); the first call compiles for some seconds, once a machine.
 
@@ -7,38 +7,42 @@ next are taken in float32, where they are exact unless the two values differ by 
 products are summed in float32 over a tile only (a few dozen a vector lane), tiles in float64. From the Gram
 matrix of these moves follows that of the deltas to the first checkpoint, and not the other way round: the
 moves are as small as the errors of predictions, so a backtest does not lose digits to cancellation. The order
-of all sums is fixed by the block, so a block's figures do not depend on who computes it.
+of all sums is fixed by the block, so a block's figures depend neither on who computes it nor on whether its
+bfloat16 numbers come as they are or widened to float32.
+
+What R² needs is summed in float32; what the filters need is compared in integers as wide as the stored
+numbers, of which a vector holds most. Loops are short and many: one long loop waits for its own results.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import carray, njit  # type: ignore[attr-defined]
 
-from hubextrap.statistics.linearity import BINS, FEW_VALUES, MIN_RANGE, SMALL_RANGE, UNMOVED
+from hubextrap.statistics.bits import key_of, larger, number_of, pointer_to, smaller, spans, where_less
+from hubextrap.statistics.linearity import BINS, FEW_VALUES, SMALL_RANGE, UNMOVED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import DTypeLike, NDArray
 
 BLOCK = 2**16
 """Elements of a block: the unit in which Gram sums are handed over and added up."""
 TILE = 512
-STRIDE = TILE + 16
-"""Floats from one row of scratch memory to the next. Powers of two would make rows share cache lines."""
-ROWS = 8
-"""Checkpoints that a loop takes at a time: the compiler unrolls it and keeps their sums in registers."""
-AS_FLOAT32, AS_BFLOAT16, CONVERTED = 0, 1, 2
-"""How a row is stored: in the buffer as float32 or bfloat16, or converted to float32 beside it."""
+STRIDE = TILE + 32
+"""Numbers from one row of scratch memory to the next. Powers of two would make rows share cache lines."""
+MOVES = 7
+"""Moves that a loop takes at a time: the compiler unrolls it and keeps their sums in registers."""
+TABLES = 8
+"""Tables that are counted in by turns: counting in one place again and again has to wait for itself."""
 
+_COUNTS = BINS + 3
 _PLACES = np.float32(BINS)
 _LAST_PLACE = np.float32(BINS - 1)
-_UNMOVED, _SMALL_RANGE, _FEW_VALUES = np.float32(UNMOVED), np.float32(SMALL_RANGE), np.float32(FEW_VALUES)
+_UNMOVED, _SMALL_RANGE, _FEW_VALUES = np.uint32(UNMOVED), np.uint32(SMALL_RANGE), np.uint32(FEW_VALUES)
 _ZERO = np.float32(0)
 
 # Sums may be split over vector lanes, the same way every time.
@@ -54,290 +58,235 @@ class BlockScanner:
     """
 
     def __init__(self, steps: Sequence[int]) -> None:
-        count = len(steps)
+        self._observed = count = len(steps)
         times = np.asarray(steps, dtype=np.float64)
         times = (times - times[0]) / (times[-1] - times[0])
         times -= times.mean()
-        # Rows behind the last repeat the first checkpoint, so that loops can take ROWS at a time: that
+        # Rows behind the last repeat the first checkpoint, so that loops can take MOVES at a time: that
         # changes no least, no most, no sum of deltas and no number of values.
-        rows = ROWS if count <= ROWS else 1 + -(-count // ROWS) * ROWS
+        rows = 1 + -(-(count - 1) // MOVES) * MOVES
         self._times = np.zeros(rows, np.float32)
         self._times[:count] = times
         self._time_variation = np.float32(1 / (times**2).sum())
-        self._values = np.zeros((rows, STRIDE), np.float32)
-        self._moves = np.zeros((rows - 1, STRIDE), np.float32)
-        self._moments = np.zeros(7 * STRIDE, np.float32)
-        self._places = np.zeros(TILE, np.uint32)
-        self._tables = np.zeros((4, BINS + 3), np.int32)
-        # each move with itself and the half of the others that follow it, round and round, by fours
-        self._products = np.zeros((count - 1, 4 * ((count - 1) // 8 + 1)))
+        self._rows = {size: _scratch(rows * STRIDE, f"u{size}") for size in (2, 4)}
+        self._extremes = {size: _scratch(4 * STRIDE, f"i{size}") for size in (2, 4)}
+        self._moves = _scratch((rows - 1) * STRIDE, "f4")
+        self._sums = _scratch(3 * STRIDE, "f4")
+        self._places = _scratch(TILE, "u4")
+        self._tables = np.zeros(TABLES * _COUNTS, np.int32)
+        # each move, two at a time, with itself and the half of the others that follow it, round and round
+        following = 4 * ((count - 1) // 8 + 1)
+        self._products = np.zeros((count - count % 2, following))
+        self._starts = np.arange(count + following + 1) % (count - 1) * STRIDE
 
     def scan(
-        self,
-        raw: NDArray[np.uint8],
-        converted: NDArray[np.float32],
-        kinds: NDArray[np.int64],
-        places: NDArray[np.int64],
-        count: int,
-        counts: NDArray[np.int64],
+        self, rows: Sequence[NDArray[np.uint16] | NDArray[np.float32]], counts: NDArray[np.int64]
     ) -> NDArray[np.float64] | None:
-        """Scan one block.
+        """Scan a run of elements of one tensor.
 
         Args:
-            raw: the buffer that holds the rows, its length a multiple of 4.
-            converted: (K, at least ``count``): row k, if it is ``CONVERTED``.
-            kinds: (K,): how each row is stored.
-            places: (K,): where each row begins in ``raw``, in elements of its own type.
-            count: elements of the block.
+            rows: K rows of n numbers, all float32 or all the bits of bfloat16.
             counts: (BINS + 3,), which is added to.
 
         Returns:
-            (K, K): sums of products of the deltas to row 0; None when they are not finite.
+            (blocks, K, K): sums of products of the deltas to row 0, one matrix for every ``BLOCK`` elements
+            and what is left; None when they are not finite, and ``counts`` holds what came before.
         """
-        gram = np.zeros((len(kinds), len(kinds)))
-        finite = _scan_block(
-            raw.view(np.uint16),
-            raw.view(np.float32),
-            converted,
-            kinds,
-            places,
-            count,
+        size, elements = rows[0].itemsize, len(rows[0])
+        grams = np.zeros((-(-elements // BLOCK), self._observed, self._observed))
+        finite = _scan(
+            np.array([row.__array_interface__["data"][0] for row in rows]),
+            elements,
             self._times,
             self._time_variation,
-            self._values,
+            self._rows[size],
+            self._extremes[size],
             self._moves,
-            self._moments,
+            self._starts,
+            self._sums,
             self._places,
             self._tables,
             self._products,
             counts,
-            gram,
+            grams,
         )
-        return gram if finite else None
+        return grams if finite else None
+
+
+def _scratch(count: int, kind: DTypeLike) -> NDArray[Any]:
+    """Zeros that begin where a cache line does: a vector that lies in two takes twice as long to load."""
+    memory = np.zeros(count * np.dtype(kind).itemsize + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + count * np.dtype(kind).itemsize].view(kind)
 
 
 @njit(nogil=True, cache=True)
-def _scan_block(raw16, raw32, converted, kinds, places, count, times, time_variation, values, moves, moments, place, tables, products, counts, gram):  # type: ignore[no-untyped-def]  # noqa: E501  # fmt: skip
-    bits = values.view(np.uint32)
-    flat_values, flat_moves = values.reshape(-1), moves.reshape(-1)
-    observed = len(kinds)
+def _scan(addresses, elements, times, time_variation, rows, extremes, moves, starts, sums, places, tables, products, counts, grams):  # type: ignore[no-untyped-def]  # noqa: E501  # fmt: skip
+    observed = len(addresses)
     share = np.float32(1 / observed)
-    tables[:] = 0
-    products[:] = 0
-    for start in range(0, count, TILE):
-        here = min(TILE, count - start)
-        for k in range(observed):
-            first = places[k] + start
-            if kinds[k] == AS_BFLOAT16:
-                _widen(raw16[first : first + here], bits[k])
-            elif kinds[k] == AS_FLOAT32:
-                _copy(raw32[first : first + here], values[k])
-            else:
-                _copy(converted[k][start : start + here], values[k])
-            values[k, here:TILE] = 0  # elements that are not there do not move
-        for k in range(observed, len(values)):
-            _copy(values[0], values[k])
-        if len(values) == ROWS:
-            _measure(flat_values, flat_moves, times, time_variation, share, place)
-        else:
-            _begin(values[0], moments)
-            for k in range(1, observed, ROWS):
-                _add_rows(
-                    values[0],
-                    flat_values[(k - 1) * STRIDE :],
-                    flat_moves[(k - 1) * STRIDE :],
-                    times[k:],
-                    moments,
-                )
-            for k in range(0, observed, ROWS):
-                _add_inner_values(flat_values[k * STRIDE :], moments)
-            _place_all(time_variation, share, moments, place)
-        _add_products(moves, products)
-        if not np.isfinite(products[:, 0].sum()):
-            return False  # and what stands in place may be anything
-        _count(place, tables)
-        tables[0, UNMOVED] -= TILE - here
-    for table in tables:
-        counts += table
-    _add_up(products, gram)
+    taken = len(times)
+    bits = rows[0]
+    rows, extremes, moves, sums = _borrowed(rows), _borrowed(extremes), _borrowed(moves), _borrowed(sums)
+    times = _borrowed(times)
+    for block in range(len(grams)):
+        first, stop = block * BLOCK, min((block + 1) * BLOCK, elements)
+        tables[:] = 0
+        products[:] = 0
+        for start in range(first, stop, TILE):
+            here = min(TILE, stop - start)
+            for k in range(taken):
+                stored = carray(pointer_to(addresses[k if k < observed else 0], bits), elements)
+                _copy(stored[start : start + here], rows[k * STRIDE :])
+            for k in range(0, taken - 1, MOVES):
+                _add_extremes(rows[k * STRIDE :], extremes, k > 0)
+                _add_line(rows, rows[k * STRIDE :], moves[k * STRIDE :], times[k:], sums, k > 0)
+            for k in range(0, taken - 1, MOVES):
+                _add_inner(rows[k * STRIDE :], extremes, k > 0)
+            _find_places(extremes, sums, time_variation, share, places)
+            _add_products(moves, starts, products)
+            if not _is_finite(products):
+                return False  # and what stands in places may be anything
+            _count(places, tables)
+            tables[UNMOVED] -= TILE - here
+        for i in range(len(tables)):
+            counts[i % _COUNTS] += tables[i]
+        _add_up(products, observed - 1, grams[block])
     return True
 
 
 @njit(nogil=True, cache=True)
-def _widen(source, target):  # type: ignore[no-untyped-def]
-    for i in range(len(source)):
-        target[i] = np.uint32(source[i]) << np.uint32(16)
+def _borrowed(array):  # type: ignore[no-untyped-def]
+    """An array without its owner, for slices that nobody counts: counting takes longer than a short loop."""
+    return carray(pointer_to(array.ctypes.data, array[0]), len(array))
 
 
 @njit(nogil=True, cache=True)
-def _copy(source, target):  # type: ignore[no-untyped-def]
+def _copy(source, row):  # type: ignore[no-untyped-def]
     for i in range(len(source)):
-        target[i] = source[i]
+        row[i] = source[i]
+    if len(source) < TILE:
+        row[len(source) : TILE] = 0  # elements that are not there do not move
 
 
-def _of_numbers(name: str):  # type: ignore[no-untyped-def]
-    """The compiler's own minimum or maximum, told that neither is NaN: one instruction, masked or not."""
-
-    @intrinsic
-    def function(typing_context, one, other):  # type: ignore[no-untyped-def]
-        def build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            kind = ir.FloatType()
-            called = builder.module.declare_intrinsic(name, [kind], ir.FunctionType(kind, [kind, kind]))
-            return builder.call(called, arguments, fastmath=("nnan", "nsz"))
-
-        return types.float32(types.float32, types.float32), build
-
-    return function
+# What is known of a tile's elements, each a stretch of one array: the compiler vectorizes only what cannot
+# overlap.
+_LEAST, _MOST, _SECOND, _SECOND_LAST = (STRIDE * i for i in range(4))
+_TOTAL, _COVARIATION, _SQUARES = (STRIDE * i for i in range(3))
 
 
-_lesser, _greater = _of_numbers("llvm.minnum"), _of_numbers("llvm.maxnum")
-
-
-@njit(nogil=True, cache=True, fastmath=_ORDERED, error_model="numpy")
-def _measure(rows, moves, times, time_variation, share, place):  # type: ignore[no-untyped-def]
-    """All that the functions below do, where ROWS checkpoints are all: nothing leaves the registers."""
+@njit(nogil=True, cache=True)
+def _add_extremes(rows, extremes, begun):  # type: ignore[no-untyped-def]
+    """The least and the most of 1 + MOVES checkpoints, and of those before when that has ``begun``."""
     for i in range(TILE):
-        start = before = least = most = rows[i]
-        total = covariation = squares = _ZERO
-        for k in range(1, ROWS):
-            value = rows[k * STRIDE + i]
+        least = most = key_of(rows[i])
+        for k in range(1, 1 + MOVES):
+            key = key_of(rows[k * STRIDE + i])
+            least, most = smaller(least, key), larger(most, key)
+        extremes[_LEAST + i] = smaller(least, extremes[_LEAST + i]) if begun else least
+        extremes[_MOST + i] = larger(most, extremes[_MOST + i]) if begun else most
+
+
+@njit(nogil=True, cache=True)
+def _add_inner(rows, extremes, begun):  # type: ignore[no-untyped-def]
+    """The second smallest and second largest distinct value, likewise."""
+    for i in range(TILE):
+        least, most = extremes[_LEAST + i], extremes[_MOST + i]
+        second = extremes[_SECOND + i] if begun else most
+        second_last = extremes[_SECOND_LAST + i] if begun else least
+        for k in range(1 + MOVES):
+            key = key_of(rows[k * STRIDE + i])
+            second = where_less(least, key, smaller(second, key), second)
+            second_last = where_less(key, most, larger(second_last, key), second_last)
+        extremes[_SECOND + i] = second
+        extremes[_SECOND_LAST + i] = second_last
+
+
+@njit(nogil=True, cache=True, fastmath=_ORDERED)
+def _add_line(base, rows, moves, times, sums, begun):  # type: ignore[no-untyped-def]
+    """MOVES moves, and the sums that R² needs; ``rows`` and ``times`` begin one checkpoint earlier."""
+    for i in range(TILE):
+        start, before = number_of(base[i]), number_of(rows[i])
+        total = sums[_TOTAL + i] if begun else _ZERO
+        covariation = sums[_COVARIATION + i] if begun else _ZERO
+        squares = sums[_SQUARES + i] if begun else _ZERO
+        for k in range(1, 1 + MOVES):
+            value = number_of(rows[k * STRIDE + i])
             moves[(k - 1) * STRIDE + i] = value - before
             before = value
-            least, most = _lesser(least, value), _greater(most, value)
             delta = value - start
             total += delta
             covariation += times[k] * delta
             squares += delta * delta
-        second, second_last = most, least
-        for k in range(ROWS):
-            value = rows[k * STRIDE + i]
-            second = _lesser(second, value) if value > least else second
-            second_last = _greater(second_last, value) if value < most else second_last
-        place[i] = _place(
-            least, most, second < second_last, total, covariation, squares, time_variation, share
-        )
-
-
-# Moments of a tile, each a stretch of one array: the compiler vectorizes only what cannot overlap.
-_LEAST, _MOST, _TOTAL, _COVARIATION, _SQUARES, _SECOND, _SECOND_LAST = (STRIDE * i for i in range(7))
-
-
-@njit(nogil=True, cache=True)
-def _begin(base, moments):  # type: ignore[no-untyped-def]
-    for i in range(TILE):
-        moments[_LEAST + i] = base[i]
-        moments[_MOST + i] = base[i]
-    moments[_TOTAL:_SECOND] = 0
-    moments[_SECOND:_SECOND_LAST] = np.inf
-    moments[_SECOND_LAST:] = -np.inf
-
-
-@njit(nogil=True, cache=True, fastmath=_ORDERED)
-def _add_rows(base, rows, moves, times, moments):  # type: ignore[no-untyped-def]
-    """ROWS checkpoints' moves, and what R² and the filters need of them; ``rows`` begins one row earlier."""
-    for i in range(TILE):
-        start = base[i]
-        before = rows[i]
-        least, most = moments[_LEAST + i], moments[_MOST + i]
-        total = covariation = squares = _ZERO
-        for k in range(ROWS):
-            value = rows[(k + 1) * STRIDE + i]
-            moves[k * STRIDE + i] = value - before
-            before = value
-            least, most = _lesser(least, value), _greater(most, value)
-            delta = value - start
-            total += delta
-            covariation += times[k] * delta
-            squares += delta * delta
-        moments[_LEAST + i] = least
-        moments[_MOST + i] = most
-        moments[_TOTAL + i] += total
-        moments[_COVARIATION + i] += covariation
-        moments[_SQUARES + i] += squares
-
-
-@njit(nogil=True, cache=True, fastmath=_ORDERED)
-def _add_inner_values(rows, moments):  # type: ignore[no-untyped-def]
-    """Second smallest and second largest distinct value, with ROWS more checkpoints."""
-    for i in range(TILE):
-        least, most = moments[_LEAST + i], moments[_MOST + i]
-        second, second_last = moments[_SECOND + i], moments[_SECOND_LAST + i]
-        for k in range(ROWS):
-            value = rows[k * STRIDE + i]
-            second = _lesser(second, value) if value > least else second
-            second_last = _greater(second_last, value) if value < most else second_last
-        moments[_SECOND + i] = second
-        moments[_SECOND_LAST + i] = second_last
+        sums[_TOTAL + i] = total
+        sums[_COVARIATION + i] = covariation
+        sums[_SQUARES + i] = squares
 
 
 @njit(nogil=True, cache=True, fastmath=_ORDERED, error_model="numpy")
-def _place_all(time_variation, share, moments, place):  # type: ignore[no-untyped-def]
+def _find_places(extremes, sums, time_variation, share, places):  # type: ignore[no-untyped-def]
+    """Where each weight is counted."""
     for i in range(TILE):
-        place[i] = _place(
-            moments[_LEAST + i],
-            moments[_MOST + i],
-            moments[_SECOND + i] < moments[_SECOND_LAST + i],
-            moments[_TOTAL + i],
-            moments[_COVARIATION + i],
-            moments[_SQUARES + i],
-            time_variation,
-            share,
-        )
-
-
-@njit(nogil=True, cache=True, fastmath=_ORDERED, error_model="numpy")
-def _place(least, most, enough, total, covariation, squares, time_variation, share):  # type: ignore[no-untyped-def]
-    """Where a weight is counted.
-
-    ``enough``: whether its second value is below the second last: with 4 or more distinct ones, else not.
-    """
-    variation = squares - total * total * share
-    fit = covariation * covariation * time_variation / variation
-    above = fit * _PLACES if fit > _ZERO else _ZERO
-    kept = above if above < _LAST_PLACE else _LAST_PLACE
-    several = kept if enough else _FEW_VALUES
-    wide = several if np.float64(most) - np.float64(least) > MIN_RANGE else _SMALL_RANGE
-    return np.uint32(np.int32(wide if most > least else _UNMOVED))
+        total, covariation = sums[_TOTAL + i], sums[_COVARIATION + i]
+        variation = sums[_SQUARES + i] - total * total * share
+        fit = covariation * covariation * time_variation / variation
+        above = fit * _PLACES if fit > _ZERO else _ZERO
+        kept = np.uint32(np.int32(above if above < _LAST_PLACE else _LAST_PLACE))
+        least, most = extremes[_LEAST + i], extremes[_MOST + i]
+        # the second value is below the second last with 4 or more distinct ones, and else not
+        several = kept if extremes[_SECOND + i] < extremes[_SECOND_LAST + i] else _FEW_VALUES
+        wide = several if spans(least, most) else _SMALL_RANGE
+        places[i] = wide if least < most else _UNMOVED
 
 
 @njit(nogil=True, cache=True, fastmath=_LANES)
-def _add_products(moves, products):  # type: ignore[no-untyped-def]
-    """products[a, d]: move a times the one d places on, four by four, so that each value is used often."""
-    count, following = products.shape
-    for a in range(count):
-        one = moves[a]
-        for d in range(0, following, 4):
-            second, third = moves[(a + d + 1) % count], moves[(a + d + 2) % count]
-            first, fourth = moves[(a + d) % count], moves[(a + d + 3) % count]
-            s = t = u = v = _ZERO
+def _add_products(moves, starts, products):  # type: ignore[no-untyped-def]
+    """products[a, d]: move a times the one d places on, two by four, so that each value is used often."""
+    rows, following = products.shape
+    for a in range(0, rows, 2):
+        r, s = moves[starts[a] :], moves[starts[a + 1] :]
+        for d in range(a, a + following, 4):
+            c0, c1, c2 = moves[starts[d] :], moves[starts[d + 1] :], moves[starts[d + 2] :]
+            c3, c4 = moves[starts[d + 3] :], moves[starts[d + 4] :]
+            r0 = r1 = r2 = r3 = s0 = s1 = s2 = s3 = _ZERO
             for i in range(TILE):
-                s += one[i] * first[i]
-                t += one[i] * second[i]
-                u += one[i] * third[i]
-                v += one[i] * fourth[i]
-            products[a, d] += np.float64(s)
-            products[a, d + 1] += np.float64(t)
-            products[a, d + 2] += np.float64(u)
-            products[a, d + 3] += np.float64(v)
+                r0 += r[i] * c0[i]
+                r1 += r[i] * c1[i]
+                r2 += r[i] * c2[i]
+                r3 += r[i] * c3[i]
+                s0 += s[i] * c1[i]
+                s1 += s[i] * c2[i]
+                s2 += s[i] * c3[i]
+                s3 += s[i] * c4[i]
+            products[a, d - a] += r0
+            products[a, d - a + 1] += r1
+            products[a, d - a + 2] += r2
+            products[a, d - a + 3] += r3
+            products[a + 1, d - a] += s0
+            products[a + 1, d - a + 1] += s1
+            products[a + 1, d - a + 2] += s2
+            products[a + 1, d - a + 3] += s3
 
 
 @njit(nogil=True, cache=True)
-def _count(place, tables):  # type: ignore[no-untyped-def]
-    one, two, three, four = tables[0], tables[1], tables[2], tables[3]
-    # four tables, as counting in one place again and again has to wait for itself
-    for i in range(0, TILE, 4):
-        one[np.uint64(place[i])] += 1
-        two[np.uint64(place[i + 1])] += 1
-        three[np.uint64(place[i + 2])] += 1
-        four[np.uint64(place[i + 3])] += 1
+def _is_finite(products):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for a in range(len(products)):
+        total += products[a, 0]
+    return np.isfinite(total)
 
 
 @njit(nogil=True, cache=True)
-def _add_up(products, gram):  # type: ignore[no-untyped-def]
+def _count(places, tables):  # type: ignore[no-untyped-def]
+    for i in range(0, TILE, TABLES):
+        for j in range(TABLES):
+            tables[np.uint64(places[i + j]) + np.uint64(j * _COUNTS)] += 1
+
+
+@njit(nogil=True, cache=True)
+def _add_up(products, count, gram):  # type: ignore[no-untyped-def]
     """The Gram matrix of the deltas, which are sums of moves, from that of the moves."""
-    count, following = products.shape
     for a in range(count):
-        for d in range(following):
+        for d in range(products.shape[1]):
             b = (a + d) % count
             gram[a + 1, b + 1] = gram[b + 1, a + 1] = products[a, d]
     for a in range(1, count + 1):

@@ -15,7 +15,7 @@ from scan_runs import STEPS, Lines, make_run, scan_folder, weights, write_checkp
 from hubextrap.engine.plan import MiB
 from hubextrap.errors import CheckpointMismatch, NonFinite, OutputError, StepError
 from hubextrap.statistics import Linearity, Scan, r_squared, random_walk
-from hubextrap.statistics.elements import AS_FLOAT32, BLOCK, BlockScanner
+from hubextrap.statistics.elements import BLOCK, BlockScanner
 from hubextrap.statistics.linearity import BINS, FEW_VALUES, SMALL_RANGE, UNMOVED, count_linearity
 
 DTYPES = {
@@ -149,8 +149,7 @@ def test_reasons_for_leaving_out() -> None:
     scanner = BlockScanner(STEPS)
     for column, expected in enumerate(cases.values()):
         counts = np.zeros(BINS + 3, np.int64)
-        raw = np.ascontiguousarray(columns[:, column]).view(np.uint8)
-        scanner.scan(raw, np.zeros((5, 0), np.float32), np.full(5, AS_FLOAT32), np.arange(5), 1, counts)
+        scanner.scan(list(np.ascontiguousarray(columns[:, column : column + 1])), counts)
         place = int(np.flatnonzero(counts)[0])
         assert counts.sum() == 1
         if expected is None:
@@ -169,19 +168,41 @@ def test_few_distinct_values_are_counted_exactly(count: int, data: st.DataObject
     rows = data.draw(st.lists(row, min_size=1, max_size=40))
     values = np.array(rows, dtype=np.float32)
     counts = np.zeros(BINS + 3, np.int64)
-    raw = np.ascontiguousarray(values.T).view(np.uint8).ravel()
-    BlockScanner(range(count)).scan(
-        raw,
-        np.zeros((count, 0), np.float32),
-        np.full(count, AS_FLOAT32),
-        np.arange(count) * len(rows),
-        len(rows),
-        counts,
-    )
+    BlockScanner(range(count)).scan(list(np.ascontiguousarray(values.T)), counts)
     distinct = [len(set(row)) for row in rows]
     assert counts[UNMOVED] == distinct.count(1)
     assert counts[FEW_VALUES] == distinct.count(2) + distinct.count(3)
     assert counts[:BINS].sum() == sum(number >= 4 for number in distinct)
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 9, 16])
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_bfloat16_as_it_is_gives_the_bits_of_the_same_numbers_in_float32(
+    count: int, data: st.DataObject
+) -> None:
+    elements = data.draw(st.sampled_from([1, 511, 513, BLOCK, BLOCK + 700]))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    spread = data.draw(st.sampled_from([1e-5, 1e-3, 1.0]))
+    first = torch.randn(elements, generator=generator) * 0.02
+    moved = torch.randn(count, elements, generator=generator) * spread
+    values = (first + moved).to(torch.bfloat16)
+    values[:, data.draw(st.integers(0, elements - 1))] *= 0  # 0 and -0
+    bits = list(values.view(torch.int16).numpy().view(np.uint16))
+    widened = list(values.float().numpy())
+    scanner = BlockScanner(range(count))
+    found, expected = np.zeros(BINS + 3, np.int64), np.zeros(BINS + 3, np.int64)
+    grams, plain = scanner.scan(bits, found), scanner.scan(widened, expected)
+    assert np.array_equal(grams, plain)
+    assert len(grams) == -(-elements // BLOCK)
+    assert np.array_equal(found, expected)
+    assert found.sum() == elements
+    deltas = np.array(widened, dtype=np.float64) - np.array(widened[0], dtype=np.float64)
+    assert grams.sum(axis=0) == pytest.approx(deltas @ deltas.T, rel=1e-5, abs=1e-6 * (deltas**2).sum())
+    counted = count_linearity(range(count), np.array(widened).T)  # plainly, in float64
+    assert np.array_equal(found[BINS:], counted[BINS:])
+    # R² is float32: a weight at the edge of two bins may be next door
+    assert abs(np.cumsum(found) - np.cumsum(counted)).max() <= 2 + elements // 1000
 
 
 @pytest.mark.parametrize("count", [3, 9])
@@ -191,8 +212,7 @@ def test_weights_too_far_apart_are_no_counts(count: int) -> None:
         counts = np.zeros(BINS + 3, np.int64)
         values = np.full((count, 5), -size, np.float32)
         values[::2] = size
-        raw, kinds = values.view(np.uint8).ravel(), np.full(count, AS_FLOAT32)
-        gram = scanner.scan(raw, np.zeros((count, 0), np.float32), kinds, np.arange(count) * 5, 5, counts)
+        gram = scanner.scan(list(values), counts)
         assert (gram is not None) == finite
         assert counts.sum() == (5 if finite else 0)
 
