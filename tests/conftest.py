@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness import Lines
 
 from hubextrap.localhub import LocalHub
 from hubextrap.patience import Patience
@@ -116,3 +117,9 @@ def demo_data() -> Path:
     folder = Path(__file__).parents[1] / "demo" / "data"
     assert folder.is_dir(), f"{folder} is missing; it is part of the repository"
     return folder
+
+
+@pytest.fixture
+def lines() -> Lines:
+    """A Progress whose ``said`` lists the lines told to the user."""
+    return Lines()

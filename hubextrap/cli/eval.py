@@ -20,8 +20,10 @@ def evaluate(
     references: list[str] = typer.Argument(
         ..., metavar="REF...", help="Predictions or other checkpoints: org/name@revision or local folders."
     ),
-    tasks: str = typer.Option(
-        "", help="lm-eval tasks, groups or tags, and hubextrap's own, with commas in between."
+    tasks: list[str] | None = typer.Option(
+        None,
+        metavar="LIST",
+        help="lm-eval tasks, groups or tags, and hubextrap's own, with commas in between, or one an option.",
     ),
     include_path: list[Path] = typer.Option(
         [], "--include-path", metavar="DIR", help="Folder with task files of your own; may be repeated."
@@ -41,11 +43,12 @@ def evaluate(
         None, help="Of these answers; 0 is greedy. 1 for several answers and greedy for one if not given."
     ),
     max_tokens: int | None = typer.Option(None, help="Tokens of an answer, of the same tasks."),
-    against: str | None = typer.Option(
+    against: list[str] | None = typer.Option(
         None,
         metavar="LIST",
         help="What to compare with: last, base, target (found through hubextrap.json), last=REF and the "
-        "like, or any REF; with commas in between. Of the three, all that are found if not given.",
+        "like, or any REF; with commas in between, or one an option. Of the three, all that are found if "
+        "not given.",
     ),
     no_against: bool = typer.Option(False, "--no-against", help="Only what is named."),
     limit: int | None = typer.Option(None, min=1, help="Only the first so many documents of each task."),
@@ -148,5 +151,5 @@ def print_evaluation(table: EvaluationTable) -> None:
     Console(width=width, highlight=False).print(to_rich(table))
 
 
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+def _split(lists: list[str] | None) -> list[str]:
+    return [part.strip() for text in lists or () for part in text.split(",") if part.strip()]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from harness import Lines
 
 from hubextrap.errors import CorruptFile, EvaluationError, ReferenceNotFound
 from hubextrap.evaluate import compared_checkpoints
@@ -15,16 +16,6 @@ from hubextrap.localhub import LocalHub
 from hubextrap.trajectory import Checkpoint
 
 STEPS = (0, 100, 200, 400)
-
-
-class Said:
-    """Progress that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def provenance(inputs: Sequence[Checkpoint], target: int = 400) -> bytes:
@@ -150,12 +141,12 @@ def test_local_inputs_have_to_be_named(tmp_path: Path) -> None:
     inputs = [Checkpoint(step, None, "", None, str(tmp_path / f"step_{step}")) for step in (0, 200)]
     for name, content in (model(b"predicted") | {"hubextrap.json": provenance(inputs)}).items():
         (folder / name).write_bytes(content)
-    said = Said()
+    said = Lines()
     rows = compared_checkpoints([str(folder)], progress=said)  # type: ignore[arg-type]
     assert brief(rows) == [("prediction", 400, str(folder))]
     last = f"{folder}: its last checkpoint, step 200, was the local folder 'step_200'; "
     last += "name it: --against last=FOLDER"
-    assert said.lines[0] == last
+    assert said.said[0] == last
     with pytest.raises(EvaluationError) as error:
         compared_checkpoints([str(folder)], ["last"])
     assert str(error.value) == last

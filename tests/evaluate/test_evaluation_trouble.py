@@ -136,11 +136,17 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(
 def test_the_command_prints_saves_and_compares(trajectory: Path, demo_tasks: Path, tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     arguments = ["eval", str(trajectory / "step_400"), "--tasks", "radd", "--include-path", str(demo_tasks)]
-    arguments += ["--against", f"last={trajectory / 'step_200'}", "--limit", "50", "--batch-size", "50", "-q"]
+    arguments += [
+        "--against",
+        f"last={trajectory / 'step_200'}",
+        "--against",
+        f"base={trajectory / 'step_0'}",
+    ]
+    arguments += ["--limit", "50", "--batch-size", "50", "-q"]
     printed = CliRunner().invoke(app, [*arguments, "--output", str(results)])
     assert printed.exit_code == 0, printed.output
     table = EvaluationTable.load(results)
-    assert [row.label for row in table.rows] == ["step_400", "last"]
+    assert [row.label for row in table.rows] == ["step_400", "last", "base"]
     for row in table.rows:
         score = row.score(GREEDY)
         assert score is not None

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import evaluations
 import pytest
 
 from hubextrap.errors import EvaluationError
-from hubextrap.evaluate import EvaluationTable, Row, Score, Settings, TaskRecord
+from hubextrap.evaluate import EvaluationTable, Row, Score, TaskRecord
 from hubextrap.evaluate.curve import draw_sweep
 from hubextrap.evaluate.halves import halves, main_figures
 from hubextrap.evaluate.sweep_report import Candidate, SweepResult, report_sweep, sweep_markdown
 
 RECORD = TaskRecord(version="1", sha256="", num_fewshot=0, documents=40)
-SETTINGS = Settings(
-    seed=0,
-    batch_size=16,
-    limit=None,
-    num_fewshot=None,
-    apply_chat_template=False,
-    device="cpu",
-    dtype="auto",
-    versions={},
-    tasks=dict.fromkeys(("radd", "loss", "other"), RECORD),
-)
+SETTINGS = evaluations.SETTINGS.model_copy(update={"tasks": dict.fromkeys(("radd", "loss", "other"), RECORD)})
 N = 40
 DECIDING, REPORTING = halves(N)
 

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+from evaluations import SETTINGS
 from rich.console import Console
 
 from hubextrap.errors import EvaluationError, OutputError
@@ -14,7 +15,6 @@ from hubextrap.evaluate import (
     EvaluationTable,
     Row,
     Score,
-    Settings,
     check_writable,
     format_figure,
     to_markdown,
@@ -24,17 +24,6 @@ from hubextrap.evaluate import (
 
 ACCURACY = ("radd", "exact_match", "none")
 PERPLEXITY = ("text", "word_perplexity", "none")
-SETTINGS = Settings(
-    seed=0,
-    batch_size=16,
-    limit=None,
-    num_fewshot=None,
-    apply_chat_template=False,
-    device="cpu",
-    dtype="auto",
-    versions={},
-    tasks={},
-)
 
 
 def score(

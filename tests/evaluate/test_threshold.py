@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from evaluations import SETTINGS
 
 from hubextrap.errors import EvaluationError, PredictionWorse
-from hubextrap.evaluate import EvaluationTable, Row, Score, Settings, check_judgeable, check_loss
-
-SETTINGS = Settings(
-    seed=0,
-    batch_size=16,
-    limit=None,
-    num_fewshot=None,
-    apply_chat_template=False,
-    device="cpu",
-    dtype="auto",
-    versions={},
-    tasks={},
-)
+from hubextrap.evaluate import EvaluationTable, Row, Score, check_judgeable, check_loss
 
 
 def score(task: str, value: float, higher: bool | None = True, metric: str = "acc") -> Score:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from harness import Lines
 
 from hubextrap import api
 from hubextrap.errors import RecipeError
 from hubextrap.evaluate import EvaluationTable
 from hubextrap.logits import ExtrapolatedForCausalLM, recipe_mixture
-from hubextrap.progress import SilentProgress
 from hubextrap.recipe import Recipe, parse_recipe
 from hubextrap.trajectory import find_recipe_trajectory
 
@@ -125,14 +125,6 @@ def test_run_evaluates_the_mixture_in_place_of_merged_weights(trajectory_c: Path
     score, last = near.rows[0].scores[0].value, near.rows[1].scores[0].value
     assert score > last + 0.05
     assert EvaluationTable.load(tmp_path / "results.step_400.json") == far
-
-
-class Lines(SilentProgress):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
 
 
 @pytest.mark.parametrize("space", ["logits", "weights"])

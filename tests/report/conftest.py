@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evaluations import SETTINGS
 from typer.testing import CliRunner
 
 from hubextrap import api
 from hubextrap.cli.main import app
-from hubextrap.evaluate.table import EvaluationTable, Row, Score, Settings, TaskRecord
+from hubextrap.evaluate.table import EvaluationTable, Row, Score, TaskRecord
 from hubextrap.statistics import LogProbs, LogProbSource, Scan
 from hubextrap.trajectory import find_trajectory
 
@@ -43,16 +44,8 @@ def scan(scan_file: Path) -> Scan:
 def table(*rows: tuple[str, int | None, float], sha256: str = "a" * 64) -> EvaluationTable:
     """An evaluation of one task; rows are label, step and score."""
     return EvaluationTable(
-        settings=Settings(
-            seed=0,
-            batch_size=8,
-            limit=None,
-            num_fewshot=None,
-            apply_chat_template=False,
-            device="cpu",
-            dtype="auto",
-            versions={},
-            tasks={"radd": TaskRecord(version="1", sha256=sha256, num_fewshot=0, documents=500)},
+        settings=SETTINGS.model_copy(
+            update={"tasks": {"radd": TaskRecord(version="1", sha256=sha256, num_fewshot=0, documents=500)}}
         ),
         rows=tuple(
             Row(

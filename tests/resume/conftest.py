@@ -4,98 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import resource
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from harness import Warm
 
 from hubextrap.localhub import LocalHub
-from hubextrap.progress import SilentProgress
 from hubextrap.tensors import build_header
 
 STEPS = (0, 10)
 SHARDS = 12
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended: its exit code, or minus the signal; all it printed; and after how long."""
-
-    code: int
-    output: str
-    seconds: float
-
-
-class Warm:
-    """Runs commands in forks of one process, see warm.py."""
-
-    def __init__(self, folder: Path) -> None:
-        self.token = ""
-        self.temporary = folder / "tmp"
-        """The processes' folder for temporary files, and nobody else's."""
-        self.temporary.mkdir()
-        self._output = folder / "output"
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "warm.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"TMPDIR": str(self.temporary)},
-        )
-        assert self._answer() == "ready"
-
-    def run(
-        self, *arguments: str | Path, after: float | None = None, sign: signal.Signals = signal.SIGKILL
-    ) -> Ended:
-        """Run a command to its end, or send it ``sign`` after so many seconds."""
-        return self.end(self.start(*arguments), after, sign)
-
-    def start(self, *arguments: str | Path) -> int:
-        """Start a command; its pid."""
-        asked = {
-            "arguments": [str(argument) for argument in arguments],
-            "output": str(self._output),
-            "token": self.token,
-        }
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        self._started = time.monotonic()
-        return int(self._answer())
-
-    def end(self, pid: int, after: float | None = None, sign: signal.Signals = signal.SIGKILL) -> Ended:
-        """Wait for the command that was started, or send it ``sign`` after so many seconds."""
-        if after is not None:
-            time.sleep(max(0.0, after - (time.monotonic() - self._started)))
-            with contextlib.suppress(ProcessLookupError):  # it was quicker
-                os.kill(pid, sign)
-        code = int(self._answer())
-        return Ended(code, self._output.read_text(), time.monotonic() - self._started)
-
-    def printed(self) -> str:
-        """What the command under way has printed so far."""
-        return self._output.read_text() if self._output.exists() else ""
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
-        self._process.stdout.close()
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +31,7 @@ def _warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
 @pytest.fixture
 def warm(_warm: Warm, token: str) -> Warm:
     """Runs commands as user "me", in processes that can be killed."""
-    _warm.token = token
+    _warm.environment["HF_TOKEN"] = token
     return _warm
 
 
@@ -175,22 +98,6 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
     return read
-
-
-class Lines(SilentProgress):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
-
-
-@pytest.fixture
-def lines() -> Lines:
-    """A Progress whose ``said`` lists the lines told to the user."""
-    return Lines()
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import pytest
+from harness import Warm
 from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 
@@ -20,26 +20,6 @@ from hubextrap.localhub import LocalHub
 
 KILLED = -9
 SHARDS = 12
-
-
-class Warm(Protocol):
-    """The fixture, see conftest.py."""
-
-    temporary: Path
-
-    def run(self, *arguments: str | Path) -> Ended: ...
-
-    def start(self, *arguments: str | Path) -> int: ...
-
-    def end(self, pid: int, after: float | None = None) -> Ended: ...
-
-
-class Ended(Protocol):
-    """How a command ended."""
-
-    code: int
-    output: str
-    seconds: float
 
 
 class Killer:

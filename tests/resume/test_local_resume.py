@@ -7,23 +7,20 @@ import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
 
 import pytest
+from harness import Lines
 
 import hubextrap
 from hubextrap.errors import NonFinite, OutputError, PushError, SourceError
 from hubextrap.localhub import Fault, LocalHub
+from hubextrap.progress import SilentProgress
 from hubextrap.tensors import Patience
 
 SHARDS, BEFORE_FULL = 12, 6
 Contents = Callable[[Path], dict[str, bytes]]
 Recipe = Callable[..., Path]
 FullDisk = Callable[[], AbstractContextManager[None]]
-
-
-class Lines(Protocol):
-    said: list[str]
 
 
 @pytest.fixture
@@ -246,7 +243,7 @@ def test_what_a_kill_after_the_rename_leaves_is_removed(
 def test_somebody_takes_the_place_meanwhile(
     stopped: Path, run_folder: Path, recipe_file: Recipe, expected: dict[str, bytes], contents: Contents
 ) -> None:
-    class Busybody(Lines, hubextrap.progress.SilentProgress):  # type: ignore[name-defined, misc]
+    class Busybody(SilentProgress):
         def say(self, line: str) -> None:
             stopped.mkdir(exist_ok=True)
             (stopped / "mine").touch()

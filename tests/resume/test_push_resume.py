@@ -8,9 +8,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import pytest
+from harness import Lines
 from huggingface_hub import HfApi
 
 import hubextrap
@@ -20,10 +20,6 @@ from hubextrap.localhub import Fault, LocalHub
 
 SHARDS = 12
 Recipe = Callable[..., Path]
-
-
-class Lines(Protocol):
-    said: list[str]
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from harness import Warm
 
 import hubextrap
 from hubextrap.api.staging import push_place
@@ -50,7 +50,7 @@ def test_one_run_at_a_time_and_signals(
     sign: signal.Signals,
     code: int,
     word: str,
-    warm: Any,
+    warm: Warm,
     run_on_hub: str,
     run_folder: Path,
     recipe_file: Callable[..., Path],
@@ -86,7 +86,7 @@ def test_one_run_at_a_time_and_signals(
 
 def test_one_push_at_a_time(
     hub: LocalHub,
-    warm: Any,
+    warm: Warm,
     run_folder: Path,
     recipe_file: Callable[..., Path],
     repo_id: str,

@@ -13,22 +13,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from hubextrap.engine.scan import scan_trajectory
-from hubextrap.progress import SilentProgress
 from hubextrap.statistics import Scan
 from hubextrap.tensors import open_source, read_layouts
 from hubextrap.trajectory import find_trajectory
 
 STEPS = (0, 10, 30, 40, 70)
-
-
-class Lines(SilentProgress):
-    """Remembers what was said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def make_run(

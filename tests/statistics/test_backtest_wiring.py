@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
+from harness import Lines
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -24,20 +25,6 @@ from hubextrap.trajectory import find_trajectory
 
 ROOT = Path(__file__).parent.parent.parent
 DEMO = ROOT / "demo" / "data" / "rlvr-C"
-
-
-class Listening:
-    """Progress that remembers what was said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self._silent = hubextrap.progress.SilentProgress()
-
-    def stage(self, label: str, total: int | None, unit: str = "B"):  # type: ignore[no-untyped-def]
-        return self._silent.stage(label, total, unit)
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def recipe_of(method: str, parameters: str, until: int = 200) -> hubextrap.Recipe:
@@ -121,10 +108,10 @@ def test_the_merge_is_what_the_tensors_own_gram_matrices_say(
 
 
 def test_without_a_fit_nothing_is_scanned(tmp_path: Path) -> None:
-    listening = Listening()
+    listening = Lines()
     result = api.merge(recipe_of("two_point", "target_step: 300"), out=tmp_path / "out", progress=listening)
     assert result.predictions[0].provenance.expected_relative_error is None
-    assert not [line for line in listening.lines if "reading every checkpoint" in line]
+    assert not [line for line in listening.said if "reading every checkpoint" in line]
 
 
 def test_a_limit_on_the_expected_error(tmp_path: Path) -> None:
@@ -146,14 +133,14 @@ def test_a_limit_on_the_expected_error(tmp_path: Path) -> None:
 
 
 def test_poor_and_thin_expectations_are_said(tmp_path: Path) -> None:
-    listening = Listening()
+    listening = Lines()
     api.merge(recipe_of("low_rank", "target_step: 240"), out=tmp_path / "out", progress=listening)
     assert any(
-        line.startswith("warning: step 240: the expected relative error is ") for line in listening.lines
+        line.startswith("warning: step 240: the expected relative error is ") for line in listening.said
     )
-    listening = Listening()
+    listening = Lines()
     api.merge(recipe_of("calibrated", "target_step: 1100"), out=tmp_path / "far", progress=listening)
-    assert any("only 2 earlier checkpoints could rehearse it" in line for line in listening.lines)
+    assert any("only 2 earlier checkpoints could rehearse it" in line for line in listening.said)
 
 
 def test_a_horizon_that_the_past_has_not_seen_is_refused_before_any_read(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from harness import Lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scan_runs import STEPS, Lines, make_run, scan_folder, weights, write_checkpoint
+from scan_runs import STEPS, make_run, scan_folder, weights, write_checkpoint
 
 from hubextrap.engine.plan import MiB
 from hubextrap.errors import CheckpointMismatch, NonFinite, OutputError, StepError
@@ -318,7 +319,7 @@ def test_figures_of_the_bundled_run(tmp_path: Path) -> None:
     demo = Path(__file__).parent.parent.parent / "demo" / "data" / "rlvr-C"
     lines = Lines()
     scan = scan_folder(demo, progress=lines)
-    assert lines.lines == []
+    assert lines.said == []
     found = scan.linearity()
     assert found.median == pytest.approx(0.955, abs=0.001)
     assert found.share_linear == pytest.approx(0.767, abs=0.001)

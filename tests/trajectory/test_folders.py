@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from harness import Lines
 
 from hubextrap.errors import (
     AmbiguousTrajectory,
@@ -28,19 +29,6 @@ from hubextrap.trajectory.weights import kind_of
 
 CONFIG = {"config.json": b"{}", "tokenizer.json": b"{}"}
 Model = Callable[..., dict[str, bytes]]
-
-
-class Told:
-    """Progress that keeps what it is told."""
-
-    def __init__(self) -> None:
-        from hubextrap.progress import SilentProgress
-
-        self.lines: list[str] = []
-        self.stage = SilentProgress().stage
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def write(root: Path, files: dict[str, bytes]) -> Path:
@@ -79,15 +67,15 @@ def test_verl_converted_beside_raw_shards(tmp_path: Path, model: Model) -> None:
     tokenizer = {f"global_step_300/actor/huggingface/{name}": content for name, content in CONFIG.items()}
     converted = model(1, "global_step_100/actor/huggingface") | model(2, "global_step_200/actor/huggingface")
     write(tmp_path, raw | tokenizer | converted)
-    told = Told()
+    told = Lines()
     found = find_trajectory(str(tmp_path), progress=told)
     assert found.series == "global_step_{step}/actor/huggingface"
     assert folders_of(found, tmp_path) == {
         100: "global_step_100/actor/huggingface",
         200: "global_step_200/actor/huggingface",
     }
-    assert len(told.lines) == 1
-    assert told.lines[0].startswith("left out step 300, ")
+    assert len(told.said) == 1
+    assert told.said[0].startswith("left out step 300, ")
     with pytest.raises(
         StepError, match=r"step 300 cannot be taken, .*global_step_300.*: no safetensors as at"
     ):
@@ -125,9 +113,9 @@ def test_folders_without_weights_and_predictions_are_left_out(tmp_path: Path, mo
     write(tmp_path, model(1, "step_1") | {f"step_2/{name}": content for name, content in CONFIG.items()})
     write(tmp_path, model(9, "step_9") | {"step_9/hubextrap.json": b"{}"})
     (tmp_path / "step_3").mkdir()
-    told = Told()
+    told = Lines()
     assert find_trajectory(str(tmp_path), progress=told).steps == (1,)
-    assert told.lines == [
+    assert told.said == [
         f"left out step {step}, {tmp_path / f'step_{step}'}: {why}"
         for step, why in ((9, "a prediction of hubextrap, not a checkpoint of the run"), (2, "no weights"))
     ]

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from harness import Warm
 from safetensors.numpy import load_file
 
 from hubextrap import api
-from hubextrap.progress import SilentProgress
 from hubextrap.recipe import load_reground_recipe
 
 HERE = Path(__file__).parent
@@ -132,84 +127,6 @@ def contents() -> Callable[[Path], dict[str, bytes]]:
         }
 
     return read
-
-
-class Lines(SilentProgress):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
-
-
-@pytest.fixture
-def lines() -> Lines:
-    """A Progress whose ``said`` lists the lines told to the user."""
-    return Lines()
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended: its exit code, or minus the signal; all it printed; and after how long."""
-
-    code: int
-    output: str
-    seconds: float
-
-
-class Warm:
-    """Runs `hubextrap` in forks of one process that has everything imported and compiled, see warm.py."""
-
-    def __init__(self, folder: Path, model: Path) -> None:
-        self._output = folder / "output"
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "warm.py"), str(model)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._answer() == "ready"
-
-    def run(
-        self, *arguments: str | Path, after: float | None = None, sign: signal.Signals = signal.SIGKILL
-    ) -> Ended:
-        """Run a command to its end, or send it ``sign`` after so many seconds."""
-        return self.end(self.start(*arguments), after, sign)
-
-    def start(self, *arguments: str | Path) -> int:
-        """Start a command; its pid."""
-        asked = {"arguments": [str(argument) for argument in arguments], "output": str(self._output)}
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        self._started = time.monotonic()
-        return int(self._answer())
-
-    def end(self, pid: int, after: float | None = None, sign: signal.Signals = signal.SIGKILL) -> Ended:
-        """Wait for the command that was started, or send it ``sign`` after so many seconds."""
-        if after is not None:
-            time.sleep(max(0.0, after - (time.monotonic() - self._started)))
-            with contextlib.suppress(ProcessLookupError):  # it was quicker
-                os.kill(pid, sign)
-        code = int(self._answer())
-        return Ended(code, self._output.read_text(), time.monotonic() - self._started)
-
-    def printed(self) -> str:
-        """What the command under way has printed so far."""
-        return self._output.read_text() if self._output.exists() else ""
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
-        self._process.stdout.close()
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import Warm
 
 KILLED = -9
 PHASES = ("trained", "checked", "decided", "extrapolated", "probed", "pushed")
@@ -65,7 +66,7 @@ def moments(out: Path, chance: random.Random, seconds: float) -> Callable[[int],
 def test_every_run_ends_alike(
     kills: int,
     probed: bool,
-    warm: Any,
+    warm: Warm,
     setting: Callable[..., Any],
     contents: Callable[[Path], dict[str, bytes]],
     tmp_path: Path,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import Lines, Warm
 
 from hubextrap import api
 from hubextrap.errors import (
@@ -109,7 +110,7 @@ def test_a_checkpoint_that_cannot_be_used(
     said: str,
     setting: Callable[..., Setting],
     expected: Callable[[Setting], None],
-    lines: Any,
+    lines: Lines,
 ) -> None:
     setting = setting(iterations=2)
     setting.fault.write_text(fault)
@@ -232,7 +233,7 @@ def test_room_is_looked_for_before_each_round(
 
 
 def test_another_recipe_over_an_old_run(
-    setting: Callable[..., Setting], lines: Any, tmp_path: Path, start: Path
+    setting: Callable[..., Setting], lines: Lines, tmp_path: Path, start: Path
 ) -> None:
     setting = setting(iterations=2)
     setting.fault.write_text("exit 1")
@@ -325,7 +326,7 @@ def is_gone(pid: int, within: float) -> bool:
 def test_a_signal_ends_the_trainer_too(
     sign: signal.Signals,
     code: int,
-    warm: Any,
+    warm: Warm,
     setting: Callable[..., Setting],
     expected: Callable[[Setting], None],
 ) -> None:
@@ -345,7 +346,7 @@ def test_a_signal_ends_the_trainer_too(
 
 @pytest.mark.slow
 def test_a_trainer_that_does_not_want_to_end(
-    warm: Any, setting: Callable[..., Setting], lines: Any, expected: Callable[[Setting], None]
+    warm: Warm, setting: Callable[..., Setting], lines: Lines, expected: Callable[[Setting], None]
 ) -> None:
     """After a SIGKILL of hubextrap it has its grace; the next run waits for that."""
     setting = setting(iterations=2)

@@ -1,13 +1,15 @@
 """Runs `hubextrap` commands in forks of a process that has everything imported: a kill costs no start-up.
 
-Reads a JSON object a line: {"arguments": […], "output": FILE, "token": …}. Answers with the pid at once, and
-with the exit code (minus the signal, if that ended it) when the command has ended.
+Reads a JSON object a line: {"arguments": […], "output": FILE, "environment": {…}}. Answers with the pid at
+once, and with the exit code (minus the signal, if that ended it) when the command has ended. A checkpoint
+named on the command line is scanned first, which compiles the loops.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 from typing import NoReturn
@@ -18,13 +20,18 @@ import torch  # noqa: F401
 
 import hubextrap.api.merging
 import hubextrap.cli.summaries  # noqa: F401
+from hubextrap import api
+from hubextrap.api.extrapolating import scan_folders
 from hubextrap.cli.main import main
+from hubextrap.progress import SilentProgress
+from hubextrap.trajectory import Checkpoint
 
 
 def run(arguments: list[str], output: str) -> NoReturn:
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     sys.argv = ["hubextrap", *arguments]
     code = 70
     try:
@@ -39,12 +46,15 @@ def run(arguments: list[str], output: str) -> NoReturn:
     os._exit(code)
 
 
+if len(sys.argv) > 1:
+    checkpoints = [Checkpoint(step, None, "", None, sys.argv[1]) for step in (0, 1)]
+    scan_folders(checkpoints, api.Settings(), SilentProgress())
 print("ready", flush=True)
 for line in sys.stdin:
     asked = json.loads(line)
     pid = os.fork()
     if pid == 0:
-        os.environ["HF_TOKEN"] = asked["token"]
+        os.environ |= asked["environment"]
         run(asked["arguments"], asked["output"])
     print(pid, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
