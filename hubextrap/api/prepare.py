@@ -12,7 +12,6 @@ from hubextrap.engine.plan import (
     DEFAULT_WORKERS,
     LOCAL_READ_SIZE,
     REMOTE_READ_SIZE,
-    REMOTE_READERS,
     MergePlan,
     plan_merge,
 )
@@ -110,7 +109,6 @@ def prepare(
         layouts = read_layouts(sources, progress)
         remote = not settings.cache and any(checkpoint.repo for checkpoint in trajectory.checkpoints)
         tied = ties_embeddings(sources[-1])
-        read_size = REMOTE_READ_SIZE if remote else LOCAL_READ_SIZE
 
         def scan() -> GramTable:
             from hubextrap.engine.scan import scan_trajectory  # imports numba
@@ -122,8 +120,7 @@ def prepare(
                 tied=tied,
                 memory=settings.memory,
                 workers=settings.workers,
-                read_size=read_size,
-                readers=REMOTE_READERS if remote else 0,
+                remote=remote,
                 progress=progress,
             ).gram_table
 
@@ -141,7 +138,7 @@ def prepare(
             tied=tied,
             memory=settings.memory,
             workers=settings.workers,
-            read_size=read_size,
+            read_size=REMOTE_READ_SIZE if remote else LOCAL_READ_SIZE,
         )
         yield Prepared(
             recipe,

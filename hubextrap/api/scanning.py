@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from hubextrap._version import __version__
 from hubextrap.api.fingerprint import input_fingerprint
 from hubextrap.api.prepare import Settings
-from hubextrap.engine.plan import REMOTE_READ_SIZE, REMOTE_READERS
 from hubextrap.errors import CheckpointError, OutputError, RecipeError
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.statistics import LogProbRequest, Scan, measure_logprobs
@@ -111,7 +110,7 @@ def _scan_weights(
     settings: Settings,
     progress: Progress,
 ) -> Scan:
-    from hubextrap.engine.scan import SCAN_READ_SIZE, scan_trajectory  # imports numba
+    from hubextrap.engine.scan import scan_trajectory  # imports numba
 
     layouts = read_layouts(sources, progress)
     remote = not settings.cache and any(checkpoint.repo for checkpoint in trajectory.checkpoints)
@@ -142,8 +141,7 @@ def _scan_weights(
             tied=ties_embeddings(sources[-1]),
             memory=settings.memory,
             workers=settings.workers,
-            read_size=REMOTE_READ_SIZE if remote else SCAN_READ_SIZE,
-            readers=REMOTE_READERS if remote else 0,
+            remote=remote,
             sample=sample,
             pins=pins,
             journal=journal,

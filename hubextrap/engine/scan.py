@@ -20,7 +20,14 @@ from hubextrap.engine.comparison import FLOATS
 from hubextrap.engine.executors import SerialExecutor, ThreadExecutor
 from hubextrap.engine.jobs import cut_jobs
 from hubextrap.engine.kernels import count_non_finite, torch_dtype
-from hubextrap.engine.plan import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB, plan_merge
+from hubextrap.engine.plan import (
+    DEFAULT_MEMORY,
+    DEFAULT_WORKERS,
+    REMOTE_READ_SIZE,
+    REMOTE_READERS,
+    MiB,
+    plan_merge,
+)
 from hubextrap.engine.reading import JobBuffer
 from hubextrap.engine.run import one_torch_thread
 from hubextrap.errors import NonFinite, StepError
@@ -62,8 +69,8 @@ def scan_trajectory(
     tied: bool = False,
     memory: int = DEFAULT_MEMORY,
     workers: int = DEFAULT_WORKERS,
-    read_size: int = SCAN_READ_SIZE,
-    readers: int = 0,
+    remote: bool = False,
+    read_size: int | None = None,
     sample: float | None = None,
     pins: Sequence[str] | None = None,
     journal: ScanJournal | None = None,
@@ -79,8 +86,8 @@ def scan_trajectory(
         tied: the last checkpoint's tie_word_embeddings.
         memory: bytes that the process may take, python, torch and numba included.
         workers: threads, each with a buffer of its own.
-        read_size: bytes to read from a checkpoint at once, if memory allows.
-        readers: threads that read a job's ranges at the same time, for a Hub.
+        remote: whether some of it is read from a Hub: in longer ranges, several at a time.
+        read_size: bytes to read from a checkpoint at once, if memory allows; by default what suits the place.
         sample: share of each tensor's weights to draw for the reference protocol, which takes 0.001.
         pins: what stands for each checkpoint's bytes; by default its commit or folder.
         journal: where finished tensors are kept, so that a scan that was stopped can go on.
@@ -103,7 +110,7 @@ def scan_trajectory(
         tied=tied,
         memory=memory,
         workers=workers,
-        read_size=read_size,
+        read_size=read_size or (REMOTE_READ_SIZE if remote else SCAN_READ_SIZE),
         grain=BLOCK,
         reserve=COMPILER + workers * (len(steps) * BLOCK * 4 if _converts(layouts) else 0),
         write_memory=0,
@@ -112,6 +119,7 @@ def scan_trajectory(
         progress.say(note)
     floats = [tensor for shard in plan.shards for tensor in shard.tensors if tensor.combinations]
     done = dict(journal.finished) if journal else {}
+    readers = REMOTE_READERS if remote else 0
     for found in _scan_tensors(plan, sources, done, sample, readers, progress):
         done[found.name] = found
         if journal:

@@ -131,12 +131,10 @@ def recipe_gram_matrix(
     """
     if recipe.parameters.tensors or not recipe.rules[-1].needs_gram_matrix:
         return None
-    from hubextrap.engine.plan import REMOTE_READ_SIZE, REMOTE_READERS
-    from hubextrap.engine.scan import SCAN_READ_SIZE, scan_trajectory  # imports numba
+    from hubextrap.engine.scan import scan_trajectory  # imports numba
 
     progress = progress or SilentProgress()
     progress.say("reading every checkpoint once: the coefficients follow from the weights")
-    remote = any(checkpoint.repo for checkpoint in trajectory.checkpoints)
     with ExitStack() as stack:
         sources = [
             stack.enter_context(closing(open_source(checkpoint))) for checkpoint in trajectory.checkpoints
@@ -146,8 +144,7 @@ def recipe_gram_matrix(
             sources,
             read_layouts(sources, progress),
             tied=ties_embeddings(sources[-1]),
-            read_size=REMOTE_READ_SIZE if remote else SCAN_READ_SIZE,
-            readers=REMOTE_READERS if remote else 0,
+            remote=any(checkpoint.repo for checkpoint in trajectory.checkpoints),
             progress=progress,
         )
     return found.gram_table.total()

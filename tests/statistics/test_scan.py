@@ -75,7 +75,7 @@ def test_the_same_bits_whatever_threads_memory_and_reads(tmp_path: Path) -> None
             {"workers": 3, "memory": 2048 * MiB},
             {"workers": 1, "memory": least},
             {"workers": 2, "read_size": 1},
-            {"workers": 2, "readers": 4, "read_size": 2**26},
+            {"workers": 2, "remote": True, "read_size": 2**26},
         ]
     ):
         scan_folder(folder, sample=0.01, **options).save(tmp_path / str(number))
