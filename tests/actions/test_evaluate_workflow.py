@@ -70,6 +70,7 @@ def test_prediction_that_holds_is_green(runner: Any, recipe: Callable[[int], str
     assert scores["prediction"] > scores["last"]
 
 
+@pytest.mark.slow
 def test_prediction_that_is_worse_is_red(
     runner: Any, recipe: Callable[[int], str], repo_id: str, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

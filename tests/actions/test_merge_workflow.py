@@ -151,6 +151,7 @@ def test_names_of_files_are_not_read_as_code(runner: Any, change: Callable[..., 
     assert not list(runner.workspace.rglob("*pwned"))
 
 
+@pytest.mark.slow
 def test_main_merges_and_pushes_with_a_token(
     runner: Any, change: Callable[..., str], hub: LocalHub, token: str, run_on_hub: str
 ) -> None:

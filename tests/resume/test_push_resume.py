@@ -180,6 +180,7 @@ with hub:
 """
 
 
+@pytest.mark.slow
 def test_over_xet_it_is_made_again(run_folder: Path, recipe_file: Recipe, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     command = [sys.executable, "-W", "error", "-c", OVER_XET, str(tmp_path), str(recipe_file(run_folder))]
