@@ -20,8 +20,8 @@ def evaluate(
     references: list[str] = typer.Argument(
         ..., metavar="REF...", help="Predictions or other checkpoints: org/name@revision or local folders."
     ),
-    tasks: list[str] | None = typer.Option(
-        None,
+    tasks: list[str] = typer.Option(
+        [],
         metavar="LIST",
         help="lm-eval tasks, groups or tags, and hubextrap's own, with commas in between, or one an option.",
     ),
@@ -151,5 +151,5 @@ def print_evaluation(table: EvaluationTable) -> None:
     Console(width=width, highlight=False).print(to_rich(table))
 
 
-def _split(lists: list[str] | None) -> list[str]:
-    return [part.strip() for text in lists or () for part in text.split(",") if part.strip()]
+def _split(lists: list[str]) -> list[str]:
+    return [part.strip() for text in lists for part in text.split(",") if part.strip()]

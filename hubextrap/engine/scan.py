@@ -227,8 +227,7 @@ class _Worker:
     ) -> None:
         self._plan = plan
         self._sample = sample
-        size = plan.job_bytes + -plan.job_bytes % 8
-        self._buffer = JobBuffer(plan, sources, size, readers=readers, advance=advance)
+        self._buffer = JobBuffer(plan, sources, plan.job_bytes, readers=readers, advance=advance)
         self._scanner = BlockScanner(plan.steps)
         self._converted = np.zeros((0, 0), np.float32)
 

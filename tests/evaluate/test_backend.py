@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import evaluations
 import pytest
 from typer.testing import CliRunner
 
 from hubextrap.cli.main import app
 from hubextrap.errors import EvaluationError
-from hubextrap.evaluate import Settings, evaluate
+from hubextrap.evaluate import evaluate
 from hubextrap.evaluate.backend import vllm_arguments
 from hubextrap.localhub import LocalHub
 from hubextrap.trajectory import resolve_checkpoint
 
-SETTINGS = Settings(
-    seed=7,
-    batch_size=16,
-    limit=None,
-    num_fewshot=None,
-    apply_chat_template=False,
-    device="cuda",
-    dtype="bfloat16",
-    backend="vllm",
-    versions={},
-    tasks={},
+SETTINGS = evaluations.SETTINGS.model_copy(
+    update={"seed": 7, "device": "cuda", "dtype": "bfloat16", "backend": "vllm"}
 )
 ALWAYS = {"dtype": "bfloat16", "seed": 7, "batch_size": "auto", "trust_remote_code": False}
 

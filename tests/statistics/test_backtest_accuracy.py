@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 from pathlib import Path
 
+import backtest_runs as runs
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from hubextrap import api
 from hubextrap.recipe import parse_recipe
-
-_spec = importlib.util.spec_from_file_location("backtest_runs", Path(__file__).parent / "backtest_runs.py")
-assert _spec is not None
-assert _spec.loader is not None
-runs = sys.modules.get("backtest_runs") or importlib.util.module_from_spec(_spec)
-if "backtest_runs" not in sys.modules:
-    sys.modules["backtest_runs"] = runs
-    _spec.loader.exec_module(runs)
 
 
 @pytest.mark.slow

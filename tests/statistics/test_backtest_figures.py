@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
+import backtest_runs as runs
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -21,13 +20,6 @@ from hubextrap.statistics import (
     horizon_means,
     judge,
 )
-
-_spec = importlib.util.spec_from_file_location("backtest_runs", Path(__file__).parent / "backtest_runs.py")
-assert _spec is not None
-assert _spec.loader is not None
-runs = importlib.util.module_from_spec(_spec)
-sys.modules["backtest_runs"] = runs
-_spec.loader.exec_module(runs)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import Lines
 from huggingface_hub import HfApi
 
 from hubextrap import api
@@ -38,7 +39,7 @@ def branches(repo: str) -> dict[str, int]:
 
 
 def test_real_and_extrapolated_checkpoints_become_branches(
-    hub: LocalHub, repo_id: str, setting: Callable[..., Setting], lines: Any
+    hub: LocalHub, repo_id: str, setting: Callable[..., Setting], lines: Lines
 ) -> None:
     """A push that fails in between is gone on with, and nothing is committed twice."""
     setting = setting(push={"repo": repo_id}, iterations=2)

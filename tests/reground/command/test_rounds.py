@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from harness import Lines
 from safetensors.numpy import load_file
 
 from hubextrap import api
@@ -172,7 +173,7 @@ def test_the_shipped_recipe_for_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert any(not np.array_equal(weights[name], before[name]) for name in weights)
 
 
-def test_the_guard_skips_and_training_goes_on(setting: Callable[..., Setting], lines: Any) -> None:
+def test_the_guard_skips_and_training_goes_on(setting: Callable[..., Setting], lines: Lines) -> None:
     setting = setting(guard=None, jump=400, max_skipped=2, iterations=9)
     setting.change(guard={"max_error": 1.0})
     result = run(setting, progress=lines)
@@ -266,7 +267,7 @@ def test_what_ends_a_run(
     assert result.decisions[-1].action == "skipped"
 
 
-def test_a_finished_run_can_be_given_more(setting: Callable[..., Setting], lines: Any) -> None:
+def test_a_finished_run_can_be_given_more(setting: Callable[..., Setting], lines: Lines) -> None:
     setting = setting(iterations=1)
     run(setting)
     assert run(setting, progress=lines).reason == "1 iterations are done"
