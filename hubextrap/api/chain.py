@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubextrap.api.against import Against
 from hubextrap.api.evaluating import harness_of
 from hubextrap.api.merging import Prediction, merge
-from hubextrap.api.mixing import check_mixed_run, mixed_rows, real_checkpoint
+from hubextrap.api.mixing import check_mixed_run, mixed_rows
 from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.errors import RecipeError
-from hubextrap.evaluate import check_judgeable, check_writable, compared_checkpoints
+from hubextrap.evaluate import check_judgeable, check_writable
+from hubextrap.evaluate.comparison import Rows
 from hubextrap.evaluate.table import PREDICTION
+from hubextrap.evaluate.targets import place_of
 from hubextrap.hub import PushResult, PushTarget, push_folder
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.trajectory import find_recipe_trajectory
+from hubextrap.trajectory import Checkpoint, Pins, find_recipe_trajectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,8 +26,7 @@ if TYPE_CHECKING:
     from hubextrap.api.prepare import Settings
     from hubextrap.evaluate import EvaluationTable, Measurement
     from hubextrap.logits import Mixture
-    from hubextrap.recipe import EvaluateSection, Recipe
-    from hubextrap.trajectory import Checkpoint, Trajectory
+    from hubextrap.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ def run(
 ) -> RunResult:
     """Merge, push and evaluate as the recipe says; with ``space: logits``, evaluate the mixture.
 
-    Tasks and destinations are checked before the merge begins, so that a typing error does not cost one.
+    Tasks and destinations are checked, and everything that the prediction is compared with is pinned, before
+    the merge begins: a typing error does not cost one, and a checkpoint that lands meanwhile takes no part.
 
     Args:
         out: a folder for the prediction; without it, it goes straight to the Hub.
@@ -83,14 +86,19 @@ def run(
             )
         check_writable(output)
     harness = None if section is None else harness_of(section, progress)
+    pins = Pins()
+    trajectory = find_recipe_trajectory(recipe, progress, pins=pins)
+    against = None if section is None else Against.pinned(recipe, section, trajectory, pins)
     predictions: tuple[Prediction, ...] = ()
     if recipe.space == "weights":
-        predictions = merge(recipe, out=out, push=targets, settings=settings, progress=progress).predictions
-    if section is None or harness is None:
+        predictions = merge(
+            recipe, out=out, push=targets, settings=settings, trajectory=trajectory, progress=progress
+        ).predictions
+    if harness is None or against is None:
         return RunResult(predictions, ())
     known: dict[Checkpoint | Mixture, Measurement] = {}
     tables = []
-    for step, rows in _rows(recipe, section, predictions, progress):
+    for step, rows in _rows(recipe, against, predictions, progress):
         for label, checkpoint in rows:
             if checkpoint not in known:  # the last observed one is, from the second target step on
                 known[checkpoint] = harness.measure(label, checkpoint)
@@ -113,20 +121,20 @@ def check_judged(recipe: Recipe) -> None:
 
 
 def _rows(
-    recipe: Recipe, section: EvaluateSection, predictions: Sequence[Prediction], progress: Progress
+    recipe: Recipe, against: Against, predictions: Sequence[Prediction], progress: Progress
 ) -> Iterator[tuple[int, Sequence[tuple[str, Checkpoint | Mixture]]]]:
     """For each target step, what is to be measured, labelled."""
     if recipe.space == "logits":
-        yield from mixed_rows(recipe, section, progress)
+        yield from mixed_rows(recipe, against, progress)
         return
-    trajectory = find_recipe_trajectory(recipe, SilentProgress())
     for prediction in predictions:
-        against = [
-            found
-            for entry in section.against
-            if (found := _named(entry, recipe, trajectory, prediction.step, progress)) is not None
-        ]
-        yield prediction.step, compared_checkpoints([_reference(prediction)], against, progress=progress)
+        made, rows = _checkpoint(prediction), Rows()
+        for label, checkpoint in against.at(prediction.step, progress):
+            rows.add(label, checkpoint)
+        yield (
+            prediction.step,
+            [(PREDICTION, made), *(row for row in rows.items if place_of(row[1]) != place_of(made))],
+        )
 
 
 def _save(table: EvaluationTable, output: Path | None, step: int, recipe: Recipe) -> None:
@@ -135,21 +143,10 @@ def _save(table: EvaluationTable, output: Path | None, step: int, recipe: Recipe
         table.save(output.with_suffix(f".step_{step}.json") if several else output)
 
 
-def _reference(prediction: Prediction) -> str:
-    if prediction.pushed is None or prediction.target is None:
-        return str(prediction.folder)
-    if prediction.target.create_pr:
-        return f"{prediction.target.repo}@{prediction.pushed.commit}"
-    return prediction.target.name
-
-
-def _named(
-    entry: str, recipe: Recipe, trajectory: Trajectory, target_step: int, progress: Progress
-) -> str | None:
-    """``entry`` of ``evaluate.against``; for a local folder its path, which provenance hides."""
-    if entry not in ("last", "base", "target") or trajectory.last.repo is not None:
-        return entry
-    if entry != "target":
-        return f"{entry}={(trajectory.last if entry == 'last' else trajectory.base).path}"
-    real = real_checkpoint(recipe, target_step, progress)
-    return None if real is None else f"target={real.path}"
+def _checkpoint(prediction: Prediction) -> Checkpoint:
+    """What was made: the commit that was pushed, whatever its branch holds by now, or else the folder."""
+    pushed, target = prediction.pushed, prediction.target
+    if pushed is None or target is None:
+        return Checkpoint(prediction.step, None, "", None, str(Path(prediction.folder or "").resolve()))
+    revision = pushed.commit if target.create_pr else target.revision
+    return Checkpoint(prediction.step, target.repo, revision, pushed.commit, "")

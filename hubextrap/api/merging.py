@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from hubextrap.hub import Provenance
     from hubextrap.recipe import Recipe
     from hubextrap.tensors.interfaces import FinishedShard, Sink, Source
+    from hubextrap.trajectory import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ def merge(
     out: Path | str | None = None,
     push: Sequence[PushTarget] = (),
     settings: Settings | None = None,
+    trajectory: Trajectory | None = None,
     progress: Progress | None = None,
 ) -> MergeResult:
     """Predict the recipe's target steps.
@@ -82,6 +84,7 @@ def merge(
     Args:
         out: the folder to write; with several target steps, they go into its subfolders ``step_<n>``.
         push: where each target step goes; where both are left out, the recipe's push section says it.
+        trajectory: the recipe's, where it was found before.
 
     Raises:
         RecipeError: neither ``out`` nor any push target is given, or not one for each target step.
@@ -93,7 +96,7 @@ def merge(
     if out is None and not targets:
         targets = recipe_push_targets(recipe)
     check_destinations(recipe, out is not None, targets)
-    with prepare(recipe, settings, progress) as prepared:
+    with prepare(recipe, settings, progress, trajectory=trajectory) as prepared:
         if out is not None:
             return _merge_into_folders(prepared, Path(out), targets, progress)
         return _merge_onto_hub(prepared, targets, progress)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hubextrap.errors import RecipeError, StepError
-from hubextrap.evaluate import compared_checkpoints
-from hubextrap.evaluate.table import BASE, LAST, PREDICTION, TARGET
+from hubextrap.errors import RecipeError
+from hubextrap.evaluate.table import PREDICTION
 from hubextrap.logits import Mixture, recipe_gram_matrix, recipe_mixture
-from hubextrap.trajectory import find_recipe_trajectory, find_trajectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from hubextrap.api.against import Against
     from hubextrap.progress import Progress
-    from hubextrap.recipe import EvaluateSection, Recipe
+    from hubextrap.recipe import Recipe
     from hubextrap.trajectory import Checkpoint
 
 
@@ -48,47 +47,17 @@ def check_mixed_run(recipe: Recipe, out: Path | str | None) -> None:
 
 
 def mixed_rows(
-    recipe: Recipe, section: EvaluateSection, progress: Progress
+    recipe: Recipe, against: Against, progress: Progress
 ) -> Iterator[tuple[int, list[tuple[str, Checkpoint | Mixture]]]]:
     """For each target step, the mixture and what the recipe compares it with, labelled.
 
     Raises:
-        HubExtrapError: see `recipe_mixture`; a reference of ``evaluate.against`` leads nowhere.
+        HubExtrapError: see `recipe_mixture`.
     """
-    trajectory = find_recipe_trajectory(recipe, progress)
+    trajectory = against.trajectory
     gram_matrix = recipe_gram_matrix(recipe, trajectory, progress)
     for step in recipe.target_steps:
         mixed = recipe_mixture(
             recipe, target_step=step, trajectory=trajectory, gram_matrix=gram_matrix, progress=progress
         )
-        rows: dict[str, Checkpoint | Mixture] = {PREDICTION: mixed}
-        for entry in section.against:
-            if entry == LAST:
-                rows[LAST] = trajectory.last
-            elif entry == BASE:
-                rows[BASE] = trajectory.base
-            elif entry == TARGET:
-                if (real := real_checkpoint(recipe, step, progress)) is not None:
-                    rows[TARGET] = real
-            else:
-                rows.update(compared_checkpoints([], [entry], progress=progress))
-        yield step, list(rows.items())
-
-
-def real_checkpoint(recipe: Recipe, target_step: int, progress: Progress) -> Checkpoint | None:
-    """The checkpoint that the run itself left at ``target_step``; None, with a word about it, without one."""
-    section = recipe.trajectory
-    try:
-        if section.repo is None:
-            raise StepError(f"step {target_step} is not in the recipe's list of checkpoints")
-        found = find_trajectory(
-            section.repo,
-            pattern=section.steps.pattern,
-            series=section.steps.series,
-            steps=[target_step],
-            step_scale=section.steps.scale,
-        )
-    except StepError as error:
-        progress.say(f"the real checkpoint is not compared: {error}")
-        return None
-    return found.last
+        yield step, [(PREDICTION, mixed), *against.at(step, progress)]

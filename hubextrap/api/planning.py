@@ -94,15 +94,15 @@ def plan(
     progress = progress or SilentProgress()
     targets = list(push) or recipe_push_targets(recipe)
     asked = targets if check_push else []
+    trajectory = find_recipe_trajectory(recipe, progress)
     try:
-        with prepare(recipe, settings, progress, read_weights=False) as prepared:
+        with prepare(recipe, settings, progress, read_weights=False, trajectory=trajectory) as prepared:
             problems = _output_problems(prepared, out, asked)
-            report = _report(prepared.trajectory, recipe, prepared, out, targets, problems)
+            report = _report(trajectory, recipe, prepared, out, targets, problems)
             return report if recipe.space == "weights" else _without_output(report)
     except TrajectoryError:
         raise
     except HubExtrapError as error:
-        trajectory = find_recipe_trajectory(recipe, SilentProgress())
         return _report(trajectory, recipe, None, out, targets, [str(error), *_push_problems(asked)])
 
 

@@ -75,6 +75,7 @@ def prepare(
     *,
     read_weights: bool = True,
     variants: Sequence[Recipe] = (),
+    trajectory: Trajectory | None = None,
 ) -> Iterator[Prepared]:
     """Do everything that comes before the merge.
 
@@ -85,6 +86,7 @@ def prepare(
         read_weights: False leaves that out; stand-ins take the place of what the weights decide.
         variants: recipes that differ from ``recipe`` in parameters alone; their targets, one after the other,
             take the place of its own.
+        trajectory: the recipe's, where it was found before.
 
     Raises:
         TrajectoryError: the checkpoints cannot be found, pinned or put in order.
@@ -95,7 +97,7 @@ def prepare(
     """
     settings = settings or Settings()
     progress = progress or SilentProgress()
-    trajectory = find_recipe_trajectory(recipe, progress)
+    trajectory = trajectory or find_recipe_trajectory(recipe, progress)
     # Before any header: a step or target that does not fit should not cost a request a checkpoint.
     recipes = tuple(variants) or (recipe,)
     for each in recipes:

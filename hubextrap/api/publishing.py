@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hubextrap.evaluate import EvaluationTable
     from hubextrap.hub import PushResult
     from hubextrap.progress import Progress
-    from hubextrap.trajectory import Checkpoint
+    from hubextrap.trajectory import Checkpoint, Pins
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,14 @@ def check_publication(
     *,
     limit: int | None,
     create_pr: bool = False,
+    pins: Pins | None = None,
 ) -> Publication:
     """Find out before hours of work whether a model's scores can be published.
 
     Args:
         references: the models that were named; it has to be one.
         rows: labelled checkpoints, as they will be measured; that model is among them.
+        pins: with which they were found.
 
     Raises:
         EvaluationError: several models, a local folder, a subfolder, or a limit.
@@ -54,7 +56,7 @@ def check_publication(
         raise EvaluationError(
             "--publish: the scores of one model go into its repo; evaluate the models one by one"
         )
-    checkpoint = resolve_checkpoint(references[0])
+    checkpoint = resolve_checkpoint(references[0], pins=pins)
     if checkpoint.repo is None or checkpoint.commit is None:
         raise EvaluationError(
             f"--publish: {checkpoint.path} is a local folder; push it first, then evaluate what is on the Hub"

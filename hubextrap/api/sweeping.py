@@ -12,27 +12,28 @@ import shutil
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
 from hubextrap._version import __version__
+from hubextrap.api.against import Against
 from hubextrap.api.evaluating import harness_of
 from hubextrap.api.fingerprint import input_fingerprint, merge_fingerprint
 from hubextrap.api.merging import run_prepared
-from hubextrap.api.mixing import check_weights, real_checkpoint
+from hubextrap.api.mixing import check_weights
 from hubextrap.api.output import check_output, write_files
 from hubextrap.api.prepare import prepare
 from hubextrap.api.staging import remove_leftover, staged
-from hubextrap.errors import OutputError, RecipeError
+from hubextrap.errors import OutputError, RecipeError, SourceError
 from hubextrap.evaluate import Measurement
 from hubextrap.evaluate.curve import can_draw, draw_sweep
 from hubextrap.evaluate.sweep_report import Candidate, SweepResult, report_sweep, sweep_markdown
-from hubextrap.evaluate.table import BASE, LAST, PREDICTION, TARGET
+from hubextrap.evaluate.table import LAST, PREDICTION, TARGET
 from hubextrap.hub.side_files import is_side_file, side_files
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import LocalSink, open_source
-from hubextrap.trajectory import Checkpoint, find_recipe_trajectory, resolve_checkpoint
+from hubextrap.trajectory import Checkpoint, Pins, find_recipe_trajectory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from hubextrap.evaluate import Harness
     from hubextrap.evaluate.table import Backend
     from hubextrap.recipe import EvaluateSection, Recipe
+    from hubextrap.tensors.interfaces import Source
     from hubextrap.trajectory import Trajectory
 
 RESULTS_FILE, TABLES_FILE = "sweep.json", "sweep.md"
@@ -54,7 +56,7 @@ class _Point:
 
     label: str
     step: int
-    damping: float
+    damping: float | Literal["auto"]
     recipe: Recipe
     key: str
     """sha256 of all that its figures depend on."""
@@ -81,19 +83,23 @@ def sweep(
     Args:
         recipe: its evaluate section says which tasks.
         out: the folder for results and for what goes on later; may be there from an earlier sweep.
-        horizons: steps to predict as multiples of the last observed step; the recipe's own targets if empty.
+        horizons: steps to predict as multiples of the observed way, both counted from the first checkpoint;
+            the recipe's own targets if empty.
         damping: shares of the way from the last checkpoint to the prediction; the recipe's own if empty.
         device, dtype, backend: of the evaluation.
 
     Raises:
         RecipeError: the recipe has no evaluate section, mixes logits, or the grid is not one.
+        SourceError: a local checkpoint changed meanwhile.
         HubExtrapError: see `prepare` and `Harness`; the folder cannot be written.
     """
     progress = progress or SilentProgress()
     section = _section(recipe)
     check_weights(recipe)
     folder = _folder(Path(out))
-    trajectory = find_recipe_trajectory(recipe, progress)
+    commits = Pins()
+    trajectory = find_recipe_trajectory(recipe, progress, pins=commits)
+    against = Against.pinned(recipe, section, trajectory, commits)
     recipes = _grid(recipe, trajectory, horizons, damping)
     harness = harness_of(section, progress, device=device, dtype=dtype, backend=backend)
     measured_with = harness.fingerprint()
@@ -102,9 +108,15 @@ def sweep(
     kept = _Kept(folder / "measured")
 
     measurements = []
-    for label, checkpoint in _references(recipe, section, trajectory, points, progress):
-        key = _sha256([measured_with, _pin(checkpoint)])
-        measurements.append(kept.get(key, label) or kept.put(key, harness.measure(label, checkpoint)))
+    for label, checkpoint in _references(against, points, progress):
+        pin = _pin(checkpoint)
+        key = _sha256([measured_with, pin])
+        found = kept.get(key, label)
+        if found is None:
+            found = harness.measure(label, checkpoint)
+            _check_unchanged(checkpoint, pin)
+            kept.put(key, found)
+        measurements.append(found.of(label, checkpoint))
     todo: dict[str, _Point] = {}  # points with the same coefficients are one model
     for point in points:
         if kept.get(point.key, point.label) is None:
@@ -112,7 +124,7 @@ def sweep(
     if done := sum(point.key not in todo for point in points):
         progress.say(f"{done} of {len(points)} predictions were measured before")
     if todo:
-        _merge(recipe, list(todo.values()), folder, settings, progress)
+        _merge(recipe, list(todo.values()), trajectory, pins, folder, settings, progress)
         for point in todo.values():
             _measure(point, folder, harness, kept)
     shutil.rmtree(folder / "predictions", ignore_errors=True)
@@ -154,14 +166,15 @@ def _grid(
     recipe: Recipe, trajectory: Trajectory, horizons: Sequence[float], damping: Sequence[float]
 ) -> list[Recipe]:
     """A recipe with one target and one damping for each point."""
-    last = trajectory.last.step
+    first, last = trajectory.base.step, trajectory.last.step
     if horizons and (low := min(horizons)) < 1:
         raise RecipeError(
-            f"--horizons {low:g}: a multiple of the last observed step, {last}, has to be at least 1"
+            f"--horizons {low:g}: a multiple of the observed way has to be at least 1, which is step {last}"
         )
     if wrong := [value for value in damping if not 0 <= value <= 1]:
         raise RecipeError(f"--damping {wrong[0]:g}: has to be from 0 (the last checkpoint) to 1 (no damping)")
-    steps = dict.fromkeys(round(last * horizon) for horizon in horizons) or dict.fromkeys(recipe.target_steps)
+    steps = dict.fromkeys(round(first + (last - first) * horizon) for horizon in horizons)
+    steps = steps or dict.fromkeys(recipe.target_steps)
     parameters = recipe.parameters.model_copy(update={"max_expected_error": None})
     return [
         recipe.model_copy(
@@ -186,42 +199,49 @@ def _point(recipe: Recipe, trajectory: Trajectory, pins: Sequence[str], measured
             how = rule.coefficients(trajectory.steps, (step,)).tolist()
         rules.append([rule.match, how])
     key = _sha256([measured_with, list(pins), trajectory.steps, rules, recipe.out_dtype, __version__])
-    label = f"{PREDICTION} {step}" + (f" × {damping:g}" if damping not in (1.0, "auto") else "")
-    return _Point(label, step, 1.0 if damping == "auto" else damping, recipe, key)
+    label = f"{PREDICTION} {step}"
+    if damping != 1:
+        label += f" × {damping if damping == 'auto' else format(damping, 'g')}"
+    return _Point(label, step, damping, recipe, key)
 
 
 def _pin(checkpoint: Checkpoint) -> str:
     """What stands for all of a checkpoint that scores depend on."""
     with closing(open_source(checkpoint)) as source:
-        weights = input_fingerprint(checkpoint, source)
-        if checkpoint.repo is not None:  # its commit says it all
-            return weights
-        beside = {file: source.read_file(file) for file in sorted(source.files()) if is_side_file(file)}
+        return _pin_of(checkpoint, source)
+
+
+def _pin_of(checkpoint: Checkpoint, source: Source) -> str:
+    weights = input_fingerprint(checkpoint, source)
+    if checkpoint.repo is not None:  # its commit says it all
+        return weights
+    beside = {file: source.read_file(file) for file in sorted(source.files()) if is_side_file(file)}
     return _sha256([weights, {file: hashlib.sha256(data).hexdigest() for file, data in beside.items()}])
 
 
+def _check_unchanged(checkpoint: Checkpoint, pin: str, source: Source | None = None) -> None:
+    """Refuse to keep under ``pin`` what was not measured on it."""
+    now = _pin(checkpoint) if source is None else _pin_of(checkpoint, source)
+    if now != pin:
+        raise SourceError(
+            f"{checkpoint.name}: changed while the sweep ran; wait until nothing writes to it, then run the "
+            "same command again"
+        )
+
+
 def _references(
-    recipe: Recipe,
-    section: EvaluateSection,
-    trajectory: Trajectory,
-    points: Sequence[_Point],
-    progress: Progress,
+    against: Against, points: Sequence[_Point], progress: Progress
 ) -> list[tuple[str, Checkpoint]]:
     """The last observed checkpoint, and what else the recipe compares with."""
-    rows = [(LAST, trajectory.last)]
-    for entry in section.against:
-        role, equals, reference = entry.partition("=")
-        if equals and role in (LAST, BASE, TARGET):
-            rows = [row for row in rows if row[0] != role] + [(role, resolve_checkpoint(reference))]
-        elif entry == BASE:
-            rows.append((BASE, trajectory.base))
-        elif entry == TARGET:
-            for step in sorted({point.step for point in points}):
-                if (real := real_checkpoint(recipe, step, progress)) is not None:
-                    rows.append((f"{TARGET} {step}", real))
-        elif entry != LAST:
-            rows.append((entry, resolve_checkpoint(entry)))
-    return list(dict(rows).items())
+    rows = {LAST: against.trajectory.last}
+    for label, checkpoint in against.entries:
+        if checkpoint is not None:
+            rows[label] = checkpoint
+            continue
+        for step in sorted({point.step for point in points}):
+            if (real := against.real(step, progress)) is not None:
+                rows[f"{TARGET} {step}"] = real
+    return list(rows.items())
 
 
 class _Kept:
@@ -244,7 +264,13 @@ class _Kept:
 
 
 def _merge(
-    recipe: Recipe, points: Sequence[_Point], folder: Path, settings: Settings | None, progress: Progress
+    recipe: Recipe,
+    points: Sequence[_Point],
+    trajectory: Trajectory,
+    pins: Sequence[str],
+    folder: Path,
+    settings: Settings | None,
+    progress: Progress,
 ) -> None:
     """Put the points' models into ``predictions/KEY``, all that are missing in one pass over the weights."""
     made, fresh = folder / "predictions", folder / "merged"
@@ -253,7 +279,10 @@ def _merge(
     missing = [point for point in points if not (made / point.key).is_dir()]
     if not missing:
         return
-    with prepare(recipe, settings, progress, variants=[point.recipe for point in missing]) as prepared:
+    variants = [point.recipe for point in missing]
+    with prepare(recipe, settings, progress, variants=variants, trajectory=trajectory) as prepared:
+        for checkpoint, pin, source in zip(trajectory.checkpoints, pins, prepared.sources, strict=True):
+            _check_unchanged(checkpoint, pin, source)
         remove_leftover(fresh)
         check_output(fresh, prepared.plan)
         names = [point.key for point in missing]

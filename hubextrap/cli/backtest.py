@@ -65,13 +65,13 @@ def _print(reference: str, found: Backtest) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from hubextrap.statistics import horizon_means, pair_counts
+    from hubextrap.statistics import horizon_classes, horizon_means, pair_counts
 
     counts = pair_counts(found)
     table = Table(box=None, pad_edge=False)
     table.add_column("method", overflow="fold")
-    for heading, count in zip(("to 1.25×", "to 1.5×", "to 2×", "farther"), counts, strict=True):
-        table.add_column(f"{heading} ({count})", justify="right")
+    for heading, count in zip(horizon_classes(found.steps), counts, strict=True):
+        table.add_column(f"{heading}: {count}", justify="right")
     for heading in ("worst", "expected", *(["total"] if found.rounded else [])):
         table.add_column(heading, justify="right")
     for entry in horizon_means(found):
@@ -82,8 +82,8 @@ def _print(reference: str, found: Backtest) -> None:
     )
     console.print(
         f"{reference}: {len(found.steps)} checkpoints, steps {found.steps[0]} to {found.steps[-1]}\n"
-        f"mean relative error{' of the signal' * found.rounded} by how far ahead the target lies (of so many "
-        "predictions)"
+        f"mean relative error{' of the signal' * found.rounded} by horizon, (target − last)/(last − first), "
+        "and of how many predictions"
     )
     console.print(table)
     console.print(
@@ -113,8 +113,9 @@ def _advice(found: Backtest) -> list[str]:
         lines.append("trust it little: its mean error is above 0.6 at every horizon")
     else:
         lines.append(
-            f"trust it up to {1 + verdict.reach:.3g} times the last step: that near, {verdict.failures} of "
-            f"{verdict.trials} predictions were worse than doing nothing; farther, evaluate before any use"
+            f"trust it up to step {verdict.reach_step:,.0f}, horizon {verdict.reach:g}: that near, "
+            f"{verdict.failures} of {verdict.trials} predictions were worse than doing nothing; farther, "
+            "evaluate before any use"
         )
     if verdict.base_step is not None:
         lines.append(f"a line through two checkpoints should begin at step {verdict.base_step}")

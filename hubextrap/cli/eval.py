@@ -92,6 +92,7 @@ def evaluate(
         compared_checkpoints,
     )
     from hubextrap.evaluate import evaluate as run_evaluation
+    from hubextrap.trajectory import Pins
 
     if backend not in ("hf", "vllm"):
         raise typer.BadParameter(f"--backend {backend}: has to be hf or vllm")
@@ -104,12 +105,13 @@ def evaluate(
             check_writable(file)
     progress = open_progress(quiet)
     chosen = [] if no_against else None if against is None else _split(against)
-    rows = compared_checkpoints(references, chosen, progress=progress)
+    pins = Pins()
+    rows = compared_checkpoints(references, chosen, pins=pins, progress=progress)
     if max_loss is not None:
         check_judgeable([label for label, _ in rows])
     publication = None
     if publish:
-        publication = api.check_publication(references, rows, limit=limit, create_pr=create_pr)
+        publication = api.check_publication(references, rows, limit=limit, create_pr=create_pr, pins=pins)
     table = run_evaluation(
         rows,
         _split(tasks),

@@ -24,8 +24,8 @@ def sweep(
         str,
         typer.Option(
             metavar="LIST",
-            help="Steps to predict, as multiples of the last observed step: 1.25,1.5,2. The recipe's target "
-            "steps if not given.",
+            help="Steps to predict, as multiples of the observed way from the first step to the last: "
+            "1.25,1.5,2. The recipe's target steps if not given.",
         ),
     ] = "",
     damping: Annotated[

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.errors import EvaluationError, HubExtrapError
+from hubextrap.errors import EvaluationError
 from hubextrap.evaluate.table import BASE, LAST, PREDICTION, TARGET
-from hubextrap.hub import PROVENANCE_FILE, Provenance, read_provenance
-from hubextrap.hub_access import hub_api, hub_errors
+from hubextrap.evaluate.targets import TargetSearch, place_of, provenance_of
+from hubextrap.hub import PROVENANCE_FILE, Provenance
 from hubextrap.progress import SilentProgress
-from hubextrap.trajectory import Checkpoint, find_series, resolve_checkpoint
+from hubextrap.trajectory import Checkpoint, Pins, resolve_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,11 @@ ROLES = (LAST, BASE, TARGET)
 
 
 def compared_checkpoints(
-    references: Sequence[str], against: Sequence[str] | None = None, *, progress: Progress | None = None
+    references: Sequence[str],
+    against: Sequence[str] | None = None,
+    *,
+    pins: Pins | None = None,
+    progress: Progress | None = None,
 ) -> list[tuple[str, Checkpoint]]:
     """The checkpoints to evaluate, labelled, with what they are compared with.
 
@@ -34,58 +38,62 @@ def compared_checkpoints(
             one, and the real one at the predicted step, all through the predictions' own inputs; ``last=REF``
             (or ``base=``, ``target=``) names it, which inputs in local folders need; any other reference is
             added as it is. None adds of the three whatever is found.
+        pins: what the command has pinned so far.
 
     Raises:
         EvaluationError: ``last`` or ``base`` is asked for and no input says which it is, or two predictions
             have different ones.
         TrajectoryError, CheckpointError: a reference leads nowhere.
     """
-    progress = progress or SilentProgress()
+    progress, pins = progress or SilentProgress(), pins or Pins()
     given, predictions = [], []
-    for item in map(resolve_checkpoint, references):
-        if (provenance := _provenance_of(item)) is not None:
+    for reference in references:
+        item = resolve_checkpoint(reference, pins=pins)
+        if (provenance := provenance_of(item)) is not None:
             if provenance.target_step is not None:
                 item = replace(item, step=provenance.target_step)
             predictions.append((item, provenance))
         given.append(item)
-    rows = _Rows()
+    rows = Rows()
+    search = TargetSearch(pins)
     for entry in ROLES if against is None else against:
         role, equals, reference = entry.partition("=")
         if role in ROLES and equals:
-            rows.add(role, resolve_checkpoint(reference))
+            rows.add(role, resolve_checkpoint(reference, pins=pins))
         elif role not in ROLES:
-            other = resolve_checkpoint(entry)
-            rows.add(_short_name(other), other)
+            other = resolve_checkpoint(entry, pins=pins)
+            rows.add(short_name(other), other)
         elif role == TARGET:
             for prediction, made_from in predictions:
-                if (target := _real_target(prediction, made_from)) is not None:
+                if (target := search.find(prediction, made_from)) is not None:
                     rows.add(TARGET, target)
         else:
-            _add_input(rows, role, predictions, required=against is not None, progress=progress)
-    made = {_place(prediction) for prediction, _ in predictions}
-    short_names = Counter(map(_short_name, given))
+            _add_input(rows, role, predictions, pins, required=against is not None, progress=progress)
+    made = {place_of(prediction) for prediction, _ in predictions}
+    short_names = Counter(map(short_name, given))
     labelled = []
     for item in given:
-        name = _short_name(item) if short_names[_short_name(item)] == 1 else item.name
-        if _place(item) in made:
+        name = short_name(item) if short_names[short_name(item)] == 1 else item.name
+        if place_of(item) in made:
             name = PREDICTION if len(made) == 1 else f"{PREDICTION} {name}"
         labelled.append((name, item))
     # a checkpoint that is named and has a role as well is one row, under its role
     return [row for row in labelled if not rows.has(row[1])] + rows.items
 
 
-class _Rows:
+class Rows:
     """Rows under construction: a place once, a role once."""
 
     def __init__(self) -> None:
         self.items: list[tuple[str, Checkpoint]] = []
 
     def has(self, checkpoint: Checkpoint) -> bool:
-        return any(_place(known) == _place(checkpoint) for _, known in self.items)
+        return any(place_of(known) == place_of(checkpoint) for _, known in self.items)
 
     def add(self, label: str, checkpoint: Checkpoint) -> None:
+        """Raise EvaluationError where ``label`` is another checkpoint's."""
         for known_label, known in self.items:
-            if known_label == label and _place(known) != _place(checkpoint):
+            if known_label == label and place_of(known) != place_of(checkpoint):
                 raise EvaluationError(
                     f"two checkpoints would be {label!r}: {known.name} and {checkpoint.name}; "
                     "evaluate the predictions one by one"
@@ -95,9 +103,10 @@ class _Rows:
 
 
 def _add_input(
-    rows: _Rows,
+    rows: Rows,
     role: str,
     predictions: Sequence[tuple[Checkpoint, Provenance]],
+    pins: Pins,
     *,
     required: bool,
     progress: Progress,
@@ -110,7 +119,7 @@ def _add_input(
     for prediction, provenance in predictions:
         source = provenance.inputs[-1 if role == LAST else 0]
         if source.repo is not None:
-            rows.add(role, _pinned(source))
+            rows.add(role, _pinned(source, pins))
             continue
         problem = (
             f"{prediction.name}: its {role} checkpoint, step {source.step}, was the local folder "
@@ -121,66 +130,14 @@ def _add_input(
         progress.say(problem)
 
 
-def _pinned(source: InputCheckpoint) -> Checkpoint:
+def _pinned(source: InputCheckpoint, pins: Pins) -> Checkpoint:
     """An input as it was read; its name is still the one that the user knows."""
     reference = f"{source.repo}@{source.commit}" + (f":{source.path}" if source.path else "")
-    return replace(resolve_checkpoint(reference, step=source.step), revision=source.revision)
+    return replace(resolve_checkpoint(reference, step=source.step, pins=pins), revision=source.revision)
 
 
-def _real_target(prediction: Checkpoint, provenance: Provenance) -> Checkpoint | None:
-    """The checkpoint at the predicted step in the last input's series, unless it is a prediction itself."""
-    last, step = provenance.inputs[-1], provenance.target_step
-    if last.repo is None or step is None:
-        return None
-    try:
-        found = find_series(last.repo)
-    except HubExtrapError:  # the run may have gone since; what was read is still pinned
-        return None
-    for series in found:
-        counted = next((item.step for item in series.checkpoints if _is_input(item, last)), None)
-        for item in series.checkpoints:
-            # steps in the file are scaled as the recipe says, those of the series are as the names say
-            if (
-                counted is None
-                or item.step * last.step != step * counted
-                or _place(item) == _place(prediction)
-            ):
-                continue
-            if _provenance_of(item) is None:
-                return replace(item, step=step)
-    return None
-
-
-def _is_input(checkpoint: Checkpoint, source: InputCheckpoint) -> bool:
-    same_name = checkpoint.revision == source.revision or checkpoint.commit == source.commit
-    return checkpoint.repo == source.repo and checkpoint.path == source.path and same_name
-
-
-def _provenance_of(checkpoint: Checkpoint) -> Provenance | None:
-    """What its hubextrap.json says; None where there is none: an observed checkpoint.
-
-    Raises:
-        CorruptFile: there is one and it cannot be understood.
-    """
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-
-    if checkpoint.repo is None:
-        path = Path(checkpoint.path) / PROVENANCE_FILE
-        return read_provenance(path) if path.is_file() else None
-    file = f"{checkpoint.path}/{PROVENANCE_FILE}" if checkpoint.path else PROVENANCE_FILE
-    with hub_errors(checkpoint.name):
-        try:
-            copy = hub_api().hf_hub_download(checkpoint.repo, file, revision=checkpoint.commit)
-        except RemoteEntryNotFoundError:
-            return None
-    return read_provenance(Path(copy).read_bytes(), f"{checkpoint.name}: {PROVENANCE_FILE}")
-
-
-def _place(checkpoint: Checkpoint) -> tuple[str | None, str | None, str]:
-    return (checkpoint.repo, checkpoint.commit, checkpoint.path)
-
-
-def _short_name(checkpoint: Checkpoint) -> str:
+def short_name(checkpoint: Checkpoint) -> str:
+    """The last part of a local folder, the whole name of anything on the Hub."""
     if checkpoint.repo is None:
         return Path(checkpoint.path).name
     return checkpoint.name

@@ -22,9 +22,11 @@ def can_draw() -> bool:
 
 def draw_sweep(result: SweepResult, path: Path) -> None:
     """Write a PNG: a panel for each figure that decided, a line for each damping, observed checkpoints."""
-    dampings = sorted({candidate.damping for candidate in result.candidates}, reverse=True)
+    ordered = sorted(result.candidates, key=lambda candidate: candidate.strength, reverse=True)
+    dampings = dict.fromkeys(candidate.damping for candidate in ordered)
     lines = {
-        "predicted" + (f", damping {damping:g}" if len(dampings) > 1 else ""): [
+        "predicted"
+        + (f", damping {damping if damping == 'auto' else format(damping, 'g')}" * (len(dampings) > 1)): [
             candidate.label for candidate in result.candidates if candidate.damping == damping
         ]
         for damping in dampings

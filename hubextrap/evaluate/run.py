@@ -15,15 +15,15 @@ from hubextrap.evaluate.backend import check_backend, generation_defaults, load_
 from hubextrap.evaluate.own_tasks import Answering, task_specs
 from hubextrap.evaluate.quiet import quiet_libraries, quiet_lm_eval
 from hubextrap.evaluate.scores import config_sha256, docs_sha256, records_of, scores_of
-from hubextrap.evaluate.table import Backend, EvaluationTable, Part, Row, Settings, TaskRecord
+from hubextrap.evaluate.table import Backend, EvaluationTable, Part, Row, Score, Settings, TaskRecord
 from hubextrap.evaluate.tasks import load_tasks, require_lm_eval
 from hubextrap.hub_access import reason
 from hubextrap.logits import Mixture
 from hubextrap.progress import SilentProgress
-from hubextrap.trajectory import Checkpoint, resolve_checkpoint
+from hubextrap.trajectory import Checkpoint, Pins, resolve_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from hubextrap.evaluate.own_tasks import TaskFile
@@ -80,8 +80,10 @@ def evaluate(
         backend=backend,
         progress=progress,
     )
+    pins = Pins()
     checkpoints = [
-        (label, resolve_checkpoint(item) if isinstance(item, str) else item) for label, item in references
+        (label, resolve_checkpoint(item, pins=pins) if isinstance(item, str) else item)
+        for label, item in references
     ]
     return harness.table([harness.measure(label, item) for label, item in checkpoints])
 
@@ -99,6 +101,10 @@ class Measurement(Part):
     def labelled(self, label: str) -> Measurement:
         """The same under another label."""
         return self.model_copy(update={"row": self.row.model_copy(update={"label": label})})
+
+    def of(self, label: str, checkpoint: Checkpoint) -> Measurement:
+        """The same for a checkpoint that holds the same bytes; its step and name may be others."""
+        return self.model_copy(update={"row": _row(label, checkpoint, self.row.scores)})
 
 
 class Harness:
@@ -204,7 +210,7 @@ class Harness:
             del model
             _free_memory()
         return Measurement(
-            row=_row(label, checkpoint, found),
+            row=_row(label, checkpoint, scores_of(found)),
             tasks=records_of(found),
             generation_defaults=defaults,
             mixture=checkpoint.pinned_name if isinstance(checkpoint, Mixture) else None,
@@ -259,7 +265,7 @@ def _simple_evaluate(model: Any, what: str, **settings: Any) -> dict[str, Any]:
     return results
 
 
-def _row(label: str, checkpoint: Checkpoint | Mixture, found: Mapping[str, Any]) -> Row:
+def _row(label: str, checkpoint: Checkpoint | Mixture, scores: tuple[Score, ...]) -> Row:
     if isinstance(checkpoint, Mixture):
         step, commit = checkpoint.target_step, None
     else:
@@ -269,7 +275,7 @@ def _row(label: str, checkpoint: Checkpoint | Mixture, found: Mapping[str, Any])
         step=step,
         reference=checkpoint.name,
         commit=commit,
-        scores=scores_of(found),
+        scores=scores,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hubextrap.evaluate.halves import Key, main_figures, merit, on_half
 from hubextrap.evaluate.render import format_figure, to_markdown, to_rich
@@ -19,7 +19,13 @@ class Candidate(Part):
 
     label: str
     step: int
-    damping: float
+    damping: float | Literal["auto"]
+    """``auto``: each tensor has its own, as the recipe says."""
+
+    @property
+    def strength(self) -> float:
+        """The damping as a number to order by."""
+        return 1.0 if self.damping == "auto" else self.damping
 
 
 class SweepResult(Part):
@@ -54,7 +60,7 @@ def report_sweep(table: EvaluationTable, candidates: Sequence[Candidate]) -> Swe
     reporting = on_half(table, keys, reporting=True)
     assert deciding.last is not None
     merits = {row.label: merit(row, keys) for row in deciding.rows}
-    best = max(candidates, key=lambda each: (merits[each.label], -each.step, -each.damping))
+    best = max(candidates, key=lambda each: (merits[each.label], -each.step, -each.strength))
     grid = {candidate.label for candidate in candidates}
     rows = [
         row.model_copy(update={"label": PREDICTION}) if row.label == best.label else row

@@ -21,7 +21,7 @@ from hubextrap.logits.loading import load_causal_lm, load_common_tokenizer, shar
 from hubextrap.logits.manifest import read_manifest, write_manifest
 from hubextrap.logits.mixture import Mixture, check_sum, recipe_mixture
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.trajectory import Checkpoint, resolve_checkpoint
+from hubextrap.trajectory import Checkpoint, Pins, resolve_checkpoint
 
 if TYPE_CHECKING:
     import os
@@ -92,7 +92,10 @@ class ExtrapolatedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore
         """
         # before the Hub is asked anything
         check_sum(coefficients)
-        pinned = [resolve_checkpoint(item) if isinstance(item, str) else item for item in checkpoints]
+        pins = Pins()
+        pinned = [
+            resolve_checkpoint(item, pins=pins) if isinstance(item, str) else item for item in checkpoints
+        ]
         return cls.from_mixture(
             Mixture.of(pinned, coefficients), dtype=dtype, device=device, progress=progress
         )

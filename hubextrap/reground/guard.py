@@ -11,7 +11,7 @@ import numpy as np
 
 from hubextrap.errors import MethodError
 from hubextrap.methods import longest_horizon, without_rounding
-from hubextrap.reground.jumps import Window, check_rule, joined_gram, joined_steps
+from hubextrap.reground.jumps import Window, check_rule, joined_gram, joined_steps, snapshot_steps
 from hubextrap.statistics import Candidate, GramTable, backtest_table, expect, is_rounded, pasts
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ MAX_ERROR = 1.0
 where training is heading. Measured on `two_point`: .20 to .32 for windows of 20 steps of a GRPO run, .56
 to .74 for windows of 40 of another, 1.00 for its first two; and for a run that jumped 60 steps after every 20
 (from step 0, two seeds) 1.06 and 1.14 at step 60, .35 to .82 at all other ends of windows."""
+
+STILL = 1e-13
+"""Share of two snapshots' squared distances to a third up to which their own is rounding: sums of the same
+products in another order differ by some 1e-15 of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +63,13 @@ def judge_jump(
     """Backtest ``rule`` on the windows at hand, and decide on a jump of n steps from the end of the last.
 
     The joined path of the windows holds nothing but training, so no jump is its own witness. A jump is
-    refused when either error is above ``max_error``, when it goes farther than anything the windows have
-    rehearsed, and when there is a single window (unless a probe will judge it).
+    refused when the last window moved nothing, when either error is above ``max_error``, when it goes farther
+    than anything the windows have rehearsed, and when there is one window (unless a probe will judge it).
 
     Args:
         gram: (N, K, K) inner products of each tensor's deltas over the K `snapshot_steps`.
-        max_error: None never refuses; the errors are still computed, for the log.
+        max_error: None refuses nothing but a window without motion; the errors are still computed, for the
+            log.
         probed: whether a probe will judge the jump after it was made.
         dtypes: of the snapshots, as safetensors names them: with 16 bits, rounding is told from training.
 
@@ -72,6 +77,10 @@ def judge_jump(
         StepError, MethodError: as `jump_coefficients` does for the windows and the rule's name.
     """
     steps = joined_steps(windows)
+    check_rule(rule)
+    if not _moved(windows[-1], snapshot_steps(windows), gram):
+        reason = "the last window moved no weight, so there is no line to jump along"
+        return Judgement(False, reason, None, None)
     joined = joined_gram(windows, gram)
     names = tuple(f"{index}" for index in range(len(joined)))
     table = GramTable(steps, names, np.zeros(len(joined), dtype=np.int64), joined)
@@ -97,6 +106,13 @@ def judge_jump(
     if worst > max_error:
         return Judgement(False, f"{said}: above {max_error:g} (1 is standing still)", backtest, expected)
     return Judgement(True, f"{said}: not above {max_error:g}", backtest, expected)
+
+
+def _moved(window: Window, steps: Sequence[int], gram: NDArray[np.float64]) -> bool:
+    """Whether a window has another end than start, by the Gram matrices of all `snapshot_steps`."""
+    first, last = steps.index(window.start), steps.index(window.end)
+    size = gram[:, first, first] + gram[:, last, last]
+    return bool((size - 2 * gram[:, first, last] > STILL * size).any())
 
 
 def judge_probe(n: int, before: float, after: float, *, margin: float, longest: int) -> Verdict:

@@ -238,12 +238,6 @@ class Loop:
 
     def _judge(self, windows: Sequence[Window], n: int, found: GramOfSnapshots) -> Judgement:
         guard = self._section.guard
-        steps = snapshot_steps(windows)
-        first, last = steps.index(windows[-1].start), steps.index(windows[-1].end)
-        total = found.gram.sum(axis=0)
-        if total[first, first] + total[last, last] - 2 * total[first, last] <= 0:
-            reason = "the last window moved no weight, so there is no line to jump along"
-            return Judgement(False, reason, None, None)
         return judge_jump(
             windows,
             n,

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hubextrap.statistics import horizon_means, judge
+from hubextrap.statistics import HORIZONS, horizon_means, judge
 
 if TYPE_CHECKING:
-    from hubextrap.statistics import Backtest, BacktestRow
+    from hubextrap.statistics import Backtest, BacktestRow, Verdict
 
 FEW_TRIALS = 6
 """Fewer rehearsals than this are no ground for trust."""
@@ -66,12 +66,12 @@ def answer(backtest: Backtest) -> Answer:
     mean, worst = float(np.mean([row.error for row in rows])), max(row.error for row in rows)
     sentences = [
         (
-            f"In {_times(len(rows), 'rehearsal')} up to twice the last step, its predictions were on average "
+            f"In {_times(len(rows), 'rehearsal')} up to a horizon of 1, its predictions were on average "
             f"{mean:.2f} times as far from the real weights as the last known checkpoint was, and "
             f"{worst:.2f} times at worst."
         ),
         *rounding,
-        _reach(verdict.reach, backtest.steps[-1], backtest.steps[0], verdict.failures, verdict.trials),
+        _reach(verdict),
     ]
     if (expectation := _expectation(backtest, verdict.method)) is not None:
         sentences.append(expectation)
@@ -89,8 +89,8 @@ def answer(backtest: Backtest) -> Answer:
 
 
 def _near_rows(backtest: Backtest, method: str) -> list[BacktestRow]:
-    """Up to twice the last step, which is as far as trust goes."""
-    return [row for row in backtest.shared_rows()[method] if row.horizon <= 1 + 1e-9]
+    """Up to a horizon of 1, which is as far as trust goes."""
+    return [row for row in backtest.shared_rows()[method] if row.horizon <= HORIZONS[-1]]
 
 
 def _rounding(backtest: Backtest, method: str | None) -> str:
@@ -106,14 +106,13 @@ def _rounding(backtest: Backtest, method: str | None) -> str:
     )
 
 
-def _reach(reach: float | None, last: int, first: int, failures: int, trials: int) -> str:
-    if reach is None:
+def _reach(verdict: Verdict) -> str:
+    if verdict.reach is None:
         return "Trust it little: already at the shortest horizon its errors are large."
-    target = last + reach * (last - first)
     return (
-        f"Trust it up to step {target:,.0f}: as far ahead, {failures or 'none'} of "
-        f"{_times(trials, 'rehearsal')} did worse than the last checkpoint."
-        + (" That is few to judge by." if trials < FEW_TRIALS else "")
+        f"Trust it up to step {verdict.reach_step:,.0f}: as far ahead, {verdict.failures or 'none'} of "
+        f"{_times(verdict.trials, 'rehearsal')} did worse than the last checkpoint."
+        + (" That is few to judge by." if verdict.trials < FEW_TRIALS else "")
         + " Beyond, only an evaluation can tell."
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from hubextrap.report.style import FAINT, INK, SERIES, VERMILION
-from hubextrap.statistics import horizon_means, pair_counts
+from hubextrap.statistics import horizon_classes, horizon_means, pair_counts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from hubextrap.report.accuracy import Accuracy
     from hubextrap.statistics import Backtest
 
-CLASSES = ("to 1.25×", "to 1.5×", "to 2×", "farther")
-"""What the classes of ``statistics.HORIZONS`` are called, as `hubextrap backtest` does."""
 FLOOR = 0.05
 """Errors below are drawn here: the axis is logarithmic."""
 
@@ -40,10 +38,11 @@ def draw_backtest(figure: Figure, backtest: Backtest) -> None:
     axes.annotate("1: the last checkpoint", (0.99, 1), (0, 3), ("axes fraction", "data"), "offset points",
                   ha="right", va="bottom", fontsize=9, zorder=20,
                   bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})  # fmt: skip
-    axes.set_xticks(range(len(seen)), [CLASSES[place] for place in seen])
+    titles = [title.replace(" (", "\n(") for title in horizon_classes(backtest.steps)]
+    axes.set_xticks(range(len(seen)), [titles[place] for place in seen])
     axes.set_xlim(-0.2, len(seen) - 0.8)
     measured = "mean relative error" + " of the signal" * backtest.rounded
-    axes.set(xlabel="target step ÷ last observed step", ylabel=measured, yscale="log")
+    axes.set(xlabel="horizon: (target − last) ÷ (last − first)", ylabel=measured, yscale="log")
     axes.yaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

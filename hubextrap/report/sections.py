@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap.report import scores, weights
-from hubextrap.statistics import horizon_means, pair_counts
+from hubextrap.statistics import horizon_classes, horizon_means, pair_counts
 from hubextrap.statistics.linearity import MIN_DISTINCT, MIN_RANGE
 from hubextrap.statistics.logprobs import MIN_CHANGE
 
@@ -109,7 +109,10 @@ def _backtest(backtest: Backtest) -> Section:
         4.9,
         (
             "method",
-            *(f"{title} ({count})" for title, count in zip(scores.CLASSES, counts, strict=True)),
+            *(
+                f"{title}: {count}"
+                for title, count in zip(horizon_classes(backtest.steps), counts, strict=True)
+            ),
             "worst",
             "expected",
             *(["total"] if backtest.rounded else []),
@@ -122,8 +125,9 @@ def _backtest(backtest: Backtest) -> Section:
             )
             for entry in horizon_means(backtest)
         ],
-        "Mean errors by target step ÷ last observed step, in brackets how many rehearsals; then the worst "
-        "of all, and the mean of what the checkpoints known at the time let expect."
+        "Mean errors by horizon, (target − last) ÷ (last − first), in brackets the step that this is from "
+        f"step {backtest.steps[-1]}, and how many rehearsals; then the worst of all, and the mean of what the "
+        "checkpoints known at the time let expect."
         + " Total: the mean of all against the checkpoints as they are stored, rounding included."
         * backtest.rounded,
     )

@@ -15,7 +15,15 @@ from hubextrap.statistics.linearity import Linearity, RandomWalk, r_squared, ran
 from hubextrap.statistics.logprobs import LogProbRequest, LogProbs, LogProbSource, measure_logprobs
 from hubextrap.statistics.scan import Sample, Scan, ScannedCheckpoint, module_kind
 from hubextrap.statistics.table import GramTable
-from hubextrap.statistics.verdict import HORIZONS, HorizonMeans, Verdict, horizon_means, judge, pair_counts
+from hubextrap.statistics.verdict import (
+    HORIZONS,
+    HorizonMeans,
+    Verdict,
+    horizon_classes,
+    horizon_means,
+    judge,
+    pair_counts,
+)
 
 __all__ = [
     "DEFAULT_RULE",
@@ -38,6 +46,7 @@ __all__ = [
     "backtest_table",
     "candidates",
     "expect",
+    "horizon_classes",
     "horizon_means",
     "is_rounded",
     "judge",

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hubextrap.statistics.backtesting import Backtest, BacktestRow
 
 HORIZONS = (0.25, 0.5, 1.0)
-"""Upper ends of the classes of horizons: a target up to 1.25, 1.5 and 2 times the last step, then farther."""
+"""Upper ends of the classes of horizons, (target − last)/(last − first); then farther."""
 TRUSTED = 0.6
 """Mean error up to which a method is called of use. Task accuracy rose above that of the last checkpoint at
 errors of .55 and below, and fell under it at .68 (docs/backtest.md)."""
@@ -36,11 +38,13 @@ class Verdict:
     """What to use, and how far."""
 
     method: str | None
-    """The best over the pairs up to twice the last step; None when no method was of any use."""
+    """The best over the pairs up to a horizon of 1; None when no method was of any use."""
     base_step: int | None
     """The base that serves the next prediction best where a line through two checkpoints is to be drawn."""
     reach: float | None
     """The horizon up to which the method stayed of use; None when it did at none."""
+    reach_step: float | None
+    """The step that lies so far behind the last one observed."""
     failures: int
     """Of ``trials``, the predictions within reach that were worse than the last checkpoint."""
     trials: int
@@ -75,11 +79,11 @@ def judge(backtest: Backtest) -> Verdict:
     """Which method to use for the next prediction of this run."""
     ranked = horizon_means(backtest)
     if not ranked or _mean_near(backtest, ranked[0].method) >= 1.0:
-        return Verdict(None, backtest.base_step, None, 0, 0)
+        return Verdict(None, backtest.base_step, None, None, 0, 0)
     best = ranked[0].method
     classes = _by_horizon(backtest.shared_rows()[best])
     reach, within = None, []
-    for end, rows in zip(HORIZONS, classes, strict=False):  # twice the last step is as far as trust goes
+    for end, rows in zip(HORIZONS, classes, strict=False):  # a horizon of 1 is as far as trust goes
         mean = _mean([row.error for row in rows])
         if mean is None:
             continue
@@ -87,13 +91,30 @@ def judge(backtest: Backtest) -> Verdict:
             break
         within += rows
         reach = end
-    return Verdict(best, backtest.base_step, reach, sum(row.error > 1 for row in within), len(within))
+    return Verdict(
+        best,
+        backtest.base_step,
+        reach,
+        None if reach is None else step_at(backtest.steps, reach),
+        sum(row.error > 1 for row in within),
+        len(within),
+    )
+
+
+def step_at(steps: Sequence[int], horizon: float) -> float:
+    """The step that lies a horizon behind the last of ``steps``."""
+    return steps[-1] + horizon * (steps[-1] - steps[0])
+
+
+def horizon_classes(steps: Sequence[int]) -> tuple[str, ...]:
+    """What tables call the classes of `HORIZONS`: by their ends, and the steps that these are."""
+    return (*(f"to {end:g} (step {step_at(steps, end):,.0f})" for end in HORIZONS), "farther")
 
 
 def _by_horizon(rows: list[BacktestRow]) -> list[list[BacktestRow]]:
     ends = (*HORIZONS, np.inf)
     return [
-        [row for row in rows if low < row.horizon - 1e-9 <= high]
+        [row for row in rows if low < row.horizon <= high]
         for low, high in zip((-1.0, *HORIZONS), ends, strict=True)
     ]
 
@@ -103,5 +124,5 @@ def _mean(values: list[float]) -> float | None:
 
 
 def _mean_near(backtest: Backtest, method: str) -> float:
-    errors = [row.error for row in backtest.shared_rows()[method] if row.horizon <= HORIZONS[-1] + 1e-9]
+    errors = [row.error for row in backtest.shared_rows()[method] if row.horizon <= HORIZONS[-1]]
     return float(np.mean(errors)) if errors else np.inf

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, Trajectory
 from hubextrap.trajectory.describe import describe, describe_checkpoint
-from hubextrap.trajectory.discover import find_series, find_trajectory, pin_checkpoints, resolve_checkpoint
+from hubextrap.trajectory.discover import (
+    find_series,
+    find_trajectory,
+    pin_checkpoints,
+    real_checkpoint,
+    resolve_checkpoint,
+)
 from hubextrap.trajectory.observed import find_recipe_trajectory
+from hubextrap.trajectory.pins import Pins
 from hubextrap.trajectory.reference import Reference, parse_reference
+from hubextrap.trajectory.selection import scaled_by
 from hubextrap.trajectory.series import Series
 
 __all__ = [
     "UNKNOWN_STEP",
     "Checkpoint",
+    "Pins",
     "Reference",
     "Series",
     "Trajectory",
@@ -22,5 +31,7 @@ __all__ = [
     "find_trajectory",
     "parse_reference",
     "pin_checkpoints",
+    "real_checkpoint",
     "resolve_checkpoint",
+    "scaled_by",
 ]

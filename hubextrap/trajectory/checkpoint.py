@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from hubextrap.trajectory.series import Series
 
 UNKNOWN_STEP = -1
 """The step of a checkpoint whose name says none, e.g. a final model's main branch; never in a trajectory."""
@@ -46,6 +48,8 @@ class Trajectory:
     checkpoints: tuple[Checkpoint, ...]
     series: str
     """The names that belong together, e.g. ``step_{step}``."""
+    whole: Series | None = field(default=None, compare=False, repr=False)
+    """All of the series, as it was when ``checkpoints`` were chosen; None where they were listed one by one."""
 
     @property
     def steps(self) -> tuple[int, ...]:

@@ -15,10 +15,11 @@ from hubextrap.errors import (
 from hubextrap.progress import SilentProgress
 from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, Trajectory
 from hubextrap.trajectory.concurrent import map_concurrently
-from hubextrap.trajectory.hub_files import commit_of, list_files
+from hubextrap.trajectory.hub_files import list_files
 from hubextrap.trajectory.hub_layouts import HubSearch
 from hubextrap.trajectory.local_layout import files_in, series_on_disk
 from hubextrap.trajectory.names import pattern_reader, read_step, read_title
+from hubextrap.trajectory.pins import Pins
 from hubextrap.trajectory.reference import Reference, parse_reference
 from hubextrap.trajectory.selection import check_distinct, is_within, place_of, scaled_by, select_steps
 from hubextrap.trajectory.series import A_PREDICTION, PassedOver, Series, in_step_order, table_of
@@ -34,14 +35,15 @@ _INNER_FOLDERS = ("huggingface", "actor")
 """Where verl puts a step's converted weights; folders further up on a disk may say a step by accident."""
 
 
-def find_series(reference: str, *, pattern: str | None = None) -> list[Series]:
+def find_series(reference: str, *, pattern: str | None = None, pins: Pins | None = None) -> list[Series]:
     """Everything in a reference that looks like a series of checkpoints, in every layout.
 
     Raises:
         ReferenceNotFound, AccessDenied: the reference leads nowhere, or is not open to this token.
         TrajectoryError: the pattern has no ``{step}``.
     """
-    return [series for layout in _layouts(parse_reference(reference), pattern, []) for series in layout]
+    layouts = _layouts(parse_reference(reference), pattern, [], pins or Pins())
+    return [series for layout in layouts for series in layout]
 
 
 def find_trajectory(
@@ -54,6 +56,7 @@ def find_trajectory(
     steps: Sequence[int] | None = None,
     base: str | None = None,
     step_scale: float = 1.0,
+    pins: Pins | None = None,
     progress: Progress | None = None,
 ) -> Trajectory:
     """The checkpoints of one run, pinned, with the bytes of their weights.
@@ -66,6 +69,7 @@ def find_trajectory(
         steps: exactly these; each has to be there.
         base: reference of the model at step 0, where the series does not hold it.
         step_scale: steps a unit of the number in the name, e.g. 50 for epochs of 50 steps; rounded.
+        pins: what the command has pinned so far.
 
     Raises:
         ReferenceNotFound, AccessDenied: a reference leads nowhere, or is not open to this token.
@@ -73,8 +77,8 @@ def find_trajectory(
         StepError: a step is missing, there twice, or none is left.
         TrajectoryError: nothing is found.
     """
-    progress = progress or SilentProgress()
-    chosen = _choose(reference, pattern, series)
+    progress, pins = progress or SilentProgress(), pins or Pins()
+    chosen = _choose(reference, pattern, series, pins)
     scaled = scaled_by(chosen, step_scale)
     check_distinct(scaled.checkpoints, reference)
     selected = select_steps(scaled, reference, min_step, max_step, steps)
@@ -85,12 +89,33 @@ def find_trajectory(
     else:
         selected = _with_weights(selected, reference, steps, progress)
     if base is not None:
-        selected = (_base_for(selected, base, reference), *selected)
-    return Trajectory(selected, chosen.pattern)
+        selected = (_base_for(selected, base, reference, pins), *selected)
+    return Trajectory(selected, chosen.pattern, scaled)
+
+
+def real_checkpoint(trajectory: Trajectory, step: int, reference: str) -> Checkpoint:
+    """The checkpoint that the run itself had left at ``step`` when ``trajectory`` was found, observed or not.
+
+    Raises:
+        StepError: there was none, or it holds no weights of the run.
+    """
+    for checkpoint in trajectory.checkpoints:
+        if checkpoint.step == step:
+            return checkpoint
+    if trajectory.whole is None:
+        raise StepError(f"step {step} is not in {reference}")
+    selected = select_steps(trajectory.whole, reference, None, None, [step])
+    if not trajectory.whole.files_known:
+        selected = _with_weights(selected, reference, [step], SilentProgress())
+    return selected[0]
 
 
 def pin_checkpoints(
-    pairs: Iterable[tuple[str, int]], *, base: str | None = None, progress: Progress | None = None
+    pairs: Iterable[tuple[str, int]],
+    *,
+    base: str | None = None,
+    pins: Pins | None = None,
+    progress: Progress | None = None,
 ) -> Trajectory:
     """A trajectory of checkpoints that were listed one by one, as (reference, step).
 
@@ -98,29 +123,28 @@ def pin_checkpoints(
         ReferenceNotFound, AccessDenied, UnsupportedCheckpoint: a reference leads to no model.
         StepError: a step is negative or listed twice, or no checkpoint is.
     """
-    pairs = list(pairs)
+    pairs, pins = list(pairs), pins or Pins()
     if not pairs:
         raise StepError("the list of checkpoints is empty")
     if negative := [f"{reference} at step {step}" for reference, step in pairs if step < 0]:
         raise StepError(f"steps count from 0: {', '.join(negative)}")
     with (progress or SilentProgress()).stage("pin checkpoints", len(pairs), "checkpoints") as stage:
-        checkpoints = map_concurrently(_pin, pairs, stage)
+        checkpoints = map_concurrently(
+            lambda pair: resolve_checkpoint(pair[0], step=pair[1], pins=pins), pairs, stage
+        )
     ordered = in_step_order(checkpoints)
     check_distinct(ordered, "the list of checkpoints")
     if base is not None:
-        ordered = (_base_for(ordered, base, "the list of checkpoints"), *ordered)
+        ordered = (_base_for(ordered, base, "the list of checkpoints", pins), *ordered)
     return Trajectory(ordered, "listed")
 
 
-def _pin(pair: tuple[str, int]) -> Checkpoint:
-    return resolve_checkpoint(pair[0], step=pair[1])
-
-
-def resolve_checkpoint(reference: str, *, step: int | None = None) -> Checkpoint:
+def resolve_checkpoint(reference: str, *, step: int | None = None, pins: Pins | None = None) -> Checkpoint:
     """One reference, pinned, with the bytes of its weights.
 
     Args:
         step: its step; where None, the one its name says, or ``UNKNOWN_STEP``.
+        pins: what the command has pinned so far.
 
     Raises:
         ReferenceNotFound, AccessDenied: the reference leads nowhere, or is not open to this token.
@@ -131,7 +155,7 @@ def resolve_checkpoint(reference: str, *, step: int | None = None) -> Checkpoint
         weights, files = weights_of(listed := files_in(where.folder)), [name for name, _ in listed]
         checkpoint = Checkpoint(_step_of(where, step), None, "", None, str(where.folder))
     else:
-        commit = commit_of(where.repo, where.revision, reference)
+        commit = (pins or Pins()).commit_of(where.repo, where.revision, reference)
         revision = where.revision or "main"
         weights, files = _weights_on_hub(where.repo, commit, where.path, reference)
         if weights is None and where.path and not files:
@@ -144,21 +168,22 @@ def resolve_checkpoint(reference: str, *, step: int | None = None) -> Checkpoint
     return replace(checkpoint, size=weights.size)
 
 
-def _layouts(where: Reference, pattern: str | None, seen: list[str]) -> Iterator[list[Series]]:
+def _layouts(where: Reference, pattern: str | None, seen: list[str], pins: Pins) -> Iterator[list[Series]]:
     read = pattern_reader(pattern) if pattern is not None else read_step
     if where.folder is not None:
         series, others = series_on_disk(where.folder, read)
         seen.extend(others)
         yield series
         return
-    yield from HubSearch(where, read, read if pattern is not None else read_title, pattern, seen).layouts()
+    read_commit = read if pattern is not None else read_title
+    yield from HubSearch(where, read, read_commit, pins, pattern, seen).layouts()
 
 
-def _choose(reference: str, pattern: str | None, choice: str | None) -> Series:
+def _choose(reference: str, pattern: str | None, choice: str | None, pins: Pins) -> Series:
     """The one series of the first layout that has any (that fits ``choice``)."""
     seen: list[str] = []
     passed: list[Series] = []
-    for layout in _layouts(parse_reference(reference), pattern, seen):
+    for layout in _layouts(parse_reference(reference), pattern, seen, pins):
         fitting = layout
         if choice is not None:
             fitting = [one for one in layout if one.is_called(choice)]
@@ -217,13 +242,13 @@ def _weights_on_hub(repo: str, commit: str, folder: str, what: str) -> tuple[Wei
     return weights_of(named), [name for name, _ in named]
 
 
-def _base_for(checkpoints: tuple[Checkpoint, ...], base: str, reference: str) -> Checkpoint:
+def _base_for(checkpoints: tuple[Checkpoint, ...], base: str, reference: str, pins: Pins) -> Checkpoint:
     if checkpoints[0].step == 0:
         raise StepError(
             f"{reference}: step 0 is already there, {place_of(checkpoints[0])}; drop the base {base}, or "
             "leave that step out"
         )
-    return resolve_checkpoint(base, step=0)
+    return resolve_checkpoint(base, step=0, pins=pins)
 
 
 def _step_of(where: Reference, step: int | None) -> int:

@@ -13,17 +13,15 @@ from typing import TYPE_CHECKING
 
 from hubextrap.errors import ReferenceNotFound, TrajectoryError
 from hubextrap.hub_access import hub_api, hub_errors
-from hubextrap.patience import retried
 from hubextrap.trajectory.checkpoint import Checkpoint
-from hubextrap.trajectory.hub_files import commit_of, list_files
+from hubextrap.trajectory.hub_files import list_files
 from hubextrap.trajectory.names import StepName, is_bare_counter
 from hubextrap.trajectory.series import Reader, Series, group_by_pattern, in_step_order, series_in_folders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from huggingface_hub.hf_api import GitRefInfo, GitRefs
-
+    from hubextrap.trajectory.pins import Pins, Refs
     from hubextrap.trajectory.reference import Reference
 
 
@@ -36,6 +34,7 @@ class HubSearch:
     """Reads names of branches, tags, folders and repos."""
     read_title: Reader
     """Reads titles of commits."""
+    pins: Pins
     pattern: str | None = None
     """The pattern that the user gave, where the readers are made of it."""
     seen: list[str] = field(default_factory=list)
@@ -50,20 +49,19 @@ class HubSearch:
         """
         reference = self.reference
         if reference.revision is not None:
-            commit = commit_of(reference.repo, reference.revision, reference.text)
+            commit = self.pins.commit_of(reference.repo, reference.revision, reference.text)
             yield self._subfolders(commit, must_exist=True)
             yield self._history(commit)
             return
         try:
-            with hub_errors(reference.text, TrajectoryError):
-                refs = retried(lambda: hub_api().list_repo_refs(reference.repo))
+            refs = self.pins.refs(reference.repo, reference.text)
         except ReferenceNotFound:
             siblings = self._siblings()
             if not siblings:
                 raise
             yield siblings
             return
-        main = next((branch.target_commit for branch in refs.branches if branch.name == "main"), None)
+        main = dict(refs["branches"]).get("main")
         branches = self._refs(refs)
         yield branches + (self._subfolders(main, must_exist=not branches) if main else [])
         if not reference.path:
@@ -71,16 +69,15 @@ class HubSearch:
         if main:
             yield self._history(main)
 
-    def _refs(self, refs: GitRefs) -> list[Series]:
+    def _refs(self, refs: Refs) -> list[Series]:
         found: list[tuple[StepName, Checkpoint]] = []
         kinds: dict[str, set[str]] = {}
-        listed: list[tuple[str, list[GitRefInfo]]] = [("branches", refs.branches), ("tags", refs.tags)]
-        for kind, ref in ((kind, ref) for kind, those in listed for ref in those):
-            if (name := self.read(ref.name)) is None:
-                self.seen.append(ref.name)
+        for kind, ref, commit in ((kind, *pair) for kind, those in refs.items() for pair in those):
+            if (name := self.read(ref)) is None:
+                self.seen.append(ref)
                 continue
             kinds.setdefault(name.pattern, set()).add(kind)
-            found.append((name, self._at(ref.name, ref.target_commit, self.reference.path, name.step)))
+            found.append((name, self._at(ref, commit, self.reference.path, name.step)))
         return [
             replace(one, layout=" and ".join(sorted(kinds[one.pattern])))
             for one in group_by_pattern(found, "branches")
@@ -119,7 +116,11 @@ class HubSearch:
             name = self.read(repo.id.removeprefix(f"{owner}/"))
             if name is None or not self._is_sibling(name, own, own_name):
                 continue
-            commit = repo.sha or commit_of(repo.id, None, repo.id)
+            commit = (
+                self.pins.keep(repo.id, "main", repo.sha)
+                if repo.sha
+                else self.pins.commit_of(repo.id, None, repo.id)
+            )
             found.append((name, Checkpoint(name.step, repo.id, "main", commit, "")))
         return group_by_pattern(found, "repos")
 

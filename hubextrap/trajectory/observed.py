@@ -10,10 +10,16 @@ if TYPE_CHECKING:
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
     from hubextrap.trajectory.checkpoint import Trajectory
+    from hubextrap.trajectory.pins import Pins
 
 
-def find_recipe_trajectory(recipe: Recipe, progress: Progress | None = None) -> Trajectory:
-    """The checkpoints that a recipe observes, pinned, in step order.
+def find_recipe_trajectory(
+    recipe: Recipe, progress: Progress | None = None, *, pins: Pins | None = None
+) -> Trajectory:
+    """The checkpoints that a recipe observes, pinned, in step order: once a command, which hands them on.
+
+    Args:
+        pins: what the command has pinned so far.
 
     Raises:
         TrajectoryError: they cannot be found, pinned or put in order.
@@ -21,7 +27,7 @@ def find_recipe_trajectory(recipe: Recipe, progress: Progress | None = None) -> 
     section = recipe.trajectory
     if section.checkpoints is not None:
         return pin_checkpoints(
-            [(entry.model, entry.step) for entry in section.checkpoints], progress=progress
+            [(entry.model, entry.step) for entry in section.checkpoints], pins=pins, progress=progress
         )
     assert section.repo is not None
     chosen = section.steps
@@ -34,5 +40,6 @@ def find_recipe_trajectory(recipe: Recipe, progress: Progress | None = None) -> 
         steps=chosen.only,
         base=section.base,
         step_scale=chosen.scale,
+        pins=pins,
         progress=progress,
     )

@@ -283,7 +283,8 @@ def test_the_command(recipe_for: Callable[..., Recipe], trajectory: Path, tmp_pa
 def test_what_is_no_sweep(recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path) -> None:
     recipe = recipe_for(trajectory)
     with pytest.raises(
-        RecipeError, match=r"--horizons 0\.5: a multiple of the last observed step, 200, has to"
+        RecipeError,
+        match=r"--horizons 0\.5: a multiple of the observed way has to be at least 1, which is step",
     ):
         sweep(recipe, tmp_path / "a", horizons=[0.5, 2])
     with pytest.raises(RecipeError, match=r"--damping 1\.5: has to be from 0"):

@@ -53,7 +53,7 @@ def test_a_scan_gives_rows_and_a_table(scan_file: Path) -> None:
     assert all(keys <= set(row) for row in rows)
     table = command("backtest", str(scan_file), "--quiet")
     assert "calibrated" in table.stdout
-    assert "trust it up to 2 times the last step" in table.stdout
+    assert "trust it up to step 800, horizon 1: that near" in table.stdout
     assert "1 is the last checkpoint as it is" in table.stdout
 
 
