@@ -49,7 +49,7 @@ class Trajectory:
     series: str
     """The names that belong together, e.g. ``step_{step}``."""
     whole: Series | None = field(default=None, compare=False, repr=False)
-    """All of the series, as it was when ``checkpoints`` were chosen; None where they were listed one by one."""
+    """All of the series, as it was when ``checkpoints`` were chosen; None where they were listed."""
 
     @property
     def steps(self) -> tuple[int, ...]:

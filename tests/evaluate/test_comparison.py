@@ -18,7 +18,7 @@ from hubextrap.trajectory import Checkpoint
 STEPS = (0, 100, 200, 400)
 
 
-def provenance(inputs: Sequence[Checkpoint], target: int = 400) -> bytes:
+def provenance(inputs: Sequence[Checkpoint], target: int = 400, recipe: str = "") -> bytes:
     return build_provenance(
         checkpoints=inputs,
         merge_method="two_point",
@@ -28,7 +28,7 @@ def provenance(inputs: Sequence[Checkpoint], target: int = 400) -> bytes:
         shards=(),
         dtype="float32",
         out_dtype=None,
-        recipe="",
+        recipe=recipe,
     ).to_bytes()
 
 
@@ -121,6 +121,75 @@ def test_steps_that_a_recipe_scaled_find_their_target(
     )
     rows = compared_checkpoints([f"{repo_id}@predicted"], ["target"])
     assert brief(rows)[1] == ("target", 4000, run[400].name)
+
+
+RECIPE = (
+    "{{trajectory: {{repo: {repo}, steps: {{{steps}}}}}, merge_method: persistence, "
+    "parameters: {{target_step: 9}}}}"
+)
+
+
+@pytest.fixture
+def epochs(hub: LocalHub, repo_id: str) -> dict[int, Checkpoint]:
+    """A run whose branches count in units of two and a half steps: step_1 is step 2, step_3 step 8, …"""
+    hub.create_repo(repo_id)
+    return {
+        number: Checkpoint(
+            round(2.5 * number),
+            repo_id,
+            f"step_{number}",
+            hub.commit(repo_id, model(b"weights at %d" % number), revision=f"step_{number}"),
+            "",
+        )
+        for number in range(8)
+    }
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 3), (0, 3), (1, 2, 3), (3,), (2, 3)])
+@pytest.mark.parametrize("recipe", [RECIPE, ""])
+def test_steps_that_were_scaled_and_rounded_find_their_target(
+    hub: LocalHub, repo_id: str, epochs: dict[int, Checkpoint], numbers: tuple[int, ...], recipe: str
+) -> None:
+    """2.5 · 3 is 8, and 2.5 · 7 is 18: no ratio of these steps is 2.5."""
+    text = recipe.format(repo=repo_id, steps="scale: 2.5")
+    files = {"hubextrap.json": provenance([epochs[number] for number in numbers], 18, text)}
+    hub.commit(repo_id, model(b"predicted") | files, revision="predicted")
+    rows = compared_checkpoints([f"{repo_id}@predicted"], ["target"])
+    assert brief(rows)[1:] == [("target", 18, epochs[7].name)]
+
+
+def test_a_rounded_step_that_was_not_trained_has_no_target(
+    hub: LocalHub, repo_id: str, epochs: dict[int, Checkpoint]
+) -> None:
+    for recipe in (RECIPE.format(repo=repo_id, steps="scale: 2.5"), ""):
+        for target in (16, 17, 19, 21):
+            files = {"hubextrap.json": provenance([epochs[0], epochs[3]], target, recipe)}
+            hub.commit(repo_id, model(b"predicted") | files, revision="predicted")
+            assert len(compared_checkpoints([f"{repo_id}@predicted"], ["target"])) == 1, target
+
+
+@pytest.mark.parametrize("target", [0, 100, 300])
+@pytest.mark.parametrize("recipe", [RECIPE, ""])
+def test_step_0_alone_is_no_real_target_of_a_later_step(
+    hub: LocalHub, repo_id: str, run: dict[int, Checkpoint], target: int, recipe: str
+) -> None:
+    text = recipe.format(repo=repo_id, steps="max: 0")
+    files = {"hubextrap.json": provenance([run[0]], target, text)}
+    hub.commit(repo_id, model(b"predicted") | files, revision="predicted")
+    found = brief(compared_checkpoints([f"{repo_id}@predicted"], ["target"]))[1:]
+    assert found == ([("target", target, run[target].name)] if target in run else [])
+
+
+def test_the_target_of_a_run_with_names_of_its_own(hub: LocalHub, repo_id: str) -> None:
+    """Found by the recipe's pattern, which the built-in grammar does not know."""
+    hub.create_repo(repo_id)
+    at = {n: hub.commit(repo_id, model(b"%d" % n), revision=f"after-{n}-of-9") for n in (1, 2, 4)}
+    inputs = [Checkpoint(n, repo_id, f"after-{n}-of-9", at[n], "") for n in (1, 2)]
+    recipe = RECIPE.format(repo=repo_id, steps="pattern: 'after-{step}-of-9'")
+    files = {"hubextrap.json": provenance(inputs, 4, recipe)}
+    hub.commit(repo_id, model(b"predicted") | files, revision="predicted")
+    rows = compared_checkpoints([f"{repo_id}@predicted"], ["target"])
+    assert brief(rows)[1:] == [("target", 4, f"{repo_id}@after-4-of-9")]
 
 
 def test_a_target_that_was_not_trained_is_left_out(

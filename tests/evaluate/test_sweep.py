@@ -243,6 +243,32 @@ def test_a_chat_template_changed_in_place_is_measured_anew(
     assert measured == ["last", "prediction 300"] * 2
 
 
+def test_the_way_counts_from_the_first_checkpoint_and_rows_have_the_steps_of_now(
+    recipe_for: Callable[..., Recipe], trajectory: Path, measured: list[str], tmp_path: Path
+) -> None:
+    for step in (100, 200):
+        shutil.copytree(trajectory / f"step_{step}", tmp_path / "run" / f"step_{step}")
+    text = recipe_for(tmp_path / "run", limit=8).to_yaml()
+    result = sweep(parse_recipe(text), tmp_path / "sweep", horizons=[1.5])
+    assert [candidate.step for candidate in result.candidates] == [250]
+    measured.clear()
+    text = text.replace("max: 200", "max: 600\n    scale: 3")
+    scaled = sweep(parse_recipe(text), tmp_path / "sweep", horizons=[1.5])
+    assert measured == ["prediction 750"]
+    assert {row.label: row.step for row in scaled.all_problems.rows} == {"last": 600, "prediction 750": 750}
+
+
+def test_a_damping_that_the_run_chooses_is_called_so(
+    recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_for(trajectory, limit=8)
+    parameters = recipe.parameters.model_copy(update={"damping": "auto"})
+    result = sweep(recipe.model_copy(update={"parameters": parameters}), tmp_path / "sweep")
+    assert [(each.label, each.damping) for each in result.candidates] == [("prediction 300 × auto", "auto")]
+    saved = SweepResult.model_validate_json((tmp_path / "sweep" / "sweep.json").read_text())
+    assert saved == result
+
+
 def test_few_shot_examples_count_as_the_problems_do(tmp_path: Path) -> None:
     def fingerprint(example: str, shots: int) -> str:
         for split, answer in (("test", "1"), ("train", example)):

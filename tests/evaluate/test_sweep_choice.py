@@ -137,4 +137,6 @@ def test_results_come_back_as_they_were_and_can_be_drawn(tmp_path: Path) -> None
     )
     assert SweepResult.model_validate_json(result.model_dump_json()) == result
     draw_sweep(result, tmp_path / "sweep.png")
+    own = Candidate(label="prediction 300", step=300, damping="auto")
+    draw_sweep(result.model_copy(update={"candidates": (own,)}), tmp_path / "auto.png")
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")

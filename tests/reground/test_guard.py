@@ -84,6 +84,27 @@ def test_without_a_threshold_nothing_is_refused_and_all_is_measured() -> None:
     assert found.reason == "the guard is off"
 
 
+@pytest.mark.parametrize("max_error", [None, 1.0])
+@pytest.mark.parametrize("probed", [False, True])
+def test_a_window_that_moved_nothing_is_nothing_to_jump_along(max_error: float | None, probed: bool) -> None:
+    for motions in ([[0.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]):
+        found = judged(*motions, max_error=max_error, probed=probed)
+        assert not found.jump
+        assert found.reason == "the last window moved no weight, so there is no line to jump along"
+        assert found.expected_relative_error is None
+    assert judged([0.0, 0.0], [1e-9, 0.0], max_error=None).jump
+
+
+def test_rounding_of_inner_products_is_no_motion() -> None:
+    """The same snapshot twice has, by another order of summation, not quite the same inner products."""
+    moved = gram_of(TWO, np.array([[1.0, 0.5], [0.0, 0.0]]))
+    first, last = snapshot_steps(TWO).index(80), snapshot_steps(TWO).index(100)
+    for error in (-4e-15, 4e-15):
+        gram = moved.copy()
+        gram[0, first, last] = gram[0, last, first] = gram[0, first, first] * (1 + error)
+        assert not judge_jump(TWO, 60, "two_point", gram, max_error=None).jump
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_is_backtested_on_its_own_predictions(rule: str) -> None:
     random = np.random.default_rng(3)

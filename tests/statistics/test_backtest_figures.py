@@ -11,14 +11,18 @@ from numpy.typing import NDArray
 
 from hubextrap.errors import MethodError
 from hubextrap.methods import Rule, coefficients
+from hubextrap.report.answering import answer
 from hubextrap.statistics import (
+    HORIZONS,
     Backtest,
     Candidate,
     GramTable,
     backtest_table,
     candidates,
+    horizon_classes,
     horizon_means,
     judge,
+    pair_counts,
 )
 
 
@@ -131,6 +135,37 @@ def test_verdict_of_the_demo(demo: Backtest) -> None:
     assert verdict.failures == 0
     means = {entry.method: entry for entry in horizon_means(demo)}
     assert means["calibrated"].means[0] < 0.4 < means["two_point"].means[0]
+
+
+@pytest.mark.parametrize("first", [0, 1000])
+def test_reach_is_a_horizon_and_counts_from_the_first_checkpoint(demo_table: GramTable, first: int) -> None:
+    steps = tuple(first + step for step in demo_table.steps)
+    shifted = GramTable(steps, demo_table.tensors, demo_table.elements, demo_table.gram)
+    found = backtest_table(shifted)
+    verdict = judge(found)
+    assert verdict.reach == 1.0
+    assert verdict.reach_step == first + 800
+    titles = horizon_classes(found.steps)
+    ends = [f"to {h} (step {first + s:,})" for h, s in ((0.25, 500), (0.5, 600), (1, 800))]
+    assert titles == (*ends, "farther")
+    assert f"up to step {first + 800:,}: " in " ".join(answer(found).sentences)
+
+
+def test_a_horizon_on_an_end_is_in_the_class_that_ends_there() -> None:
+    times = np.array([0, 3, 30, 33, 36, 39], dtype=np.float64)
+    table = GramTable(
+        (7, 10, 37, 40, 43, 46), ("w",), np.array([5]), np.outer(times, times)[None] + np.eye(6)
+    )
+    found = backtest_table(table, [Candidate.of("persistence")])
+    ends = (*HORIZONS, np.inf)
+    exact = [
+        sum(
+            low * (row.last_step - 7) < row.target_step - row.last_step <= high * (row.last_step - 7)
+            for row in found.rows
+        )
+        for low, high in zip((-1, *HORIZONS), ends, strict=True)
+    ]
+    assert pair_counts(found) == tuple(exact)
 
 
 def test_a_run_that_does_not_move_has_no_figures() -> None:

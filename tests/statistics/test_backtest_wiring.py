@@ -57,6 +57,16 @@ def test_a_scan_gives_rows_and_a_table(scan_file: Path) -> None:
     assert "1 is the last checkpoint as it is" in table.stdout
 
 
+def test_the_reach_of_a_run_that_does_not_start_at_0(tmp_path: Path) -> None:
+    """Twice step 400 would be 800; the way observed is 360 steps."""
+    out = tmp_path / "late.safetensors"
+    api.scan(find_trajectory(str(DEMO), min_step=40), out=out)
+    table = command("backtest", str(out), "--quiet").stdout
+    assert "trust it up to step 760, horizon 1: that near" in table
+    assert "to 0.25 (step 490): " in table
+    assert "800" not in table
+
+
 def test_a_folder_a_recipe_and_its_scan_agree(scan_file: Path) -> None:
     from_scan = {row.method: row for row in api.backtest(Scan.load(scan_file)).rows}
     from_folder = {row.method: row for row in api.backtest(find_trajectory(str(DEMO))).rows}
