@@ -94,7 +94,7 @@ def merge(
         targets = recipe_push_targets(recipe)
     check_destinations(recipe, out is not None, targets)
     with prepare(recipe, settings, progress) as prepared:
-        for line in prepared.left_out:
+        for line in prepared.notes:
             progress.say(line)
         if out is not None:
             return _merge_into_folders(prepared, Path(out), targets, progress)

@@ -227,7 +227,7 @@ def _report(
         outputs=(*outputs, *(f"hf://{target.name}" for target in targets)),
         notes=(
             *(plan.notes if plan else ()),
-            *(prepared.left_out if prepared else ()),
+            *(prepared.notes if prepared else ()),
             *removals,
             *((_PENDING,) if prepared and prepared.pending else ()),
         ),

@@ -72,15 +72,14 @@ class Prepared:
     """What of the last checkpoint goes beside the weights."""
 
     @property
-    def left_out(self) -> tuple[str, ...]:
-        """A line that names what of the last checkpoint stays behind, where somebody may miss it."""
+    def notes(self) -> tuple[str, ...]:
+        """What is to be known of the checkpoints' files, a line each."""
+        of_weights = [f"step {one.step} {one.note}" for one in self.trajectory.checkpoints if one.note]
         files = self.beside.left_out
-        if not files:
-            return ()
-        shown = ", ".join(files[:_NAMES_SHOWN]) + (
-            f" and {len(files) - _NAMES_SHOWN} more" if len(files) > _NAMES_SHOWN else ""
-        )
-        return (f"left out: {shown} of the last checkpoint; copy what the prediction needs of them",)
+        more = f" and {len(files) - _NAMES_SHOWN} more" if len(files) > _NAMES_SHOWN else ""
+        shown = ", ".join(files[:_NAMES_SHOWN]) + more
+        left_out = f"left out: {shown} of the last checkpoint; copy what the prediction needs of them"
+        return (*of_weights, *([left_out] if files else []))
 
 
 @contextmanager

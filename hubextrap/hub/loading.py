@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.hub.side_files import CODE_REFERENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 CAUSAL_LM = "AutoModelForCausalLM"
 _LANGUAGE_MODEL = re.compile(r"\w+ForCausalLM|\w+(?<!With)LMHeadModel")
@@ -34,11 +34,12 @@ def loading_snippet(side_files: Mapping[str, bytes], reference: str) -> str:
     kind, name = ("AutoTokenizer", "tokenizer")
     if any(file in side_files for file in _PROCESSORS):
         kind, name = ("AutoProcessor", "processor")
-    runs_code = any(CODE_REFERENCE in data for file, data in side_files.items() if file.endswith("config.json"))
+    configurations = [data for file, data in side_files.items() if file.endswith("config.json")]
+    runs_code = any(CODE_REFERENCE in data for data in configurations)
     lines = [
         f"from transformers import {', '.join(sorted((model, kind)))}",
         "",
-        *(["# trust_remote_code runs the Python files that lie beside the weights: read them first."] * runs_code),
+        *["# trust_remote_code runs the Python files beside the weights: read them first"] * runs_code,
         f"model = {model}.from_pretrained({json.dumps(reference)}{_TRUST * runs_code})",
         f"{name} = {kind}.from_pretrained({json.dumps(reference)}{_TRUST * runs_code})",
     ]
@@ -57,10 +58,9 @@ def model_class(config: Mapping[str, Any]) -> str:
     An Auto class where one is sure to lead to the architecture that the configuration names, else that
     architecture itself; for code of the model's own, the Auto class that the configuration gives it.
     """
-    architecture = next(iter(config.get("architectures") or ()), None)
-    own: Mapping[str, Any] = config.get("auto_map") or {}
-    classes = [name for name in own if name.startswith("AutoModel")]
-    if classes:
+    named, own = config.get("architectures"), config.get("auto_map")
+    architecture = next(iter(_names(named)), None) if isinstance(named, list) else None
+    if isinstance(own, dict) and (classes := [name for name in _names(own) if name.startswith("AutoModel")]):
         return next((name for name in classes if str(own[name]).endswith(f".{architecture}")), classes[0])
     sees = any("vision" in key or "image" in key for key in config)
     if architecture is None:
@@ -69,4 +69,9 @@ def model_class(config: Mapping[str, Any]) -> str:
         return CAUSAL_LM
     if architecture.endswith("ForConditionalGeneration") and sees:
         return "AutoModelForImageTextToText"
-    return str(architecture)
+    return architecture
+
+
+def _names(values: Iterable[Any]) -> list[str]:
+    """Those of a configuration's values that can stand in the snippet, which people run."""
+    return [value for value in values if isinstance(value, str) and value.isidentifier()]

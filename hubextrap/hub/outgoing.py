@@ -83,7 +83,7 @@ class Changes:
 
 
 def stale_files(ours: Collection[str], there: Collection[str]) -> tuple[str, ...]:
-    """What of ``there`` is of an older model when the model that consists of ``ours`` comes. Paths, sorted."""
+    """What of ``there`` is an older model's when the model that consists of ``ours`` comes. Paths, sorted."""
     return tuple(
         path
         for path in sorted(there)

@@ -80,7 +80,18 @@ _WEIGHT_FILES = (
     "adapter_config.json",
     "adapter_model.*",
 )
-_NEVER = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.safetensors", "*.h5", "*.msgpack", "*.gguf")
+_NEVER = (
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.pkl",
+    "*.pickle",
+    "*.ckpt",
+    "*.safetensors",
+    "*.h5",
+    "*.msgpack",
+    "*.gguf",
+)
 _UNTOLD = (
     ".*",
     "README.md",
@@ -185,8 +196,8 @@ def _choose(last: Source, read: dict[str, bytes]) -> SideFiles:
     for file in sorted(taken):
         if present[file].size > SMALL_FILE:
             raise SourceError(
-                f"{last.name}/{file}: {present[file].size:,} bytes are more than the {SMALL_FILE:,} that a file "
-                "beside the weights may have; take a copy of the checkpoint without it as the last one"
+                f"{last.name}/{file}: {present[file].size:,} bytes are more than the {SMALL_FILE:,} that a "
+                "file beside the weights may have; take a copy of the checkpoint without it as the last one"
             )
     left_out = present.keys() - taken
     return SideFiles(
@@ -196,7 +207,7 @@ def _choose(last: Source, read: dict[str, bytes]) -> SideFiles:
 
 
 def _named_in(texts: Collection[bytes], files: Collection[str]) -> set[str]:
-    """Those of ``files`` that configurations or code name, e.g. the vocabulary of a tokenizer of their own."""
+    """Those of ``files`` that configurations or code name, e.g. the vocabulary of a tokenizer of its own."""
     return {
         file
         for file in files
@@ -223,8 +234,8 @@ def _check_config(config: bytes, name: str) -> None:
         raise CorruptFile(f"{name}: config.json holds no JSON object; repair it in the checkpoint")
     if (named := content.get("transformers_weights")) is not None:
         raise UnsupportedCheckpoint(
-            f"{name}: config.json has transformers load {named!r} (transformers_weights), which is not what is "
-            "read here; give the file its usual name and remove that field, in a copy of the checkpoint"
+            f"{name}: config.json has transformers load {named!r} (transformers_weights), which is not what "
+            "is read here; give the file its usual name and remove that field, in a copy of the checkpoint"
         )
 
 

@@ -13,7 +13,7 @@ SMALL_FILE = 64 * 2**20
 """Bytes that a file may have which is read whole."""
 
 TEMPLATE_FOLDER = "additional_chat_templates"
-"""The one subfolder that belongs to a model: transformers keeps a tokenizer's further chat templates there."""
+"""The one subfolder that belongs to a model: a tokenizer's further chat templates lie there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,7 +212,7 @@ class _Stopped(Exception):
 
 
 def list_folder(repo: str, commit: str, path: str, name: str) -> dict[str, FileInfo]:
-    """The files of a folder of a repo as ``Source.files`` has them; ``name`` is what messages call the folder.
+    """The files of a folder of a repo as ``Source.files`` has them; messages call the folder ``name``.
 
     Raises:
         HubExtrapError: as ``hub_errors``.
