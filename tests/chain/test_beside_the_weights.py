@@ -71,6 +71,8 @@ def test_plan_and_merge_say_what_stays_behind_and_what_a_push_removes(
     assert planned.code == 0
     assert f"note      {left_out}\n" in planned.out
     assert f"note      {repo}@old: removes {stale} of the model that is there\n" in planned.out
+    opened = cli("merge", recipe, "--push", f"{repo}@old", "--create-pr")
+    assert f"/discussions/1, which removes {stale} of the model that is there" in opened.out
     merged = cli("merge", recipe, "--push", f"{repo}@old")
     assert f"and removed {stale} of the model that was there" in merged.out
     assert left_out in merged.err
