@@ -22,8 +22,9 @@ from hubextrap.hub.side_files import (
 from hubextrap.tensors import LocalSource
 
 KEPT = [
-    "tokenizer_v3.json", "decoder_tokenizer.json", "vocab_en.txt", "bpe_merges.txt", "tool_chat_template.json",
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "tokenizer_v3.json", "decoder_tokenizer.json", "vocab_en.txt", "bpe_merges.txt",
+    "tool_chat_template.json", "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model",
+    "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "qwen.tiktoken", "chat_template.jinja", "chat_template.json", "preprocessor_config.json",
     "processor_config.json", "LICENSE", "LICENSE.txt", "NOTICE", "MODEL_LICENSE", "LICENSE-CODE.md",
