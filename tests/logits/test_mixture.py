@@ -125,9 +125,7 @@ def test_a_reward_model_is_no_language_model(trajectory_c: Path, tmp_path: Path)
     """transformers would load it and make up its head."""
     model: Any = AutoModelForSequenceClassification.from_pretrained(trajectory_c / "step_0")
     model.save_pretrained(tmp_path)
-    with pytest.raises(
-        UnsupportedCheckpoint, match=r"no whole language model: 1 of its weights, as lm_head.weight"
-    ):
+    with pytest.raises(UnsupportedCheckpoint, match="no whole language model: 1 of its weights, as lm_head"):
         load_causal_lm(Checkpoint(1, None, "", None, str(tmp_path)))
 
 
