@@ -149,5 +149,5 @@ def extrapolate(
             if plan.index_file is not None:
                 files[plan.index_file] = plan.index
             files[PROVENANCE_FILE] = provenance.to_bytes()
-            files["README.md"] = model_card(provenance).encode()
+            files["README.md"] = model_card(provenance, side_files=files).encode()
             write_files(staging.folder, files)

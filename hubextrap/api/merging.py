@@ -97,6 +97,8 @@ def merge(
         targets = recipe_push_targets(recipe)
     check_destinations(recipe, out is not None, targets)
     with prepare(recipe, settings, progress, trajectory=trajectory) as prepared:
+        for line in prepared.notes:
+            progress.say(line)
         if out is not None:
             return _merge_into_folders(prepared, Path(out), targets, progress)
         return _merge_onto_hub(prepared, targets, progress)
@@ -224,7 +226,7 @@ def _companions(
     if prepared.plan.index_file is not None:
         files[prepared.plan.index_file] = prepared.plan.index
     files[PROVENANCE_FILE] = provenance.to_bytes()
-    files["README.md"] = model_card(provenance, _card_of(last)).encode()
+    files["README.md"] = model_card(provenance, _card_of(last), side_files=files).encode()
     return provenance, files
 
 

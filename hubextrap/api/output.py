@@ -80,6 +80,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """
     for name, content in files.items():
         try:
+            (folder / name).parent.mkdir(exist_ok=True)
             with (folder / name).open("xb") as file:
                 file.write(content)
                 file.flush()

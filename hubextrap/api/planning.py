@@ -9,6 +9,7 @@ from hubextrap.api.output import check_output, target_folders
 from hubextrap.api.prepare import Prepared, Settings, prepare
 from hubextrap.errors import HubExtrapError, RecipeError, TrajectoryError
 from hubextrap.hub import PushTarget, check_target
+from hubextrap.hub.outgoing import stale_files
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.trajectory import find_recipe_trajectory
 
@@ -97,13 +98,14 @@ def plan(
     trajectory = find_recipe_trajectory(recipe, progress)
     try:
         with prepare(recipe, settings, progress, read_weights=False, trajectory=trajectory) as prepared:
-            problems = _output_problems(prepared, out, asked)
-            report = _report(trajectory, recipe, prepared, out, targets, problems)
+            problems, removals = _looked_at(asked, prepared)
+            problems += _output_problems(prepared, out)
+            report = _report(trajectory, recipe, prepared, out, targets, problems, removals)
             return report if recipe.space == "weights" else _without_output(report)
     except TrajectoryError:
         raise
     except HubExtrapError as error:
-        return _report(trajectory, recipe, None, out, targets, [str(error), *_push_problems(asked)])
+        return _report(trajectory, recipe, None, out, targets, [str(error), *_looked_at(asked)[0]])
 
 
 def recipe_push_targets(recipe: Recipe) -> list[PushTarget]:
@@ -155,24 +157,32 @@ def _without_output(report: PlanReport) -> PlanReport:
     )
 
 
-def _output_problems(prepared: Prepared, out: Path | None, targets: list[PushTarget]) -> list[str]:
-    problems = _push_problems(targets)
+def _output_problems(prepared: Prepared, out: Path | None) -> list[str]:
     if out is not None:
         try:
             check_output(out, prepared.plan)
         except HubExtrapError as error:
-            problems.append(str(error))
-    return problems
+            return [str(error)]
+    return []
 
 
-def _push_problems(targets: list[PushTarget]) -> list[str]:
-    problems = []
+def _looked_at(
+    targets: Sequence[PushTarget], prepared: Prepared | None = None
+) -> tuple[list[str], list[str]]:
+    """What keeps pushes from going where they should, and what they would remove there."""
+    problems, removals = [], []
     for target in targets:
         try:
-            check_target(target)
+            there = check_target(target).files
         except HubExtrapError as error:
             problems.append(str(error))
-    return list(dict.fromkeys(problems))
+            continue
+        if prepared is None:
+            continue
+        shards = (shard.file for shard in prepared.plan.shards)
+        if stale := stale_files({*shards, prepared.plan.index_file or "", *prepared.beside.taken}, there):
+            removals.append(f"{target.name}: removes {', '.join(stale)} of the model that is there")
+    return list(dict.fromkeys(problems)), removals
 
 
 def _report(
@@ -182,6 +192,7 @@ def _report(
     out: Path | None,
     targets: list[PushTarget],
     problems: list[str],
+    removals: Sequence[str] = (),
 ) -> PlanReport:
     steps = trajectory.steps
     span = steps[-1] - steps[0]
@@ -214,6 +225,11 @@ def _report(
         bytes_written=plan.total_bytes_written if plan else 0,
         peak_memory=plan.peak_memory if plan else 0,
         outputs=(*outputs, *(f"hf://{target.name}" for target in targets)),
-        notes=(*(plan.notes if plan else ()), *((_PENDING,) if prepared and prepared.pending else ())),
+        notes=(
+            *(plan.notes if plan else ()),
+            *(prepared.notes if prepared else ()),
+            *removals,
+            *((_PENDING,) if prepared and prepared.pending else ()),
+        ),
         problems=tuple(problems),
     )

@@ -15,6 +15,7 @@ from hubextrap.engine.plan import (
     MergePlan,
     plan_merge,
 )
+from hubextrap.hub.side_files import SideFiles, choose_side_files
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import open_source, read_layouts, ties_embeddings
 from hubextrap.trajectory import find_recipe_trajectory
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from hubextrap.statistics import Expectation, GramTable
     from hubextrap.tensors.interfaces import Source
     from hubextrap.trajectory.checkpoint import Trajectory
+
+_NAMES_SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,18 @@ class Prepared:
     """What error to expect, one a target; unknown where the weights were not scanned."""
     pending: bool
     """Whether stand-ins take the place of coefficients that follow from the weights."""
+    beside: SideFiles
+    """What of the last checkpoint goes beside the weights."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be known of the checkpoints' files, a line each."""
+        of_weights = [f"step {one.step} {one.note}" for one in self.trajectory.checkpoints if one.note]
+        files = self.beside.left_out
+        more = f" and {len(files) - _NAMES_SHOWN} more" if len(files) > _NAMES_SHOWN else ""
+        shown = ", ".join(files[:_NAMES_SHOWN]) + more
+        left_out = f"left out: {shown} of the last checkpoint; copy what the prediction needs of them"
+        return (*of_weights, *([left_out] if files else []))
 
 
 @contextmanager
@@ -111,6 +126,7 @@ def prepare(
         layouts = read_layouts(sources, progress)
         remote = not settings.cache and any(checkpoint.repo for checkpoint in trajectory.checkpoints)
         tied = ties_embeddings(sources[-1])
+        beside = choose_side_files(sources[-1])
 
         def scan() -> GramTable:
             from hubextrap.engine.scan import scan_trajectory  # imports numba
@@ -152,4 +168,5 @@ def prepare(
             plan,
             fitted.expected,
             fitted.pending,
+            beside,
         )

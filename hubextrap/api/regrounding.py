@@ -17,7 +17,7 @@ from hubextrap.api.staging import lock_folder, remove_leftover
 from hubextrap.api.verifying import verify
 from hubextrap.errors import CorruptFile, OutputError, RecipeError
 from hubextrap.hub import OutgoingFile, PushTarget, check_target, commit_files, push_folder
-from hubextrap.hub.side_files import is_side_file
+from hubextrap.hub.side_files import side_files
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.reground import Decision
 from hubextrap.reground.checkpoint import check_model
@@ -25,6 +25,7 @@ from hubextrap.reground.command import CommandRunner
 from hubextrap.reground.guardian import GRACE
 from hubextrap.reground.loop import GramOfSnapshots, Loop
 from hubextrap.reground.state import UNFINISHED_NAME, RunState, StartModel, load_state, save_state
+from hubextrap.tensors import LocalSource
 from hubextrap.tensors.cache import cached_source
 from hubextrap.trajectory import Checkpoint, resolve_checkpoint
 
@@ -264,10 +265,10 @@ class _Engine:
             files = [
                 OutgoingFile(path.name, path, weights.get(path.name))
                 for path in sorted(model.iterdir())
-                if path.name in weights
-                or path.name.endswith(".safetensors.index.json")
-                or is_side_file(path.name)
+                if path.name in weights or path.name.endswith(".safetensors.index.json")
             ]
+            with closing(LocalSource(model)) as source:
+                files += [OutgoingFile(name, data) for name, data in side_files(source, None).items()]
             message = f"Step {step} of a re-grounded run: trained, RL step {rl_steps}"
             result = commit_files(target, files, message=message, progress=self.progress)
         there = "is there already" if result.unchanged else "pushed"

@@ -234,7 +234,9 @@ def _listed(parts: Sequence[str], most: int = 4) -> str:
 def _check_shards(folder: Path, journal: Journal, progress: Progress) -> None:
     """Strike from ``journal`` what is not in ``folder`` as it was written, and remove all else from there."""
     for path in folder.iterdir():
-        if path.name not in journal.finished and not path.is_dir():
+        if path.is_dir():  # of chat templates, which come after the shards
+            shutil.rmtree(path)
+        elif path.name not in journal.finished:
             path.unlink()
     if not journal.finished:
         return

@@ -67,6 +67,7 @@ def _as_json(checkpoint: Checkpoint) -> dict[str, Any]:
         "size": checkpoint.size,
         "dtype": checkpoint.dtype,
         "date": checkpoint.date.isoformat() if checkpoint.date else None,
+        "note": checkpoint.note,
     }
 
 
@@ -101,6 +102,9 @@ def _print_table(reference: str, trajectory: Trajectory) -> None:
         f"{reference}: {len(trajectory.checkpoints)} checkpoints of {trajectory.series}", soft_wrap=True
     )
     console.print(table)
+    for checkpoint in trajectory.checkpoints:
+        if checkpoint.note:
+            console.print(f"note: step {checkpoint.step} {checkpoint.note}", soft_wrap=True)
 
 
 def _place(checkpoint: Checkpoint, one_repo: bool) -> str:

@@ -80,11 +80,11 @@ def push_line(target: PushTarget, result: PushResult) -> str:
     """One push as a line."""
     if result.unchanged:
         return f"nothing to push: {target.name} holds these files already ({result.commit[:8]})"
+    files = ", ".join(result.deleted)
     if result.pull_request_url:
-        return f"opened {result.pull_request_url}"
-    removed = (
-        f", and removed {', '.join(result.deleted)} of the model that was there" if result.deleted else ""
-    )
+        removes = f", which removes {files} of the model that is there" if files else ""
+        return f"opened {result.pull_request_url}{removes}"
+    removed = f", and removed {files} of the model that was there" if files else ""
     return f"pushed to {target.name} as {result.commit[:8]}: {result.url}{removed}"
 
 

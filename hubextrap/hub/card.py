@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from hubextrap.hub.loading import loading_snippet, placed_at
 from hubextrap.hub.provenance import PROVENANCE_FILE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hubextrap.hub.provenance import CoefficientRule, InputCheckpoint, Provenance
 
 TAGS = ("hubextrap", "merge", "extrapolation", "rlvr")
@@ -23,12 +26,19 @@ _SHOWN_RULES = 8
 _SHOWN_STEPS = 30
 
 
-def model_card(provenance: Provenance, last_card: str | None = None, results: str | None = None) -> str:
+def model_card(
+    provenance: Provenance,
+    last_card: str | None = None,
+    results: str | None = None,
+    side_files: Mapping[str, bytes] | None = None,
+) -> str:
     """The README.md of a predicted model, metadata first.
 
     Args:
         last_card: README.md of the last checkpoint; licence, language, pipeline tag, datasets are taken over.
         results: a Markdown table of what was measured.
+        side_files: what lies beside the weights, by name: it says how the model is loaded. A language model
+            when None.
     """
     from huggingface_hub import ModelCardData
 
@@ -45,7 +55,7 @@ def model_card(provenance: Provenance, last_card: str | None = None, results: st
         _inputs(provenance),
         _how(provenance),
         f"## Results\n\n{marked_results(results or _NOT_MEASURED)}",
-        f"## Load it\n\n{_LOAD_BEGIN}\n{_snippet(_FOLDER, None)}\n{_LOAD_END}",
+        f"## Load it\n\n{_LOAD_BEGIN}\n{loading_snippet(side_files or {}, _FOLDER)}\n{_LOAD_END}",
         _reproduction(provenance),
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
@@ -56,7 +66,7 @@ def with_target(card: str, repo: str, revision: str) -> str:
     begin, end = card.find(_LOAD_BEGIN), card.find(_LOAD_END)
     if begin < 0 or end < begin:
         return card
-    return f"{card[:begin]}{_LOAD_BEGIN}\n{_snippet(repo, revision)}\n{card[end:]}"
+    return card[:begin] + placed_at(card[begin:end], repo, revision) + card[end:]
 
 
 def with_results(card: str, results: str) -> str:
@@ -171,17 +181,6 @@ def _coefficients(rule: CoefficientRule) -> str:
     if rest:
         lines += ["", f"The other {rest} coefficients are in `{PROVENANCE_FILE}`."]
     return "\n".join(lines)
-
-
-def _snippet(reference: str, revision: str | None) -> str:
-    at = "" if revision in (None, "main") else f", revision={json.dumps(revision)}"
-    return (
-        "```python\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f"model = AutoModelForCausalLM.from_pretrained({json.dumps(reference)}{at})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(reference)}{at})\n"
-        "```"
-    )
 
 
 def _reproduction(provenance: Provenance) -> str:

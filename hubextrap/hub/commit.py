@@ -18,7 +18,7 @@ import yaml
 from hubextrap.errors import PushError
 from hubextrap.hub.outgoing import Changes
 from hubextrap.hub.push_errors import is_conflict, push_errors
-from hubextrap.hub.side_files import is_side_file, is_weight_file
+from hubextrap.hub.side_files import belongs_to_model
 from hubextrap.hub.target import check_target, create_repo, read_remote, remote_files
 from hubextrap.hub.uploading import upload, without_client_bars
 from hubextrap.hub_access import hub_api, without_secrets
@@ -59,8 +59,8 @@ def commit_files(
 ) -> PushResult:
     """Make ``files`` the model that ``target`` holds, in one commit.
 
-    Weights, configuration and tokenizer of an older model at the revision's root go in the same commit; any
-    other file there stays. Where nothing would change, nothing is committed.
+    Weights, configuration, tokenizer and chat templates of an older model at the revision's root go in the
+    same commit; any other file there stays. Where nothing would change, nothing is committed.
 
     Args:
         message: the commit's title, unless the target has its own.
@@ -195,7 +195,7 @@ def refuse_overwriting(
     paths = before.files.keys() | now.files.keys()
     changed = {path for path in paths if before.files.get(path) != now.files.get(path)}
     ours = {file.path for file in files}
-    both = sorted(path for path in changed if path in ours or is_weight_file(path) or is_side_file(path))
+    both = sorted(path for path in changed if path in ours or belongs_to_model(path))
     if both:
         raise PushError(
             f"{target.name}: somebody else changed {', '.join(both[:5])} there meanwhile "

@@ -6,10 +6,10 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hubextrap.hub.side_files import is_side_file, is_weight_file
+from hubextrap.hub.side_files import belongs_to_model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from hubextrap.hub.target import RemoteFile
@@ -73,17 +73,19 @@ class Changes:
     def between(
         cls, files: Sequence[OutgoingFile], there: Mapping[str, RemoteFile], *, whole_model: bool = True
     ) -> Changes:
-        ours = {file.path for file in files}
         return cls(
             added=tuple(file for file in files if not file.same_as(there.get(file.path))),
-            deleted=tuple(
-                path
-                for path in sorted(there)
-                if whole_model
-                and path not in ours
-                and (is_weight_file(path) or is_side_file(path) or path.startswith(_SCORE_FILES))
-            ),
+            deleted=stale_files({file.path for file in files}, there) if whole_model else (),
         )
 
     def __bool__(self) -> bool:
         return bool(self.added or self.deleted)
+
+
+def stale_files(ours: Collection[str], there: Collection[str]) -> tuple[str, ...]:
+    """What of ``there`` is an older model's when the model that consists of ``ours`` comes. Paths, sorted."""
+    return tuple(
+        path
+        for path in sorted(there)
+        if path not in ours and (belongs_to_model(path) or path.startswith(_SCORE_FILES))
+    )

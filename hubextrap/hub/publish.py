@@ -14,7 +14,7 @@ from hubextrap.hub.card import METADATA, with_results
 from hubextrap.hub.commit import PushResult, commit_files
 from hubextrap.hub.outgoing import OutgoingFile
 from hubextrap.hub.push_errors import push_errors
-from hubextrap.hub.side_files import is_side_file, is_weight_file
+from hubextrap.hub.side_files import belongs_to_model
 from hubextrap.hub.target import check_target, remote_files
 from hubextrap.hub_access import hub_api
 from hubextrap.patience import retried
@@ -58,7 +58,7 @@ def check_publishable(target: PushTarget, commit: str) -> RemoteState:
         raise PushError(f"{target.name}: no such branch; scores go to a model that is there")
     with push_errors(target.name):
         measured = remote_files(hub_api(), target.repo, commit)
-    paths = [path for path in {*measured, *state.files} if is_weight_file(path) or is_side_file(path)]
+    paths = [path for path in {*measured, *state.files} if belongs_to_model(path)]
     if changed := sorted(path for path in paths if measured.get(path) != state.files.get(path)):
         raise PushError(
             f"{target.name}: {', '.join(changed[:5])} changed since commit {commit}, which was measured; "

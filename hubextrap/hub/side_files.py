@@ -1,57 +1,149 @@
-"""What a model needs beside its weights: configuration, tokenizer, chat template, licence.
+"""What a model needs beside its weights: configuration, tokenizer, chat templates, licence.
 
-They come from the last checkpoint. Weights and training state never do, and model code (``*.py``) only when
-a configuration refers to it (``auto_map``); it is copied, never run.
+They come from the last checkpoint: what loaders look for by its name, and what these files themselves name.
+Weights and training state never do, and model code (``*.py``) only when a configuration refers to it
+(``auto_map``); it is copied, never run. Whatever else lies there stays there, as it may be anything, and is
+told of.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hubextrap.errors import CorruptFile
+from hubextrap.errors import CorruptFile, SourceError, UnsupportedCheckpoint
+from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from hubextrap.tensors.interfaces import Source
+
+CODE_REFERENCE = b'"auto_map"'
+"""What stands in a configuration that refers to code beside it."""
 
 _SIDE_FILES = (
     "config.json",
     "generation_config.json",
-    "tokenizer*",
+    "*processor_config.json",  # of images, videos, features, and all of them together
+    "*chat_template*.json*",
+    "*.jinja",
+    "*tokenizer_config.json",
+    "*tokenizer.json",
+    "tokenizer[-.]*.json",
+    "tokenizer_v*.json",
+    "tokenizer.model*",
+    "*.tokenizer",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece*.model",
+    "*vocab.json",
+    "*vocab.txt",
+    "vocab.tsv",
+    "vocab[-_]*.json",
+    "vocab[-_]*.txt",
+    "*merges.txt",
+    "*tekken*.json",
     "*.tiktoken",
-    "chat_template.*",
-    "*processor_config.json",
-    "LICENSE*",
-    "NOTICE*",
+    "*.model",  # sentencepiece
+    "*.spm",
+    "*.bpe",
+    "*.codes",
+    "*.vocab",
+    "dict.txt",
+    "byte_maps.json",
+    "emoji.json",
+    "normalizer.json",
+    "word_pronunciation.json",
+    "word_shape.json",
 )
+_LEGAL = re.compile(
+    r"(?:[\w-]+[-_. ])?(?:(?:licen[cs]es?|notices?)(?:[-_. ].*)?"
+    r"|(?:copying|copyright|(?:acceptable[-_])?use[-_]policy|terms(?:[-_]of[-_](?:use|service))?)(?:\.\w+)?)",
+    re.IGNORECASE,
+)
+_LEGAL_SUFFIXES = ("", "txt", "md", "rst", "html", "pdf")
 _WEIGHT_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
+    "*.safetensors.index.*.json",
     "pytorch_model*.bin",
-    "pytorch_model*.bin.index.json",
+    "pytorch_model*.bin.index*.json",
     "tf_model*.h5",
+    "tf_model*.h5.index*.json",
     "flax_model*.msgpack",
+    "flax_model*.msgpack.index*.json",
     "consolidated*.pth",
+    "*.gguf",
+    "*.onnx",
+    "*.onnx_data",
     "adapter_config.json",
     "adapter_model.*",
 )
-_NEVER = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.safetensors", "*.h5", "*.msgpack", "*.gguf")
+_NEVER = (
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.pkl",
+    "*.pickle",
+    "*.ckpt",
+    "*.safetensors",
+    "*.h5",
+    "*.msgpack",
+    "*.gguf",
+)
+_UNTOLD = (
+    ".*",
+    "README.md",
+    "hubextrap*",
+    "optim*",
+    "scheduler*",
+    "scaler*",
+    "rng_state*",
+    "random_states*",
+    "train*_state.json",
+    "training_args.*",
+    "*.log",
+    "*log.jsonl",
+    "*_results.json",
+    "events.out.tfevents*",
+    "latest",
+    "latest_*",
+    "zero_to_fp32.py",
+)
+"""What a trainer leaves for itself, and what a prediction has of its own; that it stays is no news."""
 _DTYPE_FIELD = re.compile(
     r'("(?:torch_)?dtype"\s*:\s*")((?:torch\.)?)(?:float64|float32|float16|bfloat16|float8_\w+)(")'
 )
 
 
+@dataclass(frozen=True, slots=True)
+class SideFiles:
+    """Which files of a checkpoint go into what is predicted from it. Paths, sorted."""
+
+    taken: tuple[str, ...]
+    left_out: tuple[str, ...]
+    """Neither taken nor weights nor a trainer's state, so that somebody may miss them."""
+
+
 def is_side_file(file: str) -> bool:
-    """Whether ``file``, at the root of a checkpoint, belongs to the model beside its weights."""
+    """Whether a loader of the model that a folder holds may look for ``file`` in it, beside the weights."""
+    folder, _, name = file.rpartition("/")
+    if folder:
+        return folder == TEMPLATE_FOLDER and name.endswith(".jinja")
     return _matches(file, _SIDE_FILES) and not _matches(file, _NEVER)
+
+
+def is_legal_file(file: str) -> bool:
+    """Whether ``file``, at the root of a checkpoint, says on what terms the model may be used."""
+    stem, dot, suffix = file.rpartition(".")
+    return (
+        "/" not in file
+        and (suffix.lower() if dot and stem else "") in _LEGAL_SUFFIXES
+        and _LEGAL.fullmatch(file) is not None
+    )
 
 
 def is_weight_file(file: str) -> bool:
@@ -59,25 +151,73 @@ def is_weight_file(file: str) -> bool:
     return _matches(file, _WEIGHT_FILES)
 
 
-def side_files(last: Source, out_dtype: str | None) -> dict[str, bytes]:
-    """The last checkpoint's side files by name, the configuration's dtype set to ``out_dtype`` (bfloat16).
+def belongs_to_model(file: str) -> bool:
+    """Whether ``file``, in a repo, goes when another model takes the place of the one that is there."""
+    return is_weight_file(file) or is_side_file(file)
+
+
+def choose_side_files(last: Source) -> SideFiles:
+    """Look through the last checkpoint's files; configurations and code among them are read.
 
     Raises:
         CorruptFile: ``config.json`` is not there or is not a JSON object.
-        SourceError: a file could not be read.
+        UnsupportedCheckpoint: ``config.json`` names other weights than those that are written.
+        SourceError: a file could not be read, or is too large to be taken along.
     """
-    present = sorted(last.files())
+    return _choose(last, {})
+
+
+def side_files(last: Source, out_dtype: str | None) -> dict[str, bytes]:
+    """The last checkpoint's side files by path, the configuration's dtype set to ``out_dtype`` (bfloat16).
+
+    Raises:
+        HubExtrapError: as ``choose_side_files``.
+    """
+    read: dict[str, bytes] = {}
+    files = {file: read.get(file) or last.read_file(file) for file in _choose(last, read).taken}
+    if out_dtype is not None:
+        files["config.json"] = with_dtype(files["config.json"], out_dtype)
+    return files
+
+
+def _choose(last: Source, read: dict[str, bytes]) -> SideFiles:
+    """``choose_side_files``; what is read for it goes into ``read``."""
+    present = last.files()
     if "config.json" not in present:
         raise CorruptFile(
             f"{last.name}: no config.json; a model cannot be loaded without one, add it to the checkpoint"
         )
-    files = {file: last.read_file(file) for file in present if is_side_file(file)}
-    _check_config(files["config.json"], last.name)
-    if out_dtype is not None:
-        files["config.json"] = with_dtype(files["config.json"], out_dtype)
-    if any(b'"auto_map"' in content for file, content in files.items() if file.endswith("config.json")):
-        files |= {file: last.read_file(file) for file in present if file.endswith(".py")}
-    return files
+    taken = {file for file in present if is_side_file(file) or is_legal_file(file)}
+    read |= {file: last.read_file(file) for file in sorted(taken) if file.endswith("config.json")}
+    _check_config(read["config.json"], last.name)
+    if any(CODE_REFERENCE in content for content in read.values()):
+        code = {file for file in present if file.endswith(".py") and file != "zero_to_fp32.py"}
+        read |= {file: last.read_file(file) for file in sorted(code)}
+        taken |= code
+    taken |= _named_in(read.values(), present.keys() - taken)
+    for file in sorted(taken):
+        if present[file].size > SMALL_FILE:
+            raise SourceError(
+                f"{last.name}/{file}: {present[file].size:,} bytes are more than the {SMALL_FILE:,} that a "
+                "file beside the weights may have; take a copy of the checkpoint without it as the last one"
+            )
+    left_out = present.keys() - taken
+    return SideFiles(
+        tuple(sorted(taken)),
+        tuple(sorted(file for file in left_out if not is_weight_file(file) and not _matches(file, _UNTOLD))),
+    )
+
+
+def _named_in(texts: Collection[bytes], files: Collection[str]) -> set[str]:
+    """Those of ``files`` that configurations or code name, e.g. the vocabulary of a tokenizer of its own."""
+    return {
+        file
+        for file in files
+        if not file.endswith(".py")
+        and not is_weight_file(file)
+        and not _matches(file, (*_NEVER, *_UNTOLD))
+        and any(f'"{file}"'.encode() in text or f"'{file}'".encode() in text for text in texts)
+    }
 
 
 def with_dtype(config: bytes, dtype: str) -> bytes:
@@ -87,13 +227,18 @@ def with_dtype(config: bytes, dtype: str) -> bytes:
 
 def _check_config(config: bytes, name: str) -> None:
     try:
-        content = json.loads(config.decode())
+        content: Any = json.loads(config.decode())
     except ValueError as error:
         raise CorruptFile(
             f"{name}: config.json is not valid JSON ({error}); repair it in the checkpoint"
         ) from error
     if not isinstance(content, dict):
         raise CorruptFile(f"{name}: config.json holds no JSON object; repair it in the checkpoint")
+    if (named := content.get("transformers_weights")) is not None:
+        raise UnsupportedCheckpoint(
+            f"{name}: config.json has transformers load {named!r} (transformers_weights), which is not what "
+            "is read here; give the file its usual name and remove that field, in a copy of the checkpoint"
+        )
 
 
 def _matches(file: str, patterns: tuple[str, ...]) -> bool:

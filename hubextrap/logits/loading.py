@@ -28,21 +28,29 @@ def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str =
         device: as torch names it.
 
     Raises:
-        UnsupportedCheckpoint: transformers cannot load it, or it does not fit the device.
+        UnsupportedCheckpoint: transformers cannot load it, or would make up weights of it, or it does not fit
+            the device.
     """
     from transformers import AutoModelForCausalLM
 
     where, place = _place(checkpoint)
     try:
         with _without_bars():
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                where, dtype=dtype, use_safetensors=True, **place
+            made: Any = AutoModelForCausalLM.from_pretrained(
+                where, dtype=dtype, use_safetensors=True, output_loading_info=True, **place
             )
+        model, info = made
         loaded: PreTrainedModel = model.to(device).eval()
     except Exception as error:  # transformers raises nearly anything
         raise UnsupportedCheckpoint(
             f"{checkpoint.name}: transformers cannot load it: {reason(error)}"
         ) from error
+    if missing := sorted(info["missing_keys"]):
+        raise UnsupportedCheckpoint(
+            f"{checkpoint.name}: is no whole language model: {len(missing)} of its weights, as {missing[0]}, "
+            "are not in it, and transformers makes them up; a model of another kind (a reward "
+            "model, an encoder) cannot be used here"
+        )
     return loaded
 
 

@@ -139,23 +139,23 @@ def _copy_tokenizer(start: Path, folder: Path) -> None:
     """Give ``folder`` the start's tokenizer where the trainer saved none, for the next round to find."""
     if (folder / _LAST_OF_A_TOKENIZER).exists() or not (start / _LAST_OF_A_TOKENIZER).exists():
         return
-    missing = [
-        path
-        for path in sorted(start.iterdir())
-        if is_side_file(path.name) and path.is_file() and not (folder / path.name).exists()
-    ]
+    with closing(LocalSource(start)) as source:
+        missing = [
+            file
+            for file in sorted(source.files())
+            if is_side_file(file) and file != "config.json" and not (folder / file).exists()
+        ]
     # The one that says that a tokenizer is there comes last: a kill in between is not taken for the whole.
-    for path in sorted(missing, key=lambda path: path.name == _LAST_OF_A_TOKENIZER):
-        if path.name == "config.json":
-            continue
-        unfinished = folder / f".{path.name}.unfinished"
+    for file in sorted(missing, key=lambda file: file == _LAST_OF_A_TOKENIZER):
+        place = folder / file
+        unfinished = place.with_name(f".{place.name}.unfinished")
         try:
-            unfinished.write_bytes(path.read_bytes())
-            unfinished.replace(folder / path.name)
+            place.parent.mkdir(exist_ok=True)
+            unfinished.write_bytes((start / file).read_bytes())
+            unfinished.replace(place)
         except OSError as error:
             raise OutputError(
-                f"{folder / path.name}: cannot be written: {error.strerror}; make room, then run the same "
-                "command again"
+                f"{place}: cannot be written: {error.strerror}; make room, then run the same command again"
             ) from error
 
 

@@ -343,12 +343,19 @@ def _load_model(checkpoint: Checkpoint, device: str) -> Any:
 
     where, place = _place(checkpoint)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            where, dtype=torch.float32, use_safetensors=True, **place
+        made: Any = AutoModelForCausalLM.from_pretrained(
+            where, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **place
         )
-        return model.to(device).eval()
+        model, info = made
+        model.to(device).eval()
     except Exception as error:  # transformers raises nearly anything
         raise EvaluationError(f"{checkpoint.name}: transformers cannot load it: {error}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise EvaluationError(
+            f"{checkpoint.name}: is no whole language model: {len(missing)} of its weights, as {missing[0]}, "
+            "are not in it, and transformers makes them up"
+        )
+    return model
 
 
 def _place(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:

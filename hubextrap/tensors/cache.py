@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def cached_source(checkpoint: Checkpoint) -> LocalSource:
-    """Download the files of the checkpoint's folder, without subfolders and pickles, unless they are cached.
+    """Download the files that a source of the checkpoint lists, pickles left out, unless they are cached.
 
     Raises:
         UnsupportedCheckpoint: the folder holds no safetensors weights; found before anything is downloaded.

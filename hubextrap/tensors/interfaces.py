@@ -9,6 +9,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+SMALL_FILE = 64 * 2**20
+"""Bytes that a file may have which is read whole."""
+
+TEMPLATE_FOLDER = "additional_chat_templates"
+"""The one subfolder that belongs to a model: a tokenizer's further chat templates lie there."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileInfo:
     """One file of a checkpoint's folder."""
@@ -25,7 +32,7 @@ class Source(Protocol):
     """What messages call it."""
 
     def files(self) -> Mapping[str, FileInfo]:
-        """The folder's files by path relative to it (posix), subfolders excluded."""
+        """The folder's files and those in its ``TEMPLATE_FOLDER``, by path relative to it (posix)."""
 
     def read(self, file: str, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` with the bytes from ``offset`` on.
@@ -34,7 +41,7 @@ class Source(Protocol):
             SourceError: fewer bytes are there, or they could not be read.
         """
 
-    def read_file(self, file: str, limit: int = 64 * 2**20) -> bytes:
+    def read_file(self, file: str, limit: int = SMALL_FILE) -> bytes:
         """A whole small file (config, index, tokenizer).
 
         Raises:

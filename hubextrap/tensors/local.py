@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import ReferenceNotFound, SourceError
-from hubextrap.tensors.interfaces import FileInfo
+from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER, FileInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,16 +27,21 @@ class LocalSource:
         self._descriptors: dict[str, int] = {}
         self._stamps: dict[str, tuple[int, int]] = {}
         try:
-            with os.scandir(folder) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
-                    if entry.is_file():
-                        self._stamps[entry.name] = _stamp(entry.stat())
+            self._list("")
+            if (self._folder / TEMPLATE_FOLDER).is_dir():
+                self._list(f"{TEMPLATE_FOLDER}/")
         except FileNotFoundError:
             raise ReferenceNotFound(f"{self.name}: no such folder; check the path") from None
         except OSError as error:
             raise SourceError(
                 f"{self.name}: cannot list the folder: {error.strerror}; check its permissions"
             ) from error
+
+    def _list(self, prefix: str) -> None:
+        with os.scandir(self._folder / prefix) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_file():
+                    self._stamps[prefix + entry.name] = _stamp(entry.stat())
 
     @property
     def folder(self) -> Path:
@@ -67,7 +72,7 @@ class LocalSource:
         if _stamp(os.fstat(descriptor)) != self._stamps[file]:
             raise self._changed(file)
 
-    def read_file(self, file: str, limit: int = 64 * 2**20) -> bytes:
+    def read_file(self, file: str, limit: int = SMALL_FILE) -> bytes:
         size = self._known(file)[0]
         if size > limit:
             raise SourceError(

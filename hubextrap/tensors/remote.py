@@ -12,7 +12,7 @@ from hubextrap._version import __version__
 from hubextrap.errors import SourceError
 from hubextrap.hub_access import hub_api, hub_errors, without_secrets
 from hubextrap.patience import Attempts, Patience, is_passing, wait_asked_by
-from hubextrap.tensors.interfaces import FileInfo
+from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER, FileInfo
 from hubextrap.tensors.transfer import Part, Refused, Target, fetch, origin
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class RemoteSource:
         if any(part.rest for part in parts):
             raise SourceError(f"{self.name}/{file}: the source was closed while it was read")
 
-    def read_file(self, file: str, limit: int = 64 * 2**20) -> bytes:
+    def read_file(self, file: str, limit: int = SMALL_FILE) -> bytes:
         info = self._known(file)
         if info.size > limit:
             raise SourceError(
@@ -212,23 +212,36 @@ class _Stopped(Exception):
 
 
 def list_folder(repo: str, commit: str, path: str, name: str) -> dict[str, FileInfo]:
-    """The files directly in a folder of a repo, by name; ``name`` is what messages call the folder.
+    """The files of a folder of a repo as ``Source.files`` has them; messages call the folder ``name``.
 
     Raises:
         HubExtrapError: as ``hub_errors``.
     """
+    listing, folders = _listed(repo, commit, path, name)
+    if TEMPLATE_FOLDER in folders:
+        inside, _ = _listed(repo, commit, f"{path}/{TEMPLATE_FOLDER}".lstrip("/"), name)
+        listing |= {f"{TEMPLATE_FOLDER}/{file}": info for file, info in inside.items()}
+    return listing
+
+
+def _listed(repo: str, commit: str, path: str, name: str) -> tuple[dict[str, FileInfo], set[str]]:
+    """The files directly in a folder of a repo by name, and the names of its subfolders."""
     from huggingface_hub.hf_api import RepoFile
 
     prefix = f"{path}/" if path else ""
     with hub_errors(name):
         entries = list(hub_api().list_repo_tree(repo, path or None, recursive=False, revision=commit))
-    listing = {}
+    listing, folders = {}, set()
     for entry in entries:
         file = entry.path.removeprefix(prefix)
-        if isinstance(entry, RepoFile) and entry.path.startswith(prefix) and "/" not in file and file:
+        if not entry.path.startswith(prefix) or "/" in file or not file:
+            continue
+        if isinstance(entry, RepoFile):
             digest = entry.lfs.sha256 if entry.lfs is not None else entry.blob_id
             listing[file] = FileInfo(entry.size, digest)
-    return listing
+        else:
+            folders.add(file)
+    return listing, folders
 
 
 def _digest(data: bytes, like: str) -> str:

@@ -146,8 +146,10 @@ def _find_weights(source: Source) -> _Weights:
     shards = tuple(sorted(set(weight_map.values())))
     if SINGLE_FILE in files and shards != (SINGLE_FILE,):
         raise CheckpointError(
-            f"{source.name}: has {SINGLE_FILE} and an index of other files; remove the one that is not the "
-            "model"
+            f"{source.name}: has both {SINGLE_FILE} and {INDEX_FILE}, which names "
+            f"{shorten(', '.join(shards))}; transformers loads {SINGLE_FILE}, other programs what the index "
+            "names. Remove the one that is not the model (of a repo that is not yours, in a local copy), or "
+            "leave this checkpoint out"
         )
     missing = [shard for shard in shards if shard not in files]
     if missing:
@@ -171,7 +173,8 @@ def _read_weight_map(source: Source) -> dict[str, str]:
         if not _is_plain_shard(file):
             raise CorruptFile(
                 f"{where}: puts tensor {shorten(repr(tensor))} into {shorten(repr(file))}, which is not a "
-                "safetensors file of this folder; download it again"
+                "safetensors file of this folder; put the files beside the index and their plain names into "
+                "it, in a copy of the checkpoint"
             )
     return weight_map
 

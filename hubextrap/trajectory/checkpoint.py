@@ -32,6 +32,8 @@ class Checkpoint:
     dtype: str | None = None
     """safetensors name of the dtype of most of its bytes, e.g. BF16, where known."""
     date: datetime | None = None
+    note: str | None = None
+    """What is to be known of its weight files beside their bytes."""
 
     @property
     def name(self) -> str:

@@ -55,8 +55,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     dates = [file.date for file in files if file.path in weights.files and file.date is not None]
     return replace(
-        checkpoint,
-        size=weights.size,
+        weights.of(checkpoint),
         dtype=_dtype(checkpoint, weights),
         date=max(dates, default=checkpoint.date),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import (
@@ -165,7 +164,7 @@ def resolve_checkpoint(reference: str, *, step: int | None = None, pins: Pins | 
         raise UnsupportedCheckpoint(
             f"{reference}: no weight files in it ({_shown(files)}); name the folder with them"
         )
-    return replace(checkpoint, size=weights.size)
+    return weights.of(checkpoint)
 
 
 def _layouts(where: Reference, pattern: str | None, seen: list[str], pins: Pins) -> Iterator[list[Series]]:
@@ -221,7 +220,7 @@ def _with_weights(
     kept, passed_over = [], []
     for checkpoint, (weights, files) in zip(checkpoints, looks, strict=True):
         if weights is not None and not weights.predicted:
-            kept.append(replace(checkpoint, size=weights.size))
+            kept.append(weights.of(checkpoint))
             continue
         why = A_PREDICTION if weights is not None else f"no weights among {_shown(files)}"
         passed_over.append(over := PassedOver(checkpoint, why))

@@ -98,7 +98,7 @@ def series_in_folders(
             over = PassedOver(at(folder, name.step), A_PREDICTION)
             left_out.append((_pattern_of_unit(read, name), over))
             continue
-        found.setdefault(name.pattern, []).append((name, replace(at(folder, name.step), size=weights.size)))
+        found.setdefault(name.pattern, []).append((name, weights.of(at(folder, name.step))))
         if weights.kind == WHOLE_MODEL:
             whole_models.add(name.pattern)
 

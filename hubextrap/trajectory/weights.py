@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from hubextrap.trajectory.checkpoint import Checkpoint
 
 WHOLE_MODEL, ADAPTER, OTHER = "safetensors", "adapter", "other"
 """Kinds of weights, best first: a whole model in safetensors; an adapter; pickles and other formats."""
@@ -27,9 +30,21 @@ _TRAINER_STATE = (
 )
 
 
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_PREFERRED = (
+    re.compile(re.escape(_SINGLE)),
+    _SHARD,
+    re.compile(r"pytorch_model\.bin"),
+    re.compile(r"pytorch_model-\d+-of-\d+\.bin"),
+)
+"""What transformers loads, the first that is there; the rest of the kind (``consolidated.safetensors``,
+``model.fp16.safetensors``) is the same model once more, or part of another."""
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weight files of one folder, of the best kind that is there."""
+    """The weight files of one folder, of the best kind that is there; of that kind those that are loaded."""
 
     kind: str
     files: tuple[str, ...]
@@ -38,6 +53,12 @@ class Weights:
     """Bytes of these files."""
     predicted: bool = False
     """Whether hubextrap made them; a prediction is no checkpoint of the run."""
+    note: str | None = None
+    """Where the folder can be taken for two models: which one counts."""
+
+    def of(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint, known to hold these."""
+        return replace(checkpoint, size=self.size, note=self.note or checkpoint.note)
 
 
 def kind_of(file: str) -> str | None:
@@ -54,17 +75,40 @@ def kind_of(file: str) -> str | None:
 
 def weights_of(files: Iterable[tuple[str, int]]) -> Weights | None:
     """The weights among one folder's files, given as (base name, bytes); None where there are none."""
-    by_kind: dict[str, list[tuple[str, int]]] = {}
-    predicted = False
-    for name, size in files:
-        predicted = predicted or name == PREDICTION_FILE
-        if (kind := kind_of(name)) is not None:
-            by_kind.setdefault(kind, []).append((name, size))
-    for kind in _KINDS:
-        if kind in by_kind:
-            found = sorted(by_kind[kind])
-            return Weights(kind, tuple(name for name, _ in found), sum(size for _, size in found), predicted)
-    return None
+    sizes = dict(files)
+    kinds = {name: kind for name in sizes if (kind := kind_of(name)) is not None}
+    if not kinds:
+        return None
+    best = better_of(kinds.values())
+    found = sorted(name for name, kind in kinds.items() if kind == best)
+    loaded = _loaded(found)
+    return Weights(
+        best,
+        tuple(loaded),
+        sum(sizes[name] for name in loaded),
+        predicted=PREDICTION_FILE in sizes,
+        note=_two_models(loaded, found, _INDEX in sizes),
+    )
+
+
+def _loaded(found: list[str]) -> list[str]:
+    """Of one folder's weight files those that transformers loads; all where none has a usual name."""
+    for preferred in _PREFERRED:
+        if chosen := [name for name in found if preferred.fullmatch(name)]:
+            return chosen
+    return [name for name in found if not name.startswith("consolidated")] or found
+
+
+def _two_models(loaded: list[str], found: list[str], indexed: bool) -> str | None:
+    shards = [name for name in found if _SHARD.fullmatch(name)]
+    if loaded != [_SINGLE] or not (indexed or shards):
+        return None
+    others = [_INDEX] * indexed + shards
+    more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+    return (
+        f"holds both {_SINGLE} and {', '.join(others[:2])}{more}; transformers loads {_SINGLE}, and that is "
+        "what counts here"
+    )
 
 
 def weights_by_folder(files: Iterable[tuple[str, int]]) -> dict[str, Weights | None]:

@@ -121,6 +121,44 @@ def test_an_older_model_makes_room(
     assert files(repo_id) == sorted([".gitattributes", *keep, *(path.name for path in prediction.iterdir())])
 
 
+def test_an_older_models_templates_and_vocabularies_go_too(
+    hub: LocalHub, prediction: Path, models: Callable[..., Path], repo_id: str
+) -> None:
+    """In the same commit; what a loader does not mix in stays. The pushed one has its own templates only."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(models(7))
+    tokenizer.chat_template = {"default": "new", "rag": "new rag"}
+    tokenizer.save_pretrained(prediction)
+    assert (prediction / "additional_chat_templates" / "rag.jinja").read_text() == "new rag"
+    templates = "additional_chat_templates"
+    stale = {
+        f"{templates}/rag.jinja": b"OLD rag",
+        f"{templates}/tool_use.jinja": b"OLD tools",
+        **dict.fromkeys(["chat_template.json", "tekken.json", "qwen.tiktoken", "tokenizer.model"], b"{}"),
+        **dict.fromkeys(["consolidated.safetensors", "model.safetensors.index.fp16.json"], b"{}"),
+    }
+    names = [
+        "LICENSE",
+        "NOTICE.txt",
+        "USE_POLICY.md",
+        "tokenizer_training_log.csv",
+        "curve.png",
+        "params.json",
+    ]
+    keep = dict.fromkeys([*names, f"{templates}/notes.txt", f"docs/{templates}/tool_use.jinja"], b"kept")
+    hub.create_repo(repo_id)
+    hub.commit(repo_id, {**{path.name: path for path in models(1).iterdir()}, **stale, **keep})
+    history = commits(repo_id)
+    result = push_folder(prediction, PushTarget.parse(repo_id))
+    assert commits(repo_id) == [result.commit, *history]
+    assert set(result.deleted) == {*stale, "model.safetensors"} - {f"{templates}/rag.jinja"}
+    ours = [path.relative_to(prediction).as_posix() for path in prediction.rglob("*") if path.is_file()]
+    assert files(repo_id) == sorted([".gitattributes", *keep, *ours])
+    loaded = AutoTokenizer.from_pretrained(repo_id, revision=result.commit)
+    assert loaded.chat_template == {"default": "new", "rag": "new rag"}
+
+
 def test_a_pull_request(hub: LocalHub, prediction: Path, repo_id: str) -> None:
     hub.create_repo(repo_id)
     before = commits(repo_id)

@@ -1,31 +1,54 @@
 from __future__ import annotations
 
+import ast
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from hubextrap.errors import CorruptFile
-from hubextrap.hub.side_files import is_side_file, is_weight_file, side_files, with_dtype
+from hubextrap.errors import CorruptFile, SourceError, UnsupportedCheckpoint
+from hubextrap.hub.side_files import (
+    belongs_to_model,
+    choose_side_files,
+    is_legal_file,
+    is_side_file,
+    is_weight_file,
+    side_files,
+    with_dtype,
+)
 from hubextrap.tensors import LocalSource
 
 KEPT = [
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "qwen.tiktoken",
-    "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "processor_config.json",
-    "LICENSE", "LICENSE.txt", "NOTICE",
+    "tokenizer_v3.json", "decoder_tokenizer.json", "vocab_en.txt", "bpe_merges.txt",
+    "tool_chat_template.json", "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "qwen.tiktoken", "chat_template.jinja", "chat_template.json", "preprocessor_config.json",
+    "processor_config.json", "LICENSE", "LICENSE.txt", "NOTICE", "MODEL_LICENSE", "LICENSE-CODE.md",
+    "Licence.txt", "Notice.txt", "USE_POLICY.md", "COPYING", "gemma_terms_of_use.txt", "tekken.json",
+    "tekken_240911.json", "tiktoken.model", "tokenizer.model.v3", "tokenizer.4.0.0.json", "source.spm",
+    "target.spm", "target_vocab.json", "dict.txt", "bpe.codes", "vocab.bpe", "sentencepiece.bpe.model",
+    "ice_text.model", "audio_tokenizer_config.json", "video_preprocessor_config.json",
+    "chat_template.jsonl", "tool_chat_template.jinja", "additional_chat_templates/tool_use.jinja",
+    "additional_chat_templates/rag.jinja",
 ]  # fmt: skip
 LEFT = [
     "README.md", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "optimizer.pt",
     "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "trainer_state.json", "training_args.bin",
     "tokenizer.pt", "tokenizer.bin", ".gitattributes", "hubextrap.json", "train.log", "modeling_x.py",
-    "vocab.pkl",
+    "vocab.pkl", "tokenizer_training_log.csv", "tokenizer_training_log.json", "tokenizer.log",
+    "all_results.json", "consolidated.safetensors", "params.json", "zero_to_fp32.py", "latest",
+    "events.out.tfevents.1.2.3", "licenses.json", "old_vocabulary.txt",
+    "additional_chat_templates/notes.txt", "spk_dict.pt",
 ]  # fmt: skip
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    (tmp_path / "additional_chat_templates").mkdir()
     for name in [*KEPT, *LEFT]:
         (tmp_path / name).write_bytes(name.encode())
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
@@ -43,6 +66,102 @@ def test_which_files_are_taken(folder: Path) -> None:
 def test_code_only_where_a_configuration_needs_it(folder: Path) -> None:
     (folder / "config.json").write_text('{"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}')
     assert sorted(side_files(LocalSource(folder), None)) == sorted([*KEPT, "modeling_x.py"])
+
+
+def test_what_stays_behind_is_known(folder: Path) -> None:
+    """All but weights, a trainer's state and what a prediction has of its own."""
+    assert choose_side_files(LocalSource(folder)).left_out == (
+        "additional_chat_templates/notes.txt",
+        "licenses.json",
+        "modeling_x.py",
+        "old_vocabulary.txt",
+        "params.json",
+        "spk_dict.pt",
+        "tokenizer.bin",
+        "tokenizer.pt",
+        "tokenizer_training_log.csv",
+        "tokenizer_training_log.json",
+        "vocab.pkl",
+    )
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_a_file_that_configuration_or_code_names(folder: Path, quote: str) -> None:
+    """A tokenizer of the model's own may have its vocabulary under any name; pickles stay even so."""
+    for name in ("rwkv_words_v2.txt", "rwkv_unused.txt", "words.pkl"):
+        (folder / name).write_text(name)
+    (folder / "tokenizer_config.json").write_text(
+        '{"auto_map": {"AutoTokenizer": ["tokenization_x.X", null]}}'
+    )
+    (folder / "tokenization_x.py").write_text(f"NAMES = [{quote}rwkv_words_v2.txt{quote}, 'words.pkl']")
+    files = side_files(LocalSource(folder), None)
+    assert files["rwkv_words_v2.txt"] == b"rwkv_words_v2.txt"
+    assert sorted(files) == sorted([*KEPT, "modeling_x.py", "tokenization_x.py", "rwkv_words_v2.txt"])
+
+
+def read_by_tokenizers() -> Iterator[str]:
+    """Every file name that a tokenizer of the installed transformers declares, read off its source."""
+    root = Path(str(find_spec("transformers").submodule_search_locations[0]))  # type: ignore[union-attr, index]
+    for module in [*root.glob("tokenization_*.py"), *root.glob("models/*/tokenization_*.py")]:
+        tree = ast.parse(module.read_text(encoding="utf-8"))
+        assigned = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
+        constants = {
+            target.id: node.value.value
+            for node in assigned
+            for target in node.targets
+            if isinstance(target, ast.Name) and isinstance(node.value, ast.Constant)
+        }
+        for node in assigned:
+            names = {ast.unparse(target).lower() for target in node.targets}
+            if "vocab_files_names" in names and isinstance(node.value, ast.Dict):
+                for value in node.value.values:
+                    yield str(constants[value.id] if isinstance(value, ast.Name) else ast.literal_eval(value))
+
+
+def test_all_that_tokenizers_and_processors_of_transformers_read() -> None:
+    from transformers import utils
+
+    names = set(read_by_tokenizers())
+    assert len(names) > 20
+    names |= {
+        value
+        for name, value in vars(utils).items()
+        if name.endswith("_NAME") and "WEIGHTS" not in name and isinstance(value, str) and "." in value
+    }
+    of_no_whole_model = {"adapter_config.json", utils.MODEL_CARD_NAME}
+    assert "processor_config.json" in names
+    assert {name for name in names - of_no_whole_model if not is_side_file(name)} == set()
+
+
+def test_what_goes_with_an_older_model_and_what_stays() -> None:
+    """A licence, a document, an image, a log is nothing that a loader mixes with the next model."""
+    goes = [file for file in [*KEPT, *LEFT] if belongs_to_model(file)]
+    weights = [
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "consolidated.safetensors",
+    ]
+    assert sorted(goes) == sorted([*(file for file in KEPT if not is_legal_file(file)), *weights])
+    for file in ("pytorch_model.bin.index.json", "model.safetensors.index.fp16.json", "model.Q4.gguf"):
+        assert belongs_to_model(file)
+    for file in ("docs/tokenizer.json", "curve.png", "other/additional_chat_templates/a.jinja", "LICENSE"):
+        assert not belongs_to_model(file)
+
+
+def test_a_file_that_is_too_large_is_found_first(folder: Path) -> None:
+    os.truncate(folder / "tokenizer.json", 64 * 2**20 + 1)
+    with pytest.raises(
+        SourceError, match=r"ckpt/tokenizer.json: 67,108,865 bytes are more than .* take a copy"
+    ):
+        choose_side_files(LocalSource(folder, "ckpt"))
+
+
+def test_weights_under_a_name_that_the_configuration_gives(folder: Path) -> None:
+    """The prediction's are called model.safetensors, so transformers would look for what is not there."""
+    (folder / "config.json").write_text('{"transformers_weights": "best.safetensors"}')
+    with pytest.raises(UnsupportedCheckpoint, match=r"load 'best.safetensors' \(transformers_weights\)"):
+        side_files(LocalSource(folder), None)
 
 
 @pytest.mark.parametrize(

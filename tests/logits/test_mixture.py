@@ -11,12 +11,18 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, DynamicCache, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    DynamicCache,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from hubextrap.errors import CheckpointMismatch, MethodError, UnsupportedCheckpoint
 from hubextrap.logits import ExtrapolatedForCausalLM, Mixture
-from hubextrap.logits.loading import share_equal_parameters
-from hubextrap.trajectory import resolve_checkpoint
+from hubextrap.logits.loading import load_causal_lm, share_equal_parameters
+from hubextrap.trajectory import Checkpoint, resolve_checkpoint
 
 TOKENS = torch.tensor([[5, 2, 6, 11, 8, 5, 4, 12], [3, 3, 4, 11, 9, 9, 9, 12]])
 Make = Callable[..., Any]
@@ -113,6 +119,14 @@ def test_sharing_on_load_changes_no_logit(trajectory_c: Path, tmp_path: Path) ->
     for model, folder in zip(mixed.models, steps(tmp_path, 1, 2), strict=True):
         own: Any = AutoModelForCausalLM.from_pretrained(folder)
         assert torch.equal(model(TOKENS).logits, own(TOKENS).logits)
+
+
+def test_a_reward_model_is_no_language_model(trajectory_c: Path, tmp_path: Path) -> None:
+    """transformers would load it and make up its head."""
+    model: Any = AutoModelForSequenceClassification.from_pretrained(trajectory_c / "step_0")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedCheckpoint, match="no whole language model: 1 of its weights, as lm_head"):
+        load_causal_lm(Checkpoint(1, None, "", None, str(tmp_path)))
 
 
 def test_loss_is_that_of_the_mixed_logits(mixed_c: Any) -> None:

@@ -55,6 +55,23 @@ def resume(recipe: Path, out: Path, lines: Lines) -> hubextrap.Prediction:
     return result.predictions[0]
 
 
+def test_a_kill_after_the_chat_templates(
+    stopped: Path,
+    run_folder: Path,
+    recipe_file: Recipe,
+    expected: dict[str, bytes],
+    contents: Contents,
+    lines: Lines,
+) -> None:
+    """They lie in a folder of their own; what a killed run left of it is written anew."""
+    templates = staging(stopped) / "model" / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "tool_use.jinja").write_text("of the run that was killed")
+    resume(recipe_file(run_folder), stopped, lines)
+    assert contents(stopped) == expected
+    assert not (stopped / "additional_chat_templates").exists()
+
+
 def test_after_a_full_disk(
     stopped: Path,
     run_folder: Path,

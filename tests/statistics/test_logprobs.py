@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 from hubextrap import api
@@ -96,6 +97,17 @@ def test_sampled_responses_are_fixed_and_scored_like_any_other(
     assert all(end not in response[:-1] for response in responses)
     pairs = list(zip(["526+850=", "1+9=", "77+12="], responses, strict=True))
     np.testing.assert_allclose(found.values[:, 1], naive(str(DEMO / "step_100"), pairs), atol=2e-5)
+
+
+def test_a_reward_model_is_no_language_model(tmp_path: Path) -> None:
+    """transformers would load it and make up its head."""
+    model: Any = AutoModelForSequenceClassification.from_pretrained(DEMO / "step_0")
+    for step in (1, 2):
+        model.save_pretrained(tmp_path / f"step_{step}")
+        AutoTokenizer.from_pretrained(DEMO / "step_0").save_pretrained(tmp_path / f"step_{step}")
+    request = LogProbRequest(prompts_file(tmp_path, *PROBLEMS))
+    with pytest.raises(EvaluationError, match=r"no whole language model: 1 of its weights, as lm_head"):
+        measure_logprobs(find_trajectory(str(tmp_path)), request)
 
 
 def logprobs(values: NDArray[np.float32], steps: tuple[int, ...]) -> LogProbs:

@@ -58,6 +58,18 @@ def test_links_are_followed_and_folders_left_out(folder: Folder, tmp_path: Path)
     source.close()
 
 
+def test_the_folder_of_chat_templates_belongs_to_the_model(folder: Folder, tmp_path: Path) -> None:
+    path = folder({"model.safetensors": DATA})
+    (path / "additional_chat_templates" / "deeper").mkdir(parents=True)
+    (path / "additional_chat_templates" / "tool_use.jinja").write_bytes(b"tools")
+    source = LocalSource(path)
+    assert set(source.files()) == {"model.safetensors", "additional_chat_templates/tool_use.jinja"}
+    assert source.read_file("additional_chat_templates/tool_use.jinja") == b"tools"
+    with pytest.raises(SourceError, match="no file"):
+        source.read_file("additional_chat_templates/../model.safetensors")
+    source.close()
+
+
 @pytest.mark.parametrize("file", ["../secret", "/etc/passwd", "sub/file", "absent", "", "."])
 def test_only_listed_names_can_be_read(folder: Folder, tmp_path: Path, file: str) -> None:
     path = folder({"model.safetensors": DATA})

@@ -72,6 +72,21 @@ def test_lists_one_folder_with_sizes_and_hashes(
     assert set(RemoteSource(repo_id, commit, "a/checkpoint-1").files()) == {"config.json"}
 
 
+@pytest.mark.parametrize("folder", ["", "a/checkpoint-1"])
+@pytest.mark.parametrize("cache", [False, True])
+def test_the_folder_of_chat_templates_belongs_to_the_model(
+    cdn_hub: LocalHub, repo_id: str, folder: str, cache: bool
+) -> None:
+    prefix = f"{folder}/" if folder else ""
+    template = "additional_chat_templates/tool_use.jinja"
+    files = {prefix + WEIGHTS: b"w", prefix + template: b"tools", f"{prefix}other/{template}": b"no"}
+    cdn_hub.create_repo(repo_id)
+    source = open_source(Checkpoint(1, repo_id, "main", cdn_hub.commit(repo_id, files), folder), cache=cache)
+    assert set(source.files()) - {".gitattributes"} == {WEIGHTS, template}
+    assert source.read_file(template) == b"tools"
+    source.close()
+
+
 def test_reads_any_range(stored: Source, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "PART", 70_000)
     assert read(stored, WEIGHTS, 0, len(data)) == data

@@ -172,7 +172,9 @@ def test_broken_index(folder: Folder, sharded: Any, index: bytes, message: str) 
 
 def test_two_models_in_one_folder(folder: Folder, sharded: Any, shard: Any) -> None:
     files = {**sharded([["a"], ["b"]]), "model.safetensors": shard(["a"])}
-    assert "has model.safetensors and an index of other files" in refusal(folder(files), CheckpointError)
+    message = refusal(folder(files), CheckpointError)
+    assert f"has both model.safetensors and {INDEX}, which names {FIRST}, {SECOND}" in message
+    assert "transformers loads model.safetensors, other programs what the index names" in message
 
 
 def test_no_tensors(folder: Folder) -> None:

@@ -53,6 +53,84 @@ def test_a_trainer_folder_with_a_final_model_at_its_root(
     assert (found.base.repo, found.base.commit, found.base.size) == (None, None, len(safetensors_bytes()))
 
 
+@pytest.mark.parametrize(
+    ("files", "counted", "noted"),
+    [
+        (["model.safetensors", "model.safetensors.index.json"], ["model.safetensors"], True),
+        (["model.safetensors", "model-00001-of-00002.safetensors"], ["model.safetensors"], True),
+        (
+            ["model.safetensors", "model.fp16.safetensors", "consolidated.safetensors"],
+            ["model.safetensors"],
+            False,
+        ),
+        (["model.safetensors", "model.safetensors.index.fp16.json"], ["model.safetensors"], False),
+        (["model.safetensors", "pytorch_model.bin"], ["model.safetensors"], False),
+        (
+            [
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "model.bf16-00001-of-00002.safetensors",
+                "model-00001-of-00002.fp16.safetensors",
+                "model.safetensors.index.json",
+                "model.safetensors.index.bf16.json",
+                "consolidated-00001-of-00002.safetensors",
+                "consolidated.safetensors.index.json",
+                "pytorch_model-00001-of-00002.bin",
+                "pytorch_model.bin.index.json",
+            ],
+            ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+            False,
+        ),
+        (
+            ["a.safetensors", "b.safetensors", "model.safetensors.index.json"],
+            ["a.safetensors", "b.safetensors"],
+            False,
+        ),
+        (["consolidated.safetensors", "a.safetensors"], ["a.safetensors"], False),
+        (["consolidated.safetensors"], ["consolidated.safetensors"], False),
+        (["pytorch_model.bin", "consolidated.00.pth", "model.gguf"], ["pytorch_model.bin"], False),
+    ],
+)
+def test_the_size_is_that_of_what_transformers_loads(
+    tmp_path: Path,
+    safetensors_bytes: Callable[..., bytes],
+    files: list[str],
+    counted: list[str],
+    noted: bool,
+) -> None:
+    """The same model may lie there in other formats and precisions, and then it counts once."""
+    sizes = {}
+    for number, file in enumerate(files):
+        content = safetensors_bytes(number, "BF16" if file in counted else "F16") + b"\0" * number
+        write(tmp_path, {f"step_1/{file}": content})
+        sizes[file] = len(content)
+    for found in (find_trajectory(str(tmp_path)).base, resolve_checkpoint(f"{tmp_path}/step_1")):
+        assert found.size == sum(sizes[file] for file in counted)
+        assert (found.note is not None) == noted
+    described = describe(find_trajectory(str(tmp_path))).base
+    assert (described.size, described.note) == (found.size, found.note)
+    assert described.dtype == ("BF16" if counted[0].endswith(".safetensors") else None)
+
+
+def test_transformers_loads_the_single_file(tmp_path: Path) -> None:
+    """What the note says of a folder that holds both."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path, max_shard_size="1KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    single = {
+        name: tensor * 0 + 1
+        for shard in tmp_path.glob("*.safetensors")
+        for name, tensor in load_file(shard).items()
+    }
+    save_file(single, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert (AutoModelForCausalLM.from_pretrained(tmp_path).lm_head.weight == 1).all()
+
+
 def test_steps_are_numbers_not_positions_or_letters(tmp_path: Path, model: Model) -> None:
     write(tmp_path, model(1, "step_1000") | model(2, "step_20") | model(3, "step_000300"))
     assert folders_of(find_trajectory(str(tmp_path)), tmp_path) == {

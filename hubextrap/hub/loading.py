@@ -1,0 +1,77 @@
+"""The snippet of a card that loads the model, as the class that it is.
+
+Known from the configuration alone: transformers takes seconds to import, and code from the Hub is not run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from hubextrap.hub.side_files import CODE_REFERENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+CAUSAL_LM = "AutoModelForCausalLM"
+_LANGUAGE_MODEL = re.compile(r"\w+ForCausalLM|\w+(?<!With)LMHeadModel")
+_UNKNOWN_TO_AUTO = "Mistral4ForCausalLM"
+"""A language model that AutoModelForCausalLM does not have."""
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+_PLACE = re.compile(r'from_pretrained\("(?:[^"\\]|\\.)*"(?:, revision="(?:[^"\\]|\\.)*")?')
+_TRUST = ", trust_remote_code=True"
+
+
+def loading_snippet(side_files: Mapping[str, bytes], reference: str) -> str:
+    """Python that loads a model and what turns its inputs into tensors.
+
+    Args:
+        side_files: the model's, by name; without a ``config.json`` it counts as a language model.
+        reference: the folder or repo.
+    """
+    model = model_class(json.loads(side_files.get("config.json", b"{}")))
+    kind, name = ("AutoTokenizer", "tokenizer")
+    if any(file in side_files for file in _PROCESSORS):
+        kind, name = ("AutoProcessor", "processor")
+    configurations = [data for file, data in side_files.items() if file.endswith("config.json")]
+    runs_code = any(CODE_REFERENCE in data for data in configurations)
+    lines = [
+        f"from transformers import {', '.join(sorted((model, kind)))}",
+        "",
+        *["# trust_remote_code runs the Python files beside the weights: read them first"] * runs_code,
+        f"model = {model}.from_pretrained({json.dumps(reference)}{_TRUST * runs_code})",
+        f"{name} = {kind}.from_pretrained({json.dumps(reference)}{_TRUST * runs_code})",
+    ]
+    return "\n".join(["```python", *lines, "```"])
+
+
+def placed_at(snippet: str, reference: str, revision: str) -> str:
+    """``snippet`` with another place to load from; ``main`` is not named."""
+    at = "" if revision == "main" else f", revision={json.dumps(revision)}"
+    return _PLACE.sub(lambda match: f"from_pretrained({json.dumps(reference)}{at}", snippet)
+
+
+def model_class(config: Mapping[str, Any]) -> str:
+    """The class of transformers that loads a model of this configuration with all of its weights.
+
+    An Auto class where one is sure to lead to the architecture that the configuration names, else that
+    architecture itself; for code of the model's own, the Auto class that the configuration gives it.
+    """
+    named, own = config.get("architectures"), config.get("auto_map")
+    architecture = next(iter(_names(named)), None) if isinstance(named, list) else None
+    if isinstance(own, dict) and (classes := [name for name in _names(own) if name.startswith("AutoModel")]):
+        return next((name for name in classes if str(own[name]).endswith(f".{architecture}")), classes[0])
+    sees = any("vision" in key or "image" in key for key in config)
+    if architecture is None:
+        return "AutoModelForImageTextToText" if sees else CAUSAL_LM
+    if _LANGUAGE_MODEL.fullmatch(architecture) and architecture != _UNKNOWN_TO_AUTO:
+        return CAUSAL_LM
+    if architecture.endswith("ForConditionalGeneration") and sees:
+        return "AutoModelForImageTextToText"
+    return architecture
+
+
+def _names(values: Iterable[Any]) -> list[str]:
+    """Those of a configuration's values that can stand in the snippet, which people run."""
+    return [value for value in values if isinstance(value, str) and value.isidentifier()]
