@@ -14,6 +14,7 @@ from huggingface_hub import HfApi
 
 from hubextrap.localhub import LocalHub
 
+ROOT = Path(__file__).parents[2]
 HF = [sys.executable, "-m", "huggingface_hub.cli.hf"]
 
 
@@ -129,6 +130,39 @@ def test_serve_prints_how_to_reach_it_and_keeps_what_it_gets(tmp_path: Path) -> 
         out, error = process.communicate(timeout=10)
         assert process.returncode == 0
         assert "hf_chosen" not in out + error
+
+
+def test_serve_with_xet(tmp_path: Path) -> None:
+    pytest.importorskip("hf_xet")
+    with serve(tmp_path / "hub", "--port", "0", "--xet") as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(2)]
+        assert "HF_HUB_DISABLE_XET" not in "".join(lines)
+        environment = dict(re.findall(r"(\w+)=(\S+)", "".join(lines)))
+        client = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_XET"}
+        weights = os.urandom(100_000)
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        file = str(tmp_path / "model.safetensors")
+        home = {"HF_HOME": str(tmp_path / "home")}
+        subprocess.run(
+            [*HF, "upload", "me/x", file],
+            env={**client, **environment, **home},
+            check=True,
+            capture_output=True,
+        )
+        api = HfApi(endpoint=environment["HF_ENDPOINT"], token=environment["HF_TOKEN"])
+        (found,) = api.get_paths_info("me/x", ["model.safetensors"])
+        assert found.xet_hash  # type: ignore[union-attr]
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+def test_serve_with_xet_needs_its_library(tmp_path: Path) -> None:
+    (tmp_path / "hf_xet.py").write_text("raise ModuleNotFoundError('No module named hf_xet', name='hf_xet')")
+    with serve(tmp_path / "hub", "--port", "0", "--xet", PYTHONPATH=f"{tmp_path}:{ROOT}") as process:
+        out, error = process.communicate(timeout=10)
+    assert (process.returncode, out) == (1, "")
+    assert error == "error: --xet needs hf-xet: pip install hf-xet, or serve without --xet\n"
 
 
 def test_a_port_in_use_is_one_clear_error(hub: LocalHub, tmp_path: Path) -> None:
