@@ -58,7 +58,7 @@ def preupload(hub: LocalHub, call: Call) -> Answer:
             check_path(path)
         except BadPath as error:
             raise Refusal(422, str(error)) from error
-    ignored = _ignored(paths, wanted.get("gitIgnore") or _gitignore(repo, commit))
+    ignored = _ignored(paths, str(wanted.get("gitIgnore") or _gitignore(repo, commit)))
     for file in wanted.get("files", []):
         path, size, sample = str(file["path"]), int(file["size"]), base64.b64decode(file.get("sample", ""))
         there = repo.entry(commit, path)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hubextrap.localhub.hub import LocalHub
 
 _SERVICE = "git-upload-pack"
+_WANTED_MAX = 1 << 26  # bytes; what a client has and wants is a line for each commit
 
 
 def refs(hub: LocalHub, call: Call) -> Answer:
@@ -32,10 +33,13 @@ def upload_pack(hub: LocalHub, call: Call) -> Answer:
     """POST /R[.git]/git-upload-pack: the objects that the client lacks."""
     repo, wanted = _repo(hub, call), call.body.read()
     if call.headers.get("Content-Encoding") == "gzip":
+        unpacking = zlib.decompressobj(wbits=31)
         try:
-            wanted = zlib.decompress(wanted, wbits=31)
+            wanted = unpacking.decompress(wanted, _WANTED_MAX)
         except zlib.error as error:
             raise Refusal(400, f"the body is not gzip: {error}") from error
+        if not unpacking.eof:
+            raise Refusal(413, f"the body is cut, or holds more than {_WANTED_MAX} bytes")
     return _answer("result", _upload_pack(repo, call, wanted))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, get_session
 
 from hubextrap.hub.card import model_card, with_target
 from hubextrap.hub.carried_over import LICENSES
@@ -162,6 +162,12 @@ def test_the_snippet_loads_the_target(make_provenance: Make) -> None:
     assert with_target("# my own card", "me/x", "main") == "# my own card"
 
 
+def objections(hub: LocalHub, card: str) -> list[str]:
+    """What the hub has against a card, asked without the client: older ones ask another hub."""
+    answer = get_session().post(f"{hub.url}/api/validate-yaml", json={"content": card, "repoType": "model"})
+    return [error["message"] for error in answer.json()["errors"]]
+
+
 ODD_CARDS = {
     "a licence by its title": ({"license": "Apache License 2.0"}, {"license": "other"}),
     "a licence of tomorrow": ({"license": "llama9"}, {"license": "other", "license_name": "llama9"}),
@@ -190,7 +196,7 @@ def test_the_hub_accepts_what_an_odd_card_leaves(
 ) -> None:
     last = f"---\n{yaml.safe_dump(metadata_there)}---\n"
     card = model_card(make_provenance(), last)
-    ModelCard(card).validate()
+    assert objections(hub, card) == []
     found = metadata(card)
     assert {name: found.get(name) for name in metadata_here} == metadata_here
 
@@ -218,8 +224,8 @@ def test_the_hub_knows_the_licences_that_are_carried_over(hub: LocalHub) -> None
 def test_the_hub_refuses_worse_metadata(hub: LocalHub, make_provenance: Make, field: str, bad: str) -> None:
     card = model_card(make_provenance(), LAST_CARD)
     assert card.count(f"{field}\n") == 1
-    with pytest.raises(ValueError, match="- Error: "):
-        ModelCard(card.replace(f"{field}\n", f"{bad}\n")).validate()
+    assert objections(hub, card) == []
+    assert objections(hub, card.replace(f"{field}\n", f"{bad}\n")) != []
 
 
 def test_the_hub_accepts_the_metadata(hub: LocalHub, make_provenance: Make) -> None:

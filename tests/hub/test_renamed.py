@@ -12,7 +12,7 @@ from hubextrap.errors import HubExtrapError
 from hubextrap.hub.push import push_folder
 from hubextrap.hub.target import PushTarget
 from hubextrap.localhub import Fault, LocalHub
-from hubextrap.tensors import RemoteSource
+from hubextrap.tensors import Patience, RemoteSource
 
 DATA = bytes(range(256)) * 1000
 
@@ -63,7 +63,9 @@ def test_a_redirect_to_another_place_gets_no_token(
         target = f"{elsewhere.url}/caught"
         hub.faults.add(Fault(path, status=307, headers={"Location": target}, count=20))
         with pytest.raises(HubExtrapError) as failed:
-            read(RemoteSource(f"{renamed[0]}-new", renamed[1]))
+            read(
+                RemoteSource(f"{renamed[0]}-new", renamed[1], patience=Patience(attempts=2, first_wait=0.01))
+            )
         assert "hf_" not in str(failed.value)
         assert all("authorization" not in request.headers for request in elsewhere.requests)
 

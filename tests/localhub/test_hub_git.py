@@ -86,6 +86,8 @@ def test_broken_requests_are_refused(hub: LocalHub, model: str) -> None:
     compressed = {"Content-Encoding": "gzip"}
     assert httpx2.post(url, content=b"nonsense", headers=compressed).status_code == 400
     assert httpx2.post(url, content=gzip.compress(b"0000"), headers=compressed).status_code == 200
+    bomb = gzip.compress(bytes((1 << 26) + 1), compresslevel=1)
+    assert httpx2.post(url, content=bomb, headers=compressed).status_code == 413
 
 
 def lfs(

@@ -136,22 +136,13 @@ def test_serve_with_xet(tmp_path: Path) -> None:
     pytest.importorskip("hf_xet")
     with serve(tmp_path / "hub", "--port", "0", "--xet") as process:
         assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(2)]
-        assert "HF_HUB_DISABLE_XET" not in "".join(lines)
-        environment = dict(re.findall(r"(\w+)=(\S+)", "".join(lines)))
-        client = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_XET"}
-        weights = os.urandom(100_000)
-        (tmp_path / "model.safetensors").write_bytes(weights)
-        file = str(tmp_path / "model.safetensors")
-        home = {"HF_HOME": str(tmp_path / "home")}
-        subprocess.run(
-            [*HF, "upload", "me/x", file],
-            env={**client, **environment, **home},
-            check=True,
-            capture_output=True,
-        )
+        lines = "".join(process.stdout.readline() for _ in range(2))
+        assert "HF_HUB_DISABLE_XET" not in lines
+        environment = dict(re.findall(r"(\w+)=(\S+)", lines))
         api = HfApi(endpoint=environment["HF_ENDPOINT"], token=environment["HF_TOKEN"])
-        (found,) = api.get_paths_info("me/x", ["model.safetensors"])
+        api.create_repo("me/x")
+        api.upload_file(repo_id="me/x", path_or_fileobj=b"\0" * 100, path_in_repo="a.bin")
+        (found,) = api.get_paths_info("me/x", ["a.bin"])
         assert found.xet_hash  # type: ignore[union-attr]
         process.terminate()
         assert process.wait(10) == 0
