@@ -29,6 +29,8 @@ def whoami(hub: LocalHub, call: Call) -> Answer:
             "id": account.user,
             "name": account.user,
             "fullname": account.user,
+            "avatarUrl": "",
+            "isPro": False,
             "orgs": [],
             "auth": auth,
         }
