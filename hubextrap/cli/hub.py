@@ -34,6 +34,11 @@ def serve(
     user: str = typer.Option(
         "me", help="User whom the token stands for: the owner of the repos that it writes."
     ),
+    xet: bool = typer.Option(
+        False,
+        "--xet",
+        help="Take and serve large files by Xet, to clients on this machine that have hf-xet.",
+    ),
 ) -> None:
     """Serve the repos in DIR to huggingface_hub, transformers and every tool on top of them, until Ctrl-C."""
     try:
@@ -45,7 +50,9 @@ def serve(
 
     secret = token or f"hf_{secrets.token_hex(17)}"
     try:
-        hub = LocalHub(folder, host=host, port=port, tokens={secret: user})
+        hub = LocalHub(folder, host=host, port=port, tokens={secret: user}, xet=xet)
+    except ImportError as error:
+        raise HubExtrapError("--xet needs hf-xet: pip install hf-xet, or serve without --xet") from error
     except OSError as error:
         raise HubExtrapError(
             f"cannot serve {folder} on {host}:{port}: {error.strerror}; choose another --port, --host or DIR"
@@ -54,7 +61,7 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with hub:
-        typer.echo(f"export HF_ENDPOINT={hub.url} HF_HUB_DISABLE_XET=1")
+        typer.echo(f"export HF_ENDPOINT={hub.url}" + ("" if xet else " HF_HUB_DISABLE_XET=1"))
         if not token:
             typer.echo(f"export HF_TOKEN={secret}")
         typer.echo(f"serving {folder}; stop with Ctrl-C", err=True)

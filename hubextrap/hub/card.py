@@ -6,8 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from hubextrap.hub.carried_over import carried_over
 from hubextrap.hub.loading import loading_snippet, placed_at
 from hubextrap.hub.provenance import PROVENANCE_FILE
 
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from hubextrap.hub.provenance import CoefficientRule, InputCheckpoint, Provenance
 
 TAGS = ("hubextrap", "merge", "extrapolation", "rlvr")
-_CARRIED_OVER = ("license", "license_name", "license_link", "language", "pipeline_tag", "datasets")
-METADATA = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
 _RESULTS_BEGIN, _RESULTS_END = "<!-- hubextrap: results -->", "<!-- hubextrap: end of results -->"
 _LOAD_BEGIN, _LOAD_END = "<!-- hubextrap: how to load -->", "<!-- hubextrap: end -->"
 _FOLDER = "path/to/this/folder"
@@ -45,7 +42,7 @@ def model_card(
     metadata: dict[str, Any] = {
         "library_name": "transformers",
         "tags": list(TAGS),
-        **_carried_over(last_card),
+        **carried_over(last_card),
     }
     if provenance.repos:
         metadata |= {"base_model": list(provenance.repos), "base_model_relation": "merge"}
@@ -82,24 +79,6 @@ def with_results(card: str, results: str) -> str:
 def marked_results(results: str) -> str:
     """Results between the marks by which `with_results` finds them again."""
     return f"{_RESULTS_BEGIN}\n{results.strip()}\n{_RESULTS_END}"
-
-
-def _carried_over(card: str | None) -> dict[str, Any]:
-    """Of another card's metadata, what holds for the prediction too; nothing when it cannot be read."""
-    match = METADATA.match(card or "")
-    try:
-        metadata = yaml.safe_load(match[1]) if match else None
-    except yaml.YAMLError:  # somebody else's card; it must not stop a merge
-        return {}
-    if not isinstance(metadata, dict):
-        return {}
-    return {field: metadata[field] for field in _CARRIED_OVER if _is_text(metadata.get(field))}
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) or (
-        isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
-    )
 
 
 _NOT_MEASURED = (

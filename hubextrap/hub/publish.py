@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hubextrap.errors import PushError
-from hubextrap.hub.card import METADATA, with_results
+from hubextrap.hub.card import with_results
+from hubextrap.hub.carried_over import METADATA
 from hubextrap.hub.commit import PushResult, commit_files
 from hubextrap.hub.outgoing import OutgoingFile
 from hubextrap.hub.push_errors import push_errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from email.message import Message
 
@@ -28,17 +29,27 @@ def account_of(headers: Message, tokens: dict[str, Account]) -> Account | None:
     authorization = headers.get("Authorization")
     if not authorization:
         return None
-    account = tokens.get(authorization.removeprefix("Bearer ").strip())
+    account = tokens.get(_token(authorization))
     if account is None:
         raise Refusal(401, "Invalid credentials in Authorization header")
     return account
+
+
+def _token(authorization: str) -> str:
+    scheme, _, value = authorization.strip().partition(" ")
+    if scheme.lower() != "basic":
+        return authorization.removeprefix("Bearer ").strip()
+    try:  # git: the token is the password
+        return base64.b64decode(value, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def no_such_repo(name: str, account: Account | None) -> Refusal:
     """What a missing repo and a hidden one look like: the same, so that nothing is given away."""
     if account is None:
         return Refusal(401, "Invalid username or password.", "RepoNotFound")
-    return Refusal(404, f"Repository not found: {name}", "RepoNotFound")
+    return Refusal(404, "Repository not found", "RepoNotFound")
 
 
 def may_see(repo: HubRepo, account: Account | None) -> bool:
@@ -86,6 +97,18 @@ def check_writer(name: str, account: Account | None, repo: HubRepo | None = None
     if not granted and name.partition("/")[0] != account.user:
         raise Refusal(403, f"Forbidden: {account.user} has no rights to write to {name}")
     return account.user
+
+
+def check_owner(name: str, account: Account | None) -> str:
+    """The user's name, if repos called ``name`` are his own, to be renamed or made of others.
+
+    Raises:
+        Refusal: as ``check_writer``, and 403 for tokens that are good for one repo's content only.
+    """
+    user = check_writer(name, account)
+    if account is not None and account.repo is not None:
+        raise Refusal(403, f"Forbidden: this token may not rename or duplicate {account.repo}")
+    return user
 
 
 def _has_part(repo: HubRepo, account: Account | None) -> bool:

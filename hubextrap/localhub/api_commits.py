@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import base64
 import json
-from pathlib import PurePosixPath
+import os
+import tempfile
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import pygit2
+
 from hubextrap.localhub import discussions
+from hubextrap.localhub.cards import check_card
 from hubextrap.localhub.lfs import Pointer, RejectedObject
-from hubextrap.localhub.repository import BadCommit, Change, Conflict, HubRepo
+from hubextrap.localhub.repository import BadCommit, BadPath, Change, Conflict, HubRepo, Kind, check_path
 from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer
 
 if TYPE_CHECKING:
     from hubextrap.localhub.hub import LocalHub
 
+_UPDATED = "The branch was updated since you opened this page. Please refresh and try again."
 _REGULAR_MAX = 10_000_000  # bytes; larger files are LFS whatever they hold
 LFS_SUFFIXES = (
     *(".7z", ".arrow", ".bin", ".bz2", ".ckpt", ".gguf", ".gz", ".h5", ".joblib", ".model", ".msgpack"),
@@ -23,10 +29,21 @@ LFS_SUFFIXES = (
 )
 
 
-def is_lfs(path: str, size: int, sample: bytes) -> bool:
-    """Whether a file goes to LFS: by its suffix, as in .gitattributes, by size, or as binary data."""
-    suffix = PurePosixPath(path).suffix.lower()
-    return size > 0 and (suffix in LFS_SUFFIXES or size > _REGULAR_MAX or b"\0" in sample)
+DEFAULT_GITATTRIBUTES = "".join(
+    f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES
+).encode()
+"""What a new repo starts with."""
+
+
+def is_lfs(path: str, size: int, sample: bytes, tracked: bool | None) -> bool:
+    """Whether a file goes to LFS: always if it is large, else as .gitattributes say (``tracked``).
+
+    Where they say nothing, binary data does. The usual suffixes do too: a hub's folder may be older than
+    its list of them in .gitattributes, and a branch may start from nothing.
+    """
+    if size == 0 or size > _REGULAR_MAX or tracked is not None:
+        return size > _REGULAR_MAX or (size > 0 and bool(tracked))
+    return PurePosixPath(path).suffix.lower() in LFS_SUFFIXES or b"\0" in sample
 
 
 def preupload(hub: LocalHub, call: Call) -> Answer:
@@ -34,11 +51,20 @@ def preupload(hub: LocalHub, call: Call) -> Answer:
     repo, _, _ = _target(hub, call)
     commit = hub.head(repo, call.groups["revision"])
     modes = []
-    for file in call.json().get("files", []):
+    wanted = call.json()
+    paths = [str(file["path"]) for file in wanted.get("files", [])]
+    for path in paths:
+        try:
+            check_path(path)
+        except BadPath as error:
+            raise Refusal(422, str(error)) from error
+    ignored = _ignored(paths, str(wanted.get("gitIgnore") or _gitignore(repo, commit)))
+    for file in wanted.get("files", []):
         path, size, sample = str(file["path"]), int(file["size"]), base64.b64decode(file.get("sample", ""))
         there = repo.entry(commit, path)
-        mode: dict[str, Any] = {"path": path, "shouldIgnore": False}
-        mode["uploadMode"] = "lfs" if is_lfs(path, size, sample) else "regular"
+        mode: dict[str, Any] = {"path": path, "shouldIgnore": path in ignored}
+        lfs = is_lfs(path, size, sample, repo.tracked_by_lfs(commit, path))
+        mode["uploadMode"] = "lfs" if lfs else "regular"
         if there and not there.folder:
             mode["oid"] = there.lfs.sha256 if there.lfs else there.oid
         modes.append(mode)
@@ -51,24 +77,26 @@ def commit(hub: LocalHub, call: Call) -> Answer:
     with hub.store.lock:
         repo, user, ref = _target(hub, call)
         header, changes = _parse(body, repo)
+        _check_readme(changes, repo.settings.kind)
+        _collect_objects(hub, repo, changes)
         summary = str(header.get("summary") or "Upload files")
         description = str(header.get("description") or "")
         message = f"{summary}\n\n{description}".strip()
         parent = hub.head(repo, call.groups["revision"])
         expected = header.get("parentCommit")
         if expected and not str(parent.id).startswith(str(expected)):
-            raise Refusal(412, f"a commit has happened since: {call.groups['revision']} is at {parent.id}")
-        if ref is None and not (repo.ref_of(call.groups["revision"]) or "").startswith("refs/heads/"):
-            raise Refusal(400, "a pull request starts from a branch")
+            raise Refusal(412, _UPDATED)
         number = len(repo.settings.discussions) + 1
         try:
             sha = repo.commit(
                 ref or f"refs/pr/{number}", repo.tree_with(parent, changes), parent, message, user
             )
+        except BadPath as error:
+            raise Refusal(422, str(error)) from error
         except BadCommit as error:
             raise Refusal(400, str(error)) from error
         except Conflict as error:
-            raise Refusal(412, str(error)) from error
+            raise Refusal(412, _UPDATED) from error
         page = hub.page(call, repo.settings.kind, repo.settings.name)
         answer = {"success": True, "commitOid": sha, "commitUrl": f"{page}/commit/{sha}", "hookOutput": ""}
         if ref is None:
@@ -83,7 +111,11 @@ def _target(hub: LocalHub, call: Call) -> tuple[HubRepo, str, str | None]:
     revision = call.groups["revision"]
     if call.flag("create_pr"):
         repo = hub.repo(call)
-        return repo, hub.reader(call), None
+        user = hub.reader(call)
+        discussions.check_enabled(repo)
+        if not (repo.ref_of(revision) or "").startswith("refs/heads/"):
+            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return repo, user, None
     repo = hub.repo(call)
     ref = repo.ref_of(revision)
     if ref and ref.startswith("refs/pr/"):
@@ -113,9 +145,56 @@ def _parse(body: bytes, repo: HubRepo) -> tuple[dict[str, Any], list[Change]]:
                 changes.append(_change(key, value, repo))
             else:
                 raise Refusal(400, f"unknown operation in the commit: {key}")
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, RejectedObject) as error:
             raise Refusal(400, f"the commit holds a line that cannot be read: {error!r}") from error
     return header, changes
+
+
+def _collect_objects(hub: LocalHub, repo: HubRepo, changes: list[Change]) -> None:
+    """See that every LFS object that a commit names has arrived, by LFS or by Xet.
+
+    Raises:
+        Refusal: one has not.
+    """
+    named = {change.pointer: change.path for change in changes if change.pointer}
+    try:
+        repo.xet.adopt((pointer for pointer in named if not repo.objects.has(pointer)), repo.objects)
+    except RejectedObject as error:
+        raise Refusal(400, str(error)) from error
+    for pointer, path in named.items():
+        if not repo.objects.has(pointer):
+            raise Refusal(400, f"{path} names an LFS object that was never uploaded: {pointer.sha256}")
+    if hub.xet:
+        repo.xet.keep(named, repo.objects)
+
+
+def _check_readme(changes: list[Change], kind: Kind) -> None:
+    """Refuse a card that the Hub would not have.
+
+    Raises:
+        Refusal: 400, with all that is wrong with it.
+    """
+    for change in changes:
+        if change.path == "README.md" and change.content is not None:
+            errors = check_card(change.content.decode(errors="replace"), kind).errors
+            if errors:
+                raise Refusal(400, f"Invalid metadata in README.md: {'; '.join(errors)}")
+
+
+def _gitignore(repo: HubRepo, commit: pygit2.Commit) -> str:
+    entry = repo.entry(commit, ".gitignore")
+    return "" if entry is None or entry.folder else repo.content(entry).decode(errors="replace")
+
+
+def _ignored(paths: list[str], gitignore: str) -> set[str]:
+    """Those of ``paths`` that a .gitignore at the root rules out; git itself decides, in an empty repo."""
+    if not gitignore:
+        return set()
+    with tempfile.TemporaryDirectory() as folder:
+        git = pygit2.init_repository(folder)
+        git.config["core.excludesFile"] = os.devnull
+        (Path(folder) / ".gitignore").write_text(gitignore)
+        return {path for path in paths if git.path_is_ignored(path)}
 
 
 def _change(key: str, value: dict[str, Any], repo: HubRepo) -> Change:
@@ -126,8 +205,9 @@ def _change(key: str, value: dict[str, Any], repo: HubRepo) -> Change:
         return Change(path, folder=True)
     if key == "lfsFile":
         sha256 = str(value["oid"])
+        repo.objects.path(sha256)  # raises for what is no sha256
         size = value.get("size")
-        pointer = Pointer(sha256, repo.objects.path(sha256).stat().st_size if size is None else int(size))
+        pointer = repo.objects.pointer(sha256) if size is None else Pointer(sha256, int(size))
         content = pointer.encode()
     else:
         text = value["content"]
@@ -136,10 +216,4 @@ def _change(key: str, value: dict[str, Any], repo: HubRepo) -> Change:
         if named is None:
             return Change(path, content)
         pointer = named
-    try:
-        there = repo.objects.has(pointer) or repo.xet.adopt(pointer, repo.objects)
-    except RejectedObject as error:
-        raise Refusal(400, f"{path}: {error}") from error
-    if not there:
-        raise Refusal(400, f"{path} names an LFS object that was never uploaded: {pointer.sha256}")
-    return Change(path, content)
+    return Change(path, content, pointer=pointer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote
 
@@ -26,7 +27,7 @@ def tree(hub: LocalHub, call: Call) -> Answer:
         if folder is None or not folder.folder:
             raise Refusal(404, f"{path} does not exist on {call.groups['revision']}", "EntryNotFound")
     found = list(repo.entries(commit, path, recursive=call.flag("recursive")))
-    items = _items(repo, commit, found, expand=call.flag("expand"))
+    items = _items(hub, repo, commit, found, expand=call.flag("expand"))
     return linked_pages(call, hub.base(call), items, default_limit=hub.page_size)
 
 
@@ -41,17 +42,22 @@ def paths_info(hub: LocalHub, call: Call) -> Answer:
         fields = parse_qs(call.body.read().decode())
         paths, expand = fields.get("paths", []), fields.get("expand", [""])[0].lower() in ("1", "true")
     found = [entry for path in paths if (entry := repo.entry(commit, path.strip("/")))]
-    return json_answer(_items(repo, commit, found, expand))
+    return json_answer(_items(hub, repo, commit, found, expand))
 
 
 def commits(hub: LocalHub, call: Call) -> Answer:
     """GET …/commits/V, newest first."""
     repo = hub.repo(call)
+    formatted = "formatted" in (*call.query.get("expand[]", []), *call.query.get("expand", []))
+    formatted = formatted or call.flag("formatted")
     listed = []
     for commit in repo.history(hub.head(repo, call.groups["revision"])):
         title, _, message = commit.message.partition("\n")
         authors = [{"user": commit.author.name, "avatar": ""}]
-        item = {"id": str(commit.id), "title": title, "message": message.strip(), "authors": authors}
+        message = message.strip()
+        item: dict[str, Any] = {"id": str(commit.id), "title": title, "message": message, "authors": authors}
+        if formatted:
+            item["formatted"] = {"title": html.escape(title), "message": _as_html(message)}
         listed.append({**item, "date": iso_date(commit)})
     return linked_pages(call, hub.base(call), listed, default_limit=hub.page_size)
 
@@ -79,14 +85,21 @@ def resolve(hub: LocalHub, call: Call) -> Answer:
     if xet_file:
         api = f"{hub.base(call)}/api/{repo.settings.kind}s/{repo.settings.name}"
         headers["X-Xet-Hash"] = xet_file.hash
-        headers["Link"] = f'<{api}/xet-read-token/{commit.id}?store={xet_file.store}>; rel="xet-auth"'
+        headers["Link"] = f'<{api}/xet-read-token/{commit.id}>; rel="xet-auth"'
     location = hub.cdn_link(call, repo, entry.lfs.sha256)
     if location:
         return Answer(302, b"", {**headers, "Location": location, "Accept-Ranges": "bytes"})
     return Answer(200, FileBody(repo.objects.path(entry.lfs.sha256)), headers, ranges=True)
 
 
-def _items(repo: HubRepo, commit: pygit2.Commit, entries: list[Entry], expand: bool) -> list[dict[str, Any]]:
+def _as_html(text: str) -> str:
+    """The text's paragraphs; Markdown in them stays as it is."""
+    return "".join(f"<p>{html.escape(part)}</p>" for part in text.split("\n\n") if part)
+
+
+def _items(
+    hub: LocalHub, repo: HubRepo, commit: pygit2.Commit, entries: list[Entry], expand: bool
+) -> list[dict[str, Any]]:
     changed = repo.last_changes(commit, [entry.path for entry in entries]) if expand else {}
     items = []
     for entry in entries:
@@ -95,6 +108,9 @@ def _items(repo: HubRepo, commit: pygit2.Commit, entries: list[Entry], expand: b
         if entry.lfs:
             pointer_size = len(entry.lfs.encode())
             item["lfs"] = {"oid": entry.lfs.sha256, "size": entry.size, "pointerSize": pointer_size}
+            xet_file = repo.xet.file(entry.lfs.sha256) if hub.xet else None
+            if xet_file:
+                item["xetHash"] = xet_file.hash
         if entry.path in changed:
             last = changed[entry.path]
             item["lastCommit"] = {

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from hubextrap.localhub.access import check_content
 from hubextrap.localhub.lfs import Pointer, RejectedObject
 from hubextrap.localhub.repository import HubRepo
 from hubextrap.localhub.wire import Answer, Call, FileBody, Refusal, json_answer
@@ -18,11 +19,15 @@ _LINK_SECONDS = 3600.0
 
 
 def batch(hub: LocalHub, call: Call) -> Answer:
-    """POST /R.git/info/lfs/objects/batch: where to upload what is not there yet."""
+    """POST /R.git/info/lfs/objects/batch: where to upload what is not there yet, or download what is."""
     wanted = call.json()
-    if wanted.get("operation") != "upload":
-        raise Refusal(400, "only uploads go through the LFS batch API; downloads are plain resolve requests")
     repo = hub.repo(call)
+    if wanted.get("operation") == "download":
+        check_content(repo, hub.account(call))
+        found = [_download(hub, call, repo, _pointer(item)) for item in wanted.get("objects", [])]
+        return json_answer({"transfer": "basic", "objects": found})
+    if wanted.get("operation") != "upload":
+        raise Refusal(422, '"operation" must be one of [download, upload]')
     hub.reader(call)
     multipart = "multipart" in wanted.get("transfers", [])
     verify = f"{hub.page(call, repo.settings.kind, repo.settings.name)}.git/info/lfs/objects/verify"
@@ -46,6 +51,13 @@ def upload(hub: LocalHub, call: Call) -> Answer:
     with _rejections():
         repo.objects.add(call.body.chunks(), pointer)
     return Answer()
+
+
+def download(hub: LocalHub, call: Call) -> Answer:
+    """GET of an object from the link of a batch answer."""
+    repo, pointer = _linked(hub, call, download=True)
+    path = repo.objects.path(pointer.sha256)
+    return Answer(200, FileBody(path), {"ETag": f'"{pointer.sha256}"'}, ranges=True)
 
 
 def upload_part(hub: LocalHub, call: Call) -> Answer:
@@ -79,8 +91,17 @@ def cdn_file(hub: LocalHub, call: Call) -> Answer:
     if not hub.signer.valid(call.link):
         return Answer(403, b"Access denied", {"Content-Type": "text/plain"})
     oid = call.groups["oid"]
-    path = hub.store.get(hub.kind(call), call.groups["repo"]).objects.path(oid)
+    path = _repo_of_link(hub, call).objects.path(oid)
     return Answer(200, FileBody(path), {"ETag": f'"{oid}"'}, ranges=True)
+
+
+def _download(hub: LocalHub, call: Call, repo: HubRepo, pointer: Pointer) -> dict[str, Any]:
+    described: dict[str, Any] = {"oid": pointer.sha256, "size": pointer.size}
+    if not repo.objects.has(pointer):
+        return {**described, "error": {"code": 404, "message": "Object does not exist"}}
+    path = f"/lfs/{repo.settings.kind}s/{repo.settings.name}/{pointer.sha256}/{pointer.size}"
+    link = _link(hub, call, f"{path}?download=1")
+    return {**described, "actions": {"download": {"href": link, "expires_in": int(_LINK_SECONDS)}}}
 
 
 def _upload_action(
@@ -103,15 +124,19 @@ def _link(hub: LocalHub, call: Call, path: str) -> str:
     return hub.base(call) + hub.signer.sign(path, _LINK_SECONDS)
 
 
-def _linked(hub: LocalHub, call: Call) -> tuple[HubRepo, Pointer]:
-    """The repo and the object that a signed link is for."""
-    if not hub.signer.valid(call.link):
+def _linked(hub: LocalHub, call: Call, *, download: bool = False) -> tuple[HubRepo, Pointer]:
+    """The repo and the object that a signed link is for; a link to upload does not open what is there."""
+    if not hub.signer.valid(call.link) or call.flag("download") != download:
         raise Refusal(403, "the link is not valid or has expired")
+    return _repo_of_link(hub, call), Pointer(call.groups["oid"], int(call.groups["size"]))
+
+
+def _repo_of_link(hub: LocalHub, call: Call) -> HubRepo:
+    """The repo of a signed link; it may have been moved since."""
     try:
-        repo = hub.store.get(hub.kind(call), call.groups["repo"])
+        return hub.store.find(hub.kind(call), call.groups["repo"])
     except KeyError:
         raise Refusal(404, "the repo is gone", "RepoNotFound") from None
-    return repo, Pointer(call.groups["oid"], int(call.groups["size"]))
 
 
 def _pointer(item: dict[str, Any]) -> Pointer:

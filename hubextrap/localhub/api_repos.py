@@ -1,20 +1,17 @@
-"""Accounts and repos: whoami, create, delete, settings, info, listing, refs, branches, tags."""
+"""Accounts and repos: whoami, create, delete, move, duplicate, settings, and the check of a card."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from hubextrap.localhub.access import check_content, may_see
-from hubextrap.localhub.listing import linked_pages
-from hubextrap.localhub.repository import Conflict, HubRepo, Kind, NoSuchRevision, iso_date
+from hubextrap.localhub.access import check_content
+from hubextrap.localhub.cards import SDKS, check_card
+from hubextrap.localhub.lfs import RejectedObject
+from hubextrap.localhub.repository import KINDS, Kind, settings_for
 from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer
 
 if TYPE_CHECKING:
     from hubextrap.localhub.hub import LocalHub
-
-_KINDS: tuple[Kind, ...] = ("model", "dataset", "space")
 
 
 def whoami(hub: LocalHub, call: Call) -> Answer:
@@ -32,6 +29,8 @@ def whoami(hub: LocalHub, call: Call) -> Answer:
             "id": account.user,
             "name": account.user,
             "fullname": account.user,
+            "avatarUrl": "",
+            "isPro": False,
             "orgs": [],
             "auth": auth,
         }
@@ -41,38 +40,105 @@ def whoami(hub: LocalHub, call: Call) -> Answer:
 def create(hub: LocalHub, call: Call) -> Answer:
     """POST /api/repos/create; a repo that exists is a 409 whose body still holds its URL."""
     wanted = call.json()
-    kind, name, user = _named(hub, call, wanted)
-    url = hub.page(call, kind, name)
-    private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
+    kind = _kind(wanted)
+    name = _name(hub, call, wanted)
+    user = hub.writer(call, name)
     try:
-        hub.create_repo(name, private=private, repo_type=kind, author=user)
-    except FileExistsError:
-        raise Refusal(409, f"You already created this {kind} repo: {name}", url=url) from None
+        sdk = wanted.get("sdk") if kind == "space" else None
+        if sdk is not None and sdk not in SDKS:
+            raise Refusal(400, f'"sdk" must be one of [{", ".join(SDKS)}]')
+        hub.create_repo(name, private=_wants_private(wanted), repo_type=kind, author=user, sdk=sdk)
+    except FileExistsError as there:
+        url = hub.page(call, kind, str(there))
+        raise Refusal(409, f"You already created this {kind} repo: {there}", url=url) from None
     except ValueError as error:
         raise Refusal(400, str(error)) from error
-    return json_answer({"url": url, "name": name, "id": name})
+    return json_answer({"url": hub.page(call, kind, name), "name": name, "id": name})
 
 
 def delete(hub: LocalHub, call: Call) -> Answer:
     """DELETE /api/repos/delete."""
-    kind, name, _ = _named(hub, call, call.json())
-    hub.store.delete(hub.repo(call, kind, name, write=True))
+    wanted = call.json()
+    kind = _kind(wanted)
+    name = _name(hub, call, wanted)
+    hub.writer(call, name)
+    with hub.store.lock:
+        hub.store.delete(hub.repo(call, kind, name, write=True))
     return Answer()
 
 
-def settings(hub: LocalHub, call: Call) -> Answer:
-    """PUT …/settings: visibility and gating."""
+def move(hub: LocalHub, call: Call) -> Answer:
+    """POST /api/repos/move: by the owner of both names; the old one is redirected from now on."""
     wanted = call.json()
+    kind, old, new = _kind(wanted), str(wanted.get("fromRepo", "")), str(wanted.get("toRepo", ""))
+    with hub.store.lock:
+        hub.owner(call, new)
+        repo = hub.repo(call, kind, old)
+        hub.owner(call, repo.settings.name)
+        try:
+            hub.move_repo(repo.settings.name, new, repo_type=kind)
+        except FileExistsError as there:
+            raise Refusal(409, f"A {kind} repository called {there} already exists") from None
+        except ValueError as error:
+            raise Refusal(400, str(error)) from error
+    return json_answer({"url": hub.page(call, kind, new)})
+
+
+def duplicate(hub: LocalHub, call: Call) -> Answer:
+    """POST …/duplicate: a new repo with the history and the objects of one that the account may read."""
+    wanted = call.json()
+    repo = hub.repo(call)
+    check_content(repo, hub.account(call))
+    kind, name = repo.settings.kind, str(wanted.get("repository", ""))
+    hub.owner(call, name)
+    private = _wants_private(wanted) if {"visibility", "private"} & set(wanted) else repo.settings.private
+    try:
+        hub.store.copy(repo, settings_for(kind, name, private, repo.settings.gated))
+    except FileExistsError as there:
+        url = hub.page(call, kind, str(there))
+        raise Refusal(409, f"A {kind} repository called {there} already exists", url=url) from None
+    except ValueError as error:
+        raise Refusal(400, str(error)) from error
+    return json_answer({"url": hub.page(call, kind, name), "filesCopyPending": False})
+
+
+def duplicate_lfs(hub: LocalHub, call: Call) -> Answer:
+    """POST …/lfs-files/duplicate: give LFS objects of this repo to another one, for a commit that copies."""
+    wanted = call.json()
+    source = hub.repo(call)
+    check_content(source, hub.account(call))
+    hub.reader(call)  # pull requests are open to all users, and so are the objects that they name
+    try:
+        target = hub.repo(call, _kind(wanted["target"]), str(wanted["target"]["name"]))
+        files = [str(file["sha256"]) for file in wanted["files"]]
+    except (KeyError, TypeError) as error:
+        raise Refusal(400, f"a target and files are needed: {error!r}") from error
+    failed = []
+    for sha256 in files:
+        try:
+            target.objects.link(source.objects.pointer(sha256), source.objects)
+        except (RejectedObject, ValueError) as error:
+            failed.append({"sha256": sha256, "error": str(error)})
+    return json_answer({"failed": failed})
+
+
+def settings(hub: LocalHub, call: Call) -> Answer:
+    """PUT …/settings: visibility, gating, discussions on or off."""
+    wanted = call.json()
+    unknown = set(wanted) - {"visibility", "private", "gated", "discussionsDisabled"}
+    if unknown:
+        raise Refusal(400, f"this hub has no setting {', '.join(sorted(unknown))}")
+    if wanted.get("visibility", "public") not in ("public", "private"):
+        raise Refusal(400, '"visibility" must be one of [public, private]')
+    if wanted.get("gated", False) not in (False, "auto", "manual"):
+        raise Refusal(400, '"gated" must be one of [false, auto, manual]')
     with hub.store.lock:
         repo = hub.repo(call, write=True)
-        if "visibility" in wanted:
-            repo.settings.private = wanted["visibility"] == "private"
-        if "private" in wanted:
-            repo.settings.private = bool(wanted["private"])
-        if "gated" in wanted:
-            if wanted["gated"] not in (False, "auto", "manual"):
-                raise Refusal(400, "gated must be false, auto or manual")
-            repo.settings.gated = wanted["gated"]
+        if {"visibility", "private"} & set(wanted):
+            repo.settings.private = _wants_private(wanted)
+        repo.settings.gated = wanted.get("gated", repo.settings.gated)
+        if "discussionsDisabled" in wanted:
+            repo.settings.discussions_disabled = bool(wanted["discussionsDisabled"])
         repo.save_settings()
     return json_answer({"private": repo.settings.private, "gated": repo.settings.gated})
 
@@ -84,169 +150,40 @@ def auth_check(hub: LocalHub, call: Call) -> Answer:
     return json_answer({})
 
 
-def info(hub: LocalHub, call: Call) -> Answer:
-    """GET /api/T/R[/revision/V]."""
-    repo = hub.repo(call)
+def validate_yaml(hub: LocalHub, call: Call) -> Answer:
+    """POST /api/validate-yaml: errors and warnings, as JSON or as the text that a push would show."""
+    wanted = call.json()
+    kind = _kind({"type": wanted.get("repoType")})
+    found = check_card(str(wanted.get("content", "")), kind)
+    status = 400 if found.errors else 200
+    if "text/plain" in call.headers.get("Accept", ""):
+        lines = [f"- Error: {error}" for error in found.errors]
+        lines += [f"- Warning: {warning}" for warning in found.warnings]
+        return Answer(status, "\n".join(lines).encode(), {"Content-Type": "text/plain; charset=utf-8"})
     return json_answer(
-        _info(repo, call.groups.get("revision", "main"), blobs=call.flag("blobs"), siblings=True)
+        {
+            "errors": [{"message": error} for error in found.errors],
+            "warnings": [{"message": warning} for warning in found.warnings],
+        },
+        status,
     )
 
 
-def list_repos(hub: LocalHub, call: Call) -> Answer:
-    """GET /api/T?author=&search=&filter=&limit=: the repos that this account may see, by name."""
-    account = hub.account(call)
-    author, search = call.query.get("author", [None])[0], call.query.get("search", [""])[0].lower()
-    tags = set(call.query.get("filter", []))
-    found = []
-    for repo in hub.store.all(hub.kind(call)):
-        owner = repo.settings.name.partition("/")[0]
-        if may_see(repo, account) and author in (None, owner) and search in repo.settings.name.lower():
-            described = _info(repo, "main", blobs=False, siblings=call.flag("full"))
-            if tags <= set(described["tags"]):
-                found.append(described)
-    return linked_pages(call, hub.base(call), found, default_limit=1000)
+def _kind(wanted: dict[str, Any]) -> Kind:
+    """The repo type that a body names."""
+    name = wanted.get("type") or "model"
+    for kind in KINDS:
+        if name == kind:
+            return kind
+    raise Refusal(400, f'"type" must be one of [{", ".join(KINDS)}]')
 
 
-def refs(hub: LocalHub, call: Call) -> Answer:
-    """GET …/refs."""
-    repo = hub.repo(call)
-    listed: dict[str, Any] = {
-        "branches": repo.refs("refs/heads/"),
-        "converts": [],
-        "tags": repo.refs("refs/tags/"),
-    }
-    if call.flag("include_prs"):
-        listed["pullRequests"] = repo.refs("refs/pr/")
-    return json_answer(listed)
-
-
-def create_branch(hub: LocalHub, call: Call) -> Answer:
-    """POST …/branch/B, from ``startingPoint`` or main."""
-    start = call.json().get("startingPoint") or "main"
-    return _create_ref(hub, call, "refs/heads/", call.groups["name"], start)
-
-
-def create_tag(hub: LocalHub, call: Call) -> Answer:
-    """POST …/tag/V with the tag's name in the body."""
-    wanted = call.json()
-    return _create_ref(hub, call, "refs/tags/", str(wanted.get("tag", "")), call.groups["name"])
-
-
-def delete_branch(hub: LocalHub, call: Call) -> Answer:
-    """DELETE …/branch/B; main stays."""
-    if call.groups["name"] == "main":
-        hub.repo(call, write=True)
-        raise Refusal(403, "the branch main cannot be deleted")
-    return _delete_ref(hub, call, f"refs/heads/{call.groups['name']}")
-
-
-def delete_tag(hub: LocalHub, call: Call) -> Answer:
-    """DELETE …/tag/T."""
-    return _delete_ref(hub, call, f"refs/tags/{call.groups['name']}")
-
-
-def validate_yaml(hub: LocalHub, call: Call) -> Answer:
-    """POST /api/validate-yaml: whether a README's metadata is a YAML mapping."""
-    try:
-        card_data(str(call.json().get("content", "")))
-    except ValueError as error:
-        return json_answer({"errors": [{"message": str(error)}], "warnings": []}, 400)
-    return json_answer({"errors": [], "warnings": []})
-
-
-def card_data(readme: str) -> dict[str, Any]:
-    """The metadata at the head of a README; empty if it has none.
-
-    Raises:
-        ValueError: it is not a YAML mapping.
-    """
-    if not readme.startswith("---\n"):
-        return {}
-    try:
-        metadata = yaml.safe_load(readme[4:].partition("\n---")[0])
-    except yaml.YAMLError as error:
-        raise ValueError(f"the metadata is not YAML: {error}") from error
-    if not isinstance(metadata, dict | None):
-        raise ValueError("the metadata is not a mapping")
-    return metadata or {}
-
-
-def _named(hub: LocalHub, call: Call, wanted: dict[str, Any]) -> tuple[Kind, str, str]:
-    """Kind, full name and user of a request that names a repo in its body."""
-    kind = wanted.get("type") or "model"
-    if kind not in _KINDS:
-        raise Refusal(400, f"no such repo type: {kind}")
+def _name(hub: LocalHub, call: Call, wanted: dict[str, Any]) -> str:
+    """The full name of the repo that a body names; without an organization it is the user's."""
     account = hub.account(call)
     owner = wanted.get("organization") or (account.user if account else "")
-    name = f"{owner}/{wanted.get('name')}"
-    return kind, name, hub.writer(call, name)
+    return f"{owner}/{wanted.get('name')}"
 
 
-def _info(repo: HubRepo, revision: str, *, blobs: bool, siblings: bool) -> dict[str, Any]:
-    try:
-        commit = repo.head(revision)
-    except NoSuchRevision:
-        raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound") from None
-    name = repo.settings.name
-    readme = repo.entry(commit, "README.md")
-    try:
-        card = card_data(repo.content(readme).decode(errors="replace")) if readme and not readme.lfs else {}
-    except ValueError:
-        card = {}
-    described: dict[str, Any] = {
-        "_id": name,
-        "id": name,
-        "modelId": name,
-        "author": name.partition("/")[0],
-        "sha": str(commit.id),
-        "lastModified": iso_date(commit),
-        "createdAt": repo.settings.created,
-        "private": repo.settings.private,
-        "gated": repo.settings.gated,
-        "disabled": False,
-        "downloads": 0,
-        "likes": 0,
-        "tags": card.get("tags") or [],
-        "cardData": card,
-    }
-    if card.get("library_name"):
-        described["library_name"] = card["library_name"]
-    if siblings:
-        described["siblings"] = _siblings(repo, revision, blobs)
-    return described
-
-
-def _siblings(repo: HubRepo, revision: str, blobs: bool) -> list[dict[str, Any]]:
-    listed = []
-    for entry in repo.entries(repo.head(revision), recursive=True):
-        if entry.folder:
-            continue
-        sibling: dict[str, Any] = {"rfilename": entry.path}
-        if blobs:
-            sibling |= {"size": entry.size, "blobId": entry.oid}
-            if entry.lfs:
-                pointer_size = len(entry.lfs.encode())
-                sibling["lfs"] = {"sha256": entry.lfs.sha256, "size": entry.size, "pointerSize": pointer_size}
-        listed.append(sibling)
-    return listed
-
-
-def _create_ref(hub: LocalHub, call: Call, prefix: str, name: str, start: str) -> Answer:
-    with hub.store.lock:
-        repo = hub.repo(call, write=True)
-        try:
-            repo.create_ref(prefix + name, hub.head(repo, start))
-        except Conflict as error:
-            raise Refusal(409, f"Reference already exists or conflicts with another: {error}") from error
-        except ValueError as error:
-            raise Refusal(400, str(error)) from error
-    return json_answer({})
-
-
-def _delete_ref(hub: LocalHub, call: Call, ref: str) -> Answer:
-    with hub.store.lock:
-        try:
-            hub.repo(call, write=True).delete_ref(ref)
-        except NoSuchRevision:
-            raise Refusal(404, f"no such reference: {ref}", "RevisionNotFound") from None
-    return Answer()
+def _wants_private(wanted: dict[str, Any]) -> bool:
+    return wanted.get("visibility") == "private" or bool(wanted.get("private"))

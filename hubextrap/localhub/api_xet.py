@@ -25,14 +25,17 @@ def write_token(hub: LocalHub, call: Call) -> Answer:
 
 
 def read_token(hub: LocalHub, call: Call) -> Answer:
-    """GET …/xet-read-token/V?store=S: the link that came with a file names its store."""
+    """GET …/xet-read-token/V: a copy of a store with the files of the commit."""
     _check_offered(hub)
     repo = hub.repo(call)
     check_content(repo, hub.account(call))
+    entries = repo.entries(hub.head(repo, call.groups["revision"]), recursive=True)
+    pointers = [entry.lfs for entry in entries if entry.lfs]
     try:
-        return _token(repo.xet.copy_of(call.query.get("store", [""])[0]))
+        with hub.store.lock:  # a store may have to be made of several
+            return _token(repo.xet.copy_of(repo.xet.store_of(pointers, repo.objects)))
     except KeyError:
-        raise Refusal(404, "ask for the link that comes with a file") from None
+        raise Refusal(404, f"no file of {call.groups['revision']} came by Xet") from None
 
 
 def _check_offered(hub: LocalHub) -> None:

@@ -51,6 +51,16 @@ def find(repo: HubRepo, number: int) -> dict[str, Any]:
     return repo.settings.discussions[number - 1]
 
 
+def check_enabled(repo: HubRepo) -> None:
+    """Refuse new discussions and pull requests where the repo's settings switch them off.
+
+    Raises:
+        Refusal: 403.
+    """
+    if repo.settings.discussions_disabled:
+        raise Refusal(403, f"Discussions are disabled for {repo.settings.name}")
+
+
 def listing(hub: LocalHub, call: Call) -> Answer:
     """GET …/discussions: one page with all that match."""
     repo = hub.repo(call)
@@ -69,10 +79,13 @@ def listing(hub: LocalHub, call: Call) -> Answer:
 def create(hub: LocalHub, call: Call) -> Answer:
     """POST …/discussions: a discussion, or a draft pull request that starts at main."""
     wanted = call.json()
+    title, description = str(wanted.get("title", "")).strip(), str(wanted.get("description", ""))
+    if not title:
+        raise Refusal(400, '"title" is not allowed to be empty')
     with hub.store.lock:
         repo, user = hub.repo(call), hub.reader(call)
+        check_enabled(repo)
         pull_request = bool(wanted.get("pullRequest"))
-        title, description = str(wanted.get("title", "")), str(wanted.get("description", ""))
         discussion = opened(repo, user, title, description, pull_request=pull_request)
         if pull_request:
             repo.create_ref(f"refs/pr/{discussion['num']}", hub.head(repo, "main"))
@@ -110,6 +123,43 @@ def comment(hub: LocalHub, call: Call) -> Answer:
     return json_answer({"newMessage": event})
 
 
+def edit(hub: LocalHub, call: Call) -> Answer:
+    """POST …/discussions/N/comment/C/edit: by its author."""
+    content = str(call.json().get("content", ""))
+    with hub.store.lock:
+        repo, event = _own_comment(hub, call, owners_too=False)
+        if event["data"]["hidden"]:
+            raise Refusal(403, "Forbidden: the comment is hidden")
+        event["data"] |= {"edited": True, "latest": {"raw": content, "author": event["author"]}}
+        repo.save_settings()
+    return json_answer({"updatedComment": event})
+
+
+def hide(hub: LocalHub, call: Call) -> Answer:
+    """POST …/discussions/N/comment/C/hide: by its author or who may write to the repo, for good."""
+    with hub.store.lock:
+        repo, event = _own_comment(hub, call, owners_too=True)
+        event["data"] |= {"hidden": True, "latest": {"raw": "", "author": event["author"]}}
+        repo.save_settings()
+    return json_answer({"updatedComment": event})
+
+
+def rename(hub: LocalHub, call: Call) -> Answer:
+    """POST …/discussions/N/title: by its author or who may write to the repo."""
+    title = str(call.json().get("title", "")).strip()
+    if not title:
+        raise Refusal(400, '"title" is not allowed to be empty')
+    with hub.store.lock:
+        repo = hub.repo(call)
+        discussion = find(repo, int(call.groups["number"]))
+        user = _check_part(hub, call, repo, discussion["author"])
+        event = _event(user, "title-change", {"from": discussion["title"], "to": title})
+        discussion["title"] = title
+        discussion["events"].append(event)
+        repo.save_settings()
+    return json_answer({"newTitle": event})
+
+
 def status(hub: LocalHub, call: Call) -> Answer:
     """POST …/discussions/N/status: open or closed."""
     wanted = call.json()
@@ -118,9 +168,11 @@ def status(hub: LocalHub, call: Call) -> Answer:
     with hub.store.lock:
         repo = hub.repo(call)
         discussion = find(repo, int(call.groups["number"]))
-        user = hub.reader(call)
-        if discussion["author"] != user:
-            hub.writer(call, repo.settings.name, repo)
+        user = _check_part(hub, call, repo, discussion["author"])
+        if discussion["status"] == "merged":
+            raise Refusal(400, f"discussion {discussion['num']} is merged")
+        if str(wanted.get("comment", "")).strip():
+            discussion["events"].append(_comment(user, str(wanted["comment"])))
         event = _changed(repo, discussion, user, wanted["status"])
     return json_answer({"newStatus": event})
 
@@ -130,6 +182,7 @@ def merge(hub: LocalHub, call: Call) -> Answer:
     with hub.store.lock:
         repo = hub.repo(call, write=True)
         user = hub.reader(call)
+        said = str(call.json().get("comment") or "").strip()
         discussion = find(repo, int(call.groups["number"]))
         if not discussion["isPullRequest"] or discussion["status"] != "open":
             raise Refusal(400, f"discussion {discussion['num']} is not an open pull request")
@@ -144,8 +197,31 @@ def merge(hub: LocalHub, call: Call) -> Answer:
             )
         except Conflict as error:
             raise Refusal(409, str(error)) from error
+        if said:
+            discussion["events"].append(_comment(user, said))
         _changed(repo, discussion, user, "merged")
     return json_answer({"mergeCommitId": discussion["merged"]})
+
+
+def _check_part(hub: LocalHub, call: Call, repo: HubRepo, author: str) -> str:
+    """The user who asks, if it is ``author`` or one who may write to the repo. Raises Refusal."""
+    user = hub.reader(call)
+    return user if user == author else hub.writer(call, repo.settings.name, repo)
+
+
+def _own_comment(hub: LocalHub, call: Call, *, owners_too: bool) -> tuple[HubRepo, dict[str, Any]]:
+    """The comment that the path names, if it is for this user to change. The caller holds the lock."""
+    repo = hub.repo(call)
+    discussion = find(repo, int(call.groups["number"]))
+    for event in discussion["events"]:
+        if event["type"] == "comment" and event["id"] == call.groups["comment"]:
+            author = event["author"]["name"]
+            if owners_too:
+                _check_part(hub, call, repo, author)
+            elif hub.reader(call) != author:
+                raise Refusal(403, f"Forbidden: the comment is {author}'s")
+            return repo, event
+    raise Refusal(404, f"no such comment in discussion {discussion['num']}")
 
 
 def _changed(repo: HubRepo, discussion: dict[str, Any], user: str, status: str) -> dict[str, Any]:
@@ -163,7 +239,8 @@ def _summary(repo: HubRepo, discussion: dict[str, Any]) -> dict[str, Any]:
 
 
 def _comment(user: str, text: str) -> dict[str, Any]:
-    return _event(user, "comment", {"edited": False, "hidden": False, "latest": {"raw": text}})
+    latest = {"raw": text, "author": {"name": user}}
+    return _event(user, "comment", {"edited": False, "hidden": False, "latest": latest})
 
 
 def _event(user: str, kind: str, data: dict[str, Any]) -> dict[str, Any]:

@@ -6,23 +6,20 @@ import secrets
 import types
 from collections.abc import Mapping
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 
 import pygit2
 
 from hubextrap.localhub import routes
-from hubextrap.localhub.access import Account, account_of, check_writer, may_see, no_such_repo
-from hubextrap.localhub.api_commits import is_lfs
+from hubextrap.localhub.access import Account, account_of, check_owner, check_writer, may_see, no_such_repo
+from hubextrap.localhub.api_commits import DEFAULT_GITATTRIBUTES, is_lfs
 from hubextrap.localhub.faults import Faults, Request
 from hubextrap.localhub.lfs import chunks_of
 from hubextrap.localhub.repository import Change, HubRepo, Kind, NoSuchRevision, settings_for
 from hubextrap.localhub.signing import Signer
 from hubextrap.localhub.store import Store
 from hubextrap.localhub.wire import Call, Refusal, Server
-
-_GITATTRIBUTES = (
-    b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.bin filter=lfs diff=lfs merge=lfs -text\n"
-)
 
 
 class LocalHub:
@@ -64,6 +61,8 @@ class LocalHub:
         self.part_size = 1 << 30
         self.signer = Signer()
         self.xet = xet
+        if xet:
+            import_module("hf_xet")  # that it is missing shall be known at once
         self.tokens = {token: Account(user) for token, user in (tokens or {}).items()}
         self.trusted: set[tuple[str, str]] = set()
         self._server = Server(
@@ -126,8 +125,11 @@ class LocalHub:
         repo_type: Kind = "model",
         author: str | None = None,
         date: datetime | None = None,
+        sdk: str | None = None,
     ) -> None:
         """Create ``owner/name`` with a first commit on main that holds .gitattributes, as the Hub does.
+
+        A space with an ``sdk`` has a README that says so too.
 
         Raises:
             FileExistsError: it exists.
@@ -135,7 +137,11 @@ class LocalHub:
         """
         with self.store.lock:
             repo = self.store.create(settings_for(repo_type, name, private, gated))
-            tree = repo.tree_with(None, [Change(".gitattributes", _GITATTRIBUTES)])
+            files = [Change(".gitattributes", DEFAULT_GITATTRIBUTES)]
+            if sdk:
+                title = name.partition("/")[2]
+                files.append(Change("README.md", f"---\ntitle: {title}\nsdk: {sdk}\n---\n".encode()))
+            tree = repo.tree_with(None, files)
             user = author or name.partition("/")[0]
             repo.commit("refs/heads/main", tree, None, "initial commit", user, date)
 
@@ -154,12 +160,26 @@ class LocalHub:
         created with this commit as its first.
         """
         repo = self.store.get(repo_type, name)
-        changes = [_change(repo, path, content) for path, content in files.items()]
+        ref = revision if revision.startswith("refs/") else f"refs/heads/{revision}"
+        parent = repo.head(ref) if repo.ref_of(ref) else None
+        changes = [self._change(repo, parent, path, content) for path, content in files.items()]
         with self.store.lock:
-            ref = revision if revision.startswith("refs/") else f"refs/heads/{revision}"
+            if self.xet:
+                repo.xet.keep((change.pointer for change in changes if change.pointer), repo.objects)
             parent = repo.head(ref) if repo.ref_of(ref) else None
             tree = repo.tree_with(parent, changes)
             return repo.commit(ref, tree, parent, message, name.partition("/")[0], date)
+
+    def move_repo(self, name: str, to: str, repo_type: Kind = "model") -> None:
+        """Rename a repo; requests for its old name are redirected.
+
+        Raises:
+            FileExistsError: there is another one called ``to``.
+            ValueError: ``to`` is not a valid name.
+        """
+        with self.store.lock:
+            self.store.move(self.store.get(repo_type, name), to)
+            self.trusted = {(to if repo == name else repo, identity) for repo, identity in self.trusted}
 
     def branch(self, name: str, branch: str, from_: str = "main", repo_type: Kind = "model") -> None:
         """Create a branch at ``from_`` (branch, tag or SHA)."""
@@ -185,6 +205,25 @@ class LocalHub:
             repo = self.store.get(kind, name)
             repo.create_ref(ref, repo.head(start))
 
+    def _change(
+        self, repo: HubRepo, parent: pygit2.Commit | None, path: str, content: bytes | Path | None
+    ) -> Change:
+        if content is None:
+            return Change(path)
+        tracked = repo.tracked_by_lfs(parent, path) if parent else None
+        if isinstance(content, bytes):
+            if not is_lfs(path, len(content), content[:512], tracked):
+                return Change(path, content)
+            pointer = repo.objects.add([content])
+        else:
+            with content.open("rb") as file:
+                sample = file.read(512)
+                file.seek(0)
+                if not is_lfs(path, content.stat().st_size, sample, tracked):
+                    return Change(path, file.read())
+                pointer = repo.objects.add(chunks_of(file))
+        return Change(path, pointer.encode(), pointer=pointer)
+
     # For the endpoints
 
     def account(self, call: Call) -> Account | None:
@@ -200,6 +239,10 @@ class LocalHub:
         """The user who asks, if he may write there. Raises Refusal."""
         return check_writer(name, self.account(call), repo)
 
+    def owner(self, call: Call, name: str) -> str:
+        """The user who asks, if repos called ``name`` are his. Raises Refusal."""
+        return check_owner(name, self.account(call))
+
     def kind(self, call: Call) -> Kind:
         """The repo type in the path: models have none on pages."""
         kinds: dict[str, Kind] = {"datasets": "dataset", "spaces": "space"}
@@ -211,18 +254,26 @@ class LocalHub:
         """The repo that the path (or ``kind`` and ``name``) names, if the account may see it, or write to it.
 
         Raises:
-            Refusal: 401 or 404 if there is none or it is hidden, 401 or 403 if it may not be written.
+            Refusal: 401 or 404 if there is none or it is hidden, 401 or 403 if it may not be written, 307 if
+                the path holds a name that it had before, or its name in other letter case.
         """
         account = self.account(call)
-        name = name or call.groups["repo"]
+        wanted = name or call.groups["repo"]
         try:
-            repo = self.store.get(kind or self.kind(call), name)
+            repo = self.store.find(kind or self.kind(call), wanted)
         except KeyError:
-            raise no_such_repo(name, account) from None
+            raise no_such_repo(wanted, account) from None
         if not may_see(repo, account):
-            raise no_such_repo(name, account)
+            raise no_such_repo(wanted, account)
+        found = repo.settings.name
+        if name is None and found != wanted:
+            moved = Refusal(307, f"Temporary Redirect. Redirecting to {call.for_repo(found)}")
+            moved.headers["Location"] = call.for_repo(found)
+            raise moved
+        if found.lower() != wanted.lower():  # named in a body, which no redirect would change
+            raise no_such_repo(wanted, account)
         if write:
-            check_writer(name, account, repo)
+            check_writer(found, account, repo)
         return repo
 
     def head(self, repo: HubRepo, revision: str) -> pygit2.Commit:
@@ -248,18 +299,3 @@ class LocalHub:
         host = self.base(call).rpartition(":")[0]
         path = f"/lfs/{repo.settings.kind}s/{repo.settings.name}/{sha256}"
         return f"{host}:{self.cdn_port}{self.signer.sign(path, self.cdn_expiry)}"
-
-
-def _change(repo: HubRepo, path: str, content: bytes | Path | None) -> Change:
-    if content is None:
-        return Change(path)
-    if isinstance(content, bytes):
-        if is_lfs(path, len(content), content[:512]):
-            return Change(path, repo.objects.add([content]).encode())
-        return Change(path, content)
-    with content.open("rb") as file:
-        sample = file.read(512)
-        file.seek(0)
-        if is_lfs(path, content.stat().st_size, sample):
-            return Change(path, repo.objects.add(chunks_of(file)).encode())
-        return Change(path, file.read())

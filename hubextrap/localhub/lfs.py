@@ -65,6 +65,17 @@ class LfsObjects:
             raise ValueError(f"{sha256!r} is not a sha256 in hex")
         return self._folder / sha256[:2] / sha256
 
+    def pointer(self, sha256: str) -> Pointer:
+        """The object's name and size.
+
+        Raises:
+            RejectedObject: it is not there.
+        """
+        try:
+            return Pointer(sha256, self.path(sha256).stat().st_size)
+        except FileNotFoundError:
+            raise RejectedObject(f"the LFS object {sha256} is not there") from None
+
     def has(self, pointer: Pointer) -> bool:
         """Whether the object is there with the size that the pointer says."""
         with suppress(FileNotFoundError):
@@ -102,6 +113,26 @@ class LfsObjects:
             return found
         finally:
             incoming.unlink(missing_ok=True)
+
+    def link(self, pointer: Pointer, source: LfsObjects) -> None:
+        """Take an object over from another repo's objects. Objects never change, so they share their bytes.
+
+        Raises:
+            RejectedObject: it is not there.
+        """
+        if self.has(pointer):
+            return
+        if not source.has(pointer):
+            raise RejectedObject(f"{pointer.sha256} of {pointer.size} bytes is not there")
+        target = self.path(pointer.sha256)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            os.link(source.path(pointer.sha256), target)
+
+    def link_all(self, source: LfsObjects) -> None:
+        """Take over every object of another repo."""
+        for path in source._folder.glob("??/*"):
+            self.link(Pointer(path.name, path.stat().st_size), source)
 
     def add_part(self, sha256: str, number: int, chunks: Iterable[bytes]) -> str:
         """Keep one part of an object that comes in several; returns the part's etag."""

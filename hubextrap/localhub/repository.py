@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pygit2
-from pygit2.enums import FileMode, SortMode
+from pygit2.enums import AttrCheck, FileMode, SortMode
 
 from hubextrap.localhub.lfs import LfsObjects, Pointer
 from hubextrap.localhub.xet import XetStores
 
 Kind = Literal["model", "dataset", "space"]
+KINDS: tuple[Kind, ...] = ("model", "dataset", "space")
 _POINTER_MAX = 200  # bytes; a pointer file has about 130
 
 
@@ -32,7 +33,11 @@ class Conflict(Exception):
 
 
 class BadCommit(ValueError):
-    """What a commit should do cannot be done: a bad path, a file that is not there, an absent LFS object."""
+    """What a commit should do cannot be done: a file that is not there, an absent LFS object."""
+
+
+class BadPath(BadCommit):
+    """A path that leads out of the repo, or that git cannot hold."""
 
 
 @dataclass
@@ -46,6 +51,7 @@ class Settings:
     created: str
     grants: dict[str, str] = field(default_factory=dict)
     discussions: list[dict[str, Any]] = field(default_factory=list)
+    discussions_disabled: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,11 +74,18 @@ class HubRepo:
         self.objects = LfsObjects(folder / "lfs")
         self.xet = XetStores(folder / "xet")
         self.settings = Settings(**json.loads((folder / "hub.json").read_text()))
+        # A repo that is moved is one folder renamed; the name in its file may be older.
+        self.settings.name = f"{folder.parent.name}/{folder.name.removesuffix('.git')}"
 
     @staticmethod
     def create(folder: Path, settings: Settings) -> HubRepo:
         """Make an empty repo in ``folder``."""
         pygit2.init_repository(str(folder), bare=True, initial_head="main")
+        return HubRepo.wrap(folder, settings)
+
+    @staticmethod
+    def wrap(folder: Path, settings: Settings) -> HubRepo:
+        """Make a repo of the bare git repository in ``folder``."""
         (folder / "hub.json").write_text(json.dumps(asdict(settings)))
         return HubRepo(folder)
 
@@ -130,6 +143,8 @@ class HubRepo:
         try:
             self.git.create_reference_direct(ref, target.id, False)
         except (pygit2.GitError, ValueError, OSError) as error:
+            if ref in self.git.references:
+                raise Conflict(f"Reference {ref} already exists") from error
             raise Conflict(f"cannot create {ref}: {error}") from error
 
     def delete_ref(self, ref: str) -> None:
@@ -160,6 +175,12 @@ class HubRepo:
             yield self._entry(below, item)
             if recursive and isinstance(item, pygit2.Tree):
                 yield from self.entries(commit, below, recursive=True)
+
+    def tracked_by_lfs(self, commit: pygit2.Commit, path: str) -> bool | None:
+        """What .gitattributes in ``commit`` say of a file at ``path``; None where they say nothing."""
+        flags = AttrCheck.INDEX_ONLY | AttrCheck.NO_SYSTEM | AttrCheck.INCLUDE_COMMIT
+        found = self.git.get_attr(path, "filter", flags, commit.id)
+        return None if found is None else found == "lfs"
 
     def content(self, entry: Entry) -> bytes:
         """The blob of ``entry`` as git holds it: for LFS files the pointer."""
@@ -214,14 +235,14 @@ class HubRepo:
 
     def commit(
         self,
-        ref: str,
+        ref: str | None,
         tree: pygit2.Oid,
         parent: pygit2.Commit | None,
         message: str,
         author: str,
         date: datetime | None = None,
     ) -> str:
-        """Commit ``tree`` on top of ``parent`` and move ``ref`` there; returns the SHA.
+        """Commit ``tree`` on top of ``parent`` and move ``ref`` (if any) there; returns the SHA.
 
         Raises:
             Conflict: ``ref`` is no longer at ``parent``.
@@ -235,26 +256,34 @@ class HubRepo:
         except pygit2.GitError as error:
             raise Conflict(f"{ref} has moved: {error}") from error
 
+    def squash(self, ref: str, message: str, author: str) -> None:
+        """Make ``ref`` one commit without parents that holds what its head holds."""
+        head = self.head(ref)
+        sha = self.commit(None, head.tree.id, None, message, author)
+        self.git.references[ref].set_target(sha)
+
 
 @dataclass(frozen=True)
 class Change:
-    """Write ``content`` (a blob; for LFS files the pointer) at ``path``, or delete what is there if None."""
+    """Write ``content`` (a blob; for LFS files that of ``pointer``) at ``path``, or delete what is there."""
 
     path: str
     content: bytes | None = None
     folder: bool = False
+    pointer: Pointer | None = None
 
 
 def check_path(path: str) -> None:
     """Refuse what is not a plain relative path.
 
     Raises:
-        BadCommit: it is not.
+        BadPath: it is not.
     """
     parts = path.rstrip("/").split("/")
     bad = any(part in ("", ".", "..") or part.lower() == ".git" for part in parts)
-    if bad or re.search(r"[\x00-\x1f\x7f\\]", path):
-        raise BadCommit(f"{path!r} is not a valid path in a repo")
+    # Like the Hub, a backslash is a letter as any other, except where it makes the whole path a relative one.
+    if bad or re.search(r"[\x00-\x1f\x7f]", path) or re.match(r"(?:\.{0,2}|[A-Za-z]:)\\", path):
+        raise BadPath(f"{path!r} is not a valid path in a repo")
 
 
 def iso_date(commit: pygit2.Commit) -> str:
@@ -277,17 +306,16 @@ def _oid_at(tree: pygit2.Tree, path: str) -> pygit2.Oid | None:
 
 
 def _remove(index: pygit2.Index, change: Change) -> None:
+    """As on the Hub, a folder may be deleted like a file too."""
     path = change.path.rstrip("/")
-    if change.folder:
-        below = [entry.path for entry in index if entry.path.startswith(f"{path}/")]
-        if not below:
-            raise BadCommit(f"cannot delete the folder {path}: it is not there")
-        for name in below:
-            index.remove(name)
+    if path in index and not change.folder:
+        index.remove(path)
         return
-    if path not in index:
-        raise BadCommit(f"cannot delete {path}: it is not there")
-    index.remove(path)
+    below = [entry.path for entry in index if entry.path.startswith(f"{path}/")]
+    if not below:
+        raise BadCommit(f"cannot delete {'the folder ' if change.folder else ''}{path}: it is not there")
+    for name in below:
+        index.remove(name)
 
 
 def _check_free(index: pygit2.Index, path: str) -> None:

@@ -6,7 +6,18 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hubextrap.localhub import api_commits, api_files, api_lfs, api_oauth, api_repos, api_xet, discussions
+from hubextrap.localhub import (
+    api_commits,
+    api_files,
+    api_git,
+    api_info,
+    api_lfs,
+    api_oauth,
+    api_refs,
+    api_repos,
+    api_xet,
+    discussions,
+)
 from hubextrap.localhub.access import no_such_repo
 from hubextrap.localhub.wire import Answer, Call, Refusal, unquoted
 
@@ -19,6 +30,7 @@ _API = r"/api/(?P<kind>models|datasets|spaces)"
 _REPO = _API + r"/(?P<repo>[^/]+/[^/]+)"
 _PAGE = r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[^/]+/[^/]+)"
 _REVISION = r"(?P<revision>refs(?:/|%2F)pr(?:/|%2F)\d+|[^/]+)"
+_COMMENT = _REPO + r"/discussions/(?P<number>\d+)/comment/(?P<comment>\w+)"
 _OBJECT = r"/lfs/(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)/(?P<oid>[0-9a-f]{64})"
 
 _HUB: list[tuple[str, str, Endpoint]] = [
@@ -27,25 +39,34 @@ _HUB: list[tuple[str, str, Endpoint]] = [
     ("POST", r"/api/validate-yaml", api_repos.validate_yaml),
     ("POST", r"/api/repos/create", api_repos.create),
     ("DELETE", r"/api/repos/delete", api_repos.delete),
-    ("GET", _API, api_repos.list_repos),
-    ("GET", _REPO, api_repos.info),
-    ("GET", f"{_REPO}/revision/{_REVISION}", api_repos.info),
+    ("POST", r"/api/repos/move", api_repos.move),
+    ("GET", r"/api/settings/repositories", api_info.list_mine),
+    ("GET", r"/api/organizations/(?P<namespace>[^/]+)/settings/repositories", api_info.list_mine),
+    ("GET", _API, api_info.list_repos),
+    ("GET", _REPO, api_info.info),
+    ("GET", f"{_REPO}/revision/{_REVISION}", api_info.info),
+    ("POST", f"{_REPO}/duplicate", api_repos.duplicate),
+    ("POST", f"{_REPO}/lfs-files/duplicate", api_repos.duplicate_lfs),
     ("GET", f"{_REPO}/auth-check(?:/(?P<right>write))?", api_repos.auth_check),
     ("PUT", f"{_REPO}/settings", api_repos.settings),
-    ("GET", f"{_REPO}/refs", api_repos.refs),
-    ("POST", f"{_REPO}/branch/(?P<name>[^/]+)", api_repos.create_branch),
-    ("DELETE", f"{_REPO}/branch/(?P<name>[^/]+)", api_repos.delete_branch),
-    ("POST", f"{_REPO}/tag/(?P<name>[^/]+)", api_repos.create_tag),
-    ("DELETE", f"{_REPO}/tag/(?P<name>[^/]+)", api_repos.delete_tag),
+    ("GET", f"{_REPO}/refs", api_refs.refs),
+    ("POST", f"{_REPO}/branch/(?P<name>[^/]+)", api_refs.create_branch),
+    ("DELETE", f"{_REPO}/branch/(?P<name>[^/]+)", api_refs.delete_branch),
+    ("POST", f"{_REPO}/tag/(?P<name>[^/]+)", api_refs.create_tag),
+    ("DELETE", f"{_REPO}/tag/(?P<name>[^/]+)", api_refs.delete_tag),
     ("GET", f"{_REPO}/tree/{_REVISION}(?:/(?P<path>.*))?", api_files.tree),
     ("POST", f"{_REPO}/paths-info/{_REVISION}", api_files.paths_info),
     ("GET", f"{_REPO}/commits/{_REVISION}", api_files.commits),
     ("POST", f"{_REPO}/preupload/{_REVISION}", api_commits.preupload),
     ("POST", f"{_REPO}/commit/{_REVISION}", api_commits.commit),
+    ("POST", f"{_REPO}/super-squash/{_REVISION}", api_refs.squash),
     ("GET", f"{_REPO}/discussions", discussions.listing),
     ("POST", f"{_REPO}/discussions", discussions.create),
     ("GET", _REPO + r"/discussions/(?P<number>\d+)", discussions.details),
     ("POST", _REPO + r"/discussions/(?P<number>\d+)/comment", discussions.comment),
+    ("POST", _COMMENT + "/edit", discussions.edit),
+    ("POST", _COMMENT + "/hide", discussions.hide),
+    ("POST", _REPO + r"/discussions/(?P<number>\d+)/title", discussions.rename),
     ("POST", _REPO + r"/discussions/(?P<number>\d+)/status", discussions.status),
     ("POST", _REPO + r"/discussions/(?P<number>\d+)/merge", discussions.merge),
     ("GET", f"{_REPO}/xet-write-token/{_REVISION}", api_xet.write_token),
@@ -55,6 +76,11 @@ _HUB: list[tuple[str, str, Endpoint]] = [
     ("PUT", _OBJECT + r"/(?P<size>\d+)", api_lfs.upload),
     ("PUT", _OBJECT + r"/(?P<size>\d+)/(?P<part>\d{1,5})", api_lfs.upload_part),
     ("POST", _OBJECT + r"/(?P<size>\d+)", api_lfs.complete),
+    ("GET", _OBJECT + r"/(?P<size>\d+)", api_lfs.download),
+    ("GET", _PAGE + r"\.git/info/refs", api_git.refs),
+    ("GET", _PAGE + r"/info/refs", api_git.refs),
+    ("POST", _PAGE + r"\.git/git-upload-pack", api_git.upload_pack),
+    ("POST", _PAGE + r"/git-upload-pack", api_git.upload_pack),
     ("GET", f"{_PAGE}/resolve/{_REVISION}/(?P<path>.+)", api_files.resolve),
 ]
 _CDN: list[tuple[str, str, Endpoint]] = [("GET", _OBJECT, api_lfs.cdn_file)]
@@ -75,6 +101,8 @@ def answer(hub: LocalHub, routes: list[tuple[str, re.Pattern[str], Endpoint]], c
         match = pattern.fullmatch(call.path) if wanted == method else None
         if match:
             call.groups = unquoted(match.groupdict())
+            if "repo" in call.groups:
+                call.repo_span = match.span("repo")
             return endpoint(hub, call)
     if re.match(_API + "/", call.path) or "/resolve/" in call.path:
         raise no_such_repo(call.path, hub.account(call))

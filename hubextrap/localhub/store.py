@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import threading
@@ -36,18 +37,17 @@ class Store:
         """Create the repo.
 
         Raises:
-            FileExistsError: it exists.
+            FileExistsError: it exists, perhaps in other letter case; the error holds its name.
             ValueError: the name is not valid.
         """
-        check_name(settings.name)
-        folder = self._folder(settings.kind, settings.name)
         with self.lock:
-            if folder.exists():
-                raise FileExistsError(settings.name)
-            return HubRepo.create(folder, settings)
+            folder = self._free_folder(settings.kind, settings.name)
+            repo = HubRepo.create(folder, settings)
+            self._forget_moves_from(settings.kind, settings.name)
+            return repo
 
     def get(self, kind: Kind, name: str) -> HubRepo:
-        """The repo.
+        """The repo of exactly this name.
 
         Raises:
             KeyError: there is none.
@@ -60,6 +60,67 @@ class Store:
         if not (folder / "hub.json").is_file():
             raise KeyError(name)
         return HubRepo(folder)
+
+    def find(self, kind: Kind, name: str) -> HubRepo:
+        """The repo of this name, of this name in other letter case, or that once had this name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        try:
+            return self.get(kind, name)
+        except KeyError:
+            found = self._spelled(kind, name) or self._moves().get(_key(kind, name))
+            if found is None:
+                raise
+            return self.get(kind, found)
+
+    def move(self, repo: HubRepo, name: str) -> None:
+        """Rename ``repo``; it is found by its old name until another one takes that.
+
+        Raises:
+            FileExistsError: there is a repo called ``name``; the error holds its name.
+            ValueError: ``name`` is not valid.
+        """
+        kind, old = repo.settings.kind, repo.settings.name
+        with self.lock:
+            check_name(name)
+            taken = self._taken(kind, name)
+            if taken and (taken != old or name == old):
+                raise FileExistsError(taken)
+            folder = self._folder(kind, name)
+            folder.parent.mkdir(exist_ok=True)
+            repo.folder.rename(folder)
+            moves = {key: name if value == old else value for key, value in self._moves().items()}
+            moves[_key(kind, old)] = name
+            moves.pop(_key(kind, name), None)
+            self._save_moves(moves)
+
+    def copy(self, repo: HubRepo, settings: Settings) -> HubRepo:
+        """A new repo with the branches, tags and objects of ``repo``, and no discussions.
+
+        Raises:
+            FileExistsError: there is a repo of that name; the error holds its name.
+            ValueError: the name is not valid.
+        """
+        with self.lock:
+            folder = self._free_folder(settings.kind, settings.name)
+            fresh = folder.with_name(f"{folder.name}.new")
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+            for name in ("HEAD", "config", "packed-refs"):
+                if (repo.folder / name).is_file():
+                    shutil.copyfile(repo.folder / name, fresh / name)
+            for name in ("objects", "refs"):
+                shutil.copytree(repo.folder / name, fresh / name)
+            copy = HubRepo.wrap(fresh, settings)
+            copy.objects.link_all(repo.objects)
+            copy.xet.copy_all(repo.xet)
+            for ref in [ref for ref in copy.git.references if ref.startswith("refs/pr/")]:
+                copy.git.references.delete(ref)
+            fresh.rename(folder)
+            self._forget_moves_from(settings.kind, settings.name)
+            return HubRepo(folder)
 
     def delete(self, repo: HubRepo) -> None:
         """Delete the repo with all that it holds."""
@@ -74,3 +135,41 @@ class Store:
 
     def _folder(self, kind: Kind, name: str) -> Path:
         return self.root / f"{kind}s" / f"{name}.git"
+
+    def _free_folder(self, kind: Kind, name: str) -> Path:
+        check_name(name)
+        taken = self._taken(kind, name)
+        if taken:
+            raise FileExistsError(taken)
+        return self._folder(kind, name)
+
+    def _taken(self, kind: Kind, name: str) -> str | None:
+        return name if self._folder(kind, name).exists() else self._spelled(kind, name)
+
+    def _spelled(self, kind: Kind, name: str) -> str | None:
+        """The name of the repo that differs from ``name`` in letter case alone."""
+        wanted = f"{name}.git".lower()
+        for folder in (self.root / f"{kind}s").glob("*/*.git"):
+            if f"{folder.parent.name}/{folder.name}".lower() == wanted:
+                return f"{folder.parent.name}/{folder.name.removesuffix('.git')}"
+        return None
+
+    def _moves(self) -> dict[str, str]:
+        """Today's name of each repo by every name that it once had."""
+        file = self.root / "moves.json"
+        moves: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
+        return moves
+
+    def _forget_moves_from(self, kind: Kind, name: str) -> None:
+        moves = self._moves()
+        if moves.pop(_key(kind, name), None):
+            self._save_moves(moves)
+
+    def _save_moves(self, moves: dict[str, str]) -> None:
+        fresh = self.root / "moves.json.new"
+        fresh.write_text(json.dumps(moves, indent=1))
+        fresh.replace(self.root / "moves.json")
+
+
+def _key(kind: Kind, name: str) -> str:
+    return f"{kind}s/{name}".lower()

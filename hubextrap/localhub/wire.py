@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, quote, unquote
 
 from hubextrap.localhub.faults import Fault, Faults, Request
 
@@ -126,10 +127,17 @@ class Call:
     headers: Message
     body: Body
     groups: dict[str, str] = field(default_factory=dict)
+    repo_span: tuple[int, int] = (0, 0)
+    """Where the repo's name stands in ``link``."""
 
     def flag(self, name: str) -> bool:
         """Whether the query switches ``name`` on."""
         return self.query.get(name, [""])[0].lower() in ("1", "true")
+
+    def for_repo(self, name: str) -> str:
+        """``link`` with another repo's name in its place: relative, so that clients follow with the token."""
+        start, end = self.repo_span
+        return f"{self.link[:start]}{quote(name)}{self.link[end:]}"
 
     def json(self) -> dict[str, Any]:
         """The body as a JSON object.
@@ -265,6 +273,7 @@ class _Handler(BaseHTTPRequestHandler):
                 status = 206
                 headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
         headers["Content-Length"] = str(end - start)
+        headers["X-Request-Id"] = self._request_id()
         replaced = {name.lower() for name in fault.headers}
         headers = {name: value for name, value in headers.items() if name.lower() not in replaced}
         headers.update(fault.headers)
@@ -279,6 +288,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self._send_body(answer.body, start, end)
         self.wfile.flush()
+
+    def _request_id(self) -> str:
+        """What the client calls its request, or a name for it."""
+        given = self.headers.get("X-Request-Id") or self.headers.get("X-Amzn-Trace-Id") or ""
+        return given if re.fullmatch(r"[\w.:;=-]{1,200}", given, re.ASCII) else uuid.uuid4().hex
 
     def _send_body(self, body: bytes | FileBody, start: int, end: int) -> None:
         if isinstance(body, bytes):

@@ -1,8 +1,8 @@
 """Xet uploads into local stores, a facility of hf-xet: a folder takes the place of the content server.
 
 A process locks the folder that it opens, so each write token gets a store of its own, and each read token a
-copy of the store that holds its file (large files are linked). What a commit names is also kept as an LFS
-object, so that clients without Xet read the same bytes.
+copy of one store that holds the files of its commit (large files are linked). What a commit names is kept as
+an LFS object too, so that clients without Xet read the same bytes, and what came by LFS is put into a store.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ class XetStores:
     """The Xet stores of one repo."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._stores = folder / "stores"
         self._copies = folder / "copies"
         self._files = folder / "files"
@@ -62,36 +63,83 @@ class XetStores:
         note = self._files / f"{sha256}.json"
         return XetFile(**json.loads(note.read_text())) if note.is_file() else None
 
-    def adopt(self, pointer: Pointer, objects: LfsObjects) -> bool:
-        """Make an LFS object of a file that lies in a store; False if none holds it.
+    def copy_all(self, source: XetStores) -> None:
+        """Take over the stores of another repo."""
+        for name in ("stores", "files"):
+            if (source._folder / name).is_dir():
+                shutil.copytree(source._folder / name, self._folder / name, copy_function=_link_or_copy)
+
+    def keep(self, pointers: Iterable[Pointer], objects: LfsObjects) -> None:
+        """Put LFS objects into a store too, so that they can be read by Xet."""
+        missing = [pointer for pointer in pointers if self.file(pointer.sha256) is None]
+        if missing:
+            self._upload(missing, objects)
+
+    def store_of(self, pointers: Iterable[Pointer], objects: LfsObjects) -> str:
+        """The name of one store that holds all of ``pointers`` that came by Xet; made if there is none yet.
 
         Raises:
-            RejectedObject: what lies in the store is not what its sha256 says.
+            KeyError: none of them did.
         """
-        for store in sorted(self._stores.glob("*")):
-            for shard in sorted(store.glob("xet/xorbs/shards/*.mdb")):
-                for xet_hash, sha256 in _files_of(shard.read_bytes()):
-                    if sha256 == pointer.sha256:
-                        self._fetch(XetFile(xet_hash, store.name), pointer, objects)
-                        return True
-        return False
+        files = {pointer: self.file(pointer.sha256) for pointer in pointers}
+        stores = {file.store for file in files.values() if file}
+        if not stores:
+            raise KeyError("no file came by Xet")
+        if len(stores) == 1:
+            return stores.pop()
+        return self._upload([pointer for pointer, file in files.items() if file], objects)
 
-    def _fetch(self, file: XetFile, pointer: Pointer, objects: LfsObjects) -> None:
+    def _upload(self, pointers: list[Pointer], objects: LfsObjects) -> str:
+        from hf_xet import XetSession
+
+        store = self.new_store()
+        with XetSession().new_upload_commit(endpoint=f"local://{store.resolve()}") as commit:
+            uploads = [
+                (pointer.sha256, commit.start_upload_file(str(objects.path(pointer.sha256))))
+                for pointer in pointers
+            ]
+        for sha256, upload in uploads:
+            self._note(sha256, XetFile(upload.result().xet_info.hash, store.name))
+        return store.name
+
+    def adopt(self, pointers: Iterable[Pointer], objects: LfsObjects) -> None:
+        """Make LFS objects of those of ``pointers`` that lie in a store.
+
+        Raises:
+            RejectedObject: what lies in a store is not what its sha256 says.
+        """
+        wanted = {pointer.sha256: pointer for pointer in pointers}
+        for store in sorted(self._stores.glob("*")) if wanted else ():
+            found = []
+            for shard in store.glob("xet/xorbs/shards/*.mdb"):
+                for xet_hash, sha256 in _files_of(shard.read_bytes()):
+                    if sha256 in wanted:
+                        found.append((XetFile(xet_hash, store.name), wanted.pop(sha256)))
+            if found:
+                self._fetch(store.name, found, objects)
+
+    def _fetch(self, store: str, files: list[tuple[XetFile, Pointer]], objects: LfsObjects) -> None:
         from hf_xet import XetFileInfo, XetSession
 
-        copy = self.copy_of(file.store)
-        target = copy / "fetched"
+        copy = self.copy_of(store)
         try:
             with XetSession().new_file_download_group(endpoint=f"local://{copy.resolve()}") as group:
-                group.start_download_file(XetFileInfo(file.hash, pointer.size), str(target))
-            with target.open("rb") as fetched:
-                objects.add(chunks_of(fetched), pointer)
+                for file, pointer in files:
+                    info = XetFileInfo(file.hash, pointer.size)
+                    group.start_download_file(info, str(copy / pointer.sha256))
+            for _, pointer in files:
+                with (copy / pointer.sha256).open("rb") as fetched:
+                    objects.add(chunks_of(fetched), pointer)
         except RuntimeError as error:
-            raise RejectedObject(f"cannot read {pointer.sha256} from its Xet store: {error}") from error
+            raise RejectedObject(f"cannot read files from their Xet store: {error}") from error
         finally:
             shutil.rmtree(copy)
-        self._files.mkdir(exist_ok=True)
-        (self._files / f"{pointer.sha256}.json").write_text(json.dumps(asdict(file)))
+        for file, pointer in files:
+            self._note(pointer.sha256, file)
+
+    def _note(self, sha256: str, file: XetFile) -> None:
+        self._files.mkdir(parents=True, exist_ok=True)
+        (self._files / f"{sha256}.json").write_text(json.dumps(asdict(file)))
 
 
 def _link_or_copy(source: str, target: str) -> None:

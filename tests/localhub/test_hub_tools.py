@@ -14,6 +14,7 @@ from huggingface_hub import HfApi
 
 from hubextrap.localhub import LocalHub
 
+ROOT = Path(__file__).parents[2]
 HF = [sys.executable, "-m", "huggingface_hub.cli.hf"]
 
 
@@ -129,6 +130,30 @@ def test_serve_prints_how_to_reach_it_and_keeps_what_it_gets(tmp_path: Path) -> 
         out, error = process.communicate(timeout=10)
         assert process.returncode == 0
         assert "hf_chosen" not in out + error
+
+
+def test_serve_with_xet(tmp_path: Path) -> None:
+    pytest.importorskip("hf_xet")
+    with serve(tmp_path / "hub", "--port", "0", "--xet") as process:
+        assert process.stdout is not None
+        lines = "".join(process.stdout.readline() for _ in range(2))
+        assert "HF_HUB_DISABLE_XET" not in lines
+        environment = dict(re.findall(r"(\w+)=(\S+)", lines))
+        api = HfApi(endpoint=environment["HF_ENDPOINT"], token=environment["HF_TOKEN"])
+        api.create_repo("me/x")
+        api.upload_file(repo_id="me/x", path_or_fileobj=b"\0" * 100, path_in_repo="a.bin")
+        (found,) = api.get_paths_info("me/x", ["a.bin"])
+        assert found.xet_hash  # type: ignore[union-attr]
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+def test_serve_with_xet_needs_its_library(tmp_path: Path) -> None:
+    (tmp_path / "hf_xet.py").write_text("raise ModuleNotFoundError('No module named hf_xet', name='hf_xet')")
+    with serve(tmp_path / "hub", "--port", "0", "--xet", PYTHONPATH=f"{tmp_path}:{ROOT}") as process:
+        out, error = process.communicate(timeout=10)
+    assert (process.returncode, out) == (1, "")
+    assert error == "error: --xet needs hf-xet: pip install hf-xet, or serve without --xet\n"
 
 
 def test_a_port_in_use_is_one_clear_error(hub: LocalHub, tmp_path: Path) -> None:

@@ -93,11 +93,59 @@ def test_delete_and_copy(hub: LocalHub, api: HfApi, repo_id: str) -> None:
     assert Path(api.hf_hub_download(repo_id, "d/x.bin")).read_bytes() == WEIGHTS
 
 
+def test_a_folder_is_deleted_like_a_file_too(hub: LocalHub, api: HfApi, repo_id: str) -> None:
+    hub.create_repo(repo_id)
+    hub.commit(repo_id, {"a/x.txt": b"x", "a/b/y.txt": b"y", "ab.txt": b"kept"})
+    api.create_commit(repo_id, [CommitOperationDelete("a", is_folder=False)], commit_message="tidy")
+    assert api.list_repo_files(repo_id) == [".gitattributes", "ab.txt"]
+
+
+def test_a_repos_own_gitattributes_decide_what_is_lfs(hub: LocalHub, api: HfApi, repo_id: str) -> None:
+    api.create_repo(repo_id)
+    rules = b"*.png filter=lfs diff=lfs merge=lfs -text\n*.bin -filter\nlogs/** filter=lfs\n"
+    api.upload_file(repo_id=repo_id, path_or_fileobj=rules, path_in_repo=".gitattributes")
+    plain = ("a.bin", "a.txt", "empty.png")
+    tracked = ("a.png", "logs/a.txt", "sub/b.png", "binary.data", "huge.bin")
+    contents = {"empty.png": b"", "binary.data": b"a\0b", "huge.bin": b"x" * 10_000_001}
+    operations = [CommitOperationAdd(path, contents.get(path, b"text")) for path in (*plain, *tracked)]
+    api.create_commit(repo_id, operations, commit_message="by rule")
+    hub.commit(repo_id, {"set-up.png": b"text", "set-up.bin": b"text"})
+    files = api.model_info(repo_id, files_metadata=True).siblings or []
+    lfs = {file.rfilename for file in files if file.lfs}
+    assert lfs == {*tracked, "set-up.png"}
+
+
+def test_what_gitignore_rules_out_is_not_uploaded(api: HfApi, repo_id: str, tmp_path: Path) -> None:
+    api.create_repo(repo_id)
+    (tmp_path / "cache").mkdir()
+    for path in ("a.txt", "a.log", "kept.log", "cache/b.txt"):
+        (tmp_path / path).write_text("x")
+    (tmp_path / ".gitignore").write_text("*.log\n!kept.log\ncache/\n")
+    api.upload_folder(repo_id=repo_id, folder_path=tmp_path)
+    there = [".gitattributes", ".gitignore", "a.txt", "kept.log"]
+    assert api.list_repo_files(repo_id) == there
+    api.upload_file(repo_id=repo_id, path_or_fileobj=b"x", path_in_repo="later.log")  # by the repo's own
+    assert api.list_repo_files(repo_id) == there
+
+
+def test_one_commit_in_place_of_many(hub: LocalHub, api: HfApi, stranger: HfApi, repo_id: str) -> None:
+    hub.create_repo(repo_id)
+    hub.commit(repo_id, {"a.bin": WEIGHTS})
+    hub.branch(repo_id, "kept")
+    hub.commit(repo_id, {"b.txt": b"b"})
+    with pytest.raises(HfHubHTTPError, match="no rights to write"):
+        stranger.super_squash_history(repo_id)
+    api.super_squash_history(repo_id, commit_message="all in one")
+    assert [commit.title for commit in api.list_repo_commits(repo_id)] == ["all in one"]
+    assert api.list_repo_files(repo_id) == [".gitattributes", "a.bin", "b.txt"]
+    assert len(api.list_repo_commits(repo_id, revision="kept")) == 2
+
+
 def test_a_commit_on_a_head_that_moved_is_refused(hub: LocalHub, api: HfApi, repo_id: str) -> None:
     hub.create_repo(repo_id)
     parent = api.model_info(repo_id).sha
     hub.commit(repo_id, {"a.txt": b"a"})
-    with pytest.raises(HfHubHTTPError, match="a commit has happened since") as refused:
+    with pytest.raises(HfHubHTTPError, match="The branch was updated since you opened this page") as refused:
         api.create_commit(
             repo_id, [CommitOperationAdd("b.txt", b"b")], commit_message="b", parent_commit=parent
         )
@@ -133,17 +181,21 @@ def test_branches_and_tags(hub: LocalHub, api: HfApi, repo_id: str) -> None:
     assert Path(api.hf_hub_download(repo_id, "a.txt", revision="feat/x")).read_bytes() == b"1"
     commit = api.upload_file(repo_id=repo_id, path_or_fileobj=b"3", path_in_repo="a.txt", revision="feat/x")
     assert api.model_info(repo_id, revision="feat/x").sha == commit.oid
-    for name in ("feat/x", "feat"):
-        with pytest.raises(HfHubHTTPError) as refused:
+    for name, why in (("feat/x", "Reference refs/heads/feat/x already exists"), ("feat", "refs/heads/feat")):
+        with pytest.raises(HfHubHTTPError, match=why) as refused:
             api.create_branch(repo_id, branch=name)
         assert refused.value.response.status_code == 409
+    with pytest.raises(HfHubHTTPError, match="Reference refs/tags/v1 already exists"):
+        api.create_tag(repo_id, tag="v1")
+    with pytest.raises(HfHubHTTPError, match="Cannot delete refs/heads/main"):
+        api.delete_branch(repo_id, branch="main")
     api.create_branch(repo_id, branch="feat/x", exist_ok=True)
     api.create_tag(repo_id, tag="v1", exist_ok=True)
     api.delete_branch(repo_id, branch="feat/x")
     api.delete_tag(repo_id, tag="v1")
     refs = api.list_repo_refs(repo_id)
     assert ([ref.name for ref in refs.branches], refs.tags) == (["main"], [])
-    with pytest.raises(RevisionNotFoundError):
+    with pytest.raises(RevisionNotFoundError, match="Invalid rev id: feat/x"):
         api.delete_branch(repo_id, branch="feat/x")
     with pytest.raises(RevisionNotFoundError):
         api.upload_file(repo_id=repo_id, path_or_fileobj=b"3", path_in_repo="a.txt", revision="nowhere")
@@ -171,14 +223,37 @@ def test_repos_come_and_go(api: HfApi, repo_id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["../up", "/abs", "a/../b", "a//b", ".git/config", "a/.GIT/x", "a\\b", "a\nb"]
+    "path",
+    [
+        "../up",
+        "/abs",
+        "a/../b",
+        "./a",
+        "a//b",
+        ".git/config",
+        "a/.GIT/x",
+        "a\nb",
+        "..\\up",
+        "\\abs",
+        "C:\\abs",
+    ],
 )
 def test_bad_paths_are_refused(hub: LocalHub, token: str, repo_id: str, path: str) -> None:
     hub.create_repo(repo_id)
     file = {"key": "file", "value": {"path": path, "content": "", "encoding": "base64"}}
     answer = commit_lines(hub, repo_id, token, file)
-    assert answer.status_code == 400
+    assert answer.status_code == 422
     assert "not a valid path" in answer.json()["error"]
+    with pytest.raises(HfHubHTTPError, match="not a valid path") as refused:
+        HfApi(token=token).preupload_lfs_files(repo_id, [CommitOperationAdd("ok.txt", b"x"), _named(path)])
+    assert refused.value.response.status_code == 422
+
+
+def _named(path: str) -> CommitOperationAdd:
+    """An operation with a path that the client itself might refuse."""
+    operation = CommitOperationAdd("ok.bin", b"x")
+    operation.path_in_repo = path
+    return operation
 
 
 def test_a_file_never_replaces_a_folder_or_the_other_way_round(
@@ -275,6 +350,22 @@ def test_pull_requests(hub: LocalHub, api: HfApi, stranger: HfApi, repo_id: str)
     assert api.get_discussion_details(repo_id, 1).status == "merged"
     assert api.list_repo_files(repo_id) == [".gitattributes", "a.txt", "b.txt", "w.safetensors"]
     assert api.list_repo_commits(repo_id)[0].title == "weights (#1)"
+
+
+def test_pull_requests_start_from_branches_only(hub: LocalHub, api: HfApi, repo_id: str) -> None:
+    hub.create_repo(repo_id)
+    hub.tag(repo_id, "v1")
+    sha = api.model_info(repo_id).sha
+    for revision in (sha, "v1", "refs/pr/1", "nowhere"):
+        with pytest.raises(RevisionNotFoundError, match=f"Invalid rev id: {revision}"):
+            api.create_commit(
+                repo_id,
+                [CommitOperationAdd("a.txt", b"a")],
+                commit_message="a",
+                revision=revision,
+                create_pr=True,
+            )
+    assert list(api.get_repo_discussions(repo_id)) == []
 
 
 def test_discussions_and_drafts(hub: LocalHub, api: HfApi, stranger: HfApi, repo_id: str) -> None:

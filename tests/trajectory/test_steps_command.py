@@ -120,3 +120,11 @@ def test_folders_and_an_unknown_repo(steps: Run, hub: LocalHub, repo_id: str, mo
     code, out, _ = steps(repo_id)
     assert code == 0
     assert out.splitlines()[-1].split()[1] == "runs/step_1"
+
+
+def test_a_repo_that_was_renamed(steps: Run, hub: LocalHub, repo_id: str, on_branches: OnBranches) -> None:
+    commits = on_branches(["step_1", "step_2"])
+    hub.move_repo(repo_id, f"{repo_id}-new")
+    code, out, _ = steps(repo_id, "--json", "--quiet")
+    assert code == 0
+    assert [entry["commit"] for entry in json.loads(out)] == list(commits.values())

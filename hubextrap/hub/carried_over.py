@@ -1,0 +1,76 @@
+"""What a prediction's card takes over from that of the last checkpoint, in a form that the Hub accepts."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+LICENSES = frozenset(
+    (
+        *("apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m"),
+        *("bigscience-bloom-rail-1.0", "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd"),
+        *("bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "c-uda", "cc", "cc0-1.0", "cc-by-2.0"),
+        *("cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0"),
+        *("cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0"),
+        *("cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cdla-sharing-1.0"),
+        *("cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl", "ecl-2.0", "epl-1.0", "epl-2.0"),
+        *("etalab-2.0", "eupl-1.1", "eupl-1.2", "agpl-3.0", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "lgpl"),
+        *("lgpl-2.1", "lgpl-3.0", "isc", "h-research", "intel-research", "lppl-1.3c", "ms-pl"),
+        *("apple-ascl", "apple-amlr", "mpl-2.0", "odc-by", "odbl", "openmdw-1.0", "openmdw-1.1"),
+        *("openrail++", "osl-3.0", "postgresql", "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl", "lgpl-lr"),
+        *("deepfloyd-if-license", "fair-noncommercial-research-license", "llama2", "llama3", "llama3.1"),
+        *("llama3.2", "llama3.3", "llama4", "grok2-community", "gemma", "unknown", "other"),
+    )
+)
+"""The identifiers that the Hub knows: https://huggingface.co/docs/hub/repositories-licenses."""
+
+METADATA = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
+_DATASET = re.compile(r"(?:[\w-]+/)?[\w.-]+", re.ASCII)
+
+
+def carried_over(card: str | None) -> dict[str, Any]:
+    """Of another card's metadata, what holds for the prediction too; nothing when it cannot be read.
+
+    The card may be somebody else's, or never have been on the Hub: what the Hub would refuse must not make
+    the push of finished weights fail, so it is put right or left out.
+    """
+    match = METADATA.match(card or "")
+    try:
+        metadata = yaml.safe_load(match[1]) if match else None
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date like 2024-13-45
+        return {}
+    if not isinstance(metadata, dict):
+        return {}
+    taken = _license(metadata)
+    for field in ("language", "datasets"):
+        values = _texts(metadata.get(field))
+        if field == "datasets":
+            values = [value for value in values if _DATASET.fullmatch(value)]
+        if values:
+            taken[field] = values if isinstance(metadata[field], list) else values[0]
+    if isinstance(metadata.get("pipeline_tag"), str) and metadata["pipeline_tag"]:
+        taken["pipeline_tag"] = metadata["pipeline_tag"]
+    return taken
+
+
+def _license(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The licence; one that the Hub does not know stays as the name of an ``other``."""
+    names = _texts(metadata.get("license"))
+    known = [name.lower() for name in names if name.lower() in LICENSES]
+    taken: dict[str, Any] = {}
+    if names and len(known) == len(names):
+        taken["license"] = known if isinstance(metadata["license"], list) else known[0]
+    elif names:
+        taken = {"license": "other", "license_name": " and ".join(names)}
+    for field in ("license_name", "license_link"):
+        if isinstance(metadata.get(field), str) and metadata[field]:
+            taken[field] = metadata[field]
+    return taken
+
+
+def _texts(value: object) -> list[str]:
+    """The texts in a field that holds one or a list of them."""
+    values = value if isinstance(value, list) else [value]
+    return [text.strip() for text in values if isinstance(text, str) and text.strip()]
