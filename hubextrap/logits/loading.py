@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import CheckpointMismatch, UnsupportedCheckpoint
-from hubextrap.hub_access import reason
+from hubextrap.hub_access import reason, redact_logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +32,7 @@ def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str =
     """
     from transformers import AutoModelForCausalLM
 
+    redact_logs()
     where, place = _place(checkpoint)
     try:
         with _without_bars():
@@ -54,6 +55,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    redact_logs()
     where, place = _place(checkpoint)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **place)
