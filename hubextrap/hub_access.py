@@ -65,9 +65,10 @@ def reason(error: Exception) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, without secrets; empty where it has none."""
-    lines = str(error).strip().splitlines()
-    return redact(lines[0]) if lines else ""
+    """The first line of an error's text, without secrets, and the next one where it ends in a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    count = next((n for n, line in enumerate(lines, start=1) if not line.endswith(":")), len(lines))
+    return redact(" ".join(lines[:count]))
 
 
 @contextmanager

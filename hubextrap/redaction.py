@@ -13,6 +13,7 @@ import re
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 _OPAQUE = r"(?=[\w.-]*[0-9A-Z])[\w.-]{4,}|[\w.-]{20,}"
@@ -57,6 +58,8 @@ _RULES = {
     # a mirror's short token, and not hf_checkpoint1000
     rf"{_APART}hf_(?!transformers\b|[a-z]+\d+\b)[A-Za-z0-9]{{12,15}}{_END}": "hf_***",
 }
+_BUILT_IN = ("strerror", "filename", "filename2", "msg", "text")
+"""Attributes that Python's own errors print, and do not keep in their ``__dict__``."""
 _COMPILED = [(re.compile(pattern), shown) for pattern, shown in _RULES.items()]
 
 
@@ -73,9 +76,9 @@ def redact(text: str) -> str:
 
 
 def redact_error(error: BaseException | None) -> None:
-    """Redact the text of ``error`` and of what it came from, in place: a traceback shows them all.
+    """Redact the texts of ``error`` and of all that it came from, in place: a traceback shows them.
 
-    Reaches what they were made with (``args``), which is what nearly all errors print.
+    Reaches ``args`` and attributes, of which nearly all errors make what they print.
     """
     seen: set[int] = set()
     pending: list[object] = [error]
@@ -84,12 +87,18 @@ def redact_error(error: BaseException | None) -> None:
         if not isinstance(one, BaseException) or id(one) in seen:
             continue
         seen.add(id(one))
-        pending += [one.__cause__, one.__context__, *one.args]
-        if any(isinstance(part, str) and redact(part) != part for part in one.args):
-            one.args = tuple(redact(part) if isinstance(part, str) else part for part in one.args)
-        for name in ("strerror", "filename", "filename2"):  # what an OSError prints
-            if isinstance(one, OSError) and isinstance(part := getattr(one, name), str):
-                setattr(one, name, redact(part))
+        pending += [one.__cause__, one.__context__, *one.args, *getattr(one, "exceptions", ())]
+        for name in ("args", *_BUILT_IN, *getattr(one, "__dict__", ())):
+            value = getattr(one, name, None)
+            if (shown := _redacted(value)) != value:
+                with suppress(AttributeError, TypeError):  # it cannot be set
+                    setattr(one, name, shown)
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    return type(value)(map(_redacted, value)) if type(value) in (list, tuple) else value
 
 
 class RedactingFilter(logging.Filter):
