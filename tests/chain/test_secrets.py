@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from hubextrap.errors import HubExtrapError
+from hubextrap.evaluate import TaskFile, evaluate
 from hubextrap.localhub import Fault, LocalHub
+from hubextrap.logits import ExtrapolatedForCausalLM
+from hubextrap.statistics import LogProbRequest, measure_logprobs
+from hubextrap.trajectory import find_trajectory
 
 Run = Callable[..., object]
 TOKEN = "hf_" + "aBcDeFgHiJ" * 3 + "kLmN"
@@ -75,10 +82,10 @@ def command(
 ) -> Callable[[str], object]:
     """Run one of the commands on checkpoints that lie on the Hub."""
     repo = on_hub(checkpoints)
-    evaluate = {"task_files": "problems.jsonl"}
+    section = {"task_files": "problems.jsonl"}
 
     def run(name: str) -> object:
-        recipe = recipe_file(repo, evaluate=evaluate)
+        recipe = recipe_file(repo, evaluate=section)
         logits = recipe.with_name("logits.yaml")
         content = yaml.safe_load(recipe.read_text()) | {"space": "logits"}
         logits.write_text(yaml.safe_dump({key: content[key] for key in content if key != "out_dtype"}))
@@ -138,6 +145,44 @@ def test_pushing_fails(
     said = clean(cli("push", tmp_path / "model", repo_id))
     assert "the Hub answered 410" in said
     assert hub.faults.pending() < COUNT
+
+
+LOADERS = {
+    "logprobs": lambda run, prompts: measure_logprobs(run, LogProbRequest(prompts)),
+    "logits": lambda run, prompts: ExtrapolatedForCausalLM.from_checkpoints(run.checkpoints, [0, 0, -1, 2]),
+    "eval": lambda run, prompts: evaluate([("last", run.last)], task_files=[TaskFile(prompts, "exact")]),
+}
+
+
+@pytest.mark.parametrize("where", ["^/lfs/", r"/resolve/.*safetensors"])
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_signed_address_refuses_the_weights(
+    name: str,
+    where: str,
+    cdn_hub: LocalHub,
+    checkpoints: Path,
+    repo_id: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Transformers' own download: its errors quote the whole address."""
+    cdn_hub.create_repo(repo_id)
+    for folder in sorted(checkpoints.glob("step_*")):
+        files = {path.name: path for path in sorted(folder.iterdir())}
+        cdn_hub.commit(repo_id, files, revision=folder.name, message=folder.name)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"question": "1+1=", "answer": "2"}))
+    trajectory = find_trajectory(repo_id)
+    caplog.set_level("DEBUG", "huggingface_hub")
+    cdn_hub.faults.add(Fault(where, "GET", count=COUNT, **REFUSED))
+    with pytest.raises(HubExtrapError) as caught:
+        LOADERS[name](trajectory, prompts)
+    assert cdn_hub.faults.pending() < COUNT
+    shown = "".join(traceback.format_exception(caught.type, caught.value, caught.tb))
+    assert "transformers cannot load" in shown
+    for text in (str(caught.value), repr(caught.value), shown, caplog.text):
+        assert not leaks(text), text
+        assert not re.search("Signature=[^*]", text), text
 
 
 def test_a_trainer_s_last_lines(
