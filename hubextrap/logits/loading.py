@@ -47,8 +47,14 @@ def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str =
     return loaded
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    checkpoint: Checkpoint, *, use_fast: bool | None = None, add_bos_token: bool | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint.
+
+    Args:
+        use_fast: which of two implementations, where transformers has two; None leaves it to transformers.
+        add_bos_token: whether texts get the first special token; None leaves it to the checkpoint.
 
     Raises:
         UnsupportedCheckpoint: transformers cannot load it.
@@ -57,6 +63,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
     redact_logs()
     where, place = _place(checkpoint)
+    asked = {"use_fast": use_fast, "add_bos_token": add_bos_token}
+    place |= {key: value for key, value in asked.items() if value is not None}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **place)
     except Exception as error:
