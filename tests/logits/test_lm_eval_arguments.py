@@ -141,7 +141,7 @@ def plain(run: Path) -> dict[str, list[Any]]:
 
 
 def cases() -> Iterator[Any]:
-    """In both spaces; what both only pass on is for the slow suite in one of them, as is what takes seconds."""
+    """In both spaces; what is only passed on, in one of them in the slow suite, as is what takes seconds."""
     for space in ("logits", "weights"):
         for arguments, changes in CASES:
             quick = {"add_bos_token", "dtype", "use_fast_tokenizer"} & arguments.keys() or not arguments
@@ -151,7 +151,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(space, arguments, changes, id=f"{space}-{name}", marks=marks)
 
 
-@pytest.mark.parametrize(("space", "arguments", "changes"), cases())
+@pytest.mark.parametrize(("space", "arguments", "changes"), list(cases()))
 def test_an_argument_does_what_it_does_with_hf(
     space: str, arguments: dict[str, Any], changes: bool, plugin: Any, run: Path, plain: dict[str, list[Any]]
 ) -> None:
