@@ -21,14 +21,27 @@ HubExtrapError
 └── PredictionWorse         a prediction lost more than was allowed; nothing is broken
 
 A message names the thing (file, line, tensor, step or revision) and says what to do about it. The CLI
-prints it behind ``error:`` and exits with 1, or with 3 for PredictionWorse.
+prints it behind ``error:`` and exits with 1, or with 3 for PredictionWorse. No message holds a token or a
+signed address: each is redacted when the error is made.
 """
 
 from __future__ import annotations
 
+import sys
+
+from hubextrap.redaction import redact, redact_error
+
 
 class HubExtrapError(Exception):
-    """Base of every error that hubextrap raises on purpose."""
+    """Base of every error that hubextrap raises on purpose.
+
+    Its message is redacted, and so is the error that is being handled when it is made: a traceback shows
+    both.
+    """
+
+    def __init__(self, *message: object) -> None:
+        super().__init__(*(redact(str(part)) for part in message))
+        redact_error(sys.exc_info()[1])
 
 
 class RecipeError(HubExtrapError):

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
 from hubextrap.errors import AccessDenied, HubExtrapError, ReferenceNotFound, SourceError
+from hubextrap.redaction import RedactingFilter, redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _OIDC_EXCHANGE = "/oauth/token"
+_LOG_ADDRESSES = ("huggingface_hub", "transformers", "httpx", "httpx2")
+_REDACTING = RedactingFilter()
 
 
 def hub_api() -> HfApi:
     """The client for every call to the Hub."""
     from huggingface_hub import HfApi
 
-    # The client tells of each retry with the whole URL, and that of an upload is signed.
-    logging.getLogger("huggingface_hub.utils._http").addFilter(_redact)
+    redact_logs()
     return HfApi(library_name="hubextrap", library_version=__version__)
 
 
@@ -49,7 +50,7 @@ def is_oidc_exchange(error: BaseException) -> bool:
 def oidc_remedy(error: BaseException) -> str:
     """What to do where Trusted Publishers (HF_OIDC_RESOURCE) gave no token."""
     resource = os.environ.get("HF_OIDC_RESOURCE", "")
-    said = without_secrets(_first_line(error))
+    said = first_line(error)
     return (
         f"no token by Trusted Publishers for {resource!r} ({said}); check that its settings on the Hub trust "
         "this workflow and that the job has `permissions: id-token: write`, or unset HF_OIDC_RESOURCE and "
@@ -57,17 +58,17 @@ def oidc_remedy(error: BaseException) -> str:
     )
 
 
-def without_secrets(text: str) -> str:
-    """``text`` with everything that looks like a Hub token or a signed query taken out."""
-    text = re.sub(r"hf_(?:(?:jwt|oauth)_[\w.-]+|[A-Za-z0-9]{4,})", "hf_***", text)
-    text = re.sub(r"(?i)(bearer\s+)\S+", r"\1***", text)
-    return re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]+", r"\1?***", text)
-
-
 def reason(error: Exception) -> str:
     """The first line of a library's error, for one of ours."""
-    line = without_secrets(_first_line(error))
+    line = first_line(error)
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, without secrets, and the next one where it ends in a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    count = next((n for n, line in enumerate(lines, start=1) if not line.endswith(":")), len(lines))
+    return redact(" ".join(lines[:count]))
 
 
 @contextmanager
@@ -100,7 +101,7 @@ def hub_errors(what: str, kind: type[HubExtrapError] = SourceError) -> Iterator[
     except hub.EntryNotFoundError as error:
         raise ReferenceNotFound(f"{what}: no such file on the Hub") from error
     except (hub.HFValidationError, hub.HfUriError) as error:
-        raise ReferenceNotFound(f"{what}: {without_secrets(_first_line(error))}") from error
+        raise ReferenceNotFound(f"{what}: {first_line(error)}") from error
     except hub.OIDCError as error:
         raise AccessDenied(f"{what}: {oidc_remedy(error)}") from error
     except hub.OfflineModeIsEnabled as error:
@@ -114,20 +115,24 @@ def hub_errors(what: str, kind: type[HubExtrapError] = SourceError) -> Iterator[
                 f"{what}: the Hub refused access ({status}); check that HF_TOKEN is valid "
                 "and has the rights that this needs"
             ) from error
-        raise kind(f"{what}: the Hub answered {status}: {without_secrets(_first_line(error))}") from error
+        raise kind(f"{what}: the Hub answered {status}: {first_line(error)}") from error
     except network_errors() as error:
-        reason = without_secrets(_first_line(error)) or type(error).__name__
+        said = first_line(error) or type(error).__name__
         raise kind(
-            f"{what}: cannot reach the Hub ({reason}); check the network and HF_ENDPOINT, then run the same "
+            f"{what}: cannot reach the Hub ({said}); check the network and HF_ENDPOINT, then run the same "
             "command again"
         ) from error
 
 
-def _redact(record: logging.LogRecord) -> bool:
-    record.msg, record.args = without_secrets(record.getMessage()), ()
-    return True
+def redact_logs() -> None:
+    """Keep secrets out of what libraries log: retries and failed downloads with whole addresses, many signed.
 
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else ""
+    A filter on a library's own handlers takes what it prints by itself; records that go on to other handlers
+    pass no filter but that of the logger they were made with.
+    """
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] in _LOG_ADDRESSES:
+            logger = logging.getLogger(name)
+            logger.addFilter(_REDACTING)
+            for handler in logger.handlers:
+                handler.addFilter(_REDACTING)

@@ -11,6 +11,7 @@ Imports torch, transformers and lm-eval's Hugging Face model (3-5 s).
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from lm_eval.models.huggingface import HFLM
 from hubextrap import api
 from hubextrap.errors import RecipeError
 from hubextrap.evaluate.quiet import quiet_libraries
+from hubextrap.hub_access import reason
 from hubextrap.logits import ExtrapolatedForCausalLM, load_tokenizer, recipe_mixture
 from hubextrap.logits.loading import load_causal_lm
 from hubextrap.recipe import Recipe, load_recipe, parse_recipe
@@ -41,25 +43,51 @@ _STEP_KEYS = {
     "step_scale": "scale",
 }
 """Keys of model_args by the keys of a recipe's ``trajectory.steps``."""
-_MODEL_KEYS = (
+PASSED = (
     "batch_size", "max_batch_size", "max_length", "truncation", "logits_cache", "softmax_dtype",
     "mixed_precision_dtype", "add_bos_token", "prefix_token_id", "think_end_token", "enable_thinking",
-    "chat_template_args",
+    "chat_template_args", "backend",
 )  # fmt: skip
-"""What lm-eval's own Hugging Face model takes beside a model that is loaded already."""
+"""What lm-eval's own Hugging Face model takes, and does with a prediction as with any model."""
+OWN = ("device", "dtype", "use_fast_tokenizer")
+"""What it takes and this module sees to."""
+_CHECKPOINTS = "name the checkpoints by trajectory or recipe, with @revision and :folder where they need it"
+_WHOLE = "a prediction is loaded whole, onto the device that `device` names"
+_MERGED = "merge it into a folder (`hubextrap merge`) and give that to lm-eval's model hf"
+REFUSED = (
+    dict.fromkeys(("pretrained", "revision", "subfolder"), _CHECKPOINTS)
+    | dict.fromkeys(
+        ("parallelize", "max_memory_per_gpu", "max_cpu_memory", "offload_folder", "tp_plan", "device_map"),
+        _WHOLE,
+    )
+    | dict.fromkeys(("peft", "delta", "autogptq", "gptqmodel", "gguf_file"), _MERGED)
+    | {
+        "tokenizer": "the tokenizer is that of the last checkpoint",
+        "trust_remote_code": "no code from the Hub is run for a prediction",
+    }
+)
+"""What it takes and a prediction cannot have, and why. Given with lm-eval's default, it changes nothing."""
 
 
 @register_model("hubextrap")
 class HubextrapLM(HFLM):  # type: ignore[misc]
     """A prediction as a model of lm-eval."""
 
-    def __init__(self, *, device: str | None = None, dtype: str = "auto", **arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        device: str | None = None,
+        dtype: str = "auto",
+        use_fast_tokenizer: bool | None = True,
+        **arguments: Any,
+    ) -> None:
         """Predict, load, and hand the model to lm-eval.
 
         Args:
             device: as torch names it; the GPU if None. Without one, the CPU.
             dtype: ``auto`` for the checkpoints' own, or as torch names it.
-            arguments: the prediction, and what lm-eval's Hugging Face model takes beside a loaded model.
+            use_fast_tokenizer: as for lm-eval's Hugging Face model.
+            arguments: the prediction, and what lm-eval's Hugging Face model takes: all that is in `PASSED`.
 
                 - ``recipe``: a recipe file; with ``target_step`` where it has several, and ``space``.
                 - or ``trajectory`` (a reference), ``target_step``, ``method`` and its parameters,
@@ -70,18 +98,25 @@ class HubextrapLM(HFLM):  # type: ignore[misc]
             RecipeError: an argument is missing, unknown or wrong.
             HubExtrapError: see `hubextrap.api.merge` and `hubextrap.logits.recipe_mixture`.
         """
-        own = {key: arguments.pop(key) for key in _MODEL_KEYS if key in arguments}
+        own = {key: arguments.pop(key) for key in PASSED if key in arguments}
+        _check(arguments, own, device)
         recipe = _recipe(arguments)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         elif device.startswith("cuda") and not torch.cuda.is_available():
             device = "cpu"  # lm-eval asks for cuda:0 on its own accord, also where there is none
+        spelling = {"use_fast": use_fast_tokenizer}
+        if own.get("add_bos_token") is not None:  # the tokenizer itself has to be told
+            spelling["add_bos_token"] = own["add_bos_token"]
         with quiet_libraries():
             made = _mixed if recipe.space == "logits" else _merged
-            model, tokenizer, self._made_from = made(recipe, dtype, device)
+            model, tokenizer, self._made_from = made(recipe, dtype, device, spelling)
             # a checkpoint's own max_new_tokens would come before the task's max_gen_toks
             model.generation_config.max_new_tokens = None
-            super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", **own)
+            try:
+                super().__init__(pretrained=model, tokenizer=tokenizer, **{"backend": "causal"} | own)
+            except Exception as error:  # lm-eval checks its arguments as they are used
+                raise RecipeError(f"model_args: lm-eval's model refuses them: {reason(error)}") from error
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into its results beside the arguments."""
@@ -92,15 +127,36 @@ class HubextrapLM(HFLM):  # type: ignore[misc]
         }
 
 
+def _check(arguments: dict[str, Any], own: dict[str, Any], device: object) -> None:
+    """Take out of ``arguments`` what changes nothing, and refuse what a prediction cannot have.
+
+    Raises:
+        RecipeError: names it.
+    """
+    defaults = signature(HFLM.__init__).parameters
+    problems = []
+    for key in [key for key in arguments if key in REFUSED]:
+        value = arguments.pop(key)
+        if key not in defaults or value != defaults[key].default:
+            problems.append(f"{key}={value}: the model hubextrap does not take it: {REFUSED[key]}")
+    if own.get("backend", "causal") not in ("causal", "default"):
+        problems.append(f"backend={own['backend']}: a prediction is a causal language model")
+    if device is not None and not isinstance(device, str):
+        problems.append(f"device={device}: has to be as torch names it, e.g. cuda:{device}")
+    if problems:
+        raise RecipeError("\n".join(f"model_args: {problem}" for problem in problems))
+
+
 def _recipe(arguments: dict[str, Any]) -> Recipe:
     """The recipe that the arguments stand for, with one target step and nothing to push."""
     if "recipe" in arguments:
         known = ("recipe", "target_step", "space")
         unknown = [key for key in arguments if key not in known]
         if unknown:
+            beside = ", ".join([*known[1:], *PASSED, *OWN])
             raise RecipeError(
-                f"model_args: {', '.join(unknown)} cannot go with recipe; write it into the recipe, which "
-                f"goes with {', '.join(known[1:])} and lm-eval's own {', '.join(_MODEL_KEYS)}, device, dtype"
+                f"model_args: {', '.join(unknown)} cannot go with recipe; write it into the recipe if it is "
+                f"about the prediction; beside a recipe go {beside}"
             )
         recipe = load_recipe(Path(str(arguments["recipe"])))
         content = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"push", "evaluate"})
@@ -132,18 +188,23 @@ def _recipe(arguments: dict[str, Any]) -> Recipe:
     return parse_recipe(yaml.safe_dump(content, sort_keys=False), "model_args as a recipe")
 
 
-def _mixed(recipe: Recipe, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+def _mixed(
+    recipe: Recipe, dtype: str, device: str, spelling: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     mixture = recipe_mixture(recipe)
     model = ExtrapolatedForCausalLM.from_mixture(mixture, dtype=dtype, device=device)
-    assert model.tokenizer is not None
-    return model, model.tokenizer, f"logits: {mixture.pinned_name}"
+    tokenizer = load_tokenizer(mixture.checkpoints[-1], **spelling)
+    return model, tokenizer, f"logits: {mixture.pinned_name}"
 
 
-def _merged(recipe: Recipe, dtype: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+def _merged(
+    recipe: Recipe, dtype: str, device: str, spelling: dict[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     with TemporaryDirectory(prefix="hubextrap-") as parent:
         (prediction,) = api.merge(recipe, out=Path(parent) / "prediction").predictions
         merged = resolve_checkpoint(str(prediction.folder))
-        model, tokenizer = load_causal_lm(merged, dtype=dtype, device=device), load_tokenizer(merged)
+        model = load_causal_lm(merged, dtype=dtype, device=device)
+        tokenizer = load_tokenizer(merged, **spelling)
     inputs = ", ".join(
         f"step {item.step} {item.repo or item.path}" + (f" ({item.commit})" if item.commit else "")
         for item in prediction.provenance.inputs

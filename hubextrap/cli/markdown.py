@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.cli.progress import format_bytes
 from hubextrap.errors import OutputError
+from hubextrap.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,7 @@ def append_summary(path: Path, text: str) -> None:
     """
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(text.rstrip("\n") + "\n\n")
+            file.write(redact(text).rstrip("\n") + "\n\n")
     except OSError as error:
         raise OutputError(
             f"{path}: the summary cannot be written ({error.strerror}); name another file"

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from hubextrap.progress import Progress, SilentProgress, Stage
+from hubextrap.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +63,7 @@ class LineProgress:
         stage.finish()
 
     def say(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        print(redact(line), file=self._stream, flush=True)
 
 
 class _LineStage:
@@ -133,7 +134,7 @@ class TerminalProgress:
             yield _BarStage(bar, bar.add_task(label, total=total))
 
     def say(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(redact(line), highlight=False, markup=False, soft_wrap=True)
 
 
 class _BarStage:

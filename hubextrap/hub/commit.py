@@ -21,9 +21,10 @@ from hubextrap.hub.push_errors import is_conflict, push_errors
 from hubextrap.hub.side_files import belongs_to_model
 from hubextrap.hub.target import check_target, create_repo, read_remote, remote_files
 from hubextrap.hub.uploading import upload, without_client_bars
-from hubextrap.hub_access import hub_api, without_secrets
+from hubextrap.hub_access import hub_api
 from hubextrap.patience import Attempts, is_passing, retried, wait_asked_by
 from hubextrap.progress import SilentProgress
+from hubextrap.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -148,7 +149,7 @@ class _Committer:
                 parent_commit=state.head,
             )
         for warning in caught:
-            self.progress.say(without_secrets(str(warning.message)))
+            self.progress.say(redact(str(warning.message)))
         return info
 
     def _checked(self, info: CommitInfo, changes: Changes) -> PushResult:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from hubextrap._version import __version__
 from hubextrap.errors import CorruptFile
-from hubextrap.hub_access import without_secrets
+from hubextrap.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 PROVENANCE_FILE = "hubextrap.json"
 
 _PACKAGES = ("torch", "safetensors", "huggingface_hub")
-_CREDENTIALS = re.compile(r"(://)[^/@\s'\"]+@")
 _ABSOLUTE_PATH = re.compile(
     r"""(?P<quote>["'])(?:(?:file://)?/|~/|[A-Za-z]:[\\/])(?P<quoted>[^"'\n]*)(?P=quote)  # may hold blanks
       | (?<![^\s,=\[{(])(?:(?:file://)?/|~/|[A-Za-z]:[\\/])(?P<bare>[^\s,\]}"'#]*)""",
@@ -36,8 +35,7 @@ _ABSOLUTE_PATH = re.compile(
 
 def without_private_parts(text: str) -> str:
     """``text`` without secrets, and with absolute paths cut to their last part: fit to be published."""
-    text = _CREDENTIALS.sub(r"\1***@", without_secrets(text))
-    return _ABSOLUTE_PATH.sub(_last_part, text)
+    return _ABSOLUTE_PATH.sub(_last_part, redact(text))
 
 
 def _last_part(match: re.Match[str]) -> str:

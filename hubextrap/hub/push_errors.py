@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import HubExtrapError, PushError
-from hubextrap.hub_access import is_oidc_exchange, network_errors, oidc_remedy, without_secrets
+from hubextrap.hub_access import first_line, is_oidc_exchange, network_errors, oidc_remedy
 from hubextrap.patience import cause_of
 
 if TYPE_CHECKING:
@@ -44,12 +44,12 @@ def push_errors(what: str) -> Iterator[None]:
         raise
     except caught as error:
         cause = cause_of(error)
-        said = without_secrets(_first_line(cause))
+        said = first_line(cause) or type(cause).__name__
         if isinstance(cause, hub.OIDCError) or is_oidc_exchange(cause):
             raise PushError(f"{what}: {oidc_remedy(cause)}") from error
         if isinstance(cause, hub.HfHubHTTPError):
             status = cause.response.status_code
-            server = without_secrets((cause.server_message or "").strip())
+            server = (cause.server_message or "").strip()
             said = f"the Hub answered {status}" + (f" ({server})" if server else "")
             remedy = _REMEDIES.get(status, _OTHER_REMEDY)
             if status == 404 and is_lost_upload(error):
@@ -58,9 +58,8 @@ def push_errors(what: str) -> Iterator[None]:
         if isinstance(cause, hub.OfflineModeIsEnabled):
             raise PushError(f"{what}: HF_HUB_OFFLINE is set; unset it to push") from error
         if isinstance(cause, network_errors()):
-            reason = said or type(cause).__name__
             raise PushError(
-                f"{what}: cannot reach the Hub ({reason}); check the network and HF_ENDPOINT, then push again"
+                f"{what}: cannot reach the Hub ({said}); check the network and HF_ENDPOINT, then push again"
             ) from error
         raise PushError(f"{what}: {said}; {_OTHER_REMEDY}") from error
 
@@ -83,8 +82,3 @@ def is_lost_upload(error: BaseException) -> bool:
     return (request.method == "PUT" and status == 403) or (
         request.url.path.endswith("/objects/verify") and status == 404
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

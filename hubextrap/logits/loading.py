@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import CheckpointMismatch, UnsupportedCheckpoint
-from hubextrap.hub_access import reason
+from hubextrap.hub_access import reason, redact_logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +33,7 @@ def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str =
     """
     from transformers import AutoModelForCausalLM
 
+    redact_logs()
     where, place = _place(checkpoint)
     try:
         with _without_bars():
@@ -54,15 +55,24 @@ def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str =
     return loaded
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    checkpoint: Checkpoint, *, use_fast: bool | None = None, add_bos_token: bool | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint.
+
+    Args:
+        use_fast: which of two implementations, where transformers has two; None leaves it to transformers.
+        add_bos_token: whether texts get the first special token; None leaves it to the checkpoint.
 
     Raises:
         UnsupportedCheckpoint: transformers cannot load it.
     """
     from transformers import AutoTokenizer
 
+    redact_logs()
     where, place = _place(checkpoint)
+    asked = {"use_fast": use_fast, "add_bos_token": add_bos_token}
+    place |= {key: value for key, value in asked.items() if value is not None}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **place)
     except Exception as error:

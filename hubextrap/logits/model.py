@@ -158,9 +158,13 @@ class ExtrapolatedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore
         return cls.from_mixture(read_manifest(str(reference)), dtype=dtype, device=device, progress=progress)
 
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | os.PathLike[str], **_: Any
+        self, save_directory: str | os.PathLike[str], *, max_shard_size: int | str | None = None
     ) -> None:
         """Write the manifest, pinned references and coefficients: the weights stay where they are.
+
+        Args:
+            save_directory: a folder, which is made if need be.
+            max_shard_size: what `push_to_hub` passes on; a manifest has no shards.
 
         Raises:
             OutputError: the models were handed in, so there is nothing to refer to; or the file cannot be

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -15,8 +14,8 @@ from hubextrap.recipe import mergekit_form
 from hubextrap.recipe.models import Parameters, Recipe, RecipeSection, TensorRule
 from hubextrap.recipe.regrounding import RegroundRecipe
 from hubextrap.recipe.yaml_nodes import Document, Place, read_yaml
+from hubextrap.redaction import HUB_TOKEN
 
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _SIZE_LIMIT = 1_000_000
 
 
@@ -115,7 +114,7 @@ def _parse(text: str) -> tuple[Recipe | RegroundRecipe | None, list[tuple[int, s
             text.count("\n", 0, found.start()) + 1,
             "holds what looks like a Hub token; take it out, and set HF_TOKEN",
         )
-        for found in _TOKEN.finditer(text)
+        for found in HUB_TOKEN.finditer(text)
     ]
     recipe = None
     if document.data is not None or not problems:

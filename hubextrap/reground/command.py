@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from hubextrap.errors import CommandFailed, OutputError
+from hubextrap.redaction import redact
 from hubextrap.reground import guardian
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class CommandRunner:
     """Descriptor of the run's lock; a command's guardian keeps it until the command has ended."""
     say: Callable[[str], None]
     echo: BinaryIO | None = None
-    """Where the commands' output goes besides their logs."""
+    """Where the commands' output goes besides their logs, without what looks like a secret."""
 
     def run(self, arguments: Sequence[str], log: Path, what: str) -> None:
         """Run ``arguments`` in a session of its own, in the current folder, with the same environment.
@@ -82,14 +83,14 @@ class CommandRunner:
             os.close(alive)
 
     def _wait(self, process: subprocess.Popen[bytes], reader: BinaryIO) -> int:
+        held = b""
         while True:
             try:
                 code = process.wait(_INTERVAL)
             except subprocess.TimeoutExpired:
                 code = None
-            if self.echo is not None and (output := reader.read()):
-                self.echo.write(output)
-                self.echo.flush()
+            if self.echo is not None:
+                held = _passed_on(held, reader.read(), self.echo, ended=code is not None)
             if code is not None:
                 return code
 
@@ -115,6 +116,17 @@ def _opened(log: Path) -> BinaryIO:
             f"{log}: cannot be written: {error.strerror}; make room or check the folder's permissions, then "
             "run the same command again"
         ) from error
+
+
+def _passed_on(held: bytes, output: bytes, echo: BinaryIO, *, ended: bool) -> bytes:
+    """Show whole lines without secrets, and half a line once nothing follows; what is held back."""
+    held += output
+    end = len(held) if ended or not output else max(held.rfind(b"\n"), held.rfind(b"\r")) + 1
+    if end:
+        text = held[:end].decode(errors="surrogateescape")
+        echo.write(redact(text).encode(errors="surrogateescape"))
+        echo.flush()
+    return held[end:]
 
 
 def last_lines(log: Path, begin: int = 0) -> list[str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hubextrap.errors import EvaluationError, ReferenceNotFound
+from hubextrap.hub_access import reason, redact_logs
 from hubextrap.progress import SilentProgress
 from hubextrap.statistics.linearity import LINEAR, r_squared
 
@@ -334,7 +335,9 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Any:
     try:
         return AutoTokenizer.from_pretrained(where, **place)
     except Exception as error:  # transformers raises nearly anything
-        raise EvaluationError(f"{checkpoint.name}: its tokenizer cannot be loaded: {error}") from error
+        raise EvaluationError(
+            f"{checkpoint.name}: its tokenizer cannot be loaded: {reason(error)}"
+        ) from error
 
 
 def _load_model(checkpoint: Checkpoint, device: str) -> Any:
@@ -349,7 +352,7 @@ def _load_model(checkpoint: Checkpoint, device: str) -> Any:
         model, info = made
         model.to(device).eval()
     except Exception as error:  # transformers raises nearly anything
-        raise EvaluationError(f"{checkpoint.name}: transformers cannot load it: {error}") from error
+        raise EvaluationError(f"{checkpoint.name}: transformers cannot load it: {reason(error)}") from error
     if missing := sorted(info["missing_keys"]):
         raise EvaluationError(
             f"{checkpoint.name}: is no whole language model: {len(missing)} of its weights, as {missing[0]}, "
@@ -374,6 +377,7 @@ def _quiet_transformers() -> Iterator[None]:
     """Only errors get through, and no bars; everything is as before afterwards."""
     from transformers.utils import logging
 
+    redact_logs()
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

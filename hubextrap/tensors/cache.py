@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap._version import __version__
 from hubextrap.errors import SourceError
-from hubextrap.hub_access import hub_errors, without_secrets
+from hubextrap.hub_access import first_line, hub_errors
 from hubextrap.tensors.local import LocalSource
 from hubextrap.tensors.remote import list_folder
 from hubextrap.tensors.weights import PICKLE_SUFFIXES, check_files
@@ -51,9 +51,8 @@ def cached_source(checkpoint: Checkpoint) -> LocalSource:
                 tqdm_class=Silent,
             )
         except (LocalEntryNotFoundError, OSError) as error:
-            reason = without_secrets(str(error).strip().partition("\n")[0])
             raise SourceError(
-                f"{checkpoint.name}: cannot be downloaded: {reason}; check the network and the free space of "
-                "the cache, then run the same command again"
+                f"{checkpoint.name}: cannot be downloaded: {first_line(error)}; check the network and the "
+                "free space of the cache, then run the same command again"
             ) from error
     return LocalSource(Path(folder) / path, checkpoint.name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
 from hubextrap.errors import SourceError
-from hubextrap.hub_access import hub_api, hub_errors, without_secrets
+from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.patience import Attempts, Patience, is_passing, wait_asked_by
 from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER, FileInfo
 from hubextrap.tensors.transfer import Part, Refused, Target, fetch, origin
@@ -153,7 +153,7 @@ class RemoteSource:
                     hint = f"; the server asked to wait {asked:.0f} s" if asked else ""
                     raise SourceError(
                         f"{where}: bytes {first}-{last} could not be read in {attempts.failed} attempts over "
-                        f"{attempts.elapsed:.0f} s: {without_secrets(cause)}{hint}; check the network, then "
+                        f"{attempts.elapsed:.0f} s: {cause}{hint}; check the network, then "
                         "run the same command again"
                     )
                 # An address that expired or a connection that brought something is worth an attempt at once.

@@ -192,7 +192,7 @@ def test_the_entry_point_for_later_versions_leads_to_the_model(plugin: Any) -> N
         (LINE | {"trajectory": "x/y", "base_stepp": 1}, r"base_stepp: unknown key; did you mean base_step\?"),
         (
             LINE | {"trajectory": "x/y", "parallelize": True},
-            r"parallelize: unknown key; two_point takes base_step",
+            r"parallelize=True: the model hubextrap does not take it: a prediction is loaded whole",
         ),
         (LINE | {"trajectory": "x/y", "space": "both"}, r"space: must be weights or logits, not 'both'"),
         (
