@@ -53,6 +53,8 @@ class Prediction:
     pushed: PushResult | None
     target: PushTarget | None
     provenance: Provenance
+    caveats: tuple[str, ...]
+    """What was not predicted, what is stored otherwise, which inputs hold the same weights."""
     identical_to_last: bool
     """Every byte of its weights is the last checkpoint's: nothing was predicted."""
 
@@ -128,6 +130,7 @@ def _merge_into_folders(
                 pushed[index] if pushed else None,
                 targets[index] if targets else None,
                 provenances[index],
+                prepared.caveats,
                 outputs[index].identical_to_last,
             )
             for index, (step, folder) in enumerate(zip(steps, folders, strict=True))
@@ -168,7 +171,9 @@ def _merge_onto_hub(prepared: Prepared, targets: list[PushTarget], progress: Pro
             ).encode()
             result = sink.commit(files, commit_message(provenance))
             predictions.append(
-                Prediction(step, None, result, target, provenance, outputs[index].identical_to_last)
+                Prediction(
+                    step, None, result, target, provenance, prepared.caveats, outputs[index].identical_to_last
+                )
             )
     return MergeResult(tuple(predictions))
 
@@ -221,7 +226,7 @@ def _companions(
     if prepared.plan.index_file is not None:
         files[prepared.plan.index_file] = prepared.plan.index
     files[PROVENANCE_FILE] = provenance.to_bytes()
-    files["README.md"] = model_card(provenance, _card_of(last)).encode()
+    files["README.md"] = model_card(provenance, _card_of(last), caveats=prepared.caveats).encode()
     return provenance, files
 
 

@@ -98,7 +98,8 @@ def plan(
         with prepare(recipe, settings, progress, read_weights=False) as prepared:
             problems = _output_problems(prepared, out, asked)
             report = _report(prepared.trajectory, recipe, prepared, out, targets, problems)
-            return report if recipe.space == "weights" else _without_output(report)
+            same = prepared.trajectory.notes
+            return report if recipe.space == "weights" else _without_output(report, same)
     except TrajectoryError:
         raise
     except HubExtrapError as error:
@@ -140,7 +141,7 @@ def check_destinations(recipe: Recipe, into_folder: bool, targets: Sequence[Push
         )
 
 
-def _without_output(report: PlanReport) -> PlanReport:
+def _without_output(report: PlanReport, same: Sequence[str]) -> PlanReport:
     """What is left of a plan with ``space: logits``."""
     problem = "space: logits writes no weights; leave --out and --push out" if report.outputs else None
     return replace(
@@ -150,7 +151,7 @@ def _without_output(report: PlanReport) -> PlanReport:
         bytes_written=0,
         peak_memory=0,
         outputs=(),
-        notes=("space: logits loads the checkpoints with a coefficient and mixes them while decoding",),
+        notes=("space: logits loads the checkpoints with a coefficient and mixes them while decoding", *same),
         problems=(*report.problems, *([problem] if problem else [])),
     )
 
@@ -214,6 +215,10 @@ def _report(
         bytes_written=plan.total_bytes_written if plan else 0,
         peak_memory=plan.peak_memory if plan else 0,
         outputs=(*outputs, *(f"hf://{target.name}" for target in targets)),
-        notes=(*(plan.notes if plan else ()), *((_PENDING,) if prepared and prepared.pending else ())),
+        notes=(
+            *trajectory.notes,
+            *((*plan.notes, *plan.caveats) if plan else ()),
+            *((_PENDING,) if prepared and prepared.pending else ()),
+        ),
         problems=tuple(problems),
     )

@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hubextrap.api.fitting import fit_rules, stacked
+from hubextrap.api.fitting import fit_rules, needs_scan, stacked
 from hubextrap.engine.plan import (
     DEFAULT_MEMORY,
     DEFAULT_WORKERS,
@@ -16,7 +16,7 @@ from hubextrap.engine.plan import (
     plan_merge,
 )
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.tensors import open_source, read_layouts, ties_embeddings
+from hubextrap.tensors import open_source, read_combinable, read_layouts, ties_embeddings
 from hubextrap.trajectory import find_recipe_trajectory
 
 if TYPE_CHECKING:
@@ -66,6 +66,11 @@ class Prepared:
     pending: bool
     """Whether stand-ins take the place of coefficients that follow from the weights."""
 
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What whoever uses the output should know."""
+        return (*self.trajectory.notes, *self.plan.caveats)
+
 
 @contextmanager
 def prepare(
@@ -106,7 +111,9 @@ def prepare(
             stack.enter_context(closing(open_source(checkpoint, cache=settings.cache)))
             for checkpoint in trajectory.checkpoints
         )
-        layouts = read_layouts(sources, progress)
+        # logits are mixed of whatever transformers loads, quantised or not
+        combined = recipe.space == "weights" or needs_scan(recipe)
+        layouts = (read_combinable if combined else read_layouts)(sources, progress)
         remote = not settings.cache and any(checkpoint.repo for checkpoint in trajectory.checkpoints)
         tied = ties_embeddings(sources[-1])
 

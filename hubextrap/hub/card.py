@@ -11,6 +11,8 @@ import yaml
 from hubextrap.hub.provenance import PROVENANCE_FILE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hubextrap.hub.provenance import CoefficientRule, InputCheckpoint, Provenance
 
 TAGS = ("hubextrap", "merge", "extrapolation", "rlvr")
@@ -23,12 +25,19 @@ _SHOWN_RULES = 8
 _SHOWN_STEPS = 30
 
 
-def model_card(provenance: Provenance, last_card: str | None = None, results: str | None = None) -> str:
+def model_card(
+    provenance: Provenance,
+    last_card: str | None = None,
+    results: str | None = None,
+    *,
+    caveats: Sequence[str] = (),
+) -> str:
     """The README.md of a predicted model, metadata first.
 
     Args:
         last_card: README.md of the last checkpoint; licence, language, pipeline tag, datasets are taken over.
         results: a Markdown table of what was measured.
+        caveats: facts about the weights, a sentence each.
     """
     from huggingface_hub import ModelCardData
 
@@ -44,6 +53,7 @@ def model_card(provenance: Provenance, last_card: str | None = None, results: st
         _opening(provenance),
         _inputs(provenance),
         _how(provenance),
+        *(["\n".join(f"- {_plain(caveat)}" for caveat in caveats)] if caveats else []),
         f"## Results\n\n{marked_results(results or _NOT_MEASURED)}",
         f"## Load it\n\n{_LOAD_BEGIN}\n{_snippet(_FOLDER, None)}\n{_LOAD_END}",
         _reproduction(provenance),

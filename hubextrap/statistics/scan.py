@@ -119,6 +119,7 @@ class Scan:
             "tensors": len(self.tensors),
             **self.linearity().as_dict(),
             "random_walk": asdict(self.random_walk),
+            "same_weights": [list(steps) for steps in self.gram_table.same_weights()],
             "delta_norm": {
                 str(step): float(norm)
                 for step, norm in zip(self.steps, np.sqrt((norms**2).sum(axis=0)), strict=True)

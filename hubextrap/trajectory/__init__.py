@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, Trajectory
+from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, Trajectory, say_same_weights
 from hubextrap.trajectory.describe import describe, describe_checkpoint
 from hubextrap.trajectory.discover import find_series, find_trajectory, pin_checkpoints, resolve_checkpoint
 from hubextrap.trajectory.observed import find_recipe_trajectory
@@ -23,4 +23,5 @@ __all__ = [
     "parse_reference",
     "pin_checkpoints",
     "resolve_checkpoint",
+    "say_same_weights",
 ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
 UNKNOWN_STEP = -1
@@ -30,6 +31,8 @@ class Checkpoint:
     dtype: str | None = None
     """safetensors name of the dtype of most of its bytes, e.g. BF16, where known."""
     date: datetime | None = None
+    digest: str | None = field(default=None, compare=False)
+    """What stands for the bytes of its weight files, where the Hub's listing says it."""
 
     @property
     def name(self) -> str:
@@ -39,6 +42,23 @@ class Checkpoint:
         return f"{self.repo}@{self.revision}" + (f":{self.path}" if self.path else "")
 
 
+def say_same_weights(groups: Iterable[Sequence[int]], count: int) -> tuple[str, ...]:
+    """A line for each group of steps with the same weights, of ``count`` checkpoints."""
+    lines = []
+    for steps in groups:
+        if len(steps) == count:
+            what = f"all {count} checkpoints hold the same weights: nothing was trained"
+        else:
+            *others, last = map(str, steps)
+            listed = " and ".join(filter(None, [", ".join(others[:-1]), others[-1]]))
+            what = (
+                f"step{'s' * (len(others) > 1)} {listed} hold{'s' * (len(others) == 1)} the same weights as "
+                f"step {last}: nothing was trained between them"
+            )
+        lines.append(f"{what}, or the upload is wrong; leave out the steps that are not what they are called")
+    return tuple(lines)
+
+
 @dataclass(frozen=True, slots=True)
 class Trajectory:
     """Checkpoints of one training run, in step order, no step twice."""
@@ -46,6 +66,13 @@ class Trajectory:
     checkpoints: tuple[Checkpoint, ...]
     series: str
     """The names that belong together, e.g. ``step_{step}``."""
+    same_weights: tuple[tuple[int, ...], ...] = ()
+    """Steps whose checkpoints hold the same weights, each group in order; see ``sameness``."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line for each group of steps with the same weights."""
+        return say_same_weights(self.same_weights, len(self.checkpoints))
 
     @property
     def steps(self) -> tuple[int, ...]:
