@@ -119,10 +119,11 @@ def test_what_is_copied_is_told_with_its_bytes() -> None:
     last = layout("x", [A, B, ("ids", "I64", (2,)), ("mask", "BOOL", (4,))])
     rows = {"b.weight": np.array([[0.0, 1.0]])}
     plan = plan_merge((1, 2), (last, last), lambda name: rows.get(name, LINE))
-    assert plan.caveats == (
-        "copied from the last checkpoint, not predicted: 3 of 4 tensors, 36 bytes (36.0%): b.weight, ids, "
-        "mask",
+    (caveat,) = plan.caveats
+    assert caveat.startswith(
+        "copied from the last checkpoint, not predicted: 3 of 4 tensors, 36 bytes (36.0%)"
     )
+    assert caveat.endswith(": b.weight, ids, mask")
     assert plan_two(layout("x", [A, B]), layout("x", [A, B])).caveats == ()
     first = {"b.weight": np.array([[1.0, 0.0]])}  # a copy too, but not of the last checkpoint
     plan = plan_merge((1, 2), (last, last), lambda name: first.get(name, LINE))

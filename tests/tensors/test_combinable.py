@@ -278,9 +278,9 @@ def test_plain_models_of_many_architectures() -> None:
         t.GPTNeoXConfig(**small, intermediate_size=16),
         t.BertConfig(**small, intermediate_size=16),
         t.DeepseekV3Config(
-            **small, intermediate_size=16, moe_intermediate_size=8, n_routed_experts=4, n_group=1, topk_group=1,
-            num_experts_per_tok=2, first_k_dense_replace=0, num_key_value_heads=2, kv_lora_rank=4, q_lora_rank=4,
-            qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4,
+            **small, intermediate_size=16, moe_intermediate_size=8, n_routed_experts=4, n_group=1,
+            topk_group=1, num_experts_per_tok=2, first_k_dense_replace=0, num_key_value_heads=2,
+            kv_lora_rank=4, q_lora_rank=4, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4,
         ),
         t.MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=32, state_size=4),
         t.Qwen3Config(**small, intermediate_size=16, num_key_value_heads=2, head_dim=8),
