@@ -96,7 +96,8 @@ class Scan:
     def delta_norms(self) -> NDArray[np.float64]:
         """(N, K): ‖W_k − W_0‖ of each tensor."""
         squares = np.diagonal(self.gram_table.gram, axis1=1, axis2=2)
-        return np.sqrt(squares.clip(min=0.0))  # a run that came back to its start is rounded to below 0
+        # that of a run that came back to its start may be rounded to below 0
+        return np.asarray(np.sqrt(squares.clip(min=0.0)), dtype=np.float64)
 
     def linearity(self, rows: Iterable[int] | None = None) -> Linearity:
         """R² over all weights of some tensors (all of them by default)."""

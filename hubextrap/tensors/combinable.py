@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import UnsupportedCheckpoint
@@ -81,7 +82,7 @@ def read_combinable(sources: Sequence[Source], progress: Progress | None = None)
 
 def is_adapter_tensor(name: str) -> bool:
     """Whether a tensor is part of an adapter, or of a model that is still wrapped in one, by its name."""
-    return _WRAPPED.search(name) is not None or any(map(_ADAPTER_PART.fullmatch, name.split(".")))
+    return any(map(_is_adapter_part, name.split("."))) or _WRAPPED.search(name) is not None
 
 
 def quantised_pair(tensors: Mapping[str, TensorInfo]) -> tuple[str, str | None] | None:
@@ -97,6 +98,16 @@ def quantised_pair(tensors: Mapping[str, TensorInfo]) -> tuple[str, str | None] 
     return _pair_without_name(tensors) or next(
         ((name, None) for name in tensors if not _QUANTISED_PARTS.isdisjoint(name.lower().split("."))), None
     )
+
+
+@lru_cache(maxsize=4096)  # the parts of 45,000 names are a few hundred
+def _is_adapter_part(part: str) -> bool:
+    return _ADAPTER_PART.fullmatch(part) is not None
+
+
+@lru_cache(maxsize=4096)
+def _is_scale(part: str) -> bool:
+    return _SCALE.search(part) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +196,7 @@ def _packed_places(tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
     """Where a scale of an integer or float8 tensor would lie, to the largest such tensor there."""
     places: dict[str, str] = {}
     for name, info in tensors.items():
-        if not _may_be_packed(info) or _SCALE.search(_last(name)):
+        if not _may_be_packed(info) or _is_scale(_last(name)):
             continue
         found = [name, *filter(None, [_stem(name)])]
         if not info.dtype.endswith("64"):  # those number things; they only count beside a scale of their name
@@ -199,7 +210,7 @@ def _packed_places(tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
 def _places_of_scale(name: str) -> Iterator[str]:
     """Names and modules that a tensor called like a scale may belong to; none for any other name."""
     module, last = _module(name), _last(name)
-    if not _SCALE.search(last):
+    if not _is_scale(last):
         return
     start = len(name) - len(last)
     for cut in reversed([match.start() for match in re.finditer(r"[_:]", last)]):
@@ -220,6 +231,8 @@ def _pair_without_name(tensors: Mapping[str, TensorInfo]) -> tuple[str, str] | N
                     packed[place] = name
         elif info.dtype in _FLOATS and _last(name) == "weight":
             plain.add(_module(name))
+    if not packed:
+        return None
     for name, info in tensors.items():
         if info.dtype not in _FLOATS or _BUFFER.search(_last(name)):
             continue

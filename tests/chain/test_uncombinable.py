@@ -227,6 +227,7 @@ def predicted(run: Path, out: Path) -> Tensors:
     return load_file(out / "model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_adapters_merged_into_their_base_are_predicted(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
