@@ -20,7 +20,7 @@ from pydantic import PlainValidator
 
 from hubextrap.engine.kernels import Combiner, count_non_finite
 from hubextrap.engine.plan import BLOCK, combination
-from hubextrap.errors import CheckpointMismatch, MethodError, NonFinite, StepError
+from hubextrap.errors import CheckpointMismatch, MethodError, NonFinite, StepError, UnsupportedCheckpoint
 from hubextrap.methods import (
     coefficients,
     find_method,
@@ -30,6 +30,7 @@ from hubextrap.methods import (
     parameter_problems,
 )
 from hubextrap.statistics.linearity import BINS
+from hubextrap.tensors.combinable import MERGE_ADAPTER, is_adapter_tensor
 
 try:
     from mergekit.merge_methods import (
@@ -93,10 +94,15 @@ class TrajectoryMergeMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit
             StepError: a model without a step, two of one step, a target before the last step.
             MethodError: the method cannot serve these steps.
             CheckpointMismatch: tensors that are no floating-point numbers.
+            UnsupportedCheckpoint: a tensor of an adapter.
             NonFinite: NaN or infinity came out.
         """
         tensor = group.metadata.name or "tensor"
         steps, inputs = _in_step_order(group, parameters.pop("step"))
+        if is_adapter_tensor(tensor):
+            raise UnsupportedCheckpoint(
+                f"{tensor} is part of an adapter, whose factors cannot be combined apart; {MERGE_ADAPTER}"
+            )
         if not inputs[0].is_floating_point():
             raise CheckpointMismatch(f"{tensor} is {inputs[0].dtype}, which cannot be combined")
         own = {

@@ -19,7 +19,7 @@ from hubextrap.engine.plan import LOCAL_READ_SIZE, plan_merge
 from hubextrap.hub import PROVENANCE_FILE, CoefficientRule, OutputShard, build_provenance, model_card
 from hubextrap.hub.side_files import side_files
 from hubextrap.reground.loop import GramOfSnapshots
-from hubextrap.tensors import LocalSink, LocalSource, read_layouts, ties_embeddings
+from hubextrap.tensors import LocalSink, LocalSource, read_combinable, ties_embeddings
 from hubextrap.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def scan_folders(
 
     with ExitStack() as stack:
         sources = [stack.enter_context(closing(LocalSource(one.path))) for one in checkpoints]
-        layouts = read_layouts(sources, progress)
+        layouts = read_combinable(sources, progress)
         table = scan_trajectory(
             Trajectory(tuple(checkpoints), "snapshots"),
             sources,
@@ -98,7 +98,7 @@ def extrapolate(
         sources = [stack.enter_context(closing(LocalSource(one.path))) for one in checkpoints]
         plan = plan_merge(
             [one.step for one in checkpoints],
-            read_layouts(sources, progress),
+            read_combinable(sources, progress),
             coefficients_for,
             tied=ties_embeddings(sources[-1]),
             memory=settings.memory,
@@ -149,5 +149,6 @@ def extrapolate(
             if plan.index_file is not None:
                 files[plan.index_file] = plan.index
             files[PROVENANCE_FILE] = provenance.to_bytes()
-            files["README.md"] = model_card(provenance, side_files=files).encode()
+            card = model_card(provenance, side_files=files, caveats=plan.caveats)
+            files["README.md"] = card.encode()
             write_files(staging.folder, files)

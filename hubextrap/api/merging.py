@@ -54,6 +54,8 @@ class Prediction:
     pushed: PushResult | None
     target: PushTarget | None
     provenance: Provenance
+    caveats: tuple[str, ...]
+    """What was not predicted, what is stored otherwise, which inputs hold the same weights."""
     identical_to_last: bool
     """Every byte of its weights is the last checkpoint's: nothing was predicted."""
 
@@ -133,6 +135,7 @@ def _merge_into_folders(
                 pushed[index] if pushed else None,
                 targets[index] if targets else None,
                 provenances[index],
+                prepared.caveats,
                 outputs[index].identical_to_last,
             )
             for index, (step, folder) in enumerate(zip(steps, folders, strict=True))
@@ -173,7 +176,9 @@ def _merge_onto_hub(prepared: Prepared, targets: list[PushTarget], progress: Pro
             ).encode()
             result = sink.commit(files, commit_message(provenance))
             predictions.append(
-                Prediction(step, None, result, target, provenance, outputs[index].identical_to_last)
+                Prediction(
+                    step, None, result, target, provenance, prepared.caveats, outputs[index].identical_to_last
+                )
             )
     return MergeResult(tuple(predictions))
 
@@ -226,7 +231,8 @@ def _companions(
     if prepared.plan.index_file is not None:
         files[prepared.plan.index_file] = prepared.plan.index
     files[PROVENANCE_FILE] = provenance.to_bytes()
-    files["README.md"] = model_card(provenance, _card_of(last), side_files=files).encode()
+    card = model_card(provenance, _card_of(last), side_files=files, caveats=prepared.caveats)
+    files["README.md"] = card.encode()
     return provenance, files
 
 

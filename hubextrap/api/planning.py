@@ -101,7 +101,7 @@ def plan(
             problems, removals = _looked_at(asked, prepared)
             problems += _output_problems(prepared, out)
             report = _report(trajectory, recipe, prepared, out, targets, problems, removals)
-            return report if recipe.space == "weights" else _without_output(report)
+            return report if recipe.space == "weights" else _without_output(report, trajectory.notes)
     except TrajectoryError:
         raise
     except HubExtrapError as error:
@@ -142,7 +142,7 @@ def check_destinations(recipe: Recipe, into_folder: bool, targets: Sequence[Push
         )
 
 
-def _without_output(report: PlanReport) -> PlanReport:
+def _without_output(report: PlanReport, same: Sequence[str]) -> PlanReport:
     """What is left of a plan with ``space: logits``."""
     problem = "space: logits writes no weights; leave --out and --push out" if report.outputs else None
     return replace(
@@ -152,7 +152,7 @@ def _without_output(report: PlanReport) -> PlanReport:
         bytes_written=0,
         peak_memory=0,
         outputs=(),
-        notes=("space: logits loads the checkpoints with a coefficient and mixes them while decoding",),
+        notes=("space: logits loads the checkpoints with a coefficient and mixes them while decoding", *same),
         problems=(*report.problems, *([problem] if problem else [])),
     )
 
@@ -226,7 +226,8 @@ def _report(
         peak_memory=plan.peak_memory if plan else 0,
         outputs=(*outputs, *(f"hf://{target.name}" for target in targets)),
         notes=(
-            *(plan.notes if plan else ()),
+            *trajectory.notes,
+            *((*plan.notes, *plan.caveats) if plan else ()),
             *(prepared.notes if prepared else ()),
             *removals,
             *((_PENDING,) if prepared and prepared.pending else ()),

@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hubextrap.api.fitting import fit_rules, stacked
+from hubextrap.api.fitting import fit_rules, needs_scan, stacked
 from hubextrap.engine.plan import (
     DEFAULT_MEMORY,
     DEFAULT_WORKERS,
@@ -17,7 +17,7 @@ from hubextrap.engine.plan import (
 )
 from hubextrap.hub.side_files import SideFiles, choose_side_files
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.tensors import open_source, read_layouts, ties_embeddings
+from hubextrap.tensors import open_source, read_combinable, read_layouts, ties_embeddings
 from hubextrap.trajectory import find_recipe_trajectory
 
 if TYPE_CHECKING:
@@ -81,6 +81,11 @@ class Prepared:
         left_out = f"left out: {shown} of the last checkpoint; copy what the prediction needs of them"
         return (*of_weights, *([left_out] if files else []))
 
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What whoever uses the output should know."""
+        return (*self.trajectory.notes, *self.plan.caveats)
+
 
 @contextmanager
 def prepare(
@@ -123,7 +128,9 @@ def prepare(
             stack.enter_context(closing(open_source(checkpoint, cache=settings.cache)))
             for checkpoint in trajectory.checkpoints
         )
-        layouts = read_layouts(sources, progress)
+        # logits are mixed of whatever transformers loads, quantised or not
+        combined = recipe.space == "weights" or needs_scan(recipe)
+        layouts = (read_combinable if combined else read_layouts)(sources, progress)
         remote = not settings.cache and any(checkpoint.repo for checkpoint in trajectory.checkpoints)
         tied = ties_embeddings(sources[-1])
         beside = choose_side_files(sources[-1])

@@ -16,7 +16,7 @@ from hubextrap.progress import Progress, SilentProgress
 from hubextrap.statistics import LogProbRequest, Scan, measure_logprobs
 from hubextrap.statistics.logprobs import checkpoint_at
 from hubextrap.statistics.tensor_scan import ScanJournal
-from hubextrap.tensors import open_source, read_layouts, ties_embeddings
+from hubextrap.tensors import open_source, read_combinable, ties_embeddings
 
 if TYPE_CHECKING:
     from hubextrap.tensors.interfaces import Source
@@ -112,7 +112,7 @@ def _scan_weights(
 ) -> Scan:
     from hubextrap.engine.scan import scan_trajectory  # imports numba
 
-    layouts = read_layouts(sources, progress)
+    layouts = read_combinable(sources, progress)
     remote = not settings.cache and any(checkpoint.repo for checkpoint in trajectory.checkpoints)
     journal = None
     if path is not None:

@@ -80,7 +80,7 @@ def predictions_markdown(predictions: Sequence[Prediction]) -> str:
             line += f", at {code(prediction.target.name)} as {code(prediction.pushed.commit[:8])}"
         if prediction.identical_to_last:
             line += "; every weight is the same as in the last checkpoint: nothing was predicted"
-        lines.append(line)
+        lines += [line, *(f"  - {code(caveat)}" for caveat in prediction.caveats)]
     return "### Predicted\n\n" + "\n".join(lines)
 
 

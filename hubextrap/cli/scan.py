@@ -103,6 +103,8 @@ def print_scan(reference: str, scan: Scan) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from hubextrap.trajectory import say_same_weights
+
     table = Table(box=None, pad_edge=False)
     table.add_column("module", overflow="fold")
     for heading in ("tensors", "weights", "kept", "median R²", "R² > 0.7", "‖last − first‖"):
@@ -128,6 +130,8 @@ def print_scan(reference: str, scan: Scan) -> None:
         f"left out: {whole.unmoved:,} weights that did not move, {whole.small_range:,} that moved by 1e-4 or "
         f"less, {whole.few_values:,} with fewer than 4 values"
     )
+    for note in say_same_weights(scan.gram_table.same_weights(), len(scan.steps)):
+        console.print(f"warning: {note}", soft_wrap=True)
     if scan.logprobs is not None:
         row = scan.logprobs.as_dict()
         console.print(

@@ -51,12 +51,13 @@ def steps(
     if not fast:
         trajectory = describe(trajectory, progress)
     if as_json:
-        typer.echo(json.dumps([_as_json(checkpoint) for checkpoint in trajectory.checkpoints], indent=2))
+        typer.echo(json.dumps([_as_json(one, trajectory) for one in trajectory.checkpoints], indent=2))
     else:
         _print_table(reference, trajectory)
 
 
-def _as_json(checkpoint: Checkpoint) -> dict[str, Any]:
+def _as_json(checkpoint: Checkpoint, trajectory: Trajectory) -> dict[str, Any]:
+    alike = next((steps for steps in trajectory.same_weights if checkpoint.step in steps), ())
     return {
         "step": checkpoint.step,
         "name": checkpoint.name,
@@ -68,6 +69,7 @@ def _as_json(checkpoint: Checkpoint) -> dict[str, Any]:
         "dtype": checkpoint.dtype,
         "date": checkpoint.date.isoformat() if checkpoint.date else None,
         "note": checkpoint.note,
+        "same_weights_as": [step for step in alike if step != checkpoint.step],
     }
 
 

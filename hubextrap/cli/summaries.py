@@ -68,6 +68,8 @@ def print_prediction(prediction: Prediction) -> None:
         typer.echo(f"written to {prediction.folder}")
     if prediction.pushed is not None and prediction.target is not None:
         typer.echo(push_line(prediction.target, prediction.pushed))
+    for caveat in prediction.caveats:
+        typer.echo(f"note: {caveat}")
     if prediction.identical_to_last:
         typer.echo("note: every weight is the same as in the last checkpoint; nothing was predicted")
 
@@ -96,6 +98,7 @@ def prediction_as_json(prediction: Prediction) -> dict[str, Any]:
         "push": push_as_json(prediction.target, prediction.pushed)
         if prediction.target and prediction.pushed
         else None,
+        "caveats": list(prediction.caveats),
         "identical_to_last": prediction.identical_to_last,
         "provenance": prediction.provenance.model_dump(mode="json"),
     }

@@ -89,7 +89,6 @@ def compare(
             for name in checkpoint
             if name not in known
         ]
-    problems += _quantised(last, last_step)
     return entries, problems, notes
 
 
@@ -118,14 +117,3 @@ def _difference(info: TensorInfo, reference: TensorInfo) -> tuple[str, str] | No
     if info.dtype != reference.dtype and not (info.dtype in FLOATS and reference.dtype in FLOATS):
         return f"is {info.dtype}", f"{reference.dtype}"
     return None
-
-
-def _quantised(tensors: Mapping[str, TensorInfo], step: int) -> list[str]:
-    """float8 weights with scales of their own: combining quantised numbers does not combine weights."""
-    scaled = {name.split("_scale")[0]: name for name in tensors if "_scale" in name}
-    return [
-        f"{name} is {info.dtype} in step {step} with its scale in {scaled[name]}: quantised weights cannot "
-        "be combined; dequantise the checkpoints first"
-        for name, info in tensors.items()
-        if info.dtype.startswith("F8") and name in scaled
-    ]

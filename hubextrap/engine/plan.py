@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from hubextrap.engine.comparison import FLOATS, compare
+from hubextrap.engine.facts import copied, dtype_notes, kept_wide, narrowed
 from hubextrap.engine.jobs import GRAIN, Job, cut_jobs, job_minimum
 from hubextrap.errors import CheckpointMismatch, MethodError, OutputError, RecipeError
 from hubextrap.tensors.headers import DTYPES, build_header
@@ -128,6 +129,9 @@ class MergePlan:
     same_layout: bool
     """Whether the output's files look like the last checkpoint's, so that it could come out identical."""
     notes: tuple[str, ...]
+    """Facts about the inputs and what is done with them."""
+    caveats: tuple[str, ...]
+    """What whoever uses the output should know too: what was not predicted, what is stored otherwise."""
 
     def jobs(self, shard: ShardPlan) -> Iterator[Job]:
         """The jobs of one shard in offset order; at least one."""
@@ -156,7 +160,8 @@ def plan_merge(
         steps: the K checkpoints' steps, in order.
         layouts: their layouts.
         coefficients_for: tensor name → float64 (T, K).
-        out_dtype: torch's name (``bfloat16``) for all float tensors; None keeps the last checkpoint's.
+        out_dtype: torch's name (``bfloat16``) for the float tensors, but those that the last checkpoint keeps
+            wider than most of it: there they stay as they are. None keeps the last checkpoint's dtypes.
         tied: the last checkpoint's tie_word_embeddings.
         memory: bytes that the process may take, python and torch included.
         workers: threads, each with a buffer of its own.
@@ -173,12 +178,13 @@ def plan_merge(
     """
     entries, problems, notes = compare(steps, layouts, tied=tied)
     dtype = _output_dtype(out_dtype)
+    dtype_of = _dtypes(dtype, layouts[-1])
     plans: dict[str, TensorPlan] = {}
     targets = 1
     for entry in entries:
         coefficients = coefficients_for(entry.name)
         targets = len(coefficients)
-        plans[entry.name] = _tensor_plan(entry, coefficients, dtype)
+        plans[entry.name] = _tensor_plan(entry, coefficients, dtype_of)
     problems += [
         f"{plan.name} is {plan.dtype}, which cannot be combined; give it the method persistence by a rule"
         for plan in plans.values()
@@ -216,7 +222,8 @@ def plan_merge(
         accumulator_itemsize=itemsize,
         same_layout=len(every) == len(last.tensors)
         and all(p.dtype == last.tensors[p.name].dtype for p in every),
-        notes=(*notes, *_dtype_notes(steps, layouts)),
+        notes=(*notes, *dtype_notes(steps, layouts), *narrowed(out_dtype, every, last)),
+        caveats=(*kept_wide(dtype, every), *copied(every, len(layouts) - 1)),
     )
 
 
@@ -231,7 +238,9 @@ def combination(coefficients: NDArray[np.float64], checkpoints: Sequence[int]) -
     return Combination("sum", indices, weights)
 
 
-def _tensor_plan(entry: Entry, coefficients: NDArray[np.float64], out_dtype: str | None) -> TensorPlan:
+def _tensor_plan(
+    entry: Entry, coefficients: NDArray[np.float64], dtype_of: Callable[[str], str]
+) -> TensorPlan:
     if coefficients.ndim != 2 or coefficients.shape[1] != len(entry.inputs):
         raise ValueError(
             f"{entry.name}: coefficients of shape {coefficients.shape} for {len(entry.inputs)} checkpoints"
@@ -249,7 +258,7 @@ def _tensor_plan(entry: Entry, coefficients: NDArray[np.float64], out_dtype: str
     checkpoints = tuple(sorted(used if combined else used | {last}))
     return TensorPlan(
         name=entry.name,
-        dtype=(out_dtype or reference.dtype) if combined else reference.dtype,
+        dtype=dtype_of(reference.dtype) if combined else reference.dtype,
         shape=reference.shape,
         elements=reference.nbytes // DTYPES[reference.dtype].itemsize,
         checkpoints=checkpoints,
@@ -266,6 +275,27 @@ def _output_dtype(out_dtype: str | None) -> str | None:
     if out_dtype not in names:
         raise RecipeError(f"out_dtype: {out_dtype!r} is not one of {', '.join(names)}")
     return names[out_dtype]
+
+
+def _dtypes(out_dtype: str | None, last: CheckpointLayout) -> Callable[[str], str]:
+    """A float tensor's dtype in the output, by its dtype in the last checkpoint.
+
+    What a trainer keeps wider than the model (router biases of DeepSeek's kind, A_log of Mamba's) it keeps so
+    because rounding breaks it.
+    """
+    if out_dtype is None:
+        return lambda stored: stored
+    sizes: dict[str, int] = {}
+    for info in last.tensors.values():
+        if info.dtype in FLOATS:
+            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
+    most = DTYPES[max(sizes, key=lambda dtype: sizes[dtype], default=out_dtype)].itemsize
+
+    def dtype_of(stored: str) -> str:
+        width = DTYPES[stored].itemsize
+        return stored if width > most and width > DTYPES[out_dtype].itemsize else out_dtype
+
+    return dtype_of
 
 
 def _refuse(problems: Sequence[str]) -> None:
@@ -308,15 +338,3 @@ def _index(shards: Sequence[ShardPlan]) -> bytes:
     total = sum(plan.elements * plan.itemsize for shard in shards for plan in shard.tensors)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _dtype_notes(steps: Sequence[int], layouts: Sequence[CheckpointLayout]) -> list[str]:
-    stored = {
-        step: "/".join(
-            sorted({t.dtype for shard in layout.shards for t in shard.tensors if t.dtype in FLOATS})
-        )
-        for step, layout in zip(steps, layouts, strict=True)
-    }
-    if len(set(stored.values())) < 2:
-        return []
-    return ["dtypes differ: " + ", ".join(f"step {step} {dtype}" for step, dtype in stored.items())]

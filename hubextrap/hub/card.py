@@ -11,7 +11,7 @@ from hubextrap.hub.loading import loading_snippet, placed_at
 from hubextrap.hub.provenance import PROVENANCE_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from hubextrap.hub.provenance import CoefficientRule, InputCheckpoint, Provenance
 
@@ -28,6 +28,8 @@ def model_card(
     last_card: str | None = None,
     results: str | None = None,
     side_files: Mapping[str, bytes] | None = None,
+    *,
+    caveats: Sequence[str] = (),
 ) -> str:
     """The README.md of a predicted model, metadata first.
 
@@ -36,6 +38,7 @@ def model_card(
         results: a Markdown table of what was measured.
         side_files: what lies beside the weights, by name: it says how the model is loaded. A language model
             when None.
+        caveats: facts about the weights, a sentence each.
     """
     from huggingface_hub import ModelCardData
 
@@ -51,6 +54,7 @@ def model_card(
         _opening(provenance),
         _inputs(provenance),
         _how(provenance),
+        *(["\n".join(f"- {_plain(caveat)}" for caveat in caveats)] if caveats else []),
         f"## Results\n\n{marked_results(results or _NOT_MEASURED)}",
         f"## Load it\n\n{_LOAD_BEGIN}\n{loading_snippet(side_files or {}, _FOLDER)}\n{_LOAD_END}",
         _reproduction(provenance),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.errors import MethodError, RecipeError
 from hubextrap.progress import SilentProgress
-from hubextrap.tensors import open_source, read_layouts, ties_embeddings
+from hubextrap.tensors import open_source, read_combinable, ties_embeddings
 from hubextrap.trajectory import UNKNOWN_STEP, find_recipe_trajectory
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def recipe_gram_matrix(
         found = scan_trajectory(
             trajectory,
             sources,
-            read_layouts(sources, progress),
+            read_combinable(sources, progress),
             tied=ties_embeddings(sources[-1]),
             remote=any(checkpoint.repo for checkpoint in trajectory.checkpoints),
             progress=progress,

@@ -22,7 +22,7 @@ from hubextrap.errors import (
 )
 from hubextrap.hub.side_files import is_side_file, side_files
 from hubextrap.recipe.commands import filled
-from hubextrap.tensors import DTYPES, LocalSource, read_layout, sha256_of, ties_embeddings
+from hubextrap.tensors import DTYPES, LocalSource, read_combinable, read_layout, sha256_of, ties_embeddings
 from hubextrap.trajectory.names import STEP, pattern_reader
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def check_model(folder: Path, like: Path | None, stage: Stage) -> CheckedModel:
     if like is not None:
         _copy_tokenizer(like, folder)
     with closing(LocalSource(folder)) as source:
-        layout = read_layout(source)
+        (layout,) = read_combinable([source])
         side_files(source, None)
         if like is not None:
             _check_like(folder, like)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hubextrap.statistics import HORIZONS, horizon_means, judge
+from hubextrap.trajectory import say_same_weights
 
 if TYPE_CHECKING:
     from hubextrap.statistics import Backtest, BacktestRow, Verdict
@@ -31,7 +32,13 @@ class Answer:
 
 
 def answer(backtest: Backtest) -> Answer:
-    """Put the verdict of ``statistics.judge`` into words."""
+    """Put the verdict of ``statistics.judge`` into words, behind a warning of steps that do not differ."""
+    said = _answer(backtest)
+    same = [f"Beware: {note}." for note in say_same_weights(backtest.same_weights, len(backtest.steps))]
+    return replace(said, sentences=(*same, *said.sentences))
+
+
+def _answer(backtest: Backtest) -> Answer:
     last_word = (
         "All this is about weights. Before a prediction is used, evaluate it beside the last checkpoint."
     )

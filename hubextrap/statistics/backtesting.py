@@ -91,6 +91,8 @@ class Backtest:
     """Share of white noise in the motion between neighbouring checkpoints."""
     rounded: bool
     """Whether that is so much that the signal's errors are the ones to judge by."""
+    same_weights: tuple[tuple[int, ...], ...]
+    """Steps whose checkpoints do not differ, see `GramTable.same_weights`."""
     base_step: int | None
     """Where a line through two checkpoints should begin, to reach half as far again as was observed."""
 
@@ -179,7 +181,8 @@ def backtest_table(
                         expected.signal,
                     )
                 )
-    return Backtest(steps, tuple(rows), float(rounding_share(table.total())), rounded, _best_base(table))
+    share, same = float(rounding_share(table.total())), table.same_weights()
+    return Backtest(steps, tuple(rows), share, rounded, same, _best_base(table))
 
 
 def _best_base(table: GramTable) -> int | None:

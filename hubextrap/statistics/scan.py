@@ -95,7 +95,9 @@ class Scan:
 
     def delta_norms(self) -> NDArray[np.float64]:
         """(N, K): ‖W_k − W_0‖ of each tensor."""
-        return np.sqrt(np.diagonal(self.gram_table.gram, axis1=1, axis2=2))
+        squares = np.diagonal(self.gram_table.gram, axis1=1, axis2=2)
+        # that of a run that came back to its start may be rounded to below 0
+        return np.asarray(np.sqrt(squares.clip(min=0.0)), dtype=np.float64)
 
     def linearity(self, rows: Iterable[int] | None = None) -> Linearity:
         """R² over all weights of some tensors (all of them by default)."""
@@ -119,6 +121,7 @@ class Scan:
             "tensors": len(self.tensors),
             **self.linearity().as_dict(),
             "random_walk": asdict(self.random_walk),
+            "same_weights": [list(steps) for steps in self.gram_table.same_weights()],
             "delta_norm": {
                 str(step): float(norm)
                 for step, norm in zip(self.steps, np.sqrt((norms**2).sum(axis=0)), strict=True)

@@ -27,6 +27,16 @@ class GramTable:
     gram: NDArray[np.float64]
     """(N, K, K): ⟨W_i − W_0, W_j − W_0⟩ of each tensor, W_0 the first checkpoint."""
 
+    def same_weights(self) -> tuple[tuple[int, ...], ...]:
+        """Runs of neighbouring steps between which no tensor moved at all."""
+        groups = [[self.steps[0]]]
+        for k, step in enumerate(self.steps[1:]):
+            if np.array_equal(self.gram[:, k], self.gram[:, k + 1]):
+                groups[-1].append(step)
+            else:
+                groups.append([step])
+        return tuple(tuple(group) for group in groups if len(group) > 1)
+
     def total(self) -> NDArray[np.float64]:
         """(K, K): the Gram matrix of all tensors taken as one vector."""
         return np.asarray(self.gram.sum(axis=0), dtype=np.float64)

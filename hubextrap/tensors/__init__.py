@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hubextrap.patience import Patience
+from hubextrap.tensors.combinable import read_combinable
 from hubextrap.tensors.configuration import ties_embeddings
 from hubextrap.tensors.hashing import sha256_of
 from hubextrap.tensors.headers import DTYPES, Dtype, build_header, parse_header
@@ -37,6 +38,7 @@ __all__ = [
     "coalesce",
     "open_source",
     "parse_header",
+    "read_combinable",
     "read_layout",
     "read_layouts",
     "sha256_of",

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from hubextrap.errors import CorruptFile
+from hubextrap.errors import CorruptFile, UnsupportedCheckpoint
 from hubextrap.tensors.layout import ShardInfo, TensorInfo
 
 if TYPE_CHECKING:
@@ -52,7 +52,10 @@ DTYPES: dict[str, Dtype] = {
     "U8": Dtype(1, "uint8"),
     "BOOL": Dtype(1, "bool"),
 }
-"""By safetensors name. The library's sub-byte types are left out: torch has no arithmetic for them."""
+"""By safetensors name."""
+
+_QUANTISED = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
+"""The library's types of quantised weights and their scales, for which torch has no arithmetic."""
 
 
 def header_end(start: bytes, file_size: int, where: str) -> int:
@@ -87,6 +90,7 @@ def parse_header(data: bytes, file_size: int, file: str, checkpoint: str = "") -
 
     Raises:
         CorruptFile: anything in it that the format does not allow, with the file and the tensor.
+        UnsupportedCheckpoint: a type that only quantised weights have.
     """
     where = f"{checkpoint}/{file}" if checkpoint else file
     end = header_end(data, file_size, where)
@@ -179,6 +183,12 @@ def _tensor(name: str, entry: object, data_start: int, file: str, where: str) ->
     if not isinstance(entry, dict):
         raise CorruptFile(f"{tensor}: its entry is not a JSON object; download the file again")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if dtype in _QUANTISED:
+        raise UnsupportedCheckpoint(
+            f"{tensor} is {dtype}, in which quantised weights or their scales are stored: they cannot be "
+            "combined; take checkpoints from before they were quantised, or dequantise all of them into new "
+            "folders first and name those"
+        )
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CorruptFile(
             f"{tensor}: dtype {shorten(repr(dtype))} is not one of {', '.join(DTYPES)}; convert the "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, Trajectory
+from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, Trajectory, say_same_weights
 from hubextrap.trajectory.describe import describe, describe_checkpoint
 from hubextrap.trajectory.discover import (
     find_series,
@@ -33,5 +33,6 @@ __all__ = [
     "pin_checkpoints",
     "real_checkpoint",
     "resolve_checkpoint",
+    "say_same_weights",
     "scaled_by",
 ]

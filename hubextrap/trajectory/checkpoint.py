@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from hubextrap.trajectory.series import Series
@@ -34,6 +35,8 @@ class Checkpoint:
     date: datetime | None = None
     note: str | None = None
     """What is to be known of its weight files beside their bytes."""
+    digest: str | None = field(default=None, compare=False)
+    """What stands for the bytes of its weight files, where the Hub's listing says it."""
 
     @property
     def name(self) -> str:
@@ -41,6 +44,23 @@ class Checkpoint:
         if self.repo is None:
             return self.path
         return f"{self.repo}@{self.revision}" + (f":{self.path}" if self.path else "")
+
+
+def say_same_weights(groups: Iterable[Sequence[int]], count: int) -> tuple[str, ...]:
+    """A line for each group of steps with the same weights, of ``count`` checkpoints."""
+    lines = []
+    for steps in groups:
+        if len(steps) == count:
+            what = f"all {count} checkpoints hold the same weights: nothing was trained"
+        else:
+            *others, last = map(str, steps)
+            listed = " and ".join(filter(None, [", ".join(others[:-1]), others[-1]]))
+            what = (
+                f"step{'s' * (len(others) > 1)} {listed} hold{'s' * (len(others) == 1)} the same weights as "
+                f"step {last}: nothing was trained between them"
+            )
+        lines.append(f"{what}, or the upload is wrong; leave out the steps that are not what they are called")
+    return tuple(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +72,13 @@ class Trajectory:
     """The names that belong together, e.g. ``step_{step}``."""
     whole: Series | None = field(default=None, compare=False, repr=False)
     """All of the series, as it was when ``checkpoints`` were chosen; None where they were listed."""
+    same_weights: tuple[tuple[int, ...], ...] = ()
+    """Steps whose checkpoints hold the same weights, each group in order; see ``sameness``."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line for each group of steps with the same weights."""
+        return say_same_weights(self.same_weights, len(self.checkpoints))
 
     @property
     def steps(self) -> tuple[int, ...]:

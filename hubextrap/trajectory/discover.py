@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import (
@@ -20,6 +21,7 @@ from hubextrap.trajectory.local_layout import files_in, series_on_disk
 from hubextrap.trajectory.names import pattern_reader, read_step, read_title
 from hubextrap.trajectory.pins import Pins
 from hubextrap.trajectory.reference import Reference, parse_reference
+from hubextrap.trajectory.sameness import digest_of, same_weights
 from hubextrap.trajectory.selection import check_distinct, is_within, place_of, scaled_by, select_steps
 from hubextrap.trajectory.series import A_PREDICTION, PassedOver, Series, in_step_order, table_of
 from hubextrap.trajectory.weights import Weights, weights_of
@@ -89,7 +91,7 @@ def find_trajectory(
         selected = _with_weights(selected, reference, steps, progress)
     if base is not None:
         selected = (_base_for(selected, base, reference, pins), *selected)
-    return Trajectory(selected, chosen.pattern, scaled)
+    return _trajectory(selected, chosen.pattern, progress, scaled)
 
 
 def real_checkpoint(trajectory: Trajectory, step: int, reference: str) -> Checkpoint:
@@ -127,7 +129,8 @@ def pin_checkpoints(
         raise StepError("the list of checkpoints is empty")
     if negative := [f"{reference} at step {step}" for reference, step in pairs if step < 0]:
         raise StepError(f"steps count from 0: {', '.join(negative)}")
-    with (progress or SilentProgress()).stage("pin checkpoints", len(pairs), "checkpoints") as stage:
+    progress = progress or SilentProgress()
+    with progress.stage("pin checkpoints", len(pairs), "checkpoints") as stage:
         checkpoints = map_concurrently(
             lambda pair: resolve_checkpoint(pair[0], step=pair[1], pins=pins), pairs, stage
         )
@@ -135,7 +138,16 @@ def pin_checkpoints(
     check_distinct(ordered, "the list of checkpoints")
     if base is not None:
         ordered = (_base_for(ordered, base, "the list of checkpoints", pins), *ordered)
-    return Trajectory(ordered, "listed")
+    return _trajectory(ordered, "listed", progress)
+
+
+def _trajectory(
+    checkpoints: tuple[Checkpoint, ...], pattern: str, progress: Progress, whole: Series | None = None
+) -> Trajectory:
+    found = Trajectory(checkpoints, pattern, whole, same_weights(checkpoints))
+    for note in found.notes:
+        progress.say(f"warning: {note}")
+    return found
 
 
 def resolve_checkpoint(reference: str, *, step: int | None = None, pins: Pins | None = None) -> Checkpoint:
@@ -150,13 +162,14 @@ def resolve_checkpoint(reference: str, *, step: int | None = None, pins: Pins | 
         UnsupportedCheckpoint: there are no weights of any kind.
     """
     where = parse_reference(reference)
+    digest = None
     if where.folder is not None:
         weights, files = weights_of(listed := files_in(where.folder)), [name for name, _ in listed]
         checkpoint = Checkpoint(_step_of(where, step), None, "", None, str(where.folder))
     else:
         commit = (pins or Pins()).commit_of(where.repo, where.revision, reference)
         revision = where.revision or "main"
-        weights, files = _weights_on_hub(where.repo, commit, where.path, reference)
+        weights, files, digest = _weights_on_hub(where.repo, commit, where.path, reference)
         if weights is None and where.path and not files:
             raise ReferenceNotFound(f"{reference}: no folder {where.path!r} in {where.repo}@{revision}")
         checkpoint = Checkpoint(_step_of(where, step), where.repo, revision, commit, where.path)
@@ -164,7 +177,7 @@ def resolve_checkpoint(reference: str, *, step: int | None = None, pins: Pins | 
         raise UnsupportedCheckpoint(
             f"{reference}: no weight files in it ({_shown(files)}); name the folder with them"
         )
-    return weights.of(checkpoint)
+    return replace(weights.of(checkpoint), digest=digest)
 
 
 def _layouts(where: Reference, pattern: str | None, seen: list[str], pins: Pins) -> Iterator[list[Series]]:
@@ -210,7 +223,7 @@ def _with_weights(
 ) -> tuple[Checkpoint, ...]:
     """The checkpoints that hold weights of some kind, with their bytes; others are told of and left out."""
 
-    def look(checkpoint: Checkpoint) -> tuple[Weights | None, list[str]]:
+    def look(checkpoint: Checkpoint) -> tuple[Weights | None, list[str], str | None]:
         assert checkpoint.repo is not None
         assert checkpoint.commit is not None
         return _weights_on_hub(checkpoint.repo, checkpoint.commit, checkpoint.path, checkpoint.name)
@@ -218,9 +231,9 @@ def _with_weights(
     with progress.stage("list checkpoints", len(checkpoints), "checkpoints") as stage:
         looks = map_concurrently(look, checkpoints, stage)
     kept, passed_over = [], []
-    for checkpoint, (weights, files) in zip(checkpoints, looks, strict=True):
+    for checkpoint, (weights, files, digest) in zip(checkpoints, looks, strict=True):
         if weights is not None and not weights.predicted:
-            kept.append(weights.of(checkpoint))
+            kept.append(replace(weights.of(checkpoint), digest=digest))
             continue
         why = A_PREDICTION if weights is not None else f"no weights among {_shown(files)}"
         passed_over.append(over := PassedOver(checkpoint, why))
@@ -235,10 +248,13 @@ def _with_weights(
     return tuple(kept)
 
 
-def _weights_on_hub(repo: str, commit: str, folder: str, what: str) -> tuple[Weights | None, list[str]]:
-    files = list_files(repo, commit, folder, what)
-    named = [(file.path.rpartition("/")[2], file.size) for file in files or []]
-    return weights_of(named), [name for name, _ in named]
+def _weights_on_hub(
+    repo: str, commit: str, folder: str, what: str
+) -> tuple[Weights | None, list[str], str | None]:
+    """The weights in a folder, the names of all its files, and what stands for the weights' bytes."""
+    files = list_files(repo, commit, folder, what) or []
+    named = [(file.path.rpartition("/")[2], file.size) for file in files]
+    return weights_of(named), [name for name, _ in named], digest_of(files)
 
 
 def _base_for(checkpoints: tuple[Checkpoint, ...], base: str, reference: str, pins: Pins) -> Checkpoint:

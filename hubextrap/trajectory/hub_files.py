@@ -21,6 +21,8 @@ class HubFile:
     size: int
     date: datetime | None = None
     """Of the commit that last changed it, where asked for."""
+    digest: str | None = None
+    """sha256 of an LFS file, git blob id of a regular one."""
 
 
 def commit_of(repo: str, revision: str | None, what: str) -> str:
@@ -49,7 +51,12 @@ def list_files(
         except EntryNotFoundError:
             return None
     return [
-        HubFile(entry.path, entry.size, entry.last_commit.date if entry.last_commit else None)
+        HubFile(
+            entry.path,
+            entry.size,
+            entry.last_commit.date if entry.last_commit else None,
+            entry.lfs.sha256 if entry.lfs is not None else entry.blob_id,
+        )
         for entry in tree
         if isinstance(entry, RepoFile)
     ]

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from hubextrap.errors import ReferenceNotFound, TrajectoryError
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.trajectory.checkpoint import Checkpoint
-from hubextrap.trajectory.hub_files import list_files
+from hubextrap.trajectory.hub_files import HubFile, list_files
 from hubextrap.trajectory.names import StepName, is_bare_counter
+from hubextrap.trajectory.sameness import digest_of
 from hubextrap.trajectory.series import Reader, Series, group_by_pattern, in_step_order, series_in_folders
 
 if TYPE_CHECKING:
@@ -95,8 +96,13 @@ class HubSearch:
             )
         root = f"{reference.path}/" if reference.path else ""
 
+        inside: dict[str, list[HubFile]] = {}
+        for file in files:
+            inside.setdefault(file.path.rpartition("/")[0], []).append(file)
+
         def at(folder: str, step: int) -> Checkpoint:
-            return self._at(reference.revision or "main", commit, root + folder, step)
+            found = self._at(reference.revision or "main", commit, root + folder, step)
+            return replace(found, digest=digest_of(inside.get(root + folder, [])))
 
         relative = ((file.path.removeprefix(root), file.size) for file in files)
         series, others = series_in_folders(relative, self.read, at, "subfolders")

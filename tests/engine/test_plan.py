@@ -75,6 +75,65 @@ def test_out_dtype_casts_floats_only() -> None:
         plan_two(last, last, out_dtype="bf16")
 
 
+WIDE: Spec = ("mlp.gate.e_score_correction_bias", "F32", (4,))
+WIDEST: Spec = ("mixer.A_log", "F64", (1,))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "out_dtype", "stored"),
+    [
+        ([A, WIDE], "bfloat16", ["BF16", "F32"]),
+        ([A, WIDE], "float16", ["F16", "F32"]),
+        ([A, WIDE], "float32", ["F32", "F32"]),
+        ([A, WIDE], "float64", ["F64", "F64"]),
+        ([A, WIDE], None, ["BF16", "F32"]),
+        ([A, WIDE, WIDEST], "bfloat16", ["BF16", "F32", "F64"]),
+        ([("a.weight", "F16", (4, 8)), WIDE], "bfloat16", ["BF16", "F32"]),
+        ([("a.weight", "F32", (4, 8)), WIDE], "bfloat16", ["BF16", "BF16"]),
+        ([("a.weight", "F32", (4, 8)), WIDEST], "bfloat16", ["BF16", "F64"]),
+        ([("a.weight", "F32", (4, 8)), B], "bfloat16", ["BF16", "BF16"]),
+    ],
+)
+def test_out_dtype_leaves_what_is_wider_than_the_model(
+    tensors: list[Spec], out_dtype: str | None, stored: list[str]
+) -> None:
+    last = layout("x", tensors)
+    plan = plan_two(last, last, out_dtype=out_dtype)
+    assert [t.dtype for t in plan.shards[0].tensors] == stored
+    left = [name for (name, dtype, _) in tensors if dtype in stored and dtype in ("F32", "F64")]
+    told = [caveat for caveat in plan.caveats if caveat.startswith("out_dtype leaves")]
+    assert len(told) == bool(out_dtype not in (None, "float32", "float64") and left)
+    assert all(name in caveat for caveat in told for name in left)
+    narrower = any(DTYPES[s].itemsize < DTYPES[t[1]].itemsize for s, t in zip(stored, tensors, strict=True))
+    assert any("narrows" in note for note in plan.notes) is narrower
+
+
+def test_the_models_own_dtype_is_that_of_the_last_checkpoint() -> None:
+    """A base in bfloat16 and a trainer's dump in float32, which is to be narrowed whole."""
+    first = layout("x", [A, WIDE])
+    plan = plan_two(first, layout("y", [("a.weight", "F32", (4, 8)), WIDE]), out_dtype="bfloat16")
+    assert [t.dtype for t in plan.shards[0].tensors] == ["BF16", "BF16"]
+
+
+def test_what_is_copied_is_told_with_its_bytes() -> None:
+    last = layout("x", [A, B, ("ids", "I64", (2,)), ("mask", "BOOL", (4,))])
+    rows = {"b.weight": np.array([[0.0, 1.0]])}
+    plan = plan_merge((1, 2), (last, last), lambda name: rows.get(name, LINE))
+    (caveat,) = plan.caveats
+    assert caveat.startswith(
+        "copied from the last checkpoint, not predicted: 3 of 4 tensors, 36 bytes (36.0%)"
+    )
+    assert caveat.endswith(": b.weight, ids, mask")
+    assert plan_two(layout("x", [A, B]), layout("x", [A, B])).caveats == ()
+    first = {"b.weight": np.array([[1.0, 0.0]])}  # a copy too, but not of the last checkpoint
+    plan = plan_merge((1, 2), (last, last), lambda name: first.get(name, LINE))
+    assert "2 of 4 tensors, 20 bytes" in plan.caveats[0]
+    several = np.array([[0.0, 1.0], [-1.0, 2.0]])  # copied into one output of two
+    assert "2 of 4" in plan_merge((1, 2), (last, last), lambda name: several).caveats[0]
+    everything = plan_merge((1, 2), (last, last), lambda name: rows["b.weight"])
+    assert everything.caveats == ()
+
+
 def test_every_mismatch_is_in_one_error() -> None:
     first = layout(
         "me/run@step_100",
@@ -137,9 +196,6 @@ def test_tied_copies_of_different_dtype() -> None:
 
 
 def test_what_cannot_be_combined() -> None:
-    scaled = layout("x", [("w.weight", "F8_E4M3", (4,)), ("w.weight_scale_inv", "F32", (1,))])
-    with pytest.raises(CheckpointMismatch, match="quantised weights cannot be combined; dequantise"):
-        plan_two(scaled, scaled)
     odd = layout("x", [("w", "F8_E4M3FNUZ", (4,))])
     with pytest.raises(
         CheckpointMismatch, match="w is F8_E4M3FNUZ, which cannot be combined; give it the method"

@@ -140,8 +140,8 @@ def test_the_command_refuses_it(
     assert not (tmp_path / "by_mergekit").exists()
 
 
-def merge_one(*tensors: torch.Tensor, **parameters: object) -> torch.Tensor:
-    group = TensorGroup.from_tensors(tensors, ids=["a", "b", "c"][: len(tensors)], name="w")
+def merge_one(*tensors: torch.Tensor, name: str = "w", **parameters: object) -> torch.Tensor:
+    group = TensorGroup.from_tensors(tensors, ids=["a", "b", "c"][: len(tensors)], name=name)
     steps = {"a": 0, "b": 10, "c": 20}
     settings = {"step": {key: steps[key] for key in ["a", "b", "c"][: len(tensors)]}, "target_step": 40}
     (result,) = registry.get("two_point")([group], parameters=settings | parameters)
@@ -162,3 +162,10 @@ def test_a_checkpoint_that_is_not_used_is_not_read() -> None:
 def test_whole_numbers_are_refused() -> None:
     with pytest.raises(HubExtrapError, match=r"w is torch.int64, which cannot be combined"):
         merge_one(torch.tensor([1]), torch.tensor([2]))
+
+
+def test_factors_of_an_adapter_are_refused() -> None:
+    with pytest.raises(
+        HubExtrapError, match=r"q_proj\.lora_A\.weight is part of an adapter.*merge_and_unload"
+    ):
+        merge_one(torch.ones(2), torch.ones(2), name="q_proj.lora_A.weight")

@@ -119,6 +119,24 @@ def test_without_any_dtype_it_stays_that_of_the_checkpoints(
     assert_same_bits(predicted, natively(config))
 
 
+def test_wide_tensors_of_a_narrow_model_stay_wide_natively(
+    sharded: Path, tmp_path: Path, config_of: Callable[..., Config], through_mergekit: Run, natively: Run
+) -> None:
+    """The one difference: mergekit rounds them to out_dtype with all others."""
+    for source in sharded.glob("step_*"):
+        folder = Path(shutil.copytree(source, tmp_path / "run" / source.name))
+        for file in folder.glob("*.safetensors"):
+            weights = {n: w.float() if "norm" in n else w for n, w in load_file(file).items()}
+            save_file(weights, file, {"format": "pt"})
+    config = config_of(tmp_path / "run", "two_point")
+    theirs, ours = through_mergekit(config), natively(config)
+    assert {tensor.dtype for tensor in theirs.values()} == {torch.bfloat16}
+    assert {name for name, tensor in ours.items() if tensor.dtype == torch.float32} == {
+        n for n in ours if "norm" in n
+    }
+    assert all(torch.equal(tensor.bfloat16(), theirs[name]) for name, tensor in ours.items())
+
+
 def test_the_order_of_the_models_says_nothing(
     sharded: Path, config_of: Callable[..., Config], through_mergekit: Run, assert_same_bits: Same
 ) -> None:

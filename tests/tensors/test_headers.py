@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from hubextrap.errors import CorruptFile
+from hubextrap.errors import CorruptFile, UnsupportedCheckpoint
 from hubextrap.tensors import DTYPES, ShardInfo, TensorInfo, build_header, parse_header
 from hubextrap.tensors.headers import header_end
 
@@ -71,7 +71,7 @@ def test_reads_a_literal_file() -> None:
         ({"__metadata__": {"a": 1}}, b"", "its __metadata__ does not map text to text"),
         ({"__metadata__": []}, b"", "its __metadata__ does not map text to text"),
         ({"a": [1]}, b"", "tensor 'a': its entry is not a JSON object"),
-        ({"a": {**U8, "dtype": "F4"}}, b"12", "tensor 'a': dtype 'F4' is not one of F64, F32"),
+        ({"a": {**U8, "dtype": "F5"}}, b"12", "tensor 'a': dtype 'F5' is not one of F64, F32"),
         ({"a": {**U8, "dtype": ["U8"]}}, b"12", "tensor 'a': dtype ['U8'] is not one of"),
         ({"a": {**U8, "shape": [-2]}}, b"12", "tensor 'a': shape [-2] is not a list of sizes"),
         ({"a": {**U8, "shape": [2.0]}}, b"12", "tensor 'a': shape [2.0] is not a list of sizes"),
@@ -150,6 +150,17 @@ def test_what_is_built_is_what_is_read_here_and_by_the_library(
         theirs = library[tensor.name]
         assert (theirs["dtype"], tuple(theirs["shape"])) == (tensor.dtype, tensor.shape)
         assert bytes(theirs["data"]) == data[tensor.offset : tensor.offset + tensor.nbytes]
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"])
+def test_types_of_quantised_weights_are_called_so(dtype: str) -> None:
+    """The library writes and reads them, so the file is sound."""
+    header = json.dumps({"w": {"dtype": dtype, "shape": [8], "data_offsets": [0, 8]}}).encode()
+    data = len(header).to_bytes(8, "little") + header + bytes(8)
+    with pytest.raises(UnsupportedCheckpoint, match=f"tensor 'w' is {dtype}, in which quantised") as caught:
+        parse_header(data, len(data), "model.safetensors", "me/run@step_1")
+    assert "dequantise" in str(caught.value)
+    assert "download" not in str(caught.value)
 
 
 def test_header_bytes_do_not_depend_on_the_order_of_metadata() -> None:

@@ -1,0 +1,69 @@
+"""Checkpoints of one run that hold the same weights: a wrong upload, or steps in which nothing was trained.
+
+No tensor is compared. On the Hub the hashes in the listing tell; on a disk files that are one file, or of one
+size and the same in the places that are looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubextrap.trajectory.weights import weights_of
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Sequence
+
+    from hubextrap.trajectory.checkpoint import Checkpoint
+    from hubextrap.trajectory.hub_files import HubFile
+
+_PLACES = 64
+_BLOCK = 4096
+"""A checkpoint on a disk is looked at in so many places of so many bytes. Even where an update changes one
+16-bit weight in a thousand, 130 of them lie there."""
+
+
+def same_weights(checkpoints: Sequence[Checkpoint]) -> tuple[tuple[int, ...], ...]:
+    """The steps of checkpoints that hold the same weights, in groups of two or more."""
+    groups: dict[Hashable, list[int]] = {}
+    of_size = Counter(checkpoint.size for checkpoint in checkpoints)
+    for checkpoint in checkpoints:
+        if of_size[checkpoint.size] > 1 and (key := _key(checkpoint)) is not None:
+            groups.setdefault(key, []).append(checkpoint.step)
+    return tuple(tuple(steps) for steps in groups.values() if len(steps) > 1)
+
+
+def digest_of(files: Iterable[HubFile]) -> str | None:
+    """What stands for the weights among one folder's files; None where the Hub does not say it."""
+    named = {file.path.rpartition("/")[2]: file for file in files}
+    weights = weights_of((name, file.size) for name, file in named.items())
+    if weights is None:
+        return None
+    digests = [named[name].digest for name in weights.files]
+    return None if None in digests else hashlib.sha256("\n".join(map(str, digests)).encode()).hexdigest()
+
+
+def _key(checkpoint: Checkpoint) -> Hashable | None:
+    return checkpoint.digest if checkpoint.repo is not None else _key_on_disk(Path(checkpoint.path))
+
+
+def _key_on_disk(folder: Path) -> Hashable | None:
+    """What two folders with the same weights share; None where that cannot be told."""
+    try:
+        weights = weights_of((file.name, file.stat().st_size) for file in folder.iterdir() if file.is_file())
+        if weights is None:
+            return None
+        found = hashlib.sha256()
+        places = max(1, _PLACES // len(weights.files))
+        for name in weights.files:
+            size = (folder / name).stat().st_size
+            found.update(f"{name} {size}\n".encode())
+            with (folder / name).open("rb") as file:
+                for place in range(places):
+                    file.seek(max(0, size - _BLOCK) * place // max(1, places - 1))
+                    found.update(file.read(_BLOCK))
+    except OSError:  # who reads the weights will say it
+        return None
+    return found.digest()
