@@ -116,10 +116,15 @@ def hub_errors(what: str, kind: type[HubExtrapError] = SourceError) -> Iterator[
             ) from error
         raise kind(f"{what}: the Hub answered {status}: {without_secrets(_first_line(error))}") from error
     except network_errors() as error:
-        reason = without_secrets(_first_line(error)) or type(error).__name__
+        said = without_secrets(_first_line(error)) or type(error).__name__
         raise kind(
-            f"{what}: cannot reach the Hub ({reason}); check the network and HF_ENDPOINT, then run the same "
+            f"{what}: cannot reach the Hub ({said}); check the network and HF_ENDPOINT, then run the same "
             "command again"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise kind(
+            f"{what}: the Hub's answer cannot be understood ({type(error).__name__}: "
+            f"{without_secrets(_first_line(error))}); check HF_ENDPOINT and the name"
         ) from error
 
 

@@ -30,6 +30,7 @@ from hubextrap.evaluate.curve import can_draw, draw_sweep
 from hubextrap.evaluate.sweep_report import Candidate, SweepResult, report_sweep, sweep_markdown
 from hubextrap.evaluate.table import BASE, LAST, PREDICTION, TARGET
 from hubextrap.hub.side_files import is_side_file, side_files
+from hubextrap.methods import MAX_STEP
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import LocalSink, open_source
 from hubextrap.trajectory import Checkpoint, find_recipe_trajectory, resolve_checkpoint
@@ -155,12 +156,15 @@ def _grid(
 ) -> list[Recipe]:
     """A recipe with one target and one damping for each point."""
     last = trajectory.last.step
-    if horizons and (low := min(horizons)) < 1:
+    if wrong := [value for value in horizons if not 1 <= value <= MAX_STEP / max(last, 1)]:
         raise RecipeError(
-            f"--horizons {low:g}: a multiple of the last observed step, {last}, has to be at least 1"
+            f"--horizons {wrong[0]:g}: a multiple of the last observed step, {last}, has to be at least 1, "
+            f"and the step at most {MAX_STEP}"
         )
     if wrong := [value for value in damping if not 0 <= value <= 1]:
         raise RecipeError(f"--damping {wrong[0]:g}: has to be from 0 (the last checkpoint) to 1 (no damping)")
+    if damping and {rule.method for rule in recipe.rules} == {"persistence"}:
+        raise RecipeError("--damping has no effect on persistence, which is the last checkpoint already")
     steps = dict.fromkeys(round(last * horizon) for horizon in horizons) or dict.fromkeys(recipe.target_steps)
     parameters = recipe.parameters.model_copy(update={"max_expected_error": None})
     return [

@@ -5,11 +5,13 @@ Imports torch and transformers inside functions.
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.errors import HubExtrapError, UnsupportedCheckpoint
+from hubextrap.errors import HubExtrapError
+from hubextrap.statistics.logprobs import as_chat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +32,18 @@ class Sampling:
     seed: int = 0
     """Set anew for each prompt, so that a completion does not depend on the prompts before it."""
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise HubExtrapError(f"temperature {self.temperature}: has to be a number, 0 or above")
+        if not 0 < self.top_p <= 1:
+            raise HubExtrapError(f"top_p {self.top_p}: has to be above 0 and at most 1")
+        if not 0 <= self.seed < 2**64:
+            raise HubExtrapError(f"seed {self.seed}: has to be from 0 to below 2**64")
+        if self.temperature == 0 and (self.top_p, self.top_k, self.seed) != (1.0, 0, 0):
+            raise HubExtrapError(
+                "top_p, top_k and seed have no effect at temperature 0: the likeliest token is taken"
+            )
+
 
 def complete(
     model: ExtrapolatedForCausalLM,
@@ -46,7 +60,7 @@ def complete(
         on_text: told of each piece as soon as it is there.
 
     Raises:
-        UnsupportedCheckpoint: the tokenizer has no chat template.
+        UnsupportedCheckpoint: the tokenizer has no chat template that takes it.
         HubExtrapError: the mixture has no tokenizer, or the prompt is empty.
     """
     import torch
@@ -62,10 +76,7 @@ def complete(
     if tokenizer is None:
         raise HubExtrapError("these models were handed in without a tokenizer; use from_checkpoints")
     if chat:
-        if tokenizer.chat_template is None:
-            raise UnsupportedCheckpoint("the tokenizer has no chat template; leave --apply-chat-template out")
-        message = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        prompt = as_chat(tokenizer, prompt)
     # a template writes its own special tokens
     tokens = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat)
     if tokens["input_ids"].shape[1] == 0:
