@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def report(
     _check_replaceable(out, b"<!doctype html>")
     for path, _ in plots:
         _check_replaceable(path, b"\x89PNG")
-    _write(out, render_page(title or scan_file.name, scan, said, sections).encode())
+    _write(out, render_page(title or scan_file.name, scan, said, sections).encode(errors="replace"))
     for path, section in plots:
         _write(path, to_png(section.draw, section.height))
     return ReportResult(out, tuple(path for path, _ in plots), said.headline, said.sentences)
@@ -78,13 +79,16 @@ def _check_replaceable(path: Path, beginning: bytes) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
+    if not path.name:
+        raise OutputError(f"{path}: is a folder; name the page to write with --out")
     staging = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         staging.write_bytes(content)
         staging.replace(path)
     except OSError as error:
-        staging.unlink(missing_ok=True)
+        with suppress(OSError):
+            staging.unlink()
         raise OutputError(
             f"{path}: cannot be written: {error.strerror}; choose another --out or --png"
         ) from error

@@ -93,10 +93,10 @@ def sweep(
     progress = progress or SilentProgress()
     section = _section(recipe)
     check_weights(recipe)
-    folder = _folder(Path(out))
     trajectory = find_recipe_trajectory(recipe, progress)
     recipes = _grid(recipe, trajectory, horizons, damping)
     harness = harness_of(section, progress, device=device, dtype=dtype, backend=backend)
+    folder = _folder(Path(out))  # made when nothing else is wrong
     measured_with = harness.fingerprint()
     pins = [_pin(checkpoint) for checkpoint in trajectory.checkpoints]
     points = [_point(each, trajectory, pins, measured_with) for each in recipes]

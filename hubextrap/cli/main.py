@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 FAULT = 70
 """Exit code of what should not happen (EX_SOFTWARE of sysexits.h)."""
+_SHOWN = 300
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _ENDED_BY = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
@@ -83,6 +84,11 @@ def _code(error: BaseException) -> int | str | None:
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         _say(f"error: {error.filename or 'output'}: cannot be written: {error.strerror}; make room")
         return 1
+    if isinstance(error, OSError) and error.filename is not None:  # a place that was named, and is none
+        _say(
+            f"error: {_shortened(str(error.filename))}: {error.strerror}; check the name and its permissions"
+        )
+        return 1
     _say(_fault(error))
     return FAULT
 
@@ -93,7 +99,7 @@ def _fault(error: BaseException) -> str:
     import traceback
 
     words = " ".join(str(error).split())
-    line = f"error: {type(error).__name__}{': ' * bool(words)}{words[:500]}"
+    line = f"error: {type(error).__name__}{': ' * bool(words)}{_shortened(words)}"
     try:
         descriptor, name = tempfile.mkstemp(prefix="hubextrap-", suffix=".log")
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
@@ -101,6 +107,10 @@ def _fault(error: BaseException) -> str:
     except OSError:
         return f"{line}; this is a fault in hubextrap: please report it"
     return f"{line}; this is a fault in hubextrap: please report it with what is in {name}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _flushed(code: int | str | None) -> int | str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -191,7 +192,8 @@ class EvaluationTable(Part):
             partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
             partial.replace(path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
             raise OutputError(
                 f"{path}: the results cannot be written ({error.strerror}); name another file"
             ) from error
