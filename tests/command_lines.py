@@ -1,5 +1,7 @@
 """Every command of `hubextrap` in this process, by its `main`; what it may be given; things to work on."""
 
+# ruff: noqa: E501 - a table
+
 from __future__ import annotations
 
 import io

@@ -266,6 +266,8 @@ def _versions() -> dict[str, str]:
 
 def chosen_device(device: str) -> str:
     """What ``auto`` stands for: CUDA where there is some, else the CPU."""
+    if device.partition(":")[0] == "meta":
+        raise EvaluationError(f"device {device}: holds no numbers; choose cpu, or cuda where there is a GPU")
     if device != "auto":
         return device
     import torch

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import HubExtrapError
+from hubextrap.hub_access import reason
 from hubextrap.statistics.logprobs import as_chat
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def complete(
     tokenizer = mixed.tokenizer
     if tokenizer is None:
         raise HubExtrapError("these models were handed in without a tokenizer; use from_checkpoints")
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise HubExtrapError(f"the prompt {prompt[:60]!r} holds bytes that are not UTF-8 text")
     if chat:
         prompt = as_chat(tokenizer, prompt)
     # a template writes its own special tokens
@@ -84,12 +87,15 @@ def complete(
     place = {name: tokens[name].to(model.device) for name in ("input_ids", "attention_mask")}
     torch.manual_seed(sampling.seed)
     config = _generation_config(model, sampling)
-    with torch.inference_mode(), _own_defaults(model, config):
-        output = mixed.generate(
-            **place,
-            generation_config=config,
-            streamer=Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        )
+    try:
+        with torch.inference_mode(), _own_defaults(model, config):
+            output = mixed.generate(
+                **place,
+                generation_config=config,
+                streamer=Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True),
+            )
+    except (RuntimeError, ValueError, IndexError) as error:  # a device or a model that cannot
+        raise HubExtrapError(f"the completion of {prompt[:60]!r} failed: {reason(error)}") from error
     text: str = tokenizer.decode(output[0, place["input_ids"].shape[1] :], skip_special_tokens=True)
     return text
 

@@ -204,7 +204,7 @@ def measure_logprobs(
     source = request.source()
     prompts, _ = read_prompts(request.prompts, responses=request.sample_from is None)
     sampler = None if request.sample_from is None else checkpoint_at(trajectory, request.sample_from)
-    with _quiet_transformers():
+    with _quiet_transformers(), _model_errors():
         tokenizer = _load_tokenizer(trajectory.last)
         encoded = [_encode(tokenizer, prompt, request) for prompt in prompts]
         if sampler is not None:
@@ -391,6 +391,17 @@ def _place(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
         "revision": checkpoint.commit,
         "subfolder": checkpoint.path,
     }
+
+
+@contextmanager
+def _model_errors() -> Iterator[None]:
+    """What goes wrong in models and tokenizers, on a device that cannot for one, as an error of ours."""
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise EvaluationError(
+            f"--logprobs: the models cannot score these responses: {reason(error)}"
+        ) from error
 
 
 @contextmanager

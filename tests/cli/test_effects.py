@@ -4,6 +4,8 @@ The tables name every option of every command, every key of every recipe and eve
 one that is new fails here until it is said when it has an effect.
 """
 
+# ruff: noqa: E501 - tables
+
 from __future__ import annotations
 
 import inspect
@@ -155,14 +157,7 @@ def test_an_option_counts_or_is_refused(
 RECIPE: dict[str, object] = {
     # key: ALWAYS, or (sections of a recipe that is refused, what it says)
     **dict.fromkeys(
-        "version trajectory trajectory.repo trajectory.checkpoints trajectory.checkpoints.model "
-        "trajectory.checkpoints.step trajectory.steps.pattern trajectory.steps.series trajectory.steps.min "
-        "trajectory.steps.max trajectory.steps.only trajectory.steps.scale merge_method parameters "
-        "parameters.target_step parameters.tensors.match parameters.tensors.method space dtype push.repo "
-        "push.revision push.private push.create_pr push.commit_message evaluate evaluate.tasks evaluate.task_files "
-        "evaluate.limit evaluate.num_fewshot evaluate.batch_size evaluate.seed evaluate.apply_chat_template "
-        # with tasks of others: refused when the tasks are loaded, as with `eval`
-        "evaluate.repeats evaluate.temperature evaluate.max_tokens".split(),
+        ["version", "trajectory", "trajectory.repo", "trajectory.checkpoints", "trajectory.checkpoints.model", "trajectory.checkpoints.step", "trajectory.steps.pattern", "trajectory.steps.series", "trajectory.steps.min", "trajectory.steps.max", "trajectory.steps.only", "trajectory.steps.scale", "merge_method", "parameters", "parameters.target_step", "parameters.tensors.match", "parameters.tensors.method", "space", "dtype", "push.repo", "push.revision", "push.private", "push.create_pr", "push.commit_message", "evaluate", "evaluate.tasks", "evaluate.task_files", "evaluate.limit", "evaluate.num_fewshot", "evaluate.batch_size", "evaluate.seed", "evaluate.apply_chat_template", "evaluate.repeats", "evaluate.temperature", "evaluate.max_tokens"],
         ALWAYS,
     ),
     "trajectory.steps": (
@@ -197,7 +192,28 @@ RECIPE: dict[str, object] = {
 }  # fmt: skip
 REGROUND_KEYS: dict[str, object] = {
     **dict.fromkeys(
-        ["version", "reground", "reground.model", "reground.shell", "reground.train", "reground.checkpoint", "reground.window", "reground.jump", "reground.rule", "reground.iterations", "reground.max_rl_steps", "reground.max_represented_steps", "reground.max_skipped", "reground.guard", "reground.guard.max_error", "reground.guard.probe", "reground.keep", "push", "push.repo", "push.private"],
+        [
+            "version",
+            "reground",
+            "reground.model",
+            "reground.shell",
+            "reground.train",
+            "reground.checkpoint",
+            "reground.window",
+            "reground.jump",
+            "reground.rule",
+            "reground.iterations",
+            "reground.max_rl_steps",
+            "reground.max_represented_steps",
+            "reground.max_skipped",
+            "reground.guard",
+            "reground.guard.max_error",
+            "reground.guard.probe",
+            "reground.keep",
+            "push",
+            "push.repo",
+            "push.private",
+        ],
         ALWAYS,
     ),
     "reground.guard.margin": ({"margin": 0.1}, "go with a probe"),
