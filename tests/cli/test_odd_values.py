@@ -87,6 +87,7 @@ def test_odd_values(words: str, ground: Ground) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of what mergekit imports
 @pytest.mark.parametrize("words", BASES)
 def test_more_odd_values(words: str, ground: Ground) -> None:
     lines = odd_lines(words, BASES[words])
@@ -212,12 +213,12 @@ def try_recipes(count: int, seed: int, ground: Ground) -> None:
 
 
 def test_odd_values_in_recipes(ground: Ground) -> None:
-    try_recipes(60, 1, ground)
+    try_recipes(30, 1, ground)
 
 
 @pytest.mark.slow
 def test_more_odd_values_in_recipes(ground: Ground) -> None:
-    try_recipes(len(odd_recipes()), 2, ground)
+    try_recipes(1500, 2, ground)
 
 
 @pytest.mark.slow
