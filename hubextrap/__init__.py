@@ -5,11 +5,14 @@ The names below are the Python API, imported when they are first used. Evaluatio
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from hubextrap._version import __version__
 
+TYPE_CHECKING = (
+    False  # typing's own takes milliseconds, in which an interrupted command would show a traceback
+)
 if TYPE_CHECKING:
+    from typing import Any
+
     from hubextrap.api import (
         MergeResult,
         PlanReport,

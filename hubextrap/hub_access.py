@@ -122,6 +122,11 @@ def hub_errors(what: str, kind: type[HubExtrapError] = SourceError) -> Iterator[
             f"{what}: cannot reach the Hub ({said}); check the network and HF_ENDPOINT, then run the same "
             "command again"
         ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise kind(
+            f"{what}: the Hub's answer cannot be understood ({type(error).__name__}: "
+            f"{first_line(error)}); check HF_ENDPOINT and the name"
+        ) from error
 
 
 def redact_logs() -> None:

@@ -68,7 +68,10 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
     """Seconds a response asks for: RateLimit if used up, Retry-After (seconds or date), RateLimit-Reset."""
     from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
-    limit = parse_ratelimit_headers(headers)
+    try:
+        limit = parse_ratelimit_headers(headers)
+    except ValueError:  # numbers of thousands of digits
+        limit = None
     if limit is not None and limit.remaining == 0:
         return float(min(limit.reset_in_seconds, 10**9))
     lower = {key.lower(): value.strip() for key, value in headers.items()}
@@ -79,7 +82,7 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
         if value:
             try:
                 moment = parsedate_to_datetime(value)
-            except ValueError:
+            except (ValueError, OverflowError):  # a year or a zone that no clock has
                 continue
             if moment.tzinfo is None:  # "-0000": UTC without a known zone
                 moment = moment.replace(tzinfo=timezone.utc)

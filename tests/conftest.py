@@ -10,13 +10,19 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from harness import Lines
 
-from hubextrap.localhub import LocalHub
 from hubextrap.patience import Patience
+
+try:
+    from hubextrap.localhub import LocalHub
+except ImportError as error:
+    raise pytest.UsageError(f"the tests need {error.name}: pip install 'hubextrap[dev]'") from error
 
 _HOME = Path(tempfile.mkdtemp(prefix="hubextrap-tests-"))
 _TOKEN = "hf_" + "testtoken" * 3
@@ -35,6 +41,41 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+_OPTIONAL = {
+    "evaluate": ("lm_eval", "math_verify"),
+    "logits/test_lm_eval_model.py": ("lm_eval",),
+    "mergekit_plugin": ("mergekit",),
+    "reground/callback": ("accelerate", "peft", "trl"),
+    "report": ("matplotlib",),
+}
+"""What tests about an optional part of hubextrap need, by folder or file."""
+
+
+def _lacking(file: Path) -> list[str]:
+    """The packages that a test file needs and that are not installed."""
+    here = file.relative_to(Path(__file__).parent)
+    needed = [name for place, names in _OPTIONAL.items() if here.is_relative_to(place) for name in names]
+    return [name for name in needed if not _is_installed(name)]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # it was blocked in sys.modules
+        return False
+
+
+class _Skipped(pytest.Module):
+    """A test file that is skipped, and seen to be."""
+
+    def collect(self) -> NoReturn:
+        pytest.skip(f"{', '.join(_lacking(self.path))} not installed", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    return _Skipped.from_parent(parent, path=module_path) if _lacking(module_path) else None
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hubextrap.api.prepare import refuse_merge_settings
 from hubextrap.api.scanning import scan
 from hubextrap.errors import StepError
 from hubextrap.statistics import Backtest, Candidate, Scan, backtest_table, candidates
@@ -32,6 +33,7 @@ def backtest(
         StepError: fewer than three checkpoints.
         HubExtrapError: see `scan`.
     """
+    refuse_merge_settings(settings, "a backtest")
     tried = list(candidates())
     if isinstance(run, Scan):
         found = run

@@ -11,8 +11,9 @@ from hubextrap.api.evaluating import harness_of
 from hubextrap.api.merging import Prediction, merge
 from hubextrap.api.mixing import check_mixed_run, mixed_rows
 from hubextrap.api.planning import check_destinations, recipe_push_targets
+from hubextrap.api.prepare import refuse_merge_settings
 from hubextrap.errors import RecipeError
-from hubextrap.evaluate import check_judgeable, check_writable
+from hubextrap.evaluate import check_judgeable, check_replaceable, check_writable
 from hubextrap.evaluate.comparison import Rows
 from hubextrap.evaluate.table import PREDICTION
 from hubextrap.evaluate.targets import place_of
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from hubextrap.api.prepare import Settings
     from hubextrap.evaluate import EvaluationTable, Measurement
     from hubextrap.logits import Mixture
-    from hubextrap.recipe import Recipe
+    from hubextrap.recipe import EvaluateSection, Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ def run(
     section = recipe.evaluate
     if recipe.space == "logits":
         check_mixed_run(recipe, out)
+        refuse_merge_settings(settings, "space: logits")
     else:
         check_destinations(recipe, out is not None, targets)
     if output is not None:
@@ -84,7 +86,7 @@ def run(
             raise RecipeError(
                 "--output: the recipe has no evaluate section, so there will be nothing to save"
             )
-        check_writable(output)
+        _check_output(recipe, section, output)
     harness = None if section is None else harness_of(section, progress)
     pins = Pins()
     trajectory = find_recipe_trajectory(recipe, progress, pins=pins)
@@ -139,8 +141,22 @@ def _rows(
 
 def _save(table: EvaluationTable, output: Path | None, step: int, recipe: Recipe) -> None:
     if output is not None:
-        several = len(recipe.target_steps) > 1
-        table.save(output.with_suffix(f".step_{step}.json") if several else output)
+        table.save(_output_of(output, step, recipe))
+
+
+def _output_of(output: Path, step: int, recipe: Recipe) -> Path:
+    return output if len(recipe.target_steps) == 1 else output.with_suffix(f".step_{step}.json")
+
+
+def _check_output(recipe: Recipe, section: EvaluateSection, output: Path) -> None:
+    """Refuse, before anything is merged, results that cannot be written or that others would be lost by."""
+    check_writable(output)
+    for step in recipe.target_steps:
+        names = [*section.tasks, *(Path(file).stem for file in section.task_files)]
+        labels = [PREDICTION]
+        for entry in section.against:  # a role, role=REF, or a reference, whose row is called like its folder
+            labels += [entry.partition("=")[0], entry, Path(entry).name]
+        check_replaceable(_output_of(output, step, recipe), names, [(label, None) for label in labels])
 
 
 def _checkpoint(prediction: Prediction) -> Checkpoint:

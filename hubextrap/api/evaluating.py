@@ -24,9 +24,9 @@ def harness_of(
     """The tasks and settings of a recipe's evaluate section, loaded.
 
     Raises:
-        EvaluationError: lm-eval is not installed, or a task cannot be loaded.
+        EvaluationError: lm-eval is not installed, a task cannot be loaded, or a setting has no effect.
     """
-    return Harness(
+    harness = Harness(
         section.tasks,
         include_path=[Path(path) for path in section.include_path or ()],
         task_files=[TaskFile(Path(path), section.format) for path in section.task_files],
@@ -41,3 +41,5 @@ def harness_of(
         backend=backend,
         progress=progress,
     )
+    harness.check_examples()
+    return harness

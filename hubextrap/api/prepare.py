@@ -15,6 +15,7 @@ from hubextrap.engine.plan import (
     MergePlan,
     plan_merge,
 )
+from hubextrap.errors import RecipeError
 from hubextrap.hub.side_files import SideFiles, choose_side_files
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import open_source, read_combinable, read_layouts, ties_embeddings
@@ -49,6 +50,20 @@ class Settings:
     """Where the sums are computed: ``cpu`` or a CUDA device."""
     allow_non_finite: bool = False
     """Write NaN and infinite results instead of refusing them."""
+
+
+def refuse_merge_settings(settings: Settings | None, what: str) -> None:
+    """Refuse settings that only a merge looks at, where there is none.
+
+    Raises:
+        RecipeError: says which.
+    """
+    plain = Settings()
+    for name in ("device", "allow_non_finite"):
+        if settings is not None and getattr(settings, name) != getattr(plain, name):
+            raise RecipeError(
+                f"settings.{name} has no effect on {what}, which merges no weights; leave it out"
+            )
 
 
 @dataclass(frozen=True, slots=True)

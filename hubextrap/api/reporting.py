@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def report(
     png: Path | str | None = None,
     title: str | None = None,
 ) -> ReportResult:
-    """Write the page to ``out``, and every plot into the folder ``png``; existing files are replaced.
+    """Write the page to ``out``, and every plot into the folder ``png``; an earlier page and its plots are
+    replaced, any other file is not.
 
     Args:
         title: heading of the page; the scan's file name where it is None.
@@ -36,7 +38,7 @@ def report(
         HubExtrapError: matplotlib is not installed.
         ReferenceNotFound, CorruptFile, SourceError: the scan cannot be read.
         EvaluationError: an evaluation cannot be read, or two do not go together.
-        OutputError: the page or a plot cannot be written.
+        OutputError: the page or a plot cannot be written, or another file is there.
     """
     try:
         import matplotlib  # noqa: F401
@@ -55,23 +57,38 @@ def report(
     backtest = backtest_table(scan.gram_table, dtypes=scan.dtypes)
     said = answer(backtest)
     sections = build_sections(scan, backtest, accuracies)
-    _write(out, render_page(title or scan_file.name, scan, said, sections).encode())
-    pngs = []
-    if png is not None:
-        for section in sections:
-            pngs.append(Path(png) / f"{section.name}.png")
-            _write(pngs[-1], to_png(section.draw, section.height))
-    return ReportResult(out, tuple(pngs), said.headline, said.sentences)
+    plots = [] if png is None else [(Path(png) / f"{section.name}.png", section) for section in sections]
+    _check_replaceable(out, b"<!doctype html>")
+    for path, _ in plots:
+        _check_replaceable(path, b"\x89PNG")
+    _write(out, render_page(title or scan_file.name, scan, said, sections).encode(errors="replace"))
+    for path, section in plots:
+        _write(path, to_png(section.draw, section.height))
+    return ReportResult(out, tuple(path for path, _ in plots), said.headline, said.sentences)
+
+
+def _check_replaceable(path: Path, beginning: bytes) -> None:
+    """Refuse to write over what is not an earlier report's: a scan, say, or a device."""
+    if not path.exists() or path.is_dir():  # which is said when it is written
+        return
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(beginning)) == beginning:
+                return
+    raise OutputError(f"{path}: is there already and is no report's; choose another --out or --png")
 
 
 def _write(path: Path, content: bytes) -> None:
+    if not path.name:
+        raise OutputError(f"{path}: is a folder; name the page to write with --out")
     staging = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         staging.write_bytes(content)
         staging.replace(path)
     except OSError as error:
-        staging.unlink(missing_ok=True)
+        with suppress(OSError):
+            staging.unlink()
         raise OutputError(
             f"{path}: cannot be written: {error.strerror}; choose another --out or --png"
         ) from error

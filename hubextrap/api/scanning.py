@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
 from hubextrap.api.fingerprint import input_fingerprint
-from hubextrap.api.prepare import Settings
+from hubextrap.api.prepare import Settings, refuse_merge_settings
 from hubextrap.errors import CheckpointError, OutputError, RecipeError
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.statistics import LogProbRequest, Scan, measure_logprobs
@@ -34,17 +34,20 @@ def scan(
 ) -> Scan:
     """Read every checkpoint once; save what was found in ``out``.
 
-    A scan of the same checkpoints that is there already is not made again, only what it lacks is added. One
-    that was stopped goes on at the tensor where it was, from ``.NAME.partial`` beside the output.
+    A scan of the same checkpoints that is there already is not made again, only what it lacks is added, and
+    nothing that it holds is ever lost: a file holds one sample and one set of responses. A scan that was
+    stopped goes on at the tensor where it was, from ``.NAME.partial`` beside the output.
 
     Args:
         sample: share of the weights to draw for the reference protocol as well (0.001 in arXiv 2601.04537).
         logprobs: responses to score under every checkpoint.
 
     Raises:
-        OutputError: ``out`` cannot be written, or holds a scan of other checkpoints.
+        OutputError: ``out`` cannot be written, or holds a scan of other checkpoints, another sample or other
+            log-probabilities.
         HubExtrapError: see ``engine.scan.scan_trajectory`` and ``statistics.measure_logprobs``.
     """
+    refuse_merge_settings(settings, "a scan")
     settings = settings or Settings()
     progress = progress or SilentProgress()
     if sample is not None and not 0 < sample <= 1:
@@ -64,16 +67,18 @@ def scan(
             for checkpoint, source in zip(trajectory.checkpoints, sources, strict=True)
         ]
         found = None if path is None else _existing(path, trajectory, pins)
-        if found is None or (
-            sample is not None and (found.sample is None or found.sample.fraction != sample)
-        ):
+        if path is not None and found is not None:
+            _refuse_to_lose(path, found, sample, logprobs)
+        if found is None or (sample is not None and found.sample is None):
+            kept = None if found is None else found.logprobs
             found = _scan_weights(trajectory, sources, pins, path, sample, settings, progress)
+            found = replace(found, logprobs=kept)
             if path is not None:
                 found.save(path)
                 _journal_path(path).unlink(missing_ok=True)
         else:
             progress.say(f"{path}: holds a scan of these checkpoints already")
-    if logprobs is not None and (found.logprobs is None or found.logprobs.source != logprobs.source()):
+    if logprobs is not None and found.logprobs is None:
         found = replace(found, logprobs=measure_logprobs(trajectory, logprobs, progress))
         if path is not None:
             found.save(path)
@@ -95,6 +100,22 @@ def _existing(path: Path, trajectory: Trajectory, pins: list[str]) -> Scan | Non
             "--out"
         )
     return found
+
+
+def _refuse_to_lose(path: Path, found: Scan, sample: float | None, logprobs: LogProbRequest | None) -> None:
+    """Refuse what would take the place of a sample or of log-probabilities that the file holds."""
+    if sample is not None and found.sample is not None and found.sample.fraction != sample:
+        raise OutputError(
+            f"{path}: holds a sample of {found.sample.fraction:g} already, and there is room for one; leave "
+            "--sample out to keep it, remove the file, or choose another --out"
+        )
+    if logprobs is not None and found.logprobs is not None:
+        there, asked = found.logprobs.source, logprobs.source()
+        if replace(asked, prompts=there.prompts) != there:  # the file's name may have changed
+            raise OutputError(
+                f"{path}: holds log-probabilities of other responses already ({there}), and there is room "
+                "for one set; leave --logprobs out to keep them, remove the file, or choose another --out"
+            )
 
 
 def _journal_path(path: Path) -> Path:

@@ -31,6 +31,7 @@ from hubextrap.evaluate.curve import can_draw, draw_sweep
 from hubextrap.evaluate.sweep_report import Candidate, SweepResult, report_sweep, sweep_markdown
 from hubextrap.evaluate.table import LAST, PREDICTION, TARGET
 from hubextrap.hub.side_files import is_side_file, side_files
+from hubextrap.methods import MAX_STEP
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import LocalSink, open_source
 from hubextrap.trajectory import Checkpoint, Pins, find_recipe_trajectory
@@ -96,12 +97,12 @@ def sweep(
     progress = progress or SilentProgress()
     section = _section(recipe)
     check_weights(recipe)
-    folder = _folder(Path(out))
-    commits = Pins()
-    trajectory = find_recipe_trajectory(recipe, progress, pins=commits)
-    against = Against.pinned(recipe, section, trajectory, commits)
+    pinned = Pins()
+    trajectory = find_recipe_trajectory(recipe, progress, pins=pinned)
+    against = Against.pinned(recipe, section, trajectory, pinned)
     recipes = _grid(recipe, trajectory, horizons, damping)
     harness = harness_of(section, progress, device=device, dtype=dtype, backend=backend)
+    folder = _folder(Path(out))  # made when nothing else is wrong
     measured_with = harness.fingerprint()
     pins = [_pin(checkpoint) for checkpoint in trajectory.checkpoints]
     points = [_point(each, trajectory, pins, measured_with) for each in recipes]
@@ -167,13 +168,17 @@ def _grid(
 ) -> list[Recipe]:
     """A recipe with one target and one damping for each point."""
     first, last = trajectory.base.step, trajectory.last.step
-    if horizons and (low := min(horizons)) < 1:
+    way = last - first
+    if wrong := [value for value in horizons if not 1 <= value <= (MAX_STEP - first) / max(way, 1)]:
         raise RecipeError(
-            f"--horizons {low:g}: a multiple of the observed way has to be at least 1, which is step {last}"
+            f"--horizons {wrong[0]:g}: a multiple of the observed way has to be at least 1, which is step "
+            f"{last}, and the step at most {MAX_STEP}"
         )
     if wrong := [value for value in damping if not 0 <= value <= 1]:
         raise RecipeError(f"--damping {wrong[0]:g}: has to be from 0 (the last checkpoint) to 1 (no damping)")
-    steps = dict.fromkeys(round(first + (last - first) * horizon) for horizon in horizons)
+    if damping and {rule.method for rule in recipe.rules} == {"persistence"}:
+        raise RecipeError("--damping has no effect on persistence, which is the last checkpoint already")
+    steps = dict.fromkeys(round(first + way * horizon) for horizon in horizons)
     steps = steps or dict.fromkeys(recipe.target_steps)
     parameters = recipe.parameters.model_copy(update={"max_expected_error": None})
     return [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hubextrap.cli.effect import refuse_idle
 from hubextrap.cli.merging import AsJson, Cache, Memory, Quiet, Workers, parse_size
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ _WIDTH_OFF_TERMINAL = 160
 
 
 def backtest(
+    ctx: typer.Context,
     reference: Annotated[
         str,
         typer.Argument(
@@ -35,6 +37,7 @@ def backtest(
     """Predict what was observed from what came before, by every method: which to use, how far to trust it."""
     from hubextrap import api
     from hubextrap.cli.progress import open_progress
+    from hubextrap.cli.scan import is_recipe
     from hubextrap.recipe import load_recipe
     from hubextrap.statistics import Scan
     from hubextrap.trajectory import find_trajectory
@@ -42,11 +45,9 @@ def backtest(
     progress = open_progress(quiet)
     path = Path(reference)
     settings = api.Settings(parse_size(memory), workers, cache)
-    if max_step is not None and path.is_file():
-        raise typer.BadParameter(
-            "--max-step is for a REF; a recipe or a scan says itself which steps it holds"
-        )
-    if path.suffix in (".yaml", ".yml") and path.is_file():
+    if path.is_file():
+        refuse_idle(ctx, ("max_step",), "is for a REF; a recipe or a scan says itself which steps it holds")
+    if is_recipe(reference):
         recipe = load_recipe(path)
         found = api.backtest(recipe, settings=settings, progress=progress)
     elif path.suffix == ".safetensors" and not path.is_dir():

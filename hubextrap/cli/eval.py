@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, cast
 
 import typer
 
+from hubextrap.cli.effect import refuse_idle
+
 if TYPE_CHECKING:
     from hubextrap.evaluate import EvaluationTable
     from hubextrap.evaluate.own_tasks import Format
@@ -17,6 +19,7 @@ _WIDTH_OFF_TERMINAL = 200
 
 
 def evaluate(
+    ctx: typer.Context,
     references: list[str] = typer.Argument(
         ..., metavar="REF...", help="Predictions or other checkpoints: org/name@revision or local folders."
     ),
@@ -88,6 +91,7 @@ def evaluate(
         TaskFile,
         check_judgeable,
         check_loss,
+        check_replaceable,
         check_writable,
         compared_checkpoints,
     )
@@ -98,15 +102,27 @@ def evaluate(
         raise typer.BadParameter(f"--backend {backend}: has to be hf or vllm")
     if against is not None and no_against:
         raise typer.BadParameter("--against and --no-against exclude each other")
-    if create_pr and not publish:
-        raise typer.BadParameter("--create-pr goes with --publish")
+    if not publish:
+        refuse_idle(ctx, ("create_pr",), "goes with --publish")
+    if not task_file:
+        refuse_idle(ctx, ("answer_format",), "goes with --task-file FILE")
+    names = _split(tasks)
+    if not names:
+        refuse_idle(ctx, ("include_path",), "goes with --tasks: it is where tasks are looked for by name")
+    chosen = [] if no_against else None if against is None else _split(against)
+    for option, given, parts in (("--tasks", tasks, names), ("--against", against, chosen)):
+        if given and not parts:
+            raise typer.BadParameter(f"{option} names nothing; leave it out, or name something")
     for file in (output, summary):
         if file is not None:
             check_writable(file)
     progress = open_progress(quiet)
-    chosen = [] if no_against else None if against is None else _split(against)
     pins = Pins()
     rows = compared_checkpoints(references, chosen, pins=pins, progress=progress)
+    files = [TaskFile(file, cast("Format", answer_format)) for file in task_file]
+    if output is not None:
+        measured = [*names, *(file.name for file in files)]
+        check_replaceable(output, measured, [(label, row.name) for label, row in rows])
     if max_loss is not None:
         check_judgeable([label for label, _ in rows])
     publication = None
@@ -114,9 +130,9 @@ def evaluate(
         publication = api.check_publication(references, rows, limit=limit, create_pr=create_pr, pins=pins)
     table = run_evaluation(
         rows,
-        _split(tasks),
+        names,
         include_path=include_path,
-        task_files=[TaskFile(file, cast("Format", answer_format)) for file in task_file],
+        task_files=files,
         answering=Answering(repeats, temperature, max_tokens),
         limit=limit,
         batch_size=batch_size,
@@ -140,7 +156,7 @@ def evaluate(
         result = api.publish(table, publication, progress)
         typer.echo(f"scores published: {result.pull_request_url or result.url}", err=as_json)
     if max_loss is not None:
-        check_loss([table], max_loss, _split(tasks))
+        check_loss([table], max_loss, names)
 
 
 def print_evaluation(table: EvaluationTable) -> None:

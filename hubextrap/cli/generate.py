@@ -7,8 +7,11 @@ from pathlib import Path
 
 import typer
 
+from hubextrap.cli.effect import refuse_idle
+
 
 def generate(
+    ctx: typer.Context,
     recipe: Path = typer.Argument(..., metavar="RECIPE", help="A recipe with space: logits."),
     prompt: list[str] = typer.Argument(None, metavar="[PROMPT...]", help="Prompts to complete."),
     prompts: Path | None = typer.Option(
@@ -32,6 +35,10 @@ def generate(
     from hubextrap.logits.completing import Sampling
     from hubextrap.recipe import load_recipe
 
+    if temperature == 0:
+        refuse_idle(
+            ctx, ("top_p", "top_k", "seed"), "goes with a --temperature above 0: at 0 nothing is drawn"
+        )
     asked = [*(prompt or []), *(_lines(prompts) if prompts else [])]
     if not asked:
         raise typer.BadParameter("give prompts, or a file of them with --prompts")

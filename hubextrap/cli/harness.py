@@ -6,6 +6,8 @@ import sys
 
 import typer
 
+from hubextrap.cli.mergekit import errors_of
+
 
 def lm_eval_command(ctx: typer.Context) -> None:
     """Run lm-eval's own command line; its --model hubextrap predicts what it evaluates."""
@@ -21,6 +23,7 @@ def lm_eval_command(ctx: typer.Context) -> None:
     own_arguments = sys.argv
     sys.argv = ["lm-eval", *ctx.args]
     try:
-        cli_evaluate()
+        with errors_of("lm-eval"):
+            cli_evaluate()
     finally:
         sys.argv = own_arguments

@@ -1,94 +1,147 @@
-"""The `hubextrap` command: collects the verbs, prints errors as one line, sets the exit code."""
+"""The `hubextrap` command: prints errors as one line and sets the exit code, whatever happens and whenever.
+
+Next to nothing is imported before the signals are listened to: an interrupted start shows no traceback.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
-from typing import TYPE_CHECKING
 
-import typer
-
-from hubextrap._version import __version__
-from hubextrap.cli import hub, recipes
-from hubextrap.cli.backtest import backtest
-from hubextrap.cli.eval import evaluate
-from hubextrap.cli.generate import generate
-from hubextrap.cli.harness import lm_eval_command
-from hubextrap.cli.mergekit import PassedOn, mergekit_yaml
-from hubextrap.cli.merging import merge, plan, push, run
-from hubextrap.cli.reground import reground
-from hubextrap.cli.report import report
-from hubextrap.cli.scan import scan
-from hubextrap.cli.steps import steps
-from hubextrap.cli.sweep import sweep
-from hubextrap.cli.verify import verify
-from hubextrap.errors import HubExtrapError, PredictionWorse
-
+TYPE_CHECKING = False  # typing's own takes milliseconds to import
 if TYPE_CHECKING:
     from types import FrameType
+    from typing import Any, NoReturn
 
-app = typer.Typer(
-    name="hubextrap",
-    help="Predict later RL checkpoints from earlier ones on the Hugging Face Hub, and check it.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _version(value: bool) -> None:
-    if value:
-        typer.echo(f"hubextrap {__version__}")
-        raise typer.Exit
+FAULT = 70
+"""Exit code of what should not happen (EX_SOFTWARE of sysexits.h)."""
+_SHOWN = 300
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ENDED_BY = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
-@app.callback()
-def _options(
-    version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version."
-    ),
-) -> None:
-    """Options of every command."""
+class _Signals:
+    """Which signal has come; what it raises may have become another error on the way, or been swallowed."""
 
+    received: int | None = None
 
-app.command()(steps)
-app.command()(scan)
-app.command()(backtest)
-app.command()(report)
-app.command()(plan)
-app.command()(merge)
-app.command()(push)
-app.command()(run)
-app.command()(verify)
-app.command("eval")(evaluate)
-app.command()(sweep)
-app.command()(reground)
-app.command()(generate)
-app.command("lm-eval", cls=PassedOn)(lm_eval_command)
-app.command("mergekit-yaml", cls=PassedOn)(mergekit_yaml)
-app.add_typer(hub.app, name="hub")
-app.add_typer(recipes.app, name="recipes")
+    def listen(self) -> None:
+        signal.signal(signal.SIGTERM, self._end)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's background jobs have it
+            signal.signal(signal.SIGINT, self._end)
+
+    def _end(self, number: int, frame: FrameType | None) -> NoReturn:
+        """End by an exception: what is under way is dropped, what is finished is kept."""
+        self.received = number
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
 
 
 def main() -> None:
     """Entry point of the console script.
 
     Exit codes: 0 done, 1 an error that is printed, 2 wrong usage, 3 a prediction that is worse than
-    ``--max-loss`` allows, 130 interrupted, 143 terminated.
+    ``--max-loss`` allows, 70 a fault of hubextrap's own, 130 interrupted, 143 terminated.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    signals = _Signals()
+    signals.listen()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name or a terminal may hold what the other cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
+        from hubextrap.cli.app import app
+
         app()
-    except HubExtrapError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(3 if isinstance(error, PredictionWorse) else 1)
-    except SystemExit as end:
-        if end.code == 130:  # what typer makes of Ctrl-C
-            print("interrupted", file=sys.stderr)
-        raise
+    except BaseException as error:
+        code = _code(error) if signals.received is None else 128 + signals.received
+    else:
+        code = 0
+    code = _flushed(code)
+    if signals.received is not None and code:
+        _say(_ENDED_BY[signal.Signals(signals.received)])
+        # threads that are waited for may take a while: the next signal ends at once
+        signal.signal(signals.received, lambda number, _: os._exit(128 + number))
+    sys.exit(code)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """End as on Ctrl-C: what is under way is dropped, what is finished is kept."""
-    print("terminated", file=sys.stderr)
-    sys.exit(128 + number)
+def _code(error: BaseException) -> int | str | None:
+    """The exit code for what ended the command, after telling of it."""
+    from hubextrap.errors import HubExtrapError, PredictionWorse
+
+    if isinstance(error, SystemExit):
+        return error.code
+    if isinstance(error, HubExtrapError):
+        _say(f"error: {error}")
+        return 3 if isinstance(error, PredictionWorse) else 1
+    if isinstance(error, KeyboardInterrupt):
+        _say(_ENDED_BY[signal.SIGINT])
+        return 128 + signal.SIGINT
+    if isinstance(error, BrokenPipeError):
+        return 1  # whoever read the output has seen enough
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        _say(f"error: {error.filename or 'output'}: cannot be written: {error.strerror}; make room")
+        return 1
+    if isinstance(error, OSError) and error.filename is not None:  # a place that was named, and is none
+        _say(
+            f"error: {_shortened(str(error.filename))}: {error.strerror}; check the name and its permissions"
+        )
+        return 1
+    _say(_fault(error))
+    return FAULT
+
+
+def _fault(error: BaseException) -> str:
+    """What is said of an error that nobody foresaw; its traceback goes into a file of its own."""
+    import tempfile
+    import traceback
+
+    words = " ".join(str(error).split())
+    line = f"error: {type(error).__name__}{': ' * bool(words)}{_shortened(words)}"
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="hubextrap-", suffix=".log")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(_redacted("".join(traceback.format_exception(error))))
+    except OSError:
+        return f"{line}; this is a fault in hubextrap: please report it"
+    return f"{line}; this is a fault in hubextrap: please report it with what is in {name}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _flushed(code: int | str | None) -> int | str | None:
+    """``code``, or another one where the last of the output cannot be written."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that it is not tried again at exit
+        return code or _code(error)
+    return code
+
+
+def _say(line: str) -> None:
+    """A line on stderr, if anybody still listens there."""
+    if sys.stderr is not None:
+        try:
+            print(_redacted(line), file=sys.stderr, flush=True)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _redacted(text: str) -> str:
+    from hubextrap.redaction import redact
+
+    return redact(text)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        from hubextrap.cli.app import app
+
+        return app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 from typer.core import TyperCommand
 
-from hubextrap.errors import RecipeError
+from hubextrap.errors import HubExtrapError, RecipeError
+from hubextrap.hub_access import reason
 
 
 class PassedOn(TyperCommand):
@@ -29,7 +32,23 @@ def mergekit_yaml(ctx: typer.Context) -> None:
     problems = mergekit_plugin.config_problems(_read_yaml(given.get("config_file")))
     if problems:
         raise RecipeError("\n".join(f"{given['config_file']}: {problem}" for problem in problems))
-    main.main(args=list(ctx.args), prog_name=name)
+    with errors_of("mergekit"):
+        main.main(args=list(ctx.args), prog_name=name)
+
+
+@contextmanager
+def errors_of(program: str) -> Iterator[None]:
+    """What another program does not catch itself, as one line; its own exits and ours come through.
+
+    Raises:
+        HubExtrapError: names the program and its error.
+    """
+    try:
+        yield
+    except (HubExtrapError, OSError, typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        raise HubExtrapError(f"{program} failed: {reason(error)}") from error
 
 
 def _read_yaml(path: str | None) -> object:

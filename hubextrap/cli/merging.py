@@ -8,18 +8,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hubextrap.cli.effect import refuse_idle
+
 if TYPE_CHECKING:
     from hubextrap.api import Settings
     from hubextrap.hub import PushTarget
+    from hubextrap.recipe import Recipe
 
 RecipeFile = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe file; docs/recipes.md says how.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write; it must not be there yet.")]
 PushTo = Annotated[
-    str | None, typer.Option("--push", metavar="REPO[@REVISION]", help="Push there, straight from memory.")
+    str | None,
+    typer.Option(
+        "--push",
+        metavar="REPO[@REVISION]",
+        help="Push there, straight from memory, instead of where the recipe's push section says.",
+    ),
 ]
-Private = Annotated[bool, typer.Option("--private", help="Make the repo private when it is created.")]
+Private = Annotated[
+    bool,
+    typer.Option("--private", help="Make the repo private when it is created; refuse one that is public."),
+]
 CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")]
 Memory = Annotated[
     str, typer.Option("--memory", help="Memory that the process may take, e.g. 512MiB or 2GB.")
@@ -64,10 +75,11 @@ def plan(
     from hubextrap.cli.summaries import print_plan
     from hubextrap.recipe import load_recipe
 
+    loaded = load_recipe(recipe)
     report = api.plan(
-        load_recipe(recipe),
+        loaded,
         out=out,
-        push=_targets(push),
+        push=_targets(loaded, push),
         check_push=not no_push_check,
         settings=_settings(memory, workers, cache),
         progress=open_progress(quiet),
@@ -83,6 +95,7 @@ def plan(
 
 
 def merge(
+    ctx: typer.Context,
     recipe: RecipeFile,
     out: Out = None,
     push: PushTo = None,
@@ -104,11 +117,14 @@ def merge(
     from hubextrap.cli.summaries import prediction_as_json, print_prediction
     from hubextrap.recipe import load_recipe
 
+    if push is None:
+        why = "goes with --push REPO; of the recipe's push section, private and create_pr say it"
+        refuse_idle(ctx, ("private", "create_pr"), why)
     loaded = load_recipe(recipe)
     result = api.merge(
         loaded,
         out=out,
-        push=_targets(push, private, create_pr),
+        push=_targets(loaded, push, private, create_pr),
         settings=_settings(memory, workers, cache, device, allow_non_finite),
         progress=open_progress(quiet),
     )
@@ -147,6 +163,7 @@ def push(
 
 
 def run(
+    ctx: typer.Context,
     recipe: RecipeFile,
     out: Out = None,
     output: Annotated[
@@ -181,6 +198,10 @@ def run(
     from hubextrap.recipe import load_recipe
 
     loaded = load_recipe(recipe)
+    if loaded.space == "logits":
+        refuse_idle(
+            ctx, ("device", "allow_non_finite"), "has no effect with space: logits, which merges no weights"
+        )
     if summary is not None:
         check_writable(summary)
     if max_loss is not None:
@@ -236,7 +257,16 @@ def _settings(
     return Settings(parse_size(memory), workers, cache, device, allow_non_finite)
 
 
-def _targets(reference: str | None, private: bool = False, create_pr: bool = False) -> list[PushTarget]:
+def _targets(
+    recipe: Recipe, reference: str | None, private: bool = False, create_pr: bool = False
+) -> list[PushTarget]:
+    """Where ``--push`` sends the prediction; how, the options and the recipe's push section say together."""
     from hubextrap.hub import PushTarget
 
-    return [] if reference is None else [PushTarget.parse(reference, private=private, create_pr=create_pr)]
+    if reference is None:
+        return []
+    section = recipe.push
+    if section is not None:
+        private, create_pr = private or section.private, create_pr or section.create_pr
+    message = None if section is None else section.commit_message
+    return [PushTarget.parse(reference, private=private, create_pr=create_pr, message=message)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hubextrap.cli.effect import refuse_idle
 from hubextrap.cli.merging import Cache, Memory, Quiet, Workers, parse_size
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ _WIDTH_OFF_TERMINAL = 200
 
 
 def scan(
+    ctx: typer.Context,
     reference: str = typer.Argument(
         ..., metavar="REF|RECIPE", help="A run as `hubextrap steps` takes it, or a recipe file (.yaml)."
     ),
@@ -54,19 +56,26 @@ def scan(
     from hubextrap.cli.progress import open_progress
     from hubextrap.statistics import LogProbRequest
 
-    if logprobs is None and sample_from is not None:
-        raise typer.BadParameter("--sample-from goes with --logprobs PROMPTS")
+    if logprobs is None:
+        about_logprobs = ("sample_from", "max_new_tokens", "chat_template", "batch_size", "device")
+        refuse_idle(ctx, about_logprobs, "goes with --logprobs PROMPTS")
+    if sample_from is None:
+        refuse_idle(
+            ctx, ("max_new_tokens",), "goes with --sample-from STEP: without it, the file holds the responses"
+        )
     progress = open_progress(quiet)
-    chosen = {
-        "--pattern": pattern,
-        "--series": series,
-        "--min-step": min_step,
-        "--max-step": max_step,
-        "--base": base,
-        "--step-scale": None if step_scale == 1 else step_scale,
+    selection = {
+        "pattern": pattern,
+        "series": series,
+        "min_step": min_step,
+        "max_step": max_step,
+        "base": base,
+        "step_scale": step_scale,
     }
+    if is_recipe(reference):
+        refuse_idle(ctx, selection, f"is for a REF; the recipe {reference} says which steps to take")
     found = api.scan(
-        _trajectory(reference, chosen, progress),
+        _trajectory(reference, selection, progress),
         out=out,
         sample=sample,
         logprobs=None
@@ -82,20 +91,18 @@ def scan(
         typer.echo(f"saved in {out}")
 
 
-def _trajectory(reference: str, chosen: dict[str, str | float | None], progress: Progress) -> Trajectory:
+def is_recipe(reference: str) -> bool:
+    """Whether REF|RECIPE is a recipe's file."""
+    return Path(reference).suffix in (".yaml", ".yml") and Path(reference).is_file()
+
+
+def _trajectory(reference: str, selection: dict[str, Any], progress: Progress) -> Trajectory:
     from hubextrap.recipe import load_recipe
     from hubextrap.trajectory import find_recipe_trajectory, find_trajectory
 
-    if Path(reference).suffix in (".yaml", ".yml") and Path(reference).is_file():
-        given = [option for option, value in chosen.items() if value is not None]
-        if given:
-            raise typer.BadParameter(
-                f"{given[0]} is for a REF; the recipe {reference} says which steps to take"
-            )
+    if is_recipe(reference):
         return find_recipe_trajectory(load_recipe(Path(reference)), progress)
-    options = {option.removeprefix("--").replace("-", "_"): value for option, value in chosen.items()}
-    options["step_scale"] = options["step_scale"] or 1.0
-    return find_trajectory(reference, progress=progress, **options)  # type: ignore[arg-type]
+    return find_trajectory(reference, progress=progress, **selection)
 
 
 def print_scan(reference: str, scan: Scan) -> None:

@@ -21,21 +21,21 @@ def sweep(
         Path, typer.Option("--out", metavar="DIR", help="For results; give it again to go on or to widen.")
     ],
     horizons: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="LIST",
             help="Steps to predict, as multiples of the observed way from the first step to the last: "
             "1.25,1.5,2. The recipe's target steps if not given.",
         ),
-    ] = "",
+    ] = None,
     damping: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="LIST",
             help="Shares of the way from the last checkpoint to the prediction: 0.5,1. The recipe's if not "
             "given.",
         ),
-    ] = "",
+    ] = None,
     memory: Annotated[str, typer.Option(help="Memory that the merge may take, e.g. 512MiB.")] = "512MiB",
     workers: Annotated[int, typer.Option(min=1, help="Threads of the merge.")] = 2,
     cache: Annotated[bool, typer.Option("--cache", help="Download checkpoints into the Hub cache.")] = False,
@@ -82,8 +82,13 @@ def _print(result: SweepResult) -> None:
     Console(width=width, highlight=False).print(sweep_rich(result))
 
 
-def _numbers(option: str, text: str) -> list[float]:
+def _numbers(option: str, text: str | None) -> list[float]:
+    if text is None:
+        return []
     try:
-        return [float(part) for part in text.split(",") if part.strip()]
+        numbers = [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise typer.BadParameter(f"{option} {text}: has to be numbers with commas in between") from None
+        numbers = []
+    if not numbers:
+        raise typer.BadParameter(f"{option} {text}: has to be numbers with commas in between")
+    return numbers

@@ -10,7 +10,15 @@ if TYPE_CHECKING:
     from hubextrap.evaluate.own_tasks import Answering, TaskFile
     from hubextrap.evaluate.render import format_figure, to_markdown, to_rich, verdicts
     from hubextrap.evaluate.run import Harness, Measurement, evaluate
-    from hubextrap.evaluate.table import EvaluationTable, Row, Score, Settings, TaskRecord, check_writable
+    from hubextrap.evaluate.table import (
+        EvaluationTable,
+        Row,
+        Score,
+        Settings,
+        TaskRecord,
+        check_replaceable,
+        check_writable,
+    )
     from hubextrap.evaluate.threshold import check_judgeable, check_loss
 
 __all__ = [
@@ -25,6 +33,7 @@ __all__ = [
     "TaskRecord",
     "check_judgeable",
     "check_loss",
+    "check_replaceable",
     "check_writable",
     "compared_checkpoints",
     "evaluate",
@@ -40,7 +49,8 @@ _MODULES = {
     **dict.fromkeys(("Harness", "Measurement", "evaluate"), "run"),
     **dict.fromkeys(("check_judgeable", "check_loss"), "threshold"),
     **dict.fromkeys(("format_figure", "to_markdown", "to_rich", "verdicts"), "render"),
-    **dict.fromkeys(("EvaluationTable", "Row", "Score", "Settings", "TaskRecord", "check_writable"), "table"),
+    **dict.fromkeys(("EvaluationTable", "Row", "Score", "Settings", "TaskRecord"), "table"),
+    **dict.fromkeys(("check_replaceable", "check_writable"), "table"),
 }
 
 

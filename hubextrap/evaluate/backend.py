@@ -16,8 +16,18 @@ if TYPE_CHECKING:
     from hubextrap.trajectory import Checkpoint
 
 
-def check_backend(backend: Backend) -> None:
-    """Raise EvaluationError, with the remedy, where the backend is not installed."""
+def check_backend(backend: Backend, device: str, batch_size: int | None) -> None:
+    """Refuse a backend that is not installed, and what it would not look at.
+
+    Raises:
+        EvaluationError: with the remedy.
+    """
+    if backend == "vllm":
+        for name, idle in (("device", device != "auto"), ("batch_size", batch_size is not None)):
+            if idle:
+                raise EvaluationError(
+                    f"{name} has no effect with vLLM, which chooses it by itself; leave it out"
+                )
     if backend == "vllm" and find_spec("vllm") is None:
         raise EvaluationError("vLLM is not installed; install it with: pip install 'lm-eval[vllm]'")
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from hubextrap.progress import Progress
 
 DEFAULT_BATCH_SIZE = 16
+MAX_NUMBER = 2**32 - 1
+"""What numpy takes as a seed; no other setting needs more."""
 _PACKAGES = ("hubextrap", "lm_eval", "torch", "transformers", "math_verify", "vllm")
 """What figures depend on, as far as it is installed."""
 
@@ -80,6 +82,7 @@ def evaluate(
         backend=backend,
         progress=progress,
     )
+    harness.check_examples()
     pins = Pins()
     checkpoints = [
         (label, resolve_checkpoint(item, pins=pins) if isinstance(item, str) else item)
@@ -147,7 +150,10 @@ class Harness:
         self._progress = progress or SilentProgress()
         names = list(dict.fromkeys(tasks))
         require_lm_eval()
-        check_backend(backend)
+        check_backend(backend, device, batch_size)
+        _check_numbers(limit=limit, batch_size=batch_size, num_fewshot=num_fewshot, seed=seed)
+        if include_path and not names:
+            raise EvaluationError("include_path has no effect without tasks: it is where they are looked for")
         self._specs = task_specs(names, task_files, answering)
         self._manager = load_tasks(self._specs, include_path)
         self._what = ", ".join([*names, *(file.name for file in task_files)])
@@ -178,6 +184,22 @@ class Harness:
             }
         text = json.dumps([self.settings.model_dump(mode="json"), tasks], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def check_examples(self) -> None:
+        """Refuse a number of examples that no task takes.
+
+        Raises:
+            EvaluationError: each task fixes it at 0.
+        """
+        if not self.settings.num_fewshot:
+            return
+        with quiet_libraries():
+            loaded = self._manager.load(self._specs)["tasks"]
+        if all(task.config.num_fewshot == 0 for task in loaded.values()):
+            raise EvaluationError(
+                f"num_fewshot {self.settings.num_fewshot} has no effect: each of these tasks fixes its "
+                "examples at none"
+            )
 
     def _has_examples(self, task: Any) -> bool:
         return bool(self.settings.num_fewshot or task.config.num_fewshot)
@@ -225,6 +247,14 @@ class Harness:
         )
 
 
+def _check_numbers(**numbers: int | None) -> None:
+    """Refuse what lm-eval and the random generators would not take."""
+    for name, number in numbers.items():
+        low, high = (1 if name in ("limit", "batch_size") else 0), MAX_NUMBER
+        if number is not None and not low <= number <= high:
+            raise EvaluationError(f"{name} {number}: has to be from {low} to {high}")
+
+
 def _check_labels(labels: Sequence[str]) -> None:
     if not labels:
         raise EvaluationError("nothing to evaluate; name at least one checkpoint")
@@ -242,6 +272,8 @@ def _versions() -> dict[str, str]:
 
 def chosen_device(device: str) -> str:
     """What ``auto`` stands for: CUDA where there is some, else the CPU."""
+    if device.partition(":")[0] == "meta":
+        raise EvaluationError(f"device {device}: holds no numbers; choose cpu, or cuda where there is a GPU")
     if device != "auto":
         return device
     import torch

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -183,12 +185,15 @@ class EvaluationTable(Part):
             OutputError: the file cannot be written.
         """
         check_writable(path)
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path}: not a regular file; name another one")
         partial = path.with_name(path.name + ".partial")
         try:
             partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
             partial.replace(path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
             raise OutputError(
                 f"{path}: the results cannot be written ({error.strerror}); name another file"
             ) from error
@@ -237,3 +242,34 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"{path}: there is no folder {folder}; make it, or name another file")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"{path}: the folder {folder} is not writable; name another file")
+
+
+def check_replaceable(path: Path, tasks: Iterable[str], rows: Iterable[tuple[str, str | None]]) -> None:
+    """Find out before hours of work whether results at ``path`` would be lost: as `check_writable`, and more.
+
+    Args:
+        tasks: what will be measured, by name.
+        rows: (label, reference) of what will be measured; None is any reference.
+
+    Raises:
+        OutputError: it cannot be written, is no results file, or holds tasks or rows that are not measured.
+    """
+    check_writable(path)
+    if not path.exists():
+        return
+    try:
+        if not path.is_file():
+            raise EvaluationError(f"{path}: not a regular file")
+        found = EvaluationTable.load(path)
+    except EvaluationError as error:
+        raise OutputError(
+            f"{path}: is there already and holds no results; remove it, or name another file"
+        ) from error
+    rows = set(rows)
+    lost = sorted({*found.settings.requested, *found.settings.task_files} - set(tasks))
+    lost += [row.label for row in found.rows if not {(row.label, row.reference), (row.label, None)} & rows]
+    if lost:
+        raise OutputError(
+            f"{path}: holds results that would be lost, of {', '.join(lost[:5])}; remove it, or name another "
+            "file"
+        )

@@ -37,6 +37,14 @@ class PushTarget:
     message: str | None = None
     """The commit's title; one that says what was predicted when None."""
 
+    def __post_init__(self) -> None:
+        try:
+            (self.message or "").encode()
+        except UnicodeEncodeError as error:
+            raise PushError(
+                f"{self.name}: the commit's title is not UTF-8 text; write another one"
+            ) from error
+
     @classmethod
     def parse(
         cls, reference: str, *, private: bool = False, create_pr: bool = False, message: str | None = None

@@ -5,11 +5,14 @@ Imports torch and transformers inside functions.
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.errors import HubExtrapError, UnsupportedCheckpoint
+from hubextrap.errors import HubExtrapError
+from hubextrap.hub_access import reason
+from hubextrap.statistics.logprobs import as_chat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +33,18 @@ class Sampling:
     seed: int = 0
     """Set anew for each prompt, so that a completion does not depend on the prompts before it."""
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise HubExtrapError(f"temperature {self.temperature}: has to be a number, 0 or above")
+        if not 0 < self.top_p <= 1:
+            raise HubExtrapError(f"top_p {self.top_p}: has to be above 0 and at most 1")
+        if not 0 <= self.seed < 2**64:
+            raise HubExtrapError(f"seed {self.seed}: has to be from 0 to below 2**64")
+        if self.temperature == 0 and (self.top_p, self.top_k, self.seed) != (1.0, 0, 0):
+            raise HubExtrapError(
+                "top_p, top_k and seed have no effect at temperature 0: the likeliest token is taken"
+            )
+
 
 def complete(
     model: ExtrapolatedForCausalLM,
@@ -46,7 +61,7 @@ def complete(
         on_text: told of each piece as soon as it is there.
 
     Raises:
-        UnsupportedCheckpoint: the tokenizer has no chat template.
+        UnsupportedCheckpoint: the tokenizer has no chat template that takes it.
         HubExtrapError: the mixture has no tokenizer, or the prompt is empty.
     """
     import torch
@@ -61,11 +76,10 @@ def complete(
     tokenizer = mixed.tokenizer
     if tokenizer is None:
         raise HubExtrapError("these models were handed in without a tokenizer; use from_checkpoints")
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise HubExtrapError(f"the prompt {prompt[:60]!r} holds bytes that are not UTF-8 text")
     if chat:
-        if tokenizer.chat_template is None:
-            raise UnsupportedCheckpoint("the tokenizer has no chat template; leave --apply-chat-template out")
-        message = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        prompt = as_chat(tokenizer, prompt)
     # a template writes its own special tokens
     tokens = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat)
     if tokens["input_ids"].shape[1] == 0:
@@ -73,12 +87,15 @@ def complete(
     place = {name: tokens[name].to(model.device) for name in ("input_ids", "attention_mask")}
     torch.manual_seed(sampling.seed)
     config = _generation_config(model, sampling)
-    with torch.inference_mode(), _own_defaults(model, config):
-        output = mixed.generate(
-            **place,
-            generation_config=config,
-            streamer=Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        )
+    try:
+        with torch.inference_mode(), _own_defaults(model, config):
+            output = mixed.generate(
+                **place,
+                generation_config=config,
+                streamer=Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True),
+            )
+    except (RuntimeError, ValueError, IndexError) as error:  # a device or a model that cannot
+        raise HubExtrapError(f"the completion of {prompt[:60]!r} failed: {reason(error)}") from error
     text: str = tokenizer.decode(output[0, place["input_ids"].shape[1] :], skip_special_tokens=True)
     return text
 

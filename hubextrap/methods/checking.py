@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+MAX_STEP = 2**53
+"""A step beyond it is none: float64 does not hold every whole number there."""
+
+
 def coefficients(
     method: str,
     steps: Sequence[int],
@@ -151,6 +155,8 @@ def check_steps(steps: Sequence[int], target_step: float) -> None:
             raise StepError(
                 f"step {after} follows step {before}: steps have to increase, and none may come twice"
             )
+    if max(target_step, steps[-1]) > MAX_STEP and target_step != math.inf:
+        raise StepError(f"a step has to be at most {MAX_STEP}: beyond, not every whole number can be told")
     if not math.isfinite(target_step) or target_step < steps[-1]:
         raise StepError(
             f"target step {target_step:g} is before the last observed step {steps[-1]}; "

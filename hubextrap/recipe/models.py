@@ -18,10 +18,11 @@ from pydantic import (
     model_validator,
 )
 
-from hubextrap.methods import Rule
+from hubextrap.methods import MAX_STEP, Rule
 from hubextrap.recipe.yaml_nodes import dump_yaml
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_DAMPS_NOTHING = "damping has no effect on persistence, which is the last checkpoint already; leave it out"
 OutDtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -53,7 +54,7 @@ def _is_damping(value: object) -> object:
 
 
 Text = Annotated[str, Field(min_length=1)]
-Step = Annotated[int, Field(ge=0)]
+Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
 Damping = Annotated[float | Literal["auto"], BeforeValidator(_is_damping)]
 ComputeDtype = Annotated[str, AfterValidator(_computes_in_float32)]
 OneOrMoreTexts = Annotated[tuple[Text, ...], BeforeValidator(as_tuple), Field(min_length=1)]
@@ -205,11 +206,17 @@ class EvaluateSection(RecipeSection):
     def _has_tasks(self) -> EvaluateSection:
         if not self.tasks and not self.task_files:
             raise ValueError("names no task; give tasks, or task_files with problems of your own")
+        if self.include_path is not None and not self.tasks:
+            raise ValueError("include_path has no effect without tasks: it is where they are looked for")
+        if self.format != "exact" and not self.task_files:
+            raise ValueError("format has no effect without task_files: it says how their answers are judged")
         return self
 
     @field_validator("against")
     @classmethod
     def _known_or_reference(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a checkpoint twice")
         for entry in value:
             if entry not in ("last", "base", "target") and not re.search(r"[/:@.]", entry):
                 raise ValueError(
@@ -240,6 +247,15 @@ class Recipe(RecipeSection):
             raise ValueError(
                 "push.revision needs {target_step} in it when there are several targets: 'step_{target_step}'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _damps_something(self) -> Recipe:
+        for index, own in enumerate(self.parameters.tensors):
+            if own.method == "persistence" and own.damping not in (None, 1.0):
+                raise ValueError(f"parameters.tensors[{index}].{_DAMPS_NOTHING}")
+        if self.parameters.damping != 1.0 and {rule.method for rule in self.rules} == {"persistence"}:
+            raise ValueError(f"parameters.{_DAMPS_NOTHING}")
         return self
 
     @model_validator(mode="after")

@@ -128,10 +128,12 @@ class ExtrapolationCallback(TrainerCallback):
     ) -> None:
         check_rule(rule)
         windows = WINDOWS_KEPT[rule] if windows is None else windows
-        max_n = n if max_n is None else max_n
         _refuse(m < 1, f"m {m}: a window has at least one optimizer step")
         _refuse(n < 1, f"n {n}: a jump stands for at least one step")
-        _refuse(max_n < n, f"max_n {max_n} is below n {n}: it is the longest that n may grow to")
+        _refuse(
+            max_n is not None and max_n < n,
+            f"max_n {max_n} is below n {n}: it is the longest that n may grow to",
+        )
         _refuse(windows < 1, f"windows {windows}: a jump needs at least one")
         _refuse(
             windows < 2 and max_error is not None,
@@ -148,10 +150,15 @@ class ExtrapolationCallback(TrainerCallback):
             f"probe_margin {probe_margin}: a probe needs one, 0 or more: what its score has to change by to "
             "count, about twice its standard error; without a probe there is none",
         )
+        _refuse(
+            probe is None and max_n is not None,
+            f"max_n {max_n} has no effect without a probe: only its gain makes n grow",
+        )
         _refuse(moments not in ("keep", "reset"), f"moments {moments!r}: choose keep or reset")
         _refuse(snapshots not in ("cpu", "disk"), f"snapshots {snapshots!r}: choose cpu or disk")
         self.m, self.n, self.rule, self.windows, self.max_error = m, n, rule, windows, max_error
-        self.probe, self.probe_margin, self.max_n, self.moments = probe, probe_margin, max_n, moments
+        self.probe, self.probe_margin, self.moments = probe, probe_margin, moments
+        self.max_n = n if max_n is None else max_n
         self.snapshots, self.memory = snapshots, memory
         self.decisions: list[Decision] = []
         """What was decided so far; the same as in the history's file."""

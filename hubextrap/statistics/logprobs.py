@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hubextrap.errors import EvaluationError, ReferenceNotFound
+from hubextrap.errors import EvaluationError, ReferenceNotFound, UnsupportedCheckpoint
 from hubextrap.hub_access import reason, redact_logs
 from hubextrap.progress import SilentProgress
 from hubextrap.statistics.linearity import LINEAR, r_squared
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MIN_CHANGE = 0.2
 """Change of a log-probability from the first to the last step below which a token is left out."""
+MAX_NEW_TOKENS = 512
 FIELDS = (("prompt", "response"), ("question", "answer"))
 
 
@@ -46,6 +47,12 @@ class LogProbSource:
     """Step of the checkpoint that the responses were sampled from; None when the file held them."""
     max_new_tokens: int | None
     apply_chat_template: bool
+
+    def __str__(self) -> str:
+        drawn = "" if self.sampled_from is None else f", sampled from step {self.sampled_from}"
+        most = "" if self.max_new_tokens is None else f", {self.max_new_tokens} tokens at most"
+        chat = ", in the chat template" if self.apply_chat_template else ""
+        return f"{self.prompts} with sha256 {self.sha256[:8]}…{drawn}{most}{chat}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +100,19 @@ class LogProbRequest:
     sample_from: int | None = None
     """Step of the checkpoint that gives the responses (temperature 1, nothing cut off, a fixed seed); None
     takes them from the file."""
-    max_new_tokens: int = 512
+    max_new_tokens: int = MAX_NEW_TOKENS
     """Length of a sampled response at most."""
     apply_chat_template: bool = False
     """Put each prompt into the tokenizer's chat template as the user's message."""
     batch_size: int = 8
     """Responses at a time."""
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.sample_from is None and self.max_new_tokens != MAX_NEW_TOKENS:
+            raise EvaluationError(
+                "max_new_tokens has no effect without sample_from: the file holds the responses"
+            )
 
     def source(self) -> LogProbSource:
         """What a scan's file says of it.
@@ -191,7 +204,7 @@ def measure_logprobs(
     source = request.source()
     prompts, _ = read_prompts(request.prompts, responses=request.sample_from is None)
     sampler = None if request.sample_from is None else checkpoint_at(trajectory, request.sample_from)
-    with _quiet_transformers():
+    with _quiet_transformers(), _model_errors():
         tokenizer = _load_tokenizer(trajectory.last)
         encoded = [_encode(tokenizer, prompt, request) for prompt in prompts]
         if sampler is not None:
@@ -250,9 +263,7 @@ def _batches(encoded: Sequence[Encoded], batch_size: int) -> Iterator[list[int]]
 
 def _encode(tokenizer: Any, prompt: Prompt, request: LogProbRequest) -> Encoded:
     if request.apply_chat_template:
-        message = [{"role": "user", "content": prompt.prompt}]
-        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        context = tokenizer(text, add_special_tokens=False).input_ids
+        context = tokenizer(as_chat(tokenizer, prompt.prompt), add_special_tokens=False).input_ids
     else:
         context = tokenizer(prompt.prompt).input_ids
         if context and context[-1] == tokenizer.eos_token_id:
@@ -265,6 +276,25 @@ def _encode(tokenizer: Any, prompt: Prompt, request: LogProbRequest) -> Encoded:
         if tokenizer.eos_token_id is not None:
             response = [*response, tokenizer.eos_token_id]
     return Encoded(tuple(context), tuple(response))
+
+
+def as_chat(tokenizer: Any, prompt: str) -> str:
+    """``prompt`` as a user's message in the tokenizer's chat template, up to where the answer begins.
+
+    Raises:
+        UnsupportedCheckpoint: it has no template, or one that cannot take such a message.
+    """
+    if tokenizer.chat_template is None:
+        raise UnsupportedCheckpoint("the tokenizer has no chat template; leave --apply-chat-template out")
+    message = [{"role": "user", "content": prompt}]
+    try:
+        text: str = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program that came with the checkpoint
+        raise UnsupportedCheckpoint(
+            f"the tokenizer's chat template cannot take a user's message ({reason(error)}); leave "
+            "--apply-chat-template out"
+        ) from error
+    return text
 
 
 def _sample(
@@ -370,6 +400,17 @@ def _place(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
         "revision": checkpoint.commit,
         "subfolder": checkpoint.path,
     }
+
+
+@contextmanager
+def _model_errors() -> Iterator[None]:
+    """What goes wrong in models and tokenizers, on a device that cannot for one, as an error of ours."""
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise EvaluationError(
+            f"--logprobs: the models cannot score these responses: {reason(error)}"
+        ) from error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,7 +225,8 @@ def write_tables(path: Path, tables: Mapping[str, NDArray[Any]], metadata: Mappi
             os.fsync(file.fileno())
         staging.replace(path)
     except OSError as error:
-        staging.unlink(missing_ok=True)
+        with suppress(OSError):
+            staging.unlink()
         raise OutputError(
             f"{path}: cannot be written: {error.strerror}; make room, or choose another --out"
         ) from error

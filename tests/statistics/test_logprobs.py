@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from hubextrap import api
 from hubextrap.cli.main import app
-from hubextrap.errors import EvaluationError, ReferenceNotFound
+from hubextrap.errors import EvaluationError, ReferenceNotFound, UnsupportedCheckpoint
 from hubextrap.statistics import LogProbRequest, LogProbs, LogProbSource, Scan, measure_logprobs
+from hubextrap.statistics.logprobs import as_chat
 from hubextrap.trajectory import Trajectory, find_trajectory
 
 DEMO = Path(__file__).parent.parent.parent / "demo" / "data" / "rlvr-C"
@@ -187,6 +188,16 @@ def test_the_command_adds_them_to_a_scan_that_is_there(tmp_path: Path) -> None:
     np.testing.assert_array_equal(after.gram_table.gram, before.gram_table.gram)
     as_json = CliRunner().invoke(app, [*arguments, "--logprobs", str(path), "--json"])
     assert json.loads(as_json.stdout)["logprobs"]["prompts"] == "prompts.jsonl"
+
+
+def test_a_chat_template_that_does_not_serve(trajectory: Trajectory, tmp_path: Path) -> None:
+    request = LogProbRequest(prompts_file(tmp_path, *PROBLEMS), apply_chat_template=True)
+    with pytest.raises(UnsupportedCheckpoint, match="has no chat template; leave --apply-chat-template out"):
+        measure_logprobs(trajectory, request)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO / "step_0")
+    tokenizer.chat_template = "{{ raise_exception('tools only') }}"
+    with pytest.raises(UnsupportedCheckpoint, match=r"cannot take a user's message .*tools only"):
+        as_chat(tokenizer, "1+1=")
 
 
 @pytest.mark.slow

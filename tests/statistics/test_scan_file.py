@@ -20,7 +20,7 @@ from hubextrap import api
 from hubextrap.cli.main import app
 from hubextrap.errors import CorruptFile, NonFinite, OutputError, RecipeError, ReferenceNotFound
 from hubextrap.localhub import LocalHub
-from hubextrap.statistics import LogProbs, LogProbSource, Scan, module_kind
+from hubextrap.statistics import LogProbRequest, LogProbs, LogProbSource, Scan, module_kind
 from hubextrap.statistics.scan import write_tables
 from hubextrap.statistics.tensor_scan import ScanJournal, TensorScan
 from hubextrap.trajectory import find_trajectory
@@ -207,6 +207,36 @@ def test_a_scan_that_is_there_is_used_and_one_of_other_checkpoints_is_kept(run: 
     assert out.read_text() == "a letter to my grandmother"
     with pytest.raises(RecipeError, match=r"--sample 1\.5: has to be a share"):
         api.scan(find_trajectory(str(run)), sample=1.5)
+
+
+def test_a_rescan_loses_nothing(run: Path, tmp_path: Path) -> None:
+    out, trajectory = tmp_path / "scan", find_trajectory(str(run))
+    with_logprobs(api.scan(trajectory, out=out)).save(out)
+    before = Scan.load(out)
+    found = api.scan(trajectory, out=out, sample=0.5)
+    assert found.sample is not None
+    assert found.logprobs is not None
+    after = Scan.load(out)
+    assert after.as_dict() == found.as_dict() == before.as_dict() | {"sample": after.as_dict()["sample"]}
+    assert after.logprobs is not None
+    assert before.logprobs is not None
+    np.testing.assert_array_equal(after.logprobs.values, before.logprobs.values)
+    assert api.scan(trajectory, out=out).as_dict() == after.as_dict()
+    assert api.scan(trajectory, out=out, sample=0.5).as_dict() == after.as_dict()
+
+
+def test_what_a_rescan_would_lose_is_kept(run: Path, tmp_path: Path) -> None:
+    out, trajectory = tmp_path / "scan", find_trajectory(str(run))
+    with_logprobs(api.scan(trajectory, out=out, sample=0.5)).save(out)
+    before = out.read_bytes()
+    with pytest.raises(OutputError, match=r"a sample of 0\.5 already, .* leave --sample out to keep it"):
+        api.scan(trajectory, out=out, sample=0.25)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "1", "response": "2"}\n')
+    with pytest.raises(
+        OutputError, match=r"of other responses already \(p\.jsonl with sha256 00…\), .* --out"
+    ):
+        api.scan(trajectory, out=out, logprobs=LogProbRequest(tmp_path / "p.jsonl"))
+    assert out.read_bytes() == before
 
 
 def test_a_hub_gives_the_same_figures(hub: LocalHub, repo_id: str, run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""The verbs of the `hubextrap` command."""
+
+from __future__ import annotations
+
+import typer
+
+from hubextrap._version import __version__
+from hubextrap.cli import hub, recipes
+from hubextrap.cli.backtest import backtest
+from hubextrap.cli.eval import evaluate
+from hubextrap.cli.generate import generate
+from hubextrap.cli.harness import lm_eval_command
+from hubextrap.cli.mergekit import PassedOn, mergekit_yaml
+from hubextrap.cli.merging import merge, plan, push, run
+from hubextrap.cli.reground import reground
+from hubextrap.cli.report import report
+from hubextrap.cli.scan import scan
+from hubextrap.cli.steps import steps
+from hubextrap.cli.sweep import sweep
+from hubextrap.cli.verify import verify
+
+app = typer.Typer(
+    name="hubextrap",
+    help="Predict later RL checkpoints from earlier ones on the Hugging Face Hub, and check it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"hubextrap {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Options of every command."""
+
+
+app.command()(steps)
+app.command()(scan)
+app.command()(backtest)
+app.command()(report)
+app.command()(plan)
+app.command()(merge)
+app.command()(push)
+app.command()(run)
+app.command()(verify)
+app.command("eval")(evaluate)
+app.command()(sweep)
+app.command()(reground)
+app.command()(generate)
+app.command("lm-eval", cls=PassedOn)(lm_eval_command)
+app.command("mergekit-yaml", cls=PassedOn)(mergekit_yaml)
+app.add_typer(hub.app, name="hub")
+app.add_typer(recipes.app, name="recipes")

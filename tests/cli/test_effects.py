@@ -1,0 +1,364 @@
+"""An option, a recipe's key or an argument that would have no effect is an error, and every one is thought of.
+
+The tables name every option of every command, every key of every recipe and every argument of the Python API;
+one that is new fails here until it is said when it has an effect.
+"""
+
+# ruff: noqa: E501 - tables
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command_lines import REGROUND, Ground, commands, run_main
+
+import hubextrap
+from hubextrap import PushTarget, Settings, api
+from hubextrap.errors import HubExtrapError, RecipeError
+from hubextrap.evaluate import Harness, evaluate
+from hubextrap.evaluate.own_tasks import Answering, TaskFile
+from hubextrap.logits.completing import Sampling
+from hubextrap.recipe import Recipe, RegroundRecipe, load_recipe, parse_recipe
+from hubextrap.reground import ExtrapolationCallback
+from hubextrap.statistics import LogProbRequest, Scan
+from hubextrap.trajectory import find_trajectory
+
+ALWAYS = "*"
+"""Has its effect whatever comes with it."""
+
+OPTIONS: dict[str, dict[str, object]] = {
+    # option: ALWAYS, or (a command line that is refused, what it says, one in which the option counts)
+    "steps": dict.fromkeys(
+        ["pattern", "series", "min_step", "max_step", "base", "step_scale", "fast", "as_json", "quiet"], ALWAYS
+    ),
+    "scan": {
+        **dict.fromkeys(["out", "sample", "logprobs", "memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
+        **{
+            name: (f"recipe.yaml --{name.replace('_', '-')}={value}", "is for a REF", f"absent --{name.replace('_', '-')}={value}")
+            for name, value in {
+                "pattern": "x{step}", "series": "x", "min_step": "1", "max_step": "9", "base": "x", "step_scale": "1",
+            }.items()
+        },
+        "sample_from": ("run --sample-from 10", "--logprobs", "absent --logprobs p --sample-from 10"),
+        "max_new_tokens": (
+            "run --logprobs problems.jsonl --max-new-tokens 512",
+            "--sample-from",
+            "absent --logprobs p --sample-from 0 --max-new-tokens 512",
+        ),
+        "chat_template": ("run --apply-chat-template", "--logprobs", "absent --logprobs p --apply-chat-template"),
+        "batch_size": ("run --batch-size 8", "--logprobs", "absent --logprobs p --batch-size 8"),
+        "device": ("run --device cpu", "--logprobs", "absent --logprobs p --device cpu"),
+    },
+    "backtest": {
+        **dict.fromkeys(["memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
+        "max_step": ("scan.safetensors --max-step 10", "is for a REF", "absent --max-step 10"),
+    },
+    "report": dict.fromkeys(["evaluation", "out", "png", "title"], ALWAYS),
+    "plan": dict.fromkeys(["out", "push", "memory", "workers", "cache", "no_push_check", "summary", "quiet", "as_json"], ALWAYS),
+    "merge": {
+        **dict.fromkeys(
+            ["out", "push", "memory", "workers", "cache", "device", "allow_non_finite", "summary", "quiet", "as_json"], ALWAYS
+        ),
+        "private": ("recipe.yaml --out o --private", "--push", "absent --push a/b --private"),
+        "create_pr": ("recipe.yaml --out o --create-pr", "--push", "absent --push a/b --create-pr"),
+    },
+    "push": dict.fromkeys(["private", "create_pr", "message", "quiet", "as_json"], ALWAYS),
+    "run": {
+        **dict.fromkeys(["summary", "memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
+        "out": ("mixed.yaml --out o", "no weights", "recipe.yaml --out run"),
+        "output": ("recipe.yaml --out o --output r.json", "no evaluate section", "evaluate.yaml --out run --output r"),
+        "max_loss": ("recipe.yaml --out o --max-loss 0", "no evaluate section", "evaluate.yaml --out run --max-loss 0"),
+        "device": ("mixed.yaml --device cpu", "space: logits", "recipe.yaml --out run --device cpu"),
+        "allow_non_finite": ("mixed.yaml --allow-non-finite", "space: logits", "recipe.yaml --out run --allow-non-finite"),
+    },
+    "verify": dict.fromkeys(["quiet", "as_json"], ALWAYS),
+    "eval": {
+        **dict.fromkeys(["task_file", "no_against", "limit", "num_fewshot", "seed", "chat_template", "dtype"], ALWAYS),
+        **dict.fromkeys(["backend", "output", "summary", "publish", "quiet", "as_json"], ALWAYS),
+        "tasks": ("absent --tasks ,", "names nothing", "absent --tasks a"),
+        "include_path": ("absent --task-file problems.jsonl --include-path run", "--tasks", "absent --tasks a --include-path x"),
+        "answer_format": ("absent --tasks a --format exact", "--task-file", "absent --task-file f --format exact"),
+        "repeats": ("merged --no-against --tasks hellaswag --repeats 2", "--repeats", "absent --task-file f --repeats 2"),
+        "temperature": ("merged --no-against --tasks hellaswag --temperature 1", "--temperature", "absent --task-file f --temperature 1"),
+        "max_tokens": ("merged --no-against --tasks hellaswag --max-tokens 2", "--max-tokens", "absent --task-file f --max-tokens 2"),
+        "against": ("absent --tasks a --against ,", "names nothing", "absent --tasks a --against absent"),
+        "batch_size": ("merged --no-against --task-file problems.jsonl --backend vllm --batch-size 2", "no effect", "absent --tasks a --batch-size 2"),
+        "device": ("merged --no-against --task-file problems.jsonl --backend vllm --device cpu", "no effect", "absent --tasks a --device cpu"),
+        "max_loss": ("merged --no-against --task-file problems.jsonl --max-loss 0", "last", "absent --tasks a --max-loss 0"),
+        "create_pr": ("absent --tasks a --create-pr", "--publish", "absent --tasks a --publish --create-pr"),
+    },
+    "sweep": {
+        **dict.fromkeys(["out", "memory", "workers", "cache", "dtype", "backend", "quiet", "as_json"], ALWAYS),
+        "horizons": ("evaluate.yaml --out o --horizons ,", "has to be numbers", "absent --out o --horizons 2"),
+        "damping": ("still.yaml --out o --damping 0.5", "no effect", "absent --out o --damping 0.5"),
+        "device": ("evaluate.yaml --out o --backend vllm --device cpu", "no effect", "absent --out o --device cpu"),
+    },
+    "reground": dict.fromkeys(["out", "memory", "workers", "quiet", "as_json"], ALWAYS),
+    "generate": {
+        **dict.fromkeys(["max_new_tokens", "temperature", "chat_template", "device", "dtype", "quiet", "as_json"], ALWAYS),
+        "prompts": ALWAYS,
+        "target_step": ("logits.yaml x --target-step 61", "61", "absent x --target-step 60"),
+        "top_p": ("logits.yaml x --top-p 1", "--temperature", "absent x --temperature 1 --top-p 1"),
+        "top_k": ("logits.yaml x --top-k 0", "--temperature", "absent x --temperature 1 --top-k 0"),
+        "seed": ("logits.yaml x --seed 0", "--temperature", "absent x --temperature 1 --seed 0"),
+    },
+    "lm-eval": {},
+    "mergekit-yaml": {},
+    "hub serve": dict.fromkeys(["host", "port", "token", "user"], ALWAYS),
+    "recipes ls": {},
+    "recipes cp": {},
+    "recipes validate": {},
+}  # fmt: skip
+
+
+def test_every_option_is_in_the_table() -> None:
+    there = {
+        words: {parameter.name for parameter in command.params if parameter.param_type_name == "option"}
+        for words, command in commands().items()
+    }
+    assert {words: set(options) for words, options in OPTIONS.items()} == there
+
+
+CONDITIONAL = [
+    pytest.param(words, name, entry, id=f"{words} {name}")
+    for words, options in OPTIONS.items()
+    for name, entry in options.items()
+    if entry != ALWAYS
+]
+
+
+@pytest.fixture
+def stage(ground: Ground) -> Ground:
+    ground.recipe("mixed.yaml", space="logits", evaluate={"task_files": "problems.jsonl"})
+    ground.recipe("still.yaml", merge_method="persistence", evaluate={"task_files": "problems.jsonl"})
+    return ground
+
+
+@pytest.mark.parametrize(("words", "name", "entry"), CONDITIONAL)
+def test_an_option_counts_or_is_refused(
+    words: str, name: str, entry: tuple[str, str, str], stage: Ground
+) -> None:
+    idle, said, effective = entry
+    before = sorted(stage.folder.rglob("*"))
+    refused = run_main(*words.split(), *idle.split(), "--quiet")
+    assert refused.code in (1, 2), refused
+    assert said in " ".join(refused.err.replace("│", " ").split())
+    assert sorted(stage.folder.rglob("*")) == before
+    taken = run_main(*words.split(), *effective.split(), "--quiet")
+    assert taken.code == 1, taken  # something else is wrong with it, so that it costs nothing
+    assert said not in taken.err
+
+
+RECIPE: dict[str, object] = {
+    # key: ALWAYS, or (sections of a recipe that is refused, what it says)
+    **dict.fromkeys(
+        ["version", "trajectory", "trajectory.repo", "trajectory.checkpoints", "trajectory.checkpoints.model", "trajectory.checkpoints.step", "trajectory.steps.pattern", "trajectory.steps.series", "trajectory.steps.min", "trajectory.steps.max", "trajectory.steps.only", "trajectory.steps.scale", "merge_method", "parameters", "parameters.target_step", "parameters.tensors.match", "parameters.tensors.method", "space", "dtype", "push.repo", "push.revision", "push.private", "push.create_pr", "push.commit_message", "evaluate", "evaluate.tasks", "evaluate.task_files", "evaluate.limit", "evaluate.num_fewshot", "evaluate.batch_size", "evaluate.seed", "evaluate.apply_chat_template", "evaluate.repeats", "evaluate.temperature", "evaluate.max_tokens"],
+        ALWAYS,
+    ),
+    "trajectory.steps": (
+        {"trajectory": {"checkpoints": [{"model": "run/step_0", "step": 0}], "steps": {"max": 1}}},
+        "base and steps go with repo",
+    ),
+    "trajectory.base": (
+        {"trajectory": {"checkpoints": [{"model": "run/step_0", "step": 0}], "base": "a/b"}},
+        "base and steps go with repo",
+    ),
+    "parameters.damping": (
+        {"merge_method": "persistence", "parameters": {"target_step": 60, "damping": 0.5}},
+        "damping has no effect on persistence",
+    ),
+    "parameters.tensors.damping": (
+        {"parameters": {"target_step": 60, "tensors": [{"match": "*", "method": "persistence", "damping": "auto"}]}},
+        "damping has no effect on persistence",
+    ),
+    "parameters.max_expected_error": (
+        {"space": "logits", "parameters": {"target_step": 60, "max_expected_error": 1.0}},
+        "goes with space: weights",
+    ),
+    "parameters.tensors": (
+        {"space": "logits", "parameters": {"target_step": 60, "tensors": [{"match": "*", "method": "ema"}]}},
+        "goes with space: weights",
+    ),
+    "out_dtype": ({"space": "logits", "out_dtype": "float32"}, "goes with space: weights"),
+    "push": ({"space": "logits", "push": {"repo": "a/b"}}, "goes with space: weights"),
+    "evaluate.include_path": ({"evaluate": {"task_files": "f", "include_path": "x"}}, "no effect without tasks"),
+    "evaluate.format": ({"evaluate": {"tasks": "a", "format": "math"}}, "no effect without task_files"),
+    "evaluate.against": ({"evaluate": {"tasks": "a", "against": ["last", "last"]}}, "twice"),
+}  # fmt: skip
+REGROUND_KEYS: dict[str, object] = {
+    **dict.fromkeys(
+        [
+            "version",
+            "reground",
+            "reground.model",
+            "reground.shell",
+            "reground.train",
+            "reground.checkpoint",
+            "reground.window",
+            "reground.jump",
+            "reground.rule",
+            "reground.iterations",
+            "reground.max_rl_steps",
+            "reground.max_represented_steps",
+            "reground.max_skipped",
+            "reground.guard",
+            "reground.guard.max_error",
+            "reground.guard.probe",
+            "reground.keep",
+            "push",
+            "push.repo",
+            "push.private",
+        ],
+        ALWAYS,
+    ),
+    "reground.guard.margin": ({"margin": 0.1}, "go with a probe"),
+    "reground.guard.shell": ({"shell": False}, "go with a probe"),
+    "reground.guard.longest_jump": ({"longest_jump": 8}, "go with a probe"),
+}
+
+
+def keys_of(model: Any, path: str = "") -> Iterator[str]:
+    """The dotted path of every key of a recipe's model."""
+    from hubextrap.recipe.parsing import _models_in
+
+    for name, info in model.model_fields.items():
+        place = f"{path}.{name}" if path else name
+        yield place
+        for inner in _models_in(info.annotation):
+            yield from keys_of(inner, place)
+
+
+def test_every_key_is_in_the_tables() -> None:
+    assert set(keys_of(Recipe)) == set(RECIPE)
+    assert set(keys_of(RegroundRecipe)) == set(REGROUND_KEYS)
+
+
+@pytest.mark.parametrize("key", [key for key, entry in RECIPE.items() if entry != ALWAYS])
+def test_a_key_without_effect_is_refused(key: str) -> None:
+    sections, said = RECIPE[key]  # type: ignore[misc]
+    plain = {"trajectory": {"repo": "a/b"}, "merge_method": "two_point", "parameters": {"target_step": 60}}
+    with pytest.raises(RecipeError, match=said):
+        parse_recipe(yaml.safe_dump(plain | sections))
+
+
+@pytest.mark.parametrize("key", [key for key, entry in REGROUND_KEYS.items() if entry != ALWAYS])
+def test_a_key_of_the_guard_without_effect_is_refused(key: str) -> None:
+    guard, said = REGROUND_KEYS[key]  # type: ignore[misc]
+    with pytest.raises(RecipeError, match=said):
+        hubextrap.recipe.parse_reground_recipe(yaml.safe_dump({"reground": REGROUND | {"guard": guard}}))
+
+
+def merged(recipe: dict[str, Any], **arguments: Any) -> object:
+    """`api.run` of a recipe, which must not come as far as to write anything."""
+    content = {"trajectory": {"repo": "run"}, "merge_method": "two_point", "parameters": {"target_step": 60}}
+    return api.run(parse_recipe(yaml.safe_dump(content | recipe)), **arguments)
+
+
+MIXED: dict[str, Any] = {"space": "logits", "evaluate": {"task_files": "problems.jsonl"}}
+ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
+    # argument: ALWAYS, or (a call that is refused, what it says)
+    api.backtest: {
+        "run": ALWAYS,
+        "settings": (lambda: api.backtest(Scan.load("scan.safetensors"), settings=Settings(device="cuda")), "no effect"),
+    },
+    api.check_judged: {"recipe": ALWAYS},
+    api.check_publication: dict.fromkeys(["references", "rows", "limit", "create_pr"], ALWAYS),
+    api.complete: {
+        **dict.fromkeys(["recipe", "prompts", "sampling", "chat", "device", "dtype", "on_prompt", "on_text", "on_end"], ALWAYS),
+        "target_step": (lambda: api.complete(load_recipe("logits.yaml"), ["x"], target_step=61), "61"),
+    },
+    api.merge: dict.fromkeys(["recipe", "out", "push", "settings"], ALWAYS),
+    api.plan: dict.fromkeys(["recipe", "out", "push", "check_push", "settings"], ALWAYS),
+    api.prepare: dict.fromkeys(["recipe", "settings", "read_weights", "variants"], ALWAYS),
+    api.publish: dict.fromkeys(["table", "publication"], ALWAYS),
+    api.push: dict.fromkeys(["folder", "target"], ALWAYS),
+    api.reground: dict.fromkeys(["recipe", "out", "settings", "output"], ALWAYS),
+    api.report: dict.fromkeys(["scan_file", "evaluations", "out", "png", "title"], ALWAYS),
+    api.run: {
+        "recipe": ALWAYS,
+        "out": (lambda: merged(MIXED, out="o"), "no weights to write"),
+        "output": (lambda: merged({}, out="o", output=Path("r.json")), "no evaluate section"),
+        "settings": (lambda: merged(MIXED, settings=Settings(allow_non_finite=True)), "no effect"),
+    },
+    api.scan: {
+        **dict.fromkeys(["trajectory", "out", "sample", "logprobs"], ALWAYS),
+        "settings": (lambda: api.scan(find_trajectory("run"), settings=Settings(device="cuda")), "no effect"),
+    },
+    api.sweep: {
+        **dict.fromkeys(["recipe", "out", "horizons", "settings", "dtype", "backend"], ALWAYS),
+        "damping": (lambda: api.sweep(load_recipe("still.yaml"), "o", damping=[0.5]), "no effect"),
+        "device": (lambda: api.sweep(load_recipe("mixed.yaml"), "o", device="cpu", backend="vllm"), "weights"),
+    },
+    api.sweep_files: {"out": ALWAYS},
+    api.verify: {"reference": ALWAYS},
+    find_trajectory: dict.fromkeys(
+        ["reference", "pattern", "series", "min_step", "max_step", "steps", "base", "step_scale"], ALWAYS
+    ),
+    hubextrap.resolve_checkpoint: dict.fromkeys(["reference", "step"], ALWAYS),
+    hubextrap.load_recipe: {"path": ALWAYS},
+    parse_recipe: dict.fromkeys(["text", "name"], ALWAYS),
+    evaluate: {
+        **dict.fromkeys(["references", "tasks", "task_files", "answering", "limit", "seed", "apply_chat_template"], ALWAYS),
+        **dict.fromkeys(["dtype", "backend"], ALWAYS),
+        "num_fewshot": (
+            lambda: evaluate([("a", "run")], task_files=[TaskFile(Path("problems.jsonl"), "exact")], num_fewshot=2),
+            "no effect",
+        ),
+        "include_path": (lambda: Harness(task_files=[TaskFile(Path("f"), "exact")], include_path=[Path()]), "no effect"),
+        "device": (lambda: Harness(["a"], device="cpu", backend="vllm"), "no effect"),
+        "batch_size": (lambda: Harness(["a"], batch_size=2, backend="vllm"), "no effect"),
+    },
+    Answering: {
+        "repeats": (lambda: Answering(2, 0), "same answer every time"),
+        **dict.fromkeys(["temperature", "max_tokens"], ALWAYS),
+    },
+    Settings: dict.fromkeys(["memory", "workers", "cache", "device", "allow_non_finite"], ALWAYS),  # see `settings`
+    PushTarget: dict.fromkeys(["repo", "revision", "private", "create_pr", "message"], ALWAYS),
+    LogProbRequest: {
+        **dict.fromkeys(["prompts", "sample_from", "apply_chat_template", "batch_size", "device"], ALWAYS),
+        "max_new_tokens": (lambda: LogProbRequest(Path("problems.jsonl"), max_new_tokens=3), "no effect"),
+    },
+    Sampling: {
+        **dict.fromkeys(["max_new_tokens", "temperature"], ALWAYS),
+        "top_p": (lambda: Sampling(top_p=0.5), "no effect"),
+        "top_k": (lambda: Sampling(top_k=5), "no effect"),
+        "seed": (lambda: Sampling(seed=5), "no effect"),
+    },
+    ExtrapolationCallback: {
+        **dict.fromkeys(["m", "n", "rule", "windows", "max_error", "probe", "moments", "snapshots", "memory"], ALWAYS),
+        "probe_margin": (lambda: ExtrapolationCallback(4, 4, probe_margin=0.1), "a probe needs one"),
+        "max_n": (lambda: ExtrapolationCallback(4, 4, max_n=8), "no effect"),
+    },
+}  # fmt: skip
+
+
+def test_every_argument_is_in_the_table() -> None:
+    public = {getattr(api, name) for name in api.__all__} | {
+        getattr(hubextrap, name) for name in hubextrap.__all__ if name != "__version__"
+    }
+    functions = {one for one in public if inspect.isfunction(one) or hasattr(one, "__wrapped__")}
+    assert functions - {find_trajectory} <= set(ARGUMENTS)
+    for function, known in ARGUMENTS.items():
+        names = set(inspect.signature(function).parameters) - {"progress"}
+        assert names == set(known), function
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        pytest.param(*entry, id=f"{function.__name__} {name}")
+        for function, entries in ARGUMENTS.items()
+        for name, entry in entries.items()
+        if entry != ALWAYS
+    ],
+)
+def test_an_argument_without_effect_is_refused(call: Callable[[], Any], said: str, stage: Ground) -> None:
+    before = sorted(stage.folder.rglob("*"))
+    with pytest.raises(HubExtrapError, match=said):
+        call()
+    assert sorted(stage.folder.rglob("*")) == before

@@ -1,0 +1,83 @@
+"""Whoever writes --private, or private: true, gets no public repo and no commit to a public one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_lines import Ground, run_main
+from huggingface_hub import HfApi
+
+from hubextrap.localhub import LocalHub
+
+
+@pytest.fixture
+def api(token: str) -> HfApi:
+    return HfApi(token=token)
+
+
+def test_a_push_section_is_not_made_private_by_an_option(ground: Ground, api: HfApi) -> None:
+    recipe = ground.recipe(push={"repo": ground.repo})
+    for option in ("--private", "--create-pr"):
+        refused = run_main("merge", recipe, option, "-q")
+        assert refused.code == 2
+        assert f"{option} goes with --push REPO; of the recipe's push section, private" in " ".join(
+            refused.err.replace("│", " ").split()
+        )
+    assert not api.repo_exists(ground.repo)
+
+
+def test_a_push_elsewhere_is_as_private_as_the_section(ground: Ground, api: HfApi) -> None:
+    recipe = ground.recipe(push={"repo": "me/elsewhere", "private": True, "commit_message": "Look"})
+    done = run_main("merge", recipe, "--push", ground.repo, "-q")
+    assert done.code == 0, done
+    assert api.model_info(ground.repo).private
+    assert api.list_repo_commits(ground.repo)[0].title == "Look"
+    assert not api.repo_exists("me/elsewhere")
+
+
+@pytest.mark.parametrize("way", ["option", "section", "push"])
+def test_a_public_repo_takes_nothing_private(way: str, ground: Ground, hub: LocalHub, api: HfApi) -> None:
+    hub.create_repo(ground.repo)
+    head = hub.commit(ground.repo, {"README.md": b"# Public\n"})
+    recipe = ground.recipe(push={"repo": ground.repo, "private": True} if way == "section" else None)
+    line = {
+        "option": ("merge", recipe, "--push", ground.repo, "--private"),
+        "section": ("run", recipe),
+        "push": ("push", "merged", ground.repo, "--private"),
+    }[way]
+    hub.requests.clear()
+    refused = run_main(*line, "-q")
+    assert refused.code == 1
+    assert "the repo is there and public, but a private one was asked for" in refused.err
+    assert api.list_repo_commits(ground.repo)[0].commit_id == head
+    sent = [request for request in hub.requests if request.method not in ("GET", "HEAD")]
+    assert sent == []
+
+
+def test_results_are_not_written_over(ground: Ground) -> None:
+    for line, file in (
+        (("report", "scan.safetensors", "--out", "scan.safetensors"), "scan.safetensors"),
+        (("report", "scan.safetensors", "--out", "recipe.yaml"), "recipe.yaml"),
+        (("run", "evaluate.yaml", "--out", "o", "--output", "evaluate.yaml", "-q"), "evaluate.yaml"),
+        (
+            (
+                "eval",
+                "merged",
+                "--no-against",
+                "--task-file",
+                "problems.jsonl",
+                "--output",
+                "problems.jsonl",
+                "-q",
+            ),
+            "problems.jsonl",
+        ),
+        (("scan", "run", "--out", "merged/model.safetensors", "-q"), "merged/model.safetensors"),
+    ):
+        before = Path(file).read_bytes()
+        refused = run_main(*line)
+        assert refused.code == 1, refused
+        assert refused.err.startswith("error: ")
+        assert Path(file).read_bytes() == before
+    assert not Path("o").exists()

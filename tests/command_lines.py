@@ -1,0 +1,112 @@
+"""Every command of `hubextrap` in this process, by its `main`; what it may be given; things to work on."""
+
+# ruff: noqa: E501 - a table
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import typer
+import yaml
+
+from hubextrap.cli.main import main
+
+ODD = (
+    "nan", "inf", "-inf", "-1", "0", "1", "1.5", "1e400", "1e-400", "-0.0", "9" * 25, "9" * 400, "0x10", "1_000",
+    "", " ", "\t", "\n", "-", "--", "---x", "=", ",", ",,1", ":", "@", "@@", "/proc", "//proc", ".", "..", "../..",
+    "~", "/dev/null", "run", "run/step_10", "absent", "absent/deeper", "problems.jsonl", "scan.safetensors",
+    "recipe.yaml", "not_a_recipe.yaml", "a/b", "a/b@c", "a/b@c:d", "me/x@refs/pr/1", "hf://", "hf://a/b",
+    "hf://a/b@{step}/c", "http://[::1", "https://user:pass@host:99999/x", "{}", "{step}", "step_{step}",
+    "{step}{step}", "[", "[a-", "(?P<", "*", "%s", "%(x)s", "$HOME", "`x`", "[bold]x[/bold]", "[/]", "None", "null",
+    "true", "auto", "cpu", "cuda:99", "meta", "float8", "int32", "ü→😀", "\u202e\u2028x", "\x1b[31mred",
+    "\udcff\udcfe", "x" * 5000, "1KiB", "1e300GB", "nanMB", "infMiB", "-5MB",
+)  # fmt: skip
+"""What nobody should write on a command line, and somebody does; names of files are those of `Ground`."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_main(*arguments: str, seconds: float | None = None) -> Ended:
+    """`hubextrap` in this process, by its own `main`; interrupted after so many seconds, if any."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    handlers = [signal.getsignal(number) for number in numbers]
+    own_arguments = sys.argv
+    sys.argv = ["hubextrap", *arguments]
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        if seconds is not None:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+        with redirect_stdout(out), redirect_stderr(err):
+            main()
+        code: Any = 0
+    except SystemExit as end:
+        code = end.code
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.argv = own_arguments
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+    texts = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
+    return Ended(code or 0, *texts)
+
+
+def commands() -> dict[str, click.Command]:
+    """Every command of `hubextrap` by its words, groups left out."""
+    from hubextrap.cli.app import app
+
+    found: dict[str, click.Command] = {}
+
+    def collect(command: Any, words: str) -> None:
+        if hasattr(command, "commands"):
+            for name, inner in command.commands.items():
+                collect(inner, f"{words} {name}".strip())
+        else:
+            found[words] = command
+
+    collect(typer.main.get_command(app), "")
+    return found
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Files for commands to work on, all in one folder, which is the current one."""
+
+    folder: Path
+    repo: str
+
+    def recipe(self, name: str = "recipe.yaml", **sections: Any) -> str:
+        """Write a recipe, sections replaced, added or (None) taken away; its name."""
+        content: dict[str, Any] = {
+            "trajectory": {"repo": "run"},
+            "merge_method": "two_point",
+            "parameters": {"target_step": 60},
+        } | sections
+        kept = {key: value for key, value in content.items() if value is not None}
+        (self.folder / name).write_text(yaml.safe_dump(kept, sort_keys=False))
+        return name
+
+
+REGROUND: dict[str, Any] = {
+    "model": "run/step_0",
+    "train": "/bin/false --model {model} --steps {steps} --output {output}",
+    "checkpoint": "checkpoint-{step}",
+    "window": 4,
+    "jump": 4,
+    "iterations": 1,
+}

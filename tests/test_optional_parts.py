@@ -1,0 +1,46 @@
+"""Tests of a part that is not installed are skipped, visibly; none of them is an error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PARTS = {
+    "mergekit": "tests/mergekit_plugin",
+    "lm_eval": "tests/evaluate",
+    "matplotlib": "tests/report",
+    "trl": "tests/reground/callback",
+}
+RUN = "import sys, pytest; sys.modules[{package!r}] = None; sys.exit(pytest.main([{place!r}, '-q']))"
+
+
+def without(package: str, place: str) -> tuple[int, str]:
+    """How pytest ends where a package cannot be imported, and what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN.format(package=package, place=place)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "package", ["mergekit", *(pytest.param(name, marks=pytest.mark.slow) for name in list(PARTS)[1:])]
+)
+def test_skipped(package: str) -> None:
+    code, output = without(package, PARTS[package])
+    assert code == 5, output  # no tests ran
+    assert f"{package} not installed" in output
+    assert "rror" not in output
+
+
+@pytest.mark.slow
+def test_what_all_tests_need_is_named() -> None:
+    code, output = without("pygit2", "tests/localhub")
+    assert code == 4
+    assert "the tests need pygit2: pip install 'hubextrap[dev]'" in output
+    assert "Traceback" not in output
