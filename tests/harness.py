@@ -1,4 +1,4 @@
-"""What tests in several folders use: a Progress that remembers, and `hubextrap` in processes to be killed."""
+"""What tests in several folders use: a Progress that remembers, commands to be killed, the sources' files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubextrap.progress import SilentProgress
+
+ROOT = Path(__file__).parents[1]
 
 
 class Lines(SilentProgress):
@@ -100,3 +102,20 @@ class Warm:
     def _answer(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
+
+
+def source_files(scratch: Path) -> list[str]:
+    """The files of these sources: what git tracks; in an unpacked sdist, what .gitignore does not name.
+
+    Args:
+        scratch: a folder that is not there yet.
+    """
+    git = ["git", "-C", str(ROOT)]
+    if (ROOT / ".git").exists():
+        chosen = ["ls-files", "-z"]
+    else:
+        subprocess.run(["git", "init", "--quiet", "--bare", scratch], check=True)
+        git += [f"--git-dir={scratch}", f"--work-tree={ROOT}"]
+        chosen = ["ls-files", "-z", "--others", "--exclude-per-directory=.gitignore"]
+    listed = subprocess.run([*git, *chosen], check=True, capture_output=True, text=True).stdout
+    return sorted(set(listed.rstrip("\0").split("\0")) - {"PKG-INFO"})  # the sdist's own

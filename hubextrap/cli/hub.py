@@ -41,12 +41,7 @@ def serve(
     ),
 ) -> None:
     """Serve the repos in DIR to huggingface_hub, transformers and every tool on top of them, until Ctrl-C."""
-    try:
-        from hubextrap.localhub.hub import LocalHub
-    except ImportError as error:
-        raise HubExtrapError(
-            f"the local hub needs {error.name}: pip install 'hubextrap[localhub]'"
-        ) from error
+    from hubextrap.localhub import LocalHub
 
     secret = token or f"hf_{secrets.token_hex(17)}"
     try:

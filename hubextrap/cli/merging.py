@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hubextrap.recipe import Recipe
 
 RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A recipe file; docs/recipes.md says how.")
+    Path, typer.Argument(metavar="RECIPE", help="A recipe file; `hubextrap recipes ls` lists some.")
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write; it must not be there yet.")]
 PushTo = Annotated[

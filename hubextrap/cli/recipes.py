@@ -25,10 +25,18 @@ def copy_recipe(
     name: str = typer.Argument(help="A name from `hubextrap recipes ls`."),
     destination: Path = typer.Argument(Path(), help="New file, or a folder to put it in."),
 ) -> None:
-    """Copy one of them to a file of your own; nothing is overwritten."""
-    from hubextrap.recipe import copy_shipped
+    """Copy one of them to a file of your own, and say what has to be put in; nothing is overwritten."""
+    from hubextrap.recipe import bundled_names, copy_shipped
 
-    typer.echo(copy_shipped(name, destination))
+    copy = copy_shipped(name, destination)
+    typer.echo(copy)
+    if bundled := bundled_names(copy):
+        named = ", ".join(f"{name} (line {line})" for name, line in bundled.items())
+        typer.echo(
+            f"{copy} names what comes with hubextrap's source distribution and is not here: {named}. "
+            "Put in your own repos and folders, or run it in the unpacked source distribution.",
+            err=True,
+        )
 
 
 @app.command("validate")

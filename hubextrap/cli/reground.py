@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 def reground(
     recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE", help="A recipe with a reground section; docs/reground.md.")
+        Path,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe with a reground section, such as `hubextrap recipes cp reground_trl` gives.",
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="For all of the run; give it again to go on.")

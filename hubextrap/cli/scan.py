@@ -36,7 +36,9 @@ def scan(
         None, metavar="SHARE", help="Also draw so many of the weights, as arXiv 2601.04537 does with 0.001."
     ),
     logprobs: Path | None = typer.Option(
-        None, metavar="PROMPTS", help="Also score responses under every checkpoint; docs/scan.md says how."
+        None,
+        metavar="PROMPTS",
+        help="Also score responses under every checkpoint; one JSON object per line: prompt and response.",
     ),
     sample_from: int | None = typer.Option(
         None, metavar="STEP", help="Let this checkpoint give the responses, instead of the file."

@@ -101,7 +101,7 @@ def task_specs(
         raise EvaluationError(
             f"{others[0]}: --repeats, --temperature and --max-tokens hold for files of problems and for "
             f"{', '.join(sorted(ours))}; any other task says in its own file how it is answered "
-            "(docs/evaluation.md shows how)"
+            "(lm-eval's keys repeats and generation_kwargs)"
         )
     stems = [file.name for file in files]
     for name in stems:

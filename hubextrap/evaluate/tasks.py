@@ -23,13 +23,14 @@ _DEFINITION = re.compile(r"^[\"']?(task|group|tag)[\"']?:[ \t]*[\"']?([^\"'\s\[{
 
 
 def require_lm_eval() -> None:
-    """Raise EvaluationError, with the remedy, where lm-eval is not installed."""
-    try:
-        found = find_spec("lm_eval") is not None
-    except ValueError:  # it was blocked in sys.modules
-        found = False
-    if not found:
-        raise EvaluationError("lm-eval is not installed; install it with: pip install 'hubextrap[eval]'")
+    """Raise EvaluationError, with the remedy, where lm-eval or what its hf model needs is not installed."""
+    for module, name in (("lm_eval", "lm-eval"), ("accelerate", "accelerate"), ("peft", "peft")):
+        try:
+            found = find_spec(module) is not None
+        except ValueError:  # it was blocked in sys.modules
+            found = False
+        if not found:
+            raise EvaluationError(f"{name} is not installed; install it with: pip install 'hubextrap[eval]'")
 
 
 def load_tasks(tasks: Sequence[str | Mapping[str, Any]], include_path: Sequence[Path] = ()) -> TaskManager:

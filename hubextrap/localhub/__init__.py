@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from hubextrap.errors import HubExtrapError
+
 if TYPE_CHECKING:
     from hubextrap.localhub.faults import Fault, Request
     from hubextrap.localhub.hub import LocalHub
@@ -18,4 +20,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    try:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    except ImportError as error:
+        raise HubExtrapError(
+            f"the local hub needs {error.name}: pip install 'hubextrap[localhub]'"
+        ) from error

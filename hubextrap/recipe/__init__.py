@@ -20,7 +20,7 @@ from hubextrap.recipe.parsing import (
     validate_recipes,
 )
 from hubextrap.recipe.regrounding import GuardSection, RegroundPushSection, RegroundRecipe, RegroundSection
-from hubextrap.recipe.shipped import ShippedRecipe, copy_shipped, shipped_recipes
+from hubextrap.recipe.shipped import ShippedRecipe, bundled_names, copy_shipped, shipped_recipes
 
 __all__ = [
     "CheckpointEntry",
@@ -36,6 +36,7 @@ __all__ = [
     "StepSelection",
     "TensorRule",
     "TrajectorySection",
+    "bundled_names",
     "copy_shipped",
     "load_recipe",
     "load_reground_recipe",

@@ -1,4 +1,4 @@
-"""The sections of a recipe as frozen models; docs/recipes.md describes every key."""
+"""The sections of a recipe as frozen models."""
 
 from __future__ import annotations
 

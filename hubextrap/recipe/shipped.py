@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from hubextrap.errors import OutputError, RecipeError
 from hubextrap.methods import nearest
+
+_BUNDLED = re.compile(r"(?<![\w./-])demo/[\w./-]*\w")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,17 @@ def copy_shipped(name: str, destination: Path | None = None) -> Path:
     except OSError as error:
         raise OutputError(f"{target} cannot be written: {error.strerror}") from error
     return target
+
+
+def bundled_names(recipe: Path) -> dict[str, int]:
+    """What a shipped recipe names of hubextrap's sources, with the line; none in the root of these."""
+    if Path("demo/data").is_dir():
+        return {}
+    found: dict[str, int] = {}
+    for number, line in enumerate(recipe.read_text(encoding="utf-8").splitlines(), 1):
+        for name in _BUNDLED.findall(line.partition("#")[0]):
+            found.setdefault(name, number)
+    return found
 
 
 def _folder() -> Path:

@@ -16,7 +16,7 @@ HORIZONS = (0.25, 0.5, 1.0)
 """Upper ends of the classes of horizons, (target − last)/(last − first); then farther."""
 TRUSTED = 0.6
 """Mean error up to which a method is called of use. Task accuracy rose above that of the last checkpoint at
-errors of .55 and below, and fell under it at .68 (docs/backtest.md)."""
+errors of .55 and below, and fell under it at .68."""
 
 
 @dataclass(frozen=True, slots=True)

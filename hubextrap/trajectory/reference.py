@@ -73,7 +73,9 @@ def _parse_uri(text: str) -> Reference:
 def _parse_short_form(text: str) -> Reference:
     match = _SHORT_FORM.fullmatch(text)
     if match is None or match["repo"].count("/") > 1 or match["revision"] == "" or match["path"] == "":
-        raise ReferenceNotFound(f"{text or 'an empty reference'}: not a reference; write {_FORMS}")
+        raise ReferenceNotFound(
+            f"{text or 'an empty reference'}: no folder that is there, and not a reference; write {_FORMS}"
+        )
     return Reference(
         text, repo=match["repo"], revision=match["revision"], path=_checked_path(text, match["path"] or "")
     )

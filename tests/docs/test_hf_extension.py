@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+from harness import ROOT, source_files
 
 import hubextrap
 
-ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 
@@ -73,8 +74,9 @@ def test_arguments_and_exit_codes_pass_through(home: Path, tmp_path: Path) -> No
 def test_the_archive_installs_the_script(tmp_path: Path) -> None:
     """What `hf` does with the branch's archive, but without the dependencies, which are here already."""
     archive, target = tmp_path / "HEAD.zip", tmp_path / "site"
-    command = ["git", "archive", "--format=zip", "--prefix=hf-extrap-HEAD/", f"--output={archive}", "HEAD"]
-    subprocess.run(command, cwd=ROOT, check=True)
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in source_files(tmp_path / "git"):
+            file.write(ROOT / name, f"hf-extrap-HEAD/{name}")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
     flags = ["--no-deps", "--no-index", "--no-build-isolation", f"--target={target}", str(archive)]
     subprocess.run([*pip, *flags], check=True, capture_output=True)

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from hubextrap.errors import OutputError, RecipeError
-from hubextrap.recipe import copy_shipped, load_recipe, load_reground_recipe, shipped, shipped_recipes
+from hubextrap.recipe import (
+    bundled_names,
+    copy_shipped,
+    load_recipe,
+    load_reground_recipe,
+    shipped,
+    shipped_recipes,
+)
 from hubextrap.trajectory import find_trajectory
 
 ROOT = Path(__file__).parent.parent.parent
@@ -93,6 +100,20 @@ def test_copies_are_new_files(tmp_path: Path) -> None:
         copy_shipped("two_pint", tmp_path)
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_only_the_sources_have_is_named(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert bundled_names(path) == {}
+    monkeypatch.chdir(tmp_path)
+    found = bundled_names(path)
+    lines = path.read_text().splitlines()
+    assert all(name in lines[number - 1].partition("#")[0] for name, number in found.items())
+    read = "".join(line.partition("#")[0] for line in lines)
+    assert {name.partition("/")[0] for name in found} == ({"demo"} if "demo/" in read else set())
+
+
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     program = "from hubextrap.cli.main import main; main()"
     return subprocess.run(
@@ -108,7 +129,13 @@ def test_the_command(tmp_path: Path) -> None:
     listed = run("ls", cwd=tmp_path)
     assert listed.returncode == 0
     assert any(line.startswith("demo ") for line in listed.stdout.splitlines())
-    assert run("cp", "two_point", cwd=tmp_path).stdout == "two_point.yaml\n"
+    copied = run("cp", "two_point", cwd=tmp_path)
+    assert copied.stdout == "two_point.yaml\n"
+    assert copied.stderr == (
+        "two_point.yaml names what comes with hubextrap's source distribution and is not here: "
+        "demo/data/rlvr-C (line 7). Put in your own repos and folders, or run it in the unpacked source "
+        "distribution.\n"
+    )
     assert run("validate", "two_point.yaml", cwd=tmp_path).stdout == "two_point.yaml: ok\n"
     again = run("cp", "two_point", cwd=tmp_path)
     assert again.returncode == 1

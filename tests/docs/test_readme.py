@@ -1,0 +1,53 @@
+"""README.md's tables and lists hold what the package has: extras, commands, pages; so does the changelog."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from harness import ROOT
+
+import hubextrap
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # which hatchling brings
+
+README = (ROOT / "README.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def section(heading: str) -> str:
+    found = re.search(rf"^## {heading}\n(.*?)(?=^## )", README, re.MULTILINE | re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_the_table_of_extras() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", section("Install"), re.MULTILINE)
+    assert sorted(rows) == sorted(EXTRAS)
+
+
+def test_all_is_every_extra_that_a_user_has() -> None:
+    (every,) = EXTRAS["all"]
+    assert every == f"hubextrap[{','.join(name for name in EXTRAS if name not in ('dev', 'all'))}]"
+
+
+def test_every_page_is_listed() -> None:
+    linked = set(re.findall(r"\]\(([^)]*)\)", section("Documentation")))
+    pages = {str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")}
+    assert linked == pages - {"docs/reground-demo/tables.md"} | {"CHANGELOG.md"}  # of docs/reground.md
+
+
+def test_every_script_is_in_the_docs() -> None:
+    text = README + (ROOT / "docs" / "hf-extension.md").read_text()
+    for name in PROJECT["scripts"]:
+        assert f"`{name}" in text
+
+
+def test_the_changelog_knows_this_version() -> None:
+    headings = re.findall(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    released = next(heading for heading in headings if heading != "Unreleased")
+    assert released == hubextrap.__version__
