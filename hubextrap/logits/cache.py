@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from inspect import signature
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -36,5 +36,14 @@ class CombinedCache(Cache):
     """
 
     def __init__(self, parts: Sequence[Cache]) -> None:
-        super().__init__(layers=[layer for part in parts for layer in part.layers])
         self.parts = tuple(parts)
+        super().__init__(layers=[])
+
+    @property
+    def layers(self) -> list[Any]:
+        """Gathered at each look, as a cache may get its layers only while its model runs."""
+        return [layer for part in self.parts for layer in part.layers]
+
+    @layers.setter
+    def layers(self, value: list[Any]) -> None:
+        """The parts have them."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import CheckpointMismatch, UnsupportedCheckpoint
-from hubextrap.hub_access import reason
+from hubextrap.hub_access import keep_to_the_endpoint, reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +33,7 @@ def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str =
     from transformers import AutoModelForCausalLM
 
     where, place = _place(checkpoint)
+    keep_to_the_endpoint()
     try:
         with _without_bars():
             model: Any = AutoModelForCausalLM.from_pretrained(

@@ -21,7 +21,7 @@ from transformers import (
 
 from hubextrap.errors import CheckpointMismatch, MethodError, UnsupportedCheckpoint
 from hubextrap.logits import ExtrapolatedForCausalLM, Mixture
-from hubextrap.logits.cache import CACHE
+from hubextrap.logits.cache import CACHE, CombinedCache
 from hubextrap.logits.loading import share_equal_parameters
 from hubextrap.trajectory import resolve_checkpoint
 
@@ -167,6 +167,16 @@ def test_a_model_whose_own_code_has_the_cache_s_older_name(make: Make) -> None:
             model.__class__ = LlamaForCausalLM
         whole = expected(TOKENS)
     assert (rest.logits - whole.logits[:, 6:]).abs().max() < 1e-4
+
+
+def test_caches_that_get_their_layers_while_the_models_run() -> None:
+    parts = [DynamicCache(), DynamicCache()]
+    combined = CombinedCache(parts)
+    for part in parts:
+        part.update(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2), 0)
+    assert len(combined) == 2
+    combined.crop(-1)
+    assert [part.get_seq_length() for part in parts] == [2, 2]
 
 
 def test_what_a_mixture_does_not_have_is_said(mixed_c: Any) -> None:
