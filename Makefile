@@ -2,10 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What other versions of the dependencies may break; `make test` has the whole suite on those of constraints.txt.
+LOWEST_TESTS := tests/test_other_hosts.py $(addprefix tests/,chain hub logits recipe tensors trajectory)
+NEWEST_TESTS := tests/test_other_hosts.py $(addprefix tests/,chain evaluate hub localhub logits mergekit_plugin)
 # Two busy cores fight over threads: one run came out 15 times slower without this.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo reground test test-slow lint format docs bench clean
+.PHONY: help setup demo reground test test-slow test-newest test-lowest lint format docs bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +32,17 @@ test: setup  ## Run the default suite (a few minutes).
 test-slow: setup  ## Run what the default suite leaves out.
 	$(BIN)/python -m pytest -q -m slow
 
+test-newest:  ## Run a part of the suite on today's newest versions of everything, in .venv-newest (TESTS=tests runs all).
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev,report]'
+	.venv-newest/bin/python -m pytest -q -m "not slow" $(or $(TESTS),$(NEWEST_TESTS))
+
+test-lowest:  ## Run a part of the suite on the lowest versions that pyproject.toml allows, in .venv-lowest.
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) .ci/lowest.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/constraints.txt -e '.[dev,report]'
+	.venv-lowest/bin/python -m pytest -q -m "not slow" $(or $(TESTS),$(LOWEST_TESTS))
+
 lint: setup  ## Check style, formatting and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,4 +59,4 @@ bench: setup  ## Measure speed and memory against mergekit and the raw I/O (need
 	$(BIN)/python -m benchmarks
 
 clean:  ## Remove what the other targets made.
-	rm -rf $(VENV) .demo out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-newest .venv-lowest .demo out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

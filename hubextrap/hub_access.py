@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 _OIDC_EXCHANGE = "/oauth/token"
 _LOG_ADDRESSES = ("huggingface_hub", "transformers", "httpx", "httpx2")
 _REDACTING = RedactingFilter()
+_KEPT_TO_THE_ENDPOINT = {
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+    "DISABLE_SAFETENSORS_CONVERSION": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
 
 
 def hub_api() -> HfApi:
@@ -30,6 +36,24 @@ def hub_api() -> HfApi:
 
     redact_logs()
     return HfApi(library_name="hubextrap", library_version=__version__)
+
+
+def keep_to_the_endpoint() -> None:
+    """Keep the libraries that load models and data sets from telling anyone but HF_ENDPOINT what they load.
+
+    Left alone, datasets and evaluate count each load at a fixed public address, by the data set's name;
+    datasets asks ``datasets-server.`` + HF_ENDPOINT's host for details, with the token; transformers hands a
+    repo without safetensors to a public converter, with the token; and vLLM reports its use. Call it once
+    datasets is imported, if it will be. Variables that the user has set stay.
+    """
+    for name, value in _KEPT_TO_THE_ENDPOINT.items():
+        os.environ.setdefault(name, value)
+    counted = os.environ["HF_UPDATE_DOWNLOAD_COUNTS"].upper() in ("1", "ON", "YES", "TRUE", "AUTO")
+    for library in ("datasets", "evaluate"):  # they read the variables when they are imported
+        if config := sys.modules.get(f"{library}.config"):
+            config.HF_UPDATE_DOWNLOAD_COUNTS = counted  # type: ignore[attr-defined]
+            if "HF_ENDPOINT" in os.environ:  # the public Hub has such a server of its own
+                config.USE_PARQUET_EXPORT = False  # type: ignore[attr-defined]
 
 
 def network_errors() -> tuple[type[Exception], ...]:

@@ -9,9 +9,10 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from runpy import run_path
 from typing import NoReturn
 
 import pytest
@@ -37,10 +38,18 @@ os.environ |= {
     "HF_TOKEN": "",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
     "HF_HUB_DISABLE_XET": "1",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+_LOOPBACK = Path(__file__).parent / "loopback" / "sitecustomize.py"
+_OTHER_HOSTS = _HOME / "other-hosts"
+os.environ |= {
+    "HUBEXTRAP_TESTS_OTHER_HOSTS": str(_OTHER_HOSTS),
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(_LOOPBACK.parent), os.environ.get("PYTHONPATH")])),
+}
+run_path(str(_LOOPBACK))  # refuses connections from now on
 
 
 _OPTIONAL = {
@@ -98,6 +107,26 @@ def hub() -> Iterator[LocalHub]:
     yield _HUB
     _HUB.faults.clear()
     _HUB.requests.clear()
+
+
+@pytest.fixture
+def other_hosts() -> Callable[[], list[str]]:
+    """The attempts so far at reaching another machine, each reported once; none was let through."""
+
+    def attempts() -> list[str]:
+        found = _OTHER_HOSTS.read_text().splitlines() if _OTHER_HOSTS.exists() else []
+        _OTHER_HOSTS.unlink(missing_ok=True)
+        return found
+
+    return attempts
+
+
+@pytest.fixture(autouse=True)
+def _no_other_host(other_hosts: Callable[[], list[str]]) -> Iterator[None]:
+    """No test and nothing that it starts reaches another machine."""
+    yield
+    found = other_hosts()
+    assert not found, f"reached for another machine: {'; '.join(found)}"
 
 
 @pytest.fixture(autouse=True)

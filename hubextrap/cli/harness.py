@@ -7,6 +7,7 @@ import sys
 import typer
 
 from hubextrap.cli.mergekit import errors_of
+from hubextrap.hub_access import keep_to_the_endpoint
 
 
 def lm_eval_command(ctx: typer.Context) -> None:
@@ -14,6 +15,9 @@ def lm_eval_command(ctx: typer.Context) -> None:
     from hubextrap.evaluate.tasks import require_lm_eval
 
     require_lm_eval()
+    import datasets  # noqa: F401
+
+    keep_to_the_endpoint()
     import lm_eval.models  # noqa: F401 - registering before it is imported would hide lm-eval's own models
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.registry import model_registry

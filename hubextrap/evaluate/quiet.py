@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from hubextrap.hub_access import keep_to_the_endpoint
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -16,7 +18,13 @@ _LOGGERS = ("lm_eval", "transformers", "datasets", "huggingface_hub", "accelerat
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Let only errors of these libraries through; everything is as before afterwards."""
+    """Let only errors of these libraries through; everything is as before afterwards.
+
+    Nor do they tell anyone but the Hub what they load, from then on.
+    """
+    import datasets  # noqa: F401
+
+    keep_to_the_endpoint()
     with warnings.catch_warnings(), ExitStack() as undo:
         warnings.simplefilter("ignore")
         for name in _LOGGERS:

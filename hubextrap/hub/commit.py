@@ -11,10 +11,10 @@ import contextlib
 import time
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
-import yaml
-
+from hubextrap._version import __version__
 from hubextrap.errors import PushError
 from hubextrap.hub.outgoing import Changes
 from hubextrap.hub.push_errors import is_conflict, push_errors
@@ -210,8 +210,6 @@ def _check_card(files: Sequence[OutgoingFile]) -> None:
     Raises:
         PushError: it refuses them.
     """
-    from huggingface_hub import ModelCard
-
     for file in files:
         if file.path != "README.md":
             continue
@@ -219,11 +217,31 @@ def _check_card(files: Sequence[OutgoingFile]) -> None:
             text = content.read().decode(errors="replace")
         if not text.lstrip().startswith("---"):
             continue  # a card without metadata is allowed
-        try:
-            card = ModelCard(text)
-            retried(card.validate)
-        except (ValueError, TypeError, yaml.YAMLError) as error:
-            said = " ".join(str(error).split())
+        refusal = retried(partial(_refusal_of_card, text))
+        if refusal is not None:
             raise PushError(
-                f"README.md: the metadata at its top are not valid ({said}); correct them, then push again"
-            ) from error
+                f"README.md: the metadata at its top are not valid ({refusal}); correct them, then push again"
+            )
+
+
+def _refusal_of_card(text: str) -> str | None:
+    """What the configured Hub has against a card; None where it takes it.
+
+    huggingface_hub's ``ModelCard.validate`` would send the card to the public Hub, whatever HF_ENDPOINT says,
+    before version 2.2.
+    """
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        get_session,
+        hf_raise_for_status,
+    )
+
+    response = get_session().post(
+        f"{hub_api().endpoint}/api/validate-yaml",
+        json={"repoType": "model", "content": text},
+        headers=build_hf_headers(library_name="hubextrap", library_version=__version__),
+    )
+    if response.status_code == 400:
+        return " ".join(response.text.split())
+    hf_raise_for_status(response)
+    return None

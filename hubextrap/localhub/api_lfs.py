@@ -31,18 +31,19 @@ def batch(hub: LocalHub, call: Call) -> Answer:
     hub.reader(call)
     multipart = "multipart" in wanted.get("transfers", [])
     verify = f"{hub.page(call, repo.settings.kind, repo.settings.name)}.git/info/lfs/objects/verify"
+    xet = hub.xet and "xet" in wanted.get("transfers", [])  # huggingface_hub 1.x asks here first
     objects = []
     for item in wanted.get("objects", []):
         pointer = _pointer(item)
         described: dict[str, Any] = {"oid": pointer.sha256, "size": pointer.size}
-        if not repo.objects.has(pointer):
+        if not xet and not repo.objects.has(pointer):
             actions = {
                 "upload": _upload_action(hub, call, repo, pointer, multipart),
                 "verify": {"href": verify},
             }
             described["actions"] = actions
         objects.append(described)
-    return json_answer({"transfer": "basic", "objects": objects})
+    return json_answer({"transfer": "xet" if xet else "basic", "objects": objects})
 
 
 def upload(hub: LocalHub, call: Call) -> Answer:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import CheckpointMismatch, UnsupportedCheckpoint
-from hubextrap.hub_access import reason, redact_logs
+from hubextrap.hub_access import keep_to_the_endpoint, reason, redact_logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -35,6 +35,7 @@ def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str =
 
     redact_logs()
     where, place = _place(checkpoint)
+    keep_to_the_endpoint()
     try:
         with _without_bars():
             made: Any = AutoModelForCausalLM.from_pretrained(

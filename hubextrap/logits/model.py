@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from hubextrap.errors import CheckpointMismatch, OutputError, UnsupportedCheckpoint
-from hubextrap.logits.cache import CombinedCache
+from hubextrap.logits.cache import CACHE, CombinedCache, cache_argument
 from hubextrap.logits.loading import load_causal_lm, load_common_tokenizer, share_equal_parameters
 from hubextrap.logits.manifest import read_manifest, write_manifest
 from hubextrap.logits.mixture import Mixture, check_sum, recipe_mixture
@@ -57,8 +56,9 @@ class ExtrapolatedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore
             CheckpointMismatch: not one coefficient a model, or the models do not fit together.
             UnsupportedCheckpoint: their class keeps its state in another way than transformers' caches.
         """
-        _check_models(models, coefficients)
+        argument = _check_models(models, coefficients)
         super().__init__(deepcopy(models[-1].config))
+        self._cache_argument = argument
         self.models = torch.nn.ModuleList(models)
         self.coefficients = tuple(float(coefficient) for coefficient in coefficients)
         self.generation_config = deepcopy(self._last.generation_config)
@@ -183,10 +183,11 @@ class ExtrapolatedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: CombinedCache | None = None,
+        cache: CombinedCache | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        past_key_values: CombinedCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Run every model on the same tokens and mix their logits.
@@ -194,28 +195,33 @@ class ExtrapolatedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore
         Args:
             input_ids: int64 (batch, positions).
             attention_mask: (batch, cached + positions), 0 at padding.
-            past_key_values: the cache of an earlier call on this model.
+            cache: the cache of an earlier call on this model.
             labels: int64 (batch, positions), -100 where nothing is scored; shifted here, as in transformers.
             logits_to_keep: only the last so many positions, or these positions; 0 keeps all.
+            past_key_values: the same as ``cache``, by its name before transformers 5.24.
 
         Returns:
             ``logits`` float32 (batch, kept positions, vocabulary), ``loss`` where there are labels, and the
-            combined cache. No hidden states and no attentions: a mixture has none of its own.
+            combined cache, as ``cache`` (transformers before 5.24: ``past_key_values``). No hidden states and
+            no attentions: a mixture has none of its own.
         """
-        caches = self._parts_of(past_key_values)
+        if cache is not None and past_key_values is not None:
+            raise ValueError("cache and past_key_values are two names of one argument; pass one of them")
+        cache = past_key_values if cache is None else cache
+        caches = self._parts_of(cache)
         mixed: torch.Tensor | None = None
         for index, (model, coefficient) in enumerate(zip(self.models, self.coefficients, strict=True)):
             output = model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=caches[index],
                 use_cache=use_cache,
                 logits_to_keep=logits_to_keep,
                 return_dict=True,
+                **{self._cache_argument: caches[index]},
                 **_for_children(kwargs),
             )
-            caches[index] = output.past_key_values
+            caches[index] = output.get(CACHE)
             # in place: logits over a whole vocabulary are the largest tensors there are
             if mixed is None:
                 mixed = output.logits.float().mul_(coefficient)
@@ -228,9 +234,10 @@ class ExtrapolatedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore
             loss = self._last.loss_function(
                 logits=mixed, labels=labels, vocab_size=mixed.shape[-1], **_for_loss(kwargs)
             )
-        if past_key_values is None and all(cache is not None for cache in caches):
-            past_key_values = CombinedCache(caches)
-        return CausalLMOutputWithPast(loss=loss, logits=mixed, past_key_values=past_key_values)
+        if cache is None and all(part is not None for part in caches):
+            cache = CombinedCache(caches)
+        fields: dict[str, Any] = {"loss": loss, "logits": mixed, CACHE: cache}
+        return CausalLMOutputWithPast(**fields)
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: torch.LongTensor, **kwargs: Any
@@ -238,6 +245,11 @@ class ExtrapolatedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore
         """As the last model does; masks of a static cache are the same for all of them."""
         prepared: dict[str, Any] = self._last.prepare_inputs_for_generation(input_ids, **kwargs)
         return prepared
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        """The models have theirs already; a configuration that names one may be the mixture's too."""
+        return True
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: each model's weights were tied when it was loaded."""
@@ -258,24 +270,24 @@ class ExtrapolatedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore
     ) -> None:
         """Each model makes its own cache, of the kind that the configuration asks for."""
         settings = (generation_mode, batch_size, max_cache_length)
-        if model_kwargs.get("past_key_values") is not None:
-            self._parts_of(model_kwargs["past_key_values"])
+        if model_kwargs.get(CACHE) is not None:
+            self._parts_of(model_kwargs[CACHE])
             self._last._prepare_cache_for_generation(generation_config, model_kwargs, *settings)
             return
         parts: list[Any] = []
         for model in self._each:
             own: dict[str, Any] = {}
             model._prepare_cache_for_generation(generation_config, own, *settings)
-            parts.append(own.get("past_key_values"))
+            parts.append(own.get(CACHE))
         if all(part is not None for part in parts):
-            model_kwargs["past_key_values"] = CombinedCache(parts)
+            model_kwargs[CACHE] = CombinedCache(parts)
 
     def _parts_of(self, cache: CombinedCache | None) -> list[Any]:
         if cache is None:
             return [None] * len(self.models)
         if not isinstance(cache, CombinedCache) or len(cache.parts) != len(self.models):
             raise TypeError(
-                f"past_key_values: a {type(cache).__name__} is not a cache of these {len(self.models)} "
+                f"{CACHE}: a {type(cache).__name__} is not a cache of these {len(self.models)} "
                 "models; pass the one that an earlier call returned"
             )
         return list(cache.parts)
@@ -300,7 +312,8 @@ def _for_loss(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {key: kwargs[key] for key in ("num_items_in_batch",) if key in kwargs}
 
 
-def _check_models(models: Sequence[PreTrainedModel], coefficients: Sequence[float]) -> None:
+def _check_models(models: Sequence[PreTrainedModel], coefficients: Sequence[float]) -> str:
+    """The name under which the models take a cache, once they are found to fit together."""
     if not models or len(models) != len(coefficients):
         raise CheckpointMismatch(
             f"{len(models)} models and {len(coefficients)} coefficients; give one coefficient a model"
@@ -309,7 +322,8 @@ def _check_models(models: Sequence[PreTrainedModel], coefficients: Sequence[floa
     last = models[-1]
     if last.config.is_encoder_decoder or not hasattr(last, "prepare_inputs_for_generation"):
         raise UnsupportedCheckpoint(f"{type(last).__name__} is no causal language model")
-    if "past_key_values" not in signature(last.forward).parameters:
+    argument = cache_argument(last)
+    if argument is None:
         raise UnsupportedCheckpoint(
             f"{type(last).__name__} keeps its state in another way than transformers' caches; extrapolate "
             "its weights instead (space: weights)"
@@ -327,3 +341,4 @@ def _check_models(models: Sequence[PreTrainedModel], coefficients: Sequence[floa
                     f"{key} differs between the models: {ours} and {theirs}; logits are mixed over "
                     "checkpoints of one run"
                 )
+    return argument

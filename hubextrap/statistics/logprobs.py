@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hubextrap.errors import EvaluationError, ReferenceNotFound, UnsupportedCheckpoint
-from hubextrap.hub_access import reason, redact_logs
+from hubextrap.hub_access import keep_to_the_endpoint, reason, redact_logs
 from hubextrap.progress import SilentProgress
 from hubextrap.statistics.linearity import LINEAR, r_squared
 
@@ -419,6 +419,7 @@ def _quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     redact_logs()
+    keep_to_the_endpoint()
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Callable
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 import yaml
@@ -229,7 +231,10 @@ def test_the_hub_refuses_worse_metadata(hub: LocalHub, make_provenance: Make, fi
 
 
 def test_the_hub_accepts_the_metadata(hub: LocalHub, make_provenance: Make) -> None:
-    card = ModelCard(with_target(model_card(make_provenance(), LAST_CARD), "me/x", "step_400"))
-    card.validate()
-    assert card.data.base_model == ["me/run"]
+    card = with_target(model_card(make_provenance(), LAST_CARD), "me/x", "step_400")
+    question = json.dumps({"repoType": "model", "content": card}).encode()
+    headers = {"Content-Type": "application/json"}
+    with urlopen(Request(f"{hub.url}/api/validate-yaml", question, headers)) as answer:
+        assert json.load(answer)["errors"] == []
+    assert ModelCard(card).data.base_model == ["me/run"]
     assert [request.status for request in hub.requests] == [200]

@@ -174,7 +174,6 @@ def test_the_card_that_is_pushed(prediction: Path, repo_id: str) -> None:
     pushed = Path(hf_hub_download(repo_id, "README.md", revision="step_400")).read_text(encoding="utf-8")
     assert f'AutoModelForCausalLM.from_pretrained("{repo_id}", revision="step_400")' in pushed
     card = ModelCard(pushed)
-    card.validate()
     assert card.data.base_model == ["me/run"]
     assert card.data["base_model_relation"] == "merge"
     assert (prediction / "README.md").read_text(encoding="utf-8") == model_card(read_provenance(prediction))

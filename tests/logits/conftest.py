@@ -42,6 +42,16 @@ _GPT2: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": None,
 }
+_MAMBA: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "state_size": 4,
+    "num_hidden_layers": 2,
+    "expand": 2,
+    "pad_token_id": PAD,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
 CONFIGS: dict[str, Callable[..., Any]] = {
     "llama": lambda **own: transformers.LlamaConfig(**_SMALL | own),
     "qwen2": lambda **own: transformers.Qwen2Config(**_SMALL | {"tie_word_embeddings": True} | own),
@@ -51,6 +61,8 @@ CONFIGS: dict[str, Callable[..., Any]] = {
         **_SMALL | {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]} | own
     ),
     "gpt2": lambda **own: transformers.GPT2Config(**_GPT2 | own),
+    "mixtral": lambda **own: transformers.MixtralConfig(**_SMALL | {"num_local_experts": 4} | own),
+    "mamba": lambda **own: transformers.MambaConfig(**_MAMBA | own),
 }
 
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
+from hubextrap.logits.cache import CACHE
+
 ARCHITECTURES = ("gemma3", "gpt2", "llama", "mistral", "qwen2", "qwen3")
 PROMPTS = ([5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16, 17])
 COUNT = 8
@@ -57,6 +59,19 @@ def test_greedy_with_left_padding(pairs: PairOf, architecture: str) -> None:
     assert completions(pair.mixed) == expected
     assert completions(pair.mixed, cache_implementation="static") == expected
     assert completions(pair.mixed, use_cache=False) == expected
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "mixtral",
+        pytest.param("mamba", marks=pytest.mark.skipif(CACHE != "cache", reason="refused before 5.24")),
+    ],
+)
+def test_greedy_with_experts_or_a_recurrent_state(pairs: PairOf, architecture: str) -> None:
+    pair = pairs(architecture)
+    prompts = [PROMPTS[0], PROMPTS[0][::-1]]
+    assert completions(pair.mixed, prompts) == pair.naive.generate(prompts, COUNT)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -108,9 +123,7 @@ def test_a_conversation_goes_on_from_its_cache(pairs: PairOf, architecture: str)
     prompt = torch.tensor([PROMPTS[0]])
     first = pair.mixed.generate(prompt, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
     longer = torch.cat([first.sequences, torch.tensor([[20, 21]])], dim=1)
-    second = pair.mixed.generate(
-        longer, max_new_tokens=4, do_sample=False, past_key_values=first.past_key_values
-    )
+    second = pair.mixed.generate(longer, max_new_tokens=4, do_sample=False, **{CACHE: first[CACHE]})
     assert second[0, longer.shape[1] :].tolist() == pair.naive.generate(longer.tolist(), 4)[0]
 
 

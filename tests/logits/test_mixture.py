@@ -15,12 +15,14 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     DynamicCache,
+    LlamaForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
 
 from hubextrap.errors import CheckpointMismatch, MethodError, UnsupportedCheckpoint
 from hubextrap.logits import ExtrapolatedForCausalLM, Mixture
+from hubextrap.logits.cache import CACHE, CombinedCache
 from hubextrap.logits.loading import load_causal_lm, share_equal_parameters
 from hubextrap.trajectory import Checkpoint, resolve_checkpoint
 
@@ -138,31 +140,63 @@ def test_loss_is_that_of_the_mixed_logits(mixed_c: Any) -> None:
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_forward_as_other_models_have_it(mixed_c: Any) -> None:
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])  # whichever transformers is installed
+def test_forward_as_other_models_have_it(mixed_c: Any, name: str) -> None:
     with torch.no_grad():
         whole = mixed_c(TOKENS)
         kept = mixed_c(TOKENS, logits_to_keep=2).logits
         as_tuple = mixed_c(TOKENS, return_dict=False)
         start = mixed_c(TOKENS[:, :6])
-        start.past_key_values.crop(-1)
-        assert start.past_key_values.get_seq_length() == 5
-        rest = mixed_c(TOKENS[:, 5:], past_key_values=start.past_key_values)
+        start[CACHE].crop(-1)
+        assert start[CACHE].get_seq_length() == 5
+        rest = mixed_c(TOKENS[:, 5:], **{name: start[CACHE]})
         uncached = mixed_c(TOKENS, use_cache=False)
     assert kept.shape == (2, 2, 28)
     assert (kept - whole.logits[:, -2:]).abs().max() < 1e-4
     assert torch.equal(as_tuple[0], whole.logits)
     assert (rest.logits - whole.logits[:, 5:]).abs().max() < 1e-4
-    assert len(rest.past_key_values) == 2 * mixed_c.config.num_hidden_layers
-    assert uncached.past_key_values is None
+    assert len(rest[CACHE]) == 2 * mixed_c.config.num_hidden_layers
+    assert CACHE not in uncached
+
+
+def test_a_model_whose_own_code_has_the_cache_s_older_name(make: Make) -> None:
+    class Older(LlamaForCausalLM):
+        def forward(self, input_ids: Any = None, past_key_values: Any = None, **others: Any) -> Any:
+            return super().forward(input_ids, **{CACHE: past_key_values}, **others)
+
+    models = [make("llama", seed) for seed in (1, 2)]
+    expected = ExtrapolatedForCausalLM(models, [-0.5, 1.5])
+    for model in models:
+        model.__class__ = Older
+    mixed = ExtrapolatedForCausalLM(models, [-0.5, 1.5])
+    with torch.no_grad():
+        start = mixed(TOKENS[:, :6])
+        rest = mixed(TOKENS[:, 6:], cache=start[CACHE])
+        for model in models:
+            model.__class__ = LlamaForCausalLM
+        whole = expected(TOKENS)
+    assert (rest.logits - whole.logits[:, 6:]).abs().max() < 1e-4
+
+
+def test_caches_that_get_their_layers_while_the_models_run() -> None:
+    parts = [DynamicCache(), DynamicCache()]
+    combined = CombinedCache(parts)
+    for part in parts:
+        part.update(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2), 0)
+    assert len(combined) == 2
+    combined.crop(-1)
+    assert [part.get_seq_length() for part in parts] == [2, 2]
 
 
 def test_what_a_mixture_does_not_have_is_said(mixed_c: Any) -> None:
     with pytest.raises(
         TypeError, match=r"a DynamicCache is not a cache of these 2 models; pass the one that"
     ):
-        mixed_c(TOKENS, past_key_values=DynamicCache())
+        mixed_c(TOKENS, cache=DynamicCache())
     with pytest.raises(TypeError, match=r"a DynamicCache is not a cache"):
-        mixed_c.generate(TOKENS, past_key_values=DynamicCache(), max_new_tokens=2)
+        mixed_c.generate(TOKENS, **{CACHE: DynamicCache()}, max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"two names of one argument"):
+        mixed_c(TOKENS, cache=DynamicCache(), past_key_values=DynamicCache())
     with pytest.raises(ValueError, match=r"output_hidden_states: a mixture of logits has none"):
         mixed_c(TOKENS, output_hidden_states=True)
     with pytest.raises(ValueError, match="inputs_embeds"):
@@ -206,15 +240,13 @@ def test_models_that_do_not_fit_together(make: Make) -> None:
 
 
 def test_a_model_without_a_cache_of_the_usual_kind() -> None:
-    from transformers import MambaConfig, MambaForCausalLM
+    from transformers import RwkvConfig, RwkvForCausalLM
 
-    mamba = MambaForCausalLM(
-        MambaConfig(vocab_size=20, hidden_size=8, state_size=4, num_hidden_layers=1, expand=2)
-    )
+    rwkv = RwkvForCausalLM(RwkvConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2))
     with pytest.raises(
-        UnsupportedCheckpoint, match=r"MambaForCausalLM keeps its state in another way .*space: weights"
+        UnsupportedCheckpoint, match=r"RwkvForCausalLM keeps its state in another way .*space: weights"
     ):
-        ExtrapolatedForCausalLM([mamba], [1.0])
+        ExtrapolatedForCausalLM([rwkv], [1.0])
 
 
 def test_vocabularies_that_number_tokens_differently(trajectory_c: Path, tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ def sampled_accuracy(model_folder: Path, problems: Path, samples: int = 16) -> f
     """Mean over all problems of the share of samples, at temperature 1, that are the answer."""
     from transformers import AutoTokenizer, LlamaForCausalLM
 
+    from hubextrap.logits.cache import CACHE
+
     model = LlamaForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     rows = [json.loads(line) for line in problems.read_text().splitlines()]
@@ -81,8 +83,8 @@ def sampled_accuracy(model_folder: Path, problems: Path, samples: int = 16) -> f
     written, cache_ = [], None
     with torch.no_grad():
         for _ in range(6):
-            output = model(tokens, past_key_values=cache_, use_cache=True)
-            cache_ = output.past_key_values
+            output = model(tokens, use_cache=True, **{CACHE: cache_})
+            cache_ = output[CACHE]
             tokens = torch.multinomial(output.logits[:, -1].softmax(-1), 1)
             written.append(tokens)
     answers = [[*tokenizer(row["answer"])["input_ids"], tokenizer.eos_token_id] for row in rows]
