@@ -239,9 +239,7 @@ class ExtrapolatedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore
         fields: dict[str, Any] = {"loss": loss, "logits": mixed, CACHE: cache}
         return CausalLMOutputWithPast(**fields)
 
-    def prepare_inputs_for_generation(  # type: ignore[override]
-        self, input_ids: torch.LongTensor, **kwargs: Any
-    ) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs: Any) -> dict[str, Any]:
         """As the last model does; masks of a static cache are the same for all of them."""
         prepared: dict[str, Any] = self._last.prepare_inputs_for_generation(input_ids, **kwargs)
         return prepared
