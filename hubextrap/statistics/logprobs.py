@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hubextrap.errors import EvaluationError, ReferenceNotFound, UnsupportedCheckpoint
-from hubextrap.hub_access import keep_to_the_endpoint, reason, redact_logs
+from hubextrap.hub_access import reason
 from hubextrap.progress import SilentProgress
 from hubextrap.statistics.linearity import LINEAR, r_squared
+from hubextrap.statistics.models import load_model, load_tokenizer, quiet_transformers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -204,15 +205,15 @@ def measure_logprobs(
     source = request.source()
     prompts, _ = read_prompts(request.prompts, responses=request.sample_from is None)
     sampler = None if request.sample_from is None else checkpoint_at(trajectory, request.sample_from)
-    with _quiet_transformers(), _model_errors():
-        tokenizer = _load_tokenizer(trajectory.last)
+    with quiet_transformers(), _model_errors():
+        tokenizer = load_tokenizer(trajectory.last)
         encoded = [_encode(tokenizer, prompt, request) for prompt in prompts]
         if sampler is not None:
             encoded = _sample(sampler, tokenizer, encoded, request, progress)
         columns = []
         with progress.stage("log-probs", len(trajectory.checkpoints) * len(encoded), "responses") as stage:
             for checkpoint in trajectory.checkpoints:
-                model = _load_model(checkpoint, request.device)
+                model = load_model(checkpoint, request.device)
                 columns.append(score(model, encoded, request.batch_size, stage.advance))
                 del model  # before the next one is loaded
     tokens = [token for entry in encoded for token in entry.response]
@@ -307,7 +308,7 @@ def _sample(
     """One response each, drawn from the checkpoint's own distribution."""
     import torch
 
-    model = _load_model(checkpoint, request.device)
+    model = load_model(checkpoint, request.device)
     end = tokenizer.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end or 0
     results = list(encoded)
@@ -358,50 +359,6 @@ def checkpoint_at(trajectory: Trajectory, step: int) -> Checkpoint:
     )
 
 
-def _load_tokenizer(checkpoint: Checkpoint) -> Any:
-    from transformers import AutoTokenizer
-
-    where, place = _place(checkpoint)
-    try:
-        return AutoTokenizer.from_pretrained(where, **place)
-    except Exception as error:  # transformers raises nearly anything
-        raise EvaluationError(
-            f"{checkpoint.name}: its tokenizer cannot be loaded: {reason(error)}"
-        ) from error
-
-
-def _load_model(checkpoint: Checkpoint, device: str) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    where, place = _place(checkpoint)
-    try:
-        made: Any = AutoModelForCausalLM.from_pretrained(
-            where, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **place
-        )
-        model, info = made
-        model.to(device).eval()
-    except Exception as error:  # transformers raises nearly anything
-        raise EvaluationError(f"{checkpoint.name}: transformers cannot load it: {reason(error)}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise EvaluationError(
-            f"{checkpoint.name}: is no whole language model: {len(missing)} of its weights, as {missing[0]}, "
-            "are not in it, and transformers makes them up"
-        )
-    return model
-
-
-def _place(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
-    """Its pinned commit or its folder; no code from the Hub runs."""
-    if checkpoint.repo is None:
-        return checkpoint.path, {"trust_remote_code": False}
-    return checkpoint.repo, {
-        "trust_remote_code": False,
-        "revision": checkpoint.commit,
-        "subfolder": checkpoint.path,
-    }
-
-
 @contextmanager
 def _model_errors() -> Iterator[None]:
     """What goes wrong in models and tokenizers, on a device that cannot for one, as an error of ours."""
@@ -411,21 +368,3 @@ def _model_errors() -> Iterator[None]:
         raise EvaluationError(
             f"--logprobs: the models cannot score these responses: {reason(error)}"
         ) from error
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Only errors get through, and no bars; everything is as before afterwards."""
-    from transformers.utils import logging
-
-    redact_logs()
-    keep_to_the_endpoint()
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

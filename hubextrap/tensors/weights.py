@@ -173,8 +173,8 @@ def _read_weight_map(source: Source) -> dict[str, str]:
         if not _is_plain_shard(file):
             raise CorruptFile(
                 f"{where}: puts tensor {shorten(repr(tensor))} into {shorten(repr(file))}, which is not a "
-                "safetensors file of this folder; put the files beside the index and their plain names into "
-                "it, in a copy of the checkpoint"
+                "safetensors file of this folder; download it again, or, where its author keeps the files "
+                "elsewhere, put them beside the index and their plain names into it, in a copy"
             )
     return weight_map
 

@@ -109,7 +109,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     },
     "lm-eval": {},
     "mergekit-yaml": {},
-    "hub serve": dict.fromkeys(["host", "port", "token", "user"], ALWAYS),
+    "hub serve": dict.fromkeys(["host", "port", "token", "user", "xet"], ALWAYS),
     "recipes ls": {},
     "recipes cp": {},
     "recipes validate": {},
@@ -267,14 +267,14 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
         "settings": (lambda: api.backtest(Scan.load("scan.safetensors"), settings=Settings(device="cuda")), "no effect"),
     },
     api.check_judged: {"recipe": ALWAYS},
-    api.check_publication: dict.fromkeys(["references", "rows", "limit", "create_pr"], ALWAYS),
+    api.check_publication: dict.fromkeys(["references", "rows", "limit", "create_pr", "pins"], ALWAYS),
     api.complete: {
         **dict.fromkeys(["recipe", "prompts", "sampling", "chat", "device", "dtype", "on_prompt", "on_text", "on_end"], ALWAYS),
         "target_step": (lambda: api.complete(load_recipe("logits.yaml"), ["x"], target_step=61), "61"),
     },
-    api.merge: dict.fromkeys(["recipe", "out", "push", "settings"], ALWAYS),
+    api.merge: dict.fromkeys(["recipe", "out", "push", "settings", "trajectory"], ALWAYS),
     api.plan: dict.fromkeys(["recipe", "out", "push", "check_push", "settings"], ALWAYS),
-    api.prepare: dict.fromkeys(["recipe", "settings", "read_weights", "variants"], ALWAYS),
+    api.prepare: dict.fromkeys(["recipe", "settings", "read_weights", "variants", "trajectory"], ALWAYS),
     api.publish: dict.fromkeys(["table", "publication"], ALWAYS),
     api.push: dict.fromkeys(["folder", "target"], ALWAYS),
     api.reground: dict.fromkeys(["recipe", "out", "settings", "output"], ALWAYS),
@@ -297,9 +297,9 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     api.sweep_files: {"out": ALWAYS},
     api.verify: {"reference": ALWAYS},
     find_trajectory: dict.fromkeys(
-        ["reference", "pattern", "series", "min_step", "max_step", "steps", "base", "step_scale"], ALWAYS
+        ["reference", "pattern", "series", "min_step", "max_step", "steps", "base", "step_scale", "pins"], ALWAYS
     ),
-    hubextrap.resolve_checkpoint: dict.fromkeys(["reference", "step"], ALWAYS),
+    hubextrap.resolve_checkpoint: dict.fromkeys(["reference", "step", "pins"], ALWAYS),
     hubextrap.load_recipe: {"path": ALWAYS},
     parse_recipe: dict.fromkeys(["text", "name"], ALWAYS),
     evaluate: {

@@ -110,7 +110,10 @@ def test_a_run_that_was_never_regrounded_may_begin(build: Any, tmp_path: Path) -
             {"rule": "anchored", "windows": 2},
             "saved with rule = 'two_point', and the callback has 'anchored'",
         ),
-        ({"max_n": 99}, "saved with max_n = 6, and the callback has 99"),
+        (
+            {"max_n": 99, "probe": drifting(), "probe_margin": 0.1},
+            "saved with max_n = 6, and the callback has 99",
+        ),
     ],
 )
 def test_other_settings_are_refused(build: Any, checkpoint: Path, options: Any, said: str) -> None:
