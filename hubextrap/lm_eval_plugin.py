@@ -11,6 +11,7 @@ Imports torch, transformers and lm-eval's Hugging Face model (3-5 s).
 
 from __future__ import annotations
 
+import sys
 from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +29,9 @@ from hubextrap.evaluate.quiet import quiet_libraries
 from hubextrap.hub_access import reason
 from hubextrap.logits import ExtrapolatedForCausalLM, load_tokenizer, recipe_mixture
 from hubextrap.logits.loading import load_causal_lm
+from hubextrap.progress import SilentProgress
 from hubextrap.recipe import Recipe, load_recipe, parse_recipe
+from hubextrap.redaction import redact
 from hubextrap.trajectory import resolve_checkpoint
 
 if TYPE_CHECKING:
@@ -188,10 +191,17 @@ def _recipe(arguments: dict[str, Any]) -> Recipe:
     return parse_recipe(yaml.safe_dump(content, sort_keys=False), "model_args as a recipe")
 
 
+class _Said(SilentProgress):
+    """Facts about the run, beside lm-eval's own log: which checkpoints were left out, or are the same."""
+
+    def say(self, line: str) -> None:
+        print(redact(line), file=sys.stderr)
+
+
 def _mixed(
     recipe: Recipe, dtype: str, device: str, spelling: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    mixture = recipe_mixture(recipe)
+    mixture = recipe_mixture(recipe, progress=_Said())
     model = ExtrapolatedForCausalLM.from_mixture(mixture, dtype=dtype, device=device)
     tokenizer = load_tokenizer(mixture.checkpoints[-1], **spelling)
     return model, tokenizer, f"logits: {mixture.pinned_name}"
@@ -201,7 +211,7 @@ def _merged(
     recipe: Recipe, dtype: str, device: str, spelling: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     with TemporaryDirectory(prefix="hubextrap-") as parent:
-        (prediction,) = api.merge(recipe, out=Path(parent) / "prediction").predictions
+        (prediction,) = api.merge(recipe, out=Path(parent) / "prediction", progress=_Said()).predictions
         merged = resolve_checkpoint(str(prediction.folder))
         model = load_causal_lm(merged, dtype=dtype, device=device)
         tokenizer = load_tokenizer(merged, **spelling)

@@ -133,7 +133,7 @@ def check_destinations(recipe: Recipe, into_folder: bool, targets: Sequence[Push
     """
     if not into_folder and not targets:
         raise RecipeError(
-            "the recipe has no push section; give an output folder (--out DIR) or a repo (--push REPO)"
+            "the recipe has no push section; write one into it, or give an output folder (--out DIR)"
         )
     if targets and len(targets) != len(recipe.target_steps):
         raise RecipeError(

@@ -33,8 +33,8 @@ def copy_recipe(
     if bundled := bundled_names(copy):
         named = ", ".join(f"{name} (line {line})" for name, line in bundled.items())
         typer.echo(
-            f"{copy} names what comes with hubextrap's source distribution and is not here: {named}. "
-            "Put in your own repos and folders, or run it in the unpacked source distribution.",
+            f"{copy} names what is of hubextrap's own demonstration and not here: {named}. Put in your own "
+            "repos and folders; `make demo` in the source distribution has the others.",
             err=True,
         )
 

@@ -159,8 +159,9 @@ def check_steps(steps: Sequence[int], target_step: float) -> None:
         raise StepError(f"a step has to be at most {MAX_STEP}: beyond, not every whole number can be told")
     if not math.isfinite(target_step) or target_step < steps[-1]:
         raise StepError(
-            f"target step {target_step:g} is before the last observed step {steps[-1]}; "
-            "choose a later target, or observe less of the run with trajectory.steps.max"
+            f"target step {target_step:g} is before the last observed step {steps[-1]}; choose "
+            "a later target, or leave out the checkpoints behind it (trajectory.steps.max, where the recipe "
+            "names a run)"
         )
 
 

@@ -205,7 +205,7 @@ def _choose(reference: str, pattern: str | None, choice: str | None, pins: Pins)
         if fitting:
             raise AmbiguousTrajectory(
                 f"{reference}: {len(fitting)} series of checkpoints are here; choose one by its name, with "
-                f"`trajectory.steps.series` in the recipe or --series:\n{table_of(fitting)}"
+                f"`trajectory.steps.series` in a recipe, or --series of steps and scan:\n{table_of(fitting)}"
             )
         passed.extend(layout)
     if passed:

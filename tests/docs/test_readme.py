@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
+from contextlib import redirect_stdout
+from pathlib import Path
 
+import pytest
 from harness import ROOT
 
 import hubextrap
@@ -51,3 +55,16 @@ def test_the_changelog_knows_this_version() -> None:
     headings = re.findall(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     released = next(heading for heading in headings if heading != "Unreleased")
     assert released == hubextrap.__version__
+
+
+def test_the_python_in_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```", section("Use"), re.MULTILINE | re.DOTALL)
+    run = ROOT / "demo" / "data" / "rlvr-C"
+    (tmp_path / "recipe.yaml").write_text(
+        f"trajectory: {{repo: {run}}}\nmerge_method: persistence\nparameters: {{target_step: 500}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    shown = io.StringIO()
+    with redirect_stdout(shown):
+        exec(code, {})
+    assert shown.getvalue() == "500 prediction 1\n"

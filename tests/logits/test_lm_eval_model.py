@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -119,6 +120,17 @@ def test_weights_are_merged_as_merge_does(plugin: Any, trajectory_c: Path, tmp_p
     )
     mixed = plugin.HubextrapLM(recipe=str(tmp_path / "recipe.yaml"), target_step=400, space="logits")
     assert mixed.get_model_info()["model_made_from"] == "logits: -2.0 × step_100, 3.0 × step_200"
+
+
+@pytest.mark.parametrize("space", ["logits", "weights"])
+def test_what_is_to_be_known_of_the_run_is_said(
+    plugin: Any, trajectory_c: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], space: str
+) -> None:
+    for step, source in ((10, "step_0"), (20, "step_0"), (30, "step_200")):
+        shutil.copytree(trajectory_c / source, tmp_path / f"step_{step}")
+    line = {"target_step": 40, "method": "two_point", "space": space}
+    plugin.HubextrapLM(trajectory=str(tmp_path), **line)
+    assert "step 10 holds the same weights as step 20" in capsys.readouterr().err
 
 
 def test_by_name_in_lm_eval_itself(plugin: Any, trajectory_c: Path) -> None:

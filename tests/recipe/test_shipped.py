@@ -132,9 +132,9 @@ def test_the_command(tmp_path: Path) -> None:
     copied = run("cp", "two_point", cwd=tmp_path)
     assert copied.stdout == "two_point.yaml\n"
     assert copied.stderr == (
-        "two_point.yaml names what comes with hubextrap's source distribution and is not here: "
-        "demo/data/rlvr-C (line 7). Put in your own repos and folders, or run it in the unpacked source "
-        "distribution.\n"
+        "two_point.yaml names what is of hubextrap's own demonstration and not here: "
+        "demo/data/rlvr-C (line 7). Put in your own repos and folders; `make demo` in the source "
+        "distribution has the others.\n"
     )
     assert run("validate", "two_point.yaml", cwd=tmp_path).stdout == "two_point.yaml: ok\n"
     again = run("cp", "two_point", cwd=tmp_path)
