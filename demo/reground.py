@@ -155,7 +155,9 @@ def train(grid: Grid, arm: Arm, seed: int, folder: Path) -> None:
     command += ["--prompts", str(grid.prompts), "--save-every", str(grid.every)]
     if arm.m:
         command += ["--m", str(arm.m), "--n", str(arm.n), "--moments", arm.moments, "--guard", arm.guard]
-    print(f"training {folder.name}", flush=True)
+    # in one write: the other training's line may come between text and line end
+    sys.stdout.write(f"training {folder.name}\n")
+    sys.stdout.flush()
     with log.open("wb") as output:
         code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
     if code:

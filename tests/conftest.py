@@ -18,12 +18,13 @@ from typing import NoReturn
 import pytest
 from harness import Lines
 
+from hubextrap.errors import HubExtrapError
 from hubextrap.patience import Patience
 
 try:
     from hubextrap.localhub import LocalHub
-except ImportError as error:
-    raise pytest.UsageError(f"the tests need {error.name}: pip install 'hubextrap[dev]'") from error
+except HubExtrapError as error:
+    raise pytest.UsageError(f"the tests need what hubextrap[dev] brings: {error}") from error
 
 _HOME = Path(tempfile.mkdtemp(prefix="hubextrap-tests-"))
 _TOKEN = "hf_" + "testtoken" * 3

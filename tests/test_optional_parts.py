@@ -42,5 +42,5 @@ def test_skipped(package: str) -> None:
 def test_what_all_tests_need_is_named() -> None:
     code, output = without("pygit2", "tests/localhub")
     assert code == 4
-    assert "the tests need pygit2: pip install 'hubextrap[dev]'" in output
+    assert "the tests need what hubextrap[dev] brings: the local hub needs pygit2" in output
     assert "Traceback" not in output

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hubextrap.api.fingerprint import merge_fingerprint
 from hubextrap.api.mixing import check_weights
 from hubextrap.api.output import check_output, check_scratch, target_folders, write_files
-from hubextrap.api.planning import check_destinations, recipe_push_targets
+from hubextrap.api.planning import check_destinations, given_push_targets, recipe_push_targets
 from hubextrap.api.prepare import Prepared, Settings, prepare
 from hubextrap.api.staging import push_state, remove_leftover, staged
 from hubextrap.engine import run_plan
@@ -85,7 +85,8 @@ def merge(
 
     Args:
         out: the folder to write; with several target steps, they go into its subfolders ``step_<n>``.
-        push: where each target step goes; where both are left out, the recipe's push section says it.
+        push: where each target step goes, at least as private as the recipe's push section says; where
+            both are left out, the section says it.
         trajectory: the recipe's, where it was found before.
 
     Raises:
@@ -94,7 +95,7 @@ def merge(
     """
     progress = progress or SilentProgress()
     check_weights(recipe)
-    targets = list(push)
+    targets = given_push_targets(recipe, push)
     if out is None and not targets:
         targets = recipe_push_targets(recipe)
     check_destinations(recipe, out is not None, targets)

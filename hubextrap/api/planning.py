@@ -93,7 +93,7 @@ def plan(
         TrajectoryError: there are no checkpoints to speak of; everything later is a problem in the report.
     """
     progress = progress or SilentProgress()
-    targets = list(push) or recipe_push_targets(recipe)
+    targets = given_push_targets(recipe, push) or recipe_push_targets(recipe)
     asked = targets if check_push else []
     trajectory = find_recipe_trajectory(recipe, progress)
     try:
@@ -122,6 +122,26 @@ def recipe_push_targets(recipe: Recipe) -> list[PushTarget]:
             message=section.commit_message,
         )
         for step in recipe.target_steps
+    ]
+
+
+def given_push_targets(recipe: Recipe, push: Sequence[PushTarget]) -> list[PushTarget]:
+    """Targets that take the place of the push section's, as private and as careful as it asks for.
+
+    What the section says of how to push (``private``, ``create_pr``, ``commit_message``) holds for them too,
+    so that nobody who wrote ``private: true`` gets a public repo.
+    """
+    section = recipe.push
+    if section is None:
+        return list(push)
+    return [
+        replace(
+            target,
+            private=target.private or section.private,
+            create_pr=target.create_pr or section.create_pr,
+            message=section.commit_message if target.message is None else target.message,
+        )
+        for target in push
     ]
 
 

@@ -13,7 +13,6 @@ from hubextrap.cli.effect import refuse_idle
 if TYPE_CHECKING:
     from hubextrap.api import Settings
     from hubextrap.hub import PushTarget
-    from hubextrap.recipe import Recipe
 
 RecipeFile = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="A recipe file; `hubextrap recipes ls` lists some.")
@@ -79,7 +78,7 @@ def plan(
     report = api.plan(
         loaded,
         out=out,
-        push=_targets(loaded, push),
+        push=_targets(push),
         check_push=not no_push_check,
         settings=_settings(memory, workers, cache),
         progress=open_progress(quiet),
@@ -124,7 +123,7 @@ def merge(
     result = api.merge(
         loaded,
         out=out,
-        push=_targets(loaded, push, private, create_pr),
+        push=_targets(push, private, create_pr),
         settings=_settings(memory, workers, cache, device, allow_non_finite),
         progress=open_progress(quiet),
     )
@@ -257,16 +256,7 @@ def _settings(
     return Settings(parse_size(memory), workers, cache, device, allow_non_finite)
 
 
-def _targets(
-    recipe: Recipe, reference: str | None, private: bool = False, create_pr: bool = False
-) -> list[PushTarget]:
-    """Where ``--push`` sends the prediction; how, the options and the recipe's push section say together."""
+def _targets(reference: str | None, private: bool = False, create_pr: bool = False) -> list[PushTarget]:
     from hubextrap.hub import PushTarget
 
-    if reference is None:
-        return []
-    section = recipe.push
-    if section is not None:
-        private, create_pr = private or section.private, create_pr or section.create_pr
-    message = None if section is None else section.commit_message
-    return [PushTarget.parse(reference, private=private, create_pr=create_pr, message=message)]
+    return [] if reference is None else [PushTarget.parse(reference, private=private, create_pr=create_pr)]

@@ -14,7 +14,7 @@ from hubextrap.hub_access import hub_api
 from hubextrap.patience import retried
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from huggingface_hub import HfApi
 
@@ -138,6 +138,7 @@ def read_remote(target: PushTarget) -> RemoteState:
     try:
         refs = retried(lambda: api.list_repo_refs(target.repo, include_pull_requests=target.create_pr))
     except RepositoryNotFoundError:
+        _check_pull_request(target, ())
         return RemoteState(exists=False, head=None, has_branch=False, files={})
     if target.private and not retried(lambda: api.model_info(target.repo)).private:
         raise PushError(
@@ -149,11 +150,7 @@ def read_remote(target: PushTarget) -> RemoteState:
         raise PushError(
             f"{target.name}: {target.revision} is a tag, and a tag cannot be pushed to; choose a branch"
         )
-    if target.create_pr and branches and target.revision not in branches:
-        raise PushError(
-            f"{target.name}: no such branch, and a pull request needs one to go into; "
-            f"leave out @{target.revision}, or push without a pull request"
-        )
+    _check_pull_request(target, branches)
     head = branches.get(target.revision, branches.get("main"))
     return RemoteState(
         exists=True,
@@ -162,6 +159,19 @@ def read_remote(target: PushTarget) -> RemoteState:
         files=remote_files(api, target.repo, head) if head else {},
         pull_requests=frozenset((ref.ref, ref.target_commit) for ref in refs.pull_requests or ()),
     )
+
+
+def _check_pull_request(target: PushTarget, branches: Collection[str]) -> None:
+    """A repo without commits gets its main branch when it is created; any other has to be there.
+
+    Raises:
+        PushError: the pull request has no branch to go into.
+    """
+    if target.create_pr and target.revision not in (branches or ("main",)):
+        raise PushError(
+            f"{target.name}: no such branch, and a pull request needs one to go into; leave out "
+            f"{target.revision}, which makes it main, or push without a pull request"
+        )
 
 
 def remote_files(api: HfApi, repo: str, commit: str) -> dict[str, RemoteFile]:

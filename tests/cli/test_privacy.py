@@ -8,7 +8,10 @@ import pytest
 from command_lines import Ground, run_main
 from huggingface_hub import HfApi
 
+from hubextrap.api import merge, plan
+from hubextrap.hub import PushTarget
 from hubextrap.localhub import LocalHub
+from hubextrap.recipe import load_recipe
 
 
 @pytest.fixture
@@ -34,6 +37,35 @@ def test_a_push_elsewhere_is_as_private_as_the_section(ground: Ground, api: HfAp
     assert api.model_info(ground.repo).private
     assert api.list_repo_commits(ground.repo)[0].title == "Look"
     assert not api.repo_exists("me/elsewhere")
+
+
+def test_the_api_is_as_private_as_the_section(ground: Ground, api: HfApi) -> None:
+    recipe = load_recipe(ground.recipe(push={"repo": "me/elsewhere", "private": True, "create_pr": True}))
+    done = merge(recipe, push=[PushTarget.parse(ground.repo)])
+    assert api.model_info(ground.repo).private
+    pushed = done.predictions[0].pushed
+    assert pushed is not None
+    assert "/discussions/" in str(pushed.pull_request_url)
+
+
+def test_a_plan_in_the_api_asks_for_what_a_merge_does(ground: Ground, hub: LocalHub, api: HfApi) -> None:
+    hub.create_repo(ground.repo)
+    recipe = load_recipe(ground.recipe(push={"repo": "me/elsewhere", "private": True}))
+    (problem,) = plan(recipe, push=[PushTarget.parse(ground.repo)]).problems
+    assert "the repo is there and public, but a private one was asked for" in problem
+
+
+def test_a_pull_request_without_a_branch_leaves_no_repo(ground: Ground, api: HfApi) -> None:
+    section = {"repo": ground.repo, "revision": "step_40", "create_pr": True}
+    for line in (
+        ("plan", ground.recipe(push=section)),
+        ("run", ground.recipe(push=section)),
+        ("push", "merged", f"{ground.repo}@step_40", "--create-pr"),
+    ):
+        refused = run_main(*line, "-q")
+        assert refused.code == 1
+        assert "no such branch, and a pull request needs one to go into" in refused.out + refused.err
+    assert not api.repo_exists(ground.repo)
 
 
 @pytest.mark.parametrize("way", ["option", "section", "push"])

@@ -154,9 +154,13 @@ def run(kind: str, rule: str, out: Path) -> dict[str, Any]:
         probe = (
             {}
             if kind.startswith("fsdp1")
-            else {"probe": Probe((4 if rule == "two_point" else 2) * resume), "probe_margin": 0.5}
+            else {
+                "probe": Probe((4 if rule == "two_point" else 2) * resume),
+                "probe_margin": 0.5,
+                "max_n": 2 * N,
+            }
         )
-        callback = ExtrapolationCallback(M, N, rule=rule, max_error=None, max_n=2 * N, **probe)
+        callback = ExtrapolationCallback(M, N, rule=rule, max_error=None, **probe)
         trained, left = Watch(), Watch()
         callbacks = [trained, callback, left]
         if loop is None:
