@@ -33,24 +33,32 @@ MERGE_ADAPTER = (
 _ADAPTER_PART = re.compile(
     # what a wrapper calls the module that it wraps, and what peft's methods call their own parameters
     r"modules_to_save|original_module|to_wrap|prompt_embeddings"
-    r"|(?:lora|adamss|beft|boft|bone|c3a|cartridge|delora|fourierft|frod|glora|gralora|hada|hira|ia3|loha"
-    r"|lokr|osf|peanut|psoft|p?vera|randlora|shira|supertuning|tinylora|unilora|vblora|waveft|xlora"
-    r"|ln_tuning|p_tuning|prefix_tuning|(?:multitask_)?prompt_tuning|trainable_tokens|adaption)_\w+"
+    r"|(?:lora|adamss|beft|boft|c3a|cartridge|delora|fourierft|frod|glora|gralora|hada|hira|ia3|loha"
+    r"|lokr|osf|peanut|psoft|randlora|shira|supertuning|tinylora|unilora|vblora|waveft|xlora"
+    r"|ln_tuning|p_tuning|prefix_tuning|(?:multitask_)?prompt_tuning|trainable_tokens)_\w+"
+    r"|adaption_(?:prompt|gate)|bone_block|p?vera_(?:[AB]|lambda_\w+)|magnitude_vector"
+    # other trainers' names for the factors
+    r"|[Ll]o[Rr][Aa]_?(?:[ABab]|down|up)|to_(?:q|k|v|out)_lora"
     r"|poly_(?:lora_\w+|router)|road_(?:theta|alpha)|miss_block|hra_u|oft_(?:blocks|\w*[Rrs])|deft_[PR]"
     r"|lily_(?:[AB]|router)|shadow_model"
 )
-_WRAPPED = re.compile(r"(?:^|\.)(?:base_model\.model|prompt_encoder\.default)\.|\.base_layer\.[^.]+$")
+_WRAPPED = re.compile(
+    # not base_model.model.layers: there a head may be wrapped around a plain model
+    r"(?:^|\.)(?:base_model\.model\.(?!layers\.|embed_tokens\.|norm\.)|prompt_encoder\.default\.)"
+    r"|\.base_layer\.[^.]+$|\.adapter\.linear_(?:in|out)\.|(?:^|\.)adapter_layer\.parallel\."
+)
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _QUANTISED_PARTS = frozenset(
     {"absmax", "nested_absmax", "quant_map", "nested_quant_map", "quant_state", "scb"}
-    | {"qweight", "qzeros", "qidxs", "g_idx", "weight_packed"}
+    | {"qweight", "qzeros", "qidxs", "g_idx", "weight_packed", "w_q", "_data"}
 )
 """Parts of names that only quantised weights have, in whatever dtype they are stored: bitsandbytes also keeps
 packed numbers in bfloat16."""
 _SCALE = re.compile(r"scale|absmax|amax|zero|^scb$|codebook|centroid|lookup_table|_lut", re.IGNORECASE)
-_BUFFER = re.compile(r"(?:bias(?:es)?|mask|(?:^|_)ids|_index)$")
-"""Integers that are no weights: `attn.bias`, the causal mask of GPT-2 and its heirs; position_ids."""
+_BUFFER = re.compile(r"(?:bias(?:es)?|mask|(?:^|_)ids|_index|^_extra_state\w*)$")
+"""Integers that are no weights: `attn.bias`, the causal mask of GPT-2 and its heirs; position_ids; what
+TransformerEngine keeps beside its layers."""
 
 
 def read_combinable(sources: Sequence[Source], progress: Progress | None = None) -> list[CheckpointLayout]:
@@ -96,8 +104,14 @@ def quantised_pair(tensors: Mapping[str, TensorInfo]) -> tuple[str, str | None] 
         if owner is not None and owner != name and _elements(tensors[owner]) >= _elements(info):
             return owner, name
     return _pair_without_name(tensors) or next(
-        ((name, None) for name in tensors if not _QUANTISED_PARTS.isdisjoint(name.lower().split("."))), None
+        ((name, None) for name, info in tensors.items() if _is_packed_by_name(name, info)), None
     )
+
+
+def _is_packed_by_name(name: str, info: TensorInfo) -> bool:
+    if info.dtype in ("I8", "U8") and len(info.shape) > 1 and _last(name) == "weight":
+        return True
+    return not _QUANTISED_PARTS.isdisjoint(name.lower().split("."))
 
 
 @lru_cache(maxsize=4096)  # the parts of 45,000 names are a few hundred
@@ -195,11 +209,13 @@ def _quantisation_methods(sources: Sequence[Source]) -> list[str | None]:
 def _packed_places(tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
     """Where a scale of an integer or float8 tensor would lie, to the largest such tensor there."""
     places: dict[str, str] = {}
+    plain = _plain_modules(tensors)
     for name, info in tensors.items():
         if not _may_be_packed(info) or _is_scale(_last(name)):
             continue
         found = [name, *filter(None, [_stem(name)])]
-        if not info.dtype.endswith("64"):  # those number things; they only count beside a scale of their name
+        # others number things; they only count beside a scale of their name
+        if _may_be_matrix(info) and (_module(name) not in plain or info.dtype.startswith("F8")):
             found.append(_module(name))
         for place in found:
             if place not in places or _elements(tensors[places[place]]) < _elements(info):
@@ -223,14 +239,12 @@ def _places_of_scale(name: str) -> Iterator[str]:
 def _pair_without_name(tensors: Mapping[str, TensorInfo]) -> tuple[str, str] | None:
     """A packed tensor and a float beside it in a module without a plain weight, whatever they are called."""
     packed: dict[str, str] = {}
-    plain: set[str] = set()
+    plain = _plain_modules(tensors)
     for name, info in tensors.items():
-        if _may_be_packed(info) and not info.dtype.endswith("64"):
+        if _may_be_packed(info) and _may_be_matrix(info):
             for place in (_module(name), name):
                 if place and (place not in packed or _elements(tensors[packed[place]]) < _elements(info)):
                     packed[place] = name
-        elif info.dtype in _FLOATS and _last(name) == "weight":
-            plain.add(_module(name))
     if not packed:
         return None
     for name, info in tensors.items():
@@ -241,6 +255,18 @@ def _pair_without_name(tensors: Mapping[str, TensorInfo]) -> tuple[str, str] | N
             if owner is not None and _elements(tensors[owner]) >= 2 * _elements(info):
                 return owner, name
     return None
+
+
+def _plain_modules(tensors: Mapping[str, TensorInfo]) -> set[str]:
+    """Modules that hold a weight of ordinary numbers."""
+    return {
+        _module(name) for name, info in tensors.items() if info.dtype in _FLOATS and _last(name) == "weight"
+    }
+
+
+def _may_be_matrix(info: TensorInfo) -> bool:
+    """Whether a packed tensor may be a weight by itself, and does not just number things."""
+    return info.dtype.startswith("F8") or (len(info.shape) > 1 and not info.dtype.endswith("64"))
 
 
 def _may_be_packed(info: TensorInfo) -> bool:

@@ -107,8 +107,8 @@ def test_a_tag_and_a_branch_that_a_pull_request_needs(hub: LocalHub, prediction:
         f"{repo_id}@v1: v1 is a tag, and a tag cannot be pushed to; choose a branch"
     )
     assert refusal(prediction, f"{repo_id}@new", create_pr=True) == (
-        f"{repo_id}@new: no such branch, and a pull request needs one to go into; leave out new, which makes it "
-        "main, or push without a pull request"
+        f"{repo_id}@new: no such branch, and a pull request needs one to go into; leave out new, which makes "
+        "it main, or push without a pull request"
     )
 
 

@@ -66,6 +66,12 @@ def files(specs: Specs, config: object = None) -> dict[str, bytes]:
         "prompt_embeddings",
         "prompt_encoder.default.embedding.weight",
         "decoder.layers.0.self_attention.linear_qkv.to_wrap.weight",
+        "decoder.layers.0.self_attention.linear_qkv.adapter.linear_in.weight",
+        "model.layers.0.self_attn.adapter_layer.parallel.linear_out.weight",
+        "unet.attn.to_q_lora.down.weight",
+        "model.layers.0.mlp.up_proj.LoRA_A.weight",
+        "model.layers.0.mlp.up_proj.loraB",
+        "model.layers.0.mlp.up_proj.magnitude_vector",
     ],
 )
 def test_names_of_adapters(name: str, folder: Folder) -> None:
@@ -374,3 +380,58 @@ def test_nobody_reads_checkpoints_that_are_combined_without_this_check() -> None
     }
     # logits may be mixed of quantised models; a checkpoint that was checked is compared with another one
     assert callers == {"api/prepare.py", "reground/checkpoint.py"}
+
+
+P = "model.layers.0.mlp.up_proj."
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        {P + "weight._data._data": ("U8", (8, 2)), P + "weight._scale": ("BF16", (8, 1))},
+        {P + "W_q": ("BF16", (4, 4)), P + "scale": ("BF16", (8, 1)), P + "zero": ("BF16", (8, 1))},
+        {P + "weight": ("U8", (8, 18))},  # ggml's blocks, scales and all
+    ],
+)
+def test_more_ways_to_pack(specs: Specs) -> None:
+    assert quantised_pair(infos({**PLAIN, **specs})) is not None
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        {
+            "m._extra_state": ("U8", (120,)),
+            "m.layer_norm_weight": ("F32", (4,)),
+            "m.fc1_weight": ("BF16", (8, 4)),
+        },
+        {"m.experts._extra_state0": ("U8", (120,)), "m.experts.weight0": ("BF16", (8, 4))},
+        {"d2t": ("I32", (32,)), "logit_scale": ("F32", ())},
+        {"vision.patch_positions": ("I32", (64,)), "vision.class_embedding": ("BF16", (8,))},
+        {
+            "ffn.gate.tid2eid": ("I32", (32, 2)),
+            "ffn.gate.weight": ("BF16", (8, 4)),
+            "ffn.gate.score_scale": ("F32", (1,)),
+        },
+        {"q.codebook_offsets": ("I32", (8,)), "q.scale": ("F32", (1,))},
+        {"q.initted": ("U8", (1,)), "q.scale": ("F32", (1,))},
+        {"m.step": ("I32", ()), "m.ema_scale": ("F32", ())},
+        {"tokenizer.pieces": ("U8", (512,)), "tokenizer.scores": ("F32", (32,))},
+    ],
+    ids=lambda specs: next(iter(specs)),
+)
+def test_numbers_that_are_no_weights(specs: Specs) -> None:
+    assert quantised_pair(infos({**PLAIN, **specs})) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.layers.0.x.weight",
+        "m.adaption_layer.weight",
+        "vera_head.weight",
+        "bone_embed.weight",
+    ],
+)
+def test_names_that_are_no_adapters(name: str) -> None:
+    assert not is_adapter_tensor(name)
