@@ -146,6 +146,11 @@ def hub_errors(what: str, kind: type[HubExtrapError] = SourceError) -> Iterator[
             f"{what}: cannot reach the Hub ({said}); check the network and HF_ENDPOINT, then run the same "
             "command again"
         ) from error
+    except OSError as error:
+        raise kind(
+            f"{what}: the Hub's client cannot work ({first_line(error)}); check SSL_CERT_FILE, the folders "
+            "that HF_ variables name, and the disk"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise kind(
             f"{what}: the Hub's answer cannot be understood ({type(error).__name__}: "

@@ -36,8 +36,9 @@ _COOKIE = r"[\w.-]+=[^\s;\"',]*"
 
 _SECRET_KEYS = (
     r"(?:x-(?:amz|goog)-(?:signature|credential|security-token)|x-xet-access-token|key-pair-id|awsaccesskeyid"
-    r"|googleaccessid|(?:access|refresh|id|session|subject)_?token|client_?secret|secret_?access_?key|api_?key"
-    r"|hf_token|hugging_face_hub_token|password)"
+    r"|googleaccessid|(?:access|refresh|id|session|subject)_?token|client_?secret|secret_?access_?key|api[_-]?key"
+    r"|hf[_-](?:api[_-])?token|hugging_?face_?(?:hub_?)?(?:api_?)?token|auth[_-]token|private[_-]token"
+    r"|(?:xet|cas)_?token|password)"
 )
 _RULES = {
     # https://user:password@host; hf://gpt2@main is a model
@@ -45,7 +46,7 @@ _RULES = {
     # the query of a path alone
     r"\?(?=[\w.~%+-]+=)[^\s'\"<>]*[^\s'\"<>).,;:\]]": "?***",
     r"(?i)(?<=[?&;])((?:signature|policy|sig|token|credential)=)[^\s&'\"<>]+": r"\1***",
-    rf"(?i)\b({_SECRET_KEYS}{_IS}){_VALUE}": r"\1***",
+    rf"(?i)(?<![A-Za-z0-9])({_SECRET_KEYS}{_IS}){_VALUE}": r"\1***",
     rf"(?i)(?<![\w-])((?:token|secret){_IS})(?:(hf_)\w+|{_LONG_VALUE})": r"\1\2***",
     rf"(?i)\b((?:signature|policy|sig|credential)(?:=|\\?[\"']\s*:\s*\\?[\"'])){_LONG_VALUE}": r"\1***",
     rf"(?i)\b(authorization{_IS})(?:(?:basic|bearer|digest|token)\s+{_VALUE}|{_LONG_VALUE})": r"\1***",

@@ -125,6 +125,8 @@ def staged_bytes(out: Path) -> int:
 
 def _place_of(out: Path) -> Path:
     final = out.resolve()
+    if not final.name:
+        raise OutputError(f"{out}: is the root of the file system; choose another --out")
     return final.with_name(f".{final.name}.partial")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from hubextrap._version import __version__
 from hubextrap.cli import hub, recipes
@@ -18,8 +21,29 @@ from hubextrap.cli.scan import scan
 from hubextrap.cli.steps import steps
 from hubextrap.cli.sweep import sweep
 from hubextrap.cli.verify import verify
+from hubextrap.redaction import redact_error
+
+
+class _Verbs(TyperGroup):
+    """The verbs; what is said of a wrong command line repeats no token that stood in it."""
+
+    def make_context(self, *given: Any, **options: Any) -> Any:
+        try:
+            return super().make_context(*given, **options)
+        except Exception as error:
+            redact_error(error)
+            raise
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            redact_error(error)
+            raise
+
 
 app = typer.Typer(
+    cls=_Verbs,
     name="hubextrap",
     help="Predict later RL checkpoints from earlier ones on the Hugging Face Hub, and check it.",
     no_args_is_help=True,

@@ -48,6 +48,7 @@ def main() -> None:
     """
     signals = _Signals()
     signals.listen()
+    _fill_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name or a terminal may hold what the other cannot show
             stream.reconfigure(errors="backslashreplace")
@@ -65,6 +66,13 @@ def main() -> None:
         # threads that are waited for may take a while: the next signal ends at once
         signal.signal(signals.received, lambda number, _: os._exit(128 + number))
     sys.exit(code)
+
+
+def _fill_closed_streams() -> None:
+    """Give streams that the shell closed (``>&-``) something to be, before a file takes their number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def _code(error: BaseException) -> int | str | None:

@@ -243,7 +243,7 @@ def _read(file: TaskFile) -> Problems:
 def _problem(line: str, where: str, kind: Format) -> dict[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EvaluationError(f"{where}: not valid JSON ({error}); write one object a line") from error
     if not isinstance(found, dict):
         raise EvaluationError(f"{where}: has to be a JSON object, not {type(found).__name__}")

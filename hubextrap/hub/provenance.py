@@ -193,7 +193,7 @@ def read_provenance(source: bytes | Path, name: str | None = None) -> Provenance
     name = name or PROVENANCE_FILE
     try:
         content = json.loads(source)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{name}: not valid JSON ({error}); download or merge the model again") from error
     if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > 1:
         raise CorruptFile(

@@ -228,7 +228,7 @@ def with_dtype(config: bytes, dtype: str) -> bytes:
 def _check_config(config: bytes, name: str) -> None:
     try:
         content: Any = json.loads(config.decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFile(
             f"{name}: config.json is not valid JSON ({error}); repair it in the checkpoint"
         ) from error

@@ -170,7 +170,7 @@ def read_prompts(path: Path, *, responses: bool) -> tuple[list[Prompt], str]:
         where = f"{path}, line {number}"
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise EvaluationError(f"{where}: is not JSON ({error})") from error
         fields = next((pair for pair in FIELDS if isinstance(entry, dict) and pair[0] in entry), None)
         if fields is None:

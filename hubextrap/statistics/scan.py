@@ -197,7 +197,7 @@ class Scan:
             )
         try:
             return _build(cls, json.loads(metadata["scan"]), tables)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CorruptFile(f"{path}: is a damaged scan ({error}); scan again") from error
 
 

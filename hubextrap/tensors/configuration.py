@@ -27,7 +27,7 @@ def read_config(source: Source) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(source.read_file("config.json"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{source.name}: config.json is not valid JSON ({error}); repair it") from error
     if not isinstance(config, dict):
         raise CorruptFile(f"{source.name}: config.json holds no JSON object; repair it")

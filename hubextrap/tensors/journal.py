@@ -116,7 +116,7 @@ def _intact_lines(content: bytes) -> Iterator[tuple[dict[str, Any], int]]:
         end += len(raw)
         try:
             line = json.loads(raw) if raw.endswith(b"\n") else None
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         if not isinstance(line, dict):
             return

@@ -102,7 +102,7 @@ def _local_header(file: Path) -> Iterable[tuple[str, int]]:
             (str(entry["dtype"]), entry["data_offsets"][1] - entry["data_offsets"][0])
             for entry in tensors.values()
         ]
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise _corrupt(str(file.parent), file.name) from error
 
 

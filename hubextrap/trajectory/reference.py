@@ -39,7 +39,10 @@ def parse_reference(text: str) -> Reference:
     """
     if text.startswith(("hf://", "http://", "https://")):
         return _parse_uri(text)
-    local = Path(text).expanduser() if text.startswith("~") else Path(text)
+    try:
+        local = Path(text).expanduser() if text.startswith("~") else Path(text)
+    except RuntimeError as error:
+        raise ReferenceNotFound(f"{text}: no such user; give the whole path of the folder") from error
     if text in (".", "..") or text.startswith(("./", "../", "/", "~")) or (text and local.exists()):
         return Reference(text, folder=_existing_folder(text, local))
     return _parse_short_form(text)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import StepError
+from hubextrap.methods import MAX_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -28,6 +29,10 @@ def scaled_by(series: Series, scale: float) -> Series:
         raise StepError(f"step_scale {scale}: it has to be a number above 0")
     if scale == 1:
         return series
+    if (largest := max((item.step for item in series.checkpoints), default=0)) * scale > MAX_STEP:
+        raise StepError(
+            f"step_scale {scale:g}: makes step {largest} larger than {MAX_STEP}, the most that a step may be"
+        )
 
     def scaled(checkpoint: Checkpoint) -> Checkpoint:
         return replace(checkpoint, step=round(checkpoint.step * scale))

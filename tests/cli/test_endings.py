@@ -15,6 +15,7 @@ from command_lines import Ground, run_main
 COMMAND = [sys.executable, "-m", "hubextrap"]
 IMPORTING = """
 import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits it ignored
 class Slow:
     def find_spec(self, name, path=None, target=None):
         if name == {module!r}:
@@ -78,7 +79,7 @@ def test_an_ignored_interrupt_stays_ignored(ground: Ground) -> None:
     program = IMPORTING.format(module="typer", sign="SIGINT", arguments=["--version"]).replace(
         "time.sleep(30)", "pass"
     )
-    code, output = ended("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + program)
+    code, output = ended(program.replace("signal.default_int_handler", "signal.SIG_IGN"))
     assert code == 0
     assert output.startswith("hubextrap ")
 
@@ -142,3 +143,35 @@ def test_a_place_that_is_none(ground: Ground) -> None:
     assert done.code == 1
     assert done.err.startswith("error: ")
     assert "File name too long" in done.err
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(closed: str, ground: Ground) -> None:
+    command = f"exec {' '.join(COMMAND)} plan recipe.yaml {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "fault" not in done.stdout + done.stderr
+
+
+def test_certificates_that_are_not_there(ground: Ground) -> None:
+    ended = subprocess.run(
+        [*COMMAND, "steps", "me/absent"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "SSL_CERT_FILE": "/absent.pem"},
+    )
+    assert ended.returncode == 1
+    assert "check SSL_CERT_FILE" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [["push", "merged", "me/x", "TOKEN"], ["plan", "recipe.yaml", "--memory", "TOKEN"], ["TOKEN"]],
+)
+def test_a_wrong_command_line_repeats_no_token(line: list[str], ground: Ground) -> None:
+    token = "hf_" + "aB3dE6gH9k" * 3 + "wxyz"
+    ended = run_main(*(token if word == "TOKEN" else word for word in line))
+    assert ended.code == 2
+    assert "aB3dE6" not in ended.out + ended.err

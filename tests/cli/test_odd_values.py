@@ -106,6 +106,9 @@ def test_known_odd_values(ground: Ground) -> None:
     for words, *line in (
         ("steps", "9" * 400),
         ("steps", "/proc"),
+        ("steps", "~nobody-of-that-name/run"),
+        ("steps", "run", "--step-scale", "1e308"),
+        ("merge", "recipe.yaml", "--out", "/", "-q"),
         ("scan", "run", "--out", "x" * 5000, "-q"),
         ("report", "scan.safetensors", "--out", "."),
         ("report", "scan.safetensors", "--out", "recipe.yaml/page.html"),

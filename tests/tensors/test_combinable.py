@@ -435,3 +435,9 @@ def test_numbers_that_are_no_weights(specs: Specs) -> None:
 )
 def test_names_that_are_no_adapters(name: str) -> None:
     assert not is_adapter_tensor(name)
+
+
+def test_a_configuration_that_is_too_deep(folder: Folder) -> None:
+    path = folder(files(PLAIN) | {"config.json": b"[" * 100_000})
+    with pytest.raises(CorruptFile, match=r"config.json is not valid JSON"):
+        read_combinable([LocalSource(path)])

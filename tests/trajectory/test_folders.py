@@ -404,5 +404,5 @@ def test_the_bundled_run(demo_data: Path) -> None:
 def test_the_full_runs(rlvr: Path) -> None:
     assert find_trajectory(str(rlvr / "rlvr-C")).steps == tuple(range(0, 501, 20))
     assert find_trajectory(str(rlvr / "rlvr-A")).steps == (0, *range(40, 481, 40), 500)
-    with pytest.raises(AmbiguousTrajectory, match=r"rlvr-C/step_\{step\}  26 checkpoints, steps 0 to 500"):
+    with pytest.raises(AmbiguousTrajectory, match=r"rlvr-C/step_\{step\} +26 checkpoints, steps 0 to 500"):
         find_trajectory(str(rlvr))
