@@ -298,9 +298,11 @@ def test_a_token_in_a_recipe_is_refused_unseen(secret: str) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["WANDB_API_KEY=", "OPENAI_API_KEY: ", "AWS_SECRET_ACCESS_KEY=", "HF_API_TOKEN: ", "HUGGINGFACE_TOKEN="]
-    + ["HUGGINGFACEHUB_API_TOKEN=", "hf-token=", "X-Auth-Token: ", "PRIVATE-TOKEN: ", "x-api-key: "]
-    + ["xet_token=", "casToken: "],
+    [
+        *("WANDB_API_KEY=", "OPENAI_API_KEY: ", "AWS_SECRET_ACCESS_KEY=", "HF_API_TOKEN: "),
+        *("HUGGINGFACE_TOKEN=", "HUGGINGFACEHUB_API_TOKEN=", "hf-token=", "X-Auth-Token: "),
+        *("PRIVATE-TOKEN: ", "x-api-key: ", "xet_token=", "casToken: "),
+    ],
 )
 def test_names_that_other_programs_give_their_secrets(key: str) -> None:
     assert redact(f"{key}zq7.value") == f"{key}***"

@@ -9,6 +9,7 @@ on them.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -281,15 +282,18 @@ def _dtypes(out_dtype: str | None, last: CheckpointLayout) -> Callable[[str], st
     """A float tensor's dtype in the output, by its dtype in the last checkpoint.
 
     What a trainer keeps wider than the model (router biases of DeepSeek's kind, A_log of Mamba's) it keeps so
-    because rounding breaks it.
+    because rounding breaks it. The model's own dtype is that of most bytes or of most tensors, whichever is
+    narrower: a few large tensors may be the wide ones.
     """
     if out_dtype is None:
         return lambda stored: stored
-    sizes: dict[str, int] = {}
+    size, count = Counter[str](), Counter[str]()
     for info in last.tensors.values():
         if info.dtype in FLOATS:
-            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
-    most = DTYPES[max(sizes, key=lambda dtype: sizes[dtype], default=out_dtype)].itemsize
+            size[info.dtype] += info.nbytes
+            count[info.dtype] += 1
+    commonest = [dtype for counted in (size, count) for dtype, _ in counted.most_common(1)]
+    most = min((DTYPES[dtype].itemsize for dtype in commonest), default=DTYPES[out_dtype].itemsize)
 
     def dtype_of(stored: str) -> str:
         width = DTYPES[stored].itemsize

@@ -115,6 +115,13 @@ def test_the_models_own_dtype_is_that_of_the_last_checkpoint() -> None:
     assert [t.dtype for t in plan.shards[0].tensors] == ["BF16", "BF16"]
 
 
+def test_one_large_tensor_does_not_make_the_model_wide() -> None:
+    names = [(f"layers.{number}.weight", "BF16", (4, 4)) for number in range(3)]
+    last = layout("x", [("big.weight", "F32", (64, 64)), *names])
+    plan = plan_two(last, last, out_dtype="bfloat16")
+    assert [t.dtype for t in plan.shards[0].tensors] == ["F32", "BF16", "BF16", "BF16"]
+
+
 def test_what_is_copied_is_told_with_its_bytes() -> None:
     last = layout("x", [A, B, ("ids", "I64", (2,)), ("mask", "BOOL", (4,))])
     rows = {"b.weight": np.array([[0.0, 1.0]])}
