@@ -27,6 +27,7 @@ LEVELS = (
     ("methods",),
     ("patience",),
     ("hub_access", "progress"),
+    ("hub_client",),
     ("foreign_data",),
     ("errors", "_version"),
     ("redaction",),

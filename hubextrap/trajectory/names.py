@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import TrajectoryError
-from hubextrap.trajectory.step_pattern import STEP, StepPattern
+from hubextrap.trajectory.step_pattern import STEP as STEP
+from hubextrap.trajectory.step_pattern import StepPattern
 
 if TYPE_CHECKING:
     from collections.abc import Callable
