@@ -5,6 +5,7 @@ Tokens come from where huggingface_hub takes them (HF_TOKEN or `hf auth login`);
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
 from hubextrap.errors import AccessDenied, HubExtrapError, ReferenceNotFound, SourceError
+from hubextrap.hub_client import BeyondBounds, use_bounded_client
 from hubextrap.redaction import RedactingFilter, redact
 
 if TYPE_CHECKING:
@@ -30,11 +32,24 @@ _KEPT_TO_THE_ENDPOINT = {
 }
 
 
+UNUSABLE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    RecursionError,
+    ArithmeticError,
+)
+"""What the client raises over an answer of another shape than the Hub's."""
+
+
 def hub_api() -> HfApi:
     """The client for every call to the Hub."""
     from huggingface_hub import HfApi
 
     redact_logs()
+    use_bounded_client()
     return HfApi(library_name="hubextrap", library_version=__version__)
 
 
@@ -82,7 +97,7 @@ def oidc_remedy(error: BaseException) -> str:
     )
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """The first line of a library's error, for one of ours."""
     line = first_line(error)
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
@@ -110,6 +125,8 @@ def hub_errors(what: str, kind: type[HubExtrapError] = SourceError) -> Iterator[
         yield
     except HubExtrapError:
         raise
+    except BeyondBounds as error:
+        raise kind(f"{what}: {error}") from error
     except hub.GatedRepoError as error:
         raise AccessDenied(
             f"{what}: the repo is gated; ask for access on its page, then log in with `hf auth login` or set "
@@ -151,11 +168,18 @@ def hub_errors(what: str, kind: type[HubExtrapError] = SourceError) -> Iterator[
             f"{what}: the Hub's client cannot work ({first_line(error)}); check SSL_CERT_FILE, the folders "
             "that HF_ variables name, and the disk"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise kind(
-            f"{what}: the Hub's answer cannot be understood ({type(error).__name__}: "
-            f"{first_line(error)}); check HF_ENDPOINT and the name"
-        ) from error
+    except Exception as error:  # an answer of another shape may end in any error of the client's
+        raise kind(f"{what}: {not_understood(error)}") from error
+
+
+def not_understood(error: BaseException) -> str:
+    """What to say of an error of the client's that is none of its own classes."""
+    if isinstance(error, json.JSONDecodeError):
+        return (
+            "the Hub's answer is not JSON; a page of a proxy or a captive portal may stand between: log in "
+            "there, or check HF_ENDPOINT and HTTPS_PROXY"
+        )
+    return f"the Hub's answer cannot be understood ({reason(error)}); check HF_ENDPOINT and the name"
 
 
 def redact_logs() -> None:

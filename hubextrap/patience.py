@@ -6,14 +6,13 @@ import json
 import random
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from hubextrap.hub_access import network_errors
+from hubextrap.hub_client import asked_wait as asked_wait
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 _T = TypeVar("_T")
 
@@ -62,32 +61,6 @@ class Attempts:
         if self.failed >= self._patience.attempts or self.elapsed + wait > self._patience.seconds:
             return None
         return wait
-
-
-def asked_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds a response asks for: RateLimit if used up, Retry-After (seconds or date), RateLimit-Reset."""
-    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
-
-    try:
-        limit = parse_ratelimit_headers(headers)
-    except ValueError:  # numbers of thousands of digits
-        limit = None
-    if limit is not None and limit.remaining == 0:
-        return float(min(limit.reset_in_seconds, 10**9))
-    lower = {key.lower(): value.strip() for key, value in headers.items()}
-    for header in ("retry-after", "ratelimit-reset"):
-        value = lower.get(header, "")
-        if value.isascii() and value.isdigit():
-            return float(value)
-        if value:
-            try:
-                moment = parsedate_to_datetime(value)
-            except (ValueError, OverflowError):  # a year or a zone that no clock has
-                continue
-            if moment.tzinfo is None:  # "-0000": UTC without a known zone
-                moment = moment.replace(tzinfo=timezone.utc)
-            return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
-    return None
 
 
 def retried(

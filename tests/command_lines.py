@@ -17,7 +17,7 @@ import click
 import typer
 import yaml
 
-from hubextrap.cli.main import main
+from hubextrap.cli.main import run
 
 ODD = (
     "nan", "inf", "-inf", "-1", "0", "1", "1.5", "1e400", "1e-400", "-0.0", "9" * 25, "9" * 400, "0x10", "1_000",
@@ -42,7 +42,7 @@ class Ended:
 
 
 def run_main(*arguments: str, seconds: float | None = None) -> Ended:
-    """`hubextrap` in this process, by its own `main`; interrupted after so many seconds, if any."""
+    """`hubextrap` in this process, as its own `main` does; interrupted after so many seconds, if any."""
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
     handlers = [signal.getsignal(number) for number in numbers]
@@ -53,7 +53,7 @@ def run_main(*arguments: str, seconds: float | None = None) -> Ended:
         if seconds is not None:
             signal.setitimer(signal.ITIMER_REAL, seconds)
         with redirect_stdout(out), redirect_stderr(err):
-            main()
+            run()
         code: Any = 0
     except SystemExit as end:
         code = end.code

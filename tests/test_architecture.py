@@ -27,6 +27,8 @@ LEVELS = (
     ("methods",),
     ("patience",),
     ("hub_access", "progress"),
+    ("hub_client",),
+    ("foreign_data",),
     ("errors", "_version"),
     ("redaction",),
 )
@@ -64,7 +66,7 @@ def test_imports_go_down_only(module: Path) -> None:
     for room, name in imports_of(module):
         if here == "localhub" or room == "localhub":
             assert here in ("localhub", "cli"), f"{module}: only the CLI may import localhub"
-            assert room in ("localhub", "errors", "_version", "redaction") or here == "cli", (
+            assert room in ("localhub", "errors", "_version", "redaction", "foreign_data") or here == "cli", (
                 f"localhub imports {name}"
             )
             continue
@@ -74,6 +76,24 @@ def test_imports_go_down_only(module: Path) -> None:
         if room != here:
             private = [part for part in name.split(".") if part.startswith("_") and part not in OWN_DUNDERS]
             assert not private, f"{module}: {name} is private to {room}"
+
+
+PARSERS = {"json": {"load", "loads", "JSONDecoder"}, "yaml": {"load", "load_all", "compose", "parse", "scan"}}
+PARSERS["yaml"] |= {f"{speed}_load{many}" for speed in ("safe", "full", "unsafe") for many in ("", "_all")}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_json_and_yaml_are_parsed_in_one_place(module: Path) -> None:
+    if module.name == "foreign_data.py":
+        return
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert node.attr not in PARSERS.get(node.value.id, ()), (
+                f"{module}:{node.lineno}: foreign_data does"
+            )
+        if isinstance(node, ast.ImportFrom) and node.module in PARSERS:
+            taken = {alias.name for alias in node.names}
+            assert not taken & PARSERS[node.module], f"{module}:{node.lineno}: foreign_data parses"
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from hubextrap.errors import HubExtrapError, RecipeError
+from hubextrap.foreign_data import parse_yaml
 from hubextrap.hub_access import reason
 
 
@@ -52,10 +53,9 @@ def errors_of(program: str) -> Iterator[None]:
 
 
 def _read_yaml(path: str | None) -> object:
-    """The config as mergekit reads it; None where mergekit will complain by itself."""
-    import yaml
-
+    """The config as mergekit reads it; None where mergekit will complain by itself that there is none."""
     try:
-        return yaml.safe_load(Path(path or "").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        data = Path(path or "").read_bytes()
+    except OSError:
         return None
+    return parse_yaml(data, str(path), error=RecipeError, remedy="correct it", nan=True)

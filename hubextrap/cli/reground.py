@@ -33,10 +33,12 @@ def reground(
 ) -> None:
     """Train a little with any trainer's command, jump far, and again; a stopped run goes on where it was."""
     from hubextrap import api
+    from hubextrap.cli.main import wait_for_others
     from hubextrap.cli.merging import parse_size
     from hubextrap.cli.progress import open_progress
     from hubextrap.recipe import load_reground_recipe
 
+    wait_for_others()
     result = api.reground(
         load_reground_recipe(recipe),
         out,

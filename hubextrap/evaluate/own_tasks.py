@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hubextrap.errors import EvaluationError
 from hubextrap.evaluate.metrics import sample_metrics
+from hubextrap.foreign_data import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -241,10 +242,7 @@ def _read(file: TaskFile) -> Problems:
 
 
 def _problem(line: str, where: str, kind: Format) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise EvaluationError(f"{where}: not valid JSON ({error}); write one object a line") from error
+    found = parse_json(line, where, error=EvaluationError, remedy="write one object a line")
     if not isinstance(found, dict):
         raise EvaluationError(f"{where}: has to be a JSON object, not {type(found).__name__}")
     questions = [found[name] for name in ("question", "prompt") if name in found]

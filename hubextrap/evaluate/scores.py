@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.evaluate.table import Score, TaskRecord
+from hubextrap.foreign_data import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -114,4 +115,5 @@ def _record(found: Mapping[str, Any], task: str, documents: int) -> TaskRecord:
 
 
 def _plain(generation: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(generation, default=str))  # type: ignore[no-any-return]
+    plain: dict[str, Any] = parse_json(json.dumps(generation, default=str), "generation_kwargs", nan=True)
+    return plain

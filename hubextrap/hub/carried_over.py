@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import yaml
+from hubextrap.errors import CorruptFile
+from hubextrap.foreign_data import parse_yaml
 
 LICENSES = frozenset(
     (
@@ -38,8 +39,8 @@ def carried_over(card: str | None) -> dict[str, Any]:
     """
     match = METADATA.match(card or "")
     try:
-        metadata = yaml.safe_load(match[1]) if match else None
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date like 2024-13-45
+        metadata = parse_yaml(match[1], "README.md", nan=True) if match else None
+    except CorruptFile:
         return {}
     if not isinstance(metadata, dict):
         return {}

@@ -9,6 +9,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from hubextrap.foreign_data import parse_json
 from hubextrap.hub.side_files import CODE_REFERENCE
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def loading_snippet(side_files: Mapping[str, bytes], reference: str) -> str:
         side_files: the model's, by name; without a ``config.json`` it counts as a language model.
         reference: the folder or repo.
     """
-    model = model_class(json.loads(side_files.get("config.json", b"{}")))
+    model = model_class(parse_json(side_files.get("config.json", b"{}"), "config.json"))
     kind, name = ("AutoTokenizer", "tokenizer")
     if any(file in side_files for file in _PROCESSORS):
         kind, name = ("AutoProcessor", "processor")

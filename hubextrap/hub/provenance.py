@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from hubextrap._version import __version__
 from hubextrap.errors import CorruptFile
+from hubextrap.foreign_data import parse_json
 from hubextrap.redaction import redact
 
 if TYPE_CHECKING:
@@ -191,10 +192,7 @@ def read_provenance(source: bytes | Path, name: str | None = None) -> Provenance
                 f"{name}: cannot be read ({error.strerror}); only hubextrap's own output has one"
             ) from error
     name = name or PROVENANCE_FILE
-    try:
-        content = json.loads(source)
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{name}: not valid JSON ({error}); download or merge the model again") from error
+    content = parse_json(source, name, remedy="download or merge the model again")
     if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > 1:
         raise CorruptFile(
             f"{name}: has format {content['format']}, this hubextrap reads format 1; upgrade hubextrap"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from hubextrap.errors import PushError
+from hubextrap.errors import CorruptFile, PushError
+from hubextrap.foreign_data import parse_yaml
 from hubextrap.hub.card import with_results
 from hubextrap.hub.carried_over import METADATA
 from hubextrap.hub.commit import PushResult, commit_files
@@ -147,7 +148,7 @@ def benchmark_task(dataset: str, config: str | None, split: str | None) -> tuple
         except (EntryNotFoundError, RepositoryNotFoundError):
             return None
     try:
-        tasks = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["tasks"]
+        tasks = parse_yaml(Path(path).read_bytes(), f"{dataset}/{_BENCHMARK_FILE}", nan=True)["tasks"]
         fitting = [
             task["id"]
             for task in tasks
@@ -157,7 +158,7 @@ def benchmark_task(dataset: str, config: str | None, split: str | None) -> tuple
                 and task.get("split", split) == split
             )
         ]
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+    except (CorruptFile, KeyError, TypeError, AttributeError):
         return None  # somebody else's file; it must not stop the scores from going elsewhere
     return (str(fitting[0]), commit or "") if len(fitting) == 1 else None
 
@@ -183,13 +184,9 @@ def _entry_file(entry: EvalResultEntry) -> bytes:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    try:
-        metadata = yaml.safe_load(text) if text.strip() else {}
-    except yaml.YAMLError as error:
-        said = " ".join(str(error).split())
-        raise PushError(
-            f"README.md: the metadata at its top are no valid YAML ({said}); correct them, then publish again"
-        ) from error
+    where = "README.md, the metadata at its top"
+    metadata = parse_yaml(text, where, error=PushError, remedy="correct them, then publish again", nan=True)
+    metadata = {} if metadata is None and not text.strip() else metadata
     if not isinstance(metadata, dict):
         raise PushError("README.md: the metadata at its top are no mapping; correct them, then publish again")
     return metadata
@@ -222,9 +219,9 @@ def _replaced(text: str, metadata: dict[str, Any], index: list[Any]) -> str:
     else:
         new = "\n".join(part for part in (text.rstrip("\n"), block) if part)
     try:
-        if yaml.safe_load(new) == wanted:
+        if parse_yaml(new, "README.md", nan=True) == wanted:
             return new
-    except yaml.YAMLError:
+    except CorruptFile:
         pass
     # an index that is written in an unusual way: then all is written anew
     return str(yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)).rstrip("\n")

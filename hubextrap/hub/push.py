@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import CorruptFile, PushError
+from hubextrap.foreign_data import parse_json
 from hubextrap.hub.card import with_target
 from hubextrap.hub.commit import PushResult, commit_files
 from hubextrap.hub.outgoing import OutgoingFile
 from hubextrap.hub.provenance import PROVENANCE_FILE, Provenance, read_provenance
 from hubextrap.hub.target import check_target
 from hubextrap.progress import SilentProgress
+from hubextrap.tensors.headers import HEADER_LIMIT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,9 +88,13 @@ def _model_files(folder: Path) -> dict[str, Path]:
 
 
 def _shards_of(index: Path) -> list[str]:
+    remedy = "merge again, or restore it"
     try:
-        return sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        content = parse_json(
+            index.read_bytes(), str(index), error=PushError, remedy=remedy, limit=HEADER_LIMIT
+        )
+        return sorted(set(content["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as error:
         raise PushError(
             f"{index}: not a valid index of shards ({error}); merge again, or restore it"
         ) from error

@@ -6,7 +6,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import HubExtrapError, PushError
-from hubextrap.hub_access import first_line, is_oidc_exchange, network_errors, oidc_remedy
+from hubextrap.hub_access import (
+    UNUSABLE,
+    first_line,
+    is_oidc_exchange,
+    network_errors,
+    not_understood,
+    oidc_remedy,
+)
+from hubextrap.hub_client import BeyondBounds
 from hubextrap.patience import cause_of
 
 if TYPE_CHECKING:
@@ -31,19 +39,14 @@ def push_errors(what: str) -> Iterator[None]:
     """Turn what the client raises into PushError; ``what`` names the target, e.g. ``me/model@step_400``."""
     from huggingface_hub import errors as hub
 
-    caught: tuple[type[Exception], ...] = (
-        RuntimeError,
-        ValueError,
-        OSError,
-        hub.OIDCError,
-        *network_errors(),
-    )
     try:
         yield
     except HubExtrapError:
         raise
-    except caught as error:
+    except Exception as error:  # an answer of another shape may end in any error of the client's
         cause = cause_of(error)
+        if isinstance(cause, BeyondBounds):
+            raise PushError(f"{what}: {cause}") from error
         said = first_line(cause) or type(cause).__name__
         if isinstance(cause, hub.OIDCError) or is_oidc_exchange(cause):
             raise PushError(f"{what}: {oidc_remedy(cause)}") from error
@@ -61,6 +64,8 @@ def push_errors(what: str) -> Iterator[None]:
             raise PushError(
                 f"{what}: cannot reach the Hub ({said}); check the network and HF_ENDPOINT, then push again"
             ) from error
+        if isinstance(cause, UNUSABLE):
+            raise PushError(f"{what}: {not_understood(cause)}") from error
         raise PushError(f"{what}: {said}; {_OTHER_REMEDY}") from error
 
 

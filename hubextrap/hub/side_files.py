@@ -8,13 +8,13 @@ told of.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hubextrap.errors import CorruptFile, SourceError, UnsupportedCheckpoint
+from hubextrap.foreign_data import parse_json
 from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER
 
 if TYPE_CHECKING:
@@ -226,12 +226,7 @@ def with_dtype(config: bytes, dtype: str) -> bytes:
 
 
 def _check_config(config: bytes, name: str) -> None:
-    try:
-        content: Any = json.loads(config.decode())
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(
-            f"{name}: config.json is not valid JSON ({error}); repair it in the checkpoint"
-        ) from error
+    content = parse_json(config, f"{name}/config.json", remedy="repair it in the checkpoint")
     if not isinstance(content, dict):
         raise CorruptFile(f"{name}: config.json holds no JSON object; repair it in the checkpoint")
     if (named := content.get("transformers_weights")) is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import tempfile
 from pathlib import Path, PurePosixPath
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pygit2
 
+from hubextrap.foreign_data import parse_json
 from hubextrap.localhub import discussions
 from hubextrap.localhub.cards import check_card
 from hubextrap.localhub.lfs import Pointer, RejectedObject
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _UPDATED = "The branch was updated since you opened this page. Please refresh and try again."
 _REGULAR_MAX = 10_000_000  # bytes; larger files are LFS whatever they hold
+_LINE_LIMIT = 100_000_000  # bytes; a file's content is in it
 LFS_SUFFIXES = (
     *(".7z", ".arrow", ".bin", ".bz2", ".ckpt", ".gguf", ".gz", ".h5", ".joblib", ".model", ".msgpack"),
     *(".npy", ".npz", ".onnx", ".parquet", ".pb", ".pickle", ".pkl", ".pt", ".pth", ".rar", ".safetensors"),
@@ -137,7 +138,7 @@ def _parse(body: bytes, repo: HubRepo) -> tuple[dict[str, Any], list[Change]]:
         if not line.strip():
             continue
         try:
-            item = json.loads(line)
+            item = parse_json(line, "a line", error=ValueError, remedy="send it again", limit=_LINE_LIMIT)
             key, value = item["key"], item["value"]
             if key == "header":
                 header = value

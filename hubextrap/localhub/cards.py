@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
+from hubextrap.foreign_data import parse_json, parse_yaml
 from hubextrap.localhub.repository import Kind
 
 LICENSES = (
@@ -51,14 +50,14 @@ def card_data(readme: str) -> dict[str, Any]:
         ValueError: it is not a YAML mapping.
     """
     head = _HEAD.match(readme)
-    try:
-        metadata = yaml.safe_load(head[1]) if head else None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date like 2024-13-45
-        raise ValueError(f"Invalid YAML: {error}") from error
+    metadata = parse_yaml(head[1], "Invalid YAML", error=ValueError, remedy="correct it") if head else None
     if not isinstance(metadata, dict | None):
         raise ValueError("the metadata must be an object")
-    # What JSON does not know, dates above all, as text.
-    plain: dict[str, Any] = json.loads(json.dumps(metadata or {}, default=str, skipkeys=True))
+    # What JSON does not know as text.
+    written = json.dumps(metadata or {}, default=str, skipkeys=True)
+    plain: dict[str, Any] = parse_json(
+        written, "the metadata", error=ValueError, remedy="correct it", nan=True
+    )
     return plain
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pygit2
 from pygit2.enums import AttrCheck, FileMode, SortMode
 
+from hubextrap.foreign_data import parse_json
 from hubextrap.localhub.lfs import LfsObjects, Pointer
 from hubextrap.localhub.xet import XetStores
 
@@ -73,7 +74,7 @@ class HubRepo:
         self.git = pygit2.Repository(str(folder))
         self.objects = LfsObjects(folder / "lfs")
         self.xet = XetStores(folder / "xet")
-        self.settings = Settings(**json.loads((folder / "hub.json").read_text()))
+        self.settings = Settings(**parse_json((folder / "hub.json").read_bytes(), str(folder / "hub.json")))
         # A repo that is moved is one folder renamed; the name in its file may be older.
         self.settings.name = f"{folder.parent.name}/{folder.name.removesuffix('.git')}"
 

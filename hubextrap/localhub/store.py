@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from hubextrap.foreign_data import parse_json
 from hubextrap.localhub.repository import HubRepo, Kind, Settings
 
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
@@ -157,7 +158,7 @@ class Store:
     def _moves(self) -> dict[str, str]:
         """Today's name of each repo by every name that it once had."""
         file = self.root / "moves.json"
-        moves: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
+        moves: dict[str, str] = parse_json(file.read_bytes(), str(file)) if file.is_file() else {}
         return moves
 
     def _forget_moves_from(self, kind: Kind, name: str) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote
 
+from hubextrap.foreign_data import parse_json
 from hubextrap.localhub.faults import Fault, Faults, Request
 
 _CHUNK = 1 << 20
@@ -146,9 +147,9 @@ class Call:
             Refusal: it is something else.
         """
         try:
-            value = json.loads(self.body.read() or b"{}")
+            value = parse_json(self.body.read() or b"{}", "the body", error=ValueError, remedy="correct it")
         except ValueError as error:
-            raise Refusal(400, f"the body is not JSON: {error}") from error
+            raise Refusal(400, str(error)) from error
         if not isinstance(value, dict):
             raise Refusal(400, "the body is not a JSON object")
         return value

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hubextrap.foreign_data import parse_json
 from hubextrap.localhub.lfs import LfsObjects, Pointer, RejectedObject, chunks_of
 
 _SHARD_HEADER = 48  # bytes; records have the same size
@@ -61,7 +62,7 @@ class XetStores:
     def file(self, sha256: str) -> XetFile | None:
         """Where the file with this sha256 lies; None if it did not come by Xet."""
         note = self._files / f"{sha256}.json"
-        return XetFile(**json.loads(note.read_text())) if note.is_file() else None
+        return XetFile(**parse_json(note.read_bytes(), str(note))) if note.is_file() else None
 
     def copy_all(self, source: XetStores) -> None:
         """Take over the stores of another repo."""

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from hubextrap.foreign_data import compose_yaml
+
 Place = tuple[str | int, ...]
 """Keys and list positions from the root to a value."""
 
@@ -61,10 +63,7 @@ def read_yaml(text: str) -> Document:
     """The data of ``text`` and where it stands; whatever is wrong with the YAML itself is in ``problems``."""
     document = Document()
     try:
-        document.problems = _outgrown(text)
-        if document.problems:
-            return document
-        root = yaml.compose(text, Loader=_CoreLoader)
+        root = compose_yaml(text, _CoreLoader, depth=_DEPTH_LIMIT, aliases=False)
         if root is None:
             document.problems.append(((), 1, "the file is empty"))
         else:
@@ -77,26 +76,14 @@ def read_yaml(text: str) -> Document:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         document.problems.append(((), line, f"not valid YAML: {error.reason}"))
+    except yaml.YAMLError as error:
+        document.problems.append(((), 1, f"not valid YAML: {error}"))
     return document
 
 
 def dump_yaml(data: Any) -> str:
     """``data`` as YAML that every reader takes for the same values."""
     return yaml.dump(data, Dumper=_CoreDumper, sort_keys=False, width=100)
-
-
-def _outgrown(text: str) -> list[tuple[Place, int, str]]:
-    # A few lines of nested aliases grow to gigabytes when they are written out, and PyYAML's time is
-    # quadratic in the depth of brackets.
-    depth = 0
-    for event in yaml.parse(text, Loader=_CoreLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        line = event.start_mark.line + 1 if event.start_mark else 1
-        if isinstance(event, yaml.AliasEvent):
-            return [((), line, f"write out what the alias *{event.anchor} stands for")]
-        if depth > _DEPTH_LIMIT:
-            return [((), line, "nested too deeply for a recipe")]
-    return []
 
 
 def _value(node: yaml.Node, place: Place, document: Document) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hubextrap.errors import CorruptFile, OutputError
+from hubextrap.foreign_data import parse_json
 
 Action = Literal["jumped", "skipped", "rolled_back"]
 HISTORY_NAME = "reground_history.jsonl"
@@ -100,8 +101,9 @@ def finite_or_none(value: float | None) -> float | None:
 
 
 def _parsed(line: str, where: str) -> Decision:
+    remedy = "restore the file from a checkpoint's copy, or move it away to begin a new history"
+    values: dict[str, Any] = parse_json(line, where, remedy=remedy)
     try:
-        values: dict[str, Any] = json.loads(line)
         known = {field.name for field in fields(Decision)}
         if not isinstance(values, dict) or not set(values) <= known:
             raise ValueError(f"its keys have to be among {', '.join(sorted(known))}")
@@ -110,7 +112,4 @@ def _parsed(line: str, where: str) -> Decision:
             values["coefficients"] = {name: tuple(row) for name, row in values["coefficients"].items()}
         return Decision(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptFile(
-            f"{where}: not a decision of a re-grounded run ({error}); restore the file from a checkpoint's "
-            "copy, or move it away to begin a new history"
-        ) from error
+        raise CorruptFile(f"{where}: not a decision of a re-grounded run ({error}); {remedy}") from error

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hubextrap.errors import CheckpointMismatch, CorruptFile, OutputError
+from hubextrap.foreign_data import parse_json
 from hubextrap.reground.history import HISTORY_NAME, Decision, read_history, rewrite_history
 from hubextrap.reground.jumps import Clocks, Window, snapshot_steps
 from hubextrap.reground.parameters import barrier, rank, world_size
@@ -113,7 +114,7 @@ def load_checkpoint(
     """
     path = folder / STATE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_bytes(), str(path), remedy="resume from an earlier checkpoint")
         saved, ranks, form = values["settings"], values["ranks"], values["format"]
         at = Saved(
             Clocks(**values["clocks"]),

@@ -8,7 +8,6 @@ than 0.2, and R² is Pearson's, squared, against the step. Log-softmax is taken 
 from __future__ import annotations
 
 import hashlib
-import json
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hubextrap.errors import EvaluationError, ReferenceNotFound, UnsupportedCheckpoint
+from hubextrap.foreign_data import parse_json
 from hubextrap.hub_access import reason
 from hubextrap.progress import SilentProgress
 from hubextrap.statistics.linearity import LINEAR, r_squared
@@ -168,10 +168,7 @@ def read_prompts(path: Path, *, responses: bool) -> tuple[list[Prompt], str]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise EvaluationError(f"{where}: is not JSON ({error})") from error
+        entry = parse_json(line, where, error=EvaluationError, remedy="write one object a line")
         fields = next((pair for pair in FIELDS if isinstance(entry, dict) and pair[0] in entry), None)
         if fields is None:
             raise EvaluationError(f"{where}: holds neither prompt and response nor question and answer")

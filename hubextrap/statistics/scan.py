@@ -16,10 +16,11 @@ import numpy as np
 
 from hubextrap._version import __version__
 from hubextrap.errors import CorruptFile, OutputError, ReferenceNotFound, SourceError
+from hubextrap.foreign_data import parse_json
 from hubextrap.statistics.linearity import BINS, Linearity, RandomWalk
 from hubextrap.statistics.logprobs import LogProbs, LogProbSource
 from hubextrap.statistics.table import GramTable
-from hubextrap.tensors.headers import build_header, header_end, parse_header
+from hubextrap.tensors.headers import HEADER_LIMIT, build_header, header_end, parse_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -196,7 +197,8 @@ class Scan:
                 f"version {VERSION}; scan again, or use the hubextrap that wrote it"
             )
         try:
-            return _build(cls, json.loads(metadata["scan"]), tables)
+            described = parse_json(metadata["scan"], str(path), remedy="scan again", limit=HEADER_LIMIT)
+            return _build(cls, described, tables)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise CorruptFile(f"{path}: is a damaged scan ({error}); scan again") from error
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hubextrap.errors import OutputError
+from hubextrap.foreign_data import parse_json
 from hubextrap.statistics.linearity import BINS
+from hubextrap.tensors.headers import HEADER_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -129,7 +131,8 @@ class ScanJournal:
             try:
                 if not raw.endswith(b"\n"):
                     break
-                line: dict[str, Any] = json.loads(raw)
+                where = str(self._path)
+                line: dict[str, Any] = parse_json(raw, where, error=ValueError, limit=HEADER_LIMIT, nan=True)
                 if not intact:
                     before = line["fingerprint"]
                     self.changed = tuple(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import CorruptFile
+from hubextrap.foreign_data import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,10 +25,7 @@ def read_config(source: Source) -> dict[str, Any]:
     """
     if "config.json" not in source.files():
         return {}
-    try:
-        config = json.loads(source.read_file("config.json"))
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{source.name}: config.json is not valid JSON ({error}); repair it") from error
+    config = parse_json(source.read_file("config.json"), f"{source.name}/config.json", remedy="repair it")
     if not isinstance(config, dict):
         raise CorruptFile(f"{source.name}: config.json holds no JSON object; repair it")
     return config

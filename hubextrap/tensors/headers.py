@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from hubextrap.errors import CorruptFile, UnsupportedCheckpoint
+from hubextrap.foreign_data import parse_json
 from hubextrap.tensors.layout import ShardInfo, TensorInfo
 
 if TYPE_CHECKING:
@@ -138,36 +139,9 @@ def build_header(
 def _json_object(text: bytes, where: str) -> dict[str, Any]:
     if not text.startswith(b"{"):
         raise CorruptFile(f"{where}: its header is not a JSON object; download it again")
-    try:
-        header = json.loads(
-            text.decode(),
-            object_pairs_hook=unique_keys,
-            parse_constant=_refuse_number,
-            parse_int=_whole_number,
-        )
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(
-            f"{where}: its header is not valid JSON ({shorten(str(error))}); download it again"
-        ) from None
+    header = parse_json(text, f"{where}: its header", limit=HEADER_LIMIT, parse_int=_whole_number)
     assert isinstance(header, dict)
     return header
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; ValueError on a key that is there twice and on text that cannot be written as UTF-8."""
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"{shorten(repr(key))} is there twice")
-        for text in (key, value):
-            if isinstance(text, str):
-                text.encode()  # a lone surrogate: UnicodeEncodeError is a ValueError
-        result[key] = value
-    return result
-
-
-def _refuse_number(text: str) -> None:
-    raise ValueError(f"{text} is not JSON")
 
 
 def _whole_number(text: str) -> int:

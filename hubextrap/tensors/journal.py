@@ -11,7 +11,8 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.errors import OutputError
+from hubextrap.errors import CorruptFile, OutputError
+from hubextrap.foreign_data import parse_json
 from hubextrap.tensors.interfaces import FinishedShard
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ def _intact_lines(content: bytes) -> Iterator[tuple[dict[str, Any], int]]:
     for raw in content.splitlines(keepends=True):
         end += len(raw)
         try:
-            line = json.loads(raw) if raw.endswith(b"\n") else None
-        except (ValueError, RecursionError):
+            line = parse_json(raw, "the journal") if raw.endswith(b"\n") else None
+        except CorruptFile:
             return
         if not isinstance(line, dict):
             return

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from hubextrap._version import __version__
 from hubextrap.errors import SourceError
 from hubextrap.hub_access import hub_api, hub_errors
+from hubextrap.hub_client import origin, stoppable
 from hubextrap.patience import Attempts, Patience, is_passing, wait_asked_by
 from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER, FileInfo
-from hubextrap.tensors.transfer import Part, Refused, Target, fetch, origin
+from hubextrap.tensors.transfer import Part, Refused, Target, fetch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -130,7 +131,7 @@ class RemoteSource:
         where = f"{self.name}/{file}"
         first, last = part.offset, part.offset + len(part.buffer) - 1
         attempts = Attempts(self._patience)
-        with hub_errors(where):
+        with hub_errors(where), stoppable(part.stop):
             while part.rest and not part.stop.is_set():
                 asked, cause, stale = None, "", False
                 target: Target | None = None

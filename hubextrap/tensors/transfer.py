@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from hubextrap.patience import asked_wait, is_passing_status
 
@@ -90,12 +89,6 @@ def fetch(target: Target, part: Part) -> None:
             part.received += len(chunk)
     if part.rest:
         raise Refused(f"the connection ended {part.rest:,} bytes early")
-
-
-def origin(url: str) -> tuple[str, str | None, int | None]:
-    """Scheme, host and port: what has to be equal for a token to go along."""
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def _check_status(response: Any) -> None:

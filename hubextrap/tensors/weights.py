@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from hubextrap.errors import CheckpointError, CorruptFile, HubExtrapError, UnsupportedCheckpoint
+from hubextrap.foreign_data import parse_json
 from hubextrap.progress import SilentProgress
-from hubextrap.tensors.headers import header_end, parse_header, shorten, unique_keys
+from hubextrap.tensors.headers import HEADER_LIMIT, header_end, parse_header, shorten
 from hubextrap.tensors.layout import CheckpointLayout, ShardInfo
 
 if TYPE_CHECKING:
@@ -162,10 +162,7 @@ def _find_weights(source: Source) -> _Weights:
 
 def _read_weight_map(source: Source) -> dict[str, str]:
     where = f"{source.name}/{INDEX_FILE}"
-    try:
-        index: Any = json.loads(source.read_file(INDEX_FILE).decode(), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{where}: not valid JSON ({shorten(str(error))}); download it again") from None
+    index = parse_json(source.read_file(INDEX_FILE), where, limit=HEADER_LIMIT)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CorruptFile(f"{where}: has no weight_map from tensors to files; download it again")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import CorruptFile, TrajectoryError
+from hubextrap.foreign_data import parse_json
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.progress import SilentProgress
 from hubextrap.trajectory.checkpoint import Checkpoint, Trajectory
@@ -97,12 +97,13 @@ def _local_header(file: Path) -> Iterable[tuple[str, int]]:
         length = int.from_bytes(stream.read(8), "little")
         header = stream.read(length) if length <= _MOST_HEADER_BYTES else b""
     try:
-        tensors = {name: entry for name, entry in json.loads(header).items() if name != "__metadata__"}
+        content = parse_json(header, file.name, error=ValueError, limit=_MOST_HEADER_BYTES)
+        tensors = {name: entry for name, entry in content.items() if name != "__metadata__"}
         return [
             (str(entry["dtype"]), entry["data_offsets"][1] - entry["data_offsets"][0])
             for entry in tensors.values()
         ]
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise _corrupt(str(file.parent), file.name) from error
 
 

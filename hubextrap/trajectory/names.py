@@ -17,11 +17,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import TrajectoryError
+from hubextrap.trajectory.step_pattern import STEP as STEP
+from hubextrap.trajectory.step_pattern import StepPattern
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STEP = "{step}"
+_MOST_DIGITS = 15
+"""A longer number is a date with a time, or a hash, or a prank; it counts nothing."""
 
 # Most telling first: in `checkpoint-5-step-100` the step is 100.
 _WORDS = (r"(?:global[-_ ]?)?steps?", r"iter(?:ation)?s?", r"updates?", r"(?:checkpoint|ckpt)s?")
@@ -34,7 +37,7 @@ _BARE_COUNTER = re.compile(
     rf"[-_.](?:(?:{'|'.join(_WORDS)})[-_]?\{{step\}}|\{{step\}}steps?)(?:[-_](?:tokens[-_]?)?\{{tokens\}})?",
     re.IGNORECASE,
 )
-_NUMBER_FIRST = re.compile(r"(?<![a-z0-9.])(?P<number>\d+k?)steps?$", re.IGNORECASE)
+_NUMBER_FIRST = re.compile(rf"(?<![a-z\d.])(?P<number>\d{{1,{_MOST_DIGITS}}}k?)steps?$", re.IGNORECASE)
 _TOKENS = re.compile(
     r"(tokens?[-_]?)\d+(?:\.\d+)?[kmbt]?(?![a-z0-9])|(?<=[-_])\d+(?:\.\d+)?[kmbt]t(?![a-z0-9])", re.IGNORECASE
 )
@@ -91,19 +94,18 @@ def pattern_reader(pattern: str) -> Callable[[str], StepName | None]:
     """
     if pattern.count(STEP) != 1:
         raise TrajectoryError(f"pattern {pattern!r}: it needs {STEP} exactly once, e.g. 'step_{STEP}'")
-    expression = re.compile("".join(_pattern_piece(piece) for piece in re.split(r"(\{\w+\})", pattern)))
+    matcher, depth = StepPattern(pattern), pattern.count("/") + 1
 
     def read(name: str) -> StepName | None:
-        match = expression.fullmatch(name)
-        if match is not None:
-            return StepName(pattern, _integer(match["step"]), name)
-        depth = pattern.count("/") + 1
-        outer, inner = name.split("/")[:depth], name.split("/")[depth:]
-        match = expression.fullmatch("/".join(outer))
-        if match is None or not inner:
+        parts = name.split("/")
+        if len(parts) < depth:
+            return None
+        outer, inner = "/".join(parts[:depth]), parts[depth:]
+        number = matcher.number_in(outer)
+        if number is None or len(number) > _MOST_DIGITS:
             return None
         rest = [_without_inner_step(part) for part in inner]
-        return StepName("/".join([pattern, *rest]), _integer(match["step"]), "/".join(outer))
+        return StepName("/".join([pattern, *rest]), _integer(number), outer)
 
     return read
 
@@ -116,7 +118,11 @@ def is_bare_counter(rest: str) -> bool:
 def _number_in(part: str) -> re.Match[str] | None:
     """The number that counts in one folder's name: the one of the most telling word, the last of these."""
     for counter in _COUNTERS:
-        matches = [match for match in counter.finditer(part) if not _is_pipeline_stage(part, match)]
+        matches = [
+            match
+            for match in counter.finditer(part)
+            if len(match["number"]) <= _MOST_DIGITS and not _is_pipeline_stage(part, match)
+        ]
         if matches:
             return matches[-1]
     return _NUMBER_FIRST.search(part)
@@ -141,12 +147,6 @@ def _without_inner_step(part: str) -> str:
     return (
         part if number is None else part[: number.start("number")] + "{inner}" + part[number.end("number") :]
     )
-
-
-def _pattern_piece(piece: str) -> str:
-    if piece == STEP:
-        return r"(?P<step>\d+[kK]?)"
-    return r"[^/]+?" if re.fullmatch(r"\{\w+\}", piece) else re.escape(piece)
 
 
 def _integer(number: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from hubextrap.trajectory.names import StepName
@@ -136,8 +137,9 @@ def _main_folders(inside: list[tuple[str, Weights]]) -> Iterator[tuple[str, Weig
         return
     best = better_of(weights.kind for _, weights in inside)
     chosen = [(folder, weights) for folder, weights in inside if weights.kind == best]
+    taken = {folder for folder, _ in chosen}
     for folder, weights in chosen:
-        if not any(folder.startswith(f"{outer}/") for outer, _ in chosen):
+        if not any(str(outer) in taken for outer in PurePosixPath(folder).parents):
             yield folder, weights
 
 

@@ -168,8 +168,8 @@ def test_weights_under_a_name_that_the_configuration_gives(folder: Path) -> None
     ("content", "said"),
     [
         (None, "no config.json; a model cannot be loaded without one"),
-        (b"{", "config.json is not valid JSON"),
-        (b"\xff", "config.json is not valid JSON"),
+        (b"{", "config.json: not valid JSON"),
+        (b"\xff", "config.json: not valid JSON"),
         (b"[]", "config.json holds no JSON object"),
     ],
 )

@@ -160,7 +160,7 @@ def test_prompts_that_do_not_serve(trajectory: Trajectory, tmp_path: Path) -> No
         "--sample-from 50: no such step; choose one of 0, 100, 400"
     )
     (tmp_path / "prompts.jsonl").write_text('{"prompt": \n')
-    with pytest.raises(EvaluationError, match=r"prompts\.jsonl, line 1: is not JSON"):
+    with pytest.raises(EvaluationError, match=r"prompts\.jsonl, line 1: not valid JSON"):
         measure_logprobs(trajectory, LogProbRequest(tmp_path / "prompts.jsonl"))
     with pytest.raises(ReferenceNotFound, match=r"--logprobs: no such file: .*/absent"):
         measure_logprobs(trajectory, LogProbRequest(tmp_path / "absent"))

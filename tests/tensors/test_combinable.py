@@ -439,5 +439,5 @@ def test_names_that_are_no_adapters(name: str) -> None:
 
 def test_a_configuration_that_is_too_deep(folder: Folder) -> None:
     path = folder(files(PLAIN) | {"config.json": b"[" * 100_000})
-    with pytest.raises(CorruptFile, match=r"config.json is not valid JSON"):
+    with pytest.raises(CorruptFile, match=r"config.json: not valid JSON"):
         read_combinable([LocalSource(path)])
