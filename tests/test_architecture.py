@@ -28,7 +28,7 @@ LEVELS = (
     ("patience",),
     ("hub_access", "progress"),
     ("errors", "_version"),
-    ("redaction",),
+    ("redaction", "claims"),
 )
 OWN_DUNDERS = ("_version", "__version__")
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
