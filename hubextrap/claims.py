@@ -1,6 +1,6 @@
 """Files that say of their own content what its sha256 is: a flipped bit is told from another true statement.
 
-It is no signature: whoever can write a file can state its sha256 too. What a file claims is checked all the same.
+It is no signature: whoever can write a file can state its sha256 too. What it claims is checked all the same.
 """
 
 from __future__ import annotations

@@ -255,8 +255,8 @@ def _read_tables(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     for info in shard.tensors:
         if info.dtype not in _NUMPY:
             raise CorruptFile(
-                f"{path}: table {shorten(repr(info.name))} is {info.dtype}, so this is no scan; make one with "
-                "`hubextrap scan`"
+                f"{path}: table {shorten(repr(info.name))} is {info.dtype}, so this is no scan; make "
+                "one with `hubextrap scan`"
             )
         table = np.frombuffer(
             content, _NUMPY[info.dtype], info.nbytes // _NUMPY[info.dtype].itemsize, info.offset

@@ -138,7 +138,7 @@ def _sums(counts: NDArray[np.int64]) -> NDArray[Any]:
 def _check_gram(
     gram: NDArray[np.float64], elements: NDArray[np.int64], still: NDArray[np.bool_], names: Sequence[str]
 ) -> None:
-    """Base row and column 0, finite, symmetric, positive semi-definite within rounding; 0 where nothing moved."""
+    """Base row 0, finite, symmetric, positive semi-definite within rounding; all 0 where nothing moved."""
     count = gram.shape[1]
     chunk = max(1, _AT_ONCE // count**2)
     for start in range(0, len(gram), chunk):
@@ -170,7 +170,7 @@ def _check_logprobs(logprobs: LogProbs) -> None:
     _refuse(not (logprobs.values <= 0).all(), "logprobs: holds what is no logarithm of a probability")
 
 
-def _each(wrong: NDArray[Any], names: Sequence[str], problem: str) -> None:
+def _each(wrong: Any, names: Sequence[str], problem: str) -> None:
     if wrong.any():
         raise ValueError(f"{problem}, of tensor {names[int(np.argmax(wrong))]!r}")
 

@@ -56,8 +56,8 @@ class TensorScan:
 class ScanJournal:
     """Finished tensors as JSON lines, the first line saying what is scanned. One process a file.
 
-    A line that a kill cut short, or that is not as it was written, is dropped when the journal is opened again,
-    and so is everything behind it.
+    A line that a kill cut short, or that is not as it was written, is dropped when the journal is opened
+    again, and so is everything behind it.
 
     Attributes:
         finished: by name.

@@ -2,8 +2,8 @@
 
 The file holds JSON lines and only grows. The first line says what is being made (a fingerprint), each further
 line names a shard that is whole, and is forced to disk before that shard counts as finished. A line that a
-kill cut short is dropped when the journal is opened again, and so is everything behind it; so is one that does
-not have the sha256 that it states.
+kill cut short, or that is not as it was written, is dropped when the journal is opened again, and so is
+everything behind it.
 """
 
 from __future__ import annotations
@@ -131,7 +131,9 @@ def unsealed_line(raw: bytes) -> dict[str, Any] | None:
     """What `sealed_line` was given; None where a line is cut short, damaged, or states no sha256."""
     try:
         content = json.loads(raw) if raw.endswith(b"\n") else None
-        line = unsealed(content)
+        if isinstance(content, dict) and DIGEST in content:
+            line: dict[str, Any] = unsealed(content)
+            return line
     except (ValueError, RecursionError):
-        return None
-    return line if isinstance(line, dict) and DIGEST in content else None
+        pass
+    return None
