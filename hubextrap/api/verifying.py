@@ -61,9 +61,9 @@ def verify(reference: Path | str, *, progress: Progress | None = None) -> Verifi
     """Compare a folder with its ``hubextrap.json``: these files, and no other weights or code.
 
     Size and sha256 of every file that it names are computed again. The weights have to be what a loader takes
-    from such a folder, and nothing else there, in subfolders too, may be weights, code or settings. The card may
-    have been edited, and documents, pictures, data and logs may have come. A revision on the Hub is streamed by
-    ranges and nothing of it touches the disk.
+    from such a folder, and nothing else there, in subfolders too, may be weights, code or settings. The card
+    may have been edited, and documents, pictures, data and logs may have come. A revision on the Hub is
+    streamed by ranges and nothing of it touches the disk.
 
     Args:
         reference: a local folder, or ``owner/name[@revision][:folder]``.

@@ -15,7 +15,7 @@ def verify(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress."),
     as_json: bool = typer.Option(False, "--json", help="Print every file with what is wrong as JSON."),
 ) -> None:
-    """Check that a folder holds what its hubextrap.json names, byte for byte, and no other weights or code."""
+    """Check that a folder holds what hubextrap.json names, byte for byte, and no other weights or code."""
     from hubextrap import api
     from hubextrap.cli.progress import format_bytes, open_progress
 
