@@ -167,7 +167,11 @@ def _check_logprobs(logprobs: LogProbs) -> None:
         bool((responses < 0).any() or (np.diff(responses) < 0).any()), "logprob_responses: is not in order"
     )
     _refuse(bool((logprobs.tokens < 0).any()), "logprob_tokens: holds one below 0")
-    _refuse(not (logprobs.values <= 0).all(), "logprobs: holds what is no logarithm of a probability")
+    values = logprobs.values
+    _refuse(
+        not ((values <= 0) & np.isfinite(values)).all(),
+        "logprobs: holds what is no logarithm of a probability",
+    )
 
 
 def _each(wrong: Any, names: Sequence[str], problem: str) -> None:
