@@ -218,7 +218,7 @@ def measure_logprobs(
                 if not np.isfinite(columns[-1]).all():
                     raise EvaluationError(
                         f"--logprobs: the checkpoint of step {checkpoint.step} gives some token of the "
-                        "responses no finite log-probability; leave that checkpoint out, or take other responses"
+                        "responses no finite log-probability; leave it out, or take other responses"
                     )
                 del model  # before the next one is loaded
     tokens = [token for entry in encoded for token in entry.response]
