@@ -264,7 +264,8 @@ class _Kept:
         return found.labelled(label)
 
     def put(self, key: str, measurement: Measurement) -> Measurement:
-        content = sealed(json.loads(measurement.model_dump_json()))
+        row = measurement.row.model_copy(update={"reference": ""})  # where it lay is no part of what it is
+        content = sealed(json.loads(measurement.model_copy(update={"row": row}).model_dump_json()))
         _write_whole(self._folder / f"{key}.json", json.dumps(content))
         return measurement
 
