@@ -30,7 +30,7 @@ LEVELS = (
     ("hub_client",),
     ("foreign_data",),
     ("errors", "_version"),
-    ("redaction",),
+    ("redaction", "claims"),
 )
 OWN_DUNDERS = ("_version", "__version__")
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -126,6 +126,9 @@ def extrapolate(
                 device=settings.device,
                 allow_non_finite=settings.allow_non_finite,
             )
+            files = side_files(sources[-1], None)
+            if plan.index_file is not None:
+                files[plan.index_file] = plan.index
             provenance = build_provenance(
                 checkpoints=checkpoints,
                 merge_method=f"reground {decision.rule}",
@@ -140,14 +143,12 @@ def extrapolate(
                     for name, row in decision.coefficients.items()
                 ],
                 shards=[OutputShard(file=one.file, size=one.size, sha256=one.sha256) for one in made.shards],
+                files=files,
                 dtype="float32",
                 out_dtype=None,
                 recipe=recipe.text,
                 expected_relative_error=decision.expected_relative_error,
             )
-            files = side_files(sources[-1], None)
-            if plan.index_file is not None:
-                files[plan.index_file] = plan.index
             files[PROVENANCE_FILE] = provenance.to_bytes()
             card = model_card(provenance, side_files=files, caveats=plan.caveats)
             files["README.md"] = card.encode()

@@ -216,6 +216,9 @@ def _companions(
         for rule, rows in prepared.rules
         for glob, row in ((glob, rows[index].tolist()) for glob in rule.match)
     ]
+    files = side_files(last, recipe.out_dtype)
+    if prepared.plan.index_file is not None:
+        files[prepared.plan.index_file] = prepared.plan.index
     provenance = build_provenance(
         checkpoints=prepared.trajectory.checkpoints,
         merge_method=recipe.merge_method,
@@ -223,14 +226,12 @@ def _companions(
         target_step=recipe.target_steps[index],
         coefficients=rules,
         shards=[OutputShard(file=shard.file, size=shard.size, sha256=shard.sha256) for shard in shards],
+        files=files,
         dtype=recipe.dtype,
         out_dtype=recipe.out_dtype,
         recipe=recipe.text,
         expected_relative_error=prepared.expected[index].relative_error,
     )
-    files = side_files(last, recipe.out_dtype)
-    if prepared.plan.index_file is not None:
-        files[prepared.plan.index_file] = prepared.plan.index
     files[PROVENANCE_FILE] = provenance.to_bytes()
     card = model_card(provenance, _card_of(last), side_files=files, caveats=prepared.caveats)
     files["README.md"] = card.encode()

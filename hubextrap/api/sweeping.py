@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
-
 from hubextrap._version import __version__
 from hubextrap.api.against import Against
 from hubextrap.api.evaluating import harness_of
@@ -25,11 +23,13 @@ from hubextrap.api.mixing import check_weights
 from hubextrap.api.output import check_output, write_files
 from hubextrap.api.prepare import prepare
 from hubextrap.api.staging import remove_leftover, staged
+from hubextrap.claims import sealed, unsealed
 from hubextrap.errors import OutputError, RecipeError, SourceError
 from hubextrap.evaluate import Measurement
 from hubextrap.evaluate.curve import can_draw, draw_sweep
 from hubextrap.evaluate.sweep_report import Candidate, SweepResult, report_sweep, sweep_markdown
 from hubextrap.evaluate.table import LAST, PREDICTION, TARGET
+from hubextrap.foreign_data import parse_json
 from hubextrap.hub.side_files import is_side_file, side_files
 from hubextrap.methods import MAX_STEP
 from hubextrap.progress import Progress, SilentProgress
@@ -258,13 +258,16 @@ class _Kept:
     def get(self, key: str, label: str) -> Measurement | None:
         """The measurement under ``key``, with the label that it has now."""
         try:
-            found = Measurement.model_validate_json((self._folder / f"{key}.json").read_bytes())
-        except (OSError, ValidationError):  # not there, or another version's: it is measured again
-            return None
+            content = parse_json((self._folder / f"{key}.json").read_bytes(), key, error=ValueError, nan=True)
+            found = Measurement.model_validate(unsealed(content))
+        except (OSError, ValueError, RecursionError):
+            return None  # not there, not as it was written, or another version's: it is measured again
         return found.labelled(label)
 
     def put(self, key: str, measurement: Measurement) -> Measurement:
-        _write_whole(self._folder / f"{key}.json", measurement.model_dump_json())
+        row = measurement.row.model_copy(update={"reference": ""})  # where it lay is no part of what it is
+        content = sealed(parse_json(measurement.model_copy(update={"row": row}).model_dump_json(), key))
+        _write_whole(self._folder / f"{key}.json", json.dumps(content))
         return measurement
 
 

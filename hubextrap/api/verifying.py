@@ -1,27 +1,36 @@
-"""`verify`: whether a prediction's weights are, byte for byte, the ones that its hubextrap.json describes."""
+"""`verify`: whether a folder holds the prediction that its hubextrap.json describes, and nothing else."""
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.errors import CorruptFile
+from hubextrap.errors import CheckpointError, CorruptFile, SourceError
 from hubextrap.hub import PROVENANCE_FILE, OutputShard, read_provenance
+from hubextrap.hub.loadable import is_code, is_harmless, leads_elsewhere
+from hubextrap.hub.provenance_checks import OWN_FILES
+from hubextrap.hub.side_files import is_side_file
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.tensors import LocalSource, RemoteSource, sha256_of
+from hubextrap.tensors import LocalSource, RemoteSource, read_layout, sha256_of
+from hubextrap.tensors.weights import INDEX_FILE
 from hubextrap.trajectory import parse_reference
-from hubextrap.trajectory.hub_files import commit_of
+from hubextrap.trajectory.hub_files import commit_of, list_files
 
 if TYPE_CHECKING:
+    from hubextrap.hub import Provenance
     from hubextrap.progress import Stage
     from hubextrap.tensors.interfaces import Source
+
+UNNAMED = f"is not named in {PROVENANCE_FILE}"
+_SAID = 400
 
 
 @dataclass(frozen=True, slots=True)
 class VerifiedFile:
-    """One weight file and what is wrong with it."""
+    """One file and what is wrong with it."""
 
     file: str
     size: int
@@ -37,6 +46,10 @@ class Verification:
     name: str
     """What was looked at, with its commit where it is on the Hub."""
     files: tuple[VerifiedFile, ...]
+    """Those that hubextrap.json names, weights first, and those that should not be there."""
+    not_covered: tuple[str, ...] = ()
+    """Files of which hubextrap.json does not say what they should hold: it was written before it named others
+    than weights."""
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -45,9 +58,12 @@ class Verification:
 
 
 def verify(reference: Path | str, *, progress: Progress | None = None) -> Verification:
-    """Recompute size and sha256 of every shard that ``hubextrap.json`` names.
+    """Compare a folder with its ``hubextrap.json``: these files, and no other weights or code.
 
-    A revision on the Hub is streamed by ranges and nothing of it touches the disk.
+    Size and sha256 of every file that it names are computed again. The weights have to be what a loader takes
+    from such a folder, and nothing else there, in subfolders too, may be weights, code or settings. The card
+    may have been edited, and documents, pictures, data and logs may have come. A revision on the Hub is
+    streamed by ranges and nothing of it touches the disk.
 
     Args:
         reference: a local folder, or ``owner/name[@revision][:folder]``.
@@ -57,42 +73,112 @@ def verify(reference: Path | str, *, progress: Progress | None = None) -> Verifi
         CorruptFile: it holds no valid hubextrap.json, so there is nothing to verify against.
         SourceError: bytes could not be read.
     """
-    with closing(_open(reference)) as source:
+    opened, present = _open(reference)
+    with closing(opened) as source:
         files = source.files()
         if PROVENANCE_FILE not in files:
             raise CorruptFile(
                 f"{source.name}: holds no {PROVENANCE_FILE}; only what hubextrap merged can be verified"
             )
         where = f"{source.name}/{PROVENANCE_FILE}"
-        shards = read_provenance(source.read_file(PROVENANCE_FILE), where).shards
-        total = sum(shard.size for shard in shards if _size_problem(source, shard) is None)
+        provenance = read_provenance(source.read_file(PROVENANCE_FILE), where)
+        named = (*provenance.shards, *(provenance.files or ()))
+        total = sum(file.size for file in named if _size_problem(source, file) is None)
         with (progress or SilentProgress()).stage("verify", total) as stage:
-            checked = [VerifiedFile(s.file, s.size, _problem(source, s, stage)) for s in shards]
-        named = {shard.file for shard in shards}
-        strays = sorted(file for file in files if file.endswith(".safetensors") and file not in named)
-        checked += [VerifiedFile(file, 0, f"is not named in {PROVENANCE_FILE}") for file in strays]
-        return Verification(source.name, tuple(checked))
+            checked = [VerifiedFile(file.file, file.size, _problem(source, file, stage)) for file in named]
+        strange, not_covered = _unnamed(present, provenance)
+        checked += [VerifiedFile(file, 0, UNNAMED) for file in strange]
+        bad = {file.file for file in checked if file.problem}
+        checked += [
+            VerifiedFile(file, 0, text) for file, text in _elsewhere(source).items() if file not in bad
+        ]
+        if not bad and (problem := _weights_problem(source, provenance)):
+            checked.append(VerifiedFile(PROVENANCE_FILE, 0, problem))
+        return Verification(source.name, tuple(checked), not_covered)
 
 
-def _open(reference: Path | str) -> Source:
-    if isinstance(reference, Path):
-        return LocalSource(reference)
-    where = parse_reference(reference)
-    if where.folder is not None:
-        return LocalSource(where.folder, reference)
-    commit = commit_of(where.repo, where.revision, reference)
-    return RemoteSource(where.repo, commit, where.path, f"{reference} ({commit})")
+def _open(reference: Path | str) -> tuple[Source, list[str]]:
+    """The source, and all files there, in subfolders too, by their path."""
+    where = None if isinstance(reference, Path) else parse_reference(reference)
+    if where is None or where.folder is not None:
+        folder = Path(reference) if where is None or where.folder is None else where.folder
+        return LocalSource(folder, str(reference)), _all_files(folder)
+    commit = commit_of(where.repo, where.revision, str(reference))
+    source = RemoteSource(where.repo, commit, where.path, f"{reference} ({commit})")
+    listed = list_files(where.repo, commit, where.path, source.name, recursive=True) or []
+    prefix = f"{where.path}/" if where.path else ""
+    return source, [file.path.removeprefix(prefix) for file in listed]
 
 
-def _problem(source: Source, shard: OutputShard, stage: Stage) -> str | None:
-    if problem := _size_problem(source, shard):
+def _all_files(folder: Path) -> list[str]:
+    """All below ``folder`` but git's own; links to folders are listed, not followed."""
+
+    def fail(error: OSError) -> None:
+        raise SourceError(
+            f"{error.filename}: cannot be listed: {error.strerror}; check its permissions"
+        ) from error
+
+    found = []
+    for place, folders, names in os.walk(folder, onerror=fail):
+        here = Path(place)
+        if here == folder and ".git" in folders:
+            folders.remove(".git")
+        links = [name for name in folders if (here / name).is_symlink()]
+        found += [(here / name).relative_to(folder).as_posix() for name in (*names, *links)]
+    return found
+
+
+def _unnamed(present: list[str], provenance: Provenance) -> tuple[list[str], tuple[str, ...]]:
+    """Files that should not be there, and files of which it cannot be said; sorted."""
+    named = {file.file for file in (*provenance.shards, *(provenance.files or ()))}
+    others = sorted(set(present) - named - set(OWN_FILES))
+    strange = [file for file in others if not is_harmless(file)]
+    if provenance.files is not None:
+        return strange, ()
+    not_covered = [file for file in others if _is_beside(file)]
+    return [file for file in strange if file not in not_covered], tuple(not_covered)
+
+
+def _is_beside(file: str) -> bool:
+    """Whether a merge writes such a file beside the weights, and it is no code."""
+    return not is_code(file) and (is_side_file(file) or file == INDEX_FILE)
+
+
+def _elsewhere(source: Source) -> dict[str, str]:
+    """What is wrong with each configuration that sends a loader elsewhere."""
+    found = {}
+    for file in sorted(source.files()):
+        if file.endswith("config.json") and (problem := leads_elsewhere(source.read_file(file))):
+            found[file] = problem
+    return found
+
+
+def _weights_problem(source: Source, provenance: Provenance) -> str | None:
+    """What keeps the weights that it names from being the ones that a loader takes from the folder."""
+    named = {shard.file for shard in provenance.shards}
+    if not named:
+        return "names no weight files"
+    try:
+        taken = {shard.file for shard in read_layout(source).shards}
+    except CheckpointError as error:
+        said = str(error).removeprefix(f"{source.name}: ").removeprefix(f"{source.name}/")
+        return f"does not fit what lies beside it: {said[:_SAID]}"
+    if taken != named:
+        odd = min(taken ^ named)
+        what = f"does not name {odd}, which a loader takes"
+        return what if odd in taken else f"names {odd}, which no loader takes"
+    return None
+
+
+def _problem(source: Source, file: OutputShard, stage: Stage) -> str | None:
+    if problem := _size_problem(source, file):
         return problem
-    found = sha256_of(source, shard.file, stage.advance)
-    return None if found == shard.sha256 else f"has sha256 {found}, should have {shard.sha256}"
+    found = sha256_of(source, file.file, stage.advance)
+    return None if found == file.sha256 else f"has sha256 {found}, should have {file.sha256}"
 
 
-def _size_problem(source: Source, shard: OutputShard) -> str | None:
-    info = source.files().get(shard.file)
+def _size_problem(source: Source, file: OutputShard) -> str | None:
+    info = source.files().get(file.file)
     if info is None:
         return "is missing"
-    return None if info.size == shard.size else f"has {info.size:,} bytes, should have {shard.size:,}"
+    return None if info.size == file.size else f"has {info.size:,} bytes, should have {file.size:,}"

@@ -1,4 +1,4 @@
-"""`hubextrap verify`: hash the weights of a prediction and compare them with its hubextrap.json."""
+"""`hubextrap verify`: compare the files of a prediction with its hubextrap.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def verify(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress."),
     as_json: bool = typer.Option(False, "--json", help="Print every file with what is wrong as JSON."),
 ) -> None:
-    """Check that a prediction's weights are, byte for byte, the ones that its hubextrap.json describes."""
+    """Check that a folder holds what hubextrap.json names, byte for byte, and no other weights or code."""
     from hubextrap import api
     from hubextrap.cli.progress import format_bytes, open_progress
 
@@ -25,12 +25,16 @@ def verify(
     else:
         for problem in found.problems:
             typer.echo(f"mismatch: {problem}")
-        count = len(found.files)
-        size = format_bytes(sum(file.size for file in found.files))
-        files = f"{count} weight file{'s' * (count != 1)}"
-        if found.problems:
-            typer.echo(f"{found.name}: {len(found.problems)} of {files} are not as hubextrap.json says")
+        for file in found.not_covered:
+            typer.echo(f"not covered: {file}")
+        weights = [file for file in found.files if file.file.endswith(".safetensors")]
+        bad = [file for file in found.files if file.problem]
+        shown, kind = (weights, "weight file") if set(bad) <= set(weights) else (found.files, "file")
+        files = f"{len(shown)} {kind}{'s' * (len(shown) != 1)}"
+        if bad:
+            typer.echo(f"{found.name}: {len(bad)} of {files} are not as hubextrap.json says")
         else:
+            size = format_bytes(sum(file.size for file in weights))
             typer.echo(f"{found.name}: {files}, {size}, as hubextrap.json says")
     if found.problems:
         raise typer.Exit(1)

@@ -118,7 +118,12 @@ def scan_trajectory(
     for note in plan.notes:
         progress.say(note)
     floats = [tensor for shard in plan.shards for tensor in shard.tensors if tensor.combinations]
-    done = dict(journal.finished) if journal else {}
+    sizes = {tensor.name: tensor.elements for tensor in floats}
+    done = {
+        name: found
+        for name, found in (journal.finished.items() if journal else ())
+        if sizes.get(name) == found.elements and len(found.gram) == len(steps)
+    }
     readers = REMOTE_READERS if remote else 0
     for found in _scan_tensors(plan, sources, done, sample, readers, progress):
         done[found.name] = found

@@ -170,9 +170,19 @@ class _Committer:
                     url = f"{self.api.endpoint}/{self.target.repo}/discussions/{ref.rpartition('/')[2]}"
                     return PushResult(commit, self._url(commit), pull_request_url=url, deleted=deleted)
             return None
-        if now.has_branch and now.head and not self._changes(now.files):
-            return PushResult(now.head, self._url(now.head), deleted=deleted)
+        if not now.has_branch or now.head in (None, start.head):
+            return None
+        # somebody else's may have come on top by now: what was pushed is the first that holds it all
+        for commit in reversed(self._since(start, now)):
+            if not self._changes(remote_files(self.api, self.target.repo, commit)):
+                return PushResult(commit, self._url(commit), deleted=deleted)
         return None
+
+    def _since(self, start: RemoteState, now: RemoteState) -> list[str]:
+        """The commits of the branch that were not there at the start, the last one first."""
+        history = self.api.list_repo_commits(self.target.repo, revision=now.head)
+        shas = [commit.commit_id for commit in history]
+        return shas[: shas.index(start.head)] if start.head in shas else shas
 
     def _take_back_branch(self, made_at: str) -> None:
         """Delete the branch that was made for this push at a commit, if it is still there."""

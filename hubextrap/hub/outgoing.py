@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 _SCORE_FILES = ("hubextrap-eval.", ".eval_results/hubextrap-")  # an older model's, by how their paths begin
 
 
+def is_score_file(path: str) -> bool:
+    """Whether ``path``, in a repo, holds scores that we published."""
+    return path.startswith(_SCORE_FILES)
+
+
 class OutgoingFile:
     """A file that is to be in the commit, and where its bytes are."""
 
@@ -85,7 +90,5 @@ class Changes:
 def stale_files(ours: Collection[str], there: Collection[str]) -> tuple[str, ...]:
     """What of ``there`` is an older model's when the model that consists of ``ours`` comes. Paths, sorted."""
     return tuple(
-        path
-        for path in sorted(there)
-        if path not in ours and (belongs_to_model(path) or path.startswith(_SCORE_FILES))
+        path for path in sorted(there) if path not in ours and (belongs_to_model(path) or is_score_file(path))
     )

@@ -6,6 +6,7 @@ no secret. The same prediction writes the same file.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from importlib.metadata import PackageNotFoundError, version
@@ -15,9 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from hubextrap._version import __version__
+from hubextrap.claims import DIGEST, sealed, unsealed
 from hubextrap.errors import CorruptFile
 from hubextrap.foreign_data import parse_json
+from hubextrap.hub.provenance_checks import check_provenance, horizon_of, is_plain_name, one_line
 from hubextrap.redaction import redact
+from hubextrap.tensors.headers import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,14 +51,13 @@ def _last_part(match: re.Match[str]) -> str:
 
 
 def _inside_folder(file: str) -> str:
-    path = PurePosixPath(file)
-    if not file or "\\" in file or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    if not is_plain_name(file):
         raise ValueError(f"{file!r} does not lie inside the model's folder")
     return file
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class InputCheckpoint(_Part):
@@ -74,7 +77,7 @@ class InputCheckpoint(_Part):
             repo=checkpoint.repo,
             revision="local" if local else checkpoint.revision,
             commit=checkpoint.commit,
-            path=Path(checkpoint.path).name if local else checkpoint.path,
+            path=one_line(Path(checkpoint.path).name) if local else checkpoint.path,
         )
 
 
@@ -87,7 +90,7 @@ class CoefficientRule(_Part):
 
 
 class OutputShard(_Part):
-    """One weight file as it was written."""
+    """One weight file, or one beside the weights, as it was written."""
 
     file: Annotated[str, AfterValidator(_inside_folder)]
     size: int = Field(ge=0)
@@ -114,6 +117,9 @@ class Provenance(_Part):
     out_dtype: str | None
     """In which the weights are stored; None: each tensor as in the last checkpoint."""
     shards: tuple[OutputShard, ...]
+    files: tuple[OutputShard, ...] | None = None
+    """What was written beside the weights, but for the card, which may be edited, and this file; None where
+    that was before there was this field: then they are not covered."""
     recipe: str
 
     @property
@@ -126,8 +132,9 @@ class Provenance(_Part):
         return tuple(dict.fromkeys(checkpoint.repo for checkpoint in self.inputs if checkpoint.repo))
 
     def to_bytes(self) -> bytes:
-        """The file: JSON with a fixed order of keys, so equal provenance is equal bytes."""
-        return (json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode()
+        """The file: JSON with a fixed order of keys and its own digest: equal provenance, equal bytes."""
+        content = sealed(self.model_dump(mode="json"))
+        return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def build_provenance(
@@ -142,6 +149,7 @@ def build_provenance(
     out_dtype: str | None,
     recipe: str,
     expected_relative_error: float | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> Provenance:
     """Collect the provenance of a finished merge; everything in it is fit to be published.
 
@@ -149,15 +157,14 @@ def build_provenance(
         checkpoints: in step order.
         parameters: the method's, as the recipe gives them (JSON values).
         recipe: the recipe's own text.
+        files: what is written beside the weights, by path, but for the card and this file.
     """
-    first, last = checkpoints[0].step, checkpoints[-1].step
-    horizon = None if target_step is None or last == first else (target_step - last) / (last - first)
     return Provenance(
         versions={"hubextrap": __version__, **{name: _version_of(name) for name in _PACKAGES}},
         merge_method=merge_method,
         parameters=_publishable(dict(sorted(parameters.items()))),
         target_step=target_step,
-        horizon=horizon,
+        horizon=horizon_of([checkpoint.step for checkpoint in checkpoints], target_step),
         expected_relative_error=None
         if expected_relative_error is None
         else round(expected_relative_error, 6),
@@ -169,6 +176,12 @@ def build_provenance(
         dtype=dtype,
         out_dtype=out_dtype,
         shards=tuple(sorted(shards, key=lambda shard: shard.file)),
+        files=None
+        if files is None
+        else tuple(
+            OutputShard(file=file, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+            for file, content in sorted(files.items())
+        ),
         recipe=without_private_parts(recipe),
     )
 
@@ -198,11 +211,19 @@ def read_provenance(source: bytes | Path, name: str | None = None) -> Provenance
             f"{name}: has format {content['format']}, this hubextrap reads format 1; upgrade hubextrap"
         )
     try:
-        return Provenance.model_validate(content)
+        stated = content.pop(DIGEST, None) if isinstance(content, dict) else None
+        provenance = Provenance.model_validate(content)
+        check_provenance(provenance)
+        if stated is not None:
+            unsealed({**content, DIGEST: stated})
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in problem["loc"]) or "the file"
-        raise CorruptFile(f"{name}: {field}: {problem['msg']}; download or merge the model again") from error
+        said = shorten(f"{field}: {problem['msg']}", 500)
+        raise CorruptFile(f"{name}: {said}; download or merge the model again") from error
+    except (ValueError, OverflowError) as error:
+        raise CorruptFile(f"{name}: {shorten(str(error), 500)}; download or merge the model again") from error
+    return provenance
 
 
 def _publishable(value: Any) -> Any:

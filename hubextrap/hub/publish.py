@@ -14,7 +14,8 @@ from hubextrap.foreign_data import parse_yaml
 from hubextrap.hub.card import with_results
 from hubextrap.hub.carried_over import METADATA
 from hubextrap.hub.commit import PushResult, commit_files
-from hubextrap.hub.outgoing import OutgoingFile
+from hubextrap.hub.outgoing import OutgoingFile, is_score_file
+from hubextrap.hub.provenance import PROVENANCE_FILE
 from hubextrap.hub.push_errors import push_errors
 from hubextrap.hub.side_files import belongs_to_model
 from hubextrap.hub.target import check_target, remote_files
@@ -53,20 +54,31 @@ def check_publishable(target: PushTarget, commit: str) -> RemoteState:
     """Look whether scores of the model at ``commit`` can go to ``target``. Changes nothing on the Hub.
 
     Raises:
-        PushError: no token, no such branch, or the branch holds another model by now.
+        PushError: no token, no such branch, or the branch holds another model, another card or other scores
+            by now, and what is published would stand there as if it were theirs.
     """
     state = check_target(target)
     if not state.exists or not state.has_branch or state.head is None:
         raise PushError(f"{target.name}: no such branch; scores go to a model that is there")
     with push_errors(target.name):
         measured = remote_files(hub_api(), target.repo, commit)
-    paths = [path for path in {*measured, *state.files} if belongs_to_model(path)]
+    paths = [path for path in {*measured, *state.files} if _is_told_of(path)]
     if changed := sorted(path for path in paths if measured.get(path) != state.files.get(path)):
         raise PushError(
             f"{target.name}: {', '.join(changed[:5])} changed since commit {commit}, which was measured; "
             "measure what is there now"
         )
     return state
+
+
+def _is_told_of(path: str) -> bool:
+    """Whether scores would be taken for those of this file, or take the place of what is in it."""
+    return (
+        belongs_to_model(path)
+        or is_score_file(path)
+        or path in ("README.md", PROVENANCE_FILE)
+        or path.endswith(".py")
+    )
 
 
 def publish_results(

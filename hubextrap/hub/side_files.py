@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.errors import CorruptFile, SourceError, UnsupportedCheckpoint
 from hubextrap.foreign_data import parse_json
+from hubextrap.hub.provenance_checks import is_plain_name
 from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER
 
 if TYPE_CHECKING:
@@ -196,6 +197,11 @@ def _choose(last: Source, read: dict[str, bytes]) -> SideFiles:
         taken |= code
     taken |= _named_in(read.values(), present.keys() - taken)
     for file in sorted(taken):
+        if not is_plain_name(file):
+            raise CorruptFile(
+                f"{last.name}: the name {file!r} cannot be written on every system; rename it, in a copy of "
+                "the checkpoint"
+            )
         if present[file].size > SMALL_FILE:
             raise SourceError(
                 f"{last.name}/{file}: {present[file].size:,} bytes are more than the {SMALL_FILE:,} that a "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hubextrap._version import __version__
+from hubextrap.claims import DIGEST, sealed, unsealed
 from hubextrap.errors import CorruptFile, HubExtrapError, OutputError
+from hubextrap.foreign_data import parse_json
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.logits.mixture import Mixture
 from hubextrap.trajectory import Checkpoint, parse_reference, resolve_checkpoint
@@ -64,7 +67,8 @@ def write_manifest(mixture: Mixture, folder: str | os.PathLike[str]) -> Path:
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(sealed(content.model_dump(mode="json")), indent=2, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); name another folder") from error
     return path
@@ -88,7 +92,9 @@ def read_manifest(reference: str) -> Mixture:
         with hub_errors(name):
             path = Path(hub_api().hf_hub_download(where.repo, file, revision=where.revision))
     try:
-        content = _Manifest.model_validate_json(path.read_bytes())
+        read = parse_json(path.read_bytes(), name, remedy="make the mixture again")
+        stated = read.pop(DIGEST, None) if isinstance(read, dict) else None
+        content = _Manifest.model_validate(read)
     except OSError as error:
         raise CorruptFile(
             f"{name}: cannot be read ({error.strerror}); it is what save_pretrained of a mixture writes"
@@ -96,13 +102,19 @@ def read_manifest(reference: str) -> Mixture:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in problem["loc"]) or "the file"
-        raise CorruptFile(f"{name}: {field}: {problem['msg']}; make the mixture again") from error
+        said = f"{field}: {problem['msg']}"[:300]
+        raise CorruptFile(f"{name}: {said}; make the mixture again") from error
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise CorruptFile(f"{name}: {str(error)[:300]}; make the mixture again") from error
     checkpoints = [_checkpoint(entry, where.folder, name) for entry in content.checkpoints]
     coefficients = [entry.coefficient for entry in content.checkpoints]
     try:
-        return Mixture.of(checkpoints, coefficients, content.target_step)
-    except HubExtrapError as error:
-        raise CorruptFile(f"{name}: {error}") from error
+        mixture = Mixture.of(checkpoints, coefficients, content.target_step)
+        if stated is not None:
+            unsealed({**read, DIGEST: stated})
+    except (HubExtrapError, ValueError) as error:
+        raise CorruptFile(f"{name}: {error}; make the mixture again") from error
+    return mixture
 
 
 def _checkpoint(entry: _Entry, folder: Path | None, name: str) -> Checkpoint:

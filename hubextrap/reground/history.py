@@ -7,19 +7,26 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from hubextrap.claims import sealed, unsealed
 from hubextrap.errors import CorruptFile, OutputError
 from hubextrap.foreign_data import parse_json
 
 Action = Literal["jumped", "skipped", "rolled_back"]
+_FINITE = ConfigDict(allow_inf_nan=False)
 HISTORY_NAME = "reground_history.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """One decision at the end of a window."""
+
+    __pydantic_config__: ClassVar = _FINITE
 
     rl_steps: int
     """Optimizer steps taken so far."""
@@ -42,8 +49,11 @@ class Decision:
     """None when there was no probe, or when what it returned was not finite (the reason says so)."""
 
     def as_line(self) -> str:
-        """JSON; floats are written so that they read back exactly."""
-        return json.dumps(asdict(self), allow_nan=False, ensure_ascii=False) + "\n"
+        """JSON with its own digest; floats are written so that they read back exactly."""
+        return json.dumps(sealed(asdict(self)), allow_nan=False, ensure_ascii=False) + "\n"
+
+
+_READER = TypeAdapter(Decision)
 
 
 def append_decision(path: Path, decision: Decision) -> None:
@@ -73,7 +83,10 @@ def read_history(path: Path) -> list[Decision]:
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise CorruptFile(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
     return [_parsed(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 
@@ -95,21 +108,42 @@ def rewrite_history(path: Path, decisions: Sequence[Decision]) -> None:
         raise OutputError(f"{path}: the history of jumps cannot be written: {error}") from error
 
 
+def said(error: Exception) -> str:
+    """What is wrong, in a line: of a ValidationError the first field."""
+    if isinstance(error, ValidationError):
+        problem = error.errors(include_url=False)[0]
+        return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"[:300]
+    return str(error)[:300]
+
+
 def finite_or_none(value: float | None) -> float | None:
     """JSON has no NaN: what a record holds of a value that is not finite."""
     return value if value is not None and math.isfinite(value) else None
 
 
-def _parsed(line: str, where: str) -> Decision:
+def check_decision(decision: Decision) -> Decision:
+    """Refuse, with a ValueError, what no run decides."""
+    steps, rows = decision.snapshot_steps, decision.coefficients or {}
+    if min(decision.rl_steps, decision.represented_steps, decision.n_wanted, decision.n_used, *steps) < 0:
+        raise ValueError("a number of steps is below 0")
+    if any(after <= before for before, after in pairwise(steps)):
+        raise ValueError("snapshot_steps do not increase")
+    for name, row in rows.items():
+        if len(row) != len(steps) or not math.isclose(math.fsum(row), 1.0, abs_tol=1e-6 * max(map(abs, row))):
+            raise ValueError(f"the coefficients of {name!r} are not one a snapshot, or do not sum to 1")
+    return decision
+
+
+def _parsed(line: bytes, where: str) -> Decision:
     remedy = "restore the file from a checkpoint's copy, or move it away to begin a new history"
-    values: dict[str, Any] = parse_json(line, where, remedy=remedy)
+    content = parse_json(line, where, remedy=remedy)
     try:
+        values: dict[str, Any] = unsealed(content)
         known = {field.name for field in fields(Decision)}
         if not isinstance(values, dict) or not set(values) <= known:
             raise ValueError(f"its keys have to be among {', '.join(sorted(known))}")
-        values["snapshot_steps"] = tuple(values["snapshot_steps"])
-        if values["coefficients"] is not None:
-            values["coefficients"] = {name: tuple(row) for name, row in values["coefficients"].items()}
-        return Decision(**values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptFile(f"{where}: not a decision of a re-grounded run ({error}); {remedy}") from error
+        return check_decision(_READER.validate_python(values))
+    except (ValueError, OverflowError) as error:
+        raise CorruptFile(
+            f"{where}: not a decision of a re-grounded run ({said(error)}); {remedy}"
+        ) from error

@@ -6,13 +6,16 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from hubextrap.claims import sealed, unsealed
 from hubextrap.errors import CheckpointMismatch, CorruptFile, OutputError
 from hubextrap.foreign_data import parse_json
-from hubextrap.reground.history import HISTORY_NAME, Decision, read_history, rewrite_history
+from hubextrap.reground.history import HISTORY_NAME, Decision, read_history, rewrite_history, said
 from hubextrap.reground.jumps import Clocks, Window, snapshot_steps
 from hubextrap.reground.parameters import barrier, rank, world_size
 from hubextrap.reground.ring import SnapshotRing
@@ -39,6 +42,9 @@ class Saved:
     def snapshot_steps(self) -> tuple[int, ...]:
         """What the ring has to hold."""
         return tuple(dict.fromkeys((*(snapshot_steps(self.windows) if self.windows else ()), self.start)))
+
+
+_READER = TypeAdapter(Saved)
 
 
 def save_checkpoint(
@@ -75,7 +81,7 @@ def save_checkpoint(
         rewrite_history(unfinished / HISTORY_NAME, decisions)
         try:
             with (unfinished / STATE).open("w", encoding="utf-8") as file:
-                json.dump(values, file, indent=1)
+                json.dump(sealed(values), file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
             shutil.rmtree(folder, ignore_errors=True)
@@ -114,17 +120,17 @@ def load_checkpoint(
     """
     path = folder / STATE
     try:
-        values = parse_json(path.read_bytes(), str(path), remedy="resume from an earlier checkpoint")
-        saved, ranks, form = values["settings"], values["ranks"], values["format"]
-        at = Saved(
-            Clocks(**values["clocks"]),
-            values["start"],
-            values["n"],
-            tuple(Window(**window) for window in values["windows"]),
+        values = unsealed(
+            parse_json(path.read_bytes(), str(path), remedy="resume from an earlier checkpoint")
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        saved, ranks, form = values.pop("settings"), values.pop("ranks"), values.pop("format")
+        at = _READER.validate_python(values)
+        if not isinstance(saved, dict) or min(at.start, at.n, *astuple(at.clocks)) < 0:
+            raise ValueError("settings is no JSON object, or a number of steps is below 0")
+        steps = at.snapshot_steps
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CorruptFile(
-            f"{path}: not the state of a re-grounded run ({error}); resume from an earlier checkpoint"
+            f"{path}: not the state of a re-grounded run ({said(error)}); resume from an earlier checkpoint"
         ) from error
     if form != FORMAT:
         raise CheckpointMismatch(f"{path}: format {form}, and this version reads {FORMAT}")
@@ -139,7 +145,7 @@ def load_checkpoint(
         raise CheckpointMismatch(
             f"{path}: saved with shards of {ranks} ranks, and {holders} hold them now; resume with as many"
         )
-    ring.load(folder / _rank_folder(sharded), at.snapshot_steps)
+    ring.load(folder / _rank_folder(sharded), steps)
     return at, read_history(folder / HISTORY_NAME)
 
 

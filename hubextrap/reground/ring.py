@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -12,9 +14,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from hubextrap.claims import DIGEST
 from hubextrap.errors import CheckpointMismatch, CorruptFile, OutputError
 from hubextrap.tensors import DTYPES, build_header
 
+_NO_DIGEST = "0" * 64
 _NAMES = {dtype.torch_name: name for name, dtype in DTYPES.items()}
 
 
@@ -100,19 +104,21 @@ class SnapshotRing:
                 folder / _file_name(step),
                 self.layouts,
                 ((name, self.read(step, name)) for name in self.layouts),
+                state_digest=True,
             )
 
     def load(self, folder: Path, steps: Iterable[int]) -> None:
         """Take over the snapshots that `save` wrote.
 
         Raises:
-            CorruptFile: one is missing or cannot be read.
+            CorruptFile: one is missing, cannot be read, or is not as it was written.
             CheckpointMismatch: one holds other tensors than this rank trains.
         """
         for step in steps:
             path = folder / _file_name(step)
             file = _open_file(path)
             _check_layouts(path, file, self.layouts)
+            _check_digest(path, file)
             self.put(step, {name: file.get_tensor(name) for name in self.layouts})
 
     def remove(self) -> None:
@@ -127,20 +133,51 @@ def _file_name(step: int) -> str:
     return f"step-{step}.safetensors"
 
 
-def _write_file(path: Path, layouts: Mapping[str, Layout], flat: Iterable[tuple[str, torch.Tensor]]) -> None:
+def _write_file(
+    path: Path,
+    layouts: Mapping[str, Layout],
+    flat: Iterable[tuple[str, torch.Tensor]],
+    *,
+    state_digest: bool = False,
+) -> None:
+    """With ``state_digest``, the header holds the sha256 that the file has with 0s in that place."""
+    entries = [(name, of.dtype, [of.elements]) for name, of in layouts.items()]
+    header = build_header(entries, {DIGEST: _NO_DIGEST} if state_digest else None)
+    digest = hashlib.sha256(header)
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("wb") as file:
-            file.write(build_header([(name, of.dtype, [of.elements]) for name, of in layouts.items()]))
+            file.write(header)
             for _, tensor in flat:
-                file.write(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
+                data = tensor.cpu().contiguous().view(torch.uint8).numpy().data
+                file.write(data)
+                if state_digest:
+                    digest.update(data)
+            if state_digest:
+                file.seek(0)
+                file.write(build_header(entries, {DIGEST: digest.hexdigest()}))
         unfinished.replace(path)
     except OSError as error:
         raise OutputError(
             f"{path}: the snapshot cannot be written: {error}; free some space, or keep the ring in memory "
             "with snapshots='cpu'"
         ) from error
+
+
+def _check_digest(path: Path, opened: Any) -> None:
+    """What was written before there was a digest in it is taken as it is."""
+    stated = (opened.metadata() or {}).get(DIGEST)
+    if stated is None:
+        return
+    with path.open("rb") as file:
+        start = file.read(8)
+        header = start + file.read(int.from_bytes(start, "little"))
+        digest = hashlib.sha256(header.replace(stated.encode(), _NO_DIGEST.encode(), 1))
+        while block := file.read(2**20):
+            digest.update(block)
+    if digest.hexdigest() != stated:
+        raise CorruptFile(f"{path}: the snapshot is not as it was written; resume from an earlier checkpoint")
 
 
 def _open_file(path: Path) -> Any:
@@ -167,7 +204,7 @@ def _check_layouts(path: Path, file: Any, layouts: Mapping[str, Layout]) -> None
 def _found_layouts(file: Any) -> Iterator[tuple[str, Layout]]:
     for name in file.keys():  # noqa: SIM118  (no mapping)
         part = file.get_slice(name)
-        yield name, Layout(part.get_dtype(), part.get_shape()[0])
+        yield name, Layout(part.get_dtype(), math.prod(part.get_shape()))
 
 
 def _said(layout: Layout | None) -> str:

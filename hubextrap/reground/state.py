@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from hubextrap.errors import CorruptFile, OutputError
-from hubextrap.reground.history import Decision
-from hubextrap.reground.jumps import Clocks, Window
+from hubextrap.claims import sealed, unsealed
+from hubextrap.errors import CorruptFile, OutputError, StepError
+from hubextrap.foreign_data import parse_json
+from hubextrap.reground.history import Decision, check_decision, said
+from hubextrap.reground.jumps import Clocks, Window, snapshot_steps
 
 STATE_NAME = "state.json"
 UNFINISHED_NAME = ".state.json.unfinished"
@@ -21,7 +24,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class StartModel(_Part):
@@ -67,6 +70,18 @@ class RunState(_Part):
     finished: str | None = None
     """Why the run is at its end."""
 
+    @model_validator(mode="after")
+    def _can_be(self) -> RunState:
+        if min(self.size, self.n, self.clocks.rl_steps, self.clocks.extrapolated_steps, self.round - 1) < 0:
+            raise ValueError("a number of bytes, rounds or steps is below what it can be")
+        if self.windows:
+            snapshot_steps(self.windows)
+        if not all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in self.weights.values()):
+            raise ValueError("weights holds what is no sha256")
+        for decision in (*self.decisions, *([self.decision] if self.decision else [])):
+            check_decision(decision)
+        return self
+
     def is_behind(self, phase: Phase) -> bool:
         """Whether ``phase`` of this round is done."""
         return PHASES.index(self.phase) >= PHASES.index(phase)
@@ -84,11 +99,11 @@ def load_state(folder: Path) -> RunState | None:
     """
     path = folder / STATE_NAME
     try:
-        return RunState.model_validate_json(path.read_bytes())
+        return RunState.model_validate(unsealed(parse_json(path.read_bytes(), str(path), error=ValueError)))
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error.errors(include_url=False)[0]["msg"]
+    except (OSError, ValueError, RecursionError, OverflowError, StepError) as error:
+        reason = error.strerror if isinstance(error, OSError) else said(error)
         raise CorruptFile(
             f"{path}: cannot be read as the state of a run ({reason}); give another --out, or remove the "
             "folder to begin anew"
@@ -105,7 +120,8 @@ def save_state(folder: Path, state: RunState) -> None:
     unfinished = folder / UNFINISHED_NAME
     try:
         with unfinished.open("wb") as file:
-            file.write(json.dumps(state.model_dump(mode="json"), indent=1, allow_nan=False).encode() + b"\n")
+            content = sealed(state.model_dump(mode="json"))
+            file.write(json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)

@@ -212,6 +212,11 @@ def measure_logprobs(
             for checkpoint in trajectory.checkpoints:
                 model = load_model(checkpoint, request.device)
                 columns.append(score(model, encoded, request.batch_size, stage.advance))
+                if not np.isfinite(columns[-1]).all():
+                    raise EvaluationError(
+                        f"--logprobs: the checkpoint of step {checkpoint.step} gives some token of the "
+                        "responses no finite log-probability; leave it out, or take other responses"
+                    )
                 del model  # before the next one is loaded
     tokens = [token for entry in encoded for token in entry.response]
     return LogProbs(

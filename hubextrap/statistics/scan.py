@@ -5,6 +5,7 @@ The file is safetensors: integer and float tables, and one JSON object in its me
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from contextlib import suppress
@@ -15,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hubextrap._version import __version__
-from hubextrap.errors import CorruptFile, OutputError, ReferenceNotFound, SourceError
+from hubextrap.claims import DIGEST, digest_of
+from hubextrap.errors import CheckpointError, CorruptFile, OutputError, ReferenceNotFound, SourceError
 from hubextrap.foreign_data import parse_json
 from hubextrap.statistics.linearity import BINS, Linearity, RandomWalk
 from hubextrap.statistics.logprobs import LogProbs, LogProbSource
+from hubextrap.statistics.scan_checks import check_tables, check_texts
 from hubextrap.statistics.table import GramTable
-from hubextrap.tensors.headers import HEADER_LIMIT, build_header, header_end, parse_header
+from hubextrap.tensors.headers import HEADER_LIMIT, build_header, header_end, parse_header, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -176,11 +179,13 @@ class Scan:
             tables["logprob_responses"] = self.logprobs.responses
             tables["logprob_tokens"] = self.logprobs.tokens
         metadata = {"format": FORMAT, "version": VERSION, "scan": json.dumps(described, sort_keys=True)}
-        write_tables(path, tables, metadata)
+        write_tables(path, tables, metadata | {DIGEST: _digest(metadata, tables)})
 
     @classmethod
     def load(cls, path: Path | str) -> Scan:
-        """Read what ``save`` wrote; every claim in it is checked.
+        """Read what ``save`` wrote; every claim in it is checked, and that it is as it was written.
+
+        A file from before there was a sha256 in it is read too.
 
         Raises:
             ReferenceNotFound: no such file.
@@ -197,10 +202,13 @@ class Scan:
                 f"version {VERSION}; scan again, or use the hubextrap that wrote it"
             )
         try:
-            described = parse_json(metadata["scan"], str(path), remedy="scan again", limit=HEADER_LIMIT)
-            return _build(cls, described, tables)
+            described = parse_json(
+                metadata["scan"], str(path), remedy="remove it, then scan again", limit=HEADER_LIMIT
+            )
+            return _build(cls, described, tables, metadata)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise CorruptFile(f"{path}: is a damaged scan ({error}); scan again") from error
+            said = f"{error.args[0]} is missing" if isinstance(error, KeyError) else shorten(str(error))
+            raise CorruptFile(f"{path}: is a damaged scan ({said}); remove it, then scan again") from error
 
 
 def module_kind(tensor: str) -> str:
@@ -241,12 +249,19 @@ def _read_tables(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         raise ReferenceNotFound(f"{path}: no such file; make it with `hubextrap scan`") from None
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
-    header_end(content[:8], len(content), str(path))
-    shard = parse_header(content, len(content), str(path))
+    try:
+        header_end(content[:8], len(content), str(path))
+        shard = parse_header(content, len(content), str(path))
+    except CheckpointError as error:
+        said = str(error).removeprefix(f"{path}: ").partition("; ")[0]
+        raise CorruptFile(f"{path}: is no whole scan ({said}); remove it, then scan again") from error
     tables = {}
     for info in shard.tensors:
         if info.dtype not in _NUMPY:
-            raise CorruptFile(f"{path}: table {info.name} is {info.dtype}, so this is no scan")
+            raise CorruptFile(
+                f"{path}: table {shorten(repr(info.name))} is {info.dtype}, so this is no scan; make "
+                "one with `hubextrap scan`"
+            )
         table = np.frombuffer(
             content, _NUMPY[info.dtype], info.nbytes // _NUMPY[info.dtype].itemsize, info.offset
         )
@@ -254,14 +269,30 @@ def _read_tables(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     return tables, shard.metadata
 
 
-def _build(kind: type[Scan], described: dict[str, Any], tables: dict[str, NDArray[Any]]) -> Scan:
+def _digest(metadata: Mapping[str, str], tables: Mapping[str, NDArray[Any]]) -> str:
+    """Of all that a scan's file says, whatever the order of its tables."""
+    content = hashlib.sha256(digest_of(metadata).encode())
+    for name, table in sorted(tables.items()):
+        content.update(f"{name}\0{table.dtype.str}{table.shape}".encode())
+        content.update(np.ascontiguousarray(table).tobytes())
+    return content.hexdigest()
+
+
+def _build(
+    kind: type[Scan], described: dict[str, Any], tables: dict[str, NDArray[Any]], metadata: dict[str, str]
+) -> Scan:
     """KeyError, TypeError or ValueError on anything that does not fit."""
+    stated = {key: value for key, value in metadata.items() if key != DIGEST}
+    if unknown := sorted(stated.keys() - {"format", "version", "scan"}):
+        raise ValueError(f"it holds an unknown field {unknown[0]}")
+    if not isinstance(described, dict):
+        raise ValueError("scan: is no JSON object")
+    digest = _digest(stated, tables)
+    check_texts(described)
     checkpoints = tuple(ScannedCheckpoint(**entry) for entry in described["checkpoints"])
     tensors = tuple(described["tensors"])
     n, k = len(tensors), len(checkpoints)
     steps = tuple(checkpoint.step for checkpoint in checkpoints)
-    if list(steps) != sorted(set(steps)):
-        raise ValueError(f"its steps {list(steps)} do not increase")
 
     def table(name: str, dtype: str, *shape: int) -> NDArray[Any]:
         if name not in tables:
@@ -297,9 +328,7 @@ def _build(kind: type[Scan], described: dict[str, Any], tables: dict[str, NDArra
     )
     if tables:
         raise ValueError(f"it holds an unknown table {next(iter(tables))}")
-    if (
-        not np.isfinite(scan.gram_table.gram).all()
-        or (scan.counts.sum(axis=1) != scan.gram_table.elements).any()
-    ):
-        raise ValueError("its tables contradict each other")
+    check_tables(scan)
+    if metadata.get(DIGEST, digest) != digest:
+        raise ValueError(f"{DIGEST}: what it holds is not what was written")
     return scan

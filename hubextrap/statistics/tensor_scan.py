@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hubextrap.errors import OutputError
-from hubextrap.foreign_data import parse_json
 from hubextrap.statistics.linearity import BINS
-from hubextrap.tensors.headers import HEADER_LIMIT
+from hubextrap.tensors.journal import sealed_line, unsealed_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_FORMAT = "1"
+_FORMAT = "2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,8 @@ class TensorScan:
 class ScanJournal:
     """Finished tensors as JSON lines, the first line saying what is scanned. One process a file.
 
-    A line that a kill cut short is dropped when the journal is opened again.
+    A line that a kill cut short, or that is not as it was written, is dropped when the journal is opened
+    again, and so is everything behind it.
 
     Attributes:
         finished: by name.
@@ -108,9 +107,11 @@ class ScanJournal:
             "example_places": found.example_places,
             "example_values": found.example_values,
         }
-        line = {"tensor": found.name, "elements": found.elements}
+        line = {name: array.tolist() for name, array in arrays.items()}
+        # JSON has no NaN
+        line["example_values"] = [[None if x != x else x for x in row] for row in line["example_values"]]
         try:
-            self._append(line | {name: array.tolist() for name, array in arrays.items()})
+            self._append({"tensor": found.name, "elements": found.elements, **line})
         except OSError as error:
             raise self._failed(error) from error
         self.finished[found.name] = found
@@ -128,11 +129,10 @@ class ScanJournal:
         """Read what an earlier scan left; returns how many bytes of it are to stay."""
         intact = 0
         for raw in self._file:
+            line = unsealed_line(raw)
+            if line is None:
+                break
             try:
-                if not raw.endswith(b"\n"):
-                    break
-                where = str(self._path)
-                line: dict[str, Any] = parse_json(raw, where, error=ValueError, limit=HEADER_LIMIT, nan=True)
                 if not intact:
                     before = line["fingerprint"]
                     self.changed = tuple(
@@ -145,14 +145,14 @@ class ScanJournal:
                 else:
                     found = _tensor(line)
                     self.finished[found.name] = found
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
                 break
             intact += len(raw)
         return intact
 
     def _append(self, line: Mapping[str, Any]) -> None:
         self._file.seek(0, os.SEEK_END)
-        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.write(sealed_line(line))
         self._file.flush()
 
     def _failed(self, error: OSError) -> OutputError:
@@ -162,7 +162,8 @@ class ScanJournal:
 
 
 def _tensor(line: Mapping[str, Any]) -> TensorScan:
-    return TensorScan(
+    """ValueError, KeyError, TypeError or OverflowError on what is no tensor's record."""
+    found = TensorScan(
         line["tensor"],
         line["elements"],
         np.array(line["gram"], dtype=np.float64),
@@ -171,3 +172,10 @@ def _tensor(line: Mapping[str, Any]) -> TensorScan:
         np.array(line["example_places"], dtype=np.int64),
         np.array(line["example_values"], dtype=np.float32),
     )
+    like = TensorScan.empty(found.name, found.elements, len(found.gram), len(found.example_places))
+    for name in ("gram", "counts", "sample_counts", "example_places", "example_values"):
+        if getattr(found, name).shape != getattr(like, name).shape:
+            raise ValueError(f"{name} has another shape")
+    if not isinstance(found.name, str) or found.counts.sum() != found.elements:
+        raise ValueError("counts contradicts elements")
+    return found

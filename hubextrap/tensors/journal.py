@@ -2,7 +2,8 @@
 
 The file holds JSON lines and only grows. The first line says what is being made (a fingerprint), each further
 line names a shard that is whole, and is forced to disk before that shard counts as finished. A line that a
-kill cut short is dropped when the journal is opened again, and so is everything behind it.
+kill cut short, or that is not as it was written, is dropped when the journal is opened again, and so is
+everything behind it.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.errors import CorruptFile, OutputError
+from hubextrap.claims import DIGEST, sealed, unsealed
+from hubextrap.errors import OutputError
 from hubextrap.foreign_data import parse_json
+from hubextrap.tensors.headers import HEADER_LIMIT
 from hubextrap.tensors.interfaces import FinishedShard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-FORMAT = "1"
+FORMAT = "2"
 
 
 class Journal:
@@ -98,7 +101,7 @@ class Journal:
         return intact
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        data = json.dumps(line).encode() + b"\n"
+        data = sealed_line(line)
         while data:
             data = data[os.write(self._descriptor, data) :]
         os.fsync(self._descriptor)
@@ -115,10 +118,24 @@ def _intact_lines(content: bytes) -> Iterator[tuple[dict[str, Any], int]]:
     end = 0
     for raw in content.splitlines(keepends=True):
         end += len(raw)
-        try:
-            line = parse_json(raw, "the journal") if raw.endswith(b"\n") else None
-        except CorruptFile:
-            return
-        if not isinstance(line, dict):
+        line = unsealed_line(raw)
+        if line is None:
             return
         yield line, end
+
+
+def sealed_line(line: Mapping[str, Any]) -> bytes:
+    """A line of a journal: JSON that states its own sha256."""
+    return json.dumps(sealed(line), allow_nan=False).encode() + b"\n"
+
+
+def unsealed_line(raw: bytes) -> dict[str, Any] | None:
+    """What `sealed_line` was given; None where a line is cut short, damaged, or states no sha256."""
+    try:
+        content = parse_json(raw, "the journal", error=ValueError, limit=HEADER_LIMIT)
+        if raw.endswith(b"\n") and isinstance(content, dict) and DIGEST in content:
+            line: dict[str, Any] = unsealed(content)
+            return line
+    except ValueError:
+        pass
+    return None

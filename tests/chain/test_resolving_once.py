@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import HfApi
 
 from hubextrap import api
 from hubextrap.errors import SourceError
@@ -229,6 +230,42 @@ def test_what_run_pushed_is_evaluated_whatever_its_branch_holds_by_now(
     row = result.tables[0].rows[0]
     assert row.commit == result.predictions[0].pushed.commit
     assert (row.label, row.step, row.reference) == ("prediction", 60, f"{target}@step_60")
+
+
+@pytest.mark.parametrize("out", [True, False])
+def test_a_pull_request_of_run_is_evaluated_whatever_comes_into_it(
+    hub: LocalHub,
+    landing: Landing,
+    checkpoints: Path,
+    evaluated: Callable[..., Path],
+    logged_in: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    out: bool,
+) -> None:
+    target = f"{landing.repo}-predicted"
+    hub.create_repo(target)
+    hub.commit(target, {"notes.md": b"mine"})
+    push = {"repo": target, "create_pr": True}
+    merge, client = api.chain.merge, HfApi()
+
+    def merge_and_be_overtaken(*arguments: Any, **options: Any) -> Any:
+        made = merge(*arguments, **options)
+        for file in (checkpoints / "step_0").iterdir():
+            client.upload_file(
+                path_or_fileobj=file, path_in_repo=file.name, repo_id=target, revision="refs/pr/1"
+            )
+        return made
+
+    alone = api.run(load_recipe(evaluated(landing.repo)), out=tmp_path / "alone").tables[0].rows[0]
+    recipe = load_recipe(evaluated(landing.repo, push=push))
+    monkeypatch.setattr(api.chain, "merge", merge_and_be_overtaken)
+    result = api.run(recipe, out=tmp_path / "out" if out else None)
+    pushed = result.predictions[0].pushed
+    assert pushed is not None
+    row = result.tables[0].rows[0]
+    assert row.commit == pushed.commit != client.model_info(target, revision="refs/pr/1").sha
+    assert row.scores == alone.scores
 
 
 class Arrival(SilentProgress):

@@ -238,3 +238,50 @@ def test_a_commit_whose_answer_was_lost_is_made_once(
     assert hub.faults.pending() == 0
     assert len(HfApi().list_repo_commits(model, revision="step_400")) == before + 1
     assert json.loads(read(model, "hubextrap-eval.json"))["format"] == 1
+
+
+@pytest.mark.parametrize(
+    "file", ["README.md", "hubextrap.json", "modeling_mine.py", "hubextrap-eval.json", "tokenizer.json"]
+)
+@pytest.mark.parametrize("create_pr", [False, True])
+def test_a_colleagues_later_card_does_not_get_our_scores(
+    hub: LocalHub,
+    model: str,
+    evaluate: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    create_pr: bool,
+) -> None:
+    import hubextrap.api
+
+    theirs: list[str] = []
+    real = hubextrap.api.publish
+
+    def late(*arguments: Any) -> Any:
+        theirs.append(hub.commit(model, {file: b"theirs"}, revision="step_400"))
+        return real(*arguments)
+
+    monkeypatch.setattr(hubextrap.api, "publish", late)
+    said = error_of(evaluate(model, "--publish", "--no-against", *["--create-pr"] * create_pr))
+    assert f"{file} changed since commit" in said
+    assert HfApi().model_info(model, revision="step_400").sha == theirs[0]
+    assert read(model, file) == "theirs"
+    assert not HfApi().list_repo_refs(model, include_pull_requests=True).pull_requests
+
+
+def test_a_card_that_comes_while_ours_is_sent_stays(
+    hub: LocalHub, model: str, evaluate: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hubextrap.hub.publish as module
+
+    theirs: list[str] = []
+    real = module.commit_files
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        theirs.append(hub.commit(model, {"README.md": b"theirs"}, revision="step_400"))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, "commit_files", late)
+    said = error_of(evaluate(model, "--publish", "--no-against"))
+    assert f"somebody else changed README.md there meanwhile (commit {theirs[0]})" in said
+    assert read(model, "README.md") == "theirs"

@@ -303,3 +303,25 @@ def test_of_two_pushes_of_different_models_one_is_told(
     winner = next(push.result() for push, error in zip(pushes, errors, strict=True) if not error)
     assert commits(repo_id, "step_400")[0] == winner.commit
     assert len(commits(repo_id, "step_400")) == 2
+
+
+@pytest.mark.parametrize("file", ["notes.md", "config.json"])
+def test_what_landed_is_known_by_its_own_commit(
+    hub: LocalHub, prediction: Path, repo_id: str, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is lost, and before we look somebody else's commit comes on top of ours."""
+    import hubextrap.hub.commit as module
+
+    theirs: list[str] = []
+    real = module.read_remote
+
+    def late(target: PushTarget) -> object:
+        theirs.append(hub.commit(repo_id, {file: b"{}"}))
+        return real(target)
+
+    hub.create_repo(repo_id)
+    hub.faults.add(Fault(COMMIT, "POST", status=503, after=True))
+    monkeypatch.setattr(module, "read_remote", late)
+    result = push_folder(prediction, PushTarget(repo_id))
+    assert commits(repo_id)[:2] == [*theirs, result.commit]
+    assert result.url.endswith(result.commit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import hubextrap
+from hubextrap.claims import sealed
 from hubextrap.cli.main import app
 from hubextrap.errors import CorruptFile, ReferenceNotFound
 from hubextrap.localhub import LocalHub
@@ -101,3 +103,191 @@ def test_no_such_place(tmp_path: Path, hub: LocalHub) -> None:
         hubextrap.verify(f"{tmp_path}/absent")
     with pytest.raises(ReferenceNotFound, match="me/absent: no such repo"):
         hubextrap.verify("me/absent")
+
+
+STRANGE = (
+    *("pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json", "tf_model.h5"),
+    *("flax_model.msgpack", "model.gguf", "model.onnx", "model.onnx_data", "adapter_model.safetensors"),
+    *("adapter_config.json", "consolidated.00.pth", "model.fp16.safetensors", "weights.npz", "model.pkl"),
+    *("model.safetensors.index.json.bak", "model.variant.safetensors.index.json", "weights", "model.keras"),
+    *("modeling_mine.py", "modeling_mine.pyc", "native.so", "MODEL.SAFETENSORS", "Code.PY", "run.sh"),
+    *("sub/model.safetensors", "a/b/pytorch_model.bin", "sub/modeling_mine.py", ".hidden/model.safetensors"),
+    *("original/consolidated.00.pth", "custom_generate/generate.py", "generation_config.json"),
+    *("tokenizer.json", "chat_template.jinja", "additional_chat_templates/tool.jinja", "modules.json"),
+)
+HARMLESS = (
+    *(".gitattributes", "images/plot.png", "notes.md", "LICENSE", "data/rows.jsonl", "hubextrap-eval.json"),
+    *(".eval_results/hubextrap-gsm8k.yaml", "train.log", "events.out.tfevents.1.host", "trainer_state.json"),
+    *(
+        ".cache/huggingface/download/config.json.metadata",
+        ".cache/huggingface/.gitignore",
+        ".git/hooks/run.py",
+    ),
+)
+
+
+def problems(folder: Path) -> dict[str, str | None]:
+    return {file.file: file.problem for file in hubextrap.verify(folder).files if file.problem}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_other_weights_code_and_settings_are_refused(prediction: Path, name: str) -> None:
+    (prediction / name).parent.mkdir(parents=True, exist_ok=True)
+    (prediction / name).write_bytes(b"{}")
+    assert problems(prediction) == {name: "is not named in hubextrap.json"}
+    assert CliRunner().invoke(app, ["verify", str(prediction), "-q"]).exit_code == 1
+
+
+def test_what_no_loader_takes_may_be_there(prediction: Path) -> None:
+    for name in HARMLESS:
+        (prediction / name).parent.mkdir(parents=True, exist_ok=True)
+        (prediction / name).write_bytes(b"{}")
+    (prediction / "README.md").write_text("edited")
+    assert problems(prediction) == {}
+
+
+def test_links_to_folders_are_listed(prediction: Path, run_folder: Path) -> None:
+    (prediction / "sub").symlink_to(run_folder / "step_0")
+    assert problems(prediction) == {"sub": "is not named in hubextrap.json"}
+
+
+def test_the_same_on_the_hub(prediction: Path, hub: LocalHub, repo_id: str) -> None:
+    hub.create_repo(repo_id)
+    files: dict[str, Path | bytes] = {path.name: path for path in prediction.iterdir()}
+    hub.commit(repo_id, files | {"sub/pytorch_model.bin": b"x", "sub/notes.md": b"y", "code.py": b"z"})
+    assert hubextrap.verify(repo_id).problems == tuple(
+        f"{file}: is not named in hubextrap.json" for file in ("code.py", "sub/pytorch_model.bin")
+    )
+    inside = {f"predicted/{name}": content for name, content in files.items()}
+    hub.commit(repo_id, inside | {"predicted/deep/x.bin": b"x"}, revision="folder")
+    assert hubextrap.verify(f"{repo_id}@folder:predicted").problems == (
+        "deep/x.bin: is not named in hubextrap.json",
+    )
+
+
+def test_every_file_beside_the_weights_is_covered(prediction: Path) -> None:
+    named = json.loads((prediction / "hubextrap.json").read_bytes())["files"]
+    beside = {path.name for path in prediction.iterdir() if path.suffix != ".safetensors"}
+    assert {file["file"] for file in named} == beside - {"README.md", "hubextrap.json"}
+    for file in named:
+        before = (prediction / file["file"]).read_bytes()
+        (prediction / file["file"]).write_bytes(before + b" ")
+        assert list(problems(prediction)) == [file["file"]]
+        (prediction / file["file"]).write_bytes(before)
+
+
+def claim(folder: Path, **changes: object) -> None:
+    """Another hubextrap.json, whose digest fits."""
+    content = {**json.loads((folder / "hubextrap.json").read_bytes()), **changes}
+    content.pop("digest")
+    (folder / "hubextrap.json").write_text(json.dumps(sealed(content)))
+
+
+def covered(folder: Path, file: str, content: object) -> None:
+    """Write a file beside the weights, and have hubextrap.json name what it holds now."""
+    data = json.dumps(content).encode()
+    (folder / file).write_bytes(data)
+    named = json.loads((folder / "hubextrap.json").read_bytes())["files"]
+    others = [one for one in named if one["file"] != file]
+    ours = {"file": file, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    claim(folder, files=[*others, ours])
+
+
+def test_no_shards_shards_twice_and_names_that_lead_out(prediction: Path) -> None:
+    shards = json.loads((prediction / "hubextrap.json").read_bytes())["shards"]
+    claim(prediction, shards=[])
+    assert len(problems(prediction)) == 12
+    for path in prediction.glob("model*"):
+        path.rename(path.with_suffix(".txt"))
+    claim(prediction, files=[])
+    (prediction / "config.json").unlink()
+    assert problems(prediction) == {"hubextrap.json": "names no weight files"}
+    for wrong, said in (
+        ([*shards, shards[0]], "is named twice"),
+        ([{**shards[0], "file": "../model.safetensors"}], "does not lie inside the model's folder"),
+        ([{**shards[0], "file": "./model.safetensors"}], "does not lie inside the model's folder"),
+        ([{**shards[0], "file": "a\nb.safetensors"}], "does not lie inside the model's folder"),
+        ([{**shards[0], "file": "."}], "does not lie inside the model's folder"),
+        ([{**shards[0], "file": "README.md"}], "README.md cannot be among them"),
+    ):
+        claim(prediction, shards=wrong)
+        with pytest.raises(CorruptFile, match=said):
+            hubextrap.verify(prediction)
+
+
+def test_an_index_that_does_not_fit_the_shards(prediction: Path) -> None:
+    name = "model.safetensors.index.json"
+    index = json.loads((prediction / name).read_bytes())
+    tensor = next(iter(index["weight_map"]))
+    shards = json.loads((prediction / "hubextrap.json").read_bytes())["shards"]
+    for change, said in (
+        ({tensor: THIRD}, "which does not hold it"),
+        ({"absent": SECOND}, "which does not hold it"),
+        ({tensor: "../x.safetensors"}, "which is not a safetensors file of this folder"),
+        ({tensor: "absent.safetensors"}, "names files that are not there"),
+    ):
+        covered(prediction, name, index | {"weight_map": index["weight_map"] | change})
+        assert said in str(problems(prediction)["hubextrap.json"])
+    covered(prediction, name, index)
+    assert problems(prediction) == {}
+    kept = [shard for shard in shards if shard["file"] != SECOND]
+    (prediction / SECOND).rename(prediction / "model.txt")
+    claim(prediction, shards=kept)
+    assert "names files that are not there" in str(problems(prediction)["hubextrap.json"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"auto_map": {"AutoModel": "owner/name--modeling.Model"}}, "takes code from another repo (auto_map"),
+        ({"text_config": {"auto_map": {"AutoModel": "o/n--m.M"}}}, "takes code from another repo (auto_map"),
+        ({"auto_map": {"AutoTokenizer": ["o/n--m.M", None]}}, "takes code from another repo (auto_map"),
+        ({"transformers_weights": "other.safetensors"}, "has transformers load 'other.safetensors'"),
+        ({"attn_implementation": "kernels/flash"}, "takes code from another repo (attn_implementation"),
+    ],
+)
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_a_configuration_that_leads_elsewhere(
+    prediction: Path, file: str, change: dict[str, object], said: str
+) -> None:
+    covered(prediction, file, {"model_type": "llama", **change})
+    assert str(problems(prediction)[file]).startswith(said)
+
+
+def test_code_that_came_with_the_last_checkpoint_is_named(
+    run_folder: Path, recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(run_folder, tmp_path / "run")
+    last = copy / "step_10"
+    config = json.loads((last / "config.json").read_bytes())
+    (last / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "modeling_mine.Mine"}}))
+    (last / "modeling_mine.py").write_text("class Mine: ...\n")
+    out = tmp_path / "with code"
+    hubextrap.merge(hubextrap.load_recipe(recipe_file(copy)), out=out)
+    assert problems(out) == {}
+    (out / "modeling_mine.py").write_text("class Mine: planted = True\n")
+    assert list(problems(out)) == ["modeling_mine.py"]
+
+
+def test_a_file_from_before_it_named_more_than_weights(prediction: Path) -> None:
+    content = json.loads((prediction / "hubextrap.json").read_bytes())
+    beside = [file["file"] for file in content.pop("files")]
+    content.pop("digest")
+    (prediction / "hubextrap.json").write_text(json.dumps(content))
+    found = hubextrap.verify(prediction)
+    assert found.problems == ()
+    assert list(found.not_covered) == sorted(beside)
+    result = CliRunner().invoke(app, ["verify", str(prediction), "-q"])
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"not covered: {sorted(beside)[0]}\n")
+    (prediction / "modeling_mine.py").write_text("")
+    assert problems(prediction) == {"modeling_mine.py": "is not named in hubextrap.json"}
+
+
+def test_the_same_prediction_says_the_same(
+    run_folder: Path, recipe_file: Callable[..., Path], prediction: Path, tmp_path: Path
+) -> None:
+    hubextrap.merge(hubextrap.load_recipe(recipe_file(run_folder)), out=tmp_path / "again")
+    assert (tmp_path / "again" / "hubextrap.json").read_bytes() == (
+        prediction / "hubextrap.json"
+    ).read_bytes()

@@ -70,14 +70,20 @@ def edited(path: Path, edit: Any) -> Path:
 EDITS = {
     "no scan": (lambda t, m, d: m.clear(), "is a safetensors file but no scan; make one with"),
     "version": (lambda t, m, d: m.update(version="2"), "is a scan of format version 2, and this hubextrap"),
-    "table missing": (lambda t, m, d: t.pop("counts"), "damaged scan .table counts is missing.; scan again"),
+    "table missing": (
+        lambda t, m, d: t.pop("counts"),
+        "damaged scan .table counts is missing.; remove it, then scan again",
+    ),
     "table added": (lambda t, m, d: t.update(more=t["counts"]), "unknown table more"),
     "shape": (lambda t, m, d: t.update(gram=t["gram"][:, 1:]), "table gram is float64"),
     "dtype": (lambda t, m, d: t.update(elements=t["elements"] * 1.0), "table elements is float64"),
     "steps": (lambda t, m, d: d["checkpoints"][0].update(step=99), "do not increase"),
     "field": (lambda t, m, d: d["checkpoints"][0].pop("dtype"), "damaged scan"),
-    "counts": (lambda t, m, d: t.update(counts=t["counts"] + 1), "contradict each other"),
-    "nan": (lambda t, m, d: t.update(gram=t["gram"] * np.nan), "contradict each other"),
+    "counts": (
+        lambda t, m, d: t.update(counts=t["counts"] + 1),
+        "counts: contradicts elements, of tensor 'model",
+    ),
+    "nan": (lambda t, m, d: t.update(gram=t["gram"] * np.nan), "gram: is not finite, of tensor"),
 }
 
 

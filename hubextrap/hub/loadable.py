@@ -1,0 +1,88 @@
+"""What a loader could take from a folder that a prediction lies in, and where that would lead elsewhere.
+
+Of a file that nobody names, only what is known to be a document, a picture, data or a log is let be: weights
+and code come under more names than anyone can list.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from hubextrap.foreign_data import parse_json
+from hubextrap.hub.side_files import is_legal_file, is_side_file, is_weight_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_DOCUMENTS = frozenset(
+    (
+        *(".md", ".rst", ".txt", ".pdf", ".html", ".bib", ".cff", ".log", ".csv", ".tsv", ".json", ".jsonl"),
+        *(".yaml", ".yml", ".parquet", ".arrow", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".mp4"),
+    )
+)
+_BOOKKEEPING = frozenset((".gitattributes", ".gitignore", ".gitkeep", ".DS_Store"))
+_DOWNLOADS = re.compile(r"\.cache/huggingface/(?:CACHEDIR\.TAG|\.gitignore|[^.].*\.(?:metadata|lock))")
+_LOADED_JSON = re.compile(r"(?:.*\.index(?:\..*)?|.*config.*|adapter.*|model.*|modules)\.json", re.IGNORECASE)
+_EVENTS = "events.out.tfevents"
+_CODE = frozenset((".py", ".pyc", ".pyo", ".pyd", ".pyw", ".pyx", ".so", ".dll", ".dylib", ".ipynb", ".sh"))
+_ELSEWHERE = re.compile(r"[\w.-]+(?:/[\w.-]+)?--[\w./-]+")
+_KERNEL = re.compile(r"[\w.-]+/[\w.-]+(?:[@:].*)?")
+
+
+def is_code(file: str) -> bool:
+    """Whether ``file`` is a program, by its name."""
+    return PurePosixPath(file).suffix.lower() in _CODE
+
+
+def is_harmless(file: str) -> bool:
+    """Whether no loader takes weights, code or settings from a file of this path in a model's folder."""
+    path = PurePosixPath(file)
+    if path.name in _BOOKKEEPING or _DOWNLOADS.fullmatch(file) or path.name.startswith(_EVENTS):
+        return True
+    if is_side_file(file) or is_weight_file(path.name) or is_code(file):
+        return False
+    if is_legal_file(path.name):
+        return True
+    suffix = path.suffix.lower()
+    if suffix == ".json" and _LOADED_JSON.fullmatch(path.name):
+        return path.name == "config.json" and bool(path.parent.name)
+    return suffix in _DOCUMENTS
+
+
+def leads_elsewhere(config: bytes) -> str | None:
+    """What in a configuration sends a loader elsewhere for weights or code; None where nothing does."""
+    try:
+        content = parse_json(config, "config.json", error=ValueError, remedy="repair it")
+    except ValueError as error:
+        return f"cannot be read ({error})"
+    return next(_leads(content), None)
+
+
+def _leads(content: Any) -> Iterator[str]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if key == "transformers_weights" and value is not None:
+                yield f"has transformers load {value!r} (transformers_weights)"
+            elif key in ("auto_map", "custom_pipelines"):
+                for text in _texts(value):
+                    if _ELSEWHERE.fullmatch(text):
+                        yield f"takes code from another repo ({key}: {text!r})"
+            elif "attn_implementation" in key or "experts_implementation" in key:
+                for text in _texts(value):
+                    if _KERNEL.fullmatch(text.rpartition("|")[2]):
+                        yield f"takes code from another repo ({key}: {text!r})"
+            else:
+                yield from _leads(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _leads(value)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
