@@ -28,7 +28,8 @@ LEVELS = (
     ("patience",),
     ("hub_access", "progress"),
     ("errors", "_version"),
-    ("redaction",),
+    ("redaction", "output_files"),
+    ("containment",),
 )
 OWN_DUNDERS = ("_version", "__version__")
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -262,12 +262,12 @@ class _Engine:
         if kind == "extrapolated":
             result = push_folder(model, target, self.progress)
         else:
-            files = [
-                OutgoingFile(path.name, path, weights.get(path.name))
-                for path in sorted(model.iterdir())
-                if path.name in weights or path.name.endswith(".safetensors.index.json")
-            ]
             with closing(LocalSource(model)) as source:
+                files = [
+                    OutgoingFile(name, source.place(name), weights.get(name))
+                    for name in sorted(source.files())
+                    if name in weights or name.endswith(".safetensors.index.json")
+                ]
                 files += [OutgoingFile(name, data) for name, data in side_files(source, None).items()]
             message = f"Step {step} of a re-grounded run: trained, RL step {rl_steps}"
             result = commit_files(target, files, message=message, progress=self.progress)

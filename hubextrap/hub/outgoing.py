@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hubextrap.hub.side_files import belongs_to_model
+from hubextrap.hub.side_files import is_mixed_in
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -87,5 +87,5 @@ def stale_files(ours: Collection[str], there: Collection[str]) -> tuple[str, ...
     return tuple(
         path
         for path in sorted(there)
-        if path not in ours and (belongs_to_model(path) or path.startswith(_SCORE_FILES))
+        if path not in ours and (is_mixed_in(path) or path.startswith(_SCORE_FILES))
     )

@@ -6,7 +6,9 @@ no secret. The same prediction writes the same file.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from hubextrap._version import __version__
+from hubextrap.containment import entry_at, read_named
 from hubextrap.errors import CorruptFile
 from hubextrap.redaction import redact
 
@@ -185,7 +188,7 @@ def read_provenance(source: bytes | Path, name: str | None = None) -> Provenance
         path = source / PROVENANCE_FILE if source.is_dir() else source
         name = name or str(path)
         try:
-            source = path.read_bytes()
+            source = _bytes_of(path)
         except OSError as error:
             raise CorruptFile(
                 f"{name}: cannot be read ({error.strerror}); only hubextrap's own output has one"
@@ -205,6 +208,14 @@ def read_provenance(source: bytes | Path, name: str | None = None) -> Provenance
         problem = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in problem["loc"]) or "the file"
         raise CorruptFile(f"{name}: {field}: {problem['msg']}; download or merge the model again") from error
+
+
+def _bytes_of(path: Path) -> bytes:
+    """The file's bytes; OSError where they cannot be read, or lie outside of its folder."""
+    entry = entry_at(os.path.realpath(path.parent), str(path))
+    if entry.problem is not None and os.path.lexists(path):
+        raise OSError(errno.EINVAL, entry.problem, str(path))
+    return read_named(path)
 
 
 def _publishable(value: Any) -> Any:
