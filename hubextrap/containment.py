@@ -144,21 +144,35 @@ def open_regular(path: Path) -> int:
     return descriptor
 
 
-def read_named(path: Path | str, limit: int = INPUT_LIMIT) -> bytes:
+def regular_at(path: Path) -> Path:
+    """Where the regular file lies that ``path`` leads to.
+
+    Raises:
+        OSError: there is none, or something else.
+    """
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, f"it is {kind_of(status)}, not a file", str(path))
+    return path.resolve()
+
+
+def read_named(path: Path | str, limit: int = INPUT_LIMIT, *, pipes: bool = True) -> bytes:
     """The bytes of a regular file or a pipe that the user names, links followed.
+
+    Args:
+        pipes: whether one may be named: where a command reads once.
 
     Raises:
         OSError: it is something else, cannot be read, or holds more than ``limit``; its size is not believed.
     """
     path = Path(path)
-    status = path.stat()
-    pipe = stat.S_ISFIFO(status.st_mode)
-    if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not (pipe or stat.S_ISREG(status.st_mode)):
-        raise OSError(errno.EINVAL, f"it is {kind_of(status)}, not a file", str(path))
+    pipe = pipes and stat.S_ISFIFO(path.stat().st_mode)
+    if not pipe:
+        return _bounded(open_regular(regular_at(path)), path, limit)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    return _bounded(descriptor, path, limit, patience=PIPE_PATIENCE if pipe else None)
+    return _bounded(descriptor, path, limit, patience=PIPE_PATIENCE)
 
 
 def _bounded(descriptor: int, path: Path | str, limit: int, *, patience: float | None = None) -> bytes:

@@ -34,13 +34,20 @@ def file_problem(path: Path) -> str | None:
     return "it is a mount point, which nothing can take the place of" if is_mount_point(path) else None
 
 
+def append_problem(path: Path) -> str | None:
+    """Why nothing can be added to a file at ``path``, which may be mounted there, or have to be made."""
+    if path.is_file() and not path.is_symlink():
+        return None
+    return file_problem(path) or (None if path.parent.is_dir() else f"there is no folder {path.parent}")
+
+
 def refuse_file(path: Path) -> None:
     """Raise OSError with ``file_problem``, if there is one."""
     if problem := file_problem(path):
         raise OSError(errno.EINVAL, problem, str(path))
 
 
-def write_whole(path: Path, content: bytes | bytearray | memoryview) -> None:
+def write_whole(path: Path, *parts: bytes) -> None:
     """Write a file under a name of its own beside its place, force it to disk and rename it there.
 
     Raises:
@@ -54,7 +61,7 @@ def write_whole(path: Path, content: bytes | bytearray | memoryview) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             take_after(path, staging)  # before there is anything to be read in it
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(descriptor)
         staging.replace(path)

@@ -9,9 +9,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hubextrap._version import __version__
+from hubextrap.containment import read_named
 from hubextrap.errors import CorruptFile, HubExtrapError, OutputError
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.logits.mixture import Mixture
+from hubextrap.output_files import write_whole
 from hubextrap.trajectory import Checkpoint, parse_reference, resolve_checkpoint
 
 MANIFEST_FILE = "hubextrap_logits.json"
@@ -64,7 +66,7 @@ def write_manifest(mixture: Mixture, folder: str | os.PathLike[str]) -> Path:
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_whole(path, f"{content.model_dump_json(indent=2)}\n".encode())
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); name another folder") from error
     return path
@@ -88,7 +90,7 @@ def read_manifest(reference: str) -> Mixture:
         with hub_errors(name):
             path = Path(hub_api().hf_hub_download(where.repo, file, revision=where.revision))
     try:
-        content = _Manifest.model_validate_json(path.read_bytes())
+        content = _Manifest.model_validate_json(read_named(path, pipes=False))
     except OSError as error:
         raise CorruptFile(
             f"{name}: cannot be read ({error.strerror}); it is what save_pretrained of a mixture writes"

@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from hubextrap.containment import read_named
 from hubextrap.errors import CorruptFile, OutputError
+from hubextrap.output_files import refuse_file, write_whole
 
 Action = Literal["jumped", "skipped", "rolled_back"]
 HISTORY_NAME = "reground_history.jsonl"
@@ -53,6 +55,7 @@ def append_decision(path: Path, decision: Decision) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        refuse_file(path)
         with path.open("ab+") as file:
             file.seek(0)
             whole = file.read().rpartition(b"\n")
@@ -72,7 +75,7 @@ def read_history(path: Path) -> list[Decision]:
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    lines = read_named(path, pipes=False).decode().split("\n")[:-1]
     return [_parsed(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 
@@ -82,14 +85,9 @@ def rewrite_history(path: Path, decisions: Sequence[Decision]) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    unfinished = path.with_name(path.name + ".unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.writelines(decision.as_line() for decision in decisions)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        write_whole(path, *(decision.as_line().encode() for decision in decisions))
     except OSError as error:
         raise OutputError(f"{path}: the history of jumps cannot be written: {error}") from error
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hubextrap.containment import read_named
 from hubextrap.errors import CheckpointMismatch, CorruptFile, OutputError
 from hubextrap.reground.history import HISTORY_NAME, Decision, read_history, rewrite_history
 from hubextrap.reground.jumps import Clocks, Window, snapshot_steps
@@ -113,7 +114,7 @@ def load_checkpoint(
     """
     path = folder / STATE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_named(path, pipes=False))
         saved, ranks, form = values["settings"], values["ranks"], values["format"]
         at = Saved(
             Clocks(**values["clocks"]),

@@ -9,12 +9,13 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hubextrap.containment import read_named
 from hubextrap.errors import CorruptFile, OutputError
+from hubextrap.output_files import write_whole
 from hubextrap.reground.history import Decision
 from hubextrap.reground.jumps import Clocks, Window
 
 STATE_NAME = "state.json"
-UNFINISHED_NAME = ".state.json.unfinished"
 Phase = Literal["begun", "trained", "checked", "decided", "extrapolated", "probed", "pushed"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 """In order. A state names the last one that is behind it; ``begun`` is the start of a round."""
@@ -84,7 +85,7 @@ def load_state(folder: Path) -> RunState | None:
     """
     path = folder / STATE_NAME
     try:
-        return RunState.model_validate_json(path.read_bytes())
+        return RunState.model_validate_json(read_named(path, pipes=False))
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
@@ -102,13 +103,9 @@ def save_state(folder: Path, state: RunState) -> None:
         OutputError: the disk did not take it; the old state is still there.
     """
     path = folder / STATE_NAME
-    unfinished = folder / UNFINISHED_NAME
     try:
-        with unfinished.open("wb") as file:
-            file.write(json.dumps(state.model_dump(mode="json"), indent=1, allow_nan=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        content = json.dumps(state.model_dump(mode="json"), indent=1, allow_nan=False)
+        write_whole(path, f"{content}\n".encode())
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

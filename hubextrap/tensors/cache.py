@@ -49,7 +49,7 @@ def cached_source(checkpoint: Checkpoint) -> LocalSource:
             folder = snapshot_download(
                 repo,
                 revision=commit,
-                # Patterns match across "/", so exact names are asked for, what is special in patterns escaped.
+                # Patterns match across "/": exact names are asked for, what is special in patterns escaped.
                 allow_patterns=[glob.escape(prefix + name) for name in wanted],
                 library_name="hubextrap",
                 library_version=__version__,
@@ -66,7 +66,7 @@ def cached_source(checkpoint: Checkpoint) -> LocalSource:
         if name not in there or there[name].size != names[name].size:
             source.close()
             raise SourceError(
-                f"{checkpoint.name}/{name}: is not in the cache as the Hub lists it; its disk may not tell it from "
-                "a name that is nearly the same, or hold a damaged copy: remove that, or drop --cache"
+                f"{checkpoint.name}/{name}: is not in the cache as the Hub lists it: the copy is damaged, or "
+                "the disk does not tell it from a name nearly the same; remove it there, or drop --cache"
             )
     return source

@@ -238,8 +238,7 @@ def _listed(repo: str, commit: str, path: str, name: str) -> tuple[dict[str, Fil
     for entry in entries:
         if leads_out(entry.path):
             raise SourceError(
-                f"{name}: the Hub lists a path that leads out of the repo, {shown(entry.path)}; it is not to be "
-                "trusted"
+                f"{name}: the Hub lists a path that leads out of it, {shown(entry.path)}; do not trust it"
             )
         file = entry.path.removeprefix(prefix)
         if not entry.path.startswith(prefix) or "/" in file or not file:

@@ -134,10 +134,11 @@ def test_all_that_tokenizers_and_processors_of_transformers_read() -> None:
 
 GOES = [
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-    "video_preprocessor_config.json", "audio_tokenizer_config.json", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "tokenizer.model.v3",
-    "tokenizer.4.0.0.json", "tekken.json", "tekken_240911.json", "vocab.json", "vocab.txt", "merges.txt",
-    "chat_template.jinja", "chat_template.json", "additional_chat_templates/tool_use.jinja", "qwen.tiktoken",
+    "video_preprocessor_config.json", "audio_tokenizer_config.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "tokenizer.model.v3", "tokenizer.4.0.0.json", "tekken.json", "tekken_240911.json", "vocab.json",
+    "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json",
+    "additional_chat_templates/tool_use.jinja", "qwen.tiktoken",
     "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
     "model.safetensors.index.fp16.json", "pytorch_model.bin", "pytorch_model-00001-of-00002.bin",
     "pytorch_model.bin.index.json", "consolidated.safetensors", "model.Q4.gguf", "adapter_config.json",
