@@ -89,10 +89,8 @@ def reground(
     progress = progress or SilentProgress()
     settings = settings or Settings()
     folder = Path(out).resolve()
-    if Path(out).is_symlink() and not folder.exists():
-        raise OutputError(
-            f"{out}: is a broken link; make the folder that it leads to, or choose another --out"
-        )
+    if os.path.lexists(out) and not folder.is_dir():
+        raise OutputError(f"{out}: is there already and leads to no folder; choose another --out")
     state = load_state(folder)
     if state is None and folder.exists() and not _is_empty(folder):
         raise OutputError(f"{out}: is there already and holds no run; remove it, or choose another --out")

@@ -60,6 +60,8 @@ def report(
     said = answer(backtest)
     sections = build_sections(scan, backtest, accuracies)
     plots = [] if png is None else [(Path(png) / f"{section.name}.png", section) for section in sections]
+    if png is not None and os.path.lexists(png) and not Path(png).is_dir():
+        raise OutputError(f"{png}: cannot be written: it is no folder; choose another --out or --png")
     _check_replaceable(out, b"<!doctype html>")
     for path, _ in plots:
         _check_replaceable(path, b"\x89PNG")

@@ -131,8 +131,8 @@ def check_place(place: Path) -> None:
         what = "a folder" if place.is_dir() and not place.is_symlink() else "no folder"
         raise OutputError(
             f"{place}: cannot be written: File exists, {what} that hubextrap did not mark as its own "
-            "(earlier versions marked none); move it away, or choose another --out (with --push alone: another "
-            "HF_HOME)"
+            "(earlier versions marked none); move it away, or choose another --out (with --push alone: "
+            "another HF_HOME)"
         )
 
 
