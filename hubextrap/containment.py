@@ -116,7 +116,7 @@ def name_problem(name: str) -> str | None:
 
 def leads_out(path: str) -> bool:
     """Whether a path that a Hub lists would leave the folder that it is put into."""
-    return any(part in ("", ".", "..") for part in path.split("/")) or "\\" in path or "\0" in path
+    return any(part in ("", ".", "..") for part in path.split("/")) or "\0" in path
 
 
 def shown(name: str) -> str:
