@@ -30,7 +30,8 @@ LEVELS = (
     ("hub_client",),
     ("foreign_data",),
     ("errors", "_version"),
-    ("redaction", "claims"),
+    ("redaction", "claims", "output_files"),
+    ("containment",),
 )
 OWN_DUNDERS = ("_version", "__version__")
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

@@ -46,8 +46,8 @@ def input_fingerprint(checkpoint: Checkpoint, source: Source) -> str:
     if checkpoint.repo is not None:
         return f"{checkpoint.repo}@{checkpoint.commit}:{checkpoint.path}"
     files = {}
-    for file in source.files():
-        if file.endswith(".safetensors"):
+    for file, info in source.files().items():
+        if file.endswith(".safetensors") and info.problem is None:
             status = Path(checkpoint.path, file).stat()
             files[file] = (status.st_size, status.st_mtime_ns)
     return _digest([checkpoint.path, files])

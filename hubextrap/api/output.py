@@ -7,8 +7,9 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from hubextrap.api.staging import push_place, staged_bytes
+from hubextrap.api.staging import check_place, check_place_of, push_place, staged_bytes
 from hubextrap.errors import OutputError
+from hubextrap.output_files import is_mount_point
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,6 +37,12 @@ def check_output(out: Path, plan: MergePlan) -> None:
         raise OutputError(f"{out}: is there already and is no folder; choose another --out")
     if out.is_dir() and any(out.iterdir()):
         raise OutputError(f"{out}: is there already and not empty; remove it, or choose another --out")
+    if is_mount_point(out):
+        raise OutputError(
+            f"{out}: is a mount point, and a finished output takes the place of its folder; name one in it, "
+            f"as {out / 'model'}"
+        )
+    check_place_of(out)
     parent = _existing(out.absolute().parent)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(
@@ -54,6 +61,8 @@ def check_scratch(targets: Sequence[PushTarget], plan: MergePlan) -> None:
     Raises:
         OutputError: says how much is needed and where.
     """
+    for target in targets:
+        check_place(push_place(target))
     sizes = sorted((shard.size for shard in plan.shards), reverse=True)
     size = len(targets) * sum(sizes[:SHARDS_ON_THEIR_WAY])
     place = _existing(push_place(targets[0]).absolute())

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hubextrap.api.extrapolating import extrapolate, scan_folders
 from hubextrap.api.prepare import Settings
-from hubextrap.api.staging import lock_folder, remove_leftover
+from hubextrap.api.staging import holder_of, lock_folder, remove_leftover
 from hubextrap.api.verifying import verify
+from hubextrap.containment import read_named
 from hubextrap.errors import CorruptFile, OutputError, RecipeError
 from hubextrap.hub import OutgoingFile, PushTarget, check_target, commit_files, push_folder
 from hubextrap.hub.side_files import side_files
@@ -24,7 +25,7 @@ from hubextrap.reground.checkpoint import check_model
 from hubextrap.reground.command import CommandRunner
 from hubextrap.reground.guardian import GRACE
 from hubextrap.reground.loop import GramOfSnapshots, Loop
-from hubextrap.reground.state import UNFINISHED_NAME, RunState, StartModel, load_state, save_state
+from hubextrap.reground.state import RunState, StartModel, load_state, save_state
 from hubextrap.tensors import LocalSource
 from hubextrap.tensors.cache import cached_source
 from hubextrap.trajectory import Checkpoint, resolve_checkpoint
@@ -88,6 +89,8 @@ def reground(
     progress = progress or SilentProgress()
     settings = settings or Settings()
     folder = Path(out).resolve()
+    if os.path.lexists(out) and not folder.is_dir():
+        raise OutputError(f"{out}: is there already and leads to no folder; choose another --out")
     state = load_state(folder)
     if state is None and folder.exists() and not _is_empty(folder):
         raise OutputError(f"{out}: is there already and holds no run; remove it, or choose another --out")
@@ -107,7 +110,10 @@ def reground(
 
 def _is_empty(folder: Path) -> bool:
     """Whether at most a run's first moments left something in it."""
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {"lock", UNFINISHED_NAME}
+    return folder.is_dir() and all(
+        path.name in ("lock", ".state.json.unfinished") or path.name.startswith(".hubextrap-")
+        for path in folder.iterdir()
+    )
 
 
 @contextmanager
@@ -135,10 +141,11 @@ def _held(folder: Path, what: str, progress: Progress) -> Iterator[int]:
 def _holder_is_dead(path: Path) -> bool:
     """Whether the process that took the lock is gone, so that only a guardian it started still holds it."""
     try:
-        os.kill(int(path.read_text()), 0)
+        if (holder := holder_of(read_named(path, 64, pipes=False))) is not None:
+            os.kill(holder, 0)
     except ProcessLookupError:
         return True
-    except (OSError, ValueError):
+    except (OSError, OverflowError):
         return False
     return False
 
@@ -262,12 +269,12 @@ class _Engine:
         if kind == "extrapolated":
             result = push_folder(model, target, self.progress)
         else:
-            files = [
-                OutgoingFile(path.name, path, weights.get(path.name))
-                for path in sorted(model.iterdir())
-                if path.name in weights or path.name.endswith(".safetensors.index.json")
-            ]
             with closing(LocalSource(model)) as source:
+                files = [
+                    OutgoingFile(name, source.place(name), weights.get(name))
+                    for name in sorted(source.files())
+                    if name in weights or name.endswith(".safetensors.index.json")
+                ]
                 files += [OutgoingFile(name, data) for name, data in side_files(source, None).items()]
             message = f"Step {step} of a re-grounded run: trained, RL step {rl_steps}"
             result = commit_files(target, files, message=message, progress=self.progress)

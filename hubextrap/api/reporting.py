@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from hubextrap.containment import open_regular
 from hubextrap.errors import HubExtrapError, OutputError
+from hubextrap.output_files import file_problem, write_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ def report(
     said = answer(backtest)
     sections = build_sections(scan, backtest, accuracies)
     plots = [] if png is None else [(Path(png) / f"{section.name}.png", section) for section in sections]
+    if png is not None and os.path.lexists(png) and not Path(png).is_dir():
+        raise OutputError(f"{png}: cannot be written: it is no folder; choose another --out or --png")
     _check_replaceable(out, b"<!doctype html>")
     for path, _ in plots:
         _check_replaceable(path, b"\x89PNG")
@@ -69,26 +73,21 @@ def report(
 
 def _check_replaceable(path: Path, beginning: bytes) -> None:
     """Refuse to write over what is not an earlier report's: a scan, say, or a device."""
-    if not path.exists() or path.is_dir():  # which is said when it is written
+    if problem := file_problem(path):
+        raise OutputError(f"{path}: cannot be written: {problem}; choose another --out or --png")
+    if not os.path.lexists(path):
         return
-    if path.is_file():
-        with path.open("rb") as file:
-            if file.read(len(beginning)) == beginning:
-                return
+    with os.fdopen(open_regular(path), "rb") as file:
+        if file.read(len(beginning)) == beginning:
+            return
     raise OutputError(f"{path}: is there already and is no report's; choose another --out or --png")
 
 
 def _write(path: Path, content: bytes) -> None:
-    if not path.name:
-        raise OutputError(f"{path}: is a folder; name the page to write with --out")
-    staging = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staging.write_bytes(content)
-        staging.replace(path)
+        write_whole(path, content)
     except OSError as error:
-        with suppress(OSError):
-            staging.unlink()
         raise OutputError(
             f"{path}: cannot be written: {error.strerror}; choose another --out or --png"
         ) from error

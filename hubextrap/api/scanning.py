@@ -12,6 +12,7 @@ from hubextrap._version import __version__
 from hubextrap.api.fingerprint import input_fingerprint
 from hubextrap.api.prepare import Settings, refuse_merge_settings
 from hubextrap.errors import CheckpointError, OutputError, RecipeError
+from hubextrap.output_files import file_problem
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.statistics import LogProbRequest, Scan, measure_logprobs
 from hubextrap.statistics.logprobs import checkpoint_at
@@ -57,6 +58,8 @@ def scan(
         if logprobs.sample_from is not None:
             checkpoint_at(trajectory, logprobs.sample_from)
     path = None if out is None else Path(out)
+    if path is not None and (problem := file_problem(path)):
+        raise OutputError(f"{path}: cannot be written: {problem}; choose another --out")
     with ExitStack() as stack:
         sources = [
             stack.enter_context(closing(open_source(checkpoint, cache=settings.cache)))

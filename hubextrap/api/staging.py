@@ -4,22 +4,29 @@ A local output is made in ``.NAME.partial`` beside its place: ``model/`` becomes
 ``lock`` keeps a second run out, ``journal-*.jsonl`` say what is finished. A prediction that goes straight to
 the Hub has the same in ``hubextrap/push`` under huggingface_hub's home (HF_HOME), with ``scratch/`` for the
 shards that are on their way. A place goes when its merge succeeds, or fails with nothing worth keeping in it.
+Its lock bears hubextrap's name from the first moment to the last: a folder without such a lock is somebody's
+own, and is not touched.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
 import os
 import re
+import secrets
 import shutil
+import stat
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubextrap.containment import read_named
 from hubextrap.errors import CheckpointError, OutputError
+from hubextrap.output_files import take_after
 from hubextrap.tensors import Journal, LocalSource, sha256_of
 
 if TYPE_CHECKING:
@@ -27,6 +34,10 @@ if TYPE_CHECKING:
 
     from hubextrap.hub import PushTarget
     from hubextrap.progress import Progress
+
+
+_LOCK = re.compile(rb" *\d* made by hubextrap\n")
+"""What stands in a lock: who holds it or did, and whose it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,7 @@ def staged(
     """
     final = out.resolve()
     place = _place_of(out)
-    with _held(place, str(out), progress) as journals:
+    with _held(place, str(out), progress, like=final) as journals:
         model = place / "model"
         names = [f"journal-{number}.jsonl" for number in range(len(folders))]
         if _open_journals(journals, place, names, fingerprint, progress, str(out)):
@@ -63,13 +74,17 @@ def staged(
         try:
             for folder in folders:
                 (model / folder).mkdir(parents=True, exist_ok=True)
+            take_after(final, model, also=stat.S_IRWXU)
         except OSError as error:
             raise _unwritable(out, error) from error
         for folder, journal in zip(folders, journals, strict=True):
             _check_shards(model / folder, journal, progress)
         yield Staging(model, tuple(journals))
         try:
+            mode = stat.S_IMODE(final.stat().st_mode) if final.exists() else None
             model.replace(final)  # takes the place of an empty folder, and of nothing else
+            if mode is not None:
+                final.chmod(mode)
         except OSError as error:
             raise OutputError(
                 f"{out}: {error.strerror}; somebody else wrote there: move that away, then run the same "
@@ -106,21 +121,44 @@ def push_place(target: PushTarget) -> Path:
     return Path(constants.HF_HOME, "hubextrap", "push", f"{name}-{key}")
 
 
+def check_place(place: Path) -> None:
+    """Refuse a place where something lies that hubextrap did not make.
+
+    Raises:
+        OutputError: names it.
+    """
+    if os.path.lexists(place) and not _is_marked(place):
+        what = "a folder" if place.is_dir() and not place.is_symlink() else "no folder"
+        raise OutputError(
+            f"{place}: cannot be written: File exists, {what} that hubextrap did not mark as its own "
+            "(earlier versions marked none); move it away, or choose another --out (with --push alone: "
+            "another HF_HOME)"
+        )
+
+
+def check_place_of(out: Path) -> None:
+    """``check_place`` for the place in which ``out`` is made."""
+    check_place(_place_of(out))
+
+
 def remove_leftover(out: Path) -> None:
     """Remove what is left beside an output if the run was killed just after the output had got its name."""
     place = _place_of(out)
-    if place.is_dir() and out.is_dir() and not (place / "model").exists():
+    if _is_marked(place) and out.is_dir() and not (place / "model").exists():
         try:
             lock = lock_folder(place, str(out), lambda line: None)
         except OutputError:
             return  # somebody begins there just now
-        shutil.rmtree(place, ignore_errors=True)
+        _remove(place)
         os.close(lock)
 
 
 def staged_bytes(out: Path) -> int:
     """Bytes on the disk that earlier runs left for ``out``."""
-    return sum(path.stat().st_blocks * 512 for path in _place_of(out).rglob("*") if path.is_file())
+    place = _place_of(out)
+    if not _is_marked(place):
+        return 0
+    return sum(path.stat().st_blocks * 512 for path in place.rglob("*") if path.is_file())
 
 
 def _place_of(out: Path) -> Path:
@@ -130,12 +168,50 @@ def _place_of(out: Path) -> Path:
     return final.with_name(f".{final.name}.partial")
 
 
+def _is_marked(place: Path) -> bool:
+    try:
+        lock = read_named(place / "lock", 64, pipes=False)
+    except OSError:
+        return False
+    return not place.is_symlink() and _LOCK.fullmatch(lock) is not None
+
+
+def _make_marked(place: Path, like: Path | None) -> None:
+    """Make a place with its lock in it, at once; OSError if it cannot be made, or came to be there."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fresh = place.with_name(f".hubextrap-{secrets.token_hex(8)}")
+    fresh.mkdir()
+    try:
+        (fresh / "lock").write_bytes(_lock_text(0))
+        if like is not None:  # what is private stays so while it is made
+            take_after(like, fresh, also=stat.S_IRWXU)
+        fresh.rename(place)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def _remove(place: Path) -> None:
+    """Remove a place that this run holds, so that a kill never leaves a part of it without its lock."""
+    gone = place.with_name(f".hubextrap-{secrets.token_hex(8)}")
+    with contextlib.suppress(OSError):
+        for path in place.iterdir():
+            if path.name != "lock":
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        place.rename(gone)
+        shutil.rmtree(gone)
+
+
 @contextmanager
-def _held(place: Path, what: str, progress: Progress) -> Iterator[list[Journal]]:
-    """Hold ``place``. It stays only if an error ends the run and the journals name finished shards."""
+def _held(place: Path, what: str, progress: Progress, *, like: Path | None = None) -> Iterator[list[Journal]]:
+    """Hold ``place``. It stays only if an error ends the run and the journals name finished shards.
+
+    Args:
+        like: a folder whose mode and owner it gets, if that is there.
+    """
     fresh = not place.exists()
     journals: list[Journal] = []
-    descriptor = lock_folder(place, what, progress.say)
+    descriptor = lock_folder(place, what, progress.say, make=lambda: _make_marked(place, like))
     try:
         try:
             yield journals
@@ -143,22 +219,27 @@ def _held(place: Path, what: str, progress: Progress) -> Iterator[list[Journal]]
             kept = sum(len(journal.finished) for journal in journals)
             # What is wrong with a checkpoint is so at every run, so nothing is to be gained from keeping.
             if isinstance(error, CheckpointError) or (not kept and (journals or fresh)):
-                shutil.rmtree(place, ignore_errors=True)
+                _remove(place)
             elif kept:
                 progress.say(
                     f"{what}: {kept} finished shard{'s' * (kept > 1)} kept; run the same command again to "
                     "go on"
                 )
             raise
-        shutil.rmtree(place, ignore_errors=True)
+        _remove(place)
     finally:
         for journal in journals:
             journal.close()
         os.close(descriptor)
 
 
-def lock_folder(place: Path, what: str, say: Callable[[str], None]) -> int:
+def lock_folder(
+    place: Path, what: str, say: Callable[[str], None], *, make: Callable[[], None] | None = None
+) -> int:
     """Make ``place`` and take its lock, which the system releases when this process ends, however it ends.
+
+    Args:
+        make: makes it, with a lock in it, and nothing else may be there; a plain folder when None.
 
     Raises:
         OutputError: the place cannot be made, or another run holds it.
@@ -166,11 +247,18 @@ def lock_folder(place: Path, what: str, say: Callable[[str], None]) -> int:
     path = place / "lock"
     while True:
         try:
-            place.mkdir(parents=True, exist_ok=True)
+            if make is None:
+                place.mkdir(parents=True, exist_ok=True)
+            elif not os.path.lexists(place):
+                make()
         except OSError as error:
+            if make is not None and os.path.lexists(place):
+                continue  # another run has made it in the meantime
             raise _unwritable(place, error) from error
+        if make is not None and os.path.lexists(place):
+            check_place(place)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = _open_lock(path)
         except FileNotFoundError:
             continue  # the run that held it has just removed it
         except OSError as error:
@@ -179,10 +267,10 @@ def lock_folder(place: Path, what: str, say: Callable[[str], None]) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
-                holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+                holder = str(holder_of(os.pread(descriptor, 64, 0)) or "")
                 os.close(descriptor)
                 raise OutputError(
-                    f"{what}: another run is at it{f' (process {holder})' if holder.isdigit() else ''}; "
+                    f"{what}: another run is at it{f' (process {holder})' if holder else ''}; "
                     "wait for it to end, or stop it"
                 ) from None
             say(
@@ -190,10 +278,33 @@ def lock_folder(place: Path, what: str, say: Callable[[str], None]) -> int:
                 "do not run two merges into one target"
             )
         if _is_at(path, descriptor):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+            text = _lock_text(os.getpid())
+            os.pwrite(descriptor, text, 0)  # over an earlier one, of the same length
+            os.ftruncate(descriptor, len(text))
             return descriptor
         os.close(descriptor)  # it was removed before we had it
+
+
+def _open_lock(path: Path) -> int:
+    """The lock file, made if need be; a file of that name with anything else in it is somebody's own."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o666)
+    status = os.fstat(descriptor)
+    content = os.pread(descriptor, 64, 0) if stat.S_ISREG(status.st_mode) else b"?"
+    if not content or content.strip().isdigit() or _LOCK.fullmatch(content):  # digits: of earlier versions
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EEXIST, "is there, and not hubextrap's", str(path))
+
+
+def _lock_text(process: int) -> bytes:
+    return b"%19d made by hubextrap\n" % process
+
+
+def holder_of(lock: bytes) -> int | None:
+    """The process that a lock's content names."""
+    number = lock.removesuffix(b" made by hubextrap\n").strip()
+    return int(number) if number.isdigit() and int(number) else None
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from hubextrap.api.output import check_output, write_files
 from hubextrap.api.prepare import prepare
 from hubextrap.api.staging import remove_leftover, staged
 from hubextrap.claims import sealed, unsealed
+from hubextrap.containment import read_named
 from hubextrap.errors import OutputError, RecipeError, SourceError
 from hubextrap.evaluate import Measurement
 from hubextrap.evaluate.curve import can_draw, draw_sweep
@@ -32,6 +34,7 @@ from hubextrap.evaluate.table import LAST, PREDICTION, TARGET
 from hubextrap.foreign_data import parse_json
 from hubextrap.hub.side_files import is_side_file, side_files
 from hubextrap.methods import MAX_STEP
+from hubextrap.output_files import file_problem, write_whole
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import LocalSink, open_source
 from hubextrap.trajectory import Checkpoint, Pins, find_recipe_trajectory
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 RESULTS_FILE, TABLES_FILE = "sweep.json", "sweep.md"
 CURVE_FILE = "sweep.png"
 BEST_FILE = "best.yaml"
+_KEPT = re.compile(r"[0-9a-f]{64}\.json(?:\.partial)?|\.hubextrap-[0-9a-f]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +158,26 @@ def _section(recipe: Recipe) -> EvaluateSection:
 def _folder(out: Path) -> Path:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise OutputError(f"{out}: is there already and is no folder; choose another --out")
-    if out.is_dir() and any(out.iterdir()) and not (out / "measured").is_dir():
+    if out.is_dir() and any(out.iterdir()) and not _is_sweep(out):
         raise OutputError(f"{out}: is there already and holds no sweep; choose another --out")
+    for name in (RESULTS_FILE, TABLES_FILE, CURVE_FILE, BEST_FILE):
+        if problem := file_problem(out / name):
+            raise OutputError(f"{out / name}: {problem}; choose another --out")
     try:
         (out / "measured").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be made: {error.strerror}; choose another --out") from error
     return out
+
+
+def _is_sweep(out: Path) -> bool:
+    """Whether what lies there can only be a sweep's: folders, not links, with what it keeps."""
+    measured = out / "measured"
+    if measured.is_symlink() or not measured.is_dir() or (out / "predictions").is_symlink():
+        return False
+    names = [path.name for path in measured.iterdir()]
+    beside = {path.name for path in out.iterdir()} - {"measured"}
+    return all(map(_KEPT.fullmatch, names)) and bool(names or not beside)
 
 
 def _grid(
@@ -258,9 +275,11 @@ class _Kept:
     def get(self, key: str, label: str) -> Measurement | None:
         """The measurement under ``key``, with the label that it has now."""
         try:
-            content = parse_json((self._folder / f"{key}.json").read_bytes(), key, error=ValueError, nan=True)
+            content = parse_json(
+                read_named(self._folder / f"{key}.json", pipes=False), key, error=ValueError, nan=True
+            )
             found = Measurement.model_validate(unsealed(content))
-        except (OSError, ValueError, RecursionError):
+        except (OSError, ValueError):
             return None  # not there, not as it was written, or another version's: it is measured again
         return found.labelled(label)
 
@@ -342,10 +361,8 @@ def _write_whole(path: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, text.encode())
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
 

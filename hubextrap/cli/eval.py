@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 import typer
 
 from hubextrap.cli.effect import refuse_idle
+from hubextrap.cli.merging import summary_place
 
 if TYPE_CHECKING:
     from hubextrap.evaluate import EvaluationTable
@@ -71,7 +72,10 @@ def evaluate(
         "the metric's own unit, on the main metric of any task.",
     ),
     summary: Path | None = typer.Option(
-        None, metavar="FILE", help="Add the table as Markdown to this file, e.g. $GITHUB_STEP_SUMMARY."
+        None,
+        metavar="FILE",
+        callback=summary_place,
+        help="Add the table as Markdown to this file, e.g. $GITHUB_STEP_SUMMARY.",
     ),
     publish: bool = typer.Option(
         False, "--publish", help="Commit the scores to the model's repo: card, model-index, .eval_results."
@@ -113,9 +117,8 @@ def evaluate(
     for option, given, parts in (("--tasks", tasks, names), ("--against", against, chosen)):
         if given and not parts:
             raise typer.BadParameter(f"{option} names nothing; leave it out, or name something")
-    for file in (output, summary):
-        if file is not None:
-            check_writable(file)
+    if output is not None:
+        check_writable(output)
     progress = open_progress(quiet)
     pins = Pins()
     rows = compared_checkpoints(references, chosen, pins=pins, progress=progress)

@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from hubextrap.cli.effect import refuse_idle
+from hubextrap.containment import read_named
 
 
 def generate(
@@ -66,7 +67,7 @@ def generate(
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = typer.get_text_stream("stdin").read() if str(path) == "-" else path.read_text("utf-8")
+        text = typer.get_text_stream("stdin").read() if str(path) == "-" else read_named(path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{path}: cannot be read as text ({type(error).__name__})") from error
     return [line for line in text.splitlines() if line.strip()]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.cli.progress import format_bytes
 from hubextrap.errors import OutputError
+from hubextrap.output_files import append_problem
 from hubextrap.redaction import redact
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def append_summary(path: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    check_summary(path)
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(redact(text).rstrip("\n") + "\n\n")
@@ -33,6 +35,16 @@ def append_summary(path: Path, text: str) -> None:
         raise OutputError(
             f"{path}: the summary cannot be written ({error.strerror}); name another file"
         ) from error
+
+
+def check_summary(path: Path) -> None:
+    """Find out before any work whether a summary can go to ``path``.
+
+    Raises:
+        OutputError: it is no regular file, nor a place for one.
+    """
+    if problem := append_problem(path):
+        raise OutputError(f"{path}: the summary cannot be written ({problem}); name another file")
 
 
 def plan_markdown(recipe: Path, report: PlanReport) -> str:

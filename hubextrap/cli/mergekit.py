@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import typer
 from typer.core import TyperCommand
 
-from hubextrap.errors import HubExtrapError, RecipeError
+from hubextrap.containment import read_named
+from hubextrap.errors import HubExtrapError, OutputError, RecipeError
 from hubextrap.foreign_data import parse_yaml
 from hubextrap.hub_access import reason
 
@@ -30,6 +32,9 @@ def mergekit_yaml(ctx: typer.Context) -> None:
     from mergekit.scripts.run_yaml import main
 
     given = main.make_context(name, list(ctx.args), resilient_parsing=True).params
+    out = Path(given.get("out_path") or ".")
+    if os.path.lexists(out) and not out.is_dir():
+        raise OutputError(f"{out}: is there already and is no folder; choose another one")
     problems = mergekit_plugin.config_problems(_read_yaml(given.get("config_file")))
     if problems:
         raise RecipeError("\n".join(f"{given['config_file']}: {problem}" for problem in problems))
@@ -54,8 +59,10 @@ def errors_of(program: str) -> Iterator[None]:
 
 def _read_yaml(path: str | None) -> object:
     """The config as mergekit reads it; None where mergekit will complain by itself that there is none."""
-    try:
-        data = Path(path or "").read_bytes()
-    except OSError:
+    if path is None or not Path(path).exists() or Path(path).is_dir():
         return None
+    try:
+        data = read_named(path, pipes=False)  # mergekit reads it once more
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
     return parse_yaml(data, str(path), error=RecipeError, remedy="correct it", nan=True)

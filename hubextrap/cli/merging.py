@@ -40,10 +40,22 @@ Device = Annotated[str, typer.Option("--device", help="cpu, or cuda: the same by
 AllowNonFinite = Annotated[
     bool, typer.Option("--allow-non-finite", help="Write NaN and infinite weights too.")
 ]
+
+
+def summary_place(path: Path | None) -> Path | None:
+    """Refuse a --summary that cannot be written to, before any work is done."""
+    if path is not None:
+        from hubextrap.cli.markdown import check_summary
+
+        check_summary(path)
+    return path
+
+
 Summary = Annotated[
     Path | None,
     typer.Option(
         "--summary",
+        callback=summary_place,
         metavar="FILE",
         help="Add the result as Markdown to this file, e.g. $GITHUB_STEP_SUMMARY.",
     ),
@@ -193,7 +205,7 @@ def run(
     from hubextrap.cli.markdown import append_summary, evaluation_markdown, predictions_markdown
     from hubextrap.cli.progress import open_progress
     from hubextrap.cli.summaries import print_prediction, run_as_json
-    from hubextrap.evaluate import check_loss, check_writable
+    from hubextrap.evaluate import check_loss
     from hubextrap.recipe import load_recipe
 
     loaded = load_recipe(recipe)
@@ -201,8 +213,6 @@ def run(
         refuse_idle(
             ctx, ("device", "allow_non_finite"), "has no effect with space: logits, which merges no weights"
         )
-    if summary is not None:
-        check_writable(summary)
     if max_loss is not None:
         api.check_judged(loaded)
     result = api.run(

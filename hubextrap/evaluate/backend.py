@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.errors import EvaluationError
 from hubextrap.hub_access import hub_api, hub_errors, reason
 from hubextrap.logits import Mixture
+from hubextrap.tensors.local import check_folder
 
 if TYPE_CHECKING:
     from hubextrap.evaluate.table import Backend, Settings
@@ -66,8 +67,9 @@ def _load_vllm(checkpoint: Checkpoint | Mixture, settings: Settings) -> Any:
         raise EvaluationError(
             f"{checkpoint.name}: vLLM cannot mix logits of checkpoints; leave out --backend"
         )
+    arguments = vllm_arguments(checkpoint, settings)
     try:
-        return get_model("vllm")(**vllm_arguments(checkpoint, settings))
+        return get_model("vllm")(**arguments)
     except Exception as error:  # vLLM raises nearly anything
         raise EvaluationError(f"{checkpoint.name}: vLLM cannot load it: {reason(error)}") from error
 
@@ -80,6 +82,8 @@ def vllm_arguments(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]
     Raises:
         TrajectoryError, SourceError: a subfolder cannot be downloaded.
     """
+    if checkpoint.repo is None:
+        check_folder(checkpoint.path)
     place: dict[str, Any] = {"pretrained": checkpoint.path}
     if checkpoint.repo is not None and checkpoint.path:
         with hub_errors(checkpoint.name):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 from hubextrap.evaluate.table import PREDICTION
+from hubextrap.output_files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,4 +81,6 @@ def _draw(
         axes.set_ylabel(" ".join(key[:2]))
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=150, metadata={"Software": None})
+    write_whole(path, drawn.getvalue())

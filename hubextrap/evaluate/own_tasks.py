@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from hubextrap.containment import read_named
 from hubextrap.errors import EvaluationError
 from hubextrap.evaluate.metrics import sample_metrics
 from hubextrap.foreign_data import parse_json
@@ -225,7 +226,7 @@ def _read(file: TaskFile) -> Problems:
     if file.format not in FORMATS:
         raise EvaluationError(f"--format {file.format}: has to be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     try:
-        lines = file.path.read_bytes().decode().split("\n")  # splitlines() would cut texts at U+2028
+        lines = read_named(file.path).decode().split("\n")  # splitlines() would cut texts at U+2028
     except OSError as error:
         raise EvaluationError(f"{file.path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer, field_validator
 
+from hubextrap.containment import read_named
 from hubextrap.errors import EvaluationError, OutputError
+from hubextrap.output_files import file_problem, write_whole
 
 PREDICTION = "prediction"
 """Labels of predictions are this, or start with it."""
@@ -185,15 +186,9 @@ class EvaluationTable(Part):
             OutputError: the file cannot be written.
         """
         check_writable(path)
-        if path.exists() and not path.is_file():
-            raise OutputError(f"{path}: not a regular file; name another one")
-        partial = path.with_name(path.name + ".partial")
         try:
-            partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-            partial.replace(path)
+            write_whole(path, f"{self.model_dump_json(indent=2)}\n".encode())
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
             raise OutputError(
                 f"{path}: the results cannot be written ({error.strerror}); name another file"
             ) from error
@@ -206,7 +201,7 @@ class EvaluationTable(Part):
             EvaluationError: the file is not there or is not such a table.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(read_named(path))
         except OSError as error:
             raise EvaluationError(f"{path}: the results cannot be read ({error.strerror})") from error
         except ValidationError as error:
@@ -237,6 +232,8 @@ def check_writable(path: Path) -> None:
         raise OutputError(
             f"{path}: a folder; name the file that the results go to, e.g. {path / 'results.json'}"
         )
+    if problem := file_problem(path):
+        raise OutputError(f"{path}: {problem}; name another file")
     folder = path.absolute().parent
     if not folder.is_dir():
         raise OutputError(f"{path}: there is no folder {folder}; make it, or name another file")
@@ -258,8 +255,6 @@ def check_replaceable(path: Path, tasks: Iterable[str], rows: Iterable[tuple[str
     if not path.exists():
         return
     try:
-        if not path.is_file():
-            raise EvaluationError(f"{path}: not a regular file")
         found = EvaluationTable.load(path)
     except EvaluationError as error:
         raise OutputError(

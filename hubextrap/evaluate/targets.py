@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 from math import ceil, floor
 from pathlib import Path
@@ -109,7 +110,7 @@ def provenance_of(checkpoint: Checkpoint) -> Provenance | None:
 
     if checkpoint.repo is None:
         path = Path(checkpoint.path) / PROVENANCE_FILE
-        return read_provenance(path) if path.is_file() else None
+        return read_provenance(path) if os.path.lexists(path) else None
     file = f"{checkpoint.path}/{PROVENANCE_FILE}" if checkpoint.path else PROVENANCE_FILE
     with hub_errors(checkpoint.name):
         try:

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hubextrap.hub.side_files import belongs_to_model
+from hubextrap.hub.side_files import is_mixed_in
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -90,5 +90,5 @@ class Changes:
 def stale_files(ours: Collection[str], there: Collection[str]) -> tuple[str, ...]:
     """What of ``there`` is an older model's when the model that consists of ``ours`` comes. Paths, sorted."""
     return tuple(
-        path for path in sorted(there) if path not in ours and (belongs_to_model(path) or is_score_file(path))
+        path for path in sorted(there) if path not in ours and (is_mixed_in(path) or is_score_file(path))
     )

@@ -6,8 +6,10 @@ no secret. The same prediction writes the same file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
@@ -17,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from hubextrap._version import __version__
 from hubextrap.claims import DIGEST, sealed, unsealed
+from hubextrap.containment import entry_at, read_named
 from hubextrap.errors import CorruptFile
 from hubextrap.foreign_data import parse_json
 from hubextrap.hub.provenance_checks import check_provenance, horizon_of, is_plain_name, one_line
@@ -199,7 +202,7 @@ def read_provenance(source: bytes | Path, name: str | None = None) -> Provenance
         path = source / PROVENANCE_FILE if source.is_dir() else source
         name = name or str(path)
         try:
-            source = path.read_bytes()
+            source = _bytes_of(path)
         except OSError as error:
             raise CorruptFile(
                 f"{name}: cannot be read ({error.strerror}); only hubextrap's own output has one"
@@ -224,6 +227,14 @@ def read_provenance(source: bytes | Path, name: str | None = None) -> Provenance
     except (ValueError, OverflowError) as error:
         raise CorruptFile(f"{name}: {shorten(str(error), 500)}; download or merge the model again") from error
     return provenance
+
+
+def _bytes_of(path: Path) -> bytes:
+    """The file's bytes; OSError where they cannot be read, or lie outside of its folder."""
+    entry = entry_at(os.path.realpath(path.parent), str(path))
+    if entry.problem is not None and os.path.lexists(path):
+        raise OSError(errno.EINVAL, entry.problem, str(path))
+    return read_named(path)
 
 
 def _publishable(value: Any) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from hubextrap.containment import entries_of, name_problem, open_regular, read_named, shown
 from hubextrap.errors import CorruptFile, PushError
 from hubextrap.foreign_data import parse_json
 from hubextrap.hub.card import with_target
@@ -17,6 +19,7 @@ from hubextrap.progress import SilentProgress
 from hubextrap.tensors.headers import HEADER_LIMIT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from hubextrap.hub.target import PushTarget
@@ -64,16 +67,7 @@ def _model_files(folder: Path) -> dict[str, Path]:
     """The folder's files by their path in the repo."""
     if not folder.is_dir():
         raise PushError(f"{folder}: no such folder; `hubextrap merge RECIPE --out {folder}` would write it")
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if any(part.startswith(".") for part in name.split("/")) or path.is_dir():
-            continue
-        if not path.is_file():
-            raise PushError(
-                f"{path}: is a broken link or not a regular file; remove it or put the file there"
-            )
-        files[name] = path
+    files = dict(sorted(_files_under(folder)))
     if not any("/" not in name and name.endswith(".safetensors") for name in files):
         raise PushError(
             f"{folder}: holds no .safetensors file, so no model to push; give the folder of a merged model"
@@ -87,11 +81,39 @@ def _model_files(folder: Path) -> dict[str, Path]:
     return files
 
 
+def _files_under(folder: Path, inside: str = "") -> Iterator[tuple[str, Path]]:
+    """Path in the repo, and place on the disk, of every file that is not hidden."""
+    here = folder / inside
+    try:
+        entries, folders = entries_of(folder, inside), sorted(path.name for path in here.iterdir())
+    except OSError as error:
+        raise PushError(f"{here}: cannot be listed ({error.strerror}); check its permissions") from error
+    prefix = f"{inside}/" if inside else ""
+    for name, entry in entries.items():
+        if name.startswith("."):
+            continue
+        if entry.problem is not None:
+            raise PushError(f"{folder}/{shown(prefix + name)}: {entry.problem}")
+        yield prefix + name, entry.path
+    for name in folders:
+        if name in entries or name.startswith("."):
+            continue
+        if problem := _folder_problem(here / name):
+            raise PushError(f"{folder}/{shown(prefix + name)}: {problem}")
+        yield from _files_under(folder, prefix + name)
+
+
+def _folder_problem(folder: Path) -> str | None:
+    if folder.is_symlink():
+        return "is a link to a folder; copy that in its place, or remove the link"
+    return name_problem(folder.name)
+
+
 def _shards_of(index: Path) -> list[str]:
     remedy = "merge again, or restore it"
     try:
         content = parse_json(
-            index.read_bytes(), str(index), error=PushError, remedy=remedy, limit=HEADER_LIMIT
+            read_named(index), str(index), error=PushError, remedy=remedy, limit=HEADER_LIMIT
         )
         return sorted(set(content["weight_map"].values()))
     except (KeyError, TypeError, AttributeError) as error:
@@ -110,7 +132,7 @@ def _hash(paths: dict[str, Path], progress: Progress) -> dict[str, str]:
 def _sha256(path: Path, stage: Stage) -> str:
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             while block := file.read(_BLOCK):
                 digest.update(block)
                 stage.advance(len(block))
@@ -139,7 +161,7 @@ def _checked_provenance(folder: Path, digests: dict[str, str]) -> Provenance | N
 
 
 def _card_for(target: PushTarget, path: Path) -> bytes:
-    content = path.read_bytes()
+    content = read_named(path)
     try:
         return with_target(content.decode(), target.repo, target.revision).encode()
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from hubextrap.containment import shown
 from hubextrap.errors import CorruptFile, SourceError, UnsupportedCheckpoint
 from hubextrap.foreign_data import parse_json
 from hubextrap.hub.provenance_checks import is_plain_name
@@ -60,6 +61,21 @@ _SIDE_FILES = (
     "word_pronunciation.json",
     "word_shape.json",
 )
+_LOADED = frozenset(
+    (
+        *("config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"),
+        *("video_preprocessor_config.json", "audio_tokenizer_config.json", "chat_template.json"),
+        *("chat_template.jinja", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"),
+        *("added_tokens.json", "tokenizer.model", "tekken.json", "bpe.codes", "byte_maps.json", "dict.txt"),
+        *("emoji.json", "entity_vocab.json", "merges.txt", "normalizer.json", "prophetnet.tokenizer"),
+        *("sentencepiece.bpe.model", "sentencepiece.model", "source.spm", "spiece.model", "spm.model"),
+        *("spm_char.model", "target.spm", "target_vocab.json", "vocab-src.json", "vocab-tgt.json"),
+        *("vocab.json", "vocab.tsv", "vocab.txt", "word_pronunciation.json", "word_shape.json"),
+        *("qwen.tiktoken", "tiktoken.model"),  # of tokenizers that bring their own code
+    )
+)
+"""The names under which transformers looks for what a model needs beside its weights."""
+_LOADED_VERSION = re.compile(r"tokenizer\.\d[\w.]*\.json|tokenizer\.model\.v\d+\w*|tekken_\d+\.json")
 _LEGAL = re.compile(
     r"(?:[\w-]+[-_. ])?(?:(?:licen[cs]es?|notices?)(?:[-_. ].*)?"
     r"|(?:copying|copyright|(?:acceptable[-_])?use[-_]policy|terms(?:[-_]of[-_](?:use|service))?)(?:\.\w+)?)",
@@ -153,8 +169,20 @@ def is_weight_file(file: str) -> bool:
 
 
 def belongs_to_model(file: str) -> bool:
-    """Whether ``file``, in a repo, goes when another model takes the place of the one that is there."""
+    """Whether ``file``, in a repo, is another model's once it has other bytes."""
     return is_weight_file(file) or is_side_file(file)
+
+
+def is_mixed_in(file: str) -> bool:
+    """Whether ``file``, in a repo, goes when another model takes the place of the one that is there.
+
+    Only what a loader finds by its name does, as it would take it for the new model's. Whatever merely looks
+    like a model's (``train.vocab``) may be anything.
+    """
+    folder, _, name = file.rpartition("/")
+    if folder:
+        return folder == TEMPLATE_FOLDER and name.endswith(".jinja")
+    return is_weight_file(file) or file in _LOADED or _LOADED_VERSION.fullmatch(file) is not None
 
 
 def choose_side_files(last: Source) -> SideFiles:
@@ -196,13 +224,15 @@ def _choose(last: Source, read: dict[str, bytes]) -> SideFiles:
         read |= {file: last.read_file(file) for file in sorted(code)}
         taken |= code
     taken |= _named_in(read.values(), present.keys() - taken)
-    for file in sorted(taken):
+    for file in sorted({*taken, *({"README.md"} & present.keys())}):  # whose metadata the card takes over
         if not is_plain_name(file):
             raise CorruptFile(
-                f"{last.name}: the name {file!r} cannot be written on every system; rename it, in a copy of "
-                "the checkpoint"
+                f"{last.name}: the name {shown(file)} cannot be written on every system; rename it in a "
+                "copy of the checkpoint"
             )
-        if present[file].size > SMALL_FILE:
+        if (problem := present[file].problem) is not None:
+            raise SourceError(f"{last.name}/{shown(file)}: {problem}")
+        if file in taken and present[file].size > SMALL_FILE:
             raise SourceError(
                 f"{last.name}/{file}: {present[file].size:,} bytes are more than the {SMALL_FILE:,} that a "
                 "file beside the weights may have; take a copy of the checkpoint without it as the last one"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import CheckpointMismatch, UnsupportedCheckpoint
 from hubextrap.hub_access import keep_to_the_endpoint, reason, redact_logs
+from hubextrap.tensors.local import check_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -162,5 +163,6 @@ def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
 def _place(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
     place: dict[str, Any] = {"trust_remote_code": False}
     if checkpoint.repo is None:
+        check_folder(checkpoint.path)
         return checkpoint.path, place
     return checkpoint.repo, place | {"revision": checkpoint.commit, "subfolder": checkpoint.path}

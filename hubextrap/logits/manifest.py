@@ -11,10 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hubextrap._version import __version__
 from hubextrap.claims import DIGEST, sealed, unsealed
+from hubextrap.containment import read_named
 from hubextrap.errors import CorruptFile, HubExtrapError, OutputError
 from hubextrap.foreign_data import parse_json
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.logits.mixture import Mixture
+from hubextrap.output_files import write_whole
 from hubextrap.trajectory import Checkpoint, parse_reference, resolve_checkpoint
 
 MANIFEST_FILE = "hubextrap_logits.json"
@@ -68,7 +70,7 @@ def write_manifest(mixture: Mixture, folder: str | os.PathLike[str]) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(sealed(content.model_dump(mode="json")), indent=2, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        write_whole(path, f"{text}\n".encode())
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); name another folder") from error
     return path
@@ -92,7 +94,8 @@ def read_manifest(reference: str) -> Mixture:
         with hub_errors(name):
             path = Path(hub_api().hf_hub_download(where.repo, file, revision=where.revision))
     try:
-        read = parse_json(path.read_bytes(), name, remedy="make the mixture again")
+        data = read_named(path, pipes=False)
+        read = parse_json(data, name, remedy="make the mixture again")
         stated = read.pop(DIGEST, None) if isinstance(read, dict) else None
         content = _Manifest.model_validate(read)
     except OSError as error:

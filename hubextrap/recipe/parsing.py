@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from hubextrap.containment import read_named
 from hubextrap.errors import HubExtrapError, MethodError, RecipeError
 from hubextrap.methods import find_method, nearest, parameter_problems
 from hubextrap.recipe import mergekit_form
@@ -39,9 +41,7 @@ def load_reground_recipe(path: Path | str) -> RegroundRecipe:
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > _SIZE_LIMIT:
-            raise RecipeError(f"{path}: larger than {_SIZE_LIMIT // 1000} kB, so hardly a recipe")
-        return path.read_text(encoding="utf-8")
+        return read_named(path, _SIZE_LIMIT).decode().replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as error:
         raise RecipeError(
             f"{path}: no such file; `hubextrap recipes ls` lists the recipes that come with hubextrap"
@@ -49,6 +49,8 @@ def _read(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not a text file in UTF-8") from error
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise RecipeError(f"{path}: larger than {_SIZE_LIMIT // 1000} kB, so hardly a recipe") from error
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
 
 

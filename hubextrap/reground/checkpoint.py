@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from hubextrap.errors import (
     UnsupportedCheckpoint,
 )
 from hubextrap.hub.side_files import is_side_file, side_files
+from hubextrap.output_files import write_whole
 from hubextrap.recipe.commands import filled
 from hubextrap.tensors import DTYPES, LocalSource, read_combinable, read_layout, sha256_of, ties_embeddings
 from hubextrap.trajectory.names import STEP, pattern_reader
@@ -140,19 +142,17 @@ def _copy_tokenizer(start: Path, folder: Path) -> None:
     if (folder / _LAST_OF_A_TOKENIZER).exists() or not (start / _LAST_OF_A_TOKENIZER).exists():
         return
     with closing(LocalSource(start)) as source:
-        missing = [
-            file
+        missing = {
+            file: source.read_file(file)
             for file in sorted(source.files())
-            if is_side_file(file) and file != "config.json" and not (folder / file).exists()
-        ]
+            if is_side_file(file) and file != "config.json" and not os.path.lexists(folder / file)
+        }
     # The one that says that a tokenizer is there comes last: a kill in between is not taken for the whole.
     for file in sorted(missing, key=lambda file: file == _LAST_OF_A_TOKENIZER):
         place = folder / file
-        unfinished = place.with_name(f".{place.name}.unfinished")
         try:
             place.parent.mkdir(exist_ok=True)
-            unfinished.write_bytes((start / file).read_bytes())
-            unfinished.replace(place)
+            write_whole(place, missing[file])
         except OSError as error:
             raise OutputError(
                 f"{place}: cannot be written: {error.strerror}; make room, then run the same command again"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from hubextrap.errors import CommandFailed, OutputError
+from hubextrap.output_files import refuse_file
 from hubextrap.redaction import redact
 from hubextrap.reground import guardian
 
@@ -110,6 +111,7 @@ class CommandRunner:
 def _opened(log: Path) -> BinaryIO:
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
+        refuse_file(log)
         return log.open("ab")
     except OSError as error:
         raise OutputError(

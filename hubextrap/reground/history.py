@@ -14,8 +14,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from hubextrap.claims import sealed, unsealed
+from hubextrap.containment import read_named
 from hubextrap.errors import CorruptFile, OutputError
 from hubextrap.foreign_data import parse_json
+from hubextrap.output_files import refuse_file, write_whole
 
 Action = Literal["jumped", "skipped", "rolled_back"]
 _FINITE = ConfigDict(allow_inf_nan=False)
@@ -64,6 +66,7 @@ def append_decision(path: Path, decision: Decision) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        refuse_file(path)
         with path.open("ab+") as file:
             file.seek(0)
             whole = file.read().rpartition(b"\n")
@@ -84,7 +87,7 @@ def read_history(path: Path) -> list[Decision]:
     if not path.exists():
         return []
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
+        lines = read_named(path, pipes=False).split(b"\n")[:-1]
     except OSError as error:
         raise CorruptFile(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
     return [_parsed(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
@@ -96,14 +99,9 @@ def rewrite_history(path: Path, decisions: Sequence[Decision]) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    unfinished = path.with_name(path.name + ".unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.writelines(decision.as_line() for decision in decisions)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        write_whole(path, *(decision.as_line().encode() for decision in decisions))
     except OSError as error:
         raise OutputError(f"{path}: the history of jumps cannot be written: {error}") from error
 

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from hubextrap.claims import sealed, unsealed
+from hubextrap.containment import read_named
 from hubextrap.errors import CheckpointMismatch, CorruptFile, OutputError
 from hubextrap.foreign_data import parse_json
 from hubextrap.reground.history import HISTORY_NAME, Decision, read_history, rewrite_history, said
@@ -120,9 +121,8 @@ def load_checkpoint(
     """
     path = folder / STATE
     try:
-        values = unsealed(
-            parse_json(path.read_bytes(), str(path), remedy="resume from an earlier checkpoint")
-        )
+        data = read_named(path, pipes=False)
+        values = unsealed(parse_json(data, str(path), remedy="resume from an earlier checkpoint"))
         saved, ranks, form = values.pop("settings"), values.pop("ranks"), values.pop("format")
         at = _READER.validate_python(values)
         if not isinstance(saved, dict) or min(at.start, at.n, *astuple(at.clocks)) < 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ class SnapshotRing:
         self.layouts, self.folder = dict(layouts), folder
         self._held: dict[int, Any] = {}
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            _clear(folder)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -124,9 +123,17 @@ class SnapshotRing:
     def remove(self) -> None:
         self._held.clear()
         if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            _clear(self.folder)
             with suppress(OSError):  # another rank's are still there
                 self.folder.parent.rmdir()
+
+
+def _clear(folder: Path) -> None:
+    """Remove the snapshots in a folder, and the folder where it holds nothing else."""
+    with suppress(OSError):
+        for path in folder.glob("step-*.safetensors*"):
+            path.unlink()
+        folder.rmdir()
 
 
 def _file_name(step: int) -> str:

@@ -11,13 +11,14 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from hubextrap.claims import sealed, unsealed
+from hubextrap.containment import read_named
 from hubextrap.errors import CorruptFile, OutputError, StepError
 from hubextrap.foreign_data import parse_json
+from hubextrap.output_files import write_whole
 from hubextrap.reground.history import Decision, check_decision, said
 from hubextrap.reground.jumps import Clocks, Window, snapshot_steps
 
 STATE_NAME = "state.json"
-UNFINISHED_NAME = ".state.json.unfinished"
 Phase = Literal["begun", "trained", "checked", "decided", "extrapolated", "probed", "pushed"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 """In order. A state names the last one that is behind it; ``begun`` is the start of a round."""
@@ -99,7 +100,8 @@ def load_state(folder: Path) -> RunState | None:
     """
     path = folder / STATE_NAME
     try:
-        return RunState.model_validate(unsealed(parse_json(path.read_bytes(), str(path), error=ValueError)))
+        content = parse_json(read_named(path, pipes=False), str(path), error=ValueError)
+        return RunState.model_validate(unsealed(content))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError, OverflowError, StepError) as error:
@@ -117,14 +119,9 @@ def save_state(folder: Path, state: RunState) -> None:
         OutputError: the disk did not take it; the old state is still there.
     """
     path = folder / STATE_NAME
-    unfinished = folder / UNFINISHED_NAME
     try:
-        with unfinished.open("wb") as file:
-            content = sealed(state.model_dump(mode="json"))
-            file.write(json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        content = json.dumps(sealed(state.model_dump(mode="json")), indent=1, allow_nan=False)
+        write_whole(path, f"{content}\n".encode())
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

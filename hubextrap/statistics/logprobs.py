@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hubextrap.containment import read_named
 from hubextrap.errors import EvaluationError, ReferenceNotFound, UnsupportedCheckpoint
 from hubextrap.foreign_data import parse_json
 from hubextrap.hub_access import reason
@@ -158,7 +159,7 @@ def read_prompts(path: Path, *, responses: bool) -> tuple[list[Prompt], str]:
         EvaluationError: a line that holds something else; names it.
     """
     try:
-        content = path.read_bytes()
+        content = read_named(path)
     except FileNotFoundError:
         raise ReferenceNotFound(f"--logprobs: no such file: {path}") from None
     except OSError as error:

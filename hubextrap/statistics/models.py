@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import EvaluationError
 from hubextrap.hub_access import keep_to_the_endpoint, reason, redact_logs
+from hubextrap.tensors.local import check_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +61,7 @@ def load_model(checkpoint: Checkpoint, device: str) -> Any:
 def _place(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
     """Its pinned commit or its folder; no code from the Hub runs."""
     if checkpoint.repo is None:
+        check_folder(checkpoint.path)
         return checkpoint.path, {"trust_remote_code": False}
     return checkpoint.repo, {
         "trust_remote_code": False,

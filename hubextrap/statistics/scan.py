@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,10 @@ import numpy as np
 
 from hubextrap._version import __version__
 from hubextrap.claims import DIGEST, digest_of
+from hubextrap.containment import open_regular, regular_at
 from hubextrap.errors import CheckpointError, CorruptFile, OutputError, ReferenceNotFound, SourceError
 from hubextrap.foreign_data import parse_json
+from hubextrap.output_files import write_whole
 from hubextrap.statistics.linearity import BINS, Linearity, RandomWalk
 from hubextrap.statistics.logprobs import LogProbs, LogProbSource
 from hubextrap.statistics.scan_checks import check_tables, check_texts
@@ -225,18 +226,9 @@ def write_tables(path: Path, tables: Mapping[str, NDArray[Any]], metadata: Mappi
     header = build_header(
         [(name, names[table.dtype], table.shape) for name, table in tables.items()], metadata
     )
-    staging = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        with staging.open("wb") as file:
-            file.write(header)
-            for table in tables.values():
-                file.write(np.ascontiguousarray(table).tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(path)
+        write_whole(path, header, *(np.ascontiguousarray(table).tobytes() for table in tables.values()))
     except OSError as error:
-        with suppress(OSError):
-            staging.unlink()
         raise OutputError(
             f"{path}: cannot be written: {error.strerror}; make room, or choose another --out"
         ) from error
@@ -244,7 +236,11 @@ def write_tables(path: Path, tables: Mapping[str, NDArray[Any]], metadata: Mappi
 
 def _read_tables(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     try:
-        content = path.read_bytes()
+        with os.fdopen(open_regular(regular_at(path)), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(8)
+            header_end(content, size, str(path))  # what is no scan is not read
+            content += file.read(size - len(content))
     except FileNotFoundError:
         raise ReferenceNotFound(f"{path}: no such file; make it with `hubextrap scan`") from None
     except OSError as error:

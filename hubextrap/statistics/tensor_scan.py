@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hubextrap.errors import OutputError
+from hubextrap.output_files import refuse_file
 from hubextrap.statistics.linearity import BINS
 from hubextrap.tensors.journal import sealed_line, unsealed_line
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _FORMAT = "2"
+_BEGINNING = b'{"fingerprint": {"the journal'
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +77,18 @@ class ScanJournal:
         self.changed: tuple[str, ...] = ()
         fingerprint = {"the journal's format": _FORMAT, **fingerprint}
         try:
+            refuse_file(path)
             self._file = path.open("a+b")
+            self._file.seek(0)
+            beginning = self._file.read(len(_BEGINNING))
         except OSError as error:
             raise self._failed(error) from error
+        if beginning != _BEGINNING[: len(beginning)]:
+            self._file.close()
+            raise OutputError(
+                f"{path}: is there, and not what a scan that was stopped left; move it away, or choose "
+                "another --out"
+            )
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

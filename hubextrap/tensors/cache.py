@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubextrap._version import __version__
+from hubextrap.containment import shown
 from hubextrap.errors import SourceError
 from hubextrap.hub_access import first_line, hub_errors
 from hubextrap.tensors.local import LocalSource
@@ -36,16 +37,20 @@ def cached_source(checkpoint: Checkpoint) -> LocalSource:
     if repo is None or commit is None:
         raise ValueError(f"{checkpoint.name}: not a checkpoint on the Hub")
     names = list_folder(repo, commit, path, checkpoint.name)
+    if wrong := next((name for name, info in names.items() if info.problem is not None), None):
+        raise SourceError(
+            f"{checkpoint.name}/{shown(wrong)}: {names[wrong].problem}, or leave it there and drop --cache"
+        )
     check_files(names, checkpoint.name)
     prefix = f"{path}/" if path else ""
-    # Patterns match across "/", so the exact names are asked for, with what is special in patterns escaped.
-    wanted = [glob.escape(prefix + name) for name in names if not name.endswith(PICKLE_SUFFIXES)]
+    wanted = [name for name in names if not name.endswith(PICKLE_SUFFIXES)]
     with hub_errors(checkpoint.name):
         try:
             folder = snapshot_download(
                 repo,
                 revision=commit,
-                allow_patterns=wanted,
+                # Patterns match across "/": exact names are asked for, what is special in patterns escaped.
+                allow_patterns=[glob.escape(prefix + name) for name in wanted],
                 library_name="hubextrap",
                 library_version=__version__,
                 tqdm_class=Silent,
@@ -55,4 +60,13 @@ def cached_source(checkpoint: Checkpoint) -> LocalSource:
                 f"{checkpoint.name}: cannot be downloaded: {first_line(error)}; check the network and the "
                 "free space of the cache, then run the same command again"
             ) from error
-    return LocalSource(Path(folder) / path, checkpoint.name)
+    source = LocalSource(Path(folder) / path, checkpoint.name)
+    there = source.files()
+    for name in wanted:
+        if name not in there or there[name].size != names[name].size:
+            source.close()
+            raise SourceError(
+                f"{checkpoint.name}/{name}: is not in the cache as the Hub lists it: the copy is damaged, or "
+                "the disk does not tell it from a name nearly the same; remove it there, or drop --cache"
+            )
+    return source

@@ -23,6 +23,8 @@ class FileInfo:
     size: int
     digest: str | None = None
     """sha256 of an LFS file, git blob id of a regular one, None for a local file."""
+    problem: str | None = None
+    """Why it is not read, and what to do about it; see ``containment``."""
 
 
 class Source(Protocol):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubextrap.containment import Entry, entries_of, open_regular, shown
 from hubextrap.errors import ReferenceNotFound, SourceError
 from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER, FileInfo
 
@@ -15,9 +17,10 @@ if TYPE_CHECKING:
 
 
 class LocalSource:
-    """The files of a folder, links followed, as they were when the source was opened. Thread-safe.
+    """The files of a folder, as they were when the source was opened. Thread-safe.
 
-    Only names that the folder's listing holds can be read, so no name leads out of it.
+    Only names that the folder's listing holds can be read, and no link that leads out of it, so nothing does:
+    see ``containment``.
     """
 
     def __init__(self, folder: Path | str, name: str | None = None) -> None:
@@ -25,11 +28,17 @@ class LocalSource:
         self._folder = Path(folder)
         self._lock = threading.Lock()
         self._descriptors: dict[str, int] = {}
-        self._stamps: dict[str, tuple[int, int]] = {}
+        self._entries: dict[str, Entry] = {}
+        templates = self._folder / TEMPLATE_FOLDER
         try:
-            self._list("")
-            if (self._folder / TEMPLATE_FOLDER).is_dir():
-                self._list(f"{TEMPLATE_FOLDER}/")
+            self._entries |= entries_of(folder)
+            if templates.is_symlink():
+                raise SourceError(
+                    f"{self.name}/{TEMPLATE_FOLDER}: is a link; copy the folder that it leads to in its place"
+                )
+            if templates.is_dir():
+                inside = entries_of(folder, TEMPLATE_FOLDER)
+                self._entries |= {f"{TEMPLATE_FOLDER}/{file}": entry for file, entry in inside.items()}
         except FileNotFoundError:
             raise ReferenceNotFound(f"{self.name}: no such folder; check the path") from None
         except OSError as error:
@@ -37,22 +46,24 @@ class LocalSource:
                 f"{self.name}: cannot list the folder: {error.strerror}; check its permissions"
             ) from error
 
-    def _list(self, prefix: str) -> None:
-        with os.scandir(self._folder / prefix) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.is_file():
-                    self._stamps[prefix + entry.name] = _stamp(entry.stat())
-
     @property
     def folder(self) -> Path:
         return self._folder
 
     def files(self) -> Mapping[str, FileInfo]:
-        return {file: FileInfo(size) for file, (size, _) in self._stamps.items()}
+        return {file: FileInfo(entry.size, None, entry.problem) for file, entry in self._entries.items()}
+
+    def place(self, file: str) -> Path:
+        """Where the file's bytes lie, for those who read them by themselves; no link.
+
+        Raises:
+            SourceError: it may not be read.
+        """
+        return self._known(file).path
 
     def read(self, file: str, offset: int, buffer: memoryview) -> None:
         descriptor = self._descriptor(file)
-        size = self._stamps[file][0]
+        size = self._known(file).size
         view = buffer.cast("B")
         if offset < 0 or offset + len(view) > size:
             raise SourceError(
@@ -69,11 +80,11 @@ class LocalSource:
             if count == 0:
                 raise self._changed(file)
             done += count
-        if _stamp(os.fstat(descriptor)) != self._stamps[file]:
+        if _has_changed(self._known(file), descriptor):
             raise self._changed(file)
 
     def read_file(self, file: str, limit: int = SMALL_FILE) -> bytes:
-        size = self._known(file)[0]
+        size = self._known(file).size
         if size > limit:
             raise SourceError(
                 f"{self.name}/{file}: {size:,} bytes are more than the {limit:,} that such a file may have"
@@ -87,28 +98,30 @@ class LocalSource:
             for descriptor in self._descriptors.values():
                 os.close(descriptor)
             self._descriptors.clear()
-            self._stamps.clear()
+            self._entries.clear()
 
-    def _known(self, file: str) -> tuple[int, int]:
-        stamp = self._stamps.get(file)
-        if stamp is None:
+    def _known(self, file: str) -> Entry:
+        entry = self._entries.get(file)
+        if entry is None:
             raise SourceError(f"{self.name}: no file {file!r} in the folder")
-        return stamp
+        if entry.problem is not None:
+            raise SourceError(f"{self.name}/{shown(file)}: {entry.problem}")
+        return entry
 
     def _descriptor(self, file: str) -> int:
         with self._lock:
-            stamp = self._known(file)
+            entry = self._known(file)
             descriptor = self._descriptors.get(file)
             if descriptor is not None:
                 return descriptor
             try:
-                descriptor = os.open(self._folder / file, os.O_RDONLY | os.O_CLOEXEC)
+                descriptor = open_regular(entry.path)
             except OSError as error:
                 raise SourceError(
                     f"{self.name}/{file}: cannot be opened: {error.strerror}; check its permissions and "
                     "`ulimit -n`"
                 ) from error
-            if _stamp(os.fstat(descriptor)) != stamp:
+            if _has_changed(entry, descriptor):
                 os.close(descriptor)
                 raise self._changed(file)
             self._descriptors[file] = descriptor
@@ -121,5 +134,19 @@ class LocalSource:
         )
 
 
-def _stamp(status: os.stat_result) -> tuple[int, int]:
-    return status.st_size, status.st_mtime_ns
+def check_folder(folder: Path | str) -> None:
+    """Refuse a folder for those who read in it what they like, as transformers does: hidden files excepted,
+    all in it has to be what may be read.
+
+    Raises:
+        SourceError: names the file that may not.
+    """
+    with closing(LocalSource(folder)) as source:
+        for file, info in source.files().items():
+            if info.problem is not None and not file.startswith("."):
+                raise SourceError(f"{folder}/{shown(file)}: {info.problem}")
+
+
+def _has_changed(entry: Entry, descriptor: int) -> bool:
+    status = os.fstat(descriptor)
+    return (status.st_size, status.st_mtime_ns) != (entry.size, entry.mtime_ns)

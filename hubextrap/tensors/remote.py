@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
+from hubextrap.containment import leads_out, name_problem, shown
 from hubextrap.errors import SourceError
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.hub_client import origin, stoppable
@@ -124,6 +125,8 @@ class RemoteSource:
         info = self.files().get(file)
         if info is None:
             raise SourceError(f"{self.name}: no file {file!r} in the folder")
+        if info.problem is not None:
+            raise SourceError(f"{self.name}/{shown(file)}: {info.problem}")
         return info
 
     def _read_part(self, file: str, part: Part) -> None:
@@ -234,12 +237,16 @@ def _listed(repo: str, commit: str, path: str, name: str) -> tuple[dict[str, Fil
         entries = list(hub_api().list_repo_tree(repo, path or None, recursive=False, revision=commit))
     listing, folders = {}, set()
     for entry in entries:
+        if leads_out(entry.path):
+            raise SourceError(
+                f"{name}: the Hub lists a path that leads out of it, {shown(entry.path)}; do not trust it"
+            )
         file = entry.path.removeprefix(prefix)
         if not entry.path.startswith(prefix) or "/" in file or not file:
             continue
         if isinstance(entry, RepoFile):
             digest = entry.lfs.sha256 if entry.lfs is not None else entry.blob_id
-            listing[file] = FileInfo(entry.size, digest)
+            listing[file] = FileInfo(entry.size, digest, name_problem(file))
         else:
             folders.add(file)
     return listing, folders

@@ -60,7 +60,7 @@ class LocalShardWriter:
         self._blocks: BlockWriter | None = None
         try:
             self._descriptor = os.open(
-                self._part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666
+                self._part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
             )
             self._blocks = BlockWriter(self._descriptor)
             _reserve(self._descriptor, size)

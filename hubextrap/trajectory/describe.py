@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.errors import CorruptFile, TrajectoryError
+from hubextrap.containment import Entry, entries_of, open_regular, shown
+from hubextrap.errors import CorruptFile, SourceError, TrajectoryError
 from hubextrap.foreign_data import parse_json
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.progress import SilentProgress
@@ -43,8 +44,7 @@ def describe(trajectory: Trajectory, progress: Progress | None = None) -> Trajec
 def describe_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     """One checkpoint with its size, dtype and date; see ``describe``."""
     if checkpoint.repo is None:
-        folder = Path(checkpoint.path)
-        files = [_local_file(file) for file in folder.iterdir() if file.is_file()]
+        files = [_local_file(*file) for file in entries_of(checkpoint.path).items()]
     else:
         assert checkpoint.commit is not None
         listed = list_files(checkpoint.repo, checkpoint.commit, checkpoint.path, checkpoint.name, dates=True)
@@ -61,9 +61,8 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     )
 
 
-def _local_file(file: Path) -> HubFile:
-    status = file.stat()
-    return HubFile(file.name, status.st_size, datetime.fromtimestamp(status.st_mtime, timezone.utc))
+def _local_file(name: str, entry: Entry) -> HubFile:
+    return HubFile(name, entry.size, datetime.fromtimestamp(entry.mtime_ns / 1e9, timezone.utc))
 
 
 def _dtype(checkpoint: Checkpoint, weights: Weights) -> str | None:
@@ -71,7 +70,7 @@ def _dtype(checkpoint: Checkpoint, weights: Weights) -> str | None:
     if first is None:
         return None
     if checkpoint.repo is None:
-        return _most_bytes(_local_header(Path(checkpoint.path, first)))
+        return _most_bytes(_local_header(checkpoint.path, first))
     return _most_bytes(_remote_header(checkpoint, first))
 
 
@@ -92,19 +91,22 @@ def _remote_header(checkpoint: Checkpoint, file: str) -> Iterable[tuple[str, int
     ]
 
 
-def _local_header(file: Path) -> Iterable[tuple[str, int]]:
-    with file.open("rb") as stream:
+def _local_header(folder: str, file: str) -> Iterable[tuple[str, int]]:
+    entry = entries_of(folder)[file]
+    if entry.problem is not None:
+        raise SourceError(f"{folder}/{shown(file)}: {entry.problem}")
+    with os.fdopen(open_regular(entry.path), "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = stream.read(length) if length <= _MOST_HEADER_BYTES else b""
     try:
-        content = parse_json(header, file.name, error=ValueError, limit=_MOST_HEADER_BYTES)
+        content = parse_json(header, file, error=ValueError, limit=_MOST_HEADER_BYTES)
         tensors = {name: entry for name, entry in content.items() if name != "__metadata__"}
         return [
             (str(entry["dtype"]), entry["data_offsets"][1] - entry["data_offsets"][0])
             for entry in tensors.values()
         ]
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise _corrupt(str(file.parent), file.name) from error
+        raise _corrupt(folder, file) from error
 
 
 def _corrupt(where: str, file: str) -> CorruptFile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hubextrap.containment import leads_out, shown
 from hubextrap.errors import TrajectoryError
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.patience import retried
@@ -50,6 +51,10 @@ def list_files(
             )
         except EntryNotFoundError:
             return None
+    if wrong := next((entry.path for entry in tree if leads_out(entry.path)), None):
+        raise TrajectoryError(
+            f"{what}: the Hub lists a path that leads out of it, {shown(wrong)}; do not trust it"
+        )
     return [
         HubFile(
             entry.path,

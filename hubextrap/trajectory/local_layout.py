@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubextrap.containment import entries_of
 from hubextrap.trajectory.checkpoint import Checkpoint
 from hubextrap.trajectory.series import Reader, Series, series_in_folders
 
@@ -24,7 +25,7 @@ def series_on_disk(folder: Path, read: Reader) -> tuple[list[Series], list[str]]
 
 def files_in(folder: Path) -> list[tuple[str, int]]:
     """Name and bytes of the files directly in a folder."""
-    return sorted((entry.name, entry.stat().st_size) for entry in folder.iterdir() if entry.is_file())
+    return sorted((name, entry.size) for name, entry in entries_of(folder).items())
 
 
 def _files_under(folder: Path) -> Iterator[tuple[str, int]]:

@@ -7,10 +7,12 @@ size and the same in the places that are looked at.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubextrap.containment import entries_of, open_regular
 from hubextrap.trajectory.weights import weights_of
 
 if TYPE_CHECKING:
@@ -52,15 +54,18 @@ def _key(checkpoint: Checkpoint) -> Hashable | None:
 def _key_on_disk(folder: Path) -> Hashable | None:
     """What two folders with the same weights share; None where that cannot be told."""
     try:
-        weights = weights_of((file.name, file.stat().st_size) for file in folder.iterdir() if file.is_file())
+        entries = entries_of(folder)
+        weights = weights_of((name, entry.size) for name, entry in entries.items())
         if weights is None:
             return None
         found = hashlib.sha256()
         places = max(1, _PLACES // len(weights.files))
         for name in weights.files:
-            size = (folder / name).stat().st_size
+            size = entries[name].size
+            if entries[name].problem is not None:
+                return None
             found.update(f"{name} {size}\n".encode())
-            with (folder / name).open("rb") as file:
+            with os.fdopen(open_regular(entries[name].path), "rb") as file:
                 for place in range(places):
                     file.seek(max(0, size - _BLOCK) * place // max(1, places - 1))
                     found.update(file.read(_BLOCK))

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from hubextrap.errors import CorruptFile, SourceError, UnsupportedCheckpoint
+from hubextrap.hub.outgoing import stale_files
 from hubextrap.hub.side_files import (
-    belongs_to_model,
     choose_side_files,
-    is_legal_file,
     is_side_file,
     is_weight_file,
     side_files,
@@ -133,20 +132,39 @@ def test_all_that_tokenizers_and_processors_of_transformers_read() -> None:
     assert {name for name in names - of_no_whole_model if not is_side_file(name)} == set()
 
 
+GOES = [
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "video_preprocessor_config.json", "audio_tokenizer_config.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "tokenizer.model.v3", "tokenizer.4.0.0.json", "tekken.json", "tekken_240911.json", "vocab.json",
+    "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json",
+    "additional_chat_templates/tool_use.jinja", "qwen.tiktoken",
+    "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
+    "model.safetensors.index.fp16.json", "pytorch_model.bin", "pytorch_model-00001-of-00002.bin",
+    "pytorch_model.bin.index.json", "consolidated.safetensors", "model.Q4.gguf", "adapter_config.json",
+    "adapter_model.safetensors",
+]  # fmt: skip
+STAYS = [
+    "README.md", "LICENSE", "LICENSE.txt", "LICENCE", "NOTICE", "NOTICE.md", "Notice.txt", "LICENSE.model",
+    "NOTICE.vocab", "USE_POLICY.md", "COPYING", "tokenizer_training_log.csv", "tokenizer_training_log.json",
+    "tokenizer-comparison.json", "tokenizer_notes.txt", "old.model", "scratch.vocab", "words.codes",
+    "notes.bpe", "my.spm", "stats_vocab.json", "old_vocab.txt", "vocab_sizes.json", "vocab-plot.txt",
+    "git_merges.txt", "example_chat_template.json", "prompt.jinja", "my.tokenizer", "x.tiktoken", "curve.png",
+    "train.log", "params.json", "modelcard.json", "eval_results.json", "notes.txt", ".gitattributes",
+    "docs/tokenizer.json", "other/model.safetensors", "other/additional_chat_templates/a.jinja",
+    "additional_chat_templates/README.md", "additional_chat_templates/tokenizer.json",
+]  # fmt: skip
+
+
 def test_what_goes_with_an_older_model_and_what_stays() -> None:
-    """A licence, a document, an image, a log is nothing that a loader mixes with the next model."""
-    goes = [file for file in [*KEPT, *LEFT] if belongs_to_model(file)]
-    weights = [
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "pytorch_model.bin",
-        "consolidated.safetensors",
-    ]
-    assert sorted(goes) == sorted([*(file for file in KEPT if not is_legal_file(file)), *weights])
-    for file in ("pytorch_model.bin.index.json", "model.safetensors.index.fp16.json", "model.Q4.gguf"):
-        assert belongs_to_model(file)
-    for file in ("docs/tokenizer.json", "curve.png", "other/additional_chat_templates/a.jinja", "LICENSE"):
-        assert not belongs_to_model(file)
+    """Only what a loader takes for the next model's by its name; all else may be anything."""
+    assert stale_files([], [*GOES, *STAYS]) == tuple(sorted(GOES))
+    assert stale_files(GOES, [*GOES, *STAYS]) == ()
+
+
+def test_all_that_tokenizers_of_transformers_look_for_goes() -> None:
+    names = sorted(set(read_by_tokenizers()))
+    assert stale_files([], names) == tuple(names)
 
 
 def test_a_file_that_is_too_large_is_found_first(folder: Path) -> None:

@@ -298,3 +298,73 @@ def test_closing_ends_reads_under_way(cdn_hub: LocalHub, stored: Source) -> None
         read(stored, WEIGHTS, 0, 1000)
     assert time.monotonic() - start < 5
     timer.join()
+
+
+@pytest.mark.parametrize("path", ["..", "../x.model", "/etc/passwd", "a/../../x", "."])
+def test_a_listing_that_leads_out_of_the_repo(
+    path: str, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a Hub that is not to be trusted may give it; nothing is read or written then."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    from hubextrap.errors import HubExtrapError
+    from hubextrap.trajectory import resolve_checkpoint
+
+    listed = HfApi.list_repo_tree
+
+    def hostile(api: HfApi, *arguments: Any, **more: Any) -> Iterator[Any]:
+        yield from listed(api, *arguments, **more)
+        yield RepoFile(path=path, size=1, oid="0" * 40)
+
+    monkeypatch.setattr(HfApi, "list_repo_tree", hostile)
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    for look in (
+        lambda: open_source(checkpoint).files(),
+        lambda: open_source(checkpoint, cache=True),
+        lambda: resolve_checkpoint(str(checkpoint.repo), step=1),
+    ):
+        with pytest.raises(HubExtrapError, match="the Hub lists a path that leads out of it"):
+            look()
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("name", ["\u202elnik.jinja", "a\\..\\b.model", "C:x.model", "a\u2028b.vocab"])
+def test_odd_names_in_a_repo(name: str, checkpoint: Checkpoint, cdn_hub: LocalHub, data: bytes) -> None:
+    """What would be taken along is refused by its name; by ranges, the rest of the repo can be read."""
+    from hubextrap.hub.side_files import choose_side_files
+
+    assert checkpoint.repo is not None
+    commit = cdn_hub.commit(checkpoint.repo, {name: b"x"})
+    odd = Checkpoint(1, checkpoint.repo, "main", commit, "")
+    source = open_source(odd)
+    assert read(source, WEIGHTS, 0, 10) == data[:10]
+    for look in (
+        lambda: choose_side_files(source),
+        lambda: source.read_file(name),
+        lambda: open_source(odd, cache=True),
+    ):
+        with pytest.raises(SourceError, match="has a name with characters that belong in none") as error:
+            look()
+        assert str(error.value).isprintable()
+    source.close()
+
+
+def test_names_that_a_disk_does_not_tell_apart(
+    checkpoint: Checkpoint, cdn_hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What --cache reads is what the Hub lists, file by file; here one of two has taken the other's place."""
+    from hubextrap.tensors import cache
+
+    assert checkpoint.repo is not None
+    commit = cdn_hub.commit(checkpoint.repo, {"LICENSE": b"one", "license": b"two"})
+    both = Checkpoint(1, checkpoint.repo, "main", commit, "")
+    source = open_source(both, cache=True)
+    assert source.read_file("license") == b"two"
+    assert isinstance(source, LocalSource)
+    (source.folder / "LICENSE").unlink()
+    source.close()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(source.folder))
+    with pytest.raises(SourceError, match="/LICENSE: is not in the cache as the Hub lists it"):
+        cache.cached_source(both)

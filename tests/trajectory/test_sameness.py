@@ -73,7 +73,7 @@ def weights(path: Path, seed: int, size: int = 3_000_000) -> None:
     path.write_bytes(np.random.default_rng(seed).bytes(size))
 
 
-@pytest.mark.parametrize("how", ["copied", "linked", "hard-linked", "folder linked"])
+@pytest.mark.parametrize("how", ["copied", "hard-linked", "folder linked"])
 def test_folders(how: str, tmp_path: Path, lines: Lines) -> None:
     for step in (1, 2, 4):
         weights(tmp_path / f"step_{step}" / "model.safetensors", step)
@@ -82,7 +82,7 @@ def test_folders(how: str, tmp_path: Path, lines: Lines) -> None:
         third.symlink_to(first)
     else:
         third.mkdir()
-        make = {"copied": shutil.copy, "linked": os.symlink, "hard-linked": os.link}[how]
+        make = {"copied": shutil.copy, "hard-linked": os.link}[how]
         make(first / "model.safetensors", third / "model.safetensors")
     found = find_trajectory(str(tmp_path), progress=lines)
     assert found.same_weights == ((1, 3),)
