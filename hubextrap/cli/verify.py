@@ -7,6 +7,8 @@ import json
 
 import typer
 
+from hubextrap.cli.terminal import tell, tell_json
+
 
 def verify(
     reference: str = typer.Argument(
@@ -21,16 +23,16 @@ def verify(
 
     found = api.verify(reference, progress=open_progress(quiet))
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        tell_json(json.dumps(dataclasses.asdict(found), indent=2))
     else:
         for problem in found.problems:
-            typer.echo(f"mismatch: {problem}")
+            tell(f"mismatch: {problem}")
         count = len(found.files)
         size = format_bytes(sum(file.size for file in found.files))
         files = f"{count} weight file{'s' * (count != 1)}"
         if found.problems:
-            typer.echo(f"{found.name}: {len(found.problems)} of {files} are not as hubextrap.json says")
+            tell(f"{found.name}: {len(found.problems)} of {files} are not as hubextrap.json says")
         else:
-            typer.echo(f"{found.name}: {files}, {size}, as hubextrap.json says")
+            tell(f"{found.name}: {files}, {size}, as hubextrap.json says")
     if found.problems:
         raise typer.Exit(1)

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from hubextrap.evaluate.table import PREDICTION
+from hubextrap.foreign_text import plot_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,9 +75,11 @@ def _draw(
             if points:
                 steps, values, errors = zip(*points, strict=True)
                 look = {"color": "black", "marker": "s"} if style == "none" else {"marker": "o"}
-                axes.errorbar(steps, values, errors, linestyle=style, capsize=2, label=name, **look)
+                axes.errorbar(
+                    steps, values, errors, linestyle=style, capsize=2, label=plot_text(name), **look
+                )
         axes.set_xlabel("step")
-        axes.set_ylabel(" ".join(key[:2]))
+        axes.set_ylabel(plot_text(" ".join(key[:2])))
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=150, metadata={"Software": None})

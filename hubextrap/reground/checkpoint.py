@@ -20,6 +20,7 @@ from hubextrap.errors import (
     OutputError,
     UnsupportedCheckpoint,
 )
+from hubextrap.foreign_text import own_lines
 from hubextrap.hub.side_files import is_side_file, side_files
 from hubextrap.recipe.commands import filled
 from hubextrap.tensors import DTYPES, LocalSource, read_combinable, read_layout, sha256_of, ties_embeddings
@@ -106,7 +107,7 @@ def _check_like(folder: Path, like: Path) -> None:
     if problems:
         shown = [*problems[:_NAMES_SHOWN], *(["…"] if len(problems) > _NAMES_SHOWN else [])]
         raise CheckpointMismatch(
-            "\n".join([f"{folder} is not a checkpoint of the model that the round started from:", *shown])
+            own_lines(f"{folder} is not a checkpoint of the model that the round started from:", *shown)
         )
 
 
