@@ -11,7 +11,7 @@ import typer
 
 from hubextrap.cli.effect import refuse_idle
 from hubextrap.cli.merging import AsJson, Cache, Memory, Quiet, Workers, parse_size
-from hubextrap.cli.terminal import as_shown, tell_json
+from hubextrap.cli.terminal import as_shown, cells, tell_json
 
 if TYPE_CHECKING:
     from hubextrap.statistics import Backtest

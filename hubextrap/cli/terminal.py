@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 import typer
 
 from hubextrap.foreign_text import (
-    OwnLines,
+    as_shown,
     json_text,
     log_record,
     log_text,
     terminal_line,
-    terminal_lines,
     terminal_output,
 )
 from hubextrap.redaction import redact, rewrite_error
@@ -31,11 +30,6 @@ if TYPE_CHECKING:
 
 _STYLES = re.compile(r"(\x1b\[(?:[0-9;]*m|\d*[A-DGJK]|\?25[hl]))")
 """What Rich and progress bars write to a terminal: colours, and the way back over a bar."""
-
-
-def as_shown(text: str) -> str:
-    """A line for the terminal; several where they are ours, as those of an error."""
-    return terminal_lines(text) if isinstance(text, OwnLines) else terminal_line(text)
 
 
 def tell(text: object, *, err: bool = False) -> None:
