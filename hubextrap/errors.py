@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import sys
 
-from hubextrap.foreign_text import OwnLines, terminal_line, terminal_lines
+from hubextrap.foreign_text import OwnLines, as_shown
 from hubextrap.redaction import redact_error
 
 
@@ -48,7 +48,7 @@ class HubExtrapError(Exception):
 
 def _shown(part: object) -> str:
     text = str(part)
-    return OwnLines(terminal_lines(text)) if isinstance(text, OwnLines) else terminal_line(text)
+    return OwnLines(as_shown(text)) if isinstance(text, OwnLines) else as_shown(text)
 
 
 class RecipeError(HubExtrapError):

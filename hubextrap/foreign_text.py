@@ -7,7 +7,6 @@ then what could act is shown instead of acting. Harmless text comes out as it we
 
 from __future__ import annotations
 
-import html
 import logging
 import re
 from typing import Any
@@ -32,6 +31,7 @@ _RUNNER = re.compile(
     r"|stop-commands|add-matcher|remove-matcher)\b)|(?<=#)#(?=[a-z]*\[)"
 )
 """What a CI runner takes for a command: ``::set-output name=x::``, ``##[error]``, ``##vso[…]``."""
+_ENTITIES = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;"), ("'", "&#x27;"))
 _OWN_MARK = re.compile(r"(?i)<!(?=--\s*hubextrap)")
 """How the marks begin by which a card's parts are found again."""
 
@@ -47,11 +47,12 @@ class OwnLines(str):
 
 def own_lines(*lines: str) -> OwnLines:
     """Several lines, each shown as one, but for those that are lines of ours already."""
-    return OwnLines(
-        "\n".join(
-            terminal_lines(line) if isinstance(line, OwnLines) else terminal_line(line) for line in lines
-        )
-    )
+    return OwnLines("\n".join(map(as_shown, lines)))
+
+
+def as_shown(text: str) -> str:
+    """A line for the terminal; several where they are ours, as those of an error."""
+    return terminal_lines(text) if isinstance(text, OwnLines) else terminal_line(text)
 
 
 def terminal_line(text: str) -> str:
@@ -118,7 +119,10 @@ def markdown_block(text: str, language: str) -> str:
 
 def html_text(text: str) -> str:
     """``text`` in an HTML element or a quoted attribute."""
-    return html.escape(terminal_line(text))
+    shown = terminal_line(text)
+    for character, entity in _ENTITIES:
+        shown = shown.replace(character, entity)
+    return shown
 
 
 def plot_text(text: str) -> str:

@@ -9,11 +9,9 @@ import os
 import re
 import sys
 from base64 import b64encode
-from configparser import ConfigParser, Error
 from contextlib import suppress
 from functools import lru_cache
 from json import dumps
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING
@@ -142,7 +140,7 @@ def _read(path: str, reader: Callable[[Path], Iterable[str]]) -> tuple[str, ...]
     if before is None or before[0] != state:
         found: tuple[str, ...] = ()
         if S_ISREG(status.st_mode) and status.st_size <= _BIGGEST_FILE:
-            with suppress(OSError, ValueError, Error, NetrcParseError):
+            with suppress(OSError, ValueError):
                 found = tuple(reader(Path(path)))
         before = _read_before[path] = (state, found)
     return before[1]
@@ -153,15 +151,17 @@ def _whole(path: Path) -> Iterator[str]:
 
 
 def _stored(path: Path) -> Iterator[str]:
-    parser = ConfigParser(interpolation=None)
-    parser.read_string(path.read_text(encoding="utf-8"))
-    for section in parser.sections():
-        yield parser.get(section, "hf_token", fallback="").strip()
+    for line in path.read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == "hf_token":
+            yield value.strip()
 
 
 def _netrc(path: Path) -> Iterator[str]:
-    for _, _, password in netrc(path).hosts.values():
-        yield password or ""
+    words = path.read_text(encoding="utf-8").split()
+    for word, following in zip(words, words[1:], strict=False):
+        if word == "password":
+            yield following.strip("\"'")
 
 
 def _token_file() -> str:

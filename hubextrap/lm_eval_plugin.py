@@ -26,7 +26,7 @@ from lm_eval.models.huggingface import HFLM
 from hubextrap import api
 from hubextrap.errors import RecipeError
 from hubextrap.evaluate.quiet import quiet_libraries
-from hubextrap.foreign_text import OwnLines, own_lines, terminal_line, terminal_lines
+from hubextrap.foreign_text import as_shown, own_lines
 from hubextrap.hub_access import reason
 from hubextrap.logits import ExtrapolatedForCausalLM, load_tokenizer, recipe_mixture
 from hubextrap.logits.loading import load_causal_lm
@@ -195,7 +195,7 @@ class _Said(SilentProgress):
     """Facts about the run, beside lm-eval's own log: which checkpoints were left out, or are the same."""
 
     def say(self, line: str) -> None:
-        print(terminal_lines(line) if isinstance(line, OwnLines) else terminal_line(line), file=sys.stderr)
+        print(as_shown(line), file=sys.stderr)
 
 
 def _mixed(

@@ -144,7 +144,7 @@ def _say(line: str) -> None:
 
 
 def _shown(line: str) -> str:
-    from hubextrap.cli.terminal import as_shown
+    from hubextrap.foreign_text import as_shown
 
     return as_shown(line)
 

@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from hubextrap.cli.terminal import as_shown
+from hubextrap.foreign_text import as_shown
 from hubextrap.progress import Progress, SilentProgress, Stage
 
 if TYPE_CHECKING:

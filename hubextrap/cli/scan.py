@@ -11,7 +11,8 @@ import typer
 
 from hubextrap.cli.effect import refuse_idle
 from hubextrap.cli.merging import Cache, Memory, Quiet, Workers, parse_size
-from hubextrap.cli.terminal import as_shown, cells, tell, tell_json
+from hubextrap.cli.terminal import cells, tell, tell_json
+from hubextrap.foreign_text import as_shown
 
 if TYPE_CHECKING:
     from hubextrap.progress import Progress

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hubextrap.cli.terminal import as_shown, cells, tell_json
+from hubextrap.cli.terminal import cells, tell_json
+from hubextrap.foreign_text import as_shown
 
 if TYPE_CHECKING:
     from hubextrap.trajectory import Checkpoint, Trajectory
