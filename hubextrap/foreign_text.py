@@ -7,6 +7,7 @@ then what could act is shown instead of acting. Harmless text comes out as it we
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from typing import Any
@@ -15,7 +16,7 @@ from hubextrap.redaction import INVISIBLE, redact
 
 LONGEST = 4000
 """Characters of a line; the middle of a longer one is left out."""
-_LONGEST_LABEL = 120
+_LONGEST_LABEL = 60
 _NAMED = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _MARKS = (
     r"\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u0610-\u061a\u064b-\u065f\u0e31-\u0e3a\u0e47-\u0e4e"
@@ -79,7 +80,10 @@ def terminal_output(text: str) -> str:
 
 def json_text(text: str) -> str:
     """JSON text for a terminal: the same values, with what would act there in JSON's own escapes."""
-    return re.sub(rf"(?![\n\r\t])[{INVISIBLE}]", _json_escape, redact(text))
+    value = json.loads(text)
+    if (shown := _redacted(value)) != value:
+        text = json.dumps(shown, indent=2)
+    return re.sub(rf"(?![\n\r\t])[{INVISIBLE}]", _json_escape, text)
 
 
 def log_text(text: str) -> str:
@@ -174,6 +178,16 @@ def _shown_but_blanks(found: re.Match[str]) -> str:
 
 def _shown_but_tabs(found: re.Match[str]) -> str:
     return found[0] if found[0] == "\t" else _shown(found)
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, list):
+        return [_redacted(each) for each in value]
+    if isinstance(value, dict):
+        return {redact(key): _redacted(each) for key, each in value.items()}
+    return value
 
 
 def _json_escape(found: re.Match[str]) -> str:

@@ -11,6 +11,7 @@ import sys
 from base64 import b64encode
 from contextlib import suppress
 from functools import lru_cache
+from itertools import pairwise
 from json import dumps
 from pathlib import Path
 from stat import S_ISREG
@@ -159,7 +160,7 @@ def _stored(path: Path) -> Iterator[str]:
 
 def _netrc(path: Path) -> Iterator[str]:
     words = path.read_text(encoding="utf-8").split()
-    for word, following in zip(words, words[1:], strict=False):
+    for word, following in pairwise(words):
         if word == "password":
             yield following.strip("\"'")
 

@@ -24,7 +24,7 @@ HUB_TOKEN = re.compile(
 )
 """A token of the Hub. It is longer than names that start alike: hf_model, hf_transfer."""
 
-_ADDRESS = re.compile(r"(?i)(\bhttps?://[^\s?'\"<>]+)(\?[^\s'\"<>]*[^\s'\"<>).,;:\]])?")
+_ADDRESS = re.compile(r"(?i)(\bhttps?:/{1,2}[^\s?'\"<>]+)(\?[^\s'\"<>]*[^\s'\"<>).,;:\]])?")
 _IS = r"(?:\\?[\"']?\s*(?:[=:]|%(?:25){0,3}3[AaDd])\s*|[\"']\s*,\s*)b?\\?[\"']?"
 """Between a key and its value: of JSON, a query, a header, keyword arguments, pairs."""
 _NOT_SECRET = r"(?!(?:None|null|true|false)\b|\*\*\*|\$)"
@@ -39,8 +39,8 @@ _SECRET_KEYS = (
     r"|(?:xet|cas)_?token|password)"
 )
 _RULES: tuple[tuple[str, str, str], ...] = (
-    # https://user:password@host; hf://gpt2@main is a model
-    ("@", r"(?i)\b(?!hf:)([a-z][a-z0-9+.-]{0,15}://)[^\s/?#'\"<>]*@", r"\1***@"),
+    # https://user:password@host, also as a Path has it; hf://gpt2@main is a model
+    ("@", r"(?i)\b(?!hf:)([a-z][a-z0-9+.-]{0,15}://|https?:/)[^\s/?#'\"<>]*@", r"\1***@"),
     # the query of a path alone
     ("?", r"\?(?=[\w.~%+-]+=)[^\s'\"<>]*[^\s'\"<>).,;:\]]", "?***"),
     (

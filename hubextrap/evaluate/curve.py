@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -82,4 +83,6 @@ def _draw(
         axes.set_ylabel(plot_text(" ".join(key[:2])))
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a name may have letters that no font here has
+        figure.savefig(path, dpi=150, metadata={"Software": None})

@@ -10,6 +10,7 @@ from hubextrap.foreign_text import markdown_block, markdown_code, markdown_text
 from hubextrap.hub.carried_over import carried_over
 from hubextrap.hub.loading import loading_snippet, placed_at
 from hubextrap.hub.provenance import PROVENANCE_FILE
+from hubextrap.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 TAGS = ("hubextrap", "merge", "extrapolation", "rlvr")
 _RESULTS_BEGIN, _RESULTS_END = "<!-- hubextrap: results -->", "<!-- hubextrap: end of results -->"
 _LOAD_BEGIN, _LOAD_END = "<!-- hubextrap: how to load -->", "<!-- hubextrap: end -->"
+_REPO = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
 _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
 _FOLDER = "path/to/this/folder"
 _SHOWN_RULES = 8
@@ -49,8 +51,8 @@ def model_card(
         "tags": list(TAGS),
         **carried_over(last_card),
     }
-    if provenance.repos:
-        metadata |= {"base_model": list(provenance.repos), "base_model_relation": "merge"}
+    if repos := [repo for repo in provenance.repos if _REPO.fullmatch(repo) and redact(repo) == repo]:
+        metadata |= {"base_model": repos, "base_model_relation": "merge"}
     data = ModelCardData(**metadata)
     sections = [
         _opening(provenance),
