@@ -22,26 +22,33 @@ HubExtrapError
 
 A message names the thing (file, line, tensor, step or revision) and says what to do about it. The CLI
 prints it behind ``error:`` and exits with 1, or with 3 for PredictionWorse. No message holds a token or a
-signed address: each is redacted when the error is made.
+signed address, nor a character that a terminal acts on, nor a line that is not ours: each is cleaned when the
+error is made, and one of several lines comes from `own_lines`.
 """
 
 from __future__ import annotations
 
 import sys
 
-from hubextrap.redaction import redact, redact_error
+from hubextrap.foreign_text import OwnLines, as_shown
+from hubextrap.redaction import redact_error
 
 
 class HubExtrapError(Exception):
     """Base of every error that hubextrap raises on purpose.
 
-    Its message is redacted, and so is the error that is being handled when it is made: a traceback shows
-    both.
+    Its message is redacted and fit for a terminal; the error that is being handled when it is made is
+    redacted too: a traceback shows both.
     """
 
     def __init__(self, *message: object) -> None:
-        super().__init__(*(redact(str(part)) for part in message))
+        super().__init__(*map(_shown, message))
         redact_error(sys.exc_info()[1])
+
+
+def _shown(part: object) -> str:
+    text = str(part)
+    return OwnLines(as_shown(text)) if isinstance(text, OwnLines) else as_shown(text)
 
 
 class RecipeError(HubExtrapError):

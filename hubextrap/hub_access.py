@@ -10,21 +10,27 @@ import logging
 import os
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hubextrap._version import __version__
 from hubextrap.errors import AccessDenied, HubExtrapError, ReferenceNotFound, SourceError
+from hubextrap.foreign_text import clean_record, log_record
 from hubextrap.hub_client import BeyondBounds, use_bounded_client
-from hubextrap.redaction import RedactingFilter, redact
+from hubextrap.redaction import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from huggingface_hub import HfApi
 
 _OIDC_EXCHANGE = "/oauth/token"
-_LOG_ADDRESSES = ("huggingface_hub", "transformers", "httpx", "httpx2")
-_REDACTING = RedactingFilter()
+_LIBRARIES = (
+    *("root", "huggingface_hub", "hf_xet", "httpx", "httpx2", "httpcore", "httpcore2", "h11", "h2", "hpack"),
+    *("urllib3", "requests", "filelock", "fsspec", "asyncio", "py.warnings", "transformers", "datasets"),
+    *("evaluate", "lm_eval", "accelerate", "mergekit", "safetensors", "tokenizers", "torch", "matplotlib"),
+    *("vllm", "peft", "trl", "PIL", "numba", "hubextrap"),
+)
+"""Whose log records are made clean; ``root`` is where many of them log by accident."""
 _KEPT_TO_THE_ENDPOINT = {
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",
     "DISABLE_SAFETENSORS_CONVERSION": "1",
@@ -183,14 +189,20 @@ def not_understood(error: BaseException) -> str:
 
 
 def redact_logs() -> None:
-    """Keep secrets out of what libraries log: retries and failed downloads with whole addresses, many signed.
+    """Keep secrets, and what a terminal acts on, out of what libraries log: whole addresses, many signed.
 
-    A filter on a library's own handlers takes what it prints by itself; records that go on to other handlers
-    pass no filter but that of the logger they were made with.
+    A record is made clean, whoever handles it and however late its logger is made. Records of the program
+    that uses hubextrap are its own.
     """
-    for name in list(logging.root.manager.loggerDict):
-        if name.partition(".")[0] in _LOG_ADDRESSES:
-            logger = logging.getLogger(name)
-            logger.addFilter(_REDACTING)
-            for handler in logger.handlers:
-                handler.addFilter(_REDACTING)
+    made = logging.getLogRecordFactory()
+    if made is not log_record and not getattr(made, "cleans", False):
+        logging.setLogRecordFactory(_cleaning(made))
+
+
+def _cleaning(made: Callable[..., logging.LogRecord]) -> Callable[..., logging.LogRecord]:
+    def make(name: str, *given: Any, **named: Any) -> logging.LogRecord:
+        record = made(name, *given, **named)
+        return clean_record(record) if name.partition(".")[0] in _LIBRARIES else record
+
+    make.cleans = True  # type: ignore[attr-defined]
+    return make

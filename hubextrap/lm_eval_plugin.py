@@ -26,12 +26,12 @@ from lm_eval.models.huggingface import HFLM
 from hubextrap import api
 from hubextrap.errors import RecipeError
 from hubextrap.evaluate.quiet import quiet_libraries
+from hubextrap.foreign_text import as_shown, own_lines
 from hubextrap.hub_access import reason
 from hubextrap.logits import ExtrapolatedForCausalLM, load_tokenizer, recipe_mixture
 from hubextrap.logits.loading import load_causal_lm
 from hubextrap.progress import SilentProgress
 from hubextrap.recipe import Recipe, load_recipe, parse_recipe
-from hubextrap.redaction import redact
 from hubextrap.trajectory import resolve_checkpoint
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _check(arguments: dict[str, Any], own: dict[str, Any], device: object) -> No
     if device is not None and not isinstance(device, str):
         problems.append(f"device={device}: has to be as torch names it, e.g. cuda:{device}")
     if problems:
-        raise RecipeError("\n".join(f"model_args: {problem}" for problem in problems))
+        raise RecipeError(own_lines(*(f"model_args: {problem}" for problem in problems)))
 
 
 def _recipe(arguments: dict[str, Any]) -> Recipe:
@@ -195,7 +195,7 @@ class _Said(SilentProgress):
     """Facts about the run, beside lm-eval's own log: which checkpoints were left out, or are the same."""
 
     def say(self, line: str) -> None:
-        print(redact(line), file=sys.stderr)
+        print(as_shown(line), file=sys.stderr)
 
 
 def _mixed(

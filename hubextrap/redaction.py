@@ -1,33 +1,31 @@
 """What looks like a secret comes out of a text here, and nowhere else: tokens, signed addresses, credentials.
 
-Every error of ours, every line of progress and every log record of the Hub's client goes through `redact`. It
-goes by shape, so that the secrets of other people's errors are caught, and by the value of the tokens in use,
-which a mirror may give any shape.
+Whatever is shown goes through `redact`, and through `hubextrap.foreign_text` after it. It goes by shape, so
+that the secrets of other people's errors are caught, and by the value of the secrets in use
+(`hubextrap.known_secrets`), which a mirror may give any shape.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 import re
-import sys
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from hubextrap.known_secrets import known_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _OPAQUE = r"(?=[\w.-]*[0-9A-Z])[\w.-]{4,}|[\w.-]{20,}"
 """What follows ``hf_oauth_`` in a token, and not in a key of a Space's card such as hf_oauth_scopes."""
-_APART, _END = r"(?<![\w./\\-])", r"(?![A-Za-z0-9/\\]|[._-]\w)"
-"""Around what is no part of a path, such as hf_Qwen25Math7BInstruct/config.json."""
 HUB_TOKEN = re.compile(
-    rf"(hf_)(?:oauth|jwt)_(?:{_OPAQUE})|(api_org_)[A-Za-z0-9]{{16,}}"
-    rf"|(hf_)[A-Za-z0-9]{{24,}}|{_APART}(hf_)[A-Za-z0-9]{{16,}}{_END}"
+    rf"(hf_)(?:oauth|jwt)_(?:{_OPAQUE})|(api_org_)[A-Za-z0-9]{{16,}}|(hf_)[A-Za-z0-9]{{24,}}"
 )
 """A token of the Hub. It is longer than names that start alike: hf_model, hf_transfer."""
 
-_ADDRESS = re.compile(r"(?i)(\bhttps?://[^\s?'\"<>]+)(\?[^\s'\"<>]*[^\s'\"<>).,;:\]])?")
-_IS = r"(?:\\?[\"']?\s*[=:]\s*|[\"']\s*,\s*)b?\\?[\"']?"
+_ADDRESS = re.compile(r"(?i)(\bhttps?:/{1,2}[^\s?'\"<>]+)(\?[^\s'\"<>]*[^\s'\"<>).,;:\]])?")
+_IS = r"(?:\\?[\"']?\s*(?:[=:]|%(?:25){0,3}3[AaDd])\s*|[\"']\s*,\s*)b?\\?[\"']?"
 """Between a key and its value: of JSON, a query, a header, keyword arguments, pairs."""
 _NOT_SECRET = r"(?!(?:None|null|true|false)\b|\*\*\*|\$)"
 _VALUE = rf"{_NOT_SECRET}[^\s\"'&;,<>)}}\]\\]+"
@@ -40,44 +38,137 @@ _SECRET_KEYS = (
     r"|hf[_-](?:api[_-])?token|hugging_?face_?(?:hub_?)?(?:api_?)?token|auth[_-]token|private[_-]token"
     r"|(?:xet|cas)_?token|password)"
 )
-_RULES = {
-    # https://user:password@host; hf://gpt2@main is a model
-    r"(?i)\b(?!hf:)([a-z][a-z0-9+.-]{0,15}://)[^\s/?#'\"<>]*@": r"\1***@",
+_RULES: tuple[tuple[str, str, str], ...] = (
+    # https://user:password@host, also as a Path has it; hf://gpt2@main is a model
+    ("@", r"(?i)\b(?!hf:)([a-z][a-z0-9+.-]{0,15}://|https?:/)[^\s/?#'\"<>]*@", r"\1***@"),
     # the query of a path alone
-    r"\?(?=[\w.~%+-]+=)[^\s'\"<>]*[^\s'\"<>).,;:\]]": "?***",
-    r"(?i)(?<=[?&;])((?:signature|policy|sig|token|credential)=)[^\s&'\"<>]+": r"\1***",
-    rf"(?i)(?<![A-Za-z0-9])({_SECRET_KEYS}{_IS}){_VALUE}": r"\1***",
-    rf"(?i)(?<![\w-])((?:token|secret){_IS})(?:(hf_)\w+|{_LONG_VALUE})": r"\1\2***",
-    rf"(?i)\b((?:signature|policy|sig|credential)(?:=|\\?[\"']\s*:\s*\\?[\"'])){_LONG_VALUE}": r"\1***",
-    rf"(?i)\b(authorization{_IS})(?:(?:basic|bearer|digest|token)\s+{_VALUE}|{_LONG_VALUE})": r"\1***",
-    rf"(?i)\b(bearer\s+)(?!token|auth|scheme|realm|error){_VALUE}": r"\1***",
-    rf"(?i)\b((?:set-)?cookies?{_IS}){_COOKIE}(?:;\s*(?:{_COOKIE}|secure\b|httponly\b))*": r"\1***",
-    r"(?i)(<(?:AWSAccessKeyId|SignatureProvided|StringToSign|CanonicalRequest)>)[^<]+": r"\1***",
-    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b": "***",
+    ("?", r"\?(?=[\w.~%+-]+=)[^\s'\"<>]*[^\s'\"<>).,;:\]]", "?***"),
+    (
+        "=",
+        r"(?i)(?<=[?&;])((?:signature|policy|sig|token|credential)=)[^\s&'\"<>]+",
+        r"\1***",
+    ),
+    (
+        "token|signature|credential|id|key|password|secret",
+        rf"(?i)(?<![A-Za-z0-9])({_SECRET_KEYS}{_IS}){_VALUE}",
+        r"\1***",
+    ),
+    ("token|secret", rf"(?i)(?<![\w-])((?:token|secret){_IS})(?:(hf_)\w+|{_LONG_VALUE})", r"\1\2***"),
+    (
+        "signature|policy|sig|credential",
+        rf"(?i)\b((?:signature|policy|sig|credential)(?:=|\\?[\"']\s*:\s*\\?[\"'])){_LONG_VALUE}",
+        r"\1***",
+    ),
+    (
+        "authorization",
+        rf"(?i)\b(authorization{_IS})(?:(?:basic|bearer|digest|token)\s+{_VALUE}|{_LONG_VALUE})",
+        r"\1***",
+    ),
+    ("bearer", rf"(?i)\b(bearer\s+)(?!token|auth|scheme|realm|error){_VALUE}", r"\1***"),
+    (
+        "cookie",
+        rf"(?i)\b((?:set-)?cookies?{_IS}){_COOKIE}(?:;\s*(?:{_COOKIE}|secure\b|httponly\b))*",
+        r"\1***",
+    ),
+    (
+        "<awsaccesskeyid>|<signatureprovided>|<stringtosign>|<canonicalrequest>",
+        r"(?i)(<(?:AWSAccessKeyId|SignatureProvided|StringToSign|CanonicalRequest)>)[^<]+",
+        r"\1***",
+    ),
+    ("akia|asia", r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b", "***"),
     # a JSON web token
-    r"\beyJ[\w-]{10,}(?:\.[\w-]+){0,4}": "***",
-    # a mirror's short token, and not hf_checkpoint1000
-    rf"{_APART}hf_(?!transformers\b|[a-z]+\d+\b)[A-Za-z0-9]{{12,15}}{_END}": "hf_***",
-}
+    ("eyj", r"\beyJ[\w-]{10,}(?:\.[\w-]+){0,4}", "***"),
+    # --token V, as usage errors repeat it
+    (
+        "--",
+        (
+            r"(?i)(?<![\w-])(--[\w-]{0,40}(?:token|secret|password|api[-_]?key)(?:=|\s{1,9})[\"']?)"
+            r"(?-i:(hf_)\w+|(?=[^\s\"']{0,200}(?:\d|[a-z][A-Z]|[A-Z][a-z]))[\w.~+/=%-]{8,})"
+        ),
+        r"\1\2***",
+    ),
+)
+"""Texts of which one has to be there, in lower case, for the rule to be tried; the rule; what is shown."""
+_COMPILED = [(needed.split("|"), re.compile(pattern), shown) for needed, pattern, shown in _RULES]
 _BUILT_IN = ("strerror", "filename", "filename2", "msg", "text")
 """Attributes that Python's own errors print, and do not keep in their ``__dict__``."""
-_COMPILED = [(re.compile(pattern), shown) for pattern, shown in _RULES.items()]
+_ESCAPED = r"%(?:25){0,3}"
+_ENCODED_ADDRESS = re.compile(rf"(?i)\b(https?{_ESCAPED}3A(?:{_ESCAPED}2F){{2}})([^\s'\"<>]*)")
+_ENCODED_QUERY = re.compile(rf"(?i){_ESCAPED}3F")
+_ENCODED_USER = re.compile(rf"(?i)\A(?:(?!{_ESCAPED}2F)[^/])*?{_ESCAPED}40")
+
+INVISIBLE = (
+    r"\x00-\x1f\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
+    r"\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0"
+    r"\ufff0-\ufffb\ufffe\uffff\U000110bd\U000110cd\U00013430-\U0001345f\U0001bca0-\U0001bca3"
+    r"\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+"""Of a character class: what terminals act on, what reorders text, what is not seen, and line ends."""
+_SEQUENCE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)|\x1b[@-Z\\^_]"
+)
+_HIDING = (_SEQUENCE, re.compile(rf"(?![\t\n\r])[{INVISIBLE}\u0300-\u036f]"))
+"""What may stand within a secret and not be seen."""
+_WRAP = r"(?:[ \t│|>]{0,40}\r?\n[ \t│|>]{0,40})?"
 
 
 def redact(text: str) -> str:
-    """``text`` with what looks like a secret, and the tokens in use, replaced by ``***``."""
-    for value in _tokens_in_use():
-        for written in {value, quote(value, safe="")}:
-            text = text.replace(written, "hf_***" if value.startswith("hf_") else "***")
-    text = HUB_TOKEN.sub(lambda found: f"{next(filter(None, found.groups()))}***", text)
+    """``text`` with what looks like a secret, and the secrets in use, replaced by ``***``.
+
+    Where one of them has invisible characters in it, the text comes without them.
+    """
+    shown = _redact(text)
+    if shown.isprintable():
+        return shown
+    for hiding in _HIDING:
+        bare = hiding.sub("", shown)
+        if bare != shown and (found := _redact(bare)) != bare:
+            return redact(found)
+    return shown
+
+
+def _redact(text: str) -> str:
+    for written, shown in known_secrets():
+        if written in text:
+            text = text.replace(written, shown)
+        elif "\n" in text and len(written) <= len(text):
+            text = _wrapped(written).sub(shown, text)
+    if "hf_" in text or "api_org_" in text:
+        text = HUB_TOKEN.sub(lambda found: f"{next(filter(None, found.groups()))}***", text)
     text = _ADDRESS.sub(lambda found: found[1] + ("?***" if found[2] else ""), text)
-    for pattern, shown in _COMPILED:
-        text = pattern.sub(shown, text)
+    if "%" in text:
+        text = _ENCODED_ADDRESS.sub(_without_secrets, text)
+    folded = text.casefold()
+    for needed, pattern, shown in _COMPILED:
+        if any(part in folded for part in needed):
+            text = pattern.sub(shown, text)
     return text
 
 
+@lru_cache(maxsize=512)
+def _wrapped(secret: str) -> re.Pattern[str]:
+    """The secret as it looks when it was wrapped at the end of a line."""
+    return re.compile(_WRAP.join(map(re.escape, secret[:_CHECKED])) + (r"\S*" if secret[_CHECKED:] else ""))
+
+
+_CHECKED = 100
+
+
+def _without_secrets(found: re.Match[str]) -> str:
+    """A percent-encoded address without its user and its query."""
+    rest = _ENCODED_USER.sub("***%40", found[2])
+    if query := _ENCODED_QUERY.search(rest):
+        rest = f"{rest[: query.end()]}***"
+    return found[1] + rest
+
+
 def redact_error(error: BaseException | None) -> None:
-    """Redact the texts of ``error`` and of all that it came from, in place: a traceback shows them.
+    """Redact the texts of ``error`` and of all that it came from, in place: a traceback shows them."""
+    rewrite_error(error, redact)
+
+
+def rewrite_error(error: BaseException | None, rewrite: Callable[[str], str]) -> None:
+    """Put ``rewrite`` of each text of ``error``, and of all that it came from, in its place.
 
     Reaches ``args`` and attributes, of which nearly all errors make what they print.
     """
@@ -91,41 +182,14 @@ def redact_error(error: BaseException | None) -> None:
         pending += [one.__cause__, one.__context__, *one.args, *getattr(one, "exceptions", ())]
         for name in ("args", *_BUILT_IN, *getattr(one, "__dict__", ())):
             value = getattr(one, name, None)
-            if (shown := _redacted(value)) != value:
+            if (shown := _rewritten(value, rewrite)) != value:
                 with suppress(AttributeError, TypeError):  # it cannot be set
                     setattr(one, name, shown)
 
 
-def _redacted(value: Any) -> Any:
+def _rewritten(value: Any, rewrite: Callable[[str], str]) -> Any:
     if isinstance(value, str):
-        return redact(value)
-    return type(value)(map(_redacted, value)) if type(value) in (list, tuple) else value
-
-
-class RedactingFilter(logging.Filter):
-    """For loggers of libraries that log whole addresses."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        said = record.getMessage()
-        if (shown := redact(said)) != said:
-            record.msg, record.args = shown, ()
-        if record.exc_info and not record.exc_text:
-            record.exc_text = redact(logging.Formatter().formatException(record.exc_info))
-        return True
-
-
-def _tokens_in_use() -> list[str]:
-    """Where huggingface_hub takes tokens from; the longest first, and none so short that words hold it."""
-    names = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_ID_TOKEN", "ACTIONS_ID_TOKEN_REQUEST_TOKEN")
-    found = {os.environ.get(name, "").strip() for name in names}
-    with suppress(OSError, ValueError, RuntimeError):  # no such file, or no home folder
-        found.add(_token_file().read_text(encoding="utf-8").strip())
-    return sorted((value for value in found if len(value) >= 8), key=len, reverse=True)
-
-
-def _token_file() -> Path:
-    """Where `hf auth login` keeps the token: what the client says, if it is imported already."""
-    client = sys.modules.get("huggingface_hub.constants")
-    known = getattr(client, "HF_TOKEN_PATH", None) or os.environ.get("HF_TOKEN_PATH")
-    home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    return Path(os.path.expandvars(known or f"{home}/token")).expanduser()
+        return rewrite(value)
+    if type(value) in (list, tuple):
+        return type(value)(_rewritten(each, rewrite) for each in value)
+    return value

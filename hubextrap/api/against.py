@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hubextrap.errors import EvaluationError, StepError
 from hubextrap.evaluate.comparison import short_name
 from hubextrap.evaluate.table import BASE, LAST, TARGET
+from hubextrap.foreign_text import own_lines
 from hubextrap.trajectory import real_checkpoint, resolve_checkpoint
 
 if TYPE_CHECKING:
@@ -67,5 +68,5 @@ class Against:
         try:
             return real_checkpoint(self.trajectory, step, reference)
         except StepError as error:
-            progress.say(f"the real checkpoint is not compared: {error}")
+            progress.say(own_lines(*f"the real checkpoint is not compared: {error}".split("\n")))
             return None

@@ -16,6 +16,7 @@ from hubextrap.api.staging import push_state, remove_leftover, staged
 from hubextrap.engine import run_plan
 from hubextrap.engine.plan import REMOTE_READERS
 from hubextrap.errors import PushError
+from hubextrap.foreign_text import own_lines
 from hubextrap.hub import (
     PROVENANCE_FILE,
     CoefficientRule,
@@ -151,7 +152,7 @@ def _push(folder: Path, target: PushTarget, progress: Progress) -> PushResult:
     try:
         return push_folder(folder, target, progress)
     except PushError as error:
-        raise PushError(f"{error}\n{folder} is whole; `{command}` pushes it") from error
+        raise PushError(own_lines(str(error), f"{folder} is whole; `{command}` pushes it")) from error
     except (KeyboardInterrupt, SystemExit):
         progress.say(f"{folder} is whole; `{command}` pushes it")
         raise

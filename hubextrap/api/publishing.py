@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hubextrap.errors import EvaluationError
 from hubextrap.evaluate.curve import can_draw, draw_table
 from hubextrap.evaluate.publishing import CURVE_FILE, refuse_limit, results_of
+from hubextrap.foreign_text import terminal_line
 from hubextrap.hub import PushTarget
 from hubextrap.hub.publish import check_publishable, publish_results
 from hubextrap.trajectory import resolve_checkpoint
@@ -95,6 +96,8 @@ def publish(table: EvaluationTable, publication: Publication, progress: Progress
         publication.target,
         publication.commit,
         results,
-        message=f"Scores on {names}" if len(names) < 60 else f"Scores on {len(table.settings.tasks)} tasks",
+        message=terminal_line(f"Scores on {names}")
+        if len(names) < 60
+        else f"Scores on {len(table.settings.tasks)} tasks",
         progress=progress,
     )

@@ -20,25 +20,29 @@ from hubextrap.cli.report import report
 from hubextrap.cli.scan import scan
 from hubextrap.cli.steps import steps
 from hubextrap.cli.sweep import sweep
+from hubextrap.cli.terminal import clean_error, guarded
 from hubextrap.cli.verify import verify
-from hubextrap.redaction import redact_error
 
 
 class _Verbs(TyperGroup):
-    """The verbs; what is said of a wrong command line repeats no token that stood in it."""
+    """The verbs; what is said of a wrong command line repeats no token that stood in it, and does nothing."""
+
+    def main(self, *given: Any, **options: Any) -> Any:
+        with guarded():
+            return super().main(*given, **options)
 
     def make_context(self, *given: Any, **options: Any) -> Any:
         try:
             return super().make_context(*given, **options)
         except Exception as error:
-            redact_error(error)
+            clean_error(error)
             raise
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
             return super().invoke(ctx)
         except Exception as error:
-            redact_error(error)
+            clean_error(error)
             raise
 
 

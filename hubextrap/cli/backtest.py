@@ -11,6 +11,8 @@ import typer
 
 from hubextrap.cli.effect import refuse_idle
 from hubextrap.cli.merging import AsJson, Cache, Memory, Quiet, Workers, parse_size
+from hubextrap.cli.terminal import cells, tell_json
+from hubextrap.foreign_text import as_shown
 
 if TYPE_CHECKING:
     from hubextrap.statistics import Backtest
@@ -56,7 +58,7 @@ def backtest(
         trajectory = find_trajectory(reference, max_step=max_step, progress=progress)
         found = api.backtest(trajectory, settings=settings, progress=progress)
     if as_json:
-        typer.echo(json.dumps(found.as_rows(), indent=2))
+        tell_json(json.dumps(found.as_rows(), indent=2))
     else:
         _print(reference, found)
 
@@ -76,13 +78,14 @@ def _print(reference: str, found: Backtest) -> None:
     for heading in ("worst", "expected", *(["total"] if found.rounded else [])):
         table.add_column(heading, justify="right")
     for entry in horizon_means(found):
-        cells = [*entry.means, entry.worst, entry.expected, *([entry.total] if found.rounded else [])]
-        table.add_row(entry.method, *("–" if cell is None else f"{cell:.3f}" for cell in cells))
+        figures = [*entry.means, entry.worst, entry.expected, *([entry.total] if found.rounded else [])]
+        table.add_row(*cells(entry.method), *("–" if cell is None else f"{cell:.3f}" for cell in figures))
     console = Console(
         width=None if sys.stdout.isatty() else _WIDTH_OFF_TERMINAL, highlight=False, markup=False
     )
     console.print(
-        f"{reference}: {len(found.steps)} checkpoints, steps {found.steps[0]} to {found.steps[-1]}\n"
+        as_shown(f"{reference}: {len(found.steps)} checkpoints, steps {found.steps[0]} to {found.steps[-1]}")
+        + "\n"
         f"mean relative error{' of the signal' * found.rounded} by horizon, (target − last)/(last − first), "
         "and of how many predictions"
     )
@@ -92,7 +95,7 @@ def _print(reference: str, found: Backtest) -> None:
         "checkpoints known at the time let expect"
     )
     for line in _advice(found):
-        console.print(line)
+        console.print(as_shown(line))
 
 
 def _advice(found: Backtest) -> list[str]:

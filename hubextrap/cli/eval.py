@@ -10,6 +10,7 @@ import typer
 
 from hubextrap.cli.effect import refuse_idle
 from hubextrap.cli.merging import summary_place
+from hubextrap.cli.terminal import tell, tell_json
 
 if TYPE_CHECKING:
     from hubextrap.evaluate import EvaluationTable
@@ -152,12 +153,12 @@ def evaluate(
     if summary is not None:
         append_summary(summary, evaluation_markdown([table]))
     if as_json:
-        typer.echo(table.model_dump_json(indent=2))
+        tell_json(table.model_dump_json(indent=2))
     else:
         print_evaluation(table)
     if publication is not None:
         result = api.publish(table, publication, progress)
-        typer.echo(f"scores published: {result.pull_request_url or result.url}", err=as_json)
+        tell(f"scores published: {result.pull_request_url or result.url}", err=as_json)
     if max_loss is not None:
         check_loss([table], max_loss, names)
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import typer
 
 from hubextrap.cli.effect import refuse_idle
+from hubextrap.cli.terminal import tell_json
 from hubextrap.containment import read_named
+from hubextrap.foreign_text import terminal_output
 
 
 def generate(
@@ -45,7 +47,7 @@ def generate(
         raise typer.BadParameter("give prompts, or a file of them with --prompts")
 
     def show(text: str) -> None:
-        typer.echo(text, nl=False)
+        typer.echo(terminal_output(text), nl=False)
 
     completions = api.complete(
         load_recipe(recipe),
@@ -62,7 +64,7 @@ def generate(
     )
     if as_json:
         pairs = zip(asked, completions, strict=True)
-        typer.echo(json.dumps([{"prompt": one, "completion": other} for one, other in pairs], indent=2))
+        tell_json(json.dumps([{"prompt": one, "completion": other} for one, other in pairs], indent=2))
 
 
 def _lines(path: Path) -> list[str]:

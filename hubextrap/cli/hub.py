@@ -9,6 +9,7 @@ from pathlib import Path
 
 import typer
 
+from hubextrap.cli.terminal import tell
 from hubextrap.errors import HubExtrapError
 
 app = typer.Typer(help="A local Hub for tests, demos and machines without a network.", no_args_is_help=True)
@@ -59,5 +60,5 @@ def serve(
         typer.echo(f"export HF_ENDPOINT={hub.url}" + ("" if xet else " HF_HUB_DISABLE_XET=1"))
         if not token:
             typer.echo(f"export HF_TOKEN={secret}")
-        typer.echo(f"serving {folder}; stop with Ctrl-C", err=True)
+        tell(f"serving {folder}; stop with Ctrl-C", err=True)
         stop.wait()

@@ -167,7 +167,9 @@ def _code(error: BaseException) -> int | str | None:
         _say(error.code)
         return 1
     if isinstance(error, HubExtrapError):
-        _say(f"error: {error}")
+        from hubextrap.foreign_text import OwnLines
+
+        _say(OwnLines(f"error: {error}"))  # its lines are clean
         return 3 if isinstance(error, PredictionWorse) else 1
     if isinstance(error, KeyboardInterrupt):
         _say(_ENDED_BY[signal.SIGINT])
@@ -200,7 +202,7 @@ def _fault(error: BaseException) -> str:
             line += f": {_shortened(words)}"
         descriptor, name = tempfile.mkstemp(prefix="hubextrap-", suffix=".log")
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(_redacted("".join(traceback.format_exception(error))))
+            file.write(_logged("".join(traceback.format_exception(error))))
     except Exception:  # no room, no folder, an error that cannot even be shown
         return f"{line}; this is a fault in hubextrap: please report it"
     return f"{line}; this is a fault in hubextrap: please report it with what is in {name}"
@@ -227,17 +229,24 @@ def _say(line: str) -> None:
     """A line on stderr, if anybody still listens there."""
     if sys.stderr is not None:
         try:
-            print(_redacted(line), file=sys.stderr, flush=True)
+            print(_shown(line), file=sys.stderr, flush=True)
         except ValueError:  # it was closed
             pass
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def _redacted(text: str) -> str:
+def _shown(line: str) -> str:
+    from hubextrap.foreign_text import as_shown
+
+    return as_shown(line)
+
+
+def _logged(text: str) -> str:
+    from hubextrap.foreign_text import terminal_output
     from hubextrap.redaction import redact
 
-    return redact(text)
+    return terminal_output(redact(text))
 
 
 def __getattr__(name: str) -> Any:

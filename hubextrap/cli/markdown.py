@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from hubextrap.cli.progress import format_bytes
 from hubextrap.errors import OutputError
+from hubextrap.foreign_text import markdown_block, markdown_code, own_lines
 from hubextrap.output_files import append_problem
 from hubextrap.redaction import redact
 
@@ -50,9 +50,9 @@ def check_summary(path: Path) -> None:
 def plan_markdown(recipe: Path, report: PlanReport) -> str:
     """A plan: problems first, then what is predicted, observed, read and written."""
     verdict = f"❌ {_count(report.problems, 'problem')}" if report.problems else "✅ no problems found"
-    parts = [f"### Plan of {code(str(recipe))}: {verdict}"]
+    parts = [f"### Plan of {markdown_code(str(recipe))}: {verdict}"]
     if report.problems:
-        parts.append(_block(report.problems))
+        parts.append(markdown_block(own_lines(*report.problems), "text"))
     reaches = zip(report.target_steps, map(_horizon, report.horizons), strict=True)
     parts.append(_table(("predict step", "horizon"), list(reaches)))
     if report.files:
@@ -62,19 +62,19 @@ def plan_markdown(recipe: Path, report: PlanReport) -> str:
             "memory at most."
         )
     if report.outputs:
-        parts.append("Goes to " + ", ".join(map(code, report.outputs)) + ".")
+        parts.append("Goes to " + ", ".join(map(markdown_code, report.outputs)) + ".")
     for match, method, coefficients in report.rules:
         for target, row in zip(report.target_steps, coefficients, strict=True):
             shown = ", ".join(f"{value:+.4g} × step {step}" for step, value in list(row.items())[:LISTED])
             more = f", … ({len(row)} in all)" if len(row) > LISTED else ""
-            parts.append(f"{code(match)} at step {target}: {code(method)}: {shown}{more}")
+            parts.append(f"{markdown_code(match)} at step {target}: {markdown_code(method)}: {shown}{more}")
     observed = [
-        (step, code(name), commit[:8] if commit else "", "" if size is None else format_bytes(size))
+        (step, markdown_code(name), commit[:8] if commit else "", "" if size is None else format_bytes(size))
         for step, name, commit, size in report.checkpoints
     ]
     parts.append(_table(("observe step", "checkpoint", "commit", "size"), observed))
     if report.notes:
-        parts.append(_block(report.notes))
+        parts.append(markdown_block(own_lines(*report.notes), "text"))
     return "\n\n".join(parts)
 
 
@@ -87,12 +87,13 @@ def predictions_markdown(predictions: Sequence[Prediction]) -> str:
         if provenance.horizon is not None:
             line += f", horizon {_horizon(provenance.horizon)}"
         if prediction.folder is not None:
-            line += f", in {code(str(prediction.folder))}"
+            line += f", in {markdown_code(str(prediction.folder))}"
         if prediction.target is not None and prediction.pushed is not None:
-            line += f", at {code(prediction.target.name)} as {code(prediction.pushed.commit[:8])}"
+            commit = markdown_code(prediction.pushed.commit[:8])
+            line += f", at {markdown_code(prediction.target.name)} as {commit}"
         if prediction.identical_to_last:
             line += "; every weight is the same as in the last checkpoint: nothing was predicted"
-        lines += [line, *(f"  - {code(caveat)}" for caveat in prediction.caveats)]
+        lines += [line, *(f"  - {markdown_code(caveat)}" for caveat in prediction.caveats)]
     return "### Predicted\n\n" + "\n".join(lines)
 
 
@@ -101,25 +102,6 @@ def evaluation_markdown(tables: Sequence[EvaluationTable]) -> str:
     from hubextrap.evaluate import to_markdown
 
     return "### Evaluated\n\n" + "\n".join(map(to_markdown, tables))
-
-
-def code(text: str) -> str:
-    """``text`` as inline code, whatever it holds: names come from the Hub and from pull requests."""
-    shown = " ".join(text.split()).replace("|", "\\|")
-    ticks = _ticks(shown)
-    return f"{ticks} {shown} {ticks}" if "`" in shown else f"{ticks}{shown}{ticks}"
-
-
-def _block(lines: Sequence[str]) -> str:
-    """Messages as they are, in a block that none of them can close."""
-    text = "\n".join(lines)
-    fence = _ticks(text, at_least=3)
-    return f"{fence}text\n{text}\n{fence}"
-
-
-def _ticks(text: str, at_least: int = 1) -> str:
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    return "`" * max(longest + 1, at_least)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

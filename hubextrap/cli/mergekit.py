@@ -10,9 +10,11 @@ from pathlib import Path
 import typer
 from typer.core import TyperCommand
 
+from hubextrap.cli.terminal import redacting_stdout
 from hubextrap.containment import read_named
 from hubextrap.errors import HubExtrapError, OutputError, RecipeError
 from hubextrap.foreign_data import parse_yaml
+from hubextrap.foreign_text import own_lines
 from hubextrap.hub_access import reason
 
 
@@ -37,7 +39,7 @@ def mergekit_yaml(ctx: typer.Context) -> None:
         raise OutputError(f"{out}: is there already and is no folder; choose another one")
     problems = mergekit_plugin.config_problems(_read_yaml(given.get("config_file")))
     if problems:
-        raise RecipeError("\n".join(f"{given['config_file']}: {problem}" for problem in problems))
+        raise RecipeError(own_lines(*(f"{given['config_file']}: {problem}" for problem in problems)))
     with errors_of("mergekit"):
         main.main(args=list(ctx.args), prog_name=name)
 
@@ -50,7 +52,8 @@ def errors_of(program: str) -> Iterator[None]:
         HubExtrapError: names the program and its error.
     """
     try:
-        yield
+        with redacting_stdout():
+            yield
     except (HubExtrapError, OSError, typer.Exit, typer.Abort):
         raise
     except Exception as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hubextrap.cli.effect import refuse_idle
+from hubextrap.cli.terminal import tell, tell_json
 
 if TYPE_CHECKING:
     from hubextrap.api import Settings
@@ -98,7 +99,7 @@ def plan(
     if summary is not None:
         append_summary(summary, plan_markdown(recipe, report))
     if as_json:
-        typer.echo(json.dumps(report.as_dict(), indent=2))
+        tell_json(json.dumps(report.as_dict(), indent=2))
     else:
         print_plan(recipe, report)
     if report.problems:
@@ -142,9 +143,7 @@ def merge(
     if summary is not None:
         append_summary(summary, predictions_markdown(result.predictions))
     if as_json:
-        typer.echo(
-            json.dumps([prediction_as_json(prediction) for prediction in result.predictions], indent=2)
-        )
+        tell_json(json.dumps([prediction_as_json(prediction) for prediction in result.predictions], indent=2))
         return
     for prediction in result.predictions:
         print_prediction(prediction)
@@ -168,9 +167,9 @@ def push(
     parsed = PushTarget.parse(target, private=private, create_pr=create_pr, message=message)
     result = api.push(folder, parsed, progress=open_progress(quiet))
     if as_json:
-        typer.echo(json.dumps(push_as_json(parsed, result), indent=2))
+        tell_json(json.dumps(push_as_json(parsed, result), indent=2))
     else:
-        typer.echo(push_line(parsed, result))
+        tell(push_line(parsed, result))
 
 
 def run(
@@ -227,14 +226,14 @@ def run(
         if result.tables:
             append_summary(summary, evaluation_markdown(result.tables))
     if as_json:
-        typer.echo(json.dumps(run_as_json(result), indent=2))
+        tell_json(json.dumps(run_as_json(result), indent=2))
     else:
         for prediction in result.predictions:
             print_prediction(prediction)
         for table in result.tables:
             print_evaluation(table)
         if output is not None:
-            typer.echo(f"results saved in {output}")
+            tell(f"results saved in {output}")
     if max_loss is not None and loaded.evaluate is not None:
         check_loss(result.tables, max_loss, loaded.evaluate.tasks)
 

@@ -11,8 +11,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
+from hubextrap.foreign_text import as_shown
 from hubextrap.progress import Progress, SilentProgress, Stage
-from hubextrap.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,7 +63,7 @@ class LineProgress:
         stage.finish()
 
     def say(self, line: str) -> None:
-        print(redact(line), file=self._stream, flush=True)
+        print(as_shown(line), file=self._stream, flush=True)
 
 
 class _LineStage:
@@ -124,17 +124,17 @@ class TerminalProgress:
         count = (rich.MofNCompleteColumn(), rich.TextColumn(unit))
         size = (rich.DownloadColumn(), rich.TransferSpeedColumn())
         with rich.Progress(
-            rich.TextColumn("{task.description}"),
+            rich.TextColumn("{task.description}", markup=False),
             rich.BarColumn(),
             *(size if unit == "B" else count),
             rich.TimeElapsedColumn(),
             rich.TimeRemainingColumn(),
             console=self._console,
         ) as bar:
-            yield _BarStage(bar, bar.add_task(label, total=total))
+            yield _BarStage(bar, bar.add_task(as_shown(label), total=total))
 
     def say(self, line: str) -> None:
-        self._console.print(redact(line), highlight=False, markup=False, soft_wrap=True)
+        self._console.print(as_shown(line), highlight=False, markup=False, soft_wrap=True)
 
 
 class _BarStage:

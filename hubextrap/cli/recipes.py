@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from hubextrap.cli.terminal import tell
+
 app = typer.Typer(help="List, copy and check recipes.", no_args_is_help=True)
 
 
@@ -17,7 +19,7 @@ def list_recipes() -> None:
     recipes = shipped_recipes()
     width = max(len(recipe.name) for recipe in recipes)
     for recipe in recipes:
-        typer.echo(f"{recipe.name:<{width}}  {recipe.summary}")
+        tell(f"{recipe.name:<{width}}  {recipe.summary}")
 
 
 @app.command("cp")
@@ -29,10 +31,10 @@ def copy_recipe(
     from hubextrap.recipe import bundled_names, copy_shipped
 
     copy = copy_shipped(name, destination)
-    typer.echo(copy)
+    tell(copy)
     if bundled := bundled_names(copy):
         named = ", ".join(f"{name} (line {line})" for name, line in bundled.items())
-        typer.echo(
+        tell(
             f"{copy} names what is of hubextrap's own demonstration and not here: {named}. Put in your own "
             "repos and folders; `make demo` in the source distribution has the others.",
             err=True,
@@ -45,4 +47,4 @@ def validate(files: list[Path] = typer.Argument(help="Recipe files.")) -> None:
     from hubextrap.recipe import validate_recipes
 
     for file in validate_recipes(files):
-        typer.echo(f"{file}: ok")
+        tell(f"{file}: ok")

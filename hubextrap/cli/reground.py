@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hubextrap.cli.merging import AsJson, Memory, Quiet, Workers
+from hubextrap.cli.terminal import tell, tell_json
 
 if TYPE_CHECKING:
     from hubextrap.api import RegroundResult
@@ -47,7 +48,7 @@ def reground(
         output=None if quiet else sys.stderr.buffer,
     )
     if as_json:
-        typer.echo(json.dumps(result.as_dict(), indent=2))
+        tell_json(json.dumps(result.as_dict(), indent=2))
     else:
         _print(result)
 
@@ -56,9 +57,9 @@ def _print(result: RegroundResult) -> None:
     for number, decision in enumerate(result.decisions, 1):
         action = decision.action.replace("_", " ")
         over = f" over {decision.n_used}" if decision.n_used else ""
-        typer.echo(
+        tell(
             f"round {number}: RL step {decision.rl_steps}, {action}{over} to step "
             f"{decision.represented_steps}: {decision.reason}"
         )
-    typer.echo(f"finished: {result.reason}")
-    typer.echo(f"model: {result.model}")
+    tell(f"finished: {result.reason}")
+    tell(f"model: {result.model}")

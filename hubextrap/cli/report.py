@@ -6,6 +6,8 @@ from pathlib import Path
 
 import typer
 
+from hubextrap.cli.terminal import tell
+
 
 def report(
     scan: Path = typer.Argument(..., metavar="SCAN", help="A file that `hubextrap scan` saved."),
@@ -20,7 +22,7 @@ def report(
     from hubextrap import api
 
     found = api.report(scan, evaluations=evaluation, out=out, png=png, title=title)
-    typer.echo(found.headline)
+    tell(found.headline)
     for sentence in found.sentences:
-        typer.echo(f"  {sentence}")
-    typer.echo(f"wrote {found.page}" + (f" and {len(found.pngs)} plots in {png}" if png else ""))
+        tell(f"  {sentence}")
+    tell(f"wrote {found.page}" + (f" and {len(found.pngs)} plots in {png}" if png else ""))

@@ -11,6 +11,8 @@ import typer
 
 from hubextrap.cli.effect import refuse_idle
 from hubextrap.cli.merging import Cache, Memory, Quiet, Workers, parse_size
+from hubextrap.cli.terminal import cells, tell, tell_json
+from hubextrap.foreign_text import as_shown
 
 if TYPE_CHECKING:
     from hubextrap.progress import Progress
@@ -87,10 +89,10 @@ def scan(
         progress=progress,
     )
     if as_json:
-        typer.echo(json.dumps(found.as_dict() | {"file": str(out)}, indent=2))
+        tell_json(json.dumps(found.as_dict() | {"file": str(out)}, indent=2))
     else:
         print_scan(reference, found)
-        typer.echo(f"saved in {out}")
+        tell(f"saved in {out}")
 
 
 def is_recipe(reference: str) -> bool:
@@ -120,7 +122,9 @@ def print_scan(reference: str, scan: Scan) -> None:
         table.add_column(heading, justify="right")
     norms = scan.delta_norms()[:, -1] ** 2
     for kind, rows in scan.kinds().items():
-        table.add_row(kind, str(len(rows)), *_cells(scan.linearity(rows)), f"{norms[rows].sum() ** 0.5:.4g}")
+        table.add_row(
+            *cells(kind), str(len(rows)), *_cells(scan.linearity(rows)), f"{norms[rows].sum() ** 0.5:.4g}"
+        )
     whole = scan.linearity()
     table.add_row("all", str(len(scan.tensors)), *_cells(whole), f"{norms.sum() ** 0.5:.4g}")
     walk = scan.random_walk
@@ -133,14 +137,15 @@ def print_scan(reference: str, scan: Scan) -> None:
     console = Console(
         width=None if sys.stdout.isatty() else _WIDTH_OFF_TERMINAL, highlight=False, markup=False
     )
-    console.print(f"{reference}: {len(scan.steps)} checkpoints, steps {scan.steps[0]} to {scan.steps[-1]}")
+    about = f"{reference}: {len(scan.steps)} checkpoints, steps {scan.steps[0]} to {scan.steps[-1]}"
+    console.print(as_shown(about))
     console.print(table)
     console.print(
         f"left out: {whole.unmoved:,} weights that did not move, {whole.small_range:,} that moved by 1e-4 or "
         f"less, {whole.few_values:,} with fewer than 4 values"
     )
     for note in say_same_weights(scan.gram_table.same_weights(), len(scan.steps)):
-        console.print(f"warning: {note}", soft_wrap=True)
+        console.print(as_shown(f"warning: {note}"), soft_wrap=True)
     if scan.logprobs is not None:
         row = scan.logprobs.as_dict()
         console.print(

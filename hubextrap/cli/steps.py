@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hubextrap.cli.terminal import cells, tell_json
+from hubextrap.foreign_text import as_shown
+
 if TYPE_CHECKING:
     from hubextrap.trajectory import Checkpoint, Trajectory
 
@@ -51,7 +54,7 @@ def steps(
     if not fast:
         trajectory = describe(trajectory, progress)
     if as_json:
-        typer.echo(json.dumps([_as_json(one, trajectory) for one in trajectory.checkpoints], indent=2))
+        tell_json(json.dumps([_as_json(one, trajectory) for one in trajectory.checkpoints], indent=2))
     else:
         _print_table(reference, trajectory)
 
@@ -92,21 +95,24 @@ def _print_table(reference: str, trajectory: Trajectory) -> None:
     one_repo = len({checkpoint.repo for checkpoint in trajectory.checkpoints}) == 1
     for checkpoint in trajectory.checkpoints:
         table.add_row(
-            str(checkpoint.step),
-            _place(checkpoint, one_repo),
-            (checkpoint.commit or "")[:8],
-            "" if checkpoint.size is None else format_bytes(checkpoint.size),
-            checkpoint.dtype or "",
-            f"{checkpoint.date:%Y-%m-%d %H:%M}" if checkpoint.date else "",
+            *cells(
+                str(checkpoint.step),
+                _place(checkpoint, one_repo),
+                (checkpoint.commit or "")[:8],
+                "" if checkpoint.size is None else format_bytes(checkpoint.size),
+                checkpoint.dtype or "",
+                f"{checkpoint.date:%Y-%m-%d %H:%M}" if checkpoint.date else "",
+            )
         )
     console = Console(width=None if sys.stdout.isatty() else _FULL_WIDTH, highlight=False, markup=False)
     console.print(
-        f"{reference}: {len(trajectory.checkpoints)} checkpoints of {trajectory.series}", soft_wrap=True
+        as_shown(f"{reference}: {len(trajectory.checkpoints)} checkpoints of {trajectory.series}"),
+        soft_wrap=True,
     )
     console.print(table)
     for checkpoint in trajectory.checkpoints:
         if checkpoint.note:
-            console.print(f"note: step {checkpoint.step} {checkpoint.note}", soft_wrap=True)
+            console.print(as_shown(f"note: step {checkpoint.step} {checkpoint.note}"), soft_wrap=True)
 
 
 def _place(checkpoint: Checkpoint, one_repo: bool) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from hubextrap.cli.progress import format_bytes
+from hubextrap.cli.terminal import tell
+from hubextrap.foreign_text import OwnLines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,43 +19,41 @@ LISTED = 40
 
 def print_plan(recipe: Path, report: PlanReport) -> None:
     """The report as aligned lines; problems go last, where they are seen."""
-    typer.echo(f"plan of {recipe}")
+    tell(f"plan of {recipe}")
     for step, horizon, error in zip(
         report.target_steps, report.horizons, report.expected_relative_errors, strict=True
     ):
         reach = "" if horizon is None else f", horizon {horizon:.3g}"
-        typer.echo(f"  predict   step {step}{reach}{_expectation(error)}")
+        tell(f"  predict   step {step}{reach}{_expectation(error)}")
     for match, method, coefficients in report.rules[:LISTED]:
         for target, row in zip(report.target_steps, coefficients, strict=True):
             if not row:
-                typer.echo(f"  tensors   {match}: {method}: coefficients follow from the weights")
+                tell(f"  tensors   {match}: {method}: coefficients follow from the weights")
                 continue
             shown = ", ".join(f"{value:+.4g} × step {step}" for step, value in list(row.items())[:LISTED])
             more = f", … ({len(row)} in all)" if len(row) > LISTED else ""
             at = f" at {target}" if len(report.target_steps) > 1 else ""
-            typer.echo(f"  tensors   {match}{at}: {method}: {shown}{more}")
+            tell(f"  tensors   {match}{at}: {method}: {shown}{more}")
     if len(report.rules) > LISTED:
-        typer.echo(f"            … {len(report.rules)} tensors in all")
+        tell(f"            … {len(report.rules)} tensors in all")
     for step, name, commit, size in report.checkpoints[:LISTED]:
         pinned = f" ({commit[:8]})" if commit else ""
-        typer.echo(
-            f"  observe   step {step}: {name}{pinned}{'' if size is None else ', ' + format_bytes(size)}"
-        )
+        tell(f"  observe   step {step}: {name}{pinned}{'' if size is None else ', ' + format_bytes(size)}")
     if len(report.checkpoints) > LISTED:
-        typer.echo(f"            … {len(report.checkpoints)} checkpoints in all")
+        tell(f"            … {len(report.checkpoints)} checkpoints in all")
     if report.files:
         files = f"{len(report.files)} file{'s' * (len(report.files) > 1)} a prediction"
-        typer.echo(f"  read      {format_bytes(report.bytes_read)}")
-        typer.echo(f"  write     {format_bytes(report.bytes_written)}, {files}")
-        typer.echo(f"  hold      {format_bytes(report.peak_memory)} of memory at most")
+        tell(f"  read      {format_bytes(report.bytes_read)}")
+        tell(f"  write     {format_bytes(report.bytes_written)}, {files}")
+        tell(f"  hold      {format_bytes(report.peak_memory)} of memory at most")
     for output in report.outputs:
-        typer.echo(f"  output    {output}")
+        tell(f"  output    {output}")
     for note in report.notes:
-        typer.echo(f"  note      {note}")
+        _tell_behind("  note      ", note)
     for problem in report.problems:
-        typer.echo(f"  problem   {problem}")
+        _tell_behind("  problem   ", problem)
     if not report.problems:
-        typer.echo("  no problems found")
+        tell("  no problems found")
 
 
 def print_prediction(prediction: Prediction) -> None:
@@ -63,15 +61,20 @@ def print_prediction(prediction: Prediction) -> None:
     provenance = prediction.provenance
     horizon = "" if provenance.horizon is None else f", horizon {provenance.horizon:.3g}"
     expected = _expectation(provenance.expected_relative_error)
-    typer.echo(f"predicted step {prediction.step} from steps up to {provenance.steps[-1]}{horizon}{expected}")
+    tell(f"predicted step {prediction.step} from steps up to {provenance.steps[-1]}{horizon}{expected}")
     if prediction.folder is not None:
-        typer.echo(f"written to {prediction.folder}")
+        tell(f"written to {prediction.folder}")
     if prediction.pushed is not None and prediction.target is not None:
-        typer.echo(push_line(prediction.target, prediction.pushed))
+        tell(push_line(prediction.target, prediction.pushed))
     for caveat in prediction.caveats:
-        typer.echo(f"note: {caveat}")
+        _tell_behind("note: ", caveat)
     if prediction.identical_to_last:
-        typer.echo("note: every weight is the same as in the last checkpoint; nothing was predicted")
+        tell("note: every weight is the same as in the last checkpoint; nothing was predicted")
+
+
+def _tell_behind(word: str, text: str) -> None:
+    """An error's message keeps its lines."""
+    tell(OwnLines(word + text) if isinstance(text, OwnLines) else word + text)
 
 
 def _expectation(error: float | None) -> str:

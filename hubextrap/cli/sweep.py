@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from hubextrap.cli.terminal import tell, tell_json
+
 if TYPE_CHECKING:
     from hubextrap.evaluate.sweep_report import SweepResult
     from hubextrap.evaluate.table import Backend
@@ -65,12 +67,12 @@ def sweep(
         progress=open_progress(quiet),
     )
     if as_json:
-        typer.echo(result.model_dump_json(indent=2))
+        tell_json(result.model_dump_json(indent=2))
         return
     _print(result)
-    typer.echo(f"results are in {out}: {', '.join(api.sweep_files(out))}")
+    tell(f"results are in {out}: {', '.join(api.sweep_files(out))}")
     if result.is_better:
-        typer.echo(f"merge what was chosen: hubextrap merge {out / 'best.yaml'} --out DIR")
+        tell(f"merge what was chosen: hubextrap merge {out / 'best.yaml'} --out DIR")
 
 
 def _print(result: SweepResult) -> None:

@@ -7,6 +7,8 @@ import json
 
 import typer
 
+from hubextrap.cli.terminal import tell, tell_json
+
 
 def verify(
     reference: str = typer.Argument(
@@ -21,20 +23,20 @@ def verify(
 
     found = api.verify(reference, progress=open_progress(quiet))
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        tell_json(json.dumps(dataclasses.asdict(found), indent=2))
     else:
         for problem in found.problems:
-            typer.echo(f"mismatch: {problem}")
+            tell(f"mismatch: {problem}")
         for file in found.not_covered:
-            typer.echo(f"not covered: {file}")
+            tell(f"not covered: {file}")
         weights = [file for file in found.files if file.file.endswith(".safetensors")]
         bad = [file for file in found.files if file.problem]
         shown, kind = (weights, "weight file") if set(bad) <= set(weights) else (found.files, "file")
         files = f"{len(shown)} {kind}{'s' * (len(shown) != 1)}"
         if bad:
-            typer.echo(f"{found.name}: {len(bad)} of {files} are not as hubextrap.json says")
+            tell(f"{found.name}: {len(bad)} of {files} are not as hubextrap.json says")
         else:
             size = format_bytes(sum(file.size for file in weights))
-            typer.echo(f"{found.name}: {files}, {size}, as hubextrap.json says")
+            tell(f"{found.name}: {files}, {size}, as hubextrap.json says")
     if found.problems:
         raise typer.Exit(1)

@@ -19,6 +19,7 @@ from hubextrap.engine.comparison import FLOATS, compare
 from hubextrap.engine.facts import copied, dtype_notes, kept_wide, narrowed
 from hubextrap.engine.jobs import GRAIN, Job, cut_jobs, job_minimum
 from hubextrap.errors import CheckpointMismatch, MethodError, OutputError, RecipeError
+from hubextrap.foreign_text import own_lines
 from hubextrap.tensors.headers import DTYPES, build_header
 
 if TYPE_CHECKING:
@@ -305,12 +306,14 @@ def _dtypes(out_dtype: str | None, last: CheckpointLayout) -> Callable[[str], st
 def _refuse(problems: Sequence[str]) -> None:
     if not problems:
         return
-    listed = "\n".join(f"  {problem}" for problem in problems[:LISTED_PROBLEMS])
     more = len(problems) - LISTED_PROBLEMS
     raise CheckpointMismatch(
-        f"the checkpoints do not fit together, {len(problems)} finding{'s' * (len(problems) > 1)}:\n{listed}"
-        + (f"\n  … and {more} more" if more > 0 else "")
-        + "\nleave out the checkpoints that differ (trajectory.steps), or choose ones that one run saved"
+        own_lines(
+            f"the checkpoints do not fit together, {len(problems)} finding{'s' * (len(problems) > 1)}:",
+            *(f"  {problem}" for problem in problems[:LISTED_PROBLEMS]),
+            *([f"  … and {more} more"] if more > 0 else []),
+            "leave out the checkpoints that differ (trajectory.steps), or choose ones that one run saved",
+        )
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 from io import BytesIO
 from typing import TYPE_CHECKING
 
 from hubextrap.evaluate.table import PREDICTION
+from hubextrap.foreign_text import plot_text
 from hubextrap.output_files import write_whole
 
 if TYPE_CHECKING:
@@ -76,11 +78,15 @@ def _draw(
             if points:
                 steps, values, errors = zip(*points, strict=True)
                 look = {"color": "black", "marker": "s"} if style == "none" else {"marker": "o"}
-                axes.errorbar(steps, values, errors, linestyle=style, capsize=2, label=name, **look)
+                axes.errorbar(
+                    steps, values, errors, linestyle=style, capsize=2, label=plot_text(name), **look
+                )
         axes.set_xlabel("step")
-        axes.set_ylabel(" ".join(key[:2]))
+        axes.set_ylabel(plot_text(" ".join(key[:2])))
         axes.grid(alpha=0.3)
         axes.legend()
     drawn = BytesIO()
-    figure.savefig(drawn, format="png", dpi=150, metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a name may have letters that no font here has
+        figure.savefig(drawn, format="png", dpi=150, metadata={"Software": None})
     write_whole(path, drawn.getvalue())

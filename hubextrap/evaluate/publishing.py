@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hubextrap.errors import EvaluationError
 from hubextrap.evaluate.render import format_figure, to_markdown
 from hubextrap.evaluate.table import BASE, LAST, TARGET, EvaluationTable
+from hubextrap.foreign_text import markdown_block, markdown_code, markdown_text, terminal_line
 from hubextrap.hub.publish import SOURCE, Results, benchmark_task
 from hubextrap.hub_access import hub_api
 
@@ -95,10 +96,17 @@ def _how(table: EvaluationTable, row: Row) -> str:
     lines = ["| task | version | few-shot | answers | problems | sha256 of task | sha256 of problems |"]
     lines.append("|---|---|--:|--:|--:|---|---|")
     for name, task in _tasks(table):
-        cells = [name, task.version, task.num_fewshot, task.repeats, task.documents]
-        hashes = [f"`{(value or '')[:16]}`" for value in (task.sha256, task.problems_sha256)]
+        cells = [
+            markdown_text(name),
+            markdown_text(task.version),
+            task.num_fewshot,
+            task.repeats,
+            task.documents,
+        ]
+        hashes = [markdown_code((value or "")[:16]) for value in (task.sha256, task.problems_sha256)]
         lines.append(f"| {' | '.join(map(str, [*cells, *hashes]))} |")
-    again = f"Measured with {versions}. To run it again:\n\n```bash\n{command(table, row)}\n```"
+    again = f"Measured with {markdown_text(versions)}. To run it again:\n\n"
+    again += markdown_block(command(table, row), "bash")
     about = (
         "Differences are on the same problems, with a 95 % interval by a paired bootstrap. "
         f"`{RESULTS_FILE}` holds every figure of every problem."
@@ -117,17 +125,21 @@ def _figure(score: Score, task: TaskRecord | None, source: str) -> EvalResult:
     return EvalResult(
         task_type="text-generation",
         task_name="Text Generation",
-        dataset_type=dataset or score.task,
-        dataset_name=score.task,
-        dataset_config=task.dataset_config if task is not None else None,
-        dataset_split=task.split if task is not None else None,
+        dataset_type=terminal_line(dataset or score.task),
+        dataset_name=terminal_line(score.task),
+        dataset_config=_line(task.dataset_config) if task is not None else None,
+        dataset_split=_line(task.split) if task is not None else None,
         dataset_args={"num_few_shot": task.num_fewshot} if task is not None else None,
-        metric_type=score.metric,
-        metric_name=score.title,
+        metric_type=terminal_line(score.metric),
+        metric_name=terminal_line(score.title),
         metric_value=round(score.value, 6),
         source_name=SOURCE,
         source_url=source,
     )
+
+
+def _line(text: str | None) -> str | None:
+    return None if text is None else terminal_line(text)
 
 
 def _benchmarks(table: EvaluationTable, row: Row, source: str) -> dict[str, EvalResultEntry]:
@@ -149,7 +161,7 @@ def _benchmarks(table: EvaluationTable, row: Row, source: str) -> dict[str, Eval
             value=round(100 * score.value, 4),
             source_url=source,
             source_name=SOURCE,
-            notes=f"{score.title} in percent, {task.num_fewshot}-shot, "
+            notes=f"{terminal_line(score.title)} in percent, {task.num_fewshot}-shot, "
             f"± {format_figure(100 * score.stderr) if score.stderr is not None else 'unknown'}",
         )
     return entries

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from hubextrap.evaluate.table import LAST, PREDICTION, Difference, EvaluationTable, Row, Score
+from hubextrap.foreign_text import markdown_text, terminal_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -66,9 +67,15 @@ def _sentence(label: str, ours: Score, theirs: Score, difference: Difference) ->
 def to_markdown(table: EvaluationTable) -> str:
     """One Markdown table of all figures, then notes and verdicts as paragraphs."""
     header = _header(table, table.keys)
-    lines = ["| " + " | ".join(header) + " |", "|---|--:|" + "--:|" * (len(header) - 3) + "---|"]
-    lines += ["| " + " | ".join(_cells(table, row, table.keys)) + " |" for row in table.rows]
-    return "\n\n".join(["\n".join(lines), *verdicts(table), *table.notes]) + "\n"
+    lines = [
+        "| " + " | ".join(map(markdown_text, header)) + " |",
+        "|---|--:|" + "--:|" * (len(header) - 3) + "---|",
+    ]
+    for row in table.rows:
+        label, *figures, place = _cells(table, row, table.keys)
+        lines.append("| " + " | ".join([markdown_text(label), *figures, markdown_text(place)]) + " |")
+    said = map(markdown_text, (*verdicts(table), *table.notes))
+    return "\n\n".join(["\n".join(lines), *said]) + "\n"
 
 
 def to_rich(table: EvaluationTable) -> RenderableType:
@@ -84,11 +91,13 @@ def to_rich(table: EvaluationTable) -> RenderableType:
         grid = Table(header_style="bold")
         for number, title in enumerate(header := _header(table, keys)):
             is_text = number in (0, len(header) - 1)
-            grid.add_column(Text(title), justify="left" if is_text else "right", overflow="fold")
+            grid.add_column(
+                Text(terminal_line(title)), justify="left" if is_text else "right", overflow="fold"
+            )
         for row in table.rows:
-            grid.add_row(*map(Text, _cells(table, row, keys)))
+            grid.add_row(*map(Text, map(terminal_line, _cells(table, row, keys))))
         parts.append(grid)
-    return Group(*parts, *map(Text, (*verdicts(table), *table.notes)))
+    return Group(*parts, *map(Text, map(terminal_line, (*verdicts(table), *table.notes))))
 
 
 def _header(table: EvaluationTable, keys: tuple[tuple[str, str, str], ...]) -> list[str]:

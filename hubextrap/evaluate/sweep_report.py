@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from hubextrap.evaluate.halves import Key, main_figures, merit, on_half
 from hubextrap.evaluate.render import format_figure, to_markdown, to_rich
 from hubextrap.evaluate.table import LAST, PREDICTION, EvaluationTable, Part, Row
+from hubextrap.foreign_text import markdown_text, terminal_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,9 +92,12 @@ def sentence(result: SweepResult) -> str:
 def sweep_markdown(result: SweepResult) -> str:
     """Both tables as Markdown."""
     header, rows = _deciding_cells(result)
-    lines = ["| " + " | ".join(header) + " |", "|---|--:|" + "--:|" * (len(header) - 2)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines) + f"\n\n{sentence(result)}\n\n{to_markdown(result.reporting)}"
+    lines = [
+        "| " + " | ".join(map(markdown_text, header)) + " |",
+        "|---|--:|" + "--:|" * (len(header) - 2),
+    ]
+    lines += ["| " + " | ".join(map(markdown_text, row)) + " |" for row in rows]
+    return "\n".join(lines) + f"\n\n{markdown_text(sentence(result))}\n\n{to_markdown(result.reporting)}"
 
 
 def sweep_rich(result: SweepResult) -> RenderableType:
@@ -105,10 +109,10 @@ def sweep_rich(result: SweepResult) -> RenderableType:
     header, rows = _deciding_cells(result)
     grid = Table(header_style="bold")
     for number, title in enumerate(header):
-        grid.add_column(Text(title), justify="right" if number else "left")
+        grid.add_column(Text(terminal_line(title)), justify="right" if number else "left")
     for row in rows:
-        grid.add_row(*map(Text, row))
-    return Group(grid, Text(sentence(result)), to_rich(result.reporting))
+        grid.add_row(*map(Text, map(terminal_line, row)))
+    return Group(grid, Text(terminal_line(sentence(result))), to_rich(result.reporting))
 
 
 def _deciding_cells(result: SweepResult) -> tuple[list[str], list[list[str]]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from hubextrap.errors import EvaluationError, PredictionWorse
 from hubextrap.evaluate.render import format_figure
 from hubextrap.evaluate.table import LAST, PREDICTION, EvaluationTable
+from hubextrap.foreign_text import own_lines
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -65,7 +66,7 @@ def check_loss(tables: Sequence[EvaluationTable], max_loss: float, tasks: Collec
                         f"{format_figure(theirs.value)} ({change})"
                     )
     if losses:
-        raise PredictionWorse("\n".join(losses))
+        raise PredictionWorse(own_lines(*losses))
 
 
 def _main_keys(table: EvaluationTable, tasks: Collection[str]) -> list[tuple[str, str, str]]:

@@ -6,9 +6,11 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from hubextrap.foreign_text import markdown_block, markdown_code, markdown_text
 from hubextrap.hub.carried_over import carried_over
 from hubextrap.hub.loading import loading_snippet, placed_at
 from hubextrap.hub.provenance import PROVENANCE_FILE
+from hubextrap.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 TAGS = ("hubextrap", "merge", "extrapolation", "rlvr")
 _RESULTS_BEGIN, _RESULTS_END = "<!-- hubextrap: results -->", "<!-- hubextrap: end of results -->"
 _LOAD_BEGIN, _LOAD_END = "<!-- hubextrap: how to load -->", "<!-- hubextrap: end -->"
+_REPO = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
+_FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
 _FOLDER = "path/to/this/folder"
 _SHOWN_RULES = 8
 _SHOWN_STEPS = 30
@@ -47,14 +51,14 @@ def model_card(
         "tags": list(TAGS),
         **carried_over(last_card),
     }
-    if provenance.repos:
-        metadata |= {"base_model": list(provenance.repos), "base_model_relation": "merge"}
+    if repos := [repo for repo in provenance.repos if _REPO.fullmatch(repo) and redact(repo) == repo]:
+        metadata |= {"base_model": repos, "base_model_relation": "merge"}
     data = ModelCardData(**metadata)
     sections = [
         _opening(provenance),
         _inputs(provenance),
         _how(provenance),
-        *(["\n".join(f"- {_plain(caveat)}" for caveat in caveats)] if caveats else []),
+        *(["\n".join(f"- {markdown_text(caveat)}" for caveat in caveats)] if caveats else []),
         f"## Results\n\n{marked_results(results or _NOT_MEASURED)}",
         f"## Load it\n\n{_LOAD_BEGIN}\n{loading_snippet(side_files or {}, _FOLDER)}\n{_LOAD_END}",
         _reproduction(provenance),
@@ -64,20 +68,43 @@ def model_card(
 
 def with_target(card: str, repo: str, revision: str) -> str:
     """``card`` with its snippet loading ``repo`` at ``revision``; without our snippet it stays as it is."""
-    begin, end = card.find(_LOAD_BEGIN), card.find(_LOAD_END)
-    if begin < 0 or end < begin:
+    found = _marked(card, _LOAD_BEGIN, _LOAD_END)
+    if found is None:
         return card
+    begin, end = found
     return card[:begin] + placed_at(card[begin:end], repo, revision) + card[end:]
 
 
 def with_results(card: str, results: str) -> str:
     """``card`` with its results replaced; where it has none of ours, they come last, under a heading."""
-    begin, end = card.find(_RESULTS_BEGIN), card.find(_RESULTS_END)
-    if begin >= 0 and end > begin:
-        return card[:begin] + marked_results(results) + card[end + len(_RESULTS_END) :]
+    if found := _marked(card, _RESULTS_BEGIN, _RESULTS_END):
+        begin, end = found
+        return card[:begin] + marked_results(results) + card[end:]
     if _NOT_MEASURED in card:  # as it was written before there were marks
-        return card.replace(_NOT_MEASURED, marked_results(results))
+        return card.replace(_NOT_MEASURED, marked_results(results), 1)
     return f"{card.rstrip()}\n\n## Results\n\n{marked_results(results)}\n".lstrip()
+
+
+def _marked(card: str, begin: str, end: str) -> tuple[int, int] | None:
+    """From the first mark to behind the other, each on a line of its own and in no block of code.
+
+    So a name that holds a mark is none, wherever it stands.
+    """
+    start, place, fence = None, 0, ""
+    for line in card.splitlines(keepends=True):
+        bare = line.rstrip("\r\n")
+        ticks = _FENCE.match(bare)
+        if fence:
+            if ticks and ticks[1].startswith(fence) and not bare[ticks.end() :].strip():
+                fence = ""
+        elif ticks:
+            fence = ticks[1]
+        elif start is None and bare == begin:
+            start = place
+        elif start is not None and bare == end:
+            return start, place + len(bare)
+        place += len(line)
+    return None
 
 
 def marked_results(results: str) -> str:
@@ -96,7 +123,7 @@ def _opening(provenance: Provenance) -> str:
     name = (last.repo or last.path).rpartition("/")[2]
     at = "" if provenance.target_step is None else f", predicted at step {provenance.target_step}"
     return (
-        f"# {_plain(name)}{at}\n\n"
+        f"# {markdown_text(name)}{at}\n\n"
         "> [!WARNING]\n"
         "> **This is a prediction, not a trained checkpoint.** No training step produced these weights:\n"
         "> they are a weighted sum of earlier checkpoints. The prediction can be worse than the last of\n"
@@ -114,13 +141,13 @@ def _inputs(provenance: Provenance) -> str:
 
 def _reference(source: InputCheckpoint) -> str:
     if source.repo is None:
-        return f"local folder `{_plain(source.path)}`"
+        return f"local folder {markdown_code(source.path)}"
     folder = f":{source.path}" if source.path else ""
-    return f"`{_plain(source.repo)}@{_plain(source.revision)}{_plain(folder)}`"
+    return markdown_code(f"{source.repo}@{source.revision}{folder}")
 
 
 def _commit(source: InputCheckpoint) -> str:
-    return f"`{source.commit}`" if source.commit else ""
+    return markdown_code(source.commit) if source.commit else ""
 
 
 def _how(provenance: Provenance) -> str:
@@ -128,7 +155,7 @@ def _how(provenance: Provenance) -> str:
     rounding = f" to {provenance.out_dtype}" if provenance.out_dtype else ""
     parts = [
         f"## How\n\nEvery weight is Σ c·W over these steps in {provenance.dtype}, rounded{rounding} once.",
-        f"- method: `{provenance.merge_method}`, parameters `{_plain(parameters)}`",
+        f"- method: {markdown_code(provenance.merge_method)}, parameters {markdown_code(parameters)}",
     ]
     if provenance.horizon is not None:
         base, last, target = provenance.steps[0], provenance.steps[-1], provenance.target_step
@@ -155,7 +182,7 @@ def _coefficients(rule: CoefficientRule) -> str:
     used = [(step, value) for step, value in rule.coefficients.items() if value != 0]
     shown, rest = used[:_SHOWN_STEPS], len(used[_SHOWN_STEPS:])
     lines = [
-        f"Tensors `{_plain(rule.match)}`, {rule.method}:",
+        f"Tensors {markdown_code(rule.match)}, {markdown_text(rule.method)}:",
         "",
         "| step | " + " | ".join(str(step) for step, _ in shown) + " |",
         "|---|" + "---:|" * len(shown),
@@ -168,15 +195,10 @@ def _coefficients(rule: CoefficientRule) -> str:
 
 def _reproduction(provenance: Provenance) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in provenance.versions.items())
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", provenance.recipe)), default=0))
     return (
         "## Make it again\n\n"
-        f"Save this recipe as `recipe.yaml`, then `hubextrap merge recipe.yaml --out DIR` ({versions}).\n"
+        "Save this recipe as `recipe.yaml`, then `hubextrap merge recipe.yaml --out DIR` "
+        f"({markdown_text(versions)}).\n"
         f"`{PROVENANCE_FILE}` holds every input's commit, all coefficients, every weight file's sha256.\n\n"
-        f"{fence}yaml\n{provenance.recipe.strip()}\n{fence}"
+        + markdown_block(provenance.recipe.strip(), "yaml")
     )
-
-
-def _plain(text: str) -> str:
-    """``text`` for a Markdown table or heading: one line, no pipe or backtick that would end its cell."""
-    return " ".join(text.split()).replace("|", "\\|").replace("`", "'")

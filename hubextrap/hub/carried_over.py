@@ -7,6 +7,8 @@ from typing import Any
 
 from hubextrap.errors import CorruptFile
 from hubextrap.foreign_data import parse_yaml
+from hubextrap.foreign_text import terminal_line
+from hubextrap.redaction import redact
 
 LICENSES = frozenset(
     (
@@ -28,6 +30,9 @@ LICENSES = frozenset(
 """The identifiers that the Hub knows: https://huggingface.co/docs/hub/repositories-licenses."""
 
 METADATA = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
+_NAME = re.compile(r"[\w-]+", re.ASCII)
+_LINK = re.compile(r"https?://[!-~]{1,2000}|(?!.*\.\.)\w[\w.-]*(?:/[\w.-]+)*", re.ASCII)
+"""A page, or a file beside the card: not ``javascript:``, not what leads out of the repo."""
 _DATASET = re.compile(r"(?:[\w-]+/)?[\w.-]+", re.ASCII)
 
 
@@ -51,8 +56,8 @@ def carried_over(card: str | None) -> dict[str, Any]:
             values = [value for value in values if _DATASET.fullmatch(value)]
         if values:
             taken[field] = values if isinstance(metadata[field], list) else values[0]
-    if isinstance(metadata.get("pipeline_tag"), str) and metadata["pipeline_tag"]:
-        taken["pipeline_tag"] = metadata["pipeline_tag"]
+    if isinstance(tag := metadata.get("pipeline_tag"), str) and _NAME.fullmatch(tag):
+        taken["pipeline_tag"] = tag
     return taken
 
 
@@ -65,13 +70,14 @@ def _license(metadata: dict[str, Any]) -> dict[str, Any]:
         taken["license"] = known if isinstance(metadata["license"], list) else known[0]
     elif names:
         taken = {"license": "other", "license_name": " and ".join(names)}
-    for field in ("license_name", "license_link"):
-        if isinstance(metadata.get(field), str) and metadata[field]:
-            taken[field] = metadata[field]
+    if isinstance(name := metadata.get("license_name"), str) and name:
+        taken["license_name"] = terminal_line(name)
+    if isinstance(link := metadata.get("license_link"), str) and _LINK.fullmatch(link):
+        taken["license_link"] = redact(link)
     return taken
 
 
 def _texts(value: object) -> list[str]:
     """The texts in a field that holds one or a list of them."""
     values = value if isinstance(value, list) else [value]
-    return [text.strip() for text in values if isinstance(text, str) and text.strip()]
+    return [terminal_line(text.strip()) for text in values if isinstance(text, str) and text.strip()]

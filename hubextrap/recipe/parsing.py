@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from hubextrap.containment import read_named
 from hubextrap.errors import HubExtrapError, MethodError, RecipeError
+from hubextrap.foreign_text import own_lines
 from hubextrap.methods import find_method, nearest, parameter_problems
 from hubextrap.recipe import mergekit_form
 from hubextrap.recipe.models import Parameters, Recipe, RecipeSection, TensorRule
@@ -85,7 +86,7 @@ def _parse_any(text: str, name: str) -> Recipe | RegroundRecipe:
     if recipe is None:
         lines = [f"{name}:{line}: {problem}" for line, problem in problems]
         raise RecipeError(
-            "\n".join([f"{name} has {len(lines)} problems:", *lines] if len(lines) > 1 else lines)
+            own_lines(*([f"{name} has {len(lines)} problems:", *lines] if len(lines) > 1 else lines))
         )
     return recipe
 
@@ -103,7 +104,7 @@ def validate_recipes(paths: Sequence[Path]) -> Sequence[Path]:
         except RecipeError as error:
             problems.append(str(error))
     if problems:
-        raise RecipeError("\n".join(problems))
+        raise RecipeError(own_lines(*problems))
     return paths
 
 

@@ -21,6 +21,7 @@ from hubextrap.errors import (
     OutputError,
     UnsupportedCheckpoint,
 )
+from hubextrap.foreign_text import own_lines
 from hubextrap.hub.side_files import is_side_file, side_files
 from hubextrap.output_files import write_whole
 from hubextrap.recipe.commands import filled
@@ -108,7 +109,7 @@ def _check_like(folder: Path, like: Path) -> None:
     if problems:
         shown = [*problems[:_NAMES_SHOWN], *(["…"] if len(problems) > _NAMES_SHOWN else [])]
         raise CheckpointMismatch(
-            "\n".join([f"{folder} is not a checkpoint of the model that the round started from:", *shown])
+            own_lines(f"{folder} is not a checkpoint of the model that the round started from:", *shown)
         )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from hubextrap.errors import CommandFailed, OutputError
+from hubextrap.foreign_text import own_lines, terminal_output
 from hubextrap.output_files import refuse_file
 from hubextrap.redaction import redact
 from hubextrap.reground import guardian
@@ -57,8 +58,10 @@ class CommandRunner:
             code = self._run(arguments, file, log, begin)
         if code:
             raise CommandFailed(
-                f"{what} ended with {_how(code)}{_shown(last_lines(log, begin))}\n"
-                f"its whole output is in {log}; mend the cause, then run the same command again to go on"
+                own_lines(
+                    *_shown(f"{what} ended with {_how(code)}", last_lines(log, begin)),
+                    f"its whole output is in {log}; mend the cause, then run the same command again to go on",
+                )
             )
 
     def _run(self, arguments: Sequence[str], file: BinaryIO, log: Path, begin: int) -> int:
@@ -126,7 +129,7 @@ def _passed_on(held: bytes, output: bytes, echo: BinaryIO, *, ended: bool) -> by
     end = len(held) if ended or not output else max(held.rfind(b"\n"), held.rfind(b"\r")) + 1
     if end:
         text = held[:end].decode(errors="surrogateescape")
-        echo.write(redact(text).encode(errors="surrogateescape"))
+        echo.write(terminal_output(redact(text)).encode())
         echo.flush()
     return held[end:]
 
@@ -153,8 +156,11 @@ def printed_number(log: Path, what: str) -> float:
         except ValueError:
             continue
     raise CommandFailed(
-        f"{what} printed no line that is a number{_shown(last_lines(log))}\nits whole output is in {log}; "
-        "let it print the score on a line of its own, then run the same command again to go on"
+        own_lines(
+            *_shown(f"{what} printed no line that is a number", last_lines(log)),
+            f"its whole output is in {log}; let it print the score on a line of its own, then run the same "
+            "command again to go on",
+        )
     )
 
 
@@ -178,7 +184,9 @@ def _how(code: int) -> str:
     return f"{name}{hint}"
 
 
-def _shown(lines: Sequence[str]) -> str:
+def _shown(what: str, lines: Sequence[str]) -> list[str]:
     return (
-        "; its last lines:\n" + "\n".join(f"  {line}" for line in lines) if lines else "; it printed nothing"
+        [f"{what}; its last lines:", *(f"  {line}" for line in lines)]
+        if lines
+        else [f"{what}; it printed nothing"]
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from hubextrap.errors import CheckpointError, MethodError, OutputError
+from hubextrap.foreign_text import own_lines
 from hubextrap.recipe.commands import command_line
 from hubextrap.reground.checkpoint import CheckedModel, check_model, check_unchanged, find_checkpoint
 from hubextrap.reground.command import CommandRunner, printed_number
@@ -180,13 +181,17 @@ class Loop:
             checked = self._checked()
         except CheckpointError as error:
             if not self._trained_here:
-                self._progress.say(f"round {self.state.round}: {error}; so it is trained again")
+                said = f"round {self.state.round}: {error}; so it is trained again"
+                self._progress.say(own_lines(*said.split("\n")))
                 self._save(self._train())
                 return self._check()
             raise type(error)(
-                f"round {self.state.round}: {error}\nthe trainer's output is in "
-                f"{self._folder(self.state.round) / 'train.log'}; mend it, or `checkpoint` in the recipe, "
-                "then run the same command again: it looks once more, and trains again if nothing fits"
+                own_lines(
+                    *f"round {self.state.round}: {error}".split("\n"),
+                    f"the trainer's output is in {self._folder(self.state.round) / 'train.log'}; mend it, or "
+                    "`checkpoint` in the recipe, then run the same command again: it looks once more, and "
+                    "trains again if nothing fits",
+                )
             ) from error
         return self.state.after("checked", checkpoint=self._relative(checked.folder), weights=checked.weights)
 

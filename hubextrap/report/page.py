@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
+from hubextrap.foreign_text import html_text
 from hubextrap.report.style import to_svg
 
 if TYPE_CHECKING:
@@ -22,22 +22,24 @@ _MARKS = {"good": "✓", "care": "!", "bad": "✕", "unknown": "?"}
 def render_page(title: str, scan: Scan, answer: Answer, sections: Sequence[Section]) -> str:
     """The whole page as text; the same input gives the same bytes."""
     style = files("hubextrap.report").joinpath("page.css").read_text(encoding="utf-8")
-    links = "".join(f'<li><a href="#{section.name}">{escape(section.title)}</a></li>' for section in sections)
+    links = "".join(
+        f'<li><a href="#{section.name}">{html_text(section.title)}</a></li>' for section in sections
+    )
     headline = _breakable(answer.headline)
-    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in answer.sentences)
+    sentences = "".join(f"<p>{html_text(sentence)}</p>" for sentence in answer.sentences)
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{escape(title)}: trajectory report</title>
+<title>{html_text(title)}: trajectory report</title>
 <style>{style}</style>
 </head>
 <body>
 <header>
-<h1>{escape(title)}</h1>
-<p>{escape(_about(scan))}</p>
+<h1>{html_text(title)}</h1>
+<p>{html_text(_about(scan))}</p>
 </header>
 <main>
 <section class="verdict {answer.level}" id="verdict">
@@ -50,7 +52,7 @@ def render_page(title: str, scan: Scan, answer: Answer, sections: Sequence[Secti
 </main>
 <footer>
 <details><summary>The checkpoints that were read</summary>{_checkpoints(scan)}</details>
-<p>Made by hubextrap {escape(__version__)} from a saved scan; nothing here was loaded from the network.</p>
+<p>Made by hubextrap {html_text(__version__)} from a saved scan; nothing here was loaded from the network.</p>
 </footer>
 </body>
 </html>
@@ -68,12 +70,12 @@ def _about(scan: Scan) -> str:
 
 def _section(section: Section) -> str:
     drawn = to_svg(section.draw, section.height, section.name)
-    note = f"<p>{escape(section.note)}</p>" if section.note else ""
+    note = f"<p>{html_text(section.note)}</p>" if section.note else ""
     return f"""<section id="{section.name}">
-<h2>{escape(section.title)}</h2>
-<p>{escape(section.shows)}</p>
-<p class="worry">{escape(section.worry)}</p>
-<figure role="img" aria-label="{escape(section.shows)}">{drawn}</figure>
+<h2>{html_text(section.title)}</h2>
+<p>{html_text(section.shows)}</p>
+<p class="worry">{html_text(section.worry)}</p>
+<figure role="img" aria-label="{html_text(section.shows)}">{drawn}</figure>
 <details><summary>The figures</summary>{note}{_table(section.headings, section.rows)}</details>
 </section>
 """
@@ -91,10 +93,10 @@ def _checkpoints(scan: Scan) -> str:
 
 
 def _table(headings: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
-    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
+    head = "".join(f'<th scope="col">{html_text(heading)}</th>' for heading in headings)
     body = ""
     for row in rows:
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        cells = "".join(f"<td>{html_text(cell)}</td>" for cell in row[1:])
         body += f'<tr><th scope="row">{_breakable(row[0])}</th>{cells}</tr>'
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="table" tabindex="0">{table}</div>'
@@ -102,4 +104,4 @@ def _table(headings: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
 
 def _breakable(text: str) -> str:
     """Names of methods with their parameters are longer than a column is wide."""
-    return escape(text).replace("(", "(<wbr>")
+    return html_text(text).replace("(", "(<wbr>")

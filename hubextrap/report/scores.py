@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from hubextrap.foreign_text import plot_text
 from hubextrap.report.style import FAINT, INK, SERIES, VERMILION
 from hubextrap.statistics import horizon_classes, horizon_means, pair_counts
 
@@ -29,7 +30,7 @@ def draw_backtest(figure: Figure, backtest: Backtest) -> None:
         means = [max(entry.means[place] or 0.0, FLOOR) for place in seen]
         if position < len(SERIES):
             colour, marker = SERIES[position]
-            axes.plot(means, marker=marker, color=colour, label=entry.method, zorder=10 - position,
+            axes.plot(means, marker=marker, color=colour, label=plot_text(entry.method), zorder=10 - position,
                       linewidth=2.6 if position == 0 else 1.4)  # fmt: skip
         else:
             axes.plot(means, marker=".", color=FAINT, linewidth=1, zorder=1,
@@ -73,7 +74,7 @@ def draw_accuracy(figure: Figure, accuracy: Accuracy) -> None:
     values = [point.value for point in accuracy.points]
     if values and min(values) >= 0 and max(values) <= 1:
         axes.set_ylim(max(0.0, min(values) - 0.1), min(1.05, max(values) + 0.1))
-    axes.set(xlabel="step", ylabel=accuracy.title)
+    axes.set(xlabel="step", ylabel=plot_text(accuracy.title))
     axes.legend(loc="best")
 
 

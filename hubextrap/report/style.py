@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -64,7 +65,8 @@ def to_png(draw: Draw, height: float) -> bytes:
 
 
 def _rendered(draw: Draw, height: float, kind: str, **options: Any) -> bytes:
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a name may have letters that no font here has
         matplotlib.rcdefaults()  # whatever the reader's own matplotlibrc says
         matplotlib.rcParams.update(_RC)
         figure = Figure(figsize=(WIDTH, height), layout="constrained")

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.ticker import PercentFormatter
 
+from hubextrap.foreign_text import plot_text
 from hubextrap.methods import signal
 from hubextrap.report.style import BLUE, FAINT, GREEN, INK, VERMILION
 from hubextrap.statistics.linearity import BINS, LINEAR, MIN_RANGE, r_squared
@@ -104,7 +105,7 @@ def draw_heat_map(figure: Figure, scan: Scan) -> None:
                 )  # fmt: skip
     every = max(1, -(-len(layers) // 12))
     axes.set_xticks(np.arange(len(layers))[::every] + 0.5, layers[::every])
-    axes.set_yticks(np.arange(len(kinds)) + 0.5, kinds, fontsize=9)
+    axes.set_yticks(np.arange(len(kinds)) + 0.5, list(map(plot_text, kinds)), fontsize=9)
     axes.invert_yaxis()
     axes.tick_params(length=0)
     axes.set_xlabel("layer" + (" (– : outside the layers)" if "–" in layers else ""))
@@ -138,7 +139,7 @@ def draw_examples(figure: Figure, scan: Scan) -> None:
         axes.plot(steps, moved, "o", color=BLUE)
         layer = re.search(r"\.(\d+)\.", tensor)
         name = module_kind(tensor) + (f", layer {layer[1]}" if layer else "")
-        axes.set_title(f"{name}\nR² {fit:.2f}", loc="left", fontsize=9)
+        axes.set_title(f"{plot_text(name)}\nR² {fit:.2f}", loc="left", fontsize=9)
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
         axes.yaxis.offsetText.set_fontsize(8)
         axes.tick_params(labelsize=8)

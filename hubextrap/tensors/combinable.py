@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import UnsupportedCheckpoint
+from hubextrap.foreign_text import own_lines
 from hubextrap.tensors.configuration import quantisation_method, read_config
 from hubextrap.tensors.headers import DTYPES, shorten
 from hubextrap.tensors.weights import READERS, read_layouts
@@ -85,7 +86,7 @@ def read_combinable(sources: Sequence[Source], progress: Progress | None = None)
         alike = [finding for finding in found if finding.remedy == remedy]
         more = f" (as in {len(alike) - 1} more of the checkpoints)" if len(alike) > 1 else ""
         messages.append(f"{alike[0].what}{more}; {remedy}")
-    raise UnsupportedCheckpoint("\n".join(messages))
+    raise UnsupportedCheckpoint(own_lines(*messages))
 
 
 def is_adapter_tensor(name: str) -> bool:

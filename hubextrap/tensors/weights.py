@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from hubextrap.errors import CheckpointError, CorruptFile, HubExtrapError, UnsupportedCheckpoint
 from hubextrap.foreign_data import parse_json
+from hubextrap.foreign_text import own_lines
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors.headers import HEADER_LIMIT, header_end, parse_header, shorten
 from hubextrap.tensors.layout import CheckpointLayout, ShardInfo
@@ -133,7 +134,7 @@ def _all(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T]) -
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        raise type(errors[0])("\n".join(dict.fromkeys(str(error) for error in errors))) from errors[0]
+        raise type(errors[0])(own_lines(*dict.fromkeys(str(error) for error in errors))) from errors[0]
     return results
 
 

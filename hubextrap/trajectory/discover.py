@@ -12,6 +12,7 @@ from hubextrap.errors import (
     TrajectoryError,
     UnsupportedCheckpoint,
 )
+from hubextrap.foreign_text import own_lines
 from hubextrap.progress import SilentProgress
 from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, Trajectory
 from hubextrap.trajectory.concurrent import map_concurrently
@@ -204,12 +205,15 @@ def _choose(reference: str, pattern: str | None, choice: str | None, pins: Pins)
             return fitting[0]
         if fitting:
             raise AmbiguousTrajectory(
-                f"{reference}: {len(fitting)} series of checkpoints are here; choose one by its name, with "
-                f"`trajectory.steps.series` in a recipe, or --series of steps and scan:\n{table_of(fitting)}"
+                own_lines(
+                    f"{reference}: {len(fitting)} series of checkpoints are here; choose one by its name, "
+                    "with `trajectory.steps.series` in a recipe, or --series of steps and scan:",
+                    *table_of(fitting),
+                )
             )
         passed.extend(layout)
     if passed:
-        raise TrajectoryError(f"{reference}: no series {choice!r}; there are:\n{table_of(passed)}")
+        raise TrajectoryError(own_lines(f"{reference}: no series {choice!r}; there are:", *table_of(passed)))
     looked_for = f"are like {pattern!r}" if pattern is not None else "say a step"
     raise TrajectoryError(
         f"{reference}: no checkpoints found; no names {looked_for} and hold weights among: {_shown(seen)}. "

@@ -148,11 +148,11 @@ def _pattern_of_unit(read: Reader, name: StepName) -> str:
     return name.pattern if unit is None else unit.pattern
 
 
-def table_of(series: Iterable[Series]) -> str:
+def table_of(series: Iterable[Series]) -> list[str]:
     """The series as lines: label, how many checkpoints, first and last step."""
     series = list(series)
     width = max((len(one.label) for one in series), default=0)
-    return "\n".join(f"  {one.label:<{width}}  {_extent(one.checkpoints)}" for one in series)
+    return [f"  {one.label:<{width}}  {_extent(one.checkpoints)}" for one in series]
 
 
 def _extent(checkpoints: tuple[Checkpoint, ...]) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hubextrap.cli.markdown import append_summary, code
+from hubextrap.cli.markdown import append_summary
 from hubextrap.errors import OutputError
+from hubextrap.foreign_text import markdown_code as code
 
 Run = Callable[..., object]
 

@@ -144,7 +144,7 @@ def test_names_cannot_break_the_table(make_provenance: Make, make_checkpoint: Ma
     card = model_card(
         make_provenance(checkpoints=[make_checkpoint(0, "me/run", "a|b`c\nd"), make_checkpoint(9)])
     )
-    assert "`me/run@step_0:a\\|b'c d`" in card
+    assert "`` me/run@step_0:a\\|b`c d ``" in card
 
 
 def snippet(card: str) -> str:

@@ -1,0 +1,108 @@
+"""What commands print: lines, JSON, tables; all that others wrote in them is fit for a terminal.
+
+Other programs' words, which pass by these functions, go through the streams: see `guarded`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import warnings
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TextIO
+
+import typer
+
+from hubextrap.foreign_text import (
+    as_shown,
+    json_text,
+    log_record,
+    log_text,
+    terminal_line,
+    terminal_output,
+)
+from hubextrap.redaction import redact, rewrite_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_STYLES = re.compile(r"(\x1b\[(?:[0-9;]*m|\d*[A-DGJK]|\?25[hl]))")
+"""What Rich and progress bars write to a terminal: colours, and the way back over a bar."""
+
+
+def tell(text: object, *, err: bool = False) -> None:
+    """Print a line."""
+    typer.echo(as_shown(str(text)), err=err)
+
+
+def tell_json(text: str) -> None:
+    """Print JSON."""
+    typer.echo(json_text(text))
+
+
+def cells(*texts: str) -> tuple[str, ...]:
+    """A row of a table of Rich's."""
+    return tuple(map(terminal_line, texts))
+
+
+def clean_error(error: BaseException) -> None:
+    """Make what the command line's own errors repeat fit for the terminal; Rich draws them in a box."""
+    rewrite_error(error, lambda text: terminal_output(redact(text)))
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Have no library act on the terminal, or show a secret, by what it prints, warns of or logs."""
+    with ExitStack() as undo:
+        undo.callback(logging.setLogRecordFactory, logging.getLogRecordFactory())
+        logging.setLogRecordFactory(log_record)
+        undo.callback(setattr, warnings, "formatwarning", warnings.formatwarning)
+        warnings.formatwarning = _cleaned(warnings.formatwarning)
+        for stream, clean in ((sys.stdout, terminal_output), (sys.stderr, _redacted_output)):
+            _guard(stream, clean, undo)
+        yield
+
+
+@contextmanager
+def redacting_stdout() -> Iterator[None]:
+    """Have another program print no secret: its settings are in its tables, and a token in its settings."""
+    with ExitStack() as undo:
+        _guard(sys.stdout, _redacted_output, undo)
+        yield
+
+
+def _cleaned(made: Callable[..., str]) -> Callable[..., str]:
+    return lambda *given, **named: log_text(made(*given, **named).rstrip("\n")) + "\n"
+
+
+def _redacted_output(text: str) -> str:
+    return terminal_output(redact(text))
+
+
+def _guard(stream: TextIO | None, clean: Callable[[str], str], undo: ExitStack) -> None:
+    """Clean what is written, styles of a terminal left in where there is one."""
+    if stream is None:
+        return
+    styled = stream.isatty() or bool(os.environ.get("FORCE_COLOR"))
+    write = stream.write
+
+    def written(text: Any) -> int:
+        if not isinstance(text, str) or text == "\n":
+            return write(text)
+        parts = _STYLES.split(text) if styled else [text]
+        write("".join(part if place % 2 else clean(part) for place, part in enumerate(parts)))
+        return len(text)
+
+    with suppress(AttributeError, TypeError):  # a stream that has no place for it
+        stream.write = written  # type: ignore[method-assign]
+        undo.callback(_unguard, stream, write)
+
+
+def _unguard(stream: TextIO, write: Callable[[str], int]) -> None:
+    with suppress(AttributeError, TypeError):
+        del stream.write
+    if stream.write != write:
+        with suppress(AttributeError, TypeError):  # it had one of its own before
+            stream.write = write  # type: ignore[method-assign]
