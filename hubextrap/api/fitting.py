@@ -9,8 +9,8 @@ import numpy as np
 
 from hubextrap.api.fingerprint import input_fingerprint
 from hubextrap.errors import MethodError
-from hubextrap.methods import Rule, assign_rules, rehearse, without_rounding
-from hubextrap.statistics import Expectation, expect, is_rounded, pasts
+from hubextrap.methods import Rule, assign_rules, rehearse
+from hubextrap.statistics import Expectation, expect_of_last, is_rounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -97,7 +97,7 @@ def fit_rules(
         elif table is None:
             rows = np.full((len(targets), len(steps)), 1.0 / len(steps))
             fitted.append((rule, rows))
-            by_tensor |= dict.fromkeys(names, rows)
+            by_tensor |= {name: rows.copy() for name in names}  # as many as there will be
         else:
             for name, rows in _fit_tensors(rule, names, steps, targets, table).items():
                 fitted.append((replace(rule, match=(_literal(name),)), rows))
@@ -139,10 +139,8 @@ def _fit_tensors(
 
 
 def _expectations(recipe: Recipe, table: GramTable, dtypes: Iterable[str]) -> tuple[Expectation, ...]:
-    parts = pasts(recipe.rules, table)
-    fitted = [without_rounding(part.gram) for part in parts]
-    last, rounded = len(table.steps) - 1, is_rounded(table, dtypes)
-    return tuple(expect(parts, last, target, rounded, fitted) for target in recipe.target_steps)
+    rounded = is_rounded(table, dtypes)
+    return tuple(expect_of_last(recipe.rules, table, target, rounded) for target in recipe.target_steps)
 
 
 def _judge(recipe: Recipe, steps: Sequence[int], expected: Sequence[Expectation], progress: Progress) -> None:

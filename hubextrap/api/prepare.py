@@ -6,11 +6,12 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hubextrap.api.fitting import fit_rules, needs_scan, stacked
+from hubextrap.api.fitting import FittedRules, fit_rules, needs_scan, stacked
 from hubextrap.engine.plan import (
     DEFAULT_MEMORY,
     DEFAULT_WORKERS,
     LOCAL_READ_SIZE,
+    NO_LIMIT,
     REMOTE_READ_SIZE,
     MergePlan,
     plan_merge,
@@ -22,7 +23,7 @@ from hubextrap.tensors import open_source, read_combinable, read_layouts, ties_e
 from hubextrap.trajectory import find_recipe_trajectory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -164,22 +165,42 @@ def prepare(
                 progress=progress,
             ).gram_table
 
-        fitted = stacked(
-            [
-                fit_rules(each, trajectory, sources, layouts, scan if read_weights else None, progress)
-                for each in recipes
-            ]
-        )
-        plan = plan_merge(
-            trajectory.steps,
-            layouts,
-            fitted.by_tensor.__getitem__,
-            out_dtype=recipe.out_dtype,
-            tied=tied,
-            memory=settings.memory,
-            workers=settings.workers,
-            read_size=REMOTE_READ_SIZE if remote else LOCAL_READ_SIZE,
-        )
+        def fit(scan: Callable[[], GramTable] | None, progress: Progress) -> FittedRules:
+            return stacked(
+                [fit_rules(each, trajectory, sources, layouts, scan, progress) for each in recipes]
+            )
+
+        scanned = any(needs_scan(each) for each in recipes)
+        reserve = other_pass = 0
+        if scanned:
+            from hubextrap.engine.scan import fitting_memory, plan_scan
+
+            reserve = fitting_memory(
+                trajectory.steps, layouts, [step for each in recipes for step in each.target_steps]
+            )
+            scanning = plan_scan(
+                trajectory.steps, layouts, tied=tied, memory=NO_LIMIT, workers=settings.workers, remote=remote
+            )
+            other_pass = scanning.least_memory
+
+        def planned(fitted: FittedRules) -> MergePlan:
+            return plan_merge(
+                trajectory.steps,
+                layouts,
+                fitted.by_tensor.__getitem__,
+                out_dtype=recipe.out_dtype,
+                tied=tied,
+                memory=settings.memory,
+                workers=settings.workers,
+                read_size=REMOTE_READ_SIZE if remote else LOCAL_READ_SIZE,
+                reserve=reserve,
+                other_pass=other_pass,
+            )
+
+        if scanned and read_weights:
+            planned(fit(None, SilentProgress()))  # what does not fit is refused before weights are read
+        fitted = fit(scan if read_weights else None, progress)
+        plan = planned(fitted)
         yield Prepared(
             recipe,
             trajectory,

@@ -45,6 +45,7 @@ def compare(
         facts worth telling that are no mismatch.
     """
     tensors = [layout.tensors for layout in layouts]
+    no_twins = (None,) * len(tensors)
     pair = _tied_pair(tensors) if tied else None
     last, last_step = tensors[-1], steps[-1]
     labels = [f"step {step} ({layout.name})" for step, layout in zip(steps, layouts, strict=True)]
@@ -81,7 +82,7 @@ def compare(
             found.append(stored[0])
             twins.append(stored[1] if len(stored) == 2 else None)
         if len(found) == len(tensors):
-            entries.append(Entry(name, tuple(found), tuple(twins)))
+            entries.append(Entry(name, tuple(found), tuple(twins) if any(twins) else no_twins))
     known = {*last, *(pair or ())}
     for k, checkpoint in enumerate(tensors[:-1]):
         problems += [

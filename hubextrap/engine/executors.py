@@ -47,7 +47,7 @@ class ThreadExecutor:
             try:
                 for job in jobs:
                     pending.append(pool.submit(function, job))
-                    if len(pending) > 2 * self.workers:
+                    if len(pending) > self.workers:  # one waits; a job is some memory too
                         yield pending.popleft().result()
                 while pending:
                     yield pending.popleft().result()

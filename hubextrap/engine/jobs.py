@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 ALIGNMENT = 64
 """Every stretch of the buffer starts at a multiple, so that each tensor in it can be viewed as its dtype."""
+BOOKKEEPING = 512
+"""Bytes of Python objects that describe one input of one piece, beside what is read: many tiny tensors of many
+checkpoints are cut into jobs by these, and else a job would take more than its buffer."""
 GRAIN = 1024
 """Tensors are cut at multiples of so many elements, unless a caller needs a coarser grain."""
 
@@ -80,8 +83,14 @@ class _Cut:
     count: int
 
 
-def cut_jobs(shard: ShardPlan, targets: int, job_bytes: int, grain: int = GRAIN) -> Iterator[Job]:
-    """Cut a shard into jobs that each fit ``job_bytes`` of buffer; a shard without data is one empty job."""
+def cut_jobs(
+    shard: ShardPlan, targets: int, job_bytes: int, grain: int = GRAIN, piece_bytes: int = 0
+) -> Iterator[Job]:
+    """Cut a shard into jobs that each fit ``job_bytes`` of buffer; a shard without data is one empty job.
+
+    Args:
+        piece_bytes: what a piece takes beside the buffer until it is handed over, counted into it.
+    """
     offset = len(shard.header)
     cuts: list[_Cut] = []
     size, left = 0, job_bytes - targets * ALIGNMENT
@@ -89,7 +98,8 @@ def cut_jobs(shard: ShardPlan, targets: int, job_bytes: int, grain: int = GRAIN)
         start = 0
         while start < tensor.elements:
             count = min(
-                tensor.elements - start, (left - _overhead(tensor)) // _element_bytes(tensor, targets)
+                tensor.elements - start,
+                (left - _overhead(tensor) - piece_bytes) // _element_bytes(tensor, targets),
             )
             if count < tensor.elements - start:
                 count -= count % grain
@@ -101,16 +111,17 @@ def cut_jobs(shard: ShardPlan, targets: int, job_bytes: int, grain: int = GRAIN)
                 continue
             cuts.append(_Cut(tensor, start, count))
             size += count * tensor.itemsize
-            left -= _overhead(tensor) + count * _element_bytes(tensor, targets)
+            left -= _overhead(tensor) + piece_bytes + count * _element_bytes(tensor, targets)
             start += count
     if cuts or offset == len(shard.header):
         yield _lay_out(shard, offset, cuts, targets)
 
 
-def job_minimum(tensors: Sequence[TensorPlan], targets: int, grain: int = GRAIN) -> int:
+def job_minimum(tensors: Sequence[TensorPlan], targets: int, grain: int = GRAIN, piece_bytes: int = 0) -> int:
     """The smallest buffer that ``cut_jobs`` can work with."""
     return targets * ALIGNMENT + max(
-        (_overhead(tensor) + grain * _element_bytes(tensor, targets) for tensor in tensors), default=0
+        (_overhead(tensor) + piece_bytes + grain * _element_bytes(tensor, targets) for tensor in tensors),
+        default=0,
     )
 
 
@@ -120,8 +131,8 @@ def _element_bytes(tensor: TensorPlan, targets: int) -> int:
 
 
 def _overhead(tensor: TensorPlan) -> int:
-    """What alignment may cost: each input of each piece may be a stretch of its own."""
-    return ALIGNMENT * (len(tensor.inputs) + len(tensor.twins))
+    """What alignment and bookkeeping may cost: each input of each piece may be a stretch of its own."""
+    return (ALIGNMENT + BOOKKEEPING) * (len(tensor.inputs) + len(tensor.twins))
 
 
 def _lay_out(shard: ShardPlan, offset: int, cuts: Sequence[_Cut], targets: int) -> Job:

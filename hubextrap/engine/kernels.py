@@ -10,8 +10,9 @@ Bit-identical to mergekit 0.1.5 (dtype float32, any out_dtype) on the same proce
 The float32 error, with u = 2^-24 and K inputs: |sum − Σ c·w| ≤ γ·Σ|c·w| with γ = (K+2)u/(1−(K+2)u), as a term
 passes at most two roundings of its own (coefficient, product) and K of the additions (Higham, Accuracy and
 Stability of Numerical Algorithms, §3.1). A line: K = 2, and |base| + |α|·(|base| + |last|) for the sum of
-terms. Each product may add 2^-150 where it underflows. Then comes the one cast. Accumulation is in float64
-when the output is F64 (u = 2^-53); F64 inputs of other outputs are cast to float32 first, as mergekit does.
+terms. Each product may add 2^-150 where it underflows. Then comes the one cast, `round_to`. Accumulation is
+in float64 when the output is F64 (u = 2^-53); F64 inputs of other outputs are cast to float32 first, as
+mergekit does.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from hubextrap.engine.plan import Combination
 
 ACCUMULATORS = (torch.float32, torch.float64)
-FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+E4M3_ROUNDS_TO_LARGEST = 464.0
+"""Half-way from 448, the largest float8_e4m3fn, to the 480 that it lacks; a tie goes to the even 448."""
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -128,10 +131,22 @@ class Combiner:
 
     def _from_device(self, total: torch.Tensor, output: torch.Tensor) -> None:
         if self._staging is None:
-            output.copy_(total)
+            round_to(output, total)
         else:
             staged = self._staging[: output.numel() * output.itemsize].view(output.dtype)
-            output.copy_(staged.copy_(total))
+            output.copy_(round_to(staged, total))
+
+
+def round_to(output: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    """Round ``total``, which may be changed, into ``output``; what it is too large for becomes non-finite.
+
+    Every dtype that has an infinity gets it from torch, and FNUZ types get NaN. float8_e4m3fn has NaN alone,
+    and torch's casts give 448 instead of it (or NaN, by version and device), so it is set here.
+    """
+    if output.dtype == torch.float8_e4m3fn:
+        too_large = (total > E4M3_ROUNDS_TO_LARGEST) | (total < -E4M3_ROUNDS_TO_LARGEST)
+        total.masked_fill_(too_large, math.nan)
+    return output.copy_(total)
 
 
 def count_non_finite(tensor: torch.Tensor, block: int = BLOCK) -> int:
@@ -144,7 +159,8 @@ def count_non_finite(tensor: torch.Tensor, block: int = BLOCK) -> int:
         if part.dtype in FLOAT8:
             part = part.to(torch.float32)
         wide = torch.float32 if part.dtype == torch.float16 else None
-        if not math.isfinite(torch.sum(part, dtype=wide).item()):
+        numbers = torch.view_as_real(part) if part.is_complex() else part
+        if not math.isfinite(torch.sum(numbers, dtype=wide).item()):
             count += part.numel() - int(torch.isfinite(part).sum().item())
     return count
 

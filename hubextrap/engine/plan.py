@@ -21,6 +21,7 @@ from hubextrap.engine.jobs import GRAIN, Job, cut_jobs, job_minimum
 from hubextrap.errors import CheckpointMismatch, MethodError, OutputError, RecipeError
 from hubextrap.foreign_text import own_lines
 from hubextrap.tensors.headers import DTYPES, build_header
+from hubextrap.tensors.layout import distinct_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 MiB = 2**20
 DEFAULT_MEMORY = 512 * MiB
+NO_LIMIT = 2**62
 DEFAULT_WORKERS = 2
 LOCAL_READ_SIZE = 2 * MiB
 """Bytes of one checkpoint that a job reads from a disk: a job should stay in the processor's caches."""
@@ -42,6 +44,15 @@ REMOTE_READERS = 8
 BASELINE = 300 * MiB
 """What the process takes without buffers, counted into ``memory``: python, torch and the Hub client are
 230 MiB (measured with torch 2.13); the rest is for headers."""
+HELD_IN_BASELINE = 40 * MiB
+"""How much of ``BASELINE`` is for what is held of headers and the plan; a larger model's comes on top."""
+HELD_INFO = 800
+"""Bytes of one tensor of one header, and its place in tables by name; headers that are the same count once."""
+HELD_TENSOR, HELD_CHECKPOINT = 2500, 100_000
+HELD_INPUT = 16
+"""Bytes of a tensor's input in the plan, a reference or two."""
+HELD_COEFFICIENT = 500
+"""Bytes of a coefficient that follows from the weights: table, plan, provenance and its JSON."""
 WRITE_MEMORY = 8 * MiB
 """A target's blocks on their way to the disk, of the shard being made and of the one being finished."""
 BLOCK = 2**18
@@ -123,6 +134,8 @@ class MergePlan:
     """Of all targets together."""
     peak_memory: int
     """Estimate of the process's peak resident memory, bytes."""
+    least_memory: int
+    """The smallest ``memory`` that it can be planned with."""
     workers: int
     job_bytes: int
     """Size of a worker's buffer, which holds the inputs and the outputs of a job."""
@@ -153,6 +166,8 @@ def plan_merge(
     grain: int = GRAIN,
     reserve: int = 0,
     write_memory: int = WRITE_MEMORY,
+    piece_bytes: int = 0,
+    other_pass: int = 0,
 ) -> MergePlan:
     """Plan the outputs of T targets from K checkpoints.
 
@@ -171,6 +186,8 @@ def plan_merge(
         grain: tensors are cut at multiples of so many elements.
         reserve: bytes of ``memory`` that the caller needs for something else.
         write_memory: bytes that writing takes beside the buffers, a target.
+        piece_bytes: bytes that a piece of a job takes beside the buffers.
+        other_pass: bytes of ``memory`` that the process needs at another time, before or after.
 
     Raises:
         CheckpointMismatch: names, shapes, dtypes or tying differ; all findings in one message.
@@ -182,11 +199,12 @@ def plan_merge(
     dtype = _output_dtype(out_dtype)
     dtype_of = _dtypes(dtype, layouts[-1])
     plans: dict[str, TensorPlan] = {}
+    forms: dict[int, _Form] = {}
     targets = 1
     for entry in entries:
         coefficients = coefficients_for(entry.name)
         targets = len(coefficients)
-        plans[entry.name] = _tensor_plan(entry, coefficients, dtype_of)
+        plans[entry.name] = _tensor_plan(entry, coefficients, dtype_of, forms)
     problems += [
         f"{plan.name} is {plan.dtype}, which cannot be combined; give it the method persistence by a rule"
         for plan in plans.values()
@@ -208,7 +226,18 @@ def plan_merge(
     itemsize = 8 if any(plan.dtype == "F64" for plan in every) else 4
     # what a worker's kernels need beside its buffer: one input, one difference, a sum a target
     fixed = BASELINE + reserve + workers * BLOCK * (targets + 2) * itemsize + targets * write_memory
-    job_bytes = _job_bytes(every, targets, memory, fixed, workers, read_size, grain)
+    fixed += _held(layouts, len(every), len(forms) * targets)
+    least = job_minimum(every, targets, grain, piece_bytes)
+    streams = max((len(plan.inputs) + len(plan.twins) for plan in every), default=0)
+    least_memory = max(fixed + workers * least, other_pass)
+    if memory < least_memory:
+        raise OutputError(
+            f"memory: {memory / MiB:.0f} MiB are not enough for {streams} checkpoints, {targets} "
+            f"target{'s' * (targets > 1)} and {workers} worker{'s' * (workers > 1)}; give at least "
+            f"{-(-least_memory // MiB)} MiB"
+        )
+    room = (memory - fixed) // workers
+    job_bytes = max(least, min(room, read_size * (streams + targets)))
     return MergePlan(
         steps=tuple(steps),
         names=tuple(layout.name for layout in layouts),
@@ -218,7 +247,8 @@ def plan_merge(
         index=_index(shards) if last.index_file else b"",
         total_bytes_read=sum(shard.bytes_read for shard in shards),
         total_bytes_written=targets * sum(shard.size for shard in shards),
-        peak_memory=fixed + workers * job_bytes,
+        peak_memory=max(fixed + workers * job_bytes, other_pass),
+        least_memory=least_memory,
         workers=workers,
         job_bytes=job_bytes,
         accumulator_itemsize=itemsize,
@@ -240,9 +270,46 @@ def combination(coefficients: NDArray[np.float64], checkpoints: Sequence[int]) -
     return Combination("sum", indices, weights)
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How tensors of the same coefficients are made; they share it."""
+
+    coefficients: NDArray[np.float64]
+    """Held, so that no other array gets its id."""
+    checkpoints: tuple[int, ...]
+    combinations: tuple[Combination, ...]
+
+
 def _tensor_plan(
-    entry: Entry, coefficients: NDArray[np.float64], dtype_of: Callable[[str], str]
+    entry: Entry,
+    coefficients: NDArray[np.float64],
+    dtype_of: Callable[[str], str],
+    forms: dict[int, _Form],
 ) -> TensorPlan:
+    last = len(entry.inputs) - 1
+    reference = entry.inputs[last]
+    combined = reference.dtype in FLOATS
+    form = forms.get(id(coefficients)) if combined else None
+    if form is None:
+        form = _form(entry, coefficients, combined)
+        if combined:
+            forms[id(coefficients)] = form
+    checkpoints = form.checkpoints
+    return TensorPlan(
+        name=entry.name,
+        dtype=dtype_of(reference.dtype) if combined else reference.dtype,
+        shape=reference.shape,
+        elements=reference.nbytes // DTYPES[reference.dtype].itemsize,
+        checkpoints=checkpoints,
+        inputs=entry.inputs
+        if len(checkpoints) == len(entry.inputs)
+        else tuple(entry.inputs[k] for k in checkpoints),
+        twins=tuple((i, twin) for i, k in enumerate(checkpoints) if (twin := entry.twins[k])),
+        combinations=form.combinations,
+    )
+
+
+def _form(entry: Entry, coefficients: NDArray[np.float64], combined: bool) -> _Form:
     if coefficients.ndim != 2 or coefficients.shape[1] != len(entry.inputs):
         raise ValueError(
             f"{entry.name}: coefficients of shape {coefficients.shape} for {len(entry.inputs)} checkpoints"
@@ -253,21 +320,10 @@ def _tensor_plan(
         )
     if not coefficients.any(axis=1).all():
         raise MethodError(f"{entry.name}: its coefficients are all 0; check the method that its rule names")
-    last = len(entry.inputs) - 1
-    reference = entry.inputs[last]
     used = set(np.flatnonzero(coefficients.any(axis=0)).tolist())
-    combined = reference.dtype in FLOATS
-    checkpoints = tuple(sorted(used if combined else used | {last}))
-    return TensorPlan(
-        name=entry.name,
-        dtype=dtype_of(reference.dtype) if combined else reference.dtype,
-        shape=reference.shape,
-        elements=reference.nbytes // DTYPES[reference.dtype].itemsize,
-        checkpoints=checkpoints,
-        inputs=tuple(entry.inputs[k] for k in checkpoints),
-        twins=tuple((i, twin) for i, k in enumerate(checkpoints) if (twin := entry.twins[k])),
-        combinations=tuple(combination(row, checkpoints) for row in coefficients) if combined else (),
-    )
+    checkpoints = tuple(sorted(used if combined else used | {len(entry.inputs) - 1}))
+    combinations = tuple(combination(row, checkpoints) for row in coefficients) if combined else ()
+    return _Form(coefficients, checkpoints, combinations)
 
 
 def _output_dtype(out_dtype: str | None) -> str | None:
@@ -317,26 +373,16 @@ def _refuse(problems: Sequence[str]) -> None:
     )
 
 
-def _job_bytes(
-    plans: Sequence[TensorPlan],
-    targets: int,
-    memory: int,
-    fixed: int,
-    workers: int,
-    read_size: int,
-    grain: int,
-) -> int:
-    """Size of a worker's buffer, so that all of them and ``fixed`` stay within ``memory``."""
-    least = job_minimum(plans, targets, grain)
-    room = (memory - fixed) // workers
-    streams = max((len(plan.inputs) + len(plan.twins) for plan in plans), default=0)
-    if room < least:
-        raise OutputError(
-            f"memory: {memory / MiB:.0f} MiB are not enough for {streams} checkpoints, {targets} "
-            f"target{'s' * (targets > 1)} and {workers} worker{'s' * (workers > 1)}; give at least "
-            f"{-(-(fixed + workers * least) // MiB)} MiB"
-        )
-    return max(least, min(room, read_size * (streams + targets)))
+def _held(layouts: Sequence[CheckpointLayout], tensors: int, rows: int) -> int:
+    """Bytes of headers, tables and plan beyond those in ``BASELINE``, from what they took when measured.
+
+    Args:
+        rows: different rows of coefficients: one a target, or one a tensor and target.
+    """
+    count = len(layouts)
+    held = distinct_tensors(layouts) * HELD_INFO + count * HELD_CHECKPOINT
+    held += tensors * (HELD_TENSOR + count * HELD_INPUT) + rows * count * HELD_COEFFICIENT
+    return max(0, held - HELD_IN_BASELINE)
 
 
 def _index(shards: Sequence[ShardPlan]) -> bytes:

@@ -32,6 +32,7 @@ from hubextrap.engine.reading import JobBuffer
 from hubextrap.engine.run import one_torch_thread
 from hubextrap.errors import NonFinite, StepError
 from hubextrap.progress import Progress, SilentProgress
+from hubextrap.statistics.calibration import fit_memory
 from hubextrap.statistics.elements import BLOCK, BlockScanner
 from hubextrap.statistics.linearity import BINS, count_linearity, random_walk
 from hubextrap.statistics.scan import EXAMPLES, Sample, Scan, ScannedCheckpoint
@@ -103,17 +104,8 @@ def scan_trajectory(
     if len(steps) < 2:
         raise StepError(f"a scan compares checkpoints, and only step {steps[0]} is there; choose more steps")
     progress = progress or SilentProgress()
-    plan = plan_merge(
-        steps,
-        layouts,
-        lambda tensor: np.full((1, len(steps)), 1 / len(steps)),
-        tied=tied,
-        memory=memory,
-        workers=workers,
-        read_size=read_size or (REMOTE_READ_SIZE if remote else SCAN_READ_SIZE),
-        grain=BLOCK,
-        reserve=COMPILER + workers * (len(steps) * BLOCK * 4 if _converts(layouts) else 0),
-        write_memory=0,
+    plan = plan_scan(
+        steps, layouts, tied=tied, memory=memory, workers=workers, remote=remote, read_size=read_size
     )
     for note in plan.notes:
         progress.say(note)
@@ -132,11 +124,64 @@ def scan_trajectory(
     return _assemble(trajectory, layouts, [done[tensor.name] for tensor in floats], sample, pins)
 
 
+def plan_scan(
+    steps: Sequence[int],
+    layouts: Sequence[CheckpointLayout],
+    *,
+    tied: bool = False,
+    memory: int = DEFAULT_MEMORY,
+    workers: int = DEFAULT_WORKERS,
+    remote: bool = False,
+    read_size: int | None = None,
+) -> MergePlan:
+    """The jobs of a scan, see `scan_trajectory`.
+
+    Raises:
+        CheckpointMismatch: names, shapes, dtypes or tying differ.
+        OutputError: memory is too small, tables included.
+    """
+    count = len(steps)
+    rows = np.full((1, count), 1 / count)
+    return plan_merge(
+        steps,
+        layouts,
+        lambda tensor: rows,
+        tied=tied,
+        memory=memory,
+        workers=workers,
+        read_size=read_size or (REMOTE_READ_SIZE if remote else SCAN_READ_SIZE),
+        grain=BLOCK,
+        reserve=COMPILER
+        + scan_tables(count, len(layouts[-1].tensors))
+        + workers * (count * BLOCK * 4 if _converts(layouts) else 0),
+        write_memory=0,
+        piece_bytes=_piece_bytes(count),
+    )
+
+
+def scan_tables(checkpoints: int, tensors: int) -> int:
+    """Bytes of what a scan finds: while it is put together, and while it is written, it is there three times."""
+    found = 8 * checkpoints**2 + 2 * 8 * (BINS + 3) + EXAMPLES * (8 + 4 * checkpoints)
+    return 3 * tensors * found
+
+
+def fitting_memory(
+    steps: Sequence[int], layouts: Sequence[CheckpointLayout], targets: Sequence[float]
+) -> int:
+    """Bytes that a merge whose coefficients follow from a scan takes beside one that has none."""
+    return COMPILER + scan_tables(len(steps), len(layouts[-1].tensors)) + fit_memory(steps, targets)
+
+
+def _piece_bytes(checkpoints: int) -> int:
+    """What a piece's figures take until they are added up: a job is done, and others wait for it."""
+    return 4 * (8 * checkpoints**2 + 2 * 8 * (BINS + 3))
+
+
 def _converts(layouts: Sequence[CheckpointLayout]) -> bool:
     """Whether some tensor has to be made float32 before it can be scanned."""
+    tables = list({id(layout.tensors): layout.tensors for layout in layouts}.values())
     stored = (
-        frozenset(layout.tensors[name].dtype for layout in layouts if name in layout.tensors)
-        for name in layouts[-1].tensors
+        frozenset(table[name].dtype for table in tables if name in table) for name in layouts[-1].tensors
     )
     return any(dtypes.issubset(FLOATS) and dtypes not in _READ_AS for dtypes in stored)
 
@@ -198,7 +243,7 @@ def _scan_tensors(
             job
             for shard in shards
             if any(tensor.elements for tensor in shard.tensors)
-            for job in cut_jobs(shard, 0, plan.job_bytes, BLOCK)
+            for job in cut_jobs(shard, 0, plan.job_bytes, BLOCK, _piece_bytes(len(plan.steps)))
         )
         current: TensorScan | None = None
         for parts in executor.map(work, jobs):

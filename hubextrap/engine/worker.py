@@ -88,13 +88,13 @@ class Worker:
         tensor = piece.tensor
         stored = self._buffer.inputs(piece)
         outputs = [self._buffer.bytes_of(place, piece.count, tensor.dtype) for place in places]
-        if not tensor.combinations:
-            self._copy_equal(piece, stored, outputs)
-            return []
         inputs = [
             part.view(torch_dtype(info.dtype)) for part, info in zip(stored, tensor.inputs, strict=True)
         ]
         results = [part.view(torch_dtype(tensor.dtype)) for part in outputs]
+        if not tensor.combinations:
+            self._copy_equal(piece, stored, outputs)
+            return self._non_finite(piece, inputs, results) if self._check_finite else []
         self._combiner.combine(inputs, tensor.combinations, results)
         has_last = tensor.checkpoints[-1] == len(self._plan.steps) - 1
         for target, output in enumerate(outputs):
@@ -120,10 +120,11 @@ class Worker:
         self, piece: Piece, inputs: Sequence[torch.Tensor], results: Sequence[torch.Tensor]
     ) -> list[NonFiniteCount]:
         found = []
+        combinations = piece.tensor.combinations
         for target, result in enumerate(results):
-            count = count_non_finite(result)
-            if count:
-                used = piece.tensor.combinations[target].indices
+            whole = not (result.is_floating_point() or result.is_complex())
+            if not whole and (count := count_non_finite(result)):
+                used = combinations[target].indices if combinations else range(len(inputs))
                 causes = {piece.tensor.checkpoints[i]: count_non_finite(inputs[i]) for i in used}
                 found.append(NonFiniteCount(piece.tensor.name, target, count, causes))
         return found

@@ -128,7 +128,7 @@ def _read_shard(source: LocalSource, shard: ShardInfo, stage: Stage) -> str:
             source.read(shard.file, tensor.offset + start, memoryview(data))
             digest.update(data)
             stage.advance(len(data))
-            if dtype.is_floating_point:
+            if dtype.is_floating_point or dtype.is_complex:
                 bad += count_non_finite(torch.frombuffer(data, dtype=dtype))
         if bad:
             raise NonFinite(

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from hubextrap.engine.kernels import count_non_finite, round_to
 from hubextrap.errors import MethodError, NonFinite
 from hubextrap.reground.ring import SnapshotRing
 
@@ -152,7 +153,7 @@ def move_to(
     for name, tensor in tensors.items():
         row = coefficients.get(name, coefficients.get("*", ()))
         flat = torch.empty(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
-        wide = torch.promote_types(tensor.dtype, torch.float32)
+        wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
         for start in range(0, tensor.numel(), CHUNK):
             stop = min(start + CHUNK, tensor.numel())
             last = ring.read(steps[-1], name, start, stop).to(tensor.device, wide)
@@ -160,8 +161,8 @@ def move_to(
             for step, coefficient in zip(steps[:-1], row[:-1], strict=True):
                 if coefficient != 0.0:
                     total += coefficient * (ring.read(step, name, start, stop).to(last) - last)
-            flat[start:stop] = total
-        if not torch.isfinite(flat).all():
+            round_to(flat[start:stop], total)
+        if count_non_finite(flat):
             overflowed.append(name)
         with torch.no_grad():
             tensor.copy_(flat.view(tensor.shape))

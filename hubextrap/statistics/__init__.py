@@ -10,7 +10,14 @@ from hubextrap.statistics.backtesting import (
     backtest_table,
     candidates,
 )
-from hubextrap.statistics.calibration import Expectation, expect, is_rounded, pasts
+from hubextrap.statistics.calibration import (
+    Expectation,
+    expect,
+    expect_of_last,
+    fit_memory,
+    is_rounded,
+    pasts,
+)
 from hubextrap.statistics.linearity import Linearity, RandomWalk, r_squared, random_walk
 from hubextrap.statistics.logprobs import LogProbRequest, LogProbs, LogProbSource, measure_logprobs
 from hubextrap.statistics.scan import Sample, Scan, ScannedCheckpoint, module_kind
@@ -46,6 +53,8 @@ __all__ = [
     "backtest_table",
     "candidates",
     "expect",
+    "expect_of_last",
+    "fit_memory",
     "horizon_classes",
     "horizon_means",
     "is_rounded",

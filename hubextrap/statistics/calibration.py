@@ -27,6 +27,7 @@ from hubextrap.methods import (
     without_rounding,
 )
 from hubextrap.methods.calibrating import displacements as calibrated_displacements
+from hubextrap.statistics.table import GramTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,7 +35,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hubextrap.methods import Rule
-    from hubextrap.statistics.table import GramTable
+
+
+FIT_MEMORY = 48 * 2**20
+"""Bytes that the rehearsals of some tensors may take at once."""
+FIT_COPIES = 6
+"""Arrays of the size of all rehearsed coefficients that are there at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,25 +199,62 @@ def expect(
     Args:
         fitted: one a part, (N, last + 1, last + 1), `without_rounding`.
     """
+    rehearsals = rehearse(parts[0].steps[: last + 1], target_step)
+    sums = [
+        _rehearsed_squares(part, fit, rehearsals, last, rounded)
+        for part, fit in zip(parts, fitted, strict=True)
+    ]
+    return _expectation(sum(sums[1:], sums[0]), rehearsals, rounded)
+
+
+def expect_of_last(rules: Sequence[Rule], table: GramTable, target_step: float, rounded: bool) -> Expectation:
+    """What all checkpoints say of predicting ``target_step``, some tensors at a time: memory has a bound."""
+    count = len(table.steps)
+    rehearsals = rehearse(table.steps, target_step)
+    at_once = max(1, FIT_MEMORY // (8 * FIT_COPIES * count * max(count, len(rehearsals))))
+    sums = np.zeros((4, len(rehearsals)))
+    for start in range(0, len(table.tensors), at_once):
+        rows = slice(start, start + at_once)
+        some = GramTable(table.steps, table.tensors[rows], table.elements[rows], table.gram[rows])
+        for part in pasts(rules, some):
+            fit = without_rounding(part.gram)
+            sums += _rehearsed_squares(part, fit, rehearsals, count - 1, rounded)
+    return _expectation(sums, rehearsals, rounded)
+
+
+def fit_memory(steps: Sequence[int], targets: Iterable[float]) -> int:
+    """Bytes that fitting to a table of these steps takes beside the table."""
+    rehearsals = max((len(rehearse(steps, target)) for target in targets), default=0)
+    return max(FIT_MEMORY, 8 * FIT_COPIES * len(steps) * max(len(steps), rehearsals))
+
+
+def _rehearsed_squares(
+    part: Past, fitted: NDArray[np.float64], rehearsals: Rehearsals, last: int, rounded: bool
+) -> NDArray[np.float64]:
+    """(4, R): squares of errors and of motions, of all and of the signal; the latter 0 unless ``rounded``."""
     count = last + 1
-    rehearsals = rehearse(parts[0].steps[:count], target_step)
+    sums = np.zeros((4, len(rehearsals)))
     if not len(rehearsals):
-        return Expectation(None, None)
-    total, real = np.zeros((2, len(rehearsals)))
-    signal_total, signal_real = np.zeros((2, len(rehearsals)))
+        return sums
     motions = np.zeros((len(rehearsals), count))
     index = np.arange(len(rehearsals))
     motions[index, rehearsals.targets] = 1.0
     motions[index, rehearsals.origins] -= 1.0
-    for part, fit in zip(parts, fitted, strict=True):
-        errors = part.rehearsed(rehearsals, last, fit)[..., :count] - motions
-        gram = part.gram[:, :count, :count]
-        total += summed_squares(errors, gram)
-        real += summed_squares(motions[None], gram)
-        if rounded:
-            signal_gram = signal(gram)
-            signal_total += summed_squares(errors, signal_gram)
-            signal_real += summed_squares(motions[None], signal_gram)
+    errors = part.rehearsed(rehearsals, last, fitted)[..., :count] - motions
+    gram = part.gram[:, :count, :count]
+    sums[0] = summed_squares(errors, gram)
+    sums[1] = summed_squares(motions[None], gram)
+    if rounded:
+        signal_gram = signal(gram)
+        sums[2] = summed_squares(errors, signal_gram)
+        sums[3] = summed_squares(motions[None], signal_gram)
+    return sums
+
+
+def _expectation(sums: NDArray[np.float64], rehearsals: Rehearsals, rounded: bool) -> Expectation:
+    if not len(rehearsals):
+        return Expectation(None, None)
+    total, real, signal_total, signal_real = sums
     expected = rehearsals.mean(relative(total, real))
     if np.isnan(expected):
         return Expectation(None, None)

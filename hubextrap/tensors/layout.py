@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ class ShardInfo:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CheckpointLayout:
     """All shards of a checkpoint."""
 
@@ -40,6 +45,21 @@ class CheckpointLayout:
     index_file: str | None
     """The index JSON's name when the checkpoint is sharded."""
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         return {tensor.name: tensor for shard in self.shards for tensor in shard.tensors}
+
+
+def share_tensors(layouts: Iterable[CheckpointLayout]) -> None:
+    """Let layouts whose shards share their tensors share the table of them too: it is what a plan holds most."""
+    known: dict[tuple[int, ...], dict[str, TensorInfo]] = {}
+    for layout in layouts:
+        same = tuple(id(shard.tensors) for shard in layout.shards)
+        vars(layout)["tensors"] = known.setdefault(same, known.get(same) or layout.tensors)
+
+
+def distinct_tensors(layouts: Iterable[CheckpointLayout]) -> int:
+    """How many entries the layouts hold, those that several share counted once."""
+    return sum(
+        len(held) for held in {id(s.tensors): s.tensors for lay in layouts for s in lay.shards}.values()
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -11,7 +13,7 @@ from hubextrap.foreign_data import parse_json
 from hubextrap.foreign_text import own_lines
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors.headers import HEADER_LIMIT, header_end, parse_header, shorten
-from hubextrap.tensors.layout import CheckpointLayout, ShardInfo
+from hubextrap.tensors.layout import CheckpointLayout, ShardInfo, share_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -50,6 +52,7 @@ def read_layouts(sources: Sequence[Source], progress: Progress | None = None) ->
     Raises:
         HubExtrapError: as ``read_layout``; when several are wrong, one error of the first's class names all.
     """
+    parser = _Parser()
     with ThreadPoolExecutor(READERS, thread_name_prefix="hubextrap-headers") as pool:
         weights = _all(pool, _find_weights, sources)
         shards = [
@@ -58,7 +61,7 @@ def read_layouts(sources: Sequence[Source], progress: Progress | None = None) ->
         with (progress or SilentProgress()).stage("Reading headers", len(shards), "files") as stage:
 
             def read(shard: tuple[Source, str]) -> ShardInfo:
-                info = _read_shard(*shard)
+                info = _read_shard(*shard, parser)
                 stage.advance(1)
                 return info
 
@@ -67,8 +70,27 @@ def read_layouts(sources: Sequence[Source], progress: Progress | None = None) ->
             CheckpointLayout(source.name, tuple(next(headers) for _ in found.shards), found.index_file)
             for source, found in zip(sources, weights, strict=True)
         ]
+        share_tensors(layouts)
         _all(pool, lambda pair: _check_tensors(*pair), zip(layouts, weights, strict=True))
     return layouts
+
+
+class _Parser:
+    """Parses each header once: the checkpoints of a run have the same, and then share what is in it.
+
+    One at a time, for Python does no more, and what it holds while it parses is many times the header.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: dict[tuple[str, int, bytes], ShardInfo] = {}
+
+    def parse(self, data: bytes, size: int, file: str, name: str) -> ShardInfo:
+        key = (file, size, hashlib.sha256(data[: header_end(data, size, f"{name}/{file}")]).digest())
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = parse_header(data, size, file, name)
+            return self._known[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +209,7 @@ def _is_plain_shard(file: object) -> bool:
     )
 
 
-def _read_shard(source: Source, file: str) -> ShardInfo:
+def _read_shard(source: Source, file: str, parser: _Parser) -> ShardInfo:
     size = source.files()[file].size
     where = f"{source.name}/{file}"
     head = bytearray(min(size, HEAD))
@@ -197,7 +219,7 @@ def _read_shard(source: Source, file: str) -> ShardInfo:
         rest = bytearray(end - len(head))
         source.read(file, len(head), memoryview(rest))
         head += rest
-    return parse_header(bytes(head), size, file, source.name)
+    return parser.parse(bytes(head), size, file, source.name)
 
 
 def _check_tensors(layout: CheckpointLayout, found: _Weights) -> None:

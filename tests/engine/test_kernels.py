@@ -7,8 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from hubextrap.engine.kernels import Combiner, count_non_finite, device_gives_cpu_bytes, same_bytes
+from hubextrap.engine.kernels import (
+    Combiner,
+    count_non_finite,
+    device_gives_cpu_bytes,
+    round_to,
+    same_bytes,
+)
 from hubextrap.engine.plan import Combination, combination
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -180,12 +187,79 @@ def test_several_targets_from_one_read() -> None:
         assert torch.equal(bits(output), bits(combine(inputs, row.tolist(), torch.bfloat16)))
 
 
-@pytest.mark.parametrize("dtype", [*INPUTS[:4], torch.float8_e5m2])
+def e4m3fn_table() -> NDArray[np.float64]:
+    """The finite numbers from 0 up, read off the format's definition: 4 bits of exponent, 3 of mantissa."""
+    numbers = [
+        (mantissa / 8) * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+        for exponent in range(16)
+        for mantissa in range(8)
+    ]
+    return np.array(numbers[:-1])  # all ones is NaN, and there is no infinity
+
+
+def largest_and_limit(dtype: torch.dtype) -> tuple[float, float, bool]:
+    """The largest number, half-way to what would follow, and whether that still fits (ties to even)."""
+    exponent_bits, mantissa_bits, top = {
+        torch.float16: (5, 10, 30),
+        torch.bfloat16: (8, 7, 254),
+        torch.float8_e5m2: (5, 2, 30),
+    }.get(dtype, (4, 3, 15))
+    mantissa = 2**mantissa_bits - (2 if dtype == torch.float8_e4m3fn else 1)
+    step = 2.0 ** (top - (2 ** (exponent_bits - 1) - 1) - mantissa_bits)
+    largest = step * (2**mantissa_bits + mantissa)
+    return largest, largest + step / 2, mantissa % 2 == 0
+
+
+@pytest.mark.parametrize("source", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", INPUTS[2:])
+@pytest.mark.parametrize("form", ["sum", "line", "copy"])
+def test_what_a_dtype_does_not_hold_is_never_clipped(
+    dtype: torch.dtype, source: torch.dtype, form: str
+) -> None:
+    largest, limit, limit_fits = largest_and_limit(dtype)
+    assert largest == torch.finfo(dtype).max
+    below, above = np.nextafter(np.float32(limit), np.float32([0, np.inf]))
+    fits = [1.0, largest, below] + [limit] * limit_fits
+    too_large = [above, math.inf, math.nan] + [limit] * (not limit_fits)
+    too_large += [1e9, 3e38] * (dtype != torch.bfloat16)
+    for sign in (1, -1):
+        values = sign * torch.tensor(fits + too_large, dtype=torch.float64).to(source)
+        row = {"sum": [1.0, -2.0, 2.0], "line": [-1.0, 2.0, 0.0], "copy": [0.0, 1.0, 0.0]}[form]
+        result = combine([values] * 3, row, dtype)
+        assert result[: len(fits)].double().tolist() == [sign, *[sign * largest] * (len(fits) - 1)]
+        assert not result[len(fits) :].float().isfinite().any()
+        assert count_non_finite(result) == len(too_large)
+
+
+def test_float8_e4m3fn_is_rounded_as_its_table_says() -> None:
+    table = e4m3fn_table()
+    assert table[-1] == 448.0
+    ends = (table[1:] + table[:-1]) / 2
+    values = np.concatenate([table, np.nextafter(ends, 0), np.nextafter(ends, 1e3), ends]).astype(np.float32)
+    output = torch.empty(len(values)).to(torch.float8_e4m3fn)
+    round_to(output, torch.from_numpy(values.copy()))
+    nearest = [
+        min(table, key=lambda number: (abs(number - v), round(number / spacing(v)) % 2)) for v in values
+    ]
+    assert output.float().tolist() == nearest
+    assert output.view(torch.uint8)[: len(table)].tolist() == list(range(127))
+
+
+def spacing(value: float) -> float:
+    """Between neighbours of float8_e4m3fn near ``value``."""
+    return 2.0 ** (max(math.frexp(value)[1] - 1, -6) - 3)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [*INPUTS[:4], torch.float8_e5m2, torch.complex64, torch.float8_e5m2fnuz, torch.float8_e4m3fnuz],
+)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_counts_what_is_not_finite(dtype: torch.dtype, value: float) -> None:
     tensor = torch.ones(1000).to(dtype)
     assert count_non_finite(tensor, block=64) == 0
-    tensor[[0, 63, 64, 999]] = value
+    bits = tensor.view(-1, 1).view(torch.uint8)  # torch 2.6 picks no single float8 numbers
+    bits[[0, 63, 64, 999]] = torch.tensor([value]).to(dtype).view(-1, 1).view(torch.uint8)
     assert count_non_finite(tensor, block=64) == 4
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -196,6 +197,31 @@ def test_overflow_of_the_output_dtype(save: Callable[..., Path], merge: Callable
         NonFinite, match=r"w: 9 of 9 results are NaN or infinite in output 2 of 2; F16 cannot hold"
     ):
         merge(folders, [[0.0, 1.0], [-1.0, 2.0]], out_dtype="float16")
+
+
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float32, torch.bfloat16])
+def test_overflow_of_float8_without_infinity(
+    save: Callable[..., Path], merge: Callable, stored: torch.dtype
+) -> None:
+    last = torch.tensor([0.0, 232.0, 240.0, -448.0]).to(stored)
+    folders = [save("first", {"w": torch.zeros(4).to(stored)}), save("last", {"w": last})]
+    with pytest.raises(NonFinite, match=r"w: 2 of 4 results are NaN or infinite; F8_E4M3 cannot hold them"):
+        merge(folders, [-1.0, 2.0], out_dtype="float8_e4m3fn")
+    allowed = merge(folders, [-1.0, 2.0], out_dtype="float8_e4m3fn", allow_non_finite=True).tensors()["w"]
+    assert allowed.float().tolist()[:2] == [0.0, 448.0]
+    assert allowed.float()[2:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz])
+def test_copies_of_what_is_never_combined_are_counted_too(
+    save: Callable[..., Path], merge: Callable, dtype: torch.dtype
+) -> None:
+    good, bad = torch.ones(5).to(dtype), torch.tensor([1.0, math.nan, 1.0, math.nan, 1.0]).to(dtype)
+    folders = [save("first", {"w": good}), save("last", {"w": bad})]
+    with pytest.raises(NonFinite, match=r"w: 2 of 5 results .*; step 100 \(.*last\) has 2 itself"):
+        merge(folders, [0.0, 1.0])
+    merged = merge(folders, [0.0, 1.0], allow_non_finite=True).tensors()["w"]
+    assert merged.view(torch.uint8).tolist() == bad.view(torch.uint8).tolist()
 
 
 class FailingSource(LocalSource):

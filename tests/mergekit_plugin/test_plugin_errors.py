@@ -154,6 +154,13 @@ def test_nan_and_infinity_are_refused() -> None:
         merge_one(torch.ones(4), torch.ones(4), bad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16])
+def test_a_sum_that_its_dtype_does_not_hold_is_refused(dtype: torch.dtype) -> None:
+    largest = torch.tensor([1.0, torch.finfo(dtype).max]).to(dtype)
+    with pytest.raises(HubExtrapError, match="w: 1 of 2 results are NaN or infinite; leave out the"):
+        merge_one(torch.zeros(2).to(dtype), largest)
+
+
 def test_a_checkpoint_that_is_not_used_is_not_read() -> None:
     unused = torch.tensor([torch.nan])
     assert merge_one(torch.tensor([1.0]), unused, torch.tensor([2.0])).tolist() == [3.0]
