@@ -31,6 +31,8 @@ LICENSES = (
 
 _HEAD = re.compile(r"\s*---(?:\r\n|\r|\n)(.*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|\Z)", re.DOTALL)
 _REPO = re.compile(r"(?:[\w-]+/)?[\w.-]+")
+_HEAD_MAX = 500_000  # characters; PyYAML reads some 100,000 a second
+_DEPTH_MAX = 64
 _RELATIONS = ("adapter", "finetune", "merge", "quantized")
 SDKS = ("gradio", "streamlit", "docker", "static")
 _COLORS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
@@ -52,6 +54,8 @@ def card_data(readme: str) -> dict[str, Any]:
     """
     head = _HEAD.match(readme)
     try:
+        if head:
+            _check_bounds(head[1])
         metadata = yaml.safe_load(head[1]) if head else None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date like 2024-13-45
         raise ValueError(f"Invalid YAML: {error}") from error
@@ -60,6 +64,41 @@ def card_data(readme: str) -> dict[str, Any]:
     # What JSON does not know, dates above all, as text.
     plain: dict[str, Any] = json.loads(json.dumps(metadata or {}, default=str, skipkeys=True))
     return plain
+
+
+def _check_bounds(text: str) -> None:
+    """Refuse metadata that is large, nested deeply, or grows by its aliases.
+
+    Raises:
+        ValueError: it is.
+        yaml.YAMLError: it is no YAML.
+    """
+    if len(text) > _HEAD_MAX:
+        raise ValueError(f"the metadata has more than {_HEAD_MAX} characters")
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEPTH_MAX:
+            raise ValueError(f"the metadata is nested more than {_DEPTH_MAX} deep")
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node, depth: int) -> int:
+        """Characters and values of the node, of what an alias stands for each time."""
+        if depth > _DEPTH_MAX:  # one that holds itself is deeper than any
+            raise ValueError(f"the metadata is nested more than {_DEPTH_MAX} deep")
+        if id(node) not in sizes:
+            below: list[yaml.Node] = []
+            if isinstance(node, yaml.MappingNode):
+                below = [part for pair in node.value for part in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                below = node.value
+            own = len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+            sizes[id(node)] = 1 + own + sum(size(part, depth + 1) for part in below)
+        return sizes[id(node)]
+
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if root is not None and size(root, 0) > 4 * len(text) + 10_000:
+        raise ValueError("the metadata's aliases repeat too much")
 
 
 def check_card(readme: str, kind: Kind = "model") -> Findings:
