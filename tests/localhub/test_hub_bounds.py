@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -174,10 +175,17 @@ def test_a_part_is_no_larger_than_parts_are(hub: LocalHub, token: str, repo_id: 
         hub.part_size = before
 
 
-def test_a_head_that_drips_is_cut(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def other_hub(tmp_path: Path) -> Iterator[LocalHub]:
+    """One whose connections no other test uses."""
+    with LocalHub(tmp_path / "hub") as hub:
+        yield hub
+
+
+def test_a_head_that_drips_is_cut(other_hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inbound, "_HEAD_SECONDS", 0.3)
     started = time.monotonic()
-    with socket.create_connection(address_of(hub), timeout=5) as connection:
+    with socket.create_connection(address_of(other_hub), timeout=5) as connection:
         connection.sendall(b"GET /")
         with contextlib.suppress(ConnectionError):
             while time.monotonic() - started < 4:
@@ -186,11 +194,11 @@ def test_a_head_that_drips_is_cut(hub: LocalHub, monkeypatch: pytest.MonkeyPatch
     assert time.monotonic() - started < 3
 
 
-def test_a_body_that_drips_is_cut(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_drips_is_cut(other_hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inbound, "IDLE_SECONDS", 0.2)
     started = time.monotonic()
-    own = ":".join(map(str, address_of(hub)))
-    with socket.create_connection(address_of(hub), timeout=5) as connection:
+    own = ":".join(map(str, address_of(other_hub)))
+    with socket.create_connection(address_of(other_hub), timeout=5) as connection:
         connection.sendall(f"POST /oauth/token HTTP/1.1\r\nHost: {own}\r\nContent-Length: 9\r\n\r\n".encode())
         assert connection.recv(100) == b""
     assert time.monotonic() - started < 3
