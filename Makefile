@@ -8,7 +8,7 @@ NEWEST_TESTS := tests/test_other_hosts.py $(addprefix tests/,chain evaluate hub 
 # Two busy cores fight over threads: one run came out 15 times slower without this.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo reground test test-slow test-newest test-lowest lint format docs bench clean
+.PHONY: help setup demo reground test test-slow test-newest test-lowest lint format hashes check-hashes docs bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,12 @@ lint: setup  ## Check style, formatting and types.
 format: setup  ## Put the code in the one format.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+hashes:  ## Write anew what the GitHub action installs, by version and sha256 (Linux x86_64, Python 3.11).
+	PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= $(PYTHON) .ci/hashes.py
+
+check-hashes:  ## See that an index has the files that the GitHub action pins.
+	PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= $(PYTHON) .ci/hashes.py --check
 
 docs: setup  ## Write docs/api.md anew from signatures and docstrings.
 	$(BIN)/python docs/build_api.py

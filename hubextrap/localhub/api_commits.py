@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import pygit2
 
-from hubextrap.foreign_data import parse_json
 from hubextrap.localhub import discussions
 from hubextrap.localhub.cards import check_card
 from hubextrap.localhub.lfs import Pointer, RejectedObject
 from hubextrap.localhub.repository import BadCommit, BadPath, Change, Conflict, HubRepo, Kind, check_path
-from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer
+from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer, json_object, objects_in
 
 if TYPE_CHECKING:
     from hubextrap.localhub.hub import LocalHub
 
 _UPDATED = "The branch was updated since you opened this page. Please refresh and try again."
+_OPERATIONS_MAX = 25_000  # in one commit
 _REGULAR_MAX = 10_000_000  # bytes; larger files are LFS whatever they hold
-_LINE_LIMIT = 100_000_000  # bytes; a file's content is in it
 LFS_SUFFIXES = (
     *(".7z", ".arrow", ".bin", ".bz2", ".ckpt", ".gguf", ".gz", ".h5", ".joblib", ".model", ".msgpack"),
     *(".npy", ".npz", ".onnx", ".parquet", ".pb", ".pickle", ".pkl", ".pt", ".pth", ".rar", ".safetensors"),
@@ -53,15 +52,19 @@ def preupload(hub: LocalHub, call: Call) -> Answer:
     commit = hub.head(repo, call.groups["revision"])
     modes = []
     wanted = call.json()
-    paths = [str(file["path"]) for file in wanted.get("files", [])]
+    files = objects_in(wanted, "files", _OPERATIONS_MAX)
+    try:
+        asked = [(str(file["path"]), int(file["size"]), _decoded(file.get("sample", ""))) for file in files]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise Refusal(400, f"a file has a path, a size and a sample: {error!r:.200}") from error
+    paths = [path for path, _, _ in asked]
     for path in paths:
         try:
             check_path(path)
         except BadPath as error:
             raise Refusal(422, str(error)) from error
     ignored = _ignored(paths, str(wanted.get("gitIgnore") or _gitignore(repo, commit)))
-    for file in wanted.get("files", []):
-        path, size, sample = str(file["path"]), int(file["size"]), base64.b64decode(file.get("sample", ""))
+    for path, size, sample in asked:
         there = repo.entry(commit, path)
         mode: dict[str, Any] = {"path": path, "shouldIgnore": path in ignored}
         lfs = is_lfs(path, size, sample, repo.tracked_by_lfs(commit, path))
@@ -74,6 +77,7 @@ def preupload(hub: LocalHub, call: Call) -> Answer:
 
 def commit(hub: LocalHub, call: Call) -> Answer:
     """POST …/commit/V[?create_pr=1]: one commit out of lines of JSON."""
+    _target(hub, call)  # before anything is read
     body = call.body.read()
     with hub.store.lock:
         repo, user, ref = _target(hub, call)
@@ -133,21 +137,25 @@ def _target(hub: LocalHub, call: Call) -> tuple[HubRepo, str, str | None]:
 
 def _parse(body: bytes, repo: HubRepo) -> tuple[dict[str, Any], list[Change]]:
     header: dict[str, Any] = {}
-    changes = []
+    changes: list[Change] = []
     for line in body.splitlines():
         if not line.strip():
             continue
+        if len(changes) >= _OPERATIONS_MAX:
+            raise Refusal(413, f"the commit has more than {_OPERATIONS_MAX} operations")
         try:
-            item = parse_json(line, "a line", error=ValueError, remedy="send it again", limit=_LINE_LIMIT)
+            item = json_object(line)
             key, value = item["key"], item["value"]
+            if not isinstance(value, dict):
+                raise Refusal(400, "the commit holds a line whose value is not a JSON object")
             if key == "header":
                 header = value
             elif key in ("file", "lfsFile", "deletedFile", "deletedFolder"):
                 changes.append(_change(key, value, repo))
             else:
                 raise Refusal(400, f"unknown operation in the commit: {key}")
-        except (ValueError, KeyError, TypeError, RejectedObject) as error:
-            raise Refusal(400, f"the commit holds a line that cannot be read: {error!r}") from error
+        except (ValueError, KeyError, TypeError, OverflowError, RejectedObject) as error:
+            raise Refusal(400, f"the commit holds a line that cannot be read: {error!r:.200}") from error
     return header, changes
 
 
@@ -196,6 +204,10 @@ def _ignored(paths: list[str], gitignore: str) -> set[str]:
         git.config["core.excludesFile"] = os.devnull
         (Path(folder) / ".gitignore").write_text(gitignore)
         return {path for path in paths if git.path_is_ignored(path)}
+
+
+def _decoded(sample: object) -> bytes:
+    return base64.b64decode(str(sample))
 
 
 def _change(key: str, value: dict[str, Any], repo: HubRepo) -> Change:

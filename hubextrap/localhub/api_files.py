@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import html
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote
 
 import pygit2
 
 from hubextrap.localhub.access import check_content
+from hubextrap.localhub.admission import read_query
 from hubextrap.localhub.listing import linked_pages
 from hubextrap.localhub.repository import Entry, HubRepo, iso_date
-from hubextrap.localhub.wire import Answer, Call, FileBody, Refusal, json_answer
+from hubextrap.localhub.wire import Answer, Call, FileBody, Refusal, json_answer, texts_in
 
 if TYPE_CHECKING:
     from hubextrap.localhub.hub import LocalHub
+
+_PATHS_MAX = 10_000
 
 
 def tree(hub: LocalHub, call: Call) -> Answer:
@@ -37,11 +40,11 @@ def paths_info(hub: LocalHub, call: Call) -> Answer:
     commit = hub.head(repo, call.groups["revision"])
     if "json" in call.headers.get("Content-Type", ""):
         form = call.json()
-        paths, expand = form.get("paths", []), bool(form.get("expand"))
+        paths, expand = texts_in(form, "paths", _PATHS_MAX), bool(form.get("expand"))
     else:
-        fields = parse_qs(call.body.read().decode())
+        fields = read_query(call.body.read().decode(errors="replace"))
         paths, expand = fields.get("paths", []), fields.get("expand", [""])[0].lower() in ("1", "true")
-    found = [entry for path in paths if (entry := repo.entry(commit, path.strip("/")))]
+    found = [entry for path in dict.fromkeys(paths) if (entry := repo.entry(commit, path.strip("/")))]
     return json_answer(_items(hub, repo, commit, found, expand))
 
 
@@ -75,7 +78,7 @@ def resolve(hub: LocalHub, call: Call) -> Answer:
         missing.headers = headers
         raise missing
     headers["Content-Type"] = "application/octet-stream"
-    headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(path.rpartition('/')[2])}"
+    headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(path.rpartition('/')[2])}"
     if entry.lfs is None:
         headers["ETag"] = f'"{entry.oid}"'
         return Answer(200, repo.content(entry), headers, ranges=True)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from hubextrap.localhub.hub import LocalHub
 
 _SERVICE = "git-upload-pack"
-_WANTED_MAX = 1 << 26  # bytes; what a client has and wants is a line for each commit
+_GIT_SECONDS = 600
+_WANTED_MAX = 1 << 24  # bytes; what a client has and wants is a line for each commit
 
 
 def refs(hub: LocalHub, call: Call) -> Answer:
@@ -73,7 +74,10 @@ def _upload_pack(repo: HubRepo, call: Call, wanted: bytes, *options: str) -> byt
             capture_output=True,
             env=environment,
             check=False,
+            timeout=_GIT_SECONDS,
         )
+    except subprocess.TimeoutExpired:
+        raise Refusal(504, f"git upload-pack took more than {_GIT_SECONDS} s") from None
     except FileNotFoundError:
         raise Refusal(501, "git clone needs git on the hub's machine; huggingface_hub needs none") from None
     if ran.returncode and not ran.stdout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,31 +11,36 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.localhub.access import check_content
 from hubextrap.localhub.lfs import Pointer, RejectedObject
 from hubextrap.localhub.repository import HubRepo
-from hubextrap.localhub.wire import Answer, Call, FileBody, Refusal, json_answer
+from hubextrap.localhub.wire import Answer, Call, FileBody, Refusal, json_answer, objects_in, texts_in
 
 if TYPE_CHECKING:
     from hubextrap.localhub.hub import LocalHub
 
 _LINK_SECONDS = 3600.0
+_OBJECTS_MAX = 1_000  # in one batch; git-lfs asks for 100, huggingface_hub for 256
+_PARTS_MAX = 20_000
 
 
 def batch(hub: LocalHub, call: Call) -> Answer:
     """POST /R.git/info/lfs/objects/batch: where to upload what is not there yet, or download what is."""
-    wanted = call.json()
     repo = hub.repo(call)
+    wanted = call.json()
+    asked = [_pointer(item) for item in objects_in(wanted, "objects", _OBJECTS_MAX)]
+    transfers = texts_in(wanted, "transfers", 100)
     if wanted.get("operation") == "download":
         check_content(repo, hub.account(call))
-        found = [_download(hub, call, repo, _pointer(item)) for item in wanted.get("objects", [])]
+        found = [_download(hub, call, repo, pointer) for pointer in asked]
         return json_answer({"transfer": "basic", "objects": found})
     if wanted.get("operation") != "upload":
         raise Refusal(422, '"operation" must be one of [download, upload]')
     hub.reader(call)
-    multipart = "multipart" in wanted.get("transfers", [])
+    multipart = "multipart" in transfers
+    if multipart and sum(_part_count(hub, pointer) for pointer in asked) > _PARTS_MAX:
+        raise Refusal(413, f"the objects have more than {_PARTS_MAX} parts together")
     verify = f"{hub.page(call, repo.settings.kind, repo.settings.name)}.git/info/lfs/objects/verify"
-    xet = hub.xet and "xet" in wanted.get("transfers", [])  # huggingface_hub 1.x asks here first
+    xet = hub.xet and "xet" in transfers  # huggingface_hub 1.x asks here first
     objects = []
-    for item in wanted.get("objects", []):
-        pointer = _pointer(item)
+    for pointer in asked:
         described: dict[str, Any] = {"oid": pointer.sha256, "size": pointer.size}
         if not xet and not repo.objects.has(pointer):
             actions = {
@@ -49,6 +55,8 @@ def batch(hub: LocalHub, call: Call) -> Answer:
 def upload(hub: LocalHub, call: Call) -> Answer:
     """PUT of a whole object to the link of the batch answer."""
     repo, pointer = _linked(hub, call)
+    _check_room(hub, pointer)
+    call.body.limit = pointer.size
     with _rejections():
         repo.objects.add(call.body.chunks(), pointer)
     return Answer()
@@ -64,6 +72,10 @@ def download(hub: LocalHub, call: Call) -> Answer:
 def upload_part(hub: LocalHub, call: Call) -> Answer:
     """PUT of one part."""
     repo, pointer = _linked(hub, call)
+    if not 0 < int(call.groups["part"]) <= _part_count(hub, pointer):
+        raise Refusal(400, f"the object has no part {call.groups['part']}")
+    _check_room(hub, pointer)
+    call.body.limit = hub.part_size
     etag = repo.objects.add_part(pointer.sha256, int(call.groups["part"]), call.body.chunks())
     return Answer(headers={"ETag": f'"{etag}"'})
 
@@ -71,9 +83,13 @@ def upload_part(hub: LocalHub, call: Call) -> Answer:
 def complete(hub: LocalHub, call: Call) -> Answer:
     """POST that says all parts are there."""
     repo, pointer = _linked(hub, call)
-    numbers = sorted(int(part["partNumber"]) for part in call.json().get("parts", []))
+    try:
+        parts = objects_in(call.json(), "parts", _PARTS_MAX)
+        numbers = sorted(int(part["partNumber"]) for part in parts)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise Refusal(400, f"a part has a partNumber: {error!r:.200}") from error
     if numbers != list(range(1, _part_count(hub, pointer) + 1)):
-        raise Refusal(400, f"parts {numbers} are not all the parts of {pointer.sha256}")
+        raise Refusal(400, f"parts {numbers[:100]} are not all the parts of {pointer.sha256}")
     with _rejections():
         repo.objects.join_parts(pointer, len(numbers))
     return json_answer({})
@@ -81,6 +97,7 @@ def complete(hub: LocalHub, call: Call) -> Answer:
 
 def verify(hub: LocalHub, call: Call) -> Answer:
     """POST …/verify: whether the object has arrived."""
+    hub.reader(call)
     pointer = _pointer(call.json())
     if not hub.repo(call).objects.has(pointer):
         raise Refusal(404, f"the LFS object {pointer.sha256} of {pointer.size} bytes is not here")
@@ -117,6 +134,12 @@ def _upload_action(
     return action
 
 
+def _check_room(hub: LocalHub, pointer: Pointer) -> None:
+    """Refuse an object that does not fit the disk, before it is read."""
+    if pointer.size > shutil.disk_usage(hub.store.root).free:
+        raise Refusal(507, f"the hub's disk has no room for {pointer.size} bytes")
+
+
 def _part_count(hub: LocalHub, pointer: Pointer) -> int:
     return math.ceil(pointer.size / hub.part_size)
 
@@ -143,10 +166,10 @@ def _repo_of_link(hub: LocalHub, call: Call) -> HubRepo:
 def _pointer(item: dict[str, Any]) -> Pointer:
     try:
         pointer = Pointer(str(item["oid"]), int(item["size"]))
-    except (KeyError, ValueError) as error:
-        raise Refusal(422, f"an LFS object has an oid and a size: {error!r}") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise Refusal(422, f"an LFS object has an oid and a size: {error!r:.200}") from error
     if Pointer.decode(pointer.encode()) != pointer:
-        raise Refusal(422, f"not an LFS object: {item}")
+        raise Refusal(422, f"not an LFS object: {str(item)[:200]}")
     return pointer
 
 

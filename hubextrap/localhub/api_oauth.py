@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import secrets
+import time
 from typing import TYPE_CHECKING
 
-from hubextrap.localhub.access import Account
+from hubextrap.localhub.access import Account, same
 from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer
 
 if TYPE_CHECKING:
     from hubextrap.localhub.hub import LocalHub
 
+_SECONDS = 3600
 _GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ID_TOKEN = "urn:ietf:params:oauth:token-type:id_token"
 
@@ -21,8 +23,13 @@ def exchange(hub: LocalHub, call: Call) -> Answer:
     if (wanted.get("grant_type"), wanted.get("subject_token_type")) != (_GRANT, _ID_TOKEN):
         raise Refusal(400, "invalid_request")
     repo = str(wanted.get("resource", ""))
-    if (repo, wanted.get("subject_token")) not in hub.trusted:
+    identity = str(wanted.get("subject_token", ""))
+    known = [same(identity, trusted) for name, trusted in hub.trusted if name == repo]
+    if not any(known):
         raise Refusal(400, "invalid_grant")
     token = f"hf_jwt_{secrets.token_urlsafe(24)}"
-    hub.tokens[token] = Account(repo.partition("/")[0], repo=repo)
-    return json_answer({"access_token": token, "token_type": "bearer", "expires_in": 3600})
+    now = time.time()
+    for old in [old for old, account in list(hub.tokens.items()) if account.until < now]:
+        hub.tokens.pop(old, None)
+    hub.tokens[token] = Account(repo.partition("/")[0], repo=repo, until=now + _SECONDS)
+    return json_answer({"access_token": token, "token_type": "bearer", "expires_in": _SECONDS})

@@ -8,10 +8,12 @@ from hubextrap.localhub.access import check_content
 from hubextrap.localhub.cards import SDKS, check_card
 from hubextrap.localhub.lfs import RejectedObject
 from hubextrap.localhub.repository import KINDS, Kind, settings_for
-from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer
+from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer, objects_in
 
 if TYPE_CHECKING:
     from hubextrap.localhub.hub import LocalHub
+
+_FILES_MAX = 25_000
 
 
 def whoami(hub: LocalHub, call: Call) -> Answer:
@@ -110,9 +112,9 @@ def duplicate_lfs(hub: LocalHub, call: Call) -> Answer:
     hub.reader(call)  # pull requests are open to all users, and so are the objects that they name
     try:
         target = hub.repo(call, _kind(wanted["target"]), str(wanted["target"]["name"]))
-        files = [str(file["sha256"]) for file in wanted["files"]]
-    except (KeyError, TypeError) as error:
-        raise Refusal(400, f"a target and files are needed: {error!r}") from error
+        files = [str(file["sha256"]) for file in objects_in(wanted, "files", _FILES_MAX)]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise Refusal(400, f"a target and files are needed: {error!r:.200}") from error
     failed = []
     for sha256 in files:
         try:

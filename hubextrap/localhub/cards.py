@@ -30,6 +30,7 @@ LICENSES = (
 
 _HEAD = re.compile(r"\s*---(?:\r\n|\r|\n)(.*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|\Z)", re.DOTALL)
 _REPO = re.compile(r"(?:[\w-]+/)?[\w.-]+")
+_HEAD_MAX = 500_000  # characters; PyYAML reads some 100,000 a second
 _RELATIONS = ("adapter", "finetune", "merge", "quantized")
 SDKS = ("gradio", "streamlit", "docker", "static")
 _COLORS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
@@ -50,7 +51,11 @@ def card_data(readme: str) -> dict[str, Any]:
         ValueError: it is not a YAML mapping.
     """
     head = _HEAD.match(readme)
-    metadata = parse_yaml(head[1], "Invalid YAML", error=ValueError, remedy="correct it") if head else None
+    metadata = (
+        parse_yaml(head[1], "Invalid YAML", error=ValueError, remedy="correct it", limit=_HEAD_MAX)
+        if head
+        else None
+    )
     if not isinstance(metadata, dict | None):
         raise ValueError("the metadata must be an object")
     # What JSON does not know as text.

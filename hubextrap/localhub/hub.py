@@ -52,7 +52,7 @@ class LocalHub:
         cdn_expiry: float = 3600.0,
         xet: bool = False,
     ) -> None:
-        Path(root).mkdir(parents=True, exist_ok=True)
+        Path(root).mkdir(mode=0o700, parents=True, exist_ok=True)
         self.store = Store(Path(root))
         self.faults = Faults()
         self.requests: list[Request] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -52,6 +53,18 @@ def chunks_of(file: BinaryIO) -> Iterator[bytes]:
         yield chunk
 
 
+def regular_size(path: Path) -> int:
+    """The size of a file that the hub wrote.
+
+    Raises:
+        FileNotFoundError: it is not there, or a link or a device has taken its place.
+    """
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode) or path.parent.is_symlink():
+        raise FileNotFoundError(f"{path} is no regular file")
+    return found.st_size
+
+
 class LfsObjects:
     """A folder of objects named by their sha256."""
 
@@ -72,14 +85,14 @@ class LfsObjects:
             RejectedObject: it is not there.
         """
         try:
-            return Pointer(sha256, self.path(sha256).stat().st_size)
+            return Pointer(sha256, regular_size(self.path(sha256)))
         except FileNotFoundError:
             raise RejectedObject(f"the LFS object {sha256} is not there") from None
 
     def has(self, pointer: Pointer) -> bool:
         """Whether the object is there with the size that the pointer says."""
         with suppress(FileNotFoundError):
-            return self.path(pointer.sha256).stat().st_size == pointer.size
+            return regular_size(self.path(pointer.sha256)) == pointer.size
         return False
 
     def add(self, chunks: Iterable[bytes], expected: Pointer | None = None) -> Pointer:
@@ -132,7 +145,7 @@ class LfsObjects:
     def link_all(self, source: LfsObjects) -> None:
         """Take over every object of another repo."""
         for path in source._folder.glob("??/*"):
-            self.link(Pointer(path.name, path.stat().st_size), source)
+            self.link(Pointer(path.name, regular_size(path)), source)
 
     def add_part(self, sha256: str, number: int, chunks: Iterable[bytes]) -> str:
         """Keep one part of an object that comes in several; returns the part's etag."""

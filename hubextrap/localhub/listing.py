@@ -15,7 +15,7 @@ def linked_pages(call: Call, base: str, items: list[Any], default_limit: int) ->
         cursor = int(call.query.get("cursor", ["0"])[0])
     except ValueError:
         raise Refusal(400, "limit and cursor are numbers") from None
-    limit = max(1, min(limit, default_limit))
+    limit, cursor = max(1, min(limit, default_limit)), max(0, cursor)
     headers = {}
     if cursor + limit < len(items):
         query = urlencode({**call.query, "cursor": [cursor + limit], "limit": [limit]}, doseq=True)

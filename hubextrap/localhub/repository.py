@@ -22,6 +22,7 @@ from hubextrap.localhub.xet import XetStores
 
 Kind = Literal["model", "dataset", "space"]
 KINDS: tuple[Kind, ...] = ("model", "dataset", "space")
+_REF_MAX = 250  # bytes; a file system takes no longer name
 _POINTER_MAX = 200  # bytes; a pointer file has about 130
 
 
@@ -100,6 +101,8 @@ class HubRepo:
 
     def ref_of(self, revision: str) -> str | None:
         """The full name of the branch, pull request or tag called ``revision``; None if there is none."""
+        if not _is_ref(revision):
+            return None
         full = revision.startswith("refs/")
         for name in [revision] if full else [f"refs/heads/{revision}", f"refs/tags/{revision}"]:
             if pygit2.reference_is_valid_name(name) and name in self.git.references:
@@ -139,7 +142,7 @@ class HubRepo:
         Raises:
             Conflict: it exists, or a ref stands where its folder would be or the other way round.
         """
-        if not pygit2.reference_is_valid_name(ref):
+        if not _is_ref(ref) or not pygit2.reference_is_valid_name(ref):
             raise BadCommit(f"{ref} is not a valid ref name")
         try:
             self.git.create_reference_direct(ref, target.id, False)
@@ -154,7 +157,7 @@ class HubRepo:
         Raises:
             NoSuchRevision: there is none.
         """
-        if not pygit2.reference_is_valid_name(ref) or ref not in self.git.references:
+        if not _is_ref(ref) or not pygit2.reference_is_valid_name(ref) or ref not in self.git.references:
             raise NoSuchRevision(ref)
         self.git.references.delete(ref)
 
@@ -163,6 +166,7 @@ class HubRepo:
     def entry(self, commit: pygit2.Commit, path: str) -> Entry | None:
         """The file or folder at ``path``; None if there is none."""
         try:
+            check_path(path)
             return self._entry(path, commit.tree[path])
         except (KeyError, ValueError):
             return None
@@ -281,10 +285,22 @@ def check_path(path: str) -> None:
         BadPath: it is not.
     """
     parts = path.rstrip("/").split("/")
+    if not _is_plain(path):
+        raise BadPath(f"{path!r} is not a valid path in a repo")
     bad = any(part in ("", ".", "..") or part.lower() == ".git" for part in parts)
     # Like the Hub, a backslash is a letter as any other, except where it makes the whole path a relative one.
-    if bad or re.search(r"[\x00-\x1f\x7f]", path) or re.match(r"(?:\.{0,2}|[A-Za-z]:)\\", path):
+    if bad or re.match(r"(?:\.{0,2}|[A-Za-z]:)\\", path):
         raise BadPath(f"{path!r} is not a valid path in a repo")
+
+
+def _is_plain(text: str) -> bool:
+    """Whether git sees the same text: it stops at a NUL, and takes no half of a character."""
+    return not re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", text)
+
+
+def _is_ref(name: str) -> bool:
+    """Whether git can be asked for a ref of this name."""
+    return _is_plain(name) and len(name.encode()) <= _REF_MAX
 
 
 def iso_date(commit: pygit2.Commit) -> str:

@@ -19,6 +19,7 @@ from hubextrap.localhub import (
     discussions,
 )
 from hubextrap.localhub.access import no_such_repo
+from hubextrap.localhub.inbound import BODY_MAX
 from hubextrap.localhub.wire import Answer, Call, Refusal, unquoted
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ Endpoint = Callable[["LocalHub", Call], Answer]
 _API = r"/api/(?P<kind>models|datasets|spaces)"
 _REPO = _API + r"/(?P<repo>[^/]+/[^/]+)"
 _PAGE = r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[^/]+/[^/]+)"
-_REVISION = r"(?P<revision>refs(?:/|%2F)pr(?:/|%2F)\d+|[^/]+)"
-_COMMENT = _REPO + r"/discussions/(?P<number>\d+)/comment/(?P<comment>\w+)"
+_REVISION = r"(?P<revision>refs(?:/|%2F)pr(?:/|%2F)\d{1,9}|[^/]+)"
+_COMMENT = _REPO + r"/discussions/(?P<number>\d{1,9})/comment/(?P<comment>\w+)"
 _OBJECT = r"/lfs/(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)/(?P<oid>[0-9a-f]{64})"
 
 _HUB: list[tuple[str, str, Endpoint]] = [
@@ -62,21 +63,21 @@ _HUB: list[tuple[str, str, Endpoint]] = [
     ("POST", f"{_REPO}/super-squash/{_REVISION}", api_refs.squash),
     ("GET", f"{_REPO}/discussions", discussions.listing),
     ("POST", f"{_REPO}/discussions", discussions.create),
-    ("GET", _REPO + r"/discussions/(?P<number>\d+)", discussions.details),
-    ("POST", _REPO + r"/discussions/(?P<number>\d+)/comment", discussions.comment),
+    ("GET", _REPO + r"/discussions/(?P<number>\d{1,9})", discussions.details),
+    ("POST", _REPO + r"/discussions/(?P<number>\d{1,9})/comment", discussions.comment),
     ("POST", _COMMENT + "/edit", discussions.edit),
     ("POST", _COMMENT + "/hide", discussions.hide),
-    ("POST", _REPO + r"/discussions/(?P<number>\d+)/title", discussions.rename),
-    ("POST", _REPO + r"/discussions/(?P<number>\d+)/status", discussions.status),
-    ("POST", _REPO + r"/discussions/(?P<number>\d+)/merge", discussions.merge),
+    ("POST", _REPO + r"/discussions/(?P<number>\d{1,9})/title", discussions.rename),
+    ("POST", _REPO + r"/discussions/(?P<number>\d{1,9})/status", discussions.status),
+    ("POST", _REPO + r"/discussions/(?P<number>\d{1,9})/merge", discussions.merge),
     ("GET", f"{_REPO}/xet-write-token/{_REVISION}", api_xet.write_token),
     ("GET", f"{_REPO}/xet-read-token/{_REVISION}", api_xet.read_token),
     ("POST", _PAGE + r"\.git/info/lfs/objects/batch", api_lfs.batch),
     ("POST", _PAGE + r"\.git/info/lfs/objects/verify", api_lfs.verify),
-    ("PUT", _OBJECT + r"/(?P<size>\d+)", api_lfs.upload),
-    ("PUT", _OBJECT + r"/(?P<size>\d+)/(?P<part>\d{1,5})", api_lfs.upload_part),
-    ("POST", _OBJECT + r"/(?P<size>\d+)", api_lfs.complete),
-    ("GET", _OBJECT + r"/(?P<size>\d+)", api_lfs.download),
+    ("PUT", _OBJECT + r"/(?P<size>\d{1,15})", api_lfs.upload),
+    ("PUT", _OBJECT + r"/(?P<size>\d{1,15})/(?P<part>\d{1,5})", api_lfs.upload_part),
+    ("POST", _OBJECT + r"/(?P<size>\d{1,15})", api_lfs.complete),
+    ("GET", _OBJECT + r"/(?P<size>\d{1,15})", api_lfs.download),
     ("GET", _PAGE + r"\.git/info/refs", api_git.refs),
     ("GET", _PAGE + r"/info/refs", api_git.refs),
     ("POST", _PAGE + r"\.git/git-upload-pack", api_git.upload_pack),
@@ -84,6 +85,30 @@ _HUB: list[tuple[str, str, Endpoint]] = [
     ("GET", f"{_PAGE}/resolve/{_REVISION}/(?P<path>.+)", api_files.resolve),
 ]
 _CDN: list[tuple[str, str, Endpoint]] = [("GET", _OBJECT, api_lfs.cdn_file)]
+
+_LARGER: dict[Endpoint, int] = {
+    api_commits.commit: 1 << 28,  # small files come in it
+    api_commits.preupload: 1 << 23,
+    api_files.paths_info: 1 << 22,
+    api_git.upload_pack: 1 << 24,
+    api_lfs.batch: 1 << 22,
+    api_repos.duplicate_lfs: 1 << 22,
+    api_repos.validate_yaml: 1 << 24,  # a README.md as large as a commit takes it
+}
+"""Bytes of a body, of endpoints that take more than ``BODY_MAX``; LFS uploads take what their link says."""
+_FOR_ALL = frozenset(
+    {
+        *(
+            api_files.paths_info,
+            api_git.upload_pack,
+            api_lfs.batch,
+            api_repos.validate_yaml,
+            api_oauth.exchange,
+        ),
+        *(api_lfs.upload, api_lfs.upload_part, api_lfs.complete),  # by their link's signature
+    }
+)
+"""Endpoints with a body for requests without a token; all others see the token before they read the body."""
 
 
 def _compiled(routes: list[tuple[str, str, Endpoint]]) -> list[tuple[str, re.Pattern[str], Endpoint]]:
@@ -103,6 +128,9 @@ def answer(hub: LocalHub, routes: list[tuple[str, re.Pattern[str], Endpoint]], c
             call.groups = unquoted(match.groupdict())
             if "repo" in call.groups:
                 call.repo_span = match.span("repo")
+            call.body.limit = _LARGER.get(endpoint, BODY_MAX)
+            if method != "GET" and endpoint not in _FOR_ALL and hub.account(call) is None:
+                raise Refusal(401, "Invalid username or password.")
             return endpoint(hub, call)
     if re.match(_API + "/", call.path) or "/resolve/" in call.path:
         raise no_such_repo(call.path, hub.account(call))

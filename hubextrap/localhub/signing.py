@@ -21,7 +21,7 @@ class Signer:
     def valid(self, link: str) -> bool:
         """Whether ``link`` is one that ``sign`` made and that has not expired."""
         signed, _, signature = link.rpartition("&Signature=")
-        if not hmac.compare_digest(self._digest(signed), signature):
+        if not hmac.compare_digest(self._digest(signed).encode(), signature.encode()):
             return False
         return time.time() < float(signed.rpartition("Expires=")[2])
 

@@ -7,10 +7,11 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from hubextrap.foreign_data import parse_json
-from hubextrap.localhub.repository import HubRepo, Kind, Settings
+from hubextrap.localhub.repository import KINDS, HubRepo, Kind, Settings
 
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 
@@ -31,7 +32,12 @@ class Store:
     """The folder of the hub. Whoever changes a repo holds ``lock``; reading needs none."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.resolve()
+        for kind in KINDS:  # private repos are private on this machine too
+            folder = self.root / f"{kind}s"
+            folder.mkdir(mode=0o700, exist_ok=True)
+            with suppress(PermissionError):  # somebody else's, served as it is
+                folder.chmod(0o700)
         self.lock = threading.RLock()
 
     def create(self, settings: Settings) -> HubRepo:
@@ -58,7 +64,7 @@ class Store:
         except ValueError:
             raise KeyError(name) from None
         folder = self._folder(kind, name)
-        if not (folder / "hub.json").is_file():
+        if not _is_own(folder):
             raise KeyError(name)
         return HubRepo(folder)
 
@@ -131,7 +137,7 @@ class Store:
     def all(self, kind: Kind) -> Iterator[HubRepo]:
         """Every repo of ``kind``, by name."""
         for folder in sorted((self.root / f"{kind}s").glob("*/*.git")):
-            if (folder / "hub.json").is_file():
+            if _is_own(folder):
                 yield HubRepo(folder)
 
     def _folder(self, kind: Kind, name: str) -> Path:
@@ -170,6 +176,23 @@ class Store:
         fresh = self.root / "moves.json.new"
         fresh.write_text(json.dumps(moves, indent=1))
         fresh.replace(self.root / "moves.json")
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether this is a repo of the store, with all its files in it: links and alternates lead elsewhere."""
+    parts = (
+        folder.parent.parent,
+        folder.parent,
+        folder,
+        folder / "hub.json",
+        folder / "lfs",
+        folder / "objects",
+    )
+    return (
+        (folder / "hub.json").is_file()
+        and not any(part.is_symlink() for part in parts)
+        and not (folder / "objects" / "info" / "alternates").exists()
+    )
 
 
 def _key(kind: Kind, name: str) -> str:

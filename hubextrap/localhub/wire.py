@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import re
 import socket
 import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, quote, unquote
+from typing import Any, BinaryIO
+from urllib.parse import quote, unquote
 
 from hubextrap.foreign_data import parse_json
+from hubextrap.localhub.admission import check_path, check_sender, own_hosts, read_query, refuse_nul
 from hubextrap.localhub.faults import Fault, Faults, Request
+from hubextrap.localhub.inbound import IDLE_SECONDS, Body, Inbound, read_head
+from hubextrap.localhub.lfs import regular_size
+from hubextrap.localhub.refusal import Refusal as Refusal
 
-_CHUNK = 1 << 20
 _LOG_MAX = 100_000  # requests; a hub may serve for weeks
-_KEEP_ALIVE_SECONDS = (
-    90  # longer than clients keep idle connections pooled, so that they never meet a closed one
-)
-
-
-class Refusal(Exception):
-    """A request that is answered with an error; ``code`` decides which exception the client raises."""
-
-    def __init__(self, status: int, message: str, code: str | None = None, **body: Any) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.code = code
-        self.body = body
-        self.headers: dict[str, str] = {}
+_LOG_BYTES = 1 << 25
+_JSON_MAX = 100_000_000  # bytes; the content of a file of a commit is in its line
+_CONNECTIONS_MAX = 256
+_MESSAGE_MAX = 1_000  # characters in a header; a client's own words may come back in it
+_ALWAYS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+"""On every answer: no browser shows what lies in a repo as a page, or lends it to another one."""
+_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,21 @@ class FileBody:
     """A body that is a whole file on disk; ranges of it are served on request."""
 
     path: Path
+
+    def open(self) -> BinaryIO:
+        """The file, which is one that the hub wrote: regular, and no link to somewhere else."""
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        return os.fdopen(descriptor, "rb")
+
+    def size(self) -> int:
+        """Its bytes. Raises FileNotFoundError."""
+        return regular_size(self.path)
+
+    def is_there(self) -> bool:
+        """Whether there is such a file."""
+        with suppress(OSError):
+            return self.size() >= 0
+        return False
 
 
 @dataclass
@@ -65,56 +82,54 @@ def json_answer(value: Any, status: int = 200, headers: dict[str, str] | None = 
 
 def refusal_answer(refusal: Refusal) -> Answer:
     """The answer to a refused request: the message in the body and in the headers that the client reads."""
-    message = re.sub(r"[^\x20-\x7e]", "?", refusal.message)
-    headers = {"X-Error-Message": message, **refusal.headers}
+    headers = {"X-Error-Message": refusal.message[:_MESSAGE_MAX], **refusal.headers}
     if refusal.code:
         headers["X-Error-Code"] = refusal.code
     return json_answer({"error": refusal.message, **refusal.body}, refusal.status, headers)
 
 
-class Body:
-    """The body of a request, plain or chunked, read as a stream."""
+def json_object(text: bytes) -> dict[str, Any]:
+    """The JSON object in ``text``.
 
-    def __init__(self, handler: BaseHTTPRequestHandler) -> None:
-        self._file = handler.rfile
-        self._chunked = "chunked" in handler.headers.get("Transfer-Encoding", "").lower()
-        length = handler.headers.get("Content-Length", "0")
-        if not length.isdigit():
-            raise ConnectionAbortedError(f"not a length: {length}")
-        self._left = 0 if self._chunked else int(length)
+    Raises:
+        Refusal: it is something else.
+    """
+    try:
+        value = parse_json(text, "the body", error=ValueError, remedy="correct it", limit=_JSON_MAX)
+    except ValueError as error:
+        raise Refusal(400, str(error)) from error
+    if not isinstance(value, dict):
+        raise Refusal(400, "the body is not a JSON object")
+    refuse_nul(value)
+    return value
 
-    def chunks(self) -> Iterator[bytes]:
-        """What is left of the body.
 
-        Raises:
-            ConnectionError: the client went away in the middle.
-        """
-        while self._left or (self._chunked and self._next_chunk()):
-            chunk = self._file.read(min(self._left, _CHUNK))
-            if not chunk:
-                raise ConnectionResetError("the client closed the connection in the middle of a body")
-            self._left -= len(chunk)
-            yield chunk
+def objects_in(value: dict[str, Any], name: str, most: int) -> list[dict[str, Any]]:
+    """The list of objects called ``name`` in a body; empty where there is none.
 
-    def read(self) -> bytes:
-        """All that is left of the body."""
-        return b"".join(self.chunks())
+    Raises:
+        Refusal: it is something else, or longer than ``most``.
+    """
+    found = value.get(name) or []
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise Refusal(400, f'"{name}" must be a list of objects')
+    if len(found) > most:
+        raise Refusal(413, f'"{name}" has more than {most} entries')
+    return found
 
-    def drain(self) -> None:
-        """Read the rest and forget it, so that the connection can carry the next request."""
-        for _ in self.chunks():
-            pass
 
-    def _next_chunk(self) -> bool:
-        line = self._file.readline(1024).strip() or self._file.readline(1024).strip()
-        try:
-            self._left = int(line.split(b";")[0], 16)
-        except ValueError:
-            raise ConnectionAbortedError("the client sent a chunk without its length") from None
-        if self._left == 0:
-            self._file.readline(1024)
-            self._chunked = False
-        return self._left > 0
+def texts_in(value: dict[str, Any], name: str, most: int) -> list[str]:
+    """The list of strings called ``name`` in a body; empty where there is none.
+
+    Raises:
+        Refusal: it is something else, or longer than ``most``.
+    """
+    found = value.get(name) or []
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise Refusal(400, f'"{name}" must be a list of strings')
+    if len(found) > most:
+        raise Refusal(413, f'"{name}" has more than {most} entries')
+    return found
 
 
 @dataclass
@@ -146,13 +161,7 @@ class Call:
         Raises:
             Refusal: it is something else.
         """
-        try:
-            value = parse_json(self.body.read() or b"{}", "the body", error=ValueError, remedy="correct it")
-        except ValueError as error:
-            raise Refusal(400, str(error)) from error
-        if not isinstance(value, dict):
-            raise Refusal(400, "the body is not a JSON object")
-        return value
+        return json_object(self.body.read() or b"{}")
 
 
 Responder = Callable[[Call], Answer]
@@ -166,9 +175,11 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, host: str, port: int, respond: Responder, faults: Faults, log: list[Request]) -> None:
         super().__init__((host, port), _Handler)
+        self.host = host
         self.respond = respond
         self.faults = faults
         self.log = log
+        self.log_bytes = 0
         self._open: set[socket.socket] = set()
         self._open_lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -198,9 +209,22 @@ class Server(ThreadingHTTPServer):
         while self._open and time.monotonic() < deadline:
             time.sleep(0.005)
 
-    def finish_request(self, request: Any, client_address: Any) -> None:
+    def process_request(self, request: Any, client_address: Any) -> None:
         with self._open_lock:
-            self._open.add(request)
+            full = len(self._open) >= _CONNECTIONS_MAX
+            if not full:
+                self._open.add(request)
+        if full:
+            with suppress(OSError):
+                request.settimeout(1)
+                request.sendall(
+                    b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                )
+            self.shutdown_request(request)
+        else:
+            super().process_request(request, client_address)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
         try:
             super().finish_request(request, client_address)
         except (ConnectionError, TimeoutError):
@@ -212,12 +236,38 @@ class Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: Server
+    rfile: io.BufferedReader
     protocol_version = "HTTP/1.1"
-    timeout = _KEEP_ALIVE_SECONDS
     disable_nagle_algorithm = True
     wbufsize = 1 << 16
 
-    def do_GET(self) -> None:
+    def setup(self) -> None:
+        super().setup()
+        self._inbound = Inbound(self.connection)
+        self.rfile = io.BufferedReader(self._inbound, 1 << 16)
+
+    def handle_one_request(self) -> None:
+        """Answer one request; ``close_connection`` says whether there may be another one."""
+        self.close_connection = True
+        self._cut = False
+        self.command, self.path, self.requestline, self.request_version = "GET", "", "", "HTTP/1.1"
+        self.headers = Message()
+        try:
+            head = read_head(self.rfile, self._inbound)
+            if head is None:
+                return
+            self.requestline, self.command, self.path, self.headers = (
+                *(head.line, head.method, head.target),
+                head.headers,
+            )
+            self.server.log_bytes += head.size
+            body = Body(self.rfile, head.headers, self.wfile)
+            self._serve(body)
+            self.close_connection = not (head.keep_alive and body.drain()) or self._cut
+        except Refusal as refusal:  # where the next request begins is not known
+            self._send(refusal_answer(refusal), Fault("", headers={"Connection": "close"}))
+
+    def _serve(self, body: Body) -> None:
         fault = self.server.faults.strike(self.command, self.path) or Fault("")
         time.sleep(fault.delay)
         if fault.cut_upload is not None:
@@ -226,37 +276,43 @@ class _Handler(BaseHTTPRequestHandler):
         spoiled = fault.drop or fault.status is not None
         answer = None
         if not spoiled or fault.after:
-            answer = self._respond()
+            answer = self._respond(body)
         elif not fault.drop:
-            Body(self).drain()
+            body.drain()
         if fault.drop:
             self._log(0)
-            self.close_connection = True
+            self._cut = True
             return
         if fault.status is not None:
             answer = json_answer({"error": "injected fault"}, fault.status)
         assert answer is not None
+        if isinstance(answer.body, FileBody) and not answer.body.is_there():
+            answer = refusal_answer(Refusal(404, "Object does not exist", "EntryNotFound"))
         self._send(answer, fault)
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
-
-    def _respond(self) -> Answer:
-        path, _, query = self.path.partition("?")
-        body = Body(self)
-        call = Call(self.command, path, self.path, parse_qs(query), self.headers, body)
+    def _respond(self, body: Body) -> Answer:
         try:
+            address, port = self.connection.getsockname()[:2]
+            check_sender(self.headers, own_hosts(self.server.host, str(address), int(port)))
+            if self.command not in _METHODS:
+                raise Refusal(405, f"this hub knows {', '.join(_METHODS)}")
+            path, _, query = self.path.partition("?")
+            check_path(path)
+            call = Call(self.command, path, self.path, read_query(query), self.headers, body)
             return self.server.respond(call)
         except Refusal as refusal:
             return refusal_answer(refusal)
         except (ConnectionError, TimeoutError):
             raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return refusal_answer(Refusal(507, "the hub's disk is full"))
+            return _server_error()
         except Exception:
             return _server_error()
-        finally:
-            body.drain()
 
     def _send(self, answer: Answer, fault: Fault) -> None:
-        size = answer.body.path.stat().st_size if isinstance(answer.body, FileBody) else len(answer.body)
+        size = answer.body.size() if isinstance(answer.body, FileBody) else len(answer.body)
         start, end, status, headers = 0, size, answer.status, dict(answer.headers)
         if answer.ranges and status == 200:
             headers["Accept-Ranges"] = "bytes"
@@ -273,19 +329,21 @@ class _Handler(BaseHTTPRequestHandler):
                 start, end = wanted
                 status = 206
                 headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        headers = {"Content-Type": "application/octet-stream", **headers, **_ALWAYS}
         headers["Content-Length"] = str(end - start)
         headers["X-Request-Id"] = self._request_id()
         replaced = {name.lower() for name in fault.headers}
         headers = {name: value for name, value in headers.items() if name.lower() not in replaced}
         headers.update(fault.headers)
         self._log(status)
+        self.connection.settimeout(IDLE_SECONDS)  # for each piece that the client takes
         self.send_response(status)
         for name, value in headers.items():
-            self.send_header(name, value)
+            self.send_header(name, re.sub(r"[^\x20-\x7e]", "?", value))
         self.end_headers()
         if fault.truncate is not None:
             end = min(end, start + fault.truncate)
-            self.close_connection = True
+            self._cut = True
         if self.command != "HEAD":
             self._send_body(answer.body, start, end)
         self.wfile.flush()
@@ -300,13 +358,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[start:end])
             return
         self.wfile.flush()
-        with body.path.open("rb") as file:
+        with body.open() as file:
             if start < end and self.connection.sendfile(file, start, end - start) < end - start:
                 raise ConnectionAbortedError("the file became shorter while it was sent")
 
     def _log(self, status: int) -> None:
-        if len(self.server.log) >= _LOG_MAX:
-            del self.server.log[: _LOG_MAX // 2]
+        if len(self.server.log) >= _LOG_MAX or self.server.log_bytes > _LOG_BYTES:
+            del self.server.log[: len(self.server.log) // 2 + 1]
+            self.server.log_bytes //= 2
         self.server.log.append(
             Request(self.command, self.path, self.headers, status, self.server.server_address[1])
         )
@@ -329,7 +388,7 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     if not header or not header.startswith("bytes=") or "," in header:
         return None
     first, dash, last = header[len("bytes=") :].strip().partition("-")
-    if not dash or not (first + last).isdigit():
+    if not dash or not re.fullmatch(r"[0-9]{1,18}", first + last):
         return None
     if not first:
         return max(0, size - int(last)), size

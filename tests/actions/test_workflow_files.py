@@ -64,6 +64,41 @@ def test_least_permissions(path: Path) -> None:
         for step in job["steps"]:
             if step.get("uses", "").startswith("actions/checkout@"):
                 assert step["with"]["persist-credentials"] is False
+    assert content["concurrency"]["group"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_python_imports_nothing_of_the_checkout(path: Path) -> None:
+    """Without -I, a module in the current folder takes the place of an installed one."""
+    for step in steps_of(path):
+        for call in re.findall(r"\bpython3?(?=\s)(?:\s+-\S+)*", step.get("run", "")):
+            assert "-I" in call.split(), step["run"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_what_is_installed_is_known_by_its_bytes(path: Path) -> None:
+    for step in steps_of(path):
+        script = step.get("run", "")
+        for line in script.splitlines():
+            if re.search(r"\b(install|wheel|download) -|pip.* (install|wheel|download)\b", line):
+                assert "--require-hashes" in line or "--no-index" in line, line
+                assert "--no-deps" in line, line
+
+
+def test_the_job_with_an_identity_runs_nothing_of_the_checkout() -> None:
+    """It gets hubextrap as a wheel, whose bytes the job that built it has named."""
+    found = 0
+    for path in WORKFLOWS:
+        for job in yaml.safe_load(path.read_text())["jobs"].values():
+            if "id-token" not in job["permissions"]:
+                continue
+            found += 1
+            assert not [step for step in job["steps"] if "run" in step]
+            (own,) = (step["with"] for step in job["steps"] if step["uses"].startswith("$/"))
+            assert own["wheel"]
+            assert own["wheel-sha256"] == "${{ needs.build.outputs.sha256 }}"
+            assert own["command"] in ("plan", "merge")  # others install what is published as sources
+    assert found == 1
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

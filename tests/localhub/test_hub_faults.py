@@ -135,7 +135,7 @@ def test_links_to_the_cdn_expire(cdn_hub: LocalHub) -> None:
 
 def test_headers_cannot_be_injected(hub: LocalHub, weights_url: str) -> None:
     answer = httpx2.get(weights_url.replace("/main/", "/a%0d%0aSet-Cookie:%20x=1/"))
-    assert answer.status_code == 404
+    assert answer.status_code == 400
     assert "set-cookie" not in answer.headers
 
 
@@ -151,7 +151,9 @@ def test_headers_cannot_be_injected(hub: LocalHub, weights_url: str) -> None:
 def test_a_broken_request_ends_its_connection_only(hub: LocalHub, weights_url: str, broken: bytes) -> None:
     host, port = hub.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
-        connection.sendall(b"POST /api/validate-yaml HTTP/1.1\r\nHost: x\r\n" + broken)
+        first = f"POST /api/validate-yaml HTTP/1.1\r\nHost: {host}:{port}\r\n".encode()
+        connection.sendall(first + broken)
         connection.shutdown(socket.SHUT_WR)
-        assert connection.recv(1000) == b""
+        answer = b"".join(iter(lambda: connection.recv(1000), b""))
+    assert answer[:12] in (b"", b"HTTP/1.1 400")
     assert httpx2.get(weights_url).content == WEIGHTS

@@ -309,7 +309,7 @@ def test_an_upload_that_is_not_what_was_announced_leaves_nothing(
     hub.create_repo(repo_id)
     link = upload_link(hub, repo_id, token, b"y" * 1000)
     answer = httpx2.put(link, content=sent)
-    assert answer.status_code == 400
+    assert answer.status_code == (413 if len(sent) > 1000 else 400)
     assert uploads_left(hub, repo_id) == []
     assert httpx2.put(link + "0", content=b"y" * 1000).status_code == 403
     assert httpx2.put(link, content=b"y" * 1000).status_code == 200
