@@ -6,6 +6,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hubextrap.api.companions import Beside
 from hubextrap.api.fitting import fit_rules, needs_scan, stacked
 from hubextrap.engine.plan import (
     DEFAULT_MEMORY,
@@ -16,13 +17,12 @@ from hubextrap.engine.plan import (
     plan_merge,
 )
 from hubextrap.errors import RecipeError
-from hubextrap.hub.side_files import SideFiles, choose_side_files
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import open_source, read_combinable, read_layouts, ties_embeddings
 from hubextrap.trajectory import find_recipe_trajectory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -83,18 +83,19 @@ class Prepared:
     """What error to expect, one a target; unknown where the weights were not scanned."""
     pending: bool
     """Whether stand-ins take the place of coefficients that follow from the weights."""
-    beside: SideFiles
+    beside: Beside
     """What of the last checkpoint goes beside the weights."""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is to be known of the checkpoints' files, a line each."""
         of_weights = [f"step {one.step} {one.note}" for one in self.trajectory.checkpoints if one.note]
-        files = self.beside.left_out
+        files = self.beside.names.left_out
         more = f" and {len(files) - _NAMES_SHOWN} more" if len(files) > _NAMES_SHOWN else ""
         shown = ", ".join(files[:_NAMES_SHOWN]) + more
         left_out = f"left out: {shown} of the last checkpoint; copy what the prediction needs of them"
-        return (*of_weights, *([left_out] if files else []))
+        note = self.beside.note
+        return (*of_weights, *([left_out] if files else []), *([note] if note else []))
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -111,6 +112,7 @@ def prepare(
     read_weights: bool = True,
     variants: Sequence[Recipe] = (),
     trajectory: Trajectory | None = None,
+    check: Callable[[Prepared], object] | None = None,
 ) -> Iterator[Prepared]:
     """Do everything that comes before the merge.
 
@@ -122,6 +124,8 @@ def prepare(
         variants: recipes that differ from ``recipe`` in parameters alone; their targets, one after the other,
             take the place of its own.
         trajectory: the recipe's, where it was found before.
+        check: looks at all that is known before a weight is read, and raises if it will not do; called with
+            stand-ins for what the weights decide, and again when that is known.
 
     Raises:
         TrajectoryError: the checkpoints cannot be found, pinned or put in order.
@@ -148,7 +152,7 @@ def prepare(
         layouts = (read_combinable if combined else read_layouts)(sources, progress)
         remote = not settings.cache and any(checkpoint.repo for checkpoint in trajectory.checkpoints)
         tied = ties_embeddings(sources[-1])
-        beside = choose_side_files(sources[-1])
+        beside = Beside.of(sources[-1], recipe.out_dtype)
 
         def scan() -> GramTable:
             from hubextrap.engine.scan import scan_trajectory  # imports numba
@@ -164,31 +168,35 @@ def prepare(
                 progress=progress,
             ).gram_table
 
-        fitted = stacked(
-            [
-                fit_rules(each, trajectory, sources, layouts, scan if read_weights else None, progress)
-                for each in recipes
-            ]
-        )
-        plan = plan_merge(
-            trajectory.steps,
-            layouts,
-            fitted.by_tensor.__getitem__,
-            out_dtype=recipe.out_dtype,
-            tied=tied,
-            memory=settings.memory,
-            workers=settings.workers,
-            read_size=REMOTE_READ_SIZE if remote else LOCAL_READ_SIZE,
-        )
-        yield Prepared(
-            recipe,
-            trajectory,
-            sources,
-            settings,
-            remote,
-            fitted.rules,
-            plan,
-            fitted.expected,
-            fitted.pending,
-            beside,
-        )
+        def ready(scan: Callable[[], GramTable] | None) -> Prepared:
+            fitted = stacked(
+                [fit_rules(each, trajectory, sources, layouts, scan, progress) for each in recipes]
+            )
+            plan = plan_merge(
+                trajectory.steps,
+                layouts,
+                fitted.by_tensor.__getitem__,
+                out_dtype=recipe.out_dtype,
+                tied=tied,
+                memory=settings.memory,
+                workers=settings.workers,
+                read_size=REMOTE_READ_SIZE if remote else LOCAL_READ_SIZE,
+            )
+            prepared = Prepared(
+                recipe,
+                trajectory,
+                sources,
+                settings,
+                remote,
+                fitted.rules,
+                plan,
+                fitted.expected,
+                fitted.pending,
+                beside,
+            )
+            if check is not None:
+                check(prepared)
+            return prepared
+
+        prepared = ready(None)
+        yield ready(scan) if prepared.pending and read_weights else prepared

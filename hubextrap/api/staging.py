@@ -3,7 +3,8 @@
 A local output is made in ``.NAME.partial`` beside its place: ``model/`` becomes the output by a rename,
 ``lock`` keeps a second run out, ``journal-*.jsonl`` say what is finished. A prediction that goes straight to
 the Hub has the same in ``hubextrap/push`` under huggingface_hub's home (HF_HOME), with ``scratch/`` for the
-shards that are on their way. A place goes when its merge succeeds, or fails with nothing worth keeping in it.
+shards that are on their way. A place goes when its merge succeeds, and what was to follow with it (a push, an
+evaluation), or when it fails with nothing worth keeping in it.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import CheckpointError, OutputError
+from hubextrap.progress import SilentProgress
 from hubextrap.tensors import Journal, LocalSource, sha256_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from hubextrap.hub import PushTarget
     from hubextrap.progress import Progress
@@ -41,7 +43,12 @@ class Staging:
 
 @contextmanager
 def staged(
-    out: Path, folders: Sequence[str], fingerprint: Mapping[str, str], progress: Progress
+    out: Path,
+    folders: Sequence[str],
+    fingerprint: Mapping[str, str],
+    progress: Progress,
+    *,
+    keep: bool = False,
 ) -> Iterator[Staging]:
     """A place to make ``out`` in; it becomes ``out`` when all went well.
 
@@ -49,13 +56,14 @@ def staged(
 
     Args:
         folders: the target's folders in ``out``, relative to it.
+        keep: leave the journals when all went well, for `finished_before`, until `remove_place`.
 
     Raises:
         OutputError: it cannot be made, another run holds it, or ``out`` came to be there in the meantime.
     """
     final = out.resolve()
-    place = _place_of(out)
-    with _held(place, str(out), progress) as journals:
+    place = place_of(out)
+    with _held(place, str(out), progress, keep) as journals:
         model = place / "model"
         names = [f"journal-{number}.jsonl" for number in range(len(folders))]
         if _open_journals(journals, place, names, fingerprint, progress, str(out)):
@@ -79,13 +87,13 @@ def staged(
 
 @contextmanager
 def push_state(target: PushTarget, fingerprint: Mapping[str, str], progress: Progress) -> Iterator[Staging]:
-    """The place of a push to ``target`` without a local output.
+    """The place of a push to ``target`` without a local output. The journal stays until `remove_place`.
 
     Raises:
         OutputError: it cannot be made, or another run on this machine holds it.
     """
     place = push_place(target)
-    with _held(place, target.name, progress) as journals:
+    with _held(place, target.name, progress, keep=True) as journals:
         _open_journals(journals, place, ["journal-0.jsonl"], fingerprint, progress, target.name)
         scratch = place / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
@@ -106,9 +114,61 @@ def push_place(target: PushTarget) -> Path:
     return Path(constants.HF_HOME, "hubextrap", "push", f"{name}-{key}")
 
 
+def remove_place(place: Path) -> None:
+    """Forget how an output was made, once nothing more can go wrong with it."""
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def finished_before(
+    out: Path,
+    folders: Sequence[str],
+    fingerprint: Mapping[str, str],
+    files: Collection[str],
+    progress: Progress,
+) -> list[Journal] | None:
+    """The closed journals of the same merge, if an earlier run came as far as its output, and no further.
+
+    That is a run whose push or evaluation failed. Nothing in ``out`` is touched; its shards are hashed.
+
+    Args:
+        files: the shards that each target has.
+
+    Raises:
+        OutputError: another run is at it.
+    """
+    place = place_of(out)
+    if not may_be_finished(out):
+        return None
+    descriptor = lock_folder(place, str(out), progress.say)
+    journals: list[Journal] = []
+    try:
+        names = [f"journal-{number}.jsonl" for number in range(len(folders))]
+        if not all((place / name).is_file() for name in names):
+            return None
+        _open_journals(journals, place, names, fingerprint, SilentProgress(), str(out))
+        for folder, journal in zip(folders, journals, strict=True):
+            if not (set(files) <= journal.finished.keys() and (out / folder).is_dir()):
+                return None
+            _strike_changed(out / folder, journal, progress)
+            if not set(files) <= journal.finished.keys():
+                return None
+    finally:
+        for journal in journals:
+            journal.close()
+        os.close(descriptor)
+    progress.say(f"{out}: is whole since an earlier run; going on with what was to follow")
+    return journals
+
+
+def may_be_finished(out: Path) -> bool:
+    """Whether an output lies beside journals: an earlier run's, which came as far as that."""
+    place = place_of(out)
+    return out.is_dir() and not (place / "model").exists() and (place / "journal-0.jsonl").is_file()
+
+
 def remove_leftover(out: Path) -> None:
     """Remove what is left beside an output if the run was killed just after the output had got its name."""
-    place = _place_of(out)
+    place = place_of(out)
     if place.is_dir() and out.is_dir() and not (place / "model").exists():
         try:
             lock = lock_folder(place, str(out), lambda line: None)
@@ -120,10 +180,10 @@ def remove_leftover(out: Path) -> None:
 
 def staged_bytes(out: Path) -> int:
     """Bytes on the disk that earlier runs left for ``out``."""
-    return sum(path.stat().st_blocks * 512 for path in _place_of(out).rglob("*") if path.is_file())
+    return sum(path.stat().st_blocks * 512 for path in place_of(out).rglob("*") if path.is_file())
 
 
-def _place_of(out: Path) -> Path:
+def place_of(out: Path) -> Path:
     final = out.resolve()
     if not final.name:
         raise OutputError(f"{out}: is the root of the file system; choose another --out")
@@ -131,7 +191,7 @@ def _place_of(out: Path) -> Path:
 
 
 @contextmanager
-def _held(place: Path, what: str, progress: Progress) -> Iterator[list[Journal]]:
+def _held(place: Path, what: str, progress: Progress, keep: bool = False) -> Iterator[list[Journal]]:
     """Hold ``place``. It stays only if an error ends the run and the journals name finished shards."""
     fresh = not place.exists()
     journals: list[Journal] = []
@@ -150,7 +210,8 @@ def _held(place: Path, what: str, progress: Progress) -> Iterator[list[Journal]]
                     "go on"
                 )
             raise
-        shutil.rmtree(place, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(place, ignore_errors=True)
     finally:
         for journal in journals:
             journal.close()
@@ -240,6 +301,11 @@ def _check_shards(folder: Path, journal: Journal, progress: Progress) -> None:
             shutil.rmtree(path)
         elif path.name not in journal.finished:
             path.unlink()
+    _strike_changed(folder, journal, progress)
+
+
+def _strike_changed(folder: Path, journal: Journal, progress: Progress) -> None:
+    """Strike from ``journal`` what is not in ``folder`` as it was written."""
     if not journal.finished:
         return
     with (

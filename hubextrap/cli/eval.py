@@ -84,7 +84,7 @@ def evaluate(
 ) -> None:
     """Measure predictions with lm-eval beside the checkpoints that they came from."""
     from hubextrap import api
-    from hubextrap.cli.markdown import append_summary, evaluation_markdown
+    from hubextrap.cli.markdown import append_summary, check_summary, evaluation_markdown
     from hubextrap.cli.progress import open_progress
     from hubextrap.evaluate import (
         Answering,
@@ -113,9 +113,9 @@ def evaluate(
     for option, given, parts in (("--tasks", tasks, names), ("--against", against, chosen)):
         if given and not parts:
             raise typer.BadParameter(f"{option} names nothing; leave it out, or name something")
-    for file in (output, summary):
-        if file is not None:
-            check_writable(file)
+    check_summary(summary)
+    if output is not None:
+        check_writable(output)
     progress = open_progress(quiet)
     pins = Pins()
     rows = compared_checkpoints(references, chosen, pins=pins, progress=progress)

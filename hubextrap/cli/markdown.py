@@ -20,6 +20,27 @@ LISTED = 40
 """Rows of a table; a summary page holds a megabyte."""
 
 
+def check_summary(path: Path | None) -> None:
+    """Find out before any work whether `append_summary` can add to the file; None is none.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    if path is None:
+        return
+    try:
+        there = path.exists()
+        with path.open("a", encoding="utf-8"):
+            pass
+        if not there:
+            path.unlink()
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else "no such name"
+        raise OutputError(
+            f"{str(path)[:200]}: the summary cannot be written ({said}); name another file"
+        ) from error
+
+
 def append_summary(path: Path, text: str) -> None:
     """Add ``text`` to the file, which is made if it is not there.
 
@@ -27,7 +48,7 @@ def append_summary(path: Path, text: str) -> None:
         OutputError: it cannot be written.
     """
     try:
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(redact(text).rstrip("\n") + "\n\n")
     except OSError as error:
         raise OutputError(

@@ -69,11 +69,12 @@ def plan(
 ) -> None:
     """Show what a recipe would read, write and hold, and every problem, without touching tensor bytes."""
     from hubextrap import api
-    from hubextrap.cli.markdown import append_summary, plan_markdown
+    from hubextrap.cli.markdown import append_summary, check_summary, plan_markdown
     from hubextrap.cli.progress import open_progress
     from hubextrap.cli.summaries import print_plan
     from hubextrap.recipe import load_recipe
 
+    check_summary(summary)
     loaded = load_recipe(recipe)
     report = api.plan(
         loaded,
@@ -111,7 +112,7 @@ def merge(
 ) -> None:
     """Predict the recipe's target step, into a folder (--out) or straight onto the Hub (--push)."""
     from hubextrap import api
-    from hubextrap.cli.markdown import append_summary, predictions_markdown
+    from hubextrap.cli.markdown import append_summary, check_summary, predictions_markdown
     from hubextrap.cli.progress import open_progress
     from hubextrap.cli.summaries import prediction_as_json, print_prediction
     from hubextrap.recipe import load_recipe
@@ -119,6 +120,7 @@ def merge(
     if push is None:
         why = "goes with --push REPO; of the recipe's push section, private and create_pr say it"
         refuse_idle(ctx, ("private", "create_pr"), why)
+    check_summary(summary)
     loaded = load_recipe(recipe)
     result = api.merge(
         loaded,
@@ -190,10 +192,15 @@ def run(
     """Merge, push and evaluate, as the recipe says."""
     from hubextrap import api
     from hubextrap.cli.eval import print_evaluation
-    from hubextrap.cli.markdown import append_summary, evaluation_markdown, predictions_markdown
+    from hubextrap.cli.markdown import (
+        append_summary,
+        check_summary,
+        evaluation_markdown,
+        predictions_markdown,
+    )
     from hubextrap.cli.progress import open_progress
     from hubextrap.cli.summaries import print_prediction, run_as_json
-    from hubextrap.evaluate import check_loss, check_writable
+    from hubextrap.evaluate import check_loss
     from hubextrap.recipe import load_recipe
 
     loaded = load_recipe(recipe)
@@ -201,8 +208,7 @@ def run(
         refuse_idle(
             ctx, ("device", "allow_non_finite"), "has no effect with space: logits, which merges no weights"
         )
-    if summary is not None:
-        check_writable(summary)
+    check_summary(summary)
     if max_loss is not None:
         api.check_judged(loaded)
     result = api.run(

@@ -27,6 +27,7 @@ LICENSES = frozenset(
 """The identifiers that the Hub knows: https://huggingface.co/docs/hub/repositories-licenses."""
 
 METADATA = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
+_LONGEST = 1000
 _DATASET = re.compile(r"(?:[\w-]+/)?[\w.-]+", re.ASCII)
 
 
@@ -36,13 +37,7 @@ def carried_over(card: str | None) -> dict[str, Any]:
     The card may be somebody else's, or never have been on the Hub: what the Hub would refuse must not make
     the push of finished weights fail, so it is put right or left out.
     """
-    match = METADATA.match(card or "")
-    try:
-        metadata = yaml.safe_load(match[1]) if match else None
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date like 2024-13-45
-        return {}
-    if not isinstance(metadata, dict):
-        return {}
+    metadata = _metadata(card)[0]
     taken = _license(metadata)
     for field in ("language", "datasets"):
         values = _texts(metadata.get(field))
@@ -50,9 +45,28 @@ def carried_over(card: str | None) -> dict[str, Any]:
             values = [value for value in values if _DATASET.fullmatch(value)]
         if values:
             taken[field] = values if isinstance(metadata[field], list) else values[0]
-    if isinstance(metadata.get("pipeline_tag"), str) and metadata["pipeline_tag"]:
-        taken["pipeline_tag"] = metadata["pipeline_tag"]
-    return taken
+    return taken | _single(metadata, "pipeline_tag")
+
+
+def unreadable(card: str | None) -> str | None:
+    """Why nothing can be taken over from a card's metadata; None where they can be read or are not there."""
+    return _metadata(card)[1]
+
+
+def _metadata(card: str | None) -> tuple[dict[str, Any], str | None]:
+    """A card's metadata, and what is wrong with them."""
+    match = METADATA.match((card or "").removeprefix("\ufeff"))
+    if match is None:
+        return {}, None
+    try:
+        metadata = yaml.safe_load(match[1])
+    except (
+        Exception
+    ) as error:  # its constructors raise nearly anything: for 2024-02-30, `!!int ""`, `!!bool x`
+        return {}, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    if metadata is not None and not isinstance(metadata, dict):
+        return {}, "they are no mapping"
+    return metadata or {}, None
 
 
 def _license(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -64,13 +78,27 @@ def _license(metadata: dict[str, Any]) -> dict[str, Any]:
         taken["license"] = known if isinstance(metadata["license"], list) else known[0]
     elif names:
         taken = {"license": "other", "license_name": " and ".join(names)}
-    for field in ("license_name", "license_link"):
-        if isinstance(metadata.get(field), str) and metadata[field]:
-            taken[field] = metadata[field]
-    return taken
+    return taken | _single(metadata, "license_name", "license_link")
+
+
+def _single(metadata: dict[str, Any], *fields: str) -> dict[str, str]:
+    """The fields that hold one text."""
+    return {
+        field: text
+        for field in fields
+        if isinstance(metadata.get(field), str)
+        for text in _texts(metadata[field])
+    }
 
 
 def _texts(value: object) -> list[str]:
-    """The texts in a field that holds one or a list of them."""
+    """The texts in a field that holds one or a list of them; none that is no text of a person's."""
     values = value if isinstance(value, list) else [value]
-    return [text.strip() for text in values if isinstance(text, str) and text.strip()]
+    return [text.strip() for text in values if isinstance(text, str) and text.strip() and _is_plain(text)]
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text can be written and read: no lone surrogate, no byte that was not UTF-8, no novel."""
+    return len(text) <= _LONGEST and not any(
+        character == "\ufffd" or "\ud800" <= character <= "\udfff" for character in text
+    )

@@ -173,11 +173,17 @@ def side_files(last: Source, out_dtype: str | None) -> dict[str, bytes]:
     Raises:
         HubExtrapError: as ``choose_side_files``.
     """
+    return read_side_files(last, out_dtype)[1]
+
+
+def read_side_files(last: Source, out_dtype: str | None) -> tuple[SideFiles, dict[str, bytes]]:
+    """Both: which they are, and what they hold as `side_files` gives it."""
     read: dict[str, bytes] = {}
-    files = {file: read.get(file) or last.read_file(file) for file in _choose(last, read).taken}
+    chosen = _choose(last, read)
+    files = {file: read[file] if file in read else last.read_file(file) for file in chosen.taken}
     if out_dtype is not None:
         files["config.json"] = with_dtype(files["config.json"], out_dtype)
-    return files
+    return chosen, files
 
 
 def _choose(last: Source, read: dict[str, bytes]) -> SideFiles:
@@ -195,12 +201,19 @@ def _choose(last: Source, read: dict[str, bytes]) -> SideFiles:
         read |= {file: last.read_file(file) for file in sorted(code)}
         taken |= code
     taken |= _named_in(read.values(), present.keys() - taken)
-    for file in sorted(taken):
-        if present[file].size > SMALL_FILE:
-            raise SourceError(
-                f"{last.name}/{file}: {present[file].size:,} bytes are more than the {SMALL_FILE:,} that a "
-                "file beside the weights may have; take a copy of the checkpoint without it as the last one"
-            )
+    problems = [
+        f"{last.name}/{file}: its name is not UTF-8 text, so no card and no repo can hold it; rename it in a "
+        "copy of the checkpoint"
+        for file in sorted(taken)
+        if not is_utf8(file)
+    ] + [
+        f"{last.name}/{file}: {present[file].size:,} bytes are more than the {SMALL_FILE:,} that a file "
+        "beside the weights may have; take a copy of the checkpoint without it as the last one"
+        for file in sorted(taken)
+        if present[file].size > SMALL_FILE
+    ]
+    if problems:
+        raise SourceError("\n".join(problems))
     left_out = present.keys() - taken
     return SideFiles(
         tuple(sorted(taken)),
@@ -216,6 +229,7 @@ def _named_in(texts: Collection[bytes], files: Collection[str]) -> set[str]:
         if not file.endswith(".py")
         and not is_weight_file(file)
         and not _matches(file, (*_NEVER, *_UNTOLD))
+        and is_utf8(file)
         and any(f'"{file}"'.encode() in text or f"'{file}'".encode() in text for text in texts)
     }
 
@@ -239,6 +253,15 @@ def _check_config(config: bytes, name: str) -> None:
             f"{name}: config.json has transformers load {named!r} (transformers_weights), which is not what "
             "is read here; give the file its usual name and remove that field, in a copy of the checkpoint"
         )
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text, a file's name say, can be written into a file: names on a disk may be any bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _matches(file: str, patterns: tuple[str, ...]) -> bool:
