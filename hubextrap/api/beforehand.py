@@ -46,7 +46,7 @@ def problems_beforehand(
         except HubExtrapError as error:
             problems.append(error)
 
-    found(partial(_check_device, prepared))
+    problems += device_problems(prepared)
     steps = prepared.recipe.target_steps
     made: list[Companions] = []
     found(lambda: made.extend(companions(prepared, index) for index in range(len(steps))))
@@ -57,13 +57,14 @@ def problems_beforehand(
         found(lambda: check_output(out, sizes, may_be_there=may_be_finished(out)))
     elif targets:
         found(partial(check_scratch, targets, prepared.plan))
-    for target, one, files in zip(targets, made, outputs, strict=False):
+    for target, files in zip(targets, outputs, strict=False):
         found(partial(check_files, target, files))
-        if ask:
-            found(partial(check_card, target, card_for(one, target)))
     if ask:
         for target in targets:
             found(partial(_look, target, states))
+    for target, one in zip(targets, made, strict=False):
+        if target in states:  # a card goes to no repo that is not for it
+            found(partial(check_card, target, card_for(one, target)))
     return problems
 
 
@@ -90,7 +91,13 @@ def _look(target: PushTarget, states: dict[PushTarget, RemoteState]) -> None:
     states[target] = check_target(target)
 
 
-def _check_device(prepared: Prepared) -> None:
-    from hubextrap.engine.kernels import check_device  # imports torch
+def device_problems(prepared: Prepared) -> list[HubExtrapError]:
+    """What keeps the device from making the bytes of a merge."""
+    if prepared.settings.device != "cpu":
+        from hubextrap.engine.kernels import check_device  # imports torch
 
-    check_device(prepared.settings.device)
+        try:
+            check_device(prepared.settings.device)
+        except HubExtrapError as error:
+            return [error]
+    return []

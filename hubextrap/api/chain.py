@@ -64,8 +64,8 @@ def run(
     """Merge, push and evaluate as the recipe says; with ``space: logits``, evaluate the mixture.
 
     Tasks and destinations are checked, and everything that the prediction is compared with is pinned, before
-    the merge begins: a typing error does not cost one, and a checkpoint that lands meanwhile takes no part. Where
-    the evaluation fails, the same call goes on with it and predicts nothing again.
+    the merge begins: a typing error does not cost one, and a checkpoint that lands meanwhile takes no part.
+    Where the evaluation fails, the same call goes on with it and predicts nothing again.
 
     Args:
         out: a folder for the prediction; without it, it goes straight to the Hub.

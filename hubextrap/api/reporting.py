@@ -71,7 +71,7 @@ def report(
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse, before anything is read, a folder that files cannot be put into; it is made where it is not there."""
+    """Refuse, before anything is read, a folder that cannot be made, or that no file can be put into."""
     place = folder.absolute()
     try:
         while not place.exists():

@@ -129,7 +129,7 @@ def _journal_path(path: Path) -> Path:
 
 
 def _check_room(path: Path, tensors: int, checkpoints: int) -> None:
-    """Refuse a disk without room for the inner products, which are most of a scan, and once more in its journal."""
+    """Refuse a disk without room for the inner products: most of a scan, and as much again of its journal."""
     needed = 2 * 8 * tensors * checkpoints**2
     free = shutil.disk_usage(path.absolute().parent).free
     if free < needed:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from hubextrap._version import __version__
 from hubextrap.api.against import Against
+from hubextrap.api.beforehand import device_problems, refuse
 from hubextrap.api.evaluating import harness_of
 from hubextrap.api.fingerprint import input_fingerprint, merge_fingerprint
 from hubextrap.api.merging import run_prepared
@@ -26,7 +27,6 @@ from hubextrap.api.mixing import check_weights
 from hubextrap.api.output import check_output, output_sizes, write_files
 from hubextrap.api.prepare import prepare
 from hubextrap.api.staging import remove_leftover, staged
-from hubextrap.engine.kernels import check_device
 from hubextrap.errors import OutputError, RecipeError, SourceError
 from hubextrap.evaluate import Measurement
 from hubextrap.evaluate.curve import can_draw, draw_sweep
@@ -330,9 +330,9 @@ def _check_beforehand(
 
 
 def _check_room(prepared: Prepared, out: Path, names: Sequence[str]) -> None:
+    refuse(device_problems(prepared))
     if out.is_dir():  # a pass that is finished, and taken over first
         return
-    check_device(prepared.settings.device)
     sizes = output_sizes(prepared.plan, _files_beside(prepared))
     check_output(out, dict.fromkeys(names, sizes))
 

@@ -257,8 +257,8 @@ def check_writable(path: Path) -> None:
         raise OutputError(f"{path}: the folder {folder} is not writable; name another file")
     if len(os.fsencode(path.name)) + _PARTIAL > (most := os.pathconf(folder, "PC_NAME_MAX")):
         raise OutputError(
-            f"{path}: a name may have {most} bytes there, and while it is written it has {_PARTIAL} more; name "
-            "another file"
+            f"{path}: a name may have {most} bytes there, and while it is written it has {_PARTIAL} more; "
+            "name another file"
         )
 
 

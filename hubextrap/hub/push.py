@@ -146,8 +146,8 @@ def _check_shards(folder: Path, provenance: Provenance, digests: dict[str, str])
 
 def _other_shard(folder: Path, file: str, how: str) -> PushError:
     return PushError(
-        f"{folder / file}: {how} than {PROVENANCE_FILE} says; merge again, or remove {PROVENANCE_FILE} to push "
-        "the folder as it is"
+        f"{folder / file}: {how} than {PROVENANCE_FILE} says; merge again, or remove {PROVENANCE_FILE} to "
+        "push the folder as it is"
     )
 
 
