@@ -62,6 +62,7 @@ class Beside:
         elif info is not None:
             card = last.read_file(CARD).decode(errors="replace")
             wrong = unreadable(card)
+            card = None if wrong else card
         note = f"{CARD} of the last checkpoint: nothing of its metadata is taken over: {wrong}"
         return cls(names, files, card, note if wrong else None)
 

@@ -162,8 +162,11 @@ def finished_before(
 
 def may_be_finished(out: Path) -> bool:
     """Whether an output lies beside journals: an earlier run's, which came as far as that."""
-    place = place_of(out)
-    return out.is_dir() and not (place / "model").exists() and (place / "journal-0.jsonl").is_file()
+    try:
+        place = place_of(out)
+        return out.is_dir() and not (place / "model").exists() and (place / "journal-0.jsonl").is_file()
+    except (OSError, ValueError):  # no name of a folder
+        return False
 
 
 def remove_leftover(out: Path) -> None:

@@ -113,7 +113,7 @@ def test_no_room_for_a_side_file(
         hubextrap.merge(recipe, out=out)
     before = identities(place_of(out))
     (run / "step_10" / "vocab.txt").write_bytes(b"x" * 200_000)
-    with full_disk(), pytest.raises(OutputError, match="vocab.txt: cannot be written"):
+    with full_disk(), pytest.raises(OutputError, match=r"vocab\.txt: cannot be written"):
         hubextrap.merge(recipe, out=out)
     assert identities(place_of(out)) == before
     hubextrap.merge(recipe, out=out, progress=lines)
