@@ -7,6 +7,7 @@ taken until then by stand-ins of the same length.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import HubExtrapError, RecipeError, SourceError
@@ -138,7 +139,8 @@ def companions_of(
         HubExtrapError: a file would be larger than this program reads.
     """
     for checkpoint in checkpoints:
-        if not all(is_utf8(part or "") for part in (checkpoint.repo, checkpoint.revision, checkpoint.path)):
+        place = Path(checkpoint.path).name if checkpoint.repo is None else checkpoint.path
+        if not is_utf8(place + checkpoint.revision):
             raise SourceError(
                 f"{checkpoint.name}: its name is not UTF-8 text, so hubextrap.json cannot hold it; rename it"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,7 @@ def test_names_that_just_fit(checkpoints: Path, recipe_file: Callable[..., Path]
     assert not hubextrap.verify(out).problems
 
 
-def test_names_that_are_not_text(
-    checkpoints: Path, recipe_file: Callable[..., Path], cli: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_names_that_are_not_text(checkpoints: Path, recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     """Names on a disk are bytes; where they come to stand in a file, they have to be UTF-8."""
     run = Path(os.fsdecode(os.fsencode(tmp_path) + b"/run"))
     shutil.copytree(checkpoints, run)
@@ -139,22 +138,18 @@ def test_names_that_are_not_text(
             hubextrap.merge(hubextrap.load_recipe(recipe), out=tmp_path / name)
     (run / "step_30" / "LICENSE\udcff").touch()
     (run / "step_30" / "LICENSE-\udcff").touch()
-    for words in (("plan", recipe, "-q"), ("merge", recipe, "--out", tmp_path / "other", "-q")):
-        result = cli(*words)
-        assert result.code == 1
-        assert "its name is not UTF-8 text" in result.out + result.err
+    loaded = hubextrap.load_recipe(recipe)
+    assert "its name is not UTF-8 text" in hubextrap.plan(loaded).problems[0]
+    with pytest.raises(HubExtrapError, match="its name is not UTF-8 text"):
+        hubextrap.merge(loaded, out=tmp_path / "other")
     (run / "step_30" / "LICENSE-\udcff").unlink()
-    odd = run / "step_30\udcff"
-    (run / "step_30").rename(odd)
-    listed = [{"model": str(run / "step_20"), "step": 20}, {"model": str(odd), "step": 30}]
-    content = {
-        "trajectory": {"checkpoints": listed},
-        "merge_method": "two_point",
-        "parameters": {"target_step": 60},
-    }
-    by_name = hubextrap.parse_recipe(yaml.safe_dump(content))
-    with pytest.raises(HubExtrapError, match="UTF-8"):
-        hubextrap.merge(by_name, out=tmp_path / "other")
+    odd = run / "last\udcff"
+    shutil.copytree(run / "step_30", odd)
+    found = hubextrap.find_trajectory(str(run))
+    last = replace(found.last, path=str(odd))
+    trajectory = replace(found, checkpoints=(*found.checkpoints[:-1], last))
+    with pytest.raises(HubExtrapError, match="its name is not UTF-8 text, so hubextrap.json"):
+        hubextrap.merge(loaded, out=tmp_path / "other", trajectory=trajectory)
     assert not (tmp_path / "other").exists()
 
 
