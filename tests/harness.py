@@ -127,8 +127,7 @@ def weights_read(hub: LocalHub) -> list[str]:
     return [
         f"{request.path} {request.headers['Range']}"
         for request in hub.requests
-        if ".safetensors" in request.path
-        and request.method == "GET"
-        and (request.headers["Range"] or "").startswith("bytes=")
-        and not request.headers["Range"].startswith("bytes=0-")
+        if request.method == "GET"
+        and request.path.partition("?")[0].endswith(".safetensors")
+        and not (request.headers["Range"] or "").startswith("bytes=0-")
     ]

@@ -148,7 +148,7 @@ def test_names_that_are_not_text(checkpoints: Path, recipe_file: Callable[..., P
     found = hubextrap.find_trajectory(str(run))
     last = replace(found.last, path=str(odd))
     trajectory = replace(found, checkpoints=(*found.checkpoints[:-1], last))
-    with pytest.raises(HubExtrapError, match="its name is not UTF-8 text, so hubextrap.json"):
+    with pytest.raises(HubExtrapError, match="its name is not UTF-8 text, so hubextrap"):
         hubextrap.merge(loaded, out=tmp_path / "other", trajectory=trajectory)
     assert not (tmp_path / "other").exists()
 
@@ -327,3 +327,74 @@ def test_summaries(
     assert "the summary cannot be written" in result.err
     assert weights_read(hub) == []
     assert not (tmp_path / "out").exists()
+
+
+def test_the_log_shows_what_is_read(
+    hub: LocalHub, put: Callable[..., str], recipe_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Or none of these tests could fail."""
+    recipe = hubextrap.load_recipe(recipe_file(put()))
+    hubextrap.plan(recipe, out=tmp_path / "out")
+    assert weights_read(hub) == []
+    hubextrap.merge(recipe, out=tmp_path / "out")
+    assert weights_read(hub) != []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--out", "absent/scan.safetensors"), "there is no folder"),
+        (("--out", "x" * 250), "a name may have 255 bytes there"),
+        (("--out", "."), "a folder; name the file"),
+        (("--logprobs", "prompts.jsonl", "--device", "cuda:99"), "device cuda:99"),
+    ],
+)
+def test_scans(
+    hub: LocalHub,
+    put: Callable[..., str],
+    cli: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "1+1=", "response": "2"}\n')
+    result = cli("scan", put(), *words, "-q")
+    assert result.code == 1
+    assert said in result.err
+    assert weights_read(hub) == []
+
+
+@pytest.mark.usefixtures("logged_in")
+def test_what_a_push_looks_at_before_it_hashes(
+    hub: LocalHub, checkpoints: Path, recipe_file: Callable[..., Path], repo_id: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    hubextrap.merge(hubextrap.load_recipe(recipe_file(checkpoints)), out=out)
+    hub.requests.clear()
+    (out / "a\nb").touch()
+    with pytest.raises(HubExtrapError, match="its name has a control character"):
+        hubextrap.push(out, repo_id)
+    (out / "a\nb").rename(out / "a\udcff")
+    with pytest.raises(HubExtrapError, match="its name is not UTF-8 text"):
+        hubextrap.push(out, repo_id)
+    (out / "a\udcff").unlink()
+    with sorted(out.glob("*.safetensors"))[0].open("ab") as shard:
+        shard.write(b"x")
+    with pytest.raises(HubExtrapError, match=r"has other bytes \(size\) than hubextrap.json says"):
+        hubextrap.push(out, repo_id)
+    assert hub.requests == []
+
+
+def test_a_sweep_measures_nothing_before(
+    hub: LocalHub, put: Callable[..., str], recipe_file: Callable[..., Path], cli: Callable[..., Any],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    pytest.importorskip("lm_eval")
+    (tmp_path / "p.jsonl").write_text('{"question": "1+1=", "answer": "2"}\n')
+    recipe = recipe_file(put(too_large), evaluate={"task_files": str(tmp_path / "p.jsonl")})
+    result = cli("sweep", recipe, "--out", tmp_path / "swept", "-q")
+    assert result.code == 1
+    assert "vocab.txt: 67,108,865 bytes are more than" in result.err
+    assert weights_read(hub) == []
