@@ -32,7 +32,8 @@ from hubextrap.logits import ExtrapolatedForCausalLM, load_tokenizer, recipe_mix
 from hubextrap.logits.loading import load_causal_lm
 from hubextrap.progress import SilentProgress
 from hubextrap.recipe import Recipe, load_recipe, parse_recipe
-from hubextrap.trajectory import resolve_checkpoint
+from hubextrap.tensors.devices import device_problem
+from hubextrap.trajectory import find_recipe_trajectory, resolve_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -108,6 +109,8 @@ class HubextrapLM(HFLM):  # type: ignore[misc]
             device = "cuda" if torch.cuda.is_available() else "cpu"
         elif device.startswith("cuda") and not torch.cuda.is_available():
             device = "cpu"  # lm-eval asks for cuda:0 on its own accord, also where there is none
+        if (problem := device_problem(device)) is not None:
+            raise RecipeError(f"model_args: {problem}")
         spelling = {"use_fast": use_fast_tokenizer}
         if own.get("add_bos_token") is not None:  # the tokenizer itself has to be told
             spelling["add_bos_token"] = own["add_bos_token"]
@@ -210,11 +213,14 @@ def _mixed(
 def _merged(
     recipe: Recipe, dtype: str, device: str, spelling: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    said = _Said()
+    trajectory = find_recipe_trajectory(recipe, said)
+    tokenizer = load_tokenizer(trajectory.last, **spelling)  # what is wrong with it should not cost a merge
     with TemporaryDirectory(prefix="hubextrap-") as parent:
-        (prediction,) = api.merge(recipe, out=Path(parent) / "prediction", progress=_Said()).predictions
+        out = Path(parent) / "prediction"
+        (prediction,) = api.merge(recipe, out=out, trajectory=trajectory, progress=said).predictions
         merged = resolve_checkpoint(str(prediction.folder))
         model = load_causal_lm(merged, dtype=dtype, device=device)
-        tokenizer = load_tokenizer(merged, **spelling)
     inputs = ", ".join(
         f"step {item.step} {item.repo or item.path}" + (f" ({item.commit})" if item.commit else "")
         for item in prediction.provenance.inputs

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from hubextrap.localhub import LocalHub
 from hubextrap.progress import SilentProgress
 
 ROOT = Path(__file__).parents[1]
@@ -119,3 +120,14 @@ def source_files(scratch: Path) -> list[str]:
         chosen = ["ls-files", "-z", "--others", "--exclude-per-directory=.gitignore"]
     listed = subprocess.run([*git, *chosen], check=True, capture_output=True, text=True).stdout
     return sorted(set(listed.rstrip("\0").split("\0")) - {"PKG-INFO"})  # the sdist's own
+
+
+def weights_read(hub: LocalHub) -> list[str]:
+    """The requests so far for bytes of weights: headers are read from a file's start, tensors from behind."""
+    return [
+        f"{request.path} {request.headers['Range']}"
+        for request in hub.requests
+        if request.method == "GET"
+        and request.path.partition("?")[0].endswith(".safetensors")
+        and not (request.headers["Range"] or "").startswith("bytes=0-")
+    ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.api.against import Against
 from hubextrap.api.evaluating import harness_of
-from hubextrap.api.merging import Prediction, merge
+from hubextrap.api.merging import Made, MergeResult, Prediction, make
 from hubextrap.api.mixing import check_mixed_run, mixed_rows
 from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.api.prepare import refuse_merge_settings
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from hubextrap.api.prepare import Settings
-    from hubextrap.evaluate import EvaluationTable, Measurement
+    from hubextrap.evaluate import EvaluationTable, Harness, Measurement
     from hubextrap.logits import Mixture
     from hubextrap.recipe import EvaluateSection, Recipe
 
@@ -65,6 +65,7 @@ def run(
 
     Tasks and destinations are checked, and everything that the prediction is compared with is pinned, before
     the merge begins: a typing error does not cost one, and a checkpoint that lands meanwhile takes no part.
+    Where the evaluation fails, the same call goes on with it and predicts nothing again.
 
     Args:
         out: a folder for the prediction; without it, it goes straight to the Hub.
@@ -91,13 +92,33 @@ def run(
     pins = Pins()
     trajectory = find_recipe_trajectory(recipe, progress, pins=pins)
     against = None if section is None else Against.pinned(recipe, section, trajectory, pins)
-    predictions: tuple[Prediction, ...] = ()
+    made = Made(MergeResult(()), ())
     if recipe.space == "weights":
-        predictions = merge(
+        made = make(
             recipe, out=out, push=targets, settings=settings, trajectory=trajectory, progress=progress
-        ).predictions
-    if harness is None or against is None:
-        return RunResult(predictions, ())
+        )
+    predictions = made.result.predictions
+    tables: tuple[EvaluationTable, ...] = ()
+    if harness is not None and against is not None:
+        try:
+            tables = _evaluated(recipe, harness, against, predictions, output, progress)
+        except BaseException:
+            if predictions:
+                progress.say("the prediction is whole; the same command goes on with its evaluation")
+            raise
+    made.settle()
+    return RunResult(predictions, tables)
+
+
+def _evaluated(
+    recipe: Recipe,
+    harness: Harness,
+    against: Against,
+    predictions: Sequence[Prediction],
+    output: Path | None,
+    progress: Progress,
+) -> tuple[EvaluationTable, ...]:
+    """A table for each target step, saved as soon as it is there."""
     known: dict[Checkpoint | Mixture, Measurement] = {}
     tables = []
     for step, rows in _rows(recipe, against, predictions, progress):
@@ -107,7 +128,7 @@ def run(
         table = harness.table([known[checkpoint].labelled(label) for label, checkpoint in rows])
         _save(table, output, step, recipe)
         tables.append(table)
-    return RunResult(predictions, tuple(tables))
+    return tuple(tables)
 
 
 def check_judged(recipe: Recipe) -> None:

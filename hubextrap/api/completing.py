@@ -55,10 +55,9 @@ def complete(
     from hubextrap.logits import ExtrapolatedForCausalLM, recipe_mixture
 
     progress = progress or SilentProgress()
+    device = chosen_device(device)
     mixed = recipe_mixture(recipe, target_step=target_step, progress=progress)
-    model = ExtrapolatedForCausalLM.from_mixture(
-        mixed, device=chosen_device(device), dtype=dtype, progress=progress
-    )
+    model = ExtrapolatedForCausalLM.from_mixture(mixed, device=device, dtype=dtype, progress=progress)
     completions = []
     for prompt in prompts:
         if on_prompt is not None:

@@ -5,30 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hubextrap._version import __version__
+from hubextrap.api.companions import Beside, companions_of
 from hubextrap.api.fingerprint import input_fingerprint
-from hubextrap.api.output import check_output, write_files
+from hubextrap.api.output import check_output, fill_in, output_sizes, write_files
 from hubextrap.api.staging import staged
 from hubextrap.engine import run_plan
+from hubextrap.engine.kernels import check_device
 from hubextrap.engine.plan import LOCAL_READ_SIZE, plan_merge
-from hubextrap.hub import PROVENANCE_FILE, CoefficientRule, OutputShard, build_provenance, model_card
-from hubextrap.hub.side_files import side_files
+from hubextrap.hub import PROVENANCE_FILE, CoefficientRule, OutputShard, build_provenance
 from hubextrap.reground.loop import GramOfSnapshots
 from hubextrap.tensors import LocalSink, LocalSource, read_combinable, ties_embeddings
 from hubextrap.trajectory import Trajectory
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from hubextrap.api.prepare import Settings
+    from hubextrap.hub import Provenance
     from hubextrap.progress import Progress
     from hubextrap.recipe import RegroundRecipe
     from hubextrap.reground import Decision
@@ -88,8 +91,9 @@ def extrapolate(
         OutputError: ``out`` cannot be written.
     """
     assert decision.coefficients is not None
+    coefficients = decision.coefficients
     last = np.eye(len(checkpoints))[-1:]
-    rows = {name: np.array([row]) for name, row in decision.coefficients.items()}
+    rows = {name: np.array([row]) for name, row in coefficients.items()}
 
     def coefficients_for(tensor: str) -> NDArray[np.float64]:
         return rows.get(tensor, rows.get(ALL, last))  # no floats, so no rule saw it: it is only copied
@@ -105,31 +109,9 @@ def extrapolate(
             workers=settings.workers,
             read_size=LOCAL_READ_SIZE,
         )
-        check_output(out, plan)
-        fingerprint = {
-            **{
-                f"the checkpoint of step {one.step}": input_fingerprint(one, source)
-                for one, source in zip(checkpoints, sources, strict=True)
-            },
-            "the coefficients": hashlib.sha256(json.dumps(decision.coefficients).encode()).hexdigest(),
-            "the version of hubextrap": __version__,
-            "the version of torch": version("torch"),
-        }
-        with staged(out, [""], fingerprint, progress) as staging:
-            (journal,) = staging.journals
-            (made,) = run_plan(
-                plan,
-                sources,
-                [LocalSink(staging.folder, journal)],
-                journals=[journal],
-                progress=progress,
-                device=settings.device,
-                allow_non_finite=settings.allow_non_finite,
-            )
-            files = side_files(sources[-1], None)
-            if plan.index_file is not None:
-                files[plan.index_file] = plan.index
-            provenance = build_provenance(
+
+        def describe(shards: Sequence[OutputShard], files: Mapping[str, bytes]) -> Provenance:
+            return build_provenance(
                 checkpoints=checkpoints,
                 merge_method=f"reground {decision.rule}",
                 parameters={"window": recipe.reground.window, "jump": decision.n_used},
@@ -140,16 +122,40 @@ def extrapolate(
                         method=decision.rule,
                         coefficients=dict(zip(decision.snapshot_steps, row, strict=True)),
                     )
-                    for name, row in decision.coefficients.items()
+                    for name, row in coefficients.items()
                 ],
-                shards=[OutputShard(file=one.file, size=one.size, sha256=one.sha256) for one in made.shards],
+                shards=shards,
                 files=files,
                 dtype="float32",
                 out_dtype=None,
                 recipe=recipe.text,
                 expected_relative_error=decision.expected_relative_error,
             )
-            files[PROVENANCE_FILE] = provenance.to_bytes()
-            card = model_card(provenance, side_files=files, caveats=plan.caveats)
-            files["README.md"] = card.encode()
-            write_files(staging.folder, files)
+
+        beside = replace(Beside.of(sources[-1], None), card=None)  # a snapshot's card is its trainer's
+        made = companions_of(checkpoints, plan, beside, describe, plan.caveats)
+        check_device(settings.device)
+        check_output(out, {"": output_sizes(plan, made.files)})
+        fingerprint = {
+            **{
+                f"the checkpoint of step {one.step}": input_fingerprint(one, source)
+                for one, source in zip(checkpoints, sources, strict=True)
+            },
+            "the coefficients": hashlib.sha256(json.dumps(coefficients).encode()).hexdigest(),
+            "the version of hubextrap": __version__,
+            "the version of torch": version("torch"),
+        }
+        with staged(out, [""], fingerprint, progress) as staging:
+            write_files(staging.folder, made.files)
+            (journal,) = staging.journals
+            (output,) = run_plan(
+                plan,
+                sources,
+                [LocalSink(staging.folder, journal)],
+                journals=[journal],
+                progress=progress,
+                device=settings.device,
+                allow_non_finite=settings.allow_non_finite,
+            )
+            whole = made.with_shards(output.shards)
+            fill_in(staging.folder / PROVENANCE_FILE, whole.files[PROVENANCE_FILE])

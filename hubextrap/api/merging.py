@@ -7,41 +7,50 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubextrap.api.beforehand import card_for, problems_beforehand, refuse
+from hubextrap.api.companions import CARD, companions
 from hubextrap.api.fingerprint import merge_fingerprint
 from hubextrap.api.mixing import check_weights
-from hubextrap.api.output import check_output, check_scratch, target_folders, write_files
+from hubextrap.api.output import (
+    check_output,
+    check_scratch,
+    fill_in,
+    output_sizes,
+    target_folders,
+    write_files,
+)
 from hubextrap.api.planning import check_destinations, given_push_targets, recipe_push_targets
 from hubextrap.api.prepare import Prepared, Settings, prepare
-from hubextrap.api.staging import push_state, remove_leftover, staged
-from hubextrap.engine import run_plan
+from hubextrap.api.staging import (
+    finished_before,
+    place_of,
+    push_place,
+    push_state,
+    remove_leftover,
+    remove_place,
+    staged,
+)
+from hubextrap.engine import MergeOutput, run_plan
 from hubextrap.engine.plan import REMOTE_READERS
 from hubextrap.errors import PushError
 from hubextrap.foreign_text import own_lines
 from hubextrap.hub import (
     PROVENANCE_FILE,
-    CoefficientRule,
     HubSink,
-    OutputShard,
     PushResult,
     PushTarget,
-    build_provenance,
-    check_target,
     commit_message,
-    model_card,
     push_folder,
 )
-from hubextrap.hub.card import with_target
-from hubextrap.hub.side_files import side_files
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import Journal, LocalSink
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hubextrap.engine import MergeOutput
     from hubextrap.hub import Provenance
     from hubextrap.recipe import Recipe
-    from hubextrap.tensors.interfaces import FinishedShard, Sink, Source
+    from hubextrap.tensors.interfaces import Sink
     from hubextrap.trajectory import Trajectory
 
 
@@ -94,55 +103,101 @@ def merge(
         RecipeError: neither ``out`` nor any push target is given, or not one for each target step.
         HubExtrapError: see `prepare`; the output cannot be written, or the Hub did not take it.
     """
+    made = make(recipe, out=out, push=push, settings=settings, trajectory=trajectory, progress=progress)
+    made.settle()
+    return made.result
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A merge that is done. What follows it may fail: until `settle`, the same merge goes on from there."""
+
+    result: MergeResult
+    places: tuple[Path, ...]
+
+    def settle(self) -> None:
+        """Forget how it was made: all is done."""
+        for place in self.places:
+            remove_place(place)
+
+
+def make(
+    recipe: Recipe,
+    *,
+    out: Path | str | None,
+    push: Sequence[PushTarget],
+    settings: Settings | None,
+    trajectory: Trajectory | None,
+    progress: Progress | None,
+) -> Made:
+    """`merge`, with what was made kept until it is settled."""
     progress = progress or SilentProgress()
     check_weights(recipe)
     targets = given_push_targets(recipe, push)
     if out is None and not targets:
         targets = recipe_push_targets(recipe)
     check_destinations(recipe, out is not None, targets)
-    with prepare(recipe, settings, progress, trajectory=trajectory) as prepared:
+    out = None if out is None else Path(out)
+    asked = False
+
+    def check(prepared: Prepared) -> None:
+        nonlocal asked
+        refuse(problems_beforehand(prepared, out, targets, ask=not asked))
+        asked = True
+
+    with prepare(recipe, settings, progress, trajectory=trajectory, check=check) as prepared:
         for line in prepared.notes:
             progress.say(line)
         if out is not None:
-            return _merge_into_folders(prepared, Path(out), targets, progress)
+            return _merge_into_folders(prepared, out, targets, progress)
         return _merge_onto_hub(prepared, targets, progress)
 
 
-def _merge_into_folders(
-    prepared: Prepared, out: Path, targets: list[PushTarget], progress: Progress
-) -> MergeResult:
+def _merge_into_folders(prepared: Prepared, out: Path, targets: list[PushTarget], progress: Progress) -> Made:
     steps = prepared.recipe.target_steps
     folders = target_folders(steps)
-    remove_leftover(out)
-    check_output(out, prepared.plan)
-    for target in targets:
-        check_target(target)
-    with staged(out, folders, merge_fingerprint(prepared), progress) as staging:
-        sinks = [
-            LocalSink(staging.folder / folder, journal)
-            for folder, journal in zip(folders, staging.journals, strict=True)
-        ]
-        outputs = run_prepared(prepared, sinks, staging.journals, progress)
-        provenances = []
-        for index, folder in enumerate(folders):
-            provenance, files = _companions(prepared, index, outputs[index].shards)
-            write_files(staging.folder / folder, files)
-            provenances.append(provenance)
-    pushed = [_push(out / folder, target, progress) for folder, target in zip(folders, targets, strict=False)]
-    return MergeResult(
-        tuple(
-            Prediction(
-                step,
-                out / folder,
-                pushed[index] if pushed else None,
-                targets[index] if targets else None,
-                provenances[index],
-                prepared.caveats,
-                outputs[index].identical_to_last,
+    fingerprint = merge_fingerprint(prepared)
+    beside = [companions(prepared, index) for index in range(len(steps))]
+    files = [shard.file for shard in prepared.plan.shards]
+    if (before := finished_before(out, folders, fingerprint, files, progress)) is not None:
+        outputs = [
+            MergeOutput(
+                tuple(journal.finished[file] for file in files),
+                prepared.plan.same_layout and journal.identical,
             )
-            for index, (step, folder) in enumerate(zip(steps, folders, strict=True))
+            for journal in before
+        ]
+        whole = [one.with_shards(output.shards) for one, output in zip(beside, outputs, strict=True)]
+    else:
+        remove_leftover(out)
+        check_output(
+            out, dict(zip(folders, (output_sizes(prepared.plan, one.files) for one in beside), strict=True))
         )
+        with staged(out, folders, fingerprint, progress, keep=True) as staging:
+            sinks = [
+                LocalSink(staging.folder / folder, journal)
+                for folder, journal in zip(folders, staging.journals, strict=True)
+            ]
+            for folder, one in zip(folders, beside, strict=True):
+                write_files(staging.folder / folder, one.files)
+            outputs = run_prepared(prepared, sinks, staging.journals, progress)
+            whole = [one.with_shards(output.shards) for one, output in zip(beside, outputs, strict=True)]
+            for folder, one in zip(folders, whole, strict=True):
+                fill_in(staging.folder / folder / PROVENANCE_FILE, one.files[PROVENANCE_FILE])
+    pushed = [_push(out / folder, target, progress) for folder, target in zip(folders, targets, strict=False)]
+    predictions = tuple(
+        Prediction(
+            step,
+            out / folder,
+            pushed[index] if pushed else None,
+            targets[index] if targets else None,
+            whole[index].provenance,
+            prepared.caveats,
+            outputs[index].identical_to_last,
+        )
+        for index, (step, folder) in enumerate(zip(steps, folders, strict=True))
     )
+    return Made(MergeResult(predictions), (place_of(out),))
 
 
 def _push(folder: Path, target: PushTarget, progress: Progress) -> PushResult:
@@ -158,9 +213,10 @@ def _push(folder: Path, target: PushTarget, progress: Progress) -> PushResult:
         raise
 
 
-def _merge_onto_hub(prepared: Prepared, targets: list[PushTarget], progress: Progress) -> MergeResult:
+def _merge_onto_hub(prepared: Prepared, targets: list[PushTarget], progress: Progress) -> Made:
     steps = prepared.recipe.target_steps
     fingerprint = merge_fingerprint(prepared)
+    beside = [companions(prepared, index) for index in range(len(steps))]
     with ExitStack() as stack:
         stagings = [stack.enter_context(push_state(target, fingerprint, progress)) for target in targets]
         check_scratch(targets, prepared.plan)
@@ -171,18 +227,22 @@ def _merge_onto_hub(prepared: Prepared, targets: list[PushTarget], progress: Pro
         ]
         outputs = run_prepared(prepared, sinks, journals, progress)
         predictions = []
-        for index, (step, sink, target) in enumerate(zip(steps, sinks, targets, strict=True)):
-            provenance, files = _companions(prepared, index, outputs[index].shards)
-            files["README.md"] = with_target(
-                files["README.md"].decode(), target.repo, target.revision
-            ).encode()
-            result = sink.commit(files, commit_message(provenance))
+        for step, sink, target, one, output in zip(steps, sinks, targets, beside, outputs, strict=True):
+            whole = one.with_shards(output.shards)
+            files = whole.files | {CARD: card_for(whole, target)}
+            result = sink.commit(files, commit_message(whole.provenance))
             predictions.append(
                 Prediction(
-                    step, None, result, target, provenance, prepared.caveats, outputs[index].identical_to_last
+                    step,
+                    None,
+                    result,
+                    target,
+                    whole.provenance,
+                    prepared.caveats,
+                    output.identical_to_last,
                 )
             )
-    return MergeResult(tuple(predictions))
+    return Made(MergeResult(tuple(predictions)), tuple(push_place(target) for target in targets))
 
 
 def run_prepared(
@@ -201,46 +261,3 @@ def run_prepared(
         device=prepared.settings.device,
         allow_non_finite=prepared.settings.allow_non_finite,
     )
-
-
-def _companions(
-    prepared: Prepared, index: int, shards: Sequence[FinishedShard]
-) -> tuple[Provenance, dict[str, bytes]]:
-    """All files of one target beside its shards, by name."""
-    recipe, last = prepared.recipe, prepared.sources[-1]
-    rules = [
-        CoefficientRule(
-            match=glob,
-            method=rule.method,
-            coefficients=dict(zip(prepared.trajectory.steps, row, strict=True)),
-        )
-        for rule, rows in prepared.rules
-        for glob, row in ((glob, rows[index].tolist()) for glob in rule.match)
-    ]
-    files = side_files(last, recipe.out_dtype)
-    if prepared.plan.index_file is not None:
-        files[prepared.plan.index_file] = prepared.plan.index
-    provenance = build_provenance(
-        checkpoints=prepared.trajectory.checkpoints,
-        merge_method=recipe.merge_method,
-        parameters=recipe.parameters.model_dump(mode="json", exclude={"target_step"}, exclude_defaults=True),
-        target_step=recipe.target_steps[index],
-        coefficients=rules,
-        shards=[OutputShard(file=shard.file, size=shard.size, sha256=shard.sha256) for shard in shards],
-        files=files,
-        dtype=recipe.dtype,
-        out_dtype=recipe.out_dtype,
-        recipe=recipe.text,
-        expected_relative_error=prepared.expected[index].relative_error,
-    )
-    files[PROVENANCE_FILE] = provenance.to_bytes()
-    card = model_card(provenance, _card_of(last), side_files=files, caveats=prepared.caveats)
-    files["README.md"] = card.encode()
-    return provenance, files
-
-
-def _card_of(source: Source) -> str | None:
-    """The checkpoint's own model card, from which licence and language are taken over."""
-    if "README.md" not in source.files():
-        return None
-    return source.read_file("README.md").decode(errors="replace")

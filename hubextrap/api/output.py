@@ -1,4 +1,4 @@
-"""Where an output goes: checked before the first byte; and the small files beside its shards."""
+"""Where outputs go: checked before the first byte; and the small files beside their shards."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from hubextrap.api.staging import check_place, check_place_of, push_place, staged_bytes
+from hubextrap.api.staging import check_place, place_of, place_problem, push_place, staged_bytes
 from hubextrap.errors import OutputError
+from hubextrap.foreign_text import own_lines
 from hubextrap.output_files import is_mount_point
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 SHARDS_ON_THEIR_WAY = 2
 """Shards of a push that lie on this disk at the same time: one is written, one is uploaded."""
+_JOURNAL_LINE = 1024
+"""Bytes at most that a journal takes for a shard; its first line is longer, and once."""
 
 
 def target_folders(steps: Sequence[int]) -> list[str]:
@@ -27,32 +30,104 @@ def target_folders(steps: Sequence[int]) -> list[str]:
     return [""] if len(steps) == 1 else [f"step_{step}" for step in steps]
 
 
-def check_output(out: Path, plan: MergePlan) -> None:
-    """Refuse a place that cannot take the plan's outputs, or that holds something already.
+def output_sizes(plan: MergePlan, files: Mapping[str, bytes]) -> dict[str, int]:
+    """The size of every file of one output, by path."""
+    return {shard.file: shard.size for shard in plan.shards} | {
+        file: len(content) for file, content in files.items()
+    }
+
+
+def check_output(out: Path, outputs: Mapping[str, Mapping[str, int]], *, may_be_there: bool = False) -> None:
+    """Refuse a place that cannot take outputs, or that holds something already.
+
+    Args:
+        outputs: the files of each folder in ``out``, with their sizes.
+        may_be_there: what is there is no reason, as it is these outputs.
 
     Raises:
-        OutputError: says which and what to do.
+        OutputError: all that is wrong and what to do.
     """
+    try:
+        problems = _there_already(out) if not may_be_there else []
+        problems += _place_problems(out, outputs) or _room_problems(out, outputs)
+    except OSError as error:
+        problems = [f"{out}: {error.strerror}; choose another --out"]
+    except ValueError:  # a null byte, or what no name on this disk can hold
+        problems = [f"{str(out)!r}: cannot be the name of a folder; choose another --out"]
+    if problems:
+        raise OutputError(own_lines(*problems))
+
+
+def _there_already(out: Path) -> list[str]:
+    os.fsencode(out)
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise OutputError(f"{out}: is there already and is no folder; choose another --out")
+        return [f"{out}: is there already and is no folder; choose another --out"]
     if out.is_dir() and any(out.iterdir()):
-        raise OutputError(f"{out}: is there already and not empty; remove it, or choose another --out")
+        return [f"{out}: is there already and not empty; remove it, or choose another --out"]
     if is_mount_point(out):
-        raise OutputError(
-            f"{out}: is a mount point, and a finished output takes the place of its folder; name one in it, "
-            f"as {out / 'model'}"
-        )
-    check_place_of(out)
-    parent = _existing(out.absolute().parent)
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(
+        said = "is a mount point, and a finished output takes the place of its folder; name one in it, as"
+        return [f"{out}: {said} {out / 'model'}"]
+    return []
+
+
+def _place_problems(out: Path, outputs: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What of the folder above, and of the names that are to come to be."""
+    place = place_of(out)
+    parent = _existing(place.parent)
+    if not parent.is_dir():
+        return [f"{out}: {parent} is a file; choose another --out"]
+    problems = []
+    if problem := place_problem(place):
+        problems.append(problem)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        problems.append(
             f"{out}: {parent} cannot be written to; check its permissions, or choose another --out"
         )
-    free, size = shutil.disk_usage(parent).free + staged_bytes(out), plan.total_bytes_written
+    # as they are called while they are written
+    paths = [
+        place.relative_to(parent) / "model" / folder / part / f".{name}.part"
+        for folder, files in outputs.items()
+        for part, _, name in (file.rpartition("/") for file in files)
+    ]
+    longest = max((part for path in paths for part in path.parts), key=_bytes)
+    if (most := os.pathconf(parent, "PC_NAME_MAX")) < _bytes(longest):
+        problems.append(
+            f"{out}: a name may have {most} bytes there, and {_shown(longest)}, as which it is made, has "
+            f"{_bytes(longest)}; choose a shorter --out"
+        )
+    elif (most := os.pathconf(parent, "PC_PATH_MAX") - 1) < (
+        needed := _bytes(str(parent)) + 1 + max(_bytes(str(path)) for path in paths)
+    ):
+        problems.append(
+            f"{out}: a path may have {most} bytes there, and its files need {needed}; choose a shorter --out"
+        )
+    if _folds_case(parent):
+        for files in outputs.values():
+            lower: dict[str, str] = {}
+            for file in files:
+                if (other := lower.setdefault(file.casefold(), file)) != file:
+                    problems.append(
+                        f"{out}: {other} and {file} are one name on its disk; choose an --out on another one"
+                    )
+    return problems
+
+
+def _room_problems(out: Path, outputs: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What of the disk."""
+    parent = _existing(place_of(out).parent)
+    disk = os.statvfs(parent)
+    sizes = [size for files in outputs.values() for size in files.values()]
+    block = disk.f_frsize or 1
+    size = sum(-(-size // block) * block for size in sizes) + _JOURNAL_LINE * len(sizes)
+    free = shutil.disk_usage(parent).free + staged_bytes(out)
+    problems = []
     if free < size:
-        raise OutputError(
+        problems.append(
             f"{out}: {size:,} bytes are needed and {free:,} are free; make room, or choose another --out"
         )
+    if disk.f_files and not staged_bytes(out) and disk.f_favail < len(sizes) + 2 * len(outputs) + 3:
+        problems.append(f"{out}: its disk has room for {disk.f_favail:,} more files; choose another --out")
+    return problems
 
 
 def check_scratch(targets: Sequence[PushTarget], plan: MergePlan) -> None:
@@ -66,19 +141,48 @@ def check_scratch(targets: Sequence[PushTarget], plan: MergePlan) -> None:
     sizes = sorted((shard.size for shard in plan.shards), reverse=True)
     size = len(targets) * sum(sizes[:SHARDS_ON_THEIR_WAY])
     place = _existing(push_place(targets[0]).absolute())
-    free = shutil.disk_usage(place).free
-    if free < size:
-        raise OutputError(
-            f"{place}: {size:,} bytes are needed for shards on their way to the Hub and {free:,} are free; "
-            "make room, or set HF_HOME to a folder on another disk"
+    remedy = "set HF_HOME to a folder on another disk"
+    problems = []
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        problems.append(
+            f"{place}: cannot be written to, and shards on their way to the Hub lie there; check its "
+            f"permissions, or {remedy}"
         )
+    if (free := shutil.disk_usage(place).free) < size:
+        problems.append(
+            f"{place}: {size:,} bytes are needed for shards on their way to the Hub and {free:,} are free; "
+            f"make room, or {remedy}"
+        )
+    if problems:
+        raise OutputError(own_lines(*problems))
 
 
 def _existing(folder: Path) -> Path:
     """``folder``, or the nearest one above it that is there."""
-    while not folder.exists():
+    while not _exists(folder):
         folder = folder.parent
     return folder
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # its name is too long to be there
+        return False
+
+
+def _folds_case(folder: Path) -> bool:
+    """Whether names there that differ in case alone are one name, as the folder's own is."""
+    swapped = folder.with_name(folder.name.swapcase()) if folder.name else folder
+    return swapped != folder and swapped.exists() and swapped.samefile(folder)
+
+
+def _bytes(name: str) -> int:
+    return len(os.fsencode(name))
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= 60 else f"{name[:40]}…{name[-15:]}"
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -97,6 +201,24 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         except OSError as error:
             with contextlib.suppress(OSError):
                 (folder / name).unlink()
-            raise OutputError(
-                f"{folder / name}: cannot be written: {error.strerror}; make room, or choose another --out"
-            ) from error
+            raise _not_written(folder / name, error) from error
+
+
+def fill_in(path: Path, content: bytes) -> None:
+    """Put another content of the same size into a file, which takes no more room.
+
+    Raises:
+        OutputError: the disk did not take it.
+    """
+    try:
+        with path.open("r+b") as file:
+            file.write(content)
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{path}: cannot be written: {error.strerror}; make room, or choose another --out")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.api.output import check_output, target_folders
+from hubextrap.api.beforehand import problems_beforehand
+from hubextrap.api.output import target_folders
 from hubextrap.api.prepare import Prepared, Settings, prepare
 from hubextrap.errors import HubExtrapError, RecipeError, TrajectoryError
 from hubextrap.hub import PushTarget, check_target
@@ -14,9 +15,10 @@ from hubextrap.progress import Progress, SilentProgress
 from hubextrap.trajectory import find_recipe_trajectory
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from hubextrap.hub.target import RemoteState
     from hubextrap.recipe import Recipe
     from hubextrap.trajectory.checkpoint import Trajectory
 
@@ -82,7 +84,7 @@ def plan(
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> PlanReport:
-    """What `merge` would do with the same arguments. Reads headers only, writes nothing.
+    """What `merge` would do with the same arguments. Reads headers and small files only, writes nothing.
 
     Args:
         out: the folder that would be written.
@@ -97,15 +99,18 @@ def plan(
     asked = targets if check_push else []
     trajectory = find_recipe_trajectory(recipe, progress)
     try:
+        check_destinations(recipe, True, targets)
         with prepare(recipe, settings, progress, read_weights=False, trajectory=trajectory) as prepared:
-            problems, removals = _looked_at(asked, prepared)
-            problems += _output_problems(prepared, out)
+            states: dict[PushTarget, RemoteState] = {}
+            found = problems_beforehand(prepared, out, targets, ask=check_push, states=states)
+            problems = list(dict.fromkeys(str(problem) for problem in found))
+            removals = _removals(states, prepared)
             report = _report(trajectory, recipe, prepared, out, targets, problems, removals)
             return report if recipe.space == "weights" else _without_output(report, trajectory.notes)
     except TrajectoryError:
         raise
     except HubExtrapError as error:
-        return _report(trajectory, recipe, None, out, targets, [str(error), *_looked_at(asked)[0]])
+        return _report(trajectory, recipe, None, out, targets, [str(error), *_refusals(asked)])
 
 
 def recipe_push_targets(recipe: Recipe) -> list[PushTarget]:
@@ -177,32 +182,26 @@ def _without_output(report: PlanReport, same: Sequence[str]) -> PlanReport:
     )
 
 
-def _output_problems(prepared: Prepared, out: Path | None) -> list[str]:
-    if out is not None:
-        try:
-            check_output(out, prepared.plan)
-        except HubExtrapError as error:
-            return [str(error)]
-    return []
-
-
-def _looked_at(
-    targets: Sequence[PushTarget], prepared: Prepared | None = None
-) -> tuple[list[str], list[str]]:
-    """What keeps pushes from going where they should, and what they would remove there."""
-    problems, removals = [], []
+def _refusals(targets: Sequence[PushTarget]) -> list[str]:
+    """What keeps pushes from going where they should, where nothing is known of what would go there."""
+    problems = []
     for target in targets:
         try:
-            there = check_target(target).files
+            check_target(target)
         except HubExtrapError as error:
             problems.append(str(error))
-            continue
-        if prepared is None:
-            continue
-        shards = (shard.file for shard in prepared.plan.shards)
-        if stale := stale_files({*shards, prepared.plan.index_file or "", *prepared.beside.taken}, there):
-            removals.append(f"{target.name}: removes {', '.join(stale)} of the model that is there")
-    return list(dict.fromkeys(problems)), removals
+    return list(dict.fromkeys(problems))
+
+
+def _removals(states: Mapping[PushTarget, RemoteState], prepared: Prepared) -> list[str]:
+    """What pushes would remove where they go."""
+    shards = [shard.file for shard in prepared.plan.shards]
+    ours = {*shards, prepared.plan.index_file or "", *prepared.beside.files}
+    return [
+        f"{target.name}: removes {', '.join(stale)} of the model that is there"
+        for target, state in states.items()
+        if (stale := stale_files(ours, state.files))
+    ]
 
 
 def _report(

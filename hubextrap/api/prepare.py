@@ -6,7 +6,8 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hubextrap.api.fitting import FittedRules, fit_rules, needs_scan, stacked
+from hubextrap.api.companions import Beside
+from hubextrap.api.fitting import fit_rules, needs_scan, stacked
 from hubextrap.engine.plan import (
     DEFAULT_MEMORY,
     DEFAULT_WORKERS,
@@ -17,7 +18,6 @@ from hubextrap.engine.plan import (
     plan_merge,
 )
 from hubextrap.errors import RecipeError
-from hubextrap.hub.side_files import SideFiles, choose_side_files
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import open_source, read_combinable, read_layouts, ties_embeddings
 from hubextrap.trajectory import find_recipe_trajectory
@@ -84,18 +84,19 @@ class Prepared:
     """What error to expect, one a target; unknown where the weights were not scanned."""
     pending: bool
     """Whether stand-ins take the place of coefficients that follow from the weights."""
-    beside: SideFiles
+    beside: Beside
     """What of the last checkpoint goes beside the weights."""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is to be known of the checkpoints' files, a line each."""
         of_weights = [f"step {one.step} {one.note}" for one in self.trajectory.checkpoints if one.note]
-        files = self.beside.left_out
+        files = self.beside.names.left_out
         more = f" and {len(files) - _NAMES_SHOWN} more" if len(files) > _NAMES_SHOWN else ""
         shown = ", ".join(files[:_NAMES_SHOWN]) + more
         left_out = f"left out: {shown} of the last checkpoint; copy what the prediction needs of them"
-        return (*of_weights, *([left_out] if files else []))
+        note = self.beside.note
+        return (*of_weights, *([left_out] if files else []), *([note] if note else []))
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -112,6 +113,7 @@ def prepare(
     read_weights: bool = True,
     variants: Sequence[Recipe] = (),
     trajectory: Trajectory | None = None,
+    check: Callable[[Prepared], object] | None = None,
 ) -> Iterator[Prepared]:
     """Do everything that comes before the merge.
 
@@ -123,6 +125,8 @@ def prepare(
         variants: recipes that differ from ``recipe`` in parameters alone; their targets, one after the other,
             take the place of its own.
         trajectory: the recipe's, where it was found before.
+        check: looks at all that is known before a weight is read, and raises if it will not do; called with
+            stand-ins for what the weights decide, and again when that is known.
 
     Raises:
         TrajectoryError: the checkpoints cannot be found, pinned or put in order.
@@ -149,7 +153,7 @@ def prepare(
         layouts = (read_combinable if combined else read_layouts)(sources, progress)
         remote = not settings.cache and any(checkpoint.repo for checkpoint in trajectory.checkpoints)
         tied = ties_embeddings(sources[-1])
-        beside = choose_side_files(sources[-1])
+        beside = Beside.of(sources[-1], recipe.out_dtype)
 
         def scan() -> GramTable:
             from hubextrap.engine.scan import scan_trajectory  # imports numba
@@ -165,11 +169,6 @@ def prepare(
                 progress=progress,
             ).gram_table
 
-        def fit(scan: Callable[[], GramTable] | None, progress: Progress) -> FittedRules:
-            return stacked(
-                [fit_rules(each, trajectory, sources, layouts, scan, progress) for each in recipes]
-            )
-
         scanned = any(needs_scan(each) for each in recipes)
         reserve = other_pass = 0
         if scanned:
@@ -183,8 +182,11 @@ def prepare(
             )
             other_pass = scanning.least_memory
 
-        def planned(fitted: FittedRules) -> MergePlan:
-            return plan_merge(
+        def ready(scan: Callable[[], GramTable] | None) -> Prepared:
+            fitted = stacked(
+                [fit_rules(each, trajectory, sources, layouts, scan, progress) for each in recipes]
+            )
+            plan = plan_merge(
                 trajectory.steps,
                 layouts,
                 fitted.by_tensor.__getitem__,
@@ -196,20 +198,21 @@ def prepare(
                 reserve=reserve,
                 other_pass=other_pass,
             )
+            prepared = Prepared(
+                recipe,
+                trajectory,
+                sources,
+                settings,
+                remote,
+                fitted.rules,
+                plan,
+                fitted.expected,
+                fitted.pending,
+                beside,
+            )
+            if check is not None:
+                check(prepared)
+            return prepared
 
-        if scanned and read_weights:
-            planned(fit(None, SilentProgress()))  # what does not fit is refused before weights are read
-        fitted = fit(scan if read_weights else None, progress)
-        plan = planned(fitted)
-        yield Prepared(
-            recipe,
-            trajectory,
-            sources,
-            settings,
-            remote,
-            fitted.rules,
-            plan,
-            fitted.expected,
-            fitted.pending,
-            beside,
-        )
+        prepared = ready(None)
+        yield ready(scan) if prepared.pending and read_weights else prepared

@@ -54,6 +54,9 @@ def report(
     from hubextrap.statistics.backtesting import backtest_table
 
     scan_file, out = Path(scan_file), Path(out)
+    _check_replaceable(out, b"<!doctype html>")
+    for place in (out.parent, *(() if png is None else (Path(png),))):
+        _check_folder(place)
     scan = Scan.load(scan_file)
     accuracies = collect_accuracy({Path(path): EvaluationTable.load(Path(path)) for path in evaluations})
     backtest = backtest_table(scan.gram_table, dtypes=scan.dtypes)
@@ -69,6 +72,21 @@ def report(
     for path, section in plots:
         _write(path, to_png(section.draw, section.height))
     return ReportResult(out, tuple(path for path, _ in plots), said.headline, said.sentences)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse, before anything is read, a folder that cannot be made, or that no file can be put into."""
+    place = folder.absolute()
+    try:
+        while not place.exists():
+            place = place.parent
+        problem = None if place.is_dir() else "is a file"
+        if problem is None and not os.access(place, os.W_OK | os.X_OK):
+            problem = "cannot be written to"
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or "no such name"
+    if problem is not None:
+        raise OutputError(f"{folder}: {place}: {problem}; choose another --out or --png")
 
 
 def _check_replaceable(path: Path, beginning: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from importlib.metadata import version
@@ -12,7 +13,8 @@ from hubextrap._version import __version__
 from hubextrap.api.fingerprint import input_fingerprint
 from hubextrap.api.prepare import Settings, refuse_merge_settings
 from hubextrap.errors import CheckpointError, OutputError, RecipeError
-from hubextrap.output_files import file_problem
+from hubextrap.evaluate import check_writable
+from hubextrap.evaluate.run import chosen_device
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.statistics import LogProbRequest, Scan, measure_logprobs
 from hubextrap.statistics.logprobs import checkpoint_at
@@ -57,9 +59,10 @@ def scan(
         logprobs.source()
         if logprobs.sample_from is not None:
             checkpoint_at(trajectory, logprobs.sample_from)
+        chosen_device(logprobs.device)
     path = None if out is None else Path(out)
-    if path is not None and (problem := file_problem(path)):
-        raise OutputError(f"{path}: cannot be written: {problem}; choose another --out")
+    if path is not None:
+        check_writable(path)
     with ExitStack() as stack:
         sources = [
             stack.enter_context(closing(open_source(checkpoint, cache=settings.cache)))
@@ -125,6 +128,16 @@ def _journal_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
+def _check_room(path: Path, tensors: int, checkpoints: int) -> None:
+    """Refuse a disk without room for the inner products: most of a scan, and as much again of its journal."""
+    needed = 2 * 8 * tensors * checkpoints**2
+    free = shutil.disk_usage(path.absolute().parent).free
+    if free < needed:
+        raise OutputError(
+            f"{path}: {needed:,} bytes are needed and {free:,} are free; make room, or choose another --out"
+        )
+
+
 def _scan_weights(
     trajectory: Trajectory,
     sources: list[Source],
@@ -147,6 +160,7 @@ def _scan_weights(
             "the version of hubextrap": __version__,
             "the version of numba": version("numba"),
         }
+        _check_room(path, len(layouts[-1].tensors), len(trajectory.steps))
         journal = ScanJournal(_journal_path(path), fingerprint)
         if journal.changed:
             progress.say(

@@ -3,7 +3,8 @@
 A local output is made in ``.NAME.partial`` beside its place: ``model/`` becomes the output by a rename,
 ``lock`` keeps a second run out, ``journal-*.jsonl`` say what is finished. A prediction that goes straight to
 the Hub has the same in ``hubextrap/push`` under huggingface_hub's home (HF_HOME), with ``scratch/`` for the
-shards that are on their way. A place goes when its merge succeeds, or fails with nothing worth keeping in it.
+shards that are on their way. A place goes when its merge succeeds, and what was to follow with it (a push, an
+evaluation), or when it fails with nothing worth keeping in it.
 Its lock bears hubextrap's name from the first moment to the last: a folder without such a lock is somebody's
 own, and is not touched.
 """
@@ -27,10 +28,11 @@ from typing import TYPE_CHECKING
 from hubextrap.containment import read_named
 from hubextrap.errors import CheckpointError, OutputError
 from hubextrap.output_files import take_after
+from hubextrap.progress import SilentProgress
 from hubextrap.tensors import Journal, LocalSource, sha256_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from hubextrap.hub import PushTarget
     from hubextrap.progress import Progress
@@ -52,7 +54,12 @@ class Staging:
 
 @contextmanager
 def staged(
-    out: Path, folders: Sequence[str], fingerprint: Mapping[str, str], progress: Progress
+    out: Path,
+    folders: Sequence[str],
+    fingerprint: Mapping[str, str],
+    progress: Progress,
+    *,
+    keep: bool = False,
 ) -> Iterator[Staging]:
     """A place to make ``out`` in; it becomes ``out`` when all went well.
 
@@ -60,13 +67,14 @@ def staged(
 
     Args:
         folders: the target's folders in ``out``, relative to it.
+        keep: leave the journals when all went well, for `finished_before`, until `remove_place`.
 
     Raises:
         OutputError: it cannot be made, another run holds it, or ``out`` came to be there in the meantime.
     """
     final = out.resolve()
-    place = _place_of(out)
-    with _held(place, str(out), progress, like=final) as journals:
+    place = place_of(out)
+    with _held(place, str(out), progress, keep=keep, like=final) as journals:
         model = place / "model"
         names = [f"journal-{number}.jsonl" for number in range(len(folders))]
         if _open_journals(journals, place, names, fingerprint, progress, str(out)):
@@ -94,13 +102,13 @@ def staged(
 
 @contextmanager
 def push_state(target: PushTarget, fingerprint: Mapping[str, str], progress: Progress) -> Iterator[Staging]:
-    """The place of a push to ``target`` without a local output.
+    """The place of a push to ``target`` without a local output. The journal stays until `remove_place`.
 
     Raises:
         OutputError: it cannot be made, or another run on this machine holds it.
     """
     place = push_place(target)
-    with _held(place, target.name, progress) as journals:
+    with _held(place, target.name, progress, keep=True) as journals:
         _open_journals(journals, place, ["journal-0.jsonl"], fingerprint, progress, target.name)
         scratch = place / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
@@ -121,29 +129,91 @@ def push_place(target: PushTarget) -> Path:
     return Path(constants.HF_HOME, "hubextrap", "push", f"{name}-{key}")
 
 
+def place_problem(place: Path) -> str | None:
+    """What hubextrap did not make lies at a place, if anything."""
+    if not os.path.lexists(place) or _is_marked(place):
+        return None
+    what = "a folder" if place.is_dir() and not place.is_symlink() else "no folder"
+    return (
+        f"{place}: cannot be written: File exists, {what} that hubextrap did not mark as its own (earlier "
+        "versions marked none); move it away, or choose another --out (with --push alone: another HF_HOME)"
+    )
+
+
 def check_place(place: Path) -> None:
     """Refuse a place where something lies that hubextrap did not make.
 
     Raises:
         OutputError: names it.
     """
-    if os.path.lexists(place) and not _is_marked(place):
-        what = "a folder" if place.is_dir() and not place.is_symlink() else "no folder"
-        raise OutputError(
-            f"{place}: cannot be written: File exists, {what} that hubextrap did not mark as its own "
-            "(earlier versions marked none); move it away, or choose another --out (with --push alone: "
-            "another HF_HOME)"
+    if problem := place_problem(place):
+        raise OutputError(problem)
+
+
+def remove_place(place: Path) -> None:
+    """Forget how an output was made, once nothing more can go wrong with it."""
+    if _is_marked(place):
+        _remove(place)
+
+
+def finished_before(
+    out: Path,
+    folders: Sequence[str],
+    fingerprint: Mapping[str, str],
+    files: Collection[str],
+    progress: Progress,
+) -> list[Journal] | None:
+    """The closed journals of the same merge, if an earlier run came as far as its output, and no further.
+
+    That is a run whose push or evaluation failed. Nothing in ``out`` is touched; its shards are hashed.
+
+    Args:
+        files: the shards that each target has.
+
+    Raises:
+        OutputError: another run is at it.
+    """
+    place = place_of(out)
+    if not may_be_finished(out):
+        return None
+    descriptor = lock_folder(place, str(out), progress.say)
+    journals: list[Journal] = []
+    try:
+        names = [f"journal-{number}.jsonl" for number in range(len(folders))]
+        if not all((place / name).is_file() for name in names):
+            return None
+        _open_journals(journals, place, names, fingerprint, SilentProgress(), str(out))
+        for folder, journal in zip(folders, journals, strict=True):
+            if not (set(files) <= journal.finished.keys() and (out / folder).is_dir()):
+                return None
+            _strike_changed(out / folder, journal, progress)
+            if not set(files) <= journal.finished.keys():
+                return None
+    finally:
+        for journal in journals:
+            journal.close()
+        os.close(descriptor)
+    progress.say(f"{out}: is whole since an earlier run; going on with what was to follow")
+    return journals
+
+
+def may_be_finished(out: Path) -> bool:
+    """Whether an output lies beside journals: an earlier run's, which came as far as that."""
+    try:
+        place = place_of(out)
+        return (
+            _is_marked(place)
+            and out.is_dir()
+            and not (place / "model").exists()
+            and (place / "journal-0.jsonl").is_file()
         )
-
-
-def check_place_of(out: Path) -> None:
-    """``check_place`` for the place in which ``out`` is made."""
-    check_place(_place_of(out))
+    except (OSError, ValueError):  # no name of a folder
+        return False
 
 
 def remove_leftover(out: Path) -> None:
     """Remove what is left beside an output if the run was killed just after the output had got its name."""
-    place = _place_of(out)
+    place = place_of(out)
     if _is_marked(place) and out.is_dir() and not (place / "model").exists():
         try:
             lock = lock_folder(place, str(out), lambda line: None)
@@ -155,13 +225,13 @@ def remove_leftover(out: Path) -> None:
 
 def staged_bytes(out: Path) -> int:
     """Bytes on the disk that earlier runs left for ``out``."""
-    place = _place_of(out)
+    place = place_of(out)
     if not _is_marked(place):
         return 0
     return sum(path.stat().st_blocks * 512 for path in place.rglob("*") if path.is_file())
 
 
-def _place_of(out: Path) -> Path:
+def place_of(out: Path) -> Path:
     final = out.resolve()
     if not final.name:
         raise OutputError(f"{out}: is the root of the file system; choose another --out")
@@ -203,10 +273,13 @@ def _remove(place: Path) -> None:
 
 
 @contextmanager
-def _held(place: Path, what: str, progress: Progress, *, like: Path | None = None) -> Iterator[list[Journal]]:
+def _held(
+    place: Path, what: str, progress: Progress, *, keep: bool = False, like: Path | None = None
+) -> Iterator[list[Journal]]:
     """Hold ``place``. It stays only if an error ends the run and the journals name finished shards.
 
     Args:
+        keep: leave it when all went well too.
         like: a folder whose mode and owner it gets, if that is there.
     """
     fresh = not place.exists()
@@ -226,7 +299,8 @@ def _held(place: Path, what: str, progress: Progress, *, like: Path | None = Non
                     "go on"
                 )
             raise
-        _remove(place)
+        if not keep:
+            _remove(place)
     finally:
         for journal in journals:
             journal.close()
@@ -351,6 +425,11 @@ def _check_shards(folder: Path, journal: Journal, progress: Progress) -> None:
             shutil.rmtree(path)
         elif path.name not in journal.finished:
             path.unlink()
+    _strike_changed(folder, journal, progress)
+
+
+def _strike_changed(folder: Path, journal: Journal, progress: Progress) -> None:
+    """Strike from ``journal`` what is not in ``folder`` as it was written."""
     if not journal.finished:
         return
     with (

@@ -12,16 +12,18 @@ import re
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hubextrap._version import __version__
 from hubextrap.api.against import Against
+from hubextrap.api.beforehand import device_problems, refuse
 from hubextrap.api.evaluating import harness_of
 from hubextrap.api.fingerprint import input_fingerprint, merge_fingerprint
 from hubextrap.api.merging import run_prepared
 from hubextrap.api.mixing import check_weights
-from hubextrap.api.output import check_output, write_files
+from hubextrap.api.output import check_output, output_sizes, write_files
 from hubextrap.api.prepare import prepare
 from hubextrap.api.staging import remove_leftover, staged
 from hubextrap.claims import sealed, unsealed
@@ -32,7 +34,7 @@ from hubextrap.evaluate.curve import can_draw, draw_sweep
 from hubextrap.evaluate.sweep_report import Candidate, SweepResult, report_sweep, sweep_markdown
 from hubextrap.evaluate.table import LAST, PREDICTION, TARGET
 from hubextrap.foreign_data import parse_json
-from hubextrap.hub.side_files import is_side_file, side_files
+from hubextrap.hub.side_files import is_side_file
 from hubextrap.methods import MAX_STEP
 from hubextrap.output_files import file_problem, write_whole
 from hubextrap.progress import Progress, SilentProgress
@@ -42,7 +44,7 @@ from hubextrap.trajectory import Checkpoint, Pins, find_recipe_trajectory
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hubextrap.api.prepare import Settings
+    from hubextrap.api.prepare import Prepared, Settings
     from hubextrap.evaluate import Harness
     from hubextrap.evaluate.table import Backend
     from hubextrap.recipe import EvaluateSection, Recipe
@@ -112,6 +114,11 @@ def sweep(
     points = [_point(each, trajectory, pins, measured_with) for each in recipes]
     kept = _Kept(folder / "measured")
 
+    todo: dict[str, _Point] = {}  # points with the same coefficients are one model
+    for point in points:
+        if kept.get(point.key, point.label) is None:
+            todo.setdefault(point.key, point)
+    _check_beforehand(recipe, list(todo.values()), trajectory, folder, settings)
     measurements = []
     for label, checkpoint in _references(against, points, progress):
         pin = _pin(checkpoint)
@@ -122,10 +129,6 @@ def sweep(
             _check_unchanged(checkpoint, pin)
             kept.put(key, found)
         measurements.append(found.of(label, checkpoint))
-    todo: dict[str, _Point] = {}  # points with the same coefficients are one model
-    for point in points:
-        if kept.get(point.key, point.label) is None:
-            todo.setdefault(point.key, point)
     if done := sum(point.key not in todo for point in points):
         progress.say(f"{done} of {len(points)} predictions were measured before")
     if todo:
@@ -307,24 +310,58 @@ def _merge(
     if not missing:
         return
     variants = [point.recipe for point in missing]
-    with prepare(recipe, settings, progress, variants=variants, trajectory=trajectory) as prepared:
+    names = [point.key for point in missing]
+    with prepare(
+        recipe,
+        settings,
+        progress,
+        variants=variants,
+        trajectory=trajectory,
+        check=partial(_check_room, out=fresh, names=names),
+    ) as prepared:
         for checkpoint, pin, source in zip(trajectory.checkpoints, pins, prepared.sources, strict=True):
             _check_unchanged(checkpoint, pin, source)
         remove_leftover(fresh)
-        check_output(fresh, prepared.plan)
-        names = [point.key for point in missing]
+        files = _files_beside(prepared)
         with staged(fresh, names, merge_fingerprint(prepared), progress) as staging:
             sinks = [
                 LocalSink(staging.folder / name, journal)
                 for name, journal in zip(names, staging.journals, strict=True)
             ]
-            run_prepared(prepared, sinks, staging.journals, progress)
-            files = side_files(prepared.sources[-1], recipe.out_dtype)
-            if prepared.plan.index_file is not None:
-                files[prepared.plan.index_file] = prepared.plan.index
             for name in names:
                 write_files(staging.folder / name, files)
+            run_prepared(prepared, sinks, staging.journals, progress)
     _move(fresh, made)
+
+
+def _check_beforehand(
+    recipe: Recipe,
+    points: Sequence[_Point],
+    trajectory: Trajectory,
+    folder: Path,
+    settings: Settings | None,
+) -> None:
+    """Refuse what would keep the predictions from being made, before anything is measured."""
+    missing = [point for point in points if not (folder / "predictions" / point.key).is_dir()]
+    if not missing:
+        return
+    check = partial(_check_room, out=folder / "merged", names=[point.key for point in missing])
+    variants = [point.recipe for point in missing]
+    with prepare(recipe, settings, read_weights=False, variants=variants, trajectory=trajectory, check=check):
+        pass
+
+
+def _check_room(prepared: Prepared, out: Path, names: Sequence[str]) -> None:
+    refuse(device_problems(prepared))
+    if out.is_dir():  # a pass that is finished, and taken over first
+        return
+    sizes = output_sizes(prepared.plan, _files_beside(prepared))
+    check_output(out, dict.fromkeys(names, sizes))
+
+
+def _files_beside(prepared: Prepared) -> dict[str, bytes]:
+    index = prepared.plan.index_file
+    return dict(prepared.beside.files) | ({} if index is None else {index: prepared.plan.index})
 
 
 def _move(fresh: Path, made: Path) -> None:

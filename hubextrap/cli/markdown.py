@@ -21,6 +21,29 @@ LISTED = 40
 """Rows of a table; a summary page holds a megabyte."""
 
 
+def check_summary(path: Path | None) -> None:
+    """Find out before any work whether `append_summary` can add to the file; None is none.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    if path is None:
+        return
+    if problem := append_problem(path):
+        raise OutputError(f"{path}: the summary cannot be written ({problem}); name another file")
+    try:
+        there = path.exists()
+        with path.open("a", encoding="utf-8"):
+            pass
+        if not there:
+            path.unlink()
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else "no such name"
+        raise OutputError(
+            f"{str(path)[:200]}: the summary cannot be written ({said}); name another file"
+        ) from error
+
+
 def append_summary(path: Path, text: str) -> None:
     """Add ``text`` to the file, which is made if it is not there.
 
@@ -29,22 +52,12 @@ def append_summary(path: Path, text: str) -> None:
     """
     check_summary(path)
     try:
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(redact(text).rstrip("\n") + "\n\n")
     except OSError as error:
         raise OutputError(
             f"{path}: the summary cannot be written ({error.strerror}); name another file"
         ) from error
-
-
-def check_summary(path: Path) -> None:
-    """Find out before any work whether a summary can go to ``path``.
-
-    Raises:
-        OutputError: it is no regular file, nor a place for one.
-    """
-    if problem := append_problem(path):
-        raise OutputError(f"{path}: the summary cannot be written ({problem}); name another file")
 
 
 def plan_markdown(recipe: Path, report: PlanReport) -> str:

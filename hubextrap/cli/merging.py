@@ -45,10 +45,9 @@ AllowNonFinite = Annotated[
 
 def summary_place(path: Path | None) -> Path | None:
     """Refuse a --summary that cannot be written to, before any work is done."""
-    if path is not None:
-        from hubextrap.cli.markdown import check_summary
+    from hubextrap.cli.markdown import check_summary
 
-        check_summary(path)
+    check_summary(path)
     return path
 
 
@@ -201,7 +200,11 @@ def run(
     """Merge, push and evaluate, as the recipe says."""
     from hubextrap import api
     from hubextrap.cli.eval import print_evaluation
-    from hubextrap.cli.markdown import append_summary, evaluation_markdown, predictions_markdown
+    from hubextrap.cli.markdown import (
+        append_summary,
+        evaluation_markdown,
+        predictions_markdown,
+    )
     from hubextrap.cli.progress import open_progress
     from hubextrap.cli.summaries import print_prediction, run_as_json
     from hubextrap.evaluate import check_loss

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from hubextrap.engine.plan import BLOCK
+from hubextrap.errors import MethodError
+from hubextrap.tensors.devices import device_problem
 from hubextrap.tensors.headers import DTYPES
 
 if TYPE_CHECKING:
@@ -173,6 +175,27 @@ def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(one[:whole].view(torch.int64), other[:whole].view(torch.int64)) and torch.equal(
         one[whole:], other[whole:]
     )
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that cannot make a merge's bytes.
+
+    Raises:
+        MethodError: it is no CUDA device, is not there, or gives other bytes than this CPU.
+    """
+    if device == "cpu":
+        return
+    if (problem := device_problem(device)) is not None:
+        raise MethodError(problem)
+    if torch.device(device).type != "cuda":
+        raise MethodError(f"device {device}: weights are combined on the CPU or on a CUDA device; write cpu")
+    try:
+        same = device_gives_cpu_bytes(device)
+    except RuntimeError as error:  # its memory is full, or its driver is not for this torch
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise MethodError(f"device {device}: cannot be used ({reason}); choose cpu") from error
+    if not same:
+        raise MethodError(f"device {device} rounds differently from this CPU; run on the CPU instead")
 
 
 def device_gives_cpu_bytes(device: str) -> bool:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from hubextrap.engine.executors import Executor, SerialExecutor, ThreadExecutor
-from hubextrap.engine.kernels import device_gives_cpu_bytes
+from hubextrap.engine.kernels import check_device
 from hubextrap.engine.worker import Worker
-from hubextrap.errors import MethodError, NonFinite
+from hubextrap.errors import NonFinite
 from hubextrap.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def run_plan(
         NonFinite: a result is NaN or infinite; names the tensor and counts them.
         CheckpointMismatch: tied copies or integer tensors turned out to differ.
         SourceError, OutputError: reading or writing failed.
-        MethodError: ``device`` would give other bytes than the CPU.
+        MethodError: as `kernels.check_device`.
     """
     if len(sources) != len(plan.steps) or len(sinks) != plan.targets:
         raise ValueError(
@@ -88,8 +88,7 @@ def run_plan(
         progress.stage("merge", sum(shard.bytes_read for shard in todo)) as stage,
         ThreadPoolExecutor(readers or 1, thread_name_prefix="hubextrap-read") as pool,
     ):
-        if device != "cpu" and not device_gives_cpu_bytes(device):
-            raise MethodError(f"device {device} rounds differently from this CPU; run on the CPU instead")
+        check_device(device)
         identical = [plan.same_layout] * plan.targets
         for target, journal in enumerate(journals):
             identical[target] &= journal.identical

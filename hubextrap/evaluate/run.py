@@ -20,6 +20,7 @@ from hubextrap.evaluate.tasks import load_tasks, require_lm_eval
 from hubextrap.hub_access import reason
 from hubextrap.logits import Mixture
 from hubextrap.progress import SilentProgress
+from hubextrap.tensors.devices import device_problem
 from hubextrap.trajectory import Checkpoint, Pins, resolve_checkpoint
 
 if TYPE_CHECKING:
@@ -272,9 +273,9 @@ def _versions() -> dict[str, str]:
 
 def chosen_device(device: str) -> str:
     """What ``auto`` stands for: CUDA where there is some, else the CPU."""
-    if device.partition(":")[0] == "meta":
-        raise EvaluationError(f"device {device}: holds no numbers; choose cpu, or cuda where there is a GPU")
     if device != "auto":
+        if (problem := device_problem(device)) is not None:
+            raise EvaluationError(problem)
         return device
     import torch
 

@@ -222,23 +222,41 @@ def _verdict(interval: tuple[float, float], higher_is_better: bool | None) -> Ve
     return "better" if (low > 0) == higher_is_better else "worse"
 
 
+_PARTIAL = len("..partial")
+"""Bytes by which a file's name is longer while it is written."""
+
+
 def check_writable(path: Path) -> None:
     """Find out before hours of work whether ``save`` can put the results there.
 
     Raises:
         OutputError: it is a folder, its folder is not there, or nothing may be written in it.
     """
+    folder = path.absolute().parent
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # ValueError: a null byte, or no name on this disk
+        said = error.strerror if isinstance(error, OSError) and folder.is_dir() else None
+        raise OutputError(
+            f"{str(path)[:200]!r}: cannot be a file ({said or 'no such name'}); name another"
+        ) from error
     if path.is_dir():
         raise OutputError(
             f"{path}: a folder; name the file that the results go to, e.g. {path / 'results.json'}"
         )
     if problem := file_problem(path):
         raise OutputError(f"{path}: {problem}; name another file")
-    folder = path.absolute().parent
     if not folder.is_dir():
         raise OutputError(f"{path}: there is no folder {folder}; make it, or name another file")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"{path}: the folder {folder} is not writable; name another file")
+    if len(os.fsencode(path.name)) + _PARTIAL > (most := os.pathconf(folder, "PC_NAME_MAX")):
+        raise OutputError(
+            f"{path}: a name may have {most} bytes there, and while it is written it has {_PARTIAL} more; "
+            "name another file"
+        )
 
 
 def check_replaceable(path: Path, tasks: Iterable[str], rows: Iterable[tuple[str, str | None]]) -> None:

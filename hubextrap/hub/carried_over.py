@@ -33,6 +33,7 @@ METADATA = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---\s*(?:\n|\Z)", re.DOTALL)
 _NAME = re.compile(r"[\w-]+", re.ASCII)
 _LINK = re.compile(r"https?://[!-~]{1,2000}|(?!.*\.\.)\w[\w.-]*(?:/[\w.-]+)*", re.ASCII)
 """A page, or a file beside the card: not ``javascript:``, not what leads out of the repo."""
+_LONGEST = 1000
 _DATASET = re.compile(r"(?:[\w-]+/)?[\w.-]+", re.ASCII)
 
 
@@ -42,13 +43,7 @@ def carried_over(card: str | None) -> dict[str, Any]:
     The card may be somebody else's, or never have been on the Hub: what the Hub would refuse must not make
     the push of finished weights fail, so it is put right or left out.
     """
-    match = METADATA.match(card or "")
-    try:
-        metadata = parse_yaml(match[1], "README.md", nan=True) if match else None
-    except CorruptFile:
-        return {}
-    if not isinstance(metadata, dict):
-        return {}
+    metadata = _metadata(card)[0]
     taken = _license(metadata)
     for field in ("language", "datasets"):
         values = _texts(metadata.get(field))
@@ -61,6 +56,25 @@ def carried_over(card: str | None) -> dict[str, Any]:
     return taken
 
 
+def unreadable(card: str | None) -> str | None:
+    """Why nothing can be taken over from a card's metadata; None where they can be read or are not there."""
+    return _metadata(card)[1]
+
+
+def _metadata(card: str | None) -> tuple[dict[str, Any], str | None]:
+    """A card's metadata, and what is wrong with them."""
+    match = METADATA.match((card or "").removeprefix("\ufeff"))
+    if match is None:
+        return {}, None
+    try:
+        metadata = parse_yaml(match[1], "README.md", remedy="correct it in the checkpoint's card", nan=True)
+    except CorruptFile as error:
+        return {}, str(error)
+    if metadata is not None and not isinstance(metadata, dict):
+        return {}, "they are no mapping"
+    return metadata or {}, None
+
+
 def _license(metadata: dict[str, Any]) -> dict[str, Any]:
     """The licence; one that the Hub does not know stays as the name of an ``other``."""
     names = _texts(metadata.get("license"))
@@ -70,14 +84,25 @@ def _license(metadata: dict[str, Any]) -> dict[str, Any]:
         taken["license"] = known if isinstance(metadata["license"], list) else known[0]
     elif names:
         taken = {"license": "other", "license_name": " and ".join(names)}
-    if isinstance(name := metadata.get("license_name"), str) and name:
-        taken["license_name"] = terminal_line(name)
+    for name in _texts(metadata.get("license_name"))[:1]:
+        taken["license_name"] = name
     if isinstance(link := metadata.get("license_link"), str) and _LINK.fullmatch(link):
         taken["license_link"] = redact(link)
     return taken
 
 
 def _texts(value: object) -> list[str]:
-    """The texts in a field that holds one or a list of them."""
+    """The texts in a field that holds one or a list of them; none that is no text of a person's."""
     values = value if isinstance(value, list) else [value]
-    return [terminal_line(text.strip()) for text in values if isinstance(text, str) and text.strip()]
+    return [
+        terminal_line(text.strip())
+        for text in values
+        if isinstance(text, str) and text.strip() and _is_plain(text)
+    ]
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text can be written and read: no lone surrogate, no byte that was not UTF-8, no novel."""
+    return len(text) <= _LONGEST and not any(
+        character == "\ufffd" or "\ud800" <= character <= "\udfff" for character in text
+    )

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
 from hubextrap.errors import PushError
+from hubextrap.foreign_text import own_lines
 from hubextrap.hub.outgoing import Changes
 from hubextrap.hub.push_errors import is_conflict, push_errors
-from hubextrap.hub.side_files import belongs_to_model
+from hubextrap.hub.side_files import belongs_to_model, is_utf8
 from hubextrap.hub.target import check_target, create_repo, read_remote, remote_files
 from hubextrap.hub.uploading import upload, without_client_bars
 from hubextrap.hub_access import hub_api
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
     from hubextrap.hub.outgoing import OutgoingFile
     from hubextrap.hub.target import PushTarget, RemoteFile, RemoteState
     from hubextrap.progress import Progress
+
+MAX_FILES, MAX_REGULAR = 25_000, 10**9
+"""Of one commit, as huggingface_hub documents it: files, and bytes of those that are not LFS files."""
+_LARGE = 10 * 2**20
+"""Bytes from which the Hub has a file be an LFS file, whatever its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,7 @@ def commit_files(
         state = create_repo(target)
     with push_errors(target.name), without_client_bars():
         changes = Changes.between(files, state.files, whole_model=whole_model)
-        _check_card(changes.added)
+        _check_card_among(target, changes.added)
         upload(target, state, changes.added, progress)
         return _Committer(target, files, target.message or message, whole_model, progress).run(state)
 
@@ -214,24 +220,57 @@ def refuse_overwriting(
         )
 
 
-def _check_card(files: Sequence[OutgoingFile]) -> None:
-    """Have the Hub check the card's metadata before the weights are sent.
+def check_files(target: PushTarget, sizes: Mapping[str, int]) -> None:
+    """Refuse what no repo or commit can hold: names, and how much goes into one commit.
+
+    Args:
+        sizes: of all files, by path.
 
     Raises:
-        PushError: it refuses them.
+        PushError: all that is wrong.
     """
-    for file in files:
-        if file.path != "README.md":
-            continue
-        with file.operation.as_file() as content:
-            text = content.read().decode(errors="replace")
-        if not text.lstrip().startswith("---"):
-            continue  # a card without metadata is allowed
+    problems = [f"{file!r}: {why}" for file in sizes if (why := _refusal_of_name(file))]
+    regular = sum(size for size in sizes.values() if size < _LARGE)
+    if len(sizes) > MAX_FILES:
+        problems.append(f"{len(sizes):,} files are more than the {MAX_FILES:,} that a commit takes")
+    if regular > MAX_REGULAR:
+        problems.append(f"{regular:,} bytes of small files are more than a commit takes ({MAX_REGULAR:,})")
+    if problems:
+        raise PushError(own_lines(*(f"{target.name}: {problem}" for problem in problems)))
+
+
+def _refusal_of_name(file: str) -> str | None:
+    if not is_utf8(file):
+        return "its name is not UTF-8 text; rename it"
+    if any(character < " " or character in "\x7f\\" for character in file):
+        return "its name has a control character or a backslash in it; rename it"
+    if any(len(part.encode()) > 255 for part in file.split("/")):
+        return "its name has more than 255 bytes; rename it"
+    return None
+
+
+def check_card(target: PushTarget, card: bytes) -> None:
+    """Have the Hub check a card's metadata before the weights are sent.
+
+    Raises:
+        PushError: it refuses them, or cannot be reached.
+    """
+    text = card.decode(errors="replace")
+    if not text.lstrip().startswith("---"):
+        return  # a card without metadata is allowed
+    with push_errors(target.name):
         refusal = retried(partial(_refusal_of_card, text))
-        if refusal is not None:
-            raise PushError(
-                f"README.md: the metadata at its top are not valid ({refusal}); correct them, then push again"
-            )
+    if refusal is not None:
+        raise PushError(
+            f"README.md: the metadata at its top are not valid ({refusal}); correct them, then push again"
+        )
+
+
+def _check_card_among(target: PushTarget, files: Sequence[OutgoingFile]) -> None:
+    for file in files:
+        if file.path == "README.md":
+            with file.operation.as_file() as content:
+                check_card(target, content.read())
 
 
 def _refusal_of_card(text: str) -> str | None:

@@ -11,7 +11,7 @@ from hubextrap.containment import entries_of, name_problem, open_regular, read_n
 from hubextrap.errors import CorruptFile, PushError
 from hubextrap.foreign_data import parse_json
 from hubextrap.hub.card import with_target
-from hubextrap.hub.commit import PushResult, commit_files
+from hubextrap.hub.commit import PushResult, check_card, check_files, commit_files
 from hubextrap.hub.outgoing import OutgoingFile
 from hubextrap.hub.provenance import PROVENANCE_FILE, Provenance, read_provenance
 from hubextrap.hub.target import check_target
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from hubextrap.hub.target import PushTarget
+    from hubextrap.hub.target import PushTarget, RemoteState
     from hubextrap.progress import Progress, Stage
 
 _BLOCK = 2**20
@@ -40,12 +40,18 @@ def push_folder(folder: Path, target: PushTarget, progress: Progress | None = No
     """
     progress = progress or SilentProgress()
     paths = _model_files(folder)
+    check_files(target, {name: path.stat().st_size for name, path in paths.items()})
+    provenance = _provenance_of(folder, paths)
+    card = _card_for(target, paths["README.md"]) if "README.md" in paths else None
     state = check_target(target)
+    if card is not None and not _has(state, card):
+        check_card(target, card)
     digests = _hash(paths, progress)
-    provenance = _checked_provenance(folder, digests)
+    if provenance is not None:
+        _check_shards(folder, provenance, digests)
     files = [OutgoingFile(name, path, digests[name]) for name, path in paths.items() if name != "README.md"]
-    if "README.md" in paths:
-        files.append(OutgoingFile("README.md", _card_for(target, paths["README.md"])))
+    if card is not None:
+        files.append(OutgoingFile("README.md", card))
     return commit_files(target, files, message=commit_message(provenance), state=state, progress=progress)
 
 
@@ -143,21 +149,38 @@ def _sha256(path: Path, stage: Stage) -> str:
     return digest.hexdigest()
 
 
-def _checked_provenance(folder: Path, digests: dict[str, str]) -> Provenance | None:
-    if PROVENANCE_FILE not in digests:
+def _provenance_of(folder: Path, paths: dict[str, Path]) -> Provenance | None:
+    """What hubextrap.json says, the sizes of the shards being as it says."""
+    if PROVENANCE_FILE not in paths:
         return None
     try:
         provenance = read_provenance(folder / PROVENANCE_FILE)
     except CorruptFile as error:
         raise PushError(str(error)) from error
     for shard in provenance.shards:
-        if digests.get(shard.file) != shard.sha256:
-            how = "is not there" if shard.file not in digests else "has other bytes (sha256)"
-            raise PushError(
-                f"{folder / shard.file}: {how} than {PROVENANCE_FILE} says; merge again, "
-                f"or remove {PROVENANCE_FILE} to push the folder as it is"
-            )
+        if shard.file not in paths:
+            raise _other_shard(folder, shard.file, "is not there")
+        if paths[shard.file].stat().st_size != shard.size:
+            raise _other_shard(folder, shard.file, "has other bytes (size)")
     return provenance
+
+
+def _check_shards(folder: Path, provenance: Provenance, digests: dict[str, str]) -> None:
+    for shard in provenance.shards:
+        if digests[shard.file] != shard.sha256:
+            raise _other_shard(folder, shard.file, "has other bytes (sha256)")
+
+
+def _other_shard(folder: Path, file: str, how: str) -> PushError:
+    return PushError(
+        f"{folder / file}: {how} than {PROVENANCE_FILE} says; merge again, or remove {PROVENANCE_FILE} to "
+        "push the folder as it is"
+    )
+
+
+def _has(state: RemoteState, card: bytes) -> bool:
+    """Whether the Hub has that very card, so that it took it before."""
+    return OutgoingFile("README.md", card).same_as(state.files.get("README.md"))
 
 
 def _card_for(target: PushTarget, path: Path) -> bytes:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from hubextrap.containment import shown
 from hubextrap.errors import CorruptFile, SourceError, UnsupportedCheckpoint
 from hubextrap.foreign_data import parse_json
+from hubextrap.foreign_text import own_lines
 from hubextrap.hub.provenance_checks import is_plain_name
 from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER
 
@@ -202,11 +203,17 @@ def side_files(last: Source, out_dtype: str | None) -> dict[str, bytes]:
     Raises:
         HubExtrapError: as ``choose_side_files``.
     """
+    return read_side_files(last, out_dtype)[1]
+
+
+def read_side_files(last: Source, out_dtype: str | None) -> tuple[SideFiles, dict[str, bytes]]:
+    """Both: which they are, and what they hold as `side_files` gives it."""
     read: dict[str, bytes] = {}
-    files = {file: read.get(file) or last.read_file(file) for file in _choose(last, read).taken}
+    chosen = _choose(last, read)
+    files = {file: read[file] if file in read else last.read_file(file) for file in chosen.taken}
     if out_dtype is not None:
         files["config.json"] = with_dtype(files["config.json"], out_dtype)
-    return files
+    return chosen, files
 
 
 def _choose(last: Source, read: dict[str, bytes]) -> SideFiles:
@@ -224,19 +231,22 @@ def _choose(last: Source, read: dict[str, bytes]) -> SideFiles:
         read |= {file: last.read_file(file) for file in sorted(code)}
         taken |= code
     taken |= _named_in(read.values(), present.keys() - taken)
+    problems = []
     for file in sorted({*taken, *({"README.md"} & present.keys())}):  # whose metadata the card takes over
         if not is_plain_name(file):
-            raise CorruptFile(
-                f"{last.name}: the name {shown(file)} cannot be written on every system; rename it in a "
-                "copy of the checkpoint"
+            problems.append(
+                f"{last.name}: the name {shown(file)} cannot be written on every system; rename it in a copy "
+                "of the checkpoint"
             )
-        if (problem := present[file].problem) is not None:
-            raise SourceError(f"{last.name}/{shown(file)}: {problem}")
-        if file in taken and present[file].size > SMALL_FILE:
-            raise SourceError(
+        elif (problem := present[file].problem) is not None:
+            problems.append(f"{last.name}/{shown(file)}: {problem}")
+        elif file in taken and present[file].size > SMALL_FILE:
+            problems.append(
                 f"{last.name}/{file}: {present[file].size:,} bytes are more than the {SMALL_FILE:,} that a "
                 "file beside the weights may have; take a copy of the checkpoint without it as the last one"
             )
+    if problems:
+        raise SourceError(own_lines(*problems))
     left_out = present.keys() - taken
     return SideFiles(
         tuple(sorted(taken)),
@@ -252,6 +262,7 @@ def _named_in(texts: Collection[bytes], files: Collection[str]) -> set[str]:
         if not file.endswith(".py")
         and not is_weight_file(file)
         and not _matches(file, (*_NEVER, *_UNTOLD))
+        and is_utf8(file)
         and any(f'"{file}"'.encode() in text or f"'{file}'".encode() in text for text in texts)
     }
 
@@ -270,6 +281,15 @@ def _check_config(config: bytes, name: str) -> None:
             f"{name}: config.json has transformers load {named!r} (transformers_weights), which is not what "
             "is read here; give the file its usual name and remove that field, in a copy of the checkpoint"
         )
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text, a file's name say, can be written into a file: names on a disk may be any bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _matches(file: str, patterns: tuple[str, ...]) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import tempfile
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubextrap.errors import OutputError
 from hubextrap.hub.commit import PushResult, commit_files, refuse_overwriting
 from hubextrap.hub.outgoing import OutgoingFile
 from hubextrap.hub.push_errors import push_errors
@@ -62,6 +63,7 @@ class HubSink:
         self._files = self._adopted()
         self._slots = threading.Semaphore(_SHARDS_ON_DISK)
         self._uploads: list[Future[OutgoingFile]] = []
+        self._made: list[FinishedShard] = []
         self._resources = ExitStack()
         self._resources.enter_context(without_client_bars())
         scratch_folder = tempfile.TemporaryDirectory(prefix="hubextrap-", dir=scratch)
@@ -107,10 +109,17 @@ class HubSink:
         with push_errors(self._target.name):
             now = read_remote(self._target)
         refuse_overwriting(self._target, self._start, now, files)
-        return commit_files(self._target, files, message=message, state=now, progress=self._progress)
+        result = commit_files(self._target, files, message=message, state=now, progress=self._progress)
+        if self._journal is not None:  # what is in a commit is there, whatever way it went
+            for shard in self._made:
+                if shard.file not in self._journal.finished:
+                    with suppress(OutputError):
+                        self._journal.record(shard)
+        return result
 
     def accept(self, shard: FinishedShard) -> None:
         """Upload a shard that is whole on the disk, in the background, and then delete it."""
+        self._made.append(shard)
         self._uploads.append(self._pool.submit(self._upload, shard))
 
     def release(self) -> None:
@@ -121,8 +130,17 @@ class HubSink:
         """The shards of an earlier run that the Hub has, by path."""
         if self._journal is None or not self._journal.finished:
             return {}
+        recorded = tuple(self._journal.finished.values())
         with push_errors(self._target.name):
-            there = there_already(self._target, self._start, tuple(self._journal.finished.values()))
+            there = there_already(self._target, self._start, recorded)
+        committed = self._start.files
+        there += [
+            shard
+            for shard in recorded
+            if shard not in there
+            and (file := committed.get(shard.file)) is not None
+            and (file.size, file.sha256) == (shard.size, shard.sha256)
+        ]
         self._journal.finished = {shard.file: shard for shard in there}
         return {shard.file: OutgoingFile.uploaded(shard) for shard in there}
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hubextrap.errors import PushError
 from hubextrap.hub.provenance import without_private_parts
 from hubextrap.hub.push_errors import push_errors
+from hubextrap.hub.side_files import is_utf8
 from hubextrap.hub_access import hub_api
 from hubextrap.patience import retried
 
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _BRANCH = re.compile(
-    r"(?!.*(?:\.\.|//|@\{|\.lock(?:/|$)|/\.|\.$|/$))[^\s/.~^:?*\[\\\x00-\x1f-][^\s~^:?*\[\\\x00-\x1f]*"
+    r"(?!.*(?:\.\.|//|@\{|\.lock(?:/|$)|/\.|\.$|/$))[^\s/.~^:?*\[\\\x00-\x1f\x7f-][^\s~^:?*\[\\\x00-\x1f\x7f]*"
 )
+_LONGEST_NAME, _LONGEST_TITLE = 250, 1000
+"""Bytes of a part of a branch's name, which git keeps in a file of that name and `.lock`, and of a
+title, which the Hub shows as one line."""
 _SHA = re.compile(r"[0-9a-f]{40}")
 
 
@@ -38,12 +42,31 @@ class PushTarget:
     """The commit's title; one that says what was predicted when None."""
 
     def __post_init__(self) -> None:
+        """
+        Raises:
+            PushError: git or the Hub would not have the repo, the branch or the title.
+        """
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
         try:
-            (self.message or "").encode()
-        except UnicodeEncodeError as error:
+            validate_repo_id(self.repo)
+        except HFValidationError as error:
             raise PushError(
-                f"{self.name}: the commit's title is not UTF-8 text; write another one"
+                f"{self.repo}: not a repo to push to; write OWNER/NAME or OWNER/NAME@BRANCH"
             ) from error
+        if _problem_of_branch(self.revision):
+            raise PushError(
+                f"{self.repo}@{self.revision}: {self.revision!r} is not the name of a branch; write "
+                f"{self.repo}@BRANCH, e.g. @step_400"
+            )
+        if _SHA.fullmatch(self.revision):
+            raise PushError(
+                f"{self.name}: a push goes to a branch, not to a commit; write {self.repo}@BRANCH, e.g. "
+                "@step_400"
+            )
+        if self.message is not None and (problem := _problem_of_title(self.message)):
+            raise PushError(f"{self.name}: the commit's title {problem}; write another one")
 
     @classmethod
     def parse(
@@ -67,13 +90,9 @@ class PushTarget:
             ) from error
         if "/" not in repo:
             raise PushError(f"{shown}: a repo to push to needs its owner; write OWNER/{repo}")
-        if at and (not _BRANCH.fullmatch(revision) or revision.startswith("refs/")):
+        if at and not revision:
             raise PushError(
                 f"{shown}: {revision!r} is not the name of a branch; write {repo}@BRANCH, e.g. @step_400"
-            )
-        if _SHA.fullmatch(revision):
-            raise PushError(
-                f"{shown}: a push goes to a branch, not to a commit; write {repo}@BRANCH, e.g. @step_400"
             )
         return cls(repo, revision or "main", private=private, create_pr=create_pr, message=message)
 
@@ -104,6 +123,27 @@ class RemoteState:
     """Files of ``head`` by path."""
     pull_requests: frozenset[tuple[str, str]] = frozenset()
     """Ref and commit of each, where the target is a pull request."""
+
+
+def _problem_of_branch(name: str) -> bool:
+    """Whether git or the Hub would not have a branch of that name."""
+    return (
+        not _BRANCH.fullmatch(name)
+        or not is_utf8(name)
+        or name.startswith("refs/")
+        or name in ("@", "HEAD")
+        or any(len(part.encode()) > _LONGEST_NAME for part in name.split("/"))
+    )
+
+
+def _problem_of_title(title: str) -> str | None:
+    if not is_utf8(title):
+        return "is not UTF-8 text"
+    if not title.strip() or "\0" in title:
+        return "is blank" if not title.strip() else "has a null byte in it"
+    if len(title.encode()) > _LONGEST_TITLE:
+        return f"has {len(title.encode()):,} bytes, more than {_LONGEST_TITLE:,}"
+    return None
 
 
 def check_target(target: PushTarget) -> RemoteState:

@@ -216,15 +216,15 @@ def test_what_run_pushed_is_evaluated_whatever_its_branch_holds_by_now(
 ) -> None:
     target = f"{landing.repo}-predicted"
     recipe = load_recipe(evaluated(landing.repo, push={"repo": target, "revision": "step_60"}))
-    merge = api.chain.merge
+    make = api.chain.make
 
     def merge_and_be_overtaken(*arguments: Any, **options: Any) -> Any:
-        made = merge(*arguments, **options)
+        made = make(*arguments, **options)
         files = {file.name: file for file in (checkpoints / "step_0").iterdir()}
         hub.commit(target, files, revision="step_60")
         return made
 
-    monkeypatch.setattr(api.chain, "merge", merge_and_be_overtaken)
+    monkeypatch.setattr(api.chain, "make", merge_and_be_overtaken)
     result = api.run(recipe)
     assert result.predictions[0].pushed is not None
     row = result.tables[0].rows[0]

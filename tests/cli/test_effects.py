@@ -274,7 +274,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     },
     api.merge: dict.fromkeys(["recipe", "out", "push", "settings", "trajectory"], ALWAYS),
     api.plan: dict.fromkeys(["recipe", "out", "push", "check_push", "settings"], ALWAYS),
-    api.prepare: dict.fromkeys(["recipe", "settings", "read_weights", "variants", "trajectory"], ALWAYS),
+    api.prepare: dict.fromkeys(["recipe", "settings", "read_weights", "variants", "trajectory", "check"], ALWAYS),
     api.publish: dict.fromkeys(["table", "publication"], ALWAYS),
     api.push: dict.fromkeys(["folder", "target"], ALWAYS),
     api.reground: dict.fromkeys(["recipe", "out", "settings", "output"], ALWAYS),

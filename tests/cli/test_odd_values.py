@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+import shutil
 from typing import Any
 
 import pytest
 import yaml
 from command_lines import ODD, REGROUND, Ended, Ground, commands, run_main
+from harness import weights_read
+
+from hubextrap.localhub import LocalHub
 
 BASES = {
     "steps": ["run"],
@@ -99,6 +103,51 @@ def test_more_odd_values(words: str, ground: Ground) -> None:
 def test_odd_values_beside_logprobs(ground: Ground) -> None:
     lines = odd_lines("scan", WITH_LOGPROBS)
     try_lines("scan", random.Random(9).sample(lines, 60), ground)
+
+
+BEFORE_WEIGHTS = {
+    "plan": ["hub.yaml", "--quiet"],
+    "merge": ["hub.yaml", "--out", "made", "--quiet"],
+    "run": ["hub.yaml", "--out", "made", "--quiet"],
+    "scan": ["{repo}", "--out", "made", "--quiet"],
+    "sweep": ["hub.yaml", "--out", "made", "--quiet"],
+}
+"""Lines whose weights lie on the Hub, which says afterwards what was read of them."""
+
+
+def try_before_weights(words: str, count: int, ground: Ground, hub: LocalHub) -> None:
+    """What is refused is refused before a weight is read; nothing that is refused is left behind."""
+    hub.create_repo(ground.repo)
+    for folder in sorted((ground.folder / "run").iterdir()):
+        hub.commit(ground.repo, {path.name: path for path in folder.iterdir()}, revision=folder.name)
+    ground.recipe("hub.yaml", trajectory={"repo": ground.repo}, merge_method="low_rank")
+    lines = random.Random(10).sample(odd_lines(words, BEFORE_WEIGHTS[words]), count)
+    problems = []
+    for line in lines:
+        hub.requests.clear()
+        before = sorted(ground.folder.rglob("*"))
+        ended = run_main(words, *[ground.repo if word == "{repo}" else word for word in line])
+        if problem := problem_of(ended):
+            problems.append(f"{line!r:.200}: {problem}: {ended.err[-400:]}")
+        if ended.code and (read := weights_read(hub)):
+            problems.append(f"{line!r:.200}: refused after {len(read)} reads of weights: {ended.err[-400:]}")
+        left = [path for path in ground.folder.rglob("*") if path not in before]
+        if ended.code and left:
+            problems.append(f"{line!r:.200}: refused, and left {left}: {ended.err[-400:]}")
+        for path in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("words", ["merge", "run", "scan"])
+def test_refused_before_weights_are_read(words: str, ground: Ground, hub: LocalHub) -> None:
+    try_before_weights(words, 6, ground, hub)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", BEFORE_WEIGHTS)
+def test_more_is_refused_before_weights_are_read(words: str, ground: Ground, hub: LocalHub) -> None:
+    try_before_weights(words, 150, ground, hub)
 
 
 def test_known_odd_values(ground: Ground) -> None:

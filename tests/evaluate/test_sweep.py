@@ -217,7 +217,7 @@ def test_every_setting_counts(tmp_path: Path) -> None:
         {"num_fewshot": 1},
         {"apply_chat_template": True},
         {"dtype": "bfloat16"},
-        {"device": "cuda"},
+        {"device": "cpu:0"},
         {"answering": Answering(max_tokens=9)},
         {"answering": Answering(repeats=4)},
         {"answering": Answering(repeats=4, temperature=0.5)},

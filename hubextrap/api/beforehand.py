@@ -1,0 +1,104 @@
+"""What would refuse a merge's output, found before a weight is read: folder, disk, device, and the Hub."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from hubextrap.api.companions import CARD, companions
+from hubextrap.api.output import check_output, check_scratch, output_sizes, target_folders
+from hubextrap.api.staging import may_be_finished
+from hubextrap.errors import HubExtrapError
+from hubextrap.foreign_text import own_lines
+from hubextrap.hub import check_target
+from hubextrap.hub.card import with_target
+from hubextrap.hub.commit import check_card, check_files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from hubextrap.api.companions import Companions
+    from hubextrap.api.prepare import Prepared
+    from hubextrap.hub import PushTarget
+    from hubextrap.hub.target import RemoteState
+
+
+def problems_beforehand(
+    prepared: Prepared,
+    out: Path | None,
+    targets: Sequence[PushTarget],
+    *,
+    ask: bool = True,
+    states: dict[PushTarget, RemoteState] | None = None,
+) -> list[HubExtrapError]:
+    """Everything that would refuse the outputs, most of it found by making them with empty shards.
+
+    Args:
+        ask: have the Hub say what it would; False where it has been asked, or is not to be.
+        states: gets what is at each target.
+    """
+    problems: list[HubExtrapError] = []
+    states = {} if states is None else states
+
+    def found(check: Callable[[], object]) -> None:
+        try:
+            check()
+        except HubExtrapError as error:
+            problems.append(error)
+
+    problems += device_problems(prepared)
+    steps = prepared.recipe.target_steps
+    made: list[Companions] = []
+    found(lambda: made.extend(companions(prepared, index) for index in range(len(steps))))
+    outputs = [output_sizes(prepared.plan, one.files) for one in made]
+    if out is not None:
+        folders = target_folders(steps)
+        sizes = dict(zip(folders, outputs, strict=True)) if made else {}
+        found(lambda: check_output(out, sizes, may_be_there=may_be_finished(out)))
+    elif targets:
+        found(partial(check_scratch, targets, prepared.plan))
+    for target, files in zip(targets, outputs, strict=False):
+        found(partial(check_files, target, files))
+    if ask:
+        for target in targets:
+            found(partial(_look, target, states))
+    for target, one in zip(targets, made, strict=False):
+        if target in states:  # a card goes to no repo that is not for it
+            found(partial(check_card, target, card_for(one, target)))
+    return problems
+
+
+def refuse(problems: Sequence[HubExtrapError]) -> None:
+    """Raise them, all at once.
+
+    Raises:
+        HubExtrapError: of their own kind, where there is one.
+    """
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        kinds = {type(problem) for problem in problems}
+        kind = kinds.pop() if len(kinds) == 1 else HubExtrapError
+        raise kind(own_lines(*dict.fromkeys(str(problem) for problem in problems)))
+
+
+def card_for(made: Companions, target: PushTarget) -> bytes:
+    """The card as it goes to a repo: its snippet loads that."""
+    return with_target(made.files[CARD].decode(), target.repo, target.revision).encode()
+
+
+def _look(target: PushTarget, states: dict[PushTarget, RemoteState]) -> None:
+    states[target] = check_target(target)
+
+
+def device_problems(prepared: Prepared) -> list[HubExtrapError]:
+    """What keeps the device from making the bytes of a merge."""
+    if prepared.settings.device != "cpu":
+        from hubextrap.engine.kernels import check_device  # imports torch
+
+        try:
+            check_device(prepared.settings.device)
+        except HubExtrapError as error:
+            return [error]
+    return []

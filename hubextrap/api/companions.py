@@ -1,0 +1,168 @@
+"""What an output has beside its shards: provenance, card, index, side files, all built before the first.
+
+Only two things follow from the shards themselves, the sizes and the sha256 in hubextrap.json; their place is
+taken until then by stand-ins of the same length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubextrap.errors import HubExtrapError, RecipeError, SourceError
+from hubextrap.hub import (
+    PROVENANCE_FILE,
+    CoefficientRule,
+    OutputShard,
+    Provenance,
+    build_provenance,
+    model_card,
+)
+from hubextrap.hub.carried_over import unreadable
+from hubextrap.hub.side_files import SideFiles, is_utf8, read_side_files
+from hubextrap.tensors.interfaces import SMALL_FILE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from hubextrap.api.prepare import Prepared
+    from hubextrap.engine import MergePlan
+    from hubextrap.tensors.interfaces import FinishedShard, Source
+    from hubextrap.trajectory import Checkpoint
+
+CARD = "README.md"
+_STAND_IN = "0" * 64
+"""For a sha256 that nobody knows yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What the last checkpoint gives to every output beside the weights."""
+
+    names: SideFiles
+    files: Mapping[str, bytes]
+    """The side files as they are written, by path."""
+    card: str | None
+    """Its model card, from which licence and language are taken over; None without one that can be read."""
+    note: str | None
+    """Why its card, or the metadata in it, gives nothing."""
+
+    @classmethod
+    def of(cls, last: Source, out_dtype: str | None) -> Beside:
+        """Read them.
+
+        Raises:
+            HubExtrapError: as `hub.side_files.choose_side_files`.
+        """
+        names, files = read_side_files(last, out_dtype)
+        info = last.files().get(CARD)
+        card, wrong = None, None
+        if info is not None and info.size > SMALL_FILE:
+            wrong = f"it has {info.size:,} bytes"
+        elif info is not None:
+            card = last.read_file(CARD).decode(errors="replace")
+            wrong = unreadable(card)
+            card = None if wrong else card
+        note = f"{CARD} of the last checkpoint: nothing of its metadata is taken over: {wrong}"
+        return cls(names, files, card, note if wrong else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Companions:
+    """All files of one target beside its shards."""
+
+    provenance: Provenance
+    files: dict[str, bytes]
+    """By path; hubextrap.json as ``provenance`` has it."""
+
+    def with_shards(self, shards: Sequence[FinishedShard]) -> Companions:
+        """The same, once the shards are there: hubextrap.json says their sha256."""
+        made = tuple(OutputShard(file=one.file, size=one.size, sha256=one.sha256) for one in shards)
+        provenance = self.provenance.model_copy(
+            update={"shards": tuple(sorted(made, key=lambda one: one.file))}
+        )
+        return Companions(provenance, self.files | {PROVENANCE_FILE: provenance.to_bytes()})
+
+
+def companions(prepared: Prepared, index: int) -> Companions:
+    """Those of a merge's target, stand-ins in the place of what only its shards can tell.
+
+    Raises:
+        HubExtrapError: they cannot be made, or not be read again; says why.
+    """
+    recipe = prepared.recipe
+    rules = [
+        (glob, rule.method, dict(zip(prepared.trajectory.steps, row, strict=True)))
+        for rule, rows in prepared.rules
+        for glob, row in ((glob, rows[index].tolist()) for glob in rule.match)
+    ]
+    return companions_of(
+        prepared.trajectory.checkpoints,
+        prepared.plan,
+        prepared.beside,
+        lambda shards, files: build_provenance(
+            checkpoints=prepared.trajectory.checkpoints,
+            merge_method=recipe.merge_method,
+            parameters=recipe.parameters.model_dump(
+                mode="json", exclude={"target_step"}, exclude_defaults=True
+            ),
+            target_step=recipe.target_steps[index],
+            coefficients=[
+                CoefficientRule(match=glob, method=method, coefficients=row) for glob, method, row in rules
+            ],
+            shards=shards,
+            files=files,
+            dtype=recipe.dtype,
+            out_dtype=recipe.out_dtype,
+            recipe=recipe.text,
+            expected_relative_error=prepared.expected[index].relative_error,
+        ),
+        prepared.caveats,
+    )
+
+
+def companions_of(
+    checkpoints: Sequence[Checkpoint],
+    plan: MergePlan,
+    beside: Beside,
+    describe: Callable[[Sequence[OutputShard], Mapping[str, bytes]], Provenance],
+    caveats: Sequence[str],
+) -> Companions:
+    """Those of any prediction.
+
+    Args:
+        describe: its provenance, given its shards and what lies beside them but the card.
+
+    Raises:
+        SourceError: a checkpoint's name cannot be written into a file.
+        RecipeError: something of the recipe cannot be.
+        HubExtrapError: a file would be larger than this program reads.
+    """
+    for checkpoint in checkpoints:
+        place = Path(checkpoint.path).name if checkpoint.repo is None else checkpoint.path
+        if not is_utf8(place + checkpoint.revision):
+            raise SourceError(
+                f"{checkpoint.name}: its name is not UTF-8 text, so hubextrap.json cannot hold it; rename it"
+            )
+    files = dict(beside.files)
+    if plan.index_file is not None:
+        files[plan.index_file] = plan.index
+    try:
+        provenance = describe(
+            [OutputShard(file=shard.file, size=shard.size, sha256=_STAND_IN) for shard in plan.shards], files
+        )
+        files[PROVENANCE_FILE] = provenance.to_bytes()
+        card = model_card(provenance, beside.card, side_files=files, caveats=caveats)
+        files[CARD] = card.encode()
+    except ValueError as error:  # a lone surrogate in a pattern, say, which a YAML text can spell
+        raise RecipeError(
+            f"the recipe cannot be written into hubextrap.json and the card ({error}); write it as UTF-8 text"
+        ) from error
+    for file in (PROVENANCE_FILE, CARD, plan.index_file):
+        if file is not None and (size := len(files[file])) > SMALL_FILE:
+            raise HubExtrapError(
+                f"{file} would have {size:,} bytes, more than the {SMALL_FILE:,} that can be read again; "
+                "take fewer checkpoints, or a method without coefficients for each tensor"
+            )
+    return Companions(provenance, files)

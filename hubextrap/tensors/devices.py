@@ -1,0 +1,34 @@
+"""Which devices there are here: known before anything is read for them."""
+
+from __future__ import annotations
+
+
+def device_problem(device: str) -> str | None:
+    """What keeps torch from computing on ``device``; None where nothing does.
+
+    A GPU is only counted, as using it would take its memory and spoil it for processes that are forked.
+    """
+    import torch
+
+    try:
+        named = torch.device(device)
+    except (RuntimeError, ValueError):
+        return f"device {device[:100]!r}: there is no such device; choose cpu, or cuda where there is a GPU"
+    if named.type == "meta":
+        return f"device {device}: holds no numbers; choose cpu, or cuda where there is a GPU"
+    if named.type == "cpu":
+        return None
+    if named.type != "cuda":
+        try:
+            torch.empty(1, device=named)
+        except Exception as error:  # each backend has errors of its own
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            return (
+                f"device {device}: cannot be used here ({reason}); choose cpu, or cuda where there is a GPU"
+            )
+        return None
+    if not torch.cuda.is_available():
+        return f"device {device}: there is no CUDA device here, or torch is built without CUDA; choose cpu"
+    if (named.index or 0) >= (count := torch.cuda.device_count()):
+        return f"device {device}: there are {count} CUDA devices here, counted from 0; choose one of them"
+    return None
