@@ -9,7 +9,7 @@ import typer
 
 from hubextrap.cli.effect import refuse_idle
 from hubextrap.cli.terminal import tell_json
-from hubextrap.containment import read_named
+from hubextrap.containment import INPUT_LIMIT, read_named
 from hubextrap.foreign_text import terminal_output
 
 
@@ -69,7 +69,14 @@ def generate(
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = typer.get_text_stream("stdin").read() if str(path) == "-" else read_named(path).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{path}: cannot be read as text ({type(error).__name__})") from error
+        if str(path) == "-":
+            text = typer.get_text_stream("stdin").read(INPUT_LIMIT + 1)
+            if len(text) > INPUT_LIMIT:
+                raise typer.BadParameter(f"{path}: holds more than the {INPUT_LIMIT:,} that are read")
+        else:
+            text = read_named(path).decode()
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"{path}: cannot be read as text (UnicodeDecodeError)") from error
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: cannot be read as text ({error.strerror})") from error
     return [line for line in text.splitlines() if line.strip()]
