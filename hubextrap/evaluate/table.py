@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from math import isclose, isfinite
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer, field_validator
@@ -201,7 +203,9 @@ class EvaluationTable(Part):
             EvaluationError: the file is not there or is not such a table.
         """
         try:
-            return cls.model_validate_json(read_named(path))
+            table = cls.model_validate_json(read_named(path))
+            table.check()
+            return table
         except OSError as error:
             raise EvaluationError(f"{path}: the results cannot be read ({error.strerror})") from error
         except ValidationError as error:
@@ -211,6 +215,27 @@ class EvaluationTable(Part):
                 f"{path}: not a results file of `hubextrap eval`: {field}: {problem['msg']}; "
                 "run the evaluation again"
             ) from error
+        except ValueError as error:
+            raise EvaluationError(f"{path}: {error}; run the evaluation again") from error
+
+    def check(self) -> None:
+        """Refuse figures that contradict each other.
+
+        Raises:
+            ValueError: names the row and the figure.
+        """
+        labels = [row.label for row in self.rows]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"rows: {label!r} is there twice")
+        for row in self.rows:
+            for score in row.scores:
+                where = f"rows: {score.title} of {row.label!r}"
+                if score.stderr is not None and score.stderr < 0:
+                    raise ValueError(f"{where} has a standard error below 0")
+                mean = fmean(score.problems) if score.problems else score.value
+                if not isclose(mean, score.value, rel_tol=1e-6, abs_tol=1e-6) and isfinite(score.value):
+                    raise ValueError(f"{where} is {score.value!r}, and the mean of its problems {mean!r}")
 
 
 def _verdict(interval: tuple[float, float], higher_is_better: bool | None) -> Verdict:
