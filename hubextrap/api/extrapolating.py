@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap._version import __version__
-from hubextrap.api.fingerprint import input_fingerprint
+from hubextrap.api.fingerprint import header_fingerprint
+from hubextrap.api.merging import input_files
 from hubextrap.api.output import check_output, write_files
 from hubextrap.api.staging import staged
 from hubextrap.engine import run_plan
@@ -108,8 +109,8 @@ def extrapolate(
         check_output(out, plan)
         fingerprint = {
             **{
-                f"the checkpoint of step {one.step}": input_fingerprint(one, source)
-                for one, source in zip(checkpoints, sources, strict=True)
+                f"the checkpoint of step {one.step}": header_fingerprint(one, layout)
+                for one, layout in zip(checkpoints, plan.layouts, strict=True)
             },
             "the coefficients": hashlib.sha256(json.dumps(decision.coefficients).encode()).hexdigest(),
             "the version of hubextrap": __version__,
@@ -144,6 +145,7 @@ def extrapolate(
                 out_dtype=None,
                 recipe=recipe.text,
                 expected_relative_error=decision.expected_relative_error,
+                files=input_files(plan, sources),
             )
             files = side_files(sources[-1], None)
             if plan.index_file is not None:

@@ -14,12 +14,14 @@ from hubextrap.api.planning import check_destinations, given_push_targets, recip
 from hubextrap.api.prepare import Prepared, Settings, prepare
 from hubextrap.api.staging import push_state, remove_leftover, staged
 from hubextrap.engine import run_plan
+from hubextrap.engine.inputs import read_as
 from hubextrap.engine.plan import REMOTE_READERS
 from hubextrap.errors import PushError
 from hubextrap.hub import (
     PROVENANCE_FILE,
     CoefficientRule,
     HubSink,
+    InputFile,
     OutputShard,
     PushResult,
     PushTarget,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hubextrap.engine import MergeOutput
+    from hubextrap.engine.plan import MergePlan
     from hubextrap.hub import Provenance
     from hubextrap.recipe import Recipe
     from hubextrap.tensors.interfaces import FinishedShard, Sink, Source
@@ -187,9 +190,6 @@ def _merge_onto_hub(prepared: Prepared, targets: list[PushTarget], progress: Pro
 def run_prepared(
     prepared: Prepared, sinks: Sequence[Sink], journals: Sequence[Journal], progress: Progress
 ) -> list[MergeOutput]:
-    if there := sum(len(journal.finished) for journal in journals):
-        total = len(prepared.plan.shards) * len(journals)
-        progress.say(f"resuming: {there} of {total} shards are there")
     return run_plan(
         prepared.plan,
         prepared.sources,
@@ -227,6 +227,7 @@ def _companions(
         out_dtype=recipe.out_dtype,
         recipe=recipe.text,
         expected_relative_error=prepared.expected[index].relative_error,
+        files=input_files(prepared.plan, prepared.sources),
     )
     files = side_files(last, recipe.out_dtype)
     if prepared.plan.index_file is not None:
@@ -235,6 +236,26 @@ def _companions(
     card = model_card(provenance, _card_of(last), side_files=files, caveats=prepared.caveats)
     files["README.md"] = card.encode()
     return provenance, files
+
+
+def input_files(plan: MergePlan, sources: Sequence[Source]) -> list[list[InputFile]]:
+    """The weight files of each checkpoint, as the provenance names them once a merge has gone well."""
+    how, found = read_as(plan), []
+    for k, (layout, source) in enumerate(zip(plan.layouts, sources, strict=True)):
+        listed = source.files()
+        found.append(
+            [
+                InputFile(
+                    file=one.file,
+                    size=one.size,
+                    read=how[k, one.file],
+                    listed=listed[one.file].digest,
+                    compared=how[k, one.file] == "whole" and listed[one.file].digest is not None,
+                )
+                for one in layout.shards
+            ]
+        )
+    return found
 
 
 def _card_of(source: Source) -> str | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.errors import EvaluationError
 from hubextrap.hub_access import hub_api, hub_errors, reason
 from hubextrap.logits import Mixture
+from hubextrap.tensors.cache import check_download
 
 if TYPE_CHECKING:
     from hubextrap.evaluate.table import Backend, Settings
@@ -80,6 +81,7 @@ def vllm_arguments(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]
     Raises:
         TrajectoryError, SourceError: a subfolder cannot be downloaded.
     """
+    check_download(checkpoint, weights=True)
     place: dict[str, Any] = {"pretrained": checkpoint.path}
     if checkpoint.repo is not None and checkpoint.path:
         with hub_errors(checkpoint.name):

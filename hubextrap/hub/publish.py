@@ -19,6 +19,7 @@ from hubextrap.hub.side_files import belongs_to_model
 from hubextrap.hub.target import check_target, remote_files
 from hubextrap.hub_access import hub_api
 from hubextrap.patience import retried
+from hubextrap.tensors.cache import check_cached
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -147,7 +148,7 @@ def benchmark_task(dataset: str, config: str | None, split: str | None) -> tuple
         except (EntryNotFoundError, RepositoryNotFoundError):
             return None
     try:
-        tasks = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["tasks"]
+        tasks = yaml.safe_load(check_cached(Path(path), f"{dataset}: {_BENCHMARK_FILE}").decode())["tasks"]
         fitting = [
             task["id"]
             for task in tasks
@@ -168,7 +169,7 @@ def _card(target: PushTarget, state: RemoteState) -> str:
     with push_errors(target.name):
         path = retried(lambda: hub_api().hf_hub_download(target.repo, "README.md", revision=state.head))
     try:
-        return Path(path).read_bytes().decode()
+        return check_cached(Path(path), f"{target.name}: README.md").decode()
     except UnicodeDecodeError as error:
         raise PushError(
             f"{target.name}: README.md is not UTF-8 text; correct it, then publish again"

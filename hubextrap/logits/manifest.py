@@ -12,6 +12,7 @@ from hubextrap._version import __version__
 from hubextrap.errors import CorruptFile, HubExtrapError, OutputError
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.logits.mixture import Mixture
+from hubextrap.tensors.cache import check_cached
 from hubextrap.trajectory import Checkpoint, parse_reference, resolve_checkpoint
 
 MANIFEST_FILE = "hubextrap_logits.json"
@@ -88,7 +89,9 @@ def read_manifest(reference: str) -> Mixture:
         with hub_errors(name):
             path = Path(hub_api().hf_hub_download(where.repo, file, revision=where.revision))
     try:
-        content = _Manifest.model_validate_json(path.read_bytes())
+        content = _Manifest.model_validate_json(
+            path.read_bytes() if where.folder is not None else check_cached(path, name)
+        )
     except OSError as error:
         raise CorruptFile(
             f"{name}: cannot be read ({error.strerror}); it is what save_pretrained of a mixture writes"

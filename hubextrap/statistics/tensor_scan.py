@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_FORMAT = "1"
+_FORMAT = "2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ class TensorScan:
     """(E,): −1 where there is none."""
     example_values: NDArray[np.float32]
     """(E, K): NaN where there is none."""
+    inputs: tuple[str, ...] = ()
+    """A hash of what was read of each checkpoint."""
 
     @classmethod
     def empty(cls, name: str, elements: int, checkpoints: int, examples: int) -> TensorScan:
@@ -106,7 +108,7 @@ class ScanJournal:
             "example_places": found.example_places,
             "example_values": found.example_values,
         }
-        line = {"tensor": found.name, "elements": found.elements}
+        line = {"tensor": found.name, "elements": found.elements, "inputs": found.inputs}
         try:
             self._append(line | {name: array.tolist() for name, array in arrays.items()})
         except OSError as error:
@@ -167,4 +169,5 @@ def _tensor(line: Mapping[str, Any]) -> TensorScan:
         np.array(line["sample_counts"], dtype=np.int64),
         np.array(line["example_places"], dtype=np.int64),
         np.array(line["example_values"], dtype=np.float32),
+        tuple(bytes.fromhex(digest).hex() for digest in line["inputs"]),
     )

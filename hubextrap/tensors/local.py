@@ -25,7 +25,7 @@ class LocalSource:
         self._folder = Path(folder)
         self._lock = threading.Lock()
         self._descriptors: dict[str, int] = {}
-        self._stamps: dict[str, tuple[int, int]] = {}
+        self._stamps: dict[str, tuple[int, ...]] = {}
         try:
             self._list("")
             if (self._folder / TEMPLATE_FOLDER).is_dir():
@@ -48,7 +48,11 @@ class LocalSource:
         return self._folder
 
     def files(self) -> Mapping[str, FileInfo]:
-        return {file: FileInfo(size) for file, (size, _) in self._stamps.items()}
+        return {file: FileInfo(size) for file, (size, *_) in self._stamps.items()}
+
+    def stamp(self, file: str) -> tuple[int, ...]:
+        """Size, times and place of a file when the source was opened: while they stay, so do its bytes."""
+        return self._known(file)
 
     def read(self, file: str, offset: int, buffer: memoryview) -> None:
         descriptor = self._descriptor(file)
@@ -89,7 +93,7 @@ class LocalSource:
             self._descriptors.clear()
             self._stamps.clear()
 
-    def _known(self, file: str) -> tuple[int, int]:
+    def _known(self, file: str) -> tuple[int, ...]:
         stamp = self._stamps.get(file)
         if stamp is None:
             raise SourceError(f"{self.name}: no file {file!r} in the folder")
@@ -121,5 +125,6 @@ class LocalSource:
         )
 
 
-def _stamp(status: os.stat_result) -> tuple[int, int]:
-    return status.st_size, status.st_mtime_ns
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    """What shows that a file was swapped or written to: nobody can set the third of these."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
