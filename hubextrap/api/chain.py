@@ -12,12 +12,14 @@ from hubextrap.api.merging import Prediction, merge
 from hubextrap.api.mixing import check_mixed_run, mixed_rows
 from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.api.prepare import refuse_merge_settings
+from hubextrap.api.unchanged import check_unchanged, pin_of
 from hubextrap.errors import RecipeError
 from hubextrap.evaluate import check_judgeable, check_replaceable, check_writable
 from hubextrap.evaluate.comparison import Rows
 from hubextrap.evaluate.table import PREDICTION
 from hubextrap.evaluate.targets import place_of
 from hubextrap.hub import PushResult, PushTarget, push_folder
+from hubextrap.logits import Mixture
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.trajectory import Checkpoint, Pins, find_recipe_trajectory
 
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
 
     from hubextrap.api.prepare import Settings
     from hubextrap.evaluate import EvaluationTable, Measurement
-    from hubextrap.logits import Mixture
     from hubextrap.recipe import EvaluateSection, Recipe
+    from hubextrap.trajectory import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ def run(
     pins = Pins()
     trajectory = find_recipe_trajectory(recipe, progress, pins=pins)
     against = None if section is None else Against.pinned(recipe, section, trajectory, pins)
+    used = _used(trajectory, against)
     predictions: tuple[Prediction, ...] = ()
     if recipe.space == "weights":
         predictions = merge(
@@ -104,6 +107,7 @@ def run(
         for label, checkpoint in rows:
             if checkpoint not in known:  # the last observed one is, from the second target step on
                 known[checkpoint] = harness.measure(label, checkpoint)
+                _check_used(checkpoint, used)
         table = harness.table([known[checkpoint].labelled(label) for label, checkpoint in rows])
         _save(table, output, step, recipe)
         tables.append(table)
@@ -137,6 +141,24 @@ def _rows(
             prediction.step,
             [(PREDICTION, made), *(row for row in rows.items if place_of(row[1]) != place_of(made))],
         )
+
+
+def _used(trajectory: Trajectory, against: Against | None) -> dict[Checkpoint, str]:
+    """What stands for each checkpoint on the disk that will be merged or mixed, and measured after that."""
+    listed = [] if against is None else [checkpoint for _, checkpoint in against.entries]
+    local = [one for one in (*trajectory.checkpoints, *listed) if one is not None and one.repo is None]
+    return {} if against is None else {one: pin_of(one) for one in dict.fromkeys(local)}
+
+
+def _check_used(measured: Checkpoint | Mixture, used: dict[Checkpoint, str]) -> None:
+    """Refuse a measurement of a checkpoint that is not what was merged, or what the others were.
+
+    Raises:
+        SourceError: somebody has written to it.
+    """
+    for checkpoint in measured.checkpoints if isinstance(measured, Mixture) else (measured,):
+        if checkpoint in used:
+            check_unchanged(checkpoint, used[checkpoint])
 
 
 def _save(table: EvaluationTable, output: Path | None, step: int, recipe: Recipe) -> None:

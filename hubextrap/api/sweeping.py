@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,21 +18,22 @@ from pydantic import ValidationError
 from hubextrap._version import __version__
 from hubextrap.api.against import Against
 from hubextrap.api.evaluating import harness_of
-from hubextrap.api.fingerprint import input_fingerprint, merge_fingerprint
+from hubextrap.api.fingerprint import merge_fingerprint
 from hubextrap.api.merging import run_prepared
 from hubextrap.api.mixing import check_weights
 from hubextrap.api.output import check_output, write_files
 from hubextrap.api.prepare import prepare
 from hubextrap.api.staging import remove_leftover, staged
-from hubextrap.errors import OutputError, RecipeError, SourceError
+from hubextrap.api.unchanged import check_unchanged, pin_of
+from hubextrap.errors import OutputError, RecipeError
 from hubextrap.evaluate import Measurement
 from hubextrap.evaluate.curve import can_draw, draw_sweep
 from hubextrap.evaluate.sweep_report import Candidate, SweepResult, report_sweep, sweep_markdown
 from hubextrap.evaluate.table import LAST, PREDICTION, TARGET
-from hubextrap.hub.side_files import is_side_file, side_files
+from hubextrap.hub.side_files import side_files
 from hubextrap.methods import MAX_STEP
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.tensors import LocalSink, open_source
+from hubextrap.tensors import LocalSink
 from hubextrap.trajectory import Checkpoint, Pins, find_recipe_trajectory
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from hubextrap.evaluate import Harness
     from hubextrap.evaluate.table import Backend
     from hubextrap.recipe import EvaluateSection, Recipe
-    from hubextrap.tensors.interfaces import Source
     from hubextrap.trajectory import Trajectory
 
 RESULTS_FILE, TABLES_FILE = "sweep.json", "sweep.md"
@@ -104,18 +103,18 @@ def sweep(
     harness = harness_of(section, progress, device=device, dtype=dtype, backend=backend)
     folder = _folder(Path(out))  # made when nothing else is wrong
     measured_with = harness.fingerprint()
-    pins = [_pin(checkpoint) for checkpoint in trajectory.checkpoints]
+    pins = [pin_of(checkpoint) for checkpoint in trajectory.checkpoints]
     points = [_point(each, trajectory, pins, measured_with) for each in recipes]
     kept = _Kept(folder / "measured")
 
     measurements = []
     for label, checkpoint in _references(against, points, progress):
-        pin = _pin(checkpoint)
+        pin = pin_of(checkpoint)
         key = _sha256([measured_with, pin])
         found = kept.get(key, label)
         if found is None:
             found = harness.measure(label, checkpoint)
-            _check_unchanged(checkpoint, pin)
+            check_unchanged(checkpoint, pin)
             kept.put(key, found)
         measurements.append(found.of(label, checkpoint))
     todo: dict[str, _Point] = {}  # points with the same coefficients are one model
@@ -210,30 +209,6 @@ def _point(recipe: Recipe, trajectory: Trajectory, pins: Sequence[str], measured
     return _Point(label, step, damping, recipe, key)
 
 
-def _pin(checkpoint: Checkpoint) -> str:
-    """What stands for all of a checkpoint that scores depend on."""
-    with closing(open_source(checkpoint)) as source:
-        return _pin_of(checkpoint, source)
-
-
-def _pin_of(checkpoint: Checkpoint, source: Source) -> str:
-    weights = input_fingerprint(checkpoint, source)
-    if checkpoint.repo is not None:  # its commit says it all
-        return weights
-    beside = {file: source.read_file(file) for file in sorted(source.files()) if is_side_file(file)}
-    return _sha256([weights, {file: hashlib.sha256(data).hexdigest() for file, data in beside.items()}])
-
-
-def _check_unchanged(checkpoint: Checkpoint, pin: str, source: Source | None = None) -> None:
-    """Refuse to keep under ``pin`` what was not measured on it."""
-    now = _pin(checkpoint) if source is None else _pin_of(checkpoint, source)
-    if now != pin:
-        raise SourceError(
-            f"{checkpoint.name}: changed while the sweep ran; wait until nothing writes to it, then run the "
-            "same command again"
-        )
-
-
 def _references(
     against: Against, points: Sequence[_Point], progress: Progress
 ) -> list[tuple[str, Checkpoint]]:
@@ -287,7 +262,7 @@ def _merge(
     variants = [point.recipe for point in missing]
     with prepare(recipe, settings, progress, variants=variants, trajectory=trajectory) as prepared:
         for checkpoint, pin, source in zip(trajectory.checkpoints, pins, prepared.sources, strict=True):
-            _check_unchanged(checkpoint, pin, source)
+            check_unchanged(checkpoint, pin, source)
         remove_leftover(fresh)
         check_output(fresh, prepared.plan)
         names = [point.key for point in missing]

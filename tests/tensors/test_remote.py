@@ -22,6 +22,7 @@ from hubextrap.tensors import (
     remote,
     transfer,
 )
+from hubextrap.tensors.cache import CachedSource
 from hubextrap.trajectory.checkpoint import Checkpoint
 
 WEIGHTS = "model.safetensors"
