@@ -161,7 +161,7 @@ def _download(checkpoint: Checkpoint, files: Collection[str] | None) -> Path:
                 library_version=__version__,
                 tqdm_class=Silent,
             )
-        except (LocalEntryNotFoundError, OSError) as error:
+        except (LocalEntryNotFoundError, OSError, RuntimeError) as error:  # the last is hf_xet's
             raise SourceError(
                 f"{checkpoint.name}: cannot be downloaded: {first_line(error)}; check the network and the "
                 "free space of the cache, then run the same command again"
