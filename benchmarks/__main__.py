@@ -7,7 +7,8 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -82,23 +83,11 @@ def growth(layers: int, rounds: int) -> None:
 
 def remote(layers: int, rounds: int) -> None:
     """A merge from ranges of a loopback Hub, against snapshot_download of the same bytes from it."""
-    from hubextrap.localhub import LocalHub
-
     root = trajectory("qwen-small", max(1, layers // 7), 4, vocabulary=65536)
     billions = parameters(root / "step_10") / 1e9
     print(f"\nloopback Hub, {billions:.2f}B parameters, medians of {rounds}\n")
     row("K", "program", "wall s", "own s", "peak GB", "own/download")
-    shutil.rmtree(WORK / "hub", ignore_errors=True)
-    with LocalHub(WORK / "hub", tokens={"hf_bench": "me"}) as hub:
-        hub.create_repo("me/run")
-        for folder in sorted(root.iterdir()):
-            hub.commit("me/run", {file.name: file for file in folder.iterdir()}, revision=folder.name)
-        environment = {
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(WORK / "hf"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        }
+    with hub_with(root) as environment:
         for count in (2, 4):
             revisions = [f"step_{10 * number}" for number in range(1, count + 1)]
             download = [PYTHON, "-m", "benchmarks.download_job", fresh("cache"), "me/run", *revisions]
@@ -112,11 +101,75 @@ def remote(layers: int, rounds: int) -> None:
             base = found["snapshot_download"].inner or 1
             for name, result in found.items():
                 row(count, name, *figures(result), f"{(result.inner or 0) / base:.2f}")
+
+
+def hashing(layers: int, rounds: int) -> None:
+    """What hashing the inputs costs: the same merge with and without it, in turn."""
+    root = trajectory("qwen", layers, 4)
+    billions = parameters(root / "step_10") / 1e9
+    print(f"\nhashing of the inputs, {billions:.2f}B parameters, medians of {rounds}\n")
+    row("from", "K", "hashing", "wall s", "own s", "peak GB", "processor s", "own/without")
+    for place, before in (("the page cache", warm), ("the disk", cool)):
+        for count in (2, 4):
+            files = [root / f"step_{10 * number}" / "model.safetensors" for number in range(1, count + 1)]
+            _hashing_rows(place, count, root, rounds, lambda b=before, f=files: b(f))
+    small = trajectory("qwen-small", max(1, layers // 7), 4, vocabulary=65536)
+    with hub_with(small) as environment:
+        for settings in ([], ["cache=1"]):
+            for count in (2, 4):
+                place = "the Hub cache" if settings else "ranges of a Hub"
+                _hashing_rows(place, count, "me/run", rounds, lambda: None, environment, settings)
+
+
+def _hashing_rows(
+    place: str,
+    count: int,
+    root: Path | str,
+    rounds: int,
+    before: Callable[[], None],
+    environment: dict[str, str] | None = None,
+    settings: Sequence[str] = (),
+) -> None:
+    found = in_turn(
+        {
+            "with": lambda: merge_case(root, count, environment, settings),
+            "without": lambda: merge_case(root, count, environment, [*settings, "hashes=0"]),
+        },
+        rounds,
+        before=before,
+    )
+    base = found["without"].inner or 1
+    for name, result in found.items():
+        busy = f"{result.processors:.2f}" if result.processors else ""
+        row(place, count, name, *figures(result), busy, f"{(result.inner or 0) / base:.3f}")
+
+
+@contextmanager
+def hub_with(root: Path) -> Iterator[dict[str, str]]:
+    """A loopback Hub with the run as ``me/run``; the variables with which it is read."""
+    from hubextrap.localhub import LocalHub
+
+    shutil.rmtree(WORK / "hub", ignore_errors=True)
+    with LocalHub(WORK / "hub", tokens={"hf_bench": "me"}) as hub:
+        hub.create_repo("me/run")
+        for folder in sorted(root.iterdir()):
+            hub.commit("me/run", {file.name: file for file in folder.iterdir()}, revision=folder.name)
+        yield {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(WORK / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
     shutil.rmtree(WORK / "hub")
     shutil.rmtree(WORK / "hf", ignore_errors=True)
 
 
-def merge_case(root: Path | str, count: int, environment: dict[str, str] | None = None) -> Run:
+def merge_case(
+    root: Path | str,
+    count: int,
+    environment: dict[str, str] | None = None,
+    settings: Sequence[str] = (),
+) -> Run:
     """least_squares (two_point at K = 2) over the first ``count`` checkpoints."""
     recipe = WORK / "recipe.yaml"
     content = {
@@ -126,7 +179,7 @@ def merge_case(root: Path | str, count: int, environment: dict[str, str] | None 
         "out_dtype": "bfloat16",
     }
     recipe.write_text(yaml.safe_dump(content))
-    result = run([PYTHON, "-m", "benchmarks.merge_job", recipe, fresh("out")], environment)
+    result = run([PYTHON, "-m", "benchmarks.merge_job", recipe, fresh("out"), *settings], environment)
     shutil.rmtree(WORK / "out")
     return result
 
@@ -197,6 +250,7 @@ CASES: dict[str, Callable[[int, int], None]] = {
     "growth": growth,
     "remote": remote,
     "scan": scan,
+    "hashing": hashing,
 }
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ class Run:
     """Bytes resident at most."""
     inner: float | None
     """Seconds that it measured itself, start-up left out: its last line, where that is a number."""
+    processors: float | None = None
+    """Seconds of processors that it took for that: the line before, where it says so."""
 
 
 def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Run:
@@ -48,7 +50,9 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
         inner = float(last)
     except ValueError:
         inner = None
-    return Run(seconds, peak.result(), inner)
+    before = output.strip().rpartition("\n")[0].rpartition("\n")[2].split()
+    busy = float(before[1]) if len(before) == 2 and before[0] == "processors" else None
+    return Run(seconds, peak.result(), inner, busy)
 
 
 def _watch_peak(pid: int) -> int:
@@ -83,10 +87,12 @@ def in_turn(
 
 def _median(runs: list[Run]) -> Run:
     inner = [run.inner for run in runs if run.inner is not None]
+    busy = [run.processors for run in runs if run.processors is not None]
     return Run(
         statistics.median(run.seconds for run in runs),
         max(run.peak for run in runs),
         statistics.median(inner) if inner else None,
+        statistics.median(busy) if busy else None,
     )
 
 

@@ -40,7 +40,8 @@ class Entry:
     path: Path
     """Where it is read: the end of the links, so not a link itself."""
     size: int
-    mtime_ns: int
+    stamp: tuple[int, ...]
+    """Size, times and place: while they stay, so do the bytes."""
     problem: str | None = None
     """Why it is not read, and what to do about it."""
 
@@ -74,13 +75,18 @@ def entry_at(root: str, path: str) -> Entry:
     except OSError as error:
         broken = error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
         what = "is a broken link or not a regular file" if broken else f"cannot be read ({error.strerror})"
-        return Entry(real, 0, 0, f"{what}; remove it or put the file there")
+        return Entry(real, 0, (), f"{what}; remove it or put the file there")
     problem = name_problem(path.rpartition(os.sep)[2])
     if not stat.S_ISREG(status.st_mode):
         problem = f"is {kind_of(status)}, not a regular file; remove it or put the file there"
     elif linked and (astray := _leads_astray(root, real)):
         problem = f"is a link {astray} ({shown(str(real))}); copy the file into the folder in its place"
-    return Entry(real, 0 if problem else status.st_size, status.st_mtime_ns, problem)
+    return Entry(real, 0 if problem else status.st_size, stamp_of(status), problem)
+
+
+def stamp_of(status: os.stat_result) -> tuple[int, ...]:
+    """What shows that a file was swapped or written to: nobody can set the third of these."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
 
 
 def _leads_to_a_folder(entry: os.DirEntry[str]) -> bool:

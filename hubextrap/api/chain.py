@@ -12,12 +12,14 @@ from hubextrap.api.merging import Made, MergeResult, Prediction, make
 from hubextrap.api.mixing import check_mixed_run, mixed_rows
 from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.api.prepare import refuse_merge_settings
+from hubextrap.api.unchanged import check_unchanged, pin_of
 from hubextrap.errors import RecipeError
 from hubextrap.evaluate import check_judgeable, check_replaceable, check_writable
 from hubextrap.evaluate.comparison import Rows
 from hubextrap.evaluate.table import PREDICTION
 from hubextrap.evaluate.targets import place_of
 from hubextrap.hub import PushResult, PushTarget, push_folder
+from hubextrap.logits import Mixture
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.trajectory import Checkpoint, Pins, find_recipe_trajectory
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from hubextrap.evaluate import EvaluationTable, Harness, Measurement
     from hubextrap.logits import Mixture
     from hubextrap.recipe import EvaluateSection, Recipe
+    from hubextrap.trajectory import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ def run(
     trajectory = find_recipe_trajectory(recipe, progress, pins=pins)
     against = None if section is None else Against.pinned(recipe, section, trajectory, pins)
     made = Made(MergeResult(()), ())
+    used = _used(trajectory, against)
     if recipe.space == "weights":
         made = make(
             recipe, out=out, push=targets, settings=settings, trajectory=trajectory, progress=progress
@@ -101,7 +105,7 @@ def run(
     tables: tuple[EvaluationTable, ...] = ()
     if harness is not None and against is not None:
         try:
-            tables = _evaluated(recipe, harness, against, predictions, output, progress)
+            tables = _evaluated(recipe, harness, against, used, predictions, output, progress)
         except BaseException:
             if predictions:
                 progress.say("the prediction is whole; the same command goes on with its evaluation")
@@ -114,6 +118,7 @@ def _evaluated(
     recipe: Recipe,
     harness: Harness,
     against: Against,
+    used: dict[Checkpoint, str],
     predictions: Sequence[Prediction],
     output: Path | None,
     progress: Progress,
@@ -125,6 +130,7 @@ def _evaluated(
         for label, checkpoint in rows:
             if checkpoint not in known:  # the last observed one is, from the second target step on
                 known[checkpoint] = harness.measure(label, checkpoint)
+                _check_used(checkpoint, used)
         table = harness.table([known[checkpoint].labelled(label) for label, checkpoint in rows])
         _save(table, output, step, recipe)
         tables.append(table)
@@ -158,6 +164,24 @@ def _rows(
             prediction.step,
             [(PREDICTION, made), *(row for row in rows.items if place_of(row[1]) != place_of(made))],
         )
+
+
+def _used(trajectory: Trajectory, against: Against | None) -> dict[Checkpoint, str]:
+    """What stands for each checkpoint on the disk that will be merged or mixed, and measured after that."""
+    listed = [] if against is None else [checkpoint for _, checkpoint in against.entries]
+    local = [one for one in (*trajectory.checkpoints, *listed) if one is not None and one.repo is None]
+    return {} if against is None else {one: pin_of(one) for one in dict.fromkeys(local)}
+
+
+def _check_used(measured: Checkpoint | Mixture, used: dict[Checkpoint, str]) -> None:
+    """Refuse a measurement of a checkpoint that is not what was merged, or what the others were.
+
+    Raises:
+        SourceError: somebody has written to it.
+    """
+    for checkpoint in measured.checkpoints if isinstance(measured, Mixture) else (measured,):
+        if checkpoint in used:
+            check_unchanged(checkpoint, used[checkpoint])
 
 
 def _save(table: EvaluationTable, output: Path | None, step: int, recipe: Recipe) -> None:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubextrap.engine.inputs import read_as
 from hubextrap.errors import HubExtrapError, RecipeError, SourceError
 from hubextrap.hub import (
     PROVENANCE_FILE,
     CoefficientRule,
+    InputFile,
     OutputShard,
     Provenance,
     build_provenance,
@@ -113,6 +115,7 @@ def companions(prepared: Prepared, index: int) -> Companions:
             ],
             shards=shards,
             files=files,
+            input_files=input_files(prepared.plan, prepared.sources),
             dtype=recipe.dtype,
             out_dtype=recipe.out_dtype,
             recipe=recipe.text,
@@ -120,6 +123,26 @@ def companions(prepared: Prepared, index: int) -> Companions:
         ),
         prepared.caveats,
     )
+
+
+def input_files(plan: MergePlan, sources: Sequence[Source]) -> list[list[InputFile]]:
+    """The weight files of each checkpoint, as the provenance names them once a merge has gone well."""
+    how, found = read_as(plan), []
+    for k, (layout, source) in enumerate(zip(plan.layouts, sources, strict=True)):
+        listed = source.files()
+        found.append(
+            [
+                InputFile(
+                    file=one.file,
+                    size=one.size,
+                    read=how[k, one.file],
+                    listed=listed[one.file].digest,
+                    compared=how[k, one.file] == "whole" and listed[one.file].digest is not None,
+                )
+                for one in layout.shards
+            ]
+        )
+    return found
 
 
 def companions_of(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap._version import __version__
-from hubextrap.api.companions import Beside, companions_of
-from hubextrap.api.fingerprint import input_fingerprint
+from hubextrap.api.companions import Beside, companions_of, input_files
+from hubextrap.api.fingerprint import header_fingerprint
 from hubextrap.api.output import check_output, fill_in, output_sizes, write_files
 from hubextrap.api.staging import staged
 from hubextrap.engine import run_plan
@@ -130,6 +130,7 @@ def extrapolate(
                 out_dtype=None,
                 recipe=recipe.text,
                 expected_relative_error=decision.expected_relative_error,
+                input_files=input_files(plan, sources),
             )
 
         beside = replace(Beside.of(sources[-1], None), card=None)  # a snapshot's card is its trainer's
@@ -138,8 +139,8 @@ def extrapolate(
         check_output(out, {"": output_sizes(plan, made.files)})
         fingerprint = {
             **{
-                f"the checkpoint of step {one.step}": input_fingerprint(one, source)
-                for one, source in zip(checkpoints, sources, strict=True)
+                f"the checkpoint of step {one.step}": header_fingerprint(one, layout)
+                for one, layout in zip(checkpoints, plan.layouts, strict=True)
             },
             "the coefficients": hashlib.sha256(json.dumps(coefficients).encode()).hexdigest(),
             "the version of hubextrap": __version__,

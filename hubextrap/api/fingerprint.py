@@ -5,29 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubextrap._version import __version__
+from hubextrap.tensors import LocalSource
 
 if TYPE_CHECKING:
     from hubextrap.api.prepare import Prepared
     from hubextrap.tensors.interfaces import Source
+    from hubextrap.tensors.layout import CheckpointLayout
     from hubextrap.trajectory.checkpoint import Checkpoint
 
 
 def merge_fingerprint(prepared: Prepared) -> dict[str, str]:
     """The parts of the fingerprint by what messages call them.
 
-    A checkpoint on the Hub counts by its commit; a local one by path, and size and modification time of each
-    weight file.
+    A checkpoint on the Hub counts by its commit; a local one by path, and size and header of each weight
+    file: the journal says what was read of the tensors.
     """
     plan = prepared.plan
     return {
         "the recipe": prepared.recipe.fingerprint(),
         **{
-            f"the checkpoint of step {checkpoint.step}": input_fingerprint(checkpoint, source)
-            for checkpoint, source in zip(prepared.trajectory.checkpoints, prepared.sources, strict=True)
+            f"the checkpoint of step {checkpoint.step}": header_fingerprint(checkpoint, layout)
+            for checkpoint, layout in zip(prepared.trajectory.checkpoints, plan.layouts, strict=True)
         },
         "the coefficients": _digest(
             [(rule.match, rule.method, rows.tolist()) for rule, rows in prepared.rules]
@@ -41,16 +42,29 @@ def merge_fingerprint(prepared: Prepared) -> dict[str, str]:
     }
 
 
-def input_fingerprint(checkpoint: Checkpoint, source: Source) -> str:
-    """What stands for a checkpoint's bytes."""
+def header_fingerprint(checkpoint: Checkpoint, layout: CheckpointLayout) -> str:
+    """What stands for a checkpoint's bytes, those of a local one's tensors aside."""
     if checkpoint.repo is not None:
-        return f"{checkpoint.repo}@{checkpoint.commit}:{checkpoint.path}"
-    files = {}
-    for file, info in source.files().items():
-        if file.endswith(".safetensors") and info.problem is None:
-            status = Path(checkpoint.path, file).stat()
-            files[file] = (status.st_size, status.st_mtime_ns)
+        return _commit(checkpoint)
+    return _digest([checkpoint.path, [(one.file, one.size, one.header_sha256) for one in layout.shards]])
+
+
+def input_fingerprint(checkpoint: Checkpoint, source: Source) -> str:
+    """What stands for a checkpoint's bytes, as long as nobody writes to its files if it is a local one."""
+    if checkpoint.repo is not None:
+        return _commit(checkpoint)
+    assert isinstance(source, LocalSource)
+    # without the device: a file system may have another number tomorrow
+    files = {
+        file: source.stamp(file)[:-1]
+        for file, info in sorted(source.files().items())
+        if file.endswith(".safetensors") and info.problem is None
+    }
     return _digest([checkpoint.path, files])
+
+
+def _commit(checkpoint: Checkpoint) -> str:
+    return f"{checkpoint.repo}@{checkpoint.commit}:{checkpoint.path}"
 
 
 def _digest(value: Any) -> str:

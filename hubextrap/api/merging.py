@@ -248,9 +248,6 @@ def _merge_onto_hub(prepared: Prepared, targets: list[PushTarget], progress: Pro
 def run_prepared(
     prepared: Prepared, sinks: Sequence[Sink], journals: Sequence[Journal], progress: Progress
 ) -> list[MergeOutput]:
-    if there := sum(len(journal.finished) for journal in journals):
-        total = len(prepared.plan.shards) * len(journals)
-        progress.say(f"resuming: {there} of {total} shards are there")
     return run_plan(
         prepared.plan,
         prepared.sources,

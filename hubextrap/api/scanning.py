@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from hubextrap._version import __version__
 from hubextrap.api.fingerprint import input_fingerprint
 from hubextrap.api.prepare import Settings, refuse_merge_settings
+from hubextrap.api.unchanged import changed
 from hubextrap.errors import CheckpointError, OutputError, RecipeError
 from hubextrap.evaluate import check_writable
 from hubextrap.evaluate.run import chosen_device
@@ -86,6 +87,10 @@ def scan(
             progress.say(f"{path}: holds a scan of these checkpoints already")
     if logprobs is not None and found.logprobs is None:
         found = replace(found, logprobs=measure_logprobs(trajectory, logprobs, progress))
+        for checkpoint, pin in zip(trajectory.checkpoints, pins, strict=True):
+            with closing(open_source(checkpoint)) as source:
+                if input_fingerprint(checkpoint, source) != pin:
+                    raise changed(checkpoint)
         if path is not None:
             found.save(path)
     return found

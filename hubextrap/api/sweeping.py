@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import shutil
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,25 +19,25 @@ from hubextrap._version import __version__
 from hubextrap.api.against import Against
 from hubextrap.api.beforehand import device_problems, refuse
 from hubextrap.api.evaluating import harness_of
-from hubextrap.api.fingerprint import input_fingerprint, merge_fingerprint
+from hubextrap.api.fingerprint import merge_fingerprint
 from hubextrap.api.merging import run_prepared
 from hubextrap.api.mixing import check_weights
 from hubextrap.api.output import check_output, output_sizes, write_files
 from hubextrap.api.prepare import prepare
 from hubextrap.api.staging import remove_leftover, staged
+from hubextrap.api.unchanged import check_unchanged, pin_of
 from hubextrap.claims import sealed, unsealed
 from hubextrap.containment import read_named
-from hubextrap.errors import OutputError, RecipeError, SourceError
+from hubextrap.errors import OutputError, RecipeError
 from hubextrap.evaluate import Measurement
 from hubextrap.evaluate.curve import can_draw, draw_sweep
 from hubextrap.evaluate.sweep_report import Candidate, SweepResult, report_sweep, sweep_markdown
 from hubextrap.evaluate.table import LAST, PREDICTION, TARGET
 from hubextrap.foreign_data import parse_json
-from hubextrap.hub.side_files import is_side_file
 from hubextrap.methods import MAX_STEP
 from hubextrap.output_files import file_problem, write_whole
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.tensors import LocalSink, open_source
+from hubextrap.tensors import LocalSink
 from hubextrap.trajectory import Checkpoint, Pins, find_recipe_trajectory
 
 if TYPE_CHECKING:
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
     from hubextrap.evaluate import Harness
     from hubextrap.evaluate.table import Backend
     from hubextrap.recipe import EvaluateSection, Recipe
-    from hubextrap.tensors.interfaces import Source
     from hubextrap.trajectory import Trajectory
 
 RESULTS_FILE, TABLES_FILE = "sweep.json", "sweep.md"
@@ -110,7 +108,7 @@ def sweep(
     harness = harness_of(section, progress, device=device, dtype=dtype, backend=backend)
     folder = _folder(Path(out))  # made when nothing else is wrong
     measured_with = harness.fingerprint()
-    pins = [_pin(checkpoint) for checkpoint in trajectory.checkpoints]
+    pins = [pin_of(checkpoint) for checkpoint in trajectory.checkpoints]
     points = [_point(each, trajectory, pins, measured_with) for each in recipes]
     kept = _Kept(folder / "measured")
 
@@ -121,12 +119,12 @@ def sweep(
     _check_beforehand(recipe, list(todo.values()), trajectory, folder, settings)
     measurements = []
     for label, checkpoint in _references(against, points, progress):
-        pin = _pin(checkpoint)
+        pin = pin_of(checkpoint)
         key = _sha256([measured_with, pin])
         found = kept.get(key, label)
         if found is None:
             found = harness.measure(label, checkpoint)
-            _check_unchanged(checkpoint, pin)
+            check_unchanged(checkpoint, pin)
             kept.put(key, found)
         measurements.append(found.of(label, checkpoint))
     if done := sum(point.key not in todo for point in points):
@@ -230,30 +228,6 @@ def _point(recipe: Recipe, trajectory: Trajectory, pins: Sequence[str], measured
     return _Point(label, step, damping, recipe, key)
 
 
-def _pin(checkpoint: Checkpoint) -> str:
-    """What stands for all of a checkpoint that scores depend on."""
-    with closing(open_source(checkpoint)) as source:
-        return _pin_of(checkpoint, source)
-
-
-def _pin_of(checkpoint: Checkpoint, source: Source) -> str:
-    weights = input_fingerprint(checkpoint, source)
-    if checkpoint.repo is not None:  # its commit says it all
-        return weights
-    beside = {file: source.read_file(file) for file in sorted(source.files()) if is_side_file(file)}
-    return _sha256([weights, {file: hashlib.sha256(data).hexdigest() for file, data in beside.items()}])
-
-
-def _check_unchanged(checkpoint: Checkpoint, pin: str, source: Source | None = None) -> None:
-    """Refuse to keep under ``pin`` what was not measured on it."""
-    now = _pin(checkpoint) if source is None else _pin_of(checkpoint, source)
-    if now != pin:
-        raise SourceError(
-            f"{checkpoint.name}: changed while the sweep ran; wait until nothing writes to it, then run the "
-            "same command again"
-        )
-
-
 def _references(
     against: Against, points: Sequence[_Point], progress: Progress
 ) -> list[tuple[str, Checkpoint]]:
@@ -320,7 +294,7 @@ def _merge(
         check=partial(_check_room, out=fresh, names=names),
     ) as prepared:
         for checkpoint, pin, source in zip(trajectory.checkpoints, pins, prepared.sources, strict=True):
-            _check_unchanged(checkpoint, pin, source)
+            check_unchanged(checkpoint, pin, source)
         remove_leftover(fresh)
         files = _files_beside(prepared)
         with staged(fresh, names, merge_fingerprint(prepared), progress) as staging:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -54,3 +55,30 @@ class ThreadExecutor:
             finally:
                 for future in pending:
                     future.cancel()
+
+
+class Turns:
+    """Lets workers pass one after the other, in the order of their numbers."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._next = 0
+        self._error: BaseException | None = None
+
+    def wait(self, number: int) -> None:
+        """Return when all before ``number`` are done; an error of one of them ends the waiting."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._next == number or self._error is not None)
+            if self._error is not None:
+                raise self._error
+
+    def done(self) -> None:
+        with self._condition:
+            self._next += 1
+            self._condition.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Wake everybody who waits; the first error is the one that counts."""
+        with self._condition:
+            self._error = self._error or error
+            self._condition.notify_all()

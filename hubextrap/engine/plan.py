@@ -123,6 +123,8 @@ class MergePlan:
     steps: tuple[int, ...]
     names: tuple[str, ...]
     """What messages call the checkpoints."""
+    layouts: tuple[CheckpointLayout, ...]
+    """What lies where in them."""
     targets: int
     """Outputs that are made in one pass."""
     shards: tuple[ShardPlan, ...]
@@ -241,6 +243,7 @@ def plan_merge(
     return MergePlan(
         steps=tuple(steps),
         names=tuple(layout.name for layout in layouts),
+        layouts=tuple(layouts),
         targets=targets,
         shards=tuple(shards),
         index_file=last.index_file,

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import threading
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
-from hubextrap.engine.executors import Executor, SerialExecutor, ThreadExecutor
+from hubextrap.engine.executors import Executor, SerialExecutor, ThreadExecutor, Turns
+from hubextrap.engine.inputs import InputHashes, file_uses
 from hubextrap.engine.kernels import check_device
+from hubextrap.engine.resuming import check_inputs, resumed
 from hubextrap.engine.worker import Worker
 from hubextrap.errors import NonFinite
 from hubextrap.progress import Progress, SilentProgress
@@ -81,18 +83,31 @@ def run_plan(
     if executor is None:
         executor = ThreadExecutor(plan.workers) if plan.workers > 1 else SerialExecutor()
     progress = progress or SilentProgress()
+    check_inputs(plan, sources, journals, progress)
+    if kept := sum(len(journal.finished) for journal in journals):
+        progress.say(f"resuming: {kept} of {len(plan.shards) * len(journals)} shards are there")
     there = [journal.finished for journal in journals]
     todo = [shard for shard in plan.shards if not there or not all(shard.file in have for have in there)]
     with (
         one_torch_thread(),
         progress.stage("merge", sum(shard.bytes_read for shard in todo)) as stage,
         ThreadPoolExecutor(readers or 1, thread_name_prefix="hubextrap-read") as pool,
+        contextlib.ExitStack() as resources,
     ):
         check_device(device)
         identical = [plan.same_layout] * plan.targets
         for target, journal in enumerate(journals):
             identical[target] &= journal.identical
-        handover = _Handover(plan, sinks, journals, identical, allow_non_finite)
+        done = (
+            {}
+            if not there
+            else {shard.file: journals[0].inputs[shard.file] for shard in plan.shards if shard not in todo}
+        )
+        compared, begun = resumed(plan, done)
+        hashes = resources.enter_context(
+            closing(InputHashes(plan, sources, file_uses(plan), compared=compared, begun=begun))
+        )
+        handover = _Handover(plan, hashes, sinks, journals, identical, allow_non_finite)
         workers: queue.LifoQueue[Worker] = queue.LifoQueue()
         for _ in range(executor.workers):
             workers.put(
@@ -122,6 +137,7 @@ def run_plan(
             for _ in executor.map(work, enumerate(job for shard in todo for job in plan.jobs(shard))):
                 pass
             made = handover.close()
+            hashes.finish()
         except BaseException as error:
             handover.fail(error)
             handover.abort()
@@ -158,19 +174,19 @@ class _Handover:
     def __init__(
         self,
         plan: MergePlan,
+        hashes: InputHashes,
         sinks: Sequence[Sink],
         journals: Sequence[Journal],
         identical: list[bool],
         allow_non_finite: bool,
     ) -> None:
         self._plan = plan
+        self._hashes = hashes
         self._sinks = sinks
         self._journals = journals
         self._identical = identical
         self._allow_non_finite = allow_non_finite
-        self._turn = threading.Condition()
-        self._next = 0
-        self._error: BaseException | None = None
+        self._turns = Turns()
         self._writers: list[ShardWriter] = []
         self._tallies: dict[tuple[str, int], _Tally] = {}
         self._finished: list[dict[str, FinishedShard]] = [{} for _ in sinks]
@@ -179,20 +195,14 @@ class _Handover:
 
     def take(self, number: int, job: Job, result: JobResult) -> None:
         """Wait until all earlier jobs were taken, then write this one's bytes."""
-        with self._turn:
-            self._turn.wait_for(lambda: self._next == number or self._error is not None)
-            if self._error is not None:
-                raise self._error
+        self._turns.wait(number)
+        self._hashes.take(job, result.memory)
         self._write(job, result)
-        with self._turn:
-            self._next += 1
-            self._turn.notify_all()
+        self._turns.done()
 
     def fail(self, error: BaseException) -> None:
         """Wake everybody who waits; the first error is the one that counts."""
-        with self._turn:
-            self._error = self._error or error
-            self._turn.notify_all()
+        self._turns.fail(error)
 
     def close(self) -> list[dict[str, FinishedShard]]:
         """Wait for the last shard; the shards that were finished for each target, by file."""
@@ -221,6 +231,9 @@ class _Handover:
             if job.size:
                 writer.write(job.offset, output)
         if job.ends_shard:
+            made_from = self._hashes.end_shard(job.shard.file)
+            for journal in self._journals:
+                journal.inputs[job.shard.file] = made_from
             writers, self._writers = self._writers, []
             self._finishing = self._finisher.submit(self._finish, writers)
 

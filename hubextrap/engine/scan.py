@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -17,7 +18,8 @@ import numpy as np
 import torch
 
 from hubextrap.engine.comparison import FLOATS
-from hubextrap.engine.executors import SerialExecutor, ThreadExecutor
+from hubextrap.engine.executors import SerialExecutor, ThreadExecutor, Turns
+from hubextrap.engine.inputs import InputHashes, file_uses
 from hubextrap.engine.jobs import cut_jobs
 from hubextrap.engine.kernels import count_non_finite, torch_dtype
 from hubextrap.engine.plan import (
@@ -186,7 +188,7 @@ def _converts(layouts: Sequence[CheckpointLayout]) -> bool:
     return any(dtypes.issubset(FLOATS) and dtypes not in _READ_AS for dtypes in stored)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Part:
     """What a worker found in one piece of a tensor."""
 
@@ -197,6 +199,8 @@ class _Part:
     sample_counts: NDArray[np.int64]
     examples: list[tuple[int, NDArray[np.float32]]]
     """Which example, and its (K,) values."""
+    inputs: tuple[str, ...] = ()
+    """Of the last part of a tensor: a hash of what was read of each checkpoint."""
 
 
 def _scan_tensors(
@@ -208,32 +212,51 @@ def _scan_tensors(
     progress: Progress,
 ) -> Iterator[TensorScan]:
     """Every float tensor that is not done, in order, as it is finished."""
-    shards = [
-        replace(
-            shard,
-            tensors=tuple(
-                tensor for tensor in shard.tensors if tensor.combinations and tensor.name not in done
-            ),
-        )
+    floats = [
+        replace(shard, tensors=tuple(tensor for tensor in shard.tensors if tensor.combinations))
         for shard in plan.shards
     ]
+    shards, begun = (
+        [
+            replace(shard, tensors=tuple(one for one in shard.tensors if (one.name in done) == is_done))
+            for shard in floats
+        ]
+        for is_done in (False, True)
+    )
     total = sum(shard.bytes_read for shard in shards)
     executor = ThreadExecutor(plan.workers) if plan.workers > 1 else SerialExecutor()
     with (
         one_torch_thread(),
         progress.stage("scan", total) as stage,
         ThreadPoolExecutor(readers or 1, thread_name_prefix="hubextrap-read") as pool,
+        ExitStack() as resources,
     ):
+        uses, read = file_uses(plan, floats), file_uses(plan, begun)
+        hashes = resources.enter_context(closing(InputHashes(plan, sources, uses, begun=read, keep=True)))
+        for tensor in (one for shard in begun for one in shard.tensors if one.elements):
+            hashes.expect(tensor, done[tensor.name].inputs)
+        turns = Turns()
         idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         for _ in range(plan.workers):
             idle.put(_Worker(plan, sources, sample, pool if readers else None, stage.advance))
 
-        def work(job: Job) -> list[_Part]:
+        def work(numbered: tuple[int, Job]) -> list[_Part]:
+            number, job = numbered
             worker = idle.get()
             try:
-                return worker.do(job)
+                parts = worker.do(job)
+                turns.wait(number)
+                hashes.take(job, worker.memory)
+                for part in parts:
+                    if part.piece.ends_tensor:
+                        part.inputs = hashes.digests_of(part.piece.tensor)
+                turns.done()
+            except BaseException as error:
+                turns.fail(error)
+                raise
             finally:
                 idle.put(worker)
+            return parts
 
         for shard in shards:
             for tensor in shard.tensors:
@@ -246,7 +269,7 @@ def _scan_tensors(
             for job in cut_jobs(shard, 0, plan.job_bytes, BLOCK, _piece_bytes(len(plan.steps)))
         )
         current: TensorScan | None = None
-        for parts in executor.map(work, jobs):
+        for parts in executor.map(work, enumerate(jobs)):
             for part in parts:
                 tensor = part.piece.tensor
                 if current is None:
@@ -260,8 +283,9 @@ def _scan_tensors(
                 for number, values in part.examples:
                     current.example_values[number] = values
                 if part.piece.ends_tensor:
-                    yield current
+                    yield replace(current, inputs=part.inputs)
                     current = None
+        hashes.finish()
 
 
 class _Worker:
@@ -280,6 +304,11 @@ class _Worker:
         self._buffer = JobBuffer(plan, sources, plan.job_bytes, readers=readers, advance=advance)
         self._scanner = BlockScanner(plan.steps)
         self._converted = np.zeros((0, 0), np.float32)
+
+    @property
+    def memory(self) -> memoryview:
+        """What the last job read, at the places that its pieces name."""
+        return self._buffer.memory
 
     def do(self, job: Job) -> list[_Part]:
         """Read what the job needs and scan its pieces.

@@ -37,6 +37,8 @@ class JobResult:
 
     outputs: tuple[memoryview, ...]
     """The job's bytes, one a target."""
+    memory: memoryview
+    """What was read, at the places that the job's pieces name."""
     non_finite: tuple[NonFiniteCount, ...]
 
 
@@ -81,7 +83,9 @@ class Worker:
             non_finite += self._make(piece, [place + written for place in job.outputs])
             written += piece.count * piece.tensor.itemsize
         return JobResult(
-            tuple(self._buffer.memory[place : place + job.size] for place in job.outputs), tuple(non_finite)
+            tuple(self._buffer.memory[place : place + job.size] for place in job.outputs),
+            self._buffer.memory,
+            tuple(non_finite),
         )
 
     def _make(self, piece: Piece, places: Sequence[int]) -> list[NonFiniteCount]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.errors import EvaluationError
 from hubextrap.hub_access import hub_api, hub_errors, reason
 from hubextrap.logits import Mixture
+from hubextrap.tensors.cache import check_download
 from hubextrap.tensors.local import check_folder
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def vllm_arguments(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]
     """
     if checkpoint.repo is None:
         check_folder(checkpoint.path)
+    check_download(checkpoint, weights=True)
     place: dict[str, Any] = {"pretrained": checkpoint.path}
     if checkpoint.repo is not None and checkpoint.path:
         with hub_errors(checkpoint.name):

@@ -12,6 +12,7 @@ from hubextrap.errors import HubExtrapError
 from hubextrap.hub import PROVENANCE_FILE, Provenance, read_provenance
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.recipe import parse_recipe
+from hubextrap.tensors.cache import check_cached
 from hubextrap.trajectory import Checkpoint, find_series, parse_reference, scaled_by
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ def provenance_of(checkpoint: Checkpoint) -> Provenance | None:
             copy = hub_api().hf_hub_download(checkpoint.repo, file, revision=checkpoint.commit)
         except RemoteEntryNotFoundError:
             return None
-    return read_provenance(Path(copy).read_bytes(), f"{checkpoint.name}: {PROVENANCE_FILE}")
+    name = f"{checkpoint.name}: {PROVENANCE_FILE}"
+    return read_provenance(check_cached(Path(copy), name), name)
 
 
 def place_of(checkpoint: Checkpoint) -> tuple[str | None, str | None, str]:

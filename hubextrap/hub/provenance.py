@@ -27,7 +27,7 @@ from hubextrap.redaction import redact
 from hubextrap.tensors.headers import shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from hubextrap.trajectory.checkpoint import Checkpoint
 
@@ -63,6 +63,19 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class InputFile(_Part):
+    """One weight file that went in: how much of it was read, and what the whole was compared with."""
+
+    file: str
+    size: int = Field(ge=0)
+    read: Literal["whole", "part", "header"]
+    """Whole, but for small tensors that are not needed; the tensors that are needed; or no tensor."""
+    listed: str | None
+    """The sha256 that the Hub lists for it, a git blob id where it is no LFS file; None: it is local."""
+    compared: bool
+    """Whether all bytes were hashed and have that hash. What is read in part cannot be compared."""
+
+
 class InputCheckpoint(_Part):
     """One checkpoint that went in. Of a local folder (no repo, no commit) ``path`` is the last part."""
 
@@ -71,9 +84,11 @@ class InputCheckpoint(_Part):
     revision: str
     commit: str | None
     path: str
+    files: tuple[InputFile, ...] = ()
+    """Its weight files; empty where hubextrap was older and compared none."""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> InputCheckpoint:
+    def of(cls, checkpoint: Checkpoint, files: Iterable[InputFile] = ()) -> InputCheckpoint:
         local = checkpoint.repo is None
         return cls(
             step=checkpoint.step,
@@ -81,6 +96,7 @@ class InputCheckpoint(_Part):
             revision="local" if local else checkpoint.revision,
             commit=checkpoint.commit,
             path=one_line(Path(checkpoint.path).name) if local else checkpoint.path,
+            files=tuple(files),
         )
 
 
@@ -153,11 +169,13 @@ def build_provenance(
     recipe: str,
     expected_relative_error: float | None = None,
     files: Mapping[str, bytes] | None = None,
+    input_files: Sequence[Sequence[InputFile]] | None = None,
 ) -> Provenance:
     """Collect the provenance of a finished merge; everything in it is fit to be published.
 
     Args:
         checkpoints: in step order.
+        input_files: the weight files of each checkpoint.
         parameters: the method's, as the recipe gives them (JSON values).
         recipe: the recipe's own text.
         files: what is written beside the weights, by path, but for the card and this file.
@@ -171,7 +189,10 @@ def build_provenance(
         expected_relative_error=None
         if expected_relative_error is None
         else round(expected_relative_error, 6),
-        inputs=tuple(InputCheckpoint.of(checkpoint) for checkpoint in checkpoints),
+        inputs=tuple(
+            InputCheckpoint.of(checkpoint, read)
+            for checkpoint, read in zip(checkpoints, input_files or [()] * len(checkpoints), strict=True)
+        ),
         coefficients=tuple(
             rule.model_copy(update={"coefficients": dict(sorted(rule.coefficients.items()))})
             for rule in coefficients

@@ -21,6 +21,7 @@ from hubextrap.hub.side_files import belongs_to_model
 from hubextrap.hub.target import check_target, remote_files
 from hubextrap.hub_access import hub_api
 from hubextrap.patience import retried
+from hubextrap.tensors.cache import check_cached
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -160,7 +161,8 @@ def benchmark_task(dataset: str, config: str | None, split: str | None) -> tuple
         except (EntryNotFoundError, RepositoryNotFoundError):
             return None
     try:
-        tasks = parse_yaml(Path(path).read_bytes(), f"{dataset}/{_BENCHMARK_FILE}", nan=True)["tasks"]
+        content = check_cached(Path(path), f"{dataset}: {_BENCHMARK_FILE}")
+        tasks = parse_yaml(content, f"{dataset}/{_BENCHMARK_FILE}", nan=True)["tasks"]
         fitting = [
             task["id"]
             for task in tasks
@@ -181,7 +183,7 @@ def _card(target: PushTarget, state: RemoteState) -> str:
     with push_errors(target.name):
         path = retried(lambda: hub_api().hf_hub_download(target.repo, "README.md", revision=state.head))
     try:
-        return Path(path).read_bytes().decode()
+        return check_cached(Path(path), f"{target.name}: README.md").decode()
     except UnicodeDecodeError as error:
         raise PushError(
             f"{target.name}: README.md is not UTF-8 text; correct it, then publish again"

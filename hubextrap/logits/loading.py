@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import CheckpointMismatch, UnsupportedCheckpoint
 from hubextrap.hub_access import keep_to_the_endpoint, reason, redact_logs
+from hubextrap.tensors.cache import check_download
 from hubextrap.tensors.local import check_folder
 
 if TYPE_CHECKING:
@@ -31,10 +32,12 @@ def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str =
     Raises:
         UnsupportedCheckpoint: transformers cannot load it, or would make up weights of it, or it does not fit
             the device.
+        CorruptFile: a file is not what the Hub lists.
     """
     from transformers import AutoModelForCausalLM
 
     redact_logs()
+    check_download(checkpoint, weights=True)
     where, place = _place(checkpoint)
     keep_to_the_endpoint()
     try:
@@ -72,6 +75,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     redact_logs()
+    check_download(checkpoint, weights=False)
     where, place = _place(checkpoint)
     asked = {"use_fast": use_fast, "add_bos_token": add_bos_token}
     place |= {key: value for key, value in asked.items() if value is not None}

@@ -17,6 +17,7 @@ from hubextrap.foreign_data import parse_json
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.logits.mixture import Mixture
 from hubextrap.output_files import write_whole
+from hubextrap.tensors.cache import check_cached
 from hubextrap.trajectory import Checkpoint, parse_reference, resolve_checkpoint
 
 MANIFEST_FILE = "hubextrap_logits.json"
@@ -94,7 +95,7 @@ def read_manifest(reference: str) -> Mixture:
         with hub_errors(name):
             path = Path(hub_api().hf_hub_download(where.repo, file, revision=where.revision))
     try:
-        data = read_named(path, pipes=False)
+        data = read_named(path, pipes=False) if where.folder is not None else check_cached(path, name)
         read = parse_json(data, name, remedy="make the mixture again")
         stated = read.pop(DIGEST, None) if isinstance(read, dict) else None
         content = _Manifest.model_validate(read)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import EvaluationError
 from hubextrap.hub_access import keep_to_the_endpoint, reason, redact_logs
+from hubextrap.tensors.cache import check_download
 from hubextrap.tensors.local import check_folder
 
 if TYPE_CHECKING:
@@ -19,10 +20,12 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """Its tokenizer.
 
     Raises:
+        CorruptFile: a file is not what the Hub lists.
         EvaluationError: transformers cannot load it.
     """
     from transformers import AutoTokenizer
 
+    check_download(checkpoint, weights=False)
     where, place = _place(checkpoint)
     try:
         return AutoTokenizer.from_pretrained(where, **place)
@@ -36,11 +39,13 @@ def load_model(checkpoint: Checkpoint, device: str) -> Any:
     """Its causal language model in float32, ready to score.
 
     Raises:
+        CorruptFile: a file is not what the Hub lists.
         EvaluationError: transformers cannot load it, or makes up some of its weights.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    check_download(checkpoint, weights=True)
     where, place = _place(checkpoint)
     try:
         made: Any = AutoModelForCausalLM.from_pretrained(

@@ -40,6 +40,8 @@ class TensorScan:
     """(E,): −1 where there is none."""
     example_values: NDArray[np.float32]
     """(E, K): NaN where there is none."""
+    inputs: tuple[str, ...] = ()
+    """A hash of what was read of each checkpoint."""
 
     @classmethod
     def empty(cls, name: str, elements: int, checkpoints: int, examples: int) -> TensorScan:
@@ -118,9 +120,10 @@ class ScanJournal:
             "example_places": found.example_places,
             "example_values": found.example_values,
         }
-        line = {name: array.tolist() for name, array in arrays.items()}
+        line: dict[str, Any] = {name: array.tolist() for name, array in arrays.items()}
         # JSON has no NaN
         line["example_values"] = [[None if x != x else x for x in row] for row in line["example_values"]]
+        line["inputs"] = found.inputs
         try:
             self._append({"tensor": found.name, "elements": found.elements, **line})
         except OSError as error:
@@ -182,6 +185,7 @@ def _tensor(line: Mapping[str, Any]) -> TensorScan:
         np.array(line["sample_counts"], dtype=np.int64),
         np.array(line["example_places"], dtype=np.int64),
         np.array(line["example_values"], dtype=np.float32),
+        tuple(bytes.fromhex(digest).hex() for digest in line["inputs"]),
     )
     like = TensorScan.empty(found.name, found.elements, len(found.gram), len(found.example_places))
     for name in ("gram", "counts", "sample_counts", "example_places", "example_values"):

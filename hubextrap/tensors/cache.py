@@ -3,27 +3,171 @@
 from __future__ import annotations
 
 import glob
+import re
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubextrap._version import __version__
 from hubextrap.containment import shown
-from hubextrap.errors import SourceError
+from hubextrap.errors import CorruptFile, SourceError
 from hubextrap.hub_access import first_line, hub_errors
+from hubextrap.tensors.hashing import check_data, check_file, hasher_like
+from hubextrap.tensors.interfaces import SMALL_FILE, FileInfo
 from hubextrap.tensors.local import LocalSource
 from hubextrap.tensors.remote import list_folder
 from hubextrap.tensors.weights import PICKLE_SUFFIXES, check_files
+from hubextrap.trajectory.weights import WHOLE_MODEL, kind_of, weights_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from hubextrap.trajectory.checkpoint import Checkpoint
 
 
-def cached_source(checkpoint: Checkpoint) -> LocalSource:
+class CachedSource(LocalSource):
+    """A checkpoint's files in the Hub cache, with the hashes that the Hub lists: the client compares none."""
+
+    def __init__(self, folder: Path, name: str, listed: Mapping[str, FileInfo]) -> None:
+        super().__init__(folder, name)
+        self._listed = listed
+
+    def files(self) -> Mapping[str, FileInfo]:
+        there = super().files()
+        return {
+            file: FileInfo(
+                there[file].size, info.digest, there[file].problem, str((self.folder / file).resolve())
+            )
+            for file, info in self._listed.items()
+            if file in there
+        }
+
+    def read_file(self, file: str, limit: int = SMALL_FILE) -> bytes:
+        data = super().read_file(file, limit)
+        check_data(self, file, data)
+        return data
+
+
+def cached_source(checkpoint: Checkpoint) -> CachedSource:
     """Download the files that a source of the checkpoint lists, pickles left out, unless they are cached.
 
     Raises:
         UnsupportedCheckpoint: the folder holds no safetensors weights; found before anything is downloaded.
         SourceError: a file could not be downloaded.
+    """
+    repo, commit, path = checkpoint.repo, checkpoint.commit, checkpoint.path
+    if repo is None or commit is None:
+        raise ValueError(f"{checkpoint.name}: not a checkpoint on the Hub")
+    listed = _listed(checkpoint)
+    check_files(listed, checkpoint.name)
+    wanted = {name: info for name, info in listed.items() if not name.endswith(PICKLE_SUFFIXES)}
+    return _complete(CachedSource(_download(checkpoint, wanted) / path, checkpoint.name, wanted), wanted)
+
+
+def check_download(checkpoint: Checkpoint, *, weights: bool) -> None:
+    """Bring what transformers will load into the Hub cache, and compare it with the hashes the Hub lists.
+
+    Without a network (HF_HUB_OFFLINE) the hashes are those that the files had when they were downloaded.
+
+    Args:
+        weights: whether the weights will be loaded, too.
+
+    Raises:
+        CorruptFile: a file holds other bytes.
+        SourceError: a file could not be downloaded.
+    """
+    from huggingface_hub import constants
+
+    repo, commit, path = checkpoint.repo, checkpoint.commit, checkpoint.path
+    if repo is None or commit is None:
+        return
+    if constants.HF_HUB_OFFLINE:
+        folder = _download(checkpoint, None)
+        source = CachedSource(folder / path, checkpoint.name, _as_downloaded(folder / path))
+    else:
+        listed = _listed(checkpoint)
+        wanted = {name: info for name, info in listed.items() if info.size <= SMALL_FILE}
+        wanted = {name: info for name, info in wanted.items() if not _is_weights(name)}
+        found = weights_of((name, info.size) for name, info in listed.items()) if weights else None
+        if found is not None and found.kind == WHOLE_MODEL:
+            wanted |= {name: listed[name] for name in found.files}
+        source = CachedSource(_download(checkpoint, wanted) / path, checkpoint.name, wanted)
+        _complete(source, wanted)
+    with closing(source):
+        for file in source.files():
+            key = (str(source.folder / file), source.stamp(file))
+            if key not in _checked:
+                check_file(source, file)
+                _checked.add(key)
+
+
+def check_cached(path: Path, what: str) -> bytes:
+    """The content of a small file in the Hub cache, compared with the hash under which the cache keeps it.
+
+    Raises:
+        CorruptFile: it holds other bytes. OSError: it cannot be read.
+    """
+    data, place = path.read_bytes(), path.resolve()
+    if _HASH.fullmatch(place.name):
+        found = hasher_like(place.name, len(data))
+        found.update(data)
+        if found.hexdigest() != place.name:
+            raise CorruptFile(
+                f"{what}: its bytes have the hash {found.hexdigest()}, the Hub lists {place.name}; remove "
+                f"{place} from the Hub cache, then run the same command again"
+            )
+    return data
+
+
+_checked: set[tuple[str, tuple[int, ...]]] = set()
+"""What `check_download` has compared in this process, by path and what the file looked like."""
+
+_HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+def _listed(checkpoint: Checkpoint) -> dict[str, FileInfo]:
+    """What the Hub lists of a checkpoint's folder; an error where a name has no place on a disk."""
+    assert checkpoint.repo is not None
+    assert checkpoint.commit is not None
+    names = list_folder(checkpoint.repo, checkpoint.commit, checkpoint.path, checkpoint.name)
+    if wrong := next((name for name, info in names.items() if info.problem is not None), None):
+        raise SourceError(
+            f"{checkpoint.name}/{shown(wrong)}: {names[wrong].problem}, or leave it there and drop --cache"
+        )
+    return names
+
+
+def _complete(source: CachedSource, listed: Mapping[str, FileInfo]) -> CachedSource:
+    """The source, if it holds what the Hub lists."""
+    there = source.files()
+    for name, info in listed.items():
+        if name not in there or there[name].size != info.size:
+            source.close()
+            raise SourceError(
+                f"{source.name}/{name}: is not in the cache as the Hub lists it: the copy is damaged, or "
+                "the disk does not tell it from a name nearly the same; remove it there, or drop --cache"
+            )
+    return source
+
+
+def _is_weights(file: str) -> bool:
+    return kind_of(file) is not None or file.endswith((".safetensors", *PICKLE_SUFFIXES))
+
+
+def _as_downloaded(folder: Path) -> dict[str, FileInfo]:
+    """The files of a snapshot with the hashes under which the cache keeps them."""
+    found = {}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_file() and _HASH.fullmatch(name := path.resolve().name):
+            found[path.name] = FileInfo(path.stat().st_size, name)
+    return found
+
+
+def _download(checkpoint: Checkpoint, files: Collection[str] | None) -> Path:
+    """The snapshot in the Hub cache that holds these files of the checkpoint's folder; None: what is there.
+
+    Raises:
+        SourceError: they could not be downloaded.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -33,40 +177,22 @@ def cached_source(checkpoint: Checkpoint) -> LocalSource:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
 
-    repo, commit, path = checkpoint.repo, checkpoint.commit, checkpoint.path
-    if repo is None or commit is None:
-        raise ValueError(f"{checkpoint.name}: not a checkpoint on the Hub")
-    names = list_folder(repo, commit, path, checkpoint.name)
-    if wrong := next((name for name, info in names.items() if info.problem is not None), None):
-        raise SourceError(
-            f"{checkpoint.name}/{shown(wrong)}: {names[wrong].problem}, or leave it there and drop --cache"
-        )
-    check_files(names, checkpoint.name)
-    prefix = f"{path}/" if path else ""
-    wanted = [name for name in names if not name.endswith(PICKLE_SUFFIXES)]
+    assert checkpoint.repo is not None
+    prefix = f"{checkpoint.path}/" if checkpoint.path else ""
     with hub_errors(checkpoint.name):
         try:
             folder = snapshot_download(
-                repo,
-                revision=commit,
-                # Patterns match across "/": exact names are asked for, what is special in patterns escaped.
-                allow_patterns=[glob.escape(prefix + name) for name in wanted],
+                checkpoint.repo,
+                revision=checkpoint.commit,
+                # patterns match across "/", so the exact names are asked for, what is special escaped
+                allow_patterns=None if files is None else [glob.escape(prefix + name) for name in files],
                 library_name="hubextrap",
                 library_version=__version__,
                 tqdm_class=Silent,
             )
-        except (LocalEntryNotFoundError, OSError) as error:
+        except (LocalEntryNotFoundError, OSError, RuntimeError) as error:  # the last is hf_xet's
             raise SourceError(
                 f"{checkpoint.name}: cannot be downloaded: {first_line(error)}; check the network and the "
                 "free space of the cache, then run the same command again"
             ) from error
-    source = LocalSource(Path(folder) / path, checkpoint.name)
-    there = source.files()
-    for name in wanted:
-        if name not in there or there[name].size != names[name].size:
-            source.close()
-            raise SourceError(
-                f"{checkpoint.name}/{name}: is not in the cache as the Hub lists it: the copy is damaged, or "
-                "the disk does not tell it from a name nearly the same; remove it there, or drop --cache"
-            )
-    return source
+    return Path(folder)

@@ -1,4 +1,4 @@
-"""The sha256 of a file of a source: read ahead in a second thread while it is hashed."""
+"""Hashes of a source's files: the sha256 of one, and whether one is what the Hub lists."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from hubextrap.errors import CorruptFile
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from hashlib import _Hash
 
     from hubextrap.tensors.interfaces import Source
 
@@ -24,22 +27,82 @@ def sha256_of(source: Source, file: str, advance: Callable[[int], None]) -> str:
     Raises:
         SourceError: they could not be read.
     """
-    size = source.files()[file].size
     digest = hashlib.sha256()
-    buffers = [memoryview(bytearray(min(size, _BLOCK))) for _ in range(2)]
+    for view in blocks_of(source, file):
+        digest.update(view)
+        advance(len(view))
+    return digest.hexdigest()
+
+
+def check_file(source: Source, file: str) -> None:
+    """Read a whole file and compare it with the hash that the Hub lists, if it lists one.
+
+    Raises:
+        CorruptFile: it holds other bytes.
+        SourceError: they could not be read.
+    """
+    info = source.files()[file]
+    if info.digest is not None:
+        found = hasher_like(info.digest, info.size)
+        for view in blocks_of(source, file):
+            found.update(view)
+        if found.hexdigest() != info.digest:
+            raise corrupt(source, file, found.hexdigest())
+
+
+def check_data(source: Source, file: str, data: bytes) -> None:
+    """The same for a file that was read already.
+
+    Raises:
+        CorruptFile: ``data`` is not what the Hub lists.
+    """
+    digest = source.files()[file].digest
+    if digest is not None:
+        found = hasher_like(digest, len(data))
+        found.update(data)
+        if found.hexdigest() != digest:
+            raise corrupt(source, file, found.hexdigest())
+
+
+def hasher_like(digest: str, size: int) -> _Hash:
+    """What makes a hash of the kind of ``digest`` (sha256 or git blob id) of a file of ``size`` bytes."""
+    if len(digest) == 64:
+        return hashlib.sha256()
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+
+
+def corrupt(source: Source, file: str, found: str) -> CorruptFile:
+    """The error for a file whose bytes have the hash ``found`` and not the one that the Hub lists."""
+    info = source.files()[file]
+    kind = "sha256" if len(info.digest or "") == 64 else "git blob id"
+    what = f"{source.name}/{file}: its bytes have {kind} {found}, the Hub lists {info.digest}"
+    if info.cached is not None:
+        return CorruptFile(
+            f"{what}; remove {info.cached} from the Hub cache, then run the same command again: it is "
+            "downloaded anew. If that one differs too, the Hub's storage is damaged: have the file uploaded "
+            "again, or leave this checkpoint out"
+        )
+    return CorruptFile(
+        f"{what}; run the same command again. If they differ again, the Hub's storage is damaged: have the "
+        "file uploaded again, or leave this checkpoint out"
+    )
+
+
+def blocks_of(source: Source, file: str, block: int | None = None) -> Iterator[memoryview]:
+    """The file's bytes in order; the next block is read in a second thread while one is looked at."""
+    size, block = source.files()[file].size, block or _BLOCK
+    buffers = [memoryview(bytearray(min(size, block))) for _ in range(2)]
 
     def read(number: int) -> memoryview:
-        view = buffers[number % 2][: size - number * _BLOCK]
-        source.read(file, number * _BLOCK, view)
+        view = buffers[number % 2][: size - number * block]
+        source.read(file, number * block, view)
         return view
 
     with ThreadPoolExecutor(1, thread_name_prefix="hubextrap-hash") as pool:
-        blocks = -(-size // _BLOCK)
+        blocks = -(-size // block)
         ahead: Future[memoryview] | None = pool.submit(read, 0) if blocks else None
         for number in range(1, blocks + 1):
             assert ahead is not None
             view = ahead.result()
             ahead = pool.submit(read, number) if number < blocks else None
-            digest.update(view)
-            advance(len(view))
-    return digest.hexdigest()
+            yield view

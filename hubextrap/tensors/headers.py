@@ -5,6 +5,7 @@ The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian N, N
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -109,7 +110,7 @@ def parse_header(data: bytes, file_size: int, file: str, checkpoint: str = "") -
         key=lambda tensor: (tensor.offset, tensor.nbytes),
     )
     _check_contiguous(tensors, end, file_size, where)
-    return ShardInfo(file, file_size, tuple(tensors), metadata)
+    return ShardInfo(file, file_size, tuple(tensors), metadata, hashlib.sha256(data[:end]).hexdigest())
 
 
 def build_header(

@@ -25,6 +25,8 @@ class FileInfo:
     """sha256 of an LFS file, git blob id of a regular one, None for a local file."""
     problem: str | None = None
     """Why it is not read, and what to do about it; see ``containment``."""
+    cached: str | None = None
+    """Where the Hub cache keeps the bytes, if they are read from there."""
 
 
 class Source(Protocol):
@@ -61,6 +63,16 @@ class FinishedShard:
     file: str
     size: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInputs:
+    """What a shard was made from."""
+
+    digests: tuple[str, ...]
+    """One for each checkpoint, of its tensors that went in; empty where none did."""
+    compared: bool
+    """Whether each file that the Hub lists a hash for, and that is to be read whole, was compared with it."""
 
 
 class ShardWriter(Protocol):

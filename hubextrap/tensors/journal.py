@@ -16,7 +16,7 @@ from hubextrap.claims import DIGEST, sealed, unsealed
 from hubextrap.errors import OutputError
 from hubextrap.foreign_data import parse_json
 from hubextrap.tensors.headers import HEADER_LIMIT
-from hubextrap.tensors.interfaces import FinishedShard
+from hubextrap.tensors.interfaces import FinishedShard, ShardInputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,6 +30,8 @@ class Journal:
 
     Attributes:
         finished: the shards that need not be made again, by file.
+        inputs: what each shard was made from; to be there before the shard is recorded.
+        stamps: what the local inputs' files looked like when they last were as a run had read them.
         identical: every byte so far is the last checkpoint's.
         changed: the parts of the fingerprint that an earlier run had otherwise, so that its shards are of no
             use; empty where there was none, or where it made the same.
@@ -46,6 +48,8 @@ class Journal:
         """
         self._path = path
         self.finished: dict[str, FinishedShard] = {}
+        self.inputs: dict[str, ShardInputs] = {}
+        self.stamps: dict[str, str] = {}
         self.identical = True
         self.changed: tuple[str, ...] = ()
         fingerprint = {"the journal's format": FORMAT, **fingerprint}
@@ -56,6 +60,7 @@ class Journal:
             os.ftruncate(self._descriptor, intact)
             if intact == 0:
                 self._append({"fingerprint": fingerprint})
+            self._fingerprint = fingerprint
         except OSError as error:
             raise self._failed(error) from error
 
@@ -65,12 +70,44 @@ class Journal:
         Raises:
             OutputError: the disk did not take it.
         """
-        line = {"file": shard.file, "size": shard.size, "sha256": shard.sha256, "identical": self.identical}
+        made_from = self.inputs.get(shard.file, ShardInputs((), False))
+        self._note(
+            {
+                "file": shard.file,
+                "size": shard.size,
+                "sha256": shard.sha256,
+                "identical": self.identical,
+                "inputs": made_from.digests,
+                "compared": made_from.compared,
+            }
+        )
+        self.finished[shard.file] = shard
+
+    def note_stamps(self, stamps: Mapping[str, str]) -> None:
+        """Note what the local inputs' files look like, once they are known to hold what was read.
+
+        Raises:
+            OutputError: the disk did not take it.
+        """
+        if stamps != self.stamps:
+            self._note({"stamps": dict(stamps)})
+            self.stamps = dict(stamps)
+
+    def start_over(self) -> None:
+        """Forget what is finished.
+
+        Raises:
+            OutputError: the disk did not take it.
+        """
         try:
-            self._append(line)
+            os.ftruncate(self._descriptor, 0)
         except OSError as error:
             raise self._failed(error) from error
-        self.finished[shard.file] = shard
+        self._note({"fingerprint": self._fingerprint})
+        self.finished.clear()
+        self.inputs.clear()
+        self.stamps.clear()
+        self.identical = True
 
     def close(self) -> None:
         """Let go of the file, which stays."""
@@ -92,13 +129,30 @@ class Journal:
             return 0
         for line, end in lines:
             match line:
-                case {"file": str(file), "size": int(size), "sha256": str(sha256), "identical": bool(same)}:
+                case {"stamps": dict(stamps)}:
+                    self.stamps = stamps
+                    intact = end
+                case {
+                    "file": str(file),
+                    "size": int(size),
+                    "sha256": str(sha256),
+                    "identical": bool(same),
+                    "inputs": [*digests],
+                    "compared": bool(compared),
+                } if all(isinstance(digest, str) for digest in digests):
                     self.finished[file] = FinishedShard(file, size, sha256)
+                    self.inputs[file] = ShardInputs(tuple(digests), compared)
                     self.identical = same
                     intact = end
                 case _:
                     break
         return intact
+
+    def _note(self, line: Mapping[str, Any]) -> None:
+        try:
+            self._append(line)
+        except OSError as error:
+            raise self._failed(error) from error
 
     def _append(self, line: Mapping[str, Any]) -> None:
         data = sealed_line(line)

@@ -33,6 +33,13 @@ class ShardInfo:
     size: int
     tensors: tuple[TensorInfo, ...]
     metadata: dict[str, str] = field(default_factory=dict)
+    header_sha256: str = ""
+    """Of the bytes before the first tensor."""
+
+    @property
+    def header_size(self) -> int:
+        """Bytes before the first tensor."""
+        return self.tensors[0].offset if self.tensors else self.size
 
 
 @dataclass(frozen=True)

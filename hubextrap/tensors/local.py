@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.containment import Entry, entries_of, open_regular, shown
+from hubextrap.containment import Entry, entries_of, open_regular, shown, stamp_of
 from hubextrap.errors import ReferenceNotFound, SourceError
 from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER, FileInfo
 
@@ -51,7 +51,7 @@ class LocalSource:
         return self._folder
 
     def files(self) -> Mapping[str, FileInfo]:
-        return {file: FileInfo(entry.size, None, entry.problem) for file, entry in self._entries.items()}
+        return {file: FileInfo(entry.size, problem=entry.problem) for file, entry in self._entries.items()}
 
     def place(self, file: str) -> Path:
         """Where the file's bytes lie, for those who read them by themselves; no link.
@@ -60,6 +60,10 @@ class LocalSource:
             SourceError: it may not be read.
         """
         return self._known(file).path
+
+    def stamp(self, file: str) -> tuple[int, ...]:
+        """Size, times and place of a file when the source was opened: while they stay, so do its bytes."""
+        return self._known(file).stamp
 
     def read(self, file: str, offset: int, buffer: memoryview) -> None:
         descriptor = self._descriptor(file)
@@ -148,5 +152,4 @@ def check_folder(folder: Path | str) -> None:
 
 
 def _has_changed(entry: Entry, descriptor: int) -> bool:
-    status = os.fstat(descriptor)
-    return (status.st_size, status.st_mtime_ns) != (entry.size, entry.mtime_ns)
+    return stamp_of(os.fstat(descriptor)) != entry.stamp

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -14,6 +13,7 @@ from hubextrap.errors import SourceError
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.hub_client import origin, stoppable
 from hubextrap.patience import Attempts, Patience, is_passing, wait_asked_by
+from hubextrap.tensors.hashing import check_data
 from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER, FileInfo
 from hubextrap.tensors.transfer import Part, Refused, Target, fetch
 
@@ -108,10 +108,7 @@ class RemoteSource:
         buffer = bytearray(info.size)
         self.read(file, 0, memoryview(buffer))
         data = bytes(buffer)
-        if info.digest is not None and info.digest != _digest(data, info.digest):
-            raise SourceError(
-                f"{self.name}/{file}: the bytes received do not have its hash; run the same command again"
-            )
+        check_data(self, file, data)
         return data
 
     def close(self) -> None:
@@ -250,13 +247,6 @@ def _listed(repo: str, commit: str, path: str, name: str) -> tuple[dict[str, Fil
         else:
             folders.add(file)
     return listing, folders
-
-
-def _digest(data: bytes, like: str) -> str:
-    """sha256 or git blob id of ``data``, whichever ``like`` is."""
-    if len(like) == 64:
-        return hashlib.sha256(data).hexdigest()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 _POOL_LOCK = threading.Lock()

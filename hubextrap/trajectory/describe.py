@@ -62,7 +62,7 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _local_file(name: str, entry: Entry) -> HubFile:
-    return HubFile(name, entry.size, datetime.fromtimestamp(entry.mtime_ns / 1e9, timezone.utc))
+    return HubFile(name, entry.size, datetime.fromtimestamp(entry.stamp[1] / 1e9, timezone.utc))
 
 
 def _dtype(checkpoint: Checkpoint, weights: Weights) -> str | None:

@@ -26,6 +26,7 @@ def test_round_trip_and_fixed_bytes(make_provenance: Make) -> None:
         "revision": "step_100",
         "commit": f"{100:040x}",
         "path": "",
+        "files": [],
     }
 
 
@@ -64,6 +65,7 @@ def test_a_local_input_gives_its_folders_name_only(make_provenance: Make, make_c
         "revision": "local",
         "commit": None,
         "path": "step_100",
+        "files": (),
     }
     local = make_provenance(
         checkpoints=[make_checkpoint(0), make_checkpoint(100, None, "/home/secret/runs/step_100")]

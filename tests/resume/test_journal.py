@@ -8,6 +8,7 @@ import pytest
 
 from hubextrap.errors import OutputError
 from hubextrap.tensors import FinishedShard, Journal
+from hubextrap.tensors.interfaces import ShardInputs
 
 ONE = FinishedShard("model-1.safetensors", 10, "1" * 64)
 TWO = FinishedShard("model-2.safetensors", 20, "2" * 64)
@@ -18,6 +19,7 @@ def test_it_only_grows_and_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     journal = Journal(path, MADE)
     begun = path.read_bytes()
+    journal.inputs[ONE.file] = made_from = ShardInputs(("5a", "5b"), True)
     journal.record(ONE)
     journal.identical = False
     one = path.read_bytes()
@@ -32,9 +34,12 @@ def test_it_only_grows_and_is_read_again(tmp_path: Path) -> None:
         "size": 10,
         "sha256": "1" * 64,
         "identical": True,
+        "inputs": ["5a", "5b"],
+        "compared": True,
     }
     again = Journal(path, MADE)
     assert again.finished == {ONE.file: ONE, TWO.file: TWO}
+    assert again.inputs == {ONE.file: made_from, TWO.file: ShardInputs((), False)}
     assert not again.identical
     assert again.changed == ()
     again.close()

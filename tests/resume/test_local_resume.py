@@ -138,19 +138,6 @@ def test_a_changed_recipe_starts_over(
     assert contents(stopped) == contents(tmp_path / "fresh")
 
 
-def test_changed_inputs_start_over(
-    run_folder: Path, recipe_file: Recipe, full_disk: FullDisk, tmp_path: Path, lines: Lines
-) -> None:
-    run = Path(shutil.copytree(run_folder, tmp_path / "run"))
-    out = tmp_path / "out"
-    with full_disk(), pytest.raises(OutputError):
-        hubextrap.merge(hubextrap.load_recipe(recipe_file(run)), out=out)
-    os.utime(run / "step_10" / "model-00003-of-00012.safetensors")
-    resume(recipe_file(run), out, lines)
-    changed = "the checkpoint of step 10 changed since the run that was stopped"
-    assert lines.said == [f"{out}: starting over, as {changed}"]
-
-
 def test_more_targets_and_fewer_leave_nothing_of_each_other(
     run_folder: Path, recipe_file: Recipe, full_disk: FullDisk, tmp_path: Path, contents: Contents
 ) -> None:

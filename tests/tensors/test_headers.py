@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -52,6 +53,7 @@ def test_reads_a_literal_file() -> None:
             TensorInfo("empty", "F32", (0, 4), "model.safetensors", start + 20, 0),
         ),
         {"format": "pt"},
+        hashlib.sha256(data[:start]).hexdigest(),
     )
 
 

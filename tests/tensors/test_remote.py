@@ -22,6 +22,7 @@ from hubextrap.tensors import (
     remote,
     transfer,
 )
+from hubextrap.tensors.cache import CachedSource
 from hubextrap.trajectory.checkpoint import Checkpoint
 
 WEIGHTS = "model.safetensors"
@@ -202,7 +203,7 @@ def test_all_sources_give_the_same_bytes_and_the_same_layout(
     sources: tuple[Mapping[str, bytes], list[Source]],
 ) -> None:
     files, opened = sources
-    assert [type(source) for source in opened] == [RemoteSource, LocalSource, LocalSource]
+    assert [type(source) for source in opened] == [RemoteSource, CachedSource, LocalSource]
     layouts = [read_layout(source) for source in opened]
     assert layouts[0].shards == layouts[1].shards == layouts[2].shards
     assert set(layouts[0].tensors) == {"a", "b", "c"}

@@ -1,0 +1,106 @@
+"""Whether what an earlier run finished was made from what the checkpoints hold now."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+from xxhash import xxh3_128
+
+from hubextrap.engine.inputs import BLOCK, file_uses
+from hubextrap.tensors.local import LocalSource
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from hubextrap.engine.inputs import Key
+    from hubextrap.engine.plan import MergePlan, ShardPlan
+    from hubextrap.progress import Progress
+    from hubextrap.tensors.interfaces import ShardInputs, Source
+    from hubextrap.tensors.journal import Journal
+    from hubextrap.tensors.layout import CheckpointLayout, TensorInfo
+
+
+def check_inputs(
+    plan: MergePlan, sources: Sequence[Source], journals: Sequence[Journal], progress: Progress
+) -> None:
+    """Have the journals start over where a finished shard was made from other bytes than are there now.
+
+    Files that look as they did are trusted, and so is what was compared with the Hub's hashes; the rest of
+    what the finished shards were made from is read again.
+
+    Raises:
+        SourceError: it could not be read. OutputError: a journal could not be written.
+    """
+    if not journals:
+        return
+    stamps = {str(k): _stamps(plan.layouts[k], source) for k, source in enumerate(sources)}
+    shards = [shard for shard in plan.shards if all(shard.file in one.finished for one in journals)]
+    doubted = [
+        (shard, k)
+        for shard in shards
+        for k, source in enumerate(sources)
+        if any(
+            one.stamps.get(str(k)) != stamps[str(k)]
+            if isinstance(source, LocalSource)
+            else not one.inputs[shard.file].compared
+            for one in journals
+        )
+    ]
+    with progress.stage("check inputs", len(doubted), "shards") as stage:
+        for shard, k in doubted:
+            found = _digest_of_inputs(shard, k, sources[k])
+            if any(one.inputs[shard.file].digests[k : k + 1] != (found,) for one in journals):
+                for one in journals:
+                    one.start_over()
+                step = plan.steps[k]
+                progress.say(
+                    f"starting over, as the checkpoint of step {step} changed since the run that was stopped"
+                )
+                break
+            stage.advance(1)
+    for one in journals:
+        one.note_stamps(stamps)
+
+
+def _stamps(layout: CheckpointLayout, source: Source) -> str:
+    """What the weight files of a local checkpoint look like; empty for one on the Hub."""
+    if not isinstance(source, LocalSource):
+        return ""
+    found = [(shard.file, source.stamp(shard.file)) for shard in layout.shards]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def resumed(plan: MergePlan, done: Mapping[str, ShardInputs]) -> tuple[set[Key], set[Key]]:
+    """The files that ``done`` shards were made from: those that were compared and are done with, and all."""
+    uses = file_uses(plan)
+    begun = {key for key, use in uses.items() if any(shard in done for shard in use.shards)}
+    return {
+        key for key in begun if all(shard in done and done[shard].compared for shard in uses[key].shards)
+    }, begun
+
+
+def _digest_of_inputs(shard: ShardPlan, k: int, source: Source) -> str:
+    """What ``InputHashes.end_shard`` says of checkpoint ``k``, from what its files hold now.
+
+    Raises:
+        SourceError: they could not be read.
+    """
+    found = xxh3_128()
+    for tensor in shard.tensors:
+        if k in tensor.checkpoints:
+            info = tensor.inputs[tensor.checkpoints.index(k)]
+            if info.nbytes:
+                found.update(_digest_of(info, source))
+    return found.hexdigest()
+
+
+def _digest_of(info: TensorInfo, source: Source) -> bytes:
+    found, done = xxh3_128(), 0
+    while done < info.nbytes:
+        block = memoryview(bytearray(min(BLOCK, info.nbytes - done)))
+        source.read(info.file, info.offset + done, block)
+        found.update(block)
+        done += len(block)
+    return found.digest()
