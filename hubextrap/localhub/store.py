@@ -7,10 +7,9 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
-from hubextrap.localhub.repository import KINDS, HubRepo, Kind, Settings
+from hubextrap.localhub.repository import HubRepo, Kind, Settings
 
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 
@@ -32,11 +31,6 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        for kind in KINDS:  # private repos are private on this machine too
-            folder = self.root / f"{kind}s"
-            folder.mkdir(mode=0o700, exist_ok=True)
-            with suppress(PermissionError):  # somebody else's, served as it is
-                folder.chmod(0o700)
         self.lock = threading.RLock()
 
     def create(self, settings: Settings) -> HubRepo:
@@ -147,6 +141,8 @@ class Store:
         taken = self._taken(kind, name)
         if taken:
             raise FileExistsError(taken)
+        # Private repos are private on this machine too.
+        (self.root / f"{kind}s").mkdir(mode=0o700, exist_ok=True)
         return self._folder(kind, name)
 
     def _taken(self, kind: Kind, name: str) -> str | None:

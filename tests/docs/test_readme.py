@@ -42,7 +42,10 @@ def test_all_is_every_extra_that_a_user_has() -> None:
 def test_every_page_is_listed() -> None:
     linked = set(re.findall(r"\]\(([^)]*)\)", section("Documentation")))
     pages = {str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")}
-    assert linked == pages - {"docs/reground-demo/tables.md"} | {"CHANGELOG.md", "SECURITY.md"}  # of docs/reground.md
+    assert linked == pages - {"docs/reground-demo/tables.md"} | {
+        "CHANGELOG.md",
+        "SECURITY.md",
+    }  # of docs/reground.md
 
 
 def test_every_script_is_in_the_docs() -> None:
