@@ -28,6 +28,8 @@ ODD = (
     "{step}{step}", "[", "[a-", "(?P<", "*", "%s", "%(x)s", "$HOME", "`x`", "[bold]x[/bold]", "[/]", "None", "null",
     "true", "auto", "cpu", "cuda:99", "meta", "float8", "int32", "ü→😀", "\u202e\u2028x", "\x1b[31mred",
     "\udcff\udcfe", "x" * 5000, "1KiB", "1e300GB", "nanMB", "infMiB", "-5MB",
+    "\u0663", "\xb2", "1\u0660", "\x07", "\x1b]0;x\x07", "a\rb", "x@", "@x", ":x", "x:", "a:b:c", "a@b@c", "9" * 5000,
+    "-" * 300, "x/" * 200, "\ud800", "\ufeff", "1e999999999", "0" * 5000, "1" + "0" * 300 + "GB",
 )  # fmt: skip
 """What nobody should write on a command line, and somebody does; names of files are those of `Ground`."""
 

@@ -49,9 +49,10 @@ def serve(
         hub = LocalHub(folder, host=host, port=port, tokens={secret: user}, xet=xet)
     except ImportError as error:
         raise HubExtrapError("--xet needs hf-xet: pip install hf-xet, or serve without --xet") from error
-    except OSError as error:
+    except (OSError, TypeError, UnicodeError) as error:  # the latter two: a --host that is no name
+        why = error.strerror if isinstance(error, OSError) else "the host is no name"
         raise HubExtrapError(
-            f"cannot serve {folder} on {host}:{port}: {error.strerror}; choose another --port, --host or DIR"
+            f"cannot serve {folder} on {host}:{port}: {why}; choose another --port, --host or DIR"
         ) from error
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

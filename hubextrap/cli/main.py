@@ -116,6 +116,7 @@ def run() -> None:
         if hasattr(stream, "reconfigure"):  # a name or a terminal may hold what the other cannot show
             stream.reconfigure(errors="backslashreplace")
     try:
+        _check_current_folder()
         from hubextrap.cli.app import app
 
         app()
@@ -130,6 +131,20 @@ def run() -> None:
         # threads that are waited for may take a while: the next signal ends at once
         signal.signal(signals.received, lambda number, _: os._exit(128 + number))
     sys.exit(code)
+
+
+def _check_current_folder() -> None:
+    """See that it is there: torch's libraries abort the process where it has been deleted.
+
+    Raises:
+        HubExtrapError: it is not.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109 - pathlib takes milliseconds to import
+    except OSError as error:
+        from hubextrap.errors import HubExtrapError
+
+        raise HubExtrapError(f"the current folder: {error.strerror}; cd into another one") from error
 
 
 def _fill_closed_streams() -> None:

@@ -7,11 +7,10 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from hubextrap.foreign_data import parse_json
-from hubextrap.localhub.repository import KINDS, HubRepo, Kind, Settings
+from hubextrap.localhub.repository import HubRepo, Kind, Settings
 
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 
@@ -33,11 +32,6 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        for kind in KINDS:  # private repos are private on this machine too
-            folder = self.root / f"{kind}s"
-            folder.mkdir(mode=0o700, exist_ok=True)
-            with suppress(PermissionError):  # somebody else's, served as it is
-                folder.chmod(0o700)
         self.lock = threading.RLock()
 
     def create(self, settings: Settings) -> HubRepo:
@@ -148,6 +142,8 @@ class Store:
         taken = self._taken(kind, name)
         if taken:
             raise FileExistsError(taken)
+        # Private repos are private on this machine too.
+        (self.root / f"{kind}s").mkdir(mode=0o700, exist_ok=True)
         return self._folder(kind, name)
 
     def _taken(self, kind: Kind, name: str) -> str | None:

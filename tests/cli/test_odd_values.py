@@ -165,6 +165,8 @@ def test_known_odd_values(ground: Ground) -> None:
         ("sweep", "evaluate.yaml", "--out", "o", "--horizons", "nan", "-q"),
         ("sweep", "evaluate.yaml", "--out", "o", "--horizons", "1e300", "-q"),
         ("push", "merged", "me/x", "--message", "\udcff", "-q"),
+        ("hub", "serve", "served", "--port", "0", "--host", "\ud800"),
+        ("hub", "serve", "served", "--port", "0", "--host", "x" * 300),
         ("generate", "logits.yaml", "\udcff", "-q"),
         ("generate", "logits.yaml", "1+1=", "--device", "meta", "-q"),
         ("generate", "logits.yaml", "1+1=", "--apply-chat-template", "-q"),

@@ -155,11 +155,11 @@ def test_only_its_user_reads_what_it_keeps(tmp_path: Path) -> None:
         hub = LocalHub(tmp_path / "hub")
         (tmp_path / "mine").mkdir(mode=0o755)
         other = LocalHub(tmp_path / "mine")
+        other.create_repo("me/x")
     finally:
         os.umask(before)
     for opened in (hub, other):
         opened.stop()
     assert hub.store.root.stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "mine").stat().st_mode & 0o777 == 0o755  # the user's own folder stays as it is
-    for kind in ("models", "datasets", "spaces"):
-        assert (tmp_path / "mine" / kind).stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "mine" / "models").stat().st_mode & 0o777 == 0o700
