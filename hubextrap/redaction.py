@@ -50,7 +50,7 @@ _RULES: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "token|signature|credential|id|key|password|secret",
-        rf"(?i)(?<![A-Za-z0-9])({_SECRET_KEYS}{_IS}){_VALUE}",
+        rf"(?i)(?:(?<![A-Za-z0-9])|(?<=%3F|%26))({_SECRET_KEYS}{_IS}){_VALUE}",
         r"\1***",
     ),
     ("token|secret", rf"(?i)(?<![\w-])((?:token|secret){_IS})(?:(hf_)\w+|{_LONG_VALUE})", r"\1\2***"),

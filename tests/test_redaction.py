@@ -200,7 +200,7 @@ def test_secrets_in_files_and_arguments(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(
         "sys.argv", ["x", "--token", "given.four.1", "--hf-token=five.5five", "a=1,token=six.six6"]
     )
-    said = "stored.one.7 other.two.8 netrc.three.9 given.four.1 five.5five six.six6x"
+    said = "stored.one.7 other.two.8 netrc.three.9 given.four.1 five.5five six.six6"
     assert redact(said) == " ".join(["***"] * 6)
     (tmp_path / "netrc").write_text("machine hub login me password changed.again.9\n")
     assert redact("changed.again.9") == "***"
