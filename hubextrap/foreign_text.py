@@ -83,7 +83,7 @@ def json_text(text: str) -> str:
     value = json.loads(text)
     if (shown := _redacted(value)) != value:
         text = json.dumps(shown, indent=2)
-    return re.sub(rf"(?![\n\r\t])[{INVISIBLE}]", _json_escape, text)
+    return _ACTING.sub(_json_escape, text)
 
 
 def log_text(text: str) -> str:
@@ -149,9 +149,9 @@ def clean_record(record: logging.LogRecord) -> logging.LogRecord:
     if (shown := log_text(said)) != said:
         record.msg, record.args = shown, ()
     if record.exc_info and record.exc_info[0] is not None:
-        record.exc_text = terminal_output(redact(logging.Formatter().formatException(record.exc_info)))
+        record.exc_text = log_text(logging.Formatter().formatException(record.exc_info))
     if record.stack_info:
-        record.stack_info = terminal_output(redact(record.stack_info))
+        record.stack_info = log_text(record.stack_info)
     return record
 
 
@@ -191,6 +191,8 @@ def _redacted(value: Any) -> Any:
 
 
 def _json_escape(found: re.Match[str]) -> str:
+    if found[1] or found[0] in _NAMED:
+        return found[0]
     units = found[0].encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4))
 

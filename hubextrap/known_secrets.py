@@ -33,7 +33,7 @@ _SURE = ("SECRET", "PASSWORD", "PASSWD")
 _ENDINGS = ("TOKEN", "KEY", *_SURE)
 """What names of variables that hold secrets end in; where it is not sure, the value has to look like one."""
 _NO_SECRET = re.compile(
-    r"(?:[A-Za-z]{1,12}|\d{1,6})(?:[-_. :,]+(?:[A-Za-z]{1,12}|\d{1,6}))*|[~.]{0,2}[/\\].*|[A-Za-z]:\\.*"
+    r"(?:[A-Za-z]{1,12}|\d{1,12})(?:[-_. :,]+(?:[A-Za-z]{1,12}|\d{1,12}))*|[~.]{0,2}[/\\].*|[A-Za-z]:\\.*"
 )
 """Words, numbers, paths."""
 _USERINFO = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,15}://([^\s/?#]*)@")
@@ -110,10 +110,10 @@ def _in_arguments(arguments: tuple[str, ...]) -> tuple[str, ...]:
     found = []
     for argument, following in zip(arguments, (*arguments[1:], ""), strict=True):
         if flag := _FLAG.fullmatch(argument):
-            found.append(flag[1] if flag[1] is not None else following)
+            found.append(flag[1] if flag[1] is not None else "" if following.startswith("-") else following)
         elif len(argument) <= _LONGEST:
-            found += _PAIR.findall(argument)
-    return tuple(value for value in found if not value.startswith("-") and not _NO_SECRET.fullmatch(value))
+            found += [value for value in _PAIR.findall(argument) if not _NO_SECRET.fullmatch(value)]
+    return tuple(found)
 
 
 def _of_the_client() -> Iterator[str]:

@@ -50,7 +50,7 @@ _RULES: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "token|signature|credential|id|key|password|secret",
-        rf"(?i)(?<![A-Za-z0-9])({_SECRET_KEYS}{_IS}){_VALUE}",
+        rf"(?i)(?:(?<![A-Za-z0-9])|(?<=%3F|%26))({_SECRET_KEYS}{_IS}){_VALUE}",
         r"\1***",
     ),
     ("token|secret", rf"(?i)(?<![\w-])((?:token|secret){_IS})(?:(hf_)\w+|{_LONG_VALUE})", r"\1\2***"),
@@ -93,7 +93,7 @@ _COMPILED = [(needed.split("|"), re.compile(pattern), shown) for needed, pattern
 _BUILT_IN = ("strerror", "filename", "filename2", "msg", "text")
 """Attributes that Python's own errors print, and do not keep in their ``__dict__``."""
 _ESCAPED = r"%(?:25){0,3}"
-_ENCODED_ADDRESS = re.compile(rf"(?i)\b(https?{_ESCAPED}3A(?:{_ESCAPED}2F){{2}})([^\s'\"<>]*)")
+_ENCODED_ADDRESS = re.compile(rf"(?i)(https?{_ESCAPED}3A(?:{_ESCAPED}2F){{2}})([^\s'\"<>]*)")
 _ENCODED_QUERY = re.compile(rf"(?i){_ESCAPED}3F")
 _ENCODED_USER = re.compile(rf"(?i)\A(?:(?!{_ESCAPED}2F)[^/])*?{_ESCAPED}40")
 
@@ -104,11 +104,16 @@ INVISIBLE = (
     r"\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 """Of a character class: what terminals act on, what reorders text, what is not seen, and line ends."""
-_SEQUENCE = re.compile(
+_SEQUENCES = (
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)|\x1b[@-Z\\^_]"
 )
-_HIDING = (_SEQUENCE, re.compile(rf"(?![\t\n\r])[{INVISIBLE}\u0300-\u036f]"))
-"""What may stand within a secret and not be seen."""
+_UNSEEN = rf"(?![\t\n\r])[{INVISIBLE}\u0300-\u036f]"
+_WRITTEN = (
+    r"\\(?:x|u00)1b\[[0-?]*[ -/]*[@-~]|\\(?:x|u00)1b\][^\\]{0,200}\\(?:x07|u0007|(?:x|u00)1b\\\\)"
+    r"|\\x[0-9a-f]{2}|\\u[0-9a-f]{4}|\\U[0-9a-f]{8}|\\[abefnrtv]"
+)
+_HIDING = (re.compile(f"{_SEQUENCES}|{_UNSEEN}"), re.compile(_UNSEEN), re.compile(_WRITTEN))
+"""What may stand within a secret and not be seen, also as Python or JSON writes it."""
 _WRAP = r"(?:[ \t│|>]{0,40}\r?\n[ \t│|>]{0,40})?"
 
 
@@ -118,7 +123,7 @@ def redact(text: str) -> str:
     Where one of them has invisible characters in it, the text comes without them.
     """
     shown = _redact(text)
-    if shown.isprintable():
+    if shown.isprintable() and "\\" not in shown:
         return shown
     for hiding in _HIDING:
         bare = hiding.sub("", shown)

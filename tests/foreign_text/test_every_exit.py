@@ -173,7 +173,7 @@ def test_pages(tmp_path: Path) -> None:
     everything = " ".join(texts)[:3500]
     made = page(names, everything, evaluated(task=everything, label=everything, branch=everything))
     found, harmless = Tags(made), Tags(page(["harmless"] * count, "t", evaluated()))
-    assert found.page == harmless.page
+    assert set(found.page) - {("wbr", ())} <= set(harmless.page)
     assert found.plots <= harmless.plots
     assert not {"script", "img", "a"} & found.plots
     refuse_secrets(made)
@@ -272,7 +272,7 @@ def test_a_bar(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def on_disk(text: str) -> str:
     """As the name of a file, as far as one can be called so."""
-    name = text.replace("/", "∕").replace("\0", "")
+    name = ("credentials" if "://" in text else text).replace("/", "∕").replace("\0", "")
     while True:
         try:
             data = name.encode(errors="surrogateescape")
@@ -460,9 +460,10 @@ def test_harmless_text_stays(text: str) -> None:
         out.html_text,
         out.log_text,
         out.plot_text,
-        out.json_text,
     ):
         assert shown(text) == text
+    written = json.dumps([text], ensure_ascii=False)
+    assert out.json_text(written) == written
     assert out.markdown_text(text) == text
     assert out.markdown_code(text) == f"`{text}`"
     assert str(HubExtrapError(text)) == text

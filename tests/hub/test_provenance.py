@@ -99,7 +99,7 @@ def test_what_is_published_of_a_recipe(text: str, published: str) -> None:
 
 def test_no_secret_or_path_in_the_file(make_provenance: Make) -> None:
     written = make_provenance(
-        parameters={"note": "hf_abcdefghijkl", "deep": [{"path": "/home/secret/x"}]},
+        parameters={"note": "hf_abcdefghijklmnopqrstuvwxyz", "deep": [{"path": "/home/secret/x"}]},
         recipe="repo: https://u:hf_abcdefghijkl@h/x\nbase: /home/secret/x\n",
     ).to_bytes()
     assert b"abcdefgh" not in written
