@@ -220,8 +220,15 @@ def start(server: HostileHub, *words: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("options", [(), ("--cache",)], ids=["ranges", "cache"])
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT], ids=lambda sign: sign.name)
+@pytest.mark.parametrize(
+    ("sign", "options"),
+    [
+        pytest.param(signal.SIGTERM, (), id="SIGTERM-ranges"),
+        pytest.param(signal.SIGINT, (), id="SIGINT-ranges", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, ("--cache",), id="SIGTERM-cache", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, ("--cache",), id="SIGINT-cache", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_while_the_storage_drips(
     sign: signal.Signals, options: tuple[str, ...], server: HostileHub, repo_id: str
 ) -> None:
