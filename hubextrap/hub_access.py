@@ -16,6 +16,7 @@ from hubextrap._version import __version__
 from hubextrap.errors import AccessDenied, HubExtrapError, ReferenceNotFound, SourceError
 from hubextrap.foreign_text import clean_record, log_record
 from hubextrap.hub_client import BeyondBounds, use_bounded_client
+from hubextrap.hub_settings import check_settings, proxy_in_use
 from hubextrap.redaction import redact
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _OIDC_EXCHANGE = "/oauth/token"
+_SHOWN = 500
 _LIBRARIES = (
     *("root", "huggingface_hub", "hf_xet", "httpx", "httpx2", "httpcore", "httpcore2", "h11", "h2", "hpack"),
     *("urllib3", "requests", "filelock", "fsspec", "asyncio", "py.warnings", "transformers", "datasets"),
@@ -52,6 +54,7 @@ UNUSABLE = (
 
 def hub_api() -> HfApi:
     """The client for every call to the Hub."""
+    check_settings()
     from huggingface_hub import HfApi
 
     redact_logs()
@@ -113,7 +116,8 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text, without secrets, and the next one where it ends in a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     count = next((n for n, line in enumerate(lines, start=1) if not line.endswith(":")), len(lines))
-    return redact(" ".join(lines[:count]))
+    line = redact(" ".join(lines[:count]))
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"
 
 
 @contextmanager
@@ -125,6 +129,7 @@ def hub_errors(what: str, kind: type[HubExtrapError] = SourceError) -> Iterator[
         ReferenceNotFound: no such repo, revision or file.
         HubExtrapError: of class ``kind``, for anything else that goes wrong on the way.
     """
+    check_settings()
     from huggingface_hub import errors as hub
 
     try:
@@ -165,9 +170,11 @@ def hub_errors(what: str, kind: type[HubExtrapError] = SourceError) -> Iterator[
         raise kind(f"{what}: the Hub answered {status}: {first_line(error)}") from error
     except network_errors() as error:
         said = first_line(error) or type(error).__name__
+        proxy = proxy_in_use()
+        settings = f", HF_ENDPOINT and {proxy}" if proxy else " and HF_ENDPOINT"
         raise kind(
-            f"{what}: cannot reach the Hub ({said}); check the network and HF_ENDPOINT, then run the same "
-            "command again"
+            f"{what}: cannot reach the Hub ({said}); check the network{settings}, then run the same command "
+            "again"
         ) from error
     except OSError as error:
         raise kind(
@@ -180,6 +187,10 @@ def hub_errors(what: str, kind: type[HubExtrapError] = SourceError) -> Iterator[
 
 def not_understood(error: BaseException) -> str:
     """What to say of an error of the client's that is none of its own classes."""
+    if isinstance(error, UnicodeEncodeError):
+        return (
+            "the token holds characters that no token has; log in again with `hf auth login`, or set HF_TOKEN"
+        )
     if isinstance(error, json.JSONDecodeError):
         return (
             "the Hub's answer is not JSON; a page of a proxy or a captive portal may stand between: log in "

@@ -130,10 +130,10 @@ def _backend(core: Any) -> Any:
                 if stop is not None and stop.is_set():
                     raise core.ReadError("nobody waits for it any more")
                 left = end - time.monotonic()
-                try:
-                    data: bytes = self._stream.read(max_bytes, max(0.01, min(left, _SLICE) if stop else left))
+                try:  # by slices also because huggingface_hub closes the client under other threads' feet
+                    data: bytes = self._stream.read(max_bytes, max(0.01, min(left, _SLICE)))
                 except core.ReadTimeout:
-                    if stop is None or time.monotonic() >= end:
+                    if time.monotonic() >= end:
                         raise
                     continue
                 self._account(len(data), writing=False)

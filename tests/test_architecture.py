@@ -27,7 +27,7 @@ LEVELS = (
     ("methods",),
     ("patience",),
     ("hub_access", "progress"),
-    ("hub_client",),
+    ("hub_client", "hub_settings"),
     ("foreign_data",),
     ("errors", "_version"),
     ("foreign_text", "output_files"),

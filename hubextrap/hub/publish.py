@@ -198,7 +198,7 @@ def _entry_file(entry: EvalResultEntry) -> bytes:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    where = "README.md, the metadata at its top"
+    where = "README.md: the metadata at its top"
     metadata = parse_yaml(text, where, error=PushError, remedy="correct them, then publish again", nan=True)
     metadata = {} if metadata is None and not text.strip() else metadata
     if not isinstance(metadata, dict):

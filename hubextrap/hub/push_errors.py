@@ -15,6 +15,7 @@ from hubextrap.hub_access import (
     oidc_remedy,
 )
 from hubextrap.hub_client import BeyondBounds
+from hubextrap.hub_settings import check_settings
 from hubextrap.patience import cause_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ _OTHER_REMEDY = "run the same command again later; what was uploaded is not sent
 @contextmanager
 def push_errors(what: str) -> Iterator[None]:
     """Turn what the client raises into PushError; ``what`` names the target, e.g. ``me/model@step_400``."""
+    check_settings()
     from huggingface_hub import errors as hub
 
     try:
@@ -52,7 +54,7 @@ def push_errors(what: str) -> Iterator[None]:
             raise PushError(f"{what}: {oidc_remedy(cause)}") from error
         if isinstance(cause, hub.HfHubHTTPError):
             status = cause.response.status_code
-            server = (cause.server_message or "").strip()
+            server = first_line(Exception(cause.server_message or ""))
             said = f"the Hub answered {status}" + (f" ({server})" if server else "")
             remedy = _REMEDIES.get(status, _OTHER_REMEDY)
             if status == 404 and is_lost_upload(error):

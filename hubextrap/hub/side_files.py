@@ -273,7 +273,7 @@ def with_dtype(config: bytes, dtype: str) -> bytes:
 
 
 def _check_config(config: bytes, name: str) -> None:
-    content = parse_json(config, f"{name}/config.json", remedy="repair it in the checkpoint")
+    content = parse_json(config, f"{name}: config.json", remedy="repair it in the checkpoint")
     if not isinstance(content, dict):
         raise CorruptFile(f"{name}: config.json holds no JSON object; repair it in the checkpoint")
     if (named := content.get("transformers_weights")) is not None:

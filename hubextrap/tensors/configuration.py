@@ -25,7 +25,7 @@ def read_config(source: Source) -> dict[str, Any]:
     """
     if "config.json" not in source.files():
         return {}
-    config = parse_json(source.read_file("config.json"), f"{source.name}/config.json", remedy="repair it")
+    config = parse_json(source.read_file("config.json"), f"{source.name}: config.json", remedy="repair it")
     if not isinstance(config, dict):
         raise CorruptFile(f"{source.name}: config.json holds no JSON object; repair it")
     return config

@@ -175,3 +175,30 @@ def test_a_wrong_command_line_repeats_no_token(line: list[str], ground: Ground) 
     ended = run_main(*(token if word == "TOKEN" else word for word in line))
     assert ended.code == 2
     assert "aB3dE6" not in ended.out + ended.err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "says"),
+    [
+        ("MemoryError()", 1, "error: there is not enough memory; give a smaller --memory"),
+        ("RecursionError('deep')", 70, "error: RecursionError: deep; this is a fault in hubextrap"),
+        ("type('Odd', (Exception,), {'__str__': lambda self: 1})()", 70, "error: Odd; this is a fault"),
+        ("SystemExit('hf_' + 30 * 'x')", 1, "hf_***"),
+    ],
+)
+def test_whatever_is_raised(raised: str, code: int, says: str, ground: Ground) -> None:
+    """In the command, and in a thread beside it."""
+    program = (
+        "import sys, threading, hubextrap.trajectory\n"
+        "def wrong(*_, **__):\n"
+        "    thread = threading.Thread(target=lambda: 1 // 0); thread.start(); thread.join()\n"
+        f"    raise {raised}\n"
+        "hubextrap.trajectory.find_trajectory = wrong\n"
+        "sys.argv = ['hubextrap', 'steps', 'run']\n"
+        "from hubextrap.cli.main import main\nmain()"
+    )
+    ended_with, said = ended(program)
+    assert ended_with == code
+    assert "Traceback" not in said
+    assert "error: ZeroDivisionError: " in said
+    assert says in said

@@ -101,7 +101,7 @@ def test_windows_line_ends() -> None:
 @pytest.mark.parametrize(
     ("card", "message"),
     [
-        ("---\nlicense: [mit\n---\n", "the metadata at its top are no valid YAML"),
+        ("---\nlicense: [mit\n---\n", "the metadata at its top: not valid YAML"),
         ("---\n- a\n---\n", "the metadata at its top are no mapping"),
         ("---\nmodel-index: {name: x}\n---\n", r"its model-index is not a list of \{name, results\}"),
         ("---\nmodel-index: [{name: x}]\n---\n", r"its model-index is not a list of \{name, results\}"),

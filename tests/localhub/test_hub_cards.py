@@ -117,7 +117,7 @@ def test_where_the_metadata_may_begin_and_end(hub: LocalHub, api: HfApi, repo_id
 
 
 @pytest.mark.parametrize(
-    "readme", ["---\ntags: [a\n---\n", "---\n- a list\n---\n", "---\nd: 2024-13-45\n---\n"]
+    "readme", ["---\ntags: [a\n---\n", "---\n- a list\n---\n", "---\nd: " + "9" * 5000 + "\n---\n"]
 )
 def test_metadata_that_cannot_be_read(hub: LocalHub, api: HfApi, repo_id: str, readme: str) -> None:
     api.create_repo(repo_id)

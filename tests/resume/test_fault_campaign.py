@@ -24,7 +24,7 @@ from huggingface_hub.hf_api import RepoFile
 
 import hubextrap
 from hubextrap.api.staging import push_place
-from hubextrap.cli import main as cli
+from hubextrap.cli.main import run as run_command
 from hubextrap.localhub import Fault, LocalHub
 from hubextrap.tensors import Patience
 
@@ -177,7 +177,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(sys, "argv", ["hubextrap", *arguments, "--quiet"])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.run()
+            run_command()
         return int(ended.value.code or 0), capsys.readouterr().err
 
     return command
