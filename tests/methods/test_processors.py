@@ -13,9 +13,7 @@ from hubextrap.methods import GRID, coefficients, on_grid
 
 KERNELS = [
     {"OPENBLAS_CORETYPE": "Prescott", "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR"},
-    {"OPENBLAS_CORETYPE": "Nehalem"},
     {"OPENBLAS_CORETYPE": "Haswell", "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR"},
-    {"OPENBLAS_CORETYPE": "SkylakeX", "OPENBLAS_NUM_THREADS": "2"},
 ]
 """What other processors would choose; a name that numpy does not know has no effect."""
 
