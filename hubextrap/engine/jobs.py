@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 ALIGNMENT = 64
 """Every stretch of the buffer starts at a multiple, so that each tensor in it can be viewed as its dtype."""
 BOOKKEEPING = 512
-"""Bytes of Python objects that describe one input of one piece, beside what is read: many tiny tensors of many
-checkpoints are cut into jobs by these, and else a job would take more than its buffer."""
+"""Bytes of Python objects that describe one input of one piece. They count into the buffer: with many tiny
+tensors of many checkpoints they are most of what a job takes."""
 GRAIN = 1024
 """Tensors are cut at multiples of so many elements, unless a caller needs a coarser grain."""
 

@@ -45,9 +45,9 @@ BASELINE = 300 * MiB
 """What the process takes without buffers, counted into ``memory``: python, torch and the Hub client are
 230 MiB (measured with torch 2.13); the rest is for headers."""
 HELD_IN_BASELINE = 40 * MiB
-"""How much of ``BASELINE`` is for what is held of headers and the plan; a larger model's comes on top."""
+"""How much of ``BASELINE`` is for headers and the plan; what a larger model's take comes on top."""
 HELD_INFO = 800
-"""Bytes of one tensor of one header, and its place in tables by name; headers that are the same count once."""
+"""Bytes of one tensor of one header, its place in tables by name included; equal headers count once."""
 HELD_TENSOR, HELD_CHECKPOINT = 2500, 100_000
 HELD_INPUT = 16
 """Bytes of a tensor's input in the plan, a reference or two."""

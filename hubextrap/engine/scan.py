@@ -162,7 +162,7 @@ def plan_scan(
 
 
 def scan_tables(checkpoints: int, tensors: int) -> int:
-    """Bytes of what a scan finds: while it is put together, and while it is written, it is there three times."""
+    """Bytes of what a scan finds, which is there three times while it is put together or written."""
     found = 8 * checkpoints**2 + 2 * 8 * (BINS + 3) + EXAMPLES * (8 + 4 * checkpoints)
     return 3 * tensors * found
 

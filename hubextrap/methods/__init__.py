@@ -5,7 +5,7 @@ from __future__ import annotations
 from hubextrap.methods.averages import average, ema
 from hubextrap.methods.calibrating import beyond_the_past, calibrated, leave_one_out
 from hubextrap.methods.checking import MAX_STEP, best_damping, coefficients, needs_gram_matrix
-from hubextrap.methods.lines import least_squares, persistence, sum_to_one, two_point
+from hubextrap.methods.lines import GRID, least_squares, on_grid, persistence, sum_to_one, two_point
 from hubextrap.methods.registry import (
     Method,
     Parameter,
@@ -29,6 +29,7 @@ from hubextrap.methods.rules import Rule, assign_rules
 from hubextrap.methods.subspace import low_rank
 
 __all__ = [
+    "GRID",
     "MAX_STEP",
     "ROUNDED",
     "Method",
@@ -50,6 +51,7 @@ __all__ = [
     "method_names",
     "nearest",
     "needs_gram_matrix",
+    "on_grid",
     "parameter_problems",
     "persistence",
     "register_method",

@@ -44,7 +44,9 @@ def ema(steps: Sequence[int], target_step: float, *, decay: float = 0.9) -> NDAr
     """
     if not 0.0 <= decay < 1.0:
         raise MethodError(f"decay {decay}: give a number from 0 (the last checkpoint alone) to below 1")
-    exponents = np.arange(len(steps) - 1, -1, -1, dtype=np.float64)
-    result = (1.0 - decay) * decay**exponents
-    result[0] = decay ** exponents[0]
+    powers = np.ones(len(steps))
+    for k in range(len(steps) - 2, -1, -1):  # np.power differs with the processor in the last digit
+        powers[k] = decay * powers[k + 1]
+    result = (1.0 - decay) * powers
+    result[0] = powers[0]
     return sum_to_one(result)

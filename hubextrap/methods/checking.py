@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from hubextrap.errors import MethodError, StepError
-from hubextrap.methods.lines import persistence, sum_to_one
+from hubextrap.methods.lines import on_grid, persistence, sum_to_one
 from hubextrap.methods.registry import find_method, parameter_problems
 from hubextrap.methods.rehearsal import Rehearsals, rehearse, squared_distances, without_rounding
 
@@ -43,7 +43,8 @@ def coefficients(
         gram_matrix: K×K inner products of the tensor's deltas, where `needs_gram_matrix` says so.
 
     Returns:
-        K float64 values, finite, with sum 1.
+        K float64 values, finite, with sum 1; multiples of `GRID` where they follow from weights, so that
+        they are the same on every processor.
 
     Raises:
         StepError: steps out of order or twice, or the target before the last one.
@@ -61,7 +62,8 @@ def coefficients(
             f"damping: must be a number from 0 (persistence) to 1 (no damping) or auto, not {damping!r}"
         )
     check_steps(steps, target_step)
-    if gram_matrix is None and needs_gram_matrix(method, values, damping):
+    fitted = needs_gram_matrix(method, values, damping)
+    if gram_matrix is None and fitted:
         raise MethodError(f"{method} needs the Gram matrix of every tensor, and none was computed")
     if found.takes_gram_matrix:
         values["gram_matrix"] = gram_matrix
@@ -71,7 +73,7 @@ def coefficients(
         damping = _auto_damping(method, steps, target_step, parameters, gram_matrix)
     if damping < 1.0:
         result = (1.0 - damping) * persistence(steps, target_step) + damping * result
-    return sum_to_one(result)
+    return sum_to_one(on_grid(result) if fitted else result)
 
 
 def needs_gram_matrix(

@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from hubextrap.statistics.linearity import MIN_RANGE
+
+LANES = 16
+"""Sums that `dot_products` keeps apart, whatever the length of the processor's vectors."""
 
 _FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
 
@@ -99,6 +103,59 @@ def _of_two(name: str) -> Any:
 
 
 smaller, larger = _of_two("llvm.smin"), _of_two("llvm.smax")
+
+
+@_inlined
+def dot_products(typing_context, numbers, count, a0, a1, d0, d1, d2, d3, d4):  # type: ignore[no-untyped-def]
+    """Eight inner products of runs of float32: of a0 with d0 to d3, and of a1 with d1 to d4.
+
+    Each is summed in ``LANES`` lanes by fused multiply-adds, and the lanes are added in halves: the same
+    operations in the same order on every processor, whatever the length of its vectors.
+
+    Args:
+        count: numbers of a run, a multiple of ``LANES``.
+        numbers: address of an array of float32, in which the others are places.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        tools: Any = cgutils
+        base = builder.inttoptr(arguments[0], ir.PointerType(_FLOAT))
+        runs = [builder.gep(base, [place]) for place in arguments[2:]]
+        kind = ir.VectorType(_FLOAT, LANES)
+        fused = tools.get_or_insert_function(
+            builder.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fma.v{LANES}f32"
+        )
+        pairs = [(0, 2), (0, 3), (0, 4), (0, 5), (1, 3), (1, 4), (1, 5), (1, 6)]
+        sums = [tools.alloca_once_value(builder, ir.Constant(kind, [0.0] * LANES)) for _ in pairs]
+        stride = ir.Constant(arguments[1].type, LANES)
+        with tools.for_range(builder, builder.udiv(arguments[1], stride)) as loop:
+            place = builder.mul(loop.index, stride)
+            rows = [
+                builder.load(builder.bitcast(builder.gep(run, [place]), ir.PointerType(kind)), align=4)
+                for run in runs
+            ]
+            for total, (one, other) in zip(sums, pairs, strict=True):
+                builder.store(builder.call(fused, [rows[one], rows[other], builder.load(total)]), total)
+        results = [_sum_of_lanes(builder, builder.load(total)) for total in sums]
+        return context.make_tuple(builder, signature.return_type, results)
+
+    places = (numbers, count, a0, a1, d0, d1, d2, d3, d4)
+    tuple_of: Any = types.UniTuple
+    return tuple_of(types.float32, 8)(*places), build
+
+
+def _sum_of_lanes(builder: Any, vector: Any) -> Any:
+    count = vector.type.count
+    while count > 1:
+        count //= 2
+        low, high = (
+            ir.Constant(ir.VectorType(ir.IntType(32), count), list(range(start, start + count)))
+            for start in (0, count)
+        )
+        vector = builder.fadd(
+            builder.shuffle_vector(vector, vector, low), builder.shuffle_vector(vector, vector, high)
+        )
+    return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
 
 
 def _number(builder: Any, bits: Any) -> Any:

@@ -19,6 +19,7 @@ from hubextrap.methods import (
     Rehearsals,
     best_damping,
     leave_one_out,
+    on_grid,
     parameter_problems,
     persistence,
     rehearse,
@@ -258,7 +259,11 @@ def _expectation(sums: NDArray[np.float64], rehearsals: Rehearsals, rounded: boo
     expected = rehearsals.mean(relative(total, real))
     if np.isnan(expected):
         return Expectation(None, None)
-    return Expectation(expected, rehearsals.mean(relative(signal_total, signal_real)) if rounded else None)
+    # it is written beside the weights, and has to be the same on every processor too
+    of_signal = rehearsals.mean(relative(signal_total, signal_real)) if rounded else None
+    return Expectation(
+        float(on_grid(np.array(expected))), None if of_signal is None else float(on_grid(np.array(of_signal)))
+    )
 
 
 def summed_squares(vectors: NDArray[np.float64], gram: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import carray, njit  # type: ignore[attr-defined]
 
-from hubextrap.statistics.bits import key_of, larger, number_of, pointer_to, smaller, spans, where_less
+from hubextrap.statistics.bits import (
+    dot_products,
+    key_of,
+    larger,
+    number_of,
+    pointer_to,
+    smaller,
+    spans,
+    where_less,
+)
 from hubextrap.statistics.linearity import BINS, FEW_VALUES, SMALL_RANGE, UNMOVED
 
 if TYPE_CHECKING:
@@ -45,8 +54,7 @@ _LAST_PLACE = np.float32(BINS - 1)
 _UNMOVED, _SMALL_RANGE, _FEW_VALUES = np.uint32(UNMOVED), np.uint32(SMALL_RANGE), np.uint32(FEW_VALUES)
 _ZERO = np.float32(0)
 
-# Sums may be split over vector lanes, the same way every time.
-_LANES = {"reassoc", "contract", "nsz"}
+# Element by element: nothing is added in another order, and each product is fused with the addition after it.
 _ORDERED = {"contract", "nsz"}
 
 
@@ -239,33 +247,27 @@ def _find_places(extremes, sums, time_variation, share, places):  # type: ignore
         places[i] = wide if least < most else _UNMOVED
 
 
-@njit(nogil=True, cache=True, fastmath=_LANES)
+@njit(nogil=True, cache=True)
 def _add_products(moves, starts, products):  # type: ignore[no-untyped-def]
     """products[a, d]: move a times the one d places on, two by four, so that each value is used often."""
     rows, following = products.shape
+    numbers = moves.ctypes.data
     for a in range(0, rows, 2):
-        r, s = moves[starts[a] :], moves[starts[a + 1] :]
         for d in range(a, a + following, 4):
-            c0, c1, c2 = moves[starts[d] :], moves[starts[d + 1] :], moves[starts[d + 2] :]
-            c3, c4 = moves[starts[d + 3] :], moves[starts[d + 4] :]
-            r0 = r1 = r2 = r3 = s0 = s1 = s2 = s3 = _ZERO
-            for i in range(TILE):
-                r0 += r[i] * c0[i]
-                r1 += r[i] * c1[i]
-                r2 += r[i] * c2[i]
-                r3 += r[i] * c3[i]
-                s0 += s[i] * c1[i]
-                s1 += s[i] * c2[i]
-                s2 += s[i] * c3[i]
-                s3 += s[i] * c4[i]
-            products[a, d - a] += r0
-            products[a, d - a + 1] += r1
-            products[a, d - a + 2] += r2
-            products[a, d - a + 3] += r3
-            products[a + 1, d - a] += s0
-            products[a + 1, d - a + 1] += s1
-            products[a + 1, d - a + 2] += s2
-            products[a + 1, d - a + 3] += s3
+            found = dot_products(
+                numbers,
+                TILE,
+                starts[a],
+                starts[a + 1],
+                starts[d],
+                starts[d + 1],
+                starts[d + 2],
+                starts[d + 3],
+                starts[d + 4],
+            )
+            for i in range(4):
+                products[a, d - a + i] += found[i]
+                products[a + 1, d - a + i] += found[4 + i]
 
 
 @njit(nogil=True, cache=True)

@@ -58,11 +58,13 @@ class CheckpointLayout:
 
 
 def share_tensors(layouts: Iterable[CheckpointLayout]) -> None:
-    """Let layouts whose shards share their tensors share the table of them too: it is what a plan holds most."""
+    """Let layouts whose shards share their tensors share the table of them too."""
     known: dict[tuple[int, ...], dict[str, TensorInfo]] = {}
     for layout in layouts:
         same = tuple(id(shard.tensors) for shard in layout.shards)
-        vars(layout)["tensors"] = known.setdefault(same, known.get(same) or layout.tensors)
+        if same not in known:
+            known[same] = layout.tensors
+        vars(layout)["tensors"] = known[same]
 
 
 def distinct_tensors(layouts: Iterable[CheckpointLayout]) -> int:
