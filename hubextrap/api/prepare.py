@@ -172,7 +172,7 @@ def prepare(
         scanned = any(needs_scan(each) for each in recipes)
         reserve = other_pass = 0
         if scanned:
-            from hubextrap.engine.scan import fitting_memory, plan_scan
+            from hubextrap.engine.scan_plan import fitting_memory, plan_scan
 
             reserve = fitting_memory(
                 trajectory.steps, layouts, [step for each in recipes for step in each.target_steps]

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hubextrap.api.extrapolating import extrapolate, scan_folders
+from hubextrap.api.locks import holder_of, lock_folder
 from hubextrap.api.prepare import Settings
-from hubextrap.api.staging import holder_of, lock_folder, remove_leftover
+from hubextrap.api.staging import remove_leftover
 from hubextrap.api.verifying import verify
 from hubextrap.containment import read_named
 from hubextrap.errors import CorruptFile, OutputError, RecipeError

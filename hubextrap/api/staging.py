@@ -5,19 +5,14 @@ A local output is made in ``.NAME.partial`` beside its place: ``model/`` becomes
 the Hub has the same in ``hubextrap/push`` under huggingface_hub's home (HF_HOME), with ``scratch/`` for the
 shards that are on their way. A place goes when its merge succeeds, and what was to follow with it (a push, an
 evaluation), or when it fails with nothing worth keeping in it.
-Its lock bears hubextrap's name from the first moment to the last: a folder without such a lock is somebody's
-own, and is not touched.
+``locks`` says how a place is known.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import fcntl
 import hashlib
 import os
 import re
-import secrets
 import shutil
 import stat
 from contextlib import closing, contextmanager
@@ -25,21 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.containment import read_named
+from hubextrap.api.locks import is_marked, lock_folder, make_marked, remove_marked, unwritable
 from hubextrap.errors import CheckpointError, OutputError
 from hubextrap.output_files import take_after
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors import Journal, LocalSource, sha256_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from hubextrap.hub import PushTarget
     from hubextrap.progress import Progress
-
-
-_LOCK = re.compile(rb" *\d* made by hubextrap\n")
-"""What stands in a lock: who holds it or did, and whose it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +75,7 @@ def staged(
                 (model / folder).mkdir(parents=True, exist_ok=True)
             take_after(final, model, also=stat.S_IRWXU)
         except OSError as error:
-            raise _unwritable(out, error) from error
+            raise unwritable(out, error) from error
         for folder, journal in zip(folders, journals, strict=True):
             _check_shards(model / folder, journal, progress)
         yield Staging(model, tuple(journals))
@@ -115,7 +106,7 @@ def push_state(target: PushTarget, fingerprint: Mapping[str, str], progress: Pro
         try:
             scratch.mkdir()
         except OSError as error:
-            raise _unwritable(place, error) from error
+            raise unwritable(place, error) from error
         yield Staging(scratch, tuple(journals))
 
 
@@ -129,31 +120,10 @@ def push_place(target: PushTarget) -> Path:
     return Path(constants.HF_HOME, "hubextrap", "push", f"{name}-{key}")
 
 
-def place_problem(place: Path) -> str | None:
-    """What hubextrap did not make lies at a place, if anything."""
-    if not os.path.lexists(place) or _is_marked(place):
-        return None
-    what = "a folder" if place.is_dir() and not place.is_symlink() else "no folder"
-    return (
-        f"{place}: cannot be written: File exists, {what} that hubextrap did not mark as its own (earlier "
-        "versions marked none); move it away, or choose another --out (with --push alone: another HF_HOME)"
-    )
-
-
-def check_place(place: Path) -> None:
-    """Refuse a place where something lies that hubextrap did not make.
-
-    Raises:
-        OutputError: names it.
-    """
-    if problem := place_problem(place):
-        raise OutputError(problem)
-
-
 def remove_place(place: Path) -> None:
     """Forget how an output was made, once nothing more can go wrong with it."""
-    if _is_marked(place):
-        _remove(place)
+    if is_marked(place):
+        remove_marked(place)
 
 
 def finished_before(
@@ -202,7 +172,7 @@ def may_be_finished(out: Path) -> bool:
     try:
         place = place_of(out)
         return (
-            _is_marked(place)
+            is_marked(place)
             and out.is_dir()
             and not (place / "model").exists()
             and (place / "journal-0.jsonl").is_file()
@@ -214,19 +184,19 @@ def may_be_finished(out: Path) -> bool:
 def remove_leftover(out: Path) -> None:
     """Remove what is left beside an output if the run was killed just after the output had got its name."""
     place = place_of(out)
-    if _is_marked(place) and out.is_dir() and not (place / "model").exists():
+    if is_marked(place) and out.is_dir() and not (place / "model").exists():
         try:
             lock = lock_folder(place, str(out), lambda line: None)
         except OutputError:
             return  # somebody begins there just now
-        _remove(place)
+        remove_marked(place)
         os.close(lock)
 
 
 def staged_bytes(out: Path) -> int:
     """Bytes on the disk that earlier runs left for ``out``."""
     place = place_of(out)
-    if not _is_marked(place):
+    if not is_marked(place):
         return 0
     return sum(path.stat().st_blocks * 512 for path in place.rglob("*") if path.is_file())
 
@@ -236,40 +206,6 @@ def place_of(out: Path) -> Path:
     if not final.name:
         raise OutputError(f"{out}: is the root of the file system; choose another --out")
     return final.with_name(f".{final.name}.partial")
-
-
-def _is_marked(place: Path) -> bool:
-    try:
-        lock = read_named(place / "lock", 64, pipes=False)
-    except OSError:
-        return False
-    return not place.is_symlink() and _LOCK.fullmatch(lock) is not None
-
-
-def _make_marked(place: Path, like: Path | None) -> None:
-    """Make a place with its lock in it, at once; OSError if it cannot be made, or came to be there."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    fresh = place.with_name(f".hubextrap-{secrets.token_hex(8)}")
-    fresh.mkdir()
-    try:
-        (fresh / "lock").write_bytes(_lock_text(0))
-        if like is not None:  # what is private stays so while it is made
-            take_after(like, fresh, also=stat.S_IRWXU)
-        fresh.rename(place)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-
-
-def _remove(place: Path) -> None:
-    """Remove a place that this run holds, so that a kill never leaves a part of it without its lock."""
-    gone = place.with_name(f".hubextrap-{secrets.token_hex(8)}")
-    with contextlib.suppress(OSError):
-        for path in place.iterdir():
-            if path.name != "lock":
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        place.rename(gone)
-        shutil.rmtree(gone)
 
 
 @contextmanager
@@ -284,7 +220,7 @@ def _held(
     """
     fresh = not place.exists()
     journals: list[Journal] = []
-    descriptor = lock_folder(place, what, progress.say, make=lambda: _make_marked(place, like))
+    descriptor = lock_folder(place, what, progress.say, make=lambda: make_marked(place, like))
     try:
         try:
             yield journals
@@ -292,7 +228,7 @@ def _held(
             kept = sum(len(journal.finished) for journal in journals)
             # What is wrong with a checkpoint is so at every run, so nothing is to be gained from keeping.
             if isinstance(error, CheckpointError) or (not kept and (journals or fresh)):
-                _remove(place)
+                remove_marked(place)
             elif kept:
                 progress.say(
                     f"{what}: {kept} finished shard{'s' * (kept > 1)} kept; run the same command again to "
@@ -300,92 +236,11 @@ def _held(
                 )
             raise
         if not keep:
-            _remove(place)
+            remove_marked(place)
     finally:
         for journal in journals:
             journal.close()
         os.close(descriptor)
-
-
-def lock_folder(
-    place: Path, what: str, say: Callable[[str], None], *, make: Callable[[], None] | None = None
-) -> int:
-    """Make ``place`` and take its lock, which the system releases when this process ends, however it ends.
-
-    Args:
-        make: makes it, with a lock in it, and nothing else may be there; a plain folder when None.
-
-    Raises:
-        OutputError: the place cannot be made, or another run holds it.
-    """
-    path = place / "lock"
-    while True:
-        try:
-            if make is None:
-                place.mkdir(parents=True, exist_ok=True)
-            elif not os.path.lexists(place):
-                make()
-        except OSError as error:
-            if make is not None and os.path.lexists(place):
-                continue  # another run has made it in the meantime
-            raise _unwritable(place, error) from error
-        if make is not None and os.path.lexists(place):
-            check_place(place)
-        try:
-            descriptor = _open_lock(path)
-        except FileNotFoundError:
-            continue  # the run that held it has just removed it
-        except OSError as error:
-            raise _unwritable(place, error) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                holder = str(holder_of(os.pread(descriptor, 64, 0)) or "")
-                os.close(descriptor)
-                raise OutputError(
-                    f"{what}: another run is at it{f' (process {holder})' if holder else ''}; "
-                    "wait for it to end, or stop it"
-                ) from None
-            say(
-                f"{place}: no locks on this file system ({error.strerror}); "
-                "do not run two merges into one target"
-            )
-        if _is_at(path, descriptor):
-            text = _lock_text(os.getpid())
-            os.pwrite(descriptor, text, 0)  # over an earlier one, of the same length
-            os.ftruncate(descriptor, len(text))
-            return descriptor
-        os.close(descriptor)  # it was removed before we had it
-
-
-def _open_lock(path: Path) -> int:
-    """The lock file, made if need be; a file of that name with anything else in it is somebody's own."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    descriptor = os.open(path, flags, 0o666)
-    status = os.fstat(descriptor)
-    content = os.pread(descriptor, 64, 0) if stat.S_ISREG(status.st_mode) else b"?"
-    if not content or content.strip().isdigit() or _LOCK.fullmatch(content):  # digits: of earlier versions
-        return descriptor
-    os.close(descriptor)
-    raise OSError(errno.EEXIST, "is there, and not hubextrap's", str(path))
-
-
-def _lock_text(process: int) -> bytes:
-    return b"%19d made by hubextrap\n" % process
-
-
-def holder_of(lock: bytes) -> int | None:
-    """The process that a lock's content names."""
-    number = lock.removesuffix(b" made by hubextrap\n").strip()
-    return int(number) if number.isdigit() and int(number) else None
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except OSError:
-        return False
 
 
 def _open_journals(
@@ -446,10 +301,3 @@ def _strike_changed(folder: Path, journal: Journal, progress: Progress) -> None:
                 continue
             progress.say(f"{shard.file}: {wrong}; it is made again")
             del journal.finished[shard.file]
-
-
-def _unwritable(place: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{place}: cannot be written: {error.strerror}; check its permissions, or choose another --out (with "
-        "--push alone: another HF_HOME)"
-    )

@@ -17,7 +17,6 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from hubextrap.engine.comparison import FLOATS
 from hubextrap.engine.executors import SerialExecutor, ThreadExecutor, Turns
 from hubextrap.engine.inputs import InputHashes, file_uses
 from hubextrap.engine.jobs import cut_jobs
@@ -25,16 +24,13 @@ from hubextrap.engine.kernels import count_non_finite, torch_dtype
 from hubextrap.engine.plan import (
     DEFAULT_MEMORY,
     DEFAULT_WORKERS,
-    REMOTE_READ_SIZE,
     REMOTE_READERS,
-    MiB,
-    plan_merge,
 )
 from hubextrap.engine.reading import JobBuffer
 from hubextrap.engine.run import one_torch_thread
+from hubextrap.engine.scan_plan import READ_AS, piece_bytes_of, plan_scan
 from hubextrap.errors import NonFinite, StepError
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.statistics.calibration import fit_memory
 from hubextrap.statistics.elements import BLOCK, BlockScanner
 from hubextrap.statistics.linearity import BINS, count_linearity, random_walk
 from hubextrap.statistics.scan import EXAMPLES, Sample, Scan, ScannedCheckpoint
@@ -45,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Executor as Pool
 
-    from numpy.typing import DTypeLike, NDArray
+    from numpy.typing import NDArray
 
     from hubextrap.engine.jobs import Job, Piece
     from hubextrap.engine.plan import MergePlan, TensorPlan
@@ -54,14 +50,8 @@ if TYPE_CHECKING:
     from hubextrap.tensors.layout import CheckpointLayout
     from hubextrap.trajectory.checkpoint import Trajectory
 
-COMPILER = 120 * MiB
-"""What numba and its compiler take beside python and torch (measured with numba 0.68)."""
-SCAN_READ_SIZE = MiB
-"""Bytes of one checkpoint that a job reads from a disk: eight of them stay in the processor's caches."""
 LEAST_SAMPLE = 50
 """Weights that the reference protocol draws from a tensor at least."""
-_READ_AS: dict[frozenset[str], DTypeLike] = {frozenset({"F32"}): np.float32, frozenset({"BF16"}): np.uint16}
-"""What the compiled loops read as it is stored, when all checkpoints hold it so."""
 
 
 def scan_trajectory(
@@ -124,68 +114,6 @@ def scan_trajectory(
         if journal:
             journal.record(found)
     return _assemble(trajectory, layouts, [done[tensor.name] for tensor in floats], sample, pins)
-
-
-def plan_scan(
-    steps: Sequence[int],
-    layouts: Sequence[CheckpointLayout],
-    *,
-    tied: bool = False,
-    memory: int = DEFAULT_MEMORY,
-    workers: int = DEFAULT_WORKERS,
-    remote: bool = False,
-    read_size: int | None = None,
-) -> MergePlan:
-    """The jobs of a scan, see `scan_trajectory`.
-
-    Raises:
-        CheckpointMismatch: names, shapes, dtypes or tying differ.
-        OutputError: memory is too small, tables included.
-    """
-    count = len(steps)
-    rows = np.full((1, count), 1 / count)
-    return plan_merge(
-        steps,
-        layouts,
-        lambda tensor: rows,
-        tied=tied,
-        memory=memory,
-        workers=workers,
-        read_size=read_size or (REMOTE_READ_SIZE if remote else SCAN_READ_SIZE),
-        grain=BLOCK,
-        reserve=COMPILER
-        + scan_tables(count, len(layouts[-1].tensors))
-        + workers * (count * BLOCK * 4 if _converts(layouts) else 0),
-        write_memory=0,
-        piece_bytes=_piece_bytes(count),
-    )
-
-
-def scan_tables(checkpoints: int, tensors: int) -> int:
-    """Bytes of what a scan finds, which is there three times while it is put together or written."""
-    found = 8 * checkpoints**2 + 2 * 8 * (BINS + 3) + EXAMPLES * (8 + 4 * checkpoints)
-    return 3 * tensors * found
-
-
-def fitting_memory(
-    steps: Sequence[int], layouts: Sequence[CheckpointLayout], targets: Sequence[float]
-) -> int:
-    """Bytes that a merge whose coefficients follow from a scan takes beside one that has none."""
-    return COMPILER + scan_tables(len(steps), len(layouts[-1].tensors)) + fit_memory(steps, targets)
-
-
-def _piece_bytes(checkpoints: int) -> int:
-    """What a piece's figures take until they are added up: a job is done, and others wait for it."""
-    return 4 * (8 * checkpoints**2 + 2 * 8 * (BINS + 3))
-
-
-def _converts(layouts: Sequence[CheckpointLayout]) -> bool:
-    """Whether some tensor has to be made float32 before it can be scanned."""
-    tables = list({id(layout.tensors): layout.tensors for layout in layouts}.values())
-    stored = (
-        frozenset(table[name].dtype for table in tables if name in table) for name in layouts[-1].tensors
-    )
-    return any(dtypes.issubset(FLOATS) and dtypes not in _READ_AS for dtypes in stored)
 
 
 @dataclass(slots=True)
@@ -266,7 +194,7 @@ def _scan_tensors(
             job
             for shard in shards
             if any(tensor.elements for tensor in shard.tensors)
-            for job in cut_jobs(shard, 0, plan.job_bytes, BLOCK, _piece_bytes(len(plan.steps)))
+            for job in cut_jobs(shard, 0, plan.job_bytes, BLOCK, piece_bytes_of(len(plan.steps)))
         )
         current: TensorScan | None = None
         for parts in executor.map(work, enumerate(jobs)):
@@ -324,7 +252,7 @@ class _Worker:
         stored = self._buffer.inputs(piece)
         rows = [part.view(torch_dtype(info.dtype)) for part, info in zip(stored, tensor.inputs, strict=True)]
         counts = np.zeros(BINS + 3, np.int64)
-        kind = _READ_AS.get(frozenset(info.dtype for info in tensor.inputs))
+        kind = READ_AS.get(frozenset(info.dtype for info in tensor.inputs))
         if kind is None:
             found = [
                 self._scanner.scan(self._convert(rows, start), counts)

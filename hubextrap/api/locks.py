@@ -1,0 +1,170 @@
+"""The places of hubextrap's own, known by the lock in each from its first moment to its last.
+
+A folder without such a lock is somebody's own, and is not touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import stat
+from typing import TYPE_CHECKING
+
+from hubextrap.containment import read_named
+from hubextrap.errors import OutputError
+from hubextrap.output_files import take_after
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_LOCK = re.compile(rb" *\d* made by hubextrap\n")
+"""What stands in a lock: who holds it or did, and whose it is."""
+
+
+def place_problem(place: Path) -> str | None:
+    """What hubextrap did not make lies at a place, if anything."""
+    if not os.path.lexists(place) or is_marked(place):
+        return None
+    what = "a folder" if place.is_dir() and not place.is_symlink() else "no folder"
+    return (
+        f"{place}: cannot be written: File exists, {what} that hubextrap did not mark as its own (earlier "
+        "versions marked none); move it away, or choose another --out (with --push alone: another HF_HOME)"
+    )
+
+
+def check_place(place: Path) -> None:
+    """Refuse a place where something lies that hubextrap did not make.
+
+    Raises:
+        OutputError: names it.
+    """
+    if problem := place_problem(place):
+        raise OutputError(problem)
+
+
+def is_marked(place: Path) -> bool:
+    try:
+        lock = read_named(place / "lock", 64, pipes=False)
+    except OSError:
+        return False
+    return not place.is_symlink() and _LOCK.fullmatch(lock) is not None
+
+
+def make_marked(place: Path, like: Path | None) -> None:
+    """Make a place with its lock in it, at once; OSError if it cannot be made, or came to be there."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fresh = place.with_name(f".hubextrap-{secrets.token_hex(8)}")
+    fresh.mkdir()
+    try:
+        (fresh / "lock").write_bytes(_lock_text(0))
+        if like is not None:  # what is private stays so while it is made
+            take_after(like, fresh, also=stat.S_IRWXU)
+        fresh.rename(place)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+
+
+def remove_marked(place: Path) -> None:
+    """Remove a place that this run holds, so that a kill never leaves a part of it without its lock."""
+    gone = place.with_name(f".hubextrap-{secrets.token_hex(8)}")
+    with contextlib.suppress(OSError):
+        for path in place.iterdir():
+            if path.name != "lock":
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        place.rename(gone)
+        shutil.rmtree(gone)
+
+
+def lock_folder(
+    place: Path, what: str, say: Callable[[str], None], *, make: Callable[[], None] | None = None
+) -> int:
+    """Make ``place`` and take its lock, which the system releases when this process ends, however it ends.
+
+    Args:
+        make: makes it, with a lock in it, and nothing else may be there; a plain folder when None.
+
+    Raises:
+        OutputError: the place cannot be made, or another run holds it.
+    """
+    path = place / "lock"
+    while True:
+        try:
+            if make is None:
+                place.mkdir(parents=True, exist_ok=True)
+            elif not os.path.lexists(place):
+                make()
+        except OSError as error:
+            if make is not None and os.path.lexists(place):
+                continue  # another run has made it in the meantime
+            raise unwritable(place, error) from error
+        if make is not None and os.path.lexists(place):
+            check_place(place)
+        try:
+            descriptor = _open_lock(path)
+        except FileNotFoundError:
+            continue  # the run that held it has just removed it
+        except OSError as error:
+            raise unwritable(place, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                holder = str(holder_of(os.pread(descriptor, 64, 0)) or "")
+                os.close(descriptor)
+                raise OutputError(
+                    f"{what}: another run is at it{f' (process {holder})' if holder else ''}; "
+                    "wait for it to end, or stop it"
+                ) from None
+            say(
+                f"{place}: no locks on this file system ({error.strerror}); "
+                "do not run two merges into one target"
+            )
+        if _is_at(path, descriptor):
+            text = _lock_text(os.getpid())
+            os.pwrite(descriptor, text, 0)  # over an earlier one, of the same length
+            os.ftruncate(descriptor, len(text))
+            return descriptor
+        os.close(descriptor)  # it was removed before we had it
+
+
+def _open_lock(path: Path) -> int:
+    """The lock file, made if need be; a file of that name with anything else in it is somebody's own."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o666)
+    status = os.fstat(descriptor)
+    content = os.pread(descriptor, 64, 0) if stat.S_ISREG(status.st_mode) else b"?"
+    if not content or content.strip().isdigit() or _LOCK.fullmatch(content):  # digits: of earlier versions
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EEXIST, "is there, and not hubextrap's", str(path))
+
+
+def _lock_text(process: int) -> bytes:
+    return b"%19d made by hubextrap\n" % process
+
+
+def holder_of(lock: bytes) -> int | None:
+    """The process that a lock's content names."""
+    number = lock.removesuffix(b" made by hubextrap\n").strip()
+    return int(number) if number.isdigit() and int(number) else None
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def unwritable(place: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{place}: cannot be written: {error.strerror}; check its permissions, or choose another --out (with "
+        "--push alone: another HF_HOME)"
+    )
