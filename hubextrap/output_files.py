@@ -16,6 +16,7 @@ from pathlib import Path
 
 from hubextrap.containment import kind_of
 
+_STAGING = re.compile(r"\.hubextrap-[0-9a-f]{16}")
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
@@ -69,6 +70,13 @@ def write_whole(path: Path, *parts: bytes) -> None:
         with contextlib.suppress(OSError):
             staging.unlink()
         raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed `write_whole` left in a folder that nobody else writes to."""
+    for path in folder.iterdir():
+        if _STAGING.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
 
 
 def take_after(existing: Path, new: Path, *, also: int = 0) -> None:

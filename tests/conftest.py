@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ try:
     from hubextrap.localhub import LocalHub
 except HubExtrapError as error:
     raise pytest.UsageError(f"the tests need what hubextrap[dev] brings: {error}") from error
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits it ignored
 
 _HOME = Path(tempfile.mkdtemp(prefix="hubextrap-tests-"))
 _TOKEN = "hf_" + "testtoken" * 3

@@ -20,6 +20,7 @@ from hubextrap.containment import read_named
 from hubextrap.errors import CorruptFile, OutputError, RecipeError
 from hubextrap.hub import OutgoingFile, PushTarget, check_target, commit_files, push_folder
 from hubextrap.hub.side_files import side_files
+from hubextrap.output_files import remove_unfinished
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.reground import Decision
 from hubextrap.reground.checkpoint import check_model
@@ -134,6 +135,7 @@ def _held(folder: Path, what: str, progress: Progress) -> Iterator[int]:
             told = True
         time.sleep(0.1)
     try:
+        remove_unfinished(folder)
         yield lock
     finally:
         os.close(lock)

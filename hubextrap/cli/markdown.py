@@ -29,9 +29,9 @@ def check_summary(path: Path | None) -> None:
     """
     if path is None:
         return
-    if problem := append_problem(path):
-        raise OutputError(f"{path}: the summary cannot be written ({problem}); name another file")
     try:
+        if problem := append_problem(path):
+            raise OutputError(f"{path}: the summary cannot be written ({problem}); name another file")
         there = path.exists()
         with path.open("a", encoding="utf-8"):
             pass

@@ -17,7 +17,6 @@ from hubextrap.containment import shown
 from hubextrap.errors import CorruptFile, SourceError, UnsupportedCheckpoint
 from hubextrap.foreign_data import parse_json
 from hubextrap.foreign_text import own_lines
-from hubextrap.hub.provenance_checks import is_plain_name
 from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER
 
 if TYPE_CHECKING:
@@ -233,12 +232,7 @@ def _choose(last: Source, read: dict[str, bytes]) -> SideFiles:
     taken |= _named_in(read.values(), present.keys() - taken)
     problems = []
     for file in sorted({*taken, *({"README.md"} & present.keys())}):  # whose metadata the card takes over
-        if not is_plain_name(file):
-            problems.append(
-                f"{last.name}: the name {shown(file)} cannot be written on every system; rename it in a copy "
-                "of the checkpoint"
-            )
-        elif (problem := present[file].problem) is not None:
+        if (problem := present[file].problem) is not None:
             problems.append(f"{last.name}/{shown(file)}: {problem}")
         elif file in taken and present[file].size > SMALL_FILE:
             problems.append(

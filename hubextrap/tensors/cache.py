@@ -191,8 +191,11 @@ def _download(checkpoint: Checkpoint, files: Collection[str] | None) -> Path:
                 tqdm_class=Silent,
             )
         except (LocalEntryNotFoundError, OSError, RuntimeError) as error:  # the last is hf_xet's
+            # its own words are of the cache alone: what the Hub or the storage answered came first
+            cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None
+            said = first_line(cause or error)
             raise SourceError(
-                f"{checkpoint.name}: cannot be downloaded: {first_line(error)}; check the network and the "
-                "free space of the cache, then run the same command again"
+                f"{checkpoint.name}: cannot be downloaded: {said}; check the network and the free space of the "
+                "cache, then run the same command again"
             ) from error
     return Path(folder)

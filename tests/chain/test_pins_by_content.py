@@ -222,6 +222,7 @@ def test_a_provenance_from_before_is_read(
     content = json.loads(file.read_text())
     for one in content["inputs"]:
         del one["files"]
+    del content["digest"]
     file.write_text(json.dumps(content))
     assert cli("verify", tmp_path / "out", "-q").code == 0
     assert read_provenance(file).inputs[0].files == ()

@@ -247,10 +247,10 @@ def test_a_pull_request_of_run_is_evaluated_whatever_comes_into_it(
     hub.create_repo(target)
     hub.commit(target, {"notes.md": b"mine"})
     push = {"repo": target, "create_pr": True}
-    merge, client = api.chain.merge, HfApi()
+    make, client = api.chain.make, HfApi()
 
     def merge_and_be_overtaken(*arguments: Any, **options: Any) -> Any:
-        made = merge(*arguments, **options)
+        made = make(*arguments, **options)
         for file in (checkpoints / "step_0").iterdir():
             client.upload_file(
                 path_or_fileobj=file, path_in_repo=file.name, repo_id=target, revision="refs/pr/1"
@@ -259,7 +259,7 @@ def test_a_pull_request_of_run_is_evaluated_whatever_comes_into_it(
 
     alone = api.run(load_recipe(evaluated(landing.repo)), out=tmp_path / "alone").tables[0].rows[0]
     recipe = load_recipe(evaluated(landing.repo, push=push))
-    monkeypatch.setattr(api.chain, "merge", merge_and_be_overtaken)
+    monkeypatch.setattr(api.chain, "make", merge_and_be_overtaken)
     result = api.run(recipe, out=tmp_path / "out" if out else None)
     pushed = result.predictions[0].pushed
     assert pushed is not None

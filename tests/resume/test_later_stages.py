@@ -50,13 +50,13 @@ def test_a_push_of_a_folder(
         hubextrap.merge(recipe, out=out, push=targets)
     hub.faults.clear()
     before = identities(out)
-    (out / "mine").write_text("mine")  # nothing of it is anybody's business
+    (out / "mine.txt").write_text("mine")  # nothing of it is anybody's business
     hub.requests.clear()
     hubextrap.merge(recipe, out=out, push=targets, progress=lines)
     assert lines.said[-1].endswith("is whole since an earlier run; going on with what was to follow")
     assert weights_read(hub) == []
     assert identities(out) == before
-    assert (out / "mine").read_text() == "mine"
+    assert (out / "mine.txt").read_text() == "mine"
     for target in targets:
         assert not hubextrap.verify(target.name).problems
     assert not place_of(out).exists()
