@@ -184,6 +184,8 @@ def hostile_hub(hub_url: str) -> Iterator[HostileHub]:
             onward.request(self.command, self.path, given or None, kept)
             answer = onward.getresponse()
             body = answer.read()
+            if "json" in answer.getheader("Content-Type", ""):  # addresses for uploads
+                body = body.replace(hub_url.encode(), state.url.encode())
             self.send_response(answer.status)
             for name, value in answer.getheaders():
                 if name.lower() not in HOP_BY_HOP:
