@@ -124,7 +124,7 @@ def test_loading_what_only_transformers_reads_fails(
 ) -> None:
     hub.faults.add(Fault("/resolve/.*tokenizer", count=COUNT, **fault))
     said = clean(command(name))
-    assert "tokenizer" in said
+    assert "tokenizer" in said or "cannot be downloaded" in said
     assert hub.faults.pending() < COUNT
 
 

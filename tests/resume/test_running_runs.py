@@ -96,7 +96,7 @@ def test_one_push_at_a_time(
     monkeypatch.setenv("HF_TOKEN", token)
     target = hubextrap.PushTarget.parse(f"{repo_id}@step_20")
     hub.faults.add(Fault(r"^/lfs/", "PUT", count=4))
-    hub.faults.add(Fault(r"^/lfs/", "PUT", delay=0.4, count=4))
+    hub.faults.add(Fault(r"^/lfs/", "PUT", delay=0.2, count=4))
     recipe = recipe_file(run_folder)
     pid = warm.start("merge", recipe, "--push", target.name)
     wait_for(lambda: finished(push_place(target) / "journal-0.jsonl") >= 4)
