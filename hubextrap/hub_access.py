@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hubextrap._version import __version__
 from hubextrap.errors import AccessDenied, HubExtrapError, ReferenceNotFound, SourceError
 from hubextrap.foreign_text import clean_record, log_record
-from hubextrap.hub_client import BeyondBounds, use_bounded_client
+from hubextrap.hub_client import BeyondBounds, token_kept, use_bounded_client
 from hubextrap.hub_settings import check_settings, proxy_in_use
 from hubextrap.redaction import redact
 
@@ -133,7 +133,8 @@ def hub_errors(what: str, kind: type[HubExtrapError] = SourceError) -> Iterator[
     from huggingface_hub import errors as hub
 
     try:
-        yield
+        with token_kept():
+            yield
     except HubExtrapError:
         raise
     except BeyondBounds as error:

@@ -54,6 +54,20 @@ def stoppable(stop: Event) -> Iterator[None]:
         _LOCAL.stop = None
 
 
+@contextmanager
+def token_kept() -> Iterator[None]:
+    """In this thread, let no request take a token to another origin than HF_ENDPOINT.
+
+    Other users of the client in the same process may have hubs of their own, and tokens for them.
+    """
+    outer = getattr(_LOCAL, "token_kept", False)
+    _LOCAL.token_kept = True
+    try:
+        yield
+    finally:
+        _LOCAL.token_kept = outer
+
+
 def use_bounded_client() -> None:
     """Have huggingface_hub make its connections through a client with bounds, from its next one on.
 
@@ -178,6 +192,8 @@ def _keep_token(request: Any) -> None:
     """Take the token off a request to another origin: a listing's next page may be anywhere."""
     from huggingface_hub import constants
 
+    if not getattr(_LOCAL, "token_kept", False):
+        return
     scheme, _, value = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or origin(str(request.url)) == origin(constants.ENDPOINT):
         return

@@ -14,7 +14,7 @@ from hubextrap.hub_access import (
     not_understood,
     oidc_remedy,
 )
-from hubextrap.hub_client import BeyondBounds
+from hubextrap.hub_client import BeyondBounds, token_kept
 from hubextrap.hub_settings import check_settings
 from hubextrap.patience import cause_of
 
@@ -42,7 +42,8 @@ def push_errors(what: str) -> Iterator[None]:
     from huggingface_hub import errors as hub
 
     try:
-        yield
+        with token_kept():
+            yield
     except HubExtrapError:
         raise
     except Exception as error:  # an answer of another shape may end in any error of the client's

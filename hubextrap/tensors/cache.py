@@ -195,7 +195,7 @@ def _download(checkpoint: Checkpoint, files: Collection[str] | None) -> Path:
             cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None
             said = first_line(cause or error)
             raise SourceError(
-                f"{checkpoint.name}: cannot be downloaded: {said}; check the network and the free space of the "
-                "cache, then run the same command again"
+                f"{checkpoint.name}: cannot be downloaded: {said}; check the network and the free space of "
+                "the cache, then run the same command again"
             ) from error
     return Path(folder)

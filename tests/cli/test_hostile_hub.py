@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import huggingface_hub.constants as constants
 import pytest
 import yaml
@@ -163,6 +164,15 @@ def test_the_token_stays_at_the_endpoint(server: HostileHub, hub: LocalHub, repo
     went = [request for request in hub.requests if request.path == "/elsewhere"]
     assert went
     assert not any("Authorization" in request.headers for request in went)
+
+
+def test_others_in_this_process_keep_their_own_hub(ground: Ground, tmp_path: Path) -> None:
+    """The client is one for all of a program; of its other requests, nothing is anybody's business."""
+    assert run_main("steps", ground.repo).code in (0, 1)  # the client is ours now
+    with LocalHub(tmp_path / "other", tokens={"hf_of_another": "you"}) as other:
+        client = huggingface_hub.HfApi(endpoint=other.url, token="hf_of_another")
+        client.create_repo("you/there")
+        assert [repo.id for repo in client.list_models(author="you")] == ["you/there"]
 
 
 @pytest.mark.parametrize(
