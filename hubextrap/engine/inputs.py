@@ -98,7 +98,7 @@ def read_as(plan: MergePlan) -> dict[Key, ReadAs]:
 def check_blamed(
     tensor: TensorPlan, sources: Sequence[Source], checkpoints: Container[int] | None = None
 ) -> None:
-    """Before these checkpoints (all, without any) are blamed for a tensor's content: is it what the Hub lists?
+    """Before these checkpoints (by default all) are blamed for a tensor: are its bytes what the Hub lists?
 
     Raises:
         CorruptFile: a file that holds the tensor is not what was uploaded, so leaving it out is no remedy.
