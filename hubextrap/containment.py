@@ -80,7 +80,9 @@ def entry_at(root: str, path: str) -> Entry:
     if not stat.S_ISREG(status.st_mode):
         problem = f"is {kind_of(status)}, not a regular file; remove it or put the file there"
     elif linked and (astray := _leads_astray(root, real)):
-        problem = f"is a link {astray} ({shown(str(real))}); copy the file into the folder in its place"
+        problem = f"is a link {astray} ({shown(str(real))}); put a copy of the file in place of the link"
+        if path.endswith(".safetensors"):
+            problem += ", or move its folder there as a whole and link that"
     return Entry(real, 0 if problem else status.st_size, stamp_of(status), problem)
 
 

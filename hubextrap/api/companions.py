@@ -61,7 +61,7 @@ class Beside:
         info = last.files().get(CARD)
         card, wrong = None, None
         if info is not None and info.size > SMALL_FILE:
-            wrong = f"it has {info.size:,} bytes"
+            wrong = f"its {info.size:,} bytes are more than {SMALL_FILE:,}"
         elif info is not None:
             card = last.read_file(CARD).decode(errors="replace")
             wrong = unreadable(card)

@@ -61,7 +61,9 @@ def check_output(out: Path, outputs: Mapping[str, Mapping[str, int]], *, may_be_
 
 def _there_already(out: Path) -> list[str]:
     os.fsencode(out)
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
+    if out.is_symlink():
+        return [f"{out}: is a link; name the folder that it leads to, or choose another --out"]
+    if out.exists() and not out.is_dir():
         return [f"{out}: is there already and is no folder; choose another --out"]
     if out.is_dir() and any(out.iterdir()):
         return [f"{out}: is there already and not empty; remove it, or choose another --out"]

@@ -106,9 +106,11 @@ def _existing(path: Path, trajectory: Trajectory, pins: list[str]) -> Scan | Non
     differing = sorted(step for step in wanted.keys() | there.keys() if wanted.get(step) != there.get(step))
     if differing:
         steps = ", ".join(map(str, differing[:5])) + (" …" if len(differing) > 5 else "")
+        local = any(one.repo is None for one in trajectory.checkpoints if one.step in differing)
+        since = ", or of files that were written to since, or by an older hubextrap," if local else ""
         raise OutputError(
-            f"{path}: holds a scan of other checkpoints (step {steps} differs); remove it, or choose another "
-            "--out"
+            f"{path}: holds a scan of other checkpoints{since} (step {steps} differs); remove it, or choose "
+            "another --out"
         )
     return found
 

@@ -32,10 +32,11 @@ def verify(
         weights = [file for file in found.files if file.file.endswith(".safetensors")]
         bad = [file for file in found.files if file.problem]
         shown, kind = (weights, "weight file") if set(bad) <= set(weights) else (found.files, "file")
-        files = f"{len(shown)} {kind}{'s' * (len(shown) != 1)}"
         if bad:
-            tell(f"{found.name}: {len(bad)} of {files} are not as hubextrap.json says")
+            verb = "is" if len(bad) == 1 else "are"
+            tell(f"{found.name}: {len(bad)} of {len(shown)} {kind}s {verb} not as hubextrap.json says")
         else:
+            files = f"{len(shown)} {kind}{'s' * (len(shown) != 1)}"
             size = format_bytes(sum(file.size for file in weights))
             tell(f"{found.name}: {files}, {size}, as hubextrap.json says")
     if found.problems:

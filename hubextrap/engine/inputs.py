@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Literal
 from xxhash import xxh3_128
 
 from hubextrap.errors import CorruptFile
-from hubextrap.tensors.hashing import blocks_of, corrupt, hasher_like
+from hubextrap.tensors.hashing import blocks_of, check_file, corrupt, hasher_like
 from hubextrap.tensors.headers import DTYPES
 from hubextrap.tensors.interfaces import ShardInputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 
     from hubextrap.engine.jobs import Job, Piece
     from hubextrap.engine.plan import MergePlan, ShardPlan, TensorPlan
@@ -93,6 +93,22 @@ def read_as(plan: MergePlan) -> dict[Key, ReadAs]:
         for k, layout in enumerate(plan.layouts)
         for info in layout.shards
     }
+
+
+def check_blamed(
+    tensor: TensorPlan, sources: Sequence[Source], checkpoints: Container[int] | None = None
+) -> None:
+    """Before these checkpoints (by default all) are blamed for a tensor: are its bytes what the Hub lists?
+
+    Raises:
+        CorruptFile: a file that holds the tensor is not what was uploaded, so leaving it out is no remedy.
+        SourceError: it could not be read.
+    """
+    files = {(k, info.file) for k, info in zip(tensor.checkpoints, tensor.inputs, strict=True)}
+    files |= {(tensor.checkpoints[i], twin.file) for i, twin in tensor.twins}
+    for k, file in sorted(files):
+        if checkpoints is None or k in checkpoints:
+            check_file(sources[k], file)
 
 
 class InputHashes:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hubextrap.engine.inputs import check_blamed
 from hubextrap.engine.kernels import same_bytes
 from hubextrap.errors import CheckpointMismatch, SourceError
 from hubextrap.tensors.headers import DTYPES
@@ -88,6 +89,7 @@ class JobBuffer:
 
     def _untied(self, piece: Piece, i: int, twin: str) -> CheckpointMismatch:
         checkpoint, name = piece.tensor.checkpoints[i], piece.tensor.inputs[i].name
+        check_blamed(piece.tensor, self._sources, [checkpoint])
         return CheckpointMismatch(
             f"step {self._plan.steps[checkpoint]} ({self._plan.names[checkpoint]}): config.json says that "
             f"the word embeddings are tied, but {twin} differs from {name}; set tie_word_embeddings to false "

@@ -48,18 +48,17 @@ def check_inputs(
             for one in journals
         )
     ]
-    with progress.stage("check inputs", len(doubted), "shards") as stage:
-        for shard, k in doubted:
-            found = _digest_of_inputs(shard, k, sources[k])
-            if any(one.inputs[shard.file].digests[k : k + 1] != (found,) for one in journals):
-                for one in journals:
-                    one.start_over()
-                step = plan.steps[k]
-                progress.say(
-                    f"starting over, as the checkpoint of step {step} changed since the run that was stopped"
-                )
-                break
-            stage.advance(1)
+    if doubted:
+        with progress.stage("check inputs", len(doubted), "shards") as stage:
+            for shard, k in doubted:
+                found = _digest_of_inputs(shard, k, sources[k])
+                if any(one.inputs[shard.file].digests[k : k + 1] != (found,) for one in journals):
+                    for one in journals:
+                        one.start_over()
+                    what = f"the checkpoint of step {plan.steps[k]}"
+                    progress.say(f"starting over, as {what} changed since the run that was stopped")
+                    break
+                stage.advance(1)
     for one in journals:
         one.note_stamps(stamps)
 

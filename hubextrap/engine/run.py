@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hubextrap.engine.executors import Executor, SerialExecutor, ThreadExecutor, Turns
-from hubextrap.engine.inputs import InputHashes, file_uses
+from hubextrap.engine.inputs import InputHashes, check_blamed, file_uses
 from hubextrap.engine.kernels import check_device
 from hubextrap.engine.resuming import check_inputs, resumed
 from hubextrap.engine.worker import Worker
@@ -107,7 +107,7 @@ def run_plan(
         hashes = resources.enter_context(
             closing(InputHashes(plan, sources, file_uses(plan), compared=compared, begun=begun))
         )
-        handover = _Handover(plan, hashes, sinks, journals, identical, allow_non_finite)
+        handover = _Handover(plan, sources, hashes, sinks, journals, identical, allow_non_finite)
         workers: queue.LifoQueue[Worker] = queue.LifoQueue()
         for _ in range(executor.workers):
             workers.put(
@@ -174,6 +174,7 @@ class _Handover:
     def __init__(
         self,
         plan: MergePlan,
+        sources: Sequence[Source],
         hashes: InputHashes,
         sinks: Sequence[Sink],
         journals: Sequence[Journal],
@@ -181,6 +182,7 @@ class _Handover:
         allow_non_finite: bool,
     ) -> None:
         self._plan = plan
+        self._sources = sources
         self._hashes = hashes
         self._sinks = sinks
         self._journals = journals
@@ -264,6 +266,7 @@ class _Handover:
 
     def _non_finite(self, tensor: TensorPlan, target: int) -> NonFinite:
         tally = self._tallies[tensor.name, target]
+        check_blamed(tensor, self._sources, {k for k, count in tally.inputs.items() if count} or None)
         output = f" in output {target + 1} of {self._plan.targets}" if self._plan.targets > 1 else ""
         causes = [
             f"step {self._plan.steps[k]} ({self._plan.names[k]}) has {count:,} itself"

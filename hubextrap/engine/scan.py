@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from hubextrap.engine.executors import SerialExecutor, ThreadExecutor, Turns
-from hubextrap.engine.inputs import InputHashes, file_uses
+from hubextrap.engine.inputs import InputHashes, check_blamed, file_uses
 from hubextrap.engine.jobs import cut_jobs
 from hubextrap.engine.kernels import count_non_finite, torch_dtype
 from hubextrap.engine.plan import (
@@ -228,6 +228,7 @@ class _Worker:
         advance: Callable[[int], None],
     ) -> None:
         self._plan = plan
+        self._sources = sources
         self._sample = sample
         self._buffer = JobBuffer(plan, sources, plan.job_bytes, readers=readers, advance=advance)
         self._scanner = BlockScanner(plan.steps)
@@ -285,10 +286,12 @@ class _Worker:
     def _non_finite(self, tensor: TensorPlan, rows: Sequence[torch.Tensor]) -> NonFinite:
         for k, row in enumerate(rows):
             if count_non_finite(row):
+                check_blamed(tensor, self._sources, [tensor.checkpoints[k]])
                 return NonFinite(
                     f"{tensor.name}: step {self._plan.steps[k]} ({self._plan.names[k]}) holds NaN or "
                     "infinite weights; leave that checkpoint out"
                 )
+        check_blamed(tensor, self._sources)
         return NonFinite(
             f"{tensor.name}: its weights are so far apart that their squares are no float32; leave out the "
             "checkpoints in which it differs"

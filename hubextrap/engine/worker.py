@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hubextrap.engine.inputs import check_blamed
 from hubextrap.engine.kernels import Combiner, count_non_finite, same_bytes, torch_dtype
 from hubextrap.engine.reading import JobBuffer
 from hubextrap.errors import CheckpointMismatch
@@ -62,6 +63,7 @@ class Worker:
         advance: Callable[[int], None],
     ) -> None:
         self._plan = plan
+        self._sources = sources
         self._identical = identical
         self._check_finite = check_finite
         self._buffer = JobBuffer(
@@ -111,6 +113,7 @@ class Worker:
     ) -> None:
         for i, part in enumerate(stored[:-1]):
             if not same_bytes(part, stored[-1]):
+                check_blamed(piece.tensor, self._sources)
                 step, last = self._plan.steps[piece.tensor.checkpoints[i]], self._plan.steps[-1]
                 raise CheckpointMismatch(
                     f"{piece.tensor.name} is {piece.tensor.dtype}, which is copied and never combined, but "

@@ -127,7 +127,7 @@ def _parse(text: str) -> tuple[Recipe | RegroundRecipe | None, list[tuple[int, s
                 (_line(document, place), _worded(place, problem)) for place, problem in found_problems
             ]
         else:
-            problems.append((1, f"a recipe is a list of keys and values, not {_shown(document.data)}"))
+            problems.append((1, f"a recipe holds keys with their values, not {_shown(document.data)}"))
     if problems or recipe is None:
         return None, sorted(set(problems))
     recipe._text = text

@@ -147,7 +147,7 @@ def _integer(text: str, node: yaml.Node, place: Place, document: Document) -> in
             (
                 place,
                 node.start_mark.line + 1,
-                f"{text} is octal to some YAML readers; write {int(digits)}, or quote it",
+                f"{text} is octal to some YAML readers; write {int(digits)}, or quote it if it is text",
             )
         )
     return int(text)

@@ -140,6 +140,10 @@ def build_header(
 def _json_object(text: bytes, where: str) -> dict[str, Any]:
     if not text.startswith(b"{"):
         raise CorruptFile(f"{where}: its header is not a JSON object; download it again")
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        raise CorruptFile(f"{where}: its header is not UTF-8 text; download it again") from None
     header = parse_json(text, f"{where}: its header", limit=HEADER_LIMIT, parse_int=_whole_number)
     assert isinstance(header, dict)
     return header

@@ -76,6 +76,7 @@ def test_progress_is_plain_lines_off_a_terminal(
     result = cli("merge", recipe_file(checkpoints), "--out", tmp_path / "out")
     assert re.search(r"^merge: [\d.]+ kB in [\d.]+ s, [\d.]+ [kMG]B/s$", result.err, re.MULTILINE)
     assert "\x1b" not in result.err + result.out
+    assert ": 0 " not in result.err  # a stage in which there is nothing to do is not told
     assert result.out.startswith("predicted step 60 from steps up to 30, horizon 1\n")
 
 

@@ -290,6 +290,14 @@ def test_other_readers(run: Path, outside: Path, tmp_path: Path, cli: Cli) -> No
         assert ended.code == 1, words
         assert f"{shard.name}: is a link that leads out of the folder" in ended.err, (words, ended.err)
     assert not (tmp_path / "scan.safetensors").exists()
+    # what the error advises, to the letter
+    assert "put a copy of the file in place of the link, or move its folder there as a whole" in ended.err
+    shard.unlink()
+    shard.write_bytes((outside / "shard").read_bytes())
+    assert cli("backtest", run, "-q").code == 0
+    last.rename(outside / "step_10")
+    last.symlink_to(outside / "step_10")
+    assert cli("backtest", run, "-q").code == 0
 
 
 def test_a_local_model_that_transformers_would_read(run: Path, outside: Path) -> None:

@@ -125,6 +125,32 @@ def test_damage_in_the_storage_is_refused(
     assert not list(hub.store.root.glob(f"models/{pushed}.git")) or not pushed_files(hub, pushed)
 
 
+@pytest.mark.parametrize("value", [b"\xff\xff\xff\xff", b"\x7e\x7e\x7e\x7e"], ids=["NaN", "huge"])
+@pytest.mark.parametrize("way", ["fitted", "scan"])
+def test_a_checkpoint_is_not_blamed_for_the_storage(
+    way: str,
+    value: bytes,
+    hub: LocalHub,
+    run_on_hub: str,
+    checkpoints: Path,
+    recipe_file: Callable[..., Path],
+    cli: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    """What cannot be computed with is compared with the Hub's hash first: "leave it out" is no remedy."""
+    original = max((checkpoints / "step_30").glob("*.safetensors"))
+    content = bytearray(original.read_bytes())
+    stored = hub.store.get("model", run_on_hub).objects.path(hashlib.sha256(content).hexdigest())
+    content[-4:] = value
+    stored.with_name("copy").write_bytes(content)
+    stored.with_name("copy").replace(stored)
+    arguments, sections = WAYS[way]
+    places = {"RECIPE": recipe_file(run_on_hub, **sections), "OUT": tmp_path / "out", "REPO": run_on_hub}
+    result = cli(*(places.get(argument, argument) for argument in arguments), "-q")
+    assert result.code == 1, result.out
+    assert f"error: {run_on_hub}@step_30/{original.name}: its bytes have sha256" in result.err
+
+
 def pushed_files(hub: LocalHub, repo: str) -> list[str]:
     from huggingface_hub import HfApi
 

@@ -269,7 +269,7 @@ def test_several_targets_need_a_branch_each() -> None:
 
 @pytest.mark.parametrize("text", ["- 1\n", "text\n", "3\n"])
 def test_not_a_mapping(text: str) -> None:
-    assert "a recipe is a list of keys and values, not" in problems_of(text)[0]
+    assert "a recipe holds keys with their values, not" in problems_of(text)[0]
 
 
 EXPLICIT = """\

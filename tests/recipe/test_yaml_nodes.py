@@ -93,7 +93,7 @@ def test_lines_of_keys_and_items() -> None:
         ("a: !!set {x}\n", 1, "has no place"),
         ("a: !!int nothing\n", 1, "has no place"),
         ("a: !!binary aGk=\n", 1, "has no place"),
-        ("a:\n  b: 0100\n", 2, "0100 is octal to some YAML readers; write 100, or quote it"),
+        ("a:\n  b: 0100\n", 2, "0100 is octal to some YAML readers; write 100, or quote it if it is text"),
         ("[" * 100_000, 1, "nested more than 20 deep"),
         ('a: "\\UFFFFFFFF"', 1, "not valid YAML: "),
         ("a: [1, &x b, *x]", 1, "write out what the alias *x stands for"),

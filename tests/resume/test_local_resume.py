@@ -234,6 +234,17 @@ def test_an_error_before_the_first_shard_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "recipe.yaml"]
 
 
+def test_a_link_is_told_from_a_file(run_folder: Path, recipe_file: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("folder")
+    recipe = hubextrap.load_recipe(recipe_file(run_folder))
+    with pytest.raises(OutputError, match="link: is a link; name the folder that it leads to"):
+        hubextrap.merge(recipe, out=link)
+    hubextrap.merge(recipe, out=link.resolve())
+    assert (link / "hubextrap.json").is_file()
+
+
 def test_what_a_kill_after_the_rename_leaves_is_removed(
     stopped: Path, run_folder: Path, recipe_file: Recipe, lines: Lines
 ) -> None:

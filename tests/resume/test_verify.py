@@ -63,6 +63,14 @@ def test_every_mismatch_is_named(prediction: Path) -> None:
     assert listed["model.safetensors"] == "is not named in hubextrap.json"
 
 
+def test_one_is_not_many(prediction: Path) -> None:
+    flip(prediction / SECOND)
+    result = CliRunner().invoke(app, ["verify", str(prediction), "-q"])
+    assert result.stdout.splitlines()[1:] == [
+        f"{prediction}: 1 of 12 weight files is not as hubextrap.json says"
+    ]
+
+
 def test_a_revision_on_the_hub(hub: LocalHub, prediction: Path, repo_id: str) -> None:
     hub.create_repo(repo_id)
     good = hub.commit(repo_id, {path.name: path for path in prediction.iterdir()}, revision="step_20")

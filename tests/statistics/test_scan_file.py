@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -206,6 +207,9 @@ def test_a_scan_that_is_there_is_used_and_one_of_other_checkpoints_is_kept(run: 
         OutputError, match=r"holds a scan of other checkpoints \(step 70 differs\); remove it"
     ):
         api.scan(find_trajectory(str(run), max_step=40), out=out)
+    os.utime(next((run / "step_40").glob("*.safetensors")), (1, 1))
+    with pytest.raises(OutputError, match=r"or of files that were written to since.*\(step 40 differs\)"):
+        api.scan(find_trajectory(str(run)), out=out)
     assert out.read_bytes() == before
     out.write_text("a letter to my grandmother")
     with pytest.raises(CorruptFile):
