@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hubextrap.api.companions import Beside
 from hubextrap.api.fitting import FittedRules, fit_rules, needs_scan, stacked
 from hubextrap.engine.plan import (
+    BASELINE,
     DEFAULT_MEMORY,
     DEFAULT_WORKERS,
     LOCAL_READ_SIZE,
@@ -33,9 +34,12 @@ if TYPE_CHECKING:
     from hubextrap.recipe import Recipe
     from hubextrap.statistics import Expectation, GramTable
     from hubextrap.tensors.interfaces import Source
+    from hubextrap.tensors.layout import CheckpointLayout
     from hubextrap.trajectory.checkpoint import Trajectory
 
 _NAMES_SHOWN = 12
+DOWNLOADS, DOWNLOAD_CHUNK = 8, 10 * MiB
+"""Files that huggingface_hub downloads at the same time, and bytes of each that it holds, twice for a moment."""
 BESIDE_IN_BASELINE = 8 * MiB
 """How much of what the process takes anyway is for the files beside the weights; larger ones come on top."""
 
@@ -105,6 +109,13 @@ class Prepared:
     def caveats(self) -> tuple[str, ...]:
         """What whoever uses the output should know."""
         return (*self.trajectory.notes, *self.plan.caveats)
+
+
+def _download_memory(trajectory: Trajectory, layouts: Sequence[CheckpointLayout]) -> int:
+    """Bytes that downloading the weight files takes: huggingface_hub fetches several, in chunks."""
+    pairs = zip(trajectory.checkpoints, layouts, strict=True)
+    sizes = sorted(shard.size for one, layout in pairs if one.repo for shard in layout.shards)
+    return sum(2 * min(size, DOWNLOAD_CHUNK) for size in sizes[-DOWNLOADS:])
 
 
 @contextmanager
@@ -185,6 +196,9 @@ def prepare(
             )
             other_pass = scanning.least_memory
 
+        if settings.cache:
+            other_pass = max(other_pass, BASELINE + _download_memory(trajectory, layouts))
+
         def planned(scan: Callable[[], GramTable] | None) -> tuple[FittedRules, MergePlan]:
             fitted = stacked(
                 [fit_rules(each, trajectory, sources, layouts, scan, progress) for each in recipes]
@@ -199,7 +213,7 @@ def prepare(
                 workers=settings.workers,
                 read_size=REMOTE_READ_SIZE if remote else LOCAL_READ_SIZE,
                 reserve=reserve + held,
-                other_pass=other_pass + held if scanned else 0,
+                other_pass=other_pass + held if other_pass else 0,
             )
 
         first: list[tuple[FittedRules, MergePlan]] = []

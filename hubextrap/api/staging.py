@@ -283,7 +283,7 @@ def _check_shards(folder: Path, journal: Journal, progress: Progress) -> None:
     for path in folder.iterdir():
         if path.is_dir():  # of chat templates, which come after the shards
             shutil.rmtree(path)
-        elif path.name not in journal.finished:
+        elif path.name not in journal.finished or not path.name.endswith(".safetensors"):
             path.unlink()
     _strike_changed(folder, journal, progress)
 

@@ -115,6 +115,34 @@ def test_a_checkpoint_that_changed_since(
     assert identities(out) == before
 
 
+@pytest.mark.parametrize("planted", ["journal-0.jsonl", "model", "model/sub", "lock", "pipe"])
+def test_a_place_that_came_with_a_link_in_it(
+    run_folder: Path, recipe_file: Recipe, tmp_path: Path, planted: str
+) -> None:
+    """As an archive can carry one, mark included: what the link leads to is not written to, nor removed."""
+    recipe, out = hubextrap.load_recipe(recipe_file(run_folder)), tmp_path / "out"
+    place, mine = place_of(out), tmp_path / "mine"
+    (place / "model").mkdir(parents=True)
+    (place / "lock").write_bytes(b"%19d made by hubextrap\n" % 0)
+    (place / "journal-0.jsonl").write_bytes(b"")
+    mine.mkdir()
+    (mine / "file").write_text("mine")
+    if planted == "pipe":
+        os.mkfifo(place / "model" / planted)
+    elif planted.startswith("model"):
+        shutil.rmtree(place / planted, ignore_errors=True)
+        (place / planted).symlink_to(mine)
+    else:
+        (place / planted).unlink()
+        (place / planted).symlink_to(mine / "file")
+    problems = hubextrap.plan(recipe, out=out).problems
+    with pytest.raises(OutputError, match="did not mark as its own, or with a link in it") as error:
+        hubextrap.merge(recipe, out=out)
+    assert problems == (str(error.value),)
+    assert [path.read_text() for path in mine.iterdir()] == ["mine"]
+    assert not out.exists()
+
+
 def test_a_refused_commit(hub: LocalHub, run_on_hub: str, recipe_file: Recipe, lines: Lines) -> None:
     target = hubextrap.PushTarget(f"{run_on_hub}-made")
     recipe = hubextrap.load_recipe(recipe_file(run_on_hub))
