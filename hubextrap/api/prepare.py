@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _NAMES_SHOWN = 12
 DOWNLOADS, DOWNLOAD_CHUNK = 8, 10 * MiB
-"""Files that huggingface_hub downloads at the same time, and bytes of each that it holds, twice for a moment."""
+"""Files that huggingface_hub downloads at the same time, and bytes of each that it holds, at times twice."""
 BESIDE_IN_BASELINE = 8 * MiB
 """How much of what the process takes anyway is for the files beside the weights; larger ones come on top."""
 
