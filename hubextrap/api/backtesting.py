@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hubextrap.api.prepare import refuse_merge_settings
-from hubextrap.api.scanning import scan
+from hubextrap.api.scanning import scan_for
 from hubextrap.errors import StepError
-from hubextrap.statistics import Backtest, Candidate, Scan, backtest_table, candidates
+from hubextrap.statistics import Backtest, Candidate, Scan, backtest_memory, backtest_table, candidates
 from hubextrap.trajectory import find_recipe_trajectory
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def backtest(
             tried.append(Candidate("recipe", run.rules))
             run = find_recipe_trajectory(run, progress)
         _check(run.steps)
-        found = scan(run, settings=settings, progress=progress)
+        found = scan_for(run, backtest_memory(run.steps), settings=settings, progress=progress)
     _check(found.steps)
     return backtest_table(found.gram_table, tried, dtypes=found.dtypes)
 

@@ -51,13 +51,21 @@ class Beside:
     """Why its card, or the metadata in it, gives nothing."""
 
     @classmethod
-    def of(cls, last: Source, out_dtype: str | None) -> Beside:
+    def of(
+        cls,
+        last: Source,
+        out_dtype: str | None,
+        check_memory: Callable[[int], object] = lambda count: None,
+    ) -> Beside:
         """Read them.
+
+        Args:
+            check_memory: as `hub.side_files.read_side_files` has it.
 
         Raises:
             HubExtrapError: as `hub.side_files.choose_side_files`.
         """
-        names, files = read_side_files(last, out_dtype)
+        names, files = read_side_files(last, out_dtype, check_memory)
         info = last.files().get(CARD)
         card, wrong = None, None
         if info is not None and info.size > SMALL_FILE:

@@ -15,6 +15,7 @@ from hubextrap._version import __version__
 from hubextrap.api.companions import Beside, companions_of, input_files
 from hubextrap.api.fingerprint import header_fingerprint
 from hubextrap.api.output import check_output, fill_in, output_sizes, write_files
+from hubextrap.api.prepare import BESIDE_IN_BASELINE
 from hubextrap.api.staging import staged
 from hubextrap.engine import run_plan
 from hubextrap.engine.kernels import check_device
@@ -100,15 +101,23 @@ def extrapolate(
 
     with ExitStack() as stack:
         sources = [stack.enter_context(closing(LocalSource(one.path))) for one in checkpoints]
-        plan = plan_merge(
-            [one.step for one in checkpoints],
-            read_combinable(sources, progress),
-            coefficients_for,
-            tied=ties_embeddings(sources[-1]),
-            memory=settings.memory,
-            workers=settings.workers,
-            read_size=LOCAL_READ_SIZE,
-        )
+        layouts, plans = read_combinable(sources, progress), []
+
+        def hold(count: int) -> None:
+            planned = plan_merge(
+                [one.step for one in checkpoints],
+                layouts,
+                coefficients_for,
+                tied=ties_embeddings(sources[-1]),
+                memory=settings.memory,
+                workers=settings.workers,
+                read_size=LOCAL_READ_SIZE,
+                reserve=max(0, count - BESIDE_IN_BASELINE),
+            )
+            plans.append(planned)
+
+        beside = replace(Beside.of(sources[-1], None, hold), card=None)  # a snapshot's card is its trainer's
+        (plan,) = plans
 
         def describe(shards: Sequence[OutputShard], files: Mapping[str, bytes]) -> Provenance:
             return build_provenance(
@@ -133,7 +142,6 @@ def extrapolate(
                 input_files=input_files(plan, sources),
             )
 
-        beside = replace(Beside.of(sources[-1], None), card=None)  # a snapshot's card is its trainer's
         made = companions_of(checkpoints, plan, beside, describe, plan.caveats)
         check_device(settings.device)
         check_output(out, {"": output_sizes(plan, made.files)})

@@ -33,8 +33,9 @@ def place_problem(place: Path) -> str | None:
         return None
     what = "a folder" if place.is_dir() and not place.is_symlink() else "no folder"
     return (
-        f"{place}: cannot be written: File exists, {what} that hubextrap did not mark as its own (earlier "
-        "versions marked none); move it away, or choose another --out (with --push alone: another HF_HOME)"
+        f"{place}: cannot be written: File exists, {what} that hubextrap did not mark as its own, or with a "
+        "link in it (earlier versions marked none); move it away, or choose another --out (with --push "
+        "alone: another HF_HOME)"
     )
 
 
@@ -53,7 +54,24 @@ def is_marked(place: Path) -> bool:
         lock = read_named(place / "lock", 64, pipes=False)
     except OSError:
         return False
-    return not place.is_symlink() and _LOCK.fullmatch(lock) is not None
+    return not place.is_symlink() and _LOCK.fullmatch(lock) is not None and not _holds_strange(place)
+
+
+def _holds_strange(place: Path) -> bool:
+    """Whether a link, a pipe or a device lies in it: hubextrap makes none, and what a link leads to would be
+    written to, or removed."""
+    try:
+        with os.scandir(place) as entries:
+            return any(
+                _holds_strange(place / entry.name)
+                if entry.is_dir(follow_symlinks=False)
+                else not entry.is_file(follow_symlinks=False)
+                for entry in entries
+            )
+    except FileNotFoundError:  # another run is at it
+        return False
+    except OSError:
+        return True
 
 
 def make_marked(place: Path, like: Path | None) -> None:

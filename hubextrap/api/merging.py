@@ -15,6 +15,7 @@ from hubextrap.api.output import (
     check_output,
     check_scratch,
     fill_in,
+    has_bytes,
     output_sizes,
     target_folders,
     write_files,
@@ -32,6 +33,7 @@ from hubextrap.api.staging import (
 )
 from hubextrap.engine import MergeOutput, run_plan
 from hubextrap.engine.plan import REMOTE_READERS
+from hubextrap.engine.resuming import check_inputs
 from hubextrap.errors import PushError
 from hubextrap.foreign_text import own_lines
 from hubextrap.hub import (
@@ -46,8 +48,9 @@ from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import Journal, LocalSink
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from hubextrap.api.companions import Companions
     from hubextrap.hub import Provenance
     from hubextrap.recipe import Recipe
     from hubextrap.tensors.interfaces import Sink
@@ -158,16 +161,8 @@ def _merge_into_folders(prepared: Prepared, out: Path, targets: list[PushTarget]
     folders = target_folders(steps)
     fingerprint = merge_fingerprint(prepared)
     beside = [companions(prepared, index) for index in range(len(steps))]
-    files = [shard.file for shard in prepared.plan.shards]
-    if (before := finished_before(out, folders, fingerprint, files, progress)) is not None:
-        outputs = [
-            MergeOutput(
-                tuple(journal.finished[file] for file in files),
-                prepared.plan.same_layout and journal.identical,
-            )
-            for journal in before
-        ]
-        whole = [one.with_shards(output.shards) for one, output in zip(beside, outputs, strict=True)]
+    if (before := _made_before(prepared, out, fingerprint, beside, progress)) is not None:
+        outputs, whole = before
     else:
         remove_leftover(out)
         check_output(
@@ -198,6 +193,39 @@ def _merge_into_folders(prepared: Prepared, out: Path, targets: list[PushTarget]
         for index, (step, folder) in enumerate(zip(steps, folders, strict=True))
     )
     return Made(MergeResult(predictions), (place_of(out),))
+
+
+def _made_before(
+    prepared: Prepared,
+    out: Path,
+    fingerprint: Mapping[str, str],
+    beside: list[Companions],
+    progress: Progress,
+) -> tuple[list[MergeOutput], list[Companions]] | None:
+    """What lies in ``out``, if it is just what this merge would write there."""
+    folders = target_folders(prepared.recipe.target_steps)
+    files = [shard.file for shard in prepared.plan.shards]
+
+    def check(journals: Sequence[Journal]) -> None:
+        check_inputs(prepared.plan, prepared.sources, journals, progress, ended=True)
+
+    journals = finished_before(out, folders, fingerprint, files, check, progress)
+    if journals is None:
+        return None
+    outputs = [
+        MergeOutput(
+            tuple(journal.finished[file] for file in files), prepared.plan.same_layout and journal.identical
+        )
+        for journal in journals
+    ]
+    whole = [one.with_shards(output.shards) for one, output in zip(beside, outputs, strict=True)]
+    for folder, one in zip(folders, whole, strict=True):
+        for name, content in one.files.items():
+            if name != CARD and not has_bytes(out / folder / name, content):
+                progress.say(f"{out / folder / name}: is not what this merge writes")
+                return None
+    progress.say(f"{out}: is whole since an earlier run; going on with what was to follow")
+    return outputs, whole
 
 
 def _push(folder: Path, target: PushTarget, progress: Progress) -> PushResult:

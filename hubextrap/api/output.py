@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.api.locks import check_place, place_problem
 from hubextrap.api.staging import place_of, push_place, staged_bytes
+from hubextrap.containment import read_named
 from hubextrap.errors import OutputError
 from hubextrap.foreign_text import own_lines
 from hubextrap.output_files import is_mount_point
@@ -205,6 +206,14 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
             with contextlib.suppress(OSError):
                 (folder / name).unlink()
             raise _not_written(folder / name, error) from error
+
+
+def has_bytes(path: Path, content: bytes) -> bool:
+    """Whether a small file is there and holds ``content``."""
+    try:
+        return path.stat().st_size == len(content) and read_named(path) == content
+    except OSError:
+        return False
 
 
 def fill_in(path: Path, content: bytes) -> None:

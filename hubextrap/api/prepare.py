@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hubextrap.api.companions import Beside
-from hubextrap.api.fitting import fit_rules, needs_scan, stacked
+from hubextrap.api.fitting import FittedRules, fit_rules, needs_scan, stacked
 from hubextrap.engine.plan import (
+    BASELINE,
     DEFAULT_MEMORY,
     DEFAULT_WORKERS,
     LOCAL_READ_SIZE,
     NO_LIMIT,
     REMOTE_READ_SIZE,
     MergePlan,
+    MiB,
     plan_merge,
 )
 from hubextrap.errors import RecipeError
@@ -32,9 +34,14 @@ if TYPE_CHECKING:
     from hubextrap.recipe import Recipe
     from hubextrap.statistics import Expectation, GramTable
     from hubextrap.tensors.interfaces import Source
+    from hubextrap.tensors.layout import CheckpointLayout
     from hubextrap.trajectory.checkpoint import Trajectory
 
 _NAMES_SHOWN = 12
+DOWNLOADS, DOWNLOAD_CHUNK = 8, 10 * MiB
+"""Files that huggingface_hub downloads at the same time, and bytes of each that it holds, at times twice."""
+BESIDE_IN_BASELINE = 8 * MiB
+"""How much of what the process takes anyway is for the files beside the weights; larger ones come on top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +111,13 @@ class Prepared:
         return (*self.trajectory.notes, *self.plan.caveats)
 
 
+def _download_memory(trajectory: Trajectory, layouts: Sequence[CheckpointLayout]) -> int:
+    """Bytes that downloading the weight files takes: huggingface_hub fetches several, in chunks."""
+    pairs = zip(trajectory.checkpoints, layouts, strict=True)
+    sizes = sorted(shard.size for one, layout in pairs if one.repo for shard in layout.shards)
+    return sum(2 * min(size, DOWNLOAD_CHUNK) for size in sizes[-DOWNLOADS:])
+
+
 @contextmanager
 def prepare(
     recipe: Recipe,
@@ -153,7 +167,7 @@ def prepare(
         layouts = (read_combinable if combined else read_layouts)(sources, progress)
         remote = not settings.cache and any(checkpoint.repo for checkpoint in trajectory.checkpoints)
         tied = ties_embeddings(sources[-1])
-        beside = Beside.of(sources[-1], recipe.out_dtype)
+        held = 0  # by what goes beside the weights
 
         def scan() -> GramTable:
             from hubextrap.engine.scan import scan_trajectory  # imports numba
@@ -163,7 +177,7 @@ def prepare(
                 sources,
                 layouts,
                 tied=tied,
-                memory=settings.memory,
+                memory=settings.memory - held,
                 workers=settings.workers,
                 remote=remote,
                 progress=progress,
@@ -182,11 +196,14 @@ def prepare(
             )
             other_pass = scanning.least_memory
 
-        def ready(scan: Callable[[], GramTable] | None) -> Prepared:
+        if settings.cache:
+            other_pass = max(other_pass, BASELINE + _download_memory(trajectory, layouts))
+
+        def planned(scan: Callable[[], GramTable] | None) -> tuple[FittedRules, MergePlan]:
             fitted = stacked(
                 [fit_rules(each, trajectory, sources, layouts, scan, progress) for each in recipes]
             )
-            plan = plan_merge(
+            return fitted, plan_merge(
                 trajectory.steps,
                 layouts,
                 fitted.by_tensor.__getitem__,
@@ -195,9 +212,20 @@ def prepare(
                 memory=settings.memory,
                 workers=settings.workers,
                 read_size=REMOTE_READ_SIZE if remote else LOCAL_READ_SIZE,
-                reserve=reserve,
-                other_pass=other_pass,
+                reserve=reserve + held,
+                other_pass=other_pass + held if other_pass else 0,
             )
+
+        first: list[tuple[FittedRules, MergePlan]] = []
+
+        def hold(count: int) -> None:
+            nonlocal held
+            held = max(0, count - BESIDE_IN_BASELINE)
+            first.append(planned(None))
+
+        beside = Beside.of(sources[-1], recipe.out_dtype, hold)
+
+        def ready(fitted: FittedRules, plan: MergePlan) -> Prepared:
             prepared = Prepared(
                 recipe,
                 trajectory,
@@ -214,5 +242,5 @@ def prepare(
                 check(prepared)
             return prepared
 
-        prepared = ready(None)
-        yield ready(scan) if prepared.pending and read_weights else prepared
+        prepared = ready(*first[0])
+        yield ready(*planned(scan)) if prepared.pending and read_weights else prepared

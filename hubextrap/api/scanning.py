@@ -52,6 +52,26 @@ def scan(
         HubExtrapError: see ``engine.scan.scan_trajectory`` and ``statistics.measure_logprobs``.
     """
     refuse_merge_settings(settings, "a scan")
+    return scan_for(
+        trajectory, 0, out=out, sample=sample, logprobs=logprobs, settings=settings, progress=progress
+    )
+
+
+def scan_for(
+    trajectory: Trajectory,
+    afterwards: int,
+    *,
+    out: Path | str | None = None,
+    sample: float | None = None,
+    logprobs: LogProbRequest | None = None,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> Scan:
+    """`scan`, where what is done with it takes ``afterwards`` bytes of memory more.
+
+    Raises:
+        HubExtrapError: as `scan`.
+    """
     settings = settings or Settings()
     progress = progress or SilentProgress()
     if sample is not None and not 0 < sample <= 1:
@@ -78,7 +98,7 @@ def scan(
             _refuse_to_lose(path, found, sample, logprobs)
         if found is None or (sample is not None and found.sample is None):
             kept = None if found is None else found.logprobs
-            found = _scan_weights(trajectory, sources, pins, path, sample, settings, progress)
+            found = _scan_weights(trajectory, sources, pins, path, sample, settings, progress, afterwards)
             found = replace(found, logprobs=kept)
             if path is not None:
                 found.save(path)
@@ -153,6 +173,7 @@ def _scan_weights(
     sample: float | None,
     settings: Settings,
     progress: Progress,
+    afterwards: int,
 ) -> Scan:
     from hubextrap.engine.scan import scan_trajectory  # imports numba
 
@@ -187,6 +208,7 @@ def _scan_weights(
             memory=settings.memory,
             workers=settings.workers,
             remote=remote,
+            afterwards=afterwards,
             sample=sample,
             pins=pins,
             journal=journal,

@@ -27,7 +27,7 @@ from hubextrap.progress import SilentProgress
 from hubextrap.tensors import Journal, LocalSource, sha256_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from hubextrap.hub import PushTarget
     from hubextrap.progress import Progress
@@ -131,6 +131,7 @@ def finished_before(
     folders: Sequence[str],
     fingerprint: Mapping[str, str],
     files: Collection[str],
+    check_inputs: Callable[[Sequence[Journal]], None],
     progress: Progress,
 ) -> list[Journal] | None:
     """The closed journals of the same merge, if an earlier run came as far as its output, and no further.
@@ -139,9 +140,11 @@ def finished_before(
 
     Args:
         files: the shards that each target has.
+        check_inputs: has the journals start over where the checkpoints hold other bytes by now.
 
     Raises:
         OutputError: another run is at it.
+        SourceError: a checkpoint could not be read again.
     """
     place = place_of(out)
     if not may_be_finished(out):
@@ -159,11 +162,13 @@ def finished_before(
             _strike_changed(out / folder, journal, progress)
             if not set(files) <= journal.finished.keys():
                 return None
+        check_inputs(journals)
+        if not all(journal.finished for journal in journals):
+            return None
     finally:
         for journal in journals:
             journal.close()
         os.close(descriptor)
-    progress.say(f"{out}: is whole since an earlier run; going on with what was to follow")
     return journals
 
 
@@ -278,7 +283,7 @@ def _check_shards(folder: Path, journal: Journal, progress: Progress) -> None:
     for path in folder.iterdir():
         if path.is_dir():  # of chat templates, which come after the shards
             shutil.rmtree(path)
-        elif path.name not in journal.finished:
+        elif path.name not in journal.finished or not path.name.endswith(".safetensors"):
             path.unlink()
     _strike_changed(folder, journal, progress)
 

@@ -23,12 +23,20 @@ if TYPE_CHECKING:
 
 
 def check_inputs(
-    plan: MergePlan, sources: Sequence[Source], journals: Sequence[Journal], progress: Progress
+    plan: MergePlan,
+    sources: Sequence[Source],
+    journals: Sequence[Journal],
+    progress: Progress,
+    *,
+    ended: bool = False,
 ) -> None:
     """Have the journals start over where a finished shard was made from other bytes than are there now.
 
     Files that look as they did are trusted, and so is what was compared with the Hub's hashes; the rest of
     what the finished shards were made from is read again.
+
+    Args:
+        ended: the run came to its end, so that all of the Hub's has been compared.
 
     Raises:
         SourceError: it could not be read. OutputError: a journal could not be written.
@@ -44,7 +52,7 @@ def check_inputs(
         if any(
             one.stamps.get(str(k)) != stamps[str(k)]
             if isinstance(source, LocalSource)
-            else not one.inputs[shard.file].compared
+            else not (ended or one.inputs[shard.file].compared)
             for one in journals
         )
     ]

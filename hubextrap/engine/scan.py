@@ -64,6 +64,7 @@ def scan_trajectory(
     workers: int = DEFAULT_WORKERS,
     remote: bool = False,
     read_size: int | None = None,
+    afterwards: int = 0,
     sample: float | None = None,
     pins: Sequence[str] | None = None,
     journal: ScanJournal | None = None,
@@ -81,6 +82,7 @@ def scan_trajectory(
         workers: threads, each with a buffer of its own.
         remote: whether some of it is read from a Hub: in longer ranges, several at a time.
         read_size: bytes to read from a checkpoint at once, if memory allows; by default what suits the place.
+        afterwards: bytes that what is done with the result takes beside it.
         sample: share of each tensor's weights to draw for the reference protocol, which takes 0.001.
         pins: what stands for each checkpoint's bytes; by default its commit or folder.
         journal: where finished tensors are kept, so that a scan that was stopped can go on.
@@ -97,7 +99,14 @@ def scan_trajectory(
         raise StepError(f"a scan compares checkpoints, and only step {steps[0]} is there; choose more steps")
     progress = progress or SilentProgress()
     plan = plan_scan(
-        steps, layouts, tied=tied, memory=memory, workers=workers, remote=remote, read_size=read_size
+        steps,
+        layouts,
+        tied=tied,
+        memory=memory,
+        workers=workers,
+        remote=remote,
+        read_size=read_size,
+        afterwards=afterwards,
     )
     for note in plan.notes:
         progress.say(note)

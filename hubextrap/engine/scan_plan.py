@@ -38,6 +38,7 @@ def plan_scan(
     workers: int = DEFAULT_WORKERS,
     remote: bool = False,
     read_size: int | None = None,
+    afterwards: int = 0,
 ) -> MergePlan:
     """The jobs of a scan, see `scan_trajectory`.
 
@@ -58,6 +59,7 @@ def plan_scan(
         grain=BLOCK,
         reserve=COMPILER
         + scan_tables(count, len(layouts[-1].tensors))
+        + afterwards
         + workers * (count * BLOCK * 4 if _converts(layouts) else 0),
         write_memory=0,
         piece_bytes=piece_bytes_of(count),

@@ -104,7 +104,7 @@ class Measurement(Part):
 
     def labelled(self, label: str) -> Measurement:
         """The same under another label."""
-        return self.model_copy(update={"row": self.row.model_copy(update={"label": label})})
+        return self.model_copy(update={"row": self.row.model_copy(update={"label": _in_utf8(label)})})
 
     def of(self, label: str, checkpoint: Checkpoint) -> Measurement:
         """The same for a checkpoint that holds the same bytes; its step and name may be others."""
@@ -304,12 +304,17 @@ def _row(label: str, checkpoint: Checkpoint | Mixture, scores: tuple[Score, ...]
     else:
         step, commit = checkpoint.step if checkpoint.step >= 0 else None, checkpoint.commit
     return Row(
-        label=label,
+        label=_in_utf8(label),
         step=step,
-        reference=checkpoint.name,
+        reference=_in_utf8(checkpoint.name),
         commit=commit,
         scores=scores,
     )
+
+
+def _in_utf8(text: str) -> str:
+    """``text`` as a file can hold it: the bytes of a folder's name that are no UTF-8 are written out."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _notes(limit: int | None, measurements: Sequence[Measurement]) -> tuple[str, ...]:

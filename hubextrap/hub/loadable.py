@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.foreign_data import parse_json
 from hubextrap.hub.side_files import is_legal_file, is_side_file, is_weight_file
+from hubextrap.tensors.weights import PICKLE_SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,8 +28,10 @@ _DOWNLOADS = re.compile(r"\.cache/huggingface/(?:CACHEDIR\.TAG|\.gitignore|[^.].
 _LOADED_JSON = re.compile(r"(?:.*\.index(?:\..*)?|.*config.*|adapter.*|model.*|modules)\.json", re.IGNORECASE)
 _EVENTS = "events.out.tfevents"
 _CODE = frozenset((".py", ".pyc", ".pyo", ".pyd", ".pyw", ".pyx", ".so", ".dll", ".dylib", ".ipynb", ".sh"))
-_ELSEWHERE = re.compile(r"[\w.-]+(?:/[\w.-]+)?--[\w./-]+")
-_KERNEL = re.compile(r"[\w.-]+/[\w.-]+(?:[@:].*)?")
+_ELSEWHERE = "--"
+"""What transformers splits a reference to code at: what is ahead of it is a repo, or a folder anywhere."""
+_KERNEL = "/"
+"""What the name of an implementation has in it that is a repo of kernels, and no other has."""
 
 
 def is_code(file: str) -> bool:
@@ -39,10 +42,12 @@ def is_code(file: str) -> bool:
 def is_harmless(file: str) -> bool:
     """Whether no loader takes weights, code or settings from a file of this path in a model's folder."""
     path = PurePosixPath(file)
-    if path.name in _BOOKKEEPING or _DOWNLOADS.fullmatch(file) or path.name.startswith(_EVENTS):
+    if path.name in _BOOKKEEPING or _DOWNLOADS.fullmatch(file):
         return True
     if is_side_file(file) or is_weight_file(path.name) or is_code(file):
         return False
+    if path.name.startswith(_EVENTS):
+        return not path.name.endswith(PICKLE_SUFFIXES)
     if is_legal_file(path.name):
         return True
     suffix = path.suffix.lower()
@@ -67,11 +72,11 @@ def _leads(content: Any) -> Iterator[str]:
                 yield f"has transformers load {value!r} (transformers_weights)"
             elif key in ("auto_map", "custom_pipelines"):
                 for text in _texts(value):
-                    if _ELSEWHERE.fullmatch(text):
+                    if _ELSEWHERE in text:
                         yield f"takes code from another repo ({key}: {text!r})"
             elif "attn_implementation" in key or "experts_implementation" in key:
                 for text in _texts(value):
-                    if _KERNEL.fullmatch(text.rpartition("|")[2]):
+                    if _KERNEL in text:
                         yield f"takes code from another repo ({key}: {text!r})"
             else:
                 yield from _leads(value)

@@ -21,6 +21,7 @@ SUM_ROUNDING = 1e-6
 OWN_FILES = ("hubextrap.json", "README.md")
 """Beside the weights too, and not among the files that are covered."""
 _COMMIT = re.compile("[0-9a-f]{40}")
+_LISTED = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _DRIVE = re.compile("[A-Za-z]:")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 
@@ -90,6 +91,18 @@ def _check_input(where: str, checkpoint: InputCheckpoint) -> None:
         raise ValueError(f"{where}.commit: goes with repo, and one of them is missing")
     if checkpoint.commit is not None and not _COMMIT.fullmatch(checkpoint.commit):
         raise ValueError(f"{where}.commit: is no commit")
+    if len({one.file for one in checkpoint.files}) < len(checkpoint.files):
+        raise ValueError(f"{where}.files: a file is named twice")
+    for number, one in enumerate(checkpoint.files):
+        if not is_plain_name(one.file):
+            raise ValueError(f"{where}.files.{number}.file: {one.file!r} is no name of a file")
+        if one.listed is not None and (checkpoint.repo is None or not _LISTED.fullmatch(one.listed)):
+            raise ValueError(f"{where}.files.{number}.listed: is no hash that a Hub lists")
+        if one.compared != (one.read == "whole" and one.listed is not None):
+            raise ValueError(
+                f"{where}.files.{number}.compared: goes with a file that was read whole and of which "
+                "the Hub lists a hash"
+            )
 
 
 def _check_rule(where: str, rule: CoefficientRule, steps: Sequence[int]) -> None:

@@ -13,7 +13,7 @@ from hubextrap.foreign_data import parse_json
 from hubextrap.hub.card import with_target
 from hubextrap.hub.commit import PushResult, check_card, check_files, commit_files
 from hubextrap.hub.outgoing import OutgoingFile
-from hubextrap.hub.provenance import PROVENANCE_FILE, Provenance, read_provenance
+from hubextrap.hub.provenance import PROVENANCE_FILE, OutputShard, Provenance, read_provenance
 from hubextrap.hub.target import check_target
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors.headers import HEADER_LIMIT
@@ -48,7 +48,7 @@ def push_folder(folder: Path, target: PushTarget, progress: Progress | None = No
         check_card(target, card)
     digests = _hash(paths, progress)
     if provenance is not None:
-        _check_shards(folder, provenance, digests)
+        _check_content(folder, provenance, digests)
     files = [OutgoingFile(name, path, digests[name]) for name, path in paths.items() if name != "README.md"]
     if card is not None:
         files.append(OutgoingFile("README.md", card))
@@ -150,28 +150,35 @@ def _sha256(path: Path, stage: Stage) -> str:
 
 
 def _provenance_of(folder: Path, paths: dict[str, Path]) -> Provenance | None:
-    """What hubextrap.json says, the sizes of the shards being as it says."""
+    """What hubextrap.json says, the sizes of the files that it names being as it says."""
     if PROVENANCE_FILE not in paths:
         return None
     try:
         provenance = read_provenance(folder / PROVENANCE_FILE)
     except CorruptFile as error:
         raise PushError(str(error)) from error
-    for shard in provenance.shards:
-        if shard.file not in paths:
-            raise _other_shard(folder, shard.file, "is not there")
-        if paths[shard.file].stat().st_size != shard.size:
-            raise _other_shard(folder, shard.file, "has other bytes (size)")
+    for named in _named(provenance):
+        if named.file not in paths:
+            raise _other(folder, named.file, "is not there")
+        if paths[named.file].stat().st_size != named.size:
+            raise _other(folder, named.file, "has other bytes (size)")
     return provenance
 
 
-def _check_shards(folder: Path, provenance: Provenance, digests: dict[str, str]) -> None:
-    for shard in provenance.shards:
-        if digests[shard.file] != shard.sha256:
-            raise _other_shard(folder, shard.file, "has other bytes (sha256)")
+def _named(provenance: Provenance) -> Iterator[OutputShard]:
+    """The weights, and what was written beside them; hidden files are not pushed."""
+    for named in (*provenance.shards, *(provenance.files or ())):
+        if not any(part.startswith(".") for part in named.file.split("/")):
+            yield named
 
 
-def _other_shard(folder: Path, file: str, how: str) -> PushError:
+def _check_content(folder: Path, provenance: Provenance, digests: dict[str, str]) -> None:
+    for named in _named(provenance):
+        if digests[named.file] != named.sha256:
+            raise _other(folder, named.file, "has other bytes (sha256)")
+
+
+def _other(folder: Path, file: str, how: str) -> PushError:
     return PushError(
         f"{folder / file}: {how} than {PROVENANCE_FILE} says; merge again, or remove {PROVENANCE_FILE} to "
         "push the folder as it is"

@@ -20,12 +20,17 @@ from hubextrap.foreign_text import own_lines
 from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from hubextrap.tensors.interfaces import Source
 
 CODE_REFERENCE = b'"auto_map"'
 """What stands in a configuration that refers to code beside it."""
+
+PARSED = 25
+"""Bytes that Python takes for one of JSON at most, measured with lists of lists."""
+TEXT = 6
+"""The same for one of a card: bytes, and a text of up to four bytes a character."""
 
 _SIDE_FILES = (
     "config.json",
@@ -205,14 +210,32 @@ def side_files(last: Source, out_dtype: str | None) -> dict[str, bytes]:
     return read_side_files(last, out_dtype)[1]
 
 
-def read_side_files(last: Source, out_dtype: str | None) -> tuple[SideFiles, dict[str, bytes]]:
-    """Both: which they are, and what they hold as `side_files` gives it."""
+def read_side_files(
+    last: Source, out_dtype: str | None, check_memory: Callable[[int], object] = lambda count: None
+) -> tuple[SideFiles, dict[str, bytes]]:
+    """Both: which they are, and what they hold as `side_files` gives it.
+
+    Args:
+        check_memory: called with the bytes that they and the card take in memory before most of them are
+            read; raises if those are too many.
+    """
     read: dict[str, bytes] = {}
     chosen = _choose(last, read)
+    check_memory(_memory(last, chosen))
     files = {file: read[file] if file in read else last.read_file(file) for file in chosen.taken}
     if out_dtype is not None:
         files["config.json"] = with_dtype(files["config.json"], out_dtype)
     return chosen, files
+
+
+def _memory(last: Source, chosen: SideFiles) -> int:
+    """Bytes that the side files and the card take: one is there twice while it is read."""
+    present = last.files()
+    sizes = [present[file].size for file in chosen.taken]
+    parsed = sum(present[file].size for file in chosen.taken if file.endswith("config.json"))
+    card = present["README.md"].size if "README.md" in present else 0
+    text = card if card <= SMALL_FILE else 0
+    return sum(sizes) + max(sizes) + PARSED * parsed + TEXT * text
 
 
 def _choose(last: Source, read: dict[str, bytes]) -> SideFiles:

@@ -68,6 +68,17 @@ def rehearse(steps: Sequence[int], target_step: float) -> Rehearsals:
     return Rehearsals(origins[near], targets[near], weights)
 
 
+def most_rehearsals(steps: Sequence[int]) -> int:
+    """How many `rehearse` gives at most, of whatever first part of these steps and whatever target."""
+    times = np.asarray(steps, dtype=np.float64) - steps[0]
+    origins, targets = np.triu_indices(len(steps), 1)
+    origins, targets = origins[origins > 0], targets[origins > 0]
+    logs = np.sort(np.log((times[targets] - times[origins]) / times[origins]))
+    width = 2 * FARTHEST * HORIZON_WIDTH + 1e-9
+    within = np.searchsorted(logs, logs + width, side="right") - np.arange(len(logs))
+    return int(within.max(initial=0))
+
+
 def longest_horizon(steps: Sequence[int]) -> float:
     """The longest relative horizon that the past of K ``steps`` has seen; 0 with fewer than three."""
     if len(steps) < 3:

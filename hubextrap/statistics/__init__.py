@@ -7,6 +7,7 @@ from hubextrap.statistics.backtesting import (
     Backtest,
     BacktestRow,
     Candidate,
+    backtest_memory,
     backtest_table,
     candidates,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "Scan",
     "ScannedCheckpoint",
     "Verdict",
+    "backtest_memory",
     "backtest_table",
     "candidates",
     "expect",

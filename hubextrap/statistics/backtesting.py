@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +14,28 @@ from hubextrap.methods import (
     coefficients,
     find_method,
     method_names,
+    most_rehearsals,
+    rehearse,
     rounding_share,
     signal,
     without_rounding,
 )
-from hubextrap.statistics.calibration import expect, is_rounded, pasts, relative, summed_squares
+from hubextrap.statistics.calibration import (
+    FIT_COPIES,
+    FIT_MEMORY,
+    expectation,
+    is_rounded,
+    pasts,
+    rehearsed_squares,
+    relative,
+    summed_squares,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from hubextrap.methods import Rehearsals
+    from hubextrap.statistics.calibration import Past
     from hubextrap.statistics.table import GramTable
 
 
@@ -149,38 +162,12 @@ def backtest_table(
     tried = candidates() if tried is None else tried
     rounded = is_rounded(table, dtypes)
     steps, count = table.steps, len(table.steps)
-    rows: list[BacktestRow] = []
-    for candidate in tried:
-        parts = pasts(candidate.rules, table)
-        hindsight = [signal(part.gram) for part in parts] if rounded else []
-        for last in range(1, count - 1):
-            fitted = [without_rounding(part.gram[:, : last + 1, : last + 1]) for part in parts]
-            for target in range(last + 1, count):
-                motion = np.zeros(count)
-                motion[target], motion[last] = 1.0, -1.0
-                try:
-                    errors = [
-                        (part.displacement(last, steps[target], own) - motion)[:, None]
-                        for part, own in zip(parts, fitted, strict=True)
-                    ]
-                except MethodError:
-                    continue
-                found = _found(errors, motion, [part.gram for part in parts])
-                if found is None:
-                    continue
-                expected = expect(parts, last, steps[target], rounded, fitted)
-                rows.append(
-                    BacktestRow(
-                        candidate.name,
-                        steps[last],
-                        steps[target],
-                        (steps[target] - steps[last]) / (steps[last] - steps[0]),
-                        found,
-                        expected.total,
-                        _found(errors, motion, hindsight) if rounded else None,
-                        expected.signal,
-                    )
-                )
+    pairs = {
+        (last, target): rehearse(steps[: last + 1], steps[target])
+        for last in range(1, count - 1)
+        for target in range(last + 1, count)
+    }
+    rows = [row for candidate in tried for row in _rows_of(candidate, table, pairs, rounded)]
     share, same = float(rounding_share(table.total())), table.same_weights()
     return Backtest(steps, tuple(rows), share, rounded, same, _best_base(table))
 
@@ -195,10 +182,95 @@ def _best_base(table: GramTable) -> int | None:
     return steps[int(np.flatnonzero(found)[0])]
 
 
-def _found(
+def backtest_memory(steps: Sequence[int]) -> int:
+    """Bytes that a backtest of these steps takes beside the table."""
+    count, most = len(steps), most_rehearsals(steps)
+    of_pairs = sum((count - 1 - last) * min(most, last * (last - 1) // 2) for last in range(1, count - 1))
+    return 8 * (3 + 4) * of_pairs + max(FIT_MEMORY, _bytes_of_tensor(steps))
+
+
+def _bytes_of_tensor(steps: Sequence[int]) -> int:
+    """What one tensor takes: all predictions, and what is rehearsed at one origin."""
+    count = len(steps)
+    return 8 * count * (count * count // 2 + FIT_COPIES * max(count, most_rehearsals(steps)))
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Squares of one prediction over the tensors so far."""
+
+    rehearsals: Rehearsals
+    rehearsed: NDArray[np.float64]
+    """As `rehearsed_squares` has them."""
+    total: NDArray[np.float64]
+    """Of the error and of the motion."""
+    signal: NDArray[np.float64]
+
+
+def _rows_of(
+    candidate: Candidate, table: GramTable, pairs: Mapping[tuple[int, int], Rehearsals], rounded: bool
+) -> Iterator[BacktestRow]:
+    """The rows of one candidate, in the order of the pairs; some tensors at a time, as memory has a bound."""
+    steps = table.steps
+    sums = {
+        pair: _Sums(rehearsals, np.zeros((4, len(rehearsals))), np.zeros(2), np.zeros(2))
+        for pair, rehearsals in pairs.items()
+    }
+    at_once = max(1, FIT_MEMORY // _bytes_of_tensor(steps))
+    for start in range(0, len(table.tensors), at_once):
+        _add(sums, pasts(candidate.rules, table.part(slice(start, start + at_once))), rounded)
+    for (last, target), found in sums.items():
+        error = _relative(found.total)
+        if error is None:
+            continue
+        expected = expectation(found.rehearsed, found.rehearsals, rounded)
+        yield BacktestRow(
+            candidate.name,
+            steps[last],
+            steps[target],
+            (steps[target] - steps[last]) / (steps[last] - steps[0]),
+            error,
+            expected.total,
+            _relative(found.signal) if rounded else None,
+            expected.signal,
+        )
+
+
+def _add(sums: dict[tuple[int, int], _Sums], parts: Sequence[Past], rounded: bool) -> None:
+    """Add what some tensors come to; a pair that the candidate cannot predict goes."""
+    steps = parts[0].steps
+    grams = [part.gram for part in parts]
+    hindsight = [signal(gram) for gram in grams] if rounded else []
+    fitted: list[NDArray[np.float64]] = []
+    fitted_to = -1
+    for (last, target), found in tuple(sums.items()):
+        if last != fitted_to:
+            fitted, fitted_to = [without_rounding(gram[:, : last + 1, : last + 1]) for gram in grams], last
+        motion = np.zeros(len(steps))
+        motion[target], motion[last] = 1.0, -1.0
+        try:
+            errors = [
+                (part.displacement(last, steps[target], own) - motion)[:, None]
+                for part, own in zip(parts, fitted, strict=True)
+            ]
+        except MethodError:
+            del sums[last, target]
+            continue
+        found.total += _squares_of(errors, motion, grams)
+        if rounded:
+            found.signal += _squares_of(errors, motion, hindsight)
+        found.rehearsed += rehearsed_squares(parts, last, found.rehearsals, rounded, fitted)
+
+
+def _squares_of(
     errors: Sequence[NDArray[np.float64]], motion: NDArray[np.float64], grams: Sequence[NDArray[np.float64]]
-) -> float | None:
-    """The relative error over all tensors; None when nothing moved."""
+) -> NDArray[np.float64]:
+    """(2,): of the errors and of the motion, over all tensors."""
     total = sum(summed_squares(vectors, gram)[0] for vectors, gram in zip(errors, grams, strict=True))
     real = sum(summed_squares(motion[None, None], gram)[0] for gram in grams)
-    return float(relative(np.array(total), np.array(real))) if real > 0 else None
+    return np.array([total, real])
+
+
+def _relative(squares: NDArray[np.float64]) -> float | None:
+    """The relative error; None when nothing moved."""
+    return float(relative(squares[:1], squares[1:])[0]) if squares[1] > 0 else None

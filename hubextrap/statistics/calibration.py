@@ -201,11 +201,7 @@ def expect(
         fitted: one a part, (N, last + 1, last + 1), `without_rounding`.
     """
     rehearsals = rehearse(parts[0].steps[: last + 1], target_step)
-    sums = [
-        _rehearsed_squares(part, fit, rehearsals, last, rounded)
-        for part, fit in zip(parts, fitted, strict=True)
-    ]
-    return _expectation(sum(sums[1:], sums[0]), rehearsals, rounded)
+    return expectation(rehearsed_squares(parts, last, rehearsals, rounded, fitted), rehearsals, rounded)
 
 
 def expect_of_last(rules: Sequence[Rule], table: GramTable, target_step: float, rounded: bool) -> Expectation:
@@ -216,11 +212,10 @@ def expect_of_last(rules: Sequence[Rule], table: GramTable, target_step: float, 
     sums = np.zeros((4, len(rehearsals)))
     for start in range(0, len(table.tensors), at_once):
         rows = slice(start, start + at_once)
-        some = GramTable(table.steps, table.tensors[rows], table.elements[rows], table.gram[rows])
-        for part in pasts(rules, some):
-            fit = without_rounding(part.gram)
-            sums += _rehearsed_squares(part, fit, rehearsals, count - 1, rounded)
-    return _expectation(sums, rehearsals, rounded)
+        parts = pasts(rules, table.part(rows))
+        fitted = [without_rounding(part.gram) for part in parts]
+        sums += rehearsed_squares(parts, count - 1, rehearsals, rounded, fitted)
+    return expectation(sums, rehearsals, rounded)
 
 
 def fit_memory(steps: Sequence[int], targets: Iterable[float]) -> int:
@@ -229,7 +224,25 @@ def fit_memory(steps: Sequence[int], targets: Iterable[float]) -> int:
     return max(FIT_MEMORY, 8 * FIT_COPIES * len(steps) * max(len(steps), rehearsals))
 
 
-def _rehearsed_squares(
+def rehearsed_squares(
+    parts: Sequence[Past],
+    last: int,
+    rehearsals: Rehearsals,
+    rounded: bool,
+    fitted: Sequence[NDArray[np.float64]],
+) -> NDArray[np.float64]:
+    """(4, R): what `expectation` reads; that of some tensors and that of others add up.
+
+    Args:
+        fitted: one a part, as in `expect`.
+    """
+    sums = np.zeros((4, len(rehearsals)))
+    for part, fit in zip(parts, fitted, strict=True):
+        sums += _squares(part, fit, rehearsals, last, rounded)
+    return sums
+
+
+def _squares(
     part: Past, fitted: NDArray[np.float64], rehearsals: Rehearsals, last: int, rounded: bool
 ) -> NDArray[np.float64]:
     """(4, R): squares of errors and of motions, of all and of the signal; the latter 0 unless ``rounded``."""
@@ -252,7 +265,8 @@ def _rehearsed_squares(
     return sums
 
 
-def _expectation(sums: NDArray[np.float64], rehearsals: Rehearsals, rounded: bool) -> Expectation:
+def expectation(sums: NDArray[np.float64], rehearsals: Rehearsals, rounded: bool) -> Expectation:
+    """What `rehearsed_squares` of all tensors come to."""
     if not len(rehearsals):
         return Expectation(None, None)
     total, real, signal_total, signal_real = sums

@@ -241,13 +241,11 @@ def _read_tables(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
             content = file.read(8)
             header_end(content, size, str(path))  # what is no scan is not read
             content += file.read(size - len(content))
+        shard = parse_header(content, len(content), str(path))
     except FileNotFoundError:
         raise ReferenceNotFound(f"{path}: no such file; make it with `hubextrap scan`") from None
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
-    try:
-        header_end(content[:8], len(content), str(path))
-        shard = parse_header(content, len(content), str(path))
     except CheckpointError as error:
         said = str(error).removeprefix(f"{path}: ").partition("; ")[0]
         raise CorruptFile(f"{path}: is no whole scan ({said}); remove it, then scan again") from error

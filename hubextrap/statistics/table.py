@@ -37,6 +37,10 @@ class GramTable:
                 groups.append([step])
         return tuple(tuple(group) for group in groups if len(group) > 1)
 
+    def part(self, rows: slice) -> GramTable:
+        """The table of some tensors; nothing is copied."""
+        return GramTable(self.steps, self.tensors[rows], self.elements[rows], self.gram[rows])
+
     def total(self) -> NDArray[np.float64]:
         """(K, K): the Gram matrix of all tensors taken as one vector."""
         return np.asarray(self.gram.sum(axis=0), dtype=np.float64)

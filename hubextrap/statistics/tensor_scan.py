@@ -80,7 +80,8 @@ class ScanJournal:
         fingerprint = {"the journal's format": _FORMAT, **fingerprint}
         try:
             refuse_file(path)
-            self._file = path.open("a+b")
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._file = os.fdopen(os.open(path, flags, 0o666), "a+b")
             self._file.seek(0)
             beginning = self._file.read(len(_BEGINNING))
         except OSError as error:

@@ -13,6 +13,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.claims import DIGEST, sealed, unsealed
+from hubextrap.containment import read_named
 from hubextrap.errors import OutputError
 from hubextrap.foreign_data import parse_json
 from hubextrap.tensors.headers import HEADER_LIMIT
@@ -54,9 +55,11 @@ class Journal:
         self.changed: tuple[str, ...] = ()
         fingerprint = {"the journal's format": FORMAT, **fingerprint}
         try:
-            content = path.read_bytes() if path.exists() else b""
+            content = read_named(path, pipes=False) if path.exists() else b""
             intact = self._read(content, fingerprint)
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            self._descriptor = os.open(
+                path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
+            )
             os.ftruncate(self._descriptor, intact)
             if intact == 0:
                 self._append({"fingerprint": fingerprint})

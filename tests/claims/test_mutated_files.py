@@ -312,7 +312,11 @@ def test_scan_journals(tmp_path: Path) -> None:
 
     for content in mutations(6, COUNT, lambda dice: damaged_bytes(dice, good), damaged_line):
         path.write_bytes(content)
-        with closing(ScanJournal(path, made)) as journal:
+        opened = outcome(lambda: ScanJournal(path, made), "not what a scan that was stopped left")
+        if opened is None:  # not even its first line is, so it may be somebody else's
+            assert path.read_bytes() == content
+            continue
+        with closing(opened) as journal:
             found = list(journal.finished.values())
             for one, right in zip(found, tensors, strict=False):
                 assert (one.name, one.elements) == (right.name, right.elements)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -117,6 +118,18 @@ def test_a_merge_takes_what_it_may(
     assert peak <= enough * MiB, peak / MiB
 
 
+def test_files_beside_the_weights_are_counted(run_of: Callable[..., Path], tmp_path: Path) -> None:
+    run = shutil.copytree(run_of(2, 50), tmp_path / "run")
+    for number in range(3):
+        (run / "step_10" / f"{number}.tiktoken").write_bytes(bytes(60 * MiB))
+    (run / "step_10" / "config.json").write_text('{"model_type": "llama", "a": [' + "{}, " * 500_000 + "0]}")
+    path = str(recipe(run, "least_squares", 2))
+    enough = least("plan", path)
+    code, peak, said = ended("merge", path, "--out", str(tmp_path / "out"), "--memory", f"{enough}MiB", "-q")
+    assert code == 0, said
+    assert 400 * MiB < peak <= enough * MiB, peak / MiB
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("checkpoints", "tensors", "alike"), [c for c in CASES if c[0] * c[1] <= 180_000])
 def test_a_scan_takes_what_it_may(
@@ -126,6 +139,16 @@ def test_a_scan_takes_what_it_may(
     out = str(tmp_path / "scan")
     enough = least("scan", str(root), "--out", out)
     code, peak, said = ended("scan", str(root), "--out", out, "--memory", f"{enough}MiB", "-q")
+    assert code == 0, said
+    assert peak <= enough * MiB, peak / MiB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("checkpoints", "tensors"), [(30, 50), (10, 6000)])
+def test_a_backtest_takes_what_it_may(run_of: Callable[..., Path], checkpoints: int, tensors: int) -> None:
+    root = str(run_of(checkpoints, tensors))
+    enough = least("backtest", root)
+    code, peak, said = ended("backtest", root, "--memory", f"{enough}MiB", "-q")
     assert code == 0, said
     assert peak <= enough * MiB, peak / MiB
 

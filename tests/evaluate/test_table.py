@@ -21,6 +21,8 @@ from hubextrap.evaluate import (
     to_rich,
     verdicts,
 )
+from hubextrap.evaluate.run import Measurement, _row
+from hubextrap.trajectory import Checkpoint
 
 ACCURACY = ("radd", "exact_match", "none")
 PERPLEXITY = ("text", "word_perplexity", "none")
@@ -52,6 +54,19 @@ def answered(right: int, of: int = 500, key: tuple[str, str, str] = ACCURACY) ->
 
 def row(label: str, *scores: Score, step: int | None = 200) -> Row:
     return Row(label=label, step=step, reference=f"me/run@{label}", commit="0123456789" * 4, scores=scores)
+
+
+def test_names_that_are_no_utf8_can_be_saved(tmp_path: Path) -> None:
+    """A folder may be called anything; the figures are not lost for it."""
+    name = "run\udcff/step_1"
+    measured = Measurement(
+        row=_row(name, Checkpoint(1, None, "", None, name), (score(0.5),)), tasks={}, generation_defaults={}
+    )
+    found = table(measured.row, measured.labelled("last\udcff").row)
+    found.save(tmp_path / "figures.json")
+    loaded = EvaluationTable.load(tmp_path / "figures.json")
+    assert [one.label for one in loaded.rows] == ["run\\udcff/step_1", "last\\udcff"]
+    assert loaded.rows[0].reference == "run\\udcff/step_1"
 
 
 def table(*rows: Row, notes: tuple[str, ...] = ()) -> EvaluationTable:

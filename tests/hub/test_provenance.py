@@ -140,6 +140,32 @@ def test_a_shard_outside_the_folder_is_refused(file: str, make_provenance: Make)
         read_provenance(json.dumps(content).encode())
 
 
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"compared": False}, "compared"),
+        ({"read": "part"}, "compared"),
+        ({"listed": None}, "compared"),
+        ({"listed": "abc"}, "listed"),
+        ({"file": "../model.safetensors"}, "file"),
+    ],
+)
+def test_what_is_said_of_an_input_cannot_contradict_itself(
+    make_provenance: Make, change: dict[str, object], field: str
+) -> None:
+    content = json.loads(make_provenance().to_bytes())
+    file = {"file": "model.safetensors", "size": 1, "read": "whole", "listed": "a" * 64, "compared": True}
+    content["inputs"][1]["files"] = [file]
+    del content["digest"]
+    assert read_provenance(json.dumps(content).encode()).inputs[1].files[0].compared
+    content["inputs"][1]["files"] = [file | change]
+    with pytest.raises(CorruptFile, match=rf"inputs\.1\.files\.0\.{field}: "):
+        read_provenance(json.dumps(content).encode())
+    content["inputs"][1]["files"] = [file, file]
+    with pytest.raises(CorruptFile, match=r"inputs\.1\.files: a file is named twice"):
+        read_provenance(json.dumps(content).encode())
+
+
 def test_read_from_a_folder(tmp_path: Path, make_provenance: Make) -> None:
     with pytest.raises(CorruptFile, match=r"hubextrap\.json: cannot be read .*only hubextrap's own output"):
         read_provenance(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from hubextrap.errors import PushError
+from hubextrap.hub import OutputShard, read_provenance
 from hubextrap.hub.push import push_folder
 from hubextrap.hub.target import PushTarget, check_target
 from hubextrap.localhub import LocalHub
@@ -172,6 +174,30 @@ def test_a_shard_that_is_not_the_one_in_the_provenance(hub: LocalHub, prediction
     assert {request.method for request in asked} == {"GET"}
     (prediction / "hubextrap.json").write_text("{")
     assert f"{prediction / 'hubextrap.json'}: not valid JSON" in refusal(prediction, repo_id)
+
+
+@pytest.mark.parametrize("how", ["other bytes", "another size", "gone"])
+def test_a_file_beside_the_weights_that_is_not_the_one_in_the_provenance(
+    hub: LocalHub, prediction: Path, repo_id: str, how: str
+) -> None:
+    config, stated = prediction / "config.json", prediction / "hubextrap.json"
+    content = config.read_bytes()
+    covered = OutputShard(file=config.name, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    stated.write_bytes(read_provenance(stated).model_copy(update={"files": (covered,)}).to_bytes())
+    config.unlink()
+    if how != "gone":
+        config.write_bytes(content[:-1] + (b" " if how == "other bytes" else b""))
+    said = {
+        "other bytes": "has other bytes (sha256)",
+        "another size": "has other bytes (size)",
+        "gone": "is not there",
+    }
+    assert refusal(prediction, repo_id) == (
+        f"{config}: {said[how]} than hubextrap.json says; merge again, "
+        "or remove hubextrap.json to push the folder as it is"
+    )
+    assert {request.method for request in hub.requests} <= {"GET", "POST"}
+    assert not any("/commit/" in request.path for request in hub.requests)
 
 
 def test_a_broken_link(prediction: Path, repo_id: str) -> None:

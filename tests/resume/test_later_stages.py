@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -82,6 +83,64 @@ def test_a_folder_that_changed_since(
         with pytest.raises(OutputError, match="is there already and not empty"):
             hubextrap.merge(each, out=out, push=[target])
     assert sorted(out.glob("*.safetensors"))[3].read_bytes() == content
+
+
+@pytest.mark.parametrize("file", ["model-00003-of-00012.safetensors", "config.json"])
+def test_a_checkpoint_that_changed_since(
+    hub: LocalHub,
+    run_on_hub: str,
+    run_folder: Path,
+    recipe_file: Recipe,
+    tmp_path: Path,
+    lines: Lines,
+    file: str,
+) -> None:
+    """Of the same size and time: what lies there is not what this merge would write."""
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    out, target = tmp_path / "out", hubextrap.PushTarget(f"{run_on_hub}-made")
+    recipe = hubextrap.load_recipe(recipe_file(run))
+    hub.faults.add(Fault(r"/commit/", "POST", status=403, count=100))
+    with pytest.raises(PushError):
+        hubextrap.merge(recipe, out=out, push=[target])
+    hub.faults.clear()
+    place, before = run / "step_10" / file, identities(out)
+    content, status = place.read_bytes(), place.stat()
+    other = content.replace(b"llama", b"mamba") if file == "config.json" else content[:-1] + b"?"
+    assert other != content
+    place.write_bytes(other)
+    os.utime(place, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(OutputError, match="is there already and not empty"):
+        hubextrap.merge(recipe, out=out, push=[target], progress=lines)
+    assert any("changed since" in line or "is not what this merge writes" in line for line in lines.said)
+    assert identities(out) == before
+
+
+@pytest.mark.parametrize("planted", ["journal-0.jsonl", "model", "model/sub", "lock", "pipe"])
+def test_a_place_that_came_with_a_link_in_it(
+    run_folder: Path, recipe_file: Recipe, tmp_path: Path, planted: str
+) -> None:
+    """As an archive can carry one, mark included: what the link leads to is not written to, nor removed."""
+    recipe, out = hubextrap.load_recipe(recipe_file(run_folder)), tmp_path / "out"
+    place, mine = place_of(out), tmp_path / "mine"
+    (place / "model").mkdir(parents=True)
+    (place / "lock").write_bytes(b"%19d made by hubextrap\n" % 0)
+    (place / "journal-0.jsonl").write_bytes(b"")
+    mine.mkdir()
+    (mine / "file").write_text("mine")
+    if planted == "pipe":
+        os.mkfifo(place / "model" / planted)
+    elif planted.startswith("model"):
+        shutil.rmtree(place / planted, ignore_errors=True)
+        (place / planted).symlink_to(mine)
+    else:
+        (place / planted).unlink()
+        (place / planted).symlink_to(mine / "file")
+    problems = hubextrap.plan(recipe, out=out).problems
+    with pytest.raises(OutputError, match="did not mark as its own, or with a link in it") as error:
+        hubextrap.merge(recipe, out=out)
+    assert problems == (str(error.value),)
+    assert [path.read_text() for path in mine.iterdir()] == ["mine"]
+    assert not out.exists()
 
 
 def test_a_refused_commit(hub: LocalHub, run_on_hub: str, recipe_file: Recipe, lines: Lines) -> None:

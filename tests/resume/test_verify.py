@@ -122,6 +122,7 @@ STRANGE = (
     *("sub/model.safetensors", "a/b/pytorch_model.bin", "sub/modeling_mine.py", ".hidden/model.safetensors"),
     *("original/consolidated.00.pth", "custom_generate/generate.py", "generation_config.json"),
     *("tokenizer.json", "chat_template.jinja", "additional_chat_templates/tool.jinja", "modules.json"),
+    *("events.out.tfevents.py", "events.out.tfevents.1.safetensors", "events.out.tfevents.1.pt"),
 )
 HARMLESS = (
     *(".gitattributes", "images/plot.png", "notes.md", "LICENSE", "data/rows.jsonl", "hubextrap-eval.json"),
@@ -250,8 +251,12 @@ def test_an_index_that_does_not_fit_the_shards(prediction: Path) -> None:
         ({"auto_map": {"AutoModel": "owner/name--modeling.Model"}}, "takes code from another repo (auto_map"),
         ({"text_config": {"auto_map": {"AutoModel": "o/n--m.M"}}}, "takes code from another repo (auto_map"),
         ({"auto_map": {"AutoTokenizer": ["o/n--m.M", None]}}, "takes code from another repo (auto_map"),
+        ({"auto_map": {"AutoModel": "/tmp/folder--m.M"}}, "takes code from another repo (auto_map"),
+        ({"auto_map": {"AutoModel": "a/deep/folder--m.M"}}, "takes code from another repo (auto_map"),
+        ({"auto_map": {"AutoModel": "a b--m.M"}}, "takes code from another repo (auto_map"),
         ({"transformers_weights": "other.safetensors"}, "has transformers load 'other.safetensors'"),
         ({"attn_implementation": "kernels/flash"}, "takes code from another repo (attn_implementation"),
+        ({"attn_implementation": "./a/b"}, "takes code from another repo (attn_implementation"),
     ],
 )
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])

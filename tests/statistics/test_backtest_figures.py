@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hubextrap.errors import MethodError
-from hubextrap.methods import Rule, coefficients
+from hubextrap.methods import Rule, coefficients, most_rehearsals, rehearse
 from hubextrap.report.answering import answer
 from hubextrap.statistics import (
     HORIZONS,
@@ -79,6 +79,40 @@ def test_figures_are_those_of_brute_force(demo: Backtest) -> None:
 def test_figures_are_those_of_brute_force_on_full_runs(run: str) -> None:
     folder = runs.full_run(run)
     check_against_brute_force(backtest_table(runs.table_of(folder)), folder, every=7)
+
+
+def test_some_tensors_at_a_time_come_to_the_same(
+    demo: Backtest, demo_table: GramTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where rules share the tensors out, and rounding is set apart."""
+    tried = [*candidates(), Candidate("two rules", (Rule(("*norm*",), "persistence"), Rule(("*",), "ema")))]
+    rounded = backtest_table(demo_table, tried, dtypes=["BF16"])
+    monkeypatch.setattr("hubextrap.statistics.backtesting.FIT_MEMORY", 1)  # one at a time
+    for whole, parts in (
+        (demo, backtest_table(demo_table)),
+        (rounded, backtest_table(demo_table, tried, dtypes=["BF16"])),
+    ):
+        assert len(whole.rows) == len(parts.rows)
+        for row, same in zip(whole.rows, parts.rows, strict=True):
+            assert (row.method, row.last_step, row.target_step) == (
+                same.method,
+                same.last_step,
+                same.target_step,
+            )
+            assert same.error == pytest.approx(row.error, rel=1e-9)
+            assert same.expected_error == pytest.approx(row.expected_error, abs=2**-19)
+
+
+def test_no_prediction_has_more_rehearsals_than_are_counted() -> None:
+    rng = np.random.default_rng(0)
+    for count in (2, 3, 5, 12, 20):
+        steps = tuple(int(step) for step in np.cumsum(rng.integers(1, 50, count)))
+        found = [
+            len(rehearse(steps[: last + 1], steps[target]))
+            for last in range(count)
+            for target in range(last + 1, count)
+        ]
+        assert max(found, default=0) <= most_rehearsals(steps) <= count * count // 2
 
 
 def test_every_method_origin_and_target_has_a_row(demo: Backtest, demo_table: GramTable) -> None:
