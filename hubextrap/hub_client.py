@@ -76,7 +76,11 @@ def _bounded_client() -> Any:
     class Bounded(http.Client):  # type: ignore[misc, name-defined]
         def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
             _keep_token(request)
-            response = super().send(request, stream=True, **options)
+            _LOCAL.awaits_head = True
+            try:
+                response = super().send(request, stream=True, **options)
+            finally:
+                _LOCAL.awaits_head = False
             try:
                 _check_wait(response)
                 if not stream:
@@ -120,6 +124,7 @@ def _backend(core: Any) -> Any:
         def __init__(self, stream: Any) -> None:
             self._stream = stream
             self._since: float | None = None
+            self._began = 0.0
             self._carried = 0
             self._writing = False
 
@@ -148,7 +153,12 @@ def _backend(core: Any) -> Any:
             now = time.monotonic()
             if self._since is None or writing is not self._writing:  # the time to think does not count
                 self._since, self._carried, self._writing = now, 0, writing
+                self._began = now
                 return
+            if not writing and now - self._began > WINDOW and getattr(_LOCAL, "awaits_head", False):
+                raise BeyondBounds(
+                    f"the server sent no whole answer's head in {WINDOW:.0f} s; check HF_ENDPOINT"
+                )
             self._carried += size
             elapsed = now - self._since
             if elapsed < WINDOW:

@@ -226,7 +226,9 @@ def _change(key: str, value: dict[str, Any], repo: HubRepo) -> Change:
         text = value["content"]
         if not isinstance(text, str):
             raise TypeError("the content of a file is no text")
-        content = base64.b64decode(text, validate=True) if value.get("encoding") == "base64" else text.encode()
+        content = (
+            base64.b64decode(text, validate=True) if value.get("encoding") == "base64" else text.encode()
+        )
         named = Pointer.decode(content)
         if named is None:
             return Change(path, content)

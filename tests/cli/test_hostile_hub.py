@@ -272,3 +272,16 @@ def test_a_drip_is_given_up(server: HostileHub, repo_id: str, monkeypatch: pytes
     assert ended.code == 1
     assert "bytes came through in" in ended.err
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("words", ["steps", "merge"])
+def test_interim_answers_without_end(
+    words: str, server: HostileHub, repo_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any pace: nothing of them is an answer."""
+    monkeypatch.setattr("hubextrap.hub_client.WINDOW", 1.0)
+    began = time.monotonic()
+    ended = run(COMMANDS[words], server, repo_id, Hostile(0, b"interim answers"), 0)
+    assert ended.code == 1
+    assert "no whole answer's head in 1 s" in ended.err
+    assert time.monotonic() - began < 15

@@ -252,7 +252,10 @@ def test_bad_paths_are_refused(hub: LocalHub, token: str, repo_id: str, path: st
 @pytest.mark.parametrize(
     "value",
     [
-        *({"path": name, "content": ""} for name in ("git~1/x", "a/GIT~1/x", ".g\u200cit/x", ".git /x", ".git./x")),
+        *(
+            {"path": name, "content": ""}
+            for name in ("git~1/x", "a/GIT~1/x", ".g\u200cit/x", ".git /x", ".git./x")
+        ),
         *({"path": "x", "content": content} for content in (5, None, [], {})),
         *({"path": "x", "encoding": "base64", "content": content} for content in ("!!", "YQ", 5, "\u00e9")),
         {"path": "x"},
