@@ -109,7 +109,7 @@ def test_hostile_answers(name: str, server: HostileHub, repo_id: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_many_hostile_answers(name: str, server: HostileHub, repo_id: str) -> None:
-    campaign(name, server, repo_id, seed=2, count=60)
+    campaign(name, server, repo_id, seed=2, count=20)
 
 
 @pytest.mark.slow
