@@ -82,6 +82,7 @@ def _bounded_client() -> Any:
             finally:
                 _LOCAL.awaits_head = False
             try:
+                _check_names(response)
                 _check_wait(response)
                 if not stream:
                     _read_whole(response)
@@ -225,6 +226,18 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
                 moment = moment.replace(tzinfo=timezone.utc)
             return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
     return None
+
+
+def _check_names(response: Any) -> None:
+    """The client names files of its cache after these.
+
+    Raises:
+        BeyondBounds: one would lead out of the cache.
+    """
+    for header in ("ETag", "X-Linked-ETag", "X-Repo-Commit"):
+        name = response.headers.get(header, "").removeprefix("W/").strip('"')
+        if name.startswith("/") or ".." in name.replace("\\", "/").split("/"):
+            raise BeyondBounds(f"{response.url.host} sent an {header} that is a path; check HF_ENDPOINT")
 
 
 def _check_wait(response: Any) -> None:

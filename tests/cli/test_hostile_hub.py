@@ -285,3 +285,11 @@ def test_interim_answers_without_end(
     assert ended.code == 1
     assert "no whole answer's head in 1 s" in ended.err
     assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("header", ["ETag", "X-Linked-ETag", "X-Repo-Commit"])
+def test_a_name_for_the_cache_that_leads_out_of_it(header: str, server: HostileHub, repo_id: str) -> None:
+    for name in ('"../../../../escaped/x"', 'W/"/escaped/x"', "../x"):
+        ended = run(COMMANDS["merge --cache"], server, repo_id, Hostile(200, b"{}", ((header, name),)), 1)
+        assert ended.code == 1
+        assert f"{header} that is a path" in ended.err
