@@ -90,8 +90,13 @@ def _bounded_client() -> Any:
     class Bounded(http.Client):  # type: ignore[misc, name-defined]
         def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
             _keep_token(request)
-            response = super().send(request, stream=True, **options)
+            _LOCAL.awaits_head = True
             try:
+                response = super().send(request, stream=True, **options)
+            finally:
+                _LOCAL.awaits_head = False
+            try:
+                _check_names(response)
                 _check_wait(response)
                 if not stream:
                     _read_whole(response)
@@ -134,6 +139,7 @@ def _backend(core: Any) -> Any:
         def __init__(self, stream: Any) -> None:
             self._stream = stream
             self._since: float | None = None
+            self._began = 0.0
             self._carried = 0
             self._writing = False
 
@@ -162,7 +168,12 @@ def _backend(core: Any) -> Any:
             now = time.monotonic()
             if self._since is None or writing is not self._writing:  # the time to think does not count
                 self._since, self._carried, self._writing = now, 0, writing
+                self._began = now
                 return
+            if not writing and now - self._began > WINDOW and getattr(_LOCAL, "awaits_head", False):
+                raise BeyondBounds(
+                    f"the server sent no whole answer's head in {WINDOW:.0f} s; check HF_ENDPOINT"
+                )
             self._carried += size
             elapsed = now - self._since
             if elapsed < WINDOW:
@@ -231,6 +242,18 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
                 moment = moment.replace(tzinfo=timezone.utc)
             return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
     return None
+
+
+def _check_names(response: Any) -> None:
+    """The client names files of its cache after these.
+
+    Raises:
+        BeyondBounds: one would lead out of the cache.
+    """
+    for header in ("ETag", "X-Linked-ETag", "X-Repo-Commit"):
+        name = response.headers.get(header, "").removeprefix("W/").strip('"')
+        if name.startswith("/") or ".." in name.replace("\\", "/").split("/"):
+            raise BeyondBounds(f"{response.url.host} sent an {header} that is a path; check HF_ENDPOINT")
 
 
 def _check_wait(response: Any) -> None:

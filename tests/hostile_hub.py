@@ -177,6 +177,12 @@ def hostile_hub(hub_url: str) -> Iterator[HostileHub]:
                 self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Le")
             elif what == b"many headers":
                 self.wfile.write(b"HTTP/1.1 200 OK\r\n" + b"X-Y: z\r\n" * 50_000)
+            elif what == b"interim answers":
+                end = time.monotonic() + 60
+                with suppress(OSError):
+                    while time.monotonic() < end:
+                        self.wfile.write(b"HTTP/1.1 103 Early Hints\r\nX-Y: z\r\n\r\n" * 20)
+                        time.sleep(0.05)
 
         def _pass_on(self, given: bytes) -> None:
             onward = http.client.HTTPConnection(hub.hostname or "", hub.port, timeout=60)

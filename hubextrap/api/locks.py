@@ -13,15 +13,15 @@ import re
 import secrets
 import shutil
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.containment import read_named
+from hubextrap.containment import read_named, shown
 from hubextrap.errors import OutputError
 from hubextrap.output_files import take_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 _LOCK = re.compile(rb" *\d* made by hubextrap\n")
 """What stands in a lock: who holds it or did, and whose it is."""
@@ -29,13 +29,19 @@ _LOCK = re.compile(rb" *\d* made by hubextrap\n")
 
 def place_problem(place: Path) -> str | None:
     """What hubextrap did not make lies at a place, if anything."""
-    if not os.path.lexists(place) or is_marked(place):
+    if not os.path.lexists(place):
         return None
+    if _has_lock(place):
+        planted = _planted_in(place)
+        return planted and (
+            f"{place}: holds {shown(planted)}, a link or no regular file, which hubextrap never "
+            "made; remove the folder, or choose another --out (with --push alone: another HF_HOME)"
+        )
     what = "a folder" if place.is_dir() and not place.is_symlink() else "no folder"
     return (
-        f"{place}: cannot be written: File exists, {what} that hubextrap did not mark as its own, or with a "
-        "link in it (earlier versions marked none); move it away, or choose another --out (with --push "
-        "alone: another HF_HOME)"
+        f"{place}: cannot be written: File exists, {what} that hubextrap did not mark as its own "
+        "(earlier versions marked none); move it away, or choose another --out (with --push alone: another "
+        "HF_HOME)"
     )
 
 
@@ -50,28 +56,29 @@ def check_place(place: Path) -> None:
 
 
 def is_marked(place: Path) -> bool:
+    """Whether hubextrap made the place, and all that is in it: an archive can hold such a lock too."""
+    return _has_lock(place) and _planted_in(place) is None
+
+
+def _has_lock(place: Path) -> bool:
     try:
         lock = read_named(place / "lock", 64, pipes=False)
     except OSError:
         return False
-    return not place.is_symlink() and _LOCK.fullmatch(lock) is not None and not _holds_strange(place)
+    return not place.is_symlink() and _LOCK.fullmatch(lock) is not None
 
 
-def _holds_strange(place: Path) -> bool:
-    """Whether a link, a pipe or a device lies in it: hubextrap makes none, and what a link leads to would be
-    written to, or removed."""
-    try:
-        with os.scandir(place) as entries:
-            return any(
-                _holds_strange(place / entry.name)
-                if entry.is_dir(follow_symlinks=False)
-                else not entry.is_file(follow_symlinks=False)
-                for entry in entries
-            )
-    except FileNotFoundError:  # another run is at it
-        return False
-    except OSError:
-        return True
+def _planted_in(place: Path) -> str | None:
+    """What lies in a place and is neither a folder nor a regular file: by a link, what is written and removed
+    there would be somewhere else."""
+    for folder, folders, files in os.walk(place):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            with contextlib.suppress(FileNotFoundError):  # another run is at it
+                mode = path.lstat().st_mode
+                if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                    return str(path.relative_to(place))
+    return None
 
 
 def make_marked(place: Path, like: Path | None) -> None:

@@ -61,9 +61,15 @@ class _Signals:
                 continue
             time.sleep(GRACE)
             if not self.waits_for_others:
-                if not self.told:
-                    os.write(2, f"{_ENDED_BY[signal.Signals(number)]}\n".encode())
-                os._exit(128 + number)
+                self.received = number
+                self.end(128 + number)
+
+    def end(self, code: int) -> NoReturn:
+        """End the process at once, the signal told of."""
+        if not self.told:
+            with suppress(OSError):  # nobody listens
+                os.write(2, f"{_ENDED_BY[signal.Signals(self.received or signal.SIGINT)]}\n".encode())
+        os._exit(code)
 
     def _end(self, number: int, frame: FrameType | None) -> NoReturn:
         """End by an exception: what is under way is dropped, what is finished is kept."""
@@ -88,18 +94,18 @@ def wait_for_others() -> None:
 
 def main() -> None:
     """Entry point of the console script; see ``run`` for the exit codes."""
-    _SIGNALS.listen()
-    _SIGNALS.bound()
-    _tell_of_threads()
     try:
+        _SIGNALS.listen()
+        _SIGNALS.bound()
+        _tell_of_threads()
         run()
     except SystemExit as error:
         if _SIGNALS.received is None or not error.code:
             raise
         # at its own exit Python would wait for threads, and they for the network
-        os._exit(error.code if isinstance(error.code, int) else 1)
-    except BaseException:  # another signal, while the end of the command was told of
-        os._exit(128 + (_SIGNALS.received or signal.SIGINT))
+        _SIGNALS.end(error.code if isinstance(error.code, int) else 1)
+    except BaseException:  # a signal before the command began, or another one while its end was told of
+        _SIGNALS.end(128 + (_SIGNALS.received or signal.SIGINT))
 
 
 def run() -> None:

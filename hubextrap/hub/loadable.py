@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import re
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
 
 from hubextrap.foreign_data import parse_json
 from hubextrap.hub.side_files import is_legal_file, is_side_file, is_weight_file
+from hubextrap.tensors.configuration import leads_of
 from hubextrap.tensors.weights import PICKLE_SUFFIXES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _DOCUMENTS = frozenset(
     (
@@ -28,10 +25,6 @@ _DOWNLOADS = re.compile(r"\.cache/huggingface/(?:CACHEDIR\.TAG|\.gitignore|[^.].
 _LOADED_JSON = re.compile(r"(?:.*\.index(?:\..*)?|.*config.*|adapter.*|model.*|modules)\.json", re.IGNORECASE)
 _EVENTS = "events.out.tfevents"
 _CODE = frozenset((".py", ".pyc", ".pyo", ".pyd", ".pyw", ".pyx", ".so", ".dll", ".dylib", ".ipynb", ".sh"))
-_ELSEWHERE = "--"
-"""What transformers splits a reference to code at: what is ahead of it is a repo, or a folder anywhere."""
-_KERNEL = "/"
-"""What the name of an implementation has in it that is a repo of kernels, and no other has."""
 
 
 def is_code(file: str) -> bool:
@@ -62,32 +55,4 @@ def leads_elsewhere(config: bytes) -> str | None:
         content = parse_json(config, "config.json", error=ValueError, remedy="repair it")
     except ValueError as error:
         return f"cannot be read ({error})"
-    return next(_leads(content), None)
-
-
-def _leads(content: Any) -> Iterator[str]:
-    if isinstance(content, dict):
-        for key, value in content.items():
-            if key == "transformers_weights" and value is not None:
-                yield f"has transformers load {value!r} (transformers_weights)"
-            elif key in ("auto_map", "custom_pipelines"):
-                for text in _texts(value):
-                    if _ELSEWHERE in text:
-                        yield f"takes code from another repo ({key}: {text!r})"
-            elif "attn_implementation" in key or "experts_implementation" in key:
-                for text in _texts(value):
-                    if _KERNEL in text:
-                        yield f"takes code from another repo ({key}: {text!r})"
-            else:
-                yield from _leads(value)
-    elif isinstance(content, list):
-        for value in content:
-            yield from _leads(value)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (dict, list)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _texts(part)
+    return next(leads_of(content), None)

@@ -154,8 +154,15 @@ def check_target(target: PushTarget) -> RemoteState:
             where a private one was asked for, or a Hub that cannot be reached.
     """
     with push_errors(target.name):
-        _check_token(target)
-        return read_remote(target)
+        owners = _check_token(target)
+        found = read_remote(target)
+    owner = target.repo.partition("/")[0]
+    if not found.exists and owners and owner not in owners:
+        raise PushError(
+            f"{target.name}: there is no such repo, and this token cannot make one for {owner}: have "
+            f"{owner} make the repo and give you write rights, or push under your own name"
+        )
+    return found
 
 
 def create_repo(target: PushTarget) -> RemoteState:
@@ -229,7 +236,8 @@ def remote_files(api: HfApi, repo: str, commit: str) -> dict[str, RemoteFile]:
     }
 
 
-def _check_token(target: PushTarget) -> None:
+def _check_token(target: PushTarget) -> list[str]:
+    """In whose names the token may make repos; empty where that is not known."""
     from huggingface_hub import get_token
 
     if get_token() is None:
@@ -237,7 +245,7 @@ def _check_token(target: PushTarget) -> None:
             f"{target.name}: no token; log in with `hf auth login`, or set HF_TOKEN to one with write rights"
         )
     if os.environ.get("HF_OIDC_RESOURCE"):  # a token of one repo and of no user
-        return
+        return []
     account = retried(hub_api().whoami)
     role = account.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
@@ -245,3 +253,10 @@ def _check_token(target: PushTarget) -> None:
             f"{target.name}: the token only has read rights; make one with write rights "
             "in the Hub's settings, and set HF_TOKEN to it"
         )
+    match account:
+        case {"name": str(name), "orgs": [*organisations]}:
+            return [
+                name,
+                *(str(one["name"]) for one in organisations if isinstance(one, dict) and "name" in one),
+            ]
+    return []

@@ -224,7 +224,11 @@ def _change(key: str, value: dict[str, Any], repo: HubRepo) -> Change:
         content = pointer.encode()
     else:
         text = value["content"]
-        content = base64.b64decode(text) if value.get("encoding") == "base64" else str(text).encode()
+        if not isinstance(text, str):
+            raise TypeError("the content of a file is no text")
+        content = (
+            base64.b64decode(text, validate=True) if value.get("encoding") == "base64" else text.encode()
+        )
         named = Pointer.decode(content)
         if named is None:
             return Change(path, content)

@@ -235,7 +235,14 @@ class HubRepo:
                 continue
             _check_free(index, change.path)
             blob = self.git.create_blob(change.content)
-            index.add(pygit2.IndexEntry(change.path, blob, FileMode.BLOB))
+            try:
+                index.add(pygit2.IndexEntry(change.path, blob, FileMode.BLOB))
+            except (
+                pygit2.GitError,
+                ValueError,
+                OSError,
+            ) as error:  # git knows more names for .git than we do
+                raise BadPath(f"{change.path!r} is not a valid path in a repo") from error
         return index.write_tree(self.git)
 
     def commit(

@@ -12,6 +12,7 @@ from hubextrap._version import __version__
 from hubextrap.containment import shown
 from hubextrap.errors import CorruptFile, SourceError
 from hubextrap.hub_access import first_line, hub_errors
+from hubextrap.tensors.configuration import check_loaded
 from hubextrap.tensors.hashing import check_data, check_file, hasher_like
 from hubextrap.tensors.interfaces import SMALL_FILE, FileInfo
 from hubextrap.tensors.local import LocalSource
@@ -73,6 +74,7 @@ def check_download(checkpoint: Checkpoint, *, weights: bool) -> None:
         weights: whether the weights will be loaded, too.
 
     Raises:
+        UnsupportedCheckpoint: one leads out of the checkpoint, see `check_loaded`.
         CorruptFile: a file holds other bytes.
         SourceError: a file could not be downloaded.
     """
@@ -99,6 +101,7 @@ def check_download(checkpoint: Checkpoint, *, weights: bool) -> None:
             if key not in _checked:
                 check_file(source, file)
                 _checked.add(key)
+        check_loaded(source, None)
 
 
 def check_cached(path: Path, what: str) -> bytes:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.errors import CorruptFile
+from hubextrap.errors import CorruptFile, UnsupportedCheckpoint
 from hubextrap.foreign_data import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from hubextrap.tensors.interfaces import Source
 
 _QUANTISATION = ("quantization_config", "compression_config", "quantization")
 """transformers' key, that of compressed-tensors at first, and MLX's."""
+_ELSEWHERE = "--"
+"""What transformers splits a reference to code at: what is ahead of it is a repo, or a folder anywhere."""
+_KERNEL = "/"
+"""What the name of an implementation has in it that is a repo of kernels, and no other has."""
+_TOKENIZER = "tokenizer_config.json"
+_ADAPTER = "adapter_config.json"
+_MADE_HERE = ("special_tokens_map_file", "name_or_path", "chat_template")
+"""What names a place on the machine that the tokenizer was made on, and is not opened; and text."""
 
 
 def read_config(source: Source) -> dict[str, Any]:
@@ -47,3 +57,76 @@ def quantisation_method(config: Mapping[str, Any]) -> str | None:
             return str(found.get("quant_method") or "")
     inner = (quantisation_method(value) for value in config.values() if isinstance(value, dict))
     return next((method for method in inner if method is not None), None)
+
+
+def check_loaded(source: Source, folder: str | None) -> None:
+    """Refuse a checkpoint of which transformers or vLLM would load something that does not lie in it.
+
+    A place that a tokenizer's file names is let be where nothing lies there: it is of another machine.
+
+    Args:
+        folder: where the source's files lie, if that is not a folder of the Hub's cache.
+
+    Raises:
+        UnsupportedCheckpoint: names the file, and what it leads to.
+        CorruptFile: a configuration is no JSON object.
+    """
+    if leads := next(leads_of(read_config(source), code=False), None):
+        raise UnsupportedCheckpoint(
+            f"{source.name}: config.json {leads}; remove that field, in a copy of the checkpoint"
+        )
+    if _ADAPTER in source.files():
+        raise UnsupportedCheckpoint(
+            f"{source.name}: has {_ADAPTER} beside its weights, so that transformers would put an adapter on "
+            "them or load another model; remove it, in a copy of the checkpoint"
+        )
+    if _TOKENIZER in source.files():
+        named = parse_json(source.read_file(_TOKENIZER), f"{source.name}: {_TOKENIZER}", remedy="repair it")
+        for key, value in named.items() if isinstance(named, dict) else ():
+            for text in _texts(value) if key not in _MADE_HERE else ():
+                if _lies_outside(text, folder):
+                    raise UnsupportedCheckpoint(
+                        f"{source.name}: {_TOKENIZER} names a file out of the checkpoint ({key}: {text!r}); "
+                        "remove that field, in a copy of the checkpoint"
+                    )
+
+
+def _lies_outside(text: str, folder: str | None) -> bool:
+    if not (text.startswith("/") or ".." in text.split("/")):
+        return False
+    try:
+        place = Path(text)
+        if not os.path.lexists(place) or place.is_dir():
+            return False
+        return folder is None or not place.resolve().is_relative_to(Path(folder).resolve())
+    except (OSError, ValueError):  # no name of a file
+        return False
+
+
+def leads_of(content: Any, *, code: bool = True) -> Iterator[str]:
+    """What in a configuration sends a loader elsewhere for weights or kernels, and with ``code`` for code."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if key == "transformers_weights" and value is not None:
+                yield f"has transformers load {value!r} (transformers_weights)"
+            elif key in ("auto_map", "custom_pipelines"):
+                for text in _texts(value):
+                    if code and _ELSEWHERE in text:
+                        yield f"takes code from another repo ({key}: {text!r})"
+            elif "attn_implementation" in key or "experts_implementation" in key:
+                for text in _texts(value):
+                    if _KERNEL in text:
+                        yield f"takes code from another repo ({key}: {text!r})"
+            else:
+                yield from leads_of(value, code=code)
+    elif isinstance(content, list):
+        for value in content:
+            yield from leads_of(value, code=code)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)

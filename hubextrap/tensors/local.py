@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.containment import Entry, entries_of, open_regular, shown, stamp_of
 from hubextrap.errors import ReferenceNotFound, SourceError
+from hubextrap.tensors.configuration import check_loaded
 from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER, FileInfo
 
 if TYPE_CHECKING:
@@ -144,11 +145,13 @@ def check_folder(folder: Path | str) -> None:
 
     Raises:
         SourceError: names the file that may not.
+        UnsupportedCheckpoint: one leads out of the folder, see `check_loaded`.
     """
     with closing(LocalSource(folder)) as source:
         for file, info in source.files().items():
             if info.problem is not None and not file.startswith("."):
                 raise SourceError(f"{folder}/{shown(file)}: {info.problem}")
+        check_loaded(source, str(folder))
 
 
 def _has_changed(entry: Entry, descriptor: int) -> bool:

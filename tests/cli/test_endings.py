@@ -44,6 +44,23 @@ def test_a_signal_while_modules_are_imported(
     assert ended(program) == (code, f"{word}\n")
 
 
+@pytest.mark.parametrize(
+    "place", ["threading.Thread.start", "os.pipe", "signal.set_wakeup_fd", "os.set_blocking"]
+)
+@pytest.mark.parametrize(
+    ("sign", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")]
+)
+def test_a_signal_while_signals_begin_to_be_watched(place: str, sign: str, code: int, word: str) -> None:
+    program = (
+        "import os, signal, sys, threading, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from hubextrap.cli.main import main\n"
+        f"def signalled(*given, **options):\n    os.kill(os.getpid(), signal.{sign})\n    time.sleep(30)\n"
+        f"{place} = signalled\nsys.argv = ['hubextrap', 'recipes', 'ls']\nmain()"
+    )
+    assert ended(program) == (code, f"{word}\n")
+
+
 def test_a_signal_that_an_import_turns_into_another_error() -> None:
     """As libraries do that catch whatever an import of theirs raises."""
     program = IMPORTING.format(

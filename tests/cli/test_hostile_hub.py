@@ -110,7 +110,7 @@ def test_hostile_answers(name: str, server: HostileHub, repo_id: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_many_hostile_answers(name: str, server: HostileHub, repo_id: str) -> None:
-    campaign(name, server, repo_id, seed=2, count=60)
+    campaign(name, server, repo_id, seed=2, count=20)
 
 
 @pytest.mark.slow
@@ -282,3 +282,24 @@ def test_a_drip_is_given_up(server: HostileHub, repo_id: str, monkeypatch: pytes
     assert ended.code == 1
     assert "bytes came through in" in ended.err
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("words", ["steps", "merge"])
+def test_interim_answers_without_end(
+    words: str, server: HostileHub, repo_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any pace: nothing of them is an answer."""
+    monkeypatch.setattr("hubextrap.hub_client.WINDOW", 1.0)
+    began = time.monotonic()
+    ended = run(COMMANDS[words], server, repo_id, Hostile(0, b"interim answers"), 0)
+    assert ended.code == 1
+    assert "no whole answer's head in 1 s" in ended.err
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("header", ["ETag", "X-Linked-ETag", "X-Repo-Commit"])
+def test_a_name_for_the_cache_that_leads_out_of_it(header: str, server: HostileHub, repo_id: str) -> None:
+    for name in ('"../../../../escaped/x"', 'W/"/escaped/x"', "../x"):
+        ended = run(COMMANDS["merge --cache"], server, repo_id, Hostile(200, b"{}", ((header, name),)), 1)
+        assert ended.code == 1
+        assert f"{header} that is a path" in ended.err

@@ -116,7 +116,7 @@ def test_some_odd_values(ground: Ground) -> None:
 
 @pytest.mark.slow
 def test_more_odd_values(ground: Ground) -> None:
-    try_values(random.Random(4).sample(odd_lines(), 60), ground)
+    try_values(random.Random(4).sample(odd_lines(), 15), ground)
 
 
 def test_a_current_folder_that_is_gone(ground: Ground, tmp_path: Path) -> None:

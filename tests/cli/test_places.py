@@ -208,6 +208,51 @@ def umask() -> Callable[[int], None]:
     os.umask(before)
 
 
+def plant_a_link(planted: Path, outside: Path) -> None:
+    planted.symlink_to(outside)
+
+
+def plant_a_pipe(planted: Path, outside: Path) -> None:
+    os.mkfifo(planted)
+
+
+@pytest.mark.parametrize("plant", [plant_a_link, plant_a_pipe])
+@pytest.mark.parametrize("name", ["model", "model/step_60", "model/x", "journal-0.jsonl", "lock", "scratch"])
+def test_a_place_as_an_archive_can_bring_it(
+    name: str, plant: Callable[[Path, Path], None], ground: Ground, tmp_path: Path
+) -> None:
+    """With a lock as we write it, and links in it: what we write or remove there would be elsewhere."""
+    place = ground.folder / ".o.partial"
+    (place / "model").mkdir(parents=True)
+    lock = b"%19d made by hubextrap\n" % 0
+    (place / "lock").write_bytes(lock)
+    outside = tmp_path / "outside"
+    if name == "lock":
+        outside.write_bytes(lock)
+        (place / name).unlink()
+    elif name.endswith(".jsonl"):
+        outside.write_text("mine\n")
+    else:
+        outside.mkdir()
+        (outside / "mine").write_text("mine")
+        if name == "model":
+            (place / name).rmdir()
+    plant(place / name, outside)
+    before = sorted((path, path.read_bytes() if path.is_file() else b"") for path in outside.rglob("*"))
+    there = sorted(place.rglob("*"))
+    for words in (("plan", "recipe.yaml", "--out", "o", "-q"), ("merge", "recipe.yaml", "--out", "o", "-q")):
+        ended = run_main(*words)
+        assert ended.code == 1, ended
+        assert ".o.partial: " in ended.err + ended.out
+        assert sorted(place.rglob("*")) == there
+        assert not Path("o").exists()
+    assert (
+        sorted((path, path.read_bytes() if path.is_file() else b"") for path in outside.rglob("*")) == before
+    )
+    if outside.is_file():
+        assert outside.read_bytes() in (lock, b"mine\n")
+
+
 @pytest.mark.parametrize("kind", ["files", "empty", "link", "fifo", "lock of its own"])
 def test_what_lies_where_staging_would(kind: str, ground: Ground) -> None:
     """A user's own .NAME.partial is named and stays, with every file in it."""

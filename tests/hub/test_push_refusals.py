@@ -214,3 +214,10 @@ def test_a_hub_that_cannot_be_reached(
     message = refusal(prediction, repo_id)
     assert message.startswith(f"{repo_id}@main: cannot reach the Hub (")
     assert message.endswith("); check the network and HF_ENDPOINT, then push again")
+
+
+@pytest.mark.usefixtures("logged_in")
+def test_a_repo_that_this_token_cannot_make_is_refused_beforehand(hub: LocalHub) -> None:
+    with pytest.raises(PushError, match=r"cannot make one for someone: .*or push under your own name"):
+        check_target(PushTarget("someone/new"))
+    assert not check_target(PushTarget("me/new-of-mine")).exists

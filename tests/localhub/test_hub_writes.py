@@ -249,6 +249,32 @@ def test_bad_paths_are_refused(hub: LocalHub, token: str, repo_id: str, path: st
     assert refused.value.response.status_code == 422
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            {"path": name, "content": ""}
+            for name in ("git~1/x", "a/GIT~1/x", ".g\u200cit/x", ".git /x", ".git./x")
+        ),
+        *({"path": "x", "content": content} for content in (5, None, [], {})),
+        *({"path": "x", "encoding": "base64", "content": content} for content in ("!!", "YQ", 5, "\u00e9")),
+        {"path": "x"},
+        {"path": "x/" * 2_000 + "x", "content": ""},
+        {"path": "x" * 5_000, "content": ""},
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_odd_files_of_a_commit_are_no_fault_of_the_hub(
+    hub: LocalHub, token: str, repo_id: str, value: dict[str, object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """git refuses more names than we do."""
+    hub.create_repo(repo_id)
+    answer = commit_lines(hub, repo_id, token, {"key": "file", "value": value})
+    assert answer.status_code in (200, 400, 422), answer.text
+    assert answer.status_code != 200 or isinstance(value.get("content"), str)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def _named(path: str) -> CommitOperationAdd:
     """An operation with a path that the client itself might refuse."""
     operation = CommitOperationAdd("ok.bin", b"x")
