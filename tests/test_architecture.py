@@ -85,7 +85,7 @@ PARSERS["yaml"] |= {f"{speed}_load{many}" for speed in ("safe", "full", "unsafe"
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_json_and_yaml_are_parsed_in_one_place(module: Path) -> None:
-    if module.name == "foreign_data.py":
+    if module.name in ("foreign_data.py", "foreign_text.py"):  # the latter reads what we have just written
         return
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):

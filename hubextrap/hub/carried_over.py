@@ -84,8 +84,8 @@ def _license(metadata: dict[str, Any]) -> dict[str, Any]:
         taken["license"] = known if isinstance(metadata["license"], list) else known[0]
     elif names:
         taken = {"license": "other", "license_name": " and ".join(names)}
-    for name in _texts(metadata.get("license_name"))[:1]:
-        taken["license_name"] = name
+    if isinstance(metadata.get("license_name"), str) and (texts := _texts(metadata["license_name"])):
+        taken["license_name"] = texts[0]
     if isinstance(link := metadata.get("license_link"), str) and _LINK.fullmatch(link):
         taken["license_link"] = redact(link)
     return taken

@@ -95,7 +95,7 @@ class InputCheckpoint(_Part):
             repo=checkpoint.repo,
             revision="local" if local else checkpoint.revision,
             commit=checkpoint.commit,
-            path=one_line(Path(checkpoint.path).name) if local else checkpoint.path,
+            path=one_line(redact(Path(checkpoint.path).name)) if local else checkpoint.path,
             files=tuple(files),
         )
 

@@ -378,8 +378,9 @@ def test_nobody_reads_checkpoints_that_are_combined_without_this_check() -> None
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Name) and node.id in ("read_layout", "read_layouts")
     }
-    # logits may be mixed of quantised models; a checkpoint that was checked is compared with another one
-    assert callers == {"api/prepare.py", "reground/checkpoint.py"}
+    # logits may be mixed of quantised models; a checkpoint that was checked is compared with another one, and
+    # verify asks which files a loader takes
+    assert callers == {"api/prepare.py", "api/verifying.py", "reground/checkpoint.py"}
 
 
 P = "model.layers.0.mlp.up_proj."
