@@ -427,6 +427,10 @@ def test_records_of_libraries(name: str | None, log: io.StringIO) -> None:
     assert not set(log.getvalue()) & set("\x1b\x9b\x85\u202e\u200b\u2028\0")
 
 
+def as_python_does(message: Any, kind: Any, file: str, number: int, *_: Any) -> None:
+    sys.stderr.write(warnings.formatwarning(message, kind, file, number))
+
+
 @each_text
 def test_what_libraries_print(text: str) -> None:
     from hubextrap.cli.terminal import guarded, redacting_stdout
@@ -437,7 +441,7 @@ def test_what_libraries_print(text: str) -> None:
     try:
         with guarded(), redacting_stdout(), warnings.catch_warnings():
             warnings.simplefilter("always")
-            warnings.showwarning = warnings._showwarning_orig  # type: ignore[attr-defined]
+            warnings.showwarning = as_python_does  # pytest keeps warnings to itself
             print("it says", text)
             print("it says", text, file=sys.stderr)
             warnings.warn(text, stacklevel=1)
@@ -446,6 +450,7 @@ def test_what_libraries_print(text: str) -> None:
     for stream in (out, err):
         stream.flush()
         shown = stream.buffer.getvalue().decode()  # type: ignore[attr-defined]
+        assert ("UserWarning" in shown) == (stream is err)
         assert not set(shown) & set("\x1b\x9b\x85\u202e\u200b\u2028\0")
         refuse_secrets(shown)
 
