@@ -194,7 +194,8 @@ def test_other_files_of_the_cache(
     assert cli(*merge, tmp_path / "good").code == 0
     load_causal_lm(checkpoint)
     for file in ("config.json", "tokenizer.json", "model-00001-of-"):
-        (cached,) = Path(os.environ["HF_HOME"]).rglob(f"snapshots/{checkpoint.commit}/{file}*")
+        repo = Path(os.environ["HF_HOME"], "hub", f"models--{run_on_hub.replace('/', '--')}")
+        (cached,) = repo.glob(f"snapshots/{checkpoint.commit}/{file}*")
         blob = cached.resolve()
         content = bytearray(blob.read_bytes())
         at = content.rindex(b"1") if file.endswith(".json") else len(content) - 1

@@ -15,6 +15,7 @@ from command_lines import Ground, run_main
 COMMAND = [sys.executable, "-m", "hubextrap"]
 IMPORTING = """
 import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits it ignored
 class Slow:
     def find_spec(self, name, path=None, target=None):
         if name == {module!r}:

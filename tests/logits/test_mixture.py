@@ -20,7 +20,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from hubextrap.errors import CheckpointMismatch, MethodError, UnsupportedCheckpoint
+from hubextrap.errors import CheckpointMismatch, CorruptFile, MethodError, UnsupportedCheckpoint
 from hubextrap.logits import ExtrapolatedForCausalLM, Mixture
 from hubextrap.logits.cache import CACHE, CombinedCache
 from hubextrap.logits.loading import load_causal_lm, share_equal_parameters
@@ -52,7 +52,7 @@ def test_only_checkpoints_with_a_coefficient_are_loaded(trajectory_c: Path, tmp_
     assert mixed.mixture is not None
     assert [checkpoint.step for checkpoint in mixed.mixture.checkpoints] == [0, 200]
     assert mixed.config._name_or_path == "logits -0.5 × step 0, 1.5 × step 200"
-    with pytest.raises(UnsupportedCheckpoint, match=r"step_40: transformers cannot load its tokenizer: "):
+    with pytest.raises(CorruptFile, match=r"step_40: config.json: not valid JSON"):
         ExtrapolatedForCausalLM.from_checkpoints(folders, [-0.5, 1.5, 0.0])
 
 
