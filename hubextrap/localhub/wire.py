@@ -263,7 +263,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.log_bytes += head.size
             body = Body(self.rfile, head.headers, self.wfile)
             self._serve(body)
-            self.close_connection = not (head.keep_alive and body.drain()) or self._cut
+            self.close_connection = self._cut or not (head.keep_alive and body.drain())
         except Refusal as refusal:  # where the next request begins is not known
             self._send(refusal_answer(refusal), Fault("", headers={"Connection": "close"}))
 

@@ -136,7 +136,7 @@ def test_a_place_that_came_with_a_link_in_it(
         (place / planted).unlink()
         (place / planted).symlink_to(mine / "file")
     problems = hubextrap.plan(recipe, out=out).problems
-    with pytest.raises(OutputError, match="did not mark as its own|which hubextrap never made") as error:
+    with pytest.raises(OutputError, match=r"did not mark as its own|which hubextrap never made") as error:
         hubextrap.merge(recipe, out=out)
     assert problems == (str(error.value),)
     assert [path.read_text() for path in mine.iterdir()] == ["mine"]
