@@ -103,16 +103,20 @@ def _leads_astray(root: str, real: Path) -> str | None:
     if real.is_relative_to(root):
         hidden = any(part.startswith(".") for part in real.relative_to(root).parts)
         return "to a hidden file" if hidden else None  # .git/config may hold a token
-    return None if real.parent == _blobs_beside(Path(root)) else "that leads out of the folder"
+    return None if _is_blob_of(Path(root), real) else "that leads out of the folder"
 
 
-def _blobs_beside(root: Path) -> Path | None:
-    """Where the files of a snapshot in huggingface_hub's cache lie; None for any other folder."""
+def _is_blob_of(root: Path, real: Path) -> bool:
+    """Whether ``root`` is a snapshot in huggingface_hub's cache, and ``real`` where its files lie.
+
+    That is the repo's own ``blobs``, or what all repos of the cache share, ``blobs/<ab>/<hash>`` (since 2.0).
+    """
     for snapshot in (root, *root.parents):
         repo = snapshot.parent.parent
         if snapshot.parent.name == "snapshots" and _COMMIT.fullmatch(snapshot.name):
-            return repo / "blobs" if repo.name.startswith("models--") else None
-    return None
+            shared = real.parent.parent == repo.parent / "blobs" and real.name.startswith(real.parent.name)
+            return repo.name.startswith("models--") and (real.parent == repo / "blobs" or shared)
+    return False
 
 
 def name_problem(name: str) -> str | None:

@@ -11,9 +11,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hubextrap.localhub import LocalHub
 from hubextrap.progress import SilentProgress
+
+if TYPE_CHECKING:
+    from hubextrap.localhub import LocalHub
 
 ROOT = Path(__file__).parents[1]
 

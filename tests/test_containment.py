@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hubextrap.api.output import check_output
-from hubextrap.containment import leads_out, name_problem, read_named
+from hubextrap.containment import entries_of, leads_out, name_problem, read_named
 from hubextrap.errors import OutputError
 from hubextrap.output_files import file_problem, is_mount_point, write_whole
 
@@ -155,3 +155,29 @@ def test_real_mount_points(tmp_path: Path) -> None:
     for name in ("tmpfs", "bind", "other"):
         (tmp_path / name).mkdir()
     subprocess.run([*unshare, sys.executable, "-c", _MOUNTED, tmp_path], check=True)
+
+
+def test_what_a_snapshot_of_the_cache_may_link_to(tmp_path: Path) -> None:
+    """The repo's own blobs, and those that repos share (huggingface_hub 2); nothing else beside them."""
+    cache = tmp_path / "hub"
+    snapshot = cache / "models--me--run" / "snapshots" / ("0" * 40)
+    own, shared = cache / "models--me--run" / "blobs", cache / "blobs" / "ab"
+    for folder in (snapshot, own, shared, cache / "blobs" / "other", cache / "models--me--private" / "blobs"):
+        folder.mkdir(parents=True)
+    (own / "etag").write_text("x")
+    (shared / ("ab" + "0" * 62)).write_text("x")
+    (own / "0abc").symlink_to(f"../../blobs/ab/ab{'0' * 62}")
+    (snapshot / "own").symlink_to("../../blobs/etag")
+    (snapshot / "shared").symlink_to("../../blobs/0abc")
+    for name, leads_to in (
+        ("token", cache / "token"),
+        ("other repo", cache / "models--me--private" / "blobs" / "x"),
+        ("odd", cache / "blobs" / "other" / "x"),
+        ("deep", cache / "blobs" / "x"),
+    ):
+        leads_to.write_text("secret")
+        (snapshot / name).symlink_to(leads_to)
+    found = {name: entry.problem for name, entry in entries_of(snapshot).items()}
+    assert {name for name, problem in found.items() if problem is None} == {"own", "shared"}
+    for name in ("token", "other repo", "odd", "deep"):
+        assert "leads out of the folder" in (found[name] or "")

@@ -110,16 +110,23 @@ def check_cached(path: Path, what: str) -> bytes:
     Raises:
         CorruptFile: it holds other bytes. OSError: it cannot be read.
     """
-    data, place = path.read_bytes(), path.resolve()
-    if _HASH.fullmatch(place.name):
-        found = hasher_like(place.name, len(data))
+    data, listed = path.read_bytes(), _kept_as(path)
+    if listed is not None:
+        found = hasher_like(listed, len(data))
         found.update(data)
-        if found.hexdigest() != place.name:
+        if found.hexdigest() != listed:
             raise CorruptFile(
-                f"{what}: its bytes have the hash {found.hexdigest()}, the Hub lists {place.name}; remove "
-                f"{place} from the Hub cache, then run the same command again"
+                f"{what}: its bytes have the hash {found.hexdigest()}, the Hub lists {listed}; remove "
+                f"{path.resolve()} from the Hub cache, then run the same command again"
             )
     return data
+
+
+def _kept_as(path: Path) -> str | None:
+    """The hash under which the cache keeps a file of a snapshot: the first link's. One behind it may lead to
+    what repos share, which goes by another hash."""
+    name = path.readlink().name if path.is_symlink() else path.name
+    return name if _HASH.fullmatch(name) else None
 
 
 _checked: set[tuple[str, tuple[int, ...]]] = set()
@@ -161,7 +168,7 @@ def _as_downloaded(folder: Path) -> dict[str, FileInfo]:
     """The files of a snapshot with the hashes under which the cache keeps them."""
     found = {}
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_file() and _HASH.fullmatch(name := path.resolve().name):
+        if path.is_file() and (name := _kept_as(path)) is not None:
             found[path.name] = FileInfo(path.stat().st_size, name)
     return found
 

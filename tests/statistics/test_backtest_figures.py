@@ -67,7 +67,10 @@ def check_against_brute_force(backtest: Backtest, folder: Path, every: int) -> N
         expected = brute_force(
             weights, steps, rules[row.method], place[row.last_step], place[row.target_step]
         )
-        assert row.relative_error == pytest.approx(expected, rel=1e-6), row
+        # the two Gram matrices are summed otherwise: beside its edge, a coefficient may fall into the next
+        # cell of the grid
+        fitted = row.method in ("calibrated", "low_rank")
+        assert row.relative_error == pytest.approx(expected, rel=1e-5 if fitted else 1e-6), row
 
 
 def test_figures_are_those_of_brute_force(demo: Backtest) -> None:
