@@ -28,9 +28,8 @@ def without(package: str, place: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    "package", ["mergekit", *(pytest.param(name, marks=pytest.mark.slow) for name in list(PARTS)[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("package", list(PARTS))
 def test_skipped(package: str) -> None:
     code, output = without(package, PARTS[package])
     assert code == 5, output  # no tests ran

@@ -55,6 +55,7 @@ def dispatch(**inputs: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_prediction_that_holds_is_green(runner: Any, recipe: Callable[[int], str], hub: LocalHub) -> None:
     hub.requests.clear()
     ran = runner.job("evaluate.yml", "evaluate", **dispatch(recipe=recipe(GOOD), against="last"))
@@ -126,6 +127,7 @@ def test_schedule_needs_a_variable(runner: Any) -> None:
     assert runner.runs("evaluate.yml", "evaluate", github=github, vars={"HUBEXTRAP_REFERENCE": "me/model"})
 
 
+@pytest.mark.slow
 def test_schedule_measures_what_the_variables_name(runner: Any) -> None:
     variables = {"HUBEXTRAP_REFERENCE": "me/nothing@there", "HUBEXTRAP_TASKS": "gsm8k"}
     ran = runner.job("evaluate.yml", "evaluate", github={"event_name": "schedule"}, vars=variables)

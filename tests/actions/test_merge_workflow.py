@@ -52,6 +52,7 @@ def pull_request(before: str) -> dict[str, Any]:
     return {"event_name": "pull_request", "event": {"pull_request": {"base": {"sha": before}}}}
 
 
+@pytest.mark.slow
 def test_pull_request_plans_what_it_changes(
     runner: Any, change: Callable[..., str], hub: LocalHub, run_on_hub: str
 ) -> None:
@@ -130,6 +131,7 @@ def test_nothing_changed(runner: Any, change: Callable[..., str], git: Callable[
     assert not runner.runs("merge.yml", "merge", github=PUSH, needs=needs(found))
 
 
+@pytest.mark.slow
 def test_names_of_files_are_not_read_as_code(runner: Any, change: Callable[..., str]) -> None:
     names = [
         "$(touch pwned).yaml",
@@ -197,6 +199,7 @@ def identity_provider() -> Iterator[dict[str, str]]:
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_main_merges_and_pushes_as_a_trusted_publisher(
     runner: Any, change: Callable[..., str], hub: LocalHub, run_on_hub: str, identity_provider: dict[str, str]
 ) -> None:

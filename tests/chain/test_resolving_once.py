@@ -26,6 +26,8 @@ from hubextrap.logits.completing import Sampling
 from hubextrap.progress import SilentProgress, Stage
 from hubextrap.recipe import load_recipe
 
+pytestmark = pytest.mark.slow
+
 SHA = "[0-9a-f]{40}"
 
 

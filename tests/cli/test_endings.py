@@ -101,6 +101,7 @@ def test_an_ignored_interrupt_stays_ignored(ground: Ground) -> None:
     assert output.startswith("hubextrap ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["steps", "run"], ["plan", "recipe.yaml"], ["steps", "run", "--json"], ["--help"]]
 )
@@ -127,6 +128,7 @@ def test_a_full_disk_behind_stdout(ground: Ground) -> None:
     assert done.stderr == "error: output: cannot be written: No space left on device; make room\n"
 
 
+@pytest.mark.slow
 def test_what_a_terminal_cannot_show(ground: Ground) -> None:
     done = subprocess.run(
         [*COMMAND, "scan", "run", "--out", "other", "-q"],

@@ -102,7 +102,9 @@ def campaign(name: str, server: HostileHub, repo: str, seed: int, count: int) ->
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4_000_000  # kB; torch takes much of it
 
 
-@pytest.mark.parametrize("name", ["steps", "plan", "push", "verify"])
+@pytest.mark.parametrize(
+    "name", ["steps", "verify", *(pytest.param(name, marks=pytest.mark.slow) for name in ("plan", "push"))]
+)
 def test_hostile_answers(name: str, server: HostileHub, repo_id: str) -> None:
     campaign(name, server, repo_id, seed=1, count=6)
 
@@ -256,6 +258,7 @@ def test_a_signal_while_the_storage_drips(
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_while_a_name_is_resolved(ground: Ground) -> None:
     """The main thread is in the C library then, and hears of no signal."""
     program = (
@@ -273,6 +276,7 @@ def test_a_signal_while_a_name_is_resolved(ground: Ground) -> None:
     assert time.monotonic() - began < 12
 
 
+@pytest.mark.slow
 def test_a_drip_is_given_up(server: HostileHub, repo_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hubextrap.hub_client.WINDOW", 2.0)
     monkeypatch.setattr("hubextrap.hub_client.LEAST_PACE", 20)

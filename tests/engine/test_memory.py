@@ -118,6 +118,7 @@ def test_a_merge_takes_what_it_may(
     assert peak <= enough * MiB, peak / MiB
 
 
+@pytest.mark.slow
 def test_files_beside_the_weights_are_counted(run_of: Callable[..., Path], tmp_path: Path) -> None:
     run = shutil.copytree(run_of(2, 50), tmp_path / "run")
     for number in range(3):

@@ -102,6 +102,7 @@ def test_the_space_decides_the_fingerprint(trajectory_c: Path) -> None:
     assert "space" not in recipe(trajectory_c, space="weights").to_yaml()
 
 
+@pytest.mark.slow
 def test_run_evaluates_the_mixture_in_place_of_merged_weights(trajectory_c: Path, tmp_path: Path) -> None:
     section = {
         "tasks": ["radd"],
@@ -127,6 +128,7 @@ def test_run_evaluates_the_mixture_in_place_of_merged_weights(trajectory_c: Path
     assert EvaluationTable.load(tmp_path / "results.step_400.json") == far
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["logits", "weights"])
 def test_target_steps_share_what_they_are_compared_with(
     trajectory_c: Path, tmp_path: Path, space: str, monkeypatch: pytest.MonkeyPatch

@@ -106,6 +106,7 @@ def test_slices_work_as_ever(
     assert_same_bits(through_mergekit(config), expected)
 
 
+@pytest.mark.slow
 def test_the_command_is_mergekit_s_own(
     sharded: Path, config_of: Callable[..., Config], tmp_path: Path
 ) -> None:

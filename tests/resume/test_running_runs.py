@@ -40,6 +40,7 @@ def slow_sources(hub: LocalHub) -> None:
         hub.faults.add(Fault(rf"/resolve/.*model-{number:05}", "GET", delay=0.5, count=2))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slow_sources")
 @pytest.mark.parametrize(
     ("sign", "code", "word"),

@@ -12,6 +12,8 @@ from transformers import TrainerCallback
 
 from hubextrap.reground import HISTORY_NAME, ExtrapolationCallback, read_history
 
+pytestmark = pytest.mark.slow
+
 M = 4
 HELD_OUT = torch.tensor([[(5 * i + 3 * j * j) % 32 for j in range(8)] for i in range(50, 58)])
 

@@ -35,7 +35,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     ("variant", "step"),
-    [("two_point", 8), ("calibrated, disk", 10), ("probe, reset", 8), ("probe, reset", 10)],
+    [
+        ("two_point", 8),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("calibrated, disk", 10), ("probe, reset", 8), ("probe, reset", 10))
+        ),
+    ],
 )
 def test_resumed_equals_uninterrupted(
     build: Any, stop_at: Any, assert_same: Any, tmp_path: Path, variant: str, step: int
