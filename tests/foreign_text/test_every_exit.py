@@ -43,7 +43,13 @@ from hubextrap.hub_access import redact_logs
 from hubextrap.reground.command import CommandRunner
 from hubextrap.trajectory.checkpoint import Checkpoint
 
-each_text = pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+each_text = pytest.mark.parametrize(
+    "text",
+    [  # every third at once, the others in the slow suite
+        pytest.param(text, id=name, marks=() if number % 3 == 0 else pytest.mark.slow)
+        for number, (name, text) in enumerate(HOSTILE.items())
+    ],
+)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from hubextrap.methods import coefficients
 from hubextrap.reground import ExtrapolationCallback
 
+pytestmark = pytest.mark.slow
+
 M, N = 4, 6
 
 
