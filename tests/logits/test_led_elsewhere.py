@@ -13,6 +13,7 @@ import pytest
 from hubextrap.errors import HubExtrapError, UnsupportedCheckpoint
 from hubextrap.localhub import LocalHub
 from hubextrap.logits.loading import load_causal_lm, load_tokenizer
+from hubextrap.tensors.local import check_folder
 from hubextrap.trajectory import Checkpoint, resolve_checkpoint
 
 
@@ -107,9 +108,8 @@ def test_places_of_another_machine_are_let_be(folder: Path, monkeypatch: pytest.
         chat_template="{{ '../' }}",
     )
     edit(folder / "config.json", _name_or_path="/dev/null", attn_implementation="eager")
-    checkpoint = Checkpoint(0, None, "", None, str(folder))
-    assert len(load_tokenizer(checkpoint)) > 0
-    load_causal_lm(checkpoint)
+    check_folder(folder)  # what transformers makes of such a tokenizer differs from version to version
+    load_causal_lm(Checkpoint(0, None, "", None, str(folder)))
 
 
 @pytest.mark.parametrize("content", ["[" * 10_000, '{"a": 1, "a": 2}', "x", '{"a": "\\ud800"}'])
