@@ -34,13 +34,6 @@ def unsealed(content: Any) -> Any:
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
-    """sha256 of a JSON object, whatever the order of its keys and however it is spaced.
-
-    Raises:
-        ValueError: it is nested too deeply.
-    """
-    try:
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    """sha256 of a JSON object, whatever the order of its keys and however it is spaced."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

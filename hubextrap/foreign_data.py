@@ -79,7 +79,7 @@ def parse_json(
     except RecursionError:
         raise error(f"{where}: not valid JSON (nested more than {DEPTH} deep); {remedy}") from None
     except ValueError as problem:
-        raise error(f"{where}: not valid JSON ({_shortened(str(problem))}); {remedy}") from None
+        raise error(f"{where}: not valid JSON ({shorten(str(problem))}); {remedy}") from None
     return value
 
 
@@ -115,12 +115,12 @@ def parse_yaml(
         mark = problem.problem_mark or problem.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         what = ", ".join(part for part in (problem.context, problem.problem) if part)
-        raise error(f"{where}: not valid YAML ({place}{_shortened(what)}); {remedy}") from None
+        raise error(f"{where}: not valid YAML ({place}{shorten(what)}); {remedy}") from None
     except yaml.reader.ReaderError as problem:
         line = text.count("\n", 0, problem.position) + 1
         raise error(f"{where}: not valid YAML (line {line}: {problem.reason}); {remedy}") from None
     except (yaml.YAMLError, ValueError) as problem:
-        raise error(f"{where}: not valid YAML ({_shortened(str(problem))}); {remedy}") from None
+        raise error(f"{where}: not valid YAML ({shorten(str(problem))}); {remedy}") from None
 
 
 def compose_yaml(
@@ -146,7 +146,7 @@ def compose_yaml(
             event = self.peek_event()
             mark: Any = event.start_mark
             if isinstance(event, yaml.AliasEvent) and not aliases:
-                what = f"write out what the alias *{_shortened(str(event.anchor))} stands for"
+                what = f"write out what the alias *{shorten(str(event.anchor))} stands for"
                 raise yaml.composer.ComposerError(None, None, what, mark)
             if self.level > depth:
                 raise yaml.composer.ComposerError(None, None, f"nested more than {depth} deep", mark)
@@ -185,7 +185,7 @@ class _Values:
             return [self.of(item, depth + 1) for item in node.value]
         if node.id == "scalar":
             return self._scalar(node, kind)
-        raise self._problem(node, f"the tag {_shortened(node.tag)} has no place here")
+        raise self._problem(node, f"the tag {shorten(node.tag)} has no place here")
 
     def _items(self, node: Any, depth: int) -> Iterator[tuple[Any, Any]]:
         """Its own keys and, ahead of them, those that it merges in (``<<``) and does not have itself."""
@@ -205,7 +205,7 @@ class _Values:
                 continue
             key = self.of(key_node, depth + 1)
             if key in own:
-                raise self._problem(key_node, f"the key {_shortened(repr(key))} is there twice")
+                raise self._problem(key_node, f"the key {shorten(repr(key))} is there twice")
             own[key] = value_node
         yield from ((key, value) for key, value in merged.items() if key not in own)
         for key, value_node in own.items():
@@ -217,7 +217,7 @@ class _Values:
         if kind == "null":
             return None
         if kind not in ("bool", "int", "float"):
-            raise self._problem(node, f"the tag {_shortened(node.tag)} has no place here")
+            raise self._problem(node, f"the tag {shorten(node.tag)} has no place here")
         if len(node.value) > DIGITS:
             raise self._problem(node, f"a number of more than {DIGITS} digits")
         read = getattr(self._scalars, f"construct_yaml_{kind}")
@@ -256,20 +256,20 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {_shortened(repr(twice))} is there twice")
+        raise ValueError(f"the key {shorten(repr(twice))} is there twice")
     return result
 
 
 def _whole_number(text: str) -> int:
     if len(text) > DIGITS:
-        raise ValueError(f"a number of more than {DIGITS} digits: {_shortened(text, 20)}")
+        raise ValueError(f"a number of more than {DIGITS} digits: {shorten(text, 20)}")
     return int(text)
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{_shortened(text, 20)} is more than a number can be")
+        raise ValueError(f"{shorten(text, 20)} is more than a number can be")
     return value
 
 
@@ -292,5 +292,6 @@ def _check_depth(value: Any) -> None:
     raise RecursionError
 
 
-def _shortened(text: str, limit: int = _SHOWN) -> str:
+def shorten(text: str, limit: int = _SHOWN) -> str:
+    """``text`` as a message shows it: a hostile file may hold names of megabytes."""
     return text if len(text) <= limit else text[:limit] + "…"

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from hubextrap.api.prepare import Settings
     from hubextrap.evaluate import EvaluationTable, Harness, Measurement
-    from hubextrap.logits import Mixture
     from hubextrap.recipe import EvaluateSection, Recipe
     from hubextrap.trajectory import Trajectory
 

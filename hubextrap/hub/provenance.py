@@ -21,10 +21,9 @@ from hubextrap._version import __version__
 from hubextrap.claims import DIGEST, sealed, unsealed
 from hubextrap.containment import entry_at, read_named
 from hubextrap.errors import CorruptFile
-from hubextrap.foreign_data import parse_json
+from hubextrap.foreign_data import parse_json, shorten
 from hubextrap.hub.provenance_checks import check_provenance, horizon_of, is_plain_name, one_line
 from hubextrap.redaction import redact
-from hubextrap.tensors.headers import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -110,12 +110,7 @@ def objects_in(value: dict[str, Any], name: str, most: int) -> list[dict[str, An
     Raises:
         Refusal: it is something else, or longer than ``most``.
     """
-    found = value.get(name) or []
-    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        raise Refusal(400, f'"{name}" must be a list of objects')
-    if len(found) > most:
-        raise Refusal(413, f'"{name}" has more than {most} entries')
-    return found
+    return _list_in(value, name, most, dict, "objects")
 
 
 def texts_in(value: dict[str, Any], name: str, most: int) -> list[str]:
@@ -124,9 +119,13 @@ def texts_in(value: dict[str, Any], name: str, most: int) -> list[str]:
     Raises:
         Refusal: it is something else, or longer than ``most``.
     """
+    return _list_in(value, name, most, str, "strings")
+
+
+def _list_in(value: dict[str, Any], name: str, most: int, kind: type, kinds: str) -> list[Any]:
     found = value.get(name) or []
-    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
-        raise Refusal(400, f'"{name}" must be a list of strings')
+    if not isinstance(found, list) or not all(isinstance(item, kind) for item in found):
+        raise Refusal(400, f'"{name}" must be a list of {kinds}')
     if len(found) > most:
         raise Refusal(413, f'"{name}" has more than {most} entries')
     return found

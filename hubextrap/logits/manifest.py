@@ -108,7 +108,7 @@ def read_manifest(reference: str) -> Mixture:
         field = ".".join(str(part) for part in problem["loc"]) or "the file"
         said = f"{field}: {problem['msg']}"[:300]
         raise CorruptFile(f"{name}: {said}; make the mixture again") from error
-    except (ValueError, OverflowError, RecursionError) as error:
+    except (ValueError, OverflowError) as error:
         raise CorruptFile(f"{name}: {str(error)[:300]}; make the mixture again") from error
     checkpoints = [_checkpoint(entry, where.folder, name) for entry in content.checkpoints]
     coefficients = [entry.coefficient for entry in content.checkpoints]

@@ -104,7 +104,7 @@ def load_state(folder: Path) -> RunState | None:
         return RunState.model_validate(unsealed(content))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError, OverflowError, StepError) as error:
+    except (OSError, ValueError, OverflowError, StepError) as error:
         reason = error.strerror if isinstance(error, OSError) else said(error)
         raise CorruptFile(
             f"{path}: cannot be read as the state of a run ({reason}); give another --out, or remove the "

@@ -18,13 +18,13 @@ from hubextrap._version import __version__
 from hubextrap.claims import DIGEST, digest_of
 from hubextrap.containment import open_regular, regular_at
 from hubextrap.errors import CheckpointError, CorruptFile, OutputError, ReferenceNotFound, SourceError
-from hubextrap.foreign_data import parse_json
+from hubextrap.foreign_data import parse_json, shorten
 from hubextrap.output_files import write_whole
 from hubextrap.statistics.linearity import BINS, Linearity, RandomWalk
 from hubextrap.statistics.logprobs import LogProbs, LogProbSource
 from hubextrap.statistics.scan_checks import check_tables, check_texts
 from hubextrap.statistics.table import GramTable
-from hubextrap.tensors.headers import HEADER_LIMIT, build_header, header_end, parse_header, shorten
+from hubextrap.tensors.headers import HEADER_LIMIT, build_header, header_end, parse_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -207,7 +207,7 @@ class Scan:
                 metadata["scan"], str(path), remedy="remove it, then scan again", limit=HEADER_LIMIT
             )
             return _build(cls, described, tables, metadata)
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             said = f"{error.args[0]} is missing" if isinstance(error, KeyError) else shorten(str(error))
             raise CorruptFile(f"{path}: is a damaged scan ({said}); remove it, then scan again") from error
 

@@ -13,7 +13,7 @@ from hubextrap.containment import shown
 from hubextrap.errors import CorruptFile, SourceError
 from hubextrap.hub_access import first_line, hub_errors
 from hubextrap.tensors.configuration import check_loaded
-from hubextrap.tensors.hashing import check_data, check_file, hasher_like
+from hubextrap.tensors.hashing import check_data, check_file, hash_like
 from hubextrap.tensors.interfaces import SMALL_FILE, FileInfo
 from hubextrap.tensors.local import LocalSource
 from hubextrap.tensors.remote import list_folder
@@ -111,14 +111,11 @@ def check_cached(path: Path, what: str) -> bytes:
         CorruptFile: it holds other bytes. OSError: it cannot be read.
     """
     data, listed = path.read_bytes(), _kept_as(path)
-    if listed is not None:
-        found = hasher_like(listed, len(data))
-        found.update(data)
-        if found.hexdigest() != listed:
-            raise CorruptFile(
-                f"{what}: its bytes have the hash {found.hexdigest()}, the Hub lists {listed}; remove "
-                f"{path.resolve()} from the Hub cache, then run the same command again"
-            )
+    if listed is not None and (found := hash_like(listed, data)) != listed:
+        raise CorruptFile(
+            f"{what}: its bytes have the hash {found}, the Hub lists {listed}; remove {path.resolve()} from "
+            "the Hub cache, then run the same command again"
+        )
     return data
 
 

@@ -15,9 +15,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import UnsupportedCheckpoint
+from hubextrap.foreign_data import shorten
 from hubextrap.foreign_text import own_lines
 from hubextrap.tensors.configuration import quantisation_method, read_config
-from hubextrap.tensors.headers import DTYPES, shorten
+from hubextrap.tensors.headers import DTYPES
 from hubextrap.tensors.weights import READERS, read_layouts
 
 if TYPE_CHECKING:

@@ -57,11 +57,15 @@ def check_data(source: Source, file: str, data: bytes) -> None:
         CorruptFile: ``data`` is not what the Hub lists.
     """
     digest = source.files()[file].digest
-    if digest is not None:
-        found = hasher_like(digest, len(data))
-        found.update(data)
-        if found.hexdigest() != digest:
-            raise corrupt(source, file, found.hexdigest())
+    if digest is not None and (found := hash_like(digest, data)) != digest:
+        raise corrupt(source, file, found)
+
+
+def hash_like(digest: str, data: bytes) -> str:
+    """The hash of a file's ``data``, of the kind of ``digest``."""
+    found = hasher_like(digest, len(data))
+    found.update(data)
+    return found.hexdigest()
 
 
 def hasher_like(digest: str, size: int) -> _Hash:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from hubextrap.errors import CorruptFile, UnsupportedCheckpoint
-from hubextrap.foreign_data import parse_json
+from hubextrap.foreign_data import parse_json, shorten
 from hubextrap.tensors.layout import ShardInfo, TensorInfo
 
 if TYPE_CHECKING:
@@ -222,8 +222,3 @@ def _check_contiguous(tensors: list[TensorInfo], data_start: int, file_size: int
             f"{where}: {file_size - position:,} bytes follow the last tensor that its header describes; "
             "download it again"
         )
-
-
-def shorten(text: str, limit: int = 200) -> str:
-    """``text`` as a message shows it: a hostile file may hold names of megabytes."""
-    return text if len(text) <= limit else text[:limit] + "…"

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from hubextrap.errors import CheckpointError, CorruptFile, HubExtrapError, UnsupportedCheckpoint
-from hubextrap.foreign_data import parse_json
+from hubextrap.foreign_data import parse_json, shorten
 from hubextrap.foreign_text import own_lines
 from hubextrap.progress import SilentProgress
-from hubextrap.tensors.headers import HEADER_LIMIT, header_end, parse_header, shorten
+from hubextrap.tensors.headers import HEADER_LIMIT, header_end, parse_header
 from hubextrap.tensors.layout import CheckpointLayout, ShardInfo, share_tensors
 
 if TYPE_CHECKING:

@@ -207,6 +207,20 @@ def test_what_merely_lies_beside_changes_nothing(run: Path, outside: Path, tmp_p
             assert (plain / name).read_bytes() == (beside / name).read_bytes(), name
 
 
+def refused_everywhere(run: Path, said: str, tmp_path: Path, cli: Cli) -> None:
+    """By plan, merge and push."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"trajectory: {{repo: {run}}}\nmerge_method: two_point\nparameters: {{target_step: 60}}\n"
+    )
+    for words in (("plan", recipe, "-q"), ("merge", recipe, "--out", tmp_path / "out", "-q"),
+                  ("push", run / "step_10", "me/never", "-q")):  # fmt: skip
+        ended = cli(*words)
+        assert ended.code == 1
+        assert said in ended.out + ended.err
+        assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.usefixtures("logged_in")
 @pytest.mark.parametrize(
     "name", ["new\nline.model", "\x1b]0;x\x07.jinja", "\u202egpj.model", b"\xff.model", "a\\b.model"]
@@ -217,16 +231,7 @@ def test_a_name_that_no_file_should_have(
     """Where it would be taken along or pushed."""
     place = Path(os.fsdecode(os.fsencode(run / "step_10") + b"/" + os.fsencode(name)))
     place.write_text("x")
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        f"trajectory: {{repo: {run}}}\nmerge_method: two_point\nparameters: {{target_step: 60}}\n"
-    )
-    for words in (("plan", recipe, "-q"), ("merge", recipe, "--out", tmp_path / "out", "-q"),
-                  ("push", run / "step_10", "me/never", "-q")):  # fmt: skip
-        ended = cli(*words)
-        assert ended.code == 1
-        assert "has a name with characters that belong in none" in ended.out + ended.err
-        assert not (tmp_path / "out").exists()
+    refused_everywhere(run, "has a name with characters that belong in none", tmp_path, cli)
 
 
 @pytest.mark.usefixtures("logged_in", "hub")
@@ -235,15 +240,7 @@ def test_a_linked_template_folder(run: Path, outside: Path, tmp_path: Path, cli:
     shutil.rmtree(templates)
     (outside / "evil.jinja").write_text(SECRET)
     templates.symlink_to(outside)
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        f"trajectory: {{repo: {run}}}\nmerge_method: two_point\nparameters: {{target_step: 60}}\n"
-    )
-    for words in (("plan", recipe, "-q"), ("merge", recipe, "--out", tmp_path / "out", "-q"),
-                  ("push", run / "step_10", "me/never", "-q")):  # fmt: skip
-        ended = cli(*words)
-        assert ended.code == 1
-        assert "additional_chat_templates: is a link" in ended.out + ended.err
+    refused_everywhere(run, "additional_chat_templates: is a link", tmp_path, cli)
     assert SECRET.encode() not in published("me/never")
 
 
