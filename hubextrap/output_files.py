@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hubextrap.containment import kind_of
 
-_STAGING = re.compile(r"\.hubextrap-[0-9a-f]{16}")
+_NEW_NAME = re.compile(r"\.hubextrap-[0-9a-f]{16}")
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
@@ -55,8 +55,7 @@ def write_whole(path: Path, *parts: bytes) -> None:
         OSError: it cannot be written, or what is there is no regular file.
     """
     refuse_file(path)
-    # Short and random: no file of the user's has this name, and it fits where the file's own name does.
-    staging = path.with_name(f".hubextrap-{secrets.token_hex(8)}")
+    staging = path.with_name(new_name())
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(staging, flags, 0o666)
     try:
@@ -75,8 +74,18 @@ def write_whole(path: Path, *parts: bytes) -> None:
 def remove_unfinished(folder: Path) -> None:
     """Remove what killed `write_whole` left in a folder that nobody else writes to."""
     for path in folder.iterdir():
-        if _STAGING.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+        if is_new_name(path.name) and path.is_file() and not path.is_symlink():
             path.unlink(missing_ok=True)
+
+
+def new_name() -> str:
+    """A name that no file of the user's has, random, and short enough to fit where the file's own does."""
+    return f".hubextrap-{secrets.token_hex(8)}"
+
+
+def is_new_name(name: str) -> bool:
+    """Whether `new_name` made it."""
+    return _NEW_NAME.fullmatch(name) is not None
 
 
 def take_after(existing: Path, new: Path, *, also: int = 0) -> None:

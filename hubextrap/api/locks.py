@@ -10,7 +10,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import shutil
 import stat
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.containment import read_named, shown
 from hubextrap.errors import OutputError
-from hubextrap.output_files import take_after
+from hubextrap.output_files import is_new_name, new_name, take_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +83,8 @@ def _planted_in(place: Path) -> str | None:
 def make_marked(place: Path, like: Path | None) -> None:
     """Make a place with its lock in it, at once; OSError if it cannot be made, or came to be there."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    fresh = place.with_name(f".hubextrap-{secrets.token_hex(8)}")
+    remove_strays(place.parent)
+    fresh = place.with_name(new_name())
     fresh.mkdir()
     try:
         (fresh / "lock").write_bytes(_lock_text(0))
@@ -98,13 +98,31 @@ def make_marked(place: Path, like: Path | None) -> None:
 
 def remove_marked(place: Path) -> None:
     """Remove a place that this run holds, so that a kill never leaves a part of it without its lock."""
-    gone = place.with_name(f".hubextrap-{secrets.token_hex(8)}")
+    gone = place.with_name(new_name())
     with contextlib.suppress(OSError):
         for path in place.iterdir():
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         place.rename(gone)
         shutil.rmtree(gone)
+
+
+def remove_strays(folder: Path) -> None:
+    """Remove what a kill left in ``folder`` while a place was made or removed: at most a lock in it."""
+    with contextlib.suppress(OSError):
+        for stray in [path for path in folder.iterdir() if is_new_name(path.name)]:
+            if _is_lock_alone(stray):
+                # By a rename first: whoever is making it a place just now notices, and makes another.
+                gone = stray.rename(stray.with_name(new_name()))
+                (gone / "lock").unlink(missing_ok=True)
+                gone.rmdir()
+
+
+def _is_lock_alone(stray: Path) -> bool:
+    if stray.is_symlink() or not stray.is_dir():
+        return False
+    names = [path.name for path in stray.iterdir()]
+    return not names or (names == ["lock"] and (_has_lock(stray) or not (stray / "lock").lstat().st_size))
 
 
 def lock_folder(
@@ -126,8 +144,8 @@ def lock_folder(
             elif not os.path.lexists(place):
                 make()
         except OSError as error:
-            if make is not None and os.path.lexists(place):
-                continue  # another run has made it in the meantime
+            if make is not None and (os.path.lexists(place) or isinstance(error, FileNotFoundError)):
+                continue  # another run has made it in the meantime, or took ours for a stray
             raise unwritable(place, error) from error
         if make is not None and os.path.lexists(place):
             check_place(place)

@@ -24,6 +24,7 @@ from hubextrap.api.planning import check_destinations, given_push_targets, recip
 from hubextrap.api.prepare import Prepared, Settings, prepare
 from hubextrap.api.staging import (
     finished_before,
+    may_be_finished,
     place_of,
     push_place,
     push_state,
@@ -141,6 +142,8 @@ def make(
         targets = recipe_push_targets(recipe)
     check_destinations(recipe, out is not None, targets)
     out = None if out is None else Path(out)
+    if out is not None and not may_be_finished(out):
+        remove_leftover(out)
     asked = False
 
     def check(prepared: Prepared) -> None:

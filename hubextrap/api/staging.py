@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.api.locks import is_marked, lock_folder, make_marked, remove_marked, unwritable
+from hubextrap.api.locks import is_marked, lock_folder, make_marked, remove_marked, remove_strays, unwritable
 from hubextrap.errors import CheckpointError, OutputError
 from hubextrap.output_files import take_after
 from hubextrap.progress import SilentProgress
@@ -188,7 +188,11 @@ def may_be_finished(out: Path) -> bool:
 
 def remove_leftover(out: Path) -> None:
     """Remove what is left beside an output if the run was killed just after the output had got its name."""
-    place = place_of(out)
+    try:
+        place = place_of(out)
+    except (OSError, ValueError):  # no name of a folder
+        return
+    remove_strays(place.parent)
     if is_marked(place) and out.is_dir() and not (place / "model").exists():
         try:
             lock = lock_folder(place, str(out), lambda line: None)
