@@ -81,7 +81,10 @@ def _planted_in(place: Path) -> str | None:
 
 
 def make_marked(place: Path, like: Path | None) -> None:
-    """Make a place with its lock in it, at once; OSError if it cannot be made, or came to be there."""
+    """Make a place with its lock in it, at once; OSError if it cannot be made, or came to be there.
+
+    Nothing is made where another run took it for a stray meanwhile.
+    """
     place.parent.mkdir(parents=True, exist_ok=True)
     remove_strays(place.parent)
     fresh = place.with_name(new_name())
@@ -91,6 +94,8 @@ def make_marked(place: Path, like: Path | None) -> None:
         if like is not None:  # what is private stays so while it is made
             take_after(like, fresh, also=stat.S_IRWXU)
         fresh.rename(place)
+    except FileNotFoundError:
+        return
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
@@ -109,8 +114,12 @@ def remove_marked(place: Path) -> None:
 
 def remove_strays(folder: Path) -> None:
     """Remove what a kill left in ``folder`` while a place was made or removed: at most a lock in it."""
-    with contextlib.suppress(OSError):
-        for stray in [path for path in folder.iterdir() if is_new_name(path.name)]:
+    try:
+        strays = [path for path in folder.iterdir() if is_new_name(path.name)]
+    except OSError:  # no folder, or not ours to read
+        return
+    for stray in strays:
+        with contextlib.suppress(OSError):  # another run is at it, or another user's
             if _is_lock_alone(stray):
                 # By a rename first: whoever is making it a place just now notices, and makes another.
                 gone = stray.rename(stray.with_name(new_name()))
@@ -144,8 +153,8 @@ def lock_folder(
             elif not os.path.lexists(place):
                 make()
         except OSError as error:
-            if make is not None and (os.path.lexists(place) or isinstance(error, FileNotFoundError)):
-                continue  # another run has made it in the meantime, or took ours for a stray
+            if make is not None and os.path.lexists(place):
+                continue  # another run has made it in the meantime
             raise unwritable(place, error) from error
         if make is not None and os.path.lexists(place):
             check_place(place)

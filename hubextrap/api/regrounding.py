@@ -20,7 +20,7 @@ from hubextrap.containment import read_named
 from hubextrap.errors import CorruptFile, OutputError, RecipeError
 from hubextrap.hub import OutgoingFile, PushTarget, check_target, commit_files, push_folder
 from hubextrap.hub.side_files import side_files
-from hubextrap.output_files import remove_unfinished
+from hubextrap.output_files import is_new_name, remove_unfinished
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.reground import Decision
 from hubextrap.reground.checkpoint import check_model
@@ -113,8 +113,7 @@ def reground(
 def _is_empty(folder: Path) -> bool:
     """Whether at most a run's first moments left something in it."""
     return folder.is_dir() and all(
-        path.name in ("lock", ".state.json.unfinished") or path.name.startswith(".hubextrap-")
-        for path in folder.iterdir()
+        path.name in ("lock", ".state.json.unfinished") or is_new_name(path.name) for path in folder.iterdir()
     )
 
 

@@ -35,7 +35,7 @@ from hubextrap.evaluate.sweep_report import Candidate, SweepResult, report_sweep
 from hubextrap.evaluate.table import LAST, PREDICTION, TARGET
 from hubextrap.foreign_data import parse_json
 from hubextrap.methods import MAX_STEP
-from hubextrap.output_files import file_problem, write_whole
+from hubextrap.output_files import file_problem, is_new_name, write_whole
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import LocalSink
 from hubextrap.trajectory import Checkpoint, Pins, find_recipe_trajectory
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 RESULTS_FILE, TABLES_FILE = "sweep.json", "sweep.md"
 CURVE_FILE = "sweep.png"
 BEST_FILE = "best.yaml"
-_KEPT = re.compile(r"[0-9a-f]{64}\.json(?:\.partial)?|\.hubextrap-[0-9a-f]+")
+_KEPT = re.compile(r"[0-9a-f]{64}\.json(?:\.partial)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ def _is_sweep(out: Path) -> bool:
         return False
     names = [path.name for path in measured.iterdir()]
     beside = {path.name for path in out.iterdir()} - {"measured"}
-    return all(map(_KEPT.fullmatch, names)) and bool(names or not beside)
+    return all(is_new_name(name) or _KEPT.fullmatch(name) for name in names) and bool(names or not beside)
 
 
 def _grid(

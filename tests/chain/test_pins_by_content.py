@@ -38,10 +38,15 @@ def run_on_hub(hub: LocalHub, checkpoints: Path, repo_id: str) -> str:
     return repo_id
 
 
+def stored_path(hub: LocalHub, repo: str, original: Path) -> Path:
+    """Where the Hub keeps the bytes of a file."""
+    return hub.store.get("model", repo).objects.path(hashlib.sha256(original.read_bytes()).hexdigest())
+
+
 def damage(hub: LocalHub, repo: str, file: str, original: Path, place: str) -> None:
     """Change one byte of the stored object, or all but its first half; size and name stay."""
     content = bytearray(original.read_bytes())
-    stored = hub.store.get("model", repo).objects.path(hashlib.sha256(content).hexdigest())
+    stored = stored_path(hub, repo, original)
     assert stored.read_bytes() == content
     header = 8 + int.from_bytes(content[:8], "little")
     if place == "half":  # cut short, then padded
@@ -140,7 +145,7 @@ def test_a_checkpoint_is_not_blamed_for_the_storage(
     """What cannot be computed with is compared with the Hub's hash first: "leave it out" is no remedy."""
     original = max((checkpoints / "step_30").glob("*.safetensors"))
     content = bytearray(original.read_bytes())
-    stored = hub.store.get("model", run_on_hub).objects.path(hashlib.sha256(content).hexdigest())
+    stored = stored_path(hub, run_on_hub, original)
     content[-4:] = value
     stored.with_name("copy").write_bytes(content)
     stored.with_name("copy").replace(stored)
@@ -169,7 +174,7 @@ def test_what_the_error_says_of_the_cache_helps(
 ) -> None:
     """A cache that was filled with damaged bytes is mended by removing the file that is named."""
     last = sorted((checkpoints / "step_30").glob("*.safetensors"))[-1]
-    stored = hub.store.get("model", run_on_hub).objects.path(hashlib.sha256(last.read_bytes()).hexdigest())
+    stored = stored_path(hub, run_on_hub, last)
     damage(hub, run_on_hub, last.name, last, DAMAGE[kind][1])
     arguments = ("merge", recipe_file(run_on_hub), "--out", tmp_path / "out", "--cache", "-q")
     refused = cli(*arguments)

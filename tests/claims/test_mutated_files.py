@@ -254,6 +254,14 @@ def test_provenance_that_was_made_up() -> None:
             assert abs(sum(rule.coefficients.values()) - 1) < 1e-5
 
 
+def damaged_line(dice: random.Random, good: bytes) -> bytes:
+    """A text of JSON lines in which one is damaged."""
+    lines = good.splitlines(keepends=True)
+    number = dice.randrange(len(lines))
+    lines[number] = damaged_json(dice, lines[number])
+    return b"".join(lines)
+
+
 def test_journals(tmp_path: Path) -> None:
     """What is believed of a damaged journal was in it; the rest is made again."""
     path, made = tmp_path / "journal", {"the recipe": "a", "the checkpoint of step 0": "b"}
@@ -264,15 +272,10 @@ def test_journals(tmp_path: Path) -> None:
         journal.record(shard)
     journal.close()
     good = path.read_bytes()
-    lines = good.splitlines(keepends=True)
-
-    def damaged_line(dice: random.Random) -> bytes:
-        changed, number = list(lines), dice.randrange(len(lines))
-        changed[number] = damaged_json(dice, changed[number])
-        return b"".join(changed)
-
     kept = 0
-    for content in mutations(5, COUNT, lambda dice: damaged_bytes(dice, good), damaged_line):
+    for content in mutations(
+        5, COUNT, lambda dice: damaged_bytes(dice, good), lambda dice: damaged_line(dice, good)
+    ):
         path.write_bytes(content)
         journal = Journal(path, made)
         found = list(journal.finished.values())
@@ -303,14 +306,9 @@ def test_scan_journals(tmp_path: Path) -> None:
         journal.record(tensors[-1])
     journal.close()
     good = path.read_bytes()
-    lines = good.splitlines(keepends=True)
-
-    def damaged_line(dice: random.Random) -> bytes:
-        changed, number = list(lines), dice.randrange(len(lines))
-        changed[number] = damaged_json(dice, changed[number])
-        return b"".join(changed)
-
-    for content in mutations(6, COUNT, lambda dice: damaged_bytes(dice, good), damaged_line):
+    for content in mutations(
+        6, COUNT, lambda dice: damaged_bytes(dice, good), lambda dice: damaged_line(dice, good)
+    ):
         path.write_bytes(content)
         opened = outcome(lambda: ScanJournal(path, made), "not what a scan that was stopped left")
         if opened is None:  # not even its first line is, so it may be somebody else's

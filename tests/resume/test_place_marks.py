@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from harness import Warm
+
+from hubextrap.api import locks
 
 MAKE_AND_REMOVE = """
 import os, sys
@@ -92,3 +96,27 @@ def test_what_a_user_has_under_such_a_name_is_kept(
     (folder / file).write_text("mine", encoding="utf-8")
     assert warm.run("merge", recipe_file(run_folder), "--out", tmp_path / "model").code == 0
     assert (folder / file).read_text(encoding="utf-8") == "mine"
+
+
+def test_a_place_is_made_while_another_run_clears_strays(tmp_path: Path) -> None:
+    """Whichever of the two comes first at any step, the place is held in the end and nothing else is left."""
+    done = threading.Event()
+
+    def clear() -> None:
+        while not done.is_set():
+            locks.remove_strays(tmp_path)
+
+    clearing = threading.Thread(target=clear)
+    clearing.start()
+    try:
+        for number in range(200):
+            place = tmp_path / f".out-{number}.partial"
+            held = locks.lock_folder(place, "out", print, make=lambda at=place: locks.make_marked(at, None))
+            assert locks.is_marked(place)
+            locks.remove_marked(place)
+            os.close(held)
+    finally:
+        done.set()
+        clearing.join()
+    locks.remove_strays(tmp_path)
+    assert not list(tmp_path.iterdir())
