@@ -123,10 +123,10 @@ def test_takes_linear_time(name: str, expression: re.Pattern[str], anchored: boo
     for pump in PUMPS:
         text = pump * (LENGTH // len(pump))
         for end in ENDS:
-            start = time.perf_counter()
+            start = time.process_time()
             if not anchored:
                 for _ in expression.finditer(text + end):
                     pass
             expression.match(text + end)
             expression.fullmatch(text + end)
-            assert time.perf_counter() - start < 0.5, f"{name}: {pump!r} … {end!r}"
+            assert time.process_time() - start < 0.5, f"{name}: {pump!r} … {end!r}"

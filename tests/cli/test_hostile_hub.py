@@ -251,7 +251,7 @@ def test_a_signal_while_the_storage_drips(
     began = time.monotonic()
     process.send_signal(sign)
     _, said = process.communicate(timeout=60)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5  # a drip is 20 s, its whole wait a minute
     assert process.returncode == 128 + sign
     assert "Traceback" not in said
     assert said.endswith(("interrupted\n", "terminated\n"))

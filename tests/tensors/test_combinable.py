@@ -363,10 +363,10 @@ def test_time_grows_with_the_tensors_only(flat: bool) -> None:
         name = f"w{number}" if flat else f"model.layers.{number // 400}.mlp.experts.{number % 400}.up.weight"
         specs |= {name: ("U8", (1,)), f"{name}_other": ("BF16", (64, 64))}
     tensors = infos(specs)
-    start = time.perf_counter()
+    start = time.process_time()
     assert quantised_pair(tensors) is None
     assert not any(map(is_adapter_tensor, tensors))
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 def test_nobody_reads_checkpoints_that_are_combined_without_this_check() -> None:

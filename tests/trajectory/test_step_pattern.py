@@ -50,9 +50,9 @@ def test_means_what_the_regular_expression_means(seed: int) -> None:
     ],
 )
 def test_no_name_takes_long(pattern: str, name: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     assert pattern_reader(pattern)(name) is None
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_no_name_takes_long(pattern: str, name: str) -> None:
     ["step_" + "9" * 5000, "9" * 5000 + "step", "step " * 20_000, "\u0663" * 50_000, "step_1/" * 20_000],
 )
 def test_no_name_breaks_or_holds_up_the_readers(name: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     for read in (read_step, read_title, pattern_reader("step_{step}"), pattern_reader("{a}{step}")):
         found = read(name)
         assert found is None or found.step < 10**18
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
