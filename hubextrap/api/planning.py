@@ -12,6 +12,7 @@ from hubextrap.errors import HubExtrapError, RecipeError, TrajectoryError
 from hubextrap.hub import PushTarget, check_target
 from hubextrap.hub.outgoing import stale_files
 from hubextrap.progress import Progress, SilentProgress
+from hubextrap.tensors.devices import cuda_libraries
 from hubextrap.trajectory import find_recipe_trajectory
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def _report(
         files=tuple((shard.file, shard.size) for shard in plan.shards) if plan else (),
         bytes_read=plan.total_bytes_read if plan else 0,
         bytes_written=plan.total_bytes_written if plan else 0,
-        peak_memory=plan.peak_memory if plan else 0,
+        peak_memory=plan.peak_memory + cuda_libraries() if plan else 0,
         outputs=(*outputs, *(f"hf://{target.name}" for target in targets)),
         notes=(
             *trajectory.notes,

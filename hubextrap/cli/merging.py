@@ -33,7 +33,11 @@ Private = Annotated[
 ]
 CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")]
 Memory = Annotated[
-    str, typer.Option("--memory", help="Memory that the process may take, e.g. 512MiB or 2GB.")
+    str,
+    typer.Option(
+        "--memory",
+        help="Memory that the process may take, e.g. 512MiB or 2GB; CUDA libraries of torch come on top.",
+    ),
 ]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Threads that read, compute and write.")]
 Cache = Annotated[bool, typer.Option("--cache", help="Download checkpoints into the Hub cache first.")]

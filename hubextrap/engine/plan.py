@@ -42,8 +42,9 @@ REMOTE_READ_SIZE = 8 * MiB
 REMOTE_READERS = 8
 """Ranges of a job that are requested at the same time; the sources bound the requests in flight."""
 BASELINE = 300 * MiB
-"""What the process takes without buffers, counted into ``memory``: python, torch and the Hub client are
-230 MiB (measured with torch 2.13); the rest is for headers."""
+"""What the process takes without buffers, counted into ``memory``: python, a CPU build of torch and the Hub
+client are 230 MiB (measured with torch 2.13; `tensors.devices.CUDA_LIBRARIES` for others); the rest is for
+headers."""
 HELD_IN_BASELINE = 40 * MiB
 """How much of ``BASELINE`` is for headers and the plan; what a larger model's take comes on top."""
 HELD_INFO = 800

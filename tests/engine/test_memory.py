@@ -14,9 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import hubextrap
+from hubextrap.tensors.devices import cuda_libraries
+
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak")
 
 MiB = 2**20
+TORCH_BUILD = cuda_libraries()
+"""What a plan says that this build of torch takes beside the setting."""
 ELEMENTS = 8
 COMMAND = """
 import sys
@@ -85,7 +90,7 @@ def least(*arguments: str) -> int:
     code, peak, said = ended(*arguments, "--memory", "1MiB")
     assert code, said
     (enough,) = re.findall(r"give at least (\d+) MiB", said)
-    assert peak <= int(enough) * MiB, (peak / MiB, said)
+    assert peak <= int(enough) * MiB + TORCH_BUILD, (peak / MiB, said)
     return int(enough)
 
 
@@ -115,7 +120,11 @@ def test_a_merge_takes_what_it_may(
     enough = least("plan", path)
     code, peak, said = ended("merge", path, "--out", str(tmp_path / "out"), "--memory", f"{enough}MiB", "-q")
     assert code == 0, said
-    assert peak <= enough * MiB, peak / MiB
+    assert peak <= enough * MiB + TORCH_BUILD, peak / MiB
+    planned = hubextrap.plan(
+        hubextrap.load_recipe(path), out=tmp_path / "other", settings=hubextrap.Settings(memory=enough * MiB)
+    )
+    assert peak <= planned.peak_memory
 
 
 @pytest.mark.slow
@@ -128,7 +137,7 @@ def test_files_beside_the_weights_are_counted(run_of: Callable[..., Path], tmp_p
     enough = least("plan", path)
     code, peak, said = ended("merge", path, "--out", str(tmp_path / "out"), "--memory", f"{enough}MiB", "-q")
     assert code == 0, said
-    assert 400 * MiB < peak <= enough * MiB, peak / MiB
+    assert 400 * MiB < peak <= enough * MiB + TORCH_BUILD, peak / MiB
 
 
 @pytest.mark.slow
@@ -141,7 +150,7 @@ def test_a_scan_takes_what_it_may(
     enough = least("scan", str(root), "--out", out)
     code, peak, said = ended("scan", str(root), "--out", out, "--memory", f"{enough}MiB", "-q")
     assert code == 0, said
-    assert peak <= enough * MiB, peak / MiB
+    assert peak <= enough * MiB + TORCH_BUILD, peak / MiB
 
 
 @pytest.mark.slow
@@ -151,7 +160,7 @@ def test_a_backtest_takes_what_it_may(run_of: Callable[..., Path], checkpoints: 
     enough = least("backtest", root)
     code, peak, said = ended("backtest", root, "--memory", f"{enough}MiB", "-q")
     assert code == 0, said
-    assert peak <= enough * MiB, peak / MiB
+    assert peak <= enough * MiB + TORCH_BUILD, peak / MiB
 
 
 @pytest.mark.slow
@@ -163,7 +172,7 @@ def test_a_fitted_merge_takes_what_it_may(run_of: Callable[..., Path], tmp_path:
     assert enough == least("merge", path, "--out", str(tmp_path / "out")), "plan says what merge does"
     code, peak, said = ended("merge", path, "--out", str(tmp_path / "out"), "--memory", f"{enough}MiB", "-q")
     assert code == 0, said
-    assert peak <= enough * MiB, peak / MiB
+    assert peak <= enough * MiB + TORCH_BUILD, peak / MiB
 
 
 @pytest.mark.slow
@@ -175,4 +184,4 @@ def test_tables_that_do_not_fit_are_refused_before_a_weight_is_read(
     code, peak, said = ended("scan", str(root), "--out", str(tmp_path / "scan"))
     assert code, said
     assert int(re.findall(r"give at least (\d+) MiB", said)[0]) > 4096
-    assert peak < 512 * MiB
+    assert peak < 512 * MiB + TORCH_BUILD

@@ -340,6 +340,7 @@ import numpy as np
 from pathlib import Path
 from hubextrap.engine import plan_merge, run_plan
 from hubextrap.tensors import LocalSink, LocalSource, read_layouts
+from hubextrap.tensors.devices import cuda_libraries
 folder = Path({str(tmp_path)!r})
 sources = [LocalSource(folder)] * 16
 for read_size in (2 * 2**20, 64 * 2**20):
@@ -348,7 +349,8 @@ for read_size in (2 * 2**20, 64 * 2**20):
     run_plan(plan, sources, [LocalSink(folder / "out")])
     status = Path("/proc/self/status").read_text()  # ru_maxrss would count the parent before exec
     peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
-    assert peak < plan.peak_memory <= 512 * 2**20, (peak, plan.peak_memory)
+    assert plan.peak_memory <= 512 * 2**20
+    assert peak < plan.peak_memory + cuda_libraries(), (peak, plan.peak_memory)
 """
     save_file({"w": torch.zeros(150_000_000, dtype=torch.bfloat16)}, tmp_path / "model.safetensors")
     subprocess.run([sys.executable, "-c", program], check=True)
