@@ -20,7 +20,8 @@ HubExtrapError
 ├── CommandFailed           a trainer or a probe that `hubextrap reground` ran did not end well
 └── PredictionWorse         a prediction lost more than was allowed; nothing is broken
 
-A message names the thing (file, line, tensor, step or revision) and says what to do about it. The CLI
+A message names the thing (file, line, tensor, step or revision) and says what to do about it; where it is one
+file, tensor, step or repo, the attribute of that name holds it too, for programs and tests. The CLI
 prints it behind ``error:`` and exits with 1, or with 3 for PredictionWorse. No message holds a token or a
 signed address, nor a character that a terminal acts on, nor a line that is not ours: each is cleaned when the
 error is made, and one of several lines comes from `own_lines`.
@@ -41,8 +42,28 @@ class HubExtrapError(Exception):
     redacted too: a traceback shows both.
     """
 
-    def __init__(self, *message: object) -> None:
+    file: str | None
+    """The file that is wrong: a path, or its name in the checkpoint."""
+    tensor: str | None
+    """The tensor that is wrong."""
+    step: int | None
+    """The training step of the checkpoint that is wrong."""
+    repo: str | None
+    """The Hub repo that it is about."""
+
+    def __init__(
+        self,
+        *message: object,
+        file: object = None,
+        tensor: str | None = None,
+        step: int | None = None,
+        repo: str | None = None,
+    ) -> None:
         super().__init__(*map(_shown, message))
+        self.file = None if file is None else str(_shown(file))
+        self.tensor = None if tensor is None else str(_shown(tensor))
+        self.step = step
+        self.repo = None if repo is None else str(_shown(repo))
         redact_error(sys.exc_info()[1])
 
 
