@@ -17,6 +17,7 @@ ROOMS = (
     "hubextrap.trajectory",
     "hubextrap.recipe",
     "hubextrap.methods",
+    "hubextrap.scans",
     "hubextrap.statistics",
     "hubextrap.evaluate",
     "hubextrap.logits",

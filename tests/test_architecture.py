@@ -20,7 +20,7 @@ LEVELS = (
     ("logits",),
     ("hub",),
     ("engine",),
-    ("statistics",),
+    ("scans", "statistics"),
     ("tensors",),
     ("trajectory",),
     ("recipe",),

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from hubextrap.api.prepare import refuse_merge_settings
 from hubextrap.api.scanning import scan_for
 from hubextrap.errors import StepError
-from hubextrap.statistics import Backtest, Candidate, Scan, backtest_memory, backtest_table, candidates
+from hubextrap.scans import Scan
+from hubextrap.statistics import Backtest, Candidate, backtest_memory, backtest_table, candidates
 from hubextrap.trajectory import find_recipe_trajectory
 
 if TYPE_CHECKING:

@@ -50,7 +50,7 @@ def report(
     from hubextrap.report import build_sections, collect_accuracy, render_page
     from hubextrap.report.answering import answer
     from hubextrap.report.style import to_png
-    from hubextrap.statistics import Scan
+    from hubextrap.scans import Scan
     from hubextrap.statistics.backtesting import backtest_table
 
     scan_file, out = Path(scan_file), Path(out)

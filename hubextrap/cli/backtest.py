@@ -41,7 +41,7 @@ def backtest(
     from hubextrap.cli.progress import open_progress
     from hubextrap.cli.scan import is_recipe
     from hubextrap.recipe import load_recipe
-    from hubextrap.statistics import Scan
+    from hubextrap.scans import Scan
     from hubextrap.trajectory import find_trajectory
 
     progress = open_progress(quiet)

@@ -16,7 +16,8 @@ from hubextrap.foreign_text import as_shown
 
 if TYPE_CHECKING:
     from hubextrap.progress import Progress
-    from hubextrap.statistics import Linearity, Scan
+    from hubextrap.scans import Scan
+    from hubextrap.statistics import Linearity
     from hubextrap.trajectory import Trajectory
 
 _WIDTH_OFF_TERMINAL = 200
@@ -58,7 +59,7 @@ def scan(
     """Read every checkpoint of a run once: how straight its weights move, and all that backtests need."""
     from hubextrap import api
     from hubextrap.cli.progress import open_progress
-    from hubextrap.statistics import LogProbRequest
+    from hubextrap.statistics.logprobs import LogProbRequest
 
     if logprobs is None:
         about_logprobs = ("sample_from", "max_new_tokens", "chat_template", "batch_size", "device")

@@ -31,11 +31,11 @@ from hubextrap.engine.run import one_torch_thread
 from hubextrap.engine.scan_plan import READ_AS, piece_bytes_of, plan_scan
 from hubextrap.errors import NonFinite, StepError
 from hubextrap.progress import Progress, SilentProgress
+from hubextrap.scans.scan import EXAMPLES, Sample, Scan, ScannedCheckpoint
+from hubextrap.scans.tensor_scan import TensorScan
 from hubextrap.statistics.elements import BLOCK, BlockScanner
 from hubextrap.statistics.linearity import BINS, count_linearity, random_walk
-from hubextrap.statistics.scan import EXAMPLES, Sample, Scan, ScannedCheckpoint
 from hubextrap.statistics.table import GramTable
-from hubextrap.statistics.tensor_scan import TensorScan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from hubextrap.engine.jobs import Job, Piece
     from hubextrap.engine.plan import MergePlan, TensorPlan
-    from hubextrap.statistics.tensor_scan import ScanJournal
+    from hubextrap.scans.tensor_scan import ScanJournal
     from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import CheckpointLayout
     from hubextrap.trajectory.checkpoint import Trajectory

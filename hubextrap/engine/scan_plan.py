@@ -8,10 +8,10 @@ import numpy as np
 
 from hubextrap.engine.comparison import FLOATS
 from hubextrap.engine.plan import DEFAULT_MEMORY, DEFAULT_WORKERS, REMOTE_READ_SIZE, MiB, plan_merge
+from hubextrap.scans.scan import EXAMPLES
 from hubextrap.statistics.calibration import fit_memory
 from hubextrap.statistics.elements import BLOCK
 from hubextrap.statistics.linearity import BINS
-from hubextrap.statistics.scan import EXAMPLES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

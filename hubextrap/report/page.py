@@ -14,7 +14,7 @@ from hubextrap.report.style import to_svg
 if TYPE_CHECKING:
     from hubextrap.report.answering import Answer
     from hubextrap.report.sections import Section
-    from hubextrap.statistics.scan import Scan
+    from hubextrap.scans.scan import Scan
 
 _MARKS = {"good": "✓", "care": "!", "bad": "✕", "unknown": "?"}
 

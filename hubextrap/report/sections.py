@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap.report import scores, weights
+from hubextrap.scans.logprobs import MIN_CHANGE
 from hubextrap.statistics import horizon_classes, horizon_means, pair_counts
 from hubextrap.statistics.linearity import MIN_DISTINCT, MIN_RANGE
-from hubextrap.statistics.logprobs import MIN_CHANGE
 
 if TYPE_CHECKING:
     from hubextrap.report.accuracy import Accuracy
     from hubextrap.report.style import Draw
-    from hubextrap.statistics import Backtest, Scan
+    from hubextrap.scans import Scan
+    from hubextrap.statistics import Backtest
 
 MAX_ACCURACY_PLOTS = 6
 """A suite has dozens of subtasks; the rest is in the evaluation's own table."""

@@ -12,8 +12,8 @@ from matplotlib.ticker import PercentFormatter
 from hubextrap.foreign_text import plot_text
 from hubextrap.methods import signal
 from hubextrap.report.style import BLUE, FAINT, GREEN, INK, VERMILION
+from hubextrap.scans.scan import module_kind
 from hubextrap.statistics.linearity import BINS, LINEAR, MIN_RANGE, r_squared
-from hubextrap.statistics.scan import module_kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from hubextrap.statistics.scan import Scan
+    from hubextrap.scans.scan import Scan
 
 SHOWN_BINS = 40
 WALKS = 20_000

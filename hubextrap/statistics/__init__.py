@@ -20,8 +20,6 @@ from hubextrap.statistics.calibration import (
     pasts,
 )
 from hubextrap.statistics.linearity import Linearity, RandomWalk, r_squared, random_walk
-from hubextrap.statistics.logprobs import LogProbRequest, LogProbs, LogProbSource, measure_logprobs
-from hubextrap.statistics.scan import Sample, Scan, ScannedCheckpoint, module_kind
 from hubextrap.statistics.table import GramTable
 from hubextrap.statistics.verdict import (
     HORIZONS,
@@ -43,13 +41,7 @@ __all__ = [
     "GramTable",
     "HorizonMeans",
     "Linearity",
-    "LogProbRequest",
-    "LogProbSource",
-    "LogProbs",
     "RandomWalk",
-    "Sample",
-    "Scan",
-    "ScannedCheckpoint",
     "Verdict",
     "backtest_memory",
     "backtest_table",
@@ -61,8 +53,6 @@ __all__ = [
     "horizon_means",
     "is_rounded",
     "judge",
-    "measure_logprobs",
-    "module_kind",
     "pair_counts",
     "pasts",
     "r_squared",

@@ -29,12 +29,13 @@ from hubextrap.reground.jumps import Clocks, Window
 from hubextrap.reground.resuming import Saved, load_checkpoint, save_checkpoint
 from hubextrap.reground.ring import Layout, SnapshotRing
 from hubextrap.reground.state import RunState, StartModel, load_state, save_state
-from hubextrap.statistics import LogProbs, LogProbSource, Sample, Scan, ScannedCheckpoint, random_walk
+from hubextrap.scans import LogProbs, LogProbSource, Sample, Scan, ScannedCheckpoint
+from hubextrap.scans.scan import EXAMPLES, _digest
+from hubextrap.scans.tensor_scan import ScanJournal, TensorScan
+from hubextrap.statistics import random_walk
 from hubextrap.statistics.backtesting import backtest_table
 from hubextrap.statistics.linearity import BINS, UNMOVED
-from hubextrap.statistics.scan import EXAMPLES, _digest
 from hubextrap.statistics.table import GramTable
-from hubextrap.statistics.tensor_scan import ScanJournal, TensorScan
 from hubextrap.tensors import FinishedShard, Journal
 from hubextrap.trajectory import Checkpoint
 

@@ -25,7 +25,8 @@ from hubextrap.evaluate.own_tasks import Answering, TaskFile
 from hubextrap.logits.completing import Sampling
 from hubextrap.recipe import Recipe, RegroundRecipe, load_recipe, parse_recipe
 from hubextrap.reground import ExtrapolationCallback
-from hubextrap.statistics import LogProbRequest, Scan
+from hubextrap.scans import Scan
+from hubextrap.statistics.logprobs import LogProbRequest
 from hubextrap.trajectory import find_trajectory
 
 ALWAYS = "*"

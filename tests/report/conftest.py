@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from hubextrap import api
 from hubextrap.cli.main import app
 from hubextrap.evaluate.table import EvaluationTable, Row, Score, TaskRecord
-from hubextrap.statistics import LogProbs, LogProbSource, Scan
+from hubextrap.scans import LogProbs, LogProbSource, Scan
 from hubextrap.trajectory import find_trajectory
 
 DEMO = Path(__file__).parents[2] / "demo" / "data" / "rlvr-C"

@@ -20,7 +20,8 @@ from hubextrap.evaluate.table import EvaluationTable
 from hubextrap.report import build_sections, collect_accuracy, weights
 from hubextrap.report.answering import answer
 from hubextrap.report.style import to_png, to_svg
-from hubextrap.statistics import GramTable, Scan, backtest_table, horizon_means, judge
+from hubextrap.scans import Scan
+from hubextrap.statistics import GramTable, backtest_table, horizon_means, judge
 from hubextrap.statistics.linearity import random_walk
 from hubextrap.trajectory import find_trajectory
 

@@ -247,7 +247,7 @@ def test_what_a_stopped_run_compared_is_not_read_again(
 
 def test_a_scan_that_was_stopped(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It begins anew where a local checkpoint was swapped."""
-    from hubextrap.statistics.tensor_scan import ScanJournal
+    from hubextrap.scans.tensor_scan import ScanJournal
 
     record, count = ScanJournal.record, 0
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from hubextrap.engine.scan import scan_trajectory
-from hubextrap.statistics import Scan
+from hubextrap.scans import Scan
 from hubextrap.tensors import open_source, read_layouts
 from hubextrap.trajectory import find_trajectory
 

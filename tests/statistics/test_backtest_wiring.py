@@ -20,7 +20,7 @@ from hubextrap.cli.main import app
 from hubextrap.errors import MethodError, ReferenceNotFound, StepError
 from hubextrap.methods import coefficients
 from hubextrap.recipe import parse_recipe
-from hubextrap.statistics import Scan
+from hubextrap.scans import Scan
 from hubextrap.trajectory import find_trajectory
 
 ROOT = Path(__file__).parent.parent.parent

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from hubextrap import api
 from hubextrap.cli.main import app
 from hubextrap.errors import EvaluationError, ReferenceNotFound, UnsupportedCheckpoint
-from hubextrap.statistics import LogProbRequest, LogProbs, LogProbSource, Scan, measure_logprobs
-from hubextrap.statistics.logprobs import as_chat
+from hubextrap.scans import LogProbs, LogProbSource, Scan
+from hubextrap.statistics.logprobs import LogProbRequest, as_chat, measure_logprobs
 from hubextrap.trajectory import Trajectory, find_trajectory
 
 DEMO = Path(__file__).parent.parent.parent / "demo" / "data" / "rlvr-C"

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from hubextrap import api
 from hubextrap.cli.main import app
-from hubextrap.statistics import Scan
+from hubextrap.scans import Scan
 from hubextrap.trajectory import find_trajectory
 
 TOLD = "steps 20 and 30 hold the same weights as step 40: nothing was trained between them"

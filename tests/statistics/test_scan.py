@@ -15,7 +15,8 @@ from scan_runs import STEPS, make_run, scan_folder, weights, write_checkpoint
 
 from hubextrap.engine.plan import MiB
 from hubextrap.errors import CheckpointMismatch, NonFinite, OutputError, StepError
-from hubextrap.statistics import Linearity, Scan, r_squared, random_walk
+from hubextrap.scans import Scan
+from hubextrap.statistics import Linearity, r_squared, random_walk
 from hubextrap.statistics.elements import BLOCK, BlockScanner
 from hubextrap.statistics.linearity import BINS, FEW_VALUES, SMALL_RANGE, UNMOVED, count_linearity
 

@@ -20,9 +20,9 @@ from hubextrap.containment import open_regular, regular_at
 from hubextrap.errors import CheckpointError, CorruptFile, OutputError, ReferenceNotFound, SourceError
 from hubextrap.foreign_data import parse_json, shorten
 from hubextrap.output_files import write_whole
+from hubextrap.scans.checks import check_tables, check_texts
+from hubextrap.scans.logprobs import LogProbs, LogProbSource
 from hubextrap.statistics.linearity import BINS, Linearity, RandomWalk
-from hubextrap.statistics.logprobs import LogProbs, LogProbSource
-from hubextrap.statistics.scan_checks import check_tables, check_texts
 from hubextrap.statistics.table import GramTable
 from hubextrap.tensors.headers import HEADER_LIMIT, build_header, header_end, parse_header
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from hubextrap.statistics.logprobs import LogProbs
-    from hubextrap.statistics.scan import Scan
+    from hubextrap.scans.logprobs import LogProbs
+    from hubextrap.scans.scan import Scan
 
 ROUNDING = 1e-4
 """Of the largest entry: how far below 0 an eigenvalue may be, as products are summed up in float32 first."""
