@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, Trajectory, say_same_weights
+from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, Series, Trajectory, say_same_weights
 from hubextrap.trajectory.describe import describe, describe_checkpoint
 from hubextrap.trajectory.discover import (
     find_series,
@@ -15,7 +15,6 @@ from hubextrap.trajectory.observed import find_recipe_trajectory
 from hubextrap.trajectory.pins import Pins
 from hubextrap.trajectory.reference import Reference, parse_reference
 from hubextrap.trajectory.selection import scaled_by
-from hubextrap.trajectory.series import Series
 
 __all__ = [
     "UNKNOWN_STEP",

@@ -1,4 +1,4 @@
-"""A checkpoint knows its step and where its bytes lie; a trajectory is checkpoints in step order."""
+"""A checkpoint knows its step and where its bytes lie; series and trajectories hold checkpoints in order."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
-
-    from hubextrap.trajectory.series import Series
 
 UNKNOWN_STEP = -1
 """The step of a checkpoint whose name says none, e.g. a final model's main branch; never in a trajectory."""
@@ -44,6 +42,43 @@ class Checkpoint:
         if self.repo is None:
             return self.path
         return f"{self.repo}@{self.revision}" + (f":{self.path}" if self.path else "")
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """A place that is named like a checkpoint of the run and is none."""
+
+    checkpoint: Checkpoint
+    why: str
+    """What it is instead, e.g. ``no weights``."""
+
+    def __str__(self) -> str:
+        return f"{self.checkpoint.name}: {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Checkpoints of one pattern in one layout, in step order; a step may still be there twice."""
+
+    pattern: str
+    layout: str
+    """How they lie: branches, tags, branches and tags, subfolders, commits, repos or folders."""
+    checkpoints: tuple[Checkpoint, ...]
+    passed_over: tuple[PassedOver, ...] = ()
+    """Folders that are named like the others and hold no weights as they do, or predictions."""
+    files_known: bool = False
+    """Whether ``checkpoints`` are known to hold weights; branches and commits are not looked into yet."""
+
+    @property
+    def label(self) -> str:
+        """What tells it from every other series of the reference."""
+        return f"{self.layout}: {self.pattern}"
+
+    def is_called(self, choice: str) -> bool:
+        return choice in (self.pattern, self.label)
+
+    def starts_with(self, choice: str) -> bool:
+        return self.pattern.startswith(choice) or self.label.startswith(choice)
 
 
 def say_same_weights(groups: Iterable[Sequence[int]], count: int) -> tuple[str, ...]:

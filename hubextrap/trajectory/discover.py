@@ -14,21 +14,22 @@ from hubextrap.errors import (
 )
 from hubextrap.foreign_text import own_lines
 from hubextrap.progress import SilentProgress
-from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, Trajectory
+from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, PassedOver, Series, Trajectory
 from hubextrap.trajectory.concurrent import map_concurrently
 from hubextrap.trajectory.hub_files import list_files
-from hubextrap.trajectory.hub_layouts import HubSearch
-from hubextrap.trajectory.local_layout import files_in, series_on_disk
+from hubextrap.trajectory.layouts import series_by_layout
+from hubextrap.trajectory.local_layout import files_in
 from hubextrap.trajectory.names import pattern_reader, read_step, read_title
 from hubextrap.trajectory.pins import Pins
 from hubextrap.trajectory.reference import Reference, parse_reference
 from hubextrap.trajectory.sameness import digest_of, same_weights
+from hubextrap.trajectory.search import Search
 from hubextrap.trajectory.selection import check_distinct, is_within, place_of, scaled_by, select_steps
-from hubextrap.trajectory.series import A_PREDICTION, PassedOver, Series, in_step_order, table_of
+from hubextrap.trajectory.series import A_PREDICTION, in_step_order, table_of
 from hubextrap.trajectory.weights import Weights, weights_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from hubextrap.progress import Progress
 
@@ -44,8 +45,8 @@ def find_series(reference: str, *, pattern: str | None = None, pins: Pins | None
         ReferenceNotFound, AccessDenied: the reference leads nowhere, or is not open to this token.
         TrajectoryError: the pattern has no ``{step}``.
     """
-    layouts = _layouts(parse_reference(reference), pattern, [], pins or Pins())
-    return [series for layout in layouts for series in layout]
+    found = series_by_layout(_search(reference, pattern, pins or Pins()))
+    return [series for layout in found for series in layout]
 
 
 def find_trajectory(
@@ -181,22 +182,17 @@ def resolve_checkpoint(reference: str, *, step: int | None = None, pins: Pins | 
     return replace(weights.of(checkpoint), digest=digest)
 
 
-def _layouts(where: Reference, pattern: str | None, seen: list[str], pins: Pins) -> Iterator[list[Series]]:
+def _search(reference: str, pattern: str | None, pins: Pins) -> Search:
     read = pattern_reader(pattern) if pattern is not None else read_step
-    if where.folder is not None:
-        series, others = series_on_disk(where.folder, read)
-        seen.extend(others)
-        yield series
-        return
-    read_commit = read if pattern is not None else read_title
-    yield from HubSearch(where, read, read_commit, pins, pattern, seen).layouts()
+    return Search(
+        parse_reference(reference), read, read if pattern is not None else read_title, pins, pattern
+    )
 
 
 def _choose(reference: str, pattern: str | None, choice: str | None, pins: Pins) -> Series:
     """The one series of the first layout that has any (that fits ``choice``)."""
-    seen: list[str] = []
-    passed: list[Series] = []
-    for layout in _layouts(parse_reference(reference), pattern, seen, pins):
+    search = _search(reference, pattern, pins)
+    for layout in series_by_layout(search):
         fitting = layout
         if choice is not None:
             fitting = [one for one in layout if one.is_called(choice)]
@@ -211,14 +207,14 @@ def _choose(reference: str, pattern: str | None, choice: str | None, pins: Pins)
                     *table_of(fitting),
                 )
             )
-        passed.extend(layout)
-    if passed:
-        raise TrajectoryError(own_lines(f"{reference}: no series {choice!r}; there are:", *table_of(passed)))
+    if search.found:
+        there = table_of(search.found)
+        raise TrajectoryError(own_lines(f"{reference}: no series {choice!r}; there are:", *there))
     looked_for = f"are like {pattern!r}" if pattern is not None else "say a step"
     raise TrajectoryError(
-        f"{reference}: no checkpoints found; no names {looked_for} and hold weights among: {_shown(seen)}. "
-        "Give a pattern such as 'step_{step}', the folder (org/name:folder), or list the checkpoints one by "
-        "one"
+        f"{reference}: no checkpoints found; no names {looked_for} and hold weights among: "
+        f"{_shown(search.seen)}. Give a pattern such as 'step_{{step}}', the folder (org/name:folder), or "
+        "list the checkpoints one by one"
     )
 
 

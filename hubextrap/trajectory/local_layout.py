@@ -7,20 +7,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.containment import entries_of
-from hubextrap.trajectory.checkpoint import Checkpoint
-from hubextrap.trajectory.series import Reader, Series, series_in_folders
+from hubextrap.trajectory.checkpoint import Checkpoint, Series
+from hubextrap.trajectory.series import series_in_folders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from hubextrap.trajectory.search import Search
 
-def series_on_disk(folder: Path, read: Reader) -> tuple[list[Series], list[str]]:
-    """The series among the subfolders, and the names that belong to none."""
+
+def folders(search: Search) -> list[Series]:
+    """One checkpoint per subfolder of a local folder."""
+    folder = search.reference.folder
+    if folder is None:
+        return []
 
     def at(subfolder: str, step: int) -> Checkpoint:
         return Checkpoint(step, None, "", None, str(folder / subfolder))
 
-    return series_in_folders(_files_under(folder), read, at, "folders")
+    series, others = series_in_folders(_files_under(folder), search.read, at, "folders")
+    search.seen.extend(others)
+    return series
 
 
 def files_in(folder: Path) -> list[tuple[str, int]]:

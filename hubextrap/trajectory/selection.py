@@ -13,8 +13,7 @@ from hubextrap.methods import MAX_STEP
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from hubextrap.trajectory.checkpoint import Checkpoint
-    from hubextrap.trajectory.series import Series
+    from hubextrap.trajectory.checkpoint import Checkpoint, Series
 
 _NEAREST_SHOWN = 4
 

@@ -1,12 +1,13 @@
-"""Series: checkpoints whose names share a pattern and so count the same steps of the same run."""
+"""How checkpoints become series: those whose names share a pattern count the same steps of the same run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from hubextrap.trajectory.checkpoint import PassedOver, Series
 from hubextrap.trajectory.names import StepName
 from hubextrap.trajectory.weights import WHOLE_MODEL, Weights, better_of, weights_by_folder
 
@@ -20,45 +21,8 @@ A_PREDICTION = "a prediction of hubextrap, not a checkpoint of the run"
 Reader = Callable[[str], StepName | None]
 
 
-@dataclass(frozen=True, slots=True)
-class PassedOver:
-    """A place that is named like a checkpoint of the run and is none."""
-
-    checkpoint: Checkpoint
-    why: str
-    """What it is instead, e.g. ``no weights``."""
-
-    def __str__(self) -> str:
-        return f"{self.checkpoint.name}: {self.why}"
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """Checkpoints of one pattern in one layout, in step order; a step may still be there twice."""
-
-    pattern: str
-    layout: str
-    """How they lie: branches, tags, branches and tags, subfolders, commits, repos or folders."""
-    checkpoints: tuple[Checkpoint, ...]
-    passed_over: tuple[PassedOver, ...] = ()
-    """Folders that are named like the others and hold no weights as they do, or predictions."""
-    files_known: bool = False
-    """Whether ``checkpoints`` are known to hold weights; branches and commits are not looked into yet."""
-
-    @property
-    def label(self) -> str:
-        """What tells it from every other series of the reference."""
-        return f"{self.layout}: {self.pattern}"
-
-    def is_called(self, choice: str) -> bool:
-        return choice in (self.pattern, self.label)
-
-    def starts_with(self, choice: str) -> bool:
-        return self.pattern.startswith(choice) or self.label.startswith(choice)
-
-
 def group_by_pattern(found: Iterable[tuple[StepName, Checkpoint]], layout: str) -> list[Series]:
-    """One series a pattern, patterns in alphabetical order; the same place under two names is kept once."""
+    """One series per pattern, patterns in alphabetical order; the same place under two names is kept once."""
     groups: dict[str, dict[tuple[object, ...], Checkpoint]] = {}
     for name, checkpoint in found:
         place = (checkpoint.step, checkpoint.repo, checkpoint.commit, checkpoint.path)

@@ -1,0 +1,60 @@
+"""A search for series of checkpoints: what is known of one reference while the layouts look into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from hubextrap.errors import ReferenceNotFound
+
+if TYPE_CHECKING:
+    from hubextrap.trajectory.checkpoint import Series
+    from hubextrap.trajectory.pins import Pins, Refs
+    from hubextrap.trajectory.reference import Reference
+    from hubextrap.trajectory.series import Reader
+
+
+@dataclass(slots=True)
+class Search:
+    """A search in what one reference names."""
+
+    reference: Reference
+    read: Reader
+    """Reads names of branches, tags, folders and repos."""
+    read_title: Reader
+    """Reads titles of commits."""
+    pins: Pins
+    pattern: str | None = None
+    """The pattern that the user gave, where the readers are made of it."""
+    seen: list[str] = field(default_factory=list)
+    """Names that say no step, for the error that nothing was found."""
+    found: list[Series] = field(default_factory=list)
+    """What the layouts before have found."""
+    missing: ReferenceNotFound | None = None
+    """The repo is not there, though siblings of its name may be."""
+
+    def refs(self) -> Refs:
+        """Branches and tags; none where the reference names a revision or a local folder.
+
+        Raises:
+            AccessDenied: the repo is private.
+        """
+        reference = self.reference
+        if self.missing is None and reference.folder is None and reference.revision is None:
+            try:
+                return self.pins.refs(reference.repo, reference.text)
+            except ReferenceNotFound as error:
+                self.missing = error
+        return {}
+
+    def head(self) -> str | None:
+        """The commit of the revision that the reference names, or of main; None where the Hub has none.
+
+        Raises:
+            ReferenceNotFound: no such revision.
+            AccessDenied: the repo is private.
+        """
+        reference = self.reference
+        if reference.revision is not None:
+            return self.pins.commit_of(reference.repo, reference.revision, reference.text)
+        return dict(self.refs().get("branches", ())).get("main")
