@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hubextrap.api.extrapolating import extrapolate, scan_folders
-from hubextrap.api.locks import holder_of, lock_folder
 from hubextrap.api.prepare import Settings
 from hubextrap.api.staging import remove_leftover
 from hubextrap.api.verifying import verify
 from hubextrap.containment import read_named
+from hubextrap.durable.atomic import is_new_name
+from hubextrap.durable.places import holder_of, lock_folder
 from hubextrap.errors import CorruptFile, OutputError, RecipeError
 from hubextrap.hub import OutgoingFile, PushTarget, check_target, commit_files, push_folder
 from hubextrap.hub.side_files import side_files
-from hubextrap.output_files import is_new_name, remove_unfinished
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.reground import Decision
 from hubextrap.reground.checkpoint import check_model
@@ -134,7 +134,6 @@ def _held(folder: Path, what: str, progress: Progress) -> Iterator[int]:
             told = True
         time.sleep(0.1)
     try:
-        remove_unfinished(folder)
         yield lock
     finally:
         os.close(lock)

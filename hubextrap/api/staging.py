@@ -5,7 +5,7 @@ A local output is made in ``.NAME.partial`` beside its place: ``model/`` becomes
 the Hub has the same in ``hubextrap/push`` under huggingface_hub's home (HF_HOME), with ``scratch/`` for the
 shards that are on their way. A place goes when its merge succeeds, and what was to follow with it (a push, an
 evaluation), or when it fails with nothing worth keeping in it.
-``locks`` says how a place is known.
+`hubextrap.durable.places` says how a place is known.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.api.locks import is_marked, lock_folder, make_marked, remove_marked, remove_strays, unwritable
+from hubextrap.durable.places import (
+    is_marked,
+    lock_folder,
+    make_marked,
+    remove_marked,
+    remove_strays,
+    unwritable,
+)
 from hubextrap.errors import CheckpointError, OutputError
 from hubextrap.output_files import take_after
 from hubextrap.progress import SilentProgress

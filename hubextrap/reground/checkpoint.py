@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hubextrap.durable.atomic import write_whole
 from hubextrap.engine.comparison import compare
 from hubextrap.engine.kernels import count_non_finite, torch_dtype
 from hubextrap.errors import (
     CheckpointError,
     CheckpointMismatch,
     NonFinite,
-    OutputError,
     UnsupportedCheckpoint,
 )
 from hubextrap.foreign_text import own_lines
 from hubextrap.hub.side_files import is_side_file, side_files
-from hubextrap.output_files import write_whole
 from hubextrap.recipe.commands import filled
+from hubextrap.reground.history import REMEDY
 from hubextrap.tensors import DTYPES, LocalSource, read_combinable, read_layout, sha256_of, ties_embeddings
 from hubextrap.trajectory.names import STEP, pattern_reader
 
@@ -150,14 +150,7 @@ def _copy_tokenizer(start: Path, folder: Path) -> None:
         }
     # The one that says that a tokenizer is there comes last: a kill in between is not taken for the whole.
     for file in sorted(missing, key=lambda file: file == _LAST_OF_A_TOKENIZER):
-        place = folder / file
-        try:
-            place.parent.mkdir(exist_ok=True)
-            write_whole(place, missing[file])
-        except OSError as error:
-            raise OutputError(
-                f"{place}: cannot be written: {error.strerror}; make room, then run the same command again"
-            ) from error
+        write_whole(folder / file, missing[file], remedy=REMEDY, parents=True)
 
 
 def check_unchanged(folder: Path, weights: dict[str, str], stage: Stage) -> None:

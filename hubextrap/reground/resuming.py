@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -12,11 +10,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from hubextrap.claims import sealed, unsealed
-from hubextrap.containment import read_named
+from hubextrap.durable.atomic import read_sealed, sync_folder, write_sealed
 from hubextrap.errors import CheckpointMismatch, CorruptFile, OutputError
-from hubextrap.foreign_data import parse_json
-from hubextrap.reground.history import HISTORY_NAME, Decision, read_history, rewrite_history, said
+from hubextrap.reground.history import HISTORY_NAME, REMEDY, Decision, read_history, rewrite_history, said
 from hubextrap.reground.jumps import Clocks, Window, snapshot_steps
 from hubextrap.reground.parameters import barrier, rank, world_size
 from hubextrap.reground.ring import SnapshotRing
@@ -80,13 +76,11 @@ def save_checkpoint(
             **asdict(at),
         }
         rewrite_history(unfinished / HISTORY_NAME, decisions)
+        write_sealed(unfinished / STATE, values, indent=1, remedy=REMEDY)
         try:
-            with (unfinished / STATE).open("w", encoding="utf-8") as file:
-                json.dump(sealed(values), file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.rename(folder)
+            sync_folder(checkpoint)
         except OSError as error:
             raise OutputError(f"{folder}: the re-grounded run cannot be saved: {error}") from error
 
@@ -121,8 +115,7 @@ def load_checkpoint(
     """
     path = folder / STATE
     try:
-        data = read_named(path, pipes=False)
-        values = unsealed(parse_json(data, str(path), remedy="resume from an earlier checkpoint"))
+        values = read_sealed(path)
         saved, ranks, form = values.pop("settings"), values.pop("ranks"), values.pop("format")
         at = _READER.validate_python(values)
         if not isinstance(saved, dict) or min(at.start, at.n, *astuple(at.clocks)) < 0:

@@ -17,9 +17,9 @@ import numpy as np
 from hubextrap._version import __version__
 from hubextrap.claims import DIGEST, digest_of
 from hubextrap.containment import open_regular, regular_at
-from hubextrap.errors import CheckpointError, CorruptFile, OutputError, ReferenceNotFound, SourceError
+from hubextrap.durable.atomic import write_whole
+from hubextrap.errors import CheckpointError, CorruptFile, ReferenceNotFound, SourceError
 from hubextrap.foreign_data import parse_json, shorten
-from hubextrap.output_files import write_whole
 from hubextrap.scans.checks import check_tables, check_texts
 from hubextrap.scans.logprobs import LogProbs, LogProbSource
 from hubextrap.statistics.linearity import BINS, Linearity, RandomWalk
@@ -226,12 +226,8 @@ def write_tables(path: Path, tables: Mapping[str, NDArray[Any]], metadata: Mappi
     header = build_header(
         [(name, names[table.dtype], table.shape) for name, table in tables.items()], metadata
     )
-    try:
-        write_whole(path, header, *(np.ascontiguousarray(table).tobytes() for table in tables.values()))
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror}; make room, or choose another --out"
-        ) from error
+    content = (np.ascontiguousarray(table).tobytes() for table in tables.values())
+    write_whole(path, header, *content, remedy="make room, or choose another --out")
 
 
 def _read_tables(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
