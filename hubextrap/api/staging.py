@@ -1,4 +1,4 @@
-"""Where a merge lies until it is whole: a place of its own that outlives a kill, with a journal a target.
+"""Where a merge lies until it is whole: a place of its own that outlives a kill, with one journal per target.
 
 A local output is made in ``.NAME.partial`` beside its place: ``model/`` becomes the output by a rename,
 ``lock`` keeps a second run out, ``journal-*.jsonl`` say what is finished. A prediction that goes straight to
@@ -47,7 +47,7 @@ class Staging:
     folder: Path
     """Where shards are written."""
     journals: tuple[Journal, ...]
-    """One a target."""
+    """One per target."""
 
 
 @contextmanager
@@ -94,7 +94,8 @@ def staged(
         except OSError as error:
             raise OutputError(
                 f"{out}: {error.strerror}; somebody else wrote there: move that away, then run the same "
-                "command again"
+                "command again",
+                file=out,
             ) from error
 
 
@@ -220,7 +221,7 @@ def staged_bytes(out: Path) -> int:
 def place_of(out: Path) -> Path:
     final = out.resolve()
     if not final.name:
-        raise OutputError(f"{out}: is the root of the file system; choose another --out")
+        raise OutputError(f"{out}: is the root of the file system; choose another --out", file=out)
     return final.with_name(f".{final.name}.partial")
 
 

@@ -52,7 +52,7 @@ def check_place(place: Path) -> None:
         OutputError: names it.
     """
     if problem := place_problem(place):
-        raise OutputError(problem)
+        raise OutputError(problem, file=place)
 
 
 def is_marked(place: Path) -> bool:
@@ -172,7 +172,8 @@ def lock_folder(
             named = f" (process {holder})" if holder else ""
             os.close(descriptor)
             raise OutputError(
-                f"{what}: another run is at it{named}; wait for it to end, or stop it"
+                f"{what}: another run is at it{named}; wait for it to end, or stop it",
+                file=place,
             ) from None
         if unlocked:
             say(f"{place}: no locks on this file system ({unlocked}); do not run two merges into one target")
@@ -209,5 +210,6 @@ def holder_of(lock: bytes) -> int | None:
 def unwritable(place: Path, error: OSError) -> OutputError:
     return OutputError(
         f"{place}: cannot be written: {error.strerror}; check its permissions, or choose another --out (with "
-        "--push alone: another HF_HOME)"
+        "--push alone: another HF_HOME)",
+        file=place,
     )

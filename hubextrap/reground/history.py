@@ -116,7 +116,7 @@ def check_decision(decision: Decision) -> Decision:
         raise ValueError("snapshot_steps do not increase")
     for name, row in rows.items():
         if len(row) != len(steps) or not math.isclose(math.fsum(row), 1.0, abs_tol=1e-6 * max(map(abs, row))):
-            raise ValueError(f"the coefficients of {name!r} are not one a snapshot, or do not sum to 1")
+            raise ValueError(f"the coefficients of {name!r} are not one per snapshot, or do not sum to 1")
     return decision
 
 

@@ -82,7 +82,9 @@ def save_checkpoint(
             unfinished.rename(folder)
             sync_folder(checkpoint)
         except OSError as error:
-            raise OutputError(f"{folder}: the re-grounded run cannot be saved: {error}") from error
+            raise OutputError(
+                f"{folder}: the re-grounded run cannot be saved: {error}", file=folder
+            ) from error
 
 
 def resumed_folder(args: Any, state: Any, resumed_from: Path | None) -> Path | None:
@@ -99,7 +101,8 @@ def resumed_folder(args: Any, state: Any, resumed_from: Path | None) -> Path | N
     if any(key.startswith(PREFIX) for entry in state.log_history for key in entry):
         raise CorruptFile(
             f"{checkpoint / FOLDER}: the snapshots of the re-grounded run are missing: the checkpoint was "
-            "cut short, or copied without them; resume from an earlier one"
+            "cut short, or copied without them; resume from an earlier one",
+            file=checkpoint / FOLDER,
         )
     return None
 
@@ -123,20 +126,23 @@ def load_checkpoint(
         steps = at.snapshot_steps
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CorruptFile(
-            f"{path}: not the state of a re-grounded run ({said(error)}); resume from an earlier checkpoint"
+            f"{path}: not the state of a re-grounded run ({said(error)}); resume from an earlier checkpoint",
+            file=path,
         ) from error
     if form != FORMAT:
-        raise CheckpointMismatch(f"{path}: format {form}, and this version reads {FORMAT}")
+        raise CheckpointMismatch(f"{path}: format {form}, and this version reads {FORMAT}", file=path)
     for key, value in settings.items():
         if saved.get(key) != value:
             raise CheckpointMismatch(
                 f"{path}: saved with {key} = {saved.get(key)!r}, and the callback has {value!r}; a resumed "
-                f"run goes on as it began: give {key}={saved.get(key)!r}"
+                f"run goes on as it began: give {key}={saved.get(key)!r}",
+                file=path,
             )
     holders = world_size() if sharded else 1
     if ranks != holders:
         raise CheckpointMismatch(
-            f"{path}: saved with shards of {ranks} ranks, and {holders} hold them now; resume with as many"
+            f"{path}: saved with shards of {ranks} ranks, and {holders} hold them now; resume with as many",
+            file=path,
         )
     ring.load(folder / _rank_folder(sharded), steps)
     return at, read_history(folder / HISTORY_NAME)

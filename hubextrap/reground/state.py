@@ -16,7 +16,7 @@ from hubextrap.reground.jumps import Clocks, Window, snapshot_steps
 STATE_NAME = "state.json"
 Phase = Literal["begun", "trained", "checked", "decided", "extrapolated", "probed", "pushed"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-"""In order. A state names the last one that is behind it; ``begun`` is the start of a round."""
+"""In order. A state names the last one that is done; ``begun`` is the start of a round."""
 
 
 class _Part(BaseModel):
@@ -78,7 +78,7 @@ class RunState(_Part):
             check_decision(decision)
         return self
 
-    def is_behind(self, phase: Phase) -> bool:
+    def is_done(self, phase: Phase) -> bool:
         """Whether ``phase`` of this round is done."""
         return PHASES.index(self.phase) >= PHASES.index(phase)
 
