@@ -1,7 +1,6 @@
-"""Files and folders that a user names for a command to write: what may lie there, and how it is replaced.
+"""Files and folders that a user names for a command to write: what may lie there, and what passes on to them.
 
-Outputs are regular files and folders. A file appears whole, by a rename, and keeps mode and owner of the one
-whose place it takes; a link, a device, a pipe is refused and left as it is.
+Outputs are regular files and folders; a link, a device, a pipe is refused and left as it is.
 """
 
 from __future__ import annotations
@@ -10,13 +9,11 @@ import contextlib
 import errno
 import os
 import re
-import secrets
 import stat
 from pathlib import Path
 
 from hubextrap.containment import kind_of
 
-_NEW_NAME = re.compile(r"\.hubextrap-[0-9a-f]{16}")
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
@@ -46,46 +43,6 @@ def refuse_file(path: Path) -> None:
     """Raise OSError with ``file_problem``, if there is one."""
     if problem := file_problem(path):
         raise OSError(errno.EINVAL, problem, str(path))
-
-
-def write_whole(path: Path, *parts: bytes) -> None:
-    """Write a file under a name of its own beside its place, force it to disk and rename it there.
-
-    Raises:
-        OSError: it cannot be written, or what is there is no regular file.
-    """
-    refuse_file(path)
-    staging = path.with_name(new_name())
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(staging, flags, 0o666)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            take_after(path, staging)  # before there is anything to be read in it
-            file.writelines(parts)
-            file.flush()
-            os.fsync(descriptor)
-        staging.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            staging.unlink()
-        raise
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove what killed `write_whole` left in a folder that nobody else writes to."""
-    for path in folder.iterdir():
-        if is_new_name(path.name) and path.is_file() and not path.is_symlink():
-            path.unlink(missing_ok=True)
-
-
-def new_name() -> str:
-    """A name that no file of the user's has, random, and short enough to fit where the file's own does."""
-    return f".hubextrap-{secrets.token_hex(8)}"
-
-
-def is_new_name(name: str) -> bool:
-    """Whether `new_name` made it."""
-    return _NEW_NAME.fullmatch(name) is not None
 
 
 def take_after(existing: Path, new: Path, *, also: int = 0) -> None:

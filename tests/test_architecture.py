@@ -28,6 +28,7 @@ LEVELS = (
     ("patience",),
     ("hub_access", "progress"),
     ("hub_client", "hub_settings"),
+    ("durable",),
     ("foreign_data",),
     ("errors", "_version"),
     ("foreign_text", "output_files"),

@@ -13,8 +13,9 @@ import pytest
 
 from hubextrap.api.output import check_output
 from hubextrap.containment import entries_of, leads_out, name_problem, read_named
+from hubextrap.durable.atomic import write_whole
 from hubextrap.errors import OutputError
-from hubextrap.output_files import file_problem, is_mount_point, write_whole
+from hubextrap.output_files import file_problem, is_mount_point
 
 
 def test_a_size_is_not_believed(tmp_path: Path) -> None:
@@ -93,31 +94,14 @@ def test_names() -> None:
         assert name_problem(name) is None, ascii(name)
 
 
-def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = tmp_path / "x"
-    write_whole(place, b"one ", b"two")
-    assert place.read_bytes() == b"one two"
-    longest = tmp_path / ("y" * 255)
-    write_whole(longest, b"fits")
-    assert longest.read_bytes() == b"fits"
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_whole(place, b"three")
-    assert place.read_bytes() == b"one two"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "y" * 255]
-
-
 def test_what_no_file_takes_the_place_of(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "link", tmp_path / "pipe", tmp_path, Path("/"), Path("/dev/full"), Path("..")):
         assert file_problem(path) is not None, path
-        with pytest.raises(OSError, match=r"it is "):
-            write_whole(path, b"x")
+        with pytest.raises(OutputError, match=r"it is ") as refused:
+            write_whole(path, b"x", remedy="name another file")
+        assert refused.value.file == str(path)
     assert file_problem(tmp_path / "new") is None
 
 

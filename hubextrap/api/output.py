@@ -7,9 +7,9 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from hubextrap.api.locks import check_place, place_problem
 from hubextrap.api.staging import place_of, push_place, staged_bytes
 from hubextrap.containment import read_named
+from hubextrap.durable.places import check_place, place_problem
 from hubextrap.errors import OutputError
 from hubextrap.foreign_text import own_lines
 from hubextrap.output_files import is_mount_point

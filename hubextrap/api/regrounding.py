@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hubextrap.api.extrapolating import extrapolate, scan_folders
-from hubextrap.api.locks import holder_of, lock_folder
 from hubextrap.api.prepare import Settings
 from hubextrap.api.staging import remove_leftover
 from hubextrap.api.verifying import verify
 from hubextrap.containment import read_named
+from hubextrap.durable.atomic import is_new_name
+from hubextrap.durable.places import holder_of, lock_folder
 from hubextrap.errors import CorruptFile, OutputError, RecipeError
 from hubextrap.hub import OutgoingFile, PushTarget, check_target, commit_files, push_folder
 from hubextrap.hub.side_files import side_files
-from hubextrap.output_files import is_new_name, remove_unfinished
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.reground import Decision
 from hubextrap.reground.checkpoint import check_model
@@ -92,10 +92,12 @@ def reground(
     settings = settings or Settings()
     folder = Path(out).resolve()
     if os.path.lexists(out) and not folder.is_dir():
-        raise OutputError(f"{out}: is there already and leads to no folder; choose another --out")
+        raise OutputError(f"{out}: is there already and leads to no folder; choose another --out", file=out)
     state = load_state(folder)
     if state is None and folder.exists() and not _is_empty(folder):
-        raise OutputError(f"{out}: is there already and holds no run; remove it, or choose another --out")
+        raise OutputError(
+            f"{out}: is there already and holds no run; remove it, or choose another --out", file=out
+        )
     with _held(folder, str(out), progress) as lock:
         state = _resumed(load_state(folder), recipe, folder, progress) or _begun(recipe, folder, progress)
         engine = _Engine(recipe, state.start, settings, progress)
@@ -134,7 +136,6 @@ def _held(folder: Path, what: str, progress: Progress) -> Iterator[int]:
             told = True
         time.sleep(0.1)
     try:
-        remove_unfinished(folder)
         yield lock
     finally:
         os.close(lock)
@@ -203,10 +204,10 @@ def _resumed(
         if key not in MAY_CHANGE and state.recipe.get(key) != values.get(key)
     ]
     if changed:
-        if state.round == 1 and not state.is_behind("checked"):
+        if state.round == 1 and not state.is_done("checked"):
             progress.say(f"{folder}: starting over, as {'; '.join(changed)}")
             return None
-        done = state.round - 1 + state.is_behind("checked")
+        done = state.round - 1 + state.is_done("checked")
         raise RecipeError(
             f"{folder}: its {done} trained round{'s' * (done > 1)} had another recipe: {'; '.join(changed)}. "
             "Put that back to go on, or give another --out; with "
@@ -251,7 +252,7 @@ class _Engine:
                 if not verify(out, progress=self.progress).problems:
                     return
             raise OutputError(
-                f"{out}: is not what was extrapolated there; remove it, then run the same again"
+                f"{out}: is not what was extrapolated there; remove it, then run the same again", file=out
             )
         extrapolate(
             self._checkpoints({step: snapshots[step] for step in decision.snapshot_steps}),

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hubextrap.containment import open_regular
+from hubextrap.durable.atomic import write_whole
 from hubextrap.errors import HubExtrapError, OutputError
-from hubextrap.output_files import file_problem, write_whole
+from hubextrap.output_files import file_problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +103,4 @@ def _check_replaceable(path: Path, beginning: bytes) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror}; choose another --out or --png"
-        ) from error
+    write_whole(path, content, remedy="choose another --out or --png", parents=True)

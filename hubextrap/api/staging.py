@@ -1,11 +1,11 @@
-"""Where a merge lies until it is whole: a place of its own that outlives a kill, with a journal a target.
+"""Where a merge lies until it is whole: a place of its own that outlives a kill, with one journal per target.
 
 A local output is made in ``.NAME.partial`` beside its place: ``model/`` becomes the output by a rename,
 ``lock`` keeps a second run out, ``journal-*.jsonl`` say what is finished. A prediction that goes straight to
 the Hub has the same in ``hubextrap/push`` under huggingface_hub's home (HF_HOME), with ``scratch/`` for the
 shards that are on their way. A place goes when its merge succeeds, and what was to follow with it (a push, an
 evaluation), or when it fails with nothing worth keeping in it.
-``locks`` says how a place is known.
+`hubextrap.durable.places` says how a place is known.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.api.locks import is_marked, lock_folder, make_marked, remove_marked, remove_strays, unwritable
+from hubextrap.durable.places import (
+    is_marked,
+    lock_folder,
+    make_marked,
+    remove_marked,
+    remove_strays,
+    unwritable,
+)
 from hubextrap.errors import CheckpointError, OutputError
 from hubextrap.output_files import take_after
 from hubextrap.progress import SilentProgress
@@ -40,7 +47,7 @@ class Staging:
     folder: Path
     """Where shards are written."""
     journals: tuple[Journal, ...]
-    """One a target."""
+    """One per target."""
 
 
 @contextmanager
@@ -87,7 +94,8 @@ def staged(
         except OSError as error:
             raise OutputError(
                 f"{out}: {error.strerror}; somebody else wrote there: move that away, then run the same "
-                "command again"
+                "command again",
+                file=out,
             ) from error
 
 
@@ -213,7 +221,7 @@ def staged_bytes(out: Path) -> int:
 def place_of(out: Path) -> Path:
     final = out.resolve()
     if not final.name:
-        raise OutputError(f"{out}: is the root of the file system; choose another --out")
+        raise OutputError(f"{out}: is the root of the file system; choose another --out", file=out)
     return final.with_name(f".{final.name}.partial")
 
 

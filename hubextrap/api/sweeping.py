@@ -26,8 +26,7 @@ from hubextrap.api.output import check_output, output_sizes, write_files
 from hubextrap.api.prepare import prepare
 from hubextrap.api.staging import remove_leftover, staged
 from hubextrap.api.unchanged import check_unchanged, pin_of
-from hubextrap.claims import sealed, unsealed
-from hubextrap.containment import read_named
+from hubextrap.durable.atomic import is_new_name, read_sealed, write_sealed, write_whole
 from hubextrap.errors import OutputError, RecipeError
 from hubextrap.evaluate import Measurement
 from hubextrap.evaluate.curve import can_draw, draw_sweep
@@ -35,7 +34,7 @@ from hubextrap.evaluate.sweep_report import Candidate, SweepResult, report_sweep
 from hubextrap.evaluate.table import LAST, PREDICTION, TARGET
 from hubextrap.foreign_data import parse_json
 from hubextrap.methods import MAX_STEP
-from hubextrap.output_files import file_problem, is_new_name, write_whole
+from hubextrap.output_files import file_problem
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import LocalSink
 from hubextrap.trajectory import Checkpoint, Pins, find_recipe_trajectory
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
 RESULTS_FILE, TABLES_FILE = "sweep.json", "sweep.md"
 CURVE_FILE = "sweep.png"
 BEST_FILE = "best.yaml"
+_REMEDY = "choose another --out"
 _KEPT = re.compile(r"[0-9a-f]{64}\.json(?:\.partial)?")
 
 
@@ -252,18 +252,15 @@ class _Kept:
     def get(self, key: str, label: str) -> Measurement | None:
         """The measurement under ``key``, with the label that it has now."""
         try:
-            content = parse_json(
-                read_named(self._folder / f"{key}.json", pipes=False), key, error=ValueError, nan=True
-            )
-            found = Measurement.model_validate(unsealed(content))
+            found = Measurement.model_validate(read_sealed(self._folder / f"{key}.json", nan=True))
         except (OSError, ValueError):
             return None  # not there, not as it was written, or another version's: it is measured again
         return found.labelled(label)
 
     def put(self, key: str, measurement: Measurement) -> Measurement:
         row = measurement.row.model_copy(update={"reference": ""})  # where it lay is no part of what it is
-        content = sealed(parse_json(measurement.model_copy(update={"row": row}).model_dump_json(), key))
-        _write_whole(self._folder / f"{key}.json", json.dumps(content))
+        content = measurement.model_copy(update={"row": row}).model_dump_json()
+        write_sealed(self._folder / f"{key}.json", parse_json(content, key), remedy=_REMEDY)
         return measurement
 
 
@@ -356,26 +353,15 @@ def _measure(point: _Point, folder: Path, harness: Harness, kept: _Kept) -> None
 def _save(result: SweepResult, folder: Path, recipes: dict[str, Recipe], progress: Progress) -> None:
     for name in sweep_files(folder):
         (folder / name).unlink()
-    _write_whole(folder / RESULTS_FILE, result.model_dump_json(indent=2) + "\n")
-    _write_whole(folder / TABLES_FILE, sweep_markdown(result))
+    texts = {RESULTS_FILE: result.model_dump_json(indent=2) + "\n", TABLES_FILE: sweep_markdown(result)}
     if result.is_better:
-        _write_whole(folder / BEST_FILE, recipes[result.chosen].to_yaml())
+        texts[BEST_FILE] = recipes[result.chosen].to_yaml()
+    for name, text in texts.items():
+        write_whole(folder / name, text.encode(), remedy=_REMEDY)
     if can_draw():
         draw_sweep(result, folder / CURVE_FILE)
     else:
         progress.say(f"no {CURVE_FILE}: matplotlib is not installed; pip install 'hubextrap[report]'")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    try:
-        write_whole(path, text.encode())
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
 
 
 def _sha256(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hubextrap.cli.progress import format_bytes
+from hubextrap.cli.progress import format_bytes, format_memory
 from hubextrap.errors import OutputError
 from hubextrap.foreign_text import markdown_block, markdown_code, own_lines
 from hubextrap.output_files import append_problem
@@ -71,7 +71,7 @@ def plan_markdown(recipe: Path, report: PlanReport) -> str:
     if report.files:
         parts.append(
             f"Reads {format_bytes(report.bytes_read)}, writes {format_bytes(report.bytes_written)} in "
-            f"{_count(report.files, 'file')} a prediction, holds {format_bytes(report.peak_memory)} of "
+            f"{_count(report.files, 'file')} a prediction, holds {format_memory(report.peak_memory)} of "
             "memory at most."
         )
     if report.outputs:

@@ -40,6 +40,11 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def format_memory(count: int) -> str:
+    """Bytes in the unit of ``--memory``, rounded up."""
+    return f"{-(-count // 2**20):,} MiB"
+
+
 def format_seconds(seconds: float) -> str:
     """Seconds as a person writes them."""
     whole = round(seconds)

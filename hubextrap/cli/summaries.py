@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.cli.progress import format_bytes
+from hubextrap.cli.progress import format_bytes, format_memory
 from hubextrap.cli.terminal import tell
 from hubextrap.foreign_text import OwnLines
 
@@ -45,7 +45,7 @@ def print_plan(recipe: Path, report: PlanReport) -> None:
         files = f"{len(report.files)} file{'s' * (len(report.files) > 1)} a prediction"
         tell(f"  read      {format_bytes(report.bytes_read)}")
         tell(f"  write     {format_bytes(report.bytes_written)}, {files}")
-        tell(f"  hold      {format_bytes(report.peak_memory)} of memory at most")
+        tell(f"  hold      {format_memory(report.peak_memory)} of memory at most")
     for output in report.outputs:
         tell(f"  output    {output}")
     for note in report.notes:

@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from io import BytesIO
 from typing import TYPE_CHECKING
 
+from hubextrap.durable.atomic import write_whole
 from hubextrap.evaluate.table import PREDICTION
 from hubextrap.foreign_text import plot_text
-from hubextrap.output_files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -89,4 +89,4 @@ def _draw(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a name may have letters that no font here has
         figure.savefig(drawn, format="png", dpi=150, metadata={"Software": None})
-    write_whole(path, drawn.getvalue())
+    write_whole(path, drawn.getvalue(), remedy="choose another --out")

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer, field_validator
 
 from hubextrap.containment import read_named
+from hubextrap.durable.atomic import write_whole
 from hubextrap.errors import EvaluationError, OutputError
-from hubextrap.output_files import file_problem, write_whole
+from hubextrap.output_files import file_problem
 
 PREDICTION = "prediction"
 """Labels of predictions are this, or start with it."""
@@ -188,12 +189,7 @@ class EvaluationTable(Part):
             OutputError: the file cannot be written.
         """
         check_writable(path)
-        try:
-            write_whole(path, f"{self.model_dump_json(indent=2)}\n".encode())
-        except OSError as error:
-            raise OutputError(
-                f"{path}: the results cannot be written ({error.strerror}); name another file"
-            ) from error
+        write_whole(path, f"{self.model_dump_json(indent=2)}\n".encode(), remedy="name another file")
 
     @classmethod
     def load(cls, path: Path) -> EvaluationTable:

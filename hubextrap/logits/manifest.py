@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hubextrap._version import __version__
 from hubextrap.claims import DIGEST, sealed, unsealed
 from hubextrap.containment import read_named
-from hubextrap.errors import CorruptFile, HubExtrapError, OutputError
+from hubextrap.durable.atomic import write_whole
+from hubextrap.errors import CorruptFile, HubExtrapError
 from hubextrap.foreign_data import parse_json
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.logits.mixture import Mixture
-from hubextrap.output_files import write_whole
 from hubextrap.tensors.cache import check_cached
 from hubextrap.trajectory import Checkpoint, parse_reference, resolve_checkpoint
 
@@ -68,12 +68,8 @@ def write_manifest(mixture: Mixture, folder: str | os.PathLike[str]) -> Path:
             for checkpoint, coefficient in zip(mixture.checkpoints, mixture.coefficients, strict=True)
         ),
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(sealed(content.model_dump(mode="json")), indent=2, ensure_ascii=False)
-        write_whole(path, f"{text}\n".encode())
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); name another folder") from error
+    text = json.dumps(sealed(content.model_dump(mode="json")), indent=2, ensure_ascii=False)
+    write_whole(path, f"{text}\n".encode(), remedy="name another folder", parents=True)
     return path
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.reground.guard import MAX_ERROR, Judgement, Verdict, judge_jump, judge_probe
+from hubextrap.reground.guard import MAX_ERROR, Judgement, ProbeVerdict, judge_jump, judge_probe
 from hubextrap.reground.history import (
     HISTORY_NAME,
     Decision,
@@ -40,7 +40,7 @@ __all__ = [
     "ExtrapolationCallback",
     "Judgement",
     "JumpRule",
-    "Verdict",
+    "ProbeVerdict",
     "Window",
     "append_decision",
     "check_rule",

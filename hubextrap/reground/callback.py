@@ -365,7 +365,8 @@ class ExtrapolationCallback(TrainerCallback):
             if needed > free:
                 raise OutputError(
                     f"{args.output_dir}: {2 * self.windows} snapshots take {needed:,} bytes a rank, and the "
-                    f"disk has {free:,} free; free some, or choose another output_dir"
+                    f"disk has {free:,} free; free some, or choose another output_dir",
+                    file=args.output_dir,
                 )
         return ring
 

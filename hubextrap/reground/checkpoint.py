@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hubextrap.durable.atomic import write_whole
 from hubextrap.engine.comparison import compare
 from hubextrap.engine.kernels import count_non_finite, torch_dtype
 from hubextrap.errors import (
     CheckpointError,
     CheckpointMismatch,
     NonFinite,
-    OutputError,
     UnsupportedCheckpoint,
 )
 from hubextrap.foreign_text import own_lines
 from hubextrap.hub.side_files import is_side_file, side_files
-from hubextrap.output_files import write_whole
 from hubextrap.recipe.commands import filled
+from hubextrap.reground.history import REMEDY
 from hubextrap.tensors import DTYPES, LocalSource, read_combinable, read_layout, sha256_of, ties_embeddings
 from hubextrap.trajectory.names import STEP, pattern_reader
 
@@ -59,7 +59,9 @@ def find_checkpoint(output: Path, pattern: str, start_step: int, steps: int) -> 
     if STEP not in wanted:
         folder = output / wanted
         if not folder.is_dir():
-            raise UnsupportedCheckpoint(f"no checkpoint {wanted} in {output}; there is: {_listed(output)}")
+            raise UnsupportedCheckpoint(
+                f"no checkpoint {wanted} in {output}; there is: {_listed(output)}", file=folder
+            )
         return folder
     read = pattern_reader(wanted)
     found = {
@@ -68,13 +70,17 @@ def find_checkpoint(output: Path, pattern: str, start_step: int, steps: int) -> 
         if path.is_dir() and (name := read(path.relative_to(output).as_posix())) is not None
     }
     if not found:
-        raise UnsupportedCheckpoint(f"no checkpoint like {wanted} in {output}; there is: {_listed(output)}")
+        raise UnsupportedCheckpoint(
+            f"no checkpoint like {wanted} in {output}; there is: {_listed(output)}", file=output
+        )
     last = max(found)
     if last not in (steps, start_step + steps):
         raise UnsupportedCheckpoint(
             f"the last checkpoint in {output} is {found[last].relative_to(output)}, and the round had to end "
             f"at step {' or '.join(map(str, sorted({steps, start_step + steps})))}; let the trainer save "
-            "one there"
+            "one there",
+            file=found[last],
+            step=last,
         )
     return found[last]
 
@@ -83,16 +89,13 @@ def check_model(folder: Path, like: Path | None, stage: Stage) -> CheckedModel:
     """Read a whole model: headers, configuration, every weight; all of it has to be there and finite.
 
     Args:
-        like: a model of which it has to have the tensors and shapes. Where ``folder`` holds no tokenizer, it
-            gets that model's.
+        like: a model of which it has to have the tensors and shapes.
         stage: told of the bytes read.
 
     Raises:
         CheckpointError: something is missing, cut short, not finite or of another shape.
-        SourceError: it cannot be read. OutputError: the tokenizer cannot be written.
+        SourceError: it cannot be read.
     """
-    if like is not None:
-        _copy_tokenizer(like, folder)
     with closing(LocalSource(folder)) as source:
         (layout,) = read_combinable([source])
         side_files(source, None)
@@ -109,7 +112,8 @@ def _check_like(folder: Path, like: Path) -> None:
     if problems:
         shown = [*problems[:_NAMES_SHOWN], *(["…"] if len(problems) > _NAMES_SHOWN else [])]
         raise CheckpointMismatch(
-            own_lines(f"{folder} is not a checkpoint of the model that the round started from:", *shown)
+            own_lines(f"{folder} is not a checkpoint of the model that the round started from:", *shown),
+            file=folder,
         )
 
 
@@ -133,13 +137,19 @@ def _read_shard(source: LocalSource, shard: ShardInfo, stage: Stage) -> str:
         if bad:
             raise NonFinite(
                 f"{source.name}/{shard.file}: {bad:,} weights of {tensor.name} are NaN or infinite: training "
-                "diverged or the file is damaged"
+                "diverged or the file is damaged",
+                file=shard.file,
+                tensor=tensor.name,
             )
     return digest.hexdigest()
 
 
-def _copy_tokenizer(start: Path, folder: Path) -> None:
-    """Give ``folder`` the start's tokenizer where the trainer saved none, for the next round to find."""
+def complete_tokenizer(folder: Path, start: Path) -> None:
+    """Give ``folder`` the start's tokenizer where the trainer saved none, for the next round to find.
+
+    Raises:
+        SourceError: the start's cannot be read. OutputError: it cannot be written.
+    """
     if (folder / _LAST_OF_A_TOKENIZER).exists() or not (start / _LAST_OF_A_TOKENIZER).exists():
         return
     with closing(LocalSource(start)) as source:
@@ -150,14 +160,7 @@ def _copy_tokenizer(start: Path, folder: Path) -> None:
         }
     # The one that says that a tokenizer is there comes last: a kill in between is not taken for the whole.
     for file in sorted(missing, key=lambda file: file == _LAST_OF_A_TOKENIZER):
-        place = folder / file
-        try:
-            place.parent.mkdir(exist_ok=True)
-            write_whole(place, missing[file])
-        except OSError as error:
-            raise OutputError(
-                f"{place}: cannot be written: {error.strerror}; make room, then run the same command again"
-            ) from error
+        write_whole(folder / file, missing[file], remedy=REMEDY, parents=True)
 
 
 def check_unchanged(folder: Path, weights: dict[str, str], stage: Stage) -> None:
@@ -171,7 +174,8 @@ def check_unchanged(folder: Path, weights: dict[str, str], stage: Stage) -> None
             if file not in source.files() or sha256_of(source, file, stage.advance) != sha256:
                 raise CheckpointError(
                     f"{folder / file}: is not as it was when it was checked; restore it, or remove {folder} "
-                    "to train the round again"
+                    "to train the round again",
+                    file=folder / file,
                 )
 
 

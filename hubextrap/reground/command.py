@@ -119,7 +119,8 @@ def _opened(log: Path) -> BinaryIO:
     except OSError as error:
         raise OutputError(
             f"{log}: cannot be written: {error.strerror}; make room or check the folder's permissions, then "
-            "run the same command again"
+            "run the same command again",
+            file=log,
         ) from error
 
 

@@ -41,7 +41,7 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ProbeVerdict:
     """What a probe says of a jump that was made."""
 
     keep: bool
@@ -115,7 +115,7 @@ def _moved(window: Window, steps: Sequence[int], gram: NDArray[np.float64]) -> b
     return bool((size - 2 * gram[:, first, last] > STILL * size).any())
 
 
-def judge_probe(n: int, before: float, after: float, *, margin: float, longest: int) -> Verdict:
+def judge_probe(n: int, before: float, after: float, *, margin: float, longest: int) -> ProbeVerdict:
     """Keep or undo a jump of n steps by a probe's values before and after it; higher is better.
 
     Harm above ``margin`` undoes it and halves n. A gain above it doubles n, up to ``longest``. Between them
@@ -129,11 +129,11 @@ def judge_probe(n: int, before: float, after: float, *, margin: float, longest: 
     said = f"probe {before:.4g} before, {after:.4g} after"
     if not math.isfinite(after) or before - after > margin:
         shorter = max(1, n // 2)
-        return Verdict(False, shorter, f"{said}: harm above the margin {margin:g}; n {n} → {shorter}")
+        return ProbeVerdict(False, shorter, f"{said}: harm above the margin {margin:g}; n {n} → {shorter}")
     if after - before > margin and n < longest:
         longer = min(longest, 2 * n)
-        return Verdict(True, longer, f"{said}: a gain above the margin {margin:g}; n {n} → {longer}")
-    return Verdict(True, n, f"{said}: margin {margin:g}")
+        return ProbeVerdict(True, longer, f"{said}: a gain above the margin {margin:g}; n {n} → {longer}")
+    return ProbeVerdict(True, n, f"{said}: margin {margin:g}")
 
 
 def _backtest_error(table: GramTable, rule: str, dtypes: Iterable[str]) -> float | None:

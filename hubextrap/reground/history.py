@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
@@ -13,15 +11,18 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from hubextrap.claims import sealed, unsealed
+from hubextrap.claims import unsealed
 from hubextrap.containment import read_named
-from hubextrap.errors import CorruptFile, OutputError
+from hubextrap.durable.atomic import write_whole
+from hubextrap.durable.log import append_line, sealed_line
+from hubextrap.errors import CorruptFile
 from hubextrap.foreign_data import parse_json
-from hubextrap.output_files import refuse_file, write_whole
 
 Action = Literal["jumped", "skipped", "rolled_back"]
 _FINITE = ConfigDict(allow_inf_nan=False)
 HISTORY_NAME = "reground_history.jsonl"
+REMEDY = "make room, then run the same command again"
+"""About a file of the run that cannot be written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,9 @@ class Decision:
     probe_after: float | None = None
     """None when there was no probe, or when what it returned was not finite (the reason says so)."""
 
-    def as_line(self) -> str:
+    def as_line(self) -> bytes:
         """JSON with its own digest; floats are written so that they read back exactly."""
-        return json.dumps(sealed(asdict(self)), allow_nan=False, ensure_ascii=False) + "\n"
+        return sealed_line(asdict(self), ensure_ascii=False)
 
 
 _READER = TypeAdapter(Decision)
@@ -64,18 +65,7 @@ def append_decision(path: Path, decision: Decision) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        refuse_file(path)
-        with path.open("ab+") as file:
-            file.seek(0)
-            whole = file.read().rpartition(b"\n")
-            file.truncate(len(whole[0]) + len(whole[1]))
-            file.write(decision.as_line().encode())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise OutputError(f"{path}: the history of jumps cannot be written: {error}") from error
+    append_line(path, decision.as_line(), remedy=REMEDY)
 
 
 def read_history(path: Path) -> list[Decision]:
@@ -89,8 +79,10 @@ def read_history(path: Path) -> list[Decision]:
     try:
         lines = read_named(path, pipes=False).split(b"\n")[:-1]
     except OSError as error:
-        raise CorruptFile(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
-    return [_parsed(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+        raise CorruptFile(
+            f"{path}: cannot be read: {error.strerror}; check its permissions", file=path
+        ) from error
+    return [_parsed(path, number, line) for number, line in enumerate(lines, 1)]
 
 
 def rewrite_history(path: Path, decisions: Sequence[Decision]) -> None:
@@ -99,11 +91,7 @@ def rewrite_history(path: Path, decisions: Sequence[Decision]) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, *(decision.as_line().encode() for decision in decisions))
-    except OSError as error:
-        raise OutputError(f"{path}: the history of jumps cannot be written: {error}") from error
+    write_whole(path, *(decision.as_line() for decision in decisions), remedy=REMEDY, parents=True)
 
 
 def said(error: Exception) -> str:
@@ -128,11 +116,12 @@ def check_decision(decision: Decision) -> Decision:
         raise ValueError("snapshot_steps do not increase")
     for name, row in rows.items():
         if len(row) != len(steps) or not math.isclose(math.fsum(row), 1.0, abs_tol=1e-6 * max(map(abs, row))):
-            raise ValueError(f"the coefficients of {name!r} are not one a snapshot, or do not sum to 1")
+            raise ValueError(f"the coefficients of {name!r} are not one per snapshot, or do not sum to 1")
     return decision
 
 
-def _parsed(line: bytes, where: str) -> Decision:
+def _parsed(path: Path, number: int, line: bytes) -> Decision:
+    where = f"{path}, line {number}"
     remedy = "restore the file from a checkpoint's copy, or move it away to begin a new history"
     content = parse_json(line, where, remedy=remedy)
     try:
@@ -143,5 +132,6 @@ def _parsed(line: bytes, where: str) -> Decision:
         return check_decision(_READER.validate_python(values))
     except (ValueError, OverflowError) as error:
         raise CorruptFile(
-            f"{where}: not a decision of a re-grounded run ({said(error)}); {remedy}"
+            f"{where}: not a decision of a re-grounded run ({said(error)}); {remedy}",
+            file=path,
         ) from error

@@ -41,7 +41,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 )
 """`two_point`: the last window's own line, W_end + n/m·(W_end − W_start) (arXiv 2601.04537).
 `anchored`: the least-squares line through the last snapshot over all windows at hand.
-`calibrated`: `hubextrap.methods.calibrated`, a tensor, over all windows at hand, two at
+`calibrated`: `hubextrap.methods.calibrated`, for each tensor by itself, over all windows at hand, two at
 least."""
 WINDOWS_KEPT: Mapping[str, int] = MappingProxyType({"two_point": 2, "anchored": 4, "calibrated": 6})
 """How many windows each rule is given: for two_point one to jump along and one to backtest it on."""

@@ -18,11 +18,18 @@ import numpy as np
 from hubextrap.errors import CheckpointError, MethodError, OutputError
 from hubextrap.foreign_text import own_lines
 from hubextrap.recipe.commands import command_line
-from hubextrap.reground.checkpoint import CheckedModel, check_model, check_unchanged, find_checkpoint
+from hubextrap.reground.checkpoint import (
+    CheckedModel,
+    check_model,
+    check_unchanged,
+    complete_tokenizer,
+    find_checkpoint,
+)
 from hubextrap.reground.command import CommandRunner, printed_number
+from hubextrap.reground.ending import limit_reached, why_ended
 from hubextrap.reground.guard import Judgement, judge_jump, judge_probe
 from hubextrap.reground.history import HISTORY_NAME, Decision, finite_or_none, rewrite_history
-from hubextrap.reground.jumps import WINDOWS_KEPT, Clocks, Window, jump_coefficients, snapshot_steps
+from hubextrap.reground.jumps import WINDOWS_KEPT, Window, jump_coefficients, snapshot_steps
 from hubextrap.reground.state import Phase, RunState, save_state
 
 if TYPE_CHECKING:
@@ -96,10 +103,11 @@ class Loop:
         rewrite_history(self._out / HISTORY_NAME, self.state.decisions)
         if self._section.keep == "last":
             self._drop()
-        if self.state.is_behind("checked"):
+        if self.state.is_done("checked"):
             self._recheck()
         while self.state.finished is None:
-            if self.state.phase == "begun" and (reason := self._end_of_the_run()) is not None:
+            reason = why_ended(self._section, self.state.decisions, self.state.clocks)
+            if self.state.phase == "begun" and reason is not None:
                 self._save(self.state.after("begun", finished=reason))
                 self._progress.say(f"finished: {reason}")
                 break
@@ -116,36 +124,9 @@ class Loop:
             ("pushed", self._push),
         )
         for phase, work in phases:
-            if not self.state.is_behind(phase):
+            if not self.state.is_done(phase):
                 self._save(work())
         self._next()
-
-    def _end_of_the_run(self) -> str | None:
-        """Why no further round is to begin. A jump is followed by training, whatever the clocks say."""
-        decisions = self.state.decisions
-        if decisions and decisions[-1].action == "jumped":
-            return None
-        return self._end(len(decisions), self.state.clocks) or self._stalled()
-
-    def _end(self, rounds: int, clocks: Clocks) -> str | None:
-        """Why a run that has trained so far is at its end."""
-        section = self._section
-        if section.iterations is not None and rounds >= section.iterations:
-            return f"{rounds} iterations are done"
-        most = section.max_rl_steps
-        if most is not None and clocks.rl_steps + section.window > most:
-            return f"{clocks.rl_steps} RL steps; another round would exceed max_rl_steps {most}"
-        most = section.max_represented_steps
-        if most is not None and clocks.represented_steps >= most:
-            return f"{clocks.represented_steps} steps are represented; max_represented_steps is {most}"
-        return None
-
-    def _stalled(self) -> str | None:
-        most = self._section.max_skipped
-        last = self.state.decisions[-most:] if most is not None else ()
-        if most is None or len(last) < most or any(decision.action == "jumped" for decision in last):
-            return None
-        return f"the last {most} jumps were skipped or taken back; max_skipped is {most}"
 
     def _train(self) -> RunState:
         state, section = self.state, self._section
@@ -158,7 +139,7 @@ class Loop:
             output.mkdir(parents=True)
         except OSError as error:
             raise OutputError(
-                f"{output}: cannot be made: {error.strerror}; check permissions and room"
+                f"{output}: cannot be made: {error.strerror}; check permissions and room", file=output
             ) from error
         self._check_room()
         values = {
@@ -191,7 +172,10 @@ class Loop:
                     f"the trainer's output is in {self._folder(self.state.round) / 'train.log'}; mend it, or "
                     "`checkpoint` in the recipe, then run the same command again: it looks once more, and "
                     "trains again if nothing fits",
-                )
+                ),
+                file=error.file,
+                tensor=error.tensor,
+                step=error.step,
             ) from error
         return self.state.after("checked", checkpoint=self._relative(checked.folder), weights=checked.weights)
 
@@ -200,7 +184,9 @@ class Loop:
         output = self._folder(state.round) / "output"
         folder = find_checkpoint(output, section.checkpoint, state.clocks.rl_steps, section.window)
         with self._progress.stage("check", None) as stage:
-            return check_model(folder, self._path(state.model), stage)
+            checked = check_model(folder, self._path(state.model), stage)
+        complete_tokenizer(folder, self._path(state.model))
+        return checked
 
     def _recheck(self) -> None:
         if not self._checkpoint().is_dir():
@@ -223,7 +209,7 @@ class Loop:
             judged = replace(judged, jump=False, reason=f"{self._section.rule}: {error}")
             coefficients = None
         after = self.state.clocks.trained(self._section.window)
-        if self._end(self.state.round, after) is not None:
+        if limit_reached(self._section, self.state.round, after) is not None:
             reason = f"training ends here, and what it ends with was trained ({judged.reason})"
             judged = replace(judged, jump=False, reason=reason)
         decision = Decision(

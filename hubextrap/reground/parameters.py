@@ -128,7 +128,9 @@ def gram_matrices(
         if not np.isfinite(gram).all():
             raise NonFinite(
                 f"tensor {name} holds NaN or infinity at one of steps {', '.join(map(str, steps))} of the "
-                "re-grounded run: training has diverged; resume from an earlier checkpoint with smaller steps"
+                "re-grounded run: training has diverged; resume from an earlier checkpoint with smaller "
+                "steps",
+                tensor=name,
             )
     return result
 
@@ -171,7 +173,8 @@ def move_to(
         restore(ring, steps[-1], tensors)
         raise NonFinite(
             f"tensor {(overflowed or ['of another rank'])[0]}: the jump leaves the range of its dtype; "
-            "choose a smaller n, or train in float32 or bfloat16"
+            "choose a smaller n, or train in float32 or bfloat16",
+            tensor=overflowed[0] if overflowed else None,
         )
 
 

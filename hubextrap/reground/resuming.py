@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
@@ -12,11 +10,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from hubextrap.claims import sealed, unsealed
-from hubextrap.containment import read_named
+from hubextrap.durable.atomic import read_sealed, sync_folder, write_sealed
 from hubextrap.errors import CheckpointMismatch, CorruptFile, OutputError
-from hubextrap.foreign_data import parse_json
-from hubextrap.reground.history import HISTORY_NAME, Decision, read_history, rewrite_history, said
+from hubextrap.reground.history import HISTORY_NAME, REMEDY, Decision, read_history, rewrite_history, said
 from hubextrap.reground.jumps import Clocks, Window, snapshot_steps
 from hubextrap.reground.parameters import barrier, rank, world_size
 from hubextrap.reground.ring import SnapshotRing
@@ -80,15 +76,15 @@ def save_checkpoint(
             **asdict(at),
         }
         rewrite_history(unfinished / HISTORY_NAME, decisions)
+        write_sealed(unfinished / STATE, values, indent=1, remedy=REMEDY)
         try:
-            with (unfinished / STATE).open("w", encoding="utf-8") as file:
-                json.dump(sealed(values), file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.rename(folder)
+            sync_folder(checkpoint)
         except OSError as error:
-            raise OutputError(f"{folder}: the re-grounded run cannot be saved: {error}") from error
+            raise OutputError(
+                f"{folder}: the re-grounded run cannot be saved: {error}", file=folder
+            ) from error
 
 
 def resumed_folder(args: Any, state: Any, resumed_from: Path | None) -> Path | None:
@@ -105,7 +101,8 @@ def resumed_folder(args: Any, state: Any, resumed_from: Path | None) -> Path | N
     if any(key.startswith(PREFIX) for entry in state.log_history for key in entry):
         raise CorruptFile(
             f"{checkpoint / FOLDER}: the snapshots of the re-grounded run are missing: the checkpoint was "
-            "cut short, or copied without them; resume from an earlier one"
+            "cut short, or copied without them; resume from an earlier one",
+            file=checkpoint / FOLDER,
         )
     return None
 
@@ -121,8 +118,7 @@ def load_checkpoint(
     """
     path = folder / STATE
     try:
-        data = read_named(path, pipes=False)
-        values = unsealed(parse_json(data, str(path), remedy="resume from an earlier checkpoint"))
+        values = read_sealed(path)
         saved, ranks, form = values.pop("settings"), values.pop("ranks"), values.pop("format")
         at = _READER.validate_python(values)
         if not isinstance(saved, dict) or min(at.start, at.n, *astuple(at.clocks)) < 0:
@@ -130,20 +126,23 @@ def load_checkpoint(
         steps = at.snapshot_steps
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CorruptFile(
-            f"{path}: not the state of a re-grounded run ({said(error)}); resume from an earlier checkpoint"
+            f"{path}: not the state of a re-grounded run ({said(error)}); resume from an earlier checkpoint",
+            file=path,
         ) from error
     if form != FORMAT:
-        raise CheckpointMismatch(f"{path}: format {form}, and this version reads {FORMAT}")
+        raise CheckpointMismatch(f"{path}: format {form}, and this version reads {FORMAT}", file=path)
     for key, value in settings.items():
         if saved.get(key) != value:
             raise CheckpointMismatch(
                 f"{path}: saved with {key} = {saved.get(key)!r}, and the callback has {value!r}; a resumed "
-                f"run goes on as it began: give {key}={saved.get(key)!r}"
+                f"run goes on as it began: give {key}={saved.get(key)!r}",
+                file=path,
             )
     holders = world_size() if sharded else 1
     if ranks != holders:
         raise CheckpointMismatch(
-            f"{path}: saved with shards of {ranks} ranks, and {holders} hold them now; resume with as many"
+            f"{path}: saved with shards of {ranks} ranks, and {holders} hold them now; resume with as many",
+            file=path,
         )
     ring.load(folder / _rank_folder(sharded), steps)
     return at, read_history(folder / HISTORY_NAME)

@@ -168,7 +168,8 @@ def _write_file(
     except OSError as error:
         raise OutputError(
             f"{path}: the snapshot cannot be written: {error}; free some space, or keep the ring in memory "
-            "with snapshots='cpu'"
+            "with snapshots='cpu'",
+            file=path,
         ) from error
 
 
@@ -184,7 +185,9 @@ def _check_digest(path: Path, opened: Any) -> None:
         while block := file.read(2**20):
             digest.update(block)
     if digest.hexdigest() != stated:
-        raise CorruptFile(f"{path}: the snapshot is not as it was written; resume from an earlier checkpoint")
+        raise CorruptFile(
+            f"{path}: the snapshot is not as it was written; resume from an earlier checkpoint", file=path
+        )
 
 
 def _open_file(path: Path) -> Any:
@@ -193,7 +196,8 @@ def _open_file(path: Path) -> Any:
     except (OSError, SafetensorError) as error:
         raise CorruptFile(
             f"{path}: a snapshot of the re-grounded run cannot be read ({error}); resume from an earlier "
-            "checkpoint"
+            "checkpoint",
+            file=path,
         ) from error
 
 
@@ -204,7 +208,9 @@ def _check_layouts(path: Path, file: Any, layouts: Mapping[str, Layout]) -> None
             raise CheckpointMismatch(
                 f"{path}: tensor {name} is {_said(found.get(name))} in the checkpoint and "
                 f"{_said(layouts.get(name))} in training; resume with the model, the trainable parameters "
-                "and the number of ranks that it was saved with"
+                "and the number of ranks that it was saved with",
+                file=path,
+                tensor=name,
             )
 
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from hubextrap.claims import sealed, unsealed
-from hubextrap.containment import read_named
-from hubextrap.errors import CorruptFile, OutputError, StepError
-from hubextrap.foreign_data import parse_json
-from hubextrap.output_files import write_whole
-from hubextrap.reground.history import Decision, check_decision, said
+from hubextrap.durable.atomic import read_sealed, write_sealed
+from hubextrap.errors import CorruptFile, StepError
+from hubextrap.reground.history import REMEDY, Decision, check_decision, said
 from hubextrap.reground.jumps import Clocks, Window, snapshot_steps
 
 STATE_NAME = "state.json"
 Phase = Literal["begun", "trained", "checked", "decided", "extrapolated", "probed", "pushed"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-"""In order. A state names the last one that is behind it; ``begun`` is the start of a round."""
+"""In order. A state names the last one that is done; ``begun`` is the start of a round."""
 
 
 class _Part(BaseModel):
@@ -83,7 +78,7 @@ class RunState(_Part):
             check_decision(decision)
         return self
 
-    def is_behind(self, phase: Phase) -> bool:
+    def is_done(self, phase: Phase) -> bool:
         """Whether ``phase`` of this round is done."""
         return PHASES.index(self.phase) >= PHASES.index(phase)
 
@@ -100,15 +95,15 @@ def load_state(folder: Path) -> RunState | None:
     """
     path = folder / STATE_NAME
     try:
-        content = parse_json(read_named(path, pipes=False), str(path), error=ValueError)
-        return RunState.model_validate(unsealed(content))
+        return RunState.model_validate(read_sealed(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, OverflowError, StepError) as error:
         reason = error.strerror if isinstance(error, OSError) else said(error)
         raise CorruptFile(
             f"{path}: cannot be read as the state of a run ({reason}); give another --out, or remove the "
-            "folder to begin anew"
+            "folder to begin anew",
+            file=path,
         ) from error
 
 
@@ -118,16 +113,4 @@ def save_state(folder: Path, state: RunState) -> None:
     Raises:
         OutputError: the disk did not take it; the old state is still there.
     """
-    path = folder / STATE_NAME
-    try:
-        content = json.dumps(sealed(state.model_dump(mode="json")), indent=1, allow_nan=False)
-        write_whole(path, f"{content}\n".encode())
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror}; make room, then run the same command again"
-        ) from error
+    write_sealed(folder / STATE_NAME, state.model_dump(mode="json"), indent=1, remedy=REMEDY)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hubextrap.scans.logprobs import LogProbs
-    from hubextrap.scans.scan import Scan
+    from hubextrap.statistics.table import GramTable
 
 ROUNDING = 1e-4
 """Of the largest entry: how far below 0 an eigenvalue may be, as products are summed up in float32 first."""
@@ -94,21 +94,31 @@ def _check_source(source: Mapping[str, Any]) -> None:
     _refuse(not isinstance(source["apply_chat_template"], bool), "logprobs.apply_chat_template: is no bool")
 
 
-def check_tables(scan: Scan) -> None:
-    """The numbers of a scan: each table in itself, and all of them together.
+def check_tables(
+    table: GramTable, counts: NDArray[np.int64], sample_counts: NDArray[np.int64] | None
+) -> None:
+    """The inner products of a scan and what it counted: each table in itself, and all of them together.
 
     Raises:
         ValueError: names the table, and the tensor where it is one's.
     """
-    table, names = scan.gram_table, scan.tensors
+    names = table.tensors
     _each(table.elements < 0, names, "elements: is below 0")
-    _each((scan.counts < 0).any(axis=1), names, "counts: holds one below 0")
-    _each(_sums(scan.counts) != table.elements, names, "counts: contradicts elements")
-    _check_gram(table.gram, table.elements, scan.counts[:, UNMOVED] == table.elements, names)
-    if scan.sample is not None:
-        _each((scan.sample.counts < 0).any(axis=1), names, "sample_counts: holds one below 0")
-        _each(_sums(scan.sample.counts) > table.elements, names, "sample_counts: counts more than there are")
-    places, values = scan.example_places, scan.example_values
+    _each((counts < 0).any(axis=1), names, "counts: holds one below 0")
+    _each(_sums(counts) != table.elements, names, "counts: contradicts elements")
+    _check_gram(table.gram, table.elements, counts[:, UNMOVED] == table.elements, names)
+    if sample_counts is not None:
+        _each((sample_counts < 0).any(axis=1), names, "sample_counts: holds one below 0")
+        _each(_sums(sample_counts) > table.elements, names, "sample_counts: counts more than there are")
+
+
+def check_examples(table: GramTable, places: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+    """The elements that were drawn.
+
+    Raises:
+        ValueError: names the table and the tensor.
+    """
+    names = table.tensors
     there = places >= 0
     _each(
         ((places < -1) | (places >= table.elements[:, None])).any(axis=1),
@@ -125,8 +135,6 @@ def check_tables(scan: Scan) -> None:
         names,
         "example_values: does not go with example_places",
     )
-    if scan.logprobs is not None:
-        _check_logprobs(scan.logprobs)
 
 
 def _sums(counts: NDArray[np.int64]) -> NDArray[Any]:
@@ -161,7 +169,12 @@ def _check_gram(
             _each(wrong, some, "gram: is not positive semi-definite")
 
 
-def _check_logprobs(logprobs: LogProbs) -> None:
+def check_logprobs(logprobs: LogProbs) -> None:
+    """The log-probabilities.
+
+    Raises:
+        ValueError: names the table.
+    """
     responses = logprobs.responses
     _refuse(
         bool((responses < 0).any() or (np.diff(responses) < 0).any()), "logprob_responses: is not in order"

@@ -17,10 +17,10 @@ import numpy as np
 from hubextrap._version import __version__
 from hubextrap.claims import DIGEST, digest_of
 from hubextrap.containment import open_regular, regular_at
-from hubextrap.errors import CheckpointError, CorruptFile, OutputError, ReferenceNotFound, SourceError
+from hubextrap.durable.atomic import write_whole
+from hubextrap.errors import CheckpointError, CorruptFile, ReferenceNotFound, SourceError
 from hubextrap.foreign_data import parse_json, shorten
-from hubextrap.output_files import write_whole
-from hubextrap.scans.checks import check_tables, check_texts
+from hubextrap.scans.checks import check_examples, check_logprobs, check_tables, check_texts
 from hubextrap.scans.logprobs import LogProbs, LogProbSource
 from hubextrap.statistics.linearity import BINS, Linearity, RandomWalk
 from hubextrap.statistics.table import GramTable
@@ -196,11 +196,14 @@ class Scan:
         path = Path(path)
         tables, metadata = _read_tables(path)
         if metadata.get("format") != FORMAT:
-            raise CorruptFile(f"{path}: is a safetensors file but no scan; make one with `hubextrap scan`")
+            raise CorruptFile(
+                f"{path}: is a safetensors file but no scan; make one with `hubextrap scan`", file=path
+            )
         if metadata.get("version") != VERSION:
             raise CorruptFile(
                 f"{path}: is a scan of format version {metadata.get('version')}, and this hubextrap reads "
-                f"version {VERSION}; scan again, or use the hubextrap that wrote it"
+                f"version {VERSION}; scan again, or use the hubextrap that wrote it",
+                file=path,
             )
         try:
             described = parse_json(
@@ -209,7 +212,9 @@ class Scan:
             return _build(cls, described, tables, metadata)
         except (KeyError, TypeError, ValueError) as error:
             said = f"{error.args[0]} is missing" if isinstance(error, KeyError) else shorten(str(error))
-            raise CorruptFile(f"{path}: is a damaged scan ({said}); remove it, then scan again") from error
+            raise CorruptFile(
+                f"{path}: is a damaged scan ({said}); remove it, then scan again", file=path
+            ) from error
 
 
 def module_kind(tensor: str) -> str:
@@ -226,12 +231,8 @@ def write_tables(path: Path, tables: Mapping[str, NDArray[Any]], metadata: Mappi
     header = build_header(
         [(name, names[table.dtype], table.shape) for name, table in tables.items()], metadata
     )
-    try:
-        write_whole(path, header, *(np.ascontiguousarray(table).tobytes() for table in tables.values()))
-    except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror}; make room, or choose another --out"
-        ) from error
+    content = (np.ascontiguousarray(table).tobytes() for table in tables.values())
+    write_whole(path, header, *content, remedy="make room, or choose another --out")
 
 
 def _read_tables(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
@@ -243,18 +244,23 @@ def _read_tables(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
             content += file.read(size - len(content))
         shard = parse_header(content, len(content), str(path))
     except FileNotFoundError:
-        raise ReferenceNotFound(f"{path}: no such file; make it with `hubextrap scan`") from None
+        raise ReferenceNotFound(f"{path}: no such file; make it with `hubextrap scan`", file=path) from None
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror}; check its permissions") from error
+        raise SourceError(
+            f"{path}: cannot be read: {error.strerror}; check its permissions", file=path
+        ) from error
     except CheckpointError as error:
         said = str(error).removeprefix(f"{path}: ").partition("; ")[0]
-        raise CorruptFile(f"{path}: is no whole scan ({said}); remove it, then scan again") from error
+        raise CorruptFile(
+            f"{path}: is no whole scan ({said}); remove it, then scan again", file=path
+        ) from error
     tables = {}
     for info in shard.tensors:
         if info.dtype not in _NUMPY:
             raise CorruptFile(
                 f"{path}: table {shorten(repr(info.name))} is {info.dtype}, so this is no scan; make "
-                "one with `hubextrap scan`"
+                "one with `hubextrap scan`",
+                file=path,
             )
         table = np.frombuffer(
             content, _NUMPY[info.dtype], info.nbytes // _NUMPY[info.dtype].itemsize, info.offset
@@ -322,7 +328,10 @@ def _build(
     )
     if tables:
         raise ValueError(f"it holds an unknown table {next(iter(tables))}")
-    check_tables(scan)
+    check_tables(scan.gram_table, scan.counts, None if scan.sample is None else scan.sample.counts)
+    check_examples(scan.gram_table, scan.example_places, scan.example_values)
+    if logprobs is not None:
+        check_logprobs(logprobs)
     if metadata.get(DIGEST, digest) != digest:
         raise ValueError(f"{DIGEST}: what it holds is not what was written")
     return scan

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hubextrap.errors import OutputError
-from hubextrap.output_files import refuse_file
+from hubextrap.durable.log import Log
 from hubextrap.statistics.linearity import BINS
-from hubextrap.tensors.journal import sealed_line, unsealed_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,8 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_FORMAT = "2"
-_BEGINNING = b'{"fingerprint": {"the journal'
+_ARRAYS = ("gram", "counts", "sample_counts", "example_places", "example_values")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,56 +52,18 @@ class TensorScan:
         )
 
 
-class ScanJournal:
-    """Finished tensors as JSON lines, the first line saying what is scanned. One process a file.
-
-    A line that a kill cut short, or that is not as it was written, is dropped when the journal is opened
-    again, and so is everything behind it.
+class ScanJournal(Log):
+    """The finished tensors of one scan.
 
     Attributes:
         finished: by name.
-        changed: the parts of the fingerprint that an earlier scan had otherwise, so that it begins anew.
     """
 
     def __init__(self, path: Path, fingerprint: Mapping[str, str]) -> None:
-        """Open the journal at ``path``, or begin it.
-
-        Raises:
-            OutputError: it cannot be read or written, or another scan holds it.
-        """
-        self._path = path
+        """See `Log`."""
         self.finished: dict[str, TensorScan] = {}
-        self.changed: tuple[str, ...] = ()
-        fingerprint = {"the journal's format": _FORMAT, **fingerprint}
-        try:
-            refuse_file(path)
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._file = os.fdopen(os.open(path, flags, 0o666), "a+b")
-            self._file.seek(0)
-            beginning = self._file.read(len(_BEGINNING))
-        except OSError as error:
-            raise self._failed(error) from error
-        if beginning != _BEGINNING[: len(beginning)]:
-            self._file.close()
-            raise OutputError(
-                f"{path}: is there, and not what a scan that was stopped left; move it away, or choose "
-                "another --out"
-            )
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise OutputError(f"{path}: another scan is at it; wait for it to end, or stop it") from None
-        except OSError:
-            pass  # no locks on this file system
-        try:
-            self._file.seek(0)
-            intact = self._take_over(fingerprint)
-            self._file.truncate(intact)
-            if not intact:
-                self._append({"fingerprint": fingerprint})
-        except OSError as error:
-            raise self._failed(error) from error
+        remedy = "make room, or choose another --out"
+        super().__init__(path, fingerprint, remedy=remedy, beside_output_of="scan")
 
     def record(self, found: TensorScan) -> None:
         """Keep a finished tensor.
@@ -114,66 +71,15 @@ class ScanJournal:
         Raises:
             OutputError: the disk did not take it.
         """
-        arrays: dict[str, NDArray[Any]] = {
-            "gram": found.gram,
-            "counts": found.counts,
-            "sample_counts": found.sample_counts,
-            "example_places": found.example_places,
-            "example_values": found.example_values,
-        }
-        line: dict[str, Any] = {name: array.tolist() for name, array in arrays.items()}
+        line: dict[str, Any] = {name: getattr(found, name).tolist() for name in _ARRAYS}
         # JSON has no NaN
         line["example_values"] = [[None if x != x else x for x in row] for row in line["example_values"]]
-        line["inputs"] = found.inputs
-        try:
-            self._append({"tensor": found.name, "elements": found.elements, **line})
-        except OSError as error:
-            raise self._failed(error) from error
+        self._note({"tensor": found.name, "elements": found.elements, **line, "inputs": found.inputs})
         self.finished[found.name] = found
 
-    def close(self) -> None:
-        """Let go of the file, which stays."""
-        self._file.close()
-
-    def remove(self) -> None:
-        """Remove the file once what it held is saved elsewhere."""
-        self._path.unlink(missing_ok=True)
-        self._file.close()
-
-    def _take_over(self, fingerprint: Mapping[str, str]) -> int:
-        """Read what an earlier scan left; returns how many bytes of it are to stay."""
-        intact = 0
-        for raw in self._file:
-            line = unsealed_line(raw)
-            if line is None:
-                break
-            try:
-                if not intact:
-                    before = line["fingerprint"]
-                    self.changed = tuple(
-                        part
-                        for part in {**before, **fingerprint}
-                        if before.get(part) != fingerprint.get(part)
-                    )
-                    if self.changed:
-                        return 0
-                else:
-                    found = _tensor(line)
-                    self.finished[found.name] = found
-            except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-                break
-            intact += len(raw)
-        return intact
-
-    def _append(self, line: Mapping[str, Any]) -> None:
-        self._file.seek(0, os.SEEK_END)
-        self._file.write(sealed_line(line))
-        self._file.flush()
-
-    def _failed(self, error: OSError) -> OutputError:
-        return OutputError(
-            f"{self._path}: cannot be written: {error.strerror}; make room, or choose another --out"
-        )
+    def _take(self, record: dict[str, Any]) -> None:
+        found = _tensor(record)
+        self.finished[found.name] = found
 
 
 def _tensor(line: Mapping[str, Any]) -> TensorScan:
@@ -189,7 +95,7 @@ def _tensor(line: Mapping[str, Any]) -> TensorScan:
         tuple(bytes.fromhex(digest).hex() for digest in line["inputs"]),
     )
     like = TensorScan.empty(found.name, found.elements, len(found.gram), len(found.example_places))
-    for name in ("gram", "counts", "sample_counts", "example_places", "example_values"):
+    for name in _ARRAYS:
         if getattr(found, name).shape != getattr(like, name).shape:
             raise ValueError(f"{name} has another shape")
     if not isinstance(found.name, str) or found.counts.sum() != found.elements:

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubextrap.durable.atomic import sync_folder
 from hubextrap.errors import OutputError
 from hubextrap.tensors.blocks import BlockWriter
 from hubextrap.tensors.interfaces import FinishedShard
@@ -101,7 +102,7 @@ class LocalShardWriter:
             os.fsync(self._descriptor)
             self._close()
             self._part.replace(self._final)
-            _sync_folder(self._final.parent)
+            sync_folder(self._final.parent)
         except OSError as error:
             raise self._failed(error) from error
         shard = FinishedShard(self._final.name, self._size, self._hash.hexdigest())
@@ -143,11 +144,3 @@ def _reserve(descriptor: int, size: int) -> None:
         os.posix_fallocate(descriptor, 0, size)
     else:  # macOS
         os.ftruncate(descriptor, size)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

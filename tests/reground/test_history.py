@@ -38,10 +38,10 @@ def test_an_unfinished_line_was_never_written(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "history.jsonl"
     append_decision(path, JUMP)
     whole = path.read_bytes()
-    path.write_bytes(whole + SKIP.as_line().encode()[:-cut])
+    path.write_bytes(whole + SKIP.as_line()[:-cut])
     assert read_history(path) == [JUMP]
     append_decision(path, SKIP)
-    assert path.read_bytes() == whole + SKIP.as_line().encode()
+    assert path.read_bytes() == whole + SKIP.as_line()
 
 
 def test_a_resumed_run_takes_back_what_came_after_its_checkpoint(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_resumed_run_takes_back_what_came_after_its_checkpoint(tmp_path: Path)
 @pytest.mark.parametrize("line", ["{}", "[1]", '{"rl_steps": 20', '{"rl_steps": 20, "n": 3}'])
 def test_a_line_that_is_no_decision_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "history.jsonl"
-    path.write_text(JUMP.as_line() + line + "\n")
+    path.write_bytes(JUMP.as_line() + line.encode() + b"\n")
     with pytest.raises(
         CorruptFile, match=r"history\.jsonl, line 2: not (a decision of a re-grounded run|valid JSON)"
     ):
@@ -65,5 +65,8 @@ def test_a_line_that_is_no_decision_is_named(tmp_path: Path, line: str) -> None:
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="the history of jumps cannot be written"):
-        append_decision(tmp_path / "file" / "history.jsonl", JUMP)
+    history = tmp_path / "file" / "history.jsonl"
+    for write in (lambda: append_decision(history, JUMP), lambda: rewrite_history(history, [JUMP])):
+        with pytest.raises(OutputError, match=r"cannot be written: .*; make room") as refused:
+            write()
+        assert refused.value.file == str(history)

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from harness import Warm
 
-from hubextrap.api import locks
+from hubextrap.durable import places
 
 MAKE_AND_REMOVE = """
 import os, sys
 from pathlib import Path
-from hubextrap.api import locks
+from hubextrap.durable import places
 
 place, left = Path(sys.argv[1]), int(sys.argv[2])
 
@@ -33,9 +33,9 @@ def dying(module, name):
 
 for name in ("mkdir", "rmdir", "unlink", "rename", "replace", "pwrite"):
     dying(os, name)
-locks.lock_folder(place, "out", print, make=lambda: locks.make_marked(place, None))
+places.lock_folder(place, "out", print, make=lambda: places.make_marked(place, None))
 os.mkdir(place / "scratch")
-locks.remove_marked(place)
+places.remove_marked(place)
 """
 
 
@@ -104,19 +104,19 @@ def test_a_place_is_made_while_another_run_clears_strays(tmp_path: Path) -> None
 
     def clear() -> None:
         while not done.is_set():
-            locks.remove_strays(tmp_path)
+            places.remove_strays(tmp_path)
 
     clearing = threading.Thread(target=clear)
     clearing.start()
     try:
         for number in range(200):
             place = tmp_path / f".out-{number}.partial"
-            held = locks.lock_folder(place, "out", print, make=lambda at=place: locks.make_marked(at, None))
-            assert locks.is_marked(place)
-            locks.remove_marked(place)
+            held = places.lock_folder(place, "out", print, make=lambda at=place: places.make_marked(at, None))
+            assert places.is_marked(place)
+            places.remove_marked(place)
             os.close(held)
     finally:
         done.set()
         clearing.join()
-    locks.remove_strays(tmp_path)
+    places.remove_strays(tmp_path)
     assert not list(tmp_path.iterdir())

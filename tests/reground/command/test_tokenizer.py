@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from hubextrap.progress import SilentProgress
-from hubextrap.reground.checkpoint import check_model
+from hubextrap.reground.checkpoint import check_model, complete_tokenizer
 
 
 def test_further_chat_templates_are_part_of_a_tokenizer(start: Path, tmp_path: Path) -> None:
@@ -21,6 +21,8 @@ def test_further_chat_templates_are_part_of_a_tokenizer(start: Path, tmp_path: P
         shutil.copy(start / name, trained)
     with SilentProgress().stage("check", 1) as stage:
         check_model(trained, tmp_path / "start", stage)
+    assert {path.name for path in trained.iterdir()} == {"config.json", "model.safetensors"}  # it only reads
+    complete_tokenizer(trained, tmp_path / "start")
     assert (trained / template).read_text() == "tools"
     assert {path.name for path in trained.rglob("*") if path.is_file()} == {
         path.name for path in (tmp_path / "start").rglob("*") if path.is_file() and path.name != "notes.txt"

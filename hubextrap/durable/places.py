@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -16,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.containment import read_named, shown
+from hubextrap.durable.atomic import is_new_name, new_name
+from hubextrap.durable.lock import is_at, take_lock
 from hubextrap.errors import OutputError
-from hubextrap.output_files import is_new_name, new_name, take_after
+from hubextrap.output_files import take_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +52,7 @@ def check_place(place: Path) -> None:
         OutputError: names it.
     """
     if problem := place_problem(place):
-        raise OutputError(problem)
+        raise OutputError(problem, file=place)
 
 
 def is_marked(place: Path) -> bool:
@@ -165,20 +166,18 @@ def lock_folder(
         except OSError as error:
             raise unwritable(place, error) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                holder = str(holder_of(os.pread(descriptor, 64, 0)) or "")
-                os.close(descriptor)
-                raise OutputError(
-                    f"{what}: another run is at it{f' (process {holder})' if holder else ''}; "
-                    "wait for it to end, or stop it"
-                ) from None
-            say(
-                f"{place}: no locks on this file system ({error.strerror}); "
-                "do not run two merges into one target"
-            )
-        if _is_at(path, descriptor):
+            unlocked = take_lock(descriptor)
+        except BlockingIOError:
+            holder = holder_of(os.pread(descriptor, 64, 0))
+            named = f" (process {holder})" if holder else ""
+            os.close(descriptor)
+            raise OutputError(
+                f"{what}: another run is at it{named}; wait for it to end, or stop it",
+                file=place,
+            ) from None
+        if unlocked:
+            say(f"{place}: no locks on this file system ({unlocked}); do not run two merges into one target")
+        if is_at(path, descriptor):
             text = _lock_text(os.getpid())
             os.pwrite(descriptor, text, 0)  # over an earlier one, of the same length
             os.ftruncate(descriptor, len(text))
@@ -208,15 +207,9 @@ def holder_of(lock: bytes) -> int | None:
     return int(number) if number.isdigit() and int(number) else None
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except OSError:
-        return False
-
-
 def unwritable(place: Path, error: OSError) -> OutputError:
     return OutputError(
         f"{place}: cannot be written: {error.strerror}; check its permissions, or choose another --out (with "
-        "--push alone: another HF_HOME)"
+        "--push alone: another HF_HOME)",
+        file=place,
     )

@@ -1,0 +1,40 @@
+"""Why a re-grounded run is at its end, by what the recipe allows it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hubextrap.recipe.regrounding import RegroundSection
+    from hubextrap.reground.history import Decision
+    from hubextrap.reground.jumps import Clocks
+
+
+def why_ended(section: RegroundSection, decisions: Sequence[Decision], clocks: Clocks) -> str | None:
+    """Why no further round is to begin. A jump is followed by training, whatever the clocks say."""
+    if decisions and decisions[-1].action == "jumped":
+        return None
+    return limit_reached(section, len(decisions), clocks) or _stalled(section, decisions)
+
+
+def limit_reached(section: RegroundSection, rounds: int, clocks: Clocks) -> str | None:
+    """Which limit a run that has trained so far has come to."""
+    if section.iterations is not None and rounds >= section.iterations:
+        return f"{rounds} iterations are done"
+    most = section.max_rl_steps
+    if most is not None and clocks.rl_steps + section.window > most:
+        return f"{clocks.rl_steps} RL steps; another round would exceed max_rl_steps {most}"
+    most = section.max_represented_steps
+    if most is not None and clocks.represented_steps >= most:
+        return f"{clocks.represented_steps} steps are represented; max_represented_steps is {most}"
+    return None
+
+
+def _stalled(section: RegroundSection, decisions: Sequence[Decision]) -> str | None:
+    most = section.max_skipped
+    last = decisions[-most:] if most is not None else ()
+    if most is None or len(last) < most or any(decision.action == "jumped" for decision in last):
+        return None
+    return f"the last {most} jumps were skipped or taken back; max_skipped is {most}"
