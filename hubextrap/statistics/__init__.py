@@ -5,19 +5,18 @@ from __future__ import annotations
 from hubextrap.statistics.backtesting import (
     DEFAULT_RULE,
     Backtest,
+    BacktestCandidate,
     BacktestRow,
-    Candidate,
     backtest_memory,
     backtest_table,
     candidates,
 )
 from hubextrap.statistics.calibration import (
     Expectation,
-    expect,
     expect_of_last,
     fit_memory,
     is_rounded,
-    pasts,
+    tensors_at_once,
 )
 from hubextrap.statistics.linearity import Linearity, RandomWalk, r_squared, random_walk
 from hubextrap.statistics.logprobs import LogProbRequest, LogProbs, LogProbSource, measure_logprobs
@@ -25,8 +24,8 @@ from hubextrap.statistics.scan import Sample, Scan, ScannedCheckpoint, module_ki
 from hubextrap.statistics.table import GramTable
 from hubextrap.statistics.verdict import (
     HORIZONS,
+    BacktestVerdict,
     HorizonMeans,
-    Verdict,
     horizon_classes,
     horizon_means,
     judge,
@@ -37,8 +36,9 @@ __all__ = [
     "DEFAULT_RULE",
     "HORIZONS",
     "Backtest",
+    "BacktestCandidate",
     "BacktestRow",
-    "Candidate",
+    "BacktestVerdict",
     "Expectation",
     "GramTable",
     "HorizonMeans",
@@ -50,11 +50,9 @@ __all__ = [
     "Sample",
     "Scan",
     "ScannedCheckpoint",
-    "Verdict",
     "backtest_memory",
     "backtest_table",
     "candidates",
-    "expect",
     "expect_of_last",
     "fit_memory",
     "horizon_classes",
@@ -64,7 +62,7 @@ __all__ = [
     "measure_logprobs",
     "module_kind",
     "pair_counts",
-    "pasts",
     "r_squared",
     "random_walk",
+    "tensors_at_once",
 ]
