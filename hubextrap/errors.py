@@ -13,6 +13,7 @@ HubExtrapError
 │   ├── CheckpointMismatch      names, shapes, dtypes or tying differ between the checkpoints
 │   └── NonFinite               NaN or infinity in what is combined or in what comes out
 ├── MethodError             a merge method that cannot serve these steps or parameters
+│   └── BrokenMethod            one that failed, or returned what no method may
 ├── SourceError             bytes that should be there could not be read
 ├── OutputError             the output cannot be written, or is there already
 ├── PushError               the Hub did not take the commit
@@ -118,6 +119,10 @@ class NonFinite(CheckpointError):
 
 class MethodError(HubExtrapError):
     """A merge method cannot serve these steps or parameters."""
+
+
+class BrokenMethod(MethodError):
+    """A merge method failed, or returned what is no coefficients or displacements."""
 
 
 class SourceError(HubExtrapError):

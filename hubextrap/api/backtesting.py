@@ -8,7 +8,7 @@ from hubextrap.api.prepare import refuse_merge_settings
 from hubextrap.api.scanning import scan_for
 from hubextrap.errors import StepError
 from hubextrap.scans import Scan
-from hubextrap.statistics import Backtest, Candidate, backtest_memory, backtest_table, candidates
+from hubextrap.statistics import Backtest, BacktestCandidate, backtest_memory, backtest_table, candidates
 from hubextrap.trajectory import find_recipe_trajectory
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def backtest(
         from hubextrap.recipe import Recipe
 
         if isinstance(run, Recipe):
-            tried.append(Candidate("recipe", run.rules))
+            tried.append(BacktestCandidate("recipe", run.rules))
             run = find_recipe_trajectory(run, progress)
         _check(run.steps)
         found = scan_for(run, backtest_memory(run.steps), settings=settings, progress=progress)

@@ -10,7 +10,7 @@ import numpy as np
 from hubextrap.api.fingerprint import input_fingerprint
 from hubextrap.errors import MethodError
 from hubextrap.methods import Rule, assign_rules, rehearse
-from hubextrap.statistics import Expectation, expect_of_last, is_rounded
+from hubextrap.statistics import Expectation, expect_of_last, is_rounded, tensors_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -129,13 +129,15 @@ def _fit_tensors(
     rule: Rule, names: Sequence[str], steps: Sequence[int], targets: Sequence[int], table: GramTable
 ) -> dict[str, NDArray[np.float64]]:
     place = {name: row for row, name in enumerate(table.tensors)}
-    result = {}
-    for name in names:
-        if name in place:
-            result[name] = rule.coefficients(steps, targets, table.gram[place[name]])
-        else:  # no floats, so it was not scanned, and is only copied
-            result[name] = np.tile(np.eye(len(steps))[-1], (len(targets), 1))
-    return result
+    result = np.zeros((len(names), len(targets), len(steps)))
+    result[..., -1] = 1.0  # those without floats were not scanned, and are only copied
+    scanned = [index for index, name in enumerate(names) if name in place]
+    at_once = tensors_at_once(steps, targets)
+    for start in range(0, len(scanned), at_once):
+        chunk = scanned[start : start + at_once]
+        grams = table.gram[[place[names[index]] for index in chunk]]
+        result[chunk] = rule.coefficients(steps, targets, grams)
+    return dict(zip(names, result, strict=True))
 
 
 def _expectations(recipe: Recipe, table: GramTable, dtypes: Iterable[str]) -> tuple[Expectation, ...]:

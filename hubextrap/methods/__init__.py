@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hubextrap.methods.averages import average, ema
-from hubextrap.methods.calibrating import beyond_the_past, calibrated, leave_one_out
+from hubextrap.methods.calibrating import calibrated
+from hubextrap.methods.calls import call_fitted, call_leave_one_out, unless_it_cannot
 from hubextrap.methods.checking import MAX_STEP, best_damping, coefficients, needs_gram_matrix
 from hubextrap.methods.lines import GRID, least_squares, on_grid, persistence, sum_to_one, two_point
 from hubextrap.methods.registry import (
@@ -18,13 +19,13 @@ from hubextrap.methods.registry import (
 from hubextrap.methods.rehearsal import (
     ROUNDED,
     Rehearsals,
+    denoised_gram,
+    leading_subspace,
     longest_horizon,
     most_rehearsals,
     rehearse,
     rounding_share,
-    signal,
     squared_distances,
-    without_rounding,
 )
 from hubextrap.methods.rules import Rule, assign_rules
 from hubextrap.methods.subspace import low_rank
@@ -40,13 +41,15 @@ __all__ = [
     "assign_rules",
     "average",
     "best_damping",
-    "beyond_the_past",
     "calibrated",
+    "call_fitted",
+    "call_leave_one_out",
     "coefficients",
+    "denoised_gram",
     "ema",
     "find_method",
+    "leading_subspace",
     "least_squares",
-    "leave_one_out",
     "longest_horizon",
     "low_rank",
     "method_names",
@@ -59,9 +62,8 @@ __all__ = [
     "register_method",
     "rehearse",
     "rounding_share",
-    "signal",
     "squared_distances",
     "sum_to_one",
     "two_point",
-    "without_rounding",
+    "unless_it_cannot",
 ]

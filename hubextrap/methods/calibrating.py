@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap.errors import MethodError
-from hubextrap.methods.lines import persistence, sum_to_one
-from hubextrap.methods.rehearsal import (
-    Rehearsals,
-    longest_horizon,
-    rehearse,
-    squared_distances,
-    without_rounding,
-)
+from hubextrap.methods.rehearsal import Rehearsals, longest_horizon, rehearse, squared_distances
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,28 +21,18 @@ RIDGE = 0.2
 """Ridge penalty in units of the mean diagonal: towards 0, which is the last checkpoint itself."""
 
 
-def calibrated(
-    steps: Sequence[int], target_step: float, *, gram_matrix: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def calibrated(steps: Sequence[int], target_step: float, gram: NDArray[np.float64]) -> NDArray[np.float64]:
     """The last checkpoint plus what each of three lines has been worth so far.
 
-    c = one_hot(last) + Σ_m β_m·d_m, where d_m are the displacements of the least-squares lines through the
-    last checkpoint over the whole run, its last half and its last quarter. β is a ridge regression over all
-    `rehearse` pairs of observed checkpoints, in relative error, on the Gram matrix `without_rounding`.
+    Displacements Σ_m β_m·d_m, where d_m are those of the least-squares lines through the last checkpoint over
+    the whole run, its last half and its last quarter. β is a ridge regression over all `rehearse` pairs of
+    observed checkpoints, in relative error.
 
     Args:
-        gram_matrix: (K, K) inner products of the tensor's deltas.
+        gram: (…, K, K) inner products of each tensor's deltas, `denoised_gram`.
 
-    Raises:
-        MethodError: the past has seen no horizon near this one.
-    """
-    return sum_to_one(
-        persistence(steps, target_step) + displacements(steps, target_step, without_rounding(gram_matrix))
-    )
-
-
-def displacements(steps: Sequence[int], target_step: float, gram: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(…, K): Σ_m β_m·d_m for each of (…, K, K) Gram matrices, `without_rounding`.
+    Returns:
+        (…, K), with sum 0: the coefficients are one_hot(last) + displacements.
 
     Raises:
         MethodError: the past has seen no horizon near this one.
@@ -58,7 +41,7 @@ def displacements(steps: Sequence[int], target_step: float, gram: NDArray[np.flo
         return np.zeros(gram.shape[:-1])
     rehearsals = rehearse(steps, target_step)
     if not len(rehearsals):
-        raise MethodError(beyond_the_past(steps, target_step))
+        raise MethodError(_beyond_the_past(steps, target_step))
     directions = slopes(tuple(steps))
     left, right = _normal_equations(steps, rehearsals, directions, gram)
     beta = _solve(left.sum(axis=-3), right.sum(axis=-2))
@@ -67,7 +50,7 @@ def displacements(steps: Sequence[int], target_step: float, gram: NDArray[np.flo
 
 @cache
 def slopes(steps: tuple[int, ...]) -> NDArray[np.float64]:
-    """(K, M, K): for every checkpoint taken as the last, M slopes a step as weights of the checkpoints.
+    """(K, M, K): for every checkpoint taken as the last, M slopes per step as weights of the checkpoints.
 
     Row [j, m] is the slope of the least-squares line through checkpoint j over the checkpoints up to j that
     lie in window m (at least the one before j); it sums to 0. Row 0 has no past and is 0.
@@ -92,7 +75,7 @@ def leave_one_out(
     NaN where all rehearsals have one origin, so that none is left to fit.
 
     Args:
-        gram: (…, K, K), `without_rounding`.
+        gram: (…, K, K), `denoised_gram`.
     """
     directions = slopes(tuple(steps))
     left, right = _normal_equations(steps, rehearsals, directions, gram)
@@ -112,15 +95,19 @@ def leave_one_out(
     return result
 
 
-def beyond_the_past(steps: Sequence[int], target_step: float) -> str:
+calibrated.leave_one_out = leave_one_out  # type: ignore[attr-defined]
+
+
+def _beyond_the_past(steps: Sequence[int], target_step: float) -> str:
     """What to say of a horizon that nothing observed speaks for."""
     if len(steps) < 3:
         return f"calibrating needs three checkpoints, and {len(steps)} are there; add earlier ones"
-    horizon = (target_step - steps[-1]) / (steps[-1] - steps[0])
+    way, longest = steps[-1] - steps[0], longest_horizon(steps)
     return (
-        f"step {target_step:g} is {horizon:.3g} times the observed way ahead, and the past of this run has "
-        f"seen no horizon near that (at most {longest_horizon(steps):.3g}), so it cannot be calibrated; "
-        "choose another target, or least_squares with window: half and through_last: true"
+        f"step {target_step:g} is {(target_step - steps[-1]) / way:.3g} times the observed way ahead, and "
+        f"the past of this run has seen no horizon near that (at most {longest:.3g}, here up to step "
+        f"{steps[-1] + longest * way:.0f}), so it cannot be calibrated; choose another target, or "
+        "least_squares with window: half and through_last: true"
     )
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from hubextrap.errors import MethodError, StepError
+from hubextrap.methods.calls import call_fitted, call_plain, unless_it_cannot
 from hubextrap.methods.lines import on_grid, persistence, sum_to_one
 from hubextrap.methods.registry import find_method, parameter_problems
-from hubextrap.methods.rehearsal import Rehearsals, rehearse, squared_distances, without_rounding
+from hubextrap.methods.rehearsal import Rehearsals, denoised_gram, rehearse, squared_distances
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,15 +42,15 @@ def coefficients(
         parameters: the method's own, by name.
         damping: λ from 0 to 1: the result is (1−λ)·one_hot(last) + λ·c, so 1 leaves the method as it is.
             ``auto``: the λ that would have served the run's own past best.
-        gram_matrix: K×K inner products of the tensor's deltas, where `needs_gram_matrix` says so.
+        gram_matrix: (…, K, K) inner products of each tensor's deltas, where `needs_gram_matrix` says so.
 
     Returns:
-        K float64 values, finite, with sum 1; multiples of `GRID` where they follow from weights, so that
+        (…, K) float64 values, finite, with sum 1; multiples of `GRID` where they follow from weights, so that
         they are the same on every processor.
 
     Raises:
         StepError: steps out of order or twice, or the target before the last one.
-        MethodError: unknown method or parameter, a wrong value, or a method that broke its promise.
+        MethodError: unknown method or parameter, a wrong value, or a method that broke its promises.
     """
     found = find_method(method)
     values = dict(parameters or {})
@@ -62,18 +64,30 @@ def coefficients(
             f"damping: must be a number from 0 (persistence) to 1 (no damping) or auto, not {damping!r}"
         )
     check_steps(steps, target_step)
-    fitted = needs_gram_matrix(method, values, damping)
-    if gram_matrix is None and fitted:
-        raise MethodError(f"{method} needs the Gram matrix of every tensor, and none was computed")
-    if found.takes_gram_matrix:
-        values["gram_matrix"] = gram_matrix
-    result = _checked(found.function(steps, target_step, **values), method, len(steps))
+    depends = needs_gram_matrix(method, values, damping)
+    if gram_matrix is None:
+        if depends:
+            raise MethodError(f"{method} needs the Gram matrix of every tensor, and none was computed")
+    elif gram_matrix.ndim > 2 and not found.fitted:  # such a method takes one at a time
+        one_each = [
+            coefficients(method, steps, target_step, parameters, damping=damping, gram_matrix=matrix)
+            for matrix in gram_matrix
+        ]
+        return np.stack(one_each)
+    last = persistence(steps, target_step)
+    if found.fitted:
+        assert gram_matrix is not None
+        result = last + call_fitted(found, steps, target_step, denoised_gram(gram_matrix), values)
+    else:
+        result = call_plain(found, steps, target_step, gram_matrix, values)
+    share: NDArray[np.float64] | float
     if damping == "auto":
         assert gram_matrix is not None
-        damping = _auto_damping(method, steps, target_step, parameters, gram_matrix)
-    if damping < 1.0:
-        result = (1.0 - damping) * persistence(steps, target_step) + damping * result
-    return sum_to_one(on_grid(result) if fitted else result)
+        share = _auto_damping(method, steps, target_step, parameters, gram_matrix)[..., None]
+    else:
+        share = damping
+    result = np.where(np.less(share, 1.0), (1.0 - share) * last + share * result, result)
+    return sum_to_one(on_grid(result) if depends else result)
 
 
 def needs_gram_matrix(
@@ -97,10 +111,10 @@ def best_damping(
     Args:
         displacements: (…, R, K) coefficients d of the undamped displacements from each origin; NaN where the
             method could not serve.
-        gram: (…, K, K), or (K, K) for all, `without_rounding`.
+        gram: (…, K, K), or (K, K) for all, `denoised_gram`.
 
     Returns:
-        (…): one λ a Gram matrix; 0 where nothing moved.
+        (…): one λ per Gram matrix; 0 where nothing moved.
     """
     known = np.asarray(~np.isnan(displacements).any(axis=-1))
     moved = np.where(known[..., None], displacements, 0.0)
@@ -123,25 +137,25 @@ def _auto_damping(
     target_step: float,
     parameters: Mapping[str, object] | None,
     gram_matrix: NDArray[np.float64],
-) -> float:
+) -> NDArray[np.float64]:
+    """(…): one λ per Gram matrix of (…, K, K)."""
     rehearsals = rehearse(steps, target_step)
-    displacements = np.full((len(rehearsals), len(steps)), np.nan)
+    displacements = np.full((*gram_matrix.shape[:-2], len(rehearsals), len(steps)), np.nan)
     for row, (origin, target) in enumerate(zip(rehearsals.origins, rehearsals.targets, strict=True)):
         count = int(origin) + 1
-        try:
-            found = coefficients(
-                method, steps[:count], steps[target], parameters, gram_matrix=gram_matrix[:count, :count]
-            )
-        except MethodError:  # e.g. its base_step lies behind this origin
-            continue
-        displacements[row] = 0.0
-        displacements[row, :count] = found - persistence(steps[:count], steps[target])
+        seen = steps[:count], steps[target]
+        found = unless_it_cannot(
+            partial(coefficients, method, *seen, parameters, gram_matrix=gram_matrix[..., :count, :count])
+        )
+        if found is not None:  # else e.g. its base_step lies behind this origin
+            displacements[..., row, :] = 0.0
+            displacements[..., row, :count] = found - persistence(*seen)
     if np.isnan(displacements).all():
         raise MethodError(
             f"damping: auto has nothing to choose by: {len(steps)} checkpoints up to step {steps[-1]} hold "
             f"no prediction as far as step {target_step:g}; give a number, or a nearer target"
         )
-    return float(best_damping(rehearsals, displacements, without_rounding(gram_matrix)))
+    return best_damping(rehearsals, displacements, denoised_gram(gram_matrix))
 
 
 def check_steps(steps: Sequence[int], target_step: float) -> None:
@@ -165,16 +179,3 @@ def check_steps(steps: Sequence[int], target_step: float) -> None:
             "a later target, or leave out the checkpoints behind it (trajectory.steps.max, where the recipe "
             "names a run)"
         )
-
-
-def _checked(result: NDArray[np.float64], method: str, count: int) -> NDArray[np.float64]:
-    values = np.asarray(result, dtype=np.float64)
-    if values.shape != (count,):
-        raise MethodError(f"{method} returned coefficients of shape {values.shape} for {count} checkpoints")
-    if not np.isfinite(values).all():
-        raise MethodError(f"{method} returned coefficients that are not finite: {values.tolist()}")
-    total = math.fsum(values)
-    # Coefficients of ±1e6 cancel to 1 within 1e-10; anything coarser is not rounding.
-    if abs(total - 1.0) > 1e-12 * max(1.0, float(np.abs(values).max())) * count:
-        raise MethodError(f"{method} returned coefficients that sum to {total!r}, not 1")
-    return values

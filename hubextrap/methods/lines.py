@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from hubextrap.errors import MethodError
-from hubextrap.methods.rehearsal import rehearse, squared_distances, without_rounding
+from hubextrap.methods.rehearsal import denoised_gram, rehearse, squared_distances
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ _SAME_LENGTH = math.log(1.5)
 GRID = 2.0**-20
 """Coefficients that follow from weights are multiples of it. Eigenvectors and solutions differ in their last
 digits with the processor's kernels (by 1e-16 to 1e-11, measured), and every byte of a prediction would too.
-It moves a prediction by half of it a checkpoint at most, times the way to that checkpoint."""
+It moves a prediction by at most half of it per checkpoint, times the distance to that checkpoint."""
 
 
 def persistence(steps: Sequence[int], target_step: float) -> NDArray[np.float64]:
@@ -143,7 +143,7 @@ def _best_base(steps: Sequence[int], target_step: float, gram_matrix: NDArray[np
     gaps = np.abs(times[None, None, :] - shares[:, None] * times[origins][..., None])
     bases = np.argmin(np.where(np.arange(len(steps)) < origins[..., None], gaps, np.inf), axis=-1)
     way = (times[targets] - times[origins]) / (times[origins] - times[bases])
-    squares = squared_distances(without_rounding(gram_matrix))
+    squares = squared_distances(denoised_gram(gram_matrix))
     real, back = squares[origins, targets], squares[origins, bases]
     # ‖x_j − x_k + way·(x_j − x_b)‖², from distances alone
     errors = real + way**2 * back + way * (real + back - squares[targets, bases])
@@ -164,10 +164,8 @@ def on_grid(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def sum_to_one(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A copy of ``values`` whose last entry takes up what rounding left, so that the sum is 1.
-
-    It takes up all of it: where the last entry does not follow from the method, 1 − Σ of the others is it.
-    """
+    """A copy of (…, K) ``values`` with the last of each row set to 1 − Σ of the others."""
     result = values.copy()
-    result[-1] = 1.0 - math.fsum(result[:-1])
+    for row in result.reshape(-1, result.shape[-1]):  # views into the copy
+        row[-1] = 1.0 - math.fsum(row[:-1])
     return result

@@ -1,8 +1,15 @@
 """Merge methods by name: the built-in table, and third-party ones (entry points ``hubextrap.methods``).
 
-A method is a function ``(steps, target_step, *, …) -> coefficients``. Its keyword parameters, their types
-and defaults are what a recipe may set; a keyword ``gram_matrix`` is handed in instead, K×K, for each tensor.
-Where it defaults to None, the method needs it only when one of its parameters is ``auto``.
+A method is one function, and its signature says what it is. Its keyword parameters, their types and defaults
+are what a recipe may set.
+
+``(steps, target_step, *, …) -> (K,)``: coefficients, with sum 1. A keyword ``gram_matrix`` is handed in, K×K,
+for each tensor. Where it defaults to None, the method needs it only when one of its parameters is ``auto``.
+
+``(steps, target_step, gram, *, …) -> (…, K)``: a fitted method's displacements, with sum 0, for all of
+(…, K, K) Gram matrices at once, `denoised_gram`; the coefficients are one_hot(last) + displacements. Its
+attribute ``leave_one_out``, if it has one, is ``(steps, rehearsals, gram, *, …) -> (…, R, K)``: those in each
+rehearsal, fitted without its origin. Else a rehearsal is the fit to what lies up to its origin.
 """
 
 from __future__ import annotations
@@ -48,7 +55,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A registered method and what its signature says."""
+    """A registered method and what its signature says, see this module."""
 
     name: str
     function: Callable[..., Any]
@@ -57,6 +64,8 @@ class Method:
     needs_gram_matrix: bool
     """Whatever its parameters are; where it only takes one, the parameter ``auto`` needs it."""
     summary: str
+    fitted: bool = False
+    leave_one_out: Callable[..., Any] | None = None
 
 
 def register_method(name: str, target: str | Callable[..., Any]) -> None:
@@ -180,7 +189,7 @@ def _import(name: str, target: str) -> Callable[..., Any]:
     module, _, attribute = target.partition(":")
     try:
         function = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # somebody else's module may raise anything
         raise MethodError(f"merge method {name} cannot be imported from {target}: {error}") from error
     if not callable(function):
         raise MethodError(f"merge method {name}: {target} is not a function")
@@ -188,14 +197,24 @@ def _import(name: str, target: str) -> Callable[..., Any]:
 
 
 def _described(name: str, function: Callable[..., Any]) -> Method:
-    signature = inspect.signature(function).parameters.values()
-    keywords = {p.name: p for p in signature if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    positional = [p.name for p in signature if p.name not in keywords]
-    if positional != ["steps", "target_step"]:
+    positional, keywords = _arguments(name, function)
+    fitted = positional == ["steps", "target_step", "gram"]
+    if not fitted and positional != ["steps", "target_step"]:
         raise MethodError(
-            f"merge method {name} has to take (steps, target_step, *, …), not ({', '.join(positional)}, …)"
+            f"merge method {name} has to take (steps, target_step, *, …), or (steps, target_step, gram, "
+            f"*, …) to be fitted, not ({', '.join(positional)}, …)"
         )
+    leave_one_out = getattr(function, "leave_one_out", None) if fitted else None
+    if leave_one_out is not None:
+        asked, others = _arguments(name, leave_one_out)
+        if asked != ["steps", "rehearsals", "gram"] or others.keys() != keywords.keys():
+            raise MethodError(
+                f"merge method {name}: its leave_one_out has to take (steps, rehearsals, gram, *, …), with "
+                "the keywords of the method"
+            )
     gram_matrix = keywords.pop("gram_matrix", None)
+    if fitted and gram_matrix is not None:
+        raise MethodError(f"merge method {name} takes gram and gram_matrix, which are one; keep gram")
     hints = _type_hints(name, function, list(keywords))
     return Method(
         name=name,
@@ -204,9 +223,22 @@ def _described(name: str, function: Callable[..., Any]) -> Method:
             Parameter(key, hints.get(key, Any), keyword.default) for key, keyword in keywords.items()
         ),
         takes_gram_matrix=gram_matrix is not None,
-        needs_gram_matrix=gram_matrix is not None and gram_matrix.default is inspect.Parameter.empty,
+        needs_gram_matrix=fitted
+        or (gram_matrix is not None and gram_matrix.default is inspect.Parameter.empty),
         summary=(inspect.getdoc(function) or "").partition("\n")[0],
+        fitted=fitted,
+        leave_one_out=leave_one_out,
     )
+
+
+def _arguments(name: str, function: Callable[..., Any]) -> tuple[list[str], dict[str, inspect.Parameter]]:
+    """The names of the positional ones, and the keyword-only ones."""
+    try:
+        signature = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:  # no function, or one without a signature
+        raise MethodError(f"merge method {name}: {function!r} has no signature to be called by") from error
+    keywords = {p.name: p for p in signature if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    return [p.name for p in signature if p.name not in keywords], keywords
 
 
 def _type_hints(name: str, function: Callable[..., Any], keywords: list[str]) -> dict[str, Any]:

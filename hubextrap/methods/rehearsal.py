@@ -86,8 +86,8 @@ def longest_horizon(steps: Sequence[int]) -> float:
     return (steps[-1] - steps[1]) / (steps[1] - steps[0])
 
 
-def without_rounding(gram_matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(…, K, K): what to fit to. The Gram matrix itself; its `signal` where it is rounding that drowns it.
+def denoised_gram(gram_matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(…, K, K): what to fit to. The Gram matrix itself; its `leading_subspace` where rounding drowns it.
 
     Between the two `ROUNDED` shares the one passes into the other, so that no method jumps.
     """
@@ -95,10 +95,10 @@ def without_rounding(gram_matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     share = np.clip((rounding_share(gram_matrix) - low) / (high - low), 0.0, 1.0)[..., None, None]
     if not share.any():
         return gram_matrix
-    return np.asarray((1.0 - share) * gram_matrix + share * signal(gram_matrix))
+    return np.asarray((1.0 - share) * gram_matrix + share * leading_subspace(gram_matrix))
 
 
-def signal(gram_matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+def leading_subspace(gram_matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """(…, K, K): the Gram matrix of the motion along its two leading temporal directions.
 
     Rounding to 16 bits adds to every checkpoint noise of its own, spread over all directions; two of them

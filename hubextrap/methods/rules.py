@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from hubextrap.errors import MethodError, RecipeError
+from hubextrap.errors import BrokenMethod, MethodError, RecipeError
 from hubextrap.methods.checking import check_steps, coefficients, needs_gram_matrix
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ class Rule:
         target_steps: Sequence[float],
         gram_matrix: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
-        """Coefficients of T targets over K checkpoints, float64 (T, K), rows with sum 1.
+        """Coefficients of T targets over K checkpoints, float64 (…, T, K), rows with sum 1.
 
         Args:
-            gram_matrix: (K, K), of the tensor's deltas, where the rule needs it.
+            gram_matrix: (…, K, K), of each tensor's deltas, where the rule needs it.
 
         Raises:
             StepError, MethodError: as `hubextrap.methods.coefficients` does.
@@ -60,10 +60,12 @@ class Rule:
                 )
                 for target in target_steps
             ]
+        except BrokenMethod:
+            raise
         except MethodError as error:
             where = "" if self.match == ("*",) else f"tensors {', '.join(self.match)}: "
             raise MethodError(f"{where}{self.method}: {error}") from error
-        return np.stack(rows)
+        return np.stack(rows, axis=-2)
 
     def check(self, steps: Sequence[int], target_steps: Sequence[int]) -> None:
         """Find out what can be found out before any weight is read.
@@ -73,9 +75,9 @@ class Rule:
         """
         for target in target_steps:
             check_steps(steps, target)
-        # A Gram matrix of a straight run: what the method says of steps and parameters it says of it too.
+        # Two tensors of a straight run: what the method says of steps and parameters it says of them too.
         times = np.asarray(steps, dtype=np.float64) - steps[0]
-        self.coefficients(steps, target_steps, np.outer(times, times))
+        self.coefficients(steps, target_steps, np.stack([np.outer(times, times)] * 2))
 
 
 def assign_rules(rules: Sequence[Rule], tensors: Iterable[str]) -> dict[str, Rule]:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap.errors import MethodError
-from hubextrap.methods import longest_horizon, without_rounding
+from hubextrap.methods import longest_horizon
 from hubextrap.reground.jumps import Window, check_rule, joined_gram, joined_steps, snapshot_steps
-from hubextrap.statistics import Candidate, GramTable, backtest_table, expect, is_rounded, pasts
+from hubextrap.statistics import BacktestCandidate, GramTable, backtest_table, expect_of_last, is_rounded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -137,7 +137,7 @@ def judge_probe(n: int, before: float, after: float, *, margin: float, longest: 
 
 
 def _backtest_error(table: GramTable, rule: str, dtypes: Iterable[str]) -> float | None:
-    rows = backtest_table(table, [Candidate(rule, (check_rule(rule),))], dtypes=dtypes).rows
+    rows = backtest_table(table, [BacktestCandidate(rule, (check_rule(rule),))], dtypes=dtypes).rows
     last = [row.error for row in rows if (row.last_step, row.target_step) == table.steps[-2:]]
     return last[0] if last else None
 
@@ -145,7 +145,5 @@ def _backtest_error(table: GramTable, rule: str, dtypes: Iterable[str]) -> float
 def _expected_error(table: GramTable, n: int, rule: str, dtypes: Iterable[str]) -> float | None:
     if n < 1:
         return None
-    parts = pasts((check_rule(rule),), table)
-    fitted = [without_rounding(part.gram) for part in parts]
     rounded = is_rounded(table, dtypes)
-    return expect(parts, len(table.steps) - 1, table.steps[-1] + n, rounded, fitted).relative_error
+    return expect_of_last((check_rule(rule),), table, table.steps[-1] + n, rounded).relative_error

@@ -11,7 +11,7 @@ from hubextrap.statistics import HORIZONS, horizon_means, judge
 from hubextrap.trajectory import say_same_weights
 
 if TYPE_CHECKING:
-    from hubextrap.statistics import Backtest, BacktestRow, Verdict
+    from hubextrap.statistics import Backtest, BacktestRow, BacktestVerdict
 
 FEW_TRIALS = 6
 """Fewer rehearsals than this are no ground for trust."""
@@ -113,7 +113,7 @@ def _rounding(backtest: Backtest, method: str | None) -> str:
     )
 
 
-def _reach(verdict: Verdict) -> str:
+def _reach(verdict: BacktestVerdict) -> str:
     if verdict.reach is None:
         return "Trust it little: already at the shortest horizon its errors are large."
     return (

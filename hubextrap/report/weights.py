@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.ticker import PercentFormatter
 
 from hubextrap.foreign_text import plot_text
-from hubextrap.methods import signal
+from hubextrap.methods import leading_subspace
 from hubextrap.report.style import BLUE, FAINT, GREEN, INK, VERMILION
 from hubextrap.scans.scan import module_kind
 from hubextrap.statistics.linearity import BINS, LINEAR, MIN_RANGE, r_squared
@@ -185,7 +185,7 @@ def direction(scan: Scan, rounded: bool = False) -> tuple[list[int], list[float]
         rounded: take the signal, as rounding has no direction: it would hide that of short ways.
     """
     moves, steps = scan.gram_table.gram, scan.steps
-    gram = (signal(moves) if rounded else moves).sum(axis=0)
+    gram = (leading_subspace(moves) if rounded else moves).sum(axis=0)
 
     def cosine(start: int, at: int) -> float:
         past, future = np.zeros((2, len(steps)))

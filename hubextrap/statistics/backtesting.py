@@ -12,13 +12,13 @@ from hubextrap.errors import MethodError
 from hubextrap.methods import (
     Rule,
     coefficients,
+    denoised_gram,
     find_method,
+    leading_subspace,
     method_names,
     most_rehearsals,
     rehearse,
     rounding_share,
-    signal,
-    without_rounding,
 )
 from hubextrap.statistics.calibration import (
     FIT_COPIES,
@@ -40,26 +40,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class BacktestCandidate:
     """Rules under a name."""
 
     name: str
     rules: tuple[Rule, ...]
 
     @classmethod
-    def of(cls, method: str, damping: float | str = 1.0, **parameters: object) -> Candidate:
+    def of(cls, method: str, damping: float | str = 1.0, **parameters: object) -> BacktestCandidate:
         """One method for all tensors, named as its parameters say: ``two_point(base_step=auto)``."""
         said = parameters if damping == 1.0 else {**parameters, "damping": damping}
         words = ", ".join(f"{key}={str(value).lower()}" for key, value in said.items())
         return cls(f"{method}({words})" if words else method, (Rule(("*",), method, parameters, damping),))  # type: ignore[arg-type]
 
 
-DEFAULT_RULE = Candidate.of("least_squares", window="half", through_last=True)
+DEFAULT_RULE = BacktestCandidate.of("least_squares", window="half", through_last=True)
 """The fixed rule to beat: it keeps the early transient out, and starts at the last checkpoint."""
 VARIANTS = (
-    Candidate.of("two_point", base_step="auto"),
+    BacktestCandidate.of("two_point", base_step="auto"),
     DEFAULT_RULE,
-    Candidate.of("least_squares", "auto", window="half", through_last=True),
+    BacktestCandidate.of("least_squares", "auto", window="half", through_last=True),
 )
 
 
@@ -76,7 +76,7 @@ class BacktestRow:
     expected_relative_error: float | None
     """What the checkpoints up to ``last_step`` alone let expect; None when they could not say."""
     signal_error: float | None = None
-    """The same along the two leading directions of motion a tensor; None where rounding does not matter."""
+    """The same along each tensor's two leading directions of motion; None where rounding does not matter."""
     expected_signal_error: float | None = None
 
     @property
@@ -134,10 +134,10 @@ class Backtest:
         return {name: [rows[pair] for pair in sorted(pairs)] for name, rows in by_method.items()}
 
 
-def candidates() -> tuple[Candidate, ...]:
+def candidates() -> tuple[BacktestCandidate, ...]:
     """Every method with its default parameters that can be called so, and the variants worth knowing."""
     plain = [
-        Candidate.of(name)
+        BacktestCandidate.of(name)
         for name in method_names()
         if not any(parameter.required for parameter in find_method(name).parameters)
     ]
@@ -145,7 +145,7 @@ def candidates() -> tuple[Candidate, ...]:
 
 
 def backtest_table(
-    table: GramTable, tried: Sequence[Candidate] | None = None, *, dtypes: Iterable[str] = ()
+    table: GramTable, tried: Sequence[BacktestCandidate] | None = None, *, dtypes: Iterable[str] = ()
 ) -> Backtest:
     """Predict every observed checkpoint from every earlier one that has a past, by every candidate.
 
@@ -208,7 +208,7 @@ class _Sums:
 
 
 def _rows_of(
-    candidate: Candidate, table: GramTable, pairs: Mapping[tuple[int, int], Rehearsals], rounded: bool
+    candidate: BacktestCandidate, table: GramTable, pairs: Mapping[tuple[int, int], Rehearsals], rounded: bool
 ) -> Iterator[BacktestRow]:
     """The rows of one candidate, in the order of the pairs; some tensors at a time, as memory has a bound."""
     steps = table.steps
@@ -240,20 +240,17 @@ def _add(sums: dict[tuple[int, int], _Sums], parts: Sequence[Past], rounded: boo
     """Add what some tensors come to; a pair that the candidate cannot predict goes."""
     steps = parts[0].steps
     grams = [part.gram for part in parts]
-    hindsight = [signal(gram) for gram in grams] if rounded else []
+    hindsight = [leading_subspace(gram) for gram in grams] if rounded else []
     fitted: list[NDArray[np.float64]] = []
     fitted_to = -1
     for (last, target), found in tuple(sums.items()):
         if last != fitted_to:
-            fitted, fitted_to = [without_rounding(gram[:, : last + 1, : last + 1]) for gram in grams], last
+            fitted, fitted_to = [denoised_gram(gram[:, : last + 1, : last + 1]) for gram in grams], last
         motion = np.zeros(len(steps))
         motion[target], motion[last] = 1.0, -1.0
-        try:
-            errors = [
-                (part.displacement(last, steps[target], own) - motion)[:, None]
-                for part, own in zip(parts, fitted, strict=True)
-            ]
-        except MethodError:
+        moves = [part.displacement(last, steps[target], own) for part, own in zip(parts, fitted, strict=True)]
+        errors = [(moved - motion)[:, None] for moved in moves if moved is not None]
+        if len(errors) < len(parts):
             del sums[last, target]
             continue
         found.total += _squares_of(errors, motion, grams)

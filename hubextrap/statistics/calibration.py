@@ -9,6 +9,7 @@ enters what is said at it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,16 +19,18 @@ from hubextrap.methods import (
     ROUNDED,
     Rehearsals,
     best_damping,
-    leave_one_out,
+    call_fitted,
+    call_leave_one_out,
+    denoised_gram,
+    find_method,
+    leading_subspace,
     on_grid,
     parameter_problems,
     persistence,
     rehearse,
     rounding_share,
-    signal,
-    without_rounding,
+    unless_it_cannot,
 )
-from hubextrap.methods.calibrating import displacements as calibrated_displacements
 from hubextrap.statistics.table import GramTable
 
 if TYPE_CHECKING:
@@ -51,7 +54,7 @@ class Expectation:
     total: float | None
     """Of all that the checkpoints hold; None when the past cannot say."""
     signal: float | None
-    """Of the motion along its two leading directions a tensor; None where rounding does not matter."""
+    """Of the motion along the two leading directions of each tensor; None where rounding does not matter."""
 
     @property
     def relative_error(self) -> float | None:
@@ -66,7 +69,7 @@ class Past:
         """
         Args:
             steps: K.
-            gram: (N, K, K), one Gram matrix a tensor.
+            gram: (N, K, K), one Gram matrix per tensor.
 
         Raises:
             MethodError: no such method, or wrong parameters.
@@ -75,29 +78,29 @@ class Past:
         if problems:
             raise MethodError("; ".join(f"{name}: {problem}" for name, problem in problems))
         self.rule, self.steps, self.gram = rule, tuple(steps), gram
+        self._method = find_method(rule.method)
         self.undamped = replace(rule, damping=1.0)
         self._known: dict[tuple[int, float], NDArray[np.float64] | None] = {}
 
     def displacement(
         self, origin: int, target_step: float, fitted: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
+    ) -> NDArray[np.float64] | None:
         """(N or 1, K): the prediction of ``target_step`` from what ``origin`` knows, minus that checkpoint.
 
-        Args:
-            fitted: (N, origin + 1, origin + 1), the Gram matrices up to there `without_rounding`.
+        None where the rule cannot serve.
 
-        Raises:
-            MethodError: the rule cannot serve there.
+        Args:
+            fitted: (N, origin + 1, origin + 1), the Gram matrices up to there `denoised_gram`.
         """
         found = self._undamped(origin, target_step, fitted)
         if found is None:
-            raise MethodError(f"{self.rule.method} cannot predict from step {self.steps[origin]}")
+            return None
         if self.rule.damping != "auto":
             return self.rule.damping * found
         rehearsals = rehearse(self.steps[: origin + 1], target_step)
         rehearsed = self._rehearsed_undamped(rehearsals)
         if not len(rehearsals) or np.isnan(rehearsed).all():
-            raise MethodError(f"damping: auto has nothing to choose by at step {self.steps[origin]}")
+            return None
         damping = best_damping(rehearsals, rehearsed[..., : origin + 1], fitted)
         return damping[:, None] * found
 
@@ -106,13 +109,16 @@ class Past:
     ) -> NDArray[np.float64]:
         """(N or 1, R, K): what the rule would have predicted in each rehearsal, as `displacement`.
 
-        What the rule fits to the past (β of `calibrated`, a damping of ``auto``) is fitted without the
-        rehearsal's own origin, to all others up to checkpoint ``last``. NaN where the rule cannot serve.
+        What the rule fits to the past (by a method that offers ``leave_one_out``, or a damping of ``auto``)
+        is fitted without the rehearsal's own origin, to all others up to checkpoint ``last``; other methods
+        know the checkpoints up to the origin. NaN where the rule cannot serve.
         """
         count = last + 1
-        if self.rule.method == "calibrated":
+        if self._method.leave_one_out is not None:
             found = np.zeros((len(self.gram), len(rehearsals), len(self.steps)))
-            found[..., :count] = leave_one_out(self.steps[:count], rehearsals, fitted)
+            seen = self.steps[:count], rehearsals, fitted, self.rule.parameters
+            left_out = unless_it_cannot(partial(call_leave_one_out, self._method, *seen))
+            found[..., :count] = np.nan if left_out is None else left_out
         else:
             found = self._rehearsed_undamped(rehearsals)
         if self.rule.damping != "auto":
@@ -143,10 +149,7 @@ class Past:
     ) -> NDArray[np.float64] | None:
         key = (origin, target_step)
         if key not in self._known:
-            try:
-                self._known[key] = self._computed(origin, target_step, fitted)
-            except MethodError:
-                self._known[key] = None
+            self._known[key] = unless_it_cannot(partial(self._computed, origin, target_step, fitted))
         return self._known[key]
 
     def _computed(
@@ -154,22 +157,18 @@ class Past:
     ) -> NDArray[np.float64]:
         count = origin + 1
         steps, gram = self.steps[:count], self.gram[:, :count, :count]
-        if self.rule.method == "calibrated":
-            found = calibrated_displacements(
-                steps, target_step, without_rounding(gram) if fitted is None else fitted
-            )
+        if self._method.fitted:
+            denoised = denoised_gram(gram) if fitted is None else fitted
+            found = call_fitted(self._method, steps, target_step, denoised, self.rule.parameters)
         else:
-            matrices: list[NDArray[np.float64] | None] = [None]
-            if self.undamped.needs_gram_matrix:
-                matrices = list(gram)
-            found = np.stack(
-                [self.undamped.coefficients(steps, [target_step], matrix)[0] for matrix in matrices]
-            ) - persistence(steps, target_step)
+            matrices = gram if self.undamped.needs_gram_matrix else None
+            found = self.undamped.coefficients(steps, [target_step], matrices).reshape(-1, count)
+            found = found - persistence(steps, target_step)
         return np.pad(found, ((0, 0), (0, len(self.steps) - count)))
 
 
 def pasts(rules: Sequence[Rule], table: GramTable) -> list[Past]:
-    """One a rule that takes a tensor of the table."""
+    """One per rule that takes a tensor of the table."""
     rows: dict[int, list[int]] = {index: [] for index in range(len(rules))}
     for row, name in enumerate(table.tensors):
         rows[next(index for index, rule in enumerate(rules) if rule.matches(name))].append(row)
@@ -188,40 +187,33 @@ def is_rounded(table: GramTable, dtypes: Iterable[str]) -> bool:
     return short and float(rounding_share(table.total())) >= sum(ROUNDED) / 2
 
 
-def expect(
-    parts: Sequence[Past],
-    last: int,
-    target_step: float,
-    rounded: bool,
-    fitted: Sequence[NDArray[np.float64]],
-) -> Expectation:
-    """What the checkpoints up to ``last`` say of predicting ``target_step``; all parts are of one trajectory.
-
-    Args:
-        fitted: one a part, (N, last + 1, last + 1), `without_rounding`.
-    """
-    rehearsals = rehearse(parts[0].steps[: last + 1], target_step)
-    return expectation(rehearsed_squares(parts, last, rehearsals, rounded, fitted), rehearsals, rounded)
-
-
 def expect_of_last(rules: Sequence[Rule], table: GramTable, target_step: float, rounded: bool) -> Expectation:
     """What all checkpoints say of predicting ``target_step``, some tensors at a time: memory has a bound."""
     count = len(table.steps)
     rehearsals = rehearse(table.steps, target_step)
-    at_once = max(1, FIT_MEMORY // (8 * FIT_COPIES * count * max(count, len(rehearsals))))
+    at_once = tensors_at_once(table.steps, [target_step])
     sums = np.zeros((4, len(rehearsals)))
     for start in range(0, len(table.tensors), at_once):
         rows = slice(start, start + at_once)
         parts = pasts(rules, table.part(rows))
-        fitted = [without_rounding(part.gram) for part in parts]
+        fitted = [denoised_gram(part.gram) for part in parts]
         sums += rehearsed_squares(parts, count - 1, rehearsals, rounded, fitted)
     return expectation(sums, rehearsals, rounded)
 
 
 def fit_memory(steps: Sequence[int], targets: Iterable[float]) -> int:
     """Bytes that fitting to a table of these steps takes beside the table."""
+    return max(FIT_MEMORY, _bytes_of_tensor(steps, targets))
+
+
+def tensors_at_once(steps: Sequence[int], targets: Iterable[float]) -> int:
+    """How many tensors to fit at the same time: `fit_memory` holds them."""
+    return max(1, FIT_MEMORY // _bytes_of_tensor(steps, targets))
+
+
+def _bytes_of_tensor(steps: Sequence[int], targets: Iterable[float]) -> int:
     rehearsals = max((len(rehearse(steps, target)) for target in targets), default=0)
-    return max(FIT_MEMORY, 8 * FIT_COPIES * len(steps) * max(len(steps), rehearsals))
+    return 8 * FIT_COPIES * len(steps) * max(len(steps), rehearsals)
 
 
 def rehearsed_squares(
@@ -234,7 +226,7 @@ def rehearsed_squares(
     """(4, R): what `expectation` reads; that of some tensors and that of others add up.
 
     Args:
-        fitted: one a part, as in `expect`.
+        fitted: one per part, (N, last + 1, last + 1), `denoised_gram`.
     """
     sums = np.zeros((4, len(rehearsals)))
     for part, fit in zip(parts, fitted, strict=True):
@@ -259,7 +251,7 @@ def _squares(
     sums[0] = summed_squares(errors, gram)
     sums[1] = summed_squares(motions[None], gram)
     if rounded:
-        signal_gram = signal(gram)
+        signal_gram = leading_subspace(gram)
         sums[2] = summed_squares(errors, signal_gram)
         sums[3] = summed_squares(motions[None], signal_gram)
     return sums

@@ -34,7 +34,7 @@ class HorizonMeans:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class BacktestVerdict:
     """What to use, and how far."""
 
     method: str | None
@@ -75,11 +75,11 @@ def horizon_means(backtest: Backtest) -> tuple[HorizonMeans, ...]:
     return tuple(sorted(result, key=lambda entry: (near[entry.method], entry.method)))
 
 
-def judge(backtest: Backtest) -> Verdict:
+def judge(backtest: Backtest) -> BacktestVerdict:
     """Which method to use for the next prediction of this run."""
     ranked = horizon_means(backtest)
     if not ranked or _mean_near(backtest, ranked[0].method) >= 1.0:
-        return Verdict(None, backtest.base_step, None, None, 0, 0)
+        return BacktestVerdict(None, backtest.base_step, None, None, 0, 0)
     best = ranked[0].method
     classes = _by_horizon(backtest.shared_rows()[best])
     reach, within = None, []
@@ -91,7 +91,7 @@ def judge(backtest: Backtest) -> Verdict:
             break
         within += rows
         reach = end
-    return Verdict(
+    return BacktestVerdict(
         best,
         backtest.base_step,
         reach,

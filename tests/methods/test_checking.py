@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hubextrap.errors import MethodError, StepError
-from hubextrap.methods import coefficients, persistence, register_method, registry
+from hubextrap.errors import BrokenMethod, MethodError, StepError
+from hubextrap.methods import Rehearsals, Rule, coefficients, persistence, register_method, registry
+from hubextrap.statistics import GramTable, expect_of_last
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +110,77 @@ def test_broken_promises_of_a_method_are_named() -> None:
         register_method(name, returning(values))
         with pytest.raises(MethodError, match=message):
             coefficients(name, [0, 1], 2)
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), IndexError("list index out of range")])
+def test_a_method_that_fails_is_named(error: Exception) -> None:
+    def failing(steps: list[int], target_step: float) -> NDArray[np.float64]:
+        raise error
+
+    register_method("failing", failing)
+    with pytest.raises(
+        BrokenMethod, match=f"failing failed on 2 checkpoints up to step 1 .*{error}"
+    ) as caught:
+        coefficients("failing", [0, 1], 2)
+    assert caught.value.__cause__ is error
+
+
+def test_what_a_method_says_that_it_cannot_do_is_passed_on() -> None:
+    def unable(steps: list[int], target_step: float) -> NDArray[np.float64]:
+        raise MethodError("not on Sundays")
+
+    register_method("unable", unable)
+    with pytest.raises(MethodError, match=r"^not on Sundays$") as caught:
+        coefficients("unable", [0, 1], 2)
+    assert not isinstance(caught.value, BrokenMethod)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "message"),
+    [
+        (
+            np.zeros((1, 2)),
+            r"own returned displacements of shape \(1, 2\) for 4 checkpoints, not \(1, \d, 4\)",
+        ),
+        ([[[0.0, 0.0, 1e-9, 0.0]]], "own returned displacements that sum to 1e-09, not 0"),
+        ([[[0.0, np.nan, 0.0, 0.0]]], r"own returned displacements that are not finite: \[0.0, nan"),
+    ],
+)
+def test_a_leave_one_out_is_held_to_what_it_promises(left_out: Any, message: str) -> None:
+    def own(steps: list[int], target_step: float, gram: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.zeros(gram.shape[:-1])
+
+    def leave_one_out(
+        steps: list[int], rehearsals: Rehearsals, gram: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        found = np.asarray(left_out)
+        return found if found.ndim == 2 else np.repeat(found, len(rehearsals), axis=1)
+
+    own.leave_one_out = leave_one_out  # type: ignore[attr-defined]
+    register_method("own", own)
+    steps = (0, 10, 20, 30)
+    table = GramTable(steps, ("w",), np.array([1]), np.outer(steps, steps)[None].astype(float))
+    with pytest.raises(BrokenMethod, match=message):
+        expect_of_last([Rule(("*",), "own")], table, 40, rounded=False)
+
+
+@pytest.mark.parametrize("unable", [np.nan, MethodError("nothing to leave out")])
+def test_a_leave_one_out_that_cannot_serve_leaves_the_error_unknown(unable: Any) -> None:
+    def own(steps: list[int], target_step: float, gram: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.zeros(gram.shape[:-1])
+
+    def leave_one_out(
+        steps: list[int], rehearsals: Rehearsals, gram: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        if isinstance(unable, MethodError):
+            raise unable
+        return np.full((len(gram), len(rehearsals), len(steps)), unable)
+
+    own.leave_one_out = leave_one_out  # type: ignore[attr-defined]
+    register_method("own", own)
+    steps = (0, 10, 20, 30)
+    table = GramTable(steps, ("w",), np.array([1]), np.outer(steps, steps)[None].astype(float))
+    assert expect_of_last([Rule(("*",), "own")], table, 40, rounded=False).relative_error is None
 
 
 def leading(

@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 from hubextrap.errors import MethodError
 from hubextrap.methods import (
     average,
-    calibrated,
     coefficients,
     ema,
+    leading_subspace,
     least_squares,
     low_rank,
     needs_gram_matrix,
     persistence,
     rehearse,
     rounding_share,
-    signal,
     two_point,
 )
 
@@ -157,7 +156,7 @@ def test_on_a_straight_run_all_lines_are_right(run: tuple[list[int], int], reach
             name: coefficients(name, steps, target, parameters, damping=damping, gram_matrix=gram) @ weights
             for name, parameters, damping in FITTED[1:]  # type: ignore[arg-type]
         }
-        moved = calibrated(steps, target, gram_matrix=gram) @ weights - weights[-1]
+        moved = coefficients("calibrated", steps, target, gram_matrix=gram) @ weights - weights[-1]
     except MethodError:
         return
     grid = 2.0**-20 * np.abs(weights).sum()  # what coefficients on the grid may be beside
@@ -205,7 +204,7 @@ def test_calibrated_learns_how_far_to_go() -> None:
     real = weights[-1] * (np.sqrt(300) / np.sqrt(200))
     persisted = np.linalg.norm(weights[-1] - real)
     plain = two_point(steps, 300) @ weights
-    learnt = calibrated(steps, 300, gram_matrix=gram_of(weights)) @ weights
+    learnt = coefficients("calibrated", steps, 300, gram_matrix=gram_of(weights)) @ weights
     assert np.linalg.norm(plain - real) > persisted
     assert np.linalg.norm(learnt - real) < 0.25 * persisted
 
@@ -229,7 +228,8 @@ def test_beyond_what_the_past_has_seen() -> None:
 
 
 def test_at_the_last_step_nothing_is_added() -> None:
-    assert calibrated(STEPS, 200, gram_matrix=np.eye(7)).tolist() == persistence(STEPS, 200).tolist()
+    found = coefficients("calibrated", STEPS, 200, gram_matrix=np.eye(7))
+    assert found.tolist() == persistence(STEPS, 200).tolist()
 
 
 def test_what_needs_the_weights() -> None:
@@ -278,9 +278,9 @@ def test_rounding_is_told_from_training() -> None:
     assert shares.tolist() == pytest.approx([1.0, 0.0])
 
 
-def test_signal_keeps_two_directions() -> None:
+def test_the_leading_subspace_keeps_two_directions() -> None:
     steps = list(range(12))
     weights = drift(steps, size=300)
-    values = np.linalg.eigvalsh(signal(gram_of(weights)))
+    values = np.linalg.eigvalsh(leading_subspace(gram_of(weights)))
     assert values[-2:] == pytest.approx(np.linalg.eigvalsh(gram_of(weights))[-2:])
     assert np.abs(values[:-2]).max() < 1e-9 * values[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -108,9 +108,66 @@ def test_targets_that_lead_nowhere(target: str, message: str) -> None:
 def test_a_function_of_another_shape_is_refused() -> None:
     register_method("odd", lambda weights, alpha=1: None)
     with pytest.raises(
-        MethodError, match=r"has to take \(steps, target_step, \*, …\), not \(weights, alpha, …\)"
+        MethodError, match=r"odd has to take \(steps, target_step, .* not \(weights, alpha, …\)"
     ):
         find_method("odd")
+
+
+def fitted(steps: list[int], target_step: float, gram: NDArray[np.float64], *, ridge: float = 0.1):  # type: ignore[no-untyped-def]
+    """A method that fits."""
+    return np.zeros(gram.shape[:-1])
+
+
+def with_leave_one_out(leave_one_out: Callable[..., object]) -> Callable[..., object]:
+    def method(
+        steps: list[int], target_step: float, gram: NDArray[np.float64], *, ridge: float = 0.1
+    ) -> object:
+        return np.zeros(gram.shape[:-1])
+
+    method.leave_one_out = leave_one_out  # type: ignore[attr-defined]
+    return method
+
+
+def test_a_signature_says_that_a_method_is_fitted() -> None:
+    register_method("fitted", fitted)
+    found = find_method("fitted")
+    assert (found.fitted, found.needs_gram_matrix, found.leave_one_out) == (True, True, None)
+    assert [parameter.name for parameter in found.parameters] == ["ridge"]
+    own = lambda steps, rehearsals, gram, *, ridge=0.1: None  # noqa: E731
+    register_method("own", with_leave_one_out(own))
+    assert find_method("own").leave_one_out is own
+    assert not find_method("low_rank").fitted
+    assert find_method("calibrated").fitted
+
+
+@pytest.mark.parametrize(
+    "leave_one_out",
+    [lambda steps, gram, *, ridge=0.1: None, lambda steps, rehearsals, gram: None],
+    ids=["no rehearsals", "no ridge"],
+)
+def test_a_leave_one_out_of_another_shape_is_refused(leave_one_out: Callable[..., object]) -> None:
+    register_method("odd", with_leave_one_out(leave_one_out))
+    with pytest.raises(
+        MethodError, match=r"odd: its leave_one_out has to take \(steps, rehearsals, gram, \*"
+    ):
+        find_method("odd")
+
+
+def test_what_cannot_be_called_as_a_method() -> None:
+    register_method("twice", lambda steps, target_step, gram, *, gram_matrix: None)
+    with pytest.raises(MethodError, match="twice takes gram and gram_matrix, which are one"):
+        find_method("twice")
+    register_method("opaque", type)
+    with pytest.raises(MethodError, match="opaque: <class 'type'> has no signature"):
+        find_method("opaque")
+
+
+def test_a_package_that_fails_to_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "failing_package.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    register_method("failing", "failing_package:method")
+    with pytest.raises(MethodError, match=r"failing cannot be imported from .*: division by zero"):
+        find_method("failing")
 
 
 def test_methods_of_other_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from hubextrap.report.answering import answer
 from hubextrap.statistics import (
     HORIZONS,
     Backtest,
-    Candidate,
+    BacktestCandidate,
     GramTable,
     backtest_table,
     candidates,
@@ -88,7 +88,10 @@ def test_some_tensors_at_a_time_come_to_the_same(
     demo: Backtest, demo_table: GramTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where rules share the tensors out, and rounding is set apart."""
-    tried = [*candidates(), Candidate("two rules", (Rule(("*norm*",), "persistence"), Rule(("*",), "ema")))]
+    tried = [
+        *candidates(),
+        BacktestCandidate("two rules", (Rule(("*norm*",), "persistence"), Rule(("*",), "ema"))),
+    ]
     rounded = backtest_table(demo_table, tried, dtypes=["BF16"])
     monkeypatch.setattr("hubextrap.statistics.backtesting.FIT_MEMORY", 1)  # one at a time
     for whole, parts in (
@@ -152,7 +155,7 @@ def test_rules_for_some_tensors_add_up(demo_table: GramTable) -> None:
     """A recipe's rules are judged over all tensors together."""
     half = Rule(("*mlp*",), "two_point", {"base_step": 100})
     rest = Rule(("*",), "persistence", {})
-    found = backtest_table(demo_table, [Candidate("both", (half, rest))])
+    found = backtest_table(demo_table, [BacktestCandidate("both", (half, rest))])
     steps, weights = runs.weights_of(runs.DEMO)
     row = next(row for row in found.rows if (row.last_step, row.target_step) == (200, 400))
     error = real = 0.0
@@ -193,7 +196,7 @@ def test_a_horizon_on_an_end_is_in_the_class_that_ends_there() -> None:
     table = GramTable(
         (7, 10, 37, 40, 43, 46), ("w",), np.array([5]), np.outer(times, times)[None] + np.eye(6)
     )
-    found = backtest_table(table, [Candidate.of("persistence")])
+    found = backtest_table(table, [BacktestCandidate.of("persistence")])
     ends = (*HORIZONS, np.inf)
     exact = [
         sum(
@@ -228,7 +231,7 @@ def test_where_nothing_helps_the_verdict_says_so() -> None:
 @pytest.mark.parametrize(("run", "limit"), [("rlvr-A", 0.62), ("rlvr-C", 0.36)])
 def test_calibrated_keeps_its_promise(run: str, limit: float) -> None:
     table = runs.table_of(runs.full_run(run))
-    found = backtest_table(table, [Candidate.of("calibrated")])
+    found = backtest_table(table, [BacktestCandidate.of("calibrated")])
     rows = runs.protocol(list(found.rows), table.steps)
     assert len(rows) == {"rlvr-A": 12, "rlvr-C": 36}[run]
     errors = [row.relative_error for row in rows]
@@ -243,7 +246,7 @@ def test_rounding_to_bfloat16_is_seen_through() -> None:
     for run, rounded, limit in (("rlvr-A", False, 0.62), ("rlvr-C", True, 0.36)):
         folder = runs.full_run(run)
         cast, exact = runs.table_of(folder, "bfloat16"), runs.table_of(folder)
-        found = backtest_table(cast, [Candidate.of("calibrated")], dtypes=["BF16"])
+        found = backtest_table(cast, [BacktestCandidate.of("calibrated")], dtypes=["BF16"])
         assert found.rounded == rounded
         errors = []
         for row in runs.protocol(list(found.rows), cast.steps):
@@ -267,7 +270,7 @@ def test_rounding_to_bfloat16_is_seen_through() -> None:
 
 
 def test_a_candidate_that_cannot_serve_has_no_row(demo_table: GramTable) -> None:
-    found = backtest_table(demo_table, [Candidate.of("two_point", base_step=100)])
+    found = backtest_table(demo_table, [BacktestCandidate.of("two_point", base_step=100)])
     assert {row.last_step for row in found.rows} == {120, 160, 200}
     with pytest.raises(MethodError, match="there is no merge method nonsense"):
-        backtest_table(demo_table, [Candidate.of("nonsense")])
+        backtest_table(demo_table, [BacktestCandidate.of("nonsense")])

@@ -1,0 +1,1 @@
+"""Methods of somebody else; the test puts a copy of hubextrap's own `calibrated` beside them, as twin.py."""
