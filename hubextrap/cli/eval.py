@@ -14,8 +14,8 @@ from hubextrap.cli.terminal import tell, tell_json
 
 if TYPE_CHECKING:
     from hubextrap.evaluate import EvaluationTable
+    from hubextrap.evaluate.options import Backend
     from hubextrap.evaluate.own_tasks import Format
-    from hubextrap.evaluate.table import Backend
 
 _WIDTH_OFF_TERMINAL = 200
 

@@ -11,8 +11,8 @@ import typer
 from hubextrap.cli.terminal import tell, tell_json
 
 if TYPE_CHECKING:
+    from hubextrap.evaluate.options import Backend
     from hubextrap.evaluate.sweep_report import SweepResult
-    from hubextrap.evaluate.table import Backend
 
 _WIDTH_OFF_TERMINAL = 200
 
