@@ -6,91 +6,93 @@ The names below are the Python API, imported when they are first used. Evaluatio
 from __future__ import annotations
 
 from hubextrap._version import __version__
+from hubextrap.lazy import names_of
 
 TYPE_CHECKING = (
     False  # typing's own takes milliseconds, in which an interrupted command would show a traceback
 )
 if TYPE_CHECKING:
-    from typing import Any
-
     from hubextrap.api import (
         MergeResult,
         PlanReport,
         Prediction,
+        RegroundResult,
+        ReportResult,
         RunResult,
         Settings,
         Verification,
+        backtest,
+        complete,
         merge,
         plan,
         push,
         run,
+        scan,
+        sweep,
         verify,
     )
     from hubextrap.errors import HubExtrapError
-    from hubextrap.evaluate import EvaluationTable
+    from hubextrap.evaluate import Answering, EvaluationOptions, EvaluationTable, TaskFile
+    from hubextrap.evaluate.sweep_report import SweepResult
     from hubextrap.hub import PushTarget
-    from hubextrap.recipe import Recipe, load_recipe, parse_recipe
+    from hubextrap.logits.completing import Sampling
+    from hubextrap.recipe import Recipe, RegroundRecipe, load_recipe, load_reground_recipe, parse_recipe
     from hubextrap.reground import ExtrapolationCallback
-    from hubextrap.trajectory import Checkpoint, Trajectory, find_trajectory, resolve_checkpoint
-
-_HOMES = {
-    "Checkpoint": "trajectory",
-    "EvaluationTable": "evaluate",
-    "ExtrapolationCallback": "reground",
-    "HubExtrapError": "errors",
-    "MergeResult": "api",
-    "PlanReport": "api",
-    "Prediction": "api",
-    "PushTarget": "hub",
-    "Recipe": "recipe",
-    "RunResult": "api",
-    "Settings": "api",
-    "Trajectory": "trajectory",
-    "Verification": "api",
-    "find_trajectory": "trajectory",
-    "load_recipe": "recipe",
-    "merge": "api",
-    "parse_recipe": "recipe",
-    "plan": "api",
-    "push": "api",
-    "resolve_checkpoint": "trajectory",
-    "run": "api",
-    "verify": "api",
-}
+    from hubextrap.scans import Scan
+    from hubextrap.statistics import Backtest
+    from hubextrap.statistics.logprobs import LogProbRequest
+    from hubextrap.trajectory import (
+        Checkpoint,
+        Trajectory,
+        TrajectoryOptions,
+        find_trajectory,
+        resolve_checkpoint,
+    )
 
 __all__ = [
+    "Answering",
+    "Backtest",
     "Checkpoint",
+    "EvaluationOptions",
     "EvaluationTable",
     "ExtrapolationCallback",
     "HubExtrapError",
+    "LogProbRequest",
     "MergeResult",
     "PlanReport",
     "Prediction",
     "PushTarget",
     "Recipe",
+    "RegroundRecipe",
+    "RegroundResult",
+    "ReportResult",
     "RunResult",
+    "Sampling",
+    "Scan",
     "Settings",
+    "SweepResult",
+    "TaskFile",
     "Trajectory",
+    "TrajectoryOptions",
     "Verification",
     "__version__",
+    "backtest",
+    "complete",
     "find_trajectory",
     "load_recipe",
+    "load_reground_recipe",
     "merge",
     "parse_recipe",
     "plan",
     "push",
     "resolve_checkpoint",
     "run",
+    "scan",
+    "sweep",
     "verify",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = names_of(__name__)
 
 
 def __dir__() -> list[str]:

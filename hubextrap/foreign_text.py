@@ -7,7 +7,6 @@ then what could act is shown instead of acting. Harmless text comes out as it we
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from typing import Any
@@ -79,10 +78,7 @@ def terminal_output(text: str) -> str:
 
 
 def json_text(text: str) -> str:
-    """JSON text for a terminal: the same values, with what would act there in JSON's own escapes."""
-    value = json.loads(text)
-    if (shown := _redacted(value)) != value:
-        text = json.dumps(shown, indent=2)
+    """JSON text of `redacted` values for a terminal, with what would act there in JSON's own escapes."""
     return _ACTING.sub(_json_escape, text)
 
 
@@ -180,13 +176,14 @@ def _shown_but_tabs(found: re.Match[str]) -> str:
     return found[0] if found[0] == "\t" else _shown(found)
 
 
-def _redacted(value: Any) -> Any:
+def redacted(value: Any) -> Any:
+    """JSON values with every text in them redacted."""
     if isinstance(value, str):
         return redact(value)
-    if isinstance(value, list):
-        return [_redacted(each) for each in value]
+    if isinstance(value, (list, tuple)):
+        return [redacted(each) for each in value]
     if isinstance(value, dict):
-        return {redact(key): _redacted(each) for key, each in value.items()}
+        return {redacted(key): redacted(each) for key, each in value.items()}
     return value
 
 

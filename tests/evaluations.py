@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hubextrap.evaluate.table import Settings
+from hubextrap.evaluate.table import MeasurementSettings
 
-SETTINGS = Settings(
+SETTINGS = MeasurementSettings(
     seed=0,
     batch_size=16,
     limit=None,

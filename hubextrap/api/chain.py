@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.api.against import Against
-from hubextrap.api.evaluating import harness_of
 from hubextrap.api.merging import Made, MergeResult, Prediction, make
 from hubextrap.api.mixing import check_mixed_run, mixed_rows
 from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.api.prepare import refuse_merge_settings
 from hubextrap.api.unchanged import check_unchanged, pin_of
 from hubextrap.errors import RecipeError
-from hubextrap.evaluate import check_judgeable, check_replaceable, check_writable
+from hubextrap.evaluate import (
+    EvaluationOptions,
+    Harness,
+    check_judgeable,
+    check_replaceable,
+    check_writable,
+)
 from hubextrap.evaluate.comparison import Rows
 from hubextrap.evaluate.table import PREDICTION
 from hubextrap.evaluate.targets import place_of
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from hubextrap.api.prepare import Settings
-    from hubextrap.evaluate import EvaluationTable, Harness, Measurement
+    from hubextrap.evaluate import EvaluationTable, Measurement
     from hubextrap.recipe import EvaluateSection, Recipe
     from hubextrap.trajectory import Trajectory
 
@@ -90,7 +95,7 @@ def run(
                 "--output: the recipe has no evaluate section, so there will be nothing to save"
             )
         _check_output(recipe, section, output)
-    harness = None if section is None else harness_of(section, progress)
+    harness = None if section is None else Harness(EvaluationOptions.of(section), progress)
     pins = Pins()
     trajectory = find_recipe_trajectory(recipe, progress, pins=pins)
     against = None if section is None else Against.pinned(recipe, section, trajectory, pins)

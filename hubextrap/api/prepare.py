@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 
 from hubextrap.api.companions import Beside
 from hubextrap.api.fitting import FittedRules, fit_rules, needs_scan, stacked
+from hubextrap.engine.budget import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
 from hubextrap.engine.plan import (
     BASELINE,
-    DEFAULT_MEMORY,
-    DEFAULT_WORKERS,
     LOCAL_READ_SIZE,
     NO_LIMIT,
     REMOTE_READ_SIZE,
     MergePlan,
-    MiB,
     plan_merge,
 )
 from hubextrap.errors import RecipeError

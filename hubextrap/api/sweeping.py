@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from hubextrap._version import __version__
 from hubextrap.api.against import Against
 from hubextrap.api.beforehand import device_problems, refuse
-from hubextrap.api.evaluating import harness_of
 from hubextrap.api.fingerprint import merge_fingerprint
 from hubextrap.api.merging import run_prepared
 from hubextrap.api.mixing import check_weights
@@ -28,9 +27,9 @@ from hubextrap.api.staging import remove_leftover, staged
 from hubextrap.api.unchanged import check_unchanged, pin_of
 from hubextrap.durable.atomic import is_new_name, read_sealed, write_sealed, write_whole
 from hubextrap.errors import OutputError, RecipeError
-from hubextrap.evaluate import Measurement
+from hubextrap.evaluate import EvaluationOptions, Harness, Measurement
 from hubextrap.evaluate.curve import can_draw, draw_sweep
-from hubextrap.evaluate.sweep_report import Candidate, SweepResult, report_sweep, sweep_markdown
+from hubextrap.evaluate.sweep_report import GridPoint, SweepResult, report_sweep, sweep_markdown
 from hubextrap.evaluate.table import LAST, PREDICTION, TARGET
 from hubextrap.foreign_data import parse_json
 from hubextrap.methods import MAX_STEP
@@ -43,8 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from hubextrap.api.prepare import Prepared, Settings
-    from hubextrap.evaluate import Harness
-    from hubextrap.evaluate.table import Backend
+    from hubextrap.evaluate.options import Backend
     from hubextrap.recipe import EvaluateSection, Recipe
     from hubextrap.trajectory import Trajectory
 
@@ -105,7 +103,8 @@ def sweep(
     trajectory = find_recipe_trajectory(recipe, progress, pins=pinned)
     against = Against.pinned(recipe, section, trajectory, pinned)
     recipes = _grid(recipe, trajectory, horizons, damping)
-    harness = harness_of(section, progress, device=device, dtype=dtype, backend=backend)
+    options = EvaluationOptions.of(section, device=device, dtype=dtype, backend=backend)
+    harness = Harness(options, progress)
     folder = _folder(Path(out))  # made when nothing else is wrong
     measured_with = harness.fingerprint()
     pins = [pin_of(checkpoint) for checkpoint in trajectory.checkpoints]
@@ -139,7 +138,7 @@ def sweep(
         assert found is not None
         row = found.row.model_copy(update={"step": point.step, "reference": point.label})
         measurements.append(found.model_copy(update={"row": row}))
-    candidates = [Candidate(label=point.label, step=point.step, damping=point.damping) for point in points]
+    candidates = [GridPoint(label=point.label, step=point.step, damping=point.damping) for point in points]
     result = report_sweep(harness.table(measurements), candidates)
     _save(result, folder, {point.label: point.recipe for point in points}, progress)
     return result

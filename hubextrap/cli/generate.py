@@ -2,46 +2,52 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import typer
 
 from hubextrap.cli.effect import refuse_idle
+from hubextrap.cli.options import ChatTemplate, Placing, Said, Seed, grouped
 from hubextrap.cli.terminal import tell_json
 from hubextrap.containment import INPUT_LIMIT, read_named
 from hubextrap.foreign_text import terminal_output
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How tokens are drawn."""
+
+    max_new_tokens: int = typer.Option(256, min=1, help="Tokens a completion may have.")
+    temperature: float = typer.Option(0.0, min=0.0, help="0 takes the likeliest token, always.")
+    top_p: float = typer.Option(1.0, min=0.0, max=1.0, help="Draw from the likeliest tokens of this share.")
+    top_k: int = typer.Option(0, min=0, help="Draw from so many of the likeliest tokens; 0: from all.")
+    seed: Seed = 0
+
+
+@grouped
 def generate(
     ctx: typer.Context,
     recipe: Path = typer.Argument(..., metavar="RECIPE", help="A recipe with space: logits."),
-    prompt: list[str] = typer.Argument(None, metavar="[PROMPT...]", help="Prompts to complete."),
+    prompt: list[str] | None = typer.Argument(None, metavar="[PROMPT...]", help="Prompts to complete."),
+    *,
     prompts: Path | None = typer.Option(
         None, "--prompts", metavar="FILE", help="A text file with a prompt a line; - is stdin."
     ),
     target_step: int | None = typer.Option(None, min=0, help="Which, where the recipe has several."),
-    max_new_tokens: int = typer.Option(256, min=1, help="Tokens a completion may have."),
-    temperature: float = typer.Option(0.0, min=0.0, help="0 takes the likeliest token, always."),
-    top_p: float = typer.Option(1.0, min=0.0, max=1.0, help="Draw from the likeliest tokens of this share."),
-    top_k: int = typer.Option(0, min=0, help="Draw from so many of the likeliest tokens; 0: from all."),
-    seed: int = typer.Option(0, min=0, help="Set anew for each prompt."),
-    chat_template: bool = typer.Option(False, "--apply-chat-template", help="Wrap each prompt in it."),
-    device: str = typer.Option("auto", help="cpu, cuda, cuda:1, …; auto takes a GPU where there is one."),
-    dtype: str = typer.Option("auto", help="bfloat16, float32, …; auto is each checkpoint's own."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress."),
-    as_json: bool = typer.Option(False, "--json", help="Print prompts and completions as JSON, at the end."),
+    drawing: Drawing,
+    chat_template: ChatTemplate = False,
+    placing: Placing,
+    said: Said,
 ) -> None:
     """Complete prompts with the checkpoints' logits, mixed as the recipe says; nothing is written."""
     from hubextrap import api
-    from hubextrap.cli.progress import open_progress
     from hubextrap.logits.completing import Sampling
     from hubextrap.recipe import load_recipe
 
-    if temperature == 0:
-        refuse_idle(
-            ctx, ("top_p", "top_k", "seed"), "goes with a --temperature above 0: at 0 nothing is drawn"
-        )
+    if drawing.temperature == 0:
+        why = "goes with a --temperature above 0: at 0 nothing is drawn"
+        refuse_idle(ctx, ("top_p", "top_k", "seed"), why)
     asked = [*(prompt or []), *(_lines(prompts) if prompts else [])]
     if not asked:
         raise typer.BadParameter("give prompts, or a file of them with --prompts")
@@ -53,18 +59,17 @@ def generate(
         load_recipe(recipe),
         asked,
         target_step=target_step,
-        sampling=Sampling(max_new_tokens, temperature, top_p, top_k, seed),
+        sampling=Sampling(**asdict(drawing)),
         chat=chat_template,
-        device=device,
-        dtype=dtype,
-        on_prompt=None if as_json else show,
-        on_text=None if as_json else show,
-        on_end=None if as_json else typer.echo,
-        progress=open_progress(quiet),
+        on_prompt=None if said.as_json else show,
+        on_text=None if said.as_json else show,
+        on_end=None if said.as_json else typer.echo,
+        progress=said.progress,
+        **asdict(placing),
     )
-    if as_json:
+    if said.as_json:
         pairs = zip(asked, completions, strict=True)
-        tell_json(json.dumps([{"prompt": one, "completion": other} for one, other in pairs], indent=2))
+        tell_json([{"prompt": one, "completion": other} for one, other in pairs])
 
 
 def _lines(path: Path) -> list[str]:

@@ -230,7 +230,9 @@ def _fault(error: BaseException) -> str:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    from hubextrap.foreign_data import shorten
+
+    return shorten(text, _SHOWN)
 
 
 def _flushed(code: int | str | None) -> int | str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
 
 from hubextrap.cli.progress import format_bytes, format_memory
 from hubextrap.errors import OutputError
@@ -11,7 +12,7 @@ from hubextrap.output_files import append_problem
 from hubextrap.redaction import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from hubextrap.api import PlanReport, Prediction
@@ -29,19 +30,10 @@ def check_summary(path: Path | None) -> None:
     """
     if path is None:
         return
-    try:
-        if problem := append_problem(path):
-            raise OutputError(f"{path}: the summary cannot be written ({problem}); name another file")
-        there = path.exists()
-        with path.open("a", encoding="utf-8"):
-            pass
-        if not there:
-            path.unlink()
-    except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) else "no such name"
-        raise OutputError(
-            f"{str(path)[:200]}: the summary cannot be written ({said}); name another file"
-        ) from error
+    with _open_summary(path) as (_, is_new):
+        pass
+    if is_new:
+        path.unlink()
 
 
 def append_summary(path: Path, text: str) -> None:
@@ -50,13 +42,23 @@ def append_summary(path: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    check_summary(path)
+    with _open_summary(path) as (file, _):
+        file.write(redact(text).rstrip("\n") + "\n\n")
+
+
+@contextmanager
+def _open_summary(path: Path) -> Iterator[tuple[TextIO, bool]]:
+    """The file, to be added to, and whether it was made."""
     try:
+        if problem := append_problem(path):
+            raise OutputError(f"{path}: the summary cannot be written ({problem}); name another file")
+        is_new = not path.exists()
         with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(redact(text).rstrip("\n") + "\n\n")
-    except OSError as error:
+            yield file, is_new
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else "no such name"
         raise OutputError(
-            f"{path}: the summary cannot be written ({error.strerror}); name another file"
+            f"{str(path)[:200]}: the summary cannot be written ({said}); name another file"
         ) from error
 
 

@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from hubextrap.cli.merging import AsJson, Memory, Quiet, Workers
+from hubextrap.cli.options import Limits, OutFolder, Said, grouped
 from hubextrap.cli.terminal import tell, tell_json
 
 if TYPE_CHECKING:
     from hubextrap.api import RegroundResult
 
 
+@grouped
 def reground(
-    recipe: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RECIPE",
-            help="A recipe with a reground section, such as `hubextrap recipes cp reground_trl` gives.",
-        ),
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="For all of the run; give it again to go on.")
-    ],
-    memory: Memory = "512MiB",
-    workers: Workers = 2,
-    quiet: Quiet = False,
-    as_json: AsJson = False,
+    recipe: Path = typer.Argument(
+        ...,
+        metavar="RECIPE",
+        help="A recipe with a reground section, such as `hubextrap recipes cp reground_trl` gives.",
+    ),
+    *,
+    out: OutFolder,
+    limits: Limits,
+    said: Said,
 ) -> None:
     """Train a little with any trainer's command, jump far, and again; a stopped run goes on where it was."""
     from hubextrap import api
     from hubextrap.cli.main import wait_for_others
-    from hubextrap.cli.merging import parse_size
-    from hubextrap.cli.progress import open_progress
     from hubextrap.recipe import load_reground_recipe
 
     wait_for_others()
     result = api.reground(
         load_reground_recipe(recipe),
         out,
-        settings=api.Settings(parse_size(memory), workers),
-        progress=open_progress(quiet),
-        output=None if quiet else sys.stderr.buffer,
+        settings=limits.settings(),
+        progress=said.progress,
+        output=None if said.quiet else sys.stderr.buffer,
     )
-    if as_json:
-        tell_json(json.dumps(result.as_dict(), indent=2))
+    if said.as_json:
+        tell_json(result.as_dict())
     else:
         _print(result)
 

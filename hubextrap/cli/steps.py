@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hubextrap.cli.terminal import cells, tell_json
+from hubextrap.cli.options import Said, Selection, grouped
+from hubextrap.cli.terminal import cells, console, tell_json
 from hubextrap.foreign_text import as_shown
 
 if TYPE_CHECKING:
@@ -18,43 +17,29 @@ _FULL_WIDTH = 100_000
 """Columns off a terminal: no name is cut or wrapped there."""
 
 
+@grouped
 def steps(
     reference: str = typer.Argument(
         ...,
         metavar="REF",
         help="org/name, org/name@revision, org/name:folder, hf://org/name@revision/folder or a local folder.",
     ),
-    pattern: str | None = typer.Option(None, help="How the names are built, e.g. 'step_{step}'."),
-    series: str | None = typer.Option(None, help="Which series, where several are there."),
-    min_step: int | None = typer.Option(None, help="First step to take."),
-    max_step: int | None = typer.Option(None, help="Last step to take."),
-    base: str | None = typer.Option(None, help="Reference of the model at step 0."),
-    step_scale: float = typer.Option(1.0, help="Steps a unit of the number in the names."),
+    *,
+    selection: Selection,
     fast: bool = typer.Option(
-        False, "--fast", help="Leave dtype and date out: they take two requests a checkpoint."
+        False, "--fast", help="Leave dtype and date out: they take two requests for each checkpoint."
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print a JSON list with the full commit SHAs."),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress."),
+    said: Said,
 ) -> None:
     """List the checkpoints of a run: step, revision, commit, size, dtype, date."""
-    from hubextrap.cli.progress import open_progress
     from hubextrap.trajectory import describe, find_trajectory
 
-    progress = open_progress(quiet)
-    trajectory = find_trajectory(
-        reference,
-        pattern=pattern,
-        series=series,
-        min_step=min_step,
-        max_step=max_step,
-        base=base,
-        step_scale=step_scale,
-        progress=progress,
-    )
+    progress = said.progress
+    trajectory = find_trajectory(reference, selection.options(), progress=progress)
     if not fast:
         trajectory = describe(trajectory, progress)
-    if as_json:
-        tell_json(json.dumps([_as_json(one, trajectory) for one in trajectory.checkpoints], indent=2))
+    if said.as_json:
+        tell_json([_as_json(one, trajectory) for one in trajectory.checkpoints])
     else:
         _print_table(reference, trajectory)
 
@@ -77,7 +62,6 @@ def _as_json(checkpoint: Checkpoint, trajectory: Trajectory) -> dict[str, Any]:
 
 
 def _print_table(reference: str, trajectory: Trajectory) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from hubextrap.cli.progress import format_bytes
@@ -104,15 +88,15 @@ def _print_table(reference: str, trajectory: Trajectory) -> None:
                 f"{checkpoint.date:%Y-%m-%d %H:%M}" if checkpoint.date else "",
             )
         )
-    console = Console(width=None if sys.stdout.isatty() else _FULL_WIDTH, highlight=False, markup=False)
-    console.print(
+    out = console(_FULL_WIDTH)
+    out.print(
         as_shown(f"{reference}: {len(trajectory.checkpoints)} checkpoints of {trajectory.series}"),
         soft_wrap=True,
     )
-    console.print(table)
+    out.print(table)
     for checkpoint in trajectory.checkpoints:
         if checkpoint.note:
-            console.print(as_shown(f"note: step {checkpoint.step} {checkpoint.note}"), soft_wrap=True)
+            out.print(as_shown(f"note: step {checkpoint.step} {checkpoint.note}"), soft_wrap=True)
 
 
 def _place(checkpoint: Checkpoint, one_repo: bool) -> str:

@@ -5,6 +5,7 @@ Other programs' words, which pass by these functions, go through the streams: se
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ from hubextrap.foreign_text import (
     json_text,
     log_record,
     log_text,
+    redacted,
     terminal_line,
     terminal_output,
 )
@@ -27,6 +29,8 @@ from hubextrap.redaction import redact, rewrite_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from rich.console import Console
 
 _STYLES = re.compile(r"(\x1b\[(?:[0-9;]*m|\d*[A-DGJK]|\?25[hl]))")
 """What Rich and progress bars write to a terminal: colours, and the way back over a bar."""
@@ -37,14 +41,25 @@ def tell(text: object, *, err: bool = False) -> None:
     typer.echo(as_shown(str(text)), err=err)
 
 
-def tell_json(text: str) -> None:
-    """Print JSON."""
-    typer.echo(json_text(text))
+def tell_json(value: Any) -> None:
+    """Print values, or a model of pydantic's, as JSON."""
+    is_model = hasattr(value, "model_dump_json")
+    plain = value.model_dump(mode="json") if is_model else value
+    shown = redacted(plain)
+    as_it_is = is_model and shown == plain
+    typer.echo(json_text(value.model_dump_json(indent=2) if as_it_is else json.dumps(shown, indent=2)))
 
 
 def cells(*texts: str) -> tuple[str, ...]:
     """A row of a table of Rich's."""
     return tuple(map(terminal_line, texts))
+
+
+def console(columns: int) -> Console:
+    """Rich's on stdout, as wide as the terminal, or ``columns`` where there is none."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else columns, highlight=False, markup=False)
 
 
 def clean_error(error: BaseException) -> None:

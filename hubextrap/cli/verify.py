@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import typer
 
+from hubextrap.cli.options import Said, grouped
 from hubextrap.cli.terminal import tell, tell_json
 
 
+@grouped
 def verify(
     reference: str = typer.Argument(
         ..., metavar="DIR|REF", help="A merged folder, or org/name@revision on the Hub."
     ),
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress."),
-    as_json: bool = typer.Option(False, "--json", help="Print every file with what is wrong as JSON."),
+    *,
+    said: Said,
 ) -> None:
     """Check that a folder holds what hubextrap.json names, byte for byte, and no other weights or code."""
     from hubextrap import api
-    from hubextrap.cli.progress import format_bytes, open_progress
+    from hubextrap.cli.progress import format_bytes
 
-    found = api.verify(reference, progress=open_progress(quiet))
-    if as_json:
-        tell_json(json.dumps(dataclasses.asdict(found), indent=2))
+    found = api.verify(reference, progress=said.progress)
+    if said.as_json:
+        tell_json(dataclasses.asdict(found))
     else:
         for problem in found.problems:
             tell(f"mismatch: {problem}")

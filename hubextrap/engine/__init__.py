@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hubextrap.engine.plan import DEFAULT_MEMORY, MergePlan, plan_merge
+from hubextrap.lazy import names_of
 
 if TYPE_CHECKING:
+    from hubextrap.engine.budget import DEFAULT_MEMORY, DEFAULT_WORKERS
+    from hubextrap.engine.plan import MergePlan, plan_merge
     from hubextrap.engine.run import MergeOutput, run_plan
 
-__all__ = ["DEFAULT_MEMORY", "MergeOutput", "MergePlan", "plan_merge", "run_plan"]
+__all__ = ["DEFAULT_MEMORY", "DEFAULT_WORKERS", "MergeOutput", "MergePlan", "plan_merge", "run_plan"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in ("MergeOutput", "run_plan"):  # these import torch
-        from hubextrap.engine import run
-
-        return getattr(run, name)
-    raise AttributeError(name)
+__getattr__ = names_of(__name__)

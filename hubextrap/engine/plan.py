@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from hubextrap.engine.budget import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
 from hubextrap.engine.comparison import FLOATS, compare
 from hubextrap.engine.facts import copied, dtype_notes, kept_wide, narrowed
 from hubextrap.engine.jobs import GRAIN, Job, cut_jobs, job_minimum
@@ -31,10 +32,7 @@ if TYPE_CHECKING:
     from hubextrap.engine.comparison import Entry
     from hubextrap.tensors.layout import CheckpointLayout, TensorInfo
 
-MiB = 2**20
-DEFAULT_MEMORY = 512 * MiB
 NO_LIMIT = 2**62
-DEFAULT_WORKERS = 2
 LOCAL_READ_SIZE = 2 * MiB
 """Bytes of one checkpoint that a job reads from a disk: a job should stay in the processor's caches."""
 REMOTE_READ_SIZE = 8 * MiB

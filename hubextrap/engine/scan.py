@@ -17,15 +17,12 @@ from zlib import crc32
 import numpy as np
 import torch
 
+from hubextrap.engine.budget import DEFAULT_MEMORY, DEFAULT_WORKERS
 from hubextrap.engine.executors import SerialExecutor, ThreadExecutor, Turns
 from hubextrap.engine.inputs import InputHashes, check_blamed, file_uses
 from hubextrap.engine.jobs import cut_jobs
 from hubextrap.engine.kernels import count_non_finite, torch_dtype
-from hubextrap.engine.plan import (
-    DEFAULT_MEMORY,
-    DEFAULT_WORKERS,
-    REMOTE_READERS,
-)
+from hubextrap.engine.plan import REMOTE_READERS
 from hubextrap.engine.reading import JobBuffer
 from hubextrap.engine.run import one_torch_thread
 from hubextrap.engine.scan_plan import READ_AS, piece_bytes_of, plan_scan

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hubextrap.engine.budget import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
 from hubextrap.engine.comparison import FLOATS
-from hubextrap.engine.plan import DEFAULT_MEMORY, DEFAULT_WORKERS, REMOTE_READ_SIZE, MiB, plan_merge
+from hubextrap.engine.plan import REMOTE_READ_SIZE, plan_merge
 from hubextrap.scans.scan import EXAMPLES
 from hubextrap.statistics.calibration import fit_memory
 from hubextrap.statistics.elements import BLOCK

@@ -13,7 +13,8 @@ from hubextrap.tensors.cache import check_download
 from hubextrap.tensors.local import check_folder
 
 if TYPE_CHECKING:
-    from hubextrap.evaluate.table import Backend, Settings
+    from hubextrap.evaluate.options import Backend
+    from hubextrap.evaluate.table import MeasurementSettings
     from hubextrap.progress import Progress
     from hubextrap.trajectory import Checkpoint
 
@@ -34,7 +35,9 @@ def check_backend(backend: Backend, device: str, batch_size: int | None) -> None
         raise EvaluationError("vLLM is not installed; install it with: pip install 'lm-eval[vllm]'")
 
 
-def load_model(label: str, checkpoint: Checkpoint | Mixture, settings: Settings, progress: Progress) -> Any:
+def load_model(
+    label: str, checkpoint: Checkpoint | Mixture, settings: MeasurementSettings, progress: Progress
+) -> Any:
     """A checkpoint as a model that lm-eval can question.
 
     Raises:
@@ -60,7 +63,7 @@ def generation_defaults(model: Any) -> dict[str, Any]:
     return found
 
 
-def _load_vllm(checkpoint: Checkpoint | Mixture, settings: Settings) -> Any:
+def _load_vllm(checkpoint: Checkpoint | Mixture, settings: MeasurementSettings) -> Any:
     import lm_eval.models  # noqa: F401  it registers lm-eval's models
     from lm_eval.api.registry import get_model
 
@@ -75,7 +78,7 @@ def _load_vllm(checkpoint: Checkpoint | Mixture, settings: Settings) -> Any:
         raise EvaluationError(f"{checkpoint.name}: vLLM cannot load it: {reason(error)}") from error
 
 
-def vllm_arguments(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
+def vllm_arguments(checkpoint: Checkpoint, settings: MeasurementSettings) -> dict[str, Any]:
     """The arguments of lm-eval's vLLM model for a checkpoint, pinned; no code from the Hub runs.
 
     A subfolder of a repo is downloaded into the Hub cache first, as vLLM knows no subfolders.

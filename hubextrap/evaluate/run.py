@@ -7,15 +7,17 @@ import hashlib
 import json
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import EvaluationError
 from hubextrap.evaluate.backend import check_backend, generation_defaults, load_model
+from hubextrap.evaluate.options import DEFAULT_BATCH_SIZE, EvaluationOptions
 from hubextrap.evaluate.own_tasks import Answering, task_specs
 from hubextrap.evaluate.quiet import quiet_libraries, quiet_lm_eval
 from hubextrap.evaluate.scores import config_sha256, docs_sha256, records_of, scores_of
-from hubextrap.evaluate.table import Backend, EvaluationTable, Part, Row, Score, Settings, TaskRecord
+from hubextrap.evaluate.table import EvaluationTable, MeasurementSettings, Part, Row, Score, TaskRecord
 from hubextrap.evaluate.tasks import load_tasks, require_lm_eval
 from hubextrap.hub_access import reason
 from hubextrap.logits import Mixture
@@ -25,12 +27,9 @@ from hubextrap.trajectory import Checkpoint, Pins, resolve_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
-    from hubextrap.evaluate.own_tasks import TaskFile
     from hubextrap.progress import Progress
 
-DEFAULT_BATCH_SIZE = 16
 MAX_NUMBER = 2**32 - 1
 """What numpy takes as a seed; no other setting needs more."""
 _PACKAGES = ("hubextrap", "lm_eval", "torch", "transformers", "math_verify", "vllm")
@@ -39,20 +38,10 @@ _PACKAGES = ("hubextrap", "lm_eval", "torch", "transformers", "math_verify", "vl
 
 def evaluate(
     references: Sequence[tuple[str, Checkpoint | Mixture | str]],
-    tasks: Sequence[str] = (),
+    options: EvaluationOptions | Sequence[str] = (),
     *,
-    include_path: Sequence[Path] = (),
-    task_files: Sequence[TaskFile] = (),
-    answering: Answering | None = None,
-    limit: int | None = None,
-    batch_size: int | None = None,
-    num_fewshot: int | None = None,
-    seed: int = 0,
-    apply_chat_template: bool = False,
-    device: str = "auto",
-    dtype: str = "auto",
-    backend: Backend = "hf",
     progress: Progress | None = None,
+    **named: Any,
 ) -> EvaluationTable:
     """Measure checkpoints with lm-eval.
 
@@ -61,29 +50,17 @@ def evaluate(
     Args:
         references: (label, checkpoint, mixture of logits, or reference). The row ``last`` is what all others
             are compared with, rows whose label starts with ``prediction`` are judged; other labels are free.
-        tasks, include_path, task_files, answering, …: see `Harness`.
+        options: tasks and settings, or tasks alone.
+        named: fields of `EvaluationOptions` that differ from ``options``: ``limit=100``.
 
     Raises:
         EvaluationError: lm-eval is not installed, a task is unknown, a model does not load or run.
         TrajectoryError, CheckpointError: a reference leads nowhere.
     """
     _check_labels([label for label, _ in references])
-    harness = Harness(
-        tasks,
-        include_path=include_path,
-        task_files=task_files,
-        answering=answering,
-        limit=limit,
-        batch_size=batch_size,
-        num_fewshot=num_fewshot,
-        seed=seed,
-        apply_chat_template=apply_chat_template,
-        device=device,
-        dtype=dtype,
-        backend=backend,
-        progress=progress,
-    )
-    harness.check_examples()
+    if not isinstance(options, EvaluationOptions):
+        options = EvaluationOptions(options)
+    harness = Harness(replace(options, **named), progress)
     pins = Pins()
     checkpoints = [
         (label, resolve_checkpoint(item, pins=pins) if isinstance(item, str) else item)
@@ -114,65 +91,39 @@ class Measurement(Part):
 class Harness:
     """lm-eval with the same tasks, seeds and settings for every checkpoint that it measures."""
 
-    def __init__(
-        self,
-        tasks: Sequence[str] = (),
-        *,
-        include_path: Sequence[Path] = (),
-        task_files: Sequence[TaskFile] = (),
-        answering: Answering | None = None,
-        limit: int | None = None,
-        batch_size: int | None = None,
-        num_fewshot: int | None = None,
-        seed: int = 0,
-        apply_chat_template: bool = False,
-        device: str = "auto",
-        dtype: str = "auto",
-        backend: Backend = "hf",
-        progress: Progress | None = None,
-    ) -> None:
+    def __init__(self, options: EvaluationOptions, progress: Progress | None = None) -> None:
         """
-        Args:
-            tasks: lm-eval tasks, groups or tags, and our own.
-            include_path: folders with task files of the user's own.
-            task_files: files of problems.
-            answering: how often and how the problems of our own tasks and of ``task_files`` are answered.
-            limit: only the first so many documents of each task.
-            batch_size: sequences at a time, 16 if None; samples depend on it.
-            num_fewshot: examples in the prompt, where a task does not fix them at 0.
-            seed: of every random generator, set anew before each checkpoint.
-            device: ``auto`` takes the first CUDA device where there is one; else as torch names it.
-            dtype: ``auto`` for each checkpoint's own, or as torch names it.
-            backend: ``hf`` is transformers; ``vllm`` is lm-eval's model for vLLM.
-
         Raises:
-            EvaluationError: lm-eval or the backend is not installed, a task is unknown or cannot be loaded.
+            EvaluationError: lm-eval or the backend is not installed, a task is unknown or cannot be loaded,
+                or an option would have no effect.
         """
         self._progress = progress or SilentProgress()
-        names = list(dict.fromkeys(tasks))
+        tasks = list(dict.fromkeys(options.tasks))
         require_lm_eval()
-        check_backend(backend, device, batch_size)
-        _check_numbers(limit=limit, batch_size=batch_size, num_fewshot=num_fewshot, seed=seed)
-        if include_path and not names:
+        check_backend(options.backend, options.device, options.batch_size)
+        for name in ("limit", "batch_size", "num_fewshot", "seed"):
+            _check_number(name, getattr(options, name))
+        if options.include_path and not tasks:
             raise EvaluationError("include_path has no effect without tasks: it is where they are looked for")
-        self._specs = task_specs(names, task_files, answering)
-        self._manager = load_tasks(self._specs, include_path)
-        self._what = ", ".join([*names, *(file.name for file in task_files)])
-        self.settings = Settings(
-            seed=seed,
-            batch_size=batch_size or DEFAULT_BATCH_SIZE,
-            limit=limit,
-            num_fewshot=num_fewshot,
-            apply_chat_template=apply_chat_template,
-            device=chosen_device(device),
-            dtype=dtype,
-            backend=backend,
+        self._specs = task_specs(tasks, options.task_files, options.answering)
+        self._manager = load_tasks(self._specs, options.include_path)
+        self._what = ", ".join(options.names)
+        self.settings = MeasurementSettings(
+            seed=options.seed,
+            batch_size=options.batch_size or DEFAULT_BATCH_SIZE,
+            limit=options.limit,
+            num_fewshot=options.num_fewshot,
+            apply_chat_template=options.apply_chat_template,
+            device=chosen_device(options.device),
+            dtype=options.dtype,
+            backend=options.backend,
             versions=_versions(),
-            requested=tuple(names),
-            task_files={file.name: file.format for file in task_files},
-            answering=tuple((answering or Answering()).options()),
+            requested=tuple(tasks),
+            task_files={file.name: file.format for file in options.task_files},
+            answering=tuple((options.answering or Answering()).options()),
             tasks={},
         )
+        self._check_examples()
 
     def fingerprint(self) -> str:
         """sha256 of all that a figure depends on beside the weights: tasks with their data, and settings."""
@@ -186,12 +137,8 @@ class Harness:
         text = json.dumps([self.settings.model_dump(mode="json"), tasks], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def check_examples(self) -> None:
-        """Refuse a number of examples that no task takes.
-
-        Raises:
-            EvaluationError: each task fixes it at 0.
-        """
+    def _check_examples(self) -> None:
+        """Refuse a number of examples where each task fixes it at 0."""
         if not self.settings.num_fewshot:
             return
         with quiet_libraries():
@@ -248,12 +195,11 @@ class Harness:
         )
 
 
-def _check_numbers(**numbers: int | None) -> None:
+def _check_number(name: str, number: int | None) -> None:
     """Refuse what lm-eval and the random generators would not take."""
-    for name, number in numbers.items():
-        low, high = (1 if name in ("limit", "batch_size") else 0), MAX_NUMBER
-        if number is not None and not low <= number <= high:
-            raise EvaluationError(f"{name} {number}: has to be from {low} to {high}")
+    low, high = (1 if name in ("limit", "batch_size") else 0), MAX_NUMBER
+    if number is not None and not low <= number <= high:
+        raise EvaluationError(f"{name} {number}: has to be from {low} to {high}")
 
 
 def _check_labels(labels: Sequence[str]) -> None:

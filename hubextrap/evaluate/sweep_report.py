@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-class Candidate(Part):
+class GridPoint(Part):
     """A prediction of the grid, in the order in which it was asked for."""
 
     label: str
@@ -35,7 +35,7 @@ class SweepResult(Part):
     format: int = 1
     figures: tuple[Key, ...]
     """(task, metric, filter) of those that decided."""
-    candidates: tuple[Candidate, ...]
+    candidates: tuple[GridPoint, ...]
     chosen: str
     """Label of the prediction that does best on the half that decides; the nearest one if several do."""
     is_better: bool
@@ -47,7 +47,7 @@ class SweepResult(Part):
     """On the other half: the chosen prediction, labelled so, and what it is compared with."""
 
 
-def report_sweep(table: EvaluationTable, candidates: Sequence[Candidate]) -> SweepResult:
+def report_sweep(table: EvaluationTable, candidates: Sequence[GridPoint]) -> SweepResult:
     """Choose and report.
 
     Args:

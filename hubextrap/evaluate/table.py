@@ -1,4 +1,4 @@
-"""What an evaluation found: a row a checkpoint, and what every row is beside the last observed checkpoint."""
+"""What an evaluation found: a row per checkpoint, and what every row is beside the last observed one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer, f
 from hubextrap.containment import read_named
 from hubextrap.durable.atomic import write_whole
 from hubextrap.errors import EvaluationError, OutputError
+from hubextrap.evaluate.options import Backend
 from hubextrap.output_files import file_problem
 
 PREDICTION = "prediction"
@@ -24,8 +25,7 @@ BASE = "base"
 TARGET = "target"
 """Label of the real checkpoint at the step that was predicted."""
 
-Backend = Literal["hf", "vllm"]
-Verdict = Literal["better", "worse", "different", "no difference seen"]
+DifferenceVerdict = Literal["better", "worse", "different", "no difference seen"]
 """``different`` is one that is more than chance, in a figure of unknown direction."""
 
 
@@ -113,7 +113,7 @@ class TaskRecord(Part):
     """How answers are generated, as lm-eval has it."""
 
 
-class Settings(Part):
+class MeasurementSettings(Part):
     """All that the figures depend on beside the weights; samples depend on task order and batch size."""
 
     seed: int
@@ -141,7 +141,7 @@ class Difference(Part):
     value: float
     interval: tuple[float, float] | None
     """95 %, by a paired bootstrap over the problems; None where the figure is no mean over problems."""
-    verdict: Verdict | None
+    verdict: DifferenceVerdict | None
     """None without an interval."""
 
 
@@ -149,7 +149,7 @@ class EvaluationTable(Part):
     """All checkpoints of one evaluation, measured with the same tasks, seeds and settings."""
 
     format: int = 1
-    settings: Settings
+    settings: MeasurementSettings
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     """What a reader has to know beside the figures, as sentences."""
@@ -234,7 +234,7 @@ class EvaluationTable(Part):
                     raise ValueError(f"{where} is {score.value!r}, and the mean of its problems {mean!r}")
 
 
-def _verdict(interval: tuple[float, float], higher_is_better: bool | None) -> Verdict:
+def _verdict(interval: tuple[float, float], higher_is_better: bool | None) -> DifferenceVerdict:
     low, high = interval
     if low <= 0 <= high:
         return "no difference seen"

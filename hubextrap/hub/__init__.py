@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hubextrap.lazy import names_of
 
 if TYPE_CHECKING:
     from hubextrap.hub.card import model_card, with_target
@@ -21,27 +23,6 @@ if TYPE_CHECKING:
     from hubextrap.hub.push import commit_message, push_folder
     from hubextrap.hub.sink import HubSink
     from hubextrap.hub.target import PushTarget, check_target
-
-_MODULES = {
-    "PROVENANCE_FILE": "provenance",
-    "CoefficientRule": "provenance",
-    "HubSink": "sink",
-    "InputCheckpoint": "provenance",
-    "InputFile": "provenance",
-    "OutgoingFile": "outgoing",
-    "OutputShard": "provenance",
-    "Provenance": "provenance",
-    "PushResult": "commit",
-    "PushTarget": "target",
-    "build_provenance": "provenance",
-    "check_target": "target",
-    "commit_files": "commit",
-    "commit_message": "push",
-    "model_card": "card",
-    "push_folder": "push",
-    "read_provenance": "provenance",
-    "with_target": "card",
-}
 
 __all__ = [
     "PROVENANCE_FILE",
@@ -64,10 +45,4 @@ __all__ = [
     "with_target",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = names_of(__name__)

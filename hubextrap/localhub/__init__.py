@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import HubExtrapError
+from hubextrap.lazy import names_of
 
 if TYPE_CHECKING:
     from hubextrap.localhub.faults import Fault, Request
@@ -12,16 +13,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Fault", "LocalHub", "Request"]
 
-_MODULES = {"Fault": "faults", "LocalHub": "hub", "Request": "faults"}
+_find = names_of(__name__)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     try:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return _find(name)
     except ImportError as error:
         raise HubExtrapError(
             f"the local hub needs {error.name}: pip install 'hubextrap[localhub]'"

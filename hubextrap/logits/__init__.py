@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hubextrap.lazy import names_of
 
 if TYPE_CHECKING:
     from hubextrap.logits.loading import load_tokenizer
@@ -12,16 +13,4 @@ if TYPE_CHECKING:
 
 __all__ = ["ExtrapolatedForCausalLM", "Mixture", "load_tokenizer", "recipe_gram_matrix", "recipe_mixture"]
 
-_MODULES = {
-    "ExtrapolatedForCausalLM": "model",
-    "Mixture": "mixture",
-    "load_tokenizer": "loading",
-    "recipe_gram_matrix": "mixture",
-    "recipe_mixture": "mixture",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = names_of(__name__)

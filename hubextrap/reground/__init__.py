@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from hubextrap.lazy import names_of
 from hubextrap.reground.guard import MAX_ERROR, Judgement, ProbeVerdict, judge_jump, judge_probe
 from hubextrap.reground.history import (
     HISTORY_NAME,
@@ -56,11 +57,5 @@ __all__ = [
     "snapshot_steps",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    # torch and transformers: only who trains pays for them
-    if name == "ExtrapolationCallback":
-        from hubextrap.reground.callback import ExtrapolationCallback
-
-        return ExtrapolationCallback
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# torch and transformers: only who trains pays for them
+__getattr__ = names_of(__name__)

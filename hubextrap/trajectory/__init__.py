@@ -12,6 +12,7 @@ from hubextrap.trajectory.discover import (
     resolve_checkpoint,
 )
 from hubextrap.trajectory.observed import find_recipe_trajectory
+from hubextrap.trajectory.options import TrajectoryOptions
 from hubextrap.trajectory.pins import Pins
 from hubextrap.trajectory.reference import Reference, parse_reference
 from hubextrap.trajectory.selection import scaled_by
@@ -23,6 +24,7 @@ __all__ = [
     "Reference",
     "Series",
     "Trajectory",
+    "TrajectoryOptions",
     "describe",
     "describe_checkpoint",
     "find_recipe_trajectory",

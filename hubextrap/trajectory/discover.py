@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import (
     AmbiguousTrajectory,
@@ -20,6 +20,7 @@ from hubextrap.trajectory.hub_files import list_files
 from hubextrap.trajectory.layouts import series_by_layout
 from hubextrap.trajectory.local_layout import files_in
 from hubextrap.trajectory.names import pattern_reader, read_step, read_title
+from hubextrap.trajectory.options import TrajectoryOptions
 from hubextrap.trajectory.pins import Pins
 from hubextrap.trajectory.reference import Reference, parse_reference
 from hubextrap.trajectory.sameness import digest_of, same_weights
@@ -51,28 +52,19 @@ def find_series(reference: str, *, pattern: str | None = None, pins: Pins | None
 
 def find_trajectory(
     reference: str,
+    options: TrajectoryOptions | None = None,
     *,
-    pattern: str | None = None,
-    series: str | None = None,
-    min_step: int | None = None,
-    max_step: int | None = None,
-    steps: Sequence[int] | None = None,
-    base: str | None = None,
-    step_scale: float = 1.0,
     pins: Pins | None = None,
     progress: Progress | None = None,
+    **named: Any,
 ) -> Trajectory:
     """The checkpoints of one run, pinned, with the bytes of their weights.
 
     Args:
         reference: a local folder, ``org/name``, ``org/name@revision:folder`` or ``hf://…``.
-        pattern: reads the names instead of the built-in grammar, e.g. ``step_{step}``.
-        series: the one to take where several are found, by its pattern or the start of it.
-        min_step, max_step: bounds, both included.
-        steps: exactly these; each has to be there.
-        base: reference of the model at step 0, where the series does not hold it.
-        step_scale: steps a unit of the number in the name, e.g. 50 for epochs of 50 steps; rounded.
+        options: which checkpoints; all of the one series that is there if not given.
         pins: what the command has pinned so far.
+        named: fields of `TrajectoryOptions`, instead of ``options``: ``max_step=800``.
 
     Raises:
         ReferenceNotFound, AccessDenied: a reference leads nowhere, or is not open to this token.
@@ -81,18 +73,20 @@ def find_trajectory(
         TrajectoryError: nothing is found.
     """
     progress, pins = progress or SilentProgress(), pins or Pins()
-    chosen = _choose(reference, pattern, series, pins)
-    scaled = scaled_by(chosen, step_scale)
+    asked = replace(options or TrajectoryOptions(), **named)
+    low, high, steps = asked.min_step, asked.max_step, asked.steps
+    chosen = _choose(reference, asked.pattern, asked.series, pins)
+    scaled = scaled_by(chosen, asked.step_scale)
     check_distinct(scaled.checkpoints, reference)
-    selected = select_steps(scaled, reference, min_step, max_step, steps)
+    selected = select_steps(scaled, reference, low, high, steps)
     if chosen.files_known:
         for over in scaled.passed_over:
-            if steps is None and is_within(over.checkpoint.step, min_step, max_step):
+            if steps is None and is_within(over.checkpoint.step, low, high):
                 progress.say(f"left out step {over.checkpoint.step}, {over}")
     else:
         selected = _with_weights(selected, reference, steps, progress)
-    if base is not None:
-        selected = (_base_for(selected, base, reference, pins), *selected)
+    if asked.base is not None:
+        selected = (_base_for(selected, asked.base, reference, pins), *selected)
     return _trajectory(selected, chosen.pattern, progress, scaled)
 
 
@@ -203,7 +197,7 @@ def _choose(reference: str, pattern: str | None, choice: str | None, pins: Pins)
             raise AmbiguousTrajectory(
                 own_lines(
                     f"{reference}: {len(fitting)} series of checkpoints are here; choose one by its name, "
-                    "with `trajectory.steps.series` in a recipe, or --series of steps and scan:",
+                    "with `trajectory.steps.series` in a recipe, or --series:",
                     *table_of(fitting),
                 )
             )

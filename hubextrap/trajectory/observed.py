@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hubextrap.trajectory.discover import find_trajectory, pin_checkpoints
+from hubextrap.trajectory.options import TrajectoryOptions
 
 if TYPE_CHECKING:
     from hubextrap.progress import Progress
@@ -30,16 +31,4 @@ def find_recipe_trajectory(
             [(entry.model, entry.step) for entry in section.checkpoints], pins=pins, progress=progress
         )
     assert section.repo is not None
-    chosen = section.steps
-    return find_trajectory(
-        section.repo,
-        pattern=chosen.pattern,
-        series=chosen.series,
-        min_step=chosen.min,
-        max_step=chosen.max,
-        steps=chosen.only,
-        base=section.base,
-        step_scale=chosen.scale,
-        pins=pins,
-        progress=progress,
-    )
+    return find_trajectory(section.repo, TrajectoryOptions.of(section), pins=pins, progress=progress)

@@ -314,7 +314,7 @@ def test_run_measures_what_it_merged(
                 os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
             return None
 
-    monkeypatch.setattr("hubextrap.api.chain.harness_of", lambda section, progress: Counting())
+    monkeypatch.setattr("hubextrap.api.chain.Harness", lambda options, progress: Counting())
     with pytest.raises(SourceError, match=r"step_30: changed while the command ran"):
         api.run(recipe, out=tmp_path / "out")
     assert measured == ["prediction", "last"]

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from hubextrap.api import Settings, merge, sweep
 from hubextrap.cli.main import app
 from hubextrap.errors import EvaluationError, OutputError, RecipeError
-from hubextrap.evaluate import Answering, Harness, TaskFile
+from hubextrap.evaluate import Answering, EvaluationOptions, Harness, TaskFile
 from hubextrap.evaluate.sweep_report import SweepResult
 from hubextrap.localhub import LocalHub
 from hubextrap.recipe import Recipe, load_recipe, parse_recipe
@@ -214,7 +214,6 @@ def test_every_setting_counts(tmp_path: Path) -> None:
         {"seed": 1},
         {"limit": 1},
         {"batch_size": 8},
-        {"num_fewshot": 1},
         {"apply_chat_template": True},
         {"dtype": "bfloat16"},
         {"device": "cpu:0"},
@@ -223,9 +222,9 @@ def test_every_setting_counts(tmp_path: Path) -> None:
         {"answering": Answering(repeats=4, temperature=0.5)},
         {"task_files": [TaskFile(tmp_path / "p.jsonl", "choice")]},
     ]
-    found = [Harness(**tasks | change).fingerprint() for change in changes]
+    found = [Harness(EvaluationOptions(**tasks | change)).fingerprint() for change in changes]
     assert len(set(found)) == len(changes)
-    assert Harness(**tasks).fingerprint() == found[0]
+    assert Harness(EvaluationOptions(**tasks)).fingerprint() == found[0]
 
 
 def test_a_chat_template_changed_in_place_is_measured_anew(
@@ -273,7 +272,8 @@ def test_few_shot_examples_count_as_the_problems_do(tmp_path: Path) -> None:
     def fingerprint(example: str, shots: int) -> str:
         for split, answer in (("test", "1"), ("train", example)):
             (tmp_path / f"{split}.jsonl").write_text(json.dumps({"question": "?", "answer": answer}))
-        return Harness(["shots"], include_path=[tmp_path], num_fewshot=shots).fingerprint()
+        options = EvaluationOptions(["shots"], include_path=[tmp_path], num_fewshot=shots)
+        return Harness(options).fingerprint()
 
     (tmp_path / "shots.yaml").write_text(
         "task: shots\ndataset_path: json\ntest_split: test\nfewshot_split: train\n"

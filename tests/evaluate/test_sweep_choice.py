@@ -11,7 +11,7 @@ from hubextrap.errors import EvaluationError
 from hubextrap.evaluate import EvaluationTable, Row, Score, TaskRecord
 from hubextrap.evaluate.curve import draw_sweep
 from hubextrap.evaluate.halves import halves, main_figures
-from hubextrap.evaluate.sweep_report import Candidate, SweepResult, report_sweep, sweep_markdown
+from hubextrap.evaluate.sweep_report import GridPoint, SweepResult, report_sweep, sweep_markdown
 
 RECORD = TaskRecord(version="1", sha256="", num_fewshot=0, documents=40)
 SETTINGS = evaluations.SETTINGS.model_copy(update={"tasks": dict.fromkeys(("radd", "loss", "other"), RECORD)})
@@ -40,7 +40,7 @@ def row(label: str, *scores: Score, step: int = 200) -> Row:
 
 def report(*rows: Row) -> SweepResult:
     candidates = [
-        Candidate(label=each.label, step=each.step or 0, damping=1.0)
+        GridPoint(label=each.label, step=each.step or 0, damping=1.0)
         for each in rows
         if each.label.startswith("prediction")
     ]
@@ -137,6 +137,6 @@ def test_results_come_back_as_they_were_and_can_be_drawn(tmp_path: Path) -> None
     )
     assert SweepResult.model_validate_json(result.model_dump_json()) == result
     draw_sweep(result, tmp_path / "sweep.png")
-    own = Candidate(label="prediction 300", step=300, damping="auto")
+    own = GridPoint(label="prediction 300", step=300, damping="auto")
     draw_sweep(result.model_copy(update={"candidates": (own,)}), tmp_path / "auto.png")
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")

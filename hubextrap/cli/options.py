@@ -1,0 +1,223 @@
+"""The options that several commands take, each declared once, and groups of them that go to one place.
+
+A command's parameter that is annotated with a group is read option by option: see `grouped`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from hubextrap.cli.progress import open_progress
+from hubextrap.engine.budget import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hubextrap.api import Settings
+    from hubextrap.progress import Progress
+    from hubextrap.trajectory import TrajectoryOptions
+
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe file; `hubextrap recipes ls` lists some.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder to write; it must not be there yet.")]
+OutFolder = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="For all of the results; give it again to go on.")
+]
+PushTo = Annotated[
+    str | None,
+    typer.Option(
+        "--push",
+        metavar="REPO[@REVISION]",
+        help="Push there, straight from memory, instead of where the recipe's push section says.",
+    ),
+]
+Private = Annotated[
+    bool,
+    typer.Option("--private", help="Make the repo private when it is created; refuse one that is public."),
+]
+CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")]
+ResultsFile = Annotated[
+    Path | None,
+    typer.Option("--output", metavar="FILE", help="Save the evaluation, figures and settings, as JSON."),
+]
+MaxLoss = Annotated[
+    float | None,
+    typer.Option(
+        "--max-loss",
+        min=0,
+        metavar="X",
+        help="Exit with 3 when a prediction is worse than the last observed checkpoint by more than this, in "
+        "the metric's own unit, on the main metric of any task.",
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        "--seed", min=0, help="Of every random generator, set anew for each checkpoint and each prompt."
+    ),
+]
+ChatTemplate = Annotated[bool, typer.Option("--apply-chat-template", help="Wrap prompts in it.")]
+
+
+def _summary_place(path: Path | None) -> Path | None:
+    """Refuse a --summary that cannot be written to, before any work is done."""
+    from hubextrap.cli.markdown import check_summary
+
+    check_summary(path)
+    return path
+
+
+Summary = Annotated[
+    Path | None,
+    typer.Option(
+        "--summary",
+        callback=_summary_place,
+        metavar="FILE",
+        help="Add the result as Markdown to this file, e.g. $GITHUB_STEP_SUMMARY.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which checkpoints of a REF; a recipe or a scan says itself which ones it takes."""
+
+    pattern: str | None = typer.Option(None, help="How the names of a REF are built, e.g. 'step_{step}'.")
+    series: str | None = typer.Option(None, help="Which series of a REF, where several are there.")
+    min_step: int | None = typer.Option(None, help="First step to take of a REF.")
+    max_step: int | None = typer.Option(None, help="Last step to take of a REF.")
+    base: str | None = typer.Option(None, help="Reference of the model at step 0 of a REF.")
+    step_scale: float = typer.Option(1.0, help="Steps per unit of the number in the names of a REF.")
+
+    def options(self) -> TrajectoryOptions:
+        from hubextrap.trajectory import TrajectoryOptions
+
+        return TrajectoryOptions(**asdict(self))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What work on weights may take."""
+
+    memory: str = typer.Option(
+        f"{DEFAULT_MEMORY // MiB}MiB",
+        help="Memory that the process may take, e.g. 512MiB or 2GB; CUDA libraries of torch come on top.",
+    )
+    workers: int = typer.Option(DEFAULT_WORKERS, min=1, help="Threads that read, compute and write.")
+
+    def settings(self) -> Settings:
+        from hubextrap.api import Settings
+
+        return Settings(**asdict(self) | {"memory": parse_size(self.memory)})
+
+
+@dataclass(frozen=True)
+class Reading(Limits):
+    """How weights are read."""
+
+    cache: bool = typer.Option(False, "--cache", help="Download checkpoints into the Hub cache first.")
+
+
+@dataclass(frozen=True)
+class Merging(Reading):
+    """How weights are merged."""
+
+    device: str = typer.Option("cpu", help="cpu, or cuda: the same bytes.")
+    allow_non_finite: bool = typer.Option(
+        False, "--allow-non-finite", help="Write NaN and infinite weights too."
+    )
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Where a model that answers runs."""
+
+    device: str = typer.Option(
+        "auto", help="Of the model: cpu, cuda, cuda:1, …; auto takes a GPU where there is one."
+    )
+    dtype: str = typer.Option(
+        "auto", help="Of the model: bfloat16, float32, …; auto is each checkpoint's own."
+    )
+
+
+@dataclass(frozen=True)
+class Measuring(Placing):
+    """How a model is measured."""
+
+    backend: str = typer.Option("hf", help="hf (transformers), or vllm, through lm-eval's model for it.")
+
+    def arguments(self) -> dict[str, Any]:
+        if self.backend not in ("hf", "vllm"):
+            raise typer.BadParameter(f"--backend {self.backend}: has to be hf or vllm")
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What is said on the way, and how the result is."""
+
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress.")
+    as_json: bool = typer.Option(False, "--json", help="Print the result as JSON.")
+
+    @property
+    def progress(self) -> Progress:
+        return open_progress(self.quiet)
+
+
+def names(group: type) -> list[str]:
+    """The parameters of a group."""
+    return [field.name for field in fields(group)]
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with each group among its parameters spread out into options, as typer reads them."""
+    hints = get_type_hints(command, include_extras=True)
+    parameters, groups = [], {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if not (isinstance(group := hints[name], type) and is_dataclass(group)):
+            parameters.append(parameter.replace(annotation=group, kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[name] = group
+        for field in fields(group):
+            kind = get_type_hints(group, include_extras=True)[field.name]
+            parameters.append(
+                inspect.Parameter(
+                    field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kind
+                )
+            )
+
+    def spread(**given: Any) -> None:
+        made = {
+            name: group(**{part: given.pop(part) for part in names(group)}) for name, group in groups.items()
+        }
+        command(**given, **made)
+
+    spread.__name__, spread.__doc__, spread.__module__ = command.__name__, command.__doc__, command.__module__
+    spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return spread
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``512MiB``, ``2GB``, ``1073741824`` …
+
+    Raises:
+        typer.BadParameter: it is no such size.
+    """
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    units |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+    number = text.strip().rstrip("BbKkMmGgTtIi ")
+    unit = text.strip()[len(number) :].strip().upper()
+    try:
+        size = int(float(number) * units[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise typer.BadParameter(f"{text!r} is no size; write it like 512MiB or 2GB") from None
+    if size <= 0:
+        raise typer.BadParameter(f"{text!r}: has to be above 0")
+    return size
