@@ -14,7 +14,8 @@ from torch import nn
 from transformers.trainer_callback import TrainerCallback
 
 from hubextrap.errors import MethodError, OutputError
-from hubextrap.reground.guard import MAX_ERROR, judge_probe, plan_jump
+from hubextrap.reground.ending import plan_jump
+from hubextrap.reground.guard import MAX_ERROR, judge_probe
 from hubextrap.reground.history import (
     HISTORY_NAME,
     Action,

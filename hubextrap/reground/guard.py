@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hubextrap.errors import MethodError
 from hubextrap.methods import longest_horizon, without_rounding
-from hubextrap.reground.jumps import (
-    Window,
-    check_rule,
-    joined_gram,
-    joined_steps,
-    jump_coefficients,
-    snapshot_steps,
-)
+from hubextrap.reground.jumps import Window, check_rule, joined_gram, joined_steps, snapshot_steps
 from hubextrap.statistics import Candidate, GramTable, backtest_table, expect, is_rounded, pasts
 
 if TYPE_CHECKING:
@@ -113,27 +106,6 @@ def judge_jump(
     if worst > max_error:
         return Judgement(False, f"{said}: above {max_error:g} (1 is standing still)", backtest, expected)
     return Judgement(True, f"{said}: not above {max_error:g}", backtest, expected)
-
-
-def plan_jump(
-    windows: Sequence[Window],
-    n: int,
-    rule: str,
-    gram: NDArray[np.float64],
-    tensors: Sequence[str],
-    *,
-    max_error: float | None,
-    probed: bool,
-    dtypes: Iterable[str],
-) -> tuple[Judgement, dict[str, tuple[float, ...]] | None]:
-    """`judge_jump`, and the coefficients by tensor, ``*`` for all; None where the rule cannot serve."""
-    judged = judge_jump(windows, n, rule, gram, max_error=max_error, probed=probed, dtypes=dtypes)
-    try:
-        rows = jump_coefficients(windows, n, rule, gram)
-    except MethodError as error:  # e.g. too few windows yet
-        return replace(judged, jump=False, reason=f"{rule}: {error}"), None
-    names = tensors if len(rows) > 1 else ("*",)
-    return judged, {name: tuple(row) for name, row in zip(names, rows.tolist(), strict=True)}
 
 
 def _moved(window: Window, steps: Sequence[int], gram: NDArray[np.float64]) -> bool:

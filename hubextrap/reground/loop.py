@@ -27,8 +27,8 @@ from hubextrap.reground.checkpoint import (
     find_checkpoint,
 )
 from hubextrap.reground.command import CommandRunner, printed_number
-from hubextrap.reground.ending import limit_reached, why_ended
-from hubextrap.reground.guard import judge_probe, plan_jump
+from hubextrap.reground.ending import limit_reached, plan_jump, why_ended
+from hubextrap.reground.guard import judge_probe
 from hubextrap.reground.history import HISTORY_NAME, Decision, finite_or_none, rewrite_history
 from hubextrap.reground.jumps import WINDOWS_KEPT, Window, snapshot_steps
 from hubextrap.reground.state import Phase, RunState, save_state
