@@ -53,7 +53,7 @@ class RegroundResult:
     model: Path
     """The model that the run has come to: the last one that was trained."""
     decisions: tuple[Decision, ...]
-    """One a round."""
+    """One per round."""
     reason: str
     """Why it ended."""
 
