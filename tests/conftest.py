@@ -170,6 +170,13 @@ def token() -> str:
 
 
 @pytest.fixture
+def logged_in(token: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """HF_TOKEN holds that token."""
+    monkeypatch.setenv("HF_TOKEN", token)
+    return token
+
+
+@pytest.fixture
 def repo_id() -> str:
     """A name that no other test uses; the repo is not created."""
     return f"me/test-{uuid.uuid4().hex[:12]}"

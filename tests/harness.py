@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from hubextrap.localhub import LocalHub
 
 ROOT = Path(__file__).parents[1]
+SHARDS = 12
+"""Files of each checkpoint of the run in tests/resume."""
 
 
 class Lines(SilentProgress):

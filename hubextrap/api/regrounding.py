@@ -53,7 +53,7 @@ class RegroundResult:
     model: Path
     """The model that the run has come to: the last one that was trained."""
     decisions: tuple[Decision, ...]
-    """One a round."""
+    """One per round."""
     reason: str
     """Why it ended."""
 
@@ -114,9 +114,7 @@ def reground(
 
 def _is_empty(folder: Path) -> bool:
     """Whether at most a run's first moments left something in it."""
-    return folder.is_dir() and all(
-        path.name in ("lock", ".state.json.unfinished") or is_new_name(path.name) for path in folder.iterdir()
-    )
+    return folder.is_dir() and all(path.name == "lock" or is_new_name(path.name) for path in folder.iterdir())
 
 
 @contextmanager

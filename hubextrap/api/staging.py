@@ -20,14 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.durable.places import (
-    is_marked,
-    lock_folder,
-    make_marked,
-    remove_marked,
-    remove_strays,
-    unwritable,
-)
+from hubextrap.durable.atomic import writing
+from hubextrap.durable.places import REMEDY, is_marked, lock_folder, make_marked, remove_marked, remove_strays
 from hubextrap.errors import CheckpointError, OutputError
 from hubextrap.output_files import take_after
 from hubextrap.progress import SilentProgress
@@ -77,12 +71,10 @@ def staged(
         names = [f"journal-{number}.jsonl" for number in range(len(folders))]
         if _open_journals(journals, place, names, fingerprint, progress, str(out)):
             shutil.rmtree(model, ignore_errors=True)
-        try:
+        with writing(out, REMEDY):
             for folder in folders:
                 (model / folder).mkdir(parents=True, exist_ok=True)
             take_after(final, model, also=stat.S_IRWXU)
-        except OSError as error:
-            raise unwritable(out, error) from error
         for folder, journal in zip(folders, journals, strict=True):
             _check_shards(model / folder, journal, progress)
         yield Staging(model, tuple(journals))
@@ -111,10 +103,8 @@ def push_state(target: PushTarget, fingerprint: Mapping[str, str], progress: Pro
         _open_journals(journals, place, ["journal-0.jsonl"], fingerprint, progress, target.name)
         scratch = place / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
-        try:
+        with writing(place, REMEDY):
             scratch.mkdir()
-        except OSError as error:
-            raise unwritable(place, error) from error
         yield Staging(scratch, tuple(journals))
 
 

@@ -22,7 +22,7 @@ from hubextrap.foreign_data import parse_json
 from hubextrap.output_files import refuse_file, take_after
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 _NEW_NAME = re.compile(r"\.hubextrap-[0-9a-f]{16}")
@@ -38,14 +38,22 @@ def write_whole(path: Path, *parts: bytes, remedy: str, parents: bool = False) -
     Raises:
         OutputError: it cannot be written, or what is there is no regular file.
     """
-    try:
+    with writing(path, remedy):
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
         refuse_file(path)
         _remove_strays(path)
         _write(path, parts)
+
+
+@contextlib.contextmanager
+def writing(path: Path, remedy: str, what: str = "") -> Iterator[None]:
+    """Turn an OSError about a file or folder into an OutputError that names it and says what to do."""
+    try:
+        yield
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}; {remedy}", file=path) from error
+        said = f"{path}: {what}cannot be written: {error.strerror}; {remedy}"
+        raise OutputError(said, file=path) from error
 
 
 def write_sealed(path: Path, content: Mapping[str, Any], *, indent: int | None = None, remedy: str) -> None:

@@ -12,19 +12,20 @@ import os
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hubextrap.claims import DIGEST, sealed, unsealed
+from hubextrap.durable.atomic import writing
 from hubextrap.durable.lock import open_held
 from hubextrap.errors import OutputError
 from hubextrap.foreign_data import parse_json
 from hubextrap.output_files import refuse_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 FORMAT = "2"
 LINE_LIMIT = 100_000_000
 """Longest line in bytes that is read."""
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 _BEGINNING = b'{"fingerprint": {"the journal'
 
 
@@ -57,13 +58,17 @@ class Log:
         self._path, self._remedy, self._run = path, remedy, beside_output_of
         self._fingerprint = {"the journal's format": FORMAT, **fingerprint}
         self.changed: tuple[str, ...] = ()
-        with self._errors():
+        with writing(path, remedy, "the journal "):
             refuse_file(path)
-            self._file = _opened(path, locked=self._run is not None)
             try:
-                self._refuse_what_is_no_log()
+                descriptor = open_held(path, _FLAGS) if self._run else os.open(path, _FLAGS, 0o666)
+            except BlockingIOError:
+                said = f"{path}: another {self._run} is at it; wait for it to end, or stop it"
+                raise OutputError(said, file=path) from None
+            self._file = os.fdopen(descriptor, "rb")  # the descriptor appends
+            try:
                 if intact := self._take_over():
-                    os.ftruncate(self._file.fileno(), intact)
+                    os.ftruncate(descriptor, intact)
                 else:
                     self._begin()
             except BaseException:
@@ -88,36 +93,25 @@ class Log:
         raise NotImplementedError
 
     def _note(self, record: Mapping[str, Any]) -> None:
-        """Add a record.
-
-        Raises:
-            OutputError: the disk did not take it.
-        """
-        with self._errors():
+        """Add a record; OutputError if the disk did not take it."""
+        with writing(self._path, self._remedy, "the journal "):
             _append(self._file, sealed_line(record), sync=self._run is None)
 
     def _begin(self) -> None:
-        """Drop all records.
-
-        Raises:
-            OutputError: the disk did not take it.
-        """
-        with self._errors():
+        """Drop all records; OutputError if the disk did not take it."""
+        with writing(self._path, self._remedy, "the journal "):
             os.ftruncate(self._file.fileno(), 0)
         self._note({"fingerprint": self._fingerprint})
 
-    def _refuse_what_is_no_log(self) -> None:
-        beginning = self._file.read(len(_BEGINNING))
-        if self._run is not None and not _BEGINNING.startswith(beginning):
+    def _take_over(self) -> int:
+        """Read what an earlier run left; returns how many bytes of it are to stay."""
+        if self._run and not _BEGINNING.startswith(self._file.read(len(_BEGINNING))):
             raise OutputError(
                 f"{self._path}: is there, and not what a {self._run} that was stopped left; move it away, or "
                 "choose another --out",
                 file=self._path,
             )
         self._file.seek(0)
-
-    def _take_over(self) -> int:
-        """Read what an earlier run left; returns how many bytes of it are to stay."""
         intact = 0
         while raw := self._file.readline(LINE_LIMIT):
             line = unsealed_line(raw)
@@ -138,20 +132,6 @@ class Log:
             intact += len(raw)
         return intact
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except BlockingIOError:
-            raise OutputError(
-                f"{self._path}: another {self._run} is at it; wait for it to end, or stop it", file=self._path
-            ) from None
-        except OSError as error:
-            raise OutputError(
-                f"{self._path}: the journal cannot be written: {error.strerror}; {self._remedy}",
-                file=self._path,
-            ) from error
-
 
 def append_line(path: Path, line: bytes, *, remedy: str) -> None:
     """Add a line to a file that is closed in between, and force it to disk. The folder is made if need be.
@@ -159,14 +139,12 @@ def append_line(path: Path, line: bytes, *, remedy: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    try:
+    with writing(path, remedy):
         path.parent.mkdir(parents=True, exist_ok=True)
         refuse_file(path)
-        with _opened(path) as file:
+        with os.fdopen(os.open(path, _FLAGS, 0o666), "rb") as file:
             os.ftruncate(file.fileno(), file.read().rfind(b"\n") + 1)
             _append(file, line, sync=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}; {remedy}", file=path) from error
 
 
 def sealed_line(line: Mapping[str, Any], *, ensure_ascii: bool = True) -> bytes:
@@ -176,21 +154,12 @@ def sealed_line(line: Mapping[str, Any], *, ensure_ascii: bool = True) -> bytes:
 
 def unsealed_line(raw: bytes) -> dict[str, Any] | None:
     """What `sealed_line` was given; None where a line is cut short, damaged, or states no sha256."""
-    try:
+    with contextlib.suppress(ValueError):
         content = parse_json(raw, "the journal", error=ValueError, limit=LINE_LIMIT)
         if raw.endswith(b"\n") and isinstance(content, dict) and DIGEST in content:
             line: dict[str, Any] = unsealed(content)
             return line
-    except ValueError:
-        pass
     return None
-
-
-def _opened(path: Path, *, locked: bool = False) -> BinaryIO:
-    """For reading; its descriptor appends."""
-    if locked:
-        return os.fdopen(open_held(path, _FLAGS), "rb")
-    return os.fdopen(os.open(path, _FLAGS | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666), "rb")
 
 
 def _append(file: BinaryIO, data: bytes, *, sync: bool) -> None:

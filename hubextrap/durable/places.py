@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.containment import read_named, shown
-from hubextrap.durable.atomic import is_new_name, new_name
+from hubextrap.durable.atomic import is_new_name, new_name, writing
 from hubextrap.durable.lock import is_at, take_lock
 from hubextrap.errors import OutputError
 from hubextrap.output_files import take_after
@@ -23,6 +23,8 @@ from hubextrap.output_files import take_after
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+REMEDY = "check its permissions, or choose another --out (with --push alone: another HF_HOME)"
+"""About a place that cannot be written."""
 _LOCK = re.compile(rb" *\d* made by hubextrap\n")
 """What stands in a lock: who holds it or did, and whose it is."""
 
@@ -148,23 +150,22 @@ def lock_folder(
     """
     path = place / "lock"
     while True:
-        try:
-            if make is None:
-                place.mkdir(parents=True, exist_ok=True)
-            elif not os.path.lexists(place):
-                make()
-        except OSError as error:
-            if make is not None and os.path.lexists(place):
+        with writing(place, REMEDY):
+            try:
+                if make is None:
+                    place.mkdir(parents=True, exist_ok=True)
+                elif not os.path.lexists(place):
+                    make()
+            except OSError:
+                if make is None or not os.path.lexists(place):
+                    raise
                 continue  # another run has made it in the meantime
-            raise unwritable(place, error) from error
-        if make is not None and os.path.lexists(place):
-            check_place(place)
-        try:
-            descriptor = _open_lock(path)
-        except FileNotFoundError:
-            continue  # the run that held it has just removed it
-        except OSError as error:
-            raise unwritable(place, error) from error
+            if make is not None and os.path.lexists(place):
+                check_place(place)
+            try:
+                descriptor = _open_lock(path)
+            except FileNotFoundError:
+                continue  # the run that held it has just removed it
         try:
             unlocked = take_lock(descriptor)
         except BlockingIOError:
@@ -205,11 +206,3 @@ def holder_of(lock: bytes) -> int | None:
     """The process that a lock's content names."""
     number = lock.removesuffix(b" made by hubextrap\n").strip()
     return int(number) if number.isdigit() and int(number) else None
-
-
-def unwritable(place: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{place}: cannot be written: {error.strerror}; check its permissions, or choose another --out (with "
-        "--push alone: another HF_HOME)",
-        file=place,
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,8 @@ from torch import nn
 from transformers.trainer_callback import TrainerCallback
 
 from hubextrap.errors import MethodError, OutputError
-from hubextrap.reground.guard import MAX_ERROR, Judgement, judge_jump, judge_probe
+from hubextrap.reground.ending import plan_jump
+from hubextrap.reground.guard import MAX_ERROR, judge_probe
 from hubextrap.reground.history import (
     HISTORY_NAME,
     Action,
@@ -29,7 +30,6 @@ from hubextrap.reground.jumps import (
     JumpRule,
     Window,
     check_rule,
-    jump_coefficients,
     snapshot_steps,
 )
 from hubextrap.reground.parameters import (
@@ -53,14 +53,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("hubextrap.reground")
 
 Probe = Callable[[nn.Module], float]
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What rank 0 decides for all ranks."""
-
-    judgement: Judgement
-    coefficients: dict[str, tuple[float, ...]] | None
+_LOGGED = (
+    *("rl_steps", "represented_steps", "n_wanted", "n_used"),
+    *("backtest_error", "expected_relative_error", "probe_before", "probe_after"),
+)
 
 
 class ExtrapolationCallback(TrainerCallback):
@@ -198,7 +194,8 @@ class ExtrapolationCallback(TrainerCallback):
             rewrite_history(self._history, self.decisions)
         if folder is None:
             said = f"windows of {self.m} steps, jumps of {self.n}, rule {self.rule}"
-            self._log(state, control, {"rl_steps": began.rl_steps, "represented_steps": self._at.start}, said)
+            values: dict[str, float] = {"rl_steps": began.rl_steps, "represented_steps": self._at.start}
+            log(self._trainer, state, control, values, said)
 
     def on_step_end(
         self,
@@ -245,16 +242,27 @@ class ExtrapolationCallback(TrainerCallback):
         windows = (*self._at.windows, Window(self._at.start, here))
         steps = snapshot_steps(windows)
         gram = gram_matrices(self._ring, steps, self._shares, tensors)
-        plan = from_rank_zero(lambda: self._plan(windows, gram))
-        judged, n = plan.judgement, self._at.n
+        n = self._at.n
+        judged, coefficients = from_rank_zero(
+            lambda: plan_jump(
+                windows,
+                n,
+                self.rule,
+                gram,
+                list(self._ring.layouts),
+                max_error=self.max_error,
+                probed=self.probe is not None,
+                dtypes={layout.dtype for layout in self._ring.layouts.values()},
+            )
+        )
         action: Action = "skipped"
         reason, before, after = judged.reason, None, None
         if last:
             reason = f"training ends here, and what it ends with was trained ({reason})"
-        elif judged.jump and plan.coefficients is not None:
+        elif judged.jump and coefficients is not None:
             action = "jumped"
             before = self._probed(model)
-            move_to(self._ring, steps, plan.coefficients, tensors)
+            move_to(self._ring, steps, coefficients, tensors)
             reshard(model)
             after = self._probed(model)
             if before is not None and after is not None and self.probe_margin is not None:
@@ -278,30 +286,12 @@ class ExtrapolationCallback(TrainerCallback):
             action=action,
             reason=reason,
             snapshot_steps=steps,
-            coefficients=plan.coefficients,
+            coefficients=coefficients,
             backtest_error=judged.backtest_error,
             expected_relative_error=judged.expected_relative_error,
             probe_before=before,
             probe_after=finite_or_none(after),
         )
-
-    def _plan(self, windows: tuple[Window, ...], gram: Any) -> _Plan:
-        dtypes = {layout.dtype for layout in self._ring.layouts.values()}
-        judged = judge_jump(
-            windows,
-            self._at.n,
-            self.rule,
-            gram,
-            max_error=self.max_error,
-            probed=self.probe is not None,
-            dtypes=dtypes,
-        )
-        try:
-            rows = jump_coefficients(windows, self._at.n, self.rule, gram)
-        except MethodError as error:  # e.g. too few windows yet
-            return _Plan(replace(judged, jump=False, reason=f"{self.rule}: {error}"), None)
-        names = list(self._ring.layouts) if len(rows) > 1 else ["*"]
-        return _Plan(judged, {name: tuple(map(float, row)) for name, row in zip(names, rows, strict=True)})
 
     def _begin_window(
         self, windows: tuple[Window, ...], start: int, tensors: dict[str, torch.Tensor]
@@ -328,24 +318,12 @@ class ExtrapolationCallback(TrainerCallback):
         return from_rank_zero(lambda: value)
 
     def _report(self, state: TrainerState, control: TrainerControl, decision: Decision) -> None:
-        values = {
-            "rl_steps": decision.rl_steps,
-            "represented_steps": decision.represented_steps,
-            "n_wanted": decision.n_wanted,
-            "n_used": decision.n_used,
-            "backtest_error": decision.backtest_error,
-            "expected_relative_error": decision.expected_relative_error,
-            "probe_before": decision.probe_before,
-            "probe_after": decision.probe_after,
-        }
+        found = {key: getattr(decision, key) for key in _LOGGED}
         said = f"{decision.action}: {decision.reason}"
-        self._log(state, control, {key: value for key, value in values.items() if value is not None}, said)
+        log(self._trainer, state, control, {k: v for k, v in found.items() if v is not None}, said)
         if state.is_world_process_zero:
             level = logging.INFO if decision.action == "jumped" else logging.WARNING
             logger.log(level, "step %d: %s", decision.rl_steps, said)
-
-    def _log(self, state: TrainerState, control: TrainerControl, values: dict[str, float], said: str) -> None:
-        log(self._trainer, state, control, values, said)
 
     def _new_ring(self, args: TrainingArguments, tensors: dict[str, torch.Tensor]) -> SnapshotRing:
         folder = Path(str(args.output_dir)) / "reground_ring" / f"rank-{args.process_index}"
@@ -364,7 +342,7 @@ class ExtrapolationCallback(TrainerCallback):
             free = shutil.disk_usage(str(args.output_dir)).free
             if needed > free:
                 raise OutputError(
-                    f"{args.output_dir}: {2 * self.windows} snapshots take {needed:,} bytes a rank, and the "
+                    f"{args.output_dir}: {2 * self.windows} snapshots take {needed:,} bytes per rank, and the "
                     f"disk has {free:,} free; free some, or choose another output_dir",
                     file=args.output_dir,
                 )

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from hubextrap.errors import CommandFailed, OutputError
+from hubextrap.durable.atomic import writing
+from hubextrap.errors import CommandFailed
 from hubextrap.foreign_text import own_lines, terminal_output
 from hubextrap.output_files import refuse_file
 from hubextrap.redaction import redact
@@ -112,16 +113,10 @@ class CommandRunner:
 
 
 def _opened(log: Path) -> BinaryIO:
-    try:
+    with writing(log, "make room or check the folder's permissions, then run the same command again"):
         log.parent.mkdir(parents=True, exist_ok=True)
         refuse_file(log)
         return log.open("ab")
-    except OSError as error:
-        raise OutputError(
-            f"{log}: cannot be written: {error.strerror}; make room or check the folder's permissions, then "
-            "run the same command again",
-            file=log,
-        ) from error
 
 
 def _passed_on(held: bytes, output: bytes, echo: BinaryIO, *, ended: bool) -> bytes:

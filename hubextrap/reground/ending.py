@@ -1,15 +1,44 @@
-"""Why a re-grounded run is at its end, by what the recipe allows it."""
+"""What comes at the end of a window: a jump or none, and whether the run goes on."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hubextrap.errors import MethodError
+from hubextrap.reground.guard import Judgement, judge_jump
+from hubextrap.reground.jumps import jump_coefficients
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from hubextrap.recipe.regrounding import RegroundSection
     from hubextrap.reground.history import Decision
-    from hubextrap.reground.jumps import Clocks
+    from hubextrap.reground.jumps import Clocks, Window
+
+
+def plan_jump(
+    windows: Sequence[Window],
+    n: int,
+    rule: str,
+    gram: NDArray[np.float64],
+    tensors: Sequence[str],
+    *,
+    max_error: float | None,
+    probed: bool,
+    dtypes: Iterable[str],
+) -> tuple[Judgement, dict[str, tuple[float, ...]] | None]:
+    """`judge_jump`, and the coefficients by tensor, ``*`` for all; None where the rule cannot serve."""
+    judged = judge_jump(windows, n, rule, gram, max_error=max_error, probed=probed, dtypes=dtypes)
+    try:
+        rows = jump_coefficients(windows, n, rule, gram)
+    except MethodError as error:  # e.g. too few windows yet
+        return replace(judged, jump=False, reason=f"{rule}: {error}"), None
+    names = tensors if len(rows) > 1 else ("*",)
+    return judged, {name: tuple(row) for name, row in zip(names, rows.tolist(), strict=True)}
 
 
 def why_ended(section: RegroundSection, decisions: Sequence[Decision], clocks: Clocks) -> str | None:

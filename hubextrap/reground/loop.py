@@ -8,14 +8,15 @@ leaves nothing that counts, so that a run that was stopped anywhere goes on with
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from hubextrap.errors import CheckpointError, MethodError, OutputError
+from hubextrap.durable.atomic import writing
+from hubextrap.errors import CheckpointError, OutputError
 from hubextrap.foreign_text import own_lines
 from hubextrap.recipe.commands import command_line
 from hubextrap.reground.checkpoint import (
@@ -26,10 +27,10 @@ from hubextrap.reground.checkpoint import (
     find_checkpoint,
 )
 from hubextrap.reground.command import CommandRunner, printed_number
-from hubextrap.reground.ending import limit_reached, why_ended
-from hubextrap.reground.guard import Judgement, judge_jump, judge_probe
+from hubextrap.reground.ending import limit_reached, plan_jump, why_ended
+from hubextrap.reground.guard import judge_probe
 from hubextrap.reground.history import HISTORY_NAME, Decision, finite_or_none, rewrite_history
-from hubextrap.reground.jumps import WINDOWS_KEPT, Window, jump_coefficients, snapshot_steps
+from hubextrap.reground.jumps import WINDOWS_KEPT, Window, snapshot_steps
 from hubextrap.reground.state import Phase, RunState, save_state
 
 if TYPE_CHECKING:
@@ -132,15 +133,11 @@ class Loop:
         state, section = self.state, self._section
         folder = self._folder(state.round)
         output = folder / "output"
-        try:
-            # Of an attempt that did not end well; nothing outside the round's own folder is touched.
-            shutil.rmtree(output, ignore_errors=True)
-            shutil.rmtree(folder / "extrapolated", ignore_errors=True)
+        # Of an attempt that did not end well; nothing outside the round's own folder is touched.
+        shutil.rmtree(output, ignore_errors=True)
+        shutil.rmtree(folder / "extrapolated", ignore_errors=True)
+        with writing(output, "check permissions and room"):
             output.mkdir(parents=True)
-        except OSError as error:
-            raise OutputError(
-                f"{output}: cannot be made: {error.strerror}; check permissions and room", file=output
-            ) from error
         self._check_room()
         values = {
             "model": self._path(state.model),
@@ -201,13 +198,17 @@ class Loop:
     def _decide(self) -> RunState:
         windows, n = self._windows(), self.state.n
         found = self._engine.scan(self._snapshots())
-        judged = self._judge(windows, n, found)
-        try:
-            rows = jump_coefficients(windows, n, self._section.rule, found.gram)
-            coefficients = _named(rows, found.tensors)
-        except MethodError as error:  # e.g. too few windows yet
-            judged = replace(judged, jump=False, reason=f"{self._section.rule}: {error}")
-            coefficients = None
+        guard = self._section.guard
+        judged, coefficients = plan_jump(
+            windows,
+            n,
+            self._section.rule,
+            found.gram,
+            found.tensors,
+            max_error=None if guard.max_error == "off" else guard.max_error,
+            probed=guard.probe is not None,
+            dtypes=found.dtypes,
+        )
         after = self.state.clocks.trained(self._section.window)
         if limit_reached(self._section, self.state.round, after) is not None:
             reason = f"training ends here, and what it ends with was trained ({judged.reason})"
@@ -226,18 +227,6 @@ class Loop:
             expected_relative_error=finite_or_none(judged.expected_relative_error),
         )
         return self.state.after("decided", decision=decision)
-
-    def _judge(self, windows: Sequence[Window], n: int, found: GramOfSnapshots) -> Judgement:
-        guard = self._section.guard
-        return judge_jump(
-            windows,
-            n,
-            self._section.rule,
-            found.gram,
-            max_error=None if guard.max_error == "off" else guard.max_error,
-            probed=guard.probe is not None,
-            dtypes=found.dtypes,
-        )
 
     def _extrapolate(self) -> RunState:
         decision = self._decision()
@@ -383,8 +372,3 @@ class Loop:
 
     def _relative(self, folder: Path) -> str:
         return folder.relative_to(self._out).as_posix()
-
-
-def _named(rows: NDArray[np.float64], tensors: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    names = ("*",) if len(rows) == 1 else tensors
-    return {name: tuple(row) for name, row in zip(names, rows.tolist(), strict=True)}

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from hubextrap.durable.atomic import read_sealed, sync_folder, write_sealed
-from hubextrap.errors import CheckpointMismatch, CorruptFile, OutputError
+from hubextrap.durable.atomic import read_sealed, sync_folder, write_sealed, writing
+from hubextrap.errors import CheckpointMismatch, CorruptFile
 from hubextrap.reground.history import HISTORY_NAME, REMEDY, Decision, read_history, rewrite_history, said
 from hubextrap.reground.jumps import Clocks, Window, snapshot_steps
 from hubextrap.reground.parameters import barrier, rank, world_size
@@ -77,14 +77,10 @@ def save_checkpoint(
         }
         rewrite_history(unfinished / HISTORY_NAME, decisions)
         write_sealed(unfinished / STATE, values, indent=1, remedy=REMEDY)
-        try:
+        with writing(folder, REMEDY):
             shutil.rmtree(folder, ignore_errors=True)
             unfinished.rename(folder)
             sync_folder(checkpoint)
-        except OSError as error:
-            raise OutputError(
-                f"{folder}: the re-grounded run cannot be saved: {error}", file=folder
-            ) from error
 
 
 def resumed_folder(args: Any, state: Any, resumed_from: Path | None) -> Path | None:

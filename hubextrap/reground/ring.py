@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from hubextrap.claims import DIGEST
-from hubextrap.errors import CheckpointMismatch, CorruptFile, OutputError
+from hubextrap.durable.atomic import writing
+from hubextrap.errors import CheckpointMismatch, CorruptFile
 from hubextrap.tensors import DTYPES, build_header
 
 _NO_DIGEST = "0" * 64
@@ -152,7 +153,7 @@ def _write_file(
     header = build_header(entries, {DIGEST: _NO_DIGEST} if state_digest else None)
     digest = hashlib.sha256(header)
     unfinished = path.with_name(path.name + ".unfinished")
-    try:
+    with writing(path, "free some space, or keep the ring in memory with snapshots='cpu'", "the snapshot "):
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("wb") as file:
             file.write(header)
@@ -165,12 +166,6 @@ def _write_file(
                 file.seek(0)
                 file.write(build_header(entries, {DIGEST: digest.hexdigest()}))
         unfinished.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: the snapshot cannot be written: {error}; free some space, or keep the ring in memory "
-            "with snapshots='cpu'",
-            file=path,
-        ) from error
 
 
 def _check_digest(path: Path, opened: Any) -> None:

@@ -196,14 +196,12 @@ class Scan:
         path = Path(path)
         tables, metadata = _read_tables(path)
         if metadata.get("format") != FORMAT:
-            raise CorruptFile(
-                f"{path}: is a safetensors file but no scan; make one with `hubextrap scan`", file=path
-            )
+            raise _corrupt(path, "is a safetensors file but no scan; make one with `hubextrap scan`")
         if metadata.get("version") != VERSION:
-            raise CorruptFile(
-                f"{path}: is a scan of format version {metadata.get('version')}, and this hubextrap reads "
-                f"version {VERSION}; scan again, or use the hubextrap that wrote it",
-                file=path,
+            raise _corrupt(
+                path,
+                f"is a scan of format version {metadata.get('version')}, and this hubextrap reads version "
+                f"{VERSION}; scan again, or use the hubextrap that wrote it",
             )
         try:
             described = parse_json(
@@ -212,9 +210,7 @@ class Scan:
             return _build(cls, described, tables, metadata)
         except (KeyError, TypeError, ValueError) as error:
             said = f"{error.args[0]} is missing" if isinstance(error, KeyError) else shorten(str(error))
-            raise CorruptFile(
-                f"{path}: is a damaged scan ({said}); remove it, then scan again", file=path
-            ) from error
+            raise _corrupt(path, f"is a damaged scan ({said}); remove it, then scan again") from error
 
 
 def module_kind(tensor: str) -> str:
@@ -251,22 +247,21 @@ def _read_tables(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         ) from error
     except CheckpointError as error:
         said = str(error).removeprefix(f"{path}: ").partition("; ")[0]
-        raise CorruptFile(
-            f"{path}: is no whole scan ({said}); remove it, then scan again", file=path
-        ) from error
+        raise _corrupt(path, f"is no whole scan ({said}); remove it, then scan again") from error
     tables = {}
     for info in shard.tensors:
         if info.dtype not in _NUMPY:
-            raise CorruptFile(
-                f"{path}: table {shorten(repr(info.name))} is {info.dtype}, so this is no scan; make "
-                "one with `hubextrap scan`",
-                file=path,
-            )
+            problem = f"table {shorten(repr(info.name))} is {info.dtype}, so this is no scan"
+            raise _corrupt(path, f"{problem}; make one with `hubextrap scan`")
         table = np.frombuffer(
             content, _NUMPY[info.dtype], info.nbytes // _NUMPY[info.dtype].itemsize, info.offset
         )
         tables[info.name] = table.reshape(info.shape)
     return tables, shard.metadata
+
+
+def _corrupt(path: Path, problem: str) -> CorruptFile:
+    return CorruptFile(f"{path}: {problem}", file=path)
 
 
 def _digest(metadata: Mapping[str, str], tables: Mapping[str, NDArray[Any]]) -> str:

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.durable.atomic import sync_folder
+from hubextrap.durable.atomic import sync_folder, writing
 from hubextrap.errors import OutputError
 from hubextrap.tensors.blocks import BlockWriter
 from hubextrap.tensors.interfaces import FinishedShard
@@ -29,12 +29,8 @@ class LocalSink:
         """
         self.folder = Path(folder)
         self._journal = journal
-        try:
+        with writing(self.folder, "choose another output folder"):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"{folder}: cannot be made: {error.strerror}; choose another output folder"
-            ) from error
 
     def open(self, file: str, size: int) -> LocalShardWriter:
         """Start a file of exactly ``size`` bytes; its space is taken at once.

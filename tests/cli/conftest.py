@@ -12,34 +12,21 @@ from pathlib import Path
 import pytest
 import yaml
 from command_lines import REGROUND, Ended, Ground, run_main
+from tiny_llama import save_tiny, tiny_llama
 
 from hubextrap.localhub import LocalHub
 
-DEMO = Path(__file__).parents[2] / "demo"
 STEPS = (0, 10, 20, 30)
 
 
 @pytest.fixture(scope="session")
 def _ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     root = tmp_path_factory.mktemp("ground")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=28,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-    )
-    model = LlamaForCausalLM(config)
+    model = tiny_llama()
     for step in STEPS:
-        folder = root / "run" / f"step_{step}"
-        model.save_pretrained(folder)
-        for file in (DEMO / "data" / "rlvr-C" / "step_0").glob("*token*"):
-            shutil.copy(file, folder)
+        save_tiny(model, root / "run" / f"step_{step}")
         with torch.no_grad():
             for weight in model.parameters():
                 weight += 0.02 * torch.randn_like(weight)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny_llama import save_tiny, tiny_llama
 
 from hubextrap.hub.card import model_card
 from hubextrap.hub.provenance import CoefficientRule, OutputShard, Provenance, build_provenance
@@ -63,30 +64,14 @@ def make_provenance() -> Callable[..., Provenance]:
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Folders with a random Llama of a seed, whole or in three shards; made once each."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     root = tmp_path_factory.mktemp("models")
-    data = Path(__file__).parents[2] / "demo" / "data" / "rlvr-C" / "step_0"
 
     def make(seed: int, sharded: bool = False) -> Path:
         folder = root / f"seed{seed}{'-sharded' if sharded else ''}"
         if folder.exists():
             return folder
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=28,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            tie_word_embeddings=False,
-        )
-        model = LlamaForCausalLM(config)
-        model.save_pretrained(folder, max_shard_size="10KB" if sharded else "1GB")
-        for file in data.glob("*token*"):
-            shutil.copy(file, folder)
+        model = tiny_llama(seed, intermediate_size=32, num_hidden_layers=2, tie_word_embeddings=False)
+        save_tiny(model, folder, max_shard_size="10KB" if sharded else "1GB")
         return folder
 
     return make

@@ -17,10 +17,7 @@ from hubextrap.hub.push import push_folder
 from hubextrap.hub.target import PushTarget
 from hubextrap.localhub import LocalHub
 
-
-@pytest.fixture(autouse=True)
-def logged_in(hub: LocalHub, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", token)
+pytestmark = pytest.mark.usefixtures("hub", "logged_in")
 
 
 def commits(repo: str, revision: str = "main") -> list[str]:

@@ -21,9 +21,7 @@ from hubextrap.localhub import Fault, LocalHub
 COMMIT = r"/commit/"
 
 
-@pytest.fixture(autouse=True)
-def logged_in(hub: LocalHub, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", token)
+pytestmark = pytest.mark.usefixtures("hub", "logged_in")
 
 
 def commits(repo: str, revision: str = "main") -> list[str]:

@@ -15,10 +15,7 @@ from hubextrap.hub.push import push_folder
 from hubextrap.hub.target import PushTarget, check_target
 from hubextrap.localhub import LocalHub
 
-
-@pytest.fixture(autouse=True)
-def logged_in(hub: LocalHub, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", token)
+pytestmark = pytest.mark.usefixtures("hub", "logged_in")
 
 
 def refusal(folder: Path, reference: str, **options: bool) -> str:

@@ -17,9 +17,7 @@ from hubextrap.tensors import Patience, RemoteSource
 DATA = bytes(range(256)) * 1000
 
 
-@pytest.fixture(autouse=True)
-def logged_in(hub: LocalHub, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", token)
+pytestmark = pytest.mark.usefixtures("hub", "logged_in")
 
 
 @pytest.fixture

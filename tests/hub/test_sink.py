@@ -17,10 +17,7 @@ from hubextrap.hub.sink import HubSink
 from hubextrap.hub.target import PushTarget
 from hubextrap.localhub import Fault, LocalHub
 
-
-@pytest.fixture(autouse=True)
-def logged_in(hub: LocalHub, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", token)
+pytestmark = pytest.mark.usefixtures("hub", "logged_in")
 
 
 def write(sink: HubSink, file: str, content: bytes, piece: int = 1000) -> None:

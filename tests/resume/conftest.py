@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from harness import Warm
+from harness import SHARDS, Warm
 
 from hubextrap.localhub import LocalHub
 from hubextrap.tensors import build_header
 
 STEPS = (0, 10)
-SHARDS = 12
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +32,13 @@ def warm(_warm: Warm, token: str) -> Warm:
     """Runs commands as user "me", in processes that can be killed."""
     _warm.environment["HF_TOKEN"] = token
     return _warm
+
+
+@pytest.fixture
+def logged_in(logged_in: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """As everywhere; the client does not wait before it asks again."""
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    return logged_in
 
 
 def write_checkpoint(folder: Path, seed: int) -> None:

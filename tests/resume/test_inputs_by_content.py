@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from harness import Lines
+from harness import SHARDS, Lines
 
 import hubextrap
 from hubextrap import api
@@ -22,7 +22,6 @@ from hubextrap.trajectory import find_trajectory
 Contents = Callable[[Path], dict[str, bytes]]
 Recipe = Callable[..., Path]
 FullDisk = Callable[[], AbstractContextManager[None]]
-SHARDS = 12
 BEFORE, AFTER = "model-00002-of-00012.safetensors", "model-00011-of-00012.safetensors"
 """Files that shards were made from when the run was stopped, and that were not read yet."""
 STARTS_OVER = "starting over, as the checkpoint of step {} changed since the run that was stopped"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Warm
+from harness import SHARDS, Warm
 from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 
@@ -19,7 +19,6 @@ from hubextrap.hub import PushTarget
 from hubextrap.localhub import LocalHub
 
 KILLED = -9
-SHARDS = 12
 
 
 class Killer:

@@ -11,21 +11,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness import Lines, weights_read
+from harness import SHARDS, Lines, weights_read
 
 import hubextrap
 from hubextrap.api.staging import place_of, push_place
 from hubextrap.errors import HubExtrapError, OutputError, PushError
 from hubextrap.localhub import Fault, LocalHub
 
-SHARDS = 12
 Recipe = Callable[..., Path]
 
 
-@pytest.fixture(autouse=True)
-def logged_in(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", token)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+pytestmark = pytest.mark.usefixtures("logged_in")
 
 
 def identities(folder: Path) -> dict[str, tuple[int, int]]:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from harness import Lines
+from harness import SHARDS, Lines
 
 import hubextrap
 from hubextrap.errors import NonFinite, OutputError, PushError, SourceError
@@ -17,7 +17,7 @@ from hubextrap.localhub import Fault, LocalHub
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors import Patience
 
-SHARDS, BEFORE_FULL = 12, 6
+BEFORE_FULL = 6
 Contents = Callable[[Path], dict[str, bytes]]
 Recipe = Callable[..., Path]
 FullDisk = Callable[[], AbstractContextManager[None]]
@@ -295,11 +295,6 @@ def test_a_card_that_cannot_be_read_is_not_left_out(
     assert not staging(tmp_path / "out").exists()  # nothing was read for it
     resume(recipe, tmp_path / "out", lines)
     assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
-
-
-@pytest.fixture
-def logged_in(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", token)
 
 
 @pytest.mark.usefixtures("logged_in")

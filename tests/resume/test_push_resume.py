@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Lines
+from harness import SHARDS, Lines
 from huggingface_hub import HfApi
 
 import hubextrap
@@ -18,14 +18,10 @@ from hubextrap.api.staging import push_place
 from hubextrap.errors import OutputError, PushError
 from hubextrap.localhub import Fault, LocalHub
 
-SHARDS = 12
 Recipe = Callable[..., Path]
 
 
-@pytest.fixture(autouse=True)
-def logged_in(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", token)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+pytestmark = pytest.mark.usefixtures("logged_in")
 
 
 @pytest.fixture

@@ -10,14 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Warm
+from harness import SHARDS, Warm
 
 import hubextrap
 from hubextrap.api.staging import push_place
 from hubextrap.errors import OutputError
 from hubextrap.localhub import Fault, LocalHub
-
-SHARDS = 12
 
 
 def finished(journal: Path) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from tiny_llama import tiny_llama
+from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from hubextrap.reground import ExtrapolationCallback
 
@@ -21,16 +22,7 @@ DATA = [
 
 
 def tiny_model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        tie_word_embeddings=True,
-    )
-    return LlamaForCausalLM(config)
+    return tiny_llama(vocab_size=32, tie_word_embeddings=True)
 
 
 def trainable(model: torch.nn.Module) -> State:

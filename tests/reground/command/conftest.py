@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,36 +14,21 @@ import pytest
 import yaml
 from harness import Warm
 from safetensors.numpy import load_file
+from tiny_llama import save_tiny, tiny_llama
 
 from hubextrap import api
 from hubextrap.recipe import load_reground_recipe
 
 HERE = Path(__file__).parent
 TRAINER = HERE / "trainer.py"
-TOKENIZER = HERE.parents[2] / "demo" / "data" / "rlvr-C" / "step_0"
 STEPS, JUMP = 4, 4
 
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama with tied embeddings, as `save_pretrained` writes it, with a tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     folder = tmp_path_factory.mktemp("models") / "start"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=28,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    for file in TOKENIZER.glob("*token*"):
-        shutil.copy(file, folder)
+    save_tiny(tiny_llama(tie_word_embeddings=True), folder)
     return folder
 
 

@@ -19,9 +19,7 @@ from hubextrap.recipe import load_reground_recipe
 Setting = Any
 
 
-@pytest.fixture(autouse=True)
-def logged_in(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", token)
+pytestmark = pytest.mark.usefixtures("logged_in")
 
 
 def run(setting: Setting, **arguments: Any) -> api.RegroundResult:
