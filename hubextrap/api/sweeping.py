@@ -32,7 +32,7 @@ from hubextrap.evaluate.curve import can_draw, draw_sweep
 from hubextrap.evaluate.sweep_report import GridPoint, SweepResult, report_sweep, sweep_markdown
 from hubextrap.evaluate.table import LAST, PREDICTION, TARGET
 from hubextrap.foreign_data import parse_json
-from hubextrap.methods import MAX_STEP
+from hubextrap.methods import MAX_STEP, find_method
 from hubextrap.output_files import file_problem
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import LocalSink
@@ -216,7 +216,8 @@ def _point(recipe: Recipe, trajectory: Trajectory, pins: Sequence[str], measured
     for rule in recipe.rules:
         rule.check(trajectory.steps, (step,))
         if rule.needs_gram_matrix:  # they follow from the pinned weights and from this
-            how: Any = [rule.method, dict(rule.parameters), rule.damping, step]
+            package = find_method(rule.method).package  # ours changes with __version__
+            how: Any = [rule.method, *package, dict(rule.parameters), rule.damping, step]
         else:
             how = rule.coefficients(trajectory.steps, (step,)).tolist()
         rules.append([rule.match, how])

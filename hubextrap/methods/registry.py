@@ -17,11 +17,11 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hubextrap.errors import MethodError
@@ -66,6 +66,8 @@ class Method:
     summary: str
     fitted: bool = False
     leave_one_out: Callable[..., Any] | None = None
+    package: tuple[str, ...] = ()
+    """Name and version of the distribution whose entry point it is."""
 
 
 def register_method(name: str, target: str | Callable[..., Any]) -> None:
@@ -97,11 +99,12 @@ def find_method(name: str) -> Method:
     Raises:
         MethodError: no such method, two packages offer it, or it cannot be imported or called as a method.
     """
+    package: tuple[str, ...] = ()
     target = _targets.get(name)
     if target is None:
-        target = _from_entry_points(name)
+        target, package = _from_entry_points(name)
     function = _import(name, target) if isinstance(target, str) else target
-    return _described(name, function)
+    return replace(_described(name, function), package=package)
 
 
 def parameter_problems(method: str, parameters: Mapping[str, object]) -> list[tuple[str, str]]:
@@ -170,19 +173,19 @@ def _accepts(annotation: Any, value: object) -> bool:
     return annotation in (Any, object) or isinstance(value, annotation)
 
 
-def _from_entry_points(name: str) -> str:
-    found: list[EntryPoint] = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
-    targets = sorted({point.value for point in found})
-    if not targets:
+def _from_entry_points(name: str) -> tuple[str, tuple[str, ...]]:
+    found = {point.value: point.dist for point in entry_points(group=ENTRY_POINT_GROUP, name=name)}
+    if not found:
         names = method_names()
         raise MethodError(
             f"there is no merge method {name}{nearest(name, list(names))}" + f" (known: {', '.join(names)})"
         )
-    if len(targets) > 1:
+    if len(found) > 1:
         raise MethodError(
-            f"merge method {name} is offered by several packages ({', '.join(targets)}); keep one"
+            f"merge method {name} is offered by several packages ({', '.join(sorted(found))}); keep one"
         )
-    return targets[0]
+    ((target, offering),) = found.items()
+    return target, (offering.name, offering.version) if offering else ()
 
 
 def _import(name: str, target: str) -> Callable[..., Any]:

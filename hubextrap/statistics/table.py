@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class GramTable:
-    """One Gram matrix of deltas a tensor.
+    """One Gram matrix of deltas per tensor.
 
     For coefficients a and b that each sum to 1, ‖Σ a_k·W_k − Σ b_k·W_k‖² = (a−b)ᵀ·G·(a−b), whatever the base.
     """

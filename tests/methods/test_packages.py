@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from hubextrap import api
 from hubextrap.cli.main import app
 from hubextrap.errors import BrokenMethod, MethodError
+from hubextrap.evaluate import Harness
 from hubextrap.methods import Rule, calibrating, coefficients, denoised_gram, find_method, rehearse
 from hubextrap.recipe import Recipe, load_recipe, parse_recipe
 from hubextrap.statistics import BacktestCandidate, GramTable, Scan, backtest_table
@@ -254,3 +255,34 @@ def test_many_tensors_at_once_are_each_as_alone(table: GramTable) -> None:
         alone = np.stack([rule.coefficients(STEPS, [240, 300], gram) for gram in seen])
         assert together.shape == (len(seen), 2, 7)
         assert np.array_equal(together, alone), rule
+
+
+@pytest.mark.slow
+def test_a_sweep_measures_a_copy_like_calibrated_and_again_with_each_release(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    labels: list[str] = []
+    real = Harness.measure
+    monkeypatch.setattr(
+        Harness, "measure", lambda self, label, *rest: labels.append(label) or real(self, label, *rest)
+    )
+    found = {}
+    for name in ("calibrated", "twin"):
+        recipe = written(tmp_path, name, "target_step: 300")
+        with recipe.open("a") as file:
+            file.write(
+                f"evaluate: {{task_files: ['{DEMO / 'problems.jsonl'}'], limit: 20, against: [last]}}\n"
+            )
+        labels.clear()
+        result = api.sweep(load_recipe(recipe), tmp_path / name, damping=[0.5, 1])
+        found[name] = result.model_dump_json().replace(name, "METHOD")
+        assert sorted(labels) == ["last", "prediction 300", "prediction 300 × 0.5"]
+    assert found["twin"] == found["calibrated"]
+    api.sweep(load_recipe(recipe), tmp_path / "twin", damping=[0.5, 1])
+    assert len(labels) == 3
+    (metadata,) = site.glob("*.dist-info/METADATA")
+    metadata.write_text(metadata.read_text().replace("Version: 1.0", "Version: 1.1"))
+    find_method.cache_clear()
+    api.sweep(load_recipe(recipe), tmp_path / "twin", damping=[0.5, 1])
+    assert sorted(labels[3:]) == ["prediction 300", "prediction 300 × 0.5"]

@@ -62,4 +62,9 @@ def test_the_method_of_your_own_works(monkeypatch: pytest.MonkeyPatch) -> None:
     register_method("last_slope", scope["last_slope"])  # type: ignore[arg-type]
     result = coefficients("last_slope", [0, 100, 200], 400, {"gain": 0.5})
     assert np.array_equal(result, [0, -1, 2])
+    exec(blocks("methods", "python")[1], scope)
+    register_method("momentum", scope["momentum"])  # type: ignore[arg-type]
+    moved = [0, 8, 10]  # the last motion agrees with four times itself: it is made once more
+    result = coefficients("momentum", [0, 100, 200], 400, {"reach": 0.5}, gram_matrix=np.outer(moved, moved))
+    assert np.array_equal(result, [0, -1, 2])
     registry.find_method.cache_clear()
