@@ -32,7 +32,7 @@ def generate(
     prompt: list[str] | None = typer.Argument(None, metavar="[PROMPT...]", help="Prompts to complete."),
     *,
     prompts: Path | None = typer.Option(
-        None, "--prompts", metavar="FILE", help="A text file with a prompt a line; - is stdin."
+        None, "--prompts", metavar="FILE", help="A text file with a prompt per line; - is stdin."
     ),
     target_step: int | None = typer.Option(None, min=0, help="Which, where the recipe has several."),
     drawing: Drawing,

@@ -51,14 +51,16 @@ def _open_summary(path: Path) -> Iterator[tuple[TextIO, bool]]:
     """The file, to be added to, and whether it was made."""
     try:
         if problem := append_problem(path):
-            raise OutputError(f"{path}: the summary cannot be written ({problem}); name another file")
+            raise OutputError(
+                f"{path}: the summary cannot be written ({problem}); name another file", file=path
+            )
         is_new = not path.exists()
         with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             yield file, is_new
     except (OSError, ValueError) as error:
         said = error.strerror if isinstance(error, OSError) else "no such name"
         raise OutputError(
-            f"{str(path)[:200]}: the summary cannot be written ({said}); name another file"
+            f"{str(path)[:200]}: the summary cannot be written ({said}); name another file", file=path
         ) from error
 
 
@@ -73,7 +75,7 @@ def plan_markdown(recipe: Path, report: PlanReport) -> str:
     if report.files:
         parts.append(
             f"Reads {format_bytes(report.bytes_read)}, writes {format_bytes(report.bytes_written)} in "
-            f"{_count(report.files, 'file')} a prediction, holds {format_memory(report.peak_memory)} of "
+            f"{_count(report.files, 'file')} per prediction, holds {format_memory(report.peak_memory)} of "
             "memory at most."
         )
     if report.outputs:
@@ -94,7 +96,7 @@ def plan_markdown(recipe: Path, report: PlanReport) -> str:
 
 
 def predictions_markdown(predictions: Sequence[Prediction]) -> str:
-    """What a merge or a run made: one line a prediction."""
+    """What a merge or a run made: one line per prediction."""
     lines = []
     for prediction in predictions:
         provenance = prediction.provenance

@@ -36,7 +36,7 @@ def mergekit_yaml(ctx: typer.Context) -> None:
     given = main.make_context(name, list(ctx.args), resilient_parsing=True).params
     out = Path(given.get("out_path") or ".")
     if os.path.lexists(out) and not out.is_dir():
-        raise OutputError(f"{out}: is there already and is no folder; choose another one")
+        raise OutputError(f"{out}: is there already and is no folder; choose another one", file=out)
     problems = mergekit_plugin.config_problems(_read_yaml(given.get("config_file")))
     if problems:
         raise RecipeError(own_lines(*(f"{given['config_file']}: {problem}" for problem in problems)))
@@ -67,5 +67,5 @@ def _read_yaml(path: str | None) -> object:
     try:
         data = read_named(path, pipes=False)  # mergekit reads it once more
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}", file=path) from error
     return parse_yaml(data, str(path), error=RecipeError, remedy="correct it", nan=True)

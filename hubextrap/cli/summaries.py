@@ -42,7 +42,7 @@ def print_plan(recipe: Path, report: PlanReport) -> None:
     if len(report.checkpoints) > LISTED:
         tell(f"            … {len(report.checkpoints)} checkpoints in all")
     if report.files:
-        files = f"{len(report.files)} file{'s' * (len(report.files) > 1)} a prediction"
+        files = f"{len(report.files)} file{'s' * (len(report.files) > 1)} per prediction"
         tell(f"  read      {format_bytes(report.bytes_read)}")
         tell(f"  write     {format_bytes(report.bytes_written)}, {files}")
         tell(f"  hold      {format_memory(report.peak_memory)} of memory at most")

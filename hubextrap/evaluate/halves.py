@@ -69,7 +69,7 @@ def on_half(table: EvaluationTable, keys: Sequence[Key], *, reporting: bool) -> 
 def _restricted(row: Row, key: Key, reporting: bool) -> Score:
     score = row.score(key)
     if score is None or score.problems is None:
-        raise EvaluationError(f"{row.label}: {' '.join(key[:2])} has no figure a problem; measure it again")
+        raise EvaluationError(f"{row.label}: {' '.join(key[:2])} has no figure per problem; measure it again")
     problems = tuple(score.problems[index] for index in halves(len(score.problems))[reporting])
     error = stdev(problems) / math.sqrt(len(problems)) if len(problems) > 1 else None
     return score.model_copy(update={"problems": problems, "value": fmean(problems), "stderr": error})

@@ -141,7 +141,8 @@ def _from_file(file: TaskFile, answering: Answering) -> dict[str, Any]:
         if answering:
             raise EvaluationError(
                 f"{file.path}: choices are scored and not answered; leave out --repeats, --temperature, "
-                "--max-tokens"
+                "--max-tokens",
+                file=file.path,
             )
         return config | {
             "output_type": "multiple_choice",
@@ -228,22 +229,24 @@ def _read(file: TaskFile) -> Problems:
     try:
         lines = read_named(file.path).decode().split("\n")  # splitlines() would cut texts at U+2028
     except OSError as error:
-        raise EvaluationError(f"{file.path}: cannot be read ({error.strerror})") from error
+        raise EvaluationError(f"{file.path}: cannot be read ({error.strerror})", file=file.path) from error
     except UnicodeDecodeError as error:
-        raise EvaluationError(f"{file.path}: is not UTF-8 text; save it as UTF-8") from error
+        raise EvaluationError(f"{file.path}: is not UTF-8 text; save it as UTF-8", file=file.path) from error
     rows = [
         _problem(line, f"{file.path}, line {number}", file.format)
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
     if not rows:
-        raise EvaluationError(f"{file.path}: holds no problem; write one JSON object a line")
+        raise EvaluationError(
+            f"{file.path}: holds no problem; write one JSON object per line", file=file.path
+        )
     text = json.dumps(rows, sort_keys=True)
     return Problems(hashlib.sha256(text.encode()).hexdigest(), tuple(rows))
 
 
 def _problem(line: str, where: str, kind: Format) -> dict[str, Any]:
-    found = parse_json(line, where, error=EvaluationError, remedy="write one object a line")
+    found = parse_json(line, where, error=EvaluationError, remedy="write one object per line")
     if not isinstance(found, dict):
         raise EvaluationError(f"{where}: has to be a JSON object, not {type(found).__name__}")
     questions = [found[name] for name in ("question", "prompt") if name in found]

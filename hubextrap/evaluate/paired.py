@@ -32,7 +32,7 @@ def paired_interval(ours: tuple[float, ...], theirs: tuple[float, ...]) -> tuple
     the fewest that count as a difference, as in the exact sign test.
 
     Args:
-        ours: one figure a problem, finite.
+        ours: one figure per problem, finite.
         theirs: of the same problems, in the same order.
 
     Raises:

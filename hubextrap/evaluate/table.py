@@ -108,7 +108,7 @@ class TaskRecord(Part):
     dataset_config: str | None = None
     split: str | None = None
     repeats: int = 1
-    """Answers a problem."""
+    """Answers per problem."""
     generation: dict[str, Any] = {}
     """How answers are generated, as lm-eval has it."""
 
@@ -203,16 +203,19 @@ class EvaluationTable(Part):
             table.check()
             return table
         except OSError as error:
-            raise EvaluationError(f"{path}: the results cannot be read ({error.strerror})") from error
+            raise EvaluationError(
+                f"{path}: the results cannot be read ({error.strerror})", file=path
+            ) from error
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             field = ".".join(str(part) for part in problem["loc"]) or "the file"
             raise EvaluationError(
                 f"{path}: not a results file of `hubextrap eval`: {field}: {problem['msg']}; "
-                "run the evaluation again"
+                "run the evaluation again",
+                file=path,
             ) from error
         except ValueError as error:
-            raise EvaluationError(f"{path}: {error}; run the evaluation again") from error
+            raise EvaluationError(f"{path}: {error}; run the evaluation again", file=path) from error
 
     def check(self) -> None:
         """Refuse figures that contradict each other.
@@ -261,22 +264,23 @@ def check_writable(path: Path) -> None:
     except (OSError, ValueError) as error:  # ValueError: a null byte, or no name on this disk
         said = error.strerror if isinstance(error, OSError) and folder.is_dir() else None
         raise OutputError(
-            f"{str(path)[:200]!r}: cannot be a file ({said or 'no such name'}); name another"
+            f"{str(path)[:200]!r}: cannot be a file ({said or 'no such name'}); name another", file=path
         ) from error
     if path.is_dir():
         raise OutputError(
-            f"{path}: a folder; name the file that the results go to, e.g. {path / 'results.json'}"
+            f"{path}: a folder; name the file that the results go to, e.g. {path / 'results.json'}", file=path
         )
     if problem := file_problem(path):
-        raise OutputError(f"{path}: {problem}; name another file")
+        raise OutputError(f"{path}: {problem}; name another file", file=path)
     if not folder.is_dir():
-        raise OutputError(f"{path}: there is no folder {folder}; make it, or name another file")
+        raise OutputError(f"{path}: there is no folder {folder}; make it, or name another file", file=path)
     if not os.access(folder, os.W_OK):
-        raise OutputError(f"{path}: the folder {folder} is not writable; name another file")
+        raise OutputError(f"{path}: the folder {folder} is not writable; name another file", file=path)
     if len(os.fsencode(path.name)) + _PARTIAL > (most := os.pathconf(folder, "PC_NAME_MAX")):
         raise OutputError(
             f"{path}: a name may have {most} bytes there, and while it is written it has {_PARTIAL} more; "
-            "name another file"
+            "name another file",
+            file=path,
         )
 
 
@@ -297,7 +301,7 @@ def check_replaceable(path: Path, tasks: Iterable[str], rows: Iterable[tuple[str
         found = EvaluationTable.load(path)
     except EvaluationError as error:
         raise OutputError(
-            f"{path}: is there already and holds no results; remove it, or name another file"
+            f"{path}: is there already and holds no results; remove it, or name another file", file=path
         ) from error
     rows = set(rows)
     lost = sorted({*found.settings.requested, *found.settings.task_files} - set(tasks))
@@ -305,5 +309,6 @@ def check_replaceable(path: Path, tasks: Iterable[str], rows: Iterable[tuple[str
     if lost:
         raise OutputError(
             f"{path}: holds results that would be lost, of {', '.join(lost[:5])}; remove it, or name another "
-            "file"
+            "file",
+            file=path,
         )

@@ -54,7 +54,8 @@ def load_tasks(tasks: Sequence[str | Mapping[str, Any]], include_path: Sequence[
     for folder in include_path:
         if not folder.is_dir():
             raise EvaluationError(
-                f"{folder}: no such folder; --include-path takes the folder with the task's YAML file"
+                f"{folder}: no such folder; --include-path takes the folder with the task's YAML file",
+                file=folder,
             )
     specs = task_specs(tasks)
     with quiet_libraries():

@@ -187,11 +187,11 @@ class EvaluateSection(RecipeSection):
     tasks: OneOrMoreTexts = ()
     include_path: OneOrMoreTexts | None = None
     task_files: OneOrMoreTexts = ()
-    """Files of problems, one JSON object a line."""
+    """Files of problems, one JSON object per line."""
     format: Literal["exact", "math", "choice"] = "exact"
     """How answers to ``task_files`` are judged."""
     repeats: int | None = Field(default=None, ge=1)
-    """Answers a problem, of hubextrap's own tasks and ``task_files``; so are the next two."""
+    """Answers per problem, of hubextrap's own tasks and ``task_files``; so are the next two."""
     temperature: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     max_tokens: int | None = Field(default=None, ge=1)
     against: OneOrMoreTexts = ("last",)

@@ -45,14 +45,17 @@ def _read(path: Path) -> str:
         return read_named(path, _SIZE_LIMIT).decode().replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as error:
         raise RecipeError(
-            f"{path}: no such file; `hubextrap recipes ls` lists the recipes that come with hubextrap"
+            f"{path}: no such file; `hubextrap recipes ls` lists the recipes that come with hubextrap",
+            file=path,
         ) from error
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: not a text file in UTF-8") from error
+        raise RecipeError(f"{path}: not a text file in UTF-8", file=path) from error
     except OSError as error:
         if error.errno == errno.EFBIG:
-            raise RecipeError(f"{path}: larger than {_SIZE_LIMIT // 1000} kB, so hardly a recipe") from error
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
+            raise RecipeError(
+                f"{path}: larger than {_SIZE_LIMIT // 1000} kB, so hardly a recipe", file=path
+            ) from error
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}", file=path) from error
 
 
 def parse_recipe(text: str, name: str = "recipe") -> Recipe:

@@ -55,9 +55,11 @@ def copy_shipped(name: str, destination: Path | None = None) -> Path:
         with target.open("x", encoding="utf-8") as file:
             file.write(recipe.path.read_text(encoding="utf-8"))
     except FileExistsError as error:
-        raise OutputError(f"{target} is there already; remove it, or give another name") from error
+        raise OutputError(
+            f"{target} is there already; remove it, or give another name", file=target
+        ) from error
     except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error.strerror}") from error
+        raise OutputError(f"{target} cannot be written: {error.strerror}", file=target) from error
     return target
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from hubextrap.cli.merging import parse_size
+from hubextrap.cli.options import parse_size
 from hubextrap.cli.progress import LineProgress, format_bytes, format_seconds
 from hubextrap.hub import read_provenance
 from hubextrap.localhub import LocalHub

@@ -20,18 +20,26 @@ from command_lines import REGROUND, Ground, commands, run_main
 import hubextrap
 from hubextrap import PushTarget, Settings, api
 from hubextrap.errors import HubExtrapError, RecipeError
-from hubextrap.evaluate import Harness, evaluate
+from hubextrap.evaluate import EvaluationOptions, Harness, evaluate
 from hubextrap.evaluate.own_tasks import Answering, TaskFile
 from hubextrap.logits.completing import Sampling
 from hubextrap.recipe import Recipe, RegroundRecipe, load_recipe, parse_recipe
 from hubextrap.reground import ExtrapolationCallback
 from hubextrap.scans import Scan
 from hubextrap.statistics.logprobs import LogProbRequest
-from hubextrap.trajectory import find_trajectory
+from hubextrap.trajectory import TrajectoryOptions, find_trajectory
 
 ALWAYS = "*"
 """Has its effect whatever comes with it."""
 
+SELECTION = {
+    "pattern": "x{step}",
+    "series": "x",
+    "min_step": "1",
+    "max_step": "9",
+    "base": "x",
+    "step_scale": "1",
+}
 OPTIONS: dict[str, dict[str, object]] = {
     # option: ALWAYS, or (a command line that is refused, what it says, one in which the option counts)
     "steps": dict.fromkeys(
@@ -41,9 +49,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         **dict.fromkeys(["out", "sample", "logprobs", "memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
         **{
             name: (f"recipe.yaml --{name.replace('_', '-')}={value}", "is for a REF", f"absent --{name.replace('_', '-')}={value}")
-            for name, value in {
-                "pattern": "x{step}", "series": "x", "min_step": "1", "max_step": "9", "base": "x", "step_scale": "1",
-            }.items()
+            for name, value in SELECTION.items()
         },
         "sample_from": ("run --sample-from 10", "--logprobs", "absent --logprobs p --sample-from 10"),
         "max_new_tokens": (
@@ -57,7 +63,10 @@ OPTIONS: dict[str, dict[str, object]] = {
     },
     "backtest": {
         **dict.fromkeys(["memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
-        "max_step": ("scan.safetensors --max-step 10", "is for a REF", "absent --max-step 10"),
+        **{
+            name: (f"scan.safetensors --{name.replace('_', '-')}={value}", "is for a REF", f"absent --{name.replace('_', '-')}={value}")
+            for name, value in SELECTION.items()
+        },
     },
     "report": dict.fromkeys(["evaluation", "out", "png", "title"], ALWAYS),
     "plan": dict.fromkeys(["out", "push", "memory", "workers", "cache", "no_push_check", "summary", "quiet", "as_json"], ALWAYS),
@@ -297,22 +306,23 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     },
     api.sweep_files: {"out": ALWAYS},
     api.verify: {"reference": ALWAYS},
-    find_trajectory: dict.fromkeys(
-        ["reference", "pattern", "series", "min_step", "max_step", "steps", "base", "step_scale", "pins"], ALWAYS
-    ),
+    find_trajectory: dict.fromkeys(["reference", "options", "named", "pins"], ALWAYS),
+    TrajectoryOptions: dict.fromkeys(["pattern", "series", "min_step", "max_step", "steps", "base", "step_scale"], ALWAYS),
     hubextrap.resolve_checkpoint: dict.fromkeys(["reference", "step", "pins"], ALWAYS),
     hubextrap.load_recipe: {"path": ALWAYS},
+    hubextrap.load_reground_recipe: {"path": ALWAYS},
     parse_recipe: dict.fromkeys(["text", "name"], ALWAYS),
-    evaluate: {
-        **dict.fromkeys(["references", "tasks", "task_files", "answering", "limit", "seed", "apply_chat_template"], ALWAYS),
+    evaluate: dict.fromkeys(["references", "options", "named"], ALWAYS),
+    EvaluationOptions: {
+        **dict.fromkeys(["tasks", "task_files", "answering", "limit", "seed", "apply_chat_template"], ALWAYS),
         **dict.fromkeys(["dtype", "backend"], ALWAYS),
         "num_fewshot": (
             lambda: evaluate([("a", "run")], task_files=[TaskFile(Path("problems.jsonl"), "exact")], num_fewshot=2),
             "no effect",
         ),
-        "include_path": (lambda: Harness(task_files=[TaskFile(Path("f"), "exact")], include_path=[Path()]), "no effect"),
-        "device": (lambda: Harness(["a"], device="cpu", backend="vllm"), "no effect"),
-        "batch_size": (lambda: Harness(["a"], batch_size=2, backend="vllm"), "no effect"),
+        "include_path": (lambda: Harness(EvaluationOptions(task_files=[TaskFile(Path("f"), "exact")], include_path=[Path()])), "no effect"),
+        "device": (lambda: Harness(EvaluationOptions(["a"], device="cpu", backend="vllm")), "no effect"),
+        "batch_size": (lambda: Harness(EvaluationOptions(["a"], batch_size=2, backend="vllm")), "no effect"),
     },
     Answering: {
         "repeats": (lambda: Answering(2, 0), "same answer every time"),
@@ -343,7 +353,7 @@ def test_every_argument_is_in_the_table() -> None:
         getattr(hubextrap, name) for name in hubextrap.__all__ if name != "__version__"
     }
     functions = {one for one in public if inspect.isfunction(one) or hasattr(one, "__wrapped__")}
-    assert functions - {find_trajectory} <= set(ARGUMENTS)
+    assert functions <= set(ARGUMENTS)
     for function, known in ARGUMENTS.items():
         names = set(inspect.signature(function).parameters) - {"progress"}
         assert names == set(known), function

@@ -257,7 +257,7 @@ def test_mathematics_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "kind", "message"),
     [
-        ("{", "exact", r"line 2: not valid JSON \(.*\); write one object a line"),
+        ("{", "exact", r"line 2: not valid JSON \(.*\); write one object per line"),
         ([1], "exact", "line 2: has to be a JSON object, not list"),
         ({"answer": "1"}, "exact", "line 2: needs one text, in the field question or prompt"),
         ({"question": "a", "prompt": "b", "answer": "1"}, "exact", "line 2: needs one text"),

@@ -237,3 +237,13 @@ def test_where_results_cannot_go(tmp_path: Path) -> None:
         check_writable(tmp_path / "absent" / "results.json")
     check_writable(tmp_path / "results.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_carry_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "absent.json"
+    with pytest.raises(EvaluationError) as caught:
+        EvaluationTable.load(path)
+    assert caught.value.file == str(path)
+    with pytest.raises(OutputError) as refused:
+        check_writable(tmp_path)
+    assert refused.value.file == str(tmp_path)
