@@ -28,7 +28,7 @@ HISTORY_NAME = "reground_history.jsonl"
 class Decision:
     """One decision at the end of a window."""
 
-    __pydantic_config__: ClassVar = _FINITE
+    __pydantic_config__: ClassVar[ConfigDict] = _FINITE
 
     rl_steps: int
     """Optimizer steps taken so far."""
