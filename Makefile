@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # What other versions of the dependencies may break; `make test` has the whole suite on those of constraints.txt.
 LOWEST_TESTS := tests/test_other_hosts.py $(addprefix tests/,chain hub logits recipe tensors trajectory)
 NEWEST_TESTS := tests/test_other_hosts.py $(addprefix tests/,chain evaluate hub localhub logits mergekit_plugin)
+# What tests share. The tests themselves are checked by being run.
+TYPED_TESTS := $(filter-out tests/test_%,$(wildcard tests/*.py)) tests/statistics/backtest_runs.py tests/statistics/scan_runs.py
 # Two busy cores fight over threads: one run came out 15 times slower without this.
 export OMP_NUM_THREADS ?= 1
 
@@ -43,10 +45,13 @@ test-lowest:  ## Run a part of the suite on the lowest versions that pyproject.t
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/constraints.txt -e '.[dev,report]'
 	.venv-lowest/bin/python -m pytest -q -m "not slow" $(or $(TESTS),$(LOWEST_TESTS))
 
-lint: setup  ## Check style, formatting and types.
+lint: setup  ## Check style, formatting, spelling, types, and the version against the changelog.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/python .ci/release.py
 	$(BIN)/mypy
+	$(BIN)/mypy $(TYPED_TESTS)
 
 format: setup  ## Put the code in the one format.
 	$(BIN)/ruff format .

@@ -64,7 +64,7 @@ def run_main(*arguments: str, seconds: float | None = None) -> Ended:
         sys.argv = own_arguments
         for number, handler in zip(numbers, handlers, strict=True):
             signal.signal(number, handler)
-    texts = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
+    texts = [stream.buffer.getvalue().decode() for stream in (out, err)]
     return Ended(code or 0, *texts)
 
 

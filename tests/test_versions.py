@@ -1,7 +1,8 @@
-"""The bounds in pyproject.toml, the lowest versions read off them, and the set that the tests run with."""
+"""The bounds in pyproject.toml, the lowest versions read off them, the set that tests run with; Pythons."""
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -9,11 +10,20 @@ from pathlib import Path
 from runpy import run_path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 LOWEST = ROOT / ".ci" / "lowest.py"
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # which hatchling brings
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def constraints(text: str) -> dict[str, str]:
@@ -48,3 +58,48 @@ def test_the_set_that_the_tests_run_with_is_within_the_bounds() -> None:
     pinned = constraints((ROOT / "constraints.txt").read_text(encoding="utf-8"))
     for name, version in lowest().items():
         assert Requirement(f"{name}>={version}").specifier.contains(pinned[name]), name
+
+
+def test_pythons_agree() -> None:
+    """What pyproject.toml promises is what CI runs, and what the linters check for is the lowest of it."""
+    classifiers = PYPROJECT["project"]["classifiers"]
+    said = [text.rpartition(" ")[2] for text in classifiers if re.search(r":: 3\.\d+$", text)]
+    ci = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
+    assert ci["python"]["strategy"]["matrix"]["python"] == said
+    assert "test-lowest" in ci["make"]["strategy"]["matrix"]["target"]
+    minors = [int(version.removeprefix("3.")) for version in said]
+    assert minors == list(range(minors[0], minors[-1] + 1))
+    allowed = SpecifierSet(PYPROJECT["project"]["requires-python"])
+    assert [minor for minor in range(minors[-1] + 1) if f"3.{minor}.0" in allowed] == minors
+    assert PYPROJECT["tool"]["ruff"]["target-version"] == f"py3{minors[0]}"
+    assert PYPROJECT["tool"]["mypy"]["python_version"] == said[0]
+    assert f"(3.{minors[0]} or later)" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{said[0]} to {said[-1]}" in (ROOT / "docs" / "versions.md").read_text(encoding="utf-8")
+
+
+def test_no_annotation_is_a_bare_class_variable() -> None:
+    """Python 3.10 cannot evaluate it, and pydantic evaluates the annotations of our dataclasses."""
+    for module in (ROOT / "hubextrap").rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.AnnAssign):
+                assert ast.unparse(node.annotation) not in ("ClassVar", "Final"), f"{module}:{node.lineno}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import tomllib",
+        "from datetime import UTC",
+        "from typing import Self",
+        "x = ExceptionGroup",
+        "from itertools import batched",
+        "def f[T](x: T) -> T: return x",
+    ],
+)
+def test_lint_finds_what_only_later_pythons_have(line: str, tmp_path: Path) -> None:
+    (tmp_path / "later.py").write_text(f"{line}\n")
+    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "later.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "later.py:1: error" in done.stdout

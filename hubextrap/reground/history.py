@@ -29,7 +29,7 @@ REMEDY = "make room, then run the same command again"
 class Decision:
     """One decision at the end of a window."""
 
-    __pydantic_config__: ClassVar = _FINITE
+    __pydantic_config__: ClassVar[ConfigDict] = _FINITE
 
     rl_steps: int
     """Optimizer steps taken so far."""

@@ -56,10 +56,10 @@ def test_least_permissions(path: Path) -> None:
     assert content["permissions"] == {}
     assert "pull_request_target" not in content[True]
     for name, job in content["jobs"].items():
-        rights = {"contents": "read"} | ({"id-token": "write"} if name == "merge" else {})
-        assert job["permissions"] == rights
+        rights = {"merge": {"contents": "read", "id-token": "write"}, "publish": {"id-token": "write"}}
+        assert job["permissions"] == rights.get(name, {"contents": "read"})
         assert job["timeout-minutes"]
-        if name == "merge":
+        if name in rights:
             assert job["environment"]
         for step in job["steps"]:
             if step.get("uses", "").startswith("actions/checkout@"):
@@ -86,19 +86,23 @@ def test_what_is_installed_is_known_by_its_bytes(path: Path) -> None:
 
 
 def test_the_job_with_an_identity_runs_nothing_of_the_checkout() -> None:
-    """It gets hubextrap as a wheel, whose bytes the job that built it has named."""
-    found = 0
+    """It gets a wheel whose bytes the job that built it has named, or publishes what was built."""
+    found = []
     for path in WORKFLOWS:
-        for job in yaml.safe_load(path.read_text())["jobs"].values():
+        for name, job in yaml.safe_load(path.read_text())["jobs"].items():
             if "id-token" not in job["permissions"]:
                 continue
-            found += 1
+            found.append(name)
             assert not [step for step in job["steps"] if "run" in step]
+            if name == "publish":
+                used = [step["uses"].partition("@")[0] for step in job["steps"]]
+                assert used == ["actions/download-artifact", "pypa/gh-action-pypi-publish"]
+                continue
             (own,) = (step["with"] for step in job["steps"] if step["uses"].startswith("$/"))
             assert own["wheel"]
             assert own["wheel-sha256"] == "${{ needs.build.outputs.sha256 }}"
             assert own["command"] in ("plan", "merge")  # others install what is published as sources
-    assert found == 1
+    assert found == ["merge", "publish"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -111,7 +115,8 @@ def test_secrets_are_inputs_of_our_action_only(path: Path) -> None:
 
 def test_files_follow_the_schemas() -> None:
     pytest.importorskip("check_jsonschema")
-    for kind, files in (("workflows", WORKFLOWS), ("actions", ACTIONS)):
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"))
+    for kind, files in (("workflows", WORKFLOWS), ("actions", ACTIONS), ("issue-forms", forms)):
         command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.github-{kind}"]
         done = subprocess.run([*command, *files], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout

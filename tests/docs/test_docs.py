@@ -20,7 +20,8 @@ from hubextrap.cli.main import app
 from hubextrap.recipe import parse_recipe, parse_reground_recipe
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
 COMMAND = typer.main.get_command(app)
 
 

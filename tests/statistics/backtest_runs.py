@@ -89,7 +89,7 @@ def sampled_accuracy(model_folder: Path, problems: Path, samples: int = 16) -> f
             written.append(tokens)
     answers = [[*tokenizer(row["answer"])["input_ids"], tokenizer.eos_token_id] for row in rows]
     lines = torch.cat(written, 1).tolist()
-    right = sum(
+    right: int = sum(
         line[: len(answer)] == answer for line, answer in zip(lines, _each(answers, samples), strict=True)
     )
     return right / len(lines)
