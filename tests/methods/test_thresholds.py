@@ -17,6 +17,7 @@ from hubextrap.methods import (
     ema,
     longest_horizon,
     low_rank,
+    most_rehearsals,
     on_grid,
     register_method,
     registry,
@@ -52,6 +53,18 @@ def test_methods_fit_to_the_signal_from_a_share_of_rounding_of_a_tenth_to_three_
     assert without_rounding(gram) == pytest.approx(expected, rel=1e-9, abs=1e-9 * gram.max())
 
 
+@pytest.mark.parametrize("count", [4, 5, 9])
+def test_the_share_of_rounding_is_twice_the_least_variation_by_the_squared_way(count: int) -> None:
+    """Of the checkpoints around their mean, whatever they refer to; the least along K − 1 directions."""
+    run = np.cumsum(np.random.default_rng(count).normal(size=(count, 30)), axis=0)
+    around = run - run.mean(axis=0)
+    least = np.linalg.svd(around, compute_uv=False)[count - 2] ** 2
+    way = np.mean(np.sum(np.diff(run, axis=0) ** 2, axis=1))
+    for reference in (run[0], run[-1], 0.0):
+        deltas = run - reference
+        assert rounding_share(deltas @ deltas.T) == pytest.approx(2 * least / way)
+
+
 def test_up_to_a_tenth_a_gram_matrix_stays_as_it_is() -> None:
     gram = noisy_line(0.0999)
     assert without_rounding(gram) is gram
@@ -75,9 +88,10 @@ def pairs(steps: list[int], target: float) -> dict[tuple[int, int], float]:
     return dict(zip(keys, found.weights.tolist(), strict=True))
 
 
+@pytest.mark.parametrize("first", [0, 70])
 @pytest.mark.parametrize("target", [210.0, 250.0, 320.0, 500.0, 900.0])
-def test_a_rehearsal_weighs_by_its_horizon_and_by_how_late_it_is(target: float) -> None:
-    """exp(−d²/2)·s_j/s_last with d = ln(horizon/the prediction's)/0.4, up to d = 3."""
+def test_a_rehearsal_weighs_by_its_horizon_and_by_how_late_it_is(target: float, first: int) -> None:
+    """exp(−d²/2)·s_j/s_last with d = ln(horizon/the prediction's)/0.4, up to d = 3; steps from the first."""
     wanted = (target - 200) / 200
     expected = {}
     for j in range(1, len(STEPS)):
@@ -85,7 +99,25 @@ def test_a_rehearsal_weighs_by_its_horizon_and_by_how_late_it_is(target: float) 
             d = math.log((STEPS[k] - STEPS[j]) / STEPS[j] / wanted) / 0.4
             if abs(d) <= 3:
                 expected[j, k] = math.exp(-(d**2) / 2) * STEPS[j] / 200
-    assert pairs(STEPS, target) == pytest.approx(expected)
+    assert pairs([first + step for step in STEPS], first + target) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("first", [0, 70])
+def test_no_target_has_more_rehearsals_than_are_counted_on(first: int) -> None:
+    """What memory is planned by: the most, of whatever target, and that many for some target."""
+    steps = [first + step for step in STEPS]
+    targets = first + 200 * (1 + np.exp(np.linspace(-3, 3, 2000)))
+    assert most_rehearsals(steps) == max(len(rehearse(steps, target)) for target in targets)
+    assert most_rehearsals(steps[:2]) == 0
+
+
+def test_the_mean_over_rehearsals_is_weighted_and_leaves_out_what_is_not_known() -> None:
+    found = rehearse([0, 100, 200, 400], 600)
+    values = np.arange(len(found), dtype=np.float64) ** 2
+    assert found.mean(values) == pytest.approx(np.average(values, weights=found.weights))
+    values[0] = np.nan
+    assert found.mean(values) == pytest.approx(np.average(values[1:], weights=found.weights[1:]))
+    assert math.isnan(found.mean(np.full(len(found), np.nan)))
 
 
 @pytest.mark.parametrize("factor", [math.exp(1.2), math.exp(-1.2)])
