@@ -24,6 +24,7 @@ from hubextrap.methods import (
     rehearse,
     rounding_share,
     signal,
+    squared_distances,
     without_rounding,
 )
 
@@ -80,6 +81,22 @@ def test_three_checkpoints_have_no_share_of_rounding_and_four_have() -> None:
 def test_the_signal_is_the_two_leading_eigenvectors() -> None:
     assert np.diagonal(signal(np.diag([4.0, 1.0, 3.0, 2.0]))).tolist() == pytest.approx([4.0, 0.0, 3.0, 0.0])
     assert signal(np.diag([-1.0, -2.0, 3.0])) == pytest.approx(np.diag([0.0, 0.0, 3.0]))
+
+
+def test_distances_are_those_of_the_weights_and_not_below_0() -> None:
+    run = np.random.default_rng(0).normal(size=(5, 3)) * 1e-6
+    expected = [[np.sum((one - other) ** 2) for other in run] for one in run]
+    assert squared_distances(run @ run.T) == pytest.approx(np.array(expected), rel=1e-9, abs=1e-25)
+    assert squared_distances(np.array([[1.0, 1.0 + 1e-15], [1.0 + 1e-15, 1.0]])).tolist() == [[0, 0], [0, 0]]
+
+
+def test_many_gram_matrices_at_once_are_each_as_if_alone() -> None:
+    grams = np.stack([noisy_line(share) for share in (0.05, 0.15, 0.25, 0.35, 0.6, 0.1)]).reshape(2, 3, 8, 8)
+    for function in (without_rounding, signal, rounding_share, squared_distances):
+        found = function(grams)  # type: ignore[operator]
+        assert found.shape[:2] == (2, 3)
+        for place in np.ndindex(2, 3):
+            assert found[place] == pytest.approx(function(grams[place]))  # type: ignore[operator]
 
 
 def pairs(steps: list[int], target: float) -> dict[tuple[int, int], float]:
