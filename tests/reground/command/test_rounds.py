@@ -253,6 +253,16 @@ def test_a_probe_takes_back_and_adapts(
             2,
             "8 RL steps; another round would exceed max_rl_steps 11",
         ),
+        (  # just two rounds of four
+            {"iterations": None, "max_rl_steps": 8},
+            2,
+            "8 RL steps; another round would exceed max_rl_steps 8",
+        ),
+        (
+            {"iterations": None, "max_represented_steps": 13},
+            3,
+            "20 steps are represented; max_represented_steps is 13",
+        ),
         (
             {"iterations": None, "max_represented_steps": 12},
             2,
