@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.engine.plan import DEFAULT_MEMORY, MergePlan, plan_merge
+from hubextrap.engine.budget import DEFAULT_MEMORY, Budget
+from hubextrap.engine.plan import MergePlan, plan_merge
 
 if TYPE_CHECKING:
     from hubextrap.engine.run import MergeOutput, run_plan
 
-__all__ = ["DEFAULT_MEMORY", "MergeOutput", "MergePlan", "plan_merge", "run_plan"]
+__all__ = ["DEFAULT_MEMORY", "Budget", "MergeOutput", "MergePlan", "plan_merge", "run_plan"]
 
 
 def __getattr__(name: str) -> Any:
