@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from pydantic import PlainValidator
 
+from hubextrap.engine.budget import KERNEL_ELEMENTS
 from hubextrap.engine.kernels import Combiner, count_non_finite
-from hubextrap.engine.plan import BLOCK, combination
+from hubextrap.engine.plan import combination
 from hubextrap.errors import CheckpointMismatch, MethodError, NonFinite, StepError, UnsupportedCheckpoint
 from hubextrap.methods import (
     coefficients,
@@ -162,7 +163,7 @@ def combine(inputs: Sequence[torch.Tensor], weights: NDArray[np.float64]) -> tor
     used = np.flatnonzero(weights).tolist()
     result = torch.empty_like(inputs[0], memory_format=torch.contiguous_format)
     itemsize = max(torch.float32.itemsize, result.element_size())
-    block = max(1, min(BLOCK, result.numel()))
+    block = max(1, min(KERNEL_ELEMENTS, result.numel()))
     Combiner(1, itemsize, str(result.device), block).combine(
         [inputs[k].reshape(-1) for k in used], [combination(weights, used)], [result.view(-1)]
     )
@@ -174,15 +175,16 @@ def gram_matrix(steps: Sequence[int], inputs: Sequence[torch.Tensor]) -> NDArray
 
     NaN where one of them holds NaN or infinity.
     """
-    from hubextrap.statistics.elements import BLOCK, BlockScanner  # numba: half a second
+    from hubextrap.statistics.elements import SCAN_BLOCK, BlockScanner  # numba: half a second
 
     total = np.zeros((len(inputs), len(inputs)))
     if len(inputs) < 2:
         return total
     flat = [tensor.reshape(-1) for tensor in inputs]
     scanner = BlockScanner(steps)
-    for start in range(0, flat[0].numel(), BLOCK):
-        rows = torch.stack([tensor[start : start + BLOCK].to(torch.float32) for tensor in flat]).cpu().numpy()
+    for start in range(0, flat[0].numel(), SCAN_BLOCK):
+        parts = [tensor[start : start + SCAN_BLOCK].to(torch.float32) for tensor in flat]
+        rows = torch.stack(parts).cpu().numpy()
         block = scanner.scan(list(rows), np.zeros(BINS + 3, np.int64))
         total += math.nan if block is None else block[0]
     return total

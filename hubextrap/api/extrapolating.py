@@ -17,9 +17,8 @@ from hubextrap.api.fingerprint import header_fingerprint
 from hubextrap.api.output import check_output, fill_in, output_sizes, write_files
 from hubextrap.api.prepare import BESIDE_IN_BASELINE
 from hubextrap.api.staging import staged
-from hubextrap.engine import run_plan
+from hubextrap.engine import Budget, plan_merge, run_plan
 from hubextrap.engine.kernels import check_device
-from hubextrap.engine.plan import LOCAL_READ_SIZE, plan_merge
 from hubextrap.hub import PROVENANCE_FILE, CoefficientRule, OutputShard, build_provenance
 from hubextrap.reground.loop import GramOfSnapshots
 from hubextrap.tensors import LocalSink, LocalSource, read_combinable, ties_embeddings
@@ -52,19 +51,19 @@ def scan_folders(
         SourceError: they cannot be read. OutputError: the memory setting is too small.
     """
     from hubextrap.engine.scan import scan_trajectory  # imports numba
+    from hubextrap.engine.scan_plan import plan_scan
 
     with ExitStack() as stack:
         sources = [stack.enter_context(closing(LocalSource(one.path))) for one in checkpoints]
         layouts = read_combinable(sources, progress)
-        table = scan_trajectory(
-            Trajectory(tuple(checkpoints), "snapshots"),
-            sources,
+        trajectory = Trajectory(tuple(checkpoints), "snapshots")
+        plan = plan_scan(
+            trajectory.steps,
             layouts,
             tied=ties_embeddings(sources[-1]),
-            memory=settings.memory,
-            workers=settings.workers,
-            progress=progress,
-        ).gram_table
+            budget=Budget(settings.memory, settings.workers),
+        )
+        table = scan_trajectory(trajectory, sources, plan, progress=progress).gram_table
     dtypes = frozenset(info.dtype for layout in layouts for info in layout.tensors.values())
     return GramOfSnapshots(table.tensors, table.gram, dtypes)
 
@@ -109,10 +108,7 @@ def extrapolate(
                 layouts,
                 coefficients_for,
                 tied=ties_embeddings(sources[-1]),
-                memory=settings.memory,
-                workers=settings.workers,
-                read_size=LOCAL_READ_SIZE,
-                reserve=max(0, count - BESIDE_IN_BASELINE),
+                budget=Budget(settings.memory, settings.workers, reserve=max(0, count - BESIDE_IN_BASELINE)),
             )
             plans.append(planned)
 

@@ -33,7 +33,6 @@ from hubextrap.api.staging import (
     staged,
 )
 from hubextrap.engine import MergeOutput, run_plan
-from hubextrap.engine.plan import REMOTE_READERS
 from hubextrap.engine.resuming import check_inputs
 from hubextrap.errors import PushError
 from hubextrap.foreign_text import own_lines
@@ -285,7 +284,6 @@ def run_prepared(
         sinks,
         journals=journals,
         progress=progress,
-        readers=REMOTE_READERS if prepared.remote else 0,
         device=prepared.settings.device,
         allow_non_finite=prepared.settings.allow_non_finite,
     )

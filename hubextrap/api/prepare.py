@@ -8,15 +8,9 @@ from typing import TYPE_CHECKING
 
 from hubextrap.api.companions import Beside
 from hubextrap.api.fitting import FittedRules, fit_rules, needs_scan, stacked
-from hubextrap.engine.budget import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
-from hubextrap.engine.plan import (
-    BASELINE,
-    LOCAL_READ_SIZE,
-    NO_LIMIT,
-    REMOTE_READ_SIZE,
-    MergePlan,
-    plan_merge,
-)
+from hubextrap.engine.budget import BASELINE, NO_LIMIT, Budget
+from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
+from hubextrap.engine.plan import MergePlan, plan_merge
 from hubextrap.errors import RecipeError
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import open_source, read_combinable, read_layouts, ties_embeddings
@@ -170,16 +164,9 @@ def prepare(
         def scan() -> GramTable:
             from hubextrap.engine.scan import scan_trajectory  # imports numba
 
-            return scan_trajectory(
-                trajectory,
-                sources,
-                layouts,
-                tied=tied,
-                memory=settings.memory - held,
-                workers=settings.workers,
-                remote=remote,
-                progress=progress,
-            ).gram_table
+            budget = Budget(settings.memory - held, settings.workers, remote)
+            plan = plan_scan(trajectory.steps, layouts, tied=tied, budget=budget)
+            return scan_trajectory(trajectory, sources, plan, progress=progress).gram_table
 
         scanned = any(needs_scan(each) for each in recipes)
         reserve = other_pass = 0
@@ -189,10 +176,9 @@ def prepare(
             reserve = fitting_memory(
                 trajectory.steps, layouts, [step for each in recipes for step in each.target_steps]
             )
-            scanning = plan_scan(
-                trajectory.steps, layouts, tied=tied, memory=NO_LIMIT, workers=settings.workers, remote=remote
-            )
-            other_pass = scanning.least_memory
+            unlimited = Budget(NO_LIMIT, settings.workers, remote)
+            scanning = plan_scan(trajectory.steps, layouts, tied=tied, budget=unlimited)
+            other_pass = scanning.buffers.least_memory
 
         if settings.cache:
             other_pass = max(other_pass, BASELINE + _download_memory(trajectory, layouts))
@@ -207,11 +193,13 @@ def prepare(
                 fitted.by_tensor.__getitem__,
                 out_dtype=recipe.out_dtype,
                 tied=tied,
-                memory=settings.memory,
-                workers=settings.workers,
-                read_size=REMOTE_READ_SIZE if remote else LOCAL_READ_SIZE,
-                reserve=reserve + held,
-                other_pass=other_pass + held if other_pass else 0,
+                budget=Budget(
+                    settings.memory,
+                    settings.workers,
+                    remote,
+                    reserve=reserve + held,
+                    other_pass=other_pass + held if other_pass else 0,
+                ),
             )
 
         first: list[tuple[FittedRules, MergePlan]] = []

@@ -13,6 +13,7 @@ from hubextrap._version import __version__
 from hubextrap.api.fingerprint import input_fingerprint
 from hubextrap.api.prepare import Settings, refuse_merge_settings
 from hubextrap.api.unchanged import changed
+from hubextrap.engine import Budget
 from hubextrap.errors import CheckpointError, OutputError, RecipeError
 from hubextrap.evaluate import check_writable
 from hubextrap.evaluate.run import chosen_device
@@ -176,6 +177,7 @@ def _scan_weights(
     afterwards: int,
 ) -> Scan:
     from hubextrap.engine.scan import scan_trajectory  # imports numba
+    from hubextrap.engine.scan_plan import plan_scan
 
     layouts = read_combinable(sources, progress)
     remote = not settings.cache and any(checkpoint.repo for checkpoint in trajectory.checkpoints)
@@ -200,15 +202,16 @@ def _scan_weights(
                 f"{path}: going on after {len(journal.finished)} tensors of the scan that was stopped"
             )
     try:
+        plan = plan_scan(
+            trajectory.steps,
+            layouts,
+            tied=ties_embeddings(sources[-1]),
+            budget=Budget(settings.memory, settings.workers, remote, reserve=afterwards),
+        )
         return scan_trajectory(
             trajectory,
             sources,
-            layouts,
-            tied=ties_embeddings(sources[-1]),
-            memory=settings.memory,
-            workers=settings.workers,
-            remote=remote,
-            afterwards=afterwards,
+            plan,
             sample=sample,
             pins=pins,
             journal=journal,

@@ -1,4 +1,4 @@
-"""Who does the jobs: an executor maps a function over jobs and knows nothing about them."""
+"""Who does the units of work: an executor maps a function over them and knows nothing about them."""
 
 from __future__ import annotations
 
@@ -10,51 +10,56 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-Job = TypeVar("Job")
+Unit = TypeVar("Unit")
 Result = TypeVar("Result")
 
 
 class Executor(Protocol):
-    """Maps a function over jobs, which are started in their order."""
+    """Maps a function over units, which are started in their order."""
 
     workers: int
-    """Jobs under way at the same time, at most."""
+    """Units under way at the same time, at most."""
 
-    def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
-        """Results in the order of the jobs, which are drawn as they are needed.
+    def map(self, function: Callable[[Unit], Result], units: Iterable[Unit]) -> Iterator[Result]:
+        """Results in the order of the units, which are drawn as they are needed.
 
-        The first error ends it: no further job is started, and it is raised once those under way have ended.
+        The first error ends it: no further unit is started, and it is raised once those under way have ended.
         """
 
 
 class SerialExecutor:
-    """One job after the other, in this thread."""
+    """One unit after the other, in this thread."""
 
     workers = 1
 
-    def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
-        return map(function, jobs)
+    def map(self, function: Callable[[Unit], Result], units: Iterable[Unit]) -> Iterator[Result]:
+        return map(function, units)
 
 
 class ThreadExecutor:
-    """Jobs in threads of this process."""
+    """Units in threads of this process."""
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
 
-    def map(self, function: Callable[[Job], Result], jobs: Iterable[Job]) -> Iterator[Result]:
+    def map(self, function: Callable[[Unit], Result], units: Iterable[Unit]) -> Iterator[Result]:
         with ThreadPoolExecutor(self.workers, thread_name_prefix="hubextrap") as pool:
             pending: deque[Future[Result]] = deque()
             try:
-                for job in jobs:
-                    pending.append(pool.submit(function, job))
-                    if len(pending) > self.workers:  # one waits; a job is some memory too
+                for unit in units:
+                    pending.append(pool.submit(function, unit))
+                    if len(pending) > self.workers:  # one waits; a unit is some memory too
                         yield pending.popleft().result()
                 while pending:
                     yield pending.popleft().result()
             finally:
                 for future in pending:
                     future.cancel()
+
+
+def executor_for(workers: int) -> Executor:
+    """Threads of this process, or none where one worker does it all."""
+    return ThreadExecutor(workers) if workers > 1 else SerialExecutor()
 
 
 class Turns:

@@ -22,15 +22,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hubextrap.engine.plan import BLOCK
+from hubextrap.engine.budget import KERNEL_ELEMENTS
+from hubextrap.engine.units import Combination
 from hubextrap.errors import MethodError
 from hubextrap.tensors.devices import device_problem
 from hubextrap.tensors.headers import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from hubextrap.engine.plan import Combination
 
 ACCUMULATORS = (torch.float32, torch.float64)
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
@@ -55,7 +54,9 @@ class Combiner:
         block: elements that are combined at once.
     """
 
-    def __init__(self, targets: int, itemsize: int = 4, device: str = "cpu", block: int = BLOCK) -> None:
+    def __init__(
+        self, targets: int, itemsize: int = 4, device: str = "cpu", block: int = KERNEL_ELEMENTS
+    ) -> None:
         self._block = block
         self._scratch = [
             torch.empty(block * itemsize, dtype=torch.uint8, device=device) for _ in range(targets + 2)
@@ -151,7 +152,7 @@ def round_to(output: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
     return output.copy_(total)
 
 
-def count_non_finite(tensor: torch.Tensor, block: int = BLOCK) -> int:
+def count_non_finite(tensor: torch.Tensor, block: int = KERNEL_ELEMENTS) -> int:
     """How many elements are NaN or infinite; one sum over them unless there are any.
 
     A float16 sum is taken in float32, as it would overflow by itself; a false alarm costs only a count.
@@ -200,8 +201,6 @@ def check_device(device: str) -> None:
 
 def device_gives_cpu_bytes(device: str) -> bool:
     """Whether combinations give the same bits on ``device`` as on this CPU, tried on 64 K elements."""
-    from hubextrap.engine.plan import Combination
-
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(2**16, generator=generator) for _ in range(3)]
     combinations = [

@@ -1,9 +1,9 @@
 """What a merge will do, from headers and coefficients alone: no byte of a tensor is read here.
 
-The output has the last checkpoint's files with its tensors in offset order. Each shard is cut into jobs: a
-job is a run of consecutive output bytes that one worker reads, combines and hands to the sink. Small tensors
-share a job, a large one spans many, so reads are long whatever the tensors' sizes, and memory does not depend
-on them.
+The output has the last checkpoint's files with its tensors in offset order. Each shard is cut into units: a
+unit is a run of consecutive output bytes that one worker reads, combines and hands to the sink. Small tensors
+share a unit, a large one spans many, so reads are long whatever the tensors' sizes, and memory does not
+depend on them.
 """
 
 from __future__ import annotations
@@ -11,86 +11,43 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hubextrap.engine.budget import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
-from hubextrap.engine.comparison import FLOATS, compare
+from hubextrap.engine.budget import KERNEL_ELEMENTS, Budget, allot, held
+from hubextrap.engine.comparison import FLOATS, TensorInputs, compare, refuse, uncombinable
+from hubextrap.engine.cutting import Room, aligned, cut, lay_out
+from hubextrap.engine.defaults import MiB
 from hubextrap.engine.facts import copied, dtype_notes, kept_wide, narrowed
-from hubextrap.engine.jobs import GRAIN, Job, cut_jobs, job_minimum
-from hubextrap.errors import CheckpointMismatch, MethodError, OutputError, RecipeError
-from hubextrap.foreign_text import own_lines
+from hubextrap.engine.units import Combination, Form, MergeUnit
+from hubextrap.errors import MethodError, RecipeError
 from hubextrap.tensors.headers import DTYPES, build_header
-from hubextrap.tensors.layout import distinct_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from hubextrap.engine.comparison import Entry
-    from hubextrap.tensors.layout import CheckpointLayout, TensorInfo
+    from hubextrap.engine.budget import Buffers
+    from hubextrap.tensors.layout import CheckpointLayout
 
-NO_LIMIT = 2**62
 LOCAL_READ_SIZE = 2 * MiB
-"""Bytes of one checkpoint that a job reads from a disk: a job should stay in the processor's caches."""
-REMOTE_READ_SIZE = 8 * MiB
-"""The same over a network, where a request costs a round trip."""
-REMOTE_READERS = 8
-"""Ranges of a job that are requested at the same time; the sources bound the requests in flight."""
-BASELINE = 300 * MiB
-"""What the process takes without buffers, counted into ``memory``: python, a CPU build of torch and the Hub
-client are 230 MiB (measured with torch 2.13; `tensors.devices.CUDA_LIBRARIES` for others); the rest is for
-headers."""
-HELD_IN_BASELINE = 40 * MiB
-"""How much of ``BASELINE`` is for headers and the plan; what a larger model's take comes on top."""
-HELD_INFO = 800
-"""Bytes of one tensor of one header, its place in tables by name included; equal headers count once."""
-HELD_TENSOR, HELD_CHECKPOINT = 2500, 100_000
-HELD_INPUT = 16
-"""Bytes of a tensor's input in the plan, a reference or two."""
+"""Bytes of one checkpoint that a unit reads from a disk: a unit should stay in the processor's caches."""
 HELD_COEFFICIENT = 500
 """Bytes of a coefficient that follows from the weights: table, plan, provenance and its JSON."""
 WRITE_MEMORY = 8 * MiB
 """A target's blocks on their way to the disk, of the shard being made and of the one being finished."""
-BLOCK = 2**18
-"""Elements that the kernels combine at once: long enough that calling torch costs little."""
-LISTED_PROBLEMS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Combination:
-    """How one target's tensor is made: Σ weights_i · inputs[indices_i], in the order and form of mergekit.
+class TensorPlan(TensorInputs):
+    """One tensor of the output. It is read from those with a coefficient other than 0 for some target."""
 
-    ``copy``: one coefficient of exactly 1. ``line``: two coefficients that sum to 1, as
-    base + weights[1]·(last − base), which leaves a weight that did not move as it was (mergekit's
-    task_arithmetic). ``sum``: anything else (mergekit's linear with normalize: false).
-    """
-
-    kind: Literal["copy", "line", "sum"]
-    indices: tuple[int, ...]
-    """Positions in ``TensorPlan.inputs``, in step order."""
-    weights: tuple[float, ...]
-    """float64; the kernel rounds each once to the accumulator's dtype."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorPlan:
-    """One tensor of the output."""
-
-    name: str
     dtype: str
     shape: tuple[int, ...]
-    elements: int
-    checkpoints: tuple[int, ...]
-    """Which checkpoints it is made of: those with a coefficient other than 0 for some target."""
-    inputs: tuple[TensorInfo, ...]
-    """Where they keep it."""
-    twins: tuple[tuple[int, TensorInfo], ...]
-    """Tied copies: (position in ``inputs``, copy), which have to hold the same bytes."""
     combinations: tuple[Combination, ...]
-    """One a target; empty for a tensor that is copied and has to be the same in all ``inputs``."""
+    """One per target; empty for a tensor that is copied and has to be the same in all ``inputs``."""
 
     @property
     def itemsize(self) -> int:
@@ -110,9 +67,7 @@ class ShardPlan:
     @property
     def bytes_read(self) -> int:
         """Bytes of all checkpoints together that go into it."""
-        return sum(
-            info.nbytes for plan in self.tensors for info in (*plan.inputs, *(twin for _, twin in plan.twins))
-        )
+        return sum(plan.bytes_read for plan in self.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +75,6 @@ class MergePlan:
     """Everything that is known before the first byte moves."""
 
     steps: tuple[int, ...]
-    names: tuple[str, ...]
-    """What messages call the checkpoints."""
     layouts: tuple[CheckpointLayout, ...]
     """What lies where in them."""
     targets: int
@@ -133,13 +86,7 @@ class MergePlan:
     total_bytes_read: int
     total_bytes_written: int
     """Of all targets together."""
-    peak_memory: int
-    """Estimate of the process's peak resident memory, bytes."""
-    least_memory: int
-    """The smallest ``memory`` that it can be planned with."""
-    workers: int
-    job_bytes: int
-    """Size of a worker's buffer, which holds the inputs and the outputs of a job."""
+    buffers: Buffers
     accumulator_itemsize: int
     """Bytes of the widest sum: 8 where an output is F64, else 4."""
     same_layout: bool
@@ -149,9 +96,31 @@ class MergePlan:
     caveats: tuple[str, ...]
     """What whoever uses the output should know too: what was not predicted, what is stored otherwise."""
 
-    def jobs(self, shard: ShardPlan) -> Iterator[Job]:
-        """The jobs of one shard in offset order; at least one."""
-        return cut_jobs(shard, self.targets, self.job_bytes)
+    @property
+    def peak_memory(self) -> int:
+        """Estimate of the process's peak resident memory, bytes."""
+        return self.buffers.peak_memory
+
+    def units(self, shard: ShardPlan) -> Iterator[MergeUnit]:
+        """Those of one shard in offset order; a shard without data is one empty unit."""
+        offset = len(shard.header)
+        forms = {tensor.name: Form(tensor.dtype, tensor.combinations) for tensor in shard.tensors}
+        every = cut(shard.tensors, self.buffers.unit_bytes, Room(self.targets))
+        for cuts in every if offset < shard.size else [[]]:
+            pieces, reads, position = lay_out(cuts)
+            size = sum(one.count * one.tensor.itemsize for one in cuts)
+            yield MergeUnit(
+                pieces,
+                reads,
+                shard.file,
+                offset,
+                size,
+                begins_file=offset == len(shard.header),
+                ends_file=offset + size == shard.size,
+                outputs=tuple(position + target * aligned(size) for target in range(self.targets)),
+                forms=tuple(forms[piece.tensor] for piece in pieces),
+            )
+            offset += size
 
 
 def plan_merge(
@@ -161,14 +130,7 @@ def plan_merge(
     *,
     out_dtype: str | None = None,
     tied: bool = False,
-    memory: int = DEFAULT_MEMORY,
-    workers: int = DEFAULT_WORKERS,
-    read_size: int = LOCAL_READ_SIZE,
-    grain: int = GRAIN,
-    reserve: int = 0,
-    write_memory: int = WRITE_MEMORY,
-    piece_bytes: int = 0,
-    other_pass: int = 0,
+    budget: Budget | None = None,
 ) -> MergePlan:
     """Plan the outputs of T targets from K checkpoints.
 
@@ -181,14 +143,6 @@ def plan_merge(
         out_dtype: torch's name (``bfloat16``) for the float tensors, but those that the last checkpoint keeps
             wider than most of it: there they stay as they are. None keeps the last checkpoint's dtypes.
         tied: the last checkpoint's tie_word_embeddings.
-        memory: bytes that the process may take, python and torch included.
-        workers: threads, each with a buffer of its own.
-        read_size: bytes to read from a checkpoint at once, if memory allows.
-        grain: tensors are cut at multiples of so many elements.
-        reserve: bytes of ``memory`` that the caller needs for something else.
-        write_memory: bytes that writing takes beside the buffers, a target.
-        piece_bytes: bytes that a piece of a job takes beside the buffers.
-        other_pass: bytes of ``memory`` that the process needs at another time, before or after.
 
     Raises:
         CheckpointMismatch: names, shapes, dtypes or tying differ; all findings in one message.
@@ -196,52 +150,24 @@ def plan_merge(
         RecipeError: an out_dtype that is none.
         OutputError: memory is too small; the message says how much is needed.
     """
+    last, dtype = layouts[-1], _output_dtype(out_dtype)
     entries, problems, notes = compare(steps, layouts, tied=tied)
-    dtype = _output_dtype(out_dtype)
-    dtype_of = _dtypes(dtype, layouts[-1])
-    plans: dict[str, TensorPlan] = {}
-    forms: dict[int, _Form] = {}
-    targets = 1
-    for entry in entries:
-        coefficients = coefficients_for(entry.name)
-        targets = len(coefficients)
-        plans[entry.name] = _tensor_plan(entry, coefficients, dtype_of, forms)
-    problems += [
-        f"{plan.name} is {plan.dtype}, which cannot be combined; give it the method persistence by a rule"
-        for plan in plans.values()
-        if not plan.combinations and len(plan.inputs) > 1 and plan.dtype[0] not in "IUB"
-    ]
-    _refuse(problems)
-
-    last = layouts[-1]
-    shards = []
-    for shard in last.shards:
-        tensors = tuple(plans[info.name] for info in shard.tensors if info.name in plans)
-        if tensors:
-            header = build_header(
-                [(plan.name, plan.dtype, plan.shape) for plan in tensors], {"format": "pt"} | shard.metadata
-            )
-            size = len(header) + sum(plan.elements * plan.itemsize for plan in tensors)
-            shards.append(ShardPlan(shard.file, header, size, tensors))
+    targets = len(coefficients_for(entries[0].name)) if entries else 1
+    dtype_of, forms = _dtypes(dtype, last), dict[int, _Form]()
+    plans = {one.name: _tensor_plan(one, coefficients_for(one.name), dtype_of, forms) for one in entries}
+    for plan in plans.values():
+        if len(plan.inputs) > 1:
+            problems += uncombinable(plan.name, plan.inputs[-1].dtype)
+    refuse(problems)
+    shards = _shards(last, plans)
     every = [plan for shard in shards for plan in shard.tensors]
     itemsize = 8 if any(plan.dtype == "F64" for plan in every) else 4
-    # what a worker's kernels need beside its buffer: one input, one difference, a sum a target
-    fixed = BASELINE + reserve + workers * BLOCK * (targets + 2) * itemsize + targets * write_memory
-    fixed += _held(layouts, len(every), len(forms) * targets)
-    least = job_minimum(every, targets, grain, piece_bytes)
-    streams = max((len(plan.inputs) + len(plan.twins) for plan in every), default=0)
-    least_memory = max(fixed + workers * least, other_pass)
-    if memory < least_memory:
-        raise OutputError(
-            f"memory: {memory / MiB:.0f} MiB are not enough for {streams} checkpoints, {targets} "
-            f"target{'s' * (targets > 1)} and {workers} worker{'s' * (workers > 1)}; give at least "
-            f"{-(-least_memory // MiB)} MiB"
-        )
-    room = (memory - fixed) // workers
-    job_bytes = max(least, min(room, read_size * (streams + targets)))
+    workers = (budget := budget or Budget()).workers
+    # what a worker's kernels need beside its buffer: one input, one difference, a sum per target
+    beside = workers * KERNEL_ELEMENTS * (targets + 2) * itemsize + targets * WRITE_MEMORY
+    beside += held(layouts, len(every), len(forms) * targets * len(layouts) * HELD_COEFFICIENT)
     return MergePlan(
         steps=tuple(steps),
-        names=tuple(layout.name for layout in layouts),
         layouts=tuple(layouts),
         targets=targets,
         shards=tuple(shards),
@@ -249,10 +175,7 @@ def plan_merge(
         index=_index(shards) if last.index_file else b"",
         total_bytes_read=sum(shard.bytes_read for shard in shards),
         total_bytes_written=targets * sum(shard.size for shard in shards),
-        peak_memory=max(fixed + workers * job_bytes, other_pass),
-        least_memory=least_memory,
-        workers=workers,
-        job_bytes=job_bytes,
+        buffers=allot(budget, every, Room(targets), local_read_size=LOCAL_READ_SIZE, beside=beside),
         accumulator_itemsize=itemsize,
         same_layout=len(every) == len(last.tensors)
         and all(p.dtype == last.tensors[p.name].dtype for p in every),
@@ -283,45 +206,49 @@ class _Form:
 
 
 def _tensor_plan(
-    entry: Entry,
+    entry: TensorInputs,
     coefficients: NDArray[np.float64],
     dtype_of: Callable[[str], str],
     forms: dict[int, _Form],
 ) -> TensorPlan:
-    last = len(entry.inputs) - 1
-    reference = entry.inputs[last]
+    reference = entry.inputs[-1]
     combined = reference.dtype in FLOATS
     form = forms.get(id(coefficients)) if combined else None
     if form is None:
         form = _form(entry, coefficients, combined)
         if combined:
             forms[id(coefficients)] = form
-    checkpoints = form.checkpoints
+    inputs, twins, checkpoints = entry.inputs, entry.twins, form.checkpoints
+    if len(checkpoints) < len(inputs):
+        inputs, copies = tuple(inputs[k] for k in checkpoints), dict(twins)
+        twins = tuple((i, copies[k]) for i, k in enumerate(checkpoints) if k in copies)
     return TensorPlan(
         name=entry.name,
+        elements=entry.elements,
+        checkpoints=checkpoints,
+        inputs=inputs,
+        twins=twins,
         dtype=dtype_of(reference.dtype) if combined else reference.dtype,
         shape=reference.shape,
-        elements=reference.nbytes // DTYPES[reference.dtype].itemsize,
-        checkpoints=checkpoints,
-        inputs=entry.inputs
-        if len(checkpoints) == len(entry.inputs)
-        else tuple(entry.inputs[k] for k in checkpoints),
-        twins=tuple((i, twin) for i, k in enumerate(checkpoints) if (twin := entry.twins[k])),
         combinations=form.combinations,
     )
 
 
-def _form(entry: Entry, coefficients: NDArray[np.float64], combined: bool) -> _Form:
+def _form(entry: TensorInputs, coefficients: NDArray[np.float64], combined: bool) -> _Form:
     if coefficients.ndim != 2 or coefficients.shape[1] != len(entry.inputs):
         raise ValueError(
             f"{entry.name}: coefficients of shape {coefficients.shape} for {len(entry.inputs)} checkpoints"
         )
     if not np.isfinite(coefficients).all():
         raise MethodError(
-            f"{entry.name}: its coefficients {coefficients.tolist()} are not finite; check steps and target"
+            f"{entry.name}: its coefficients {coefficients.tolist()} are not finite; check steps and target",
+            tensor=entry.name,
         )
     if not coefficients.any(axis=1).all():
-        raise MethodError(f"{entry.name}: its coefficients are all 0; check the method that its rule names")
+        raise MethodError(
+            f"{entry.name}: its coefficients are all 0; check the method that its rule names",
+            tensor=entry.name,
+        )
     used = set(np.flatnonzero(coefficients.any(axis=0)).tolist())
     checkpoints = tuple(sorted(used if combined else used | {len(entry.inputs) - 1}))
     combinations = tuple(combination(row, checkpoints) for row in coefficients) if combined else ()
@@ -361,30 +288,18 @@ def _dtypes(out_dtype: str | None, last: CheckpointLayout) -> Callable[[str], st
     return dtype_of
 
 
-def _refuse(problems: Sequence[str]) -> None:
-    if not problems:
-        return
-    more = len(problems) - LISTED_PROBLEMS
-    raise CheckpointMismatch(
-        own_lines(
-            f"the checkpoints do not fit together, {len(problems)} finding{'s' * (len(problems) > 1)}:",
-            *(f"  {problem}" for problem in problems[:LISTED_PROBLEMS]),
-            *([f"  … and {more} more"] if more > 0 else []),
-            "leave out the checkpoints that differ (trajectory.steps), or choose ones that one run saved",
-        )
-    )
-
-
-def _held(layouts: Sequence[CheckpointLayout], tensors: int, rows: int) -> int:
-    """Bytes of headers, tables and plan beyond those in ``BASELINE``, from what they took when measured.
-
-    Args:
-        rows: different rows of coefficients: one a target, or one a tensor and target.
-    """
-    count = len(layouts)
-    held = distinct_tensors(layouts) * HELD_INFO + count * HELD_CHECKPOINT
-    held += tensors * (HELD_TENSOR + count * HELD_INPUT) + rows * count * HELD_COEFFICIENT
-    return max(0, held - HELD_IN_BASELINE)
+def _shards(last: CheckpointLayout, plans: Mapping[str, TensorPlan]) -> list[ShardPlan]:
+    """The last checkpoint's files, those left out that hold nothing of the output."""
+    shards = []
+    for shard in last.shards:
+        tensors = tuple(plans[info.name] for info in shard.tensors if info.name in plans)
+        if tensors:
+            header = build_header(
+                [(plan.name, plan.dtype, plan.shape) for plan in tensors], {"format": "pt"} | shard.metadata
+            )
+            size = len(header) + sum(plan.elements * plan.itemsize for plan in tensors)
+            shards.append(ShardPlan(shard.file, header, size, tensors))
+    return shards
 
 
 def _index(shards: Sequence[ShardPlan]) -> bytes:

@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING
 
 from xxhash import xxh3_128
 
-from hubextrap.engine.inputs import BLOCK, file_uses
 from hubextrap.tensors.local import LocalSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from hubextrap.engine.inputs import Key
+    from hubextrap.engine.inputs import Digests, Key
     from hubextrap.engine.plan import MergePlan, ShardPlan
     from hubextrap.progress import Progress
     from hubextrap.tensors.interfaces import ShardInputs, Source
     from hubextrap.tensors.journal import Journal
     from hubextrap.tensors.layout import CheckpointLayout, TensorInfo
+
+HASHED_AT_ONCE = 4 * 2**20
+"""Bytes that are held of what finished shards were made from, while that is read once more."""
 
 
 def check_inputs(
@@ -79,17 +81,45 @@ def _stamps(layout: CheckpointLayout, source: Source) -> str:
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
+def made_from(plan: MergePlan) -> dict[Key, list[str]]:
+    """The output's files that are made from each file, in order."""
+    found: dict[Key, list[str]] = {}
+    for shard in plan.shards:
+        for tensor in shard.tensors:
+            for k, info in zip(tensor.checkpoints, tensor.inputs, strict=True):
+                if info.nbytes and shard.file not in (files := found.setdefault((k, info.file), []))[-1:]:
+                    files.append(shard.file)
+    return found
+
+
 def resumed(plan: MergePlan, done: Mapping[str, ShardInputs]) -> tuple[set[Key], set[Key]]:
     """The files that ``done`` shards were made from: those that were compared and are done with, and all."""
-    uses = file_uses(plan)
-    begun = {key for key, use in uses.items() if any(shard in done for shard in use.shards)}
-    return {
-        key for key in begun if all(shard in done and done[shard].compared for shard in uses[key].shards)
-    }, begun
+    begun = {key: made for key, made in made_from(plan).items() if any(one in done for one in made)}
+    compared = {key for key, made in begun.items() if all(one in done and done[one].compared for one in made)}
+    return compared, set(begun)
+
+
+class InputDigests:
+    """What the shard under way was made from: one hash for each checkpoint, of the hashes of its tensors."""
+
+    def __init__(self, checkpoints: int) -> None:
+        self._hashes = [xxh3_128() for _ in range(checkpoints)]
+
+    def take(self, digests: Digests) -> None:
+        """Add tensors, in their order."""
+        for of_checkpoint in digests.values():
+            for k, digest in of_checkpoint.items():
+                self._hashes[k].update(digest)
+
+    def end_shard(self) -> tuple[str, ...]:
+        """The hashes of the shard whose last tensors were taken."""
+        found = tuple(one.hexdigest() for one in self._hashes)
+        self._hashes = [xxh3_128() for _ in self._hashes]
+        return found
 
 
 def _digest_of_inputs(shard: ShardPlan, k: int, source: Source) -> str:
-    """What ``InputHashes.end_shard`` says of checkpoint ``k``, from what its files hold now.
+    """What ``InputDigests.end_shard`` says of checkpoint ``k``, from what its files hold now.
 
     Raises:
         SourceError: they could not be read.
@@ -106,7 +136,7 @@ def _digest_of_inputs(shard: ShardPlan, k: int, source: Source) -> str:
 def _digest_of(info: TensorInfo, source: Source) -> bytes:
     found, done = xxh3_128(), 0
     while done < info.nbytes:
-        block = memoryview(bytearray(min(BLOCK, info.nbytes - done)))
+        block = memoryview(bytearray(min(HASHED_AT_ONCE, info.nbytes - done)))
         source.read(info.file, info.offset + done, block)
         found.update(block)
         done += len(block)

@@ -1,36 +1,34 @@
-"""A plan carried out: jobs in file order, several under way, their results handed over one after the other.
+"""A merge carried out: what its workers made goes to the sinks, each file's bytes once, in offset order.
 
-While one worker's bytes are hashed and written, the others read and combine; a shard is finished (forced to
-disk, or uploaded) while the next one is made. The sinks see each file's bytes once, in offset order, so what
-comes out does not depend on the number of workers, the memory or the source.
+A shard is finished (forced to disk, or uploaded) while the next one is made.
 """
 
 from __future__ import annotations
 
-import contextlib
-import queue
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
-
-from hubextrap.engine.executors import Executor, SerialExecutor, ThreadExecutor, Turns
+from hubextrap.engine.buffer import Inputs
 from hubextrap.engine.inputs import InputHashes, check_blamed, file_uses
 from hubextrap.engine.kernels import check_device
-from hubextrap.engine.resuming import check_inputs, resumed
-from hubextrap.engine.worker import Worker
+from hubextrap.engine.resuming import InputDigests, check_inputs, made_from, resumed
+from hubextrap.engine.stream import stream
+from hubextrap.engine.worker import MergeWorker
 from hubextrap.errors import NonFinite
 from hubextrap.progress import Progress, SilentProgress
+from hubextrap.tensors.interfaces import ShardInputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Container, Iterator, Sequence
 
-    from hubextrap.engine.jobs import Job
-    from hubextrap.engine.plan import MergePlan, TensorPlan
-    from hubextrap.engine.worker import JobResult, NonFiniteCount
+    from hubextrap.engine.buffer import UnitBuffer
+    from hubextrap.engine.inputs import Digests
+    from hubextrap.engine.plan import MergePlan, ShardPlan
+    from hubextrap.engine.units import Form, MergeUnit, Piece
+    from hubextrap.engine.worker import MergeResult, NonFiniteCount
     from hubextrap.tensors.interfaces import FinishedShard, ShardWriter, Sink, Source
     from hubextrap.tensors.journal import Journal
 
@@ -51,8 +49,6 @@ def run_plan(
     *,
     journals: Sequence[Journal] = (),
     progress: Progress | None = None,
-    executor: Executor | None = None,
-    readers: int = 0,
     device: str = "cpu",
     allow_non_finite: bool = False,
 ) -> list[MergeOutput]:
@@ -61,13 +57,10 @@ def run_plan(
     On any error every file that was not finished is dropped; finished ones stay with the sink.
 
     Args:
-        sources: one a checkpoint, in step order.
-        sinks: one a target.
-        journals: one a target, where the sinks record what is finished; a shard that all of them have already
-            is not made again.
-        executor: threads of this process by default, as many as planned.
-        readers: threads that read a job's ranges at the same time, for sources where waiting dominates (a
-            Hub); 0 reads them one after the other in the worker.
+        sources: one per checkpoint, in step order.
+        sinks: one per target.
+        journals: one per target, where the sinks record what is finished; a shard that all of them have
+            already is not made again.
         device: ``cpu`` or a CUDA device; the bytes are the same.
 
     Raises:
@@ -80,84 +73,29 @@ def run_plan(
         raise ValueError(
             f"{len(sources)} sources and {len(sinks)} sinks for {len(plan.steps)} and {plan.targets}"
         )
-    if executor is None:
-        executor = ThreadExecutor(plan.workers) if plan.workers > 1 else SerialExecutor()
     progress = progress or SilentProgress()
     check_inputs(plan, sources, journals, progress)
     if kept := sum(len(journal.finished) for journal in journals):
         progress.say(f"resuming: {kept} of {len(plan.shards) * len(journals)} shards are there")
-    there = [journal.finished for journal in journals]
-    todo = [shard for shard in plan.shards if not there or not all(shard.file in have for have in there)]
-    with (
-        one_torch_thread(),
-        progress.stage("merge", sum(shard.bytes_read for shard in todo)) as stage,
-        ThreadPoolExecutor(readers or 1, thread_name_prefix="hubextrap-read") as pool,
-        contextlib.ExitStack() as resources,
-    ):
-        check_device(device)
-        identical = [plan.same_layout] * plan.targets
-        for target, journal in enumerate(journals):
-            identical[target] &= journal.identical
-        done = (
-            {}
-            if not there
-            else {shard.file: journals[0].inputs[shard.file] for shard in plan.shards if shard not in todo}
-        )
-        compared, begun = resumed(plan, done)
-        hashes = resources.enter_context(
-            closing(InputHashes(plan, sources, file_uses(plan), compared=compared, begun=begun))
-        )
-        handover = _Handover(plan, sources, hashes, sinks, journals, identical, allow_non_finite)
-        workers: queue.LifoQueue[Worker] = queue.LifoQueue()
-        for _ in range(executor.workers):
-            workers.put(
-                Worker(
-                    plan,
-                    sources,
-                    identical,
-                    check_finite=not allow_non_finite,
-                    device=device,
-                    readers=pool if readers else None,
-                    advance=stage.advance,
-                )
-            )
-
-        def work(numbered: tuple[int, Job]) -> None:
-            number, job = numbered
-            worker = workers.get()
-            try:
-                handover.take(number, job, worker.do(job))
-            except BaseException as error:
-                handover.fail(error)
-                raise
-            finally:
-                workers.put(worker)
-
+    check_device(device)
+    there = [journal.finished for journal in journals] or [{}] * plan.targets
+    done = {one.file for one in plan.shards if all(one.file in have for have in there)}
+    compared, begun = resumed(plan, {file: journals[0].inputs[file] for file in done})
+    uses = file_uses(tensor for shard in plan.shards for tensor in shard.tensors)
+    inputs = Inputs(plan.steps, tuple(sources))
+    with closing(InputHashes(sources, plan.layouts, uses, compared=compared, begun=begun)) as hashes:
+        merge = _Merge(plan, inputs, hashes, sinks, journals, done, device, not allow_non_finite)
         try:
-            for _ in executor.map(work, enumerate(job for shard in todo for job in plan.jobs(shard))):
-                pass
-            made = handover.close()
-            hashes.finish()
-        except BaseException as error:
-            handover.fail(error)
-            handover.abort()
+            stream(inputs, merge, hashes, plan.buffers, progress)
+            made = merge.close()
+        except BaseException:
+            merge.abort()
             raise
-    finished = [have | new for have, new in zip(there or [{}] * plan.targets, made, strict=True)]
+    finished = [have | new for have, new in zip(there, made, strict=True)]
     return [
         MergeOutput(tuple(have[shard.file] for shard in plan.shards), same)
-        for have, same in zip(finished, identical, strict=True)
+        for have, same in zip(finished, merge.identical, strict=True)
     ]
-
-
-@contextlib.contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """The workers are the parallelism; torch's own threads would only get in their way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(slots=True)
@@ -168,43 +106,70 @@ class _Tally:
     inputs: Counter[int] = field(default_factory=Counter)
 
 
-class _Handover:
-    """Takes results in the order of their jobs, whoever made them, and passes them to the sinks."""
+class _Merge:
+    """The consumer: passes what workers make of the plan's units to the sinks."""
+
+    title = "merge"
 
     def __init__(
         self,
         plan: MergePlan,
-        sources: Sequence[Source],
+        inputs: Inputs,
         hashes: InputHashes,
         sinks: Sequence[Sink],
         journals: Sequence[Journal],
-        identical: list[bool],
-        allow_non_finite: bool,
+        done: Container[str],
+        device: str,
+        check_finite: bool,
     ) -> None:
         self._plan = plan
-        self._sources = sources
+        self._inputs = inputs
         self._hashes = hashes
         self._sinks = sinks
         self._journals = journals
-        self._identical = identical
-        self._allow_non_finite = allow_non_finite
-        self._turns = Turns()
+        self._device = device
+        self._finite = check_finite
+        self._todo = [shard for shard in plan.shards if shard.file not in done]
+        self.bytes_read = sum(shard.bytes_read for shard in self._todo)
+        self.identical = [plan.same_layout] * plan.targets
+        for target, journal in enumerate(journals):
+            self.identical[target] &= journal.identical
+        self._shards = {shard.file: shard for shard in self._todo}
+        self._made_from = made_from(plan)
+        self._digests = InputDigests(len(inputs.sources))
         self._writers: list[ShardWriter] = []
         self._tallies: dict[tuple[str, int], _Tally] = {}
         self._finished: list[dict[str, FinishedShard]] = [{} for _ in sinks]
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="hubextrap-finish")
         self._finishing: Future[None] | None = None
 
-    def take(self, number: int, job: Job, result: JobResult) -> None:
-        """Wait until all earlier jobs were taken, then write this one's bytes."""
-        self._turns.wait(number)
-        self._hashes.take(job, result.memory)
-        self._write(job, result)
-        self._turns.done()
+    def units(self) -> Iterator[MergeUnit]:
+        """Those of the shards that are not done."""
+        for shard in self._todo:
+            yield from self._plan.units(shard)
 
-    def fail(self, error: BaseException) -> None:
-        """Wake everybody who waits; the first error is the one that counts."""
-        self._turns.fail(error)
+    def worker(self, buffer: UnitBuffer) -> Callable[[MergeUnit], MergeResult]:
+        return MergeWorker(
+            buffer,
+            self._plan.targets,
+            self._plan.accumulator_itemsize,
+            check_finite=self._finite,
+            device=self._device,
+        )
+
+    def take(self, unit: MergeUnit, result: MergeResult, digests: Digests) -> None:
+        """Write the unit's bytes."""
+        if unit.begins_file:
+            self._open(self._shards[unit.file])
+        self._digests.take(digests)
+        for target, same in enumerate(result.identical):
+            self.identical[target] &= same
+        self._check_finite(unit, result.non_finite)
+        for writer, output in zip(self._writers, result.outputs, strict=True):
+            if unit.size:
+                writer.write(unit.offset, output)
+        if unit.ends_file:
+            self._end(unit.file)
 
     def close(self) -> list[dict[str, FinishedShard]]:
         """Wait for the last shard; the shards that were finished for each target, by file."""
@@ -219,29 +184,26 @@ class _Handover:
         for writer in self._writers:
             writer.abort()
 
-    def _write(self, job: Job, result: JobResult) -> None:
-        if job.starts_shard:
-            if self._finishing is not None:  # at most two shards are on their way
-                self._finishing.result()
-            self._writers = []
-            for sink in self._sinks:
-                self._writers.append(sink.open(job.shard.file, job.shard.size))
-            for writer in self._writers:
-                writer.write(0, memoryview(job.shard.header))
-        self._check_finite(job, result.non_finite)
-        for writer, output in zip(self._writers, result.outputs, strict=True):
-            if job.size:
-                writer.write(job.offset, output)
-        if job.ends_shard:
-            made_from = self._hashes.end_shard(job.shard.file)
-            for journal in self._journals:
-                journal.inputs[job.shard.file] = made_from
-            writers, self._writers = self._writers, []
-            self._finishing = self._finisher.submit(self._finish, writers)
+    def _open(self, shard: ShardPlan) -> None:
+        if self._finishing is not None:  # at most two shards are on their way
+            self._finishing.result()
+        self._writers = []
+        for sink in self._sinks:
+            self._writers.append(sink.open(shard.file, shard.size))
+        for writer in self._writers:
+            writer.write(0, memoryview(shard.header))
+
+    def _end(self, file: str) -> None:
+        waiting = any(file in self._made_from[key] for key in self._hashes.waiting())
+        inputs = ShardInputs(self._digests.end_shard(), not waiting)
+        for journal in self._journals:
+            journal.inputs[file] = inputs
+        writers, self._writers = self._writers, []
+        self._finishing = self._finisher.submit(self._finish, writers)
 
     def _finish(self, writers: Sequence[ShardWriter]) -> None:
         # Before any shard is recorded: a difference found so far must not be lost with the shard it is in.
-        for journal, same in zip(self._journals, self._identical, strict=False):
+        for journal, same in zip(self._journals, self.identical, strict=False):
             journal.identical = same
         try:
             for shards, writer in zip(self._finished, writers, strict=True):
@@ -252,33 +214,32 @@ class _Handover:
                 writer.abort()
             raise
 
-    def _check_finite(self, job: Job, found: Sequence[NonFiniteCount]) -> None:
+    def _check_finite(self, unit: MergeUnit, found: Sequence[NonFiniteCount]) -> None:
         """Count until a tensor ends, so that the error can say how many there are."""
         for count in found:
             tally = self._tallies.setdefault((count.tensor, count.target), _Tally())
             tally.outputs += count.outputs
             tally.inputs.update(count.inputs)
         if self._tallies:
-            for piece in job.pieces:
-                for target in range(self._plan.targets):
-                    if piece.ends_tensor and (piece.tensor.name, target) in self._tallies:
-                        raise self._non_finite(piece.tensor, target)
+            for piece, form in zip(unit.pieces, unit.forms, strict=True):
+                for target in range(len(unit.outputs)):
+                    if piece.ends_tensor and (piece.tensor, target) in self._tallies:
+                        raise self._non_finite(unit, piece, form, target)
 
-    def _non_finite(self, tensor: TensorPlan, target: int) -> NonFinite:
-        tally = self._tallies[tensor.name, target]
-        check_blamed(tensor, self._sources, {k for k, count in tally.inputs.items() if count} or None)
+    def _non_finite(self, unit: MergeUnit, piece: Piece, form: Form, target: int) -> NonFinite:
+        tally = self._tallies[piece.tensor, target]
+        blamed = sorted(k for k, count in tally.inputs.items() if count)
+        check_blamed(unit, piece, self._inputs.sources, blamed or None)
         output = f" in output {target + 1} of {self._plan.targets}" if self._plan.targets > 1 else ""
-        causes = [
-            f"step {self._plan.steps[k]} ({self._plan.names[k]}) has {count:,} itself"
-            for k, count in sorted(tally.inputs.items())
-            if count
-        ]
+        causes = [f"{self._inputs.called(k)} has {tally.inputs[k]:,} itself" for k in blamed]
         remedy = (
             f"{', '.join(causes)}: leave that checkpoint out"
             if causes
-            else f"{tensor.dtype} cannot hold them: take a nearer target, more damping or a wider out_dtype"
+            else f"{form.dtype} cannot hold them: take a nearer target, more damping or a wider out_dtype"
         )
         return NonFinite(
-            f"{tensor.name}: {tally.outputs:,} of {tensor.elements:,} results are NaN or infinite{output}; "
-            f"{remedy}, or allow them (--allow-non-finite)"
+            f"{piece.tensor}: {tally.outputs:,} of {piece.elements:,} results are NaN or infinite{output}; "
+            f"{remedy}, or allow them (--allow-non-finite)",
+            tensor=piece.tensor,
+            step=self._inputs.steps[blamed[0]] if len(blamed) == 1 else None,
         )

@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hubextrap.engine.budget import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
-from hubextrap.engine.comparison import FLOATS
-from hubextrap.engine.plan import REMOTE_READ_SIZE, plan_merge
+from hubextrap.engine.budget import Budget, allot, held
+from hubextrap.engine.comparison import FLOATS, compare, refuse, uncombinable
+from hubextrap.engine.cutting import Room, cut, lay_out
+from hubextrap.engine.defaults import MiB
+from hubextrap.engine.facts import dtype_notes
+from hubextrap.engine.units import Unit
+from hubextrap.errors import StepError
 from hubextrap.scans.scan import EXAMPLES
 from hubextrap.statistics.calibration import fit_memory
-from hubextrap.statistics.elements import BLOCK
+from hubextrap.statistics.elements import SCAN_BLOCK
 from hubextrap.statistics.linearity import BINS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import DTypeLike
 
-    from hubextrap.engine.plan import MergePlan
+    from hubextrap.engine.budget import Buffers
+    from hubextrap.engine.comparison import TensorInputs
     from hubextrap.tensors.layout import CheckpointLayout
 
 COMPILER = 120 * MiB
 """What numba and its compiler take beside python and torch (measured with numba 0.68)."""
+SCRATCH = 3 * MiB
+"""What a worker's loops and checks take beside its buffer."""
 SCAN_READ_SIZE = MiB
-"""Bytes of one checkpoint that a job reads from a disk: eight of them stay in the processor's caches."""
+"""Bytes of one checkpoint that a unit reads from a disk: eight of them stay in the processor's caches."""
 READ_AS: dict[frozenset[str], DTypeLike] = {frozenset({"F32"}): np.float32, frozenset({"BF16"}): np.uint16}
 """What the compiled loops read as it is stored, when all checkpoints hold it so."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanPlan:
+    """Everything that is known before the first byte moves."""
+
+    steps: tuple[int, ...]
+    layouts: tuple[CheckpointLayout, ...]
+    tensors: tuple[TensorInputs, ...]
+    """Those that are scanned, in the last checkpoint's file and offset order."""
+    buffers: Buffers
+    notes: tuple[str, ...]
+    """Facts about the inputs."""
+
+    def units(self, tensors: Sequence[TensorInputs]) -> Iterator[Unit]:
+        """Those of some of the tensors."""
+        for cuts in cut(tensors, self.buffers.unit_bytes, _room(len(self.steps))):
+            pieces, reads, _ = lay_out(cuts)
+            yield Unit(pieces, reads)
 
 
 def plan_scan(
@@ -35,36 +62,44 @@ def plan_scan(
     layouts: Sequence[CheckpointLayout],
     *,
     tied: bool = False,
-    memory: int = DEFAULT_MEMORY,
-    workers: int = DEFAULT_WORKERS,
-    remote: bool = False,
-    read_size: int | None = None,
-    afterwards: int = 0,
-) -> MergePlan:
-    """The jobs of a scan, see `scan_trajectory`.
+    budget: Budget | None = None,
+) -> ScanPlan:
+    """Plan a scan of K checkpoints. Integer tensors are left out; a tied pair counts once.
+
+    Args:
+        steps: the K checkpoints' steps, in order.
+        layouts: what they hold.
+        tied: the last checkpoint's tie_word_embeddings.
 
     Raises:
+        StepError: fewer than two checkpoints.
         CheckpointMismatch: names, shapes, dtypes or tying differ.
         OutputError: memory is too small, tables included.
     """
-    count = len(steps)
-    rows = np.full((1, count), 1 / count)
-    return plan_merge(
-        steps,
-        layouts,
-        lambda tensor: rows,
-        tied=tied,
-        memory=memory,
-        workers=workers,
-        read_size=read_size or (REMOTE_READ_SIZE if remote else SCAN_READ_SIZE),
-        grain=BLOCK,
-        reserve=COMPILER
-        + scan_tables(count, len(layouts[-1].tensors))
-        + afterwards
-        + workers * (count * BLOCK * 4 if _converts(layouts) else 0),
-        write_memory=0,
-        piece_bytes=piece_bytes_of(count),
+    if len(steps) < 2:
+        raise StepError(
+            f"a scan compares checkpoints, and only step {steps[0]} is there; choose more steps",
+            step=steps[0],
+        )
+    count, budget = len(steps), budget or Budget()
+    entries, problems, notes = compare(steps, layouts, tied=tied)
+    refuse([*problems, *(found for one in entries for found in uncombinable(one.name, one.inputs[-1].dtype))])
+    tensors = tuple(entry for entry in entries if entry.inputs[-1].dtype in FLOATS)
+    converts = any(reads_as(info.dtype for info in one.inputs) is None for one in tensors)
+    beside = COMPILER + scan_tables(count, len(layouts[-1].tensors)) + held(layouts, len(entries))
+    beside += budget.workers * (SCRATCH + (count * SCAN_BLOCK * 4 if converts else 0))
+    return ScanPlan(
+        tuple(steps),
+        tuple(layouts),
+        tensors,
+        allot(budget, tensors, _room(count), local_read_size=SCAN_READ_SIZE, beside=beside),
+        (*notes, *dtype_notes(steps, layouts)),
     )
+
+
+def reads_as(dtypes: Iterable[str]) -> DTypeLike | None:
+    """What the compiled loops read a tensor as; None where it has to be made float32 first."""
+    return READ_AS.get(frozenset(dtypes))
 
 
 def scan_tables(checkpoints: int, tensors: int) -> int:
@@ -80,15 +115,6 @@ def fitting_memory(
     return COMPILER + scan_tables(len(steps), len(layouts[-1].tensors)) + fit_memory(steps, targets)
 
 
-def piece_bytes_of(checkpoints: int) -> int:
-    """What a piece's figures take until they are added up: a job is done, and others wait for it."""
-    return 4 * (8 * checkpoints**2 + 2 * 8 * (BINS + 3))
-
-
-def _converts(layouts: Sequence[CheckpointLayout]) -> bool:
-    """Whether some tensor has to be made float32 before it can be scanned."""
-    tables = list({id(layout.tensors): layout.tensors for layout in layouts}.values())
-    stored = (
-        frozenset(table[name].dtype for table in tables if name in table) for name in layouts[-1].tensors
-    )
-    return any(dtypes.issubset(FLOATS) and dtypes not in READ_AS for dtypes in stored)
+def _room(checkpoints: int) -> Room:
+    """A piece's figures are kept until they are added up: a unit is done, and others wait for it."""
+    return Room(grain=SCAN_BLOCK, piece_bytes=4 * (8 * checkpoints**2 + 2 * 8 * (BINS + 3)))

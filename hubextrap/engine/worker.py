@@ -1,24 +1,22 @@
-"""One job from bytes to bytes: read, check, combine. Any number of workers do this at the same time."""
+"""One unit of a merge from bytes to bytes: check, combine. Any number of workers do this at the same time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
-
 from hubextrap.engine.inputs import check_blamed
 from hubextrap.engine.kernels import Combiner, count_non_finite, same_bytes, torch_dtype
-from hubextrap.engine.reading import JobBuffer
 from hubextrap.errors import CheckpointMismatch
+from hubextrap.tensors.headers import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from concurrent.futures import Executor as Pool
+    from collections.abc import Sequence
 
-    from hubextrap.engine.jobs import Job, Piece
-    from hubextrap.engine.plan import MergePlan
-    from hubextrap.tensors.interfaces import Source
+    import torch
+
+    from hubextrap.engine.buffer import UnitBuffer
+    from hubextrap.engine.units import Form, MergeUnit, Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,108 +31,102 @@ class NonFiniteCount:
 
 
 @dataclass(frozen=True, slots=True)
-class JobResult:
-    """What a worker made of a job; the memory is the worker's and is used again by its next job."""
+class MergeResult:
+    """What a worker made of a unit; the memory is the worker's and is used again for its next one."""
 
     outputs: tuple[memoryview, ...]
-    """The job's bytes, one a target."""
-    memory: memoryview
-    """What was read, at the places that the job's pieces name."""
+    """The unit's bytes, one for each target."""
+    identical: tuple[bool, ...]
+    """Whether they are the last checkpoint's, for each target."""
     non_finite: tuple[NonFiniteCount, ...]
 
 
-class Worker:
-    """A buffer and scratch memory, used for one job after the other. Not thread-safe.
+class MergeWorker:
+    """Scratch memory beside a buffer, used for one unit after the other. Not thread-safe.
 
     Args:
-        identical: a flag a target, set to False at the first byte that differs from the last checkpoint.
-        readers: a pool that reads a job's ranges at the same time; None reads one after the other.
+        targets: how many outputs a unit has at most.
+        accumulator_itemsize: bytes of the widest sum.
+        device: where the sums are computed.
     """
 
     def __init__(
         self,
-        plan: MergePlan,
-        sources: Sequence[Source],
-        identical: list[bool],
+        buffer: UnitBuffer,
+        targets: int,
+        accumulator_itemsize: int,
         *,
-        check_finite: bool,
+        check_finite: bool = True,
         device: str = "cpu",
-        readers: Pool | None = None,
-        advance: Callable[[int], None],
     ) -> None:
-        self._plan = plan
-        self._sources = sources
-        self._identical = identical
+        self._buffer = buffer
         self._check_finite = check_finite
-        self._buffer = JobBuffer(
-            plan, sources, plan.job_bytes, readers=readers, advance=advance, pin_memory=device != "cpu"
-        )
-        self._combiner = Combiner(plan.targets, plan.accumulator_itemsize, device)
+        self._combiner = Combiner(targets, accumulator_itemsize, device)
+        if device != "cpu":
+            buffer.pin()
 
-    def do(self, job: Job) -> JobResult:
-        """Read what the job needs and fill its outputs.
+    def __call__(self, unit: MergeUnit) -> MergeResult:
+        """Fill the outputs of the unit that the buffer holds.
 
         Raises:
-            SourceError: bytes that could not be read.
             CheckpointMismatch: tied copies or integer tensors that differ.
         """
-        self._buffer.fill(job)
         non_finite: list[NonFiniteCount] = []
+        identical = [True] * len(unit.outputs)
         written = 0
-        for piece in job.pieces:
-            non_finite += self._make(piece, [place + written for place in job.outputs])
-            written += piece.count * piece.tensor.itemsize
-        return JobResult(
-            tuple(self._buffer.memory[place : place + job.size] for place in job.outputs),
-            self._buffer.memory,
+        for piece, form in zip(unit.pieces, unit.forms, strict=True):
+            stored = self._buffer.stored(unit, piece)
+            outputs = [
+                self._buffer.bytes_of(place + written, piece.count, form.dtype) for place in unit.outputs
+            ]
+            inputs = [part.view(torch_dtype(dtype)) for part, dtype in zip(stored, piece.dtypes, strict=True)]
+            results = [part.view(torch_dtype(form.dtype)) for part in outputs]
+            if form.combinations:
+                self._combiner.combine(inputs, form.combinations, results)
+                has_last = piece.checkpoints[-1] == len(self._buffer.inputs.steps) - 1
+                for target, output in enumerate(outputs):
+                    identical[target] &= has_last and same_bytes(output, stored[-1])
+            else:
+                self._copy_equal(unit, piece, stored, outputs)
+            if self._check_finite:
+                non_finite += _non_finite(piece, form, inputs, results)
+            written += piece.count * DTYPES[form.dtype].itemsize
+        return MergeResult(
+            tuple(self._buffer.memory[place : place + unit.size] for place in unit.outputs),
+            tuple(identical),
             tuple(non_finite),
         )
 
-    def _make(self, piece: Piece, places: Sequence[int]) -> list[NonFiniteCount]:
-        tensor = piece.tensor
-        stored = self._buffer.inputs(piece)
-        outputs = [self._buffer.bytes_of(place, piece.count, tensor.dtype) for place in places]
-        inputs = [
-            part.view(torch_dtype(info.dtype)) for part, info in zip(stored, tensor.inputs, strict=True)
-        ]
-        results = [part.view(torch_dtype(tensor.dtype)) for part in outputs]
-        if not tensor.combinations:
-            self._copy_equal(piece, stored, outputs)
-            return self._non_finite(piece, inputs, results) if self._check_finite else []
-        self._combiner.combine(inputs, tensor.combinations, results)
-        has_last = tensor.checkpoints[-1] == len(self._plan.steps) - 1
-        for target, output in enumerate(outputs):
-            if self._identical[target] and not (has_last and same_bytes(output, stored[-1])):
-                self._identical[target] = False
-        return self._non_finite(piece, inputs, results) if self._check_finite else []
-
     def _copy_equal(
-        self, piece: Piece, stored: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
+        self,
+        unit: MergeUnit,
+        piece: Piece,
+        stored: Sequence[torch.Tensor],
+        outputs: Sequence[torch.Tensor],
     ) -> None:
-        for i, part in enumerate(stored[:-1]):
+        for k, dtype, part in zip(piece.checkpoints, piece.dtypes, stored[:-1], strict=False):
             if not same_bytes(part, stored[-1]):
-                check_blamed(piece.tensor, self._sources)
-                step, last = self._plan.steps[piece.tensor.checkpoints[i]], self._plan.steps[-1]
+                inputs = self._buffer.inputs
+                check_blamed(unit, piece, inputs.sources)
                 raise CheckpointMismatch(
-                    f"{piece.tensor.name} is {piece.tensor.dtype}, which is copied and never combined, but "
-                    f"step {step} ({self._name(piece, i)}) and step {last} differ; give it the method "
-                    "persistence by a rule to take the last checkpoint's"
+                    f"{piece.tensor} is {dtype}, which is copied and never combined, but "
+                    f"{inputs.called(k)} and step {inputs.steps[-1]} differ; give it the method "
+                    "persistence by a rule to take the last checkpoint's",
+                    tensor=piece.tensor,
+                    step=inputs.steps[k],
                 )
         for output in outputs:
             output.copy_(stored[-1])
 
-    def _non_finite(
-        self, piece: Piece, inputs: Sequence[torch.Tensor], results: Sequence[torch.Tensor]
-    ) -> list[NonFiniteCount]:
-        found = []
-        combinations = piece.tensor.combinations
-        for target, result in enumerate(results):
-            whole = not (result.is_floating_point() or result.is_complex())
-            if not whole and (count := count_non_finite(result)):
-                used = combinations[target].indices if combinations else range(len(inputs))
-                causes = {piece.tensor.checkpoints[i]: count_non_finite(inputs[i]) for i in used}
-                found.append(NonFiniteCount(piece.tensor.name, target, count, causes))
-        return found
 
-    def _name(self, piece: Piece, i: int) -> str:
-        return self._plan.names[piece.tensor.checkpoints[i]]
+def _non_finite(
+    piece: Piece, form: Form, inputs: Sequence[torch.Tensor], results: Sequence[torch.Tensor]
+) -> list[NonFiniteCount]:
+    found = []
+    for target, result in enumerate(results):
+        whole = not (result.is_floating_point() or result.is_complex())
+        if not whole and (count := count_non_finite(result)):
+            used = form.combinations[target].indices if form.combinations else range(len(inputs))
+            causes = {piece.checkpoints[i]: count_non_finite(inputs[i]) for i in used}
+            found.append(NonFiniteCount(piece.tensor, target, count, causes))
+    return found

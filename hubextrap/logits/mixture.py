@@ -131,7 +131,9 @@ def recipe_gram_matrix(
     """
     if recipe.parameters.tensors or not recipe.rules[-1].needs_gram_matrix:
         return None
+    from hubextrap.engine.budget import Budget
     from hubextrap.engine.scan import scan_trajectory  # imports numba
+    from hubextrap.engine.scan_plan import plan_scan
 
     progress = progress or SilentProgress()
     progress.say("reading every checkpoint once: the coefficients follow from the weights")
@@ -139,14 +141,13 @@ def recipe_gram_matrix(
         sources = [
             stack.enter_context(closing(open_source(checkpoint))) for checkpoint in trajectory.checkpoints
         ]
-        found = scan_trajectory(
-            trajectory,
-            sources,
+        plan = plan_scan(
+            trajectory.steps,
             read_combinable(sources, progress),
             tied=ties_embeddings(sources[-1]),
-            remote=any(checkpoint.repo for checkpoint in trajectory.checkpoints),
-            progress=progress,
+            budget=Budget(remote=any(checkpoint.repo for checkpoint in trajectory.checkpoints)),
         )
+        found = scan_trajectory(trajectory, sources, plan, progress=progress)
     return found.gram_table.total()
 
 

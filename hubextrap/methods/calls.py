@@ -77,7 +77,7 @@ def call_leave_one_out(
 
 
 def _read_only(gram: NDArray[np.float64]) -> NDArray[np.float64]:
-    result = gram.view()
+    result: NDArray[np.float64] = gram.view()
     result.flags.writeable = False
     return result
 

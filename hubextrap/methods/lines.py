@@ -165,7 +165,7 @@ def on_grid(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def sum_to_one(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """A copy of (…, K) ``values`` with the last of each row set to 1 − Σ of the others."""
-    result = values.copy()
+    result: NDArray[np.float64] = values.copy()
     for row in result.reshape(-1, result.shape[-1]):  # views into the copy
         row[-1] = 1.0 - math.fsum(row[:-1])
     return result

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
-BLOCK = 2**16
+SCAN_BLOCK = 2**16
 """Elements of a block: the unit in which Gram sums are handed over and added up."""
 TILE = 512
 STRIDE = TILE + 32
@@ -97,11 +97,11 @@ class BlockScanner:
             counts: (BINS + 3,), which is added to.
 
         Returns:
-            (blocks, K, K): sums of products of the deltas to row 0, one matrix for every ``BLOCK`` elements
-            and what is left; None when they are not finite, and ``counts`` holds what came before.
+            (blocks, K, K): sums of products of the deltas to row 0, one matrix for every ``SCAN_BLOCK``
+            elements and what is left; None when they are not finite, and ``counts`` holds what came before.
         """
         size, elements = rows[0].itemsize, len(rows[0])
-        grams = np.zeros((-(-elements // BLOCK), self._observed, self._observed))
+        grams = np.zeros((-(-elements // SCAN_BLOCK), self._observed, self._observed))
         finite = _scan(
             np.array([row.__array_interface__["data"][0] for row in rows]),
             elements,
@@ -138,7 +138,7 @@ def _scan(addresses, elements, times, time_variation, rows, extremes, moves, sta
     rows, extremes, moves, sums = _borrowed(rows), _borrowed(extremes), _borrowed(moves), _borrowed(sums)
     times = _borrowed(times)
     for block in range(len(grams)):
-        first, stop = block * BLOCK, min((block + 1) * BLOCK, elements)
+        first, stop = block * SCAN_BLOCK, min((block + 1) * SCAN_BLOCK, elements)
         tables[:] = 0
         products[:] = 0
         for start in range(first, stop, TILE):

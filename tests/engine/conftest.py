@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hubextrap.engine import MergeOutput, MergePlan, plan_merge, run_plan
+from hubextrap.engine import Budget, MergeOutput, MergePlan, plan_merge, run_plan
 from hubextrap.tensors import LocalSink, LocalSource, read_layouts
 
 Tensors = dict[str, torch.Tensor]
@@ -85,10 +85,10 @@ def merge(tmp_path: Path) -> Callable[..., Merged]:
         count += 1
         of_name = coefficients if callable(coefficients) else lambda name: coefficients
         of_run = {
-            name: options.pop(name)
-            for name in ("executor", "readers", "device", "allow_non_finite", "progress")
-            if name in options
+            name: options.pop(name) for name in ("device", "allow_non_finite", "progress") if name in options
         }
+        limits = ("memory", "workers", "remote", "read_size")
+        options["budget"] = Budget(**{name: options.pop(name) for name in limits if name in options})
         steps = options.pop("steps", range(0, 100 * len(folders), 100))
         sources = [CountingSource(folder) for folder in folders]
         layouts = read_layouts(sources)

@@ -16,7 +16,8 @@ from hubextrap.engine.kernels import (
     round_to,
     same_bytes,
 )
-from hubextrap.engine.plan import Combination, combination
+from hubextrap.engine.plan import combination
+from hubextrap.engine.units import Combination
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 INPUTS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hubextrap.engine.jobs import cut_jobs, job_minimum
-from hubextrap.engine.plan import BASELINE, MergePlan, MiB, plan_merge
+from hubextrap.engine.budget import BASELINE, Budget
+from hubextrap.engine.cutting import Room, unit_minimum
+from hubextrap.engine.defaults import MiB
+from hubextrap.engine.plan import MergePlan, plan_merge
 from hubextrap.errors import CheckpointMismatch, MethodError, OutputError, RecipeError
 from hubextrap.tensors import DTYPES, CheckpointLayout, ShardInfo, TensorInfo
 
@@ -232,12 +235,12 @@ def test_unused_checkpoints_are_compared_but_not_read() -> None:
 def test_too_little_memory_says_how_much() -> None:
     big = layout("x", [("w", "BF16", (1000, 1000))])
     with pytest.raises(OutputError) as caught:
-        plan_merge([*range(16)], [big] * 16, lambda name: np.full((1, 16), 1 / 16), memory=290 * MiB)
+        plan_merge([*range(16)], [big] * 16, lambda name: np.full((1, 16), 1 / 16), budget=Budget(290 * MiB))
     message = (
         "memory: 290 MiB are not enough for 16 checkpoints, 1 target and 2 workers; give at least 315 MiB"
     )
     assert str(caught.value) == message
-    plan_merge([*range(16)], [big] * 16, lambda name: np.full((1, 16), 1 / 16), memory=315 * MiB)
+    plan_merge([*range(16)], [big] * 16, lambda name: np.full((1, 16), 1 / 16), budget=Budget(315 * MiB))
 
 
 @pytest.mark.parametrize("count", [2, 4, 16, 64])
@@ -247,7 +250,7 @@ def test_memory_does_not_grow_with_checkpoints_or_model(count: int) -> None:
         big = layout("x", [("w", "BF16", (rows, 4096))])
         plan = plan_merge([*range(count)], [big] * count, lambda name: np.full((1, count), 1 / count))
         assert plan.peak_memory <= 512 * MiB
-        assert plan.workers * plan.job_bytes + BASELINE < plan.peak_memory
+        assert plan.buffers.workers * plan.buffers.unit_bytes + BASELINE < plan.peak_memory
         sizes.append(plan.peak_memory)
     assert sizes[0] == sizes[1]
 
@@ -261,7 +264,7 @@ def model(draw: st.DrawFn) -> list[Spec]:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data(), model(), st.integers(1, 3), st.integers(0, 100_000))
-def test_jobs_cover_every_byte_once_and_fit_the_buffer(
+def test_units_cover_every_byte_once_and_fit_the_buffer(
     data: st.DataObject, specs: list[Spec], targets: int, extra: int
 ) -> None:
     """Also when the checkpoints keep the tensors in different orders, in files whose data start anywhere."""
@@ -270,40 +273,44 @@ def test_jobs_cover_every_byte_once_and_fit_the_buffer(
     rows = np.array([[1.0 - t, float(t)] for t in range(2, 2 + targets)])
     plan = plan_merge((0, 1), (first, last), lambda name: rows)
     (shard,) = plan.shards
-    size = job_minimum(shard.tensors, targets) + extra
+    size = unit_minimum(shard.tensors, Room(targets)) + extra
+    plan = replace(plan, buffers=replace(plan.buffers, unit_bytes=size))
+    tensors = {tensor.name: tensor for tensor in shard.tensors}
     read = 0
     offset = len(shard.header)
     elements = dict.fromkeys((spec[0] for spec in specs), 0)
-    jobs = list(cut_jobs(shard, targets, size))
-    assert jobs[0].starts_shard
-    assert [job.ends_shard for job in jobs] == [False] * (len(jobs) - 1) + [True]
-    for job in jobs:
-        assert job.offset == offset
-        offset += job.size
-        taken = [(r.position, r.position + r.size) for r in job.reads]
-        taken += [(place, place + job.size) for place in job.outputs]
+    units = list(plan.units(shard))
+    assert [unit.begins_file for unit in units] == [True] + [False] * (len(units) - 1)
+    assert [unit.ends_file for unit in units] == [False] * (len(units) - 1) + [True]
+    for unit in units:
+        assert unit.offset == offset
+        offset += unit.size
+        taken = [(r.position, r.position + r.size) for r in unit.reads]
+        taken += [(place, place + unit.size) for place in unit.outputs]
         taken.sort()
         assert all(one[1] <= other[0] for one, other in pairwise(taken))
         assert all(start >= 0 and stop <= size for start, stop in taken)
-        read += sum(r.size for r in job.reads)
+        read += sum(r.size for r in unit.reads)
         written = 0
-        for piece in job.pieces:
-            assert piece.start == elements[piece.tensor.name]
-            elements[piece.tensor.name] += piece.count
-            for place, info in zip(piece.inputs, piece.tensor.inputs, strict=True):
+        for piece in unit.pieces:
+            tensor = tensors[piece.tensor]
+            assert piece.start == elements[piece.tensor]
+            elements[piece.tensor] += piece.count
+            for place, info in zip(piece.places, tensor.inputs, strict=True):
                 itemsize = DTYPES[info.dtype].itemsize
                 assert place % itemsize == 0
                 where = info.offset + piece.start * itemsize
+                assert unit.origin(place) == (info.file, where)
                 assert any(
                     r.file == info.file
                     and r.offset <= where
                     and where + piece.count * itemsize <= r.offset + r.size
                     and place - r.position == where - r.offset
-                    for r in job.reads
+                    for r in unit.reads
                 )
-            assert all((place + written) % piece.tensor.itemsize == 0 for place in job.outputs)
-            written += piece.count * piece.tensor.itemsize
-        assert written == job.size
+            assert all((place + written) % tensor.itemsize == 0 for place in unit.outputs)
+            written += piece.count * tensor.itemsize
+        assert written == unit.size
     assert offset == shard.size
     assert read == plan.total_bytes_read
     assert elements == {name: int(np.prod(shape)) for name, _, shape in specs}

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from hubextrap.engine import plan_merge, run_plan
+from hubextrap.engine import Budget, plan_merge, run_plan
+from hubextrap.engine.budget import KERNEL_ELEMENTS
+from hubextrap.engine.cutting import Room, unit_minimum
+from hubextrap.engine.defaults import MiB
 from hubextrap.engine.executors import SerialExecutor, ThreadExecutor
-from hubextrap.engine.jobs import job_minimum
-from hubextrap.engine.plan import BLOCK, MiB
 from hubextrap.errors import CheckpointMismatch, NonFinite, OutputError, SourceError
 from hubextrap.tensors import FinishedShard, LocalSink, LocalSource, Sink, read_layouts
 
@@ -122,12 +123,14 @@ def test_output_does_not_depend_on_how_it_is_made(
         sources = [LocalSource(folder) for folder in ([split, *folders[1:]] if variant else folders)]
         layouts, steps = read_layouts(sources), range(len(dtypes))
         options = {"workers": data.draw(st.integers(1, 4)), "read_size": data.draw(st.integers(1, 20_000))}
-        plan = plan_merge(steps, layouts, lambda name: row[None], **options)
-        least = plan.peak_memory - plan.workers * (plan.job_bytes - job_minimum(plan.shards[0].tensors, 1))
-        options["memory"] = least + data.draw(st.integers(0, 99_999))
-        plan = plan_merge(steps, layouts, lambda name: row[None], **options)
-        readers = data.draw(st.integers(0, 3))
-        (output,) = run_plan(plan, sources, [LocalSink(root / "out")], readers=readers)
+        options["remote"] = data.draw(st.booleans())
+        plan = plan_merge(steps, layouts, lambda name: row[None], budget=Budget(**options))
+        spare = plan.buffers.unit_bytes - unit_minimum(plan.shards[0].tensors, Room(targets=1))
+        options["memory"] = (
+            plan.peak_memory - plan.buffers.workers * spare + data.draw(st.integers(0, 99_999))
+        )
+        plan = plan_merge(steps, layouts, lambda name: row[None], budget=Budget(**options))
+        (output,) = run_plan(plan, sources, [LocalSink(root / "out")])
         made = (root / "out" / output.shards[0].file).read_bytes()
         expected = expected or made
         assert made == expected
@@ -172,7 +175,7 @@ def test_non_finite_input_names_tensor_count_and_checkpoint(
     save: Callable[..., Path], merge: Callable
 ) -> None:
     bad = torch.ones(700_000)
-    bad[[3, BLOCK, 699_999]] = float("nan")
+    bad[[3, KERNEL_ELEMENTS, 699_999]] = float("nan")
     bad[5] = float("inf")
     folders = [
         save("first", {"w": bad, "x": torch.ones(2)}),
@@ -261,8 +264,7 @@ def test_errors_leave_nothing_behind(save: Callable[..., Path], tmp_path: Path, 
             (10, 20),
             read_layouts(sources),
             lambda name: np.array([[-1.0, 2.0]]),
-            workers=workers,
-            read_size=30_000,
+            budget=Budget(workers=workers, read_size=30_000),
         )
         run_plan(plan, sources, [sink])
 
@@ -338,14 +340,14 @@ def test_peak_memory_of_the_process(tmp_path: Path) -> None:
     program = f"""
 import numpy as np
 from pathlib import Path
-from hubextrap.engine import plan_merge, run_plan
+from hubextrap.engine import Budget, plan_merge, run_plan
 from hubextrap.tensors import LocalSink, LocalSource, read_layouts
 from hubextrap.tensors.devices import cuda_libraries
 folder = Path({str(tmp_path)!r})
 sources = [LocalSource(folder)] * 16
 for read_size in (2 * 2**20, 64 * 2**20):
     rows = np.full((1, 16), 1 / 16)
-    plan = plan_merge(range(16), read_layouts(sources), lambda name: rows, read_size=read_size)
+    plan = plan_merge(range(16), read_layouts(sources), lambda name: rows, budget=Budget(read_size=read_size))
     run_plan(plan, sources, [LocalSink(folder / "out")])
     status = Path("/proc/self/status").read_text()  # ru_maxrss would count the parent before exec
     peak = 1024 * int(status.split("VmHWM:")[1].split()[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hubextrap.engine import plan_merge, run_plan
+from hubextrap.engine import Budget, plan_merge, run_plan
 from hubextrap.localhub import LocalHub
 from hubextrap.tensors import LocalSink, open_source, read_layouts
 from hubextrap.trajectory import Checkpoint
@@ -32,21 +32,21 @@ def test_folder_cache_and_ranges_give_the_same_bytes(
         remote.append(Checkpoint(step, repo_id, f"step_{step}", commit, ""))
 
     outputs = []
-    for name, checkpoints, cache, readers in (
-        ("local", local, False, 0),
-        ("cache", remote, True, 0),
-        ("ranges", remote, False, 0),
-        ("ranges-concurrent", remote, False, 6),
+    for name, checkpoints, cache, concurrent in (
+        ("local", local, False, False),
+        ("cache", remote, True, False),
+        ("ranges", remote, False, False),
+        ("ranges-concurrent", remote, False, True),
     ):
         sources = [open_source(checkpoint, cache=cache) for checkpoint in checkpoints]
         plan = plan_merge(
             (0, 10, 30),
             read_layouts(sources),
             lambda _: np.array([[-0.2, -0.3, 1.5], [-0.5, 0.0, 1.5]]),
-            read_size=50_000,
+            budget=Budget(remote=concurrent, read_size=50_000),
         )
         sinks = [LocalSink(tmp_path / name / f"{target}") for target in range(2)]
-        result = run_plan(plan, sources, sinks, readers=readers)
+        result = run_plan(plan, sources, sinks)
         outputs.append([output.shards for output in result])
         for source in sources:
             source.close()

@@ -14,6 +14,7 @@ from mergekit.merge_methods import registry
 from mergekit.merge_methods.base import TensorGroup
 
 from hubextrap.engine.scan import scan_trajectory
+from hubextrap.engine.scan_plan import plan_scan
 from hubextrap.errors import HubExtrapError
 from hubextrap.mergekit_plugin import combine, gram_matrix
 from hubextrap.methods import coefficients, find_method, method_names
@@ -31,7 +32,8 @@ def scan(folder: Path) -> GramTable:
     trajectory = find_trajectory(str(folder))
     with ExitStack() as stack:
         sources = [stack.enter_context(closing(open_source(c))) for c in trajectory.checkpoints]
-        return scan_trajectory(trajectory, sources, read_layouts(sources)).gram_table
+        plan = plan_scan(trajectory.steps, read_layouts(sources))
+        return scan_trajectory(trajectory, sources, plan).gram_table
 
 
 def stored(folder: Path, weights_in: Callable[[Path], Weights]) -> dict[int, Weights]:

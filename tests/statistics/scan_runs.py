@@ -12,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from hubextrap.engine.budget import Budget
 from hubextrap.engine.scan import scan_trajectory
+from hubextrap.engine.scan_plan import plan_scan
 from hubextrap.scans import Scan
 from hubextrap.tensors import open_source, read_layouts
 from hubextrap.trajectory import find_trajectory
@@ -58,14 +60,15 @@ def write_checkpoint(folder: Path, state: dict[str, torch.Tensor]) -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def scan_folder(folder: Path, **settings: Any) -> Scan:
+def scan_folder(folder: Path, *, sample: float | None = None, tied: bool = False, **limits: Any) -> Scan:
     """A scan without a file."""
     trajectory = find_trajectory(str(folder))
     with ExitStack() as stack:
         sources = [
             stack.enter_context(closing(open_source(checkpoint))) for checkpoint in trajectory.checkpoints
         ]
-        return scan_trajectory(trajectory, sources, read_layouts(sources), **settings)
+        plan = plan_scan(trajectory.steps, read_layouts(sources), tied=tied, budget=Budget(**limits))
+        return scan_trajectory(trajectory, sources, plan, sample=sample)
 
 
 def weights(folder: Path, tensor: str) -> NDArray[np.float64]:

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scan_runs import STEPS, make_run, scan_folder, weights, write_checkpoint
 
-from hubextrap.engine.plan import MiB
+from hubextrap.engine.defaults import MiB
 from hubextrap.errors import CheckpointMismatch, NonFinite, OutputError, StepError
 from hubextrap.scans import Scan
 from hubextrap.statistics import Linearity, r_squared, random_walk
-from hubextrap.statistics.elements import BLOCK, BlockScanner
+from hubextrap.statistics.elements import SCAN_BLOCK, BlockScanner
 from hubextrap.statistics.linearity import BINS, FEW_VALUES, SMALL_RANGE, UNMOVED, count_linearity
 
 DTYPES = {
@@ -183,7 +183,7 @@ def test_few_distinct_values_are_counted_exactly(count: int, data: st.DataObject
 def test_bfloat16_as_it_is_gives_the_bits_of_the_same_numbers_in_float32(
     count: int, data: st.DataObject
 ) -> None:
-    elements = data.draw(st.sampled_from([1, 511, 513, BLOCK, BLOCK + 700]))
+    elements = data.draw(st.sampled_from([1, 511, 513, SCAN_BLOCK, SCAN_BLOCK + 700]))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
     spread = data.draw(st.sampled_from([1e-5, 1e-3, 1.0]))
     first = torch.randn(elements, generator=generator) * 0.02
@@ -196,7 +196,7 @@ def test_bfloat16_as_it_is_gives_the_bits_of_the_same_numbers_in_float32(
     found, expected = np.zeros(BINS + 3, np.int64), np.zeros(BINS + 3, np.int64)
     grams, plain = scanner.scan(bits, found), scanner.scan(widened, expected)
     assert np.array_equal(grams, plain)
-    assert len(grams) == -(-elements // BLOCK)
+    assert len(grams) == -(-elements // SCAN_BLOCK)
     assert np.array_equal(found, expected)
     assert found.sum() == elements
     deltas = np.array(widened, dtype=np.float64) - np.array(widened[0], dtype=np.float64)
@@ -221,9 +221,9 @@ def test_weights_too_far_apart_are_no_counts(count: int) -> None:
 
 def test_nan_and_infinity_are_errors_that_name_their_place(tmp_path: Path) -> None:
     for bad in (float("nan"), float("inf")):
-        folder = make_run(tmp_path / str(bad), shapes={"a.weight": (BLOCK + 9,), "b.weight": (4,)})
-        state = {"a.weight": torch.zeros(BLOCK + 9), "b.weight": torch.zeros(4)}
-        state["a.weight"][BLOCK + 3] = bad
+        folder = make_run(tmp_path / str(bad), shapes={"a.weight": (SCAN_BLOCK + 9,), "b.weight": (4,)})
+        state = {"a.weight": torch.zeros(SCAN_BLOCK + 9), "b.weight": torch.zeros(4)}
+        state["a.weight"][SCAN_BLOCK + 3] = bad
         write_checkpoint(folder / "step_40", state)
         with pytest.raises(
             NonFinite, match=r"^a\.weight: step 40 \(.*step_40\) holds NaN or infinite .*leave"
