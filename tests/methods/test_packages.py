@@ -24,7 +24,8 @@ from hubextrap.errors import BrokenMethod, MethodError
 from hubextrap.evaluate import Harness
 from hubextrap.methods import Rule, calibrating, coefficients, denoised_gram, find_method, rehearse
 from hubextrap.recipe import Recipe, load_recipe, parse_recipe
-from hubextrap.statistics import BacktestCandidate, GramTable, Scan, backtest_table
+from hubextrap.scans import Scan
+from hubextrap.statistics import BacktestCandidate, GramTable, backtest_table
 from hubextrap.trajectory import find_trajectory
 
 DEMO = ROOT / "demo" / "data" / "rlvr-C"

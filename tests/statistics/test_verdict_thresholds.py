@@ -16,7 +16,8 @@ from hubextrap import api
 from hubextrap.errors import CorruptFile, MethodError
 from hubextrap.recipe import parse_recipe
 from hubextrap.report.answering import answer
-from hubextrap.statistics import Backtest, BacktestRow, GramTable, Scan, backtest_table, judge, random_walk
+from hubextrap.scans import Scan
+from hubextrap.statistics import Backtest, BacktestRow, GramTable, backtest_table, judge, random_walk
 from hubextrap.statistics.linearity import Linearity, count_linearity, r_squared
 
 BELOW, ABOVE = 1 - 1e-9, 1 + 1e-9
