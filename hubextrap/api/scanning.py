@@ -16,9 +16,10 @@ from hubextrap.api.unchanged import changed
 from hubextrap.errors import CheckpointError, OutputError, RecipeError
 from hubextrap.evaluate import check_writable
 from hubextrap.evaluate.run import chosen_device
+from hubextrap.logits import LogProbRequest, measure_logprobs
+from hubextrap.logits.logprobs import checkpoint_at
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.statistics import LogProbRequest, Scan, measure_logprobs
-from hubextrap.statistics.logprobs import checkpoint_at
+from hubextrap.statistics import Scan
 from hubextrap.statistics.tensor_scan import ScanJournal
 from hubextrap.tensors import open_source, read_combinable, ties_embeddings
 
@@ -49,7 +50,7 @@ def scan(
     Raises:
         OutputError: ``out`` cannot be written, or holds a scan of other checkpoints, another sample or other
             log-probabilities.
-        HubExtrapError: see ``engine.scan.scan_trajectory`` and ``statistics.measure_logprobs``.
+        HubExtrapError: see ``engine.scan.scan_trajectory`` and ``logits.measure_logprobs``.
     """
     refuse_merge_settings(settings, "a scan")
     return scan_for(

@@ -58,7 +58,7 @@ def scan(
     """Read every checkpoint of a run once: how straight its weights move, and all that backtests need."""
     from hubextrap import api
     from hubextrap.cli.progress import open_progress
-    from hubextrap.statistics import LogProbRequest
+    from hubextrap.logits import LogProbRequest
 
     if logprobs is None:
         about_logprobs = ("sample_from", "max_new_tokens", "chat_template", "batch_size", "device")

@@ -1,4 +1,4 @@
-"""From pinned checkpoints to models and tokenizers: safetensors only, no code from the Hub.
+"""From pinned checkpoints to models and tokenizers: safetensors only, no code from the Hub, no secret in a log.
 
 Imports torch and transformers inside functions.
 """
@@ -36,10 +36,7 @@ def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str =
     """
     from transformers import AutoModelForCausalLM
 
-    redact_logs()
-    check_download(checkpoint, weights=True)
-    where, place = _place(checkpoint)
-    keep_to_the_endpoint()
+    where, place = _checked_place(checkpoint, weights=True)
     try:
         with _without_bars():
             made: Any = AutoModelForCausalLM.from_pretrained(
@@ -71,12 +68,11 @@ def load_tokenizer(
 
     Raises:
         UnsupportedCheckpoint: transformers cannot load it.
+        CorruptFile: a file is not what the Hub lists.
     """
     from transformers import AutoTokenizer
 
-    redact_logs()
-    check_download(checkpoint, weights=False)
-    where, place = _place(checkpoint)
+    where, place = _checked_place(checkpoint, weights=False)
     asked = {"use_fast": use_fast, "add_bos_token": add_bos_token}
     place |= {key: value for key, value in asked.items() if value is not None}
     try:
@@ -164,7 +160,11 @@ def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
     )
 
 
-def _place(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
+def _checked_place(checkpoint: Checkpoint, *, weights: bool) -> tuple[str, dict[str, Any]]:
+    """Its pinned commit or its folder, as transformers takes it: what is read there has been checked."""
+    redact_logs()
+    keep_to_the_endpoint()
+    check_download(checkpoint, weights=weights)
     place: dict[str, Any] = {"trust_remote_code": False}
     if checkpoint.repo is None:
         check_folder(checkpoint.path)

@@ -20,7 +20,7 @@ from hubextrap.statistics.calibration import (
     pasts,
 )
 from hubextrap.statistics.linearity import Linearity, RandomWalk, r_squared, random_walk
-from hubextrap.statistics.logprobs import LogProbRequest, LogProbs, LogProbSource, measure_logprobs
+from hubextrap.statistics.logprobs import LogProbs, LogProbSource
 from hubextrap.statistics.scan import Sample, Scan, ScannedCheckpoint, module_kind
 from hubextrap.statistics.table import GramTable
 from hubextrap.statistics.verdict import (
@@ -43,7 +43,6 @@ __all__ = [
     "GramTable",
     "HorizonMeans",
     "Linearity",
-    "LogProbRequest",
     "LogProbSource",
     "LogProbs",
     "RandomWalk",
@@ -61,7 +60,6 @@ __all__ = [
     "horizon_means",
     "is_rounded",
     "judge",
-    "measure_logprobs",
     "module_kind",
     "pair_counts",
     "pasts",

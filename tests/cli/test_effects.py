@@ -22,10 +22,11 @@ from hubextrap import PushTarget, Settings, api
 from hubextrap.errors import HubExtrapError, RecipeError
 from hubextrap.evaluate import Harness, evaluate
 from hubextrap.evaluate.own_tasks import Answering, TaskFile
+from hubextrap.logits import LogProbRequest
 from hubextrap.logits.completing import Sampling
 from hubextrap.recipe import Recipe, RegroundRecipe, load_recipe, parse_recipe
 from hubextrap.reground import ExtrapolationCallback
-from hubextrap.statistics import LogProbRequest, Scan
+from hubextrap.statistics import Scan
 from hubextrap.trajectory import find_trajectory
 
 ALWAYS = "*"

@@ -21,7 +21,8 @@ from hubextrap import api
 from hubextrap.cli.main import app
 from hubextrap.errors import CorruptFile, NonFinite, OutputError, RecipeError, ReferenceNotFound
 from hubextrap.localhub import LocalHub
-from hubextrap.statistics import LogProbRequest, LogProbs, LogProbSource, Scan, module_kind
+from hubextrap.logits import LogProbRequest
+from hubextrap.statistics import LogProbs, LogProbSource, Scan, module_kind
 from hubextrap.statistics.scan import write_tables
 from hubextrap.statistics.tensor_scan import ScanJournal, TensorScan
 from hubextrap.trajectory import find_trajectory
