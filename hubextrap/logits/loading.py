@@ -1,4 +1,4 @@
-"""From pinned checkpoints to models and tokenizers: safetensors only, no code from the Hub, no secret in a log.
+"""From pinned checkpoints to models and tokenizers: safetensors only, no code from the Hub, redacted logs.
 
 Imports torch and transformers inside functions.
 """
