@@ -32,7 +32,7 @@ LEVELS = (
     ("errors", "_version"),
     ("foreign_text", "output_files"),
     ("redaction", "claims", "containment"),
-    ("known_secrets",),
+    ("known_secrets", "digests"),
 )
 OWN_DUNDERS = ("_version", "__version__")
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

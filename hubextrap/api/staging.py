@@ -10,7 +10,6 @@ evaluation), or when it fails with nothing worth keeping in it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.api.locks import is_marked, lock_folder, make_marked, remove_marked, remove_strays, unwritable
+from hubextrap.digests import sha256_hex
 from hubextrap.errors import CheckpointError, OutputError
 from hubextrap.output_files import take_after
 from hubextrap.progress import SilentProgress
@@ -115,7 +115,7 @@ def push_place(target: PushTarget) -> Path:
     from huggingface_hub import constants
 
     kind = "pull request" if target.create_pr else "branch"
-    key = hashlib.sha256(f"{constants.ENDPOINT} {target.name} {kind}".encode()).hexdigest()[:12]
+    key = sha256_hex(f"{constants.ENDPOINT} {target.name} {kind}")[:12]
     name = re.sub(r"[^\w.-]+", "--", target.name)[:100]
     return Path(constants.HF_HOME, "hubextrap", "push", f"{name}-{key}")
 

@@ -6,7 +6,6 @@ was stopped goes on where it was, and a wider grid measures only what is new.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -28,6 +27,7 @@ from hubextrap.api.staging import remove_leftover, staged
 from hubextrap.api.unchanged import check_unchanged, pin_of
 from hubextrap.claims import sealed, unsealed
 from hubextrap.containment import read_named
+from hubextrap.digests import sha256_of_json
 from hubextrap.errors import OutputError, RecipeError
 from hubextrap.evaluate import Measurement
 from hubextrap.evaluate.curve import can_draw, draw_sweep
@@ -120,7 +120,7 @@ def sweep(
     measurements = []
     for label, checkpoint in _references(against, points, progress):
         pin = pin_of(checkpoint)
-        key = _sha256([measured_with, pin])
+        key = sha256_of_json([measured_with, pin])
         found = kept.get(key, label)
         if found is None:
             found = harness.measure(label, checkpoint)
@@ -221,7 +221,7 @@ def _point(recipe: Recipe, trajectory: Trajectory, pins: Sequence[str], measured
         else:
             how = rule.coefficients(trajectory.steps, (step,)).tolist()
         rules.append([rule.match, how])
-    key = _sha256([measured_with, list(pins), trajectory.steps, rules, recipe.out_dtype, __version__])
+    key = sha256_of_json([measured_with, list(pins), trajectory.steps, rules, recipe.out_dtype, __version__])
     label = f"{PREDICTION} {step}"
     if damping != 1:
         label += f" × {damping if damping == 'auto' else format(damping, 'g')}"
@@ -376,7 +376,3 @@ def _write_whole(path: Path, text: str) -> None:
         write_whole(path, text.encode())
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

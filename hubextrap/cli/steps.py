@@ -38,7 +38,8 @@ def steps(
 ) -> None:
     """List the checkpoints of a run: step, revision, commit, size, dtype, date."""
     from hubextrap.cli.progress import open_progress
-    from hubextrap.trajectory import describe, find_trajectory
+    from hubextrap.tensors import describe
+    from hubextrap.trajectory import find_trajectory
 
     progress = open_progress(quiet)
     trajectory = find_trajectory(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import TYPE_CHECKING
 
 from xxhash import xxh3_128
 
+from hubextrap.digests import sha256_of_json
 from hubextrap.engine.inputs import BLOCK, file_uses
 from hubextrap.tensors.local import LocalSource
 
@@ -76,7 +75,7 @@ def _stamps(layout: CheckpointLayout, source: Source) -> str:
     if not isinstance(source, LocalSource):
         return ""
     found = [(shard.file, source.stamp(shard.file)) for shard in layout.shards]
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    return sha256_of_json(found)
 
 
 def resumed(plan: MergePlan, done: Mapping[str, ShardInputs]) -> tuple[set[Key], set[Key]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 from collections import Counter
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from hubextrap.digests import sha256_of_json
 from hubextrap.errors import EvaluationError
 from hubextrap.evaluate.backend import check_backend, generation_defaults, load_model
 from hubextrap.evaluate.own_tasks import Answering, task_specs
@@ -183,8 +183,7 @@ class Harness:
                 + ([docs_sha256(task.fewshot_docs())] if self._has_examples(task) else [])
                 for name, task in loaded.items()
             }
-        text = json.dumps([self.settings.model_dump(mode="json"), tasks], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return sha256_of_json([self.settings.model_dump(mode="json"), tasks])
 
     def check_examples(self) -> None:
         """Refuse a number of examples that no task takes.

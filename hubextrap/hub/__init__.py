@@ -16,8 +16,8 @@ if TYPE_CHECKING:
         OutputShard,
         Provenance,
         build_provenance,
-        read_provenance,
     )
+    from hubextrap.hub.provenance_checks import read_provenance
     from hubextrap.hub.push import commit_message, push_folder
     from hubextrap.hub.sink import HubSink
     from hubextrap.hub.target import PushTarget, check_target
@@ -39,7 +39,7 @@ _MODULES = {
     "commit_message": "push",
     "model_card": "card",
     "push_folder": "push",
-    "read_provenance": "provenance",
+    "read_provenance": "provenance_checks",
     "with_target": "card",
 }
 

@@ -62,7 +62,7 @@ def check_publishable(target: PushTarget, commit: str) -> RemoteState:
     if not state.exists or not state.has_branch or state.head is None:
         raise PushError(f"{target.name}: no such branch; scores go to a model that is there")
     with push_errors(target.name):
-        measured = remote_files(hub_api(), target.repo, commit)
+        measured = remote_files(target.repo, commit)
     paths = [path for path in {*measured, *state.files} if _is_told_of(path)]
     if changed := sorted(path for path in paths if measured.get(path) != state.files.get(path)):
         raise PushError(

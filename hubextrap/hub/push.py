@@ -13,7 +13,8 @@ from hubextrap.foreign_data import parse_json
 from hubextrap.hub.card import with_target
 from hubextrap.hub.commit import PushResult, check_card, check_files, commit_files
 from hubextrap.hub.outgoing import OutgoingFile
-from hubextrap.hub.provenance import PROVENANCE_FILE, OutputShard, Provenance, read_provenance
+from hubextrap.hub.provenance import PROVENANCE_FILE, OutputShard, Provenance
+from hubextrap.hub.provenance_checks import read_provenance
 from hubextrap.hub.target import check_target
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors.headers import HEADER_LIMIT

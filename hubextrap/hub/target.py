@@ -13,11 +13,11 @@ from hubextrap.hub.push_errors import push_errors
 from hubextrap.hub.side_files import is_utf8
 from hubextrap.hub_access import hub_api
 from hubextrap.patience import retried
+from hubextrap.trajectory.hub_files import HubFile, list_tree
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from huggingface_hub import HfApi
 
 _BRANCH = re.compile(
     r"(?!.*(?:\.\.|//|@\{|\.lock(?:/|$)|/\.|\.$|/$))[^\s/.~^:?*\[\\\x00-\x1f\x7f-][^\s~^:?*\[\\\x00-\x1f\x7f]*"
@@ -102,16 +102,6 @@ class PushTarget:
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """A file of a commit: its size and what identifies its bytes."""
-
-    size: int
-    sha256: str | None
-    """Of a large file; None for a regular one."""
-    blob_id: str
-
-
-@dataclass(frozen=True, slots=True)
 class RemoteState:
     """The target as it is on the Hub at one moment."""
 
@@ -119,7 +109,7 @@ class RemoteState:
     head: str | None
     """Commit of the target branch, or of the branch that it will start from; None without any commit."""
     has_branch: bool
-    files: Mapping[str, RemoteFile]
+    files: Mapping[str, HubFile]
     """Files of ``head`` by path."""
     pull_requests: frozenset[tuple[str, str]] = frozenset()
     """Ref and commit of each, where the target is a pull request."""
@@ -203,7 +193,7 @@ def read_remote(target: PushTarget) -> RemoteState:
         exists=True,
         head=head,
         has_branch=target.revision in branches,
-        files=remote_files(api, target.repo, head) if head else {},
+        files=remote_files(target.repo, head) if head else {},
         pull_requests=frozenset((ref.ref, ref.target_commit) for ref in refs.pull_requests or ()),
     )
 
@@ -221,19 +211,9 @@ def _check_pull_request(target: PushTarget, branches: Collection[str]) -> None:
         )
 
 
-def remote_files(api: HfApi, repo: str, commit: str) -> dict[str, RemoteFile]:
-    """All files of a commit by path."""
-    from huggingface_hub.hf_api import RepoFile
-
-    return {
-        entry.path: RemoteFile(
-            size=entry.lfs.size if entry.lfs else entry.size,
-            sha256=entry.lfs.sha256 if entry.lfs else None,
-            blob_id=entry.blob_id,
-        )
-        for entry in api.list_repo_tree(repo, revision=commit, recursive=True)
-        if isinstance(entry, RepoFile)
-    }
+def remote_files(repo: str, commit: str) -> dict[str, HubFile]:
+    """All files of a commit by path; client errors come through as they are."""
+    return {entry.path: entry for entry in list_tree(repo, commit, recursive=True) if not entry.is_folder}
 
 
 def _check_token(target: PushTarget) -> list[str]:

@@ -6,7 +6,6 @@ checkpoint, and log-softmax is taken in float32. Imports torch and transformers 
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hubextrap.containment import read_named
+from hubextrap.digests import sha256_hex
 from hubextrap.errors import EvaluationError, ReferenceNotFound, UnsupportedCheckpoint
 from hubextrap.foreign_data import parse_json
 from hubextrap.hub_access import reason
@@ -125,7 +125,7 @@ def read_prompts(path: Path, *, responses: bool) -> tuple[list[Prompt], str]:
         prompts.append(Prompt(prompt, response if responses else None))
     if not prompts:
         raise EvaluationError(f"{path}: holds no prompts")
-    return prompts, hashlib.sha256(content).hexdigest()
+    return prompts, sha256_hex(content)
 
 
 def measure_logprobs(

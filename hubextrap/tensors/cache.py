@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap._version import __version__
 from hubextrap.containment import shown
+from hubextrap.digests import hash_like
 from hubextrap.errors import CorruptFile, SourceError
 from hubextrap.hub_access import first_line, hub_errors
 from hubextrap.tensors.configuration import check_loaded
-from hubextrap.tensors.hashing import check_data, check_file, hash_like
+from hubextrap.tensors.hashing import check_data, check_file
 from hubextrap.tensors.interfaces import SMALL_FILE, FileInfo
 from hubextrap.tensors.local import LocalSource
 from hubextrap.tensors.remote import list_folder

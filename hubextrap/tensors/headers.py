@@ -5,11 +5,11 @@ The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian N, N
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from hubextrap.digests import sha256_hex
 from hubextrap.errors import CorruptFile, UnsupportedCheckpoint
 from hubextrap.foreign_data import parse_json, shorten
 from hubextrap.tensors.layout import ShardInfo, TensorInfo
@@ -95,12 +95,7 @@ def parse_header(data: bytes, file_size: int, file: str, checkpoint: str = "") -
         UnsupportedCheckpoint: a type that only quantised weights have.
     """
     where = f"{checkpoint}/{file}" if checkpoint else file
-    end = header_end(data, file_size, where)
-    if len(data) < end:
-        raise CorruptFile(
-            f"{where}: only {len(data):,} of the header's {end:,} bytes are there; download it again"
-        )
-    header = _json_object(data[8:end], where)
+    header, end = header_object(data, file_size, where), header_end(data, file_size, where)
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -110,7 +105,7 @@ def parse_header(data: bytes, file_size: int, file: str, checkpoint: str = "") -
         key=lambda tensor: (tensor.offset, tensor.nbytes),
     )
     _check_contiguous(tensors, end, file_size, where)
-    return ShardInfo(file, file_size, tuple(tensors), metadata, hashlib.sha256(data[:end]).hexdigest())
+    return ShardInfo(file, file_size, tuple(tensors), metadata, sha256_hex(data[:end]))
 
 
 def build_header(
@@ -137,7 +132,18 @@ def build_header(
     return len(text).to_bytes(8, "little") + text
 
 
-def _json_object(text: bytes, where: str) -> dict[str, Any]:
+def header_object(data: bytes, file_size: int, where: str) -> dict[str, Any]:
+    """The JSON object in a header, whatever it says of the tensors; ``data`` as `parse_header` takes it.
+
+    Raises:
+        CorruptFile: it is cut short, or is no JSON object.
+    """
+    end = header_end(data, file_size, where)
+    if len(data) < end:
+        raise CorruptFile(
+            f"{where}: only {len(data):,} of the header's {end:,} bytes are there; download it again"
+        )
+    text = data[8:end]
     if not text.startswith(b"{"):
         raise CorruptFile(f"{where}: its header is not a JSON object; download it again")
     try:

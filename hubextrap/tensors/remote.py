@@ -8,14 +8,15 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
-from hubextrap.containment import leads_out, name_problem, shown
-from hubextrap.errors import SourceError
-from hubextrap.hub_access import hub_api, hub_errors
+from hubextrap.containment import name_problem, shown
+from hubextrap.errors import ReferenceNotFound, SourceError
+from hubextrap.hub_access import hub_errors
 from hubextrap.hub_client import origin, stoppable
 from hubextrap.patience import Attempts, Patience, is_passing, wait_asked_by
 from hubextrap.tensors.hashing import check_data
 from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER, FileInfo
 from hubextrap.tensors.transfer import Part, Refused, Target, fetch
+from hubextrap.trajectory.hub_files import list_entries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,6 +45,7 @@ class RemoteSource:
         path: str = "",
         name: str | None = None,
         patience: Patience | None = None,
+        listed: dict[str, FileInfo] | None = None,
     ) -> None:
         self.name = name or f"{repo}@{commit[:12]}" + (f":{path}" if path else "")
         self._repo = repo
@@ -51,7 +53,7 @@ class RemoteSource:
         self._path = path.strip("/")
         self._patience = patience or Patience()
         self._lock = threading.Lock()
-        self._listing: dict[str, FileInfo] | None = None
+        self._listing = listed
         self._targets: dict[str, Target] = {}
         self._resolving: dict[str, threading.Lock] = {}
         self._reads: set[threading.Event] = set()
@@ -227,25 +229,19 @@ def list_folder(repo: str, commit: str, path: str, name: str) -> dict[str, FileI
 
 def _listed(repo: str, commit: str, path: str, name: str) -> tuple[dict[str, FileInfo], set[str]]:
     """The files directly in a folder of a repo by name, and the names of its subfolders."""
-    from huggingface_hub.hf_api import RepoFile
-
     prefix = f"{path}/" if path else ""
-    with hub_errors(name):
-        entries = list(hub_api().list_repo_tree(repo, path or None, recursive=False, revision=commit))
+    entries = list_entries(repo, commit, path, name, SourceError)
+    if entries is None:
+        raise ReferenceNotFound(f"{name}: no such folder on the Hub")
     listing, folders = {}, set()
     for entry in entries:
-        if leads_out(entry.path):
-            raise SourceError(
-                f"{name}: the Hub lists a path that leads out of it, {shown(entry.path)}; do not trust it"
-            )
         file = entry.path.removeprefix(prefix)
         if not entry.path.startswith(prefix) or "/" in file or not file:
             continue
-        if isinstance(entry, RepoFile):
-            digest = entry.lfs.sha256 if entry.lfs is not None else entry.blob_id
-            listing[file] = FileInfo(entry.size, digest, name_problem(file))
-        else:
+        if entry.is_folder:
             folders.add(file)
+        else:
+            listing[file] = FileInfo(entry.size, entry.digest, name_problem(file))
     return listing, folders
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, Trajectory, say_same_weights
-from hubextrap.trajectory.describe import describe, describe_checkpoint
 from hubextrap.trajectory.discover import (
     find_series,
     find_trajectory,
@@ -24,8 +23,6 @@ __all__ = [
     "Reference",
     "Series",
     "Trajectory",
-    "describe",
-    "describe_checkpoint",
     "find_recipe_trajectory",
     "find_series",
     "find_trajectory",

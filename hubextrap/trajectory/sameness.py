@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.containment import entries_of, open_regular
+from hubextrap.digests import sha256_hex
 from hubextrap.trajectory.weights import weights_of
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def digest_of(files: Iterable[HubFile]) -> str | None:
     if weights is None:
         return None
     digests = [named[name].digest for name in weights.files]
-    return None if None in digests else hashlib.sha256("\n".join(map(str, digests)).encode()).hexdigest()
+    return None if None in digests else sha256_hex("\n".join(map(str, digests)))
 
 
 def _key(checkpoint: Checkpoint) -> Hashable | None:
