@@ -15,7 +15,7 @@ import numpy as np
 LEVEL = 0.95
 RESAMPLES = 10_000
 _SEED = 20_260_104
-_BLOCK = 2**22
+_DRAWN_AT_ONCE = 2**22
 """Numbers that a block of resamples may take: 32 MiB."""
 
 
@@ -48,7 +48,7 @@ def paired_interval(ours: tuple[float, ...], theirs: tuple[float, ...]) -> tuple
     sample = np.append(differences, [usual, -usual])
     n = len(sample)
     generator = np.random.default_rng(_SEED)
-    rows = max(1, _BLOCK // n)
+    rows = max(1, _DRAWN_AT_ONCE // n)
     means = np.concatenate(
         [
             sample[generator.integers(n, size=(min(rows, RESAMPLES - start), n), dtype=np.int32)].mean(axis=1)

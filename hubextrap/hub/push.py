@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hubextrap.hub.target import PushTarget, RemoteState
     from hubextrap.progress import Progress, Stage
 
-_BLOCK = 2**20
+_READ_SIZE = 2**20
 
 
 def push_folder(folder: Path, target: PushTarget, progress: Progress | None = None) -> PushResult:
@@ -140,7 +140,7 @@ def _sha256(path: Path, stage: Stage) -> str:
     digest = hashlib.sha256()
     try:
         with os.fdopen(open_regular(path), "rb") as file:
-            while block := file.read(_BLOCK):
+            while block := file.read(_READ_SIZE):
                 digest.update(block)
                 stage.advance(len(block))
     except OSError as error:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from hubextrap.tensors.interfaces import Source
 
-_BLOCK = 16 * 2**20
+_READ_SIZE = 16 * 2**20
 """Bytes of one of the two buffers; a remote source splits them into requests that run side by side."""
 
 
@@ -80,7 +80,7 @@ def corrupt(source: Source, file: str, found: str) -> CorruptFile:
 
 def blocks_of(source: Source, file: str, block: int | None = None) -> Iterator[memoryview]:
     """The file's bytes in order; the next block is read in a second thread while one is looked at."""
-    size, block = source.files()[file].size, block or _BLOCK
+    size, block = source.files()[file].size, block or _READ_SIZE
     buffers = [memoryview(bytearray(min(size, block))) for _ in range(2)]
 
     def read(number: int) -> memoryview:

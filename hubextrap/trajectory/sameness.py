@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hubextrap.trajectory.hub_files import HubFile
 
 _PLACES = 64
-_BLOCK = 4096
+_PLACE_SIZE = 4096
 """A checkpoint on a disk is looked at in so many places of so many bytes. Even where an update changes one
 16-bit weight in a thousand, 130 of them lie there."""
 
@@ -68,8 +68,8 @@ def _key_on_disk(folder: Path) -> Hashable | None:
             found.update(f"{name} {size}\n".encode())
             with os.fdopen(open_regular(entries[name].path), "rb") as file:
                 for place in range(places):
-                    file.seek(max(0, size - _BLOCK) * place // max(1, places - 1))
-                    found.update(file.read(_BLOCK))
+                    file.seek(max(0, size - _PLACE_SIZE) * place // max(1, places - 1))
+                    found.update(file.read(_PLACE_SIZE))
     except OSError:  # who reads the weights will say it
         return None
     return found.digest()
