@@ -165,7 +165,8 @@ class _Committer:
         if left:
             wrong = ", ".join([*(file.path for file in left.added), *left.deleted])
             raise PushError(
-                f"{self.target.name}: commit {info.oid} does not hold what was pushed ({wrong}); push again"
+                f"{self.target.name}: commit {info.oid} does not hold what was pushed ({wrong}); push again",
+                repo=self.target.repo,
             )
         return PushResult(info.oid, info.commit_url, pull_request_url=info.pr_url, deleted=changes.deleted)
 
@@ -217,7 +218,8 @@ def refuse_overwriting(
     if both:
         raise PushError(
             f"{target.name}: somebody else changed {', '.join(both[:5])} there meanwhile "
-            f"(commit {now.head}); look at it, then push again"
+            f"(commit {now.head}); look at it, then push again",
+            repo=target.repo,
         )
 
 

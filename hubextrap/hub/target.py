@@ -150,7 +150,8 @@ def check_target(target: PushTarget) -> RemoteState:
     if not found.exists and owners and owner not in owners:
         raise PushError(
             f"{target.name}: there is no such repo, and this token cannot make one for {owner}: have "
-            f"{owner} make the repo and give you write rights, or push under your own name"
+            f"{owner} make the repo and give you write rights, or push under your own name",
+            repo=target.repo,
         )
     return found
 
@@ -180,12 +181,14 @@ def read_remote(target: PushTarget) -> RemoteState:
     if target.private and not retried(lambda: api.model_info(target.repo)).private:
         raise PushError(
             f"{target.name}: the repo is there and public, but a private one was asked for; "
-            "make it private in its settings, or push to another repo"
+            "make it private in its settings, or push to another repo",
+            repo=target.repo,
         )
     branches = {branch.name: branch.target_commit for branch in refs.branches}
     if target.revision not in branches and target.revision in {tag.name for tag in refs.tags}:
         raise PushError(
-            f"{target.name}: {target.revision} is a tag, and a tag cannot be pushed to; choose a branch"
+            f"{target.name}: {target.revision} is a tag, and a tag cannot be pushed to; choose a branch",
+            repo=target.repo,
         )
     _check_pull_request(target, branches)
     head = branches.get(target.revision, branches.get("main"))
@@ -207,7 +210,8 @@ def _check_pull_request(target: PushTarget, branches: Collection[str]) -> None:
     if target.create_pr and target.revision not in (branches or ("main",)):
         raise PushError(
             f"{target.name}: no such branch, and a pull request needs one to go into; leave out "
-            f"{target.revision}, which makes it main, or push without a pull request"
+            f"{target.revision}, which makes it main, or push without a pull request",
+            repo=target.repo,
         )
 
 
@@ -222,7 +226,8 @@ def _check_token(target: PushTarget) -> list[str]:
 
     if get_token() is None:
         raise PushError(
-            f"{target.name}: no token; log in with `hf auth login`, or set HF_TOKEN to one with write rights"
+            f"{target.name}: no token; log in with `hf auth login`, or set HF_TOKEN to one with write rights",
+            repo=target.repo,
         )
     if os.environ.get("HF_OIDC_RESOURCE"):  # a token of one repo and of no user
         return []
@@ -231,7 +236,8 @@ def _check_token(target: PushTarget) -> list[str]:
     if role == "read":
         raise PushError(
             f"{target.name}: the token only has read rights; make one with write rights "
-            "in the Hub's settings, and set HF_TOKEN to it"
+            "in the Hub's settings, and set HF_TOKEN to it",
+            repo=target.repo,
         )
     match account:
         case {"name": str(name), "orgs": [*organisations]}:

@@ -46,13 +46,17 @@ def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str =
         loaded: PreTrainedModel = model.to(device).eval()
     except Exception as error:  # transformers raises nearly anything
         raise UnsupportedCheckpoint(
-            f"{checkpoint.name}: transformers cannot load it: {reason(error)}"
+            f"{checkpoint.name}: transformers cannot load it: {reason(error)}",
+            step=checkpoint.step,
+            repo=checkpoint.repo,
         ) from error
     if missing := sorted(info["missing_keys"]):
         raise UnsupportedCheckpoint(
             f"{checkpoint.name}: is no whole language model: {len(missing)} of its weights, as {missing[0]}, "
             "are not in it, and transformers makes them up; a model of another kind (a reward "
-            "model, an encoder) cannot be used here"
+            "model, an encoder) cannot be used here",
+            step=checkpoint.step,
+            repo=checkpoint.repo,
         )
     return loaded
 
@@ -79,7 +83,9 @@ def load_tokenizer(
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **place)
     except Exception as error:
         raise UnsupportedCheckpoint(
-            f"{checkpoint.name}: transformers cannot load its tokenizer: {reason(error)}"
+            f"{checkpoint.name}: transformers cannot load its tokenizer: {reason(error)}",
+            step=checkpoint.step,
+            repo=checkpoint.repo,
         ) from error
     return tokenizer
 
@@ -105,7 +111,9 @@ def load_common_tokenizer(checkpoints: Sequence[Checkpoint]) -> PreTrainedTokeni
         if differing:
             raise CheckpointMismatch(
                 f"{checkpoint.name} and {last.name} number {len(differing)} tokens differently, e.g. "
-                f"{min(differing)!r}; logits can only be mixed over one vocabulary"
+                f"{min(differing)!r}; logits can only be mixed over one vocabulary",
+                step=checkpoint.step,
+                repo=checkpoint.repo,
             )
     return tokenizer
 

@@ -104,7 +104,7 @@ def read_prompts(path: Path, *, responses: bool) -> tuple[list[Prompt], str]:
     except FileNotFoundError:
         raise ReferenceNotFound(f"--logprobs: no such file: {path}") from None
     except OSError as error:
-        raise EvaluationError(f"{path}: cannot be read: {error.strerror}") from error
+        raise EvaluationError(f"{path}: cannot be read: {error.strerror}", file=path) from error
     prompts = []
     for number, line in enumerate(content.splitlines(), start=1):
         if not line.strip():
@@ -113,18 +113,21 @@ def read_prompts(path: Path, *, responses: bool) -> tuple[list[Prompt], str]:
         entry = parse_json(line, where, error=EvaluationError, remedy="write one object a line")
         fields = next((pair for pair in FIELDS if isinstance(entry, dict) and pair[0] in entry), None)
         if fields is None:
-            raise EvaluationError(f"{where}: holds neither prompt and response nor question and answer")
+            raise EvaluationError(
+                f"{where}: holds neither prompt and response nor question and answer", file=where
+            )
         prompt, response = entry[fields[0]], entry.get(fields[1])
         if not isinstance(prompt, str) or not prompt:
-            raise EvaluationError(f"{where}: {fields[0]} is no text")
+            raise EvaluationError(f"{where}: {fields[0]} is no text", file=where)
         if responses and (not isinstance(response, str) or not response):
             raise EvaluationError(
                 f"{where}: {fields[1]} is no text; add the responses, or let a checkpoint give them "
-                "(--sample-from STEP)"
+                "(--sample-from STEP)",
+                file=where,
             )
         prompts.append(Prompt(prompt, response if responses else None))
     if not prompts:
-        raise EvaluationError(f"{path}: holds no prompts")
+        raise EvaluationError(f"{path}: holds no prompts", file=path)
     return prompts, sha256_hex(content)
 
 

@@ -73,7 +73,9 @@ def write_manifest(mixture: Mixture, folder: str | os.PathLike[str]) -> Path:
         text = json.dumps(sealed(content.model_dump(mode="json")), indent=2, ensure_ascii=False)
         write_whole(path, f"{text}\n".encode())
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); name another folder") from error
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror}); name another folder", file=path
+        ) from error
     return path
 
 

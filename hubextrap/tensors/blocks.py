@@ -24,8 +24,8 @@ WRITE_BUFFERS = 4
 class BlockWriter:
     """Appends to a file that was opened for writing and is written by nobody else. Not thread-safe.
 
-    Its memory is ``WRITE_BUFFERS`` blocks. An OSError of the disk is raised by the next call, or at the latest by
-    ``close``.
+    Its memory is ``WRITE_BUFFERS`` blocks. An OSError of the disk is raised by the next call, or by ``close``
+    at the latest.
     """
 
     def __init__(self, descriptor: int) -> None:

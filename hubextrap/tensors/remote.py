@@ -8,13 +8,13 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
-from hubextrap.containment import name_problem, shown
+from hubextrap.containment import name_problem
 from hubextrap.errors import ReferenceNotFound, SourceError
 from hubextrap.hub_access import hub_errors
 from hubextrap.hub_client import origin, stoppable
 from hubextrap.patience import Attempts, Patience, is_passing, wait_asked_by
 from hubextrap.tensors.hashing import check_data
-from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER, FileInfo
+from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER, FileInfo, check_range, readable
 from hubextrap.tensors.transfer import Part, Refused, Target, fetch
 from hubextrap.trajectory.hub_files import list_entries
 
@@ -68,10 +68,7 @@ class RemoteSource:
     def read(self, file: str, offset: int, buffer: memoryview) -> None:
         view = buffer.cast("B")
         info = self._known(file)
-        if offset < 0 or offset + len(view) > info.size:
-            raise SourceError(
-                f"{self.name}/{file}: bytes {offset}-{offset + len(view)} asked for, but it has {info.size:,}"
-            )
+        check_range(info.size, offset, len(view), self.name, file)
         stop = threading.Event()
         with self._lock:
             if self._closed:
@@ -98,16 +95,10 @@ class RemoteSource:
         if first is not None:
             raise first
         if any(part.rest for part in parts):
-            raise SourceError(f"{self.name}/{file}: the source was closed while it was read")
+            raise SourceError(f"{self.name}/{file}: the source was closed while it was read", file=file)
 
     def read_file(self, file: str, limit: int = SMALL_FILE) -> bytes:
-        info = self._known(file)
-        if info.size > limit:
-            raise SourceError(
-                f"{self.name}/{file}: {info.size:,} bytes are more than the {limit:,} that such a file may "
-                "have"
-            )
-        buffer = bytearray(info.size)
+        buffer = bytearray(self._known(file, limit).size)
         self.read(file, 0, memoryview(buffer))
         data = bytes(buffer)
         check_data(self, file, data)
@@ -120,13 +111,8 @@ class RemoteSource:
                 stop.set()
             self._targets.clear()
 
-    def _known(self, file: str) -> FileInfo:
-        info = self.files().get(file)
-        if info is None:
-            raise SourceError(f"{self.name}: no file {file!r} in the folder")
-        if info.problem is not None:
-            raise SourceError(f"{self.name}/{shown(file)}: {info.problem}")
-        return info
+    def _known(self, file: str, limit: int | None = None) -> FileInfo:
+        return readable(self.files().get(file), self.name, file, limit)
 
     def _read_part(self, file: str, part: Part) -> None:
         """Fill ``part``, trying again as long as patience lasts."""
@@ -157,7 +143,8 @@ class RemoteSource:
                     raise SourceError(
                         f"{where}: bytes {first}-{last} could not be read in {attempts.failed} attempts over "
                         f"{attempts.elapsed:.0f} s: {cause}{hint}; check the network, then "
-                        "run the same command again"
+                        "run the same command again",
+                        file=where,
                     )
                 # An address that expired or a connection that brought something is worth an attempt at once.
                 if part.received == received and not (stale and attempts.failed == 1):
@@ -200,7 +187,8 @@ class RemoteSource:
             if found is not None and found != expected:
                 raise SourceError(
                     f"{self.name}/{file}: the Hub lists it with {what} {expected} but serves {what} {found}; "
-                    "try again later"
+                    "try again later",
+                    file=file,
                 )
         location = urljoin(url, metadata.location)
         at_hub = origin(location) == origin(url)

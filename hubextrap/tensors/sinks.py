@@ -32,7 +32,7 @@ class LocalSink:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(
-                f"{folder}: cannot be made: {error.strerror}; choose another output folder"
+                f"{folder}: cannot be made: {error.strerror}; choose another output folder", file=folder
             ) from error
 
     def open(self, file: str, size: int) -> LocalShardWriter:
@@ -42,7 +42,9 @@ class LocalSink:
             OutputError: there is no room for it, or the folder cannot be written to.
         """
         if file in ("", ".", "..") or Path(file).name != file:
-            raise OutputError(f"{file!r}: not a plain file name; the output would leave {self.folder}")
+            raise OutputError(
+                f"{file!r}: not a plain file name; the output would leave {self.folder}", file=file
+            )
         return LocalShardWriter(self.folder, file, size, self._journal)
 
 

@@ -188,13 +188,14 @@ def _read_weight_map(source: Source) -> dict[str, str]:
     index = parse_json(source.read_file(INDEX_FILE), where, limit=HEADER_LIMIT)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CorruptFile(f"{where}: has no weight_map from tensors to files; download it again")
+        raise CorruptFile(f"{where}: has no weight_map from tensors to files; download it again", file=where)
     for tensor, file in weight_map.items():
         if not _is_plain_shard(file):
             raise CorruptFile(
                 f"{where}: puts tensor {shorten(repr(tensor))} into {shorten(repr(file))}, which is not a "
                 "safetensors file of this folder; download it again, or, where its author keeps the files "
-                "elsewhere, put them beside the index and their plain names into it, in a copy"
+                "elsewhere, put them beside the index and their plain names into it, in a copy",
+                file=where,
             )
     return weight_map
 

@@ -33,7 +33,7 @@ def commit_of(repo: str, revision: str | None, what: str) -> str:
     with hub_errors(what, TrajectoryError):
         info = retried(lambda: hub_api().model_info(repo, revision=revision or "main", expand=["sha"]))
     if info.sha is None:
-        raise TrajectoryError(f"{what}: the Hub names no commit for it")
+        raise TrajectoryError(f"{what}: the Hub names no commit for it", repo=repo)
     return info.sha
 
 
