@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from hubextrap.evaluate import Answering, EvaluationOptions, EvaluationTable, TaskFile
     from hubextrap.evaluate.sweep_report import SweepResult
     from hubextrap.hub import PushTarget
+    from hubextrap.logits import LogProbRequest
     from hubextrap.logits.completing import Sampling
     from hubextrap.recipe import Recipe, RegroundRecipe, load_recipe, load_reground_recipe, parse_recipe
     from hubextrap.reground import ExtrapolationCallback
     from hubextrap.scans import Scan
     from hubextrap.statistics import Backtest
-    from hubextrap.statistics.logprobs import LogProbRequest
     from hubextrap.trajectory import (
         Checkpoint,
         Trajectory,

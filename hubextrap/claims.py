@@ -5,10 +5,11 @@ It is no signature: whoever can write a file can state its sha256 too. What it c
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
+
+from hubextrap.digests import sha256_hex
 
 DIGEST = "digest"
 """The key under which a JSON object states the sha256 of all its other keys."""
@@ -36,4 +37,4 @@ def unsealed(content: Any) -> Any:
 def digest_of(content: Mapping[str, Any]) -> str:
     """sha256 of a JSON object, whatever the order of its keys and however it is spaced."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_hex(text)

@@ -30,7 +30,7 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-_BLOCK = 2**20
+_READ_SIZE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ def _bounded(descriptor: int, path: Path | str, limit: int, *, patience: float |
                     raise TimeoutError(
                         errno.ETIMEDOUT, f"it is a pipe that did not end within {patience:g} s", str(path)
                     )
-            block = os.read(descriptor, min(_BLOCK, limit + 1 - len(content)))
+            block = os.read(descriptor, min(_READ_SIZE, limit + 1 - len(content)))
             content += block
             if not block:
                 return bytes(content)

@@ -33,7 +33,7 @@ LEVELS = (
     ("errors", "_version"),
     ("foreign_text", "output_files"),
     ("redaction", "claims", "containment"),
-    ("known_secrets", "lazy"),
+    ("known_secrets", "lazy", "digests", "licenses"),
 )
 OWN_DUNDERS = ("_version", "__version__")
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -69,7 +69,16 @@ def test_imports_go_down_only(module: Path) -> None:
     for room, name in imports_of(module):
         if here == "localhub" or room == "localhub":
             assert here in ("localhub", "cli"), f"{module}: only the CLI may import localhub"
-            known = ("localhub", "errors", "_version", "redaction", "foreign_data", "foreign_text", "lazy")
+            known = (
+                "localhub",
+                "errors",
+                "_version",
+                "redaction",
+                "foreign_data",
+                "foreign_text",
+                "lazy",
+                "licenses",
+            )
             assert room in known or here == "cli", f"localhub imports {name}"
             continue
         if room.startswith("__"):
@@ -78,6 +87,99 @@ def test_imports_go_down_only(module: Path) -> None:
         if room != here:
             private = [part for part in name.split(".") if part.startswith("_") and part not in OWN_DUNDERS]
             assert not private, f"{module}: {name} is private to {room}"
+
+
+def modules_imported_by(module: Path) -> set[Path]:
+    """The modules of our own that one imports, lazily and for types too; a package is its __init__."""
+    found = set()
+    for _, name in imports_of(module):
+        place, *rest = name.split(".")
+        path = PACKAGE / place
+        while rest and ((path / rest[0]).is_dir() or (path / f"{rest[0]}.py").is_file()):
+            path /= rest.pop(0)
+        found.add(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
+    return found & set(MODULES)
+
+
+def circles(graph: dict[Path, set[Path]]) -> list[list[Path]]:
+    """The strongly connected components of two modules or more, by Tarjan's algorithm."""
+    index: dict[Path, int] = {}
+    low: dict[Path, int] = {}
+    stack: list[Path] = []
+    found = []
+
+    def visit(module: Path) -> None:
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for other in sorted(graph[module]):
+            if other not in index:
+                visit(other)
+                low[module] = min(low[module], low[other])
+            elif other in stack:
+                low[module] = min(low[module], index[other])
+        if low[module] == index[module]:
+            place = stack.index(module)
+            if len(circle := stack[place:]) > 1:
+                found.append(sorted(circle))
+            del stack[place:]
+
+    for module in graph:
+        if module not in index:
+            visit(module)
+    return found
+
+
+ROOMS = sorted({room_of(module) for module in MODULES if module.parent != PACKAGE})
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_import_circle_inside_a_room(room: str) -> None:
+    """Nor through the room's __init__, which is for other rooms: a module names the one that it needs."""
+    inside = {module for module in MODULES if room_of(module) == room}
+    graph = {module: modules_imported_by(module) & inside for module in inside}
+    assert [[path.name for path in circle] for circle in circles(graph)] == []
+    init = PACKAGE / room / "__init__.py"
+    assert [module.name for module in inside - {init} if init in graph[module]] == []
+
+
+def test_a_circle_is_found_whatever_its_length() -> None:
+    a, b, c, d = (Path(name) for name in "abcd")
+    assert circles({a: {b}, b: {c}, c: {a}, d: {a}}) == [[a, b, c]]
+    assert circles({a: {b, c, d}, b: {c}, c: {d}, d: set()}) == []
+
+
+MOST_LINES, MOST_PARAMETERS = 60, 8
+
+
+@pytest.mark.parametrize("room", ["api", "engine"])
+def test_functions_stay_small(room: str) -> None:
+    """In the rooms that wire the others together, where functions grow and arguments are only passed on."""
+    large = []
+    for module in MODULES:
+        if room_of(module) != room:
+            continue
+        for node in ast.walk(ast.parse(module.read_text())):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            given = [*node.args.posonlyargs, *node.args.args]
+            count = (
+                len(given) + len(node.args.kwonlyargs) - any(one.arg in ("self", "cls") for one in given[:1])
+            )
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if lines > MOST_LINES or count > MOST_PARAMETERS:
+                large.append(f"{module.name}, {node.name}: {lines} lines, {count} parameters")
+    assert large == []
+
+
+def test_models_and_tokenizers_are_loaded_in_one_place() -> None:
+    """There their files are checked, no log tells a secret, and no code from the Hub runs."""
+    loading = {
+        str(module.relative_to(PACKAGE))
+        for module in MODULES
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "from_pretrained"
+    }
+    assert loading == {"logits/loading.py"}
 
 
 PARSERS = {"json": {"load", "loads", "JSONDecoder"}, "yaml": {"load", "load_all", "compose", "parse", "scan"}}

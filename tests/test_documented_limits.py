@@ -18,7 +18,7 @@ from hubextrap.hub import PushTarget
 from hubextrap.hub.card import model_card
 from hubextrap.hub.commit import check_files
 from hubextrap.hub.provenance import CoefficientRule, build_provenance
-from hubextrap.statistics import LogProbs, LogProbSource
+from hubextrap.scans import LogProbs, LogProbSource
 from hubextrap.tensors import ShardInfo, TensorInfo, build_header, parse_header
 from hubextrap.tensors.headers import header_end
 from hubextrap.trajectory.checkpoint import Checkpoint

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from importlib.metadata import version
@@ -17,6 +15,7 @@ from hubextrap.api.fingerprint import header_fingerprint
 from hubextrap.api.output import check_output, fill_in, output_sizes, write_files
 from hubextrap.api.prepare import BESIDE_IN_BASELINE
 from hubextrap.api.staging import staged
+from hubextrap.digests import sha256_of_json
 from hubextrap.engine import Budget, plan_merge, run_plan
 from hubextrap.engine.kernels import check_device
 from hubextrap.hub import PROVENANCE_FILE, CoefficientRule, OutputShard, build_provenance
@@ -146,7 +145,7 @@ def extrapolate(
                 f"the checkpoint of step {one.step}": header_fingerprint(one, layout)
                 for one, layout in zip(checkpoints, plan.layouts, strict=True)
             },
-            "the coefficients": hashlib.sha256(json.dumps(coefficients).encode()).hexdigest(),
+            "the coefficients": sha256_of_json(coefficients),
             "the version of hubextrap": __version__,
             "the version of torch": version("torch"),
         }

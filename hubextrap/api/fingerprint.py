@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
+from hubextrap.digests import sha256_hex, sha256_of_json
 from hubextrap.tensors import LocalSource
 
 if TYPE_CHECKING:
@@ -30,11 +29,11 @@ def merge_fingerprint(prepared: Prepared) -> dict[str, str]:
             f"the checkpoint of step {checkpoint.step}": header_fingerprint(checkpoint, layout)
             for checkpoint, layout in zip(prepared.trajectory.checkpoints, plan.layouts, strict=True)
         },
-        "the coefficients": _digest(
+        "the coefficients": sha256_of_json(
             [(rule.match, rule.method, rows.tolist()) for rule, rows in prepared.rules]
         ),
-        "the output's files": _digest(
-            [(shard.file, shard.size, hashlib.sha256(shard.header).hexdigest()) for shard in plan.shards]
+        "the output's files": sha256_of_json(
+            [(shard.file, shard.size, sha256_hex(shard.header)) for shard in plan.shards]
         ),
         "--allow-non-finite": str(prepared.settings.allow_non_finite),
         "the version of hubextrap": __version__,
@@ -46,7 +45,9 @@ def header_fingerprint(checkpoint: Checkpoint, layout: CheckpointLayout) -> str:
     """What stands for a checkpoint's bytes, those of a local one's tensors aside."""
     if checkpoint.repo is not None:
         return _commit(checkpoint)
-    return _digest([checkpoint.path, [(one.file, one.size, one.header_sha256) for one in layout.shards]])
+    return sha256_of_json(
+        [checkpoint.path, [(one.file, one.size, one.header_sha256) for one in layout.shards]]
+    )
 
 
 def input_fingerprint(checkpoint: Checkpoint, source: Source) -> str:
@@ -60,12 +61,8 @@ def input_fingerprint(checkpoint: Checkpoint, source: Source) -> str:
         for file, info in sorted(source.files().items())
         if file.endswith(".safetensors") and info.problem is None
     }
-    return _digest([checkpoint.path, files])
+    return sha256_of_json([checkpoint.path, files])
 
 
 def _commit(checkpoint: Checkpoint) -> str:
     return f"{checkpoint.repo}@{checkpoint.commit}:{checkpoint.path}"
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

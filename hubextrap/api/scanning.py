@@ -17,10 +17,11 @@ from hubextrap.engine import Budget
 from hubextrap.errors import CheckpointError, OutputError, RecipeError
 from hubextrap.evaluate import check_writable
 from hubextrap.evaluate.run import chosen_device
+from hubextrap.logits import LogProbRequest, measure_logprobs
+from hubextrap.logits.logprobs import checkpoint_at
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.scans import Scan
 from hubextrap.scans.tensor_scan import ScanJournal
-from hubextrap.statistics.logprobs import LogProbRequest, checkpoint_at, measure_logprobs
 from hubextrap.tensors import open_source, read_combinable, ties_embeddings
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def scan(
     Raises:
         OutputError: ``out`` cannot be written, or holds a scan of other checkpoints, another sample or other
             log-probabilities.
-        HubExtrapError: see ``engine.scan.scan_trajectory`` and ``measure_logprobs``.
+        HubExtrapError: see ``engine.scan.scan_trajectory`` and ``logits.measure_logprobs``.
     """
     refuse_merge_settings(settings, "a scan")
     return scan_for(

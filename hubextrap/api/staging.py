@@ -10,7 +10,6 @@ evaluation), or when it fails with nothing worth keeping in it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubextrap.digests import sha256_hex
 from hubextrap.durable.atomic import writing
 from hubextrap.durable.places import REMEDY, is_marked, lock_folder, make_marked, remove_marked, remove_strays
 from hubextrap.errors import CheckpointError, OutputError
@@ -113,7 +113,7 @@ def push_place(target: PushTarget) -> Path:
     from huggingface_hub import constants
 
     kind = "pull request" if target.create_pr else "branch"
-    key = hashlib.sha256(f"{constants.ENDPOINT} {target.name} {kind}".encode()).hexdigest()[:12]
+    key = sha256_hex(f"{constants.ENDPOINT} {target.name} {kind}")[:12]
     name = re.sub(r"[^\w.-]+", "--", target.name)[:100]
     return Path(constants.HF_HOME, "hubextrap", "push", f"{name}-{key}")
 

@@ -6,8 +6,6 @@ was stopped goes on where it was, and a wider grid measures only what is new.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from hubextrap.api.output import check_output, output_sizes, write_files
 from hubextrap.api.prepare import prepare
 from hubextrap.api.staging import remove_leftover, staged
 from hubextrap.api.unchanged import check_unchanged, pin_of
+from hubextrap.digests import sha256_of_json
 from hubextrap.durable.atomic import is_new_name, read_sealed, write_sealed, write_whole
 from hubextrap.errors import OutputError, RecipeError
 from hubextrap.evaluate import EvaluationOptions, Harness, Measurement
@@ -119,7 +118,7 @@ def sweep(
     measurements = []
     for label, checkpoint in _references(against, points, progress):
         pin = pin_of(checkpoint)
-        key = _sha256([measured_with, pin])
+        key = sha256_of_json([measured_with, pin])
         found = kept.get(key, label)
         if found is None:
             found = harness.measure(label, checkpoint)
@@ -221,7 +220,7 @@ def _point(recipe: Recipe, trajectory: Trajectory, pins: Sequence[str], measured
         else:
             how = rule.coefficients(trajectory.steps, (step,)).tolist()
         rules.append([rule.match, how])
-    key = _sha256([measured_with, list(pins), trajectory.steps, rules, recipe.out_dtype, __version__])
+    key = sha256_of_json([measured_with, list(pins), trajectory.steps, rules, recipe.out_dtype, __version__])
     label = f"{PREDICTION} {step}"
     if damping != 1:
         label += f" × {damping if damping == 'auto' else format(damping, 'g')}"
@@ -362,7 +361,3 @@ def _save(result: SweepResult, folder: Path, recipes: dict[str, Recipe], progres
         draw_sweep(result, folder / CURVE_FILE)
     else:
         progress.say(f"no {CURVE_FILE}: matplotlib is not installed; pip install 'hubextrap[report]'")
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 from hubextrap.api.fingerprint import input_fingerprint
+from hubextrap.digests import sha256_hex, sha256_of_json
 from hubextrap.errors import SourceError
 from hubextrap.hub.side_files import is_side_file
 from hubextrap.tensors import open_source
@@ -30,8 +29,8 @@ def pin_of(checkpoint: Checkpoint, source: Source | None = None) -> str:
     if checkpoint.repo is not None:  # its commit says it all
         return weights
     beside = {file: source.read_file(file) for file in sorted(source.files()) if is_side_file(file)}
-    digests = {file: hashlib.sha256(data).hexdigest() for file, data in beside.items()}
-    return hashlib.sha256(json.dumps([weights, digests], sort_keys=True).encode()).hexdigest()
+    digests = {file: sha256_hex(data) for file, data in beside.items()}
+    return sha256_of_json([weights, digests])
 
 
 def check_unchanged(checkpoint: Checkpoint, pin: str, source: Source | None = None) -> None:

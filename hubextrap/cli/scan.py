@@ -15,9 +15,9 @@ from hubextrap.cli.terminal import cells, console, tell, tell_json
 from hubextrap.foreign_text import as_shown
 
 if TYPE_CHECKING:
+    from hubextrap.logits import LogProbRequest
     from hubextrap.scans import Scan
     from hubextrap.statistics import Linearity
-    from hubextrap.statistics.logprobs import LogProbRequest
 
 _WIDTH_OFF_TERMINAL = 200
 
@@ -42,7 +42,7 @@ class Responses:
     device: str = typer.Option("cpu", help="Where models run for --logprobs: cpu, cuda, cuda:1, …")
 
     def request(self, ctx: typer.Context) -> LogProbRequest | None:
-        from hubextrap.statistics.logprobs import LogProbRequest
+        from hubextrap.logits import LogProbRequest
 
         if self.logprobs is None:
             refuse_idle(ctx, set(names(Responses)) - {"logprobs"}, "goes with --logprobs PROMPTS")

@@ -32,7 +32,8 @@ def steps(
     said: Said,
 ) -> None:
     """List the checkpoints of a run: step, revision, commit, size, dtype, date."""
-    from hubextrap.trajectory import describe, find_trajectory
+    from hubextrap.tensors import describe
+    from hubextrap.trajectory import find_trajectory
 
     progress = said.progress
     trajectory = find_trajectory(reference, selection.options(), progress=progress)

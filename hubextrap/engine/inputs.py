@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Literal
 
 from xxhash import xxh3_128
 
+from hubextrap.digests import hasher_like
 from hubextrap.errors import CorruptFile
-from hubextrap.tensors.hashing import blocks_of, check_file, corrupt, hasher_like
+from hubextrap.tensors.hashing import blocks_of, check_file, corrupt
 from hubextrap.tensors.headers import DTYPES
 
 if TYPE_CHECKING:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import TYPE_CHECKING
 
 from xxhash import xxh3_128
 
+from hubextrap.digests import sha256_of_json
 from hubextrap.tensors.local import LocalSource
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def _stamps(layout: CheckpointLayout, source: Source) -> str:
     if not isinstance(source, LocalSource):
         return ""
     found = [(shard.file, source.stamp(shard.file)) for shard in layout.shards]
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+    return sha256_of_json(found)
 
 
 def made_from(plan: MergePlan) -> dict[Key, list[str]]:

@@ -5,14 +5,13 @@ Both become lm-eval configurations, so that one option says how often and how a 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hubextrap.containment import read_named
+from hubextrap.digests import sha256_of_json
 from hubextrap.errors import EvaluationError
 from hubextrap.evaluate.metrics import sample_metrics
 from hubextrap.foreign_data import parse_json
@@ -241,8 +240,7 @@ def _read(file: TaskFile) -> Problems:
         raise EvaluationError(
             f"{file.path}: holds no problem; write one JSON object per line", file=file.path
         )
-    text = json.dumps(rows, sort_keys=True)
-    return Problems(hashlib.sha256(text.encode()).hexdigest(), tuple(rows))
+    return Problems(sha256_of_json(rows), tuple(rows))
 
 
 def _problem(line: str, where: str, kind: Format) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 LEVEL = 0.95
 RESAMPLES = 10_000
 _SEED = 20_260_104
-_BLOCK = 2**22
+_DRAWN_AT_ONCE = 2**22
 """Numbers that a block of resamples may take: 32 MiB."""
 
 
@@ -48,7 +48,7 @@ def paired_interval(ours: tuple[float, ...], theirs: tuple[float, ...]) -> tuple
     sample = np.append(differences, [usual, -usual])
     n = len(sample)
     generator = np.random.default_rng(_SEED)
-    rows = max(1, _BLOCK // n)
+    rows = max(1, _DRAWN_AT_ONCE // n)
     means = np.concatenate(
         [
             sample[generator.integers(n, size=(min(rows, RESAMPLES - start), n), dtype=np.int32)].mean(axis=1)
@@ -62,7 +62,19 @@ def paired_interval(ours: tuple[float, ...], theirs: tuple[float, ...]) -> tuple
 
 
 def _student_t(probability: float, freedom: int) -> float:
-    """Quantile of Student's t by the series of Cornish and Fisher; 1 % off at 3 degrees of freedom."""
+    """Quantile of Student's t: scipy's, which lm-eval brings, else the first terms of Cornish and Fisher.
+
+    Saved scores are compared without lm-eval too. At 4 degrees of freedom, those of 3 problems, the terms are
+    .3 % off, and what is beyond the quantile 3 in 100,000: less than one of the resamples.
+    """
+    try:
+        from scipy.special import stdtrit
+    except ImportError:
+        return _cornish_fisher(probability, freedom)
+    return float(stdtrit(freedom, probability))
+
+
+def _cornish_fisher(probability: float, freedom: int) -> float:
     z = NormalDist().inv_cdf(probability)
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96

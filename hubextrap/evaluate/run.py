@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 from collections import Counter
 from contextlib import suppress
@@ -11,6 +10,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from hubextrap.digests import sha256_of_json
 from hubextrap.errors import EvaluationError
 from hubextrap.evaluate.backend import check_backend, generation_defaults, load_model
 from hubextrap.evaluate.options import DEFAULT_BATCH_SIZE, EvaluationOptions
@@ -134,8 +134,7 @@ class Harness:
                 + ([docs_sha256(task.fewshot_docs())] if self._has_examples(task) else [])
                 for name, task in loaded.items()
             }
-        text = json.dumps([self.settings.model_dump(mode="json"), tasks], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return sha256_of_json([self.settings.model_dump(mode="json"), tasks])
 
     def _check_examples(self) -> None:
         """Refuse a number of examples where each task fixes it at 0."""

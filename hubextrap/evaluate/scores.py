@@ -9,6 +9,7 @@ from numbers import Real
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from hubextrap.digests import sha256_hex, sha256_of_json
 from hubextrap.evaluate.table import Score, TaskRecord
 from hubextrap.foreign_data import parse_json
 
@@ -33,8 +34,7 @@ def records_of(found: Mapping[str, Any]) -> dict[str, TaskRecord]:
 def config_sha256(config: Mapping[str, Any]) -> str:
     """sha256 of a task's configuration as lm-eval dumps it, wherever its file lies."""
     metadata = {key: value for key, value in (config.get("metadata") or {}).items() if key != "config_source"}
-    text = json.dumps({**config, "metadata": metadata}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_of_json({**config, "metadata": metadata}, default=str)
 
 
 def docs_sha256(docs: Iterable[Any]) -> str:
@@ -105,7 +105,7 @@ def _record(found: Mapping[str, Any], task: str, documents: int) -> TaskRecord:
         sha256=config_sha256(config),
         num_fewshot=found["n-shot"].get(task) or 0,
         documents=documents,
-        problems_sha256=hashlib.sha256(problems.encode()).hexdigest(),
+        problems_sha256=sha256_hex(problems),
         dataset=None if is_local else config.get("dataset_path"),
         dataset_config=config.get("dataset_name"),
         split=config.get("test_split") or config.get("validation_split"),

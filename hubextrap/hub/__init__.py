@@ -18,8 +18,8 @@ if TYPE_CHECKING:
         OutputShard,
         Provenance,
         build_provenance,
-        read_provenance,
     )
+    from hubextrap.hub.provenance_checks import read_provenance
     from hubextrap.hub.push import commit_message, push_folder
     from hubextrap.hub.sink import HubSink
     from hubextrap.hub.target import PushTarget, check_target

@@ -30,7 +30,6 @@ _SHOWN_STEPS = 30
 def model_card(
     provenance: Provenance,
     last_card: str | None = None,
-    results: str | None = None,
     side_files: Mapping[str, bytes] | None = None,
     *,
     caveats: Sequence[str] = (),
@@ -39,7 +38,6 @@ def model_card(
 
     Args:
         last_card: README.md of the last checkpoint; licence, language, pipeline tag, datasets are taken over.
-        results: a Markdown table of what was measured.
         side_files: what lies beside the weights, by name: it says how the model is loaded. A language model
             when None.
         caveats: facts about the weights, a sentence each.
@@ -59,7 +57,7 @@ def model_card(
         _inputs(provenance),
         _how(provenance),
         *(["\n".join(f"- {markdown_text(caveat)}" for caveat in caveats)] if caveats else []),
-        f"## Results\n\n{marked_results(results or _NOT_MEASURED)}",
+        f"## Results\n\n{marked_results(_NOT_MEASURED)}",
         f"## Load it\n\n{_LOAD_BEGIN}\n{loading_snippet(side_files or {}, _FOLDER)}\n{_LOAD_END}",
         _reproduction(provenance),
     ]

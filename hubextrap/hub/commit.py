@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
 
     from hubextrap.hub.outgoing import OutgoingFile
-    from hubextrap.hub.target import PushTarget, RemoteFile, RemoteState
+    from hubextrap.hub.target import PushTarget, RemoteState
     from hubextrap.progress import Progress
+    from hubextrap.trajectory.hub_files import HubFile
 
 MAX_FILES, MAX_REGULAR = 25_000, 10**9
 """Of one commit, as huggingface_hub documents it: files, and bytes of those that are not LFS files."""
@@ -135,7 +136,7 @@ class _Committer:
                 self._take_back_branch(branched_at)
             raise
 
-    def _changes(self, there: Mapping[str, RemoteFile]) -> Changes:
+    def _changes(self, there: Mapping[str, HubFile]) -> Changes:
         return Changes.between(self.files, there, whole_model=self.whole_model)
 
     def _send(self, state: RemoteState, changes: Changes) -> CommitInfo:
@@ -160,11 +161,12 @@ class _Committer:
 
     def _checked(self, info: CommitInfo, changes: Changes) -> PushResult:
         """The result of a commit that holds what it should; a last look, so that no mistake goes unseen."""
-        left = self._changes(remote_files(self.api, self.target.repo, info.oid))
+        left = self._changes(remote_files(self.target.repo, info.oid))
         if left:
             wrong = ", ".join([*(file.path for file in left.added), *left.deleted])
             raise PushError(
-                f"{self.target.name}: commit {info.oid} does not hold what was pushed ({wrong}); push again"
+                f"{self.target.name}: commit {info.oid} does not hold what was pushed ({wrong}); push again",
+                repo=self.target.repo,
             )
         return PushResult(info.oid, info.commit_url, pull_request_url=info.pr_url, deleted=changes.deleted)
 
@@ -172,7 +174,7 @@ class _Committer:
         """The commit, if it was made although the answer to the request was an error."""
         if self.target.create_pr:
             for ref, commit in sorted(now.pull_requests - start.pull_requests):
-                if not self._changes(remote_files(self.api, self.target.repo, commit)):
+                if not self._changes(remote_files(self.target.repo, commit)):
                     url = f"{self.api.endpoint}/{self.target.repo}/discussions/{ref.rpartition('/')[2]}"
                     return PushResult(commit, self._url(commit), pull_request_url=url, deleted=deleted)
             return None
@@ -180,7 +182,7 @@ class _Committer:
             return None
         # somebody else's may have come on top by now: what was pushed is the first that holds it all
         for commit in reversed(self._since(start, now)):
-            if not self._changes(remote_files(self.api, self.target.repo, commit)):
+            if not self._changes(remote_files(self.target.repo, commit)):
                 return PushResult(commit, self._url(commit), deleted=deleted)
         return None
 
@@ -216,7 +218,8 @@ def refuse_overwriting(
     if both:
         raise PushError(
             f"{target.name}: somebody else changed {', '.join(both[:5])} there meanwhile "
-            f"(commit {now.head}); look at it, then push again"
+            f"(commit {now.head}); look at it, then push again",
+            repo=target.repo,
         )
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hubextrap.digests import hash_like, is_sha256
 from hubextrap.hub.side_files import is_mixed_in
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from hubextrap.hub.target import RemoteFile
     from hubextrap.tensors.interfaces import FinishedShard
+    from hubextrap.trajectory.hub_files import HubFile
 
 _SCORE_FILES = ("hubextrap-eval.", ".eval_results/hubextrap-")  # an older model's, by how their paths begin
 
@@ -54,17 +54,14 @@ class OutgoingFile:
         file.operation._is_uploaded = True
         return file
 
-    def same_as(self, remote: RemoteFile | None) -> bool:
+    def same_as(self, remote: HubFile | None) -> bool:
         """Whether the Hub's file has these bytes."""
-        if remote is None or remote.size != self.size:
+        if remote is None or remote.digest is None or remote.size != self.size:
             return False
-        return remote.sha256 == self.sha256 if remote.sha256 else remote.blob_id == self._blob_id()
-
-    def _blob_id(self) -> str:
-        """git's name for the content. (Never that of an uploaded file, whose bytes are gone from here.)"""
-        with self.operation.as_file() as file:
-            content = file.read()
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        if is_sha256(remote.digest):
+            return remote.digest == self.sha256
+        with self.operation.as_file() as file:  # no file that was uploaded before, whose bytes are gone
+            return hash_like(remote.digest, file.read()) == remote.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +73,7 @@ class Changes:
 
     @classmethod
     def between(
-        cls, files: Sequence[OutgoingFile], there: Mapping[str, RemoteFile], *, whole_model: bool = True
+        cls, files: Sequence[OutgoingFile], there: Mapping[str, HubFile], *, whole_model: bool = True
     ) -> Changes:
         return cls(
             added=tuple(file for file in files if not file.same_as(there.get(file.path))),

@@ -6,23 +6,17 @@ no secret. The same prediction writes the same file.
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import os
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from hubextrap._version import __version__
-from hubextrap.claims import DIGEST, sealed, unsealed
-from hubextrap.containment import entry_at, read_named
-from hubextrap.errors import CorruptFile
-from hubextrap.foreign_data import parse_json, shorten
-from hubextrap.hub.provenance_checks import check_provenance, horizon_of, is_plain_name, one_line
+from hubextrap.claims import sealed
+from hubextrap.digests import sha256_hex
 from hubextrap.redaction import redact
 
 if TYPE_CHECKING:
@@ -32,12 +26,40 @@ if TYPE_CHECKING:
 
 PROVENANCE_FILE = "hubextrap.json"
 
+CONTROL = re.compile("[\x00-\x1f\x7f]")
+"""What no name and no line of a provenance holds."""
+
+_DRIVE = re.compile("[A-Za-z]:")
 _PACKAGES = ("torch", "safetensors", "huggingface_hub")
 _ABSOLUTE_PATH = re.compile(
     r"""(?P<quote>["'])(?:(?:file://)?/|~/|[A-Za-z]:[\\/])(?P<quoted>[^"'\n]*)(?P=quote)  # may hold blanks
       | (?<![^\s,=\[{(])(?:(?:file://)?/|~/|[A-Za-z]:[\\/])(?P<bare>[^\s,\]}"'#]*)""",
     re.VERBOSE,
 )
+
+
+def horizon_of(steps: Sequence[int], target_step: int | None) -> float | None:
+    """(target − last) / (last − base), where there is a way and a target."""
+    first, last = steps[0], steps[-1]
+    return None if target_step is None or last == first else (target_step - last) / (last - first)
+
+
+def is_plain_name(file: str) -> bool:
+    """Whether ``file`` is the one way to write a path inside a folder, on any system, and no control text."""
+    path = PurePosixPath(file)
+    return (
+        path.as_posix() == file != "."
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and "\\" not in file
+        and _DRIVE.match(file) is None
+        and CONTROL.search(file) is None
+    )
+
+
+def one_line(text: str) -> str:
+    """``text`` without the control characters that a folder's name may hold."""
+    return CONTROL.sub(" ", text)
 
 
 def without_private_parts(text: str) -> str:
@@ -202,59 +224,11 @@ def build_provenance(
         files=None
         if files is None
         else tuple(
-            OutputShard(file=file, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+            OutputShard(file=file, size=len(content), sha256=sha256_hex(content))
             for file, content in sorted(files.items())
         ),
         recipe=without_private_parts(recipe),
     )
-
-
-def read_provenance(source: bytes | Path, name: str | None = None) -> Provenance:
-    """Read ``hubextrap.json`` from its bytes, its path, or the folder that holds it.
-
-    Args:
-        name: what messages call it; the path when None.
-
-    Raises:
-        CorruptFile: it is not there, is not JSON, or does not say what it must; names the field.
-    """
-    if isinstance(source, Path):
-        path = source / PROVENANCE_FILE if source.is_dir() else source
-        name = name or str(path)
-        try:
-            source = _bytes_of(path)
-        except OSError as error:
-            raise CorruptFile(
-                f"{name}: cannot be read ({error.strerror}); only hubextrap's own output has one"
-            ) from error
-    name = name or PROVENANCE_FILE
-    content = parse_json(source, name, remedy="download or merge the model again")
-    if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > 1:
-        raise CorruptFile(
-            f"{name}: has format {content['format']}, this hubextrap reads format 1; upgrade hubextrap"
-        )
-    try:
-        stated = content.pop(DIGEST, None) if isinstance(content, dict) else None
-        provenance = Provenance.model_validate(content)
-        check_provenance(provenance)
-        if stated is not None:
-            unsealed({**content, DIGEST: stated})
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in problem["loc"]) or "the file"
-        said = shorten(f"{field}: {problem['msg']}", 500)
-        raise CorruptFile(f"{name}: {said}; download or merge the model again") from error
-    except (ValueError, OverflowError) as error:
-        raise CorruptFile(f"{name}: {shorten(str(error), 500)}; download or merge the model again") from error
-    return provenance
-
-
-def _bytes_of(path: Path) -> bytes:
-    """The file's bytes; OSError where they cannot be read, or lie outside of its folder."""
-    entry = entry_at(os.path.realpath(path.parent), str(path))
-    if entry.problem is not None and os.path.lexists(path):
-        raise OSError(errno.EINVAL, entry.problem, str(path))
-    return read_named(path)
 
 
 def _publishable(value: Any) -> Any:

@@ -1,20 +1,29 @@
-"""Whether what a hubextrap.json claims can be true. Nothing that a merge writes is refused."""
+"""Reading ``hubextrap.json``: whether what it claims can be true. Nothing that a merge writes is refused."""
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
 from collections import Counter
 from itertools import pairwise
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
+from hubextrap.claims import DIGEST, unsealed
+from hubextrap.containment import entry_at, read_named
+from hubextrap.errors import CorruptFile
+from hubextrap.foreign_data import parse_json, shorten
+from hubextrap.hub.provenance import CONTROL, PROVENANCE_FILE, Provenance, horizon_of, is_plain_name
 from hubextrap.methods import MAX_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hubextrap.hub.provenance import CoefficientRule, InputCheckpoint, Provenance
+    from hubextrap.hub.provenance import CoefficientRule, InputCheckpoint
 
 SUM_ROUNDING = 1e-6
 """Of the largest coefficient, or of 1: how far from 1 a sum of coefficients may be."""
@@ -22,35 +31,57 @@ OWN_FILES = ("hubextrap.json", "README.md")
 """Beside the weights too, and not among the files that are covered."""
 _COMMIT = re.compile("[0-9a-f]{40}")
 _LISTED = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
-_DRIVE = re.compile("[A-Za-z]:")
-_CONTROL = re.compile("[\x00-\x1f\x7f]")
 
 
-def horizon_of(steps: Sequence[int], target_step: int | None) -> float | None:
-    """(target − last) / (last − base), where there is a way and a target."""
-    first, last = steps[0], steps[-1]
-    return None if target_step is None or last == first else (target_step - last) / (last - first)
+def read_provenance(source: bytes | Path, name: str | None = None) -> Provenance:
+    """Read ``hubextrap.json`` from its bytes, its path, or the folder that holds it.
+
+    Args:
+        name: what messages call it; the path when None.
+
+    Raises:
+        CorruptFile: it is not there, is not JSON, or does not say what it must; names the field.
+    """
+    if isinstance(source, Path):
+        path = source / PROVENANCE_FILE if source.is_dir() else source
+        name = name or str(path)
+        try:
+            source = _bytes_of(path)
+        except OSError as error:
+            raise CorruptFile(
+                f"{name}: cannot be read ({error.strerror}); only hubextrap's own output has one"
+            ) from error
+    name = name or PROVENANCE_FILE
+    content = parse_json(source, name, remedy="download or merge the model again")
+    if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > 1:
+        raise CorruptFile(
+            f"{name}: has format {content['format']}, this hubextrap reads format 1; upgrade hubextrap"
+        )
+    try:
+        stated = content.pop(DIGEST, None) if isinstance(content, dict) else None
+        provenance = Provenance.model_validate(content)
+        _check_provenance(provenance)
+        if stated is not None:
+            unsealed({**content, DIGEST: stated})
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in problem["loc"]) or "the file"
+        said = shorten(f"{field}: {problem['msg']}", 500)
+        raise CorruptFile(f"{name}: {said}; download or merge the model again") from error
+    except (ValueError, OverflowError) as error:
+        raise CorruptFile(f"{name}: {shorten(str(error), 500)}; download or merge the model again") from error
+    return provenance
 
 
-def is_plain_name(file: str) -> bool:
-    """Whether ``file`` is the one way to write a path inside a folder, on any system, and no control text."""
-    path = PurePosixPath(file)
-    return (
-        path.as_posix() == file != "."
-        and not path.is_absolute()
-        and ".." not in path.parts
-        and "\\" not in file
-        and _DRIVE.match(file) is None
-        and _CONTROL.search(file) is None
-    )
+def _bytes_of(path: Path) -> bytes:
+    """The file's bytes; OSError where they cannot be read, or lie outside of its folder."""
+    entry = entry_at(os.path.realpath(path.parent), str(path))
+    if entry.problem is not None and os.path.lexists(path):
+        raise OSError(errno.EINVAL, entry.problem, str(path))
+    return read_named(path)
 
 
-def one_line(text: str) -> str:
-    """``text`` without the control characters that a folder's name may hold."""
-    return _CONTROL.sub(" ", text)
-
-
-def check_provenance(claimed: Provenance) -> None:
+def _check_provenance(claimed: Provenance) -> None:
     """The fields together, which the types of each say nothing about.
 
     Raises:
@@ -124,5 +155,5 @@ def _check_files(claimed: Provenance) -> None:
 
 
 def _check_line(field: str, text: str) -> None:
-    if _CONTROL.search(text):
+    if CONTROL.search(text):
         raise ValueError(f"{field}: {text!r} holds a control character")

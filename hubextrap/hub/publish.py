@@ -60,14 +60,17 @@ def check_publishable(target: PushTarget, commit: str) -> RemoteState:
     """
     state = check_target(target)
     if not state.exists or not state.has_branch or state.head is None:
-        raise PushError(f"{target.name}: no such branch; scores go to a model that is there")
+        raise PushError(
+            f"{target.name}: no such branch; scores go to a model that is there", repo=target.repo
+        )
     with push_errors(target.name):
-        measured = remote_files(hub_api(), target.repo, commit)
+        measured = remote_files(target.repo, commit)
     paths = [path for path in {*measured, *state.files} if _is_told_of(path)]
     if changed := sorted(path for path in paths if measured.get(path) != state.files.get(path)):
         raise PushError(
             f"{target.name}: {', '.join(changed[:5])} changed since commit {commit}, which was measured; "
-            "measure what is there now"
+            "measure what is there now",
+            repo=target.repo,
         )
     return state
 
@@ -186,7 +189,7 @@ def _card(target: PushTarget, state: RemoteState) -> str:
         return check_cached(Path(path), f"{target.name}: README.md").decode()
     except UnicodeDecodeError as error:
         raise PushError(
-            f"{target.name}: README.md is not UTF-8 text; correct it, then publish again"
+            f"{target.name}: README.md is not UTF-8 text; correct it, then publish again", repo=target.repo
         ) from error
 
 

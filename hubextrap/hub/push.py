@@ -13,7 +13,8 @@ from hubextrap.foreign_data import parse_json
 from hubextrap.hub.card import with_target
 from hubextrap.hub.commit import PushResult, check_card, check_files, commit_files
 from hubextrap.hub.outgoing import OutgoingFile
-from hubextrap.hub.provenance import PROVENANCE_FILE, OutputShard, Provenance, read_provenance
+from hubextrap.hub.provenance import PROVENANCE_FILE, OutputShard, Provenance
+from hubextrap.hub.provenance_checks import read_provenance
 from hubextrap.hub.target import check_target
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors.headers import HEADER_LIMIT
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from hubextrap.hub.target import PushTarget, RemoteState
     from hubextrap.progress import Progress, Stage
 
-_BLOCK = 2**20
+_READ_SIZE = 2**20
 
 
 def push_folder(folder: Path, target: PushTarget, progress: Progress | None = None) -> PushResult:
@@ -72,17 +73,21 @@ def commit_message(provenance: Provenance | None) -> str:
 def _model_files(folder: Path) -> dict[str, Path]:
     """The folder's files by their path in the repo."""
     if not folder.is_dir():
-        raise PushError(f"{folder}: no such folder; `hubextrap merge RECIPE --out {folder}` would write it")
+        raise PushError(
+            f"{folder}: no such folder; `hubextrap merge RECIPE --out {folder}` would write it", file=folder
+        )
     files = dict(sorted(_files_under(folder)))
     if not any("/" not in name and name.endswith(".safetensors") for name in files):
         raise PushError(
-            f"{folder}: holds no .safetensors file, so no model to push; give the folder of a merged model"
+            f"{folder}: holds no .safetensors file, so no model to push; give the folder of a merged model",
+            file=folder,
         )
     for name in [name for name in files if "/" not in name and name.endswith(".safetensors.index.json")]:
         for shard in _shards_of(files[name]):
             if shard not in files:
                 raise PushError(
-                    f"{folder}: {shard} is named in {name} but is not there; merge again, or restore it"
+                    f"{folder}: {shard} is named in {name} but is not there; merge again, or restore it",
+                    file=folder,
                 )
     return files
 
@@ -93,19 +98,21 @@ def _files_under(folder: Path, inside: str = "") -> Iterator[tuple[str, Path]]:
     try:
         entries, folders = entries_of(folder, inside), sorted(path.name for path in here.iterdir())
     except OSError as error:
-        raise PushError(f"{here}: cannot be listed ({error.strerror}); check its permissions") from error
+        raise PushError(
+            f"{here}: cannot be listed ({error.strerror}); check its permissions", file=here
+        ) from error
     prefix = f"{inside}/" if inside else ""
     for name, entry in entries.items():
         if name.startswith("."):
             continue
         if entry.problem is not None:
-            raise PushError(f"{folder}/{shown(prefix + name)}: {entry.problem}")
+            raise PushError(f"{folder}/{shown(prefix + name)}: {entry.problem}", file=prefix + name)
         yield prefix + name, entry.path
     for name in folders:
         if name in entries or name.startswith("."):
             continue
         if problem := _folder_problem(here / name):
-            raise PushError(f"{folder}/{shown(prefix + name)}: {problem}")
+            raise PushError(f"{folder}/{shown(prefix + name)}: {problem}", file=prefix + name)
         yield from _files_under(folder, prefix + name)
 
 
@@ -124,7 +131,7 @@ def _shards_of(index: Path) -> list[str]:
         return sorted(set(content["weight_map"].values()))
     except (KeyError, TypeError, AttributeError) as error:
         raise PushError(
-            f"{index}: not a valid index of shards ({error}); merge again, or restore it"
+            f"{index}: not a valid index of shards ({error}); merge again, or restore it", file=index
         ) from error
 
 
@@ -139,12 +146,12 @@ def _sha256(path: Path, stage: Stage) -> str:
     digest = hashlib.sha256()
     try:
         with os.fdopen(open_regular(path), "rb") as file:
-            while block := file.read(_BLOCK):
+            while block := file.read(_READ_SIZE):
                 digest.update(block)
                 stage.advance(len(block))
     except OSError as error:
         raise PushError(
-            f"{path}: cannot be read ({error.strerror}); check the file and its permissions"
+            f"{path}: cannot be read ({error.strerror}); check the file and its permissions", file=path
         ) from error
     return digest.hexdigest()
 
@@ -195,4 +202,4 @@ def _card_for(target: PushTarget, path: Path) -> bytes:
     try:
         return with_target(content.decode(), target.repo, target.revision).encode()
     except UnicodeDecodeError as error:
-        raise PushError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
+        raise PushError(f"{path}: is not UTF-8 text; save it as UTF-8", file=path) from error

@@ -139,7 +139,7 @@ class HubSink:
             for shard in recorded
             if shard not in there
             and (file := committed.get(shard.file)) is not None
-            and (file.size, file.sha256) == (shard.size, shard.sha256)
+            and (file.size, file.digest) == (shard.size, shard.sha256)
         ]
         self._journal.finished = {shard.file: shard for shard in there}
         return {shard.file: OutgoingFile.uploaded(shard) for shard in there}

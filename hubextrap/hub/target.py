@@ -13,11 +13,11 @@ from hubextrap.hub.push_errors import push_errors
 from hubextrap.hub.side_files import is_utf8
 from hubextrap.hub_access import hub_api
 from hubextrap.patience import retried
+from hubextrap.trajectory.hub_files import HubFile, list_tree
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from huggingface_hub import HfApi
 
 _BRANCH = re.compile(
     r"(?!.*(?:\.\.|//|@\{|\.lock(?:/|$)|/\.|\.$|/$))[^\s/.~^:?*\[\\\x00-\x1f\x7f-][^\s~^:?*\[\\\x00-\x1f\x7f]*"
@@ -102,16 +102,6 @@ class PushTarget:
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteFile:
-    """A file of a commit: its size and what identifies its bytes."""
-
-    size: int
-    sha256: str | None
-    """Of a large file; None for a regular one."""
-    blob_id: str
-
-
-@dataclass(frozen=True, slots=True)
 class RemoteState:
     """The target as it is on the Hub at one moment."""
 
@@ -119,7 +109,7 @@ class RemoteState:
     head: str | None
     """Commit of the target branch, or of the branch that it will start from; None without any commit."""
     has_branch: bool
-    files: Mapping[str, RemoteFile]
+    files: Mapping[str, HubFile]
     """Files of ``head`` by path."""
     pull_requests: frozenset[tuple[str, str]] = frozenset()
     """Ref and commit of each, where the target is a pull request."""
@@ -160,7 +150,8 @@ def check_target(target: PushTarget) -> RemoteState:
     if not found.exists and owners and owner not in owners:
         raise PushError(
             f"{target.name}: there is no such repo, and this token cannot make one for {owner}: have "
-            f"{owner} make the repo and give you write rights, or push under your own name"
+            f"{owner} make the repo and give you write rights, or push under your own name",
+            repo=target.repo,
         )
     return found
 
@@ -190,12 +181,14 @@ def read_remote(target: PushTarget) -> RemoteState:
     if target.private and not retried(lambda: api.model_info(target.repo)).private:
         raise PushError(
             f"{target.name}: the repo is there and public, but a private one was asked for; "
-            "make it private in its settings, or push to another repo"
+            "make it private in its settings, or push to another repo",
+            repo=target.repo,
         )
     branches = {branch.name: branch.target_commit for branch in refs.branches}
     if target.revision not in branches and target.revision in {tag.name for tag in refs.tags}:
         raise PushError(
-            f"{target.name}: {target.revision} is a tag, and a tag cannot be pushed to; choose a branch"
+            f"{target.name}: {target.revision} is a tag, and a tag cannot be pushed to; choose a branch",
+            repo=target.repo,
         )
     _check_pull_request(target, branches)
     head = branches.get(target.revision, branches.get("main"))
@@ -203,7 +196,7 @@ def read_remote(target: PushTarget) -> RemoteState:
         exists=True,
         head=head,
         has_branch=target.revision in branches,
-        files=remote_files(api, target.repo, head) if head else {},
+        files=remote_files(target.repo, head) if head else {},
         pull_requests=frozenset((ref.ref, ref.target_commit) for ref in refs.pull_requests or ()),
     )
 
@@ -217,23 +210,14 @@ def _check_pull_request(target: PushTarget, branches: Collection[str]) -> None:
     if target.create_pr and target.revision not in (branches or ("main",)):
         raise PushError(
             f"{target.name}: no such branch, and a pull request needs one to go into; leave out "
-            f"{target.revision}, which makes it main, or push without a pull request"
+            f"{target.revision}, which makes it main, or push without a pull request",
+            repo=target.repo,
         )
 
 
-def remote_files(api: HfApi, repo: str, commit: str) -> dict[str, RemoteFile]:
-    """All files of a commit by path."""
-    from huggingface_hub.hf_api import RepoFile
-
-    return {
-        entry.path: RemoteFile(
-            size=entry.lfs.size if entry.lfs else entry.size,
-            sha256=entry.lfs.sha256 if entry.lfs else None,
-            blob_id=entry.blob_id,
-        )
-        for entry in api.list_repo_tree(repo, revision=commit, recursive=True)
-        if isinstance(entry, RepoFile)
-    }
+def remote_files(repo: str, commit: str) -> dict[str, HubFile]:
+    """All files of a commit by path; client errors come through as they are."""
+    return {entry.path: entry for entry in list_tree(repo, commit, recursive=True) if not entry.is_folder}
 
 
 def _check_token(target: PushTarget) -> list[str]:
@@ -242,7 +226,8 @@ def _check_token(target: PushTarget) -> list[str]:
 
     if get_token() is None:
         raise PushError(
-            f"{target.name}: no token; log in with `hf auth login`, or set HF_TOKEN to one with write rights"
+            f"{target.name}: no token; log in with `hf auth login`, or set HF_TOKEN to one with write rights",
+            repo=target.repo,
         )
     if os.environ.get("HF_OIDC_RESOURCE"):  # a token of one repo and of no user
         return []
@@ -251,7 +236,8 @@ def _check_token(target: PushTarget) -> list[str]:
     if role == "read":
         raise PushError(
             f"{target.name}: the token only has read rights; make one with write rights "
-            "in the Hub's settings, and set HF_TOKEN to it"
+            "in the Hub's settings, and set HF_TOKEN to it",
+            repo=target.repo,
         )
     match account:
         case {"name": str(name), "orgs": [*organisations]}:

@@ -5,48 +5,23 @@ from __future__ import annotations
 import base64
 import os
 import tempfile
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pygit2
 
 from hubextrap.localhub import discussions
 from hubextrap.localhub.cards import check_card
-from hubextrap.localhub.lfs import Pointer, RejectedObject
+from hubextrap.localhub.context import HubContext
+from hubextrap.localhub.lfs import Pointer, RejectedObject, is_lfs
 from hubextrap.localhub.repository import BadCommit, BadPath, Change, Conflict, HubRepo, Kind, check_path
 from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer, json_object, objects_in
 
-if TYPE_CHECKING:
-    from hubextrap.localhub.hub import LocalHub
-
 _UPDATED = "The branch was updated since you opened this page. Please refresh and try again."
 _OPERATIONS_MAX = 25_000  # in one commit
-_REGULAR_MAX = 10_000_000  # bytes; larger files are LFS whatever they hold
-LFS_SUFFIXES = (
-    *(".7z", ".arrow", ".bin", ".bz2", ".ckpt", ".gguf", ".gz", ".h5", ".joblib", ".model", ".msgpack"),
-    *(".npy", ".npz", ".onnx", ".parquet", ".pb", ".pickle", ".pkl", ".pt", ".pth", ".rar", ".safetensors"),
-    *(".tar", ".tflite", ".tgz", ".wasm", ".xz", ".zip", ".zst"),
-)
 
 
-DEFAULT_GITATTRIBUTES = "".join(
-    f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES
-).encode()
-"""What a new repo starts with."""
-
-
-def is_lfs(path: str, size: int, sample: bytes, tracked: bool | None) -> bool:
-    """Whether a file goes to LFS: always if it is large, else as .gitattributes say (``tracked``).
-
-    Where they say nothing, binary data does. The usual suffixes do too: a hub's folder may be older than
-    its list of them in .gitattributes, and a branch may start from nothing.
-    """
-    if size == 0 or size > _REGULAR_MAX or tracked is not None:
-        return size > _REGULAR_MAX or (size > 0 and bool(tracked))
-    return PurePosixPath(path).suffix.lower() in LFS_SUFFIXES or b"\0" in sample
-
-
-def preupload(hub: LocalHub, call: Call) -> Answer:
+def preupload(hub: HubContext, call: Call) -> Answer:
     """POST …/preupload/V: how each file is to be uploaded, and what is at its path now."""
     repo, _, _ = _target(hub, call)
     commit = hub.head(repo, call.groups["revision"])
@@ -75,7 +50,7 @@ def preupload(hub: LocalHub, call: Call) -> Answer:
     return json_answer({"files": modes})
 
 
-def commit(hub: LocalHub, call: Call) -> Answer:
+def commit(hub: HubContext, call: Call) -> Answer:
     """POST …/commit/V[?create_pr=1]: one commit out of lines of JSON."""
     _target(hub, call)  # before anything is read
     body = call.body.read()
@@ -111,7 +86,7 @@ def commit(hub: LocalHub, call: Call) -> Answer:
     return json_answer(answer)
 
 
-def _target(hub: LocalHub, call: Call) -> tuple[HubRepo, str, str | None]:
+def _target(hub: HubContext, call: Call) -> tuple[HubRepo, str, str | None]:
     """The repo, the user and the ref to commit to: None where a pull request is to be opened."""
     revision = call.groups["revision"]
     if call.flag("create_pr"):
@@ -159,7 +134,7 @@ def _parse(body: bytes, repo: HubRepo) -> tuple[dict[str, Any], list[Change]]:
     return header, changes
 
 
-def _collect_objects(hub: LocalHub, repo: HubRepo, changes: list[Change]) -> None:
+def _collect_objects(hub: HubContext, repo: HubRepo, changes: list[Change]) -> None:
     """See that every LFS object that a commit names has arrived, by LFS or by Xet.
 
     Raises:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import html
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import pygit2
 
 from hubextrap.localhub.access import check_content
 from hubextrap.localhub.admission import read_query
+from hubextrap.localhub.context import HubContext
 from hubextrap.localhub.listing import linked_pages
 from hubextrap.localhub.repository import Entry, HubRepo, iso_date
 from hubextrap.localhub.wire import Answer, Call, FileBody, Refusal, json_answer, texts_in
 
-if TYPE_CHECKING:
-    from hubextrap.localhub.hub import LocalHub
-
 _PATHS_MAX = 10_000
 
 
-def tree(hub: LocalHub, call: Call) -> Answer:
+def tree(hub: HubContext, call: Call) -> Answer:
     """GET …/tree/V[/path]."""
     repo = hub.repo(call)
     commit = hub.head(repo, call.groups["revision"])
@@ -34,7 +32,7 @@ def tree(hub: LocalHub, call: Call) -> Answer:
     return linked_pages(call, hub.base(call), items, default_limit=hub.page_size)
 
 
-def paths_info(hub: LocalHub, call: Call) -> Answer:
+def paths_info(hub: HubContext, call: Call) -> Answer:
     """POST …/paths-info/V: a form of paths; those that are missing are left out."""
     repo = hub.repo(call)
     commit = hub.head(repo, call.groups["revision"])
@@ -48,7 +46,7 @@ def paths_info(hub: LocalHub, call: Call) -> Answer:
     return json_answer(_items(hub, repo, commit, found, expand))
 
 
-def commits(hub: LocalHub, call: Call) -> Answer:
+def commits(hub: HubContext, call: Call) -> Answer:
     """GET …/commits/V, newest first."""
     repo = hub.repo(call)
     formatted = "formatted" in (*call.query.get("expand[]", []), *call.query.get("expand", []))
@@ -65,7 +63,7 @@ def commits(hub: LocalHub, call: Call) -> Answer:
     return linked_pages(call, hub.base(call), listed, default_limit=hub.page_size)
 
 
-def resolve(hub: LocalHub, call: Call) -> Answer:
+def resolve(hub: HubContext, call: Call) -> Answer:
     """HEAD and GET /R/resolve/V/path: the file, or a redirect to the CDN."""
     repo = hub.repo(call)
     commit = hub.head(repo, call.groups["revision"])
@@ -101,7 +99,7 @@ def _as_html(text: str) -> str:
 
 
 def _items(
-    hub: LocalHub, repo: HubRepo, commit: pygit2.Commit, entries: list[Entry], expand: bool
+    hub: HubContext, repo: HubRepo, commit: pygit2.Commit, entries: list[Entry], expand: bool
 ) -> list[dict[str, Any]]:
     changed = repo.last_changes(commit, [entry.path for entry in entries]) if expand else {}
     items = []

@@ -6,21 +6,18 @@ import os
 import re
 import subprocess
 import zlib
-from typing import TYPE_CHECKING
 
 from hubextrap.localhub.access import check_content
+from hubextrap.localhub.context import HubContext
 from hubextrap.localhub.repository import HubRepo
 from hubextrap.localhub.wire import Answer, Call, Refusal
-
-if TYPE_CHECKING:
-    from hubextrap.localhub.hub import LocalHub
 
 _SERVICE = "git-upload-pack"
 _GIT_SECONDS = 600
 _WANTED_MAX = 1 << 24  # bytes; what a client has and wants is a line for each commit
 
 
-def refs(hub: LocalHub, call: Call) -> Answer:
+def refs(hub: HubContext, call: Call) -> Answer:
     """GET /R[.git]/info/refs?service=git-upload-pack: what there is to fetch."""
     if call.query.get("service") != [_SERVICE]:
         raise Refusal(403, "this hub serves git clone and fetch only; to push, use huggingface_hub or hf")
@@ -30,7 +27,7 @@ def refs(hub: LocalHub, call: Call) -> Answer:
     return _answer("advertisement", head + listed)
 
 
-def upload_pack(hub: LocalHub, call: Call) -> Answer:
+def upload_pack(hub: HubContext, call: Call) -> Answer:
     """POST /R[.git]/git-upload-pack: the objects that the client lacks."""
     repo, wanted = _repo(hub, call), call.body.read()
     if call.headers.get("Content-Encoding") == "gzip":
@@ -44,7 +41,7 @@ def upload_pack(hub: LocalHub, call: Call) -> Answer:
     return _answer("result", _upload_pack(repo, call, wanted))
 
 
-def _repo(hub: LocalHub, call: Call) -> HubRepo:
+def _repo(hub: HubContext, call: Call) -> HubRepo:
     try:
         repo = hub.repo(call)
         check_content(repo, hub.account(call))

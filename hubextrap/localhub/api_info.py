@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pygit2
 
 from hubextrap.localhub.access import may_see
 from hubextrap.localhub.cards import card_data
+from hubextrap.localhub.context import HubContext
 from hubextrap.localhub.listing import linked_pages
 from hubextrap.localhub.repository import KINDS, HubRepo, Kind, NoSuchRevision, iso_date
 from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer
-
-if TYPE_CHECKING:
-    from hubextrap.localhub.hub import LocalHub
 
 _EXPAND_ALL = (
     *("author", "cardData", "createdAt", "disabled", "lastModified", "likes", "private", "resourceGroup"),
@@ -36,7 +34,7 @@ _EXPAND: dict[Kind, tuple[str, ...]] = {
 _ALWAYS = ("_id", "id", "modelId")
 
 
-def info(hub: LocalHub, call: Call) -> Answer:
+def info(hub: HubContext, call: Call) -> Answer:
     """GET /api/T/R[/revision/V]."""
     repo = hub.repo(call)
     wanted = _expanded(call, repo.settings.kind)
@@ -44,7 +42,7 @@ def info(hub: LocalHub, call: Call) -> Answer:
     return json_answer(_info(repo, commit, wanted, blobs=call.flag("blobs"), siblings=True))
 
 
-def list_repos(hub: LocalHub, call: Call) -> Answer:
+def list_repos(hub: HubContext, call: Call) -> Answer:
     """GET /api/T?author=&search=&filter=&limit=&expand=: the repos that this account may see, by name."""
     account, kind = hub.account(call), hub.kind(call)
     wanted = _expanded(call, kind)
@@ -60,7 +58,7 @@ def list_repos(hub: LocalHub, call: Call) -> Answer:
     return linked_pages(call, hub.base(call), found, default_limit=1000)
 
 
-def list_mine(hub: LocalHub, call: Call) -> Answer:
+def list_mine(hub: HubContext, call: Call) -> Answer:
     """GET /api/settings/repositories, or of an organization: the account's repos and their storage."""
     account = hub.account(call)
     if account is None:

@@ -6,22 +6,20 @@ import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hubextrap.localhub.access import check_content
+from hubextrap.localhub.context import HubContext
 from hubextrap.localhub.lfs import Pointer, RejectedObject
 from hubextrap.localhub.repository import HubRepo
 from hubextrap.localhub.wire import Answer, Call, FileBody, Refusal, json_answer, objects_in, texts_in
-
-if TYPE_CHECKING:
-    from hubextrap.localhub.hub import LocalHub
 
 _LINK_SECONDS = 3600.0
 _OBJECTS_MAX = 1_000  # in one batch; git-lfs asks for 100, huggingface_hub for 256
 _PARTS_MAX = 20_000
 
 
-def batch(hub: LocalHub, call: Call) -> Answer:
+def batch(hub: HubContext, call: Call) -> Answer:
     """POST /R.git/info/lfs/objects/batch: where to upload what is not there yet, or download what is."""
     repo = hub.repo(call)
     wanted = call.json()
@@ -52,7 +50,7 @@ def batch(hub: LocalHub, call: Call) -> Answer:
     return json_answer({"transfer": "xet" if xet else "basic", "objects": objects})
 
 
-def upload(hub: LocalHub, call: Call) -> Answer:
+def upload(hub: HubContext, call: Call) -> Answer:
     """PUT of a whole object to the link of the batch answer."""
     repo, pointer = _linked(hub, call)
     _check_room(hub, pointer)
@@ -62,14 +60,14 @@ def upload(hub: LocalHub, call: Call) -> Answer:
     return Answer()
 
 
-def download(hub: LocalHub, call: Call) -> Answer:
+def download(hub: HubContext, call: Call) -> Answer:
     """GET of an object from the link of a batch answer."""
     repo, pointer = _linked(hub, call, download=True)
     path = repo.objects.path(pointer.sha256)
     return Answer(200, FileBody(path), {"ETag": f'"{pointer.sha256}"'}, ranges=True)
 
 
-def upload_part(hub: LocalHub, call: Call) -> Answer:
+def upload_part(hub: HubContext, call: Call) -> Answer:
     """PUT of one part."""
     repo, pointer = _linked(hub, call)
     if not 0 < int(call.groups["part"]) <= _part_count(hub, pointer):
@@ -80,7 +78,7 @@ def upload_part(hub: LocalHub, call: Call) -> Answer:
     return Answer(headers={"ETag": f'"{etag}"'})
 
 
-def complete(hub: LocalHub, call: Call) -> Answer:
+def complete(hub: HubContext, call: Call) -> Answer:
     """POST that says all parts are there."""
     repo, pointer = _linked(hub, call)
     try:
@@ -95,7 +93,7 @@ def complete(hub: LocalHub, call: Call) -> Answer:
     return json_answer({})
 
 
-def verify(hub: LocalHub, call: Call) -> Answer:
+def verify(hub: HubContext, call: Call) -> Answer:
     """POST …/verify: whether the object has arrived."""
     hub.reader(call)
     pointer = _pointer(call.json())
@@ -104,7 +102,7 @@ def verify(hub: LocalHub, call: Call) -> Answer:
     return json_answer({})
 
 
-def cdn_file(hub: LocalHub, call: Call) -> Answer:
+def cdn_file(hub: HubContext, call: Call) -> Answer:
     """GET of an object on the CDN's port; an expired link is a plain 403 without the hub's headers."""
     if not hub.signer.valid(call.link):
         return Answer(403, b"Access denied", {"Content-Type": "text/plain"})
@@ -113,7 +111,7 @@ def cdn_file(hub: LocalHub, call: Call) -> Answer:
     return Answer(200, FileBody(path), {"ETag": f'"{oid}"'}, ranges=True)
 
 
-def _download(hub: LocalHub, call: Call, repo: HubRepo, pointer: Pointer) -> dict[str, Any]:
+def _download(hub: HubContext, call: Call, repo: HubRepo, pointer: Pointer) -> dict[str, Any]:
     described: dict[str, Any] = {"oid": pointer.sha256, "size": pointer.size}
     if not repo.objects.has(pointer):
         return {**described, "error": {"code": 404, "message": "Object does not exist"}}
@@ -123,7 +121,7 @@ def _download(hub: LocalHub, call: Call, repo: HubRepo, pointer: Pointer) -> dic
 
 
 def _upload_action(
-    hub: LocalHub, call: Call, repo: HubRepo, pointer: Pointer, multipart: bool
+    hub: HubContext, call: Call, repo: HubRepo, pointer: Pointer, multipart: bool
 ) -> dict[str, Any]:
     path = f"/lfs/{repo.settings.kind}s/{repo.settings.name}/{pointer.sha256}/{pointer.size}"
     action: dict[str, Any] = {"href": _link(hub, call, path)}
@@ -134,28 +132,28 @@ def _upload_action(
     return action
 
 
-def _check_room(hub: LocalHub, pointer: Pointer) -> None:
+def _check_room(hub: HubContext, pointer: Pointer) -> None:
     """Refuse an object that does not fit the disk, before it is read."""
     if pointer.size > shutil.disk_usage(hub.store.root).free:
         raise Refusal(507, f"the hub's disk has no room for {pointer.size} bytes")
 
 
-def _part_count(hub: LocalHub, pointer: Pointer) -> int:
+def _part_count(hub: HubContext, pointer: Pointer) -> int:
     return math.ceil(pointer.size / hub.part_size)
 
 
-def _link(hub: LocalHub, call: Call, path: str) -> str:
+def _link(hub: HubContext, call: Call, path: str) -> str:
     return hub.base(call) + hub.signer.sign(path, _LINK_SECONDS)
 
 
-def _linked(hub: LocalHub, call: Call, *, download: bool = False) -> tuple[HubRepo, Pointer]:
+def _linked(hub: HubContext, call: Call, *, download: bool = False) -> tuple[HubRepo, Pointer]:
     """The repo and the object that a signed link is for; a link to upload does not open what is there."""
     if not hub.signer.valid(call.link) or call.flag("download") != download:
         raise Refusal(403, "the link is not valid or has expired")
     return _repo_of_link(hub, call), Pointer(call.groups["oid"], int(call.groups["size"]))
 
 
-def _repo_of_link(hub: LocalHub, call: Call) -> HubRepo:
+def _repo_of_link(hub: HubContext, call: Call) -> HubRepo:
     """The repo of a signed link; it may have been moved since."""
     try:
         return hub.store.find(hub.kind(call), call.groups["repo"])

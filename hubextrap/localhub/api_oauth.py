@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import TYPE_CHECKING
 
 from hubextrap.localhub.access import Account, same
+from hubextrap.localhub.context import HubContext
 from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer
-
-if TYPE_CHECKING:
-    from hubextrap.localhub.hub import LocalHub
 
 _SECONDS = 3600
 _GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ID_TOKEN = "urn:ietf:params:oauth:token-type:id_token"
 
 
-def exchange(hub: LocalHub, call: Call) -> Answer:
+def exchange(hub: HubContext, call: Call) -> Answer:
     """POST /oauth/token."""
     wanted = call.json()
     if (wanted.get("grant_type"), wanted.get("subject_token_type")) != (_GRANT, _ID_TOKEN):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hubextrap.localhub.context import HubContext
 from hubextrap.localhub.repository import Conflict, NoSuchRevision
 from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer
 
-if TYPE_CHECKING:
-    from hubextrap.localhub.hub import LocalHub
 
-
-def refs(hub: LocalHub, call: Call) -> Answer:
+def refs(hub: HubContext, call: Call) -> Answer:
     """GET …/refs."""
     repo = hub.repo(call)
     listed: dict[str, Any] = {
@@ -24,19 +22,19 @@ def refs(hub: LocalHub, call: Call) -> Answer:
     return json_answer(listed)
 
 
-def create_branch(hub: LocalHub, call: Call) -> Answer:
+def create_branch(hub: HubContext, call: Call) -> Answer:
     """POST …/branch/B, from ``startingPoint`` or main."""
     start = call.json().get("startingPoint") or "main"
     return _create_ref(hub, call, "refs/heads/", call.groups["name"], start)
 
 
-def create_tag(hub: LocalHub, call: Call) -> Answer:
+def create_tag(hub: HubContext, call: Call) -> Answer:
     """POST …/tag/V with the tag's name in the body."""
     wanted = call.json()
     return _create_ref(hub, call, "refs/tags/", str(wanted.get("tag", "")), call.groups["name"])
 
 
-def delete_branch(hub: LocalHub, call: Call) -> Answer:
+def delete_branch(hub: HubContext, call: Call) -> Answer:
     """DELETE …/branch/B; main stays."""
     if call.groups["name"] == "main":
         hub.repo(call, write=True)
@@ -44,12 +42,12 @@ def delete_branch(hub: LocalHub, call: Call) -> Answer:
     return _delete_ref(hub, call, f"refs/heads/{call.groups['name']}")
 
 
-def delete_tag(hub: LocalHub, call: Call) -> Answer:
+def delete_tag(hub: HubContext, call: Call) -> Answer:
     """DELETE …/tag/T."""
     return _delete_ref(hub, call, f"refs/tags/{call.groups['name']}")
 
 
-def squash(hub: LocalHub, call: Call) -> Answer:
+def squash(hub: HubContext, call: Call) -> Answer:
     """POST …/super-squash/B: one commit in place of all that led to the branch."""
     message = str(call.json().get("message") or "Super-squash")
     with hub.store.lock:
@@ -62,7 +60,7 @@ def squash(hub: LocalHub, call: Call) -> Answer:
     return json_answer({})
 
 
-def _create_ref(hub: LocalHub, call: Call, prefix: str, name: str, start: str) -> Answer:
+def _create_ref(hub: HubContext, call: Call, prefix: str, name: str, start: str) -> Answer:
     with hub.store.lock:
         repo = hub.repo(call, write=True)
         try:
@@ -74,7 +72,7 @@ def _create_ref(hub: LocalHub, call: Call, prefix: str, name: str, start: str) -
     return json_answer({})
 
 
-def _delete_ref(hub: LocalHub, call: Call, ref: str) -> Answer:
+def _delete_ref(hub: HubContext, call: Call, ref: str) -> Answer:
     with hub.store.lock:
         try:
             hub.repo(call, write=True).delete_ref(ref)

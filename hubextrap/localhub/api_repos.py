@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hubextrap.localhub.access import check_content
 from hubextrap.localhub.cards import SDKS, check_card
+from hubextrap.localhub.context import HubContext
 from hubextrap.localhub.lfs import RejectedObject
 from hubextrap.localhub.repository import KINDS, Kind, settings_for
 from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer, objects_in
 
-if TYPE_CHECKING:
-    from hubextrap.localhub.hub import LocalHub
-
 _FILES_MAX = 25_000
 
 
-def whoami(hub: LocalHub, call: Call) -> Answer:
+def whoami(hub: HubContext, call: Call) -> Answer:
     """GET /api/whoami-v2."""
     account = hub.account(call)
     if account is None:
@@ -39,7 +37,7 @@ def whoami(hub: LocalHub, call: Call) -> Answer:
     )
 
 
-def create(hub: LocalHub, call: Call) -> Answer:
+def create(hub: HubContext, call: Call) -> Answer:
     """POST /api/repos/create; a repo that exists is a 409 whose body still holds its URL."""
     wanted = call.json()
     kind = _kind(wanted)
@@ -58,7 +56,7 @@ def create(hub: LocalHub, call: Call) -> Answer:
     return json_answer({"url": hub.page(call, kind, name), "name": name, "id": name})
 
 
-def delete(hub: LocalHub, call: Call) -> Answer:
+def delete(hub: HubContext, call: Call) -> Answer:
     """DELETE /api/repos/delete."""
     wanted = call.json()
     kind = _kind(wanted)
@@ -69,7 +67,7 @@ def delete(hub: LocalHub, call: Call) -> Answer:
     return Answer()
 
 
-def move(hub: LocalHub, call: Call) -> Answer:
+def move(hub: HubContext, call: Call) -> Answer:
     """POST /api/repos/move: by the owner of both names; the old one is redirected from now on."""
     wanted = call.json()
     kind, old, new = _kind(wanted), str(wanted.get("fromRepo", "")), str(wanted.get("toRepo", ""))
@@ -86,7 +84,7 @@ def move(hub: LocalHub, call: Call) -> Answer:
     return json_answer({"url": hub.page(call, kind, new)})
 
 
-def duplicate(hub: LocalHub, call: Call) -> Answer:
+def duplicate(hub: HubContext, call: Call) -> Answer:
     """POST …/duplicate: a new repo with the history and the objects of one that the account may read."""
     wanted = call.json()
     repo = hub.repo(call)
@@ -104,7 +102,7 @@ def duplicate(hub: LocalHub, call: Call) -> Answer:
     return json_answer({"url": hub.page(call, kind, name), "filesCopyPending": False})
 
 
-def duplicate_lfs(hub: LocalHub, call: Call) -> Answer:
+def duplicate_lfs(hub: HubContext, call: Call) -> Answer:
     """POST …/lfs-files/duplicate: give LFS objects of this repo to another one, for a commit that copies."""
     wanted = call.json()
     source = hub.repo(call)
@@ -124,7 +122,7 @@ def duplicate_lfs(hub: LocalHub, call: Call) -> Answer:
     return json_answer({"failed": failed})
 
 
-def settings(hub: LocalHub, call: Call) -> Answer:
+def settings(hub: HubContext, call: Call) -> Answer:
     """PUT …/settings: visibility, gating, discussions on or off."""
     wanted = call.json()
     unknown = set(wanted) - {"visibility", "private", "gated", "discussionsDisabled"}
@@ -145,14 +143,14 @@ def settings(hub: LocalHub, call: Call) -> Answer:
     return json_answer({"private": repo.settings.private, "gated": repo.settings.gated})
 
 
-def auth_check(hub: LocalHub, call: Call) -> Answer:
+def auth_check(hub: HubContext, call: Call) -> Answer:
     """GET …/auth-check[/write]: whether this account gets at the files, or may write."""
     repo = hub.repo(call, write=call.groups.get("right") == "write")
     check_content(repo, hub.account(call))
     return json_answer({})
 
 
-def validate_yaml(hub: LocalHub, call: Call) -> Answer:
+def validate_yaml(hub: HubContext, call: Call) -> Answer:
     """POST /api/validate-yaml: errors and warnings, as JSON or as the text that a push would show."""
     wanted = call.json()
     kind = _kind({"type": wanted.get("repoType")})
@@ -180,7 +178,7 @@ def _kind(wanted: dict[str, Any]) -> Kind:
     raise Refusal(400, f'"type" must be one of [{", ".join(KINDS)}]')
 
 
-def _name(hub: LocalHub, call: Call, wanted: dict[str, Any]) -> str:
+def _name(hub: HubContext, call: Call, wanted: dict[str, Any]) -> str:
     """The full name of the repo that a body names; without an organization it is the user's."""
     account = hub.account(call)
     owner = wanted.get("organization") or (account.user if account else "")

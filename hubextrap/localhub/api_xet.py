@@ -5,18 +5,15 @@ from __future__ import annotations
 import secrets
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hubextrap.localhub.access import check_content
+from hubextrap.localhub.context import HubContext
 from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer
-
-if TYPE_CHECKING:
-    from hubextrap.localhub.hub import LocalHub
 
 _TOKEN_SECONDS = 3600
 
 
-def write_token(hub: LocalHub, call: Call) -> Answer:
+def write_token(hub: HubContext, call: Call) -> Answer:
     """GET …/xet-write-token/V: an empty store for any user, as pull requests are open to all."""
     _check_offered(hub)
     repo = hub.repo(call)
@@ -24,7 +21,7 @@ def write_token(hub: LocalHub, call: Call) -> Answer:
     return _token(repo.xet.new_store())
 
 
-def read_token(hub: LocalHub, call: Call) -> Answer:
+def read_token(hub: HubContext, call: Call) -> Answer:
     """GET …/xet-read-token/V: a copy of a store with the files of the commit."""
     _check_offered(hub)
     repo = hub.repo(call)
@@ -38,7 +35,7 @@ def read_token(hub: LocalHub, call: Call) -> Answer:
         raise Refusal(404, f"no file of {call.groups['revision']} came by Xet") from None
 
 
-def _check_offered(hub: LocalHub) -> None:
+def _check_offered(hub: HubContext) -> None:
     if not hub.xet:
         raise Refusal(404, "this hub does not offer Xet; set HF_HUB_DISABLE_XET=1")
 

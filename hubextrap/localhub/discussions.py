@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hubextrap.localhub.context import HubContext
 from hubextrap.localhub.repository import Conflict, HubRepo
 from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer
-
-if TYPE_CHECKING:
-    from hubextrap.localhub.hub import LocalHub
 
 
 def opened(
@@ -61,7 +59,7 @@ def check_enabled(repo: HubRepo) -> None:
         raise Refusal(403, f"Discussions are disabled for {repo.settings.name}")
 
 
-def listing(hub: LocalHub, call: Call) -> Answer:
+def listing(hub: HubContext, call: Call) -> Answer:
     """GET …/discussions: one page with all that match."""
     repo = hub.repo(call)
     kind, status = call.query.get("type", ["all"])[0], call.query.get("status", ["all"])[0]
@@ -76,7 +74,7 @@ def listing(hub: LocalHub, call: Call) -> Answer:
     return json_answer({"discussions": found, "count": len(found), "start": 0})
 
 
-def create(hub: LocalHub, call: Call) -> Answer:
+def create(hub: HubContext, call: Call) -> Answer:
     """POST …/discussions: a discussion, or a draft pull request that starts at main."""
     wanted = call.json()
     title, description = str(wanted.get("title", "")).strip(), str(wanted.get("description", ""))
@@ -92,7 +90,7 @@ def create(hub: LocalHub, call: Call) -> Answer:
     return json_answer(_summary(repo, discussion), 201)
 
 
-def details(hub: LocalHub, call: Call) -> Answer:
+def details(hub: HubContext, call: Call) -> Answer:
     """GET …/discussions/N."""
     repo = hub.repo(call)
     discussion = find(repo, int(call.groups["number"]))
@@ -112,7 +110,7 @@ def details(hub: LocalHub, call: Call) -> Answer:
     return json_answer(described)
 
 
-def comment(hub: LocalHub, call: Call) -> Answer:
+def comment(hub: HubContext, call: Call) -> Answer:
     """POST …/discussions/N/comment."""
     text = str(call.json().get("comment", ""))
     with hub.store.lock:
@@ -123,7 +121,7 @@ def comment(hub: LocalHub, call: Call) -> Answer:
     return json_answer({"newMessage": event})
 
 
-def edit(hub: LocalHub, call: Call) -> Answer:
+def edit(hub: HubContext, call: Call) -> Answer:
     """POST …/discussions/N/comment/C/edit: by its author."""
     content = str(call.json().get("content", ""))
     with hub.store.lock:
@@ -135,7 +133,7 @@ def edit(hub: LocalHub, call: Call) -> Answer:
     return json_answer({"updatedComment": event})
 
 
-def hide(hub: LocalHub, call: Call) -> Answer:
+def hide(hub: HubContext, call: Call) -> Answer:
     """POST …/discussions/N/comment/C/hide: by its author or who may write to the repo, for good."""
     with hub.store.lock:
         repo, event = _own_comment(hub, call, owners_too=True)
@@ -144,7 +142,7 @@ def hide(hub: LocalHub, call: Call) -> Answer:
     return json_answer({"updatedComment": event})
 
 
-def rename(hub: LocalHub, call: Call) -> Answer:
+def rename(hub: HubContext, call: Call) -> Answer:
     """POST …/discussions/N/title: by its author or who may write to the repo."""
     title = str(call.json().get("title", "")).strip()
     if not title:
@@ -160,7 +158,7 @@ def rename(hub: LocalHub, call: Call) -> Answer:
     return json_answer({"newTitle": event})
 
 
-def status(hub: LocalHub, call: Call) -> Answer:
+def status(hub: HubContext, call: Call) -> Answer:
     """POST …/discussions/N/status: open or closed."""
     wanted = call.json()
     if wanted.get("status") not in ("open", "closed"):
@@ -177,7 +175,7 @@ def status(hub: LocalHub, call: Call) -> Answer:
     return json_answer({"newStatus": event})
 
 
-def merge(hub: LocalHub, call: Call) -> Answer:
+def merge(hub: HubContext, call: Call) -> Answer:
     """POST …/discussions/N/merge: squash the pull request onto its base branch."""
     with hub.store.lock:
         repo = hub.repo(call, write=True)
@@ -203,13 +201,13 @@ def merge(hub: LocalHub, call: Call) -> Answer:
     return json_answer({"mergeCommitId": discussion["merged"]})
 
 
-def _check_part(hub: LocalHub, call: Call, repo: HubRepo, author: str) -> str:
+def _check_part(hub: HubContext, call: Call, repo: HubRepo, author: str) -> str:
     """The user who asks, if it is ``author`` or one who may write to the repo. Raises Refusal."""
     user = hub.reader(call)
     return user if user == author else hub.writer(call, repo.settings.name, repo)
 
 
-def _own_comment(hub: LocalHub, call: Call, *, owners_too: bool) -> tuple[HubRepo, dict[str, Any]]:
+def _own_comment(hub: HubContext, call: Call, *, owners_too: bool) -> tuple[HubRepo, dict[str, Any]]:
     """The comment that the path names, if it is for this user to change. The caller holds the lock."""
     repo = hub.repo(call)
     discussion = find(repo, int(call.groups["number"]))

@@ -10,13 +10,23 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 _POINTER = re.compile(
     rb"version https://git-lfs\.github\.com/spec/v1\noid sha256:([0-9a-f]{64})\nsize (\d{1,15})\n"
 )
 _CHUNK = 1 << 20
+_REGULAR_MAX = 10_000_000  # bytes; larger files are LFS whatever they hold
+LFS_SUFFIXES = (
+    *(".7z", ".arrow", ".bin", ".bz2", ".ckpt", ".gguf", ".gz", ".h5", ".joblib", ".model", ".msgpack"),
+    *(".npy", ".npz", ".onnx", ".parquet", ".pb", ".pickle", ".pkl", ".pt", ".pth", ".rar", ".safetensors"),
+    *(".tar", ".tflite", ".tgz", ".wasm", ".xz", ".zip", ".zst"),
+)
+DEFAULT_GITATTRIBUTES = "".join(
+    f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES
+).encode()
+"""What a new repo starts with."""
 
 
 class RejectedObject(Exception):
@@ -51,6 +61,17 @@ def chunks_of(file: BinaryIO) -> Iterator[bytes]:
     """The bytes of ``file`` from where it stands, 1 MiB at a time."""
     while chunk := file.read(_CHUNK):
         yield chunk
+
+
+def is_lfs(path: str, size: int, sample: bytes, tracked: bool | None) -> bool:
+    """Whether a file goes to LFS: always if it is large, else as .gitattributes say (``tracked``).
+
+    Where they say nothing, binary data does. The usual suffixes do too: a hub's folder may be older than
+    its list of them in .gitattributes, and a branch may start from nothing.
+    """
+    if size == 0 or size > _REGULAR_MAX or tracked is not None:
+        return size > _REGULAR_MAX or (size > 0 and bool(tracked))
+    return PurePosixPath(path).suffix.lower() in LFS_SUFFIXES or b"\0" in sample
 
 
 def regular_size(path: Path) -> int:

@@ -43,7 +43,7 @@ class BadPath(BadCommit):
 
 
 @dataclass
-class Settings:
+class RepoSettings:
     """What the hub knows of a repo beyond git; ``grants`` maps users to ``read`` or ``write``."""
 
     kind: Kind
@@ -75,18 +75,20 @@ class HubRepo:
         self.git = pygit2.Repository(str(folder))
         self.objects = LfsObjects(folder / "lfs")
         self.xet = XetStores(folder / "xet")
-        self.settings = Settings(**parse_json((folder / "hub.json").read_bytes(), str(folder / "hub.json")))
+        self.settings = RepoSettings(
+            **parse_json((folder / "hub.json").read_bytes(), str(folder / "hub.json"))
+        )
         # A repo that is moved is one folder renamed; the name in its file may be older.
         self.settings.name = f"{folder.parent.name}/{folder.name.removesuffix('.git')}"
 
     @staticmethod
-    def create(folder: Path, settings: Settings) -> HubRepo:
+    def create(folder: Path, settings: RepoSettings) -> HubRepo:
         """Make an empty repo in ``folder``."""
         pygit2.init_repository(str(folder), bare=True, initial_head="main")
         return HubRepo.wrap(folder, settings)
 
     @staticmethod
-    def wrap(folder: Path, settings: Settings) -> HubRepo:
+    def wrap(folder: Path, settings: RepoSettings) -> HubRepo:
         """Make a repo of the bare git repository in ``folder``."""
         (folder / "hub.json").write_text(json.dumps(asdict(settings)))
         return HubRepo(folder)
@@ -316,10 +318,10 @@ def iso_date(commit: pygit2.Commit) -> str:
     return when.strftime("%Y-%m-%dT%H:%M:%S.000Z")
 
 
-def settings_for(kind: Kind, name: str, private: bool, gated: str | bool) -> Settings:
-    """Settings of a repo that is created now; ``gated=True`` means ``auto``."""
+def settings_for(kind: Kind, name: str, private: bool, gated: str | bool) -> RepoSettings:
+    """Those of a repo that is created now; ``gated=True`` means ``auto``."""
     created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
-    return Settings(kind, name, private, "auto" if gated is True else gated, created)
+    return RepoSettings(kind, name, private, "auto" if gated is True else gated, created)
 
 
 def _oid_at(tree: pygit2.Tree, path: str) -> pygit2.Oid | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from hubextrap.localhub import (
     api_commits,
@@ -19,13 +18,12 @@ from hubextrap.localhub import (
     discussions,
 )
 from hubextrap.localhub.access import no_such_repo
+from hubextrap.localhub.context import HubContext
 from hubextrap.localhub.inbound import BODY_MAX
 from hubextrap.localhub.wire import Answer, Call, Refusal, unquoted
 
-if TYPE_CHECKING:
-    from hubextrap.localhub.hub import LocalHub
-
-Endpoint = Callable[["LocalHub", Call], Answer]
+Endpoint = Callable[[HubContext, Call], Answer]
+Routes = list[tuple[str, re.Pattern[str], Endpoint]]
 
 _API = r"/api/(?P<kind>models|datasets|spaces)"
 _REPO = _API + r"/(?P<repo>[^/]+/[^/]+)"
@@ -111,7 +109,7 @@ _FOR_ALL = frozenset(
 """Endpoints with a body for requests without a token; all others see the token before they read the body."""
 
 
-def _compiled(routes: list[tuple[str, str, Endpoint]]) -> list[tuple[str, re.Pattern[str], Endpoint]]:
+def _compiled(routes: list[tuple[str, str, Endpoint]]) -> Routes:
     return [(method, re.compile(pattern), endpoint) for method, pattern, endpoint in routes]
 
 
@@ -119,7 +117,7 @@ HUB_ROUTES = _compiled(_HUB)
 CDN_ROUTES = _compiled(_CDN)
 
 
-def answer(hub: LocalHub, routes: list[tuple[str, re.Pattern[str], Endpoint]], call: Call) -> Answer:
+def answer(hub: HubContext, routes: Routes, call: Call) -> Answer:
     """Find the endpoint for ``call`` and let it answer; HEAD is answered like GET, without the body."""
     method = "GET" if call.method == "HEAD" else call.method
     for wanted, pattern, endpoint in routes:

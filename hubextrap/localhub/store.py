@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hubextrap.foreign_data import parse_json
-from hubextrap.localhub.repository import HubRepo, Kind, Settings
+from hubextrap.localhub.repository import HubRepo, Kind, RepoSettings
 
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 
@@ -34,7 +34,7 @@ class Store:
         self.root = root.resolve()
         self.lock = threading.RLock()
 
-    def create(self, settings: Settings) -> HubRepo:
+    def create(self, settings: RepoSettings) -> HubRepo:
         """Create the repo.
 
         Raises:
@@ -97,7 +97,7 @@ class Store:
             moves.pop(_key(kind, name), None)
             self._save_moves(moves)
 
-    def copy(self, repo: HubRepo, settings: Settings) -> HubRepo:
+    def copy(self, repo: HubRepo, settings: RepoSettings) -> HubRepo:
         """A new repo with the branches, tags and objects of ``repo``, and no discussions.
 
         Raises:

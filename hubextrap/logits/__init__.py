@@ -8,9 +8,18 @@ from hubextrap.lazy import names_of
 
 if TYPE_CHECKING:
     from hubextrap.logits.loading import load_tokenizer
+    from hubextrap.logits.logprobs import LogProbRequest, measure_logprobs
     from hubextrap.logits.mixture import Mixture, recipe_gram_matrix, recipe_mixture
     from hubextrap.logits.model import ExtrapolatedForCausalLM
 
-__all__ = ["ExtrapolatedForCausalLM", "Mixture", "load_tokenizer", "recipe_gram_matrix", "recipe_mixture"]
+__all__ = [
+    "ExtrapolatedForCausalLM",
+    "LogProbRequest",
+    "Mixture",
+    "load_tokenizer",
+    "measure_logprobs",
+    "recipe_gram_matrix",
+    "recipe_mixture",
+]
 
 __getattr__ = names_of(__name__)

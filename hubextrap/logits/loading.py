@@ -1,4 +1,4 @@
-"""From pinned checkpoints to models and tokenizers: safetensors only, no code from the Hub.
+"""From pinned checkpoints to models and tokenizers: safetensors only, no code from the Hub, redacted logs.
 
 Imports torch and transformers inside functions.
 """
@@ -36,10 +36,7 @@ def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str =
     """
     from transformers import AutoModelForCausalLM
 
-    redact_logs()
-    check_download(checkpoint, weights=True)
-    where, place = _place(checkpoint)
-    keep_to_the_endpoint()
+    where, place = _checked_place(checkpoint, weights=True)
     try:
         with _without_bars():
             made: Any = AutoModelForCausalLM.from_pretrained(
@@ -49,13 +46,17 @@ def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str =
         loaded: PreTrainedModel = model.to(device).eval()
     except Exception as error:  # transformers raises nearly anything
         raise UnsupportedCheckpoint(
-            f"{checkpoint.name}: transformers cannot load it: {reason(error)}"
+            f"{checkpoint.name}: transformers cannot load it: {reason(error)}",
+            step=checkpoint.step,
+            repo=checkpoint.repo,
         ) from error
     if missing := sorted(info["missing_keys"]):
         raise UnsupportedCheckpoint(
             f"{checkpoint.name}: is no whole language model: {len(missing)} of its weights, as {missing[0]}, "
             "are not in it, and transformers makes them up; a model of another kind (a reward "
-            "model, an encoder) cannot be used here"
+            "model, an encoder) cannot be used here",
+            step=checkpoint.step,
+            repo=checkpoint.repo,
         )
     return loaded
 
@@ -71,19 +72,20 @@ def load_tokenizer(
 
     Raises:
         UnsupportedCheckpoint: transformers cannot load it.
+        CorruptFile: a file is not what the Hub lists.
     """
     from transformers import AutoTokenizer
 
-    redact_logs()
-    check_download(checkpoint, weights=False)
-    where, place = _place(checkpoint)
+    where, place = _checked_place(checkpoint, weights=False)
     asked = {"use_fast": use_fast, "add_bos_token": add_bos_token}
     place |= {key: value for key, value in asked.items() if value is not None}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **place)
     except Exception as error:
         raise UnsupportedCheckpoint(
-            f"{checkpoint.name}: transformers cannot load its tokenizer: {reason(error)}"
+            f"{checkpoint.name}: transformers cannot load its tokenizer: {reason(error)}",
+            step=checkpoint.step,
+            repo=checkpoint.repo,
         ) from error
     return tokenizer
 
@@ -109,7 +111,9 @@ def load_common_tokenizer(checkpoints: Sequence[Checkpoint]) -> PreTrainedTokeni
         if differing:
             raise CheckpointMismatch(
                 f"{checkpoint.name} and {last.name} number {len(differing)} tokens differently, e.g. "
-                f"{min(differing)!r}; logits can only be mixed over one vocabulary"
+                f"{min(differing)!r}; logits can only be mixed over one vocabulary",
+                step=checkpoint.step,
+                repo=checkpoint.repo,
             )
     return tokenizer
 
@@ -164,7 +168,11 @@ def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
     )
 
 
-def _place(checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
+def _checked_place(checkpoint: Checkpoint, *, weights: bool) -> tuple[str, dict[str, Any]]:
+    """Its pinned commit or its folder, as transformers takes it: what is read there has been checked."""
+    redact_logs()
+    keep_to_the_endpoint()
+    check_download(checkpoint, weights=weights)
     place: dict[str, Any] = {"trust_remote_code": False}
     if checkpoint.repo is None:
         check_folder(checkpoint.path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from typing import Annotated, Any, Literal
 
@@ -18,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from hubextrap.digests import sha256_of_json
 from hubextrap.methods import MAX_STEP, Rule
 from hubextrap.recipe.yaml_nodes import dump_yaml
 
@@ -303,7 +302,7 @@ class Recipe(RecipeSection):
     def fingerprint(self) -> str:
         """sha256 of everything that decides the merged bytes, as hex; push and evaluate do not."""
         decisive = self.model_dump(mode="json", exclude={"push", "evaluate"})
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+        return sha256_of_json(decisive)
 
 
 def _without_lists_of_one(value: Any, key: str = "") -> Any:

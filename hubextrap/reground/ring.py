@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from hubextrap.claims import DIGEST
 from hubextrap.durable.atomic import writing
 from hubextrap.errors import CheckpointMismatch, CorruptFile
 from hubextrap.tensors import DTYPES, build_header
+from hubextrap.tensors.headers import header_end
 
 _NO_DIGEST = "0" * 64
 _NAMES = {dtype.torch_name: name for name, dtype in DTYPES.items()}
@@ -175,7 +177,7 @@ def _check_digest(path: Path, opened: Any) -> None:
         return
     with path.open("rb") as file:
         start = file.read(8)
-        header = start + file.read(int.from_bytes(start, "little"))
+        header = start + file.read(header_end(start, os.fstat(file.fileno()).st_size, str(path)) - 8)
         digest = hashlib.sha256(header.replace(stated.encode(), _NO_DIGEST.encode(), 1))
         while block := file.read(2**20):
             digest.update(block)

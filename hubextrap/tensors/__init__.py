@@ -5,6 +5,7 @@ from __future__ import annotations
 from hubextrap.patience import Patience
 from hubextrap.tensors.combinable import read_combinable
 from hubextrap.tensors.configuration import ties_embeddings
+from hubextrap.tensors.describe import describe, describe_checkpoint
 from hubextrap.tensors.hashing import sha256_of
 from hubextrap.tensors.headers import DTYPES, Dtype, build_header, parse_header
 from hubextrap.tensors.interfaces import FileInfo, FinishedShard, ShardWriter, Sink, Source
@@ -36,6 +37,8 @@ __all__ = [
     "TensorInfo",
     "build_header",
     "coalesce",
+    "describe",
+    "describe_checkpoint",
     "open_source",
     "parse_header",
     "read_combinable",

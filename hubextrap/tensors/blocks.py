@@ -15,24 +15,24 @@ import os
 import queue
 import threading
 
-BLOCK = 2**20
+WRITE_SIZE = 2**20
 """Bytes written at once; a multiple of every device's sector, so that O_DIRECT takes it."""
-BLOCKS = 4
+WRITE_BUFFERS = 4
 """Blocks of one file: one is filled, the others are on their way to the disk."""
 
 
 class BlockWriter:
     """Appends to a file that was opened for writing and is written by nobody else. Not thread-safe.
 
-    Its memory is ``BLOCKS`` blocks. An OSError of the disk is raised by the next call, or at the latest by
-    ``close``.
+    Its memory is ``WRITE_BUFFERS`` blocks. An OSError of the disk is raised by the next call, or by ``close``
+    at the latest.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._free: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
-        for _ in range(BLOCKS):
-            self._free.put(mmap.mmap(-1, BLOCK))  # mmap's memory starts at a page, as O_DIRECT demands
+        for _ in range(WRITE_BUFFERS):
+            self._free.put(mmap.mmap(-1, WRITE_SIZE))  # mmap's memory starts at a page, as O_DIRECT demands
         self._full: queue.SimpleQueue[tuple[int, mmap.mmap] | None] = queue.SimpleQueue()
         self._block = self._free.get()
         self._position = 0
@@ -43,19 +43,19 @@ class BlockWriter:
         """Take the bytes over; they are on their way when this returns."""
         done = 0
         while done < len(data):
-            start = self._position % BLOCK
-            count = min(BLOCK - start, len(data) - done)
+            start = self._position % WRITE_SIZE
+            count = min(WRITE_SIZE - start, len(data) - done)
             self._block[start : start + count] = data[done : done + count]
             done += count
             self._position += count
-            if start + count == BLOCK:
+            if start + count == WRITE_SIZE:
                 self._hand_over()
 
     def close(self) -> None:
         """Wait until every byte is written, not yet forced to the disk; the descriptor stays open."""
         self.stop()
         self._check()
-        rest = self._position % BLOCK
+        rest = self._position % WRITE_SIZE
         if rest:
             self._through_the_cache()
             self._write(self._position - rest, memoryview(self._block)[:rest])
@@ -70,7 +70,7 @@ class BlockWriter:
     def _hand_over(self) -> None:
         if self._thread is None:
             self._start()
-        self._full.put((self._position - BLOCK, self._block))
+        self._full.put((self._position - WRITE_SIZE, self._block))
         self._block = self._free.get()
         self._check()
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap._version import __version__
 from hubextrap.containment import shown
+from hubextrap.digests import hash_like
 from hubextrap.errors import CorruptFile, SourceError
 from hubextrap.hub_access import first_line, hub_errors
 from hubextrap.tensors.configuration import check_loaded
-from hubextrap.tensors.hashing import check_data, check_file, hash_like
+from hubextrap.tensors.hashing import check_data, check_file
 from hubextrap.tensors.interfaces import SMALL_FILE, FileInfo
 from hubextrap.tensors.local import LocalSource
 from hubextrap.tensors.remote import list_folder
@@ -139,7 +140,10 @@ def _listed(checkpoint: Checkpoint) -> dict[str, FileInfo]:
     names = list_folder(checkpoint.repo, checkpoint.commit, checkpoint.path, checkpoint.name)
     if wrong := next((name for name, info in names.items() if info.problem is not None), None):
         raise SourceError(
-            f"{checkpoint.name}/{shown(wrong)}: {names[wrong].problem}, or leave it there and drop --cache"
+            f"{checkpoint.name}/{shown(wrong)}: {names[wrong].problem}, or leave it there and drop --cache",
+            file=wrong,
+            step=checkpoint.step,
+            repo=checkpoint.repo,
         )
     return names
 
@@ -152,7 +156,8 @@ def _complete(source: CachedSource, listed: Mapping[str, FileInfo]) -> CachedSou
             source.close()
             raise SourceError(
                 f"{source.name}/{name}: is not in the cache as the Hub lists it: the copy is damaged, or "
-                "the disk does not tell it from a name nearly the same; remove it there, or drop --cache"
+                "the disk does not tell it from a name nearly the same; remove it there, or drop --cache",
+                file=name,
             )
     return source
 
@@ -203,6 +208,8 @@ def _download(checkpoint: Checkpoint, files: Collection[str] | None) -> Path:
             said = first_line(cause or error)
             raise SourceError(
                 f"{checkpoint.name}: cannot be downloaded: {said}; check the network and the free space of "
-                "the cache, then run the same command again"
+                "the cache, then run the same command again",
+                step=checkpoint.step,
+                repo=checkpoint.repo,
             ) from error
     return Path(folder)

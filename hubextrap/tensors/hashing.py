@@ -6,15 +6,15 @@ import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from hubextrap.digests import hash_like, hasher_like, is_sha256
 from hubextrap.errors import CorruptFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from hashlib import _Hash
 
     from hubextrap.tensors.interfaces import Source
 
-_BLOCK = 16 * 2**20
+_READ_SIZE = 16 * 2**20
 """Bytes of one of the two buffers; a remote source splits them into requests that run side by side."""
 
 
@@ -61,24 +61,10 @@ def check_data(source: Source, file: str, data: bytes) -> None:
         raise corrupt(source, file, found)
 
 
-def hash_like(digest: str, data: bytes) -> str:
-    """The hash of a file's ``data``, of the kind of ``digest``."""
-    found = hasher_like(digest, len(data))
-    found.update(data)
-    return found.hexdigest()
-
-
-def hasher_like(digest: str, size: int) -> _Hash:
-    """What makes a hash of the kind of ``digest`` (sha256 or git blob id) of a file of ``size`` bytes."""
-    if len(digest) == 64:
-        return hashlib.sha256()
-    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-
-
 def corrupt(source: Source, file: str, found: str) -> CorruptFile:
     """The error for a file whose bytes have the hash ``found`` and not the one that the Hub lists."""
     info = source.files()[file]
-    kind = "sha256" if len(info.digest or "") == 64 else "git blob id"
+    kind = "sha256" if is_sha256(info.digest or "") else "git blob id"
     what = f"{source.name}/{file}: its bytes have {kind} {found}, the Hub lists {info.digest}"
     if info.cached is not None:
         return CorruptFile(
@@ -94,7 +80,7 @@ def corrupt(source: Source, file: str, found: str) -> CorruptFile:
 
 def blocks_of(source: Source, file: str, block: int | None = None) -> Iterator[memoryview]:
     """The file's bytes in order; the next block is read in a second thread while one is looked at."""
-    size, block = source.files()[file].size, block or _BLOCK
+    size, block = source.files()[file].size, block or _READ_SIZE
     buffers = [memoryview(bytearray(min(size, block))) for _ in range(2)]
 
     def read(number: int) -> memoryview:

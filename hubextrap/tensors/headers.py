@@ -5,11 +5,11 @@ The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian N, N
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from hubextrap.digests import sha256_hex
 from hubextrap.errors import CorruptFile, UnsupportedCheckpoint
 from hubextrap.foreign_data import parse_json, shorten
 from hubextrap.tensors.layout import ShardInfo, TensorInfo
@@ -67,17 +67,13 @@ def header_end(start: bytes, file_size: int, where: str) -> int:
         CorruptFile: the file is too short for the header it announces, or that is longer than 100 MB.
     """
     if file_size < 8 or len(start) < 8:
-        raise CorruptFile(f"{where}: {file_size} bytes are no safetensors file; download it again")
+        raise _corrupt(where, f"{file_size} bytes are no safetensors file")
     length = int.from_bytes(start[:8], "little")
     if length > HEADER_LIMIT:
-        raise CorruptFile(
-            f"{where}: announces a header of {length:,} bytes, more than the format allows; download it again"
-        )
+        raise _corrupt(where, f"announces a header of {length:,} bytes, more than the format allows")
     if 8 + length > file_size:
-        raise CorruptFile(
-            f"{where}: is cut short: its header takes {8 + length:,} bytes, the file has {file_size:,}; "
-            "download it again"
-        )
+        what = f"is cut short: its header takes {8 + length:,} bytes, the file has {file_size:,}"
+        raise _corrupt(where, what)
     return 8 + length
 
 
@@ -95,22 +91,17 @@ def parse_header(data: bytes, file_size: int, file: str, checkpoint: str = "") -
         UnsupportedCheckpoint: a type that only quantised weights have.
     """
     where = f"{checkpoint}/{file}" if checkpoint else file
-    end = header_end(data, file_size, where)
-    if len(data) < end:
-        raise CorruptFile(
-            f"{where}: only {len(data):,} of the header's {end:,} bytes are there; download it again"
-        )
-    header = _json_object(data[8:end], where)
+    header, end = header_object(data, file_size, where), header_end(data, file_size, where)
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise CorruptFile(f"{where}: its __metadata__ does not map text to text; download it again")
+        raise _corrupt(where, "its __metadata__ does not map text to text")
     tensors = sorted(
         (_tensor(name, entry, end, file, where) for name, entry in header.items()),
         key=lambda tensor: (tensor.offset, tensor.nbytes),
     )
     _check_contiguous(tensors, end, file_size, where)
-    return ShardInfo(file, file_size, tuple(tensors), metadata, hashlib.sha256(data[:end]).hexdigest())
+    return ShardInfo(file, file_size, tuple(tensors), metadata, sha256_hex(data[:end]))
 
 
 def build_header(
@@ -137,13 +128,22 @@ def build_header(
     return len(text).to_bytes(8, "little") + text
 
 
-def _json_object(text: bytes, where: str) -> dict[str, Any]:
+def header_object(data: bytes, file_size: int, where: str) -> dict[str, Any]:
+    """The JSON object in a header, whatever it says of the tensors; ``data`` as `parse_header` takes it.
+
+    Raises:
+        CorruptFile: it is cut short, or is no JSON object.
+    """
+    end = header_end(data, file_size, where)
+    if len(data) < end:
+        raise _corrupt(where, f"only {len(data):,} of the header's {end:,} bytes are there")
+    text = data[8:end]
     if not text.startswith(b"{"):
-        raise CorruptFile(f"{where}: its header is not a JSON object; download it again")
+        raise _corrupt(where, "its header is not a JSON object")
     try:
         text.decode()
     except UnicodeDecodeError:
-        raise CorruptFile(f"{where}: its header is not UTF-8 text; download it again") from None
+        raise _corrupt(where, "its header is not UTF-8 text") from None
     header = parse_json(text, f"{where}: its header", limit=HEADER_LIMIT, parse_int=_whole_number)
     assert isinstance(header, dict)
     return header
@@ -158,41 +158,38 @@ def _whole_number(text: str) -> int:
 
 
 def _tensor(name: str, entry: object, data_start: int, file: str, where: str) -> TensorInfo:
-    tensor = f"{where}: tensor {shorten(repr(name))}"
     if not isinstance(entry, dict):
-        raise CorruptFile(f"{tensor}: its entry is not a JSON object; download the file again")
+        raise _corrupt(where, "its entry is not a JSON object", name)
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if dtype in _QUANTISED:
         raise UnsupportedCheckpoint(
-            f"{tensor} is {dtype}, in which quantised weights or their scales are stored: they cannot be "
-            "combined; take checkpoints from before they were quantised, or dequantise all of them into new "
-            "folders first and name those"
+            f"{where}: tensor {shorten(repr(name))} is {dtype}, in which quantised weights or their scales are "
+            "stored: they cannot be combined; take checkpoints from before they were quantised, or dequantise all of them into new "
+            "folders first and name those",
+            file=where,
+            tensor=name,
         )
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CorruptFile(
-            f"{tensor}: dtype {shorten(repr(dtype))} is not one of {', '.join(DTYPES)}; convert the "
-            "checkpoint to one of these, or download the file again if it should have one"
+            f"{where}: tensor {shorten(repr(name))}: dtype {shorten(repr(dtype))} is not one of "
+            f"{', '.join(DTYPES)}; convert the checkpoint to one of these, or download the file again if it "
+            "should have one",
+            file=where,
+            tensor=name,
         )
     if not _are_sizes(shape):
-        raise CorruptFile(
-            f"{tensor}: shape {shorten(repr(shape))} is not a list of sizes; download the file again"
-        )
+        raise _corrupt(where, f"shape {shorten(repr(shape))} is not a list of sizes", name)
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CorruptFile(
-            f"{tensor}: data_offsets {shorten(repr(offsets))} are not a first and a last byte; download the "
-            "file again"
-        )
+        raise _corrupt(where, f"data_offsets {shorten(repr(offsets))} are not a first and a last byte", name)
     elements = 1
     for extent in shape:
         elements *= extent
         if elements >= ELEMENT_LIMIT:
-            raise CorruptFile(f"{tensor}: shape {shorten(repr(shape))} is too large; download the file again")
+            raise _corrupt(where, f"shape {shorten(repr(shape))} is too large", name)
     first, last = offsets
     if last - first != elements * DTYPES[dtype].itemsize:
-        raise CorruptFile(
-            f"{tensor}: {dtype} {shorten(repr(shape))} takes {elements * DTYPES[dtype].itemsize:,} bytes, "
-            f"its data_offsets give it {last - first:,}; download the file again"
-        )
+        taken = f"{dtype} {shorten(repr(shape))} takes {elements * DTYPES[dtype].itemsize:,} bytes"
+        raise _corrupt(where, f"{taken}, its data_offsets give it {last - first:,}", name)
     return TensorInfo(name, dtype, tuple(shape), file, data_start + first, last - first)
 
 
@@ -207,18 +204,18 @@ def _check_contiguous(tensors: list[TensorInfo], data_start: int, file_size: int
     for tensor in tensors:
         if tensor.offset != position:
             what = "overlaps the tensor before it" if tensor.offset < position else "leaves a hole before it"
-            raise CorruptFile(
-                f"{where}: tensor {shorten(repr(tensor.name))} at byte {tensor.offset:,} {what}, which ends "
-                f"at {position:,}; download the file again"
-            )
+            place = f"is at byte {tensor.offset:,} and {what}, which ends at {position:,}"
+            raise _corrupt(where, place, tensor.name)
         position += tensor.nbytes
     if position > file_size:
-        raise CorruptFile(
-            f"{where}: is cut short: its header describes {position:,} bytes, the file has {file_size:,}; "
-            "download it again"
-        )
+        what = f"is cut short: its header describes {position:,} bytes, the file has {file_size:,}"
+        raise _corrupt(where, what)
     if position < file_size:
-        raise CorruptFile(
-            f"{where}: {file_size - position:,} bytes follow the last tensor that its header describes; "
-            "download it again"
+        raise _corrupt(
+            where, f"{file_size - position:,} bytes follow the last tensor that its header describes"
         )
+
+
+def _corrupt(where: str, what: str, tensor: str | None = None) -> CorruptFile:
+    said = what if tensor is None else f"tensor {shorten(repr(tensor))}: {what}"
+    return CorruptFile(f"{where}: {said}; download the file again", file=where, tensor=tensor)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from hubextrap.containment import shown
+from hubextrap.errors import SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +30,39 @@ class FileInfo:
     """Why it is not read, and what to do about it; see ``containment``."""
     cached: str | None = None
     """Where the Hub cache keeps the bytes, if they are read from there."""
+
+
+class _Known(Protocol):
+    @property
+    def size(self) -> int: ...
+    @property
+    def problem(self) -> str | None: ...
+
+
+K = TypeVar("K", bound=_Known)
+
+
+def readable(found: K | None, name: str, file: str, limit: int | None = None) -> K:
+    """What a source knows of a file.
+
+    Raises:
+        SourceError: it is not there, may not be read, or is larger than ``limit``.
+    """
+    if found is None:
+        raise SourceError(f"{name}: no file {file!r} in the folder", file=file)
+    if found.problem is not None:
+        raise SourceError(f"{name}/{shown(file)}: {found.problem}", file=file)
+    if limit is not None and found.size > limit:
+        what = f"{found.size:,} bytes are more than the {limit:,} that such a file may have"
+        raise SourceError(f"{name}/{file}: {what}", file=file)
+    return found
+
+
+def check_range(size: int, offset: int, length: int, name: str, file: str) -> None:
+    """Raises SourceError for bytes that a file of ``size`` bytes does not have."""
+    if offset < 0 or offset + length > size:
+        what = f"bytes {offset}-{offset + length} asked for, but it has {size:,}"
+        raise SourceError(f"{name}/{file}: {what}", file=file)
 
 
 class Source(Protocol):

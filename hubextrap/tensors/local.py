@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hubextrap.containment import Entry, entries_of, open_regular, shown, stamp_of
 from hubextrap.errors import ReferenceNotFound, SourceError
 from hubextrap.tensors.configuration import check_loaded
-from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER, FileInfo
+from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER, FileInfo, check_range, readable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,9 +34,8 @@ class LocalSource:
         try:
             self._entries |= entries_of(folder)
             if templates.is_symlink():
-                raise SourceError(
-                    f"{self.name}/{TEMPLATE_FOLDER}: is a link; copy the folder that it leads to in its place"
-                )
+                what = "is a link; copy the folder that it leads to in its place"
+                raise SourceError(f"{self.name}/{TEMPLATE_FOLDER}: {what}", file=TEMPLATE_FOLDER)
             if templates.is_dir():
                 inside = entries_of(folder, TEMPLATE_FOLDER)
                 self._entries |= {f"{TEMPLATE_FOLDER}/{file}": entry for file, entry in inside.items()}
@@ -70,17 +69,14 @@ class LocalSource:
         descriptor = self._descriptor(file)
         size = self._known(file).size
         view = buffer.cast("B")
-        if offset < 0 or offset + len(view) > size:
-            raise SourceError(
-                f"{self.name}/{file}: bytes {offset}-{offset + len(view)} asked for, but it has {size:,}"
-            )
+        check_range(size, offset, len(view), self.name, file)
         done = 0
         while done < len(view):
             try:
                 count = os.preadv(descriptor, [view[done:]], offset + done)
             except OSError as error:
                 raise SourceError(
-                    f"{self.name}/{file}: cannot be read: {error.strerror}; check the disk"
+                    f"{self.name}/{file}: cannot be read: {error.strerror}; check the disk", file=file
                 ) from error
             if count == 0:
                 raise self._changed(file)
@@ -89,12 +85,7 @@ class LocalSource:
             raise self._changed(file)
 
     def read_file(self, file: str, limit: int = SMALL_FILE) -> bytes:
-        size = self._known(file).size
-        if size > limit:
-            raise SourceError(
-                f"{self.name}/{file}: {size:,} bytes are more than the {limit:,} that such a file may have"
-            )
-        buffer = bytearray(size)
+        buffer = bytearray(self._known(file, limit).size)
         self.read(file, 0, memoryview(buffer))
         return bytes(buffer)
 
@@ -105,13 +96,8 @@ class LocalSource:
             self._descriptors.clear()
             self._entries.clear()
 
-    def _known(self, file: str) -> Entry:
-        entry = self._entries.get(file)
-        if entry is None:
-            raise SourceError(f"{self.name}: no file {file!r} in the folder")
-        if entry.problem is not None:
-            raise SourceError(f"{self.name}/{shown(file)}: {entry.problem}")
-        return entry
+    def _known(self, file: str, limit: int | None = None) -> Entry:
+        return readable(self._entries.get(file), self.name, file, limit)
 
     def _descriptor(self, file: str) -> int:
         with self._lock:
@@ -124,7 +110,8 @@ class LocalSource:
             except OSError as error:
                 raise SourceError(
                     f"{self.name}/{file}: cannot be opened: {error.strerror}; check its permissions and "
-                    "`ulimit -n`"
+                    "`ulimit -n`",
+                    file=file,
                 ) from error
             if _has_changed(entry, descriptor):
                 os.close(descriptor)
@@ -135,7 +122,8 @@ class LocalSource:
     def _changed(self, file: str) -> SourceError:
         return SourceError(
             f"{self.name}/{file}: changed while it was read; wait until nothing writes to it, then run the "
-            "same command again"
+            "same command again",
+            file=file,
         )
 
 
@@ -150,7 +138,7 @@ def check_folder(folder: Path | str) -> None:
     with closing(LocalSource(folder)) as source:
         for file, info in source.files().items():
             if info.problem is not None and not file.startswith("."):
-                raise SourceError(f"{folder}/{shown(file)}: {info.problem}")
+                raise SourceError(f"{folder}/{shown(file)}: {info.problem}", file=file)
         check_loaded(source, str(folder))
 
 

@@ -8,14 +8,15 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
-from hubextrap.containment import leads_out, name_problem, shown
-from hubextrap.errors import SourceError
-from hubextrap.hub_access import hub_api, hub_errors
+from hubextrap.containment import name_problem
+from hubextrap.errors import ReferenceNotFound, SourceError
+from hubextrap.hub_access import hub_errors
 from hubextrap.hub_client import origin, stoppable
 from hubextrap.patience import Attempts, Patience, is_passing, wait_asked_by
 from hubextrap.tensors.hashing import check_data
-from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER, FileInfo
+from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER, FileInfo, check_range, readable
 from hubextrap.tensors.transfer import Part, Refused, Target, fetch
+from hubextrap.trajectory.hub_files import list_entries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,6 +45,7 @@ class RemoteSource:
         path: str = "",
         name: str | None = None,
         patience: Patience | None = None,
+        listed: dict[str, FileInfo] | None = None,
     ) -> None:
         self.name = name or f"{repo}@{commit[:12]}" + (f":{path}" if path else "")
         self._repo = repo
@@ -51,7 +53,7 @@ class RemoteSource:
         self._path = path.strip("/")
         self._patience = patience or Patience()
         self._lock = threading.Lock()
-        self._listing: dict[str, FileInfo] | None = None
+        self._listing = listed
         self._targets: dict[str, Target] = {}
         self._resolving: dict[str, threading.Lock] = {}
         self._reads: set[threading.Event] = set()
@@ -66,10 +68,7 @@ class RemoteSource:
     def read(self, file: str, offset: int, buffer: memoryview) -> None:
         view = buffer.cast("B")
         info = self._known(file)
-        if offset < 0 or offset + len(view) > info.size:
-            raise SourceError(
-                f"{self.name}/{file}: bytes {offset}-{offset + len(view)} asked for, but it has {info.size:,}"
-            )
+        check_range(info.size, offset, len(view), self.name, file)
         stop = threading.Event()
         with self._lock:
             if self._closed:
@@ -96,16 +95,10 @@ class RemoteSource:
         if first is not None:
             raise first
         if any(part.rest for part in parts):
-            raise SourceError(f"{self.name}/{file}: the source was closed while it was read")
+            raise SourceError(f"{self.name}/{file}: the source was closed while it was read", file=file)
 
     def read_file(self, file: str, limit: int = SMALL_FILE) -> bytes:
-        info = self._known(file)
-        if info.size > limit:
-            raise SourceError(
-                f"{self.name}/{file}: {info.size:,} bytes are more than the {limit:,} that such a file may "
-                "have"
-            )
-        buffer = bytearray(info.size)
+        buffer = bytearray(self._known(file, limit).size)
         self.read(file, 0, memoryview(buffer))
         data = bytes(buffer)
         check_data(self, file, data)
@@ -118,13 +111,8 @@ class RemoteSource:
                 stop.set()
             self._targets.clear()
 
-    def _known(self, file: str) -> FileInfo:
-        info = self.files().get(file)
-        if info is None:
-            raise SourceError(f"{self.name}: no file {file!r} in the folder")
-        if info.problem is not None:
-            raise SourceError(f"{self.name}/{shown(file)}: {info.problem}")
-        return info
+    def _known(self, file: str, limit: int | None = None) -> FileInfo:
+        return readable(self.files().get(file), self.name, file, limit)
 
     def _read_part(self, file: str, part: Part) -> None:
         """Fill ``part``, trying again as long as patience lasts."""
@@ -155,7 +143,8 @@ class RemoteSource:
                     raise SourceError(
                         f"{where}: bytes {first}-{last} could not be read in {attempts.failed} attempts over "
                         f"{attempts.elapsed:.0f} s: {cause}{hint}; check the network, then "
-                        "run the same command again"
+                        "run the same command again",
+                        file=where,
                     )
                 # An address that expired or a connection that brought something is worth an attempt at once.
                 if part.received == received and not (stale and attempts.failed == 1):
@@ -198,7 +187,8 @@ class RemoteSource:
             if found is not None and found != expected:
                 raise SourceError(
                     f"{self.name}/{file}: the Hub lists it with {what} {expected} but serves {what} {found}; "
-                    "try again later"
+                    "try again later",
+                    file=file,
                 )
         location = urljoin(url, metadata.location)
         at_hub = origin(location) == origin(url)
@@ -227,25 +217,19 @@ def list_folder(repo: str, commit: str, path: str, name: str) -> dict[str, FileI
 
 def _listed(repo: str, commit: str, path: str, name: str) -> tuple[dict[str, FileInfo], set[str]]:
     """The files directly in a folder of a repo by name, and the names of its subfolders."""
-    from huggingface_hub.hf_api import RepoFile
-
     prefix = f"{path}/" if path else ""
-    with hub_errors(name):
-        entries = list(hub_api().list_repo_tree(repo, path or None, recursive=False, revision=commit))
+    entries = list_entries(repo, commit, path, name, SourceError)
+    if entries is None:
+        raise ReferenceNotFound(f"{name}: no such folder on the Hub")
     listing, folders = {}, set()
     for entry in entries:
-        if leads_out(entry.path):
-            raise SourceError(
-                f"{name}: the Hub lists a path that leads out of it, {shown(entry.path)}; do not trust it"
-            )
         file = entry.path.removeprefix(prefix)
         if not entry.path.startswith(prefix) or "/" in file or not file:
             continue
-        if isinstance(entry, RepoFile):
-            digest = entry.lfs.sha256 if entry.lfs is not None else entry.blob_id
-            listing[file] = FileInfo(entry.size, digest, name_problem(file))
-        else:
+        if entry.is_folder:
             folders.add(file)
+        else:
+            listing[file] = FileInfo(entry.size, entry.digest, name_problem(file))
     return listing, folders
 
 

@@ -39,7 +39,9 @@ class LocalSink:
             OutputError: there is no room for it, or the folder cannot be written to.
         """
         if file in ("", ".", "..") or Path(file).name != file:
-            raise OutputError(f"{file!r}: not a plain file name; the output would leave {self.folder}")
+            raise OutputError(
+                f"{file!r}: not a plain file name; the output would leave {self.folder}", file=file
+            )
         return LocalShardWriter(self.folder, file, size, self._journal)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from hubextrap.digests import sha256_hex
 from hubextrap.errors import CheckpointError, CorruptFile, HubExtrapError, UnsupportedCheckpoint
 from hubextrap.foreign_data import parse_json, shorten
 from hubextrap.foreign_text import own_lines
@@ -61,7 +61,7 @@ def read_layouts(sources: Sequence[Source], progress: Progress | None = None) ->
         with (progress or SilentProgress()).stage("Reading headers", len(shards), "files") as stage:
 
             def read(shard: tuple[Source, str]) -> ShardInfo:
-                info = _read_shard(*shard, parser)
+                info = parser.parse(*read_header(*shard), shard[1], shard[0].name)
                 stage.advance(1)
                 return info
 
@@ -83,10 +83,10 @@ class _Parser:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: dict[tuple[str, int, bytes], ShardInfo] = {}
+        self._known: dict[tuple[str, int, str], ShardInfo] = {}
 
     def parse(self, data: bytes, size: int, file: str, name: str) -> ShardInfo:
-        key = (file, size, hashlib.sha256(data[: header_end(data, size, f"{name}/{file}")]).digest())
+        key = (file, size, sha256_hex(data[: header_end(data, size, f"{name}/{file}")]))
         with self._lock:
             if key not in self._known:
                 self._known[key] = parse_header(data, size, file, name)
@@ -188,13 +188,14 @@ def _read_weight_map(source: Source) -> dict[str, str]:
     index = parse_json(source.read_file(INDEX_FILE), where, limit=HEADER_LIMIT)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CorruptFile(f"{where}: has no weight_map from tensors to files; download it again")
+        raise CorruptFile(f"{where}: has no weight_map from tensors to files; download it again", file=where)
     for tensor, file in weight_map.items():
         if not _is_plain_shard(file):
             raise CorruptFile(
                 f"{where}: puts tensor {shorten(repr(tensor))} into {shorten(repr(file))}, which is not a "
                 "safetensors file of this folder; download it again, or, where its author keeps the files "
-                "elsewhere, put them beside the index and their plain names into it, in a copy"
+                "elsewhere, put them beside the index and their plain names into it, in a copy",
+                file=where,
             )
     return weight_map
 
@@ -209,17 +210,22 @@ def _is_plain_shard(file: object) -> bool:
     )
 
 
-def _read_shard(source: Source, file: str, parser: _Parser) -> ShardInfo:
+def read_header(source: Source, file: str) -> tuple[bytes, int]:
+    """The first bytes of a safetensors file, at least up to the end of its header, and the file's size.
+
+    Raises:
+        CorruptFile: it is too short for a header.
+        SourceError: it could not be read.
+    """
     size = source.files()[file].size
-    where = f"{source.name}/{file}"
     head = bytearray(min(size, HEAD))
     source.read(file, 0, memoryview(head))
-    end = header_end(bytes(head[:8]), size, where)
+    end = header_end(bytes(head[:8]), size, f"{source.name}/{file}")
     if end > len(head):
         rest = bytearray(end - len(head))
         source.read(file, len(head), memoryview(rest))
         head += rest
-    return parser.parse(bytes(head), size, file, source.name)
+    return bytes(head), size
 
 
 def _check_tensors(layout: CheckpointLayout, found: _Weights) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, Series, Trajectory, say_same_weights
-from hubextrap.trajectory.describe import describe, describe_checkpoint
 from hubextrap.trajectory.discover import (
     find_series,
     find_trajectory,
@@ -25,8 +24,6 @@ __all__ = [
     "Series",
     "Trajectory",
     "TrajectoryOptions",
-    "describe",
-    "describe_checkpoint",
     "find_recipe_trajectory",
     "find_series",
     "find_trajectory",

@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hubextrap.containment import leads_out, shown
-from hubextrap.errors import TrajectoryError
+from hubextrap.errors import HubExtrapError, TrajectoryError
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.patience import retried
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import datetime
 
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """One file of a repo."""
+    """One file of a repo, or a folder."""
 
     path: str
     size: int
@@ -24,6 +25,7 @@ class HubFile:
     """Of the commit that last changed it, where asked for."""
     digest: str | None = None
     """sha256 of an LFS file, git blob id of a regular one."""
+    is_folder: bool = False
 
 
 def commit_of(repo: str, revision: str | None, what: str) -> str:
@@ -31,7 +33,7 @@ def commit_of(repo: str, revision: str | None, what: str) -> str:
     with hub_errors(what, TrajectoryError):
         info = retried(lambda: hub_api().model_info(repo, revision=revision or "main", expand=["sha"]))
     if info.sha is None:
-        raise TrajectoryError(f"{what}: the Hub names no commit for it")
+        raise TrajectoryError(f"{what}: the Hub names no commit for it", repo=repo)
     return info.sha
 
 
@@ -39,29 +41,44 @@ def list_files(
     repo: str, commit: str, folder: str, what: str, *, recursive: bool = False, dates: bool = False
 ) -> list[HubFile] | None:
     """The files in a folder of a repo at a commit, paths from the repo's root; None without such a folder."""
-    from huggingface_hub.errors import EntryNotFoundError
-    from huggingface_hub.hf_api import RepoFile
+    entries = list_entries(repo, commit, folder, what, recursive=recursive, dates=dates)
+    return None if entries is None else [entry for entry in entries if not entry.is_folder]
 
-    with hub_errors(what, TrajectoryError):
+
+def list_entries(
+    repo: str,
+    commit: str,
+    folder: str,
+    what: str,
+    kind: type[HubExtrapError] = TrajectoryError,
+    *,
+    recursive: bool = False,
+    dates: bool = False,
+) -> list[HubFile] | None:
+    """The same with the folders in it; ``what`` and ``kind`` as `hub_errors` takes them."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    with hub_errors(what, kind):
         try:
-            tree = list(
-                hub_api().list_repo_tree(
-                    repo, folder or None, revision=commit, recursive=recursive, expand=dates
-                )
-            )
+            found = list(list_tree(repo, commit, folder, recursive=recursive, dates=dates))
         except EntryNotFoundError:
             return None
-    if wrong := next((entry.path for entry in tree if leads_out(entry.path)), None):
-        raise TrajectoryError(
-            f"{what}: the Hub lists a path that leads out of it, {shown(wrong)}; do not trust it"
-        )
-    return [
-        HubFile(
-            entry.path,
-            entry.size,
-            entry.last_commit.date if entry.last_commit else None,
-            entry.lfs.sha256 if entry.lfs is not None else entry.blob_id,
-        )
-        for entry in tree
-        if isinstance(entry, RepoFile)
-    ]
+    if wrong := next((entry.path for entry in found if leads_out(entry.path)), None):
+        raise kind(f"{what}: the Hub lists a path that leads out of it, {shown(wrong)}; do not trust it")
+    return found
+
+
+def list_tree(
+    repo: str, commit: str, folder: str = "", *, recursive: bool = False, dates: bool = False
+) -> Iterator[HubFile]:
+    """The same as the Hub says it: errors are the client's, and paths may lead anywhere."""
+    from huggingface_hub.hf_api import RepoFile
+
+    api = hub_api()
+    for entry in api.list_repo_tree(repo, folder or None, revision=commit, recursive=recursive, expand=dates):
+        if isinstance(entry, RepoFile):
+            digest = entry.lfs.sha256 if entry.lfs is not None else entry.blob_id
+            date = entry.last_commit.date if entry.last_commit else None
+            yield HubFile(entry.path, entry.size, date, digest)
+        else:
+            yield HubFile(entry.path, 0, is_folder=True)

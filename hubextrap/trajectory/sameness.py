@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.containment import entries_of, open_regular
+from hubextrap.digests import sha256_hex
 from hubextrap.trajectory.weights import weights_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from hubextrap.trajectory.hub_files import HubFile
 
 _PLACES = 64
-_BLOCK = 4096
+_PLACE_SIZE = 4096
 """A checkpoint on a disk is looked at in so many places of so many bytes. Even where an update changes one
 16-bit weight in a thousand, 130 of them lie there."""
 
@@ -44,7 +45,7 @@ def digest_of(files: Iterable[HubFile]) -> str | None:
     if weights is None:
         return None
     digests = [named[name].digest for name in weights.files]
-    return None if None in digests else hashlib.sha256("\n".join(map(str, digests)).encode()).hexdigest()
+    return None if None in digests else sha256_hex("\n".join(map(str, digests)))
 
 
 def _key(checkpoint: Checkpoint) -> Hashable | None:
@@ -67,8 +68,8 @@ def _key_on_disk(folder: Path) -> Hashable | None:
             found.update(f"{name} {size}\n".encode())
             with os.fdopen(open_regular(entries[name].path), "rb") as file:
                 for place in range(places):
-                    file.seek(max(0, size - _BLOCK) * place // max(1, places - 1))
-                    found.update(file.read(_BLOCK))
+                    file.seek(max(0, size - _PLACE_SIZE) * place // max(1, places - 1))
+                    found.update(file.read(_PLACE_SIZE))
     except OSError:  # who reads the weights will say it
         return None
     return found.digest()

@@ -192,7 +192,6 @@ def test_other_files_of_the_cache(
     """Bytes that rot on the disk, of the files beside the weights and of those for transformers."""
     from hubextrap.logits import load_tokenizer
     from hubextrap.logits.loading import load_causal_lm
-    from hubextrap.statistics import models
 
     checkpoint = resolve_checkpoint(f"{run_on_hub}@step_30")
     merge = ("merge", recipe_file(run_on_hub), "--cache", "-q", "--out")
@@ -209,13 +208,11 @@ def test_other_files_of_the_cache(
         refused = cli(*merge, tmp_path / "bad")
         assert f"@step_30/{cached.name}: its bytes have sha256" in refused.err
         assert not (tmp_path / "bad").exists()
-        for load in (load_causal_lm, lambda one: models.load_model(one, "cpu")):
-            with pytest.raises(CorruptFile, match=re.escape(f"remove {blob} from the Hub cache")):
-                load(checkpoint)
+        with pytest.raises(CorruptFile, match=re.escape(f"remove {blob} from the Hub cache")):
+            load_causal_lm(checkpoint)
         if file.endswith(".json"):
-            for load in (load_tokenizer, models.load_tokenizer):
-                with pytest.raises(CorruptFile, match=re.escape(cached.name)):
-                    load(checkpoint)
+            with pytest.raises(CorruptFile, match=re.escape(cached.name)):
+                load_tokenizer(checkpoint)
         content[at] ^= 1
         blob.write_bytes(content)
 

@@ -15,8 +15,7 @@ import yaml
 from hubextrap.errors import HubExtrapError
 from hubextrap.evaluate import TaskFile, evaluate
 from hubextrap.localhub import Fault, LocalHub
-from hubextrap.logits import ExtrapolatedForCausalLM
-from hubextrap.statistics.logprobs import LogProbRequest, measure_logprobs
+from hubextrap.logits import ExtrapolatedForCausalLM, LogProbRequest, measure_logprobs
 from hubextrap.trajectory import find_trajectory
 
 Run = Callable[..., object]

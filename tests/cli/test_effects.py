@@ -22,11 +22,11 @@ from hubextrap import PushTarget, Settings, api
 from hubextrap.errors import HubExtrapError, RecipeError
 from hubextrap.evaluate import EvaluationOptions, Harness, evaluate
 from hubextrap.evaluate.own_tasks import Answering, TaskFile
+from hubextrap.logits import LogProbRequest
 from hubextrap.logits.completing import Sampling
 from hubextrap.recipe import Recipe, RegroundRecipe, load_recipe, parse_recipe
 from hubextrap.reground import ExtrapolationCallback
 from hubextrap.scans import Scan
-from hubextrap.statistics.logprobs import LogProbRequest
 from hubextrap.trajectory import TrajectoryOptions, find_trajectory
 
 ALWAYS = "*"

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from hubextrap.errors import CorruptFile
-from hubextrap.hub.provenance import InputCheckpoint, OutputShard, read_provenance, without_private_parts
+from hubextrap.hub.provenance import InputCheckpoint, OutputShard, without_private_parts
+from hubextrap.hub.provenance_checks import read_provenance
 
 Make = Callable[..., Any]
 

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from hubextrap.hub.card import model_card
-from hubextrap.hub.provenance import read_provenance
+from hubextrap.hub.provenance_checks import read_provenance
 from hubextrap.hub.push import push_folder
 from hubextrap.hub.target import PushTarget
 from hubextrap.localhub import LocalHub

@@ -93,7 +93,7 @@ def test_large_files_are_read_in_blocks(
 ) -> None:
     hub.create_repo(repo_id)
     hub.commit(repo_id, {path.name: path for path in prediction.iterdir()})
-    monkeypatch.setattr("hubextrap.tensors.hashing._BLOCK", 10_007)
+    monkeypatch.setattr("hubextrap.tensors.hashing._READ_SIZE", 10_007)
     assert hubextrap.verify(prediction).problems == ()
     assert hubextrap.verify(repo_id).problems == ()
 

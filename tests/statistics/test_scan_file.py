@@ -21,10 +21,10 @@ from hubextrap import api
 from hubextrap.cli.main import app
 from hubextrap.errors import CorruptFile, NonFinite, OutputError, RecipeError, ReferenceNotFound
 from hubextrap.localhub import LocalHub
+from hubextrap.logits import LogProbRequest
 from hubextrap.scans import LogProbs, LogProbSource, Scan, module_kind
 from hubextrap.scans.scan import write_tables
 from hubextrap.scans.tensor_scan import ScanJournal, TensorScan
-from hubextrap.statistics.logprobs import LogProbRequest
 from hubextrap.trajectory import find_trajectory
 
 

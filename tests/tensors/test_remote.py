@@ -264,7 +264,7 @@ def test_what_is_not_there(cdn_hub: LocalHub, repo_id: str, monkeypatch: pytest.
     commit = cdn_hub.commit(repo_id, {WEIGHTS: b"x"})
     with pytest.raises(ReferenceNotFound, match="no such revision"):
         RemoteSource(repo_id, "0" * 40).files()
-    with pytest.raises(ReferenceNotFound, match="no such file"):
+    with pytest.raises(ReferenceNotFound, match="no such folder"):
         RemoteSource(repo_id, commit, "absent").files()
     monkeypatch.setenv("HF_TOKEN", "")
     with pytest.raises(AccessDenied, match="gated; ask for access"):

@@ -11,7 +11,7 @@ import pytest
 
 from hubextrap.errors import OutputError
 from hubextrap.tensors import FinishedShard, LocalSink
-from hubextrap.tensors.blocks import BLOCK
+from hubextrap.tensors.blocks import WRITE_SIZE
 
 DATA = bytes(range(256)) * 40
 
@@ -32,13 +32,13 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert (sink.folder / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("size", [BLOCK - 1, BLOCK, BLOCK + 1, 9 * BLOCK + 12345])
+@pytest.mark.parametrize("size", [WRITE_SIZE - 1, WRITE_SIZE, WRITE_SIZE + 1, 9 * WRITE_SIZE + 12345])
 def test_blocks_whatever_the_pieces(tmp_path: Path, size: int) -> None:
     data = random.Random(size).randbytes(size)
     writer = LocalSink(tmp_path).open("model.safetensors", size)
     start, lengths = 0, random.Random(1)
     while start < size:
-        end = min(size, start + lengths.choice([8, 4096, BLOCK, BLOCK + 7, 3 * BLOCK]))
+        end = min(size, start + lengths.choice([8, 4096, WRITE_SIZE, WRITE_SIZE + 7, 3 * WRITE_SIZE]))
         writer.write(start, memoryview(data)[start:end])
         start = end
     assert writer.finish().sha256 == hashlib.sha256(data).hexdigest()
@@ -50,12 +50,12 @@ def test_whole_blocks_pass_by_the_page_cache(tmp_path: Path) -> None:
         os.close(os.open(tmp_path / "probe", os.O_CREAT | os.O_WRONLY | os.O_DIRECT))
     except OSError:
         pytest.skip(f"{tmp_path}: this file system has no O_DIRECT")
-    writer = LocalSink(tmp_path).open("model.safetensors", 3 * BLOCK + 1)
+    writer = LocalSink(tmp_path).open("model.safetensors", 3 * WRITE_SIZE + 1)
     part = tmp_path / ".model.safetensors.part"
-    writer.write(0, memoryview(bytes(2 * BLOCK)))
+    writer.write(0, memoryview(bytes(2 * WRITE_SIZE)))
     assert _flags(part) & os.O_DIRECT
-    writer.write(2 * BLOCK, memoryview(bytes(BLOCK + 1)))
-    assert writer.finish().sha256 == hashlib.sha256(bytes(3 * BLOCK + 1)).hexdigest()
+    writer.write(2 * WRITE_SIZE, memoryview(bytes(WRITE_SIZE + 1)))
+    assert writer.finish().sha256 == hashlib.sha256(bytes(3 * WRITE_SIZE + 1)).hexdigest()
 
 
 def _flags(path: Path) -> int:
@@ -67,15 +67,15 @@ def _flags(path: Path) -> int:
 
 
 def test_a_block_that_the_disk_does_not_take(tmp_path: Path) -> None:
-    writer = LocalSink(tmp_path).open("model.safetensors", 16 * BLOCK)
+    writer = LocalSink(tmp_path).open("model.safetensors", 16 * WRITE_SIZE)
 
     def fill() -> None:
         for number in range(16):
-            writer.write(number * BLOCK, memoryview(bytes(BLOCK)))
+            writer.write(number * WRITE_SIZE, memoryview(bytes(WRITE_SIZE)))
         writer.finish()
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * BLOCK, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * WRITE_SIZE, hard))
     try:
         with pytest.raises(OutputError, match="no room: 16,777,216 bytes are needed"):
             fill()

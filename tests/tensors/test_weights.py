@@ -100,7 +100,7 @@ def test_all_wrong_checkpoints_are_named_at_once(folder: Folder, shard: Any) -> 
 def test_truncated_file(folder: Folder, shard: Any, keep: int) -> None:
     message = refusal(folder({"model.safetensors": shard(["a", "b"])[:keep]}))
     assert message.startswith("ckpt/model.safetensors: ")
-    assert "download it again" in message
+    assert "download the file again" in message
 
 
 def test_missing_shard(folder: Folder, sharded: Any) -> None:

@@ -15,7 +15,8 @@ from hubextrap.errors import (
     UnsupportedCheckpoint,
 )
 from hubextrap.localhub import Fault, LocalHub
-from hubextrap.trajectory import describe, find_series, find_trajectory, pin_checkpoints, resolve_checkpoint
+from hubextrap.tensors import describe
+from hubextrap.trajectory import find_series, find_trajectory, pin_checkpoints, resolve_checkpoint
 
 Model = Callable[..., dict[str, bytes]]
 OnBranches = Callable[..., dict[str, str]]
@@ -107,7 +108,7 @@ def test_a_gated_repo(
         with pytest.raises(AccessDenied) as caught:
             describe(found)
         assert str(caught.value) == (
-            f"{repo_id}@step_1, model.safetensors: the repo is gated; ask for access on its page, then log "
+            f"{repo_id}@step_1/model.safetensors: the repo is gated; ask for access on its page, then log "
             "in with `hf auth login` or set HF_TOKEN"
         )
     monkeypatch.setenv("HF_TOKEN", token)

@@ -16,10 +16,10 @@ from hubextrap.errors import (
     TrajectoryError,
     UnsupportedCheckpoint,
 )
+from hubextrap.tensors import describe
 from hubextrap.trajectory import (
     UNKNOWN_STEP,
     Trajectory,
-    describe,
     find_series,
     find_trajectory,
     pin_checkpoints,

@@ -9,10 +9,10 @@ import pytest
 
 from hubextrap.errors import AmbiguousTrajectory, ReferenceNotFound, StepError, TrajectoryError
 from hubextrap.localhub import LocalHub
+from hubextrap.tensors import describe
 from hubextrap.trajectory import (
     UNKNOWN_STEP,
     Trajectory,
-    describe,
     find_series,
     find_trajectory,
     pin_checkpoints,

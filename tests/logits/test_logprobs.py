@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from hubextrap import api
 from hubextrap.cli.main import app
 from hubextrap.errors import EvaluationError, ReferenceNotFound, UnsupportedCheckpoint
+from hubextrap.logits import LogProbRequest, measure_logprobs
+from hubextrap.logits.logprobs import as_chat
 from hubextrap.scans import LogProbs, LogProbSource, Scan
-from hubextrap.statistics.logprobs import LogProbRequest, as_chat, measure_logprobs
 from hubextrap.trajectory import Trajectory, find_trajectory
 
 DEMO = Path(__file__).parent.parent.parent / "demo" / "data" / "rlvr-C"
@@ -107,7 +108,7 @@ def test_a_reward_model_is_no_language_model(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / f"step_{step}")
         AutoTokenizer.from_pretrained(DEMO / "step_0").save_pretrained(tmp_path / f"step_{step}")
     request = LogProbRequest(prompts_file(tmp_path, *PROBLEMS))
-    with pytest.raises(EvaluationError, match=r"no whole language model: 1 of its weights, as lm_head"):
+    with pytest.raises(UnsupportedCheckpoint, match=r"no whole language model: 1 of its weights, as lm_head"):
         measure_logprobs(find_trajectory(str(tmp_path)), request)
 
 

@@ -1,13 +1,11 @@
-"""Log-probabilities of fixed responses under every checkpoint, and how straight they run against the step.
+"""Log-probabilities of fixed responses, measured under every checkpoint.
 
 The protocol is that of the released code of arXiv 2601.04537: responses are teacher-forced through every
-checkpoint, a token counts when its log-probability at the last step differs from that at the first by more
-than 0.2, and R² is Pearson's, squared, against the step. Log-softmax is taken in float32.
+checkpoint, and log-softmax is taken in float32. Imports torch and transformers inside functions.
 """
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hubextrap.containment import read_named
+from hubextrap.digests import sha256_hex
 from hubextrap.errors import EvaluationError, ReferenceNotFound, UnsupportedCheckpoint
 from hubextrap.foreign_data import parse_json
 from hubextrap.hub_access import reason
+from hubextrap.logits.loading import load_causal_lm, load_tokenizer
 from hubextrap.progress import SilentProgress
 from hubextrap.scans.logprobs import LogProbs, LogProbSource
-from hubextrap.statistics.models import load_model, load_tokenizer, quiet_transformers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -105,7 +104,7 @@ def read_prompts(path: Path, *, responses: bool) -> tuple[list[Prompt], str]:
     except FileNotFoundError:
         raise ReferenceNotFound(f"--logprobs: no such file: {path}") from None
     except OSError as error:
-        raise EvaluationError(f"{path}: cannot be read: {error.strerror}") from error
+        raise EvaluationError(f"{path}: cannot be read: {error.strerror}", file=path) from error
     prompts = []
     for number, line in enumerate(content.splitlines(), start=1):
         if not line.strip():
@@ -114,19 +113,22 @@ def read_prompts(path: Path, *, responses: bool) -> tuple[list[Prompt], str]:
         entry = parse_json(line, where, error=EvaluationError, remedy="write one object a line")
         fields = next((pair for pair in FIELDS if isinstance(entry, dict) and pair[0] in entry), None)
         if fields is None:
-            raise EvaluationError(f"{where}: holds neither prompt and response nor question and answer")
+            raise EvaluationError(
+                f"{where}: holds neither prompt and response nor question and answer", file=where
+            )
         prompt, response = entry[fields[0]], entry.get(fields[1])
         if not isinstance(prompt, str) or not prompt:
-            raise EvaluationError(f"{where}: {fields[0]} is no text")
+            raise EvaluationError(f"{where}: {fields[0]} is no text", file=where)
         if responses and (not isinstance(response, str) or not response):
             raise EvaluationError(
                 f"{where}: {fields[1]} is no text; add the responses, or let a checkpoint give them "
-                "(--sample-from STEP)"
+                "(--sample-from STEP)",
+                file=where,
             )
         prompts.append(Prompt(prompt, response if responses else None))
     if not prompts:
-        raise EvaluationError(f"{path}: holds no prompts")
-    return prompts, hashlib.sha256(content).hexdigest()
+        raise EvaluationError(f"{path}: holds no prompts", file=path)
+    return prompts, sha256_hex(content)
 
 
 def measure_logprobs(
@@ -139,21 +141,22 @@ def measure_logprobs(
     run in float32.
 
     Raises:
-        ReferenceNotFound, EvaluationError: the file, the step or a model does not serve.
+        ReferenceNotFound, EvaluationError: the file or the step does not serve, or a model cannot score it.
+        UnsupportedCheckpoint: a model, or the tokenizer, cannot be loaded.
     """
     progress = progress or SilentProgress()
     source = request.source()
     prompts, _ = read_prompts(request.prompts, responses=request.sample_from is None)
     sampler = None if request.sample_from is None else checkpoint_at(trajectory, request.sample_from)
-    with quiet_transformers(), _model_errors():
-        tokenizer = load_tokenizer(trajectory.last)
+    with _quiet_transformers(), _model_errors():
+        tokenizer: Any = load_tokenizer(trajectory.last)
         encoded = [_encode(tokenizer, prompt, request) for prompt in prompts]
         if sampler is not None:
             encoded = _sample(sampler, tokenizer, encoded, request, progress)
         columns = []
         with progress.stage("log-probs", len(trajectory.checkpoints) * len(encoded), "responses") as stage:
             for checkpoint in trajectory.checkpoints:
-                model = load_model(checkpoint, request.device)
+                model = load_causal_lm(checkpoint, dtype="float32", device=request.device)
                 columns.append(score(model, encoded, request.batch_size, stage.advance))
                 if not np.isfinite(columns[-1]).all():
                     raise EvaluationError(
@@ -253,7 +256,7 @@ def _sample(
     """One response each, drawn from the checkpoint's own distribution."""
     import torch
 
-    model = load_model(checkpoint, request.device)
+    model: Any = load_causal_lm(checkpoint, dtype="float32", device=request.device)
     end = tokenizer.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end or 0
     results = list(encoded)
@@ -302,6 +305,19 @@ def checkpoint_at(trajectory: Trajectory, step: int) -> Checkpoint:
     raise EvaluationError(
         f"--sample-from {step}: no such step; choose one of {', '.join(map(str, trajectory.steps))}"
     )
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Only errors get through; everything is as before afterwards."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 @contextmanager

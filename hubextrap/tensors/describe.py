@@ -1,0 +1,98 @@
+"""What a table of checkpoints shows beside their place: bytes, dtype, date."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import closing
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from hubextrap.containment import Entry, entries_of
+from hubextrap.errors import CorruptFile
+from hubextrap.progress import SilentProgress
+from hubextrap.tensors.headers import header_object
+from hubextrap.tensors.interfaces import FileInfo
+from hubextrap.tensors.local import LocalSource
+from hubextrap.tensors.remote import RemoteSource
+from hubextrap.tensors.weights import read_header
+from hubextrap.trajectory.concurrent import map_concurrently
+from hubextrap.trajectory.hub_files import HubFile, list_files
+from hubextrap.trajectory.weights import Weights, weights_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from hubextrap.progress import Progress
+    from hubextrap.tensors.interfaces import Source
+    from hubextrap.trajectory.checkpoint import Checkpoint, Trajectory
+
+
+def describe(trajectory: Trajectory, progress: Progress | None = None) -> Trajectory:
+    """The trajectory with size, dtype and date of every checkpoint filled in.
+
+    The size is that of the weight files, the dtype the one of most bytes of the first safetensors file (None
+    without one), the date that of the commit that last changed the weights; locally, their modification time.
+
+    Raises:
+        AccessDenied: the repo is gated, and listing it is allowed but reading is not.
+        CorruptFile: the header of a safetensors file cannot be read.
+    """
+    progress = progress or SilentProgress()
+    with progress.stage("read headers", len(trajectory.checkpoints), "checkpoints") as stage:
+        described = map_concurrently(describe_checkpoint, trajectory.checkpoints, stage)
+    return replace(trajectory, checkpoints=tuple(described))
+
+
+def describe_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
+    """One checkpoint with its size, dtype and date; see ``describe``."""
+    if checkpoint.repo is None:
+        files = [_local_file(*file) for file in entries_of(checkpoint.path).items()]
+    else:
+        assert checkpoint.commit is not None
+        listed = list_files(checkpoint.repo, checkpoint.commit, checkpoint.path, checkpoint.name, dates=True)
+        prefix = f"{checkpoint.path}/" if checkpoint.path else ""
+        files = [replace(file, path=file.path.removeprefix(prefix)) for file in listed or []]
+    weights = weights_of((file.path, file.size) for file in files)
+    if weights is None:
+        return checkpoint
+    dates = [file.date for file in files if file.path in weights.files and file.date is not None]
+    return replace(
+        weights.of(checkpoint),
+        dtype=_dtype(checkpoint, weights, files),
+        date=max(dates, default=checkpoint.date),
+    )
+
+
+def _local_file(name: str, entry: Entry) -> HubFile:
+    return HubFile(name, entry.size, datetime.fromtimestamp(entry.stamp[1] / 1e9, timezone.utc))
+
+
+def _source(checkpoint: Checkpoint, files: Iterable[HubFile]) -> Source:
+    """As `open_source` has it, without asking the Hub once more what lies there."""
+    if checkpoint.repo is None or checkpoint.commit is None:
+        return LocalSource(checkpoint.path)
+    listed = {file.path: FileInfo(file.size, file.digest) for file in files}
+    return RemoteSource(checkpoint.repo, checkpoint.commit, checkpoint.path, checkpoint.name, listed=listed)
+
+
+def _dtype(checkpoint: Checkpoint, weights: Weights, files: Iterable[HubFile]) -> str | None:
+    first = next((file for file in weights.files if file.endswith(".safetensors")), None)
+    if first is None:
+        return None
+    with closing(_source(checkpoint, files)) as source:
+        try:
+            header = header_object(*read_header(source, first), f"{source.name}/{first}")
+            total: Counter[str] = Counter()
+            for name, entry in header.items():
+                if name != "__metadata__":
+                    start, end = entry["data_offsets"]
+                    total[str(entry["dtype"])] += end - start
+        except (CorruptFile, ValueError, TypeError, LookupError) as error:
+            raise CorruptFile(
+                f"{checkpoint.name}: the header of {first} is not safetensors; the upload may be broken, "
+                "fetch it again",
+                file=first,
+                step=checkpoint.step,
+            ) from error
+    return max(total, key=lambda dtype: total[dtype], default=None)
