@@ -8,11 +8,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from hubextrap._version import __version__
-from hubextrap.tensors import LocalSource
+from hubextrap.opening import commit_fingerprint
 
 if TYPE_CHECKING:
     from hubextrap.api.prepare import Prepared
-    from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import CheckpointLayout
     from hubextrap.trajectory.checkpoint import Checkpoint
 
@@ -28,7 +27,7 @@ def merge_fingerprint(prepared: Prepared) -> dict[str, str]:
         "the recipe": prepared.recipe.fingerprint(),
         **{
             f"the checkpoint of step {checkpoint.step}": header_fingerprint(checkpoint, layout)
-            for checkpoint, layout in zip(prepared.trajectory.checkpoints, plan.layouts, strict=True)
+            for checkpoint, layout in zip(prepared.run.trajectory.checkpoints, plan.layouts, strict=True)
         },
         "the coefficients": _digest(
             [(rule.match, rule.method, rows.tolist()) for rule, rows in prepared.rules]
@@ -44,27 +43,9 @@ def merge_fingerprint(prepared: Prepared) -> dict[str, str]:
 
 def header_fingerprint(checkpoint: Checkpoint, layout: CheckpointLayout) -> str:
     """What stands for a checkpoint's bytes, those of a local one's tensors aside."""
-    if checkpoint.repo is not None:
-        return _commit(checkpoint)
-    return _digest([checkpoint.path, [(one.file, one.size, one.header_sha256) for one in layout.shards]])
-
-
-def input_fingerprint(checkpoint: Checkpoint, source: Source) -> str:
-    """What stands for a checkpoint's bytes, as long as nobody writes to its files if it is a local one."""
-    if checkpoint.repo is not None:
-        return _commit(checkpoint)
-    assert isinstance(source, LocalSource)
-    # without the device: a file system may have another number tomorrow
-    files = {
-        file: source.stamp(file)[:-1]
-        for file, info in sorted(source.files().items())
-        if file.endswith(".safetensors") and info.problem is None
-    }
-    return _digest([checkpoint.path, files])
-
-
-def _commit(checkpoint: Checkpoint) -> str:
-    return f"{checkpoint.repo}@{checkpoint.commit}:{checkpoint.path}"
+    return commit_fingerprint(checkpoint) or _digest(
+        [checkpoint.path, [(one.file, one.size, one.header_sha256) for one in layout.shards]]
+    )
 
 
 def _digest(value: Any) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.api.beforehand import card_for, problems_beforehand, refuse
-from hubextrap.api.companions import CARD, companions
+from hubextrap.api.beside import CARD
+from hubextrap.api.companions import companions
 from hubextrap.api.fingerprint import merge_fingerprint
 from hubextrap.api.mixing import check_weights
 from hubextrap.api.output import (
