@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hubextrap.api import (
+        MergeOptions,
         MergeResult,
         PlanReport,
         Prediction,
+        ReadingOptions,
+        Run,
         RunResult,
-        Settings,
         Verification,
         merge,
         plan,
@@ -38,13 +40,15 @@ _HOMES = {
     "EvaluationTable": "evaluate",
     "ExtrapolationCallback": "reground",
     "HubExtrapError": "errors",
+    "MergeOptions": "api",
     "MergeResult": "api",
     "PlanReport": "api",
     "Prediction": "api",
     "PushTarget": "hub",
     "Recipe": "recipe",
+    "ReadingOptions": "api",
+    "Run": "api",
     "RunResult": "api",
-    "Settings": "api",
     "Trajectory": "trajectory",
     "Verification": "api",
     "find_trajectory": "trajectory",
@@ -63,13 +67,15 @@ __all__ = [
     "EvaluationTable",
     "ExtrapolationCallback",
     "HubExtrapError",
+    "MergeOptions",
     "MergeResult",
     "PlanReport",
     "Prediction",
     "PushTarget",
+    "ReadingOptions",
     "Recipe",
+    "Run",
     "RunResult",
-    "Settings",
     "Trajectory",
     "Verification",
     "__version__",
@@ -86,6 +92,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "Settings":  # MergeOptions, with a warning
+        from hubextrap import api
+
+        return api.Settings
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

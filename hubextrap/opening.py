@@ -43,7 +43,7 @@ class ReadingOptions:
 
 
 class Run:
-    """The checkpoints of one run as a command found them, pinned; a context manager, which closes the sources.
+    """The checkpoints of one run as a command found them, pinned; a context manager that closes the sources.
 
     Sources are opened, headers read and weights scanned when they are first asked for, and once at most. What
     is written to a local checkpoint after that is an error where it is read.
@@ -90,7 +90,7 @@ class Run:
         """The run that a recipe observes, looked for; or one that was found before.
 
         Args:
-            scan: of these checkpoints and maybe of later ones, or its file: it spares a pass over the weights.
+            scan: of these checkpoints and maybe of later ones, or its file: it spares a pass over them.
 
         Raises:
             TrajectoryError: the checkpoints cannot be found, pinned or put in order.
@@ -121,6 +121,11 @@ class Run:
     def remote(self) -> bool:
         """Whether weights are read over the network."""
         return not self.reading.cache and any(one.repo for one in self.trajectory.checkpoints)
+
+    @property
+    def has_scan(self) -> bool:
+        """Whether a scan was given, so that no weight has to be read for fitting."""
+        return self._scan is not None
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -245,8 +250,10 @@ class Run:
             step = checkpoint.step
             if there.get(step) == wanted[step]:
                 continue
-            what = f"holds other bytes of step {step} than {checkpoint.name}" if step in there else (
-                f"holds no step {step}, which the recipe observes"
+            what = (
+                f"holds other bytes of step {step} than {checkpoint.name}"
+                if step in there
+                else (f"holds no step {step}, which the recipe observes")
             )
             since = ", or what was there before it was written to" if checkpoint.repo is None else ""
             raise _mismatch(name, what + since * (step in there), step)
@@ -299,9 +306,7 @@ def files_fingerprint(checkpoint: Checkpoint, source: Source) -> str:
     return hashlib.sha256(json.dumps([checkpoint.path, files], sort_keys=True).encode()).hexdigest()
 
 
-def _mismatch(
-    name: str, what: str, step: int | None = None, tensor: str | None = None
-) -> CheckpointMismatch:
+def _mismatch(name: str, what: str, step: int | None = None, tensor: str | None = None) -> CheckpointMismatch:
     return CheckpointMismatch(
         f"{name}: {what}; remove it and scan the same recipe: hubextrap scan RECIPE --out FILE",
         file=name,

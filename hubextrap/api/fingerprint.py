@@ -12,6 +12,8 @@ from hubextrap.opening import commit_fingerprint
 
 if TYPE_CHECKING:
     from hubextrap.api.prepare import Prepared
+    from hubextrap.engine import MergePlan
+    from hubextrap.opening import Run
     from hubextrap.tensors.layout import CheckpointLayout
     from hubextrap.trajectory.checkpoint import Checkpoint
 
@@ -23,25 +25,34 @@ def merge_fingerprint(prepared: Prepared) -> dict[str, str]:
     file: the journal says what was read of the tensors.
     """
     plan = prepared.plan
+    return (
+        {"the recipe": prepared.recipe.fingerprint()}
+        | inputs_fingerprint(prepared.run, plan)
+        | {
+            "the coefficients": _digest(
+                [(rule.match, rule.method, rows.tolist()) for rule, rows in prepared.rules]
+            ),
+            "the output's files": _digest(
+                [(shard.file, shard.size, hashlib.sha256(shard.header).hexdigest()) for shard in plan.shards]
+            ),
+            "--allow-non-finite": str(prepared.settings.allow_non_finite),
+        }
+    )
+
+
+def inputs_fingerprint(run: Run, plan: MergePlan) -> dict[str, str]:
+    """What the bytes of any prediction follow from: the checkpoints, and the programs that add them up."""
     return {
-        "the recipe": prepared.recipe.fingerprint(),
         **{
-            f"the checkpoint of step {checkpoint.step}": header_fingerprint(checkpoint, layout)
-            for checkpoint, layout in zip(prepared.run.trajectory.checkpoints, plan.layouts, strict=True)
+            f"the checkpoint of step {checkpoint.step}": _header_fingerprint(checkpoint, layout)
+            for checkpoint, layout in zip(run.trajectory.checkpoints, plan.layouts, strict=True)
         },
-        "the coefficients": _digest(
-            [(rule.match, rule.method, rows.tolist()) for rule, rows in prepared.rules]
-        ),
-        "the output's files": _digest(
-            [(shard.file, shard.size, hashlib.sha256(shard.header).hexdigest()) for shard in plan.shards]
-        ),
-        "--allow-non-finite": str(prepared.settings.allow_non_finite),
         "the version of hubextrap": __version__,
         "the version of torch": version("torch"),
     }
 
 
-def header_fingerprint(checkpoint: Checkpoint, layout: CheckpointLayout) -> str:
+def _header_fingerprint(checkpoint: Checkpoint, layout: CheckpointLayout) -> str:
     """What stands for a checkpoint's bytes, those of a local one's tensors aside."""
     return commit_fingerprint(checkpoint) or _digest(
         [checkpoint.path, [(one.file, one.size, one.header_sha256) for one in layout.shards]]

@@ -30,7 +30,7 @@ FEW_ORIGINS = 3
 
 @dataclass(frozen=True, slots=True)
 class FittedRules:
-    """Every rule with its coefficients, (targets, checkpoints); one per tensor where they depend on weights."""
+    """Every rule with its coefficients, (targets, checkpoints); one per tensor where weights decide."""
 
     rules: tuple[tuple[Rule, NDArray[np.float64]], ...]
     by_tensor: dict[str, NDArray[np.float64]]

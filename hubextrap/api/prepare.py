@@ -78,8 +78,8 @@ def opened(
     settings = settings or MergeOptions(reading.memory, reading.workers, reading.cache)
     if scan is not None or settings.reading != reading:
         raise RecipeError(
-            "scan, and memory, workers and cache of settings, have no effect on a run that is open; give them "
-            "to Run.of"
+            "scan, and memory, workers and cache of settings, have no effect on a run that is open; give "
+            "them to Run.of"
         )
     yield run, settings
 
@@ -205,7 +205,7 @@ def _planned(
 
         targets = [step for each in recipes for step in each.target_steps]
         reserve = fitting_memory(run.steps, layouts, targets)
-        other_pass = run.scan_plan.least_memory
+        other_pass = 0 if run.has_scan else run.scan_plan.least_memory
     if settings.cache:
         other_pass = max(other_pass, BASELINE + _download_memory(run, layouts))
     fitted = stacked([fit_rules(each, run.steps, layouts, table, run.progress) for each in recipes])

@@ -46,7 +46,7 @@ def backtest(
 
     progress = open_progress(quiet)
     path = Path(reference)
-    settings = api.Settings(parse_size(memory), workers, cache)
+    settings = api.ReadingOptions(parse_size(memory), workers, cache)
     if path.is_file():
         refuse_idle(ctx, ("max_step",), "is for a REF; a recipe or a scan says itself which steps it holds")
     if is_recipe(reference):

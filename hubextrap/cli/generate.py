@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from hubextrap.cli.effect import refuse_idle
+from hubextrap.cli.merging import ScanFile
 from hubextrap.cli.terminal import tell_json
 from hubextrap.containment import INPUT_LIMIT, read_named
 from hubextrap.foreign_text import terminal_output
@@ -20,6 +21,7 @@ def generate(
     prompts: Path | None = typer.Option(
         None, "--prompts", metavar="FILE", help="A text file with a prompt a line; - is stdin."
     ),
+    scan: ScanFile = None,
     target_step: int | None = typer.Option(None, min=0, help="Which, where the recipe has several."),
     max_new_tokens: int = typer.Option(256, min=1, help="Tokens a completion may have."),
     temperature: float = typer.Option(0.0, min=0.0, help="0 takes the likeliest token, always."),
@@ -54,12 +56,15 @@ def generate(
         asked,
         target_step=target_step,
         sampling=Sampling(max_new_tokens, temperature, top_p, top_k, seed),
-        chat=chat_template,
-        device=device,
-        dtype=dtype,
-        on_prompt=None if as_json else show,
-        on_text=None if as_json else show,
-        on_end=None if as_json else typer.echo,
+        how=api.Completing(
+            chat_template,
+            device,
+            dtype,
+            on_prompt=None if as_json else show,
+            on_text=None if as_json else show,
+            on_end=None if as_json else typer.echo,
+        ),
+        scan=scan,
         progress=open_progress(quiet),
     )
     if as_json:

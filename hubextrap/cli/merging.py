@@ -12,7 +12,7 @@ from hubextrap.cli.effect import refuse_idle
 from hubextrap.cli.terminal import tell, tell_json
 
 if TYPE_CHECKING:
-    from hubextrap.api import Settings
+    from hubextrap.api import MergeOptions
     from hubextrap.hub import PushTarget
 
 RecipeFile = Annotated[
@@ -42,6 +42,15 @@ Memory = Annotated[
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Threads that read, compute and write.")]
 Cache = Annotated[bool, typer.Option("--cache", help="Download checkpoints into the Hub cache first.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, or cuda: the same bytes.")]
+ScanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--scan",
+        metavar="FILE",
+        help="A scan of these checkpoints, as `hubextrap scan RECIPE --out FILE` saves it: weights are not "
+        "read once more for what it knows.",
+    ),
+]
 AllowNonFinite = Annotated[
     bool, typer.Option("--allow-non-finite", help="Write NaN and infinite weights too.")
 ]
@@ -75,6 +84,7 @@ def plan(
     memory: Memory = "512MiB",
     workers: Workers = 2,
     cache: Cache = False,
+    scan: ScanFile = None,
     no_push_check: Annotated[
         bool,
         typer.Option("--no-push-check", help="Do not ask the Hub whether this token may push there."),
@@ -97,6 +107,7 @@ def plan(
         push=_targets(push),
         check_push=not no_push_check,
         settings=_settings(memory, workers, cache),
+        scan=scan,
         progress=open_progress(quiet),
     )
     if summary is not None:
@@ -119,6 +130,7 @@ def merge(
     memory: Memory = "512MiB",
     workers: Workers = 2,
     cache: Cache = False,
+    scan: ScanFile = None,
     device: Device = "cpu",
     allow_non_finite: AllowNonFinite = False,
     summary: Summary = None,
@@ -141,6 +153,7 @@ def merge(
         out=out,
         push=_targets(push, private, create_pr),
         settings=_settings(memory, workers, cache, device, allow_non_finite),
+        scan=scan,
         progress=open_progress(quiet),
     )
     if summary is not None:
@@ -196,6 +209,7 @@ def run(
     memory: Memory = "512MiB",
     workers: Workers = 2,
     cache: Cache = False,
+    scan: ScanFile = None,
     device: Device = "cpu",
     allow_non_finite: AllowNonFinite = False,
     quiet: Quiet = False,
@@ -226,6 +240,7 @@ def run(
         out=out,
         output=output,
         settings=_settings(memory, workers, cache, device, allow_non_finite),
+        scan=scan,
         progress=open_progress(quiet),
     )
     if summary is not None:
@@ -266,10 +281,10 @@ def parse_size(text: str) -> int:
 
 def _settings(
     memory: str, workers: int, cache: bool, device: str = "cpu", allow_non_finite: bool = False
-) -> Settings:
-    from hubextrap.api import Settings
+) -> MergeOptions:
+    from hubextrap.api import MergeOptions
 
-    return Settings(parse_size(memory), workers, cache, device, allow_non_finite)
+    return MergeOptions(parse_size(memory), workers, cache, device, allow_non_finite)
 
 
 def _targets(reference: str | None, private: bool = False, create_pr: bool = False) -> list[PushTarget]:

@@ -43,7 +43,7 @@ def reground(
     result = api.reground(
         load_reground_recipe(recipe),
         out,
-        settings=api.Settings(parse_size(memory), workers),
+        settings=api.MergeOptions(parse_size(memory), workers),
         progress=open_progress(quiet),
         output=None if quiet else sys.stderr.buffer,
     )

@@ -16,6 +16,7 @@ from hubextrap.foreign_text import as_shown
 
 if TYPE_CHECKING:
     from hubextrap.progress import Progress
+    from hubextrap.recipe import Recipe
     from hubextrap.statistics import Linearity, Scan
     from hubextrap.trajectory import Trajectory
 
@@ -85,7 +86,7 @@ def scan(
         logprobs=None
         if logprobs is None
         else LogProbRequest(logprobs, sample_from, max_new_tokens, chat_template, batch_size, device),
-        settings=api.Settings(parse_size(memory), workers, cache),
+        settings=api.ReadingOptions(parse_size(memory), workers, cache),
         progress=progress,
     )
     if as_json:
@@ -100,12 +101,12 @@ def is_recipe(reference: str) -> bool:
     return Path(reference).suffix in (".yaml", ".yml") and Path(reference).is_file()
 
 
-def _trajectory(reference: str, selection: dict[str, Any], progress: Progress) -> Trajectory:
+def _trajectory(reference: str, selection: dict[str, Any], progress: Progress) -> Trajectory | Recipe:
     from hubextrap.recipe import load_recipe
-    from hubextrap.trajectory import find_recipe_trajectory, find_trajectory
+    from hubextrap.trajectory import find_trajectory
 
     if is_recipe(reference):
-        return find_recipe_trajectory(load_recipe(Path(reference)), progress)
+        return load_recipe(Path(reference))
     return find_trajectory(reference, progress=progress, **selection)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from hubextrap.cli.merging import ScanFile
 from hubextrap.cli.terminal import tell, tell_json
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def sweep(
     memory: Annotated[str, typer.Option(help="Memory that the merge may take, e.g. 512MiB.")] = "512MiB",
     workers: Annotated[int, typer.Option(min=1, help="Threads of the merge.")] = 2,
     cache: Annotated[bool, typer.Option("--cache", help="Download checkpoints into the Hub cache.")] = False,
+    scan: ScanFile = None,
     device: Annotated[str, typer.Option(help="Of the evaluation: cpu, cuda, …")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of the evaluation: bfloat16, float32, …")] = "auto",
     backend: Annotated[str, typer.Option(help="hf (transformers), or vllm.")] = "hf",
@@ -60,7 +62,8 @@ def sweep(
         out,
         horizons=_numbers("--horizons", horizons),
         damping=_numbers("--damping", damping),
-        settings=api.Settings(parse_size(memory), workers, cache),
+        settings=api.MergeOptions(parse_size(memory), workers, cache),
+        scan=scan,
         device=device,
         dtype=dtype,
         backend=cast("Backend", backend),

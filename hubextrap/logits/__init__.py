@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hubextrap.logits.loading import load_tokenizer
-    from hubextrap.logits.mixture import Mixture, recipe_gram_matrix, recipe_mixture
+    from hubextrap.logits.mixture import Mixture, recipe_mixture
     from hubextrap.logits.model import ExtrapolatedForCausalLM
 
-__all__ = ["ExtrapolatedForCausalLM", "Mixture", "load_tokenizer", "recipe_gram_matrix", "recipe_mixture"]
+__all__ = ["ExtrapolatedForCausalLM", "Mixture", "load_tokenizer", "recipe_mixture"]
 
 _MODULES = {
     "ExtrapolatedForCausalLM": "model",
     "Mixture": "mixture",
     "load_tokenizer": "loading",
-    "recipe_gram_matrix": "mixture",
     "recipe_mixture": "mixture",
 }
 
