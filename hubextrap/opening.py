@@ -94,12 +94,15 @@ class Run:
 
         Raises:
             TrajectoryError: the checkpoints cannot be found, pinned or put in order.
+            RecipeError: the recipe needs no scan.
             CheckpointMismatch: the scan is of other checkpoints.
             CorruptFile, ReferenceNotFound, SourceError: the scan cannot be read.
         """
         given = None
         if scan is not None:  # before the Hub is asked anything
             given = (scan, "the scan") if isinstance(scan, Scan) else (Scan.load(scan), str(scan))
+            if not isinstance(what, Trajectory):
+                _check_counts(given[1], [what])
         pins = Pins()
         found = what if isinstance(what, Trajectory) else find_recipe_trajectory(what, progress, pins=pins)
         run = cls(found, reading, pins=pins, progress=progress)
@@ -225,11 +228,8 @@ class Run:
         Raises:
             RecipeError: says so.
         """
-        if self._scan is not None and not any(map(needs_scan, recipes)):
-            raise RecipeError(
-                f"--scan: {self._scan[1]} has no effect, as neither a method of the recipe nor "
-                "max_expected_error needs what a scan knows; leave it out"
-            )
+        if self._scan is not None:
+            _check_counts(self._scan[1], recipes)
 
     def _source(self, k: int) -> Source:
         if k not in self._opened:
@@ -287,6 +287,14 @@ def needs_scan(recipe: Recipe) -> bool:
     return recipe.parameters.max_expected_error is not None or any(
         rule.needs_gram_matrix for rule in recipe.rules
     )
+
+
+def _check_counts(name: str, recipes: Iterable[Recipe]) -> None:
+    if not any(map(needs_scan, recipes)):
+        raise RecipeError(
+            f"--scan: {name} has no effect, as neither a method of the recipe nor max_expected_error needs "
+            "what a scan knows; leave it out"
+        )
 
 
 def commit_fingerprint(checkpoint: Checkpoint) -> str | None:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from hubextrap.api import Settings, merge, sweep
+from hubextrap.api import MergeOptions, merge, sweep
 from hubextrap.cli.main import app
 from hubextrap.errors import EvaluationError, OutputError, RecipeError
 from hubextrap.evaluate import Answering, Harness, TaskFile
@@ -322,4 +322,4 @@ def test_what_is_no_sweep(recipe_for: Callable[..., Recipe], trajectory: Path, t
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
     with pytest.raises(OutputError, match="full: is there already and holds no sweep; choose another --out"):
-        sweep(recipe, tmp_path / "full", settings=Settings())
+        sweep(recipe, tmp_path / "full", settings=MergeOptions())

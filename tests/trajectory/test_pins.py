@@ -11,12 +11,12 @@ from harness import Lines
 from hubextrap.errors import ReferenceNotFound, StepError
 from hubextrap.localhub import LocalHub
 from hubextrap.localhub.faults import Fault
+from hubextrap.api.against import real_checkpoint
 from hubextrap.trajectory import (
     Pins,
     find_series,
     find_trajectory,
     pin_checkpoints,
-    real_checkpoint,
     resolve_checkpoint,
 )
 
