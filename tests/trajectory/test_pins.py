@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from harness import Lines
 
+from hubextrap.api.against import real_checkpoint
 from hubextrap.errors import ReferenceNotFound, StepError
 from hubextrap.localhub import LocalHub
 from hubextrap.localhub.faults import Fault
-from hubextrap.api.against import real_checkpoint
 from hubextrap.trajectory import (
     Pins,
     find_series,
