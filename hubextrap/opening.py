@@ -244,22 +244,19 @@ class Run:
 
     def _use(self, scan: Scan, name: str) -> None:
         """Take what a scan knows, after a look at the checkpoints that it is of."""
-        wanted = dict(zip(self.steps, self.fingerprints, strict=True))
-        there = dict(scan.pins)
-        for checkpoint in self.trajectory.checkpoints:
-            step = checkpoint.step
-            if there.get(step) == wanted[step]:
+        pins = dict(scan.pins)
+        for checkpoint, fingerprint in zip(self.trajectory.checkpoints, self.fingerprints, strict=True):
+            if checkpoint.step not in pins:
+                what = f"holds no step {checkpoint.step}, which the recipe observes"
+            elif pins[checkpoint.step] != fingerprint:
+                since = ", or was made before that was written to" if checkpoint.repo is None else ""
+                what = f"holds other bytes of step {checkpoint.step} than {checkpoint.name}{since}"
+            else:
                 continue
-            what = (
-                f"holds other bytes of step {step} than {checkpoint.name}"
-                if step in there
-                else (f"holds no step {step}, which the recipe observes")
-            )
-            since = ", or what was there before it was written to" if checkpoint.repo is None else ""
-            raise _mismatch(name, what + since * (step in there), step)
-        if scan.steps[: len(wanted)] != self.steps:
-            step = next(step for step in scan.steps if step not in wanted)
-            raise _mismatch(name, f"holds step {step} among those that the recipe observes, and not it", step)
+            raise _mismatch(name, what, checkpoint.step)
+        if scan.steps[: len(self.steps)] != self.steps:
+            step = min(set(scan.steps) - set(self.steps))
+            raise _mismatch(name, f"holds step {step} among those that the recipe observes without it", step)
         self._scan = scan, name
 
     def _part_of(self, scan: Scan, name: str) -> GramTable:

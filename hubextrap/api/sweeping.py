@@ -92,8 +92,7 @@ def sweep(
     """Measure predictions of every step with every damping; choose on half the problems, report on the other.
 
     Each checkpoint's weights are read once for all predictions that have not been measured yet; once more
-    before that where the method's coefficients follow from the weights. These predictions lie on the disk
-    together until each has been measured.
+    before that where coefficients follow from them. These predictions lie on the disk until each is measured.
 
     Args:
         recipe: its evaluate section says which tasks.
@@ -106,7 +105,6 @@ def sweep(
 
     Raises:
         RecipeError: the recipe has no evaluate section, mixes logits, or the grid is not one.
-        SourceError: a local checkpoint changed meanwhile.
         HubExtrapError: see `prepare` and `Harness`; the folder cannot be written.
     """
     progress, settings = progress or SilentProgress(), settings or MergeOptions()
@@ -127,8 +125,8 @@ def sweep(
                 todo.setdefault(point.key, point)
         making = _Making(recipe, run, settings, folder, pins, list(todo.values()))
         making.check_beforehand()
-        references = _references(against, points, progress)
-        measurements = [_reference(*each, harness, measured_with, kept) for each in references]
+        compared = _references(against, points, progress)
+        measurements = [_reference(*each, harness, measured_with, kept) for each in compared]
         if done := sum(point.key not in todo for point in points):
             progress.say(f"{done} of {len(points)} predictions were measured before")
         making.merge()

@@ -163,7 +163,7 @@ def test_a_later_write_to_an_open_run_is_noticed(run: Path, tmp_path: Path) -> N
 def test_a_scan_that_goes_on_after_the_last_checkpoint(
     run: Path, merged: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Its matrices are sums of moves from the first checkpoint on: the first rows are those of a shorter one."""
+    """Its matrices are sums of moves from the first checkpoint on: its first rows are a shorter one's."""
     longer, shorter = (api.scan(recipe_of(run, until=until)).gram_table for until in (160, 120))
     assert longer.gram[:, : len(STEPS), : len(STEPS)].tobytes() == shorter.gram.tobytes()
     api.scan(recipe_of(run, until=160), out=tmp_path / "long.safetensors")
