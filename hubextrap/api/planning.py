@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.api.beforehand import problems_beforehand
@@ -55,25 +55,19 @@ class PlanReport:
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        named = {
+            "checkpoints": ("step", "name", "commit", "size"),
+            "rules": ("match", "method", "coefficients"),
+            "files": ("file", "size"),
+        }
         return {
-            "checkpoints": [
-                {"step": step, "name": name, "commit": commit, "size": size}
-                for step, name, commit, size in self.checkpoints
-            ],
-            "target_steps": list(self.target_steps),
-            "horizons": list(self.horizons),
-            "expected_relative_errors": list(self.expected_relative_errors),
-            "rules": [
-                {"match": match, "method": method, "coefficients": list(targets)}
-                for match, method, targets in self.rules
-            ],
-            "files": [{"file": name, "size": size} for name, size in self.files],
-            "bytes_read": self.bytes_read,
-            "bytes_written": self.bytes_written,
-            "peak_memory": self.peak_memory,
-            "outputs": list(self.outputs),
-            "notes": list(self.notes),
-            "problems": list(self.problems),
+            name: value
+            if not isinstance(value, tuple)
+            else [dict(zip(named[name], row, strict=True)) for row in value]
+            if name in named
+            else list(value)
+            for name, value in values.items()
         }
 
 
