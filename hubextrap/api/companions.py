@@ -134,7 +134,10 @@ def companions_of(
         place = Path(checkpoint.path).name if checkpoint.repo is None else checkpoint.path
         if not is_utf8(place + checkpoint.revision):
             raise SourceError(
-                f"{checkpoint.name}: its name is not UTF-8 text, so hubextrap.json cannot hold it; rename it"
+                f"{checkpoint.name}: its name is not UTF-8 text, so hubextrap.json cannot hold it; rename it",
+                file=checkpoint.path,
+                step=checkpoint.step,
+                repo=checkpoint.repo,
             )
     files = dict(beside.files)
     if plan.index_file is not None:
@@ -154,6 +157,7 @@ def companions_of(
         if file is not None and (size := len(files[file])) > SMALL_FILE:
             raise HubExtrapError(
                 f"{file} would have {size:,} bytes, more than the {SMALL_FILE:,} that can be read again; "
-                "take fewer checkpoints, or a method without coefficients for each tensor"
+                "take fewer checkpoints, or a method without coefficients for each tensor",
+                file=file,
             )
     return Companions(provenance, files)

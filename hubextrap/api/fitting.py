@@ -134,7 +134,8 @@ def _judge(recipe: Recipe, steps: Sequence[int], expected: Sequence[Expectation]
             )
             if limit is not None and target > steps[-1]:
                 raise MethodError(
-                    f"{message}, so max_expected_error {limit:g} cannot be kept; choose another target"
+                    f"{message}, so max_expected_error {limit:g} cannot be kept; choose another target",
+                    step=target,
                 )
             progress.say(message)
             continue
@@ -142,7 +143,8 @@ def _judge(recipe: Recipe, steps: Sequence[int], expected: Sequence[Expectation]
             raise MethodError(
                 f"step {target}: the expected relative error is {error:.3f} (1 is that of step {steps[-1]} "
                 f"as it is), above max_expected_error {limit:g}; choose a nearer target or another method "
-                "(`hubextrap backtest` compares them)"
+                "(`hubextrap backtest` compares them)",
+                step=target,
             )
         if error >= HIGH:
             progress.say(

@@ -237,7 +237,8 @@ def _push(folder: Path, target: PushTarget, progress: Progress) -> PushResult:
     try:
         return push_folder(folder, target, progress)
     except PushError as error:
-        raise PushError(own_lines(str(error), f"{folder} is whole; `{command}` pushes it")) from error
+        said = own_lines(str(error), f"{folder} is whole; `{command}` pushes it")
+        raise PushError(said, repo=target.repo) from error
     except (KeyboardInterrupt, SystemExit):
         progress.say(f"{folder} is whole; `{command}` pushes it")
         raise

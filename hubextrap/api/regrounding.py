@@ -92,10 +92,12 @@ def reground(
     settings = settings or MergeOptions()
     folder = Path(out).resolve()
     if os.path.lexists(out) and not folder.is_dir():
-        raise OutputError(f"{out}: is there already and leads to no folder; choose another --out")
+        raise OutputError(f"{out}: is there already and leads to no folder; choose another --out", file=out)
     state = load_state(folder)
     if state is None and folder.exists() and not _is_empty(folder):
-        raise OutputError(f"{out}: is there already and holds no run; remove it, or choose another --out")
+        raise OutputError(
+            f"{out}: is there already and holds no run; remove it, or choose another --out", file=out
+        )
     with _held(folder, str(out), progress) as lock:
         state = _resumed(load_state(folder), recipe, folder, progress) or _begun(recipe, folder, progress)
         engine = _Engine(recipe, state.start, settings, progress)
@@ -210,7 +212,8 @@ def _resumed(
         raise RecipeError(
             f"{folder}: its {done} trained round{'s' * (done > 1)} had another recipe: {'; '.join(changed)}. "
             "Put that back to go on, or give another --out; with "
-            f"reground.model: {folder / state.model} it starts where this run is"
+            f"reground.model: {folder / state.model} it starts where this run is",
+            file=folder,
         )
     if state.finished is not None:
         state = state.after("begun", finished=None)  # a later end may have been set
@@ -251,7 +254,7 @@ class _Engine:
                 if not verify(out, progress=self.progress).problems:
                     return
             raise OutputError(
-                f"{out}: is not what was extrapolated there; remove it, then run the same again"
+                f"{out}: is not what was extrapolated there; remove it, then run the same again", file=out
             )
         extrapolate(
             self._checkpoints({step: snapshots[step] for step in decision.snapshot_steps}),

@@ -109,7 +109,8 @@ def _existing(path: Path, run: Run) -> Scan | None:
         since = ", or of files that were written to since, or by an older hubextrap," if local else ""
         raise OutputError(
             f"{path}: holds a scan of other checkpoints{since} (step {steps} differs); remove it, or choose "
-            "another --out"
+            "another --out",
+            file=path,
         )
     return found
 
@@ -119,14 +120,16 @@ def _refuse_to_lose(path: Path, found: Scan, sample: float | None, logprobs: Log
     if sample is not None and found.sample is not None and found.sample.fraction != sample:
         raise OutputError(
             f"{path}: holds a sample of {found.sample.fraction:g} already, and there is room for one; leave "
-            "--sample out to keep it, remove the file, or choose another --out"
+            "--sample out to keep it, remove the file, or choose another --out",
+            file=path,
         )
     if logprobs is not None and found.logprobs is not None:
         there, asked = found.logprobs.source, logprobs.source()
         if replace(asked, prompts=there.prompts) != there:  # the file's name may have changed
             raise OutputError(
                 f"{path}: holds log-probabilities of other responses already ({there}), and there is room "
-                "for one set; leave --logprobs out to keep them, remove the file, or choose another --out"
+                "for one set; leave --logprobs out to keep them, remove the file, or choose another --out",
+                file=path,
             )
 
 
@@ -140,7 +143,8 @@ def _check_room(path: Path, tensors: int, checkpoints: int) -> None:
     free = shutil.disk_usage(path.absolute().parent).free
     if free < needed:
         raise OutputError(
-            f"{path}: {needed:,} bytes are needed and {free:,} are free; make room, or choose another --out"
+            f"{path}: {needed:,} bytes are needed and {free:,} are free; make room, or choose another --out",
+            file=path,
         )
 
 

@@ -153,16 +153,18 @@ def _section(recipe: Recipe) -> EvaluateSection:
 
 def _folder(out: Path) -> Path:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise OutputError(f"{out}: is there already and is no folder; choose another --out")
+        raise OutputError(f"{out}: is there already and is no folder; choose another --out", file=out)
     if out.is_dir() and any(out.iterdir()) and not _is_sweep(out):
-        raise OutputError(f"{out}: is there already and holds no sweep; choose another --out")
+        raise OutputError(f"{out}: is there already and holds no sweep; choose another --out", file=out)
     for name in (RESULTS_FILE, TABLES_FILE, CURVE_FILE, BEST_FILE):
         if problem := file_problem(out / name):
-            raise OutputError(f"{out / name}: {problem}; choose another --out")
+            raise OutputError(f"{out / name}: {problem}; choose another --out", file=out / name)
     try:
         (out / "measured").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{out}: cannot be made: {error.strerror}; choose another --out") from error
+        raise OutputError(
+            f"{out}: cannot be made: {error.strerror}; choose another --out", file=out
+        ) from error
     return out
 
 
@@ -388,7 +390,9 @@ def _write_whole(path: Path, text: str) -> None:
     try:
         write_whole(path, text.encode())
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror}); choose another --out", file=path
+        ) from error
 
 
 def _sha256(value: Any) -> str:

@@ -43,5 +43,7 @@ def changed(checkpoint: Checkpoint) -> SourceError:
     return SourceError(
         f"{checkpoint.name}: changed while the command ran; wait until nothing writes to it, then run the "
         "same command again",
-        step=checkpoint.step if checkpoint.step != UNKNOWN_STEP else None,
+        file=checkpoint.path,
+        step=None if checkpoint.step == UNKNOWN_STEP else checkpoint.step,
+        repo=checkpoint.repo,
     )
