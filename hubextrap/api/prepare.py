@@ -103,7 +103,7 @@ class Prepared:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be known of the checkpoints' files, a line each."""
+        """What is to be known of the checkpoints' files, one line per fact."""
         checkpoints = self.run.trajectory.checkpoints
         of_weights = [f"step {one.step} {one.note}" for one in checkpoints if one.note]
         files = self.beside.names.left_out

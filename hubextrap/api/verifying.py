@@ -53,7 +53,7 @@ class Verification:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """One line a file that is not as it should be; empty when all are."""
+        """One line per file that is not as it should be; empty when all are."""
         return tuple(f"{file.file}: {file.problem}" for file in self.files if file.problem)
 
 

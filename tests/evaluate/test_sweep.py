@@ -17,7 +17,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from hubextrap.api import MergeOptions, merge, sweep
+from hubextrap.api import MergeOptions, merge, scan, sweep
 from hubextrap.cli.main import app
 from hubextrap.errors import EvaluationError, OutputError, RecipeError
 from hubextrap.evaluate import Answering, Harness, TaskFile
@@ -267,6 +267,25 @@ def test_a_damping_that_the_run_chooses_is_called_so(
     assert [(each.label, each.damping) for each in result.candidates] == [("prediction 300 × auto", "auto")]
     saved = SweepResult.model_validate_json((tmp_path / "sweep" / "sweep.json").read_text())
     assert saved == result
+
+
+@pytest.mark.slow
+def test_what_a_scan_knows_is_not_read_again(
+    hub: LocalHub, on_hub: str, recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path
+) -> None:
+    text = recipe_for(on_hub, limit=8).to_yaml().replace("least_squares", "calibrated")
+    recipe = parse_recipe(text.replace("  through_last: true\n", ""))
+    size = (trajectory / "step_0" / "model.safetensors").stat().st_size
+    tables = []
+    for file, passes in ((None, 2), (tmp_path / "run.safetensors", 1)):
+        if file is not None:
+            scan(recipe, out=file)
+        hub.requests.clear()
+        tables.append(sweep(recipe, tmp_path / f"sweep{passes}", damping=[0.4, 1], scan=file).all_problems)
+        reads = weight_reads(hub)
+        assert len(reads) == len(STEPS)
+        assert all(abs(read / size - passes) < 0.1 for read in reads.values())
+    assert tables[0] == tables[1]
 
 
 def test_few_shot_examples_count_as_the_problems_do(tmp_path: Path) -> None:
