@@ -126,7 +126,7 @@ def prepare(
     *,
     read_weights: bool = True,
     variants: Sequence[Recipe] = (),
-    check: Callable[[Prepared], object] = lambda prepared: None,
+    check: Callable[[Prepared], object] | None = None,
 ) -> Prepared:
     """Do everything that comes before the merge.
 
@@ -168,7 +168,8 @@ def prepare(
         prepared = Prepared(
             recipe, run, settings, fitted.rules, plan, fitted.expected, fitted.pending, beside
         )
-        check(prepared)
+        if check is not None:
+            check(prepared)
         return prepared
 
     prepared = ready(*first[0])
