@@ -24,7 +24,7 @@ def main() -> None:
     if not chosen.pop("hashes", 1):
         hubextrap.engine.run.InputHashes = NoHashes  # type: ignore[misc]
     started, busy = time.perf_counter(), time.process_time()
-    api.merge(loaded, out=out, settings=api.Settings(**chosen))
+    api.merge(loaded, out=out, settings=api.MergeOptions(**chosen))
     print("processors", time.process_time() - busy)
     print(time.perf_counter() - started)
 

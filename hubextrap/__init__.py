@@ -12,14 +12,18 @@ TYPE_CHECKING = (
     False  # typing's own takes milliseconds, in which an interrupted command would show a traceback
 )
 if TYPE_CHECKING:
+    from typing import Any
+
     from hubextrap.api import (
+        MergeOptions,
         MergeResult,
         PlanReport,
         Prediction,
+        ReadingOptions,
         RegroundResult,
         ReportResult,
+        Run,
         RunResult,
-        Settings,
         Verification,
         backtest,
         complete,
@@ -58,18 +62,20 @@ __all__ = [
     "ExtrapolationCallback",
     "HubExtrapError",
     "LogProbRequest",
+    "MergeOptions",
     "MergeResult",
     "PlanReport",
     "Prediction",
     "PushTarget",
+    "ReadingOptions",
     "Recipe",
     "RegroundRecipe",
     "RegroundResult",
     "ReportResult",
+    "Run",
     "RunResult",
     "Sampling",
     "Scan",
-    "Settings",
     "SweepResult",
     "TaskFile",
     "Trajectory",
@@ -92,7 +98,15 @@ __all__ = [
     "verify",
 ]
 
-__getattr__ = names_of(__name__)
+_find = names_of(__name__)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Settings":  # MergeOptions, with a warning
+        from hubextrap import api
+
+        return api.Settings
+    return _find(name)
 
 
 def __dir__() -> list[str]:

@@ -30,10 +30,11 @@ from hubextrap.foreign_text import as_shown, own_lines
 from hubextrap.hub_access import reason
 from hubextrap.logits import ExtrapolatedForCausalLM, load_tokenizer, recipe_mixture
 from hubextrap.logits.loading import load_causal_lm
+from hubextrap.opening import Run
 from hubextrap.progress import SilentProgress
 from hubextrap.recipe import Recipe, load_recipe, parse_recipe
 from hubextrap.tensors.devices import device_problem
-from hubextrap.trajectory import find_recipe_trajectory, resolve_checkpoint
+from hubextrap.trajectory import resolve_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -213,12 +214,13 @@ def _mixed(
 def _merged(
     recipe: Recipe, dtype: str, device: str, spelling: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    said = _Said()
-    trajectory = find_recipe_trajectory(recipe, said)
-    tokenizer = load_tokenizer(trajectory.last, **spelling)  # what is wrong with it should not cost a merge
-    with TemporaryDirectory(prefix="hubextrap-") as parent:
-        out = Path(parent) / "prediction"
-        (prediction,) = api.merge(recipe, out=out, trajectory=trajectory, progress=said).predictions
+    with (
+        Run.of(recipe, progress=_Said()) as run,
+        TemporaryDirectory(prefix="hubextrap-") as parent,
+    ):
+        # what is wrong with it should not cost a merge
+        tokenizer = load_tokenizer(run.trajectory.last, **spelling)
+        (prediction,) = api.merge(recipe, out=Path(parent) / "prediction", run=run).predictions
         merged = resolve_checkpoint(str(prediction.folder))
         model = load_causal_lm(merged, dtype=dtype, device=device)
     inputs = ", ".join(

@@ -19,6 +19,7 @@ LEVELS = (
     ("evaluate", "mergekit_plugin"),
     ("logits",),
     ("hub",),
+    ("opening",),
     ("engine",),
     ("scans", "statistics"),
     ("tensors",),

@@ -48,7 +48,7 @@ def run(arguments: list[str], output: str) -> NoReturn:
 
 if len(sys.argv) > 1:
     checkpoints = [Checkpoint(step, None, "", None, sys.argv[1]) for step in (0, 1)]
-    scan_folders(checkpoints, api.Settings(), SilentProgress())
+    scan_folders(checkpoints, api.ReadingOptions(), SilentProgress())
 print("ready", flush=True)
 for line in sys.stdin:
     asked = json.loads(line)

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 from hubextrap.api.backtesting import backtest
 from hubextrap.api.chain import RunResult, check_judged, push, run
-from hubextrap.api.completing import complete
+from hubextrap.api.completing import Completing, complete
 from hubextrap.api.merging import MergeResult, Prediction, merge
 from hubextrap.api.planning import PlanReport, plan
-from hubextrap.api.prepare import Prepared, Settings, prepare
+from hubextrap.api.prepare import MergeOptions, Prepared, prepare
 from hubextrap.api.publishing import Publication, check_publication, publish
 from hubextrap.api.regrounding import RegroundResult, reground
 from hubextrap.api.reporting import ReportResult, report
 from hubextrap.api.scanning import scan
 from hubextrap.api.sweeping import sweep, sweep_files
 from hubextrap.api.verifying import Verification, VerifiedFile, verify
+from hubextrap.opening import ReadingOptions, Run
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
+    "Completing",
+    "MergeOptions",
     "MergeResult",
     "PlanReport",
     "Prediction",
     "Prepared",
     "Publication",
+    "ReadingOptions",
     "RegroundResult",
     "ReportResult",
+    "Run",
     "RunResult",
-    "Settings",
     "Verification",
     "VerifiedFile",
     "backtest",
@@ -44,3 +52,16 @@ __all__ = [
     "sweep_files",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Settings":
+        import warnings
+
+        warnings.warn(
+            "Settings is called MergeOptions now; what only reads takes ReadingOptions",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return MergeOptions
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,14 +9,18 @@ from hubextrap.errors import EvaluationError, StepError
 from hubextrap.evaluate.comparison import short_name
 from hubextrap.evaluate.table import BASE, LAST, TARGET
 from hubextrap.foreign_text import own_lines
-from hubextrap.trajectory import real_checkpoint, resolve_checkpoint
+from hubextrap.progress import SilentProgress
+from hubextrap.trajectory import resolve_checkpoint
+from hubextrap.trajectory.discover import with_weights
+from hubextrap.trajectory.selection import select_steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from hubextrap.opening import Run
     from hubextrap.progress import Progress
     from hubextrap.recipe import EvaluateSection, Recipe
-    from hubextrap.trajectory import Checkpoint, Pins, Trajectory
+    from hubextrap.trajectory import Checkpoint, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +33,11 @@ class Against:
     """Label and checkpoint, in the recipe's order; None for the real target, which goes by the step."""
 
     @classmethod
-    def pinned(cls, recipe: Recipe, section: EvaluateSection, trajectory: Trajectory, pins: Pins) -> Against:
+    def pinned(cls, recipe: Recipe, section: EvaluateSection, run: Run) -> Against:
         """Look every reference up.
 
         Args:
-            trajectory: the recipe's.
-            pins: with which it was found.
+            run: the recipe's.
 
         Raises:
             TrajectoryError, CheckpointError: a reference leads nowhere.
@@ -44,17 +47,17 @@ class Against:
         for entry in section.against:
             role, equals, reference = entry.partition("=")
             if equals and role in (LAST, BASE, TARGET):
-                entries[role] = resolve_checkpoint(reference, pins=pins)
+                entries[role] = resolve_checkpoint(reference, pins=run.pins)
             elif entry in (LAST, BASE, TARGET):
-                entries[entry] = {LAST: trajectory.last, BASE: trajectory.base}.get(entry)
+                entries[entry] = {LAST: run.trajectory.last, BASE: run.trajectory.base}.get(entry)
             else:
-                other = resolve_checkpoint(entry, pins=pins)
+                other = resolve_checkpoint(entry, pins=run.pins)
                 label = short_name(other)
                 if entries.setdefault(label, other) != other:
                     raise EvaluationError(
                         f"evaluate.against: two checkpoints would be {label!r}; rename one of the folders"
                     )
-        return cls(recipe, trajectory, tuple(entries.items()))
+        return cls(recipe, run.trajectory, tuple(entries.items()))
 
     def at(self, step: int, progress: Progress) -> Iterator[tuple[str, Checkpoint]]:
         """Labelled checkpoints for predictions of ``step``."""
@@ -70,3 +73,20 @@ class Against:
         except StepError as error:
             progress.say(own_lines(*f"the real checkpoint is not compared: {error}".split("\n")))
             return None
+
+
+def real_checkpoint(trajectory: Trajectory, step: int, reference: str) -> Checkpoint:
+    """The checkpoint that the run itself had left at ``step`` when ``trajectory`` was found, observed or not.
+
+    Raises:
+        StepError: there was none, or it holds no weights of the run.
+    """
+    for checkpoint in trajectory.checkpoints:
+        if checkpoint.step == step:
+            return checkpoint
+    if trajectory.whole is None:
+        raise StepError(f"step {step} is not in {reference}", step=step)
+    selected = select_steps(trajectory.whole, reference, None, None, [step])
+    if not trajectory.whole.files_known:
+        selected = with_weights(selected, reference, [step], SilentProgress())
+    return selected[0]

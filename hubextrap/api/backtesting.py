@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hubextrap.api.prepare import refuse_merge_settings
-from hubextrap.api.scanning import scan_for
-from hubextrap.errors import StepError
+from hubextrap.api.scanning import scan_run
+from hubextrap.errors import RecipeError, StepError
+from hubextrap.opening import ReadingOptions, Run
 from hubextrap.scans import Scan
 from hubextrap.statistics import Backtest, BacktestCandidate, backtest_memory, backtest_table, candidates
-from hubextrap.trajectory import find_recipe_trajectory
+from hubextrap.trajectory import Trajectory
 
 if TYPE_CHECKING:
-    from hubextrap.api.prepare import Settings
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
-    from hubextrap.trajectory.checkpoint import Trajectory
 
 
 def backtest(
     run: Trajectory | Recipe | Scan,
     *,
-    settings: Settings | None = None,
+    settings: ReadingOptions | None = None,
     progress: Progress | None = None,
 ) -> Backtest:
     """Predict every observed checkpoint from every earlier one, by every method, and measure the error.
@@ -34,18 +32,17 @@ def backtest(
         StepError: fewer than three checkpoints.
         HubExtrapError: see `scan`.
     """
-    refuse_merge_settings(settings, "a backtest")
     tried = list(candidates())
     if isinstance(run, Scan):
+        if settings is not None:
+            raise RecipeError("settings have no effect on a backtest of a scan, which reads no weights")
         found = run
     else:
-        from hubextrap.recipe import Recipe
-
-        if isinstance(run, Recipe):
+        if not isinstance(run, Trajectory):
             tried.append(BacktestCandidate("recipe", run.rules))
-            run = find_recipe_trajectory(run, progress)
-        _check(run.steps)
-        found = scan_for(run, backtest_memory(run.steps), settings=settings, progress=progress)
+        with Run.of(run, settings, progress=progress) as opened:
+            _check(opened.steps)
+            found = scan_run(opened, afterwards=backtest_memory(opened.steps))
     _check(found.steps)
     return backtest_table(found.gram_table, tried, dtypes=found.dtypes)
 

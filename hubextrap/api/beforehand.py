@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from hubextrap.api.companions import CARD, companions
+from hubextrap.api.beside import CARD
+from hubextrap.api.companions import companions
 from hubextrap.api.output import check_output, check_scratch, output_sizes, target_folders
 from hubextrap.api.staging import may_be_finished
-from hubextrap.errors import HubExtrapError
+from hubextrap.errors import HubExtrapError, RecipeError
 from hubextrap.foreign_text import own_lines
 from hubextrap.hub import check_target
 from hubextrap.hub.card import with_target
@@ -22,6 +23,20 @@ if TYPE_CHECKING:
     from hubextrap.api.prepare import Prepared
     from hubextrap.hub import PushTarget
     from hubextrap.hub.target import RemoteState
+    from hubextrap.recipe import Recipe
+
+
+def check_weights(recipe: Recipe) -> None:
+    """Refuse to merge what is to be mixed while decoding.
+
+    Raises:
+        RecipeError: the recipe has ``space: logits``.
+    """
+    if recipe.space == "logits":
+        raise RecipeError(
+            "space: logits mixes outputs while decoding, so there are no weights to merge; `hubextrap run` "
+            "evaluates the mixture, `hubextrap generate` completes prompts; for weights, remove the line"
+        )
 
 
 def problems_beforehand(

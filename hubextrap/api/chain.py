@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from hubextrap.api.against import Against
 from hubextrap.api.merging import Made, MergeResult, Prediction, make
-from hubextrap.api.mixing import check_mixed_run, mixed_rows
 from hubextrap.api.planning import check_destinations, recipe_push_targets
-from hubextrap.api.prepare import refuse_merge_settings
+from hubextrap.api.prepare import MergeOptions
 from hubextrap.api.unchanged import check_unchanged, pin_of
 from hubextrap.errors import RecipeError
 from hubextrap.evaluate import (
@@ -24,16 +23,17 @@ from hubextrap.evaluate.comparison import Rows
 from hubextrap.evaluate.table import PREDICTION
 from hubextrap.evaluate.targets import place_of
 from hubextrap.hub import PushResult, PushTarget, push_folder
-from hubextrap.logits import Mixture
+from hubextrap.logits import Mixture, recipe_mixture
+from hubextrap.opening import Run
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.trajectory import Checkpoint, Pins, find_recipe_trajectory
+from hubextrap.trajectory import Checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from hubextrap.api.prepare import Settings
     from hubextrap.evaluate import EvaluationTable, Measurement
     from hubextrap.recipe import EvaluateSection, Recipe
+    from hubextrap.scans import Scan
     from hubextrap.trajectory import Trajectory
 
 
@@ -43,7 +43,7 @@ class RunResult:
 
     predictions: tuple[Prediction, ...]
     tables: tuple[EvaluationTable, ...]
-    """One a target step; empty when the recipe asks for no evaluation."""
+    """One per target step; empty when the recipe asks for no evaluation."""
 
 
 def push(folder: Path | str, target: PushTarget | str, *, progress: Progress | None = None) -> PushResult:
@@ -65,7 +65,8 @@ def run(
     *,
     out: Path | str | None = None,
     output: Path | None = None,
-    settings: Settings | None = None,
+    settings: MergeOptions | None = None,
+    scan: Scan | Path | str | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
     """Merge, push and evaluate as the recipe says; with ``space: logits``, evaluate the mixture.
@@ -76,40 +77,37 @@ def run(
 
     Args:
         out: a folder for the prediction; without it, it goes straight to the Hub.
-        output: a file for the evaluation, as JSON; one a target step, ``name.step_<n>.json``, if several.
+        output: a file for the evaluation, as JSON; one per target step, ``name.step_<n>.json``, if several.
+        scan: of the recipe's checkpoints, or its file: what it knows is not read again.
 
     Raises:
         HubExtrapError: see `merge` and `hubextrap.evaluate.evaluate`.
     """
     progress = progress or SilentProgress()
+    settings = settings or MergeOptions()
     targets = recipe_push_targets(recipe)
     section = recipe.evaluate
     if recipe.space == "logits":
-        check_mixed_run(recipe, out)
-        refuse_merge_settings(settings, "space: logits")
+        _check_mixed(recipe, out, settings)
     else:
         check_destinations(recipe, out is not None, targets)
     if output is not None:
-        if section is None:
-            raise RecipeError(
-                "--output: the recipe has no evaluate section, so there will be nothing to save"
-            )
         _check_output(recipe, section, output)
     harness = None if section is None else Harness(EvaluationOptions.of(section), progress)
-    pins = Pins()
-    trajectory = find_recipe_trajectory(recipe, progress, pins=pins)
-    against = None if section is None else Against.pinned(recipe, section, trajectory, pins)
-    made = Made(MergeResult(()), ())
-    used = _used(trajectory, against)
-    if recipe.space == "weights":
-        made = make(
-            recipe, out=out, push=targets, settings=settings, trajectory=trajectory, progress=progress
-        )
+    made, mixtures = Made(MergeResult(()), ()), []
+    with Run.of(recipe, settings.reading, scan=scan, progress=progress) as opened:
+        against = None if section is None else Against.pinned(recipe, section, opened)
+        used = _used(opened.trajectory, against)
+        if recipe.space == "weights":
+            made = make(recipe, opened, settings, out=out, targets=targets)
+        else:
+            mixtures = [recipe_mixture(recipe, target_step=step, run=opened) for step in recipe.target_steps]
     predictions = made.result.predictions
     tables: tuple[EvaluationTable, ...] = ()
     if harness is not None and against is not None:
+        rows = _rows(against, [*predictions, *mixtures], progress)
         try:
-            tables = _evaluated(recipe, harness, against, used, predictions, output, progress)
+            tables = _evaluated(recipe, harness, rows, used, output)
         except BaseException:
             if predictions:
                 progress.say("the prediction is whole; the same command goes on with its evaluation")
@@ -121,16 +119,14 @@ def run(
 def _evaluated(
     recipe: Recipe,
     harness: Harness,
-    against: Against,
+    compared: Iterable[tuple[int, Sequence[tuple[str, Checkpoint | Mixture]]]],
     used: dict[Checkpoint, str],
-    predictions: Sequence[Prediction],
     output: Path | None,
-    progress: Progress,
 ) -> tuple[EvaluationTable, ...]:
     """A table for each target step, saved as soon as it is there."""
     known: dict[Checkpoint | Mixture, Measurement] = {}
     tables = []
-    for step, rows in _rows(recipe, against, predictions, progress):
+    for step, rows in compared:
         for label, checkpoint in rows:
             if checkpoint not in known:  # the last observed one is, from the second target step on
                 known[checkpoint] = harness.measure(label, checkpoint)
@@ -154,13 +150,15 @@ def check_judged(recipe: Recipe) -> None:
 
 
 def _rows(
-    recipe: Recipe, against: Against, predictions: Sequence[Prediction], progress: Progress
+    against: Against, predictions: Sequence[Prediction | Mixture], progress: Progress
 ) -> Iterator[tuple[int, Sequence[tuple[str, Checkpoint | Mixture]]]]:
     """For each target step, what is to be measured, labelled."""
-    if recipe.space == "logits":
-        yield from mixed_rows(recipe, against, progress)
-        return
     for prediction in predictions:
+        if isinstance(prediction, Mixture):
+            assert prediction.target_step is not None
+            step = prediction.target_step
+            yield step, [(PREDICTION, prediction), *against.at(step, progress)]
+            continue
         made, rows = _checkpoint(prediction), Rows()
         for label, checkpoint in against.at(prediction.step, progress):
             rows.add(label, checkpoint)
@@ -168,6 +166,26 @@ def _rows(
             prediction.step,
             [(PREDICTION, made), *(row for row in rows.items if place_of(row[1]) != place_of(made))],
         )
+
+
+def _check_mixed(recipe: Recipe, out: Path | str | None, settings: MergeOptions) -> None:
+    """Refuse a run of ``space: logits`` that would do nothing, or cannot do what it is asked for.
+
+    Raises:
+        RecipeError: it has no evaluate section, or an output folder or settings of a merge are given.
+    """
+    if out is not None:
+        raise RecipeError("--out: with space: logits there are no weights to write; leave it out")
+    if recipe.evaluate is None:
+        raise RecipeError(
+            "space: logits writes no model, so a run is its evaluation; add an evaluate section, or complete "
+            "prompts with `hubextrap generate`"
+        )
+    for name in ("device", "allow_non_finite"):
+        if getattr(settings, name) != getattr(MergeOptions(), name):
+            raise RecipeError(
+                f"settings.{name} has no effect on space: logits, which merges no weights; leave it out"
+            )
 
 
 def _used(trajectory: Trajectory, against: Against | None) -> dict[Checkpoint, str]:
@@ -197,8 +215,10 @@ def _output_of(output: Path, step: int, recipe: Recipe) -> Path:
     return output if len(recipe.target_steps) == 1 else output.with_suffix(f".step_{step}.json")
 
 
-def _check_output(recipe: Recipe, section: EvaluateSection, output: Path) -> None:
+def _check_output(recipe: Recipe, section: EvaluateSection | None, output: Path) -> None:
     """Refuse, before anything is merged, results that cannot be written or that others would be lost by."""
+    if section is None:
+        raise RecipeError("--output: the recipe has no evaluate section, so there will be nothing to save")
     check_writable(output)
     for step in recipe.target_steps:
         names = [*section.tasks, *(Path(file).stem for file in section.task_files)]

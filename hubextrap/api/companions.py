@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubextrap.api.beside import CARD
 from hubextrap.engine.inputs import read_as
 from hubextrap.errors import HubExtrapError, RecipeError, SourceError
 from hubextrap.hub import (
@@ -21,61 +22,20 @@ from hubextrap.hub import (
     build_provenance,
     model_card,
 )
-from hubextrap.hub.carried_over import unreadable
-from hubextrap.hub.side_files import SideFiles, is_utf8, read_side_files
+from hubextrap.hub.side_files import is_utf8
 from hubextrap.tensors.interfaces import SMALL_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from hubextrap.api.beside import Beside
     from hubextrap.api.prepare import Prepared
     from hubextrap.engine import MergePlan
     from hubextrap.tensors.interfaces import FinishedShard, Source
     from hubextrap.trajectory import Checkpoint
 
-CARD = "README.md"
 _STAND_IN = "0" * 64
 """For a sha256 that nobody knows yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Beside:
-    """What the last checkpoint gives to every output beside the weights."""
-
-    names: SideFiles
-    files: Mapping[str, bytes]
-    """The side files as they are written, by path."""
-    card: str | None
-    """Its model card, from which licence and language are taken over; None without one that can be read."""
-    note: str | None
-    """Why its card, or the metadata in it, gives nothing."""
-
-    @classmethod
-    def of(
-        cls,
-        last: Source,
-        out_dtype: str | None,
-        check_memory: Callable[[int], object] = lambda count: None,
-    ) -> Beside:
-        """Read them.
-
-        Args:
-            check_memory: as `hub.side_files.read_side_files` has it.
-
-        Raises:
-            HubExtrapError: as `hub.side_files.choose_side_files`.
-        """
-        names, files = read_side_files(last, out_dtype, check_memory)
-        info = last.files().get(CARD)
-        card, wrong = None, None
-        if info is not None and info.size > SMALL_FILE:
-            wrong = f"its {info.size:,} bytes are more than {SMALL_FILE:,}"
-        elif info is not None:
-            card = last.read_file(CARD).decode(errors="replace")
-            wrong = unreadable(card)
-            card = None if wrong else card
-        note = f"{CARD} of the last checkpoint: nothing of its metadata is taken over: {wrong}"
-        return cls(names, files, card, note if wrong else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +63,16 @@ def companions(prepared: Prepared, index: int) -> Companions:
     """
     recipe = prepared.recipe
     rules = [
-        (glob, rule.method, dict(zip(prepared.trajectory.steps, row, strict=True)))
+        (glob, rule.method, dict(zip(prepared.run.steps, row, strict=True)))
         for rule, rows in prepared.rules
         for glob, row in ((glob, rows[index].tolist()) for glob in rule.match)
     ]
     return companions_of(
-        prepared.trajectory.checkpoints,
+        prepared.run.trajectory.checkpoints,
         prepared.plan,
         prepared.beside,
         lambda shards, files: build_provenance(
-            checkpoints=prepared.trajectory.checkpoints,
+            checkpoints=prepared.run.trajectory.checkpoints,
             merge_method=recipe.merge_method,
             parameters=recipe.parameters.model_dump(
                 mode="json", exclude={"target_step"}, exclude_defaults=True
@@ -123,7 +83,7 @@ def companions(prepared: Prepared, index: int) -> Companions:
             ],
             shards=shards,
             files=files,
-            input_files=input_files(prepared.plan, prepared.sources),
+            input_files=input_files(prepared.plan, prepared.run.sources),
             dtype=recipe.dtype,
             out_dtype=recipe.out_dtype,
             recipe=recipe.text,
@@ -174,7 +134,10 @@ def companions_of(
         place = Path(checkpoint.path).name if checkpoint.repo is None else checkpoint.path
         if not is_utf8(place + checkpoint.revision):
             raise SourceError(
-                f"{checkpoint.name}: its name is not UTF-8 text, so hubextrap.json cannot hold it; rename it"
+                f"{checkpoint.name}: its name is not UTF-8 text, so hubextrap.json cannot hold it; rename it",
+                file=checkpoint.path,
+                step=checkpoint.step,
+                repo=checkpoint.repo,
             )
     files = dict(beside.files)
     if plan.index_file is not None:
@@ -194,6 +157,7 @@ def companions_of(
         if file is not None and (size := len(files[file])) > SMALL_FILE:
             raise HubExtrapError(
                 f"{file} would have {size:,} bytes, more than the {SMALL_FILE:,} that can be read again; "
-                "take fewer checkpoints, or a method without coefficients for each tensor"
+                "take fewer checkpoints, or a method without coefficients for each tensor",
+                file=file,
             )
     return Companions(provenance, files)

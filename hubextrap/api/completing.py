@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import RecipeError
 from hubextrap.evaluate.run import chosen_device
 from hubextrap.logits.completing import Sampling
 from hubextrap.logits.completing import complete as complete_one
+from hubextrap.opening import Run
 from hubextrap.progress import Progress, SilentProgress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from hubextrap.recipe import Recipe
+    from hubextrap.scans import Scan
+
+
+@dataclass(frozen=True, slots=True)
+class Completing:
+    """How prompts are put to a mixture, and who is told of the completions while they come."""
+
+    chat: bool = False
+    """Make each prompt a user's message in the tokenizer's chat template."""
+    device: str = "auto"
+    """``auto`` takes the first CUDA device where there is one; else as torch names it."""
+    dtype: str = "auto"
+    """``auto`` for each checkpoint's own, or as torch names it."""
+    on_prompt: Callable[[str], None] | None = None
+    """Told of each prompt before its completion begins."""
+    on_text: Callable[[str], None] | None = None
+    """Told of each piece of a completion as soon as it is there."""
+    on_end: Callable[[], None] | None = None
+    """Told when a completion has ended."""
 
 
 def complete(
@@ -22,27 +44,18 @@ def complete(
     *,
     target_step: int | None = None,
     sampling: Sampling | None = None,
-    chat: bool = False,
-    device: str = "auto",
-    dtype: str = "auto",
-    on_prompt: Callable[[str], None] | None = None,
-    on_text: Callable[[str], None] | None = None,
-    on_end: Callable[[], None] | None = None,
+    how: Completing | None = None,
+    scan: Scan | Path | str | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
     """The completions of ``prompts``, one by one.
 
     Args:
         target_step: one of the recipe's; may be left out where it has just one.
-        chat: make each prompt a user's message in the tokenizer's chat template.
-        device: ``auto`` takes the first CUDA device where there is one; else as torch names it.
-        dtype: ``auto`` for each checkpoint's own, or as torch names it.
-        on_prompt: told of each prompt before its completion begins.
-        on_text: told of each piece of a completion as soon as it is there.
-        on_end: told when a completion has ended.
+        scan: of the recipe's checkpoints, or its file: what it knows is not read again.
 
     Raises:
-        RecipeError: the recipe mixes weights, or there is no prompt.
+        RecipeError: the recipe mixes weights, there is no prompt, or the scan has no effect.
         HubExtrapError: see `recipe_mixture` and `ExtrapolatedForCausalLM`.
     """
     if recipe.space != "logits":
@@ -54,15 +67,18 @@ def complete(
         raise RecipeError("no prompt is given")
     from hubextrap.logits import ExtrapolatedForCausalLM, recipe_mixture
 
-    progress = progress or SilentProgress()
-    device = chosen_device(device)
-    mixed = recipe_mixture(recipe, target_step=target_step, progress=progress)
-    model = ExtrapolatedForCausalLM.from_mixture(mixed, device=device, dtype=dtype, progress=progress)
+    progress, how = progress or SilentProgress(), how or Completing()
+    device = chosen_device(how.device)
+    with Run.of(recipe, scan=scan, progress=progress) as run:
+        mixed = recipe_mixture(recipe, target_step=target_step, run=run)
+    model = ExtrapolatedForCausalLM.from_mixture(mixed, device=device, dtype=how.dtype, progress=progress)
     completions = []
     for prompt in prompts:
-        if on_prompt is not None:
-            on_prompt(prompt)
-        completions.append(complete_one(model, prompt, sampling or Sampling(), chat=chat, on_text=on_text))
-        if on_end is not None:
-            on_end()
+        if how.on_prompt is not None:
+            how.on_prompt(prompt)
+        completions.append(
+            complete_one(model, prompt, sampling or Sampling(), chat=how.chat, on_text=how.on_text)
+        )
+        if how.on_end is not None:
+            how.on_end()
     return completions

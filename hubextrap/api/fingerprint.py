@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
 from hubextrap.digests import sha256_hex, sha256_of_json
-from hubextrap.tensors import LocalSource
+from hubextrap.opening import commit_fingerprint
 
 if TYPE_CHECKING:
     from hubextrap.api.prepare import Prepared
-    from hubextrap.tensors.interfaces import Source
+    from hubextrap.engine import MergePlan
+    from hubextrap.opening import Run
     from hubextrap.tensors.layout import CheckpointLayout
     from hubextrap.trajectory.checkpoint import Checkpoint
 
@@ -23,46 +24,35 @@ def merge_fingerprint(prepared: Prepared) -> dict[str, str]:
     file: the journal says what was read of the tensors.
     """
     plan = prepared.plan
+    return (
+        {"the recipe": prepared.recipe.fingerprint()}
+        | inputs_fingerprint(prepared.run, plan)
+        | {
+            "the coefficients": sha256_of_json(
+                [(rule.match, rule.method, rows.tolist()) for rule, rows in prepared.rules]
+            ),
+            "the output's files": sha256_of_json(
+                [(shard.file, shard.size, sha256_hex(shard.header)) for shard in plan.shards]
+            ),
+            "--allow-non-finite": str(prepared.settings.allow_non_finite),
+        }
+    )
+
+
+def inputs_fingerprint(run: Run, plan: MergePlan) -> dict[str, str]:
+    """What the bytes of any prediction follow from: the checkpoints, and the programs that add them up."""
     return {
-        "the recipe": prepared.recipe.fingerprint(),
         **{
-            f"the checkpoint of step {checkpoint.step}": header_fingerprint(checkpoint, layout)
-            for checkpoint, layout in zip(prepared.trajectory.checkpoints, plan.layouts, strict=True)
+            f"the checkpoint of step {checkpoint.step}": _header_fingerprint(checkpoint, layout)
+            for checkpoint, layout in zip(run.trajectory.checkpoints, plan.layouts, strict=True)
         },
-        "the coefficients": sha256_of_json(
-            [(rule.match, rule.method, rows.tolist()) for rule, rows in prepared.rules]
-        ),
-        "the output's files": sha256_of_json(
-            [(shard.file, shard.size, sha256_hex(shard.header)) for shard in plan.shards]
-        ),
-        "--allow-non-finite": str(prepared.settings.allow_non_finite),
         "the version of hubextrap": __version__,
         "the version of torch": version("torch"),
     }
 
 
-def header_fingerprint(checkpoint: Checkpoint, layout: CheckpointLayout) -> str:
+def _header_fingerprint(checkpoint: Checkpoint, layout: CheckpointLayout) -> str:
     """What stands for a checkpoint's bytes, those of a local one's tensors aside."""
-    if checkpoint.repo is not None:
-        return _commit(checkpoint)
-    return sha256_of_json(
+    return commit_fingerprint(checkpoint) or sha256_of_json(
         [checkpoint.path, [(one.file, one.size, one.header_sha256) for one in layout.shards]]
     )
-
-
-def input_fingerprint(checkpoint: Checkpoint, source: Source) -> str:
-    """What stands for a checkpoint's bytes, as long as nobody writes to its files if it is a local one."""
-    if checkpoint.repo is not None:
-        return _commit(checkpoint)
-    assert isinstance(source, LocalSource)
-    # without the device: a file system may have another number tomorrow
-    files = {
-        file: source.stamp(file)[:-1]
-        for file, info in sorted(source.files().items())
-        if file.endswith(".safetensors") and info.problem is None
-    }
-    return sha256_of_json([checkpoint.path, files])
-
-
-def _commit(checkpoint: Checkpoint) -> str:
-    return f"{checkpoint.repo}@{checkpoint.commit}:{checkpoint.path}"

@@ -7,85 +7,60 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hubextrap.api.fingerprint import input_fingerprint
 from hubextrap.errors import MethodError
 from hubextrap.methods import Rule, assign_rules, rehearse
+from hubextrap.opening import needs_scan
 from hubextrap.statistics import Expectation, expect_of_last, is_rounded, tensors_at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
     from hubextrap.statistics import GramTable
-    from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import CheckpointLayout
-    from hubextrap.trajectory.checkpoint import Trajectory
 
 HIGH = 0.9
 """Expected relative error from which a prediction warns: hardly better than doing nothing."""
 FEW_ORIGINS = 3
 """Earlier checkpoints below which an expectation is called thin."""
 
-_scanned: dict[tuple[tuple[int, str], ...], GramTable] = {}
-"""The last scan of this process, by (step, fingerprint of the bytes): `plan` and `merge` share it."""
-
 
 @dataclass(frozen=True, slots=True)
 class FittedRules:
-    """Every rule with its coefficients, (targets, checkpoints); one a tensor where they depend on weights."""
+    """Every rule with its coefficients, (targets, checkpoints); one per tensor where weights decide."""
 
     rules: tuple[tuple[Rule, NDArray[np.float64]], ...]
     by_tensor: dict[str, NDArray[np.float64]]
     expected: tuple[Expectation, ...]
-    """One a target; all unknown where nothing was scanned."""
+    """One per target; all unknown where nothing was scanned."""
     pending: bool
     """Whether coefficients stand in for some that follow from the weights, which were not read."""
 
 
-def needs_scan(recipe: Recipe) -> bool:
-    """Whether the weights have to be read before the coefficients are known or may be used."""
-    return recipe.parameters.max_expected_error is not None or any(
-        rule.needs_gram_matrix for rule in recipe.rules
-    )
-
-
 def fit_rules(
     recipe: Recipe,
-    trajectory: Trajectory,
-    sources: Sequence[Source],
+    steps: Sequence[int],
     layouts: Sequence[CheckpointLayout],
-    scan: Callable[[], GramTable] | None,
+    table: GramTable | None,
     progress: Progress,
 ) -> FittedRules:
     """The coefficients of every tensor.
 
     Args:
-        scan: reads the weights once; None when they are not to be read.
+        table: of the weights; None where it is not needed, or not known yet.
 
     Raises:
         MethodError: a method cannot serve these steps or weights, or ``max_expected_error`` is exceeded.
         RecipeError: a rule takes no tensor.
     """
-    steps, targets = trajectory.steps, recipe.target_steps
+    targets = recipe.target_steps
     rules = recipe.rules
     assigned = assign_rules(rules, layouts[-1].tensors)
-    table = None
-    if needs_scan(recipe):
-        key = tuple(
-            (checkpoint.step, input_fingerprint(checkpoint, source))
-            for checkpoint, source in zip(trajectory.checkpoints, sources, strict=True)
-        )
-        table = _scanned.get(key)
-        if table is None and scan is not None:
-            progress.say(
-                "reading every checkpoint once before the merge: coefficients follow from the weights"
-            )
-            table = scan()
-            _scanned.clear()
-            _scanned[key] = table
+    if not needs_scan(recipe):
+        table = None
     fitted: list[tuple[Rule, NDArray[np.float64]]] = []
     by_tensor: dict[str, NDArray[np.float64]] = {}
     for rule in rules:
@@ -161,7 +136,8 @@ def _judge(recipe: Recipe, steps: Sequence[int], expected: Sequence[Expectation]
             )
             if limit is not None and target > steps[-1]:
                 raise MethodError(
-                    f"{message}, so max_expected_error {limit:g} cannot be kept; choose another target"
+                    f"{message}, so max_expected_error {limit:g} cannot be kept; choose another target",
+                    step=target,
                 )
             progress.say(message)
             continue
@@ -169,7 +145,8 @@ def _judge(recipe: Recipe, steps: Sequence[int], expected: Sequence[Expectation]
             raise MethodError(
                 f"step {target}: the expected relative error is {error:.3f} (1 is that of step {steps[-1]} "
                 f"as it is), above max_expected_error {limit:g}; choose a nearer target or another method "
-                "(`hubextrap backtest` compares them)"
+                "(`hubextrap backtest` compares them)",
+                step=target,
             )
         if error >= HIGH:
             progress.say(

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.api.beforehand import card_for, problems_beforehand, refuse
-from hubextrap.api.companions import CARD, companions
+from hubextrap.api.beforehand import card_for, check_weights, problems_beforehand, refuse
+from hubextrap.api.beside import CARD
+from hubextrap.api.companions import companions
 from hubextrap.api.fingerprint import merge_fingerprint
-from hubextrap.api.mixing import check_weights
 from hubextrap.api.output import (
     check_output,
     check_scratch,
@@ -21,7 +21,7 @@ from hubextrap.api.output import (
     write_files,
 )
 from hubextrap.api.planning import check_destinations, given_push_targets, recipe_push_targets
-from hubextrap.api.prepare import Prepared, Settings, prepare
+from hubextrap.api.prepare import MergeOptions, Prepared, opened, prepare
 from hubextrap.api.staging import (
     finished_before,
     may_be_finished,
@@ -44,17 +44,19 @@ from hubextrap.hub import (
     commit_message,
     push_folder,
 )
-from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import Journal, LocalSink
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from hubextrap.api.companions import Companions
+    from hubextrap.engine import MergePlan
     from hubextrap.hub import Provenance
+    from hubextrap.opening import Run
+    from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
+    from hubextrap.scans import Scan
     from hubextrap.tensors.interfaces import Sink
-    from hubextrap.trajectory import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
-    """What `merge` made, one prediction a target step."""
+    """What `merge` made, one prediction per target step."""
 
     predictions: tuple[Prediction, ...]
 
@@ -85,8 +87,9 @@ def merge(
     *,
     out: Path | str | None = None,
     push: Sequence[PushTarget] = (),
-    settings: Settings | None = None,
-    trajectory: Trajectory | None = None,
+    settings: MergeOptions | None = None,
+    scan: Scan | Path | str | None = None,
+    run: Run | None = None,
     progress: Progress | None = None,
 ) -> MergeResult:
     """Predict the recipe's target steps.
@@ -100,13 +103,20 @@ def merge(
         out: the folder to write; with several target steps, they go into its subfolders ``step_<n>``.
         push: where each target step goes, at least as private as the recipe's push section says; where
             both are left out, the section says it.
-        trajectory: the recipe's, where it was found before.
+        scan: of the recipe's checkpoints, or its file: what it knows is not read again.
+        run: the recipe's, where it is open.
 
     Raises:
         RecipeError: neither ``out`` nor any push target is given, or not one for each target step.
         HubExtrapError: see `prepare`; the output cannot be written, or the Hub did not take it.
     """
-    made = make(recipe, out=out, push=push, settings=settings, trajectory=trajectory, progress=progress)
+    check_weights(recipe)
+    targets = given_push_targets(recipe, push)
+    if out is None and not targets:
+        targets = recipe_push_targets(recipe)
+    check_destinations(recipe, out is not None, targets)
+    with opened(recipe, run, settings, scan, progress) as (found, how):
+        made = make(recipe, found, how, out=out, targets=targets)
     made.settle()
     return made.result
 
@@ -125,21 +135,9 @@ class Made:
 
 
 def make(
-    recipe: Recipe,
-    *,
-    out: Path | str | None,
-    push: Sequence[PushTarget],
-    settings: Settings | None,
-    trajectory: Trajectory | None,
-    progress: Progress | None,
+    recipe: Recipe, run: Run, settings: MergeOptions, *, out: Path | str | None, targets: Sequence[PushTarget]
 ) -> Made:
     """`merge`, with what was made kept until it is settled."""
-    progress = progress or SilentProgress()
-    check_weights(recipe)
-    targets = given_push_targets(recipe, push)
-    if out is None and not targets:
-        targets = recipe_push_targets(recipe)
-    check_destinations(recipe, out is not None, targets)
     out = None if out is None else Path(out)
     if out is not None and not may_be_finished(out):
         remove_leftover(out)
@@ -150,15 +148,16 @@ def make(
         refuse(problems_beforehand(prepared, out, targets, ask=not asked))
         asked = True
 
-    with prepare(recipe, settings, progress, trajectory=trajectory, check=check) as prepared:
-        for line in prepared.notes:
-            progress.say(line)
-        if out is not None:
-            return _merge_into_folders(prepared, out, targets, progress)
-        return _merge_onto_hub(prepared, targets, progress)
+    prepared = prepare(recipe, run, settings, check=check)
+    for line in prepared.notes:
+        run.progress.say(line)
+    if out is not None:
+        return _merge_into_folders(prepared, out, targets)
+    return _merge_onto_hub(prepared, targets)
 
 
-def _merge_into_folders(prepared: Prepared, out: Path, targets: list[PushTarget], progress: Progress) -> Made:
+def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTarget]) -> Made:
+    progress = prepared.run.progress
     steps = prepared.recipe.target_steps
     folders = target_folders(steps)
     fingerprint = merge_fingerprint(prepared)
@@ -177,7 +176,7 @@ def _merge_into_folders(prepared: Prepared, out: Path, targets: list[PushTarget]
             ]
             for folder, one in zip(folders, beside, strict=True):
                 write_files(staging.folder / folder, one.files)
-            outputs = run_prepared(prepared, sinks, staging.journals, progress)
+            outputs = run_prepared(prepared, sinks, staging.journals)
             whole = [one.with_shards(output.shards) for one, output in zip(beside, outputs, strict=True)]
             for folder, one in zip(folders, whole, strict=True):
                 fill_in(staging.folder / folder / PROVENANCE_FILE, one.files[PROVENANCE_FILE])
@@ -209,7 +208,7 @@ def _made_before(
     files = [shard.file for shard in prepared.plan.shards]
 
     def check(journals: Sequence[Journal]) -> None:
-        check_inputs(prepared.plan, prepared.sources, journals, progress, ended=True)
+        check_inputs(prepared.plan, prepared.run.sources, journals, progress, ended=True)
 
     journals = finished_before(out, folders, fingerprint, files, check, progress)
     if journals is None:
@@ -237,13 +236,15 @@ def _push(folder: Path, target: PushTarget, progress: Progress) -> PushResult:
     try:
         return push_folder(folder, target, progress)
     except PushError as error:
-        raise PushError(own_lines(str(error), f"{folder} is whole; `{command}` pushes it")) from error
+        said = own_lines(str(error), f"{folder} is whole; `{command}` pushes it")
+        raise PushError(said, repo=target.repo) from error
     except (KeyboardInterrupt, SystemExit):
         progress.say(f"{folder} is whole; `{command}` pushes it")
         raise
 
 
-def _merge_onto_hub(prepared: Prepared, targets: list[PushTarget], progress: Progress) -> Made:
+def _merge_onto_hub(prepared: Prepared, targets: Sequence[PushTarget]) -> Made:
+    progress = prepared.run.progress
     steps = prepared.recipe.target_steps
     fingerprint = merge_fingerprint(prepared)
     beside = [companions(prepared, index) for index in range(len(steps))]
@@ -255,7 +256,7 @@ def _merge_onto_hub(prepared: Prepared, targets: list[PushTarget], progress: Pro
             stack.enter_context(HubSink(target, scratch=staging.folder, journal=journal, progress=progress))
             for target, staging, journal in zip(targets, stagings, journals, strict=True)
         ]
-        outputs = run_prepared(prepared, sinks, journals, progress)
+        outputs = run_prepared(prepared, sinks, journals)
         predictions = []
         for step, sink, target, one, output in zip(steps, sinks, targets, beside, outputs, strict=True):
             whole = one.with_shards(output.shards)
@@ -275,15 +276,25 @@ def _merge_onto_hub(prepared: Prepared, targets: list[PushTarget], progress: Pro
     return Made(MergeResult(tuple(predictions)), tuple(push_place(target) for target in targets))
 
 
-def run_prepared(
-    prepared: Prepared, sinks: Sequence[Sink], journals: Sequence[Journal], progress: Progress
+def run_prepared(prepared: Prepared, sinks: Sequence[Sink], journals: Sequence[Journal]) -> list[MergeOutput]:
+    """Make the outputs of all targets, one sink and one journal per target."""
+    return make_outputs(prepared.plan, prepared.run, prepared.settings, sinks, journals)
+
+
+def make_outputs(
+    plan: MergePlan,
+    run: Run,
+    settings: MergeOptions,
+    sinks: Sequence[Sink],
+    journals: Sequence[Journal],
 ) -> list[MergeOutput]:
+    """`run_plan` on a run's checkpoints."""
     return run_plan(
-        prepared.plan,
-        prepared.sources,
+        plan,
+        run.sources,
         sinks,
         journals=journals,
-        progress=progress,
-        device=prepared.settings.device,
-        allow_non_finite=prepared.settings.allow_non_finite,
+        progress=run.progress,
+        device=settings.device,
+        allow_non_finite=settings.allow_non_finite,
     )

@@ -57,7 +57,7 @@ def check_output(out: Path, outputs: Mapping[str, Mapping[str, int]], *, may_be_
     except ValueError:  # a null byte, or what no name on this disk can hold
         problems = [f"{str(out)!r}: cannot be the name of a folder; choose another --out"]
     if problems:
-        raise OutputError(own_lines(*problems))
+        raise OutputError(own_lines(*problems), file=out)
 
 
 def _there_already(out: Path) -> list[str]:
@@ -233,4 +233,6 @@ def fill_in(path: Path, content: bytes) -> None:
 
 
 def _not_written(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"{path}: cannot be written: {error.strerror}; make room, or choose another --out")
+    return OutputError(
+        f"{path}: cannot be written: {error.strerror}; make room, or choose another --out", file=path
+    )

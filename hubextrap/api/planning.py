@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.api.beforehand import problems_beforehand
 from hubextrap.api.output import target_folders
-from hubextrap.api.prepare import Prepared, Settings, prepare
+from hubextrap.api.prepare import MergeOptions, Prepared, opened, prepare
 from hubextrap.errors import HubExtrapError, RecipeError, TrajectoryError
 from hubextrap.hub import PushTarget, check_target
 from hubextrap.hub.outgoing import stale_files
-from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors.devices import cuda_libraries
-from hubextrap.trajectory import find_recipe_trajectory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from hubextrap.hub.target import RemoteState
+    from hubextrap.opening import Run
+    from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
+    from hubextrap.scans import Scan
     from hubextrap.trajectory.checkpoint import Trajectory
 
 
@@ -38,11 +39,11 @@ class PlanReport:
     """(step, name, commit, bytes of weights), in step order."""
     target_steps: tuple[int, ...]
     horizons: tuple[float | None, ...]
-    """(target − last) / (last − base), one a target."""
+    """(target − last) / (last − base), one per target."""
     expected_relative_errors: tuple[float | None, ...]
-    """One a target; None where the weights were not scanned, or their past cannot say."""
+    """One per target; None where the weights were not scanned, or their past cannot say."""
     rules: tuple[tuple[str, str, tuple[dict[int, float], ...]], ...]
-    """(globs, method, one {step: coefficient} a target) without zeros; empty where unread weights decide."""
+    """(globs, method, one {step: coefficient} per target) without zeros; empty if unread weights decide."""
     files: tuple[tuple[str, int], ...]
     """(name, bytes) of every weight file of one output."""
     bytes_read: int
@@ -54,25 +55,19 @@ class PlanReport:
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        named = {
+            "checkpoints": ("step", "name", "commit", "size"),
+            "rules": ("match", "method", "coefficients"),
+            "files": ("file", "size"),
+        }
         return {
-            "checkpoints": [
-                {"step": step, "name": name, "commit": commit, "size": size}
-                for step, name, commit, size in self.checkpoints
-            ],
-            "target_steps": list(self.target_steps),
-            "horizons": list(self.horizons),
-            "expected_relative_errors": list(self.expected_relative_errors),
-            "rules": [
-                {"match": match, "method": method, "coefficients": list(targets)}
-                for match, method, targets in self.rules
-            ],
-            "files": [{"file": name, "size": size} for name, size in self.files],
-            "bytes_read": self.bytes_read,
-            "bytes_written": self.bytes_written,
-            "peak_memory": self.peak_memory,
-            "outputs": list(self.outputs),
-            "notes": list(self.notes),
-            "problems": list(self.problems),
+            name: value
+            if not isinstance(value, tuple)
+            else [dict(zip(named[name], row, strict=True)) for row in value]
+            if name in named
+            else list(value)
+            for name, value in values.items()
         }
 
 
@@ -82,7 +77,9 @@ def plan(
     out: Path | None = None,
     push: Sequence[PushTarget] = (),
     check_push: bool = True,
-    settings: Settings | None = None,
+    settings: MergeOptions | None = None,
+    scan: Scan | Path | str | None = None,
+    run: Run | None = None,
     progress: Progress | None = None,
 ) -> PlanReport:
     """What `merge` would do with the same arguments. Reads headers and small files only, writes nothing.
@@ -91,27 +88,30 @@ def plan(
         out: the folder that would be written.
         push: where it would be pushed; the recipe's own targets when empty.
         check_push: ask the Hub whether the token at hand may push there.
+        scan: of the recipe's checkpoints, or its file: coefficients and expected errors are known then.
+        run: the recipe's, where it is open; `merge` may be given the same one.
 
     Raises:
         TrajectoryError: there are no checkpoints to speak of; everything later is a problem in the report.
+        CheckpointMismatch, CorruptFile, RecipeError: the scan is of no use.
     """
-    progress = progress or SilentProgress()
     targets = given_push_targets(recipe, push) or recipe_push_targets(recipe)
     asked = targets if check_push else []
-    trajectory = find_recipe_trajectory(recipe, progress)
-    try:
-        check_destinations(recipe, True, targets)
-        with prepare(recipe, settings, progress, read_weights=False, trajectory=trajectory) as prepared:
+    with opened(recipe, run, settings, scan, progress) as (found_run, how):
+        trajectory = found_run.trajectory
+        try:
+            check_destinations(recipe, True, targets)
+            prepared = prepare(recipe, found_run, how, read_weights=False)
             states: dict[PushTarget, RemoteState] = {}
             found = problems_beforehand(prepared, out, targets, ask=check_push, states=states)
             problems = list(dict.fromkeys(str(problem) for problem in found))
             removals = _removals(states, prepared)
             report = _report(trajectory, recipe, prepared, out, targets, problems, removals)
             return report if recipe.space == "weights" else _without_output(report, trajectory.notes)
-    except TrajectoryError:
-        raise
-    except HubExtrapError as error:
-        return _report(trajectory, recipe, None, out, targets, [str(error), *_refusals(asked)])
+        except TrajectoryError:
+            raise
+        except HubExtrapError as error:
+            return _report(trajectory, recipe, None, out, targets, [str(error), *_refusals(asked)])
 
 
 def recipe_push_targets(recipe: Recipe) -> list[PushTarget]:

@@ -1,86 +1,97 @@
-"""From a recipe to a merge plan: checkpoints found and pinned, headers read, coefficients computed."""
+"""From a recipe and the run that it observes to a merge plan: headers read, coefficients computed."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hubextrap.api.companions import Beside
-from hubextrap.api.fitting import FittedRules, fit_rules, needs_scan, stacked
-from hubextrap.engine.budget import BASELINE, NO_LIMIT, Budget
-from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
+from hubextrap.api.beside import Beside
+from hubextrap.api.fitting import FittedRules, fit_rules, stacked
+from hubextrap.engine.budget import BASELINE, Budget
+from hubextrap.engine.defaults import MiB
 from hubextrap.engine.plan import MergePlan, plan_merge
 from hubextrap.errors import RecipeError
-from hubextrap.progress import Progress, SilentProgress
-from hubextrap.tensors import open_source, read_combinable, read_layouts, ties_embeddings
-from hubextrap.trajectory import find_recipe_trajectory
+from hubextrap.opening import ReadingOptions, Run, needs_scan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
     from hubextrap.methods import Rule
+    from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
+    from hubextrap.scans import Scan
     from hubextrap.statistics import Expectation, GramTable
-    from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import CheckpointLayout
-    from hubextrap.trajectory.checkpoint import Trajectory
 
 _NAMES_SHOWN = 12
 DOWNLOADS, DOWNLOAD_CHUNK = 8, 10 * MiB
 """Files that huggingface_hub downloads at the same time, and bytes of each that it holds, at times twice."""
 BESIDE_IN_BASELINE = 8 * MiB
 """How much of what the process takes anyway is for the files beside the weights; larger ones come on top."""
+_WHY = "reading every checkpoint once before the merge: coefficients follow from the weights"
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class MergeOptions(ReadingOptions):
     """How a merge runs; nothing here changes a byte of a finite output."""
 
-    memory: int = DEFAULT_MEMORY
-    """Bytes of memory that the process may take, python and torch included."""
-    workers: int = DEFAULT_WORKERS
-    """Threads that read, compute and write."""
-    cache: bool = False
-    """Download Hub checkpoints into the Hub cache first, instead of reading ranges of them."""
     device: str = "cpu"
     """Where the sums are computed: ``cpu`` or a CUDA device."""
     allow_non_finite: bool = False
     """Write NaN and infinite results instead of refusing them."""
 
+    @property
+    def reading(self) -> ReadingOptions:
+        """The part that is about reading."""
+        return ReadingOptions(self.memory, self.workers, self.cache)
 
-def refuse_merge_settings(settings: Settings | None, what: str) -> None:
-    """Refuse settings that only a merge looks at, where there is none.
+
+@contextmanager
+def opened(
+    recipe: Recipe,
+    run: Run | None,
+    settings: MergeOptions | None,
+    scan: Scan | Path | str | None,
+    progress: Progress | None,
+) -> Iterator[tuple[Run, MergeOptions]]:
+    """The run that was handed over, or else the recipe's, opened here and closed again; and how to merge.
 
     Raises:
-        RecipeError: says which.
+        RecipeError: an open run, and beside it what it should have been opened with.
+        HubExtrapError: as `Run.of`.
     """
-    plain = Settings()
-    for name in ("device", "allow_non_finite"):
-        if settings is not None and getattr(settings, name) != getattr(plain, name):
-            raise RecipeError(
-                f"settings.{name} has no effect on {what}, which merges no weights; leave it out"
-            )
+    if run is None:
+        settings = settings or MergeOptions()
+        with Run.of(recipe, settings.reading, scan=scan, progress=progress) as own:
+            yield own, settings
+        return
+    reading = run.reading
+    settings = settings or MergeOptions(reading.memory, reading.workers, reading.cache)
+    if scan is not None or settings.reading != reading:
+        raise RecipeError(
+            "scan, and memory, workers and cache of settings, have no effect on a run that is open; give "
+            "them to Run.of"
+        )
+    yield run, settings
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A merge that is ready to run. Its sources are open."""
+    """A merge that is ready to run, while its run is open."""
 
     recipe: Recipe
-    trajectory: Trajectory
-    sources: tuple[Source, ...]
-    settings: Settings
-    remote: bool
-    """Whether weights are read over the network."""
+    run: Run
+    settings: MergeOptions
     rules: tuple[tuple[Rule, NDArray[np.float64]], ...]
-    """Every rule with its coefficients, (targets, checkpoints); one a tensor where weights decide."""
+    """Every rule with its coefficients, (targets, checkpoints); one per tensor where weights decide."""
     plan: MergePlan
     expected: tuple[Expectation, ...]
-    """What error to expect, one a target; unknown where the weights were not scanned."""
+    """What error to expect, one per target; unknown where the weights were not scanned."""
     pending: bool
     """Whether stand-ins take the place of coefficients that follow from the weights."""
     beside: Beside
@@ -88,8 +99,9 @@ class Prepared:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be known of the checkpoints' files, a line each."""
-        of_weights = [f"step {one.step} {one.note}" for one in self.trajectory.checkpoints if one.note]
+        """What is to be known of the checkpoints' files, one line per fact."""
+        checkpoints = self.run.trajectory.checkpoints
+        of_weights = [f"step {one.step} {one.note}" for one in checkpoints if one.note]
         files = self.beside.names.left_out
         more = f" and {len(files) - _NAMES_SHOWN} more" if len(files) > _NAMES_SHOWN else ""
         shown = ", ".join(files[:_NAMES_SHOWN]) + more
@@ -100,133 +112,134 @@ class Prepared:
     @property
     def caveats(self) -> tuple[str, ...]:
         """What whoever uses the output should know."""
-        return (*self.trajectory.notes, *self.plan.caveats)
+        return (*self.run.trajectory.notes, *self.plan.caveats)
 
 
-def _download_memory(trajectory: Trajectory, layouts: Sequence[CheckpointLayout]) -> int:
-    """Bytes that downloading the weight files takes: huggingface_hub fetches several, in chunks."""
-    pairs = zip(trajectory.checkpoints, layouts, strict=True)
-    sizes = sorted(shard.size for one, layout in pairs if one.repo for shard in layout.shards)
-    return sum(2 * min(size, DOWNLOAD_CHUNK) for size in sizes[-DOWNLOADS:])
-
-
-@contextmanager
 def prepare(
     recipe: Recipe,
-    settings: Settings | None = None,
-    progress: Progress | None = None,
+    run: Run,
+    settings: MergeOptions,
     *,
     read_weights: bool = True,
     variants: Sequence[Recipe] = (),
-    trajectory: Trajectory | None = None,
     check: Callable[[Prepared], object] | None = None,
-) -> Iterator[Prepared]:
+) -> Prepared:
     """Do everything that comes before the merge.
 
-    Some kilobytes a checkpoint are read; where coefficients follow from the weights, or the recipe limits the
-    expected error, every checkpoint is read once more.
+    Some kilobytes per checkpoint are read; where coefficients follow from the weights, or the recipe limits
+    the expected error, and no scan says it, every checkpoint is read once more.
 
     Args:
+        run: the recipe's.
         read_weights: False leaves that out; stand-ins take the place of what the weights decide.
         variants: recipes that differ from ``recipe`` in parameters alone; their targets, one after the other,
             take the place of its own.
-        trajectory: the recipe's, where it was found before.
         check: looks at all that is known before a weight is read, and raises if it will not do; called with
             stand-ins for what the weights decide, and again when that is known.
 
     Raises:
-        TrajectoryError: the checkpoints cannot be found, pinned or put in order.
-        CheckpointError: one of them cannot be used, or they do not fit together; all findings at once.
+        CheckpointError: a checkpoint cannot be used, or they do not fit together; all findings at once.
         MethodError: a method cannot serve these steps.
+        RecipeError: the run was opened with a scan that has no effect.
         SourceError: the headers cannot be read.
         OutputError: the memory setting is too small.
     """
-    settings = settings or Settings()
-    progress = progress or SilentProgress()
-    trajectory = trajectory or find_recipe_trajectory(recipe, progress)
-    # Before any header: a step or target that does not fit should not cost a request a checkpoint.
     recipes = tuple(variants) or (recipe,)
+    check_recipes(run, recipes)
+    held = 0  # by what goes beside the weights
+    first: list[tuple[FittedRules, MergePlan]] = []
+    # logits are mixed of whatever transformers loads, quantised or not
+    combined = recipe.space == "weights" or any(map(needs_scan, recipes))
+    layouts = run.layouts if combined else run.any_layouts
+
+    def hold(count: int) -> None:
+        nonlocal held
+        held = max(0, count - BESIDE_IN_BASELINE)
+        known = run.known_table() if combined else None
+        first.append(_planned(recipes, run, layouts, settings, known, held))
+
+    beside = Beside.of(run.sources[-1], recipe.out_dtype, hold)
+
+    def ready(fitted: FittedRules, plan: MergePlan) -> Prepared:
+        prepared = Prepared(
+            recipe, run, settings, fitted.rules, plan, fitted.expected, fitted.pending, beside
+        )
+        if check is not None:
+            check(prepared)
+        return prepared
+
+    prepared = ready(*first[0])
+    if not (prepared.pending and read_weights):
+        return prepared
+    return ready(*_planned(recipes, run, layouts, settings, run.gram_table(_WHY, held=held), held))
+
+
+def check_recipes(run: Run, recipes: Sequence[Recipe]) -> None:
+    """Refuse, before any header is read, steps or targets that do not fit, and a scan without effect.
+
+    Raises:
+        MethodError, StepError: a method cannot serve these steps.
+        RecipeError: see `Run.check_scan_counts`.
+    """
     for each in recipes:
         for rule in each.rules:
-            rule.check(trajectory.steps, each.target_steps)
-    with ExitStack() as stack:
-        sources = tuple(
-            stack.enter_context(closing(open_source(checkpoint, cache=settings.cache)))
-            for checkpoint in trajectory.checkpoints
-        )
-        # logits are mixed of whatever transformers loads, quantised or not
-        combined = recipe.space == "weights" or needs_scan(recipe)
-        layouts = (read_combinable if combined else read_layouts)(sources, progress)
-        remote = not settings.cache and any(checkpoint.repo for checkpoint in trajectory.checkpoints)
-        tied = ties_embeddings(sources[-1])
-        held = 0  # by what goes beside the weights
+            rule.check(run.steps, each.target_steps)
+    run.check_scan_counts(recipes)
 
-        def scan() -> GramTable:
-            from hubextrap.engine.scan import scan_trajectory  # imports numba
 
-            budget = Budget(settings.memory - held, settings.workers, remote)
-            plan = plan_scan(trajectory.steps, layouts, tied=tied, budget=budget)
-            return scan_trajectory(trajectory, sources, plan, progress=progress).gram_table
+def _planned(
+    recipes: Sequence[Recipe],
+    run: Run,
+    layouts: Sequence[CheckpointLayout],
+    settings: MergeOptions,
+    table: GramTable | None,
+    held: int,
+) -> tuple[FittedRules, MergePlan]:
+    """The targets of all recipes in one plan; ``held``: bytes that something else takes at the same time."""
+    reserve = other_pass = 0
+    if any(map(needs_scan, recipes)):
+        from hubextrap.engine.scan_plan import fitting_memory
 
-        scanned = any(needs_scan(each) for each in recipes)
-        reserve = other_pass = 0
-        if scanned:
-            from hubextrap.engine.scan_plan import fitting_memory, plan_scan
+        targets = [step for each in recipes for step in each.target_steps]
+        reserve = fitting_memory(run.steps, layouts, targets)
+        other_pass = 0 if run.has_scan else run.scan_plan.buffers.least_memory
+    if settings.cache:
+        other_pass = max(other_pass, BASELINE + _download_memory(run, layouts))
+    fitted = stacked([fit_rules(each, run.steps, layouts, table, run.progress) for each in recipes])
+    return fitted, plan_outputs(
+        run,
+        layouts,
+        fitted.by_tensor.__getitem__,
+        settings,
+        out_dtype=recipes[0].out_dtype,
+        reserve=reserve + held,
+        other_pass=other_pass + held if other_pass else 0,
+    )
 
-            reserve = fitting_memory(
-                trajectory.steps, layouts, [step for each in recipes for step in each.target_steps]
-            )
-            unlimited = Budget(NO_LIMIT, settings.workers, remote)
-            scanning = plan_scan(trajectory.steps, layouts, tied=tied, budget=unlimited)
-            other_pass = scanning.buffers.least_memory
 
-        if settings.cache:
-            other_pass = max(other_pass, BASELINE + _download_memory(trajectory, layouts))
+def plan_outputs(
+    run: Run,
+    layouts: Sequence[CheckpointLayout],
+    coefficients_for: Callable[[str], NDArray[np.float64]],
+    settings: MergeOptions,
+    *,
+    out_dtype: str | None = None,
+    reserve: int = 0,
+    other_pass: int = 0,
+) -> MergePlan:
+    """`plan_merge` for a run's checkpoints."""
+    return plan_merge(
+        run.steps,
+        layouts,
+        coefficients_for,
+        out_dtype=out_dtype,
+        tied=run.tied,
+        budget=Budget(settings.memory, settings.workers, run.remote, reserve=reserve, other_pass=other_pass),
+    )
 
-        def planned(scan: Callable[[], GramTable] | None) -> tuple[FittedRules, MergePlan]:
-            fitted = stacked(
-                [fit_rules(each, trajectory, sources, layouts, scan, progress) for each in recipes]
-            )
-            return fitted, plan_merge(
-                trajectory.steps,
-                layouts,
-                fitted.by_tensor.__getitem__,
-                out_dtype=recipe.out_dtype,
-                tied=tied,
-                budget=Budget(
-                    settings.memory,
-                    settings.workers,
-                    remote,
-                    reserve=reserve + held,
-                    other_pass=other_pass + held if other_pass else 0,
-                ),
-            )
 
-        first: list[tuple[FittedRules, MergePlan]] = []
-
-        def hold(count: int) -> None:
-            nonlocal held
-            held = max(0, count - BESIDE_IN_BASELINE)
-            first.append(planned(None))
-
-        beside = Beside.of(sources[-1], recipe.out_dtype, hold)
-
-        def ready(fitted: FittedRules, plan: MergePlan) -> Prepared:
-            prepared = Prepared(
-                recipe,
-                trajectory,
-                sources,
-                settings,
-                remote,
-                fitted.rules,
-                plan,
-                fitted.expected,
-                fitted.pending,
-                beside,
-            )
-            if check is not None:
-                check(prepared)
-            return prepared
-
-        prepared = ready(*first[0])
-        yield ready(*planned(scan)) if prepared.pending and read_weights else prepared
+def _download_memory(run: Run, layouts: Sequence[CheckpointLayout]) -> int:
+    """Bytes that downloading the weight files takes: huggingface_hub fetches several, in chunks."""
+    pairs = zip(run.trajectory.checkpoints, layouts, strict=True)
+    sizes = sorted(shard.size for one, layout in pairs if one.repo for shard in layout.shards)
+    return sum(2 * min(size, DOWNLOAD_CHUNK) for size in sizes[-DOWNLOADS:])

@@ -60,12 +60,15 @@ def check_publication(
     checkpoint = resolve_checkpoint(references[0], pins=pins)
     if checkpoint.repo is None or checkpoint.commit is None:
         raise EvaluationError(
-            f"--publish: {checkpoint.path} is a local folder; push it first, then evaluate what is on the Hub"
+            f"--publish: {checkpoint.path} is a local folder; push it first, then evaluate what is on the "
+            "Hub",
+            file=checkpoint.path,
         )
     if checkpoint.path:
         raise EvaluationError(
             f"--publish: {checkpoint.name} is a folder of a repo, and a repo's card is about its root; "
-            "push the model to a repo or branch of its own"
+            "push the model to a repo or branch of its own",
+            repo=checkpoint.repo,
         )
     target = PushTarget.parse(f"{checkpoint.repo}@{checkpoint.revision}", create_pr=create_pr)
     check_publishable(target, checkpoint.commit)

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from hubextrap.api.extrapolating import extrapolate, scan_folders
-from hubextrap.api.prepare import Settings
+from hubextrap.api.extrapolating import Jump, extrapolate, scan_folders
+from hubextrap.api.prepare import MergeOptions
 from hubextrap.api.staging import remove_leftover
 from hubextrap.api.verifying import verify
 from hubextrap.containment import read_named
@@ -70,7 +70,7 @@ def reground(
     recipe: RegroundRecipe,
     out: Path | str,
     *,
-    settings: Settings | None = None,
+    settings: MergeOptions | None = None,
     progress: Progress | None = None,
     output: BinaryIO | None = None,
 ) -> RegroundResult:
@@ -89,7 +89,7 @@ def reground(
         PushError: the Hub did not take a checkpoint.
     """
     progress = progress or SilentProgress()
-    settings = settings or Settings()
+    settings = settings or MergeOptions()
     folder = Path(out).resolve()
     if os.path.lexists(out) and not folder.is_dir():
         raise OutputError(f"{out}: is there already and leads to no folder; choose another --out", file=out)
@@ -209,7 +209,8 @@ def _resumed(
         raise RecipeError(
             f"{folder}: its {done} trained round{'s' * (done > 1)} had another recipe: {'; '.join(changed)}. "
             "Put that back to go on, or give another --out; with "
-            f"reground.model: {folder / state.model} it starts where this run is"
+            f"reground.model: {folder / state.model} it starts where this run is",
+            file=folder,
         )
     if state.finished is not None:
         state = state.after("begun", finished=None)  # a later end may have been set
@@ -235,11 +236,11 @@ class _Engine:
 
     recipe: RegroundRecipe
     start: StartModel
-    settings: Settings
+    settings: MergeOptions
     progress: Progress
 
     def scan(self, snapshots: Mapping[int, Path]) -> GramOfSnapshots:
-        return scan_folders(self._checkpoints(snapshots), self.settings, self.progress)
+        return scan_folders(self._checkpoints(snapshots), self.settings.reading, self.progress)
 
     def extrapolate(
         self, snapshots: Mapping[int, Path], decision: Decision, target_step: int, out: Path
@@ -254,12 +255,10 @@ class _Engine:
             )
         extrapolate(
             self._checkpoints({step: snapshots[step] for step in decision.snapshot_steps}),
-            decision,
-            target_step,
+            Jump(decision, target_step, self.recipe),
             out,
-            recipe=self.recipe,
-            settings=self.settings,
-            progress=self.progress,
+            self.settings,
+            self.progress,
         )
 
     def push(self, model: Path, weights: Mapping[str, str], kind: str, rl_steps: int, step: int) -> None:

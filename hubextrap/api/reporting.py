@@ -65,7 +65,9 @@ def report(
     sections = build_sections(scan, backtest, accuracies)
     plots = [] if png is None else [(Path(png) / f"{section.name}.png", section) for section in sections]
     if png is not None and os.path.lexists(png) and not Path(png).is_dir():
-        raise OutputError(f"{png}: cannot be written: it is no folder; choose another --out or --png")
+        raise OutputError(
+            f"{png}: cannot be written: it is no folder; choose another --out or --png", file=png
+        )
     _check_replaceable(out, b"<!doctype html>")
     for path, _ in plots:
         _check_replaceable(path, b"\x89PNG")
@@ -87,19 +89,21 @@ def _check_folder(folder: Path) -> None:
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or "no such name"
     if problem is not None:
-        raise OutputError(f"{folder}: {place}: {problem}; choose another --out or --png")
+        raise OutputError(f"{folder}: {place}: {problem}; choose another --out or --png", file=folder)
 
 
 def _check_replaceable(path: Path, beginning: bytes) -> None:
     """Refuse to write over what is not an earlier report's: a scan, say, or a device."""
     if problem := file_problem(path):
-        raise OutputError(f"{path}: cannot be written: {problem}; choose another --out or --png")
+        raise OutputError(f"{path}: cannot be written: {problem}; choose another --out or --png", file=path)
     if not os.path.lexists(path):
         return
     with os.fdopen(open_regular(path), "rb") as file:
         if file.read(len(beginning)) == beginning:
             return
-    raise OutputError(f"{path}: is there already and is no report's; choose another --out or --png")
+    raise OutputError(
+        f"{path}: is there already and is no report's; choose another --out or --png", file=path
+    )
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -11,16 +11,15 @@ import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from hubextrap._version import __version__
 from hubextrap.api.against import Against
-from hubextrap.api.beforehand import device_problems, refuse
+from hubextrap.api.beforehand import check_weights, device_problems, refuse
 from hubextrap.api.fingerprint import merge_fingerprint
 from hubextrap.api.merging import run_prepared
-from hubextrap.api.mixing import check_weights
 from hubextrap.api.output import check_output, output_sizes, write_files
-from hubextrap.api.prepare import prepare
+from hubextrap.api.prepare import MergeOptions, prepare
 from hubextrap.api.staging import remove_leftover, staged
 from hubextrap.api.unchanged import check_unchanged, pin_of
 from hubextrap.digests import sha256_of_json
@@ -32,17 +31,21 @@ from hubextrap.evaluate.sweep_report import GridPoint, SweepResult, report_sweep
 from hubextrap.evaluate.table import LAST, PREDICTION, TARGET
 from hubextrap.foreign_data import parse_json
 from hubextrap.methods import MAX_STEP, find_method
+from hubextrap.opening import Run
 from hubextrap.output_files import file_problem
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import LocalSink
-from hubextrap.trajectory import Checkpoint, Pins, find_recipe_trajectory
+from hubextrap.trajectory import Checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hubextrap.api.prepare import Prepared, Settings
+    from typing_extensions import Unpack
+
+    from hubextrap.api.prepare import Prepared
     from hubextrap.evaluate.options import Backend
     from hubextrap.recipe import EvaluateSection, Recipe
+    from hubextrap.scans import Scan
     from hubextrap.trajectory import Trajectory
 
 RESULTS_FILE, TABLES_FILE = "sweep.json", "sweep.md"
@@ -64,23 +67,29 @@ class _Point:
     """sha256 of all that its figures depend on."""
 
 
+class Where(TypedDict, total=False):
+    """Where and how an evaluation runs."""
+
+    device: str
+    dtype: str
+    backend: Backend
+
+
 def sweep(
     recipe: Recipe,
     out: Path | str,
     *,
     horizons: Sequence[float] = (),
     damping: Sequence[float] = (),
-    settings: Settings | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    backend: Backend = "hf",
+    settings: MergeOptions | None = None,
+    scan: Scan | Path | str | None = None,
     progress: Progress | None = None,
+    **where: Unpack[Where],
 ) -> SweepResult:
     """Measure predictions of every step with every damping; choose on half the problems, report on the other.
 
     Each checkpoint's weights are read once for all predictions that have not been measured yet; once more
-    before that where the method's coefficients follow from the weights. These predictions lie on the disk
-    together until each has been measured.
+    before that where coefficients follow from them. These predictions lie on the disk until each is measured.
 
     Args:
         recipe: its evaluate section says which tasks.
@@ -88,55 +97,40 @@ def sweep(
         horizons: steps to predict as multiples of the observed way, both counted from the first checkpoint;
             the recipe's own targets if empty.
         damping: shares of the way from the last checkpoint to the prediction; the recipe's own if empty.
-        device, dtype, backend: of the evaluation.
+        scan: of the recipe's checkpoints, or its file: what it knows is not read again.
+        where: device, dtype and backend of the evaluation.
 
     Raises:
         RecipeError: the recipe has no evaluate section, mixes logits, or the grid is not one.
-        SourceError: a local checkpoint changed meanwhile.
         HubExtrapError: see `prepare` and `Harness`; the folder cannot be written.
     """
-    progress = progress or SilentProgress()
+    progress, settings = progress or SilentProgress(), settings or MergeOptions()
     section = _section(recipe)
     check_weights(recipe)
-    pinned = Pins()
-    trajectory = find_recipe_trajectory(recipe, progress, pins=pinned)
-    against = Against.pinned(recipe, section, trajectory, pinned)
-    recipes = _grid(recipe, trajectory, horizons, damping)
-    options = EvaluationOptions.of(section, device=device, dtype=dtype, backend=backend)
-    harness = Harness(options, progress)
-    folder = _folder(Path(out))  # made when nothing else is wrong
-    measured_with = harness.fingerprint()
-    pins = [pin_of(checkpoint) for checkpoint in trajectory.checkpoints]
-    points = [_point(each, trajectory, pins, measured_with) for each in recipes]
-    kept = _Kept(folder / "measured")
-
-    todo: dict[str, _Point] = {}  # points with the same coefficients are one model
-    for point in points:
-        if kept.get(point.key, point.label) is None:
-            todo.setdefault(point.key, point)
-    _check_beforehand(recipe, list(todo.values()), trajectory, folder, settings)
-    measurements = []
-    for label, checkpoint in _references(against, points, progress):
-        pin = pin_of(checkpoint)
-        key = sha256_of_json([measured_with, pin])
-        found = kept.get(key, label)
-        if found is None:
-            found = harness.measure(label, checkpoint)
-            check_unchanged(checkpoint, pin)
-            kept.put(key, found)
-        measurements.append(found.of(label, checkpoint))
-    if done := sum(point.key not in todo for point in points):
-        progress.say(f"{done} of {len(points)} predictions were measured before")
-    if todo:
-        _merge(recipe, list(todo.values()), trajectory, pins, folder, settings, progress)
-        for point in todo.values():
-            _measure(point, folder, harness, kept)
+    with Run.of(recipe, settings.reading, scan=scan, progress=progress) as run:
+        against = Against.pinned(recipe, section, run)
+        recipes = _grid(recipe, run.trajectory, horizons, damping)
+        run.check_scan_counts(recipes)
+        harness = Harness(EvaluationOptions.of(section, **where), progress)
+        folder = _folder(Path(out))  # made when nothing else is wrong
+        kept, measured_with = _Kept(folder / "measured"), harness.fingerprint()
+        pins = [pin_of(checkpoint) for checkpoint in run.trajectory.checkpoints]
+        points = [_point(each, run.steps, pins, measured_with) for each in recipes]
+        todo: dict[str, _Point] = {}  # points with the same coefficients are one model
+        for point in points:
+            if kept.get(point.key, point.label) is None:
+                todo.setdefault(point.key, point)
+        making = _Making(recipe, run, settings, folder, pins, list(todo.values()))
+        making.check_beforehand()
+        compared = _references(against, points, progress)
+        measurements = [_reference(*each, harness, measured_with, kept) for each in compared]
+        if done := sum(point.key not in todo for point in points):
+            progress.say(f"{done} of {len(points)} predictions were measured before")
+        making.merge()
+    for point in todo.values():
+        _measure(point, folder, harness, kept)
     shutil.rmtree(folder / "predictions", ignore_errors=True)
-    for point in points:
-        found = kept.get(point.key, point.label)
-        assert found is not None
-        row = found.row.model_copy(update={"step": point.step, "reference": point.label})
-        measurements.append(found.model_copy(update={"row": row}))
+    measurements += [_measured(point, kept) for point in points]
     candidates = [GridPoint(label=point.label, step=point.step, damping=point.damping) for point in points]
     result = report_sweep(harness.table(measurements), candidates)
     _save(result, folder, {point.label: point.recipe for point in points}, progress)
@@ -156,16 +150,18 @@ def _section(recipe: Recipe) -> EvaluateSection:
 
 def _folder(out: Path) -> Path:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise OutputError(f"{out}: is there already and is no folder; choose another --out")
+        raise OutputError(f"{out}: is there already and is no folder; choose another --out", file=out)
     if out.is_dir() and any(out.iterdir()) and not _is_sweep(out):
-        raise OutputError(f"{out}: is there already and holds no sweep; choose another --out")
+        raise OutputError(f"{out}: is there already and holds no sweep; choose another --out", file=out)
     for name in (RESULTS_FILE, TABLES_FILE, CURVE_FILE, BEST_FILE):
         if problem := file_problem(out / name):
-            raise OutputError(f"{out / name}: {problem}; choose another --out")
+            raise OutputError(f"{out / name}: {problem}; choose another --out", file=out / name)
     try:
         (out / "measured").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{out}: cannot be made: {error.strerror}; choose another --out") from error
+        raise OutputError(
+            f"{out}: cannot be made: {error.strerror}; choose another --out", file=out
+        ) from error
     return out
 
 
@@ -209,18 +205,18 @@ def _grid(
     ]
 
 
-def _point(recipe: Recipe, trajectory: Trajectory, pins: Sequence[str], measured_with: str) -> _Point:
+def _point(recipe: Recipe, steps: Sequence[int], pins: Sequence[str], measured_with: str) -> _Point:
     (step,), damping = recipe.target_steps, recipe.parameters.damping
     rules: list[Any] = []
     for rule in recipe.rules:
-        rule.check(trajectory.steps, (step,))
+        rule.check(steps, (step,))
         if rule.needs_gram_matrix:  # they follow from the pinned weights and from this
             package = find_method(rule.method).package  # ours changes with __version__
             how: Any = [rule.method, *package, dict(rule.parameters), rule.damping, step]
         else:
-            how = rule.coefficients(trajectory.steps, (step,)).tolist()
+            how = rule.coefficients(steps, (step,)).tolist()
         rules.append([rule.match, how])
-    key = sha256_of_json([measured_with, list(pins), trajectory.steps, rules, recipe.out_dtype, __version__])
+    key = sha256_of_json([measured_with, list(pins), list(steps), rules, recipe.out_dtype, __version__])
     label = f"{PREDICTION} {step}"
     if damping != 1:
         label += f" × {damping if damping == 'auto' else format(damping, 'g')}"
@@ -263,62 +259,80 @@ class _Kept:
         return measurement
 
 
-def _merge(
-    recipe: Recipe,
-    points: Sequence[_Point],
-    trajectory: Trajectory,
-    pins: Sequence[str],
-    folder: Path,
-    settings: Settings | None,
-    progress: Progress,
-) -> None:
-    """Put the points' models into ``predictions/KEY``, all that are missing in one pass over the weights."""
-    made, fresh = folder / "predictions", folder / "merged"
-    made.mkdir(exist_ok=True)
-    _move(fresh, made)
-    missing = [point for point in points if not (made / point.key).is_dir()]
-    if not missing:
-        return
-    variants = [point.recipe for point in missing]
-    names = [point.key for point in missing]
-    with prepare(
-        recipe,
-        settings,
-        progress,
-        variants=variants,
-        trajectory=trajectory,
-        check=partial(_check_room, out=fresh, names=names),
-    ) as prepared:
-        for checkpoint, pin, source in zip(trajectory.checkpoints, pins, prepared.sources, strict=True):
-            check_unchanged(checkpoint, pin, source)
+def _reference(
+    label: str, checkpoint: Checkpoint, harness: Harness, measured_with: str, kept: _Kept
+) -> Measurement:
+    """The figures of a checkpoint that predictions are compared with, measured unless they were before."""
+    pin = pin_of(checkpoint)
+    key = sha256_of_json([measured_with, pin])
+    found = kept.get(key, label)
+    if found is None:
+        found = harness.measure(label, checkpoint)
+        check_unchanged(checkpoint, pin)
+        kept.put(key, found)
+    return found.of(label, checkpoint)
+
+
+def _measured(point: _Point, kept: _Kept) -> Measurement:
+    found = kept.get(point.key, point.label)
+    assert found is not None
+    row = found.row.model_copy(update={"step": point.step, "reference": point.label})
+    return found.model_copy(update={"row": row})
+
+
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """Putting points' models into ``predictions/KEY``, all that are missing in one pass over the weights."""
+
+    recipe: Recipe
+    run: Run
+    settings: MergeOptions
+    folder: Path
+    pins: Sequence[str]
+    points: Sequence[_Point]
+
+    @property
+    def missing(self) -> list[_Point]:
+        return [point for point in self.points if not (self.folder / "predictions" / point.key).is_dir()]
+
+    def check_beforehand(self) -> None:
+        """Refuse what would keep the predictions from being made, before anything is measured."""
+        if missing := self.missing:
+            self._prepared(missing, read_weights=False)
+
+    def merge(self) -> None:
+        """Make them."""
+        if not self.points:
+            return
+        made, fresh = self.folder / "predictions", self.folder / "merged"
+        made.mkdir(exist_ok=True)
+        _move(fresh, made)
+        if not (missing := self.missing):
+            return
+        prepared = self._prepared(missing, read_weights=True)
+        for checkpoint, pin in zip(self.run.trajectory.checkpoints, self.pins, strict=True):
+            check_unchanged(checkpoint, pin)
         remove_leftover(fresh)
-        files = _files_beside(prepared)
-        with staged(fresh, names, merge_fingerprint(prepared), progress) as staging:
+        files, names = _files_beside(prepared), [point.key for point in missing]
+        with staged(fresh, names, merge_fingerprint(prepared), self.run.progress) as staging:
             sinks = [
                 LocalSink(staging.folder / name, journal)
                 for name, journal in zip(names, staging.journals, strict=True)
             ]
             for name in names:
                 write_files(staging.folder / name, files)
-            run_prepared(prepared, sinks, staging.journals, progress)
-    _move(fresh, made)
+            run_prepared(prepared, sinks, staging.journals)
+        _move(fresh, made)
 
-
-def _check_beforehand(
-    recipe: Recipe,
-    points: Sequence[_Point],
-    trajectory: Trajectory,
-    folder: Path,
-    settings: Settings | None,
-) -> None:
-    """Refuse what would keep the predictions from being made, before anything is measured."""
-    missing = [point for point in points if not (folder / "predictions" / point.key).is_dir()]
-    if not missing:
-        return
-    check = partial(_check_room, out=folder / "merged", names=[point.key for point in missing])
-    variants = [point.recipe for point in missing]
-    with prepare(recipe, settings, read_weights=False, variants=variants, trajectory=trajectory, check=check):
-        pass
+    def _prepared(self, missing: Sequence[_Point], *, read_weights: bool) -> Prepared:
+        return prepare(
+            self.recipe,
+            self.run,
+            self.settings,
+            read_weights=read_weights,
+            variants=[point.recipe for point in missing],
+            check=partial(_check_room, out=self.folder / "merged", names=[point.key for point in missing]),
+        )
 
 
 def _check_room(prepared: Prepared, out: Path, names: Sequence[str]) -> None:

@@ -5,41 +5,35 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from hubextrap.api.fingerprint import input_fingerprint
 from hubextrap.digests import sha256_hex, sha256_of_json
 from hubextrap.errors import SourceError
 from hubextrap.hub.side_files import is_side_file
+from hubextrap.opening import commit_fingerprint, files_fingerprint
 from hubextrap.tensors import open_source
+from hubextrap.trajectory import UNKNOWN_STEP
 
 if TYPE_CHECKING:
-    from hubextrap.tensors.interfaces import Source
     from hubextrap.trajectory import Checkpoint
 
 
-def pin_of(checkpoint: Checkpoint, source: Source | None = None) -> str:
-    """What stands for all of a checkpoint that its weights' sums and its scores depend on.
-
-    Args:
-        source: the checkpoint's, where it is open.
-    """
-    if source is None:
-        with closing(open_source(checkpoint)) as opened:
-            return pin_of(checkpoint, opened)
-    weights = input_fingerprint(checkpoint, source)
-    if checkpoint.repo is not None:  # its commit says it all
-        return weights
-    beside = {file: source.read_file(file) for file in sorted(source.files()) if is_side_file(file)}
+def pin_of(checkpoint: Checkpoint) -> str:
+    """What stands for all of a checkpoint that its weights' sums and its scores depend on."""
+    if (commit := commit_fingerprint(checkpoint)) is not None:
+        return commit
+    with closing(open_source(checkpoint)) as source:
+        weights = files_fingerprint(checkpoint, source)
+        beside = {file: source.read_file(file) for file in sorted(source.files()) if is_side_file(file)}
     digests = {file: sha256_hex(data) for file, data in beside.items()}
     return sha256_of_json([weights, digests])
 
 
-def check_unchanged(checkpoint: Checkpoint, pin: str, source: Source | None = None) -> None:
+def check_unchanged(checkpoint: Checkpoint, pin: str) -> None:
     """Refuse what is not as it was when ``pin`` was taken.
 
     Raises:
         SourceError: somebody has written to it.
     """
-    if pin_of(checkpoint, source) != pin:
+    if pin_of(checkpoint) != pin:
         raise changed(checkpoint)
 
 
@@ -47,5 +41,8 @@ def changed(checkpoint: Checkpoint) -> SourceError:
     """The error for a checkpoint that is not what it was."""
     return SourceError(
         f"{checkpoint.name}: changed while the command ran; wait until nothing writes to it, then run the "
-        "same command again"
+        "same command again",
+        file=checkpoint.path,
+        step=None if checkpoint.step == UNKNOWN_STEP else checkpoint.step,
+        repo=checkpoint.repo,
     )

@@ -53,7 +53,7 @@ class Verification:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """One line a file that is not as it should be; empty when all are."""
+        """One line per file that is not as it should be; empty when all are."""
         return tuple(f"{file.file}: {file.problem}" for file in self.files if file.problem)
 
 
@@ -78,7 +78,8 @@ def verify(reference: Path | str, *, progress: Progress | None = None) -> Verifi
         files = source.files()
         if PROVENANCE_FILE not in files:
             raise CorruptFile(
-                f"{source.name}: holds no {PROVENANCE_FILE}; only what hubextrap merged can be verified"
+                f"{source.name}: holds no {PROVENANCE_FILE}; only what hubextrap merged can be verified",
+                file=PROVENANCE_FILE,
             )
         where = f"{source.name}/{PROVENANCE_FILE}"
         provenance = read_provenance(source.read_file(PROVENANCE_FILE), where)
@@ -115,7 +116,8 @@ def _all_files(folder: Path) -> list[str]:
 
     def fail(error: OSError) -> None:
         raise SourceError(
-            f"{error.filename}: cannot be listed: {error.strerror}; check its permissions"
+            f"{error.filename}: cannot be listed: {error.strerror}; check its permissions",
+            file=error.filename,
         ) from error
 
     found = []

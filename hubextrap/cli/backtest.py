@@ -34,8 +34,11 @@ def backtest(
     from hubextrap import api
 
     progress = said.progress
-    run = named_scan(ctx, reference) or named_run(ctx, reference, selection, progress)
-    found = api.backtest(run, settings=reading.settings(), progress=progress)
+    if (scan := named_scan(ctx, reference)) is not None:
+        found = api.backtest(scan)
+    else:
+        run = named_run(ctx, reference, selection, progress)
+        found = api.backtest(run, settings=reading.options(), progress=progress)
     if said.as_json:
         tell_json(found.as_rows())
     else:

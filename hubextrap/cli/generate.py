@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from hubextrap.cli.effect import refuse_idle
-from hubextrap.cli.options import ChatTemplate, Placing, Said, Seed, grouped
+from hubextrap.cli.options import ChatTemplate, Placing, Said, ScanFile, Seed, grouped
 from hubextrap.cli.terminal import tell_json
 from hubextrap.containment import INPUT_LIMIT, read_named
 from hubextrap.foreign_text import terminal_output
@@ -34,6 +34,7 @@ def generate(
     prompts: Path | None = typer.Option(
         None, "--prompts", metavar="FILE", help="A text file with a prompt per line; - is stdin."
     ),
+    scan: ScanFile = None,
     target_step: int | None = typer.Option(None, min=0, help="Which, where the recipe has several."),
     drawing: Drawing,
     chat_template: ChatTemplate = False,
@@ -60,12 +61,15 @@ def generate(
         asked,
         target_step=target_step,
         sampling=Sampling(**asdict(drawing)),
-        chat=chat_template,
-        on_prompt=None if said.as_json else show,
-        on_text=None if said.as_json else show,
-        on_end=None if said.as_json else typer.echo,
+        how=api.Completing(
+            chat_template,
+            **asdict(placing),
+            on_prompt=None if said.as_json else show,
+            on_text=None if said.as_json else show,
+            on_end=None if said.as_json else typer.echo,
+        ),
+        scan=scan,
         progress=said.progress,
-        **asdict(placing),
     )
     if said.as_json:
         pairs = zip(asked, completions, strict=True)

@@ -19,6 +19,7 @@ from hubextrap.cli.options import (
     RecipeFile,
     ResultsFile,
     Said,
+    ScanFile,
     Summary,
     grouped,
 )
@@ -34,6 +35,7 @@ def plan(
     *,
     out: Out = None,
     push: PushTo = None,
+    scan: ScanFile = None,
     reading: Reading,
     no_push_check: bool = typer.Option(
         False, "--no-push-check", help="Do not ask the Hub whether this token may push there."
@@ -52,7 +54,8 @@ def plan(
         out=out,
         push=_targets(push),
         check_push=not no_push_check,
-        settings=reading.settings(),
+        settings=reading.merge_options(),
+        scan=scan,
         progress=said.progress,
     )
     if summary is not None:
@@ -74,6 +77,7 @@ def merge(
     push: PushTo = None,
     private: Private = False,
     create_pr: CreatePr = False,
+    scan: ScanFile = None,
     merging: Merging,
     summary: Summary = None,
     said: Said,
@@ -91,7 +95,8 @@ def merge(
         load_recipe(recipe),
         out=out,
         push=_targets(push, private, create_pr),
-        settings=merging.settings(),
+        settings=merging.merge_options(),
+        scan=scan,
         progress=said.progress,
     )
     if summary is not None:
@@ -135,6 +140,7 @@ def run(
     output: ResultsFile = None,
     max_loss: MaxLoss = None,
     summary: Summary = None,
+    scan: ScanFile = None,
     merging: Merging,
     said: Said,
 ) -> None:
@@ -152,7 +158,8 @@ def run(
         refuse_idle(ctx, idle, "has no effect with space: logits, which merges no weights")
     if max_loss is not None:
         api.check_judged(loaded)
-    result = api.run(loaded, out=out, output=output, settings=merging.settings(), progress=said.progress)
+    settings, progress = merging.merge_options(), said.progress
+    result = api.run(loaded, out=out, output=output, settings=settings, scan=scan, progress=progress)
     if summary is not None:
         append_summary(summary, predictions_markdown(result.predictions))
         if result.tables:

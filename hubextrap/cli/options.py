@@ -18,7 +18,7 @@ from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hubextrap.api import Settings
+    from hubextrap.api import MergeOptions, ReadingOptions
     from hubextrap.progress import Progress
     from hubextrap.trajectory import TrajectoryOptions
 
@@ -60,6 +60,15 @@ Seed = Annotated[
     int,
     typer.Option(
         "--seed", min=0, help="Of every random generator, set anew for each checkpoint and each prompt."
+    ),
+]
+ScanFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--scan",
+        metavar="FILE",
+        help="A scan of these checkpoints, as `hubextrap scan RECIPE --out FILE` saves it: weights are not "
+        "read once more for what it knows.",
     ),
 ]
 ChatTemplate = Annotated[bool, typer.Option("--apply-chat-template", help="Wrap prompts in it.")]
@@ -111,10 +120,10 @@ class Limits:
     )
     workers: int = typer.Option(DEFAULT_WORKERS, min=1, help="Threads that read, compute and write.")
 
-    def settings(self) -> Settings:
-        from hubextrap.api import Settings
+    def merge_options(self) -> MergeOptions:
+        from hubextrap.api import MergeOptions
 
-        return Settings(**asdict(self) | {"memory": parse_size(self.memory)})
+        return MergeOptions(**asdict(self) | {"memory": parse_size(self.memory)})
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,11 @@ class Reading(Limits):
     """How weights are read."""
 
     cache: bool = typer.Option(False, "--cache", help="Download checkpoints into the Hub cache first.")
+
+    def options(self) -> ReadingOptions:
+        from hubextrap.api import ReadingOptions
+
+        return ReadingOptions(parse_size(self.memory), self.workers, self.cache)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def reground(
     result = api.reground(
         load_reground_recipe(recipe),
         out,
-        settings=limits.settings(),
+        settings=limits.merge_options(),
         progress=said.progress,
         output=None if said.quiet else sys.stderr.buffer,
     )

@@ -78,18 +78,16 @@ def scan(
 ) -> None:
     """Read every checkpoint of a run once: how straight its weights move, and all that backtests need."""
     from hubextrap import api
-    from hubextrap.recipe import Recipe
-    from hubextrap.trajectory import find_recipe_trajectory
 
     request = responses.request(ctx)
     progress = said.progress
     run = named_run(ctx, reference, selection, progress)
     found = api.scan(
-        find_recipe_trajectory(run, progress) if isinstance(run, Recipe) else run,
+        run,
         out=out,
         sample=sample,
         logprobs=request,
-        settings=reading.settings(),
+        settings=reading.options(),
         progress=progress,
     )
     if said.as_json:

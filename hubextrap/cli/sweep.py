@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hubextrap.cli.options import Measuring, OutFolder, Reading, Said, grouped
+from hubextrap.cli.options import Measuring, OutFolder, Reading, Said, ScanFile, grouped
 from hubextrap.cli.terminal import console, tell, tell_json
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def sweep(
         help="Shares of the way from the last checkpoint to the prediction: 0.5,1. The recipe's if not "
         "given.",
     ),
+    scan: ScanFile = None,
     reading: Reading,
     measuring: Measuring,
     said: Said,
@@ -47,7 +48,8 @@ def sweep(
         out,
         horizons=_numbers("--horizons", horizons),
         damping=_numbers("--damping", damping),
-        settings=reading.settings(),
+        settings=reading.merge_options(),
+        scan=scan,
         progress=said.progress,
         **where,
     )

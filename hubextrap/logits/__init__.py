@@ -9,7 +9,7 @@ from hubextrap.lazy import names_of
 if TYPE_CHECKING:
     from hubextrap.logits.loading import load_tokenizer
     from hubextrap.logits.logprobs import LogProbRequest, measure_logprobs
-    from hubextrap.logits.mixture import Mixture, recipe_gram_matrix, recipe_mixture
+    from hubextrap.logits.mixture import Mixture, recipe_mixture
     from hubextrap.logits.model import ExtrapolatedForCausalLM
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "Mixture",
     "load_tokenizer",
     "measure_logprobs",
-    "recipe_gram_matrix",
     "recipe_mixture",
 ]
 

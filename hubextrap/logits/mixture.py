@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import MethodError, RecipeError
-from hubextrap.progress import SilentProgress
-from hubextrap.tensors import open_source, read_combinable, ties_embeddings
-from hubextrap.trajectory import UNKNOWN_STEP, find_recipe_trajectory
+from hubextrap.opening import Run
+from hubextrap.trajectory import UNKNOWN_STEP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
-    from hubextrap.trajectory import Checkpoint, Trajectory
+    from hubextrap.trajectory import Checkpoint
+
+_WHY = "reading every checkpoint once: the coefficients follow from the weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +38,11 @@ class Mixture:
         """The mixture without what has the coefficient 0, so that it is never loaded.
 
         Raises:
-            MethodError: not one coefficient a checkpoint, or their sum is not 1.
+            MethodError: not one coefficient per checkpoint, or their sum is not 1.
         """
         if len(checkpoints) != len(coefficients):
             raise MethodError(
-                f"{len(checkpoints)} checkpoints and {len(coefficients)} coefficients; give one a checkpoint"
+                f"{len(checkpoints)} checkpoints and {len(coefficients)} coefficients; give one for each"
             )
         check_sum(coefficients)
         used = [pair for pair in zip(checkpoints, coefficients, strict=True) if pair[1] != 0.0]
@@ -86,19 +84,17 @@ def recipe_mixture(
     recipe: Recipe,
     *,
     target_step: int | None = None,
-    trajectory: Trajectory | None = None,
-    gram_matrix: NDArray[np.float64] | None = None,
+    run: Run | None = None,
     progress: Progress | None = None,
 ) -> Mixture:
     """What a recipe mixes for one of its target steps; its ``space`` is not asked.
 
     A method that reads the Gram matrix of each tensor gets that of the whole model, as logits have one set of
-    coefficients; every checkpoint is then read once.
+    coefficients; every checkpoint is then read once, unless the run was opened with a scan.
 
     Args:
         target_step: one of the recipe's; may be left out where it has just one.
-        trajectory: the recipe's, where it was found before.
-        gram_matrix: what `recipe_gram_matrix` gave, where it was asked before.
+        run: the recipe's, where it is open.
 
     Raises:
         RecipeError: the recipe has rules by tensor, no such target step, or several and none is chosen.
@@ -112,43 +108,13 @@ def recipe_mixture(
         )
     target = _target(recipe, target_step)
     (rule,) = recipe.rules
-    trajectory = trajectory or find_recipe_trajectory(recipe, progress)
-    if gram_matrix is None:
-        gram_matrix = recipe_gram_matrix(recipe, trajectory, progress)
-    (row,) = rule.coefficients(trajectory.steps, [target], gram_matrix)
-    return Mixture.of(trajectory.checkpoints, row.tolist(), target)
-
-
-def recipe_gram_matrix(
-    recipe: Recipe, trajectory: Trajectory, progress: Progress | None = None
-) -> NDArray[np.float64] | None:
-    """(K, K) inner products of the checkpoints' deltas, all weights taken as one vector: one pass over them.
-
-    None where the recipe's coefficients do not follow from the weights, or differ by tensor.
-
-    Raises:
-        HubExtrapError: see `hubextrap.engine.scan.scan_trajectory`.
-    """
-    if recipe.parameters.tensors or not recipe.rules[-1].needs_gram_matrix:
-        return None
-    from hubextrap.engine.budget import Budget
-    from hubextrap.engine.scan import scan_trajectory  # imports numba
-    from hubextrap.engine.scan_plan import plan_scan
-
-    progress = progress or SilentProgress()
-    progress.say("reading every checkpoint once: the coefficients follow from the weights")
     with ExitStack() as stack:
-        sources = [
-            stack.enter_context(closing(open_source(checkpoint))) for checkpoint in trajectory.checkpoints
-        ]
-        plan = plan_scan(
-            trajectory.steps,
-            read_combinable(sources, progress),
-            tied=ties_embeddings(sources[-1]),
-            budget=Budget(remote=any(checkpoint.repo for checkpoint in trajectory.checkpoints)),
-        )
-        found = scan_trajectory(trajectory, sources, plan, progress=progress)
-    return found.gram_table.total()
+        run = run or stack.enter_context(Run.of(recipe, progress=progress))
+        run.check_scan_counts([recipe])
+        rule.check(run.steps, [target])
+        gram_matrix = run.gram_table(_WHY).total() if rule.needs_gram_matrix else None
+        (row,) = rule.coefficients(run.steps, [target], gram_matrix)
+    return Mixture.of(run.trajectory.checkpoints, row.tolist(), target)
 
 
 def _target(recipe: Recipe, target_step: int | None) -> int:

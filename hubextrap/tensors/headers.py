@@ -163,9 +163,9 @@ def _tensor(name: str, entry: object, data_start: int, file: str, where: str) ->
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if dtype in _QUANTISED:
         raise UnsupportedCheckpoint(
-            f"{where}: tensor {shorten(repr(name))} is {dtype}, in which quantised weights or their scales are "
-            "stored: they cannot be combined; take checkpoints from before they were quantised, or dequantise all of them into new "
-            "folders first and name those",
+            f"{where}: tensor {shorten(repr(name))} is {dtype}, in which quantised weights or their scales "
+            "are stored: they cannot be combined; take checkpoints from before they were quantised, or "
+            "dequantise all of them into new folders first and name those",
             file=where,
             tensor=name,
         )

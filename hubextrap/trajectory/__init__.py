@@ -7,7 +7,6 @@ from hubextrap.trajectory.discover import (
     find_series,
     find_trajectory,
     pin_checkpoints,
-    real_checkpoint,
     resolve_checkpoint,
 )
 from hubextrap.trajectory.observed import find_recipe_trajectory
@@ -29,7 +28,6 @@ __all__ = [
     "find_trajectory",
     "parse_reference",
     "pin_checkpoints",
-    "real_checkpoint",
     "resolve_checkpoint",
     "say_same_weights",
     "scaled_by",

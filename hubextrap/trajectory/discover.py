@@ -84,27 +84,10 @@ def find_trajectory(
             if steps is None and is_within(over.checkpoint.step, low, high):
                 progress.say(f"left out step {over.checkpoint.step}, {over}")
     else:
-        selected = _with_weights(selected, reference, steps, progress)
+        selected = with_weights(selected, reference, steps, progress)
     if asked.base is not None:
         selected = (_base_for(selected, asked.base, reference, pins), *selected)
     return _trajectory(selected, chosen.pattern, progress, scaled)
-
-
-def real_checkpoint(trajectory: Trajectory, step: int, reference: str) -> Checkpoint:
-    """The checkpoint that the run itself had left at ``step`` when ``trajectory`` was found, observed or not.
-
-    Raises:
-        StepError: there was none, or it holds no weights of the run.
-    """
-    for checkpoint in trajectory.checkpoints:
-        if checkpoint.step == step:
-            return checkpoint
-    if trajectory.whole is None:
-        raise StepError(f"step {step} is not in {reference}")
-    selected = select_steps(trajectory.whole, reference, None, None, [step])
-    if not trajectory.whole.files_known:
-        selected = _with_weights(selected, reference, [step], SilentProgress())
-    return selected[0]
 
 
 def pin_checkpoints(
@@ -212,10 +195,15 @@ def _choose(reference: str, pattern: str | None, choice: str | None, pins: Pins)
     )
 
 
-def _with_weights(
+def with_weights(
     checkpoints: tuple[Checkpoint, ...], reference: str, steps: Sequence[int] | None, progress: Progress
 ) -> tuple[Checkpoint, ...]:
-    """The checkpoints that hold weights of some kind, with their bytes; others are told of and left out."""
+    """The checkpoints that hold weights of some kind, with their bytes; others are told of and left out.
+
+    Raises:
+        StepError: one of ``steps``, which the user named, holds none.
+        TrajectoryError: none of them holds any.
+    """
 
     def look(checkpoint: Checkpoint) -> tuple[Weights | None, list[str], str | None]:
         assert checkpoint.repo is not None

@@ -149,7 +149,7 @@ def test_names_that_are_not_text(checkpoints: Path, recipe_file: Callable[..., P
     last = replace(found.last, path=str(odd))
     trajectory = replace(found, checkpoints=(*found.checkpoints[:-1], last))
     with pytest.raises(HubExtrapError, match="its name is not UTF-8 text, so hubextrap"):
-        hubextrap.merge(loaded, out=tmp_path / "other", trajectory=trajectory)
+        hubextrap.merge(loaded, out=tmp_path / "other", run=hubextrap.Run(trajectory))
     assert not (tmp_path / "other").exists()
 
 
@@ -245,7 +245,7 @@ def test_devices(
     device: str,
 ) -> None:
     recipe = hubextrap.load_recipe(recipe_file(put(), **sections))
-    settings = hubextrap.Settings(device=device)
+    settings = hubextrap.MergeOptions(device=device)
     assert "device" in " ".join(hubextrap.plan(recipe, settings=settings).problems)
     with pytest.raises(HubExtrapError, match="device"):
         hubextrap.merge(recipe, out=tmp_path / "out", settings=settings)

@@ -48,7 +48,7 @@ def test_side_files_come_from_everywhere(
 ) -> None:
     recipe = hubextrap.load_recipe(recipe_file(run if place == "local" else put(run)))
     out = tmp_path / "out"
-    hubextrap.merge(recipe, out=out, settings=hubextrap.Settings(cache=place == "cache"))
+    hubextrap.merge(recipe, out=out, settings=hubextrap.MergeOptions(cache=place == "cache"))
     assert {file: (out / file).read_bytes() for file in ALONG} == ALONG
     assert not (out / "remarks.txt").exists()
 

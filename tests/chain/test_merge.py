@@ -25,7 +25,7 @@ def test_local_cache_and_ranges_give_the_same_bytes(
     found = {}
     for name, place in places.items():
         recipe = hubextrap.load_recipe(recipe_file(place, merge_method="least_squares"))
-        settings = hubextrap.Settings(cache=name == "cache", workers=3 if name == "cache" else 1)
+        settings = hubextrap.MergeOptions(cache=name == "cache", workers=3 if name == "cache" else 1)
         hubextrap.merge(recipe, out=tmp_path / name, settings=settings)
         found[name] = weights_of(tmp_path / name)
     assert len(found["local"]) > 2  # several shards and their index

@@ -18,7 +18,7 @@ import yaml
 from command_lines import REGROUND, Ground, commands, run_main
 
 import hubextrap
-from hubextrap import PushTarget, Settings, api
+from hubextrap import MergeOptions, PushTarget, ReadingOptions, Run, api
 from hubextrap.errors import HubExtrapError, RecipeError
 from hubextrap.evaluate import EvaluationOptions, Harness, evaluate
 from hubextrap.evaluate.own_tasks import Answering, TaskFile
@@ -69,8 +69,12 @@ OPTIONS: dict[str, dict[str, object]] = {
         },
     },
     "report": dict.fromkeys(["evaluation", "out", "png", "title"], ALWAYS),
-    "plan": dict.fromkeys(["out", "push", "memory", "workers", "cache", "no_push_check", "summary", "quiet", "as_json"], ALWAYS),
+    "plan": {
+        **dict.fromkeys(["out", "push", "memory", "workers", "cache", "no_push_check", "summary", "quiet", "as_json"], ALWAYS),
+        "scan": ("recipe.yaml --scan scan.safetensors", "no effect", "fitted.yaml --scan absent"),
+    },
     "merge": {
+        "scan": ("recipe.yaml --out o --scan scan.safetensors", "no effect", "fitted.yaml --out o --scan absent"),
         **dict.fromkeys(
             ["out", "push", "memory", "workers", "cache", "device", "allow_non_finite", "summary", "quiet", "as_json"], ALWAYS
         ),
@@ -79,6 +83,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     },
     "push": dict.fromkeys(["private", "create_pr", "message", "quiet", "as_json"], ALWAYS),
     "run": {
+        "scan": ("recipe.yaml --out o --scan scan.safetensors", "no effect", "fitted.yaml --out o --scan absent"),
         **dict.fromkeys(["summary", "memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
         "out": ("mixed.yaml --out o", "no weights", "recipe.yaml --out run"),
         "output": ("recipe.yaml --out o --output r.json", "no evaluate section", "evaluate.yaml --out run --output r"),
@@ -103,6 +108,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "create_pr": ("absent --tasks a --create-pr", "--publish", "absent --tasks a --publish --create-pr"),
     },
     "sweep": {
+        "scan": ("evaluate.yaml --out o --scan scan.safetensors", "no effect", "evaluate.yaml --out o --scan absent"),
         **dict.fromkeys(["out", "memory", "workers", "cache", "dtype", "backend", "quiet", "as_json"], ALWAYS),
         "horizons": ("evaluate.yaml --out o --horizons ,", "has to be numbers", "absent --out o --horizons 2"),
         "damping": ("still.yaml --out o --damping 0.5", "no effect", "absent --out o --damping 0.5"),
@@ -110,6 +116,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     },
     "reground": dict.fromkeys(["out", "memory", "workers", "quiet", "as_json"], ALWAYS),
     "generate": {
+        "scan": ("logits.yaml x --scan scan.safetensors", "no effect", "logits.yaml x --scan absent"),
         **dict.fromkeys(["max_new_tokens", "temperature", "chat_template", "device", "dtype", "quiet", "as_json"], ALWAYS),
         "prompts": ALWAYS,
         "target_step": ("logits.yaml x --target-step 61", "61", "absent x --target-step 60"),
@@ -145,6 +152,7 @@ CONDITIONAL = [
 @pytest.fixture
 def stage(ground: Ground) -> Ground:
     ground.recipe("mixed.yaml", space="logits", evaluate={"task_files": "problems.jsonl"})
+    ground.recipe("fitted.yaml", merge_method="low_rank")
     ground.recipe("still.yaml", merge_method="persistence", evaluate={"task_files": "problems.jsonl"})
     return ground
 
@@ -269,40 +277,56 @@ def merged(recipe: dict[str, Any], **arguments: Any) -> object:
     return api.run(parse_recipe(yaml.safe_dump(content | recipe)), **arguments)
 
 
+def beside_an_open_run(**arguments: Any) -> object:
+    recipe = load_recipe("recipe.yaml")
+    with Run.of(recipe) as run:
+        return api.merge(recipe, out="o", run=run, **arguments)
+
+
 MIXED: dict[str, Any] = {"space": "logits", "evaluate": {"task_files": "problems.jsonl"}}
 ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     # argument: ALWAYS, or (a call that is refused, what it says)
     api.backtest: {
         "run": ALWAYS,
-        "settings": (lambda: api.backtest(Scan.load("scan.safetensors"), settings=Settings(device="cuda")), "no effect"),
+        "settings": (lambda: api.backtest(Scan.load("scan.safetensors"), settings=MergeOptions(device="cuda")), "no effect"),
     },
     api.check_judged: {"recipe": ALWAYS},
     api.check_publication: dict.fromkeys(["references", "rows", "limit", "create_pr", "pins"], ALWAYS),
     api.complete: {
-        **dict.fromkeys(["recipe", "prompts", "sampling", "chat", "device", "dtype", "on_prompt", "on_text", "on_end"], ALWAYS),
+        **dict.fromkeys(["recipe", "prompts", "sampling", "how"], ALWAYS),
+        "scan": (lambda: api.complete(load_recipe("logits.yaml"), ["x"], scan="scan.safetensors"), "no effect"),
         "target_step": (lambda: api.complete(load_recipe("logits.yaml"), ["x"], target_step=61), "61"),
     },
-    api.merge: dict.fromkeys(["recipe", "out", "push", "settings", "trajectory"], ALWAYS),
-    api.plan: dict.fromkeys(["recipe", "out", "push", "check_push", "settings"], ALWAYS),
-    api.prepare: dict.fromkeys(["recipe", "settings", "read_weights", "variants", "trajectory", "check"], ALWAYS),
+    api.merge: {
+        **dict.fromkeys(["recipe", "out", "push", "settings"], ALWAYS),
+        "scan": (lambda: api.merge(load_recipe("recipe.yaml"), out="o", scan="scan.safetensors"), "no effect"),
+        "run": (lambda: beside_an_open_run(scan="scan.safetensors"), "no effect on a run that is open"),
+    },
+    api.plan: {
+        **dict.fromkeys(["recipe", "out", "push", "check_push", "run", "settings"], ALWAYS),
+        "scan": (lambda: api.plan(load_recipe("recipe.yaml"), scan="scan.safetensors"), "no effect"),
+    },
+    api.prepare: dict.fromkeys(["recipe", "run", "settings", "read_weights", "variants", "check"], ALWAYS),
     api.publish: dict.fromkeys(["table", "publication"], ALWAYS),
     api.push: dict.fromkeys(["folder", "target"], ALWAYS),
     api.reground: dict.fromkeys(["recipe", "out", "settings", "output"], ALWAYS),
     api.report: dict.fromkeys(["scan_file", "evaluations", "out", "png", "title"], ALWAYS),
     api.run: {
+        "scan": (lambda: merged({}, out="o", scan="scan.safetensors"), "no effect"),
         "recipe": ALWAYS,
         "out": (lambda: merged(MIXED, out="o"), "no weights to write"),
         "output": (lambda: merged({}, out="o", output=Path("r.json")), "no evaluate section"),
-        "settings": (lambda: merged(MIXED, settings=Settings(allow_non_finite=True)), "no effect"),
+        "settings": (lambda: merged(MIXED, settings=MergeOptions(allow_non_finite=True)), "no effect"),
     },
     api.scan: {
         **dict.fromkeys(["trajectory", "out", "sample", "logprobs"], ALWAYS),
-        "settings": (lambda: api.scan(find_trajectory("run"), settings=Settings(device="cuda")), "no effect"),
+        "settings": (lambda: api.scan(find_trajectory("run"), settings=MergeOptions(device="cuda")), "no effect"),
     },
     api.sweep: {
-        **dict.fromkeys(["recipe", "out", "horizons", "settings", "dtype", "backend"], ALWAYS),
+        **dict.fromkeys(["recipe", "out", "horizons", "settings"], ALWAYS),
+        "scan": (lambda: api.sweep(load_recipe("evaluate.yaml"), "o", scan="scan.safetensors"), "no effect"),
         "damping": (lambda: api.sweep(load_recipe("still.yaml"), "o", damping=[0.5]), "no effect"),
-        "device": (lambda: api.sweep(load_recipe("mixed.yaml"), "o", device="cpu", backend="vllm"), "weights"),
+        "where": (lambda: api.sweep(load_recipe("evaluate.yaml"), "o", device="cpu", backend="vllm"), "no effect"),
     },
     api.sweep_files: {"out": ALWAYS},
     api.verify: {"reference": ALWAYS},
@@ -328,7 +352,12 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
         "repeats": (lambda: Answering(2, 0), "same answer every time"),
         **dict.fromkeys(["temperature", "max_tokens"], ALWAYS),
     },
-    Settings: dict.fromkeys(["memory", "workers", "cache", "device", "allow_non_finite"], ALWAYS),  # see `settings`
+    # see `settings`
+    ReadingOptions: dict.fromkeys(["memory", "workers", "cache"], ALWAYS),
+    MergeOptions: dict.fromkeys(["memory", "workers", "cache", "device", "allow_non_finite"], ALWAYS),
+    Run: dict.fromkeys(["trajectory", "reading", "pins"], ALWAYS),
+    Run.of: dict.fromkeys(["what", "reading", "scan"], ALWAYS),  # whoever uses the run asks `check_scan_counts`
+    api.Completing: dict.fromkeys(["chat", "device", "dtype", "on_prompt", "on_text", "on_end"], ALWAYS),
     PushTarget: dict.fromkeys(["repo", "revision", "private", "create_pr", "message"], ALWAYS),
     LogProbRequest: {
         **dict.fromkeys(["prompts", "sample_from", "apply_chat_template", "batch_size", "device"], ALWAYS),

@@ -122,7 +122,9 @@ def test_a_merge_takes_what_it_may(
     assert code == 0, said
     assert peak <= enough * MiB + TORCH_BUILD, peak / MiB
     planned = hubextrap.plan(
-        hubextrap.load_recipe(path), out=tmp_path / "other", settings=hubextrap.Settings(memory=enough * MiB)
+        hubextrap.load_recipe(path),
+        out=tmp_path / "other",
+        settings=hubextrap.MergeOptions(memory=enough * MiB),
     )
     assert peak <= planned.peak_memory
 

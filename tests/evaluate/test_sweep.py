@@ -17,7 +17,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from hubextrap.api import Settings, merge, sweep
+from hubextrap.api import MergeOptions, merge, scan, sweep
 from hubextrap.cli.main import app
 from hubextrap.errors import EvaluationError, OutputError, RecipeError
 from hubextrap.evaluate import Answering, EvaluationOptions, Harness, TaskFile
@@ -268,6 +268,25 @@ def test_a_damping_that_the_run_chooses_is_called_so(
     assert saved == result
 
 
+@pytest.mark.slow
+def test_what_a_scan_knows_is_not_read_again(
+    hub: LocalHub, on_hub: str, recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path
+) -> None:
+    text = recipe_for(on_hub, limit=8).to_yaml().replace("least_squares", "calibrated")
+    recipe = parse_recipe(text.replace("  through_last: true\n", ""))
+    size = (trajectory / "step_0" / "model.safetensors").stat().st_size
+    tables = []
+    for file, passes in ((None, 2), (tmp_path / "run.safetensors", 1)):
+        if file is not None:
+            scan(recipe, out=file)
+        hub.requests.clear()
+        tables.append(sweep(recipe, tmp_path / f"sweep{passes}", damping=[0.4, 1], scan=file).all_problems)
+        reads = weight_reads(hub)
+        assert len(reads) == len(STEPS)
+        assert all(abs(read / size - passes) < 0.1 for read in reads.values())
+    assert tables[0] == tables[1]
+
+
 def test_few_shot_examples_count_as_the_problems_do(tmp_path: Path) -> None:
     def fingerprint(example: str, shots: int) -> str:
         for split, answer in (("test", "1"), ("train", example)):
@@ -322,4 +341,4 @@ def test_what_is_no_sweep(recipe_for: Callable[..., Recipe], trajectory: Path, t
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
     with pytest.raises(OutputError, match="full: is there already and holds no sweep; choose another --out"):
-        sweep(recipe, tmp_path / "full", settings=Settings())
+        sweep(recipe, tmp_path / "full", settings=MergeOptions())

@@ -131,9 +131,8 @@ def test_run_evaluates_the_mixture_in_place_of_merged_weights(trajectory_c: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("space", ["logits", "weights"])
 def test_target_steps_share_what_they_are_compared_with(
-    trajectory_c: Path, tmp_path: Path, space: str, monkeypatch: pytest.MonkeyPatch
+    trajectory_c: Path, tmp_path: Path, space: str
 ) -> None:
-    monkeypatch.setattr("hubextrap.api.fitting._scanned", {})  # another test's scan of the same run
     section = {"tasks": ["radd"], "include_path": str(TASKS), "against": ["last"], "limit": 8}
     targets = {"target_step": [300, 400]}
     asked = recipe(trajectory_c, targets, merge_method="calibrated", space=space, evaluate=section)

@@ -154,7 +154,7 @@ def test_a_checkpoint_on_the_hub_counts_by_its_commit(
 
 def stopped_scan(run: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[str]:
     """Stop a scan at its fifth tensor; what the same command says then, with ``options``."""
-    from hubextrap.statistics.tensor_scan import ScanJournal
+    from hubextrap.scans.tensor_scan import ScanJournal
 
     record, count = ScanJournal.record, 0
 

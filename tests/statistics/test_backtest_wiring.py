@@ -172,8 +172,9 @@ def test_a_plan_reads_no_weights_and_says_so(tmp_path: Path) -> None:
     assert report.rules == (("*", "calibrated", ({},)),)
     assert report.expected_relative_errors == (None,)
     assert any("are read once more before the merge" in note for note in report.notes)
-    api.merge(recipe, out=tmp_path / "out")
-    known = api.plan(recipe, out=tmp_path / "other")
+    with api.Run.of(recipe) as opened:
+        api.merge(recipe, out=tmp_path / "out", run=opened)
+        known = api.plan(recipe, out=tmp_path / "other", run=opened)
     assert known.expected_relative_errors[0] == pytest.approx(0.42, abs=0.15)
     assert len(known.rules) == 30
 

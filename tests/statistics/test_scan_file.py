@@ -136,7 +136,7 @@ def many_tensors(folder: Path) -> Path:
 
 
 def stop_in_the_middle(folder: Path, out: Path) -> None:
-    settings = api.Settings(workers=1, memory=434 * 2**20)  # jobs of a few tensors
+    settings = api.ReadingOptions(workers=1, memory=434 * 2**20)  # jobs of a few tensors
     with pytest.raises(Stopped):
         api.scan(find_trajectory(str(folder)), out=out, settings=settings, progress=StopAfter(8_000_000))
     assert out.with_name(f".{out.name}.partial").exists()

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from harness import Lines
 
+from hubextrap.api.against import real_checkpoint
 from hubextrap.errors import ReferenceNotFound, StepError
 from hubextrap.localhub import LocalHub
 from hubextrap.localhub.faults import Fault
@@ -16,7 +17,6 @@ from hubextrap.trajectory import (
     find_series,
     find_trajectory,
     pin_checkpoints,
-    real_checkpoint,
     resolve_checkpoint,
 )
 

@@ -1,0 +1,308 @@
+"""What one command knows of a run: looked for and opened once, and handed to all that the command does."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hubextrap.digests import sha256_of_json
+from hubextrap.engine.budget import NO_LIMIT, Budget
+from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS
+from hubextrap.errors import CheckpointMismatch, RecipeError
+from hubextrap.progress import Progress, SilentProgress
+from hubextrap.scans import Scan
+from hubextrap.statistics import GramTable
+from hubextrap.tensors import LocalSource, open_source, read_combinable, read_layouts, ties_embeddings
+from hubextrap.trajectory import Pins, Trajectory, find_recipe_trajectory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from hubextrap.engine.scan_plan import ScanPlan
+    from hubextrap.recipe import Recipe
+    from hubextrap.scans.tensor_scan import ScanJournal
+    from hubextrap.tensors.interfaces import Source
+    from hubextrap.tensors.layout import CheckpointLayout
+    from hubextrap.trajectory import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingOptions:
+    """How weights are read; nothing here changes what is found in them."""
+
+    memory: int = DEFAULT_MEMORY
+    """Bytes of memory that the process may take, python and torch included."""
+    workers: int = DEFAULT_WORKERS
+    """Threads that read, compute and write."""
+    cache: bool = False
+    """Download Hub checkpoints into the Hub cache first, instead of reading ranges of them."""
+
+
+class Run:
+    """The checkpoints of one run as a command found them, pinned; a context manager that closes the sources.
+
+    Sources are opened, headers read and weights scanned when they are first asked for, and once at most. What
+    is written to a local checkpoint after that is an error where it is read.
+    """
+
+    def __init__(
+        self,
+        trajectory: Trajectory,
+        reading: ReadingOptions | None = None,
+        *,
+        pins: Pins | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """
+        Args:
+            pins: with which the checkpoints were found.
+
+        Raises:
+            RecipeError: ``reading`` is of a merge.
+        """
+        if reading is not None and type(reading) is not ReadingOptions:
+            raise RecipeError(
+                f"settings: {type(reading).__name__} says more than how to read, which has no effect on what "
+                "only reads; give ReadingOptions"
+            )
+        self.trajectory = trajectory
+        self.reading = reading or ReadingOptions()
+        self.pins = pins or Pins()
+        self.progress = progress or SilentProgress()
+        self._opened: dict[int, Source] = {}
+        self._resources = ExitStack()
+        self._scan: tuple[Scan, str] | None = None
+        self._table: GramTable | None = None
+
+    @classmethod
+    def of(
+        cls,
+        what: Recipe | Trajectory,
+        reading: ReadingOptions | None = None,
+        *,
+        scan: Scan | Path | str | None = None,
+        progress: Progress | None = None,
+    ) -> Run:
+        """The run that a recipe observes, looked for; or one that was found before.
+
+        Args:
+            scan: of these checkpoints and maybe of later ones, or its file: it spares a pass over them.
+
+        Raises:
+            TrajectoryError: the checkpoints cannot be found, pinned or put in order.
+            RecipeError: the recipe needs no scan.
+            CheckpointMismatch: the scan is of other checkpoints.
+            CorruptFile, ReferenceNotFound, SourceError: the scan cannot be read.
+        """
+        given = None
+        if scan is not None:  # before the Hub is asked anything
+            given = (scan, "the scan") if isinstance(scan, Scan) else (Scan.load(scan), str(scan))
+            if not isinstance(what, Trajectory):
+                _check_counts(given[1], [what])
+        pins = Pins()
+        found = what if isinstance(what, Trajectory) else find_recipe_trajectory(what, progress, pins=pins)
+        run = cls(found, reading, pins=pins, progress=progress)
+        if given is not None:
+            run._use(*given)
+        return run
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._resources.close()
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return self.trajectory.steps
+
+    @property
+    def remote(self) -> bool:
+        """Whether weights are read over the network."""
+        return not self.reading.cache and any(one.repo for one in self.trajectory.checkpoints)
+
+    @property
+    def has_scan(self) -> bool:
+        """Whether a scan was given, so that no weight has to be read for fitting."""
+        return self._scan is not None
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """One per checkpoint, in step order."""
+        return tuple(self._source(k) for k in range(len(self.steps)))
+
+    @cached_property
+    def layouts(self) -> list[CheckpointLayout]:
+        """What the checkpoints hold, which is plain weights; see `read_combinable`."""
+        return read_combinable(self.sources, self.progress)
+
+    @cached_property
+    def any_layouts(self) -> list[CheckpointLayout]:
+        """The same of checkpoints that may be quantised, as their logits can be mixed all the same."""
+        return read_layouts(self.sources, self.progress)
+
+    @cached_property
+    def tied(self) -> bool:
+        """The last checkpoint's tie_word_embeddings."""
+        return ties_embeddings(self.sources[-1])
+
+    @cached_property
+    def fingerprints(self) -> tuple[str, ...]:
+        """What stands for the bytes of each checkpoint's weights, as long as nobody writes to a local one."""
+        return tuple(self._fingerprint(k) for k in range(len(self.steps)))
+
+    @cached_property
+    def scan_plan(self) -> ScanPlan:
+        """What a scan would read, and the memory that it needs at least."""
+        return self._plan_scan(Budget(NO_LIMIT, self.reading.workers, self.remote))
+
+    def scan_weights(
+        self,
+        *,
+        held: int = 0,
+        afterwards: int = 0,
+        sample: float | None = None,
+        journal: ScanJournal | None = None,
+    ) -> Scan:
+        """Read every checkpoint once; see `engine.scan.scan_trajectory`.
+
+        Args:
+            held: bytes of the memory that something else takes at the same time.
+        """
+        from hubextrap.engine.scan import scan_trajectory  # imports numba
+
+        memory = self.reading.memory - held
+        return scan_trajectory(
+            self.trajectory,
+            self.sources,
+            self._plan_scan(Budget(memory, self.reading.workers, self.remote, reserve=afterwards)),
+            sample=sample,
+            pins=self.fingerprints,
+            journal=journal,
+            progress=self.progress,
+        )
+
+    def _plan_scan(self, budget: Budget) -> ScanPlan:
+        from hubextrap.engine.scan_plan import plan_scan  # imports numba
+
+        return plan_scan(self.steps, self.layouts, tied=self.tied, budget=budget)
+
+    def known_table(self) -> GramTable | None:
+        """The Gram matrices, where they are known without a pass over the weights.
+
+        Raises:
+            CheckpointMismatch: the scan that was given is not of these weights.
+        """
+        if self._table is None and self._scan is not None:
+            self._table = self._part_of(*self._scan)
+        return self._table
+
+    def gram_table(self, why: str, *, held: int = 0) -> GramTable:
+        """The Gram matrices; where they are not known, every checkpoint is read once.
+
+        Args:
+            why: told before that.
+            held: as for `scan_weights`.
+        """
+        found = self.known_table()
+        if found is None:
+            self.progress.say(why)
+            found = self._table = self.scan_weights(held=held).gram_table
+        return found
+
+    def check_scan_counts(self, recipes: Iterable[Recipe]) -> None:
+        """Refuse a scan that was given although no coefficient and no limit follows from it.
+
+        Raises:
+            RecipeError: says so.
+        """
+        if self._scan is not None:
+            _check_counts(self._scan[1], recipes)
+
+    def _source(self, k: int) -> Source:
+        if k not in self._opened:
+            source = open_source(self.trajectory.checkpoints[k], cache=self.reading.cache)
+            self._opened[k] = self._resources.enter_context(closing(source))
+        return self._opened[k]
+
+    def _fingerprint(self, k: int) -> str:
+        checkpoint = self.trajectory.checkpoints[k]
+        # that of a commit is known without its files
+        return commit_fingerprint(checkpoint) or files_fingerprint(checkpoint, self._source(k))
+
+    def _use(self, scan: Scan, name: str) -> None:
+        """Take what a scan knows, after a look at the checkpoints that it is of."""
+        pins = dict(scan.pins)
+        for checkpoint, fingerprint in zip(self.trajectory.checkpoints, self.fingerprints, strict=True):
+            if checkpoint.step not in pins:
+                what = f"holds no step {checkpoint.step}, which the recipe observes"
+            elif pins[checkpoint.step] != fingerprint:
+                since = ", or was made before that was written to" if checkpoint.repo is None else ""
+                what = f"holds other bytes of step {checkpoint.step} than {checkpoint.name}{since}"
+            else:
+                continue
+            raise _mismatch(name, what, checkpoint.step)
+        if scan.steps[: len(self.steps)] != self.steps:
+            step = min(set(scan.steps) - set(self.steps))
+            raise _mismatch(name, f"holds step {step} among those that the recipe observes without it", step)
+        self._scan = scan, name
+
+    def _part_of(self, scan: Scan, name: str) -> GramTable:
+        """The rows and columns that a scan of just these checkpoints would have: the same to the last bit, as
+        each is a sum of moves from the first checkpoint on."""
+        table = scan.gram_table
+        place = {tensor: row for row, tensor in enumerate(table.tensors)}
+        sizes = {tensor.name: tensor.elements for tensor in self.scan_plan.tensors}
+        for tensor, elements in sizes.items():
+            if tensor not in place or table.elements[place[tensor]] != elements:
+                raise _mismatch(name, f"does not hold tensor {tensor} as the checkpoints do", tensor=tensor)
+        rows = [place[tensor] for tensor in sizes]
+        count = len(self.steps)
+        gram = np.ascontiguousarray(table.gram[rows, :count, :count])
+        return GramTable(self.steps, tuple(sizes), table.elements[rows], gram)
+
+
+def needs_scan(recipe: Recipe) -> bool:
+    """Whether the weights have to be read before the coefficients are known or may be used."""
+    return recipe.parameters.max_expected_error is not None or any(
+        rule.needs_gram_matrix for rule in recipe.rules
+    )
+
+
+def _check_counts(name: str, recipes: Iterable[Recipe]) -> None:
+    if not any(map(needs_scan, recipes)):
+        raise RecipeError(
+            f"--scan: {name} has no effect, as neither a method of the recipe nor max_expected_error needs "
+            "what a scan knows; leave it out"
+        )
+
+
+def commit_fingerprint(checkpoint: Checkpoint) -> str | None:
+    """What stands for all bytes of a checkpoint on the Hub; None for a local one."""
+    return None if checkpoint.repo is None else f"{checkpoint.repo}@{checkpoint.commit}:{checkpoint.path}"
+
+
+def files_fingerprint(checkpoint: Checkpoint, source: Source) -> str:
+    """What stands for the bytes of a local checkpoint's weights, as long as nobody writes to its files."""
+    assert isinstance(source, LocalSource)
+    # without the device: a file system may have another number tomorrow
+    files = {
+        file: source.stamp(file)[:-1]
+        for file, info in sorted(source.files().items())
+        if file.endswith(".safetensors") and info.problem is None
+    }
+    return sha256_of_json([checkpoint.path, files])
+
+
+def _mismatch(name: str, what: str, step: int | None = None, tensor: str | None = None) -> CheckpointMismatch:
+    return CheckpointMismatch(
+        f"{name}: {what}; remove it and scan the same recipe: hubextrap scan RECIPE --out FILE",
+        file=name,
+        step=step,
+        tensor=tensor,
+    )
