@@ -342,8 +342,8 @@ class ExtrapolationCallback(TrainerCallback):
             free = shutil.disk_usage(str(args.output_dir)).free
             if needed > free:
                 raise OutputError(
-                    f"{args.output_dir}: {2 * self.windows} snapshots take {needed:,} bytes per rank, and the "
-                    f"disk has {free:,} free; free some, or choose another output_dir",
+                    f"{args.output_dir}: {2 * self.windows} snapshots take {needed:,} bytes per rank, and "
+                    f"the disk has {free:,} free; free some, or choose another output_dir",
                     file=args.output_dir,
                 )
         return ring
