@@ -251,7 +251,7 @@ def _type_hints(name: str, function: Callable[..., Any], keywords: list[str]) ->
         return get_type_hints(
             types.SimpleNamespace(__annotations__=annotations), getattr(function, "__globals__", {})
         )
-    except NameError as error:
+    except Exception as error:  # an annotation is evaluated, and may be anything
         raise MethodError(
             f"merge method {name}: the types of its parameters have to be importable at run time: {error}"
         ) from error

@@ -22,7 +22,15 @@ from hubextrap import api
 from hubextrap.cli.main import app
 from hubextrap.errors import BrokenMethod, MethodError
 from hubextrap.evaluate import Harness
-from hubextrap.methods import Rule, calibrating, coefficients, denoised_gram, find_method, rehearse
+from hubextrap.methods import (
+    Rule,
+    calibrating,
+    call_fitted,
+    coefficients,
+    denoised_gram,
+    find_method,
+    rehearse,
+)
 from hubextrap.recipe import Recipe, load_recipe, parse_recipe
 from hubextrap.scans import Scan
 from hubextrap.statistics import BacktestCandidate, GramTable, backtest_table
@@ -287,3 +295,26 @@ def test_a_sweep_measures_a_copy_like_calibrated_and_again_with_each_release(
     find_method.cache_clear()
     api.sweep(load_recipe(recipe), tmp_path / "twin", damping=[0.5, 1])
     assert sorted(labels[3:]) == ["prediction 300", "prediction 300 × 0.5"]
+
+
+def test_all_tensors_of_a_rule_are_fitted_in_one_call_within_the_memory(
+    table: GramTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        "hubextrap.methods.checking.call_fitted",
+        lambda method, steps, target, gram, values: (
+            shapes.append(gram.shape) or call_fitted(method, steps, target, gram, values)
+        ),
+    )
+    recipe = recipe_of("slowing", "target_step: 300", tmp_path)
+    api.merge(recipe, out=tmp_path / "whole")
+    tensors = len(table.tensors)
+    assert shapes.count((tensors, 7, 7)) == 1
+    assert not [shape for shape in shapes if shape[0] == 1]
+    shapes.clear()
+    monkeypatch.setattr("hubextrap.statistics.calibration.FIT_MEMORY", 1)
+    api.merge(recipe, out=tmp_path / "parts")
+    assert shapes.count((1, 7, 7)) == tensors
+    whole, parts = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -160,6 +160,15 @@ def test_what_cannot_be_called_as_a_method() -> None:
     register_method("opaque", type)
     with pytest.raises(MethodError, match="opaque: <class 'type'> has no signature"):
         find_method("opaque")
+
+
+@pytest.mark.parametrize("annotation", ["nowhere", "len.nothing", "1 +"])
+def test_a_type_that_cannot_be_told(annotation: str) -> None:
+    scope: dict[str, Any] = {}
+    exec(f"def odd(steps, target_step, *, x: {annotation!r} = 1): ...", scope)
+    register_method("odd", scope["odd"])
+    with pytest.raises(MethodError, match="odd: the types of its parameters have to be importable"):
+        find_method("odd")
 
 
 def test_a_package_that_fails_to_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from hubextrap.errors import RecipeError
-from hubextrap.methods import Rule
+from hubextrap.methods import Rule, method_names
 from hubextrap.recipe import CheckpointEntry, Recipe, load_recipe, parse_recipe
 
 DESIGN = """\
@@ -133,8 +133,7 @@ merge_method: x
         "r.yaml:9: parameters.damping: must be a number from 0 (the last checkpoint) to 1, or auto, not 2",
         (
             "r.yaml:11: parameters.tensors[0].method: there is no merge method persistance; "
-            "did you mean persistence? (known: average, calibrated, ema, least_squares, low_rank, "
-            "persistence, two_point)"
+            f"did you mean persistence? (known: {', '.join(method_names())})"
         ),
         "r.yaml:12: parameters.tensors[1].match: missing",
         "r.yaml:12: parameters.tensors[1].windw: unknown key; did you mean window?",
