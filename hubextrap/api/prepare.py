@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.api.companions import Beside
 from hubextrap.api.fitting import FittedRules, fit_rules, needs_scan, stacked
-from hubextrap.engine.budget import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
+from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
 from hubextrap.engine.plan import (
     BASELINE,
     LOCAL_READ_SIZE,

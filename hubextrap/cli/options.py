@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from hubextrap.cli.progress import open_progress
-from hubextrap.engine.budget import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
+from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hubextrap.lazy import names_of
 
 if TYPE_CHECKING:
-    from hubextrap.engine.budget import DEFAULT_MEMORY, DEFAULT_WORKERS
+    from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS
     from hubextrap.engine.plan import MergePlan, plan_merge
     from hubextrap.engine.run import MergeOutput, run_plan
 

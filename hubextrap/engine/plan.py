@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from hubextrap.engine.budget import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
 from hubextrap.engine.comparison import FLOATS, compare
+from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
 from hubextrap.engine.facts import copied, dtype_notes, kept_wide, narrowed
 from hubextrap.engine.jobs import GRAIN, Job, cut_jobs, job_minimum
 from hubextrap.errors import CheckpointMismatch, MethodError, OutputError, RecipeError

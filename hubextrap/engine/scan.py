@@ -17,7 +17,7 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from hubextrap.engine.budget import DEFAULT_MEMORY, DEFAULT_WORKERS
+from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS
 from hubextrap.engine.executors import SerialExecutor, ThreadExecutor, Turns
 from hubextrap.engine.inputs import InputHashes, check_blamed, file_uses
 from hubextrap.engine.jobs import cut_jobs

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hubextrap.engine.budget import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
 from hubextrap.engine.comparison import FLOATS
+from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
 from hubextrap.engine.plan import REMOTE_READ_SIZE, plan_merge
 from hubextrap.statistics.calibration import fit_memory
 from hubextrap.statistics.elements import BLOCK

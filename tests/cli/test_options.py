@@ -13,7 +13,7 @@ from command_lines import Ground, commands, run_main
 
 from hubextrap import LogProbRequest, Sampling, Settings, TrajectoryOptions
 from hubextrap.cli.options import Limits, Selection, names, parse_size
-from hubextrap.engine.budget import DEFAULT_MEMORY, MiB
+from hubextrap.engine.defaults import DEFAULT_MEMORY, MiB
 from hubextrap.evaluate import EvaluationOptions
 
 MEANINGS = {
