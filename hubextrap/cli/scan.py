@@ -136,9 +136,9 @@ def print_scan(reference: str, scan: Scan) -> None:
     if scan.logprobs is not None:
         row = scan.logprobs.as_dict()
         out.print(
-            f"log-probs: {row['tokens']:,} tokens of {row['responses']:,} responses, {row['tokens_kept']:,} moved "
-            f"by more than {MIN_CHANGE:g}: median R² {_figure(row['median_r_squared'])}, R² > {LINEAR:g} "
-            f"{_figure(row['share_r_squared_above_0.7'])}"
+            f"log-probs: {row['tokens']:,} tokens of {row['responses']:,} responses, {row['tokens_kept']:,} "
+            f"moved by more than {MIN_CHANGE:g}: median R² {_figure(row['median_r_squared'])}, "
+            f"R² > {LINEAR:g} {_figure(row['share_r_squared_above_0.7'])}"
         )
 
 
