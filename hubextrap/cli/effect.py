@@ -24,11 +24,6 @@ def refuse_idle(ctx: typer.Context, parameters: Collection[str], why: str) -> No
         typer.BadParameter: one of them was given.
     """
     for parameter in ctx.command.params:
-        if parameter.name in parameters and is_given(ctx, str(parameter.name)):
+        source = ctx.get_parameter_source(str(parameter.name))
+        if parameter.name in parameters and source is not None and source.name == "COMMANDLINE":
             raise typer.BadParameter(f"{parameter.opts[0]} {why}")
-
-
-def is_given(ctx: typer.Context, parameter: str) -> bool:
-    """Whether the option is on the command line."""
-    source = ctx.get_parameter_source(parameter)
-    return source is not None and source.name == "COMMANDLINE"

@@ -46,6 +46,16 @@ TaskFiles = Annotated[
     typer.Option(metavar="FILE", help="Problems, one JSON object per line; may be repeated."),
 ]
 
+Against = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="LIST",
+        help="What to compare with: last, base, target (found through hubextrap.json), last=REF and the "
+        "like, or any REF; with commas in between, or one per option. Of the three, all that are found "
+        "if not given.",
+    ),
+]
+
 
 @dataclass(frozen=True)
 class Questions:
@@ -105,13 +115,7 @@ def evaluate(
     ),
     *,
     questions: Questions,
-    against: list[str] | None = typer.Option(
-        None,
-        metavar="LIST",
-        help="What to compare with: last, base, target (found through hubextrap.json), last=REF and the "
-        "like, or any REF; with commas in between, or one per option. Of the three, all that are found "
-        "if not given.",
-    ),
+    against: Against = None,
     no_against: bool = typer.Option(False, "--no-against", help="Only what is named."),
     measuring: Measuring,
     output: ResultsFile = None,

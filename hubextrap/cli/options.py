@@ -192,19 +192,18 @@ def names(group: type) -> list[str]:
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """The command with each group among its parameters spread out into options, as typer reads them."""
     hints = get_type_hints(command, include_extras=True)
-    parameters, groups = [], {}
+    groups = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
+    parameters = []
     for name, parameter in inspect.signature(command).parameters.items():
-        if not (isinstance(group := hints[name], type) and is_dataclass(group)):
-            parameters.append(parameter.replace(annotation=group, kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        groups[name] = group
-        for field in fields(group):
-            kind = get_type_hints(group, include_extras=True)[field.name]
-            parameters.append(
-                inspect.Parameter(
-                    field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kind
-                )
-            )
+        group = groups.get(name)
+        taken = [(name, hints[name], parameter.default)]
+        if group is not None:
+            kinds = get_type_hints(group, include_extras=True)
+            taken = [(field.name, kinds[field.name], field.default) for field in fields(group)]
+        parameters += [
+            inspect.Parameter(one, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for one, kind, default in taken
+        ]
 
     def spread(**given: Any) -> None:
         made = {

@@ -101,11 +101,13 @@ def print_scan(reference: str, scan: Scan) -> None:
     """The summary, a row for each kind of module."""
     from rich.table import Table
 
+    from hubextrap.statistics.linearity import LINEAR, MIN_DISTINCT, MIN_RANGE
+    from hubextrap.statistics.logprobs import MIN_CHANGE
     from hubextrap.trajectory import say_same_weights
 
     table = Table(box=None, pad_edge=False)
     table.add_column("module", overflow="fold")
-    for heading in ("tensors", "weights", "kept", "median R²", "R² > 0.7", "‖last − first‖"):
+    for heading in ("tensors", "weights", "kept", "median R²", f"R² > {LINEAR:g}", "‖last − first‖"):
         table.add_column(heading, justify="right")
     norms = scan.delta_norms()[:, -1] ** 2
     for kind, rows in scan.kinds().items():
@@ -126,8 +128,8 @@ def print_scan(reference: str, scan: Scan) -> None:
     out.print(as_shown(about))
     out.print(table)
     out.print(
-        f"left out: {whole.unmoved:,} weights that did not move, {whole.small_range:,} that moved by 1e-4 or "
-        f"less, {whole.few_values:,} with fewer than 4 values"
+        f"left out: {whole.unmoved:,} weights that did not move, {whole.small_range:,} that moved by "
+        f"{MIN_RANGE:g} or less, {whole.few_values:,} with fewer than {MIN_DISTINCT} values"
     )
     for note in say_same_weights(scan.gram_table.same_weights(), len(scan.steps)):
         out.print(as_shown(f"warning: {note}"), soft_wrap=True)
@@ -135,8 +137,8 @@ def print_scan(reference: str, scan: Scan) -> None:
         row = scan.logprobs.as_dict()
         out.print(
             f"log-probs: {row['tokens']:,} tokens of {row['responses']:,} responses, {row['tokens_kept']:,} "
-            f"moved by more than 0.2: median R² {_figure(row['median_r_squared'])}, R² > 0.7 "
-            f"{_figure(row['share_r_squared_above_0.7'])}"
+            f"moved by more than {MIN_CHANGE:g}: median R² {_figure(row['median_r_squared'])}, "
+            f"R² > {LINEAR:g} {_figure(row['share_r_squared_above_0.7'])}"
         )
 
 
