@@ -144,7 +144,11 @@ def header_object(data: bytes, file_size: int, where: str) -> dict[str, Any]:
         text.decode()
     except UnicodeDecodeError:
         raise _corrupt(where, "its header is not UTF-8 text") from None
-    header = parse_json(text, f"{where}: its header", limit=HEADER_LIMIT, parse_int=_whole_number)
+    try:
+        header = parse_json(text, f"{where}: its header", limit=HEADER_LIMIT, parse_int=_whole_number)
+    except CorruptFile as error:
+        error.file = where
+        raise
     assert isinstance(header, dict)
     return header
 
@@ -163,9 +167,9 @@ def _tensor(name: str, entry: object, data_start: int, file: str, where: str) ->
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if dtype in _QUANTISED:
         raise UnsupportedCheckpoint(
-            f"{where}: tensor {shorten(repr(name))} is {dtype}, in which quantised weights or their scales are "
-            "stored: they cannot be combined; take checkpoints from before they were quantised, or dequantise all of them into new "
-            "folders first and name those",
+            f"{where}: tensor {shorten(repr(name))} is {dtype}, in which quantised weights or their scales "
+            "are stored: they cannot be combined; take checkpoints from before they were quantised, or "
+            "dequantise all of them into new folders first and name those",
             file=where,
             tensor=name,
         )
