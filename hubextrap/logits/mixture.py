@@ -40,11 +40,11 @@ class Mixture:
         """The mixture without what has the coefficient 0, so that it is never loaded.
 
         Raises:
-            MethodError: not one coefficient a checkpoint, or their sum is not 1.
+            MethodError: not one coefficient per checkpoint, or their sum is not 1.
         """
         if len(checkpoints) != len(coefficients):
             raise MethodError(
-                f"{len(checkpoints)} checkpoints and {len(coefficients)} coefficients; give one a checkpoint"
+                f"{len(checkpoints)} checkpoints and {len(coefficients)} coefficients; give one per checkpoint"
             )
         check_sum(coefficients)
         used = [pair for pair in zip(checkpoints, coefficients, strict=True) if pair[1] != 0.0]
