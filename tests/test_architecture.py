@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from hubextrap import errors
 
 PACKAGE = Path(__file__).parent.parent / "hubextrap"
 LEVELS = (
@@ -36,6 +39,7 @@ LEVELS = (
     ("redaction", "claims", "containment"),
     ("known_secrets", "lazy", "digests", "licenses"),
 )
+OPEN_TO_LOCALHUB = ("localhub", "errors", "_version", "redaction", "foreign_data", "foreign_text", "licenses")
 OWN_DUNDERS = ("_version", "__version__")
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -170,6 +174,25 @@ def test_functions_stay_small(room: str) -> None:
             if lines > MOST_LINES or count > MOST_PARAMETERS:
                 large.append(f"{module.name}, {node.name}: {lines} lines, {count} parameters")
     assert large == []
+
+
+OF_ONE_FILE = re.compile(r"""f(['"])\{(?:where|path|[\w.]+\}/\{[^{}]+)\}: """)
+
+
+@pytest.mark.parametrize("room", ["hub", "logits", "tensors"])
+def test_errors_about_one_file_carry_it(room: str) -> None:
+    """For programs, and for tests, which need not match on the sentence then."""
+    without = []
+    for module in sorted((PACKAGE / room).glob("*.py")):
+        for node in ast.walk(ast.parse(module.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or not node.args:
+                continue
+            kind = getattr(errors, node.func.id, None)
+            if not isinstance(kind, type) or not OF_ONE_FILE.match(ast.unparse(node.args[0])):
+                continue
+            if "file" not in {keyword.arg for keyword in node.keywords}:
+                without.append(f"{module.name}:{node.lineno}")
+    assert without == []
 
 
 def test_models_and_tokenizers_are_loaded_in_one_place() -> None:

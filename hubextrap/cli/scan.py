@@ -101,8 +101,8 @@ def print_scan(reference: str, scan: Scan) -> None:
     """The summary, a row for each kind of module."""
     from rich.table import Table
 
+    from hubextrap.scans.logprobs import MIN_CHANGE
     from hubextrap.statistics.linearity import LINEAR, MIN_DISTINCT, MIN_RANGE
-    from hubextrap.statistics.logprobs import MIN_CHANGE
     from hubextrap.trajectory import say_same_weights
 
     table = Table(box=None, pad_edge=False)

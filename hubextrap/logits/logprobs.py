@@ -110,7 +110,7 @@ def read_prompts(path: Path, *, responses: bool) -> tuple[list[Prompt], str]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        entry = parse_json(line, where, error=EvaluationError, remedy="write one object a line")
+        entry = parse_json(line, where, error=EvaluationError, remedy="write one object per line")
         fields = next((pair for pair in FIELDS if isinstance(entry, dict) and pair[0] in entry), None)
         if fields is None:
             raise EvaluationError(

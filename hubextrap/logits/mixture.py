@@ -41,9 +41,8 @@ class Mixture:
             MethodError: not one coefficient per checkpoint, or their sum is not 1.
         """
         if len(checkpoints) != len(coefficients):
-            raise MethodError(
-                f"{len(checkpoints)} checkpoints and {len(coefficients)} coefficients; give one for each"
-            )
+            counts = f"{len(checkpoints)} checkpoints and {len(coefficients)} coefficients"
+            raise MethodError(f"{counts}; give one per checkpoint")
         check_sum(coefficients)
         used = [pair for pair in zip(checkpoints, coefficients, strict=True) if pair[1] != 0.0]
         return cls(tuple(pair[0] for pair in used), tuple(float(pair[1]) for pair in used), target_step)

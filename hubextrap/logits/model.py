@@ -53,7 +53,7 @@ class ExtrapolatedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore
 
         Raises:
             MethodError: the coefficients do not sum to 1.
-            CheckpointMismatch: not one coefficient a model, or the models do not fit together.
+            CheckpointMismatch: not one coefficient per model, or the models do not fit together.
             UnsupportedCheckpoint: their class keeps its state in another way than transformers' caches.
         """
         argument = _check_models(models, coefficients)
@@ -81,12 +81,12 @@ class ExtrapolatedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore
 
         Args:
             checkpoints: in step order; configuration and tokenizer come from the last one that takes part.
-            coefficients: one a checkpoint, with sum 1; (1 − α, α) is the line through two checkpoints.
+            coefficients: one per checkpoint, with sum 1; (1 − α, α) is the line through two checkpoints.
             dtype: ``auto`` for each checkpoint's own, or as torch names it.
             device: as torch names it.
 
         Raises:
-            MethodError: not one coefficient a checkpoint, or their sum is not 1.
+            MethodError: not one coefficient per checkpoint, or their sum is not 1.
             TrajectoryError, CheckpointError: a reference leads nowhere, a model or tokenizer does not load,
                 or they do not fit together.
         """
@@ -314,7 +314,7 @@ def _check_models(models: Sequence[PreTrainedModel], coefficients: Sequence[floa
     """The name under which the models take a cache, once they are found to fit together."""
     if not models or len(models) != len(coefficients):
         raise CheckpointMismatch(
-            f"{len(models)} models and {len(coefficients)} coefficients; give one coefficient a model"
+            f"{len(models)} models and {len(coefficients)} coefficients; give one coefficient per model"
         )
     check_sum(coefficients)
     last = models[-1]

@@ -144,7 +144,11 @@ def header_object(data: bytes, file_size: int, where: str) -> dict[str, Any]:
         text.decode()
     except UnicodeDecodeError:
         raise _corrupt(where, "its header is not UTF-8 text") from None
-    header = parse_json(text, f"{where}: its header", limit=HEADER_LIMIT, parse_int=_whole_number)
+    try:
+        header = parse_json(text, f"{where}: its header", limit=HEADER_LIMIT, parse_int=_whole_number)
+    except CorruptFile as error:
+        error.file = where
+        raise
     assert isinstance(header, dict)
     return header
 

@@ -115,7 +115,7 @@ class RemoteSource:
         return readable(self.files().get(file), self.name, file, limit)
 
     def _read_part(self, file: str, part: Part) -> None:
-        """Fill ``part``, trying again as long as patience lasts."""
+        """Fill ``part``, trying again as long as the retry policy allows."""
         where = f"{self.name}/{file}"
         first, last = part.offset, part.offset + len(part.buffer) - 1
         attempts = Attempts(self._patience)

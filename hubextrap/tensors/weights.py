@@ -26,7 +26,7 @@ INDEX_FILE = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 HEAD = 100_000
-"""Bytes read at first: most headers are shorter, so that one request a shard is enough."""
+"""Bytes read at first: most headers are shorter, so that one request per shard is enough."""
 
 READERS = 16
 """Headers read at the same time. Sources bound their requests themselves."""

@@ -212,7 +212,7 @@ def test_what_a_mixture_does_not_have_is_said(mixed_c: Any) -> None:
         ),
         ([], r"sum to 0, not 1"),
         ([float("nan"), 1.0], r"sum to nan, not 1"),
-        ([1.0], r"2 checkpoints and 1 coefficients; give one for each"),
+        ([1.0], r"2 checkpoints and 1 coefficients; give one per checkpoint"),
     ],
 )
 def test_wrong_coefficients(trajectory_c: Path, coefficients: list[float], message: str) -> None:

@@ -31,6 +31,8 @@ def refusal(data: bytes, size: int | None = None) -> str:
         parse_header(data, len(data) if size is None else size, "model.safetensors", "me/model@step_100")
     message = str(caught.value)
     assert message.startswith("me/model@step_100/model.safetensors: ")
+    assert caught.value.file == "me/model@step_100/model.safetensors"
+    assert caught.value.tensor is None or f"tensor '{caught.value.tensor}'" in message
     assert "download" in message
     return message.removeprefix("me/model@step_100/model.safetensors: ")
 

@@ -1,0 +1,118 @@
+"""The memory of a pass: what it may take, and how that is shared out among its workers' buffers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hubextrap.engine.cutting import unit_minimum
+from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
+from hubextrap.errors import OutputError
+from hubextrap.tensors.layout import distinct_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hubextrap.engine.comparison import TensorInputs
+    from hubextrap.engine.cutting import Room
+    from hubextrap.tensors.layout import CheckpointLayout
+
+NO_LIMIT = 2**62
+REMOTE_READ_SIZE = 8 * MiB
+"""Bytes of one checkpoint that a unit reads over a network, where a request costs a round trip."""
+REMOTE_READERS = 8
+"""Ranges of a unit that are requested at the same time; the sources bound the requests in flight."""
+BASELINE = 300 * MiB
+"""What the process takes without buffers, counted into ``memory``: python, a CPU build of torch and the Hub
+client are 230 MiB (measured with torch 2.13; `tensors.devices.CUDA_LIBRARIES` for others); the rest is for
+headers."""
+HELD_IN_BASELINE = 40 * MiB
+"""How much of ``BASELINE`` is for headers and the plan; what a larger model's take comes on top."""
+HELD_INFO = 800
+"""Bytes of one tensor of one header, its place in tables by name included; equal headers count once."""
+HELD_TENSOR, HELD_CHECKPOINT = 2500, 100_000
+HELD_INPUT = 16
+"""Bytes of a tensor's input in the plan, a reference or two."""
+KERNEL_ELEMENTS = 2**18
+"""Elements that the kernels combine at once: long enough that calling torch costs little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How a pass over checkpoints may read."""
+
+    memory: int = DEFAULT_MEMORY
+    """Bytes that the process may take, python and torch included."""
+    workers: int = DEFAULT_WORKERS
+    """Threads, each with a buffer of its own."""
+    remote: bool = False
+    """Whether some of it is read from a Hub: in longer ranges, several at a time."""
+    read_size: int | None = None
+    """Bytes to read from a checkpoint at once, if memory allows; None for what suits the place."""
+    reserve: int = 0
+    """Bytes of ``memory`` that the caller needs for something else."""
+    other_pass: int = 0
+    """Bytes of ``memory`` that the process needs at another time, before or after."""
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """A budget, shared out."""
+
+    workers: int
+    readers: int
+    """Threads that read a unit's ranges at the same time, for sources where waiting dominates (a Hub); with
+    0, a worker reads them one after the other."""
+    unit_bytes: int
+    """Size of a worker's buffer, which holds the inputs and the outputs of a unit."""
+    peak_memory: int
+    """Estimate of the process's peak resident memory, bytes."""
+    least_memory: int
+    """The smallest ``memory`` that the pass can be planned with."""
+
+
+def allot(
+    budget: Budget, tensors: Sequence[TensorInputs], room: Room, *, local_read_size: int, beside: int
+) -> Buffers:
+    """Share out a budget.
+
+    Args:
+        local_read_size: bytes of one checkpoint to read from a disk at once.
+        beside: bytes that the pass takes beside its buffers and the baseline.
+
+    Raises:
+        OutputError: memory is too small; the message says how much is needed.
+    """
+    workers = budget.workers
+    fixed = BASELINE + budget.reserve + beside
+    least = unit_minimum(tensors, room)
+    streams = max((len(tensor.inputs) + len(tensor.twins) for tensor in tensors), default=0)
+    least_memory = max(fixed + workers * least, budget.other_pass)
+    if budget.memory < least_memory:
+        made = f", {room.targets} target{'s' * (room.targets > 1)}" if room.targets else ""
+        raise OutputError(
+            f"memory: {budget.memory / MiB:.0f} MiB are not enough for {streams} checkpoints{made} and "
+            f"{workers} worker{'s' * (workers > 1)}; give at least {-(-least_memory // MiB)} MiB"
+        )
+    read_size = budget.read_size or (REMOTE_READ_SIZE if budget.remote else local_read_size)
+    share = (budget.memory - fixed) // workers
+    unit_bytes = max(least, min(share, read_size * (streams + room.targets)))
+    return Buffers(
+        workers=workers,
+        readers=REMOTE_READERS if budget.remote else 0,
+        unit_bytes=unit_bytes,
+        peak_memory=max(fixed + workers * unit_bytes, budget.other_pass),
+        least_memory=least_memory,
+    )
+
+
+def held(layouts: Sequence[CheckpointLayout], tensors: int, coefficients: int = 0) -> int:
+    """Bytes of headers, tables and plan beyond those in ``BASELINE``, from what they took when measured.
+
+    Args:
+        coefficients: bytes of those.
+    """
+    count = len(layouts)
+    taken = distinct_tensors(layouts) * HELD_INFO + count * HELD_CHECKPOINT
+    taken += tensors * (HELD_TENSOR + count * HELD_INPUT) + coefficients
+    return max(0, taken - HELD_IN_BASELINE)
