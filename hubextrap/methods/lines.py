@@ -168,6 +168,6 @@ def sum_to_one(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
     It takes up all of it: where the last entry does not follow from the method, 1 − Σ of the others is it.
     """
-    result: NDArray[np.float64] = values.copy()
+    result = values.copy()
     result[-1] = 1.0 - math.fsum(result[:-1])
     return result
