@@ -31,7 +31,7 @@ def commit_of(repo: str, revision: str | None, what: str) -> str:
     with hub_errors(what, TrajectoryError):
         info = retried(lambda: hub_api().model_info(repo, revision=revision or "main", expand=["sha"]))
     if info.sha is None:
-        raise TrajectoryError(f"{what}: the Hub names no commit for it")
+        raise TrajectoryError(f"{what}: the Hub names no commit for it", repo=repo)
     return info.sha
 
 
@@ -53,7 +53,9 @@ def list_files(
             return None
     if wrong := next((entry.path for entry in tree if leads_out(entry.path)), None):
         raise TrajectoryError(
-            f"{what}: the Hub lists a path that leads out of it, {shown(wrong)}; do not trust it"
+            f"{what}: the Hub lists a path that leads out of it, {shown(wrong)}; do not trust it",
+            file=wrong,
+            repo=repo,
         )
     return [
         HubFile(
