@@ -96,9 +96,8 @@ def _value(node: yaml.Node, place: Place, document: Document) -> Any:
     if isinstance(node, yaml.SequenceNode):
         values = []
         for index, item in enumerate(node.value):
-            here = (*place, index)
-            document.lines[here] = item.start_mark.line + 1
-            values.append(_value(item, here, document))
+            document.lines[(*place, index)] = item.start_mark.line + 1
+            values.append(_value(item, (*place, index), document))
         return values
     return _scalar(node, place, document)
 

@@ -150,7 +150,9 @@ def resolve_checkpoint(reference: str, *, step: int | None = None, pins: Pins | 
         revision = where.revision or "main"
         weights, files, digest = _weights_on_hub(where.repo, commit, where.path, reference)
         if weights is None and where.path and not files:
-            raise ReferenceNotFound(f"{reference}: no folder {where.path!r} in {where.repo}@{revision}")
+            raise ReferenceNotFound(
+                f"{reference}: no folder {where.path!r} in {where.repo}@{revision}", repo=where.repo
+            )
         checkpoint = Checkpoint(_step_of(where, step), where.repo, revision, commit, where.path)
     if weights is None:
         raise UnsupportedCheckpoint(

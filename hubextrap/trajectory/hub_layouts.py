@@ -49,10 +49,8 @@ def subfolders(search: Search) -> list[Series]:
     if files is None:
         if search.found:  # branches, in which the folder is
             return []
-        raise ReferenceNotFound(
-            f"{reference.text}: no folder {reference.path!r} in {reference.repo}@{revision}",
-            repo=reference.repo,
-        )
+        what = f"{reference.text}: no folder {reference.path!r} in {reference.repo}@{revision}"
+        raise ReferenceNotFound(what, repo=reference.repo)
     root = f"{reference.path}/" if reference.path else ""
 
     inside: dict[str, list[HubFile]] = {}
@@ -84,11 +82,8 @@ def siblings(search: Search) -> list[Series]:
         name = search.read(repo.id.removeprefix(f"{owner}/"))
         if name is None or not (search.pattern or _is_sibling(name, own, own_name)):
             continue
-        commit = (
-            search.pins.keep(repo.id, "main", repo.sha)
-            if repo.sha
-            else search.pins.commit_of(repo.id, None, repo.id)
-        )
+        pins = search.pins
+        commit = pins.keep(repo.id, "main", repo.sha) if repo.sha else pins.commit_of(repo.id, None, repo.id)
         found.append((name, Checkpoint(name.step, repo.id, "main", commit, "")))
     return group_by_pattern(found, "repos")
 
@@ -117,11 +112,7 @@ def history(search: Search) -> list[Series]:
             series.append([])
         series[-1].append(Checkpoint(name.step, reference.repo, sha, sha, reference.path, date=date))
     return [
-        Series(
-            pattern if len(series) == 1 else f"{pattern} [run {number}]",
-            "commits",
-            in_step_order(checkpoints),
-        )
+        Series(f"{pattern} [run {number}]" if len(series) > 1 else pattern, "commits", in_step_order(run))
         for pattern, series in sorted(runs.items())
-        for number, checkpoints in enumerate(series, start=1)
+        for number, run in enumerate(series, start=1)
     ]

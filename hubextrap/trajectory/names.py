@@ -38,9 +38,8 @@ _BARE_COUNTER = re.compile(
     re.IGNORECASE,
 )
 _NUMBER_FIRST = re.compile(rf"(?<![a-z\d.])(?P<number>\d{{1,{_MOST_DIGITS}}}k?)steps?$", re.IGNORECASE)
-_TOKENS = re.compile(
-    r"(tokens?[-_]?)\d+(?:\.\d+)?[kmbt]?(?![a-z0-9])|(?<=[-_])\d+(?:\.\d+)?[kmbt]t(?![a-z0-9])", re.IGNORECASE
-)
+_NAMED_TOKENS = re.compile(r"(tokens?[-_]?)\d+(?:\.\d+)?[kmbt]?(?![a-z0-9])", re.IGNORECASE)
+_TOKENS = re.compile(rf"{_NAMED_TOKENS.pattern}|(?<=[-_])\d+(?:\.\d+)?[kmbt]t(?![a-z0-9])", re.IGNORECASE)
 _PIPELINE_STAGE = re.compile(r"[-_](?!tokens)[a-z]", re.IGNORECASE)
 
 
@@ -136,9 +135,7 @@ def _is_pipeline_stage(part: str, match: re.Match[str]) -> bool:
 
 def _without_tokens(before: str, step: str, after: str = "") -> str:
     # A bare 7B before the number is a model's size; tokens are named, or follow the step as in -2BT.
-    before = re.sub(
-        r"(tokens?[-_]?)\d+(?:\.\d+)?[kmbt]?(?![a-z0-9])", r"\1{tokens}", before, flags=re.IGNORECASE
-    )
+    before = _NAMED_TOKENS.sub(r"\1{tokens}", before)
     return before + step + _TOKENS.sub(lambda match: (match[1] or "") + "{tokens}", after)
 
 

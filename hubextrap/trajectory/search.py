@@ -34,27 +34,18 @@ class Search:
     """The repo is not there, though siblings of its name may be."""
 
     def refs(self) -> Refs:
-        """Branches and tags; none where the reference names a revision or a local folder.
-
-        Raises:
-            AccessDenied: the repo is private.
-        """
-        reference = self.reference
-        if self.missing is None and reference.folder is None and reference.revision is None:
+        """Branches and tags; none where the reference names a revision or a local folder."""
+        where = self.reference
+        if self.missing is None and where.folder is None and where.revision is None:
             try:
-                return self.pins.refs(reference.repo, reference.text)
+                return self.pins.refs(where.repo, where.text)
             except ReferenceNotFound as error:
                 self.missing = error
         return {}
 
     def head(self) -> str | None:
-        """The commit of the revision that the reference names, or of main; None where the Hub has none.
-
-        Raises:
-            ReferenceNotFound: no such revision.
-            AccessDenied: the repo is private.
-        """
-        reference = self.reference
-        if reference.revision is not None:
-            return self.pins.commit_of(reference.repo, reference.revision, reference.text)
+        """The commit of the revision that the reference names, or of main; None where the Hub has none."""
+        where = self.reference
+        if where.revision is not None:
+            return self.pins.commit_of(where.repo, where.revision, where.text)
         return dict(self.refs().get("branches", ())).get("main")

@@ -18,13 +18,13 @@ from hubextrap.localhub import LocalHub
 
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 RUN = ROOT / "demo" / "data" / "rlvr-C"
-TASKS = ("method", "checkpoint layout", "source")
+TASKS = ("method", "checkpoint layout", "source", "executor")
 RECIPE = "trajectory: {{repo: {repo}}}\nmerge_method: {method}\nparameters: {{target_step: 500}}\n"
 
 
 def blocks(task: str, language: str) -> list[tuple[str, str]]:
     """File and text of each code block of a task; the first line of each names the file."""
-    found = re.search(rf"^## Add a {task}\n(.*?)(?=^## )", PAGE, re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^## Add an? {task}\n(.*?)(?=^## )", PAGE, re.MULTILINE | re.DOTALL)
     assert found
     pattern = rf"^```{language}\n(?:#|---) (\S+)\n(.*?)^```"
     return re.findall(pattern, found[1], re.MULTILINE | re.DOTALL)
@@ -46,7 +46,7 @@ def do(task: str, site: Path) -> None:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package in which all three tasks are done."""
+    """A copy of the package in which all tasks are done."""
     site = tmp_path_factory.mktemp("site")
     shutil.copytree(ROOT / "hubextrap", site / "hubextrap", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", site)  # ruff's settings
@@ -59,8 +59,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_task_is_one_new_file_and_one_registration(task: str) -> None:
     assert len(blocks(task, "python")) == 1
     assert len({file for file, _ in blocks(task, "diff")}) == 1
-    added = [line for _, text in blocks(task, "diff") for line in text.splitlines() if line[0] in "+-"]
-    assert 1 <= len(added) <= 2, "a line in the table, and its import"
+    lines = [line for _, text in blocks(task, "diff") for line in text.splitlines()]
+    assert 1 <= len([line for line in lines if line[0] == "+" and line != "+"]) <= 2, "a line, and its import"
 
 
 def test_what_is_added_follows_the_house_s_style(site: Path) -> None:
@@ -155,6 +155,15 @@ def test_the_source_feeds_a_merge(
     command("merge", recipe(tmp_path, repo_id, "two_point"), "--out", tmp_path / "archived")
     assert not weights_read(hub)
     assert shards(tmp_path / "archived") == shards(tmp_path / "ranges") != {}
+
+
+@pytest.mark.slow
+def test_the_executor_does_the_work(command: Command, tmp_path: Path) -> None:
+    said = command("merge", recipe(tmp_path, RUN, "two_point"), "--out", tmp_path / "one", "--workers", "1")
+    assert "unit 0: " in said
+    said = command("merge", recipe(tmp_path, RUN, "two_point"), "--out", tmp_path / "two", "--workers", "2")
+    assert "unit 0: " not in said
+    assert shards(tmp_path / "one") == shards(tmp_path / "two") != {}
 
 
 def test_the_source_passes_the_suite(site: Path, tmp_path: Path) -> None:

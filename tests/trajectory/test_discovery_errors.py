@@ -46,8 +46,9 @@ def test_an_unknown_revision(ask: Callable[[str], object], repo_id: str, on_bran
 
 def test_an_unknown_folder(repo_id: str, on_main: OnMain, model: Model) -> None:
     on_main(model(1))
-    with pytest.raises(ReferenceNotFound, match=f"{repo_id}:step_1: no folder 'step_1' in {repo_id}@main"):
+    with pytest.raises(ReferenceNotFound, match="no folder 'step_1'") as error:
         resolve_checkpoint(f"{repo_id}:step_1")
+    assert error.value.repo == repo_id
 
 
 def test_a_name_that_no_hub_takes(hub: LocalHub) -> None:

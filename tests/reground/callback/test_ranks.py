@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +21,27 @@ KINDS = ("ddp", "fsdp2", "fsdp1_orig", "fsdp1_flat")
 Seen = dict[str, Any]
 
 
-QUICK = [("ddp", "two_point")]
 PAIRS = [(kind, rule) for kind in KINDS for rule in ("two_point", "calibrated")]
-every_pair = pytest.mark.parametrize(
-    ("kind", "rule"),
-    [pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow) for pair in PAIRS],
-)
+every_pair = pytest.mark.parametrize(("kind", "rule"), PAIRS)
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], list[Seen]]:
-    @cache
-    def launch(quick: bool) -> list[Seen]:
-        out = tmp_path_factory.mktemp("ranks")
-        pairs = [",".join(pair) for pair in PAIRS if (pair in QUICK) is quick]
-        script = Path(__file__).with_name("ranks.py")
-        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [sys.executable, "-m", *torchrun, str(script), str(out), *pairs]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-        assert done.returncode == 0, done.stderr[-4000:]
-        return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
-
-    return launch
+def launched(tmp_path_factory: pytest.TempPathFactory) -> list[Seen]:
+    """What each of the two ranks saw, by pair."""
+    out = tmp_path_factory.mktemp("ranks")
+    script = Path(__file__).with_name("ranks.py")
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, "-m", *torchrun, str(script), str(out), *map(",".join, PAIRS)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.fixture
-def ranks(kind: str, rule: str, launched: Callable[[bool], list[Seen]]) -> list[Seen]:
+def ranks(kind: str, rule: str, launched: list[Seen]) -> list[Seen]:
     """What each of the two ranks saw."""
-    return [seen[kind, rule] for seen in launched((kind, rule) in QUICK)]
+    return [seen[kind, rule] for seen in launched]
 
 
 def float64(state: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
