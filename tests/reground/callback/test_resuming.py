@@ -17,8 +17,8 @@ from hubextrap.reground.ring import Layout, SnapshotRing
 OPTIONS: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 18}
 
 
-def callback(**options: Any) -> ExtrapolationCallback:
-    return ExtrapolationCallback(4, 6, **{"max_error": 5.0, **options})
+def callback(m: int = 4, n: int = 6, **options: Any) -> ExtrapolationCallback:
+    return ExtrapolationCallback(m, n, **{"max_error": 5.0, **options})
 
 
 def drifting() -> Any:
@@ -120,6 +120,9 @@ def test_a_run_that_was_never_regrounded_may_begin(build: Any, tmp_path: Path) -
             {"max_n": 99, "probe": drifting(), "probe_margin": 0.1},
             "saved with max_n = 6, and the callback has 99",
         ),
+        ({"m": 5}, "saved with m = 4, and the callback has 5"),
+        ({"n": 5}, "saved with n = 6, and the callback has 5"),
+        ({"windows": 3}, "saved with windows = 2, and the callback has 3"),
     ],
 )
 def test_other_settings_are_refused(build: Any, checkpoint: Path, options: Any, said: str) -> None:
