@@ -181,6 +181,22 @@ def test_tied_embeddings_are_one_tensor(first: list[Spec], last: list[Spec]) -> 
     assert any("lm_head.weight is written once" in note for note in plan.notes) is (len(last) == 2)
 
 
+@pytest.mark.parametrize(
+    ("embedding", "head"),
+    [
+        ("model.embed_tokens.weight", "lm_head.weight"),
+        ("transformer.wte.weight", "lm_head.weight"),
+        ("gpt_neox.embed_in.weight", "embed_out.weight"),
+        ("transformer.word_embeddings.weight", "lm_head.weight"),
+    ],
+)
+def test_tied_pairs_of_other_models(embedding: str, head: str) -> None:
+    """Llama, Qwen, Gemma; GPT-2; GPT-NeoX; BLOOM, Falcon."""
+    both = layout("x", [(embedding, "BF16", (16, 8)), (head, "BF16", (16, 8))])
+    (shard,) = plan_two(both, both, tied=True).shards
+    assert [t.name for t in shard.tensors] == [embedding]
+
+
 def test_a_shard_that_held_only_the_tied_copy_is_left_out() -> None:
     last = layout("y", [EMBED], [HEAD])
     plan = plan_two(last, last, tied=True)
