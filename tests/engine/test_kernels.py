@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from hubextrap.engine.kernels import (
     Combiner,
+    check_device,
     count_non_finite,
     device_gives_cpu_bytes,
     round_to,
     same_bytes,
 )
 from hubextrap.engine.plan import Combination, combination
+from hubextrap.errors import MethodError
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 INPUTS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -277,7 +279,30 @@ def test_same_bytes_at_any_offset(count: int, one: int, other: int, change: int)
     differs = 0 <= change < count
     if differs:
         b[other + change] += 1
-    assert same_bytes(a[one : one + count], b[other : other + count]) is not differs
+    assert same_bytes(a[one : one + count], b[other : other + count]) is (not differs)
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("nonsense", "there is no such device; choose cpu"),
+        ("meta", "holds no numbers; choose cpu"),
+        ("cpu:0", "combined on the CPU or on a CUDA device; write cpu"),
+        pytest.param(
+            "cuda",
+            "there is no CUDA device here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+    ],
+)
+def test_devices_that_cannot_be_used(device: str, said: str) -> None:
+    with pytest.raises(MethodError, match=said):
+        check_device(device)
+
+
+def test_the_cpu_is_like_itself() -> None:
+    check_device("cpu")
+    assert device_gives_cpu_bytes("cpu") is True
 
 
 @pytest.mark.gpu

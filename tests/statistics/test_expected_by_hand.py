@@ -1,4 +1,4 @@
-"""What a backtest predicts and expects, in plain loops; a rehearsal is predicted by fits without its origin."""
+"""A backtest's errors and expected errors, in plain loops; no rehearsal is fitted to its own origin."""
 
 from __future__ import annotations
 
@@ -134,5 +134,5 @@ def test_errors_and_expected_errors_by_hand(candidate: Candidate, predict: Predi
         mean = np.average(errors, weights=[weight for _, _, weight in rehearsals])
         assert row.expected_relative_error == pytest.approx(mean, rel=1e-6, abs=2e-6)
         expected += 1
-    assert seen >= 15
+    assert seen >= 14
     assert expected >= 7
