@@ -300,6 +300,23 @@ def test_devices_that_cannot_be_used(device: str, said: str) -> None:
         check_device(device)
 
 
+@pytest.mark.parametrize("dtype", INPUTS)
+@pytest.mark.parametrize("out", [torch.float64, torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_what_goes_through_a_devices_memory_has_the_same_bits(dtype: torch.dtype, out: torch.dtype) -> None:
+    """``cpu:0`` is this processor, and is staged like a GPU."""
+    inputs = [(20 * torch.randn(700, generator=torch.Generator().manual_seed(k))).to(dtype) for k in range(3)]
+    rows = ([0.3, -0.6, 1.3], [-0.5, 0.0, 1.5], [0.0, 1.0, 0.0])
+    used = [combination(np.array(row), range(3)) for row in rows]
+    results = []
+    for device in ("cpu", "cpu:0"):
+        outputs = [torch.zeros(700, dtype=out) for _ in used]
+        Combiner(3, itemsize=out.itemsize if out.itemsize > 4 else 4, device=device, block=256).combine(
+            inputs, used, outputs
+        )
+        results.append([bits(output) for output in outputs])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
 def test_the_cpu_is_like_itself() -> None:
     check_device("cpu")
     assert device_gives_cpu_bytes("cpu") is True
