@@ -245,6 +245,15 @@ def test_unused_checkpoints_are_compared_but_not_read() -> None:
         plan_merge((1, 2, 3), (one, layout("z", [B]), one), lambda name: np.array([[-1.0, 0, 2.0]]))
 
 
+def test_what_is_not_combined_is_compared_with_the_last_checkpoint_whatever_its_coefficients() -> None:
+    one = layout("x", [A, ("ids", "I64", (2,))])
+    plan = plan_merge((1, 2, 3), (one, one, one), lambda name: np.array([[1.0, 0.0, 0.0]]))
+    floats, integers = plan.shards[0].tensors
+    assert floats.checkpoints == (0,)
+    assert integers.checkpoints == (0, 2)
+    assert integers.combinations == ()
+
+
 def test_too_little_memory_says_how_much() -> None:
     big = layout("x", [("w", "BF16", (1000, 1000))])
     with pytest.raises(OutputError) as caught:
