@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hubextrap.engine.kernels import (
     Combiner,
+    check_device,
     count_non_finite,
     device_gives_cpu_bytes,
     round_to,
@@ -18,6 +19,7 @@ from hubextrap.engine.kernels import (
 )
 from hubextrap.engine.plan import combination
 from hubextrap.engine.units import Combination
+from hubextrap.errors import MethodError
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 INPUTS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -278,7 +280,47 @@ def test_same_bytes_at_any_offset(count: int, one: int, other: int, change: int)
     differs = 0 <= change < count
     if differs:
         b[other + change] += 1
-    assert same_bytes(a[one : one + count], b[other : other + count]) is not differs
+    assert same_bytes(a[one : one + count], b[other : other + count]) is (not differs)
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("nonsense", "there is no such device; choose cpu"),
+        ("meta", "holds no numbers; choose cpu"),
+        ("cpu:0", "combined on the CPU or on a CUDA device; write cpu"),
+        pytest.param(
+            "cuda",
+            "there is no CUDA device here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+    ],
+)
+def test_devices_that_cannot_be_used(device: str, said: str) -> None:
+    with pytest.raises(MethodError, match=said):
+        check_device(device)
+
+
+@pytest.mark.parametrize("dtype", INPUTS)
+@pytest.mark.parametrize("out", [torch.float64, torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_what_goes_through_a_devices_memory_has_the_same_bits(dtype: torch.dtype, out: torch.dtype) -> None:
+    """``cpu:0`` is this processor, and is staged like a GPU."""
+    inputs = [(20 * torch.randn(700, generator=torch.Generator().manual_seed(k))).to(dtype) for k in range(3)]
+    rows = ([0.3, -0.6, 1.3], [-0.5, 0.0, 1.5], [0.0, 1.0, 0.0])
+    used = [combination(np.array(row), range(3)) for row in rows]
+    results = []
+    for device in ("cpu", "cpu:0"):
+        outputs = [torch.zeros(700, dtype=out) for _ in used]
+        Combiner(3, itemsize=out.itemsize if out.itemsize > 4 else 4, device=device, block=256).combine(
+            inputs, used, outputs
+        )
+        results.append([bits(output) for output in outputs])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_the_cpu_is_like_itself() -> None:
+    check_device("cpu")
+    assert device_gives_cpu_bytes("cpu") is True
 
 
 @pytest.mark.gpu

@@ -184,6 +184,22 @@ def test_tied_embeddings_are_one_tensor(first: list[Spec], last: list[Spec]) -> 
     assert any("lm_head.weight is written once" in note for note in plan.notes) is (len(last) == 2)
 
 
+@pytest.mark.parametrize(
+    ("embedding", "head"),
+    [
+        ("model.embed_tokens.weight", "lm_head.weight"),
+        ("transformer.wte.weight", "lm_head.weight"),
+        ("gpt_neox.embed_in.weight", "embed_out.weight"),
+        ("transformer.word_embeddings.weight", "lm_head.weight"),
+    ],
+)
+def test_tied_pairs_of_other_models(embedding: str, head: str) -> None:
+    """Llama, Qwen, Gemma; GPT-2; GPT-NeoX; BLOOM, Falcon."""
+    both = layout("x", [(embedding, "BF16", (16, 8)), (head, "BF16", (16, 8))])
+    (shard,) = plan_two(both, both, tied=True).shards
+    assert [t.name for t in shard.tensors] == [embedding]
+
+
 def test_a_shard_that_held_only_the_tied_copy_is_left_out() -> None:
     last = layout("y", [EMBED], [HEAD])
     plan = plan_two(last, last, tied=True)
@@ -230,6 +246,15 @@ def test_unused_checkpoints_are_compared_but_not_read() -> None:
     assert plan.total_bytes_read == 2 * 64
     with pytest.raises(CheckpointMismatch, match=r"a.weight is in step 3 but not in step 2"):
         plan_merge((1, 2, 3), (one, layout("z", [B]), one), lambda name: np.array([[-1.0, 0, 2.0]]))
+
+
+def test_what_is_not_combined_is_compared_with_the_last_checkpoint_whatever_its_coefficients() -> None:
+    one = layout("x", [A, ("ids", "I64", (2,))])
+    plan = plan_merge((1, 2, 3), (one, one, one), lambda name: np.array([[1.0, 0.0, 0.0]]))
+    floats, integers = plan.shards[0].tensors
+    assert floats.checkpoints == (0,)
+    assert integers.checkpoints == (0, 2)
+    assert integers.combinations == ()
 
 
 def test_too_little_memory_says_how_much() -> None:

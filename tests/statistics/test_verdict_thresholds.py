@@ -203,6 +203,13 @@ def test_weights_count_that_span_more_than_1e_4_and_take_four_values(
     assert placed(*values) == place
 
 
+@pytest.mark.parametrize("values", [(0.0, 1.0, 2.0, 3.0), (0.0, 1.0, 0.25, 0.75), (1.0, 0.0, -0.5, -0.125)])
+def test_a_weight_is_counted_in_the_bin_of_its_r_squared(values: tuple[float, ...]) -> None:
+    square = np.corrcoef(range(4), values)[0, 1] ** 2
+    (place,) = np.flatnonzero(count_linearity(range(4), np.array([values])))
+    assert place == min(int(square * 200 + 1e-9), 199)
+
+
 def test_the_compiled_pass_has_the_same_edges(tmp_path: Path) -> None:
     """The float32 next to 1e-4 on either side, and three and four values."""
     low = np.float32(1e-4)

@@ -133,8 +133,10 @@ def test_bytes_beyond_the_file_are_not_asked_for(
     assert not [request for request in cdn_hub.requests if STORAGE in request.path]
 
 
-def test_the_last_byte_and_none_behind_it(source: RemoteSource) -> None:
+def test_the_last_byte_and_none_behind_it(cdn_hub: LocalHub, source: RemoteSource) -> None:
     assert read(source, 4_999, 1) == DATA[-1:]
+    (asked,) = [request.headers for request in cdn_hub.requests if STORAGE in request.path]
+    assert (asked["Range"], asked["Accept-Encoding"]) == ("bytes=4999-4999", "identity")
     assert read(source, 5_000, 0) == b""
 
 

@@ -25,6 +25,14 @@ def test_spans_stay_under_the_size() -> None:
     ]
 
 
+def test_a_span_may_be_just_as_large_and_a_gap_just_as_wide_as_said_wherever_it_lies() -> None:
+    far = 10**12
+    ranges = [(far, 10), (far + 15, 5)]
+    assert coalesce(ranges, max_gap=5, max_size=20) == [Span(far, far + 20, (0, 1))]
+    assert len(coalesce(ranges, max_gap=4, max_size=20)) == 2
+    assert len(coalesce(ranges, max_gap=5, max_size=19)) == 2
+
+
 def test_nothing() -> None:
     assert coalesce([], max_gap=1, max_size=1) == []
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from harness import Lines, Warm
 
 from hubextrap import api
@@ -251,6 +252,37 @@ def test_another_recipe_over_an_old_run(
         "reground.rule was 'two_point' and is 'anchored'. Put that back to go on, or give another "
         f"--out; with reground.model: {model} it starts where this run is"
     )
+
+
+def test_every_key_that_decided_a_round_counts_and_none_that_did_not(
+    setting: Callable[..., Setting], start: Path, tmp_path: Path
+) -> None:
+    setting = setting(iterations=1)
+    run(setting)
+    before = setting.recipe.read_text()
+    train = yaml.safe_load(before)["reground"]["train"]
+    changes = {
+        "model": str(shutil.copytree(start, tmp_path / "other")),
+        "train": [*train, "--pause", "0"],
+        "window": 5,
+        "jump": 5,
+        "rule": "anchored",
+        "guard": {"max_error": 0.5},
+    }
+    for key, value in changes.items():
+        setting.change(**{key: value})
+        assert f"its 1 trained round had another recipe: reground.{key}" in fails(setting, RecipeError)
+        setting.recipe.write_text(before)
+    for free in (
+        {"checkpoint": "checkpoint-*"},
+        {"max_rl_steps": 9},
+        {"max_represented_steps": 99},
+        {"max_skipped": 9},
+        {"keep": "last"},
+    ):
+        setting.change(**free)
+        assert len(run(setting).decisions) == 1
+        setting.recipe.write_text(before)
 
 
 def test_a_folder_with_something_else_in_it(setting: Callable[..., Setting]) -> None:
