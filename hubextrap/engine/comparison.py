@@ -144,6 +144,19 @@ def uncombinable(name: str, dtype: str) -> list[str]:
     return [f"{name} is {dtype}, which cannot be combined; give it the method persistence by a rule"]
 
 
+def dtype_notes(steps: Sequence[int], layouts: Sequence[CheckpointLayout]) -> list[str]:
+    """The float dtypes of each step, where they differ."""
+    stored = {
+        step: "/".join(
+            sorted({t.dtype for shard in layout.shards for t in shard.tensors if t.dtype in FLOATS})
+        )
+        for step, layout in zip(steps, layouts, strict=True)
+    }
+    if len(set(stored.values())) < 2:
+        return []
+    return ["dtypes differ: " + ", ".join(f"step {step} {dtype}" for step, dtype in stored.items())]
+
+
 def _tied_pair(tensors: Sequence[Mapping[str, TensorInfo]]) -> tuple[str, str] | None:
     """(output embedding, input embedding), when exactly one of each is stored anywhere."""
     names = {name for checkpoint in tensors for name in checkpoint}

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap.engine.budget import Budget, MiB, allot, held
-from hubextrap.engine.comparison import FLOATS, compare, refuse, uncombinable
+from hubextrap.engine.comparison import FLOATS, compare, dtype_notes, refuse, uncombinable
 from hubextrap.engine.cutting import Room, cut, lay_out
-from hubextrap.engine.facts import dtype_notes
 from hubextrap.engine.units import Unit
 from hubextrap.errors import StepError
 from hubextrap.statistics.calibration import fit_memory

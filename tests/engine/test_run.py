@@ -330,7 +330,7 @@ def test_executors_keep_order_and_stop_at_the_first_error() -> None:
 
         with pytest.raises(ValueError, match="seven"):
             list(executor.map(work, range(10_000)))
-        assert max(started) < 30, "jobs are drawn as needed"
+        assert max(started) < 30, "units are drawn as needed"
 
 
 @pytest.mark.slow
