@@ -10,7 +10,7 @@ from hubextrap.foreign_text import own_lines
 from hubextrap.tensors.headers import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from hubextrap.tensors.layout import CheckpointLayout, TensorInfo
 
@@ -62,8 +62,12 @@ def compare(
         The output's tensors in the last checkpoint's file and offset order, as all checkpoints hold them;
         every mismatch, one line each; facts worth telling that are no mismatch.
     """
-    comparison = _Comparison(steps, layouts, tied)
-    last, pair = layouts[-1].tensors, comparison.pair
+    tensors = [layout.tensors for layout in layouts]
+    every = tuple(range(len(layouts)))
+    pair = _tied_pair(tensors) if tied else None
+    last, last_step = tensors[-1], f"step {steps[-1]}"
+    labels = [f"step {step} ({layout.name})" for step, layout in zip(steps, layouts, strict=True)]
+    problems: list[str] = []
     notes: list[str] = []
     entries: list[TensorInputs] = []
     for name, reference in last.items():
@@ -71,65 +75,47 @@ def compare(
             notes.append(
                 f"tied: {name} is written once, as {pair[1]}; every checkpoint used is checked for it"
             )
-        elif (entry := comparison.find(name, reference)) is not None:
-            entries.append(entry)
-    comparison.find_others()
-    return entries, comparison.problems, notes
-
-
-class _Comparison:
-    """Looks for tensors in K checkpoints, and collects what does not fit."""
-
-    def __init__(self, steps: Sequence[int], layouts: Sequence[CheckpointLayout], tied: bool) -> None:
-        self.problems: list[str] = []
-        self._tensors = [layout.tensors for layout in layouts]
-        self._every = tuple(range(len(layouts)))
-        self.pair = _tied_pair(self._tensors) if tied else None
-        self._last_step = steps[-1]
-        self._labels = [f"step {step} ({layout.name})" for step, layout in zip(steps, layouts, strict=True)]
-
-    def find(self, name: str, reference: TensorInfo) -> TensorInputs | None:
-        """The tensor of that name in all checkpoints; None where one has none."""
-        pair = self.pair
+            continue
         names = (name, *(other for other in pair if other != name)) if pair and name in pair else (name,)
         found: list[TensorInfo] = []
         twins: list[tuple[int, TensorInfo]] = []
-        for k, checkpoint in enumerate(self._tensors):
+        for k, checkpoint in enumerate(tensors):
             stored = [checkpoint[alias] for alias in names if alias in checkpoint]
-            if not stored:
-                self.problems.append(
-                    f"{name} is in step {self._last_step} but not in {self._labels[k]}" + _tying_hint(name)
-                )
-                continue
-            self._check(stored, reference, self._labels[k])
-            found.append(stored[0])
-            twins += [(k, twin) for twin in stored[1:]]
-        if len(found) < len(self._tensors):
-            return None
-        elements = reference.nbytes // DTYPES[reference.dtype].itemsize
-        return TensorInputs(name, elements, self._every, tuple(found), tuple(twins))
-
-    def find_others(self) -> None:
-        """What earlier checkpoints have and the last one does not."""
-        known = {*self._tensors[-1], *(self.pair or ())}
-        for label, checkpoint in zip(self._labels[:-1], self._tensors[:-1], strict=True):
-            self.problems += [
-                f"{name} is in {label} but not in step {self._last_step}" + _tying_hint(name)
-                for name in checkpoint
-                if name not in known
-            ]
-
-    def _check(self, stored: Sequence[TensorInfo], reference: TensorInfo, label: str) -> None:
-        for info in stored:
-            if (problem := _difference(info, reference)) is not None:
-                self.problems.append(
-                    f"{info.name} {problem[0]} in {label}, {problem[1]} in step {self._last_step}"
-                )
-        if len(stored) == 2 and stored[0].dtype != stored[1].dtype:
-            self.problems.append(
-                f"{stored[1].name} is {stored[1].dtype} and {stored[0].name} {stored[0].dtype} in {label}, "
-                "but config.json says that they are tied"
+            problems += (
+                _differences(stored, reference, labels[k], last_step)
+                if stored
+                else [f"{name} is in {last_step} but not in {labels[k]}" + _tying_hint(name)]
             )
+            found += stored[:1]
+            twins += [(k, twin) for twin in stored[1:]]
+        if len(found) == len(tensors):
+            elements = reference.nbytes // DTYPES[reference.dtype].itemsize
+            entries.append(TensorInputs(name, elements, every, tuple(found), tuple(twins)))
+    known = {*last, *(pair or ())}
+    for label, checkpoint in zip(labels[:-1], tensors[:-1], strict=True):
+        problems += [
+            f"{name} is in {label} but not in {last_step}" + _tying_hint(name)
+            for name in checkpoint
+            if name not in known
+        ]
+    return entries, problems, notes
+
+
+def _differences(
+    stored: Sequence[TensorInfo], reference: TensorInfo, label: str, last_step: str
+) -> Iterator[str]:
+    """Why what a checkpoint holds under a tensor's names, one or two, does not fit the last one's."""
+    for info in stored:
+        if info.shape != reference.shape:
+            shapes = list(info.shape), list(reference.shape)
+            yield f"{info.name} has shape {shapes[0]} in {label}, {shapes[1]} in {last_step}"
+        elif info.dtype != reference.dtype and not {info.dtype, reference.dtype}.issubset(FLOATS):
+            yield f"{info.name} is {info.dtype} in {label}, {reference.dtype} in {last_step}"
+    if len(stored) == 2 and stored[0].dtype != stored[1].dtype:
+        yield (
+            f"{stored[1].name} is {stored[1].dtype} and {stored[0].name} {stored[0].dtype} in {label}, "
+            "but config.json says that they are tied"
+        )
 
 
 def refuse(problems: Sequence[str]) -> None:
@@ -158,6 +144,19 @@ def uncombinable(name: str, dtype: str) -> list[str]:
     return [f"{name} is {dtype}, which cannot be combined; give it the method persistence by a rule"]
 
 
+def dtype_notes(steps: Sequence[int], layouts: Sequence[CheckpointLayout]) -> list[str]:
+    """The float dtypes of each step, where they differ."""
+    stored = {
+        step: "/".join(
+            sorted({t.dtype for shard in layout.shards for t in shard.tensors if t.dtype in FLOATS})
+        )
+        for step, layout in zip(steps, layouts, strict=True)
+    }
+    if len(set(stored.values())) < 2:
+        return []
+    return ["dtypes differ: " + ", ".join(f"step {step} {dtype}" for step, dtype in stored.items())]
+
+
 def _tied_pair(tensors: Sequence[Mapping[str, TensorInfo]]) -> tuple[str, str] | None:
     """(output embedding, input embedding), when exactly one of each is stored anywhere."""
     names = {name for checkpoint in tensors for name in checkpoint}
@@ -174,12 +173,3 @@ def _tying_hint(name: str) -> str:
     if not _ends_with(name, OUTPUT_EMBEDDINGS):
         return ""
     return " (if it is tied, the last checkpoint's config.json has to say tie_word_embeddings: true)"
-
-
-def _difference(info: TensorInfo, reference: TensorInfo) -> tuple[str, str] | None:
-    """What ``info`` and ``reference`` are, where they cannot be combined."""
-    if info.shape != reference.shape:
-        return f"has shape {list(info.shape)}", f"{list(reference.shape)}"
-    if info.dtype != reference.dtype and not (info.dtype in FLOATS and reference.dtype in FLOATS):
-        return f"is {info.dtype}", f"{reference.dtype}"
-    return None

@@ -2,7 +2,7 @@
 
 Bit-identical to mergekit 0.1.5 (dtype float32, any out_dtype) on the same processor, whatever the chunk:
 
-- ``sum`` is mergekit's linear with normalize: false. It starts at +0 and does one multiply-add an input, in
+- ``sum`` is mergekit's linear with normalize: false. It starts at +0 and does one multiply-add per input, in
   step order. torch fuses the two (one rounding) where the processor has FMA, which is every x86 since 2013;
   without FMA both mergekit and this round twice, so bytes are the same across machines of one kind.
 - ``line`` is mergekit's task_arithmetic: base + (+0 + α·(last − base)), each operation rounded.

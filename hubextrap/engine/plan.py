@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap.engine.budget import KERNEL_ELEMENTS, Budget, allot, held
-from hubextrap.engine.comparison import FLOATS, TensorInputs, compare, refuse, uncombinable
+from hubextrap.engine.comparison import FLOATS, TensorInputs, compare, dtype_notes, refuse, uncombinable
 from hubextrap.engine.cutting import Room, aligned, cut, lay_out
 from hubextrap.engine.defaults import MiB
-from hubextrap.engine.facts import copied, dtype_notes, kept_wide, narrowed
 from hubextrap.engine.units import Combination, Form, MergeUnit
 from hubextrap.errors import MethodError, RecipeError
 from hubextrap.tensors.headers import DTYPES, build_header
@@ -38,6 +37,7 @@ HELD_COEFFICIENT = 500
 """Bytes of a coefficient that follows from the weights: table, plan, provenance and its JSON."""
 WRITE_MEMORY = 8 * MiB
 """A target's blocks on their way to the disk, of the shard being made and of the one being finished."""
+LISTED_NAMES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +179,8 @@ def plan_merge(
         accumulator_itemsize=itemsize,
         same_layout=len(every) == len(last.tensors)
         and all(p.dtype == last.tensors[p.name].dtype for p in every),
-        notes=(*notes, *dtype_notes(steps, layouts), *narrowed(out_dtype, every, last)),
-        caveats=(*kept_wide(dtype, every), *copied(every, len(layouts) - 1)),
+        notes=(*notes, *dtype_notes(steps, layouts), *_narrowed(out_dtype, every, last)),
+        caveats=(*_kept_wide(dtype, every), *_copied(every, len(layouts) - 1)),
     )
 
 
@@ -308,3 +308,43 @@ def _index(shards: Sequence[ShardPlan]) -> bytes:
     total = sum(plan.elements * plan.itemsize for shard in shards for plan in shard.tensors)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     return (json.dumps(index, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _narrowed(out_dtype: str | None, plans: Sequence[TensorPlan], last: CheckpointLayout) -> list[str]:
+    """What ``out_dtype`` stores in fewer bits than the last checkpoint does."""
+    stored = {name: DTYPES[info.dtype].itemsize for name, info in last.tensors.items()}
+    found = [plan for plan in plans if plan.itemsize < stored[plan.name]]
+    return [f"out_dtype: {out_dtype} narrows {_count(found, plans)}"] if found else []
+
+
+def _kept_wide(out_dtype: str | None, plans: Sequence[TensorPlan]) -> list[str]:
+    """What stays wider than ``out_dtype`` (safetensors name)."""
+    found = [plan for plan in plans if out_dtype and plan.dtype in FLOATS and plan.dtype != out_dtype]
+    if not found:
+        return []
+    stored = "/".join(sorted({plan.dtype for plan in found}))
+    which = f"{_count(found, plans)}: {_named(found)}"
+    return [f"out_dtype leaves in {stored} what the last checkpoint keeps wider than the rest: {which}"]
+
+
+def _copied(plans: Sequence[TensorPlan], last: int) -> list[str]:
+    """What comes from the last checkpoint (its number) as it is, unless that is everything."""
+    found = [
+        plan
+        for plan in plans
+        if not plan.combinations
+        or (plan.checkpoints == (last,) and all(row.kind == "copy" for row in plan.combinations))
+    ]
+    if len(found) in (0, len(plans)):
+        return []
+    return [f"copied from the last checkpoint, not predicted: {_count(found, plans)}: {_named(found)}"]
+
+
+def _count(some: Sequence[TensorPlan], plans: Sequence[TensorPlan]) -> str:
+    size = sum(plan.elements * plan.itemsize for plan in some)
+    share = size / max(1, sum(plan.elements * plan.itemsize for plan in plans))
+    return f"{len(some):,} of {len(plans):,} tensors, {size:,} bytes ({share:.1%})"
+
+
+def _named(plans: Sequence[TensorPlan]) -> str:
+    return ", ".join(plan.name for plan in plans[:LISTED_NAMES]) + (" …" if len(plans) > LISTED_NAMES else "")

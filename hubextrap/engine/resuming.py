@@ -12,7 +12,7 @@ from hubextrap.tensors.local import LocalSource
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from hubextrap.engine.inputs import Digests, Key
+    from hubextrap.engine.inputs import Key
     from hubextrap.engine.plan import MergePlan, ShardPlan
     from hubextrap.progress import Progress
     from hubextrap.tensors.interfaces import ShardInputs, Source
@@ -98,27 +98,8 @@ def resumed(plan: MergePlan, done: Mapping[str, ShardInputs]) -> tuple[set[Key],
     return compared, set(begun)
 
 
-class InputDigests:
-    """What the shard under way was made from: one hash for each checkpoint, of the hashes of its tensors."""
-
-    def __init__(self, checkpoints: int) -> None:
-        self._hashes = [xxh3_128() for _ in range(checkpoints)]
-
-    def take(self, digests: Digests) -> None:
-        """Add tensors, in their order."""
-        for of_checkpoint in digests.values():
-            for k, digest in of_checkpoint.items():
-                self._hashes[k].update(digest)
-
-    def end_shard(self) -> tuple[str, ...]:
-        """The hashes of the shard whose last tensors were taken."""
-        found = tuple(one.hexdigest() for one in self._hashes)
-        self._hashes = [xxh3_128() for _ in self._hashes]
-        return found
-
-
 def _digest_of_inputs(shard: ShardPlan, k: int, source: Source) -> str:
-    """What ``InputDigests.end_shard`` says of checkpoint ``k``, from what its files hold now.
+    """The digest in `ShardInputs` of checkpoint ``k``, from what its files hold now.
 
     Raises:
         SourceError: they could not be read.

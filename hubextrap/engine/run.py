@@ -11,11 +11,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from hubextrap.engine.buffer import Inputs
+from xxhash import xxh3_128
+
 from hubextrap.engine.inputs import InputHashes, check_blamed, file_uses
 from hubextrap.engine.kernels import check_device
-from hubextrap.engine.resuming import InputDigests, check_inputs, made_from, resumed
-from hubextrap.engine.stream import stream
+from hubextrap.engine.resuming import check_inputs, made_from, resumed
+from hubextrap.engine.stream import Inputs, stream
 from hubextrap.engine.worker import MergeWorker
 from hubextrap.errors import NonFinite
 from hubextrap.progress import Progress, SilentProgress
@@ -24,9 +25,9 @@ from hubextrap.tensors.interfaces import ShardInputs
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
 
-    from hubextrap.engine.buffer import UnitBuffer
     from hubextrap.engine.inputs import Digests
     from hubextrap.engine.plan import MergePlan, ShardPlan
+    from hubextrap.engine.stream import UnitBuffer
     from hubextrap.engine.units import Form, MergeUnit, Piece
     from hubextrap.engine.worker import MergeResult, NonFiniteCount
     from hubextrap.tensors.interfaces import FinishedShard, ShardWriter, Sink, Source
@@ -136,7 +137,7 @@ class _Merge:
             self.identical[target] &= journal.identical
         self._shards = {shard.file: shard for shard in self._todo}
         self._made_from = made_from(plan)
-        self._digests = InputDigests(len(inputs.sources))
+        self._digests = [xxh3_128() for _ in inputs.sources]
         self._writers: list[ShardWriter] = []
         self._tallies: dict[tuple[str, int], _Tally] = {}
         self._finished: list[dict[str, FinishedShard]] = [{} for _ in sinks]
@@ -161,7 +162,9 @@ class _Merge:
         """Write the unit's bytes."""
         if unit.begins_file:
             self._open(self._shards[unit.file])
-        self._digests.take(digests)
+        for of_checkpoint in digests.values():
+            for k, digest in of_checkpoint.items():
+                self._digests[k].update(digest)
         for target, same in enumerate(result.identical):
             self.identical[target] &= same
         self._check_finite(unit, result.non_finite)
@@ -195,7 +198,8 @@ class _Merge:
 
     def _end(self, file: str) -> None:
         waiting = any(file in self._made_from[key] for key in self._hashes.waiting())
-        inputs = ShardInputs(self._digests.end_shard(), not waiting)
+        inputs = ShardInputs(tuple(digest.hexdigest() for digest in self._digests), not waiting)
+        self._digests = [xxh3_128() for _ in self._digests]
         for journal in self._journals:
             journal.inputs[file] = inputs
         writers, self._writers = self._writers, []

@@ -15,11 +15,10 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from hubextrap.engine.buffer import Inputs
 from hubextrap.engine.inputs import InputHashes, check_blamed, file_uses
 from hubextrap.engine.kernels import count_non_finite, torch_dtype
 from hubextrap.engine.scan_plan import reads_as
-from hubextrap.engine.stream import stream
+from hubextrap.engine.stream import Inputs, stream
 from hubextrap.errors import NonFinite
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.scans.scan import EXAMPLES, Sample, Scan, ScannedCheckpoint
@@ -33,10 +32,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from hubextrap.engine.buffer import UnitBuffer
     from hubextrap.engine.comparison import TensorInputs
     from hubextrap.engine.inputs import Digests
     from hubextrap.engine.scan_plan import ScanPlan
+    from hubextrap.engine.stream import UnitBuffer
     from hubextrap.engine.units import Piece, Unit
     from hubextrap.scans.tensor_scan import ScanJournal
     from hubextrap.tensors.interfaces import Source

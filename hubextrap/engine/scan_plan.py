@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap.engine.budget import Budget, allot, held
-from hubextrap.engine.comparison import FLOATS, compare, refuse, uncombinable
+from hubextrap.engine.comparison import FLOATS, compare, dtype_notes, refuse, uncombinable
 from hubextrap.engine.cutting import Room, cut, lay_out
 from hubextrap.engine.defaults import MiB
-from hubextrap.engine.facts import dtype_notes
 from hubextrap.engine.units import Unit
 from hubextrap.errors import StepError
 from hubextrap.scans.scan import EXAMPLES

@@ -10,24 +10,130 @@ import contextlib
 import queue
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
-from hubextrap.engine.buffer import UnitBuffer
 from hubextrap.engine.executors import Turns, executor_for
+from hubextrap.engine.inputs import check_blamed
+from hubextrap.engine.kernels import same_bytes
 from hubextrap.engine.units import Unit
+from hubextrap.errors import CheckpointMismatch, SourceError
+from hubextrap.tensors.headers import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Executor as Pool
 
     from hubextrap.engine.budget import Buffers
-    from hubextrap.engine.buffer import Inputs
     from hubextrap.engine.inputs import Digests, InputHashes
+    from hubextrap.engine.units import Piece, Read, Twin
     from hubextrap.progress import Progress
+    from hubextrap.tensors.interfaces import Source
 
 U = TypeVar("U", bound=Unit)
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The checkpoints that units number, in step order."""
+
+    steps: tuple[int, ...]
+    sources: tuple[Source, ...]
+
+    def called(self, checkpoint: int) -> str:
+        """What messages call it."""
+        return f"step {self.steps[checkpoint]} ({self.sources[checkpoint].name})"
+
+
+class UnitBuffer:
+    """Memory that is used for one unit after the other. Not thread-safe.
+
+    Args:
+        size: bytes.
+        readers: a pool that reads a unit's ranges at the same time; None reads one after the other.
+        advance: told of the bytes as they are read.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        size: int,
+        *,
+        readers: Pool | None = None,
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self.inputs = inputs
+        self._readers = readers
+        self._advance = advance
+        self._allocate(size, pinned=False)
+
+    def pin(self) -> None:
+        """Let a CUDA device copy from it; before anything is read into it."""
+        self._allocate(self.tensor.numel(), pinned=True)
+
+    def fill(self, unit: Unit) -> None:
+        """Read all that the unit needs.
+
+        Raises:
+            SourceError: bytes that could not be read.
+        """
+        if self._readers is None:
+            for read in unit.reads:
+                self._read(unit, read)
+        else:
+            list(self._readers.map(lambda read: self._read(unit, read), unit.reads))
+
+    def stored(self, unit: Unit, piece: Piece) -> list[torch.Tensor]:
+        """The bytes of each input of a piece of the unit.
+
+        Raises:
+            CheckpointMismatch: a tied copy holds other bytes.
+        """
+        stored = [
+            self.bytes_of(place, piece.count, dtype)
+            for place, dtype in zip(piece.places, piece.dtypes, strict=True)
+        ]
+        for twin in piece.twins:
+            copy = self.bytes_of(twin.place, piece.count, piece.dtypes[twin.input])
+            if not same_bytes(stored[twin.input], copy):
+                raise self._untied(unit, piece, twin)
+        return stored
+
+    def bytes_of(self, place: int, count: int, dtype: str) -> torch.Tensor:
+        """``count`` elements of ``dtype`` (safetensors name) from ``place`` on, as uint8."""
+        return self.tensor[place : place + count * DTYPES[dtype].itemsize]
+
+    def _allocate(self, size: int, pinned: bool) -> None:
+        self.tensor = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        self.memory: memoryview = self.tensor.numpy().data
+
+    def _read(self, unit: Unit, read: Read) -> None:
+        view = self.memory[read.position : read.position + read.size]
+        try:
+            self.inputs.sources[read.checkpoint].read(read.file, read.offset, view)
+        except SourceError as error:
+            step = self.inputs.steps[read.checkpoint]
+            raise SourceError(
+                f"{error} (step {step}, from tensor {unit.pieces[0].tensor} on)",
+                file=error.file or read.file,
+                step=step,
+                repo=error.repo,
+            ) from error
+        self._advance(read.size)
+
+    def _untied(self, unit: Unit, piece: Piece, twin: Twin) -> CheckpointMismatch:
+        checkpoint = piece.checkpoints[twin.input]
+        check_blamed(unit, piece, self.inputs.sources, [checkpoint])
+        return CheckpointMismatch(
+            f"{self.inputs.called(checkpoint)}: config.json says that the word embeddings are tied, but "
+            f"{twin.name} differs from {piece.tensor}; set tie_word_embeddings to false in the last "
+            "checkpoint's config.json, or leave this checkpoint out",
+            tensor=twin.name,
+            step=self.inputs.steps[checkpoint],
+        )
 
 
 class Consumer(Protocol[U, R]):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from hubextrap.engine.buffer import UnitBuffer
+    from hubextrap.engine.stream import UnitBuffer
     from hubextrap.engine.units import Form, MergeUnit, Piece
 
 

@@ -60,15 +60,18 @@ def write_checkpoint(folder: Path, state: dict[str, torch.Tensor]) -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def scan_folder(folder: Path, *, sample: float | None = None, tied: bool = False, **limits: Any) -> Scan:
+def scan_folder(folder: Path, *, tied: bool = False, **options: Any) -> Scan:
     """A scan without a file."""
+    limits = {
+        name: options.pop(name) for name in ("memory", "workers", "remote", "read_size") if name in options
+    }
     trajectory = find_trajectory(str(folder))
     with ExitStack() as stack:
         sources = [
             stack.enter_context(closing(open_source(checkpoint))) for checkpoint in trajectory.checkpoints
         ]
         plan = plan_scan(trajectory.steps, read_layouts(sources), tied=tied, budget=Budget(**limits))
-        return scan_trajectory(trajectory, sources, plan, sample=sample)
+        return scan_trajectory(trajectory, sources, plan, **options)
 
 
 def weights(folder: Path, tensor: str) -> NDArray[np.float64]:
