@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
 from hubextrap import ExtrapolationCallback
-from hubextrap.reground import MAX_ERROR
+from hubextrap.regrounding import MAX_ERROR
 
 GROUP = 16
 PROMPTS = 48

@@ -67,7 +67,7 @@ def push_checkpoints() -> None:
 
 def check(results: Path) -> None:
     """Stop with an error unless the prediction scores above the last observed checkpoint."""
-    from hubextrap.evaluate import EvaluationTable
+    from hubextrap.evaluation import EvaluationTable
 
     scores = {row.label: row.scores[0].value for row in EvaluationTable.load(results).rows}
     predicted, last, real = (scores[label] for label in ("prediction", "last", "target"))

@@ -1,6 +1,6 @@
 """hubextrap: predict later RL checkpoints from earlier ones on the Hugging Face Hub.
 
-The names below are the Python API, imported when they are first used. Evaluation is in `hubextrap.evaluate`.
+The names below are the Python API, imported when they are first used. The rooms offer more.
 """
 
 from __future__ import annotations
@@ -30,19 +30,21 @@ if TYPE_CHECKING:
         merge,
         plan,
         push,
+        reground,
+        report,
         run,
         scan,
         sweep,
         verify,
     )
     from hubextrap.errors import HubExtrapError
-    from hubextrap.evaluate import Answering, EvaluationOptions, EvaluationTable, TaskFile
-    from hubextrap.evaluate.sweep_report import SweepResult
+    from hubextrap.evaluation import Answering, EvaluationOptions, EvaluationTable, TaskFile, evaluate
+    from hubextrap.evaluation.sweep_report import SweepResult
     from hubextrap.hub import PushTarget
     from hubextrap.logits import LogProbRequest
     from hubextrap.logits.completing import Sampling
     from hubextrap.recipe import Recipe, RegroundRecipe, load_recipe, load_reground_recipe, parse_recipe
-    from hubextrap.reground import ExtrapolationCallback
+    from hubextrap.regrounding import ExtrapolationCallback
     from hubextrap.scans import Scan
     from hubextrap.statistics import Backtest
     from hubextrap.trajectory import (
@@ -84,6 +86,7 @@ __all__ = [
     "__version__",
     "backtest",
     "complete",
+    "evaluate",
     "find_trajectory",
     "load_recipe",
     "load_reground_recipe",
@@ -91,6 +94,8 @@ __all__ = [
     "parse_recipe",
     "plan",
     "push",
+    "reground",
+    "report",
     "resolve_checkpoint",
     "run",
     "scan",

@@ -25,7 +25,7 @@ from lm_eval.models.huggingface import HFLM
 
 from hubextrap import api
 from hubextrap.errors import RecipeError
-from hubextrap.evaluate.quiet import quiet_libraries
+from hubextrap.evaluation.quiet import quiet_libraries
 from hubextrap.foreign_text import as_shown, own_lines
 from hubextrap.hub_access import reason
 from hubextrap.logits import ExtrapolatedForCausalLM, load_tokenizer, recipe_mixture

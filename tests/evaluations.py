@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hubextrap.evaluate.table import MeasurementSettings
+from hubextrap.evaluation.table import MeasurementSettings
 
 SETTINGS = MeasurementSettings(
     seed=0,

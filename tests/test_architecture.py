@@ -17,14 +17,15 @@ LEVELS = (
     ("cli", "__main__"),
     ("lm_eval_plugin",),
     ("api",),
-    ("reground",),
-    ("report",),
-    ("evaluate", "mergekit_plugin"),
+    ("regrounding",),
+    ("reporting",),
+    ("evaluation", "mergekit_plugin"),
     ("logits",),
     ("hub",),
     ("opening",),
     ("engine",),
-    ("scans", "statistics"),
+    ("scans",),
+    ("statistics",),
     ("tensors",),
     ("trajectory",),
     ("recipe",),
@@ -256,7 +257,7 @@ def test_imports_without_extras() -> None:
         "import sys\n"
         "for absent in ('lm_eval', 'mergekit', 'pygit2', 'matplotlib', 'plotly', 'accelerate', 'peft'):\n"
         "    sys.modules[absent] = None\n"
-        "import hubextrap, hubextrap.api, hubextrap.cli.main, hubextrap.evaluate, hubextrap.engine\n"
+        "import hubextrap, hubextrap.api, hubextrap.cli.main, hubextrap.evaluation, hubextrap.engine\n"
         "import hubextrap.tensors, hubextrap.trajectory, hubextrap.recipe, hubextrap.methods\n"
         "for name in dir(hubextrap): getattr(hubextrap, name)\n"
     )

@@ -11,9 +11,9 @@ import torch
 from hubextrap.engine.inputs import FileUse
 from hubextrap.engine.kernels import round_to
 from hubextrap.errors import CorruptFile, EvaluationError, PushError
-from hubextrap.evaluate import Row, Score
-from hubextrap.evaluate.halves import halves, main_figures
-from hubextrap.evaluate.paired import paired_interval
+from hubextrap.evaluation import Row, Score
+from hubextrap.evaluation.halves import halves, main_figures
+from hubextrap.evaluation.paired import paired_interval
 from hubextrap.hub import PushTarget
 from hubextrap.hub.card import model_card
 from hubextrap.hub.commit import check_files

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import EvaluationError, StepError
-from hubextrap.evaluate.comparison import short_name
-from hubextrap.evaluate.table import BASE, LAST, TARGET
+from hubextrap.evaluation.comparison import short_name
+from hubextrap.evaluation.table import BASE, LAST, TARGET
 from hubextrap.foreign_text import own_lines
 from hubextrap.progress import SilentProgress
 from hubextrap.trajectory import resolve_checkpoint

@@ -12,16 +12,16 @@ from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.api.prepare import MergeOptions
 from hubextrap.api.unchanged import check_unchanged, pin_of
 from hubextrap.errors import RecipeError
-from hubextrap.evaluate import (
+from hubextrap.evaluation import (
     EvaluationOptions,
     Harness,
     check_judgeable,
     check_replaceable,
     check_writable,
 )
-from hubextrap.evaluate.comparison import Rows
-from hubextrap.evaluate.table import PREDICTION
-from hubextrap.evaluate.targets import place_of
+from hubextrap.evaluation.comparison import Rows
+from hubextrap.evaluation.table import PREDICTION
+from hubextrap.evaluation.targets import place_of
 from hubextrap.hub import PushResult, PushTarget, push_folder
 from hubextrap.logits import Mixture, recipe_mixture
 from hubextrap.opening import Run
@@ -31,7 +31,7 @@ from hubextrap.trajectory import Checkpoint
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from hubextrap.evaluate import EvaluationTable, Measurement
+    from hubextrap.evaluation import EvaluationTable, Measurement
     from hubextrap.recipe import EvaluateSection, Recipe
     from hubextrap.scans import Scan
     from hubextrap.trajectory import Trajectory
@@ -81,7 +81,7 @@ def run(
         scan: of the recipe's checkpoints, or its file: what it knows is not read again.
 
     Raises:
-        HubExtrapError: see `merge` and `hubextrap.evaluate.evaluate`.
+        HubExtrapError: see `merge` and `hubextrap.evaluation.evaluate`.
     """
     progress = progress or SilentProgress()
     settings = settings or MergeOptions()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import RecipeError
-from hubextrap.evaluate.run import chosen_device
+from hubextrap.evaluation.run import chosen_device
 from hubextrap.logits.completing import Sampling
 from hubextrap.logits.completing import complete as complete_one
 from hubextrap.opening import Run

@@ -19,7 +19,7 @@ from hubextrap.digests import sha256_of_json
 from hubextrap.engine.kernels import check_device
 from hubextrap.hub import PROVENANCE_FILE, CoefficientRule, OutputShard, build_provenance
 from hubextrap.opening import ReadingOptions, Run
-from hubextrap.reground.loop import GramOfSnapshots
+from hubextrap.regrounding.loop import GramOfSnapshots
 from hubextrap.tensors import LocalSink
 from hubextrap.trajectory import Trajectory
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hubextrap.hub import Provenance
     from hubextrap.progress import Progress
     from hubextrap.recipe import RegroundRecipe
-    from hubextrap.reground import Decision
+    from hubextrap.regrounding import Decision
     from hubextrap.trajectory import Checkpoint
 
 ALL = "*"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import EvaluationError
-from hubextrap.evaluate.curve import can_draw, draw_table
-from hubextrap.evaluate.publishing import CURVE_FILE, refuse_limit, results_of
+from hubextrap.evaluation.curve import can_draw, draw_table
+from hubextrap.evaluation.publishing import CURVE_FILE, refuse_limit, results_of
 from hubextrap.foreign_text import terminal_line
 from hubextrap.hub import PushTarget
 from hubextrap.hub.publish import check_publishable, publish_results
@@ -18,7 +18,7 @@ from hubextrap.trajectory import resolve_checkpoint
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hubextrap.evaluate import EvaluationTable
+    from hubextrap.evaluation import EvaluationTable
     from hubextrap.hub import PushResult
     from hubextrap.progress import Progress
     from hubextrap.trajectory import Checkpoint, Pins

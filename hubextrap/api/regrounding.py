@@ -22,12 +22,12 @@ from hubextrap.errors import CorruptFile, OutputError, RecipeError
 from hubextrap.hub import OutgoingFile, PushTarget, check_target, commit_files, push_folder
 from hubextrap.hub.side_files import side_files
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.reground import Decision
-from hubextrap.reground.checkpoint import check_model
-from hubextrap.reground.command import CommandRunner
-from hubextrap.reground.guardian import GRACE
-from hubextrap.reground.loop import GramOfSnapshots, Loop
-from hubextrap.reground.state import RunState, StartModel, load_state, save_state
+from hubextrap.regrounding import Decision
+from hubextrap.regrounding.checkpoint import check_model
+from hubextrap.regrounding.command import CommandRunner
+from hubextrap.regrounding.guardian import GRACE
+from hubextrap.regrounding.loop import GramOfSnapshots, Loop
+from hubextrap.regrounding.state import RunState, StartModel, load_state, save_state
 from hubextrap.tensors import LocalSource
 from hubextrap.tensors.cache import cached_source
 from hubextrap.trajectory import Checkpoint, resolve_checkpoint
@@ -232,7 +232,7 @@ def _shown(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Engine:
-    """What the loop needs: see `hubextrap.reground.loop.Engine`."""
+    """What the loop needs: see `hubextrap.regrounding.loop.Engine`."""
 
     recipe: RegroundRecipe
     start: StartModel

@@ -47,10 +47,10 @@ def report(
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise HubExtrapError(f"the report needs {error.name}: pip install 'hubextrap[report]'") from error
-    from hubextrap.evaluate.table import EvaluationTable
-    from hubextrap.report import build_sections, collect_accuracy, render_page
-    from hubextrap.report.answering import answer
-    from hubextrap.report.style import to_png
+    from hubextrap.evaluation.table import EvaluationTable
+    from hubextrap.reporting import build_sections, collect_accuracy, render_page
+    from hubextrap.reporting.answering import answer
+    from hubextrap.reporting.style import to_png
     from hubextrap.scans import Scan
     from hubextrap.statistics.backtesting import backtest_table
 

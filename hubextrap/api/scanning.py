@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from hubextrap._version import __version__
 from hubextrap.api.unchanged import changed
 from hubextrap.errors import CheckpointError, OutputError, RecipeError
-from hubextrap.evaluate import check_writable
-from hubextrap.evaluate.run import chosen_device
+from hubextrap.evaluation import check_writable
+from hubextrap.evaluation.run import chosen_device
 from hubextrap.logits import LogProbRequest, measure_logprobs
 from hubextrap.logits.logprobs import checkpoint_at
 from hubextrap.opening import ReadingOptions, Run

@@ -25,10 +25,10 @@ from hubextrap.api.unchanged import check_unchanged, pin_of
 from hubextrap.digests import sha256_of_json
 from hubextrap.durable.atomic import is_new_name, read_sealed, write_sealed, write_whole
 from hubextrap.errors import OutputError, RecipeError
-from hubextrap.evaluate import EvaluationOptions, Harness, Measurement
-from hubextrap.evaluate.curve import can_draw, draw_sweep
-from hubextrap.evaluate.sweep_report import GridPoint, SweepResult, report_sweep, sweep_markdown
-from hubextrap.evaluate.table import LAST, PREDICTION, TARGET
+from hubextrap.evaluation import EvaluationOptions, Harness, Measurement
+from hubextrap.evaluation.curve import can_draw, draw_sweep
+from hubextrap.evaluation.sweep_report import GridPoint, SweepResult, report_sweep, sweep_markdown
+from hubextrap.evaluation.table import LAST, PREDICTION, TARGET
 from hubextrap.foreign_data import parse_json
 from hubextrap.methods import MAX_STEP, find_method
 from hubextrap.opening import Run
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from hubextrap.api.prepare import Prepared
-    from hubextrap.evaluate.options import Backend
+    from hubextrap.evaluation.options import Backend
     from hubextrap.recipe import EvaluateSection, Recipe
     from hubextrap.scans import Scan
     from hubextrap.trajectory import Trajectory

@@ -21,11 +21,11 @@ from hubextrap.cli.options import (
     grouped,
 )
 from hubextrap.cli.terminal import console, tell, tell_json
-from hubextrap.evaluate.options import DEFAULT_BATCH_SIZE
+from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE
 
 if TYPE_CHECKING:
-    from hubextrap.evaluate import EvaluationOptions, EvaluationTable
-    from hubextrap.evaluate.own_tasks import Format
+    from hubextrap.evaluation import EvaluationOptions, EvaluationTable
+    from hubextrap.evaluation.own_tasks import Format
 
 _WIDTH_OFF_TERMINAL = 200
 
@@ -86,7 +86,7 @@ class Questions:
 
     def options(self, ctx: typer.Context, measuring: Measuring) -> EvaluationOptions:
         """The same for the API, where each option has an effect."""
-        from hubextrap.evaluate import Answering, EvaluationOptions, TaskFile
+        from hubextrap.evaluation import Answering, EvaluationOptions, TaskFile
 
         if not self.task_file:
             refuse_idle(ctx, ("answer_format",), "goes with --task-file FILE")
@@ -129,14 +129,14 @@ def evaluate(
 ) -> None:
     """Measure predictions with lm-eval beside the checkpoints that they came from."""
     from hubextrap import api
-    from hubextrap.evaluate import (
+    from hubextrap.evaluation import (
         check_judgeable,
         check_loss,
         check_replaceable,
         check_writable,
         compared_checkpoints,
     )
-    from hubextrap.evaluate import evaluate as measure
+    from hubextrap.evaluation import evaluate as measure
     from hubextrap.trajectory import Pins
 
     options = questions.options(ctx, measuring)
@@ -182,7 +182,7 @@ def _show(table: EvaluationTable, output: Path | None, summary: Path | None, sai
 
 def print_evaluation(table: EvaluationTable) -> None:
     """The table on stdout, as wide as the terminal."""
-    from hubextrap.evaluate import to_rich
+    from hubextrap.evaluation import to_rich
 
     console(_WIDTH_OFF_TERMINAL).print(to_rich(table))
 

@@ -12,7 +12,7 @@ from hubextrap.hub_access import keep_to_the_endpoint
 
 def lm_eval_command(ctx: typer.Context) -> None:
     """Run lm-eval's own command line; its --model hubextrap predicts what it evaluates."""
-    from hubextrap.evaluate.tasks import require_lm_eval
+    from hubextrap.evaluation.tasks import require_lm_eval
 
     require_lm_eval()
     import datasets  # noqa: F401

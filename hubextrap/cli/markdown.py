@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hubextrap.api import PlanReport, Prediction
-    from hubextrap.evaluate import EvaluationTable
+    from hubextrap.evaluation import EvaluationTable
 
 LISTED = 40
 """Rows of a table; a summary page holds a megabyte."""
@@ -116,7 +116,7 @@ def predictions_markdown(predictions: Sequence[Prediction]) -> str:
 
 def evaluation_markdown(tables: Sequence[EvaluationTable]) -> str:
     """The tables of an evaluation, verdicts and notes below each."""
-    from hubextrap.evaluate import to_markdown
+    from hubextrap.evaluation import to_markdown
 
     return "### Evaluated\n\n" + "\n".join(map(to_markdown, tables))
 

@@ -149,7 +149,7 @@ def run(
     from hubextrap.cli.eval import print_evaluation
     from hubextrap.cli.markdown import append_summary, evaluation_markdown, predictions_markdown
     from hubextrap.cli.summaries import print_prediction, run_as_json
-    from hubextrap.evaluate import check_loss
+    from hubextrap.evaluation import check_loss
     from hubextrap.recipe import load_recipe
 
     loaded = load_recipe(recipe)

@@ -11,7 +11,7 @@ from hubextrap.cli.options import Measuring, OutFolder, Reading, Said, ScanFile,
 from hubextrap.cli.terminal import console, tell, tell_json
 
 if TYPE_CHECKING:
-    from hubextrap.evaluate.sweep_report import SweepResult
+    from hubextrap.evaluation.sweep_report import SweepResult
 
 _WIDTH_OFF_TERMINAL = 200
 
@@ -63,7 +63,7 @@ def sweep(
 
 
 def _print(result: SweepResult) -> None:
-    from hubextrap.evaluate.sweep_report import sweep_rich
+    from hubextrap.evaluation.sweep_report import sweep_rich
 
     console(_WIDTH_OFF_TERMINAL).print(sweep_rich(result))
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import hubextrap
-from hubextrap.evaluate import EvaluationTable
+from hubextrap.evaluation import EvaluationTable
 from hubextrap.localhub import LocalHub
 
 TASKS = Path(__file__).parents[2] / "demo" / "tasks"

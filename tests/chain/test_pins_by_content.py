@@ -17,7 +17,7 @@ import pytest
 
 from hubextrap import api, load_recipe
 from hubextrap.errors import CorruptFile, SourceError
-from hubextrap.evaluate import Harness
+from hubextrap.evaluation import Harness
 from hubextrap.hub import read_provenance
 from hubextrap.localhub import LocalHub
 from hubextrap.trajectory import resolve_checkpoint

@@ -18,7 +18,7 @@ from huggingface_hub import HfApi
 
 from hubextrap import api
 from hubextrap.errors import SourceError
-from hubextrap.evaluate import Harness, compared_checkpoints
+from hubextrap.evaluation import Harness, compared_checkpoints
 from hubextrap.hub import PushTarget
 from hubextrap.localhub import LocalHub
 from hubextrap.localhub.faults import Fault
@@ -34,7 +34,7 @@ SHA = "[0-9a-f]{40}"
 @pytest.fixture(scope="module", autouse=True)
 def _libraries_are_no_garbage() -> Iterator[None]:
     """Garbage is collected after each measurement, and most of its time goes into looking at libraries."""
-    import_module("hubextrap.evaluate.model")
+    import_module("hubextrap.evaluation.model")
     gc.collect()
     gc.freeze()
     yield

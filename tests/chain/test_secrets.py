@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from hubextrap.errors import HubExtrapError
-from hubextrap.evaluate import TaskFile, evaluate
+from hubextrap.evaluation import TaskFile, evaluate
 from hubextrap.localhub import Fault, LocalHub
 from hubextrap.logits import ExtrapolatedForCausalLM, LogProbRequest, measure_logprobs
 from hubextrap.trajectory import find_trajectory

@@ -24,11 +24,11 @@ from hubextrap.errors import CorruptFile, HubExtrapError
 from hubextrap.hub import CoefficientRule, OutputShard, Provenance, build_provenance, read_provenance
 from hubextrap.logits import Mixture
 from hubextrap.logits.manifest import MANIFEST_FILE, read_manifest, write_manifest
-from hubextrap.reground import Decision, read_history, rewrite_history
-from hubextrap.reground.jumps import Clocks, Window
-from hubextrap.reground.resuming import Saved, load_checkpoint, save_checkpoint
-from hubextrap.reground.ring import Layout, SnapshotRing
-from hubextrap.reground.state import RunState, StartModel, load_state, save_state
+from hubextrap.regrounding import Decision, read_history, rewrite_history
+from hubextrap.regrounding.jumps import Clocks, Window
+from hubextrap.regrounding.resuming import Saved, load_checkpoint, save_checkpoint
+from hubextrap.regrounding.ring import Layout, SnapshotRing
+from hubextrap.regrounding.state import RunState, StartModel, load_state, save_state
 from hubextrap.scans import LogProbs, LogProbSource, Sample, Scan, ScannedCheckpoint
 from hubextrap.scans.scan import EXAMPLES, _digest
 from hubextrap.scans.tensor_scan import ScanJournal, TensorScan

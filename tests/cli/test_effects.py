@@ -20,12 +20,12 @@ from command_lines import REGROUND, Ground, commands, run_main
 import hubextrap
 from hubextrap import MergeOptions, PushTarget, ReadingOptions, Run, api
 from hubextrap.errors import HubExtrapError, RecipeError
-from hubextrap.evaluate import EvaluationOptions, Harness, evaluate
-from hubextrap.evaluate.own_tasks import Answering, TaskFile
+from hubextrap.evaluation import EvaluationOptions, Harness, evaluate
+from hubextrap.evaluation.own_tasks import Answering, TaskFile
 from hubextrap.logits import LogProbRequest
 from hubextrap.logits.completing import Sampling
 from hubextrap.recipe import Recipe, RegroundRecipe, load_recipe, parse_recipe
-from hubextrap.reground import ExtrapolationCallback
+from hubextrap.regrounding import ExtrapolationCallback
 from hubextrap.scans import Scan
 from hubextrap.trajectory import TrajectoryOptions, find_trajectory
 

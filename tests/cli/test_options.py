@@ -14,7 +14,7 @@ from command_lines import Ground, commands, run_main
 from hubextrap import LogProbRequest, Sampling, Settings, TrajectoryOptions
 from hubextrap.cli.options import Limits, Selection, names, parse_size
 from hubextrap.engine.defaults import DEFAULT_MEMORY, MiB
-from hubextrap.evaluate import EvaluationOptions
+from hubextrap.evaluation import EvaluationOptions
 
 MEANINGS = {
     "--out": 4,  # a new folder, a folder to go on in, a scan's file, a page

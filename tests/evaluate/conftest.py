@@ -15,7 +15,7 @@ TASKS = Path(__file__).parents[2] / "demo" / "tasks"
 @pytest.fixture(scope="session", autouse=True)
 def _libraries_are_no_garbage() -> Iterator[None]:
     """Garbage is collected after each measurement, and most of its time goes into looking at libraries."""
-    import_module("hubextrap.evaluate.model")
+    import_module("hubextrap.evaluation.model")
     gc.collect()
     gc.freeze()
     yield

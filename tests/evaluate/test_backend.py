@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from hubextrap.cli.main import app
 from hubextrap.errors import EvaluationError
-from hubextrap.evaluate import evaluate
-from hubextrap.evaluate.backend import vllm_arguments
+from hubextrap.evaluation import evaluate
+from hubextrap.evaluation.backend import vllm_arguments
 from hubextrap.localhub import LocalHub
 from hubextrap.trajectory import resolve_checkpoint
 

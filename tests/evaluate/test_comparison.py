@@ -10,7 +10,7 @@ import pytest
 from harness import Lines
 
 from hubextrap.errors import CorruptFile, EvaluationError, ReferenceNotFound
-from hubextrap.evaluate import compared_checkpoints
+from hubextrap.evaluation import compared_checkpoints
 from hubextrap.hub import build_provenance
 from hubextrap.localhub import LocalHub
 from hubextrap.trajectory import Checkpoint

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hubextrap.evaluate import EvaluationTable, evaluate
+from hubextrap.evaluation import EvaluationTable, evaluate
 from hubextrap.localhub import LocalHub
 
 GREEDY = ("radd", "exact_match", "none")

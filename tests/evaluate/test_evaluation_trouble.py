@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from hubextrap.cli.main import app
 from hubextrap.errors import EvaluationError, OutputError, ReferenceNotFound
-from hubextrap.evaluate import EvaluationTable, evaluate
+from hubextrap.evaluation import EvaluationTable, evaluate
 
 GREEDY = ("radd", "exact_match", "none")
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from hubextrap.errors import EvaluationError
-from hubextrap.evaluate import Harness, TaskFile
-from hubextrap.evaluate.scores import scores_of
+from hubextrap.evaluation import Harness, TaskFile
+from hubextrap.evaluation.scores import scores_of
 
 
 def found(value: float, figures: list[Any], **others: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hubextrap.errors import EvaluationError
-from hubextrap.evaluate.tasks import load_tasks
+from hubextrap.evaluation.tasks import load_tasks
 
 CHOICES = """\
 task: {name}
@@ -73,7 +73,7 @@ def test_a_task_of_the_users_own_comes_before_the_builtin_one(tmp_path: Path) ->
 def test_a_part_of_the_index_holds_the_same_tasks_as_all_of_it() -> None:
     from lm_eval.tasks import TaskManager
 
-    from hubextrap.evaluate.tasks import _manager_with
+    from hubextrap.evaluation.tasks import _manager_with
 
     names = ["gsm8k", "mmlu_anatomy", "minerva_math500", "arc_easy", "mmmlu_fr_fr_anatomy", "aime24"]
     everything = TaskManager()

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from hubextrap.errors import EvaluationError
-from hubextrap.evaluate import Answering, TaskFile, evaluate
-from hubextrap.evaluate.own_tasks import packaged_tasks, task_specs
-from hubextrap.evaluate.quiet import quiet_libraries, quiet_lm_eval
-from hubextrap.evaluate.tasks import load_tasks
+from hubextrap.evaluation import Answering, TaskFile, evaluate
+from hubextrap.evaluation.own_tasks import packaged_tasks, task_specs
+from hubextrap.evaluation.quiet import quiet_libraries, quiet_lm_eval
+from hubextrap.evaluation.tasks import load_tasks
 from hubextrap.localhub import LocalHub
 
 AIME24 = [
@@ -308,7 +308,7 @@ def test_what_does_not_go_together(tmp_path: Path) -> None:
 
 
 def test_math_verify_is_asked_for_before_any_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    import hubextrap.evaluate.own_tasks as module
+    import hubextrap.evaluation.own_tasks as module
 
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(

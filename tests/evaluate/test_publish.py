@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from hubextrap.cli.main import app
 from hubextrap.errors import HubExtrapError
-from hubextrap.evaluate import EvaluationTable
+from hubextrap.evaluation import EvaluationTable
 from hubextrap.localhub import Fault, LocalHub
 
 CARD = b"""\
@@ -180,7 +180,7 @@ def test_what_is_refused_before_anything_is_measured(
     trajectory: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import hubextrap.evaluate.run as module
+    import hubextrap.evaluation.run as module
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("nothing may be measured")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hubextrap.evaluate.scoring import as_problems, math_answers, text_answers
+from hubextrap.evaluation.scoring import as_problems, math_answers, text_answers
 
 
 def test_texts_are_equal_or_not() -> None:

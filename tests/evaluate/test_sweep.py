@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 from hubextrap.api import MergeOptions, merge, scan, sweep
 from hubextrap.cli.main import app
 from hubextrap.errors import EvaluationError, OutputError, RecipeError
-from hubextrap.evaluate import Answering, EvaluationOptions, Harness, TaskFile
-from hubextrap.evaluate.sweep_report import SweepResult
+from hubextrap.evaluation import Answering, EvaluationOptions, Harness, TaskFile
+from hubextrap.evaluation.sweep_report import SweepResult
 from hubextrap.localhub import LocalHub
 from hubextrap.recipe import Recipe, load_recipe, parse_recipe
 
@@ -125,7 +125,7 @@ def test_each_checkpoint_is_read_once_for_the_whole_grid(
 def test_what_is_measured_is_what_a_merge_writes(
     recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path
 ) -> None:
-    from hubextrap.evaluate import evaluate
+    from hubextrap.evaluation import evaluate
 
     result = sweep(recipe_for(trajectory), tmp_path / "sweep", horizons=[1.5], damping=[0.7])
     assert result.is_better

@@ -8,10 +8,10 @@ import evaluations
 import pytest
 
 from hubextrap.errors import EvaluationError
-from hubextrap.evaluate import EvaluationTable, Row, Score, TaskRecord
-from hubextrap.evaluate.curve import draw_sweep
-from hubextrap.evaluate.halves import halves, main_figures
-from hubextrap.evaluate.sweep_report import GridPoint, SweepResult, report_sweep, sweep_markdown
+from hubextrap.evaluation import EvaluationTable, Row, Score, TaskRecord
+from hubextrap.evaluation.curve import draw_sweep
+from hubextrap.evaluation.halves import halves, main_figures
+from hubextrap.evaluation.sweep_report import GridPoint, SweepResult, report_sweep, sweep_markdown
 
 RECORD = TaskRecord(version="1", sha256="", num_fewshot=0, documents=40)
 SETTINGS = evaluations.SETTINGS.model_copy(update={"tasks": dict.fromkeys(("radd", "loss", "other"), RECORD)})

@@ -11,7 +11,7 @@ from evaluations import SETTINGS
 from rich.console import Console
 
 from hubextrap.errors import EvaluationError, OutputError
-from hubextrap.evaluate import (
+from hubextrap.evaluation import (
     EvaluationTable,
     Row,
     Score,
@@ -21,7 +21,7 @@ from hubextrap.evaluate import (
     to_rich,
     verdicts,
 )
-from hubextrap.evaluate.run import Measurement, _row
+from hubextrap.evaluation.run import Measurement, _row
 from hubextrap.trajectory import Checkpoint
 
 ACCURACY = ("radd", "exact_match", "none")

@@ -6,7 +6,7 @@ import pytest
 from evaluations import SETTINGS
 
 from hubextrap.errors import EvaluationError, PredictionWorse
-from hubextrap.evaluate import EvaluationTable, Row, Score, check_judgeable, check_loss
+from hubextrap.evaluation import EvaluationTable, Row, Score, check_judgeable, check_loss
 
 
 def score(task: str, value: float, higher: bool | None = True, metric: str = "acc") -> Score:

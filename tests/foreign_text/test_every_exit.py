@@ -32,15 +32,15 @@ from hubextrap import api
 from hubextrap.cli.markdown import append_summary, evaluation_markdown, plan_markdown, predictions_markdown
 from hubextrap.cli.progress import LineProgress
 from hubextrap.errors import CommandFailed, HubExtrapError, SourceError
-from hubextrap.evaluate.publishing import results_of
-from hubextrap.evaluate.table import EvaluationTable, Row, Score, TaskRecord
+from hubextrap.evaluation.publishing import results_of
+from hubextrap.evaluation.table import EvaluationTable, Row, Score, TaskRecord
 from hubextrap.foreign_text import own_lines
 from hubextrap.hub import PushTarget
 from hubextrap.hub.card import model_card, with_results, with_target
 from hubextrap.hub.carried_over import METADATA
 from hubextrap.hub.provenance import CoefficientRule, OutputShard, build_provenance
 from hubextrap.hub_access import redact_logs
-from hubextrap.reground.command import CommandRunner
+from hubextrap.regrounding.command import CommandRunner
 from hubextrap.trajectory.checkpoint import Checkpoint
 
 each_text = pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def evaluated(**names: str) -> EvaluationTable:
 def test_evaluations(text: str) -> None:
     from rich.console import Console
 
-    from hubextrap.evaluate import to_rich
+    from hubextrap.evaluation import to_rich
 
     sources = ("task", "metric", "filter", "branch", "version", "label", "note", "file")
     table, harmless = evaluated(**dict.fromkeys(sources, text)), evaluated()
@@ -151,7 +151,7 @@ def test_evaluations(text: str) -> None:
 @pytest.mark.parametrize("text", ["$\\frac{$ $x^$ \\$", "_hidden", "模型\ud800", "x" * 10_000])
 def test_plots(text: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    from hubextrap.evaluate.curve import draw_table
+    from hubextrap.evaluation.curve import draw_table
 
     draw_table(evaluated(task=text, label=text), tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")

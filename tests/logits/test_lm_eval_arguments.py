@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from hubextrap.errors import RecipeError, UnsupportedCheckpoint
-from hubextrap.evaluate.quiet import quiet_libraries
+from hubextrap.evaluation.quiet import quiet_libraries
 from hubextrap.logits import ExtrapolatedForCausalLM
 
 TEMPLATE = (

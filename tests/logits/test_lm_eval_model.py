@@ -17,7 +17,7 @@ import yaml
 
 from hubextrap import api
 from hubextrap.errors import RecipeError
-from hubextrap.evaluate.quiet import quiet_libraries, quiet_lm_eval
+from hubextrap.evaluation.quiet import quiet_libraries, quiet_lm_eval
 from hubextrap.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]

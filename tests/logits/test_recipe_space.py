@@ -13,7 +13,7 @@ from harness import Lines
 
 from hubextrap import api
 from hubextrap.errors import RecipeError
-from hubextrap.evaluate import EvaluationTable
+from hubextrap.evaluation import EvaluationTable
 from hubextrap.logits import ExtrapolatedForCausalLM, recipe_mixture
 from hubextrap.recipe import Recipe, parse_recipe
 from hubextrap.trajectory import find_recipe_trajectory

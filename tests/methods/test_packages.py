@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from hubextrap import api
 from hubextrap.cli.main import app
 from hubextrap.errors import BrokenMethod, MethodError
-from hubextrap.evaluate import Harness
+from hubextrap.evaluation import Harness
 from hubextrap.methods import (
     Rule,
     calibrating,

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hubextrap.errors import MethodError
-from hubextrap.reground import RULES, Judgement, Window, judge_jump, judge_probe, snapshot_steps
+from hubextrap.regrounding import RULES, Judgement, Window, judge_jump, judge_probe, snapshot_steps
 
 TWO = [Window(0, 20), Window(80, 100)]
 FIVE = [Window(80 * index, 80 * index + 20) for index in range(5)]

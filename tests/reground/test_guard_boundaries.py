@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hubextrap.errors import CorruptFile, MethodError
-from hubextrap.reground import (
+from hubextrap.regrounding import (
     Decision,
     Judgement,
     Window,

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from hubextrap.errors import MethodError, StepError
 from hubextrap.methods import coefficients
-from hubextrap.reground import (
+from hubextrap.regrounding import (
     RULES,
     Clocks,
     Window,

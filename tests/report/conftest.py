@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from hubextrap import api
 from hubextrap.cli.main import app
-from hubextrap.evaluate.table import EvaluationTable, Row, Score, TaskRecord
+from hubextrap.evaluation.table import EvaluationTable, Row, Score, TaskRecord
 from hubextrap.scans import LogProbs, LogProbSource, Scan
 from hubextrap.trajectory import find_trajectory
 

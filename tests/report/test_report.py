@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from hubextrap import api
 from hubextrap.cli.main import app
 from hubextrap.errors import EvaluationError, HubExtrapError, OutputError, ReferenceNotFound
-from hubextrap.evaluate.table import EvaluationTable
-from hubextrap.report import build_sections, collect_accuracy, weights
-from hubextrap.report.answering import answer
-from hubextrap.report.style import to_png, to_svg
+from hubextrap.evaluation.table import EvaluationTable
+from hubextrap.reporting import build_sections, collect_accuracy, weights
+from hubextrap.reporting.answering import answer
+from hubextrap.reporting.style import to_png, to_svg
 from hubextrap.scans import Scan
 from hubextrap.statistics import GramTable, backtest_table, horizon_means, judge
 from hubextrap.statistics.linearity import random_walk

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hubextrap.errors import MethodError
 from hubextrap.methods import Rule, coefficients, most_rehearsals, rehearse
-from hubextrap.report.answering import answer
+from hubextrap.reporting.answering import answer
 from hubextrap.statistics import (
     HORIZONS,
     Backtest,

@@ -15,7 +15,7 @@ from scan_runs import scan_folder
 from hubextrap import api
 from hubextrap.errors import CorruptFile, MethodError
 from hubextrap.recipe import parse_recipe
-from hubextrap.report.answering import answer
+from hubextrap.reporting.answering import answer
 from hubextrap.scans import Scan
 from hubextrap.statistics import Backtest, BacktestRow, GramTable, backtest_table, judge, random_walk
 from hubextrap.statistics.linearity import Linearity, count_linearity, r_squared

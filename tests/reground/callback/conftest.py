@@ -12,7 +12,7 @@ import torch
 from tiny_llama import tiny_llama
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from hubextrap.reground import ExtrapolationCallback
+from hubextrap.regrounding import ExtrapolationCallback
 
 State = dict[str, torch.Tensor]
 DATA = [

@@ -23,7 +23,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from hubextrap.reground import ExtrapolationCallback
+from hubextrap.regrounding import ExtrapolationCallback
 
 ROWS = [[(5 * i + 3 * j * j) % 32 for j in range(8)] for i in range(48)]
 M, N, STEPS, SAVED = 3, 5, 13, 7

@@ -10,9 +10,9 @@ import torch
 
 import hubextrap
 from hubextrap.errors import MethodError, NonFinite, OutputError
-from hubextrap.reground import ExtrapolationCallback
-from hubextrap.reground.parameters import move_to
-from hubextrap.reground.ring import Layout, SnapshotRing
+from hubextrap.regrounding import ExtrapolationCallback
+from hubextrap.regrounding.parameters import move_to
+from hubextrap.regrounding.ring import Layout, SnapshotRing
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_model_without_trainable_parameters_is_refused(build: Any) -> None:
 def test_moments_that_zero_does_not_begin_are_refused() -> None:
     from types import SimpleNamespace
 
-    from hubextrap.reground.parameters import reset_moments
+    from hubextrap.regrounding.parameters import reset_moments
 
     eight_bit = SimpleNamespace(state={0: {"state1": torch.zeros(4, dtype=torch.uint8)}})
     with pytest.raises(MethodError, match=r"keeps state1 as torch\.uint8, which cannot be set back"):

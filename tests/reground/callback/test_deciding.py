@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from hubextrap.reground import HISTORY_NAME, ExtrapolationCallback, read_history
+from hubextrap.regrounding import HISTORY_NAME, ExtrapolationCallback, read_history
 
 pytestmark = pytest.mark.slow
 
@@ -51,11 +51,11 @@ def test_a_harmful_n_is_refused_by_the_guard(
 ) -> None:
     plain = build(None, out="plain").train()
     callback = ExtrapolationCallback(M, 4000)
-    with caplog.at_level(logging.WARNING, "hubextrap.reground"):
+    with caplog.at_level(logging.WARNING, "hubextrap.regrounding"):
         run = build(callback).train()
     assert actions(callback) == ["skipped"] * 4
     assert_same(run.final, plain.final)
-    said = [record.getMessage() for record in caplog.records if record.name == "hubextrap.reground"]
+    said = [record.getMessage() for record in caplog.records if record.name == "hubextrap.regrounding"]
     assert said[0] == "step 4: skipped: the first window: there is no earlier one to backtest on"
     assert said[1].startswith("step 8: skipped: n = 4000 is 500 times the 8 steps of training at hand")
 

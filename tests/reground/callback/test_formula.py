@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from hubextrap.methods import coefficients
-from hubextrap.reground import ExtrapolationCallback
+from hubextrap.regrounding import ExtrapolationCallback
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from hubextrap.errors import CheckpointMismatch, CorruptFile, OutputError
-from hubextrap.reground import HISTORY_NAME, ExtrapolationCallback, read_history
-from hubextrap.reground.ring import Layout, SnapshotRing
+from hubextrap.regrounding import HISTORY_NAME, ExtrapolationCallback, read_history
+from hubextrap.regrounding.ring import Layout, SnapshotRing
 
 OPTIONS: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 18}
 

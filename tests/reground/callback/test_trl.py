@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hubextrap.errors import MethodError
-from hubextrap.reground import ExtrapolationCallback
+from hubextrap.regrounding import ExtrapolationCallback
 
 STEP_0 = Path(__file__).parents[3] / "demo" / "data" / "rlvr-C" / "step_0"
 pytestmark = [

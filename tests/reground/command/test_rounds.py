@@ -19,9 +19,9 @@ from safetensors.numpy import load_file
 
 from hubextrap import api
 from hubextrap.recipe import load_reground_recipe
-from hubextrap.reground import Decision, Window, joined_steps, jump_coefficients, read_history
-from hubextrap.reground.parameters import move_to
-from hubextrap.reground.ring import Layout, SnapshotRing
+from hubextrap.regrounding import Decision, Window, joined_steps, jump_coefficients, read_history
+from hubextrap.regrounding.parameters import move_to
+from hubextrap.regrounding.ring import Layout, SnapshotRing
 
 Weights = Callable[[Path], dict[str, np.ndarray]]
 Setting = Any

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from hubextrap.progress import SilentProgress
-from hubextrap.reground.checkpoint import check_model, complete_tokenizer
+from hubextrap.regrounding.checkpoint import check_model, complete_tokenizer
 
 
 def test_further_chat_templates_are_part_of_a_tokenizer(start: Path, tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""What answers the questions: transformers, or vLLM by lm-eval's own model for it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubextrap.errors import EvaluationError
+from hubextrap.hub_access import hub_api, hub_errors, reason
+from hubextrap.logits import Mixture
+from hubextrap.tensors.cache import check_download
+from hubextrap.tensors.local import check_folder
+
+if TYPE_CHECKING:
+    from hubextrap.evaluation.options import Backend
+    from hubextrap.evaluation.table import MeasurementSettings
+    from hubextrap.progress import Progress
+    from hubextrap.trajectory import Checkpoint
+
+
+def check_backend(backend: Backend, device: str, batch_size: int | None) -> None:
+    """Refuse a backend that is not installed, and what it would not look at.
+
+    Raises:
+        EvaluationError: with the remedy.
+    """
+    if backend == "vllm":
+        for name, idle in (("device", device != "auto"), ("batch_size", batch_size is not None)):
+            if idle:
+                raise EvaluationError(
+                    f"{name} has no effect with vLLM, which chooses it by itself; leave it out"
+                )
+    if backend == "vllm" and find_spec("vllm") is None:
+        raise EvaluationError("vLLM is not installed; install it with: pip install 'lm-eval[vllm]'")
+
+
+def load_model(
+    label: str, checkpoint: Checkpoint | Mixture, settings: MeasurementSettings, progress: Progress
+) -> Any:
+    """A checkpoint as a model that lm-eval can question.
+
+    Raises:
+        EvaluationError: it cannot be loaded.
+    """
+    if settings.backend == "vllm":
+        return _load_vllm(checkpoint, settings)
+    from hubextrap.evaluation.model import load_checkpoint
+
+    return load_checkpoint(
+        label,
+        checkpoint,
+        device=settings.device,
+        dtype=settings.dtype,
+        batch_size=settings.batch_size,
+        progress=progress,
+    )
+
+
+def generation_defaults(model: Any) -> dict[str, Any]:
+    """What the checkpoint's own generation config says; lm-eval's vLLM model does not look at it."""
+    found: dict[str, Any] = model.generation_defaults() if hasattr(model, "generation_defaults") else {}
+    return found
+
+
+def _load_vllm(checkpoint: Checkpoint | Mixture, settings: MeasurementSettings) -> Any:
+    import lm_eval.models  # noqa: F401  it registers lm-eval's models
+    from lm_eval.api.registry import get_model
+
+    if isinstance(checkpoint, Mixture):
+        raise EvaluationError(
+            f"{checkpoint.name}: vLLM cannot mix logits of checkpoints; leave out --backend"
+        )
+    arguments = vllm_arguments(checkpoint, settings)
+    try:
+        return get_model("vllm")(**arguments)
+    except Exception as error:  # vLLM raises nearly anything
+        raise EvaluationError(f"{checkpoint.name}: vLLM cannot load it: {reason(error)}") from error
+
+
+def vllm_arguments(checkpoint: Checkpoint, settings: MeasurementSettings) -> dict[str, Any]:
+    """The arguments of lm-eval's vLLM model for a checkpoint, pinned; no code from the Hub runs.
+
+    A subfolder of a repo is downloaded into the Hub cache first, as vLLM knows no subfolders.
+
+    Raises:
+        TrajectoryError, SourceError: a subfolder cannot be downloaded.
+    """
+    if checkpoint.repo is None:
+        check_folder(checkpoint.path)
+    check_download(checkpoint, weights=True)
+    place: dict[str, Any] = {"pretrained": checkpoint.path}
+    if checkpoint.repo is not None and checkpoint.path:
+        with hub_errors(checkpoint.name):
+            copy = hub_api().snapshot_download(
+                checkpoint.repo, revision=checkpoint.commit, allow_patterns=f"{checkpoint.path}/*"
+            )
+        place = {"pretrained": str(Path(copy, checkpoint.path))}
+    elif checkpoint.repo is not None:
+        place = {
+            "pretrained": checkpoint.repo,
+            "revision": checkpoint.commit,
+            "tokenizer_revision": checkpoint.commit,
+        }
+    return place | {
+        "dtype": settings.dtype,
+        "seed": settings.seed,
+        "batch_size": "auto",  # vLLM schedules by itself
+        "trust_remote_code": False,
+    }

@@ -1,0 +1,143 @@
+"""What a prediction has to be compared with, found through the pinned inputs in its hubextrap.json."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubextrap.errors import EvaluationError
+from hubextrap.evaluation.table import BASE, LAST, PREDICTION, TARGET
+from hubextrap.evaluation.targets import TargetSearch, place_of, provenance_of
+from hubextrap.hub import PROVENANCE_FILE, Provenance
+from hubextrap.progress import SilentProgress
+from hubextrap.trajectory import Checkpoint, Pins, resolve_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hubextrap.hub import InputCheckpoint
+    from hubextrap.progress import Progress
+
+ROLES = (LAST, BASE, TARGET)
+
+
+def compared_checkpoints(
+    references: Sequence[str],
+    against: Sequence[str] | None = None,
+    *,
+    pins: Pins | None = None,
+    progress: Progress | None = None,
+) -> list[tuple[str, Checkpoint]]:
+    """The checkpoints to evaluate, labelled, with what they are compared with.
+
+    Args:
+        references: predictions (models with a ``hubextrap.json``) and any other checkpoints.
+        against: what to add: ``last``, ``base`` and ``target`` are the last observed checkpoint, the first
+            one, and the real one at the predicted step, all through the predictions' own inputs; ``last=REF``
+            (or ``base=``, ``target=``) names it, which inputs in local folders need; any other reference is
+            added as it is. None adds of the three whatever is found.
+        pins: what the command has pinned so far.
+
+    Raises:
+        EvaluationError: ``last`` or ``base`` is asked for and no input says which it is, or two predictions
+            have different ones.
+        TrajectoryError, CheckpointError: a reference leads nowhere.
+    """
+    progress, pins = progress or SilentProgress(), pins or Pins()
+    given, predictions = [], []
+    for reference in references:
+        item = resolve_checkpoint(reference, pins=pins)
+        if (provenance := provenance_of(item)) is not None:
+            if provenance.target_step is not None:
+                item = replace(item, step=provenance.target_step)
+            predictions.append((item, provenance))
+        given.append(item)
+    rows = Rows()
+    search = TargetSearch(pins)
+    for entry in ROLES if against is None else against:
+        role, equals, reference = entry.partition("=")
+        if role in ROLES and equals:
+            rows.add(role, resolve_checkpoint(reference, pins=pins))
+        elif role not in ROLES:
+            other = resolve_checkpoint(entry, pins=pins)
+            rows.add(short_name(other), other)
+        elif role == TARGET:
+            for prediction, made_from in predictions:
+                if (target := search.find(prediction, made_from)) is not None:
+                    rows.add(TARGET, target)
+        else:
+            _add_input(rows, role, predictions, pins, required=against is not None, progress=progress)
+    made = {place_of(prediction) for prediction, _ in predictions}
+    short_names = Counter(map(short_name, given))
+    labelled = []
+    for item in given:
+        name = short_name(item) if short_names[short_name(item)] == 1 else item.name
+        if place_of(item) in made:
+            name = PREDICTION if len(made) == 1 else f"{PREDICTION} {name}"
+        labelled.append((name, item))
+    # a checkpoint that is named and has a role as well is one row, under its role
+    return [row for row in labelled if not rows.has(row[1])] + rows.items
+
+
+class Rows:
+    """Rows under construction: a place once, a role once."""
+
+    def __init__(self) -> None:
+        self.items: list[tuple[str, Checkpoint]] = []
+
+    def has(self, checkpoint: Checkpoint) -> bool:
+        return any(place_of(known) == place_of(checkpoint) for _, known in self.items)
+
+    def add(self, label: str, checkpoint: Checkpoint) -> None:
+        """Raise EvaluationError where ``label`` is another checkpoint's."""
+        for known_label, known in self.items:
+            if known_label == label and place_of(known) != place_of(checkpoint):
+                raise EvaluationError(
+                    f"two checkpoints would be {label!r}: {known.name} and {checkpoint.name}; "
+                    "evaluate the predictions one by one"
+                )
+        if not self.has(checkpoint):
+            self.items.append((label, checkpoint))
+
+
+def _add_input(
+    rows: Rows,
+    role: str,
+    predictions: Sequence[tuple[Checkpoint, Provenance]],
+    pins: Pins,
+    *,
+    required: bool,
+    progress: Progress,
+) -> None:
+    if required and not predictions:
+        raise EvaluationError(
+            f"--against {role}: none of the models has a {PROVENANCE_FILE} that says which checkpoint that "
+            f"is; name it: --against {role}=REF"
+        )
+    for prediction, provenance in predictions:
+        source = provenance.inputs[-1 if role == LAST else 0]
+        if source.repo is not None:
+            rows.add(role, _pinned(source, pins))
+            continue
+        problem = (
+            f"{prediction.name}: its {role} checkpoint, step {source.step}, was the local folder "
+            f"{source.path!r}; name it: --against {role}=FOLDER"
+        )
+        if required:
+            raise EvaluationError(problem)
+        progress.say(problem)
+
+
+def _pinned(source: InputCheckpoint, pins: Pins) -> Checkpoint:
+    """An input as it was read; its name is still the one that the user knows."""
+    reference = f"{source.repo}@{source.commit}" + (f":{source.path}" if source.path else "")
+    return replace(resolve_checkpoint(reference, step=source.step, pins=pins), revision=source.revision)
+
+
+def short_name(checkpoint: Checkpoint) -> str:
+    """The last part of a local folder, the whole name of anything on the Hub."""
+    if checkpoint.repo is None:
+        return Path(checkpoint.path).name
+    return checkpoint.name

@@ -1,0 +1,92 @@
+"""Score against step, as a picture."""
+
+from __future__ import annotations
+
+import warnings
+from importlib.util import find_spec
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from hubextrap.durable.atomic import write_whole
+from hubextrap.evaluation.table import PREDICTION
+from hubextrap.foreign_text import plot_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from hubextrap.evaluation.sweep_report import SweepResult
+    from hubextrap.evaluation.table import EvaluationTable
+
+
+def can_draw() -> bool:
+    """Whether matplotlib (the extra ``report``) is installed."""
+    return find_spec("matplotlib") is not None
+
+
+def draw_sweep(result: SweepResult, path: Path) -> None:
+    """Write a PNG: a panel for each figure that decided, a line for each damping, observed checkpoints."""
+    ordered = sorted(result.candidates, key=lambda candidate: candidate.strength, reverse=True)
+    dampings = dict.fromkeys(candidate.damping for candidate in ordered)
+    lines = {
+        "predicted"
+        + (f", damping {damping if damping == 'auto' else format(damping, 'g')}" * (len(dampings) > 1)): [
+            candidate.label for candidate in result.candidates if candidate.damping == damping
+        ]
+        for damping in dampings
+    }
+    _draw(result.all_problems, result.figures, lines, path)
+
+
+def draw_table(table: EvaluationTable, path: Path) -> None:
+    """Write a PNG: a panel for the first figure of each task, predictions and observed checkpoints."""
+    first: dict[str, tuple[str, str, str]] = {}
+    for key in table.keys:
+        first.setdefault(key[0], key)
+    predicted = [row.label for row in table.rows if row.label.startswith(PREDICTION)]
+    _draw(table, tuple(first.values()), {"predicted": predicted} if predicted else {}, path)
+
+
+def _draw(
+    table: EvaluationTable,
+    keys: Sequence[tuple[str, str, str]],
+    lines: Mapping[str, Sequence[str]],
+    path: Path,
+) -> None:
+    """Figures are over all problems; the bars are one standard error.
+
+    Args:
+        lines: labels of rows that one line joins, by what the legend calls it; other rows were observed.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4 * len(keys), 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    in_lines = {label for labels in lines.values() for label in labels}
+    groups = [
+        (name, [row for row in table.rows if row.label in labels], "-") for name, labels in lines.items()
+    ]
+    groups.append(("observed", [row for row in table.rows if row.label not in in_lines], "none"))
+    for key, axes in zip(keys, figure.subplots(1, len(keys), squeeze=False)[0], strict=True):
+        for name, rows, style in groups:
+            points = sorted(
+                (row.step, score.value, score.stderr or 0.0)
+                for row in rows
+                if row.step is not None and (score := row.score(key)) is not None
+            )
+            if points:
+                steps, values, errors = zip(*points, strict=True)
+                look = {"color": "black", "marker": "s"} if style == "none" else {"marker": "o"}
+                axes.errorbar(
+                    steps, values, errors, linestyle=style, capsize=2, label=plot_text(name), **look
+                )
+        axes.set_xlabel("step")
+        axes.set_ylabel(plot_text(" ".join(key[:2])))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    drawn = BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a name may have letters that no font here has
+        figure.savefig(drawn, format="png", dpi=150, metadata={"Software": None})
+    write_whole(path, drawn.getvalue(), remedy="choose another --out")

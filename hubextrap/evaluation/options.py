@@ -1,0 +1,72 @@
+"""What is put to a checkpoint, and how: one object from the recipe or the command line to what measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hubextrap.evaluation.own_tasks import Answering, TaskFile
+    from hubextrap.recipe import EvaluateSection
+
+Backend = Literal["hf", "vllm"]
+DEFAULT_BATCH_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationOptions:
+    """Tasks and settings of an evaluation, the same for every checkpoint."""
+
+    tasks: Sequence[str] = ()
+    """lm-eval tasks, groups or tags, and our own."""
+    include_path: Sequence[Path] = ()
+    """Folders with task files of the user's own."""
+    task_files: Sequence[TaskFile] = ()
+    """Files of problems."""
+    answering: Answering | None = None
+    """How often and how the problems of our own tasks and of ``task_files`` are answered."""
+    limit: int | None = None
+    """Only the first so many documents of each task."""
+    batch_size: int | None = None
+    """Sequences at a time, ``DEFAULT_BATCH_SIZE`` if None; samples depend on it."""
+    num_fewshot: int | None = None
+    """Examples in the prompt, where a task does not fix them at 0."""
+    seed: int = 0
+    """Of every random generator, set anew before each checkpoint."""
+    apply_chat_template: bool = False
+    device: str = "auto"
+    """``auto`` takes the first CUDA device where there is one; else as torch names it."""
+    dtype: str = "auto"
+    """``auto`` for each checkpoint's own, or as torch names it."""
+    backend: Backend = "hf"
+    """``hf`` is transformers; ``vllm`` is lm-eval's model for vLLM."""
+
+    @classmethod
+    def of(cls, section: EvaluateSection, **where: Any) -> EvaluationOptions:
+        """What a recipe's evaluate section says.
+
+        Args:
+            where: device, dtype, backend, which no recipe says.
+        """
+        from hubextrap.evaluation.own_tasks import Answering, TaskFile
+
+        return cls(
+            tasks=section.tasks,
+            include_path=[Path(path) for path in section.include_path or ()],
+            task_files=[TaskFile(Path(path), section.format) for path in section.task_files],
+            answering=Answering(section.repeats, section.temperature, section.max_tokens),
+            limit=section.limit,
+            batch_size=section.batch_size,
+            num_fewshot=section.num_fewshot,
+            seed=section.seed,
+            apply_chat_template=section.apply_chat_template,
+            **where,
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """What will be measured, by the names of the tasks."""
+        return [*dict.fromkeys(self.tasks), *(file.name for file in self.task_files)]

@@ -1,0 +1,272 @@
+"""Tasks of our own: those that come with hubextrap, and a file of problems with a line for each.
+
+Both become lm-eval configurations, so that one option says how often and how a problem is answered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from hubextrap.containment import read_named
+from hubextrap.digests import sha256_of_json
+from hubextrap.errors import EvaluationError
+from hubextrap.evaluation.metrics import sample_metrics
+from hubextrap.foreign_data import parse_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from datasets import DatasetDict
+
+FOLDER = Path(__file__).parents[1] / "tasks"
+"""Our task files; ``lm-eval --include_path`` takes it too."""
+Format = Literal["exact", "math", "choice"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+_MATH_TOKENS = 2048
+_SPARE_TOKENS = 8
+"""Beyond the longest answer of a file: spaces, and the token that ends it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """How often and how a problem of our own tasks is answered; None leaves it to the task."""
+
+    repeats: int | None = None
+    temperature: float | None = None
+    """0 is greedy."""
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.repeats is not None and self.repeats < 1:
+            raise EvaluationError(f"--repeats {self.repeats}: a problem has to be answered at least once")
+        if self.temperature is not None and self.temperature < 0:
+            raise EvaluationError(f"--temperature {self.temperature:g}: has to be 0 (greedy) or above")
+        if self.temperature == 0 and (self.repeats or 1) > 1:
+            raise EvaluationError(
+                "--temperature 0 gives the same answer every time; leave out --repeats, or give a temperature"
+            )
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise EvaluationError(f"--max-tokens {self.max_tokens}: has to be at least 1")
+
+    def __bool__(self) -> bool:
+        return self != Answering()
+
+    def options(self) -> list[str]:
+        """The options of `hubextrap eval` that say the same."""
+        given = {
+            "--repeats": self.repeats,
+            "--temperature": self.temperature,
+            "--max-tokens": self.max_tokens,
+        }
+        return [part for name, value in given.items() if value is not None for part in (name, f"{value:g}")]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFile:
+    """Problems in a JSON Lines file."""
+
+    path: Path
+    format: Format
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+def packaged_tasks() -> tuple[str, ...]:
+    """The names of the tasks that come with hubextrap."""
+    return tuple(sorted(file.stem for file in FOLDER.glob("*.yaml")))
+
+
+def task_specs(
+    tasks: Sequence[str | Mapping[str, Any]],
+    files: Sequence[TaskFile] = (),
+    answering: Answering | None = None,
+) -> list[str | Mapping[str, Any]]:
+    """What lm-eval is to load: a configuration for each task of our own, the name of any other.
+
+    Args:
+        tasks: names; what is a configuration already stays as it is.
+
+    Raises:
+        EvaluationError: ``answering`` is given and a task is not ours, two tasks have one name, a file cannot
+            be read, or math-verify is needed and not installed.
+    """
+    answering = answering or Answering()
+    ours = set(packaged_tasks())
+    names = [task for task in tasks if isinstance(task, str)]
+    if answering and (others := [name for name in names if name not in ours]):
+        raise EvaluationError(
+            f"{others[0]}: --repeats, --temperature and --max-tokens hold for files of problems and for "
+            f"{', '.join(sorted(ours))}; any other task says in its own file how it is answered "
+            "(lm-eval's keys repeats and generation_kwargs)"
+        )
+    stems = [file.name for file in files]
+    for name in stems:
+        if name in names or stems.count(name) > 1:
+            raise EvaluationError(f"{name}: two tasks of this name; rename the file of problems")
+    specs: list[str | Mapping[str, Any]] = []
+    for task in tasks:
+        specs.append(_packaged(task, answering) if isinstance(task, str) and task in ours else task)
+    return [*specs, *(_from_file(file, answering) for file in files)]
+
+
+def _packaged(name: str, answering: Answering) -> dict[str, Any]:
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    _require_math_verify(name)
+    config: dict[str, Any] = load_yaml(FOLDER / f"{name}.yaml")
+    generation = config["generation_kwargs"]
+    defaults = Answering(config["repeats"], generation["temperature"], generation["max_gen_toks"])
+    return config | _answered(_filled(answering, defaults), generation["until"], "math_verify")
+
+
+def _from_file(file: TaskFile, answering: Answering) -> dict[str, Any]:
+    problems = _read(file)
+    config: dict[str, Any] = {
+        "task": file.name,
+        "custom_dataset": problems,
+        "test_split": "test",
+        "doc_to_text": "question",
+        "doc_to_target": "answer",
+        "target_delimiter": "",
+        "num_fewshot": 0,
+        "metadata": {"version": 1},
+    }
+    if file.format == "choice":
+        if answering:
+            raise EvaluationError(
+                f"{file.path}: choices are scored and not answered; leave out --repeats, --temperature, "
+                "--max-tokens",
+                file=file.path,
+            )
+        return config | {
+            "output_type": "multiple_choice",
+            "doc_to_choice": "choices",
+            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+        }
+    config["output_type"] = "generate_until"
+    from hubextrap.evaluation.scoring import math_answers, text_answers
+
+    if file.format == "math":
+        _require_math_verify(str(file.path))
+        filled = _filled(answering, Answering(1, None, _MATH_TOKENS))
+        return config | {"process_results": math_answers} | _answered(filled, [], "math_verify")
+    answers = [str(row["answer"]) for row in problems.rows]
+    longest = max(len(answer.encode()) for answer in answers)
+    until = [] if any("\n" in answer.strip() for answer in answers) else ["\n"]
+    filled = _filled(answering, Answering(1, None, longest + _SPARE_TOKENS))
+    return config | {"process_results": text_answers} | _answered(filled, until, "exact_match")
+
+
+def _filled(given: Answering, defaults: Answering) -> Answering:
+    """What is given, the rest from ``defaults``; one answer is greedy unless a temperature is given."""
+    repeats = given.repeats if given.repeats is not None else defaults.repeats
+    temperature = given.temperature
+    if temperature == 0:
+        repeats = 1
+    elif temperature is None:
+        temperature = (defaults.temperature or 1.0) if repeats != 1 else 0.0
+    return Answering(repeats, temperature, given.max_tokens or defaults.max_tokens)
+
+
+def _answered(answering: Answering, until: list[str], metric: str) -> dict[str, Any]:
+    """The part of a configuration that says how answers are drawn and which figures they give."""
+    n = answering.repeats or 1
+    generation: dict[str, Any] = {"until": until, "max_gen_toks": answering.max_tokens, "do_sample": False}
+    if answering.temperature:
+        # transformers would cut sampling to the 50 likeliest tokens
+        generation |= {
+            "do_sample": True,
+            "temperature": float(answering.temperature),
+            "top_k": 0,
+            "top_p": 1.0,
+        }
+    take: dict[str, Any] = {"function": "take_first"} if n == 1 else {"function": "take_first_k", "k": n}
+    return {
+        "generation_kwargs": generation,
+        "repeats": n,
+        "filter_list": [{"name": "none", "filter": [take]}],
+        "metric_list": sample_metrics(n)
+        if n > 1
+        else [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
+    }
+
+
+def _require_math_verify(what: str) -> None:
+    if find_spec("math_verify") is None:
+        raise EvaluationError(
+            f"{what}: answers are compared by math-verify, which is not installed; install it with: "
+            "pip install 'hubextrap[math]'"
+        )
+
+
+@dataclass(frozen=True)
+class Problems:
+    """A file's problems, as lm-eval's ``custom_dataset``; what is printed of them is their sha256."""
+
+    sha256: str
+    rows: tuple[Mapping[str, Any], ...] = field(repr=False)
+
+    def __call__(self, **_: Any) -> DatasetDict:
+        from datasets import Dataset, DatasetDict
+
+        return DatasetDict({"test": Dataset.from_list([dict(row) for row in self.rows])})
+
+
+def _read(file: TaskFile) -> Problems:
+    """The file's problems.
+
+    Raises:
+        EvaluationError: it cannot be read, or a line is not a problem; names the line.
+    """
+    if file.format not in FORMATS:
+        raise EvaluationError(f"--format {file.format}: has to be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    try:
+        lines = read_named(file.path).decode().split("\n")  # splitlines() would cut texts at U+2028
+    except OSError as error:
+        raise EvaluationError(f"{file.path}: cannot be read ({error.strerror})", file=file.path) from error
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{file.path}: is not UTF-8 text; save it as UTF-8", file=file.path) from error
+    rows = [
+        _problem(line, f"{file.path}, line {number}", file.format)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not rows:
+        raise EvaluationError(
+            f"{file.path}: holds no problem; write one JSON object per line", file=file.path
+        )
+    return Problems(sha256_of_json(rows), tuple(rows))
+
+
+def _problem(line: str, where: str, kind: Format) -> dict[str, Any]:
+    found = parse_json(line, where, error=EvaluationError, remedy="write one object per line")
+    if not isinstance(found, dict):
+        raise EvaluationError(f"{where}: has to be a JSON object, not {type(found).__name__}")
+    questions = [found[name] for name in ("question", "prompt") if name in found]
+    if len(questions) != 1 or not isinstance(questions[0], str):
+        raise EvaluationError(f"{where}: needs one text, in the field question or prompt")
+    answer = found.get("answer")
+    if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
+        raise EvaluationError(f"{where}: needs an answer, a text or a number, in the field answer")
+    if kind != "choice":
+        if not str(answer).strip():
+            raise EvaluationError(f"{where}: the answer is empty")
+        return {"question": questions[0], "answer": str(answer)}
+    choices = found.get("choices")
+    if (
+        not isinstance(choices, list)
+        or len(choices) < 2
+        or not all(isinstance(choice, str) and choice for choice in choices)
+        or len(set(choices)) < len(choices)
+    ):
+        raise EvaluationError(f"{where}: needs at least two different texts in the field choices")
+    if isinstance(answer, str) and answer in choices:
+        answer = choices.index(answer)
+    if not isinstance(answer, int) or not 0 <= answer < len(choices):
+        raise EvaluationError(f"{where}: the answer has to be one of the choices, or its place, from 0 on")
+    return {"question": questions[0], "choices": choices, "answer": answer}

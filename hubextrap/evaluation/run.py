@@ -1,0 +1,288 @@
+"""Running lm-eval on checkpoints that are to be compared: the same tasks, seeds and settings for each."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from hubextrap.digests import sha256_of_json
+from hubextrap.errors import EvaluationError
+from hubextrap.evaluation.backend import check_backend, generation_defaults, load_model
+from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE, EvaluationOptions
+from hubextrap.evaluation.own_tasks import Answering, task_specs
+from hubextrap.evaluation.quiet import quiet_libraries, quiet_lm_eval
+from hubextrap.evaluation.scores import config_sha256, docs_sha256, records_of, scores_of
+from hubextrap.evaluation.table import EvaluationTable, MeasurementSettings, Part, Row, Score, TaskRecord
+from hubextrap.evaluation.tasks import load_tasks, require_lm_eval
+from hubextrap.hub_access import reason
+from hubextrap.logits import Mixture
+from hubextrap.progress import SilentProgress
+from hubextrap.tensors.devices import device_problem
+from hubextrap.trajectory import Checkpoint, Pins, resolve_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hubextrap.progress import Progress
+
+MAX_NUMBER = 2**32 - 1
+"""What numpy takes as a seed; no other setting needs more."""
+_PACKAGES = ("hubextrap", "lm_eval", "torch", "transformers", "math_verify", "vllm")
+"""What figures depend on, as far as it is installed."""
+
+
+def evaluate(
+    references: Sequence[tuple[str, Checkpoint | Mixture | str]],
+    options: EvaluationOptions | Sequence[str] = (),
+    *,
+    progress: Progress | None = None,
+    **named: Any,
+) -> EvaluationTable:
+    """Measure checkpoints with lm-eval.
+
+    What can be wrong without a model is checked first: lm-eval, tasks and their data, references.
+
+    Args:
+        references: (label, checkpoint, mixture of logits, or reference). The row ``last`` is what all others
+            are compared with, rows whose label starts with ``prediction`` are judged; other labels are free.
+        options: tasks and settings, or tasks alone.
+        named: fields of `EvaluationOptions` that differ from ``options``: ``limit=100``.
+
+    Raises:
+        EvaluationError: lm-eval is not installed, a task is unknown, a model does not load or run.
+        TrajectoryError, CheckpointError: a reference leads nowhere.
+    """
+    _check_labels([label for label, _ in references])
+    if not isinstance(options, EvaluationOptions):
+        options = EvaluationOptions(options)
+    harness = Harness(replace(options, **named), progress)
+    pins = Pins()
+    checkpoints = [
+        (label, resolve_checkpoint(item, pins=pins) if isinstance(item, str) else item)
+        for label, item in references
+    ]
+    return harness.table([harness.measure(label, item) for label, item in checkpoints])
+
+
+class Measurement(Part):
+    """One checkpoint measured."""
+
+    row: Row
+    tasks: dict[str, TaskRecord]
+    generation_defaults: dict[str, Any]
+    """What the checkpoint's own generation config says about how completions are drawn."""
+    mixture: str | None = None
+    """Which logits it mixes, pinned, where it is no checkpoint."""
+
+    def labelled(self, label: str) -> Measurement:
+        """The same under another label."""
+        return self.model_copy(update={"row": self.row.model_copy(update={"label": _in_utf8(label)})})
+
+    def of(self, label: str, checkpoint: Checkpoint) -> Measurement:
+        """The same for a checkpoint that holds the same bytes; its step and name may be others."""
+        return self.model_copy(update={"row": _row(label, checkpoint, self.row.scores)})
+
+
+class Harness:
+    """lm-eval with the same tasks, seeds and settings for every checkpoint that it measures."""
+
+    def __init__(self, options: EvaluationOptions, progress: Progress | None = None) -> None:
+        """
+        Raises:
+            EvaluationError: lm-eval or the backend is not installed, a task is unknown or cannot be loaded,
+                or an option would have no effect.
+        """
+        self._progress = progress or SilentProgress()
+        tasks = list(dict.fromkeys(options.tasks))
+        require_lm_eval()
+        check_backend(options.backend, options.device, options.batch_size)
+        for name in ("limit", "batch_size", "num_fewshot", "seed"):
+            _check_number(name, getattr(options, name))
+        if options.include_path and not tasks:
+            raise EvaluationError("include_path has no effect without tasks: it is where they are looked for")
+        self._specs = task_specs(tasks, options.task_files, options.answering)
+        self._manager = load_tasks(self._specs, options.include_path)
+        self._what = ", ".join(options.names)
+        self.settings = MeasurementSettings(
+            seed=options.seed,
+            batch_size=options.batch_size or DEFAULT_BATCH_SIZE,
+            limit=options.limit,
+            num_fewshot=options.num_fewshot,
+            apply_chat_template=options.apply_chat_template,
+            device=chosen_device(options.device),
+            dtype=options.dtype,
+            backend=options.backend,
+            versions=_versions(),
+            requested=tuple(tasks),
+            task_files={file.name: file.format for file in options.task_files},
+            answering=tuple((options.answering or Answering()).options()),
+            tasks={},
+        )
+        self._check_examples()
+
+    def fingerprint(self) -> str:
+        """sha256 of all that a figure depends on beside the weights: tasks with their data, and settings."""
+        with quiet_libraries():
+            loaded = self._manager.load(self._specs)["tasks"]
+            tasks = {
+                name: [config_sha256(task.dump_config()), docs_sha256(task.eval_docs)]
+                + ([docs_sha256(task.fewshot_docs())] if self._has_examples(task) else [])
+                for name, task in loaded.items()
+            }
+        return sha256_of_json([self.settings.model_dump(mode="json"), tasks])
+
+    def _check_examples(self) -> None:
+        """Refuse a number of examples where each task fixes it at 0."""
+        if not self.settings.num_fewshot:
+            return
+        with quiet_libraries():
+            loaded = self._manager.load(self._specs)["tasks"]
+        if all(task.config.num_fewshot == 0 for task in loaded.values()):
+            raise EvaluationError(
+                f"num_fewshot {self.settings.num_fewshot} has no effect: each of these tasks fixes its "
+                "examples at none"
+            )
+
+    def _has_examples(self, task: Any) -> bool:
+        return bool(self.settings.num_fewshot or task.config.num_fewshot)
+
+    def measure(self, label: str, checkpoint: Checkpoint | Mixture) -> Measurement:
+        """Put all tasks to one checkpoint.
+
+        Raises:
+            EvaluationError: the model does not load or run.
+        """
+        self._progress.say(f"{label}: {checkpoint.name}")
+        settings = self.settings
+        with quiet_libraries():
+            model = load_model(label, checkpoint, settings, self._progress)
+            defaults = generation_defaults(model)
+            found = _simple_evaluate(
+                model,
+                f"{checkpoint.name}: {self._what}",
+                tasks=list(self._specs),
+                task_manager=self._manager,
+                num_fewshot=settings.num_fewshot,
+                batch_size=settings.batch_size,
+                limit=settings.limit,
+                apply_chat_template=settings.apply_chat_template,
+                **{
+                    f"{part}_seed": settings.seed
+                    for part in ("random", "numpy_random", "torch_random", "fewshot_random")
+                },
+            )
+            del model
+            _free_memory()
+        return Measurement(
+            row=_row(label, checkpoint, scores_of(found)),
+            tasks=records_of(found),
+            generation_defaults=defaults,
+            mixture=checkpoint.pinned_name if isinstance(checkpoint, Mixture) else None,
+        )
+
+    def table(self, measurements: Sequence[Measurement]) -> EvaluationTable:
+        """The rows in one table."""
+        return EvaluationTable(
+            settings=self.settings.model_copy(update={"tasks": measurements[-1].tasks}),
+            rows=tuple(measurement.row for measurement in measurements),
+            notes=_notes(self.settings.limit, measurements),
+        )
+
+
+def _check_number(name: str, number: int | None) -> None:
+    """Refuse what lm-eval and the random generators would not take."""
+    low, high = (1 if name in ("limit", "batch_size") else 0), MAX_NUMBER
+    if number is not None and not low <= number <= high:
+        raise EvaluationError(f"{name} {number}: has to be from {low} to {high}")
+
+
+def _check_labels(labels: Sequence[str]) -> None:
+    if not labels:
+        raise EvaluationError("nothing to evaluate; name at least one checkpoint")
+    if twice := [label for label, count in Counter(labels).items() if count > 1]:
+        raise EvaluationError(f"{twice[0]} is there twice; name every checkpoint once")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def chosen_device(device: str) -> str:
+    """What ``auto`` stands for: CUDA where there is some, else the CPU."""
+    if device != "auto":
+        if (problem := device_problem(device)) is not None:
+            raise EvaluationError(problem)
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _simple_evaluate(model: Any, what: str, **settings: Any) -> dict[str, Any]:
+    from lm_eval.evaluator import simple_evaluate
+    from torch import OutOfMemoryError
+
+    try:
+        with quiet_lm_eval():
+            results: dict[str, Any] = simple_evaluate(model, log_samples=True, **settings)
+    except OutOfMemoryError as error:
+        raise EvaluationError(
+            f"{what}: out of memory on the device; choose a smaller --batch-size"
+        ) from error
+    except Exception as error:  # a task's own code runs in there
+        raise EvaluationError(f"{what}: lm-eval failed: {reason(error)}") from error
+    return results
+
+
+def _row(label: str, checkpoint: Checkpoint | Mixture, scores: tuple[Score, ...]) -> Row:
+    if isinstance(checkpoint, Mixture):
+        step, commit = checkpoint.target_step, None
+    else:
+        step, commit = checkpoint.step if checkpoint.step >= 0 else None, checkpoint.commit
+    return Row(
+        label=_in_utf8(label),
+        step=step,
+        reference=_in_utf8(checkpoint.name),
+        commit=commit,
+        scores=scores,
+    )
+
+
+def _in_utf8(text: str) -> str:
+    """``text`` as a file can hold it: the bytes of a folder's name that are no UTF-8 are written out."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _notes(limit: int | None, measurements: Sequence[Measurement]) -> tuple[str, ...]:
+    notes = [
+        f"The {measured.row.label} mixes logits while decoding: {measured.mixture}."
+        for measured in measurements
+        if measured.mixture is not None
+    ]
+    if limit is not None:
+        notes.append(f"Only the first {limit} documents of each task were used: enough to try things out.")
+    defaults = {measured.row.label: measured.generation_defaults for measured in measurements}
+    if len({json.dumps(values, sort_keys=True, default=str) for values in defaults.values()}) > 1:
+        listed = "; ".join(f"{label}: {dict(values) or 'none'}" for label, values in defaults.items())
+        notes.append(
+            f"The checkpoints' own generation defaults differ ({listed}): where a task leaves these open, "
+            "its figures are not comparable."
+        )
+    return tuple(notes)
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,135 @@
+"""What a sweep found: the prediction chosen on one half of the problems, and how it does on the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from hubextrap.evaluation.halves import Key, main_figures, merit, on_half
+from hubextrap.evaluation.render import format_figure, to_markdown, to_rich
+from hubextrap.evaluation.table import LAST, PREDICTION, EvaluationTable, Part, Row
+from hubextrap.foreign_text import markdown_text, terminal_line
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import RenderableType
+
+
+class GridPoint(Part):
+    """A prediction of the grid, in the order in which it was asked for."""
+
+    label: str
+    step: int
+    damping: float | Literal["auto"]
+    """``auto``: each tensor has its own, as the recipe says."""
+
+    @property
+    def strength(self) -> float:
+        """The damping as a number to order by."""
+        return 1.0 if self.damping == "auto" else self.damping
+
+
+class SweepResult(Part):
+    """All figures of a sweep, and what follows from them."""
+
+    format: int = 1
+    figures: tuple[Key, ...]
+    """(task, metric, filter) of those that decided."""
+    candidates: tuple[GridPoint, ...]
+    chosen: str
+    """Label of the prediction that does best on the half that decides; the nearest one if several do."""
+    is_better: bool
+    """Whether it does better there than the last observed checkpoint."""
+    all_problems: EvaluationTable
+    deciding: EvaluationTable
+    """On the half that decides."""
+    reporting: EvaluationTable
+    """On the other half: the chosen prediction, labelled so, and what it is compared with."""
+
+
+def report_sweep(table: EvaluationTable, candidates: Sequence[GridPoint]) -> SweepResult:
+    """Choose and report.
+
+    Args:
+        table: a row for each candidate by its label, the last observed checkpoint, and any other.
+
+    Raises:
+        EvaluationError: no task has a figure to choose by.
+    """
+    keys = main_figures(table.rows[0], table.settings.tasks)
+    deciding = on_half(table, keys, reporting=False)
+    reporting = on_half(table, keys, reporting=True)
+    assert deciding.last is not None
+    merits = {row.label: merit(row, keys) for row in deciding.rows}
+    best = max(candidates, key=lambda each: (merits[each.label], -each.step, -each.strength))
+    grid = {candidate.label for candidate in candidates}
+    rows = [
+        row.model_copy(update={"label": PREDICTION}) if row.label == best.label else row
+        for row in sorted(reporting.rows, key=lambda row: row.label != best.label)
+        if row.label == best.label or row.label not in grid
+    ]
+    return SweepResult(
+        figures=keys,
+        candidates=tuple(candidates),
+        chosen=best.label,
+        is_better=merits[best.label] > merits[LAST],
+        all_problems=table,
+        deciding=deciding,
+        reporting=reporting.model_copy(update={"rows": tuple(rows)}),
+    )
+
+
+def sentence(result: SweepResult) -> str:
+    """What was chosen, and whether choosing it made sense."""
+    if not result.is_better:
+        return (
+            "On the half of the problems that decides, no prediction does better than the last observed "
+            f"checkpoint; {result.chosen} comes nearest."
+        )
+    return f"Chosen on one half of the problems: {result.chosen}. The table below is on the other half."
+
+
+def sweep_markdown(result: SweepResult) -> str:
+    """Both tables as Markdown."""
+    header, rows = _deciding_cells(result)
+    lines = [
+        "| " + " | ".join(map(markdown_text, header)) + " |",
+        "|---|--:|" + "--:|" * (len(header) - 2),
+    ]
+    lines += ["| " + " | ".join(map(markdown_text, row)) + " |" for row in rows]
+    return "\n".join(lines) + f"\n\n{markdown_text(sentence(result))}\n\n{to_markdown(result.reporting)}"
+
+
+def sweep_rich(result: SweepResult) -> RenderableType:
+    """The same for a terminal."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    header, rows = _deciding_cells(result)
+    grid = Table(header_style="bold")
+    for number, title in enumerate(header):
+        grid.add_column(Text(terminal_line(title)), justify="right" if number else "left")
+    for row in rows:
+        grid.add_row(*map(Text, map(terminal_line, row)))
+    return Group(grid, Text(terminal_line(sentence(result))), to_rich(result.reporting))
+
+
+def _deciding_cells(result: SweepResult) -> tuple[list[str], list[list[str]]]:
+    scores = {score.key: score for row in result.deciding.rows for score in row.scores}
+    header = ["on the half that decides", "step", *(scores[key].title for key in result.figures)]
+    rows = sorted(result.deciding.rows, key=lambda row: -1 if row.step is None else row.step)
+    return header, [[_name(row, result), _step(row), *_figures(row, result.figures)] for row in rows]
+
+
+def _step(row: Row) -> str:
+    return "" if row.step is None else str(row.step)
+
+
+def _name(row: Row, result: SweepResult) -> str:
+    return f"{row.label} (chosen)" if row.label == result.chosen else row.label
+
+
+def _figures(row: Row, keys: Sequence[Key]) -> list[str]:
+    found = [row.score(key) for key in keys]
+    return ["" if score is None else format_figure(score.value, score.stderr) for score in found]

@@ -1,0 +1,61 @@
+"""Train a little, jump far, and know when not to: what the trainer callback and the command loop share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hubextrap.lazy import names_of
+from hubextrap.regrounding.guard import MAX_ERROR, Judgement, ProbeVerdict, judge_jump, judge_probe
+from hubextrap.regrounding.history import (
+    HISTORY_NAME,
+    Decision,
+    append_decision,
+    finite_or_none,
+    read_history,
+    rewrite_history,
+)
+from hubextrap.regrounding.jumps import (
+    RULES,
+    WINDOWS_KEPT,
+    Clocks,
+    JumpRule,
+    Window,
+    check_rule,
+    joined_gram,
+    joined_path,
+    joined_steps,
+    jump_coefficients,
+    snapshot_steps,
+)
+
+if TYPE_CHECKING:
+    from hubextrap.regrounding.callback import ExtrapolationCallback
+
+__all__ = [
+    "HISTORY_NAME",
+    "MAX_ERROR",
+    "RULES",
+    "WINDOWS_KEPT",
+    "Clocks",
+    "Decision",
+    "ExtrapolationCallback",
+    "Judgement",
+    "JumpRule",
+    "ProbeVerdict",
+    "Window",
+    "append_decision",
+    "check_rule",
+    "finite_or_none",
+    "joined_gram",
+    "joined_path",
+    "joined_steps",
+    "judge_jump",
+    "judge_probe",
+    "jump_coefficients",
+    "read_history",
+    "rewrite_history",
+    "snapshot_steps",
+]
+
+# torch and transformers: only who trains pays for them
+__getattr__ = names_of(__name__)

@@ -1,0 +1,361 @@
+"""`ExtrapolationCallback`: periodic re-grounding inside transformers.Trainer and the trainers of TRL."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+from transformers.trainer_callback import TrainerCallback
+
+from hubextrap.errors import MethodError, OutputError
+from hubextrap.regrounding.ending import plan_jump
+from hubextrap.regrounding.guard import MAX_ERROR, judge_probe
+from hubextrap.regrounding.history import (
+    HISTORY_NAME,
+    Action,
+    Decision,
+    append_decision,
+    finite_or_none,
+    rewrite_history,
+)
+from hubextrap.regrounding.jumps import (
+    WINDOWS_KEPT,
+    Clocks,
+    JumpRule,
+    Window,
+    check_rule,
+    snapshot_steps,
+)
+from hubextrap.regrounding.parameters import (
+    from_rank_zero,
+    gram_matrices,
+    local_tensors,
+    move_to,
+    reset_moments,
+    reshard,
+    restore,
+    shares,
+    world_size,
+)
+from hubextrap.regrounding.resuming import Saved, load_checkpoint, resumed_folder, save_checkpoint
+from hubextrap.regrounding.ring import Layout, SnapshotRing
+from hubextrap.regrounding.training import calling_trainer, log, refuse_what_cannot_be_served
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger("hubextrap.regrounding")
+
+Probe = Callable[[nn.Module], float]
+_LOGGED = (
+    *("rl_steps", "represented_steps", "n_wanted", "n_used"),
+    *("backtest_error", "expected_relative_error", "probe_before", "probe_after"),
+)
+
+
+class ExtrapolationCallback(TrainerCallback):
+    """After every m optimizer steps, jump n steps ahead along the line of the weights, in place.
+
+    Works with transformers.Trainer and TRL's trainers, on one process, under DDP, FSDP2 and FSDP1 (each rank
+    moves its own shard), on all trainable parameters, so on LoRA's matrices as on whole models. The jump is
+    made in `on_step_end`: after the optimizer's step, before the trainer's own evaluation and checkpoint of
+    that step, and before the next completions are generated (TRL hands the weights to vLLM again at the first
+    generation of every optimizer step).
+
+    Parameters are moved in float32 and rounded once to their own dtype. With mixed precision (``bf16=True``)
+    the parameters are the float32 weights that the optimizer steps, so nothing is lost; a model that is
+    itself in bfloat16 gets its jump rounded to bfloat16, as it gets every step.
+
+    Every decision is in ``reground_history.jsonl`` in the trainer's output folder, in the log history and,
+    as numbers named ``reground/…``, in every logger that the trainer reports to. The snapshots go with every
+    checkpoint (in its folder ``reground``), and a resumed run goes on as if it had never stopped. At the last
+    step of training no jump is made: what a run ends with was trained.
+
+    Args:
+        m: optimizer steps in a window.
+        n: steps that a jump stands for.
+        rule: ``two_point``, ``anchored`` or ``calibrated``; see `hubextrap.regrounding.RULES`.
+        windows: how many windows the rule and its backtest see; `regrounding.WINDOWS_KEPT` when None.
+        max_error: the guard: no jump when the last windows' backtest, or the error that they let expect, is
+            above it (1 is standing still), when n is beyond anything that they can speak for, and after the
+            first window, which nothing can be said of. None turns it off.
+        probe: model → score on held-out prompts, higher is better: called before and after every jump, in
+            eval mode without gradients, on every rank; rank 0's value counts. Its harm undoes the jump and
+            halves n, its gain doubles n up to ``max_n``; the guard then lets the first window jump.
+        probe_margin: what the probe's score has to change by to count; needed with a probe: about twice the
+            standard error of its score.
+        max_n: the longest that n may grow to; n itself when None.
+        moments: what becomes of the optimizer's moments at a jump. ``keep``: they describe gradients, which a
+            jump along the line they came from changes little, and Adam's first moment is forgotten within
+            some ten steps anyway. ``reset``: zero, with the step count; Adam's first steps after it move
+            every weight by the whole learning rate, in whatever direction its next noisy gradient has.
+        snapshots: ``cpu`` keeps them in memory, ``disk`` as safetensors in the output folder.
+        memory: bytes that the snapshots of a rank may take, in memory or on disk: 2·``windows`` copies of its
+            trainable parameters.
+
+    Raises:
+        MethodError: an argument makes no sense; at the start of training, DeepSpeed, a probe under FSDP1, or
+            an m that falls between generating and training.
+        OutputError: the snapshots do not fit, at the start of training; or a file cannot be written.
+        NonFinite: training left NaN or infinity, or the jump overflowed a 16-bit dtype.
+        CorruptFile, CheckpointMismatch: the checkpoint to resume from holds no usable snapshots.
+    """
+
+    def __init__(
+        self,
+        m: int,
+        n: int,
+        *,
+        rule: JumpRule = "two_point",
+        windows: int | None = None,
+        max_error: float | None = MAX_ERROR,
+        probe: Probe | None = None,
+        probe_margin: float | None = None,
+        max_n: int | None = None,
+        moments: Literal["keep", "reset"] = "keep",
+        snapshots: Literal["cpu", "disk"] = "cpu",
+        memory: int = 8 * 2**30,
+    ) -> None:
+        check_rule(rule)
+        windows = WINDOWS_KEPT[rule] if windows is None else windows
+        _refuse(m < 1, f"m {m}: a window has at least one optimizer step")
+        _refuse(n < 1, f"n {n}: a jump stands for at least one step")
+        _refuse(
+            max_n is not None and max_n < n,
+            f"max_n {max_n} is below n {n}: it is the longest that n may grow to",
+        )
+        _refuse(windows < 1, f"windows {windows}: a jump needs at least one")
+        _refuse(
+            windows < 2 and max_error is not None,
+            f"windows {windows}: the guard backtests a window on the one before it; give 2 or more, or "
+            "max_error=None",
+        )
+        _refuse(
+            max_error is not None and not max_error > 0.0,
+            f"max_error {max_error}: give a number above 0 (1 is standing still), or None for no guard",
+        )
+        _refuse(
+            (probe is None) != (probe_margin is None)
+            or (probe_margin is not None and not probe_margin >= 0.0),
+            f"probe_margin {probe_margin}: a probe needs one, 0 or more: what its score has to change by to "
+            "count, about twice its standard error; without a probe there is none",
+        )
+        _refuse(
+            probe is None and max_n is not None,
+            f"max_n {max_n} has no effect without a probe: only its gain makes n grow",
+        )
+        _refuse(moments not in ("keep", "reset"), f"moments {moments!r}: choose keep or reset")
+        _refuse(snapshots not in ("cpu", "disk"), f"snapshots {snapshots!r}: choose cpu or disk")
+        self.m, self.n, self.rule, self.windows, self.max_error = m, n, rule, windows, max_error
+        self.probe, self.probe_margin, self.moments = probe, probe_margin, moments
+        self.max_n = n if max_n is None else max_n
+        self.snapshots, self.memory = snapshots, memory
+        self.decisions: list[Decision] = []
+        """What was decided so far; the same as in the history's file."""
+
+    @property
+    def clocks(self) -> Clocks:
+        """Steps taken and steps represented."""
+        return self._at.clocks
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._trainer: Trainer | None
+        self._trainer, resumed_from = calling_trainer()
+        refuse_what_cannot_be_served(self._trainer, model, self.m, self.probe is not None)
+        tensors = local_tensors(model)
+        _refuse(not tensors, "no parameter of the model is trainable: there is nothing to extrapolate")
+        self._shares = shares(model)
+        self._history = Path(str(args.output_dir)) / HISTORY_NAME
+        self._ring = self._new_ring(args, tensors)
+        began = Clocks(state.global_step)
+        self._at = Saved(began, began.represented_steps, self.n, ())
+        self.decisions = []
+        folder = resumed_folder(args, state, resumed_from)
+        if folder is None:
+            self._ring.put(self._at.start, tensors)
+        else:
+            self._at, self.decisions = load_checkpoint(
+                folder, self._settings(), self._ring, self._is_sharded()
+            )
+        if state.is_world_process_zero:
+            rewrite_history(self._history, self.decisions)
+        if folder is None:
+            said = f"windows of {self.m} steps, jumps of {self.n}, rule {self.rule}"
+            values: dict[str, float] = {"rl_steps": began.rl_steps, "represented_steps": self._at.start}
+            log(self._trainer, state, control, values, said)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._at = replace(self._at, clocks=self.clocks.trained(1))
+        if self.clocks.represented_steps - self._at.start == self.m:
+            decision = self._end_window(model, optimizer, last=control.should_training_stop)
+            self.decisions.append(decision)
+            if state.is_world_process_zero:
+                append_decision(self._history, decision)
+            self._report(state, control, decision)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.save_only_model:  # nothing can be resumed from it
+            return
+        save_checkpoint(
+            Path(str(args.output_dir)) / f"checkpoint-{state.global_step}",
+            self._at,
+            self.decisions,
+            self._settings(),
+            self._ring,
+            self._is_sharded(),
+            args.should_save,
+        )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._ring.remove()
+        self._trainer = None
+
+    def _end_window(self, model: nn.Module, optimizer: Any, last: bool) -> Decision:
+        here = self.clocks.represented_steps
+        tensors = local_tensors(model)
+        self._ring.put(here, tensors)
+        windows = (*self._at.windows, Window(self._at.start, here))
+        steps = snapshot_steps(windows)
+        gram = gram_matrices(self._ring, steps, self._shares, tensors)
+        n = self._at.n
+        judged, coefficients = from_rank_zero(
+            lambda: plan_jump(
+                windows,
+                n,
+                self.rule,
+                gram,
+                list(self._ring.layouts),
+                max_error=self.max_error,
+                probed=self.probe is not None,
+                dtypes={layout.dtype for layout in self._ring.layouts.values()},
+            )
+        )
+        action: Action = "skipped"
+        reason, before, after = judged.reason, None, None
+        if last:
+            reason = f"training ends here, and what it ends with was trained ({reason})"
+        elif judged.jump and coefficients is not None:
+            action = "jumped"
+            before = self._probed(model)
+            move_to(self._ring, steps, coefficients, tensors)
+            reshard(model)
+            after = self._probed(model)
+            if before is not None and after is not None and self.probe_margin is not None:
+                verdict = judge_probe(n, before, after, margin=self.probe_margin, longest=self.max_n)
+                self._at = replace(self._at, n=verdict.n)
+                reason = f"{reason}; {verdict.reason}"
+                if not verdict.keep:
+                    action = "rolled_back"
+                    restore(self._ring, here, tensors)
+                    reshard(model)
+        used = n if action == "jumped" else 0
+        self._begin_window(windows, here + used, tensors)
+        if used and self.moments == "reset":
+            reset_moments(optimizer)
+        return Decision(
+            rl_steps=self.clocks.rl_steps,
+            represented_steps=self.clocks.represented_steps,
+            rule=self.rule,
+            n_wanted=n,
+            n_used=used,
+            action=action,
+            reason=reason,
+            snapshot_steps=steps,
+            coefficients=coefficients,
+            backtest_error=judged.backtest_error,
+            expected_relative_error=judged.expected_relative_error,
+            probe_before=before,
+            probe_after=finite_or_none(after),
+        )
+
+    def _begin_window(
+        self, windows: tuple[Window, ...], start: int, tensors: dict[str, torch.Tensor]
+    ) -> None:
+        kept = windows[max(0, len(windows) - self.windows + 1) :]
+        needed = {*(snapshot_steps(kept) if kept else ()), start}
+        self._ring.keep_only(needed)
+        if start not in self._ring.steps:
+            self._ring.put(start, tensors)
+        clocks = self.clocks.jumped(start - self.clocks.represented_steps)
+        self._at = replace(self._at, clocks=clocks, start=start, windows=kept)
+
+    def _probed(self, model: nn.Module) -> float | None:
+        if self.probe is None:
+            return None
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                value = float(self.probe(model))
+        finally:
+            model.train(training)
+            reshard(model)
+        return from_rank_zero(lambda: value)
+
+    def _report(self, state: TrainerState, control: TrainerControl, decision: Decision) -> None:
+        found = {key: getattr(decision, key) for key in _LOGGED}
+        said = f"{decision.action}: {decision.reason}"
+        log(self._trainer, state, control, {k: v for k, v in found.items() if v is not None}, said)
+        if state.is_world_process_zero:
+            level = logging.INFO if decision.action == "jumped" else logging.WARNING
+            logger.log(level, "step %d: %s", decision.rl_steps, said)
+
+    def _new_ring(self, args: TrainingArguments, tensors: dict[str, torch.Tensor]) -> SnapshotRing:
+        folder = Path(str(args.output_dir)) / "reground_ring" / f"rank-{args.process_index}"
+        layouts = {name: Layout.of(tensor) for name, tensor in tensors.items()}
+        ring = SnapshotRing(layouts, folder if self.snapshots == "disk" else None)
+        needed = 2 * self.windows * ring.snapshot_bytes
+        if needed > self.memory:
+            raise OutputError(
+                f"{2 * self.windows} snapshots of {ring.snapshot_bytes:,} bytes take {needed:,}, above "
+                f"memory={self.memory:,}; raise memory"
+                + (f", choose fewer windows than {self.windows}" if self.windows > 2 else "")
+                + (", or keep them in files with snapshots='disk'" if self.snapshots == "cpu" else "")
+            )
+        if self.snapshots == "disk":
+            Path(str(args.output_dir)).mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(str(args.output_dir)).free
+            if needed > free:
+                raise OutputError(
+                    f"{args.output_dir}: {2 * self.windows} snapshots take {needed:,} bytes per rank, and "
+                    f"the disk has {free:,} free; free some, or choose another output_dir",
+                    file=args.output_dir,
+                )
+        return ring
+
+    def _settings(self) -> dict[str, object]:
+        """What has to be the same in a resumed run; n is where adaptation has taken it."""
+        return {"m": self.m, "rule": self.rule, "windows": self.windows, "n": self.n, "max_n": self.max_n}
+
+    def _is_sharded(self) -> bool:
+        return any(share * world_size() > 1.0 for share in self._shares.values())
+
+
+def _refuse(wrong: bool, message: str) -> None:
+    if wrong:
+        raise MethodError(message)

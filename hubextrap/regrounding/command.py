@@ -1,0 +1,188 @@
+"""Run a command to its end: its output in a log, signals passed on, nothing left behind when we die."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from hubextrap.durable.atomic import writing
+from hubextrap.errors import CommandFailed
+from hubextrap.foreign_text import own_lines, terminal_output
+from hubextrap.output_files import refuse_file
+from hubextrap.redaction import redact
+from hubextrap.regrounding import guardian
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+LAST_LINES = 12
+"""Lines of a failed command that its error shows."""
+_TAIL = 64 * 1024
+_INTERVAL = 0.05
+_NOT_FOUND = 127
+
+
+@dataclass(frozen=True, slots=True)
+class CommandRunner:
+    """What all commands of a run have in common."""
+
+    lock: int
+    """Descriptor of the run's lock; a command's guardian keeps it until the command has ended."""
+    say: Callable[[str], None]
+    echo: BinaryIO | None = None
+    """Where the commands' output goes besides their logs, without what looks like a secret."""
+
+    def run(self, arguments: Sequence[str], log: Path, what: str) -> None:
+        """Run ``arguments`` in a session of its own, in the current folder, with the same environment.
+
+        An interrupt (SIGINT, SIGTERM) is passed on to its process group and waited for; a second kills it.
+
+        Args:
+            log: takes stdout and stderr, behind what an earlier attempt left there.
+            what: what messages call it.
+
+        Raises:
+            CommandFailed: it cannot be started, or did not end with 0; with its own last lines.
+            OutputError: the log cannot be written.
+        """
+        if shutil.which(arguments[0]) is None:
+            raise CommandFailed(f"{what}: no program {arguments[0]!r} is found; check the command and PATH")
+        with _opened(log) as file:
+            begin = file.tell()
+            code = self._run(arguments, file, log, begin)
+        if code:
+            raise CommandFailed(
+                own_lines(
+                    *_shown(f"{what} ended with {_how(code)}", last_lines(log, begin)),
+                    f"its whole output is in {log}; mend the cause, then run the same command again to go on",
+                )
+            )
+
+    def _run(self, arguments: Sequence[str], file: BinaryIO, log: Path, begin: int) -> int:
+        alive, ours = os.pipe()
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", guardian.__file__, str(alive), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                pass_fds=(alive, self.lock),
+                start_new_session=True,
+            )
+            with log.open("rb") as reader:
+                reader.seek(begin)
+                try:
+                    return self._wait(process, reader)
+                except (KeyboardInterrupt, SystemExit) as stop:
+                    self._pass_on(process, reader, stop)
+                    raise
+        finally:
+            os.close(ours)
+            os.close(alive)
+
+    def _wait(self, process: subprocess.Popen[bytes], reader: BinaryIO) -> int:
+        held = b""
+        while True:
+            try:
+                code = process.wait(_INTERVAL)
+            except subprocess.TimeoutExpired:
+                code = None
+            if self.echo is not None:
+                held = _passed_on(held, reader.read(), self.echo, ended=code is not None)
+            if code is not None:
+                return code
+
+    def _pass_on(
+        self, process: subprocess.Popen[bytes], reader: BinaryIO, stop: KeyboardInterrupt | SystemExit
+    ) -> None:
+        sign = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+        self.say(f"{sign.name} passed on to process group {process.pid}; waiting for it to end")
+        _signal_group(process, sign)
+        try:
+            self._wait(process, reader)
+        except (KeyboardInterrupt, SystemExit):
+            _signal_group(process, signal.SIGKILL)
+            process.wait()
+
+
+def _opened(log: Path) -> BinaryIO:
+    with writing(log, "make room or check the folder's permissions, then run the same command again"):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        refuse_file(log)
+        return log.open("ab")
+
+
+def _passed_on(held: bytes, output: bytes, echo: BinaryIO, *, ended: bool) -> bytes:
+    """Show whole lines without secrets, and half a line once nothing follows; what is held back."""
+    held += output
+    end = len(held) if ended or not output else max(held.rfind(b"\n"), held.rfind(b"\r")) + 1
+    if end:
+        text = held[:end].decode(errors="surrogateescape")
+        echo.write(terminal_output(redact(text)).encode())
+        echo.flush()
+    return held[end:]
+
+
+def last_lines(log: Path, begin: int = 0) -> list[str]:
+    """The last lines of a log, from the byte ``begin`` on, what a carriage return overwrote left out."""
+    with log.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(begin, size - _TAIL))
+        text = file.read().decode(errors="replace")
+    lines = [line.rstrip().rpartition("\r")[2] for line in text.split("\n")]
+    return [line for line in lines if line.strip()][-LAST_LINES:]
+
+
+def printed_number(log: Path, what: str) -> float:
+    """The last line of a log that is a number and nothing else.
+
+    Raises:
+        CommandFailed: there is none.
+    """
+    for line in reversed(last_lines(log)):
+        try:
+            return float(line)
+        except ValueError:
+            continue
+    raise CommandFailed(
+        own_lines(
+            *_shown(f"{what} printed no line that is a number", last_lines(log)),
+            f"its whole output is in {log}; let it print the score on a line of its own, then run the same "
+            "command again to go on",
+        )
+    )
+
+
+def _signal_group(process: subprocess.Popen[bytes], sign: signal.Signals) -> None:
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.killpg(process.pid, sign)
+
+
+def _how(code: int) -> str:
+    if code == _NOT_FOUND:
+        return "exit code 127 (a program was not found)"
+    number = -code if code < 0 else code - 128
+    if code > 0 and code <= 128:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"exit code {code}"
+    hint = " (often: no memory was left)" if name == "SIGKILL" else ""
+    return f"{name}{hint}"
+
+
+def _shown(what: str, lines: Sequence[str]) -> list[str]:
+    return (
+        [f"{what}; its last lines:", *(f"  {line}" for line in lines)]
+        if lines
+        else [f"{what}; it printed nothing"]
+    )

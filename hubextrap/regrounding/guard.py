@@ -1,0 +1,149 @@
+"""Whether to jump: what the last windows say of the rule, and what a probe says of a jump already made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hubextrap.errors import MethodError
+from hubextrap.methods import longest_horizon
+from hubextrap.regrounding.jumps import Window, check_rule, joined_gram, joined_steps, snapshot_steps
+from hubextrap.statistics import BacktestCandidate, GramTable, backtest_table, expect_of_last, is_rounded
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MAX_ERROR = 1.0
+"""Default threshold: an error of 1 is what standing still would have had, so above it a jump moves away from
+where training is heading. Measured on `two_point`: .20 to .32 for windows of 20 steps of a GRPO run, .56
+to .74 for windows of 40 of another, 1.00 for its first two; and for a run that jumped 60 steps after every 20
+(from step 0, two seeds) 1.06 and 1.14 at step 60, .35 to .82 at all other ends of windows."""
+
+STILL = 1e-13
+"""Share of two snapshots' squared distances to a third up to which their own is rounding: sums of the same
+products in another order differ by some 1e-15 of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the windows say of a jump of n steps. Errors are relative: 1 is standing still."""
+
+    jump: bool
+    reason: str
+    backtest_error: float | None
+    """Of having predicted the last window by the rule at its start; None with too few windows."""
+    expected_relative_error: float | None
+    """Of the jump itself, as the windows' own rehearsals at horizons like it let expect; None without any."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeVerdict:
+    """What a probe says of a jump that was made."""
+
+    keep: bool
+    n: int
+    """How far to jump the next time."""
+    reason: str
+
+
+def judge_jump(
+    windows: Sequence[Window],
+    n: int,
+    rule: str,
+    gram: NDArray[np.float64],
+    *,
+    max_error: float | None = MAX_ERROR,
+    probed: bool = False,
+    dtypes: Iterable[str] = (),
+) -> Judgement:
+    """Backtest ``rule`` on the windows at hand, and decide on a jump of n steps from the end of the last.
+
+    The joined path of the windows holds nothing but training, so no jump is its own witness. A jump is
+    refused when the last window moved nothing, when either error is above ``max_error``, when it goes farther
+    than anything the windows have rehearsed, and when there is one window (unless a probe will judge it).
+
+    Args:
+        gram: (N, K, K) inner products of each tensor's deltas over the K `snapshot_steps`.
+        max_error: None refuses nothing but a window without motion; the errors are still computed, for the
+            log.
+        probed: whether a probe will judge the jump after it was made.
+        dtypes: of the snapshots, as safetensors names them: with 16 bits, rounding is told from training.
+
+    Raises:
+        StepError, MethodError: as `jump_coefficients` does for the windows and the rule's name.
+    """
+    steps = joined_steps(windows)
+    check_rule(rule)
+    if not _moved(windows[-1], snapshot_steps(windows), gram):
+        reason = "the last window moved no weight, so there is no line to jump along"
+        return Judgement(False, reason, None, None)
+    joined = joined_gram(windows, gram)
+    names = tuple(f"{index}" for index in range(len(joined)))
+    table = GramTable(steps, names, np.zeros(len(joined), dtype=np.int64), joined)
+    backtest = _backtest_error(table, rule, dtypes)
+    expected = _expected_error(table, n, rule, dtypes)
+    horizon, longest = n / steps[-1], longest_horizon(steps)
+    if expected is None and horizon <= longest:  # shorter than all that was rehearsed
+        expected = backtest
+    if max_error is None:
+        return Judgement(True, "the guard is off", backtest, expected)
+    if len(windows) < 2:
+        if probed:
+            return Judgement(True, "the first window: only the probe can judge this jump", None, None)
+        return Judgement(False, "the first window: there is no earlier one to backtest on", None, None)
+    if expected is None:
+        reason = (
+            f"n = {n} is {horizon:.3g} times the {steps[-1]} steps of training at hand, and they have "
+            f"rehearsed no horizon like it (at most {longest:.3g}); choose a smaller n or a larger m"
+        )
+        return Judgement(False, reason, backtest, None)
+    worst = max(expected, backtest or 0.0)
+    said = f"expected error {expected:.3g}" + ("" if backtest is None else f", backtest {backtest:.3g}")
+    if worst > max_error:
+        return Judgement(False, f"{said}: above {max_error:g} (1 is standing still)", backtest, expected)
+    return Judgement(True, f"{said}: not above {max_error:g}", backtest, expected)
+
+
+def _moved(window: Window, steps: Sequence[int], gram: NDArray[np.float64]) -> bool:
+    """Whether a window has another end than start, by the Gram matrices of all `snapshot_steps`."""
+    first, last = steps.index(window.start), steps.index(window.end)
+    size = gram[:, first, first] + gram[:, last, last]
+    return bool((size - 2 * gram[:, first, last] > STILL * size).any())
+
+
+def judge_probe(n: int, before: float, after: float, *, margin: float, longest: int) -> ProbeVerdict:
+    """Keep or undo a jump of n steps by a probe's values before and after it; higher is better.
+
+    Harm above ``margin`` undoes it and halves n. A gain above it doubles n, up to ``longest``. Between them
+    nothing changes.
+
+    Raises:
+        MethodError: the value before is not finite. One after it that is not counts as harm.
+    """
+    if not math.isfinite(before):
+        raise MethodError(f"the probe gave {before} before the jump; it has to return a finite number")
+    said = f"probe {before:.4g} before, {after:.4g} after"
+    if not math.isfinite(after) or before - after > margin:
+        shorter = max(1, n // 2)
+        return ProbeVerdict(False, shorter, f"{said}: harm above the margin {margin:g}; n {n} → {shorter}")
+    if after - before > margin and n < longest:
+        longer = min(longest, 2 * n)
+        return ProbeVerdict(True, longer, f"{said}: a gain above the margin {margin:g}; n {n} → {longer}")
+    return ProbeVerdict(True, n, f"{said}: margin {margin:g}")
+
+
+def _backtest_error(table: GramTable, rule: str, dtypes: Iterable[str]) -> float | None:
+    rows = backtest_table(table, [BacktestCandidate(rule, (check_rule(rule),))], dtypes=dtypes).rows
+    last = [row.error for row in rows if (row.last_step, row.target_step) == table.steps[-2:]]
+    return last[0] if last else None
+
+
+def _expected_error(table: GramTable, n: int, rule: str, dtypes: Iterable[str]) -> float | None:
+    if n < 1:
+        return None
+    rounded = is_rounded(table, dtypes)
+    return expect_of_last((check_rule(rule),), table, table.steps[-1] + n, rounded).relative_error

@@ -1,0 +1,247 @@
+"""The trainable parameters as this rank holds them, and the arithmetic on them: Gram matrices and jumps.
+
+Linear combinations are element by element, so a rank works on its own part of a sharded parameter and nothing
+is gathered; only inner products, K·K numbers a tensor, are summed over the ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from hubextrap.engine.kernels import count_non_finite, round_to
+from hubextrap.errors import MethodError, NonFinite
+from hubextrap.regrounding.ring import SnapshotRing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Value = TypeVar("Value")
+
+CHUNK = 2**20
+"""Elements that are combined at a time: some megabytes for each snapshot, whatever the tensor's size."""
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def local_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """This rank's part of every trainable parameter, by its name; they share the parameters' memory.
+
+    A tied parameter comes once, under its first name. DTensors (FSDP2, tensor parallel) and the flat
+    parameters of FSDP1 give the local shard, everything else the whole tensor.
+    """
+    with torch.no_grad():
+        return {
+            name: _local(parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
+
+
+def shares(model: nn.Module) -> dict[str, float]:
+    """By name, what this rank's sums weigh in the sum over all ranks: 1 / the ranks that hold the same part.
+
+    Raises:
+        MethodError: FSDP1 with a strategy that both shards and replicates.
+    """
+    world = world_size()
+    fsdp1 = fsdp1_strategies(model)
+    if fsdp1 - {"FULL_SHARD", "SHARD_GRAD_OP"}:
+        raise MethodError(
+            f"FSDP1 with {', '.join(sorted(fsdp1))}: use FULL_SHARD or SHARD_GRAD_OP, or FSDP2 "
+            "(fsdp_version: 2)"
+        )
+    result = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            shards = world if fsdp1 else 1
+            if _is_dtensor(parameter):
+                sharded: Any = parameter
+                sizes = zip(sharded.device_mesh.shape, sharded.placements, strict=True)
+                shards = math.prod(size for size, placement in sizes if placement.is_shard())
+            result[name] = shards / world
+    return result
+
+
+def fsdp1_strategies(model: nn.Module) -> set[str]:
+    """Names of the strategies of FSDP1's modules in the model."""
+    if not dist.is_available():
+        return set()
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return {
+        module.sharding_strategy.name
+        for module in model.modules()
+        if isinstance(module, FullyShardedDataParallel)
+    }
+
+
+def reshard(model: nn.Module) -> None:
+    """Free what FSDP2 gathered: a forward without backward leaves the root's parameters whole, and stale."""
+    if world_size() == 1:
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def gram_matrices(
+    ring: SnapshotRing,
+    steps: Sequence[int],
+    weights: Mapping[str, float],
+    tensors: Mapping[str, torch.Tensor],
+) -> NDArray[np.float64]:
+    """(N, K, K): ⟨W_i − W_0, W_j − W_0⟩ of each whole tensor over K snapshots, in float64.
+
+    Args:
+        weights: `shares`; the sums of all ranks are added with them.
+        tensors: `local_tensors`; each is computed where its parameter lies.
+
+    Raises:
+        NonFinite: a snapshot holds NaN or infinity; all ranks raise.
+    """
+    result = np.zeros((len(ring.layouts), len(steps), len(steps)))
+    for row, (name, layout) in enumerate(ring.layouts.items()):
+        device = tensors[name].device
+        if device.type == "mps":  # it has no float64
+            device = torch.device("cpu")
+        for start in range(0, layout.elements, CHUNK):
+            stop = min(start + CHUNK, layout.elements)
+            parts = [ring.read(step, name, start, stop).to(device, torch.float64) for step in steps]
+            deltas = torch.stack(parts) - parts[0]
+            result[row] += (deltas @ deltas.T).cpu().numpy()
+        result[row] *= weights[name]
+    result = _summed(result, next(iter(tensors.values())).device)
+    for name, gram in zip(ring.layouts, result, strict=True):
+        if not np.isfinite(gram).all():
+            raise NonFinite(
+                f"tensor {name} holds NaN or infinity at one of steps {', '.join(map(str, steps))} of the "
+                "re-grounded run: training has diverged; resume from an earlier checkpoint with smaller "
+                "steps",
+                tensor=name,
+            )
+    return result
+
+
+def move_to(
+    ring: SnapshotRing,
+    steps: Sequence[int],
+    coefficients: Mapping[str, Sequence[float]],
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
+    """Put Σ c_k·W_k into every tensor, in place, summed in float32 (float64 for float64) and rounded once.
+
+    It is computed as W_last + Σ c_k·(W_k − W_last), so that what never moved stays as it is, to the bit.
+
+    Args:
+        coefficients: K a tensor; those under ``*`` for every tensor that is not named.
+
+    Raises:
+        NonFinite: the sum overflows a tensor's dtype; every tensor of every rank is back where it was.
+    """
+    overflowed: list[str] = []
+    for name, tensor in tensors.items():
+        row = coefficients.get(name, coefficients.get("*", ()))
+        flat = torch.empty(tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+        wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        for start in range(0, tensor.numel(), CHUNK):
+            stop = min(start + CHUNK, tensor.numel())
+            last = ring.read(steps[-1], name, start, stop).to(tensor.device, wide)
+            total = last.clone()
+            for step, coefficient in zip(steps[:-1], row[:-1], strict=True):
+                if coefficient != 0.0:
+                    total += coefficient * (ring.read(step, name, start, stop).to(last) - last)
+            round_to(flat[start:stop], total)
+        if count_non_finite(flat):
+            overflowed.append(name)
+        with torch.no_grad():
+            tensor.copy_(flat.view(tensor.shape))
+    device = next(iter(tensors.values())).device
+    if _summed(np.array([len(overflowed)], dtype=np.float64), device)[0] > 0:
+        restore(ring, steps[-1], tensors)
+        raise NonFinite(
+            f"tensor {(overflowed or ['of another rank'])[0]}: the jump leaves the range of its dtype; "
+            "choose a smaller n, or train in float32 or bfloat16",
+            tensor=overflowed[0] if overflowed else None,
+        )
+
+
+def restore(ring: SnapshotRing, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put a snapshot back, to the bit."""
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(ring.read(step, name).view(tensor.shape))
+
+
+def reset_moments(optimizer: Any) -> None:
+    """Set the optimizer's state back to its beginning, in place: moments and step counts to 0.
+
+    Raises:
+        MethodError: a state that 0 does not begin, such as 8-bit moments.
+    """
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor):
+                if not value.is_floating_point():
+                    raise MethodError(
+                        f"moments='reset': the optimizer keeps {key} as {value.dtype}, which cannot be set "
+                        "back to its beginning; use moments='keep', or an optimizer with float moments"
+                    )
+                with torch.no_grad():
+                    value.zero_()
+            elif isinstance(value, (int, float)) and not isinstance(value, bool):
+                state[key] = type(value)(0)
+
+
+def from_rank_zero(compute: Callable[[], Value]) -> Value:
+    """What rank 0 computes, on every rank; an error there is raised everywhere."""
+    if world_size() == 1:
+        return compute()
+    answer: list[Any] = [None]
+    if rank() == 0:
+        try:
+            answer = [compute()]
+        except Exception as error:
+            answer = [error]
+    dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], Exception):
+        raise answer[0]
+    return answer[0]  # type: ignore[no-any-return]
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def _summed(values: NDArray[np.float64], device: torch.device) -> NDArray[np.float64]:
+    if world_size() == 1:
+        return values
+    total = torch.from_numpy(values).to(device)
+    dist.all_reduce(total)
+    return np.asarray(total.cpu().numpy(), dtype=np.float64)
+
+
+def _local(parameter: Any) -> torch.Tensor:
+    local: torch.Tensor = parameter.to_local() if _is_dtensor(parameter) else parameter.detach()
+    return local
+
+
+def _is_dtensor(parameter: torch.Tensor) -> bool:
+    if not dist.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(parameter, DTensor)
