@@ -13,7 +13,7 @@ from evaluations import SETTINGS
 from hubextrap.engine.plan import combination
 from hubextrap.errors import CorruptFile, EvaluationError, MethodError, PredictionWorse
 from hubextrap.evaluation import EvaluationTable, Row, Score, check_loss
-from hubextrap.hub.provenance import CoefficientRule, build_provenance, read_provenance
+from hubextrap.hub import CoefficientRule, build_provenance, read_provenance
 from hubextrap.logits import Mixture
 from hubextrap.trajectory.checkpoint import Checkpoint
 
