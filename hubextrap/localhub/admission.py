@@ -11,7 +11,6 @@ import ipaddress
 import re
 import socket
 from email.message import Message
-from typing import Any
 from urllib.parse import parse_qs, unquote_to_bytes
 
 from hubextrap.localhub.refusal import Refusal
@@ -46,12 +45,9 @@ def check_sender(headers: Message, hosts: frozenset[str]) -> None:
         raise Refusal(400, "a request needs a Host")
     if host.lower() not in hosts:
         raise Refusal(421, "this hub has no such name; use the address that `hubextrap hub serve` printed")
-    origin, site = headers.get("Origin"), headers.get("Sec-Fetch-Site")
-    if (origin is not None and origin.lower() != f"http://{host.lower()}") or site not in (
-        None,
-        "none",
-        "same-origin",
-    ):
+    own = f"http://{host.lower()}"
+    site = headers.get("Sec-Fetch-Site", "none")
+    if headers.get("Origin", own).lower() != own or site not in ("none", "same-origin"):
         raise Refusal(403, "this hub takes no requests from other web pages")
 
 
@@ -89,25 +85,6 @@ def _decoded(text: str) -> str:
     if re.search(r"[\x00-\x1f\x7f-\x9f]", decoded):
         raise Refusal(400, "the path holds a control character")
     return decoded
-
-
-def refuse_nul(value: Any) -> None:
-    """Refuse text that git and files cannot hold.
-
-    Raises:
-        Refusal: 400.
-    """
-    level = [value]
-    while level:
-        below: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                below += [*item, *item.values()]
-            elif isinstance(item, list):
-                below += item
-            elif isinstance(item, str) and "\0" in item:
-                raise Refusal(400, "the body holds a NUL")
-        level = below
 
 
 def _is_wildcard(host: str) -> bool:

@@ -61,7 +61,6 @@ class Inbound(io.RawIOBase):
 class Head:
     """The first lines of a request."""
 
-    line: str
     method: str
     target: str
     keep_alive: bool
@@ -119,7 +118,7 @@ def _head(lines: list[bytes], size: int) -> Head:
     latest = first[3] == b"1"
     wishes = headers.get("Connection", "").lower()
     keep_alive = "close" not in wishes if latest else "keep-alive" in wishes
-    return Head(lines[0].decode("latin-1"), first[1].decode("ascii"), target, keep_alive, headers, size)
+    return Head(first[1].decode("ascii"), target, keep_alive, headers, size)
 
 
 class Body:

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import pygit2
+
 from hubextrap.foreign_data import parse_json
 from hubextrap.localhub.repository import HubRepo, Kind, RepoSettings
 
@@ -43,7 +45,8 @@ class Store:
         """
         with self.lock:
             folder = self._free_folder(settings.kind, settings.name)
-            repo = HubRepo.create(folder, settings)
+            pygit2.init_repository(str(folder), bare=True, initial_head="main")
+            repo = HubRepo.wrap(folder, settings)
             self._forget_moves_from(settings.kind, settings.name)
             return repo
 
@@ -176,17 +179,10 @@ class Store:
 
 def _is_own(folder: Path) -> bool:
     """Whether this is a repo of the store, with all its files in it: links and alternates lead elsewhere."""
-    parts = (
-        folder.parent.parent,
-        folder.parent,
-        folder,
-        folder / "hub.json",
-        folder / "lfs",
-        folder / "objects",
-    )
+    inside = (folder / name for name in ("hub.json", "lfs", "objects"))
     return (
         (folder / "hub.json").is_file()
-        and not any(part.is_symlink() for part in parts)
+        and not any(part.is_symlink() for part in (folder, *folder.parents[:2], *inside))
         and not (folder / "objects" / "info" / "alternates").exists()
     )
 

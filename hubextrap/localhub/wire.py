@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, BinaryIO
-from urllib.parse import quote, unquote
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
 
 from hubextrap.foreign_data import parse_json
-from hubextrap.localhub.admission import check_path, check_sender, own_hosts, read_query, refuse_nul
+from hubextrap.localhub.admission import check_path, check_sender, own_hosts, read_query
 from hubextrap.localhub.faults import Fault, Faults, Request
 from hubextrap.localhub.inbound import IDLE_SECONDS, Body, Inbound, read_head
 from hubextrap.localhub.lfs import regular_size
@@ -40,36 +40,17 @@ _ALWAYS = {
 }
 """On every answer: no browser shows what lies in a repo as a page, or lends it to another one."""
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
-
-
-@dataclass(frozen=True)
-class FileBody:
-    """A body that is a whole file on disk; ranges of it are served on request."""
-
-    path: Path
-
-    def open(self) -> BinaryIO:
-        """The file, which is one that the hub wrote: regular, and no link to somewhere else."""
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        return os.fdopen(descriptor, "rb")
-
-    def size(self) -> int:
-        """Its bytes. Raises FileNotFoundError."""
-        return regular_size(self.path)
-
-    def is_there(self) -> bool:
-        """Whether there is such a file."""
-        with suppress(OSError):
-            return self.size() >= 0
-        return False
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # as JSON writes it; git and files cannot hold one
+_Item = TypeVar("_Item", str, dict[str, Any])
 
 
 @dataclass
 class Answer:
-    """Status, headers and body of a response. A body of bytes is served by range too if ``ranges`` is set."""
+    """Status, headers and body of a response, served by range too if ``ranges`` is set."""
 
     status: int = 200
-    body: bytes | FileBody = b""
+    body: bytes | Path = b""
+    """Or the file that holds it: one that the hub wrote."""
     headers: dict[str, str] = field(default_factory=dict)
     ranges: bool = False
 
@@ -78,6 +59,21 @@ def json_answer(value: Any, status: int = 200, headers: dict[str, str] | None = 
     """An answer whose body is ``value`` as JSON."""
     body = json.dumps(value).encode()
     return Answer(status, body, {"Content-Type": "application/json; charset=utf-8", **(headers or {})})
+
+
+def linked_pages(call: Call, base: str, items: list[Any], default_limit: int) -> Answer:
+    """One page of ``items``: ``limit`` of them from ``cursor`` on, and a link to the next page."""
+    try:
+        limit = int(call.query.get("limit", [str(default_limit)])[0])
+        cursor = int(call.query.get("cursor", ["0"])[0])
+    except ValueError:
+        raise Refusal(400, "limit and cursor are numbers") from None
+    limit, cursor = max(1, min(limit, default_limit)), max(0, cursor)
+    headers = {}
+    if cursor + limit < len(items):
+        query = urlencode({**call.query, "cursor": [cursor + limit], "limit": [limit]}, doseq=True)
+        headers["Link"] = f'<{base}{call.path}?{query}>; rel="next"'
+    return json_answer(items[cursor : cursor + limit], headers=headers)
 
 
 def refusal_answer(refusal: Refusal) -> Answer:
@@ -100,32 +96,20 @@ def json_object(text: bytes) -> dict[str, Any]:
         raise Refusal(400, str(error)) from error
     if not isinstance(value, dict):
         raise Refusal(400, "the body is not a JSON object")
-    refuse_nul(value)
+    if _NUL.search(text):
+        raise Refusal(400, "the body holds a NUL")
     return value
 
 
-def objects_in(value: dict[str, Any], name: str, most: int) -> list[dict[str, Any]]:
-    """The list of objects called ``name`` in a body; empty where there is none.
+def list_in(value: dict[str, Any], name: str, most: int, kind: type[_Item]) -> list[_Item]:
+    """The list of strings or objects (``dict``) called ``name`` in a body; empty where there is none.
 
     Raises:
         Refusal: it is something else, or longer than ``most``.
     """
-    return _list_in(value, name, most, dict, "objects")
-
-
-def texts_in(value: dict[str, Any], name: str, most: int) -> list[str]:
-    """The list of strings called ``name`` in a body; empty where there is none.
-
-    Raises:
-        Refusal: it is something else, or longer than ``most``.
-    """
-    return _list_in(value, name, most, str, "strings")
-
-
-def _list_in(value: dict[str, Any], name: str, most: int, kind: type, kinds: str) -> list[Any]:
     found = value.get(name) or []
     if not isinstance(found, list) or not all(isinstance(item, kind) for item in found):
-        raise Refusal(400, f'"{name}" must be a list of {kinds}')
+        raise Refusal(400, f'"{name}" must be a list of {"strings" if kind is str else "objects"}')
     if len(found) > most:
         raise Refusal(413, f'"{name}" has more than {most} entries')
     return found
@@ -249,16 +233,13 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer one request; ``close_connection`` says whether there may be another one."""
         self.close_connection = True
         self._cut = False
-        self.command, self.path, self.requestline, self.request_version = "GET", "", "", "HTTP/1.1"
+        self.command, self.path, self.request_version = "GET", "", "HTTP/1.1"
         self.headers = Message()
         try:
             head = read_head(self.rfile, self._inbound)
             if head is None:
                 return
-            self.requestline, self.command, self.path, self.headers = (
-                *(head.line, head.method, head.target),
-                head.headers,
-            )
+            self.command, self.path, self.headers = head.method, head.target, head.headers
             self.server.log_bytes += head.size
             body = Body(self.rfile, head.headers, self.wfile)
             self._serve(body)
@@ -285,8 +266,6 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.status is not None:
             answer = json_answer({"error": "injected fault"}, fault.status)
         assert answer is not None
-        if isinstance(answer.body, FileBody) and not answer.body.is_there():
-            answer = refusal_answer(Refusal(404, "Object does not exist", "EntryNotFound"))
         self._send(answer, fault)
 
     def _respond(self, body: Body) -> Answer:
@@ -311,7 +290,11 @@ class _Handler(BaseHTTPRequestHandler):
             return _server_error()
 
     def _send(self, answer: Answer, fault: Fault) -> None:
-        size = answer.body.size() if isinstance(answer.body, FileBody) else len(answer.body)
+        body = answer.body
+        size = regular_size(body) if isinstance(body, Path) else len(body)
+        if size is None:
+            self._send(refusal_answer(Refusal(404, "Object does not exist", "EntryNotFound")), fault)
+            return
         start, end, status, headers = 0, size, answer.status, dict(answer.headers)
         if answer.ranges and status == 200:
             headers["Accept-Ranges"] = "bytes"
@@ -344,7 +327,7 @@ class _Handler(BaseHTTPRequestHandler):
             end = min(end, start + fault.truncate)
             self._cut = True
         if self.command != "HEAD":
-            self._send_body(answer.body, start, end)
+            self._send_body(body, start, end)
         self.wfile.flush()
 
     def _request_id(self) -> str:
@@ -352,12 +335,14 @@ class _Handler(BaseHTTPRequestHandler):
         given = self.headers.get("X-Request-Id") or self.headers.get("X-Amzn-Trace-Id") or ""
         return given if re.fullmatch(r"[\w.:;=-]{1,200}", given, re.ASCII) else uuid.uuid4().hex
 
-    def _send_body(self, body: bytes | FileBody, start: int, end: int) -> None:
+    def _send_body(self, body: bytes | Path, start: int, end: int) -> None:
         if isinstance(body, bytes):
             self.wfile.write(body[start:end])
             return
         self.wfile.flush()
-        with body.open() as file:
+        # One that the hub wrote: regular, and no link to somewhere else.
+        descriptor = os.open(body, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
             if start < end and self.connection.sendfile(file, start, end - start) < end - start:
                 raise ConnectionAbortedError("the file became shorter while it was sent")
 
@@ -369,7 +354,7 @@ class _Handler(BaseHTTPRequestHandler):
             Request(self.command, self.path, self.headers, status, self.server.server_address[1])
         )
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         return None
 
 
@@ -394,8 +379,3 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     if last and int(last) < int(first):
         return None
     return int(first), min(int(last) + 1, size) if last else size
-
-
-def unquoted(groups: dict[str, str | None]) -> dict[str, str]:
-    """The groups that matched, percent-decoded."""
-    return {name: unquote(value) for name, value in groups.items() if value is not None}
