@@ -31,21 +31,16 @@ def same(given: str, secret: str) -> bool:
 
 
 def account_of(headers: Message, tokens: dict[str, Account]) -> Account | None:
-    """The account whose token the request carries; None for an anonymous request.
-
-    Raises:
-        Refusal: the token is not known.
-    """
+    """The account whose token the request carries; None without one. Raises Refusal for an unknown token."""
     authorization = headers.get("Authorization")
     if not authorization:
         return None
-    given, account = _token(authorization), None
-    for token, owner in list(tokens.items()):
-        if same(given, token) and time.time() < owner.until:
-            account = owner
-    if account is None:
+    given, now = _token(authorization), time.time()
+    # All are compared, so that the time does not depend on which one fits.
+    found = [account for token, account in list(tokens.items()) if same(given, token) and now < account.until]
+    if not found:
         raise Refusal(401, "Invalid credentials in Authorization header")
-    return account
+    return found[0]
 
 
 def _token(authorization: str) -> str:
@@ -59,7 +54,7 @@ def _token(authorization: str) -> str:
 
 
 def no_such_repo(account: Account | None) -> Refusal:
-    """What a missing repo and a hidden one look like: the same, so that nothing is given away."""
+    """What a missing repo and a hidden one look like: the same, so that nobody learns of hidden ones."""
     if account is None:
         return Refusal(401, "Invalid username or password.", "RepoNotFound")
     return Refusal(404, "Repository not found", "RepoNotFound")

@@ -75,8 +75,7 @@ def commit(hub: HubContext, call: Call) -> Answer:
         page = hub.page(call, repo.settings.kind, repo.settings.name)
         answer = {"success": True, "commitOid": sha, "commitUrl": f"{page}/commit/{sha}", "hookOutput": ""}
         if ref is None:
-            base = call.groups["revision"]
-            discussions.opened(repo, user, summary, description, pull_request=True, base=base, draft=False)
+            discussions.opened(repo, user, summary, description, base=call.groups["revision"])
             answer["pullRequestUrl"] = f"{page}/discussions/{number}"
     return json_answer(answer)
 
@@ -129,11 +128,7 @@ def _parse(body: bytes, repo: HubRepo) -> tuple[dict[str, Any], list[Change]]:
 
 
 def _collect_objects(hub: HubContext, repo: HubRepo, changes: list[Change]) -> None:
-    """See that every LFS object that a commit names has arrived, by LFS or by Xet.
-
-    Raises:
-        Refusal: one has not.
-    """
+    """Refuse (400) a commit that names an LFS object that has arrived neither by LFS nor by Xet."""
     named = {change.pointer: change.path for change in changes if change.pointer}
     repo.xet.adopt((pointer for pointer in named if not repo.objects.has(pointer)), repo.objects)
     for pointer, path in named.items():
@@ -144,11 +139,7 @@ def _collect_objects(hub: HubContext, repo: HubRepo, changes: list[Change]) -> N
 
 
 def _check_readme(changes: list[Change], kind: Kind) -> None:
-    """Refuse a card that the Hub would not have.
-
-    Raises:
-        Refusal: 400, with all that is wrong with it.
-    """
+    """Refuse (400) a card that the Hub would not have, with all that is wrong with it."""
     for change in changes:
         if change.path == "README.md" and change.content is not None:
             errors = check_card(change.content.decode(errors="replace"), kind).errors

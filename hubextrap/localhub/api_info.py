@@ -73,11 +73,7 @@ def list_mine(hub: HubContext, call: Call) -> Answer:
 
 
 def _expanded(call: Call, kind: Kind) -> frozenset[str] | None:
-    """The fields that the query asks for; None where it asks for none in particular.
-
-    Raises:
-        Refusal: there is no such field.
-    """
+    """The fields that the query asks for, or None. Raises Refusal where there is no such field."""
     asked = [*call.query.get("expand", []), *call.query.get("expand[]", [])]
     known = [*_EXPAND_ALL.split(), *_EXPAND[kind].split()]
     if not set(asked) <= set(known):

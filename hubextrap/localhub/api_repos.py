@@ -157,7 +157,7 @@ def settings(hub: HubContext, call: Call) -> Answer:
 
 
 def auth_check(hub: HubContext, call: Call) -> Answer:
-    """GET …/auth-check[/write]: whether this account gets at the files, or may write."""
+    """GET …/auth-check[/write]: whether this account may read the files, or write."""
     repo = hub.repo(call, write=call.groups.get("right") == "write")
     check_content(repo, hub.account(call))
     return json_answer({})

@@ -14,7 +14,7 @@ from hubextrap.localhub.repository import Kind
 
 _HEAD = re.compile(r"\s*---(?:\r\n|\r|\n)(.*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|\Z)", re.DOTALL)
 _REPO = re.compile(r"(?:[\w-]+/)?[\w.-]+")
-_HEAD_MAX = 500_000  # characters; PyYAML reads some 100,000 a second
+_HEAD_MAX = 500_000  # characters; PyYAML reads some 100,000 per second
 _RELATIONS = ("adapter", "finetune", "merge", "quantized")
 SDKS = ("gradio", "streamlit", "docker", "static")
 _MISSING = object()
@@ -30,11 +30,7 @@ class Findings:
 
 
 def card_data(readme: str) -> dict[str, Any]:
-    """The metadata at the head of a README; empty if it has none.
-
-    Raises:
-        ValueError: it is not a YAML mapping.
-    """
+    """The metadata at the head of a README, or nothing. Raises ValueError where it is no YAML mapping."""
     head = _HEAD.match(readme)
     text = head[1] if head else ""
     metadata = parse_yaml(text, "Invalid YAML", error=ValueError, remedy="correct it", limit=_HEAD_MAX)

@@ -13,26 +13,19 @@ from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer
 
 
 def opened(
-    repo: HubRepo,
-    user: str,
-    title: str,
-    description: str,
-    *,
-    pull_request: bool,
-    base: str = "main",
-    draft: bool = True,
+    repo: HubRepo, user: str, title: str, text: str, *, base: str | None, draft: bool = False
 ) -> dict[str, Any]:
-    """Add a discussion to ``repo`` and save it; the caller holds the store's lock."""
+    """Add a discussion to ``repo``, a pull request where it has a ``base``; the caller holds the lock."""
     discussion: dict[str, Any] = {
         "num": len(repo.settings.discussions) + 1,
         "title": title,
         "author": user,
-        "status": "draft" if pull_request and draft else "open",
+        "status": "draft" if draft else "open",
         "createdAt": iso_date(),
-        "isPullRequest": pull_request,
-        "base": f"refs/heads/{base}" if pull_request else None,
+        "isPullRequest": base is not None,
+        "base": f"refs/heads/{base}" if base else None,
         "merged": None,
-        "events": [_comment(user, description)],
+        "events": [_comment(user, text)],
     }
     repo.settings.discussions.append(discussion)
     repo.save_settings()
@@ -76,10 +69,10 @@ def create(hub: HubContext, call: Call) -> Answer:
     with hub.store.lock:
         repo, user = hub.repo(call), hub.reader(call)
         check_enabled(repo)
-        pull_request = bool(wanted.get("pullRequest"))
-        discussion = opened(repo, user, title, description, pull_request=pull_request)
-        if pull_request:
-            repo.create_ref(f"refs/pr/{discussion['num']}", repo.head("main"))
+        base = "main" if wanted.get("pullRequest") else None
+        discussion = opened(repo, user, title, description, base=base, draft=bool(base))
+        if base:
+            repo.create_ref(f"refs/pr/{discussion['num']}", repo.head(base))
     return json_answer(_summary(repo, discussion), 201)
 
 

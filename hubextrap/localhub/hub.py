@@ -31,7 +31,7 @@ class LocalHub(HubContext):
         xet: offer the Xet endpoints, with one local store for each write token.
 
     Attributes:
-        faults: put faults in force with ``faults.add(Fault(...))``.
+        faults: ``faults.add(Fault(...))`` lets something go wrong.
         requests: what was asked, in order, of both servers.
     """
 

@@ -97,11 +97,7 @@ class LfsObjects:
         return self._folder / sha256[:2] / sha256
 
     def pointer(self, sha256: str) -> Pointer:
-        """The object's name and size.
-
-        Raises:
-            RejectedObject: it is not there.
-        """
+        """The object's name and size. Raises RejectedObject where it is not there."""
         size = regular_size(self.path(sha256))
         if size is None:
             raise RejectedObject(f"the LFS object {sha256} is not there")

@@ -158,11 +158,7 @@ class HubRepo:
             raise Conflict(f"cannot create {ref}: {error}") from error
 
     def delete_ref(self, ref: str) -> None:
-        """Delete ``ref``.
-
-        Raises:
-            NoSuchRevision: there is none.
-        """
+        """Delete ``ref``. Raises NoSuchRevision where there is none."""
         if not _is_ref(ref) or ref not in self.git.references:
             raise NoSuchRevision(ref.split("/", 2)[2])
         self.git.references.delete(ref)
@@ -283,11 +279,7 @@ class Change:
 
 
 def check_path(path: str) -> None:
-    """Refuse what is not a plain relative path.
-
-    Raises:
-        BadPath: it is not.
-    """
+    """Raise BadPath for what is not a plain relative path."""
     parts = path.rstrip("/").split("/")
     bad = any(part in ("", ".", "..") or part.lower() == ".git" for part in parts)
     # Like the Hub, a backslash is a letter as any other, except where it makes the whole path a relative one.

@@ -51,11 +51,7 @@ class Store:
             return repo
 
     def get(self, kind: Kind, name: str) -> HubRepo:
-        """The repo of exactly this name.
-
-        Raises:
-            KeyError: there is none.
-        """
+        """The repo of exactly this name. Raises KeyError where there is none."""
         try:
             check_name(name)
         except ValueError:
@@ -66,11 +62,7 @@ class Store:
         return HubRepo(folder)
 
     def find(self, kind: Kind, name: str) -> HubRepo:
-        """The repo of this name, of this name in other letter case, or that once had this name.
-
-        Raises:
-            KeyError: there is none.
-        """
+        """The repo that has this name, has it in other letter case, or once had it. Raises KeyError."""
         try:
             return self.get(kind, name)
         except KeyError:

@@ -32,13 +32,14 @@ _LOG_MAX = 100_000  # requests; a hub may serve for weeks
 _LOG_BYTES = 1 << 25
 _JSON_MAX = 100_000_000  # bytes; the content of a file of a commit is in its line
 _CONNECTIONS_MAX = 256
+_FULL = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _MESSAGE_MAX = 1_000  # characters in a header; a client's own words may come back in it
 _ALWAYS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""On every answer: no browser shows what lies in a repo as a page, or lends it to another one."""
+"""On every answer: no browser shows what lies in a repo as a page, or lets another page read it."""
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # as JSON writes it; git and files cannot hold one
 _Item = TypeVar("_Item", str, dict[str, Any])
@@ -85,11 +86,7 @@ def refusal_answer(refusal: Refusal) -> Answer:
 
 
 def json_object(text: bytes) -> dict[str, Any]:
-    """The JSON object in ``text``.
-
-    Raises:
-        Refusal: it is something else.
-    """
+    """The JSON object in ``text``. Raises Refusal where it is something else."""
     try:
         value = parse_json(text, "the body", error=ValueError, remedy="correct it", limit=_JSON_MAX)
     except ValueError as error:
@@ -104,8 +101,7 @@ def json_object(text: bytes) -> dict[str, Any]:
 def list_in(value: dict[str, Any], name: str, most: int, kind: type[_Item]) -> list[_Item]:
     """The list of strings or objects (``dict``) called ``name`` in a body; empty where there is none.
 
-    Raises:
-        Refusal: it is something else, or longer than ``most``.
+    Raises Refusal where it is something else, or longer than ``most``.
     """
     found = value.get(name) or []
     if not isinstance(found, list) or not all(isinstance(item, kind) for item in found):
@@ -139,24 +135,19 @@ class Call:
         return f"{self.link[:start]}{quote(name)}{self.link[end:]}"
 
     def json(self) -> dict[str, Any]:
-        """The body as a JSON object.
-
-        Raises:
-            Refusal: it is something else.
-        """
+        """The body as a JSON object. Raises Refusal where it is something else."""
         return json_object(self.body.read() or b"{}")
 
 
-Responder = Callable[[Call], Answer]
-
-
 class Server(ThreadingHTTPServer):
-    """Serves ``respond`` on a loopback port, a thread a connection."""
+    """Serves ``respond`` on a loopback port, with one thread per connection."""
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, respond: Responder, faults: Faults, log: list[Request]) -> None:
+    def __init__(
+        self, host: str, port: int, respond: Callable[[Call], Answer], faults: Faults, log: list[Request]
+    ) -> None:
         super().__init__((host, port), _Handler)
         self.host = host
         self.respond = respond
@@ -200,9 +191,7 @@ class Server(ThreadingHTTPServer):
         if full:
             with suppress(OSError):
                 request.settimeout(1)
-                request.sendall(
-                    b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-                )
+                request.sendall(_FULL)
             self.shutdown_request(request)
         else:
             super().process_request(request, client_address)
@@ -282,12 +271,11 @@ class _Handler(BaseHTTPRequestHandler):
             return refusal_answer(refusal)
         except (ConnectionError, TimeoutError):
             raise
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 return refusal_answer(Refusal(507, "the hub's disk is full"))
-            return _server_error()
-        except Exception:
-            return _server_error()
+            traceback.print_exc()  # a bug of the hub
+            return refusal_answer(Refusal(500, "the local hub failed; its terminal shows where"))
 
     def _send(self, answer: Answer, fault: Fault) -> None:
         body = answer.body
@@ -347,21 +335,14 @@ class _Handler(BaseHTTPRequestHandler):
                 raise ConnectionAbortedError("the file became shorter while it was sent")
 
     def _log(self, status: int) -> None:
-        if len(self.server.log) >= _LOG_MAX or self.server.log_bytes > _LOG_BYTES:
-            del self.server.log[: len(self.server.log) // 2 + 1]
+        log, port = self.server.log, self.server.server_address[1]
+        if len(log) >= _LOG_MAX or self.server.log_bytes > _LOG_BYTES:
+            del log[: len(log) // 2 + 1]
             self.server.log_bytes //= 2
-        self.server.log.append(
-            Request(self.command, self.path, self.headers, status, self.server.server_address[1])
-        )
+        log.append(Request(self.command, self.path, self.headers, status, port))
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         return None
-
-
-def _server_error() -> Answer:
-    """A bug of the hub: the traceback goes to its terminal."""
-    traceback.print_exc()
-    return refusal_answer(Refusal(500, "the local hub failed; its terminal shows where"))
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
