@@ -31,21 +31,16 @@ def same(given: str, secret: str) -> bool:
 
 
 def account_of(headers: Message, tokens: dict[str, Account]) -> Account | None:
-    """The account whose token the request carries; None for an anonymous request.
-
-    Raises:
-        Refusal: the token is not known.
-    """
+    """The account whose token the request carries; None without one. Raises Refusal for an unknown token."""
     authorization = headers.get("Authorization")
     if not authorization:
         return None
-    given, account = _token(authorization), None
-    for token, owner in list(tokens.items()):
-        if same(given, token) and time.time() < owner.until:
-            account = owner
-    if account is None:
+    given, now = _token(authorization), time.time()
+    # All are compared, so that the time does not depend on which one fits.
+    found = [account for token, account in list(tokens.items()) if same(given, token) and now < account.until]
+    if not found:
         raise Refusal(401, "Invalid credentials in Authorization header")
-    return account
+    return found[0]
 
 
 def _token(authorization: str) -> str:
@@ -58,8 +53,8 @@ def _token(authorization: str) -> str:
         return ""
 
 
-def no_such_repo(name: str, account: Account | None) -> Refusal:
-    """What a missing repo and a hidden one look like: the same, so that nothing is given away."""
+def no_such_repo(account: Account | None) -> Refusal:
+    """What a missing repo and a hidden one look like: the same, so that nobody learns of hidden ones."""
     if account is None:
         return Refusal(401, "Invalid username or password.", "RepoNotFound")
     return Refusal(404, "Repository not found", "RepoNotFound")
@@ -78,20 +73,12 @@ def check_content(repo: HubRepo, account: Account | None) -> None:
     """
     if not repo.settings.gated or _has_part(repo, account):
         return
-    name = repo.settings.name
     if account is None:
-        raise Refusal(
-            401,
-            f"Access to {repo.settings.kind} {name} is restricted. You must have access to it and be "
-            "authenticated to access it. Please log in.",
-            "GatedRepo",
-        )
-    raise Refusal(
-        403,
-        f"Access to {repo.settings.kind} {name} is restricted and you are not in the authorized list. "
-        "Visit its page to ask for access.",
-        "GatedRepo",
-    )
+        status, why = 401, ". You must have access to it and be authenticated to access it. Please log in."
+    else:
+        status, why = 403, " and you are not in the authorized list. Visit its page to ask for access."
+    named = f"{repo.settings.kind} {repo.settings.name}"
+    raise Refusal(status, f"Access to {named} is restricted{why}", "GatedRepo")
 
 
 def check_writer(name: str, account: Account | None, repo: HubRepo | None = None) -> str:
@@ -110,18 +97,6 @@ def check_writer(name: str, account: Account | None, repo: HubRepo | None = None
     if not granted and name.partition("/")[0] != account.user:
         raise Refusal(403, f"Forbidden: {account.user} has no rights to write to {name}")
     return account.user
-
-
-def check_owner(name: str, account: Account | None) -> str:
-    """The user's name, if repos called ``name`` are his own, to be renamed or made of others.
-
-    Raises:
-        Refusal: as ``check_writer``, and 403 for tokens that are good for one repo's content only.
-    """
-    user = check_writer(name, account)
-    if account is not None and account.repo is not None:
-        raise Refusal(403, f"Forbidden: this token may not rename or duplicate {account.repo}")
-    return user
 
 
 def _has_part(repo: HubRepo, account: Account | None) -> bool:

@@ -1,4 +1,4 @@
-"""What gets in at all: requests to one of its names, from no other web page, by a path that reads one way.
+"""Which requests are answered at all: those to one of its names, from no other web page, by a clear path.
 
 A page in a browser of this machine can send requests to a loopback port. It can make its own name resolve to
 127.0.0.1 and then read the answers, so a Host that is not ours is refused; and a browser says where a request
@@ -10,13 +10,12 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+from contextlib import suppress
 from email.message import Message
-from typing import Any
 from urllib.parse import parse_qs, unquote_to_bytes
 
 from hubextrap.localhub.refusal import Refusal
 
-_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _FIELDS_MAX = 10_000
 
 
@@ -28,9 +27,10 @@ def own_hosts(host: str, address: str, port: int) -> frozenset[str]:
         address: where this connection has arrived, the only way to know one's name when listening everywhere.
         port: its port.
     """
-    names = {*_LOOPBACK, host, address}
-    if _is_wildcard(host):
-        names.add(socket.gethostname())
+    names = {"localhost", "127.0.0.1", "[::1]", host, address}
+    with suppress(ValueError):  # it is a name
+        if ipaddress.ip_address(host or "0.0.0.0").is_unspecified:
+            names.add(socket.gethostname())
     hosts = {f"[{name}]" if ":" in name.strip("[]") and name[0] != "[" else name.lower() for name in names}
     return frozenset({f"{name}:{port}" for name in hosts} | (hosts if port == 80 else set()))
 
@@ -46,32 +46,21 @@ def check_sender(headers: Message, hosts: frozenset[str]) -> None:
         raise Refusal(400, "a request needs a Host")
     if host.lower() not in hosts:
         raise Refusal(421, "this hub has no such name; use the address that `hubextrap hub serve` printed")
-    origin, site = headers.get("Origin"), headers.get("Sec-Fetch-Site")
-    if (origin is not None and origin.lower() != f"http://{host.lower()}") or site not in (
-        None,
-        "none",
-        "same-origin",
-    ):
+    own = f"http://{host.lower()}"
+    site = headers.get("Sec-Fetch-Site", "none")
+    if headers.get("Origin", own).lower() != own or site not in ("none", "same-origin"):
         raise Refusal(403, "this hub takes no requests from other web pages")
 
 
 def check_path(path: str) -> None:
-    """Refuse a path that a second reader could take for another one.
-
-    Raises:
-        Refusal: 400.
-    """
-    parts = [_decoded(part) for part in path.split("/")]
-    if parts[0] or any(part in (".", "..") for part in parts):
+    """Refuse (400) a path that a second reader could take for another one."""
+    first, *parts = [_decoded(part) for part in path.split("/")]
+    if first or {".", ".."} & set(parts):
         raise Refusal(400, "the path holds . or .., or does not start with /")
 
 
 def read_query(query: str) -> dict[str, list[str]]:
-    """The fields of a query, or of a form.
-
-    Raises:
-        Refusal: 400, it cannot be read.
-    """
+    """The fields of a query, or of a form. Raises Refusal (400) where it cannot be read."""
     _decoded(query)
     try:
         return parse_qs(query, errors="strict", max_num_fields=_FIELDS_MAX)
@@ -89,29 +78,3 @@ def _decoded(text: str) -> str:
     if re.search(r"[\x00-\x1f\x7f-\x9f]", decoded):
         raise Refusal(400, "the path holds a control character")
     return decoded
-
-
-def refuse_nul(value: Any) -> None:
-    """Refuse text that git and files cannot hold.
-
-    Raises:
-        Refusal: 400.
-    """
-    level = [value]
-    while level:
-        below: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                below += [*item, *item.values()]
-            elif isinstance(item, list):
-                below += item
-            elif isinstance(item, str) and "\0" in item:
-                raise Refusal(400, "the body holds a NUL")
-        level = below
-
-
-def _is_wildcard(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host or "0.0.0.0").is_unspecified
-    except ValueError:
-        return False

@@ -14,8 +14,8 @@ from hubextrap.localhub import discussions
 from hubextrap.localhub.cards import check_card
 from hubextrap.localhub.context import HubContext
 from hubextrap.localhub.lfs import Pointer, RejectedObject, is_lfs
-from hubextrap.localhub.repository import BadCommit, BadPath, Change, Conflict, HubRepo, Kind, check_path
-from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer, json_object, objects_in
+from hubextrap.localhub.repository import Change, Conflict, HubRepo, Kind, NoSuchRevision, check_path
+from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer, json_object, list_in
 
 _UPDATED = "The branch was updated since you opened this page. Please refresh and try again."
 _OPERATIONS_MAX = 25_000  # in one commit
@@ -24,20 +24,20 @@ _OPERATIONS_MAX = 25_000  # in one commit
 def preupload(hub: HubContext, call: Call) -> Answer:
     """POST …/preupload/V: how each file is to be uploaded, and what is at its path now."""
     repo, _, _ = _target(hub, call)
-    commit = hub.head(repo, call.groups["revision"])
+    commit = repo.head(call.groups["revision"])
     modes = []
     wanted = call.json()
-    files = objects_in(wanted, "files", _OPERATIONS_MAX)
+    files = list_in(wanted, "files", _OPERATIONS_MAX, dict)
     try:
-        asked = [(str(file["path"]), int(file["size"]), _decoded(file.get("sample", ""))) for file in files]
+        asked = [
+            (str(file["path"]), int(file["size"]), base64.b64decode(str(file.get("sample", ""))))
+            for file in files
+        ]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise Refusal(400, f"a file has a path, a size and a sample: {error!r:.200}") from error
     paths = [path for path, _, _ in asked]
     for path in paths:
-        try:
-            check_path(path)
-        except BadPath as error:
-            raise Refusal(422, str(error)) from error
+        check_path(path)
     ignored = _ignored(paths, str(wanted.get("gitIgnore") or _gitignore(repo, commit)))
     for path, size, sample in asked:
         there = repo.entry(commit, path)
@@ -62,26 +62,20 @@ def commit(hub: HubContext, call: Call) -> Answer:
         summary = str(header.get("summary") or "Upload files")
         description = str(header.get("description") or "")
         message = f"{summary}\n\n{description}".strip()
-        parent = hub.head(repo, call.groups["revision"])
+        parent = repo.head(call.groups["revision"])
         expected = header.get("parentCommit")
         if expected and not str(parent.id).startswith(str(expected)):
             raise Refusal(412, _UPDATED)
         number = len(repo.settings.discussions) + 1
+        tree = repo.tree_with(parent, changes)
         try:
-            sha = repo.commit(
-                ref or f"refs/pr/{number}", repo.tree_with(parent, changes), parent, message, user
-            )
-        except BadPath as error:
-            raise Refusal(422, str(error)) from error
-        except BadCommit as error:
-            raise Refusal(400, str(error)) from error
+            sha = repo.commit(ref or f"refs/pr/{number}", tree, parent, message, user)
         except Conflict as error:
             raise Refusal(412, _UPDATED) from error
         page = hub.page(call, repo.settings.kind, repo.settings.name)
         answer = {"success": True, "commitOid": sha, "commitUrl": f"{page}/commit/{sha}", "hookOutput": ""}
         if ref is None:
-            base = call.groups["revision"]
-            discussions.opened(repo, user, summary, description, pull_request=True, base=base, draft=False)
+            discussions.opened(repo, user, summary, description, base=call.groups["revision"])
             answer["pullRequestUrl"] = f"{page}/discussions/{number}"
     return json_answer(answer)
 
@@ -89,14 +83,13 @@ def commit(hub: HubContext, call: Call) -> Answer:
 def _target(hub: HubContext, call: Call) -> tuple[HubRepo, str, str | None]:
     """The repo, the user and the ref to commit to: None where a pull request is to be opened."""
     revision = call.groups["revision"]
+    repo = hub.repo(call)
     if call.flag("create_pr"):
-        repo = hub.repo(call)
         user = hub.reader(call)
         discussions.check_enabled(repo)
         if not (repo.ref_of(revision) or "").startswith("refs/heads/"):
-            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            raise NoSuchRevision(revision)
         return repo, user, None
-    repo = hub.repo(call)
     ref = repo.ref_of(revision)
     if ref and ref.startswith("refs/pr/"):
         user = hub.reader(call)
@@ -104,7 +97,7 @@ def _target(hub: HubContext, call: Call) -> tuple[HubRepo, str, str | None]:
             return repo, user, ref
     user = hub.writer(call, repo.settings.name, repo)
     if ref is None:
-        raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        raise NoSuchRevision(revision)
     if ref.startswith("refs/tags/"):
         raise Refusal(400, f"{revision} is a tag; commits go to branches")
     return repo, user, ref
@@ -135,16 +128,9 @@ def _parse(body: bytes, repo: HubRepo) -> tuple[dict[str, Any], list[Change]]:
 
 
 def _collect_objects(hub: HubContext, repo: HubRepo, changes: list[Change]) -> None:
-    """See that every LFS object that a commit names has arrived, by LFS or by Xet.
-
-    Raises:
-        Refusal: one has not.
-    """
+    """Refuse (400) a commit that names an LFS object that has arrived neither by LFS nor by Xet."""
     named = {change.pointer: change.path for change in changes if change.pointer}
-    try:
-        repo.xet.adopt((pointer for pointer in named if not repo.objects.has(pointer)), repo.objects)
-    except RejectedObject as error:
-        raise Refusal(400, str(error)) from error
+    repo.xet.adopt((pointer for pointer in named if not repo.objects.has(pointer)), repo.objects)
     for pointer, path in named.items():
         if not repo.objects.has(pointer):
             raise Refusal(400, f"{path} names an LFS object that was never uploaded: {pointer.sha256}")
@@ -153,11 +139,7 @@ def _collect_objects(hub: HubContext, repo: HubRepo, changes: list[Change]) -> N
 
 
 def _check_readme(changes: list[Change], kind: Kind) -> None:
-    """Refuse a card that the Hub would not have.
-
-    Raises:
-        Refusal: 400, with all that is wrong with it.
-    """
+    """Refuse (400) a card that the Hub would not have, with all that is wrong with it."""
     for change in changes:
         if change.path == "README.md" and change.content is not None:
             errors = check_card(change.content.decode(errors="replace"), kind).errors
@@ -181,10 +163,6 @@ def _ignored(paths: list[str], gitignore: str) -> set[str]:
         return {path for path in paths if git.path_is_ignored(path)}
 
 
-def _decoded(sample: object) -> bytes:
-    return base64.b64decode(str(sample))
-
-
 def _change(key: str, value: dict[str, Any], repo: HubRepo) -> Change:
     path = str(value["path"])
     if key == "deletedFile":
@@ -201,9 +179,8 @@ def _change(key: str, value: dict[str, Any], repo: HubRepo) -> Change:
         text = value["content"]
         if not isinstance(text, str):
             raise TypeError("the content of a file is no text")
-        content = (
-            base64.b64decode(text, validate=True) if value.get("encoding") == "base64" else text.encode()
-        )
+        encoded = value.get("encoding") == "base64"
+        content = base64.b64decode(text, validate=True) if encoded else text.encode()
         named = Pointer.decode(content)
         if named is None:
             return Change(path, content)

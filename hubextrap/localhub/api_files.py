@@ -11,9 +11,8 @@ import pygit2
 from hubextrap.localhub.access import check_content
 from hubextrap.localhub.admission import read_query
 from hubextrap.localhub.context import HubContext
-from hubextrap.localhub.listing import linked_pages
 from hubextrap.localhub.repository import Entry, HubRepo, iso_date
-from hubextrap.localhub.wire import Answer, Call, FileBody, Refusal, json_answer, texts_in
+from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer, linked_pages, list_in
 
 _PATHS_MAX = 10_000
 
@@ -21,7 +20,7 @@ _PATHS_MAX = 10_000
 def tree(hub: HubContext, call: Call) -> Answer:
     """GET …/tree/V[/path]."""
     repo = hub.repo(call)
-    commit = hub.head(repo, call.groups["revision"])
+    commit = repo.head(call.groups["revision"])
     path = call.groups.get("path", "").strip("/")
     if path:
         folder = repo.entry(commit, path)
@@ -35,10 +34,10 @@ def tree(hub: HubContext, call: Call) -> Answer:
 def paths_info(hub: HubContext, call: Call) -> Answer:
     """POST …/paths-info/V: a form of paths; those that are missing are left out."""
     repo = hub.repo(call)
-    commit = hub.head(repo, call.groups["revision"])
+    commit = repo.head(call.groups["revision"])
     if "json" in call.headers.get("Content-Type", ""):
         form = call.json()
-        paths, expand = texts_in(form, "paths", _PATHS_MAX), bool(form.get("expand"))
+        paths, expand = list_in(form, "paths", _PATHS_MAX, str), bool(form.get("expand"))
     else:
         fields = read_query(call.body.read().decode(errors="replace"))
         paths, expand = fields.get("paths", []), fields.get("expand", [""])[0].lower() in ("1", "true")
@@ -52,21 +51,21 @@ def commits(hub: HubContext, call: Call) -> Answer:
     formatted = "formatted" in (*call.query.get("expand[]", []), *call.query.get("expand", []))
     formatted = formatted or call.flag("formatted")
     listed = []
-    for commit in repo.history(hub.head(repo, call.groups["revision"])):
+    for commit in repo.history(repo.head(call.groups["revision"])):
         title, _, message = commit.message.partition("\n")
         authors = [{"user": commit.author.name, "avatar": ""}]
         message = message.strip()
         item: dict[str, Any] = {"id": str(commit.id), "title": title, "message": message, "authors": authors}
         if formatted:
             item["formatted"] = {"title": html.escape(title), "message": _as_html(message)}
-        listed.append({**item, "date": iso_date(commit)})
+        listed.append({**item, "date": iso_date(commit.commit_time)})
     return linked_pages(call, hub.base(call), listed, default_limit=hub.page_size)
 
 
 def resolve(hub: HubContext, call: Call) -> Answer:
     """HEAD and GET /R/resolve/V/path: the file, or a redirect to the CDN."""
     repo = hub.repo(call)
-    commit = hub.head(repo, call.groups["revision"])
+    commit = repo.head(call.groups["revision"])
     check_content(repo, hub.account(call))
     path = call.groups["path"]
     entry = repo.entry(commit, path)
@@ -90,7 +89,7 @@ def resolve(hub: HubContext, call: Call) -> Answer:
     location = hub.cdn_link(call, repo, entry.lfs.sha256)
     if location:
         return Answer(302, b"", {**headers, "Location": location, "Accept-Ranges": "bytes"})
-    return Answer(200, FileBody(repo.objects.path(entry.lfs.sha256)), headers, ranges=True)
+    return Answer(200, repo.objects.path(entry.lfs.sha256), headers, ranges=True)
 
 
 def _as_html(text: str) -> str:
@@ -114,10 +113,7 @@ def _items(
                 item["xetHash"] = xet_file.hash
         if entry.path in changed:
             last = changed[entry.path]
-            item["lastCommit"] = {
-                "id": str(last.id),
-                "title": last.message.partition("\n")[0],
-                "date": iso_date(last),
-            }
+            title = last.message.partition("\n")[0]
+            item["lastCommit"] = {"id": str(last.id), "title": title, "date": iso_date(last.commit_time)}
         items.append(item)
     return items

@@ -56,17 +56,13 @@ def _upload_pack(repo: HubRepo, call: Call, wanted: bytes, *options: str) -> byt
     folder = str(repo.folder.resolve())
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     # The repos may belong to another user than the one who serves them.
-    environment |= {
-        "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": "safe.directory",
-        "GIT_CONFIG_VALUE_0": folder,
-    }
+    config = f"safe.directory={folder}"
     protocol = call.headers.get("Git-Protocol", "")
     if re.fullmatch(r"[\w=:.-]{1,100}", protocol, re.ASCII):
         environment["GIT_PROTOCOL"] = protocol
     try:
         ran = subprocess.run(
-            ["git", "upload-pack", "--stateless-rpc", *options, folder],
+            ["git", "-c", config, "upload-pack", "--stateless-rpc", *options, folder],
             input=wanted,
             capture_output=True,
             env=environment,
@@ -83,6 +79,5 @@ def _upload_pack(repo: HubRepo, call: Call, wanted: bytes, *options: str) -> byt
 
 
 def _answer(what: str, body: bytes) -> Answer:
-    return Answer(
-        200, body, {"Content-Type": f"application/x-{_SERVICE}-{what}", "Cache-Control": "no-cache"}
-    )
+    headers = {"Content-Type": f"application/x-{_SERVICE}-{what}", "Cache-Control": "no-cache"}
+    return Answer(200, body, headers)

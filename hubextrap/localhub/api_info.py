@@ -9,27 +9,17 @@ import pygit2
 from hubextrap.localhub.access import may_see
 from hubextrap.localhub.cards import card_data
 from hubextrap.localhub.context import HubContext
-from hubextrap.localhub.listing import linked_pages
-from hubextrap.localhub.repository import KINDS, HubRepo, Kind, NoSuchRevision, iso_date
-from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer
+from hubextrap.localhub.repository import KINDS, HubRepo, Kind, iso_date
+from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer, linked_pages
 
-_EXPAND_ALL = (
-    *("author", "cardData", "createdAt", "disabled", "lastModified", "likes", "private", "resourceGroup"),
-    *("sha", "siblings", "tags", "trendingScore", "usedStorage", "gitalyUid", "xetEnabled"),
-)
-_EXPAND: dict[Kind, tuple[str, ...]] = {
-    "model": (
-        *_EXPAND_ALL,
-        *("baseModels", "childrenModelCount", "config", "downloads", "downloadsAllTime", "evalResults"),
-        *("gated", "gguf", "inference", "inferenceProviderMapping", "library_name", "mask_token"),
-        *("model-index", "pipeline_tag", "safetensors", "spaces", "transformersInfo", "widgetData"),
-    ),
-    "dataset": (
-        *_EXPAND_ALL,
-        *("citation", "description", "downloads", "downloadsAllTime", "gated", "mainSize"),
-        "paperswithcode_id",
-    ),
-    "space": (*_EXPAND_ALL, "datasets", "models", "region", "runtime", "sdk", "subdomain"),
+_EXPAND_ALL = """author cardData createdAt disabled lastModified likes private resourceGroup sha siblings tags
+    trendingScore usedStorage gitalyUid xetEnabled"""
+_EXPAND: dict[Kind, str] = {
+    "model": """baseModels childrenModelCount config downloads downloadsAllTime evalResults gated gguf
+        inference inferenceProviderMapping library_name mask_token model-index pipeline_tag safetensors spaces
+        transformersInfo widgetData""",
+    "dataset": "citation description downloads downloadsAllTime gated mainSize paperswithcode_id",
+    "space": "datasets models region runtime sdk subdomain",
 }
 _ALWAYS = ("_id", "id", "modelId")
 
@@ -38,7 +28,7 @@ def info(hub: HubContext, call: Call) -> Answer:
     """GET /api/T/R[/revision/V]."""
     repo = hub.repo(call)
     wanted = _expanded(call, repo.settings.kind)
-    commit = hub.head(repo, call.groups.get("revision", "main"))
+    commit = repo.head(call.groups.get("revision", "main"))
     return json_answer(_info(repo, commit, wanted, blobs=call.flag("blobs"), siblings=True))
 
 
@@ -52,7 +42,7 @@ def list_repos(hub: HubContext, call: Call) -> Answer:
     for repo in hub.store.all(kind):
         owner = repo.settings.name.partition("/")[0]
         if may_see(repo, account) and author in (None, owner) and search in repo.settings.name.lower():
-            commit = hub.head(repo, "main")
+            commit = repo.head("main")
             if not tags or tags <= set(_tags(_card(repo, commit))):
                 found.append(_info(repo, commit, wanted, blobs=False, siblings=call.flag("full")))
     return linked_pages(call, hub.base(call), found, default_limit=1000)
@@ -71,32 +61,23 @@ def list_mine(hub: HubContext, call: Call) -> Answer:
     sizes = [_used_storage(repo) for repo in mine]
     listed = []
     for repo, size in zip(mine, sizes, strict=True):
-        try:
-            updated = iso_date(repo.head("main"))
-        except NoSuchRevision:
-            updated = repo.settings.created
-        listed.append(
-            {
-                "id": repo.settings.name,
-                "type": repo.settings.kind,
-                "updatedAt": updated,
-                "visibility": "private" if repo.settings.private else "public",
-                "storage": size,
-                "storagePercent": 100 * size / max(1, sum(sizes)),
-            }
-        )
+        main = repo.head("main") if repo.ref_of("main") else None  # none yet while the repo is being made
+        about = {
+            "id": repo.settings.name,
+            "type": repo.settings.kind,
+            "updatedAt": iso_date(main.commit_time) if main else repo.settings.created,
+            "visibility": "private" if repo.settings.private else "public",
+        }
+        listed.append({**about, "storage": size, "storagePercent": 100 * size / max(1, sum(sizes))})
     return linked_pages(call, hub.base(call), listed, default_limit=1000)
 
 
 def _expanded(call: Call, kind: Kind) -> frozenset[str] | None:
-    """The fields that the query asks for; None where it asks for none in particular.
-
-    Raises:
-        Refusal: there is no such field.
-    """
+    """The fields that the query asks for, or None. Raises Refusal where there is no such field."""
     asked = [*call.query.get("expand", []), *call.query.get("expand[]", [])]
-    if not set(asked) <= set(_EXPAND[kind]):
-        raise Refusal(400, f'"expand" must be one of [{", ".join(_EXPAND[kind])}]')
+    known = [*_EXPAND_ALL.split(), *_EXPAND[kind].split()]
+    if not set(asked) <= set(known):
+        raise Refusal(400, f'"expand" must be one of [{", ".join(known)}]')
     return frozenset(asked) or None
 
 
@@ -111,7 +92,7 @@ def _info(
         "modelId": name,
         "author": name.partition("/")[0],
         "sha": str(commit.id),
-        "lastModified": iso_date(commit),
+        "lastModified": iso_date(commit.commit_time),
         "createdAt": repo.settings.created,
         "private": repo.settings.private,
         "gated": repo.settings.gated,
@@ -128,12 +109,7 @@ def _info(
         if siblings:
             described["siblings"] = _siblings(repo, commit, blobs)
         return described
-    described |= {
-        "downloadsAllTime": 0,
-        "trendingScore": 0,
-        "resourceGroup": None,
-        "xetEnabled": True,
-    }
+    described |= {"downloadsAllTime": 0, "trendingScore": 0, "resourceGroup": None, "xetEnabled": True}
     if "usedStorage" in wanted:
         described["usedStorage"] = _used_storage(repo)
     if "siblings" in wanted:

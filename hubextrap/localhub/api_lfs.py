@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from hubextrap.localhub.access import check_content
 from hubextrap.localhub.context import HubContext
-from hubextrap.localhub.lfs import Pointer, RejectedObject
+from hubextrap.localhub.lfs import Pointer
 from hubextrap.localhub.repository import HubRepo
-from hubextrap.localhub.wire import Answer, Call, FileBody, Refusal, json_answer, objects_in, texts_in
+from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer, list_in
 
 _LINK_SECONDS = 3600.0
 _OBJECTS_MAX = 1_000  # in one batch; git-lfs asks for 100, huggingface_hub for 256
@@ -23,8 +21,8 @@ def batch(hub: HubContext, call: Call) -> Answer:
     """POST /R.git/info/lfs/objects/batch: where to upload what is not there yet, or download what is."""
     repo = hub.repo(call)
     wanted = call.json()
-    asked = [_pointer(item) for item in objects_in(wanted, "objects", _OBJECTS_MAX)]
-    transfers = texts_in(wanted, "transfers", 100)
+    asked = [_pointer(item) for item in list_in(wanted, "objects", _OBJECTS_MAX, dict)]
+    transfers = list_in(wanted, "transfers", 100, str)
     if wanted.get("operation") == "download":
         check_content(repo, hub.account(call))
         found = [_download(hub, call, repo, pointer) for pointer in asked]
@@ -41,11 +39,8 @@ def batch(hub: HubContext, call: Call) -> Answer:
     for pointer in asked:
         described: dict[str, Any] = {"oid": pointer.sha256, "size": pointer.size}
         if not xet and not repo.objects.has(pointer):
-            actions = {
-                "upload": _upload_action(hub, call, repo, pointer, multipart),
-                "verify": {"href": verify},
-            }
-            described["actions"] = actions
+            action = _upload_action(hub, call, repo, pointer, multipart)
+            described["actions"] = {"upload": action, "verify": {"href": verify}}
         objects.append(described)
     return json_answer({"transfer": "xet" if xet else "basic", "objects": objects})
 
@@ -55,16 +50,14 @@ def upload(hub: HubContext, call: Call) -> Answer:
     repo, pointer = _linked(hub, call)
     _check_room(hub, pointer)
     call.body.limit = pointer.size
-    with _rejections():
-        repo.objects.add(call.body.chunks(), pointer)
+    repo.objects.add(call.body.chunks(), pointer)
     return Answer()
 
 
 def download(hub: HubContext, call: Call) -> Answer:
     """GET of an object from the link of a batch answer."""
     repo, pointer = _linked(hub, call, download=True)
-    path = repo.objects.path(pointer.sha256)
-    return Answer(200, FileBody(path), {"ETag": f'"{pointer.sha256}"'}, ranges=True)
+    return _object(repo, pointer.sha256)
 
 
 def upload_part(hub: HubContext, call: Call) -> Answer:
@@ -82,14 +75,13 @@ def complete(hub: HubContext, call: Call) -> Answer:
     """POST that says all parts are there."""
     repo, pointer = _linked(hub, call)
     try:
-        parts = objects_in(call.json(), "parts", _PARTS_MAX)
+        parts = list_in(call.json(), "parts", _PARTS_MAX, dict)
         numbers = sorted(int(part["partNumber"]) for part in parts)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise Refusal(400, f"a part has a partNumber: {error!r:.200}") from error
     if numbers != list(range(1, _part_count(hub, pointer) + 1)):
         raise Refusal(400, f"parts {numbers[:100]} are not all the parts of {pointer.sha256}")
-    with _rejections():
-        repo.objects.join_parts(pointer, len(numbers))
+    repo.objects.join_parts(pointer, len(numbers))
     return json_answer({})
 
 
@@ -106,29 +98,29 @@ def cdn_file(hub: HubContext, call: Call) -> Answer:
     """GET of an object on the CDN's port; an expired link is a plain 403 without the hub's headers."""
     if not hub.signer.valid(call.link):
         return Answer(403, b"Access denied", {"Content-Type": "text/plain"})
-    oid = call.groups["oid"]
-    path = _repo_of_link(hub, call).objects.path(oid)
-    return Answer(200, FileBody(path), {"ETag": f'"{oid}"'}, ranges=True)
+    return _object(_repo_of_link(hub, call), call.groups["oid"])
+
+
+def _object(repo: HubRepo, sha256: str) -> Answer:
+    return Answer(200, repo.objects.path(sha256), {"ETag": f'"{sha256}"'}, ranges=True)
 
 
 def _download(hub: HubContext, call: Call, repo: HubRepo, pointer: Pointer) -> dict[str, Any]:
     described: dict[str, Any] = {"oid": pointer.sha256, "size": pointer.size}
     if not repo.objects.has(pointer):
         return {**described, "error": {"code": 404, "message": "Object does not exist"}}
-    path = f"/lfs/{repo.settings.kind}s/{repo.settings.name}/{pointer.sha256}/{pointer.size}"
-    link = _link(hub, call, f"{path}?download=1")
+    link = _link(hub, call, repo, pointer, "?download=1")
     return {**described, "actions": {"download": {"href": link, "expires_in": int(_LINK_SECONDS)}}}
 
 
 def _upload_action(
     hub: HubContext, call: Call, repo: HubRepo, pointer: Pointer, multipart: bool
 ) -> dict[str, Any]:
-    path = f"/lfs/{repo.settings.kind}s/{repo.settings.name}/{pointer.sha256}/{pointer.size}"
-    action: dict[str, Any] = {"href": _link(hub, call, path)}
+    action: dict[str, Any] = {"href": _link(hub, call, repo, pointer)}
     if multipart and pointer.size > hub.part_size:
         action["header"] = {"chunk_size": str(hub.part_size)}
         for number in range(1, _part_count(hub, pointer) + 1):
-            action["header"][f"{number:05d}"] = _link(hub, call, f"{path}/{number}")
+            action["header"][f"{number:05d}"] = _link(hub, call, repo, pointer, f"/{number}")
     return action
 
 
@@ -142,7 +134,8 @@ def _part_count(hub: HubContext, pointer: Pointer) -> int:
     return math.ceil(pointer.size / hub.part_size)
 
 
-def _link(hub: HubContext, call: Call, path: str) -> str:
+def _link(hub: HubContext, call: Call, repo: HubRepo, pointer: Pointer, end: str = "") -> str:
+    path = f"/lfs/{repo.settings.kind}s/{repo.settings.name}/{pointer.sha256}/{pointer.size}{end}"
     return hub.base(call) + hub.signer.sign(path, _LINK_SECONDS)
 
 
@@ -169,11 +162,3 @@ def _pointer(item: dict[str, Any]) -> Pointer:
     if Pointer.decode(pointer.encode()) != pointer:
         raise Refusal(422, f"not an LFS object: {str(item)[:200]}")
     return pointer
-
-
-@contextmanager
-def _rejections() -> Iterator[None]:
-    try:
-        yield
-    except RejectedObject as error:
-        raise Refusal(400, str(error)) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hubextrap.localhub.context import HubContext
-from hubextrap.localhub.repository import Conflict, NoSuchRevision
+from hubextrap.localhub.repository import NoSuchRevision
 from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer
 
 
@@ -22,29 +22,28 @@ def refs(hub: HubContext, call: Call) -> Answer:
     return json_answer(listed)
 
 
-def create_branch(hub: HubContext, call: Call) -> Answer:
-    """POST …/branch/B, from ``startingPoint`` or main."""
-    start = call.json().get("startingPoint") or "main"
-    return _create_ref(hub, call, "refs/heads/", call.groups["name"], start)
+def create(hub: HubContext, call: Call) -> Answer:
+    """POST …/branch/B, from ``startingPoint`` or main, and …/tag/V with the tag's name in the body."""
+    wanted, name = call.json(), call.groups["name"]
+    if call.groups["what"] == "branch":
+        ref, start = f"refs/heads/{name}", str(wanted.get("startingPoint") or "main")
+    else:
+        ref, start = f"refs/tags/{wanted.get('tag', '')}", name
+    with hub.store.lock:
+        repo = hub.repo(call, write=True)
+        repo.create_ref(ref, repo.head(start))
+    return json_answer({})
 
 
-def create_tag(hub: HubContext, call: Call) -> Answer:
-    """POST …/tag/V with the tag's name in the body."""
-    wanted = call.json()
-    return _create_ref(hub, call, "refs/tags/", str(wanted.get("tag", "")), call.groups["name"])
-
-
-def delete_branch(hub: HubContext, call: Call) -> Answer:
-    """DELETE …/branch/B; main stays."""
-    if call.groups["name"] == "main":
-        hub.repo(call, write=True)
-        raise Refusal(403, "Cannot delete refs/heads/main: it is the default branch")
-    return _delete_ref(hub, call, f"refs/heads/{call.groups['name']}")
-
-
-def delete_tag(hub: HubContext, call: Call) -> Answer:
-    """DELETE …/tag/T."""
-    return _delete_ref(hub, call, f"refs/tags/{call.groups['name']}")
+def delete(hub: HubContext, call: Call) -> Answer:
+    """DELETE …/branch/B and …/tag/T; main stays."""
+    ref = f"refs/{'heads' if call.groups['what'] == 'branch' else 'tags'}/{call.groups['name']}"
+    with hub.store.lock:
+        repo = hub.repo(call, write=True)
+        if ref == "refs/heads/main":
+            raise Refusal(403, f"Cannot delete {ref}: it is the default branch")
+        repo.delete_ref(ref)
+    return Answer()
 
 
 def squash(hub: HubContext, call: Call) -> Answer:
@@ -55,27 +54,7 @@ def squash(hub: HubContext, call: Call) -> Answer:
         user = hub.reader(call)
         ref = repo.ref_of(call.groups["revision"])
         if ref is None or ref.startswith("refs/tags/"):
-            raise Refusal(404, f"Invalid rev id: {call.groups['revision']}", "RevisionNotFound")
-        repo.squash(ref, message, user)
+            raise NoSuchRevision(call.groups["revision"])
+        sha = repo.commit(None, repo.head(ref).tree.id, None, message, user)
+        repo.git.references[ref].set_target(sha)
     return json_answer({})
-
-
-def _create_ref(hub: HubContext, call: Call, prefix: str, name: str, start: str) -> Answer:
-    with hub.store.lock:
-        repo = hub.repo(call, write=True)
-        try:
-            repo.create_ref(prefix + name, hub.head(repo, start))
-        except Conflict as error:
-            raise Refusal(409, str(error)) from error
-        except ValueError as error:
-            raise Refusal(400, str(error)) from error
-    return json_answer({})
-
-
-def _delete_ref(hub: HubContext, call: Call, ref: str) -> Answer:
-    with hub.store.lock:
-        try:
-            hub.repo(call, write=True).delete_ref(ref)
-        except NoSuchRevision:
-            raise Refusal(404, f"Invalid rev id: {call.groups['name']}", "RevisionNotFound") from None
-    return Answer()

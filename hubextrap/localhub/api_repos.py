@@ -1,17 +1,22 @@
-"""Accounts and repos: whoami, create, delete, move, duplicate, settings, and the check of a card."""
+"""Accounts and repos: whoami, CI jobs, create, delete, move, duplicate, settings, and the check of a card."""
 
 from __future__ import annotations
 
+import secrets
+import time
 from typing import Any
 
-from hubextrap.localhub.access import check_content
+from hubextrap.localhub.access import Account, check_content, same
 from hubextrap.localhub.cards import SDKS, check_card
 from hubextrap.localhub.context import HubContext
 from hubextrap.localhub.lfs import RejectedObject
 from hubextrap.localhub.repository import KINDS, Kind, settings_for
-from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer, objects_in
+from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer, list_in
 
 _FILES_MAX = 25_000
+_CI_SECONDS = 3600
+_GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
+_ID_TOKEN = "urn:ietf:params:oauth:token-type:id_token"
 
 
 def whoami(hub: HubContext, call: Call) -> Answer:
@@ -23,18 +28,26 @@ def whoami(hub: HubContext, call: Call) -> Answer:
         raise Refusal(403, "Forbidden: this token stands for a repo and for no user")
     role = "read" if account.read_only else "write"
     auth = {"type": "access_token", "accessToken": {"displayName": "local", "role": role}}
-    return json_answer(
-        {
-            "type": "user",
-            "id": account.user,
-            "name": account.user,
-            "fullname": account.user,
-            "avatarUrl": "",
-            "isPro": False,
-            "orgs": [],
-            "auth": auth,
-        }
-    )
+    names = dict.fromkeys(("id", "name", "fullname"), account.user)
+    return json_answer({"type": "user", **names, "avatarUrl": "", "isPro": False, "orgs": [], "auth": auth})
+
+
+def exchange(hub: HubContext, call: Call) -> Answer:
+    """POST /oauth/token: a CI job's identity for a token that opens one repo for an hour (RFC 8693)."""
+    wanted = call.json()
+    if (wanted.get("grant_type"), wanted.get("subject_token_type")) != (_GRANT, _ID_TOKEN):
+        raise Refusal(400, "invalid_request")
+    repo = str(wanted.get("resource", ""))
+    identity = str(wanted.get("subject_token", ""))
+    known = [same(identity, trusted) for name, trusted in hub.trusted if name == repo]
+    if not any(known):
+        raise Refusal(400, "invalid_grant")
+    token = f"hf_jwt_{secrets.token_urlsafe(24)}"
+    now = time.time()
+    for old in [old for old, account in list(hub.tokens.items()) if account.until < now]:
+        hub.tokens.pop(old, None)
+    hub.tokens[token] = Account(repo.partition("/")[0], repo=repo, until=now + _CI_SECONDS)
+    return json_answer({"access_token": token, "token_type": "bearer", "expires_in": _CI_SECONDS})
 
 
 def create(hub: HubContext, call: Call) -> Answer:
@@ -72,9 +85,9 @@ def move(hub: HubContext, call: Call) -> Answer:
     wanted = call.json()
     kind, old, new = _kind(wanted), str(wanted.get("fromRepo", "")), str(wanted.get("toRepo", ""))
     with hub.store.lock:
-        hub.owner(call, new)
+        hub.check_owner(call, new)
         repo = hub.repo(call, kind, old)
-        hub.owner(call, repo.settings.name)
+        hub.check_owner(call, repo.settings.name)
         try:
             hub.move_repo(repo.settings.name, new, repo_type=kind)
         except FileExistsError as there:
@@ -90,7 +103,7 @@ def duplicate(hub: HubContext, call: Call) -> Answer:
     repo = hub.repo(call)
     check_content(repo, hub.account(call))
     kind, name = repo.settings.kind, str(wanted.get("repository", ""))
-    hub.owner(call, name)
+    hub.check_owner(call, name)
     private = _wants_private(wanted) if {"visibility", "private"} & set(wanted) else repo.settings.private
     try:
         hub.store.copy(repo, settings_for(kind, name, private, repo.settings.gated))
@@ -110,7 +123,7 @@ def duplicate_lfs(hub: HubContext, call: Call) -> Answer:
     hub.reader(call)  # pull requests are open to all users, and so are the objects that they name
     try:
         target = hub.repo(call, _kind(wanted["target"]), str(wanted["target"]["name"]))
-        files = [str(file["sha256"]) for file in objects_in(wanted, "files", _FILES_MAX)]
+        files = [str(file["sha256"]) for file in list_in(wanted, "files", _FILES_MAX, dict)]
     except (AttributeError, KeyError, TypeError) as error:
         raise Refusal(400, f"a target and files are needed: {error!r:.200}") from error
     failed = []
@@ -144,7 +157,7 @@ def settings(hub: HubContext, call: Call) -> Answer:
 
 
 def auth_check(hub: HubContext, call: Call) -> Answer:
-    """GET …/auth-check[/write]: whether this account gets at the files, or may write."""
+    """GET …/auth-check[/write]: whether this account may read the files, or write."""
     repo = hub.repo(call, write=call.groups.get("right") == "write")
     check_content(repo, hub.account(call))
     return json_answer({})
@@ -160,20 +173,14 @@ def validate_yaml(hub: HubContext, call: Call) -> Answer:
         lines = [f"- Error: {error}" for error in found.errors]
         lines += [f"- Warning: {warning}" for warning in found.warnings]
         return Answer(status, "\n".join(lines).encode(), {"Content-Type": "text/plain; charset=utf-8"})
-    return json_answer(
-        {
-            "errors": [{"message": error} for error in found.errors],
-            "warnings": [{"message": warning} for warning in found.warnings],
-        },
-        status,
-    )
+    told = {"errors": found.errors, "warnings": found.warnings}
+    return json_answer({kind: [{"message": text} for text in texts] for kind, texts in told.items()}, status)
 
 
 def _kind(wanted: dict[str, Any]) -> Kind:
     """The repo type that a body names."""
-    name = wanted.get("type") or "model"
     for kind in KINDS:
-        if name == kind:
+        if kind == (wanted.get("type") or "model"):
             return kind
     raise Refusal(400, f'"type" must be one of [{", ".join(KINDS)}]')
 

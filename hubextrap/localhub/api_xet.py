@@ -26,7 +26,7 @@ def read_token(hub: HubContext, call: Call) -> Answer:
     _check_offered(hub)
     repo = hub.repo(call)
     check_content(repo, hub.account(call))
-    entries = repo.entries(hub.head(repo, call.groups["revision"]), recursive=True)
+    entries = repo.entries(repo.head(call.groups["revision"]), recursive=True)
     pointers = [entry.lfs for entry in entries if entry.lfs]
     try:
         with hub.store.lock:  # a store may have to be made of several
@@ -41,10 +41,7 @@ def _check_offered(hub: HubContext) -> None:
 
 
 def _token(store: Path) -> Answer:
-    token, expires, url = (
-        secrets.token_hex(16),
-        int(time.time()) + _TOKEN_SECONDS,
-        f"local://{store.resolve()}",
-    )
+    token, expires = secrets.token_hex(16), int(time.time()) + _TOKEN_SECONDS
+    url = f"local://{store.resolve()}"
     headers = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expires)}
     return json_answer({"accessToken": token, "exp": expires, "casUrl": url}, headers=headers)

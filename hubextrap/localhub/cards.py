@@ -14,9 +14,10 @@ from hubextrap.localhub.repository import Kind
 
 _HEAD = re.compile(r"\s*---(?:\r\n|\r|\n)(.*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|\Z)", re.DOTALL)
 _REPO = re.compile(r"(?:[\w-]+/)?[\w.-]+")
-_HEAD_MAX = 500_000  # characters; PyYAML reads some 100,000 a second
+_HEAD_MAX = 500_000  # characters; PyYAML reads some 100,000 per second
 _RELATIONS = ("adapter", "finetune", "merge", "quantized")
 SDKS = ("gradio", "streamlit", "docker", "static")
+_MISSING = object()
 _COLORS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
 
 
@@ -29,17 +30,10 @@ class Findings:
 
 
 def card_data(readme: str) -> dict[str, Any]:
-    """The metadata at the head of a README; empty if it has none.
-
-    Raises:
-        ValueError: it is not a YAML mapping.
-    """
+    """The metadata at the head of a README, or nothing. Raises ValueError where it is no YAML mapping."""
     head = _HEAD.match(readme)
-    metadata = (
-        parse_yaml(head[1], "Invalid YAML", error=ValueError, remedy="correct it", limit=_HEAD_MAX)
-        if head
-        else None
-    )
+    text = head[1] if head else ""
+    metadata = parse_yaml(text, "Invalid YAML", error=ValueError, remedy="correct it", limit=_HEAD_MAX)
     if not isinstance(metadata, dict | None):
         raise ValueError("the metadata must be an object")
     # What JSON does not know as text.
@@ -60,12 +54,12 @@ def check_card(readme: str, kind: Kind = "model") -> Findings:
         return Findings(warnings=("empty or missing yaml metadata in repo card",))
     errors = list(_common_errors(metadata))
     if kind == "model":
-        errors += [*_model_errors(metadata), *_model_index_errors(metadata.get("model-index"))]
+        errors += _model_errors(metadata)
+        if metadata.get("model-index") is not None:
+            _check_model_index(metadata["model-index"], errors)
     if kind == "space":
         errors += _one_of(metadata, "sdk", SDKS)
-        errors += [
-            problem for name in ("colorFrom", "colorTo") for problem in _one_of(metadata, name, _COLORS)
-        ]
+        errors += [*_one_of(metadata, "colorFrom", _COLORS), *_one_of(metadata, "colorTo", _COLORS)]
     warnings = []
     if _listed(metadata.get("license")) == ["other"] and not metadata.get("license_name"):
         warnings.append('"license_name" should name the license if "license" is other')
@@ -86,73 +80,52 @@ def _common_errors(metadata: dict[str, Any]) -> Iterator[str]:
 
 
 def _model_errors(metadata: dict[str, Any]) -> Iterator[str]:
-    for name, where in (("datasets", "datasets"), ("base_model", "models")):
+    for name, kind in (("datasets", "dataset"), ("base_model", "model")):
         if name in metadata:
             yield from _strings(metadata[name], name)
             for value in _listed(metadata[name]):
                 if isinstance(value, str) and value and not _REPO.fullmatch(value):
-                    singular = where.removesuffix("s")
-                    yield (
-                        f'"{name}" with value "{value}" is not valid. '
-                        f"Use a {singular} id from https://hf.co/{where}."
-                    )
+                    remedy = f"Use a {kind} id from https://hf.co/{kind}s."
+                    yield f'"{name}" with value "{value}" is not valid. {remedy}'
     yield from _one_of(metadata, "base_model_relation", _RELATIONS)
 
 
-def _model_index_errors(index: Any) -> Iterator[str]:
-    if index is None:
-        return
-    for entry, where in _objects(index, "model-index"):
-        if isinstance(entry, str):
-            yield entry
-            continue
-        yield from _required(entry, "name", where)
-        if "results" not in entry:
-            yield f'"{where}.results" is required'
-            continue
-        for result, at in _objects(entry["results"], f"{where}.results"):
-            if isinstance(result, str):
-                yield result
-                continue
-            yield from _part(result, "task", ("type",), at)
-            yield from _part(result, "dataset", ("type", "name"), at)
-            if "metrics" not in result:
-                yield f'"{at}.metrics" is required'
-                continue
-            for metric, metric_at in _objects(result["metrics"], f"{at}.metrics"):
-                if isinstance(metric, str):
-                    yield metric
-                    continue
-                yield from _required(metric, "type", metric_at)
-                if "value" not in metric:
-                    yield f'"{metric_at}.value" is required'
+def _check_model_index(index: Any, errors: list[str]) -> None:
+    """Add to ``errors`` what is wrong with a card's ``model-index``."""
+    for entry, where in _objects(index, "model-index", errors):
+        _field(entry, "name", str, where, errors)
+        results = _field(entry, "results", None, where, errors)
+        for result, at in _objects(results, f"{where}.results", errors):
+            for name, fields in (("task", ("type",)), ("dataset", ("type", "name"))):
+                part = _field(result, name, dict, at, errors)
+                for field in fields if isinstance(part, dict) else ():
+                    _field(part, field, str, f"{at}.{name}", errors)
+            metrics = _field(result, "metrics", None, at, errors)
+            for metric, metric_at in _objects(metrics, f"{at}.metrics", errors):
+                _field(metric, "type", str, metric_at, errors)
+                _field(metric, "value", None, metric_at, errors)
 
 
-def _part(result: dict[str, Any], name: str, fields: tuple[str, ...], where: str) -> Iterator[str]:
-    if name not in result:
-        yield f'"{where}.{name}" is required'
-    elif not isinstance(result[name], dict):
-        yield f'"{where}.{name}" must be of type object'
-    else:
-        for field in fields:
-            yield from _required(result[name], field, f"{where}.{name}")
+def _field(entry: dict[str, Any], name: str, kind: type | None, where: str, errors: list[str]) -> Any:
+    """A field that has to be there, of this kind where one is given; ``_MISSING`` if it is not there."""
+    value = entry.get(name, _MISSING)
+    if value is _MISSING:
+        errors.append(f'"{where}.{name}" is required')
+    elif kind and not isinstance(value, kind):
+        errors.append(f'"{where}.{name}" must be {"a string" if kind is str else "of type object"}')
+    return value
 
 
-def _required(entry: dict[str, Any], name: str, where: str) -> Iterator[str]:
-    if name not in entry:
-        yield f'"{where}.{name}" is required'
-    elif not isinstance(entry[name], str):
-        yield f'"{where}.{name}" must be a string'
-
-
-def _objects(value: Any, where: str) -> Iterator[tuple[dict[str, Any] | str, str]]:
-    """Each mapping in a list with its place; in place of what is none, the problem."""
-    if not isinstance(value, list):
-        yield f'"{where}" must be an array', where
-        return
-    for number, entry in enumerate(value):
+def _objects(value: Any, where: str, errors: list[str]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each mapping in a list with its place."""
+    if value is not _MISSING and not isinstance(value, list):
+        errors.append(f'"{where}" must be an array')
+    for number, entry in enumerate(value if isinstance(value, list) else ()):
         at = f"{where}[{number}]"
-        yield (entry if isinstance(entry, dict) else f'"{at}" must be of type object'), at
+        if isinstance(entry, dict):
+            yield entry, at
+        else:
+            errors.append(f'"{at}" must be of type object')
 
 
 def _strings(value: Any, name: str) -> Iterator[str]:

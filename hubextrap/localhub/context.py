@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
-import pygit2
-
-from hubextrap.localhub.access import Account, account_of, check_owner, check_writer, may_see, no_such_repo
+from hubextrap.localhub.access import Account, account_of, check_writer, may_see, no_such_repo
 from hubextrap.localhub.lfs import DEFAULT_GITATTRIBUTES
-from hubextrap.localhub.repository import Change, HubRepo, Kind, NoSuchRevision, settings_for
+from hubextrap.localhub.repository import KINDS, Change, HubRepo, Kind, settings_for
 from hubextrap.localhub.signing import Signer
 from hubextrap.localhub.store import Store
 from hubextrap.localhub.wire import Call, Refusal
@@ -94,14 +92,16 @@ class HubContext:
         """The user who asks, if he may write there. Raises Refusal."""
         return check_writer(name, self.account(call), repo)
 
-    def owner(self, call: Call, name: str) -> str:
-        """The user who asks, if repos called ``name`` are his. Raises Refusal."""
-        return check_owner(name, self.account(call))
+    def check_owner(self, call: Call, name: str) -> None:
+        """Refuse who may not rename repos called ``name``, or make them of others. Raises Refusal."""
+        account = self.account(call)
+        check_writer(name, account)
+        if account is not None and account.repo is not None:
+            raise Refusal(403, f"Forbidden: this token may not rename or duplicate {account.repo}")
 
     def kind(self, call: Call) -> Kind:
         """The repo type in the path: models have none on pages."""
-        kinds: dict[str, Kind] = {"datasets": "dataset", "spaces": "space"}
-        return kinds.get(call.groups.get("kind", ""), "model")
+        return next((kind for kind in KINDS if call.groups.get("kind") == f"{kind}s"), "model")
 
     def repo(
         self, call: Call, kind: Kind | None = None, name: str | None = None, write: bool = False
@@ -117,26 +117,19 @@ class HubContext:
         try:
             repo = self.store.find(kind or self.kind(call), wanted)
         except KeyError:
-            raise no_such_repo(wanted, account) from None
+            raise no_such_repo(account) from None
         if not may_see(repo, account):
-            raise no_such_repo(wanted, account)
+            raise no_such_repo(account)
         found = repo.settings.name
         if name is None and found != wanted:
             moved = Refusal(307, f"Temporary Redirect. Redirecting to {call.for_repo(found)}")
             moved.headers["Location"] = call.for_repo(found)
             raise moved
         if found.lower() != wanted.lower():  # named in a body, which no redirect would change
-            raise no_such_repo(wanted, account)
+            raise no_such_repo(account)
         if write:
             check_writer(found, account, repo)
         return repo
-
-    def head(self, repo: HubRepo, revision: str) -> pygit2.Commit:
-        """The commit of ``revision``. Raises Refusal with RevisionNotFound."""
-        try:
-            return repo.head(revision)
-        except NoSuchRevision:
-            raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound") from None
 
     def base(self, call: Call) -> str:
         """The hub's address as this client knows it."""

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime, timezone
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hubextrap.localhub.context import HubContext
-from hubextrap.localhub.repository import Conflict, HubRepo
+from hubextrap.localhub.repository import HubRepo, iso_date
 from hubextrap.localhub.wire import Answer, Call, Refusal, json_answer
 
 
 def opened(
-    repo: HubRepo,
-    user: str,
-    title: str,
-    description: str,
-    *,
-    pull_request: bool,
-    base: str = "main",
-    draft: bool = True,
+    repo: HubRepo, user: str, title: str, text: str, *, base: str | None, draft: bool = False
 ) -> dict[str, Any]:
-    """Add a discussion to ``repo`` and save it; the caller holds the store's lock."""
+    """Add a discussion to ``repo``, a pull request where it has a ``base``; the caller holds the lock."""
     discussion: dict[str, Any] = {
         "num": len(repo.settings.discussions) + 1,
         "title": title,
         "author": user,
-        "status": "draft" if pull_request and draft else "open",
-        "createdAt": _now(),
-        "isPullRequest": pull_request,
-        "base": f"refs/heads/{base}" if pull_request else None,
+        "status": "draft" if draft else "open",
+        "createdAt": iso_date(),
+        "isPullRequest": base is not None,
+        "base": f"refs/heads/{base}" if base else None,
         "merged": None,
-        "events": [_comment(user, description)],
+        "events": [_comment(user, text)],
     }
     repo.settings.discussions.append(discussion)
     repo.save_settings()
@@ -39,22 +33,14 @@ def opened(
 
 
 def find(repo: HubRepo, number: int) -> dict[str, Any]:
-    """Discussion ``number``.
-
-    Raises:
-        Refusal: there is none.
-    """
+    """Discussion ``number``. Raises Refusal where there is none."""
     if not 0 < number <= len(repo.settings.discussions):
         raise Refusal(404, f"no discussion {number} in {repo.settings.name}")
     return repo.settings.discussions[number - 1]
 
 
 def check_enabled(repo: HubRepo) -> None:
-    """Refuse new discussions and pull requests where the repo's settings switch them off.
-
-    Raises:
-        Refusal: 403.
-    """
+    """Refuse (403) new discussions and pull requests where the repo's settings switch them off."""
     if repo.settings.discussions_disabled:
         raise Refusal(403, f"Discussions are disabled for {repo.settings.name}")
 
@@ -83,10 +69,10 @@ def create(hub: HubContext, call: Call) -> Answer:
     with hub.store.lock:
         repo, user = hub.repo(call), hub.reader(call)
         check_enabled(repo)
-        pull_request = bool(wanted.get("pullRequest"))
-        discussion = opened(repo, user, title, description, pull_request=pull_request)
-        if pull_request:
-            repo.create_ref(f"refs/pr/{discussion['num']}", hub.head(repo, "main"))
+        base = "main" if wanted.get("pullRequest") else None
+        discussion = opened(repo, user, title, description, base=base, draft=bool(base))
+        if base:
+            repo.create_ref(f"refs/pr/{discussion['num']}", repo.head(base))
     return json_answer(_summary(repo, discussion), 201)
 
 
@@ -97,7 +83,7 @@ def details(hub: HubContext, call: Call) -> Answer:
     described = {**_summary(repo, discussion), "events": discussion["events"], "filesWithConflicts": []}
     if discussion["isPullRequest"]:
         head = repo.head(f"refs/pr/{discussion['num']}")
-        fork = repo.git.merge_base(head.id, hub.head(repo, discussion["base"]).id)
+        fork = repo.git.merge_base(head.id, repo.head(discussion["base"]).id)
         for commit in repo.history(head):
             if commit.id == fork:
                 break
@@ -113,32 +99,32 @@ def details(hub: HubContext, call: Call) -> Answer:
 def comment(hub: HubContext, call: Call) -> Answer:
     """POST …/discussions/N/comment."""
     text = str(call.json().get("comment", ""))
-    with hub.store.lock:
-        repo, user = hub.repo(call), hub.reader(call)
-        event = _comment(user, text)
-        find(repo, int(call.groups["number"]))["events"].append(event)
-        repo.save_settings()
+    with _changing(hub, call) as (_, discussion):
+        event = _comment(hub.reader(call), text)
+        discussion["events"].append(event)
     return json_answer({"newMessage": event})
 
 
 def edit(hub: HubContext, call: Call) -> Answer:
     """POST …/discussions/N/comment/C/edit: by its author."""
     content = str(call.json().get("content", ""))
-    with hub.store.lock:
-        repo, event = _own_comment(hub, call, owners_too=False)
+    with _changing(hub, call) as (_, discussion):
+        event = _comment_of(call, discussion)
+        author = event["author"]
+        if hub.reader(call) != author["name"]:
+            raise Refusal(403, f"Forbidden: the comment is {author['name']}'s")
         if event["data"]["hidden"]:
             raise Refusal(403, "Forbidden: the comment is hidden")
-        event["data"] |= {"edited": True, "latest": {"raw": content, "author": event["author"]}}
-        repo.save_settings()
+        event["data"] |= {"edited": True, "latest": {"raw": content, "author": author}}
     return json_answer({"updatedComment": event})
 
 
 def hide(hub: HubContext, call: Call) -> Answer:
     """POST …/discussions/N/comment/C/hide: by its author or who may write to the repo, for good."""
-    with hub.store.lock:
-        repo, event = _own_comment(hub, call, owners_too=True)
+    with _changing(hub, call) as (repo, discussion):
+        event = _comment_of(call, discussion)
+        _check_part(hub, call, repo, event["author"]["name"])
         event["data"] |= {"hidden": True, "latest": {"raw": "", "author": event["author"]}}
-        repo.save_settings()
     return json_answer({"updatedComment": event})
 
 
@@ -147,14 +133,11 @@ def rename(hub: HubContext, call: Call) -> Answer:
     title = str(call.json().get("title", "")).strip()
     if not title:
         raise Refusal(400, '"title" is not allowed to be empty')
-    with hub.store.lock:
-        repo = hub.repo(call)
-        discussion = find(repo, int(call.groups["number"]))
+    with _changing(hub, call) as (repo, discussion):
         user = _check_part(hub, call, repo, discussion["author"])
         event = _event(user, "title-change", {"from": discussion["title"], "to": title})
         discussion["title"] = title
         discussion["events"].append(event)
-        repo.save_settings()
     return json_answer({"newTitle": event})
 
 
@@ -163,42 +146,42 @@ def status(hub: HubContext, call: Call) -> Answer:
     wanted = call.json()
     if wanted.get("status") not in ("open", "closed"):
         raise Refusal(400, "status must be open or closed")
-    with hub.store.lock:
-        repo = hub.repo(call)
-        discussion = find(repo, int(call.groups["number"]))
+    with _changing(hub, call) as (repo, discussion):
         user = _check_part(hub, call, repo, discussion["author"])
         if discussion["status"] == "merged":
             raise Refusal(400, f"discussion {discussion['num']} is merged")
         if str(wanted.get("comment", "")).strip():
             discussion["events"].append(_comment(user, str(wanted["comment"])))
-        event = _changed(repo, discussion, user, wanted["status"])
+        event = _changed(discussion, user, wanted["status"])
     return json_answer({"newStatus": event})
 
 
 def merge(hub: HubContext, call: Call) -> Answer:
     """POST …/discussions/N/merge: squash the pull request onto its base branch."""
-    with hub.store.lock:
-        repo = hub.repo(call, write=True)
+    said = str(call.json().get("comment") or "").strip()
+    with _changing(hub, call, write=True) as (repo, discussion):
         user = hub.reader(call)
-        said = str(call.json().get("comment") or "").strip()
-        discussion = find(repo, int(call.groups["number"]))
         if not discussion["isPullRequest"] or discussion["status"] != "open":
             raise Refusal(400, f"discussion {discussion['num']} is not an open pull request")
-        head, base = repo.head(f"refs/pr/{discussion['num']}"), hub.head(repo, discussion["base"])
+        head, base = repo.head(f"refs/pr/{discussion['num']}"), repo.head(discussion["base"])
         merged = repo.git.merge_commits(base, head)
         if merged.conflicts:
             raise Refusal(409, f"pull request {discussion['num']} conflicts with {discussion['base']}")
-        title = f"{discussion['title']} (#{discussion['num']})"
-        try:
-            discussion["merged"] = repo.commit(
-                discussion["base"], merged.write_tree(repo.git), base, title, user
-            )
-        except Conflict as error:
-            raise Refusal(409, str(error)) from error
+        title, tree = f"{discussion['title']} (#{discussion['num']})", merged.write_tree(repo.git)
+        discussion["merged"] = repo.commit(discussion["base"], tree, base, title, user)
         if said:
             discussion["events"].append(_comment(user, said))
-        _changed(repo, discussion, user, "merged")
+        _changed(discussion, user, "merged")
     return json_answer({"mergeCommitId": discussion["merged"]})
+
+
+@contextmanager
+def _changing(hub: HubContext, call: Call, write: bool = False) -> Iterator[tuple[HubRepo, dict[str, Any]]]:
+    """The repo and the discussion that the path names, under the store's lock; saved if all goes well."""
+    with hub.store.lock:
+        repo = hub.repo(call, write=write)
+        yield repo, find(repo, int(call.groups["number"]))
+        repo.save_settings()
 
 
 def _check_part(hub: HubContext, call: Call, repo: HubRepo, author: str) -> str:
@@ -207,26 +190,19 @@ def _check_part(hub: HubContext, call: Call, repo: HubRepo, author: str) -> str:
     return user if user == author else hub.writer(call, repo.settings.name, repo)
 
 
-def _own_comment(hub: HubContext, call: Call, *, owners_too: bool) -> tuple[HubRepo, dict[str, Any]]:
-    """The comment that the path names, if it is for this user to change. The caller holds the lock."""
-    repo = hub.repo(call)
-    discussion = find(repo, int(call.groups["number"]))
+def _comment_of(call: Call, discussion: dict[str, Any]) -> dict[str, Any]:
+    """The comment that the path names. Raises Refusal where there is none."""
     for event in discussion["events"]:
         if event["type"] == "comment" and event["id"] == call.groups["comment"]:
-            author = event["author"]["name"]
-            if owners_too:
-                _check_part(hub, call, repo, author)
-            elif hub.reader(call) != author:
-                raise Refusal(403, f"Forbidden: the comment is {author}'s")
-            return repo, event
+            found: dict[str, Any] = event
+            return found
     raise Refusal(404, f"no such comment in discussion {discussion['num']}")
 
 
-def _changed(repo: HubRepo, discussion: dict[str, Any], user: str, status: str) -> dict[str, Any]:
+def _changed(discussion: dict[str, Any], user: str, status: str) -> dict[str, Any]:
     event = _event(user, "status-change", {"status": status})
     discussion["status"] = status
     discussion["events"].append(event)
-    repo.save_settings()
     return event
 
 
@@ -242,14 +218,5 @@ def _comment(user: str, text: str) -> dict[str, Any]:
 
 
 def _event(user: str, kind: str, data: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "id": f"{time.time_ns():x}",
-        "type": kind,
-        "createdAt": _now(),
-        "author": {"name": user},
-        "data": data,
-    }
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    made = {"id": f"{time.time_ns():x}", "type": kind, "createdAt": iso_date()}
+    return {**made, "author": {"name": user}, "data": data}

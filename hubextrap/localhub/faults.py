@@ -47,25 +47,25 @@ class Fault:
 
 
 class Faults:
-    """The faults in force, first added first used. Thread-safe."""
+    """The faults to come, first added first used. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._faults: list[Fault] = []
 
     def add(self, fault: Fault) -> None:
-        """Put ``fault`` in force."""
+        """Let ``fault`` hit the requests that it matches from now on."""
         re.compile(fault.path)
         with self._lock:
             self._faults.append(fault)
 
     def clear(self) -> None:
-        """Take every fault out of force."""
+        """Forget every fault."""
         with self._lock:
             self._faults.clear()
 
     def pending(self) -> int:
-        """How many hits are left over all faults: 0 when each fault has struck as often as asked."""
+        """How many hits are left over all faults: 0 when each has hit as often as asked."""
         with self._lock:
             return sum(fault.count for fault in self._faults)
 

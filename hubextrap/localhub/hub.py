@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import secrets
-import types
 from collections.abc import Mapping
 from datetime import datetime
 from importlib import import_module
@@ -31,7 +31,7 @@ class LocalHub(HubContext):
         xet: offer the Xet endpoints, with one local store for each write token.
 
     Attributes:
-        faults: put faults in force with ``faults.add(Fault(...))``.
+        faults: ``faults.add(Fault(...))`` lets something go wrong.
         requests: what was asked, in order, of both servers.
     """
 
@@ -74,12 +74,7 @@ class LocalHub(HubContext):
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: types.TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     # Set-up without HTTP
@@ -106,12 +101,11 @@ class LocalHub(HubContext):
         """
         repo = self.store.get(repo_type, name)
         ref = revision if revision.startswith("refs/") else f"refs/heads/{revision}"
-        parent = repo.head(ref) if repo.ref_of(ref) else None
-        changes = [self._change(repo, parent, path, content) for path, content in files.items()]
         with self.store.lock:
+            parent = repo.head(ref) if repo.ref_of(ref) else None
+            changes = [_change(repo, parent, path, content) for path, content in files.items()]
             if self.xet:
                 repo.xet.keep((change.pointer for change in changes if change.pointer), repo.objects)
-            parent = repo.head(ref) if repo.ref_of(ref) else None
             tree = repo.tree_with(parent, changes)
             return repo.commit(ref, tree, parent, message, name.partition("/")[0], date)
 
@@ -139,21 +133,16 @@ class LocalHub(HubContext):
             repo = self.store.get(kind, name)
             repo.create_ref(ref, repo.head(start))
 
-    def _change(
-        self, repo: HubRepo, parent: pygit2.Commit | None, path: str, content: bytes | Path | None
-    ) -> Change:
-        if content is None:
-            return Change(path)
-        tracked = repo.tracked_by_lfs(parent, path) if parent else None
-        if isinstance(content, bytes):
-            if not is_lfs(path, len(content), content[:512], tracked):
-                return Change(path, content)
-            pointer = repo.objects.add([content])
-        else:
-            with content.open("rb") as file:
-                sample = file.read(512)
-                file.seek(0)
-                if not is_lfs(path, content.stat().st_size, sample, tracked):
-                    return Change(path, file.read())
-                pointer = repo.objects.add(chunks_of(file))
-        return Change(path, pointer.encode(), pointer=pointer)
+
+def _change(repo: HubRepo, parent: pygit2.Commit | None, path: str, content: bytes | Path | None) -> Change:
+    if content is None:
+        return Change(path)
+    tracked = repo.tracked_by_lfs(parent, path) if parent else None
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+        sample = file.read(512)
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        if not is_lfs(path, size, sample, tracked):
+            return Change(path, file.read())
+        pointer = repo.objects.add(chunks_of(file))
+    return Change(path, pointer.encode(), pointer=pointer)

@@ -28,7 +28,7 @@ _HEAD_SECONDS = 20.0
 _HEAD_MAX = 32_768  # bytes of a request line and its headers
 _HEADERS_MAX = 64
 _TARGET_MAX = 8_192
-_SLOWEST = 1_024  # bytes a second of a body, after a first minute
+_SLOWEST = 1_024  # bytes per second of a body, after a first minute
 _DRAIN_MAX, _DRAIN_SECONDS = 1 << 24, 10.0
 _CHUNK = 1 << 20
 BODY_MAX = 1 << 20
@@ -61,7 +61,6 @@ class Inbound(io.RawIOBase):
 class Head:
     """The first lines of a request."""
 
-    line: str
     method: str
     target: str
     keep_alive: bool
@@ -119,7 +118,7 @@ def _head(lines: list[bytes], size: int) -> Head:
     latest = first[3] == b"1"
     wishes = headers.get("Connection", "").lower()
     keep_alive = "close" not in wishes if latest else "keep-alive" in wishes
-    return Head(lines[0].decode("latin-1"), first[1].decode("ascii"), target, keep_alive, headers, size)
+    return Head(first[1].decode("ascii"), target, keep_alive, headers, size)
 
 
 class Body:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from hubextrap.localhub.refusal import Refusal
+
 _POINTER = re.compile(
     rb"version https://git-lfs\.github\.com/spec/v1\noid sha256:([0-9a-f]{64})\nsize (\d{1,15})\n"
 )
@@ -29,8 +31,11 @@ DEFAULT_GITATTRIBUTES = "".join(
 """What a new repo starts with."""
 
 
-class RejectedObject(Exception):
-    """The bytes that arrived are not the object that was announced."""
+class RejectedObject(Refusal):
+    """The bytes that arrived are not the object that was announced, or there is no such object."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(400, message)
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,8 @@ class Pointer:
 
     def encode(self) -> bytes:
         """The pointer file."""
-        lines = [
-            "version https://git-lfs.github.com/spec/v1",
-            f"oid sha256:{self.sha256}",
-            f"size {self.size}",
-            "",
-        ]
-        return "\n".join(lines).encode()
+        version = "version https://git-lfs.github.com/spec/v1"
+        return f"{version}\noid sha256:{self.sha256}\nsize {self.size}\n".encode()
 
     @staticmethod
     def decode(blob: bytes) -> Pointer | None:
@@ -74,16 +74,13 @@ def is_lfs(path: str, size: int, sample: bytes, tracked: bool | None) -> bool:
     return PurePosixPath(path).suffix.lower() in LFS_SUFFIXES or b"\0" in sample
 
 
-def regular_size(path: Path) -> int:
-    """The size of a file that the hub wrote.
-
-    Raises:
-        FileNotFoundError: it is not there, or a link or a device has taken its place.
-    """
-    found = path.lstat()
-    if not stat.S_ISREG(found.st_mode) or path.parent.is_symlink():
-        raise FileNotFoundError(f"{path} is no regular file")
-    return found.st_size
+def regular_size(path: Path) -> int | None:
+    """The size of a file that the hub wrote; None if a link or a device has taken its place, or nothing."""
+    with suppress(OSError):
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode) and not path.parent.is_symlink():
+            return found.st_size
+    return None
 
 
 class LfsObjects:
@@ -100,21 +97,15 @@ class LfsObjects:
         return self._folder / sha256[:2] / sha256
 
     def pointer(self, sha256: str) -> Pointer:
-        """The object's name and size.
-
-        Raises:
-            RejectedObject: it is not there.
-        """
-        try:
-            return Pointer(sha256, regular_size(self.path(sha256)))
-        except FileNotFoundError:
-            raise RejectedObject(f"the LFS object {sha256} is not there") from None
+        """The object's name and size. Raises RejectedObject where it is not there."""
+        size = regular_size(self.path(sha256))
+        if size is None:
+            raise RejectedObject(f"the LFS object {sha256} is not there")
+        return Pointer(sha256, size)
 
     def has(self, pointer: Pointer) -> bool:
         """Whether the object is there with the size that the pointer says."""
-        with suppress(FileNotFoundError):
-            return regular_size(self.path(pointer.sha256)) == pointer.size
-        return False
+        return regular_size(self.path(pointer.sha256)) == pointer.size
 
     def add(self, chunks: Iterable[bytes], expected: Pointer | None = None) -> Pointer:
         """Store what ``chunks`` yield; nothing is left behind unless it is what was ``expected``.
@@ -131,9 +122,8 @@ class LfsObjects:
                 for chunk in chunks:
                     size += len(chunk)
                     if expected and size > expected.size:
-                        raise RejectedObject(
-                            f"more than the {expected.size} bytes announced for {expected.sha256}"
-                        )
+                        announced = f"the {expected.size} bytes announced for {expected.sha256}"
+                        raise RejectedObject(f"more than {announced}")
                     digest.update(chunk)
                     file.write(chunk)
             found = Pointer(digest.hexdigest(), size)
@@ -166,7 +156,7 @@ class LfsObjects:
     def link_all(self, source: LfsObjects) -> None:
         """Take over every object of another repo."""
         for path in source._folder.glob("??/*"):
-            self.link(Pointer(path.name, regular_size(path)), source)
+            self.link(source.pointer(path.name), source)
 
     def add_part(self, sha256: str, number: int, chunks: Iterable[bytes]) -> str:
         """Keep one part of an object that comes in several; returns the part's etag."""

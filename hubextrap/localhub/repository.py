@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -18,6 +19,7 @@ from pygit2.enums import AttrCheck, FileMode, SortMode
 
 from hubextrap.foreign_data import parse_json
 from hubextrap.localhub.lfs import LfsObjects, Pointer
+from hubextrap.localhub.refusal import Refusal
 from hubextrap.localhub.xet import XetStores
 
 Kind = Literal["model", "dataset", "space"]
@@ -26,20 +28,32 @@ _REF_MAX = 250  # bytes; a file system takes no longer name
 _POINTER_MAX = 200  # bytes; a pointer file has about 130
 
 
-class NoSuchRevision(LookupError):
+class NoSuchRevision(Refusal):
     """No branch, tag, pull request or commit of that name."""
 
+    def __init__(self, revision: str) -> None:
+        super().__init__(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
-class Conflict(Exception):
+
+class Conflict(Refusal):
     """The ref moved, is there already, or cannot exist beside another one."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(409, message)
 
-class BadCommit(ValueError):
-    """What a commit should do cannot be done: a file that is not there, an absent LFS object."""
+
+class BadCommit(Refusal):
+    """What a commit should do cannot be done: a file that is not there, a ref that git cannot hold."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(400, message)
 
 
-class BadPath(BadCommit):
+class BadPath(Refusal):
     """A path that leads out of the repo, or that git cannot hold."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(422, f"{path!r} is not a valid path in a repo")
 
 
 @dataclass
@@ -82,12 +96,6 @@ class HubRepo:
         self.settings.name = f"{folder.parent.name}/{folder.name.removesuffix('.git')}"
 
     @staticmethod
-    def create(folder: Path, settings: RepoSettings) -> HubRepo:
-        """Make an empty repo in ``folder``."""
-        pygit2.init_repository(str(folder), bare=True, initial_head="main")
-        return HubRepo.wrap(folder, settings)
-
-    @staticmethod
     def wrap(folder: Path, settings: RepoSettings) -> HubRepo:
         """Make a repo of the bare git repository in ``folder``."""
         (folder / "hub.json").write_text(json.dumps(asdict(settings)))
@@ -103,13 +111,9 @@ class HubRepo:
 
     def ref_of(self, revision: str) -> str | None:
         """The full name of the branch, pull request or tag called ``revision``; None if there is none."""
-        if not _is_ref(revision):
-            return None
         full = revision.startswith("refs/")
-        for name in [revision] if full else [f"refs/heads/{revision}", f"refs/tags/{revision}"]:
-            if pygit2.reference_is_valid_name(name) and name in self.git.references:
-                return name
-        return None
+        names = [revision] if full else [f"refs/heads/{revision}", f"refs/tags/{revision}"]
+        return next((name for name in names if _is_ref(name) and name in self.git.references), None)
 
     def head(self, revision: str) -> pygit2.Commit:
         """The commit that ``revision`` (branch, tag, ``refs/…`` or SHA of 7 or more digits) stands for.
@@ -131,12 +135,12 @@ class HubRepo:
 
     def refs(self, prefix: str) -> list[dict[str, str]]:
         """The refs under ``prefix`` as the refs API lists them, by name."""
-        listed = []
-        for ref in sorted(self.git.references):
-            if ref.startswith(prefix):
-                commit = self.git.references[ref].peel(pygit2.Commit)
-                listed.append({"name": ref.removeprefix(prefix), "ref": ref, "targetCommit": str(commit.id)})
-        return listed
+        names = [name for name in sorted(self.git.references) if name.startswith(prefix)]
+        shas = [str(self.git.references[name].peel(pygit2.Commit).id) for name in names]
+        return [
+            {"name": name.removeprefix(prefix), "ref": name, "targetCommit": sha}
+            for name, sha in zip(names, shas, strict=True)
+        ]
 
     def create_ref(self, ref: str, target: pygit2.Commit) -> None:
         """Create ``ref``.
@@ -144,7 +148,7 @@ class HubRepo:
         Raises:
             Conflict: it exists, or a ref stands where its folder would be or the other way round.
         """
-        if not _is_ref(ref) or not pygit2.reference_is_valid_name(ref):
+        if not _is_ref(ref):
             raise BadCommit(f"{ref} is not a valid ref name")
         try:
             self.git.create_reference_direct(ref, target.id, False)
@@ -154,13 +158,9 @@ class HubRepo:
             raise Conflict(f"cannot create {ref}: {error}") from error
 
     def delete_ref(self, ref: str) -> None:
-        """Delete ``ref``.
-
-        Raises:
-            NoSuchRevision: there is none.
-        """
-        if not _is_ref(ref) or not pygit2.reference_is_valid_name(ref) or ref not in self.git.references:
-            raise NoSuchRevision(ref)
+        """Delete ``ref``. Raises NoSuchRevision where there is none."""
+        if not _is_ref(ref) or ref not in self.git.references:
+            raise NoSuchRevision(ref.split("/", 2)[2])
         self.git.references.delete(ref)
 
     # Reading
@@ -170,7 +170,7 @@ class HubRepo:
         try:
             check_path(path)
             return self._entry(path, commit.tree[path])
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, BadPath):
             return None
 
     def entries(self, commit: pygit2.Commit, path: str = "", recursive: bool = False) -> Iterator[Entry]:
@@ -225,7 +225,8 @@ class HubRepo:
         """Write the tree that ``changes``, applied in order, make of that of ``base``.
 
         Raises:
-            BadCommit: a path is not valid, is missing, or is a folder where a file should be or vice versa.
+            BadCommit: a path is missing, or is a folder where a file should be or vice versa.
+            BadPath: a path is not valid.
         """
         index = pygit2.Index()
         if base:
@@ -239,12 +240,8 @@ class HubRepo:
             blob = self.git.create_blob(change.content)
             try:
                 index.add(pygit2.IndexEntry(change.path, blob, FileMode.BLOB))
-            except (
-                pygit2.GitError,
-                ValueError,
-                OSError,
-            ) as error:  # git knows more names for .git than we do
-                raise BadPath(f"{change.path!r} is not a valid path in a repo") from error
+            except (pygit2.GitError, ValueError, OSError) as error:
+                raise BadPath(change.path) from error  # git knows more names for .git than we do
         return index.write_tree(self.git)
 
     def commit(
@@ -270,12 +267,6 @@ class HubRepo:
         except pygit2.GitError as error:
             raise Conflict(f"{ref} has moved: {error}") from error
 
-    def squash(self, ref: str, message: str, author: str) -> None:
-        """Make ``ref`` one commit without parents that holds what its head holds."""
-        head = self.head(ref)
-        sha = self.commit(None, head.tree.id, None, message, author)
-        self.git.references[ref].set_target(sha)
-
 
 @dataclass(frozen=True)
 class Change:
@@ -288,18 +279,12 @@ class Change:
 
 
 def check_path(path: str) -> None:
-    """Refuse what is not a plain relative path.
-
-    Raises:
-        BadPath: it is not.
-    """
+    """Raise BadPath for what is not a plain relative path."""
     parts = path.rstrip("/").split("/")
-    if not _is_plain(path):
-        raise BadPath(f"{path!r} is not a valid path in a repo")
     bad = any(part in ("", ".", "..") or part.lower() == ".git" for part in parts)
     # Like the Hub, a backslash is a letter as any other, except where it makes the whole path a relative one.
-    if bad or re.match(r"(?:\.{0,2}|[A-Za-z]:)\\", path):
-        raise BadPath(f"{path!r} is not a valid path in a repo")
+    if bad or not _is_plain(path) or re.match(r"(?:\.{0,2}|[A-Za-z]:)\\", path):
+        raise BadPath(path)
 
 
 def _is_plain(text: str) -> bool:
@@ -308,20 +293,18 @@ def _is_plain(text: str) -> bool:
 
 
 def _is_ref(name: str) -> bool:
-    """Whether git can be asked for a ref of this name."""
-    return _is_plain(name) and len(name.encode()) <= _REF_MAX
+    """Whether git can be asked for a ref of this full name."""
+    return _is_plain(name) and len(name.encode()) <= _REF_MAX and pygit2.reference_is_valid_name(name)
 
 
-def iso_date(commit: pygit2.Commit) -> str:
-    """The commit's date as the API writes it."""
-    when = datetime.fromtimestamp(commit.commit_time, timezone.utc)
-    return when.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+def iso_date(seconds: float | None = None) -> str:
+    """A time since the epoch, or now, as the API writes it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(seconds))
 
 
 def settings_for(kind: Kind, name: str, private: bool, gated: str | bool) -> RepoSettings:
     """Those of a repo that is created now; ``gated=True`` means ``auto``."""
-    created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
-    return RepoSettings(kind, name, private, "auto" if gated is True else gated, created)
+    return RepoSettings(kind, name, private, "auto" if gated is True else gated, iso_date())
 
 
 def _oid_at(tree: pygit2.Tree, path: str) -> pygit2.Oid | None:

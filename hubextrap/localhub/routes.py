@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from urllib.parse import unquote
 
 from hubextrap.localhub import (
     api_commits,
@@ -11,7 +12,6 @@ from hubextrap.localhub import (
     api_git,
     api_info,
     api_lfs,
-    api_oauth,
     api_refs,
     api_repos,
     api_xet,
@@ -20,20 +20,21 @@ from hubextrap.localhub import (
 from hubextrap.localhub.access import no_such_repo
 from hubextrap.localhub.context import HubContext
 from hubextrap.localhub.inbound import BODY_MAX
-from hubextrap.localhub.wire import Answer, Call, Refusal, unquoted
+from hubextrap.localhub.wire import Answer, Call, Refusal
 
 Endpoint = Callable[[HubContext, Call], Answer]
 Routes = list[tuple[str, re.Pattern[str], Endpoint]]
 
 _API = r"/api/(?P<kind>models|datasets|spaces)"
 _REPO = _API + r"/(?P<repo>[^/]+/[^/]+)"
-_PAGE = r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[^/]+/[^/]+)"
+_PAGE = r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[^/]+/[^/]+?)"
 _REVISION = r"(?P<revision>refs(?:/|%2F)pr(?:/|%2F)\d{1,9}|[^/]+)"
-_COMMENT = _REPO + r"/discussions/(?P<number>\d{1,9})/comment/(?P<comment>\w+)"
+_DISCUSSION = _REPO + r"/discussions/(?P<number>\d{1,9})"
+_COMMENT = _DISCUSSION + r"/comment/(?P<comment>\w+)"
 _OBJECT = r"/lfs/(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)/(?P<oid>[0-9a-f]{64})"
 
-_HUB: list[tuple[str, str, Endpoint]] = [
-    ("POST", r"/oauth/token", api_oauth.exchange),
+_HUB = [
+    ("POST", r"/oauth/token", api_repos.exchange),
     ("GET", r"/api/whoami-v2", api_repos.whoami),
     ("POST", r"/api/validate-yaml", api_repos.validate_yaml),
     ("POST", r"/api/repos/create", api_repos.create),
@@ -49,10 +50,8 @@ _HUB: list[tuple[str, str, Endpoint]] = [
     ("GET", f"{_REPO}/auth-check(?:/(?P<right>write))?", api_repos.auth_check),
     ("PUT", f"{_REPO}/settings", api_repos.settings),
     ("GET", f"{_REPO}/refs", api_refs.refs),
-    ("POST", f"{_REPO}/branch/(?P<name>[^/]+)", api_refs.create_branch),
-    ("DELETE", f"{_REPO}/branch/(?P<name>[^/]+)", api_refs.delete_branch),
-    ("POST", f"{_REPO}/tag/(?P<name>[^/]+)", api_refs.create_tag),
-    ("DELETE", f"{_REPO}/tag/(?P<name>[^/]+)", api_refs.delete_tag),
+    ("POST", f"{_REPO}/(?P<what>branch|tag)/(?P<name>[^/]+)", api_refs.create),
+    ("DELETE", f"{_REPO}/(?P<what>branch|tag)/(?P<name>[^/]+)", api_refs.delete),
     ("GET", f"{_REPO}/tree/{_REVISION}(?:/(?P<path>.*))?", api_files.tree),
     ("POST", f"{_REPO}/paths-info/{_REVISION}", api_files.paths_info),
     ("GET", f"{_REPO}/commits/{_REVISION}", api_files.commits),
@@ -61,13 +60,13 @@ _HUB: list[tuple[str, str, Endpoint]] = [
     ("POST", f"{_REPO}/super-squash/{_REVISION}", api_refs.squash),
     ("GET", f"{_REPO}/discussions", discussions.listing),
     ("POST", f"{_REPO}/discussions", discussions.create),
-    ("GET", _REPO + r"/discussions/(?P<number>\d{1,9})", discussions.details),
-    ("POST", _REPO + r"/discussions/(?P<number>\d{1,9})/comment", discussions.comment),
-    ("POST", _COMMENT + "/edit", discussions.edit),
-    ("POST", _COMMENT + "/hide", discussions.hide),
-    ("POST", _REPO + r"/discussions/(?P<number>\d{1,9})/title", discussions.rename),
-    ("POST", _REPO + r"/discussions/(?P<number>\d{1,9})/status", discussions.status),
-    ("POST", _REPO + r"/discussions/(?P<number>\d{1,9})/merge", discussions.merge),
+    ("GET", _DISCUSSION, discussions.details),
+    ("POST", f"{_DISCUSSION}/comment", discussions.comment),
+    ("POST", f"{_COMMENT}/edit", discussions.edit),
+    ("POST", f"{_COMMENT}/hide", discussions.hide),
+    ("POST", f"{_DISCUSSION}/title", discussions.rename),
+    ("POST", f"{_DISCUSSION}/status", discussions.status),
+    ("POST", f"{_DISCUSSION}/merge", discussions.merge),
     ("GET", f"{_REPO}/xet-write-token/{_REVISION}", api_xet.write_token),
     ("GET", f"{_REPO}/xet-read-token/{_REVISION}", api_xet.read_token),
     ("POST", _PAGE + r"\.git/info/lfs/objects/batch", api_lfs.batch),
@@ -76,13 +75,12 @@ _HUB: list[tuple[str, str, Endpoint]] = [
     ("PUT", _OBJECT + r"/(?P<size>\d{1,15})/(?P<part>\d{1,5})", api_lfs.upload_part),
     ("POST", _OBJECT + r"/(?P<size>\d{1,15})", api_lfs.complete),
     ("GET", _OBJECT + r"/(?P<size>\d{1,15})", api_lfs.download),
-    ("GET", _PAGE + r"\.git/info/refs", api_git.refs),
-    ("GET", _PAGE + r"/info/refs", api_git.refs),
-    ("POST", _PAGE + r"\.git/git-upload-pack", api_git.upload_pack),
-    ("POST", _PAGE + r"/git-upload-pack", api_git.upload_pack),
+    ("GET", _PAGE + r"(?:\.git)?/info/refs", api_git.refs),
+    ("POST", _PAGE + r"(?:\.git)?/git-upload-pack", api_git.upload_pack),
     ("GET", f"{_PAGE}/resolve/{_REVISION}/(?P<path>.+)", api_files.resolve),
 ]
-_CDN: list[tuple[str, str, Endpoint]] = [("GET", _OBJECT, api_lfs.cdn_file)]
+HUB_ROUTES: Routes = [(method, re.compile(pattern), endpoint) for method, pattern, endpoint in _HUB]
+CDN_ROUTES: Routes = [("GET", re.compile(_OBJECT), api_lfs.cdn_file)]
 
 _LARGER: dict[Endpoint, int] = {
     api_commits.commit: 1 << 28,  # small files come in it
@@ -94,27 +92,11 @@ _LARGER: dict[Endpoint, int] = {
     api_repos.validate_yaml: 1 << 24,  # a README.md as large as a commit takes it
 }
 """Bytes of a body, of endpoints that take more than ``BODY_MAX``; LFS uploads take what their link says."""
-_FOR_ALL = frozenset(
-    {
-        *(
-            api_files.paths_info,
-            api_git.upload_pack,
-            api_lfs.batch,
-            api_repos.validate_yaml,
-            api_oauth.exchange,
-        ),
-        *(api_lfs.upload, api_lfs.upload_part, api_lfs.complete),  # by their link's signature
-    }
+_FOR_ALL: tuple[Endpoint, ...] = (
+    *(api_files.paths_info, api_git.upload_pack, api_lfs.batch, api_repos.validate_yaml, api_repos.exchange),
+    *(api_lfs.upload, api_lfs.upload_part, api_lfs.complete),  # by their link's signature
 )
 """Endpoints with a body for requests without a token; all others see the token before they read the body."""
-
-
-def _compiled(routes: list[tuple[str, str, Endpoint]]) -> Routes:
-    return [(method, re.compile(pattern), endpoint) for method, pattern, endpoint in routes]
-
-
-HUB_ROUTES = _compiled(_HUB)
-CDN_ROUTES = _compiled(_CDN)
 
 
 def answer(hub: HubContext, routes: Routes, call: Call) -> Answer:
@@ -123,7 +105,9 @@ def answer(hub: HubContext, routes: Routes, call: Call) -> Answer:
     for wanted, pattern, endpoint in routes:
         match = pattern.fullmatch(call.path) if wanted == method else None
         if match:
-            call.groups = unquoted(match.groupdict())
+            call.groups = {
+                name: unquote(part) for name, part in match.groupdict().items() if part is not None
+            }
             if "repo" in call.groups:
                 call.repo_span = match.span("repo")
             call.body.limit = _LARGER.get(endpoint, BODY_MAX)
@@ -131,5 +115,5 @@ def answer(hub: HubContext, routes: Routes, call: Call) -> Answer:
                 raise Refusal(401, "Invalid username or password.")
             return endpoint(hub, call)
     if re.match(_API + "/", call.path) or "/resolve/" in call.path:
-        raise no_such_repo(call.path, hub.account(call))
+        raise no_such_repo(hub.account(call))
     raise Refusal(404, f"nothing here: {method} {call.path}")

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import pygit2
+
 from hubextrap.foreign_data import parse_json
 from hubextrap.localhub.repository import HubRepo, Kind, RepoSettings
 
@@ -43,16 +45,13 @@ class Store:
         """
         with self.lock:
             folder = self._free_folder(settings.kind, settings.name)
-            repo = HubRepo.create(folder, settings)
+            pygit2.init_repository(str(folder), bare=True, initial_head="main")
+            repo = HubRepo.wrap(folder, settings)
             self._forget_moves_from(settings.kind, settings.name)
             return repo
 
     def get(self, kind: Kind, name: str) -> HubRepo:
-        """The repo of exactly this name.
-
-        Raises:
-            KeyError: there is none.
-        """
+        """The repo of exactly this name. Raises KeyError where there is none."""
         try:
             check_name(name)
         except ValueError:
@@ -63,11 +62,7 @@ class Store:
         return HubRepo(folder)
 
     def find(self, kind: Kind, name: str) -> HubRepo:
-        """The repo of this name, of this name in other letter case, or that once had this name.
-
-        Raises:
-            KeyError: there is none.
-        """
+        """The repo that has this name, has it in other letter case, or once had it. Raises KeyError."""
         try:
             return self.get(kind, name)
         except KeyError:
@@ -176,17 +171,10 @@ class Store:
 
 def _is_own(folder: Path) -> bool:
     """Whether this is a repo of the store, with all its files in it: links and alternates lead elsewhere."""
-    parts = (
-        folder.parent.parent,
-        folder.parent,
-        folder,
-        folder / "hub.json",
-        folder / "lfs",
-        folder / "objects",
-    )
+    inside = (folder / name for name in ("hub.json", "lfs", "objects"))
     return (
         (folder / "hub.json").is_file()
-        and not any(part.is_symlink() for part in parts)
+        and not any(part.is_symlink() for part in (folder, *folder.parents[:2], *inside))
         and not (folder / "objects" / "info" / "alternates").exists()
     )
 

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, BinaryIO
-from urllib.parse import quote, unquote
+from typing import Any, TypeVar
+from urllib.parse import quote, urlencode
 
 from hubextrap.foreign_data import parse_json
-from hubextrap.localhub.admission import check_path, check_sender, own_hosts, read_query, refuse_nul
+from hubextrap.localhub.admission import check_path, check_sender, own_hosts, read_query
 from hubextrap.localhub.faults import Fault, Faults, Request
 from hubextrap.localhub.inbound import IDLE_SECONDS, Body, Inbound, read_head
 from hubextrap.localhub.lfs import regular_size
@@ -32,44 +32,26 @@ _LOG_MAX = 100_000  # requests; a hub may serve for weeks
 _LOG_BYTES = 1 << 25
 _JSON_MAX = 100_000_000  # bytes; the content of a file of a commit is in its line
 _CONNECTIONS_MAX = 256
+_FULL = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _MESSAGE_MAX = 1_000  # characters in a header; a client's own words may come back in it
 _ALWAYS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""On every answer: no browser shows what lies in a repo as a page, or lends it to another one."""
+"""On every answer: no browser shows what lies in a repo as a page, or lets another page read it."""
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE")
-
-
-@dataclass(frozen=True)
-class FileBody:
-    """A body that is a whole file on disk; ranges of it are served on request."""
-
-    path: Path
-
-    def open(self) -> BinaryIO:
-        """The file, which is one that the hub wrote: regular, and no link to somewhere else."""
-        descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        return os.fdopen(descriptor, "rb")
-
-    def size(self) -> int:
-        """Its bytes. Raises FileNotFoundError."""
-        return regular_size(self.path)
-
-    def is_there(self) -> bool:
-        """Whether there is such a file."""
-        with suppress(OSError):
-            return self.size() >= 0
-        return False
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # as JSON writes it; git and files cannot hold one
+_Item = TypeVar("_Item", str, dict[str, Any])
 
 
 @dataclass
 class Answer:
-    """Status, headers and body of a response. A body of bytes is served by range too if ``ranges`` is set."""
+    """Status, headers and body of a response, served by range too if ``ranges`` is set."""
 
     status: int = 200
-    body: bytes | FileBody = b""
+    body: bytes | Path = b""
+    """Or the file that holds it: one that the hub wrote."""
     headers: dict[str, str] = field(default_factory=dict)
     ranges: bool = False
 
@@ -78,6 +60,21 @@ def json_answer(value: Any, status: int = 200, headers: dict[str, str] | None = 
     """An answer whose body is ``value`` as JSON."""
     body = json.dumps(value).encode()
     return Answer(status, body, {"Content-Type": "application/json; charset=utf-8", **(headers or {})})
+
+
+def linked_pages(call: Call, base: str, items: list[Any], default_limit: int) -> Answer:
+    """One page of ``items``: ``limit`` of them from ``cursor`` on, and a link to the next page."""
+    try:
+        limit = int(call.query.get("limit", [str(default_limit)])[0])
+        cursor = int(call.query.get("cursor", ["0"])[0])
+    except ValueError:
+        raise Refusal(400, "limit and cursor are numbers") from None
+    limit, cursor = max(1, min(limit, default_limit)), max(0, cursor)
+    headers = {}
+    if cursor + limit < len(items):
+        query = urlencode({**call.query, "cursor": [cursor + limit], "limit": [limit]}, doseq=True)
+        headers["Link"] = f'<{base}{call.path}?{query}>; rel="next"'
+    return json_answer(items[cursor : cursor + limit], headers=headers)
 
 
 def refusal_answer(refusal: Refusal) -> Answer:
@@ -89,43 +86,26 @@ def refusal_answer(refusal: Refusal) -> Answer:
 
 
 def json_object(text: bytes) -> dict[str, Any]:
-    """The JSON object in ``text``.
-
-    Raises:
-        Refusal: it is something else.
-    """
+    """The JSON object in ``text``. Raises Refusal where it is something else."""
     try:
         value = parse_json(text, "the body", error=ValueError, remedy="correct it", limit=_JSON_MAX)
     except ValueError as error:
         raise Refusal(400, str(error)) from error
     if not isinstance(value, dict):
         raise Refusal(400, "the body is not a JSON object")
-    refuse_nul(value)
+    if _NUL.search(text):
+        raise Refusal(400, "the body holds a NUL")
     return value
 
 
-def objects_in(value: dict[str, Any], name: str, most: int) -> list[dict[str, Any]]:
-    """The list of objects called ``name`` in a body; empty where there is none.
+def list_in(value: dict[str, Any], name: str, most: int, kind: type[_Item]) -> list[_Item]:
+    """The list of strings or objects (``dict``) called ``name`` in a body; empty where there is none.
 
-    Raises:
-        Refusal: it is something else, or longer than ``most``.
+    Raises Refusal where it is something else, or longer than ``most``.
     """
-    return _list_in(value, name, most, dict, "objects")
-
-
-def texts_in(value: dict[str, Any], name: str, most: int) -> list[str]:
-    """The list of strings called ``name`` in a body; empty where there is none.
-
-    Raises:
-        Refusal: it is something else, or longer than ``most``.
-    """
-    return _list_in(value, name, most, str, "strings")
-
-
-def _list_in(value: dict[str, Any], name: str, most: int, kind: type, kinds: str) -> list[Any]:
     found = value.get(name) or []
     if not isinstance(found, list) or not all(isinstance(item, kind) for item in found):
-        raise Refusal(400, f'"{name}" must be a list of {kinds}')
+        raise Refusal(400, f'"{name}" must be a list of {"strings" if kind is str else "objects"}')
     if len(found) > most:
         raise Refusal(413, f'"{name}" has more than {most} entries')
     return found
@@ -155,24 +135,19 @@ class Call:
         return f"{self.link[:start]}{quote(name)}{self.link[end:]}"
 
     def json(self) -> dict[str, Any]:
-        """The body as a JSON object.
-
-        Raises:
-            Refusal: it is something else.
-        """
+        """The body as a JSON object. Raises Refusal where it is something else."""
         return json_object(self.body.read() or b"{}")
 
 
-Responder = Callable[[Call], Answer]
-
-
 class Server(ThreadingHTTPServer):
-    """Serves ``respond`` on a loopback port, a thread a connection."""
+    """Serves ``respond`` on a loopback port, with one thread per connection."""
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, respond: Responder, faults: Faults, log: list[Request]) -> None:
+    def __init__(
+        self, host: str, port: int, respond: Callable[[Call], Answer], faults: Faults, log: list[Request]
+    ) -> None:
         super().__init__((host, port), _Handler)
         self.host = host
         self.respond = respond
@@ -216,9 +191,7 @@ class Server(ThreadingHTTPServer):
         if full:
             with suppress(OSError):
                 request.settimeout(1)
-                request.sendall(
-                    b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-                )
+                request.sendall(_FULL)
             self.shutdown_request(request)
         else:
             super().process_request(request, client_address)
@@ -249,16 +222,13 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer one request; ``close_connection`` says whether there may be another one."""
         self.close_connection = True
         self._cut = False
-        self.command, self.path, self.requestline, self.request_version = "GET", "", "", "HTTP/1.1"
+        self.command, self.path, self.request_version = "GET", "", "HTTP/1.1"
         self.headers = Message()
         try:
             head = read_head(self.rfile, self._inbound)
             if head is None:
                 return
-            self.requestline, self.command, self.path, self.headers = (
-                *(head.line, head.method, head.target),
-                head.headers,
-            )
+            self.command, self.path, self.headers = head.method, head.target, head.headers
             self.server.log_bytes += head.size
             body = Body(self.rfile, head.headers, self.wfile)
             self._serve(body)
@@ -285,8 +255,6 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.status is not None:
             answer = json_answer({"error": "injected fault"}, fault.status)
         assert answer is not None
-        if isinstance(answer.body, FileBody) and not answer.body.is_there():
-            answer = refusal_answer(Refusal(404, "Object does not exist", "EntryNotFound"))
         self._send(answer, fault)
 
     def _respond(self, body: Body) -> Answer:
@@ -303,15 +271,18 @@ class _Handler(BaseHTTPRequestHandler):
             return refusal_answer(refusal)
         except (ConnectionError, TimeoutError):
             raise
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 return refusal_answer(Refusal(507, "the hub's disk is full"))
-            return _server_error()
-        except Exception:
-            return _server_error()
+            traceback.print_exc()  # a bug of the hub
+            return refusal_answer(Refusal(500, "the local hub failed; its terminal shows where"))
 
     def _send(self, answer: Answer, fault: Fault) -> None:
-        size = answer.body.size() if isinstance(answer.body, FileBody) else len(answer.body)
+        body = answer.body
+        size = regular_size(body) if isinstance(body, Path) else len(body)
+        if size is None:
+            self._send(refusal_answer(Refusal(404, "Object does not exist", "EntryNotFound")), fault)
+            return
         start, end, status, headers = 0, size, answer.status, dict(answer.headers)
         if answer.ranges and status == 200:
             headers["Accept-Ranges"] = "bytes"
@@ -344,7 +315,7 @@ class _Handler(BaseHTTPRequestHandler):
             end = min(end, start + fault.truncate)
             self._cut = True
         if self.command != "HEAD":
-            self._send_body(answer.body, start, end)
+            self._send_body(body, start, end)
         self.wfile.flush()
 
     def _request_id(self) -> str:
@@ -352,31 +323,26 @@ class _Handler(BaseHTTPRequestHandler):
         given = self.headers.get("X-Request-Id") or self.headers.get("X-Amzn-Trace-Id") or ""
         return given if re.fullmatch(r"[\w.:;=-]{1,200}", given, re.ASCII) else uuid.uuid4().hex
 
-    def _send_body(self, body: bytes | FileBody, start: int, end: int) -> None:
+    def _send_body(self, body: bytes | Path, start: int, end: int) -> None:
         if isinstance(body, bytes):
             self.wfile.write(body[start:end])
             return
         self.wfile.flush()
-        with body.open() as file:
+        # One that the hub wrote: regular, and no link to somewhere else.
+        descriptor = os.open(body, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
             if start < end and self.connection.sendfile(file, start, end - start) < end - start:
                 raise ConnectionAbortedError("the file became shorter while it was sent")
 
     def _log(self, status: int) -> None:
-        if len(self.server.log) >= _LOG_MAX or self.server.log_bytes > _LOG_BYTES:
-            del self.server.log[: len(self.server.log) // 2 + 1]
+        log, port = self.server.log, self.server.server_address[1]
+        if len(log) >= _LOG_MAX or self.server.log_bytes > _LOG_BYTES:
+            del log[: len(log) // 2 + 1]
             self.server.log_bytes //= 2
-        self.server.log.append(
-            Request(self.command, self.path, self.headers, status, self.server.server_address[1])
-        )
+        log.append(Request(self.command, self.path, self.headers, status, port))
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         return None
-
-
-def _server_error() -> Answer:
-    """A bug of the hub: the traceback goes to its terminal."""
-    traceback.print_exc()
-    return refusal_answer(Refusal(500, "the local hub failed; its terminal shows where"))
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
@@ -394,8 +360,3 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     if last and int(last) < int(first):
         return None
     return int(first), min(int(last) + 1, size) if last else size
-
-
-def unquoted(groups: dict[str, str | None]) -> dict[str, str]:
-    """The groups that matched, percent-decoded."""
-    return {name: unquote(value) for name, value in groups.items() if value is not None}

@@ -47,11 +47,7 @@ class XetStores:
         return store
 
     def copy_of(self, store: str) -> Path:
-        """A copy of ``store`` for one read token.
-
-        Raises:
-            KeyError: there is no such store.
-        """
+        """A copy of ``store`` for one read token. Raises KeyError where there is no such store."""
         source = self._stores / store
         if not store.isalnum() or not source.is_dir():
             raise KeyError(store)

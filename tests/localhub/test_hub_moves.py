@@ -72,7 +72,7 @@ def test_names_in_a_row_and_a_name_taken_again(hub: LocalHub, api: HfApi, moved:
     assert api.model_info(moved).id == api.model_info(f"{moved}-new").id == f"{moved}-newer"
     api.create_repo(moved)  # whoever takes the old name ends the redirect
     assert api.list_repo_files(moved) == [".gitattributes"]
-    with pytest.raises(HfHubHTTPError, match=f"A model repository called {moved} already exists") as taken:
+    with pytest.raises(HfHubHTTPError, match=f"{moved} already exists") as taken:
         api.move_repo(f"{moved}-newer", moved)
     assert taken.value.response.status_code == 409
     api.delete_repo(moved)

@@ -145,7 +145,7 @@ def test_a_commit_on_a_head_that_moved_is_refused(hub: LocalHub, api: HfApi, rep
     hub.create_repo(repo_id)
     parent = api.model_info(repo_id).sha
     hub.commit(repo_id, {"a.txt": b"a"})
-    with pytest.raises(HfHubHTTPError, match="The branch was updated since you opened this page") as refused:
+    with pytest.raises(HfHubHTTPError, match="branch was updated") as refused:
         api.create_commit(
             repo_id, [CommitOperationAdd("b.txt", b"b")], commit_message="b", parent_commit=parent
         )
