@@ -31,10 +31,7 @@ class Beside:
 
     @classmethod
     def of(
-        cls,
-        last: Source,
-        out_dtype: str | None,
-        check_memory: Callable[[int], object] = lambda count: None,
+        cls, last: Source, out_dtype: str | None, check_memory: Callable[[int], object] = lambda count: None
     ) -> Beside:
         """Read them.
 

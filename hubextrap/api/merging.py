@@ -36,14 +36,7 @@ from hubextrap.engine import MergeOutput, run_plan
 from hubextrap.engine.resuming import check_inputs
 from hubextrap.errors import PushError
 from hubextrap.foreign_text import own_lines
-from hubextrap.hub import (
-    PROVENANCE_FILE,
-    HubSink,
-    PushResult,
-    PushTarget,
-    commit_message,
-    push_folder,
-)
+from hubextrap.hub import PROVENANCE_FILE, HubSink, PushResult, PushTarget, commit_message, push_folder
 from hubextrap.tensors import Journal, LocalSink
 
 if TYPE_CHECKING:
@@ -264,13 +257,7 @@ def _merge_onto_hub(prepared: Prepared, targets: Sequence[PushTarget]) -> Made:
             result = sink.commit(files, commit_message(whole.provenance))
             predictions.append(
                 Prediction(
-                    step,
-                    None,
-                    result,
-                    target,
-                    whole.provenance,
-                    prepared.caveats,
-                    output.identical_to_last,
+                    step, None, result, target, whole.provenance, prepared.caveats, output.identical_to_last
                 )
             )
     return Made(MergeResult(tuple(predictions)), tuple(push_place(target) for target in targets))
@@ -282,11 +269,7 @@ def run_prepared(prepared: Prepared, sinks: Sequence[Sink], journals: Sequence[J
 
 
 def make_outputs(
-    plan: MergePlan,
-    run: Run,
-    settings: MergeOptions,
-    sinks: Sequence[Sink],
-    journals: Sequence[Journal],
+    plan: MergePlan, run: Run, settings: MergeOptions, sinks: Sequence[Sink], journals: Sequence[Journal]
 ) -> list[MergeOutput]:
     """`run_plan` on a run's checkpoints."""
     return run_plan(

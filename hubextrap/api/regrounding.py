@@ -105,11 +105,7 @@ def reground(
             check_target(PushTarget(recipe.push.repo, private=recipe.push.private))
         loop = Loop(recipe, folder, state, engine, CommandRunner(lock, progress.say, output), progress)
         state = loop.run()
-    return RegroundResult(
-        model=folder / state.model,
-        decisions=state.decisions,
-        reason=state.finished or "",
-    )
+    return RegroundResult(model=folder / state.model, decisions=state.decisions, reason=state.finished or "")
 
 
 def _is_empty(folder: Path) -> bool:

@@ -72,8 +72,7 @@ def cut(tensors: Sequence[TensorInputs], unit_bytes: int, room: Room) -> Iterato
 def unit_minimum(tensors: Sequence[TensorInputs], room: Room) -> int:
     """The smallest buffer that ``cut`` can work with."""
     return room.targets * ALIGNMENT + max(
-        (_overhead(tensor, room) + room.grain * _element_bytes(tensor, room) for tensor in tensors),
-        default=0,
+        (_overhead(tensor, room) + room.grain * _element_bytes(tensor, room) for tensor in tensors), default=0
     )
 
 

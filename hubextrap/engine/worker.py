@@ -98,11 +98,7 @@ class MergeWorker:
         )
 
     def _copy_equal(
-        self,
-        unit: MergeUnit,
-        piece: Piece,
-        stored: Sequence[torch.Tensor],
-        outputs: Sequence[torch.Tensor],
+        self, unit: MergeUnit, piece: Piece, stored: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
     ) -> None:
         for k, dtype, part in zip(piece.checkpoints, piece.dtypes, stored[:-1], strict=False):
             if not same_bytes(part, stored[-1]):
