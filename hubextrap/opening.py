@@ -159,7 +159,10 @@ class Run:
     @cached_property
     def scan_plan(self) -> ScanPlan:
         """What a scan would read, and the memory that it needs at least."""
-        return self._plan_scan(Budget(NO_LIMIT, self.reading.workers, self.remote))
+        from hubextrap.engine.scan_plan import plan_scan  # imports numba
+
+        budget = Budget(NO_LIMIT, self.reading.workers, self.remote)
+        return plan_scan(self.steps, self.layouts, tied=self.tied, budget=budget)
 
     def scan_weights(
         self,
@@ -177,20 +180,16 @@ class Run:
         from hubextrap.engine.scan import scan_trajectory  # imports numba
 
         memory = self.reading.memory - held
+        budget = Budget(memory, self.reading.workers, self.remote, reserve=afterwards)
         return scan_trajectory(
             self.trajectory,
             self.sources,
-            self._plan_scan(Budget(memory, self.reading.workers, self.remote, reserve=afterwards)),
+            self.scan_plan.within(budget),
             sample=sample,
             pins=self.fingerprints,
             journal=journal,
             progress=self.progress,
         )
-
-    def _plan_scan(self, budget: Budget) -> ScanPlan:
-        from hubextrap.engine.scan_plan import plan_scan  # imports numba
-
-        return plan_scan(self.steps, self.layouts, tied=self.tied, budget=budget)
 
     def known_table(self) -> GramTable | None:
         """The Gram matrices, where they are known without a pass over the weights.

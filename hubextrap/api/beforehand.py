@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from hubextrap.api.beside import CARD
 from hubextrap.api.companions import companions
 from hubextrap.api.output import check_output, check_scratch, output_sizes, target_folders
+from hubextrap.api.prepare import CARD
 from hubextrap.api.staging import may_be_finished
 from hubextrap.errors import HubExtrapError, RecipeError
 from hubextrap.foreign_text import own_lines

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.api.against import Against
+from hubextrap.api.fingerprint import check_unchanged, pin_of
 from hubextrap.api.merging import Made, MergeResult, Prediction, make
 from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.api.prepare import MergeOptions
-from hubextrap.api.unchanged import check_unchanged, pin_of
 from hubextrap.errors import RecipeError
 from hubextrap.evaluation import (
     EvaluationOptions,
@@ -132,7 +132,8 @@ def _evaluated(
                 known[checkpoint] = harness.measure(label, checkpoint)
                 _check_used(checkpoint, used)
         table = harness.table([known[checkpoint].labelled(label) for label, checkpoint in rows])
-        _save(table, output, step, recipe)
+        if output is not None:
+            table.save(_output_of(output, step, recipe))
         tables.append(table)
     return tuple(tables)
 
@@ -204,11 +205,6 @@ def _check_used(measured: Checkpoint | Mixture, used: dict[Checkpoint, str]) -> 
     for checkpoint in measured.checkpoints if isinstance(measured, Mixture) else (measured,):
         if checkpoint in used:
             check_unchanged(checkpoint, used[checkpoint])
-
-
-def _save(table: EvaluationTable, output: Path | None, step: int, recipe: Recipe) -> None:
-    if output is not None:
-        table.save(_output_of(output, step, recipe))
 
 
 def _output_of(output: Path, step: int, recipe: Recipe) -> Path:

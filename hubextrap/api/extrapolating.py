@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hubextrap.api.beside import Beside
-from hubextrap.api.companions import companions_of, input_files
+from hubextrap.api.companions import companions_of
 from hubextrap.api.fingerprint import inputs_fingerprint
 from hubextrap.api.merging import make_outputs
 from hubextrap.api.output import check_output, fill_in, output_sizes, write_files
-from hubextrap.api.prepare import BESIDE_IN_BASELINE, plan_outputs
+from hubextrap.api.prepare import BESIDE_IN_BASELINE, Beside, plan_outputs
 from hubextrap.api.staging import staged
 from hubextrap.digests import sha256_of_json
 from hubextrap.engine.kernels import check_device
-from hubextrap.hub import PROVENANCE_FILE, CoefficientRule, OutputShard, build_provenance
+from hubextrap.hub import PROVENANCE_FILE, build_provenance
 from hubextrap.opening import ReadingOptions, Run
 from hubextrap.regrounding.loop import GramOfSnapshots
 from hubextrap.tensors import LocalSink
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
     from hubextrap.api.prepare import MergeOptions
     from hubextrap.engine import MergePlan
-    from hubextrap.hub import Provenance
     from hubextrap.progress import Progress
     from hubextrap.recipe import RegroundRecipe
     from hubextrap.regrounding import Decision
@@ -85,12 +83,22 @@ def extrapolate(
         CheckpointError: they do not fit together, or the sum is not finite in the dtype.
         OutputError: ``out`` cannot be written.
     """
-    coefficients = jump.decision.coefficients
+    decision, coefficients = jump.decision, jump.decision.coefficients
     assert coefficients is not None
+    describe = partial(
+        build_provenance,
+        merge_method=f"reground {decision.rule}",
+        parameters={"window": jump.recipe.reground.window, "jump": decision.n_used},
+        target_step=jump.target_step,
+        dtype="float32",
+        out_dtype=None,
+        recipe=jump.recipe.text,
+        expected_relative_error=decision.expected_relative_error,
+    )
+    rules = [(name, decision.rule, row) for name, row in coefficients.items()]
     with snapshots_run(checkpoints, settings.reading, progress) as run:
         plan, beside = _planned(run, coefficients, settings)
-        describe = partial(_provenance, run, jump, plan)
-        made = companions_of(checkpoints, plan, beside, describe, plan.caveats)
+        made = companions_of(run, plan, beside, describe, rules, plan.caveats)
         check_device(settings.device)
         check_output(out, {"": output_sizes(plan, made.files)})
         fingerprint = inputs_fingerprint(run, plan) | {"the coefficients": sha256_of_json(coefficients)}
@@ -120,30 +128,3 @@ def _planned(
     beside = replace(Beside.of(run.sources[-1], None, hold), card=None)  # a snapshot's card is its trainer's
     (plan,) = plans
     return plan, beside
-
-
-def _provenance(
-    run: Run, jump: Jump, plan: MergePlan, shards: Sequence[OutputShard], files: Mapping[str, bytes]
-) -> Provenance:
-    decision, recipe = jump.decision, jump.recipe
-    return build_provenance(
-        checkpoints=run.trajectory.checkpoints,
-        merge_method=f"reground {decision.rule}",
-        parameters={"window": recipe.reground.window, "jump": decision.n_used},
-        target_step=jump.target_step,
-        coefficients=[
-            CoefficientRule(
-                match=name,
-                method=decision.rule,
-                coefficients=dict(zip(decision.snapshot_steps, row, strict=True)),
-            )
-            for name, row in (decision.coefficients or {}).items()
-        ],
-        shards=shards,
-        files=files,
-        dtype="float32",
-        out_dtype=None,
-        recipe=recipe.text,
-        expected_relative_error=decision.expected_relative_error,
-        input_files=input_files(plan, run.sources),
-    )

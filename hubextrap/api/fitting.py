@@ -13,7 +13,7 @@ from hubextrap.opening import needs_scan
 from hubextrap.statistics import Expectation, expect_of_last, is_rounded, tensors_at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -80,7 +80,8 @@ def fit_rules(
     expected = (Expectation(None, None),) * len(targets)
     if table is not None:
         dtypes = {info.dtype for layout in layouts for info in layout.tensors.values()}
-        expected = _expectations(recipe, table, dtypes)
+        rounded = is_rounded(table, dtypes)
+        expected = tuple(expect_of_last(rules, table, target, rounded) for target in targets)
         _judge(recipe, steps, expected, progress)
     return FittedRules(tuple(fitted), by_tensor, expected, needs_scan(recipe) and table is None)
 
@@ -113,11 +114,6 @@ def _fit_tensors(
         grams = table.gram[[place[names[index]] for index in chunk]]
         result[chunk] = rule.coefficients(steps, targets, grams)
     return dict(zip(names, result, strict=True))
-
-
-def _expectations(recipe: Recipe, table: GramTable, dtypes: Iterable[str]) -> tuple[Expectation, ...]:
-    rounded = is_rounded(table, dtypes)
-    return tuple(expect_of_last(recipe.rules, table, target, rounded) for target in recipe.target_steps)
 
 
 def _judge(recipe: Recipe, steps: Sequence[int], expected: Sequence[Expectation], progress: Progress) -> None:

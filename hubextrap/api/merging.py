@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.api.beforehand import card_for, check_weights, problems_beforehand, refuse
-from hubextrap.api.beside import CARD
 from hubextrap.api.companions import companions
 from hubextrap.api.fingerprint import merge_fingerprint
 from hubextrap.api.output import (
@@ -21,7 +20,7 @@ from hubextrap.api.output import (
     write_files,
 )
 from hubextrap.api.planning import check_destinations, given_push_targets, recipe_push_targets
-from hubextrap.api.prepare import MergeOptions, Prepared, opened, prepare
+from hubextrap.api.prepare import CARD, MergeOptions, Prepared, opened, prepare
 from hubextrap.api.staging import (
     finished_before,
     may_be_finished,
@@ -150,7 +149,7 @@ def make(
 
 
 def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTarget]) -> Made:
-    progress = prepared.run.progress
+    run, progress = prepared.run, prepared.run.progress
     steps = prepared.recipe.target_steps
     folders = target_folders(steps)
     fingerprint = merge_fingerprint(prepared)
@@ -169,7 +168,7 @@ def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTar
             ]
             for folder, one in zip(folders, beside, strict=True):
                 write_files(staging.folder / folder, one.files)
-            outputs = run_prepared(prepared, sinks, staging.journals)
+            outputs = make_outputs(prepared.plan, run, prepared.settings, sinks, staging.journals)
             whole = [one.with_shards(output.shards) for one, output in zip(beside, outputs, strict=True)]
             for folder, one in zip(folders, whole, strict=True):
                 fill_in(staging.folder / folder / PROVENANCE_FILE, one.files[PROVENANCE_FILE])
@@ -237,7 +236,7 @@ def _push(folder: Path, target: PushTarget, progress: Progress) -> PushResult:
 
 
 def _merge_onto_hub(prepared: Prepared, targets: Sequence[PushTarget]) -> Made:
-    progress = prepared.run.progress
+    run, progress = prepared.run, prepared.run.progress
     steps = prepared.recipe.target_steps
     fingerprint = merge_fingerprint(prepared)
     beside = [companions(prepared, index) for index in range(len(steps))]
@@ -249,7 +248,7 @@ def _merge_onto_hub(prepared: Prepared, targets: Sequence[PushTarget]) -> Made:
             stack.enter_context(HubSink(target, scratch=staging.folder, journal=journal, progress=progress))
             for target, staging, journal in zip(targets, stagings, journals, strict=True)
         ]
-        outputs = run_prepared(prepared, sinks, journals)
+        outputs = make_outputs(prepared.plan, run, prepared.settings, sinks, journals)
         predictions = []
         for step, sink, target, one, output in zip(steps, sinks, targets, beside, outputs, strict=True):
             whole = one.with_shards(output.shards)
@@ -263,15 +262,10 @@ def _merge_onto_hub(prepared: Prepared, targets: Sequence[PushTarget]) -> Made:
     return Made(MergeResult(tuple(predictions)), tuple(push_place(target) for target in targets))
 
 
-def run_prepared(prepared: Prepared, sinks: Sequence[Sink], journals: Sequence[Journal]) -> list[MergeOutput]:
-    """Make the outputs of all targets, one sink and one journal per target."""
-    return make_outputs(prepared.plan, prepared.run, prepared.settings, sinks, journals)
-
-
 def make_outputs(
     plan: MergePlan, run: Run, settings: MergeOptions, sinks: Sequence[Sink], journals: Sequence[Journal]
 ) -> list[MergeOutput]:
-    """`run_plan` on a run's checkpoints."""
+    """`run_plan` on a run's checkpoints; one sink and one journal per target."""
     return run_plan(
         plan,
         run.sources,

@@ -100,7 +100,7 @@ def reground(
         )
     with _held(folder, str(out), progress) as lock:
         state = _resumed(load_state(folder), recipe, folder, progress) or _begun(recipe, folder, progress)
-        engine = _Engine(recipe, state.start, settings, progress)
+        engine = _Engine(recipe, settings, progress)
         if recipe.push is not None and state.finished is None:
             check_target(PushTarget(recipe.push.repo, private=recipe.push.private))
         loop = Loop(recipe, folder, state, engine, CommandRunner(lock, progress.say, output), progress)
@@ -231,7 +231,6 @@ class _Engine:
     """What the loop needs: see `hubextrap.regrounding.loop.Engine`."""
 
     recipe: RegroundRecipe
-    start: StartModel
     settings: MergeOptions
     progress: Progress
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
-from hubextrap.api.unchanged import changed
+from hubextrap.api.fingerprint import changed
 from hubextrap.errors import CheckpointError, OutputError, RecipeError
 from hubextrap.evaluation import check_writable
 from hubextrap.evaluation.run import chosen_device

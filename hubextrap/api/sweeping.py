@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from hubextrap._version import __version__
 from hubextrap.api.against import Against
 from hubextrap.api.beforehand import check_weights, device_problems, refuse
-from hubextrap.api.fingerprint import merge_fingerprint
-from hubextrap.api.merging import run_prepared
+from hubextrap.api.fingerprint import check_unchanged, merge_fingerprint, pin_of
+from hubextrap.api.merging import make_outputs
 from hubextrap.api.output import check_output, output_sizes, write_files
 from hubextrap.api.prepare import MergeOptions, prepare
 from hubextrap.api.staging import remove_leftover, staged
-from hubextrap.api.unchanged import check_unchanged, pin_of
 from hubextrap.digests import sha256_of_json
 from hubextrap.durable.atomic import is_new_name, read_sealed, write_sealed, write_whole
 from hubextrap.errors import OutputError, RecipeError
@@ -121,7 +120,8 @@ def sweep(
             if kept.get(point.key, point.label) is None:
                 todo.setdefault(point.key, point)
         making = _Making(recipe, run, settings, folder, pins, list(todo.values()))
-        making.check_beforehand()
+        if missing := making.missing:
+            making.prepared(missing, read_weights=False)  # refuses what cannot be made before any is measured
         compared = _references(against, points, progress)
         measurements = [_reference(*each, harness, measured_with, kept) for each in compared]
         if done := sum(point.key not in todo for point in points):
@@ -295,11 +295,6 @@ class _Making:
     def missing(self) -> list[_Point]:
         return [point for point in self.points if not (self.folder / "predictions" / point.key).is_dir()]
 
-    def check_beforehand(self) -> None:
-        """Refuse what would keep the predictions from being made, before anything is measured."""
-        if missing := self.missing:
-            self._prepared(missing, read_weights=False)
-
     def merge(self) -> None:
         """Make them."""
         if not self.points:
@@ -309,7 +304,7 @@ class _Making:
         _move(fresh, made)
         if not (missing := self.missing):
             return
-        prepared = self._prepared(missing, read_weights=True)
+        prepared = self.prepared(missing, read_weights=True)
         for checkpoint, pin in zip(self.run.trajectory.checkpoints, self.pins, strict=True):
             check_unchanged(checkpoint, pin)
         remove_leftover(fresh)
@@ -321,10 +316,11 @@ class _Making:
             ]
             for name in names:
                 write_files(staging.folder / name, files)
-            run_prepared(prepared, sinks, staging.journals)
+            make_outputs(prepared.plan, self.run, self.settings, sinks, staging.journals)
         _move(fresh, made)
 
-    def _prepared(self, missing: Sequence[_Point], *, read_weights: bool) -> Prepared:
+    def prepared(self, missing: Sequence[_Point], *, read_weights: bool) -> Prepared:
+        """Their merge, or what would keep it from being done."""
         return prepare(
             self.recipe,
             self.run,

@@ -38,6 +38,7 @@ HELD_COEFFICIENT = 500
 WRITE_MEMORY = 8 * MiB
 """A target's blocks on their way to the disk, of the shard being made and of the one being finished."""
 LISTED_NAMES = 3
+_PERSISTENCE = "give it the method persistence by a rule"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ def plan_merge(
     plans = {one.name: _tensor_plan(one, coefficients_for(one.name), dtype_of, forms) for one in entries}
     for plan in plans.values():
         if len(plan.inputs) > 1:
-            problems += uncombinable(plan.name, plan.inputs[-1].dtype)
+            problems += uncombinable(plan.name, plan.inputs[-1].dtype, _PERSISTENCE)
     refuse(problems)
     shards = _shards(last, plans)
     every = [plan for shard in shards for plan in shard.tensors]

@@ -192,7 +192,8 @@ class ScanWorker:
         grams = [gram for gram in found if gram is not None]
         if len(grams) < len(found):
             raise self._non_finite(unit, piece, rows)
-        return _Part(np.concatenate(grams), counts, self._draw(piece, rows), _examples(piece, rows))
+        examples = list(zip(*gather(piece, rows, example_places(piece)), strict=True))
+        return _Part(np.concatenate(grams), counts, self._draw(piece, rows), examples)
 
     def _convert(self, rows: Sequence[torch.Tensor], start: int) -> list[NDArray[np.float32]]:
         """A block of rows that the compiled loops do not read, as float32."""
@@ -254,11 +255,6 @@ def gather(
     picked = [row.view(-1, 1).view(torch.uint8)[inside].view(row.dtype).view(-1) for row in rows]
     values = torch.stack([numbers.to(torch.float32) for numbers in picked], dim=1)
     return range(first, stop), values.numpy()
-
-
-def _examples(piece: Piece, rows: Sequence[torch.Tensor]) -> list[tuple[int, NDArray[np.float32]]]:
-    numbers, values = gather(piece, rows, example_places(piece))
-    return list(zip(numbers, values, strict=True))
 
 
 def _assemble(
