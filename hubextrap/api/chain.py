@@ -170,11 +170,7 @@ def _rows(
 
 
 def _check_mixed(recipe: Recipe, out: Path | str | None, settings: MergeOptions) -> None:
-    """Refuse a run of ``space: logits`` that would do nothing, or cannot do what it is asked for.
-
-    Raises:
-        RecipeError: it has no evaluate section, or an output folder or settings of a merge are given.
-    """
+    """Refuse a run of ``space: logits`` that would do nothing, or cannot do what it is asked for."""
     if out is not None:
         raise RecipeError("--out: with space: logits there are no weights to write; leave it out")
     if recipe.evaluate is None:
@@ -197,11 +193,7 @@ def _used(trajectory: Trajectory, against: Against | None) -> dict[Checkpoint, s
 
 
 def _check_used(measured: Checkpoint | Mixture, used: dict[Checkpoint, str]) -> None:
-    """Refuse a measurement of a checkpoint that is not what was merged, or what the others were.
-
-    Raises:
-        SourceError: somebody has written to it.
-    """
+    """Refuse a measurement of a checkpoint that is not what was merged, or what the others were."""
     for checkpoint in measured.checkpoints if isinstance(measured, Mixture) else (measured,):
         if checkpoint in used:
             check_unchanged(checkpoint, used[checkpoint])

@@ -117,11 +117,7 @@ def _fit_tensors(
 
 
 def _judge(recipe: Recipe, steps: Sequence[int], expected: Sequence[Expectation], progress: Progress) -> None:
-    """Say what to expect, and refuse what the recipe does not want.
-
-    Raises:
-        MethodError: above ``max_expected_error``, or unknown where one is set.
-    """
+    """Say what to expect, and refuse what the recipe does not want."""
     limit = recipe.parameters.max_expected_error
     for target, expectation in zip(recipe.target_steps, expected, strict=True):
         error = expectation.relative_error

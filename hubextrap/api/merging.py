@@ -172,20 +172,15 @@ def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTar
             whole = [one.with_shards(output.shards) for one, output in zip(beside, outputs, strict=True)]
             for folder, one in zip(folders, whole, strict=True):
                 fill_in(staging.folder / folder / PROVENANCE_FILE, one.files[PROVENANCE_FILE])
-    pushed = [_push(out / folder, target, progress) for folder, target in zip(folders, targets, strict=False)]
-    predictions = tuple(
-        Prediction(
-            step,
-            out / folder,
-            pushed[index] if pushed else None,
-            targets[index] if targets else None,
-            whole[index].provenance,
-            prepared.caveats,
-            outputs[index].identical_to_last,
+    predictions = []
+    for index, (step, folder) in enumerate(zip(steps, folders, strict=True)):
+        target = targets[index] if targets else None
+        pushed = None if target is None else _push(out / folder, target, progress)
+        provenance, identical = whole[index].provenance, outputs[index].identical_to_last
+        predictions.append(
+            Prediction(step, out / folder, pushed, target, provenance, prepared.caveats, identical)
         )
-        for index, (step, folder) in enumerate(zip(steps, folders, strict=True))
-    )
-    return Made(MergeResult(predictions), (place_of(out),))
+    return Made(MergeResult(tuple(predictions)), (place_of(out),))
 
 
 def _made_before(
@@ -254,10 +249,9 @@ def _merge_onto_hub(prepared: Prepared, targets: Sequence[PushTarget]) -> Made:
             whole = one.with_shards(output.shards)
             files = whole.files | {CARD: card_for(whole, target)}
             result = sink.commit(files, commit_message(whole.provenance))
+            identical = output.identical_to_last
             predictions.append(
-                Prediction(
-                    step, None, result, target, whole.provenance, prepared.caveats, output.identical_to_last
-                )
+                Prediction(step, None, result, target, whole.provenance, prepared.caveats, identical)
             )
     return Made(MergeResult(tuple(predictions)), tuple(push_place(target) for target in targets))
 

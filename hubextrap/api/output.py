@@ -163,16 +163,9 @@ def check_scratch(targets: Sequence[PushTarget], plan: MergePlan) -> None:
 
 def _existing(folder: Path) -> Path:
     """``folder``, or the nearest one above it that is there."""
-    while not _exists(folder):
+    while not os.path.exists(folder):  # which is False, not an error, where a name is too long
         folder = folder.parent
     return folder
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # its name is too long to be there
-        return False
 
 
 def _folds_case(folder: Path) -> bool:

@@ -174,13 +174,16 @@ def prepare(
 
     Raises:
         CheckpointError: a checkpoint cannot be used, or they do not fit together; all findings at once.
-        MethodError: a method cannot serve these steps.
+        MethodError, StepError: a method cannot serve these steps.
         RecipeError: the run was opened with a scan that has no effect.
         SourceError: the headers cannot be read.
         OutputError: the memory setting is too small.
     """
     recipes = tuple(variants) or (recipe,)
-    check_recipes(run, recipes)
+    for each in recipes:  # before any header is read
+        for rule in each.rules:
+            rule.check(run.steps, each.target_steps)
+    run.check_scan_counts(recipes)
     held = 0  # by what goes beside the weights
     first: list[tuple[FittedRules, MergePlan]] = []
     # logits are mixed of whatever transformers loads, quantised or not
@@ -205,19 +208,6 @@ def prepare(
     if not (prepared.fitted.pending and read_weights):
         return prepared
     return ready(*_planned(recipes, run, layouts, settings, run.gram_table(_WHY, held=held), held))
-
-
-def check_recipes(run: Run, recipes: Sequence[Recipe]) -> None:
-    """Refuse, before any header is read, steps or targets that do not fit, and a scan without effect.
-
-    Raises:
-        MethodError, StepError: a method cannot serve these steps.
-        RecipeError: see `Run.check_scan_counts`.
-    """
-    for each in recipes:
-        for rule in each.rules:
-            rule.check(run.steps, each.target_steps)
-    run.check_scan_counts(recipes)
 
 
 def _planned(

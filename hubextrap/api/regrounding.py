@@ -184,11 +184,7 @@ def _local(checkpoint: Checkpoint) -> Path:
 def _resumed(
     state: RunState | None, recipe: RegroundRecipe, folder: Path, progress: Progress
 ) -> RunState | None:
-    """The state to go on from; None where the run has to begin.
-
-    Raises:
-        RecipeError: the rounds that are there were made by another recipe.
-    """
+    """The state to go on from; None where the run has to begin."""
     if state is None:
         return None
     values = recipe.values()

@@ -114,36 +114,33 @@ class _Part:
     """Which example, and its (K,) values."""
 
 
+@dataclass
 class _Scan:
     """The consumer: adds up what workers find, tensor by tensor."""
 
     title = "scan"
 
-    def __init__(
-        self,
-        plan: ScanPlan,
-        tensors: Sequence[TensorInputs],
-        sample: float | None,
-        finish: Callable[[TensorScan], None],
-    ) -> None:
-        self._plan = plan
-        self._tensors = tensors
-        self._sample = sample
-        self._finish = finish
+    plan: ScanPlan
+    tensors: Sequence[TensorInputs]
+    sample: float | None
+    finish: Callable[[TensorScan], None]
+    """Takes what was found in a tensor as soon as it ends."""
+
+    def __post_init__(self) -> None:
         self._current: TensorScan | None = None
-        self.bytes_read = sum(tensor.bytes_read for tensor in tensors)
+        self.bytes_read = sum(tensor.bytes_read for tensor in self.tensors)
 
     def units(self) -> Iterator[Unit]:
-        return self._plan.units(self._tensors)
+        return self.plan.units(self.tensors)
 
     def worker(self, buffer: UnitBuffer) -> Callable[[Unit], list[_Part]]:
-        return ScanWorker(buffer, self._sample)
+        return ScanWorker(buffer, self.sample)
 
     def take(self, unit: Unit, result: list[_Part], digests: Digests) -> None:
         """Add up the parts; hand over the tensors that end."""
         for piece, part in zip(unit.pieces, result, strict=True):
             if (current := self._current) is None:
-                current = TensorScan.empty(piece.tensor, piece.elements, len(self._plan.steps), EXAMPLES)
+                current = TensorScan.empty(piece.tensor, piece.elements, len(self.plan.steps), EXAMPLES)
                 places = example_places(piece)
                 current.example_places[: len(places)] = places
             for gram in part.grams:  # one after the other: their order decides the last bits
@@ -155,7 +152,7 @@ class _Scan:
             self._current = current
             if piece.ends_tensor:
                 found = digests[piece.tensor]
-                self._finish(replace(current, inputs=tuple(found[k].hex() for k in piece.checkpoints)))
+                self.finish(replace(current, inputs=tuple(found[k].hex() for k in piece.checkpoints)))
                 self._current = None
 
 

@@ -224,9 +224,9 @@ def test_tied_copies_of_different_dtype() -> None:
 
 def test_what_cannot_be_combined() -> None:
     odd = layout("x", [("w", "F8_E4M3FNUZ", (4,))])
-    with pytest.raises(CheckpointMismatch, match="w is F8_E4M3FNUZ, .*; give it the method"):
+    with pytest.raises(CheckpointMismatch, match=r"w is F8_E4M3FNUZ, .*; give it the method"):
         plan_two(odd, odd)
-    with pytest.raises(CheckpointMismatch, match="w is F8_E4M3FNUZ, .* needs no scan"):
+    with pytest.raises(CheckpointMismatch, match=r"w is F8_E4M3FNUZ, .* needs no scan"):
         plan_scan((1, 2), (odd, odd))
     persistence = plan_merge((1, 2), (odd, odd), lambda name: np.array([[0.0, 1.0]]))
     assert len(persistence.shards[0].tensors[0].inputs) == 1
