@@ -62,7 +62,7 @@ def problems_beforehand(
         except HubExtrapError as error:
             problems.append(error)
 
-    problems += device_problems(prepared)
+    found(partial(check_device, prepared))
     steps = prepared.recipe.target_steps
     made: list[Companions] = []
     found(lambda: made.extend(companions(prepared, index) for index in range(len(steps))))
@@ -107,13 +107,9 @@ def _look(target: PushTarget, states: dict[PushTarget, RemoteState]) -> None:
     states[target] = check_target(target)
 
 
-def device_problems(prepared: Prepared) -> list[HubExtrapError]:
-    """What keeps the device from making the bytes of a merge."""
+def check_device(prepared: Prepared) -> None:
+    """`engine.kernels.check_device`, without importing torch for the CPU."""
     if prepared.settings.device != "cpu":
-        from hubextrap.engine.kernels import check_device  # imports torch
+        from hubextrap.engine import kernels
 
-        try:
-            check_device(prepared.settings.device)
-        except HubExtrapError as error:
-            return [error]
-    return []
+        kernels.check_device(prepared.settings.device)

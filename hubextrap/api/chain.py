@@ -97,7 +97,7 @@ def run(
     made, mixtures = Made(MergeResult(()), ()), []
     with Run.of(recipe, settings.reading, scan=scan, progress=progress) as opened:
         against = None if section is None else Against.pinned(recipe, section, opened)
-        used = _used(opened.trajectory, against)
+        used = {} if against is None else _used(opened.trajectory, against)
         if recipe.space == "weights":
             made = make(recipe, opened, settings, out=out, targets=targets)
         else:
@@ -185,11 +185,11 @@ def _check_mixed(recipe: Recipe, out: Path | str | None, settings: MergeOptions)
             )
 
 
-def _used(trajectory: Trajectory, against: Against | None) -> dict[Checkpoint, str]:
+def _used(trajectory: Trajectory, against: Against) -> dict[Checkpoint, str]:
     """What stands for each checkpoint on the disk that will be merged or mixed, and measured after that."""
-    listed = [] if against is None else [checkpoint for _, checkpoint in against.entries]
+    listed = [checkpoint for _, checkpoint in against.entries]
     local = [one for one in (*trajectory.checkpoints, *listed) if one is not None and one.repo is None]
-    return {} if against is None else {one: pin_of(one) for one in dict.fromkeys(local)}
+    return {one: pin_of(one) for one in dict.fromkeys(local)}
 
 
 def _check_used(measured: Checkpoint | Mixture, used: dict[Checkpoint, str]) -> None:

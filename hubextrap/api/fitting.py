@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from glob import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,7 +76,7 @@ def fit_rules(
             by_tensor |= {name: rows.copy() for name in names}  # as many as there will be
         else:
             for name, rows in _fit_tensors(rule, names, steps, targets, table).items():
-                fitted.append((replace(rule, match=(_literal(name),)), rows))
+                fitted.append((replace(rule, match=(escape(name),)), rows))
                 by_tensor[name] = rows
     expected = (Expectation(None, None),) * len(targets)
     if table is not None:
@@ -151,8 +152,3 @@ def _judge(recipe: Recipe, steps: Sequence[int], expected: Sequence[Expectation]
                 f"step {target} lies so far ahead that only {origins} earlier checkpoint"
                 f"{'s' * (origins > 1)} could rehearse it: the expected error rests on little"
             )
-
-
-def _literal(name: str) -> str:
-    """A glob that matches ``name`` alone."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)

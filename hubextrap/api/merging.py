@@ -28,9 +28,9 @@ from hubextrap.api.staging import (
     push_place,
     push_state,
     remove_leftover,
-    remove_place,
     staged,
 )
+from hubextrap.durable.places import is_marked, remove_marked
 from hubextrap.engine import MergeOutput, run_plan
 from hubextrap.engine.resuming import check_inputs
 from hubextrap.errors import PushError
@@ -122,8 +122,8 @@ class Made:
 
     def settle(self) -> None:
         """Forget how it was made: all is done."""
-        for place in self.places:
-            remove_place(place)
+        for place in filter(is_marked, self.places):
+            remove_marked(place)
 
 
 def make(

@@ -163,7 +163,7 @@ def check_scratch(targets: Sequence[PushTarget], plan: MergePlan) -> None:
 
 def _existing(folder: Path) -> Path:
     """``folder``, or the nearest one above it that is there."""
-    while not os.path.exists(folder):  # which is False, not an error, where a name is too long
+    while not os.path.exists(folder):  # noqa: PTH110 - False, not an error, where a name is too long
         folder = folder.parent
     return folder
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.api.beforehand import problems_beforehand
@@ -55,7 +55,6 @@ class PlanReport:
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
         named = {
             "checkpoints": ("step", "name", "commit", "size"),
             "rules": ("match", "method", "coefficients"),
@@ -67,7 +66,7 @@ class PlanReport:
             else [dict(zip(named[name], row, strict=True)) for row in value]
             if name in named
             else list(value)
-            for name, value in values.items()
+            for name, value in asdict(self).items()
         }
 
 

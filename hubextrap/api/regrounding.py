@@ -59,11 +59,7 @@ class RegroundResult:
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON values."""
-        return {
-            "model": str(self.model),
-            "decisions": [asdict(decision) for decision in self.decisions],
-            "reason": self.reason,
-        }
+        return asdict(self) | {"model": str(self.model)}
 
 
 def reground(

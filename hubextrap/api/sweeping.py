@@ -11,11 +11,11 @@ import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from hubextrap._version import __version__
 from hubextrap.api.against import Against
-from hubextrap.api.beforehand import check_weights, device_problems, refuse
+from hubextrap.api.beforehand import check_device, check_weights
 from hubextrap.api.fingerprint import check_unchanged, merge_fingerprint, pin_of
 from hubextrap.api.merging import make_outputs
 from hubextrap.api.output import check_output, output_sizes, write_files
@@ -58,9 +58,7 @@ _KEPT = re.compile(r"[0-9a-f]{64}\.json(?:\.partial)?")
 class _Point:
     """A prediction of the grid."""
 
-    label: str
-    step: int
-    damping: float | Literal["auto"]
+    grid: GridPoint
     recipe: Recipe
     key: str
     """sha256 of all that its figures depend on."""
@@ -117,7 +115,7 @@ def sweep(
         points = [_point(each, run.steps, pins, measured_with) for each in recipes]
         todo: dict[str, _Point] = {}  # points with the same coefficients are one model
         for point in points:
-            if kept.get(point.key, point.label) is None:
+            if kept.get(point.key, point.grid.label) is None:
                 todo.setdefault(point.key, point)
         making = _Making(recipe, run, settings, folder, pins, list(todo.values()))
         if missing := making.missing:
@@ -131,9 +129,8 @@ def sweep(
         _measure(point, folder, harness, kept)
     shutil.rmtree(folder / "predictions", ignore_errors=True)
     measurements += [_measured(point, kept) for point in points]
-    candidates = [GridPoint(label=point.label, step=point.step, damping=point.damping) for point in points]
-    result = report_sweep(harness.table(measurements), candidates)
-    _save(result, folder, {point.label: point.recipe for point in points}, progress)
+    result = report_sweep(harness.table(measurements), [point.grid for point in points])
+    _save(result, folder, {point.grid.label: point.recipe for point in points}, progress)
     return result
 
 
@@ -220,7 +217,7 @@ def _point(recipe: Recipe, steps: Sequence[int], pins: Sequence[str], measured_w
     label = f"{PREDICTION} {step}"
     if damping != 1:
         label += f" × {damping if damping == 'auto' else format(damping, 'g')}"
-    return _Point(label, step, damping, recipe, key)
+    return _Point(GridPoint(label=label, step=step, damping=damping), recipe, key)
 
 
 def _references(
@@ -232,7 +229,7 @@ def _references(
         if checkpoint is not None:
             rows[label] = checkpoint
             continue
-        for step in sorted({point.step for point in points}):
+        for step in sorted({point.grid.step for point in points}):
             if (real := against.real(step, progress)) is not None:
                 rows[f"{TARGET} {step}"] = real
     return list(rows.items())
@@ -274,9 +271,9 @@ def _reference(
 
 
 def _measured(point: _Point, kept: _Kept) -> Measurement:
-    found = kept.get(point.key, point.label)
+    found = kept.get(point.key, point.grid.label)
     assert found is not None
-    row = found.row.model_copy(update={"step": point.step, "reference": point.label})
+    row = found.row.model_copy(update={"step": point.grid.step, "reference": point.grid.label})
     return found.model_copy(update={"row": row})
 
 
@@ -332,7 +329,7 @@ class _Making:
 
 
 def _check_room(prepared: Prepared, out: Path, names: Sequence[str]) -> None:
-    refuse(device_problems(prepared))
+    check_device(prepared)
     if out.is_dir():  # a pass that is finished, and taken over first
         return
     sizes = output_sizes(prepared.plan, _files_beside(prepared))
@@ -354,8 +351,8 @@ def _move(fresh: Path, made: Path) -> None:
 
 def _measure(point: _Point, folder: Path, harness: Harness, kept: _Kept) -> None:
     place = folder / "predictions" / point.key
-    checkpoint = Checkpoint(point.step, None, "", None, str(place.resolve()))
-    kept.put(point.key, harness.measure(point.label, checkpoint))
+    checkpoint = Checkpoint(point.grid.step, None, "", None, str(place.resolve()))
+    kept.put(point.key, harness.measure(point.grid.label, checkpoint))
     shutil.rmtree(place)
 
 

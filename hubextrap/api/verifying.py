@@ -144,11 +144,9 @@ def _unnamed(present: list[str], provenance: Provenance) -> tuple[list[str], tup
 
 def _elsewhere(source: Source) -> dict[str, str]:
     """What is wrong with each configuration that sends a loader elsewhere."""
-    found = {}
-    for file in sorted(source.files()):
-        if file.endswith("config.json") and (problem := leads_elsewhere(source.read_file(file))):
-            found[file] = problem
-    return found
+    configurations = [file for file in sorted(source.files()) if file.endswith("config.json")]
+    found = {file: leads_elsewhere(source.read_file(file)) for file in configurations}
+    return {file: problem for file, problem in found.items() if problem}
 
 
 def _weights_problem(source: Source, provenance: Provenance) -> str | None:

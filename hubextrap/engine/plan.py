@@ -138,8 +138,6 @@ def plan_merge(
     A checkpoint with coefficient 0 is not read, so a NaN in it does not spread (0·NaN would be NaN).
 
     Args:
-        steps: the K checkpoints' steps, in order.
-        layouts: their layouts.
         coefficients_for: tensor name → float64 (T, K).
         out_dtype: torch's name (``bfloat16``) for the float tensors, but those that the last checkpoint keeps
             wider than most of it: there they stay as they are. None keeps the last checkpoint's dtypes.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xxhash import xxh3_128
@@ -99,14 +99,6 @@ def run_plan(
     ]
 
 
-@dataclass(slots=True)
-class _Tally:
-    """Non-finite elements of the tensor that is being handed over."""
-
-    outputs: int = 0
-    inputs: Counter[int] = field(default_factory=Counter)
-
-
 @dataclass
 class _Merge:
     """The consumer: passes what workers make of the plan's units to the sinks."""
@@ -133,7 +125,7 @@ class _Merge:
         self._made_from = made_from(self.plan)
         self._digests = [xxh3_128() for _ in self.inputs.sources]
         self._writers: list[ShardWriter] = []
-        self._tallies: dict[tuple[str, int], _Tally] = {}
+        self._non_finite: dict[tuple[str, int], list[NonFiniteCount]] = {}
         self._finished: list[dict[str, FinishedShard]] = [{} for _ in self.sinks]
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="hubextrap-finish")
         self._finishing: Future[None] | None = None
@@ -213,30 +205,29 @@ class _Merge:
             raise
 
     def _check_finite(self, unit: MergeUnit, found: Sequence[NonFiniteCount]) -> None:
-        """Count until a tensor ends, so that the error can say how many there are."""
+        """Collect until a tensor ends, so that the error can say how many there are."""
         for count in found:
-            tally = self._tallies.setdefault((count.tensor, count.target), _Tally())
-            tally.outputs += count.outputs
-            tally.inputs.update(count.inputs)
-        if self._tallies:
+            self._non_finite.setdefault((count.tensor, count.target), []).append(count)
+        if self._non_finite:
             for piece, form in zip(unit.pieces, unit.forms, strict=True):
                 for target in range(len(unit.outputs)):
-                    if piece.ends_tensor and (piece.tensor, target) in self._tallies:
-                        raise self._non_finite(unit, piece, form, target)
+                    if piece.ends_tensor and (piece.tensor, target) in self._non_finite:
+                        raise self._refusal(unit, piece, form, target)
 
-    def _non_finite(self, unit: MergeUnit, piece: Piece, form: Form, target: int) -> NonFinite:
-        tally = self._tallies[piece.tensor, target]
-        blamed = sorted(k for k, count in tally.inputs.items() if count)
+    def _refusal(self, unit: MergeUnit, piece: Piece, form: Form, target: int) -> NonFinite:
+        found = self._non_finite[piece.tensor, target]
+        inputs = sum((Counter(count.inputs) for count in found), Counter[int]())
+        blamed, results = sorted(inputs), sum(count.outputs for count in found)
         check_blamed(unit, piece, self.inputs.sources, blamed or None)
         output = f" in output {target + 1} of {self.plan.targets}" if self.plan.targets > 1 else ""
-        causes = [f"{self.inputs.called(k)} has {tally.inputs[k]:,} itself" for k in blamed]
+        causes = [f"{self.inputs.called(k)} has {inputs[k]:,} itself" for k in blamed]
         remedy = (
             f"{', '.join(causes)}: leave that checkpoint out"
             if causes
             else f"{form.dtype} cannot hold them: take a nearer target, more damping or a wider out_dtype"
         )
         return NonFinite(
-            f"{piece.tensor}: {tally.outputs:,} of {piece.elements:,} results are NaN or infinite{output}; "
+            f"{piece.tensor}: {results:,} of {piece.elements:,} results are NaN or infinite{output}; "
             f"{remedy}, or allow them (--allow-non-finite)",
             tensor=piece.tensor,
             step=self.inputs.steps[blamed[0]] if len(blamed) == 1 else None,

@@ -80,8 +80,6 @@ def plan_scan(
     """Plan a scan of K checkpoints. Integer tensors are left out; a tied pair counts once.
 
     Args:
-        steps: the K checkpoints' steps, in order.
-        layouts: what they hold.
         tied: the last checkpoint's tie_word_embeddings.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hubextrap.engine.inputs import check_blamed
@@ -26,7 +26,7 @@ class NonFiniteCount:
     tensor: str
     target: int
     outputs: int
-    inputs: dict[int, int] = field(default_factory=dict)
+    inputs: dict[int, int]
     """checkpoint → how many of them it had itself."""
 
 
