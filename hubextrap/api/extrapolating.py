@@ -10,8 +10,8 @@ import numpy as np
 
 from hubextrap.api.companions import companions_of
 from hubextrap.api.fingerprint import inputs_fingerprint
-from hubextrap.api.merging import make_outputs
-from hubextrap.api.output import check_output, fill_in, output_sizes, write_files
+from hubextrap.api.merging import make_in
+from hubextrap.api.output import check_output, fill_in, output_sizes
 from hubextrap.api.prepare import BESIDE_IN_BASELINE, Beside, plan_outputs
 from hubextrap.api.staging import staged
 from hubextrap.digests import sha256_of_json
@@ -19,7 +19,6 @@ from hubextrap.engine.kernels import check_device
 from hubextrap.hub import PROVENANCE_FILE, build_provenance
 from hubextrap.opening import ReadingOptions, Run
 from hubextrap.regrounding.loop import GramOfSnapshots
-from hubextrap.tensors import LocalSink
 from hubextrap.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -103,12 +102,9 @@ def extrapolate(
         check_output(out, {"": output_sizes(plan, made.files)})
         fingerprint = inputs_fingerprint(run, plan) | {"the coefficients": sha256_of_json(coefficients)}
         with staged(out, [""], fingerprint, progress) as staging:
-            write_files(staging.folder, made.files)
-            (journal,) = staging.journals
-            sinks = [LocalSink(staging.folder, journal)]
-            (output,) = make_outputs(plan, run, settings, sinks, [journal])
+            (output,) = make_in(staging, [made.files], plan, run, settings)
             whole = made.with_shards(output.shards)
-            fill_in(staging.folder / PROVENANCE_FILE, whole.files[PROVENANCE_FILE])
+            fill_in(staging.folders[0] / PROVENANCE_FILE, whole.files[PROVENANCE_FILE])
 
 
 def _planned(

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from hubextrap.api.companions import Companions
+    from hubextrap.api.staging import Staging
     from hubextrap.engine import MergePlan
     from hubextrap.hub import Provenance
     from hubextrap.opening import Run
@@ -154,7 +155,7 @@ def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTar
     folders = target_folders(steps)
     fingerprint = merge_fingerprint(prepared)
     beside = [companions(prepared, index) for index in range(len(steps))]
-    if (before := _made_before(prepared, out, fingerprint, beside, progress)) is not None:
+    if (before := _made_before(prepared, out, fingerprint, beside)) is not None:
         outputs, whole = before
     else:
         remove_leftover(out)
@@ -162,16 +163,10 @@ def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTar
             out, dict(zip(folders, (output_sizes(prepared.plan, one.files) for one in beside), strict=True))
         )
         with staged(out, folders, fingerprint, progress, keep=True) as staging:
-            sinks = [
-                LocalSink(staging.folder / folder, journal)
-                for folder, journal in zip(folders, staging.journals, strict=True)
-            ]
-            for folder, one in zip(folders, beside, strict=True):
-                write_files(staging.folder / folder, one.files)
-            outputs = make_outputs(prepared.plan, run, prepared.settings, sinks, staging.journals)
+            outputs = make_in(staging, [one.files for one in beside], prepared.plan, run, prepared.settings)
             whole = [one.with_shards(output.shards) for one, output in zip(beside, outputs, strict=True)]
-            for folder, one in zip(folders, whole, strict=True):
-                fill_in(staging.folder / folder / PROVENANCE_FILE, one.files[PROVENANCE_FILE])
+            for place, one in zip(staging.folders, whole, strict=True):
+                fill_in(place / PROVENANCE_FILE, one.files[PROVENANCE_FILE])
     predictions = []
     for index, (step, folder) in enumerate(zip(steps, folders, strict=True)):
         target = targets[index] if targets else None
@@ -184,14 +179,10 @@ def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTar
 
 
 def _made_before(
-    prepared: Prepared,
-    out: Path,
-    fingerprint: Mapping[str, str],
-    beside: list[Companions],
-    progress: Progress,
+    prepared: Prepared, out: Path, fingerprint: Mapping[str, str], beside: list[Companions]
 ) -> tuple[list[MergeOutput], list[Companions]] | None:
     """What lies in ``out``, if it is just what this merge would write there."""
-    folders = target_folders(prepared.recipe.target_steps)
+    folders, progress = target_folders(prepared.recipe.target_steps), prepared.run.progress
     files = [shard.file for shard in prepared.plan.shards]
 
     def check(journals: Sequence[Journal]) -> None:
@@ -238,12 +229,14 @@ def _merge_onto_hub(prepared: Prepared, targets: Sequence[PushTarget]) -> Made:
     with ExitStack() as stack:
         stagings = [stack.enter_context(push_state(target, fingerprint, progress)) for target in targets]
         check_scratch(targets, prepared.plan)
-        journals = [journal for staging in stagings for journal in staging.journals]
+        places = [(staging.folders[0], staging.journals[0]) for staging in stagings]
         sinks = [
-            stack.enter_context(HubSink(target, scratch=staging.folder, journal=journal, progress=progress))
-            for target, staging, journal in zip(targets, stagings, journals, strict=True)
+            stack.enter_context(HubSink(target, scratch=scratch, journal=journal, progress=progress))
+            for target, (scratch, journal) in zip(targets, places, strict=True)
         ]
-        outputs = make_outputs(prepared.plan, run, prepared.settings, sinks, journals)
+        outputs = _make_outputs(
+            prepared.plan, run, prepared.settings, sinks, [journal for _, journal in places]
+        )
         predictions = []
         for step, sink, target, one, output in zip(steps, sinks, targets, beside, outputs, strict=True):
             whole = one.with_shards(output.shards)
@@ -256,7 +249,17 @@ def _merge_onto_hub(prepared: Prepared, targets: Sequence[PushTarget]) -> Made:
     return Made(MergeResult(tuple(predictions)), tuple(push_place(target) for target in targets))
 
 
-def make_outputs(
+def make_in(
+    staging: Staging, beside: Sequence[Mapping[str, bytes]], plan: MergePlan, run: Run, settings: MergeOptions
+) -> list[MergeOutput]:
+    """Make each target's output in its folder, with the files that lie beside its shards."""
+    for folder, files in zip(staging.folders, beside, strict=True):
+        write_files(folder, files)
+    sinks = [LocalSink(*place) for place in zip(staging.folders, staging.journals, strict=True)]
+    return _make_outputs(plan, run, settings, sinks, staging.journals)
+
+
+def _make_outputs(
     plan: MergePlan, run: Run, settings: MergeOptions, sinks: Sequence[Sink], journals: Sequence[Journal]
 ) -> list[MergeOutput]:
     """`run_plan` on a run's checkpoints; one sink and one journal per target."""

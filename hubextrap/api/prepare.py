@@ -96,9 +96,7 @@ class Beside:
     """Why its card, or the metadata in it, gives nothing."""
 
     @classmethod
-    def of(
-        cls, last: Source, out_dtype: str | None, check_memory: Callable[[int], object] = lambda count: None
-    ) -> Beside:
+    def of(cls, last: Source, out_dtype: str | None, check_memory: Callable[[int], object]) -> Beside:
         """Read them.
 
         Args:

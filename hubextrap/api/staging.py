@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 class Staging:
     """A place that this run alone holds."""
 
-    folder: Path
-    """Where shards are written."""
+    folders: tuple[Path, ...]
+    """Where shards are written, one per target."""
     journals: tuple[Journal, ...]
     """One per target."""
 
@@ -71,12 +71,12 @@ def staged(
         if _open_journals(journals, place, len(folders), fingerprint, progress, str(out)):
             shutil.rmtree(model, ignore_errors=True)
         with writing(out, REMEDY):
-            for folder in folders:
-                (model / folder).mkdir(parents=True, exist_ok=True)
+            for made in (places := [model / folder for folder in folders]):
+                made.mkdir(parents=True, exist_ok=True)
             take_after(final, model, also=stat.S_IRWXU)
-        for folder, journal in zip(folders, journals, strict=True):
-            _check_shards(model / folder, journal, progress)
-        yield Staging(model, tuple(journals))
+        for made, journal in zip(places, journals, strict=True):
+            _check_shards(made, journal, progress)
+        yield Staging(tuple(places), tuple(journals))
         try:
             mode = stat.S_IMODE(final.stat().st_mode) if final.exists() else None
             model.replace(final)  # takes the place of an empty folder, and of nothing else
@@ -104,7 +104,7 @@ def push_state(target: PushTarget, fingerprint: Mapping[str, str], progress: Pro
         shutil.rmtree(scratch, ignore_errors=True)
         with writing(place, REMEDY):
             scratch.mkdir()
-        yield Staging(scratch, tuple(journals))
+        yield Staging((scratch,), tuple(journals))
 
 
 def push_place(target: PushTarget) -> Path:

@@ -17,8 +17,8 @@ from hubextrap._version import __version__
 from hubextrap.api.against import Against
 from hubextrap.api.beforehand import check_device, check_weights
 from hubextrap.api.fingerprint import check_unchanged, merge_fingerprint, pin_of
-from hubextrap.api.merging import make_outputs
-from hubextrap.api.output import check_output, output_sizes, write_files
+from hubextrap.api.merging import make_in
+from hubextrap.api.output import check_output, output_sizes
 from hubextrap.api.prepare import MergeOptions, prepare
 from hubextrap.api.staging import remove_leftover, staged
 from hubextrap.digests import sha256_of_json
@@ -33,7 +33,6 @@ from hubextrap.methods import MAX_STEP, find_method
 from hubextrap.opening import Run
 from hubextrap.output_files import file_problem
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.tensors import LocalSink
 from hubextrap.trajectory import Checkpoint
 
 if TYPE_CHECKING:
@@ -307,13 +306,7 @@ class _Making:
         remove_leftover(fresh)
         files, names = _files_beside(prepared), [point.key for point in missing]
         with staged(fresh, names, merge_fingerprint(prepared), self.run.progress) as staging:
-            sinks = [
-                LocalSink(staging.folder / name, journal)
-                for name, journal in zip(names, staging.journals, strict=True)
-            ]
-            for name in names:
-                write_files(staging.folder / name, files)
-            make_outputs(prepared.plan, self.run, self.settings, sinks, staging.journals)
+            make_in(staging, [files] * len(names), prepared.plan, self.run, self.settings)
         _move(fresh, made)
 
     def prepared(self, missing: Sequence[_Point], *, read_weights: bool) -> Prepared:
