@@ -154,7 +154,10 @@ class Run:
     @cached_property
     def fingerprints(self) -> tuple[str, ...]:
         """What stands for the bytes of each checkpoint's weights, as long as nobody writes to a local one."""
-        return tuple(self._fingerprint(k) for k in range(len(self.steps)))
+        return tuple(
+            commit_fingerprint(one) or files_fingerprint(one, self._source(k))  # a commit needs no source
+            for k, one in enumerate(self.trajectory.checkpoints)
+        )
 
     @cached_property
     def scan_plan(self) -> ScanPlan:
@@ -228,11 +231,6 @@ class Run:
             source = open_source(self.trajectory.checkpoints[k], cache=self.reading.cache)
             self._opened[k] = self._resources.enter_context(closing(source))
         return self._opened[k]
-
-    def _fingerprint(self, k: int) -> str:
-        checkpoint = self.trajectory.checkpoints[k]
-        # that of a commit is known without its files
-        return commit_fingerprint(checkpoint) or files_fingerprint(checkpoint, self._source(k))
 
     def _use(self, scan: Scan, name: str) -> None:
         """Take what a scan knows, after a look at the checkpoints that it is of."""

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from hubextrap.api.prepare import Prepared
     from hubextrap.engine import MergePlan
     from hubextrap.opening import Run
-    from hubextrap.tensors.layout import CheckpointLayout
     from hubextrap.trajectory.checkpoint import Checkpoint
 
 
@@ -48,19 +47,15 @@ def inputs_fingerprint(run: Run, plan: MergePlan) -> dict[str, str]:
     """What the bytes of any prediction follow from: the checkpoints, and the programs that add them up."""
     return {
         **{
-            f"the checkpoint of step {checkpoint.step}": _header_fingerprint(checkpoint, layout)
+            f"the checkpoint of step {checkpoint.step}": commit_fingerprint(checkpoint)
+            or sha256_of_json(
+                [checkpoint.path, [(one.file, one.size, one.header_sha256) for one in layout.shards]]
+            )
             for checkpoint, layout in zip(run.trajectory.checkpoints, plan.layouts, strict=True)
         },
         "the version of hubextrap": __version__,
         "the version of torch": version("torch"),
     }
-
-
-def _header_fingerprint(checkpoint: Checkpoint, layout: CheckpointLayout) -> str:
-    """What stands for a checkpoint's bytes, those of a local one's tensors aside."""
-    return commit_fingerprint(checkpoint) or sha256_of_json(
-        [checkpoint.path, [(one.file, one.size, one.header_sha256) for one in layout.shards]]
-    )
 
 
 def pin_of(checkpoint: Checkpoint) -> str:

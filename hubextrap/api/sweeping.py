@@ -22,7 +22,7 @@ from hubextrap.api.output import check_output, output_sizes
 from hubextrap.api.prepare import MergeOptions, prepare
 from hubextrap.api.staging import remove_leftover, staged
 from hubextrap.digests import sha256_of_json
-from hubextrap.durable.atomic import is_new_name, read_sealed, write_sealed, write_whole
+from hubextrap.durable.atomic import is_new_name, read_sealed, write_sealed, write_whole, writing
 from hubextrap.errors import OutputError, RecipeError
 from hubextrap.evaluation import EvaluationOptions, Harness, Measurement
 from hubextrap.evaluation.curve import can_draw, draw_sweep
@@ -152,12 +152,8 @@ def _folder(out: Path) -> Path:
     for name in (RESULTS_FILE, TABLES_FILE, CURVE_FILE, BEST_FILE):
         if problem := file_problem(out / name):
             raise OutputError(f"{out / name}: {problem}; choose another --out", file=out / name)
-    try:
+    with writing(out, _REMEDY):
         (out / "measured").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{out}: cannot be made: {error.strerror}; choose another --out", file=out
-        ) from error
     return out
 
 
