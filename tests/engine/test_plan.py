@@ -73,9 +73,7 @@ def test_out_dtype_casts_floats_only() -> None:
     plan = plan_two(last, last, out_dtype="bfloat16")
     assert [t.dtype for t in plan.shards[0].tensors] == ["BF16", "I64", "BF16"]
     assert not plan.same_layout
-    with pytest.raises(
-        RecipeError, match=r"out_dtype: 'bf16' is not one of float64, float32, float16, bfloat16"
-    ):
+    with pytest.raises(RecipeError, match="out_dtype: 'bf16' is not one of"):
         plan_two(last, last, out_dtype="bf16")
 
 
@@ -216,9 +214,7 @@ def test_untied_embeddings_are_two_tensors() -> None:
 
 def test_tied_copies_of_different_dtype() -> None:
     first = layout("x", [EMBED, ("lm_head.weight", "F32", (16, 8))])
-    with pytest.raises(
-        CheckpointMismatch, match=r"lm_head.weight is F32 and model.embed_tokens.weight BF16 in"
-    ):
+    with pytest.raises(CheckpointMismatch, match=r"lm_head.weight is F32 and .* BF16"):
         plan_two(first, layout("y", [EMBED]), tied=True)
 
 

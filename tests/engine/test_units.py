@@ -64,7 +64,7 @@ def scan_plan(sources: list[LocalSource]) -> ScanPlan:
 def test_a_scan_planned_for_one_memory_is_planned_for_another(sources: list[LocalSource]) -> None:
     layouts = read_layouts(sources)
     wide = plan_scan(STEPS, layouts, tied=True, budget=Budget(NO_LIMIT, workers=3))
-    narrow = Budget(400 * MiB, workers=3, remote=True, reserve=7)
+    narrow = Budget(900 * MiB, workers=3, remote=True, reserve=7)
     assert wide.within(narrow) == plan_scan(STEPS, layouts, tied=True, budget=narrow) != wide
     with pytest.raises(OutputError, match="give at least"):
         wide.within(Budget(MiB, workers=3))
