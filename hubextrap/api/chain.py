@@ -163,10 +163,8 @@ def _rows(
         made, rows = _checkpoint(prediction), Rows()
         for label, checkpoint in against.at(prediction.step, progress):
             rows.add(label, checkpoint)
-        yield (
-            prediction.step,
-            [(PREDICTION, made), *(row for row in rows.items if place_of(row[1]) != place_of(made))],
-        )
+        others = [row for row in rows.items if place_of(row[1]) != place_of(made)]
+        yield prediction.step, [(PREDICTION, made), *others]
 
 
 def _check_mixed(recipe: Recipe, out: Path | str | None, settings: MergeOptions) -> None:

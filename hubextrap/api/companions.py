@@ -82,22 +82,16 @@ def companions(prepared: Prepared, index: int) -> Companions:
 
 def _input_files(plan: MergePlan, sources: Sequence[Source]) -> list[list[InputFile]]:
     """The weight files of each checkpoint, as the provenance names them once a merge has gone well."""
-    how, found = read_as(plan), []
-    for k, (layout, source) in enumerate(zip(plan.layouts, sources, strict=True)):
-        listed = source.files()
-        found.append(
-            [
-                InputFile(
-                    file=one.file,
-                    size=one.size,
-                    read=how[k, one.file],
-                    listed=listed[one.file].digest,
-                    compared=how[k, one.file] == "whole" and listed[one.file].digest is not None,
-                )
-                for one in layout.shards
-            ]
-        )
-    return found
+    how = read_as(plan)
+
+    def described(k: int, file: str, size: int) -> InputFile:
+        read, listed = how[k, file], sources[k].files()[file].digest
+        compared = read == "whole" and listed is not None
+        return InputFile(file=file, size=size, read=read, listed=listed, compared=compared)
+
+    return [
+        [described(k, one.file, one.size) for one in layout.shards] for k, layout in enumerate(plan.layouts)
+    ]
 
 
 def companions_of(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -58,17 +58,14 @@ def scan_folders(
     return GramOfSnapshots(table.tensors, table.gram, dtypes)
 
 
-@dataclass(frozen=True, slots=True)
-class Jump:
-    """What is to be extrapolated."""
-
-    decision: Decision
-    target_step: int
-    recipe: RegroundRecipe
-
-
 def extrapolate(
-    checkpoints: Sequence[Checkpoint], jump: Jump, out: Path, settings: MergeOptions, progress: Progress
+    checkpoints: Sequence[Checkpoint],
+    decision: Decision,
+    target_step: int,
+    recipe: RegroundRecipe,
+    out: Path,
+    settings: MergeOptions,
+    progress: Progress,
 ) -> None:
     """Write Σ c_k·W_k, accumulated in fp32 and rounded once to each tensor's dtype in the last checkpoint.
 
@@ -82,16 +79,16 @@ def extrapolate(
         CheckpointError: they do not fit together, or the sum is not finite in the dtype.
         OutputError: ``out`` cannot be written.
     """
-    decision, coefficients = jump.decision, jump.decision.coefficients
+    coefficients = decision.coefficients
     assert coefficients is not None
     describe = partial(
         build_provenance,
         merge_method=f"reground {decision.rule}",
-        parameters={"window": jump.recipe.reground.window, "jump": decision.n_used},
-        target_step=jump.target_step,
+        parameters={"window": recipe.reground.window, "jump": decision.n_used},
+        target_step=target_step,
         dtype="float32",
         out_dtype=None,
-        recipe=jump.recipe.text,
+        recipe=recipe.text,
         expected_relative_error=decision.expected_relative_error,
     )
     rules = [(name, decision.rule, row) for name, row in coefficients.items()]

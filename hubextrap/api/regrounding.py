@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from hubextrap.api.extrapolating import Jump, extrapolate, scan_folders
+from hubextrap.api.extrapolating import extrapolate, scan_folders
 from hubextrap.api.prepare import MergeOptions
 from hubextrap.api.staging import remove_leftover
 from hubextrap.api.verifying import verify
@@ -240,13 +240,8 @@ class _Engine:
             raise OutputError(
                 f"{out}: is not what was extrapolated there; remove it, then run the same again", file=out
             )
-        extrapolate(
-            self._checkpoints({step: snapshots[step] for step in decision.snapshot_steps}),
-            Jump(decision, target_step, self.recipe),
-            out,
-            self.settings,
-            self.progress,
-        )
+        used = self._checkpoints({step: snapshots[step] for step in decision.snapshot_steps})
+        extrapolate(used, decision, target_step, self.recipe, out, self.settings, self.progress)
 
     def push(self, model: Path, weights: Mapping[str, str], kind: str, rl_steps: int, step: int) -> None:
         assert self.recipe.push is not None

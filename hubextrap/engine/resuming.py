@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from hubextrap.progress import Progress
     from hubextrap.tensors.interfaces import ShardInputs, Source
     from hubextrap.tensors.journal import Journal
-    from hubextrap.tensors.layout import CheckpointLayout
 
 HASHED_AT_ONCE = 4 * 2**20
 """Bytes that are held of what finished shards were made from, while that is read once more."""
@@ -44,7 +43,12 @@ def check_inputs(
     """
     if not journals:
         return
-    stamps = {str(k): _stamps(plan.layouts[k], source) for k, source in enumerate(sources)}
+    stamps = {  # what the weight files of a local checkpoint look like
+        str(k): sha256_of_json([(shard.file, source.stamp(shard.file)) for shard in plan.layouts[k].shards])
+        if isinstance(source, LocalSource)
+        else ""
+        for k, source in enumerate(sources)
+    }
     shards = [shard for shard in plan.shards if all(shard.file in one.finished for one in journals)]
     doubted = [
         (shard, k)
@@ -70,14 +74,6 @@ def check_inputs(
                 stage.advance(1)
     for one in journals:
         one.note_stamps(stamps)
-
-
-def _stamps(layout: CheckpointLayout, source: Source) -> str:
-    """What the weight files of a local checkpoint look like; empty for one on the Hub."""
-    if not isinstance(source, LocalSource):
-        return ""
-    found = [(shard.file, source.stamp(shard.file)) for shard in layout.shards]
-    return sha256_of_json(found)
 
 
 def made_from(plan: MergePlan) -> dict[Key, list[str]]:

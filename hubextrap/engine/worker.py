@@ -42,13 +42,7 @@ class MergeResult:
 
 
 class MergeWorker:
-    """Scratch memory beside a buffer, used for one unit after the other. Not thread-safe.
-
-    Args:
-        targets: how many outputs a unit has at most.
-        accumulator_itemsize: bytes of the widest sum.
-        device: where the sums are computed.
-    """
+    """A `Combiner` beside a buffer, used for one unit after the other. Not thread-safe."""
 
     def __init__(
         self,
