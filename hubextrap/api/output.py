@@ -158,7 +158,7 @@ def check_scratch(targets: Sequence[PushTarget], plan: MergePlan) -> None:
             f"make room, or {remedy}"
         )
     if problems:
-        raise OutputError(own_lines(*problems))
+        raise OutputError(own_lines(*problems), file=place)
 
 
 def _existing(folder: Path) -> Path:
