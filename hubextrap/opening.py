@@ -154,12 +154,18 @@ class Run:
     @cached_property
     def fingerprints(self) -> tuple[str, ...]:
         """What stands for the bytes of each checkpoint's weights, as long as nobody writes to a local one."""
-        return tuple(self._fingerprint(k) for k in range(len(self.steps)))
+        return tuple(
+            commit_fingerprint(one) or files_fingerprint(one, self._source(k))  # a commit needs no source
+            for k, one in enumerate(self.trajectory.checkpoints)
+        )
 
     @cached_property
     def scan_plan(self) -> ScanPlan:
         """What a scan would read, and the memory that it needs at least."""
-        return self._plan_scan(Budget(NO_LIMIT, self.reading.workers, self.remote))
+        from hubextrap.engine.scan_plan import plan_scan  # imports numba
+
+        budget = Budget(NO_LIMIT, self.reading.workers, self.remote)
+        return plan_scan(self.steps, self.layouts, tied=self.tied, budget=budget)
 
     def scan_weights(
         self,
@@ -177,20 +183,16 @@ class Run:
         from hubextrap.engine.scan import scan_trajectory  # imports numba
 
         memory = self.reading.memory - held
+        budget = Budget(memory, self.reading.workers, self.remote, reserve=afterwards)
         return scan_trajectory(
             self.trajectory,
             self.sources,
-            self._plan_scan(Budget(memory, self.reading.workers, self.remote, reserve=afterwards)),
+            self.scan_plan.within(budget),
             sample=sample,
             pins=self.fingerprints,
             journal=journal,
             progress=self.progress,
         )
-
-    def _plan_scan(self, budget: Budget) -> ScanPlan:
-        from hubextrap.engine.scan_plan import plan_scan  # imports numba
-
-        return plan_scan(self.steps, self.layouts, tied=self.tied, budget=budget)
 
     def known_table(self) -> GramTable | None:
         """The Gram matrices, where they are known without a pass over the weights.
@@ -229,11 +231,6 @@ class Run:
             source = open_source(self.trajectory.checkpoints[k], cache=self.reading.cache)
             self._opened[k] = self._resources.enter_context(closing(source))
         return self._opened[k]
-
-    def _fingerprint(self, k: int) -> str:
-        checkpoint = self.trajectory.checkpoints[k]
-        # that of a commit is known without its files
-        return commit_fingerprint(checkpoint) or files_fingerprint(checkpoint, self._source(k))
 
     def _use(self, scan: Scan, name: str) -> None:
         """Take what a scan knows, after a look at the checkpoints that it is of."""

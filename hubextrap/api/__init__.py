@@ -16,10 +16,6 @@ from hubextrap.api.sweeping import sweep, sweep_files
 from hubextrap.api.verifying import Verification, VerifiedFile, verify
 from hubextrap.opening import ReadingOptions, Run
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
-
 __all__ = [
     "Completing",
     "MergeOptions",
@@ -54,7 +50,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "Settings":
         import warnings
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from hubextrap.api.beside import CARD
 from hubextrap.api.companions import companions
 from hubextrap.api.output import check_output, check_scratch, output_sizes, target_folders
+from hubextrap.api.prepare import CARD
 from hubextrap.api.staging import may_be_finished
 from hubextrap.errors import HubExtrapError, RecipeError
 from hubextrap.foreign_text import own_lines
@@ -62,7 +62,7 @@ def problems_beforehand(
         except HubExtrapError as error:
             problems.append(error)
 
-    problems += device_problems(prepared)
+    found(partial(check_device, prepared))
     steps = prepared.recipe.target_steps
     made: list[Companions] = []
     found(lambda: made.extend(companions(prepared, index) for index in range(len(steps))))
@@ -107,13 +107,9 @@ def _look(target: PushTarget, states: dict[PushTarget, RemoteState]) -> None:
     states[target] = check_target(target)
 
 
-def device_problems(prepared: Prepared) -> list[HubExtrapError]:
-    """What keeps the device from making the bytes of a merge."""
+def check_device(prepared: Prepared) -> None:
+    """`engine.kernels.check_device`, without importing torch for the CPU."""
     if prepared.settings.device != "cpu":
-        from hubextrap.engine.kernels import check_device  # imports torch
+        from hubextrap.engine import kernels
 
-        try:
-            check_device(prepared.settings.device)
-        except HubExtrapError as error:
-            return [error]
-    return []
+        kernels.check_device(prepared.settings.device)

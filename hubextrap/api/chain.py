@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.api.against import Against
+from hubextrap.api.fingerprint import check_unchanged, pin_of
 from hubextrap.api.merging import Made, MergeResult, Prediction, make
 from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.api.prepare import MergeOptions
-from hubextrap.api.unchanged import check_unchanged, pin_of
 from hubextrap.errors import RecipeError
 from hubextrap.evaluation import (
     EvaluationOptions,
@@ -97,7 +97,7 @@ def run(
     made, mixtures = Made(MergeResult(()), ()), []
     with Run.of(recipe, settings.reading, scan=scan, progress=progress) as opened:
         against = None if section is None else Against.pinned(recipe, section, opened)
-        used = _used(opened.trajectory, against)
+        used = {} if against is None else _used(opened.trajectory, against)
         if recipe.space == "weights":
             made = make(recipe, opened, settings, out=out, targets=targets)
         else:
@@ -132,7 +132,8 @@ def _evaluated(
                 known[checkpoint] = harness.measure(label, checkpoint)
                 _check_used(checkpoint, used)
         table = harness.table([known[checkpoint].labelled(label) for label, checkpoint in rows])
-        _save(table, output, step, recipe)
+        if output is not None:
+            table.save(_output_of(output, step, recipe))
         tables.append(table)
     return tuple(tables)
 
@@ -162,18 +163,12 @@ def _rows(
         made, rows = _checkpoint(prediction), Rows()
         for label, checkpoint in against.at(prediction.step, progress):
             rows.add(label, checkpoint)
-        yield (
-            prediction.step,
-            [(PREDICTION, made), *(row for row in rows.items if place_of(row[1]) != place_of(made))],
-        )
+        others = [row for row in rows.items if place_of(row[1]) != place_of(made)]
+        yield prediction.step, [(PREDICTION, made), *others]
 
 
 def _check_mixed(recipe: Recipe, out: Path | str | None, settings: MergeOptions) -> None:
-    """Refuse a run of ``space: logits`` that would do nothing, or cannot do what it is asked for.
-
-    Raises:
-        RecipeError: it has no evaluate section, or an output folder or settings of a merge are given.
-    """
+    """Refuse a run of ``space: logits`` that would do nothing, or cannot do what it is asked for."""
     if out is not None:
         raise RecipeError("--out: with space: logits there are no weights to write; leave it out")
     if recipe.evaluate is None:
@@ -188,27 +183,18 @@ def _check_mixed(recipe: Recipe, out: Path | str | None, settings: MergeOptions)
             )
 
 
-def _used(trajectory: Trajectory, against: Against | None) -> dict[Checkpoint, str]:
+def _used(trajectory: Trajectory, against: Against) -> dict[Checkpoint, str]:
     """What stands for each checkpoint on the disk that will be merged or mixed, and measured after that."""
-    listed = [] if against is None else [checkpoint for _, checkpoint in against.entries]
+    listed = [checkpoint for _, checkpoint in against.entries]
     local = [one for one in (*trajectory.checkpoints, *listed) if one is not None and one.repo is None]
-    return {} if against is None else {one: pin_of(one) for one in dict.fromkeys(local)}
+    return {one: pin_of(one) for one in dict.fromkeys(local)}
 
 
 def _check_used(measured: Checkpoint | Mixture, used: dict[Checkpoint, str]) -> None:
-    """Refuse a measurement of a checkpoint that is not what was merged, or what the others were.
-
-    Raises:
-        SourceError: somebody has written to it.
-    """
+    """Refuse a measurement of a checkpoint that is not what was merged, or what the others were."""
     for checkpoint in measured.checkpoints if isinstance(measured, Mixture) else (measured,):
         if checkpoint in used:
             check_unchanged(checkpoint, used[checkpoint])
-
-
-def _save(table: EvaluationTable, output: Path | None, step: int, recipe: Recipe) -> None:
-    if output is not None:
-        table.save(_output_of(output, step, recipe))
 
 
 def _output_of(output: Path, step: int, recipe: Recipe) -> Path:

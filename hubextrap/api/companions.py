@@ -7,10 +7,11 @@ taken until then by stand-ins of the same length.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.api.beside import CARD
+from hubextrap.api.prepare import CARD
 from hubextrap.engine.inputs import read_as
 from hubextrap.errors import HubExtrapError, RecipeError, SourceError
 from hubextrap.hub import (
@@ -26,13 +27,12 @@ from hubextrap.hub.side_files import is_utf8
 from hubextrap.tensors.interfaces import SMALL_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from hubextrap.api.beside import Beside
-    from hubextrap.api.prepare import Prepared
+    from hubextrap.api.prepare import Beside, Prepared
     from hubextrap.engine import MergePlan
+    from hubextrap.opening import Run
     from hubextrap.tensors.interfaces import FinishedShard, Source
-    from hubextrap.trajectory import Checkpoint
 
 _STAND_IN = "0" * 64
 """For a sha256 that nobody knows yet."""
@@ -62,74 +62,58 @@ def companions(prepared: Prepared, index: int) -> Companions:
         HubExtrapError: they cannot be made, or not be read again; says why.
     """
     recipe = prepared.recipe
-    rules = [
-        (glob, rule.method, dict(zip(prepared.run.steps, row, strict=True)))
-        for rule, rows in prepared.rules
-        for glob, row in ((glob, rows[index].tolist()) for glob in rule.match)
-    ]
-    return companions_of(
-        prepared.run.trajectory.checkpoints,
-        prepared.plan,
-        prepared.beside,
-        lambda shards, files: build_provenance(
-            checkpoints=prepared.run.trajectory.checkpoints,
-            merge_method=recipe.merge_method,
-            parameters=recipe.parameters.model_dump(
-                mode="json", exclude={"target_step"}, exclude_defaults=True
-            ),
-            target_step=recipe.target_steps[index],
-            coefficients=[
-                CoefficientRule(match=glob, method=method, coefficients=row) for glob, method, row in rules
-            ],
-            shards=shards,
-            files=files,
-            input_files=input_files(prepared.plan, prepared.run.sources),
-            dtype=recipe.dtype,
-            out_dtype=recipe.out_dtype,
-            recipe=recipe.text,
-            expected_relative_error=prepared.expected[index].relative_error,
-        ),
-        prepared.caveats,
+    describe = partial(
+        build_provenance,
+        merge_method=recipe.merge_method,
+        parameters=recipe.parameters.model_dump(mode="json", exclude={"target_step"}, exclude_defaults=True),
+        target_step=recipe.target_steps[index],
+        dtype=recipe.dtype,
+        out_dtype=recipe.out_dtype,
+        recipe=recipe.text,
+        expected_relative_error=prepared.fitted.expected[index].relative_error,
     )
+    rules = [
+        (glob, rule.method, rows[index].tolist())
+        for rule, rows in prepared.fitted.rules
+        for glob in rule.match
+    ]
+    return companions_of(prepared.run, prepared.plan, prepared.beside, describe, rules, prepared.caveats)
 
 
-def input_files(plan: MergePlan, sources: Sequence[Source]) -> list[list[InputFile]]:
+def _input_files(plan: MergePlan, sources: Sequence[Source]) -> list[list[InputFile]]:
     """The weight files of each checkpoint, as the provenance names them once a merge has gone well."""
-    how, found = read_as(plan), []
-    for k, (layout, source) in enumerate(zip(plan.layouts, sources, strict=True)):
-        listed = source.files()
-        found.append(
-            [
-                InputFile(
-                    file=one.file,
-                    size=one.size,
-                    read=how[k, one.file],
-                    listed=listed[one.file].digest,
-                    compared=how[k, one.file] == "whole" and listed[one.file].digest is not None,
-                )
-                for one in layout.shards
-            ]
-        )
-    return found
+    how = read_as(plan)
+
+    def described(k: int, file: str, size: int) -> InputFile:
+        read, listed = how[k, file], sources[k].files()[file].digest
+        compared = read == "whole" and listed is not None
+        return InputFile(file=file, size=size, read=read, listed=listed, compared=compared)
+
+    return [
+        [described(k, one.file, one.size) for one in layout.shards] for k, layout in enumerate(plan.layouts)
+    ]
 
 
 def companions_of(
-    checkpoints: Sequence[Checkpoint],
+    run: Run,
     plan: MergePlan,
     beside: Beside,
-    describe: Callable[[Sequence[OutputShard], Mapping[str, bytes]], Provenance],
+    describe: Callable[..., Provenance],
+    rules: Sequence[tuple[str, str, Sequence[float]]],
     caveats: Sequence[str],
 ) -> Companions:
     """Those of any prediction.
 
     Args:
-        describe: its provenance, given its shards and what lies beside them but the card.
+        describe: `build_provenance`, given what follows from none of the other arguments.
+        rules: (glob, method, coefficients) each.
 
     Raises:
         SourceError: a checkpoint's name cannot be written into a file.
         RecipeError: something of the recipe cannot be.
         HubExtrapError: a file would be larger than this program reads.
     """
+    checkpoints = run.trajectory.checkpoints
     for checkpoint in checkpoints:
         place = Path(checkpoint.path).name if checkpoint.repo is None else checkpoint.path
         if not is_utf8(place + checkpoint.revision):
@@ -144,7 +128,16 @@ def companions_of(
         files[plan.index_file] = plan.index
     try:
         provenance = describe(
-            [OutputShard(file=shard.file, size=shard.size, sha256=_STAND_IN) for shard in plan.shards], files
+            checkpoints=checkpoints,
+            coefficients=[
+                CoefficientRule(
+                    match=match, method=method, coefficients=dict(zip(run.steps, row, strict=True))
+                )
+                for match, method, row in rules
+            ],
+            shards=[OutputShard(file=shard.file, size=shard.size, sha256=_STAND_IN) for shard in plan.shards],
+            files=files,
+            input_files=_input_files(plan, run.sources),
         )
         files[PROVENANCE_FILE] = provenance.to_bytes()
         card = model_card(provenance, beside.card, side_files=files, caveats=caveats)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hubextrap.api.beside import Beside
-from hubextrap.api.companions import companions_of, input_files
+from hubextrap.api.companions import companions_of
 from hubextrap.api.fingerprint import inputs_fingerprint
-from hubextrap.api.merging import make_outputs
-from hubextrap.api.output import check_output, fill_in, output_sizes, write_files
-from hubextrap.api.prepare import BESIDE_IN_BASELINE, plan_outputs
+from hubextrap.api.merging import make_in
+from hubextrap.api.output import check_output, fill_in, output_sizes
+from hubextrap.api.prepare import BESIDE_IN_BASELINE, Beside, plan_outputs
 from hubextrap.api.staging import staged
 from hubextrap.digests import sha256_of_json
 from hubextrap.engine.kernels import check_device
-from hubextrap.hub import PROVENANCE_FILE, CoefficientRule, OutputShard, build_provenance
+from hubextrap.hub import PROVENANCE_FILE, build_provenance
 from hubextrap.opening import ReadingOptions, Run
 from hubextrap.regrounding.loop import GramOfSnapshots
-from hubextrap.tensors import LocalSink
 from hubextrap.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
 
     from hubextrap.api.prepare import MergeOptions
     from hubextrap.engine import MergePlan
-    from hubextrap.hub import Provenance
     from hubextrap.progress import Progress
     from hubextrap.recipe import RegroundRecipe
     from hubextrap.regrounding import Decision
@@ -61,17 +58,14 @@ def scan_folders(
     return GramOfSnapshots(table.tensors, table.gram, dtypes)
 
 
-@dataclass(frozen=True, slots=True)
-class Jump:
-    """What is to be extrapolated."""
-
-    decision: Decision
-    target_step: int
-    recipe: RegroundRecipe
-
-
 def extrapolate(
-    checkpoints: Sequence[Checkpoint], jump: Jump, out: Path, settings: MergeOptions, progress: Progress
+    checkpoints: Sequence[Checkpoint],
+    decision: Decision,
+    target_step: int,
+    recipe: RegroundRecipe,
+    out: Path,
+    settings: MergeOptions,
+    progress: Progress,
 ) -> None:
     """Write Σ c_k·W_k, accumulated in fp32 and rounded once to each tensor's dtype in the last checkpoint.
 
@@ -85,22 +79,29 @@ def extrapolate(
         CheckpointError: they do not fit together, or the sum is not finite in the dtype.
         OutputError: ``out`` cannot be written.
     """
-    coefficients = jump.decision.coefficients
+    coefficients = decision.coefficients
     assert coefficients is not None
+    describe = partial(
+        build_provenance,
+        merge_method=f"reground {decision.rule}",
+        parameters={"window": recipe.reground.window, "jump": decision.n_used},
+        target_step=target_step,
+        dtype="float32",
+        out_dtype=None,
+        recipe=recipe.text,
+        expected_relative_error=decision.expected_relative_error,
+    )
+    rules = [(name, decision.rule, row) for name, row in coefficients.items()]
     with snapshots_run(checkpoints, settings.reading, progress) as run:
         plan, beside = _planned(run, coefficients, settings)
-        describe = partial(_provenance, run, jump, plan)
-        made = companions_of(checkpoints, plan, beside, describe, plan.caveats)
+        made = companions_of(run, plan, beside, describe, rules, plan.caveats)
         check_device(settings.device)
         check_output(out, {"": output_sizes(plan, made.files)})
         fingerprint = inputs_fingerprint(run, plan) | {"the coefficients": sha256_of_json(coefficients)}
         with staged(out, [""], fingerprint, progress) as staging:
-            write_files(staging.folder, made.files)
-            (journal,) = staging.journals
-            sinks = [LocalSink(staging.folder, journal)]
-            (output,) = make_outputs(plan, run, settings, sinks, [journal])
+            (output,) = make_in(staging, [made.files], plan, run, settings)
             whole = made.with_shards(output.shards)
-            fill_in(staging.folder / PROVENANCE_FILE, whole.files[PROVENANCE_FILE])
+            fill_in(staging.folders[0] / PROVENANCE_FILE, whole.files[PROVENANCE_FILE])
 
 
 def _planned(
@@ -120,30 +121,3 @@ def _planned(
     beside = replace(Beside.of(run.sources[-1], None, hold), card=None)  # a snapshot's card is its trainer's
     (plan,) = plans
     return plan, beside
-
-
-def _provenance(
-    run: Run, jump: Jump, plan: MergePlan, shards: Sequence[OutputShard], files: Mapping[str, bytes]
-) -> Provenance:
-    decision, recipe = jump.decision, jump.recipe
-    return build_provenance(
-        checkpoints=run.trajectory.checkpoints,
-        merge_method=f"reground {decision.rule}",
-        parameters={"window": recipe.reground.window, "jump": decision.n_used},
-        target_step=jump.target_step,
-        coefficients=[
-            CoefficientRule(
-                match=name,
-                method=decision.rule,
-                coefficients=dict(zip(decision.snapshot_steps, row, strict=True)),
-            )
-            for name, row in (decision.coefficients or {}).items()
-        ],
-        shards=shards,
-        files=files,
-        dtype="float32",
-        out_dtype=None,
-        recipe=recipe.text,
-        expected_relative_error=decision.expected_relative_error,
-        input_files=input_files(plan, run.sources),
-    )

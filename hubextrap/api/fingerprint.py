@@ -1,19 +1,23 @@
-"""Everything that decides the bytes of a merge: what has to be the same for a stopped run to be resumed."""
+"""What decides the bytes of a merge, and has to stay the same while a command runs or until it is resumed."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
 from hubextrap.digests import sha256_hex, sha256_of_json
-from hubextrap.opening import commit_fingerprint
+from hubextrap.errors import SourceError
+from hubextrap.hub.side_files import is_side_file
+from hubextrap.opening import commit_fingerprint, files_fingerprint
+from hubextrap.tensors import open_source
+from hubextrap.trajectory import UNKNOWN_STEP
 
 if TYPE_CHECKING:
     from hubextrap.api.prepare import Prepared
     from hubextrap.engine import MergePlan
     from hubextrap.opening import Run
-    from hubextrap.tensors.layout import CheckpointLayout
     from hubextrap.trajectory.checkpoint import Checkpoint
 
 
@@ -29,7 +33,7 @@ def merge_fingerprint(prepared: Prepared) -> dict[str, str]:
         | inputs_fingerprint(prepared.run, plan)
         | {
             "the coefficients": sha256_of_json(
-                [(rule.match, rule.method, rows.tolist()) for rule, rows in prepared.rules]
+                [(rule.match, rule.method, rows.tolist()) for rule, rows in prepared.fitted.rules]
             ),
             "the output's files": sha256_of_json(
                 [(shard.file, shard.size, sha256_hex(shard.header)) for shard in plan.shards]
@@ -43,7 +47,10 @@ def inputs_fingerprint(run: Run, plan: MergePlan) -> dict[str, str]:
     """What the bytes of any prediction follow from: the checkpoints, and the programs that add them up."""
     return {
         **{
-            f"the checkpoint of step {checkpoint.step}": _header_fingerprint(checkpoint, layout)
+            f"the checkpoint of step {checkpoint.step}": commit_fingerprint(checkpoint)
+            or sha256_of_json(
+                [checkpoint.path, [(one.file, one.size, one.header_sha256) for one in layout.shards]]
+            )
             for checkpoint, layout in zip(run.trajectory.checkpoints, plan.layouts, strict=True)
         },
         "the version of hubextrap": __version__,
@@ -51,8 +58,33 @@ def inputs_fingerprint(run: Run, plan: MergePlan) -> dict[str, str]:
     }
 
 
-def _header_fingerprint(checkpoint: Checkpoint, layout: CheckpointLayout) -> str:
-    """What stands for a checkpoint's bytes, those of a local one's tensors aside."""
-    return commit_fingerprint(checkpoint) or sha256_of_json(
-        [checkpoint.path, [(one.file, one.size, one.header_sha256) for one in layout.shards]]
+def pin_of(checkpoint: Checkpoint) -> str:
+    """What stands for all of a checkpoint that its weights' sums and its scores depend on."""
+    if (commit := commit_fingerprint(checkpoint)) is not None:
+        return commit
+    with closing(open_source(checkpoint)) as source:
+        weights = files_fingerprint(checkpoint, source)
+        beside = {file: source.read_file(file) for file in sorted(source.files()) if is_side_file(file)}
+    digests = {file: sha256_hex(data) for file, data in beside.items()}
+    return sha256_of_json([weights, digests])
+
+
+def check_unchanged(checkpoint: Checkpoint, pin: str) -> None:
+    """Refuse what is not as it was when ``pin`` was taken.
+
+    Raises:
+        SourceError: somebody has written to it.
+    """
+    if pin_of(checkpoint) != pin:
+        raise changed(checkpoint)
+
+
+def changed(checkpoint: Checkpoint) -> SourceError:
+    """The error for a checkpoint that is not what it was."""
+    return SourceError(
+        f"{checkpoint.name}: changed while the command ran; wait until nothing writes to it, then run the "
+        "same command again",
+        file=checkpoint.path,
+        step=None if checkpoint.step == UNKNOWN_STEP else checkpoint.step,
+        repo=checkpoint.repo,
     )

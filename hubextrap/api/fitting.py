@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from glob import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from hubextrap.opening import needs_scan
 from hubextrap.statistics import Expectation, expect_of_last, is_rounded, tensors_at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -75,12 +76,13 @@ def fit_rules(
             by_tensor |= {name: rows.copy() for name in names}  # as many as there will be
         else:
             for name, rows in _fit_tensors(rule, names, steps, targets, table).items():
-                fitted.append((replace(rule, match=(_literal(name),)), rows))
+                fitted.append((replace(rule, match=(escape(name),)), rows))
                 by_tensor[name] = rows
     expected = (Expectation(None, None),) * len(targets)
     if table is not None:
         dtypes = {info.dtype for layout in layouts for info in layout.tensors.values()}
-        expected = _expectations(recipe, table, dtypes)
+        rounded = is_rounded(table, dtypes)
+        expected = tuple(expect_of_last(rules, table, target, rounded) for target in targets)
         _judge(recipe, steps, expected, progress)
     return FittedRules(tuple(fitted), by_tensor, expected, needs_scan(recipe) and table is None)
 
@@ -115,17 +117,8 @@ def _fit_tensors(
     return dict(zip(names, result, strict=True))
 
 
-def _expectations(recipe: Recipe, table: GramTable, dtypes: Iterable[str]) -> tuple[Expectation, ...]:
-    rounded = is_rounded(table, dtypes)
-    return tuple(expect_of_last(recipe.rules, table, target, rounded) for target in recipe.target_steps)
-
-
 def _judge(recipe: Recipe, steps: Sequence[int], expected: Sequence[Expectation], progress: Progress) -> None:
-    """Say what to expect, and refuse what the recipe does not want.
-
-    Raises:
-        MethodError: above ``max_expected_error``, or unknown where one is set.
-    """
+    """Say what to expect, and refuse what the recipe does not want."""
     limit = recipe.parameters.max_expected_error
     for target, expectation in zip(recipe.target_steps, expected, strict=True):
         error = expectation.relative_error
@@ -159,8 +152,3 @@ def _judge(recipe: Recipe, steps: Sequence[int], expected: Sequence[Expectation]
                 f"step {target} lies so far ahead that only {origins} earlier checkpoint"
                 f"{'s' * (origins > 1)} could rehearse it: the expected error rests on little"
             )
-
-
-def _literal(name: str) -> str:
-    """A glob that matches ``name`` alone."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.api.beforehand import card_for, check_weights, problems_beforehand, refuse
-from hubextrap.api.beside import CARD
 from hubextrap.api.companions import companions
 from hubextrap.api.fingerprint import merge_fingerprint
 from hubextrap.api.output import (
@@ -21,7 +20,7 @@ from hubextrap.api.output import (
     write_files,
 )
 from hubextrap.api.planning import check_destinations, given_push_targets, recipe_push_targets
-from hubextrap.api.prepare import MergeOptions, Prepared, opened, prepare
+from hubextrap.api.prepare import CARD, MergeOptions, Prepared, opened, prepare
 from hubextrap.api.staging import (
     finished_before,
     may_be_finished,
@@ -29,27 +28,21 @@ from hubextrap.api.staging import (
     push_place,
     push_state,
     remove_leftover,
-    remove_place,
     staged,
 )
+from hubextrap.durable.places import is_marked, remove_marked
 from hubextrap.engine import MergeOutput, run_plan
 from hubextrap.engine.resuming import check_inputs
 from hubextrap.errors import PushError
 from hubextrap.foreign_text import own_lines
-from hubextrap.hub import (
-    PROVENANCE_FILE,
-    HubSink,
-    PushResult,
-    PushTarget,
-    commit_message,
-    push_folder,
-)
+from hubextrap.hub import PROVENANCE_FILE, HubSink, PushResult, PushTarget, commit_message, push_folder
 from hubextrap.tensors import Journal, LocalSink
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from hubextrap.api.companions import Companions
+    from hubextrap.api.staging import Staging
     from hubextrap.engine import MergePlan
     from hubextrap.hub import Provenance
     from hubextrap.opening import Run
@@ -130,8 +123,8 @@ class Made:
 
     def settle(self) -> None:
         """Forget how it was made: all is done."""
-        for place in self.places:
-            remove_place(place)
+        for place in filter(is_marked, self.places):
+            remove_marked(place)
 
 
 def make(
@@ -157,12 +150,12 @@ def make(
 
 
 def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTarget]) -> Made:
-    progress = prepared.run.progress
+    run, progress = prepared.run, prepared.run.progress
     steps = prepared.recipe.target_steps
     folders = target_folders(steps)
     fingerprint = merge_fingerprint(prepared)
     beside = [companions(prepared, index) for index in range(len(steps))]
-    if (before := _made_before(prepared, out, fingerprint, beside, progress)) is not None:
+    if (before := _made_before(prepared, out, fingerprint, beside)) is not None:
         outputs, whole = before
     else:
         remove_leftover(out)
@@ -170,41 +163,26 @@ def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTar
             out, dict(zip(folders, (output_sizes(prepared.plan, one.files) for one in beside), strict=True))
         )
         with staged(out, folders, fingerprint, progress, keep=True) as staging:
-            sinks = [
-                LocalSink(staging.folder / folder, journal)
-                for folder, journal in zip(folders, staging.journals, strict=True)
-            ]
-            for folder, one in zip(folders, beside, strict=True):
-                write_files(staging.folder / folder, one.files)
-            outputs = run_prepared(prepared, sinks, staging.journals)
+            outputs = make_in(staging, [one.files for one in beside], prepared.plan, run, prepared.settings)
             whole = [one.with_shards(output.shards) for one, output in zip(beside, outputs, strict=True)]
-            for folder, one in zip(folders, whole, strict=True):
-                fill_in(staging.folder / folder / PROVENANCE_FILE, one.files[PROVENANCE_FILE])
-    pushed = [_push(out / folder, target, progress) for folder, target in zip(folders, targets, strict=False)]
-    predictions = tuple(
-        Prediction(
-            step,
-            out / folder,
-            pushed[index] if pushed else None,
-            targets[index] if targets else None,
-            whole[index].provenance,
-            prepared.caveats,
-            outputs[index].identical_to_last,
+            for place, one in zip(staging.folders, whole, strict=True):
+                fill_in(place / PROVENANCE_FILE, one.files[PROVENANCE_FILE])
+    predictions = []
+    for index, (step, folder) in enumerate(zip(steps, folders, strict=True)):
+        target = targets[index] if targets else None
+        pushed = None if target is None else _push(out / folder, target, progress)
+        provenance, identical = whole[index].provenance, outputs[index].identical_to_last
+        predictions.append(
+            Prediction(step, out / folder, pushed, target, provenance, prepared.caveats, identical)
         )
-        for index, (step, folder) in enumerate(zip(steps, folders, strict=True))
-    )
-    return Made(MergeResult(predictions), (place_of(out),))
+    return Made(MergeResult(tuple(predictions)), (place_of(out),))
 
 
 def _made_before(
-    prepared: Prepared,
-    out: Path,
-    fingerprint: Mapping[str, str],
-    beside: list[Companions],
-    progress: Progress,
+    prepared: Prepared, out: Path, fingerprint: Mapping[str, str], beside: list[Companions]
 ) -> tuple[list[MergeOutput], list[Companions]] | None:
     """What lies in ``out``, if it is just what this merge would write there."""
-    folders = target_folders(prepared.recipe.target_steps)
+    folders, progress = target_folders(prepared.recipe.target_steps), prepared.run.progress
     files = [shard.file for shard in prepared.plan.shards]
 
     def check(journals: Sequence[Journal]) -> None:
@@ -244,51 +222,47 @@ def _push(folder: Path, target: PushTarget, progress: Progress) -> PushResult:
 
 
 def _merge_onto_hub(prepared: Prepared, targets: Sequence[PushTarget]) -> Made:
-    progress = prepared.run.progress
+    run, progress = prepared.run, prepared.run.progress
     steps = prepared.recipe.target_steps
     fingerprint = merge_fingerprint(prepared)
     beside = [companions(prepared, index) for index in range(len(steps))]
     with ExitStack() as stack:
         stagings = [stack.enter_context(push_state(target, fingerprint, progress)) for target in targets]
         check_scratch(targets, prepared.plan)
-        journals = [journal for staging in stagings for journal in staging.journals]
+        places = [(staging.folders[0], staging.journals[0]) for staging in stagings]
         sinks = [
-            stack.enter_context(HubSink(target, scratch=staging.folder, journal=journal, progress=progress))
-            for target, staging, journal in zip(targets, stagings, journals, strict=True)
+            stack.enter_context(HubSink(target, scratch=scratch, journal=journal, progress=progress))
+            for target, (scratch, journal) in zip(targets, places, strict=True)
         ]
-        outputs = run_prepared(prepared, sinks, journals)
+        outputs = _make_outputs(
+            prepared.plan, run, prepared.settings, sinks, [journal for _, journal in places]
+        )
         predictions = []
         for step, sink, target, one, output in zip(steps, sinks, targets, beside, outputs, strict=True):
             whole = one.with_shards(output.shards)
             files = whole.files | {CARD: card_for(whole, target)}
             result = sink.commit(files, commit_message(whole.provenance))
+            identical = output.identical_to_last
             predictions.append(
-                Prediction(
-                    step,
-                    None,
-                    result,
-                    target,
-                    whole.provenance,
-                    prepared.caveats,
-                    output.identical_to_last,
-                )
+                Prediction(step, None, result, target, whole.provenance, prepared.caveats, identical)
             )
     return Made(MergeResult(tuple(predictions)), tuple(push_place(target) for target in targets))
 
 
-def run_prepared(prepared: Prepared, sinks: Sequence[Sink], journals: Sequence[Journal]) -> list[MergeOutput]:
-    """Make the outputs of all targets, one sink and one journal per target."""
-    return make_outputs(prepared.plan, prepared.run, prepared.settings, sinks, journals)
-
-
-def make_outputs(
-    plan: MergePlan,
-    run: Run,
-    settings: MergeOptions,
-    sinks: Sequence[Sink],
-    journals: Sequence[Journal],
+def make_in(
+    staging: Staging, beside: Sequence[Mapping[str, bytes]], plan: MergePlan, run: Run, settings: MergeOptions
 ) -> list[MergeOutput]:
-    """`run_plan` on a run's checkpoints."""
+    """Make each target's output in its folder, with the files that lie beside its shards."""
+    for folder, files in zip(staging.folders, beside, strict=True):
+        write_files(folder, files)
+    sinks = [LocalSink(*place) for place in zip(staging.folders, staging.journals, strict=True)]
+    return _make_outputs(plan, run, settings, sinks, staging.journals)
+
+
+def _make_outputs(
+    plan: MergePlan, run: Run, settings: MergeOptions, sinks: Sequence[Sink], journals: Sequence[Journal]
+) -> list[MergeOutput]:
+    """`run_plan` on a run's checkpoints; one sink and one journal per target."""
     return run_plan(
         plan,
         run.sources,

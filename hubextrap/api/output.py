@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from typing import TYPE_CHECKING
 
 from hubextrap.api.staging import place_of, push_place, staged_bytes
 from hubextrap.containment import read_named
+from hubextrap.durable.atomic import writing
 from hubextrap.durable.places import check_place, place_problem
 from hubextrap.errors import OutputError
 from hubextrap.foreign_text import own_lines
@@ -158,21 +158,14 @@ def check_scratch(targets: Sequence[PushTarget], plan: MergePlan) -> None:
             f"make room, or {remedy}"
         )
     if problems:
-        raise OutputError(own_lines(*problems))
+        raise OutputError(own_lines(*problems), file=place)
 
 
 def _existing(folder: Path) -> Path:
     """``folder``, or the nearest one above it that is there."""
-    while not _exists(folder):
+    while not os.path.exists(folder):  # noqa: PTH110 - False, not an error, where a name is too long
         folder = folder.parent
     return folder
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # its name is too long to be there
-        return False
 
 
 def _folds_case(folder: Path) -> bool:
@@ -196,16 +189,9 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         OutputError: the disk did not take one.
     """
     for name, content in files.items():
-        try:
+        with writing(folder / name, "make room, or choose another --out"):
             (folder / name).parent.mkdir(exist_ok=True)
-            with (folder / name).open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                (folder / name).unlink()
-            raise _not_written(folder / name, error) from error
+            _write(folder / name, content, "xb")
 
 
 def has_bytes(path: Path, content: bytes) -> bool:
@@ -222,17 +208,13 @@ def fill_in(path: Path, content: bytes) -> None:
     Raises:
         OutputError: the disk did not take it.
     """
-    try:
-        with path.open("r+b") as file:
-            file.write(content)
-            file.truncate()
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise _not_written(path, error) from error
+    with writing(path, "make room, or choose another --out"):
+        _write(path, content, "r+b")
 
 
-def _not_written(path: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{path}: cannot be written: {error.strerror}; make room, or choose another --out", file=path
-    )
+def _write(path: Path, content: bytes, mode: str) -> None:
+    with path.open(mode) as file:
+        file.write(content)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())

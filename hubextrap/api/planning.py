@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.api.beforehand import problems_beforehand
@@ -42,20 +42,19 @@ class PlanReport:
     """(target − last) / (last − base), one per target."""
     expected_relative_errors: tuple[float | None, ...]
     """One per target; None where the weights were not scanned, or their past cannot say."""
-    rules: tuple[tuple[str, str, tuple[dict[int, float], ...]], ...]
+    rules: tuple[tuple[str, str, tuple[dict[int, float], ...]], ...] = ()
     """(globs, method, one {step: coefficient} per target) without zeros; empty if unread weights decide."""
-    files: tuple[tuple[str, int], ...]
+    files: tuple[tuple[str, int], ...] = ()
     """(name, bytes) of every weight file of one output."""
-    bytes_read: int
-    bytes_written: int
-    peak_memory: int
-    outputs: tuple[str, ...]
-    notes: tuple[str, ...]
-    problems: tuple[str, ...]
+    bytes_read: int = 0
+    bytes_written: int = 0
+    peak_memory: int = 0
+    outputs: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
         named = {
             "checkpoints": ("step", "name", "commit", "size"),
             "rules": ("match", "method", "coefficients"),
@@ -67,7 +66,7 @@ class PlanReport:
             else [dict(zip(named[name], row, strict=True)) for row in value]
             if name in named
             else list(value)
-            for name, value in values.items()
+            for name, value in asdict(self).items()
         }
 
 
@@ -98,7 +97,7 @@ def plan(
     targets = given_push_targets(recipe, push) or recipe_push_targets(recipe)
     asked = targets if check_push else []
     with opened(recipe, run, settings, scan, progress) as (found_run, how):
-        trajectory = found_run.trajectory
+        known = _beforehand(recipe, found_run.trajectory, out, targets)
         try:
             check_destinations(recipe, True, targets)
             prepared = prepare(recipe, found_run, how, read_weights=False)
@@ -106,12 +105,11 @@ def plan(
             found = problems_beforehand(prepared, out, targets, ask=check_push, states=states)
             problems = list(dict.fromkeys(str(problem) for problem in found))
             removals = _removals(states, prepared)
-            report = _report(trajectory, recipe, prepared, out, targets, problems, removals)
-            return report if recipe.space == "weights" else _without_output(report, trajectory.notes)
+            return _with_merge(known, prepared, problems, removals)
         except TrajectoryError:
             raise
         except HubExtrapError as error:
-            return _report(trajectory, recipe, None, out, targets, [str(error), *_refusals(asked)])
+            return replace(known, problems=(str(error), *_refusals(asked)))
 
 
 def recipe_push_targets(recipe: Recipe) -> list[PushTarget]:
@@ -168,21 +166,6 @@ def check_destinations(recipe: Recipe, into_folder: bool, targets: Sequence[Push
         )
 
 
-def _without_output(report: PlanReport, same: Sequence[str]) -> PlanReport:
-    """What is left of a plan with ``space: logits``."""
-    problem = "space: logits writes no weights; leave --out and --push out" if report.outputs else None
-    return replace(
-        report,
-        files=(),
-        bytes_read=0,
-        bytes_written=0,
-        peak_memory=0,
-        outputs=(),
-        notes=("space: logits loads the checkpoints with a coefficient and mixes them while decoding", *same),
-        problems=(*report.problems, *([problem] if problem else [])),
-    )
-
-
 def _refusals(targets: Sequence[PushTarget]) -> list[str]:
     """What keeps pushes from going where they should, where nothing is known of what would go there."""
     problems = []
@@ -205,52 +188,57 @@ def _removals(states: Mapping[PushTarget, RemoteState], prepared: Prepared) -> l
     ]
 
 
-def _report(
-    trajectory: Trajectory,
-    recipe: Recipe,
-    prepared: Prepared | None,
-    out: Path | None,
-    targets: list[PushTarget],
-    problems: list[str],
-    removals: Sequence[str] = (),
+def _beforehand(
+    recipe: Recipe, trajectory: Trajectory, out: Path | None, targets: Sequence[PushTarget]
 ) -> PlanReport:
-    steps = trajectory.steps
+    """What is known before any header is read."""
+    steps, wanted = trajectory.steps, recipe.target_steps
     span = steps[-1] - steps[0]
-    plan = prepared.plan if prepared else None
-    outputs = [str(out / folder) for folder in target_folders(recipe.target_steps)] if out else []
+    folders = [str(out / folder) for folder in target_folders(wanted)] if out else []
     return PlanReport(
         checkpoints=tuple((c.step, c.name, c.commit, c.size) for c in trajectory.checkpoints),
-        target_steps=recipe.target_steps,
-        horizons=tuple((target - steps[-1]) / span if span else None for target in recipe.target_steps),
+        target_steps=wanted,
+        horizons=tuple((target - steps[-1]) / span if span else None for target in wanted),
+        expected_relative_errors=(None,) * len(wanted),
+        outputs=(*folders, *(f"hf://{target.name}" for target in targets)),
+        notes=trajectory.notes,
+    )
+
+
+def _with_merge(
+    known: PlanReport, prepared: Prepared, problems: Sequence[str], removals: Sequence[str]
+) -> PlanReport:
+    """All that is known when a merge is ready to run, or logits are to be mixed."""
+    fitted, plan, steps = prepared.fitted, prepared.plan, prepared.run.steps
+    known = replace(
+        known,
+        expected_relative_errors=tuple(one.relative_error for one in fitted.expected),
         rules=tuple(
             (
                 ", ".join(rule.match),
                 rule.method,
                 tuple(
                     {}
-                    if prepared.pending and rule.needs_gram_matrix
+                    if fitted.pending and rule.needs_gram_matrix
                     else {step: float(c) for step, c in zip(steps, row, strict=True) if c}
                     for row in rows
                 ),
             )
-            for rule, rows in prepared.rules
-        )
-        if prepared
-        else (),
-        expected_relative_errors=tuple(e.relative_error for e in prepared.expected)
-        if prepared
-        else (None,) * len(recipe.target_steps),
-        files=tuple((shard.file, shard.size) for shard in plan.shards) if plan else (),
-        bytes_read=plan.total_bytes_read if plan else 0,
-        bytes_written=plan.total_bytes_written if plan else 0,
-        peak_memory=plan.peak_memory + cuda_libraries() if plan else 0,
-        outputs=(*outputs, *(f"hf://{target.name}" for target in targets)),
-        notes=(
-            *trajectory.notes,
-            *((*plan.notes, *plan.caveats) if plan else ()),
-            *(prepared.notes if prepared else ()),
-            *removals,
-            *((_PENDING,) if prepared and prepared.pending else ()),
+            for rule, rows in fitted.rules
         ),
         problems=tuple(problems),
+    )
+    if prepared.recipe.space == "logits":
+        mixed = "space: logits loads the checkpoints with a coefficient and mixes them while decoding"
+        if known.outputs:
+            problems = (*problems, "space: logits writes no weights; leave --out and --push out")
+        return replace(known, outputs=(), notes=(mixed, *known.notes), problems=tuple(problems))
+    pending = (_PENDING,) if fitted.pending else ()
+    return replace(
+        known,
+        files=tuple((shard.file, shard.size) for shard in plan.shards),
+        bytes_read=plan.total_bytes_read,
+        bytes_written=plan.total_bytes_written,
+        peak_memory=plan.peak_memory + cuda_libraries(),
+        notes=(*known.notes, *plan.notes, *plan.caveats, *prepared.notes, *removals, *pending),
     )

@@ -6,28 +6,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hubextrap.api.beside import Beside
 from hubextrap.api.fitting import FittedRules, fit_rules, stacked
 from hubextrap.engine.budget import BASELINE, Budget
 from hubextrap.engine.defaults import MiB
 from hubextrap.engine.plan import MergePlan, plan_merge
 from hubextrap.errors import RecipeError
+from hubextrap.hub.carried_over import unreadable
+from hubextrap.hub.side_files import SideFiles, read_side_files
 from hubextrap.opening import ReadingOptions, Run, needs_scan
+from hubextrap.tensors.interfaces import SMALL_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from hubextrap.methods import Rule
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
     from hubextrap.scans import Scan
-    from hubextrap.statistics import Expectation, GramTable
+    from hubextrap.statistics import GramTable
+    from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import CheckpointLayout
 
+CARD = "README.md"
 _NAMES_SHOWN = 12
 DOWNLOADS, DOWNLOAD_CHUNK = 8, 10 * MiB
 """Files that huggingface_hub downloads at the same time, and bytes of each that it holds, at times twice."""
@@ -81,19 +84,49 @@ def opened(
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """What the last checkpoint gives to every output beside the weights."""
+
+    names: SideFiles
+    files: Mapping[str, bytes]
+    """The side files as they are written, by path."""
+    card: str | None
+    """Its model card, from which licence and language are taken over; None without one that can be read."""
+    note: str | None
+    """Why its card, or the metadata in it, gives nothing."""
+
+    @classmethod
+    def of(cls, last: Source, out_dtype: str | None, check_memory: Callable[[int], object]) -> Beside:
+        """Read them.
+
+        Args:
+            check_memory: as `hub.side_files.read_side_files` has it.
+
+        Raises:
+            HubExtrapError: as `hub.side_files.choose_side_files`.
+        """
+        names, files = read_side_files(last, out_dtype, check_memory)
+        info = last.files().get(CARD)
+        card, wrong = None, None
+        if info is not None and info.size > SMALL_FILE:
+            wrong = f"its {info.size:,} bytes are more than {SMALL_FILE:,}"
+        elif info is not None:
+            card = last.read_file(CARD).decode(errors="replace")
+            wrong = unreadable(card)
+            card = None if wrong else card
+        note = f"{CARD} of the last checkpoint: nothing of its metadata is taken over: {wrong}"
+        return cls(names, files, card, note if wrong else None)
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A merge that is ready to run, while its run is open."""
 
     recipe: Recipe
     run: Run
     settings: MergeOptions
-    rules: tuple[tuple[Rule, NDArray[np.float64]], ...]
-    """Every rule with its coefficients, (targets, checkpoints); one per tensor where weights decide."""
+    fitted: FittedRules
     plan: MergePlan
-    expected: tuple[Expectation, ...]
-    """What error to expect, one per target; unknown where the weights were not scanned."""
-    pending: bool
-    """Whether stand-ins take the place of coefficients that follow from the weights."""
     beside: Beside
     """What of the last checkpoint goes beside the weights."""
 
@@ -139,13 +172,16 @@ def prepare(
 
     Raises:
         CheckpointError: a checkpoint cannot be used, or they do not fit together; all findings at once.
-        MethodError: a method cannot serve these steps.
+        MethodError, StepError: a method cannot serve these steps.
         RecipeError: the run was opened with a scan that has no effect.
         SourceError: the headers cannot be read.
         OutputError: the memory setting is too small.
     """
     recipes = tuple(variants) or (recipe,)
-    check_recipes(run, recipes)
+    for each in recipes:  # before any header is read
+        for rule in each.rules:
+            rule.check(run.steps, each.target_steps)
+    run.check_scan_counts(recipes)
     held = 0  # by what goes beside the weights
     first: list[tuple[FittedRules, MergePlan]] = []
     # logits are mixed of whatever transformers loads, quantised or not
@@ -161,30 +197,15 @@ def prepare(
     beside = Beside.of(run.sources[-1], recipe.out_dtype, hold)
 
     def ready(fitted: FittedRules, plan: MergePlan) -> Prepared:
-        prepared = Prepared(
-            recipe, run, settings, fitted.rules, plan, fitted.expected, fitted.pending, beside
-        )
+        prepared = Prepared(recipe, run, settings, fitted, plan, beside)
         if check is not None:
             check(prepared)
         return prepared
 
     prepared = ready(*first[0])
-    if not (prepared.pending and read_weights):
+    if not (prepared.fitted.pending and read_weights):
         return prepared
     return ready(*_planned(recipes, run, layouts, settings, run.gram_table(_WHY, held=held), held))
-
-
-def check_recipes(run: Run, recipes: Sequence[Recipe]) -> None:
-    """Refuse, before any header is read, steps or targets that do not fit, and a scan without effect.
-
-    Raises:
-        MethodError, StepError: a method cannot serve these steps.
-        RecipeError: see `Run.check_scan_counts`.
-    """
-    for each in recipes:
-        for rule in each.rules:
-            rule.check(run.steps, each.target_steps)
-    run.check_scan_counts(recipes)
 
 
 def _planned(

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from hubextrap.api.extrapolating import Jump, extrapolate, scan_folders
+from hubextrap.api.extrapolating import extrapolate, scan_folders
 from hubextrap.api.prepare import MergeOptions
 from hubextrap.api.staging import remove_leftover
 from hubextrap.api.verifying import verify
@@ -59,11 +59,7 @@ class RegroundResult:
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON values."""
-        return {
-            "model": str(self.model),
-            "decisions": [asdict(decision) for decision in self.decisions],
-            "reason": self.reason,
-        }
+        return asdict(self) | {"model": str(self.model)}
 
 
 def reground(
@@ -100,16 +96,12 @@ def reground(
         )
     with _held(folder, str(out), progress) as lock:
         state = _resumed(load_state(folder), recipe, folder, progress) or _begun(recipe, folder, progress)
-        engine = _Engine(recipe, state.start, settings, progress)
+        engine = _Engine(recipe, settings, progress)
         if recipe.push is not None and state.finished is None:
             check_target(PushTarget(recipe.push.repo, private=recipe.push.private))
         loop = Loop(recipe, folder, state, engine, CommandRunner(lock, progress.say, output), progress)
         state = loop.run()
-    return RegroundResult(
-        model=folder / state.model,
-        decisions=state.decisions,
-        reason=state.finished or "",
-    )
+    return RegroundResult(model=folder / state.model, decisions=state.decisions, reason=state.finished or "")
 
 
 def _is_empty(folder: Path) -> bool:
@@ -188,11 +180,7 @@ def _local(checkpoint: Checkpoint) -> Path:
 def _resumed(
     state: RunState | None, recipe: RegroundRecipe, folder: Path, progress: Progress
 ) -> RunState | None:
-    """The state to go on from; None where the run has to begin.
-
-    Raises:
-        RecipeError: the rounds that are there were made by another recipe.
-    """
+    """The state to go on from; None where the run has to begin."""
     if state is None:
         return None
     values = recipe.values()
@@ -235,7 +223,6 @@ class _Engine:
     """What the loop needs: see `hubextrap.regrounding.loop.Engine`."""
 
     recipe: RegroundRecipe
-    start: StartModel
     settings: MergeOptions
     progress: Progress
 
@@ -253,13 +240,8 @@ class _Engine:
             raise OutputError(
                 f"{out}: is not what was extrapolated there; remove it, then run the same again", file=out
             )
-        extrapolate(
-            self._checkpoints({step: snapshots[step] for step in decision.snapshot_steps}),
-            Jump(decision, target_step, self.recipe),
-            out,
-            self.settings,
-            self.progress,
-        )
+        used = self._checkpoints({step: snapshots[step] for step in decision.snapshot_steps})
+        extrapolate(used, decision, target_step, self.recipe, out, self.settings, self.progress)
 
     def push(self, model: Path, weights: Mapping[str, str], kind: str, rl_steps: int, step: int) -> None:
         assert self.recipe.push is not None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
-from hubextrap.api.unchanged import changed
+from hubextrap.api.fingerprint import changed
 from hubextrap.errors import CheckpointError, OutputError, RecipeError
 from hubextrap.evaluation import check_writable
 from hubextrap.evaluation.run import chosen_device
@@ -138,17 +138,6 @@ def _journal_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def _check_room(path: Path, tensors: int, checkpoints: int) -> None:
-    """Refuse a disk without room for the inner products: most of a scan, and as much again of its journal."""
-    needed = 2 * 8 * tensors * checkpoints**2
-    free = shutil.disk_usage(path.absolute().parent).free
-    if free < needed:
-        raise OutputError(
-            f"{path}: {needed:,} bytes are needed and {free:,} are free; make room, or choose another --out",
-            file=path,
-        )
-
-
 def _scan_weights(run: Run, path: Path | None, sample: float | None, afterwards: int) -> Scan:
     """One pass, which goes on where the one that was stopped had come to, and can be stopped itself."""
     journal = None if path is None else _journal(path, run, sample)
@@ -172,7 +161,13 @@ def _journal(path: Path, run: Run, sample: float | None) -> ScanJournal:
         "the version of hubextrap": __version__,
         "the version of numba": version("numba"),
     }
-    _check_room(path, len(run.layouts[-1].tensors), len(run.steps))
+    # the inner products are most of a scan, and as much again of its journal
+    needed = 2 * 8 * len(run.layouts[-1].tensors) * len(run.steps) ** 2
+    if (free := shutil.disk_usage(path.absolute().parent).free) < needed:
+        raise OutputError(
+            f"{path}: {needed:,} bytes are needed and {free:,} are free; make room, or choose another --out",
+            file=path,
+        )
     journal = ScanJournal(_journal_path(path), fingerprint)
     if journal.changed:
         run.progress.say(

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 class Staging:
     """A place that this run alone holds."""
 
-    folder: Path
-    """Where shards are written."""
+    folders: tuple[Path, ...]
+    """Where shards are written, one per target."""
     journals: tuple[Journal, ...]
     """One per target."""
 
@@ -59,7 +59,7 @@ def staged(
 
     Args:
         folders: the target's folders in ``out``, relative to it.
-        keep: leave the journals when all went well, for `finished_before`, until `remove_place`.
+        keep: leave the journals when all went well, for `finished_before`, until it is removed.
 
     Raises:
         OutputError: it cannot be made, another run holds it, or ``out`` came to be there in the meantime.
@@ -68,16 +68,15 @@ def staged(
     place = place_of(out)
     with _held(place, str(out), progress, keep=keep, like=final) as journals:
         model = place / "model"
-        names = [f"journal-{number}.jsonl" for number in range(len(folders))]
-        if _open_journals(journals, place, names, fingerprint, progress, str(out)):
+        if _open_journals(journals, place, len(folders), fingerprint, progress, str(out)):
             shutil.rmtree(model, ignore_errors=True)
         with writing(out, REMEDY):
-            for folder in folders:
-                (model / folder).mkdir(parents=True, exist_ok=True)
+            for made in (places := [model / folder for folder in folders]):
+                made.mkdir(parents=True, exist_ok=True)
             take_after(final, model, also=stat.S_IRWXU)
-        for folder, journal in zip(folders, journals, strict=True):
-            _check_shards(model / folder, journal, progress)
-        yield Staging(model, tuple(journals))
+        for made, journal in zip(places, journals, strict=True):
+            _check_shards(made, journal, progress)
+        yield Staging(tuple(places), tuple(journals))
         try:
             mode = stat.S_IMODE(final.stat().st_mode) if final.exists() else None
             model.replace(final)  # takes the place of an empty folder, and of nothing else
@@ -93,19 +92,19 @@ def staged(
 
 @contextmanager
 def push_state(target: PushTarget, fingerprint: Mapping[str, str], progress: Progress) -> Iterator[Staging]:
-    """The place of a push to ``target`` without a local output. The journal stays until `remove_place`.
+    """The place of a push to ``target`` without a local output. The journal stays until the place is removed.
 
     Raises:
         OutputError: it cannot be made, or another run on this machine holds it.
     """
     place = push_place(target)
     with _held(place, target.name, progress, keep=True) as journals:
-        _open_journals(journals, place, ["journal-0.jsonl"], fingerprint, progress, target.name)
+        _open_journals(journals, place, 1, fingerprint, progress, target.name)
         scratch = place / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
         with writing(place, REMEDY):
             scratch.mkdir()
-        yield Staging(scratch, tuple(journals))
+        yield Staging((scratch,), tuple(journals))
 
 
 def push_place(target: PushTarget) -> Path:
@@ -116,12 +115,6 @@ def push_place(target: PushTarget) -> Path:
     key = sha256_hex(f"{constants.ENDPOINT} {target.name} {kind}")[:12]
     name = re.sub(r"[^\w.-]+", "--", target.name)[:100]
     return Path(constants.HF_HOME, "hubextrap", "push", f"{name}-{key}")
-
-
-def remove_place(place: Path) -> None:
-    """Forget how an output was made, once nothing more can go wrong with it."""
-    if is_marked(place):
-        remove_marked(place)
 
 
 def finished_before(
@@ -149,25 +142,25 @@ def finished_before(
         return None
     descriptor = lock_folder(place, str(out), progress.say)
     journals: list[Journal] = []
+
+    def whole() -> bool:
+        return all(set(files) <= journal.finished.keys() for journal in journals)
+
     try:
-        names = [f"journal-{number}.jsonl" for number in range(len(folders))]
-        if not all((place / name).is_file() for name in names):
+        if not all(path.is_file() for path in _journal_paths(place, len(folders))):
             return None
-        _open_journals(journals, place, names, fingerprint, SilentProgress(), str(out))
+        _open_journals(journals, place, len(folders), fingerprint, SilentProgress(), str(out))
+        if not (whole() and all((out / folder).is_dir() for folder in folders)):
+            return None
         for folder, journal in zip(folders, journals, strict=True):
-            if not (set(files) <= journal.finished.keys() and (out / folder).is_dir()):
-                return None
             _strike_changed(out / folder, journal, progress)
-            if not set(files) <= journal.finished.keys():
-                return None
-        check_inputs(journals)
-        if not all(journal.finished for journal in journals):
-            return None
+        if whole():
+            check_inputs(journals)
+        return journals if whole() else None
     finally:
         for journal in journals:
             journal.close()
         os.close(descriptor)
-    return journals
 
 
 def may_be_finished(out: Path) -> bool:
@@ -253,15 +246,15 @@ def _held(
 def _open_journals(
     journals: list[Journal],
     place: Path,
-    names: Sequence[str],
+    count: int,
     fingerprint: Mapping[str, str],
     progress: Progress,
     what: str,
 ) -> bool:
     """Fill ``journals``; whether all of them begin anew, so that nothing in the place is of use."""
     changed: dict[str, None] = {}
-    for name in names:
-        journals.append(Journal(place / name, fingerprint))
+    for path in _journal_paths(place, count):
+        journals.append(Journal(path, fingerprint))
         changed |= dict.fromkeys(journals[-1].changed)
     if changed:
         progress.say(
@@ -271,8 +264,12 @@ def _open_journals(
             journal.close()
         for path in place.glob("journal-*.jsonl"):  # there may be more, of a recipe with more targets
             path.unlink()
-        journals[:] = [Journal(place / name, fingerprint) for name in names]
+        journals[:] = [Journal(path, fingerprint) for path in _journal_paths(place, count)]
     return not any(journal.finished for journal in journals)
+
+
+def _journal_paths(place: Path, count: int) -> list[Path]:
+    return [place / f"journal-{number}.jsonl" for number in range(count)]
 
 
 def _listed(parts: Sequence[str], most: int = 4) -> str:

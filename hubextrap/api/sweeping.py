@@ -11,19 +11,18 @@ import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from hubextrap._version import __version__
 from hubextrap.api.against import Against
-from hubextrap.api.beforehand import check_weights, device_problems, refuse
-from hubextrap.api.fingerprint import merge_fingerprint
-from hubextrap.api.merging import run_prepared
-from hubextrap.api.output import check_output, output_sizes, write_files
+from hubextrap.api.beforehand import check_device, check_weights
+from hubextrap.api.fingerprint import check_unchanged, merge_fingerprint, pin_of
+from hubextrap.api.merging import make_in
+from hubextrap.api.output import check_output, output_sizes
 from hubextrap.api.prepare import MergeOptions, prepare
 from hubextrap.api.staging import remove_leftover, staged
-from hubextrap.api.unchanged import check_unchanged, pin_of
 from hubextrap.digests import sha256_of_json
-from hubextrap.durable.atomic import is_new_name, read_sealed, write_sealed, write_whole
+from hubextrap.durable.atomic import is_new_name, read_sealed, write_sealed, write_whole, writing
 from hubextrap.errors import OutputError, RecipeError
 from hubextrap.evaluation import EvaluationOptions, Harness, Measurement
 from hubextrap.evaluation.curve import can_draw, draw_sweep
@@ -34,7 +33,6 @@ from hubextrap.methods import MAX_STEP, find_method
 from hubextrap.opening import Run
 from hubextrap.output_files import file_problem
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.tensors import LocalSink
 from hubextrap.trajectory import Checkpoint
 
 if TYPE_CHECKING:
@@ -59,9 +57,7 @@ _KEPT = re.compile(r"[0-9a-f]{64}\.json(?:\.partial)?")
 class _Point:
     """A prediction of the grid."""
 
-    label: str
-    step: int
-    damping: float | Literal["auto"]
+    grid: GridPoint
     recipe: Recipe
     key: str
     """sha256 of all that its figures depend on."""
@@ -118,10 +114,11 @@ def sweep(
         points = [_point(each, run.steps, pins, measured_with) for each in recipes]
         todo: dict[str, _Point] = {}  # points with the same coefficients are one model
         for point in points:
-            if kept.get(point.key, point.label) is None:
+            if kept.get(point.key, point.grid.label) is None:
                 todo.setdefault(point.key, point)
         making = _Making(recipe, run, settings, folder, pins, list(todo.values()))
-        making.check_beforehand()
+        if missing := making.missing:
+            making.prepared(missing, read_weights=False)  # refuses what cannot be made before any is measured
         compared = _references(against, points, progress)
         measurements = [_reference(*each, harness, measured_with, kept) for each in compared]
         if done := sum(point.key not in todo for point in points):
@@ -131,9 +128,8 @@ def sweep(
         _measure(point, folder, harness, kept)
     shutil.rmtree(folder / "predictions", ignore_errors=True)
     measurements += [_measured(point, kept) for point in points]
-    candidates = [GridPoint(label=point.label, step=point.step, damping=point.damping) for point in points]
-    result = report_sweep(harness.table(measurements), candidates)
-    _save(result, folder, {point.label: point.recipe for point in points}, progress)
+    result = report_sweep(harness.table(measurements), [point.grid for point in points])
+    _save(result, folder, {point.grid.label: point.recipe for point in points}, progress)
     return result
 
 
@@ -156,12 +152,8 @@ def _folder(out: Path) -> Path:
     for name in (RESULTS_FILE, TABLES_FILE, CURVE_FILE, BEST_FILE):
         if problem := file_problem(out / name):
             raise OutputError(f"{out / name}: {problem}; choose another --out", file=out / name)
-    try:
+    with writing(out, _REMEDY):
         (out / "measured").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{out}: cannot be made: {error.strerror}; choose another --out", file=out
-        ) from error
     return out
 
 
@@ -220,7 +212,7 @@ def _point(recipe: Recipe, steps: Sequence[int], pins: Sequence[str], measured_w
     label = f"{PREDICTION} {step}"
     if damping != 1:
         label += f" × {damping if damping == 'auto' else format(damping, 'g')}"
-    return _Point(label, step, damping, recipe, key)
+    return _Point(GridPoint(label=label, step=step, damping=damping), recipe, key)
 
 
 def _references(
@@ -232,7 +224,7 @@ def _references(
         if checkpoint is not None:
             rows[label] = checkpoint
             continue
-        for step in sorted({point.step for point in points}):
+        for step in sorted({point.grid.step for point in points}):
             if (real := against.real(step, progress)) is not None:
                 rows[f"{TARGET} {step}"] = real
     return list(rows.items())
@@ -274,9 +266,9 @@ def _reference(
 
 
 def _measured(point: _Point, kept: _Kept) -> Measurement:
-    found = kept.get(point.key, point.label)
+    found = kept.get(point.key, point.grid.label)
     assert found is not None
-    row = found.row.model_copy(update={"step": point.step, "reference": point.label})
+    row = found.row.model_copy(update={"step": point.grid.step, "reference": point.grid.label})
     return found.model_copy(update={"row": row})
 
 
@@ -295,11 +287,6 @@ class _Making:
     def missing(self) -> list[_Point]:
         return [point for point in self.points if not (self.folder / "predictions" / point.key).is_dir()]
 
-    def check_beforehand(self) -> None:
-        """Refuse what would keep the predictions from being made, before anything is measured."""
-        if missing := self.missing:
-            self._prepared(missing, read_weights=False)
-
     def merge(self) -> None:
         """Make them."""
         if not self.points:
@@ -309,22 +296,17 @@ class _Making:
         _move(fresh, made)
         if not (missing := self.missing):
             return
-        prepared = self._prepared(missing, read_weights=True)
+        prepared = self.prepared(missing, read_weights=True)
         for checkpoint, pin in zip(self.run.trajectory.checkpoints, self.pins, strict=True):
             check_unchanged(checkpoint, pin)
         remove_leftover(fresh)
         files, names = _files_beside(prepared), [point.key for point in missing]
         with staged(fresh, names, merge_fingerprint(prepared), self.run.progress) as staging:
-            sinks = [
-                LocalSink(staging.folder / name, journal)
-                for name, journal in zip(names, staging.journals, strict=True)
-            ]
-            for name in names:
-                write_files(staging.folder / name, files)
-            run_prepared(prepared, sinks, staging.journals)
+            make_in(staging, [files] * len(names), prepared.plan, self.run, self.settings)
         _move(fresh, made)
 
-    def _prepared(self, missing: Sequence[_Point], *, read_weights: bool) -> Prepared:
+    def prepared(self, missing: Sequence[_Point], *, read_weights: bool) -> Prepared:
+        """Their merge, or what would keep it from being done."""
         return prepare(
             self.recipe,
             self.run,
@@ -336,7 +318,7 @@ class _Making:
 
 
 def _check_room(prepared: Prepared, out: Path, names: Sequence[str]) -> None:
-    refuse(device_problems(prepared))
+    check_device(prepared)
     if out.is_dir():  # a pass that is finished, and taken over first
         return
     sizes = output_sizes(prepared.plan, _files_beside(prepared))
@@ -358,8 +340,8 @@ def _move(fresh: Path, made: Path) -> None:
 
 def _measure(point: _Point, folder: Path, harness: Harness, kept: _Kept) -> None:
     place = folder / "predictions" / point.key
-    checkpoint = Checkpoint(point.step, None, "", None, str(place.resolve()))
-    kept.put(point.key, harness.measure(point.label, checkpoint))
+    checkpoint = Checkpoint(point.grid.step, None, "", None, str(place.resolve()))
+    kept.put(point.key, harness.measure(point.grid.label, checkpoint))
     shutil.rmtree(place)
 
 

@@ -137,22 +137,16 @@ def _unnamed(present: list[str], provenance: Provenance) -> tuple[list[str], tup
     strange = [file for file in others if not is_harmless(file)]
     if provenance.files is not None:
         return strange, ()
-    not_covered = [file for file in others if _is_beside(file)]
+    beside = [file for file in others if is_side_file(file) or file == INDEX_FILE]
+    not_covered = [file for file in beside if not is_code(file)]  # what a merge writes beside the weights
     return [file for file in strange if file not in not_covered], tuple(not_covered)
-
-
-def _is_beside(file: str) -> bool:
-    """Whether a merge writes such a file beside the weights, and it is no code."""
-    return not is_code(file) and (is_side_file(file) or file == INDEX_FILE)
 
 
 def _elsewhere(source: Source) -> dict[str, str]:
     """What is wrong with each configuration that sends a loader elsewhere."""
-    found = {}
-    for file in sorted(source.files()):
-        if file.endswith("config.json") and (problem := leads_elsewhere(source.read_file(file))):
-            found[file] = problem
-    return found
+    configurations = [file for file in sorted(source.files()) if file.endswith("config.json")]
+    found = {file: leads_elsewhere(source.read_file(file)) for file in configurations}
+    return {file: problem for file, problem in found.items() if problem}
 
 
 def _weights_problem(source: Source, provenance: Provenance) -> str | None:

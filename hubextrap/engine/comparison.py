@@ -137,11 +137,11 @@ def refuse(problems: Sequence[str]) -> None:
     )
 
 
-def uncombinable(name: str, dtype: str) -> list[str]:
+def uncombinable(name: str, dtype: str, remedy: str) -> list[str]:
     """The problem with a tensor of several checkpoints, if it is neither floats to combine nor integers."""
     if dtype in FLOATS or dtype[0] in "IUB":
         return []
-    return [f"{name} is {dtype}, which cannot be combined; give it the method persistence by a rule"]
+    return [f"{name} is {dtype}, which cannot be combined; {remedy}"]
 
 
 def dtype_notes(steps: Sequence[int], layouts: Sequence[CheckpointLayout]) -> list[str]:

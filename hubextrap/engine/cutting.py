@@ -72,28 +72,27 @@ def cut(tensors: Sequence[TensorInputs], unit_bytes: int, room: Room) -> Iterato
 def unit_minimum(tensors: Sequence[TensorInputs], room: Room) -> int:
     """The smallest buffer that ``cut`` can work with."""
     return room.targets * ALIGNMENT + max(
-        (_overhead(tensor, room) + room.grain * _element_bytes(tensor, room) for tensor in tensors),
-        default=0,
+        (_overhead(tensor, room) + room.grain * _element_bytes(tensor, room) for tensor in tensors), default=0
     )
 
 
 def lay_out(cuts: Sequence[Cut]) -> tuple[tuple[Piece, ...], tuple[Read, ...], int]:
     """Give every input of every cut its place, reading neighbours in one go; and where the rest is free."""
-    wanted: list[tuple[int, TensorInfo, Cut]] = []
-    for one in cuts:
-        tensor = one.tensor
-        wanted += [(k, info, one) for k, info in zip(tensor.checkpoints, tensor.inputs, strict=True)]
-        wanted += [(tensor.checkpoints[i], twin, one) for i, twin in tensor.twins]
+    wanted: list[tuple[TensorInfo, Cut]] = []
     by_file: dict[tuple[int, str], list[int]] = {}
-    for number, (checkpoint, info, _) in enumerate(wanted):
-        by_file.setdefault((checkpoint, info.file), []).append(number)
+    for one in cuts:
+        checkpoints, twins = one.tensor.checkpoints, one.tensor.twins
+        twin_of = ((checkpoints[i], twin) for i, twin in twins)
+        for checkpoint, info in (*zip(checkpoints, one.tensor.inputs, strict=True), *twin_of):
+            by_file.setdefault((checkpoint, info.file), []).append(len(wanted))
+            wanted.append((info, one))
 
     reads: list[Read] = []
     places = [0] * len(wanted)
     position = 0
     for (checkpoint, file), numbers in by_file.items():
-        ranges = [_range(wanted[number][1], wanted[number][2]) for number in numbers]
-        for first, stop, members in _aligned_spans(ranges, [wanted[number][1] for number in numbers]):
+        ranges = [_range(*wanted[number]) for number in numbers]
+        for first, stop, members in _aligned_spans(ranges, [wanted[number][0] for number in numbers]):
             reads.append(Read(checkpoint, file, first, stop - first, position))
             for member in members:
                 places[numbers[member]] = position + ranges[member][0] - first

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from xxhash import xxh3_128
 
@@ -22,6 +22,7 @@ from hubextrap.tensors.headers import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+    from typing import Literal
 
     from hubextrap.engine.comparison import TensorInputs
     from hubextrap.engine.plan import MergePlan
@@ -76,10 +77,7 @@ def file_uses(tensors: Iterable[TensorInputs]) -> dict[Key, FileUse]:
     return uses
 
 
-ReadAs = Literal["whole", "part", "header"]
-
-
-def read_as(plan: MergePlan) -> dict[Key, ReadAs]:
+def read_as(plan: MergePlan) -> dict[Key, Literal["whole", "part", "header"]]:
     """How much of each file of each checkpoint is read: that depends on the plan alone."""
     uses = file_uses(tensor for shard in plan.shards for tensor in shard.tensors)
     return {
@@ -174,10 +172,9 @@ class InputHashes:
         futures = [
             self._pool.submit(self._hash, k, items, unit, memory, ended) for k, items in of_checkpoint.items()
         ]
-        errors = [future.exception() for future in futures]  # nobody looks into the memory any more
-        for error in errors:
-            if error is not None:
-                raise error
+        wait(futures)  # nobody looks into the memory any more
+        for future in futures:
+            future.result()
         return ended
 
     def expect(self, tensor: TensorInputs, digests: Sequence[str]) -> None:

@@ -74,7 +74,7 @@ class Combiner:
 
         Args:
             inputs: 1-D tensors of n elements on the CPU, of any dtype in ``comparison.FLOATS``.
-            combinations: one an output; ``indices`` are positions in ``inputs``.
+            combinations: one per output; ``indices`` are positions in ``inputs``.
             outputs: 1-D tensors of n elements on the CPU, all of one dtype.
         """
         pending = []

@@ -38,6 +38,7 @@ HELD_COEFFICIENT = 500
 WRITE_MEMORY = 8 * MiB
 """A target's blocks on their way to the disk, of the shard being made and of the one being finished."""
 LISTED_NAMES = 3
+_PERSISTENCE = "give it the method persistence by a rule"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +138,6 @@ def plan_merge(
     A checkpoint with coefficient 0 is not read, so a NaN in it does not spread (0·NaN would be NaN).
 
     Args:
-        steps: the K checkpoints' steps, in order.
-        layouts: their layouts.
         coefficients_for: tensor name → float64 (T, K).
         out_dtype: torch's name (``bfloat16``) for the float tensors, but those that the last checkpoint keeps
             wider than most of it: there they stay as they are. None keeps the last checkpoint's dtypes.
@@ -157,7 +156,7 @@ def plan_merge(
     plans = {one.name: _tensor_plan(one, coefficients_for(one.name), dtype_of, forms) for one in entries}
     for plan in plans.values():
         if len(plan.inputs) > 1:
-            problems += uncombinable(plan.name, plan.inputs[-1].dtype)
+            problems += uncombinable(plan.name, plan.inputs[-1].dtype, _PERSISTENCE)
     refuse(problems)
     shards = _shards(last, plans)
     every = [plan for shard in shards for plan in shard.tensors]

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from hubextrap.progress import Progress
     from hubextrap.tensors.interfaces import ShardInputs, Source
     from hubextrap.tensors.journal import Journal
-    from hubextrap.tensors.layout import CheckpointLayout, TensorInfo
 
 HASHED_AT_ONCE = 4 * 2**20
 """Bytes that are held of what finished shards were made from, while that is read once more."""
@@ -44,7 +43,12 @@ def check_inputs(
     """
     if not journals:
         return
-    stamps = {str(k): _stamps(plan.layouts[k], source) for k, source in enumerate(sources)}
+    stamps = {  # what the weight files of a local checkpoint look like
+        str(k): sha256_of_json([(shard.file, source.stamp(shard.file)) for shard in plan.layouts[k].shards])
+        if isinstance(source, LocalSource)
+        else ""
+        for k, source in enumerate(sources)
+    }
     shards = [shard for shard in plan.shards if all(shard.file in one.finished for one in journals)]
     doubted = [
         (shard, k)
@@ -72,14 +76,6 @@ def check_inputs(
         one.note_stamps(stamps)
 
 
-def _stamps(layout: CheckpointLayout, source: Source) -> str:
-    """What the weight files of a local checkpoint look like; empty for one on the Hub."""
-    if not isinstance(source, LocalSource):
-        return ""
-    found = [(shard.file, source.stamp(shard.file)) for shard in layout.shards]
-    return sha256_of_json(found)
-
-
 def made_from(plan: MergePlan) -> dict[Key, list[str]]:
     """The output's files that are made from each file, in order."""
     found: dict[Key, list[str]] = {}
@@ -99,25 +95,16 @@ def resumed(plan: MergePlan, done: Mapping[str, ShardInputs]) -> tuple[set[Key],
 
 
 def _digest_of_inputs(shard: ShardPlan, k: int, source: Source) -> str:
-    """The digest in `ShardInputs` of checkpoint ``k``, from what its files hold now.
-
-    Raises:
-        SourceError: they could not be read.
-    """
+    """The digest in `ShardInputs` of checkpoint ``k``, from what its files hold now."""
     found = xxh3_128()
-    for tensor in shard.tensors:
-        if k in tensor.checkpoints:
-            info = tensor.inputs[tensor.checkpoints.index(k)]
-            if info.nbytes:
-                found.update(_digest_of(info, source))
+    inputs = [dict(zip(tensor.checkpoints, tensor.inputs, strict=True)).get(k) for tensor in shard.tensors]
+    for info in inputs:
+        if info is None or not info.nbytes:
+            continue
+        of_tensor = xxh3_128()
+        for start in range(0, info.nbytes, HASHED_AT_ONCE):
+            block = memoryview(bytearray(min(HASHED_AT_ONCE, info.nbytes - start)))
+            source.read(info.file, info.offset + start, block)
+            of_tensor.update(block)
+        found.update(of_tensor.digest())
     return found.hexdigest()
-
-
-def _digest_of(info: TensorInfo, source: Source) -> bytes:
-    found, done = xxh3_128(), 0
-    while done < info.nbytes:
-        block = memoryview(bytearray(min(HASHED_AT_ONCE, info.nbytes - done)))
-        source.read(info.file, info.offset + done, block)
-        found.update(block)
-        done += len(block)
-    return found.digest()

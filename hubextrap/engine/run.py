@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xxhash import xxh3_128
@@ -99,63 +99,49 @@ def run_plan(
     ]
 
 
-@dataclass(slots=True)
-class _Tally:
-    """Non-finite elements of the tensor that is being handed over."""
-
-    outputs: int = 0
-    inputs: Counter[int] = field(default_factory=Counter)
-
-
+@dataclass
 class _Merge:
     """The consumer: passes what workers make of the plan's units to the sinks."""
 
     title = "merge"
 
-    def __init__(
-        self,
-        plan: MergePlan,
-        inputs: Inputs,
-        hashes: InputHashes,
-        sinks: Sequence[Sink],
-        journals: Sequence[Journal],
-        done: Container[str],
-        device: str,
-        check_finite: bool,
-    ) -> None:
-        self._plan = plan
-        self._inputs = inputs
-        self._hashes = hashes
-        self._sinks = sinks
-        self._journals = journals
-        self._device = device
-        self._finite = check_finite
-        self._todo = [shard for shard in plan.shards if shard.file not in done]
-        self.bytes_read = sum(shard.bytes_read for shard in self._todo)
-        self.identical = [plan.same_layout] * plan.targets
-        for target, journal in enumerate(journals):
+    plan: MergePlan
+    inputs: Inputs
+    hashes: InputHashes
+    sinks: Sequence[Sink]
+    journals: Sequence[Journal]
+    done: Container[str]
+    device: str
+    finite: bool
+    """Refuse results that are not."""
+
+    def __post_init__(self) -> None:
+        todo = [shard for shard in self.plan.shards if shard.file not in self.done]
+        self.bytes_read = sum(shard.bytes_read for shard in todo)
+        self.identical = [self.plan.same_layout] * self.plan.targets
+        for target, journal in enumerate(self.journals):
             self.identical[target] &= journal.identical
-        self._shards = {shard.file: shard for shard in self._todo}
-        self._made_from = made_from(plan)
-        self._digests = [xxh3_128() for _ in inputs.sources]
+        self._shards = {shard.file: shard for shard in todo}
+        self._made_from = made_from(self.plan)
+        self._digests = [xxh3_128() for _ in self.inputs.sources]
         self._writers: list[ShardWriter] = []
-        self._tallies: dict[tuple[str, int], _Tally] = {}
-        self._finished: list[dict[str, FinishedShard]] = [{} for _ in sinks]
+        self._non_finite: dict[tuple[str, int], list[NonFiniteCount]] = {}
+        self._finished: list[dict[str, FinishedShard]] = [{} for _ in self.sinks]
         self._finisher = ThreadPoolExecutor(1, thread_name_prefix="hubextrap-finish")
         self._finishing: Future[None] | None = None
 
     def units(self) -> Iterator[MergeUnit]:
         """Those of the shards that are not done."""
-        for shard in self._todo:
-            yield from self._plan.units(shard)
+        for shard in self._shards.values():
+            yield from self.plan.units(shard)
 
     def worker(self, buffer: UnitBuffer) -> Callable[[MergeUnit], MergeResult]:
         return MergeWorker(
             buffer,
-            self._plan.targets,
-            self._plan.accumulator_itemsize,
-            check_finite=self._finite,
-            device=self._device,
+            self.plan.targets,
+            self.plan.accumulator_itemsize,
+            check_finite=self.finite,
+            device=self.device,
         )
 
     def take(self, unit: MergeUnit, result: MergeResult, digests: Digests) -> None:
@@ -191,23 +177,23 @@ class _Merge:
         if self._finishing is not None:  # at most two shards are on their way
             self._finishing.result()
         self._writers = []
-        for sink in self._sinks:
+        for sink in self.sinks:
             self._writers.append(sink.open(shard.file, shard.size))
         for writer in self._writers:
             writer.write(0, memoryview(shard.header))
 
     def _end(self, file: str) -> None:
-        waiting = any(file in self._made_from[key] for key in self._hashes.waiting())
+        waiting = any(file in self._made_from[key] for key in self.hashes.waiting())
         inputs = ShardInputs(tuple(digest.hexdigest() for digest in self._digests), not waiting)
         self._digests = [xxh3_128() for _ in self._digests]
-        for journal in self._journals:
+        for journal in self.journals:
             journal.inputs[file] = inputs
         writers, self._writers = self._writers, []
         self._finishing = self._finisher.submit(self._finish, writers)
 
     def _finish(self, writers: Sequence[ShardWriter]) -> None:
         # Before any shard is recorded: a difference found so far must not be lost with the shard it is in.
-        for journal, same in zip(self._journals, self.identical, strict=False):
+        for journal, same in zip(self.journals, self.identical, strict=False):
             journal.identical = same
         try:
             for shards, writer in zip(self._finished, writers, strict=True):
@@ -219,31 +205,30 @@ class _Merge:
             raise
 
     def _check_finite(self, unit: MergeUnit, found: Sequence[NonFiniteCount]) -> None:
-        """Count until a tensor ends, so that the error can say how many there are."""
+        """Collect until a tensor ends, so that the error can say how many there are."""
         for count in found:
-            tally = self._tallies.setdefault((count.tensor, count.target), _Tally())
-            tally.outputs += count.outputs
-            tally.inputs.update(count.inputs)
-        if self._tallies:
+            self._non_finite.setdefault((count.tensor, count.target), []).append(count)
+        if self._non_finite:
             for piece, form in zip(unit.pieces, unit.forms, strict=True):
                 for target in range(len(unit.outputs)):
-                    if piece.ends_tensor and (piece.tensor, target) in self._tallies:
-                        raise self._non_finite(unit, piece, form, target)
+                    if piece.ends_tensor and (piece.tensor, target) in self._non_finite:
+                        raise self._refusal(unit, piece, form, target)
 
-    def _non_finite(self, unit: MergeUnit, piece: Piece, form: Form, target: int) -> NonFinite:
-        tally = self._tallies[piece.tensor, target]
-        blamed = sorted(k for k, count in tally.inputs.items() if count)
-        check_blamed(unit, piece, self._inputs.sources, blamed or None)
-        output = f" in output {target + 1} of {self._plan.targets}" if self._plan.targets > 1 else ""
-        causes = [f"{self._inputs.called(k)} has {tally.inputs[k]:,} itself" for k in blamed]
+    def _refusal(self, unit: MergeUnit, piece: Piece, form: Form, target: int) -> NonFinite:
+        found = self._non_finite[piece.tensor, target]
+        inputs = sum((Counter(count.inputs) for count in found), Counter[int]())
+        blamed, results = sorted(inputs), sum(count.outputs for count in found)
+        check_blamed(unit, piece, self.inputs.sources, blamed or None)
+        output = f" in output {target + 1} of {self.plan.targets}" if self.plan.targets > 1 else ""
+        causes = [f"{self.inputs.called(k)} has {inputs[k]:,} itself" for k in blamed]
         remedy = (
             f"{', '.join(causes)}: leave that checkpoint out"
             if causes
             else f"{form.dtype} cannot hold them: take a nearer target, more damping or a wider out_dtype"
         )
         return NonFinite(
-            f"{piece.tensor}: {tally.outputs:,} of {piece.elements:,} results are NaN or infinite{output}; "
+            f"{piece.tensor}: {results:,} of {piece.elements:,} results are NaN or infinite{output}; "
             f"{remedy}, or allow them (--allow-non-finite)",
             tensor=piece.tensor,
-            step=self._inputs.steps[blamed[0]] if len(blamed) == 1 else None,
+            step=self.inputs.steps[blamed[0]] if len(blamed) == 1 else None,
         )

@@ -114,36 +114,33 @@ class _Part:
     """Which example, and its (K,) values."""
 
 
+@dataclass
 class _Scan:
     """The consumer: adds up what workers find, tensor by tensor."""
 
     title = "scan"
 
-    def __init__(
-        self,
-        plan: ScanPlan,
-        tensors: Sequence[TensorInputs],
-        sample: float | None,
-        finish: Callable[[TensorScan], None],
-    ) -> None:
-        self._plan = plan
-        self._tensors = tensors
-        self._sample = sample
-        self._finish = finish
+    plan: ScanPlan
+    tensors: Sequence[TensorInputs]
+    sample: float | None
+    finish: Callable[[TensorScan], None]
+    """Takes what was found in a tensor as soon as it ends."""
+
+    def __post_init__(self) -> None:
         self._current: TensorScan | None = None
-        self.bytes_read = sum(tensor.bytes_read for tensor in tensors)
+        self.bytes_read = sum(tensor.bytes_read for tensor in self.tensors)
 
     def units(self) -> Iterator[Unit]:
-        return self._plan.units(self._tensors)
+        return self.plan.units(self.tensors)
 
     def worker(self, buffer: UnitBuffer) -> Callable[[Unit], list[_Part]]:
-        return ScanWorker(buffer, self._sample)
+        return ScanWorker(buffer, self.sample)
 
     def take(self, unit: Unit, result: list[_Part], digests: Digests) -> None:
         """Add up the parts; hand over the tensors that end."""
         for piece, part in zip(unit.pieces, result, strict=True):
             if (current := self._current) is None:
-                current = TensorScan.empty(piece.tensor, piece.elements, len(self._plan.steps), EXAMPLES)
+                current = TensorScan.empty(piece.tensor, piece.elements, len(self.plan.steps), EXAMPLES)
                 places = example_places(piece)
                 current.example_places[: len(places)] = places
             for gram in part.grams:  # one after the other: their order decides the last bits
@@ -155,7 +152,7 @@ class _Scan:
             self._current = current
             if piece.ends_tensor:
                 found = digests[piece.tensor]
-                self._finish(replace(current, inputs=tuple(found[k].hex() for k in piece.checkpoints)))
+                self.finish(replace(current, inputs=tuple(found[k].hex() for k in piece.checkpoints)))
                 self._current = None
 
 
@@ -192,7 +189,8 @@ class ScanWorker:
         grams = [gram for gram in found if gram is not None]
         if len(grams) < len(found):
             raise self._non_finite(unit, piece, rows)
-        return _Part(np.concatenate(grams), counts, self._draw(piece, rows), _examples(piece, rows))
+        examples = list(zip(*gather(piece, rows, example_places(piece)), strict=True))
+        return _Part(np.concatenate(grams), counts, self._draw(piece, rows), examples)
 
     def _convert(self, rows: Sequence[torch.Tensor], start: int) -> list[NDArray[np.float32]]:
         """A block of rows that the compiled loops do not read, as float32."""
@@ -254,11 +252,6 @@ def gather(
     picked = [row.view(-1, 1).view(torch.uint8)[inside].view(row.dtype).view(-1) for row in rows]
     values = torch.stack([numbers.to(torch.float32) for numbers in picked], dim=1)
     return range(first, stop), values.numpy()
-
-
-def _examples(piece: Piece, rows: Sequence[torch.Tensor]) -> list[tuple[int, NDArray[np.float32]]]:
-    numbers, values = gather(piece, rows, example_places(piece))
-    return list(zip(numbers, values, strict=True))
 
 
 def _assemble(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +35,10 @@ SCAN_READ_SIZE = MiB
 """Bytes of one checkpoint that a unit reads from a disk: eight of them stay in the processor's caches."""
 READ_AS: dict[frozenset[str], DTypeLike] = {frozenset({"F32"}): np.float32, frozenset({"BF16"}): np.uint16}
 """What the compiled loops read as it is stored, when all checkpoints hold it so."""
+_REMEDY = (
+    f"store it in every checkpoint as one of {', '.join(FLOATS)}, or merge by a method that needs no scan, "
+    "and give this tensor the method persistence by a rule"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +49,19 @@ class ScanPlan:
     layouts: tuple[CheckpointLayout, ...]
     tensors: tuple[TensorInputs, ...]
     """Those that are scanned, in the last checkpoint's file and offset order."""
+    beside: int
+    """Bytes that the pass takes beside its buffers and the baseline."""
     buffers: Buffers
     notes: tuple[str, ...]
     """Facts about the inputs."""
+
+    def within(self, budget: Budget) -> ScanPlan:
+        """The same with as many workers and other memory.
+
+        Raises:
+            OutputError: as `plan_scan`.
+        """
+        return replace(self, buffers=_buffers(budget, len(self.steps), self.tensors, self.beside))
 
     def units(self, tensors: Sequence[TensorInputs]) -> Iterator[Unit]:
         """Those of some of the tensors."""
@@ -66,8 +80,6 @@ def plan_scan(
     """Plan a scan of K checkpoints. Integer tensors are left out; a tied pair counts once.
 
     Args:
-        steps: the K checkpoints' steps, in order.
-        layouts: what they hold.
         tied: the last checkpoint's tie_word_embeddings.
 
     Raises:
@@ -82,7 +94,9 @@ def plan_scan(
         )
     count, budget = len(steps), budget or Budget()
     entries, problems, notes = compare(steps, layouts, tied=tied)
-    refuse([*problems, *(found for one in entries for found in uncombinable(one.name, one.inputs[-1].dtype))])
+    for entry in entries:
+        problems += uncombinable(entry.name, entry.inputs[-1].dtype, _REMEDY)
+    refuse(problems)
     tensors = tuple(entry for entry in entries if entry.inputs[-1].dtype in FLOATS)
     converts = any(reads_as(info.dtype for info in one.inputs) is None for one in tensors)
     beside = COMPILER + scan_tables(count, len(layouts[-1].tensors)) + held(layouts, len(entries))
@@ -91,7 +105,8 @@ def plan_scan(
         tuple(steps),
         tuple(layouts),
         tensors,
-        allot(budget, tensors, _room(count), local_read_size=SCAN_READ_SIZE, beside=beside),
+        beside,
+        _buffers(budget, count, tensors, beside),
         (*notes, *dtype_notes(steps, layouts)),
     )
 
@@ -112,6 +127,10 @@ def fitting_memory(
 ) -> int:
     """Bytes that a merge whose coefficients follow from a scan takes beside one that has none."""
     return COMPILER + scan_tables(len(steps), len(layouts[-1].tensors)) + fit_memory(steps, targets)
+
+
+def _buffers(budget: Budget, checkpoints: int, tensors: Sequence[TensorInputs], beside: int) -> Buffers:
+    return allot(budget, tensors, _room(checkpoints), local_read_size=SCAN_READ_SIZE, beside=beside)
 
 
 def _room(checkpoints: int) -> Room:

@@ -159,11 +159,7 @@ class Consumer(Protocol[U, R]):
 
 
 def stream(
-    inputs: Inputs,
-    consumer: Consumer[U, R],
-    hashes: InputHashes,
-    buffers: Buffers,
-    progress: Progress,
+    inputs: Inputs, consumer: Consumer[U, R], hashes: InputHashes, buffers: Buffers, progress: Progress
 ) -> None:
     """Read all units once, and give the consumer what its workers make of them.
 

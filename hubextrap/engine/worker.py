@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hubextrap.engine.inputs import check_blamed
@@ -26,7 +26,7 @@ class NonFiniteCount:
     tensor: str
     target: int
     outputs: int
-    inputs: dict[int, int] = field(default_factory=dict)
+    inputs: dict[int, int]
     """checkpoint → how many of them it had itself."""
 
 
@@ -42,13 +42,7 @@ class MergeResult:
 
 
 class MergeWorker:
-    """Scratch memory beside a buffer, used for one unit after the other. Not thread-safe.
-
-    Args:
-        targets: how many outputs a unit has at most.
-        accumulator_itemsize: bytes of the widest sum.
-        device: where the sums are computed.
-    """
+    """A `Combiner` beside a buffer, used for one unit after the other. Not thread-safe."""
 
     def __init__(
         self,
@@ -98,11 +92,7 @@ class MergeWorker:
         )
 
     def _copy_equal(
-        self,
-        unit: MergeUnit,
-        piece: Piece,
-        stored: Sequence[torch.Tensor],
-        outputs: Sequence[torch.Tensor],
+        self, unit: MergeUnit, piece: Piece, stored: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
     ) -> None:
         for k, dtype, part in zip(piece.checkpoints, piece.dtypes, stored[:-1], strict=False):
             if not same_bytes(part, stored[-1]):

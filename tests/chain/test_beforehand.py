@@ -391,7 +391,7 @@ def test_what_a_push_looks_at_before_it_hashes(
     (out / "a\udcff").unlink()
     with sorted(out.glob("*.safetensors"))[0].open("ab") as shard:
         shard.write(b"x")
-    with pytest.raises(HubExtrapError, match=r"has other bytes \(size\) than hubextrap.json says"):
+    with pytest.raises(HubExtrapError, match="other bytes"):
         hubextrap.push(out, repo_id)
     assert hub.requests == []
 

@@ -308,7 +308,7 @@ def test_a_local_model_that_transformers_would_read(run: Path, outside: Path) ->
     (run / "step_10" / "special_tokens_map.json").unlink(missing_ok=True)
     os.mkfifo(run / "step_10" / "special_tokens_map.json")
     for load in (load_tokenizer, load_causal_lm):
-        with pytest.raises(SourceError, match=r"special_tokens_map.json: is a pipe, not a regular file"):
+        with pytest.raises(SourceError, match=r"special_tokens_map.json: is a pipe"):
             load(checkpoint)
 
 

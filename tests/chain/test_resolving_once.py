@@ -321,6 +321,6 @@ def test_a_sweep_keeps_nothing_of_a_checkpoint_that_changed_in_place(
 
     with monkeypatch.context() as patch:
         patch.setattr(Harness, "measure", measure_too_late)
-        with pytest.raises(SourceError, match=r"step_30: changed while the command ran; wait until nothing"):
+        with pytest.raises(SourceError, match="step_30: changed while"):
             api.sweep(recipe, tmp_path / "sweep")
     assert list((tmp_path / "sweep" / "measured").iterdir()) == []

@@ -17,6 +17,8 @@ from harness import Lines
 
 import hubextrap
 from hubextrap import api
+from hubextrap.engine import scan_plan
+from hubextrap.engine.comparison import compare
 from hubextrap.engine.scan import scan_trajectory
 from hubextrap.errors import CheckpointMismatch, RecipeError, SourceError
 from hubextrap.logits import recipe_mixture
@@ -239,6 +241,18 @@ def test_the_commands_take_a_file(
     assert cli("merge", recipe, "--out", tmp_path / "a", "--scan", scan_file).code == 0
     assert cli("run", recipe, "--out", tmp_path / "b", "--scan", scan_file).code == 0
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_merge_plans_its_scan_once(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = []
+
+    def noted(*args: Any, **options: Any) -> Any:
+        planned.append(args)
+        return compare(*args, **options)
+
+    monkeypatch.setattr(scan_plan, "compare", noted)
+    api.merge(recipe_of(run), out=tmp_path / "out")
+    assert len(planned) == 1
 
 
 def test_the_old_name_of_the_options_still_works() -> None:

@@ -25,7 +25,7 @@ def test_summaries_add_up(tmp_path: Path) -> None:
     append_summary(file, "one\n\n")
     append_summary(file, "two")
     assert file.read_text() == "one\n\ntwo\n\n"
-    with pytest.raises(OutputError, match=r"the summary cannot be written .*; name another file"):
+    with pytest.raises(OutputError, match="summary cannot be written"):
         append_summary(tmp_path, "three")
 
 

@@ -14,6 +14,7 @@ from hubextrap.engine.budget import BASELINE, Budget
 from hubextrap.engine.cutting import Room, unit_minimum
 from hubextrap.engine.defaults import MiB
 from hubextrap.engine.plan import MergePlan, plan_merge
+from hubextrap.engine.scan_plan import plan_scan
 from hubextrap.errors import CheckpointMismatch, MethodError, OutputError, RecipeError
 from hubextrap.tensors import DTYPES, CheckpointLayout, ShardInfo, TensorInfo
 
@@ -72,9 +73,7 @@ def test_out_dtype_casts_floats_only() -> None:
     plan = plan_two(last, last, out_dtype="bfloat16")
     assert [t.dtype for t in plan.shards[0].tensors] == ["BF16", "I64", "BF16"]
     assert not plan.same_layout
-    with pytest.raises(
-        RecipeError, match=r"out_dtype: 'bf16' is not one of float64, float32, float16, bfloat16"
-    ):
+    with pytest.raises(RecipeError, match="out_dtype: 'bf16' is not one of"):
         plan_two(last, last, out_dtype="bf16")
 
 
@@ -215,18 +214,16 @@ def test_untied_embeddings_are_two_tensors() -> None:
 
 def test_tied_copies_of_different_dtype() -> None:
     first = layout("x", [EMBED, ("lm_head.weight", "F32", (16, 8))])
-    with pytest.raises(
-        CheckpointMismatch, match=r"lm_head.weight is F32 and model.embed_tokens.weight BF16 in"
-    ):
+    with pytest.raises(CheckpointMismatch, match=r"lm_head.weight is F32 and .* BF16"):
         plan_two(first, layout("y", [EMBED]), tied=True)
 
 
 def test_what_cannot_be_combined() -> None:
     odd = layout("x", [("w", "F8_E4M3FNUZ", (4,))])
-    with pytest.raises(
-        CheckpointMismatch, match="w is F8_E4M3FNUZ, which cannot be combined; give it the method"
-    ):
+    with pytest.raises(CheckpointMismatch, match=r"w is F8_E4M3FNUZ, .*; give it the method"):
         plan_two(odd, odd)
+    with pytest.raises(CheckpointMismatch, match=r"w is F8_E4M3FNUZ, .* needs no scan"):
+        plan_scan((1, 2), (odd, odd))
     persistence = plan_merge((1, 2), (odd, odd), lambda name: np.array([[0.0, 1.0]]))
     assert len(persistence.shards[0].tensors[0].inputs) == 1
 

@@ -161,9 +161,7 @@ def test_tied_copies_are_checked_and_written_once(save: Callable[..., Path], mer
 def test_integers_that_differ(save: Callable[..., Path], merge: Callable) -> None:
     first = save("first", {"w": torch.ones(4), "ids": torch.arange(5)})
     last = save("last", {"w": torch.ones(4), "ids": torch.arange(1, 6)})
-    with pytest.raises(
-        CheckpointMismatch, match=r"I64, .*copied.* step 0 \(.*first\) and step 100 d"
-    ) as caught:
+    with pytest.raises(CheckpointMismatch, match=r"I64, .*copied.* differ") as caught:
         merge([first, last], [-0.5, 1.5])
     assert (caught.value.tensor, caught.value.step) == ("ids", 0)
     merged = merge([first, last], lambda name: [0.0, 1.0] if name == "ids" else [-0.5, 1.5])
@@ -194,10 +192,9 @@ def test_non_finite_input_names_tensor_count_and_checkpoint(
 
 def test_overflow_of_the_output_dtype(save: Callable[..., Path], merge: Callable) -> None:
     folders = [save("first", {"w": torch.zeros(9)}), save("last", {"w": torch.full((9,), 50_000.0)})]
-    with pytest.raises(
-        NonFinite, match=r"w: 9 of 9 results are NaN or infinite in output 2 of 2; F16 cannot hold"
-    ):
+    with pytest.raises(NonFinite, match=r"9 of 9 .* output 2 of 2; F16 cannot") as caught:
         merge(folders, [[0.0, 1.0], [-1.0, 2.0]], out_dtype="float16")
+    assert (caught.value.tensor, caught.value.step) == ("w", None)
 
 
 @pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float32, torch.bfloat16])
@@ -206,8 +203,9 @@ def test_overflow_of_float8_without_infinity(
 ) -> None:
     last = torch.tensor([0.0, 232.0, 240.0, -448.0]).to(stored)
     folders = [save("first", {"w": torch.zeros(4).to(stored)}), save("last", {"w": last})]
-    with pytest.raises(NonFinite, match=r"w: 2 of 4 results are NaN or infinite; F8_E4M3 cannot hold them"):
+    with pytest.raises(NonFinite, match=r"2 of 4 .*; F8_E4M3 cannot hold") as caught:
         merge(folders, [-1.0, 2.0], out_dtype="float8_e4m3fn")
+    assert (caught.value.tensor, caught.value.step) == ("w", None)
     allowed = merge(folders, [-1.0, 2.0], out_dtype="float8_e4m3fn", allow_non_finite=True).tensors()["w"]
     assert allowed.float().tolist()[:2] == [0.0, 448.0]
     assert allowed.float()[2:].isnan().all()
@@ -219,8 +217,9 @@ def test_copies_of_what_is_never_combined_are_counted_too(
 ) -> None:
     good, bad = torch.ones(5).to(dtype), torch.tensor([1.0, math.nan, 1.0, math.nan, 1.0]).to(dtype)
     folders = [save("first", {"w": good}), save("last", {"w": bad})]
-    with pytest.raises(NonFinite, match=r"w: 2 of 5 results .*; step 100 \(.*last\) has 2 itself"):
+    with pytest.raises(NonFinite, match=r"2 of 5 .* has 2 itself") as caught:
         merge(folders, [0.0, 1.0])
+    assert (caught.value.tensor, caught.value.step) == ("w", 100)
     merged = merge(folders, [0.0, 1.0], allow_non_finite=True).tensors()["w"]
     assert merged.view(torch.uint8).tolist() == bad.view(torch.uint8).tolist()
 
@@ -302,7 +301,7 @@ def test_finishing_that_fails(
         return writer
 
     monkeypatch.setattr(sink, "open", open_failing)
-    with pytest.raises(OutputError, match=r"model-00002-of-00004.safetensors: cannot be written"):
+    with pytest.raises(OutputError, match="00002-of-00004"):
         run_plan(plan, [source, source], [sink])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model-00001-of-00004.safetensors"]
 

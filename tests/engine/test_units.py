@@ -13,6 +13,8 @@ import torch
 from xxhash import xxh3_128
 
 from hubextrap.engine import Budget, plan_merge, run_plan
+from hubextrap.engine.budget import NO_LIMIT
+from hubextrap.engine.defaults import MiB
 from hubextrap.engine.inputs import Digests, InputHashes, file_uses
 from hubextrap.engine.plan import MergePlan
 from hubextrap.engine.scan import ScanWorker
@@ -20,7 +22,7 @@ from hubextrap.engine.scan_plan import ScanPlan, plan_scan
 from hubextrap.engine.stream import Inputs, UnitBuffer, stream
 from hubextrap.engine.units import MergeUnit, Unit
 from hubextrap.engine.worker import MergeWorker
-from hubextrap.errors import NonFinite, StepError
+from hubextrap.errors import NonFinite, OutputError, StepError
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors import LocalSink, LocalSource, read_layouts
 
@@ -57,6 +59,15 @@ def merge_plan(sources: list[LocalSource]) -> MergePlan:
 
 def scan_plan(sources: list[LocalSource]) -> ScanPlan:
     return plan_scan(STEPS, read_layouts(sources), tied=True, budget=Budget(read_size=1))
+
+
+def test_a_scan_planned_for_one_memory_is_planned_for_another(sources: list[LocalSource]) -> None:
+    layouts = read_layouts(sources)
+    wide = plan_scan(STEPS, layouts, tied=True, budget=Budget(NO_LIMIT, workers=3))
+    narrow = Budget(900 * MiB, workers=3, remote=True, reserve=7)
+    assert wide.within(narrow) == plan_scan(STEPS, layouts, tied=True, budget=narrow) != wide
+    with pytest.raises(OutputError, match="give at least"):
+        wide.within(Budget(MiB, workers=3))
 
 
 def carried(unit: Unit) -> Unit:

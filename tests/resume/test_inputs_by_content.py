@@ -189,7 +189,7 @@ def test_a_file_in_another_order_is_compared_too(
     assert {name for name in there if there[name] != local[name]} == {"README.md", "hubextrap.json"}
     swap(stored, -3)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(CorruptFile, match=f"{repo}@step_0/model.safetensors: its bytes have sha256"):
+    with pytest.raises(CorruptFile, match=f"{repo}@step_0/.* have sha256"):
         merge(recipe_file(repo), tmp_path / "damaged")
     assert sorted(tmp_path.iterdir()) == before
 
@@ -226,7 +226,7 @@ def test_a_stopped_run_of_a_file_that_was_not_compared_yet(
     with full_disk(), pytest.raises(OutputError):
         merge(recipe, out)
     swap(stored, header_of(stored))
-    with pytest.raises(CorruptFile, match=f"{repo}@step_0/model.safetensors: its bytes have sha256"):
+    with pytest.raises(CorruptFile, match=f"{repo}@step_0/.* have sha256"):
         merge(recipe, out)
     assert not out.exists()
     assert not out.with_name(".out.partial").exists()

@@ -187,7 +187,7 @@ def test_after_a_lost_network(
     # Each file is asked for twice: its header, then its tensors, and those of the sixth never come.
     hub.faults.add(Fault(r"/resolve/.*model-00006", "GET", count=2))
     hub.faults.add(Fault(r"/resolve/.*model-00006", "GET", drop=True, count=1000))
-    with pytest.raises(SourceError, match=r"could not be read in 2 attempts.*run the same command again"):
+    with pytest.raises(SourceError, match="could not be read in 2 attempts"):
         hubextrap.merge(hubextrap.load_recipe(recipe_file(run_on_hub)), out=out)
     kept = shards_in(staging(out) / "model")
     assert len(kept) in (4, 5)
@@ -225,7 +225,7 @@ def test_an_error_before_the_first_shard_leaves_nothing(
 ) -> None:
     recipe = recipe_file(run_folder)
     (tmp_path / ".out.partial").write_text("in the way")
-    with pytest.raises(OutputError, match=r"\.out\.partial: cannot be written: File exists"):
+    with pytest.raises(OutputError, match=r"\.partial: cannot .* File exists"):
         hubextrap.merge(hubextrap.load_recipe(recipe), out=tmp_path / "out")
     (tmp_path / ".out.partial").unlink()
     (tmp_path / "out").write_text("in the way")
@@ -239,7 +239,7 @@ def test_a_link_is_told_from_a_file(run_folder: Path, recipe_file: Recipe, tmp_p
     link = tmp_path / "link"
     link.symlink_to("folder")
     recipe = hubextrap.load_recipe(recipe_file(run_folder))
-    with pytest.raises(OutputError, match="link: is a link; name the folder that it leads to"):
+    with pytest.raises(OutputError, match="link: is a link"):
         hubextrap.merge(recipe, out=link)
     hubextrap.merge(recipe, out=link.resolve())
     assert (link / "hubextrap.json").is_file()
@@ -277,7 +277,7 @@ def test_room_is_counted_with_what_is_there(
     usage = shutil.disk_usage(stopped.parent)
     recipe = recipe_file(run_folder)  # 1,772,080 bytes of shards and some files; 787,296 of them are there
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=900_000))
-    with pytest.raises(OutputError, match=r"1,8\d\d,\d\d\d bytes are needed and 1,7\d\d,\d\d\d are free"):
+    with pytest.raises(OutputError, match=r"1,8[\d,]+ bytes .* 1,7[\d,]+ are free"):
         resume(recipe, stopped, lines)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_100_000))
     resume(recipe, stopped, lines)
@@ -290,7 +290,7 @@ def test_a_card_that_cannot_be_read_is_not_left_out(
     hub.commit(run_on_hub, {"README.md": b"---\nlicense: mit\n---\n"}, revision="step_10")
     hub.faults.add(Fault(r"/resolve/.*README.md", "GET", status=503, count=2))
     recipe = recipe_file(run_on_hub)
-    with pytest.raises(SourceError, match=r"@step_10/README.md: .*run the same command again"):
+    with pytest.raises(SourceError, match=r"@step_10/README.md: "):
         hubextrap.merge(hubextrap.load_recipe(recipe), out=tmp_path / "out")
     assert not staging(tmp_path / "out").exists()  # nothing was read for it
     resume(recipe, tmp_path / "out", lines)

@@ -99,7 +99,7 @@ def test_one_push_at_a_time(
     recipe = recipe_file(run_folder)
     pid = warm.start("merge", recipe, "--push", target.name)
     wait_for(lambda: finished(push_place(target) / "journal-0.jsonl") >= 4)
-    with pytest.raises(OutputError, match=rf"{target.name}: another run is at it \(process {pid}\)"):
+    with pytest.raises(OutputError, match=rf"another run is at it .*{pid}"):
         hubextrap.merge(hubextrap.load_recipe(recipe), push=[target])
     ended = warm.end(pid, after=0.0, sign=signal.SIGTERM)
     assert ended.code == 143, ended.output
