@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from hubextrap.cli.options import Limits, OutFolder, Said, grouped
+from hubextrap.cli.signals import wait_for_others
 from hubextrap.cli.terminal import tell, tell_json
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ def reground(
 ) -> None:
     """Train a little with any trainer's command, jump far, and again; a stopped run goes on where it was."""
     from hubextrap import api
-    from hubextrap.cli.main import wait_for_others
     from hubextrap.recipe import load_reground_recipe
 
     wait_for_others()
