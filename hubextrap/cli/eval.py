@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, cast
 
 import typer
 
-from hubextrap.cli.effect import refuse_idle
 from hubextrap.cli.options import (
     ChatTemplate,
     CreatePr,
@@ -19,6 +18,7 @@ from hubextrap.cli.options import (
     Seed,
     Summary,
     grouped,
+    refuse_idle,
 )
 from hubextrap.cli.terminal import console, tell, tell_json
 from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE
@@ -27,43 +27,22 @@ if TYPE_CHECKING:
     from hubextrap.evaluation import EvaluationOptions, EvaluationTable
     from hubextrap.evaluation.own_tasks import Format
 
-_WIDTH_OFF_TERMINAL = 200
-
-
-Tasks = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="LIST",
-        help="lm-eval tasks, groups or tags, and hubextrap's own, with commas in between, or one per option.",
-    ),
-]
-IncludePath = Annotated[
-    list[Path] | None,
-    typer.Option(metavar="DIR", help="Folder with task files of your own; may be repeated."),
-]
-TaskFiles = Annotated[
-    list[Path] | None,
-    typer.Option(metavar="FILE", help="Problems, one JSON object per line; may be repeated."),
-]
-
-Against = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="LIST",
-        help="What to compare with: last, base, target (found through hubextrap.json), last=REF and the "
-        "like, or any REF; with commas in between, or one per option. Of the three, all that are found "
-        "if not given.",
-    ),
-]
-
 
 @dataclass(frozen=True)
 class Questions:
     """What is put to each checkpoint, and how."""
 
-    tasks: Tasks = None
-    include_path: IncludePath = None
-    task_file: TaskFiles = None
+    tasks: list[str] | None = typer.Option(
+        None,
+        metavar="LIST",
+        help="lm-eval tasks, groups or tags, and hubextrap's own, with commas in between, or one per option.",
+    )
+    include_path: list[Path] | None = typer.Option(
+        None, metavar="DIR", help="Folder with task files of your own; may be repeated."
+    )
+    task_file: list[Path] | None = typer.Option(
+        None, metavar="FILE", help="Problems, one JSON object per line; may be repeated."
+    )
     answer_format: str = typer.Option(
         "exact",
         "--format",
@@ -115,7 +94,13 @@ def evaluate(
     ),
     *,
     questions: Questions,
-    against: Against = None,
+    against: list[str] | None = typer.Option(
+        None,
+        metavar="LIST",
+        help="What to compare with: last, base, target (found through hubextrap.json), last=REF and the "
+        "like, or any REF; with commas in between, or one per option. Of the three, all that are found "
+        "if not given.",
+    ),
     no_against: bool = typer.Option(False, "--no-against", help="Only what is named."),
     measuring: Measuring,
     output: ResultsFile = None,
@@ -184,7 +169,7 @@ def print_evaluation(table: EvaluationTable) -> None:
     """The table on stdout, as wide as the terminal."""
     from hubextrap.evaluation import to_rich
 
-    console(_WIDTH_OFF_TERMINAL).print(to_rich(table))
+    console().print(to_rich(table))
 
 
 def _split(option: str, lists: list[str] | None) -> list[str]:

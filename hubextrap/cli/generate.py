@@ -7,8 +7,7 @@ from pathlib import Path
 
 import typer
 
-from hubextrap.cli.effect import refuse_idle
-from hubextrap.cli.options import ChatTemplate, Placing, Said, ScanFile, Seed, grouped
+from hubextrap.cli.options import ChatTemplate, Placing, Said, ScanFile, Seed, grouped, refuse_idle
 from hubextrap.cli.terminal import tell_json
 from hubextrap.containment import INPUT_LIMIT, read_named
 from hubextrap.foreign_text import terminal_output

@@ -14,6 +14,7 @@ from hubextrap.cli.signals import ENDED_BY, SIGNALS
 
 TYPE_CHECKING = False  # typing's own takes milliseconds to import
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 FAULT = 70
@@ -93,18 +94,15 @@ def _tell_of_threads() -> None:
     """One line and a log file, not a traceback, also for what goes wrong where nobody can catch it."""
     import threading
 
-    def in_thread(given: threading.ExceptHookArgs) -> None:
-        if given.exc_value is not None and not isinstance(given.exc_value, SystemExit):
-            _say(_fault(given.exc_value))
+    def telling_but_of(*harmless: type[BaseException]) -> Callable[[Any], None]:
+        def tell(given: Any) -> None:
+            if given.exc_value is not None and not isinstance(given.exc_value, harmless):
+                _say(_fault(given.exc_value))
 
-    def unraisable(given: Any) -> None:
-        if given.exc_value is not None and not isinstance(
-            given.exc_value, (BrokenPipeError, KeyboardInterrupt)
-        ):
-            _say(_fault(given.exc_value))
+        return tell
 
-    threading.excepthook = in_thread
-    sys.unraisablehook = unraisable
+    threading.excepthook = telling_but_of(SystemExit)
+    sys.unraisablehook = telling_but_of(BrokenPipeError, KeyboardInterrupt)
 
 
 def _code(error: BaseException) -> int | str | None:

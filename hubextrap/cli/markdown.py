@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from hubextrap.cli.progress import format_bytes, format_memory
+from hubextrap.cli.summaries import LISTED, as_sum
 from hubextrap.errors import OutputError
 from hubextrap.foreign_text import markdown_block, markdown_code, own_lines
 from hubextrap.output_files import append_problem
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
 
     from hubextrap.api import PlanReport, Prediction
     from hubextrap.evaluation import EvaluationTable
-
-LISTED = 40
-"""Rows of a table; a summary page holds a megabyte."""
 
 
 def check_summary(path: Path | None) -> None:
@@ -82,9 +80,7 @@ def plan_markdown(recipe: Path, report: PlanReport) -> str:
         parts.append("Goes to " + ", ".join(map(markdown_code, report.outputs)) + ".")
     for match, method, coefficients in report.rules:
         for target, row in zip(report.target_steps, coefficients, strict=True):
-            shown = ", ".join(f"{value:+.4g} × step {step}" for step, value in list(row.items())[:LISTED])
-            more = f", … ({len(row)} in all)" if len(row) > LISTED else ""
-            parts.append(f"{markdown_code(match)} at step {target}: {markdown_code(method)}: {shown}{more}")
+            parts.append(f"{markdown_code(match)} at step {target}: {markdown_code(method)}: {as_sum(row)}")
     observed = [
         (step, markdown_code(name), commit[:8] if commit else "", "" if size is None else format_bytes(size))
         for step, name, commit, size in report.checkpoints

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hubextrap.cli.effect import refuse_idle
 from hubextrap.cli.options import (
     CreatePr,
     MaxLoss,
@@ -22,6 +21,7 @@ from hubextrap.cli.options import (
     ScanFile,
     Summary,
     grouped,
+    refuse_idle,
 )
 from hubextrap.cli.terminal import tell, tell_json
 
