@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hubextrap._version import __version__
 from hubextrap.errors import AccessDenied, HubExtrapError, ReferenceNotFound, SourceError
 from hubextrap.foreign_text import clean_record, log_record
-from hubextrap.hub_client import BeyondBounds, token_kept, use_bounded_client
+from hubextrap.hub_client import BeyondBounds, http_libraries, token_kept, use_bounded_client
 from hubextrap.hub_settings import check_settings, proxy_in_use
 from hubextrap.redaction import redact
 
@@ -81,11 +81,8 @@ def keep_to_the_endpoint() -> None:
 
 
 def network_errors() -> tuple[type[Exception], ...]:
-    """Errors of the HTTP library under huggingface_hub (httpx2 from 2.0 on, httpx before) and of sockets."""
-    try:
-        import httpx2 as http
-    except ImportError:  # huggingface_hub 1.x
-        import httpx as http  # type: ignore[no-redef]
+    """Errors of the HTTP library under huggingface_hub and of sockets."""
+    http, _ = http_libraries()
     return (http.HTTPError, http.InvalidURL, ConnectionError, TimeoutError)
 
 

@@ -85,7 +85,7 @@ def _bounded_client() -> Any:
     """As huggingface_hub's own factory makes it, but bounded."""
     from huggingface_hub.utils._http import hf_request_event_hook
 
-    http, core = _libraries()
+    http, core = http_libraries()
 
     class Bounded(http.Client):  # type: ignore[misc, name-defined]
         def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
@@ -119,7 +119,8 @@ def _bounded_client() -> Any:
     return client
 
 
-def _libraries() -> tuple[Any, Any]:
+def http_libraries() -> tuple[Any, Any]:
+    """The HTTP library under huggingface_hub, httpx2 from 2.0 on and httpx before, and its core."""
     try:
         import httpcore2
         import httpx2
@@ -282,7 +283,7 @@ def _read_whole(response: Any) -> None:
 
 
 def _counted(stream: Any, host: str) -> Any:
-    http, _ = _libraries()
+    http, _ = http_libraries()
 
     class Counted(http.SyncByteStream):  # type: ignore[misc, name-defined]
         def __iter__(self) -> Iterator[bytes]:

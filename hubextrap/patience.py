@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from hubextrap.hub_access import network_errors
-from hubextrap.hub_client import asked_wait as asked_wait
+from hubextrap.hub_client import asked_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable

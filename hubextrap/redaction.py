@@ -43,11 +43,7 @@ _RULES: tuple[tuple[str, str, str], ...] = (
     ("@", r"(?i)\b(?!hf:)([a-z][a-z0-9+.-]{0,15}://|https?:/)[^\s/?#'\"<>]*@", r"\1***@"),
     # the query of a path alone
     ("?", r"\?(?=[\w.~%+-]+=)[^\s'\"<>]*[^\s'\"<>).,;:\]]", "?***"),
-    (
-        "=",
-        r"(?i)(?<=[?&;])((?:signature|policy|sig|token|credential)=)[^\s&'\"<>]+",
-        r"\1***",
-    ),
+    ("=", r"(?i)(?<=[?&;])((?:signature|policy|sig|token|credential)=)[^\s&'\"<>]+", r"\1***"),
     (
         "token|signature|credential|id|key|password|secret",
         rf"(?i)(?:(?<![A-Za-z0-9])|(?<=%3F|%26))({_SECRET_KEYS}{_IS}){_VALUE}",

@@ -36,9 +36,7 @@ def serve(
         "me", help="User whom the token stands for: the owner of the repos that it writes."
     ),
     xet: bool = typer.Option(
-        False,
-        "--xet",
-        help="Take and serve large files by Xet, to clients on this machine that have hf-xet.",
+        False, "--xet", help="Take and serve large files by Xet, to clients on this machine that have hf-xet."
     ),
 ) -> None:
     """Serve the repos in DIR to huggingface_hub, transformers and every tool on top of them, until Ctrl-C."""

@@ -5,12 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from hubextrap.recipe.commands import Command, check_command, check_placeholders
 from hubextrap.recipe.models import RecipeSection, Text, WholeRecipe, number_or, repo_id
