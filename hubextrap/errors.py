@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 
 from hubextrap.foreign_text import OwnLines, as_shown
-from hubextrap.redaction import redact_error
+from hubextrap.redaction import redact, rewrite_error
 
 
 class HubExtrapError(Exception):
@@ -40,11 +40,11 @@ class HubExtrapError(Exception):
         repo: str | None = None,
     ) -> None:
         super().__init__(*map(_shown, message))
-        self.file = None if file is None else str(_shown(file))
-        self.tensor = None if tensor is None else str(_shown(tensor))
+        self.file, self.tensor, self.repo = (
+            None if name is None else str(_shown(name)) for name in (file, tensor, repo)
+        )
         self.step = step
-        self.repo = None if repo is None else str(_shown(repo))
-        redact_error(sys.exc_info()[1])
+        rewrite_error(sys.exc_info()[1], redact)
 
 
 def _shown(part: object) -> str:

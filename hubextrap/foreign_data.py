@@ -171,7 +171,6 @@ class _Values:
     def __init__(self, budget: int, nan: bool) -> None:
         import yaml
 
-        self._yaml = yaml
         self._scalars = yaml.constructor.SafeConstructor()
         self._budget = budget
         self._nan = nan
@@ -234,8 +233,9 @@ class _Values:
         return value
 
     def _problem(self, node: Any, what: str) -> Exception:
-        problem: Exception = self._yaml.constructor.ConstructorError(None, None, what, node.start_mark)
-        return problem
+        import yaml
+
+        return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
 
 
 def _text(data: bytes | str, limit: int, *, mark: bool = False) -> str:

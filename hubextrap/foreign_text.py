@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from typing import Any
 
 from hubextrap.redaction import INVISIBLE, redact
@@ -69,7 +70,7 @@ def _line(text: str) -> str:
 
 def terminal_output(text: str) -> str:
     """What a program or a model writes, as it comes; tabs, line ends and returns stay. It is not redacted."""
-    return _RUNNER.sub(_shown, _ACTING.sub(_shown_but_blanks, text))
+    return _RUNNER.sub(_shown, _ACTING.sub(_shown_but("\t\n\r"), text))
 
 
 def json_text(text: str) -> str:
@@ -107,7 +108,7 @@ def markdown_code(text: str) -> str:
 
 def markdown_block(text: str, language: str) -> str:
     """Several lines in a fenced block that none of them can close."""
-    shown = _unmarked("\n".join(_ACTING.sub(_shown_but_tabs, line) for line in redact(text).split("\n")))
+    shown = _unmarked("\n".join(_ACTING.sub(_shown_but("\t"), line) for line in redact(text).split("\n")))
     fence = _ticks(shown, at_least=3)
     return f"{fence}{language}\n{shown}\n{fence}"
 
@@ -160,12 +161,8 @@ def _shown(found: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def _shown_but_blanks(found: re.Match[str]) -> str:
-    return found[0] if found[0] in _NAMED else _shown(found)
-
-
-def _shown_but_tabs(found: re.Match[str]) -> str:
-    return found[0] if found[0] == "\t" else _shown(found)
+def _shown_but(kept: str) -> Callable[[re.Match[str]], str]:
+    return lambda found: found[0] if found[0] in kept else _shown(found)
 
 
 def redacted(value: Any) -> Any:

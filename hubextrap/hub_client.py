@@ -246,11 +246,7 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
 
 
 def _check_names(response: Any) -> None:
-    """The client names files of its cache after these.
-
-    Raises:
-        BeyondBounds: one would lead out of the cache.
-    """
+    """The client names files of its cache after these: none may lead out of it."""
     for header in ("ETag", "X-Linked-ETag", "X-Repo-Commit"):
         name = response.headers.get(header, "").removeprefix("W/").strip('"')
         if name.startswith("/") or ".." in name.replace("\\", "/").split("/"):
@@ -258,11 +254,7 @@ def _check_names(response: Any) -> None:
 
 
 def _check_wait(response: Any) -> None:
-    """The client sleeps as long as it is told to before it tries again.
-
-    Raises:
-        BeyondBounds: it would be too long.
-    """
+    """The client sleeps as long as it is told to before it tries again: not beyond ``LONGEST_WAIT``."""
     asked = asked_wait(response.headers) if response.status_code in (429, 500, 502, 503, 504) else None
     if asked is not None and asked > LONGEST_WAIT:
         raise BeyondBounds(

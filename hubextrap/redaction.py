@@ -163,13 +163,8 @@ def _without_secrets(found: re.Match[str]) -> str:
     return found[1] + rest
 
 
-def redact_error(error: BaseException | None) -> None:
-    """Redact the texts of ``error`` and of all that it came from, in place: a traceback shows them."""
-    rewrite_error(error, redact)
-
-
 def rewrite_error(error: BaseException | None, rewrite: Callable[[str], str]) -> None:
-    """Put ``rewrite`` of each text of ``error``, and of all that it came from, in its place.
+    """Rewrite the texts of ``error`` and of all that it came from, in place: a traceback shows them.
 
     Reaches ``args`` and attributes, of which nearly all errors make what they print.
     """

@@ -114,6 +114,7 @@ def evaluate(
 ) -> None:
     """Measure predictions with lm-eval beside the checkpoints that they came from."""
     from hubextrap import api
+    from hubextrap.cli.markdown import append_summary, evaluation_markdown
     from hubextrap.evaluation import (
         check_judgeable,
         check_loss,
@@ -143,18 +144,6 @@ def evaluate(
         limit = options.limit
         publication = api.check_publication(references, rows, limit=limit, create_pr=create_pr, pins=pins)
     table = measure(rows, options, progress=progress)
-    _show(table, output, summary, said)
-    if publication is not None:
-        result = api.publish(table, publication, progress)
-        tell(f"scores published: {result.pull_request_url or result.url}", err=said.as_json)
-    if max_loss is not None:
-        check_loss([table], max_loss, options.tasks)
-
-
-def _show(table: EvaluationTable, output: Path | None, summary: Path | None, said: Said) -> None:
-    """The table wherever it is asked for."""
-    from hubextrap.cli.markdown import append_summary, evaluation_markdown
-
     if output is not None:
         table.save(output)
     if summary is not None:
@@ -163,6 +152,11 @@ def _show(table: EvaluationTable, output: Path | None, summary: Path | None, sai
         tell_json(table)
     else:
         print_evaluation(table)
+    if publication is not None:
+        result = api.publish(table, publication, progress)
+        tell(f"scores published: {result.pull_request_url or result.url}", err=said.as_json)
+    if max_loss is not None:
+        check_loss([table], max_loss, options.tasks)
 
 
 def print_evaluation(table: EvaluationTable) -> None:
@@ -173,11 +167,7 @@ def print_evaluation(table: EvaluationTable) -> None:
 
 
 def _split(option: str, lists: list[str] | None) -> list[str]:
-    """What lists with commas name.
-
-    Raises:
-        typer.BadParameter: the option is given and names nothing.
-    """
+    """What lists with commas name; an option that is given has to name something."""
     named = [part.strip() for text in lists or () for part in text.split(",") if part.strip()]
     if lists and not named:
         raise typer.BadParameter(f"{option} names nothing; leave it out, or name something")

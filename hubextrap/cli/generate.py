@@ -83,8 +83,7 @@ def _lines(path: Path) -> list[str]:
                 raise typer.BadParameter(f"{path}: holds more than the {INPUT_LIMIT:,} that are read")
         else:
             text = read_named(path).decode()
-    except UnicodeDecodeError as error:
-        raise typer.BadParameter(f"{path}: cannot be read as text (UnicodeDecodeError)") from error
-    except OSError as error:
-        raise typer.BadParameter(f"{path}: cannot be read as text ({error.strerror})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else "UnicodeDecodeError"
+        raise typer.BadParameter(f"{path}: cannot be read as text ({said})") from error
     return [line for line in text.splitlines() if line.strip()]

@@ -15,11 +15,6 @@ from hubextrap.errors import HubExtrapError
 app = typer.Typer(help="A local Hub for tests, demos and machines without a network.", no_args_is_help=True)
 
 
-@app.callback()
-def _group() -> None:
-    """A local Hub for tests, demos and machines without a network."""
-
-
 @app.command()
 def serve(
     folder: Path = typer.Argument(help="Where the repos lie; created if it is not there.", metavar="DIR"),

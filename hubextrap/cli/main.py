@@ -70,11 +70,7 @@ def run() -> None:
 
 
 def _check_current_folder() -> None:
-    """See that it is there: torch's libraries abort the process where it has been deleted.
-
-    Raises:
-        HubExtrapError: it is not.
-    """
+    """See that it is there: torch's libraries abort the process where it has been deleted."""
     try:
         os.getcwd()  # noqa: PTH109 - pathlib takes milliseconds to import
     except OSError as error:

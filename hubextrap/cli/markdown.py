@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from hubextrap.cli.progress import format_bytes, format_memory
@@ -14,24 +16,23 @@ from hubextrap.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from hubextrap.api import PlanReport, Prediction
     from hubextrap.evaluation import EvaluationTable
 
 
-def check_summary(path: Path | None) -> None:
-    """Find out before any work whether `append_summary` can add to the file; None is none.
+def check_summary(path: Path | None) -> Path | None:
+    """Find out before any work whether `append_summary` can add to the file, and give it back; None is none.
 
     Raises:
         OutputError: it cannot.
     """
-    if path is None:
-        return
-    with _open_summary(path) as (_, is_new):
-        pass
-    if is_new:
-        path.unlink()
+    if path is not None:
+        with _open_summary(path) as (_, is_new):
+            pass
+        if is_new:
+            path.unlink()
+    return path
 
 
 def append_summary(path: Path, text: str) -> None:
@@ -49,9 +50,7 @@ def _open_summary(path: Path) -> Iterator[tuple[TextIO, bool]]:
     """The file, to be added to, and whether it was made."""
     try:
         if problem := append_problem(path):
-            raise OutputError(
-                f"{path}: the summary cannot be written ({problem}); name another file", file=path
-            )
+            raise OSError(errno.EINVAL, problem)
         is_new = not path.exists()
         with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             yield file, is_new

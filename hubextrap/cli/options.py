@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from hubextrap.cli.markdown import check_summary
 from hubextrap.cli.progress import open_progress
 from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
 
@@ -74,19 +75,11 @@ ScanFile = Annotated[
 ChatTemplate = Annotated[bool, typer.Option("--apply-chat-template", help="Wrap prompts in it.")]
 
 
-def _summary_place(path: Path | None) -> Path | None:
-    """Refuse a --summary that cannot be written to, before any work is done."""
-    from hubextrap.cli.markdown import check_summary
-
-    check_summary(path)
-    return path
-
-
 Summary = Annotated[
     Path | None,
     typer.Option(
         "--summary",
-        callback=_summary_place,
+        callback=check_summary,
         metavar="FILE",
         help="Add the result as Markdown to this file, e.g. $GITHUB_STEP_SUMMARY.",
     ),

@@ -40,7 +40,8 @@ def mergekit_yaml(ctx: typer.Context) -> None:
         raise OutputError(f"{out}: is there already and is no folder; choose another one", file=out)
     problems = mergekit_plugin.config_problems(_read_yaml(given.get("config_file")))
     if problems:
-        raise RecipeError(own_lines(*(f"{given['config_file']}: {problem}" for problem in problems)))
+        config = given["config_file"]
+        raise RecipeError(own_lines(*(f"{config}: {problem}" for problem in problems)), file=config)
     with _errors_of("mergekit"):
         main.main(args=list(ctx.args), prog_name=name)
 
@@ -70,11 +71,7 @@ def lm_eval_command(ctx: typer.Context) -> None:
 
 @contextmanager
 def _errors_of(program: str) -> Iterator[None]:
-    """What another program does not catch itself, as one line; its own exits and ours come through.
-
-    Raises:
-        HubExtrapError: names the program and its error.
-    """
+    """What another program does not catch itself, as one line; its own exits and ours come through."""
     try:
         with redacting_stdout():
             yield

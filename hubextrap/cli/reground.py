@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from hubextrap.cli.options import Limits, OutFolder, Said, grouped
 from hubextrap.cli.signals import wait_for_others
 from hubextrap.cli.terminal import tell, tell_json
-
-if TYPE_CHECKING:
-    from hubextrap.api import RegroundResult
 
 
 @grouped
@@ -42,11 +38,7 @@ def reground(
     )
     if said.as_json:
         tell_json(result.as_dict())
-    else:
-        _print(result)
-
-
-def _print(result: RegroundResult) -> None:
+        return
     for number, decision in enumerate(result.decisions, 1):
         action = decision.action.replace("_", " ")
         over = f" over {decision.n_used}" if decision.n_used else ""

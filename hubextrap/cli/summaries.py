@@ -12,7 +12,7 @@ from hubextrap.foreign_text import OwnLines
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hubextrap.api import PlanReport, Prediction, RunResult
+    from hubextrap.api import PlanReport, Prediction
     from hubextrap.hub import PushResult, PushTarget
 
 LISTED = 40
@@ -116,11 +116,3 @@ def prediction_as_json(prediction: Prediction) -> dict[str, Any]:
 def push_as_json(target: PushTarget, result: PushResult) -> dict[str, Any]:
     """One push as JSON values."""
     return {"repo": target.repo, "revision": target.revision, **asdict(result)}
-
-
-def run_as_json(result: RunResult) -> dict[str, Any]:
-    """A whole run as JSON values."""
-    return {
-        "predictions": [prediction_as_json(prediction) for prediction in result.predictions],
-        "evaluations": [table.model_dump(mode="json") for table in result.tables],
-    }

@@ -43,19 +43,14 @@ def load_reground_recipe(path: Path | str) -> RegroundRecipe:
 def _read(path: Path) -> str:
     try:
         return read_named(path, _SIZE_LIMIT).decode().replace("\r\n", "\n").replace("\r", "\n")
-    except FileNotFoundError as error:
-        raise RecipeError(
-            f"{path}: no such file; `hubextrap recipes ls` lists the recipes that come with hubextrap",
-            file=path,
-        ) from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not a text file in UTF-8", file=path) from error
     except OSError as error:
-        if error.errno == errno.EFBIG:
-            raise RecipeError(
-                f"{path}: larger than {_SIZE_LIMIT // 1000} kB, so hardly a recipe", file=path
-            ) from error
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}", file=path) from error
+        said = {
+            errno.ENOENT: "no such file; `hubextrap recipes ls` lists the recipes that come with hubextrap",
+            errno.EFBIG: f"larger than {_SIZE_LIMIT // 1000} kB, so hardly a recipe",
+        }.get(error.errno or 0, f"cannot be read: {error.strerror}")
+        raise RecipeError(f"{path}: {said}", file=path) from error
 
 
 def parse_recipe(text: str, name: str = "recipe") -> Recipe:
@@ -66,7 +61,9 @@ def parse_recipe(text: str, name: str = "recipe") -> Recipe:
     """
     recipe = _parse_any(text, name)
     if isinstance(recipe, RegroundRecipe):
-        raise RecipeError(f"{name}: a recipe for `hubextrap reground`; there is nothing in it to merge")
+        raise RecipeError(
+            f"{name}: a recipe for `hubextrap reground`; there is nothing in it to merge", file=name
+        )
     return recipe
 
 
@@ -79,7 +76,8 @@ def parse_reground_recipe(text: str, name: str = "recipe") -> RegroundRecipe:
     recipe = _parse_any(text, name)
     if not isinstance(recipe, RegroundRecipe):
         raise RecipeError(
-            f"{name}: has no reground section; `hubextrap merge` and `hubextrap run` take such a recipe"
+            f"{name}: has no reground section; `hubextrap merge` and `hubextrap run` take such a recipe",
+            file=name,
         )
     return recipe
 
@@ -103,9 +101,9 @@ def _parse_any(text: str, name: str) -> Recipe | RegroundRecipe:
         problems.append((1, f"a recipe holds keys with their values, not {_shown(document.data)}"))
     if problems or recipe is None:
         lines = [f"{name}:{line}: {problem}" for line, problem in sorted(set(problems))]
-        raise RecipeError(
-            own_lines(*([f"{name} has {len(lines)} problems:", *lines] if len(lines) > 1 else lines))
-        )
+        if len(lines) > 1:
+            lines = [f"{name} has {len(lines)} problems:", *lines]
+        raise RecipeError(own_lines(*lines), file=name)
     recipe._text = text
     return recipe
 

@@ -12,7 +12,6 @@ from hubextrap.recipe.models import RecipeSection, Text, WholeRecipe, number_or,
 
 TRAIN_PLACEHOLDERS = ("model", "start_step", "steps", "output")
 PROBE_PLACEHOLDERS = ("model",)
-CHECKPOINT_PLACEHOLDERS = ("step", "steps", "start_step")
 Count = Annotated[int, Field(ge=1)]
 Limit = Annotated[
     float | Literal["off"], number_or("off", "a number above 0", lambda value: 0 < value < float("inf"))
@@ -88,7 +87,7 @@ class RegroundSection(RecipeSection):
     @field_validator("checkpoint")
     @classmethod
     def _inside_the_output(cls, value: str) -> str:
-        check_placeholders(value, CHECKPOINT_PLACEHOLDERS)
+        check_placeholders(value, ("step", "steps", "start_step"))
         if value.count("{step}") > 1:
             raise ValueError("has {step} more than once")
         path = PurePosixPath(value)

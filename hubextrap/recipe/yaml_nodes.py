@@ -128,19 +128,13 @@ def _scalar(node: yaml.Node, place: Place, document: Document) -> Any:
     if kind == "bool":
         return text.lower() == "true"
     if kind == "int":
-        return _integer(text, node, place, document)
+        digits = text.lstrip("+-")
+        if re.fullmatch("0[0-9_]+", digits):
+            what = f"{text} is octal to some YAML readers; write {int(digits)}, or quote it if it is text"
+            document.refuse(place, node, what)
+        return int(text, 16 if text.startswith("0x") else 10)
     if kind == "float":
         number = float(re.sub(r"\.(?=inf|nan)", "", text.lower()))
         # 1e3 is how people write whole numbers too.
         return int(number) if "." not in text and number.is_integer() else number
     return text
-
-
-def _integer(text: str, node: yaml.Node, place: Place, document: Document) -> int:
-    if text.startswith("0x"):
-        return int(text, 16)
-    digits = text.lstrip("+-")
-    if len(digits) > 1 and digits.startswith("0"):
-        what = f"{text} is octal to some YAML readers; write {int(digits)}, or quote it if it is text"
-        document.refuse(place, node, what)
-    return int(text)
