@@ -151,7 +151,7 @@ def _backend(core: Any) -> Any:
                 if stop is not None and stop.is_set():
                     raise core.ReadError("nobody waits for it any more")
                 left = end - time.monotonic()
-                try:  # by slices also because huggingface_hub closes the client under other threads' feet
+                try:  # by slices also because huggingface_hub closes the client while others read
                     data: bytes = self._stream.read(max_bytes, max(0.01, min(left, _SLICE)))
                 except core.ReadTimeout:
                     if time.monotonic() >= end:

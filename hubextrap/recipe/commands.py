@@ -10,7 +10,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import PlainValidator
+from pydantic import BeforeValidator
 
 from hubextrap.methods import nearest
 
@@ -29,7 +29,7 @@ def _is_command(value: object) -> str | tuple[str, ...]:
     return value if isinstance(value, str) else tuple(parts)
 
 
-Command = Annotated[str | tuple[str, ...], PlainValidator(_is_command)]
+Command = Annotated[str | tuple[str, ...], BeforeValidator(_is_command)]
 """Text, cut into arguments at its blanks as a shell does, or the list of arguments."""
 
 

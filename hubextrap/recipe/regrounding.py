@@ -65,7 +65,7 @@ class RegroundSection(RecipeSection):
     checkpoint: Text
     """The folder that a round leaves behind, relative to ``{output}``."""
     window: Count
-    """m: optimizer steps a round."""
+    """m: optimizer steps per round."""
     jump: Count
     """n: steps to jump over."""
     rule: Literal["two_point", "anchored", "calibrated"] = "two_point"
