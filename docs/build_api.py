@@ -74,7 +74,7 @@ def _summary(thing: Any) -> str:
 
 def _described(name: str, thing: Any) -> str:
     if inspect.isclass(thing) and issubclass(thing, Exception):
-        return f"### `{name}`\n\n{_summary(thing)}"
+        return f"### `{name}({thing.__base__.__name__})`\n\n{_summary(thing)}"
     head = f"### `{name}`\n\n```python\n{_signature(name, thing)}\n```\n\n{_text(thing)}"
     if not inspect.isclass(thing):
         return head
@@ -88,7 +88,8 @@ def _described(name: str, thing: Any) -> str:
 
 def _methods(thing: type) -> list[tuple[str, Any]]:
     found = []
-    for member, value in vars(thing).items():
+    own = [kind for kind in reversed(thing.__mro__) if kind.__module__.startswith("hubextrap.")]
+    for member, value in {member: value for kind in own for member, value in vars(kind).items()}.items():
         value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
         if not member.startswith("_") and inspect.isfunction(value):
             found.append((member, value))
@@ -106,7 +107,10 @@ def _fields(thing: type) -> list[str]:
     if dataclasses.is_dataclass(thing):
         return [f"{field.name}: {field.type}" for field in dataclasses.fields(thing)]
     if hasattr(thing, "model_fields"):
-        return [f"{key}: {thing.__annotations__.get(key, '')}".rstrip(": ") for key in thing.model_fields]
+        kinds: dict[str, Any] = {}
+        for one in reversed(thing.__mro__):
+            kinds |= inspect.get_annotations(one)
+        return [f"{key}: {kinds.get(key, '')}".rstrip(": ") for key in thing.model_fields]
     return []
 
 

@@ -1,26 +1,5 @@
 """Every error that hubextrap raises on purpose.
 
-HubExtrapError
-├── RecipeError             a recipe that does not say what to do: unknown keys, bad values, all at once
-├── TrajectoryError         checkpoints cannot be found, pinned or put in order
-│   ├── ReferenceNotFound       no such repo, revision, file or folder
-│   ├── AccessDenied            gated or private, and this token does not open it
-│   ├── AmbiguousTrajectory     more than one series of checkpoints; one has to be chosen
-│   └── StepError               a step that is missing, found twice, or on the wrong side of the target
-├── CheckpointError         a checkpoint that cannot be used
-│   ├── CorruptFile             header, index or length of a file is wrong
-│   ├── UnsupportedCheckpoint   no safetensors weights: pickle only, adapters only, none at all
-│   ├── CheckpointMismatch      names, shapes, dtypes or tying differ between the checkpoints
-│   └── NonFinite               NaN or infinity in what is combined or in what comes out
-├── MethodError             a merge method that cannot serve these steps or parameters
-│   └── BrokenMethod            one that failed, or returned what no method may
-├── SourceError             bytes that should be there could not be read
-├── OutputError             the output cannot be written, or is there already
-├── PushError               the Hub did not take the commit
-├── EvaluationError         lm-eval could not be run as asked
-├── CommandFailed           a trainer or a probe that `hubextrap reground` ran did not end well
-└── PredictionWorse         a prediction lost more than was allowed; nothing is broken
-
 A message names the thing (file, line, tensor, step or revision) and says what to do about it; where it is one
 file, tensor, step or repo, the attribute of that name holds it too, for programs and tests. The CLI
 prints it behind ``error:`` and exits with 1, or with 3 for PredictionWorse. No message holds a token or a
@@ -33,7 +12,7 @@ from __future__ import annotations
 import sys
 
 from hubextrap.foreign_text import OwnLines, as_shown
-from hubextrap.redaction import redact_error
+from hubextrap.redaction import redact, rewrite_error
 
 
 class HubExtrapError(Exception):
@@ -61,11 +40,11 @@ class HubExtrapError(Exception):
         repo: str | None = None,
     ) -> None:
         super().__init__(*map(_shown, message))
-        self.file = None if file is None else str(_shown(file))
-        self.tensor = None if tensor is None else str(_shown(tensor))
+        self.file, self.tensor, self.repo = (
+            None if name is None else str(_shown(name)) for name in (file, tensor, repo)
+        )
         self.step = step
-        self.repo = None if repo is None else str(_shown(repo))
-        redact_error(sys.exc_info()[1])
+        rewrite_error(sys.exc_info()[1], redact)
 
 
 def _shown(part: object) -> str:
@@ -74,7 +53,7 @@ def _shown(part: object) -> str:
 
 
 class RecipeError(HubExtrapError):
-    """A recipe is wrong; the message lists every problem with its line."""
+    """A recipe does not say what to do; the message lists every problem with its line."""
 
 
 class TrajectoryError(HubExtrapError):
@@ -106,7 +85,7 @@ class CorruptFile(CheckpointError):
 
 
 class UnsupportedCheckpoint(CheckpointError):
-    """There are no safetensors weights of a whole model in the folder."""
+    """There are no safetensors weights of a whole model: pickle only, adapters only, none at all."""
 
 
 class CheckpointMismatch(CheckpointError):
@@ -146,4 +125,4 @@ class CommandFailed(HubExtrapError):
 
 
 class PredictionWorse(HubExtrapError):
-    """A prediction scores further below the last observed checkpoint than was allowed."""
+    """A prediction scores further below the last observed checkpoint than was allowed; nothing is broken."""

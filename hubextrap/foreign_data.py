@@ -13,7 +13,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.errors import CorruptFile
+from hubextrap.errors import CorruptFile, HubExtrapError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +41,7 @@ def parse_json(
     *,
     error: type[Exception] = CorruptFile,
     remedy: str = _AGAIN,
+    file: str | None = None,
     limit: int = JSON_LIMIT,
     nan: bool = False,
     parse_int: Callable[[str], int] | None = None,
@@ -49,9 +50,10 @@ def parse_json(
 
     Args:
         data: UTF-8 without a byte order mark.
-        where: names the file, and the line if it is one of many, in messages.
+        where: names the file in messages; one line of many as "FILE, line 3".
         error: what is raised.
         remedy: what the message tells to do.
+        file: what the error has as its file, if not FILE of ``where``.
         limit: bytes, or characters of a str.
         nan: take NaN, Infinity and numbers that no float holds.
         parse_int: reads a whole number instead of ``int``; ValueError refuses it.
@@ -72,15 +74,16 @@ def parse_json(
         if _LONE_SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as problem:
-        place = f"line {problem.lineno}, column {problem.colno}"
-        raise error(f"{where}: not valid JSON ({place}: {problem.msg}); {remedy}") from None
+        what = f"line {problem.lineno}, column {problem.colno}: {problem.msg}"
     except UnicodeEncodeError:
-        raise error(f"{where}: not valid JSON (a text in it is half a character); {remedy}") from None
+        what = "a text in it is half a character"
     except RecursionError:
-        raise error(f"{where}: not valid JSON (nested more than {DEPTH} deep); {remedy}") from None
+        what = f"nested more than {DEPTH} deep"
     except ValueError as problem:
-        raise error(f"{where}: not valid JSON ({shorten(str(problem))}); {remedy}") from None
-    return value
+        what = shorten(str(problem))
+    else:
+        return value
+    raise _refusal(error, where, f"not valid JSON ({what}); {remedy}", file)
 
 
 def parse_yaml(
@@ -95,12 +98,7 @@ def parse_yaml(
     """The value of a YAML text as PyYAML's safe loader has it (None for an empty one), but dates stay text.
 
     Args:
-        data: UTF-8.
-        where: names the file in messages.
-        error: what is raised.
-        remedy: what the message tells to do.
-        limit: bytes, or characters of a str.
-        nan: take .nan, .inf and numbers that no float holds.
+        data: UTF-8; a byte order mark may stand before it. The rest is as `parse_json` takes it.
 
     Raises:
         error: it is not valid YAML, or is beyond a bound; the message names ``where`` and the line, if known.
@@ -114,13 +112,19 @@ def parse_yaml(
     except yaml.MarkedYAMLError as problem:
         mark = problem.problem_mark or problem.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        what = ", ".join(part for part in (problem.context, problem.problem) if part)
-        raise error(f"{where}: not valid YAML ({place}{shorten(what)}); {remedy}") from None
+        what = place + shorten(", ".join(part for part in (problem.context, problem.problem) if part))
     except yaml.reader.ReaderError as problem:
         line = text.count("\n", 0, problem.position) + 1
-        raise error(f"{where}: not valid YAML (line {line}: {problem.reason}); {remedy}") from None
+        what = f"line {line}: {problem.reason}"
     except (yaml.YAMLError, ValueError) as problem:
-        raise error(f"{where}: not valid YAML ({shorten(str(problem))}); {remedy}") from None
+        what = shorten(str(problem))
+    raise _refusal(error, where, f"not valid YAML ({what}); {remedy}")
+
+
+def _refusal(error: type[Exception], where: str, message: str, file: str | None = None) -> Exception:
+    if issubclass(error, HubExtrapError):
+        return error(f"{where}: {message}", file=file or where.partition(", line ")[0])
+    return error(f"{where}: {message}")
 
 
 def compose_yaml(
@@ -167,7 +171,6 @@ class _Values:
     def __init__(self, budget: int, nan: bool) -> None:
         import yaml
 
-        self._yaml = yaml
         self._scalars = yaml.constructor.SafeConstructor()
         self._budget = budget
         self._nan = nan
@@ -230,8 +233,9 @@ class _Values:
         return value
 
     def _problem(self, node: Any, what: str) -> Exception:
-        problem: Exception = self._yaml.constructor.ConstructorError(None, None, what, node.start_mark)
-        return problem
+        import yaml
+
+        return yaml.constructor.ConstructorError(None, None, what, node.start_mark)
 
 
 def _text(data: bytes | str, limit: int, *, mark: bool = False) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hubextrap._version import __version__
 from hubextrap.errors import AccessDenied, HubExtrapError, ReferenceNotFound, SourceError
 from hubextrap.foreign_text import clean_record, log_record
-from hubextrap.hub_client import BeyondBounds, token_kept, use_bounded_client
+from hubextrap.hub_client import BeyondBounds, http_libraries, token_kept, use_bounded_client
 from hubextrap.hub_settings import check_settings, proxy_in_use
 from hubextrap.redaction import redact
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from huggingface_hub import HfApi
 
-_OIDC_EXCHANGE = "/oauth/token"
 _SHOWN = 500
 _LIBRARIES = (
     *("root", "huggingface_hub", "hf_xet", "httpx", "httpx2", "httpcore", "httpcore2", "h11", "h2", "hpack"),
@@ -38,8 +37,6 @@ _KEPT_TO_THE_ENDPOINT = {
     "DISABLE_SAFETENSORS_CONVERSION": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
-
-
 UNUSABLE = (
     ValueError,
     LookupError,
@@ -81,18 +78,15 @@ def keep_to_the_endpoint() -> None:
 
 
 def network_errors() -> tuple[type[Exception], ...]:
-    """Errors of the HTTP library under huggingface_hub (httpx2 from 2.0 on, httpx before) and of sockets."""
-    try:
-        import httpx2 as http
-    except ImportError:  # huggingface_hub 1.x
-        import httpx as http  # type: ignore[no-redef]
+    """Errors of the HTTP library under huggingface_hub and of sockets."""
+    http, _ = http_libraries()
     return (http.HTTPError, http.InvalidURL, ConnectionError, TimeoutError)
 
 
 def is_oidc_exchange(error: BaseException) -> bool:
     """Whether what failed is the exchange of a CI job's identity for a token (Trusted Publishers)."""
     response = getattr(error, "response", None)
-    return response is not None and response.url.path.endswith(_OIDC_EXCHANGE)
+    return response is not None and response.url.path.endswith("/oauth/token")
 
 
 def oidc_remedy(error: BaseException) -> str:
@@ -130,60 +124,63 @@ def hub_errors(what: str, kind: type[HubExtrapError] = SourceError) -> Iterator[
         HubExtrapError: of class ``kind``, for anything else that goes wrong on the way.
     """
     check_settings()
-    from huggingface_hub import errors as hub
-
     try:
         with token_kept():
             yield
     except HubExtrapError:
         raise
-    except BeyondBounds as error:
-        raise kind(f"{what}: {error}") from error
-    except hub.GatedRepoError as error:
-        raise AccessDenied(
-            f"{what}: the repo is gated; ask for access on its page, then log in with `hf auth login` or set "
-            "HF_TOKEN"
-        ) from error
-    except hub.RepositoryNotFoundError as error:
-        raise ReferenceNotFound(
-            f"{what}: no such repo, or it is private; check the name, and if it is private log in with "
+    except Exception as error:
+        ours, said = _in_our_words(error, kind)
+        raise ours(f"{what}: {said}") from error
+
+
+def _in_our_words(error: Exception, kind: type[HubExtrapError]) -> tuple[type[HubExtrapError], str]:
+    """The class that an error of the client's becomes, and what is said of it."""
+    from huggingface_hub import errors as hub
+
+    if isinstance(error, BeyondBounds):
+        return kind, str(error)
+    if isinstance(error, hub.GatedRepoError):
+        return AccessDenied, (
+            "the repo is gated; ask for access on its page, then log in with `hf auth login` or set HF_TOKEN"
+        )
+    if isinstance(error, hub.RepositoryNotFoundError):
+        return ReferenceNotFound, (
+            "no such repo, or it is private; check the name, and if it is private log in with "
             "`hf auth login` or set HF_TOKEN"
-        ) from error
-    except hub.RevisionNotFoundError as error:
-        raise ReferenceNotFound(f"{what}: no such revision; `hubextrap steps` lists what is there") from error
-    except hub.EntryNotFoundError as error:
-        raise ReferenceNotFound(f"{what}: no such file on the Hub") from error
-    except (hub.HFValidationError, hub.HfUriError) as error:
-        raise ReferenceNotFound(f"{what}: {first_line(error)}") from error
-    except hub.OIDCError as error:
-        raise AccessDenied(f"{what}: {oidc_remedy(error)}") from error
-    except hub.OfflineModeIsEnabled as error:
-        raise kind(f"{what}: HF_HUB_OFFLINE is set; unset it, or use a local folder") from error
-    except hub.HfHubHTTPError as error:
+        )
+    if isinstance(error, hub.RevisionNotFoundError):
+        return ReferenceNotFound, "no such revision; `hubextrap steps` lists what is there"
+    if isinstance(error, hub.EntryNotFoundError):
+        return ReferenceNotFound, "no such file on the Hub"
+    if isinstance(error, (hub.HFValidationError, hub.HfUriError)):
+        return ReferenceNotFound, first_line(error)
+    if isinstance(error, hub.OIDCError) or (
+        isinstance(error, hub.HfHubHTTPError) and is_oidc_exchange(error)
+    ):
+        return AccessDenied, oidc_remedy(error)
+    if isinstance(error, hub.OfflineModeIsEnabled):
+        return kind, "HF_HUB_OFFLINE is set; unset it, or use a local folder"
+    if isinstance(error, hub.HfHubHTTPError):
         status = error.response.status_code
-        if is_oidc_exchange(error):
-            raise AccessDenied(f"{what}: {oidc_remedy(error)}") from error
         if status in (401, 403):
-            raise AccessDenied(
-                f"{what}: the Hub refused access ({status}); check that HF_TOKEN is valid "
-                "and has the rights that this needs"
-            ) from error
-        raise kind(f"{what}: the Hub answered {status}: {first_line(error)}") from error
-    except network_errors() as error:
-        said = first_line(error) or type(error).__name__
-        proxy = proxy_in_use()
+            return AccessDenied, (
+                f"the Hub refused access ({status}); check that HF_TOKEN is valid and has the rights that "
+                "this needs"
+            )
+        return kind, f"the Hub answered {status}: {first_line(error)}"
+    if isinstance(error, network_errors()):
+        said, proxy = first_line(error) or type(error).__name__, proxy_in_use()
         settings = f", HF_ENDPOINT and {proxy}" if proxy else " and HF_ENDPOINT"
-        raise kind(
-            f"{what}: cannot reach the Hub ({said}); check the network{settings}, then run the same command "
-            "again"
-        ) from error
-    except OSError as error:
-        raise kind(
-            f"{what}: the Hub's client cannot work ({first_line(error)}); check SSL_CERT_FILE, the folders "
-            "that HF_ variables name, and the disk"
-        ) from error
-    except Exception as error:  # an answer of another shape may end in any error of the client's
-        raise kind(f"{what}: {not_understood(error)}") from error
+        return kind, (
+            f"cannot reach the Hub ({said}); check the network{settings}, then run the same command again"
+        )
+    if isinstance(error, OSError):
+        return kind, (
+            f"the Hub's client cannot work ({first_line(error)}); check SSL_CERT_FILE, the folders that HF_ "
+            "variables name, and the disk"
+        )
+    return kind, not_understood(error)  # an answer of another shape may end in any error of the client's
 
 
 def not_understood(error: BaseException) -> str:

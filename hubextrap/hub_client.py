@@ -85,7 +85,7 @@ def _bounded_client() -> Any:
     """As huggingface_hub's own factory makes it, but bounded."""
     from huggingface_hub.utils._http import hf_request_event_hook
 
-    http, core = _libraries()
+    http, core = http_libraries()
 
     class Bounded(http.Client):  # type: ignore[misc, name-defined]
         def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
@@ -119,7 +119,8 @@ def _bounded_client() -> Any:
     return client
 
 
-def _libraries() -> tuple[Any, Any]:
+def http_libraries() -> tuple[Any, Any]:
+    """The HTTP library under huggingface_hub, httpx2 from 2.0 on and httpx before, and its core."""
     try:
         import httpcore2
         import httpx2
@@ -150,7 +151,7 @@ def _backend(core: Any) -> Any:
                 if stop is not None and stop.is_set():
                     raise core.ReadError("nobody waits for it any more")
                 left = end - time.monotonic()
-                try:  # by slices also because huggingface_hub closes the client under other threads' feet
+                try:  # by slices also because huggingface_hub closes the client while others read
                     data: bytes = self._stream.read(max_bytes, max(0.01, min(left, _SLICE)))
                 except core.ReadTimeout:
                     if time.monotonic() >= end:
@@ -245,11 +246,7 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
 
 
 def _check_names(response: Any) -> None:
-    """The client names files of its cache after these.
-
-    Raises:
-        BeyondBounds: one would lead out of the cache.
-    """
+    """The client names files of its cache after these: none may lead out of it."""
     for header in ("ETag", "X-Linked-ETag", "X-Repo-Commit"):
         name = response.headers.get(header, "").removeprefix("W/").strip('"')
         if name.startswith("/") or ".." in name.replace("\\", "/").split("/"):
@@ -257,11 +254,7 @@ def _check_names(response: Any) -> None:
 
 
 def _check_wait(response: Any) -> None:
-    """The client sleeps as long as it is told to before it tries again.
-
-    Raises:
-        BeyondBounds: it would be too long.
-    """
+    """The client sleeps as long as it is told to before it tries again: not beyond ``LONGEST_WAIT``."""
     asked = asked_wait(response.headers) if response.status_code in (429, 500, 502, 503, 504) else None
     if asked is not None and asked > LONGEST_WAIT:
         raise BeyondBounds(
@@ -282,7 +275,7 @@ def _read_whole(response: Any) -> None:
 
 
 def _counted(stream: Any, host: str) -> Any:
-    http, _ = _libraries()
+    http, _ = http_libraries()
 
     class Counted(http.SyncByteStream):  # type: ignore[misc, name-defined]
         def __iter__(self) -> Iterator[bytes]:

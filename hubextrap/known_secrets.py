@@ -45,7 +45,7 @@ _PAIR = re.compile(
 
 def known_secrets() -> tuple[tuple[str, str], ...]:
     """Every way in which each is written, and what is shown instead; the longest first."""
-    return _written(frozenset(_values()))
+    return _written(frozenset(value for value in _candidates() if SHORTEST <= len(value) <= _LONGEST))
 
 
 @lru_cache(maxsize=8)
@@ -72,12 +72,6 @@ def _encoded(value: str) -> Iterator[str]:
         yield inside.replace("+", "-").replace("/", "_")
 
 
-def _values() -> Iterator[str]:
-    for value in _candidates():
-        if SHORTEST <= len(value) <= _LONGEST:
-            yield value
-
-
 def _candidates() -> Iterator[str]:
     for name, value in os.environ.items():
         if name in _TOKENS or (
@@ -91,7 +85,7 @@ def _candidates() -> Iterator[str]:
     yield from _in_arguments(tuple(sys.argv))
     yield from _of_the_client()
     token = _token_file()
-    yield from _read(token, _whole)
+    yield from _read(token, lambda text: [text.strip()])
     yield from _read(f"{os.path.dirname(token)}/stored_tokens", _stored)  # noqa: PTH120
     yield from _read(_expanded(os.environ.get("NETRC") or "~/.netrc"), _netrc)
 
@@ -130,8 +124,8 @@ def _of_the_client() -> Iterator[str]:
 _read_before: dict[str, tuple[tuple[int, int, int], tuple[str, ...]]] = {}
 
 
-def _read(path: str, reader: Callable[[Path], Iterable[str]]) -> tuple[str, ...]:
-    """What ``reader`` finds in the file, read anew when it has changed."""
+def _read(path: str, reader: Callable[[str], Iterable[str]]) -> tuple[str, ...]:
+    """What ``reader`` finds in the text of the file, read anew when it has changed."""
     try:
         status = os.stat(path)  # noqa: PTH116 - as below
     except (OSError, ValueError):
@@ -142,25 +136,20 @@ def _read(path: str, reader: Callable[[Path], Iterable[str]]) -> tuple[str, ...]
         found: tuple[str, ...] = ()
         if S_ISREG(status.st_mode) and status.st_size <= _BIGGEST_FILE:
             with suppress(OSError, ValueError):
-                found = tuple(reader(Path(path)))
+                found = tuple(reader(Path(path).read_text(encoding="utf-8")))
         before = _read_before[path] = (state, found)
     return before[1]
 
 
-def _whole(path: Path) -> Iterator[str]:
-    yield path.read_text(encoding="utf-8").strip()
-
-
-def _stored(path: Path) -> Iterator[str]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+def _stored(text: str) -> Iterator[str]:
+    for line in text.splitlines():
         key, _, value = line.partition("=")
         if key.strip() == "hf_token":
             yield value.strip()
 
 
-def _netrc(path: Path) -> Iterator[str]:
-    words = path.read_text(encoding="utf-8").split()
-    for word, following in pairwise(words):
+def _netrc(text: str) -> Iterator[str]:
+    for word, following in pairwise(text.split()):
         if word == "password":
             yield following.strip("\"'")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from hubextrap.hub_access import network_errors
-from hubextrap.hub_client import asked_wait as asked_wait
+from hubextrap.hub_client import asked_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ CALLS = Patience(attempts=5, first_wait=1.5, longest_wait=30.0)
 
 
 class Attempts:
-    """Counts the attempts at one thing, with the patience of ``CALLS`` when None. Not thread-safe."""
+    """Counts the attempts at one thing; the retry policy is ``CALLS`` when None. Not thread-safe."""
 
     def __init__(self, patience: Patience | None = None) -> None:
         self._patience = patience or CALLS
@@ -68,7 +68,7 @@ def retried(
     patience: Patience | None = None,
     worth: Callable[[BaseException], bool] | None = None,
 ) -> _T:
-    """``call()``, again after a wait while patience lasts and it fails for a reason that may pass.
+    """``call()``, again after a wait while the retry policy allows it and the failure may pass.
 
     Args:
         patience: ``CALLS`` when None.

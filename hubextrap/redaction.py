@@ -43,11 +43,7 @@ _RULES: tuple[tuple[str, str, str], ...] = (
     ("@", r"(?i)\b(?!hf:)([a-z][a-z0-9+.-]{0,15}://|https?:/)[^\s/?#'\"<>]*@", r"\1***@"),
     # the query of a path alone
     ("?", r"\?(?=[\w.~%+-]+=)[^\s'\"<>]*[^\s'\"<>).,;:\]]", "?***"),
-    (
-        "=",
-        r"(?i)(?<=[?&;])((?:signature|policy|sig|token|credential)=)[^\s&'\"<>]+",
-        r"\1***",
-    ),
+    ("=", r"(?i)(?<=[?&;])((?:signature|policy|sig|token|credential)=)[^\s&'\"<>]+", r"\1***"),
     (
         "token|signature|credential|id|key|password|secret",
         rf"(?i)(?:(?<![A-Za-z0-9])|(?<=%3F|%26))({_SECRET_KEYS}{_IS}){_VALUE}",
@@ -167,13 +163,8 @@ def _without_secrets(found: re.Match[str]) -> str:
     return found[1] + rest
 
 
-def redact_error(error: BaseException | None) -> None:
-    """Redact the texts of ``error`` and of all that it came from, in place: a traceback shows them."""
-    rewrite_error(error, redact)
-
-
 def rewrite_error(error: BaseException | None, rewrite: Callable[[str], str]) -> None:
-    """Put ``rewrite`` of each text of ``error``, and of all that it came from, in its place.
+    """Rewrite the texts of ``error`` and of all that it came from, in place: a traceback shows them.
 
     Reaches ``args`` and attributes, of which nearly all errors make what they print.
     """

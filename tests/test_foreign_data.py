@@ -6,6 +6,7 @@ import json
 import random
 import time
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import yaml
@@ -43,6 +44,20 @@ def test_json_is_refused(data: bytes, says: str) -> None:
     assert message.startswith("some/file.json: not valid JSON (")
     assert message.endswith("); correct it")
     assert len(message) < 400
+
+
+@pytest.mark.parametrize("parse", [parse_json, parse_yaml])
+def test_the_error_has_the_file(parse: Any) -> None:
+    """Also of one line of it, and whatever a caller says beside it; errors of Python's own have no file."""
+    for given in ({"where": "a/b.json"}, {"where": "a/b.json, line 3"}):
+        with pytest.raises(CorruptFile) as caught:
+            parse("[", **given)
+        assert caught.value.file == "a/b.json"
+    with pytest.raises(CorruptFile) as caught:
+        parse_json("[", "a/b.json: its header", file="a/b.json")
+    assert caught.value.file == "a/b.json"
+    with pytest.raises(ValueError, match="not valid"):
+        parse("[", "the body", error=ValueError)
 
 
 def test_json_that_is_taken() -> None:

@@ -8,7 +8,8 @@ import httpx2
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from hubextrap.patience import Attempts, Patience, asked_wait, is_passing, retried
+from hubextrap.hub_client import asked_wait
+from hubextrap.patience import Attempts, Patience, is_passing, retried
 
 
 @pytest.mark.parametrize(

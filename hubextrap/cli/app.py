@@ -12,9 +12,8 @@ from hubextrap.cli import hub, recipes
 from hubextrap.cli.backtest import backtest
 from hubextrap.cli.eval import evaluate
 from hubextrap.cli.generate import generate
-from hubextrap.cli.harness import lm_eval_command
-from hubextrap.cli.mergekit import PassedOn, mergekit_yaml
 from hubextrap.cli.merging import merge, plan, push, run
+from hubextrap.cli.passed_on import PassedOn, lm_eval_command, mergekit_yaml
 from hubextrap.cli.reground import reground
 from hubextrap.cli.report import report
 from hubextrap.cli.scan import scan
@@ -71,19 +70,11 @@ def _options(
     """Options of every command."""
 
 
-app.command()(steps)
-app.command()(scan)
-app.command()(backtest)
-app.command()(report)
-app.command()(plan)
-app.command()(merge)
-app.command()(push)
-app.command()(run)
-app.command()(verify)
+for verb in (steps, scan, backtest, report, plan, merge, push, run, verify):
+    app.command()(verb)
 app.command("eval")(evaluate)
-app.command()(sweep)
-app.command()(reground)
-app.command()(generate)
+for verb in (sweep, reground, generate):
+    app.command()(verb)
 app.command("lm-eval", cls=PassedOn)(lm_eval_command)
 app.command("mergekit-yaml", cls=PassedOn)(mergekit_yaml)
 app.add_typer(hub.app, name="hub")

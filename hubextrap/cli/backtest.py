@@ -14,8 +14,6 @@ from hubextrap.foreign_text import as_shown
 if TYPE_CHECKING:
     from hubextrap.statistics import Backtest
 
-_WIDTH_OFF_TERMINAL = 160
-
 
 @grouped
 def backtest(
@@ -61,7 +59,7 @@ def _print(reference: str, found: Backtest) -> None:
     for entry in horizon_means(found):
         figures = [*entry.means, entry.worst, entry.expected, *([entry.total] if found.rounded else [])]
         table.add_row(*cells(entry.method), *("–" if cell is None else f"{cell:.3f}" for cell in figures))
-    out = console(_WIDTH_OFF_TERMINAL)
+    out = console(160)
     out.print(
         as_shown(f"{reference}: {len(found.steps)} checkpoints, steps {found.steps[0]} to {found.steps[-1]}")
         + "\n"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, cast
 
 import typer
 
-from hubextrap.cli.effect import refuse_idle
 from hubextrap.cli.options import (
     ChatTemplate,
     CreatePr,
@@ -19,6 +18,7 @@ from hubextrap.cli.options import (
     Seed,
     Summary,
     grouped,
+    refuse_idle,
 )
 from hubextrap.cli.terminal import console, tell, tell_json
 from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE
@@ -27,43 +27,22 @@ if TYPE_CHECKING:
     from hubextrap.evaluation import EvaluationOptions, EvaluationTable
     from hubextrap.evaluation.own_tasks import Format
 
-_WIDTH_OFF_TERMINAL = 200
-
-
-Tasks = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="LIST",
-        help="lm-eval tasks, groups or tags, and hubextrap's own, with commas in between, or one per option.",
-    ),
-]
-IncludePath = Annotated[
-    list[Path] | None,
-    typer.Option(metavar="DIR", help="Folder with task files of your own; may be repeated."),
-]
-TaskFiles = Annotated[
-    list[Path] | None,
-    typer.Option(metavar="FILE", help="Problems, one JSON object per line; may be repeated."),
-]
-
-Against = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="LIST",
-        help="What to compare with: last, base, target (found through hubextrap.json), last=REF and the "
-        "like, or any REF; with commas in between, or one per option. Of the three, all that are found "
-        "if not given.",
-    ),
-]
-
 
 @dataclass(frozen=True)
 class Questions:
     """What is put to each checkpoint, and how."""
 
-    tasks: Tasks = None
-    include_path: IncludePath = None
-    task_file: TaskFiles = None
+    tasks: list[str] | None = typer.Option(
+        None,
+        metavar="LIST",
+        help="lm-eval tasks, groups or tags, and hubextrap's own, with commas in between, or one per option.",
+    )
+    include_path: list[Path] | None = typer.Option(
+        None, metavar="DIR", help="Folder with task files of your own; may be repeated."
+    )
+    task_file: list[Path] | None = typer.Option(
+        None, metavar="FILE", help="Problems, one JSON object per line; may be repeated."
+    )
     answer_format: str = typer.Option(
         "exact",
         "--format",
@@ -115,7 +94,13 @@ def evaluate(
     ),
     *,
     questions: Questions,
-    against: Against = None,
+    against: list[str] | None = typer.Option(
+        None,
+        metavar="LIST",
+        help="What to compare with: last, base, target (found through hubextrap.json), last=REF and the "
+        "like, or any REF; with commas in between, or one per option. Of the three, all that are found "
+        "if not given.",
+    ),
     no_against: bool = typer.Option(False, "--no-against", help="Only what is named."),
     measuring: Measuring,
     output: ResultsFile = None,
@@ -129,6 +114,7 @@ def evaluate(
 ) -> None:
     """Measure predictions with lm-eval beside the checkpoints that they came from."""
     from hubextrap import api
+    from hubextrap.cli.markdown import append_summary, evaluation_markdown
     from hubextrap.evaluation import (
         check_judgeable,
         check_loss,
@@ -158,18 +144,6 @@ def evaluate(
         limit = options.limit
         publication = api.check_publication(references, rows, limit=limit, create_pr=create_pr, pins=pins)
     table = measure(rows, options, progress=progress)
-    _show(table, output, summary, said)
-    if publication is not None:
-        result = api.publish(table, publication, progress)
-        tell(f"scores published: {result.pull_request_url or result.url}", err=said.as_json)
-    if max_loss is not None:
-        check_loss([table], max_loss, options.tasks)
-
-
-def _show(table: EvaluationTable, output: Path | None, summary: Path | None, said: Said) -> None:
-    """The table wherever it is asked for."""
-    from hubextrap.cli.markdown import append_summary, evaluation_markdown
-
     if output is not None:
         table.save(output)
     if summary is not None:
@@ -178,21 +152,22 @@ def _show(table: EvaluationTable, output: Path | None, summary: Path | None, sai
         tell_json(table)
     else:
         print_evaluation(table)
+    if publication is not None:
+        result = api.publish(table, publication, progress)
+        tell(f"scores published: {result.pull_request_url or result.url}", err=said.as_json)
+    if max_loss is not None:
+        check_loss([table], max_loss, options.tasks)
 
 
 def print_evaluation(table: EvaluationTable) -> None:
     """The table on stdout, as wide as the terminal."""
     from hubextrap.evaluation import to_rich
 
-    console(_WIDTH_OFF_TERMINAL).print(to_rich(table))
+    console().print(to_rich(table))
 
 
 def _split(option: str, lists: list[str] | None) -> list[str]:
-    """What lists with commas name.
-
-    Raises:
-        typer.BadParameter: the option is given and names nothing.
-    """
+    """What lists with commas name; an option that is given has to name something."""
     named = [part.strip() for text in lists or () for part in text.split(",") if part.strip()]
     if lists and not named:
         raise typer.BadParameter(f"{option} names nothing; leave it out, or name something")

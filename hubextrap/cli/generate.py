@@ -7,8 +7,7 @@ from pathlib import Path
 
 import typer
 
-from hubextrap.cli.effect import refuse_idle
-from hubextrap.cli.options import ChatTemplate, Placing, Said, ScanFile, Seed, grouped
+from hubextrap.cli.options import ChatTemplate, Placing, Said, ScanFile, Seed, grouped, refuse_idle
 from hubextrap.cli.terminal import tell_json
 from hubextrap.containment import INPUT_LIMIT, read_named
 from hubextrap.foreign_text import terminal_output
@@ -84,8 +83,7 @@ def _lines(path: Path) -> list[str]:
                 raise typer.BadParameter(f"{path}: holds more than the {INPUT_LIMIT:,} that are read")
         else:
             text = read_named(path).decode()
-    except UnicodeDecodeError as error:
-        raise typer.BadParameter(f"{path}: cannot be read as text (UnicodeDecodeError)") from error
-    except OSError as error:
-        raise typer.BadParameter(f"{path}: cannot be read as text ({error.strerror})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else "UnicodeDecodeError"
+        raise typer.BadParameter(f"{path}: cannot be read as text ({said})") from error
     return [line for line in text.splitlines() if line.strip()]

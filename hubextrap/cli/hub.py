@@ -15,11 +15,6 @@ from hubextrap.errors import HubExtrapError
 app = typer.Typer(help="A local Hub for tests, demos and machines without a network.", no_args_is_help=True)
 
 
-@app.callback()
-def _group() -> None:
-    """A local Hub for tests, demos and machines without a network."""
-
-
 @app.command()
 def serve(
     folder: Path = typer.Argument(help="Where the repos lie; created if it is not there.", metavar="DIR"),
@@ -36,9 +31,7 @@ def serve(
         "me", help="User whom the token stands for: the owner of the repos that it writes."
     ),
     xet: bool = typer.Option(
-        False,
-        "--xet",
-        help="Take and serve large files by Xet, to clients on this machine that have hf-xet.",
+        False, "--xet", help="Take and serve large files by Xet, to clients on this machine that have hf-xet."
     ),
 ) -> None:
     """Serve the repos in DIR to huggingface_hub, transformers and every tool on top of them, until Ctrl-C."""

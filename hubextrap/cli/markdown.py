@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from hubextrap.cli.progress import format_bytes, format_memory
+from hubextrap.cli.summaries import LISTED, as_sum
 from hubextrap.errors import OutputError
 from hubextrap.foreign_text import markdown_block, markdown_code, own_lines
 from hubextrap.output_files import append_problem
@@ -13,27 +16,23 @@ from hubextrap.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from hubextrap.api import PlanReport, Prediction
     from hubextrap.evaluation import EvaluationTable
 
-LISTED = 40
-"""Rows of a table; a summary page holds a megabyte."""
 
-
-def check_summary(path: Path | None) -> None:
-    """Find out before any work whether `append_summary` can add to the file; None is none.
+def check_summary(path: Path | None) -> Path | None:
+    """Find out before any work whether `append_summary` can add to the file, and give it back; None is none.
 
     Raises:
         OutputError: it cannot.
     """
-    if path is None:
-        return
-    with _open_summary(path) as (_, is_new):
-        pass
-    if is_new:
-        path.unlink()
+    if path is not None:
+        with _open_summary(path) as (_, is_new):
+            pass
+        if is_new:
+            path.unlink()
+    return path
 
 
 def append_summary(path: Path, text: str) -> None:
@@ -51,9 +50,7 @@ def _open_summary(path: Path) -> Iterator[tuple[TextIO, bool]]:
     """The file, to be added to, and whether it was made."""
     try:
         if problem := append_problem(path):
-            raise OutputError(
-                f"{path}: the summary cannot be written ({problem}); name another file", file=path
-            )
+            raise OSError(errno.EINVAL, problem)
         is_new = not path.exists()
         with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             yield file, is_new
@@ -82,9 +79,7 @@ def plan_markdown(recipe: Path, report: PlanReport) -> str:
         parts.append("Goes to " + ", ".join(map(markdown_code, report.outputs)) + ".")
     for match, method, coefficients in report.rules:
         for target, row in zip(report.target_steps, coefficients, strict=True):
-            shown = ", ".join(f"{value:+.4g} × step {step}" for step, value in list(row.items())[:LISTED])
-            more = f", … ({len(row)} in all)" if len(row) > LISTED else ""
-            parts.append(f"{markdown_code(match)} at step {target}: {markdown_code(method)}: {shown}{more}")
+            parts.append(f"{markdown_code(match)} at step {target}: {markdown_code(method)}: {as_sum(row)}")
     observed = [
         (step, markdown_code(name), commit[:8] if commit else "", "" if size is None else format_bytes(size))
         for step, name, commit, size in report.checkpoints

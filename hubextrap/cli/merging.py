@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hubextrap.cli.effect import refuse_idle
 from hubextrap.cli.options import (
     CreatePr,
     MaxLoss,
@@ -22,6 +21,7 @@ from hubextrap.cli.options import (
     ScanFile,
     Summary,
     grouped,
+    refuse_idle,
 )
 from hubextrap.cli.terminal import tell, tell_json
 
@@ -148,7 +148,7 @@ def run(
     from hubextrap import api
     from hubextrap.cli.eval import print_evaluation
     from hubextrap.cli.markdown import append_summary, evaluation_markdown, predictions_markdown
-    from hubextrap.cli.summaries import print_prediction, run_as_json
+    from hubextrap.cli.summaries import prediction_as_json, print_prediction
     from hubextrap.evaluation import check_loss
     from hubextrap.recipe import load_recipe
 
@@ -165,7 +165,12 @@ def run(
         if result.tables:
             append_summary(summary, evaluation_markdown(result.tables))
     if said.as_json:
-        tell_json(run_as_json(result))
+        tell_json(
+            {
+                "predictions": [prediction_as_json(prediction) for prediction in result.predictions],
+                "evaluations": [table.model_dump(mode="json") for table in result.tables],
+            }
+        )
     else:
         for prediction in result.predictions:
             print_prediction(prediction)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from hubextrap.cli.markdown import check_summary
 from hubextrap.cli.progress import open_progress
 from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from hubextrap.api import MergeOptions, ReadingOptions
     from hubextrap.progress import Progress
@@ -74,19 +75,11 @@ ScanFile = Annotated[
 ChatTemplate = Annotated[bool, typer.Option("--apply-chat-template", help="Wrap prompts in it.")]
 
 
-def _summary_place(path: Path | None) -> Path | None:
-    """Refuse a --summary that cannot be written to, before any work is done."""
-    from hubextrap.cli.markdown import check_summary
-
-    check_summary(path)
-    return path
-
-
 Summary = Annotated[
     Path | None,
     typer.Option(
         "--summary",
-        callback=_summary_place,
+        callback=check_summary,
         metavar="FILE",
         help="Add the result as Markdown to this file, e.g. $GITHUB_STEP_SUMMARY.",
     ),
@@ -215,6 +208,25 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return spread
+
+
+def refuse_idle(ctx: typer.Context, parameters: Collection[str], why: str) -> None:
+    """Refuse any of these options that was given, as it would have no effect; also with its default value.
+
+    What a run takes (--memory, --workers, --cache), prints (--quiet, --json) or must not ask
+    (--no-push-check) always has its effect, also where there is nothing to hold, download or ask.
+
+    Args:
+        parameters: names of the command's parameters.
+        why: completes "--option …".
+
+    Raises:
+        typer.BadParameter: one of them was given.
+    """
+    for parameter in ctx.command.params:
+        source = ctx.get_parameter_source(str(parameter.name))
+        if parameter.name in parameters and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"{parameter.opts[0]} {why}")
 
 
 def parse_size(text: str) -> int:

@@ -23,12 +23,11 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES = 5.0
 
 
-def open_progress(quiet: bool, stream: TextIO | None = None) -> Progress:
+def open_progress(quiet: bool) -> Progress:
     """The right kind of progress for this run."""
     if quiet:
         return SilentProgress()
-    stream = stream or sys.stderr
-    return TerminalProgress() if stream.isatty() else LineProgress(stream)
+    return TerminalProgress() if sys.stderr.isatty() else LineProgress(sys.stderr)
 
 
 def format_bytes(count: float) -> str:

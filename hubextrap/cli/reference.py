@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.cli.effect import refuse_idle
-from hubextrap.cli.options import Selection, names
+from hubextrap.cli.options import Selection, names, refuse_idle
 
 if TYPE_CHECKING:
     import typer

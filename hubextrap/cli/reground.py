@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from hubextrap.cli.options import Limits, OutFolder, Said, grouped
+from hubextrap.cli.signals import wait_for_others
 from hubextrap.cli.terminal import tell, tell_json
-
-if TYPE_CHECKING:
-    from hubextrap.api import RegroundResult
 
 
 @grouped
@@ -29,7 +26,6 @@ def reground(
 ) -> None:
     """Train a little with any trainer's command, jump far, and again; a stopped run goes on where it was."""
     from hubextrap import api
-    from hubextrap.cli.main import wait_for_others
     from hubextrap.recipe import load_reground_recipe
 
     wait_for_others()
@@ -42,11 +38,7 @@ def reground(
     )
     if said.as_json:
         tell_json(result.as_dict())
-    else:
-        _print(result)
-
-
-def _print(result: RegroundResult) -> None:
+        return
     for number, decision in enumerate(result.decisions, 1):
         action = decision.action.replace("_", " ")
         over = f" over {decision.n_used}" if decision.n_used else ""

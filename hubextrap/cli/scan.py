@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from hubextrap.cli.effect import refuse_idle
-from hubextrap.cli.options import ChatTemplate, Reading, Said, Selection, grouped, names
+from hubextrap.cli.options import ChatTemplate, Reading, Said, Selection, grouped, names, refuse_idle
 from hubextrap.cli.reference import named_run
 from hubextrap.cli.terminal import cells, console, tell, tell_json
 from hubextrap.foreign_text import as_shown
@@ -19,20 +18,16 @@ if TYPE_CHECKING:
     from hubextrap.scans import Scan
     from hubextrap.statistics import Linearity
 
-_WIDTH_OFF_TERMINAL = 200
-
 
 @dataclass(frozen=True)
 class Responses:
     """What is scored under every checkpoint."""
 
-    logprobs: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PROMPTS",
-            help="Also score responses under every checkpoint; a JSON object per line: prompt and response.",
-        ),
-    ] = None
+    logprobs: Path | None = typer.Option(
+        None,
+        metavar="PROMPTS",
+        help="Also score responses under every checkpoint; a JSON object per line: prompt and response.",
+    )
     sample_from: int | None = typer.Option(
         None, metavar="STEP", help="Let this checkpoint give the responses, instead of the file."
     )
@@ -81,9 +76,8 @@ def scan(
 
     request = responses.request(ctx)
     progress = said.progress
-    run = named_run(ctx, reference, selection, progress)
     found = api.scan(
-        run,
+        named_run(ctx, reference, selection, progress),
         out=out,
         sample=sample,
         logprobs=request,
@@ -123,9 +117,10 @@ def print_scan(reference: str, scan: Scan) -> None:
 
         drawn = Linearity.from_counts(scan.sample.counts.sum(axis=0))
         table.add_row(f"a sample of {scan.sample.fraction:.3g}", "", *_cells(drawn), "")
-    about = f"{reference}: {len(scan.steps)} checkpoints, steps {scan.steps[0]} to {scan.steps[-1]}"
-    out = console(_WIDTH_OFF_TERMINAL)
-    out.print(as_shown(about))
+    out = console()
+    out.print(
+        as_shown(f"{reference}: {len(scan.steps)} checkpoints, steps {scan.steps[0]} to {scan.steps[-1]}")
+    )
     out.print(table)
     out.print(
         f"left out: {whole.unmoved:,} weights that did not move, {whole.small_range:,} that moved by "

@@ -13,9 +13,6 @@ from hubextrap.foreign_text import as_shown
 if TYPE_CHECKING:
     from hubextrap.trajectory import Checkpoint, Trajectory
 
-_FULL_WIDTH = 100_000
-"""Columns off a terminal: no name is cut or wrapped there."""
-
 
 @grouped
 def steps(
@@ -68,13 +65,8 @@ def _print_table(reference: str, trajectory: Trajectory) -> None:
     from hubextrap.cli.progress import format_bytes
 
     table = Table(box=None, pad_edge=False)
-    for heading, justify in (
-        ("step", "right"),
-        ("checkpoint", "left"),
-        ("commit", "left"),
-        ("size", "right"),
-    ):
-        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for heading in ("step", "checkpoint", "commit", "size"):
+        table.add_column(heading, justify="right" if heading in ("step", "size") else "left", overflow="fold")
     table.add_column("dtype")
     table.add_column("date")
     one_repo = len({checkpoint.repo for checkpoint in trajectory.checkpoints}) == 1
@@ -89,7 +81,7 @@ def _print_table(reference: str, trajectory: Trajectory) -> None:
                 f"{checkpoint.date:%Y-%m-%d %H:%M}" if checkpoint.date else "",
             )
         )
-    out = console(_FULL_WIDTH)
+    out = console(100_000)  # off a terminal no name is cut or wrapped
     out.print(
         as_shown(f"{reference}: {len(trajectory.checkpoints)} checkpoints of {trajectory.series}"),
         soft_wrap=True,

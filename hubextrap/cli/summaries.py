@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.cli.progress import format_bytes, format_memory
@@ -11,10 +12,11 @@ from hubextrap.foreign_text import OwnLines
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from hubextrap.api import PlanReport, Prediction, RunResult
+    from hubextrap.api import PlanReport, Prediction
     from hubextrap.hub import PushResult, PushTarget
 
 LISTED = 40
+"""Rows of a table, terms of a sum; a summary page holds a megabyte."""
 
 
 def print_plan(recipe: Path, report: PlanReport) -> None:
@@ -30,10 +32,8 @@ def print_plan(recipe: Path, report: PlanReport) -> None:
             if not row:
                 tell(f"  tensors   {match}: {method}: coefficients follow from the weights")
                 continue
-            shown = ", ".join(f"{value:+.4g} × step {step}" for step, value in list(row.items())[:LISTED])
-            more = f", … ({len(row)} in all)" if len(row) > LISTED else ""
             at = f" at {target}" if len(report.target_steps) > 1 else ""
-            tell(f"  tensors   {match}{at}: {method}: {shown}{more}")
+            tell(f"  tensors   {match}{at}: {method}: {as_sum(row)}")
     if len(report.rules) > LISTED:
         tell(f"            … {len(report.rules)} tensors in all")
     for step, name, commit, size in report.checkpoints[:LISTED]:
@@ -54,6 +54,12 @@ def print_plan(recipe: Path, report: PlanReport) -> None:
         _tell_behind("  problem   ", problem)
     if not report.problems:
         tell("  no problems found")
+
+
+def as_sum(row: dict[int, float]) -> str:
+    """Coefficients beside their steps, as far as they are listed."""
+    shown = ", ".join(f"{value:+.4g} × step {step}" for step, value in list(row.items())[:LISTED])
+    return shown + (f", … ({len(row)} in all)" if len(row) > LISTED else "")
 
 
 def print_prediction(prediction: Prediction) -> None:
@@ -109,20 +115,4 @@ def prediction_as_json(prediction: Prediction) -> dict[str, Any]:
 
 def push_as_json(target: PushTarget, result: PushResult) -> dict[str, Any]:
     """One push as JSON values."""
-    return {
-        "repo": target.repo,
-        "revision": target.revision,
-        "commit": result.commit,
-        "url": result.url,
-        "pull_request_url": result.pull_request_url,
-        "unchanged": result.unchanged,
-        "deleted": list(result.deleted),
-    }
-
-
-def run_as_json(result: RunResult) -> dict[str, Any]:
-    """A whole run as JSON values."""
-    return {
-        "predictions": [prediction_as_json(prediction) for prediction in result.predictions],
-        "evaluations": [table.model_dump(mode="json") for table in result.tables],
-    }
+    return {"repo": target.repo, "revision": target.revision, **asdict(result)}

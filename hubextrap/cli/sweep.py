@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from hubextrap.cli.options import Measuring, OutFolder, Reading, Said, ScanFile, grouped
 from hubextrap.cli.terminal import console, tell, tell_json
-
-if TYPE_CHECKING:
-    from hubextrap.evaluation.sweep_report import SweepResult
-
-_WIDTH_OFF_TERMINAL = 200
 
 
 @grouped
@@ -40,6 +34,7 @@ def sweep(
 ) -> None:
     """Measure a grid of predictions from one pass over the weights; choose on half the problems."""
     from hubextrap import api
+    from hubextrap.evaluation.sweep_report import sweep_rich
     from hubextrap.recipe import load_recipe
 
     where = measuring.arguments()
@@ -56,16 +51,10 @@ def sweep(
     if said.as_json:
         tell_json(result)
         return
-    _print(result)
+    console().print(sweep_rich(result))
     tell(f"results are in {out}: {', '.join(api.sweep_files(out))}")
     if result.is_better:
         tell(f"merge what was chosen: hubextrap merge {out / 'best.yaml'} --out DIR")
-
-
-def _print(result: SweepResult) -> None:
-    from hubextrap.evaluation.sweep_report import sweep_rich
-
-    console(_WIDTH_OFF_TERMINAL).print(sweep_rich(result))
 
 
 def _numbers(option: str, text: str | None) -> list[float]:

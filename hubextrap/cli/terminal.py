@@ -55,7 +55,7 @@ def cells(*texts: str) -> tuple[str, ...]:
     return tuple(map(terminal_line, texts))
 
 
-def console(columns: int) -> Console:
+def console(columns: int = 200) -> Console:
     """Rich's on stdout, as wide as the terminal, or ``columns`` where there is none."""
     from rich.console import Console
 

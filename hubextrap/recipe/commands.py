@@ -10,7 +10,7 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import PlainSerializer, PlainValidator
+from pydantic import BeforeValidator
 
 from hubextrap.methods import nearest
 
@@ -22,10 +22,6 @@ _SHELL_WORDS = ("&&", "||", "|", ";", "&", ">", ">>", "<", "2>&1", "2>", "&>")
 _WITNESS = "a b"
 
 
-def _as_json(value: str | tuple[str, ...]) -> str | list[str]:
-    return value if isinstance(value, str) else list(value)
-
-
 def _is_command(value: object) -> str | tuple[str, ...]:
     parts = value if isinstance(value, (list, tuple)) else (value,)
     if not parts or not all(isinstance(part, str) and part.strip() for part in parts):
@@ -33,9 +29,7 @@ def _is_command(value: object) -> str | tuple[str, ...]:
     return value if isinstance(value, str) else tuple(parts)
 
 
-Command = Annotated[
-    str | tuple[str, ...], PlainValidator(_is_command), PlainSerializer(_as_json, when_used="json")
-]
+Command = Annotated[str | tuple[str, ...], BeforeValidator(_is_command)]
 """Text, cut into arguments at its blanks as a shell does, or the list of arguments."""
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from hubextrap.recipe.models import (
+    AsTuple,
     CheckpointEntry,
     ComputeDtype,
     EvaluateSection,
@@ -23,7 +24,6 @@ from hubextrap.recipe.models import (
     Step,
     Text,
     TrajectorySection,
-    as_tuple_if_list,
 )
 
 MARKS = ("models", "base_model", "slices", "modules")
@@ -71,7 +71,7 @@ class MergekitConfig(RecipeSection):
     """The top of the config."""
 
     version: int | None = None
-    models: Annotated[tuple[ModelEntry, ...], BeforeValidator(as_tuple_if_list), Field(min_length=1)]
+    models: Annotated[tuple[ModelEntry, ...], AsTuple, Field(min_length=1)]
     base_model: Text | None = None
     merge_method: Text
     parameters: MergekitParameters

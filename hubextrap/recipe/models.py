@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -25,15 +26,9 @@ _DAMPS_NOTHING = "damping has no effect on persistence, which is the last checkp
 OutDtype = Literal["float32", "bfloat16", "float16"]
 
 
-def as_tuple(value: object) -> object:
-    """Lists become tuples, a single value a tuple of one; what is in them is checked strictly afterwards."""
-    if isinstance(value, list):
-        return tuple(value)
-    return value if value is None or isinstance(value, (tuple, dict)) else (value,)
-
-
-def as_tuple_if_list(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
+def _as_list(value: object) -> object:
+    """A single value as a tuple of one."""
+    return value if value is None or isinstance(value, (tuple, list, dict)) else (value,)
 
 
 def _computes_in_float32(value: str) -> str:
@@ -45,23 +40,70 @@ def _computes_in_float32(value: str) -> str:
     return value
 
 
-def _is_damping(value: object) -> object:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value != "auto" and not (is_number and 0 <= value <= 1):  # type: ignore[operator]
-        raise ValueError(f"must be a number from 0 (the last checkpoint) to 1, or auto, not {value!r}")
-    return value
+def number_or(word: str, numbers: str, fits: Callable[[Any], bool]) -> BeforeValidator:
+    """Takes a number that fits, or the word; ``numbers`` is what messages call those that fit."""
+
+    def check(value: object) -> object:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value != word and not (is_number and fits(value)):
+            raise ValueError(f"must be {numbers}, or {word}, not {value!r}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def repo_id(remedy: str) -> AfterValidator:
+    """Takes owner/name; ``remedy`` ends the message about anything else."""
+
+    def check(value: str) -> str:
+        if not REPO_ID.fullmatch(value):
+            raise ValueError(f"must be owner/name, not {value!r}; {remedy}")
+        return value
+
+    return AfterValidator(check)
 
 
 Text = Annotated[str, Field(min_length=1)]
 Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
-Damping = Annotated[float | Literal["auto"], BeforeValidator(_is_damping)]
+Damping = Annotated[
+    float | Literal["auto"],
+    number_or("auto", "a number from 0 (the last checkpoint) to 1", lambda value: 0 <= value <= 1),
+]
 ComputeDtype = Annotated[str, AfterValidator(_computes_in_float32)]
-OneOrMoreTexts = Annotated[tuple[Text, ...], BeforeValidator(as_tuple), Field(min_length=1)]
-OneOrMoreSteps = Annotated[tuple[Step, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+AsTuple = Field(strict=False)
+"""Lists become tuples; what is in them is checked strictly."""
+OneOrMoreTexts = Annotated[tuple[Text, ...], BeforeValidator(_as_list), AsTuple, Field(min_length=1)]
+OneOrMoreSteps = Annotated[tuple[Step, ...], BeforeValidator(_as_list), AsTuple, Field(min_length=1)]
 
 
 class RecipeSection(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class MethodSection(RecipeSection):
+    """A section whose keys beyond its own are parameters of its method."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def method_parameters(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class WholeRecipe(RecipeSection):
+    """The top of a recipe."""
+
+    version: Literal[1] = 1
+    _text: str = PrivateAttr("")
+
+    @property
+    def text(self) -> str:
+        """The recipe as it was written; its canonical form when it was not read from text."""
+        return self._text or self.to_yaml()
+
+    def to_yaml(self) -> str:
+        """The recipe in canonical form: our own sections, defaults left out."""
+        return dump_yaml(_without_lists_of_one(self.model_dump(mode="json", exclude_defaults=True)))
 
 
 class StepSelection(RecipeSection):
@@ -102,7 +144,7 @@ class TrajectorySection(RecipeSection):
     """``trajectory``: the observed checkpoints, found in a repo or listed one by one."""
 
     repo: Text | None = None
-    checkpoints: Annotated[tuple[CheckpointEntry, ...], BeforeValidator(as_tuple_if_list)] | None = None
+    checkpoints: Annotated[tuple[CheckpointEntry, ...], AsTuple] | None = None
     steps: StepSelection = StepSelection()
     base: Text | None = None
     """The checkpoint of step 0, when it lives elsewhere."""
@@ -121,30 +163,22 @@ class TrajectorySection(RecipeSection):
         return self
 
 
-class TensorRule(RecipeSection):
+class TensorRule(MethodSection):
     """One entry of ``parameters.tensors``; keys beyond these are parameters of its method."""
-
-    model_config = ConfigDict(extra="allow")
 
     match: OneOrMoreTexts
     method: Text
     damping: Damping | None = None
 
-    @property
-    def method_parameters(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
 
-
-class Parameters(RecipeSection):
+class Parameters(MethodSection):
     """``parameters``; keys beyond these are parameters of the recipe's method."""
-
-    model_config = ConfigDict(extra="allow")
 
     target_step: OneOrMoreSteps
     damping: Damping = 1.0
     max_expected_error: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """A prediction whose expected relative error is above it is an error; 1 is what doing nothing has."""
-    tensors: Annotated[tuple[TensorRule, ...], BeforeValidator(as_tuple_if_list)] = ()
+    tensors: Annotated[tuple[TensorRule, ...], AsTuple] = ()
 
     @field_validator("target_step")
     @classmethod
@@ -153,27 +187,16 @@ class Parameters(RecipeSection):
             raise ValueError("names a step twice")
         return value
 
-    @property
-    def method_parameters(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
 
 class PushSection(RecipeSection):
     """``push``: where the prediction goes on the Hub."""
 
-    repo: Text
+    repo: Annotated[Text, repo_id("the branch goes into push.revision")]
     revision: Text = "main"
     """A branch; ``{target_step}`` in it stands for the step."""
     private: bool = False
     create_pr: bool = False
     commit_message: Text | None = None
-
-    @field_validator("repo")
-    @classmethod
-    def _is_repo_id(cls, value: str) -> str:
-        if not REPO_ID.fullmatch(value):
-            raise ValueError(f"must be owner/name, not {value!r}; the branch goes into push.revision")
-        return value
 
     def revision_for(self, target_step: int) -> str:
         """The branch for one target."""
@@ -224,10 +247,9 @@ class EvaluateSection(RecipeSection):
         return value
 
 
-class Recipe(RecipeSection):
+class Recipe(WholeRecipe):
     """A whole recipe, checked. `load_recipe` and `parse_recipe` make one."""
 
-    version: Literal[1] = 1
     trajectory: TrajectorySection
     merge_method: Text
     parameters: Parameters
@@ -238,7 +260,6 @@ class Recipe(RecipeSection):
     """None: as in the last checkpoint."""
     push: PushSection | None = None
     evaluate: EvaluateSection | None = None
-    _text: str = PrivateAttr("")
 
     @model_validator(mode="after")
     def _a_branch_each(self) -> Recipe:
@@ -275,11 +296,6 @@ class Recipe(RecipeSection):
         return self
 
     @property
-    def text(self) -> str:
-        """The recipe as it was written; its canonical form when it was not read from text."""
-        return self._text or self.to_yaml()
-
-    @property
     def target_steps(self) -> tuple[int, ...]:
         return self.parameters.target_step
 
@@ -294,10 +310,6 @@ class Recipe(RecipeSection):
             for own in self.parameters.tensors
         )
         return (*special, Rule(("*",), self.merge_method, self.parameters.method_parameters, damping))
-
-    def to_yaml(self) -> str:
-        """The recipe in canonical form: our own sections, defaults left out."""
-        return dump_yaml(_without_lists_of_one(self.model_dump(mode="json", exclude_defaults=True)))
 
     def fingerprint(self) -> str:
         """sha256 of everything that decides the merged bytes, as hex; push and evaluate do not."""

@@ -43,19 +43,14 @@ def load_reground_recipe(path: Path | str) -> RegroundRecipe:
 def _read(path: Path) -> str:
     try:
         return read_named(path, _SIZE_LIMIT).decode().replace("\r\n", "\n").replace("\r", "\n")
-    except FileNotFoundError as error:
-        raise RecipeError(
-            f"{path}: no such file; `hubextrap recipes ls` lists the recipes that come with hubextrap",
-            file=path,
-        ) from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not a text file in UTF-8", file=path) from error
     except OSError as error:
-        if error.errno == errno.EFBIG:
-            raise RecipeError(
-                f"{path}: larger than {_SIZE_LIMIT // 1000} kB, so hardly a recipe", file=path
-            ) from error
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}", file=path) from error
+        said = {
+            errno.ENOENT: "no such file; `hubextrap recipes ls` lists the recipes that come with hubextrap",
+            errno.EFBIG: f"larger than {_SIZE_LIMIT // 1000} kB, so hardly a recipe",
+        }.get(error.errno or 0, f"cannot be read: {error.strerror}")
+        raise RecipeError(f"{path}: {said}", file=path) from error
 
 
 def parse_recipe(text: str, name: str = "recipe") -> Recipe:
@@ -66,7 +61,9 @@ def parse_recipe(text: str, name: str = "recipe") -> Recipe:
     """
     recipe = _parse_any(text, name)
     if isinstance(recipe, RegroundRecipe):
-        raise RecipeError(f"{name}: a recipe for `hubextrap reground`; there is nothing in it to merge")
+        raise RecipeError(
+            f"{name}: a recipe for `hubextrap reground`; there is nothing in it to merge", file=name
+        )
     return recipe
 
 
@@ -79,18 +76,35 @@ def parse_reground_recipe(text: str, name: str = "recipe") -> RegroundRecipe:
     recipe = _parse_any(text, name)
     if not isinstance(recipe, RegroundRecipe):
         raise RecipeError(
-            f"{name}: has no reground section; `hubextrap merge` and `hubextrap run` take such a recipe"
+            f"{name}: has no reground section; `hubextrap merge` and `hubextrap run` take such a recipe",
+            file=name,
         )
     return recipe
 
 
 def _parse_any(text: str, name: str) -> Recipe | RegroundRecipe:
-    recipe, problems = _parse(text)
-    if recipe is None:
-        lines = [f"{name}:{line}: {problem}" for line, problem in problems]
-        raise RecipeError(
-            own_lines(*([f"{name} has {len(lines)} problems:", *lines] if len(lines) > 1 else lines))
+    """The recipe; its problems are told in the order of the lines."""
+    document = read_yaml(text)
+    problems = [(line, _worded(place, problem)) for place, line, problem in document.problems]
+    problems += [
+        (
+            text.count("\n", 0, found.start()) + 1,
+            "holds what looks like a Hub token; take it out, and set HF_TOKEN",
         )
+        for found in HUB_TOKEN.finditer(text)
+    ]
+    recipe = None
+    if isinstance(document.data, dict):
+        recipe, found_problems = _validated(document.data)
+        problems += [(_line(document, place), _worded(place, problem)) for place, problem in found_problems]
+    elif document.data is not None or not problems:
+        problems.append((1, f"a recipe holds keys with their values, not {_shown(document.data)}"))
+    if problems or recipe is None:
+        lines = [f"{name}:{line}: {problem}" for line, problem in sorted(set(problems))]
+        if len(lines) > 1:
+            lines = [f"{name} has {len(lines)} problems:", *lines]
+        raise RecipeError(own_lines(*lines), file=name)
+    recipe._text = text
     return recipe
 
 
@@ -111,51 +125,20 @@ def validate_recipes(paths: Sequence[Path]) -> Sequence[Path]:
     return paths
 
 
-def _parse(text: str) -> tuple[Recipe | RegroundRecipe | None, list[tuple[int, str]]]:
-    """The recipe, or None and its problems as (line, words), in the order of the lines."""
-    document = read_yaml(text)
-    problems = [(line, _worded(place, problem)) for place, line, problem in document.problems]
-    problems += [
-        (
-            text.count("\n", 0, found.start()) + 1,
-            "holds what looks like a Hub token; take it out, and set HF_TOKEN",
-        )
-        for found in HUB_TOKEN.finditer(text)
-    ]
-    recipe = None
-    if document.data is not None or not problems:
-        if isinstance(document.data, dict):
-            recipe, found_problems = _validated(document.data)
-            problems += [
-                (_line(document, place), _worded(place, problem)) for place, problem in found_problems
-            ]
-        else:
-            problems.append((1, f"a recipe holds keys with their values, not {_shown(document.data)}"))
-    if problems or recipe is None:
-        return None, sorted(set(problems))
-    recipe._text = text
-    return recipe, []
-
-
 def _validated(data: dict[str, Any]) -> tuple[Recipe | RegroundRecipe | None, list[tuple[Place, str]]]:
+    form: type[Recipe | RegroundRecipe | mergekit_form.MergekitConfig] = Recipe
     if "reground" in data:
-        try:
-            return RegroundRecipe.model_validate(data), []
-        except ValidationError as error:
-            details = error.errors(include_url=False)
-            return None, _without_echoes([_translated(detail, data, RegroundRecipe) for detail in details])
-    in_mergekit_form = "trajectory" not in data and any(mark in data for mark in mergekit_form.MARKS)
-    form: type[Recipe | mergekit_form.MergekitConfig] = (
-        mergekit_form.MergekitConfig if in_mergekit_form else Recipe
-    )
-    problems = _method_problems(data)
+        form = RegroundRecipe
+    elif "trajectory" not in data and any(mark in data for mark in mergekit_form.MARKS):
+        form = mergekit_form.MergekitConfig
+    problems = [] if form is RegroundRecipe else _method_problems(data)
     recipe = None
     try:
         checked = form.model_validate(data)
         recipe = checked.recipe() if isinstance(checked, mergekit_form.MergekitConfig) else checked
     except ValidationError as error:
-        problems += [_translated(detail, data, form) for detail in error.errors(include_url=False)]
-    if recipe is not None and not problems:
+        problems += [_translated(detail, form) for detail in error.errors(include_url=False)]
+    if isinstance(recipe, Recipe) and not problems:
         problems += _explicit_step_problems(recipe, data)
     return recipe, _without_echoes(problems)
 
@@ -227,7 +210,7 @@ def _explicit_step_problems(recipe: Recipe, data: dict[str, Any]) -> list[tuple[
     return problems
 
 
-def _translated(detail: Any, data: dict[str, Any], form: type[RecipeSection]) -> tuple[Place, str]:
+def _translated(detail: Any, form: type[RecipeSection]) -> tuple[Place, str]:
     place: Place = tuple(detail["loc"])
     kind = detail["type"]
     value = detail["input"]
@@ -264,21 +247,15 @@ def _unknown_key(place: Place, form: type[RecipeSection]) -> str:
     key = str(place[-1])
     if form is mergekit_form.MergekitConfig and len(place) == 1 and key in mergekit_form.REFUSED:
         return f"not supported here: {mergekit_form.REFUSED[key]}"
-    section = _section_at(place[:-1], form)
+    sections = _sections(form)
+    section = dict(sections)[".".join(part for part in place[:-1] if isinstance(part, str))]
     hint = nearest(key, list(section.model_fields))
     if hint:
         return f"unknown key{hint}"
-    homes = [
-        path for path, model in _sections(form) if path and key in model.model_fields and model is not section
-    ]
+    homes = [path for path, model in sections if path and key in model.model_fields and model is not section]
     if homes:
         return f"unknown key; it belongs under {homes[0]}"
     return "unknown key; known here: " + ", ".join(section.model_fields)
-
-
-def _section_at(place: Place, form: type[BaseModel]) -> type[BaseModel]:
-    names = ".".join(str(part) for part in place if isinstance(part, str))
-    return dict(_sections(form))[names]
 
 
 def _sections(form: type[BaseModel], path: str = "") -> list[tuple[str, type[BaseModel]]]:

@@ -5,33 +5,17 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    PrivateAttr,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from hubextrap.recipe.commands import Command, check_command, check_placeholders
-from hubextrap.recipe.models import REPO_ID, RecipeSection, Text
-from hubextrap.recipe.yaml_nodes import dump_yaml
+from hubextrap.recipe.models import RecipeSection, Text, WholeRecipe, number_or, repo_id
 
 TRAIN_PLACEHOLDERS = ("model", "start_step", "steps", "output")
 PROBE_PLACEHOLDERS = ("model",)
-CHECKPOINT_PLACEHOLDERS = ("step", "steps", "start_step")
 Count = Annotated[int, Field(ge=1)]
-
-
-def _is_limit(value: object) -> object:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value != "off" and not (is_number and 0 < value < float("inf")):  # type: ignore[operator]
-        raise ValueError(f"must be a number above 0, or off, not {value!r}")
-    return value
-
-
-Limit = Annotated[float | Literal["off"], BeforeValidator(_is_limit)]
+Limit = Annotated[
+    float | Literal["off"], number_or("off", "a number above 0", lambda value: 0 < value < float("inf"))
+]
 
 
 class GuardSection(RecipeSection):
@@ -81,7 +65,7 @@ class RegroundSection(RecipeSection):
     checkpoint: Text
     """The folder that a round leaves behind, relative to ``{output}``."""
     window: Count
-    """m: optimizer steps a round."""
+    """m: optimizer steps per round."""
     jump: Count
     """n: steps to jump over."""
     rule: Literal["two_point", "anchored", "calibrated"] = "two_point"
@@ -103,7 +87,7 @@ class RegroundSection(RecipeSection):
     @field_validator("checkpoint")
     @classmethod
     def _inside_the_output(cls, value: str) -> str:
-        check_placeholders(value, CHECKPOINT_PLACEHOLDERS)
+        check_placeholders(value, ("step", "steps", "start_step"))
         if value.count("{step}") > 1:
             raise ValueError("has {step} more than once")
         path = PurePosixPath(value)
@@ -128,33 +112,15 @@ class RegroundSection(RecipeSection):
 class RegroundPushSection(RecipeSection):
     """``push``: every round's real and extrapolated checkpoint becomes a branch."""
 
-    repo: Text
+    repo: Annotated[Text, repo_id("every checkpoint gets a branch of its own")]
     private: bool = False
 
-    @field_validator("repo")
-    @classmethod
-    def _is_repo_id(cls, value: str) -> str:
-        if not REPO_ID.fullmatch(value):
-            raise ValueError(f"must be owner/name, not {value!r}; every checkpoint gets a branch of its own")
-        return value
 
-
-class RegroundRecipe(RecipeSection):
+class RegroundRecipe(WholeRecipe):
     """A whole recipe of `hubextrap reground`, checked. `load_reground_recipe` makes one."""
 
-    version: Literal[1] = 1
     reground: RegroundSection
     push: RegroundPushSection | None = None
-    _text: str = PrivateAttr("")
-
-    @property
-    def text(self) -> str:
-        """The recipe as it was written; its canonical form when it was not read from text."""
-        return self._text or self.to_yaml()
-
-    def to_yaml(self) -> str:
-        """The recipe in canonical form, defaults left out."""
-        return dump_yaml(self.model_dump(mode="json", exclude_defaults=True))
 
     def values(self) -> dict[str, Any]:
         """Every key by its dotted path, defaults included, as JSON values."""

@@ -58,6 +58,9 @@ class Document:
     problems: list[tuple[Place, int, str]] = field(default_factory=list)
     """(place, line, what is wrong)."""
 
+    def refuse(self, place: Place, node: yaml.Node, what: str) -> None:
+        self.problems.append((place, node.start_mark.line + 1, what))
+
 
 def read_yaml(text: str) -> Document:
     """The data of ``text`` and where it stands; whatever is wrong with the YAML itself is in ``problems``."""
@@ -88,9 +91,7 @@ def dump_yaml(data: Any) -> str:
 
 def _value(node: yaml.Node, place: Place, document: Document) -> Any:
     if not isinstance(node, yaml.ScalarNode) and node.tag not in (_TAG + "map", _TAG + "seq"):
-        document.problems.append(
-            (place, node.start_mark.line + 1, f"the tag {node.tag} has no place in a recipe")
-        )
+        document.refuse(place, node, f"the tag {node.tag} has no place in a recipe")
     if isinstance(node, yaml.MappingNode):
         return dict(_items(node, place, document))
     if isinstance(node, yaml.SequenceNode):
@@ -104,16 +105,15 @@ def _value(node: yaml.Node, place: Place, document: Document) -> Any:
 
 def _items(node: yaml.MappingNode, place: Place, document: Document) -> Iterator[tuple[str, Any]]:
     for key_node, value_node in node.value:
-        line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
-            document.problems.append((place, line, "a key has to be text"))
+            document.refuse(place, key_node, "a key has to be text")
             continue
         key = str(key_node.value)
         here = (*place, key)
         if here in document.lines:
-            document.problems.append((here, line, f"is there twice, first in line {document.lines[here]}"))
+            document.refuse(here, key_node, f"is there twice, first in line {document.lines[here]}")
             continue
-        document.lines[here] = line
+        document.lines[here] = key_node.start_mark.line + 1
         yield key, _value(value_node, here, document)
 
 
@@ -121,33 +121,20 @@ def _scalar(node: yaml.Node, place: Place, document: Document) -> Any:
     text = str(node.value)
     kind = node.tag.removeprefix(_TAG)
     if kind != "str" and not any(kind == name and re.fullmatch(rule, text) for name, rule, _ in _CORE_TYPES):
-        document.problems.append(
-            (place, node.start_mark.line + 1, f"the tag {node.tag} has no place in a recipe")
-        )
+        document.refuse(place, node, f"the tag {node.tag} has no place in a recipe")
         return text
     if kind == "null":
         return None
     if kind == "bool":
         return text.lower() == "true"
     if kind == "int":
-        return _integer(text, node, place, document)
+        digits = text.lstrip("+-")
+        if re.fullmatch("0[0-9_]+", digits):
+            what = f"{text} is octal to some YAML readers; write {int(digits)}, or quote it if it is text"
+            document.refuse(place, node, what)
+        return int(text, 16 if text.startswith("0x") else 10)
     if kind == "float":
         number = float(re.sub(r"\.(?=inf|nan)", "", text.lower()))
         # 1e3 is how people write whole numbers too.
         return int(number) if "." not in text and number.is_integer() else number
     return text
-
-
-def _integer(text: str, node: yaml.Node, place: Place, document: Document) -> int:
-    if text.startswith("0x"):
-        return int(text, 16)
-    digits = text.lstrip("+-")
-    if len(digits) > 1 and digits.startswith("0"):
-        document.problems.append(
-            (
-                place,
-                node.start_mark.line + 1,
-                f"{text} is octal to some YAML readers; write {int(digits)}, or quote it if it is text",
-            )
-        )
-    return int(text)

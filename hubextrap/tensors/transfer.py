@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.patience import asked_wait, is_passing_status
+from hubextrap.hub_client import asked_wait
+from hubextrap.patience import is_passing_status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from hubextrap.cli.main import app
+from hubextrap.cli.app import app
 from hubextrap.errors import HubExtrapError
 from hubextrap.localhub import LocalHub
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from command_lines import Ground, commands, run_main
 
-from hubextrap import LogProbRequest, Sampling, Settings, TrajectoryOptions
+from hubextrap import LogProbRequest, MergeOptions, Sampling, TrajectoryOptions
 from hubextrap.cli.options import Limits, Selection, names, parse_size
 from hubextrap.engine.defaults import DEFAULT_MEMORY, MiB
 from hubextrap.evaluation import EvaluationOptions
@@ -27,7 +27,7 @@ MEANINGS = {
 WORK = ("plan", "merge", "run", "scan", "backtest", "sweep", "reground")
 LIBRARY: dict[type, dict[tuple[str, ...], tuple[str, ...]]] = {
     # the object of the library that options go to: options by their commands
-    Settings: {WORK: ("memory", "workers"), ("merge", "run"): ("device", "allow_non_finite", "cache")},
+    MergeOptions: {WORK: ("memory", "workers"), ("merge", "run"): ("device", "allow_non_finite", "cache")},
     TrajectoryOptions: {("steps", "scan", "backtest"): tuple(names(Selection))},
     LogProbRequest: {("scan",): ("max_new_tokens", "batch_size", "device", "sample_from")},
     Sampling: {("generate",): ("max_new_tokens", "temperature", "top_p", "top_k", "seed")},

@@ -16,7 +16,7 @@ import pytest
 import typer
 import yaml
 
-from hubextrap.cli.main import app
+from hubextrap.cli.app import app
 from hubextrap.recipe import parse_recipe, parse_reground_recipe
 
 ROOT = Path(__file__).parents[2]

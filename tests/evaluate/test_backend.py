@@ -8,7 +8,7 @@ import evaluations
 import pytest
 from typer.testing import CliRunner
 
-from hubextrap.cli.main import app
+from hubextrap.cli.app import app
 from hubextrap.errors import EvaluationError
 from hubextrap.evaluation import evaluate
 from hubextrap.evaluation.backend import vllm_arguments

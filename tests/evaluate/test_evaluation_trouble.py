@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hubextrap.cli.main import app
+from hubextrap.cli.app import app
 from hubextrap.errors import EvaluationError, OutputError, ReferenceNotFound
 from hubextrap.evaluation import EvaluationTable, evaluate
 

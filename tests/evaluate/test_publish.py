@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import HfApi, ModelCard, hf_hub_download, parse_eval_result_entries
 from typer.testing import CliRunner, Result
 
-from hubextrap.cli.main import app
+from hubextrap.cli.app import app
 from hubextrap.errors import HubExtrapError
 from hubextrap.evaluation import EvaluationTable
 from hubextrap.localhub import Fault, LocalHub

@@ -18,7 +18,7 @@ import yaml
 from typer.testing import CliRunner
 
 from hubextrap.api import MergeOptions, merge, scan, sweep
-from hubextrap.cli.main import app
+from hubextrap.cli.app import app
 from hubextrap.errors import EvaluationError, OutputError, RecipeError
 from hubextrap.evaluation import Answering, EvaluationOptions, Harness, TaskFile
 from hubextrap.evaluation.sweep_report import SweepResult

@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from hubextrap import api
-from hubextrap.cli.main import app
+from hubextrap.cli.app import app
 from hubextrap.errors import HubExtrapError, RecipeError, UnsupportedCheckpoint
 from hubextrap.logits import ExtrapolatedForCausalLM
 from hubextrap.logits.completing import Sampling, complete

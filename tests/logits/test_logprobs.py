@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from typer.testing import CliRunner
 
 from hubextrap import api
-from hubextrap.cli.main import app
+from hubextrap.cli.app import app
 from hubextrap.errors import EvaluationError, ReferenceNotFound, UnsupportedCheckpoint
 from hubextrap.logits import LogProbRequest, measure_logprobs
 from hubextrap.logits.logprobs import as_chat

@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hubextrap.cli.main import app
+from hubextrap.cli.app import app
 
 STEPS = (0, 10, 25, 30)
 Config = dict[str, Any]

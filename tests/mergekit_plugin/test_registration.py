@@ -17,7 +17,7 @@ from mergekit.merge_methods.base import TensorGroup
 from typer.testing import CliRunner
 
 import hubextrap.methods.registry as ours
-from hubextrap.cli.main import app
+from hubextrap.cli.app import app
 from hubextrap.errors import MethodError
 from hubextrap.mergekit_plugin import TrajectoryMergeMethod, register_methods
 from hubextrap.methods import method_names, register_method

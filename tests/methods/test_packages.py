@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from hubextrap import api
-from hubextrap.cli.main import app
+from hubextrap.cli.app import app
 from hubextrap.errors import BrokenMethod, MethodError
 from hubextrap.evaluation import Harness
 from hubextrap.methods import (

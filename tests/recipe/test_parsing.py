@@ -125,29 +125,26 @@ evaluate: {task: a}
 target_step: 1
 merge_method: x
 """
-    assert problems_of(text) == [
-        "r.yaml:4: trajectory.steps.min: must be a whole number, not 'yes'",
-        "r.yaml:4: trajectory.steps.patern: unknown key; did you mean pattern?",
-        "r.yaml:7: parameters.taget_step: unknown key; did you mean target_step?",
-        "r.yaml:8: parameters.base_step: must be a whole number or auto or null, not 1.5",
-        "r.yaml:9: parameters.damping: must be a number from 0 (the last checkpoint) to 1, or auto, not 2",
-        (
-            "r.yaml:11: parameters.tensors[0].method: there is no merge method persistance; "
-            f"did you mean persistence? (known: {', '.join(method_names())})"
-        ),
-        "r.yaml:12: parameters.tensors[1].match: missing",
-        "r.yaml:12: parameters.tensors[1].windw: unknown key; did you mean window?",
-        (
-            "r.yaml:13: dtype: must be float32, not 'bfloat16': in a shorter format the coefficients "
-            "no longer sum to 1; out_dtype says how the result is stored"
-        ),
-        "r.yaml:14: out_dtype: must be float32, bfloat16 or float16, not 'bf16'",
-        "r.yaml:15: push.repo: must be owner/name, not 'me'; the branch goes into push.revision",
-        "r.yaml:15: push.revision: must be text, not 1234; put it in quotes",
-        "r.yaml:16: evaluate.task: unknown key; did you mean tasks?",
-        "r.yaml:17: target_step: unknown key; it belongs under parameters",
-        "r.yaml:18: merge_method: is there twice, first in line 5",
-    ]
+    expected = (
+        ("4: trajectory.steps.min", "a whole number, not 'yes'"),
+        ("4: trajectory.steps.patern", "did you mean pattern?"),
+        ("7: parameters.taget_step", "did you mean target_step?"),
+        ("8: parameters.base_step", "whole number or auto or null, not 1.5"),
+        ("9: parameters.damping", "or auto, not 2"),
+        ("11: parameters.tensors[0].method", f"persistence? (known: {', '.join(method_names())})"),
+        ("12: parameters.tensors[1].match", "missing"),
+        ("12: parameters.tensors[1].windw", "did you mean window?"),
+        ("13: dtype", "must be float32, not 'bfloat16'"),
+        ("14: out_dtype", "bfloat16 or float16, not 'bf16'"),
+        ("15: push.repo", "owner/name, not 'me'"),
+        ("15: push.revision", "text, not 1234; put it in quotes"),
+        ("16: evaluate.task", "did you mean tasks?"),
+        ("17: target_step", "belongs under parameters"),
+        ("18: merge_method", "twice, first in line 5"),
+    )
+    for line, (place, said) in zip(problems_of(text), expected, strict=True):
+        assert line.startswith(f"r.yaml:{place}: "), line
+        assert said in line
 
 
 @pytest.mark.parametrize(
@@ -155,10 +152,10 @@ merge_method: x
     [
         (
             ("{repo: me/run}", "{}"),
-            ":1: trajectory: give either repo, to find the checkpoints there, or checkpoints",
+            ":1: trajectory: give either repo",
         ),
         (("{repo: me/run}", "{repo: a/b, checkpoints: []}"), ":1: trajectory: give either repo"),
-        (("{repo: me/run}", "{checkpoints: []}"), ":1: trajectory: checkpoints is empty; list at least one"),
+        (("{repo: me/run}", "{checkpoints: []}"), ":1: trajectory: checkpoints is empty"),
         (
             ("{repo: me/run}", "me/run"),
             ":1: trajectory: must be a section with keys of its own, not 'me/run'",
@@ -217,7 +214,7 @@ merge_method: x
         ),
         (
             ("target_step: 400", "target_step: 400, damping: some"),
-            ":3: parameters.damping: must be a number from 0 (the last checkpoint) to 1, or auto, not 'some'",
+            ":3: parameters.damping: must be a number",
         ),
         (("target_step: 400", "target_step: 400, damping: .nan"), ":3: parameters.damping: must be"),
         (("merge_method", "version: 2\nmerge_method"), ":2: version: must be 1, not 2"),
@@ -244,13 +241,13 @@ def test_one_thing_wrong(change: tuple[str, str], problem: str) -> None:
         ("evaluate: {tasks: []}", ":4: evaluate.tasks: must not be empty"),
         (
             "evaluate: {tasks: a, against: [lsat]}",
-            ":4: evaluate.against: 'lsat' is not last, base, target or a reference",
+            ":4: evaluate.against: 'lsat' is not last",
         ),
         ("evaluate: {tasks: a, limit: 0}", ":4: evaluate.limit: must be at least 1, not 0"),
         ("dtype: 16", ":4: dtype: must be text, not 16; put it in quotes"),
         (
             "# hf_abcdefghijklmnopqrstuvwx",
-            ":4: holds what looks like a Hub token; take it out, and set HF_TOKEN",
+            ":4: holds what looks like a Hub token",
         ),
     ],
 )
@@ -263,7 +260,7 @@ def test_other_sections(section: str, problem: str) -> None:
 
 def test_several_targets_need_a_branch_each() -> None:
     text = MINIMAL.replace("400", "[300, 400]") + "push: {repo: me/x}\n"
-    assert "push.revision needs {target_step} in it when there are several targets" in problems_of(text)[0]
+    assert "push.revision needs {target_step}" in problems_of(text)[0]
 
 
 @pytest.mark.parametrize("text", ["- 1\n", "text\n", "3\n"])
@@ -356,8 +353,9 @@ def test_recipes_do_not_change_and_travel_between_processes() -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"none.yaml: no such file; `hubextrap recipes ls` lists"):
+    with pytest.raises(RecipeError, match="no such file") as caught:
         load_recipe(tmp_path / "none.yaml")
+    assert caught.value.file == str(tmp_path / "none.yaml")
     with pytest.raises(RecipeError, match="cannot be read"):
         load_recipe(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")

@@ -44,125 +44,57 @@ def test_defaults_and_canonical_form() -> None:
     assert recipe.values()["reground.train"] == ["t", "{model}", "{steps}", "{output}"]
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        (
-            "{model}",
-            "{modle}",
-            (
-                "3: reground.train: unknown placeholder {modle}; did you mean model?; known here: "
-                "{model}, {start_step}, {steps}, {output}; for the text itself write {{modle}}"
-            ),
-        ),
-        (
-            "--output {output}",
-            "",
-            "3: reground.train: lacks {output}: without it the command would not know it",
-        ),
-        (
-            "--model {model}",
-            "",
-            "3: reground.train: lacks {model}: without it the command would not know it",
-        ),
-        (
-            "python t.py",
-            "cd x && python t.py",
-            (
-                "3: reground.train: && is a shell's, and the command runs without one; say shell: true, "
-                "or put the commands into a script"
-            ),
-        ),
-        ("t.py", "it's.py", "3: reground.train: its quotes do not fit: No closing quotation"),
-        (
-            "  window: 20",
-            "  windwo: 20",
-            "5: reground.windwo: unknown key; did you mean window?",
-        ),
-        ("window: 20", "window: 0", "5: reground.window: must be at least 1, not 0"),
-        ("jump: 60", "jump: far", "6: reground.jump: must be a whole number, not 'far'"),
-        (
-            "iterations: 4",
-            "max_skipped: 4",
-            (
-                "1: reground: says nothing of when to stop; give iterations, max_rl_steps or "
-                "max_represented_steps"
-            ),
-        ),
-        (
-            "iterations: 4",
-            "max_rl_steps: 19",
-            "1: reground: max_rl_steps 19 is less than one window of 20",
-        ),
-        (
-            "checkpoint-{step}",
-            "../x",
-            "4: reground.checkpoint: '../x' has to lie in the round's {output}; give it relative to that",
-        ),
-        (
-            "checkpoint-{step}",
-            "{step}/{step}",
-            "4: reground.checkpoint: has {step} more than once",
-        ),
-        (
-            "iterations: 4",
-            "iterations: 4\n  rule: line",
-            "8: reground.rule: must be two_point, anchored or calibrated, not 'line'",
-        ),
-        (
-            "iterations: 4",
-            "iterations: 4\n  guard:\n    max_error: 0",
-            "9: reground.guard.max_error: must be a number above 0, or off, not 0",
-        ),
-        (
-            "iterations: 4",
-            "iterations: 4\n  guard:\n    margin: 0.1",
-            "8: reground.guard: margin, shell and longest_jump go with a probe, and there is none",
-        ),
-        (
-            "iterations: 4",
-            "iterations: 4\n  guard:\n    probe: score {model}",
-            (
-                "8: reground.guard: a probe needs a margin, 0 or more: what its score has to change by to "
-                "count, about twice its standard error"
-            ),
-        ),
-        (
-            "iterations: 4",
-            "iterations: 4\n  guard:\n    probe: score {output}\n    margin: 1",
-            (
-                "9: reground.guard.probe: unknown placeholder {output}; known here: {model}; for the text "
-                "itself write {{output}}"
-            ),
-        ),
-        (
-            "iterations: 4",
-            "iterations: 4\n  guard: {probe: score {model}, margin: 1}",
-            "8: not valid YAML: while parsing a flow mapping expected ',' or '}', but got '{'",
-        ),
-        (
-            "iterations: 4",
-            "iterations: 4\n  guard: {probe: 'score {model}', margin: 1, longest_jump: 30}",
-            "1: reground: guard.longest_jump 30 is less than jump 60",
-        ),
-        (
-            "iterations: 4",
-            "iterations: 4\npush: {repo: model}",
-            "8: push.repo: must be owner/name, not 'model'; every checkpoint gets a branch of its own",
-        ),
-    ],
+GUARDED = "iterations: 4\n  guard:\n    "
+WRONG = (
+    ("{model}", "{modle}", "3: reground.train", "unknown placeholder {modle}; did you mean model?"),
+    ("--output {output}", "", "3: reground.train", "lacks {output}"),
+    ("--model {model}", "", "3: reground.train", "lacks {model}"),
+    ("python t.py", "cd x && python t.py", "3: reground.train", "say shell: true"),
+    ("t.py", "it's.py", "3: reground.train", "No closing quotation"),
+    ("  window: 20", "  windwo: 20", "5: reground.windwo", "did you mean window?"),
+    ("window: 20", "window: 0", "5: reground.window", "at least 1, not 0"),
+    ("jump: 60", "jump: far", "6: reground.jump", "a whole number, not 'far'"),
+    ("iterations: 4", "max_skipped: 4", "1: reground", "when to stop"),
+    ("iterations: 4", "max_rl_steps: 19", "1: reground", "19 is less than one window of 20"),
+    ("checkpoint-{step}", "../x", "4: reground.checkpoint", "'../x' has to lie in"),
+    ("checkpoint-{step}", "{step}/{step}", "4: reground.checkpoint", "more than once"),
+    ("iterations: 4", "iterations: 4\n  rule: line", "8: reground.rule", "or calibrated, not 'line'"),
+    ("iterations: 4", GUARDED + "max_error: 0", "9: reground.guard.max_error", "above 0, or off, not 0"),
+    ("iterations: 4", GUARDED + "margin: 0.1", "8: reground.guard", "go with a probe"),
+    ("iterations: 4", GUARDED + "probe: score {model}", "8: reground.guard", "needs a margin"),
+    (
+        "iterations: 4",
+        GUARDED + "probe: score {output}\n    margin: 1",
+        "9: reground.guard.probe",
+        "unknown placeholder {output}; known here: {model};",
+    ),
+    (
+        "iterations: 4",
+        "iterations: 4\n  guard: {probe: score {model}, margin: 1}",
+        "8",
+        "not valid YAML",
+    ),
+    (
+        "iterations: 4",
+        "iterations: 4\n  guard: {probe: 'score {model}', margin: 1, longest_jump: 30}",
+        "1: reground",
+        "longest_jump 30 is less than jump 60",
+    ),
+    ("iterations: 4", "iterations: 4\npush: {repo: model}", "8: push.repo", "owner/name, not 'model'"),
 )
-def test_what_is_wrong_has_a_line(old: str, new: str, said: str) -> None:
-    assert problem(old, new) == f"r.yaml:{said}"
+
+
+@pytest.mark.parametrize(("old", "new", "place", "said"), WRONG)
+def test_what_is_wrong_has_a_line(old: str, new: str, place: str, said: str) -> None:
+    (line,) = problem(old, new).splitlines()
+    assert line.startswith(f"r.yaml:{place}: ")
+    assert said in line
 
 
 def test_all_problems_at_once() -> None:
     said = problem("window: 20\n  jump: 60", "window: x\n  jump: -1").splitlines()
-    assert said == [
-        "r.yaml has 2 problems:",
-        "r.yaml:5: reground.window: must be a whole number, not 'x'",
-        "r.yaml:6: reground.jump: must be at least 1, not -1",
-    ]
+    places = [line.partition(" must be ")[0] for line in said]
+    assert places == ["r.yaml has 2 problems:", "r.yaml:5: reground.window:", "r.yaml:6: reground.jump:"]
 
 
 @pytest.mark.parametrize("quoted", ['"{model}"', "'{model}'", '"dir/{model}"', "\\{model}"])
@@ -170,7 +102,7 @@ def test_a_placeholder_in_a_shells_quotes_is_refused(quoted: str) -> None:
     """The quotes that a value is put in with would end them."""
     shell = TEXT + "  shell: true\n"
     text = shell.replace("--model {model}", f"--model {quoted}")
-    with pytest.raises(RecipeError, match=r"reground.train: \{model\} stands in quotes; leave them out"):
+    with pytest.raises(RecipeError, match=r"train: \{model\} stands in quotes"):
         parse_reground_recipe(text)
     parse_reground_recipe(shell.replace("--model {model}", "--model {model} \"--model\" 'x'"))
 

@@ -60,10 +60,13 @@ def test_public_trajectories_are_among_them() -> None:
 
 
 def test_each_command_says_whose_recipe_it_was_given() -> None:
-    with pytest.raises(RecipeError, match=r"two_point.yaml: has no reground section; `hubextrap merge` and"):
-        load_reground_recipe(ROOT / "merge_configs" / "two_point.yaml")
-    with pytest.raises(RecipeError, match=r"reground_trl.yaml: a recipe for `hubextrap reground`; there"):
-        load_recipe(ROOT / "merge_configs" / "reground_trl.yaml")
+    mergeable, trainable = (ROOT / "merge_configs" / f"{name}.yaml" for name in ("two_point", "reground_trl"))
+    with pytest.raises(RecipeError, match="no reground section") as caught:
+        load_reground_recipe(mergeable)
+    assert caught.value.file == str(mergeable)
+    with pytest.raises(RecipeError, match="for `hubextrap reground`") as caught:
+        load_recipe(trainable)
+    assert caught.value.file == str(trainable)
 
 
 def test_listing_holds_every_file() -> None:
@@ -89,14 +92,13 @@ def test_copies_are_new_files(tmp_path: Path) -> None:
     assert copy_shipped("two_point.yaml", tmp_path / "mine.yaml") == tmp_path / "mine.yaml"
     assert (tmp_path / "two_point.yaml").read_text() == (tmp_path / "mine.yaml").read_text() == original
     (tmp_path / "mine.yaml").write_text("mine")
-    with pytest.raises(OutputError, match=r"mine.yaml is there already; remove it, or give another name"):
+    with pytest.raises(OutputError, match="is there already") as caught:
         copy_shipped("two_point", tmp_path / "mine.yaml")
+    assert caught.value.file == str(tmp_path / "mine.yaml")
     assert (tmp_path / "mine.yaml").read_text() == "mine"
     with pytest.raises(OutputError, match="cannot be written"):
         copy_shipped("two_point", tmp_path / "none" / "x.yaml")
-    with pytest.raises(
-        RecipeError, match=r"no recipe two_pint comes with hubextrap; did you mean two_point\?"
-    ):
+    with pytest.raises(RecipeError, match=r"did you mean two_point\?"):
         copy_shipped("two_pint", tmp_path)
 
 
@@ -131,15 +133,11 @@ def test_the_command(tmp_path: Path) -> None:
     assert any(line.startswith("demo ") for line in listed.stdout.splitlines())
     copied = run("cp", "two_point", cwd=tmp_path)
     assert copied.stdout == "two_point.yaml\n"
-    assert copied.stderr == (
-        "two_point.yaml names what is of hubextrap's own demonstration and not here: "
-        "demo/data/rlvr-C (line 7). Put in your own repos and folders; `make demo` in the source "
-        "distribution has the others.\n"
-    )
+    assert "not here: demo/data/rlvr-C (line 7)." in copied.stderr
     assert run("validate", "two_point.yaml", cwd=tmp_path).stdout == "two_point.yaml: ok\n"
     again = run("cp", "two_point", cwd=tmp_path)
     assert again.returncode == 1
-    assert again.stderr == "error: two_point.yaml is there already; remove it, or give another name\n"
+    assert again.stderr.startswith("error: two_point.yaml is there already;")
 
 
 def test_validate_shows_all_problems_of_all_files(tmp_path: Path) -> None:
@@ -151,11 +149,7 @@ def test_validate_shows_all_problems_of_all_files(tmp_path: Path) -> None:
     result = run("validate", "a.yaml", "b.yaml", "good.yaml", "c.yaml", cwd=tmp_path)
     assert result.returncode == 1
     assert result.stdout == ""
-    assert result.stderr.splitlines() == [
-        "error: a.yaml:2: parameters.target_step[0]: must be a whole number, not 'x'",
-        (
-            "b.yaml:2: not valid YAML: while parsing a flow node expected the node content, "
-            "but found '<stream end>'"
-        ),
-        "c.yaml: no such file; `hubextrap recipes ls` lists the recipes that come with hubextrap",
-    ]
+    first, second, third = result.stderr.splitlines()
+    assert first.startswith("error: a.yaml:2: parameters.target_step[0]: ")
+    assert second.startswith("b.yaml:2: not valid YAML: ")
+    assert third.startswith("c.yaml: no such file; ")

@@ -9,7 +9,7 @@ from evaluations import SETTINGS
 from typer.testing import CliRunner
 
 from hubextrap import api
-from hubextrap.cli.main import app
+from hubextrap.cli.app import app
 from hubextrap.evaluation.table import EvaluationTable, Row, Score, TaskRecord
 from hubextrap.scans import LogProbs, LogProbSource, Scan
 from hubextrap.trajectory import find_trajectory

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from hubextrap import api
-from hubextrap.cli.main import app
+from hubextrap.cli.app import app
 from hubextrap.errors import EvaluationError, HubExtrapError, OutputError, ReferenceNotFound
 from hubextrap.evaluation.table import EvaluationTable
 from hubextrap.reporting import build_sections, collect_accuracy, weights

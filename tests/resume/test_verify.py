@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import hubextrap
 from hubextrap.claims import sealed
-from hubextrap.cli.main import app
+from hubextrap.cli.app import app
 from hubextrap.errors import CorruptFile, ReferenceNotFound
 from hubextrap.localhub import LocalHub
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import hubextrap
 from hubextrap import api
-from hubextrap.cli.main import app
+from hubextrap.cli.app import app
 from hubextrap.errors import MethodError, ReferenceNotFound, StepError
 from hubextrap.methods import coefficients
 from hubextrap.recipe import parse_recipe

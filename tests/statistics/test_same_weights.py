@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from hubextrap import api
-from hubextrap.cli.main import app
+from hubextrap.cli.app import app
 from hubextrap.scans import Scan
 from hubextrap.trajectory import find_trajectory
 

@@ -18,7 +18,7 @@ from scan_runs import make_run, scan_folder, write_checkpoint
 from typer.testing import CliRunner
 
 from hubextrap import api
-from hubextrap.cli.main import app
+from hubextrap.cli.app import app
 from hubextrap.errors import CorruptFile, NonFinite, OutputError, RecipeError, ReferenceNotFound
 from hubextrap.localhub import LocalHub
 from hubextrap.logits import LogProbRequest

@@ -1,8 +1,9 @@
-"""`hubextrap mergekit-yaml`: mergekit's own command, with our merge methods registered."""
+"""Other programs' own commands: mergekit's with our merge methods, lm-eval's with the model ``hubextrap``."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from hubextrap.containment import read_named
 from hubextrap.errors import HubExtrapError, OutputError, RecipeError
 from hubextrap.foreign_data import parse_yaml
 from hubextrap.foreign_text import own_lines
-from hubextrap.hub_access import reason
+from hubextrap.hub_access import keep_to_the_endpoint, reason
 
 
 class PassedOn(TyperCommand):
@@ -39,18 +40,38 @@ def mergekit_yaml(ctx: typer.Context) -> None:
         raise OutputError(f"{out}: is there already and is no folder; choose another one", file=out)
     problems = mergekit_plugin.config_problems(_read_yaml(given.get("config_file")))
     if problems:
-        raise RecipeError(own_lines(*(f"{given['config_file']}: {problem}" for problem in problems)))
-    with errors_of("mergekit"):
+        config = given["config_file"]
+        raise RecipeError(own_lines(*(f"{config}: {problem}" for problem in problems)), file=config)
+    with _errors_of("mergekit"):
         main.main(args=list(ctx.args), prog_name=name)
 
 
-@contextmanager
-def errors_of(program: str) -> Iterator[None]:
-    """What another program does not catch itself, as one line; its own exits and ours come through.
+def lm_eval_command(ctx: typer.Context) -> None:
+    """Run lm-eval's own command line; its --model hubextrap predicts what it evaluates."""
+    from hubextrap.evaluation.tasks import require_lm_eval
 
-    Raises:
-        HubExtrapError: names the program and its error.
-    """
+    require_lm_eval()
+    import datasets  # noqa: F401
+
+    keep_to_the_endpoint()
+    import lm_eval.models  # noqa: F401 - registering before it is imported would hide lm-eval's own models
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.registry import model_registry
+
+    if "hubextrap" not in model_registry:  # later versions find it by its entry point
+        model_registry.register("hubextrap", target="hubextrap.lm_eval_plugin:HubextrapLM")
+    own_arguments = sys.argv
+    sys.argv = ["lm-eval", *ctx.args]
+    try:
+        with _errors_of("lm-eval"):
+            cli_evaluate()
+    finally:
+        sys.argv = own_arguments
+
+
+@contextmanager
+def _errors_of(program: str) -> Iterator[None]:
+    """What another program does not catch itself, as one line; its own exits and ours come through."""
     try:
         with redacting_stdout():
             yield
