@@ -25,13 +25,12 @@ def check_backend(backend: Backend, device: str, batch_size: int | None) -> None
     Raises:
         EvaluationError: with the remedy.
     """
-    if backend == "vllm":
-        for name, idle in (("device", device != "auto"), ("batch_size", batch_size is not None)):
-            if idle:
-                raise EvaluationError(
-                    f"{name} has no effect with vLLM, which chooses it by itself; leave it out"
-                )
-    if backend == "vllm" and find_spec("vllm") is None:
+    if backend != "vllm":
+        return
+    for name, idle in (("device", device != "auto"), ("batch_size", batch_size is not None)):
+        if idle:
+            raise EvaluationError(f"{name} has no effect with vLLM, which chooses it by itself; leave it out")
+    if find_spec("vllm") is None:
         raise EvaluationError("vLLM is not installed; install it with: pip install 'lm-eval[vllm]'")
 
 
@@ -47,20 +46,7 @@ def load_model(
         return _load_vllm(checkpoint, settings)
     from hubextrap.evaluation.model import load_checkpoint
 
-    return load_checkpoint(
-        label,
-        checkpoint,
-        device=settings.device,
-        dtype=settings.dtype,
-        batch_size=settings.batch_size,
-        progress=progress,
-    )
-
-
-def generation_defaults(model: Any) -> dict[str, Any]:
-    """What the checkpoint's own generation config says; lm-eval's vLLM model does not look at it."""
-    found: dict[str, Any] = model.generation_defaults() if hasattr(model, "generation_defaults") else {}
-    return found
+    return load_checkpoint(label, checkpoint, settings, progress)
 
 
 def _load_vllm(checkpoint: Checkpoint | Mixture, settings: MeasurementSettings) -> Any:
@@ -86,23 +72,22 @@ def vllm_arguments(checkpoint: Checkpoint, settings: MeasurementSettings) -> dic
     Raises:
         TrajectoryError, SourceError: a subfolder cannot be downloaded.
     """
-    if checkpoint.repo is None:
-        check_folder(checkpoint.path)
     check_download(checkpoint, weights=True)
-    place: dict[str, Any] = {"pretrained": checkpoint.path}
-    if checkpoint.repo is not None and checkpoint.path:
+    pinned: dict[str, Any] = {}
+    if checkpoint.repo is None:
+        check_folder(place := checkpoint.path)
+    elif checkpoint.path:
         with hub_errors(checkpoint.name):
             copy = hub_api().snapshot_download(
                 checkpoint.repo, revision=checkpoint.commit, allow_patterns=f"{checkpoint.path}/*"
             )
-        place = {"pretrained": str(Path(copy, checkpoint.path))}
-    elif checkpoint.repo is not None:
-        place = {
-            "pretrained": checkpoint.repo,
-            "revision": checkpoint.commit,
-            "tokenizer_revision": checkpoint.commit,
-        }
-    return place | {
+        place = str(Path(copy, checkpoint.path))
+    else:
+        place = checkpoint.repo
+        pinned = {"revision": checkpoint.commit, "tokenizer_revision": checkpoint.commit}
+    return {
+        "pretrained": place,
+        **pinned,
         "dtype": settings.dtype,
         "seed": settings.seed,
         "batch_size": "auto",  # vLLM schedules by itself

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.digests import sha256_of_json
 from hubextrap.errors import EvaluationError
-from hubextrap.evaluation.backend import check_backend, generation_defaults, load_model
-from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE, EvaluationOptions
-from hubextrap.evaluation.own_tasks import Answering, task_specs
+from hubextrap.evaluation.backend import check_backend, load_model
+from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE, Answering, EvaluationOptions
+from hubextrap.evaluation.own_tasks import task_specs
 from hubextrap.evaluation.quiet import quiet_libraries, quiet_lm_eval
 from hubextrap.evaluation.scores import config_sha256, docs_sha256, records_of, scores_of
 from hubextrap.evaluation.table import EvaluationTable, MeasurementSettings, Part, Row, Score, TaskRecord
@@ -161,7 +161,8 @@ class Harness:
         settings = self.settings
         with quiet_libraries():
             model = load_model(label, checkpoint, settings, self._progress)
-            defaults = generation_defaults(model)
+            # lm-eval's vLLM model does not look at them
+            defaults = model.generation_defaults() if hasattr(model, "generation_defaults") else {}
             found = _simple_evaluate(
                 model,
                 f"{checkpoint.name}: {self._what}",
