@@ -81,7 +81,7 @@ def load_checkpoint(
     Raises:
         EvaluationError: transformers cannot load its model or its tokenizer, or it does not fit the device.
     """
-    where = {"dtype": settings.dtype, "device": settings.device}
+    where: Any = {"dtype": settings.dtype, "device": settings.device}
     try:
         if isinstance(checkpoint, Mixture):
             model: Any = ExtrapolatedForCausalLM.from_mixture(checkpoint, **where)
