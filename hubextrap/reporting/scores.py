@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from hubextrap.evaluation.table import LAST
 from hubextrap.foreign_text import plot_text
 from hubextrap.reporting.style import FAINT, INK, SERIES, VERMILION
 from hubextrap.statistics import horizon_classes, horizon_means, pair_counts
@@ -80,10 +81,10 @@ def draw_accuracy(figure: Figure, accuracy: Accuracy) -> None:
 
 def gain(accuracy: Accuracy) -> list[tuple[str, float, float, float | None]]:
     """(label, score, that of the last observed checkpoint, that of the real one) of each prediction."""
-    found = []
-    for point in accuracy.predicted:
-        last = next((other for other in accuracy.observed if other.label == "last"), None)
-        real = next((other for other in accuracy.observed if other.step == point.step), None)
-        if last is not None and np.isfinite(point.value):
-            found.append((point.label, point.value, last.value, None if real is None else real.value))
-    return found
+    last = next((other.value for other in accuracy.observed if other.label == LAST), None)
+    real = {other.step: other.value for other in reversed(accuracy.observed)}
+    return [
+        (point.label, point.value, last, real.get(point.step))
+        for point in accuracy.predicted
+        if last is not None and np.isfinite(point.value)
+    ]
