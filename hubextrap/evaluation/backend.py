@@ -42,21 +42,16 @@ def load_model(
     Raises:
         EvaluationError: it cannot be loaded.
     """
-    if settings.backend == "vllm":
-        return _load_vllm(checkpoint, settings)
-    from hubextrap.evaluation.model import load_checkpoint
+    if settings.backend != "vllm":
+        from hubextrap.evaluation.model import load_checkpoint
 
-    return load_checkpoint(label, checkpoint, settings, progress)
-
-
-def _load_vllm(checkpoint: Checkpoint | Mixture, settings: MeasurementSettings) -> Any:
+        return load_checkpoint(label, checkpoint, settings, progress)
     import lm_eval.models  # noqa: F401  it registers lm-eval's models
     from lm_eval.api.registry import get_model
 
     if isinstance(checkpoint, Mixture):
-        raise EvaluationError(
-            f"{checkpoint.name}: vLLM cannot mix logits of checkpoints; leave out --backend"
-        )
+        said = "vLLM cannot mix logits of checkpoints; leave out --backend"
+        raise EvaluationError(f"{checkpoint.name}: {said}")
     arguments = vllm_arguments(checkpoint, settings)
     try:
         return get_model("vllm")(**arguments)

@@ -58,10 +58,10 @@ def halves(problems: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def on_half(table: EvaluationTable, keys: Sequence[Key], *, reporting: bool) -> EvaluationTable:
     """``table`` with the figures ``keys`` alone, each over one half of its task's problems."""
-    rows = [
-        row.model_copy(update={"scores": tuple(_restricted(row, key, reporting) for key in keys)})
-        for row in table.rows
-    ]
+    rows = []
+    for row in table.rows:
+        scores = tuple(_restricted(row, key, reporting) for key in keys)
+        rows.append(row.model_copy(update={"scores": scores}))
     return table.model_copy(update={"rows": tuple(rows)})
 
 

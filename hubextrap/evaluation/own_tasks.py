@@ -14,7 +14,7 @@ from hubextrap.containment import read_named
 from hubextrap.digests import sha256_of_json
 from hubextrap.errors import EvaluationError
 from hubextrap.evaluation.options import Answering, Format, TaskFile
-from hubextrap.evaluation.scoring import math_answers, sample_metrics, text_answers
+from hubextrap.evaluation.scoring import math_answers, means, sample_metrics, text_answers
 from hubextrap.foreign_data import parse_json
 
 if TYPE_CHECKING:
@@ -61,10 +61,10 @@ def task_specs(
     for name in stems:
         if name in names or stems.count(name) > 1:
             raise EvaluationError(f"{name}: two tasks of this name; rename the file of problems")
-    specs: list[str | Mapping[str, Any]] = []
-    for task in tasks:
-        specs.append(_packaged(task, answering) if isinstance(task, str) and task in ours else task)
-    return [*specs, *(_from_file(file, answering) for file in files)]
+    return [
+        *(_packaged(task, answering) if isinstance(task, str) and task in ours else task for task in tasks),
+        *(_from_file(file, answering) for file in files),
+    ]
 
 
 def _packaged(name: str, answering: Answering) -> dict[str, Any]:
@@ -91,15 +91,12 @@ def _from_file(file: TaskFile, answering: Answering) -> dict[str, Any]:
     }
     if file.format == "choice":
         if answering:
-            raise EvaluationError(
-                f"{file.path}: choices are scored and not answered; leave out --repeats, --temperature, "
-                "--max-tokens",
-                file=file.path,
-            )
+            said = "choices are scored and not answered; leave out --repeats, --temperature, --max-tokens"
+            raise EvaluationError(f"{file.path}: {said}", file=file.path)
         return config | {
             "output_type": "multiple_choice",
             "doc_to_choice": "choices",
-            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+            "metric_list": means(["acc"]),
         }
     config["output_type"] = "generate_until"
     if file.format == "math":
@@ -141,9 +138,7 @@ def _answered(answering: Answering, until: list[str], metric: str) -> dict[str, 
         "generation_kwargs": generation,
         "repeats": n,
         "filter_list": [{"name": "none", "filter": [take]}],
-        "metric_list": sample_metrics(n)
-        if n > 1
-        else [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
+        "metric_list": sample_metrics(n) if n > 1 else means([metric]),
     }
 
 
@@ -189,9 +184,8 @@ def _read(file: TaskFile) -> Problems:
         if line.strip()
     ]
     if not rows:
-        raise EvaluationError(
-            f"{file.path}: holds no problem; write one JSON object per line", file=file.path
-        )
+        said = "holds no problem; write one JSON object per line"
+        raise EvaluationError(f"{file.path}: {said}", file=file.path)
     return Problems(sha256_of_json(rows), tuple(rows))
 
 

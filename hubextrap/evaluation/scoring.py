@@ -139,5 +139,9 @@ def pass_ks(n: int) -> tuple[int, ...]:
 
 def sample_metrics(n: int) -> list[Mapping[str, object]]:
     """lm-eval's ``metric_list`` for what `figures_of_samples` gives."""
-    names = [f"avg@{n}", f"maj@{n}", *(f"pass@{k}" for k in pass_ks(n))]
+    return means([f"avg@{n}", f"maj@{n}", *(f"pass@{k}" for k in pass_ks(n))])
+
+
+def means(names: Sequence[str]) -> list[Mapping[str, object]]:
+    """lm-eval's ``metric_list`` for figures whose mean over problems had better be high."""
     return [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in names]

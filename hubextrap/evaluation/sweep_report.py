@@ -63,11 +63,9 @@ def report_sweep(table: EvaluationTable, candidates: Sequence[GridPoint]) -> Swe
     merits = {row.label: merit(row, keys) for row in deciding.rows}
     best = max(candidates, key=lambda each: (merits[each.label], -each.step, -each.strength))
     grid = {candidate.label for candidate in candidates}
-    rows = [
-        row.model_copy(update={"label": PREDICTION}) if row.label == best.label else row
-        for row in sorted(reporting.rows, key=lambda row: row.label != best.label)
-        if row.label == best.label or row.label not in grid
-    ]
+    ours = next(row for row in reporting.rows if row.label == best.label)
+    rows = [ours.model_copy(update={"label": PREDICTION})]
+    rows += [row for row in reporting.rows if row.label not in grid]
     return SweepResult(
         figures=keys,
         candidates=tuple(candidates),

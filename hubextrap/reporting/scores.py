@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from hubextrap.evaluation.table import LAST
 from hubextrap.foreign_text import plot_text
-from hubextrap.reporting.style import FAINT, INK, SERIES, VERMILION
+from hubextrap.reporting.style import BLUE, FAINT, INK, SERIES, VERMILION
 from hubextrap.statistics import horizon_classes, horizon_means, pair_counts
 
 if TYPE_CHECKING:
@@ -53,25 +53,20 @@ def draw_backtest(figure: Figure, backtest: Backtest) -> None:
 
 def draw_accuracy(figure: Figure, accuracy: Accuracy) -> None:
     axes = figure.subplots()
-    for points, style, colour, label in (
-        (accuracy.observed, "o-", SERIES[0][0], "observed checkpoints"),
-        (accuracy.predicted, "D", VERMILION, "predictions"),
+    line: dict[str, Any] = {"fmt": "o-", "color": BLUE, "zorder": 2}
+    hollow: dict[str, Any] = {"fmt": "D", "color": VERMILION, "zorder": 3, "markersize": 9}
+    hollow["markerfacecolor"] = "none"  # the real checkpoint may lie inside
+    for points, label, look in (
+        (accuracy.observed, "observed checkpoints", line),
+        (accuracy.predicted, "predictions", hollow),
     ):
         if points:
             axes.errorbar(
                 [float(point.step or 0) for point in points],
                 [point.value for point in points],
                 [1.96 * (point.stderr or 0.0) for point in points],
-                fmt=style,
-                color=colour,
-                markersize=9 if style == "D" else 5,
-                markerfacecolor="none" if style == "D" else colour,  # the real checkpoint may lie inside
-                markeredgewidth=1.8,
-                capsize=3,
-                linewidth=1.6,
-                label=label,
-                zorder=3 if style == "D" else 2,
-            )
+                label=label, markeredgewidth=1.8, capsize=3, linewidth=1.6, **look,
+            )  # fmt: skip
     values = [point.value for point in accuracy.points]
     if values and min(values) >= 0 and max(values) <= 1:
         axes.set_ylim(max(0.0, min(values) - 0.1), min(1.05, max(values) + 0.1))
