@@ -59,18 +59,14 @@ OWN = ("device", "dtype", "use_fast_tokenizer")
 _CHECKPOINTS = "name the checkpoints by trajectory or recipe, with @revision and :folder where they need it"
 _WHOLE = "a prediction is loaded whole, onto the device that `device` names"
 _MERGED = "merge it into a folder (`hubextrap merge`) and give that to lm-eval's model hf"
-REFUSED = (
-    dict.fromkeys(("pretrained", "revision", "subfolder"), _CHECKPOINTS)
-    | dict.fromkeys(
-        ("parallelize", "max_memory_per_gpu", "max_cpu_memory", "offload_folder", "tp_plan", "device_map"),
-        _WHOLE,
-    )
-    | dict.fromkeys(("peft", "delta", "autogptq", "gptqmodel", "gguf_file"), _MERGED)
-    | {
-        "tokenizer": "the tokenizer is that of the last checkpoint",
-        "trust_remote_code": "no code from the Hub is run for a prediction",
-    }
-)
+_PLACING = "parallelize", "max_memory_per_gpu", "max_cpu_memory", "offload_folder", "tp_plan", "device_map"
+REFUSED = {
+    **dict.fromkeys(("pretrained", "revision", "subfolder"), _CHECKPOINTS),
+    **dict.fromkeys(_PLACING, _WHOLE),
+    **dict.fromkeys(("peft", "delta", "autogptq", "gptqmodel", "gguf_file"), _MERGED),
+    "tokenizer": "the tokenizer is that of the last checkpoint",
+    "trust_remote_code": "no code from the Hub is run for a prediction",
+}
 """What it takes and a prediction cannot have, and why. Given with lm-eval's default, it changes nothing."""
 
 
@@ -158,8 +154,7 @@ def _recipe(arguments: dict[str, Any]) -> Recipe:
     """The recipe that the arguments stand for, with one target step and nothing to push."""
     if "recipe" in arguments:
         known = ("recipe", "target_step", "space")
-        unknown = [key for key in arguments if key not in known]
-        if unknown:
+        if unknown := [key for key in arguments if key not in known]:
             beside = ", ".join([*known[1:], *PASSED, *OWN])
             raise RecipeError(
                 f"model_args: {', '.join(unknown)} cannot go with recipe; write it into the recipe if it is "
@@ -167,17 +162,16 @@ def _recipe(arguments: dict[str, Any]) -> Recipe:
             )
         recipe = load_recipe(Path(str(arguments["recipe"])))
         content = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"push", "evaluate"})
-        content |= {"space": arguments["space"]} if "space" in arguments else {}
-        steps = recipe.target_steps
-        target = arguments.get("target_step", steps[0] if len(steps) == 1 else None)
-        if target not in steps:
-            raise RecipeError(
-                f"model_args: target_step has to be one of the recipe's: {', '.join(map(str, steps))}"
-            )
+        if "space" in arguments:
+            content["space"] = arguments["space"]
+        targets = recipe.target_steps
+        target = arguments.get("target_step", targets[0] if len(targets) == 1 else None)
+        if target not in targets:
+            listed = ", ".join(map(str, targets))
+            raise RecipeError(f"model_args: target_step has to be one of the recipe's: {listed}")
         content["parameters"]["target_step"] = target
         return parse_recipe(yaml.safe_dump(content, sort_keys=False), str(arguments["recipe"]))
-    missing = [key for key in ("trajectory", "target_step", "method") if key not in arguments]
-    if missing:
+    if missing := [key for key in ("trajectory", "target_step", "method") if key not in arguments]:
         raise RecipeError(
             f"model_args: {', '.join(missing)} missing; e.g. trajectory=org/name,target_step=300,"
             "method=two_point,space=logits, or recipe=FILE"
@@ -185,9 +179,10 @@ def _recipe(arguments: dict[str, Any]) -> Recipe:
     trajectory: dict[str, Any] = {"repo": str(arguments.pop("trajectory"))}
     if "base" in arguments:
         trajectory["base"] = arguments.pop("base")
-    steps_section = {name: arguments.pop(key) for key, name in _STEP_KEYS.items() if key in arguments}
+    if steps := {name: arguments.pop(key) for key, name in _STEP_KEYS.items() if key in arguments}:
+        trajectory["steps"] = steps
     content = {
-        "trajectory": trajectory | ({"steps": steps_section} if steps_section else {}),
+        "trajectory": trajectory,
         "merge_method": arguments.pop("method"),
         "space": arguments.pop("space", "weights"),
         "parameters": arguments,  # all the rest; the recipe refuses what the method does not take
@@ -214,10 +209,7 @@ def _mixed(
 def _merged(
     recipe: Recipe, dtype: str, device: str, spelling: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    with (
-        Run.of(recipe, progress=_Said()) as run,
-        TemporaryDirectory(prefix="hubextrap-") as parent,
-    ):
+    with Run.of(recipe, progress=_Said()) as run, TemporaryDirectory(prefix="hubextrap-") as parent:
         # what is wrong with it should not cost a merge
         tokenizer = load_tokenizer(run.trajectory.last, **spelling)
         (prediction,) = api.merge(recipe, out=Path(parent) / "prediction", run=run).predictions

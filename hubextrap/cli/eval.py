@@ -25,7 +25,7 @@ from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE
 
 if TYPE_CHECKING:
     from hubextrap.evaluation import EvaluationOptions, EvaluationTable
-    from hubextrap.evaluation.own_tasks import Format
+    from hubextrap.evaluation.options import Format
 
 
 @dataclass(frozen=True)

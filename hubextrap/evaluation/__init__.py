@@ -8,8 +8,7 @@ from hubextrap.lazy import names_of
 
 if TYPE_CHECKING:
     from hubextrap.evaluation.comparison import compared_checkpoints
-    from hubextrap.evaluation.options import EvaluationOptions
-    from hubextrap.evaluation.own_tasks import Answering, TaskFile
+    from hubextrap.evaluation.options import Answering, EvaluationOptions, TaskFile
     from hubextrap.evaluation.render import format_figure, to_markdown, to_rich, verdicts
     from hubextrap.evaluation.run import Harness, Measurement, evaluate
     from hubextrap.evaluation.table import (

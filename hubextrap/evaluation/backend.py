@@ -25,13 +25,12 @@ def check_backend(backend: Backend, device: str, batch_size: int | None) -> None
     Raises:
         EvaluationError: with the remedy.
     """
-    if backend == "vllm":
-        for name, idle in (("device", device != "auto"), ("batch_size", batch_size is not None)):
-            if idle:
-                raise EvaluationError(
-                    f"{name} has no effect with vLLM, which chooses it by itself; leave it out"
-                )
-    if backend == "vllm" and find_spec("vllm") is None:
+    if backend != "vllm":
+        return
+    for name, idle in (("device", device != "auto"), ("batch_size", batch_size is not None)):
+        if idle:
+            raise EvaluationError(f"{name} has no effect with vLLM, which chooses it by itself; leave it out")
+    if find_spec("vllm") is None:
         raise EvaluationError("vLLM is not installed; install it with: pip install 'lm-eval[vllm]'")
 
 
@@ -43,34 +42,16 @@ def load_model(
     Raises:
         EvaluationError: it cannot be loaded.
     """
-    if settings.backend == "vllm":
-        return _load_vllm(checkpoint, settings)
-    from hubextrap.evaluation.model import load_checkpoint
+    if settings.backend != "vllm":
+        from hubextrap.evaluation.model import load_checkpoint
 
-    return load_checkpoint(
-        label,
-        checkpoint,
-        device=settings.device,
-        dtype=settings.dtype,
-        batch_size=settings.batch_size,
-        progress=progress,
-    )
-
-
-def generation_defaults(model: Any) -> dict[str, Any]:
-    """What the checkpoint's own generation config says; lm-eval's vLLM model does not look at it."""
-    found: dict[str, Any] = model.generation_defaults() if hasattr(model, "generation_defaults") else {}
-    return found
-
-
-def _load_vllm(checkpoint: Checkpoint | Mixture, settings: MeasurementSettings) -> Any:
+        return load_checkpoint(label, checkpoint, settings, progress)
     import lm_eval.models  # noqa: F401  it registers lm-eval's models
     from lm_eval.api.registry import get_model
 
     if isinstance(checkpoint, Mixture):
-        raise EvaluationError(
-            f"{checkpoint.name}: vLLM cannot mix logits of checkpoints; leave out --backend"
-        )
+        said = "vLLM cannot mix logits of checkpoints; leave out --backend"
+        raise EvaluationError(f"{checkpoint.name}: {said}")
     arguments = vllm_arguments(checkpoint, settings)
     try:
         return get_model("vllm")(**arguments)
@@ -86,23 +67,22 @@ def vllm_arguments(checkpoint: Checkpoint, settings: MeasurementSettings) -> dic
     Raises:
         TrajectoryError, SourceError: a subfolder cannot be downloaded.
     """
-    if checkpoint.repo is None:
-        check_folder(checkpoint.path)
     check_download(checkpoint, weights=True)
-    place: dict[str, Any] = {"pretrained": checkpoint.path}
-    if checkpoint.repo is not None and checkpoint.path:
+    pinned: dict[str, Any] = {}
+    if checkpoint.repo is None:
+        check_folder(place := checkpoint.path)
+    elif checkpoint.path:
         with hub_errors(checkpoint.name):
             copy = hub_api().snapshot_download(
                 checkpoint.repo, revision=checkpoint.commit, allow_patterns=f"{checkpoint.path}/*"
             )
-        place = {"pretrained": str(Path(copy, checkpoint.path))}
-    elif checkpoint.repo is not None:
-        place = {
-            "pretrained": checkpoint.repo,
-            "revision": checkpoint.commit,
-            "tokenizer_revision": checkpoint.commit,
-        }
-    return place | {
+        place = str(Path(copy, checkpoint.path))
+    else:
+        place = checkpoint.repo
+        pinned = {"revision": checkpoint.commit, "tokenizer_revision": checkpoint.commit}
+    return {
+        "pretrained": place,
+        **pinned,
         "dtype": settings.dtype,
         "seed": settings.seed,
         "batch_size": "auto",  # vLLM schedules by itself

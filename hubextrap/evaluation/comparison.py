@@ -17,7 +17,6 @@ from hubextrap.trajectory import Checkpoint, Pins, resolve_checkpoint
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hubextrap.hub import InputCheckpoint
     from hubextrap.progress import Progress
 
 ROLES = (LAST, BASE, TARGET)
@@ -119,7 +118,9 @@ def _add_input(
     for prediction, provenance in predictions:
         source = provenance.inputs[-1 if role == LAST else 0]
         if source.repo is not None:
-            rows.add(role, _pinned(source, pins))
+            commit = f"{source.repo}@{source.commit}" + (f":{source.path}" if source.path else "")
+            found = resolve_checkpoint(commit, step=source.step, pins=pins)
+            rows.add(role, replace(found, revision=source.revision))  # the name that the user knows
             continue
         problem = (
             f"{prediction.name}: its {role} checkpoint, step {source.step}, was the local folder "
@@ -130,14 +131,6 @@ def _add_input(
         progress.say(problem)
 
 
-def _pinned(source: InputCheckpoint, pins: Pins) -> Checkpoint:
-    """An input as it was read; its name is still the one that the user knows."""
-    reference = f"{source.repo}@{source.commit}" + (f":{source.path}" if source.path else "")
-    return replace(resolve_checkpoint(reference, step=source.step, pins=pins), revision=source.revision)
-
-
 def short_name(checkpoint: Checkpoint) -> str:
     """The last part of a local folder, the whole name of anything on the Hub."""
-    if checkpoint.repo is None:
-        return Path(checkpoint.path).name
-    return checkpoint.name
+    return Path(checkpoint.path).name if checkpoint.repo is None else checkpoint.name

@@ -8,7 +8,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from hubextrap.durable.atomic import write_whole
-from hubextrap.evaluation.table import PREDICTION
+from hubextrap.evaluation.table import PREDICTION, first_by_task
 from hubextrap.foreign_text import plot_text
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hubextrap.evaluation.sweep_report import SweepResult
-    from hubextrap.evaluation.table import EvaluationTable
+    from hubextrap.evaluation.table import EvaluationTable, Key
 
 
 def can_draw() -> bool:
@@ -26,30 +26,23 @@ def can_draw() -> bool:
 
 def draw_sweep(result: SweepResult, path: Path) -> None:
     """Write a PNG: a panel for each figure that decided, a line for each damping, observed checkpoints."""
-    ordered = sorted(result.candidates, key=lambda candidate: candidate.strength, reverse=True)
-    dampings = dict.fromkeys(candidate.damping for candidate in ordered)
-    lines = {
-        "predicted"
-        + (f", damping {damping if damping == 'auto' else format(damping, 'g')}" * (len(dampings) > 1)): [
-            candidate.label for candidate in result.candidates if candidate.damping == damping
-        ]
-        for damping in dampings
-    }
+    lines: dict[str, list[str]] = {}
+    several = len({candidate.damping for candidate in result.candidates}) > 1
+    for candidate in sorted(result.candidates, key=lambda candidate: candidate.strength, reverse=True):
+        damping = "auto" if candidate.damping == "auto" else f"{candidate.damping:g}"
+        lines.setdefault("predicted" + f", damping {damping}" * several, []).append(candidate.label)
     _draw(result.all_problems, result.figures, lines, path)
 
 
 def draw_table(table: EvaluationTable, path: Path) -> None:
     """Write a PNG: a panel for the first figure of each task, predictions and observed checkpoints."""
-    first: dict[str, tuple[str, str, str]] = {}
-    for key in table.keys:
-        first.setdefault(key[0], key)
     predicted = [row.label for row in table.rows if row.label.startswith(PREDICTION)]
-    _draw(table, tuple(first.values()), {"predicted": predicted} if predicted else {}, path)
+    _draw(table, list(first_by_task(table.keys).values()), {"predicted": predicted}, path)
 
 
 def _draw(
     table: EvaluationTable,
-    keys: Sequence[tuple[str, str, str]],
+    keys: Sequence[Key],
     lines: Mapping[str, Sequence[str]],
     path: Path,
 ) -> None:
@@ -63,24 +56,20 @@ def _draw(
 
     figure = Figure(figsize=(6.4 * len(keys), 4.8), layout="constrained")
     FigureCanvasAgg(figure)
-    in_lines = {label for labels in lines.values() for label in labels}
-    groups = [
-        (name, [row for row in table.rows if row.label in labels], "-") for name, labels in lines.items()
-    ]
-    groups.append(("observed", [row for row in table.rows if row.label not in in_lines], "none"))
+    joined = {label for labels in lines.values() for label in labels}
+    observed = [row.label for row in table.rows if row.label not in joined]
     for key, axes in zip(keys, figure.subplots(1, len(keys), squeeze=False)[0], strict=True):
-        for name, rows, style in groups:
+        for name, labels in (*lines.items(), ("observed", observed)):
             points = sorted(
                 (row.step, score.value, score.stderr or 0.0)
-                for row in rows
-                if row.step is not None and (score := row.score(key)) is not None
+                for row in table.rows
+                if row.label in labels and row.step is not None and (score := row.score(key)) is not None
             )
             if points:
                 steps, values, errors = zip(*points, strict=True)
-                look = {"color": "black", "marker": "s"} if style == "none" else {"marker": "o"}
-                axes.errorbar(
-                    steps, values, errors, linestyle=style, capsize=2, label=plot_text(name), **look
-                )
+                look = {"linestyle": "none", "color": "black", "marker": "s"}
+                look = look if labels is observed else {"linestyle": "-", "marker": "o"}
+                axes.errorbar(steps, values, errors, capsize=2, label=plot_text(name), **look)
         axes.set_xlabel("step")
         axes.set_ylabel(plot_text(" ".join(key[:2])))
         axes.grid(alpha=0.3)

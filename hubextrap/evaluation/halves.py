@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap.errors import EvaluationError
-from hubextrap.evaluation.table import EvaluationTable, Row, Score
+from hubextrap.evaluation.table import EvaluationTable, Key, Row, Score, first_by_task
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 _SEED = 20_260_521
 _FEWEST = 4
-Key = tuple[str, str, str]
 
 
 def main_figures(row: Row, tasks: Collection[str]) -> tuple[Key, ...]:
@@ -33,7 +32,7 @@ def main_figures(row: Row, tasks: Collection[str]) -> tuple[Key, ...]:
     Raises:
         EvaluationError: no task has one, or a task has too few problems to be halved.
     """
-    keys: dict[str, Key] = {}
+    keys = []
     for score in row.scores:
         if score.task not in tasks or score.problems is None or score.higher_is_better is None:
             continue
@@ -42,13 +41,13 @@ def main_figures(row: Row, tasks: Collection[str]) -> tuple[Key, ...]:
                 f"{score.title}: {len(score.problems)} problems cannot be halved into some to choose by and "
                 f"some to report; give at least {_FEWEST}"
             )
-        keys.setdefault(score.task, score.key)
+        keys.append(score.key)
     if not keys:
         raise EvaluationError(
             "none of the tasks has a figure that is a mean over problems and says which direction is better, "
             "so nothing can be chosen by it; choose another task"
         )
-    return tuple(keys.values())
+    return tuple(first_by_task(keys).values())
 
 
 def halves(problems: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -59,10 +58,10 @@ def halves(problems: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def on_half(table: EvaluationTable, keys: Sequence[Key], *, reporting: bool) -> EvaluationTable:
     """``table`` with the figures ``keys`` alone, each over one half of its task's problems."""
-    rows = [
-        row.model_copy(update={"scores": tuple(_restricted(row, key, reporting) for key in keys)})
-        for row in table.rows
-    ]
+    rows = []
+    for row in table.rows:
+        scores = tuple(_restricted(row, key, reporting) for key in keys)
+        rows.append(row.model_copy(update={"scores": scores}))
     return table.model_copy(update={"rows": tuple(rows)})
 
 

@@ -18,6 +18,7 @@ from hubextrap.logits.loading import load_causal_lm
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from hubextrap.evaluation.table import MeasurementSettings
     from hubextrap.progress import Progress, Stage
     from hubextrap.trajectory.checkpoint import Checkpoint
 
@@ -73,32 +74,23 @@ class _AnswerCount(CacheHook):  # type: ignore[misc]
 
 
 def load_checkpoint(
-    label: str,
-    checkpoint: Checkpoint | Mixture,
-    *,
-    device: str,
-    dtype: str,
-    batch_size: int,
-    progress: Progress,
+    label: str, checkpoint: Checkpoint | Mixture, settings: MeasurementSettings, progress: Progress
 ) -> CheckpointModel:
     """Load a checkpoint, or a mixture, from pinned commits or folders; no code from the Hub, no pickle.
-
-    Args:
-        device: as torch names it, e.g. ``cpu`` or ``cuda:0``.
-        dtype: ``auto`` for the checkpoint's own, or as torch names it, e.g. ``bfloat16``.
 
     Raises:
         EvaluationError: transformers cannot load its model or its tokenizer, or it does not fit the device.
     """
+    where: Any = {"dtype": settings.dtype, "device": settings.device}
     try:
         if isinstance(checkpoint, Mixture):
-            model: Any = ExtrapolatedForCausalLM.from_mixture(checkpoint, dtype=dtype, device=device)
+            model: Any = ExtrapolatedForCausalLM.from_mixture(checkpoint, **where)
             tokenizer = model.tokenizer
         else:
             tokenizer = load_tokenizer(checkpoint)
-            model = load_causal_lm(checkpoint, dtype=dtype, device=device)
+            model = load_causal_lm(checkpoint, **where)
     except CheckpointError as error:
         raise EvaluationError(str(error)) from error
     # a checkpoint's own max_new_tokens would come before the task's max_gen_toks
     model.generation_config.max_new_tokens = None
-    return CheckpointModel(label, model, tokenizer, batch_size=batch_size, progress=progress)
+    return CheckpointModel(label, model, tokenizer, batch_size=settings.batch_size, progress=progress)

@@ -2,18 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from hubextrap.errors import EvaluationError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hubextrap.evaluation.own_tasks import Answering, TaskFile
     from hubextrap.recipe import EvaluateSection
 
 Backend = Literal["hf", "vllm"]
+Format = Literal["exact", "math", "choice"]
 DEFAULT_BATCH_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """How often and how a problem of our own tasks is answered; None leaves it to the task."""
+
+    repeats: int | None = None
+    temperature: float | None = None
+    """0 is greedy."""
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.repeats is not None and self.repeats < 1:
+            raise EvaluationError(f"--repeats {self.repeats}: a problem has to be answered at least once")
+        if self.temperature is not None and self.temperature < 0:
+            raise EvaluationError(f"--temperature {self.temperature:g}: has to be 0 (greedy) or above")
+        if self.temperature == 0 and (self.repeats or 1) > 1:
+            raise EvaluationError(
+                "--temperature 0 gives the same answer every time; leave out --repeats, or give a temperature"
+            )
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise EvaluationError(f"--max-tokens {self.max_tokens}: has to be at least 1")
+
+    def __bool__(self) -> bool:
+        return self != Answering()
+
+    def options(self) -> list[str]:
+        """The options of `hubextrap eval` that say the same."""
+        given = zip(("--repeats", "--temperature", "--max-tokens"), astuple(self), strict=True)
+        return [part for name, value in given if value is not None for part in (name, f"{value:g}")]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFile:
+    """Problems in a JSON Lines file."""
+
+    path: Path
+    format: Format
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +95,6 @@ class EvaluationOptions:
         Args:
             where: device, dtype, backend, which no recipe says.
         """
-        from hubextrap.evaluation.own_tasks import Answering, TaskFile
-
         return cls(
             tasks=section.tasks,
             include_path=[Path(path) for path in section.include_path or ()],

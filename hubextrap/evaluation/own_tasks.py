@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from hubextrap.containment import read_named
 from hubextrap.digests import sha256_of_json
 from hubextrap.errors import EvaluationError
-from hubextrap.evaluation.metrics import sample_metrics
+from hubextrap.evaluation.options import Answering, Format, TaskFile
+from hubextrap.evaluation.scoring import math_answers, means, sample_metrics, text_answers
 from hubextrap.foreign_data import parse_json
 
 if TYPE_CHECKING:
@@ -23,57 +24,9 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parents[1] / "tasks"
 """Our task files; ``lm-eval --include_path`` takes it too."""
-Format = Literal["exact", "math", "choice"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 _MATH_TOKENS = 2048
 _SPARE_TOKENS = 8
 """Beyond the longest answer of a file: spaces, and the token that ends it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answering:
-    """How often and how a problem of our own tasks is answered; None leaves it to the task."""
-
-    repeats: int | None = None
-    temperature: float | None = None
-    """0 is greedy."""
-    max_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.repeats is not None and self.repeats < 1:
-            raise EvaluationError(f"--repeats {self.repeats}: a problem has to be answered at least once")
-        if self.temperature is not None and self.temperature < 0:
-            raise EvaluationError(f"--temperature {self.temperature:g}: has to be 0 (greedy) or above")
-        if self.temperature == 0 and (self.repeats or 1) > 1:
-            raise EvaluationError(
-                "--temperature 0 gives the same answer every time; leave out --repeats, or give a temperature"
-            )
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise EvaluationError(f"--max-tokens {self.max_tokens}: has to be at least 1")
-
-    def __bool__(self) -> bool:
-        return self != Answering()
-
-    def options(self) -> list[str]:
-        """The options of `hubextrap eval` that say the same."""
-        given = {
-            "--repeats": self.repeats,
-            "--temperature": self.temperature,
-            "--max-tokens": self.max_tokens,
-        }
-        return [part for name, value in given.items() if value is not None for part in (name, f"{value:g}")]
-
-
-@dataclass(frozen=True, slots=True)
-class TaskFile:
-    """Problems in a JSON Lines file."""
-
-    path: Path
-    format: Format
-
-    @property
-    def name(self) -> str:
-        return self.path.stem
 
 
 def packaged_tasks() -> tuple[str, ...]:
@@ -108,10 +61,10 @@ def task_specs(
     for name in stems:
         if name in names or stems.count(name) > 1:
             raise EvaluationError(f"{name}: two tasks of this name; rename the file of problems")
-    specs: list[str | Mapping[str, Any]] = []
-    for task in tasks:
-        specs.append(_packaged(task, answering) if isinstance(task, str) and task in ours else task)
-    return [*specs, *(_from_file(file, answering) for file in files)]
+    return [
+        *(_packaged(task, answering) if isinstance(task, str) and task in ours else task for task in tasks),
+        *(_from_file(file, answering) for file in files),
+    ]
 
 
 def _packaged(name: str, answering: Answering) -> dict[str, Any]:
@@ -138,19 +91,14 @@ def _from_file(file: TaskFile, answering: Answering) -> dict[str, Any]:
     }
     if file.format == "choice":
         if answering:
-            raise EvaluationError(
-                f"{file.path}: choices are scored and not answered; leave out --repeats, --temperature, "
-                "--max-tokens",
-                file=file.path,
-            )
+            said = "choices are scored and not answered; leave out --repeats, --temperature, --max-tokens"
+            raise EvaluationError(f"{file.path}: {said}", file=file.path)
         return config | {
             "output_type": "multiple_choice",
             "doc_to_choice": "choices",
-            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+            "metric_list": means(["acc"]),
         }
     config["output_type"] = "generate_until"
-    from hubextrap.evaluation.scoring import math_answers, text_answers
-
     if file.format == "math":
         _require_math_verify(str(file.path))
         filled = _filled(answering, Answering(1, None, _MATH_TOKENS))
@@ -190,9 +138,7 @@ def _answered(answering: Answering, until: list[str], metric: str) -> dict[str, 
         "generation_kwargs": generation,
         "repeats": n,
         "filter_list": [{"name": "none", "filter": [take]}],
-        "metric_list": sample_metrics(n)
-        if n > 1
-        else [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
+        "metric_list": sample_metrics(n) if n > 1 else means([metric]),
     }
 
 
@@ -223,8 +169,9 @@ def _read(file: TaskFile) -> Problems:
     Raises:
         EvaluationError: it cannot be read, or a line is not a problem; names the line.
     """
-    if file.format not in FORMATS:
-        raise EvaluationError(f"--format {file.format}: has to be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    if file.format not in get_args(Format):
+        *others, last = get_args(Format)
+        raise EvaluationError(f"--format {file.format}: has to be {', '.join(others)} or {last}")
     try:
         lines = read_named(file.path).decode().split("\n")  # splitlines() would cut texts at U+2028
     except OSError as error:
@@ -237,9 +184,8 @@ def _read(file: TaskFile) -> Problems:
         if line.strip()
     ]
     if not rows:
-        raise EvaluationError(
-            f"{file.path}: holds no problem; write one JSON object per line", file=file.path
-        )
+        said = "holds no problem; write one JSON object per line"
+        raise EvaluationError(f"{file.path}: {said}", file=file.path)
     return Problems(sha256_of_json(rows), tuple(rows))
 
 

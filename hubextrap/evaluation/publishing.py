@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import EvaluationError
-from hubextrap.evaluation.render import format_figure, to_markdown
+from hubextrap.evaluation.render import format_figure, markdown_table, to_markdown
 from hubextrap.evaluation.table import BASE, LAST, TARGET, EvaluationTable
 from hubextrap.foreign_text import markdown_block, markdown_code, markdown_text, terminal_line
 from hubextrap.hub.publish import SOURCE, Results, benchmark_task
@@ -89,47 +89,43 @@ def _pinned(row: Row) -> str:
 def _how(table: EvaluationTable, row: Row) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in table.settings.versions.items())
     notes = []
-    if any(task.dataset is None and name not in table.settings.task_files for name, task in _tasks(table)):
+    tasks = table.settings.tasks
+    if any(task.dataset is None and name not in table.settings.task_files for name, task in tasks.items()):
         notes.append("`--include-path` has to name the folder of the tasks whose data are not on the Hub.")
     if table.settings.task_files:
         notes.append("The files of problems are not published; their sha256 below is of what they hold.")
-    lines = ["| task | version | few-shot | answers | problems | sha256 of task | sha256 of problems |"]
-    lines.append("|---|---|--:|--:|--:|---|---|")
-    for name, task in _tasks(table):
-        cells = [
-            markdown_text(name),
-            markdown_text(task.version),
-            task.num_fewshot,
-            task.repeats,
-            task.documents,
+    header = "task", "version", "few-shot", "answers", "problems", "sha256 of task", "sha256 of problems"
+    rows = [
+        [
+            *map(markdown_text, (name, task.version)),
+            *map(str, (task.num_fewshot, task.repeats, task.documents)),
+            *(markdown_code((value or "")[:16]) for value in (task.sha256, task.problems_sha256)),
         ]
-        hashes = [markdown_code((value or "")[:16]) for value in (task.sha256, task.problems_sha256)]
-        lines.append(f"| {' | '.join(map(str, [*cells, *hashes]))} |")
+        for name, task in tasks.items()
+    ]
     again = f"Measured with {markdown_text(versions)}. To run it again:\n\n"
     again += markdown_block(command(table, row), "bash")
     about = (
         "Differences are on the same problems, with a 95 % interval by a paired bootstrap. "
         f"`{RESULTS_FILE}` holds every figure of every problem."
     )
-    return "\n\n".join([about, again, *notes, "\n".join(lines)])
-
-
-def _tasks(table: EvaluationTable) -> list[tuple[str, TaskRecord]]:
-    return list(table.settings.tasks.items())
+    return "\n\n".join([about, again, *notes, markdown_table(header, rows, "llrrrll")])
 
 
 def _figure(score: Score, task: TaskRecord | None, source: str) -> EvalResult:
     from huggingface_hub import EvalResult
 
-    dataset = task.dataset if task is not None and task.dataset is not None else None
+    known: dict[str, Any] = {}
+    if task is not None:  # a group has no record
+        for name, text in (("dataset_config", task.dataset_config), ("dataset_split", task.split)):
+            known[name] = None if text is None else terminal_line(text)
+        known["dataset_args"] = {"num_few_shot": task.num_fewshot}
     return EvalResult(
         task_type="text-generation",
         task_name="Text Generation",
-        dataset_type=terminal_line(dataset or score.task),
+        dataset_type=terminal_line((task.dataset if task is not None else None) or score.task),
         dataset_name=terminal_line(score.task),
-        dataset_config=_line(task.dataset_config) if task is not None else None,
-        dataset_split=_line(task.split) if task is not None else None,
-        dataset_args={"num_few_shot": task.num_fewshot} if task is not None else None,
+        **known,
         metric_type=terminal_line(score.metric),
         metric_name=terminal_line(score.title),
         metric_value=round(score.value, 6),
@@ -138,16 +134,12 @@ def _figure(score: Score, task: TaskRecord | None, source: str) -> EvalResult:
     )
 
 
-def _line(text: str | None) -> str | None:
-    return None if text is None else terminal_line(text)
-
-
 def _benchmarks(table: EvaluationTable, row: Row, source: str) -> dict[str, EvalResultEntry]:
     """An entry for each task on a registered benchmark: its first figure that is a share, in percent."""
     from huggingface_hub import EvalResultEntry
 
     entries = {}
-    for name, task in _tasks(table):
+    for name, task in table.settings.tasks.items():
         score = next((each for each in row.scores if each.task == name and _is_share(each)), None)
         if task.dataset is None or score is None:
             continue

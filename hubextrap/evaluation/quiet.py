@@ -36,23 +36,17 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def _hide_bars(undo: ExitStack) -> None:
-    import datasets
-    from huggingface_hub.utils.tqdm import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    import datasets.utils
+    import huggingface_hub.utils
     from transformers.utils import logging as transformers_logging
 
     if transformers_logging.is_progress_bar_enabled():
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         undo.callback(transformers_logging.enable_progress_bar)
-    if datasets.utils.are_progress_bars_disabled() is False:
-        datasets.disable_progress_bars()
-        undo.callback(datasets.enable_progress_bars)
-    if not are_progress_bars_disabled():
-        disable_progress_bars()
-        undo.callback(enable_progress_bars)
+    for library in (datasets.utils, huggingface_hub.utils):
+        if not library.are_progress_bars_disabled():
+            library.disable_progress_bars()
+            undo.callback(library.enable_progress_bars)
 
 
 @contextmanager

@@ -9,7 +9,12 @@ from hubextrap.evaluation.table import LAST, PREDICTION, Difference, EvaluationT
 from hubextrap.foreign_text import markdown_text, terminal_line
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from rich.console import RenderableType
+    from rich.table import Table
+
+    from hubextrap.evaluation.table import Key
 
 FIGURES_ABREAST = 2
 """So many fit a terminal of 100 columns beside the checkpoints, and half as many with their differences."""
@@ -19,6 +24,11 @@ def format_figure(value: float, stderr: float | None = None, *, signed: bool = F
     """The one way in which figures are written: ``0.828``, ``0.828 ± 0.017``, signed ``+0.154``."""
     text = f"{value:+.3f}" if signed else f"{value:.3f}"
     return text if stderr is None or not math.isfinite(stderr) else f"{text} ± {stderr:.3f}"
+
+
+def shown_figure(score: Score | None) -> str:
+    """A cell of a table."""
+    return "" if score is None else format_figure(score.value, score.stderr)
 
 
 def format_difference(difference: Difference) -> str:
@@ -51,71 +61,82 @@ def _sentence(label: str, ours: Score, theirs: Score, difference: Difference) ->
         low, high = (format_figure(bound, signed=True) for bound in difference.interval)
         change += f", 95 % interval {low} to {high}"
     figures = f"{ours.title}: {format_figure(ours.value)} against {format_figure(theirs.value)} ({change})"
-    last = "the last observed checkpoint"
+    on = f"the last observed checkpoint on {figures}"
     if difference.verdict is None:
         return (
-            f"The {label} beside {last} on {figures}; the figure is no mean over problems, so nothing here "
-            "says whether that is chance."
+            f"The {label} beside {on}; the figure is no mean over problems, so nothing here says whether "
+            "that is chance."
         )
     if difference.verdict == "no difference seen":
-        return f"No difference seen between the {label} and {last} on {figures}."
+        return f"No difference seen between the {label} and {on}."
     if difference.verdict == "different":
-        return f"The {label} differs from {last} on {figures}."
-    return f"The {label} is {difference.verdict} than {last} on {figures}."
+        return f"The {label} differs from {on}."
+    return f"The {label} is {difference.verdict} than {on}."
 
 
 def to_markdown(table: EvaluationTable) -> str:
     """One Markdown table of all figures, then notes and verdicts as paragraphs."""
     header = _header(table, table.keys)
-    lines = [
-        "| " + " | ".join(map(markdown_text, header)) + " |",
-        "|---|--:|" + "--:|" * (len(header) - 3) + "---|",
-    ]
-    for row in table.rows:
-        label, *figures, place = _cells(table, row, table.keys)
-        lines.append("| " + " | ".join([markdown_text(label), *figures, markdown_text(place)]) + " |")
+    cells = [_cells(table, row, table.keys) for row in table.rows]
+    rows = [[markdown_text(label), *figures, markdown_text(place)] for label, *figures, place in cells]
     said = map(markdown_text, (*verdicts(table), *table.notes))
-    return "\n\n".join(["\n".join(lines), *said]) + "\n"
+    return "\n\n".join([markdown_table(list(map(markdown_text, header)), rows, _sides(header)), *said]) + "\n"
 
 
 def to_rich(table: EvaluationTable) -> RenderableType:
     """The same for a terminal."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     parts: list[RenderableType] = []
     abreast = FIGURES_ABREAST if table.last is None else FIGURES_ABREAST // 2
     for start in range(0, len(table.keys), abreast):
         keys = table.keys[start : start + abreast]
-        grid = Table(header_style="bold")
-        for number, title in enumerate(header := _header(table, keys)):
-            is_text = number in (0, len(header) - 1)
-            grid.add_column(
-                Text(terminal_line(title)), justify="left" if is_text else "right", overflow="fold"
-            )
-        for row in table.rows:
-            grid.add_row(*map(Text, map(terminal_line, _cells(table, row, keys))))
-        parts.append(grid)
+        header = _header(table, keys)
+        parts.append(rich_table(header, [_cells(table, row, keys) for row in table.rows], _sides(header)))
     return Group(*parts, *map(Text, map(terminal_line, (*verdicts(table), *table.notes))))
 
 
-def _header(table: EvaluationTable, keys: tuple[tuple[str, str, str], ...]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], sides: str) -> str:
+    """A table of cells that are Markdown already; ``sides`` has an ``l`` or an ``r`` for each column."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
+    lines.insert(1, "|" + "".join("---|" if side == "l" else "--:|" for side in sides))
+    return "\n".join(lines)
+
+
+def rich_table(header: Sequence[str], rows: Iterable[Sequence[str]], sides: str) -> Table:
+    """The same of plain texts, for a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(header_style="bold")
+    for title, side in zip(header, sides, strict=True):
+        grid.add_column(
+            Text(terminal_line(title)), justify="left" if side == "l" else "right", overflow="fold"
+        )
+    for cells in rows:
+        grid.add_row(*map(Text, map(terminal_line, cells)))
+    return grid
+
+
+def _sides(header: Sequence[str]) -> str:
+    return "l" + "r" * (len(header) - 2) + "l"
+
+
+def _header(table: EvaluationTable, keys: Sequence[Key]) -> list[str]:
     scores = {score.key: score for row in table.rows for score in row.scores}
-    titles = [
-        scores[key].title + (" (lower is better)" if scores[key].higher_is_better is False else "")
-        for key in keys
-    ]
+    lower = [" (lower is better)" * (scores[key].higher_is_better is False) for key in keys]
+    titles = [scores[key].title + remark for key, remark in zip(keys, lower, strict=True)]
     if table.last is not None:
         titles = [column for title in titles for column in (title, f"vs {LAST}")]
     return ["checkpoint", "step", *titles, "reference"]
 
 
-def _cells(table: EvaluationTable, row: Row, keys: tuple[tuple[str, str, str], ...]) -> list[str]:
-    cells = [row.label, "" if row.step is None else str(row.step)]
+def _cells(table: EvaluationTable, row: Row, keys: Sequence[Key]) -> list[str]:
+    cells = [row.label, row.step_shown]
     for key in keys:
-        score, difference = row.score(key), table.difference(row, key)
-        cells.append("" if score is None else format_figure(score.value, score.stderr))
+        cells.append(shown_figure(row.score(key)))
         if table.last is not None:
+            difference = table.difference(row, key)
             cells.append("" if difference is None else format_difference(difference))
     return [*cells, row.place]

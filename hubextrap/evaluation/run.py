@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.digests import sha256_of_json
 from hubextrap.errors import EvaluationError
-from hubextrap.evaluation.backend import check_backend, generation_defaults, load_model
-from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE, EvaluationOptions
-from hubextrap.evaluation.own_tasks import Answering, task_specs
+from hubextrap.evaluation.backend import check_backend, load_model
+from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE, Answering, EvaluationOptions
+from hubextrap.evaluation.own_tasks import task_specs
 from hubextrap.evaluation.quiet import quiet_libraries, quiet_lm_eval
 from hubextrap.evaluation.scores import config_sha256, docs_sha256, records_of, scores_of
 from hubextrap.evaluation.table import EvaluationTable, MeasurementSettings, Part, Row, Score, TaskRecord
@@ -57,7 +57,10 @@ def evaluate(
         EvaluationError: lm-eval is not installed, a task is unknown, a model does not load or run.
         TrajectoryError, CheckpointError: a reference leads nowhere.
     """
-    _check_labels([label for label, _ in references])
+    if not references:
+        raise EvaluationError("nothing to evaluate; name at least one checkpoint")
+    if twice := [label for label, count in Counter(label for label, _ in references).items() if count > 1]:
+        raise EvaluationError(f"{twice[0]} is there twice; name every checkpoint once")
     if not isinstance(options, EvaluationOptions):
         options = EvaluationOptions(options)
     harness = Harness(replace(options, **named), progress)
@@ -127,29 +130,24 @@ class Harness:
 
     def fingerprint(self) -> str:
         """sha256 of all that a figure depends on beside the weights: tasks with their data, and settings."""
+        tasks = {}
         with quiet_libraries():
-            loaded = self._manager.load(self._specs)["tasks"]
-            tasks = {
-                name: [config_sha256(task.dump_config()), docs_sha256(task.eval_docs)]
-                + ([docs_sha256(task.fewshot_docs())] if self._has_examples(task) else [])
-                for name, task in loaded.items()
-            }
+            for name, task in self._manager.load(self._specs)["tasks"].items():
+                tasks[name] = [config_sha256(task.dump_config()), docs_sha256(task.eval_docs)]
+                if self.settings.num_fewshot or task.config.num_fewshot:
+                    tasks[name].append(docs_sha256(task.fewshot_docs()))
         return sha256_of_json([self.settings.model_dump(mode="json"), tasks])
 
     def _check_examples(self) -> None:
         """Refuse a number of examples where each task fixes it at 0."""
-        if not self.settings.num_fewshot:
+        if not (examples := self.settings.num_fewshot):
             return
         with quiet_libraries():
             loaded = self._manager.load(self._specs)["tasks"]
         if all(task.config.num_fewshot == 0 for task in loaded.values()):
             raise EvaluationError(
-                f"num_fewshot {self.settings.num_fewshot} has no effect: each of these tasks fixes its "
-                "examples at none"
+                f"num_fewshot {examples} has no effect: each of these tasks fixes its examples at none"
             )
-
-    def _has_examples(self, task: Any) -> bool:
-        return bool(self.settings.num_fewshot or task.config.num_fewshot)
 
     def measure(self, label: str, checkpoint: Checkpoint | Mixture) -> Measurement:
         """Put all tasks to one checkpoint.
@@ -157,11 +155,15 @@ class Harness:
         Raises:
             EvaluationError: the model does not load or run.
         """
+        import torch
+
         self._progress.say(f"{label}: {checkpoint.name}")
         settings = self.settings
+        generators = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
         with quiet_libraries():
             model = load_model(label, checkpoint, settings, self._progress)
-            defaults = generation_defaults(model)
+            # lm-eval's vLLM model does not look at them
+            defaults = model.generation_defaults() if hasattr(model, "generation_defaults") else {}
             found = _simple_evaluate(
                 model,
                 f"{checkpoint.name}: {self._what}",
@@ -171,13 +173,12 @@ class Harness:
                 batch_size=settings.batch_size,
                 limit=settings.limit,
                 apply_chat_template=settings.apply_chat_template,
-                **{
-                    f"{part}_seed": settings.seed
-                    for part in ("random", "numpy_random", "torch_random", "fewshot_random")
-                },
+                **dict.fromkeys(generators, settings.seed),
             )
             del model
-            _free_memory()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
         return Measurement(
             row=_row(label, checkpoint, scores_of(found)),
             tasks=records_of(found),
@@ -196,16 +197,9 @@ class Harness:
 
 def _check_number(name: str, number: int | None) -> None:
     """Refuse what lm-eval and the random generators would not take."""
-    low, high = (1 if name in ("limit", "batch_size") else 0), MAX_NUMBER
-    if number is not None and not low <= number <= high:
-        raise EvaluationError(f"{name} {number}: has to be from {low} to {high}")
-
-
-def _check_labels(labels: Sequence[str]) -> None:
-    if not labels:
-        raise EvaluationError("nothing to evaluate; name at least one checkpoint")
-    if twice := [label for label, count in Counter(labels).items() if count > 1]:
-        raise EvaluationError(f"{twice[0]} is there twice; name every checkpoint once")
+    low = 1 if name in ("limit", "batch_size") else 0
+    if number is not None and not low <= number <= MAX_NUMBER:
+        raise EvaluationError(f"{name} {number}: has to be from {low} to {MAX_NUMBER}")
 
 
 def _versions() -> dict[str, str]:
@@ -235,9 +229,8 @@ def _simple_evaluate(model: Any, what: str, **settings: Any) -> dict[str, Any]:
         with quiet_lm_eval():
             results: dict[str, Any] = simple_evaluate(model, log_samples=True, **settings)
     except OutOfMemoryError as error:
-        raise EvaluationError(
-            f"{what}: out of memory on the device; choose a smaller --batch-size"
-        ) from error
+        said = "out of memory on the device; choose a smaller --batch-size"
+        raise EvaluationError(f"{what}: {said}") from error
     except Exception as error:  # a task's own code runs in there
         raise EvaluationError(f"{what}: lm-eval failed: {reason(error)}") from error
     return results
@@ -248,13 +241,8 @@ def _row(label: str, checkpoint: Checkpoint | Mixture, scores: tuple[Score, ...]
         step, commit = checkpoint.target_step, None
     else:
         step, commit = checkpoint.step if checkpoint.step >= 0 else None, checkpoint.commit
-    return Row(
-        label=_in_utf8(label),
-        step=step,
-        reference=_in_utf8(checkpoint.name),
-        commit=commit,
-        scores=scores,
-    )
+    label, reference = _in_utf8(label), _in_utf8(checkpoint.name)
+    return Row(label=label, step=step, reference=reference, commit=commit, scores=scores)
 
 
 def _in_utf8(text: str) -> str:
@@ -278,11 +266,3 @@ def _notes(limit: int | None, measurements: Sequence[Measurement]) -> tuple[str,
             "its figures are not comparable."
         )
     return tuple(notes)
-
-
-def _free_memory() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

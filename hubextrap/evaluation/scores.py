@@ -19,11 +19,25 @@ if TYPE_CHECKING:
 
 def scores_of(found: Mapping[str, Any]) -> tuple[Score, ...]:
     """All figures of one evaluation; lm-eval keys them ``metric,filter`` beside ``metric_stderr,filter``."""
-    return tuple(
-        score
-        for task, figures in found["results"].items()
-        for score in _scores_of_task(found, task, figures, found["higher_is_better"].get(task) or {})
-    )
+    scores = []
+    for task, figures in found["results"].items():
+        directions = found["higher_is_better"].get(task) or {}
+        for key, value in figures.items():
+            metric, comma, filter_name = key.partition(",")
+            if not comma or metric.endswith("_stderr"):
+                continue
+            stderr = figures.get(f"{metric}_stderr,{filter_name}")
+            score = Score(
+                task=task,
+                metric=metric,
+                filter=filter_name,
+                value=float(value),
+                stderr=None if stderr in (None, "N/A") else float(stderr),
+                higher_is_better=directions.get(metric),
+                problems=_problems(found, task, metric, filter_name, float(value)),
+            )
+            scores.append(score)
+    return tuple(scores)
 
 
 def records_of(found: Mapping[str, Any]) -> dict[str, TaskRecord]:
@@ -43,28 +57,6 @@ def docs_sha256(docs: Iterable[Any]) -> str:
     for doc in docs:
         digest.update(json.dumps(doc, sort_keys=True, default=str).encode() + b"\n")
     return digest.hexdigest()
-
-
-def _scores_of_task(
-    found: Mapping[str, Any],
-    task: str,
-    figures: Mapping[str, Any],
-    higher_is_better: Mapping[str, bool | None],
-) -> Iterator[Score]:
-    for key, value in figures.items():
-        metric, comma, filter_name = key.partition(",")
-        if not comma or metric.endswith("_stderr"):
-            continue
-        stderr = figures.get(f"{metric}_stderr,{filter_name}")
-        yield Score(
-            task=task,
-            metric=metric,
-            filter=filter_name,
-            value=float(value),
-            stderr=None if stderr in (None, "N/A") else float(stderr),
-            higher_is_better=higher_is_better.get(metric),
-            problems=_problems(found, task, metric, filter_name, float(value)),
-        )
 
 
 def _problems(
@@ -99,6 +91,7 @@ def _record(found: Mapping[str, Any], task: str, documents: int) -> TaskRecord:
     samples = found["samples"].get(task, ())
     first = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
     problems = "\n".join(f"{sample['doc_hash']} {sample['target_hash']}" for sample in first)
+    generation = json.dumps(config.get("generation_kwargs") or {}, default=str)
     is_local = "custom_dataset" in config or (config.get("dataset_kwargs") or {}).get("data_files")
     return TaskRecord(
         version=str(found["versions"].get(task)),
@@ -110,10 +103,5 @@ def _record(found: Mapping[str, Any], task: str, documents: int) -> TaskRecord:
         dataset_config=config.get("dataset_name"),
         split=config.get("test_split") or config.get("validation_split"),
         repeats=config.get("repeats") or 1,
-        generation=_plain(config.get("generation_kwargs") or {}),
+        generation=parse_json(generation, "generation_kwargs", nan=True),
     )
-
-
-def _plain(generation: Mapping[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = parse_json(json.dumps(generation, default=str), "generation_kwargs", nan=True)
-    return plain

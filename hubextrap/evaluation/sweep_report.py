@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from hubextrap.evaluation.halves import Key, main_figures, merit, on_half
-from hubextrap.evaluation.render import format_figure, to_markdown, to_rich
-from hubextrap.evaluation.table import LAST, PREDICTION, EvaluationTable, Part, Row
+from hubextrap.evaluation.halves import main_figures, merit, on_half
+from hubextrap.evaluation.render import markdown_table, rich_table, shown_figure, to_markdown, to_rich
+from hubextrap.evaluation.table import LAST, PREDICTION, EvaluationTable, Key, Part
 from hubextrap.foreign_text import markdown_text, terminal_line
 
 if TYPE_CHECKING:
@@ -63,11 +63,9 @@ def report_sweep(table: EvaluationTable, candidates: Sequence[GridPoint]) -> Swe
     merits = {row.label: merit(row, keys) for row in deciding.rows}
     best = max(candidates, key=lambda each: (merits[each.label], -each.step, -each.strength))
     grid = {candidate.label for candidate in candidates}
-    rows = [
-        row.model_copy(update={"label": PREDICTION}) if row.label == best.label else row
-        for row in sorted(reporting.rows, key=lambda row: row.label != best.label)
-        if row.label == best.label or row.label not in grid
-    ]
+    ours = next(row for row in reporting.rows if row.label == best.label)
+    rows = [ours.model_copy(update={"label": PREDICTION})]
+    rows += [row for row in reporting.rows if row.label not in grid]
     return SweepResult(
         figures=keys,
         candidates=tuple(candidates),
@@ -91,45 +89,26 @@ def sentence(result: SweepResult) -> str:
 
 def sweep_markdown(result: SweepResult) -> str:
     """Both tables as Markdown."""
-    header, rows = _deciding_cells(result)
-    lines = [
-        "| " + " | ".join(map(markdown_text, header)) + " |",
-        "|---|--:|" + "--:|" * (len(header) - 2),
-    ]
-    lines += ["| " + " | ".join(map(markdown_text, row)) + " |" for row in rows]
-    return "\n".join(lines) + f"\n\n{markdown_text(sentence(result))}\n\n{to_markdown(result.reporting)}"
+    header, *rows = [list(map(markdown_text, cells)) for cells in _deciding_cells(result)]
+    grid = markdown_table(header, rows, "l" + "r" * len(header[1:]))
+    return f"{grid}\n\n{markdown_text(sentence(result))}\n\n{to_markdown(result.reporting)}"
 
 
 def sweep_rich(result: SweepResult) -> RenderableType:
     """The same for a terminal."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    header, rows = _deciding_cells(result)
-    grid = Table(header_style="bold")
-    for number, title in enumerate(header):
-        grid.add_column(Text(terminal_line(title)), justify="right" if number else "left")
-    for row in rows:
-        grid.add_row(*map(Text, map(terminal_line, row)))
+    header, *rows = _deciding_cells(result)
+    grid = rich_table(header, rows, "l" + "r" * len(header[1:]))
     return Group(grid, Text(terminal_line(sentence(result))), to_rich(result.reporting))
 
 
-def _deciding_cells(result: SweepResult) -> tuple[list[str], list[list[str]]]:
-    scores = {score.key: score for row in result.deciding.rows for score in row.scores}
-    header = ["on the half that decides", "step", *(scores[key].title for key in result.figures)]
-    rows = sorted(result.deciding.rows, key=lambda row: -1 if row.step is None else row.step)
-    return header, [[_name(row, result), _step(row), *_figures(row, result.figures)] for row in rows]
-
-
-def _step(row: Row) -> str:
-    return "" if row.step is None else str(row.step)
-
-
-def _name(row: Row, result: SweepResult) -> str:
-    return f"{row.label} (chosen)" if row.label == result.chosen else row.label
-
-
-def _figures(row: Row, keys: Sequence[Key]) -> list[str]:
-    found = [row.score(key) for key in keys]
-    return ["" if score is None else format_figure(score.value, score.stderr) for score in found]
+def _deciding_cells(result: SweepResult) -> list[list[str]]:
+    """The header, then the rows by step."""
+    titles = {score.key: score.title for row in result.deciding.rows for score in row.scores}
+    lines = [["on the half that decides", "step", *(titles[key] for key in result.figures)]]
+    for row in sorted(result.deciding.rows, key=lambda row: -1 if row.step is None else row.step):
+        name = row.label + " (chosen)" * (row.label == result.chosen)
+        lines.append([name, row.step_shown, *(shown_figure(row.score(key)) for key in result.figures)])
+    return lines

@@ -25,8 +25,18 @@ BASE = "base"
 TARGET = "target"
 """Label of the real checkpoint at the step that was predicted."""
 
+Key = tuple[str, str, str]
+"""Of a figure: task, metric, filter."""
 DifferenceVerdict = Literal["better", "worse", "different", "no difference seen"]
 """``different`` is one that is more than chance, in a figure of unknown direction."""
+
+
+def first_by_task(keys: Iterable[Key]) -> dict[str, Key]:
+    """The first figure of each task, in the order of the tasks."""
+    first: dict[str, Key] = {}
+    for key in keys:
+        first.setdefault(key[0], key)
+    return first
 
 
 class Part(BaseModel):
@@ -62,7 +72,7 @@ class Score(Part):
         return tuple(map(float, value.split())) if isinstance(value, str) else value
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> Key:
         return (self.task, self.metric, self.filter)
 
     @property
@@ -89,7 +99,11 @@ class Row(Part):
             return Path(self.reference).name
         return f"{self.reference} ({self.commit[:8]})"
 
-    def score(self, key: tuple[str, str, str]) -> Score | None:
+    @property
+    def step_shown(self) -> str:
+        return "" if self.step is None else str(self.step)
+
+    def score(self, key: Key) -> Score | None:
         return next((score for score in self.scores if score.key == key), None)
 
 
@@ -155,7 +169,7 @@ class EvaluationTable(Part):
     """What a reader has to know beside the figures, as sentences."""
 
     @property
-    def keys(self) -> tuple[tuple[str, str, str], ...]:
+    def keys(self) -> tuple[Key, ...]:
         """(task, metric, filter) of every figure, in the order in which they ran."""
         return tuple(dict.fromkeys(score.key for row in self.rows for score in row.scores))
 
@@ -164,7 +178,7 @@ class EvaluationTable(Part):
         """The row of the last observed checkpoint, where it was evaluated."""
         return next((row for row in self.rows if row.label == LAST), None)
 
-    def difference(self, row: Row, key: tuple[str, str, str]) -> Difference | None:
+    def difference(self, row: Row, key: Key) -> Difference | None:
         """``row`` minus the last observed checkpoint; None for that one, and where either has no figure."""
         if self.last is None or row.label == LAST:
             return None
@@ -209,11 +223,8 @@ class EvaluationTable(Part):
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             field = ".".join(str(part) for part in problem["loc"]) or "the file"
-            raise EvaluationError(
-                f"{path}: not a results file of `hubextrap eval`: {field}: {problem['msg']}; "
-                "run the evaluation again",
-                file=path,
-            ) from error
+            said = f"not a results file of `hubextrap eval`: {field}: {problem['msg']}"
+            raise EvaluationError(f"{path}: {said}; run the evaluation again", file=path) from error
         except ValueError as error:
             raise EvaluationError(f"{path}: {error}; run the evaluation again", file=path) from error
 
@@ -256,6 +267,11 @@ def check_writable(path: Path) -> None:
     Raises:
         OutputError: it is a folder, its folder is not there, or nothing may be written in it.
     """
+    if problem := _writing_problem(path):
+        raise OutputError(f"{str(path)[:200]}: {problem}", file=path)
+
+
+def _writing_problem(path: Path) -> str | None:
     folder = path.absolute().parent
     try:
         path.lstat()
@@ -263,25 +279,18 @@ def check_writable(path: Path) -> None:
         pass
     except (OSError, ValueError) as error:  # ValueError: a null byte, or no name on this disk
         said = error.strerror if isinstance(error, OSError) and folder.is_dir() else None
-        raise OutputError(
-            f"{str(path)[:200]!r}: cannot be a file ({said or 'no such name'}); name another", file=path
-        ) from error
+        return f"cannot be a file ({said or 'no such name'}); name another"
     if path.is_dir():
-        raise OutputError(
-            f"{path}: a folder; name the file that the results go to, e.g. {path / 'results.json'}", file=path
-        )
+        return f"a folder; name the file that the results go to, e.g. {path / 'results.json'}"
     if problem := file_problem(path):
-        raise OutputError(f"{path}: {problem}; name another file", file=path)
+        return f"{problem}; name another file"
     if not folder.is_dir():
-        raise OutputError(f"{path}: there is no folder {folder}; make it, or name another file", file=path)
+        return f"there is no folder {folder}; make it, or name another file"
     if not os.access(folder, os.W_OK):
-        raise OutputError(f"{path}: the folder {folder} is not writable; name another file", file=path)
-    if len(os.fsencode(path.name)) + _PARTIAL > (most := os.pathconf(folder, "PC_NAME_MAX")):
-        raise OutputError(
-            f"{path}: a name may have {most} bytes there, and while it is written it has {_PARTIAL} more; "
-            "name another file",
-            file=path,
-        )
+        return f"the folder {folder} is not writable; name another file"
+    if len(os.fsencode(path.name)) + _PARTIAL <= (most := os.pathconf(folder, "PC_NAME_MAX")):
+        return None
+    return f"a name may have {most} bytes there, and {_PARTIAL} more while it is written; name another file"
 
 
 def check_replaceable(path: Path, tasks: Iterable[str], rows: Iterable[tuple[str, str | None]]) -> None:

@@ -15,7 +15,7 @@ from hubextrap.evaluation.quiet import quiet_libraries
 from hubextrap.hub_access import reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from lm_eval.tasks import TaskManager
 
@@ -81,16 +81,13 @@ def _manager_with(names: Sequence[str], include_path: Sequence[Path]) -> TaskMan
     if elsewhere:
         builtin = _search_builtin(elsewhere)
         # names that no task file mentions need no full index to be refused
-        _refuse_unknown(
-            [name for name in elsewhere if name not in builtin.mentioned],
-            [*manager.all_tasks, *builtin.names, *packaged_tasks()],
-        )
+        unknown = [name for name in elsewhere if name not in builtin.mentioned]
+        _refuse_unknown(unknown, [*manager.all_tasks, *builtin.names])
         folders = dict.fromkeys(builtin.folders.values())
         manager = TaskManager(include_path=[*folders, *own], include_defaults=False)
     if not all(name in manager.all_subtasks for name in names):
         manager = TaskManager(include_path=own)
-        unknown = [name for name in names if name not in manager.task_index]
-        _refuse_unknown(unknown, [*manager.all_tasks, *packaged_tasks()])
+        _refuse_unknown([name for name in names if name not in manager.task_index], manager.all_tasks)
     return manager
 
 
@@ -112,7 +109,9 @@ def _search_builtin(names: Sequence[str]) -> _Builtin:
     root = Path(spec.submodule_search_locations[0])
     words = {name: re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])") for name in names}
     found = _Builtin({}, set(), set())
-    for file in sorted(_task_files(root), key=Path.as_posix):
+    # YAML files and the templates that they include, whose names have no ending
+    files = (file for file in root.rglob("*") if file.suffix in (".yaml", "") and file.is_file())
+    for file in sorted(files, key=Path.as_posix):
         text = file.read_text(encoding="utf-8", errors="replace")
         defined = _DEFINITION.findall(text)
         found.names.update(name for _, name in defined)
@@ -125,17 +124,12 @@ def _search_builtin(names: Sequence[str]) -> _Builtin:
     return found
 
 
-def _task_files(root: Path) -> Iterator[Path]:
-    """YAML files and the templates that they include, whose names have no ending."""
-    return (file for file in root.rglob("*") if file.suffix in (".yaml", "") and file.is_file())
-
-
 def _refuse_unknown(unknown: Sequence[str], known: Sequence[str]) -> None:
     if not unknown:
         return
     problems = []
     for name in unknown:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.7)
+        close = difflib.get_close_matches(name, [*known, *packaged_tasks()], n=3, cutoff=0.7)
         problems.append(f"{name!r}" + (f" (did you mean {_listed(close, 'or')}?)" if close else ""))
     raise EvaluationError(
         f"unknown task: {', '.join(problems)}; `lm-eval ls tasks` lists lm-eval's, "

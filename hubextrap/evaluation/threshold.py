@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.errors import EvaluationError, PredictionWorse
 from hubextrap.evaluation.render import format_figure
-from hubextrap.evaluation.table import LAST, PREDICTION, EvaluationTable
+from hubextrap.evaluation.table import LAST, PREDICTION, EvaluationTable, Key, first_by_task
 from hubextrap.foreign_text import own_lines
 
 if TYPE_CHECKING:
@@ -69,20 +69,16 @@ def check_loss(tables: Sequence[EvaluationTable], max_loss: float, tasks: Collec
         raise PredictionWorse(own_lines(*losses))
 
 
-def _main_keys(table: EvaluationTable, tasks: Collection[str]) -> list[tuple[str, str, str]]:
+def _main_keys(table: EvaluationTable, tasks: Collection[str]) -> list[Key]:
     """The figure by which each task is judged."""
     directed = {score.key for row in table.rows for score in row.scores if score.higher_is_better is not None}
-    first: dict[str, tuple[str, str, str]] = {}
-    for key in table.keys:
-        if key in directed:
-            first.setdefault(key[0], key)
+    first = first_by_task(key for key in table.keys if key in directed)
     wanted = dict.fromkeys([*tasks, *table.settings.task_files])
     # A tag has no figure of its own: then its members have to speak, and nobody knows which they are.
     judged = wanted if all(task in first for task in wanted) else first
-    keys = [first[task] for task in judged]
-    if not keys:
+    if not judged:
         raise EvaluationError(
             "--max-loss: none of the tasks says whether higher figures are better, so nothing can be judged; "
             "leave the option out"
         )
-    return keys
+    return [first[task] for task in judged]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hubextrap.reporting.accuracy import Accuracy, collect_accuracy
-from hubextrap.reporting.answering import Answer
+from hubextrap.reporting.accuracy import collect_accuracy
+from hubextrap.reporting.answering import answer
 from hubextrap.reporting.page import render_page
-from hubextrap.reporting.sections import Section, build_sections
+from hubextrap.reporting.sections import build_sections
 
-__all__ = ["Accuracy", "Answer", "Section", "build_sections", "collect_accuracy", "render_page"]
+__all__ = ["answer", "build_sections", "collect_accuracy", "render_page"]

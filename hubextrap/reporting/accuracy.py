@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from hubextrap.evaluation.table import EvaluationTable, Score
+    from hubextrap.evaluation.table import EvaluationTable, Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,6 @@ class Accuracy:
     """One figure of one task over all checkpoints that were evaluated."""
 
     title: str
-    higher_is_better: bool | None
     points: tuple[Point, ...]
     """By step; those without one at the end. A checkpoint that several evaluations measured is there once."""
 
@@ -49,48 +48,37 @@ class Accuracy:
 
 
 def collect_accuracy(tables: Mapping[Path, EvaluationTable]) -> list[Accuracy]:
-    """One entry a (task, metric, filter), over all files.
+    """One entry per (task, metric, filter), over all files.
 
     Raises:
         EvaluationError: two files measured a task in different ways.
     """
     _check_same_tasks(tables)
-    found: dict[tuple[str, str, str], dict[tuple[int | None, str, bool], Point]] = {}
-    scores: dict[tuple[str, str, str], Score] = {}
+    found: dict[Key, dict[tuple[int | None, str, bool], Point]] = {}
+    titles: dict[Key, str] = {}
     for table in tables.values():
         for row in table.rows:
             for score in row.scores:
-                scores.setdefault(score.key, score)
+                titles.setdefault(score.key, score.title)
                 point = Point(row.label, row.place, row.step, score.value, score.stderr)
                 place = (row.step, row.place, point.is_prediction)
                 found.setdefault(score.key, {}).setdefault(place, point)
-    return [
-        Accuracy(
-            scores[key].title,
-            scores[key].higher_is_better,
-            tuple(
-                sorted(
-                    points.values(),
-                    key=lambda point: (point.step is None, point.step or 0, point.is_prediction),
-                )
-            ),
-        )
-        for key, points in found.items()
-    ]
+
+    def order(point: Point) -> tuple[bool, int, bool]:
+        return (point.step is None, point.step or 0, point.is_prediction)
+
+    return [Accuracy(titles[key], tuple(sorted(points.values(), key=order))) for key, points in found.items()]
 
 
 def _check_same_tasks(tables: Mapping[Path, EvaluationTable]) -> None:
-    first: dict[str, tuple[Path, EvaluationTable]] = {}
+    first: dict[str, tuple[Path, object]] = {}
     for path, table in tables.items():
         for task, record in table.settings.tasks.items():
-            earlier_path, earlier = first.setdefault(task, (path, table))
-            if (
-                record != earlier.settings.tasks[task]
-                or table.settings.limit != earlier.settings.limit
-                or table.settings.apply_chat_template != earlier.settings.apply_chat_template
-            ):
+            way = (record, table.settings.limit, table.settings.apply_chat_template)
+            earlier, known = first.setdefault(task, (path, way))
+            if way != known:
                 raise EvaluationError(
-                    f"{path} and {earlier_path}: measured {task} in different ways (its prompt, examples, "
+                    f"{path} and {earlier}: measured {task} in different ways (its prompt, examples, "
                     "number of documents or scoring), so their figures are not comparable; report them "
                     "apart"
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,8 @@ from hubextrap.statistics import HORIZONS, horizon_means, judge
 from hubextrap.trajectory import say_same_weights
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from hubextrap.statistics import Backtest, BacktestRow, BacktestVerdict
 
 FEW_TRIALS = 6
@@ -19,6 +21,7 @@ PROMISING = 0.5
 """Mean error up to which the page does not call for care: at .59 a prediction has lost task accuracy."""
 CLOSE = 0.1
 """How far the mean expected error may be from the mean found to be believed."""
+_LAST_WORD = "All this is about weights. Before a prediction is used, evaluate it beside the last checkpoint."
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,55 +36,30 @@ class Answer:
 
 def answer(backtest: Backtest) -> Answer:
     """Put the verdict of ``statistics.judge`` into words, behind a warning of steps that do not differ."""
-    said = _answer(backtest)
     same = [f"Beware: {note}." for note in say_same_weights(backtest.same_weights, len(backtest.steps))]
-    return replace(said, sentences=(*same, *said.sentences))
-
-
-def _answer(backtest: Backtest) -> Answer:
-    last_word = (
-        "All this is about weights. Before a prediction is used, evaluate it beside the last checkpoint."
-    )
     ranked = horizon_means(backtest)
     if not ranked or ranked[0].worst is None:
-        return Answer(
-            "unknown",
-            "Nothing could be rehearsed",
-            (
-                (
-                    "A rehearsal needs several checkpoints that differ, and this scan has "
-                    f"{len(backtest.steps)}. Do not trust an extrapolation from it without an evaluation."
-                ),
-            ),
+        nothing = (
+            f"A rehearsal needs several checkpoints that differ, and this scan has {len(backtest.steps)}. "
+            "Do not trust an extrapolation from it without an evaluation."
         )
+        return Answer("unknown", "Nothing could be rehearsed", (*same, nothing))
     verdict = judge(backtest)
     rounding = (_rounding(backtest, verdict.method),) * backtest.rounded
     if verdict.method is None:
-        return Answer(
-            "bad",
-            "Keep the last checkpoint",
-            (
-                (
-                    "In rehearsals on this run's own past, no method came closer to the real weights than "
-                    "the last checkpoint was."
-                ),
-                *rounding,
-                last_word,
-            ),
+        none_closer = (
+            "In rehearsals on this run's own past, no method came closer to the real weights than the last "
+            "checkpoint was."
         )
+        return Answer("bad", "Keep the last checkpoint", (*same, none_closer, *rounding, _LAST_WORD))
     rows = _near_rows(backtest, verdict.method)
     mean, worst = float(np.mean([row.error for row in rows])), max(row.error for row in rows)
-    sentences = [
-        (
-            f"In {_times(len(rows), 'rehearsal')} up to a horizon of 1, its predictions were on average "
-            f"{mean:.2f} times as far from the real weights as the last known checkpoint was, and "
-            f"{worst:.2f} times at worst."
-        ),
-        *rounding,
-        _reach(verdict),
-    ]
-    if (expectation := _expectation(backtest, verdict.method)) is not None:
-        sentences.append(expectation)
+    found = (
+        f"In {_times(len(rows), 'rehearsal')} up to a horizon of 1, its predictions were on average "
+        f"{mean:.2f} times as far from the real weights as the last known checkpoint was, and "
+        f"{worst:.2f} times at worst."
+    )
+    sentences = [*same, found, *rounding, _reach(verdict), *_expectation(rows)]
     if verdict.base_step is not None:
         sentences.append(
             f"If you want a line through two checkpoints, let it begin at step {verdict.base_step}."
@@ -91,7 +69,7 @@ def _answer(backtest: Backtest) -> Answer:
     return Answer(
         "good" if sound else "care",
         f"{'Extrapolation looks promising: use' if sound else 'Extrapolate with care:'} {verdict.method}",
-        (*sentences, last_word),
+        (*sentences, _LAST_WORD),
     )
 
 
@@ -124,20 +102,17 @@ def _reach(verdict: BacktestVerdict) -> str:
     )
 
 
-def _expectation(backtest: Backtest, method: str) -> str | None:
-    known = [
-        (row.expected_error, row.error)
-        for row in _near_rows(backtest, method)
-        if row.expected_error is not None
-    ]
+def _expectation(rows: Sequence[BacktestRow]) -> Iterator[str]:
+    """A sentence, where errors were expected at all."""
+    known = [(row.expected_error, row.error) for row in rows if row.expected_error is not None]
     if not known:
-        return None
+        return
     expected, found = (float(np.mean(values)) for values in zip(*known, strict=True))
     if abs(expected - found) <= CLOSE:
         meaning = "so the expected error that comes with a prediction can be believed"
     else:
         meaning = f"so expected errors have been too {'high' if expected > found else 'low'} on this run"
-    return f"Beforehand, {expected:.2f} was expected on average and {found:.2f} was found, {meaning}."
+    yield f"Beforehand, {expected:.2f} was expected on average and {found:.2f} was found, {meaning}."
 
 
 def _times(count: int, noun: str) -> str:

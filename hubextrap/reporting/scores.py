@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from hubextrap.evaluation.table import LAST
 from hubextrap.foreign_text import plot_text
-from hubextrap.reporting.style import FAINT, INK, SERIES, VERMILION
+from hubextrap.reporting.style import BLUE, FAINT, INK, SERIES, VERMILION
 from hubextrap.statistics import horizon_classes, horizon_means, pair_counts
 
 if TYPE_CHECKING:
@@ -52,25 +53,20 @@ def draw_backtest(figure: Figure, backtest: Backtest) -> None:
 
 def draw_accuracy(figure: Figure, accuracy: Accuracy) -> None:
     axes = figure.subplots()
-    for points, style, colour, label in (
-        (accuracy.observed, "o-", SERIES[0][0], "observed checkpoints"),
-        (accuracy.predicted, "D", VERMILION, "predictions"),
+    line: dict[str, Any] = {"fmt": "o-", "color": BLUE, "zorder": 2}
+    hollow: dict[str, Any] = {"fmt": "D", "color": VERMILION, "zorder": 3, "markersize": 9}
+    hollow["markerfacecolor"] = "none"  # the real checkpoint may lie inside
+    for points, label, look in (
+        (accuracy.observed, "observed checkpoints", line),
+        (accuracy.predicted, "predictions", hollow),
     ):
         if points:
             axes.errorbar(
                 [float(point.step or 0) for point in points],
                 [point.value for point in points],
                 [1.96 * (point.stderr or 0.0) for point in points],
-                fmt=style,
-                color=colour,
-                markersize=9 if style == "D" else 5,
-                markerfacecolor="none" if style == "D" else colour,  # the real checkpoint may lie inside
-                markeredgewidth=1.8,
-                capsize=3,
-                linewidth=1.6,
-                label=label,
-                zorder=3 if style == "D" else 2,
-            )
+                label=label, markeredgewidth=1.8, capsize=3, linewidth=1.6, **look,
+            )  # fmt: skip
     values = [point.value for point in accuracy.points]
     if values and min(values) >= 0 and max(values) <= 1:
         axes.set_ylim(max(0.0, min(values) - 0.1), min(1.05, max(values) + 0.1))
@@ -80,10 +76,10 @@ def draw_accuracy(figure: Figure, accuracy: Accuracy) -> None:
 
 def gain(accuracy: Accuracy) -> list[tuple[str, float, float, float | None]]:
     """(label, score, that of the last observed checkpoint, that of the real one) of each prediction."""
-    found = []
-    for point in accuracy.predicted:
-        last = next((other for other in accuracy.observed if other.label == "last"), None)
-        real = next((other for other in accuracy.observed if other.step == point.step), None)
-        if last is not None and np.isfinite(point.value):
-            found.append((point.label, point.value, last.value, None if real is None else real.value))
-    return found
+    last = next((other.value for other in accuracy.observed if other.label == LAST), None)
+    real = {other.step: other.value for other in reversed(accuracy.observed)}
+    return [
+        (point.label, point.value, last, real.get(point.step))
+        for point in accuracy.predicted
+        if last is not None and np.isfinite(point.value)
+    ]

@@ -12,7 +12,7 @@ import numpy as np
 from hubextrap.reporting import scores, weights
 from hubextrap.scans.logprobs import MIN_CHANGE
 from hubextrap.statistics import horizon_classes, horizon_means, pair_counts
-from hubextrap.statistics.linearity import MIN_DISTINCT, MIN_RANGE
+from hubextrap.statistics.linearity import LINEAR, MIN_DISTINCT, MIN_RANGE
 
 if TYPE_CHECKING:
     from hubextrap.reporting.accuracy import Accuracy
@@ -95,6 +95,8 @@ def _accuracy(number: int, accuracy: Accuracy) -> Section:
 
 def _backtest(backtest: Backtest) -> Section:
     counts = pair_counts(backtest)
+    classes = zip(horizon_classes(backtest.steps), counts, strict=True)
+    titles, total = [f"{title}: {count}" for title, count in classes], ["total"] * backtest.rounded
     return Section(
         "backtest",
         "Rehearsals: how far off would a prediction have been?",
@@ -108,21 +110,12 @@ def _backtest(backtest: Backtest) -> Section:
         "went.",
         partial(scores.draw_backtest, backtest=backtest),
         4.9,
-        (
-            "method",
-            *(
-                f"{title}: {count}"
-                for title, count in zip(horizon_classes(backtest.steps), counts, strict=True)
-            ),
-            "worst",
-            "expected",
-            *(["total"] if backtest.rounded else []),
-        ),
+        ("method", *titles, "worst", "expected", *total),
         [
             (
                 entry.method,
-                *(_figure(value) for value in (*entry.means, entry.worst, entry.expected)),
-                *([_figure(entry.total)] if backtest.rounded else []),
+                *map(_figure, (*entry.means, entry.worst, entry.expected)),
+                *(_figure(entry.total) for _ in total),
             )
             for entry in horizon_means(backtest)
         ],
@@ -162,6 +155,7 @@ def _direction(scan: Scan, rounded: bool) -> Section:
 
 def _r_squared(scan: Scan) -> Section:
     found, walk = scan.linearity(), scan.random_walk
+    shares = weights.shown_shares(found.histogram)
     left_out = (
         f"{1 - found.share_kept:.1%} of the weights are left out: they moved by {MIN_RANGE:g} or less, or "
         f"took fewer than {MIN_DISTINCT} values."
@@ -170,23 +164,18 @@ def _r_squared(scan: Scan) -> Section:
         "r-squared",
         "Straightness: R² of every weight",
         f"How well a straight line in the step describes each of {found.kept:,} weights. The median is "
-        f"{found.median:.2f}, and {found.share_linear:.0%} lie above 0.7; a random walk would give "
+        f"{found.median:.2f}, and {found.share_linear:.0%} lie above {LINEAR}; a random walk would give "
         f"{walk.median:.2f} and {walk.share_linear:.0%}. {left_out}",
         "Worry when the blue bars follow the orange outline: then the weights wander. The reverse is no "
         "comfort: R² looks back, and a high one has gone with predictions that ruin the model.",
-        partial(
-            weights.draw_r_squared,
-            shares=weights.shown_shares(found.histogram),
-            steps=scan.steps,
-            what="weights",
-        ),
+        partial(weights.draw_r_squared, shares=shares, steps=scan.steps, what="weights"),
         3.3,
         ("weights", "number"),
         [
             ("kept", f"{found.kept:,}"),
             ("did not move", f"{found.unmoved:,}"),
             ("moved by 1e-4 or less", f"{found.small_range:,}"),
-            ("took fewer than 4 values", f"{found.few_values:,}"),
+            (f"took fewer than {MIN_DISTINCT} values", f"{found.few_values:,}"),
         ],
     )
 
@@ -203,7 +192,7 @@ def _heat_map(scan: Scan) -> Section:
         "Worry when one row or one end of the layers is much darker: give those tensors their own rule "
         "(persistence keeps the last checkpoint's), and see whether the rehearsals improve.",
         partial(weights.draw_heat_map, scan=scan),
-        weights.heat_map_height(scan),
+        1.3 + 0.3 * len(kinds),
         ("module", *(f"layer {layer}" if layer != "–" else "no layer" for layer in layers)),
         [(kind, *(_figure(value) for value in row)) for kind, row in zip(kinds, values, strict=True)],
     )
@@ -249,6 +238,7 @@ def _explained(scan: Scan) -> Section:
 def _logprobs(scan: Scan) -> Section:
     assert scan.logprobs is not None
     summary, fits = scan.logprobs.as_dict(), scan.logprobs.r_squared()
+    shares = weights.r_squared_shares(fits)
     return Section(
         "log-probabilities",
         "Straightness: R² of token log-probabilities",
@@ -258,9 +248,7 @@ def _logprobs(scan: Scan) -> Section:
         f"is {np.median(fits):.2f}; a random walk would give {scan.random_walk.median:.2f}.",
         "Worry when few tokens were kept: responses that the run hardly changed say little. As with "
         "weights, a high R² describes the past.",
-        partial(
-            weights.draw_r_squared, shares=weights.r_squared_shares(fits), steps=scan.steps, what="tokens"
-        ),
+        partial(weights.draw_r_squared, shares=shares, steps=scan.steps, what="tokens"),
         3.3,
         ("tokens", "number"),
         [("kept", f"{len(fits):,}"), ("changed too little", f"{summary['tokens'] - len(fits):,}")],

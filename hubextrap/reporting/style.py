@@ -14,14 +14,8 @@ from matplotlib.figure import Figure
 WIDTH = 5.2
 """Inches: narrow, so that the text stays readable where a phone scales the plot down."""
 INK, FAINT, GRID = "#222222", "#8a8a8a", "#dddddd"
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-)
+BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
+PURPLE, ORANGE, SKY = "#CC79A7", "#E69F00", "#56B4E9"
 SERIES = ((BLUE, "o"), (VERMILION, "s"), (GREEN, "^"), (PURPLE, "D"), (ORANGE, "v"), (SKY, "P"))
 """Okabe and Ito's colours, which colour-blind readers tell apart; the markers do it without colour."""
 

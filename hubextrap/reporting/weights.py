@@ -13,7 +13,7 @@ from hubextrap.foreign_text import plot_text
 from hubextrap.methods import leading_subspace
 from hubextrap.reporting.style import BLUE, FAINT, GREEN, INK, VERMILION
 from hubextrap.scans.scan import module_kind
-from hubextrap.statistics.linearity import BINS, LINEAR, MIN_RANGE, r_squared
+from hubextrap.statistics.linearity import LINEAR, MIN_RANGE, r_squared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SHOWN_BINS = 40
 WALKS = 20_000
+_LAYER = re.compile(r"\.(\d+)\.")
 
 
 def draw_r_squared(figure: Figure, shares: NDArray[np.float64], steps: Sequence[int], what: str) -> None:
@@ -53,13 +54,12 @@ def walk_shares(steps: Sequence[int]) -> NDArray[np.float64]:
 
 def r_squared_shares(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """(SHOWN_BINS,): shares of R² values."""
-    counts = np.histogram(values, SHOWN_BINS, (0, 1))[0]
-    return np.asarray(counts / max(counts.sum(), 1), dtype=np.float64)
+    return shown_shares(np.histogram(values, SHOWN_BINS, (0, 1))[0])
 
 
 def shown_shares(histogram: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(SHOWN_BINS,): shares from the scan's finer histogram, (BINS,)."""
-    counts = histogram.reshape(SHOWN_BINS, BINS // SHOWN_BINS).sum(axis=1)
+    """(SHOWN_BINS,): shares from a histogram as fine or finer, such as a scan's."""
+    counts = histogram.reshape(SHOWN_BINS, -1).sum(axis=1)
     return np.asarray(counts / max(counts.sum(), 1), dtype=np.float64)
 
 
@@ -67,8 +67,8 @@ def heat_map(scan: Scan) -> tuple[list[str], list[str], NDArray[np.float64]]:
     """Kinds of module, layers (``–`` where a tensor has none), and the median R², NaN where none was kept."""
     cells: dict[tuple[str, int], list[int]] = {}
     for row, tensor in enumerate(scan.tensors):
-        found = re.search(r"\.(\d+)\.", tensor)
-        cells.setdefault((module_kind(tensor), -1 if found is None else int(found[1])), []).append(row)
+        found = _LAYER.search(tensor)
+        cells.setdefault((module_kind(tensor), int(found[1]) if found else -1), []).append(row)
     kinds = list(dict.fromkeys(kind for kind, _ in cells))
     layers = sorted({layer for _, layer in cells})
     values = np.full((len(kinds), len(layers)), np.nan)
@@ -77,10 +77,6 @@ def heat_map(scan: Scan) -> tuple[list[str], list[str], NDArray[np.float64]]:
         if median is not None:
             values[kinds.index(kind), layers.index(layer)] = median
     return kinds, ["–" if layer < 0 else str(layer) for layer in layers], values
-
-
-def heat_map_height(scan: Scan) -> float:
-    return 1.3 + 0.3 * len(heat_map(scan)[0])
 
 
 def draw_heat_map(figure: Figure, scan: Scan) -> None:
@@ -137,7 +133,7 @@ def draw_examples(figure: Figure, scan: Scan) -> None:
         slope, intercept = np.polyfit(steps, moved, 1)
         axes.plot(steps, intercept + slope * steps, color=VERMILION, linewidth=1.4)
         axes.plot(steps, moved, "o", color=BLUE)
-        layer = re.search(r"\.(\d+)\.", tensor)
+        layer = _LAYER.search(tensor)
         name = module_kind(tensor) + (f", layer {layer[1]}" if layer else "")
         axes.set_title(f"{plot_text(name)}\nR² {fit:.2f}", loc="left", fontsize=9)
         axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))

@@ -8,7 +8,7 @@ from math import comb
 
 import pytest
 
-from hubextrap.evaluation.metrics import (
+from hubextrap.evaluation.scoring import (
     avg_at_n,
     figures_of_samples,
     maj_at_n,
