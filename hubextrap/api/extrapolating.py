@@ -19,7 +19,7 @@ from hubextrap.digests import sha256_of_json
 from hubextrap.engine.kernels import check_device
 from hubextrap.hub import PROVENANCE_FILE, CoefficientRule, OutputShard, build_provenance
 from hubextrap.opening import ReadingOptions, Run
-from hubextrap.regrounding.loop import GramOfSnapshots
+from hubextrap.regrounding.ending import GramOfSnapshots
 from hubextrap.tensors import LocalSink
 from hubextrap.trajectory import Trajectory
 

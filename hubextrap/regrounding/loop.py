@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
 
 from hubextrap.durable.atomic import writing
 from hubextrap.errors import CheckpointError, OutputError
@@ -27,33 +24,20 @@ from hubextrap.regrounding.checkpoint import (
     find_checkpoint,
 )
 from hubextrap.regrounding.command import CommandRunner, printed_number
-from hubextrap.regrounding.ending import limit_reached, plan_jump, why_ended
+from hubextrap.regrounding.ending import GramOfSnapshots, after_probe, decide, limit_reached, why_ended
 from hubextrap.regrounding.guard import judge_probe
-from hubextrap.regrounding.history import HISTORY_NAME, Decision, finite_or_none, rewrite_history
-from hubextrap.regrounding.jumps import WINDOWS_KEPT, Window, snapshot_steps
+from hubextrap.regrounding.history import HISTORY_NAME, Decision, rewrite_history
+from hubextrap.regrounding.jumps import WINDOWS_KEPT, Window
 from hubextrap.regrounding.state import Phase, RunState, save_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from numpy.typing import NDArray
 
     from hubextrap.progress import Progress
     from hubextrap.recipe import RegroundRecipe
 
 ROOM = 2
 """Weights of the model that a round is expected to write, until one has shown what it takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class GramOfSnapshots:
-    """What the engine's scan found on the snapshots of the windows."""
-
-    tensors: tuple[str, ...]
-    gram: NDArray[np.float64]
-    """(N, K, K): inner products of each tensor's deltas."""
-    dtypes: frozenset[str]
-    """safetensors names."""
 
 
 class Engine(Protocol):
@@ -196,35 +180,17 @@ class Loop:
             check_unchanged(self._checkpoint(), self.state.weights, stage)
 
     def _decide(self) -> RunState:
-        windows, n = self._windows(), self.state.n
-        found = self._engine.scan(self._snapshots())
         guard = self._section.guard
-        judged, coefficients = plan_jump(
-            windows,
-            n,
+        after = self.state.clocks.trained(self._section.window)
+        decision = decide(
+            after,
+            self._windows(),
+            self.state.n,
             self._section.rule,
-            found.gram,
-            found.tensors,
+            self._engine.scan(self._snapshots()),
             max_error=None if guard.max_error == "off" else guard.max_error,
             probed=guard.probe is not None,
-            dtypes=found.dtypes,
-        )
-        after = self.state.clocks.trained(self._section.window)
-        if limit_reached(self._section, self.state.round, after) is not None:
-            reason = f"training ends here, and what it ends with was trained ({judged.reason})"
-            judged = replace(judged, jump=False, reason=reason)
-        decision = Decision(
-            rl_steps=after.rl_steps,
-            represented_steps=(after.jumped(n) if judged.jump else after).represented_steps,
-            rule=self._section.rule,
-            n_wanted=n,
-            n_used=n if judged.jump else 0,
-            action="jumped" if judged.jump else "skipped",
-            reason=judged.reason,
-            snapshot_steps=snapshot_steps(windows),
-            coefficients=coefficients,
-            backtest_error=finite_or_none(judged.backtest_error),
-            expected_relative_error=finite_or_none(judged.expected_relative_error),
+            last=limit_reached(self._section, self.state.round, after) is not None,
         )
         return self.state.after("decided", decision=decision)
 
@@ -251,18 +217,7 @@ class Loop:
         self._progress.say(
             f"round {self.state.round}: {'kept' if verdict.keep else 'taken back'}: {verdict.reason}"
         )
-        decision = replace(
-            decision,
-            reason=f"{decision.reason}; {verdict.reason}",
-            probe_before=finite_or_none(before),
-            probe_after=finite_or_none(after),
-        )
-        if not verdict.keep:
-            trained = self.state.clocks.trained(self._section.window)
-            decision = replace(
-                decision, action="rolled_back", n_used=0, represented_steps=trained.represented_steps
-            )
-        return self.state.after("probed", decision=decision, n=verdict.n)
+        return self.state.after("probed", decision=after_probe(decision, verdict, before, after), n=verdict.n)
 
     def _score(self, model: Path, when: str) -> float:
         guard = self._section.guard
