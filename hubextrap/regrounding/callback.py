@@ -272,12 +272,11 @@ class ExtrapolationCallback(TrainerCallback):
         self, windows: tuple[Window, ...], start: int, tensors: dict[str, torch.Tensor]
     ) -> None:
         kept = windows[max(0, len(windows) - self.windows + 1) :]
-        needed = {*(snapshot_steps(kept) if kept else ()), start}
-        self._ring.keep_only(needed)
-        if start not in self._ring.steps:
-            self._ring.put(start, tensors)
         clocks = self.clocks.jumped(start - self.clocks.represented_steps)
         self._at = replace(self._at, clocks=clocks, start=start, windows=kept)
+        self._ring.keep_only(self._at.snapshot_steps)
+        if start not in self._ring.steps:
+            self._ring.put(start, tensors)
 
     def _probed(self, model: nn.Module) -> float | None:
         if self.probe is None:

@@ -169,11 +169,8 @@ def _signal_group(process: subprocess.Popen[bytes], sign: signal.Signals) -> Non
 def _how(code: int) -> str:
     if code == _NOT_FOUND:
         return "exit code 127 (a program was not found)"
-    number = -code if code < 0 else code - 128
-    if code > 0 and code <= 128:
-        return f"exit code {code}"
     try:
-        name = signal.Signals(number).name
+        name = signal.Signals(-code if code < 0 else code - 128).name
     except ValueError:
         return f"exit code {code}"
     hint = " (often: no memory was left)" if name == "SIGKILL" else ""

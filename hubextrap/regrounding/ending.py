@@ -93,7 +93,12 @@ def why_ended(section: RegroundSection, decisions: Sequence[Decision], clocks: C
     """Why no further round is to begin. A jump is followed by training, whatever the clocks say."""
     if decisions and decisions[-1].action == "jumped":
         return None
-    return limit_reached(section, len(decisions), clocks) or _stalled(section, decisions)
+    if limit := limit_reached(section, len(decisions), clocks):
+        return limit
+    most = section.max_skipped
+    if most is None or len(decisions) < most or any(one.action == "jumped" for one in decisions[-most:]):
+        return None
+    return f"the last {most} jumps were skipped or taken back; max_skipped is {most}"
 
 
 def limit_reached(section: RegroundSection, rounds: int, clocks: Clocks) -> str | None:
@@ -107,11 +112,3 @@ def limit_reached(section: RegroundSection, rounds: int, clocks: Clocks) -> str 
     if most is not None and clocks.represented_steps >= most:
         return f"{clocks.represented_steps} steps are represented; max_represented_steps is {most}"
     return None
-
-
-def _stalled(section: RegroundSection, decisions: Sequence[Decision]) -> str | None:
-    most = section.max_skipped
-    last = decisions[-most:] if most is not None else ()
-    if most is None or len(last) < most or any(decision.action == "jumped" for decision in last):
-        return None
-    return f"the last {most} jumps were skipped or taken back; max_skipped is {most}"

@@ -207,7 +207,7 @@ class Scan:
             described = parse_json(
                 metadata["scan"], str(path), remedy="remove it, then scan again", limit=HEADER_LIMIT
             )
-            return _build(cls, described, tables, metadata)
+            return _build(described, tables, metadata)
         except (KeyError, TypeError, ValueError) as error:
             said = f"{error.args[0]} is missing" if isinstance(error, KeyError) else shorten(str(error))
             raise _corrupt(path, f"is a damaged scan ({said}); remove it, then scan again") from error
@@ -250,12 +250,10 @@ def _read_tables(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         raise _corrupt(path, f"is no whole scan ({said}); remove it, then scan again") from error
     tables = {}
     for info in shard.tensors:
-        if info.dtype not in _NUMPY:
+        if (dtype := _NUMPY.get(info.dtype)) is None:
             problem = f"table {shorten(repr(info.name))} is {info.dtype}, so this is no scan"
             raise _corrupt(path, f"{problem}; make one with `hubextrap scan`")
-        table = np.frombuffer(
-            content, _NUMPY[info.dtype], info.nbytes // _NUMPY[info.dtype].itemsize, info.offset
-        )
+        table = np.frombuffer(content, dtype, info.nbytes // dtype.itemsize, info.offset)
         tables[info.name] = table.reshape(info.shape)
     return tables, shard.metadata
 
@@ -273,9 +271,7 @@ def _digest(metadata: Mapping[str, str], tables: Mapping[str, NDArray[Any]]) -> 
     return content.hexdigest()
 
 
-def _build(
-    kind: type[Scan], described: dict[str, Any], tables: dict[str, NDArray[Any]], metadata: dict[str, str]
-) -> Scan:
+def _build(described: dict[str, Any], tables: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Scan:
     """KeyError, TypeError or ValueError on anything that does not fit."""
     stated = {key: value for key, value in metadata.items() if key != DIGEST}
     if unknown := sorted(stated.keys() - {"format", "version", "scan"}):
@@ -310,7 +306,7 @@ def _build(
             table("logprob_tokens", "I64", len(texts)),
             table("logprobs", "F32", len(texts), k),
         )
-    scan = kind(
+    scan = Scan(
         gram_table=GramTable(steps, tensors, table("elements", "I64", n), table("gram", "F64", n, k, k)),
         series=described["series"],
         checkpoints=checkpoints,

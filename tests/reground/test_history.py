@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hubextrap.errors import CorruptFile, OutputError
-from hubextrap.regrounding import Decision, append_decision, read_history, rewrite_history
+from hubextrap.regrounding.history import Decision, append_decision, read_history, rewrite_history
 
 JUMP = Decision(
     rl_steps=20,

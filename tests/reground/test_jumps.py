@@ -8,16 +8,8 @@ from numpy.typing import NDArray
 
 from hubextrap.errors import MethodError, StepError
 from hubextrap.methods import coefficients
-from hubextrap.regrounding import (
-    RULES,
-    Clocks,
-    Window,
-    joined_gram,
-    joined_path,
-    joined_steps,
-    jump_coefficients,
-    snapshot_steps,
-)
+from hubextrap.regrounding import RULES, Clocks, Window, jump_coefficients, snapshot_steps
+from hubextrap.regrounding.jumps import joined_gram, joined_path, joined_steps
 
 ONE = [Window(0, 20)]
 THREE = [Window(0, 20), Window(80, 100), Window(100, 120)]  # a jump of 60, then none
