@@ -23,7 +23,8 @@ from hubextrap.output_files import take_after
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-REMEDY = "check its permissions, or choose another --out (with --push alone: another HF_HOME)"
+_ELSEWHERE = "choose another --out (with --push alone: another HF_HOME)"
+REMEDY = f"check its permissions, or {_ELSEWHERE}"
 """About a place that cannot be written."""
 _LOCK = re.compile(rb" *\d* made by hubextrap\n")
 """What stands in a lock: who holds it or did, and whose it is."""
@@ -37,13 +38,12 @@ def place_problem(place: Path) -> str | None:
         planted = _planted_in(place)
         return planted and (
             f"{place}: holds {shown(planted)}, a link or no regular file, which hubextrap never "
-            "made; remove the folder, or choose another --out (with --push alone: another HF_HOME)"
+            f"made; remove the folder, or {_ELSEWHERE}"
         )
     what = "a folder" if place.is_dir() and not place.is_symlink() else "no folder"
     return (
         f"{place}: cannot be written: File exists, {what} that hubextrap did not mark as its own "
-        "(earlier versions marked none); move it away, or choose another --out (with --push alone: another "
-        "HF_HOME)"
+        f"(earlier versions marked none); move it away, or {_ELSEWHERE}"
     )
 
 

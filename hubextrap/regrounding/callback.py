@@ -112,10 +112,8 @@ class ExtrapolationCallback(TrainerCallback):
         windows = WINDOWS_KEPT[rule] if windows is None else windows
         _refuse(m < 1, f"m {m}: a window has at least one optimizer step")
         _refuse(n < 1, f"n {n}: a jump stands for at least one step")
-        _refuse(
-            max_n is not None and max_n < n,
-            f"max_n {max_n} is below n {n}: it is the longest that n may grow to",
-        )
+        longest = n if max_n is None else max_n
+        _refuse(longest < n, f"max_n {longest} is below n {n}: it is the longest that n may grow to")
         _refuse(windows < 1, f"windows {windows}: a jump needs at least one")
         _refuse(
             windows < 2 and max_error is not None,
@@ -140,8 +138,7 @@ class ExtrapolationCallback(TrainerCallback):
         _refuse(snapshots not in ("cpu", "disk"), f"snapshots {snapshots!r}: choose cpu or disk")
         self.m, self.n, self.rule, self.windows, self.max_error = m, n, rule, windows, max_error
         self.probe, self.probe_margin, self.moments = probe, probe_margin, moments
-        self.max_n = n if max_n is None else max_n
-        self.snapshots, self.memory = snapshots, memory
+        self.max_n, self.snapshots, self.memory = longest, snapshots, memory
         self.decisions: list[Decision] = []
         """What was decided so far; the same as in the history's file."""
 

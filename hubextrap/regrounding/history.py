@@ -9,14 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter
 
 from hubextrap.claims import unsealed
 from hubextrap.containment import read_named
 from hubextrap.durable.atomic import write_whole
 from hubextrap.durable.log import append_line, sealed_line
 from hubextrap.errors import CorruptFile
-from hubextrap.foreign_data import parse_json
+from hubextrap.foreign_data import first_problem, parse_json
 
 Action = Literal["jumped", "skipped", "rolled_back"]
 HISTORY_NAME = "reground_history.jsonl"
@@ -90,14 +90,6 @@ def rewrite_history(path: Path, decisions: Sequence[Decision]) -> None:
     write_whole(path, *(decision.as_line() for decision in decisions), remedy=REMEDY, parents=True)
 
 
-def said(error: Exception) -> str:
-    """What is wrong, in a line: of a ValidationError the first field."""
-    if isinstance(error, ValidationError):
-        problem = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"[:300]
-    return str(error)[:300]
-
-
 def finite_or_none(value: float | None) -> float | None:
     """JSON has no NaN: what a record holds of a value that is not finite."""
     return value if value is not None and math.isfinite(value) else None
@@ -129,6 +121,6 @@ def _parsed(path: Path, number: int, line: bytes) -> Decision:
         return _READER.validate_python(unsealed(content))
     except (ValueError, OverflowError) as error:
         raise CorruptFile(
-            f"{where}: not a decision of a re-grounded run ({said(error)}); {remedy}",
+            f"{where}: not a decision of a re-grounded run ({first_problem(error)}); {remedy}",
             file=path,
         ) from error

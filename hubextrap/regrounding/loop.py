@@ -227,10 +227,9 @@ class Loop:
         """Hand the round's model to the next one, and let go of what no round needs any more."""
         state, decision, windows = self.state, self._decision(), self._windows()
         assert state.checkpoint is not None
-        trained = state.clocks.trained(self._section.window)
         jumped = decision.action == "jumped"
         model = self._relative(self._extrapolated()) if jumped else state.checkpoint
-        clocks = trained.jumped(decision.n_used)
+        clocks = state.clocks.trained(self._section.window).jumped(decision.n_used)
         # The next window begins at this round's model, so one place is its own.
         windows = windows[-(WINDOWS_KEPT[self._section.rule] - 1) :]
         needed = snapshot_steps(windows)

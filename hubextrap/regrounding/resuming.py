@@ -12,7 +12,8 @@ from pydantic import TypeAdapter
 
 from hubextrap.durable.atomic import read_sealed, sync_folder, write_sealed, writing
 from hubextrap.errors import CheckpointMismatch, CorruptFile
-from hubextrap.regrounding.history import HISTORY_NAME, REMEDY, Decision, read_history, rewrite_history, said
+from hubextrap.foreign_data import first_problem
+from hubextrap.regrounding.history import HISTORY_NAME, REMEDY, Decision, read_history, rewrite_history
 from hubextrap.regrounding.jumps import Clocks, Natural, Window, snapshot_steps
 from hubextrap.regrounding.parameters import barrier, rank, world_size
 from hubextrap.regrounding.ring import SnapshotRing
@@ -117,8 +118,9 @@ def load_checkpoint(
             raise ValueError("settings is no JSON object")
         steps = at.snapshot_steps
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        problem = first_problem(error)
         raise CorruptFile(
-            f"{path}: not the state of a re-grounded run ({said(error)}); resume from an earlier checkpoint",
+            f"{path}: not the state of a re-grounded run ({problem}); resume from an earlier checkpoint",
             file=path,
         ) from error
     if form != FORMAT:

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hubextrap.durable.atomic import read_sealed, write_sealed
 from hubextrap.errors import CorruptFile, StepError
-from hubextrap.regrounding.history import REMEDY, CheckedDecision, said
+from hubextrap.foreign_data import first_problem
+from hubextrap.regrounding.history import REMEDY, CheckedDecision
 from hubextrap.regrounding.jumps import Clocks, Natural, Window, snapshot_steps
 
 STATE_NAME = "state.json"
@@ -92,7 +93,7 @@ def load_state(folder: Path) -> RunState | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, OverflowError, StepError) as error:
-        reason = error.strerror if isinstance(error, OSError) else said(error)
+        reason = error.strerror if isinstance(error, OSError) else first_problem(error)
         raise CorruptFile(
             f"{path}: cannot be read as the state of a run ({reason}); give another --out, or remove the "
             "folder to begin anew",
