@@ -30,6 +30,7 @@ DIGITS = 100
 """Longest number: a tokenizer's 1e30 is written out in 31 digits."""
 
 _SHOWN = 200
+_PROBLEM = 300
 _TAG = "tag:yaml.org,2002:"
 _LONE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _AGAIN = "download it again"
@@ -299,3 +300,14 @@ def _check_depth(value: Any) -> None:
 def shorten(text: str, limit: int = _SHOWN) -> str:
     """``text`` as a message shows it: a hostile file may hold names of megabytes."""
     return text if len(text) <= limit else text[:limit] + "…"
+
+
+def first_problem(error: Exception) -> str:
+    """What is wrong with data, as a message shows it: of pydantic's ValidationError the first field."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return shorten(str(error), _PROBLEM)
+    problem = error.errors(include_url=False)[0]
+    where, said = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+    return shorten(f"{where}: {said}" if where else said, _PROBLEM)

@@ -18,7 +18,7 @@ from hubextrap.digests import sha256_of_json
 from hubextrap.engine.kernels import check_device
 from hubextrap.hub import PROVENANCE_FILE, build_provenance
 from hubextrap.opening import ReadingOptions, Run
-from hubextrap.regrounding.loop import GramOfSnapshots
+from hubextrap.regrounding.ending import GramOfSnapshots
 from hubextrap.trajectory import Trajectory
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ from hubextrap.api.extrapolating import extrapolate, scan_folders
 from hubextrap.api.prepare import MergeOptions
 from hubextrap.api.staging import remove_leftover
 from hubextrap.api.verifying import verify
-from hubextrap.containment import read_named
 from hubextrap.durable.atomic import is_new_name
 from hubextrap.durable.places import holder_of, lock_folder
 from hubextrap.errors import CorruptFile, OutputError, RecipeError
@@ -25,8 +24,9 @@ from hubextrap.progress import Progress, SilentProgress
 from hubextrap.regrounding import Decision
 from hubextrap.regrounding.checkpoint import check_model
 from hubextrap.regrounding.command import CommandRunner
+from hubextrap.regrounding.ending import GramOfSnapshots
 from hubextrap.regrounding.guardian import GRACE
-from hubextrap.regrounding.loop import GramOfSnapshots, Loop
+from hubextrap.regrounding.loop import Loop
 from hubextrap.regrounding.state import RunState, StartModel, load_state, save_state
 from hubextrap.tensors import LocalSource
 from hubextrap.tensors.cache import cached_source
@@ -134,7 +134,7 @@ def _held(folder: Path, what: str, progress: Progress) -> Iterator[int]:
 def _holder_is_dead(path: Path) -> bool:
     """Whether the process that took the lock is gone, so that only a guardian it started still holds it."""
     try:
-        if (holder := holder_of(read_named(path, 64, pipes=False))) is not None:
+        if (holder := holder_of(path)) is not None:
             os.kill(holder, 0)
     except ProcessLookupError:
         return True

@@ -28,7 +28,7 @@ def open_held(path: Path, flags: int, *, or_fail: bool = False) -> int:
             unlocked = take_lock(descriptor)
             if unlocked and or_fail:
                 raise OSError(errno.ENOLCK, unlocked, str(path))
-            if is_at(path, descriptor):
+            if _is_at(path, descriptor):
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -51,7 +51,7 @@ def take_lock(descriptor: int) -> str | None:
     return None
 
 
-def is_at(path: Path, descriptor: int) -> bool:
+def _is_at(path: Path, descriptor: int) -> bool:
     """Whether an open file is the one that lies at ``path`` now."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))

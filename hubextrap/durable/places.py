@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING
 
 from hubextrap.containment import read_named, shown
 from hubextrap.durable.atomic import is_new_name, new_name, writing
-from hubextrap.durable.lock import is_at, take_lock
+from hubextrap.durable.lock import open_held, take_lock
 from hubextrap.errors import OutputError
 from hubextrap.output_files import take_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-REMEDY = "check its permissions, or choose another --out (with --push alone: another HF_HOME)"
+_ELSEWHERE = "choose another --out (with --push alone: another HF_HOME)"
+REMEDY = f"check its permissions, or {_ELSEWHERE}"
 """About a place that cannot be written."""
 _LOCK = re.compile(rb" *\d* made by hubextrap\n")
 """What stands in a lock: who holds it or did, and whose it is."""
@@ -37,13 +38,12 @@ def place_problem(place: Path) -> str | None:
         planted = _planted_in(place)
         return planted and (
             f"{place}: holds {shown(planted)}, a link or no regular file, which hubextrap never "
-            "made; remove the folder, or choose another --out (with --push alone: another HF_HOME)"
+            f"made; remove the folder, or {_ELSEWHERE}"
         )
     what = "a folder" if place.is_dir() and not place.is_symlink() else "no folder"
     return (
         f"{place}: cannot be written: File exists, {what} that hubextrap did not mark as its own "
-        "(earlier versions marked none); move it away, or choose another --out (with --push alone: another "
-        "HF_HOME)"
+        f"(earlier versions marked none); move it away, or {_ELSEWHERE}"
     )
 
 
@@ -149,8 +149,8 @@ def lock_folder(
         OutputError: the place cannot be made, or another run holds it.
     """
     path = place / "lock"
-    while True:
-        with writing(place, REMEDY):
+    with writing(place, REMEDY):
+        while True:
             try:
                 if make is None:
                     place.mkdir(parents=True, exist_ok=True)
@@ -163,46 +163,35 @@ def lock_folder(
             if make is not None and os.path.lexists(place):
                 check_place(place)
             try:
-                descriptor = _open_lock(path)
+                descriptor = open_held(path, os.O_RDWR | os.O_CREAT)
             except FileNotFoundError:
                 continue  # the run that held it has just removed it
-        try:
-            unlocked = take_lock(descriptor)
-        except BlockingIOError:
-            holder = holder_of(os.pread(descriptor, 64, 0))
-            named = f" (process {holder})" if holder else ""
-            os.close(descriptor)
-            raise OutputError(
-                f"{what}: another run is at it{named}; wait for it to end, or stop it",
-                file=place,
-            ) from None
-        if unlocked:
-            say(f"{place}: no locks on this file system ({unlocked}); do not run two merges into one target")
-        if is_at(path, descriptor):
-            text = _lock_text(os.getpid())
-            os.pwrite(descriptor, text, 0)  # over an earlier one, of the same length
-            os.ftruncate(descriptor, len(text))
-            return descriptor
-        os.close(descriptor)  # it was removed before we had it
-
-
-def _open_lock(path: Path) -> int:
-    """The lock file, made if need be; a file of that name with anything else in it is somebody's own."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    descriptor = os.open(path, flags, 0o666)
-    status = os.fstat(descriptor)
-    content = os.pread(descriptor, 64, 0) if stat.S_ISREG(status.st_mode) else b"?"
-    if not content or content.strip().isdigit() or _LOCK.fullmatch(content):  # digits: of earlier versions
-        return descriptor
-    os.close(descriptor)
-    raise OSError(errno.EEXIST, "is there, and not hubextrap's", str(path))
+            except BlockingIOError:
+                holder = holder_of(path)
+                named = f" (process {holder})" if holder else ""
+                said = f"{what}: another run is at it{named}; wait for it to end, or stop it"
+                raise OutputError(said, file=place) from None
+            break
+        content = os.pread(descriptor, 64, 0)
+        if content and not content.strip().isdigit() and not _LOCK.fullmatch(content):
+            os.close(descriptor)  # digits alone: of earlier versions
+            raise OSError(errno.EEXIST, "is there, and not hubextrap's", str(path))
+    if unlocked := take_lock(descriptor):
+        say(f"{place}: no locks on this file system ({unlocked}); do not run two merges into one target")
+    text = _lock_text(os.getpid())
+    os.pwrite(descriptor, text, 0)  # over an earlier one, of the same length
+    os.ftruncate(descriptor, len(text))
+    return descriptor
 
 
 def _lock_text(process: int) -> bytes:
     return b"%19d made by hubextrap\n" % process
 
 
-def holder_of(lock: bytes) -> int | None:
-    """The process that a lock's content names."""
-    number = lock.removesuffix(b" made by hubextrap\n").strip()
+def holder_of(path: Path) -> int | None:
+    """The process that the lock at ``path`` names; None where it names none or cannot be read."""
+    try:
+        number = read_named(path, 64, pipes=False).removesuffix(b" made by hubextrap\n").strip()
+    except OSError:
+        return None
     return int(number) if number.isdigit() and int(number) else None

@@ -6,24 +6,13 @@ from typing import TYPE_CHECKING
 
 from hubextrap.lazy import names_of
 from hubextrap.regrounding.guard import MAX_ERROR, Judgement, ProbeVerdict, judge_jump, judge_probe
-from hubextrap.regrounding.history import (
-    HISTORY_NAME,
-    Decision,
-    append_decision,
-    finite_or_none,
-    read_history,
-    rewrite_history,
-)
+from hubextrap.regrounding.history import HISTORY_NAME, Decision, read_history
 from hubextrap.regrounding.jumps import (
     RULES,
     WINDOWS_KEPT,
     Clocks,
     JumpRule,
     Window,
-    check_rule,
-    joined_gram,
-    joined_path,
-    joined_steps,
     jump_coefficients,
     snapshot_steps,
 )
@@ -43,17 +32,10 @@ __all__ = [
     "JumpRule",
     "ProbeVerdict",
     "Window",
-    "append_decision",
-    "check_rule",
-    "finite_or_none",
-    "joined_gram",
-    "joined_path",
-    "joined_steps",
     "judge_jump",
     "judge_probe",
     "jump_coefficients",
     "read_history",
-    "rewrite_history",
     "snapshot_steps",
 ]
 

@@ -14,24 +14,10 @@ from torch import nn
 from transformers.trainer_callback import TrainerCallback
 
 from hubextrap.errors import MethodError, OutputError
-from hubextrap.regrounding.ending import plan_jump
+from hubextrap.regrounding.ending import GramOfSnapshots, after_probe, decide
 from hubextrap.regrounding.guard import MAX_ERROR, judge_probe
-from hubextrap.regrounding.history import (
-    HISTORY_NAME,
-    Action,
-    Decision,
-    append_decision,
-    finite_or_none,
-    rewrite_history,
-)
-from hubextrap.regrounding.jumps import (
-    WINDOWS_KEPT,
-    Clocks,
-    JumpRule,
-    Window,
-    check_rule,
-    snapshot_steps,
-)
+from hubextrap.regrounding.history import HISTORY_NAME, Decision, append_decision, rewrite_history
+from hubextrap.regrounding.jumps import WINDOWS_KEPT, Clocks, JumpRule, Window, check_rule, snapshot_steps
 from hubextrap.regrounding.parameters import (
     from_rank_zero,
     gram_matrices,
@@ -126,10 +112,8 @@ class ExtrapolationCallback(TrainerCallback):
         windows = WINDOWS_KEPT[rule] if windows is None else windows
         _refuse(m < 1, f"m {m}: a window has at least one optimizer step")
         _refuse(n < 1, f"n {n}: a jump stands for at least one step")
-        _refuse(
-            max_n is not None and max_n < n,
-            f"max_n {max_n} is below n {n}: it is the longest that n may grow to",
-        )
+        longest = n if max_n is None else max_n
+        _refuse(longest < n, f"max_n {longest} is below n {n}: it is the longest that n may grow to")
         _refuse(windows < 1, f"windows {windows}: a jump needs at least one")
         _refuse(
             windows < 2 and max_error is not None,
@@ -154,8 +138,7 @@ class ExtrapolationCallback(TrainerCallback):
         _refuse(snapshots not in ("cpu", "disk"), f"snapshots {snapshots!r}: choose cpu or disk")
         self.m, self.n, self.rule, self.windows, self.max_error = m, n, rule, windows, max_error
         self.probe, self.probe_margin, self.moments = probe, probe_margin, moments
-        self.max_n = n if max_n is None else max_n
-        self.snapshots, self.memory = snapshots, memory
+        self.max_n, self.snapshots, self.memory = longest, snapshots, memory
         self.decisions: list[Decision] = []
         """What was decided so far; the same as in the history's file."""
 
@@ -240,69 +223,57 @@ class ExtrapolationCallback(TrainerCallback):
         tensors = local_tensors(model)
         self._ring.put(here, tensors)
         windows = (*self._at.windows, Window(self._at.start, here))
-        steps = snapshot_steps(windows)
-        gram = gram_matrices(self._ring, steps, self._shares, tensors)
-        n = self._at.n
-        judged, coefficients = from_rank_zero(
-            lambda: plan_jump(
+        layouts = self._ring.layouts
+        found = GramOfSnapshots(
+            tuple(layouts),
+            gram_matrices(self._ring, snapshot_steps(windows), self._shares, tensors),
+            {layout.dtype for layout in layouts.values()},
+        )
+        decision = from_rank_zero(
+            lambda: decide(
+                self.clocks,
                 windows,
-                n,
+                self._at.n,
                 self.rule,
-                gram,
-                list(self._ring.layouts),
+                found,
                 max_error=self.max_error,
                 probed=self.probe is not None,
-                dtypes={layout.dtype for layout in self._ring.layouts.values()},
+                last=last,
             )
         )
-        action: Action = "skipped"
-        reason, before, after = judged.reason, None, None
-        if last:
-            reason = f"training ends here, and what it ends with was trained ({reason})"
-        elif judged.jump and coefficients is not None:
-            action = "jumped"
-            before = self._probed(model)
-            move_to(self._ring, steps, coefficients, tensors)
-            reshard(model)
-            after = self._probed(model)
-            if before is not None and after is not None and self.probe_margin is not None:
-                verdict = judge_probe(n, before, after, margin=self.probe_margin, longest=self.max_n)
-                self._at = replace(self._at, n=verdict.n)
-                reason = f"{reason}; {verdict.reason}"
-                if not verdict.keep:
-                    action = "rolled_back"
-                    restore(self._ring, here, tensors)
-                    reshard(model)
-        used = n if action == "jumped" else 0
-        self._begin_window(windows, here + used, tensors)
-        if used and self.moments == "reset":
+        if decision.action == "jumped":
+            decision = self._jump(model, decision, tensors)
+        self._begin_window(windows, decision.represented_steps, tensors)
+        if decision.action == "jumped" and self.moments == "reset":
             reset_moments(optimizer)
-        return Decision(
-            rl_steps=self.clocks.rl_steps,
-            represented_steps=self.clocks.represented_steps,
-            rule=self.rule,
-            n_wanted=n,
-            n_used=used,
-            action=action,
-            reason=reason,
-            snapshot_steps=steps,
-            coefficients=coefficients,
-            backtest_error=judged.backtest_error,
-            expected_relative_error=judged.expected_relative_error,
-            probe_before=before,
-            probe_after=finite_or_none(after),
-        )
+        return decision
+
+    def _jump(self, model: nn.Module, decision: Decision, tensors: dict[str, torch.Tensor]) -> Decision:
+        """Move the weights, and back again where the probe says so."""
+        assert decision.coefficients is not None
+        steps, n = decision.snapshot_steps, decision.n_used
+        before = self._probed(model)
+        move_to(self._ring, steps, decision.coefficients, tensors)
+        reshard(model)
+        after = self._probed(model)
+        if before is None or after is None or self.probe_margin is None:
+            return decision
+        verdict = judge_probe(n, before, after, margin=self.probe_margin, longest=self.max_n)
+        self._at = replace(self._at, n=verdict.n)
+        if not verdict.keep:
+            restore(self._ring, steps[-1], tensors)
+            reshard(model)
+        return after_probe(decision, verdict, before, after)
 
     def _begin_window(
         self, windows: tuple[Window, ...], start: int, tensors: dict[str, torch.Tensor]
     ) -> None:
         kept = windows[max(0, len(windows) - self.windows + 1) :]
-        needed = {*(snapshot_steps(kept) if kept else ()), start}
-        self._ring.keep_only(needed)
-        if start not in self._ring.steps:
-            self._ring.put(start, tensors)
         clocks = self.clocks.jumped(start - self.clocks.represented_steps)
         self._at = replace(self._at, clocks=clocks, start=start, windows=kept)
+        self._ring.keep_only(self._at.snapshot_steps)
+        if start not in self._ring.steps:
+            self._ring.put(start, tensors)
 
     def _probed(self, model: nn.Module) -> float | None:
         if self.probe is None:

@@ -15,12 +15,7 @@ import torch
 from hubextrap.durable.atomic import write_whole
 from hubextrap.engine.comparison import compare
 from hubextrap.engine.kernels import count_non_finite, torch_dtype
-from hubextrap.errors import (
-    CheckpointError,
-    CheckpointMismatch,
-    NonFinite,
-    UnsupportedCheckpoint,
-)
+from hubextrap.errors import CheckpointError, CheckpointMismatch, NonFinite, UnsupportedCheckpoint
 from hubextrap.foreign_text import own_lines
 from hubextrap.hub.side_files import is_side_file, side_files
 from hubextrap.recipe.commands import filled
@@ -29,6 +24,8 @@ from hubextrap.tensors import DTYPES, LocalSource, read_combinable, read_layout,
 from hubextrap.trajectory.names import STEP, pattern_reader
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hubextrap.progress import Stage
     from hubextrap.tensors import ShardInfo
 
@@ -100,21 +97,18 @@ def check_model(folder: Path, like: Path | None, stage: Stage) -> CheckedModel:
         (layout,) = read_combinable([source])
         side_files(source, None)
         if like is not None:
-            _check_like(folder, like)
+            _check_like(source, like)
         weights = {shard.file: _read_shard(source, shard, stage) for shard in layout.shards}
         return CheckedModel(folder, weights, sum(shard.size for shard in layout.shards))
 
 
-def _check_like(folder: Path, like: Path) -> None:
-    with closing(LocalSource(folder)) as source, closing(LocalSource(like)) as other:
+def _check_like(source: LocalSource, like: Path) -> None:
+    with closing(LocalSource(like)) as other:
         layouts = [read_layout(other), read_layout(source)]
         _, problems, _ = compare((0, 1), layouts, tied=ties_embeddings(source))
     if problems:
-        shown = [*problems[:_NAMES_SHOWN], *(["…"] if len(problems) > _NAMES_SHOWN else [])]
-        raise CheckpointMismatch(
-            own_lines(f"{folder} is not a checkpoint of the model that the round started from:", *shown),
-            file=folder,
-        )
+        what = f"{source.name} is not a checkpoint of the model that the round started from:"
+        raise CheckpointMismatch(own_lines(what, *_some(problems)), file=source.name)
 
 
 def _read_shard(source: LocalSource, shard: ShardInfo, stage: Stage) -> str:
@@ -181,5 +175,8 @@ def check_unchanged(folder: Path, weights: dict[str, str], stage: Stage) -> None
 
 def _listed(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    shown = names[:_NAMES_SHOWN] + (["…"] if len(names) > _NAMES_SHOWN else [])
-    return ", ".join(shown) or "nothing"
+    return ", ".join(_some(names)) or "nothing"
+
+
+def _some(lines: Sequence[str]) -> list[str]:
+    return [*lines[:_NAMES_SHOWN], *(["…"] if len(lines) > _NAMES_SHOWN else [])]

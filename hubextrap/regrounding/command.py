@@ -54,16 +54,15 @@ class CommandRunner:
         """
         if shutil.which(arguments[0]) is None:
             raise CommandFailed(f"{what}: no program {arguments[0]!r} is found; check the command and PATH")
-        with _opened(log) as file:
+        with writing(log, "make room or check the folder's permissions, then run the same command again"):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            refuse_file(log)
+            file = log.open("ab")
+        with file:
             begin = file.tell()
             code = self._run(arguments, file, log, begin)
         if code:
-            raise CommandFailed(
-                own_lines(
-                    *_shown(f"{what} ended with {_how(code)}", last_lines(log, begin)),
-                    f"its whole output is in {log}; mend the cause, then run the same command again to go on",
-                )
-            )
+            raise _failed(f"{what} ended with {_how(code)}", log, begin, "mend the cause")
 
     def _run(self, arguments: Sequence[str], file: BinaryIO, log: Path, begin: int) -> int:
         alive, ours = os.pipe()
@@ -112,13 +111,6 @@ class CommandRunner:
             process.wait()
 
 
-def _opened(log: Path) -> BinaryIO:
-    with writing(log, "make room or check the folder's permissions, then run the same command again"):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        refuse_file(log)
-        return log.open("ab")
-
-
 def _passed_on(held: bytes, output: bytes, echo: BinaryIO, *, ended: bool) -> bytes:
     """Show whole lines without secrets, and half a line once nothing follows; what is held back."""
     held += output
@@ -151,13 +143,8 @@ def printed_number(log: Path, what: str) -> float:
             return float(line)
         except ValueError:
             continue
-    raise CommandFailed(
-        own_lines(
-            *_shown(f"{what} printed no line that is a number", last_lines(log)),
-            f"its whole output is in {log}; let it print the score on a line of its own, then run the same "
-            "command again to go on",
-        )
-    )
+    said = f"{what} printed no line that is a number"
+    raise _failed(said, log, 0, "let it print the score on a line of its own")
 
 
 def _signal_group(process: subprocess.Popen[bytes], sign: signal.Signals) -> None:
@@ -169,20 +156,16 @@ def _signal_group(process: subprocess.Popen[bytes], sign: signal.Signals) -> Non
 def _how(code: int) -> str:
     if code == _NOT_FOUND:
         return "exit code 127 (a program was not found)"
-    number = -code if code < 0 else code - 128
-    if code > 0 and code <= 128:
-        return f"exit code {code}"
     try:
-        name = signal.Signals(number).name
+        name = signal.Signals(-code if code < 0 else code - 128).name
     except ValueError:
         return f"exit code {code}"
     hint = " (often: no memory was left)" if name == "SIGKILL" else ""
     return f"{name}{hint}"
 
 
-def _shown(what: str, lines: Sequence[str]) -> list[str]:
-    return (
-        [f"{what}; its last lines:", *(f"  {line}" for line in lines)]
-        if lines
-        else [f"{what}; it printed nothing"]
-    )
+def _failed(what: str, log: Path, begin: int, remedy: str) -> CommandFailed:
+    lines = [f"  {line}" for line in last_lines(log, begin)]
+    said = f"{what}; its last lines:" if lines else f"{what}; it printed nothing"
+    rest = f"its whole output is in {log}; {remedy}, then run the same command again to go on"
+    return CommandFailed(own_lines(said, *lines, rest))

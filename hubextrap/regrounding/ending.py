@@ -2,50 +2,103 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import MethodError
-from hubextrap.regrounding.guard import Judgement, judge_jump
-from hubextrap.regrounding.jumps import jump_coefficients
+from hubextrap.regrounding.guard import ProbeVerdict, judge_jump
+from hubextrap.regrounding.history import Decision, finite_or_none
+from hubextrap.regrounding.jumps import jump_coefficients, snapshot_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from hubextrap.recipe.regrounding import RegroundSection
-    from hubextrap.regrounding.history import Decision
     from hubextrap.regrounding.jumps import Clocks, Window
 
 
-def plan_jump(
+@dataclass(frozen=True, slots=True)
+class GramOfSnapshots:
+    """The inner products of the K snapshots of the windows."""
+
+    tensors: Sequence[str]
+    gram: NDArray[np.float64]
+    """(N, K, K): of each tensor's deltas."""
+    dtypes: Collection[str]
+    """safetensors names."""
+
+
+def decide(
+    clocks: Clocks,
     windows: Sequence[Window],
     n: int,
     rule: str,
-    gram: NDArray[np.float64],
-    tensors: Sequence[str],
+    found: GramOfSnapshots,
     *,
     max_error: float | None,
     probed: bool,
-    dtypes: Iterable[str],
-) -> tuple[Judgement, dict[str, tuple[float, ...]] | None]:
-    """`judge_jump`, and the coefficients by tensor, ``*`` for all; None where the rule cannot serve."""
-    judged = judge_jump(windows, n, rule, gram, max_error=max_error, probed=probed, dtypes=dtypes)
+    last: bool,
+) -> Decision:
+    """Jump n steps or not; a probe that judges the jump comes after it, in `after_probe`.
+
+    Args:
+        clocks: at the end of the last window.
+        last: training ends here.
+    """
+    judged = judge_jump(windows, n, rule, found.gram, max_error=max_error, probed=probed, dtypes=found.dtypes)
+    jump, reason, coefficients = judged.jump, judged.reason, None
     try:
-        rows = jump_coefficients(windows, n, rule, gram)
+        rows = jump_coefficients(windows, n, rule, found.gram)
     except MethodError as error:  # e.g. too few windows yet
-        return replace(judged, jump=False, reason=f"{rule}: {error}"), None
-    names = tensors if len(rows) > 1 else ("*",)
-    return judged, {name: tuple(row) for name, row in zip(names, rows.tolist(), strict=True)}
+        jump, reason = False, f"{rule}: {error}"
+    else:
+        names = found.tensors if len(rows) > 1 else ("*",)
+        coefficients = {name: tuple(row) for name, row in zip(names, rows.tolist(), strict=True)}
+    if last:
+        jump, reason = False, f"training ends here, and what it ends with was trained ({reason})"
+    used = n if jump else 0
+    return Decision(
+        rl_steps=clocks.rl_steps,
+        represented_steps=clocks.represented_steps + used,
+        rule=rule,
+        n_wanted=n,
+        n_used=used,
+        action="jumped" if jump else "skipped",
+        reason=reason,
+        snapshot_steps=snapshot_steps(windows),
+        coefficients=coefficients,
+        backtest_error=finite_or_none(judged.backtest_error),
+        expected_relative_error=finite_or_none(judged.expected_relative_error),
+    )
+
+
+def after_probe(decision: Decision, verdict: ProbeVerdict, before: float, after: float) -> Decision:
+    """The decision to jump, kept or taken back."""
+    decision = replace(
+        decision,
+        reason=f"{decision.reason}; {verdict.reason}",
+        probe_before=before,
+        probe_after=finite_or_none(after),
+    )
+    if verdict.keep:
+        return decision
+    trained = decision.represented_steps - decision.n_used
+    return replace(decision, action="rolled_back", n_used=0, represented_steps=trained)
 
 
 def why_ended(section: RegroundSection, decisions: Sequence[Decision], clocks: Clocks) -> str | None:
     """Why no further round is to begin. A jump is followed by training, whatever the clocks say."""
     if decisions and decisions[-1].action == "jumped":
         return None
-    return limit_reached(section, len(decisions), clocks) or _stalled(section, decisions)
+    if limit := limit_reached(section, len(decisions), clocks):
+        return limit
+    most = section.max_skipped
+    if most is None or len(decisions) < most or any(one.action == "jumped" for one in decisions[-most:]):
+        return None
+    return f"the last {most} jumps were skipped or taken back; max_skipped is {most}"
 
 
 def limit_reached(section: RegroundSection, rounds: int, clocks: Clocks) -> str | None:
@@ -59,11 +112,3 @@ def limit_reached(section: RegroundSection, rounds: int, clocks: Clocks) -> str 
     if most is not None and clocks.represented_steps >= most:
         return f"{clocks.represented_steps} steps are represented; max_represented_steps is {most}"
     return None
-
-
-def _stalled(section: RegroundSection, decisions: Sequence[Decision]) -> str | None:
-    most = section.max_skipped
-    last = decisions[-most:] if most is not None else ()
-    if most is None or len(last) < most or any(decision.action == "jumped" for decision in last):
-        return None
-    return f"the last {most} jumps were skipped or taken back; max_skipped is {most}"

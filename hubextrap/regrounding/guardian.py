@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-from types import FrameType
 
 GRACE = 40.0
 """Seconds that a trainer has between SIGTERM and SIGKILL; torchrun gives its own workers 30."""
@@ -24,7 +23,7 @@ def main() -> None:
     pipe, command = int(sys.argv[1]), sys.argv[2:]
     # Handlers, and no SIG_IGN, which the trainer would inherit. They are the trainer's to react to.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave_to_the_trainer)
+        signal.signal(number, lambda number, frame: None)
     try:
         trainer = subprocess.Popen(command)
     except OSError as error:
@@ -33,10 +32,6 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(pipe, trainer), daemon=True).start()
     code = trainer.wait()
     os._exit(128 - code if code < 0 else code)
-
-
-def _leave_to_the_trainer(number: int, frame: FrameType | None) -> None:
-    pass
 
 
 def _end_with(pipe: int, trainer: subprocess.Popen[bytes]) -> None:

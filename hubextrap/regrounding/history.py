@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter
 
 from hubextrap.claims import unsealed
 from hubextrap.containment import read_named
 from hubextrap.durable.atomic import write_whole
 from hubextrap.durable.log import append_line, sealed_line
 from hubextrap.errors import CorruptFile
-from hubextrap.foreign_data import parse_json
+from hubextrap.foreign_data import first_problem, parse_json
 
 Action = Literal["jumped", "skipped", "rolled_back"]
-_FINITE = ConfigDict(allow_inf_nan=False)
 HISTORY_NAME = "reground_history.jsonl"
 REMEDY = "make room, then run the same command again"
 """About a file of the run that cannot be written."""
@@ -29,7 +28,7 @@ REMEDY = "make room, then run the same command again"
 class Decision:
     """One decision at the end of a window."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _FINITE
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False, extra="forbid")
 
     rl_steps: int
     """Optimizer steps taken so far."""
@@ -54,9 +53,6 @@ class Decision:
     def as_line(self) -> bytes:
         """JSON with its own digest; floats are written so that they read back exactly."""
         return sealed_line(asdict(self), ensure_ascii=False)
-
-
-_READER = TypeAdapter(Decision)
 
 
 def append_decision(path: Path, decision: Decision) -> None:
@@ -94,20 +90,12 @@ def rewrite_history(path: Path, decisions: Sequence[Decision]) -> None:
     write_whole(path, *(decision.as_line() for decision in decisions), remedy=REMEDY, parents=True)
 
 
-def said(error: Exception) -> str:
-    """What is wrong, in a line: of a ValidationError the first field."""
-    if isinstance(error, ValidationError):
-        problem = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"[:300]
-    return str(error)[:300]
-
-
 def finite_or_none(value: float | None) -> float | None:
     """JSON has no NaN: what a record holds of a value that is not finite."""
     return value if value is not None and math.isfinite(value) else None
 
 
-def check_decision(decision: Decision) -> Decision:
+def _checked(decision: Decision) -> Decision:
     """Refuse, with a ValueError, what no run decides."""
     steps, rows = decision.snapshot_steps, decision.coefficients or {}
     if min(decision.rl_steps, decision.represented_steps, decision.n_wanted, decision.n_used, *steps) < 0:
@@ -120,18 +108,19 @@ def check_decision(decision: Decision) -> Decision:
     return decision
 
 
+CheckedDecision = Annotated[Decision, AfterValidator(_checked)]
+"""A decision that a run can have made."""
+_READER = TypeAdapter(CheckedDecision)
+
+
 def _parsed(path: Path, number: int, line: bytes) -> Decision:
     where = f"{path}, line {number}"
     remedy = "restore the file from a checkpoint's copy, or move it away to begin a new history"
     content = parse_json(line, where, remedy=remedy)
     try:
-        values: dict[str, Any] = unsealed(content)
-        known = {field.name for field in fields(Decision)}
-        if not isinstance(values, dict) or not set(values) <= known:
-            raise ValueError(f"its keys have to be among {', '.join(sorted(known))}")
-        return check_decision(_READER.validate_python(values))
+        return _READER.validate_python(unsealed(content))
     except (ValueError, OverflowError) as error:
         raise CorruptFile(
-            f"{where}: not a decision of a re-grounded run ({said(error)}); {remedy}",
+            f"{where}: not a decision of a re-grounded run ({first_problem(error)}); {remedy}",
             file=path,
         ) from error

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
 
 from hubextrap.durable.atomic import writing
 from hubextrap.errors import CheckpointError, OutputError
@@ -27,33 +25,20 @@ from hubextrap.regrounding.checkpoint import (
     find_checkpoint,
 )
 from hubextrap.regrounding.command import CommandRunner, printed_number
-from hubextrap.regrounding.ending import limit_reached, plan_jump, why_ended
+from hubextrap.regrounding.ending import GramOfSnapshots, after_probe, decide, limit_reached, why_ended
 from hubextrap.regrounding.guard import judge_probe
-from hubextrap.regrounding.history import HISTORY_NAME, Decision, finite_or_none, rewrite_history
+from hubextrap.regrounding.history import HISTORY_NAME, Decision, rewrite_history
 from hubextrap.regrounding.jumps import WINDOWS_KEPT, Window, snapshot_steps
 from hubextrap.regrounding.state import Phase, RunState, save_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from numpy.typing import NDArray
-
     from hubextrap.progress import Progress
-    from hubextrap.recipe import RegroundRecipe
+    from hubextrap.recipe import RegroundRecipe, RegroundSection
 
 ROOM = 2
 """Weights of the model that a round is expected to write, until one has shown what it takes."""
-
-
-@dataclass(frozen=True, slots=True)
-class GramOfSnapshots:
-    """What the engine's scan found on the snapshots of the windows."""
-
-    tensors: tuple[str, ...]
-    gram: NDArray[np.float64]
-    """(N, K, K): inner products of each tensor's deltas."""
-    dtypes: frozenset[str]
-    """safetensors names."""
 
 
 class Engine(Protocol):
@@ -71,26 +56,21 @@ class Engine(Protocol):
         """Make ``model`` a branch on the Hub; what is there already is not committed again."""
 
 
+@dataclass
 class Loop:
     """One run in one folder."""
 
-    def __init__(
-        self,
-        recipe: RegroundRecipe,
-        out: Path,
-        state: RunState,
-        engine: Engine,
-        runner: CommandRunner,
-        progress: Progress,
-    ) -> None:
-        self.state = state
-        self._recipe = recipe
-        self._section = recipe.reground
-        self._out = out
-        self._engine = engine
-        self._runner = runner
-        self._progress = progress
-        self._trained_here = False
+    recipe: RegroundRecipe
+    out: Path
+    state: RunState
+    engine: Engine
+    runner: CommandRunner
+    progress: Progress
+    _trained_here: bool = False
+
+    @property
+    def _section(self) -> RegroundSection:
+        return self.recipe.reground
 
     def run(self) -> RunState:
         """Go on to the end.
@@ -101,7 +81,7 @@ class Loop:
             OutputError: the disk did not take something, or has no room for another round.
             HubExtrapError: see the engine. Whatever it is, the same call goes on once it is mended.
         """
-        rewrite_history(self._out / HISTORY_NAME, self.state.decisions)
+        rewrite_history(self.out / HISTORY_NAME, self.state.decisions)
         if self._section.keep == "last":
             self._drop()
         if self.state.is_done("checked"):
@@ -110,7 +90,7 @@ class Loop:
             reason = why_ended(self._section, self.state.decisions, self.state.clocks)
             if self.state.phase == "begun" and reason is not None:
                 self._save(self.state.after("begun", finished=reason))
-                self._progress.say(f"finished: {reason}")
+                self.progress.say(f"finished: {reason}")
                 break
             self._round()
         return self.state
@@ -139,18 +119,12 @@ class Loop:
         with writing(output, "check permissions and room"):
             output.mkdir(parents=True)
         self._check_room()
-        values = {
-            "model": self._path(state.model),
-            "start_step": state.clocks.rl_steps,
-            "steps": section.window,
-            "output": output,
-        }
-        first = state.clocks.rl_steps
-        self._progress.say(
-            f"round {state.round}: RL steps {first} to {first + section.window}, from {state.model}"
-        )
+        first, steps = state.clocks.rl_steps, section.window
+        self.progress.say(f"round {state.round}: RL steps {first} to {first + steps}, from {state.model}")
+        model = self.out / state.model
+        values = {"model": model, "start_step": first, "steps": steps, "output": output}
         arguments = command_line(section.train, section.shell, values)
-        self._runner.run(arguments, folder / "train.log", f"round {state.round}: the trainer")
+        self.runner.run(arguments, folder / "train.log", f"round {state.round}: the trainer")
         self._trained_here = True
         return state.after("trained")
 
@@ -158,73 +132,51 @@ class Loop:
         try:
             checked = self._checked()
         except CheckpointError as error:
+            said = f"round {self.state.round}: {error}"
             if not self._trained_here:
-                said = f"round {self.state.round}: {error}; so it is trained again"
-                self._progress.say(own_lines(*said.split("\n")))
+                self.progress.say(own_lines(*f"{said}; so it is trained again".split("\n")))
                 self._save(self._train())
                 return self._check()
-            raise type(error)(
-                own_lines(
-                    *f"round {self.state.round}: {error}".split("\n"),
-                    f"the trainer's output is in {self._folder(self.state.round) / 'train.log'}; mend it, or "
-                    "`checkpoint` in the recipe, then run the same command again: it looks once more, and "
-                    "trains again if nothing fits",
-                ),
-                file=error.file,
-                tensor=error.tensor,
-                step=error.step,
-            ) from error
+            remedy = (
+                f"the trainer's output is in {self._folder(self.state.round) / 'train.log'}; mend it, or "
+                "`checkpoint` in the recipe, then run the same command again: it looks once more, and "
+                "trains again if nothing fits"
+            )
+            lines = own_lines(*said.split("\n"), remedy)
+            raise type(error)(lines, file=error.file, tensor=error.tensor, step=error.step) from error
         return self.state.after("checked", checkpoint=self._relative(checked.folder), weights=checked.weights)
 
     def _checked(self) -> CheckedModel:
         state, section = self.state, self._section
         output = self._folder(state.round) / "output"
         folder = find_checkpoint(output, section.checkpoint, state.clocks.rl_steps, section.window)
-        with self._progress.stage("check", None) as stage:
-            checked = check_model(folder, self._path(state.model), stage)
-        complete_tokenizer(folder, self._path(state.model))
+        with self.progress.stage("check", None) as stage:
+            checked = check_model(folder, self.out / state.model, stage)
+        complete_tokenizer(folder, self.out / state.model)
         return checked
 
     def _recheck(self) -> None:
         if not self._checkpoint().is_dir():
             state = self.state
-            self._progress.say(f"round {state.round}: {self._checkpoint()} is gone; so it is trained again")
+            self.progress.say(f"round {state.round}: {self._checkpoint()} is gone; so it is trained again")
             n = state.n if state.decision is None else state.decision.n_wanted  # a probe may have changed it
             self._save(state.after("begun", n=n, checkpoint=None, weights={}, decision=None))
             return
-        with self._progress.stage("check", None) as stage:
+        with self.progress.stage("check", None) as stage:
             check_unchanged(self._checkpoint(), self.state.weights, stage)
 
     def _decide(self) -> RunState:
-        windows, n = self._windows(), self.state.n
-        found = self._engine.scan(self._snapshots())
         guard = self._section.guard
-        judged, coefficients = plan_jump(
-            windows,
-            n,
+        after = self.state.clocks.trained(self._section.window)
+        decision = decide(
+            after,
+            self._windows(),
+            self.state.n,
             self._section.rule,
-            found.gram,
-            found.tensors,
+            self.engine.scan(self._snapshots()),
             max_error=None if guard.max_error == "off" else guard.max_error,
             probed=guard.probe is not None,
-            dtypes=found.dtypes,
-        )
-        after = self.state.clocks.trained(self._section.window)
-        if limit_reached(self._section, self.state.round, after) is not None:
-            reason = f"training ends here, and what it ends with was trained ({judged.reason})"
-            judged = replace(judged, jump=False, reason=reason)
-        decision = Decision(
-            rl_steps=after.rl_steps,
-            represented_steps=(after.jumped(n) if judged.jump else after).represented_steps,
-            rule=self._section.rule,
-            n_wanted=n,
-            n_used=n if judged.jump else 0,
-            action="jumped" if judged.jump else "skipped",
-            reason=judged.reason,
-            snapshot_steps=snapshot_steps(windows),
-            coefficients=coefficients,
-            backtest_error=finite_or_none(judged.backtest_error),
-            expected_relative_error=finite_or_none(judged.expected_relative_error),
+            last=limit_reached(self._section, self.state.round, after) is not None,
         )
         return self.state.after("decided", decision=decision)
 
@@ -232,12 +184,12 @@ class Loop:
         decision = self._decision()
         if decision.action == "jumped":
             target = decision.represented_steps
-            self._progress.say(
+            self.progress.say(
                 f"round {self.state.round}: jump of {decision.n_used} to step {target}: {decision.reason}"
             )
-            self._engine.extrapolate(self._snapshots(), decision, target, self._extrapolated())
+            self.engine.extrapolate(self._snapshots(), decision, target, self._extrapolated())
         else:
-            self._progress.say(f"round {self.state.round}: no jump: {decision.reason}")
+            self.progress.say(f"round {self.state.round}: no jump: {decision.reason}")
         return self.state.after("extrapolated")
 
     def _probe(self) -> RunState:
@@ -248,21 +200,10 @@ class Loop:
         after = self._score(self._extrapolated(), "after")
         longest = guard.longest_jump or self._section.jump
         verdict = judge_probe(decision.n_used, before, after, margin=guard.margin, longest=longest)
-        self._progress.say(
+        self.progress.say(
             f"round {self.state.round}: {'kept' if verdict.keep else 'taken back'}: {verdict.reason}"
         )
-        decision = replace(
-            decision,
-            reason=f"{decision.reason}; {verdict.reason}",
-            probe_before=finite_or_none(before),
-            probe_after=finite_or_none(after),
-        )
-        if not verdict.keep:
-            trained = self.state.clocks.trained(self._section.window)
-            decision = replace(
-                decision, action="rolled_back", n_used=0, represented_steps=trained.represented_steps
-            )
-        return self.state.after("probed", decision=decision, n=verdict.n)
+        return self.state.after("probed", decision=after_probe(decision, verdict, before, after), n=verdict.n)
 
     def _score(self, model: Path, when: str) -> float:
         guard = self._section.guard
@@ -270,48 +211,43 @@ class Loop:
         log = self._folder(self.state.round) / f"probe-{when}.log"
         log.unlink(missing_ok=True)
         what = f"round {self.state.round}: the probe {when} the jump"
-        self._runner.run(command_line(guard.probe, guard.shell, {"model": model}), log, what)
+        self.runner.run(command_line(guard.probe, guard.shell, {"model": model}), log, what)
         return printed_number(log, what)
 
     def _push(self) -> RunState:
-        if self._recipe.push is not None:
-            decision = self._decision()
-            trained = self.state.clocks.trained(self._section.window)
-            self._engine.push(
-                self._checkpoint(), self.state.weights, "real", trained.rl_steps, trained.represented_steps
-            )
+        if self.recipe.push is not None:
+            decision, weights = self._decision(), self.state.weights
+            rl_steps, step = decision.rl_steps, decision.represented_steps
+            self.engine.push(self._checkpoint(), weights, "real", rl_steps, step - decision.n_used)
             if decision.action == "jumped":
-                self._engine.push(
-                    self._extrapolated(), {}, "extrapolated", trained.rl_steps, decision.represented_steps
-                )
+                self.engine.push(self._extrapolated(), {}, "extrapolated", rl_steps, step)
         return self.state.after("pushed")
 
     def _next(self) -> None:
         """Hand the round's model to the next one, and let go of what no round needs any more."""
         state, decision, windows = self.state, self._decision(), self._windows()
         assert state.checkpoint is not None
-        trained = state.clocks.trained(self._section.window)
         jumped = decision.action == "jumped"
         model = self._relative(self._extrapolated()) if jumped else state.checkpoint
-        clocks = trained.jumped(decision.n_used)
+        clocks = state.clocks.trained(self._section.window).jumped(decision.n_used)
         # The next window begins at this round's model, so one place is its own.
         windows = windows[-(WINDOWS_KEPT[self._section.rule] - 1) :]
-        needed = {step for window in windows for step in (window.start, window.end)}
+        needed = snapshot_steps(windows)
         snapshots = {step: folder for step, folder in self._folders().items() if step in needed}
-        after = RunState(
-            recipe=state.recipe,
-            start=state.start,
-            size=state.size,
+        after = state.after(
+            "begun",
             round=state.round + 1,
             clocks=clocks,
-            n=state.n,
             model=model,
-            windows=tuple(windows),
+            windows=windows,
             snapshots=snapshots | {clocks.represented_steps: model},
+            checkpoint=None,
+            weights={},
+            decision=None,
             decisions=(*state.decisions, decision),
         )
         self._save(after)
-        rewrite_history(self._out / HISTORY_NAME, after.decisions)
+        rewrite_history(self.out / HISTORY_NAME, after.decisions)
         if self._section.keep == "last":
             self._drop()
 
@@ -328,16 +264,17 @@ class Loop:
         state = self.state
         before = self._folder(state.round - 1)
         taken = sum(path.stat().st_blocks * 512 for path in before.rglob("*") if path.is_file())
-        needed, free = max(ROOM * state.size, taken), shutil.disk_usage(self._out).free
+        needed, free = max(ROOM * state.size, taken), shutil.disk_usage(self.out).free
         if free < needed:
             like = "round before" if taken == needed else "model twice, trained and extrapolated"
             raise OutputError(
-                f"round {state.round}: {needed:,} bytes are needed in {self._out} (as the {like}), {free:,} "
-                "are free; make room (keep: last drops old rounds' weights), then run the same command again"
+                f"round {state.round}: {needed:,} bytes are needed in {self.out} (as the {like}), {free:,} "
+                "are free; make room (keep: last drops old rounds' weights), then run the same command again",
+                file=self.out,
             )
 
     def _save(self, state: RunState) -> None:
-        save_state(self._out, state)
+        save_state(self.out, state)
         self.state = state
 
     def _windows(self) -> tuple[Window, ...]:
@@ -351,7 +288,7 @@ class Loop:
         return self.state.snapshots | {self._windows()[-1].end: self.state.checkpoint}
 
     def _snapshots(self) -> dict[int, Path]:
-        return {step: self._path(folder) for step, folder in sorted(self._folders().items())}
+        return {step: self.out / folder for step, folder in sorted(self._folders().items())}
 
     def _decision(self) -> Decision:
         assert self.state.decision is not None
@@ -359,16 +296,13 @@ class Loop:
 
     def _checkpoint(self) -> Path:
         assert self.state.checkpoint is not None
-        return self._path(self.state.checkpoint)
+        return self.out / self.state.checkpoint
 
     def _extrapolated(self) -> Path:
         return self._folder(self.state.round) / "extrapolated"
 
     def _folder(self, number: int) -> Path:
-        return self._out / f"round-{number:03}"
-
-    def _path(self, folder: str) -> Path:
-        return self._out / folder
+        return self.out / f"round-{number:03}"
 
     def _relative(self, folder: Path) -> str:
-        return folder.relative_to(self._out).as_posix()
+        return folder.relative_to(self.out).as_posix()

@@ -1,7 +1,7 @@
 """The trainable parameters as this rank holds them, and the arithmetic on them: Gram matrices and jumps.
 
 Linear combinations are element by element, so a rank works on its own part of a sharded parameter and nothing
-is gathered; only inner products, K·K numbers a tensor, are summed over the ranks.
+is gathered; only inner products, K·K numbers per tensor, are summed over the ranks.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def move_to(
     It is computed as W_last + Σ c_k·(W_k − W_last), so that what never moved stays as it is, to the bit.
 
     Args:
-        coefficients: K a tensor; those under ``*`` for every tensor that is not named.
+        coefficients: K per tensor; those under ``*`` for every tensor that is not named.
 
     Raises:
         NonFinite: the sum overflows a tensor's dtype; every tensor of every rank is back where it was.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from pydantic import TypeAdapter
 
 from hubextrap.durable.atomic import read_sealed, sync_folder, write_sealed, writing
 from hubextrap.errors import CheckpointMismatch, CorruptFile
-from hubextrap.regrounding.history import HISTORY_NAME, REMEDY, Decision, read_history, rewrite_history, said
-from hubextrap.regrounding.jumps import Clocks, Window, snapshot_steps
+from hubextrap.foreign_data import first_problem
+from hubextrap.regrounding.history import HISTORY_NAME, REMEDY, Decision, read_history, rewrite_history
+from hubextrap.regrounding.jumps import Clocks, Natural, Window, snapshot_steps
 from hubextrap.regrounding.parameters import barrier, rank, world_size
 from hubextrap.regrounding.ring import SnapshotRing
 from hubextrap.regrounding.training import PREFIX
@@ -28,9 +29,9 @@ class Saved:
     """Where a run stands between two steps."""
 
     clocks: Clocks
-    start: int
+    start: Natural
     """Represented step at which the current window began."""
-    n: int
+    n: Natural
     """How far the next jump goes."""
     windows: tuple[Window, ...]
     """The windows before the current one that are kept."""
@@ -69,12 +70,8 @@ def save_checkpoint(
         ring.save(unfinished / _rank_folder(sharded))
     barrier()
     if should_save:
-        values = {
-            "format": FORMAT,
-            "ranks": world_size() if sharded else 1,
-            "settings": settings,
-            **asdict(at),
-        }
+        ranks = world_size() if sharded else 1
+        values = {"format": FORMAT, "ranks": ranks, "settings": settings, **asdict(at)}
         rewrite_history(unfinished / HISTORY_NAME, decisions)
         write_sealed(unfinished / STATE, values, indent=1, remedy=REMEDY)
         with writing(folder, REMEDY):
@@ -117,12 +114,13 @@ def load_checkpoint(
         values = read_sealed(path)
         saved, ranks, form = values.pop("settings"), values.pop("ranks"), values.pop("format")
         at = _READER.validate_python(values)
-        if not isinstance(saved, dict) or min(at.start, at.n, *astuple(at.clocks)) < 0:
-            raise ValueError("settings is no JSON object, or a number of steps is below 0")
+        if not isinstance(saved, dict):
+            raise ValueError("settings is no JSON object")
         steps = at.snapshot_steps
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        problem = first_problem(error)
         raise CorruptFile(
-            f"{path}: not the state of a re-grounded run ({said(error)}); resume from an earlier checkpoint",
+            f"{path}: not the state of a re-grounded run ({problem}); resume from an earlier checkpoint",
             file=path,
         ) from error
     if form != FORMAT:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,10 +70,11 @@ class SnapshotRing:
         Raises:
             OutputError: the disk did not take them.
         """
-        flat = ((name, tensors[name].detach().reshape(-1)) for name in self.layouts)
+        flat = (tensors[name].detach().reshape(-1) for name in self.layouts)
         if self.folder is None:
             # `to` alone would hand a CPU tensor over as it is, and training would go on in it
-            self._held[step] = {name: tensor.to("cpu", copy=True) for name, tensor in flat}
+            copies = (tensor.to("cpu", copy=True) for tensor in flat)
+            self._held[step] = dict(zip(self.layouts, copies, strict=True))
             return
         path = self.folder / _file_name(step)
         _write_file(path, self.layouts, flat)
@@ -102,12 +103,8 @@ class SnapshotRing:
             OutputError: the disk did not take them.
         """
         for step in self._held:
-            _write_file(
-                folder / _file_name(step),
-                self.layouts,
-                ((name, self.read(step, name)) for name in self.layouts),
-                state_digest=True,
-            )
+            flat = (self.read(step, name) for name in self.layouts)
+            _write_file(folder / _file_name(step), self.layouts, flat, state_digest=True)
 
     def load(self, folder: Path, steps: Iterable[int]) -> None:
         """Take over the snapshots that `save` wrote.
@@ -144,11 +141,7 @@ def _file_name(step: int) -> str:
 
 
 def _write_file(
-    path: Path,
-    layouts: Mapping[str, Layout],
-    flat: Iterable[tuple[str, torch.Tensor]],
-    *,
-    state_digest: bool = False,
+    path: Path, layouts: Mapping[str, Layout], flat: Iterable[torch.Tensor], *, state_digest: bool = False
 ) -> None:
     """With ``state_digest``, the header holds the sha256 that the file has with 0s in that place."""
     entries = [(name, of.dtype, [of.elements]) for name, of in layouts.items()]
@@ -159,7 +152,7 @@ def _write_file(
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("wb") as file:
             file.write(header)
-            for _, tensor in flat:
+            for tensor in flat:
                 data = tensor.cpu().contiguous().view(torch.uint8).numpy().data
                 file.write(data)
                 if state_digest:
@@ -199,7 +192,8 @@ def _open_file(path: Path) -> Any:
 
 
 def _check_layouts(path: Path, file: Any, layouts: Mapping[str, Layout]) -> None:
-    found = dict(_found_layouts(file))
+    parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    found = {name: Layout(part.get_dtype(), math.prod(part.get_shape())) for name, part in parts.items()}
     for name in sorted(found.keys() | layouts.keys()):
         if found.get(name) != layouts.get(name):
             raise CheckpointMismatch(
@@ -209,12 +203,6 @@ def _check_layouts(path: Path, file: Any, layouts: Mapping[str, Layout]) -> None
                 file=path,
                 tensor=name,
             )
-
-
-def _found_layouts(file: Any) -> Iterator[tuple[str, Layout]]:
-    for name in file.keys():  # noqa: SIM118  (no mapping)
-        part = file.get_slice(name)
-        yield name, Layout(part.get_dtype(), math.prod(part.get_shape()))
 
 
 def _said(layout: Layout | None) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hubextrap.durable.atomic import read_sealed, write_sealed
 from hubextrap.errors import CorruptFile, StepError
-from hubextrap.regrounding.history import REMEDY, Decision, check_decision, said
-from hubextrap.regrounding.jumps import Clocks, Window, snapshot_steps
+from hubextrap.foreign_data import first_problem
+from hubextrap.regrounding.history import REMEDY, CheckedDecision
+from hubextrap.regrounding.jumps import Clocks, Natural, Window, snapshot_steps
 
 STATE_NAME = "state.json"
 Phase = Literal["begun", "trained", "checked", "decided", "extrapolated", "probed", "pushed"]
@@ -41,13 +41,13 @@ class RunState(_Part):
     recipe: dict[str, Any]
     """Every key of the recipe by its dotted path."""
     start: StartModel
-    size: int
+    size: Natural
     """Bytes of the start's weights."""
-    round: int = 1
+    round: int = Field(default=1, ge=1)
     phase: Phase = "begun"
     clocks: Clocks = Clocks()
     """At the start of this round."""
-    n: int
+    n: Natural
     """Steps to jump over next."""
     model: str
     """The folder that this round starts from."""
@@ -57,25 +57,19 @@ class RunState(_Part):
     """Represented step → folder, of every end of a window at hand."""
     checkpoint: str | None = None
     """What this round's trainer left behind."""
-    weights: dict[str, str] = {}
+    weights: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = {}
     """sha256 of its weight files."""
-    decision: Decision | None = None
+    decision: CheckedDecision | None = None
     """Of this round; its action is open until ``probed``."""
-    decisions: tuple[Decision, ...] = ()
+    decisions: tuple[CheckedDecision, ...] = ()
     """Of the rounds behind this one: the history."""
     finished: str | None = None
     """Why the run is at its end."""
 
     @model_validator(mode="after")
     def _can_be(self) -> RunState:
-        if min(self.size, self.n, self.clocks.rl_steps, self.clocks.extrapolated_steps, self.round - 1) < 0:
-            raise ValueError("a number of bytes, rounds or steps is below what it can be")
         if self.windows:
             snapshot_steps(self.windows)
-        if not all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in self.weights.values()):
-            raise ValueError("weights holds what is no sha256")
-        for decision in (*self.decisions, *([self.decision] if self.decision else [])):
-            check_decision(decision)
         return self
 
     def is_done(self, phase: Phase) -> bool:
@@ -99,7 +93,7 @@ def load_state(folder: Path) -> RunState | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, OverflowError, StepError) as error:
-        reason = error.strerror if isinstance(error, OSError) else said(error)
+        reason = error.strerror if isinstance(error, OSError) else first_problem(error)
         raise CorruptFile(
             f"{path}: cannot be read as the state of a run ({reason}); give another --out, or remove the "
             "folder to begin anew",

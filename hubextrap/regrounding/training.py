@@ -75,12 +75,11 @@ def refuse_what_cannot_be_served(trainer: Trainer | None, model: Any, m: int, pr
     if getattr(args, "steps_per_generation", None) and hasattr(args, "num_iterations"):
         batches = args.steps_per_generation * args.num_iterations
         steps, rest = divmod(batches, args.gradient_accumulation_steps)
-        if steps > 1 or rest:
-            every = batches if rest else steps
-            if m % every:
-                raise MethodError(
-                    f"m = {m}: this trainer generates completions for "
-                    f"{batches / args.gradient_accumulation_steps:g} optimizer steps at a time "
-                    "(steps_per_generation · num_iterations / gradient_accumulation_steps), and a jump "
-                    f"between would train on what another policy wrote; choose a multiple of {every}"
-                )
+        every = batches if rest else max(1, steps)
+        if m % every:
+            raise MethodError(
+                f"m = {m}: this trainer generates completions for "
+                f"{batches / args.gradient_accumulation_steps:g} optimizer steps at a time "
+                "(steps_per_generation · num_iterations / gradient_accumulation_steps), and a jump "
+                f"between would train on what another policy wrote; choose a multiple of {every}"
+            )

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hubextrap.methods import MAX_STEP
 from hubextrap.statistics.linearity import UNMOVED
-from hubextrap.tensors import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -24,74 +22,8 @@ ROUNDING = 1e-4
 ASYMMETRY = 1e-6
 """Of the largest entry: how far apart the two halves of a Gram matrix may be."""
 _LARGEST_MOVE = (2.0 * float(np.finfo(np.float32).max)) ** 2
-_HASH = re.compile("[0-9a-f]+")
-_CONTROL = re.compile("[\x00-\x1f\x7f]")
 _AT_ONCE = 2**24
 """Entries of Gram matrices that are looked at together."""
-
-
-def check_texts(described: Mapping[str, Any]) -> None:
-    """The part of a scan that is JSON: types, and what each field can be.
-
-    Raises:
-        ValueError: names the field.
-    """
-    _refuse(not _is_text(described["series"]), "series: is no line of text")
-    tensors = described["tensors"]
-    _refuse(
-        not isinstance(tensors, list) or not tensors or not all(isinstance(name, str) for name in tensors),
-        "tensors: is no list of names",
-    )
-    _refuse(len(set(tensors)) < len(tensors), "tensors: holds a name twice")
-    _refuse(not isinstance(described["checkpoints"], list), "checkpoints: is no list")
-    _refuse(len(described["checkpoints"]) < 2, "checkpoints: holds fewer than two")
-    for number, entry in enumerate(described["checkpoints"]):
-        _check_checkpoint(f"checkpoints.{number}", entry)
-    steps = [entry["step"] for entry in described["checkpoints"]]
-    _refuse(steps != sorted(set(steps)), f"checkpoints: its steps {steps[:20]} do not increase")
-    walk = described["random_walk"]
-    _refuse(
-        not isinstance(walk, dict) or not all(_is_share(value) for value in walk.values()),
-        "random_walk: holds no shares from 0 to 1",
-    )
-    sample = described["sample"]
-    _refuse(
-        sample is not None and not (_is_share(sample) and sample > 0), "sample: is no share of the weights"
-    )
-    source = described["logprobs"]
-    if source is not None:
-        _refuse(not isinstance(source, dict), "logprobs: is no JSON object")
-        _check_source(source)
-
-
-def _check_checkpoint(where: str, entry: Any) -> None:
-    _refuse(not isinstance(entry, dict), f"{where}: is no JSON object")
-    _refuse(not _is_whole(entry["step"], MAX_STEP), f"{where}.step: is no step")
-    for field in ("name", "revision", "path", "dtype", "pin"):
-        _refuse(not _is_text(entry[field]), f"{where}.{field}: is no line of text")
-    for field in ("repo", "commit"):
-        _refuse(entry[field] is not None and not _is_text(entry[field]), f"{where}.{field}: is no text")
-    _refuse((entry["repo"] is None) != (entry["commit"] is None), f"{where}.commit: does not go with repo")
-    _refuse(
-        entry["commit"] is not None and not _HASH.fullmatch(entry["commit"]), f"{where}.commit: is no commit"
-    )
-    dtypes = entry["dtype"].split("/") if entry["dtype"] else []
-    _refuse(any(dtype not in DTYPES for dtype in dtypes), f"{where}.dtype: is none of safetensors'")
-
-
-def _check_source(source: Mapping[str, Any]) -> None:
-    texts = source["texts"]
-    _refuse(
-        not isinstance(texts, list) or not all(isinstance(text, str) for text in texts),
-        "logprobs.texts: is no list of texts",
-    )
-    _refuse(not _is_text(source["prompts"]), "logprobs.prompts: is no name of a file")
-    sha256 = source["sha256"]
-    _refuse(not isinstance(sha256, str) or not _HASH.fullmatch(sha256), "logprobs.sha256: is no sha256")
-    for field in ("sampled_from", "max_new_tokens"):
-        value = source[field]
-        _refuse(value is not None and not _is_whole(value, 2**63), f"logprobs.{field}: is no whole number")
-    _refuse(not isinstance(source["apply_chat_template"], bool), "logprobs.apply_chat_template: is no bool")
 
 
 def check_tables(
@@ -173,9 +105,12 @@ def check_logprobs(logprobs: LogProbs) -> None:
     """The log-probabilities.
 
     Raises:
-        ValueError: names the table.
+        ValueError: names the table, or what is said of them.
     """
-    responses = logprobs.responses
+    source, responses = logprobs.source, logprobs.responses
+    _refuse(not is_line(source.prompts), "logprobs.prompts: is no name of a file")
+    _refuse(not is_hash(source.sha256), "logprobs.sha256: is no sha256")
+    _refuse(min(source.sampled_from or 0, source.max_new_tokens or 0) < 0, "logprobs: a number is below 0")
     _refuse(
         bool((responses < 0).any() or (np.diff(responses) < 0).any()), "logprob_responses: is not in order"
     )
@@ -197,13 +132,11 @@ def _refuse(wrong: bool, problem: str) -> None:
         raise ValueError(problem)
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and _CONTROL.search(value) is None
+def is_line(text: str) -> bool:
+    """Whether a text holds no control character."""
+    return re.search("[\x00-\x1f\x7f]", text) is None
 
 
-def _is_whole(value: object, limit: int) -> bool:
-    return type(value) is int and 0 <= value <= limit
-
-
-def _is_share(value: object) -> bool:
-    return type(value) in (int, float) and 0 <= value <= 1  # type: ignore[operator]
+def is_hash(text: str) -> bool:
+    """Whether a text is hexadecimal."""
+    return re.fullmatch("[0-9a-f]+", text) is not None

@@ -8,23 +8,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import BaseModel, Field, TypeAdapter, model_validator
 
 from hubextrap._version import __version__
 from hubextrap.claims import DIGEST, digest_of
 from hubextrap.containment import open_regular, regular_at
 from hubextrap.durable.atomic import write_whole
 from hubextrap.errors import CheckpointError, CorruptFile, ReferenceNotFound, SourceError
-from hubextrap.foreign_data import parse_json, shorten
-from hubextrap.scans.checks import check_examples, check_logprobs, check_tables, check_texts
+from hubextrap.foreign_data import first_problem, parse_json, shorten
+from hubextrap.methods import MAX_STEP
+from hubextrap.scans.checks import check_examples, check_logprobs, check_tables, is_hash, is_line
 from hubextrap.scans.logprobs import LogProbs, LogProbSource
 from hubextrap.statistics.linearity import BINS, Linearity, RandomWalk
 from hubextrap.statistics.table import GramTable
-from hubextrap.tensors.headers import HEADER_LIMIT, build_header, header_end, parse_header
+from hubextrap.tensors.headers import DTYPES, HEADER_LIMIT, build_header, header_end, parse_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -207,10 +209,42 @@ class Scan:
             described = parse_json(
                 metadata["scan"], str(path), remedy="remove it, then scan again", limit=HEADER_LIMIT
             )
-            return _build(cls, described, tables, metadata)
+            return _build(_Described.model_validate(described), tables, metadata)
         except (KeyError, TypeError, ValueError) as error:
-            said = f"{error.args[0]} is missing" if isinstance(error, KeyError) else shorten(str(error))
+            said = f"{error.args[0]} is missing" if isinstance(error, KeyError) else first_problem(error)
             raise _corrupt(path, f"is a damaged scan ({said}); remove it, then scan again") from error
+
+
+class _Described(BaseModel):
+    """The JSON object in a scan's file."""
+
+    series: str
+    checkpoints: tuple[ScannedCheckpoint, ...] = Field(min_length=2)
+    tensors: tuple[str, ...] = Field(min_length=1)
+    random_walk: RandomWalk
+    sample: float | None = Field(gt=0, le=1)
+    logprobs: dict[str, Any] | None
+
+    @model_validator(mode="after")
+    def _can_be(self) -> _Described:
+        steps, texts = [checkpoint.step for checkpoint in self.checkpoints], [self.series]
+        if steps != sorted(set(steps)) or steps[0] < 0 or steps[-1] > MAX_STEP:
+            raise ValueError(f"checkpoints: its steps {steps[:20]} do not increase from 0 to {MAX_STEP}")
+        for one in self.checkpoints:
+            texts += [text for text in astuple(one) if isinstance(text, str)]
+            if (one.repo is None) != (one.commit is None):
+                raise ValueError(f"checkpoints: the commit of step {one.step} does not go with repo")
+            if one.commit is not None and not is_hash(one.commit):
+                raise ValueError(f"checkpoints: the commit of step {one.step} is none")
+            if one.dtype and not set(one.dtype.split("/")) <= DTYPES.keys():
+                raise ValueError(f"checkpoints: the dtype of step {one.step} is none of safetensors'")
+        if not all(map(is_line, texts)):
+            raise ValueError("checkpoints: a text is not one line")
+        if len(set(self.tensors)) < len(self.tensors):
+            raise ValueError("tensors: holds a name twice")
+        if not all(0 <= share <= 1 for share in astuple(self.random_walk)):
+            raise ValueError("random_walk: holds no shares from 0 to 1")
+        return self
 
 
 def module_kind(tensor: str) -> str:
@@ -250,12 +284,10 @@ def _read_tables(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         raise _corrupt(path, f"is no whole scan ({said}); remove it, then scan again") from error
     tables = {}
     for info in shard.tensors:
-        if info.dtype not in _NUMPY:
+        if (dtype := _NUMPY.get(info.dtype)) is None:
             problem = f"table {shorten(repr(info.name))} is {info.dtype}, so this is no scan"
             raise _corrupt(path, f"{problem}; make one with `hubextrap scan`")
-        table = np.frombuffer(
-            content, _NUMPY[info.dtype], info.nbytes // _NUMPY[info.dtype].itemsize, info.offset
-        )
+        table = np.frombuffer(content, dtype, info.nbytes // dtype.itemsize, info.offset)
         tables[info.name] = table.reshape(info.shape)
     return tables, shard.metadata
 
@@ -273,19 +305,13 @@ def _digest(metadata: Mapping[str, str], tables: Mapping[str, NDArray[Any]]) -> 
     return content.hexdigest()
 
 
-def _build(
-    kind: type[Scan], described: dict[str, Any], tables: dict[str, NDArray[Any]], metadata: dict[str, str]
-) -> Scan:
+def _build(described: _Described, tables: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Scan:
     """KeyError, TypeError or ValueError on anything that does not fit."""
     stated = {key: value for key, value in metadata.items() if key != DIGEST}
     if unknown := sorted(stated.keys() - {"format", "version", "scan"}):
         raise ValueError(f"it holds an unknown field {unknown[0]}")
-    if not isinstance(described, dict):
-        raise ValueError("scan: is no JSON object")
     digest = _digest(stated, tables)
-    check_texts(described)
-    checkpoints = tuple(ScannedCheckpoint(**entry) for entry in described["checkpoints"])
-    tensors = tuple(described["tensors"])
+    checkpoints, tensors, sample = described.checkpoints, described.tensors, described.sample
     n, k = len(tensors), len(checkpoints)
     steps = tuple(checkpoint.step for checkpoint in checkpoints)
 
@@ -297,25 +323,23 @@ def _build(
             raise ValueError(f"table {name} is {found.dtype} {list(found.shape)}, not {dtype} {list(shape)}")
         return found
 
-    sample = described["sample"]
-    source = described["logprobs"]
     logprobs = None
-    if source is not None:
-        texts = tuple(source.pop("texts"))
+    if (source := described.logprobs) is not None:
+        texts = TypeAdapter(tuple[str, ...]).validate_python(source.pop("texts"))
         logprobs = LogProbs(
             steps,
-            LogProbSource(**source),
+            TypeAdapter(LogProbSource).validate_python(source),
             texts,
             table("logprob_responses", "I64", len(texts)),
             table("logprob_tokens", "I64", len(texts)),
             table("logprobs", "F32", len(texts), k),
         )
-    scan = kind(
+    scan = Scan(
         gram_table=GramTable(steps, tensors, table("elements", "I64", n), table("gram", "F64", n, k, k)),
-        series=described["series"],
+        series=described.series,
         checkpoints=checkpoints,
         counts=table("counts", "I64", n, BINS + 3),
-        random_walk=RandomWalk(**described["random_walk"]),
+        random_walk=described.random_walk,
         example_places=table("example_places", "I64", n, EXAMPLES),
         example_values=table("example_values", "F32", n, EXAMPLES, k),
         sample=None if sample is None else Sample(sample, table("sample_counts", "I64", n, BINS + 3)),

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_ARRAYS = ("gram", "counts", "sample_counts", "example_places", "example_values")
+_ARRAYS = {
+    "gram": np.float64,
+    "counts": np.int64,
+    "sample_counts": np.int64,
+    "example_places": np.int64,
+    "example_values": np.float32,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,26 +84,13 @@ class ScanJournal(Log):
         self.finished[found.name] = found
 
     def _take(self, record: dict[str, Any]) -> None:
-        found = _tensor(record)
+        arrays: dict[str, Any] = {name: np.array(record[name], dtype) for name, dtype in _ARRAYS.items()}
+        inputs = tuple(bytes.fromhex(digest).hex() for digest in record["inputs"])
+        found = TensorScan(record["tensor"], record["elements"], **arrays, inputs=inputs)
+        like = TensorScan.empty(found.name, found.elements, len(found.gram), len(found.example_places))
+        for name in _ARRAYS:
+            if getattr(found, name).shape != getattr(like, name).shape:
+                raise ValueError(f"{name} has another shape")
+        if not isinstance(found.name, str) or found.counts.sum() != found.elements:
+            raise ValueError("counts contradicts elements")
         self.finished[found.name] = found
-
-
-def _tensor(line: Mapping[str, Any]) -> TensorScan:
-    """ValueError, KeyError, TypeError or OverflowError on what is no tensor's record."""
-    found = TensorScan(
-        line["tensor"],
-        line["elements"],
-        np.array(line["gram"], dtype=np.float64),
-        np.array(line["counts"], dtype=np.int64),
-        np.array(line["sample_counts"], dtype=np.int64),
-        np.array(line["example_places"], dtype=np.int64),
-        np.array(line["example_values"], dtype=np.float32),
-        tuple(bytes.fromhex(digest).hex() for digest in line["inputs"]),
-    )
-    like = TensorScan.empty(found.name, found.elements, len(found.gram), len(found.example_places))
-    for name in _ARRAYS:
-        if getattr(found, name).shape != getattr(like, name).shape:
-            raise ValueError(f"{name} has another shape")
-    if not isinstance(found.name, str) or found.counts.sum() != found.elements:
-        raise ValueError("counts contradicts elements")
-    return found

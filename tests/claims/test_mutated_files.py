@@ -24,7 +24,7 @@ from hubextrap.errors import CorruptFile, HubExtrapError
 from hubextrap.hub import CoefficientRule, OutputShard, Provenance, build_provenance, read_provenance
 from hubextrap.logits import Mixture
 from hubextrap.logits.manifest import MANIFEST_FILE, read_manifest, write_manifest
-from hubextrap.regrounding import Decision, read_history, rewrite_history
+from hubextrap.regrounding.history import Decision, read_history, rewrite_history
 from hubextrap.regrounding.jumps import Clocks, Window
 from hubextrap.regrounding.resuming import Saved, load_checkpoint, save_checkpoint
 from hubextrap.regrounding.ring import Layout, SnapshotRing

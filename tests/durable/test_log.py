@@ -24,7 +24,7 @@ def read():
     return list(ScanJournal(path, {"the recipe": "a"}).finished)
 """,
     "jumps": """
-from hubextrap.regrounding import Decision, append_decision, read_history
+from hubextrap.regrounding.history import Decision, append_decision, read_history
 def write(number):
     append_decision(path, Decision(number, 9, "two_point", 1, 1, "skipped", "why not", (0, 1), None))
 def read(): return [decision.rl_steps for decision in read_history(path)]

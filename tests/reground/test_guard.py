@@ -142,5 +142,5 @@ def test_n_ends_at_one_step_and_at_the_cap() -> None:
 
 
 def test_a_probe_that_says_nothing_before_the_jump_is_an_error() -> None:
-    with pytest.raises(MethodError, match="the probe gave nan before the jump; it has to return a finite"):
+    with pytest.raises(MethodError, match="the probe gave nan"):
         judge_probe(60, math.nan, 0.5, margin=0.0, longest=60)

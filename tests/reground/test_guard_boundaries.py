@@ -10,15 +10,8 @@ import numpy as np
 import pytest
 
 from hubextrap.errors import CorruptFile, MethodError
-from hubextrap.regrounding import (
-    Decision,
-    Judgement,
-    Window,
-    judge_jump,
-    judge_probe,
-    read_history,
-    rewrite_history,
-)
+from hubextrap.regrounding import Decision, Judgement, Window, judge_jump, judge_probe, read_history
+from hubextrap.regrounding.history import rewrite_history
 
 TWO = [Window(0, 20), Window(80, 100)]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hubextrap.errors import CorruptFile, OutputError
-from hubextrap.regrounding import Decision, append_decision, read_history, rewrite_history
+from hubextrap.regrounding.history import Decision, append_decision, read_history, rewrite_history
 
 JUMP = Decision(
     rl_steps=20,
@@ -57,9 +57,7 @@ def test_a_resumed_run_takes_back_what_came_after_its_checkpoint(tmp_path: Path)
 def test_a_line_that_is_no_decision_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "history.jsonl"
     path.write_bytes(JUMP.as_line() + line.encode() + b"\n")
-    with pytest.raises(
-        CorruptFile, match=r"history\.jsonl, line 2: not (a decision of a re-grounded run|valid JSON)"
-    ):
+    with pytest.raises(CorruptFile, match=r"line 2: not (a decision|valid JSON)"):
         read_history(path)
 
 

@@ -70,11 +70,11 @@ def edited(path: Path, edit: Any) -> Path:
 
 
 EDITS = {
-    "no scan": (lambda t, m, d: m.clear(), "is a safetensors file but no scan; make one with"),
-    "version": (lambda t, m, d: m.update(version="2"), "is a scan of format version 2, and this hubextrap"),
+    "no scan": (lambda t, m, d: m.clear(), "no scan; make one with"),
+    "version": (lambda t, m, d: m.update(version="2"), "format version 2"),
     "table missing": (
         lambda t, m, d: t.pop("counts"),
-        "damaged scan .table counts is missing.; remove it, then scan again",
+        "table counts is missing",
     ),
     "table added": (lambda t, m, d: t.update(more=t["counts"]), "unknown table more"),
     "shape": (lambda t, m, d: t.update(gram=t["gram"][:, 1:]), "table gram is float64"),
@@ -107,7 +107,7 @@ def test_files_that_are_none(run: Path, tmp_path: Path) -> None:
         (tmp_path / "scan").write_bytes(content[:size])
         with pytest.raises(CorruptFile):
             Scan.load(tmp_path / "scan")
-    with pytest.raises(OutputError, match=r"nowhere/scan: cannot be written: No such file.*another --out"):
+    with pytest.raises(OutputError, match="cannot be written: No such file"):
         scan_folder(run).save(tmp_path / "nowhere" / "scan")
 
 
@@ -204,12 +204,10 @@ def test_a_scan_that_is_there_is_used_and_one_of_other_checkpoints_is_kept(run: 
     assert api.scan(find_trajectory(str(run)), out=out, sample=0.5).sample is not None
     assert Scan.load(out).sample is not None
     out.write_bytes(before)
-    with pytest.raises(
-        OutputError, match=r"holds a scan of other checkpoints \(step 70 differs\); remove it"
-    ):
+    with pytest.raises(OutputError, match="step 70 differs"):
         api.scan(find_trajectory(str(run), max_step=40), out=out)
     os.utime(next((run / "step_40").glob("*.safetensors")), (1, 1))
-    with pytest.raises(OutputError, match=r"or of files that were written to since.*\(step 40 differs\)"):
+    with pytest.raises(OutputError, match="step 40 differs"):
         api.scan(find_trajectory(str(run)), out=out)
     assert out.read_bytes() == before
     out.write_text("a letter to my grandmother")
@@ -240,12 +238,10 @@ def test_what_a_rescan_would_lose_is_kept(run: Path, tmp_path: Path) -> None:
     out, trajectory = tmp_path / "scan", find_trajectory(str(run))
     with_logprobs(api.scan(trajectory, out=out, sample=0.5)).save(out)
     before = out.read_bytes()
-    with pytest.raises(OutputError, match=r"a sample of 0\.5 already, .* leave --sample out to keep it"):
+    with pytest.raises(OutputError, match=r"a sample of 0\.5 already"):
         api.scan(trajectory, out=out, sample=0.25)
     (tmp_path / "p.jsonl").write_text('{"prompt": "1", "response": "2"}\n')
-    with pytest.raises(
-        OutputError, match=r"of other responses already \(p\.jsonl with sha256 00…\), .* --out"
-    ):
+    with pytest.raises(OutputError, match="of other responses already"):
         api.scan(trajectory, out=out, logprobs=LogProbRequest(tmp_path / "p.jsonl"))
     assert out.read_bytes() == before
 

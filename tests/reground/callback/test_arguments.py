@@ -18,20 +18,17 @@ from hubextrap.regrounding.ring import Layout, SnapshotRing
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"m": 0}, "m 0: a window has at least one optimizer step"),
-        ({"n": 0}, "n 0: a jump stands for at least one step"),
+        ({"m": 0}, "m 0: "),
+        ({"n": 0}, "n 0: "),
         ({"max_n": 5}, "max_n 5 is below n 60"),
-        ({"rule": "linear"}, "rule 'linear': choose one of two_point, anchored, calibrated"),
-        ({"windows": 0}, "windows 0: a jump needs at least one"),
-        ({"windows": 1}, "windows 1: the guard backtests a window on the one before it; give 2 or more"),
-        ({"max_error": 0.0}, r"max_error 0\.0: give a number above 0"),
-        ({"max_error": float("nan")}, "max_error nan: give a number above 0"),
-        ({"probe": lambda model: 1.0}, "probe_margin None: a probe needs one"),
-        (
-            {"probe_margin": 0.1},
-            r"probe_margin 0\.1: a probe needs one.*without a probe there is none",
-        ),
-        ({"probe": lambda model: 1.0, "probe_margin": -0.1}, r"probe_margin -0\.1: a probe needs one, 0 or"),
+        ({"rule": "linear"}, "rule 'linear': choose one of"),
+        ({"windows": 0}, "windows 0: "),
+        ({"windows": 1}, "windows 1: .* give 2 or more"),
+        ({"max_error": 0.0}, r"max_error 0\.0: "),
+        ({"max_error": float("nan")}, "max_error nan: "),
+        ({"probe": lambda model: 1.0}, "probe_margin None: "),
+        ({"probe_margin": 0.1}, "without a probe there is none"),
+        ({"probe": lambda model: 1.0, "probe_margin": -0.1}, r"probe_margin -0\.1: "),
         ({"moments": "halve"}, "moments 'halve': choose keep or reset"),
         ({"snapshots": "gpu"}, "snapshots 'gpu': choose cpu or disk"),
     ],
@@ -47,15 +44,16 @@ def test_snapshots_that_do_not_fit_are_refused_before_training(build: Any, snaps
     fits = ExtrapolationCallback(4, 6, memory=4 * size, snapshots=snapshots)
     build(fits, max_steps=8).train()
     assert fits.clocks.rl_steps == 8
-    with pytest.raises(OutputError, match=f"4 snapshots of {size:,} bytes take {4 * size:,}, above memory="):
+    with pytest.raises(OutputError, match=f"take {4 * size:,}, above memory="):
         build(ExtrapolationCallback(4, 6, memory=4 * size - 1, snapshots=snapshots)).train()
 
 
 def test_a_disk_without_room_is_refused_before_training(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(OutputError, match=r"run: 4 snapshots take [\d,]+ bytes per rank, .* has 1,000"):
+    with pytest.raises(OutputError, match=r"4 snapshots take .* 1,000 free") as refused:
         build(ExtrapolationCallback(4, 6, snapshots="disk")).train()
+    assert str(refused.value.file).endswith("run")
 
 
 def test_a_model_without_trainable_parameters_is_refused(build: Any) -> None:
@@ -73,7 +71,7 @@ def test_moments_that_zero_does_not_begin_are_refused() -> None:
     from hubextrap.regrounding.parameters import reset_moments
 
     eight_bit = SimpleNamespace(state={0: {"state1": torch.zeros(4, dtype=torch.uint8)}})
-    with pytest.raises(MethodError, match=r"keeps state1 as torch\.uint8, which cannot be set back"):
+    with pytest.raises(MethodError, match=r"state1 as torch\.uint8"):
         reset_moments(eight_bit)
 
 
@@ -86,8 +84,9 @@ def test_a_jump_out_of_range_leaves_everything_where_it_was(dtype: torch.dtype) 
     tensors["bias"].copy_(tensors["bias"].float() + 100.0)
     ring.put(1, tensors)
     before = {name: tensor.clone() for name, tensor in tensors.items()}
-    with pytest.raises(NonFinite, match="tensor bias: the jump leaves the range of its dtype"):
+    with pytest.raises(NonFinite, match="leaves the range of its dtype") as overflowed:
         move_to(ring, (0, 1), {"*": (-999.0, 1000.0)}, tensors)
+    assert overflowed.value.tensor == "bias"
     assert all(
         torch.equal(tensor.view(torch.uint8), before[name].view(torch.uint8))
         for name, tensor in tensors.items()
@@ -96,5 +95,6 @@ def test_a_jump_out_of_range_leaves_everything_where_it_was(dtype: torch.dtype) 
 
 def test_training_that_has_diverged_is_an_error(build: Any) -> None:
     run = build(ExtrapolationCallback(4, 6), learning_rate=1e38)
-    with pytest.raises(NonFinite, match=r"tensor model\.\S+ holds NaN or infinity at one of steps 0, 4"):
+    with pytest.raises(NonFinite, match="at one of steps 0, 4") as diverged:
         run.train()
+    assert str(diverged.value.tensor).startswith("model.")

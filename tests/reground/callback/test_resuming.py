@@ -98,8 +98,9 @@ def test_a_checkpoint_holds_safetensors_and_json_only(checkpoint: Path) -> None:
 
 def test_a_checkpoint_without_its_snapshots_is_refused(build: Any, checkpoint: Path) -> None:
     shutil.rmtree(checkpoint / "reground")
-    with pytest.raises(CorruptFile, match="checkpoint-10/reground: the snapshots of the re-grounded run are"):
+    with pytest.raises(CorruptFile, match=r"snapshots .* are missing") as missing:
         resume(build, checkpoint, callback())
+    assert missing.value.file == str(checkpoint / "reground")
 
 
 def test_a_run_that_was_never_regrounded_may_begin(build: Any, tmp_path: Path) -> None:
@@ -149,5 +150,6 @@ def test_a_damaged_file_is_named(build: Any, checkpoint: Path, name: str) -> Non
 def test_a_full_disk_is_an_error_that_names_the_file(build: Any, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "reground_ring").write_text("in the way, as a full disk would be")
-    with pytest.raises(OutputError, match=r"step-0\.safetensors: the snapshot cannot be written"):
+    with pytest.raises(OutputError, match="the snapshot cannot be written") as full:
         build(callback(snapshots="disk")).train()
+    assert str(full.value.file).endswith("step-0.safetensors")

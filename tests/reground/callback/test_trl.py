@@ -97,7 +97,7 @@ def test_the_trainers_own_metrics_lose_nothing(tmp_path: Path, watch: Any) -> No
 
 def test_a_jump_between_generating_and_training_is_refused(tmp_path: Path) -> None:
     trainer = grpo(tmp_path, [ExtrapolationCallback(2, 6)], steps_per_generation=8)
-    with pytest.raises(MethodError, match=r"m = 2: this trainer generates completions for 4 optimizer steps"):
+    with pytest.raises(MethodError, match=r"m = 2: .* for 4 optimizer steps"):
         trainer.train()
     trainer = grpo(tmp_path, [ExtrapolationCallback(4, 6)], steps_per_generation=8, max_steps=1)
     trainer.train()

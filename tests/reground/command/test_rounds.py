@@ -19,7 +19,8 @@ from safetensors.numpy import load_file
 
 from hubextrap import api
 from hubextrap.recipe import load_reground_recipe
-from hubextrap.regrounding import Decision, Window, joined_steps, jump_coefficients, read_history
+from hubextrap.regrounding import Decision, Window, jump_coefficients, read_history
+from hubextrap.regrounding.jumps import joined_steps
 from hubextrap.regrounding.parameters import move_to
 from hubextrap.regrounding.ring import Layout, SnapshotRing
 
