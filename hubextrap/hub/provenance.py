@@ -122,7 +122,7 @@ class InputCheckpoint(_Part):
             repo=checkpoint.repo,
             revision="local" if local else checkpoint.revision,
             commit=checkpoint.commit,
-            path=_CONTROL.sub(" ", redact(Path(checkpoint.path).name)) if local else checkpoint.path,
+            path=_CONTROL.sub(" ", redact(Path(checkpoint.path).name) if local else checkpoint.path),
             files=tuple(files),
         )
 
