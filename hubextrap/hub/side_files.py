@@ -133,6 +133,11 @@ def is_mixed_in(file: str) -> bool:
     return is_weight_file(file) or file in _LOADED or _LOADED_VERSION.fullmatch(file) is not None
 
 
+def side_files(last: Source, out_dtype: str | None) -> dict[str, bytes]:
+    """What `read_side_files` takes, by path."""
+    return read_side_files(last, out_dtype)[1]
+
+
 def read_side_files(
     last: Source, out_dtype: str | None, check_memory: Callable[[int], object] = lambda count: None
 ) -> tuple[SideFiles, dict[str, bytes]]:

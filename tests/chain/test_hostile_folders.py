@@ -399,10 +399,10 @@ def test_a_folder_that_may_not_be_read(run: Path, tmp_path: Path) -> None:
     script = (
         "import os,sys\n"
         "from hubextrap.tensors import LocalSource\n"
-        "from hubextrap.hub.side_files import read_side_files\n"
+        "from hubextrap.hub.side_files import side_files\n"
         "from hubextrap.errors import HubExtrapError\n"
         "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
-        "try: read_side_files(LocalSource(sys.argv[1]), None)\n"
+        "try: side_files(LocalSource(sys.argv[1]), None)\n"
         "except HubExtrapError as error: print(error); sys.exit(3)\n"
     )
     for path in (tmp_path, *tmp_path.parents):

@@ -15,6 +15,7 @@ from hubextrap.hub.side_files import (
     is_side_file,
     is_weight_file,
     read_side_files,
+    side_files,
     with_dtype,
 )
 from hubextrap.tensors import LocalSource
@@ -56,14 +57,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_which_files_are_taken(folder: Path) -> None:
-    files = read_side_files(LocalSource(folder), None)[1]
+    files = side_files(LocalSource(folder), None)
     assert sorted(files) == sorted(KEPT)
     assert files["merges.txt"] == b"merges.txt"
 
 
 def test_code_only_where_a_configuration_needs_it(folder: Path) -> None:
     (folder / "config.json").write_text('{"auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}')
-    assert sorted(read_side_files(LocalSource(folder), None)[1]) == sorted([*KEPT, "modeling_x.py"])
+    assert sorted(side_files(LocalSource(folder), None)) == sorted([*KEPT, "modeling_x.py"])
 
 
 def test_what_stays_behind_is_known(folder: Path) -> None:
@@ -92,7 +93,7 @@ def test_a_file_that_configuration_or_code_names(folder: Path, quote: str) -> No
         '{"auto_map": {"AutoTokenizer": ["tokenization_x.X", null]}}'
     )
     (folder / "tokenization_x.py").write_text(f"NAMES = [{quote}rwkv_words_v2.txt{quote}, 'words.pkl']")
-    files = read_side_files(LocalSource(folder), None)[1]
+    files = side_files(LocalSource(folder), None)
     assert files["rwkv_words_v2.txt"] == b"rwkv_words_v2.txt"
     assert sorted(files) == sorted([*KEPT, "modeling_x.py", "tokenization_x.py", "rwkv_words_v2.txt"])
 
@@ -171,14 +172,14 @@ def test_a_file_that_is_too_large_is_found_first(folder: Path) -> None:
     with pytest.raises(
         SourceError, match=r"ckpt/tokenizer.json: 67,108,865 bytes are more than .* take a copy"
     ):
-        read_side_files(LocalSource(folder, "ckpt"), None)
+        side_files(LocalSource(folder, "ckpt"), None)
 
 
 def test_weights_under_a_name_that_the_configuration_gives(folder: Path) -> None:
     """The prediction's are called model.safetensors, so transformers would look for what is not there."""
     (folder / "config.json").write_text('{"transformers_weights": "best.safetensors"}')
     with pytest.raises(UnsupportedCheckpoint, match=r"load 'best.safetensors' \(transformers_weights\)"):
-        read_side_files(LocalSource(folder), None)
+        side_files(LocalSource(folder), None)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_a_configuration_that_cannot_be_used(folder: Path, content: bytes | None
     if content is not None:
         (folder / "config.json").write_bytes(content)
     with pytest.raises(CorruptFile) as error:
-        read_side_files(LocalSource(folder, "me/x@step_1"), "bfloat16")
+        side_files(LocalSource(folder, "me/x@step_1"), "bfloat16")
     assert str(error.value).startswith(f"me/x@step_1: {said}")
 
 
@@ -213,7 +214,7 @@ def test_only_the_dtype_changes() -> None:
 
 
 def test_the_configuration_of_a_real_model(models: Callable[..., Path]) -> None:
-    files = read_side_files(LocalSource(models(1)), "bfloat16")[1]
+    files = side_files(LocalSource(models(1)), "bfloat16")
     before = json.loads((models(1) / "config.json").read_bytes())
     assert before["dtype"] == "float32"
     assert json.loads(files["config.json"]) == before | {"dtype": "bfloat16"}

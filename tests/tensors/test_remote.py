@@ -334,7 +334,7 @@ def test_a_listing_that_leads_out_of_the_repo(
 @pytest.mark.parametrize("name", ["\u202elnik.jinja", "a\\..\\b.model", "C:x.model", "a\u2028b.vocab"])
 def test_odd_names_in_a_repo(name: str, checkpoint: Checkpoint, cdn_hub: LocalHub, data: bytes) -> None:
     """What would be taken along is refused by its name; by ranges, the rest of the repo can be read."""
-    from hubextrap.hub.side_files import read_side_files
+    from hubextrap.hub.side_files import side_files
 
     assert checkpoint.repo is not None
     commit = cdn_hub.commit(checkpoint.repo, {name: b"x"})
@@ -342,7 +342,7 @@ def test_odd_names_in_a_repo(name: str, checkpoint: Checkpoint, cdn_hub: LocalHu
     source = open_source(odd)
     assert read(source, WEIGHTS, 0, 10) == data[:10]
     for look in (
-        lambda: read_side_files(source, None),
+        lambda: side_files(source, None),
         lambda: source.read_file(name),
         lambda: open_source(odd, cache=True),
     ):
