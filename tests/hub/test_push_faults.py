@@ -245,7 +245,7 @@ def test_refusals(hub: LocalHub, prediction: Path, repo_id: str, path: str, stat
 
 def test_a_storage_that_loses_what_it_takes(hub: LocalHub, prediction: Path, repo_id: str) -> None:
     hub.faults.add(Fault(r"^/lfs/", "PUT", status=200, count=100))
-    with pytest.raises(PushError, match=r"answered 404 \(the LFS object .* run the same command again later"):
+    with pytest.raises(PushError, match=r"answered 404 .* again later"):
         push_folder(prediction, PushTarget.parse(repo_id))
     assert len(commits(repo_id)) == 1
 
@@ -259,9 +259,7 @@ def test_retry_after_is_honoured(hub: LocalHub, prediction: Path, repo_id: str) 
 
 def test_a_wait_beyond_patience_is_not_begun(hub: LocalHub, prediction: Path, repo_id: str) -> None:
     hub.faults.add(Fault(COMMIT, "POST", status=429, headers={"Retry-After": "3600"}))
-    with pytest.raises(
-        PushError, match=r"answered 429; the server asked to wait 3600 s; run the same command"
-    ):
+    with pytest.raises(PushError, match="asked to wait 3600 s"):
         push_folder(prediction, PushTarget.parse(repo_id))
 
 

@@ -169,17 +169,16 @@ def test_all_that_tokenizers_of_transformers_look_for_goes() -> None:
 
 def test_a_file_that_is_too_large_is_found_first(folder: Path) -> None:
     os.truncate(folder / "tokenizer.json", 64 * 2**20 + 1)
-    with pytest.raises(
-        SourceError, match=r"ckpt/tokenizer.json: 67,108,865 bytes are more than .* take a copy"
-    ):
+    with pytest.raises(SourceError, match=r"67,108,865 bytes are more than"):
         side_files(LocalSource(folder, "ckpt"), None)
 
 
 def test_weights_under_a_name_that_the_configuration_gives(folder: Path) -> None:
     """The prediction's are called model.safetensors, so transformers would look for what is not there."""
     (folder / "config.json").write_text('{"transformers_weights": "best.safetensors"}')
-    with pytest.raises(UnsupportedCheckpoint, match=r"load 'best.safetensors' \(transformers_weights\)"):
+    with pytest.raises(UnsupportedCheckpoint, match="transformers_weights") as error:
         side_files(LocalSource(folder), None)
+    assert error.value.file == "config.json"
 
 
 @pytest.mark.parametrize(

@@ -274,9 +274,7 @@ def test_what_is_not_there(cdn_hub: LocalHub, repo_id: str, monkeypatch: pytest.
 def test_offline(stored: Source, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     stored.files()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        SourceError, match=f"{WEIGHTS}: HF_HUB_OFFLINE is set; unset it, or use a local folder"
-    ):
+    with pytest.raises(SourceError, match="HF_HUB_OFFLINE is set"):
         read(stored, WEIGHTS, 0, 1)
     with pytest.raises(SourceError, match="HF_HUB_OFFLINE is set"):
         open_source(checkpoint).files()
@@ -346,7 +344,7 @@ def test_odd_names_in_a_repo(name: str, checkpoint: Checkpoint, cdn_hub: LocalHu
         lambda: source.read_file(name),
         lambda: open_source(odd, cache=True),
     ):
-        with pytest.raises(SourceError, match="has a name with characters that belong in none") as error:
+        with pytest.raises(SourceError, match="characters that belong in none") as error:
             look()
         assert str(error.value).isprintable()
     source.close()
@@ -367,5 +365,6 @@ def test_names_that_a_disk_does_not_tell_apart(
     (source.folder / "LICENSE").unlink()
     source.close()
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(source.folder))
-    with pytest.raises(SourceError, match="/LICENSE: is not in the cache as the Hub lists it"):
+    with pytest.raises(SourceError, match="not in the cache as the Hub lists") as error:
         cache.cached_source(both)
+    assert error.value.file == "LICENSE"
