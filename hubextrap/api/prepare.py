@@ -103,7 +103,7 @@ class Beside:
             check_memory: as `hub.side_files.read_side_files` has it.
 
         Raises:
-            HubExtrapError: as `hub.side_files.choose_side_files`.
+            HubExtrapError: as `hub.side_files.read_side_files`.
         """
         names, files = read_side_files(last, out_dtype, check_memory)
         info = last.files().get(CARD)

@@ -131,7 +131,10 @@ def _opening(provenance: Provenance) -> str:
 
 def _inputs(provenance: Provenance) -> str:
     lines = ["## What it was predicted from", "", "| step | checkpoint | commit |", "|---:|---|---|"]
-    lines += [f"| {source.step} | {_reference(source)} | {_commit(source)} |" for source in provenance.inputs]
+    lines += [
+        f"| {source.step} | {_reference(source)} | {markdown_code(source.commit) if source.commit else ''} |"
+        for source in provenance.inputs
+    ]
     if provenance.target_step is not None:
         lines.append(f"| **{provenance.target_step}** | **this model** | |")
     return "\n".join(lines)
@@ -142,10 +145,6 @@ def _reference(source: InputCheckpoint) -> str:
         return f"local folder {markdown_code(source.path)}"
     folder = f":{source.path}" if source.path else ""
     return markdown_code(f"{source.repo}@{source.revision}{folder}")
-
-
-def _commit(source: InputCheckpoint) -> str:
-    return markdown_code(source.commit) if source.commit else ""
 
 
 def _how(provenance: Provenance) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from hubextrap.errors import CorruptFile
 from hubextrap.foreign_data import parse_yaml
 from hubextrap.foreign_text import terminal_line
+from hubextrap.hub.side_files import is_utf8
 from hubextrap.licenses import LICENSES
 from hubextrap.redaction import redact
 
@@ -74,17 +75,11 @@ def _license(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _texts(value: object) -> list[str]:
-    """The texts in a field that holds one or a list of them; none that is no text of a person's."""
-    values = value if isinstance(value, list) else [value]
+    """The texts in a field that holds one or a list of them, those that can be written and read: no lone
+    surrogate, no byte that was not UTF-8, at most ``_LONGEST`` characters."""
     return [
         terminal_line(text.strip())
-        for text in values
-        if isinstance(text, str) and text.strip() and _is_plain(text)
+        for text in (value if isinstance(value, list) else [value])
+        if isinstance(text, str) and text.strip() and len(text) <= _LONGEST
+        if "\ufffd" not in text and is_utf8(text)
     ]
-
-
-def _is_plain(text: str) -> bool:
-    """Whether a text can be written and read: no lone surrogate, no byte that was not UTF-8, no novel."""
-    return len(text) <= _LONGEST and not any(
-        character == "\ufffd" or "\ud800" <= character <= "\udfff" for character in text
-    )

@@ -20,7 +20,7 @@ from hubextrap.foreign_text import own_lines
 from hubextrap.hub.outgoing import Changes
 from hubextrap.hub.push_errors import is_conflict, push_errors
 from hubextrap.hub.side_files import belongs_to_model, is_utf8
-from hubextrap.hub.target import check_target, create_repo, read_remote, remote_files
+from hubextrap.hub.target import check_target, create_repo, read_remote, refusal, remote_files
 from hubextrap.hub.uploading import upload, without_client_bars
 from hubextrap.hub_access import hub_api
 from hubextrap.patience import Attempts, is_passing, retried, wait_asked_by
@@ -164,9 +164,8 @@ class _Committer:
         left = self._changes(remote_files(self.target.repo, info.oid))
         if left:
             wrong = ", ".join([*(file.path for file in left.added), *left.deleted])
-            raise PushError(
-                f"{self.target.name}: commit {info.oid} does not hold what was pushed ({wrong}); push again",
-                repo=self.target.repo,
+            raise refusal(
+                self.target, f"commit {info.oid} does not hold what was pushed ({wrong}); push again"
             )
         return PushResult(info.oid, info.commit_url, pull_request_url=info.pr_url, deleted=changes.deleted)
 
@@ -216,10 +215,10 @@ def refuse_overwriting(
     ours = {file.path for file in files}
     both = sorted(path for path in changed if path in ours or belongs_to_model(path))
     if both:
-        raise PushError(
-            f"{target.name}: somebody else changed {', '.join(both[:5])} there meanwhile "
-            f"(commit {now.head}); look at it, then push again",
-            repo=target.repo,
+        raise refusal(
+            target,
+            f"somebody else changed {', '.join(both[:5])} there meanwhile (commit {now.head}); look at it, "
+            "then push again",
         )
 
 

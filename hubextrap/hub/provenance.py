@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from hubextrap._version import __version__
 from hubextrap.claims import sealed
 from hubextrap.digests import sha256_hex
+from hubextrap.methods import MAX_STEP
 from hubextrap.redaction import redact
 
 if TYPE_CHECKING:
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
 
 PROVENANCE_FILE = "hubextrap.json"
 
-CONTROL = re.compile("[\x00-\x1f\x7f]")
+_CONTROL = re.compile("[\x00-\x1f\x7f]")
 """What no name and no line of a provenance holds."""
-
 _DRIVE = re.compile("[A-Za-z]:")
 _PACKAGES = ("torch", "safetensors", "huggingface_hub")
 _ABSOLUTE_PATH = re.compile(
@@ -53,13 +53,8 @@ def is_plain_name(file: str) -> bool:
         and ".." not in path.parts
         and "\\" not in file
         and _DRIVE.match(file) is None
-        and CONTROL.search(file) is None
+        and _CONTROL.search(file) is None
     )
-
-
-def one_line(text: str) -> str:
-    """``text`` without the control characters that a folder's name may hold."""
-    return CONTROL.sub(" ", text)
 
 
 def without_private_parts(text: str) -> str:
@@ -80,6 +75,17 @@ def _inside_folder(file: str) -> str:
     return file
 
 
+def _one_line(text: str) -> str:
+    if _CONTROL.search(text):
+        raise ValueError(f"{text!r} holds a control character")
+    return text
+
+
+_File = Annotated[str, AfterValidator(_inside_folder)]
+_Line = Annotated[str, AfterValidator(_one_line)]
+_Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -87,11 +93,11 @@ class _Part(BaseModel):
 class InputFile(_Part):
     """One weight file that went in: how much of it was read, and what the whole was compared with."""
 
-    file: str
+    file: _File
     size: int = Field(ge=0)
     read: Literal["whole", "part", "header"]
     """Whole, but for small tensors that are not needed; the tensors that are needed; or no tensor."""
-    listed: str | None
+    listed: str | None = Field(pattern="^([0-9a-f]{40}|[0-9a-f]{64})$")
     """The sha256 that the Hub lists for it, a git blob id where it is no LFS file; None: it is local."""
     compared: bool
     """Whether all bytes were hashed and have that hash. What is read in part cannot be compared."""
@@ -100,11 +106,11 @@ class InputFile(_Part):
 class InputCheckpoint(_Part):
     """One checkpoint that went in. Of a local folder (no repo, no commit) ``path`` is the last part."""
 
-    step: int
-    repo: str | None
-    revision: str
-    commit: str | None
-    path: str
+    step: _Step
+    repo: _Line | None
+    revision: _Line
+    commit: str | None = Field(pattern="^[0-9a-f]{40}$")
+    path: _Line
     files: tuple[InputFile, ...] = ()
     """Its weight files; empty where hubextrap was older and compared none."""
 
@@ -116,7 +122,7 @@ class InputCheckpoint(_Part):
             repo=checkpoint.repo,
             revision="local" if local else checkpoint.revision,
             commit=checkpoint.commit,
-            path=one_line(redact(Path(checkpoint.path).name)) if local else checkpoint.path,
+            path=_CONTROL.sub(" ", redact(Path(checkpoint.path).name) if local else checkpoint.path),
             files=tuple(files),
         )
 
@@ -125,14 +131,14 @@ class CoefficientRule(_Part):
     """The tensors that ``match`` (a glob; first match wins) and the coefficient that each step gets there."""
 
     match: str
-    method: str
+    method: _Line
     coefficients: dict[int, float]
 
 
 class OutputShard(_Part):
     """One weight file, or one beside the weights, as it was written."""
 
-    file: Annotated[str, AfterValidator(_inside_folder)]
+    file: _File
     size: int = Field(ge=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
@@ -141,20 +147,20 @@ class Provenance(_Part):
     """The content of ``hubextrap.json``."""
 
     format: Literal[1] = 1
-    versions: dict[str, str]
-    merge_method: str
+    versions: dict[_Line, _Line]
+    merge_method: _Line
     parameters: dict[str, Any]
-    target_step: int | None
+    target_step: _Step | None
     horizon: float | None
     """(target − last) / (last − base): how far beyond what was observed, in units of what was observed."""
-    expected_relative_error: float | None = None
+    expected_relative_error: float | None = Field(default=None, ge=0)
     """What this run's own past let expect, 1 being the last checkpoint as it is; None: it was not asked, or
     could not say. Where rounding to 16 bits drowns the updates, of the motion's two leading directions."""
     inputs: tuple[InputCheckpoint, ...] = Field(min_length=1)
     coefficients: tuple[CoefficientRule, ...]
-    dtype: str
+    dtype: _Line
     """In which the sums were accumulated, e.g. ``float32``."""
-    out_dtype: str | None
+    out_dtype: _Line | None
     """In which the weights are stored; None: each tensor as in the last checkpoint."""
     shards: tuple[OutputShard, ...]
     files: tuple[OutputShard, ...] | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import re
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -17,8 +16,7 @@ from hubextrap.claims import DIGEST, unsealed
 from hubextrap.containment import entry_at, read_named
 from hubextrap.errors import CorruptFile
 from hubextrap.foreign_data import parse_json, shorten
-from hubextrap.hub.provenance import CONTROL, PROVENANCE_FILE, Provenance, horizon_of, is_plain_name
-from hubextrap.methods import MAX_STEP
+from hubextrap.hub.provenance import PROVENANCE_FILE, Provenance, horizon_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +27,6 @@ SUM_ROUNDING = 1e-6
 """Of the largest coefficient, or of 1: how far from 1 a sum of coefficients may be."""
 OWN_FILES = ("hubextrap.json", "README.md")
 """Beside the weights too, and not among the files that are covered."""
-_COMMIT = re.compile("[0-9a-f]{40}")
-_LISTED = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def read_provenance(source: bytes | Path, name: str | None = None) -> Provenance:
@@ -92,8 +88,6 @@ def _check_provenance(claimed: Provenance) -> None:
         _check_input(f"inputs.{number}", checkpoint)
     if any(later <= earlier for earlier, later in pairwise(steps)):
         raise ValueError(f"inputs: the steps {list(steps[:20])} do not increase")
-    if claimed.target_step is not None and not 0 <= claimed.target_step <= MAX_STEP:
-        raise ValueError(f"target_step: {claimed.target_step} is no step")
     for number, rule in enumerate(claimed.coefficients):
         _check_rule(f"coefficients.{number}", rule, steps)
     horizon = horizon_of(steps, claimed.target_step)
@@ -101,33 +95,16 @@ def _check_provenance(claimed: Provenance) -> None:
         horizon or 0.0, claimed.horizon or 0.0, rel_tol=1e-9
     ):
         raise ValueError(f"horizon: is {claimed.horizon}, and the steps give {horizon}")
-    if (claimed.expected_relative_error or 0.0) < 0:
-        raise ValueError("expected_relative_error: is below 0")
-    for field, text in (
-        ("merge_method", claimed.merge_method),
-        ("dtype", claimed.dtype),
-        ("out_dtype", claimed.out_dtype or ""),
-        *((f"versions.{name}", f"{name} {number}") for name, number in claimed.versions.items()),
-    ):
-        _check_line(field, text)
     _check_files(claimed)
 
 
 def _check_input(where: str, checkpoint: InputCheckpoint) -> None:
-    if not 0 <= checkpoint.step <= MAX_STEP:
-        raise ValueError(f"{where}.step: {checkpoint.step} is no step")
-    for field in ("repo", "revision", "path"):
-        _check_line(f"{where}.{field}", getattr(checkpoint, field) or "")
     if (checkpoint.repo is None) != (checkpoint.commit is None):
         raise ValueError(f"{where}.commit: goes with repo, and one of them is missing")
-    if checkpoint.commit is not None and not _COMMIT.fullmatch(checkpoint.commit):
-        raise ValueError(f"{where}.commit: is no commit")
     if len({one.file for one in checkpoint.files}) < len(checkpoint.files):
         raise ValueError(f"{where}.files: a file is named twice")
     for number, one in enumerate(checkpoint.files):
-        if not is_plain_name(one.file):
-            raise ValueError(f"{where}.files.{number}.file: {one.file!r} is no name of a file")
-        if one.listed is not None and (checkpoint.repo is None or not _LISTED.fullmatch(one.listed)):
+        if one.listed is not None and checkpoint.repo is None:
             raise ValueError(f"{where}.files.{number}.listed: is no hash that a Hub lists")
         if one.compared != (one.read == "whole" and one.listed is not None):
             raise ValueError(
@@ -137,7 +114,6 @@ def _check_input(where: str, checkpoint: InputCheckpoint) -> None:
 
 
 def _check_rule(where: str, rule: CoefficientRule, steps: Sequence[int]) -> None:
-    _check_line(f"{where}.method", rule.method)
     if strange := rule.coefficients.keys() - set(steps):
         raise ValueError(f"{where}: step {min(strange)} is not among the inputs")
     values = list(rule.coefficients.values())
@@ -152,8 +128,3 @@ def _check_files(claimed: Provenance) -> None:
         raise ValueError(f"shards, files: {own[0]} cannot be among them")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"shards, files: {twice[0]!r} is named twice")
-
-
-def _check_line(field: str, text: str) -> None:
-    if CONTROL.search(text):
-        raise ValueError(f"{field}: {text!r} holds a control character")

@@ -18,7 +18,7 @@ from hubextrap.hub.outgoing import OutgoingFile, is_score_file
 from hubextrap.hub.provenance import PROVENANCE_FILE
 from hubextrap.hub.push_errors import push_errors
 from hubextrap.hub.side_files import belongs_to_model
-from hubextrap.hub.target import check_target, remote_files
+from hubextrap.hub.target import check_target, refusal, remote_files
 from hubextrap.hub_access import hub_api
 from hubextrap.patience import retried
 from hubextrap.tensors.cache import check_cached
@@ -60,17 +60,15 @@ def check_publishable(target: PushTarget, commit: str) -> RemoteState:
     """
     state = check_target(target)
     if not state.exists or not state.has_branch or state.head is None:
-        raise PushError(
-            f"{target.name}: no such branch; scores go to a model that is there", repo=target.repo
-        )
+        raise refusal(target, "no such branch; scores go to a model that is there")
     with push_errors(target.name):
         measured = remote_files(target.repo, commit)
     paths = [path for path in {*measured, *state.files} if _is_told_of(path)]
     if changed := sorted(path for path in paths if measured.get(path) != state.files.get(path)):
-        raise PushError(
-            f"{target.name}: {', '.join(changed[:5])} changed since commit {commit}, which was measured; "
-            "measure what is there now",
-            repo=target.repo,
+        raise refusal(
+            target,
+            f"{', '.join(changed[:5])} changed since commit {commit}, which was measured; measure what is "
+            "there now",
         )
     return state
 
@@ -188,9 +186,7 @@ def _card(target: PushTarget, state: RemoteState) -> str:
     try:
         return check_cached(Path(path), f"{target.name}: README.md").decode()
     except UnicodeDecodeError as error:
-        raise PushError(
-            f"{target.name}: README.md is not UTF-8 text; correct it, then publish again", repo=target.repo
-        ) from error
+        raise refusal(target, "README.md is not UTF-8 text; correct it, then publish again") from error
 
 
 def _entry_file(entry: EvalResultEntry) -> bytes:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from hubextrap.hub.target import PushTarget, RemoteState
+    from hubextrap.hub.target import PushTarget
     from hubextrap.progress import Progress, Stage
 
 _READ_SIZE = 2**20
@@ -45,11 +45,12 @@ def push_folder(folder: Path, target: PushTarget, progress: Progress | None = No
     provenance = _provenance_of(folder, paths)
     card = _card_for(target, paths["README.md"]) if "README.md" in paths else None
     state = check_target(target)
-    if card is not None and not _has(state, card):
-        check_card(target, card)
+    if card is not None and not OutgoingFile("README.md", card).same_as(state.files.get("README.md")):
+        check_card(target, card)  # which the Hub has not taken before
     digests = _hash(paths, progress)
-    if provenance is not None:
-        _check_content(folder, provenance, digests)
+    for named in _named(provenance):
+        if digests[named.file] != named.sha256:
+            raise _other(folder, named.file, "has other bytes (sha256)")
     files = [OutgoingFile(name, path, digests[name]) for name, path in paths.items() if name != "README.md"]
     if card is not None:
         files.append(OutgoingFile("README.md", card))
@@ -123,16 +124,12 @@ def _folder_problem(folder: Path) -> str | None:
 
 
 def _shards_of(index: Path) -> list[str]:
-    remedy = "merge again, or restore it"
+    data, remedy = read_named(index), "merge again, or restore it"
     try:
-        content = parse_json(
-            read_named(index), str(index), error=PushError, remedy=remedy, limit=HEADER_LIMIT
-        )
+        content = parse_json(data, str(index), error=PushError, remedy=remedy, limit=HEADER_LIMIT)
         return sorted(set(content["weight_map"].values()))
     except (KeyError, TypeError, AttributeError) as error:
-        raise PushError(
-            f"{index}: not a valid index of shards ({error}); merge again, or restore it", file=index
-        ) from error
+        raise PushError(f"{index}: not a valid index of shards ({error}); {remedy}", file=index) from error
 
 
 def _hash(paths: dict[str, Path], progress: Progress) -> dict[str, str]:
@@ -172,29 +169,18 @@ def _provenance_of(folder: Path, paths: dict[str, Path]) -> Provenance | None:
     return provenance
 
 
-def _named(provenance: Provenance) -> Iterator[OutputShard]:
+def _named(provenance: Provenance | None) -> list[OutputShard]:
     """The weights, and what was written beside them; hidden files are not pushed."""
-    for named in (*provenance.shards, *(provenance.files or ())):
-        if not any(part.startswith(".") for part in named.file.split("/")):
-            yield named
-
-
-def _check_content(folder: Path, provenance: Provenance, digests: dict[str, str]) -> None:
-    for named in _named(provenance):
-        if digests[named.file] != named.sha256:
-            raise _other(folder, named.file, "has other bytes (sha256)")
+    named = (*provenance.shards, *(provenance.files or ())) if provenance else ()
+    return [file for file in named if not any(part.startswith(".") for part in file.file.split("/"))]
 
 
 def _other(folder: Path, file: str, how: str) -> PushError:
     return PushError(
         f"{folder / file}: {how} than {PROVENANCE_FILE} says; merge again, or remove {PROVENANCE_FILE} to "
-        "push the folder as it is"
+        "push the folder as it is",
+        file=folder / file,
     )
-
-
-def _has(state: RemoteState, card: bytes) -> bool:
-    """Whether the Hub has that very card, so that it took it before."""
-    return OutgoingFile("README.md", card).same_as(state.files.get("README.md"))
 
 
 def _card_for(target: PushTarget, path: Path) -> bytes:

@@ -39,37 +39,37 @@ _OTHER_REMEDY = "run the same command again later; what was uploaded is not sent
 def push_errors(what: str) -> Iterator[None]:
     """Turn what the client raises into PushError; ``what`` names the target, e.g. ``me/model@step_400``."""
     check_settings()
-    from huggingface_hub import errors as hub
-
     try:
         with token_kept():
             yield
     except HubExtrapError:
         raise
     except Exception as error:  # an answer of another shape may end in any error of the client's
-        cause = cause_of(error)
-        if isinstance(cause, BeyondBounds):
-            raise PushError(f"{what}: {cause}") from error
-        said = first_line(cause) or type(cause).__name__
-        if isinstance(cause, hub.OIDCError) or is_oidc_exchange(cause):
-            raise PushError(f"{what}: {oidc_remedy(cause)}") from error
-        if isinstance(cause, hub.HfHubHTTPError):
-            status = cause.response.status_code
-            server = first_line(Exception(cause.server_message or ""))
-            said = f"the Hub answered {status}" + (f" ({server})" if server else "")
-            remedy = _REMEDIES.get(status, _OTHER_REMEDY)
-            if status == 404 and is_lost_upload(error):
-                remedy = _OTHER_REMEDY
-            raise PushError(f"{what}: {said}: {remedy}") from error
-        if isinstance(cause, hub.OfflineModeIsEnabled):
-            raise PushError(f"{what}: HF_HUB_OFFLINE is set; unset it to push") from error
-        if isinstance(cause, network_errors()):
-            raise PushError(
-                f"{what}: cannot reach the Hub ({said}); check the network and HF_ENDPOINT, then push again"
-            ) from error
-        if isinstance(cause, UNUSABLE):
-            raise PushError(f"{what}: {not_understood(cause)}") from error
-        raise PushError(f"{what}: {said}; {_OTHER_REMEDY}") from error
+        raise PushError(f"{what}: {_explained(error)}", repo=what.partition("@")[0]) from error
+
+
+def _explained(error: Exception) -> str:
+    from huggingface_hub import errors as hub
+
+    cause = cause_of(error)
+    said = first_line(cause) or type(cause).__name__
+    if isinstance(cause, BeyondBounds):
+        return str(cause)
+    if isinstance(cause, hub.OIDCError) or is_oidc_exchange(cause):
+        return oidc_remedy(cause)
+    if isinstance(cause, hub.HfHubHTTPError):
+        status = cause.response.status_code
+        server = first_line(Exception(cause.server_message or ""))
+        said = f"the Hub answered {status}" + (f" ({server})" if server else "")
+        lost = status == 404 and is_lost_upload(error)
+        return f"{said}: {_OTHER_REMEDY if lost else _REMEDIES.get(status, _OTHER_REMEDY)}"
+    if isinstance(cause, hub.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set; unset it to push"
+    if isinstance(cause, network_errors()):
+        return f"cannot reach the Hub ({said}); check the network and HF_ENDPOINT, then push again"
+    if isinstance(cause, UNUSABLE):
+        return not_understood(cause)
+    return f"{said}; {_OTHER_REMEDY}"
 
 
 def is_conflict(error: BaseException) -> bool:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from hubextrap.containment import shown
 from hubextrap.errors import CorruptFile, SourceError, UnsupportedCheckpoint
-from hubextrap.foreign_data import parse_json
 from hubextrap.foreign_text import own_lines
+from hubextrap.tensors.configuration import config_object
 from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER
 
 if TYPE_CHECKING:
@@ -33,38 +33,14 @@ TEXT = 6
 """The same for one of a card: bytes, and a text of up to four bytes a character."""
 
 _SIDE_FILES = (
-    "config.json",
-    "generation_config.json",
+    *("config.json", "generation_config.json", "*tokenizer_config.json", "special_tokens_map.json"),
     "*processor_config.json",  # of images, videos, features, and all of them together
-    "*chat_template*.json*",
-    "*.jinja",
-    "*tokenizer_config.json",
-    "*tokenizer.json",
-    "tokenizer[-.]*.json",
-    "tokenizer_v*.json",
-    "tokenizer.model*",
-    "*.tokenizer",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*vocab.json",
-    "*vocab.txt",
-    "vocab.tsv",
-    "vocab[-_]*.json",
-    "vocab[-_]*.txt",
-    "*merges.txt",
-    "*tekken*.json",
-    "*.tiktoken",
+    *("*chat_template*.json*", "*.jinja", "added_tokens.json", "normalizer.json", "byte_maps.json"),
+    *("*tokenizer.json", "tokenizer[-.]*.json", "tokenizer_v*.json", "tokenizer.model*", "*.tokenizer"),
+    *("*vocab.json", "*vocab.txt", "vocab.tsv", "vocab[-_]*.json", "vocab[-_]*.txt", "*.vocab", "dict.txt"),
+    *("*merges.txt", "*tekken*.json", "*.tiktoken", "*.spm", "*.bpe", "*.codes", "emoji.json"),
     "*.model",  # sentencepiece
-    "*.spm",
-    "*.bpe",
-    "*.codes",
-    "*.vocab",
-    "dict.txt",
-    "byte_maps.json",
-    "emoji.json",
-    "normalizer.json",
-    "word_pronunciation.json",
-    "word_shape.json",
+    *("word_pronunciation.json", "word_shape.json"),
 )
 _LOADED = frozenset(
     (
@@ -88,52 +64,19 @@ _LEGAL = re.compile(
 )
 _LEGAL_SUFFIXES = ("", "txt", "md", "rst", "html", "pdf")
 _WEIGHT_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.safetensors.index.*.json",
-    "pytorch_model*.bin",
-    "pytorch_model*.bin.index*.json",
-    "tf_model*.h5",
-    "tf_model*.h5.index*.json",
-    "flax_model*.msgpack",
-    "flax_model*.msgpack.index*.json",
-    "consolidated*.pth",
-    "*.gguf",
-    "*.onnx",
-    "*.onnx_data",
-    "adapter_config.json",
-    "adapter_model.*",
+    *("*.safetensors", "*.safetensors.index.json", "*.safetensors.index.*.json"),
+    *("pytorch_model*.bin", "pytorch_model*.bin.index*.json", "tf_model*.h5", "tf_model*.h5.index*.json"),
+    *("flax_model*.msgpack", "flax_model*.msgpack.index*.json", "consolidated*.pth", "*.gguf"),
+    *("*.onnx", "*.onnx_data", "adapter_config.json", "adapter_model.*"),
 )
 _NEVER = (
-    "*.bin",
-    "*.pt",
-    "*.pth",
-    "*.pkl",
-    "*.pickle",
-    "*.ckpt",
-    "*.safetensors",
-    "*.h5",
-    "*.msgpack",
-    "*.gguf",
+    *("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt"),
+    *("*.safetensors", "*.h5", "*.msgpack", "*.gguf"),
 )
 _UNTOLD = (
-    ".*",
-    "README.md",
-    "hubextrap*",
-    "optim*",
-    "scheduler*",
-    "scaler*",
-    "rng_state*",
-    "random_states*",
-    "train*_state.json",
-    "training_args.*",
-    "*.log",
-    "*log.jsonl",
-    "*_results.json",
-    "events.out.tfevents*",
-    "latest",
-    "latest_*",
-    "zero_to_fp32.py",
+    *(".*", "README.md", "hubextrap*", "optim*", "scheduler*", "scaler*", "rng_state*", "random_states*"),
+    *("train*_state.json", "training_args.*", "*.log", "*log.jsonl", "*_results.json", "zero_to_fp32.py"),
+    *("events.out.tfevents*", "latest", "latest_*"),
 )
 """What a trainer leaves for itself, and what a prediction has of its own; that it stays is no news."""
 _DTYPE_FIELD = re.compile(
@@ -190,37 +133,27 @@ def is_mixed_in(file: str) -> bool:
     return is_weight_file(file) or file in _LOADED or _LOADED_VERSION.fullmatch(file) is not None
 
 
-def choose_side_files(last: Source) -> SideFiles:
-    """Look through the last checkpoint's files; configurations and code among them are read.
-
-    Raises:
-        CorruptFile: ``config.json`` is not there or is not a JSON object.
-        UnsupportedCheckpoint: ``config.json`` names other weights than those that are written.
-        SourceError: a file could not be read, or is too large to be taken along.
-    """
-    return _choose(last, {})
-
-
 def side_files(last: Source, out_dtype: str | None) -> dict[str, bytes]:
-    """The last checkpoint's side files by path, the configuration's dtype set to ``out_dtype`` (bfloat16).
-
-    Raises:
-        HubExtrapError: as ``choose_side_files``.
-    """
+    """What `read_side_files` takes, by path."""
     return read_side_files(last, out_dtype)[1]
 
 
 def read_side_files(
     last: Source, out_dtype: str | None, check_memory: Callable[[int], object] = lambda count: None
 ) -> tuple[SideFiles, dict[str, bytes]]:
-    """Both: which they are, and what they hold as `side_files` gives it.
+    """Which files of the last checkpoint are taken, and what they hold, by path.
 
     Args:
+        out_dtype: the configuration's dtype is set to it (bfloat16); stays as it is when None.
         check_memory: called with the bytes that they and the card take in memory before most of them are
             read; raises if those are too many.
+
+    Raises:
+        CorruptFile: ``config.json`` is not there or is not a JSON object.
+        UnsupportedCheckpoint: ``config.json`` names other weights than those that are written.
+        SourceError: a file could not be read, or is too large to be taken along.
     """
-    read: dict[str, bytes] = {}
-    chosen = _choose(last, read)
+    chosen, read = _choose(last)
     check_memory(_memory(last, chosen))
     files = {file: read[file] if file in read else last.read_file(file) for file in chosen.taken}
     if out_dtype is not None:
@@ -238,16 +171,24 @@ def _memory(last: Source, chosen: SideFiles) -> int:
     return sum(sizes) + max(sizes) + PARSED * parsed + TEXT * text
 
 
-def _choose(last: Source, read: dict[str, bytes]) -> SideFiles:
-    """``choose_side_files``; what is read for it goes into ``read``."""
+def _choose(last: Source) -> tuple[SideFiles, dict[str, bytes]]:
+    """Which files are taken, and what was read to know it: configurations, and code that they refer to."""
     present = last.files()
     if "config.json" not in present:
         raise CorruptFile(
-            f"{last.name}: no config.json; a model cannot be loaded without one, add it to the checkpoint"
+            f"{last.name}: no config.json; a model cannot be loaded without one, add it to the checkpoint",
+            file="config.json",
         )
     taken = {file for file in present if is_side_file(file) or is_legal_file(file)}
-    read |= {file: last.read_file(file) for file in sorted(taken) if file.endswith("config.json")}
-    _check_config(read["config.json"], last.name)
+    read = {file: last.read_file(file) for file in sorted(taken) if file.endswith("config.json")}
+    named = config_object(read["config.json"], last.name).get("transformers_weights")
+    if named is not None:
+        raise UnsupportedCheckpoint(
+            f"{last.name}: config.json has transformers load {named!r} (transformers_weights), which is not "
+            "what is read here; give the file its usual name and remove that field, in a copy of the "
+            "checkpoint",
+            file="config.json",
+        )
     if any(CODE_REFERENCE in content for content in read.values()):
         code = {file for file in present if file.endswith(".py") and file != "zero_to_fp32.py"}
         read |= {file: last.read_file(file) for file in sorted(code)}
@@ -264,11 +205,10 @@ def _choose(last: Source, read: dict[str, bytes]) -> SideFiles:
             )
     if problems:
         raise SourceError(own_lines(*problems))
-    left_out = present.keys() - taken
-    return SideFiles(
-        tuple(sorted(taken)),
-        tuple(sorted(file for file in left_out if not is_weight_file(file) and not _matches(file, _UNTOLD))),
+    left_out = sorted(
+        file for file in present.keys() - taken if not _matches(file, (*_WEIGHT_FILES, *_UNTOLD))
     )
+    return SideFiles(tuple(sorted(taken)), tuple(left_out)), read
 
 
 def _named_in(texts: Collection[bytes], files: Collection[str]) -> set[str]:
@@ -277,8 +217,7 @@ def _named_in(texts: Collection[bytes], files: Collection[str]) -> set[str]:
         file
         for file in files
         if not file.endswith(".py")
-        and not is_weight_file(file)
-        and not _matches(file, (*_NEVER, *_UNTOLD))
+        and not _matches(file, (*_WEIGHT_FILES, *_NEVER, *_UNTOLD))
         and is_utf8(file)
         and any(f'"{file}"'.encode() in text or f"'{file}'".encode() in text for text in texts)
     }
@@ -287,17 +226,6 @@ def _named_in(texts: Collection[bytes], files: Collection[str]) -> set[str]:
 def with_dtype(config: bytes, dtype: str) -> bytes:
     """``config.json`` with every dtype in it (nested configurations too) set; all other bytes stay."""
     return _DTYPE_FIELD.sub(rf"\g<1>\g<2>{dtype}\g<3>", config.decode()).encode()
-
-
-def _check_config(config: bytes, name: str) -> None:
-    content = parse_json(config, f"{name}: config.json", remedy="repair it in the checkpoint")
-    if not isinstance(content, dict):
-        raise CorruptFile(f"{name}: config.json holds no JSON object; repair it in the checkpoint")
-    if (named := content.get("transformers_weights")) is not None:
-        raise UnsupportedCheckpoint(
-            f"{name}: config.json has transformers load {named!r} (transformers_weights), which is not what "
-            "is read here; give the file its usual name and remove that field, in a copy of the checkpoint"
-        )
 
 
 def is_utf8(text: str) -> bool:

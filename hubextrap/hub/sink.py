@@ -155,16 +155,13 @@ class HubSink:
                 preupload(self._target, self._start, [outgoing.operation], free_memory=True)
                 stage.advance(shard.size)
             if outgoing.operation.path_or_fileobj == b"":
-                self._record(shard)
+                if self._journal is not None and not uploads_over_xet():
+                    self._journal.record(shard)
                 return outgoing
             return OutgoingFile(shard.file, path.read_bytes(), shard.sha256)  # small: it goes in the commit
         finally:
             path.unlink()
             self.release()
-
-    def _record(self, shard: FinishedShard) -> None:
-        if self._journal is not None and not uploads_over_xet():
-            self._journal.record(shard)
 
 
 class _ShardOnItsWay:

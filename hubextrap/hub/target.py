@@ -46,27 +46,14 @@ class PushTarget:
         Raises:
             PushError: git or the Hub would not have the repo, the branch or the title.
         """
-        from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-        try:
-            validate_repo_id(self.repo)
-        except HFValidationError as error:
-            raise PushError(
-                f"{self.repo}: not a repo to push to; write OWNER/NAME or OWNER/NAME@BRANCH"
-            ) from error
+        _check_repo(self.repo, self.repo)
+        instead = f"write {self.repo}@BRANCH, e.g. @step_400"
         if _problem_of_branch(self.revision):
-            raise PushError(
-                f"{self.repo}@{self.revision}: {self.revision!r} is not the name of a branch; write "
-                f"{self.repo}@BRANCH, e.g. @step_400"
-            )
+            raise refusal(self, f"{self.revision!r} is not the name of a branch; {instead}")
         if _SHA.fullmatch(self.revision):
-            raise PushError(
-                f"{self.name}: a push goes to a branch, not to a commit; write {self.repo}@BRANCH, e.g. "
-                "@step_400"
-            )
+            raise refusal(self, f"a push goes to a branch, not to a commit; {instead}")
         if self.message is not None and (problem := _problem_of_title(self.message)):
-            raise PushError(f"{self.name}: the commit's title {problem}; write another one")
+            raise refusal(self, f"the commit's title {problem}; write another one")
 
     @classmethod
     def parse(
@@ -75,26 +62,14 @@ class PushTarget:
         """Read ``OWNER/NAME`` or ``OWNER/NAME@BRANCH``.
 
         Raises:
-            PushError: it is neither.
+            PushError: it is neither, or what is in it could not be pushed to.
         """
-        from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-        shown = without_private_parts(reference)
         repo, at, revision = reference.removeprefix("hf://").partition("@")
-        try:
-            validate_repo_id(repo)
-        except HFValidationError as error:
-            raise PushError(
-                f"{shown}: not a repo to push to; write OWNER/NAME or OWNER/NAME@BRANCH"
-            ) from error
+        _check_repo(repo, shown := without_private_parts(reference))
         if "/" not in repo:
             raise PushError(f"{shown}: a repo to push to needs its owner; write OWNER/{repo}")
-        if at and not revision:
-            raise PushError(
-                f"{shown}: {revision!r} is not the name of a branch; write {repo}@BRANCH, e.g. @step_400"
-            )
-        return cls(repo, revision or "main", private=private, create_pr=create_pr, message=message)
+        revision = revision if at else "main"
+        return cls(repo, revision, private=private, create_pr=create_pr, message=message)
 
     @property
     def name(self) -> str:
@@ -113,6 +88,21 @@ class RemoteState:
     """Files of ``head`` by path."""
     pull_requests: frozenset[tuple[str, str]] = frozenset()
     """Ref and commit of each, where the target is a pull request."""
+
+
+def refusal(target: PushTarget, why: str) -> PushError:
+    """The error for what cannot be pushed to ``target``."""
+    return PushError(f"{target.name}: {why}", repo=target.repo)
+
+
+def _check_repo(repo: str, shown: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise PushError(f"{shown}: not a repo to push to; write OWNER/NAME or OWNER/NAME@BRANCH") from error
 
 
 def _problem_of_branch(name: str) -> bool:
@@ -148,10 +138,10 @@ def check_target(target: PushTarget) -> RemoteState:
         found = read_remote(target)
     owner = target.repo.partition("/")[0]
     if not found.exists and owners and owner not in owners:
-        raise PushError(
-            f"{target.name}: there is no such repo, and this token cannot make one for {owner}: have "
-            f"{owner} make the repo and give you write rights, or push under your own name",
-            repo=target.repo,
+        raise refusal(
+            target,
+            f"there is no such repo, and this token cannot make one for {owner}: have {owner} make the repo "
+            "and give you write rights, or push under your own name",
         )
     return found
 
@@ -179,17 +169,14 @@ def read_remote(target: PushTarget) -> RemoteState:
         _check_pull_request(target, ())
         return RemoteState(exists=False, head=None, has_branch=False, files={})
     if target.private and not retried(lambda: api.model_info(target.repo)).private:
-        raise PushError(
-            f"{target.name}: the repo is there and public, but a private one was asked for; "
-            "make it private in its settings, or push to another repo",
-            repo=target.repo,
+        raise refusal(
+            target,
+            "the repo is there and public, but a private one was asked for; make it private in its settings, "
+            "or push to another repo",
         )
     branches = {branch.name: branch.target_commit for branch in refs.branches}
     if target.revision not in branches and target.revision in {tag.name for tag in refs.tags}:
-        raise PushError(
-            f"{target.name}: {target.revision} is a tag, and a tag cannot be pushed to; choose a branch",
-            repo=target.repo,
-        )
+        raise refusal(target, f"{target.revision} is a tag, and a tag cannot be pushed to; choose a branch")
     _check_pull_request(target, branches)
     head = branches.get(target.revision, branches.get("main"))
     return RemoteState(
@@ -208,10 +195,10 @@ def _check_pull_request(target: PushTarget, branches: Collection[str]) -> None:
         PushError: the pull request has no branch to go into.
     """
     if target.create_pr and target.revision not in (branches or ("main",)):
-        raise PushError(
-            f"{target.name}: no such branch, and a pull request needs one to go into; leave out "
-            f"{target.revision}, which makes it main, or push without a pull request",
-            repo=target.repo,
+        raise refusal(
+            target,
+            f"no such branch, and a pull request needs one to go into; leave out {target.revision}, which "
+            "makes it main, or push without a pull request",
         )
 
 
@@ -225,19 +212,17 @@ def _check_token(target: PushTarget) -> list[str]:
     from huggingface_hub import get_token
 
     if get_token() is None:
-        raise PushError(
-            f"{target.name}: no token; log in with `hf auth login`, or set HF_TOKEN to one with write rights",
-            repo=target.repo,
+        raise refusal(
+            target, "no token; log in with `hf auth login`, or set HF_TOKEN to one with write rights"
         )
     if os.environ.get("HF_OIDC_RESOURCE"):  # a token of one repo and of no user
         return []
     account = retried(hub_api().whoami)
-    role = account.get("auth", {}).get("accessToken", {}).get("role")
-    if role == "read":
-        raise PushError(
-            f"{target.name}: the token only has read rights; make one with write rights "
-            "in the Hub's settings, and set HF_TOKEN to it",
-            repo=target.repo,
+    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise refusal(
+            target,
+            "the token only has read rights; make one with write rights in the Hub's settings, and set "
+            "HF_TOKEN to it",
         )
     match account:
         case {"name": str(name), "orgs": [*organisations]}:

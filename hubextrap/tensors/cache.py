@@ -57,13 +57,11 @@ def cached_source(checkpoint: Checkpoint) -> CachedSource:
         UnsupportedCheckpoint: the folder holds no safetensors weights; found before anything is downloaded.
         SourceError: a file could not be downloaded.
     """
-    repo, commit, path = checkpoint.repo, checkpoint.commit, checkpoint.path
-    if repo is None or commit is None:
-        raise ValueError(f"{checkpoint.name}: not a checkpoint on the Hub")
     listed = _listed(checkpoint)
     check_files(listed, checkpoint.name)
-    wanted = {name: info for name, info in listed.items() if not name.endswith(PICKLE_SUFFIXES)}
-    return _complete(CachedSource(_download(checkpoint, wanted) / path, checkpoint.name, wanted), wanted)
+    return _complete(
+        checkpoint, {name: info for name, info in listed.items() if not name.endswith(PICKLE_SUFFIXES)}
+    )
 
 
 def check_download(checkpoint: Checkpoint, *, weights: bool) -> None:
@@ -81,21 +79,20 @@ def check_download(checkpoint: Checkpoint, *, weights: bool) -> None:
     """
     from huggingface_hub import constants
 
-    repo, commit, path = checkpoint.repo, checkpoint.commit, checkpoint.path
-    if repo is None or commit is None:
+    if checkpoint.repo is None or checkpoint.commit is None:
         return
     if constants.HF_HUB_OFFLINE:
         folder = _download(checkpoint, None)
-        source = CachedSource(folder / path, checkpoint.name, _as_downloaded(folder / path))
+        source = CachedSource(folder, checkpoint.name, _as_downloaded(folder))
     else:
         listed = _listed(checkpoint)
-        wanted = {name: info for name, info in listed.items() if info.size <= SMALL_FILE}
-        wanted = {name: info for name, info in wanted.items() if not _is_weights(name)}
+        wanted = {
+            name: info for name, info in listed.items() if info.size <= SMALL_FILE and not _is_weights(name)
+        }
         found = weights_of((name, info.size) for name, info in listed.items()) if weights else None
         if found is not None and found.kind == WHOLE_MODEL:
             wanted |= {name: listed[name] for name in found.files}
-        source = CachedSource(_download(checkpoint, wanted) / path, checkpoint.name, wanted)
-        _complete(source, wanted)
+        source = _complete(checkpoint, wanted)
     with closing(source):
         for file in source.files():
             key = (str(source.folder / file), source.stamp(file))
@@ -148,8 +145,9 @@ def _listed(checkpoint: Checkpoint) -> dict[str, FileInfo]:
     return names
 
 
-def _complete(source: CachedSource, listed: Mapping[str, FileInfo]) -> CachedSource:
-    """The source, if it holds what the Hub lists."""
+def _complete(checkpoint: Checkpoint, listed: Mapping[str, FileInfo]) -> CachedSource:
+    """A source of these files, downloaded; an error unless it holds them as the Hub lists them."""
+    source = CachedSource(_download(checkpoint, listed), checkpoint.name, listed)
     there = source.files()
     for name, info in listed.items():
         if name not in there or there[name].size != info.size:
@@ -176,7 +174,7 @@ def _as_downloaded(folder: Path) -> dict[str, FileInfo]:
 
 
 def _download(checkpoint: Checkpoint, files: Collection[str] | None) -> Path:
-    """The snapshot in the Hub cache that holds these files of the checkpoint's folder; None: what is there.
+    """The checkpoint's folder in the Hub cache, with these files in it; None: what is there.
 
     Raises:
         SourceError: they could not be downloaded.
@@ -212,4 +210,4 @@ def _download(checkpoint: Checkpoint, files: Collection[str] | None) -> Path:
                 step=checkpoint.step,
                 repo=checkpoint.repo,
             ) from error
-    return Path(folder)
+    return Path(folder, checkpoint.path)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -31,6 +30,11 @@ if TYPE_CHECKING:
 MERGE_ADAPTER = (
     "merge the adapter of each checkpoint into its base first: "
     "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)"
+)
+_GATHER = (
+    "DeepSpeed ZeRO-3 leaves such files: save again with stage3_gather_16bit_weights_on_model_save: true, or "
+    "run `python zero_to_fp32.py . model --safe_serialization` in the trainer's checkpoint and take its "
+    "folder model, with config.json beside the weights"
 )
 _ADAPTER_PART = re.compile(
     # what a wrapper calls the module that it wraps, and what peft's methods call their own parameters
@@ -74,25 +78,23 @@ def read_combinable(sources: Sequence[Source], progress: Progress | None = None)
     """
     layouts = read_layouts(sources, progress)
     methods = _quantisation_methods(sources)
-    found = [
-        finding
-        for layout, method in zip(layouts, methods, strict=True)
-        if (finding := _finding(layout, method)) is not None
-    ]
-    if not found:
+    by_remedy: dict[str, list[str]] = {}
+    for layout, method in zip(layouts, methods, strict=True):
+        if found := _finding(layout, method):
+            what, remedy = found
+            by_remedy.setdefault(remedy, []).append(what)
+    if not by_remedy:
         return layouts
-    remedies = dict.fromkeys(finding.remedy for finding in found)
     messages = []
-    for remedy in remedies:
-        alike = [finding for finding in found if finding.remedy == remedy]
+    for remedy, alike in by_remedy.items():
         more = f" (as in {len(alike) - 1} more of the checkpoints)" if len(alike) > 1 else ""
-        messages.append(f"{alike[0].what}{more}; {remedy}")
+        messages.append(f"{alike[0]}{more}; {remedy}")
     raise UnsupportedCheckpoint(own_lines(*messages))
 
 
 def is_adapter_tensor(name: str) -> bool:
     """Whether a tensor is part of an adapter, or of a model that is still wrapped in one, by its name."""
-    return any(map(_is_adapter_part, name.split("."))) or _WRAPPED.search(name) is not None
+    return any(map(_adapter_part, name.split("."))) or _WRAPPED.search(name) is not None
 
 
 def quantised_pair(tensors: Mapping[str, TensorInfo]) -> tuple[str, str | None] | None:
@@ -116,24 +118,13 @@ def _is_packed_by_name(name: str, info: TensorInfo) -> bool:
     return not _QUANTISED_PARTS.isdisjoint(name.lower().split("."))
 
 
-@lru_cache(maxsize=4096)  # the parts of 45,000 names are a few hundred
-def _is_adapter_part(part: str) -> bool:
-    return _ADAPTER_PART.fullmatch(part) is not None
+# the parts of 45,000 names are a few hundred
+_adapter_part = lru_cache(maxsize=4096)(_ADAPTER_PART.fullmatch)
+_scale = lru_cache(maxsize=4096)(_SCALE.search)
 
 
-@lru_cache(maxsize=4096)
-def _is_scale(part: str) -> bool:
-    return _SCALE.search(part) is not None
-
-
-@dataclass(frozen=True, slots=True)
-class _Finding:
-    what: str
-    remedy: str
-
-
-def _finding(layout: CheckpointLayout, method: str | None) -> _Finding | None:
-    """What keeps a checkpoint from being combined; None when nothing does."""
+def _finding(layout: CheckpointLayout, method: str | None) -> tuple[str, str] | None:
+    """What keeps a checkpoint from being combined, and what to do about it; None when nothing does."""
     tensors = layout.tensors
 
     def place(name: str) -> str:
@@ -141,42 +132,37 @@ def _finding(layout: CheckpointLayout, method: str | None) -> _Finding | None:
 
     adapters = [name for name in tensors if is_adapter_tensor(name)]
     if adapters:
-        return _Finding(
-            f"{place(adapters[0])} is part of an adapter or of a model wrapped in one, as {len(adapters):,} "
-            f"of {len(tensors):,} tensors are, and its factors cannot be combined apart",
-            MERGE_ADAPTER,
+        what = (
+            f"is part of an adapter or of a model wrapped in one, as {len(adapters):,} of {len(tensors):,} "
+            "tensors are, and its factors cannot be combined apart"
         )
+        return f"{place(adapters[0])} {what}", MERGE_ADAPTER
     hollow = [
         name
         for name, info in tensors.items()
         if not info.nbytes and not info.dtype.startswith(("I", "U", "BOOL"))
     ]
     if hollow:
-        return _Finding(
-            f"{place(hollow[0])} has shape {list(tensors[hollow[0]].shape)}, so it holds no weights, as "
-            f"{len(hollow):,} of {len(tensors):,} tensors do",
-            "DeepSpeed ZeRO-3 leaves such files: save again with stage3_gather_16bit_weights_on_model_save: "
-            "true, or run `python zero_to_fp32.py . model --safe_serialization` in the trainer's checkpoint "
-            "and take its folder model, with config.json beside the weights",
-        )
+        shape, count = list(tensors[hollow[0]].shape), f"{len(hollow):,} of {len(tensors):,} tensors do"
+        return f"{place(hollow[0])} has shape {shape}, so it holds no weights, as {count}", _GATHER
     pair = quantised_pair(tensors)
     if pair is not None:
         what = "belongs to quantised weights"
         if pair[1] is not None:
             what = f"is {tensors[pair[0]].dtype} with its scale in {shorten(repr(pair[1]))}"
-        return _Finding(f"{place(pair[0])} {what}: quantised weights cannot be combined", dequantise(method))
+        return f"{place(pair[0])} {what}: quantised weights cannot be combined", _dequantise(method)
     if method is not None:
         called = f" ({method})" if method else ""
-        return _Finding(
-            f"{layout.name}/config.json: says by quantization_config that the weights are quantised{called}, "
-            "and quantised weights cannot be combined",
-            f"{dequantise(method)}; if the files hold plain weights, remove quantization_config from that "
-            "config.json",
+        what = f"says by quantization_config that the weights are quantised{called}, and quantised weights"
+        plain = "if the files hold plain weights, remove quantization_config from that config.json"
+        return (
+            f"{layout.name}/config.json: {what} cannot be combined",
+            f"{_dequantise(method)}; {plain}",
         )
     return None
 
 
-def dequantise(method: str | None) -> str:
+def _dequantise(method: str | None) -> str:
     """What to do about quantised checkpoints, by their quant_method."""
     key = (method or "").lower().replace("-", "_")
     options = {
@@ -213,7 +199,7 @@ def _packed_places(tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
     places: dict[str, str] = {}
     plain = _plain_modules(tensors)
     for name, info in tensors.items():
-        if not _may_be_packed(info) or _is_scale(_last(name)):
+        if not _may_be_packed(info) or _scale(_last(name)):
             continue
         found = [name, *filter(None, [_stem(name)])]
         # others number things; they only count beside a scale of their name
@@ -228,7 +214,7 @@ def _packed_places(tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
 def _places_of_scale(name: str) -> Iterator[str]:
     """Names and modules that a tensor called like a scale may belong to; none for any other name."""
     module, last = _module(name), _last(name)
-    if not _is_scale(last):
+    if not _scale(last):
         return
     start = len(name) - len(last)
     for cut in reversed([match.start() for match in re.finditer(r"[_:]", last)]):

@@ -35,9 +35,19 @@ def read_config(source: Source) -> dict[str, Any]:
     """
     if "config.json" not in source.files():
         return {}
-    config = parse_json(source.read_file("config.json"), f"{source.name}: config.json", remedy="repair it")
+    return config_object(source.read_file("config.json"), source.name)
+
+
+def config_object(content: bytes, name: str) -> dict[str, Any]:
+    """What a config.json holds; messages call its checkpoint ``name``.
+
+    Raises:
+        CorruptFile: it is no JSON object.
+    """
+    remedy = "repair it in the checkpoint"
+    config = parse_json(content, f"{name}: config.json", remedy=remedy)
     if not isinstance(config, dict):
-        raise CorruptFile(f"{source.name}: config.json holds no JSON object; repair it")
+        raise CorruptFile(f"{name}: config.json holds no JSON object; {remedy}", file="config.json")
     return config
 
 

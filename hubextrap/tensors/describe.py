@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from hubextrap.containment import Entry, entries_of
+from hubextrap.containment import entries_of
 from hubextrap.errors import CorruptFile
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors.headers import header_object
@@ -47,7 +47,10 @@ def describe(trajectory: Trajectory, progress: Progress | None = None) -> Trajec
 def describe_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     """One checkpoint with its size, dtype and date; see ``describe``."""
     if checkpoint.repo is None:
-        files = [_local_file(*file) for file in entries_of(checkpoint.path).items()]
+        files = [
+            HubFile(name, entry.size, datetime.fromtimestamp(entry.stamp[1] / 1e9, timezone.utc))
+            for name, entry in entries_of(checkpoint.path).items()
+        ]
     else:
         assert checkpoint.commit is not None
         listed = list_files(checkpoint.repo, checkpoint.commit, checkpoint.path, checkpoint.name, dates=True)
@@ -62,10 +65,6 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
         dtype=_dtype(checkpoint, weights, files),
         date=max(dates, default=checkpoint.date),
     )
-
-
-def _local_file(name: str, entry: Entry) -> HubFile:
-    return HubFile(name, entry.size, datetime.fromtimestamp(entry.stamp[1] / 1e9, timezone.utc))
 
 
 def _source(checkpoint: Checkpoint, files: Iterable[HubFile]) -> Source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 CUDA_LIBRARIES = 300 * 2**20
 """Bytes that a process with torch built for CUDA takes more than with a CPU build, be there a GPU or not
 (283 MiB measured with torch 2.13 and its CUDA 13); ``memory`` settings leave them out."""
+_REMEDY = "choose cpu, or cuda where there is a GPU"
 
 
 def cuda_libraries() -> int:
@@ -24,9 +25,9 @@ def device_problem(device: str) -> str | None:
     try:
         named = torch.device(device)
     except (RuntimeError, ValueError):
-        return f"device {device[:100]!r}: there is no such device; choose cpu, or cuda where there is a GPU"
+        return f"device {device[:100]!r}: there is no such device; {_REMEDY}"
     if named.type == "meta":
-        return f"device {device}: holds no numbers; choose cpu, or cuda where there is a GPU"
+        return f"device {device}: holds no numbers; {_REMEDY}"
     if named.type == "cpu":
         return None
     if named.type != "cuda":
@@ -34,9 +35,7 @@ def device_problem(device: str) -> str | None:
             torch.empty(1, device=named)
         except Exception as error:  # each backend has errors of its own
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            return (
-                f"device {device}: cannot be used here ({reason}); choose cpu, or cuda where there is a GPU"
-            )
+            return f"device {device}: cannot be used here ({reason}); {_REMEDY}"
         return None
     if not torch.cuda.is_available():
         return f"device {device}: there is no CUDA device here, or torch is built without CUDA; choose cpu"

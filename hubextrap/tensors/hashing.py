@@ -66,15 +66,16 @@ def corrupt(source: Source, file: str, found: str) -> CorruptFile:
     info = source.files()[file]
     kind = "sha256" if is_sha256(info.digest or "") else "git blob id"
     what = f"{source.name}/{file}: its bytes have {kind} {found}, the Hub lists {info.digest}"
+    again = "run the same command again. If they differ again"
     if info.cached is not None:
-        return CorruptFile(
-            f"{what}; remove {info.cached} from the Hub cache, then run the same command again: it is "
-            "downloaded anew. If that one differs too, the Hub's storage is damaged: have the file uploaded "
-            "again, or leave this checkpoint out"
+        again = (
+            f"remove {info.cached} from the Hub cache, then run the same command again: it is downloaded "
+            "anew. If that one differs too"
         )
     return CorruptFile(
-        f"{what}; run the same command again. If they differ again, the Hub's storage is damaged: have the "
-        "file uploaded again, or leave this checkpoint out"
+        f"{what}; {again}, the Hub's storage is damaged: have the file uploaded again, or leave this "
+        "checkpoint out",
+        file=file,
     )
 
 

@@ -6,6 +6,7 @@ The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian N, N
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -118,9 +119,7 @@ def build_header(
         header["__metadata__"] = dict(sorted(metadata.items()))
     position = 0
     for name, dtype, shape in tensors:
-        nbytes = DTYPES[dtype].itemsize
-        for extent in shape:
-            nbytes *= extent
+        nbytes = DTYPES[dtype].itemsize * math.prod(shape)
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + nbytes]}
         position += nbytes
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()

@@ -77,7 +77,7 @@ class RemoteSource:
         parts = [
             Part(offset + start, view[start : start + PART], stop) for start in range(0, len(view), PART)
         ]
-        futures = [_pool().submit(self._read_part, file, part) for part in parts]
+        futures = [_pool.submit(self._read_part, file, part) for part in parts]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
@@ -88,12 +88,9 @@ class RemoteSource:
             wait(futures)
             with self._lock:
                 self._reads.discard(stop)
-        failures = [future.exception() for future in futures if not future.cancelled()]
-        first = next(
-            (error for error in failures if error is not None and not isinstance(error, _Stopped)), None
-        )
-        if first is not None:
-            raise first
+        for future in futures:
+            if not future.cancelled() and (error := future.exception()) and not isinstance(error, _Stopped):
+                raise error
         if any(part.rest for part in parts):
             raise SourceError(f"{self.name}/{file}: the source was closed while it was read", file=file)
 
@@ -233,24 +230,14 @@ def _listed(repo: str, commit: str, path: str, name: str) -> tuple[dict[str, Fil
     return listing, folders
 
 
-_POOL_LOCK = threading.Lock()
-_POOL: ThreadPoolExecutor | None = None
+def _make_pool() -> None:
+    """The threads that make requests, started when they are needed; how many they are bounds the requests in
+    flight. A forked child has none of its parent's threads."""
+    global _pool
+    _pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="hubextrap-range")
 
 
-def _pool() -> ThreadPoolExecutor:
-    """The threads that make requests; how many they are bounds the requests in flight."""
-    global _POOL
-    with _POOL_LOCK:
-        if _POOL is None:
-            _POOL = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="hubextrap-range")
-        return _POOL
-
-
-def _forget_pool() -> None:
-    """A forked child has none of its parent's threads."""
-    global _POOL, _POOL_LOCK
-    _POOL, _POOL_LOCK = None, threading.Lock()
-
-
+_pool: ThreadPoolExecutor
+_make_pool()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_make_pool)

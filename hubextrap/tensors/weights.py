@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from hubextrap.digests import sha256_hex
@@ -16,7 +15,7 @@ from hubextrap.tensors.headers import HEADER_LIMIT, header_end, parse_header
 from hubextrap.tensors.layout import CheckpointLayout, ShardInfo, share_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from hubextrap.progress import Progress
     from hubextrap.tensors.interfaces import Source
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_TRAINER_STATE = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
+"""How the pickles begin that a trainer keeps beside a model."""
 
 HEAD = 100_000
 """Bytes read at first: most headers are shorter, so that one request per shard is enough."""
@@ -54,9 +55,11 @@ def read_layouts(sources: Sequence[Source], progress: Progress | None = None) ->
     """
     parser = _Parser()
     with ThreadPoolExecutor(READERS, thread_name_prefix="hubextrap-headers") as pool:
-        weights = _all(pool, _find_weights, sources)
+        weight_maps = _all(pool, _find_weights, sources)
         shards = [
-            (source, file) for source, found in zip(sources, weights, strict=True) for file in found.shards
+            (source, file)
+            for source, weight_map in zip(sources, weight_maps, strict=True)
+            for file in _shards_of(weight_map)
         ]
         with (progress or SilentProgress()).stage("Reading headers", len(shards), "files") as stage:
 
@@ -67,11 +70,13 @@ def read_layouts(sources: Sequence[Source], progress: Progress | None = None) ->
 
             headers = iter(_all(pool, read, shards))
         layouts = [
-            CheckpointLayout(source.name, tuple(next(headers) for _ in found.shards), found.index_file)
-            for source, found in zip(sources, weights, strict=True)
+            CheckpointLayout(
+                source.name, tuple(next(headers) for _ in _shards_of(found)), INDEX_FILE if found else None
+            )
+            for source, found in zip(sources, weight_maps, strict=True)
         ]
         share_tensors(layouts)
-        _all(pool, lambda pair: _check_tensors(*pair), zip(layouts, weights, strict=True))
+        _all(pool, lambda pair: _check_tensors(*pair), zip(layouts, weight_maps, strict=True))
     return layouts
 
 
@@ -93,17 +98,6 @@ class _Parser:
             return self._known[key]
 
 
-@dataclass(frozen=True, slots=True)
-class _Weights:
-    """The files that hold the weights, and what the index says about them."""
-
-    shards: tuple[str, ...]
-    """In name order."""
-    index_file: str | None = None
-    weight_map: dict[str, str] | None = None
-    """Tensor to shard, as the index has it."""
-
-
 def check_files(files: Collection[str], name: str) -> None:
     """Whether a folder can hold a checkpoint, by the names of its files.
 
@@ -120,7 +114,9 @@ def check_files(files: Collection[str], name: str) -> None:
     shards = sorted(file for file in files if file.startswith("model-") and file.endswith(".safetensors"))
     if shards:
         raise CorruptFile(f"{name}: has {shards[0]} but no {INDEX_FILE}; download the folder again, whole")
-    pickles = sorted(file for file in files if file.endswith(PICKLE_SUFFIXES) and _is_weights(file))
+    pickles = sorted(
+        file for file in files if file.endswith(PICKLE_SUFFIXES) and not file.startswith(_TRAINER_STATE)
+    )
     if pickles:
         raise UnsupportedCheckpoint(
             f"{name}: {pickles[0]} is a pickle, and pickles are never loaded because they can run code; "
@@ -132,11 +128,6 @@ def check_files(files: Collection[str], name: str) -> None:
         f"{name}: neither {SINGLE_FILE} nor {INDEX_FILE} is there, only: {shorten(there, 500)}; name the "
         "folder that holds the model"
     )
-
-
-def _is_weights(file: str) -> bool:
-    """Whether a pickle may be the model: what a trainer keeps beside it is none."""
-    return not file.startswith(("optimizer", "scheduler", "rng_state", "training_args", "scaler"))
 
 
 def _all(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
@@ -160,14 +151,20 @@ def _all(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T]) -
     return results
 
 
-def _find_weights(source: Source) -> _Weights:
+def _shards_of(weight_map: Mapping[str, str] | None) -> list[str]:
+    """The files that hold the weights, in name order."""
+    return sorted(set(weight_map.values())) if weight_map else [SINGLE_FILE]
+
+
+def _find_weights(source: Source) -> dict[str, str] | None:
+    """Tensor to shard, as the index has it; None where one file holds all and there is no index."""
     files = source.files()
     check_files(files, source.name)
     if INDEX_FILE not in files:
-        return _Weights((SINGLE_FILE,))
+        return None
     weight_map = _read_weight_map(source)
-    shards = tuple(sorted(set(weight_map.values())))
-    if SINGLE_FILE in files and shards != (SINGLE_FILE,):
+    shards = _shards_of(weight_map)
+    if SINGLE_FILE in files and shards != [SINGLE_FILE]:
         raise CheckpointError(
             f"{source.name}: has both {SINGLE_FILE} and {INDEX_FILE}, which names "
             f"{shorten(', '.join(shards))}; transformers loads {SINGLE_FILE}, other programs what the index "
@@ -180,7 +177,7 @@ def _find_weights(source: Source) -> _Weights:
             f"{source.name}: {INDEX_FILE} names files that are not there: {shorten(', '.join(missing))}; "
             "download the folder again, whole"
         )
-    return _Weights(shards, INDEX_FILE, weight_map)
+    return weight_map
 
 
 def _read_weight_map(source: Source) -> dict[str, str]:
@@ -228,7 +225,7 @@ def read_header(source: Source, file: str) -> tuple[bytes, int]:
     return bytes(head), size
 
 
-def _check_tensors(layout: CheckpointLayout, found: _Weights) -> None:
+def _check_tensors(layout: CheckpointLayout, weight_map: Mapping[str, str] | None) -> None:
     """Every tensor lies in one shard, and where the index says.
 
     Raises:
@@ -245,16 +242,16 @@ def _check_tensors(layout: CheckpointLayout, found: _Weights) -> None:
             places[tensor.name] = shard.file
     if not places:
         raise CorruptFile(f"{layout.name}: its weight files hold no tensors; download them again")
-    if found.weight_map is None:
+    if weight_map is None:
         return
-    for name, file in found.weight_map.items():
+    for name, file in weight_map.items():
         if places.get(name) != file:
             raise CorruptFile(
                 f"{layout.name}: {INDEX_FILE} puts tensor {shorten(repr(name))} into {file}, which does not "
                 "hold it; download the folder again"
             )
     for name, file in places.items():
-        if name not in found.weight_map:
+        if name not in weight_map:
             raise CorruptFile(
                 f"{layout.name}: {file} holds tensor {shorten(repr(name))}, which {INDEX_FILE} does not "
                 "list; download the folder again"

@@ -168,7 +168,7 @@ def test_what_is_said_of_an_input_cannot_contradict_itself(
 
 
 def test_read_from_a_folder(tmp_path: Path, make_provenance: Make) -> None:
-    with pytest.raises(CorruptFile, match=r"hubextrap\.json: cannot be read .*only hubextrap's own output"):
+    with pytest.raises(CorruptFile, match=r"hubextrap\.json: cannot be read"):
         read_provenance(tmp_path)
     (tmp_path / "hubextrap.json").write_bytes(make_provenance().to_bytes())
     assert read_provenance(tmp_path) == make_provenance()

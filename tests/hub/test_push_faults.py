@@ -245,7 +245,7 @@ def test_refusals(hub: LocalHub, prediction: Path, repo_id: str, path: str, stat
 
 def test_a_storage_that_loses_what_it_takes(hub: LocalHub, prediction: Path, repo_id: str) -> None:
     hub.faults.add(Fault(r"^/lfs/", "PUT", status=200, count=100))
-    with pytest.raises(PushError, match=r"answered 404 \(the LFS object"):
+    with pytest.raises(PushError, match=r"answered 404 .* again later"):
         push_folder(prediction, PushTarget.parse(repo_id))
     assert len(commits(repo_id)) == 1
 

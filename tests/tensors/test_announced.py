@@ -115,7 +115,7 @@ def test_what_the_hub_serves_has_to_be_what_it_lists(
     """Commit, size and hash."""
     cdn_hub.faults.add(Fault("/resolve/", headers={header: value}, count=99))
     what = {"X-Repo-Commit": "commit", "X-Linked-Size": "size", "X-Linked-ETag": "hash"}[header]
-    with pytest.raises(HubExtrapError, match=rf"the Hub lists it with {what} \w+ but serves {what} \w+"):
+    with pytest.raises(HubExtrapError, match=rf"but serves {what}"):
         read(source, 0, 10)
 
 

@@ -84,7 +84,7 @@ def test_only_listed_names_can_be_read(folder: Folder, tmp_path: Path, file: str
 @pytest.mark.parametrize(("offset", "length"), [(0, len(DATA) + 1), (len(DATA), 1), (-1, 2)])
 def test_ranges_outside_the_file(folder: Folder, offset: int, length: int) -> None:
     source = LocalSource(folder({"model.safetensors": DATA}), "ckpt")
-    with pytest.raises(SourceError, match=r"^ckpt/model.safetensors: bytes .* asked for, but it has 102,400"):
+    with pytest.raises(SourceError, match=r"asked for, but it has 102,400"):
         source.read("model.safetensors", offset, memoryview(bytearray(length)))
     source.close()
 
@@ -100,7 +100,7 @@ def test_a_file_that_changes(folder: Folder, opened: bool, change: str) -> None:
         os.utime(path, (1, 1))
     else:
         os.truncate(path, 10 if change == "shrink" else 2 * len(DATA))
-    with pytest.raises(SourceError, match=r"^ckpt/model.safetensors: changed while it was read; wait until"):
+    with pytest.raises(SourceError, match="changed while it was read"):
         source.read("model.safetensors", 0, memoryview(bytearray(len(DATA))))
     source.close()
 
@@ -115,7 +115,7 @@ def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ReferenceNotFound, match="absent: no such folder; check the path"):
         LocalSource(tmp_path / "absent")
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(SourceError, match="file: cannot list the folder: Not a directory"):
+    with pytest.raises(SourceError, match="cannot list the folder"):
         LocalSource(tmp_path / "file")
 
 

@@ -274,9 +274,7 @@ def test_what_is_not_there(cdn_hub: LocalHub, repo_id: str, monkeypatch: pytest.
 def test_offline(stored: Source, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     stored.files()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        SourceError, match=f"{WEIGHTS}: HF_HUB_OFFLINE is set; unset it, or use a local folder"
-    ):
+    with pytest.raises(SourceError, match="HF_HUB_OFFLINE is set"):
         read(stored, WEIGHTS, 0, 1)
     with pytest.raises(SourceError, match="HF_HUB_OFFLINE is set"):
         open_source(checkpoint).files()
@@ -334,7 +332,7 @@ def test_a_listing_that_leads_out_of_the_repo(
 @pytest.mark.parametrize("name", ["\u202elnik.jinja", "a\\..\\b.model", "C:x.model", "a\u2028b.vocab"])
 def test_odd_names_in_a_repo(name: str, checkpoint: Checkpoint, cdn_hub: LocalHub, data: bytes) -> None:
     """What would be taken along is refused by its name; by ranges, the rest of the repo can be read."""
-    from hubextrap.hub.side_files import choose_side_files
+    from hubextrap.hub.side_files import side_files
 
     assert checkpoint.repo is not None
     commit = cdn_hub.commit(checkpoint.repo, {name: b"x"})
@@ -342,11 +340,11 @@ def test_odd_names_in_a_repo(name: str, checkpoint: Checkpoint, cdn_hub: LocalHu
     source = open_source(odd)
     assert read(source, WEIGHTS, 0, 10) == data[:10]
     for look in (
-        lambda: choose_side_files(source),
+        lambda: side_files(source, None),
         lambda: source.read_file(name),
         lambda: open_source(odd, cache=True),
     ):
-        with pytest.raises(SourceError, match="has a name with characters that belong in none") as error:
+        with pytest.raises(SourceError, match="characters that belong in none") as error:
             look()
         assert str(error.value).isprintable()
     source.close()
@@ -367,5 +365,6 @@ def test_names_that_a_disk_does_not_tell_apart(
     (source.folder / "LICENSE").unlink()
     source.close()
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(source.folder))
-    with pytest.raises(SourceError, match="/LICENSE: is not in the cache as the Hub lists it"):
+    with pytest.raises(SourceError, match="not in the cache as the Hub lists") as error:
         cache.cached_source(both)
+    assert error.value.file == "LICENSE"

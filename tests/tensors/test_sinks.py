@@ -153,18 +153,15 @@ def test_names_that_leave_the_folder(tmp_path: Path, file: str) -> None:
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(
-        OutputError, match="out: cannot be made: Not a directory; choose another output folder"
-    ):
+    with pytest.raises(OutputError, match="choose another output folder") as error:
         LocalSink(tmp_path / "file" / "out")
+    assert error.value.file == str(tmp_path / "file" / "out")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(
-        OutputError, match="cannot be written: Permission denied; check the folder's permissions"
-    ):
+    with pytest.raises(OutputError, match="check the folder's permissions"):
         LocalSink(tmp_path).open("model.safetensors", 1)
 
 
