@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from hubextrap._version import __version__
 from hubextrap.claims import DIGEST, sealed, unsealed
@@ -23,11 +23,7 @@ from hubextrap.trajectory import Checkpoint, parse_reference, resolve_checkpoint
 MANIFEST_FILE = "hubextrap_logits.json"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Entry(_Part):
+class _Entry(BaseModel, extra="forbid", frozen=True):
     coefficient: float = Field(allow_inf_nan=False)
     step: int
     repo: str | None
@@ -37,7 +33,7 @@ class _Entry(_Part):
     """Folder in the repo; of a local checkpoint, the way from the manifest's folder to its own."""
 
 
-class _Manifest(_Part):
+class _Manifest(BaseModel, extra="forbid", frozen=True):
     format: Literal[1] = 1
     hubextrap: str
     target_step: int | None

@@ -13,7 +13,7 @@ import numpy as np
 from hubextrap.errors import MethodError, StepError
 from hubextrap.methods.calls import call_fitted, call_plain, unless_it_cannot
 from hubextrap.methods.lines import on_grid, persistence, sum_to_one
-from hubextrap.methods.registry import find_method, parameter_problems
+from hubextrap.methods.registry import checked_method, find_method
 from hubextrap.methods.rehearsal import Rehearsals, denoised_gram, rehearse, squared_distances
 
 if TYPE_CHECKING:
@@ -52,11 +52,8 @@ def coefficients(
         StepError: steps out of order or twice, or the target before the last one.
         MethodError: unknown method or parameter, a wrong value, or a method that broke its promises.
     """
-    found = find_method(method)
     values = dict(parameters or {})
-    problems = parameter_problems(method, values)
-    if problems:
-        raise MethodError("; ".join(f"{name}: {problem}" for name, problem in problems))
+    found = checked_method(method, values)
     if damping != "auto" and (
         isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0.0 <= damping <= 1.0
     ):
@@ -118,10 +115,7 @@ def best_damping(
     """
     known = np.asarray(~np.isnan(displacements).any(axis=-1))
     moved = np.where(known[..., None], displacements, 0.0)
-    motions = np.zeros((len(rehearsals), gram.shape[-1]))
-    rows = np.arange(len(rehearsals))
-    motions[rows, rehearsals.targets] = 1.0
-    motions[rows, rehearsals.origins] -= 1.0
+    motions = rehearsals.motions(gram.shape[-1])
     products = moved @ gram
     squares, towards = (products * moved).sum(axis=-1), (products * motions).sum(axis=-1)
     size = squared_distances(gram)[..., rehearsals.origins, rehearsals.targets] + squares

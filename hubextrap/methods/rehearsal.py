@@ -48,6 +48,11 @@ class Rehearsals:
             return float("nan")
         return float(np.average(values[known], weights=self.weights[known]))
 
+    def motions(self, count: int) -> NDArray[np.float64]:
+        """(R, count): one_hot(target) − one_hot(origin), what happened in each."""
+        units = np.eye(count)
+        return np.asarray(units[self.targets] - units[self.origins])
+
 
 def rehearse(steps: Sequence[int], target_step: float) -> Rehearsals:
     """The rehearsals for predicting ``target_step`` from the K ``steps``; may be none.

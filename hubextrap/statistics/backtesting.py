@@ -16,10 +16,10 @@ from hubextrap.methods import (
     find_method,
     leading_subspace,
     method_names,
-    most_rehearsals,
     rehearse,
     rounding_share,
 )
+from hubextrap.methods.rehearsal import most_rehearsals
 from hubextrap.statistics.calibration import (
     FIT_COPIES,
     FIT_MEMORY,
@@ -115,15 +115,9 @@ class Backtest:
 
     def as_rows(self) -> list[dict[str, Any]]:
         """The rows as JSON values; the signal's errors are in them where rounding matters."""
-        signals = ("signal_error", "expected_signal_error")
-        return [
-            {
-                key: value
-                for key, value in (asdict(row) | {"skill": row.skill}).items()
-                if self.rounded or key not in signals
-            }
-            for row in self.rows
-        ]
+        left_out = () if self.rounded else ("signal_error", "expected_signal_error")
+        rows = [asdict(row) | {"skill": row.skill} for row in self.rows]
+        return [{key: value for key, value in row.items() if key not in left_out} for row in rows]
 
     def shared_rows(self) -> dict[str, list[BacktestRow]]:
         """By method, the rows of the (last, target) pairs that every method could predict."""
@@ -210,15 +204,14 @@ class _Sums:
 def _rows_of(
     candidate: BacktestCandidate, table: GramTable, pairs: Mapping[tuple[int, int], Rehearsals], rounded: bool
 ) -> Iterator[BacktestRow]:
-    """The rows of one candidate, in the order of the pairs; some tensors at a time, as memory has a bound."""
+    """The rows of one candidate, in the order of the pairs."""
     steps = table.steps
     sums = {
         pair: _Sums(rehearsals, np.zeros((4, len(rehearsals))), np.zeros(2), np.zeros(2))
         for pair, rehearsals in pairs.items()
     }
-    at_once = max(1, FIT_MEMORY // _bytes_of_tensor(steps))
-    for start in range(0, len(table.tensors), at_once):
-        _add(sums, pasts(candidate.rules, table.part(slice(start, start + at_once))), rounded)
+    for some in table.parts(max(1, FIT_MEMORY // _bytes_of_tensor(steps))):
+        _add(sums, pasts(candidate.rules, some), rounded)
     for (last, target), found in sums.items():
         error = _relative(found.total)
         if error is None:

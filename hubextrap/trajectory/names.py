@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import TrajectoryError
-from hubextrap.trajectory.step_pattern import STEP as STEP
-from hubextrap.trajectory.step_pattern import StepPattern
+from hubextrap.trajectory.step_pattern import STEP, StepPattern
 
 if TYPE_CHECKING:
     from collections.abc import Callable

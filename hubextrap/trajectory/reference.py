@@ -59,13 +59,8 @@ def _existing_folder(text: str, folder: Path) -> Path:
 
 
 def _parse_uri(text: str) -> Reference:
-    try:
-        from huggingface_hub import parse_hf_uri
-    except ImportError as error:
-        raise ReferenceNotFound(
-            f"{text}: this huggingface_hub does not read hf:// URIs; upgrade it, or write "
-            "org/name@revision:folder"
-        ) from error
+    from huggingface_hub import parse_hf_uri
+
     with hub_errors(text):
         uri = parse_hf_uri(text)
     if uri.type != "model":

@@ -17,7 +17,7 @@ WHOLE_MODEL, ADAPTER, OTHER = "safetensors", "adapter", "other"
 PREDICTION_FILE = "hubextrap.json"
 """The provenance that hubextrap writes beside what it predicts."""
 
-_KINDS = (WHOLE_MODEL, ADAPTER, OTHER)
+KINDS = (WHOLE_MODEL, ADAPTER, OTHER)
 _OTHER_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".distcp", ".npz")
 _TRAINER_STATE = (
     "optim",
@@ -28,7 +28,6 @@ _TRAINER_STATE = (
     "random_states",
     "trainer_state",
 )
-
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -79,7 +78,7 @@ def weights_of(files: Iterable[tuple[str, int]]) -> Weights | None:
     kinds = {name: kind for name in sizes if (kind := kind_of(name)) is not None}
     if not kinds:
         return None
-    best = better_of(kinds.values())
+    best = min(kinds.values(), key=KINDS.index)
     found = sorted(name for name, kind in kinds.items() if kind == best)
     loaded = _loaded(found)
     return Weights(
@@ -121,8 +120,3 @@ def weights_by_folder(files: Iterable[tuple[str, int]]) -> dict[str, Weights | N
             folder = folder.rpartition("/")[0]
             folders.setdefault(folder, [])
     return {folder: weights_of(inside) for folder, inside in folders.items()}
-
-
-def better_of(kinds: Iterable[str]) -> str:
-    """The best of these kinds."""
-    return min(kinds, key=_KINDS.index)

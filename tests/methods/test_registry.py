@@ -64,7 +64,6 @@ def test_built_in_methods_and_their_parameters() -> None:
         ("window", None, False),
         ("through_last", False, False),
     ]
-    assert found.summary == "The least-squares line of every weight against the step, read at the target."
     assert not found.needs_gram_matrix
 
 
@@ -184,7 +183,6 @@ def test_methods_of_other_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.syspath_prepend(tmp_path)
     assert "latest" in method_names()
     found = find_method("latest")
-    assert found.summary == "From a package."
     assert parameter_problems("latest", {"pul": 1}) == [("pul", "unknown key; did you mean pull?")]
     assert find_method("two_point").function.__module__ == "hubextrap.methods.lines", (
         "built-in names stay ours"

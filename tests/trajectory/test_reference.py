@@ -99,11 +99,3 @@ def test_other_repos_are_refused(text: str, kind: str) -> None:
 def test_folders_stay_in_the_repo(text: str) -> None:
     with pytest.raises(ReferenceNotFound, match=r"parts; write it out|empty segments"):
         parse_reference(text)
-
-
-def test_a_client_that_reads_no_uris(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    with pytest.raises(
-        ReferenceNotFound, match="this huggingface_hub does not read hf:// URIs; upgrade it, or write"
-    ):
-        parse_reference("hf://org/name")
