@@ -79,11 +79,8 @@ def load_tokenizer(
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **place)
     except Exception as error:
-        raise UnsupportedCheckpoint(
-            f"{checkpoint.name}: transformers cannot load its tokenizer: {reason(error)}",
-            step=checkpoint.step,
-            repo=checkpoint.repo,
-        ) from error
+        what = f"{checkpoint.name}: transformers cannot load its tokenizer: {reason(error)}"
+        raise UnsupportedCheckpoint(what, step=checkpoint.step, repo=checkpoint.repo) from error
     return tokenizer
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hubextrap.methods.averages import average, ema
 from hubextrap.methods.calibrating import calibrated
-from hubextrap.methods.checking import MAX_STEP, coefficients, needs_gram_matrix
+from hubextrap.methods.checking import MAX_STEP, coefficients
 from hubextrap.methods.lines import least_squares, on_grid, persistence, sum_to_one, two_point
 from hubextrap.methods.registry import (
     Method,
@@ -46,7 +46,6 @@ __all__ = [
     "low_rank",
     "method_names",
     "nearest",
-    "needs_gram_matrix",
     "on_grid",
     "parameter_problems",
     "persistence",

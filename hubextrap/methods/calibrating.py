@@ -112,10 +112,7 @@ def _beyond_the_past(steps: Sequence[int], target_step: float) -> str:
 
 
 def _normal_equations(
-    steps: Sequence[int],
-    rehearsals: Rehearsals,
-    directions: NDArray[np.float64],
-    gram: NDArray[np.float64],
+    steps: Sequence[int], rehearsals: Rehearsals, directions: NDArray[np.float64], gram: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(…, R, M, M) and (…, R, M): each rehearsal's share, divided by the sizes of its motions squared.
 

@@ -102,10 +102,11 @@ def least_squares(
         raise MethodError(
             f"least_squares needs two checkpoints, and only step {steps[0]} is there; add an earlier one"
         )
-    count = len(steps) if window is None else window
     if window == "half":
         middle = (steps[0] + steps[-1]) / 2
         count = max(2, sum(step >= middle for step in steps))
+    else:
+        count = len(steps) if window is None else window
     if not 2 <= count <= len(steps):
         raise MethodError(
             f"window {count} does not fit: a line needs at least 2 checkpoints and {len(steps)} are there; "

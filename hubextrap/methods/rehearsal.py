@@ -135,3 +135,28 @@ def squared_distances(gram_matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """(…, K, K): ‖W_i − W_j‖² of every pair of checkpoints, not below 0."""
     norms = np.diagonal(gram_matrix, axis1=-2, axis2=-1)
     return np.asarray(np.maximum(norms[..., :, None] + norms[..., None, :] - 2.0 * gram_matrix, 0.0))
+
+
+def best_damping(
+    rehearsals: Rehearsals, displacements: NDArray[np.float64], gram: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The λ from 0 to 1 that serves the rehearsals best, in closed form: Σ⟨d, y⟩/Σ⟨d, d⟩ in relative units.
+
+    Args:
+        displacements: (…, R, K) coefficients d of the undamped displacements from each origin; NaN where the
+            method could not serve.
+        gram: (…, K, K), or (K, K) for all, `denoised_gram`.
+
+    Returns:
+        (…): one λ per Gram matrix; 0 where nothing moved.
+    """
+    known = np.asarray(~np.isnan(displacements).any(axis=-1))
+    moved = np.where(known[..., None], displacements, 0.0)
+    motions = rehearsals.motions(gram.shape[-1])
+    products = moved @ gram
+    squares, towards = (products * moved).sum(axis=-1), (products * motions).sum(axis=-1)
+    size = squared_distances(gram)[..., rehearsals.origins, rehearsals.targets] + squares
+    weights = np.divide(rehearsals.weights * known, size, out=np.zeros_like(squares), where=size > 0)
+    below = (weights * squares).sum(axis=-1)
+    above = (weights * towards).sum(axis=-1)
+    return np.asarray(np.clip(np.divide(above, below, out=np.zeros_like(below), where=below > 0), 0.0, 1.0))

@@ -10,12 +10,7 @@ from hubextrap.statistics.backtesting import (
     backtest_table,
     candidates,
 )
-from hubextrap.statistics.calibration import (
-    Expectation,
-    expect_of_last,
-    is_rounded,
-    tensors_at_once,
-)
+from hubextrap.statistics.calibration import Expectation, expect_of_last, is_rounded, tensors_at_once
 from hubextrap.statistics.linearity import Linearity, RandomWalk, random_walk
 from hubextrap.statistics.table import GramTable
 from hubextrap.statistics.verdict import (

@@ -28,7 +28,7 @@ from hubextrap.statistics.calibration import (
     pasts,
     rehearsed_squares,
     relative,
-    summed_squares,
+    squares,
 )
 
 if TYPE_CHECKING:
@@ -239,28 +239,20 @@ def _add(sums: dict[tuple[int, int], _Sums], parts: Sequence[Past], rounded: boo
     for (last, target), found in tuple(sums.items()):
         if last != fitted_to:
             fitted, fitted_to = [denoised_gram(gram[:, : last + 1, : last + 1]) for gram in grams], last
-        motion = np.zeros(len(steps))
-        motion[target], motion[last] = 1.0, -1.0
+        motion = np.zeros((1, len(steps)))
+        motion[0, [last, target]] = -1.0, 1.0
         moves = [part.displacement(last, steps[target], own) for part, own in zip(parts, fitted, strict=True)]
-        errors = [(moved - motion)[:, None] for moved in moves if moved is not None]
+        errors = [moved[:, None] - motion for moved in moves if moved is not None]
         if len(errors) < len(parts):
             del sums[last, target]
             continue
-        found.total += _squares_of(errors, motion, grams)
+        found.total += sum(squares(one, motion, gram)[:, 0] for one, gram in zip(errors, grams, strict=True))
         if rounded:
-            found.signal += _squares_of(errors, motion, hindsight)
+            both = zip(errors, hindsight, strict=True)
+            found.signal += sum(squares(one, motion, gram)[:, 0] for one, gram in both)
         found.rehearsed += rehearsed_squares(parts, last, found.rehearsals, rounded, fitted)
 
 
-def _squares_of(
-    errors: Sequence[NDArray[np.float64]], motion: NDArray[np.float64], grams: Sequence[NDArray[np.float64]]
-) -> NDArray[np.float64]:
-    """(2,): of the errors and of the motion, over all tensors."""
-    total = sum(summed_squares(vectors, gram)[0] for vectors, gram in zip(errors, grams, strict=True))
-    real = sum(summed_squares(motion[None, None], gram)[0] for gram in grams)
-    return np.array([total, real])
-
-
-def _relative(squares: NDArray[np.float64]) -> float | None:
+def _relative(sums: NDArray[np.float64]) -> float | None:
     """The relative error; None when nothing moved."""
-    return float(relative(squares[:1], squares[1:])[0]) if squares[1] > 0 else None
+    return float(relative(sums[:1], sums[1:])[0]) if sums[1] > 0 else None

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap.methods import denoised_gram, leading_subspace, on_grid, persistence, rehearse, rounding_share
-from hubextrap.methods.calls import call_fitted, call_leave_one_out, unless_it_cannot
-from hubextrap.methods.checking import best_damping
+from hubextrap.methods.checking import call_fitted, call_leave_one_out, unless_it_cannot
 from hubextrap.methods.registry import checked_method
-from hubextrap.methods.rehearsal import ROUNDED
+from hubextrap.methods.rehearsal import ROUNDED, best_damping
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -221,15 +220,12 @@ def rehearsed_squares(
         errors = part.rehearsed(rehearsals, last, fit)[..., :count] - motions
         gram = part.gram[:, :count, :count]
         for row, one in enumerate([gram, leading_subspace(gram)] if rounded else [gram]):
-            sums[2 * row] += summed_squares(errors, one)
-            sums[2 * row + 1] += summed_squares(motions[None], one)
+            sums[2 * row : 2 * row + 2] += squares(errors, motions, one)
     return sums
 
 
 def expectation(sums: NDArray[np.float64], rehearsals: Rehearsals, rounded: bool) -> Expectation:
     """What `rehearsed_squares` of all tensors come to."""
-    if not len(rehearsals):
-        return Expectation(None, None)
     total, real, signal_total, signal_real = sums
     expected = rehearsals.mean(relative(total, real))
     if np.isnan(expected):
@@ -239,7 +235,14 @@ def expectation(sums: NDArray[np.float64], rehearsals: Rehearsals, rounded: bool
     return Expectation(float(on_grid(expected)), None if of_signal is None else float(on_grid(of_signal)))
 
 
-def summed_squares(vectors: NDArray[np.float64], gram: NDArray[np.float64]) -> NDArray[np.float64]:
+def squares(
+    errors: NDArray[np.float64], motions: NDArray[np.float64], gram: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(2, R): Σ over N tensors of the squares of errors (N or 1, R, K), and of those of motions (R, K)."""
+    return np.stack([_summed_squares(errors, gram), _summed_squares(motions[None], gram)])
+
+
+def _summed_squares(vectors: NDArray[np.float64], gram: NDArray[np.float64]) -> NDArray[np.float64]:
     """(R,): Σ over N tensors of vᵀ·G·v, for vectors (N or 1, R, K) and Gram matrices (N, K, K)."""
     if len(vectors) == 1:
         gram = gram.sum(axis=0, keepdims=True)

@@ -112,7 +112,11 @@ def find_recipe_trajectory(
         listed = [(entry.model, entry.step) for entry in section.checkpoints]
         return pin_checkpoints(listed, pins=pins, progress=progress)
     assert section.repo is not None
-    return find_trajectory(section.repo, TrajectoryOptions.of(section), pins=pins, progress=progress)
+    said = section.steps
+    asked = TrajectoryOptions(
+        said.pattern, said.series, said.min, said.max, said.only, section.base, said.scale
+    )
+    return find_trajectory(section.repo, asked, pins=pins, progress=progress)
 
 
 def pin_checkpoints(

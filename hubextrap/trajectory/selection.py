@@ -13,7 +13,6 @@ from hubextrap.methods import MAX_STEP
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hubextrap.recipe import TrajectorySection
     from hubextrap.trajectory.checkpoint import Checkpoint, Series
 
 _NEAREST_SHOWN = 4
@@ -36,14 +35,6 @@ class TrajectoryOptions:
     """Reference of the model at step 0, where the series does not hold it."""
     step_scale: float = 1.0
     """Steps per unit of the number in the name, e.g. 50 for epochs of 50 steps; rounded."""
-
-    @classmethod
-    def of(cls, section: TrajectorySection) -> TrajectoryOptions:
-        """What a recipe's trajectory section with a ``repo`` says."""
-        chosen = section.steps
-        return cls(
-            chosen.pattern, chosen.series, chosen.min, chosen.max, chosen.only, section.base, chosen.scale
-        )
 
     def takes(self, step: int) -> bool:
         """Whether a step lies between the bounds."""

@@ -53,7 +53,7 @@ def series_in_folders(
             kept[name.unit].append((folder, weights))
     kept = {unit: list(_main_folders(inside)) for unit, inside in kept.items()}
 
-    unit_pattern = {name.pattern: _pattern_of_unit(read, name) for name in names.values()}
+    unit_pattern = {name.pattern: (read(name.unit) or name).pattern for name in names.values()}
     found: dict[str, list[tuple[StepName, Checkpoint]]] = {}
     whole_models: set[str] = set()
     left_out: list[tuple[str, PassedOver]] = []
@@ -99,11 +99,6 @@ def _main_folders(inside: list[tuple[str, Weights]]) -> Iterator[tuple[str, Weig
     for folder, weights in chosen:
         if not any(str(outer) in taken for outer in PurePosixPath(folder).parents):
             yield folder, weights
-
-
-def _pattern_of_unit(read: Reader, name: StepName) -> str:
-    unit = read(name.unit)
-    return name.pattern if unit is None else unit.pattern
 
 
 def table_of(series: list[Series]) -> list[str]:

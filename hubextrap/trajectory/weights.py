@@ -19,15 +19,7 @@ PREDICTION_FILE = "hubextrap.json"
 
 KINDS = (WHOLE_MODEL, ADAPTER, OTHER)
 _OTHER_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".distcp", ".npz")
-_TRAINER_STATE = (
-    "optim",
-    "training_args",
-    "scheduler",
-    "scaler",
-    "rng_state",
-    "random_states",
-    "trainer_state",
-)
+_TRAINER_STATE = re.compile("optim|training_args|scheduler|scaler|rng_state|random_states|trainer_state")
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -63,7 +55,7 @@ class Weights:
 def kind_of(file: str) -> str | None:
     """The kind of weights a file holds by its base name, or None."""
     name = file.rsplit("/", 1)[-1].lower()
-    if any(word in name for word in _TRAINER_STATE):
+    if _TRAINER_STATE.search(name):
         return None
     if name.endswith(".safetensors"):
         return ADAPTER if name.startswith("adapter") else WHOLE_MODEL

@@ -18,12 +18,12 @@ from hubextrap.methods import (
     leading_subspace,
     least_squares,
     low_rank,
-    needs_gram_matrix,
     persistence,
     rehearse,
     rounding_share,
     two_point,
 )
+from hubextrap.methods.checking import needs_gram_matrix
 
 STEPS = [0, 40, 80, 100, 120, 160, 200]
 FITTED: list[tuple[str, dict[str, object], object]] = [

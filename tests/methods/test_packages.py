@@ -23,7 +23,7 @@ from hubextrap.cli.main import app
 from hubextrap.errors import BrokenMethod, MethodError
 from hubextrap.evaluation import Harness
 from hubextrap.methods import Rule, calibrating, coefficients, denoised_gram, find_method, rehearse
-from hubextrap.methods.calls import call_fitted
+from hubextrap.methods.checking import call_fitted
 from hubextrap.recipe import Recipe, load_recipe, parse_recipe
 from hubextrap.scans import Scan
 from hubextrap.statistics import BacktestCandidate, GramTable, backtest_table

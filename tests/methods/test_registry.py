@@ -182,7 +182,7 @@ def test_methods_of_other_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     install(tmp_path, "latest_package", "latest = latest_package:latest\ntwo_point = latest_package:latest")
     monkeypatch.syspath_prepend(tmp_path)
     assert "latest" in method_names()
-    found = find_method("latest")
+    find_method("latest")
     assert parameter_problems("latest", {"pul": 1}) == [("pul", "unknown key; did you mean pull?")]
     assert find_method("two_point").function.__module__ == "hubextrap.methods.lines", (
         "built-in names stay ours"
