@@ -244,7 +244,7 @@ def _in_step_order(group: Any, step_of: Mapping[Any, object]) -> tuple[list[int]
     for entry in group.entries:
         step = 0 if step_of[entry.id] is None else _step(str(entry.id), step_of[entry.id])
         if step in found:
-            raise StepError(f"step {step} is there twice: {found[step].id} and {entry.id}")
+            raise StepError(f"step {step} is there twice: {found[step].id} and {entry.id}", step=step)
         found[step] = entry
     return sorted(found), [found[step].tensor for step in sorted(found)]
 

@@ -102,7 +102,7 @@ def read_prompts(path: Path, *, responses: bool) -> tuple[list[Prompt], str]:
     try:
         content = read_named(path)
     except FileNotFoundError:
-        raise ReferenceNotFound(f"--logprobs: no such file: {path}") from None
+        raise ReferenceNotFound(f"--logprobs: no such file: {path}", file=path) from None
     except OSError as error:
         raise EvaluationError(f"{path}: cannot be read: {error.strerror}", file=path) from error
     prompts = []

@@ -266,7 +266,8 @@ def _base_for(checkpoints: tuple[Checkpoint, ...], base: str, reference: str, pi
     if checkpoints[0].step == 0:
         raise StepError(
             f"{reference}: step 0 is already there, {place_of(checkpoints[0])}; drop the base {base}, or "
-            "leave that step out"
+            "leave that step out",
+            step=0,
         )
     return resolve_checkpoint(base, step=0, pins=pins)
 

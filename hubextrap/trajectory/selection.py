@@ -83,7 +83,8 @@ def check_distinct(checkpoints: tuple[Checkpoint, ...], reference: str) -> None:
         if one.step == other.step:
             raise StepError(
                 f"{reference}: step {one.step} is there twice, {place_of(one)} and {place_of(other)}; give a "
-                "narrower pattern, another step_scale, or list the checkpoints one by one"
+                "narrower pattern, another step_scale, or list the checkpoints one by one",
+                step=one.step,
             )
 
 

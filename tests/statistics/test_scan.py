@@ -225,9 +225,7 @@ def test_nan_and_infinity_are_errors_that_name_their_place(tmp_path: Path) -> No
         state = {"a.weight": torch.zeros(SCAN_BLOCK + 9), "b.weight": torch.zeros(4)}
         state["a.weight"][SCAN_BLOCK + 3] = bad
         write_checkpoint(folder / "step_40", state)
-        with pytest.raises(
-            NonFinite, match=r"^a\.weight: step 40 \(.*step_40\) holds NaN or infinite .*leave"
-        ):
+        with pytest.raises(NonFinite, match=r"^a\.weight: step 40 .*holds NaN or infinite"):
             scan_folder(folder)
 
 
@@ -237,7 +235,7 @@ def test_what_cannot_be_scanned(tmp_path: Path) -> None:
         scan_folder(tmp_path / "one")
     write_checkpoint(tmp_path / "two" / "step_1", {"a": torch.zeros(2)})
     write_checkpoint(tmp_path / "two" / "step_2", {"a": torch.zeros(3)})
-    with pytest.raises(CheckpointMismatch, match=r"a has shape \[2\] in step 1 .*, \[3\] in step 2"):
+    with pytest.raises(CheckpointMismatch, match=r"a has shape \[2\] .*, \[3\] in step 2"):
         scan_folder(tmp_path / "two")
 
 
@@ -250,9 +248,7 @@ def test_tied_embeddings_count_once_and_are_checked(tmp_path: Path) -> None:
     assert len(scan_folder(tmp_path).tensors) == 2
     state["lm_head.weight"][0, 0] = 9
     write_checkpoint(tmp_path / "step_2", state)
-    with pytest.raises(
-        CheckpointMismatch, match=r"step 2 .*word embeddings are tied, but lm_head.weight differs"
-    ):
+    with pytest.raises(CheckpointMismatch, match=r"step 2 .* are tied, but lm_head.weight differs"):
         scan_folder(tmp_path, tied=True)
 
 
