@@ -1,7 +1,7 @@
 """What a run's own past says about predicting it: every earlier checkpoint that could have been the last one.
 
 A rehearsal is a pair (origin j, target k) of observed checkpoints, j < k: had j been the last, k is what was
-to be predicted. It speaks for a prediction when its relative horizon (s_k − s_j)/(s_j − s_0) is near that of
+to be predicted. It counts for a prediction when its relative horizon (s_k − s_j)/(s_j − s_0) is near that of
 the prediction. Everything here reads steps and Gram matrices only, and nothing behind the last checkpoint.
 """
 
@@ -57,8 +57,8 @@ class Rehearsals:
 def rehearse(steps: Sequence[int], target_step: float) -> Rehearsals:
     """The rehearsals for predicting ``target_step`` from the K ``steps``; may be none.
 
-    Weights fall off with the distance of the horizons, and grow with the step of the origin: the late past
-    is the better witness.
+    Weights fall off with the distance of the horizons, and grow with the step of the origin: what came late
+    says more of what follows.
     """
     times = np.asarray(steps, dtype=np.float64) - steps[0]
     empty = np.zeros(0, dtype=np.intp)
@@ -92,7 +92,7 @@ def longest_horizon(steps: Sequence[int]) -> float:
 
 
 def denoised_gram(gram_matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(…, K, K): what to fit to. The Gram matrix itself; its `leading_subspace` where rounding drowns it.
+    """(…, K, K): what to fit to. The Gram matrix itself; its `leading_subspace` where rounding prevails.
 
     Between the two `ROUNDED` shares the one passes into the other, so that no method jumps.
     """
@@ -119,8 +119,8 @@ def rounding_share(gram_matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 
     Noise of variance v in every checkpoint makes the smallest eigenvalue of the centred Gram matrix v, and
     adds 2v to every squared distance: 1 for noise alone. Training moves on from where it is, and gave .00 to
-    .10 on five runs in float32 (a random walk would give .5); runs in bfloat16 whose updates drown in
-    rounding gave .40 to .55.
+    .10 on five runs in float32 (a random walk would give .5); runs in bfloat16 whose updates are
+    smaller than the rounding gave .40 to .55.
     """
     count = gram_matrix.shape[-1]
     if count < 4:

@@ -81,7 +81,7 @@ class BacktestRow:
 
     @property
     def error(self) -> float:
-        """The one to judge by: where rounding to 16 bits drowns the updates, the signal's."""
+        """The one to judge by: where rounding to 16 bits is much of the motion, the signal's."""
         return self.relative_error if self.signal_error is None else self.signal_error
 
     @property

@@ -45,7 +45,7 @@ class Expectation:
 
     @property
     def relative_error(self) -> float | None:
-        """The one to judge by: where rounding to 16 bits drowns the updates, the signal's."""
+        """The one to judge by: where rounding to 16 bits is much of the motion, the signal's."""
         return self.total if self.signal is None else self.signal
 
 

@@ -99,7 +99,7 @@ def find_trajectory(
 def find_recipe_trajectory(
     recipe: Recipe, progress: Progress | None = None, *, pins: Pins | None = None
 ) -> Trajectory:
-    """The checkpoints that a recipe observes, pinned, in step order: once a command, which hands them on.
+    """The checkpoints that a recipe observes, pinned, in step order: once per command, which hands them on.
 
     Args:
         pins: what the command has pinned so far.

@@ -15,7 +15,7 @@ Refs = dict[str, list[tuple[str, str]]]
 class Pins:
     """The commits of branches and tags as they were when the command first asked. Thread-safe.
 
-    Made once a command and handed to everything that looks something up on the Hub.
+    Made once per command and handed to everything that looks something up on the Hub.
     """
 
     def __init__(self) -> None:
