@@ -22,14 +22,7 @@ from hubextrap.engine.budget import KERNEL_ELEMENTS
 from hubextrap.engine.kernels import Combiner, count_non_finite
 from hubextrap.engine.plan import combination
 from hubextrap.errors import CheckpointMismatch, MethodError, NonFinite, StepError, UnsupportedCheckpoint
-from hubextrap.methods import (
-    coefficients,
-    find_method,
-    method_names,
-    nearest,
-    needs_gram_matrix,
-    parameter_problems,
-)
+from hubextrap.methods import Rule, find_method, method_names, nearest
 from hubextrap.statistics.linearity import BINS
 from hubextrap.tensors.combinable import MERGE_ADAPTER, is_adapter_tensor
 
@@ -101,33 +94,33 @@ class TrajectoryMergeMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit
         tensor = group.metadata.name or "tensor"
         steps, inputs = _in_step_order(group, parameters.pop("step"))
         if is_adapter_tensor(tensor):
-            raise UnsupportedCheckpoint(
-                f"{tensor} is part of an adapter, whose factors cannot be combined apart; {MERGE_ADAPTER}"
-            )
+            what = f"{tensor} is part of an adapter, whose factors cannot be combined apart; {MERGE_ADAPTER}"
+            raise UnsupportedCheckpoint(what, tensor=tensor)
         if not inputs[0].is_floating_point():
-            raise CheckpointMismatch(f"{tensor} is {inputs[0].dtype}, which cannot be combined")
+            what = f"{tensor} is {inputs[0].dtype}, which cannot be combined"
+            raise CheckpointMismatch(what, tensor=tensor)
         own = {
             parameter.name: parameters[parameter.name]
             for parameter in self.method.parameters
             if parameters[parameter.name] is not parameter.default
         }
-        target_step, damping = parameters["target_step"], parameters["damping"]
+        rule = Rule(("*",), self.method.name, own, parameters["damping"])
         gram = None
-        if needs_gram_matrix(self.method.name, own, damping):
+        if rule.needs_gram_matrix:
             gram = gram_matrix(steps, inputs)
             if not np.isfinite(gram).all():
-                raise NonFinite(f"{tensor}: a checkpoint holds NaN or infinity; leave it out")
+                what = f"{tensor}: a checkpoint holds NaN or infinity; leave it out"
+                raise NonFinite(what, tensor=tensor)
         try:
-            weights = coefficients(
-                self.method.name, steps, target_step, own, damping=damping, gram_matrix=gram
-            )
+            (weights,) = rule.coefficients(steps, [parameters["target_step"]], gram)
         except MethodError as error:
-            raise MethodError(f"{tensor}: {self.method.name}: {error}") from error
+            raise MethodError(f"{tensor}: {error}", tensor=tensor) from error
         result = combine(inputs, weights)
         if count := count_non_finite(result.view(-1)):
             raise NonFinite(
                 f"{tensor}: {count:,} of {result.numel():,} results are NaN or infinite; leave out the "
-                "checkpoint that holds them, or choose a nearer target_step"
+                "checkpoint that holds them, or choose a nearer target_step",
+                tensor=tensor,
             )
         return result
 
@@ -251,7 +244,7 @@ def _in_step_order(group: Any, step_of: Mapping[Any, object]) -> tuple[list[int]
     for entry in group.entries:
         step = 0 if step_of[entry.id] is None else _step(str(entry.id), step_of[entry.id])
         if step in found:
-            raise StepError(f"step {step} is there twice: {found[step].id} and {entry.id}")
+            raise StepError(f"step {step} is there twice: {found[step].id} and {entry.id}", step=step)
         found[step] = entry
     return sorted(found), [found[step].tensor for step in sorted(found)]
 
@@ -299,17 +292,10 @@ def _own_value(method: str, parameter: Parameter) -> Callable[[object], object]:
             raise MethodError(f"{method}: {parameter.name} is missing; give it under parameters")
         if value is parameter.default:
             return value
-        problem = ""
         for reading in _readings(value):
-            found = [
-                text
-                for name, text in parameter_problems(method, {parameter.name: reading})
-                if name == parameter.name
-            ]
-            if not found:
+            if not parameter.problem_with(reading):
                 return reading
-            problem = problem or found[0]
-        raise MethodError(f"{method}: {parameter.name} {problem}")
+        raise MethodError(f"{method}: {parameter.name} {parameter.problem_with(value)}")
 
     return read
 

@@ -10,7 +10,7 @@ from hubextrap.evaluation.comparison import short_name
 from hubextrap.evaluation.table import BASE, LAST, TARGET
 from hubextrap.foreign_text import own_lines
 from hubextrap.progress import SilentProgress
-from hubextrap.trajectory import resolve_checkpoint
+from hubextrap.trajectory import TrajectoryOptions, resolve_checkpoint
 from hubextrap.trajectory.discover import with_weights
 from hubextrap.trajectory.selection import select_steps
 
@@ -86,7 +86,7 @@ def real_checkpoint(trajectory: Trajectory, step: int, reference: str) -> Checkp
             return checkpoint
     if trajectory.whole is None:
         raise StepError(f"step {step} is not in {reference}", step=step)
-    selected = select_steps(trajectory.whole, reference, None, None, [step])
+    selected = select_steps(trajectory.whole, reference, TrajectoryOptions(steps=[step]))
     if not trajectory.whole.files_known:
         selected = with_weights(selected, reference, [step], SilentProgress())
     return selected[0]

@@ -16,8 +16,8 @@ from hubextrap.hub.side_files import is_side_file
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import LocalSource, RemoteSource, read_layout, sha256_of
 from hubextrap.tensors.weights import INDEX_FILE
-from hubextrap.trajectory import parse_reference
-from hubextrap.trajectory.hub_files import commit_of, list_files
+from hubextrap.trajectory import Pins, parse_reference
+from hubextrap.trajectory.hub_files import list_files
 
 if TYPE_CHECKING:
     from hubextrap.hub import Provenance
@@ -104,7 +104,7 @@ def _open(reference: Path | str) -> tuple[Source, list[str]]:
     if where is None or where.folder is not None:
         folder = Path(reference) if where is None or where.folder is None else where.folder
         return LocalSource(folder, str(reference)), _all_files(folder)
-    commit = commit_of(where.repo, where.revision, str(reference))
+    commit = Pins().commit_of(where.repo, where.revision, str(reference))
     source = RemoteSource(where.repo, commit, where.path, f"{reference} ({commit})")
     listed = list_files(where.repo, commit, where.path, source.name, recursive=True) or []
     prefix = f"{where.path}/" if where.path else ""

@@ -29,7 +29,7 @@ def cache_argument(model: PreTrainedModel) -> str | None:
 
 
 class CombinedCache(Cache):
-    """Holds a cache a model. Its ``layers`` are all of theirs, the first model's first.
+    """Holds one cache per model. Its ``layers`` are all of theirs, the first model's first.
 
     So what generation does to a cache (reorder for beams, crop, repeat, select) reaches every model, and what
     it asks (length, batch size, whether it slides) is answered by the first model's layers.

@@ -6,7 +6,6 @@ Imports torch and transformers inside functions.
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from hubextrap.hub_access import reason
 from hubextrap.logits.logprobs import as_chat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from hubextrap.logits.model import ExtrapolatedForCausalLM
 
@@ -86,9 +85,11 @@ def complete(
         raise HubExtrapError("an empty prompt: write at least one character")
     place = {name: tokens[name].to(model.device) for name in ("input_ids", "attention_mask")}
     torch.manual_seed(sampling.seed)
-    config = _generation_config(model, sampling)
+    before, config = model.generation_config, _generation_config(model, sampling)
+    # generate() fills what its configuration leaves open (beams, penalties, …) from the model's
+    model.generation_config = config
     try:
-        with torch.inference_mode(), _own_defaults(model, config):
+        with torch.inference_mode():
             output = mixed.generate(
                 **place,
                 generation_config=config,
@@ -96,35 +97,20 @@ def complete(
             )
     except (RuntimeError, ValueError, IndexError) as error:  # a device or a model that cannot
         raise HubExtrapError(f"the completion of {prompt[:60]!r} failed: {reason(error)}") from error
-    text: str = tokenizer.decode(output[0, place["input_ids"].shape[1] :], skip_special_tokens=True)
-    return text
-
-
-@contextmanager
-def _own_defaults(model: ExtrapolatedForCausalLM, config: Any) -> Iterator[None]:
-    """generate() fills what its configuration leaves open (beams, penalties, …) from the model's."""
-    before = model.generation_config
-    model.generation_config = config
-    try:
-        yield
     finally:
         model.generation_config = before
+    text: str = tokenizer.decode(output[0, place["input_ids"].shape[1] :], skip_special_tokens=True)
+    return text
 
 
 def _generation_config(model: ExtrapolatedForCausalLM, sampling: Sampling) -> Any:
     from transformers import GenerationConfig
 
     own: Any = model.generation_config
-    drawn: dict[str, Any] = {"do_sample": False}
+    drawn: dict[str, Any] = {"do_sample": sampling.temperature > 0}
     if sampling.temperature > 0:
-        drawn = {
-            "do_sample": True,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-        }
-    ends = own.eos_token_id
-    pad = own.pad_token_id
+        drawn |= {key: getattr(sampling, key) for key in ("temperature", "top_p", "top_k")}
+    ends, pad = own.eos_token_id, own.pad_token_id
     if pad is None:
         pad = ends[0] if isinstance(ends, list) else ends
     return GenerationConfig(  # type: ignore[no-untyped-call]

@@ -45,11 +45,8 @@ def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str =
         model, info = made
         loaded: PreTrainedModel = model.to(device).eval()
     except Exception as error:  # transformers raises nearly anything
-        raise UnsupportedCheckpoint(
-            f"{checkpoint.name}: transformers cannot load it: {reason(error)}",
-            step=checkpoint.step,
-            repo=checkpoint.repo,
-        ) from error
+        what = f"{checkpoint.name}: transformers cannot load it: {reason(error)}"
+        raise UnsupportedCheckpoint(what, step=checkpoint.step, repo=checkpoint.repo) from error
     if missing := sorted(info["missing_keys"]):
         raise UnsupportedCheckpoint(
             f"{checkpoint.name}: is no whole language model: {len(missing)} of its weights, as {missing[0]}, "
@@ -82,11 +79,8 @@ def load_tokenizer(
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **place)
     except Exception as error:
-        raise UnsupportedCheckpoint(
-            f"{checkpoint.name}: transformers cannot load its tokenizer: {reason(error)}",
-            step=checkpoint.step,
-            repo=checkpoint.repo,
-        ) from error
+        what = f"{checkpoint.name}: transformers cannot load its tokenizer: {reason(error)}"
+        raise UnsupportedCheckpoint(what, step=checkpoint.step, repo=checkpoint.repo) from error
     return tokenizer
 
 

@@ -102,7 +102,7 @@ def read_prompts(path: Path, *, responses: bool) -> tuple[list[Prompt], str]:
     try:
         content = read_named(path)
     except FileNotFoundError:
-        raise ReferenceNotFound(f"--logprobs: no such file: {path}") from None
+        raise ReferenceNotFound(f"--logprobs: no such file: {path}", file=path) from None
     except OSError as error:
         raise EvaluationError(f"{path}: cannot be read: {error.strerror}", file=path) from error
     prompts = []
@@ -113,17 +113,16 @@ def read_prompts(path: Path, *, responses: bool) -> tuple[list[Prompt], str]:
         entry = parse_json(line, where, error=EvaluationError, remedy="write one object per line")
         fields = next((pair for pair in FIELDS if isinstance(entry, dict) and pair[0] in entry), None)
         if fields is None:
-            raise EvaluationError(
-                f"{where}: holds neither prompt and response nor question and answer", file=where
-            )
+            what = f"{where}: holds neither prompt and response nor question and answer"
+            raise EvaluationError(what, file=path)
         prompt, response = entry[fields[0]], entry.get(fields[1])
         if not isinstance(prompt, str) or not prompt:
-            raise EvaluationError(f"{where}: {fields[0]} is no text", file=where)
+            raise EvaluationError(f"{where}: {fields[0]} is no text", file=path)
         if responses and (not isinstance(response, str) or not response):
             raise EvaluationError(
                 f"{where}: {fields[1]} is no text; add the responses, or let a checkpoint give them "
                 "(--sample-from STEP)",
-                file=where,
+                file=path,
             )
         prompts.append(Prompt(prompt, response if responses else None))
     if not prompts:
@@ -161,7 +160,8 @@ def measure_logprobs(
                 if not np.isfinite(columns[-1]).all():
                     raise EvaluationError(
                         f"--logprobs: the checkpoint of step {checkpoint.step} gives some token of the "
-                        "responses no finite log-probability; leave it out, or take other responses"
+                        "responses no finite log-probability; leave it out, or take other responses",
+                        step=checkpoint.step,
                     )
                 del model  # before the next one is loaded
     tokens = [token for entry in encoded for token in entry.response]
@@ -184,12 +184,7 @@ def score(
     results: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(encoded)
     for batch in _batches(encoded, batch_size):
         sequences = [encoded[i].prompt + encoded[i].response for i in batch]
-        width = max(map(len, sequences))
-        ids = torch.zeros(len(batch), width, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = torch.tensor(sequence)
-            mask[row, : len(sequence)] = 1
+        ids, mask = _padded(sequences, 0, "right")
         with torch.inference_mode():
             logits = model(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
@@ -208,6 +203,20 @@ def _batches(encoded: Sequence[Encoded], batch_size: int) -> Iterator[list[int]]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].prompt) + len(encoded[i].response))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
+
+
+def _padded(sequences: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Any, Any]:
+    """Token ids and mask, int64 (sequences, longest), with the padding on one ``side``."""
+    import torch
+
+    width = max(map(len, sequences))
+    ids = torch.full((len(sequences), width), pad)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        start = width - len(sequence) if side == "left" else 0
+        ids[row, start : start + len(sequence)] = torch.tensor(sequence)
+        mask[row, start : start + len(sequence)] = 1
+    return ids, mask
 
 
 def _encode(tokenizer: Any, prompt: Prompt, request: LogProbRequest) -> Encoded:
@@ -267,12 +276,7 @@ def _sample(
     ):
         torch.manual_seed(0)
         for batch in _batches(encoded, request.batch_size):
-            width = max(len(encoded[i].prompt) for i in batch)
-            ids = torch.full((len(batch), width), pad)
-            mask = torch.zeros_like(ids)
-            for row, i in enumerate(batch):
-                ids[row, width - len(encoded[i].prompt) :] = torch.tensor(encoded[i].prompt)
-                mask[row, width - len(encoded[i].prompt) :] = 1
+            ids, mask = _padded([encoded[i].prompt for i in batch], pad, "left")
             drawn = model.generate(
                 input_ids=ids.to(request.device),
                 attention_mask=mask.to(request.device),
@@ -285,7 +289,7 @@ def _sample(
                 pad_token_id=pad,
             )
             for row, i in enumerate(batch):
-                response = drawn[row, width:].tolist()
+                response = drawn[row, ids.shape[1] :].tolist()
                 if end in response:
                     response = response[: response.index(end) + 1]
                 results[i] = Encoded(encoded[i].prompt, tuple(response))
@@ -302,9 +306,8 @@ def checkpoint_at(trajectory: Trajectory, step: int) -> Checkpoint:
     for checkpoint in trajectory.checkpoints:
         if checkpoint.step == step:
             return checkpoint
-    raise EvaluationError(
-        f"--sample-from {step}: no such step; choose one of {', '.join(map(str, trajectory.steps))}"
-    )
+    steps = ", ".join(map(str, trajectory.steps))
+    raise EvaluationError(f"--sample-from {step}: no such step; choose one of {steps}", step=step)
 
 
 @contextmanager

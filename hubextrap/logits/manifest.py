@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from hubextrap._version import __version__
 from hubextrap.claims import DIGEST, sealed, unsealed
@@ -23,11 +23,7 @@ from hubextrap.trajectory import Checkpoint, parse_reference, resolve_checkpoint
 MANIFEST_FILE = "hubextrap_logits.json"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Entry(_Part):
+class _Entry(BaseModel, extra="forbid", frozen=True):
     coefficient: float = Field(allow_inf_nan=False)
     step: int
     repo: str | None
@@ -37,7 +33,7 @@ class _Entry(_Part):
     """Folder in the repo; of a local checkpoint, the way from the manifest's folder to its own."""
 
 
-class _Manifest(_Part):
+class _Manifest(BaseModel, extra="forbid", frozen=True):
     format: Literal[1] = 1
     hubextrap: str
     target_step: int | None
@@ -96,16 +92,15 @@ def read_manifest(reference: str) -> Mixture:
         stated = read.pop(DIGEST, None) if isinstance(read, dict) else None
         content = _Manifest.model_validate(read)
     except OSError as error:
-        raise CorruptFile(
-            f"{name}: cannot be read ({error.strerror}); it is what save_pretrained of a mixture writes"
-        ) from error
+        what = f"{name}: cannot be read ({error.strerror}); it is what save_pretrained of a mixture writes"
+        raise CorruptFile(what, file=name) from error
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in problem["loc"]) or "the file"
         said = f"{field}: {problem['msg']}"[:300]
-        raise CorruptFile(f"{name}: {said}; make the mixture again") from error
+        raise CorruptFile(f"{name}: {said}; make the mixture again", file=name) from error
     except (ValueError, OverflowError) as error:
-        raise CorruptFile(f"{name}: {str(error)[:300]}; make the mixture again") from error
+        raise CorruptFile(f"{name}: {str(error)[:300]}; make the mixture again", file=name) from error
     checkpoints = [_checkpoint(entry, where.folder, name) for entry in content.checkpoints]
     coefficients = [entry.coefficient for entry in content.checkpoints]
     try:
@@ -113,18 +108,20 @@ def read_manifest(reference: str) -> Mixture:
         if stated is not None:
             unsealed({**read, DIGEST: stated})
     except (HubExtrapError, ValueError) as error:
-        raise CorruptFile(f"{name}: {error}; make the mixture again") from error
+        raise CorruptFile(f"{name}: {error}; make the mixture again", file=name) from error
     return mixture
 
 
 def _checkpoint(entry: _Entry, folder: Path | None, name: str) -> Checkpoint:
     if entry.repo is not None:
         if entry.commit is None:
-            raise CorruptFile(f"{name}: {entry.repo} is not pinned to a commit; make the mixture again")
+            what = f"{name}: {entry.repo} is not pinned to a commit; make the mixture again"
+            raise CorruptFile(what, file=name, repo=entry.repo)
         return Checkpoint(entry.step, entry.repo, entry.revision, entry.commit, entry.path)
     if folder is None:
         raise CorruptFile(
             f"{name}: refers to {entry.path!r} on the disk of whoever wrote it; push the checkpoints, and "
-            "make the mixture from the Hub"
+            "make the mixture from the Hub",
+            file=name,
         )
     return resolve_checkpoint(str((folder / entry.path).resolve()), step=entry.step)

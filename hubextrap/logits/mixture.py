@@ -51,8 +51,9 @@ class Mixture:
     def name(self) -> str:
         """In one line and without a path, e.g. ``logits -0.5 × step 0, 1.5 × step 200``."""
         return "logits " + ", ".join(
-            f"{coefficient:.4g} × {_short(checkpoint)}"
-            for checkpoint, coefficient in zip(self.checkpoints, self.coefficients, strict=True)
+            f"{coefficient:.4g} × "
+            + (f"step {one.step}" if one.step != UNKNOWN_STEP else PurePath(one.name).name)
+            for one, coefficient in zip(self.checkpoints, self.coefficients, strict=True)
         )
 
     @property
@@ -125,9 +126,3 @@ def _target(recipe: Recipe, target_step: int | None) -> int:
         asked = "several target steps" if target_step is None else f"no target step {target_step}"
         raise RecipeError(f"the recipe has {asked}; choose one of {listed}")
     return target_step
-
-
-def _short(checkpoint: Checkpoint) -> str:
-    if checkpoint.step != UNKNOWN_STEP:
-        return f"step {checkpoint.step}"
-    return PurePath(checkpoint.name).name

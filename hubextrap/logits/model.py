@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import os
 
     from transformers import PreTrainedTokenizerBase
-    from transformers.generation.configuration_utils import GenerationConfig, GenerationMode
+    from transformers.generation.configuration_utils import GenerationConfig
 
     from hubextrap.recipe import Recipe
 
@@ -231,8 +231,9 @@ class ExtrapolatedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore
         assert mixed is not None
         loss = None
         if labels is not None:
+            counted = {key: kwargs[key] for key in ("num_items_in_batch",) if key in kwargs}
             loss = self._last.loss_function(
-                logits=mixed, labels=labels, vocab_size=mixed.shape[-1], **_for_loss(kwargs)
+                logits=mixed, labels=labels, vocab_size=mixed.shape[-1], **counted
             )
         if cache is None and all(part is not None for part in caches):
             cache = CombinedCache(caches)
@@ -259,21 +260,16 @@ class ExtrapolatedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore
         return self._last._update_model_kwargs_for_generation(*args, **kwargs)
 
     def _prepare_cache_for_generation(  # type: ignore[override]
-        self,
-        generation_config: GenerationConfig,
-        model_kwargs: dict[str, Any],
-        generation_mode: GenerationMode,
-        batch_size: int,
-        max_cache_length: int,
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *settings: Any
     ) -> None:
         """Each model makes its own cache, of the kind that the configuration asks for."""
-        settings = (generation_mode, batch_size, max_cache_length)
         if model_kwargs.get(CACHE) is not None:
             self._parts_of(model_kwargs[CACHE])
             self._last._prepare_cache_for_generation(generation_config, model_kwargs, *settings)
             return
         parts: list[Any] = []
-        for model in self._each:
+        model: Any
+        for model in self.models:
             own: dict[str, Any] = {}
             model._prepare_cache_for_generation(generation_config, own, *settings)
             parts.append(own.get(CACHE))
@@ -291,10 +287,6 @@ class ExtrapolatedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore
         return list(cache.parts)
 
     @property
-    def _each(self) -> list[Any]:
-        return list(self.models)
-
-    @property
     def _last(self) -> Any:
         return self.models[-1]
 
@@ -304,10 +296,6 @@ def _for_children(kwargs: dict[str, Any]) -> dict[str, Any]:
         if kwargs.get(key) not in (None, False):
             raise ValueError(f"{key}: a mixture of logits has none; ask one of its models")
     return {key: value for key, value in kwargs.items() if key not in ("num_items_in_batch", "inputs_embeds")}
-
-
-def _for_loss(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {key: kwargs[key] for key in ("num_items_in_batch",) if key in kwargs}
 
 
 def _check_models(models: Sequence[PreTrainedModel], coefficients: Sequence[float]) -> str:

@@ -99,7 +99,7 @@ calibrated.leave_one_out = leave_one_out  # type: ignore[attr-defined]
 
 
 def _beyond_the_past(steps: Sequence[int], target_step: float) -> str:
-    """What to say of a horizon that nothing observed speaks for."""
+    """What to say of a horizon that no rehearsal is near."""
     if len(steps) < 3:
         return f"calibrating needs three checkpoints, and {len(steps)} are there; add earlier ones"
     way, longest = steps[-1] - steps[0], longest_horizon(steps)
@@ -112,10 +112,7 @@ def _beyond_the_past(steps: Sequence[int], target_step: float) -> str:
 
 
 def _normal_equations(
-    steps: Sequence[int],
-    rehearsals: Rehearsals,
-    directions: NDArray[np.float64],
-    gram: NDArray[np.float64],
+    steps: Sequence[int], rehearsals: Rehearsals, directions: NDArray[np.float64], gram: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(…, R, M, M) and (…, R, M): each rehearsal's share, divided by the sizes of its motions squared.
 

@@ -1,27 +1,32 @@
-"""From a method's name and parameters to checked coefficients: the one way in for everybody above."""
+"""From a method's name and parameters to checked coefficients: the one way in for everybody above.
+
+Whoever wrote a method, what it returns is held to what a method promises.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from hubextrap.errors import MethodError, StepError
-from hubextrap.methods.calls import call_fitted, call_plain, unless_it_cannot
+from hubextrap.errors import BrokenMethod, HubExtrapError, MethodError, StepError
 from hubextrap.methods.lines import on_grid, persistence, sum_to_one
-from hubextrap.methods.registry import find_method, parameter_problems
-from hubextrap.methods.rehearsal import Rehearsals, denoised_gram, rehearse, squared_distances
+from hubextrap.methods.registry import Method, checked_method, find_method
+from hubextrap.methods.rehearsal import Rehearsals, best_damping, denoised_gram, rehearse
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-
 MAX_STEP = 2**53
 """A step beyond it is none: float64 does not hold every whole number there."""
+SUM_TOLERANCE = 1e-12
+"""For each checkpoint, in units of the largest value: coefficients of ±1e6 cancel within 1e-10."""
+
+Result = TypeVar("Result")
 
 
 def coefficients(
@@ -52,11 +57,8 @@ def coefficients(
         StepError: steps out of order or twice, or the target before the last one.
         MethodError: unknown method or parameter, a wrong value, or a method that broke its promises.
     """
-    found = find_method(method)
     values = dict(parameters or {})
-    problems = parameter_problems(method, values)
-    if problems:
-        raise MethodError("; ".join(f"{name}: {problem}" for name, problem in problems))
+    found = checked_method(method, values)
     if damping != "auto" and (
         isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0.0 <= damping <= 1.0
     ):
@@ -101,34 +103,6 @@ def needs_gram_matrix(
     found = find_method(method)
     some_auto = found.takes_gram_matrix and "auto" in (parameters or {}).values()
     return found.needs_gram_matrix or some_auto or damping == "auto"
-
-
-def best_damping(
-    rehearsals: Rehearsals, displacements: NDArray[np.float64], gram: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The λ from 0 to 1 that serves the rehearsals best, in closed form: Σ⟨d, y⟩/Σ⟨d, d⟩ in relative units.
-
-    Args:
-        displacements: (…, R, K) coefficients d of the undamped displacements from each origin; NaN where the
-            method could not serve.
-        gram: (…, K, K), or (K, K) for all, `denoised_gram`.
-
-    Returns:
-        (…): one λ per Gram matrix; 0 where nothing moved.
-    """
-    known = np.asarray(~np.isnan(displacements).any(axis=-1))
-    moved = np.where(known[..., None], displacements, 0.0)
-    motions = np.zeros((len(rehearsals), gram.shape[-1]))
-    rows = np.arange(len(rehearsals))
-    motions[rows, rehearsals.targets] = 1.0
-    motions[rows, rehearsals.origins] -= 1.0
-    products = moved @ gram
-    squares, towards = (products * moved).sum(axis=-1), (products * motions).sum(axis=-1)
-    size = squared_distances(gram)[..., rehearsals.origins, rehearsals.targets] + squares
-    weights = np.divide(rehearsals.weights * known, size, out=np.zeros_like(squares), where=size > 0)
-    below = (weights * squares).sum(axis=-1)
-    above = (weights * towards).sum(axis=-1)
-    return np.asarray(np.clip(np.divide(above, below, out=np.zeros_like(below), where=below > 0), 0.0, 1.0))
 
 
 def _auto_damping(
@@ -179,3 +153,104 @@ def check_steps(steps: Sequence[int], target_step: float) -> None:
             "a later target, or leave out the checkpoints behind it (trajectory.steps.max, where the recipe "
             "names a run)"
         )
+
+
+def unless_it_cannot(call: Callable[[], Result]) -> Result | None:
+    """What ``call`` returns; None where a method says that it cannot serve: MethodError, not BrokenMethod."""
+    try:
+        return call()
+    except BrokenMethod:
+        raise
+    except MethodError:
+        return None
+
+
+def call_plain(
+    method: Method,
+    steps: Sequence[int],
+    target_step: float,
+    gram_matrix: NDArray[np.float64] | None,
+    values: Mapping[str, object],
+) -> NDArray[np.float64]:
+    """(K,): the coefficients that a method returns.
+
+    Raises:
+        MethodError: it cannot serve.
+        BrokenMethod: it failed, or returned no coefficients.
+    """
+    if method.takes_gram_matrix:
+        values = {**values, "gram_matrix": None if gram_matrix is None else _read_only(gram_matrix)}
+    found = _called(method, method.function, (steps, target_step), values)
+    return _checked(found, method, "coefficients", (len(steps),), 1.0)
+
+
+def call_fitted(
+    method: Method,
+    steps: Sequence[int],
+    target_step: float,
+    gram: NDArray[np.float64],
+    values: Mapping[str, object],
+) -> NDArray[np.float64]:
+    """(…, K): the displacements of a fitted method for (…, K, K), `denoised_gram`; raises as `call_plain`."""
+    found = _called(method, method.function, (steps, target_step, _read_only(gram)), values)
+    return _checked(found, method, "displacements", gram.shape[:-1], 0.0)
+
+
+def call_leave_one_out(
+    method: Method,
+    steps: Sequence[int],
+    rehearsals: Rehearsals,
+    gram: NDArray[np.float64],
+    values: Mapping[str, object],
+) -> NDArray[np.float64]:
+    """(…, R, K): those in each rehearsal by its own ``leave_one_out``; rows of NaN where it cannot serve."""
+    assert method.leave_one_out is not None
+    found = _called(method, method.leave_one_out, (steps, rehearsals, _read_only(gram)), values)
+    shape = (*gram.shape[:-2], len(rehearsals), len(steps))
+    return _checked(found, method, "displacements", shape, 0.0, gaps=True)
+
+
+def _read_only(gram: NDArray[np.float64]) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = gram.view()
+    result.flags.writeable = False
+    return result
+
+
+def _called(
+    method: Method, function: Callable[..., Any], arguments: tuple[Any, ...], values: Mapping[str, object]
+) -> NDArray[np.float64]:
+    try:
+        return np.asarray(function(*arguments, **values), dtype=np.float64)
+    except (HubExtrapError, MemoryError):
+        raise
+    except Exception as error:  # somebody else's code may raise anything
+        steps = arguments[0]
+        raise BrokenMethod(
+            f"{method.name} failed on {len(steps)} checkpoints up to step {steps[-1]} "
+            f"({type(error).__name__}: {error}); where it cannot serve, a method has to raise MethodError"
+        ) from error
+
+
+def _checked(
+    values: NDArray[np.float64],
+    method: Method,
+    what: str,
+    shape: tuple[int, ...],
+    total: float,
+    gaps: bool = False,
+) -> NDArray[np.float64]:
+    """``values``: finite, of that shape, with that sum; with ``gaps``, whole rows may be NaN."""
+    returned = f"{method.name} returned {what}"
+    if values.shape != shape:
+        raise BrokenMethod(f"{returned} of shape {values.shape} for {shape[-1]} checkpoints, not {shape}")
+    rows = values.reshape(-1, shape[-1])
+    if gaps:
+        rows = rows[~np.isnan(rows).all(axis=-1)]
+    finite = np.isfinite(rows).all(axis=-1)
+    if not finite.all():
+        raise BrokenMethod(f"{returned} that are not finite: {rows[~finite][0].tolist()}")
+    sums, largest = rows.sum(axis=-1), np.abs(rows).max(axis=-1, initial=1.0)
+    wrong = np.abs(sums - total) > SUM_TOLERANCE * largest * shape[-1]
+    if wrong.any():
+        raise BrokenMethod(f"{returned} that sum to {float(sums[wrong][0])!r}, not {total:g}")
+    return values

@@ -102,7 +102,11 @@ def least_squares(
         raise MethodError(
             f"least_squares needs two checkpoints, and only step {steps[0]} is there; add an earlier one"
         )
-    count = _window_length(steps, window)
+    if window == "half":
+        middle = (steps[0] + steps[-1]) / 2
+        count = max(2, sum(step >= middle for step in steps))
+    else:
+        count = len(steps) if window is None else window
     if not 2 <= count <= len(steps):
         raise MethodError(
             f"window {count} does not fit: a line needs at least 2 checkpoints and {len(steps)} are there; "
@@ -117,15 +121,6 @@ def least_squares(
     if not through_last:
         result[-count:] += 1.0 / count
     return sum_to_one(result)
-
-
-def _window_length(steps: Sequence[int], window: int | Literal["half"] | None) -> int:
-    if window is None:
-        return len(steps)
-    if window == "half":
-        middle = (steps[0] + steps[-1]) / 2
-        return max(2, sum(step >= middle for step in steps))
-    return window
 
 
 def _best_base(steps: Sequence[int], target_step: float, gram_matrix: NDArray[np.float64]) -> int:
@@ -158,7 +153,7 @@ def _best_base(steps: Sequence[int], target_step: float, gram_matrix: NDArray[np
     return steps[int(np.argmin(on_grid(means)))]  # of equals the first, not the one that rounding favours
 
 
-def on_grid(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def on_grid(values: NDArray[np.float64] | float) -> NDArray[np.float64]:
     """The nearest multiples of ``GRID``."""
     return np.asarray(np.rint(values / GRID) * GRID)
 

@@ -52,6 +52,11 @@ class Parameter:
     def required(self) -> bool:
         return self.default is inspect.Parameter.empty
 
+    def problem_with(self, value: object) -> str:
+        """Why it cannot be ``value``; "" where it can."""
+        accepted = _accepts(self.annotation, value)
+        return "" if accepted else f"must be {type_in_words(self.annotation)}, not {value!r}"
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -63,7 +68,6 @@ class Method:
     takes_gram_matrix: bool
     needs_gram_matrix: bool
     """Whatever its parameters are; where it only takes one, the parameter ``auto`` needs it."""
-    summary: str
     fitted: bool = False
     leave_one_out: Callable[..., Any] | None = None
     package: tuple[str, ...] = ()
@@ -78,12 +82,10 @@ def register_method(name: str, target: str | Callable[..., Any]) -> None:
     Raises:
         MethodError: the name is taken by another target.
     """
-    taken = _targets.get(name)
-    if taken is not None and taken != target:
-        raise MethodError(
-            f"merge method {name} is already registered as {_describe(taken)}; choose another name"
-        )
-    _targets[name] = target
+    taken = _targets.setdefault(name, target)
+    if taken != target:
+        where = taken if isinstance(taken, str) else f"{taken.__module__}:{taken.__qualname__}"
+        raise MethodError(f"merge method {name} is already registered as {where}; choose another name")
     find_method.cache_clear()
 
 
@@ -118,14 +120,25 @@ def parameter_problems(method: str, parameters: Mapping[str, object]) -> list[tu
     for name, value in parameters.items():
         if name not in known:
             problems.append((name, _unknown_parameter(name, method, list(known))))
-        elif not _accepts(known[name].annotation, value):
-            problems.append((name, f"must be {type_in_words(known[name].annotation)}, not {value!r}"))
+        elif problem := known[name].problem_with(value):
+            problems.append((name, problem))
     for parameter in known.values():
         if parameter.required and parameter.name not in parameters:
             problems.append(
                 (parameter.name, f"missing; {method} needs it ({type_in_words(parameter.annotation)})")
             )
     return problems
+
+
+def checked_method(method: str, parameters: Mapping[str, object]) -> Method:
+    """The method, once nothing is wrong with ``parameters`` of it.
+
+    Raises:
+        MethodError: there is no such method, or something is; names each parameter.
+    """
+    if problems := parameter_problems(method, parameters):
+        raise MethodError("; ".join(f"{name}: {problem}" for name, problem in problems))
+    return find_method(method)
 
 
 def nearest(name: str, names: list[str]) -> str:
@@ -151,9 +164,7 @@ def _unknown_parameter(name: str, method: str, known: list[str]) -> str:
     if hint:
         return f"unknown key{hint}"
     owners = [
-        other
-        for other in sorted(_targets)
-        if name in {parameter.name for parameter in find_method(other).parameters}
+        other for other in sorted(_targets) if any(own.name == name for own in find_method(other).parameters)
     ]
     if owners:
         return f"unknown key; it belongs to {', '.join(owners)}, and the method is {method}"
@@ -176,10 +187,9 @@ def _accepts(annotation: Any, value: object) -> bool:
 def _from_entry_points(name: str) -> tuple[str, tuple[str, ...]]:
     found = {point.value: point.dist for point in entry_points(group=ENTRY_POINT_GROUP, name=name)}
     if not found:
-        names = method_names()
-        raise MethodError(
-            f"there is no merge method {name}{nearest(name, list(names))}" + f" (known: {', '.join(names)})"
-        )
+        names = list(method_names())
+        hint, known = nearest(name, names), ", ".join(names)
+        raise MethodError(f"there is no merge method {name}{hint} (known: {known})")
     if len(found) > 1:
         raise MethodError(
             f"merge method {name} is offered by several packages ({', '.join(sorted(found))}); keep one"
@@ -228,7 +238,6 @@ def _described(name: str, function: Callable[..., Any]) -> Method:
         takes_gram_matrix=gram_matrix is not None,
         needs_gram_matrix=fitted
         or (gram_matrix is not None and gram_matrix.default is inspect.Parameter.empty),
-        summary=(inspect.getdoc(function) or "").partition("\n")[0],
         fitted=fitted,
         leave_one_out=leave_one_out,
     )
@@ -255,7 +264,3 @@ def _type_hints(name: str, function: Callable[..., Any], keywords: list[str]) ->
         raise MethodError(
             f"merge method {name}: the types of its parameters have to be importable at run time: {error}"
         ) from error
-
-
-def _describe(target: str | Callable[..., Any]) -> str:
-    return target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"

@@ -1,7 +1,7 @@
 """What a run's own past says about predicting it: every earlier checkpoint that could have been the last one.
 
 A rehearsal is a pair (origin j, target k) of observed checkpoints, j < k: had j been the last, k is what was
-to be predicted. It speaks for a prediction when its relative horizon (s_k − s_j)/(s_j − s_0) is near that of
+to be predicted. It counts for a prediction when its relative horizon (s_k − s_j)/(s_j − s_0) is near that of
 the prediction. Everything here reads steps and Gram matrices only, and nothing behind the last checkpoint.
 """
 
@@ -48,12 +48,17 @@ class Rehearsals:
             return float("nan")
         return float(np.average(values[known], weights=self.weights[known]))
 
+    def motions(self, count: int) -> NDArray[np.float64]:
+        """(R, count): one_hot(target) − one_hot(origin), what happened in each."""
+        units = np.eye(count)
+        return np.asarray(units[self.targets] - units[self.origins])
+
 
 def rehearse(steps: Sequence[int], target_step: float) -> Rehearsals:
     """The rehearsals for predicting ``target_step`` from the K ``steps``; may be none.
 
-    Weights fall off with the distance of the horizons, and grow with the step of the origin: the late past
-    is the better witness.
+    Weights fall off with the distance of the horizons, and grow with the step of the origin: what came late
+    says more of what follows.
     """
     times = np.asarray(steps, dtype=np.float64) - steps[0]
     empty = np.zeros(0, dtype=np.intp)
@@ -87,7 +92,7 @@ def longest_horizon(steps: Sequence[int]) -> float:
 
 
 def denoised_gram(gram_matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(…, K, K): what to fit to. The Gram matrix itself; its `leading_subspace` where rounding drowns it.
+    """(…, K, K): what to fit to. The Gram matrix itself; its `leading_subspace` where rounding prevails.
 
     Between the two `ROUNDED` shares the one passes into the other, so that no method jumps.
     """
@@ -114,8 +119,8 @@ def rounding_share(gram_matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 
     Noise of variance v in every checkpoint makes the smallest eigenvalue of the centred Gram matrix v, and
     adds 2v to every squared distance: 1 for noise alone. Training moves on from where it is, and gave .00 to
-    .10 on five runs in float32 (a random walk would give .5); runs in bfloat16 whose updates drown in
-    rounding gave .40 to .55.
+    .10 on five runs in float32 (a random walk would give .5); runs in bfloat16 whose updates are
+    smaller than the rounding gave .40 to .55.
     """
     count = gram_matrix.shape[-1]
     if count < 4:
@@ -130,3 +135,28 @@ def squared_distances(gram_matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """(…, K, K): ‖W_i − W_j‖² of every pair of checkpoints, not below 0."""
     norms = np.diagonal(gram_matrix, axis1=-2, axis2=-1)
     return np.asarray(np.maximum(norms[..., :, None] + norms[..., None, :] - 2.0 * gram_matrix, 0.0))
+
+
+def best_damping(
+    rehearsals: Rehearsals, displacements: NDArray[np.float64], gram: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The λ from 0 to 1 that serves the rehearsals best, in closed form: Σ⟨d, y⟩/Σ⟨d, d⟩ in relative units.
+
+    Args:
+        displacements: (…, R, K) coefficients d of the undamped displacements from each origin; NaN where the
+            method could not serve.
+        gram: (…, K, K), or (K, K) for all, `denoised_gram`.
+
+    Returns:
+        (…): one λ per Gram matrix; 0 where nothing moved.
+    """
+    known = np.asarray(~np.isnan(displacements).any(axis=-1))
+    moved = np.where(known[..., None], displacements, 0.0)
+    motions = rehearsals.motions(gram.shape[-1])
+    products = moved @ gram
+    squares, towards = (products * moved).sum(axis=-1), (products * motions).sum(axis=-1)
+    size = squared_distances(gram)[..., rehearsals.origins, rehearsals.targets] + squares
+    weights = np.divide(rehearsals.weights * known, size, out=np.zeros_like(squares), where=size > 0)
+    below = (weights * squares).sum(axis=-1)
+    above = (weights * towards).sum(axis=-1)
+    return np.asarray(np.clip(np.divide(above, below, out=np.zeros_like(below), where=below > 0), 0.0, 1.0))

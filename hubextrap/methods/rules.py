@@ -51,12 +51,7 @@ class Rule:
         try:
             rows = [
                 coefficients(
-                    self.method,
-                    steps,
-                    target,
-                    self.parameters,
-                    damping=self.damping,
-                    gram_matrix=gram_matrix,
+                    self.method, steps, target, self.parameters, damping=self.damping, gram_matrix=gram_matrix
                 )
                 for target in target_steps
             ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hubextrap.statistics.backtesting import (
-    DEFAULT_RULE,
     Backtest,
     BacktestCandidate,
     BacktestRow,
@@ -11,14 +10,8 @@ from hubextrap.statistics.backtesting import (
     backtest_table,
     candidates,
 )
-from hubextrap.statistics.calibration import (
-    Expectation,
-    expect_of_last,
-    fit_memory,
-    is_rounded,
-    tensors_at_once,
-)
-from hubextrap.statistics.linearity import Linearity, RandomWalk, r_squared, random_walk
+from hubextrap.statistics.calibration import Expectation, expect_of_last, is_rounded, tensors_at_once
+from hubextrap.statistics.linearity import Linearity, RandomWalk, random_walk
 from hubextrap.statistics.table import GramTable
 from hubextrap.statistics.verdict import (
     HORIZONS,
@@ -31,7 +24,6 @@ from hubextrap.statistics.verdict import (
 )
 
 __all__ = [
-    "DEFAULT_RULE",
     "HORIZONS",
     "Backtest",
     "BacktestCandidate",
@@ -46,13 +38,11 @@ __all__ = [
     "backtest_table",
     "candidates",
     "expect_of_last",
-    "fit_memory",
     "horizon_classes",
     "horizon_means",
     "is_rounded",
     "judge",
     "pair_counts",
-    "r_squared",
     "random_walk",
     "tensors_at_once",
 ]

@@ -16,10 +16,10 @@ from hubextrap.methods import (
     find_method,
     leading_subspace,
     method_names,
-    most_rehearsals,
     rehearse,
     rounding_share,
 )
+from hubextrap.methods.rehearsal import most_rehearsals
 from hubextrap.statistics.calibration import (
     FIT_COPIES,
     FIT_MEMORY,
@@ -28,7 +28,7 @@ from hubextrap.statistics.calibration import (
     pasts,
     rehearsed_squares,
     relative,
-    summed_squares,
+    squares,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class BacktestRow:
 
     @property
     def error(self) -> float:
-        """The one to judge by: where rounding to 16 bits drowns the updates, the signal's."""
+        """The one to judge by: where rounding to 16 bits is much of the motion, the signal's."""
         return self.relative_error if self.signal_error is None else self.signal_error
 
     @property
@@ -115,15 +115,9 @@ class Backtest:
 
     def as_rows(self) -> list[dict[str, Any]]:
         """The rows as JSON values; the signal's errors are in them where rounding matters."""
-        signals = ("signal_error", "expected_signal_error")
-        return [
-            {
-                key: value
-                for key, value in (asdict(row) | {"skill": row.skill}).items()
-                if self.rounded or key not in signals
-            }
-            for row in self.rows
-        ]
+        left_out = () if self.rounded else ("signal_error", "expected_signal_error")
+        rows = [asdict(row) | {"skill": row.skill} for row in self.rows]
+        return [{key: value for key, value in row.items() if key not in left_out} for row in rows]
 
     def shared_rows(self) -> dict[str, list[BacktestRow]]:
         """By method, the rows of the (last, target) pairs that every method could predict."""
@@ -210,15 +204,14 @@ class _Sums:
 def _rows_of(
     candidate: BacktestCandidate, table: GramTable, pairs: Mapping[tuple[int, int], Rehearsals], rounded: bool
 ) -> Iterator[BacktestRow]:
-    """The rows of one candidate, in the order of the pairs; some tensors at a time, as memory has a bound."""
+    """The rows of one candidate, in the order of the pairs."""
     steps = table.steps
     sums = {
         pair: _Sums(rehearsals, np.zeros((4, len(rehearsals))), np.zeros(2), np.zeros(2))
         for pair, rehearsals in pairs.items()
     }
-    at_once = max(1, FIT_MEMORY // _bytes_of_tensor(steps))
-    for start in range(0, len(table.tensors), at_once):
-        _add(sums, pasts(candidate.rules, table.part(slice(start, start + at_once))), rounded)
+    for some in table.parts(max(1, FIT_MEMORY // _bytes_of_tensor(steps))):
+        _add(sums, pasts(candidate.rules, some), rounded)
     for (last, target), found in sums.items():
         error = _relative(found.total)
         if error is None:
@@ -246,28 +239,20 @@ def _add(sums: dict[tuple[int, int], _Sums], parts: Sequence[Past], rounded: boo
     for (last, target), found in tuple(sums.items()):
         if last != fitted_to:
             fitted, fitted_to = [denoised_gram(gram[:, : last + 1, : last + 1]) for gram in grams], last
-        motion = np.zeros(len(steps))
-        motion[target], motion[last] = 1.0, -1.0
+        motion = np.zeros((1, len(steps)))
+        motion[0, [last, target]] = -1.0, 1.0
         moves = [part.displacement(last, steps[target], own) for part, own in zip(parts, fitted, strict=True)]
-        errors = [(moved - motion)[:, None] for moved in moves if moved is not None]
+        errors = [moved[:, None] - motion for moved in moves if moved is not None]
         if len(errors) < len(parts):
             del sums[last, target]
             continue
-        found.total += _squares_of(errors, motion, grams)
+        found.total += sum(squares(one, motion, gram)[:, 0] for one, gram in zip(errors, grams, strict=True))
         if rounded:
-            found.signal += _squares_of(errors, motion, hindsight)
+            both = zip(errors, hindsight, strict=True)
+            found.signal += sum(squares(one, motion, gram)[:, 0] for one, gram in both)
         found.rehearsed += rehearsed_squares(parts, last, found.rehearsals, rounded, fitted)
 
 
-def _squares_of(
-    errors: Sequence[NDArray[np.float64]], motion: NDArray[np.float64], grams: Sequence[NDArray[np.float64]]
-) -> NDArray[np.float64]:
-    """(2,): of the errors and of the motion, over all tensors."""
-    total = sum(summed_squares(vectors, gram)[0] for vectors, gram in zip(errors, grams, strict=True))
-    real = sum(summed_squares(motion[None, None], gram)[0] for gram in grams)
-    return np.array([total, real])
-
-
-def _relative(squares: NDArray[np.float64]) -> float | None:
+def _relative(sums: NDArray[np.float64]) -> float | None:
     """The relative error; None when nothing moved."""
-    return float(relative(squares[:1], squares[1:])[0]) if squares[1] > 0 else None
+    return float(relative(sums[:1], sums[1:])[0]) if sums[1] > 0 else None

@@ -14,31 +14,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hubextrap.errors import MethodError
-from hubextrap.methods import (
-    ROUNDED,
-    Rehearsals,
-    best_damping,
-    call_fitted,
-    call_leave_one_out,
-    denoised_gram,
-    find_method,
-    leading_subspace,
-    on_grid,
-    parameter_problems,
-    persistence,
-    rehearse,
-    rounding_share,
-    unless_it_cannot,
-)
-from hubextrap.statistics.table import GramTable
+from hubextrap.methods import denoised_gram, leading_subspace, on_grid, persistence, rehearse, rounding_share
+from hubextrap.methods.checking import call_fitted, call_leave_one_out, unless_it_cannot
+from hubextrap.methods.registry import checked_method
+from hubextrap.methods.rehearsal import ROUNDED, best_damping
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
-    from hubextrap.methods import Rule
+    from hubextrap.methods import Rehearsals, Rule
+    from hubextrap.statistics.table import GramTable
 
 
 FIT_MEMORY = 48 * 2**20
@@ -58,7 +45,7 @@ class Expectation:
 
     @property
     def relative_error(self) -> float | None:
-        """The one to judge by: where rounding to 16 bits drowns the updates, the signal's."""
+        """The one to judge by: where rounding to 16 bits is much of the motion, the signal's."""
         return self.total if self.signal is None else self.signal
 
 
@@ -74,11 +61,8 @@ class Past:
         Raises:
             MethodError: no such method, or wrong parameters.
         """
-        problems = parameter_problems(rule.method, rule.parameters)
-        if problems:
-            raise MethodError("; ".join(f"{name}: {problem}" for name, problem in problems))
         self.rule, self.steps, self.gram = rule, tuple(steps), gram
-        self._method = find_method(rule.method)
+        self._method = checked_method(rule.method, rule.parameters)
         self.undamped = replace(rule, damping=1.0)
         self._known: dict[tuple[int, float], NDArray[np.float64] | None] = {}
 
@@ -188,16 +172,13 @@ def is_rounded(table: GramTable, dtypes: Iterable[str]) -> bool:
 
 
 def expect_of_last(rules: Sequence[Rule], table: GramTable, target_step: float, rounded: bool) -> Expectation:
-    """What all checkpoints say of predicting ``target_step``, some tensors at a time: memory has a bound."""
-    count = len(table.steps)
+    """What all checkpoints say of predicting ``target_step``."""
     rehearsals = rehearse(table.steps, target_step)
-    at_once = tensors_at_once(table.steps, [target_step])
     sums = np.zeros((4, len(rehearsals)))
-    for start in range(0, len(table.tensors), at_once):
-        rows = slice(start, start + at_once)
-        parts = pasts(rules, table.part(rows))
+    for some in table.parts(tensors_at_once(table.steps, [target_step])):
+        parts = pasts(rules, some)
         fitted = [denoised_gram(part.gram) for part in parts]
-        sums += rehearsed_squares(parts, count - 1, rehearsals, rounded, fitted)
+        sums += rehearsed_squares(parts, len(table.steps) - 1, rehearsals, rounded, fitted)
     return expectation(sums, rehearsals, rounded)
 
 
@@ -223,56 +204,45 @@ def rehearsed_squares(
     rounded: bool,
     fitted: Sequence[NDArray[np.float64]],
 ) -> NDArray[np.float64]:
-    """(4, R): what `expectation` reads; that of some tensors and that of others add up.
+    """(4, R): squares of errors and of motions, of all and of the signal; the latter 0 unless ``rounded``.
+
+    What `expectation` reads; that of some tensors and that of others add up.
 
     Args:
         fitted: one per part, (N, last + 1, last + 1), `denoised_gram`.
     """
-    sums = np.zeros((4, len(rehearsals)))
-    for part, fit in zip(parts, fitted, strict=True):
-        sums += _squares(part, fit, rehearsals, last, rounded)
-    return sums
-
-
-def _squares(
-    part: Past, fitted: NDArray[np.float64], rehearsals: Rehearsals, last: int, rounded: bool
-) -> NDArray[np.float64]:
-    """(4, R): squares of errors and of motions, of all and of the signal; the latter 0 unless ``rounded``."""
     count = last + 1
     sums = np.zeros((4, len(rehearsals)))
     if not len(rehearsals):
         return sums
-    motions = np.zeros((len(rehearsals), count))
-    index = np.arange(len(rehearsals))
-    motions[index, rehearsals.targets] = 1.0
-    motions[index, rehearsals.origins] -= 1.0
-    errors = part.rehearsed(rehearsals, last, fitted)[..., :count] - motions
-    gram = part.gram[:, :count, :count]
-    sums[0] = summed_squares(errors, gram)
-    sums[1] = summed_squares(motions[None], gram)
-    if rounded:
-        signal_gram = leading_subspace(gram)
-        sums[2] = summed_squares(errors, signal_gram)
-        sums[3] = summed_squares(motions[None], signal_gram)
+    motions = rehearsals.motions(count)
+    for part, fit in zip(parts, fitted, strict=True):
+        errors = part.rehearsed(rehearsals, last, fit)[..., :count] - motions
+        gram = part.gram[:, :count, :count]
+        for row, one in enumerate([gram, leading_subspace(gram)] if rounded else [gram]):
+            sums[2 * row : 2 * row + 2] += squares(errors, motions, one)
     return sums
 
 
 def expectation(sums: NDArray[np.float64], rehearsals: Rehearsals, rounded: bool) -> Expectation:
     """What `rehearsed_squares` of all tensors come to."""
-    if not len(rehearsals):
-        return Expectation(None, None)
     total, real, signal_total, signal_real = sums
     expected = rehearsals.mean(relative(total, real))
     if np.isnan(expected):
         return Expectation(None, None)
     # it is written beside the weights, and has to be the same on every processor too
     of_signal = rehearsals.mean(relative(signal_total, signal_real)) if rounded else None
-    return Expectation(
-        float(on_grid(np.array(expected))), None if of_signal is None else float(on_grid(np.array(of_signal)))
-    )
+    return Expectation(float(on_grid(expected)), None if of_signal is None else float(on_grid(of_signal)))
 
 
-def summed_squares(vectors: NDArray[np.float64], gram: NDArray[np.float64]) -> NDArray[np.float64]:
+def squares(
+    errors: NDArray[np.float64], motions: NDArray[np.float64], gram: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(2, R): Σ over N tensors of the squares of errors (N or 1, R, K), and of those of motions (R, K)."""
+    return np.stack([_summed_squares(errors, gram), _summed_squares(motions[None], gram)])
+
+
+def _summed_squares(vectors: NDArray[np.float64], gram: NDArray[np.float64]) -> NDArray[np.float64]:
     """(R,): Σ over N tensors of vᵀ·G·v, for vectors (N or 1, R, K) and Gram matrices (N, K, K)."""
     if len(vectors) == 1:
         gram = gram.sum(axis=0, keepdims=True)

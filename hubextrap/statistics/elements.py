@@ -1,10 +1,10 @@
 """The pass over single elements: compiled loops from stored numbers to Gram sums and an R² histogram.
 
-Importing this takes half a second (numba); the first call compiles for some seconds, once a machine.
+Importing this takes half a second (numba); the first call compiles for some seconds, once per machine.
 
 A block is worked off in tiles that stay in the first-level cache. Differences between one checkpoint and the
 next are taken in float32, where they are exact unless the two values differ by orders of magnitude. Their
-products are summed in float32 over a tile only (a few dozen a vector lane), tiles in float64. From the Gram
+products are summed in float32 over a tile only (a few dozen per vector lane), tiles in float64. From the Gram
 matrix of these moves follows that of the deltas to the first checkpoint, and not the other way round: the
 moves are as small as the errors of predictions, so a backtest does not lose digits to cancellation. The order
 of all sums is fixed by the block, so a block's figures depend neither on who computes it nor on whether its

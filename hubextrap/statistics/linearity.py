@@ -106,6 +106,8 @@ def r_squared(steps: Sequence[int] | NDArray[Any], values: NDArray[Any]) -> NDAr
     centred = np.asarray(steps, dtype=np.float64)
     centred = centred - centred.mean()
     values = np.asarray(values, dtype=np.float64)
+    # a power of two changes no digit of what comes out, and no square of any scale is 0 or infinite
+    values = np.ldexp(values, -np.frexp(np.abs(values).max(axis=-1, keepdims=True))[1])
     deviations = values - values.mean(axis=-1, keepdims=True)
     variation = (deviations**2).sum(axis=-1)
     covariation = deviations @ centred

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 
@@ -37,9 +39,11 @@ class GramTable:
                 groups.append([step])
         return tuple(tuple(group) for group in groups if len(group) > 1)
 
-    def part(self, rows: slice) -> GramTable:
-        """The table of some tensors; nothing is copied."""
-        return GramTable(self.steps, self.tensors[rows], self.elements[rows], self.gram[rows])
+    def parts(self, at_once: int) -> Iterator[GramTable]:
+        """The table in pieces of so many tensors, as what is made of one takes memory; nothing is copied."""
+        for start in range(0, len(self.tensors), at_once):
+            rows = slice(start, start + at_once)
+            yield GramTable(self.steps, self.tensors[rows], self.elements[rows], self.gram[rows])
 
     def total(self) -> NDArray[np.float64]:
         """(K, K): the Gram matrix of all tensors taken as one vector."""

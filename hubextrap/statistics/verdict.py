@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,32 +59,29 @@ def pair_counts(backtest: Backtest) -> tuple[int, ...]:
 
 def horizon_means(backtest: Backtest) -> tuple[HorizonMeans, ...]:
     """Every method, the best first."""
-    result = []
-    for method, rows in backtest.shared_rows().items():
-        classes = _by_horizon(rows)
-        expected = [row.expected_error for row in rows if row.expected_error is not None]
-        result.append(
-            HorizonMeans(
-                method,
-                tuple(_mean([row.error for row in found]) for found in classes),
-                max((row.error for row in rows), default=None),
-                _mean(expected),
-                _mean([row.relative_error for row in rows]),
-            )
+    shared = backtest.shared_rows()
+    result = [
+        HorizonMeans(
+            method,
+            tuple(_mean([row.error for row in found]) for found in _by_horizon(rows)),
+            max((row.error for row in rows), default=None),
+            _mean([row.expected_error for row in rows if row.expected_error is not None]),
+            _mean([row.relative_error for row in rows]),
         )
-    near = {entry.method: _mean_near(backtest, entry.method) for entry in result}
-    return tuple(sorted(result, key=lambda entry: (near[entry.method], entry.method)))
+        for method, rows in shared.items()
+    ]
+    return tuple(sorted(result, key=lambda entry: (_mean_near(shared[entry.method]), entry.method)))
 
 
 def judge(backtest: Backtest) -> BacktestVerdict:
     """Which method to use for the next prediction of this run."""
     ranked = horizon_means(backtest)
-    if not ranked or _mean_near(backtest, ranked[0].method) >= 1.0:
+    of_best = backtest.shared_rows()[ranked[0].method] if ranked else []
+    if _mean_near(of_best) >= 1.0:
         return BacktestVerdict(None, backtest.base_step, None, None, 0, 0)
-    best = ranked[0].method
-    classes = _by_horizon(backtest.shared_rows()[best])
     reach, within = None, []
-    for end, rows in zip(HORIZONS, classes, strict=False):  # a horizon of 1 is as far as trust goes
+    # a horizon of 1 is as far as trust goes
+    for end, rows in zip(HORIZONS, _by_horizon(of_best), strict=False):
         mean = _mean([row.error for row in rows])
         if mean is None:
             continue
@@ -92,7 +90,7 @@ def judge(backtest: Backtest) -> BacktestVerdict:
         within += rows
         reach = end
     return BacktestVerdict(
-        best,
+        ranked[0].method,
         backtest.base_step,
         reach,
         None if reach is None else step_at(backtest.steps, reach),
@@ -112,17 +110,14 @@ def horizon_classes(steps: Sequence[int]) -> tuple[str, ...]:
 
 
 def _by_horizon(rows: list[BacktestRow]) -> list[list[BacktestRow]]:
-    ends = (*HORIZONS, np.inf)
-    return [
-        [row for row in rows if low < row.horizon <= high]
-        for low, high in zip((-1.0, *HORIZONS), ends, strict=True)
-    ]
+    ends = (-1.0, *HORIZONS, np.inf)
+    return [[row for row in rows if low < row.horizon <= high] for low, high in pairwise(ends)]
 
 
 def _mean(values: list[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _mean_near(backtest: Backtest, method: str) -> float:
-    errors = [row.error for row in backtest.shared_rows()[method] if row.horizon <= HORIZONS[-1]]
-    return float(np.mean(errors)) if errors else np.inf
+def _mean_near(rows: list[BacktestRow]) -> float:
+    mean = _mean([row.error for row in rows if row.horizon <= HORIZONS[-1]])
+    return np.inf if mean is None else mean

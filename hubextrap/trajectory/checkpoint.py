@@ -74,12 +74,6 @@ class Series:
         """What tells it from every other series of the reference."""
         return f"{self.layout}: {self.pattern}"
 
-    def is_called(self, choice: str) -> bool:
-        return choice in (self.pattern, self.label)
-
-    def starts_with(self, choice: str) -> bool:
-        return self.pattern.startswith(choice) or self.label.startswith(choice)
-
 
 def say_same_weights(groups: Iterable[Sequence[int]], count: int) -> tuple[str, ...]:
     """A line for each group of steps with the same weights, of ``count`` checkpoints."""

@@ -18,14 +18,9 @@ REQUESTS_IN_FLIGHT = 8
 
 def map_concurrently(call: Callable[[In], Out], items: Sequence[In], stage: Stage) -> list[Out]:
     """``call`` of every item, in the items' order; the first error ends the work and is raised."""
+    results = []
     with ThreadPoolExecutor(max_workers=REQUESTS_IN_FLIGHT) as pool:
-        futures = [pool.submit(call, item) for item in items]
-        try:
-            results = []
-            for future in futures:
-                results.append(future.result())
-                stage.advance(1)
-            return results
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for result in pool.map(call, items):  # an error cancels what has not begun
+            results.append(result)
+            stage.advance(1)
+    return results

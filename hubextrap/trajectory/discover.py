@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import (
@@ -20,12 +21,17 @@ from hubextrap.trajectory.hub_files import list_files
 from hubextrap.trajectory.layouts import series_by_layout
 from hubextrap.trajectory.local_layout import files_in
 from hubextrap.trajectory.names import pattern_reader, read_step, read_title
-from hubextrap.trajectory.options import TrajectoryOptions
 from hubextrap.trajectory.pins import Pins
 from hubextrap.trajectory.reference import Reference, parse_reference
 from hubextrap.trajectory.sameness import digest_of, same_weights
 from hubextrap.trajectory.search import Search
-from hubextrap.trajectory.selection import check_distinct, is_within, place_of, scaled_by, select_steps
+from hubextrap.trajectory.selection import (
+    TrajectoryOptions,
+    check_distinct,
+    place_of,
+    scaled_by,
+    select_steps,
+)
 from hubextrap.trajectory.series import A_PREDICTION, in_step_order, table_of
 from hubextrap.trajectory.weights import Weights, weights_of
 
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from hubextrap.progress import Progress
+    from hubextrap.recipe import Recipe
 
 _NAMES_SHOWN = 8
 _INNER_FOLDERS = ("huggingface", "actor")
@@ -74,20 +81,42 @@ def find_trajectory(
     """
     progress, pins = progress or SilentProgress(), pins or Pins()
     asked = replace(options or TrajectoryOptions(), **named)
-    low, high, steps = asked.min_step, asked.max_step, asked.steps
     chosen = _choose(reference, asked.pattern, asked.series, pins)
     scaled = scaled_by(chosen, asked.step_scale)
     check_distinct(scaled.checkpoints, reference)
-    selected = select_steps(scaled, reference, low, high, steps)
-    if chosen.files_known:
+    selected = select_steps(scaled, reference, asked)
+    if not chosen.files_known:
+        selected = with_weights(selected, reference, asked.steps, progress)
+    elif asked.steps is None:
         for over in scaled.passed_over:
-            if steps is None and is_within(over.checkpoint.step, low, high):
+            if asked.takes(over.checkpoint.step):
                 progress.say(f"left out step {over.checkpoint.step}, {over}")
-    else:
-        selected = with_weights(selected, reference, steps, progress)
     if asked.base is not None:
         selected = (_base_for(selected, asked.base, reference, pins), *selected)
     return _trajectory(selected, chosen.pattern, progress, scaled)
+
+
+def find_recipe_trajectory(
+    recipe: Recipe, progress: Progress | None = None, *, pins: Pins | None = None
+) -> Trajectory:
+    """The checkpoints that a recipe observes, pinned, in step order: once per command, which hands them on.
+
+    Args:
+        pins: what the command has pinned so far.
+
+    Raises:
+        TrajectoryError: they cannot be found, pinned or put in order.
+    """
+    section = recipe.trajectory
+    if section.checkpoints is not None:
+        listed = [(entry.model, entry.step) for entry in section.checkpoints]
+        return pin_checkpoints(listed, pins=pins, progress=progress)
+    assert section.repo is not None
+    said = section.steps
+    asked = TrajectoryOptions(
+        said.pattern, said.series, said.min, said.max, said.only, section.base, said.scale
+    )
+    return find_trajectory(section.repo, asked, pins=pins, progress=progress)
 
 
 def pin_checkpoints(
@@ -141,31 +170,28 @@ def resolve_checkpoint(reference: str, *, step: int | None = None, pins: Pins | 
         UnsupportedCheckpoint: there are no weights of any kind.
     """
     where = parse_reference(reference)
-    digest = None
+    step = _step_of(where) if step is None else step
     if where.folder is not None:
-        weights, files = weights_of(listed := files_in(where.folder)), [name for name, _ in listed]
-        checkpoint = Checkpoint(_step_of(where, step), None, "", None, str(where.folder))
+        checkpoint = Checkpoint(step, None, "", None, str(where.folder))
     else:
         commit = (pins or Pins()).commit_of(where.repo, where.revision, reference)
-        revision = where.revision or "main"
-        weights, files, digest = _weights_on_hub(where.repo, commit, where.path, reference)
-        if weights is None and where.path and not files:
-            raise ReferenceNotFound(
-                f"{reference}: no folder {where.path!r} in {where.repo}@{revision}", repo=where.repo
-            )
-        checkpoint = Checkpoint(_step_of(where, step), where.repo, revision, commit, where.path)
+        checkpoint = Checkpoint(step, where.repo, where.revision or "main", commit, where.path)
+    checkpoint, weights, files = _looked_into(checkpoint, reference)
+    if where.path and not files:
+        raise ReferenceNotFound(
+            f"{reference}: no folder {where.path!r} in {where.repo}@{checkpoint.revision}", repo=where.repo
+        )
     if weights is None:
         raise UnsupportedCheckpoint(
-            f"{reference}: no weight files in it ({_shown(files)}); name the folder with them"
+            f"{reference}: no weight files in it ({_shown(files)}); name the folder with them",
+            repo=checkpoint.repo,
         )
-    return replace(weights.of(checkpoint), digest=digest)
+    return checkpoint
 
 
 def _search(reference: str, pattern: str | None, pins: Pins) -> Search:
-    read = pattern_reader(pattern) if pattern is not None else read_step
-    return Search(
-        parse_reference(reference), read, read if pattern is not None else read_title, pins, pattern
-    )
+    own = None if pattern is None else pattern_reader(pattern)
+    return Search(parse_reference(reference), own or read_step, own or read_title, pins, pattern)
 
 
 def _choose(reference: str, pattern: str | None, choice: str | None, pins: Pins) -> Series:
@@ -174,18 +200,15 @@ def _choose(reference: str, pattern: str | None, choice: str | None, pins: Pins)
     for layout in series_by_layout(search):
         fitting = layout
         if choice is not None:
-            fitting = [one for one in layout if one.is_called(choice)]
-            fitting = fitting or [one for one in layout if one.starts_with(choice)]
+            names = [(one, (one.pattern, one.label)) for one in layout]
+            fitting = [one for one, called in names if choice in called]
+            fitting = fitting or [one for one, called in names if any(n.startswith(choice) for n in called)]
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
-            raise AmbiguousTrajectory(
-                own_lines(
-                    f"{reference}: {len(fitting)} series of checkpoints are here; choose one by its name, "
-                    "with `trajectory.steps.series` in a recipe, or --series:",
-                    *table_of(fitting),
-                )
-            )
+            what = f"{reference}: {len(fitting)} series of checkpoints are here; choose one by its name"
+            how = "with `trajectory.steps.series` in a recipe, or --series:"
+            raise AmbiguousTrajectory(own_lines(f"{what}, {how}", *table_of(fitting)))
     if search.found:
         there = table_of(search.found)
         raise TrajectoryError(own_lines(f"{reference}: no series {choice!r}; there are:", *there))
@@ -206,24 +229,19 @@ def with_weights(
         StepError: one of ``steps``, which the user named, holds none.
         TrajectoryError: none of them holds any.
     """
-
-    def look(checkpoint: Checkpoint) -> tuple[Weights | None, list[str], str | None]:
-        assert checkpoint.repo is not None
-        assert checkpoint.commit is not None
-        return _weights_on_hub(checkpoint.repo, checkpoint.commit, checkpoint.path, checkpoint.name)
-
     with progress.stage("list checkpoints", len(checkpoints), "checkpoints") as stage:
-        looks = map_concurrently(look, checkpoints, stage)
+        looks = map_concurrently(lambda one: _looked_into(one, one.name), checkpoints, stage)
     kept, passed_over = [], []
-    for checkpoint, (weights, files, digest) in zip(checkpoints, looks, strict=True):
+    for checkpoint, weights, files in looks:
         if weights is not None and not weights.predicted:
-            kept.append(replace(weights.of(checkpoint), digest=digest))
+            kept.append(checkpoint)
             continue
         why = A_PREDICTION if weights is not None else f"no weights among {_shown(files)}"
         passed_over.append(over := PassedOver(checkpoint, why))
+        said = f"step {checkpoint.step}"
         if steps is not None:
-            raise StepError(f"{reference}: step {checkpoint.step} cannot be taken, {over}")
-        progress.say(f"left out step {checkpoint.step}, {over}")
+            raise StepError(f"{reference}: {said} cannot be taken, {over}", step=checkpoint.step)
+        progress.say(f"left out {said}, {over}")
     if not kept:
         raise TrajectoryError(
             f"{reference}: none of its {len(checkpoints)} places is a checkpoint; {passed_over[0]}. If the "
@@ -232,27 +250,30 @@ def with_weights(
     return tuple(kept)
 
 
-def _weights_on_hub(
-    repo: str, commit: str, folder: str, what: str
-) -> tuple[Weights | None, list[str], str | None]:
-    """The weights in a folder, the names of all its files, and what stands for the weights' bytes."""
-    files = list_files(repo, commit, folder, what) or []
-    named = [(file.path.rpartition("/")[2], file.size) for file in files]
-    return weights_of(named), [name for name, _ in named], digest_of(files)
+def _looked_into(checkpoint: Checkpoint, what: str) -> tuple[Checkpoint, Weights | None, list[str]]:
+    """The checkpoint as its folder's listing has it, its weights, and the names of all files there."""
+    if checkpoint.repo is None or checkpoint.commit is None:
+        named = files_in(Path(checkpoint.path))
+    else:
+        files = list_files(checkpoint.repo, checkpoint.commit, checkpoint.path, what) or []
+        named = [(file.path.rpartition("/")[2], file.size) for file in files]
+        checkpoint = replace(checkpoint, digest=digest_of(files))
+    weights = weights_of(named)
+    return weights.of(checkpoint) if weights else checkpoint, weights, [name for name, _ in named]
 
 
 def _base_for(checkpoints: tuple[Checkpoint, ...], base: str, reference: str, pins: Pins) -> Checkpoint:
     if checkpoints[0].step == 0:
         raise StepError(
             f"{reference}: step 0 is already there, {place_of(checkpoints[0])}; drop the base {base}, or "
-            "leave that step out"
+            "leave that step out",
+            step=0,
         )
     return resolve_checkpoint(base, step=0, pins=pins)
 
 
-def _step_of(where: Reference, step: int | None) -> int:
-    if step is not None:
-        return step
+def _step_of(where: Reference) -> int:
+    """The step that a reference's names say."""
     if where.folder is not None:
         folder = where.folder
         while folder.name in _INNER_FOLDERS:

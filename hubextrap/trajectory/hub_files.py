@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from hubextrap.containment import leads_out, shown
 from hubextrap.errors import HubExtrapError, TrajectoryError
 from hubextrap.hub_access import hub_api, hub_errors
-from hubextrap.patience import retried
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,15 +25,6 @@ class HubFile:
     digest: str | None = None
     """sha256 of an LFS file, git blob id of a regular one."""
     is_folder: bool = False
-
-
-def commit_of(repo: str, revision: str | None, what: str) -> str:
-    """The commit SHA of a revision (main where None); ``what`` names it in errors."""
-    with hub_errors(what, TrajectoryError):
-        info = retried(lambda: hub_api().model_info(repo, revision=revision or "main", expand=["sha"]))
-    if info.sha is None:
-        raise TrajectoryError(f"{what}: the Hub names no commit for it", repo=repo)
-    return info.sha
 
 
 def list_files(

@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import TrajectoryError
-from hubextrap.trajectory.step_pattern import STEP as STEP
-from hubextrap.trajectory.step_pattern import StepPattern
+from hubextrap.trajectory.step_pattern import STEP, StepPattern
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MOST_DIGITS = 15
-"""A longer number is a date with a time, or a hash, or a prank; it counts nothing."""
+"""A longer number is a date with a time, or a hash; it counts nothing."""
 
 # Most telling first: in `checkpoint-5-step-100` the step is 100.
 _WORDS = (r"(?:global[-_ ]?)?steps?", r"iter(?:ation)?s?", r"updates?", r"(?:checkpoint|ckpt)s?")

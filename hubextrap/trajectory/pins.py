@@ -7,7 +7,6 @@ import threading
 from hubextrap.errors import TrajectoryError
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.patience import retried
-from hubextrap.trajectory.hub_files import commit_of
 
 Refs = dict[str, list[tuple[str, str]]]
 """Kind (branches, tags) to (name, commit) of each."""
@@ -16,7 +15,7 @@ Refs = dict[str, list[tuple[str, str]]]
 class Pins:
     """The commits of branches and tags as they were when the command first asked. Thread-safe.
 
-    Made once a command and handed to everything that looks something up on the Hub.
+    Made once per command and handed to everything that looks something up on the Hub.
     """
 
     def __init__(self) -> None:
@@ -33,8 +32,13 @@ class Pins:
         """
         revision = revision or "main"
         with self._turn(repo, revision):
-            known = self._commits.get((repo, revision))
-            return known or self.keep(repo, revision, commit_of(repo, revision, what))
+            if known := self._commits.get((repo, revision)):
+                return known
+            with hub_errors(what, TrajectoryError):
+                info = retried(lambda: hub_api().model_info(repo, revision=revision, expand=["sha"]))
+            if info.sha is None:
+                raise TrajectoryError(f"{what}: the Hub names no commit for it", repo=repo)
+            return self.keep(repo, revision, info.sha)
 
     def refs(self, repo: str, what: str) -> Refs:
         """All branches and tags of a repo.

@@ -50,22 +50,17 @@ def parse_reference(text: str) -> Reference:
 
 def _existing_folder(text: str, folder: Path) -> Path:
     if not folder.exists():
-        raise ReferenceNotFound(
-            f"{text}: no such local folder; on the Hub it would be org/name or hf://org/name"
-        )
+        what = f"{text}: no such local folder; on the Hub it would be org/name or hf://org/name"
+        raise ReferenceNotFound(what, file=text)
     if not folder.is_dir():
-        raise ReferenceNotFound(f"{text}: a file; name the folder that holds the checkpoint or the run")
+        what = f"{text}: a file; name the folder that holds the checkpoint or the run"
+        raise ReferenceNotFound(what, file=text)
     return folder.resolve()
 
 
 def _parse_uri(text: str) -> Reference:
-    try:
-        from huggingface_hub import parse_hf_uri
-    except ImportError as error:
-        raise ReferenceNotFound(
-            f"{text}: this huggingface_hub does not read hf:// URIs; upgrade it, or write "
-            "org/name@revision:folder"
-        ) from error
+    from huggingface_hub import parse_hf_uri
+
     with hub_errors(text):
         uri = parse_hf_uri(text)
     if uri.type != "model":

@@ -33,8 +33,11 @@ def same_weights(checkpoints: Sequence[Checkpoint]) -> tuple[tuple[int, ...], ..
     groups: dict[Hashable, list[int]] = {}
     of_size = Counter(checkpoint.size for checkpoint in checkpoints)
     for checkpoint in checkpoints:
-        if of_size[checkpoint.size] > 1 and (key := _key(checkpoint)) is not None:
-            groups.setdefault(key, []).append(checkpoint.step)
+        if of_size[checkpoint.size] > 1:
+            local = checkpoint.repo is None
+            key = _key_on_disk(Path(checkpoint.path)) if local else checkpoint.digest
+            if key is not None:
+                groups.setdefault(key, []).append(checkpoint.step)
     return tuple(tuple(steps) for steps in groups.values() if len(steps) > 1)
 
 
@@ -46,10 +49,6 @@ def digest_of(files: Iterable[HubFile]) -> str | None:
         return None
     digests = [named[name].digest for name in weights.files]
     return None if None in digests else sha256_hex("\n".join(map(str, digests)))
-
-
-def _key(checkpoint: Checkpoint) -> Hashable | None:
-    return checkpoint.digest if checkpoint.repo is not None else _key_on_disk(Path(checkpoint.path))
 
 
 def _key_on_disk(folder: Path) -> Hashable | None:

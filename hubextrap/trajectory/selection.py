@@ -4,18 +4,48 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import StepError
 from hubextrap.methods import MAX_STEP
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from hubextrap.trajectory.checkpoint import Checkpoint, Series
 
 _NEAREST_SHOWN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryOptions:
+    """Which series of checkpoints in a repo or folder, and which of its steps."""
+
+    pattern: str | None = None
+    """Reads the names instead of the built-in grammar, e.g. ``step_{step}``."""
+    series: str | None = None
+    """The one to take where several are found, by its pattern or the start of it."""
+    min_step: int | None = None
+    """The first step to take, and the last one: both are included."""
+    max_step: int | None = None
+    steps: Sequence[int] | None = None
+    """Exactly these; each has to be there."""
+    base: str | None = None
+    """Reference of the model at step 0, where the series does not hold it."""
+    step_scale: float = 1.0
+    """Steps per unit of the number in the name, e.g. 50 for epochs of 50 steps; rounded."""
+
+    def takes(self, step: int) -> bool:
+        """Whether a step lies between the bounds."""
+        low, high = self.min_step, self.max_step
+        return (low is None or step >= low) and (high is None or step <= high)
+
+    @property
+    def bounds(self) -> str:
+        """In words; "" where there are none."""
+        ends = (("from", self.min_step), ("up to", self.max_step))
+        return " ".join(f"{word} {step}" for word, step in ends if step is not None)
 
 
 def scaled_by(series: Series, scale: float) -> Series:
@@ -53,54 +83,35 @@ def check_distinct(checkpoints: tuple[Checkpoint, ...], reference: str) -> None:
         if one.step == other.step:
             raise StepError(
                 f"{reference}: step {one.step} is there twice, {place_of(one)} and {place_of(other)}; give a "
-                "narrower pattern, another step_scale, or list the checkpoints one by one"
+                "narrower pattern, another step_scale, or list the checkpoints one by one",
+                step=one.step,
             )
 
 
-def select_steps(
-    series: Series, reference: str, low: int | None, high: int | None, steps: Sequence[int] | None
-) -> tuple[Checkpoint, ...]:
-    """The checkpoints from step ``low`` to ``high``, both included, or exactly those at ``steps``.
+def select_steps(series: Series, reference: str, asked: TrajectoryOptions) -> tuple[Checkpoint, ...]:
+    """The checkpoints between the bounds, or exactly those at the steps asked for.
 
     Raises:
-        StepError: a step of ``steps`` is not there, or none is left.
+        StepError: a step that is asked for is not there, or none is left.
     """
-    chosen = tuple(checkpoint for checkpoint in series.checkpoints if is_within(checkpoint.step, low, high))
-    if not chosen:
+    by_step = {one.step: one for one in series.checkpoints if asked.takes(one.step)}
+    if not by_step:
         first, last = series.checkpoints[0].step, series.checkpoints[-1].step
         raise StepError(
-            f"{reference}: no step {_range(low, high)}; the series {series.pattern} has {first} to {last}"
+            f"{reference}: no step {asked.bounds}; the series {series.pattern} has {first} to {last}"
         )
-    if steps is None:
-        return chosen
-    by_step = {checkpoint.step: checkpoint for checkpoint in chosen}
-    passed_over = {over.checkpoint.step: over for over in series.passed_over}
-    for step in sorted(set(steps) - by_step.keys()):
-        if step in passed_over:
-            raise StepError(f"{reference}: step {step} cannot be taken, {passed_over[step]}")
-        bounds = "" if low is None and high is None else f" {_range(low, high)}"
-        raise StepError(
-            f"{reference}: step {step} is not there{bounds}; the nearest are {_nearest(step, by_step)}"
-        )
-    return tuple(by_step[step] for step in sorted(set(steps)))
-
-
-def is_within(step: int, low: int | None, high: int | None) -> bool:
-    """Whether a step lies between the bounds, both included."""
-    return (low is None or step >= low) and (high is None or step <= high)
+    wanted = sorted(set(by_step if asked.steps is None else asked.steps))
+    for step in [step for step in wanted if step not in by_step]:
+        for over in series.passed_over:
+            if over.checkpoint.step == step:
+                raise StepError(f"{reference}: step {step} cannot be taken, {over}", step=step)
+        where = f"there {asked.bounds}".rstrip()
+        nearest = sorted(sorted(by_step, key=lambda other: abs(other - step))[:_NEAREST_SHOWN])
+        shown = ", ".join(map(str, nearest))
+        raise StepError(f"{reference}: step {step} is not {where}; the nearest are {shown}", step=step)
+    return tuple(by_step[step] for step in wanted)
 
 
 def place_of(checkpoint: Checkpoint) -> str:
     """The checkpoint's name with the start of its commit."""
     return checkpoint.name + (f" ({checkpoint.commit[:8]})" if checkpoint.commit else "")
-
-
-def _range(low: int | None, high: int | None) -> str:
-    return " ".join(
-        [*([f"from {low}"] if low is not None else []), *([f"up to {high}"] if high is not None else [])]
-    )
-
-
-def _nearest(step: int, there: Collection[int]) -> str:
-    nearest = sorted(there, key=lambda other: abs(other - step))[:_NEAREST_SHOWN]
-    return ", ".join(map(str, sorted(nearest)))

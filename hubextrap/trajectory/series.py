@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.trajectory.checkpoint import PassedOver, Series
 from hubextrap.trajectory.names import StepName
-from hubextrap.trajectory.weights import WHOLE_MODEL, Weights, better_of, weights_by_folder
+from hubextrap.trajectory.weights import KINDS, WHOLE_MODEL, Weights, weights_by_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -53,6 +53,7 @@ def series_in_folders(
             kept[name.unit].append((folder, weights))
     kept = {unit: list(_main_folders(inside)) for unit, inside in kept.items()}
 
+    unit_pattern = {name.pattern: (read(name.unit) or name).pattern for name in names.values()}
     found: dict[str, list[tuple[StepName, Checkpoint]]] = {}
     whole_models: set[str] = set()
     left_out: list[tuple[str, PassedOver]] = []
@@ -60,8 +61,7 @@ def series_in_folders(
     for folder, weights in (pair for inside in kept.values() for pair in inside):
         name = names[folder]
         if weights.predicted:
-            over = PassedOver(at(folder, name.step), A_PREDICTION)
-            left_out.append((_pattern_of_unit(read, name), over))
+            left_out.append((unit_pattern[name.pattern], PassedOver(at(folder, name.step), A_PREDICTION)))
             continue
         found.setdefault(name.pattern, []).append((name, weights.of(at(folder, name.step))))
         if weights.kind == WHOLE_MODEL:
@@ -69,14 +69,10 @@ def series_in_folders(
 
     # Raw trainer shards beside converted weights (verl's actor/*.pt and actor/huggingface) are no series of
     # their own: their steps were not converted.
-    unit_pattern = {names[folder].pattern: _pattern_of_unit(read, names[folder]) for folder in names}
     converted = {unit_pattern[pattern] for pattern in whole_models}
-    dissolved = [p for p in found if p not in whole_models and unit_pattern[p] in converted]
-    for pattern in dissolved:
-        for _, checkpoint in found.pop(pattern):
-            left_out.append(
-                (unit_pattern[pattern], PassedOver(checkpoint, "no safetensors as at other steps"))
-            )
+    why = "no safetensors as at other steps"
+    for pattern in [p for p in found if p not in whole_models and unit_pattern[p] in converted]:
+        left_out += [(unit_pattern[pattern], PassedOver(one, why)) for _, one in found.pop(pattern)]
     for unit, inside in kept.items():
         if not inside and (name := read(unit)) is not None:
             left_out.append((name.pattern, PassedOver(at(unit, name.step), "no weights")))
@@ -97,9 +93,7 @@ def series_in_folders(
 
 def _main_folders(inside: list[tuple[str, Weights]]) -> Iterator[tuple[str, Weights]]:
     """Of one step's folders those with the best kind of weights, without what lies under another of them."""
-    if not inside:
-        return
-    best = better_of(weights.kind for _, weights in inside)
+    best = min((weights.kind for _, weights in inside), key=KINDS.index, default=None)
     chosen = [(folder, weights) for folder, weights in inside if weights.kind == best]
     taken = {folder for folder, _ in chosen}
     for folder, weights in chosen:
@@ -107,15 +101,9 @@ def _main_folders(inside: list[tuple[str, Weights]]) -> Iterator[tuple[str, Weig
             yield folder, weights
 
 
-def _pattern_of_unit(read: Reader, name: StepName) -> str:
-    unit = read(name.unit)
-    return name.pattern if unit is None else unit.pattern
-
-
-def table_of(series: Iterable[Series]) -> list[str]:
+def table_of(series: list[Series]) -> list[str]:
     """The series as lines: label, how many checkpoints, first and last step."""
-    series = list(series)
-    width = max((len(one.label) for one in series), default=0)
+    width = max(len(one.label) for one in series)
     return [f"  {one.label:<{width}}  {_extent(one.checkpoints)}" for one in series]
 
 

@@ -33,9 +33,8 @@ class StepPattern:
 
     def number_in(self, name: str) -> str | None:
         """What stands for ``{step}`` when all of ``name`` is of this pattern, None when it is not."""
-        if (
-            not len(self._program) - 2 <= len(name) <= NAME_LIMIT
-        ):  # each part but the number's takes one or more
+        # each part but the number's takes one character or more
+        if not len(self._program) - 2 <= len(name) <= NAME_LIMIT:
             return None
         tried: set[tuple[int, int]] = set()
         pending = [(0, 0, 0, 0)]  # place in the program, place in the name, where the number starts and ends

@@ -17,18 +17,9 @@ WHOLE_MODEL, ADAPTER, OTHER = "safetensors", "adapter", "other"
 PREDICTION_FILE = "hubextrap.json"
 """The provenance that hubextrap writes beside what it predicts."""
 
-_KINDS = (WHOLE_MODEL, ADAPTER, OTHER)
+KINDS = (WHOLE_MODEL, ADAPTER, OTHER)
 _OTHER_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".distcp", ".npz")
-_TRAINER_STATE = (
-    "optim",
-    "training_args",
-    "scheduler",
-    "scaler",
-    "rng_state",
-    "random_states",
-    "trainer_state",
-)
-
+_TRAINER_STATE = re.compile("optim|training_args|scheduler|scaler|rng_state|random_states|trainer_state")
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
@@ -64,7 +55,7 @@ class Weights:
 def kind_of(file: str) -> str | None:
     """The kind of weights a file holds by its base name, or None."""
     name = file.rsplit("/", 1)[-1].lower()
-    if any(word in name for word in _TRAINER_STATE):
+    if _TRAINER_STATE.search(name):
         return None
     if name.endswith(".safetensors"):
         return ADAPTER if name.startswith("adapter") else WHOLE_MODEL
@@ -79,7 +70,7 @@ def weights_of(files: Iterable[tuple[str, int]]) -> Weights | None:
     kinds = {name: kind for name in sizes if (kind := kind_of(name)) is not None}
     if not kinds:
         return None
-    best = better_of(kinds.values())
+    best = min(kinds.values(), key=KINDS.index)
     found = sorted(name for name, kind in kinds.items() if kind == best)
     loaded = _loaded(found)
     return Weights(
@@ -121,8 +112,3 @@ def weights_by_folder(files: Iterable[tuple[str, int]]) -> dict[str, Weights | N
             folder = folder.rpartition("/")[0]
             folders.setdefault(folder, [])
     return {folder: weights_of(inside) for folder, inside in folders.items()}
-
-
-def better_of(kinds: Iterable[str]) -> str:
-    """The best of these kinds."""
-    return min(kinds, key=_KINDS.index)

@@ -84,9 +84,7 @@ def test_pieces_come_one_by_one(mixed_c: Any) -> None:
 
 
 def test_a_chat_template_wraps_the_prompt(mixed_c: Any) -> None:
-    with pytest.raises(
-        UnsupportedCheckpoint, match=r"the tokenizer has no chat template; leave --apply-chat"
-    ):
+    with pytest.raises(UnsupportedCheckpoint, match="has no chat template"):
         complete(mixed_c, "1+1=", Sampling(), chat=True)
     own = ExtrapolatedForCausalLM(list(mixed_c.models), mixed_c.coefficients)
     with pytest.raises(HubExtrapError, match=r"handed in without a tokenizer"):
@@ -110,7 +108,5 @@ def test_what_is_refused(generate: Generate, recipe_file: Path) -> None:
     assert absent.exit_code == 2
     assert "absent.txt: cannot be read as text" in absent.stderr
     recipe_file.write_text(recipe_file.read_text().replace("space: logits", "space: weights"))
-    with pytest.raises(
-        RecipeError, match=r"the recipe mixes weights; .* put `space: logits` into it, or merge it"
-    ):
+    with pytest.raises(RecipeError, match=r"mixes weights; .* `space: logits`"):
         api.complete(load_recipe(recipe_file), ["1+1="])

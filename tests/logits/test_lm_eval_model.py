@@ -230,5 +230,5 @@ def test_a_target_that_the_recipe_does_not_have(plugin: Any, tmp_path: Path) -> 
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
     for arguments in ({}, {"target_step": 350}):
-        with pytest.raises(RecipeError, match=r"target_step has to be one of the recipe's: 300, 400"):
+        with pytest.raises(RecipeError, match=r"target_step has to be one of .* 300, 400"):
             plugin.HubextrapLM(recipe=str(tmp_path / "recipe.yaml"), **arguments)

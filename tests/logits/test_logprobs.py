@@ -108,7 +108,7 @@ def test_a_reward_model_is_no_language_model(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / f"step_{step}")
         AutoTokenizer.from_pretrained(DEMO / "step_0").save_pretrained(tmp_path / f"step_{step}")
     request = LogProbRequest(prompts_file(tmp_path, *PROBLEMS))
-    with pytest.raises(UnsupportedCheckpoint, match=r"no whole language model: 1 of its weights, as lm_head"):
+    with pytest.raises(UnsupportedCheckpoint, match=r"no whole language model: .* as lm_head"):
         measure_logprobs(find_trajectory(str(tmp_path)), request)
 
 
@@ -193,7 +193,7 @@ def test_the_command_adds_them_to_a_scan_that_is_there(tmp_path: Path) -> None:
 
 def test_a_chat_template_that_does_not_serve(trajectory: Trajectory, tmp_path: Path) -> None:
     request = LogProbRequest(prompts_file(tmp_path, *PROBLEMS), apply_chat_template=True)
-    with pytest.raises(UnsupportedCheckpoint, match="has no chat template; leave --apply-chat-template out"):
+    with pytest.raises(UnsupportedCheckpoint, match="has no chat template"):
         measure_logprobs(trajectory, request)
     tokenizer = AutoTokenizer.from_pretrained(DEMO / "step_0")
     tokenizer.chat_template = "{{ raise_exception('tools only') }}"

@@ -70,13 +70,11 @@ def test_hub_checkpoints_stay_what_they_were(
 
 def test_models_that_were_handed_in_cannot_be_saved(mixed_c: Any, tmp_path: Path) -> None:
     own = ExtrapolatedForCausalLM(list(mixed_c.models), mixed_c.coefficients)
-    with pytest.raises(
-        OutputError, match=r"these models were handed in, .* make the mixture with from_checkpoints"
-    ):
+    with pytest.raises(OutputError, match=r"models were handed in, .* from_checkpoints"):
         own.save_pretrained(tmp_path / "mixed")
     assert not (tmp_path / "mixed").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match=r"file/hubextrap_logits\.json: cannot be written \(File exists\)"):
+    with pytest.raises(OutputError, match="cannot be written: File exists"):
         mixed_c.save_pretrained(tmp_path / "file")
 
 
@@ -89,10 +87,11 @@ def test_a_manifest_that_says_something_wrong(
         bad = tmp_path / "bad"  # as deep as the good one: its paths are relative
         bad.mkdir(exist_ok=True)
         (bad / FILE).write_text(json.dumps(content))
-        with pytest.raises(CorruptFile, match=message):
+        with pytest.raises(CorruptFile, match=message) as caught:
             ExtrapolatedForCausalLM.from_pretrained(bad)
+        assert caught.value.file == str(bad / FILE)
 
-    with pytest.raises(CorruptFile, match=r"hubextrap_logits\.json: cannot be read \(No such file"):
+    with pytest.raises(CorruptFile, match=r"cannot be read \(No such file"):
         ExtrapolatedForCausalLM.from_pretrained(tmp_path)
     mixed_c.save_pretrained(tmp_path / "good")
     refused(r"checkpoints\.0\.commit: String should match", repo="me/run", commit="main")
@@ -101,7 +100,7 @@ def test_a_manifest_that_says_something_wrong(
     refused(r"checkpoints\.0\.weights: Extra inputs are not permitted", weights="x.bin")
     hub.create_repo(repo_id)
     hub.commit(repo_id, {FILE: tmp_path / "good" / FILE})
-    with pytest.raises(CorruptFile, match=r"refers to '.*step_0' on the disk of whoever wrote it; push the"):
+    with pytest.raises(CorruptFile, match=r"refers to '.*step_0' on the disk"):
         ExtrapolatedForCausalLM.from_pretrained(repo_id)
-    with pytest.raises(ReferenceNotFound, match=r"absent/hubextrap_logits\.json: no such file on the Hub"):
+    with pytest.raises(ReferenceNotFound, match=r"absent/hubextrap_logits\.json: no such file"):
         ExtrapolatedForCausalLM.from_pretrained(f"{repo_id}:absent")

@@ -127,7 +127,7 @@ def test_a_reward_model_is_no_language_model(trajectory_c: Path, tmp_path: Path)
     """transformers would load it and make up its head."""
     model: Any = AutoModelForSequenceClassification.from_pretrained(trajectory_c / "step_0")
     model.save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedCheckpoint, match="no whole language model: 1 of its weights, as lm_head"):
+    with pytest.raises(UnsupportedCheckpoint, match=r"no whole language model: .* as lm_head"):
         load_causal_lm(Checkpoint(1, None, "", None, str(tmp_path)))
 
 
@@ -189,15 +189,13 @@ def test_caches_that_get_their_layers_while_the_models_run() -> None:
 
 
 def test_what_a_mixture_does_not_have_is_said(mixed_c: Any) -> None:
-    with pytest.raises(
-        TypeError, match=r"a DynamicCache is not a cache of these 2 models; pass the one that"
-    ):
+    with pytest.raises(TypeError, match="a DynamicCache is not a cache of these 2"):
         mixed_c(TOKENS, cache=DynamicCache())
     with pytest.raises(TypeError, match=r"a DynamicCache is not a cache"):
         mixed_c.generate(TOKENS, **{CACHE: DynamicCache()}, max_new_tokens=2)
     with pytest.raises(ValueError, match=r"two names of one argument"):
         mixed_c(TOKENS, cache=DynamicCache(), past_key_values=DynamicCache())
-    with pytest.raises(ValueError, match=r"output_hidden_states: a mixture of logits has none"):
+    with pytest.raises(ValueError, match=r"output_hidden_states: .* has none"):
         mixed_c(TOKENS, output_hidden_states=True)
     with pytest.raises(ValueError, match="inputs_embeds"):
         mixed_c.generate(inputs_embeds=torch.zeros(1, 3, 128), max_new_tokens=2)
@@ -243,9 +241,7 @@ def test_a_model_without_a_cache_of_the_usual_kind() -> None:
     from transformers import RwkvConfig, RwkvForCausalLM
 
     rwkv = RwkvForCausalLM(RwkvConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2))
-    with pytest.raises(
-        UnsupportedCheckpoint, match=r"RwkvForCausalLM keeps its state in another way .*space: weights"
-    ):
+    with pytest.raises(UnsupportedCheckpoint, match=r"RwkvForCausalLM keeps its state .*space: weights"):
         ExtrapolatedForCausalLM([rwkv], [1.0])
 
 
@@ -256,9 +252,7 @@ def test_vocabularies_that_number_tokens_differently(trajectory_c: Path, tmp_pat
     swapped = text.replace('"7": ', '"@": ').replace('"8": ', '"7": ').replace('"@": ', '"8": ')
     assert swapped != text
     (other / "tokenizer.json").write_text(swapped)
-    with pytest.raises(
-        CheckpointMismatch, match=r"step_0 and .*step_200 number 2 tokens differently, e.g. '7'; "
-    ):
+    with pytest.raises(CheckpointMismatch, match=r"step_0 and .*step_200 number 2 tokens .*'7'"):
         ExtrapolatedForCausalLM.from_checkpoints([str(other), *steps(trajectory_c, 200)], [-0.5, 1.5])
     for file in other.glob("token*"):
         file.unlink()

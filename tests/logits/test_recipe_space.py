@@ -47,9 +47,9 @@ def test_the_mixture_has_the_coefficients_of_the_method(trajectory_c: Path) -> N
 def test_a_target_is_chosen_where_there_are_several(trajectory_c: Path) -> None:
     several = recipe(trajectory_c, {"target_step": [300, 400]})
     assert recipe_mixture(several, target_step=400).coefficients == (-1.0, 2.0)
-    with pytest.raises(RecipeError, match=r"the recipe has several target steps; choose one of 300, 400"):
+    with pytest.raises(RecipeError, match=r"several target steps; .* 300, 400"):
         recipe_mixture(several)
-    with pytest.raises(RecipeError, match=r"the recipe has no target step 350; choose one of 300, 400"):
+    with pytest.raises(RecipeError, match=r"no target step 350; .* 300, 400"):
         recipe_mixture(several, target_step=350)
 
 
@@ -86,9 +86,7 @@ def test_sections_that_go_with_weights(trajectory_c: Path, change: dict[str, Any
 
 def test_parameters_that_go_with_weights(trajectory_c: Path) -> None:
     rules = {"tensors": [{"match": "*norm*", "method": "persistence"}]}
-    with pytest.raises(
-        RecipeError, match=r"parameters\.tensors goes with space: weights; logits have one set"
-    ):
+    with pytest.raises(RecipeError, match=r"parameters\.tensors goes with space: weights"):
         recipe(trajectory_c, rules)
     with pytest.raises(RecipeError, match=r"parameters\.tensors: logits are mixed whole"):
         recipe_mixture(recipe(trajectory_c, rules, space="weights"))
@@ -160,16 +158,12 @@ def test_the_real_run_at_step_300(rlvr: Path) -> None:
 
 
 def test_what_run_and_merge_refuse(trajectory_c: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        RecipeError, match=r"space: logits mixes outputs .* `hubextrap run` evaluates the mixture"
-    ):
+    with pytest.raises(RecipeError, match=r"space: logits mixes outputs .* `hubextrap run`"):
         api.merge(recipe(trajectory_c), out=tmp_path / "out")
-    with pytest.raises(
-        RecipeError, match=r"space: logits writes no model, so a run is its evaluation; add an"
-    ):
+    with pytest.raises(RecipeError, match="space: logits writes no model"):
         api.run(recipe(trajectory_c))
     asked = recipe(trajectory_c, evaluate={"tasks": ["radd"], "include_path": str(TASKS)})
-    with pytest.raises(RecipeError, match=r"--out: with space: logits there are no weights to write"):
+    with pytest.raises(RecipeError, match=r"--out: .* no weights to write"):
         api.run(asked, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

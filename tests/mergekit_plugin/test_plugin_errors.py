@@ -135,7 +135,7 @@ def test_what_mergekit_would_pass_over(config: Config, problems: list[str]) -> N
 def test_the_command_refuses_it(
     sharded: Path, config_of: Callable[..., Config], through_mergekit: Callable[..., object], tmp_path: Path
 ) -> None:
-    with pytest.raises(HubExtrapError, match=r"mergekit\.yaml: parameters\.base_stp: unknown parameter; did"):
+    with pytest.raises(HubExtrapError, match=r"mergekit\.yaml: parameters\.base_stp: unknown"):
         through_mergekit(config_of(sharded, "two_point", base_stp=10))
     assert not (tmp_path / "by_mergekit").exists()
 
@@ -150,14 +150,14 @@ def merge_one(*tensors: torch.Tensor, name: str = "w", **parameters: object) -> 
 
 def test_nan_and_infinity_are_refused() -> None:
     bad = torch.tensor([1.0, torch.nan, torch.inf, 2.0])
-    with pytest.raises(HubExtrapError, match="w: 2 of 4 results are NaN or infinite; leave out the"):
+    with pytest.raises(HubExtrapError, match="w: 2 of 4 results are NaN"):
         merge_one(torch.ones(4), torch.ones(4), bad)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16])
 def test_a_sum_that_its_dtype_does_not_hold_is_refused(dtype: torch.dtype) -> None:
     largest = torch.tensor([1.0, torch.finfo(dtype).max]).to(dtype)
-    with pytest.raises(HubExtrapError, match="w: 1 of 2 results are NaN or infinite; leave out the"):
+    with pytest.raises(HubExtrapError, match="w: 1 of 2 results are NaN"):
         merge_one(torch.zeros(2).to(dtype), largest)
 
 
@@ -172,7 +172,5 @@ def test_whole_numbers_are_refused() -> None:
 
 
 def test_factors_of_an_adapter_are_refused() -> None:
-    with pytest.raises(
-        HubExtrapError, match=r"q_proj\.lora_A\.weight is part of an adapter.*merge_and_unload"
-    ):
+    with pytest.raises(HubExtrapError, match=r"lora_A.weight is part of an adapter"):
         merge_one(torch.ones(2), torch.ones(2), name="q_proj.lora_A.weight")

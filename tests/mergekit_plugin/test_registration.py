@@ -56,9 +56,9 @@ def test_a_new_method_appears_by_itself_and_registering_again_changes_nothing() 
     )
     settings = {"step": {"a": 0, "b": 10, "c": 20}, "target_step": 30.0}
     assert method([group], parameters=settings | {"gain": 2})[0].tolist() == [11.0]
-    with pytest.raises(MethodError, match="last_slope: gain is missing; give it under parameters"):
+    with pytest.raises(MethodError, match="last_slope: gain is missing"):
         method([group], parameters=settings)
-    with pytest.raises(MethodError, match="last_slope: gain must be a number, not 'much'"):
+    with pytest.raises(MethodError, match="gain must be a number, not 'much'"):
         method([group], parameters=settings | {"gain": "much"})
 
 
@@ -66,7 +66,7 @@ def test_a_new_method_appears_by_itself_and_registering_again_changes_nothing() 
 def test_a_name_that_mergekit_has_is_an_error() -> None:
     register_method("alpha_slope", last_slope)
     register_method("slerp", last_slope)
-    with pytest.raises(MethodError, match="mergekit has a merge method slerp already, from mergekit"):
+    with pytest.raises(MethodError, match="a merge method slerp already, from mergekit"):
         register_methods()
     with pytest.raises(RuntimeError, match="alpha_slope"):  # nothing was registered
         registry.get("alpha_slope")

@@ -48,9 +48,7 @@ def test_damping_is_linear_and_keeps_the_sum(damping: float, method: str) -> Non
 
 @pytest.mark.parametrize("damping", [-0.1, 1.1, math.nan, True])
 def test_damping_out_of_range(damping: float) -> None:
-    with pytest.raises(
-        MethodError, match=r"damping: must be a number from 0 \(persistence\) to 1 \(no damping\)"
-    ):
+    with pytest.raises(MethodError, match="damping: must be a number from 0"):
         coefficients("two_point", [0, 200], 400, damping=damping)
 
 
@@ -118,9 +116,7 @@ def test_a_method_that_fails_is_named(error: Exception) -> None:
         raise error
 
     register_method("failing", failing)
-    with pytest.raises(
-        BrokenMethod, match=f"failing failed on 2 checkpoints up to step 1 .*{error}"
-    ) as caught:
+    with pytest.raises(BrokenMethod, match=f"failing failed on 2 checkpoints .*{error}") as caught:
         coefficients("failing", [0, 1], 2)
     assert caught.value.__cause__ is error
 
@@ -194,7 +190,7 @@ def leading(
 def test_a_method_that_declares_a_gram_matrix_gets_it() -> None:
     register_method("leading", leading)
     assert coefficients("leading", [0, 1], 2, gram_matrix=np.diag([1.0, 3.0])).tolist() == [0.25, 0.75]
-    with pytest.raises(MethodError, match="leading needs the Gram matrix of every tensor"):
+    with pytest.raises(MethodError, match="leading needs the Gram matrix"):
         coefficients("leading", [0, 1], 2)
     with pytest.raises(MethodError, match="gram_matrix: unknown key"):
         coefficients("leading", [0, 1], 2, {"gram_matrix": 1})

@@ -18,12 +18,12 @@ from hubextrap.methods import (
     leading_subspace,
     least_squares,
     low_rank,
-    needs_gram_matrix,
     persistence,
     rehearse,
     rounding_share,
     two_point,
 )
+from hubextrap.methods.checking import needs_gram_matrix
 
 STEPS = [0, 40, 80, 100, 120, 160, 200]
 FITTED: list[tuple[str, dict[str, object], object]] = [
@@ -99,9 +99,9 @@ def test_low_rank_does_not_depend_on_what_the_deltas_refer_to() -> None:
 
 
 def test_low_rank_says_what_it_lacks() -> None:
-    with pytest.raises(MethodError, match="low_rank needs three checkpoints, the base and two for the line"):
+    with pytest.raises(MethodError, match="low_rank needs three checkpoints"):
         low_rank([0, 10], 20, gram_matrix=np.eye(2))
-    with pytest.raises(MethodError, match="rank 7: 6 checkpoints after the first have ranks from 1 to 6"):
+    with pytest.raises(MethodError, match=r"rank 7: .* ranks from 1 to 6"):
         low_rank(STEPS, 300, gram_matrix=np.eye(7), rank=7)
 
 
@@ -212,18 +212,14 @@ def test_calibrated_learns_how_far_to_go() -> None:
 def test_beyond_what_the_past_has_seen() -> None:
     with pytest.raises(
         MethodError,
-        match="step 9000 is 44 times the observed way ahead, and the past of this run has seen no horizon",
+        match=r"step 9000 is 44 times .* has seen no horizon",
     ):
         coefficients("calibrated", STEPS, 9000, gram_matrix=np.eye(7))
-    with pytest.raises(MethodError, match="calibrating needs three checkpoints, and 2 are there"):
+    with pytest.raises(MethodError, match="needs three checkpoints, and 2 are"):
         coefficients("calibrated", [0, 10], 20, gram_matrix=np.eye(2))
-    with pytest.raises(
-        MethodError, match="base_step: auto has nothing to choose by: 7 checkpoints up to step 200"
-    ):
+    with pytest.raises(MethodError, match="base_step: auto has nothing to choose by"):
         coefficients("two_point", STEPS, 9000, {"base_step": "auto"}, gram_matrix=np.eye(7))
-    with pytest.raises(
-        MethodError, match="damping: auto has nothing to choose by: 7 checkpoints up to step 200"
-    ):
+    with pytest.raises(MethodError, match="damping: auto has nothing to choose by"):
         coefficients("two_point", STEPS, 9000, damping="auto", gram_matrix=np.eye(7))
 
 
@@ -237,9 +233,7 @@ def test_what_needs_the_weights() -> None:
     assert needs_gram_matrix("two_point", {"base_step": "auto"})
     assert needs_gram_matrix("two_point", damping="auto")
     assert not needs_gram_matrix("two_point", {"base_step": 40}, 0.5)
-    with pytest.raises(
-        MethodError, match="calibrated needs the Gram matrix of every tensor, and none was computed"
-    ):
+    with pytest.raises(MethodError, match="calibrated needs the Gram matrix"):
         coefficients("calibrated", STEPS, 300)
 
 

@@ -166,13 +166,11 @@ def test_two_point_lists_the_steps_to_choose_from(base_step: int) -> None:
 
 @pytest.mark.parametrize("method", LINES)
 def test_one_checkpoint_is_no_line(method) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(
-        MethodError, match=r"needs two checkpoints, and only step 100 is there; add an earlier"
-    ):
+    with pytest.raises(MethodError, match="needs two checkpoints, and only step 100"):
         method([100], 200)
 
 
 @pytest.mark.parametrize("window", [-1, 0, 1, 4])
 def test_window_has_to_fit(window: int) -> None:
-    with pytest.raises(MethodError, match=rf"window {window} does not fit.*give a window from 2 to 3"):
+    with pytest.raises(MethodError, match=f"window {window} does not fit.* from 2 to 3"):
         least_squares([0, 100, 200], 400, window=window)

@@ -22,15 +22,8 @@ from hubextrap import api
 from hubextrap.cli.app import app
 from hubextrap.errors import BrokenMethod, MethodError
 from hubextrap.evaluation import Harness
-from hubextrap.methods import (
-    Rule,
-    calibrating,
-    call_fitted,
-    coefficients,
-    denoised_gram,
-    find_method,
-    rehearse,
-)
+from hubextrap.methods import Rule, calibrating, coefficients, denoised_gram, find_method, rehearse
+from hubextrap.methods.checking import call_fitted
 from hubextrap.recipe import Recipe, load_recipe, parse_recipe
 from hubextrap.scans import Scan
 from hubextrap.statistics import BacktestCandidate, GramTable, backtest_table
@@ -113,7 +106,9 @@ def unnamed(content: bytes, method: str) -> bytes:
 
 
 @pytest.mark.parametrize("damping", ["1.0", "0.5", "auto"])
-def test_a_copy_of_calibrated_is_calibrated_but_for_its_name(damping: str, tmp_path: Path) -> None:
+def test_a_copy_of_calibrated_is_calibrated_but_for_its_name(
+    damping: str, tmp_path: Path, scan_file: Path
+) -> None:
     found = {}
     for name in ("calibrated", "twin"):
         folder = tmp_path / name
@@ -121,7 +116,7 @@ def test_a_copy_of_calibrated_is_calibrated_but_for_its_name(damping: str, tmp_p
         recipe = written(folder, name, f"target_step: [240, 300], damping: {damping}")
         merged = command("merge", recipe, "--out", folder / "out")
         assert merged.exit_code == 0, merged.output
-        planned = command("plan", recipe, "--out", folder / "other", "--json")
+        planned = command("plan", recipe, "--out", folder / "other", "--json", "--scan", scan_file)
         files = {
             str(path.relative_to(folder)): unnamed(path.read_bytes(), name)
             for path in (folder / "out").rglob("*")

@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from hubextrap.methods import GRID, coefficients, on_grid
+from hubextrap.methods import coefficients, on_grid
+from hubextrap.methods.lines import GRID
 
 KERNELS = [
     {"OPENBLAS_CORETYPE": "Prescott", "NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX512_ICL AVX512_SPR"},

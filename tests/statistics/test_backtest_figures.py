@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from hubextrap.errors import MethodError
-from hubextrap.methods import Rule, coefficients, most_rehearsals, rehearse
+from hubextrap.methods import Rule, coefficients, rehearse
+from hubextrap.methods.rehearsal import most_rehearsals
 from hubextrap.reporting.answering import answer
 from hubextrap.statistics import (
     HORIZONS,

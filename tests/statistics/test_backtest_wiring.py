@@ -77,9 +77,7 @@ def test_a_folder_a_recipe_and_its_scan_agree(scan_file: Path) -> None:
 
 
 def test_too_few_checkpoints_and_misplaced_options(scan_file: Path) -> None:
-    with pytest.raises(
-        StepError, match=r"a backtest needs three checkpoints, .* and 2 are there; observe more"
-    ):
+    with pytest.raises(StepError, match="a backtest needs three checkpoints"):
         api.backtest(find_trajectory(str(DEMO), max_step=40))
     result = command("backtest", str(scan_file), "--max-step", "100")
     assert result.exit_code == 2
@@ -127,14 +125,12 @@ def test_without_a_fit_nothing_is_scanned(tmp_path: Path) -> None:
 def test_a_limit_on_the_expected_error(tmp_path: Path) -> None:
     with pytest.raises(
         MethodError,
-        match=r"step 300: the expected relative error is 0.\d+ \(1 is that of step 200 as it is\), above "
+        match=r"step 300: the expected relative error is 0.\d+ .* above"
         r"max_expected_error 0.1; choose a nearer target or another method \(`hubextrap backtest` compares",
     ):
         api.merge(recipe_of("two_point", "target_step: 300, max_expected_error: 0.1"), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(
-        MethodError, match=r"step 9000: the past of this run cannot say .* 0.9 cannot be kept"
-    ):
+    with pytest.raises(MethodError, match=r"step 9000: the past .* 0\.9 cannot be kept"):
         api.merge(recipe_of("two_point", "target_step: 9000, max_expected_error: 0.9"), out=tmp_path / "out")
     result = api.merge(
         recipe_of("two_point", "target_step: 300, max_expected_error: 0.9"), out=tmp_path / "out"
@@ -154,9 +150,7 @@ def test_poor_and_thin_expectations_are_said(tmp_path: Path) -> None:
 
 
 def test_a_horizon_that_the_past_has_not_seen_is_refused_before_any_read(tmp_path: Path) -> None:
-    with pytest.raises(
-        MethodError, match=r"step 9000 is 44 times the observed way ahead, .* cannot be calibrated"
-    ):
+    with pytest.raises(MethodError, match=r"step 9000 is 44 times .* cannot be calibrated"):
         api.merge(recipe_of("calibrated", "target_step: 9000"), out=tmp_path / "out")
 
 

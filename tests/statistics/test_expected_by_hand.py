@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hubextrap.methods import coefficients, rehearse, rounding_share
-from hubextrap.statistics import Candidate, GramTable, backtest_table
+from hubextrap.statistics import BacktestCandidate, GramTable, backtest_table
 
 STEPS = (10, 50, 90, 110, 130, 170, 210, 300)
 Run = list[NDArray[np.float64]]
@@ -114,15 +114,17 @@ def relative(run: Run, moved: Sequence[NDArray[np.float64]], origin: int, target
 @pytest.mark.parametrize(
     ("candidate", "predict"),
     [
-        (Candidate.of("calibrated"), calibrated),
-        (Candidate.of("two_point", "auto"), damped_line),
-        (Candidate.of("two_point"), undamped_line),
-        (Candidate.of("low_rank"), leading_line),
+        (BacktestCandidate.of("calibrated"), calibrated),
+        (BacktestCandidate.of("two_point", "auto"), damped_line),
+        (BacktestCandidate.of("two_point"), undamped_line),
+        (BacktestCandidate.of("low_rank"), leading_line),
     ],
     ids=["calibrated", "damped", "plain", "by its Gram matrix"],
 )
 @pytest.mark.parametrize("seed", [0, 1])
-def test_errors_and_expected_errors_by_hand(candidate: Candidate, predict: Predict, seed: int) -> None:
+def test_errors_and_expected_errors_by_hand(
+    candidate: BacktestCandidate, predict: Predict, seed: int
+) -> None:
     run = run_of(seed)
     grams = np.array([(values - values[0]) @ (values - values[0]).T for values in run])
     assert all(

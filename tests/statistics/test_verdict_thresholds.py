@@ -147,7 +147,7 @@ def merged(folder: Path, target: int, damping: float, limit: float) -> list[str]
         f"parameters: {{target_step: {target}, damping: {damping}, max_expected_error: {limit}}}\n"
     )
     lines = Lines()
-    api.merge(recipe, out=folder.parent / f"out-{target}-{damping}", progress=lines)
+    api.merge(recipe, out=folder.parent / f"out-{target}-{damping}-{limit}", progress=lines)
     return lines.said
 
 
@@ -208,6 +208,15 @@ def test_a_weight_is_counted_in_the_bin_of_its_r_squared(values: tuple[float, ..
     square = np.corrcoef(range(4), values)[0, 1] ** 2
     (place,) = np.flatnonzero(count_linearity(range(4), np.array([values])))
     assert place == min(int(square * 200 + 1e-9), 199)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e-300, 1e-162, 1e-155, 1e155, 1e300])
+def test_r_squared_has_no_scale(scale: float) -> None:
+    """Squares of such values are 0 or infinite."""
+    values = np.array([[0.0, 1.0, 0.25, 0.75], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(r_squared(range(4), values * scale), r_squared(range(4), values), rtol=1e-12)
+    assert r_squared(range(4), values * 2.0**-400).tobytes() == r_squared(range(4), values).tobytes()
 
 
 def test_the_compiled_pass_has_the_same_edges(tmp_path: Path) -> None:

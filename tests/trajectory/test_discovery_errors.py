@@ -38,9 +38,7 @@ def test_an_unknown_repo(ask: Callable[[str], object], hub: LocalHub, repo_id: s
 def test_an_unknown_revision(ask: Callable[[str], object], repo_id: str, on_branches: OnBranches) -> None:
     on_branches(["step_1"])
     for revision in ("step_2", "f" * 40):
-        with pytest.raises(
-            ReferenceNotFound, match=f"^{repo_id}@{revision}: no such revision; `hubextrap steps` lists"
-        ):
+        with pytest.raises(ReferenceNotFound, match=f"^{repo_id}@{revision}: no such revision"):
             ask(f"{repo_id}@{revision}")
 
 
@@ -60,7 +58,7 @@ def test_an_empty_repo(hub: LocalHub, repo_id: str) -> None:
     hub.create_repo(repo_id)
     with pytest.raises(
         TrajectoryError,
-        match=f"{repo_id}: no checkpoints found; no names say a step and hold weights among: .*main.*step_",
+        match=f"{repo_id}: no checkpoints found; .*main.*step_",
     ):
         find_trajectory(repo_id)
     with pytest.raises(UnsupportedCheckpoint, match=rf"{repo_id}: no weight files in it \(.gitattributes\)"):
@@ -76,9 +74,7 @@ def test_the_names_that_were_seen_are_told(
         find_trajectory(repo_id)
     for name in ("main", "v1", "checkpoint_pct010/", "final/", "step_3 (no weights)"):
         assert name in str(caught.value)
-    with pytest.raises(
-        TrajectoryError, match=r"no names are like 'iter_\{step\}' and hold weights among: main, v1,"
-    ):
+    with pytest.raises(TrajectoryError, match=r"are like 'iter_\{step\}' .* among: main, v1,"):
         find_trajectory(repo_id, pattern="iter_{step}")
 
 
@@ -130,9 +126,7 @@ def test_a_token_that_is_not_valid(
 
 def test_a_dataset(hub: LocalHub, repo_id: str) -> None:
     hub.create_repo(repo_id, repo_type="dataset")
-    with pytest.raises(
-        ReferenceNotFound, match=f"hf://datasets/{repo_id}: a dataset; checkpoints are read from model"
-    ):
+    with pytest.raises(ReferenceNotFound, match=f"hf://datasets/{repo_id}: a dataset"):
         find_trajectory(f"hf://datasets/{repo_id}")
 
 
@@ -150,9 +144,7 @@ def test_a_hub_that_fails(hub: LocalHub, repo_id: str, on_branches: OnBranches) 
     with pytest.raises(TrajectoryError, match=f"^{repo_id}: the Hub answered 500: "):
         find_trajectory(repo_id)
     hub.faults.add(Fault(path=r"/refs$", method="GET", drop=True, count=5))
-    with pytest.raises(
-        TrajectoryError, match=rf"^{repo_id}: cannot reach the Hub \(.*\); check the network and HF_ENDPOINT"
-    ):
+    with pytest.raises(TrajectoryError, match=f"^{repo_id}: cannot reach the Hub .*HF_ENDPOINT"):
         find_trajectory(repo_id)
     assert find_trajectory(repo_id).steps == (1,)
 
@@ -182,7 +174,5 @@ def test_a_tree_that_fails_while_many_are_listed(
 
 def test_a_corrupt_header(hub: LocalHub, repo_id: str, on_main: OnMain) -> None:
     on_main({"step_1/model.safetensors": b"\xff" * 64})
-    with pytest.raises(
-        CorruptFile, match=f"^{repo_id}@main:step_1: the header of model.safetensors is not safetensors"
-    ):
+    with pytest.raises(CorruptFile, match=f"^{repo_id}@main:step_1: the header of"):
         describe(find_trajectory(repo_id))

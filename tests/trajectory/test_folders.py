@@ -154,9 +154,7 @@ def test_verl_converted_beside_raw_shards(tmp_path: Path, model: Model) -> None:
     }
     assert len(told.said) == 1
     assert told.said[0].startswith("left out step 300, ")
-    with pytest.raises(
-        StepError, match=r"step 300 cannot be taken, .*global_step_300.*: no safetensors as at"
-    ):
+    with pytest.raises(StepError, match=r"global_step_300.*: no safetensors"):
         find_trajectory(str(tmp_path), steps=[100, 300])
 
 
@@ -215,7 +213,7 @@ def test_traps_are_not_steps(tmp_path: Path, model: Model) -> None:
         write(tmp_path, model(1, name))
     with pytest.raises(
         TrajectoryError,
-        match=r"no checkpoints found; no names say a step and hold weights among: 2BT/, checkpoint_pct010/, "
+        match=r"no checkpoints found; .* among: 2BT/, checkpoint_pct010/, "
         r"step01-sft/, tokens252B/. Give a pattern",
     ):
         find_trajectory(str(tmp_path))
@@ -238,9 +236,7 @@ def test_two_runs_are_never_mixed(tmp_path: Path, model: Model) -> None:
     assert find_trajectory(str(tmp_path), pattern="global_step_{step}").steps == (10, 20)
     with pytest.raises(AmbiguousTrajectory):
         find_trajectory(str(tmp_path), series="folders")
-    with pytest.raises(
-        TrajectoryError, match=r"no series 'old'; there are:\n  folders: global_step_\{step\}  "
-    ):
+    with pytest.raises(TrajectoryError, match=r"no series 'old'; there are:\n  folders: global_"):
         find_trajectory(str(tmp_path), series="old")
 
 
@@ -258,20 +254,21 @@ def test_bounds_and_steps(tmp_path: Path, model: Model) -> None:
     root = str(tmp_path)
     assert find_trajectory(root, min_step=10, max_step=40).steps == (10, 20, 30, 40)
     assert find_trajectory(root, steps=[55, 0]).steps == (0, 55)
-    with pytest.raises(StepError, match="step 24 is not there; the nearest are 10, 20, 30, 40"):
+    with pytest.raises(StepError, match=r"not there; .* 10, 20, 30, 40") as caught:
         find_trajectory(root, steps=[20, 24])
-    with pytest.raises(StepError, match="step 55 is not there up to 40; the nearest are 10, 20, 30, 40"):
+    assert caught.value.step == 24
+    with pytest.raises(StepError, match=r"not there up to 40; .* 10, 20, 30, 40") as caught:
         find_trajectory(root, steps=[55], max_step=40)
-    with pytest.raises(StepError, match=r"no step from 41 up to 54; the series step_\{step\} has 0 to 55$"):
+    assert caught.value.step == 55
+    with pytest.raises(StepError, match=r"no step from 41 up to 54; .* has 0 to 55$"):
         find_trajectory(root, min_step=41, max_step=54)
 
 
 def test_a_step_that_is_there_twice(tmp_path: Path, model: Model) -> None:
     write(tmp_path, model(1, "step_10") | model(2, "step_010"))
-    with pytest.raises(
-        StepError, match=r"step 10 is there twice, .*step_010 and .*step_10; give a narrower pattern"
-    ):
+    with pytest.raises(StepError, match=r"there twice, .*step_010 and .*step_10") as caught:
         find_trajectory(str(tmp_path))
+    assert caught.value.step == 10
 
 
 def test_step_scale(tmp_path: Path, model: Model) -> None:
@@ -280,7 +277,7 @@ def test_step_scale(tmp_path: Path, model: Model) -> None:
     with pytest.raises(StepError, match="step 0 is there twice"):
         find_trajectory(str(tmp_path), pattern="epoch_{step}", step_scale=0.1)
     for scale in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(StepError, match=f"step_scale {scale}: it has to be a number above 0"):
+        with pytest.raises(StepError, match=f"step_scale {scale}: .* a number above 0"):
             find_trajectory(str(tmp_path), pattern="epoch_{step}", step_scale=scale)
 
 
@@ -290,9 +287,7 @@ def test_a_base_from_elsewhere(tmp_path: Path, model: Model) -> None:
     assert found.steps == (0, 10)
     assert found.base.path == str(base)
     write(run, model(2, "step_0"))
-    with pytest.raises(
-        StepError, match=r"step 0 is already there, .*step_0; drop the base .*, or leave that step"
-    ):
+    with pytest.raises(StepError, match=r"step 0 is already there, .*step_0; drop the base"):
         find_trajectory(str(run), base=str(base))
     assert find_trajectory(str(run), base=str(base), min_step=1).base.path == str(base)
 
@@ -308,15 +303,11 @@ def test_linked_checkpoints_and_loops(tmp_path: Path, model: Model) -> None:
 
 
 def test_empty_and_missing_folders(tmp_path: Path) -> None:
-    with pytest.raises(
-        TrajectoryError, match="no checkpoints found; no names say a step and hold weights among: nothing"
-    ):
+    with pytest.raises(TrajectoryError, match=r"no checkpoints found; .* among: nothing"):
         find_trajectory(str(tmp_path))
     with pytest.raises(ReferenceNotFound, match="no such local folder"):
         find_trajectory(str(tmp_path / "missing"))
-    with pytest.raises(
-        UnsupportedCheckpoint, match=r"no weight files in it \(nothing\); name the folder with them"
-    ):
+    with pytest.raises(UnsupportedCheckpoint, match=r"no weight files in it \(nothing\)"):
         resolve_checkpoint(str(tmp_path))
 
 
@@ -332,9 +323,7 @@ def test_a_list_of_checkpoints(tmp_path: Path, model: Model) -> None:
     late, early, base = (str(tmp_path / name) for name in ("late", "early", "base"))
     found = pin_checkpoints([(late, 90), (early, 40)], base=base)
     assert [(c.step, c.path) for c in found.checkpoints] == [(0, base), (40, early), (90, late)]
-    with pytest.raises(
-        StepError, match=r"the list of checkpoints: step 40 is there twice, .*early and .*late"
-    ):
+    with pytest.raises(StepError, match=r"step 40 is there twice, .*early and .*late"):
         pin_checkpoints([(late, 40), (early, 40)])
     with pytest.raises(StepError, match=r"steps count from 0: .*late at step -5"):
         pin_checkpoints([(late, -5)])
@@ -367,7 +356,7 @@ def test_describe_knows_no_dtype_of_a_pickle(tmp_path: Path) -> None:
 )
 def test_describe_names_a_corrupt_file(tmp_path: Path, content: bytes) -> None:
     write(tmp_path, {"step_1/model.safetensors": content})
-    with pytest.raises(CorruptFile, match=r"step_1: the header of model.safetensors is not safetensors"):
+    with pytest.raises(CorruptFile, match=r"step_1: the header of model.safetensors"):
         describe(find_trajectory(str(tmp_path)))
 
 
@@ -404,5 +393,5 @@ def test_the_bundled_run(demo_data: Path) -> None:
 def test_the_full_runs(rlvr: Path) -> None:
     assert find_trajectory(str(rlvr / "rlvr-C")).steps == tuple(range(0, 501, 20))
     assert find_trajectory(str(rlvr / "rlvr-A")).steps == (0, *range(40, 481, 40), 500)
-    with pytest.raises(AmbiguousTrajectory, match=r"rlvr-C/step_\{step\} +26 checkpoints, steps 0 to 500"):
+    with pytest.raises(AmbiguousTrajectory, match=r"rlvr-C/step_\{step\} +26 checkpoints"):
         find_trajectory(str(rlvr))

@@ -126,7 +126,7 @@ def test_series_that_must_not_be_mixed(
     on_branches(names)
     with pytest.raises(
         AmbiguousTrajectory,
-        match=f"{repo_id}: 2 series .*`trajectory.steps.series` in a recipe, or --series",
+        match=f"{repo_id}: 2 series .*, or --series",
     ):
         find_trajectory(repo_id)
     assert find_trajectory(repo_id, series=choice).steps == steps
@@ -162,9 +162,7 @@ def test_verl_folders(repo_id: str, on_main: OnMain, model: Model) -> None:
         (100, "main", "global_step_100/actor/huggingface"),
         (200, "main", "global_step_200/actor/huggingface"),
     ]
-    with pytest.raises(
-        StepError, match=f"step 300 cannot be taken, {repo_id}@main:global_step_300: no weights"
-    ):
+    with pytest.raises(StepError, match=f"{repo_id}@main:global_step_300: no weights"):
         find_trajectory(repo_id, steps=[100, 300])
 
 
@@ -184,7 +182,7 @@ def test_a_folder_of_a_revision(hub: LocalHub, repo_id: str, on_main: OnMain, mo
         found = find_trajectory(f"{repo_id}@{revision}:b")
         assert places(found) == [(9, revision, "b/step_9")]
         assert found.last.commit == old
-    with pytest.raises(AmbiguousTrajectory, match=r"subfolders: a/step_\{step\} .*\n  subfolders: b/step_"):
+    with pytest.raises(AmbiguousTrajectory, match=r"subfolders: a/step_.*\n  subfolders: b/step_"):
         find_trajectory(repo_id)
     for reference in (f"{repo_id}:c", f"{repo_id}@main:c"):
         with pytest.raises(ReferenceNotFound, match=f"{reference}: no folder 'c' in {repo_id}@main"):
@@ -197,7 +195,7 @@ def test_a_folder_in_every_branch(hub: LocalHub, repo_id: str, model: Model) -> 
         hub.commit(repo_id, model(step, "actor/huggingface"), revision=f"step_{step}")
     with pytest.raises(
         TrajectoryError,
-        match=f"none of its 2 places is a checkpoint; {repo_id}@step_1: no weights among .*in a folder",
+        match=f"none of its 2 places .* {repo_id}@step_1: no weights",
     ):
         find_trajectory(repo_id)
     found = find_trajectory(f"{repo_id}:actor/huggingface")
@@ -223,7 +221,7 @@ def test_branches_without_weights_are_left_out(hub: LocalHub, repo_id: str, on_b
     assert find_trajectory(repo_id).steps == (1, 2, 4, 5)
     with pytest.raises(
         StepError,
-        match=f"step 3 cannot be taken, {repo_id}@step_3: no weights among .*config.json, tokenizer",
+        match=f"{repo_id}@step_3: no weights among .*config.json",
     ):
         find_trajectory(repo_id, steps=[1, 3])
 
@@ -234,9 +232,7 @@ def test_predictions_are_not_checkpoints(
     on_branches(["step_1", "step_2"])
     hub.commit(repo_id, model(3) | {"hubextrap.json": b"{}"}, revision="step_4")
     assert find_trajectory(repo_id).steps == (1, 2)
-    with pytest.raises(
-        StepError, match=f"step 4 cannot be taken, {repo_id}@step_4: a prediction of hubextrap"
-    ):
+    with pytest.raises(StepError, match=f"{repo_id}@step_4: a prediction of hubextrap"):
         find_trajectory(repo_id, steps=[1, 4])
     assert resolve_checkpoint(f"{repo_id}@step_4").step == 4
 
@@ -324,7 +320,7 @@ def test_a_base_in_another_repo(hub: LocalHub, repo_id: str, on_branches: OnBran
         assert found.steps == (0, 10)
         assert found.base.commit == commit
     hub.commit(repo_id, model(3), revision="step_0")
-    with pytest.raises(StepError, match=f"step 0 is already there, {repo_id}@step_0 .*drop the base {base}"):
+    with pytest.raises(StepError, match=f"already there, {repo_id}@step_0 .* base {base}"):
         find_trajectory(repo_id, base=base)
 
 

@@ -186,7 +186,7 @@ def test_a_pattern_reads_nothing_else(pattern: str, name: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["step_", "{step}-{step}", "step_{steps}"])
 def test_a_pattern_needs_one_step(pattern: str) -> None:
-    with pytest.raises(TrajectoryError, match=r"it needs \{step\} exactly once, e.g. 'step_\{step\}'"):
+    with pytest.raises(TrajectoryError, match=r"it needs \{step\} exactly once"):
         pattern_reader(pattern)
 
 

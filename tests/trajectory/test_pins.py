@@ -101,6 +101,6 @@ def test_the_real_checkpoint_is_one_of_those_that_were_there(
     assert real.name == name.replace("step_100", "step_200")
     assert real.size == len(b"200")
     assert real_checkpoint(trajectory, 100, run) is trajectory.last
-    with pytest.raises(StepError, match=r"step 300 is not there; the nearest are 0, 100, 200"):
+    with pytest.raises(StepError, match=r"step 300 is not there; .* 0, 100, 200"):
         real_checkpoint(trajectory, 300, run)
     assert all("/tree/" in request.path for request in hub.requests)
