@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from hubextrap.errors import BrokenMethod, HubExtrapError, MethodError
+from hubextrap.errors import BrokenMethod, MethodError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 SUM_TOLERANCE = 1e-12
 """For each checkpoint, in units of the largest value: coefficients of ±1e6 cancel within 1e-10."""
+
+_LARGEST = float(np.finfo(np.float32).max)
+"""Tensors are summed in float32."""
 
 Result = TypeVar("Result")
 
@@ -73,7 +76,11 @@ def call_leave_one_out(
     assert method.leave_one_out is not None
     found = _called(method, method.leave_one_out, (steps, rehearsals, _read_only(gram)), values)
     shape = (*gram.shape[:-2], len(rehearsals), len(steps))
-    return _checked(found, method, "displacements", shape, 0.0, gaps=True)
+    found = _checked(found, method, "displacements", shape, 0.0, gaps=True)
+    behind = np.arange(len(steps)) > rehearsals.origins[:, None]
+    if np.nan_to_num(found)[..., behind].any():
+        raise BrokenMethod(f"{method.name} returned displacements by checkpoints behind a rehearsal's origin")
+    return found
 
 
 def _read_only(gram: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -86,10 +93,13 @@ def _called(
     method: Method, function: Callable[..., Any], arguments: tuple[Any, ...], values: Mapping[str, object]
 ) -> NDArray[np.float64]:
     try:
-        return np.asarray(function(*arguments, **values), dtype=np.float64)
-    except (HubExtrapError, MemoryError):
+        found = np.asarray(function(*arguments, **values))
+        if found.dtype.kind not in "biufO":
+            raise TypeError(f"it returned {found.dtype}, not numbers")
+        return found.astype(np.float64)
+    except (MethodError, MemoryError):
         raise
-    except Exception as error:  # somebody else's code may raise anything
+    except (Exception, SystemExit) as error:  # somebody else's code may raise anything
         steps = arguments[0]
         raise BrokenMethod(
             f"{method.name} failed on {len(steps)} checkpoints up to step {steps[-1]} "
@@ -112,9 +122,9 @@ def _checked(
     rows = values.reshape(-1, shape[-1])
     if gaps:
         rows = rows[~np.isnan(rows).all(axis=-1)]
-    finite = np.isfinite(rows).all(axis=-1)
+    finite = (np.abs(rows) <= _LARGEST).all(axis=-1)
     if not finite.all():
-        raise BrokenMethod(f"{returned} that are not finite: {rows[~finite][0].tolist()}")
+        raise BrokenMethod(f"{returned} that are not finite in float32: {rows[~finite][0].tolist()}")
     sums, largest = rows.sum(axis=-1), np.abs(rows).max(axis=-1, initial=1.0)
     wrong = np.abs(sums - total) > SUM_TOLERANCE * largest * shape[-1]
     if wrong.any():
