@@ -19,7 +19,7 @@ from hubextrap.api.beforehand import check_weights, device_problems, refuse
 from hubextrap.api.fingerprint import merge_fingerprint
 from hubextrap.api.merging import run_prepared
 from hubextrap.api.output import check_output, output_sizes, write_files
-from hubextrap.api.prepare import MergeOptions, prepare
+from hubextrap.api.prepare import MergeOptions, merge_options, prepare
 from hubextrap.api.staging import remove_leftover, staged
 from hubextrap.api.unchanged import check_unchanged, pin_of
 from hubextrap.digests import sha256_of_json
@@ -104,7 +104,7 @@ def sweep(
         RecipeError: the recipe has no evaluate section, mixes logits, or the grid is not one.
         HubExtrapError: see `prepare` and `Harness`; the folder cannot be written.
     """
-    progress, settings = progress or SilentProgress(), settings or MergeOptions()
+    progress, settings = progress or SilentProgress(), merge_options(settings)
     section = _section(recipe)
     check_weights(recipe)
     with Run.of(recipe, settings.reading, scan=scan, progress=progress) as run:
