@@ -315,7 +315,7 @@ def files_fingerprint(checkpoint: Checkpoint, source: Source) -> str:
 
 def _mismatch(name: str, what: str, step: int | None = None, tensor: str | None = None) -> CheckpointMismatch:
     return CheckpointMismatch(
-        f"{name}: {what}; remove it and scan the same recipe: hubextrap scan RECIPE --out FILE",
+        f"{name}: {what}; give a scan of this recipe: hubextrap scan RECIPE --out FILE",
         file=name,
         step=step,
         tensor=tensor,
