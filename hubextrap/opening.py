@@ -256,8 +256,8 @@ class Run:
             if checkpoint.step not in pins:
                 what = f"holds no step {checkpoint.step}, which the recipe observes"
             elif pins[checkpoint.step] != fingerprint:
-                since = ", or was made before that was written to" if checkpoint.repo is None else ""
-                what = f"holds other bytes of step {checkpoint.step} than {checkpoint.name}{since}"
+                since = ", or of these before they were written to" if checkpoint.repo is None else ""
+                what = f"holds step {checkpoint.step} of other files than {checkpoint.name}{since}"
             else:
                 continue
             raise _mismatch(name, what, checkpoint.step)
