@@ -110,7 +110,7 @@ def __getattr__(name: str) -> Any:
     if name == "Settings":  # MergeOptions, with a warning
         from hubextrap import api
 
-        return api.Settings
+        return api.__getattr__(name, stacklevel=3)
     return _find(name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from hubextrap.digests import sha256_of_json
 from hubextrap.engine.budget import NO_LIMIT, Budget
 from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS
-from hubextrap.errors import CheckpointMismatch, RecipeError
+from hubextrap.errors import CheckpointMismatch, RecipeError, SourceError
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.scans import Scan
 from hubextrap.statistics import GramTable
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hubextrap.engine.scan_plan import ScanPlan
-    from hubextrap.recipe import Recipe
+    from hubextrap.recipe import Recipe, TrajectorySection
     from hubextrap.scans.tensor_scan import ScanJournal
     from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import CheckpointLayout
@@ -42,12 +43,18 @@ class ReadingOptions:
     cache: bool = False
     """Download Hub checkpoints into the Hub cache first, instead of reading ranges of them."""
 
+    def __post_init__(self) -> None:
+        for name in ("memory", "workers"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise RecipeError(f"{name}: has to be a whole number of at least 1, not {value!r}")
+
 
 class Run:
     """The checkpoints of one run as a command found them, pinned; a context manager that closes the sources.
 
     Sources are opened, headers read and weights scanned when they are first asked for, and once at most. What
-    is written to a local checkpoint after that is an error where it is read.
+    is written to a local checkpoint after that is an error where it is read. Once closed, it reads no more.
     """
 
     def __init__(
@@ -71,10 +78,13 @@ class Run:
                 "only reads; give ReadingOptions"
             )
         self.trajectory = trajectory
+        self.section: TrajectorySection | None = None
+        """What a recipe says of the checkpoints, where they were found for one."""
         self.reading = reading or ReadingOptions()
         self.pins = pins or Pins()
         self.progress = progress or SilentProgress()
         self._opened: dict[int, Source] = {}
+        self._closed = False
         self._resources = ExitStack()
         self._scan: tuple[Scan, str] | None = None
         self._table: GramTable | None = None
@@ -107,6 +117,7 @@ class Run:
         pins = Pins()
         found = what if isinstance(what, Trajectory) else find_recipe_trajectory(what, progress, pins=pins)
         run = cls(found, reading, pins=pins, progress=progress)
+        run.section = None if isinstance(what, Trajectory) else what.trajectory
         if given is not None:
             run._use(*given)
         return run
@@ -115,6 +126,7 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closed = True
         self._resources.close()
 
     @property
@@ -227,6 +239,8 @@ class Run:
             _check_counts(self._scan[1], recipes)
 
     def _source(self, k: int) -> Source:
+        if self._closed:
+            raise SourceError("this run is closed, and reads no more; open another one with Run.of")
         if k not in self._opened:
             source = open_source(self.trajectory.checkpoints[k], cache=self.reading.cache)
             self._opened[k] = self._resources.enter_context(closing(source))
@@ -239,8 +253,8 @@ class Run:
             if checkpoint.step not in pins:
                 what = f"holds no step {checkpoint.step}, which the recipe observes"
             elif pins[checkpoint.step] != fingerprint:
-                since = ", or was made before that was written to" if checkpoint.repo is None else ""
-                what = f"holds other bytes of step {checkpoint.step} than {checkpoint.name}{since}"
+                since = ", or of these before they were written to" if checkpoint.repo is None else ""
+                what = f"holds step {checkpoint.step} of other files than {checkpoint.name}{since}"
             else:
                 continue
             raise _mismatch(name, what, checkpoint.step)
@@ -298,7 +312,7 @@ def files_fingerprint(checkpoint: Checkpoint, source: Source) -> str:
 
 def _mismatch(name: str, what: str, step: int | None = None, tensor: str | None = None) -> CheckpointMismatch:
     return CheckpointMismatch(
-        f"{name}: {what}; remove it and scan the same recipe: hubextrap scan RECIPE --out FILE",
+        f"{name}: {what}; give a scan of this recipe: hubextrap scan RECIPE --out FILE",
         file=name,
         step=step,
         tensor=tensor,

@@ -50,14 +50,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str, stacklevel: int = 2) -> Any:
     if name == "Settings":
         import warnings
 
         warnings.warn(
             "Settings is called MergeOptions now; what only reads takes ReadingOptions",
             DeprecationWarning,
-            stacklevel=2,
+            stacklevel=stacklevel,
         )
         return MergeOptions
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

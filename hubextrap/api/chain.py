@@ -10,7 +10,7 @@ from hubextrap.api.against import Against
 from hubextrap.api.fingerprint import check_unchanged, pin_of
 from hubextrap.api.merging import Made, MergeResult, Prediction, make
 from hubextrap.api.planning import check_destinations, recipe_push_targets
-from hubextrap.api.prepare import MergeOptions
+from hubextrap.api.prepare import MergeOptions, merge_options
 from hubextrap.errors import RecipeError
 from hubextrap.evaluation import (
     EvaluationOptions,
@@ -84,7 +84,7 @@ def run(
         HubExtrapError: see `merge` and `hubextrap.evaluation.evaluate`.
     """
     progress = progress or SilentProgress()
-    settings = settings or MergeOptions()
+    settings = merge_options(settings)
     targets = recipe_push_targets(recipe)
     section = recipe.evaluate
     if recipe.space == "logits":

@@ -54,6 +54,19 @@ class MergeOptions(ReadingOptions):
         return ReadingOptions(self.memory, self.workers, self.cache)
 
 
+def merge_options(settings: MergeOptions | None) -> MergeOptions:
+    """These options, or the defaults.
+
+    Raises:
+        RecipeError: they are of something else.
+    """
+    if settings is None:
+        return MergeOptions()
+    if not isinstance(settings, MergeOptions):
+        raise RecipeError(f"settings: {type(settings).__name__} does not say how to merge; give MergeOptions")
+    return settings
+
+
 @contextmanager
 def opened(
     recipe: Recipe,
@@ -65,16 +78,18 @@ def opened(
     """The run that was handed over, or else the recipe's, opened here and closed again; and how to merge.
 
     Raises:
-        RecipeError: an open run, and beside it what it should have been opened with.
+        RecipeError: an open run of another recipe, or beside it what it should have been opened with.
         HubExtrapError: as `Run.of`.
     """
     if run is None:
-        settings = settings or MergeOptions()
+        settings = merge_options(settings)
         with Run.of(recipe, settings.reading, scan=scan, progress=progress) as own:
             yield own, settings
         return
     reading = run.reading
-    settings = settings or MergeOptions(reading.memory, reading.workers, reading.cache)
+    settings = merge_options(settings or MergeOptions(reading.memory, reading.workers, reading.cache))
+    if run.section not in (None, recipe.trajectory):
+        raise RecipeError("the run is open for another trajectory; open one with Run.of(recipe)")
     if scan is not None or settings.reading != reading:
         raise RecipeError(
             "scan, and memory, workers and cache of settings, have no effect on a run that is open; give "

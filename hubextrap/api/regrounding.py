@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hubextrap.api.extrapolating import extrapolate, scan_folders
-from hubextrap.api.prepare import MergeOptions
+from hubextrap.api.prepare import MergeOptions, merge_options
 from hubextrap.api.staging import remove_leftover
 from hubextrap.api.verifying import verify
 from hubextrap.durable.atomic import is_new_name
@@ -85,7 +85,7 @@ def reground(
         PushError: the Hub did not take a checkpoint.
     """
     progress = progress or SilentProgress()
-    settings = settings or MergeOptions()
+    settings = merge_options(settings)
     folder = Path(out).resolve()
     if os.path.lexists(out) and not folder.is_dir():
         raise OutputError(f"{out}: is there already and leads to no folder; choose another --out", file=out)

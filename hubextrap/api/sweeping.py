@@ -19,7 +19,7 @@ from hubextrap.api.beforehand import check_device, check_weights
 from hubextrap.api.fingerprint import check_unchanged, merge_fingerprint, pin_of
 from hubextrap.api.merging import make_in
 from hubextrap.api.output import check_output, output_sizes
-from hubextrap.api.prepare import MergeOptions, prepare
+from hubextrap.api.prepare import MergeOptions, merge_options, prepare
 from hubextrap.api.staging import remove_leftover, staged
 from hubextrap.digests import sha256_of_json
 from hubextrap.durable.atomic import is_new_name, read_sealed, write_sealed, write_whole, writing
@@ -100,7 +100,7 @@ def sweep(
         RecipeError: the recipe has no evaluate section, mixes logits, or the grid is not one.
         HubExtrapError: see `prepare` and `Harness`; the folder cannot be written.
     """
-    progress, settings = progress or SilentProgress(), settings or MergeOptions()
+    progress, settings = progress or SilentProgress(), merge_options(settings)
     section = _section(recipe)
     check_weights(recipe)
     with Run.of(recipe, settings.reading, scan=scan, progress=progress) as run:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from hubextrap.errors import BrokenMethod, HubExtrapError, MethodError, StepError
+from hubextrap.errors import BrokenMethod, MethodError, StepError
 from hubextrap.methods.lines import on_grid, persistence, sum_to_one
 from hubextrap.methods.registry import Method, checked_method, find_method
 from hubextrap.methods.rehearsal import Rehearsals, best_damping, denoised_gram, rehearse
@@ -25,6 +25,8 @@ MAX_STEP = 2**53
 """A step beyond it is none: float64 does not hold every whole number there."""
 SUM_TOLERANCE = 1e-12
 """For each checkpoint, in units of the largest value: coefficients of ±1e6 cancel within 1e-10."""
+_LARGEST = float(np.finfo(np.float32).max)
+"""Tensors are summed in float32."""
 
 Result = TypeVar("Result")
 
@@ -207,7 +209,11 @@ def call_leave_one_out(
     assert method.leave_one_out is not None
     found = _called(method, method.leave_one_out, (steps, rehearsals, _read_only(gram)), values)
     shape = (*gram.shape[:-2], len(rehearsals), len(steps))
-    return _checked(found, method, "displacements", shape, 0.0, gaps=True)
+    found = _checked(found, method, "displacements", shape, 0.0, gaps=True)
+    behind = np.arange(len(steps)) > rehearsals.origins[:, None]
+    if np.nan_to_num(found)[..., behind].any():
+        raise BrokenMethod(f"{method.name} returned displacements by checkpoints behind a rehearsal's origin")
+    return found
 
 
 def _read_only(gram: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -220,10 +226,13 @@ def _called(
     method: Method, function: Callable[..., Any], arguments: tuple[Any, ...], values: Mapping[str, object]
 ) -> NDArray[np.float64]:
     try:
-        return np.asarray(function(*arguments, **values), dtype=np.float64)
-    except (HubExtrapError, MemoryError):
+        found = np.asarray(function(*arguments, **values))
+        if found.dtype.kind not in "biufO":
+            raise TypeError(f"it returned {found.dtype}, not numbers")
+        return found.astype(np.float64)
+    except (MethodError, MemoryError):
         raise
-    except Exception as error:  # somebody else's code may raise anything
+    except (Exception, SystemExit) as error:  # somebody else's code may raise anything
         steps = arguments[0]
         raise BrokenMethod(
             f"{method.name} failed on {len(steps)} checkpoints up to step {steps[-1]} "
@@ -246,9 +255,9 @@ def _checked(
     rows = values.reshape(-1, shape[-1])
     if gaps:
         rows = rows[~np.isnan(rows).all(axis=-1)]
-    finite = np.isfinite(rows).all(axis=-1)
+    finite = (np.abs(rows) <= _LARGEST).all(axis=-1)
     if not finite.all():
-        raise BrokenMethod(f"{returned} that are not finite: {rows[~finite][0].tolist()}")
+        raise BrokenMethod(f"{returned} that are not finite in float32: {rows[~finite][0].tolist()}")
     sums, largest = rows.sum(axis=-1), np.abs(rows).max(axis=-1, initial=1.0)
     wrong = np.abs(sums - total) > SUM_TOLERANCE * largest * shape[-1]
     if wrong.any():

@@ -202,7 +202,7 @@ def _import(name: str, target: str) -> Callable[..., Any]:
     module, _, attribute = target.partition(":")
     try:
         function = getattr(import_module(module), attribute)
-    except Exception as error:  # somebody else's module may raise anything
+    except (Exception, SystemExit) as error:  # somebody else's module may raise anything
         raise MethodError(f"merge method {name} cannot be imported from {target}: {error}") from error
     if not callable(function):
         raise MethodError(f"merge method {name}: {target} is not a function")

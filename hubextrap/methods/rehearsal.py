@@ -38,6 +38,10 @@ class Rehearsals:
     weights: NDArray[np.float64]
     """(R,) above 0: how much each says about the prediction."""
 
+    def __post_init__(self) -> None:
+        for array in (self.origins, self.targets, self.weights):
+            array.flags.writeable = False  # others' methods are handed them
+
     def __len__(self) -> int:
         return len(self.origins)
 

@@ -277,7 +277,7 @@ def _read_tables(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         raise ReferenceNotFound(f"{path}: no such file; make it with `hubextrap scan`", file=path) from None
     except OSError as error:
         raise SourceError(
-            f"{path}: cannot be read: {error.strerror}; check its permissions", file=path
+            f"{path}: cannot be read: {error.strerror}; give a scan's file that you may read", file=path
         ) from error
     except CheckpointError as error:
         said = str(error).removeprefix(f"{path}: ").partition("; ")[0]

@@ -257,8 +257,9 @@ def test_a_merge_plans_its_scan_once(run: Path, tmp_path: Path, monkeypatch: pyt
 
 def test_the_old_name_of_the_options_still_works() -> None:
     for module in (hubextrap, api):
-        with pytest.warns(DeprecationWarning, match="MergeOptions"):
+        with pytest.warns(DeprecationWarning, match="MergeOptions") as caught:
             assert module.Settings is api.MergeOptions
+        assert caught[0].filename == __file__, "else python does not show it"
 
 
 def test_runs_are_looked_for_in_one_place() -> None:

@@ -281,6 +281,8 @@ def test_same_bytes_at_any_offset(count: int, one: int, other: int, change: int)
     if differs:
         b[other + change] += 1
     assert same_bytes(a[one : one + count], b[other : other + count]) is (not differs)
+    assert not same_bytes(a[one : one + count], b[other : other + count + 6]), "of another length"
+    assert not same_bytes(b[other : other + count + 6], a[one : one + count])
 
 
 @pytest.mark.parametrize(

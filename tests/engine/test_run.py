@@ -72,6 +72,19 @@ def test_a_line_of_equal_checkpoints_is_reported_as_identical(
     assert not merge(folders, [1.0, 0.0]).outputs[0].identical_to_last, "the last one was not read"
 
 
+@pytest.mark.parametrize("out_dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("count", range(1, 9))
+def test_tensors_of_any_size_are_made_wider_and_narrower(
+    count: int, out_dtype: str, save: Callable[..., Path], merge: Callable
+) -> None:
+    made = []
+    for stored in (torch.bfloat16, torch.float32):
+        rows = [torch.arange(1.0, count + 1).to(stored) * k for k in (1, 2)]
+        folders = [save(f"{stored}-{k}".removeprefix("torch."), {"w": row}) for k, row in enumerate(rows)]
+        made.append(merge(folders, [-1.0, 2.0], out_dtype=out_dtype).tensors()["w"])
+    assert made[0].tolist() == made[1].tolist() == [3.0 * k for k in range(1, count + 1)]
+
+
 def test_several_targets_read_every_byte_once(save: Callable[..., Path], merge: Callable) -> None:
     folders = [save(f"step-{k}", weights(k)) for k in range(3)]
     rows = [[0.0, 0.0, 1.0], [0.2, -0.9, 1.7], [-0.5, 0.0, 1.5]]

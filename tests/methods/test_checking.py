@@ -139,7 +139,7 @@ def test_what_a_method_says_that_it_cannot_do_is_passed_on() -> None:
             r"own returned displacements of shape \(1, 2\) for 4 checkpoints, not \(1, \d, 4\)",
         ),
         ([[[0.0, 0.0, 1e-9, 0.0]]], "own returned displacements that sum to 1e-09, not 0"),
-        ([[[0.0, np.nan, 0.0, 0.0]]], r"own returned displacements that are not finite: \[0.0, nan"),
+        ([[[0.0, np.nan, 0.0, 0.0]]], r"displacements that are not finite in float32: \[0.0, nan"),
     ],
 )
 def test_a_leave_one_out_is_held_to_what_it_promises(left_out: Any, message: str) -> None:
