@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hubextrap.api.backtesting import backtest
 from hubextrap.api.chain import RunResult, check_judged, push, run
 from hubextrap.api.completing import Completing, complete
