@@ -108,9 +108,9 @@ _find = names_of(__name__)
 
 def __getattr__(name: str) -> Any:
     if name == "Settings":  # MergeOptions, with a warning
-        from hubextrap import api
+        from hubextrap.api.prepare import old_settings
 
-        return api.__getattr__(name, stacklevel=3)
+        return old_settings()
     return _find(name)
 
 

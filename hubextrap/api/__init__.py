@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hubextrap.api.backtesting import backtest
 from hubextrap.api.chain import RunResult, check_judged, push, run
 from hubextrap.api.completing import Completing, complete
 from hubextrap.api.merging import MergeResult, Prediction, merge
 from hubextrap.api.planning import PlanReport, plan
-from hubextrap.api.prepare import MergeOptions, Prepared, prepare
+from hubextrap.api.prepare import MergeOptions, Prepared, old_settings, prepare
 from hubextrap.api.publishing import Publication, check_publication, publish
 from hubextrap.api.regrounding import RegroundResult, reground
 from hubextrap.api.reporting import ReportResult, report
@@ -52,14 +50,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str, stacklevel: int = 2) -> Any:
+def __getattr__(name: str) -> object:
     if name == "Settings":
-        import warnings
-
-        warnings.warn(
-            "Settings is called MergeOptions now; what only reads takes ReadingOptions",
-            DeprecationWarning,
-            stacklevel=stacklevel,
-        )
-        return MergeOptions
+        return old_settings()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from warnings import warn
 
 from hubextrap.api.fitting import FittedRules, fit_rules, stacked
 from hubextrap.engine.budget import BASELINE, Budget
@@ -65,6 +66,16 @@ def merge_options(settings: MergeOptions | None) -> MergeOptions:
     if not isinstance(settings, MergeOptions):
         raise RecipeError(f"settings: {type(settings).__name__} does not say how to merge; give MergeOptions")
     return settings
+
+
+def old_settings() -> type[MergeOptions]:
+    """What ``Settings`` was, for a module's ``__getattr__``; warns whoever asks that for it."""
+    warn(
+        "Settings is called MergeOptions now; what only reads takes ReadingOptions",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return MergeOptions
 
 
 @contextmanager
