@@ -82,10 +82,10 @@ def companions(prepared: Prepared, index: int) -> Companions:
 
 def _input_files(plan: MergePlan, sources: Sequence[Source]) -> list[list[InputFile]]:
     """The weight files of each checkpoint, as the provenance names them once a merge has gone well."""
-    how = read_as(plan)
+    how, files = read_as(plan), [source.files() for source in sources]
 
     def described(k: int, file: str, size: int) -> InputFile:
-        read, listed = how[k, file], sources[k].files()[file].digest
+        read, listed = how[k, file], files[k][file].digest
         compared = read == "whole" and listed is not None
         return InputFile(file=file, size=size, read=read, listed=listed, compared=compared)
 

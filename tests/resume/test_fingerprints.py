@@ -102,7 +102,7 @@ def test_another_hubextrap(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_results_that_are_not_finite_allowed(stopped: Path) -> None:
-    assert changed(stopped, settings=hubextrap.Settings(allow_non_finite=True)) == {"--allow-non-finite"}
+    assert changed(stopped, settings=hubextrap.MergeOptions(allow_non_finite=True)) == {"--allow-non-finite"}
 
 
 @pytest.mark.parametrize(
