@@ -132,11 +132,7 @@ def compose_yaml(
 ) -> yaml.Node | None:
     """The nodes of a YAML text, None for an empty one; an alias is the node that it stands for.
 
-    Args:
-        text: what is read.
-        loader: decides what plain text is taken for.
-        depth: deepest nesting.
-        aliases: whether there may be any.
+    ``loader`` decides what plain text is taken for.
 
     Raises:
         yaml.YAMLError: it is not valid, or beyond a bound.
