@@ -32,7 +32,6 @@ DIGITS = 100
 _SHOWN = 200
 _TAG = "tag:yaml.org,2002:"
 _LONE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_AGAIN = "download it again"
 
 
 def parse_json(
@@ -40,7 +39,7 @@ def parse_json(
     where: str,
     *,
     error: type[Exception] = CorruptFile,
-    remedy: str = _AGAIN,
+    remedy: str = "download it again",
     file: str | None = None,
     limit: int = JSON_LIMIT,
     nan: bool = False,
@@ -91,7 +90,7 @@ def parse_yaml(
     where: str,
     *,
     error: type[Exception] = CorruptFile,
-    remedy: str = _AGAIN,
+    remedy: str = "download it again",
     limit: int = YAML_LIMIT,
     nan: bool = False,
 ) -> Any:
