@@ -33,7 +33,6 @@ _SHOWN = 200
 _PROBLEM = 300
 _TAG = "tag:yaml.org,2002:"
 _LONE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_AGAIN = "download it again"
 
 
 def parse_json(
@@ -41,7 +40,7 @@ def parse_json(
     where: str,
     *,
     error: type[Exception] = CorruptFile,
-    remedy: str = _AGAIN,
+    remedy: str = "download it again",
     file: str | None = None,
     limit: int = JSON_LIMIT,
     nan: bool = False,
@@ -92,7 +91,7 @@ def parse_yaml(
     where: str,
     *,
     error: type[Exception] = CorruptFile,
-    remedy: str = _AGAIN,
+    remedy: str = "download it again",
     limit: int = YAML_LIMIT,
     nan: bool = False,
 ) -> Any:
@@ -133,11 +132,7 @@ def compose_yaml(
 ) -> yaml.Node | None:
     """The nodes of a YAML text, None for an empty one; an alias is the node that it stands for.
 
-    Args:
-        text: what is read.
-        loader: decides what plain text is taken for.
-        depth: deepest nesting.
-        aliases: whether there may be any.
+    ``loader`` decides what plain text is taken for.
 
     Raises:
         yaml.YAMLError: it is not valid, or beyond a bound.

@@ -16,7 +16,6 @@ from hubextrap.redaction import INVISIBLE, redact
 
 LONGEST = 4000
 """Characters of a line; the middle of a longer one is left out."""
-_LONGEST_LABEL = 60
 _NAMED = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _MARKS = (
     r"\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u0610-\u061a\u064b-\u065f\u0e31-\u0e3a\u0e47-\u0e4e"
@@ -122,7 +121,7 @@ def html_text(text: str) -> str:
 
 def plot_text(text: str) -> str:
     """``text`` in a plot of matplotlib's: no formula, and no label that a legend leaves out."""
-    shown = _cut(terminal_line(text), _LONGEST_LABEL).replace("$", r"\$")
+    shown = _cut(terminal_line(text), 60).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
 
 

@@ -14,9 +14,6 @@ def names_of(package: str) -> Callable[[str], Any]:
     """A package's ``__getattr__``: what its ``__init__`` imports under ``if TYPE_CHECKING:``, one by one.
 
     So each name stands where type checkers look for it, in an import and in ``__all__``, and nowhere else.
-
-    Args:
-        package: its ``__name__``.
     """
     homes: dict[str, str] = {}
 

@@ -30,16 +30,14 @@ class Progress(Protocol):
 
 
 class SilentProgress:
-    """Reports nothing; the default of the Python API."""
+    """Reports nothing, and is its own stage; the default of the Python API."""
 
     @contextmanager
     def stage(self, label: str, total: int | None, unit: str = "B") -> Iterator[Stage]:
-        yield _SilentStage()
+        yield self
 
-    def say(self, line: str) -> None:
+    def advance(self, amount: int) -> None:
         return None
 
-
-class _SilentStage:
-    def advance(self, amount: int) -> None:
+    def say(self, line: str) -> None:
         return None

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 FAULT = 70
 """Exit code of what should not happen (EX_SOFTWARE of sysexits.h)."""
 _SHOWN = 300
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main() -> None:
@@ -123,7 +122,7 @@ def _code(error: BaseException) -> int | str | None:
     if isinstance(error, MemoryError):
         _say("error: there is not enough memory; give a smaller --memory or fewer --workers")
         return 1
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         _say(f"error: {error.filename or 'output'}: cannot be written: {error.strerror}; make room")
         return 1
     if isinstance(error, OSError) and error.filename is not None:  # a place that was named, and is none

@@ -26,9 +26,14 @@ _DAMPS_NOTHING = "damping has no effect on persistence, which is the last checkp
 OutDtype = Literal["float32", "bfloat16", "float16"]
 
 
-def _as_list(value: object) -> object:
-    """A single value as a tuple of one."""
-    return value if value is None or isinstance(value, (tuple, list, dict)) else (value,)
+def _as_tuple(value: object) -> object:
+    """Lists become tuples; what is in them is checked strictly afterwards."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _one_or_more(value: object) -> object:
+    """A single value becomes a tuple of one."""
+    return _as_tuple(value) if value is None or isinstance(value, (tuple, list, dict)) else (value,)
 
 
 def _computes_in_float32(value: str) -> str:
@@ -70,10 +75,9 @@ Damping = Annotated[
     number_or("auto", "a number from 0 (the last checkpoint) to 1", lambda value: 0 <= value <= 1),
 ]
 ComputeDtype = Annotated[str, AfterValidator(_computes_in_float32)]
-AsTuple = Field(strict=False)
-"""Lists become tuples; what is in them is checked strictly."""
-OneOrMoreTexts = Annotated[tuple[Text, ...], BeforeValidator(_as_list), AsTuple, Field(min_length=1)]
-OneOrMoreSteps = Annotated[tuple[Step, ...], BeforeValidator(_as_list), AsTuple, Field(min_length=1)]
+AsTuple = BeforeValidator(_as_tuple)
+OneOrMoreTexts = Annotated[tuple[Text, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+OneOrMoreSteps = Annotated[tuple[Step, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
 
 
 class RecipeSection(BaseModel):

@@ -54,12 +54,11 @@ def copy_shipped(name: str, destination: Path | None = None) -> Path:
     try:
         with target.open("x", encoding="utf-8") as file:
             file.write(recipe.path.read_text(encoding="utf-8"))
-    except FileExistsError as error:
-        raise OutputError(
-            f"{target} is there already; remove it, or give another name", file=target
-        ) from error
     except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error.strerror}", file=target) from error
+        said = f"cannot be written: {error.strerror}"
+        if isinstance(error, FileExistsError):
+            said = "is there already; remove it, or give another name"
+        raise OutputError(f"{target} {said}", file=target) from error
     return target
 
 

@@ -239,6 +239,7 @@ def test_one_thing_wrong(change: tuple[str, str], problem: str) -> None:
         ("push: {repo: me/x, private: 1}", ":4: push.private: must be true or false, not 1"),
         ("push: {repo: me/x, branch: b}", ":4: push.branch: unknown key; known here: repo, revision"),
         ("evaluate: {tasks: []}", ":4: evaluate.tasks: must not be empty"),
+        ("evaluate: {tasks: [7]}", ":4: evaluate.tasks[0]: must be text, not 7"),
         (
             "evaluate: {tasks: a, against: [lsat]}",
             ":4: evaluate.against: 'lsat' is not last",
