@@ -380,7 +380,7 @@ def test_nobody_reads_checkpoints_that_are_combined_without_this_check() -> None
     }
     # logits may be mixed of quantised models; a checkpoint that was checked is compared with another one, and
     # verify asks which files a loader takes
-    assert callers == {"opening.py", "api/verifying.py", "reground/checkpoint.py"}
+    assert callers == {"opening.py", "api/verifying.py", "regrounding/checkpoint.py"}
 
 
 P = "model.layers.0.mlp.up_proj."
