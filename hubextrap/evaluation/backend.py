@@ -56,7 +56,8 @@ def load_model(
     try:
         return get_model("vllm")(**arguments)
     except Exception as error:  # vLLM raises nearly anything
-        raise EvaluationError(f"{checkpoint.name}: vLLM cannot load it: {reason(error)}") from error
+        said = f"{checkpoint.name}: vLLM cannot load it: {reason(error)}"
+        raise EvaluationError(said, repo=checkpoint.repo) from error
 
 
 def vllm_arguments(checkpoint: Checkpoint, settings: MeasurementSettings) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def _add_input(
             f"{source.path!r}; name it: --against {role}=FOLDER"
         )
         if required:
-            raise EvaluationError(problem)
+            raise EvaluationError(problem, step=source.step)
         progress.say(problem)
 
 

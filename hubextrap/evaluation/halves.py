@@ -51,7 +51,7 @@ def main_figures(row: Row, tasks: Collection[str]) -> tuple[Key, ...]:
 
 
 def halves(problems: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Which problems decide and which report: a random half each, always the same; the odd one reports."""
+    """Which problems decide and which report: random halves, always the same; the odd one reports."""
     order = np.random.default_rng(_SEED).permutation(problems)
     return tuple(sorted(order[: problems // 2].tolist())), tuple(sorted(order[problems // 2 :].tolist()))
 

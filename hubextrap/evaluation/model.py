@@ -90,7 +90,7 @@ def load_checkpoint(
             tokenizer = load_tokenizer(checkpoint)
             model = load_causal_lm(checkpoint, **where)
     except CheckpointError as error:
-        raise EvaluationError(str(error)) from error
+        raise EvaluationError(str(error), file=error.file, repo=error.repo) from error
     # a checkpoint's own max_new_tokens would come before the task's max_gen_toks
     model.generation_config.max_new_tokens = None
     return CheckpointModel(label, model, tokenizer, batch_size=settings.batch_size, progress=progress)

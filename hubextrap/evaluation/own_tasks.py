@@ -178,11 +178,14 @@ def _read(file: TaskFile) -> Problems:
         raise EvaluationError(f"{file.path}: cannot be read ({error.strerror})", file=file.path) from error
     except UnicodeDecodeError as error:
         raise EvaluationError(f"{file.path}: is not UTF-8 text; save it as UTF-8", file=file.path) from error
-    rows = [
-        _problem(line, f"{file.path}, line {number}", file.format)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+    try:
+        rows = [
+            _problem(line, f"{file.path}, line {number}", file.format)
+            for number, line in enumerate(lines, start=1)
+            if line.strip()
+        ]
+    except ValueError as error:
+        raise EvaluationError(str(error), file=file.path) from error
     if not rows:
         said = "holds no problem; write one JSON object per line"
         raise EvaluationError(f"{file.path}: {said}", file=file.path)
@@ -190,18 +193,19 @@ def _read(file: TaskFile) -> Problems:
 
 
 def _problem(line: str, where: str, kind: Format) -> dict[str, Any]:
-    found = parse_json(line, where, error=EvaluationError, remedy="write one object per line")
+    """Raise ValueError, which says where, for a line that is no problem."""
+    found = parse_json(line, where, error=ValueError, remedy="write one object per line")
     if not isinstance(found, dict):
-        raise EvaluationError(f"{where}: has to be a JSON object, not {type(found).__name__}")
+        raise ValueError(f"{where}: has to be a JSON object, not {type(found).__name__}")
     questions = [found[name] for name in ("question", "prompt") if name in found]
     if len(questions) != 1 or not isinstance(questions[0], str):
-        raise EvaluationError(f"{where}: needs one text, in the field question or prompt")
+        raise ValueError(f"{where}: needs one text, in the field question or prompt")
     answer = found.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
-        raise EvaluationError(f"{where}: needs an answer, a text or a number, in the field answer")
+        raise ValueError(f"{where}: needs an answer, a text or a number, in the field answer")
     if kind != "choice":
         if not str(answer).strip():
-            raise EvaluationError(f"{where}: the answer is empty")
+            raise ValueError(f"{where}: the answer is empty")
         return {"question": questions[0], "answer": str(answer)}
     choices = found.get("choices")
     if (
@@ -210,9 +214,9 @@ def _problem(line: str, where: str, kind: Format) -> dict[str, Any]:
         or not all(isinstance(choice, str) and choice for choice in choices)
         or len(set(choices)) < len(choices)
     ):
-        raise EvaluationError(f"{where}: needs at least two different texts in the field choices")
+        raise ValueError(f"{where}: needs at least two different texts in the field choices")
     if isinstance(answer, str) and answer in choices:
         answer = choices.index(answer)
     if not isinstance(answer, int) or not 0 <= answer < len(choices):
-        raise EvaluationError(f"{where}: the answer has to be one of the choices, or its place, from 0 on")
+        raise ValueError(f"{where}: the answer has to be one of the choices, or its place, from 0 on")
     return {"question": questions[0], "choices": choices, "answer": answer}

@@ -70,13 +70,9 @@ def _student_t(probability: float, freedom: int) -> float:
     try:
         from scipy.special import stdtrit
     except ImportError:
-        return _cornish_fisher(probability, freedom)
+        z = NormalDist().inv_cdf(probability)
+        first = (z**3 + z) / 4
+        second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+        third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+        return z + first / freedom + second / freedom**2 + third / freedom**3
     return float(stdtrit(freedom, probability))
-
-
-def _cornish_fisher(probability: float, freedom: int) -> float:
-    z = NormalDist().inv_cdf(probability)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3

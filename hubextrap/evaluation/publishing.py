@@ -143,8 +143,7 @@ def _benchmarks(table: EvaluationTable, row: Row, source: str) -> dict[str, Eval
         score = next((each for each in row.scores if each.task == name and _is_share(each)), None)
         if task.dataset is None or score is None:
             continue
-        found = benchmark_task(task.dataset, task.dataset_config, task.split)
-        if found is None:
+        if (found := benchmark_task(task.dataset, task.dataset_config, task.split)) is None:
             continue
         entries[re.sub(r"[^\w.-]+", "-", name)] = EvalResultEntry(
             dataset_id=task.dataset,

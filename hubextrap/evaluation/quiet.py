@@ -22,7 +22,8 @@ def quiet_libraries() -> Iterator[None]:
 
     Nor do they tell anyone but the Hub what they load, from then on.
     """
-    import datasets  # noqa: F401
+    import datasets.utils
+    import huggingface_hub.utils
 
     keep_to_the_endpoint()
     with warnings.catch_warnings(), ExitStack() as undo:
@@ -31,22 +32,16 @@ def quiet_libraries() -> Iterator[None]:
             logger = logging.getLogger(name)
             undo.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)
-        _hide_bars(undo)
+        from transformers.utils import logging as transformers_logging
+
+        if transformers_logging.is_progress_bar_enabled():
+            transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+            undo.callback(transformers_logging.enable_progress_bar)
+        for library in (datasets.utils, huggingface_hub.utils):
+            if not library.are_progress_bars_disabled():
+                library.disable_progress_bars()
+                undo.callback(library.enable_progress_bars)
         yield
-
-
-def _hide_bars(undo: ExitStack) -> None:
-    import datasets.utils
-    import huggingface_hub.utils
-    from transformers.utils import logging as transformers_logging
-
-    if transformers_logging.is_progress_bar_enabled():
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        undo.callback(transformers_logging.enable_progress_bar)
-    for library in (datasets.utils, huggingface_hub.utils):
-        if not library.are_progress_bars_disabled():
-            library.disable_progress_bars()
-            undo.callback(library.enable_progress_bars)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What an evaluation found: a row per checkpoint, and what every row is beside the last observed one."""
+"""What an evaluation found: one row per checkpoint, and what every row is beside the last observed one."""
 
 from __future__ import annotations
 

@@ -47,9 +47,8 @@ class TargetSearch:
             if scale is None:
                 continue
             for item in scaled_by(series, scale).checkpoints:
-                if item.step != step or place_of(item) == place_of(prediction):
-                    continue
-                if provenance_of(item) is None:
+                other = item.step == step and place_of(item) != place_of(prediction)
+                if other and provenance_of(item) is None:
                     return item
         return None
 

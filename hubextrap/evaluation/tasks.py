@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,49 +78,46 @@ def _manager_with(names: Sequence[str], include_path: Sequence[Path]) -> TaskMan
     manager = TaskManager(include_path=own, include_defaults=False)
     elsewhere = [name for name in names if name not in manager.task_index]
     if elsewhere:
-        builtin = _search_builtin(elsewhere)
+        folders, mentioned, builtin = _search_builtin(elsewhere)
         # names that no task file mentions need no full index to be refused
-        unknown = [name for name in elsewhere if name not in builtin.mentioned]
-        _refuse_unknown(unknown, [*manager.all_tasks, *builtin.names])
-        folders = dict.fromkeys(builtin.folders.values())
-        manager = TaskManager(include_path=[*folders, *own], include_defaults=False)
+        unknown = [name for name in elsewhere if name not in mentioned]
+        _refuse_unknown(unknown, [*manager.all_tasks, *builtin])
+        needed = dict.fromkeys(folders.values())
+        manager = TaskManager(include_path=[*needed, *own], include_defaults=False)
     if not all(name in manager.all_subtasks for name in names):
         manager = TaskManager(include_path=own)
         _refuse_unknown([name for name in names if name not in manager.task_index], manager.all_tasks)
     return manager
 
 
-@dataclass(frozen=True)
-class _Builtin:
-    folders: dict[str, str]
-    """The folder of a plain task with this name, as lm-eval's index would find it first."""
-    mentioned: set[str]
-    """The names that occur as a word anywhere in a task file."""
-    names: set[str]
-    """Nearly all names that there are."""
+def _search_builtin(names: Sequence[str]) -> tuple[dict[str, str], set[str], set[str]]:
+    """Look through lm-eval's task files as text, which takes 1-2 s.
 
-
-def _search_builtin(names: Sequence[str]) -> _Builtin:
-    """Look through lm-eval's task files as text, which takes 1-2 s."""
+    Returns:
+        The folder of each plain task among ``names``, as lm-eval's index would find it first; those of
+        ``names`` that occur as a word anywhere in a task file; nearly all names that there are.
+    """
     spec = find_spec("lm_eval.tasks")
     assert spec is not None
     assert spec.submodule_search_locations
     root = Path(spec.submodule_search_locations[0])
     words = {name: re.compile(rf"(?<![\w-]){re.escape(name)}(?![\w-])") for name in names}
-    found = _Builtin({}, set(), set())
+    folders: dict[str, str] = {}
+    mentioned: set[str] = set()
+    everything: set[str] = set()
     # YAML files and the templates that they include, whose names have no ending
     files = (file for file in root.rglob("*") if file.suffix in (".yaml", "") and file.is_file())
     for file in sorted(files, key=Path.as_posix):
         text = file.read_text(encoding="utf-8", errors="replace")
         defined = _DEFINITION.findall(text)
-        found.names.update(name for _, name in defined)
+        everything.update(name for _, name in defined)
         for name, word in words.items():
             if name not in text or not word.search(text):
                 continue
-            found.mentioned.add(name)
+            mentioned.add(name)
             if file.suffix == ".yaml" and ("task", name) in defined:
-                found.folders.setdefault(name, str(file.parent))
-    return found
+                folders.setdefault(name, str(file.parent))
+    return folders, mentioned, everything
 
 
 def _refuse_unknown(unknown: Sequence[str], known: Sequence[str]) -> None:

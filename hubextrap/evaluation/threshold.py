@@ -74,7 +74,7 @@ def _main_keys(table: EvaluationTable, tasks: Collection[str]) -> list[Key]:
     directed = {score.key for row in table.rows for score in row.scores if score.higher_is_better is not None}
     first = first_by_task(key for key in table.keys if key in directed)
     wanted = dict.fromkeys([*tasks, *table.settings.task_files])
-    # A tag has no figure of its own: then its members have to speak, and nobody knows which they are.
+    # A tag has no figure of its own: its members are judged, and nobody knows which they are.
     judged = wanted if all(task in first for task in wanted) else first
     if not judged:
         raise EvaluationError(

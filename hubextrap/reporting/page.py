@@ -26,6 +26,12 @@ def render_page(title: str, scan: Scan, answer: Answer, sections: Sequence[Secti
         f'<li><a href="#{section.name}">{html_text(section.title)}</a></li>' for section in sections
     )
     headline = _breakable(answer.headline)
+    # a page is passed on, so it says nothing of this machine's folders
+    read_from = [
+        (str(read.step), read.name if read.repo else Path(read.name).name, read.dtype)
+        for read in scan.checkpoints
+    ]
+    checkpoints = _table(("step", "checkpoint", "dtype"), read_from)
     sentences = "".join(f"<p>{html_text(sentence)}</p>" for sentence in answer.sentences)
     return f"""<!doctype html>
 <html lang="en">
@@ -51,7 +57,7 @@ def render_page(title: str, scan: Scan, answer: Answer, sections: Sequence[Secti
 {"".join(_section(section) for section in sections)}</div>
 </main>
 <footer>
-<details><summary>The checkpoints that were read</summary>{_checkpoints(scan)}</details>
+<details><summary>The checkpoints that were read</summary>{checkpoints}</details>
 <p>Made by hubextrap {html_text(__version__)} from a saved scan; nothing here was loaded from the network.</p>
 </footer>
 </body>
@@ -79,17 +85,6 @@ def _section(section: Section) -> str:
 <details><summary>The figures</summary>{note}{_table(section.headings, section.rows)}</details>
 </section>
 """
-
-
-def _checkpoints(scan: Scan) -> str:
-    return _table(
-        ("step", "checkpoint", "dtype"),
-        [
-            # a page is passed on, so it says nothing of this machine's folders
-            (str(read.step), read.name if read.repo else Path(read.name).name, read.dtype)
-            for read in scan.checkpoints
-        ],
-    )
 
 
 def _table(headings: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:

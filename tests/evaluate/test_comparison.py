@@ -223,7 +223,7 @@ def test_local_inputs_have_to_be_named(tmp_path: Path) -> None:
 
 def test_no_provenance_no_roles(run: dict[int, Checkpoint]) -> None:
     assert [label for label, _ in compared_checkpoints([run[100].name])] == [run[100].name]
-    with pytest.raises(EvaluationError, match=r"--against last: none of the models has a hubextrap\.json"):
+    with pytest.raises(EvaluationError, match=r"--against last: .* hubextrap\.json"):
         compared_checkpoints([run[100].name], ["last"])
 
 
@@ -236,9 +236,7 @@ def test_two_predictions_share_their_rows_or_are_refused(
     assert [label for label, _ in rows] == [
         f"prediction {prediction}", f"prediction {repo_id}@same", "last", "base", "target"
     ]  # fmt: skip
-    with pytest.raises(
-        EvaluationError, match=r"two checkpoints would be 'last': .*step_200 and .*step_100; eval"
-    ):
+    with pytest.raises(EvaluationError, match=r"two .* 'last': .*step_200 and .*step_100"):
         compared_checkpoints([prediction, f"{repo_id}@other"])
 
 

@@ -83,7 +83,7 @@ def test_models_that_cannot_be_loaded(trajectory: Path, demo_tasks: Path, tmp_pa
 
     pickled = copy_of(trajectory / "step_0", tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-    with pytest.raises(EvaluationError, match=r"pickled: transformers cannot load it: .*model\.safetensors"):
+    with pytest.raises(EvaluationError, match=r"pickled: .* cannot load it: .*model\.safetensors"):
         run(pickled)
 
     remote = copy_of(trajectory / "step_0", tmp_path / "remote")
@@ -97,7 +97,7 @@ def test_models_that_cannot_be_loaded(trajectory: Path, demo_tasks: Path, tmp_pa
 
     cut = copy_of(trajectory / "step_0", tmp_path / "cut")
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:5000])
-    with pytest.raises(EvaluationError, match="cut: transformers cannot load it: SafetensorError"):
+    with pytest.raises(EvaluationError, match=r"cut: .* cannot load it: SafetensorError"):
         run(cut)
 
 
@@ -110,9 +110,7 @@ def test_a_task_that_fails_while_it_runs(trajectory: Path, demo_tasks: Path, tmp
     (tmp_path / "radd.py").write_text(
         text.replace(line, f"PROBLEMS = Path({str(trajectory)!r}) / 'problems.jsonl'")
     )
-    with pytest.raises(
-        EvaluationError, match=r"step_0: radd: lm-eval failed: .* must be less than model's maximum"
-    ):
+    with pytest.raises(EvaluationError, match=r"step_0: radd: lm-eval failed: .*maximum"):
         evaluate([("a", str(trajectory / "step_0"))], ["radd"], include_path=[tmp_path], limit=2)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hubextrap.errors import EvaluationError
-from hubextrap.evaluation import Harness, TaskFile
+from hubextrap.evaluation import EvaluationOptions, Harness, MeasurementSettings, TaskFile
 from hubextrap.evaluation.scores import scores_of
 
 
@@ -54,10 +55,14 @@ def test_problems_of_another_filter_and_of_a_groups_members() -> None:
 @pytest.mark.parametrize(("name", "low"), [("seed", 0), ("limit", 1), ("batch_size", 1), ("num_fewshot", 0)])
 def test_numbers_are_from_0_or_1_to_what_a_seed_may_be(name: str, low: int, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(json.dumps({"question": "1+1=", "answer": "2"}))
-    tasks: dict[str, Any] = {"task_files": [TaskFile(tmp_path / "p.jsonl", "exact")]}
+    options = EvaluationOptions(task_files=[TaskFile(tmp_path / "p.jsonl", "exact")])
+
+    def settings(value: int) -> MeasurementSettings:
+        return Harness(replace(options, **{name: value})).settings
+
     for number in (low - 1, 2**32):
-        with pytest.raises(EvaluationError, match=rf"{name} {number}: has to be from {low} to {2**32 - 1}"):
-            Harness(**tasks, **{name: number})
+        with pytest.raises(EvaluationError, match=rf"{name} {number}: .* {low} to {2**32 - 1}"):
+            settings(number)
     if name != "num_fewshot":  # of which there are as many as there are problems
-        assert Harness(**tasks, **{name: low}).settings
-        assert Harness(**tasks, **{name: 2**32 - 1}).settings
+        for number in (low, 2**32 - 1):
+            assert getattr(settings(number), name) == number

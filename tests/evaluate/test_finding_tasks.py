@@ -43,21 +43,19 @@ def test_an_unknown_task_is_refused_with_what_was_meant(demo_tasks: Path) -> Non
 def test_no_task_and_no_folder(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="no task is named"):
         load_tasks([])
-    with pytest.raises(EvaluationError, match=r"absent: no such folder; --include-path takes the folder"):
+    with pytest.raises(EvaluationError, match=r"absent: no such folder"):
         load_tasks(["radd"], [tmp_path / "absent"])
 
 
 def test_without_lm_eval_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(
-        EvaluationError, match=r"lm-eval is not installed; .* pip install 'hubextrap\[eval\]'"
-    ):
+    with pytest.raises(EvaluationError, match=r"lm-eval is not installed; .*hubextrap\[eval\]"):
         load_tasks(["radd"])
 
 
 def test_a_task_whose_data_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "lost.yaml").write_text(CHOICES.format(name="lost", data=tmp_path / "absent.jsonl"))
-    with pytest.raises(EvaluationError, match=r"^lost: lm-eval cannot load this: .*absent\.jsonl"):
+    with pytest.raises(EvaluationError, match=r"^lost: .*cannot load this: .*absent\.jsonl"):
         load_tasks(["lost"], [tmp_path])
 
 

@@ -64,7 +64,7 @@ def test_pass_at_1_is_avg() -> None:
 
 
 def test_more_than_was_drawn_cannot_be_estimated() -> None:
-    with pytest.raises(ValueError, match="pass@5 needs at least 5 samples, and k at least 1; 4 were drawn"):
+    with pytest.raises(ValueError, match=r"pass@5 needs at least 5 .*4 were drawn"):
         pass_at_k(flags(1, 4), 5)
     with pytest.raises(ValueError, match="pass@0"):
         pass_at_k(flags(1, 4), 0)

@@ -257,16 +257,16 @@ def test_mathematics_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "kind", "message"),
     [
-        ("{", "exact", r"line 2: not valid JSON \(.*\); write one object per line"),
+        ("{", "exact", r"line 2: not valid JSON .*one object per line"),
         ([1], "exact", "line 2: has to be a JSON object, not list"),
-        ({"answer": "1"}, "exact", "line 2: needs one text, in the field question or prompt"),
+        ({"answer": "1"}, "exact", "line 2: needs one text"),
         ({"question": "a", "prompt": "b", "answer": "1"}, "exact", "line 2: needs one text"),
-        ({"question": "a"}, "exact", "line 2: needs an answer, a text or a number, in the field answer"),
+        ({"question": "a"}, "exact", "line 2: needs an answer"),
         ({"question": "a", "answer": " "}, "math", "line 2: the answer is empty"),
         (
             {"question": "a", "answer": 0},
             "choice",
-            "line 2: needs at least two different texts in the field ch",
+            "line 2: needs at least two different texts",
         ),
         (
             {"question": "a", "answer": 2, "choices": ["x", "y"]},
@@ -283,23 +283,22 @@ def test_mathematics_from_a_file(tmp_path: Path) -> None:
 def test_a_line_that_is_no_problem(tmp_path: Path, line: object, kind: Any, message: str) -> None:
     good = {"question": "a", "answer": 0, "choices": ["x", "y"]}
     file = write(tmp_path / "problems.jsonl", good, line)
-    with pytest.raises(EvaluationError, match=message):
+    with pytest.raises(EvaluationError, match=message) as caught:
         task_specs([], [TaskFile(file, kind)])
+    assert caught.value.file == str(file)
 
 
 def test_what_does_not_go_together(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", {"question": "a", "answer": "b"})
-    with pytest.raises(
-        EvaluationError, match="radd: --repeats, --temperature and --max-tokens hold for files"
-    ):
+    with pytest.raises(EvaluationError, match=r"radd: --repeats, .* hold for files"):
         task_specs(["radd"], answering=Answering(repeats=4))
     with pytest.raises(EvaluationError, match="p: two tasks of this name; rename the file"):
         task_specs(["p"], [TaskFile(file, "exact")])
-    with pytest.raises(EvaluationError, match="--temperature 0 gives the same answer every time"):
+    with pytest.raises(EvaluationError, match="--temperature 0 gives the same answer"):
         Answering(repeats=4, temperature=0)
-    with pytest.raises(EvaluationError, match="--repeats 0: a problem has to be answered at least once"):
+    with pytest.raises(EvaluationError, match=r"--repeats 0: .* at least once"):
         Answering(repeats=0)
-    with pytest.raises(EvaluationError, match="--format essay: has to be exact, math or choice"):
+    with pytest.raises(EvaluationError, match=r"--format essay: .*exact, math or choice"):
         task_specs([], [TaskFile(file, "essay")])  # type: ignore[arg-type]
     with pytest.raises(EvaluationError, match=r"absent\.jsonl: cannot be read \(No such file"):
         task_specs([], [TaskFile(tmp_path / "absent.jsonl", "exact")])
@@ -311,7 +310,5 @@ def test_math_verify_is_asked_for_before_any_answer(monkeypatch: pytest.MonkeyPa
     import hubextrap.evaluation.own_tasks as module
 
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(
-        EvaluationError, match=r"math-verify, which is not installed.*pip install 'hubextrap\[math\]'"
-    ):
+    with pytest.raises(EvaluationError, match=r"math-verify.*not installed.*hubextrap\[math\]"):
         task_specs(["hubextrap_aime24"])

@@ -329,7 +329,7 @@ def test_what_is_no_sweep(recipe_for: Callable[..., Recipe], trajectory: Path, t
     recipe = recipe_for(trajectory)
     with pytest.raises(
         RecipeError,
-        match=r"--horizons 0\.5: a multiple of the observed way has to be at least 1, which is step",
+        match=r"--horizons 0\.5: .* at least 1, which is step",
     ):
         sweep(recipe, tmp_path / "a", horizons=[0.5, 2])
     with pytest.raises(RecipeError, match=r"--damping 1\.5: has to be from 0"):
@@ -340,5 +340,5 @@ def test_what_is_no_sweep(recipe_for: Callable[..., Recipe], trajectory: Path, t
         sweep(recipe_for(trajectory, limit=3), tmp_path / "b")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
-    with pytest.raises(OutputError, match="full: is there already and holds no sweep; choose another --out"):
+    with pytest.raises(OutputError, match="full: is there already and holds no sweep"):
         sweep(recipe, tmp_path / "full", settings=MergeOptions())

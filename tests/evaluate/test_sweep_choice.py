@@ -122,7 +122,7 @@ def test_a_group_does_not_bring_its_members_problems_a_second_time() -> None:
 
 
 def test_what_cannot_be_chosen_by() -> None:
-    with pytest.raises(EvaluationError, match="none of the tasks has a figure that is a mean over problems"):
+    with pytest.raises(EvaluationError, match=r"none of the tasks .* a mean over problems"):
         main_figures(row("last", score(1, 1, higher=None)), ["radd"])
     few = score(1, 1).model_copy(update={"problems": (1.0, 0.0, 1.0)})
     with pytest.raises(EvaluationError, match="radd acc: 3 problems cannot be halved"):

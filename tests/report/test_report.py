@@ -214,20 +214,16 @@ def test_accuracy_joins_files(results: list[Path]) -> None:
 def test_accuracy_measured_differently(results: list[Path], tmp_path: Path, scan_file: Path) -> None:
     other = tmp_path / "other.json"
     other.write_text(results[0].read_text().replace("a" * 64, "b" * 64))
-    with pytest.raises(EvaluationError, match=r"other.json and .*a.json: measured radd in different ways"):
+    with pytest.raises(EvaluationError, match=r"other.json and .*a.json: measured radd"):
         api.report(scan_file, evaluations=[results[0], other], out=tmp_path / "a.html")
     assert not (tmp_path / "a.html").exists()
 
 
 def test_errors(short_scan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        ReferenceNotFound, match=r"none.safetensors: no such file; make it with `hubextrap scan`"
-    ):
+    with pytest.raises(ReferenceNotFound, match=r"no such file; make it with `hubextrap scan`"):
         api.report(tmp_path / "none.safetensors", out=tmp_path / "a.html")
-    with pytest.raises(OutputError, match=r"cannot be written: .*; choose another --out or --png"):
+    with pytest.raises(OutputError, match=r"cannot be written: .* --out or --png"):
         api.report(short_scan_file, out=tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(
-        HubExtrapError, match=r"the report needs matplotlib: pip install 'hubextrap\[report\]'"
-    ):
+    with pytest.raises(HubExtrapError, match=r"needs matplotlib: .*hubextrap\[report\]"):
         api.report(short_scan_file, out=tmp_path / "a.html")
