@@ -112,10 +112,8 @@ def load_checkpoint(
     path = folder / STATE
     try:
         values = read_sealed(path)
-        saved, ranks, form = values.pop("settings"), values.pop("ranks"), values.pop("format")
+        saved, ranks, form = dict(values.pop("settings")), values.pop("ranks"), values.pop("format")
         at = _READER.validate_python(values)
-        if not isinstance(saved, dict):
-            raise ValueError("settings is no JSON object")
         steps = at.snapshot_steps
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         problem = first_problem(error)
