@@ -114,7 +114,6 @@ def load_checkpoint(
         values = read_sealed(path)
         saved, ranks, form = dict(values.pop("settings")), values.pop("ranks"), values.pop("format")
         at = _READER.validate_python(values)
-        steps = at.snapshot_steps
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         problem = first_problem(error)
         raise CorruptFile(
@@ -136,7 +135,7 @@ def load_checkpoint(
             f"{path}: saved with shards of {ranks} ranks, and {holders} hold them now; resume with as many",
             file=path,
         )
-    ring.load(folder / _rank_folder(sharded), steps)
+    ring.load(folder / _rank_folder(sharded), at.snapshot_steps)
     return at, read_history(folder / HISTORY_NAME)
 
 

@@ -36,10 +36,6 @@ class Layout:
     def of(cls, tensor: torch.Tensor) -> Layout:
         return cls(_NAMES[str(tensor.dtype).removeprefix("torch.")], tensor.numel())
 
-    @property
-    def nbytes(self) -> int:
-        return self.elements * DTYPES[self.dtype].itemsize
-
 
 class SnapshotRing:
     """Copies of this rank's trainable tensors, by represented step, in their own dtypes.
@@ -62,7 +58,7 @@ class SnapshotRing:
 
     @property
     def snapshot_bytes(self) -> int:
-        return sum(layout.nbytes for layout in self.layouts.values())
+        return sum(of.elements * DTYPES[of.dtype].itemsize for of in self.layouts.values())
 
     def put(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copy the tensors as they are now.
