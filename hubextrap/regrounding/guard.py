@@ -138,8 +138,7 @@ def judge_probe(n: int, before: float, after: float, *, margin: float, longest: 
 
 def _backtest_error(table: GramTable, rule: str, dtypes: Iterable[str]) -> float | None:
     rows = backtest_table(table, [BacktestCandidate(rule, (check_rule(rule),))], dtypes=dtypes).rows
-    last = [row.error for row in rows if (row.last_step, row.target_step) == table.steps[-2:]]
-    return last[0] if last else None
+    return next((row.error for row in rows if (row.last_step, row.target_step) == table.steps[-2:]), None)
 
 
 def _expected_error(table: GramTable, n: int, rule: str, dtypes: Iterable[str]) -> float | None:

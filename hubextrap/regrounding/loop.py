@@ -252,13 +252,12 @@ class Loop:
             self._drop()
 
     def _drop(self) -> None:
-        needed = self.state.snapshots.values()
+        needed = [self.out / folder for folder in self.state.snapshots.values()]
         for number in range(1, self.state.round):
-            folder = self._folder(number)
             for part in ("output", "extrapolated"):
-                place = self._relative(folder / part)
-                if not any(one == place or one.startswith(f"{place}/") for one in needed):
-                    shutil.rmtree(folder / part, ignore_errors=True)
+                place = self._folder(number) / part
+                if not any(folder.is_relative_to(place) for folder in needed):
+                    shutil.rmtree(place, ignore_errors=True)
 
     def _check_room(self) -> None:
         state = self.state

@@ -112,11 +112,8 @@ def load_checkpoint(
     path = folder / STATE
     try:
         values = read_sealed(path)
-        saved, ranks, form = values.pop("settings"), values.pop("ranks"), values.pop("format")
+        saved, ranks, form = dict(values.pop("settings")), values.pop("ranks"), values.pop("format")
         at = _READER.validate_python(values)
-        if not isinstance(saved, dict):
-            raise ValueError("settings is no JSON object")
-        steps = at.snapshot_steps
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         problem = first_problem(error)
         raise CorruptFile(
@@ -138,7 +135,7 @@ def load_checkpoint(
             f"{path}: saved with shards of {ranks} ranks, and {holders} hold them now; resume with as many",
             file=path,
         )
-    ring.load(folder / _rank_folder(sharded), steps)
+    ring.load(folder / _rank_folder(sharded), at.snapshot_steps)
     return at, read_history(folder / HISTORY_NAME)
 
 

@@ -36,10 +36,6 @@ class Layout:
     def of(cls, tensor: torch.Tensor) -> Layout:
         return cls(_NAMES[str(tensor.dtype).removeprefix("torch.")], tensor.numel())
 
-    @property
-    def nbytes(self) -> int:
-        return self.elements * DTYPES[self.dtype].itemsize
-
 
 class SnapshotRing:
     """Copies of this rank's trainable tensors, by represented step, in their own dtypes.
@@ -62,7 +58,7 @@ class SnapshotRing:
 
     @property
     def snapshot_bytes(self) -> int:
-        return sum(layout.nbytes for layout in self.layouts.values())
+        return sum(of.elements * DTYPES[of.dtype].itemsize for of in self.layouts.values())
 
     def put(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copy the tensors as they are now.
@@ -129,7 +125,7 @@ class SnapshotRing:
 
 
 def _clear(folder: Path) -> None:
-    """Remove the snapshots in a folder, and the folder where it holds nothing else."""
+    """Remove the snapshots in a folder, half-written ones too, and the folder where it holds nothing else."""
     with suppress(OSError):
         for path in folder.glob("step-*.safetensors*"):
             path.unlink()
@@ -147,10 +143,9 @@ def _write_file(
     entries = [(name, of.dtype, [of.elements]) for name, of in layouts.items()]
     header = build_header(entries, {DIGEST: _NO_DIGEST} if state_digest else None)
     digest = hashlib.sha256(header)
-    unfinished = path.with_name(path.name + ".unfinished")
     with writing(path, "free some space, or keep the ring in memory with snapshots='cpu'", "the snapshot "):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
+        with path.open("wb") as file:
             file.write(header)
             for tensor in flat:
                 data = tensor.cpu().contiguous().view(torch.uint8).numpy().data
@@ -160,7 +155,6 @@ def _write_file(
             if state_digest:
                 file.seek(0)
                 file.write(build_header(entries, {DIGEST: digest.hexdigest()}))
-        unfinished.replace(path)
 
 
 def _check_digest(path: Path, opened: Any) -> None:

@@ -52,21 +52,12 @@ def check_examples(table: GramTable, places: NDArray[np.int64], values: NDArray[
     """
     names = table.tensors
     there = places >= 0
-    _each(
-        ((places < -1) | (places >= table.elements[:, None])).any(axis=1),
-        names,
-        "example_places: leads out of the tensor",
-    )
-    _each(
-        ((np.diff(places, axis=1) <= 0) & there[:, 1:]).any(axis=1),
-        names,
-        "example_places: does not increase",
-    )
-    _each(
-        (np.isnan(values) == there[..., None]).any(axis=(1, 2)) | np.isinf(values).any(axis=(1, 2)),
-        names,
-        "example_values: does not go with example_places",
-    )
+    outside = (places < -1) | (places >= table.elements[:, None])
+    _each(outside.any(axis=1), names, "example_places: leads out of the tensor")
+    falling = (np.diff(places, axis=1) <= 0) & there[:, 1:]
+    _each(falling.any(axis=1), names, "example_places: does not increase")
+    astray = (np.isnan(values) == there[..., None]) | np.isinf(values)
+    _each(astray.any(axis=(1, 2)), names, "example_values: does not go with example_places")
 
 
 def _sums(counts: NDArray[np.int64]) -> NDArray[Any]:
@@ -111,15 +102,12 @@ def check_logprobs(logprobs: LogProbs) -> None:
     _refuse(not is_line(source.prompts), "logprobs.prompts: is no name of a file")
     _refuse(not is_hash(source.sha256), "logprobs.sha256: is no sha256")
     _refuse(min(source.sampled_from or 0, source.max_new_tokens or 0) < 0, "logprobs: a number is below 0")
-    _refuse(
-        bool((responses < 0).any() or (np.diff(responses) < 0).any()), "logprob_responses: is not in order"
-    )
+    disorder = (responses < 0).any() or (np.diff(responses) < 0).any()
+    _refuse(bool(disorder), "logprob_responses: is not in order")
     _refuse(bool((logprobs.tokens < 0).any()), "logprob_tokens: holds one below 0")
     values = logprobs.values
-    _refuse(
-        not ((values <= 0) & np.isfinite(values)).all(),
-        "logprobs: holds what is no logarithm of a probability",
-    )
+    possible = (values <= 0) & np.isfinite(values)
+    _refuse(not possible.all(), "logprobs: holds what is no logarithm of a probability")
 
 
 def _each(wrong: Any, names: Sequence[str], problem: str) -> None:
