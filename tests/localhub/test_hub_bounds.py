@@ -50,6 +50,31 @@ def test_aliases_that_do_not_grow_stay() -> None:
     assert card_data(text) == {"datasets": ["a/b", "c/d"], "more": ["a/b", "c/d"]}
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("commit/main", "branch/x", "tag/main", "super-squash/main", "discussions", "discussions/1/comment"),
+        *(
+            "discussions/1/comment/0/edit",
+            "discussions/1/title",
+            "discussions/1/status",
+            "discussions/1/merge",
+        ),
+    ],
+)
+def test_nobody_waits_for_the_body_of_another(hub: LocalHub, repo_id: str, token: str, path: str) -> None:
+    hub.create_repo(repo_id)
+    own = ":".join(map(str, address_of(hub)))
+    head = f"POST /api/models/{repo_id}/{path} HTTP/1.1\r\nHost: {own}\r\nAuthorization: Bearer {token}\r\n"
+    with socket.create_connection(address_of(hub), timeout=5) as connection:
+        connection.sendall(f"{head}Content-Length: 2\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert status_of(connection.recv(1 << 16)) == 100
+        free = hub.store.lock.acquire(timeout=0.1)
+        if free:
+            hub.store.lock.release()
+    assert free
+
+
 def test_a_body_is_not_read_before_its_sender_is_known(hub: LocalHub, repo_id: str) -> None:
     """The answer comes while nothing of the body has been sent."""
     hub.create_repo(repo_id)

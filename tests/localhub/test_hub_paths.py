@@ -110,6 +110,7 @@ def check_bodies(client: httpx2.Client, repo: str) -> None:
         made = client.post(f"{api}/tag/main", content=json.dumps({"tag": name}))
         assert made.status_code == 400
     assert client.post(f"{api}/branch/x%00y", json={}).status_code == 400
+    assert client.post(f"{api}/branch/x", json={"startingPoint": 5}).status_code == 404
     assert client.delete(f"{api}/branch/main%00").status_code == 400
     assert [ref["name"] for ref in client.get(f"{api}/refs").json()["branches"]] == ["main"]
 
