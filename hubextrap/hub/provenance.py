@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
 from hubextrap._version import __version__
 from hubextrap.claims import sealed
@@ -29,6 +29,9 @@ PROVENANCE_FILE = "hubextrap.json"
 
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 """What no name and no line of a provenance holds."""
+READ = "read"
+"""The context in which a provenance is validated that others may have written."""
+
 _DRIVE = re.compile("[A-Za-z]:")
 _PACKAGES = ("torch", "safetensors", "huggingface_hub")
 _ABSOLUTE_PATH = re.compile(
@@ -75,8 +78,8 @@ def _inside_folder(file: str) -> str:
     return file
 
 
-def _one_line(text: str) -> str:
-    if _CONTROL.search(text):
+def _one_line(text: str, info: ValidationInfo) -> str:
+    if info.context == READ and _CONTROL.search(text):
         raise ValueError(f"{text!r} holds a control character")
     return text
 
@@ -122,7 +125,7 @@ class InputCheckpoint(_Part):
             repo=checkpoint.repo,
             revision="local" if local else checkpoint.revision,
             commit=checkpoint.commit,
-            path=_CONTROL.sub(" ", redact(Path(checkpoint.path).name) if local else checkpoint.path),
+            path=_CONTROL.sub(" ", redact(Path(checkpoint.path).name)) if local else checkpoint.path,
             files=tuple(files),
         )
 

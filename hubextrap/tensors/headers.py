@@ -140,10 +140,6 @@ def header_object(data: bytes, file_size: int, where: str) -> dict[str, Any]:
     if not text.startswith(b"{"):
         raise _corrupt(where, "its header is not a JSON object")
     try:
-        text.decode()
-    except UnicodeDecodeError:
-        raise _corrupt(where, "its header is not UTF-8 text") from None
-    try:
         header = parse_json(text, f"{where}: its header", limit=HEADER_LIMIT, parse_int=_whole_number)
     except CorruptFile as error:
         error.file = where
