@@ -76,12 +76,8 @@ def check_publishable(target: PushTarget, commit: str) -> RemoteState:
 
 def _is_told_of(path: str) -> bool:
     """Whether scores would be taken for those of this file, or take the place of what is in it."""
-    return (
-        belongs_to_model(path)
-        or is_score_file(path)
-        or path in ("README.md", PROVENANCE_FILE)
-        or path.endswith(".py")
-    )
+    told = path in ("README.md", PROVENANCE_FILE) or path.endswith(".py")
+    return told or belongs_to_model(path) or is_score_file(path)
 
 
 def publish_results(

@@ -222,8 +222,6 @@ def _check_token(target: PushTarget) -> list[str]:
         )
     match account:
         case {"name": str(name), "orgs": [*organisations]}:
-            return [
-                name,
-                *(str(one["name"]) for one in organisations if isinstance(one, dict) and "name" in one),
-            ]
+            named = [one["name"] for one in organisations if isinstance(one, dict) and "name" in one]
+            return [name, *map(str, named)]
     return []
