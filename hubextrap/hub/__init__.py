@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hubextrap.lazy import names_of
 
 if TYPE_CHECKING:
-    from hubextrap.hub.card import model_card, with_target
+    from hubextrap.hub.card import model_card
     from hubextrap.hub.commit import PushResult, commit_files
     from hubextrap.hub.outgoing import OutgoingFile
     from hubextrap.hub.provenance import (
@@ -42,7 +42,6 @@ __all__ = [
     "model_card",
     "push_folder",
     "read_provenance",
-    "with_target",
 ]
 
 __getattr__ = names_of(__name__)

@@ -84,7 +84,10 @@ def commit_files(
         state = create_repo(target)
     with push_errors(target.name), without_client_bars():
         changes = Changes.between(files, state.files, whole_model=whole_model)
-        _check_card_among(target, changes.added)
+        for file in changes.added:
+            if file.path == "README.md":
+                with file.operation.as_file() as content:
+                    check_card(target, content.read())
         upload(target, state, changes.added, progress)
         return _Committer(target, files, target.message or message, whole_model, progress).run(state)
 
@@ -266,13 +269,6 @@ def check_card(target: PushTarget, card: bytes) -> None:
         raise PushError(
             f"README.md: the metadata at its top are not valid ({refusal}); correct them, then push again"
         )
-
-
-def _check_card_among(target: PushTarget, files: Sequence[OutgoingFile]) -> None:
-    for file in files:
-        if file.path == "README.md":
-            with file.operation.as_file() as content:
-                check_card(target, content.read())
 
 
 def _refusal_of_card(text: str) -> str | None:

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
 from hubextrap._version import __version__
 from hubextrap.claims import sealed
@@ -29,6 +29,9 @@ PROVENANCE_FILE = "hubextrap.json"
 
 _CONTROL = re.compile("[\x00-\x1f\x7f]")
 """What no name and no line of a provenance holds."""
+READ = "read"
+"""The context in which a provenance is validated that others may have written."""
+
 _DRIVE = re.compile("[A-Za-z]:")
 _PACKAGES = ("torch", "safetensors", "huggingface_hub")
 _ABSOLUTE_PATH = re.compile(
@@ -75,15 +78,15 @@ def _inside_folder(file: str) -> str:
     return file
 
 
-def _one_line(text: str) -> str:
-    if _CONTROL.search(text):
+def _one_line(text: str, info: ValidationInfo) -> str:
+    if info.context == READ and _CONTROL.search(text):
         raise ValueError(f"{text!r} holds a control character")
     return text
 
 
-_File = Annotated[str, AfterValidator(_inside_folder)]
-_Line = Annotated[str, AfterValidator(_one_line)]
-_Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
+FileName = Annotated[str, AfterValidator(_inside_folder)]
+Line = Annotated[str, AfterValidator(_one_line)]
+Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
 
 
 class _Part(BaseModel):
@@ -93,7 +96,7 @@ class _Part(BaseModel):
 class InputFile(_Part):
     """One weight file that went in: how much of it was read, and what the whole was compared with."""
 
-    file: _File
+    file: FileName
     size: int = Field(ge=0)
     read: Literal["whole", "part", "header"]
     """Whole, but for small tensors that are not needed; the tensors that are needed; or no tensor."""
@@ -106,11 +109,11 @@ class InputFile(_Part):
 class InputCheckpoint(_Part):
     """One checkpoint that went in. Of a local folder (no repo, no commit) ``path`` is the last part."""
 
-    step: _Step
-    repo: _Line | None
-    revision: _Line
+    step: Step
+    repo: Line | None
+    revision: Line
     commit: str | None = Field(pattern="^[0-9a-f]{40}$")
-    path: _Line
+    path: Line
     files: tuple[InputFile, ...] = ()
     """Its weight files; empty where hubextrap was older and compared none."""
 
@@ -122,7 +125,7 @@ class InputCheckpoint(_Part):
             repo=checkpoint.repo,
             revision="local" if local else checkpoint.revision,
             commit=checkpoint.commit,
-            path=_CONTROL.sub(" ", redact(Path(checkpoint.path).name) if local else checkpoint.path),
+            path=_CONTROL.sub(" ", redact(Path(checkpoint.path).name)) if local else checkpoint.path,
             files=tuple(files),
         )
 
@@ -131,14 +134,14 @@ class CoefficientRule(_Part):
     """The tensors that ``match`` (a glob; first match wins) and the coefficient that each step gets there."""
 
     match: str
-    method: _Line
+    method: Line
     coefficients: dict[int, float]
 
 
 class OutputShard(_Part):
     """One weight file, or one beside the weights, as it was written."""
 
-    file: _File
+    file: FileName
     size: int = Field(ge=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
@@ -147,10 +150,10 @@ class Provenance(_Part):
     """The content of ``hubextrap.json``."""
 
     format: Literal[1] = 1
-    versions: dict[_Line, _Line]
-    merge_method: _Line
+    versions: dict[Line, Line]
+    merge_method: Line
     parameters: dict[str, Any]
-    target_step: _Step | None
+    target_step: Step | None
     horizon: float | None
     """(target − last) / (last − base): how far beyond what was observed, in units of what was observed."""
     expected_relative_error: float | None = Field(default=None, ge=0)
@@ -158,9 +161,9 @@ class Provenance(_Part):
     could not say. Where rounding to 16 bits drowns the updates, of the motion's two leading directions."""
     inputs: tuple[InputCheckpoint, ...] = Field(min_length=1)
     coefficients: tuple[CoefficientRule, ...]
-    dtype: _Line
+    dtype: Line
     """In which the sums were accumulated, e.g. ``float32``."""
-    out_dtype: _Line | None
+    out_dtype: Line | None
     """In which the weights are stored; None: each tensor as in the last checkpoint."""
     shards: tuple[OutputShard, ...]
     files: tuple[OutputShard, ...] | None = None

@@ -16,7 +16,7 @@ from hubextrap.claims import DIGEST, unsealed
 from hubextrap.containment import entry_at, read_named
 from hubextrap.errors import CorruptFile
 from hubextrap.foreign_data import parse_json, shorten
-from hubextrap.hub.provenance import PROVENANCE_FILE, Provenance, horizon_of
+from hubextrap.hub.provenance import PROVENANCE_FILE, READ, Provenance, horizon_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,27 +45,28 @@ def read_provenance(source: bytes | Path, name: str | None = None) -> Provenance
             source = _bytes_of(path)
         except OSError as error:
             raise CorruptFile(
-                f"{name}: cannot be read ({error.strerror}); only hubextrap's own output has one"
+                f"{name}: cannot be read ({error.strerror}); only hubextrap's own output has one", file=name
             ) from error
     name = name or PROVENANCE_FILE
-    content = parse_json(source, name, remedy="download or merge the model again")
+    remedy = "download or merge the model again"
+    content = parse_json(source, name, remedy=remedy)
     if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > 1:
         raise CorruptFile(
-            f"{name}: has format {content['format']}, this hubextrap reads format 1; upgrade hubextrap"
+            f"{name}: has format {content['format']}, this hubextrap reads format 1; upgrade hubextrap",
+            file=name,
         )
     try:
         stated = content.pop(DIGEST, None) if isinstance(content, dict) else None
-        provenance = Provenance.model_validate(content)
+        provenance = Provenance.model_validate(content, context=READ)
         _check_provenance(provenance)
         if stated is not None:
             unsealed({**content, DIGEST: stated})
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in problem["loc"]) or "the file"
-        said = shorten(f"{field}: {problem['msg']}", 500)
-        raise CorruptFile(f"{name}: {said}; download or merge the model again") from error
     except (ValueError, OverflowError) as error:
-        raise CorruptFile(f"{name}: {shorten(str(error), 500)}; download or merge the model again") from error
+        said = str(error)
+        if isinstance(error, ValidationError):
+            problem = error.errors(include_url=False)[0]
+            said = f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
+        raise CorruptFile(f"{name}: {shorten(said, 500)}; {remedy}", file=name) from error
     return provenance
 
 
@@ -78,11 +79,7 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def _check_provenance(claimed: Provenance) -> None:
-    """The fields together, which the types of each say nothing about.
-
-    Raises:
-        ValueError: names the field.
-    """
+    """The fields together, which the types of each say nothing about; a ValueError names the field."""
     steps = claimed.steps
     for number, checkpoint in enumerate(claimed.inputs):
         _check_input(f"inputs.{number}", checkpoint)

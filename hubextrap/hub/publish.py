@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,12 +76,8 @@ def check_publishable(target: PushTarget, commit: str) -> RemoteState:
 
 def _is_told_of(path: str) -> bool:
     """Whether scores would be taken for those of this file, or take the place of what is in it."""
-    return (
-        belongs_to_model(path)
-        or is_score_file(path)
-        or path in ("README.md", PROVENANCE_FILE)
-        or path.endswith(".py")
-    )
+    told = path in ("README.md", PROVENANCE_FILE) or path.endswith(".py")
+    return told or belongs_to_model(path) or is_score_file(path)
 
 
 def publish_results(
@@ -94,6 +91,8 @@ def publish_results(
     Raises:
         PushError: as `check_publishable`, or the card cannot be understood, or the Hub did not take it.
     """
+    from huggingface_hub import eval_result_entries_to_yaml
+
     state = check_publishable(target, commit)
     card = _card(target, state)
     card = with_model_index(
@@ -101,7 +100,8 @@ def publish_results(
     )
     files = {"README.md": card.encode(), **results.files}
     for name, entry in results.benchmarks.items():
-        files[f".eval_results/{SOURCE}-{name}.yaml"] = _entry_file(entry)
+        text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True)
+        files[f".eval_results/{SOURCE}-{name}.yaml"] = text.encode()
     return commit_files(
         target,
         [OutgoingFile(path, content) for path, content in files.items()],
@@ -189,13 +189,6 @@ def _card(target: PushTarget, state: RemoteState) -> str:
         raise refusal(target, "README.md is not UTF-8 text; correct it, then publish again") from error
 
 
-def _entry_file(entry: EvalResultEntry) -> bytes:
-    from huggingface_hub import eval_result_entries_to_yaml
-
-    text: str = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True)
-    return text.encode()
-
-
 def _parsed(text: str) -> dict[str, Any]:
     where = "README.md: the metadata at its top"
     metadata = parse_yaml(text, where, error=PushError, remedy="correct them, then publish again", nan=True)
@@ -231,10 +224,8 @@ def _replaced(text: str, metadata: dict[str, Any], index: list[Any]) -> str:
         new = text[: found.start()] + block + text[found.end() :]
     else:
         new = "\n".join(part for part in (text.rstrip("\n"), block) if part)
-    try:
+    with suppress(CorruptFile):
         if parse_yaml(new, "README.md", nan=True) == wanted:
             return new
-    except CorruptFile:
-        pass
     # an index that is written in an unusual way: then all is written anew
     return str(yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True)).rstrip("\n")

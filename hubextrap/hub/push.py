@@ -62,11 +62,9 @@ def commit_message(provenance: Provenance | None) -> str:
     if provenance is None:
         return "Upload model with hubextrap"
     steps = provenance.steps
-    source = (
-        f"step {steps[0]}"
-        if len(steps) == 1
-        else f"{len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}"
-    )
+    source = f"step {steps[0]}"
+    if len(steps) > 1:
+        source = f"{len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}"
     what = "Merge" if provenance.target_step is None else f"Predict step {provenance.target_step}"
     return f"{what} from {source} ({provenance.merge_method})"
 
@@ -112,15 +110,12 @@ def _files_under(folder: Path, inside: str = "") -> Iterator[tuple[str, Path]]:
     for name in folders:
         if name in entries or name.startswith("."):
             continue
-        if problem := _folder_problem(here / name):
+        problem = name_problem(name)
+        if (here / name).is_symlink():
+            problem = "is a link to a folder; copy that in its place, or remove the link"
+        if problem:
             raise PushError(f"{folder}/{shown(prefix + name)}: {problem}", file=prefix + name)
         yield from _files_under(folder, prefix + name)
-
-
-def _folder_problem(folder: Path) -> str | None:
-    if folder.is_symlink():
-        return "is a link to a folder; copy that in its place, or remove the link"
-    return name_problem(folder.name)
 
 
 def _shards_of(index: Path) -> list[str]:

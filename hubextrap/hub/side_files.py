@@ -95,10 +95,7 @@ class SideFiles:
 
 def is_side_file(file: str) -> bool:
     """Whether a loader of the model that a folder holds may look for ``file`` in it, beside the weights."""
-    folder, _, name = file.rpartition("/")
-    if folder:
-        return folder == TEMPLATE_FOLDER and name.endswith(".jinja")
-    return _matches(file, _SIDE_FILES) and not _matches(file, _NEVER)
+    return _is_template(file) or (_matches(file, _SIDE_FILES) and not _matches(file, _NEVER))
 
 
 def is_legal_file(file: str) -> bool:
@@ -127,10 +124,8 @@ def is_mixed_in(file: str) -> bool:
     Only what a loader finds by its name does, as it would take it for the new model's. Whatever merely looks
     like a model's (``train.vocab``) may be anything.
     """
-    folder, _, name = file.rpartition("/")
-    if folder:
-        return folder == TEMPLATE_FOLDER and name.endswith(".jinja")
-    return is_weight_file(file) or file in _LOADED or _LOADED_VERSION.fullmatch(file) is not None
+    loaded = file in _LOADED or _LOADED_VERSION.fullmatch(file) is not None
+    return loaded or is_weight_file(file) or _is_template(file)
 
 
 def side_files(last: Source, out_dtype: str | None) -> dict[str, bytes]:
@@ -235,6 +230,11 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _is_template(file: str) -> bool:
+    folder, _, name = file.rpartition("/")
+    return folder == TEMPLATE_FOLDER and name.endswith(".jinja")
 
 
 def _matches(file: str, patterns: tuple[str, ...]) -> bool:

@@ -189,11 +189,7 @@ def read_remote(target: PushTarget) -> RemoteState:
 
 
 def _check_pull_request(target: PushTarget, branches: Collection[str]) -> None:
-    """A repo without commits gets its main branch when it is created; any other has to be there.
-
-    Raises:
-        PushError: the pull request has no branch to go into.
-    """
+    """A repo without commits gets its main branch when it is created; any other has to be there."""
     if target.create_pr and target.revision not in (branches or ("main",)):
         raise refusal(
             target,
@@ -226,8 +222,6 @@ def _check_token(target: PushTarget) -> list[str]:
         )
     match account:
         case {"name": str(name), "orgs": [*organisations]}:
-            return [
-                name,
-                *(str(one["name"]) for one in organisations if isinstance(one, dict) and "name" in one),
-            ]
+            named = [one["name"] for one in organisations if isinstance(one, dict) and "name" in one]
+            return [name, *map(str, named)]
     return []

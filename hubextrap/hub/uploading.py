@@ -43,8 +43,7 @@ def upload(target: PushTarget, state: RemoteState, files: Sequence[OutgoingFile]
             preupload(target, state, [file.operation for file in batch])
             stage.advance(sum(file.size for file in batch))
 
-        for _ in pool.map(send, batches):
-            pass
+        list(pool.map(send, batches))
 
 
 def preupload(
@@ -65,9 +64,7 @@ def preupload(
         worth=lambda error: is_passing(error) or is_lost_upload(error),
     )
     for operation in operations:
-        operation._remote_oid = (
-            None  # or the client leaves out of the commit what the branch has at the moment
-        )
+        operation._remote_oid = None  # else the client leaves out what the branch has at the moment
 
 
 def there_already(

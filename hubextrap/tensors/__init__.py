@@ -5,15 +5,14 @@ from __future__ import annotations
 from hubextrap.patience import Patience
 from hubextrap.tensors.combinable import read_combinable
 from hubextrap.tensors.configuration import ties_embeddings
-from hubextrap.tensors.describe import describe, describe_checkpoint
+from hubextrap.tensors.describe import describe
 from hubextrap.tensors.hashing import sha256_of
-from hubextrap.tensors.headers import DTYPES, Dtype, build_header, parse_header
-from hubextrap.tensors.interfaces import FileInfo, FinishedShard, ShardWriter, Sink, Source
+from hubextrap.tensors.headers import DTYPES, build_header, parse_header
+from hubextrap.tensors.interfaces import FileInfo, FinishedShard, Sink, Source
 from hubextrap.tensors.journal import Journal
 from hubextrap.tensors.layout import CheckpointLayout, ShardInfo, TensorInfo
 from hubextrap.tensors.local import LocalSource
 from hubextrap.tensors.opening import open_source
-from hubextrap.tensors.ranges import Span, coalesce
 from hubextrap.tensors.remote import RemoteSource
 from hubextrap.tensors.sinks import LocalSink
 from hubextrap.tensors.weights import read_layout, read_layouts
@@ -21,7 +20,6 @@ from hubextrap.tensors.weights import read_layout, read_layouts
 __all__ = [
     "DTYPES",
     "CheckpointLayout",
-    "Dtype",
     "FileInfo",
     "FinishedShard",
     "Journal",
@@ -30,15 +28,11 @@ __all__ = [
     "Patience",
     "RemoteSource",
     "ShardInfo",
-    "ShardWriter",
     "Sink",
     "Source",
-    "Span",
     "TensorInfo",
     "build_header",
-    "coalesce",
     "describe",
-    "describe_checkpoint",
     "open_source",
     "parse_header",
     "read_combinable",

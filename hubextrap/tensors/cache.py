@@ -132,8 +132,8 @@ _HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 def _listed(checkpoint: Checkpoint) -> dict[str, FileInfo]:
     """What the Hub lists of a checkpoint's folder; an error where a name has no place on a disk."""
-    assert checkpoint.repo is not None
-    assert checkpoint.commit is not None
+    if checkpoint.repo is None or checkpoint.commit is None:
+        raise ValueError(f"{checkpoint.name}: not a checkpoint on the Hub")
     names = list_folder(checkpoint.repo, checkpoint.commit, checkpoint.path, checkpoint.name)
     if wrong := next((name for name, info in names.items() if info.problem is not None), None):
         raise SourceError(
@@ -166,19 +166,15 @@ def _is_weights(file: str) -> bool:
 
 def _as_downloaded(folder: Path) -> dict[str, FileInfo]:
     """The files of a snapshot with the hashes under which the cache keeps them."""
-    found = {}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_file() and (name := _kept_as(path)) is not None:
-            found[path.name] = FileInfo(path.stat().st_size, name)
-    return found
+    return {
+        path.name: FileInfo(path.stat().st_size, name)
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.is_file() and (name := _kept_as(path)) is not None
+    }
 
 
 def _download(checkpoint: Checkpoint, files: Collection[str] | None) -> Path:
-    """The checkpoint's folder in the Hub cache, with these files in it; None: what is there.
-
-    Raises:
-        SourceError: they could not be downloaded.
-    """
+    """The checkpoint's folder in the Hub cache, with these files in it; None: what is there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]

@@ -165,14 +165,11 @@ def _finding(layout: CheckpointLayout, method: str | None) -> tuple[str, str] | 
 def _dequantise(method: str | None) -> str:
     """What to do about quantised checkpoints, by their quant_method."""
     key = (method or "").lower().replace("-", "_")
-    options = {
-        "fp8": "quantization_config=FineGrainedFP8Config(dequantize=True)",
-        "mxfp4": "quantization_config=Mxfp4Config(dequantize=True)",
-        "compressed_tensors": "quantization_config=CompressedTensorsConfig(dequantize=True)",
-    }
+    configs = {"fp8": "FineGrainedFP8", "mxfp4": "Mxfp4", "compressed_tensors": "CompressedTensors"}
     saved = ".save_pretrained(folder, save_original_format=False)"
-    if key in options:
-        how = f'AutoModelForCausalLM.from_pretrained(checkpoint, dtype="bfloat16", {options[key]}){saved}'
+    if key in configs:
+        option = f"quantization_config={configs[key]}Config(dequantize=True)"
+        how = f'AutoModelForCausalLM.from_pretrained(checkpoint, dtype="bfloat16", {option}){saved}'
     elif key.startswith("bitsandbytes") or key == "bnb":
         how = f"AutoModelForCausalLM.from_pretrained(checkpoint).dequantize(torch.bfloat16){saved}"
     else:

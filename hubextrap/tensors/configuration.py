@@ -120,18 +120,18 @@ def leads_of(content: Any, *, code: bool = True) -> Iterator[str]:
             if key == "transformers_weights" and value is not None:
                 yield f"has transformers load {value!r} (transformers_weights)"
             elif key in ("auto_map", "custom_pipelines"):
-                for text in _texts(value):
-                    if code and _ELSEWHERE in text:
-                        yield f"takes code from another repo ({key}: {text!r})"
+                yield from _code_of(key, value, _ELSEWHERE) if code else ()
             elif "attn_implementation" in key or "experts_implementation" in key:
-                for text in _texts(value):
-                    if _KERNEL in text:
-                        yield f"takes code from another repo ({key}: {text!r})"
+                yield from _code_of(key, value, _KERNEL)
             else:
                 yield from leads_of(value, code=code)
     elif isinstance(content, list):
         for value in content:
             yield from leads_of(value, code=code)
+
+
+def _code_of(key: str, value: Any, sign: str) -> Iterator[str]:
+    return (f"takes code from another repo ({key}: {text!r})" for text in _texts(value) if sign in text)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from hubextrap.containment import shown
+from hubextrap.containment import Entry, shown
 from hubextrap.errors import SourceError
 
 if TYPE_CHECKING:
@@ -32,14 +32,7 @@ class FileInfo:
     """Where the Hub cache keeps the bytes, if they are read from there."""
 
 
-class _Known(Protocol):
-    @property
-    def size(self) -> int: ...
-    @property
-    def problem(self) -> str | None: ...
-
-
-K = TypeVar("K", bound=_Known)
+K = TypeVar("K", FileInfo, Entry)
 
 
 def readable(found: K | None, name: str, file: str, limit: int | None = None) -> K:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.durable.log import Log
@@ -40,9 +41,7 @@ class Journal(Log):
         made_from = self.inputs.get(shard.file, ShardInputs((), False))
         self._note(
             {
-                "file": shard.file,
-                "size": shard.size,
-                "sha256": shard.sha256,
+                **asdict(shard),
                 "identical": self.identical,
                 "inputs": made_from.digests,
                 "compared": made_from.compared,

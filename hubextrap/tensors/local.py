@@ -26,11 +26,11 @@ class LocalSource:
 
     def __init__(self, folder: Path | str, name: str | None = None) -> None:
         self.name = name or str(folder)
-        self._folder = Path(folder)
+        self.folder = Path(folder)
         self._lock = threading.Lock()
         self._descriptors: dict[str, int] = {}
         self._entries: dict[str, Entry] = {}
-        templates = self._folder / TEMPLATE_FOLDER
+        templates = self.folder / TEMPLATE_FOLDER
         try:
             self._entries |= entries_of(folder)
             if templates.is_symlink():
@@ -45,10 +45,6 @@ class LocalSource:
             raise SourceError(
                 f"{self.name}: cannot list the folder: {error.strerror}; check its permissions"
             ) from error
-
-    @property
-    def folder(self) -> Path:
-        return self._folder
 
     def files(self) -> Mapping[str, FileInfo]:
         return {file: FileInfo(entry.size, problem=entry.problem) for file, entry in self._entries.items()}

@@ -15,7 +15,7 @@ Opener = Callable[[Checkpoint, bool], Source | None]
 
 SOURCES: tuple[Opener, ...] = (
     lambda one, cache: LocalSource(one.path, one.name) if one.repo is None else None,
-    lambda one, cache: cached_source(one) if cache and one.commit else None,
+    lambda one, cache: cached_source(one) if cache else None,
     lambda one, cache: (
         RemoteSource(one.repo, one.commit, one.path, one.name) if one.repo and one.commit else None
     ),

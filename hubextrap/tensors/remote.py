@@ -127,8 +127,9 @@ class RemoteSource:
                     continue
                 except Refused as error:
                     asked, cause, stale = error.asked_wait, str(error), error.stale
-                    if stale:
-                        self._forget(file, target)
+                    with self._lock:
+                        if stale and self._targets.get(file) is target:
+                            self._targets.pop(file, None)
                 except Exception as error:
                     if not is_passing(error):
                         raise
@@ -158,11 +159,6 @@ class RemoteSource:
             if target is None:
                 target = self._targets[file] = self._resolve(file)
             return target
-
-    def _forget(self, file: str, target: Target | None) -> None:
-        with self._lock:
-            if self._targets.get(file) is target:
-                self._targets.pop(file, None)
 
     def _resolve(self, file: str) -> Target:
         from urllib.parse import urljoin

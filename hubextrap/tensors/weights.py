@@ -226,33 +226,25 @@ def read_header(source: Source, file: str) -> tuple[bytes, int]:
 
 
 def _check_tensors(layout: CheckpointLayout, weight_map: Mapping[str, str] | None) -> None:
-    """Every tensor lies in one shard, and where the index says.
-
-    Raises:
-        CorruptFile: it does not.
-    """
+    """Every tensor has to lie in one shard, and where the index says."""
     places: dict[str, str] = {}
     for shard in layout.shards:
         for tensor in shard.tensors:
             if tensor.name in places:
                 raise CorruptFile(
                     f"{layout.name}: tensor {shorten(repr(tensor.name))} is in both {places[tensor.name]} "
-                    f"and {shard.file}; download the folder again"
+                    f"and {shard.file}; download the folder again",
+                    tensor=tensor.name,
                 )
             places[tensor.name] = shard.file
     if not places:
         raise CorruptFile(f"{layout.name}: its weight files hold no tensors; download them again")
     if weight_map is None:
         return
-    for name, file in weight_map.items():
-        if places.get(name) != file:
-            raise CorruptFile(
-                f"{layout.name}: {INDEX_FILE} puts tensor {shorten(repr(name))} into {file}, which does not "
-                "hold it; download the folder again"
-            )
-    for name, file in places.items():
-        if name not in weight_map:
-            raise CorruptFile(
-                f"{layout.name}: {file} holds tensor {shorten(repr(name))}, which {INDEX_FILE} does not "
-                "list; download the folder again"
-            )
+    for name in {**weight_map, **places}:
+        listed, found, tensor_name = weight_map.get(name), places.get(name), shorten(repr(name))
+        if listed != found:
+            what = f"{found} holds tensor {tensor_name}, which {INDEX_FILE} does not list"
+            if listed:
+                what = f"{INDEX_FILE} puts tensor {tensor_name} into {listed}, which does not hold it"
+            raise CorruptFile(f"{layout.name}: {what}; download the folder again", tensor=name)

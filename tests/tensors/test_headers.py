@@ -67,7 +67,7 @@ def test_reads_a_literal_file() -> None:
         ("[]", b"", "its header is not a JSON object"),
         (" {}", b"", "its header is not a JSON object"),
         ("{", b"", "its header: not valid JSON"),
-        (b'{"\xff": 1}', b"", "its header is not UTF-8 text; download the file again"),
+        (b'{"\xff": 1}', b"", "its header: not valid JSON (line 1: not UTF-8"),
         ('{"a":' + json.dumps(U8) + ',"a":' + json.dumps(U8) + "}", b"12", "'a' is there twice"),
         ('{"\\ud800":' + json.dumps(U8) + "}", b"12", "half a character"),
         ('{"a": NaN}', b"", "NaN is not JSON"),

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubextrap.tensors import Span, coalesce
+from hubextrap.tensors.ranges import Span, coalesce
 
 
 def test_neighbours_are_joined() -> None:
