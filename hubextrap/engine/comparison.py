@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hubextrap.errors import CheckpointMismatch
 from hubextrap.foreign_text import own_lines
@@ -48,9 +48,18 @@ class TensorInputs:
         return sum(info.nbytes for info in (*self.inputs, *(twin for _, twin in self.twins)))
 
 
+class Problem(NamedTuple):
+    """Why checkpoints do not fit together."""
+
+    text: str
+    tensor: str
+    step: int | None = None
+    """Of the checkpoint that differs from the last one."""
+
+
 def compare(
     steps: Sequence[int], layouts: Sequence[CheckpointLayout], *, tied: bool
-) -> tuple[list[TensorInputs], list[str], list[str]]:
+) -> tuple[list[TensorInputs], list[Problem], list[str]]:
     """Match the tensors of K checkpoints by name.
 
     Tied embeddings: when ``tied`` (config.json's tie_word_embeddings of the last checkpoint) and a known pair
@@ -60,14 +69,14 @@ def compare(
 
     Returns:
         The output's tensors in the last checkpoint's file and offset order, as all checkpoints hold them;
-        every mismatch, one line each; facts worth telling that are no mismatch.
+        every mismatch; facts worth telling that are no mismatch.
     """
     tensors = [layout.tensors for layout in layouts]
     every = tuple(range(len(layouts)))
     pair = _tied_pair(tensors) if tied else None
     last, last_step = tensors[-1], f"step {steps[-1]}"
     labels = [f"step {step} ({layout.name})" for step, layout in zip(steps, layouts, strict=True)]
-    problems: list[str] = []
+    problems: list[Problem] = []
     notes: list[str] = []
     entries: list[TensorInputs] = []
     for name, reference in last.items():
@@ -82,9 +91,12 @@ def compare(
         for k, checkpoint in enumerate(tensors):
             stored = [checkpoint[alias] for alias in names if alias in checkpoint]
             problems += (
-                _differences(stored, reference, labels[k], last_step)
+                [
+                    Problem(text, name, steps[k])
+                    for text in _differences(stored, reference, labels[k], last_step)
+                ]
                 if stored
-                else [f"{name} is in {last_step} but not in {labels[k]}" + _tying_hint(name)]
+                else [_missing(name, last_step, labels[k], steps[k])]
             )
             found += stored[:1]
             twins += [(k, twin) for twin in stored[1:]]
@@ -92,12 +104,8 @@ def compare(
             elements = reference.nbytes // DTYPES[reference.dtype].itemsize
             entries.append(TensorInputs(name, elements, every, tuple(found), tuple(twins)))
     known = {*last, *(pair or ())}
-    for label, checkpoint in zip(labels[:-1], tensors[:-1], strict=True):
-        problems += [
-            f"{name} is in {label} but not in {last_step}" + _tying_hint(name)
-            for name in checkpoint
-            if name not in known
-        ]
+    for step, label, checkpoint in zip(steps[:-1], labels, tensors, strict=False):
+        problems += [_missing(name, label, last_step, step) for name in checkpoint if name not in known]
     return entries, problems, notes
 
 
@@ -118,30 +126,33 @@ def _differences(
         )
 
 
-def refuse(problems: Sequence[str]) -> None:
+def refuse(problems: Sequence[Problem]) -> None:
     """Refuse checkpoints that do not fit together.
 
     Raises:
-        CheckpointMismatch: there are problems.
+        CheckpointMismatch: there are problems; with its tensor and step, where they are about one.
     """
     if not problems:
         return
     more = len(problems) - LISTED_PROBLEMS
+    tensors, steps = {problem.tensor for problem in problems}, {problem.step for problem in problems}
     raise CheckpointMismatch(
         own_lines(
             f"the checkpoints do not fit together, {len(problems)} finding{'s' * (len(problems) > 1)}:",
-            *(f"  {problem}" for problem in problems[:LISTED_PROBLEMS]),
+            *(f"  {problem.text}" for problem in problems[:LISTED_PROBLEMS]),
             *([f"  … and {more} more"] if more > 0 else []),
             "leave out the checkpoints that differ (trajectory.steps), or choose ones that one run saved",
-        )
+        ),
+        tensor=tensors.pop() if len(tensors) == 1 else None,
+        step=steps.pop() if len(steps) == 1 else None,
     )
 
 
-def uncombinable(name: str, dtype: str, remedy: str) -> list[str]:
+def uncombinable(name: str, dtype: str, remedy: str) -> list[Problem]:
     """The problem with a tensor of several checkpoints, if it is neither floats to combine nor integers."""
     if dtype in FLOATS or dtype[0] in "IUB":
         return []
-    return [f"{name} is {dtype}, which cannot be combined; {remedy}"]
+    return [Problem(f"{name} is {dtype}, which cannot be combined; {remedy}", name)]
 
 
 def dtype_notes(steps: Sequence[int], layouts: Sequence[CheckpointLayout]) -> list[str]:
@@ -169,7 +180,8 @@ def _ends_with(name: str, endings: Sequence[str]) -> bool:
     return any(name == ending or name.endswith(f".{ending}") for ending in endings)
 
 
-def _tying_hint(name: str) -> str:
-    if not _ends_with(name, OUTPUT_EMBEDDINGS):
-        return ""
-    return " (if it is tied, the last checkpoint's config.json has to say tie_word_embeddings: true)"
+def _missing(name: str, there: str, absent: str, step: int) -> Problem:
+    text = f"{name} is in {there} but not in {absent}"
+    if _ends_with(name, OUTPUT_EMBEDDINGS):
+        text += " (if it is tied, the last checkpoint's config.json has to say tie_word_embeddings: true)"
+    return Problem(text, name, step)

@@ -109,7 +109,7 @@ def _check_like(source: LocalSource, like: Path) -> None:
         _, problems, _ = compare((0, 1), layouts, tied=ties_embeddings(source))
     if problems:
         what = f"{source.name} is not a checkpoint of the model that the round started from:"
-        raise CheckpointMismatch(own_lines(what, *_some(problems)), file=source.name)
+        raise CheckpointMismatch(own_lines(what, *_some([one.text for one in problems])), file=source.name)
 
 
 def _read_shard(source: LocalSource, shard: ShardInfo, stage: Stage) -> str:

@@ -163,6 +163,22 @@ def test_every_mismatch_is_in_one_error() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("first", "tensor"),
+    [
+        ([("a.weight", "BF16", (4, 9)), B], "a.weight"),
+        ([A, ("b.weight", "I64", (8,))], "b.weight"),
+        ([A], "b.weight"),
+        ([A, B, HEAD], "lm_head.weight"),
+        ([("a.weight", "BF16", (4, 9)), B, HEAD], None),
+    ],
+)
+def test_a_mismatch_of_one_tensor_names_it(first: list[Spec], tensor: str | None) -> None:
+    with pytest.raises(CheckpointMismatch) as caught:
+        plan_two(layout("x", first), layout("y", [A, B]))
+    assert (caught.value.tensor, caught.value.step) == (tensor, 100)
+
+
 def test_many_mismatches_are_counted_not_all_listed() -> None:
     last = layout("x", [(f"layer.{i}", "BF16", (2,)) for i in range(1000)])
     with pytest.raises(CheckpointMismatch, match="1001 findings:") as caught:
