@@ -91,9 +91,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def _write(path: Path, parts: tuple[bytes, ...]) -> None:
-    staging = path.with_name(new_name(_start_for(path)))
+    staging, descriptor = _new_file(path)
     try:
-        with os.fdopen(open_held(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+        with os.fdopen(descriptor, "wb") as file:
             take_after(path, staging)  # before there is anything to be read in it
             file.writelines(parts)
             file.flush()
@@ -104,6 +104,14 @@ def _write(path: Path, parts: tuple[bytes, ...]) -> None:
         with contextlib.suppress(OSError):
             staging.unlink()
         raise
+
+
+def _new_file(path: Path) -> tuple[Path, int]:
+    while True:
+        staging = path.with_name(new_name(_start_for(path)))
+        # before it is locked, another writer may take it for a stray, and removes it
+        with contextlib.suppress(BlockingIOError):
+            return staging, open_held(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
 
 
 def _remove_strays(path: Path) -> None:

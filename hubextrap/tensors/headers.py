@@ -139,10 +139,6 @@ def header_object(data: bytes, file_size: int, where: str) -> dict[str, Any]:
     text = data[8:end]
     if not text.startswith(b"{"):
         raise _corrupt(where, "its header is not a JSON object")
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        raise _corrupt(where, "its header is not UTF-8 text") from None
     header = parse_json(text, f"{where}: its header", file=where, limit=HEADER_LIMIT, parse_int=_whole_number)
     assert isinstance(header, dict)
     return header

@@ -193,14 +193,14 @@ def test_a_private_folder_stays_so_while_it_is_made(ground: Ground, monkeypatch:
     from hubextrap.api import merging
 
     seen = []
-    run_prepared = merging.run_prepared
+    run_plan = merging.run_plan
 
     def spied(*arguments: object, **more: object) -> object:
         for path in (Path(".place.partial"), Path(".place.partial/model")):
             seen.append(stat.S_IMODE(path.stat().st_mode))
-        return run_prepared(*arguments, **more)  # type: ignore[arg-type]
+        return run_plan(*arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(merging, "run_prepared", spied)
+    monkeypatch.setattr(merging, "run_plan", spied)
     Path("place").mkdir(mode=0o700)
     assert run_main("merge", "recipe.yaml", "--out", "place", "-q").code == 0
     assert seen == [0o700, 0o700]

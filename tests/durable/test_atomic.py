@@ -111,7 +111,7 @@ def test_many_writers_of_one_file(tmp_path: Path) -> None:
 
     def write(number: int) -> None:
         try:
-            for _ in range(30):
+            for _ in range(100):
                 write_sealed(path, {"from": number, "bulk": "x" * 10_000}, remedy="")
                 assert read_sealed(path)["from"] in range(4)
         except Exception as error:

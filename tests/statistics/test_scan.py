@@ -16,9 +16,9 @@ from scan_runs import STEPS, make_run, scan_folder, weights, write_checkpoint
 from hubextrap.engine.defaults import MiB
 from hubextrap.errors import CheckpointMismatch, NonFinite, OutputError, StepError
 from hubextrap.scans import Scan
-from hubextrap.statistics import Linearity, r_squared, random_walk
+from hubextrap.statistics import Linearity, random_walk
 from hubextrap.statistics.elements import SCAN_BLOCK, BlockScanner
-from hubextrap.statistics.linearity import BINS, FEW_VALUES, SMALL_RANGE, UNMOVED, count_linearity
+from hubextrap.statistics.linearity import BINS, FEW_VALUES, SMALL_RANGE, UNMOVED, count_linearity, r_squared
 
 DTYPES = {
     "float32": (torch.float32,),
