@@ -86,6 +86,7 @@ def test_lazy_names_stand_in_an_import_and_in_all(init: Path) -> None:
         module.absent  # noqa: B018
 
 
+@pytest.mark.slow
 def test_names_are_those_of_their_homes_whatever_was_imported_first() -> None:
     program = (
         "import importlib, pkgutil, hubextrap\n"

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 
 TRAINER = Path(__file__).parents[1] / "reground" / "command" / "trainer.py"
@@ -28,6 +29,7 @@ def recipe(folder: Path, model: Path, **section: object) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_does(cli: Callable[..., object], demo_data: Path, tmp_path: Path) -> None:
     start = demo_data / "rlvr-C" / "step_0"
     out = tmp_path / "run"

@@ -232,13 +232,14 @@ def start(server: HostileHub, *words: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sign", "options"),
     [
         pytest.param(signal.SIGTERM, (), id="SIGTERM-ranges"),
-        pytest.param(signal.SIGINT, (), id="SIGINT-ranges", marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, ("--cache",), id="SIGTERM-cache", marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, ("--cache",), id="SIGINT-cache", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, (), id="SIGINT-ranges"),
+        pytest.param(signal.SIGTERM, ("--cache",), id="SIGTERM-cache"),
+        pytest.param(signal.SIGINT, ("--cache",), id="SIGINT-cache"),
     ],
 )
 def test_a_signal_while_the_storage_drips(

@@ -107,11 +107,8 @@ CASES = [(2, 50, True), (30, 50, True), (300, 50, True), (2, 6000, True), (30, 6
 CASES += [(30, 6000, False), (300, 6000, True)]
 
 
-def marked(cases: list[tuple[int, int, bool]]) -> list[object]:
-    return [pytest.param(*case, marks=[] if case == (30, 50, True) else [pytest.mark.slow]) for case in cases]
-
-
-@pytest.mark.parametrize(("checkpoints", "tensors", "alike"), marked(CASES))
+@pytest.mark.slow
+@pytest.mark.parametrize(("checkpoints", "tensors", "alike"), CASES)
 def test_a_merge_takes_what_it_may(
     run_of: Callable[..., Path], tmp_path: Path, checkpoints: int, tensors: int, alike: bool
 ) -> None:

@@ -250,6 +250,7 @@ def test_a_storage_that_loses_what_it_takes(hub: LocalHub, prediction: Path, rep
     assert len(commits(repo_id)) == 1
 
 
+@pytest.mark.slow
 def test_retry_after_is_honoured(hub: LocalHub, prediction: Path, repo_id: str) -> None:
     hub.faults.add(Fault(COMMIT, "POST", status=429, headers={"Retry-After": "1"}))
     start = time.monotonic()

@@ -145,6 +145,7 @@ def test_target_steps_share_what_they_are_compared_with(
     assert sum(line.startswith("reading every checkpoint once") for line in lines.said) == 1
 
 
+@pytest.mark.slow
 def test_the_real_run_at_step_300(rlvr: Path) -> None:
     section = {
         "tasks": ["radd"],

@@ -80,6 +80,7 @@ def command(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_the_commands_of_a_process_of_its_own_know_them(site: Path, scan_file: Path) -> None:
     program = f"import sys; sys.path.insert(0, {str(site)!r}); from hubextrap.cli.main import main; main()"
     done = subprocess.run(

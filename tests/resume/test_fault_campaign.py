@@ -220,7 +220,8 @@ def ways(run: Run, recipe_file: Callable[..., Path], on_cdn_hub: str, tmp_path: 
 
 
 # 13 make one run that is refused and two that get through, under faults on reads, uploads and commits
-@pytest.mark.parametrize("count", [13, pytest.param(1_000, marks=pytest.mark.slow)], ids=["few", "thousand"])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [13, 1_000], ids=["few", "thousand"])
 def test_every_run_ends_in_the_right_bytes_or_in_a_clear_error(
     count: int,
     cdn_hub: LocalHub,

@@ -85,6 +85,7 @@ def test_figures_are_those_of_brute_force_on_full_runs(run: str) -> None:
     check_against_brute_force(backtest_table(runs.table_of(folder)), folder, every=7)
 
 
+@pytest.mark.slow
 def test_some_tensors_at_a_time_come_to_the_same(
     demo: Backtest, demo_table: GramTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,6 +139,7 @@ def test_retry_after_is_honoured(cdn_hub: LocalHub, source: RemoteSource) -> Non
     assert 1.0 <= time.monotonic() - start < 3.0
 
 
+@pytest.mark.slow
 def test_a_retry_date_is_honoured(cdn_hub: LocalHub, source: RemoteSource) -> None:
     date = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=2), usegmt=True)
     cdn_hub.faults.add(Fault(CDN, status=503, headers={"Retry-After": date}))

@@ -38,6 +38,7 @@ def test_arguments_that_make_no_sense(arguments: dict[str, Any], said: str) -> N
         hubextrap.ExtrapolationCallback(**{"m": 20, "n": 60, **arguments})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("snapshots", ["cpu", "disk"])
 def test_snapshots_that_do_not_fit_are_refused_before_training(build: Any, snapshots: Any) -> None:
     size = 4 * sum(p.numel() for p in build(None).trainer.model.parameters())

@@ -103,6 +103,7 @@ def test_a_checkpoint_without_its_snapshots_is_refused(build: Any, checkpoint: P
     assert missing.value.file == str(checkpoint / "reground")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_never_regrounded_may_begin(build: Any, tmp_path: Path) -> None:
     build(None, max_steps=10, save_strategy="steps", save_steps=10).train()
     used = callback()
@@ -110,6 +111,7 @@ def test_a_run_that_was_never_regrounded_may_begin(build: Any, tmp_path: Path) -
     assert [(d.rl_steps, d.snapshot_steps[0]) for d in used.decisions] == [(14, 10), (18, 10)]
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused(build: Any, checkpoint: Path) -> None:
     refused: list[tuple[dict[str, Any], str]] = [
         ({"rule": "anchored", "windows": 2}, "rule = 'two_point', and the callback has 'anchored'"),

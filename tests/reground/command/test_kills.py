@@ -60,9 +60,8 @@ def moments(out: Path, chance: random.Random, seconds: float) -> Callable[[int],
     return wait
 
 
-@pytest.mark.parametrize(
-    ("kills", "probed"), [(5, False), pytest.param(40, True, marks=pytest.mark.slow)], ids=["few", "forty"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "probed"), [(5, False), (40, True)], ids=["few", "forty"])
 def test_every_run_ends_alike(
     kills: int,
     probed: bool,
