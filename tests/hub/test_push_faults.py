@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from hubextrap.errors import PushError
+from hubextrap.errors import HubExtrapError, PushError
 from hubextrap.hub.push import push_folder
 from hubextrap.hub.target import PushTarget
 from hubextrap.localhub import Fault, LocalHub
@@ -241,6 +241,14 @@ def test_refusals(hub: LocalHub, prediction: Path, repo_id: str, path: str, stat
     assert "\n" not in message
     hub.faults.clear()
     assert not HfApi().repo_exists(repo_id) or len(commits(repo_id)) == 1
+
+
+def test_a_card_that_the_hub_will_not_check(hub: LocalHub, prediction: Path, repo_id: str) -> None:
+    """Only a 400 says what is wrong with it; any other answer is no leave to push."""
+    hub.faults.add(Fault(r"/validate-yaml", "POST", status=403, count=100))
+    with pytest.raises(HubExtrapError, match="403"):
+        push_folder(prediction, PushTarget.parse(repo_id))
+    assert not [one for one in hub.requests if "/commit/" in one.path]
 
 
 def test_a_storage_that_loses_what_it_takes(hub: LocalHub, prediction: Path, repo_id: str) -> None:
