@@ -13,10 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from hubextrap.progress import SilentProgress
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hubextrap.localhub import LocalHub
+    from hubextrap.scans.tensor_scan import TensorScan
 
 ROOT = Path(__file__).parents[1]
 SHARDS = 12
@@ -136,3 +141,23 @@ def weights_read(hub: LocalHub) -> list[str]:
         and request.path.partition("?")[0].endswith(".safetensors")
         and not (request.headers["Range"] or "").startswith("bytes=0-")
     ]
+
+
+@contextlib.contextmanager
+def scan_stopped_after(tensors: int) -> Iterator[None]:
+    """Interrupt the scan in this block once so many tensors are recorded; the block has to make one."""
+    from hubextrap.scans.tensor_scan import ScanJournal
+
+    record, count = ScanJournal.record, 0
+
+    def stop(journal: ScanJournal, found: TensorScan) -> None:
+        nonlocal count
+        record(journal, found)
+        count += 1
+        if count == tensors:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ScanJournal, "record", stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield

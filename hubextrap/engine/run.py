@@ -168,7 +168,7 @@ class _Merge:
         return self._finished
 
     def abort(self) -> None:
-        """Drop every file that is not finished. No job may be under way any more."""
+        """Drop every file that is not finished. No unit may be under way any more."""
         self._finisher.shutdown(cancel_futures=True)
         for writer in self._writers:
             writer.abort()

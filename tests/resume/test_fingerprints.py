@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Lines
+from harness import Lines, scan_stopped_after
 
 import hubextrap
 from hubextrap import api
@@ -152,23 +152,10 @@ def test_a_checkpoint_on_the_hub_counts_by_its_commit(
     assert changed(recipe) == ({"the checkpoint of step 10"} if what == "another commit" else set())
 
 
-def stopped_scan(run: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> list[str]:
+def stopped_scan(run: Path, out: Path, **options: Any) -> list[str]:
     """Stop a scan at its fifth tensor; what the same command says then, with ``options``."""
-    from hubextrap.scans.tensor_scan import ScanJournal
-
-    record, count = ScanJournal.record, 0
-
-    def stop(journal: ScanJournal, found: object) -> None:
-        nonlocal count
-        record(journal, found)  # type: ignore[arg-type]
-        count += 1
-        if count == 5:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ScanJournal, "record", stop)
-        with pytest.raises(KeyboardInterrupt):
-            api.scan(find_trajectory(str(run)), out=out)
+    with scan_stopped_after(5):
+        api.scan(find_trajectory(str(run)), out=out)
     change = options.pop("change", lambda: None)
     change()
     lines = Lines()
@@ -183,14 +170,14 @@ def test_a_scan_begins_anew_for_each_part_alone(
 ) -> None:
     out = tmp_path / "scan"
     said = "starting over, as {} changed since the scan that was stopped"
-    assert stopped_scan(run, out, monkeypatch) == ["going on after 5 tensors of the scan that was stopped"]
+    assert stopped_scan(run, out) == ["going on after 5 tensors of the scan that was stopped"]
     out.unlink()
-    assert stopped_scan(run, out, monkeypatch, sample=0.5) == [said.format("--sample")]
+    assert stopped_scan(run, out, sample=0.5) == [said.format("--sample")]
     out.unlink()
     for change, part in (
         (lambda: other_version(monkeypatch, "numba"), "the version of numba"),
         (lambda: other_hubextrap(monkeypatch), "the version of hubextrap"),
     ):
-        assert stopped_scan(run, out, monkeypatch, change=change) == [said.format(part)]
+        assert stopped_scan(run, out, change=change) == [said.format(part)]
         monkeypatch.undo()
         out.unlink()

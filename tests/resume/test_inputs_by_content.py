@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from harness import SHARDS, Lines
+from harness import SHARDS, Lines, scan_stopped_after
 
 import hubextrap
 from hubextrap import api
@@ -244,24 +244,11 @@ def test_what_a_stopped_run_compared_is_not_read_again(
     assert len(asked) == 2  # the headers
 
 
-def test_a_scan_that_was_stopped(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_that_was_stopped(run: Path, tmp_path: Path) -> None:
     """It begins anew where a local checkpoint was swapped."""
-    from hubextrap.scans.tensor_scan import ScanJournal
-
-    record, count = ScanJournal.record, 0
-
-    def stop(journal: ScanJournal, found: object) -> None:
-        nonlocal count
-        record(journal, found)  # type: ignore[arg-type]
-        count += 1
-        if count == 5:
-            raise KeyboardInterrupt
-
     trajectory = find_trajectory(str(run))
-    with monkeypatch.context() as patched:
-        patched.setattr(ScanJournal, "record", stop)
-        with pytest.raises(KeyboardInterrupt):
-            api.scan(trajectory, out=tmp_path / "scan.npz")
+    with scan_stopped_after(5):
+        api.scan(trajectory, out=tmp_path / "scan.npz")
     swap(run / "step_0" / "model-00001-of-00012.safetensors")
     lines = Lines()
     found = api.scan(trajectory, out=tmp_path / "scan.npz", progress=lines)
