@@ -2,22 +2,30 @@
 
 A shard is written once, must be on the disk before it is called finished, and is larger than what the page
 cache should be asked to keep: through the cache every byte is copied, given pages, flushed, and pushes out
-the checkpoints that are being read. So whole blocks are written with O_DIRECT, by a thread of their own while
-the next ones are made; the file's odd end, and any file system that cannot do it, go through the cache.
+the checkpoints that are being read. So whole blocks are written with O_DIRECT; the file's odd end, and any
+file system that cannot do it, go through the cache. sha256 is the slowest step but for the disk: a block is
+hashed by one thread, then written by another, while the next ones are made.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import mmap
 import os
 import queue
 import threading
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Blocks = queue.SimpleQueue["tuple[int, mmap.mmap] | None"]
+"""Blocks and their places in the file, in order; None after the last one."""
 WRITE_SIZE = 2**20
 """Bytes written at once; a multiple of every device's sector, so that O_DIRECT takes it."""
-WRITE_BUFFERS = 4
+WRITE_BUFFERS = 6
 """Blocks of one file: one is filled, the others are on their way to the disk."""
 
 
@@ -29,15 +37,18 @@ class BlockWriter:
     """
 
     def __init__(self, descriptor: int) -> None:
+        self.hash = hashlib.sha256()
+        """Of all that was appended, once ``close`` has returned."""
         self._descriptor = descriptor
-        self._free: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
+        self._free = Blocks()
         for _ in range(WRITE_BUFFERS):
-            self._free.put(mmap.mmap(-1, WRITE_SIZE))  # mmap's memory starts at a page, as O_DIRECT demands
-        self._full: queue.SimpleQueue[tuple[int, mmap.mmap] | None] = queue.SimpleQueue()
-        self._block = self._free.get()
+            # mmap's memory starts at a page, as O_DIRECT demands
+            self._free.put((0, mmap.mmap(-1, WRITE_SIZE)))
+        self._block = self._take_free()
         self._position = 0
         self._error: OSError | None = None
-        self._thread: threading.Thread | None = None
+        self._first: Blocks | None = None
+        self._threads: list[threading.Thread] = []
 
     def append(self, data: memoryview) -> None:
         """Take the bytes over; they are on their way when this returns."""
@@ -55,26 +66,29 @@ class BlockWriter:
         """Wait until every byte is written, not yet forced to the disk; the descriptor stays open."""
         self.stop()
         self._check()
-        rest = self._position % WRITE_SIZE
+        rest = memoryview(self._block)[: self._position % WRITE_SIZE]
         if rest:
+            self.hash.update(rest)
             self._through_the_cache()
-            self._write(self._position - rest, memoryview(self._block)[:rest])
+            self._write(self._position - len(rest), rest)
 
     def stop(self) -> None:
-        """End the thread once the blocks that it has are written; the file's end is not."""
-        if self._thread is not None:
-            self._full.put(None)
-            self._thread.join()
-            self._thread = None
+        """End the threads once the blocks that they have are written; the file's end is not."""
+        if self._first is not None:
+            self._first.put(None)
+            for thread in self._threads:
+                thread.join()
+            self._first = None
 
     def _hand_over(self) -> None:
-        if self._thread is None:
-            self._start()
-        self._full.put((self._position - WRITE_SIZE, self._block))
-        self._block = self._free.get()
+        if self._first is None:
+            self._first = self._start()
+        self._first.put((self._position - WRITE_SIZE, self._block))
+        self._block = self._take_free()
         self._check()
 
-    def _start(self) -> None:
+    def _start(self) -> Blocks:
+        """Two threads, one after the other in each block's way; the queue of the first."""
         if hasattr(os, "O_DIRECT"):  # macOS has none
             flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
             try:
@@ -82,18 +96,30 @@ class BlockWriter:
             except OSError as error:
                 if error.errno != errno.EINVAL:  # the file system has none
                     raise
-        self._thread = threading.Thread(target=self._run, name="hubextrap-write")
-        self._thread.start()
+        full, hashed = Blocks(), Blocks()
+        stages = ((self._hash, full, hashed), (self._write_if_well, hashed, self._free))
+        self._threads = [
+            threading.Thread(target=_pass_on, args=stage, name=f"hubextrap-{name}")
+            for name, stage in zip(("sha256", "write"), stages, strict=True)
+        ]
+        for thread in self._threads:
+            thread.start()
+        return full
 
-    def _run(self) -> None:
-        while (item := self._full.get()) is not None:
-            offset, block = item
-            if self._error is None:
-                try:
-                    self._write(offset, memoryview(block))
-                except OSError as error:
-                    self._error = error
-            self._free.put(block)
+    def _take_free(self) -> mmap.mmap:
+        item = self._free.get()
+        assert item is not None
+        return item[1]
+
+    def _hash(self, offset: int, block: mmap.mmap) -> None:
+        self.hash.update(block)
+
+    def _write_if_well(self, offset: int, block: mmap.mmap) -> None:
+        if self._error is None:
+            try:
+                self._write(offset, memoryview(block))
+            except OSError as error:
+                self._error = error
 
     def _write(self, offset: int, data: memoryview) -> None:
         done = 0
@@ -116,3 +142,11 @@ class BlockWriter:
     def _check(self) -> None:
         if self._error is not None:
             raise self._error
+
+
+def _pass_on(work: Callable[[int, mmap.mmap], None], source: Blocks, target: Blocks) -> None:
+    """Do the work on each block, and pass it on; the end too."""
+    while (item := source.get()) is not None:
+        work(*item)
+        target.put(item)
+    target.put(None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -54,7 +53,6 @@ class LocalShardWriter:
         self._size = size
         self._journal = journal
         self._position = 0
-        self._hash = hashlib.sha256()
         self._descriptor = -1
         self._blocks: BlockWriter | None = None
         try:
@@ -83,7 +81,6 @@ class LocalShardWriter:
             self._blocks.append(view)
         except OSError as error:
             raise self._failed(error) from error
-        self._hash.update(view)
         self._position += len(view)
 
     def finish(self) -> FinishedShard:
@@ -97,13 +94,14 @@ class LocalShardWriter:
         assert self._blocks is not None
         try:
             self._blocks.close()
+            sha256 = self._blocks.hash.hexdigest()
             os.fsync(self._descriptor)
             self._close()
             self._part.replace(self._final)
             sync_folder(self._final.parent)
         except OSError as error:
             raise self._failed(error) from error
-        shard = FinishedShard(self._final.name, self._size, self._hash.hexdigest())
+        shard = FinishedShard(self._final.name, self._size, sha256)
         if self._journal is not None:
             self._journal.record(shard)
         return shard
