@@ -18,6 +18,8 @@ import queue
 import threading
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -52,11 +54,12 @@ class BlockWriter:
 
     def append(self, data: memoryview) -> None:
         """Take the bytes over; they are on their way when this returns."""
-        done = 0
+        done, numbers = 0, np.frombuffer(data, np.uint8)
         while done < len(data):
             start = self._position % WRITE_SIZE
             count = min(WRITE_SIZE - start, len(data) - done)
-            self._block[start : start + count] = data[done : done + count]
+            # numpy lets other threads run while it copies
+            np.frombuffer(self._block, np.uint8)[start : start + count] = numbers[done : done + count]
             done += count
             self._position += count
             if start + count == WRITE_SIZE:
