@@ -18,7 +18,6 @@ inputs of other outputs are rounded to float32 first, as mergekit does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +35,10 @@ from hubextrap.engine.casts import (
     widened,
 )
 from hubextrap.engine.comparison import FLOATS
+from hubextrap.engine.units import Made
+from hubextrap.errors import MethodError
 from hubextrap.statistics.bits import number_of
+from hubextrap.tensors.devices import device_problem
 from hubextrap.tensors.headers import DTYPES
 
 if TYPE_CHECKING:
@@ -68,16 +70,6 @@ _COPY, _FIRST, _NEXT, _LINE = range(4)
 """What is done with a widened input and a sum."""
 _BYTE, _HALF, _WORD, _LONG = np.uint8(0), np.uint16(0), np.uint32(0), np.uint64(0)
 _SINGLE, _DOUBLE = np.float32(0), np.float64(0)
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What is known of one target's output."""
-
-    non_finite: int
-    """NaN or infinite elements."""
-    identical: bool
-    """Whether its bytes are the last checkpoint's."""
 
 
 class Combiner:
@@ -188,10 +180,13 @@ def check_device(device: str) -> None:
     Raises:
         MethodError: it is no CUDA device, is not there, or gives other bytes than this CPU.
     """
-    if device != "cpu":
-        from hubextrap.engine.torch_kernels import check_device as check
+    if device == "cpu":
+        return
+    if (problem := device_problem(device)) is not None:
+        raise MethodError(problem)
+    from hubextrap.engine import torch_kernels
 
-        check(device)
+    torch_kernels.check_device(device, Combiner(2))
 
 
 def _address(array: NDArray[Any]) -> int:
