@@ -18,13 +18,15 @@ inputs of other outputs are rounded to float32 first, as mergekit does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hubextrap.compiling import MachineCode
 from hubextrap.engine.formats import CODES, NON_FINITE, SMALL
+from hubextrap.engine.units import Made
+from hubextrap.errors import MethodError
+from hubextrap.tensors.devices import device_problem
 from hubextrap.tensors.headers import DTYPES
 
 if TYPE_CHECKING:
@@ -48,26 +50,18 @@ _IN_FLOAT32, _IN_FLOAT64, _COUNT, _COMPARE, _WIDEN = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What is known of one target's output."""
-
-    non_finite: int
-    """NaN or infinite elements."""
-    identical: bool
-    """Whether its bytes are the last checkpoint's."""
-
-
 class Combiner:
     """The scratch memory of one worker, and the combinations over it. Not thread-safe; gives up the GIL.
 
     Args:
         targets: how many outputs there are at most.
         itemsize: bytes of the widest accumulation: 8 if some output is F64, else 4.
+        block: elements that are combined at once.
     """
 
-    def __init__(self, targets: int, itemsize: int = 4) -> None:
-        memory = np.zeros((targets + 1) * BLOCK * itemsize + 64, np.uint8)
+    def __init__(self, targets: int, itemsize: int = 4, block: int = BLOCK) -> None:
+        self._block, self._room = block, targets * itemsize
+        memory = np.zeros((targets + 1) * block * itemsize + 64, np.uint8)
         # a vector that lies in two cache lines takes twice as long to load
         self._scratch = memory[-memory.ctypes.data % 64 :]
 
@@ -92,56 +86,59 @@ class Combiner:
             last: the position of the last checkpoint in ``inputs``, if it is there.
         """
         itemsize = DTYPES[dtype].itemsize
-        places = [_address(data) for data in inputs]
+        elements = len(outputs[0]) // itemsize
+        sums = np.dtype(np.float64 if dtype == "F64" else np.float32)
+        if len(outputs) * sums.itemsize > self._room:
+            raise ValueError(f"no memory for {len(outputs)} sums of {sums}")
+        places = [
+            _address(data, elements * DTYPES[name].itemsize)
+            for data, name in zip(inputs, dtypes, strict=True)
+        ]
         copied = [c.kind == "copy" and dtypes[c.indices[0]] == dtype for c in combinations]
-        sources = [(place, CODES[name]) for place, name in zip(places, dtypes, strict=True)]
         targets = [
-            (_address(output), places[combination.indices[0]] if as_it_is else 0)
+            (_address(output, elements * itemsize), places[combination.indices[0]] if as_it_is else 0)
             for output, combination, as_it_is in zip(outputs, combinations, copied, strict=True)
         ]
-        terms, weights = _terms(combinations, copied)
-        compared = last is not None and dtypes[last] == dtype
-        found = np.zeros((len(outputs), 2), np.int64)
-        tables = [
-            np.array(sources, np.int64),
-            np.array(terms, np.int64),
-            np.array(weights, np.float64 if dtype == "F64" else np.float32),
-            np.array(targets, np.int64),
-            _FORMATS,
-            found,
+        terms = sorted(
+            (k, position, target, weight)
+            for target, combination in enumerate(combinations)
+            for position, (k, weight) in enumerate(zip(combination.indices, combination.weights, strict=True))
+            if not copied[target]
+        )
+        steps = [
+            (places[k], CODES[dtypes[k]], target, _operation(combinations[target], position))
+            for k, position, target, _ in terms
         ]
+        compared = last is not None and dtypes[last] == dtype
+        found = np.zeros((len(targets), 2), np.int64)
+        tables = (
+            np.array(steps, np.int64),
+            np.array([weight for _, _, _, weight in terms], sums),
+            np.array(targets, np.int64),
+            found,
+            _FORMATS,
+        )
         combine = _IN_FLOAT64 if dtype == "F64" else _IN_FLOAT32
         combine(
             *map(_address, tables),
-            len(terms),
-            len(outputs),
+            len(steps),
+            len(targets),
             CODES[dtype],
             itemsize,
-            len(outputs[0]) // itemsize,
+            elements,
             places[last] if last is not None and compared else 0,
             *NON_FINITE[dtype],
             _address(self._scratch),
-            BLOCK,
+            self._block,
         )
-        return [Made(int(count), compared and not differs) for count, differs in found]
+        return [Made(count, compared and not differs) for count, differs in found.tolist()]
 
 
-def _terms(
-    combinations: Sequence[Combination], copied: Sequence[bool]
-) -> tuple[list[tuple[int, int, int]], list[float]]:
-    """(input, output, what to do) in the order of the inputs, and each one's weight; copies have none."""
-    terms = []
-    for target, combination in enumerate(combinations):
-        if copied[target]:
-            continue
-        for position, (k, weight) in enumerate(zip(combination.indices, combination.weights, strict=True)):
-            if combination.kind == "sum":
-                operation = _NEXT if position else _FIRST
-            else:
-                operation = _LINE if position else _COPY
-            terms.append(((k, target, operation), weight))
-    terms.sort(key=lambda term: term[0][0])
-    return [term for term, _ in terms], [weight for _, weight in terms]
+def _operation(combination: Combination, position: int) -> int:
+    """What is done with the input at a position of a combination."""
+    if combination.kind == "sum":
+        return _NEXT if position else _FIRST
+    return _LINE if position else _COPY
 
 
 def count_non_finite(data: NDArray[np.uint8], dtype: str) -> int:
@@ -167,7 +164,8 @@ def same_bytes(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
 
 def widen(data: NDArray[np.uint8], dtype: str, out: NDArray[np.float32]) -> None:
     """Write what ``data`` holds, of any dtype in ``comparison.FLOATS``, to ``out`` as float32."""
-    _WIDEN(_address(data), CODES[dtype], len(out), _address(out), _address(_FORMATS))
+    size = DTYPES[dtype].itemsize
+    _WIDEN(_address(data, len(out) * size), CODES[dtype], len(out), _address(out), _address(_FORMATS))
 
 
 def check_device(device: str) -> None:
@@ -176,11 +174,17 @@ def check_device(device: str) -> None:
     Raises:
         MethodError: it is no CUDA device, is not there, or gives other bytes than this CPU.
     """
-    if device != "cpu":
-        from hubextrap.engine.torch_kernels import check_device as check
+    if device == "cpu":
+        return
+    if (problem := device_problem(device)) is not None:
+        raise MethodError(problem)
+    from hubextrap.engine import torch_kernels
 
-        check(device)
+    torch_kernels.check_device(device, Combiner(2))
 
 
-def _address(array: NDArray[Any]) -> int:
+def _address(array: NDArray[Any], size: int | None = None) -> int:
+    """Where an array lies, which has to be of ``size`` bytes: compiled loops look at no bounds."""
+    if not array.flags.c_contiguous or size not in (None, array.nbytes):
+        raise ValueError(f"{array.nbytes} bytes where {size} are wanted in one piece")
     return int(array.__array_interface__["data"][0])

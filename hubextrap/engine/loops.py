@@ -38,21 +38,21 @@ def _combine_in(zero: Any, wide: int) -> Any:
     """`combine`, with sums of the type of ``zero``, ``wide`` bytes each."""
     own_code = _F32 if wide == 4 else _F64
 
-    def combine(sources, terms, weights, targets, formats, found, used, made, code, itemsize, elements, last, mask, special, scratch, block):  # type: ignore[no-untyped-def]  # noqa: E501  # fmt: skip
+    def combine(steps, weights, targets, found, formats, used, made, code, itemsize, elements, last, mask, special, scratch, block):  # type: ignore[no-untyped-def]  # noqa: E501  # fmt: skip
         for start in range(0, elements, block):
-            count, held = min(block, elements - start), -1
+            count, held = min(block, elements - start), 0
             for j in range(used):
-                k, target, operation = _at(terms, 3 * j), _at(terms, 3 * j + 1), _at(terms, 3 * j + 2)
-                source, stored, weight = _at(sources, 2 * k), _at(sources, 2 * k + 1), load(weights, j, zero)
+                source, stored, weight = _at(steps, 4 * j), _at(steps, 4 * j + 1), load(weights, j, zero)
+                target, operation = _at(steps, 4 * j + 2), _at(steps, 4 * j + 3)
                 total = scratch + (1 + target) * block * wide
                 if stored == _BF16:
                     _add(operation, weight, source + 2 * start, _HALF, total, count, zero)
                 elif stored == own_code:
                     _add(operation, weight, source + wide * start, zero, total, count, zero)
                 else:
-                    if k != held:
+                    if source != held:
                         _widen(source, stored, start, count, scratch, zero, formats)
-                        held = k
+                        held = source
                     _add(operation, weight, scratch, zero, total, count, zero)
             for target in range(made):
                 output, copied = _at(targets, 2 * target) + start * itemsize, _at(targets, 2 * target + 1)
