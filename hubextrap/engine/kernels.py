@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 BLOCK = 2048
 """Elements that are combined at once: one input, widened, and a few sums stay in the first-level cache."""
 
-_FORMATS = np.array([SMALL.get(name, (0,) * 7) for name in CODES], np.int32)
+_FORMATS = np.array([SMALL.get(name, (0,) * 4) for name in CODES], np.int32)
 _COPY, _FIRST, _NEXT, _LINE = range(4)
 """What `loops` does with an input and a sum."""
 
@@ -99,39 +99,53 @@ class Combiner:
             (_address(output, elements * itemsize), places[combination.indices[0]] if as_it_is else 0)
             for output, combination, as_it_is in zip(outputs, combinations, copied, strict=True)
         ]
-        terms = sorted(
-            (k, position, target, weight)
-            for target, combination in enumerate(combinations)
-            for position, (k, weight) in enumerate(zip(combination.indices, combination.weights, strict=True))
-            if not copied[target]
-        )
-        steps = [
-            (places[k], CODES[dtypes[k]], target, _operation(combinations[target], position))
-            for k, position, target, _ in terms
-        ]
+        steps, weights = _steps(combinations, copied, places, dtypes)
         compared = last is not None and dtypes[last] == dtype
         found = np.zeros((len(targets), 2), np.int64)
         tables = (
             np.array(steps, np.int64),
-            np.array([weight for _, _, _, weight in terms], sums),
+            np.array(weights, sums),
             np.array(targets, np.int64),
             found,
             _FORMATS,
         )
-        combine = _IN_FLOAT64 if dtype == "F64" else _IN_FLOAT32
-        combine(
-            *map(_address, tables),
-            len(steps),
-            len(targets),
-            CODES[dtype],
-            itemsize,
-            elements,
-            places[last] if last is not None and compared else 0,
-            *NON_FINITE[dtype],
-            _address(self._scratch),
-            self._block,
+        job = np.array(
+            [
+                *map(_address, tables),
+                len(steps),
+                len(targets),
+                elements,
+                CODES[dtype],
+                itemsize,
+                *NON_FINITE[dtype],
+                places[last] if last is not None and compared else 0,
+                _address(self._scratch),
+                self._block,
+            ]
         )
+        combine = _IN_FLOAT64 if dtype == "F64" else _IN_FLOAT32
+        combine(_address(job))
         return [Made(count, compared and not differs) for count, differs in found.tolist()]
+
+
+def _steps(
+    combinations: Sequence[Combination],
+    copied: Sequence[bool],
+    places: Sequence[int],
+    dtypes: Sequence[str],
+) -> tuple[list[tuple[int, int, int, int]], list[float]]:
+    """What goes into the sums, input by input: its address and dtype, the sum, how; and with which weight."""
+    terms = sorted(
+        (k, position, target, weight)
+        for target, combination in enumerate(combinations)
+        for position, (k, weight) in enumerate(zip(combination.indices, combination.weights, strict=True))
+        if not copied[target]
+    )
+    steps = [
+        (places[k], CODES[dtypes[k]], target, _operation(combinations[target], position))
+        for k, position, target, _ in terms
+    ]
+    return steps, [weight for _, _, _, weight in terms]
 
 
 def _operation(combination: Combination, position: int) -> int:
