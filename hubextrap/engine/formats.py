@@ -18,7 +18,7 @@ class Small(NamedTuple):
     rebias: int
     """127 less what its exponent is stored with."""
     special: int
-    """The least bits that are no finite number, and what is too large becomes: an infinity if there is one."""
+    """The least bits that are no finite number, and what is too large becomes: an infinity, if any."""
     nan: int
     """Bits that every NaN made has."""
 
