@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -17,10 +18,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from hubextrap.engine import Budget, plan_merge, run_plan
-from hubextrap.engine.budget import KERNEL_ELEMENTS
 from hubextrap.engine.cutting import Room, unit_minimum
 from hubextrap.engine.defaults import MiB
 from hubextrap.engine.executors import SerialExecutor, ThreadExecutor
+from hubextrap.engine.kernels import BLOCK
 from hubextrap.errors import CheckpointMismatch, NonFinite, OutputError, SourceError
 from hubextrap.tensors import FinishedShard, LocalSink, LocalSource, Sink, read_layouts
 
@@ -185,7 +186,7 @@ def test_non_finite_input_names_tensor_count_and_checkpoint(
     save: Callable[..., Path], merge: Callable
 ) -> None:
     bad = torch.ones(700_000)
-    bad[[3, KERNEL_ELEMENTS, 699_999]] = float("nan")
+    bad[[3, BLOCK, 699_999]] = float("nan")
     bad[5] = float("inf")
     folders = [
         save("first", {"w": bad, "x": torch.ones(2)}),
@@ -319,14 +320,42 @@ def test_finishing_that_fails(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model-00001-of-00004.safetensors"]
 
 
-def test_torch_threads_are_put_back(save: Callable[..., Path], merge: Callable) -> None:
-    folder = save("one", {"w": torch.ones(4)})
-    torch.set_num_threads(2)
-    try:
-        merge([folder, folder], [0.0, 1.0])
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
+@pytest.mark.slow
+def test_the_first_merge_says_that_it_compiles_before_it_writes(demo_data: Path, tmp_path: Path) -> None:
+    recipe = {
+        "trajectory": {"repo": str(demo_data / "rlvr-C")},
+        "merge_method": "two_point",
+        "parameters": {"target_step": 500},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    program = (
+        "import pathlib, sys\n"
+        "import hubextrap.api as api\n"
+        "from hubextrap.progress import SilentProgress\n"
+        "from hubextrap.recipe import load_recipe\n"
+        "class Told(SilentProgress):\n"
+        "    def say(self, line):\n"
+        "        if 'compiling' in line:\n"
+        "            print(line, *[path.name for path in pathlib.Path().rglob('*.safetensors*')])\n"
+        "out = pathlib.Path(sys.argv[1])\n"
+        "api.merge(load_recipe(pathlib.Path('recipe.yaml')), out=out, progress=Told())\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    for out, said in (
+        ("first", ["compiling the loops, once for this machine and version …"]),
+        ("second", []),
+    ):
+        result = subprocess.run(
+            [sys.executable, "-c", program, out],
+            cwd=tmp_path,
+            env=environment,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=300,
+        )
+        assert result.stdout.splitlines() == said
 
 
 def test_executors_keep_order_and_stop_at_the_first_error() -> None:
