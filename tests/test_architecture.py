@@ -34,7 +34,7 @@ LEVELS = (
     ("hub_access", "progress"),
     ("hub_client", "hub_settings"),
     ("durable",),
-    ("foreign_data",),
+    ("foreign_data", "extras"),
     ("errors", "_version"),
     ("foreign_text", "output_files"),
     ("redaction", "claims", "containment"),
@@ -78,6 +78,7 @@ def test_imports_go_down_only(module: Path) -> None:
             known = (
                 "localhub",
                 "errors",
+                "extras",
                 "_version",
                 "redaction",
                 "foreign_data",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hubextrap.extras import require
 from hubextrap.lazy import names_of
 
 if TYPE_CHECKING:
@@ -21,4 +22,10 @@ __all__ = [
     "recipe_mixture",
 ]
 
-__getattr__ = names_of(__name__)
+_find = names_of(__name__)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ExtrapolatedForCausalLM":  # the class is made of theirs; the rest imports them when called
+        require("logits", "a mixture of logits")
+    return _find(name)
