@@ -1,0 +1,190 @@
+"""The base install: all commands that move weights work where neither torch nor transformers is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import ROOT, Warm
+from installations import beyond, without
+
+from hubextrap.hub import read_provenance
+from hubextrap.localhub import LocalHub
+
+RUN = ROOT / "demo" / "data" / "rlvr-C"
+RECIPE = """
+trajectory: {{repo: {run}, steps: {{max: 200}}}}
+merge_method: {method}
+parameters: {{target_step: 400}}
+evaluate: {{tasks: [gsm8k], against: [last]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("base")
+
+
+def installation(folder: Path, *extras: str) -> Iterator[Warm]:
+    """`hubextrap` where nothing can be imported that these extras, and hubextrap itself, do not bring."""
+    place = folder / ("-".join(extras) or "base")
+    place.mkdir()
+    lacking = beyond(*extras)
+    assert {"torch", "transformers", "lm_eval", "accelerate"} <= lacking
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", without(lacking, place))
+        patch.chdir(folder)
+        warm = Warm(place)
+    yield warm
+    warm.close()
+
+
+@pytest.fixture(scope="module")
+def base(folder: Path) -> Iterator[Warm]:
+    yield from installation(folder)
+
+
+@pytest.fixture
+def recipe(folder: Path) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.format(run=RUN, method="two_point"))
+    return path
+
+
+def ok(warm: Warm, *arguments: str | Path) -> str:
+    done = warm.run(*arguments)
+    assert done.code == 0, done.output
+    return done.output
+
+
+def test_torch_cannot_be_imported_there(folder: Path) -> None:
+    """Nor found installed, whose version would be written down; what is needed can."""
+    program = (
+        "import importlib, importlib.metadata, numba, numpy, huggingface_hub\n"
+        "for name in ('torch', 'transformers', 'lm_eval', 'pygit2'):\n"
+        "    try: importlib.import_module(name)\n"
+        "    except ModuleNotFoundError: pass\n"
+        "    else: raise SystemExit(name)\n"
+        "    try: importlib.metadata.version(name)\n"
+        "    except importlib.metadata.PackageNotFoundError: pass\n"
+        "    else: raise SystemExit(name)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": without(beyond(), folder)}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+
+
+def test_recipes(base: Warm, folder: Path) -> None:
+    assert "low_rank" in ok(base, "recipes", "ls")
+    ok(base, "recipes", "cp", "two_point")
+    assert ok(base, "recipes", "validate", "two_point.yaml") == "two_point.yaml: ok\n"
+
+
+def test_steps_plan_merge_verify(base: Warm, folder: Path, recipe: Path) -> None:
+    assert "200" in ok(base, "steps", RUN)
+    assert "no problems found" in ok(base, "plan", recipe)
+    ok(base, "merge", recipe, "--out", "out")
+    ok(base, "verify", "out")
+    assert read_provenance(folder / "out").versions.keys() == {
+        "hubextrap", "numba", "safetensors", "huggingface_hub"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["low_rank", "calibrated"])
+def test_fitted_merges(method: str, base: Warm, folder: Path) -> None:
+    (folder / f"{method}.yaml").write_text(RECIPE.format(run=RUN, method=method))
+    ok(base, "merge", f"{method}.yaml", "--out", method)
+    ok(base, "verify", method)
+
+
+def test_from_the_hub_and_to_it(base: Warm, folder: Path, hub: LocalHub, repo_id: str, token: str) -> None:
+    hub.create_repo(repo_id)
+    for step in (100, 200):
+        files = {file.name: file for file in (RUN / f"step_{step}").iterdir()}
+        hub.commit(repo_id, files, revision=f"step_{step}")
+    (folder / "remote.yaml").write_text(RECIPE.format(run=repo_id, method="two_point"))
+    base.environment = {"HF_TOKEN": token}
+    assert "step_100" in ok(base, "steps", repo_id)
+    ok(base, "merge", "remote.yaml", "--out", "remote")
+    assert "pushed to" in ok(base, "push", "remote", f"{repo_id}@step_400")
+    assert "predicted" in ok(base, "merge", "remote.yaml", "--push", f"{repo_id}@straight")
+
+
+def test_scan_and_backtest(base: Warm) -> None:
+    ok(base, "scan", RUN, "--sample", "0.01", "--out", "scan.safetensors")
+    assert "calibrated" in ok(base, "backtest", "scan.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("extra", "arguments"),
+    [
+        ("eval", ("run", "recipe.yaml", "--out", "never")),
+        ("eval", ("sweep", "recipe.yaml", "--out", "never", "--horizons", "1.5")),
+        ("cuda", ("merge", "recipe.yaml", "--out", "never", "--device", "cuda")),
+        ("cuda", ("plan", "recipe.yaml", "--out", "never", "--device", "cuda")),
+        ("logits", ("scan", RUN, "--out", "never", "--logprobs", ROOT / "demo" / "data" / "responses.jsonl")),
+        ("report", ("report", "scan.safetensors", "--out", "never")),
+        ("localhub", ("hub", "serve", "never")),
+    ],
+)
+def test_what_needs_more_says_so_before_it_begins(
+    extra: str, arguments: tuple[str | Path, ...], base: Warm, folder: Path, recipe: Path
+) -> None:
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text('{"prompt": "1+1=", "response": "2"}\n')
+    done = base.run(*(prompts if str(one).endswith("responses.jsonl") else one for one in arguments))
+    assert done.code == 1
+    assert f"pip install 'hubextrap[{extra}]'" in done.output, done.output
+    assert not (folder / "never").exists()
+    assert not list(folder.glob(".never*"))
+
+
+def test_the_names_of_the_package(folder: Path) -> None:
+    """All are there; the one that is made of torch's classes names its extra."""
+    program = (
+        "import importlib, json, hubextrap\n"
+        "from hubextrap.errors import MissingExtra\n"
+        "rooms = ('', '.api', '.engine', '.evaluation', '.hub', '.logits', '.methods', '.recipe', '.scans',\n"
+        "         '.regrounding', '.statistics', '.tensors', '.trajectory', '.localhub', '.reporting')\n"
+        "found = {}\n"
+        "for room in rooms:\n"
+        "    for name in getattr(importlib.import_module('hubextrap' + room), '__all__', ()):\n"
+        "        try: getattr(importlib.import_module('hubextrap' + room), name)\n"
+        "        except MissingExtra as error: found[name] = error.extra\n"
+        "print(json.dumps(found))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": without(beyond("report"), folder)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "ExtrapolatedForCausalLM": "logits",
+        "ExtrapolationCallback": "train",
+        **dict.fromkeys(("Fault", "LocalHub", "Request"), "localhub"),
+    }
+
+
+@pytest.fixture(scope="module")
+def serving(folder: Path) -> Iterator[Warm]:
+    yield from installation(folder, "localhub", "report")
+
+
+def test_report_and_hub_serve(base: Warm, serving: Warm, folder: Path) -> None:
+    """With the extras of their own, which bring no torch either."""
+    ok(base, "scan", RUN, "--out", "reported.safetensors")
+    assert "wrote report.html" in ok(serving, "report", "reported.safetensors")
+    pid = serving.start("hub", "serve", "hub", "--port", "0")
+    try:
+        deadline = time.monotonic() + 30
+        while not re.search(r"HF_ENDPOINT=http", serving.printed()):
+            assert time.monotonic() < deadline, serving.printed()
+            time.sleep(0.05)
+    finally:
+        ended = serving.end(pid, after=0, sign=signal.SIGTERM)
+    assert ended.code in (0, 143), ended.output
