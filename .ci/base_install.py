@@ -62,8 +62,7 @@ def use() -> None:
 
     with LocalHub(WORK / "hub", tokens={TOKEN: "demo"}) as hub:
         hub.create_repo(REPO)
-        for step in (0, 100, 150, 200):
-            folder = DATA / f"step_{step}"
+        for folder in DATA.glob("step_*"):
             hub.commit(REPO, {file.name: file for file in folder.iterdir()}, revision=folder.name)
         own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         own |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(WORK / "hf"), "HF_TOKEN": TOKEN}

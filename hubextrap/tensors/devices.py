@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from hubextrap.errors import MissingExtra
 from hubextrap.extras import require
 
 CUDA_LIBRARIES = 300 * 2**20
@@ -18,7 +19,10 @@ def cuda_libraries(device: str) -> int:
     """Bytes that the build of torch takes for ``device``, beside what ``memory`` settings bound."""
     if device == "cpu":
         return 0  # a merge on the CPU loads no torch
-    require("cuda", f"device {device}")
+    try:
+        require("cuda", f"device {device}")
+    except MissingExtra:
+        return 0  # nothing is merged there: `device_problem`
     import torch
 
     return CUDA_LIBRARIES if torch.version.cuda else 0

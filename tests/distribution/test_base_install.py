@@ -128,8 +128,11 @@ def test_scan_and_backtest(base: Warm) -> None:
         ("eval", ("run", "recipe.yaml", "--out", "never")),
         ("eval", ("sweep", "recipe.yaml", "--out", "never", "--horizons", "1.5")),
         ("cuda", ("merge", "recipe.yaml", "--out", "never", "--device", "cuda")),
-        ("cuda", ("plan", "recipe.yaml", "--out", "never", "--device", "cuda")),
-        ("logits", ("scan", RUN, "--out", "never", "--logprobs", ROOT / "demo" / "data" / "responses.jsonl")),
+        ("logits", ("generate", "mixture.yaml", "1+1=")),
+        ("logits", ("scan", RUN, "--out", "never", "--logprobs", "responses.jsonl")),
+        ("mergekit", ("mergekit-yaml", "recipe.yaml", "never")),
+        ("eval", ("lm-eval", "run", "--tasks", "gsm8k")),
+        ("eval", ("eval", RUN / "step_200", "--no-against", "--tasks", "gsm8k", "--output", "never")),
         ("report", ("report", "scan.safetensors", "--out", "never")),
         ("localhub", ("hub", "serve", "never")),
     ],
@@ -137,13 +140,26 @@ def test_scan_and_backtest(base: Warm) -> None:
 def test_what_needs_more_says_so_before_it_begins(
     extra: str, arguments: tuple[str | Path, ...], base: Warm, folder: Path, recipe: Path
 ) -> None:
-    prompts = folder / "prompts.jsonl"
-    prompts.write_text('{"prompt": "1+1=", "response": "2"}\n')
-    done = base.run(*(prompts if str(one).endswith("responses.jsonl") else one for one in arguments))
+    (folder / "responses.jsonl").write_text('{"prompt": "1+1=", "response": "2"}\n')
+    (folder / "mixture.yaml").write_text(recipe.read_text() + "space: logits\n")
+    done = base.run(*arguments)
     assert done.code == 1
     assert f"pip install 'hubextrap[{extra}]'" in done.output, done.output
     assert not (folder / "never").exists()
     assert not list(folder.glob(".never*"))
+
+
+def test_a_plan_lists_it_among_the_problems(folder: Path, recipe: Path) -> None:
+    program = (
+        "import hubextrap\n"
+        "options = hubextrap.MergeOptions(device='cuda')\n"
+        "print(*hubextrap.plan(hubextrap.load_recipe('recipe.yaml'), settings=options).problems)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": without(beyond(), folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=folder, capture_output=True, text=True
+    )
+    assert done.stdout == "device cuda needs torch: pip install 'hubextrap[cuda]'\n", done.stderr
 
 
 def test_the_names_of_the_package(folder: Path) -> None:
@@ -188,3 +204,21 @@ def test_report_and_hub_serve(base: Warm, serving: Warm, folder: Path) -> None:
     finally:
         ended = serving.end(pid, after=0, sign=signal.SIGTERM)
     assert ended.code in (0, 143), ended.output
+
+
+def test_where_it_is_installed_it_is_not_imported(folder: Path, recipe: Path) -> None:
+    """A merge, and all that the command imports with it, leave torch alone: it takes seconds and memory."""
+    program = (
+        "import sys\n"
+        "from hubextrap.cli.main import run\n"
+        "sys.argv = ['hubextrap', 'merge', 'recipe.yaml', '--out', 'beside', '-q']\n"
+        "try: run()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert 'numba' in sys.modules\n"
+        "heavy = {'torch', 'transformers', 'lm_eval', 'datasets', 'pandas', 'matplotlib', 'pygit2'}\n"
+        "print(sorted(heavy & sys.modules.keys()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
