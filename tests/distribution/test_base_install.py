@@ -122,6 +122,17 @@ def test_scan_and_backtest(base: Warm) -> None:
     assert "calibrated" in ok(base, "backtest", "scan.safetensors")
 
 
+def test_reground(base: Warm, folder: Path) -> None:
+    """Its trainer is another program, with libraries of its own."""
+    copy = ["cp", "-r", str(RUN / "step_{steps}"), "{output}"]
+    section = {"model": str(RUN / "step_0"), "train": ["sh", "-c", 'mkdir -p "$2" && cp -r "$1" "$2"', "-"]}
+    section["train"] += copy[2:]
+    section |= {"checkpoint": "step_{step}", "window": 40, "jump": 40, "iterations": 1}
+    section |= {"guard": {"max_error": "off"}}
+    (folder / "reground.yaml").write_text(json.dumps({"reground": section}))
+    assert "finished" in ok(base, "reground", "reground.yaml", "--out", "regrounded")
+
+
 @pytest.mark.parametrize(
     ("extra", "arguments"),
     [
