@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hubextrap.extras import require
 from hubextrap.lazy import names_of
 
 if TYPE_CHECKING:
@@ -22,10 +21,4 @@ __all__ = [
     "recipe_mixture",
 ]
 
-_find = names_of(__name__)
-
-
-def __getattr__(name: str) -> Any:
-    if name == "ExtrapolatedForCausalLM":  # the class is made of theirs; the rest imports them when called
-        require("logits", "a mixture of logits")
-    return _find(name)
+__getattr__ = names_of(__name__)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hubextrap.extras import require
 from hubextrap.lazy import names_of
 from hubextrap.regrounding.guard import MAX_ERROR, Judgement, ProbeVerdict, judge_jump, judge_probe
 from hubextrap.regrounding.history import HISTORY_NAME, Decision, read_history
@@ -40,10 +39,5 @@ __all__ = [
     "snapshot_steps",
 ]
 
-_find = names_of(__name__)
-
-
-def __getattr__(name: str) -> Any:
-    if name == "ExtrapolationCallback":  # only who trains pays for torch and transformers
-        require("train", name)
-    return _find(name)
+# torch and transformers: only who trains pays for them
+__getattr__ = names_of(__name__)

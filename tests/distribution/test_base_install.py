@@ -124,9 +124,9 @@ def test_scan_and_backtest(base: Warm) -> None:
 
 def test_reground(base: Warm, folder: Path) -> None:
     """Its trainer is another program, with libraries of its own."""
-    copy = ["cp", "-r", str(RUN / "step_{steps}"), "{output}"]
-    section = {"model": str(RUN / "step_0"), "train": ["sh", "-c", 'mkdir -p "$2" && cp -r "$1" "$2"', "-"]}
-    section["train"] += copy[2:]
+    trainer = f'mkdir -p "$0" && cp -r {RUN}/step_$1 "$0"'
+    train = ["sh", "-c", trainer, "{output}", "{steps}", "{model}"]
+    section: dict[str, object] = {"model": str(RUN / "step_0"), "train": train}
     section |= {"checkpoint": "step_{step}", "window": 40, "jump": 40, "iterations": 1}
     section |= {"guard": {"max_error": "off"}}
     (folder / "reground.yaml").write_text(json.dumps({"reground": section}))
