@@ -58,7 +58,7 @@ def test_looking_for_it_imports_nothing(packages: Path) -> None:
     (packages / "other_part.py").write_text("raise OSError")
     require("made-up", "this", load=False)
     (packages / "other_part.py").unlink()
-    with pytest.raises(MissingExtra, match="^this needs other_part: "):
+    with pytest.raises(MissingExtra, match=r"^this needs other_part: "):
         require("made-up", "this", load=False)
     assert "whole_part" not in sys.modules
 
