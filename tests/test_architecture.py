@@ -230,28 +230,6 @@ def test_files_stay_short(module: Path) -> None:
     assert len(module.read_text().splitlines()) <= 420
 
 
-HEAVY = (
-    "torch",
-    "transformers",
-    "lm_eval",
-    "mergekit",
-    "huggingface_hub",
-    "numpy",
-    "pygit2",
-    "pydantic",
-    "yaml",
-)
-
-
-def test_help_imports_nothing_heavy() -> None:
-    program = (
-        "import sys; import hubextrap, hubextrap.cli.main, hubextrap.cli.app; "
-        f"print([name for name in {HEAVY!r} if name in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
-
-
 def test_imports_without_extras() -> None:
     program = (
         "import sys\n"

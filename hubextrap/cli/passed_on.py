@@ -16,7 +16,6 @@ from hubextrap.containment import read_named
 from hubextrap.errors import HubExtrapError, OutputError, RecipeError
 from hubextrap.foreign_data import parse_yaml
 from hubextrap.foreign_text import own_lines
-from hubextrap.hub_access import keep_to_the_endpoint, reason
 
 
 class PassedOn(TyperCommand):
@@ -53,6 +52,8 @@ def lm_eval_command(ctx: typer.Context) -> None:
     require_lm_eval()
     import datasets  # noqa: F401
 
+    from hubextrap.hub_access import keep_to_the_endpoint
+
     keep_to_the_endpoint()
     import lm_eval.models  # noqa: F401 - registering before it is imported would hide lm-eval's own models
     from lm_eval.__main__ import cli_evaluate
@@ -78,6 +79,8 @@ def _errors_of(program: str) -> Iterator[None]:
     except (HubExtrapError, OSError, typer.Exit, typer.Abort):
         raise
     except Exception as error:
+        from hubextrap.hub_access import reason  # imports ssl, which no command's help needs
+
         raise HubExtrapError(f"{program} failed: {reason(error)}") from error
 
 
