@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hubextrap.api.completing import Completing, complete
     from hubextrap.api.merging import MergeResult, Prediction, merge
     from hubextrap.api.planning import PlanReport, plan
-    from hubextrap.api.prepare import MergeOptions, Prepared, prepare
+    from hubextrap.api.preparing import MergeOptions, Prepared, prepare
     from hubextrap.api.publishing import Publication, check_publication, publish
     from hubextrap.api.pushing import push
     from hubextrap.api.regrounding import RegroundResult, reground
@@ -60,7 +60,7 @@ _find = names_of(__name__)
 
 def __getattr__(name: str) -> Any:
     if name == "Settings":  # MergeOptions, with a warning
-        from hubextrap.api.prepare import old_settings
+        from hubextrap.api.preparing import old_settings
 
         return old_settings()
     return _find(name)

@@ -10,7 +10,7 @@ from hubextrap.api.against import Against
 from hubextrap.api.fingerprint import check_unchanged, pin_of
 from hubextrap.api.merging import Made, MergeResult, Prediction, make
 from hubextrap.api.planning import check_destinations, recipe_push_targets
-from hubextrap.api.prepare import MergeOptions, merge_options
+from hubextrap.api.preparing import MergeOptions, merge_options
 from hubextrap.errors import RecipeError
 from hubextrap.evaluation import (
     EvaluationOptions,

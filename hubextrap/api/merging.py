@@ -21,7 +21,7 @@ from hubextrap.api.output import (
     write_files,
 )
 from hubextrap.api.planning import check_destinations, given_push_targets, recipe_push_targets
-from hubextrap.api.prepare import CARD, MergeOptions, Prepared, opened, prepare
+from hubextrap.api.preparing import CARD, MergeOptions, Prepared, opened, prepare
 from hubextrap.api.staging import (
     finished_before,
     may_be_finished,
