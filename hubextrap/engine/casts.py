@@ -7,7 +7,7 @@ BF16, keeps its sign and the upper bits of its payload as F16, and its sign alon
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
@@ -57,13 +57,17 @@ def fused(typing_context, one, other, total):  # type: ignore[no-untyped-def]
 
 
 @_inlined
-def number_like(typing_context, like, number):  # type: ignore[no-untyped-def]
-    """``number``, of any floating-point type, as the type of ``like``: the nearest, ties to even."""
+def number_like(typing_context, like, stored):  # type: ignore[no-untyped-def]
+    """A float of any size, or the bits of a BF16, as the type of ``like``: the nearest, ties to even."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return context.cast(builder, arguments[1], number, like)
+        number, kind = arguments[1], stored
+        if isinstance(stored, types.Integer):  # a bfloat16 is the upper half of a float32
+            word = builder.shl(builder.zext(number, _WORD), _word(16))
+            number, kind = builder.bitcast(word, _FLOAT), types.float32
+        return context.cast(builder, number, kind, like)
 
-    return like(like, number), build
+    return like(like, stored), build
 
 
 @_inlined
@@ -81,7 +85,7 @@ def counted(typing_context, total, word, mask, value):  # type: ignore[no-untype
 
 @_inlined
 def widened(typing_context, bits, shift, rebias, special, infinity):  # type: ignore[no-untyped-def]
-    """float32 of the bits of a small float, which its `Small` describes; denormals are exact."""
+    """float32 of the bits of a small float, which `formats.Small` describes; denormals are exact."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         bits, shift, rebias, special, infinity = arguments
@@ -146,33 +150,6 @@ def rounded_to_bf16(typing_context, number):  # type: ignore[no-untyped-def]
         return builder.trunc(builder.select(is_nan, _word(0xFFFF), nearest), ir.IntType(16))
 
     return types.uint16(number), build
-
-
-class Small(NamedTuple):
-    """How the bits of a float of 8 or 16 bits are told from those of a float32; all without the sign."""
-
-    shift: int
-    """How many bits more a float32's mantissa has."""
-    rebias: int
-    """127 less what its exponent is stored with."""
-    special: int
-    """The least bits that are no finite number: what a number too large for it becomes."""
-    infinity: int
-    """The largest bits that are no NaN."""
-    nan: int
-    payload: int
-    """Bits of a NaN's mantissa that are kept beside those of ``nan``."""
-    unsigned: int
-    """1 where what a number too large becomes has no sign."""
-
-
-SMALL = {
-    "F16": Small(13, 112, 0x7C00, 0x7C00, 0x7E00, 0x1FF, 0),
-    "F8_E5M2": Small(21, 112, 0x7C, 0x7C, 0x7F, 0, 0),
-    # it has no infinity: what is nearer to the 480 that it lacks than to its largest, 448, is NaN
-    "F8_E4M3": Small(20, 120, 0x7F, 0x7E, 0x7F, 0, 1),
-}
-"""By safetensors name."""
 
 
 def _word(value: int) -> Any:
