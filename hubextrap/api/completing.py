@@ -9,6 +9,7 @@ from hubextrap.errors import RecipeError
 from hubextrap.evaluation.run import chosen_device
 from hubextrap.logits.completing import Sampling
 from hubextrap.logits.completing import complete as complete_one
+from hubextrap.logits.mixture import chosen_target, recipe_mixture
 from hubextrap.opening import Run
 from hubextrap.progress import Progress, SilentProgress
 
@@ -65,12 +66,15 @@ def complete(
         )
     if not prompts:
         raise RecipeError("no prompt is given")
-    from hubextrap.logits import ExtrapolatedForCausalLM, recipe_mixture
-
+    target = chosen_target(recipe, target_step)
     progress, how = progress or SilentProgress(), how or Completing()
-    device = chosen_device(how.device)
     with Run.of(recipe, scan=scan, progress=progress) as run:
-        mixed = recipe_mixture(recipe, target_step=target_step, run=run)
+        device = chosen_device(
+            how.device
+        )  # by torch: once the checkpoints are found, before weights are read
+        mixed = recipe_mixture(recipe, target_step=target, run=run)
+    from hubextrap.logits import ExtrapolatedForCausalLM
+
     model = ExtrapolatedForCausalLM.from_mixture(mixed, device=device, dtype=how.dtype, progress=progress)
     completions = []
     for prompt in prompts:

@@ -79,6 +79,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "good": good,
         "fitted": good | {"merge_method": "low_rank"},
         "evaluated": evaluated,
+        "logits": good | {"space": "logits"},
+        "absent_logits": good | {"space": "logits", "trajectory": {"repo": "./absent"}},
         "key": good | {"unknown": 1},
         "value": good | {"parameters": {"target_step": "far"}},
         "parameter": good | {"parameters": {"target_step": 60, "windw": 3}},
@@ -108,6 +110,8 @@ def test_errors_in_a_recipe(folder: Path) -> None:
         ["merge", "good.yaml", "--out", "out", *odd] for odd in (["--memory", "much"], ["--device", "tpu"])
     ]
     lines += [["sweep", "evaluated.yaml", "--out", "out", "--horizons", "far"]]
+    lines += [["eval", "run", *odd] for odd in (["--tasks", ","], ["--against", "last", "--no-against"])]
+    lines += [["scan", "run", "--batch-size", "3"], ["generate", "logits.yaml"]]
     assert imported(NO_RECIPE_NEEDS, (1, 2), lines, folder) == []
 
 
@@ -123,6 +127,8 @@ def test_errors_before_weights_are_read(folder: Path) -> None:
     ]
     lines += [[words, "absent.safetensors"] for words in ("report", "backtest")]
     lines += [["push", f"./{name}", "me/model"] for name in ("absent", "empty")]
+    lines += [["generate", f"{name}.yaml", "1+1="] for name in ("good", "absent_logits")]
+    lines += [["generate", "logits.yaml", "1+1=", "--target-step", "7"]]
     lines += [["push", "./run", "not a repo"], ["steps", "a--b/c"], ["verify", "-/c"]]
     lines += [["eval", "./absent", "--tasks", "gsm8k"], ["eval", "a b", "--tasks", "gsm8k"]]
     lines += [
