@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.errors import RecipeError
 from hubextrap.evaluation.run import chosen_device
+from hubextrap.extras import require
 from hubextrap.logits.completing import Sampling
 from hubextrap.logits.completing import complete as complete_one
 from hubextrap.logits.mixture import chosen_target, recipe_mixture
@@ -57,6 +58,7 @@ def complete(
 
     Raises:
         RecipeError: the recipe mixes weights, there is no prompt, or the scan has no effect.
+        MissingExtra: torch or transformers cannot be imported.
         HubExtrapError: see `recipe_mixture` and `ExtrapolatedForCausalLM`.
     """
     if recipe.space != "logits":
@@ -69,9 +71,8 @@ def complete(
     target = chosen_target(recipe, target_step)
     progress, how = progress or SilentProgress(), how or Completing()
     with Run.of(recipe, scan=scan, progress=progress) as run:
-        device = chosen_device(
-            how.device
-        )  # by torch: once the checkpoints are found, before weights are read
+        require("logits", "completing a prompt")  # once the checkpoints are found, before weights are read
+        device = chosen_device(how.device)
         mixed = recipe_mixture(recipe, target_step=target, run=run)
     from hubextrap.logits import ExtrapolatedForCausalLM
 

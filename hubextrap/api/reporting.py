@@ -9,8 +9,9 @@ from pathlib import Path
 
 from hubextrap.containment import open_regular
 from hubextrap.durable.atomic import write_whole
-from hubextrap.errors import HubExtrapError, OutputError
+from hubextrap.errors import OutputError
 from hubextrap.evaluation.table import EvaluationTable
+from hubextrap.extras import require
 from hubextrap.output_files import file_problem
 from hubextrap.scans import Scan
 from hubextrap.statistics.backtesting import backtest_table
@@ -41,7 +42,7 @@ def report(
         title: heading of the page; the scan's file name where it is None.
 
     Raises:
-        HubExtrapError: matplotlib is not installed.
+        MissingExtra: matplotlib is not installed.
         ReferenceNotFound, CorruptFile, SourceError: the scan cannot be read.
         EvaluationError: an evaluation cannot be read, or two do not go together.
         OutputError: the page or a plot cannot be written, or another file is there.
@@ -52,10 +53,9 @@ def report(
         _check_folder(place)
     scan = Scan.load(scan_file)
     tables = {Path(path): EvaluationTable.load(Path(path)) for path in evaluations}
-    try:  # not before the files are known to be good: importing it takes longer than reading them
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise HubExtrapError(f"the report needs {error.name}: pip install 'hubextrap[report]'") from error
+    require(
+        "report", "the report"
+    )  # once the files are known to be good, for they are read faster
     from hubextrap.reporting import build_sections, collect_accuracy, render_page
     from hubextrap.reporting.answering import answer
     from hubextrap.reporting.style import to_png
