@@ -108,7 +108,7 @@ _find = names_of(__name__)
 
 def __getattr__(name: str) -> Any:
     if name == "Settings":  # MergeOptions, with a warning
-        from hubextrap.api.prepare import old_settings
+        from hubextrap.api.preparing import old_settings
 
         return old_settings()
     return _find(name)

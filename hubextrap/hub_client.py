@@ -13,7 +13,6 @@ import threading
 import time
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -235,6 +234,8 @@ def asked_wait(headers: Mapping[str, str]) -> float | None:
         if value.isascii() and value.isdigit():
             return float(value)
         if value:
+            from email.utils import parsedate_to_datetime  # milliseconds, for a header that hardly ever comes
+
             try:
                 moment = parsedate_to_datetime(value)
             except (ValueError, OverflowError):  # a year or a zone that no clock has

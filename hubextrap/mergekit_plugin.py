@@ -180,7 +180,8 @@ def gram_matrix(steps: Sequence[int], inputs: Sequence[torch.Tensor]) -> NDArray
 
     NaN where one of them holds NaN or infinity.
     """
-    from hubextrap.statistics.elements import SCAN_BLOCK, BlockScanner  # numba: half a second
+    from hubextrap.statistics.elements import BlockScanner  # numba: half a second
+    from hubextrap.statistics.table import SCAN_BLOCK
 
     total = np.zeros((len(inputs), len(inputs)))
     if len(inputs) < 2:

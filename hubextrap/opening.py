@@ -174,7 +174,7 @@ class Run:
     @cached_property
     def scan_plan(self) -> ScanPlan:
         """What a scan would read, and the memory that it needs at least."""
-        from hubextrap.engine.scan_plan import plan_scan  # imports numba
+        from hubextrap.engine.scan_plan import plan_scan
 
         budget = Budget(NO_LIMIT, self.reading.workers, self.remote)
         return plan_scan(self.steps, self.layouts, tied=self.tied, budget=budget)
@@ -192,14 +192,14 @@ class Run:
         Args:
             held: bytes of the memory that something else takes at the same time.
         """
-        from hubextrap.engine.scan import scan_trajectory  # imports numba
-
         memory = self.reading.memory - held
-        budget = Budget(memory, self.reading.workers, self.remote, reserve=afterwards)
+        plan = self.scan_plan.within(Budget(memory, self.reading.workers, self.remote, reserve=afterwards))
+        from hubextrap.engine.scan import scan_trajectory  # imports numba, once nothing is wrong any more
+
         return scan_trajectory(
             self.trajectory,
             self.sources,
-            self.scan_plan.within(budget),
+            plan,
             sample=sample,
             pins=self.fingerprints,
             journal=journal,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -249,25 +247,3 @@ def test_the_engine_needs_torch_for_other_devices_alone() -> None:
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_stay_short(module: Path) -> None:
     assert len(module.read_text().splitlines()) <= 420
-
-
-HEAVY = (
-    "torch",
-    "transformers",
-    "lm_eval",
-    "mergekit",
-    "huggingface_hub",
-    "numpy",
-    "pygit2",
-    "pydantic",
-    "yaml",
-)
-
-
-def test_help_imports_nothing_heavy() -> None:
-    program = (
-        "import sys; import hubextrap, hubextrap.cli.main, hubextrap.cli.app; "
-        f"print([name for name in {HEAVY!r} if name in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from hubextrap.api.backtesting import backtest
-from hubextrap.api.chain import RunResult, check_judged, push, run
-from hubextrap.api.completing import Completing, complete
-from hubextrap.api.merging import MergeResult, Prediction, merge
-from hubextrap.api.planning import PlanReport, plan
-from hubextrap.api.prepare import MergeOptions, Prepared, old_settings, prepare
-from hubextrap.api.publishing import Publication, check_publication, publish
-from hubextrap.api.regrounding import RegroundResult, reground
-from hubextrap.api.reporting import ReportResult, report
-from hubextrap.api.scanning import scan
-from hubextrap.api.sweeping import sweep, sweep_files
-from hubextrap.api.verifying import Verification, VerifiedFile, verify
-from hubextrap.opening import ReadingOptions, Run
+from typing import TYPE_CHECKING, Any
+
+from hubextrap.lazy import names_of
+
+if TYPE_CHECKING:
+    from hubextrap.api.backtesting import backtest
+    from hubextrap.api.chain import RunResult, check_judged, run
+    from hubextrap.api.completing import Completing, complete
+    from hubextrap.api.merging import MergeResult, Prediction, merge
+    from hubextrap.api.planning import PlanReport, plan
+    from hubextrap.api.preparing import MergeOptions, Prepared, prepare
+    from hubextrap.api.publishing import Publication, check_publication, publish
+    from hubextrap.api.pushing import push
+    from hubextrap.api.regrounding import RegroundResult, reground
+    from hubextrap.api.reporting import ReportResult, report
+    from hubextrap.api.scanning import scan
+    from hubextrap.api.sweeping import sweep, sweep_files
+    from hubextrap.api.verifying import Verification, VerifiedFile, verify
+    from hubextrap.opening import ReadingOptions, Run
 
 __all__ = [
     "Completing",
@@ -49,8 +55,12 @@ __all__ = [
     "verify",
 ]
 
+_find = names_of(__name__)
 
-def __getattr__(name: str) -> object:
-    if name == "Settings":
+
+def __getattr__(name: str) -> Any:
+    if name == "Settings":  # MergeOptions, with a warning
+        from hubextrap.api.preparing import old_settings
+
         return old_settings()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _find(name)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.api.companions import companions
 from hubextrap.api.output import check_output, check_scratch, output_sizes, target_folders
-from hubextrap.api.prepare import CARD
+from hubextrap.api.preparing import CARD
 from hubextrap.api.staging import may_be_finished
 from hubextrap.errors import HubExtrapError, RecipeError
 from hubextrap.foreign_text import own_lines
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hubextrap.api.companions import Companions
-    from hubextrap.api.prepare import Prepared
+    from hubextrap.api.preparing import Prepared
     from hubextrap.hub import PushTarget
     from hubextrap.hub.target import RemoteState
     from hubextrap.recipe import Recipe

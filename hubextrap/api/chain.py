@@ -1,4 +1,4 @@
-"""`push` and `run`: what follows a merge, and the whole chain in one call."""
+"""`run`: a merge and what follows it, the whole chain in one call."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hubextrap.api.against import Against
 from hubextrap.api.fingerprint import check_unchanged, pin_of
 from hubextrap.api.merging import Made, MergeResult, Prediction, make
 from hubextrap.api.planning import check_destinations, recipe_push_targets
-from hubextrap.api.prepare import MergeOptions, merge_options
+from hubextrap.api.preparing import MergeOptions, merge_options
 from hubextrap.errors import RecipeError
 from hubextrap.evaluation import (
     EvaluationOptions,
@@ -22,7 +22,6 @@ from hubextrap.evaluation import (
 from hubextrap.evaluation.comparison import Rows
 from hubextrap.evaluation.table import PREDICTION
 from hubextrap.evaluation.targets import place_of
-from hubextrap.hub import PushResult, PushTarget, push_folder
 from hubextrap.logits import Mixture, recipe_mixture
 from hubextrap.opening import Run
 from hubextrap.progress import Progress, SilentProgress
@@ -44,20 +43,6 @@ class RunResult:
     predictions: tuple[Prediction, ...]
     tables: tuple[EvaluationTable, ...]
     """One per target step; empty when the recipe asks for no evaluation."""
-
-
-def push(folder: Path | str, target: PushTarget | str, *, progress: Progress | None = None) -> PushResult:
-    """Push a merged folder as one commit.
-
-    Args:
-        target: ``owner/name`` or ``owner/name@branch``, where it is a text.
-
-    Raises:
-        PushError: the folder holds no whole model, or the Hub did not take it; nothing was committed then.
-    """
-    if isinstance(target, str):
-        target = PushTarget.parse(target)
-    return push_folder(Path(folder), target, progress)
 
 
 def run(

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.api.prepare import CARD
+from hubextrap.api.preparing import CARD
 from hubextrap.engine.inputs import read_as
 from hubextrap.errors import HubExtrapError, RecipeError, SourceError
 from hubextrap.hub import (
@@ -29,7 +29,7 @@ from hubextrap.tensors.interfaces import SMALL_FILE
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from hubextrap.api.prepare import Beside, Prepared
+    from hubextrap.api.preparing import Beside, Prepared
     from hubextrap.engine import MergePlan
     from hubextrap.opening import Run
     from hubextrap.tensors.interfaces import FinishedShard, Source

@@ -10,6 +10,7 @@ from hubextrap.evaluation.run import chosen_device
 from hubextrap.extras import require
 from hubextrap.logits.completing import Sampling
 from hubextrap.logits.completing import complete as complete_one
+from hubextrap.logits.mixture import chosen_target, recipe_mixture
 from hubextrap.opening import Run
 from hubextrap.progress import Progress, SilentProgress
 
@@ -67,13 +68,14 @@ def complete(
         )
     if not prompts:
         raise RecipeError("no prompt is given")
-    require("logits", "completing a prompt")
-    from hubextrap.logits import ExtrapolatedForCausalLM, recipe_mixture
-
+    target = chosen_target(recipe, target_step)
     progress, how = progress or SilentProgress(), how or Completing()
-    device = chosen_device(how.device)
     with Run.of(recipe, scan=scan, progress=progress) as run:
-        mixed = recipe_mixture(recipe, target_step=target_step, run=run)
+        require("logits", "completing a prompt")  # once the checkpoints are found, before weights are read
+        device = chosen_device(how.device)
+        mixed = recipe_mixture(recipe, target_step=target, run=run)
+    from hubextrap.logits import ExtrapolatedForCausalLM
+
     model = ExtrapolatedForCausalLM.from_mixture(mixed, device=device, dtype=how.dtype, progress=progress)
     completions = []
     for prompt in prompts:

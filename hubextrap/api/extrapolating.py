@@ -13,7 +13,7 @@ from hubextrap.api.companions import companions_of
 from hubextrap.api.fingerprint import inputs_fingerprint
 from hubextrap.api.merging import make_in
 from hubextrap.api.output import check_output, fill_in, output_sizes
-from hubextrap.api.prepare import BESIDE_IN_BASELINE, Beside, plan_outputs
+from hubextrap.api.preparing import BESIDE_IN_BASELINE, Beside, plan_outputs
 from hubextrap.api.staging import staged
 from hubextrap.digests import sha256_of_json
 from hubextrap.hub import PROVENANCE_FILE, build_provenance
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from hubextrap.api.prepare import MergeOptions
+    from hubextrap.api.preparing import MergeOptions
     from hubextrap.engine import MergePlan
     from hubextrap.progress import Progress
     from hubextrap.recipe import RegroundRecipe

@@ -15,7 +15,7 @@ from hubextrap.tensors import open_source
 from hubextrap.trajectory import UNKNOWN_STEP
 
 if TYPE_CHECKING:
-    from hubextrap.api.prepare import Prepared
+    from hubextrap.api.preparing import Prepared
     from hubextrap.engine import MergePlan
     from hubextrap.opening import Run
     from hubextrap.trajectory.checkpoint import Checkpoint

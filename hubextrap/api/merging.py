@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubextrap import engine
 from hubextrap.api.beforehand import card_for, check_weights, problems_beforehand, refuse
 from hubextrap.api.companions import companions
 from hubextrap.api.fingerprint import merge_fingerprint
@@ -20,7 +21,7 @@ from hubextrap.api.output import (
     write_files,
 )
 from hubextrap.api.planning import check_destinations, given_push_targets, recipe_push_targets
-from hubextrap.api.prepare import CARD, MergeOptions, Prepared, opened, prepare
+from hubextrap.api.preparing import CARD, MergeOptions, Prepared, opened, prepare
 from hubextrap.api.staging import (
     finished_before,
     may_be_finished,
@@ -31,7 +32,6 @@ from hubextrap.api.staging import (
     staged,
 )
 from hubextrap.durable.places import is_marked, remove_marked
-from hubextrap.engine import MergeOutput, run_plan
 from hubextrap.engine.resuming import check_inputs
 from hubextrap.errors import PushError
 from hubextrap.foreign_text import own_lines
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from hubextrap.api.companions import Companions
     from hubextrap.api.staging import Staging
-    from hubextrap.engine import MergePlan
+    from hubextrap.engine import MergeOutput, MergePlan
     from hubextrap.hub import Provenance
     from hubextrap.opening import Run
     from hubextrap.progress import Progress
@@ -192,7 +192,7 @@ def _made_before(
     if journals is None:
         return None
     outputs = [
-        MergeOutput(
+        engine.MergeOutput(
             tuple(journal.finished[file] for file in files), prepared.plan.same_layout and journal.identical
         )
         for journal in journals
@@ -263,7 +263,7 @@ def _make_outputs(
     plan: MergePlan, run: Run, settings: MergeOptions, sinks: Sequence[Sink], journals: Sequence[Journal]
 ) -> list[MergeOutput]:
     """`run_plan` on a run's checkpoints; one sink and one journal per target."""
-    return run_plan(
+    return engine.run_plan(  # numba is imported with it, when all that can be wrong before is known
         plan,
         run.sources,
         sinks,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.api.beforehand import problems_beforehand
 from hubextrap.api.output import target_folders
-from hubextrap.api.prepare import MergeOptions, Prepared, opened, prepare
+from hubextrap.api.preparing import MergeOptions, Prepared, opened, prepare
 from hubextrap.errors import HubExtrapError, RecipeError, TrajectoryError
 from hubextrap.hub import PushTarget, check_target
 from hubextrap.hub.outgoing import stale_files

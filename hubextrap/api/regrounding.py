@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hubextrap.api.beforehand import check_device
 from hubextrap.api.extrapolating import extrapolate, scan_folders
-from hubextrap.api.prepare import MergeOptions, merge_options
+from hubextrap.api.preparing import MergeOptions, merge_options
 from hubextrap.api.staging import remove_leftover
 from hubextrap.api.verifying import verify
 from hubextrap.durable.atomic import is_new_name

@@ -10,8 +10,11 @@ from pathlib import Path
 from hubextrap.containment import open_regular
 from hubextrap.durable.atomic import write_whole
 from hubextrap.errors import OutputError
+from hubextrap.evaluation.table import EvaluationTable
 from hubextrap.extras import require
 from hubextrap.output_files import file_problem
+from hubextrap.scans import Scan
+from hubextrap.statistics.backtesting import backtest_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +47,20 @@ def report(
         EvaluationError: an evaluation cannot be read, or two do not go together.
         OutputError: the page or a plot cannot be written, or another file is there.
     """
-    require("report", "the report")
-    from hubextrap.evaluation.table import EvaluationTable
-    from hubextrap.reporting import build_sections, collect_accuracy, render_page
-    from hubextrap.reporting.answering import answer
-    from hubextrap.reporting.style import to_png
-    from hubextrap.scans import Scan
-    from hubextrap.statistics.backtesting import backtest_table
-
     scan_file, out = Path(scan_file), Path(out)
     _check_replaceable(out, b"<!doctype html>")
     for place in (out.parent, *(() if png is None else (Path(png),))):
         _check_folder(place)
     scan = Scan.load(scan_file)
-    accuracies = collect_accuracy({Path(path): EvaluationTable.load(Path(path)) for path in evaluations})
+    tables = {Path(path): EvaluationTable.load(Path(path)) for path in evaluations}
+    require(
+        "report", "the report"
+    )  # once the files are known to be good, for they are read faster
+    from hubextrap.reporting import build_sections, collect_accuracy, render_page
+    from hubextrap.reporting.answering import answer
+    from hubextrap.reporting.style import to_png
+
+    accuracies = collect_accuracy(tables)
     backtest = backtest_table(scan.gram_table, dtypes=scan.dtypes)
     said = answer(backtest)
     sections = build_sections(scan, backtest, accuracies)

@@ -19,7 +19,7 @@ from hubextrap.api.beforehand import check_device, check_weights
 from hubextrap.api.fingerprint import check_unchanged, merge_fingerprint, pin_of
 from hubextrap.api.merging import make_in
 from hubextrap.api.output import check_output, output_sizes
-from hubextrap.api.prepare import MergeOptions, merge_options, prepare
+from hubextrap.api.preparing import MergeOptions, merge_options, prepare
 from hubextrap.api.staging import remove_leftover, staged
 from hubextrap.digests import sha256_of_json
 from hubextrap.durable.atomic import is_new_name, read_sealed, write_sealed, write_whole, writing
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from hubextrap.api.prepare import Prepared
+    from hubextrap.api.preparing import Prepared
     from hubextrap.evaluation.options import Backend
     from hubextrap.recipe import EvaluateSection, Recipe
     from hubextrap.scans import Scan

@@ -23,7 +23,17 @@ from hubextrap.cli.terminal import clean_error, guarded
 from hubextrap.cli.verify import verify
 
 
-class _Verbs(TyperGroup):
+class _Group(TyperGroup):
+    """Commands whose help costs no import of pydantic, by which typer checks a flag that is None."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        for parameter in self.get_params(ctx):
+            if parameter.default is None:  # --help and completion
+                parameter.default = False
+        return super().parse_args(ctx, args)
+
+
+class _Verbs(_Group):
     """The verbs; what is said of a wrong command line repeats no token that stood in it, and does nothing."""
 
     def main(self, *given: Any, **options: Any) -> Any:
@@ -77,5 +87,5 @@ for verb in (sweep, reground, generate):
     app.command()(verb)
 app.command("lm-eval", cls=PassedOn)(lm_eval_command)
 app.command("mergekit-yaml", cls=PassedOn)(mergekit_yaml)
-app.add_typer(hub.app, name="hub")
-app.add_typer(recipes.app, name="recipes")
+app.add_typer(hub.app, name="hub", cls=_Group)
+app.add_typer(recipes.app, name="recipes", cls=_Group)

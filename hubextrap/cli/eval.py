@@ -113,6 +113,12 @@ def evaluate(
     said: Said,
 ) -> None:
     """Measure predictions with lm-eval beside the checkpoints that they came from."""
+    options = questions.options(ctx, measuring)
+    if against is not None and no_against:
+        raise typer.BadParameter("--against and --no-against exclude each other")
+    if not publish:
+        refuse_idle(ctx, ("create_pr",), "goes with --publish")
+    chosen = None if against is None and not no_against else _split("--against", against)
     from hubextrap import api
     from hubextrap.cli.markdown import append_summary, evaluation_markdown
     from hubextrap.evaluation import (
@@ -125,12 +131,6 @@ def evaluate(
     from hubextrap.evaluation import evaluate as measure
     from hubextrap.trajectory import Pins
 
-    options = questions.options(ctx, measuring)
-    if against is not None and no_against:
-        raise typer.BadParameter("--against and --no-against exclude each other")
-    if not publish:
-        refuse_idle(ctx, ("create_pr",), "goes with --publish")
-    chosen = None if against is None and not no_against else _split("--against", against)
     if output is not None:
         check_writable(output)
     progress, pins = said.progress, Pins()

@@ -42,7 +42,6 @@ def generate(
 ) -> None:
     """Complete prompts with the checkpoints' logits, mixed as the recipe says; nothing is written."""
     from hubextrap import api
-    from hubextrap.logits.completing import Sampling
     from hubextrap.recipe import load_recipe
 
     if drawing.temperature == 0:
@@ -55,8 +54,11 @@ def generate(
     def show(text: str) -> None:
         typer.echo(terminal_output(text), nl=False)
 
+    loaded = load_recipe(recipe)
+    from hubextrap.logits.completing import Sampling
+
     completions = api.complete(
-        load_recipe(recipe),
+        loaded,
         asked,
         target_step=target_step,
         sampling=Sampling(**asdict(drawing)),

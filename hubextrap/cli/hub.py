@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import signal
 import threading
 from pathlib import Path
@@ -35,6 +34,8 @@ def serve(
     ),
 ) -> None:
     """Serve the repos in DIR to huggingface_hub, transformers and every tool on top of them, until Ctrl-C."""
+    import secrets  # OpenSSL, which no other command's help needs
+
     from hubextrap.localhub import LocalHub
 
     secret = token or f"hf_{secrets.token_hex(17)}"

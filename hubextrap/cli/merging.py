@@ -49,8 +49,9 @@ def plan(
     from hubextrap.cli.summaries import print_plan
     from hubextrap.recipe import load_recipe
 
+    loaded = load_recipe(recipe)
     report = api.plan(
-        load_recipe(recipe),
+        loaded,
         out=out,
         push=_targets(push),
         check_push=not no_push_check,
@@ -91,8 +92,9 @@ def merge(
     if push is None:
         why = "goes with --push REPO; of the recipe's push section, private and create_pr say it"
         refuse_idle(ctx, ("private", "create_pr"), why)
+    loaded = load_recipe(recipe)
     result = api.merge(
-        load_recipe(recipe),
+        loaded,
         out=out,
         push=_targets(push, private, create_pr),
         settings=merging.merge_options(),
@@ -149,7 +151,6 @@ def run(
     from hubextrap.cli.eval import print_evaluation
     from hubextrap.cli.markdown import append_summary, evaluation_markdown, predictions_markdown
     from hubextrap.cli.summaries import prediction_as_json, print_prediction
-    from hubextrap.evaluation import check_loss
     from hubextrap.recipe import load_recipe
 
     loaded = load_recipe(recipe)
@@ -179,6 +180,8 @@ def run(
         if output is not None:
             tell(f"results saved in {output}")
     if max_loss is not None and loaded.evaluate is not None:
+        from hubextrap.evaluation import check_loss
+
         check_loss(result.tables, max_loss, loaded.evaluate.tasks)
 
 

@@ -6,6 +6,7 @@ A command's parameter that is annotated with a group is read option by option: s
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -103,12 +104,23 @@ class Selection:
         return TrajectoryOptions(**asdict(self))
 
 
+def check_size(text: str) -> str:
+    """See that it is a size while the command line is read, before the work's imports; see `parse_size`.
+
+    Raises:
+        typer.BadParameter: it is no such size.
+    """
+    parse_size(text)
+    return text
+
+
 @dataclass(frozen=True)
 class Limits:
     """What work on weights may take."""
 
     memory: str = typer.Option(
         f"{DEFAULT_MEMORY // MiB}MiB",
+        callback=check_size,
         help="Memory that the process may take, e.g. 512MiB or 2GB; CUDA libraries of torch come on top.",
     )
     workers: int = typer.Option(DEFAULT_WORKERS, min=1, help="Threads that read, compute and write.")
@@ -131,11 +143,22 @@ class Reading(Limits):
         return ReadingOptions(parse_size(self.memory), self.workers, self.cache)
 
 
+def check_device(device: str) -> str:
+    """Refuse what is no name of a device that merges, before torch is imported to look for it.
+
+    Raises:
+        typer.BadParameter: says so.
+    """
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+        raise typer.BadParameter(f"{device!r}: weights are combined on cpu or a CUDA device; write cpu")
+    return device
+
+
 @dataclass(frozen=True)
 class Merging(Reading):
     """How weights are merged."""
 
-    device: str = typer.Option("cpu", help="cpu, or cuda: the same bytes.")
+    device: str = typer.Option("cpu", callback=check_device, help="cpu, or cuda: the same bytes.")
     allow_non_finite: bool = typer.Option(
         False, "--allow-non-finite", help="Write NaN and infinite weights too."
     )

@@ -17,7 +17,6 @@ from hubextrap.errors import HubExtrapError, OutputError, RecipeError
 from hubextrap.extras import require
 from hubextrap.foreign_data import parse_yaml
 from hubextrap.foreign_text import own_lines
-from hubextrap.hub_access import keep_to_the_endpoint, reason
 
 
 class PassedOn(TyperCommand):
@@ -52,6 +51,8 @@ def lm_eval_command(ctx: typer.Context) -> None:
     require("eval", "hubextrap lm-eval", load=False)  # its help needs no torch
     import datasets  # noqa: F401
 
+    from hubextrap.hub_access import keep_to_the_endpoint
+
     keep_to_the_endpoint()
     import lm_eval.models  # noqa: F401 - registering before it is imported would hide lm-eval's own models
     from lm_eval.__main__ import cli_evaluate
@@ -77,6 +78,8 @@ def _errors_of(program: str) -> Iterator[None]:
     except (HubExtrapError, OSError, typer.Exit, typer.Abort):
         raise
     except Exception as error:
+        from hubextrap.hub_access import reason  # imports ssl, which no command's help needs
+
         raise HubExtrapError(f"{program} failed: {reason(error)}") from error
 
 

@@ -22,29 +22,32 @@ def named_scan(ctx: typer.Context, reference: str) -> Scan | None:
     Raises:
         typer.BadParameter: an option says which steps to take.
     """
-    from hubextrap.scans import Scan
-
     path = Path(reference)
     if path.suffix != ".safetensors" or path.is_dir():
         return None
     refuse_idle(ctx, names(Selection), f"is for a REF; the scan {reference} holds the steps that it holds")
+    from hubextrap.scans import Scan
+
     return Scan.load(path)
 
 
 def named_run(
     ctx: typer.Context, reference: str, selection: Selection, progress: Progress
 ) -> Recipe | Trajectory:
-    """The recipe, where it is the file of one (.yaml); else the checkpoints of a REF.
+    """The recipe, where it is the name of one (.yaml); else the checkpoints of a REF.
+
+    A repo that is called so is ``hf://org/name.yaml``.
 
     Raises:
         typer.BadParameter: an option says which steps to take, and so does a recipe.
-        HubExtrapError: the recipe is none; see `find_trajectory`.
+        HubExtrapError: the recipe is not there, or none; see `find_trajectory`.
     """
-    from hubextrap.recipe import load_recipe
-    from hubextrap.trajectory import find_trajectory
-
     path = Path(reference)
-    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+    if path.suffix not in (".yaml", ".yml") or "://" in reference or path.is_dir():
+        from hubextrap.trajectory import find_trajectory
+
         return find_trajectory(reference, selection.options(), progress=progress)
     refuse_idle(ctx, names(Selection), f"is for a REF; the recipe {reference} says which steps to take")
+    from hubextrap.recipe import load_recipe
+
     return load_recipe(path)

@@ -29,8 +29,9 @@ def reground(
     from hubextrap.recipe import load_reground_recipe
 
     wait_for_others()
+    loaded = load_reground_recipe(recipe)
     result = api.reground(
-        load_reground_recipe(recipe),
+        loaded,
         out,
         settings=limits.merge_options(),
         progress=said.progress,

@@ -37,14 +37,14 @@ class Responses:
     device: str = typer.Option("cpu", help="Where models run for --logprobs: cpu, cuda, cuda:1, …")
 
     def request(self, ctx: typer.Context) -> LogProbRequest | None:
-        from hubextrap.logits import LogProbRequest
-
         if self.logprobs is None:
             refuse_idle(ctx, set(names(Responses)) - {"logprobs"}, "goes with --logprobs PROMPTS")
             return None
         if self.sample_from is None:
             why = "goes with --sample-from STEP: without it, the file holds the responses"
             refuse_idle(ctx, ("max_new_tokens",), why)
+        from hubextrap.logits import LogProbRequest
+
         return LogProbRequest(
             self.logprobs,
             self.sample_from,
@@ -76,8 +76,9 @@ def scan(
 
     request = responses.request(ctx)
     progress = said.progress
+    run = named_run(ctx, reference, selection, progress)
     found = api.scan(
-        named_run(ctx, reference, selection, progress),
+        run,
         out=out,
         sample=sample,
         logprobs=request,

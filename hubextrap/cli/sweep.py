@@ -38,11 +38,13 @@ def sweep(
     from hubextrap.recipe import load_recipe
 
     where = measuring.arguments()
+    ways, shares = _numbers("--horizons", horizons), _numbers("--damping", damping)
+    loaded = load_recipe(recipe)
     result = api.sweep(
-        load_recipe(recipe),
+        loaded,
         out,
-        horizons=_numbers("--horizons", horizons),
-        damping=_numbers("--damping", damping),
+        horizons=ways,
+        damping=shares,
         settings=reading.merge_options(),
         scan=scan,
         progress=said.progress,

@@ -22,9 +22,9 @@ from hubextrap.errors import NonFinite
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.scans.scan import EXAMPLES, Sample, Scan, ScannedCheckpoint
 from hubextrap.scans.tensor_scan import TensorScan
-from hubextrap.statistics.elements import SCAN_BLOCK, BlockScanner
+from hubextrap.statistics.elements import BlockScanner
 from hubextrap.statistics.linearity import BINS, count_linearity, random_walk
-from hubextrap.statistics.table import GramTable
+from hubextrap.statistics.table import SCAN_BLOCK, GramTable
 from hubextrap.tensors.headers import DTYPES
 
 if TYPE_CHECKING:

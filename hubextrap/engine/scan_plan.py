@@ -15,8 +15,8 @@ from hubextrap.engine.units import Unit
 from hubextrap.errors import StepError
 from hubextrap.scans.scan import EXAMPLES
 from hubextrap.statistics.calibration import fit_memory
-from hubextrap.statistics.elements import SCAN_BLOCK
 from hubextrap.statistics.linearity import BINS
+from hubextrap.statistics.table import SCAN_BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

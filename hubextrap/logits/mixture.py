@@ -106,7 +106,7 @@ def recipe_mixture(
         raise RecipeError(
             "parameters.tensors: logits are mixed whole, with one set of coefficients; remove the rules"
         )
-    target = _target(recipe, target_step)
+    target = chosen_target(recipe, target_step)
     (rule,) = recipe.rules
     with ExitStack() as stack:
         run = run or stack.enter_context(Run.of(recipe, progress=progress))
@@ -117,7 +117,12 @@ def recipe_mixture(
     return Mixture.of(run.trajectory.checkpoints, row.tolist(), target)
 
 
-def _target(recipe: Recipe, target_step: int | None) -> int:
+def chosen_target(recipe: Recipe, target_step: int | None) -> int:
+    """The target step that is asked for, or the recipe's only one.
+
+    Raises:
+        RecipeError: it has no such step, or several and none is asked for.
+    """
     steps = recipe.target_steps
     if target_step is None and len(steps) == 1:
         return steps[0]

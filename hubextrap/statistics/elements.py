@@ -33,14 +33,13 @@ from hubextrap.statistics.bits import (
     where_less,
 )
 from hubextrap.statistics.linearity import BINS, FEW_VALUES, SMALL_RANGE, UNMOVED
+from hubextrap.statistics.table import SCAN_BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
-SCAN_BLOCK = 2**16
-"""Elements of a block: the unit in which Gram sums are handed over and added up."""
 TILE = 512
 STRIDE = TILE + 32
 """Numbers from one row of scratch memory to the next. Powers of two would make rows share cache lines."""

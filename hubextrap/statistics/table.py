@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+SCAN_BLOCK = 2**16
+"""Elements of a block: the unit in which Gram sums are handed over and added up."""
+
 
 @dataclass(frozen=True, slots=True)
 class GramTable:

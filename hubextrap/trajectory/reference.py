@@ -74,9 +74,18 @@ def _parse_short_form(text: str) -> Reference:
         raise ReferenceNotFound(
             f"{text or 'an empty reference'}: no folder that is there, and not a reference; write {_FORMS}"
         )
+    _check_repo(text, match["repo"])
     return Reference(
         text, repo=match["repo"], revision=match["revision"], path=_checked_path(text, match["path"] or "")
     )
+
+
+def _check_repo(text: str, repo: str) -> None:
+    """Refuse what no repo is called, and none of its siblings, before the network is asked and waited for."""
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    with hub_errors(text):
+        validate_repo_id(repo.partition("{")[0].rstrip("-_=. /") or repo)
 
 
 def _checked_path(text: str, path: str) -> str:

@@ -17,6 +17,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from hubextrap import api
+from hubextrap.api import chain
 from hubextrap.errors import SourceError
 from hubextrap.evaluation import Harness, compared_checkpoints
 from hubextrap.hub import PushTarget
@@ -218,7 +219,7 @@ def test_what_run_pushed_is_evaluated_whatever_its_branch_holds_by_now(
 ) -> None:
     target = f"{landing.repo}-predicted"
     recipe = load_recipe(evaluated(landing.repo, push={"repo": target, "revision": "step_60"}))
-    make = api.chain.make
+    make = chain.make
 
     def merge_and_be_overtaken(*arguments: Any, **options: Any) -> Any:
         made = make(*arguments, **options)
@@ -226,7 +227,7 @@ def test_what_run_pushed_is_evaluated_whatever_its_branch_holds_by_now(
         hub.commit(target, files, revision="step_60")
         return made
 
-    monkeypatch.setattr(api.chain, "make", merge_and_be_overtaken)
+    monkeypatch.setattr(chain, "make", merge_and_be_overtaken)
     result = api.run(recipe)
     assert result.predictions[0].pushed is not None
     row = result.tables[0].rows[0]
@@ -249,7 +250,7 @@ def test_a_pull_request_of_run_is_evaluated_whatever_comes_into_it(
     hub.create_repo(target)
     hub.commit(target, {"notes.md": b"mine"})
     push = {"repo": target, "create_pr": True}
-    make, client = api.chain.make, HfApi()
+    make, client = chain.make, HfApi()
 
     def merge_and_be_overtaken(*arguments: Any, **options: Any) -> Any:
         made = make(*arguments, **options)
@@ -261,7 +262,7 @@ def test_a_pull_request_of_run_is_evaluated_whatever_comes_into_it(
 
     alone = api.run(load_recipe(evaluated(landing.repo)), out=tmp_path / "alone").tables[0].rows[0]
     recipe = load_recipe(evaluated(landing.repo, push=push))
-    monkeypatch.setattr(api.chain, "make", merge_and_be_overtaken)
+    monkeypatch.setattr(chain, "make", merge_and_be_overtaken)
     result = api.run(recipe, out=tmp_path / "out" if out else None)
     pushed = result.predictions[0].pushed
     assert pushed is not None

@@ -17,8 +17,9 @@ from hubextrap.engine.defaults import MiB
 from hubextrap.errors import CheckpointMismatch, NonFinite, OutputError, StepError
 from hubextrap.scans import Scan
 from hubextrap.statistics import Linearity, random_walk
-from hubextrap.statistics.elements import SCAN_BLOCK, BlockScanner
+from hubextrap.statistics.elements import BlockScanner
 from hubextrap.statistics.linearity import BINS, FEW_VALUES, SMALL_RANGE, UNMOVED, count_linearity, r_squared
+from hubextrap.statistics.table import SCAN_BLOCK
 
 DTYPES = {
     "float32": (torch.float32,),
