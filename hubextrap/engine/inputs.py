@@ -183,9 +183,10 @@ class InputHashes:
             if (late := self._late.get((k, info.file))) is not None:
                 late[info.offset] = bytes.fromhex(digest)
 
-    def waiting(self) -> set[Key]:
-        """The files that are still to be compared."""
-        return {key for key, stream in self._streams.items() if stream.left} | self._late.keys()
+    def is_waiting(self, key: Key) -> bool:
+        """Whether a file is still to be compared."""
+        stream = self._streams.get(key)
+        return key in self._late or (stream is not None and stream.left > 0)
 
     def finish(self) -> None:
         """Read the files once more that could not be compared as they came.
