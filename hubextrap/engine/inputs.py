@@ -69,7 +69,9 @@ def file_uses(tensors: Iterable[TensorInputs]) -> dict[Key, FileUse]:
     for tensor in tensors:
         for k, info in zip(tensor.checkpoints, tensor.inputs, strict=True):
             if info.nbytes:
-                uses.setdefault((k, info.file), FileUse()).add(info)
+                if (use := uses.get((k, info.file))) is None:
+                    use = uses[k, info.file] = FileUse()
+                use.add(info)
         for i, twin in tensor.twins:
             use = uses.setdefault((tensor.checkpoints[i], twin.file), FileUse())
             use.twins += twin.nbytes
