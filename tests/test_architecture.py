@@ -38,7 +38,7 @@ LEVELS = (
     ("errors", "_version"),
     ("foreign_text", "output_files"),
     ("redaction", "claims", "containment"),
-    ("known_secrets", "lazy", "digests", "licenses"),
+    ("known_secrets", "lazy", "digests", "compiling", "licenses"),
 )
 OPEN_TO_LOCALHUB = ("localhub", "errors", "_version", "redaction", "foreign_data", "foreign_text", "licenses")
 OWN_DUNDERS = ("_version", "__version__")
@@ -223,6 +223,26 @@ def test_json_and_yaml_are_parsed_in_one_place(module: Path) -> None:
         if isinstance(node, ast.ImportFrom) and node.module in PARSERS:
             taken = {alias.name for alias in node.names}
             assert not taken & PARSERS[node.module], f"{module}:{node.lineno}: foreign_data parses"
+
+
+def test_the_engine_needs_torch_for_other_devices_alone() -> None:
+    """`torch_kernels` imports it, which is for such a device, and for rooms that have torch's tensors."""
+    for module in (PACKAGE / "engine").glob("*.py"):
+        tree = ast.parse(module.read_text())
+        names = {
+            name.split(".")[0]
+            for node in ast.walk(tree)
+            for name in (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+        }
+        assert module.name == "torch_kernels.py" or "torch" not in names, module
+        at_once = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+        assert "hubextrap.engine.torch_kernels" not in at_once, module
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

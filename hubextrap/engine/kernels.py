@@ -1,29 +1,30 @@
-"""The arithmetic: linear combinations of tensors, block by block over reused scratch memory.
+"""The arithmetic: linear combinations of tensors, in one compiled pass over blocks that stay in the cache.
 
-Bit-identical to mergekit 0.1.5 (dtype float32, any out_dtype) on the same processor, whatever the chunk:
+Bit-identical to mergekit 0.1.5 (dtype float32, any out_dtype) on a processor with FMA, which is every x86
+since 2013, whatever the chunk:
 
-- ``sum`` is mergekit's linear with normalize: false. It starts at +0 and does one multiply-add per input, in
-  step order. torch fuses the two (one rounding) where the processor has FMA, which is every x86 since 2013;
-  without FMA both mergekit and this round twice, so bytes are the same across machines of one kind.
+- ``sum`` is mergekit's linear with normalize: false. It starts at +0 and does one fused multiply-add (one
+  rounding) per input, in step order. Without FMA this calls C's, for the same bits on every machine; mergekit
+  rounds twice there.
 - ``line`` is mergekit's task_arithmetic: base + (+0 + α·(last − base)), each operation rounded.
 
 The float32 error, with u = 2^-24 and K inputs: |sum − Σ c·w| ≤ γ·Σ|c·w| with γ = (K+2)u/(1−(K+2)u), as a term
 passes at most two roundings of its own (coefficient, product) and K of the additions (Higham, Accuracy and
 Stability of Numerical Algorithms, §3.1). A line: K = 2, and |base| + |α|·(|base| + |last|) for the sum of
-terms. Each product may add 2^-150 where it underflows. Then comes the one cast, `round_to`. Accumulation is
-in float64 when the output is F64 (u = 2^-53); F64 inputs of other outputs are cast to float32 first, as
-mergekit does.
+terms. Each product may add 2^-150 where it underflows. Then comes the one rounding, to the nearest, ties to
+even; what is too large becomes non-finite. Accumulation is in float64 when the output is F64 (u = 2^-53); F64
+inputs of other outputs are rounded to float32 first, as mergekit does.
 """
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
-from hubextrap.engine.budget import KERNEL_ELEMENTS
-from hubextrap.engine.units import Combination
+from hubextrap.compiling import MachineCode
+from hubextrap.engine.formats import CODES, NON_FINITE, SMALL
+from hubextrap.engine.units import Made
 from hubextrap.errors import MethodError
 from hubextrap.tensors.devices import device_problem
 from hubextrap.tensors.headers import DTYPES
@@ -31,151 +32,140 @@ from hubextrap.tensors.headers import DTYPES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-ACCUMULATORS = (torch.float32, torch.float64)
-FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
-E4M3_ROUNDS_TO_LARGEST = 464.0
-"""Half-way from 448, the largest float8_e4m3fn, to the 480 that it lacks; a tie goes to the even 448."""
+    from numpy.typing import NDArray
+
+    from hubextrap.engine.units import Combination
+
+BLOCK = 2048
+"""Elements that are combined at once: one input, widened, and a few sums stay in the first-level cache."""
+
+_FORMATS = np.array([SMALL.get(name, (0,) * 7) for name in CODES], np.int32)
+_COPY, _FIRST, _NEXT, _LINE = range(4)
+"""What `loops` does with an input and a sum."""
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    """torch's dtype for a safetensors name."""
-    dtype = getattr(torch, DTYPES[name].torch_name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
+_IN_FLOAT32, _IN_FLOAT64, _COUNT, _COMPARE, _WIDEN = (
+    MachineCode("hubextrap.engine", ("loops", "casts"), name)
+    for name in ("combine_in_float32", "combine_in_float64", "count_non_finite", "compare", "widen")
+)
 
 
 class Combiner:
-    """The scratch memory of one worker, and the combinations over it. Not thread-safe.
+    """The scratch memory of one worker, and the combinations over it. Not thread-safe; gives up the GIL.
 
     Args:
         targets: how many outputs there are at most.
         itemsize: bytes of the widest accumulation: 8 if some output is F64, else 4.
-        device: where the arithmetic runs; tensors come in and go out on the CPU.
         block: elements that are combined at once.
     """
 
-    def __init__(
-        self, targets: int, itemsize: int = 4, device: str = "cpu", block: int = KERNEL_ELEMENTS
-    ) -> None:
-        self._block = block
-        self._scratch = [
-            torch.empty(block * itemsize, dtype=torch.uint8, device=device) for _ in range(targets + 2)
-        ]
-        self._zeros = {dtype: torch.zeros((), dtype=dtype, device=device) for dtype in ACCUMULATORS}
-        self._staging = None if device == "cpu" else torch.empty(8 * block, dtype=torch.uint8, device=device)
+    def __init__(self, targets: int, itemsize: int = 4, block: int = BLOCK) -> None:
+        self._block, self._room = block, targets * itemsize
+        memory = np.zeros((targets + 1) * block * itemsize + 64, np.uint8)
+        # a vector that lies in two cache lines takes twice as long to load
+        self._scratch = memory[-memory.ctypes.data % 64 :]
 
     def combine(
         self,
-        inputs: Sequence[torch.Tensor],
+        inputs: Sequence[NDArray[np.uint8]],
+        dtypes: Sequence[str],
         combinations: Sequence[Combination],
-        outputs: Sequence[torch.Tensor],
-    ) -> None:
+        outputs: Sequence[NDArray[np.uint8]],
+        dtype: str,
+        *,
+        last: int | None = None,
+    ) -> list[Made]:
         """Write combination t of the inputs to ``outputs[t]``.
 
         Args:
-            inputs: 1-D tensors of n elements on the CPU, of any dtype in ``comparison.FLOATS``.
+            inputs: the bytes of n elements each.
+            dtypes: what each input stores, by safetensors name, any in ``comparison.FLOATS``.
             combinations: one per output; ``indices`` are positions in ``inputs``.
-            outputs: 1-D tensors of n elements on the CPU, all of one dtype.
+            outputs: the bytes of n elements each.
+            dtype: what the outputs store.
+            last: the position of the last checkpoint in ``inputs``, if it is there.
         """
-        pending = []
-        for combination, output in zip(combinations, outputs, strict=True):
-            source = inputs[combination.indices[0]]
-            if combination.kind == "copy" and source.dtype == output.dtype:
-                output.copy_(source)
-            else:
-                pending.append((combination, output))
-        if not pending:
-            return
-        for start in range(0, outputs[0].numel(), self._block):
-            self._combine_block(inputs, pending, slice(start, start + self._block))
-
-    def _combine_block(
-        self,
-        inputs: Sequence[torch.Tensor],
-        pending: Sequence[tuple[Combination, torch.Tensor]],
-        block: slice,
-    ) -> None:
-        first = pending[0][1][block]
-        accumulator = torch.float64 if first.dtype == torch.float64 else torch.float32
-        zero, size = self._zeros[accumulator], first.numel() * accumulator.itemsize
-        value, difference, *sums = (scratch[:size].view(accumulator) for scratch in self._scratch)
-        for k, tensor in enumerate(inputs):
-            uses = [
-                (combination, sums[t], combination.indices.index(k))
-                for t, (combination, _) in enumerate(pending)
-                if k in combination.indices
-            ]
-            if not uses:
-                continue
-            raw = self._to_device(tensor[block])
-            starts = [(c, total) for c, total, position in uses if position == 0 and c.kind != "sum"]
-            for _, total in starts:
-                total.copy_(raw)
-            if len(starts) == len(uses):
-                continue
-            value.copy_(raw)
-            for combination, total, position in uses:
-                weight = combination.weights[position]
-                if combination.kind == "sum":
-                    # alpha is rounded once to the accumulator's dtype, as mergekit's weights are
-                    torch.add(total if position else zero, value, alpha=weight, out=total)
-                elif position == 1:
-                    torch.sub(value, total, out=difference)
-                    total.add_(difference.mul_(weight))
-                    total.add_(0.0)  # mergekit sums the deltas from +0, so it never returns −0 here
-        for (_, output), total in zip(pending, sums, strict=False):
-            self._from_device(total, output[block])
-
-    def _to_device(self, block: torch.Tensor) -> torch.Tensor:
-        if self._staging is None:
-            return block
-        staged = self._staging[: block.numel() * block.itemsize].view(block.dtype)
-        return staged.copy_(block, non_blocking=True)
-
-    def _from_device(self, total: torch.Tensor, output: torch.Tensor) -> None:
-        if self._staging is None:
-            round_to(output, total)
-        else:
-            staged = self._staging[: output.numel() * output.itemsize].view(output.dtype)
-            output.copy_(round_to(staged, total))
+        itemsize = DTYPES[dtype].itemsize
+        elements = len(outputs[0]) // itemsize
+        sums = np.dtype(np.float64 if dtype == "F64" else np.float32)
+        if len(outputs) * sums.itemsize > self._room:
+            raise ValueError(f"no memory for {len(outputs)} sums of {sums}")
+        places = [
+            _address(data, elements * DTYPES[name].itemsize)
+            for data, name in zip(inputs, dtypes, strict=True)
+        ]
+        copied = [c.kind == "copy" and dtypes[c.indices[0]] == dtype for c in combinations]
+        targets = [
+            (_address(output, elements * itemsize), places[combination.indices[0]] if as_it_is else 0)
+            for output, combination, as_it_is in zip(outputs, combinations, copied, strict=True)
+        ]
+        terms = sorted(
+            (k, position, target, weight)
+            for target, combination in enumerate(combinations)
+            for position, (k, weight) in enumerate(zip(combination.indices, combination.weights, strict=True))
+            if not copied[target]
+        )
+        steps = [
+            (places[k], CODES[dtypes[k]], target, _operation(combinations[target], position))
+            for k, position, target, _ in terms
+        ]
+        compared = last is not None and dtypes[last] == dtype
+        found = np.zeros((len(targets), 2), np.int64)
+        tables = (
+            np.array(steps, np.int64),
+            np.array([weight for _, _, _, weight in terms], sums),
+            np.array(targets, np.int64),
+            found,
+            _FORMATS,
+        )
+        combine = _IN_FLOAT64 if dtype == "F64" else _IN_FLOAT32
+        combine(
+            *map(_address, tables),
+            len(steps),
+            len(targets),
+            CODES[dtype],
+            itemsize,
+            elements,
+            places[last] if last is not None and compared else 0,
+            *NON_FINITE[dtype],
+            _address(self._scratch),
+            self._block,
+        )
+        return [Made(count, compared and not differs) for count, differs in found.tolist()]
 
 
-def round_to(output: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
-    """Round ``total``, which may be changed, into ``output``; what it is too large for becomes non-finite.
-
-    Every dtype that has an infinity gets it from torch, and FNUZ types get NaN. float8_e4m3fn has NaN alone,
-    and torch's casts give 448 instead of it (or NaN, by version and device), so it is set here.
-    """
-    if output.dtype == torch.float8_e4m3fn:
-        too_large = (total > E4M3_ROUNDS_TO_LARGEST) | (total < -E4M3_ROUNDS_TO_LARGEST)
-        total.masked_fill_(too_large, math.nan)
-    return output.copy_(total)
+def _operation(combination: Combination, position: int) -> int:
+    """What is done with the input at a position of a combination."""
+    if combination.kind == "sum":
+        return _NEXT if position else _FIRST
+    return _LINE if position else _COPY
 
 
-def count_non_finite(tensor: torch.Tensor, block: int = KERNEL_ELEMENTS) -> int:
-    """How many elements are NaN or infinite; one sum over them unless there are any.
-
-    A float16 sum is taken in float32, as it would overflow by itself; a false alarm costs only a count.
-    """
-    count = 0
-    for part in torch.split(tensor, block):
-        if part.dtype in FLOAT8:
-            part = part.to(torch.float32)
-        wide = torch.float32 if part.dtype == torch.float16 else None
-        numbers = torch.view_as_real(part) if part.is_complex() else part
-        if not math.isfinite(torch.sum(numbers, dtype=wide).item()):
-            count += part.numel() - int(torch.isfinite(part).sum().item())
-    return count
+def count_non_finite(data: NDArray[np.uint8], dtype: str) -> int:
+    """How many elements are NaN or infinite, of any dtype in `DTYPES`; a complex one counts once."""
+    if dtype == "C64":
+        parts = data.view(np.uint32) & np.uint32(0x7F800000) == 0x7F800000
+        return int(np.count_nonzero(parts.reshape(-1, 2).any(axis=1)))
+    if dtype not in NON_FINITE:
+        return 0
+    found, size = np.zeros(1, np.int64), DTYPES[dtype].itemsize
+    _COUNT(_address(data), len(data) // size, size, *NON_FINITE[dtype], _address(found))
+    return int(found[0])
 
 
-def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two byte tensors are equal; by 8 bytes where they lie so: 7 times faster."""
-    if one.numel() != other.numel() or one.storage_offset() % 8 or other.storage_offset() % 8:
-        return torch.equal(one, other)
-    whole = one.numel() - one.numel() % 8
-    return torch.equal(one[:whole].view(torch.int64), other[:whole].view(torch.int64)) and torch.equal(
-        one[whole:], other[whole:]
-    )
+def same_bytes(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
+    """Whether two runs of bytes are equal."""
+    if len(one) != len(other):
+        return False
+    differs = np.zeros(1, np.int64)
+    _COMPARE(_address(one), _address(other), len(one), _address(differs))
+    return not differs[0]
+
+
+def widen(data: NDArray[np.uint8], dtype: str, out: NDArray[np.float32]) -> None:
+    """Write what ``data`` holds, of any dtype in ``comparison.FLOATS``, to ``out`` as float32."""
+    size = DTYPES[dtype].itemsize
+    _WIDEN(_address(data, len(out) * size), CODES[dtype], len(out), _address(out), _address(_FORMATS))
 
 
 def check_device(device: str) -> None:
@@ -188,28 +178,13 @@ def check_device(device: str) -> None:
         return
     if (problem := device_problem(device)) is not None:
         raise MethodError(problem)
-    if torch.device(device).type != "cuda":
-        raise MethodError(f"device {device}: weights are combined on the CPU or on a CUDA device; write cpu")
-    try:
-        same = device_gives_cpu_bytes(device)
-    except RuntimeError as error:  # its memory is full, or its driver is not for this torch
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise MethodError(f"device {device}: cannot be used ({reason}); choose cpu") from error
-    if not same:
-        raise MethodError(f"device {device} rounds differently from this CPU; run on the CPU instead")
+    from hubextrap.engine import torch_kernels
+
+    torch_kernels.check_device(device, Combiner(2))
 
 
-def device_gives_cpu_bytes(device: str) -> bool:
-    """Whether combinations give the same bits on ``device`` as on this CPU, tried on 64 K elements."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(2**16, generator=generator) for _ in range(3)]
-    combinations = [
-        Combination("sum", (0, 1, 2), (-0.3, -0.15, 1.45)),
-        Combination("line", (0, 2), (-0.43, 1.43)),
-    ]
-    results = []
-    for where in ("cpu", device):
-        outputs = [torch.empty(2**16, dtype=torch.bfloat16), torch.empty(2**16)]
-        Combiner(2, device=where).combine(inputs, combinations, outputs)
-        results.append(outputs)
-    return all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+def _address(array: NDArray[Any], size: int | None = None) -> int:
+    """Where an array lies, which has to be of ``size`` bytes: compiled loops look at no bounds."""
+    if not array.flags.c_contiguous or size not in (None, array.nbytes):
+        raise ValueError(f"{array.nbytes} bytes where {size} are wanted in one piece")
+    return int(array.__array_interface__["data"][0])

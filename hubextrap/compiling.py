@@ -1,0 +1,233 @@
+"""Loops that numba compiles, once for a machine and a version: what it made is kept on disk if it can be.
+
+`MachineCode` is for loops that every merge needs: its second run takes the machine code off the disk, and
+imports neither numba nor the Python that it was made from, which would take a third of a second.
+`compiled` is numba's njit, for loops that take arrays.
+
+Whatever is wrong with what is kept, a folder that cannot be written, a full disk, a damaged file, costs a
+compilation and nothing else: no command fails for it. Importing a module with loops neither compiles nor
+looks for them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hubextrap.digests import sha256_hex
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+
+class Listener(Protocol):
+    """Whom to tell: `hubextrap.progress.Progress` is one."""
+
+    def say(self, line: str) -> None:
+        """Tell the user one fact, as a line."""
+
+
+_listeners: list[Listener] = []
+_one_at_a_time = Lock()
+_engines: list[Any] = []
+"""What owns the machine code that was loaded."""
+_results = ctypes.create_string_buffer(8)
+_UNUSED = ctypes.addressof(_results)
+"""Where a function that numba compiled leaves its result, nothing, and its exception, none."""
+
+
+@contextmanager
+def announced(progress: Listener) -> Iterator[None]:
+    """Inside it, the first compilation is told, as it takes seconds; what is on disk is not."""
+    _listeners.append(progress)
+    try:
+        yield
+    finally:
+        if progress in _listeners:
+            _listeners.remove(progress)
+
+
+def _announce() -> None:
+    while _listeners:
+        _listeners.pop().say("compiling the loops, once for this machine and version …")
+
+
+class MachineCode:
+    """A function of a module of loops. It takes whole numbers, addresses among them, and returns nothing.
+
+    It is loaded, or else compiled, when it is first called, and does not hold the GIL.
+
+    Args:
+        package: where the modules are.
+        modules: the one of the function, then those of ours that it is made with.
+        name: of the function, which is a plain one that only calls what numba compiles.
+    """
+
+    def __init__(self, package: str, modules: Sequence[str], name: str) -> None:
+        self._package, self._modules, self._name = package, modules, name
+        self._call: Callable[..., Any] | None = None
+
+    def __call__(self, *arguments: int) -> None:
+        if self._call is None:
+            with _one_at_a_time:
+                self._call = self._call or self._ready(len(arguments))
+        self._call(_UNUSED, _UNUSED, *arguments)
+
+    def _ready(self, count: int) -> Callable[..., Any]:
+        file = f"{self._name}-{self._key()}.o"
+        stored = _stored(file)
+        if stored is None:
+            _announce()
+            stored = self._compiled()
+            _keep(file, stored)
+        symbol, machine_code = stored.split(b"\n", 1)
+        kind = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * count)
+        return kind(_loaded(symbol.decode(), machine_code))
+
+    def _key(self) -> str:
+        """What the machine code depends on."""
+        from importlib.metadata import version
+        from pkgutil import get_data
+
+        import llvmlite.binding as llvm  # type: ignore[import-untyped]
+
+        sources = [get_data(self._package, f"{module}.py") or b"" for module in self._modules]
+        settings = sorted(
+            f"{name}={value}" for name, value in os.environ.items() if name.startswith("NUMBA_")
+        )
+        machine = llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+        versions = version("numba"), version("llvmlite")
+        return sha256_hex(b"\0".join(sources) + repr((settings, machine, versions)).encode())[:24]
+
+    def _compiled(self) -> bytes:
+        """The symbol's name, a line, and the object file."""
+        from importlib import import_module
+
+        from numba import njit, types
+
+        function = getattr(import_module(f"{self._package}.{self._modules[0]}"), self._name)
+        numbers = [types.int64] * function.__code__.co_argcount
+        alone: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+        made: Any = njit(error_model="numpy", **alone)(function)
+        made.compile(types.void(*numbers))
+        result = made.overloads[tuple(numbers)]
+        _, _, (machine_code, _) = result.library.serialize_using_object_code()
+        symbol: str = result.fndesc.llvm_func_name
+        return symbol.encode() + b"\n" + bytes(machine_code)
+
+
+def _loaded(symbol: str, machine_code: bytes) -> int:
+    """The address of a function in an object file."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(machine_code))
+    engine.finalize_object()
+    _engines.append(engine)
+    return int(engine.get_function_address(symbol))
+
+
+def _folders() -> list[Path]:
+    """Where machine code may lie, in the order of preference: as numba does."""
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    if chosen:
+        return [Path(chosen)]
+    folders = [Path(__file__).parent / "__pycache__"]
+    with suppress(RuntimeError):  # there is no home
+        folders.append(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hubextrap")
+    return folders
+
+
+def _stored(name: str) -> bytes | None:
+    for folder in _folders():
+        with suppress(OSError):
+            content = (folder / name).read_bytes()
+            expected, stored = content[:64], content[64:]
+            if sha256_hex(stored).encode() == expected:
+                return stored
+    return None
+
+
+def _keep(name: str, content: bytes) -> None:
+    """Store it in the first folder that takes it, if there is one, whole or not at all."""
+    for folder in _folders():
+        beside = folder / f"{name}.{os.getpid()}.tmp"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            beside.write_bytes(sha256_hex(content).encode() + content)
+            beside.replace(folder / name)
+        except OSError:
+            with suppress(OSError):
+                beside.unlink()
+        else:
+            return
+
+
+def compiled(function: Any = None, **options: Any) -> Any:
+    """numba's njit of a function, which gives up the GIL; looked up, or compiled, when it is first called.
+
+    Args:
+        options: more of njit's.
+    """
+    from numba import njit
+
+    if function is None:
+        return partial(compiled, **options)
+    made = njit(nogil=True, **options)(function)
+    made._cache = _Cache(function)
+    return made
+
+
+class _Cache:
+    """numba's cache of a function, behind its own interface: made when needed, and failing in silence."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._numbas: Any = None
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        found = self._attempt("load_overload", signature, context)
+        if found is None:
+            _announce()
+        return found
+
+    def save_overload(self, signature: Any, made: Any) -> None:
+        self._attempt("save_overload", signature, made)
+
+    def _attempt(self, what: str, *arguments: Any) -> Any:
+        """Call it; if it fails, clear the index, as one that cannot be read is in the way of a new one."""
+        with suppress(Exception):
+            self._numbas = self._numbas or self._found()
+            return getattr(self._numbas, what)(*arguments)
+        with suppress(Exception):
+            self._numbas.flush()
+        return None
+
+    def _found(self) -> Any:
+        """It, with a sum behind the data: machine code that is not what was written must not run."""
+        from numba.core import caching
+
+        library: Any = caching
+        cache = library.FunctionCache(self._function)
+        file = cache._cache_file
+        dump, place = file._dump, file._data_path
+
+        def checked(name: str) -> Any:
+            content = Path(place(name)).read_bytes()
+            dumped, expected = content[:-64], content[-64:]
+            if sha256_hex(dumped).encode() != expected:
+                raise ValueError(name)
+            return pickle.loads(dumped)
+
+        file._dump = lambda data: (dumped := dump(data)) + sha256_hex(dumped).encode()
+        file._load_data = checked
+        return cache
