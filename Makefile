@@ -12,7 +12,7 @@ VERMIN := --target=3.10- --violations --no-tips --quiet --exclude file
 # Two busy cores fight over threads: one run came out 15 times slower without this.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo reground test test-slow test-newest test-lowest lint format hashes check-hashes docs bench clean
+.PHONY: help setup demo reground test test-slow test-base test-newest test-lowest lint format hashes check-hashes docs bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ test: setup  ## Run the default suite (a few minutes).
 
 test-slow: setup  ## Run what the default suite leaves out.
 	$(BIN)/python -m pytest -q -m slow
+
+test-base: setup  ## Install without extras in .venv-base, use it against a loopback Hub, and say what it takes.
+	$(BIN)/python .ci/base_install.py
 
 test-newest:  ## Run a part of the suite on today's newest versions of everything, in .venv-newest (TESTS=tests runs all).
 	$(PYTHON) -m venv .venv-newest
@@ -73,4 +76,4 @@ bench: setup  ## Measure speed and memory against mergekit and the raw I/O (need
 	$(BIN)/python -m benchmarks
 
 clean:  ## Remove what the other targets made.
-	rm -rf $(VENV) .venv-newest .venv-lowest .demo out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-base .venv-newest .venv-lowest .demo out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

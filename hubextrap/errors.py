@@ -120,6 +120,17 @@ class EvaluationError(HubExtrapError):
     """lm-eval could not be run as asked."""
 
 
+class MissingExtra(HubExtrapError):
+    """A package that only an extra of hubextrap brings is not installed, or cannot be imported."""
+
+    extra: str
+    """The extra."""
+
+    def __init__(self, *message: object, extra: str) -> None:
+        super().__init__(*message)
+        self.extra = extra
+
+
 class CommandFailed(HubExtrapError):
     """A command that `hubextrap reground` ran could not be started, or did not end well."""
 

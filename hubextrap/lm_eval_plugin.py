@@ -17,6 +17,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from hubextrap.extras import require
+
+require("eval", "lm-eval's model hubextrap")
+
 import lm_eval.models  # noqa: F401 - registering before it is imported would hide lm-eval's own models
 import torch
 import yaml

@@ -14,6 +14,10 @@ import math
 from inspect import Parameter as Argument
 from typing import TYPE_CHECKING, Annotated, Any
 
+from hubextrap.extras import require
+
+require("mergekit", "the plugin for mergekit")
+
 import numpy as np
 import torch
 from pydantic import PlainValidator

@@ -12,11 +12,11 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from typing import NoReturn
 
 import huggingface_hub.hf_api
 import huggingface_hub.lfs  # noqa: F401
-import torch  # noqa: F401
 
 import hubextrap.api.merging
 import hubextrap.cli.summaries  # noqa: F401
@@ -25,6 +25,9 @@ from hubextrap.api.extrapolating import scan_folders
 from hubextrap.cli.main import main
 from hubextrap.progress import SilentProgress
 from hubextrap.trajectory import Checkpoint
+
+with suppress(ImportError):  # an installation without it
+    import torch  # noqa: F401
 
 
 def run(arguments: list[str], output: str) -> NoReturn:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.errors import RecipeError
 from hubextrap.evaluation.run import chosen_device
+from hubextrap.extras import require
 from hubextrap.logits.completing import Sampling
 from hubextrap.logits.completing import complete as complete_one
 from hubextrap.opening import Run
@@ -56,6 +57,7 @@ def complete(
 
     Raises:
         RecipeError: the recipe mixes weights, there is no prompt, or the scan has no effect.
+        MissingExtra: torch or transformers cannot be imported.
         HubExtrapError: see `recipe_mixture` and `ExtrapolatedForCausalLM`.
     """
     if recipe.space != "logits":
@@ -65,6 +67,7 @@ def complete(
         )
     if not prompts:
         raise RecipeError("no prompt is given")
+    require("logits", "completing a prompt")
     from hubextrap.logits import ExtrapolatedForCausalLM, recipe_mixture
 
     progress, how = progress or SilentProgress(), how or Completing()

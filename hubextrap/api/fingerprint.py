@@ -54,7 +54,7 @@ def inputs_fingerprint(run: Run, plan: MergePlan) -> dict[str, str]:
             for checkpoint, layout in zip(run.trajectory.checkpoints, plan.layouts, strict=True)
         },
         "the version of hubextrap": __version__,
-        "the version of torch": version("torch"),
+        "the version of numba": version("numba"),
     }
 
 

@@ -239,6 +239,6 @@ def _with_merge(
         files=tuple((shard.file, shard.size) for shard in plan.shards),
         bytes_read=plan.total_bytes_read,
         bytes_written=plan.total_bytes_written,
-        peak_memory=plan.peak_memory + cuda_libraries(),
+        peak_memory=plan.peak_memory + cuda_libraries(prepared.settings.device),
         notes=(*known.notes, *plan.notes, *plan.caveats, *prepared.notes, *removals, *pending),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import EvaluationError
-from hubextrap.evaluation.curve import can_draw, draw_table
+from hubextrap.evaluation.curve import draw_table, drawing_problem
 from hubextrap.evaluation.publishing import CURVE_FILE, refuse_limit, results_of
 from hubextrap.foreign_text import terminal_line
 from hubextrap.hub import PushTarget
@@ -85,7 +85,7 @@ def publish(table: EvaluationTable, publication: Publication, progress: Progress
     """
     row = next(row for row in table.rows if row.label == publication.label)
     results = results_of(table, row, publication.target)
-    if can_draw() and sum(each.step is not None for each in table.rows) > 1:
+    if sum(each.step is not None for each in table.rows) > 1 and drawing_problem() is None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, CURVE_FILE)
             draw_table(table, path)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from hubextrap.api.beforehand import check_device
 from hubextrap.api.extrapolating import extrapolate, scan_folders
 from hubextrap.api.prepare import MergeOptions, merge_options
 from hubextrap.api.staging import remove_leftover
@@ -79,6 +80,7 @@ def reground(
 
     Raises:
         RecipeError: ``out`` holds a run of another recipe.
+        MethodError: the settings' device cannot be used.
         CommandFailed: the trainer or the probe did not end well.
         CheckpointError: the start, or what the trainer left behind, cannot be used.
         OutputError: another run is at it, or the disk did not take something.
@@ -86,6 +88,7 @@ def reground(
     """
     progress = progress or SilentProgress()
     settings = merge_options(settings)
+    check_device(settings.device)  # not only after the first round
     folder = Path(out).resolve()
     if os.path.lexists(out) and not folder.is_dir():
         raise OutputError(f"{out}: is there already and leads to no folder; choose another --out", file=out)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hubextrap.containment import open_regular
 from hubextrap.durable.atomic import write_whole
-from hubextrap.errors import HubExtrapError, OutputError
+from hubextrap.errors import OutputError
+from hubextrap.extras import require
 from hubextrap.output_files import file_problem
 
 
@@ -38,15 +39,12 @@ def report(
         title: heading of the page; the scan's file name where it is None.
 
     Raises:
-        HubExtrapError: matplotlib is not installed.
+        MissingExtra: matplotlib is not installed.
         ReferenceNotFound, CorruptFile, SourceError: the scan cannot be read.
         EvaluationError: an evaluation cannot be read, or two do not go together.
         OutputError: the page or a plot cannot be written, or another file is there.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise HubExtrapError(f"the report needs {error.name}: pip install 'hubextrap[report]'") from error
+    require("report", "the report")
     from hubextrap.evaluation.table import EvaluationTable
     from hubextrap.reporting import build_sections, collect_accuracy, render_page
     from hubextrap.reporting.answering import answer

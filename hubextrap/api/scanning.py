@@ -13,6 +13,7 @@ from hubextrap.api.fingerprint import changed
 from hubextrap.errors import CheckpointError, OutputError, RecipeError
 from hubextrap.evaluation import check_writable
 from hubextrap.evaluation.run import chosen_device
+from hubextrap.extras import require
 from hubextrap.logits import LogProbRequest, measure_logprobs
 from hubextrap.logits.logprobs import checkpoint_at
 from hubextrap.opening import ReadingOptions, Run
@@ -48,12 +49,14 @@ def scan(
     Raises:
         OutputError: ``out`` cannot be written, or holds a scan of other checkpoints, another sample or other
             log-probabilities.
+        MissingExtra: log-probabilities are asked for, and torch or transformers cannot be imported.
         HubExtrapError: see ``engine.scan.scan_trajectory`` and ``logits.measure_logprobs``.
     """
     if sample is not None and not 0 < sample <= 1:
         raise RecipeError(f"--sample {sample}: has to be a share of the weights, above 0 and at most 1")
     if logprobs is not None:  # what is wrong with the prompts should not cost a scan
         logprobs.source()
+        require("logits", "--logprobs")
         chosen_device(logprobs.device)
     with Run.of(trajectory, settings, progress=progress) as run:
         if logprobs is not None and logprobs.sample_from is not None:

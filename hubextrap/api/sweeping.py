@@ -25,7 +25,7 @@ from hubextrap.digests import sha256_of_json
 from hubextrap.durable.atomic import is_new_name, read_sealed, write_sealed, write_whole, writing
 from hubextrap.errors import OutputError, RecipeError
 from hubextrap.evaluation import EvaluationOptions, Harness, Measurement
-from hubextrap.evaluation.curve import can_draw, draw_sweep
+from hubextrap.evaluation.curve import draw_sweep, drawing_problem
 from hubextrap.evaluation.sweep_report import GridPoint, SweepResult, report_sweep, sweep_markdown
 from hubextrap.evaluation.table import LAST, PREDICTION, TARGET
 from hubextrap.foreign_data import parse_json
@@ -353,7 +353,7 @@ def _save(result: SweepResult, folder: Path, recipes: dict[str, Recipe], progres
         texts[BEST_FILE] = recipes[result.chosen].to_yaml()
     for name, text in texts.items():
         write_whole(folder / name, text.encode(), remedy=_REMEDY)
-    if can_draw():
+    if (problem := drawing_problem()) is None:
         draw_sweep(result, folder / CURVE_FILE)
     else:
-        progress.say(f"no {CURVE_FILE}: matplotlib is not installed; pip install 'hubextrap[report]'")
+        progress.say(f"no {CURVE_FILE}: {problem}")

@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 from hubextrap.cli.terminal import redacting_stdout
 from hubextrap.containment import read_named
 from hubextrap.errors import HubExtrapError, OutputError, RecipeError
+from hubextrap.extras import require
 from hubextrap.foreign_data import parse_yaml
 from hubextrap.foreign_text import own_lines
 from hubextrap.hub_access import keep_to_the_endpoint, reason
@@ -48,9 +49,7 @@ def mergekit_yaml(ctx: typer.Context) -> None:
 
 def lm_eval_command(ctx: typer.Context) -> None:
     """Run lm-eval's own command line; its --model hubextrap predicts what it evaluates."""
-    from hubextrap.evaluation.tasks import require_lm_eval
-
-    require_lm_eval()
+    require("eval", "hubextrap lm-eval")
     import datasets  # noqa: F401
 
     keep_to_the_endpoint()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from importlib.util import find_spec
 from io import BytesIO
 from typing import TYPE_CHECKING
 
 from hubextrap.durable.atomic import write_whole
+from hubextrap.errors import MissingExtra
 from hubextrap.evaluation.table import PREDICTION, first_by_task
+from hubextrap.extras import require
 from hubextrap.foreign_text import plot_text
 
 if TYPE_CHECKING:
@@ -19,9 +20,13 @@ if TYPE_CHECKING:
     from hubextrap.evaluation.table import EvaluationTable, Key
 
 
-def can_draw() -> bool:
-    """Whether matplotlib (the extra ``report``) is installed."""
-    return find_spec("matplotlib") is not None
+def drawing_problem() -> str | None:
+    """What keeps plots from being drawn here; None where nothing does."""
+    try:
+        require("report", "a plot")
+    except MissingExtra as error:
+        return str(error)
+    return None
 
 
 def draw_sweep(result: SweepResult, path: Path) -> None:

@@ -6,7 +6,6 @@ Both become lm-eval configurations, so that one option says how often and how a 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -15,6 +14,7 @@ from hubextrap.digests import sha256_of_json
 from hubextrap.errors import EvaluationError
 from hubextrap.evaluation.options import Answering, Format, TaskFile
 from hubextrap.evaluation.scoring import math_answers, means, sample_metrics, text_answers
+from hubextrap.extras import require
 from hubextrap.foreign_data import parse_json
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def task_specs(
 
     Raises:
         EvaluationError: ``answering`` is given and a task is not ours, two tasks have one name, a file cannot
-            be read, or math-verify is needed and not installed.
+            be read.
+        MissingExtra: math-verify is needed and cannot be imported.
     """
     answering = answering or Answering()
     ours = set(packaged_tasks())
@@ -70,7 +71,7 @@ def task_specs(
 def _packaged(name: str, answering: Answering) -> dict[str, Any]:
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    _require_math_verify(name)
+    require("math", f"{name}, whose answers math-verify compares,")
     config: dict[str, Any] = load_yaml(FOLDER / f"{name}.yaml")
     generation = config["generation_kwargs"]
     defaults = Answering(config["repeats"], generation["temperature"], generation["max_gen_toks"])
@@ -100,7 +101,7 @@ def _from_file(file: TaskFile, answering: Answering) -> dict[str, Any]:
         }
     config["output_type"] = "generate_until"
     if file.format == "math":
-        _require_math_verify(str(file.path))
+        require("math", f"{file.path}, whose answers math-verify compares,")
         filled = _filled(answering, Answering(1, None, _MATH_TOKENS))
         return config | {"process_results": math_answers} | _answered(filled, [], "math_verify")
     answers = [str(row["answer"]) for row in problems.rows]
@@ -140,14 +141,6 @@ def _answered(answering: Answering, until: list[str], metric: str) -> dict[str, 
         "filter_list": [{"name": "none", "filter": [take]}],
         "metric_list": sample_metrics(n) if n > 1 else means([metric]),
     }
-
-
-def _require_math_verify(what: str) -> None:
-    if find_spec("math_verify") is None:
-        raise EvaluationError(
-            f"{what}: answers are compared by math-verify, which is not installed; install it with: "
-            "pip install 'hubextrap[math]'"
-        )
 
 
 @dataclass(frozen=True)

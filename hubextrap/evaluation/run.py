@@ -18,7 +18,8 @@ from hubextrap.evaluation.own_tasks import task_specs
 from hubextrap.evaluation.quiet import quiet_libraries, quiet_lm_eval
 from hubextrap.evaluation.scores import config_sha256, docs_sha256, records_of, scores_of
 from hubextrap.evaluation.table import EvaluationTable, MeasurementSettings, Part, Row, Score, TaskRecord
-from hubextrap.evaluation.tasks import load_tasks, require_lm_eval
+from hubextrap.evaluation.tasks import load_tasks
+from hubextrap.extras import require
 from hubextrap.hub_access import reason
 from hubextrap.logits import Mixture
 from hubextrap.progress import SilentProgress
@@ -54,7 +55,8 @@ def evaluate(
         named: fields of `EvaluationOptions` that differ from ``options``: ``limit=100``.
 
     Raises:
-        EvaluationError: lm-eval is not installed, a task is unknown, a model does not load or run.
+        MissingExtra: as `Harness`.
+        EvaluationError: a task is unknown, a model does not load or run.
         TrajectoryError, CheckpointError: a reference leads nowhere.
     """
     if not references:
@@ -97,17 +99,18 @@ class Harness:
     def __init__(self, options: EvaluationOptions, progress: Progress | None = None) -> None:
         """
         Raises:
-            EvaluationError: lm-eval or the backend is not installed, a task is unknown or cannot be loaded,
-                or an option would have no effect.
+            MissingExtra: lm-eval, or what its own model or a task needs, cannot be imported.
+            EvaluationError: the backend is not installed, a task is unknown or cannot be loaded, or an option
+                would have no effect.
         """
         self._progress = progress or SilentProgress()
         tasks = list(dict.fromkeys(options.tasks))
-        require_lm_eval()
-        check_backend(options.backend, options.device, options.batch_size)
         for name in ("limit", "batch_size", "num_fewshot", "seed"):
             _check_number(name, getattr(options, name))
         if options.include_path and not tasks:
             raise EvaluationError("include_path has no effect without tasks: it is where they are looked for")
+        require("eval", "an evaluation")
+        check_backend(options.backend, options.device, options.batch_size)
         self._specs = task_specs(tasks, options.task_files, options.answering)
         self._manager = load_tasks(self._specs, options.include_path)
         self._what = ", ".join(options.names)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.errors import EvaluationError
 from hubextrap.evaluation.own_tasks import packaged_tasks, task_specs
 from hubextrap.evaluation.quiet import quiet_libraries
+from hubextrap.extras import require
 from hubextrap.hub_access import reason
 
 if TYPE_CHECKING:
@@ -19,17 +20,6 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 _DEFINITION = re.compile(r"^[\"']?(task|group|tag)[\"']?:[ \t]*[\"']?([^\"'\s\[{#]+)", re.MULTILINE)
-
-
-def require_lm_eval() -> None:
-    """Raise EvaluationError, with the remedy, where lm-eval or what its hf model needs is not installed."""
-    for module, name in (("lm_eval", "lm-eval"), ("accelerate", "accelerate"), ("peft", "peft")):
-        try:
-            found = find_spec(module) is not None
-        except ValueError:  # it was blocked in sys.modules
-            found = False
-        if not found:
-            raise EvaluationError(f"{name} is not installed; install it with: pip install 'hubextrap[eval]'")
 
 
 def load_tasks(tasks: Sequence[str | Mapping[str, Any]], include_path: Sequence[Path] = ()) -> TaskManager:
@@ -41,10 +31,11 @@ def load_tasks(tasks: Sequence[str | Mapping[str, Any]], include_path: Sequence[
             that such a task refers to is run, as lm-eval does.
 
     Raises:
+        MissingExtra: lm-eval, or what its own model needs, cannot be imported.
         EvaluationError: a folder is not there, a name is unknown (with what may have been meant), or a
             task or its data cannot be loaded.
     """
-    require_lm_eval()
+    require("eval", "an evaluation")
     if not tasks:
         raise EvaluationError(
             "no task is named; name lm-eval tasks with --tasks, e.g. --tasks gsm8k,minerva_math500, "

@@ -33,7 +33,7 @@ READ = "read"
 """The context in which a provenance is validated that others may have written."""
 
 _DRIVE = re.compile("[A-Za-z]:")
-_PACKAGES = ("torch", "safetensors", "huggingface_hub")
+_PACKAGES = ("numba", "safetensors", "huggingface_hub")
 _ABSOLUTE_PATH = re.compile(
     r"""(?P<quote>["'])(?:(?:file://)?/|~/|[A-Za-z]:[\\/])(?P<quoted>[^"'\n]*)(?P=quote)  # may hold blanks
       | (?<![^\s,=\[{(])(?:(?:file://)?/|~/|[A-Za-z]:[\\/])(?P<bare>[^\s,\]}"'#]*)""",

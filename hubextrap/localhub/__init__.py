@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.errors import HubExtrapError
+from hubextrap.extras import require
 from hubextrap.lazy import names_of
 
 if TYPE_CHECKING:
@@ -17,9 +17,6 @@ _find = names_of(__name__)
 
 
 def __getattr__(name: str) -> Any:
-    try:
-        return _find(name)
-    except ImportError as error:
-        raise HubExtrapError(
-            f"the local hub needs {error.name}: pip install 'hubextrap[localhub]'"
-        ) from error
+    if name in __all__:
+        require("localhub", "the local hub")
+    return _find(name)

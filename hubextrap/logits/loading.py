@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import CheckpointMismatch, UnsupportedCheckpoint
+from hubextrap.extras import require
 from hubextrap.hub_access import keep_to_the_endpoint, reason, redact_logs
 from hubextrap.tensors.cache import check_download
 from hubextrap.tensors.local import check_folder
@@ -30,10 +31,12 @@ def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str =
         device: as torch names it.
 
     Raises:
+        MissingExtra: torch or transformers cannot be imported.
         UnsupportedCheckpoint: transformers cannot load it, or would make up weights of it, or it does not fit
             the device.
         CorruptFile: a file is not what the Hub lists.
     """
+    require("logits", "loading a model")
     from transformers import AutoModelForCausalLM
 
     where, place = _checked_place(checkpoint, weights=True)
@@ -68,9 +71,11 @@ def load_tokenizer(
         add_bos_token: whether texts get the first special token; None leaves it to the checkpoint.
 
     Raises:
+        MissingExtra: torch or transformers cannot be imported.
         UnsupportedCheckpoint: transformers cannot load it.
         CorruptFile: a file is not what the Hub lists.
     """
+    require("logits", "loading a tokenizer")
     from transformers import AutoTokenizer
 
     where, place = _checked_place(checkpoint, weights=False)

@@ -15,6 +15,7 @@ import numpy as np
 from hubextrap.containment import read_named
 from hubextrap.digests import sha256_hex
 from hubextrap.errors import EvaluationError, ReferenceNotFound, UnsupportedCheckpoint
+from hubextrap.extras import require
 from hubextrap.foreign_data import parse_json
 from hubextrap.hub_access import reason
 from hubextrap.logits.loading import load_causal_lm, load_tokenizer
@@ -141,12 +142,14 @@ def measure_logprobs(
 
     Raises:
         ReferenceNotFound, EvaluationError: the file or the step does not serve, or a model cannot score it.
+        MissingExtra: torch or transformers cannot be imported.
         UnsupportedCheckpoint: a model, or the tokenizer, cannot be loaded.
     """
     progress = progress or SilentProgress()
     source = request.source()
     prompts, _ = read_prompts(request.prompts, responses=request.sample_from is None)
     sampler = None if request.sample_from is None else checkpoint_at(trajectory, request.sample_from)
+    require("logits", "--logprobs")
     with _quiet_transformers(), _model_errors():
         tokenizer: Any = load_tokenizer(trajectory.last)
         encoded = [_encode(tokenizer, prompt, request) for prompt in prompts]

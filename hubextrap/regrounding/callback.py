@@ -9,6 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hubextrap.extras import require
+
+require("train", "ExtrapolationCallback")
+
 import torch
 from torch import nn
 from transformers.trainer_callback import TrainerCallback

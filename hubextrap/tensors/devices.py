@@ -1,15 +1,28 @@
-"""Which devices there are here: known before anything is read for them."""
+"""Which devices there are here: known before anything is read. Only the CPU is known without torch."""
 
 from __future__ import annotations
+
+import re
+
+from hubextrap.errors import MissingExtra
+from hubextrap.extras import require
 
 CUDA_LIBRARIES = 300 * 2**20
 """Bytes that a process with torch built for CUDA takes more than with a CPU build, be there a GPU or not
 (283 MiB measured with torch 2.13 and its CUDA 13); ``memory`` settings leave them out."""
 _REMEDY = "choose cpu, or cuda where there is a GPU"
+_NAME = re.compile(r"(?P<type>[a-z_]\w*)(?::(?:0|[1-9]\d*))?", re.ASCII)
+"""How torch names devices."""
 
 
-def cuda_libraries() -> int:
-    """Bytes that the build of torch takes here, beside what ``memory`` settings bound."""
+def cuda_libraries(device: str) -> int:
+    """Bytes that the build of torch takes for ``device``, beside what ``memory`` settings bound."""
+    if device == "cpu":
+        return 0  # a merge on the CPU loads no torch
+    try:
+        require("cuda", f"device {device}")
+    except MissingExtra:
+        return 0  # nothing is merged there: `device_problem`
     import torch
 
     return CUDA_LIBRARIES if torch.version.cuda else 0
@@ -19,15 +32,24 @@ def device_problem(device: str) -> str | None:
     """What keeps torch from computing on ``device``; None where nothing does.
 
     A GPU is only counted, as using it would take its memory and spoil it for processes that are forked.
+
+    Raises:
+        MissingExtra: torch is needed to know, and cannot be imported.
     """
+    if device == "cpu":
+        return None
+    name = _NAME.fullmatch(device)
+    if name is None:
+        return f"device {device[:100]!r}: there is no such device; {_REMEDY}"
+    if name["type"] == "meta":
+        return f"device {device[:100]}: holds no numbers; {_REMEDY}"
+    require("cuda", f"device {device[:100]}")
     import torch
 
     try:
         named = torch.device(device)
     except (RuntimeError, ValueError):
         return f"device {device[:100]!r}: there is no such device; {_REMEDY}"
-    if named.type == "meta":
-        return f"device {device}: holds no numbers; {_REMEDY}"
     if named.type == "cpu":
         return None
     if named.type != "cuda":

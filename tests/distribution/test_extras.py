@@ -1,4 +1,4 @@
-"""Without an extra, each command that needs it says which pip command brings it; all others do without."""
+"""Without an extra, each command that needs it says which pip command brings it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import ROOT, Warm
+from harness import ROOT
+from installations import without
 
 pytestmark = pytest.mark.slow
-ABSENT = ("lm_eval", "accelerate", "peft", "math_verify", "mergekit", "pygit2", "matplotlib", "trl")
-"""What the extras bring. `train` is for the user's own trainer: the callback imports nothing of it."""
 DATA = ROOT / "demo" / "data" / "rlvr-C"
 EVAL = ("eval", DATA / "step_200", "--against", f"last={DATA / 'step_100'}")
 RECIPE = f"""
@@ -33,27 +32,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def without(modules: tuple[str, ...], folder: Path) -> str:
-    """PYTHONPATH of a machine that lacks these modules: Python looks for them and finds none."""
-    (folder / "absent").mkdir(exist_ok=True)
-    (folder / "absent" / "sitecustomize.py").write_text(
-        "import sys\n"
-        "from importlib.machinery import PathFinder\n"
-        "class Finder(PathFinder):\n"
-        "    @classmethod\n"
-        "    def find_spec(cls, name, path=None, target=None):\n"
-        f"        here = name.partition('.')[0] not in {modules!r}\n"
-        "        return super().find_spec(name, path, target) if here else None\n"
-        "sys.meta_path[sys.meta_path.index(PathFinder)] = Finder\n"
-    )
-    return os.pathsep.join([str(folder / "absent"), str(ROOT)])
-
-
 def run(module: str, folder: Path, program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return ended(without({module}, folder), folder, program, *arguments)
+
+
+def ended(path: str, folder: Path, program: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, program, *arguments],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": without((module,), folder)},
+        env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
@@ -66,17 +53,21 @@ def run(module: str, folder: Path, program: str, *arguments: str | Path) -> subp
     [
         ("lm_eval", "eval", (*EVAL, "--tasks", "gsm8k")),
         ("accelerate", "eval", (*EVAL, "--task-file", "problems.jsonl", "--format", "exact")),
-        ("peft", "eval", (*EVAL, "--task-file", "problems.jsonl", "--format", "exact")),
+        ("torch", "eval", (*EVAL, "--tasks", "gsm8k")),
+        ("transformers", "eval", (*EVAL, "--tasks", "gsm8k")),
+        ("torch", "eval", ("run", "measured.yaml", "--out", "out")),
         ("lm_eval", "eval", ("run", "mixture.yaml")),
-        (
-            "lm_eval",
-            "eval",
-            ("sweep", "measured.yaml", "--out", "swept", "--horizons", "1.5"),
-        ),
+        ("lm_eval", "eval", ("sweep", "measured.yaml", "--out", "out", "--horizons", "1.5")),
         ("lm_eval", "eval", ("lm-eval", "--help")),
+        ("torch", "eval", ("lm-eval", "--help")),
+        ("torch", "logits", ("generate", "mixture.yaml", "1+1=")),
+        ("transformers", "logits", ("generate", "mixture.yaml", "1+1=")),
+        ("torch", "logits", ("scan", DATA, "--out", "out", "--logprobs", "problems.jsonl")),
+        ("torch", "cuda", ("merge", "recipe.yaml", "--out", "out", "--device", "cuda:0")),
         ("math_verify", "math", (*EVAL, "--task-file", "problems.jsonl", "--format", "math")),
         ("math_verify", "math", (*EVAL, "--tasks", "hubextrap_gsm8k")),
         ("mergekit", "mergekit", ("mergekit-yaml", "recipe.yaml", "out")),
+        ("torch", "mergekit", ("mergekit-yaml", "recipe.yaml", "out")),
         ("pygit2", "localhub", ("hub", "serve", "hub")),
         ("matplotlib", "report", ("report", "scan.safetensors")),
     ],
@@ -92,27 +83,37 @@ def test_a_missing_extra_is_named(
     assert not (folder / "out").exists()
 
 
+BROKEN = "raise OSError('libcudart.so.13: cannot open shared object file')"
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "arguments"),
+    [
+        ("torch", "logits", ("generate", "mixture.yaml", "1+1=")),
+        ("accelerate", "eval", ("run", "measured.yaml", "--out", "out")),
+        ("lm_eval", "eval", ("sweep", "measured.yaml", "--out", "out", "--horizons", "1.5")),
+        ("torch", "cuda", ("merge", "recipe.yaml", "--out", "out", "--device", "cuda")),
+        ("matplotlib", "report", ("report", "scan.safetensors")),
+        ("pygit2", "localhub", ("hub", "serve", "hub")),
+    ],
+)
+def test_one_that_is_installed_and_broken_is_told_of(
+    module: str, extra: str, arguments: tuple[str | Path, ...], folder: Path
+) -> None:
+    """Its error, and how to have pip install anew what it finds installed."""
+    (folder / "broken" / module).mkdir(parents=True)
+    (folder / "broken" / module / "__init__.py").write_text(BROKEN)
+    path = os.pathsep.join([str(folder / "broken"), str(ROOT)])
+    done = ended(path, folder, "-mhubextrap", *arguments)
+    last = done.stderr.splitlines()[-1]
+    assert f"needs {module}, which is installed and cannot be imported (OSError: libcudart.so.13: " in last
+    assert last.endswith(f"pip install --force-reinstall 'hubextrap[{extra}]'")
+    assert done.returncode == 1
+    assert not (folder / "out").exists()
+
+
 def test_the_loopback_hub_in_python_names_its_extra_too(folder: Path) -> None:
     done = run("pygit2", folder, "-cfrom hubextrap.localhub import LocalHub")
     assert done.stderr.endswith(
-        "hubextrap.errors.HubExtrapError: the local hub needs pygit2: pip install 'hubextrap[localhub]'\n"
+        "hubextrap.errors.MissingExtra: the local hub needs pygit2: pip install 'hubextrap[localhub]'\n"
     )
-
-
-def test_the_rest_works_without_any_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", without(ABSENT, folder))
-    monkeypatch.chdir(folder)
-    bare = Warm(folder)
-    for arguments in (
-        ("steps", DATA),
-        ("plan", "recipe.yaml"),
-        ("merge", "recipe.yaml", "--out", "out"),
-        ("verify", "out"),
-        ("scan", DATA, "--out", "scan.safetensors", "--logprobs", "problems.jsonl"),
-        ("backtest", "scan.safetensors"),
-        ("generate", "mixture.yaml", "1+1="),
-    ):
-        done = bare.run(*arguments)
-        assert done.code == 0, done.output
-    assert bare.run("report", "scan.safetensors").code == 1  # nothing of them was there
-    bare.close()

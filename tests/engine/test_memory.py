@@ -20,7 +20,7 @@ from hubextrap.tensors.devices import cuda_libraries
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak")
 
 MiB = 2**20
-TORCH_BUILD = cuda_libraries()
+TORCH_BUILD = cuda_libraries("cpu")
 """What a plan says that this build of torch takes beside the setting."""
 ELEMENTS = 8
 COMMAND = """

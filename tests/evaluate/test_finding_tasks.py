@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hubextrap.errors import EvaluationError
+from hubextrap.errors import EvaluationError, MissingExtra
 from hubextrap.evaluation.tasks import load_tasks
 
 CHOICES = """\
@@ -49,7 +49,7 @@ def test_no_task_and_no_folder(tmp_path: Path) -> None:
 
 def test_without_lm_eval_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(EvaluationError, match=r"lm-eval is not installed; .*hubextrap\[eval\]"):
+    with pytest.raises(MissingExtra, match=r"^an evaluation needs lm_eval: pip install 'hubextrap\[eval\]'$"):
         load_tasks(["radd"])
 
 

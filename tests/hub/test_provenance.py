@@ -20,7 +20,7 @@ def test_round_trip_and_fixed_bytes(make_provenance: Make) -> None:
     assert make_provenance(parameters={"base_step": 100, "target_step": 400}).to_bytes() == written
     content = json.loads(written)
     assert list(content["coefficients"][1]["coefficients"]) == ["0", "100", "200"]
-    assert content["versions"].keys() == {"hubextrap", "torch", "safetensors", "huggingface_hub"}
+    assert content["versions"].keys() == {"hubextrap", "numba", "safetensors", "huggingface_hub"}
     assert content["inputs"][1] == {
         "step": 100,
         "repo": "me/run",
