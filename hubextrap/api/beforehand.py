@@ -65,7 +65,7 @@ def problems_beforehand(
     found(partial(check_device, prepared.settings.device))
     steps = prepared.recipe.target_steps
     made: list[Companions] = []
-    found(lambda: made.extend(companions(prepared, index) for index in range(len(steps))))
+    found(lambda: made.extend(companions(prepared)))
     outputs = [output_sizes(prepared.plan, one.files) for one in made]
     if out is not None:
         folders = target_folders(steps)

@@ -27,7 +27,7 @@ from hubextrap.hub.side_files import is_utf8
 from hubextrap.tensors.interfaces import SMALL_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from hubextrap.api.preparing import Beside, Prepared
     from hubextrap.engine import MergePlan
@@ -55,32 +55,37 @@ class Companions:
         return Companions(provenance, self.files | {PROVENANCE_FILE: provenance.to_bytes()})
 
 
-def companions(prepared: Prepared, index: int) -> Companions:
-    """Those of a merge's target, stand-ins in the place of what only its shards can tell.
+def companions(prepared: Prepared) -> Iterator[Companions]:
+    """Those of each of a merge's targets, stand-ins in the place of what only its shards can tell.
 
     Raises:
         HubExtrapError: they cannot be made, or not be read again; says why.
     """
-    recipe = prepared.recipe
-    describe = partial(
-        build_provenance,
-        merge_method=recipe.merge_method,
-        parameters=recipe.parameters.model_dump(mode="json", exclude={"target_step"}, exclude_defaults=True),
-        target_step=recipe.target_steps[index],
-        dtype=recipe.dtype,
-        out_dtype=recipe.out_dtype,
-        recipe=recipe.text,
-        expected_relative_error=prepared.fitted.expected[index].relative_error,
-    )
-    rules = [
-        (glob, rule.method, rows[index].tolist())
-        for rule, rows in prepared.fitted.rules
-        for glob in rule.match
-    ]
-    return companions_of(prepared.run, prepared.plan, prepared.beside, describe, rules, prepared.caveats)
+    recipe, run, plan = prepared.recipe, prepared.run, prepared.plan
+    read = input_files(plan, run.sources)
+    for index, target_step in enumerate(recipe.target_steps):
+        describe = partial(
+            build_provenance,
+            merge_method=recipe.merge_method,
+            parameters=recipe.parameters.model_dump(
+                mode="json", exclude={"target_step"}, exclude_defaults=True
+            ),
+            target_step=target_step,
+            dtype=recipe.dtype,
+            out_dtype=recipe.out_dtype,
+            recipe=recipe.text,
+            expected_relative_error=prepared.fitted.expected[index].relative_error,
+            input_files=read,
+        )
+        rules = [
+            (glob, rule.method, rows[index].tolist())
+            for rule, rows in prepared.fitted.rules
+            for glob in rule.match
+        ]
+        yield companions_of(run, plan, prepared.beside, describe, rules, prepared.caveats)
 
 
-def _input_files(plan: MergePlan, sources: Sequence[Source]) -> list[list[InputFile]]:
+def input_files(plan: MergePlan, sources: Sequence[Source]) -> list[list[InputFile]]:
     """The weight files of each checkpoint, as the provenance names them once a merge has gone well."""
     how, files = read_as(plan), [source.files() for source in sources]
 
@@ -137,7 +142,6 @@ def companions_of(
             ],
             shards=[OutputShard(file=shard.file, size=shard.size, sha256=_STAND_IN) for shard in plan.shards],
             files=files,
-            input_files=_input_files(plan, run.sources),
         )
         files[PROVENANCE_FILE] = provenance.to_bytes()
         card = model_card(provenance, beside.card, side_files=files, caveats=caveats)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap.api.beforehand import check_device
-from hubextrap.api.companions import companions_of
+from hubextrap.api.companions import companions_of, input_files
 from hubextrap.api.fingerprint import inputs_fingerprint
 from hubextrap.api.merging import make_in
 from hubextrap.api.output import check_output, fill_in, output_sizes
@@ -94,6 +94,7 @@ def extrapolate(
     rules = [(name, decision.rule, row) for name, row in coefficients.items()]
     with snapshots_run(checkpoints, settings.reading, progress) as run:
         plan, beside = _planned(run, coefficients, settings)
+        describe = partial(describe, input_files=input_files(plan, run.sources))
         made = companions_of(run, plan, beside, describe, rules, plan.caveats)
         check_device(settings.device)
         check_output(out, {"": output_sizes(plan, made.files)})

@@ -14,7 +14,7 @@ from hubextrap.opening import needs_scan
 from hubextrap.statistics import Expectation, expect_of_last, is_rounded, tensors_at_once
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -64,8 +64,12 @@ def fit_rules(
         table = None
     fitted: list[tuple[Rule, NDArray[np.float64]]] = []
     by_tensor: dict[str, NDArray[np.float64]] = {}
+    place = {} if table is None else {name: row for row, name in enumerate(table.tensors)}
+    taken: dict[int, list[str]] = {id(rule): [] for rule in rules}
+    for name, rule in assigned.items():
+        taken[id(rule)].append(name)
     for rule in rules:
-        names = [name for name, taken in assigned.items() if taken is rule]
+        names = taken[id(rule)]
         if not rule.needs_gram_matrix:
             rows = rule.coefficients(steps, targets)
             fitted.append((rule, rows))
@@ -75,7 +79,7 @@ def fit_rules(
             fitted.append((rule, rows))
             by_tensor |= {name: rows.copy() for name in names}  # as many as there will be
         else:
-            for name, rows in _fit_tensors(rule, names, steps, targets, table).items():
+            for name, rows in _fit_tensors(rule, names, steps, targets, table, place).items():
                 fitted.append((replace(rule, match=(escape(name),)), rows))
                 by_tensor[name] = rows
     expected = (Expectation(None, None),) * len(targets)
@@ -91,21 +95,31 @@ def stacked(several: Sequence[FittedRules]) -> FittedRules:
     """The targets of several recipes one after the other, for one pass over the weights."""
     if len(several) == 1:
         return several[0]
+    stacks: dict[tuple[int, ...], NDArray[np.float64]] = {}  # tensors that share rows go on sharing them
+    by_tensor: dict[str, NDArray[np.float64]] = {}
+    for name in several[0].by_tensor:
+        rows = [fitted.by_tensor[name] for fitted in several]
+        key = tuple(map(id, rows))
+        if key not in stacks:
+            stacks[key] = np.concatenate(rows)
+        by_tensor[name] = stacks[key]
     return FittedRules(
         tuple(rule for fitted in several for rule in fitted.rules),
-        {
-            name: np.concatenate([fitted.by_tensor[name] for fitted in several])
-            for name in several[0].by_tensor
-        },
+        by_tensor,
         tuple(expectation for fitted in several for expectation in fitted.expected),
         any(fitted.pending for fitted in several),
     )
 
 
 def _fit_tensors(
-    rule: Rule, names: Sequence[str], steps: Sequence[int], targets: Sequence[int], table: GramTable
+    rule: Rule,
+    names: Sequence[str],
+    steps: Sequence[int],
+    targets: Sequence[int],
+    table: GramTable,
+    place: Mapping[str, int],
 ) -> dict[str, NDArray[np.float64]]:
-    place = {name: row for row, name in enumerate(table.tensors)}
+    """Args: place: of a tensor in the table, by name."""
     result = np.zeros((len(names), len(targets), len(steps)))
     result[..., -1] = 1.0  # those without floats were not scanned, and are only copied
     scanned = [index for index, name in enumerate(names) if name in place]

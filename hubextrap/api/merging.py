@@ -154,7 +154,7 @@ def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTar
     steps = prepared.recipe.target_steps
     folders = target_folders(steps)
     fingerprint = merge_fingerprint(prepared)
-    beside = [companions(prepared, index) for index in range(len(steps))]
+    beside = list(companions(prepared))
     if (before := _made_before(prepared, out, fingerprint, beside)) is not None:
         outputs, whole = before
     else:
@@ -225,7 +225,7 @@ def _merge_onto_hub(prepared: Prepared, targets: Sequence[PushTarget]) -> Made:
     run, progress = prepared.run, prepared.run.progress
     steps = prepared.recipe.target_steps
     fingerprint = merge_fingerprint(prepared)
-    beside = [companions(prepared, index) for index in range(len(steps))]
+    beside = list(companions(prepared))
     with ExitStack() as stack:
         stagings = [stack.enter_context(push_state(target, fingerprint, progress)) for target in targets]
         check_scratch(targets, prepared.plan)

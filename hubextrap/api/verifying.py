@@ -139,7 +139,7 @@ def _unnamed(present: list[str], provenance: Provenance) -> tuple[list[str], tup
         return strange, ()
     beside = [file for file in others if is_side_file(file) or file == INDEX_FILE]
     not_covered = [file for file in beside if not is_code(file)]  # what a merge writes beside the weights
-    return [file for file in strange if file not in not_covered], tuple(not_covered)
+    return sorted(set(strange).difference(not_covered)), tuple(not_covered)
 
 
 def _elsewhere(source: Source) -> dict[str, str]:

@@ -71,19 +71,24 @@ def compare(
         The output's tensors in the last checkpoint's file and offset order, as all checkpoints hold them;
         every mismatch; facts worth telling that are no mismatch.
     """
-    tensors = [layout.tensors for layout in layouts]
-    every = tuple(range(len(layouts)))
+    tensors = [layout.tensors for layout in layouts]  # those of a run are one table
+    count, every = len(layouts), tuple(range(len(layouts)))
     pair = _tied_pair(tensors) if tied else None
     last, last_step = tensors[-1], f"step {steps[-1]}"
     labels = [f"step {step} ({layout.name})" for step, layout in zip(steps, layouts, strict=True)]
     problems: list[Problem] = []
     notes: list[str] = []
     entries: list[TensorInputs] = []
+    alike = all(checkpoint is last for checkpoint in tensors)
     for name, reference in last.items():
         if pair and name == pair[0] and pair[1] in last:
             notes.append(
                 f"tied: {name} is written once, as {pair[1]}; every checkpoint used is checked for it"
             )
+            continue
+        elements = reference.nbytes // DTYPES[reference.dtype].itemsize
+        if alike and not (pair and name in pair):
+            entries.append(TensorInputs(name, elements, every, (reference,) * count, ()))
             continue
         names = (name, *(other for other in pair if other != name)) if pair and name in pair else (name,)
         found: list[TensorInfo] = []
@@ -100,11 +105,12 @@ def compare(
             )
             found += stored[:1]
             twins += [(k, twin) for twin in stored[1:]]
-        if len(found) == len(tensors):
-            elements = reference.nbytes // DTYPES[reference.dtype].itemsize
+        if len(found) == count:
             entries.append(TensorInputs(name, elements, every, tuple(found), tuple(twins)))
     known = {*last, *(pair or ())}
     for step, label, checkpoint in zip(steps[:-1], labels, tensors, strict=False):
+        if checkpoint is last:
+            continue
         problems += [_missing(name, label, last_step, step) for name in checkpoint if name not in known]
     return entries, problems, notes
 
@@ -157,12 +163,12 @@ def uncombinable(name: str, dtype: str, remedy: str) -> list[Problem]:
 
 def dtype_notes(steps: Sequence[int], layouts: Sequence[CheckpointLayout]) -> list[str]:
     """The float dtypes of each step, where they differ."""
-    stored = {
-        step: "/".join(
-            sorted({t.dtype for shard in layout.shards for t in shard.tensors if t.dtype in FLOATS})
-        )
-        for step, layout in zip(steps, layouts, strict=True)
-    }
+    known: dict[int, str] = {}
+    for table in (layout.tensors for layout in layouts):
+        if id(table) not in known:
+            dtypes = {info.dtype for info in table.values()}
+            known[id(table)] = "/".join(sorted(dtypes.intersection(FLOATS)))
+    stored = {step: known[id(layout.tensors)] for step, layout in zip(steps, layouts, strict=True)}
     if len(set(stored.values())) < 2:
         return []
     return ["dtypes differ: " + ", ".join(f"step {step} {dtype}" for step, dtype in stored.items())]
@@ -170,7 +176,7 @@ def dtype_notes(steps: Sequence[int], layouts: Sequence[CheckpointLayout]) -> li
 
 def _tied_pair(tensors: Sequence[Mapping[str, TensorInfo]]) -> tuple[str, str] | None:
     """(output embedding, input embedding), when exactly one of each is stored anywhere."""
-    names = {name for checkpoint in tensors for name in checkpoint}
+    names = {name for table in {id(one): one for one in tensors}.values() for name in table}
     outputs = [name for name in names if _ends_with(name, OUTPUT_EMBEDDINGS)]
     inputs = [name for name in names if _ends_with(name, INPUT_EMBEDDINGS)]
     return (outputs[0], inputs[0]) if len(outputs) == len(inputs) == 1 else None

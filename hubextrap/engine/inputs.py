@@ -69,7 +69,9 @@ def file_uses(tensors: Iterable[TensorInputs]) -> dict[Key, FileUse]:
     for tensor in tensors:
         for k, info in zip(tensor.checkpoints, tensor.inputs, strict=True):
             if info.nbytes:
-                uses.setdefault((k, info.file), FileUse()).add(info)
+                if (use := uses.get((k, info.file))) is None:
+                    use = uses[k, info.file] = FileUse()
+                use.add(info)
         for i, twin in tensor.twins:
             use = uses.setdefault((tensor.checkpoints[i], twin.file), FileUse())
             use.twins += twin.nbytes
@@ -183,9 +185,10 @@ class InputHashes:
             if (late := self._late.get((k, info.file))) is not None:
                 late[info.offset] = bytes.fromhex(digest)
 
-    def waiting(self) -> set[Key]:
-        """The files that are still to be compared."""
-        return {key for key, stream in self._streams.items() if stream.left} | self._late.keys()
+    def is_waiting(self, key: Key) -> bool:
+        """Whether a file is still to be compared."""
+        stream = self._streams.get(key)
+        return key in self._late or (stream is not None and stream.left > 0)
 
     def finish(self) -> None:
         """Read the files once more that could not be compared as they came.

@@ -10,13 +10,14 @@ from hubextrap.digests import sha256_of_json
 from hubextrap.tensors.local import LocalSource
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from hubextrap.engine.inputs import Key
     from hubextrap.engine.plan import MergePlan, ShardPlan
     from hubextrap.progress import Progress
     from hubextrap.tensors.interfaces import ShardInputs, Source
     from hubextrap.tensors.journal import Journal
+    from hubextrap.tensors.layout import TensorInfo
 
 HASHED_AT_ONCE = 4 * 2**20
 """Bytes that are held of what finished shards were made from, while that is read once more."""
@@ -62,9 +63,12 @@ def check_inputs(
         )
     ]
     if doubted:
+        inputs: tuple[ShardPlan, dict[int, list[TensorInfo]]] | None = None
         with progress.stage("check inputs", len(doubted), "shards") as stage:
             for shard, k in doubted:
-                found = _digest_of_inputs(shard, k, sources[k])
+                if inputs is None or inputs[0] is not shard:
+                    inputs = shard, _inputs_of(shard)
+                found = _digest_of(inputs[1].get(k, ()), sources[k])
                 if any(one.inputs[shard.file].digests[k : k + 1] != (found,) for one in journals):
                     for one in journals:
                         one.start_over()
@@ -94,13 +98,20 @@ def resumed(plan: MergePlan, done: Mapping[str, ShardInputs]) -> tuple[set[Key],
     return compared, set(begun)
 
 
-def _digest_of_inputs(shard: ShardPlan, k: int, source: Source) -> str:
-    """The digest in `ShardInputs` of checkpoint ``k``, from what its files hold now."""
+def _inputs_of(shard: ShardPlan) -> dict[int, list[TensorInfo]]:
+    """What is read of each checkpoint for a shard, in the order in which it is."""
+    found: dict[int, list[TensorInfo]] = {}
+    for tensor in shard.tensors:
+        for k, info in zip(tensor.checkpoints, tensor.inputs, strict=True):
+            if info.nbytes:
+                found.setdefault(k, []).append(info)
+    return found
+
+
+def _digest_of(inputs: Iterable[TensorInfo], source: Source) -> str:
+    """A digest in `ShardInputs`, from what the checkpoint's files hold now."""
     found = xxh3_128()
-    inputs = [dict(zip(tensor.checkpoints, tensor.inputs, strict=True)).get(k) for tensor in shard.tensors]
     for info in inputs:
-        if info is None or not info.nbytes:
-            continue
         of_tensor = xxh3_128()
         for start in range(0, info.nbytes, HASHED_AT_ONCE):
             block = memoryview(bytearray(min(HASHED_AT_ONCE, info.nbytes - start)))

@@ -25,7 +25,7 @@ from hubextrap.tensors.interfaces import ShardInputs
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
 
-    from hubextrap.engine.inputs import Digests
+    from hubextrap.engine.inputs import Digests, Key
     from hubextrap.engine.plan import MergePlan, ShardPlan
     from hubextrap.engine.stream import UnitBuffer
     from hubextrap.engine.units import Form, MergeUnit, Piece
@@ -122,7 +122,10 @@ class _Merge:
         for target, journal in enumerate(self.journals):
             self.identical[target] &= journal.identical
         self._shards = {shard.file: shard for shard in todo}
-        self._made_from = made_from(self.plan)
+        self._read_for: dict[str, list[Key]] = {}
+        for key, made in made_from(self.plan).items():
+            for file in made:
+                self._read_for.setdefault(file, []).append(key)
         self._digests = [xxh3_128() for _ in self.inputs.sources]
         self._writers: list[ShardWriter] = []
         self._non_finite: dict[tuple[str, int], list[NonFiniteCount]] = {}
@@ -183,7 +186,7 @@ class _Merge:
             writer.write(0, memoryview(shard.header))
 
     def _end(self, file: str) -> None:
-        waiting = any(file in self._made_from[key] for key in self.hashes.waiting())
+        waiting = any(map(self.hashes.is_waiting, self._read_for.get(file, ())))
         inputs = ShardInputs(tuple(digest.hexdigest() for digest in self._digests), not waiting)
         self._digests = [xxh3_128() for _ in self._digests]
         for journal in self.journals:

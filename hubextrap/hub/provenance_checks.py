@@ -17,6 +17,7 @@ from hubextrap.containment import entry_at, read_named
 from hubextrap.errors import CorruptFile
 from hubextrap.foreign_data import parse_json, shorten
 from hubextrap.hub.provenance import PROVENANCE_FILE, READ, Provenance, horizon_of
+from hubextrap.tensors.interfaces import SMALL_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +50,7 @@ def read_provenance(source: bytes | Path, name: str | None = None) -> Provenance
             ) from error
     name = name or PROVENANCE_FILE
     remedy = "download or merge the model again"
-    content = parse_json(source, name, remedy=remedy)
+    content = parse_json(source, name, remedy=remedy, limit=SMALL_FILE)
     if isinstance(content, dict) and isinstance(content.get("format"), int) and content["format"] > 1:
         raise CorruptFile(
             f"{name}: has format {content['format']}, this hubextrap reads format 1; upgrade hubextrap",

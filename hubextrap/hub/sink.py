@@ -63,6 +63,7 @@ class HubSink:
         self._files = self._adopted()
         self._slots = threading.Semaphore(_SHARDS_ON_DISK)
         self._uploads: list[Future[OutgoingFile]] = []
+        self._looked_at = 0
         self._made: list[FinishedShard] = []
         self._resources = ExitStack()
         self._resources.enter_context(without_client_bars())
@@ -89,9 +90,10 @@ class HubSink:
         """
         self._slots.acquire()
         try:
-            for upload in tuple(self._uploads):
-                if upload.done():
-                    upload.result()
+            # one after the other, so those before the first that is not done have been looked at
+            while self._looked_at < len(self._uploads) and self._uploads[self._looked_at].done():
+                self._uploads[self._looked_at].result()
+                self._looked_at += 1
             return _ShardOnItsWay(self, self._disk.open(file, size))
         except BaseException:
             self.release()
@@ -133,11 +135,11 @@ class HubSink:
         recorded = tuple(self._journal.finished.values())
         with push_errors(self._target.name):
             there = there_already(self._target, self._start, recorded)
-        committed = self._start.files
+        committed, stored = self._start.files, {shard.file for shard in there}
         there += [
             shard
             for shard in recorded
-            if shard not in there
+            if shard.file not in stored
             and (file := committed.get(shard.file)) is not None
             and (file.size, file.digest) == (shard.size, shard.sha256)
         ]

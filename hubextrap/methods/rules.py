@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -14,6 +15,8 @@ from hubextrap.methods.checking import check_steps, coefficients, needs_gram_mat
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_WILDCARD = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +78,46 @@ class Rule:
         self.coefficients(steps, target_steps, np.stack([np.outer(times, times)] * 2))
 
 
+class FirstMatch:
+    """Finds the first rule that takes a tensor, without asking each of many rules.
+
+    A glob is tried only on names that begin as it does before its first wildcard.
+    """
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self.rules = rules
+        self._globs: dict[str, list[tuple[int, Callable[[str], object]]]] = {}
+        for index, rule in enumerate(rules):
+            for glob in rule.match:
+                matches = re.compile(translate(glob)).match
+                self._globs.setdefault(_WILDCARD.split(glob, 1)[0], []).append((index, matches))
+        self._lengths = sorted({len(beginning) for beginning in self._globs})
+
+    def __call__(self, tensor: str) -> int | None:
+        """The number of the rule; None where none takes the tensor."""
+        found: int | None = None
+        for length in self._lengths:
+            if length > len(tensor):
+                break
+            for index, matches in self._globs.get(tensor[:length], ()):
+                if found is not None and index >= found:
+                    break  # they are in order
+                if matches(tensor):
+                    found = index
+        return found
+
+
 def assign_rules(rules: Sequence[Rule], tensors: Iterable[str]) -> dict[str, Rule]:
     """The first rule that matches, for each tensor; the last rule of a recipe matches every name.
 
     Raises:
         RecipeError: a rule other than the last gets no tensor, so its globs say something that was not meant.
     """
-    assigned = {tensor: next(rule for rule in rules if rule.matches(tensor)) for tensor in tensors}
+    first = FirstMatch(rules)
+    numbers = {tensor: index for tensor in tensors if (index := first(tensor)) is not None}
+    assigned, used = {tensor: rules[index] for tensor, index in numbers.items()}, set(numbers.values())
     for index, rule in enumerate(rules[:-1]):
-        if not any(taken is rule for taken in assigned.values()):
+        if index not in used:
             earlier = any(rule.matches(tensor) for tensor in assigned)
             raise RecipeError(
                 f"parameters.tensors[{index}]: {', '.join(rule.match)} matches "

@@ -72,10 +72,11 @@ def heat_map(scan: Scan) -> tuple[list[str], list[str], NDArray[np.float64]]:
     kinds = list(dict.fromkeys(kind for kind, _ in cells))
     layers = sorted({layer for _, layer in cells})
     values = np.full((len(kinds), len(layers)), np.nan)
+    row_of, column_of = ({what: at for at, what in enumerate(some)} for some in (kinds, layers))
     for (kind, layer), rows in cells.items():
         median = scan.linearity(rows).median
         if median is not None:
-            values[kinds.index(kind), layers.index(layer)] = median
+            values[row_of[kind], column_of[layer]] = median
     return kinds, ["–" if layer < 0 else str(layer) for layer in layers], values
 
 

@@ -20,6 +20,7 @@ from hubextrap.methods import (
     rounding_share,
 )
 from hubextrap.methods.rehearsal import most_rehearsals
+from hubextrap.methods.rules import FirstMatch
 from hubextrap.statistics.calibration import (
     FIT_COPIES,
     FIT_MEMORY,
@@ -205,13 +206,13 @@ def _rows_of(
     candidate: BacktestCandidate, table: GramTable, pairs: Mapping[tuple[int, int], Rehearsals], rounded: bool
 ) -> Iterator[BacktestRow]:
     """The rows of one candidate, in the order of the pairs."""
-    steps = table.steps
+    steps, first = table.steps, FirstMatch(candidate.rules)
     sums = {
         pair: _Sums(rehearsals, np.zeros((4, len(rehearsals))), np.zeros(2), np.zeros(2))
         for pair, rehearsals in pairs.items()
     }
     for some in table.parts(max(1, FIT_MEMORY // _bytes_of_tensor(steps))):
-        _add(sums, pasts(candidate.rules, some), rounded)
+        _add(sums, pasts(first, some), rounded)
     for (last, target), found in sums.items():
         error = _relative(found.total)
         if error is None:

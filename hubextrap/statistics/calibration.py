@@ -18,6 +18,7 @@ from hubextrap.methods import denoised_gram, leading_subspace, on_grid, persiste
 from hubextrap.methods.checking import call_fitted, call_leave_one_out, unless_it_cannot
 from hubextrap.methods.registry import checked_method
 from hubextrap.methods.rehearsal import ROUNDED, best_damping
+from hubextrap.methods.rules import FirstMatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -151,12 +152,14 @@ class Past:
         return np.pad(found, ((0, 0), (0, len(self.steps) - count)))
 
 
-def pasts(rules: Sequence[Rule], table: GramTable) -> list[Past]:
+def pasts(first: FirstMatch, table: GramTable) -> list[Past]:
     """One per rule that takes a tensor of the table."""
-    rows: dict[int, list[int]] = {index: [] for index in range(len(rules))}
+    rows = [list[int]() for _ in first.rules]
     for row, name in enumerate(table.tensors):
-        rows[next(index for index, rule in enumerate(rules) if rule.matches(name))].append(row)
-    return [Past(rules[index], table.steps, table.gram[chosen]) for index, chosen in rows.items() if chosen]
+        if (index := first(name)) is not None:
+            rows[index].append(row)
+    both = zip(first.rules, rows, strict=True)
+    return [Past(rule, table.steps, table.gram[taken]) for rule, taken in both if taken]
 
 
 def is_rounded(table: GramTable, dtypes: Iterable[str]) -> bool:
@@ -173,10 +176,10 @@ def is_rounded(table: GramTable, dtypes: Iterable[str]) -> bool:
 
 def expect_of_last(rules: Sequence[Rule], table: GramTable, target_step: float, rounded: bool) -> Expectation:
     """What all checkpoints say of predicting ``target_step``."""
-    rehearsals = rehearse(table.steps, target_step)
+    rehearsals, first = rehearse(table.steps, target_step), FirstMatch(rules)
     sums = np.zeros((4, len(rehearsals)))
     for some in table.parts(tensors_at_once(table.steps, [target_step])):
-        parts = pasts(rules, some)
+        parts = pasts(first, some)
         fitted = [denoised_gram(part.gram) for part in parts]
         sums += rehearsed_squares(parts, len(table.steps) - 1, rehearsals, rounded, fitted)
     return expectation(sums, rehearsals, rounded)

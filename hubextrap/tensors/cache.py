@@ -32,15 +32,12 @@ class CachedSource(LocalSource):
 
     def __init__(self, folder: Path, name: str, listed: Mapping[str, FileInfo]) -> None:
         super().__init__(folder, name)
-        self._listed = listed
-
-    def files(self) -> Mapping[str, FileInfo]:
-        there = super().files()
-        return {
+        there = self._files
+        self._files = {
             file: FileInfo(
                 there[file].size, info.digest, there[file].problem, str((self.folder / file).resolve())
             )
-            for file, info in self._listed.items()
+            for file, info in listed.items()
             if file in there
         }
 

@@ -79,10 +79,16 @@ def read_combinable(sources: Sequence[Source], progress: Progress | None = None)
     layouts = read_layouts(sources, progress)
     methods = _quantisation_methods(sources)
     by_remedy: dict[str, list[str]] = {}
+    plain: set[tuple[int, str | None]] = set()  # the checkpoints of a run share the table of their tensors
     for layout, method in zip(layouts, methods, strict=True):
+        key = (id(layout.tensors), method)
+        if key in plain:
+            continue
         if found := _finding(layout, method):
             what, remedy = found
             by_remedy.setdefault(remedy, []).append(what)
+        else:
+            plain.add(key)
     if not by_remedy:
         return layouts
     messages = []

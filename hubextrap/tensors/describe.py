@@ -59,7 +59,8 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     weights = weights_of((file.path, file.size) for file in files)
     if weights is None:
         return checkpoint
-    dates = [file.date for file in files if file.path in weights.files and file.date is not None]
+    taken = set(weights.files)
+    dates = [file.date for file in files if file.path in taken and file.date is not None]
     return replace(
         weights.of(checkpoint),
         dtype=_dtype(checkpoint, weights, files),

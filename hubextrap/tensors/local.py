@@ -45,9 +45,12 @@ class LocalSource:
             raise SourceError(
                 f"{self.name}: cannot list the folder: {error.strerror}; check its permissions"
             ) from error
+        self._files: Mapping[str, FileInfo] = {
+            file: FileInfo(entry.size, problem=entry.problem) for file, entry in self._entries.items()
+        }
 
     def files(self) -> Mapping[str, FileInfo]:
-        return {file: FileInfo(entry.size, problem=entry.problem) for file, entry in self._entries.items()}
+        return self._files
 
     def place(self, file: str) -> Path:
         """Where the file's bytes lie, for those who read them by themselves; no link.
@@ -91,6 +94,7 @@ class LocalSource:
                 os.close(descriptor)
             self._descriptors.clear()
             self._entries.clear()
+            self._files = {}
 
     def _known(self, file: str, limit: int | None = None) -> Entry:
         return readable(self._entries.get(file), self.name, file, limit)

@@ -38,11 +38,17 @@ def coalesce(ranges: Sequence[tuple[int, int]], max_gap: int, max_size: int) -> 
         Spans in file order; every range is a member of exactly one.
     """
     spans: list[Span] = []
+    members: list[int] = []
+    first = end = 0
     for index in sorted(range(len(ranges)), key=ranges.__getitem__):
         start, stop = ranges[index][0], sum(ranges[index])
-        last = spans[-1] if spans else None
-        if last and start - last.stop <= max_gap and max(stop, last.stop) - last.start <= max_size:
-            spans[-1] = Span(last.start, max(stop, last.stop), (*last.members, index))
-        else:
-            spans.append(Span(start, stop, (index,)))
+        if members and start - end <= max_gap and max(stop, end) - first <= max_size:
+            members.append(index)
+            end = max(stop, end)
+            continue
+        if members:
+            spans.append(Span(first, end, tuple(members)))
+        members, first, end = [index], start, stop
+    if members:
+        spans.append(Span(first, end, tuple(members)))
     return spans

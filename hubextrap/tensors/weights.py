@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from hubextrap.digests import sha256_hex
@@ -55,47 +56,82 @@ def read_layouts(sources: Sequence[Source], progress: Progress | None = None) ->
     """
     parser = _Parser()
     with ThreadPoolExecutor(READERS, thread_name_prefix="hubextrap-headers") as pool:
-        weight_maps = _all(pool, _find_weights, sources)
-        shards = [
-            (source, file)
-            for source, weight_map in zip(sources, weight_maps, strict=True)
-            for file in _shards_of(weight_map)
-        ]
+        found = _all(pool, parser.find_weights, sources)
+        shards = [(source, file) for source, one in zip(sources, found, strict=True) for file in one.shards]
         with (progress or SilentProgress()).stage("Reading headers", len(shards), "files") as stage:
 
             def read(shard: tuple[Source, str]) -> ShardInfo:
-                info = parser.parse(*read_header(*shard), shard[1], shard[0].name)
+                info = parser.header(*read_header(*shard), shard[1], shard[0].name)
                 stage.advance(1)
                 return info
 
             headers = iter(_all(pool, read, shards))
         layouts = [
             CheckpointLayout(
-                source.name, tuple(next(headers) for _ in _shards_of(found)), INDEX_FILE if found else None
+                source.name,
+                tuple(next(headers) for _ in one.shards),
+                None if one.weight_map is None else INDEX_FILE,
             )
-            for source, found in zip(sources, weight_maps, strict=True)
+            for source, one in zip(sources, found, strict=True)
         ]
         share_tensors(layouts)
-        _all(pool, lambda pair: _check_tensors(*pair), zip(layouts, weight_maps, strict=True))
+        _all(pool, lambda pair: parser.check(*pair), zip(layouts, found, strict=True))
     return layouts
 
 
-class _Parser:
-    """Parses each header once: the checkpoints of a run have the same, and then share what is in it.
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Which files hold a checkpoint's weights."""
 
-    One at a time, for Python does no more, and what it holds while it parses is many times the header.
+    shards: tuple[str, ...]
+    """In name order."""
+    weight_map: Mapping[str, str] | None
+    """Tensor to shard, as the index has it; None where one file holds all and there is no index."""
+
+
+class _Parser:
+    """Parses and checks each index and header once: those of a run are the same, and share what is in them.
+
+    One at a time, for Python does no more, and what it holds while it parses is many times the text.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: dict[tuple[str, int, str], ShardInfo] = {}
+        self._indices: dict[str, _Found] = {}
+        self._headers: dict[tuple[str, int, str], ShardInfo] = {}
+        self._sound: set[tuple[int, int]] = set()
 
-    def parse(self, data: bytes, size: int, file: str, name: str) -> ShardInfo:
+    def find_weights(self, source: Source) -> _Found:
+        """Which files of the folder hold the weights, all of which are there."""
+        files = source.files()
+        check_files(files, source.name)
+        if INDEX_FILE not in files:
+            return _Found((SINGLE_FILE,), None)
+        data = source.read_file(INDEX_FILE)
+        key = sha256_hex(data)
+        with self._lock:
+            if key not in self._indices:
+                weight_map = _parse_index(data, f"{source.name}/{INDEX_FILE}")
+                self._indices[key] = _Found(tuple(sorted(set(weight_map.values()))), weight_map)
+            found = self._indices[key]
+        _check_shards(source.name, files, found.shards)
+        return found
+
+    def header(self, data: bytes, size: int, file: str, name: str) -> ShardInfo:
+        """What a file's first bytes say."""
         key = (file, size, sha256_hex(data[: header_end(data, size, f"{name}/{file}")]))
         with self._lock:
-            if key not in self._known:
-                self._known[key] = parse_header(data, size, file, name)
-            return self._known[key]
+            if key not in self._headers:
+                self._headers[key] = parse_header(data, size, file, name)
+            return self._headers[key]
+
+    def check(self, layout: CheckpointLayout, found: _Found) -> None:
+        """Every tensor has to lie in one shard, and where the index says."""
+        key = (id(layout.tensors), id(found))
+        with self._lock:
+            if key not in self._sound:
+                _check_tensors(layout, found.weight_map)
+                self._sound.add(key)
 
 
 def check_files(files: Collection[str], name: str) -> None:
@@ -151,22 +187,11 @@ def _all(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T]) -
     return results
 
 
-def _shards_of(weight_map: Mapping[str, str] | None) -> list[str]:
-    """The files that hold the weights, in name order."""
-    return sorted(set(weight_map.values())) if weight_map else [SINGLE_FILE]
-
-
-def _find_weights(source: Source) -> dict[str, str] | None:
-    """Tensor to shard, as the index has it; None where one file holds all and there is no index."""
-    files = source.files()
-    check_files(files, source.name)
-    if INDEX_FILE not in files:
-        return None
-    weight_map = _read_weight_map(source)
-    shards = _shards_of(weight_map)
-    if SINGLE_FILE in files and shards != [SINGLE_FILE]:
+def _check_shards(name: str, files: Collection[str], shards: Sequence[str]) -> None:
+    """The shards that an index names have to be there, and no other model."""
+    if SINGLE_FILE in files and list(shards) != [SINGLE_FILE]:
         raise CheckpointError(
-            f"{source.name}: has both {SINGLE_FILE} and {INDEX_FILE}, which names "
+            f"{name}: has both {SINGLE_FILE} and {INDEX_FILE}, which names "
             f"{shorten(', '.join(shards))}; transformers loads {SINGLE_FILE}, other programs what the index "
             "names. Remove the one that is not the model (of a repo that is not yours, in a local copy), or "
             "leave this checkpoint out"
@@ -174,15 +199,14 @@ def _find_weights(source: Source) -> dict[str, str] | None:
     missing = [shard for shard in shards if shard not in files]
     if missing:
         raise CorruptFile(
-            f"{source.name}: {INDEX_FILE} names files that are not there: {shorten(', '.join(missing))}; "
+            f"{name}: {INDEX_FILE} names files that are not there: {shorten(', '.join(missing))}; "
             "download the folder again, whole"
         )
-    return weight_map
 
 
-def _read_weight_map(source: Source) -> dict[str, str]:
-    where = f"{source.name}/{INDEX_FILE}"
-    index = parse_json(source.read_file(INDEX_FILE), where, limit=HEADER_LIMIT)
+def _parse_index(data: bytes, where: str) -> dict[str, str]:
+    """Tensor to shard."""
+    index = parse_json(data, where, limit=HEADER_LIMIT)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CorruptFile(f"{where}: has no weight_map from tensors to files; download it again", file=where)
@@ -226,7 +250,6 @@ def read_header(source: Source, file: str) -> tuple[bytes, int]:
 
 
 def _check_tensors(layout: CheckpointLayout, weight_map: Mapping[str, str] | None) -> None:
-    """Every tensor has to lie in one shard, and where the index says."""
     places: dict[str, str] = {}
     for shard in layout.shards:
         for tensor in shard.tensors:

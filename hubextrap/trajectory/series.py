@@ -77,12 +77,11 @@ def series_in_folders(
         if not inside and (name := read(unit)) is not None:
             left_out.append((name.pattern, PassedOver(at(unit, name.step), "no weights")))
 
+    of_unit: dict[str, list[PassedOver]] = {}
+    for unit, over in left_out:
+        of_unit.setdefault(unit, []).append(over)
     series = [
-        replace(
-            one,
-            files_known=True,
-            passed_over=tuple(over for unit, over in left_out if unit == unit_pattern[one.pattern]),
-        )
+        replace(one, files_known=True, passed_over=tuple(of_unit.get(unit_pattern[one.pattern], ())))
         for one in group_by_pattern((pair for pairs in found.values() for pair in pairs), layout)
     ]
     others = [

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,24 @@ def test_at_most_two_shards_are_on_the_disk(hub: LocalHub, repo_id: str, tmp_pat
         watcher.join()
     assert most == 2
     assert len(HfApi().list_repo_files(repo_id, revision=result.commit)) == 8
+
+
+def test_each_upload_is_looked_at_once_and_not_before_every_shard(
+    repo_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, done = 0, Future.done
+
+    def count(upload: Future[object]) -> bool:
+        nonlocal looks
+        looks += 1
+        return done(upload)
+
+    monkeypatch.setattr(Future, "done", count)
+    with HubSink(PushTarget.parse(repo_id)) as sink:
+        for number in range(10):
+            write(sink, f"model-{number}.safetensors", os.urandom(2000))
+        sink.commit({"config.json": b"{}"}, "m")
+    assert looks <= 2 * 10
 
 
 def test_a_file_that_the_hub_stores_as_a_small_one(repo_id: str) -> None:

@@ -108,6 +108,17 @@ def test_shards_count_together(tmp_path: Path) -> None:
     assert find_trajectory(str(tmp_path)).same_weights == ((1, 3),)
 
 
+def test_many_shards_are_looked_at_behind_their_headers(tmp_path: Path) -> None:
+    """All files of a run begin alike."""
+    for step, seed in {1: 1, 2: 2, 3: 1}.items():
+        for number in range(70):
+            file = tmp_path / f"step_{step}" / f"model-{number:05d}-of-00070.safetensors"
+            weights(file, 0, 5000)
+            with file.open("ab") as stream:
+                stream.write(np.random.default_rng([seed, number]).bytes(5000))
+    assert find_trajectory(str(tmp_path)).same_weights == ((1, 3),)
+
+
 def test_words() -> None:
     assert say_same_weights([], 3) == ()
     (line,) = say_same_weights([(1, 2, 3)], 3)
