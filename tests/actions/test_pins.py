@@ -63,7 +63,7 @@ def test_they_are_all_that_is_required() -> None:
     required = SCRIPT["required"]
     for texts, there in (
         (required(project), base),
-        (required(project, "eval"), whole),
+        (required(project, *SCRIPT["EXTRAS"]), whole),
         (PROJECT["build-system"]["requires"], build),
     ):
         for requirement in map(Requirement, texts):
@@ -111,14 +111,14 @@ def test_the_base_is_what_the_dependencies_bring_and_no_more() -> None:
     assert not {name for name in base if re.match("torch|triton|transformers|tokenizers|nvidia|cuda", name)}
 
 
-def test_what_evaluates_is_what_the_extra_brings_and_no_more() -> None:
+def test_what_evaluates_is_what_its_extras_bring_and_no_more() -> None:
     """Where torch is another build than the published one, it does not say what CUDA is made of."""
     whole = set(pinned("base.txt")) | set(pinned("eval.txt"))
-    found = set(brought(SCRIPT["required"](PROJECT["project"], "eval")))
+    found = set(brought(SCRIPT["required"](PROJECT["project"], *SCRIPT["EXTRAS"])))
     assert found - set(pinned("build.txt")) <= whole, "run: make hashes"
     others = {name for name in whole - found if not re.match("nvidia-|cuda-|triton", name)}
     assert not others, "run: make hashes"
-    assert "torch" in found
+    assert {"torch", "lm-eval", "math-verify"} <= found
 
 
 def test_a_build_of_this_machine_is_not_pinned() -> None:
