@@ -1,7 +1,8 @@
 """Write the packages that the GitHub action installs, each with its version and the sha256 of its file.
 
+base.txt is what the dependencies in pyproject.toml bring, eval.txt what the extras that evaluate add to them.
 The versions are those of constraints.txt; what it does not hold (CUDA's packages, which torch brings) is what
-pip chooses that day. `make hashes` runs it, after a change of constraints.txt or of pyproject.toml's bounds.
+pip chooses that day. `make hashes` runs it, after a change of constraints.txt or of the requirements.
 
 With --check it writes nothing, and fails if a pinned file is no longer what an index has. Where no index is
 reached, or the files of that index are for another Python, it says so and passes.
@@ -24,6 +25,20 @@ BUILD = ["hatchling", "setuptools"]
 
 FITS = (sys.version_info[:2], platform.system(), platform.machine()) == ((3, 11), "Linux", "x86_64")
 FILES = ("base.txt", "build.txt", "eval.txt")
+EXTRAS = ("eval", "math")
+"""What evaluates: hubextrap's own tasks too."""
+OURS = re.compile(r"hubextrap\[([\w,-]+)\]")
+"""What names other extras of ours: an index is asked for what they stand for, not for hubextrap."""
+
+
+def required(project: dict[str, Any], *extras: str) -> list[str]:
+    """What pyproject.toml requires of others, with these extras."""
+    found = list(project["dependencies"])
+    for extra in extras:
+        for requirement in project["optional-dependencies"][extra]:
+            ours = OURS.fullmatch(requirement)
+            found += required(project, *ours[1].split(",")) if ours else [requirement]
+    return list(dict.fromkeys(found))
 
 
 def resolved(requirements: list[str], *options: str) -> dict[str, str]:
@@ -101,9 +116,9 @@ if __name__ == "__main__":
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     build = resolved(BUILD, constraints)
-    base = resolved(project["dependencies"], constraints)
-    whole = resolved([*project["dependencies"], *project["optional-dependencies"]["eval"]], constraints)
+    base = resolved(required(project), constraints)
+    whole = resolved(required(project, *EXTRAS), constraints)
     write("build.txt", "What builds packages from their sources.", list(build.values()))
     write("base.txt", "What hubextrap needs.", list(base.values()))
     added = [whole[name] for name in whole if name not in base and name not in build]
-    write("eval.txt", "What hubextrap[eval] needs beside base.txt and build.txt.", added)
+    write("eval.txt", f"What hubextrap[{','.join(EXTRAS)}] needs beside base.txt and build.txt.", added)

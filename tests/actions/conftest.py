@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ class Ran:
     summary: str = ""
     used: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     """Other people's actions with their inputs."""
+    left_out: list[str] = field(default_factory=list)
+    """Names of the steps that would have run, and were skipped here."""
 
 
 @dataclass
@@ -94,7 +97,7 @@ class Runner:
     workspace: Path
     temp: Path
     environment: dict[str, str] = field(default_factory=dict)
-    skipped: tuple[str, ...] = ("Install hubextrap",)
+    skipped: tuple[str, ...] = ("Install hubextrap", "Install what evaluates")
     """Names of steps that are left out; installing takes long and is tested once."""
     _ran: Ran = field(default_factory=Ran)
 
@@ -141,6 +144,7 @@ class Runner:
             if (self._ran.code and "always()" not in condition) or not evaluate(condition, contexts):
                 continue
             if step.get("name") in self.skipped:
+                self._ran.left_out.append(step["name"])
                 continue
             if "uses" in step:
                 outputs = self._use(step, contexts)
@@ -212,6 +216,33 @@ def git() -> Callable[..., str]:
         return done.stdout.strip()
 
     return run
+
+
+@pytest.fixture
+def environment_of(tmp_path: Path) -> Callable[..., Path]:
+    """Make a virtual environment that has pip and the packages of some of the action's files, and no others.
+
+    They are links to what is installed here: nothing is fetched. Returns its site-packages.
+    """
+
+    def make(*files: str) -> Path:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+        (site,) = (tmp_path / "venv" / "lib").glob("*/site-packages")
+        _link("pip", site)
+        for file in files:
+            for line in (ROOT / ".github" / "actions" / "hubextrap" / file).read_text().splitlines():
+                if not line.startswith("#"):
+                    _link(line.partition("==")[0], site)
+        return site
+
+    return make
+
+
+def _link(package: str, site: Path) -> None:
+    installed = distribution(package)
+    for name in {path.parts[0] for path in installed.files or ()} - {"..", "__pycache__"}:
+        if not (site / name).exists():  # two files name packaging
+            (site / name).symlink_to(str(installed.locate_file(name)))
 
 
 @pytest.fixture

@@ -257,7 +257,10 @@ def test_ci_targets_are_there(runner: Any) -> None:
     runner.environment = {"MAKEFLAGS": "-n"}
     job = yaml.safe_load((root / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["make"]
     for target in job["strategy"]["matrix"]["target"]:
-        assert runner.job("ci.yml", "make", matrix={"target": target}).code == 0
+        ran = runner.job("ci.yml", "make", matrix={"target": target})
+        assert ran.code == 0
+        (_, _), (_, python) = ran.used
+        assert bool(python["cache"]) == ("pip install" in ran.log), target
     assert runner.job("ci.yml", "make", matrix={"target": "tset"}).code == 2
 
 

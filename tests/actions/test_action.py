@@ -1,0 +1,145 @@
+"""The action installs what its command and its recipe need and no more; a cache holds what its name says."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from harness import ROOT
+
+from hubextrap.localhub import LocalHub
+
+ACTION = ROOT / ".github" / "actions" / "hubextrap"
+STEPS = yaml.safe_load((ACTION / "action.yml").read_text())["runs"]["steps"]
+RUN = "/data/run"
+RECIPE: dict[str, Any] = {
+    "trajectory": {"repo": RUN},
+    "merge_method": "two_point",
+    "parameters": {"target_step": 400, "base_step": 100},
+}
+RECIPES = {
+    "merges.yaml": RECIPE,
+    "-x $(touch pwned).yaml": RECIPE,
+    "measures.yaml": RECIPE | {"evaluate": {"tasks": ["gsm8k"]}},
+    "mixes.yaml": RECIPE | {"evaluate": {"tasks": ["gsm8k"]}, "space": "logits"},
+    "mistaken.yaml": RECIPE | {"evaluate": {"tasks": ["gsm8k"]}, "merge_metod": "two_point"},
+}
+
+
+def installed(runner: Any, **inputs: str) -> tuple[list[str], list[str]]:
+    """The steps that would install, and the names of the caches that they install from."""
+    runner.skipped = ("Install hubextrap", "Install what evaluates", "Run hubextrap")
+    for name, content in RECIPES.items():
+        (runner.workspace / name).write_text(yaml.safe_dump(content))
+    ran = runner.action("hubextrap", {name.replace("_", "-"): value for name, value in inputs.items()})
+    assert ran.code == 0, ran.log
+    caches = [given["key"] for action, given in ran.used if action.startswith("actions/cache@")]
+    return [name for name in ran.left_out if name.startswith("Install ")], caches
+
+
+@pytest.mark.parametrize(
+    ("inputs", "evaluates"),
+    [
+        ({}, False),
+        ({"extras": "eval"}, True),
+        ({"command": "plan", "recipe": "measures.yaml"}, False),
+        ({"command": "merge", "recipe": "measures.yaml"}, False),
+        ({"command": "merge", "recipe": "merges.yaml", "extras": "eval"}, True),
+        ({"command": "merge", "recipe": "merges.yaml", "arguments": "--device\ncpu"}, False),
+        ({"command": "merge", "recipe": "merges.yaml", "arguments": "--device\ncuda"}, True),
+        ({"command": "plan", "recipe": "merges.yaml", "arguments": "--quiet\n--device=cuda:1"}, True),
+        ({"command": "run", "recipe": "merges.yaml"}, False),
+        ({"command": "run", "recipe": "-x $(touch pwned).yaml"}, False),
+        ({"command": "run", "recipe": "measures.yaml"}, True),
+        ({"command": "run", "recipe": "mixes.yaml"}, True),
+        ({"command": "run", "recipe": "mistaken.yaml"}, False),  # the command says what is wrong
+        ({"command": "run", "recipe": "not there.yaml"}, False),
+        ({"command": "eval", "recipe": "merges.yaml", "tasks": "gsm8k"}, True),
+        ({"command": "eval", "reference": "me/model", "tasks": "gsm8k"}, True),
+    ],
+)
+def test_the_command_and_the_recipe_choose(inputs: dict[str, str], evaluates: bool, runner: Any) -> None:
+    steps, caches = installed(runner, **inputs)
+    assert steps == ["Install hubextrap", *["Install what evaluates"] * evaluates]
+    assert len(caches) == len(steps)
+    assert not (runner.workspace / "pwned").exists()
+
+
+def test_a_cache_is_named_after_what_is_installed_from_it(runner: Any) -> None:
+    """The first job with a name keeps its packages; another set under that name would never be kept."""
+
+    def name(*files: str) -> str:
+        return hashlib.sha256(b"".join((ACTION / file).read_bytes() for file in files)).hexdigest()
+
+    _, (built, evaluating) = installed(runner, extras="eval")
+    _, (given,) = installed(runner, wheel="wheel")
+    assert built.endswith(f"-3.11-{name('base.txt', 'build.txt')}")
+    assert given.endswith(f"-3.11-{name('base.txt')}")
+    assert evaluating.endswith(f"-3.11-{name('build.txt', 'eval.txt')}")
+    paths = [step["with"]["path"] for step in STEPS if step.get("uses", "").startswith("actions/cache@")]
+    scripts = [step["run"] for step in STEPS if step.get("name", "").startswith("Install ")]
+    assert [re.findall(r"--cache-dir ([^\s)]+)", script) for script in scripts] == [[path] for path in paths]
+
+
+def test_unknown_extras_are_refused_before_anything_is_installed(runner: Any) -> None:
+    ran = runner.action("hubextrap", {"extras": "evla"})
+    assert (ran.code, ran.log) == (2, "::error::hubextrap: the input extras is eval or nothing\n")
+    assert not ran.left_out
+
+
+def test_workflows_that_only_merge_install_no_more(runner: Any, tmp_path: Path) -> None:
+    """merge.yml's jobs; what it hands to the action asks for the base."""
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "merge.yml").read_text())["jobs"]
+    found = [step.get("with", {}) for job in jobs.values() for step in job["steps"] if "$/" in str(step)]
+    assert [given.get("command", "") for given in found] == ["", "plan", "merge"]
+    for given in found:
+        inputs = {key.replace("-", "_"): "" if "${{" in value else value for key, value in given.items()}
+        steps, _ = installed(runner, **inputs | ({"recipe": "measures.yaml"} if "recipe" in given else {}))
+        assert steps == ["Install hubextrap"]
+
+
+@pytest.fixture
+def bare(runner: Any, environment_of: Callable[..., Path]) -> Any:
+    """A machine with the base and these sources, after the installation."""
+    site = environment_of("base.txt")
+    for name in ("hubextrap", "merge_configs"):
+        (site / name).symlink_to(ROOT / name)
+    python = site.parents[2] / "bin" / "python"
+    command = python.with_name("hubextrap")
+    command.write_text(f"#!{python}\nfrom hubextrap.cli.main import main\nmain()\n")
+    command.chmod(0o755)
+    runner.environment = {"PATH": f"{python.parent}:/usr/bin:/bin", "PYTHONPATH": ""}
+    return runner
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["plan", "merge", "run"])
+def test_the_base_is_enough_for_a_recipe_that_measures_nothing(
+    command: str, bare: Any, hub: LocalHub, repo_id: str, token: str, demo_data: Path
+) -> None:
+    hub.create_repo(repo_id)
+    for step in (0, 100, 200):
+        folder = demo_data / "rlvr-C" / f"step_{step}"
+        hub.commit(repo_id, {path.name: path for path in folder.iterdir()}, revision=folder.name)
+    push = {"repo": f"{repo_id}-predicted", "revision": "step_400"}
+    recipe = RECIPE | {"trajectory": {"repo": repo_id}, "push": push}
+    (bare.workspace / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    ran = bare.action("hubextrap", {"command": command, "recipe": "mine.yaml", "token": token})
+    assert ran.code == 0, ran.log
+    assert ran.left_out == ["Install hubextrap"]
+    said = "no problems found" if command == "plan" else f"at `{push['repo']}@step_400`"
+    assert said in ran.summary
+
+
+@pytest.mark.slow
+def test_a_mistake_in_the_recipe_is_said_by_the_command(bare: Any) -> None:
+    (bare.workspace / "mine.yaml").write_text(yaml.safe_dump(RECIPES["mistaken.yaml"]))
+    ran = bare.action("hubextrap", {"command": "run", "recipe": "mine.yaml"})
+    assert ran.code == 1
+    assert "merge_metod: unknown key; did you mean merge_method?" in ran.log
+    assert "Traceback" not in ran.log
