@@ -1,4 +1,4 @@
-"""`make bench`: each program in turn with its peer, ratio by ratio, in under 30 minutes and 35 GB of disk."""
+"""`make bench`: each program in turn with its peer, ratio by ratio, in under 30 minutes and 30 GB of disk."""
 
 from __future__ import annotations
 
