@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from pydantic import PlainValidator
 
-from hubextrap.engine.budget import KERNEL_ELEMENTS
-from hubextrap.engine.kernels import Combiner, count_non_finite
+from hubextrap.engine.comparison import FLOATS
+from hubextrap.engine.kernels import Combiner
 from hubextrap.engine.plan import combination
+from hubextrap.engine.torch_kernels import BLOCK, TorchCombiner, count_non_finite, torch_dtype
 from hubextrap.errors import CheckpointMismatch, MethodError, NonFinite, StepError, UnsupportedCheckpoint
 from hubextrap.methods import Rule, find_method, method_names, nearest
 from hubextrap.statistics.linearity import BINS
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 
     from hubextrap.methods import Method, Parameter
 
+DTYPE_NAMES = {torch_dtype(name): name for name in FLOATS}
+"""safetensors' names of what the compiled kernels combine."""
 ABSENT = Argument.empty
 """Default of a parameter that has to be given: reading it is the error, so that the message is ours."""
 
@@ -156,10 +159,15 @@ def combine(inputs: Sequence[torch.Tensor], weights: NDArray[np.float64]) -> tor
     used = np.flatnonzero(weights).tolist()
     result = torch.empty_like(inputs[0], memory_format=torch.contiguous_format)
     itemsize = max(torch.float32.itemsize, result.element_size())
-    block = max(1, min(KERNEL_ELEMENTS, result.numel()))
-    Combiner(1, itemsize, str(result.device), block).combine(
-        [inputs[k].reshape(-1) for k in used], [combination(weights, used)], [result.view(-1)]
-    )
+    flat, output = [inputs[k].detach().contiguous().view(-1) for k in used], result.view(-1)
+    form, dtype = combination(weights, used), DTYPE_NAMES.get(result.dtype)
+    if result.device.type == "cpu" and dtype is not None:
+        stored = [tensor.view(torch.uint8).numpy() for tensor in flat]
+        made = output.view(torch.uint8).numpy()
+        Combiner(1, itemsize).combine(stored, [dtype] * len(used), [form], [made], dtype)
+    else:
+        block = max(1, min(BLOCK, result.numel()))
+        TorchCombiner(1, itemsize, str(result.device), block).combine_tensors(flat, [form], [output])
     return result
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hubextrap.engine.inputs import FileUse
-from hubextrap.engine.kernels import round_to
+from hubextrap.engine.torch_kernels import round_to
 from hubextrap.errors import CorruptFile, EvaluationError, PushError
 from hubextrap.evaluation import Row, Score
 from hubextrap.evaluation.halves import halves, main_figures

@@ -62,7 +62,7 @@ def problems_beforehand(
         except HubExtrapError as error:
             problems.append(error)
 
-    found(partial(check_device, prepared))
+    found(partial(check_device, prepared.settings.device))
     steps = prepared.recipe.target_steps
     made: list[Companions] = []
     found(lambda: made.extend(companions(prepared, index) for index in range(len(steps))))
@@ -107,9 +107,9 @@ def _look(target: PushTarget, states: dict[PushTarget, RemoteState]) -> None:
     states[target] = check_target(target)
 
 
-def check_device(prepared: Prepared) -> None:
-    """`engine.kernels.check_device`, without importing torch for the CPU."""
-    if prepared.settings.device != "cpu":
+def check_device(device: str) -> None:
+    """`engine.kernels.check_device`, without importing the kernels for the CPU."""
+    if device != "cpu":
         from hubextrap.engine import kernels
 
-        kernels.check_device(prepared.settings.device)
+        kernels.check_device(device)

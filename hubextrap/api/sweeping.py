@@ -318,7 +318,7 @@ class _Making:
 
 
 def _check_room(prepared: Prepared, out: Path, names: Sequence[str]) -> None:
-    check_device(prepared)
+    check_device(prepared.settings.device)
     if out.is_dir():  # a pass that is finished, and taken over first
         return
     sizes = output_sizes(prepared.plan, _files_beside(prepared))

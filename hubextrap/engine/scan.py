@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 import numpy as np
-import torch
 
 from hubextrap.engine.inputs import InputHashes, check_blamed, file_uses
-from hubextrap.engine.kernels import count_non_finite, torch_dtype
+from hubextrap.engine.kernels import count_non_finite, widen
 from hubextrap.engine.scan_plan import reads_as
 from hubextrap.engine.stream import Inputs, stream
 from hubextrap.errors import NonFinite
@@ -26,6 +25,7 @@ from hubextrap.scans.tensor_scan import TensorScan
 from hubextrap.statistics.elements import SCAN_BLOCK, BlockScanner
 from hubextrap.statistics.linearity import BINS, count_linearity, random_walk
 from hubextrap.statistics.table import GramTable
+from hubextrap.tensors.headers import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -176,42 +176,45 @@ class ScanWorker:
 
     def _scan(self, unit: Unit, piece: Piece) -> _Part:
         stored = self._buffer.stored(unit, piece)
-        rows = [part.view(torch_dtype(dtype)) for part, dtype in zip(stored, piece.dtypes, strict=True)]
         counts = np.zeros(BINS + 3, np.int64)
         kind = reads_as(piece.dtypes)
         if kind is None:
             found = [
-                self._scanner.scan(self._convert(rows, start), counts)
+                self._scanner.scan(self._convert(piece, stored, start), counts)
                 for start in range(0, piece.count, SCAN_BLOCK)
             ]
         else:
-            found = [self._scanner.scan([part.numpy().view(kind) for part in stored], counts)]
+            found = [self._scanner.scan([part.view(kind) for part in stored], counts)]
         grams = [gram for gram in found if gram is not None]
         if len(grams) < len(found):
-            raise self._non_finite(unit, piece, rows)
-        examples = list(zip(*gather(piece, rows, example_places(piece)), strict=True))
-        return _Part(np.concatenate(grams), counts, self._draw(piece, rows), examples)
+            raise self._non_finite(unit, piece, stored)
+        examples = list(zip(*gather(piece, stored, example_places(piece)), strict=True))
+        return _Part(np.concatenate(grams), counts, self._draw(piece, stored), examples)
 
-    def _convert(self, rows: Sequence[torch.Tensor], start: int) -> list[NDArray[np.float32]]:
+    def _convert(
+        self, piece: Piece, stored: Sequence[NDArray[np.uint8]], start: int
+    ) -> list[NDArray[np.float32]]:
         """A block of rows that the compiled loops do not read, as float32."""
         if not self._converted.size:
-            self._converted = np.zeros((len(rows), SCAN_BLOCK), np.float32)
-        count = min(SCAN_BLOCK, len(rows[0]) - start)
-        for row, converted in zip(rows, self._converted, strict=True):
-            torch.from_numpy(converted[:count]).copy_(row[start : start + count])
-        return list(self._converted[:, :count])
+            self._converted = np.zeros((len(stored), SCAN_BLOCK), np.float32)
+        stop = min(start + SCAN_BLOCK, piece.count)
+        rows = list(self._converted[:, : stop - start])
+        for data, dtype, row in zip(stored, piece.dtypes, rows, strict=True):
+            itemsize = DTYPES[dtype].itemsize
+            widen(data[start * itemsize : stop * itemsize], dtype, row)
+        return rows
 
-    def _draw(self, piece: Piece, rows: Sequence[torch.Tensor]) -> NDArray[np.int64]:
+    def _draw(self, piece: Piece, stored: Sequence[NDArray[np.uint8]]) -> NDArray[np.int64]:
         if self._sample is None:
             return np.zeros(BINS + 3, np.int64)
         size = max(LEAST_SAMPLE, int(piece.elements * self._sample))
         places = draw(piece.tensor, piece.elements, size, seed=1)
-        return count_linearity(self._steps, gather(piece, rows, places)[1])
+        return count_linearity(self._steps, gather(piece, stored, places)[1])
 
-    def _non_finite(self, unit: Unit, piece: Piece, rows: Sequence[torch.Tensor]) -> NonFinite:
+    def _non_finite(self, unit: Unit, piece: Piece, stored: Sequence[NDArray[np.uint8]]) -> NonFinite:
         inputs = self._buffer.inputs
-        for k, row in zip(piece.checkpoints, rows, strict=True):
-            if count_non_finite(row):
+        for k, data, dtype in zip(piece.checkpoints, stored, piece.dtypes, strict=True):
+            if count_non_finite(data, dtype):
                 check_blamed(unit, piece, inputs.sources, [k])
                 return NonFinite(
                     f"{piece.tensor}: {inputs.called(k)} holds NaN or infinite weights; leave that "
@@ -241,17 +244,17 @@ def example_places(piece: Piece) -> NDArray[np.int64]:
 
 
 def gather(
-    piece: Piece, rows: Sequence[torch.Tensor], places: NDArray[np.int64]
+    piece: Piece, stored: Sequence[NDArray[np.uint8]], places: NDArray[np.int64]
 ) -> tuple[range, NDArray[np.float32]]:
     """Which of ``places`` (in order) lie in the piece, and their values, (n, K)."""
     first, stop = np.searchsorted(places, [piece.start, piece.start + piece.count])
-    if first == stop:
-        return range(0), np.zeros((0, len(rows)), np.float32)
-    inside = torch.from_numpy(places[first:stop] - piece.start)
-    # by their bytes: torch 2.6 picks no single float8 numbers
-    picked = [row.view(-1, 1).view(torch.uint8)[inside].view(row.dtype).view(-1) for row in rows]
-    values = torch.stack([numbers.to(torch.float32) for numbers in picked], dim=1)
-    return range(first, stop), values.numpy()
+    inside = places[first:stop] - piece.start
+    values = np.zeros((len(stored), len(inside)), np.float32)
+    for data, dtype, row in zip(stored, piece.dtypes, values, strict=True):
+        picked = data.reshape(piece.count, -1)[inside]
+        widen(picked.reshape(-1), dtype, row)
+    # one weight's values side by side, as those who add them up take them
+    return range(first, stop), np.ascontiguousarray(values.T)
 
 
 def _assemble(

@@ -6,15 +6,16 @@ in the units' order, so what comes out does not depend on the number of workers,
 
 from __future__ import annotations
 
-import contextlib
+import mmap
 import queue
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-import torch
+import numpy as np
 
+from hubextrap.compiling import announced
 from hubextrap.engine.executors import Turns, executor_for
 from hubextrap.engine.inputs import check_blamed
 from hubextrap.engine.kernels import same_bytes
@@ -23,8 +24,10 @@ from hubextrap.errors import CheckpointMismatch, SourceError
 from hubextrap.tensors.headers import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
     from concurrent.futures import Executor as Pool
+
+    from numpy.typing import NDArray
 
     from hubextrap.engine.budget import Buffers
     from hubextrap.engine.inputs import Digests, InputHashes
@@ -49,7 +52,7 @@ class Inputs:
 
 
 class UnitBuffer:
-    """Memory that is used for one unit after the other. Not thread-safe.
+    """Memory that is used for one unit after the other, from the start of a page on. Not thread-safe.
 
     Args:
         size: bytes.
@@ -68,11 +71,12 @@ class UnitBuffer:
         self.inputs = inputs
         self._readers = readers
         self._advance = advance
-        self._allocate(size, pinned=False)
+        self.use(np.frombuffer(mmap.mmap(-1, max(1, size), mmap.MAP_PRIVATE | mmap.MAP_ANON), np.uint8))
 
-    def pin(self) -> None:
-        """Let a CUDA device copy from it; before anything is read into it."""
-        self._allocate(self.tensor.numel(), pinned=True)
+    def use(self, array: NDArray[np.uint8]) -> None:
+        """Take other memory, such as a device copies from; before anything is read into it."""
+        self.array = array
+        self.memory = array.data
 
     def fill(self, unit: Unit) -> None:
         """Read all that the unit needs.
@@ -86,7 +90,7 @@ class UnitBuffer:
         else:
             list(self._readers.map(lambda read: self._read(unit, read), unit.reads))
 
-    def stored(self, unit: Unit, piece: Piece) -> list[torch.Tensor]:
+    def stored(self, unit: Unit, piece: Piece) -> list[NDArray[np.uint8]]:
         """The bytes of each input of a piece of the unit.
 
         Raises:
@@ -102,13 +106,9 @@ class UnitBuffer:
                 raise self._untied(unit, piece, twin)
         return stored
 
-    def bytes_of(self, place: int, count: int, dtype: str) -> torch.Tensor:
+    def bytes_of(self, place: int, count: int, dtype: str) -> NDArray[np.uint8]:
         """``count`` elements of ``dtype`` (safetensors name) from ``place`` on, as uint8."""
-        return self.tensor[place : place + count * DTYPES[dtype].itemsize]
-
-    def _allocate(self, size: int, pinned: bool) -> None:
-        self.tensor = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-        self.memory: memoryview = self.tensor.numpy().data
+        return self.array[place : place + count * DTYPES[dtype].itemsize]
 
     def _read(self, unit: Unit, read: Read) -> None:
         view = self.memory[read.position : read.position + read.size]
@@ -172,7 +172,7 @@ def stream(
     """
     executor, turns = executor_for(buffers.workers), Turns()
     with (
-        one_torch_thread(),
+        announced(progress),
         progress.stage(consumer.title, consumer.bytes_read) as stage,
         ThreadPoolExecutor(buffers.readers or 1, thread_name_prefix="hubextrap-read") as readers,
     ):
@@ -203,14 +203,3 @@ def stream(
 
         deque(executor.map(work, enumerate(consumer.units())), maxlen=0)
         hashes.finish()
-
-
-@contextlib.contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """The workers are the parallelism; torch's own threads would only get in their way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -34,6 +34,16 @@ class Combination:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """What is known of one target's output."""
+
+    non_finite: int
+    """NaN or infinite elements."""
+    identical: bool
+    """Whether its bytes are the last checkpoint's."""
+
+
+@dataclass(frozen=True, slots=True)
 class Read:
     """Bytes of one checkpoint's file and their place in the buffer."""
 

@@ -6,17 +6,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hubextrap.engine.inputs import check_blamed
-from hubextrap.engine.kernels import Combiner, count_non_finite, same_bytes, torch_dtype
+from hubextrap.engine.kernels import Combiner, count_non_finite, same_bytes
+from hubextrap.engine.units import Made
 from hubextrap.errors import CheckpointMismatch
 from hubextrap.tensors.headers import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
+    import numpy as np
+    from numpy.typing import NDArray
 
     from hubextrap.engine.stream import UnitBuffer
+    from hubextrap.engine.torch_kernels import TorchCombiner
     from hubextrap.engine.units import Form, MergeUnit, Piece
+
+    Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +60,14 @@ class MergeWorker:
     ) -> None:
         self._buffer = buffer
         self._check_finite = check_finite
-        self._combiner = Combiner(targets, accumulator_itemsize, device)
-        if device != "cpu":
-            buffer.pin()
+        self._combiner: Combiner | TorchCombiner
+        if device == "cpu":
+            self._combiner = Combiner(targets, accumulator_itemsize)
+        else:
+            from hubextrap.engine.torch_kernels import TorchCombiner, pinned
+
+            self._combiner = TorchCombiner(targets, accumulator_itemsize, device)
+            buffer.use(pinned(buffer.array.nbytes))
 
     def __call__(self, unit: MergeUnit) -> MergeResult:
         """Fill the outputs of the unit that the buffer holds.
@@ -73,17 +83,14 @@ class MergeWorker:
             outputs = [
                 self._buffer.bytes_of(place + written, piece.count, form.dtype) for place in unit.outputs
             ]
-            inputs = [part.view(torch_dtype(dtype)) for part, dtype in zip(stored, piece.dtypes, strict=True)]
-            results = [part.view(torch_dtype(form.dtype)) for part in outputs]
             if form.combinations:
-                self._combiner.combine(inputs, form.combinations, results)
-                has_last = piece.checkpoints[-1] == len(self._buffer.inputs.steps) - 1
-                for target, output in enumerate(outputs):
-                    identical[target] &= has_last and same_bytes(output, stored[-1])
+                made = self._combine(piece, form, stored, outputs)
             else:
-                self._copy_equal(unit, piece, stored, outputs)
-            if self._check_finite:
-                non_finite += _non_finite(piece, form, inputs, results)
+                made = self._copy_equal(unit, piece, stored, outputs)
+            for target, one in enumerate(made):
+                identical[target] &= one.identical
+                if one.non_finite and self._check_finite:
+                    non_finite.append(_non_finite(piece, form, stored, target, one.non_finite))
             written += piece.count * DTYPES[form.dtype].itemsize
         return MergeResult(
             tuple(self._buffer.memory[place : place + unit.size] for place in unit.outputs),
@@ -91,9 +98,22 @@ class MergeWorker:
             tuple(non_finite),
         )
 
+    def _combine(
+        self, piece: Piece, form: Form, stored: Sequence[Bytes], outputs: Sequence[Bytes]
+    ) -> Sequence[Made]:
+        has_last = piece.checkpoints[-1] == len(self._buffer.inputs.steps) - 1
+        return self._combiner.combine(
+            stored,
+            piece.dtypes,
+            form.combinations,
+            outputs,
+            form.dtype,
+            last=len(stored) - 1 if has_last else None,
+        )
+
     def _copy_equal(
-        self, unit: MergeUnit, piece: Piece, stored: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
-    ) -> None:
+        self, unit: MergeUnit, piece: Piece, stored: Sequence[Bytes], outputs: Sequence[Bytes]
+    ) -> Sequence[Made]:
         for k, dtype, part in zip(piece.checkpoints, piece.dtypes, stored[:-1], strict=False):
             if not same_bytes(part, stored[-1]):
                 inputs = self._buffer.inputs
@@ -106,17 +126,12 @@ class MergeWorker:
                     step=inputs.steps[k],
                 )
         for output in outputs:
-            output.copy_(stored[-1])
+            output[:] = stored[-1]
+        # integers are finite, and a complex number or a float8 that is only copied need not be
+        return [Made(count_non_finite(stored[-1], piece.dtypes[-1]), identical=True)] * len(outputs)
 
 
-def _non_finite(
-    piece: Piece, form: Form, inputs: Sequence[torch.Tensor], results: Sequence[torch.Tensor]
-) -> list[NonFiniteCount]:
-    found = []
-    for target, result in enumerate(results):
-        whole = not (result.is_floating_point() or result.is_complex())
-        if not whole and (count := count_non_finite(result)):
-            used = form.combinations[target].indices if form.combinations else range(len(inputs))
-            causes = {piece.checkpoints[i]: count_non_finite(inputs[i]) for i in used}
-            found.append(NonFiniteCount(piece.tensor, target, count, causes))
-    return found
+def _non_finite(piece: Piece, form: Form, stored: Sequence[Bytes], target: int, count: int) -> NonFiniteCount:
+    used = form.combinations[target].indices if form.combinations else range(len(stored))
+    causes = {piece.checkpoints[i]: count_non_finite(stored[i], piece.dtypes[i]) for i in used}
+    return NonFiniteCount(piece.tensor, target, count, causes)

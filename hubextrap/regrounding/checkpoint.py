@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
 from hubextrap.durable.atomic import write_whole
 from hubextrap.engine.comparison import compare
-from hubextrap.engine.kernels import count_non_finite, torch_dtype
+from hubextrap.engine.kernels import count_non_finite
 from hubextrap.errors import CheckpointError, CheckpointMismatch, NonFinite, UnsupportedCheckpoint
 from hubextrap.foreign_text import own_lines
 from hubextrap.hub.side_files import is_side_file, side_files
@@ -119,7 +119,6 @@ def _read_shard(source: LocalSource, shard: ShardInfo, stage: Stage) -> str:
     source.read(shard.file, 0, memoryview(head))
     digest.update(head)
     for tensor in shard.tensors:  # contiguous, as reading the header has checked
-        dtype = torch_dtype(tensor.dtype)
         step = _BLOCK - _BLOCK % DTYPES[tensor.dtype].itemsize
         bad = 0
         for start in range(0, tensor.nbytes, step):
@@ -127,8 +126,7 @@ def _read_shard(source: LocalSource, shard: ShardInfo, stage: Stage) -> str:
             source.read(shard.file, tensor.offset + start, memoryview(data))
             digest.update(data)
             stage.advance(len(data))
-            if dtype.is_floating_point or dtype.is_complex:
-                bad += count_non_finite(torch.frombuffer(data, dtype=dtype))
+            bad += count_non_finite(np.frombuffer(data, np.uint8), tensor.dtype)
         if bad:
             raise NonFinite(
                 f"{source.name}/{shard.file}: {bad:,} weights of {tensor.name} are NaN or infinite: training "

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from hubextrap.engine.kernels import count_non_finite, round_to
+from hubextrap.engine.torch_kernels import count_non_finite, round_to
 from hubextrap.errors import MethodError, NonFinite
 from hubextrap.regrounding.ring import SnapshotRing
 

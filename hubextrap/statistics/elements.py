@@ -19,8 +19,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import carray, njit  # type: ignore[attr-defined]
+from numba import carray  # type: ignore[attr-defined]
 
+from hubextrap.compiling import compiled
 from hubextrap.statistics.bits import (
     dot_products,
     key_of,
@@ -129,7 +130,7 @@ def _scratch(count: int, kind: DTypeLike) -> NDArray[Any]:
     return memory[start : start + size].view(kind)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _scan(addresses, elements, times, time_variation, rows, extremes, moves, starts, sums, places, tables, products, counts, grams):  # type: ignore[no-untyped-def]  # noqa: E501  # fmt: skip
     observed = len(addresses)
     share = np.float32(1 / observed)
@@ -163,13 +164,13 @@ def _scan(addresses, elements, times, time_variation, rows, extremes, moves, sta
     return True
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _borrowed(array):  # type: ignore[no-untyped-def]
     """An array without its owner, for slices that nobody counts: counting takes longer than a short loop."""
     return carray(pointer_to(array.ctypes.data, array[0]), len(array))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _copy(source, row):  # type: ignore[no-untyped-def]
     for i in range(len(source)):
         row[i] = source[i]
@@ -183,7 +184,7 @@ _LEAST, _MOST, _SECOND, _SECOND_LAST = (STRIDE * i for i in range(4))
 _TOTAL, _COVARIATION, _SQUARES = (STRIDE * i for i in range(3))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _add_extremes(rows, extremes, begun):  # type: ignore[no-untyped-def]
     """The least and the most of 1 + MOVES checkpoints, and of those before when that has ``begun``."""
     for i in range(TILE):
@@ -195,7 +196,7 @@ def _add_extremes(rows, extremes, begun):  # type: ignore[no-untyped-def]
         extremes[_MOST + i] = larger(most, extremes[_MOST + i]) if begun else most
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _add_inner(rows, extremes, begun):  # type: ignore[no-untyped-def]
     """The second smallest and second largest distinct value, likewise."""
     for i in range(TILE):
@@ -210,7 +211,7 @@ def _add_inner(rows, extremes, begun):  # type: ignore[no-untyped-def]
         extremes[_SECOND_LAST + i] = second_last
 
 
-@njit(nogil=True, cache=True, fastmath=_ORDERED)
+@compiled(fastmath=_ORDERED)
 def _add_line(base, rows, moves, times, sums, begun):  # type: ignore[no-untyped-def]
     """MOVES moves, and the sums that R² needs; ``rows`` and ``times`` begin one checkpoint earlier."""
     for i in range(TILE):
@@ -231,7 +232,7 @@ def _add_line(base, rows, moves, times, sums, begun):  # type: ignore[no-untyped
         sums[_SQUARES + i] = squares
 
 
-@njit(nogil=True, cache=True, fastmath=_ORDERED, error_model="numpy")
+@compiled(fastmath=_ORDERED, error_model="numpy")
 def _find_places(extremes, sums, time_variation, share, places):  # type: ignore[no-untyped-def]
     """Where each weight is counted."""
     for i in range(TILE):
@@ -247,7 +248,7 @@ def _find_places(extremes, sums, time_variation, share, places):  # type: ignore
         places[i] = wide if least < most else _UNMOVED
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _add_products(moves, starts, products):  # type: ignore[no-untyped-def]
     """products[a, d]: move a times the one d places on, two by four, so that each value is used often."""
     rows, following = products.shape
@@ -270,7 +271,7 @@ def _add_products(moves, starts, products):  # type: ignore[no-untyped-def]
                 products[a + 1, d - a + i] += found[4 + i]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _is_finite(products):  # type: ignore[no-untyped-def]
     total = 0.0
     for a in range(len(products)):
@@ -278,14 +279,14 @@ def _is_finite(products):  # type: ignore[no-untyped-def]
     return np.isfinite(total)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _count(places, tables):  # type: ignore[no-untyped-def]
     for i in range(0, TILE, TABLES):
         for j in range(TABLES):
             tables[np.uint64(places[i + j]) + np.uint64(j * _COUNTS)] += 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _add_up(products, count, gram):  # type: ignore[no-untyped-def]
     """The Gram matrix of the deltas, which are sums of moves, from that of the moves."""
     for a in range(count):

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from hubextrap.engine import Budget, plan_merge, run_plan
-from hubextrap.engine.budget import KERNEL_ELEMENTS
 from hubextrap.engine.cutting import Room, unit_minimum
 from hubextrap.engine.defaults import MiB
 from hubextrap.engine.executors import SerialExecutor, ThreadExecutor
+from hubextrap.engine.kernels import BLOCK
 from hubextrap.errors import CheckpointMismatch, NonFinite, OutputError, SourceError
 from hubextrap.tensors import FinishedShard, LocalSink, LocalSource, Sink, read_layouts
 
@@ -185,7 +185,7 @@ def test_non_finite_input_names_tensor_count_and_checkpoint(
     save: Callable[..., Path], merge: Callable
 ) -> None:
     bad = torch.ones(700_000)
-    bad[[3, KERNEL_ELEMENTS, 699_999]] = float("nan")
+    bad[[3, BLOCK, 699_999]] = float("nan")
     bad[5] = float("inf")
     folders = [
         save("first", {"w": bad, "x": torch.ones(2)}),
@@ -317,16 +317,6 @@ def test_finishing_that_fails(
     with pytest.raises(OutputError, match="00002-of-00004"):
         run_plan(plan, [source, source], [sink])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model-00001-of-00004.safetensors"]
-
-
-def test_torch_threads_are_put_back(save: Callable[..., Path], merge: Callable) -> None:
-    folder = save("one", {"w": torch.ones(4)})
-    torch.set_num_threads(2)
-    try:
-        merge([folder, folder], [0.0, 1.0])
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
 
 
 def test_executors_keep_order_and_stop_at_the_first_error() -> None:

@@ -151,9 +151,7 @@ class Bytes:
         return list(self.plan.units(self.plan.tensors))
 
     def worker(self, buffer: UnitBuffer) -> Callable[[Unit], list[list[bytes]]]:
-        return lambda unit: [
-            [part.numpy().tobytes() for part in buffer.stored(unit, piece)] for piece in unit.pieces
-        ]
+        return lambda unit: [[part.tobytes() for part in buffer.stored(unit, piece)] for piece in unit.pieces]
 
     def take(self, unit: Unit, result: list[list[bytes]], digests: Digests) -> None:
         self.taken.append(unit)
