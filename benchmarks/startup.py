@@ -52,7 +52,11 @@ def startup(bench: Bench) -> None:
     }
     ever = in_turn(pair, bench.times(3))
     longer = [one.seconds - two.seconds for one, two in zip(ever["first"], ever["later"], strict=True)]
-    print(f"\nthe very first merge takes {spread(longer)} s longer (target {target(longer, COMPILING)})")
+    busy = [one.processors - two.processors for one, two in zip(ever["first"], ever["later"], strict=True)]
+    print(
+        f"\nthe very first merge takes {spread(longer)} s longer (target {target(longer, COMPILING)}), "
+        f"{spread(busy)} s of processor time"
+    )
 
 
 def target(values: list[float], limit: float) -> str:

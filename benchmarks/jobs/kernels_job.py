@@ -20,9 +20,9 @@ from hubextrap.engine.torch_kernels import TorchCombiner
 from hubextrap.engine.units import Combination
 from hubextrap.methods import coefficients
 
-WEIGHTS = 2**16
-"""Of K = 8 inputs and one output: 1.1 MB, what a second-level cache holds."""
-REPEATS = 100
+WEIGHTS = 2**15
+"""K = 8 inputs, an output and torch's scratch are 1 MB: what a second-level cache holds."""
+REPEATS = 200
 
 
 def nanoseconds(work: Callable[[], object]) -> float:

@@ -9,7 +9,6 @@ from runpy import run_path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
 from harness import ROOT
 
 if TYPE_CHECKING:
@@ -89,8 +88,8 @@ def test_medians_have_their_spread(measure: dict[str, Any]) -> None:
 
 
 def test_a_process_is_measured(measure: dict[str, Any]) -> None:
-    work = "import time; b = bytearray(200_000_000)\nwhile time.process_time() < .3: pass\nprint('{\"own\": 5}')"
-    found = measure["run"]([sys.executable, "-c", work])
+    busy = "import time; b = bytearray(200_000_000)\nwhile time.process_time() < .3: pass\n"
+    found = measure["run"]([sys.executable, "-c", busy + "print('{\"own\": 5}')"])
     assert 0.3 <= found.processors < 2
     assert found.seconds >= found.processors
     assert 200e6 < found.peak < 400e6
