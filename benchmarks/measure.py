@@ -38,6 +38,11 @@ class Run:
         """Seconds without Python's start-up and imports, where the job says it."""
         return self.said.get("own")
 
+    @property
+    def own_processors(self) -> float | None:
+        """Processor seconds of the same."""
+        return self.said.get("processors")
+
 
 def run(
     command: Sequence[object],

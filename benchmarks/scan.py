@@ -15,8 +15,8 @@ def scan(bench: Bench) -> None:
     tiny, root = bench.tiny(), bench.small(8)
     files = weight_files(root, 8)
     print(f"\nK = 8, {billions(root):.2f}B weights, bf16; medians (least–most); ratios within a round\n")
-    names = ["files in", "program", "wall s", "own s", "processor s", "peak GB", "own/raw read"]
-    heading(*names, *(["own/other's"] if bench.other else []))
+    names = ["files in", "program", "wall s", "own s", "own processor s", "peak GB", "own/raw read"]
+    heading(*names, *(["own/other's", "own processor s/other's"] if bench.other else []))
     for place, before in (("the disk", cool), ("the page cache", warm)):
         programs: dict[str, Callable[[], Run]] = {
             "scan": partial(job, "scan", tiny, root),
@@ -26,8 +26,13 @@ def scan(bench: Bench) -> None:
             programs["other scan"] = partial(job, "scan", tiny, root, tree=bench.other)
         found = in_turn(programs, bench.times(5), partial(before, files))
         for name, runs in found.items():
+            wall, own, _, peak = figures(runs)
+            busy = spread([one.own_processors for one in runs])
             raw = ratios(runs, found["raw read"], lambda one: one.own)
-            beside = [
-                ratios(runs, others, lambda one: one.own) for others in [found.get("other scan")] if others
-            ]
-            row(place, name, *figures(runs), spread(raw), *map(spread, beside))
+            beside = []
+            if bench.other:
+                beside = [
+                    ratios(runs, found["other scan"], lambda one: one.own),
+                    ratios(runs, found["other scan"], lambda one: one.own_processors),
+                ]
+            row(place, name, wall, own, busy, peak, spread(raw), *map(spread, beside))

@@ -14,6 +14,6 @@ from hubextrap import api
 
 api.scan(hubextrap.find_trajectory(sys.argv[1]))
 trajectory = hubextrap.find_trajectory(sys.argv[2])
-started = time.perf_counter()
+started, busy = time.perf_counter(), time.process_time()
 api.scan(trajectory)
-print(json.dumps({"own": time.perf_counter() - started}))
+print(json.dumps({"own": time.perf_counter() - started, "processors": time.process_time() - busy}))
