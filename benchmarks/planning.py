@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from benchmarks.inputs import LAYERS, Bench, recipe
 from benchmarks.measure import heading, hubextrap, in_turn, row, spread
 from benchmarks.sparse import deepseek_v3, qwen3_30b_a3b, sparse_run
@@ -24,7 +26,7 @@ def planning(bench: Bench) -> None:
         shards = sparse_run(root, tensors, max(counts))
         for count in counts:
             file = recipe(bench.work / "recipe.yaml", root, count)
-            runs = in_turn({"plan": lambda file=file: hubextrap("plan", file)}, bench.times(3))["plan"]
+            runs = in_turn({"plan": partial(hubextrap, "plan", file)}, bench.times(3))["plan"]
             seconds, peak = [run.processors for run in runs], max(run.peak for run in runs) / 1e6
             limits = (target(seconds, SECONDS), target([peak], PEAK)) if count == 4 else ("", "")
             walls = spread([run.seconds for run in runs], 1)

@@ -50,7 +50,7 @@ def measured(count: int, rounds: int) -> dict[str, list[float]]:
         for row, target in zip(inputs, copies, strict=True):
             np.copyto(target, row)
 
-    programs = {
+    programs: dict[str, Callable[[], object]] = {
         "hubextrap": partial(combine, Combiner(1), outputs["hubextrap"]),
         "torch": partial(combine, TorchCombiner(1), outputs["torch"]),
         "memcpy": copy,

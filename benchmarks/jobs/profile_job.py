@@ -11,7 +11,7 @@ import json
 import sys
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -25,7 +25,7 @@ from hubextrap.cli.main import main
 from hubextrap.engine import executors, inputs, run, worker
 from hubextrap.tensors import blocks, local, remote, sinks
 
-taken: Counter[str] = Counter()
+taken: dict[str, float] = defaultdict(float)
 lock = threading.Lock()
 inner = threading.local()
 
@@ -83,7 +83,7 @@ watch(blocks.BlockWriter, "_write", "writing")
 watch(sinks.LocalShardWriter, "finish", "writing")
 watch(sinks, "_reserve", "writing")
 watch(run, "run_plan", "Python between the stages")
-hubextrap.api.merging.run_plan = run.run_plan
+hubextrap.api.merging.run_plan = run.run_plan  # type: ignore[attr-defined]
 unwatched = executors.ThreadExecutor.map
 executors.ThreadExecutor.map = mapped  # type: ignore[method-assign]
 for module in (inputs, run):
