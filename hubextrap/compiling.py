@@ -1,26 +1,30 @@
-"""Loops that numba compiles, once for a machine and a version: what it made is kept on disk where that can be.
+"""Loops that numba compiles, once for a machine and a version: what it made is kept on disk if it can be.
 
-Where it is kept is numba's affair: NUMBA_CACHE_DIR, else beside the module, else the user's own cache.
-Whatever is wrong there, a folder that cannot be written, a full disk, a damaged file, costs a compilation and
-nothing else: no command fails for it. Importing a module with such loops neither compiles nor looks for the cache.
+`MachineCode` is for loops that every merge needs: its second run takes the machine code off the disk, and
+imports neither numba nor the Python that it was made from, which would take a third of a second.
+`compiled` is numba's njit, for loops that take arrays.
+
+Whatever is wrong with what is kept, a folder that cannot be written, a full disk, a damaged file, costs a
+compilation and nothing else: no command fails for it. Importing a module with loops neither compiles nor
+looks for them.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import pickle
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
-
-from numba import njit  # type: ignore[attr-defined]
-from numba.core import event
-from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 
 from hubextrap.digests import sha256_hex
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 
 class Listener(Protocol):
@@ -30,96 +34,196 @@ class Listener(Protocol):
         """Tell the user one fact, as a line."""
 
 
-def compiled(function: Any = None, *, cache: bool = True, **options: Any) -> Any:
-    """A function that is compiled when it is first called with arguments of a type; it gives up the GIL.
-
-    Args:
-        cache: whether to keep it on disk; what only other compiled functions call is kept with them.
-        options: more of numba's njit.
-    """
-    if function is None:
-        return partial(compiled, cache=cache, **options)
-    made = njit(nogil=True, **options)(function)
-    if cache:
-        made._cache = _Cache(function)
-    return made
+_listeners: list[Listener] = []
+_one_at_a_time = Lock()
+_engines: list[Any] = []
+"""What owns the machine code that was loaded."""
+_results = ctypes.create_string_buffer(8)
+_UNUSED = ctypes.addressof(_results)
+"""Where a function that numba compiled leaves its result, nothing, and its exception, none."""
 
 
 @contextmanager
 def announced(progress: Listener) -> Iterator[None]:
-    """Inside it, the first compilation is told, as it takes seconds; what the cache has is not."""
-    listener = _Announcement(progress)
-    event.register("numba:compile", listener)
+    """Inside it, the first compilation is told, as it takes seconds; what is on disk is not."""
+    _listeners.append(progress)
     try:
         yield
     finally:
-        event.unregister("numba:compile", listener)
+        if progress in _listeners:
+            _listeners.remove(progress)
 
 
-class _Announcement(event.Listener):
-    def __init__(self, progress: Listener) -> None:
-        self._progress: Listener | None = progress
-
-    def on_start(self, event: Any) -> None:
-        progress, self._progress = self._progress, None
-        if progress is not None:
-            progress.say("compiling the loops, once for this machine and version …")
-
-    def on_end(self, event: Any) -> None:
-        pass
+def _announce() -> None:
+    while _listeners:
+        _listeners.pop().say("compiling the loops, once for this machine and version …")
 
 
-class _Cache(NullCache):  # type: ignore[misc]
-    """numba's cache of a function, which is looked for when it is first needed and fails in silence."""
+class MachineCode:
+    """A function of a module of loops. It takes whole numbers, addresses among them, and returns nothing.
+
+    It is loaded, or else compiled, when it is first called, and does not hold the GIL.
+
+    Args:
+        package: where the modules are.
+        modules: the one of the function, then those of ours that it is made with.
+        name: of the function, which is a plain one that only calls what numba compiles.
+    """
+
+    def __init__(self, package: str, modules: Sequence[str], name: str) -> None:
+        self._package, self._modules, self._name = package, modules, name
+        self._call: Callable[..., Any] | None = None
+
+    def __call__(self, *arguments: int) -> None:
+        if self._call is None:
+            with _one_at_a_time:
+                self._call = self._call or self._ready(len(arguments))
+        self._call(_UNUSED, _UNUSED, *arguments)
+
+    def _ready(self, count: int) -> Callable[..., Any]:
+        places = [folder / f"{self._name}-{self._key()}.o" for folder in self._folders()]
+        stored = _stored(places)
+        if stored is None:
+            _announce()
+            stored = self._compiled()
+            _keep(places, stored)
+        symbol, machine_code = stored.split(b"\n", 1)
+        kind = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * count)
+        return kind(_loaded(symbol.decode(), machine_code))
+
+    def _folders(self) -> list[Path]:
+        """Where machine code may lie, in the order of preference, which is numba's."""
+        if chosen := os.environ.get("NUMBA_CACHE_DIR"):
+            return [Path(chosen)]
+        folders = [Path(folder) / "__pycache__" for folder in import_module(self._package).__path__]
+        with suppress(RuntimeError):  # there is no home
+            folders.append(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hubextrap")
+        return folders
+
+    def _key(self) -> str:
+        """What the machine code depends on."""
+        from importlib.metadata import version
+        from pkgutil import get_data
+
+        import llvmlite.binding as llvm  # type: ignore[import-untyped]
+
+        sources = [get_data(self._package, f"{module}.py") or b"" for module in self._modules]
+        settings = sorted(
+            f"{name}={value}" for name, value in os.environ.items() if name.startswith("NUMBA_")
+        )
+        machine = llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+        versions = version("numba"), version("llvmlite")
+        return sha256_hex(b"\0".join(sources) + repr((settings, machine, versions)).encode())[:24]
+
+    def _compiled(self) -> bytes:
+        """The symbol's name, a line, and the object file."""
+        from numba import njit, types
+
+        function = getattr(import_module(f"{self._package}.{self._modules[0]}"), self._name)
+        numbers = [types.int64] * function.__code__.co_argcount
+        alone: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+        made: Any = njit(error_model="numpy", **alone)(function)
+        made.compile(types.void(*numbers))
+        result = made.overloads[tuple(numbers)]
+        _, _, (machine_code, _) = result.library.serialize_using_object_code()
+        symbol: str = result.fndesc.llvm_func_name
+        return symbol.encode() + b"\n" + bytes(machine_code)
+
+
+def _loaded(symbol: str, machine_code: bytes) -> int:
+    """The address of a function in an object file."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(machine_code))
+    engine.finalize_object()
+    _engines.append(engine)
+    return int(engine.get_function_address(symbol))
+
+
+def _stored(places: Sequence[Path]) -> bytes | None:
+    for place in places:
+        with suppress(OSError):
+            content = place.read_bytes()
+            if sha256_hex(content[64:]).encode() == content[:64]:
+                return content[64:]
+    return None
+
+
+def _keep(places: Sequence[Path], content: bytes) -> None:
+    """Store it at the first place that takes it, if there is one, whole or not at all."""
+    for place in places:
+        beside = place.with_suffix(f".{os.getpid()}")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_bytes(sha256_hex(content).encode() + content)
+            beside.replace(place)
+        except OSError:
+            with suppress(OSError):
+                beside.unlink()
+        else:
+            return
+
+
+def compiled(function: Any = None, **options: Any) -> Any:
+    """numba's njit of a function, which gives up the GIL; looked up, or compiled, when it is first called.
+
+    Args:
+        options: more of njit's.
+    """
+    from numba import njit
+
+    if function is None:
+        return partial(compiled, **options)
+    made = njit(nogil=True, **options)(function)
+    made._cache = _Cache(function)
+    return made
+
+
+class _Cache:
+    """numba's cache of a function, behind its own interface: made when needed, and failing in silence."""
 
     def __init__(self, function: Any) -> None:
         self._function = function
-        self._found: Any = None
-
-    @property
-    def cache_path(self) -> Any:
-        return self._numbas().cache_path
+        self._numbas: Any = None
 
     def load_overload(self, signature: Any, context: Any) -> Any:
-        try:
-            return self._numbas().load_overload(signature, context)
-        except Exception:  # an index that cannot be read is in the way of a new one
-            self.flush()
-            return None
+        found = self._attempt("load_overload", signature, context)
+        if found is None:
+            _announce()
+        return found
 
     def save_overload(self, signature: Any, made: Any) -> None:
-        try:
-            self._numbas().save_overload(signature, made)
-        except Exception:
-            self.flush()
+        self._attempt("save_overload", signature, made)
 
-    def flush(self) -> None:
-        try:
-            self._numbas().flush()
-        except Exception:
-            self._found = NullCache()
+    def _attempt(self, what: str, *arguments: Any) -> Any:
+        """Call it; if it fails, clear the index, as one that cannot be read is in the way of a new one."""
+        with suppress(Exception):
+            self._numbas = self._numbas or self._found()
+            return getattr(self._numbas, what)(*arguments)
+        with suppress(Exception):
+            self._numbas.flush()
+        return None
 
-    def _numbas(self) -> Any:
-        if self._found is None:
-            try:
-                self._found = FunctionCache(self._function)
-                self._found._cache_file.__class__ = _CheckedFile
-            except Exception:  # RuntimeError: no folder can be written
-                self._found = NullCache()
-        return self._found
+    def _found(self) -> Any:
+        """It, with a sum behind the data: machine code that is not what was written must not run."""
+        from numba.core import caching
 
+        library: Any = caching
+        cache = library.FunctionCache(self._function)
+        file = cache._cache_file
+        dump, place = file._dump, file._data_path
 
-class _CheckedFile(IndexDataCacheFile):  # type: ignore[misc]
-    """numba's own, with a sum behind the data: machine code that is not what was written must not run."""
+        def checked(name: str) -> Any:
+            content = Path(place(name)).read_bytes()
+            dumped, expected = content[:-64], content[-64:]
+            if sha256_hex(dumped).encode() != expected:
+                raise ValueError(name)
+            return pickle.loads(dumped)
 
-    def _save_data(self, name: str, data: Any) -> None:
-        dumped = self._dump(data)
-        with self._open_for_write(self._data_path(name)) as file:
-            file.write(sha256_hex(dumped).encode() + dumped)
-
-    def _load_data(self, name: str) -> Any:
-        stored = Path(self._data_path(name)).read_bytes()
-        expected, dumped = stored[:64], stored[64:]
-        if sha256_hex(dumped).encode() != expected:
-            raise ValueError(name)
-        return pickle.loads(dumped)
+        file._dump = lambda data: (dumped := dump(data)) + sha256_hex(dumped).encode()
+        file._load_data = checked
+        return cache

@@ -225,6 +225,26 @@ def test_json_and_yaml_are_parsed_in_one_place(module: Path) -> None:
             assert not taken & PARSERS[node.module], f"{module}:{node.lineno}: foreign_data parses"
 
 
+def test_the_engine_needs_torch_for_other_devices_alone() -> None:
+    """`torch_kernels` imports it, which is for such a device, and for rooms that have torch's tensors."""
+    for module in (PACKAGE / "engine").glob("*.py"):
+        tree = ast.parse(module.read_text())
+        names = {
+            name.split(".")[0]
+            for node in ast.walk(tree)
+            for name in (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+        }
+        assert module.name == "torch_kernels.py" or "torch" not in names, module
+        at_once = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+        assert "hubextrap.engine.torch_kernels" not in at_once, module
+
+
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_stay_short(module: Path) -> None:
     assert len(module.read_text().splitlines()) <= 420

@@ -7,13 +7,13 @@ BF16, keeps its sign and the upper bits of its payload as F16, and its sign alon
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
-_WORD, _FLOAT, _BIT = ir.IntType(32), ir.FloatType(), ir.IntType(1)
+_WORD, _FLOAT = ir.IntType(32), ir.FloatType()
 _SIGN, _INFINITY, _QUIET = 0x80000000, 0x7F800000, 0x400000
 
 
@@ -57,13 +57,17 @@ def fused(typing_context, one, other, total):  # type: ignore[no-untyped-def]
 
 
 @_inlined
-def number_like(typing_context, like, number):  # type: ignore[no-untyped-def]
-    """``number``, of any floating-point type, as the type of ``like``: the nearest, ties to even."""
+def number_like(typing_context, like, stored):  # type: ignore[no-untyped-def]
+    """A float of any size, or the bits of a BF16, as the type of ``like``: the nearest, ties to even."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return context.cast(builder, arguments[1], number, like)
+        number, kind = arguments[1], stored
+        if isinstance(stored, types.Integer):  # a bfloat16 is the upper half of a float32
+            word = builder.shl(builder.zext(number, _WORD), _word(16))
+            number, kind = builder.bitcast(word, _FLOAT), types.float32
+        return context.cast(builder, number, kind, like)
 
-    return like(like, number), build
+    return like(like, stored), build
 
 
 @_inlined
@@ -80,11 +84,11 @@ def counted(typing_context, total, word, mask, value):  # type: ignore[no-untype
 
 
 @_inlined
-def widened(typing_context, bits, shift, rebias, special, infinity):  # type: ignore[no-untyped-def]
-    """float32 of the bits of a small float, which its `Small` describes; denormals are exact."""
+def widened(typing_context, bits, shift, rebias, special, nan):  # type: ignore[no-untyped-def]
+    """float32 of the bits of a small float, which `formats.Small` describes; denormals are exact."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        bits, shift, rebias, special, infinity = arguments
+        bits, shift, rebias, special, nan = arguments
         sign_bit = bits.type.width - 1
         word = builder.zext(bits, _WORD)
         magnitude = builder.and_(word, _word(2**sign_bit - 1))
@@ -92,22 +96,22 @@ def widened(typing_context, bits, shift, rebias, special, infinity):  # type: ig
         shifted = builder.shl(magnitude, shift)
         scale = builder.bitcast(_exponent(builder, builder.add(rebias, _word(127))), _FLOAT)
         number = builder.bitcast(builder.fmul(builder.bitcast(shifted, _FLOAT), scale), _WORD)
-        quiet = builder.select(
-            builder.icmp_unsigned(">", magnitude, infinity), _word(_INFINITY | _QUIET), _word(_INFINITY)
-        )
+        no_infinity = builder.zext(builder.icmp_unsigned("==", special, nan), _WORD)
+        is_nan = builder.icmp_unsigned(">", magnitude, builder.sub(special, no_infinity))
+        lifted = builder.select(is_nan, _word(_INFINITY | _QUIET), _word(_INFINITY))
         finite = builder.icmp_unsigned("<", magnitude, special)
-        chosen = builder.select(finite, number, builder.or_(shifted, quiet))
+        chosen = builder.select(finite, number, builder.or_(shifted, lifted))
         return builder.bitcast(builder.or_(chosen, sign), _FLOAT)
 
-    return types.float32(bits, shift, rebias, special, infinity), build
+    return types.float32(bits, shift, rebias, special, nan), build
 
 
 @_inlined
-def rounded(typing_context, number, like, shift, rebias, special, nan, payload, unsigned):  # type: ignore[no-untyped-def]
+def rounded(typing_context, number, like, shift, rebias, special, nan):  # type: ignore[no-untyped-def]
     """The bits of the small float nearest to a float32, ties to even, of the type of ``like``."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        number, like, shift, rebias, special, nan, payload, unsigned = arguments
+        number, like, shift, rebias, special, nan = arguments
         one, sign_bit = _word(1), like.type.width - 1
         word = builder.bitcast(number, _WORD)
         magnitude = builder.and_(word, _word(_SIGN - 1))
@@ -123,15 +127,18 @@ def rounded(typing_context, number, like, shift, rebias, special, nan, payload, 
         denormal = builder.sub(builder.bitcast(added, _WORD), anchor)
         least = _exponent(builder, builder.add(rebias, one))
         finite = builder.select(builder.icmp_unsigned("<", magnitude, least), denormal, normal)
+        # what is too large has no sign where that makes it NaN
+        signed = builder.select(
+            builder.icmp_unsigned("==", special, nan), special, builder.or_(special, sign)
+        )
         too_large = builder.icmp_unsigned(">=", finite, special)
-        signed = builder.or_(finite, sign)
-        overflow = builder.or_(special, builder.select(builder.trunc(unsigned, _BIT), _word(0), sign))
-        result = builder.select(too_large, overflow, signed)
-        as_nan = builder.or_(builder.or_(nan, builder.and_(kept, payload)), sign)
+        result = builder.select(too_large, signed, builder.or_(finite, sign))
+        payload = builder.and_(kept, builder.xor(special, _word(2**sign_bit - 1)))
         is_nan = builder.icmp_unsigned(">", magnitude, _word(_INFINITY))
+        as_nan = builder.or_(builder.or_(nan, payload), sign)
         return builder.trunc(builder.select(is_nan, as_nan, result), like.type)
 
-    return like(number, like, shift, rebias, special, nan, payload, unsigned), build
+    return like(number, like, shift, rebias, special, nan), build
 
 
 @_inlined
@@ -146,33 +153,6 @@ def rounded_to_bf16(typing_context, number):  # type: ignore[no-untyped-def]
         return builder.trunc(builder.select(is_nan, _word(0xFFFF), nearest), ir.IntType(16))
 
     return types.uint16(number), build
-
-
-class Small(NamedTuple):
-    """How the bits of a float of 8 or 16 bits are told from those of a float32; all without the sign."""
-
-    shift: int
-    """How many bits more a float32's mantissa has."""
-    rebias: int
-    """127 less what its exponent is stored with."""
-    special: int
-    """The least bits that are no finite number: what a number too large for it becomes."""
-    infinity: int
-    """The largest bits that are no NaN."""
-    nan: int
-    payload: int
-    """Bits of a NaN's mantissa that are kept beside those of ``nan``."""
-    unsigned: int
-    """1 where what a number too large becomes has no sign."""
-
-
-SMALL = {
-    "F16": Small(13, 112, 0x7C00, 0x7C00, 0x7E00, 0x1FF, 0),
-    "F8_E5M2": Small(21, 112, 0x7C, 0x7C, 0x7F, 0, 0),
-    # it has no infinity: what is nearer to the 480 that it lacks than to its largest, 448, is NaN
-    "F8_E4M3": Small(20, 120, 0x7F, 0x7E, 0x7F, 0, 1),
-}
-"""By safetensors name."""
 
 
 def _word(value: int) -> Any:

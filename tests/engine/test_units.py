@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -188,6 +189,17 @@ def test_a_pass_hands_every_byte_over_in_order(sources: list[LocalSource], worke
             SilentProgress(),
         )
     assert caught.value.tensor == "layer.weight"
+
+
+@pytest.mark.parametrize("size", [0, 1, 4097])
+def test_a_buffer_begins_where_a_page_does(sources: list[LocalSource], size: int) -> None:
+    buffer = UnitBuffer(Inputs(STEPS, tuple(sources)), size)
+    assert buffer.array.ctypes.data % mmap.PAGESIZE == 0
+    assert len(buffer.array) == len(buffer.memory) >= size
+    other = np.zeros(size, np.uint8)
+    buffer.use(other)
+    buffer.memory[:] = b"x" * size
+    assert other.tobytes() == buffer.bytes_of(0, size, "U8").tobytes() == b"x" * size
 
 
 def test_one_checkpoint_is_no_scan(sources: list[LocalSource]) -> None:

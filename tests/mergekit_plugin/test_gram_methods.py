@@ -89,3 +89,17 @@ def test_a_gram_matrix_has_no_nan() -> None:
     settings = {"step": {"a": 0, "b": 10, "c": 20}, "target_step": 30}
     with pytest.raises(HubExtrapError, match="w: a checkpoint holds NaN or infinity"):
         registry.get("low_rank")([group], parameters=settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fnuz])
+def test_tensors_are_combined_however_they_lie_in_memory(dtype: torch.dtype) -> None:
+    """Transposed, every other number, of a model in training, and of a dtype that the compiled loops lack."""
+    plain = [torch.arange(60).reshape(6, 10).float().sin().to(dtype) for _ in range(2)]
+    plain[1] = (plain[1].float() / 2).to(dtype)
+    laid = [plain[0].t().contiguous().t(), plain[1].float().repeat_interleave(2, 1).to(dtype)[:, ::2]]
+    row = np.array([-0.5, 1.5])
+    expected = plain[0].float() + (plain[1].float() - plain[0].float()) * 1.5
+    for inputs in (plain, laid):
+        made = combine([tensor.requires_grad_() for tensor in inputs], row)
+        assert made.is_contiguous()
+        assert torch.equal(made.float(), expected.to(dtype).float())
