@@ -76,7 +76,7 @@ def mapped(self: Any, function: Callable[[Any], Any], units: Iterable[Any]) -> A
 watch(local.LocalSource, "read", "reading")
 watch(remote.RemoteSource, "read", "reading")
 watch(remote.RemoteSource, "_read_part", "reading")
-watch(compiling._Cache, "load_overload", "loading the compiled loops")
+watch(compiling._Cache, "load_overload", "loading the compiled loops, and the rest of numba")
 watch(worker.MergeWorker, "__call__", "sums")
 watch(blocks.BlockWriter, "append", "copies to aligned blocks")
 watch(blocks.BlockWriter, "_write", "writing")
