@@ -12,11 +12,6 @@ import hubextrap.cli.summaries
 import hubextrap.engine.run  # noqa: F401
 from hubextrap.cli.main import main
 
-if "hubextrap.compiling" in sys.modules:  # numba imports most of itself when code is first loaded
-    from numba.core.registry import cpu_target
-
-    cpu_target.target_context.refresh()
-
 sys.argv = ["hubextrap", "merge", sys.argv[1], "--out", sys.argv[2]]
 started = time.perf_counter()
 try:

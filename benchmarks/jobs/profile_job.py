@@ -20,7 +20,6 @@ import xxhash
 import hubextrap.api.merging
 import hubextrap.cli.app
 import hubextrap.cli.summaries
-from hubextrap import compiling
 from hubextrap.cli.main import main
 from hubextrap.engine import executors, inputs, run, worker
 from hubextrap.tensors import blocks, local, remote, sinks
@@ -76,7 +75,6 @@ def mapped(self: Any, function: Callable[[Any], Any], units: Iterable[Any]) -> A
 watch(local.LocalSource, "read", "reading")
 watch(remote.RemoteSource, "read", "reading")
 watch(remote.RemoteSource, "_read_part", "reading")
-watch(compiling._Cache, "load_overload", "loading the compiled loops, and the rest of numba")
 watch(worker.MergeWorker, "__call__", "sums")
 watch(blocks.BlockWriter, "append", "copies to aligned blocks")
 watch(blocks.BlockWriter, "_write", "writing")
