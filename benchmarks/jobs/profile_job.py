@@ -13,16 +13,24 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from typing import Any
 
 import xxhash
 
 import hubextrap.api.merging
-import hubextrap.cli.app
-import hubextrap.cli.summaries
 from hubextrap.cli.main import main
 from hubextrap.engine import executors, inputs, run, worker
 from hubextrap.tensors import blocks, local, remote, sinks
+
+for module in (
+    "huggingface_hub.repocard_data",
+    "yaml",
+    "hubextrap.cli.app",
+    "hubextrap.cli.summaries",
+    "hubextrap.recipe",
+):
+    import_module(module)  # as in merge_job
 
 taken: dict[str, float] = defaultdict(float)
 lock = threading.Lock()
@@ -84,8 +92,8 @@ watch(run, "run_plan", "Python between the stages")
 hubextrap.api.merging.run_plan = run.run_plan  # type: ignore[attr-defined]
 unwatched = executors.ThreadExecutor.map
 executors.ThreadExecutor.map = mapped  # type: ignore[method-assign]
-for module in (inputs, run):
-    module.xxh3_128 = hashing("xxh3 of the inputs", xxhash.xxh3_128)  # type: ignore[attr-defined]
+for user in (inputs, run):
+    user.xxh3_128 = hashing("xxh3 of the inputs", xxhash.xxh3_128)  # type: ignore[attr-defined]
 sha256 = hashlib.sha256
 hashlib.sha256 = hashing("sha256", sha256)  # type: ignore[assignment]
 
