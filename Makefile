@@ -72,7 +72,7 @@ check-hashes:  ## See that an index has the files that the GitHub action pins.
 docs: setup  ## Write docs/api.md anew from signatures and docstrings.
 	$(BIN)/python docs/build_api.py
 
-bench: setup  ## Measure speed and memory against mergekit and the raw I/O (needs about 25 GB of disk).
+bench: setup  ## Measure speed and memory against peers and targets, in turn (half an hour, 30 GB of disk; leave the machine alone).
 	$(BIN)/python -m benchmarks
 
 clean:  ## Remove what the other targets made.

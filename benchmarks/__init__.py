@@ -1,1 +1,1 @@
-"""Speed and memory of hubextrap beside mergekit and the raw I/O of the same bytes: `make bench`."""
+"""Speed and memory of hubextrap beside its peers, and against its targets: `make bench`."""

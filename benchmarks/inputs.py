@@ -1,22 +1,65 @@
-"""Checkpoints to measure on: the shapes of Qwen2.5-1.5B with its own lm_head, random bf16 weights."""
+"""What is measured on: checkpoints of the shapes of Qwen2.5-1.5B, random bf16 weights, and their recipes."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
+import yaml
 
 from hubextrap.tensors import build_header
 
-WORK = Path(__file__).parent / "work"
+LAYERS = 28
 HIDDEN, HEADS, KV_HEADS, INNER, VOCABULARY = 1536, 12, 2, 8960, 151936
+SMALL_VOCABULARY = 70_000
 
 
-def trajectory(name: str, layers: int, count: int, vocabulary: int = VOCABULARY) -> Path:
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What the command line asks for."""
+
+    work: Path
+    """Folder for inputs, which are kept, and outputs, which are not."""
+    layers: int = LAYERS
+    rounds: int | None = None
+    other: Path | None = None
+    """Another checkout of hubextrap, to be run in turn with this one."""
+
+    def times(self, rounds: int) -> int:
+        """Rounds of a case that by itself would take so many."""
+        return self.rounds or rounds
+
+    def large(self) -> Path:
+        """1.78B parameters, K = 4."""
+        vocabulary = VOCABULARY * self.layers // LAYERS
+        return trajectory(self.work / f"large-{self.layers}", self.layers, 4, vocabulary)
+
+    def small(self, count: int) -> Path:
+        """0.45B parameters."""
+        layers, vocabulary = max(1, self.layers * 5 // LAYERS), SMALL_VOCABULARY * self.layers // LAYERS
+        return trajectory(self.work / f"small-{self.layers}", layers, count, vocabulary)
+
+    def tiny(self) -> Path:
+        """Enough for the loops to run."""
+        return trajectory(self.work / "tiny", 1, 2, 1000)
+
+    def fresh(self, name: str) -> Path:
+        """A path in the work folder with nothing at it."""
+        path = self.work / name
+        shutil.rmtree(path, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def trajectory(root: Path, layers: int, count: int, vocabulary: int) -> Path:
     """A folder with ``step_10`` … ``step_<10·count>``, made once and kept between runs."""
-    root = WORK / name
     for number in range(1, count + 1):
         folder = root / f"step_{10 * number}"
         if (folder / "config.json").exists():  # written last
@@ -28,9 +71,8 @@ def trajectory(name: str, layers: int, count: int, vocabulary: int = VOCABULARY)
     return root
 
 
-def repeated(source: Path, name: str, count: int) -> Path:
+def repeated(source: Path, root: Path, count: int) -> Path:
     """``count`` checkpoints that are links to those of ``source`` in turn: many inputs, few bytes on disk."""
-    root = WORK / name
     real = sorted(source.glob("step_*"))
     for number in range(1, count + 1):
         folder = root / f"step_{10 * number}"
@@ -42,9 +84,45 @@ def repeated(source: Path, name: str, count: int) -> Path:
     return root
 
 
-def parameters(folder: Path) -> int:
-    """Weights of a checkpoint, all bf16."""
-    return (folder / "model.safetensors").stat().st_size // 2
+def billions(root: Path) -> float:
+    """Weights of each checkpoint, all bf16, in 1e9."""
+    return (root / "step_10" / "model.safetensors").stat().st_size / 2e9
+
+
+def weight_files(root: Path, count: int) -> list[Path]:
+    """Those of the first ``count`` checkpoints."""
+    return [root / f"step_{10 * number}" / "model.safetensors" for number in range(1, count + 1)]
+
+
+def recipe(path: Path, repo: object, count: int) -> Path:
+    """least_squares (two_point at K = 2) over the first ``count`` checkpoints, written to ``path``."""
+    content = {
+        "trajectory": {"repo": str(repo), "steps": {"max": 10 * count}},
+        "merge_method": "two_point" if count == 2 else "least_squares",
+        "parameters": {"target_step": 15 * count},
+        "out_dtype": "bfloat16",
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@contextmanager
+def hub_with(bench: Bench, root: Path) -> Iterator[dict[str, str]]:
+    """A loopback Hub with the run as ``me/run``; the variables with which it is read."""
+    from hubextrap.localhub import LocalHub
+
+    with LocalHub(bench.fresh("hub"), tokens={"hf_bench": "me"}) as hub:
+        hub.create_repo("me/run")
+        for folder in sorted(root.iterdir()):
+            hub.commit("me/run", {file.name: file for file in folder.iterdir()}, revision=folder.name)
+        yield {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(bench.fresh("hf")),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
+    bench.fresh("hub")
+    bench.fresh("hf")
 
 
 def shapes(layers: int, vocabulary: int) -> list[tuple[str, tuple[int, ...]]]:
@@ -73,19 +151,17 @@ def shapes(layers: int, vocabulary: int) -> list[tuple[str, tuple[int, ...]]]:
 
 def _write_weights(path: Path, layers: int, vocabulary: int, number: int) -> None:
     block = 2**24
-    base = torch.Generator().manual_seed(0)
-    drift = torch.Generator().manual_seed(number)
-    noise = torch.randn(block, generator=base) * 0.02
-    step = torch.randn(block, generator=drift) * 0.0005
+    noise = np.random.default_rng(0).standard_normal(block, np.float32) * 0.02
+    step = np.random.default_rng(number).standard_normal(block, np.float32) * 0.0005
     # One block of noise is used over and over: what matters here is bytes, not their randomness.
-    weights = (noise + number * step).to(torch.bfloat16)
+    weights = ((noise + number * step).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
     with path.open("wb") as file:
         file.write(build_header([(name, "BF16", shape) for name, shape in shapes(layers, vocabulary)], {}))
         for _, shape in shapes(layers, vocabulary):
-            left = torch.Size(shape).numel()
+            left = math.prod(shape)
             while left:
                 part = weights[: min(left, block)]
-                file.write(part.view(torch.uint8).numpy().data)
+                file.write(part.data)
                 left -= len(part)
 
 
