@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hubextrap.engine.budget import Buffers
     from hubextrap.tensors.layout import CheckpointLayout
 
-LOCAL_READ_SIZE = 2 * MiB
+LOCAL_READ_SIZE = MiB
 """Bytes of one checkpoint that a unit reads from a disk: a unit should stay in the processor's caches."""
 HELD_COEFFICIENT = 500
 """Bytes of a coefficient that follows from the weights: table, plan, provenance and its JSON."""
