@@ -98,7 +98,7 @@ class MachineCode:
         folders = [Path(folder) / "__pycache__" for folder in import_module(self._package).__path__]
         with suppress(RuntimeError):  # there is no home
             folders.append(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hubextrap")
-        return folders
+        return [folder for folder in folders if folder.is_absolute()]  # others are not for XDG_CACHE_HOME
 
     def _key(self) -> str:
         """What the machine code depends on."""

@@ -140,6 +140,16 @@ def test_nothing_can_be_written(package: str, use: Use, tmp_path: Path) -> None:
     assert kept(tmp_path) == []
 
 
+def test_nothing_is_left_where_the_command_runs(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_the_way(tmp_path / package / "__pycache__")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    assert machine_code(package) == SAID
+    assert not (tmp_path / "here").exists()
+
+
 @KINDS
 def test_a_disk_that_is_full(package: str, use: Use, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

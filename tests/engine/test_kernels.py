@@ -362,6 +362,8 @@ def test_every_number_is_widened_as_torch_does(dtype: torch.dtype) -> None:
     wide = np.empty(values.numel(), np.float32)
     widen(raw(values), NAMES[dtype], wide)
     assert_same_numbers(torch.from_numpy(wide), values.float())
+    if dtype.itemsize < 4:
+        assert torch.equal(bits(torch.from_numpy(wide)), bits(values.float())), "every NaN's payload too"
 
 
 def test_nan_keeps_what_torchs_casts_keep() -> None:
@@ -454,6 +456,14 @@ def test_counts_and_sameness_over_blocks_as_merges_use_them(size: int) -> None:
         made = make(Combiner(3), [base, last], used, outputs, last=1)
         assert made == [Made(1, False), Made(0, True), Made(1, False)]
         assert torch.equal(bits(outputs[0][:-1]), bits(last[:-1]))
+
+
+def test_numbers_of_another_dtype_are_not_the_last_checkpoints() -> None:
+    zeros, output = torch.zeros(9), torch.ones(9).bfloat16()
+    assert make(Combiner(1), [zeros], [Combination("sum", (0,), (1.0,))], [output], last=0) == [
+        Made(0, False)
+    ]
+    assert not output.any()
 
 
 @pytest.mark.parametrize("offset", range(1, 9))
