@@ -179,7 +179,7 @@ def check_device(device: str) -> None:
         raise MethodError(problem)
     from hubextrap.engine import torch_kernels
 
-    torch_kernels.check_device(device, Combiner(2))
+    torch_kernels.check_device(device, Combiner(2).combine)
 
 
 def _address(array: NDArray[Any], size: int | None = None) -> int:

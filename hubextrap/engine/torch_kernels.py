@@ -16,26 +16,12 @@ from hubextrap.errors import MethodError
 from hubextrap.tensors.headers import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Protocol
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
-    class Combines(Protocol):
-        """What `TorchCombiner` and `kernels.Combiner` do."""
-
-        def combine(
-            self,
-            inputs: Sequence[NDArray[np.uint8]],
-            dtypes: Sequence[str],
-            combinations: Sequence[Combination],
-            outputs: Sequence[NDArray[np.uint8]],
-            dtype: str,
-            *,
-            last: int | None = None,
-        ) -> list[Made]: ...
-
+    Bytes = NDArray[np.uint8]
 
 BLOCK = 2**18
 """Elements that are combined at once: long enough that calling torch costs little."""
@@ -72,10 +58,10 @@ class TorchCombiner:
 
     def combine(
         self,
-        inputs: Sequence[NDArray[np.uint8]],
+        inputs: Sequence[Bytes],
         dtypes: Sequence[str],
         combinations: Sequence[Combination],
-        outputs: Sequence[NDArray[np.uint8]],
+        outputs: Sequence[Bytes],
         dtype: str,
         *,
         last: int | None = None,
@@ -196,12 +182,12 @@ def count_non_finite(tensor: torch.Tensor, block: int = BLOCK) -> int:
     return count
 
 
-def check_device(device: str, cpu: Combines) -> None:
+def check_device(device: str, combine: Callable[..., list[Made]]) -> None:
     """Refuse a device that cannot make a merge's bytes.
 
     Args:
         device: one that torch knows and finds.
-        cpu: makes the CPU's, of two targets.
+        combine: the CPU's, of two targets: that of a `kernels.Combiner`.
 
     Raises:
         MethodError: it is no CUDA device, or gives other bytes than this CPU.
@@ -209,7 +195,7 @@ def check_device(device: str, cpu: Combines) -> None:
     if torch.device(device).type != "cuda":
         raise MethodError(f"device {device}: weights are combined on the CPU or on a CUDA device; write cpu")
     try:
-        same = device_gives_cpu_bytes(device, cpu)
+        same = device_gives_cpu_bytes(device, combine)
     except RuntimeError as error:  # its memory is full, or its driver is not for this torch
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise MethodError(f"device {device}: cannot be used ({reason}); choose cpu") from error
@@ -217,8 +203,8 @@ def check_device(device: str, cpu: Combines) -> None:
         raise MethodError(f"device {device} rounds differently from this CPU; run on the CPU instead")
 
 
-def device_gives_cpu_bytes(device: str, cpu: Combines) -> bool:
-    """Whether combinations give the same bits on ``device`` as ``cpu`` makes, tried on 64 K elements."""
+def device_gives_cpu_bytes(device: str, combine: Callable[..., list[Made]]) -> bool:
+    """Whether combinations give the same bits on ``device`` as from ``combine``, tried on 64 K elements."""
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(2**16, generator=generator).numpy().view("uint8") for _ in range(3)]
     combinations = [
@@ -227,15 +213,15 @@ def device_gives_cpu_bytes(device: str, cpu: Combines) -> bool:
     ]
     for dtype in ("BF16", "F32"):
         results = []
-        for combiner in (cpu, TorchCombiner(2, device=device)):
+        for each in (combine, TorchCombiner(2, device=device).combine):
             outputs = [torch.empty(2**16 * DTYPES[dtype].itemsize, dtype=torch.uint8) for _ in combinations]
-            combiner.combine(inputs, ["F32"] * 3, combinations, [one.numpy() for one in outputs], dtype)
+            each(inputs, ["F32"] * 3, combinations, [one.numpy() for one in outputs], dtype)
             results.append(outputs)
         if not all(torch.equal(one, other) for one, other in zip(*results, strict=True)):
             return False
     return True
 
 
-def pinned(size: int) -> NDArray[np.uint8]:
+def pinned(size: int) -> Bytes:
     """Memory that a CUDA device copies from directly."""
     return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
