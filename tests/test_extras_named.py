@@ -9,6 +9,7 @@ import pytest
 from installations import PROJECT, brought_by, modules_of
 
 from hubextrap.errors import MissingExtra
+from hubextrap.evaluation.curve import drawing_problem
 from hubextrap.extras import MODULES, require
 
 EXTRAS = set(PROJECT["optional-dependencies"]) - {"all", "dev"}
@@ -86,3 +87,10 @@ def test_one_that_does_not_work(text: str, why: str, packages: Path) -> None:
     told = said()
     assert told.startswith(f"this needs other_part, which is installed and cannot be imported ({why}")
     assert told.endswith("): pip install --force-reinstall 'hubextrap[made-up]'")
+
+
+def test_a_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    assert drawing_problem() is None
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert drawing_problem() == "a plot needs matplotlib: pip install 'hubextrap[report]'"
