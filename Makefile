@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What other versions of the dependencies may break; `make test` has the whole suite on those of constraints.txt.
-LOWEST_TESTS := tests/test_other_hosts.py $(addprefix tests/,chain hub logits recipe tensors trajectory)
+LOWEST_TESTS := tests/test_other_hosts.py $(addprefix tests/,chain distribution/test_base_install.py engine hub logits mergekit_plugin recipe tensors trajectory)
 NEWEST_TESTS := tests/test_other_hosts.py $(addprefix tests/,chain evaluate hub localhub logits mergekit_plugin)
 # What tests share. The tests themselves are checked by being run.
 TYPED_TESTS := $(filter-out tests/test_%,$(wildcard tests/*.py)) tests/statistics/backtest_runs.py tests/statistics/scan_runs.py

@@ -16,6 +16,7 @@ import os
 import pickle
 from contextlib import contextmanager, suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
@@ -80,15 +81,24 @@ class MachineCode:
         self._call(_UNUSED, _UNUSED, *arguments)
 
     def _ready(self, count: int) -> Callable[..., Any]:
-        file = f"{self._name}-{self._key()}.o"
-        stored = _stored(file)
+        places = [folder / f"{self._name}-{self._key()}.o" for folder in self._folders()]
+        stored = _stored(places)
         if stored is None:
             _announce()
             stored = self._compiled()
-            _keep(file, stored)
+            _keep(places, stored)
         symbol, machine_code = stored.split(b"\n", 1)
         kind = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * count)
         return kind(_loaded(symbol.decode(), machine_code))
+
+    def _folders(self) -> list[Path]:
+        """Where machine code may lie, in the order of preference, which is numba's."""
+        if chosen := os.environ.get("NUMBA_CACHE_DIR"):
+            return [Path(chosen)]
+        folders = [Path(folder) / "__pycache__" for folder in import_module(self._package).__path__]
+        with suppress(RuntimeError):  # there is no home
+            folders.append(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hubextrap")
+        return folders
 
     def _key(self) -> str:
         """What the machine code depends on."""
@@ -107,8 +117,6 @@ class MachineCode:
 
     def _compiled(self) -> bytes:
         """The symbol's name, a line, and the object file."""
-        from importlib import import_module
-
         from numba import njit, types
 
         function = getattr(import_module(f"{self._package}.{self._modules[0]}"), self._name)
@@ -136,35 +144,23 @@ def _loaded(symbol: str, machine_code: bytes) -> int:
     return int(engine.get_function_address(symbol))
 
 
-def _folders() -> list[Path]:
-    """Where machine code may lie, in the order of preference: as numba does."""
-    chosen = os.environ.get("NUMBA_CACHE_DIR")
-    if chosen:
-        return [Path(chosen)]
-    folders = [Path(__file__).parent / "__pycache__"]
-    with suppress(RuntimeError):  # there is no home
-        folders.append(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hubextrap")
-    return folders
-
-
-def _stored(name: str) -> bytes | None:
-    for folder in _folders():
+def _stored(places: Sequence[Path]) -> bytes | None:
+    for place in places:
         with suppress(OSError):
-            content = (folder / name).read_bytes()
-            expected, stored = content[:64], content[64:]
-            if sha256_hex(stored).encode() == expected:
-                return stored
+            content = place.read_bytes()
+            if sha256_hex(content[64:]).encode() == content[:64]:
+                return content[64:]
     return None
 
 
-def _keep(name: str, content: bytes) -> None:
-    """Store it in the first folder that takes it, if there is one, whole or not at all."""
-    for folder in _folders():
-        beside = folder / f"{name}.{os.getpid()}.tmp"
+def _keep(places: Sequence[Path], content: bytes) -> None:
+    """Store it at the first place that takes it, if there is one, whole or not at all."""
+    for place in places:
+        beside = place.with_suffix(f".{os.getpid()}")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
             beside.write_bytes(sha256_hex(content).encode() + content)
-            beside.replace(folder / name)
+            beside.replace(place)
         except OSError:
             with suppress(OSError):
                 beside.unlink()

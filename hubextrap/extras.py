@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 
 from hubextrap.errors import MissingExtra
 
@@ -22,18 +23,22 @@ MODULES: dict[str, tuple[str, ...]] = {
 """What is imported of each; torch before transformers, which warns where it finds none."""
 
 
-def require(extra: str, what: str) -> None:
+def require(extra: str, what: str, *, load: bool = True) -> None:
     """See that what ``extra`` brings can be imported here.
 
     Args:
         what: needs it, as the message says.
+        load: import it, which alone shows that it works; else it is only looked for.
 
     Raises:
         MissingExtra: a package is not installed, or its import fails.
     """
     for module in MODULES[extra]:
         try:
-            import_module(module)
+            if load:
+                import_module(module)
+            elif find_spec(module) is None:
+                raise ModuleNotFoundError(name=module)
         except Exception as error:  # of any kind, where libraries do not fit each other or the machine
             raise _missing(extra, what, module, error) from error
 

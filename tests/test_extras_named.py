@@ -54,6 +54,15 @@ def test_all_there(packages: Path) -> None:
     require("made-up", "this")
 
 
+def test_looking_for_it_imports_nothing(packages: Path) -> None:
+    (packages / "other_part.py").write_text("raise OSError")
+    require("made-up", "this", load=False)
+    (packages / "other_part.py").unlink()
+    with pytest.raises(MissingExtra, match=r"^this needs other_part: "):
+        require("made-up", "this", load=False)
+    assert "whole_part" not in sys.modules
+
+
 def test_half_of_it(packages: Path) -> None:
     assert said() == "this needs other_part: pip install 'hubextrap[made-up]'"
 

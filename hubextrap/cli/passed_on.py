@@ -48,7 +48,7 @@ def mergekit_yaml(ctx: typer.Context) -> None:
 
 def lm_eval_command(ctx: typer.Context) -> None:
     """Run lm-eval's own command line; its --model hubextrap predicts what it evaluates."""
-    require("eval", "hubextrap lm-eval")
+    require("eval", "hubextrap lm-eval", load=False)  # its help needs no torch
     import datasets  # noqa: F401
 
     from hubextrap.hub_access import keep_to_the_endpoint

@@ -13,7 +13,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.extending import intrinsic
 
-_WORD, _FLOAT, _BIT = ir.IntType(32), ir.FloatType(), ir.IntType(1)
+_WORD, _FLOAT = ir.IntType(32), ir.FloatType()
 _SIGN, _INFINITY, _QUIET = 0x80000000, 0x7F800000, 0x400000
 
 
@@ -84,11 +84,11 @@ def counted(typing_context, total, word, mask, value):  # type: ignore[no-untype
 
 
 @_inlined
-def widened(typing_context, bits, shift, rebias, special, infinity):  # type: ignore[no-untyped-def]
+def widened(typing_context, bits, shift, rebias, special, nan):  # type: ignore[no-untyped-def]
     """float32 of the bits of a small float, which `formats.Small` describes; denormals are exact."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        bits, shift, rebias, special, infinity = arguments
+        bits, shift, rebias, special, nan = arguments
         sign_bit = bits.type.width - 1
         word = builder.zext(bits, _WORD)
         magnitude = builder.and_(word, _word(2**sign_bit - 1))
@@ -96,22 +96,22 @@ def widened(typing_context, bits, shift, rebias, special, infinity):  # type: ig
         shifted = builder.shl(magnitude, shift)
         scale = builder.bitcast(_exponent(builder, builder.add(rebias, _word(127))), _FLOAT)
         number = builder.bitcast(builder.fmul(builder.bitcast(shifted, _FLOAT), scale), _WORD)
-        quiet = builder.select(
-            builder.icmp_unsigned(">", magnitude, infinity), _word(_INFINITY | _QUIET), _word(_INFINITY)
-        )
+        no_infinity = builder.zext(builder.icmp_unsigned("==", special, nan), _WORD)
+        is_nan = builder.icmp_unsigned(">", magnitude, builder.sub(special, no_infinity))
+        lifted = builder.select(is_nan, _word(_INFINITY | _QUIET), _word(_INFINITY))
         finite = builder.icmp_unsigned("<", magnitude, special)
-        chosen = builder.select(finite, number, builder.or_(shifted, quiet))
+        chosen = builder.select(finite, number, builder.or_(shifted, lifted))
         return builder.bitcast(builder.or_(chosen, sign), _FLOAT)
 
-    return types.float32(bits, shift, rebias, special, infinity), build
+    return types.float32(bits, shift, rebias, special, nan), build
 
 
 @_inlined
-def rounded(typing_context, number, like, shift, rebias, special, nan, payload, unsigned):  # type: ignore[no-untyped-def]
+def rounded(typing_context, number, like, shift, rebias, special, nan):  # type: ignore[no-untyped-def]
     """The bits of the small float nearest to a float32, ties to even, of the type of ``like``."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        number, like, shift, rebias, special, nan, payload, unsigned = arguments
+        number, like, shift, rebias, special, nan = arguments
         one, sign_bit = _word(1), like.type.width - 1
         word = builder.bitcast(number, _WORD)
         magnitude = builder.and_(word, _word(_SIGN - 1))
@@ -127,15 +127,18 @@ def rounded(typing_context, number, like, shift, rebias, special, nan, payload, 
         denormal = builder.sub(builder.bitcast(added, _WORD), anchor)
         least = _exponent(builder, builder.add(rebias, one))
         finite = builder.select(builder.icmp_unsigned("<", magnitude, least), denormal, normal)
+        # what is too large has no sign where that makes it NaN
+        signed = builder.select(
+            builder.icmp_unsigned("==", special, nan), special, builder.or_(special, sign)
+        )
         too_large = builder.icmp_unsigned(">=", finite, special)
-        signed = builder.or_(finite, sign)
-        overflow = builder.or_(special, builder.select(builder.trunc(unsigned, _BIT), _word(0), sign))
-        result = builder.select(too_large, overflow, signed)
-        as_nan = builder.or_(builder.or_(nan, builder.and_(kept, payload)), sign)
+        result = builder.select(too_large, signed, builder.or_(finite, sign))
+        payload = builder.and_(kept, builder.xor(special, _word(2**sign_bit - 1)))
         is_nan = builder.icmp_unsigned(">", magnitude, _word(_INFINITY))
+        as_nan = builder.or_(builder.or_(nan, payload), sign)
         return builder.trunc(builder.select(is_nan, as_nan, result), like.type)
 
-    return like(number, like, shift, rebias, special, nan, payload, unsigned), build
+    return like(number, like, shift, rebias, special, nan), build
 
 
 @_inlined

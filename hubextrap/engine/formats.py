@@ -18,21 +18,16 @@ class Small(NamedTuple):
     rebias: int
     """127 less what its exponent is stored with."""
     special: int
-    """The least bits that are no finite number: what a number too large for it becomes."""
-    infinity: int
-    """The largest bits that are no NaN."""
+    """The least bits that are no finite number, and what is too large becomes: an infinity, if any."""
     nan: int
-    payload: int
-    """Bits of a NaN's mantissa that are kept beside those of ``nan``."""
-    unsigned: int
-    """1 where what a number too large becomes has no sign."""
+    """Bits that every NaN made has."""
 
 
 SMALL = {
-    "F16": Small(13, 112, 0x7C00, 0x7C00, 0x7E00, 0x1FF, 0),
-    "F8_E5M2": Small(21, 112, 0x7C, 0x7C, 0x7F, 0, 0),
+    "F16": Small(13, 112, 0x7C00, 0x7E00),
+    "F8_E5M2": Small(21, 112, 0x7C, 0x7F),
     # it has no infinity: what is nearer to the 480 that it lacks than to its largest, 448, is NaN
-    "F8_E4M3": Small(20, 120, 0x7F, 0x7E, 0x7F, 0, 1),
+    "F8_E4M3": Small(20, 120, 0x7F, 0x7F),
 }
 """By safetensors name."""
 

@@ -39,10 +39,9 @@ if TYPE_CHECKING:
 BLOCK = 2048
 """Elements that are combined at once: one input, widened, and a few sums stay in the first-level cache."""
 
-_FORMATS = np.array([SMALL.get(name, (0,) * 7) for name in CODES], np.int32)
+_FORMATS = np.array([SMALL.get(name, (0,) * 4) for name in CODES], np.int32)
 _COPY, _FIRST, _NEXT, _LINE = range(4)
 """What `loops` does with an input and a sum."""
-
 
 _IN_FLOAT32, _IN_FLOAT64, _COUNT, _COMPARE, _WIDEN = (
     MachineCode("hubextrap.engine", ("loops", "casts"), name)
@@ -60,7 +59,7 @@ class Combiner:
     """
 
     def __init__(self, targets: int, itemsize: int = 4, block: int = BLOCK) -> None:
-        self._block, self._room = block, targets * itemsize
+        self._block = block
         memory = np.zeros((targets + 1) * block * itemsize + 64, np.uint8)
         # a vector that lies in two cache lines takes twice as long to load
         self._scratch = memory[-memory.ctypes.data % 64 :]
@@ -88,50 +87,50 @@ class Combiner:
         itemsize = DTYPES[dtype].itemsize
         elements = len(outputs[0]) // itemsize
         sums = np.dtype(np.float64 if dtype == "F64" else np.float32)
-        if len(outputs) * sums.itemsize > self._room:
+        if (len(outputs) + 1) * self._block * sums.itemsize > len(self._scratch):
             raise ValueError(f"no memory for {len(outputs)} sums of {sums}")
-        places = [
-            _address(data, elements * DTYPES[name].itemsize)
+        stored = [
+            (_address(data, elements * DTYPES[name].itemsize), CODES[name])
             for data, name in zip(inputs, dtypes, strict=True)
         ]
-        copied = [c.kind == "copy" and dtypes[c.indices[0]] == dtype for c in combinations]
-        targets = [
-            (_address(output, elements * itemsize), places[combination.indices[0]] if as_it_is else 0)
-            for output, combination, as_it_is in zip(outputs, combinations, copied, strict=True)
+        # where a target's bytes are copied from, or 0
+        copied = [
+            stored[one.indices[0]][0] if one.kind == "copy" and dtypes[one.indices[0]] == dtype else 0
+            for one in combinations
         ]
-        terms = sorted(
-            (k, position, target, weight)
-            for target, combination in enumerate(combinations)
-            for position, (k, weight) in enumerate(zip(combination.indices, combination.weights, strict=True))
-            if not copied[target]
-        )
-        steps = [
-            (places[k], CODES[dtypes[k]], target, _operation(combinations[target], position))
-            for k, position, target, _ in terms
-        ]
+        made = [_address(output, elements * itemsize) for output in outputs]
+        steps, weights = _steps(combinations, copied, stored)
         compared = last is not None and dtypes[last] == dtype
-        found = np.zeros((len(targets), 2), np.int64)
+        found = np.zeros((len(made), 2), np.int64)
         tables = (
             np.array(steps, np.int64),
-            np.array([weight for _, _, _, weight in terms], sums),
-            np.array(targets, np.int64),
+            np.array(weights, sums),
+            np.array(list(zip(made, copied, strict=True)), np.int64),
             found,
             _FORMATS,
         )
-        combine = _IN_FLOAT64 if dtype == "F64" else _IN_FLOAT32
-        combine(
-            *map(_address, tables),
-            len(steps),
-            len(targets),
-            CODES[dtype],
-            itemsize,
-            elements,
-            places[last] if last is not None and compared else 0,
-            *NON_FINITE[dtype],
-            _address(self._scratch),
-            self._block,
-        )
+        sizes = len(steps), len(made), elements, CODES[dtype], itemsize
+        compared_to = stored[last][0] if last is not None and compared else 0
+        job = (*map(_address, tables), *sizes, *NON_FINITE[dtype], compared_to)
+        fields = np.array([*job, _address(self._scratch), self._block], np.int64)
+        (_IN_FLOAT64 if dtype == "F64" else _IN_FLOAT32)(_address(fields))
         return [Made(count, compared and not differs) for count, differs in found.tolist()]
+
+
+def _steps(
+    combinations: Sequence[Combination], copied: Sequence[int], stored: Sequence[tuple[int, int]]
+) -> tuple[list[tuple[int, int, int, int]], list[float]]:
+    """What goes into the sums, input by input: its address and dtype, the sum, how; and with which weight."""
+    terms = sorted(
+        (k, position, target, weight)
+        for target, combination in enumerate(combinations)
+        for position, (k, weight) in enumerate(zip(combination.indices, combination.weights, strict=True))
+        if not copied[target]
+    )
+    steps = [
+        (*stored[k], target, _operation(combinations[target], position)) for k, position, target, _ in terms
+    ]
+    return steps, [weight for _, _, _, weight in terms]
 
 
 def _operation(combination: Combination, position: int) -> int:

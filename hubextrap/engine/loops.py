@@ -29,7 +29,6 @@ _COPY, _FIRST, _NEXT = range(3)
 """As in `kernels`; what is left is a line."""
 _BYTE, _HALF, _WORD, _LONG, _SIGNED = np.uint8(0), np.uint16(0), np.uint32(0), np.uint64(0), np.int64(0)
 _SINGLE, _DOUBLE, _FIELD = np.float32(0), np.float64(0), np.int32(0)
-_FIELDS = 7
 _RUN = 2**16
 """How many are counted, or compared, before a look at what came out."""
 
@@ -38,10 +37,31 @@ def _combine_in(zero: Any, wide: int) -> Any:
     """`combine`, with sums of the type of ``zero``, ``wide`` bytes each."""
     own_code = _F32 if wide == 4 else _F64
 
-    def combine(steps, weights, targets, found, formats, used, made, code, itemsize, elements, last, mask, special, scratch, block):  # type: ignore[no-untyped-def]  # noqa: E501  # fmt: skip
+    def combine(job):  # type: ignore[no-untyped-def]
+        steps, weights, targets, found, formats = (
+            _at(job, 0),
+            _at(job, 1),
+            _at(job, 2),
+            _at(job, 3),
+            _at(job, 4),
+        )
+        taken, made, elements, code, itemsize = (
+            _at(job, 5),
+            _at(job, 6),
+            _at(job, 7),
+            _at(job, 8),
+            _at(job, 9),
+        )
+        mask, special, last, scratch, block = (
+            _at(job, 10),
+            _at(job, 11),
+            _at(job, 12),
+            _at(job, 13),
+            _at(job, 14),
+        )
         for start in range(0, elements, block):
             count, held = min(block, elements - start), 0
-            for j in range(used):
+            for j in range(taken):
                 source, stored, weight = _at(steps, 4 * j), _at(steps, 4 * j + 1), load(weights, j, zero)
                 target, operation = _at(steps, 4 * j + 2), _at(steps, 4 * j + 3)
                 total = scratch + (1 + target) * block * wide
@@ -90,11 +110,21 @@ def _at(address, index):  # type: ignore[no-untyped-def]
 
 
 @njit
+def _format(formats, code):  # type: ignore[no-untyped-def]
+    """The fields of a `formats.Small`."""
+    first = 4 * code
+    return (
+        load(formats, first, _FIELD),
+        load(formats, first + 1, _FIELD),
+        load(formats, first + 2, _FIELD),
+        load(formats, first + 3, _FIELD),
+    )
+
+
+@njit
 def _widen(address, code, start, count, made, zero, formats):  # type: ignore[no-untyped-def]
     """The numbers of an input as the accumulator's."""
-    fields = _FIELDS * code
-    shift, rebias = load(formats, fields, _FIELD), load(formats, fields + 1, _FIELD)
-    special, infinity = load(formats, fields + 2, _FIELD), load(formats, fields + 3, _FIELD)
+    shift, rebias, special, nan = _format(formats, code)
     if code == _BF16:
         for i in range(count):
             store(made, i, number_like(zero, load(address, start + i, _HALF)))
@@ -107,11 +137,11 @@ def _widen(address, code, start, count, made, zero, formats):  # type: ignore[no
     elif code == _F16:
         for i in range(count):
             bits = load(address, start + i, _HALF)
-            store(made, i, number_like(zero, widened(bits, shift, rebias, special, infinity)))
+            store(made, i, number_like(zero, widened(bits, shift, rebias, special, nan)))
     else:
         for i in range(count):
             bits = load(address, start + i, _BYTE)
-            store(made, i, number_like(zero, widened(bits, shift, rebias, special, infinity)))
+            store(made, i, number_like(zero, widened(bits, shift, rebias, special, nan)))
 
 
 @njit
@@ -136,10 +166,7 @@ def _add(operation, weight, values, like, sums, count, zero):  # type: ignore[no
 @njit
 def _round(sums, count, made, code, zero, formats):  # type: ignore[no-untyped-def]
     """The sums as the output stores them. Of a float64 sum that is F64."""
-    fields = _FIELDS * code
-    shift, rebias = load(formats, fields, _FIELD), load(formats, fields + 1, _FIELD)
-    special, nan = load(formats, fields + 2, _FIELD), load(formats, fields + 4, _FIELD)
-    payload, unsigned = load(formats, fields + 5, _FIELD), load(formats, fields + 6, _FIELD)
+    shift, rebias, special, nan = _format(formats, code)
     if code in (_F32, _F64):
         for i in range(count):
             store(made, i, load(sums, i, zero))
@@ -149,11 +176,11 @@ def _round(sums, count, made, code, zero, formats):  # type: ignore[no-untyped-d
     elif code == _F16:
         for i in range(count):
             number = load(sums, i, _SINGLE)
-            store(made, i, rounded(number, _HALF, shift, rebias, special, nan, payload, unsigned))
+            store(made, i, rounded(number, _HALF, shift, rebias, special, nan))
     else:
         for i in range(count):
             number = load(sums, i, _SINGLE)
-            store(made, i, rounded(number, _BYTE, shift, rebias, special, nan, payload, unsigned))
+            store(made, i, rounded(number, _BYTE, shift, rebias, special, nan))
 
 
 @njit

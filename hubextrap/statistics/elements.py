@@ -1,6 +1,6 @@
 """The pass over single elements: compiled loops from stored numbers to Gram sums and an R² histogram.
 
-Importing this takes half a second (numba); the first call compiles for some seconds, once per machine.
+Importing this imports numba; the first call compiles for some seconds, once for a machine and a version.
 
 A block is worked off in tiles that stay in the first-level cache. Differences between one checkpoint and the
 next are taken in float32, where they are exact unless the two values differ by orders of magnitude. Their

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -317,6 +318,44 @@ def test_finishing_that_fails(
     with pytest.raises(OutputError, match="00002-of-00004"):
         run_plan(plan, [source, source], [sink])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model-00001-of-00004.safetensors"]
+
+
+@pytest.mark.slow
+def test_the_first_merge_says_that_it_compiles_before_it_writes(demo_data: Path, tmp_path: Path) -> None:
+    recipe = {
+        "trajectory": {"repo": str(demo_data / "rlvr-C")},
+        "merge_method": "two_point",
+        "parameters": {"target_step": 500},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    program = (
+        "import pathlib, sys\n"
+        "import hubextrap.api as api\n"
+        "from hubextrap.progress import SilentProgress\n"
+        "from hubextrap.recipe import load_recipe\n"
+        "class Told(SilentProgress):\n"
+        "    def say(self, line):\n"
+        "        if 'compiling' in line:\n"
+        "            print(line, *[path.name for path in pathlib.Path().rglob('*.safetensors*')])\n"
+        "out = pathlib.Path(sys.argv[1])\n"
+        "api.merge(load_recipe(pathlib.Path('recipe.yaml')), out=out, progress=Told())\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    for out, said in (
+        ("first", ["compiling the loops, once for this machine and version …"]),
+        ("second", []),
+    ):
+        result = subprocess.run(
+            [sys.executable, "-c", program, out],
+            cwd=tmp_path,
+            env=environment,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=300,
+        )
+        assert result.stdout.splitlines() == said
 
 
 def test_executors_keep_order_and_stop_at_the_first_error() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ def numbers(dtype: str, count: int, seed: int) -> np.ndarray:
     generator = torch.Generator().manual_seed(seed)
     values = 20 * torch.randn(count, generator=generator, dtype=torch.float64)
     values[::7] *= 1e-9
+    values[::5] = torch.linspace(-600, 600, len(values[::5]))  # around the largest float8_e4m3fn
     values[[1, 2, count - 1]] = torch.tensor([math.nan, math.inf, -math.inf], dtype=torch.float64)
     made: np.ndarray = values.to(torch_dtype(dtype)).view(torch.uint8).numpy()
     return made
@@ -106,6 +109,24 @@ def test_cuda_gives_the_same_bits() -> None:
             )
 
 
-def test_a_device_that_is_no_gpu_is_refused() -> None:
-    with pytest.raises(MethodError, match="combined on the CPU or on a CUDA device; write cpu"):
-        check_device("cpu:0")
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("nonsense", "there is no such device; choose cpu"),
+        ("meta", "holds no numbers; choose cpu"),
+        ("cpu:0", "combined on the CPU or on a CUDA device; write cpu"),
+        pytest.param(
+            "cuda",
+            "there is no CUDA device here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+    ],
+)
+def test_devices_that_cannot_be_used(device: str, said: str) -> None:
+    with pytest.raises(MethodError, match=said):
+        check_device(device)
+
+
+def test_the_cpu_is_not_asked() -> None:
+    program = "import sys; from hubextrap.engine.kernels import check_device; check_device('cpu')"
+    subprocess.run([sys.executable, "-c", f"{program}; assert 'torch' not in sys.modules"], check=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hubextrap.errors import EvaluationError
+from hubextrap.errors import EvaluationError, MissingExtra
 from hubextrap.evaluation import Answering, TaskFile, evaluate
 from hubextrap.evaluation.own_tasks import packaged_tasks, task_specs
 from hubextrap.evaluation.quiet import quiet_libraries, quiet_lm_eval
@@ -307,8 +308,6 @@ def test_what_does_not_go_together(tmp_path: Path) -> None:
 
 
 def test_math_verify_is_asked_for_before_any_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    import hubextrap.evaluation.own_tasks as module
-
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(EvaluationError, match=r"math-verify.*not installed.*hubextrap\[math\]"):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(MissingExtra, match=r"^hubextrap_aime24, .* needs math_verify: .*hubextrap\[math\]"):
         task_specs(["hubextrap_aime24"])

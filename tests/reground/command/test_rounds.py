@@ -17,7 +17,8 @@ import yaml
 from harness import Lines
 from safetensors.numpy import load_file
 
-from hubextrap import api
+from hubextrap import MergeOptions, api
+from hubextrap.errors import MethodError
 from hubextrap.recipe import load_reground_recipe
 from hubextrap.regrounding import Decision, Window, jump_coefficients, read_history
 from hubextrap.regrounding.jumps import joined_steps
@@ -180,6 +181,13 @@ def test_the_shipped_recipe_for_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     before = load_file(tmp_path / "run" / "round-001" / "extrapolated" / "model.safetensors")
     assert weights.keys() == before.keys()
     assert any(not np.array_equal(weights[name], before[name]) for name in weights)
+
+
+def test_a_device_that_is_not_there_costs_no_training(setting: Callable[..., Setting]) -> None:
+    made = setting()
+    with pytest.raises(MethodError, match="device meta: holds no numbers"):
+        run(made, settings=MergeOptions(device="meta"))
+    assert not made.out.exists()
 
 
 def test_the_guard_skips_and_training_goes_on(setting: Callable[..., Setting], lines: Lines) -> None:
