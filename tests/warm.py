@@ -18,8 +18,9 @@ from typing import NoReturn
 import huggingface_hub.hf_api
 import huggingface_hub.lfs  # noqa: F401
 
-import hubextrap.api.merging
-import hubextrap.cli.summaries  # noqa: F401
+import hubextrap.cli.summaries
+import hubextrap.engine.run
+import hubextrap.engine.scan  # noqa: F401
 from hubextrap import api
 from hubextrap.api.extrapolating import scan_folders
 from hubextrap.cli.main import main
@@ -28,6 +29,9 @@ from hubextrap.trajectory import Checkpoint
 
 with suppress(ImportError):  # an installation without it
     import torch  # noqa: F401
+
+for name in api.__all__:  # imported when they are first used
+    getattr(api, name)
 
 
 def run(arguments: list[str], output: str) -> NoReturn:

@@ -53,9 +53,7 @@ def report(
         _check_folder(place)
     scan = Scan.load(scan_file)
     tables = {Path(path): EvaluationTable.load(Path(path)) for path in evaluations}
-    require(
-        "report", "the report"
-    )  # once the files are known to be good, for they are read faster
+    require("report", "the report")  # once the files are known to be good, for they are read faster
     from hubextrap.reporting import build_sections, collect_accuracy, render_page
     from hubextrap.reporting.answering import answer
     from hubextrap.reporting.style import to_png

@@ -190,17 +190,17 @@ def test_modes_and_owners_stay(ground: Ground, umask: Callable[[int], None]) -> 
 
 
 def test_a_private_folder_stays_so_while_it_is_made(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hubextrap.api import merging
+    from hubextrap.engine import run as engine_run
 
     seen = []
-    run_plan = merging.run_plan
+    run_plan = engine_run.run_plan
 
     def spied(*arguments: object, **more: object) -> object:
         for path in (Path(".place.partial"), Path(".place.partial/model")):
             seen.append(stat.S_IMODE(path.stat().st_mode))
         return run_plan(*arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(merging, "run_plan", spied)
+    monkeypatch.setattr(engine_run, "run_plan", spied)
     Path("place").mkdir(mode=0o700)
     assert run_main("merge", "recipe.yaml", "--out", "place", "-q").code == 0
     assert seen == [0o700, 0o700]
