@@ -9,6 +9,7 @@ from hubextrap.engine.cutting import unit_minimum
 from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
 from hubextrap.errors import OutputError
 from hubextrap.tensors.layout import distinct_tensors
+from hubextrap.tensors.weights import READERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +30,10 @@ numba 0.68). `tensors.devices.cuda_libraries` for torch, which only other device
 HELD_INFO = 550
 """Bytes of one tensor of one header, its place in tables by name included; equal headers count once."""
 HELD_TENSOR, HELD_CHECKPOINT = 1200, 100_000
-HELD_INPUT = 100
-"""Bytes of a tensor's input: references in the plan, and its share of what is read to make it."""
+HELD_INPUT = 24
+"""Bytes of a tensor's input in the plan: references."""
+HELD_ENTRY = 75
+"""Bytes of a tensor in an index, `READERS` of which are read at the same time."""
 HELD_FILE = 3000
 """Bytes of one file of one checkpoint: what the folder's listing, the plan and the provenance say of it."""
 
@@ -113,4 +116,5 @@ def held(layouts: Sequence[CheckpointLayout], tensors: int, coefficients: int = 
     count = len(layouts)
     files = sum(len(layout.shards) for layout in layouts)
     taken = distinct_tensors(layouts) * HELD_INFO + count * HELD_CHECKPOINT + files * HELD_FILE
-    return taken + tensors * (HELD_TENSOR + count * HELD_INPUT) + coefficients
+    per_tensor = HELD_TENSOR + count * HELD_INPUT + min(count, READERS) * HELD_ENTRY
+    return taken + tensors * per_tensor + coefficients
