@@ -24,8 +24,8 @@ REMOTE_READ_SIZE = 8 * MiB
 REMOTE_READERS = 8
 """Ranges of a unit that are requested at the same time; the sources bound the requests in flight."""
 BASELINE = 235 * MiB
-"""What the process takes without buffers, headers and plan, counted into ``memory``: python, the Hub client and
-what loads machine code are 110 MiB, and the first run compiles it, which takes 100 MiB more (measured with
+"""What the process takes without buffers, headers and plan, counted into ``memory``: python, the Hub client
+and what loads machine code are 110 MiB; the first run compiles it, which takes 100 MiB more (measured with
 numba 0.68). `tensors.devices.cuda_libraries` for torch, which only other devices need."""
 HELD_INFO = 550
 """Bytes of one tensor of one header, its place in tables by name included; equal headers count once."""
