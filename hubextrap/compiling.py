@@ -22,6 +22,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hubextrap.digests import sha256_hex
+from hubextrap.errors import HubExtrapError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -56,13 +57,25 @@ def announced(progress: Listener) -> Iterator[None]:
 
 def _announce() -> None:
     while _listeners:
-        _listeners.pop().say("compiling the loops, once for this machine and version …")
+        _listeners.pop().say("compiling the loops, once for this machine and version: some seconds …")
+
+
+def _check_compiles() -> None:
+    """
+    Raises:
+        HubExtrapError: numba is told not to compile; the loops cannot run as Python.
+    """
+    from numba import config
+
+    if config.DISABLE_JIT:
+        raise HubExtrapError("NUMBA_DISABLE_JIT is set, and the loops run compiled alone; unset it")
 
 
 class MachineCode:
     """A function of a module of loops. It takes whole numbers, addresses among them, and returns nothing.
 
-    It is loaded, or else compiled, when it is first called, and does not hold the GIL.
+    It is loaded, or else compiled, when it is first called, and does not hold the GIL. That call raises
+    HubExtrapError where numba is told not to compile (NUMBA_DISABLE_JIT).
 
     Args:
         package: where the modules are.
@@ -84,7 +97,6 @@ class MachineCode:
         places = [folder / f"{self._name}-{self._key()}.o" for folder in self._folders()]
         stored = _stored(places)
         if stored is None:
-            _announce()
             stored = self._compiled()
             _keep(places, stored)
         symbol, machine_code = stored.split(b"\n", 1)
@@ -119,6 +131,8 @@ class MachineCode:
         """The symbol's name, a line, and the object file."""
         from numba import njit, types
 
+        _check_compiles()
+        _announce()
         function = getattr(import_module(f"{self._package}.{self._modules[0]}"), self._name)
         numbers = [types.int64] * function.__code__.co_argcount
         alone: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
@@ -173,11 +187,15 @@ def compiled(function: Any = None, **options: Any) -> Any:
 
     Args:
         options: more of njit's.
+
+    Raises:
+        HubExtrapError: numba is told not to compile.
     """
     from numba import njit
 
     if function is None:
         return partial(compiled, **options)
+    _check_compiles()
     made = njit(nogil=True, **options)(function)
     made._cache = _Cache(function)
     return made

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 
 from hubextrap.compiling import MachineCode, announced
+from hubextrap.errors import HubExtrapError
 
 ROOT = Path(__file__).parent.parent
 LOOPS = """
@@ -87,7 +89,7 @@ def arrays(package: str) -> list[str]:
 
 KINDS = pytest.mark.parametrize("use", [machine_code, arrays])
 Use = Callable[[str], list[str]]
-SAID = ["compiling the loops, once for this machine and version …"]
+SAID = ["compiling the loops, once for this machine and version: some seconds …"]
 
 
 def kept(folder: Path) -> list[Path]:
@@ -114,6 +116,14 @@ def test_another_setting_of_numbas_is_another_machine(package: str, monkeypatch:
     machine_code(package)
     monkeypatch.setenv("NUMBA_OPT", "1")
     assert machine_code(package) == SAID
+
+
+@KINDS
+def test_told_not_to_compile(package: str, use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loops are made of instructions that Python does not have."""
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    with pytest.raises(HubExtrapError, match="^NUMBA_DISABLE_JIT is set, .* unset it$"):
+        use(package)
 
 
 def in_the_way(folder: Path) -> None:
