@@ -65,9 +65,9 @@ def _check_compiles() -> None:
     Raises:
         HubExtrapError: numba is told not to compile; the loops cannot run as Python.
     """
-    from numba import config
+    import numba
 
-    if config.DISABLE_JIT:
+    if getattr(numba.config, "DISABLE_JIT", 0):
         raise HubExtrapError("NUMBA_DISABLE_JIT is set, and the loops run compiled alone; unset it")
 
 

@@ -122,7 +122,7 @@ def test_another_setting_of_numbas_is_another_machine(package: str, monkeypatch:
 def test_told_not_to_compile(package: str, use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loops are made of instructions that Python does not have."""
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
-    with pytest.raises(HubExtrapError, match="^NUMBA_DISABLE_JIT is set, .* unset it$"):
+    with pytest.raises(HubExtrapError, match=r"^NUMBA_DISABLE_JIT is set, .* unset it$"):
         use(package)
 
 

@@ -18,7 +18,12 @@ _SIGN, _INFINITY, _QUIET = 0x80000000, 0x7F800000, 0x400000
 
 
 def _inlined(typed: Any) -> Any:
-    """numba's intrinsic, called with other arguments than ``typed`` has, which mypy need not know."""
+    """numba's intrinsic, which is called with other arguments than ``typed`` has; mypy need not know them.
+
+    Args:
+        typed: of the types of the arguments, gives the signature, ``result(*arguments)``, and what builds the
+            instructions of a call.
+    """
     return intrinsic(typed)
 
 
@@ -160,7 +165,7 @@ def _word(value: int) -> Any:
 
 
 def _exponent(builder: Any, value: Any) -> Any:
-    """Where a float32 has its exponent."""
+    """``value`` in the place where a float32 has its exponent."""
     return builder.shl(value, _word(23))
 
 
