@@ -55,9 +55,21 @@ def announced(progress: Listener) -> Iterator[None]:
             _listeners.remove(progress)
 
 
-def _announce() -> None:
+def _announce() -> list[Listener]:
+    """Tell those who have not been told; who they were."""
+    told = []
     while _listeners:
-        _listeners.pop().say("compiling the loops, once for this machine and version: some seconds …")
+        told.append(_listeners.pop())
+        told[-1].say("compiling the loops, once for this machine and version: some seconds …")
+    return told
+
+
+def _complain(listeners: Sequence[Listener]) -> None:
+    for listener in listeners:
+        listener.say(
+            "the next command compiles them again: there is no folder to keep them in that can be written; "
+            "NUMBA_CACHE_DIR may name one"
+        )
 
 
 def _check_compiles() -> None:
@@ -97,8 +109,11 @@ class MachineCode:
         places = [folder / f"{self._name}-{self._key()}.o" for folder in self._folders()]
         stored = _stored(places)
         if stored is None:
+            _check_compiles()
+            told = _announce()
             stored = self._compiled()
-            _keep(places, stored)
+            if not _keep(places, stored):
+                _complain(told)
         symbol, machine_code = stored.split(b"\n", 1)
         kind = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * count)
         return kind(_loaded(symbol.decode(), machine_code))
@@ -131,8 +146,6 @@ class MachineCode:
         """The symbol's name, a line, and the object file."""
         from numba import njit, types
 
-        _check_compiles()
-        _announce()
         function = getattr(import_module(f"{self._package}.{self._modules[0]}"), self._name)
         numbers = [types.int64] * function.__code__.co_argcount
         alone: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
@@ -167,8 +180,8 @@ def _stored(places: Sequence[Path]) -> bytes | None:
     return None
 
 
-def _keep(places: Sequence[Path], content: bytes) -> None:
-    """Store it at the first place that takes it, if there is one, whole or not at all."""
+def _keep(places: Sequence[Path], content: bytes) -> bool:
+    """Store it at the first place that takes it, whole or not at all; whether there is one."""
     for place in places:
         beside = place.with_suffix(f".{os.getpid()}")
         try:
@@ -179,7 +192,8 @@ def _keep(places: Sequence[Path], content: bytes) -> None:
             with suppress(OSError):
                 beside.unlink()
         else:
-            return
+            return True
+    return False
 
 
 def compiled(function: Any = None, **options: Any) -> Any:
@@ -207,24 +221,30 @@ class _Cache:
     def __init__(self, function: Any) -> None:
         self._function = function
         self._numbas: Any = None
+        self._told: list[Listener] = []
 
     def load_overload(self, signature: Any, context: Any) -> Any:
-        found = self._attempt("load_overload", signature, context)
+        _, found = self._attempt("load_overload", signature, context)
         if found is None:
-            _announce()
+            self._told = _announce()
         return found
 
     def save_overload(self, signature: Any, made: Any) -> None:
-        self._attempt("save_overload", signature, made)
+        done, _ = self._attempt("save_overload", signature, made)
+        if not done:
+            _complain(self._told)
 
-    def _attempt(self, what: str, *arguments: Any) -> Any:
-        """Call it; if it fails, clear the index, as one that cannot be read is in the way of a new one."""
+    def _attempt(self, what: str, *arguments: Any) -> tuple[bool, Any]:
+        """Call it: whether it went well, and what it gave.
+
+        If it fails, the index is cleared, as one that cannot be read is in the way of a new one.
+        """
         with suppress(Exception):
             self._numbas = self._numbas or self._found()
-            return getattr(self._numbas, what)(*arguments)
+            return True, getattr(self._numbas, what)(*arguments)
         with suppress(Exception):
             self._numbas.flush()
-        return None
+        return False, None
 
     def _found(self) -> Any:
         """It, with a sum behind the data: machine code that is not what was written must not run."""
