@@ -22,6 +22,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hubextrap.digests import sha256_hex
+from hubextrap.errors import HubExtrapError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -54,15 +55,39 @@ def announced(progress: Listener) -> Iterator[None]:
             _listeners.remove(progress)
 
 
-def _announce() -> None:
+def _announce() -> list[Listener]:
+    """Tell those who have not been told; who they were."""
+    told = []
     while _listeners:
-        _listeners.pop().say("compiling the loops, once for this machine and version …")
+        told.append(_listeners.pop())
+        told[-1].say("compiling the loops, once for this machine and version: some seconds …")
+    return told
+
+
+def _complain(listeners: Sequence[Listener]) -> None:
+    for listener in listeners:
+        listener.say(
+            "the next command compiles them again: there is no folder to keep them in that can be written; "
+            "NUMBA_CACHE_DIR may name one"
+        )
+
+
+def _check_compiles() -> None:
+    """
+    Raises:
+        HubExtrapError: numba is told not to compile; the loops cannot run as Python.
+    """
+    import numba
+
+    if getattr(numba.config, "DISABLE_JIT", 0):
+        raise HubExtrapError("NUMBA_DISABLE_JIT is set, and the loops run compiled alone; unset it")
 
 
 class MachineCode:
     """A function of a module of loops. It takes whole numbers, addresses among them, and returns nothing.
 
-    It is loaded, or else compiled, when it is first called, and does not hold the GIL.
+    It is loaded, or else compiled, when it is first called, and does not hold the GIL. That call raises
+    HubExtrapError where numba is told not to compile (NUMBA_DISABLE_JIT).
 
     Args:
         package: where the modules are.
@@ -84,9 +109,11 @@ class MachineCode:
         places = [folder / f"{self._name}-{self._key()}.o" for folder in self._folders()]
         stored = _stored(places)
         if stored is None:
-            _announce()
+            _check_compiles()
+            told = _announce()
             stored = self._compiled()
-            _keep(places, stored)
+            if not _keep(places, stored):
+                _complain(told)
         symbol, machine_code = stored.split(b"\n", 1)
         kind = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * count)
         return kind(_loaded(symbol.decode(), machine_code))
@@ -153,8 +180,8 @@ def _stored(places: Sequence[Path]) -> bytes | None:
     return None
 
 
-def _keep(places: Sequence[Path], content: bytes) -> None:
-    """Store it at the first place that takes it, if there is one, whole or not at all."""
+def _keep(places: Sequence[Path], content: bytes) -> bool:
+    """Store it at the first place that takes it, whole or not at all; whether there is one."""
     for place in places:
         beside = place.with_suffix(f".{os.getpid()}")
         try:
@@ -165,7 +192,8 @@ def _keep(places: Sequence[Path], content: bytes) -> None:
             with suppress(OSError):
                 beside.unlink()
         else:
-            return
+            return True
+    return False
 
 
 def compiled(function: Any = None, **options: Any) -> Any:
@@ -173,11 +201,15 @@ def compiled(function: Any = None, **options: Any) -> Any:
 
     Args:
         options: more of njit's.
+
+    Raises:
+        HubExtrapError: numba is told not to compile.
     """
     from numba import njit
 
     if function is None:
         return partial(compiled, **options)
+    _check_compiles()
     made = njit(nogil=True, **options)(function)
     made._cache = _Cache(function)
     return made
@@ -189,24 +221,30 @@ class _Cache:
     def __init__(self, function: Any) -> None:
         self._function = function
         self._numbas: Any = None
+        self._told: list[Listener] = []
 
     def load_overload(self, signature: Any, context: Any) -> Any:
-        found = self._attempt("load_overload", signature, context)
+        _, found = self._attempt("load_overload", signature, context)
         if found is None:
-            _announce()
+            self._told = _announce()
         return found
 
     def save_overload(self, signature: Any, made: Any) -> None:
-        self._attempt("save_overload", signature, made)
+        done, _ = self._attempt("save_overload", signature, made)
+        if not done:
+            _complain(self._told)
 
-    def _attempt(self, what: str, *arguments: Any) -> Any:
-        """Call it; if it fails, clear the index, as one that cannot be read is in the way of a new one."""
+    def _attempt(self, what: str, *arguments: Any) -> tuple[bool, Any]:
+        """Call it: whether it went well, and what it gave.
+
+        If it fails, the index is cleared, as one that cannot be read is in the way of a new one.
+        """
         with suppress(Exception):
             self._numbas = self._numbas or self._found()
-            return getattr(self._numbas, what)(*arguments)
+            return True, getattr(self._numbas, what)(*arguments)
         with suppress(Exception):
             self._numbas.flush()
-        return None
+        return False, None
 
     def _found(self) -> Any:
         """It, with a sum behind the data: machine code that is not what was written must not run."""

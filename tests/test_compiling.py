@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 
 from hubextrap.compiling import MachineCode, announced
+from hubextrap.errors import HubExtrapError
 
 ROOT = Path(__file__).parent.parent
 LOOPS = """
@@ -87,7 +89,13 @@ def arrays(package: str) -> list[str]:
 
 KINDS = pytest.mark.parametrize("use", [machine_code, arrays])
 Use = Callable[[str], list[str]]
-SAID = ["compiling the loops, once for this machine and version …"]
+SAID = ["compiling the loops, once for this machine and version: some seconds …"]
+AGAIN = [
+    (
+        "the next command compiles them again: there is no folder to keep them in that can be written; "
+        "NUMBA_CACHE_DIR may name one"
+    )
+]
 
 
 def kept(folder: Path) -> list[Path]:
@@ -116,6 +124,14 @@ def test_another_setting_of_numbas_is_another_machine(package: str, monkeypatch:
     assert machine_code(package) == SAID
 
 
+@KINDS
+def test_told_not_to_compile(package: str, use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loops are made of instructions that Python does not have."""
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    with pytest.raises(HubExtrapError, match=r"^NUMBA_DISABLE_JIT is set, .* unset it$"):
+        use(package)
+
+
 def in_the_way(folder: Path) -> None:
     """A file where a folder has to be: root writes to any folder."""
     folder.write_text("")
@@ -135,8 +151,8 @@ def test_a_package_that_cannot_be_written(
 @KINDS
 def test_nothing_can_be_written(package: str, use: Use, tmp_path: Path) -> None:
     in_the_way(tmp_path / package / "__pycache__")
-    assert use(package) == SAID
-    assert use(package) == SAID, "and compiled for each process"
+    assert use(package) == SAID + AGAIN
+    assert use(package) == SAID + AGAIN, "and compiled for each process"
     assert kept(tmp_path) == []
 
 
@@ -146,7 +162,7 @@ def test_nothing_is_left_where_the_command_runs(
     in_the_way(tmp_path / package / "__pycache__")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", "here")
-    assert machine_code(package) == SAID
+    assert machine_code(package) == SAID + AGAIN
     assert not (tmp_path / "here").exists()
 
 
@@ -155,7 +171,7 @@ def test_a_disk_that_is_full(package: str, use: Use, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
-        assert use(package) == SAID
+        assert use(package) == SAID + AGAIN
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     left = [path for path in (tmp_path / package / "__pycache__").iterdir() if path.suffix != ".pyc"]

@@ -129,10 +129,12 @@ def evaluate(
         compared_checkpoints,
     )
     from hubextrap.evaluation import evaluate as measure
+    from hubextrap.extras import require
     from hubextrap.trajectory import Pins
 
     if output is not None:
         check_writable(output)
+    require("eval", "an evaluation", load=False)  # before anything is asked of a Hub
     progress, pins = said.progress, Pins()
     rows = compared_checkpoints(references, chosen, pins=pins, progress=progress)
     if output is not None:

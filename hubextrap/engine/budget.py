@@ -90,10 +90,12 @@ def allot(
     streams = max((len(tensor.inputs) + len(tensor.twins) for tensor in tensors), default=0)
     least_memory = max(fixed + workers * least, budget.other_pass)
     if budget.memory < least_memory:
+        # what they take in headers and plan may be most of it
+        of = f" of {len(tensors):,} tensors" if len(tensors) > 1 else ""
         made = f", {room.targets} target{'s' * (room.targets > 1)}" if room.targets else ""
         raise OutputError(
-            f"memory: {budget.memory / MiB:.0f} MiB are not enough for {streams} checkpoints{made} and "
-            f"{workers} worker{'s' * (workers > 1)}; give at least {-(-least_memory // MiB)} MiB"
+            f"memory: {budget.memory / MiB:.0f} MiB are not enough for {streams} checkpoints{of}{made} "
+            f"and {workers} worker{'s' * (workers > 1)}; give at least {-(-least_memory // MiB)} MiB"
         )
     read_size = budget.read_size or (REMOTE_READ_SIZE if budget.remote else local_read_size)
     share = (budget.memory - fixed) // workers

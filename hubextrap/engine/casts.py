@@ -18,7 +18,12 @@ _SIGN, _INFINITY, _QUIET = 0x80000000, 0x7F800000, 0x400000
 
 
 def _inlined(typed: Any) -> Any:
-    """numba's intrinsic, called with other arguments than ``typed`` has, which mypy need not know."""
+    """numba's intrinsic, which is called with other arguments than ``typed`` has; mypy need not know them.
+
+    Args:
+        typed: of the types of the arguments, gives the signature, ``result(*arguments)``, and what builds the
+            instructions of a call.
+    """
     return intrinsic(typed)
 
 
@@ -93,9 +98,11 @@ def widened(typing_context, bits, shift, rebias, special, nan):  # type: ignore[
         word = builder.zext(bits, _WORD)
         magnitude = builder.and_(word, _word(2**sign_bit - 1))
         sign = builder.shl(builder.lshr(word, _word(sign_bit)), _word(31))
+        # read as a float32 it is 2^rebias too small; the multiplication is exact, and makes denormals normal
         shifted = builder.shl(magnitude, shift)
         scale = builder.bitcast(_exponent(builder, builder.add(rebias, _word(127))), _FLOAT)
         number = builder.bitcast(builder.fmul(builder.bitcast(shifted, _FLOAT), scale), _WORD)
+        # NaN is what lies above infinity, or what is special where there is none
         no_infinity = builder.zext(builder.icmp_unsigned("==", special, nan), _WORD)
         is_nan = builder.icmp_unsigned(">", magnitude, builder.sub(special, no_infinity))
         lifted = builder.select(is_nan, _word(_INFINITY | _QUIET), _word(_INFINITY))
@@ -160,7 +167,7 @@ def _word(value: int) -> Any:
 
 
 def _exponent(builder: Any, value: Any) -> Any:
-    """Where a float32 has its exponent."""
+    """``value`` in the place where a float32 has its exponent."""
     return builder.shl(value, _word(23))
 
 

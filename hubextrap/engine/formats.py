@@ -11,16 +11,17 @@ CODES = {name: code for code, name in enumerate(FLOATS)}
 
 
 class Small(NamedTuple):
-    """How the bits of a float of 8 or 16 bits are told from those of a float32; all without the sign."""
+    """How the bits of a float of 8 or 16 bits and a float32 follow from each other, the sign apart."""
 
     shift: int
     """How many bits more a float32's mantissa has."""
     rebias: int
-    """127 less what its exponent is stored with."""
+    """127, a float32's exponent bias, less its own."""
     special: int
-    """The least bits that are no finite number, and what is too large becomes: an infinity, if any."""
+    """The least bits that are no finite number. What is too large becomes these: infinity, or NaN if it has
+    none."""
     nan: int
-    """Bits that every NaN made has."""
+    """Bits that are set in every NaN that a cast makes; ``special`` where there is no infinity."""
 
 
 SMALL = {
@@ -41,4 +42,4 @@ NON_FINITE = {
     "F8_E4M3FNUZ": (0xFF, 0x80),
     "F8_E5M2FNUZ": (0xFF, 0x80),
 }
-"""Bits to look at in a number, and what they are in one that is NaN or infinite; by safetensors name."""
+"""A mask, and what a number's bits in it are if it is NaN or infinite; by safetensors name."""

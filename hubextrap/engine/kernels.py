@@ -40,6 +40,7 @@ BLOCK = 2048
 """Elements that are combined at once: one input, widened, and a few sums stay in the first-level cache."""
 
 _FORMATS = np.array([SMALL.get(name, (0,) * 4) for name in CODES], np.int32)
+"""A row for each code: the fields of its `formats.Small`, or zeros that nothing looks at."""
 _COPY, _FIRST, _NEXT, _LINE = range(4)
 """What `loops` does with an input and a sum."""
 
@@ -77,12 +78,18 @@ class Combiner:
         """Write combination t of the inputs to ``outputs[t]``.
 
         Args:
-            inputs: the bytes of n elements each.
+            inputs: the bytes of n elements each, 1-D and in one piece, aligned or not.
             dtypes: what each input stores, by safetensors name, any in ``comparison.FLOATS``.
             combinations: one per output; ``indices`` are positions in ``inputs``.
-            outputs: the bytes of n elements each.
+            outputs: the bytes of n elements each, likewise; they overlap no input.
             dtype: what the outputs store.
             last: the position of the last checkpoint in ``inputs``, if it is there.
+
+        Returns:
+            What is known of each output.
+
+        Raises:
+            ValueError: an array of another size, or more outputs than there is scratch memory for.
         """
         itemsize = DTYPES[dtype].itemsize
         elements = len(outputs[0]) // itemsize
@@ -102,6 +109,7 @@ class Combiner:
         steps, weights = _steps(combinations, copied, stored)
         compared = last is not None and dtypes[last] == dtype
         found = np.zeros((len(made), 2), np.int64)
+        # the loop takes the address of one array of numbers, among them the addresses of tables
         tables = (
             np.array(steps, np.int64),
             np.array(weights, sums),
@@ -120,7 +128,10 @@ class Combiner:
 def _steps(
     combinations: Sequence[Combination], copied: Sequence[int], stored: Sequence[tuple[int, int]]
 ) -> tuple[list[tuple[int, int, int, int]], list[float]]:
-    """What goes into the sums, input by input: its address and dtype, the sum, how; and with which weight."""
+    """What goes into the sums, input by input: its address and dtype, the sum, how; and with which weight.
+
+    Input by input, so that what has to be widened is widened once for all sums.
+    """
     terms = sorted(
         (k, position, target, weight)
         for target, combination in enumerate(combinations)
@@ -162,7 +173,15 @@ def same_bytes(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
 
 
 def widen(data: NDArray[np.uint8], dtype: str, out: NDArray[np.float32]) -> None:
-    """Write what ``data`` holds, of any dtype in ``comparison.FLOATS``, to ``out`` as float32."""
+    """Write what ``data`` holds, of any dtype in ``comparison.FLOATS``, to ``out`` as float32.
+
+    Args:
+        data: the bytes of n elements.
+        out: (n,)
+
+    Raises:
+        ValueError: it holds another number of elements.
+    """
     size = DTYPES[dtype].itemsize
     _WIDEN(_address(data, len(out) * size), CODES[dtype], len(out), _address(out), _address(_FORMATS))
 

@@ -23,8 +23,9 @@ from hubextrap.engine.casts import (
     widened,
 )
 
+# Written out and not imported: machine code that is kept is known by this file and `casts` alone.
 _F64, _F32, _F16, _BF16 = range(4)
-"""As in `formats.CODES`; the others are bytes."""
+"""As in `formats.CODES`; the others are stored in one byte."""
 _COPY, _FIRST, _NEXT = range(3)
 """As in `kernels`; what is left is a line."""
 _BYTE, _HALF, _WORD, _LONG, _SIGNED = np.uint8(0), np.uint16(0), np.uint32(0), np.uint64(0), np.int64(0)
@@ -34,31 +35,17 @@ _RUN = 2**16
 
 
 def _combine_in(zero: Any, wide: int) -> Any:
-    """`combine`, with sums of the type of ``zero``, ``wide`` bytes each."""
+    """`combine`, with sums of the type of ``zero``, ``wide`` bytes each.
+
+    Its scratch memory is a block for an input that is widened, then a block for the sum of each target.
+    """
     own_code = _F32 if wide == 4 else _F64
 
     def combine(job):  # type: ignore[no-untyped-def]
-        steps, weights, targets, found, formats = (
-            _at(job, 0),
-            _at(job, 1),
-            _at(job, 2),
-            _at(job, 3),
-            _at(job, 4),
-        )
-        taken, made, elements, code, itemsize = (
-            _at(job, 5),
-            _at(job, 6),
-            _at(job, 7),
-            _at(job, 8),
-            _at(job, 9),
-        )
-        mask, special, last, scratch, block = (
-            _at(job, 10),
-            _at(job, 11),
-            _at(job, 12),
-            _at(job, 13),
-            _at(job, 14),
-        )
+        # as `kernels.Combiner.combine` lays them out: tables, sizes, and what is looked at in the outputs
+        steps, weights, targets, found, formats = _five(job, 0)
+        taken, made, elements, code, itemsize = _five(job, 5)
+        mask, special, last, scratch, block = _five(job, 10)
         for start in range(0, elements, block):
             count, held = min(block, elements - start), 0
             for j in range(taken):
@@ -93,20 +80,34 @@ combine_in_float32, combine_in_float64 = _combine_in(_SINGLE, 4), _combine_in(_D
 
 
 def widen(address, code, count, made, formats):  # type: ignore[no-untyped-def]
+    """Write ``count`` numbers as float32."""
     _widen(address, code, 0, count, made, _SINGLE, formats)
 
 
 def count_non_finite(address, count, itemsize, mask, special, found):  # type: ignore[no-untyped-def]
+    """Write to ``found`` how many numbers there are of which the bits in ``mask`` are ``special``."""
     store(found, 0, _non_finite(address, count, itemsize, mask, special))
 
 
 def compare(one, other, size, differs):  # type: ignore[no-untyped-def]
+    """Write 1 to ``differs`` if two runs of bytes are not equal, else 0."""
     store(differs, 0, _differ(one, other, size))
 
 
 @njit
 def _at(address, index):  # type: ignore[no-untyped-def]
     return load(address, index, _SIGNED)
+
+
+@njit
+def _five(address, first):  # type: ignore[no-untyped-def]
+    return (
+        _at(address, first),
+        _at(address, first + 1),
+        _at(address, first + 2),
+        _at(address, first + 3),
+        _at(address, first + 4),
+    )
 
 
 @njit

@@ -47,7 +47,14 @@ class MergeResult:
 
 
 class MergeWorker:
-    """A `Combiner` beside a buffer, used for one unit after the other. Not thread-safe."""
+    """A `Combiner` beside a buffer, used for one unit after the other. Not thread-safe.
+
+    Args:
+        targets: how many outputs each unit has.
+        accumulator_itemsize: bytes of the widest sum: 8 if some output is F64, else 4.
+        check_finite: tell of NaN and infinity in what is made.
+        device: where the arithmetic runs, one that `kernels.check_device` has passed.
+    """
 
     def __init__(
         self,

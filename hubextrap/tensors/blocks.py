@@ -100,7 +100,7 @@ class BlockWriter:
                 if error.errno != errno.EINVAL:  # the file system has none
                     raise
         full, hashed = Blocks(), Blocks()
-        stages = ((self._hash, full, hashed), (self._write_if_well, hashed, self._free))
+        stages = ((self._hash, full, hashed), (self._write_unless_failed, hashed, self._free))
         self._threads = [
             threading.Thread(target=_pass_on, args=stage, name=f"hubextrap-{name}")
             for name, stage in zip(("sha256", "write"), stages, strict=True)
@@ -110,6 +110,7 @@ class BlockWriter:
         return full
 
     def _take_free(self) -> mmap.mmap:
+        """A block whose bytes are written; waits for one."""
         item = self._free.get()
         assert item is not None
         return item[1]
@@ -117,7 +118,7 @@ class BlockWriter:
     def _hash(self, offset: int, block: mmap.mmap) -> None:
         self.hash.update(block)
 
-    def _write_if_well(self, offset: int, block: mmap.mmap) -> None:
+    def _write_unless_failed(self, offset: int, block: mmap.mmap) -> None:
         if self._error is None:
             try:
                 self._write(offset, memoryview(block))

@@ -30,7 +30,7 @@ class Dtype:
     """One element type."""
 
     itemsize: int
-    """Bytes an element."""
+    """Bytes of an element."""
     torch_name: str
     """``getattr(torch, torch_name)`` is the same type."""
 

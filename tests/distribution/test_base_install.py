@@ -150,6 +150,7 @@ def test_reground(base: Warm, folder: Path) -> None:
         ("mergekit", ("mergekit-yaml", "recipe.yaml", "never")),
         ("eval", ("lm-eval", "run", "--tasks", "gsm8k")),
         ("eval", ("eval", RUN / "step_200", "--no-against", "--tasks", "gsm8k", "--output", "never")),
+        ("eval", ("eval", "nobody/nothing", "--tasks", "gsm8k")),
         ("report", ("report", "scan.safetensors", "--out", "never")),
         ("localhub", ("hub", "serve", "never")),
     ],

@@ -283,6 +283,14 @@ def test_too_little_memory_says_how_much() -> None:
     plan_merge([*range(16)], [big] * 16, lambda name: np.full((1, 16), 1 / 16), budget=Budget(245 * MiB))
 
 
+def test_too_little_memory_for_many_tensors_names_their_number() -> None:
+    many = layout("x", [(f"w{i}", "BF16", (8,)) for i in range(30_000)])
+    with pytest.raises(
+        OutputError, match="for 2 checkpoints of 30,000 tensors, 1 target and 2 workers; give"
+    ):
+        plan_merge([0, 1], [many] * 2, lambda name: np.full((1, 2), 0.5), budget=Budget(200 * MiB))
+
+
 @pytest.mark.parametrize("count", [2, 4, 16, 64])
 def test_memory_does_not_grow_with_checkpoints_or_model(count: int) -> None:
     sizes = []

@@ -343,7 +343,7 @@ def test_the_first_merge_says_that_it_compiles_before_it_writes(demo_data: Path,
     )
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     for out, said in (
-        ("first", ["compiling the loops, once for this machine and version …"]),
+        ("first", ["compiling the loops, once for this machine and version: some seconds …"]),
         ("second", []),
     ):
         result = subprocess.run(
