@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 FAULT = 70
 """Exit code of what should not happen (EX_SOFTWARE of sysexits.h)."""
 _SHOWN = 300
+_NO_THREAD = "can't start new thread"
+"""What Python says where the system starts none: a RuntimeError like any other."""
 
 
 def main() -> None:
@@ -121,6 +123,9 @@ def _code(error: BaseException) -> int | str | None:
         return 1  # whoever read the output has seen enough
     if isinstance(error, MemoryError):
         _say("error: there is not enough memory; give a smaller --memory or fewer --workers")
+        return 1
+    if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
+        _say("error: the system lets this process start no more threads; raise the limit (`ulimit -u`)")
         return 1
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         _say(f"error: {error.filename or 'output'}: cannot be written: {error.strerror}; make room")
