@@ -126,7 +126,7 @@ class MissingExtra(HubExtrapError):
     extra: str
     """The extra."""
 
-    def __init__(self, *message: object, extra: str) -> None:
+    def __init__(self, *message: object, extra: str = "") -> None:  # unpickling gives the message alone
         super().__init__(*message)
         self.extra = extra
 

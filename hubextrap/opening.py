@@ -37,7 +37,7 @@ class ReadingOptions:
     """How weights are read; nothing here changes what is found in them."""
 
     memory: int = DEFAULT_MEMORY
-    """Bytes of memory that the process may take, python and torch included."""
+    """Bytes of memory that the process may take, python included."""
     workers: int = DEFAULT_WORKERS
     """Threads that read, compute and write."""
     cache: bool = False

@@ -9,6 +9,7 @@ from hubextrap.engine.cutting import unit_minimum
 from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
 from hubextrap.errors import OutputError
 from hubextrap.tensors.layout import distinct_tensors
+from hubextrap.tensors.weights import READERS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,19 +23,19 @@ REMOTE_READ_SIZE = 8 * MiB
 """Bytes of one checkpoint that a unit reads over a network, where a request costs a round trip."""
 REMOTE_READERS = 8
 """Ranges of a unit that are requested at the same time; the sources bound the requests in flight."""
-BASELINE = 300 * MiB
-"""What the process takes without buffers, counted into ``memory``: python, a CPU build of torch and the Hub
-client are 230 MiB (measured with torch 2.13; `tensors.devices.CUDA_LIBRARIES` for others); the rest is for
-headers."""
-HELD_IN_BASELINE = 40 * MiB
-"""How much of ``BASELINE`` is for headers and the plan; what a larger model's take comes on top."""
-HELD_INFO = 800
+BASELINE = 235 * MiB
+"""What the process takes without buffers, headers and plan, counted into ``memory``: python, the Hub client
+and what loads machine code are 110 MiB; the first run compiles it, which takes 100 MiB more (measured with
+numba 0.68). `tensors.devices.cuda_libraries` for torch, which only other devices need."""
+HELD_INFO = 550
 """Bytes of one tensor of one header, its place in tables by name included; equal headers count once."""
-HELD_TENSOR, HELD_CHECKPOINT = 2500, 100_000
-HELD_INPUT = 16
-"""Bytes of a tensor's input in the plan, a reference or two."""
-KERNEL_ELEMENTS = 2**18
-"""Elements that the kernels combine at once: long enough that calling torch costs little."""
+HELD_TENSOR, HELD_CHECKPOINT = 1200, 100_000
+HELD_INPUT = 24
+"""Bytes of a tensor's input in the plan: references."""
+HELD_ENTRY = 75
+"""Bytes of a tensor in an index, `READERS` of which are read at the same time."""
+HELD_FILE = 3000
+"""Bytes of one file of one checkpoint: what the folder's listing, the plan and the provenance say of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Budget:
     """How a pass over checkpoints may read."""
 
     memory: int = DEFAULT_MEMORY
-    """Bytes that the process may take, python and torch included."""
+    """Bytes that the process may take, python included."""
     workers: int = DEFAULT_WORKERS
     """Threads, each with a buffer of its own."""
     remote: bool = False
@@ -107,12 +108,13 @@ def allot(
 
 
 def held(layouts: Sequence[CheckpointLayout], tensors: int, coefficients: int = 0) -> int:
-    """Bytes of headers, tables and plan beyond those in ``BASELINE``, from what they took when measured.
+    """Bytes of headers, tables and plan, from what they took when measured.
 
     Args:
         coefficients: bytes of those.
     """
     count = len(layouts)
-    taken = distinct_tensors(layouts) * HELD_INFO + count * HELD_CHECKPOINT
-    taken += tensors * (HELD_TENSOR + count * HELD_INPUT) + coefficients
-    return max(0, taken - HELD_IN_BASELINE)
+    files = sum(len(layout.shards) for layout in layouts)
+    taken = distinct_tensors(layouts) * HELD_INFO + count * HELD_CHECKPOINT + files * HELD_FILE
+    per_tensor = HELD_TENSOR + count * HELD_INPUT + min(count, READERS) * HELD_ENTRY
+    return taken + tensors * per_tensor + coefficients

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hubextrap.engine.budget import KERNEL_ELEMENTS, Budget, allot, held
+from hubextrap.engine.budget import Budget, allot, held
 from hubextrap.engine.comparison import FLOATS, TensorInputs, compare, dtype_notes, refuse, uncombinable
 from hubextrap.engine.cutting import Room, aligned, cut, lay_out
 from hubextrap.engine.defaults import MiB
+from hubextrap.engine.kernels import BLOCK
 from hubextrap.engine.units import Combination, Form, MergeUnit
 from hubextrap.errors import MethodError, RecipeError
 from hubextrap.tensors.headers import DTYPES, build_header
@@ -162,8 +163,8 @@ def plan_merge(
     every = [plan for shard in shards for plan in shard.tensors]
     itemsize = 8 if any(plan.dtype == "F64" for plan in every) else 4
     workers = (budget := budget or Budget()).workers
-    # what a worker's kernels need beside its buffer: one input, one difference, a sum per target
-    beside = workers * KERNEL_ELEMENTS * (targets + 2) * itemsize + targets * WRITE_MEMORY
+    # what a worker's kernels need beside its buffer: one input, and a sum per target
+    beside = workers * BLOCK * (targets + 1) * itemsize + targets * WRITE_MEMORY
     beside += held(layouts, len(every), len(forms) * targets * len(layouts) * HELD_COEFFICIENT)
     return MergePlan(
         steps=tuple(steps),

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from hubextrap.engine.comparison import TensorInputs
     from hubextrap.tensors.layout import CheckpointLayout
 
-COMPILER = 120 * MiB
-"""What numba and its compiler take beside python and torch (measured with numba 0.68)."""
+COMPILER = 40 * MiB
+"""What a scan's compiled loops take beside those of a merge (measured with numba 0.68)."""
 SCRATCH = 3 * MiB
 """What a worker's loops and checks take beside its buffer."""
 SCAN_READ_SIZE = MiB

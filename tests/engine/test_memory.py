@@ -10,19 +10,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 
 import hubextrap
-from hubextrap.tensors.devices import cuda_libraries
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak")
 
 MiB = 2**20
-TORCH_BUILD = cuda_libraries("cpu")
-"""What a plan says that this build of torch takes beside the setting."""
 ELEMENTS = 8
+FAIR = 512
+"""Bytes of an input of a tensor by which a plan may say too much; beside them, 64 MiB."""
 COMMAND = """
 import sys
 from pathlib import Path
@@ -74,13 +74,14 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 def ended(*arguments: str) -> tuple[int, int, str]:
-    """A command's exit code, peak in bytes and what it said."""
-    done = subprocess.run(
-        [sys.executable, "-c", COMMAND, *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    """A command's exit code, peak in bytes and what it said; the first run of its machine, which compiles."""
+    with TemporaryDirectory() as compiled:
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND, *arguments],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_CACHE_DIR": compiled},
+            capture_output=True,
+            text=True,
+        )
     said = done.stdout + done.stderr
     return done.returncode, 1024 * int(re.findall(r"^peak (\d+) kB$", said, re.MULTILINE)[-1]), said
 
@@ -90,7 +91,7 @@ def least(*arguments: str) -> int:
     code, peak, said = ended(*arguments, "--memory", "1MiB")
     assert code, said
     (enough,) = re.findall(r"give at least (\d+) MiB", said)
-    assert peak <= int(enough) * MiB + TORCH_BUILD, (peak / MiB, said)
+    assert peak <= int(enough) * MiB, (peak / MiB, said)
     return int(enough)
 
 
@@ -117,13 +118,14 @@ def test_a_merge_takes_what_it_may(
     enough = least("plan", path)
     code, peak, said = ended("merge", path, "--out", str(tmp_path / "out"), "--memory", f"{enough}MiB", "-q")
     assert code == 0, said
-    assert peak <= enough * MiB + TORCH_BUILD, peak / MiB
+    assert peak <= enough * MiB, peak / MiB
     planned = hubextrap.plan(
         hubextrap.load_recipe(path),
         out=tmp_path / "other",
         settings=hubextrap.MergeOptions(memory=enough * MiB),
     )
     assert peak <= planned.peak_memory
+    assert planned.peak_memory < peak + FAIR * checkpoints * tensors + 64 * MiB
 
 
 @pytest.mark.slow
@@ -136,7 +138,7 @@ def test_files_beside_the_weights_are_counted(run_of: Callable[..., Path], tmp_p
     enough = least("plan", path)
     code, peak, said = ended("merge", path, "--out", str(tmp_path / "out"), "--memory", f"{enough}MiB", "-q")
     assert code == 0, said
-    assert 400 * MiB < peak <= enough * MiB + TORCH_BUILD, peak / MiB
+    assert 350 * MiB < peak <= enough * MiB, peak / MiB
 
 
 @pytest.mark.slow
@@ -149,7 +151,7 @@ def test_a_scan_takes_what_it_may(
     enough = least("scan", str(root), "--out", out)
     code, peak, said = ended("scan", str(root), "--out", out, "--memory", f"{enough}MiB", "-q")
     assert code == 0, said
-    assert peak <= enough * MiB + TORCH_BUILD, peak / MiB
+    assert peak <= enough * MiB, peak / MiB
 
 
 @pytest.mark.slow
@@ -159,7 +161,7 @@ def test_a_backtest_takes_what_it_may(run_of: Callable[..., Path], checkpoints: 
     enough = least("backtest", root)
     code, peak, said = ended("backtest", root, "--memory", f"{enough}MiB", "-q")
     assert code == 0, said
-    assert peak <= enough * MiB + TORCH_BUILD, peak / MiB
+    assert peak <= enough * MiB, peak / MiB
 
 
 @pytest.mark.slow
@@ -171,7 +173,7 @@ def test_a_fitted_merge_takes_what_it_may(run_of: Callable[..., Path], tmp_path:
     assert enough == least("merge", path, "--out", str(tmp_path / "out")), "plan says what merge does"
     code, peak, said = ended("merge", path, "--out", str(tmp_path / "out"), "--memory", f"{enough}MiB", "-q")
     assert code == 0, said
-    assert peak <= enough * MiB + TORCH_BUILD, peak / MiB
+    assert peak <= enough * MiB, peak / MiB
 
 
 @pytest.mark.slow
@@ -183,4 +185,4 @@ def test_tables_that_do_not_fit_are_refused_before_a_weight_is_read(
     code, peak, said = ended("scan", str(root), "--out", str(tmp_path / "scan"))
     assert code, said
     assert int(re.findall(r"give at least (\d+) MiB", said)[0]) > 4096
-    assert peak < 512 * MiB + TORCH_BUILD
+    assert peak < 512 * MiB
