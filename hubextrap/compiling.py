@@ -21,6 +21,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hubextrap._version import __version__
+from hubextrap.containment import read_named, regular_at
 from hubextrap.digests import sha256_hex
 
 if TYPE_CHECKING:
@@ -34,7 +36,12 @@ class Listener(Protocol):
         """Tell the user one fact, as a line."""
 
 
+_LONGEST = 2**24
+"""Bytes of machine code that are read; a function has a few dozen thousand."""
+
 _listeners: list[Listener] = []
+_told: list[Listener] = []
+"""Who has heard it: a command that scans and then merges compiles twice."""
 _one_at_a_time = Lock()
 _engines: list[Any] = []
 """What owns the machine code that was loaded."""
@@ -46,7 +53,8 @@ _UNUSED = ctypes.addressof(_results)
 @contextmanager
 def announced(progress: Listener) -> Iterator[None]:
     """Inside it, the first compilation is told, as it takes seconds; what is on disk is not."""
-    _listeners.append(progress)
+    if not any(progress is one for one in _told):
+        _listeners.append(progress)
     try:
         yield
     finally:
@@ -56,7 +64,8 @@ def announced(progress: Listener) -> Iterator[None]:
 
 def _announce() -> None:
     while _listeners:
-        _listeners.pop().say("compiling the loops, once for this machine and version …")
+        _told.append(_listeners.pop())
+        _told[-1].say("compiling the loops, once for this machine and version …")
 
 
 class MachineCode:
@@ -102,32 +111,42 @@ class MachineCode:
 
     def _key(self) -> str:
         """What the machine code depends on."""
-        from importlib.metadata import version
-        from pkgutil import get_data
-
         import llvmlite.binding as llvm  # type: ignore[import-untyped]
 
-        sources = [get_data(self._package, f"{module}.py") or b"" for module in self._modules]
+        sources = [_source(self._package, module) for module in self._modules]
         settings = sorted(
             f"{name}={value}" for name, value in os.environ.items() if name.startswith("NUMBA_")
         )
         machine = llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-        versions = version("numba"), version("llvmlite")
+        versions = _version("numba"), _version("llvmlite"), __version__
         return sha256_hex(b"\0".join(sources) + repr((settings, machine, versions)).encode())[:24]
 
     def _compiled(self) -> bytes:
         """The symbol's name, a line, and the object file."""
-        from numba import njit, types
+        with _never_as_python():
+            from numba import njit, types
 
-        function = getattr(import_module(f"{self._package}.{self._modules[0]}"), self._name)
-        numbers = [types.int64] * function.__code__.co_argcount
-        alone: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-        made: Any = njit(error_model="numpy", **alone)(function)
-        made.compile(types.void(*numbers))
+            function = getattr(import_module(f"{self._package}.{self._modules[0]}"), self._name)
+            numbers = [types.int64] * function.__code__.co_argcount
+            alone: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+            made: Any = njit(error_model="numpy", **alone)(function)
+            made.compile(types.void(*numbers))
         result = made.overloads[tuple(numbers)]
         _, _, (machine_code, _) = result.library.serialize_using_object_code()
         symbol: str = result.fndesc.llvm_func_name
         return symbol.encode() + b"\n" + bytes(machine_code)
+
+
+@contextmanager
+def _never_as_python() -> Iterator[None]:
+    """Have numba compile, NUMBA_DISABLE_JIT or not: what the loops are made of is the compiler's own."""
+    from numba import config
+
+    before, config.DISABLE_JIT = config.DISABLE_JIT, 0  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        config.DISABLE_JIT = before  # type: ignore[attr-defined]
 
 
 def _loaded(symbol: str, machine_code: bytes) -> int:
@@ -147,7 +166,7 @@ def _loaded(symbol: str, machine_code: bytes) -> int:
 def _stored(places: Sequence[Path]) -> bytes | None:
     for place in places:
         with suppress(OSError):
-            content = place.read_bytes()
+            content = read_named(place, _LONGEST, pipes=False)
             if sha256_hex(content[64:]).encode() == content[:64]:
                 return content[64:]
     return None
@@ -161,9 +180,11 @@ def _keep(places: Sequence[Path], content: bytes) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             beside.write_bytes(sha256_hex(content).encode() + content)
             beside.replace(place)
-        except OSError:
+        except BaseException as error:
             with suppress(OSError):
                 beside.unlink()
+            if not isinstance(error, OSError):
+                raise
         else:
             return
 
@@ -174,13 +195,39 @@ def compiled(function: Any = None, **options: Any) -> Any:
     Args:
         options: more of njit's.
     """
-    from numba import njit
-
     if function is None:
         return partial(compiled, **options)
-    made = njit(nogil=True, **options)(function)
+    with _never_as_python():
+        from numba import njit
+
+        made = njit(nogil=True, **options)(function)
+    compile_it = made.compile
+
+    def compile_anyway(signature: Any) -> Any:
+        with _never_as_python():
+            return compile_it(signature)
+
+    made.compile = compile_anyway
     made._cache = _Cache(function)
     return made
+
+
+def _source(package: str, module: str) -> bytes:
+    """The text of a module, or nothing where only its bytecode is installed."""
+    from pkgutil import get_data
+
+    with suppress(OSError):
+        return get_data(package, f"{module}.py") or b""
+    return b""
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:  # it came without its metadata, as programs that are packed into one file do
+        return str(import_module(package).__version__)
 
 
 class _Cache:
@@ -215,15 +262,20 @@ class _Cache:
         library: Any = caching
         cache = library.FunctionCache(self._function)
         file = cache._cache_file
-        dump, place = file._dump, file._data_path
+        dump, place, load_index = file._dump, file._data_path, file._load_index
+
+        def index() -> Any:
+            with suppress(FileNotFoundError):
+                regular_at(Path(file._index_path))  # a pipe would be waited for
+            return load_index()
 
         def checked(name: str) -> Any:
-            content = Path(place(name)).read_bytes()
+            content = read_named(place(name), _LONGEST, pipes=False)
             dumped, expected = content[:-64], content[-64:]
             if sha256_hex(dumped).encode() != expected:
                 raise ValueError(name)
             return pickle.loads(dumped)
 
         file._dump = lambda data: (dumped := dump(data)) + sha256_hex(dumped).encode()
-        file._load_data = checked
+        file._load_index, file._load_data = index, checked
         return cache

@@ -32,11 +32,11 @@ LEVELS = (
     ("hub_access", "progress"),
     ("hub_client", "hub_settings"),
     ("durable",),
-    ("foreign_data", "extras"),
+    ("foreign_data", "extras", "compiling"),
     ("errors", "_version"),
     ("foreign_text", "output_files"),
     ("redaction", "claims", "containment"),
-    ("known_secrets", "lazy", "digests", "compiling", "licenses"),
+    ("known_secrets", "lazy", "digests", "licenses"),
 )
 OPEN_TO_LOCALHUB = ("localhub", "errors", "_version", "redaction", "foreign_data", "foreign_text", "licenses")
 OWN_DUNDERS = ("_version", "__version__")
