@@ -23,6 +23,10 @@ from hubextrap.engine.casts import (
     widened,
 )
 
+_ALONE: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_njit: Any = njit(**_ALONE)
+"""For what loops are made of; what would call it from elsewhere takes a third of its time to compile."""
+
 _F64, _F32, _F16, _BF16 = range(4)
 """As in `formats.CODES`; the others are bytes."""
 _COPY, _FIRST, _NEXT = range(3)
@@ -104,12 +108,12 @@ def compare(one, other, size, differs):  # type: ignore[no-untyped-def]
     store(differs, 0, _differ(one, other, size))
 
 
-@njit
+@_njit
 def _at(address, index):  # type: ignore[no-untyped-def]
     return load(address, index, _SIGNED)
 
 
-@njit
+@_njit
 def _format(formats, code):  # type: ignore[no-untyped-def]
     """The fields of a `formats.Small`."""
     first = 4 * code
@@ -121,7 +125,7 @@ def _format(formats, code):  # type: ignore[no-untyped-def]
     )
 
 
-@njit
+@_njit
 def _widen(address, code, start, count, made, zero, formats):  # type: ignore[no-untyped-def]
     """The numbers of an input as the accumulator's."""
     shift, rebias, special, nan = _format(formats, code)
@@ -144,7 +148,7 @@ def _widen(address, code, start, count, made, zero, formats):  # type: ignore[no
             store(made, i, number_like(zero, widened(bits, shift, rebias, special, nan)))
 
 
-@njit
+@_njit
 def _add(operation, weight, values, like, sums, count, zero):  # type: ignore[no-untyped-def]
     """One term of a combination, of values that are stored as ``like`` is."""
     if operation == _NEXT:
@@ -163,7 +167,7 @@ def _add(operation, weight, values, like, sums, count, zero):  # type: ignore[no
             store(sums, i, base + (number_like(zero, load(values, i, like)) - base) * weight + zero)
 
 
-@njit
+@_njit
 def _round(sums, count, made, code, zero, formats):  # type: ignore[no-untyped-def]
     """The sums as the output stores them. Of a float64 sum that is F64."""
     shift, rebias, special, nan = _format(formats, code)
@@ -183,7 +187,7 @@ def _round(sums, count, made, code, zero, formats):  # type: ignore[no-untyped-d
             store(made, i, rounded(number, _BYTE, shift, rebias, special, nan))
 
 
-@njit
+@_njit
 def _non_finite(address, count, itemsize, mask, special):  # type: ignore[no-untyped-def]
     """How many numbers there are of which the bits in ``mask`` are ``special``."""
     total = 0
@@ -205,7 +209,7 @@ def _non_finite(address, count, itemsize, mask, special):  # type: ignore[no-unt
     return total
 
 
-@njit
+@_njit
 def _differ(one, other, size):  # type: ignore[no-untyped-def]
     """1 if two runs of bytes are not equal, else 0."""
     whole, differs = size // 8, _LONG
@@ -219,7 +223,7 @@ def _differ(one, other, size):  # type: ignore[no-untyped-def]
     return 1 if differs else 0
 
 
-@njit
+@_njit
 def _copy(source, made, size):  # type: ignore[no-untyped-def]
     for i in range(size):
         store(made, i, load(source, i, _BYTE))
