@@ -198,13 +198,14 @@ def written(folder: Path) -> None:
         raise
 
 
+@pytest.mark.parametrize("first", [3, 15])
 @pytest.mark.parametrize("where", ["_hash", "_write"])
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error"), ValueError("?")])
 def test_whatever_goes_wrong_beside_is_raised(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception, first: int
 ) -> None:
     def fail(self: BlockWriter, offset: int, data: object) -> None:
-        if offset >= 3 * WRITE_SIZE:
+        if offset >= first * WRITE_SIZE:
             raise error
 
     monkeypatch.setattr(BlockWriter, where, fail)
