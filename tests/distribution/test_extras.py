@@ -12,6 +12,8 @@ import pytest
 from harness import ROOT
 from installations import without
 
+import hubextrap
+
 pytestmark = pytest.mark.slow
 DATA = ROOT / "demo" / "data" / "rlvr-C"
 EVAL = ("eval", DATA / "step_200", "--against", f"last={DATA / 'step_100'}")
@@ -23,8 +25,16 @@ parameters: {{target_step: 400, base_step: 100}}
 MEASURED = "evaluate: {tasks: [gsm8k]}\n"
 
 
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("scan") / "scan.safetensors"
+    hubextrap.scan(hubextrap.find_trajectory(str(DATA))).save(file)
+    return file
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, scan: Path) -> Path:
+    (tmp_path / "scan.safetensors").symlink_to(scan)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "measured.yaml").write_text(RECIPE + MEASURED)
     (tmp_path / "mixture.yaml").write_text(RECIPE + MEASURED + "space: logits\n")
