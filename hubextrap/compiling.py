@@ -21,8 +21,9 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hubextrap._version import __version__
+from hubextrap.containment import read_named, regular_at
 from hubextrap.digests import sha256_hex
-from hubextrap.errors import HubExtrapError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +36,12 @@ class Listener(Protocol):
         """Tell the user one fact, as a line."""
 
 
+_LONGEST = 2**24
+"""Bytes of machine code that are read; a function has a few dozen thousand."""
+
 _listeners: list[Listener] = []
+_told: list[Listener] = []
+"""Who has heard it: a command that scans and then merges compiles twice."""
 _one_at_a_time = Lock()
 _engines: list[Any] = []
 """What owns the machine code that was loaded."""
@@ -47,7 +53,8 @@ _UNUSED = ctypes.addressof(_results)
 @contextmanager
 def announced(progress: Listener) -> Iterator[None]:
     """Inside it, the first compilation is told, as it takes seconds; what is on disk is not."""
-    _listeners.append(progress)
+    if not any(progress is one for one in _told):
+        _listeners.append(progress)
     try:
         yield
     finally:
@@ -59,8 +66,9 @@ def _announce() -> list[Listener]:
     """Tell those who have not been told; who they were."""
     told = []
     while _listeners:
-        told.append(_listeners.pop())
-        told[-1].say("compiling the loops, once for this machine and version: some seconds …")
+        _told.append(listener := _listeners.pop())
+        told.append(listener)
+        listener.say("compiling the loops, once for this machine and version: some seconds …")
     return told
 
 
@@ -72,22 +80,10 @@ def _complain(listeners: Sequence[Listener]) -> None:
         )
 
 
-def _check_compiles() -> None:
-    """
-    Raises:
-        HubExtrapError: numba is told not to compile; the loops cannot run as Python.
-    """
-    import numba
-
-    if getattr(numba.config, "DISABLE_JIT", 0):
-        raise HubExtrapError("NUMBA_DISABLE_JIT is set, and the loops run compiled alone; unset it")
-
-
 class MachineCode:
     """A function of a module of loops. It takes whole numbers, addresses among them, and returns nothing.
 
-    It is loaded, or else compiled, when it is first called, and does not hold the GIL. That call raises
-    HubExtrapError where numba is told not to compile (NUMBA_DISABLE_JIT).
+    It is loaded, or else compiled, when it is first called, and does not hold the GIL.
 
     Args:
         package: where the modules are.
@@ -109,7 +105,6 @@ class MachineCode:
         places = [folder / f"{self._name}-{self._key()}.o" for folder in self._folders()]
         stored = _stored(places)
         if stored is None:
-            _check_compiles()
             told = _announce()
             stored = self._compiled()
             if not _keep(places, stored):
@@ -129,32 +124,42 @@ class MachineCode:
 
     def _key(self) -> str:
         """What the machine code depends on."""
-        from importlib.metadata import version
-        from pkgutil import get_data
-
         import llvmlite.binding as llvm  # type: ignore[import-untyped]
 
-        sources = [get_data(self._package, f"{module}.py") or b"" for module in self._modules]
+        sources = [_source(self._package, module) for module in self._modules]
         settings = sorted(
             f"{name}={value}" for name, value in os.environ.items() if name.startswith("NUMBA_")
         )
         machine = llvm.get_process_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-        versions = version("numba"), version("llvmlite")
+        versions = _version("numba"), _version("llvmlite"), __version__
         return sha256_hex(b"\0".join(sources) + repr((settings, machine, versions)).encode())[:24]
 
     def _compiled(self) -> bytes:
         """The symbol's name, a line, and the object file."""
-        from numba import njit, types
+        with _never_as_python():
+            from numba import njit, types
 
-        function = getattr(import_module(f"{self._package}.{self._modules[0]}"), self._name)
-        numbers = [types.int64] * function.__code__.co_argcount
-        alone: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-        made: Any = njit(error_model="numpy", **alone)(function)
-        made.compile(types.void(*numbers))
+            function = getattr(import_module(f"{self._package}.{self._modules[0]}"), self._name)
+            numbers = [types.int64] * function.__code__.co_argcount
+            alone: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+            made: Any = njit(error_model="numpy", **alone)(function)
+            made.compile(types.void(*numbers))
         result = made.overloads[tuple(numbers)]
         _, _, (machine_code, _) = result.library.serialize_using_object_code()
         symbol: str = result.fndesc.llvm_func_name
         return symbol.encode() + b"\n" + bytes(machine_code)
+
+
+@contextmanager
+def _never_as_python() -> Iterator[None]:
+    """Have numba compile, NUMBA_DISABLE_JIT or not: what the loops are made of is the compiler's own."""
+    from numba import config
+
+    before, config.DISABLE_JIT = config.DISABLE_JIT, 0  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        config.DISABLE_JIT = before  # type: ignore[attr-defined]
 
 
 def _loaded(symbol: str, machine_code: bytes) -> int:
@@ -174,7 +179,7 @@ def _loaded(symbol: str, machine_code: bytes) -> int:
 def _stored(places: Sequence[Path]) -> bytes | None:
     for place in places:
         with suppress(OSError):
-            content = place.read_bytes()
+            content = read_named(place, _LONGEST, pipes=False)
             if sha256_hex(content[64:]).encode() == content[:64]:
                 return content[64:]
     return None
@@ -188,9 +193,11 @@ def _keep(places: Sequence[Path], content: bytes) -> bool:
             place.parent.mkdir(parents=True, exist_ok=True)
             beside.write_bytes(sha256_hex(content).encode() + content)
             beside.replace(place)
-        except OSError:
+        except BaseException as error:
             with suppress(OSError):
                 beside.unlink()
+            if not isinstance(error, OSError):
+                raise
         else:
             return True
     return False
@@ -201,18 +208,40 @@ def compiled(function: Any = None, **options: Any) -> Any:
 
     Args:
         options: more of njit's.
-
-    Raises:
-        HubExtrapError: numba is told not to compile.
     """
-    from numba import njit
-
     if function is None:
         return partial(compiled, **options)
-    _check_compiles()
-    made = njit(nogil=True, **options)(function)
+    with _never_as_python():
+        from numba import njit
+
+        made = njit(nogil=True, **options)(function)
+    compile_it = made.compile
+
+    def compile_anyway(signature: Any) -> Any:
+        with _never_as_python():
+            return compile_it(signature)
+
+    made.compile = compile_anyway
     made._cache = _Cache(function)
     return made
+
+
+def _source(package: str, module: str) -> bytes:
+    """The text of a module, or nothing where only its bytecode is installed."""
+    from pkgutil import get_data
+
+    with suppress(OSError):
+        return get_data(package, f"{module}.py") or b""
+    return b""
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:  # it came without its metadata, as programs that are packed into one file do
+        return str(import_module(package).__version__)
 
 
 class _Cache:
@@ -253,15 +282,20 @@ class _Cache:
         library: Any = caching
         cache = library.FunctionCache(self._function)
         file = cache._cache_file
-        dump, place = file._dump, file._data_path
+        dump, place, load_index = file._dump, file._data_path, file._load_index
+
+        def index() -> Any:
+            with suppress(FileNotFoundError):
+                regular_at(Path(file._index_path))  # a pipe would be waited for
+            return load_index()
 
         def checked(name: str) -> Any:
-            content = Path(place(name)).read_bytes()
+            content = read_named(place(name), _LONGEST, pipes=False)
             dumped, expected = content[:-64], content[-64:]
             if sha256_hex(dumped).encode() != expected:
                 raise ValueError(name)
             return pickle.loads(dumped)
 
         file._dump = lambda data: (dumped := dump(data)) + sha256_hex(dumped).encode()
-        file._load_data = checked
+        file._load_index, file._load_data = index, checked
         return cache

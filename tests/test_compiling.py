@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
+import py_compile
 import resource
 import subprocess
 import sys
@@ -12,12 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 
 from hubextrap.compiling import MachineCode, announced
-from hubextrap.errors import HubExtrapError
 
 ROOT = Path(__file__).parent.parent
 LOOPS = """
@@ -124,14 +124,6 @@ def test_another_setting_of_numbas_is_another_machine(package: str, monkeypatch:
     assert machine_code(package) == SAID
 
 
-@KINDS
-def test_told_not_to_compile(package: str, use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loops are made of instructions that Python does not have."""
-    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
-    with pytest.raises(HubExtrapError, match=r"^NUMBA_DISABLE_JIT is set, .* unset it$"):
-        use(package)
-
-
 def in_the_way(folder: Path) -> None:
     """A file where a folder has to be: root writes to any folder."""
     folder.write_text("")
@@ -180,6 +172,63 @@ def test_a_disk_that_is_full(package: str, use: Use, tmp_path: Path) -> None:
     assert use(package) == []
 
 
+def test_what_ends_the_writing_leaves_nothing(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        machine_code(package)
+    left = [path for path in (tmp_path / package / "__pycache__").iterdir() if path.suffix != ".pyc"]
+    assert left == []
+
+
+@pytest.mark.slow
+@KINDS
+def test_numba_is_told_to_compile_nothing(
+    package: str, use: Use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loops have no other form."""
+    program = f"import test_compiling as t; print(t.{use.__name__}({package!r}))"
+    search = os.pathsep.join(map(str, (ROOT, Path(__file__).parent, tmp_path)))
+    environment = os.environ | {"PYTHONPATH": search, "NUMBA_DISABLE_JIT": "1"}
+    for said in (SAID, []):
+        result = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert (result.stdout, result.returncode) == (f"{said}\n", 0), result.stderr
+
+
+def test_a_package_without_its_sources(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only bytecode is installed, and numba came without its metadata, as in a program of one file."""
+    folder = tmp_path / package
+    for module in ("__init__", "loops"):
+        py_compile.compile(str(folder / f"{module}.py"), str(folder / f"{module}.pyc"))
+        (folder / f"{module}.py").unlink()
+
+    def unknown(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", unknown)
+    assert machine_code(package) == SAID
+    assert machine_code(package) == []
+
+
+@KINDS
+def test_who_has_heard_it_is_not_told_again(package: str, use: Use, tmp_path: Path) -> None:
+    """A merge that is fitted scans first; either compiles."""
+    told = Told()
+    with announced(told):
+        use(package)
+    for path in kept(tmp_path):
+        path.unlink()
+    with announced(told):
+        assert use(package) == SAID, "and others are"
+    assert told == SAID
+
+
 def damages() -> dict[str, Callable[[bytes], bytes]]:
     return {
         "empty": lambda content: b"",
@@ -201,6 +250,56 @@ def test_a_damaged_file(package: str, use: Use, tmp_path: Path, how: str, which:
     else:
         use(package)  # an index says where the data are, no more
     assert use(package) == []
+
+
+def something_else() -> dict[str, Callable[[Path], object]]:
+    return {
+        "folder": Path.mkdir,
+        "pipe": os.mkfifo,
+        "endless": lambda path: path.symlink_to("/dev/zero"),
+        "link that leads nowhere": lambda path: path.symlink_to("nowhere"),
+        "link in a circle": lambda path: path.symlink_to(path.name),
+        "not for us": lambda path: path.touch(0),
+        "too long": lambda path: (path.touch(), os.truncate(path, 2**40)),
+    }
+
+
+@pytest.mark.parametrize(("use", "which"), [(machine_code, ".o"), (arrays, ".nbi"), (arrays, ".nbc")])
+@pytest.mark.parametrize("what", something_else())
+def test_something_else_lies_there(package: str, use: Use, tmp_path: Path, what: str, which: str) -> None:
+    use(package)
+    (path,) = (path for path in kept(tmp_path) if path.suffix == which)
+    path.unlink()
+    something_else()[what](path)
+    replaced = what != "folder"
+    assert use(package) == SAID + AGAIN * (not replaced)
+    assert use(package) == ([] if replaced else SAID + AGAIN)
+
+
+def test_a_fork_uses_what_was_loaded(package: str) -> None:
+    """While another thread does."""
+    add, numbers, stop = MachineCode(package, ("loops",), "add"), np.arange(1000), threading.Event()
+
+    def total() -> int:
+        found = np.zeros(1, np.int64)
+        add(numbers.ctypes.data, len(numbers), found.ctypes.data)
+        return int(found[0])
+
+    def work() -> None:
+        while not stop.is_set():
+            total()
+
+    assert total() == 499500
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        for _ in range(20):
+            if (pid := os.fork()) == 0:
+                os._exit(0 if total() == 499500 else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        stop.set()
+        thread.join()
 
 
 @pytest.mark.slow

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 FAULT = 70
 """Exit code of what should not happen (EX_SOFTWARE of sysexits.h)."""
 _SHOWN = 300
+_NO_LIBRARY = "Could not find/load shared object file"
+"""What llvmlite says where its library is not there, or for another machine: an OSError."""
+_NO_THREAD = "can't start new thread"
+"""What Python says where the system starts none: a RuntimeError like any other."""
 
 
 def main() -> None:
@@ -121,6 +125,16 @@ def _code(error: BaseException) -> int | str | None:
         return 1  # whoever read the output has seen enough
     if isinstance(error, MemoryError):
         _say("error: there is not enough memory; give a smaller --memory or fewer --workers")
+        return 1
+    if isinstance(error, ImportError) or error.args == (_NO_LIBRARY,):  # an extra's is a MissingExtra
+        what = " ".join(str(error).split())
+        _say(
+            f"error: {getattr(error, 'name', None) or 'a package'} cannot be imported ({_shortened(what)}): "
+            "pip install --force-reinstall hubextrap"
+        )
+        return 1
+    if error.args == (_NO_THREAD,):
+        _say("error: the system lets this process start no more threads; raise the limit (`ulimit -u`)")
         return 1
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         _say(f"error: {error.filename or 'output'}: cannot be written: {error.strerror}; make room")

@@ -42,7 +42,8 @@ class Signals:
         os.set_blocking(telling, False)
         signal.set_wakeup_fd(telling, warn_on_full_buffer=False)
         os.register_at_fork(after_in_child=_forget_wakeup)  # a child's signals are not ours
-        threading.Thread(target=self._watch, args=(told,), name="hubextrap-signals", daemon=True).start()
+        with suppress(RuntimeError):  # where no thread can be started, the command says so when it needs one
+            threading.Thread(target=self._watch, args=(told,), name="hubextrap-signals", daemon=True).start()
 
     def _watch(self, told: int) -> None:
         import time

@@ -23,6 +23,10 @@ from hubextrap.engine.casts import (
     widened,
 )
 
+_ALONE: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_njit: Any = njit(**_ALONE)
+"""For what loops are made of; what would call it from elsewhere takes a third of its time to compile."""
+
 # Written out and not imported: machine code that is kept is known by this file and `casts` alone.
 _F64, _F32, _F16, _BF16 = range(4)
 """As in `formats.CODES`; the others are stored in one byte."""
@@ -94,12 +98,12 @@ def compare(one, other, size, differs):  # type: ignore[no-untyped-def]
     store(differs, 0, _differ(one, other, size))
 
 
-@njit
+@_njit
 def _at(address, index):  # type: ignore[no-untyped-def]
     return load(address, index, _SIGNED)
 
 
-@njit
+@_njit
 def _five(address, first):  # type: ignore[no-untyped-def]
     return (
         _at(address, first),
@@ -110,7 +114,7 @@ def _five(address, first):  # type: ignore[no-untyped-def]
     )
 
 
-@njit
+@_njit
 def _format(formats, code):  # type: ignore[no-untyped-def]
     """The fields of a `formats.Small`."""
     first = 4 * code
@@ -122,7 +126,7 @@ def _format(formats, code):  # type: ignore[no-untyped-def]
     )
 
 
-@njit
+@_njit
 def _widen(address, code, start, count, made, zero, formats):  # type: ignore[no-untyped-def]
     """The numbers of an input as the accumulator's."""
     shift, rebias, special, nan = _format(formats, code)
@@ -145,7 +149,7 @@ def _widen(address, code, start, count, made, zero, formats):  # type: ignore[no
             store(made, i, number_like(zero, widened(bits, shift, rebias, special, nan)))
 
 
-@njit
+@_njit
 def _add(operation, weight, values, like, sums, count, zero):  # type: ignore[no-untyped-def]
     """One term of a combination, of values that are stored as ``like`` is."""
     if operation == _NEXT:
@@ -164,7 +168,7 @@ def _add(operation, weight, values, like, sums, count, zero):  # type: ignore[no
             store(sums, i, base + (number_like(zero, load(values, i, like)) - base) * weight + zero)
 
 
-@njit
+@_njit
 def _round(sums, count, made, code, zero, formats):  # type: ignore[no-untyped-def]
     """The sums as the output stores them. Of a float64 sum that is F64."""
     shift, rebias, special, nan = _format(formats, code)
@@ -184,7 +188,7 @@ def _round(sums, count, made, code, zero, formats):  # type: ignore[no-untyped-d
             store(made, i, rounded(number, _BYTE, shift, rebias, special, nan))
 
 
-@njit
+@_njit
 def _non_finite(address, count, itemsize, mask, special):  # type: ignore[no-untyped-def]
     """How many numbers there are of which the bits in ``mask`` are ``special``."""
     total = 0
@@ -206,7 +210,7 @@ def _non_finite(address, count, itemsize, mask, special):  # type: ignore[no-unt
     return total
 
 
-@njit
+@_njit
 def _differ(one, other, size):  # type: ignore[no-untyped-def]
     """1 if two runs of bytes are not equal, else 0."""
     whole, differs = size // 8, _LONG
@@ -220,7 +224,7 @@ def _differ(one, other, size):  # type: ignore[no-untyped-def]
     return 1 if differs else 0
 
 
-@njit
+@_njit
 def _copy(source, made, size):  # type: ignore[no-untyped-def]
     for i in range(size):
         store(made, i, load(source, i, _BYTE))

@@ -191,8 +191,8 @@ class _Merge:
         self._digests = [xxh3_128() for _ in self._digests]
         for journal in self.journals:
             journal.inputs[file] = inputs
-        writers, self._writers = self._writers, []
-        self._finishing = self._finisher.submit(self._finish, writers)
+        # They stay at hand until this has ended: what stops a merge before it begins has to drop them.
+        self._finishing = self._finisher.submit(self._finish, self._writers)
 
     def _finish(self, writers: Sequence[ShardWriter]) -> None:
         # Before any shard is recorded: a difference found so far must not be lost with the shard it is in.

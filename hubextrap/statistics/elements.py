@@ -16,6 +16,7 @@ numbers, of which a vector holds most. Loops are short and many: one long loop w
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,6 +54,9 @@ _PLACES = np.float32(BINS)
 _LAST_PLACE = np.float32(BINS - 1)
 _UNMOVED, _SMALL_RANGE, _FEW_VALUES = np.uint32(UNMOVED), np.uint32(SMALL_RANGE), np.uint32(FEW_VALUES)
 _ZERO = np.float32(0)
+
+_part: Any = partial(compiled, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""For what `_scan` is made of; what would call it from elsewhere takes a third of its time to compile."""
 
 # Element by element: nothing is added in another order, and each product is fused with the addition after it.
 _ORDERED = {"contract", "nsz"}
@@ -163,13 +167,13 @@ def _scan(addresses, elements, times, time_variation, rows, extremes, moves, sta
     return True
 
 
-@compiled
+@_part()
 def _borrowed(array):  # type: ignore[no-untyped-def]
     """An array without its owner, for slices that nobody counts: counting takes longer than a short loop."""
     return carray(pointer_to(array.ctypes.data, array[0]), len(array))
 
 
-@compiled
+@_part()
 def _copy(source, row):  # type: ignore[no-untyped-def]
     for i in range(len(source)):
         row[i] = source[i]
@@ -183,7 +187,7 @@ _LEAST, _MOST, _SECOND, _SECOND_LAST = (STRIDE * i for i in range(4))
 _TOTAL, _COVARIATION, _SQUARES = (STRIDE * i for i in range(3))
 
 
-@compiled
+@_part()
 def _add_extremes(rows, extremes, begun):  # type: ignore[no-untyped-def]
     """The least and the most of 1 + MOVES checkpoints, and of those before when that has ``begun``."""
     for i in range(TILE):
@@ -195,7 +199,7 @@ def _add_extremes(rows, extremes, begun):  # type: ignore[no-untyped-def]
         extremes[_MOST + i] = larger(most, extremes[_MOST + i]) if begun else most
 
 
-@compiled
+@_part()
 def _add_inner(rows, extremes, begun):  # type: ignore[no-untyped-def]
     """The second smallest and second largest distinct value, likewise."""
     for i in range(TILE):
@@ -210,7 +214,7 @@ def _add_inner(rows, extremes, begun):  # type: ignore[no-untyped-def]
         extremes[_SECOND_LAST + i] = second_last
 
 
-@compiled(fastmath=_ORDERED)
+@_part(fastmath=_ORDERED)
 def _add_line(base, rows, moves, times, sums, begun):  # type: ignore[no-untyped-def]
     """MOVES moves, and the sums that R² needs; ``rows`` and ``times`` begin one checkpoint earlier."""
     for i in range(TILE):
@@ -231,7 +235,7 @@ def _add_line(base, rows, moves, times, sums, begun):  # type: ignore[no-untyped
         sums[_SQUARES + i] = squares
 
 
-@compiled(fastmath=_ORDERED, error_model="numpy")
+@_part(fastmath=_ORDERED, error_model="numpy")
 def _find_places(extremes, sums, time_variation, share, places):  # type: ignore[no-untyped-def]
     """Where each weight is counted."""
     for i in range(TILE):
@@ -247,7 +251,7 @@ def _find_places(extremes, sums, time_variation, share, places):  # type: ignore
         places[i] = wide if least < most else _UNMOVED
 
 
-@compiled
+@_part()
 def _add_products(moves, starts, products):  # type: ignore[no-untyped-def]
     """products[a, d]: move a times the one d places on, two by four, so that each value is used often."""
     rows, following = products.shape
@@ -270,7 +274,7 @@ def _add_products(moves, starts, products):  # type: ignore[no-untyped-def]
                 products[a + 1, d - a + i] += found[4 + i]
 
 
-@compiled
+@_part()
 def _is_finite(products):  # type: ignore[no-untyped-def]
     total = 0.0
     for a in range(len(products)):
@@ -278,14 +282,14 @@ def _is_finite(products):  # type: ignore[no-untyped-def]
     return np.isfinite(total)
 
 
-@compiled
+@_part()
 def _count(places, tables):  # type: ignore[no-untyped-def]
     for i in range(0, TILE, TABLES):
         for j in range(TABLES):
             tables[np.uint64(places[i + j]) + np.uint64(j * _COUNTS)] += 1
 
 
-@compiled
+@_part()
 def _add_up(products, count, gram):  # type: ignore[no-untyped-def]
     """The Gram matrix of the deltas, which are sums of moves, from that of the moves."""
     for a in range(count):

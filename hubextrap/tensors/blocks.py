@@ -34,8 +34,8 @@ WRITE_BUFFERS = 6
 class BlockWriter:
     """Appends to a file that was opened for writing and is written by nobody else. Not thread-safe.
 
-    Its memory is ``WRITE_BUFFERS`` blocks. An OSError of the disk is raised by the next call, or by ``close``
-    at the latest.
+    Its memory is ``WRITE_BUFFERS`` blocks. Whatever ends the work on a block, such as an OSError of the disk,
+    is raised by the next call, or by ``close`` at the latest.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -48,7 +48,7 @@ class BlockWriter:
             self._free.put((0, mmap.mmap(-1, WRITE_SIZE)))
         self._block = self._take_free()
         self._position = 0
-        self._error: OSError | None = None
+        self._error: BaseException | None = None
         self._first: Blocks | None = None
         self._threads: list[threading.Thread] = []
 
@@ -80,13 +80,13 @@ class BlockWriter:
         if self._first is not None:
             self._first.put(None)
             for thread in self._threads:
-                thread.join()
+                if thread.ident is not None:  # it has been started
+                    thread.join()
             self._first = None
 
     def _hand_over(self) -> None:
-        if self._first is None:
-            self._first = self._start()
-        self._first.put((self._position - WRITE_SIZE, self._block))
+        first = self._first or self._start()
+        first.put((self._position - WRITE_SIZE, self._block))
         self._block = self._take_free()
         self._check()
 
@@ -100,14 +100,26 @@ class BlockWriter:
                 if error.errno != errno.EINVAL:  # the file system has none
                     raise
         full, hashed = Blocks(), Blocks()
-        stages = ((self._hash, full, hashed), (self._write_unless_failed, hashed, self._free))
+        stages = ((self._hash, full, hashed), (self._write, hashed, self._free))
         self._threads = [
-            threading.Thread(target=_pass_on, args=stage, name=f"hubextrap-{name}")
+            threading.Thread(target=self._pass_on, args=stage, name=f"hubextrap-{name}")
             for name, stage in zip(("sha256", "write"), stages, strict=True)
         ]
+        self._first = full  # before they start: `stop` ends those that did
         for thread in self._threads:
             thread.start()
         return full
+
+    def _pass_on(self, work: Callable[[int, mmap.mmap], None], source: Blocks, target: Blocks) -> None:
+        """Do the work on each block while all is well, and pass it on, come what may; the end too."""
+        while (item := source.get()) is not None:
+            if self._error is None:
+                try:
+                    work(*item)
+                except BaseException as error:
+                    self._error = error
+            target.put(item)
+        target.put(None)
 
     def _take_free(self) -> mmap.mmap:
         """A block whose bytes are written; waits for one."""
@@ -118,15 +130,8 @@ class BlockWriter:
     def _hash(self, offset: int, block: mmap.mmap) -> None:
         self.hash.update(block)
 
-    def _write_unless_failed(self, offset: int, block: mmap.mmap) -> None:
-        if self._error is None:
-            try:
-                self._write(offset, memoryview(block))
-            except OSError as error:
-                self._error = error
-
-    def _write(self, offset: int, data: memoryview) -> None:
-        done = 0
+    def _write(self, offset: int, data: mmap.mmap | memoryview) -> None:
+        data, done = memoryview(data), 0
         while done < len(data):
             try:
                 done += os.pwrite(self._descriptor, data[done:], offset + done)
@@ -146,11 +151,3 @@ class BlockWriter:
     def _check(self) -> None:
         if self._error is not None:
             raise self._error
-
-
-def _pass_on(work: Callable[[int, mmap.mmap], None], source: Blocks, target: Blocks) -> None:
-    """Do the work on each block, and pass it on; the end too."""
-    while (item := source.get()) is not None:
-        work(*item)
-        target.put(item)
-    target.put(None)

@@ -61,9 +61,11 @@ class LocalShardWriter:
             )
             self._blocks = BlockWriter(self._descriptor)
             _reserve(self._descriptor, size)
-        except OSError as error:
+        except BaseException as error:
             self.abort()
-            raise self._failed(error) from error
+            if isinstance(error, OSError):
+                raise self._failed(error) from error
+            raise
 
     def write(self, offset: int, data: memoryview) -> None:
         """Put ``data`` at ``offset``, which is where the last call ended.

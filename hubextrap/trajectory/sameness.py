@@ -66,7 +66,7 @@ def _key_on_disk(folder: Path) -> Hashable | None:
                 return None
             found.update(f"{name} {size}\n".encode())
             with os.fdopen(open_regular(entries[name].path), "rb") as file:
-                for place in range(1, places + 1):  # the last is the end: a file begins with its header
+                for place in range(places + 1):  # the end too: a file begins with its header
                     file.seek(max(0, size - _PLACE_SIZE) * place // places)
                     found.update(file.read(_PLACE_SIZE))
     except OSError:  # who reads the weights will say it

@@ -200,6 +200,13 @@ def test_a_wrong_command_line_repeats_no_token(line: list[str], ground: Ground) 
     ("raised", "code", "says"),
     [
         ("MemoryError()", 1, "error: there is not enough memory; give a smaller --memory"),
+        ('RuntimeError("can\'t start new thread")', 1, "lets this process start no more threads; raise the"),
+        (
+            "ImportError('libx.so: broken', name='numba')",
+            1,
+            "error: numba cannot be imported (libx.so: broken): pip",
+        ),
+        ("OSError('Could not find/load shared object file')", 1, "pip install --force-reinstall hubextrap"),
         ("RecursionError('deep')", 70, "error: RecursionError: deep; this is a fault in hubextrap"),
         ("type('Odd', (Exception,), {'__str__': lambda self: 1})()", 70, "error: Odd; this is a fault"),
         ("SystemExit('hf_' + 30 * 'x')", 1, "hf_***"),

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+import hubextrap.engine.run
 from hubextrap.engine import Budget, plan_merge, run_plan
 from hubextrap.engine.cutting import Room, unit_minimum
 from hubextrap.engine.defaults import MiB
@@ -24,6 +27,7 @@ from hubextrap.engine.executors import SerialExecutor, ThreadExecutor
 from hubextrap.engine.kernels import BLOCK
 from hubextrap.errors import CheckpointMismatch, NonFinite, OutputError, SourceError
 from hubextrap.tensors import FinishedShard, LocalSink, LocalSource, Sink, read_layouts
+from hubextrap.tensors.blocks import WRITE_SIZE
 
 Tensors = dict[str, torch.Tensor]
 
@@ -292,6 +296,26 @@ def test_errors_leave_nothing_behind(save: Callable[..., Path], tmp_path: Path, 
     assert not [name for name in left if not name.startswith("hubextrap-range")]
 
 
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
+def test_finishing_that_does_not_begin(
+    save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """The shard's own threads end too: they would be waited for when the process ends."""
+
+    class Refusing(ThreadPoolExecutor):
+        def submit(self, *_: Any, **__: Any) -> Any:
+            raise error
+
+    monkeypatch.setattr(hubextrap.engine.run, "ThreadPoolExecutor", Refusing)
+    source = LocalSource(save("one", {"w": torch.ones(WRITE_SIZE)}))
+    plan = plan_merge((1, 2), read_layouts([source, source]), lambda name: np.array([[0.0, 1.0]]))
+    with pytest.raises(type(error)):
+        run_plan(plan, [source, source], [LocalSink(tmp_path / "out")])
+    assert list((tmp_path / "out").iterdir()) == []
+    left = [thread.name for thread in threading.enumerate()]
+    assert not {"hubextrap-sha256", "hubextrap-write"} & set(left)
+
+
 def test_finishing_that_fails(
     save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,6 +404,8 @@ def test_peak_memory_of_the_process(tmp_path: Path) -> None:
     program = f"""
 import numpy as np
 from pathlib import Path
+from typing import Any
+import hubextrap.engine.run
 from hubextrap.engine import Budget, plan_merge, run_plan
 from hubextrap.tensors import LocalSink, LocalSource, read_layouts
 from hubextrap.tensors.devices import cuda_libraries

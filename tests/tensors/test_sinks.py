@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
 import resource
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from hubextrap.errors import OutputError
 from hubextrap.tensors import FinishedShard, LocalSink
-from hubextrap.tensors.blocks import WRITE_SIZE
+from hubextrap.tensors.blocks import WRITE_SIZE, BlockWriter
 
 DATA = bytes(range(256)) * 40
 
@@ -172,3 +174,97 @@ def test_target_that_is_a_folder(tmp_path: Path) -> None:
         writer.finish()
     writer.abort()
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def sha256_threads() -> list[threading.Thread]:
+    return [
+        thread for thread in threading.enumerate() if thread.name in ("hubextrap-sha256", "hubextrap-write")
+    ]
+
+
+def descriptors_open() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def written(folder: Path) -> None:
+    """Write a file of many blocks, as a merge does it."""
+    writer = LocalSink(folder).open("model.safetensors", 16 * WRITE_SIZE)
+    try:
+        for number in range(16):
+            writer.write(number * WRITE_SIZE, memoryview(bytes(WRITE_SIZE)))
+        writer.finish()
+    except BaseException:
+        writer.abort()
+        raise
+
+
+@pytest.mark.parametrize("first", [3, 15])
+@pytest.mark.parametrize("where", ["_hash", "_write"])
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "Input/output error"), ValueError("?")])
+def test_whatever_goes_wrong_beside_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception, first: int
+) -> None:
+    def fail(self: BlockWriter, offset: int, data: object) -> None:
+        if offset >= first * WRITE_SIZE:
+            raise error
+
+    monkeypatch.setattr(BlockWriter, where, fail)
+    with pytest.raises(OutputError if isinstance(error, OSError) else type(error)):
+        written(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert sha256_threads() == []
+
+
+@pytest.mark.parametrize("which", [1, 2])
+@pytest.mark.parametrize("started", [False, True])
+def test_a_thread_that_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int, started: bool
+) -> None:
+    """Or that a signal comes upon: one that is left would be waited for when the process ends."""
+    start, count = threading.Thread.start, 0
+
+    def fail(thread: threading.Thread) -> None:
+        nonlocal count
+        count += 1
+        if started or count != which:
+            start(thread)
+        if count == which:
+            raise KeyboardInterrupt if started else RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(KeyboardInterrupt if started else RuntimeError):
+        written(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert sha256_threads() == []
+
+
+def test_what_ends_the_opening_of_a_file_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(descriptor: int, start: int, size: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "posix_fallocate", interrupted)
+    before = descriptors_open()
+    with pytest.raises(KeyboardInterrupt):
+        LocalSink(tmp_path).open("model.safetensors", 10)
+    assert list(tmp_path.iterdir()) == []
+    assert descriptors_open() == before
+
+
+def test_many_small_files_leave_nothing(tmp_path: Path) -> None:
+    """Neither descriptors, nor threads, nor memory."""
+
+    def write(count: int) -> tuple[int, int]:
+        for number in range(count):
+            writer = LocalSink(tmp_path).open(f"{number % 10}", WRITE_SIZE + 1)
+            writer.write(0, memoryview(bytes(WRITE_SIZE + 1)))
+            writer.abort() if number % 3 else writer.finish()
+        maps = Path("/proc/self/maps").read_text().count("\n")
+        return descriptors_open(), maps
+
+    descriptors, maps = write(20)
+    again, more = write(200)
+    assert again == descriptors
+    assert more < maps + 30
+    assert sha256_threads() == []

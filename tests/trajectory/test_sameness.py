@@ -127,3 +127,22 @@ def test_words() -> None:
     )
     (line,) = say_same_weights([(1, 2, 3)], 4)
     assert line.startswith("steps 1 and 2 hold the same weights as step 3: nothing was trained between them")
+
+
+@pytest.mark.parametrize("size", [10, 5000, 33_000, 260_000])
+@pytest.mark.parametrize("files", [1, 3])
+def test_small_files_differ_in_any_byte(size: int, files: int, tmp_path: Path) -> None:
+    """All of a file that is smaller than what is looked at is looked at, from its first byte on."""
+    for file in range(files):
+        for step in (1, 2):
+            name = "model.safetensors" if files == 1 else f"model-{file + 1:05d}-of-{files:05d}.safetensors"
+            weights(tmp_path / f"step_{step}" / name, file, size // files)
+    path = tmp_path / "step_2" / name
+    content = bytearray(path.read_bytes())
+    for place in (0, len(content) // 70, len(content) - 1):
+        content[place] ^= 1
+        path.write_bytes(content)
+        assert find_trajectory(str(tmp_path)).same_weights == ()
+        content[place] ^= 1
+    path.write_bytes(content)
+    assert find_trajectory(str(tmp_path)).same_weights == ((1, 2),)
