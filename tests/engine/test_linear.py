@@ -22,6 +22,7 @@ import pytest
 import hubextrap
 from hubextrap.engine import Budget, plan_merge, run_plan
 from hubextrap.engine.resuming import check_inputs
+from hubextrap.foreign_text import redacted
 from hubextrap.methods import Rule, assign_rules
 from hubextrap.methods.rules import FirstMatch
 from hubextrap.progress import SilentProgress
@@ -250,6 +251,18 @@ def test_the_first_rule_that_matches_whatever_the_globs_begin_with() -> None:
         index = first(name)
         assert index is not None
         assert rules[index] is next(rule for rule in rules if rule.matches(name))
+
+
+def test_json_of_many_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Secrets are looked for in the environment once, not for each tensor's name."""
+
+    def of(n: int) -> Callable[[], object]:
+        value = {"rules": [{"match": f"model.layers.{i}.weight"} for i in range(n)]}
+        for i in range(n):
+            monkeypatch.setenv(f"MADE_UP_{i}", "is no secret")
+        return lambda: redacted(value)
+
+    grows_linearly(of, 50)
 
 
 def test_a_folder_is_listed_once(tmp_path: Path) -> None:
