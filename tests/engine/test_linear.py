@@ -287,3 +287,20 @@ def test_ranges_that_touch() -> None:
         return min(times)
 
     assert seconds(40_000) < 24 * seconds(5_000)
+
+
+def test_files_of_the_local_hub(tmp_path: Path) -> None:
+    """A commit knows of each path what lies there, and does not look at all the files for each."""
+    pygit2 = pytest.importorskip("pygit2", reason="pygit2 not installed")
+    from hubextrap.localhub.repository import Change, HubRepo, settings_for
+
+    numbers = iter(range(100))
+
+    def of(n: int) -> Callable[[], object]:
+        folder = tmp_path / str(next(numbers))
+        pygit2.init_repository(str(folder), bare=True)
+        repo = HubRepo.wrap(folder, settings_for("model", "me/model", False, False))
+        changes = [Change(f"{i % 7}/{i}.safetensors", b"x") for i in range(n)]
+        return lambda: repo.tree_with(None, changes)
+
+    grows_linearly(of, 60)
