@@ -88,6 +88,7 @@ class HubRepo:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.git = pygit2.Repository(str(folder))
+        self._last_tree: tuple[pygit2.Oid, pygit2.Tree] | None = None
         self.objects = LfsObjects(folder / "lfs")
         self.xet = XetStores(folder / "xet")
         self.settings = RepoSettings(
@@ -170,9 +171,15 @@ class HubRepo:
         """The file or folder at ``path``; None if there is none."""
         try:
             check_path(path)
-            return self.entry_of(path, commit.tree[path])
+            return self.entry_of(path, self._tree(commit)[path])
         except (KeyError, ValueError, BadPath):
             return None
+
+    def _tree(self, commit: pygit2.Commit) -> pygit2.Tree:
+        """The commit's, read once: git reads a long one anew for each path."""
+        if self._last_tree is None or self._last_tree[0] != commit.id:
+            self._last_tree = commit.id, commit.tree
+        return self._last_tree[1]
 
     def entries(self, commit: pygit2.Commit, path: str = "", recursive: bool = False) -> Iterator[Entry]:
         """What lies under the folder ``path``, each folder before what it holds, in git's order."""
@@ -213,9 +220,9 @@ class HubRepo:
         for older in self.history(commit):
             if not open_paths:
                 break
-            parent = older.parents[0].tree if older.parents else None
+            tree, parent = older.tree, older.parents[0].tree if older.parents else None  # each read once
             for path in list(open_paths):
-                if _oid_at(older.tree, path) != (_oid_at(parent, path) if parent is not None else None):
+                if _oid_at(tree, path) != (_oid_at(parent, path) if parent is not None else None):
                     found[path] = older
                     open_paths.discard(path)
         return found
