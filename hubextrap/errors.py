@@ -121,7 +121,7 @@ class EvaluationError(HubExtrapError):
 
 
 class MissingExtra(HubExtrapError):
-    """A package that only an extra of hubextrap brings is not installed, or cannot be imported."""
+    """A package that only an extra of hubextrap brings is not installed, too old, or cannot be imported."""
 
     extra: str
     """The extra."""

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from hubextrap.known_secrets import known_secrets
 from hubextrap.redaction import INVISIBLE, redact
 
 LONGEST = 4000
@@ -166,13 +167,18 @@ def _shown_but(kept: str) -> Callable[[re.Match[str]], str]:
 
 def redacted(value: Any) -> Any:
     """JSON values with every text in them redacted."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, (list, tuple)):
-        return [redacted(each) for each in value]
-    if isinstance(value, dict):
-        return {redacted(key): redacted(each) for key, each in value.items()}
-    return value
+    known = known_secrets()  # once, for there may be a text for each tensor
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, str):
+            return redact(value, known)
+        if isinstance(value, (list, tuple)):
+            return [clean(each) for each in value]
+        if isinstance(value, dict):
+            return {clean(key): clean(each) for key, each in value.items()}
+        return value
+
+    return clean(value)
 
 
 def _json_escape(found: re.Match[str]) -> str:

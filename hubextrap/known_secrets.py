@@ -21,6 +21,9 @@ from urllib.parse import quote, unquote
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+Secrets = tuple[tuple[str, str], ...]
+"""Every way in which each is written, and what is shown instead; the longest first."""
+
 SHORTEST = 8
 """A shorter one may be part of any word."""
 _LONGEST = 16_384
@@ -43,13 +46,13 @@ _PAIR = re.compile(
 )
 
 
-def known_secrets() -> tuple[tuple[str, str], ...]:
-    """Every way in which each is written, and what is shown instead; the longest first."""
+def known_secrets() -> Secrets:
+    """Those at this moment."""
     return _written(frozenset(value for value in _candidates() if SHORTEST <= len(value) <= _LONGEST))
 
 
 @lru_cache(maxsize=8)
-def _written(values: frozenset[str]) -> tuple[tuple[str, str], ...]:
+def _written(values: frozenset[str]) -> Secrets:
     forms: dict[str, str] = {}
     for value in values:
         shown = "hf_***" if value.startswith("hf_") else "***"

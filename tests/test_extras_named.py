@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from importlib import invalidate_caches
 from pathlib import Path
 
 import pytest
 from installations import PROJECT, brought_by, modules_of
+from packaging.requirements import Requirement
 
 from hubextrap.errors import MissingExtra
 from hubextrap.evaluation.curve import drawing_problem
-from hubextrap.extras import MODULES, require
+from hubextrap.extras import LOWEST, MODULES, require
 
 EXTRAS = set(PROJECT["optional-dependencies"]) - {"all", "dev"}
 
@@ -30,6 +32,18 @@ def test_it_brings_what_is_asked_for(extra: str) -> None:
 def test_the_base_brings_none_of_it() -> None:
     asked = {module for modules in MODULES.values() for module in modules}
     assert not asked & modules_of(brought_by())
+
+
+def test_the_lowest_versions_are_those_of_pyproject() -> None:
+    """Of each module that an extra asks for by a version of its own; what others bring, they bound."""
+    found = {}
+    for extra in EXTRAS:
+        for text in PROJECT["optional-dependencies"][extra]:
+            requirement = Requirement(text)
+            module = requirement.name.replace("-", "_")
+            if any(module in modules for modules in MODULES.values()):
+                found[module] = str(requirement.specifier).removeprefix(">=")
+    assert found == LOWEST
 
 
 @pytest.fixture
@@ -87,6 +101,50 @@ def test_one_that_does_not_work(text: str, why: str, packages: Path) -> None:
     told = said()
     assert told.startswith(f"this needs other_part, which is installed and cannot be imported ({why}")
     assert told.endswith("): pip install --force-reinstall 'hubextrap[made-up]'")
+
+
+def test_a_folder_of_that_name_is_no_package(packages: Path) -> None:
+    """What pip leaves behind, or somebody's clone in the current folder: Python imports it, empty."""
+    (packages / "other_part").mkdir()
+    invalidate_caches()
+    for load in (True, False):
+        with pytest.raises(
+            MissingExtra, match=r"^this needs other_part: pip install 'hubextrap\[made-up\]'$"
+        ):
+            require("made-up", "this", load=load)
+
+
+@pytest.mark.parametrize(("version", "enough"), [("2.5.9", False), ("2.6", True), ("2.6.0a0+git1", True)])
+@pytest.mark.parametrize("told_by", ["the installation", "the module"])
+def test_an_older_one(
+    told_by: str, version: str, enough: bool, packages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which pip leaves alone where it installs hubextrap without the extra, and which may not even import."""
+    monkeypatch.setitem(LOWEST, "other_part", "2.6")
+    (packages / "other_part").mkdir()
+    text = "" if enough else "raise ImportError"
+    if told_by == "the module":
+        text = f"__version__ = {version!r}"
+    else:
+        (place := packages / f"other_part-{version}.dist-info").mkdir()
+        (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: other-part\nVersion: {version}\n")
+    (packages / "other_part" / "__init__.py").write_text(text)
+    invalidate_caches()
+    if enough:
+        require("made-up", "this")
+    else:
+        assert said() == (
+            "this needs other_part 2.6 or later, and 2.5.9 is installed: pip install 'hubextrap[made-up]'"
+        )
+
+
+def test_a_file_of_that_name(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOWEST, "other_part", "2.6")
+    (packages / "other_part.py").touch()
+    place = packages / "other_part.py"
+    assert said() == (
+        f"this needs other_part, and the first of that name that Python finds is {place}: rename it"
+    )
 
 
 def test_a_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,8 @@ def mergekit_yaml(ctx: typer.Context) -> None:
     from hubextrap import mergekit_plugin  # registers the methods, or says that mergekit is missing
 
     name = "hubextrap mergekit-yaml"
-    from mergekit.scripts.run_yaml import main
+    with _errors_of("mergekit"):
+        from mergekit.scripts.run_yaml import main
 
     given = main.make_context(name, list(ctx.args), resilient_parsing=True).params
     out = Path(given.get("out_path") or ".")
@@ -49,21 +50,21 @@ def mergekit_yaml(ctx: typer.Context) -> None:
 def lm_eval_command(ctx: typer.Context) -> None:
     """Run lm-eval's own command line; its --model hubextrap predicts what it evaluates."""
     require("eval", "hubextrap lm-eval", load=False)  # its help needs no torch
-    import datasets  # noqa: F401
-
-    from hubextrap.hub_access import keep_to_the_endpoint
-
-    keep_to_the_endpoint()
-    import lm_eval.models  # noqa: F401 - registering before it is imported would hide lm-eval's own models
-    from lm_eval.__main__ import cli_evaluate
-    from lm_eval.api.registry import model_registry
-
-    if "hubextrap" not in model_registry:  # later versions find it by its entry point
-        model_registry.register("hubextrap", target="hubextrap.lm_eval_plugin:HubextrapLM")
     own_arguments = sys.argv
-    sys.argv = ["lm-eval", *ctx.args]
     try:
         with _errors_of("lm-eval"):
+            import datasets  # noqa: F401
+
+            from hubextrap.hub_access import keep_to_the_endpoint
+
+            keep_to_the_endpoint()
+            import lm_eval.models  # noqa: F401 - before registering, which would hide lm-eval's own models
+            from lm_eval.__main__ import cli_evaluate
+            from lm_eval.api.registry import model_registry
+
+            if "hubextrap" not in model_registry:  # later versions find it by its entry point
+                model_registry.register("hubextrap", target="hubextrap.lm_eval_plugin:HubextrapLM")
+            sys.argv = ["lm-eval", *ctx.args]
             cli_evaluate()
     finally:
         sys.argv = own_arguments
@@ -75,9 +76,11 @@ def _errors_of(program: str) -> Iterator[None]:
     try:
         with redacting_stdout():
             yield
-    except (HubExtrapError, OSError, typer.Exit, typer.Abort):
+    except (HubExtrapError, typer.Exit, typer.Abort):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # without: of a loader or a library
+            raise
         from hubextrap.hub_access import reason  # imports ssl, which no command's help needs
 
         raise HubExtrapError(f"{program} failed: {reason(error)}") from error

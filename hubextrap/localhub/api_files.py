@@ -26,9 +26,12 @@ def tree(hub: HubContext, call: Call) -> Answer:
         folder = repo.entry(commit, path)
         if folder is None or not folder.folder:
             raise Refusal(404, f"{path} does not exist on {call.groups['revision']}", "EntryNotFound")
-    found = list(repo.entries(commit, path, recursive=call.flag("recursive")))
-    items = _items(hub, repo, commit, found, expand=call.flag("expand"))
-    return linked_pages(call, hub.base(call), items, default_limit=hub.page_size)
+
+    def shown(page: list[tuple[str, pygit2.Object]]) -> list[dict[str, Any]]:
+        return _items(hub, repo, commit, [repo.entry_of(*one) for one in page], expand=call.flag("expand"))
+
+    found = list(repo.named(commit, path, recursive=call.flag("recursive")))
+    return linked_pages(call, hub.base(call), found, default_limit=hub.page_size, shown=shown)
 
 
 def paths_info(hub: HubContext, call: Call) -> Answer:

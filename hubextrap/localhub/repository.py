@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -87,6 +88,7 @@ class HubRepo:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.git = pygit2.Repository(str(folder))
+        self._last_tree: tuple[pygit2.Oid, pygit2.Tree] | None = None
         self.objects = LfsObjects(folder / "lfs")
         self.xet = XetStores(folder / "xet")
         self.settings = RepoSettings(
@@ -169,19 +171,32 @@ class HubRepo:
         """The file or folder at ``path``; None if there is none."""
         try:
             check_path(path)
-            return self._entry(path, commit.tree[path])
+            return self.entry_of(path, self._tree(commit)[path])
         except (KeyError, ValueError, BadPath):
             return None
 
+    def _tree(self, commit: pygit2.Commit) -> pygit2.Tree:
+        """The commit's, read once: git reads a long one anew for each path."""
+        if self._last_tree is None or self._last_tree[0] != commit.id:
+            self._last_tree = commit.id, commit.tree
+        return self._last_tree[1]
+
     def entries(self, commit: pygit2.Commit, path: str = "", recursive: bool = False) -> Iterator[Entry]:
         """What lies under the folder ``path``, each folder before what it holds, in git's order."""
+        for below, item in self.named(commit, path, recursive):
+            yield self.entry_of(below, item)
+
+    def named(
+        self, commit: pygit2.Commit, path: str = "", recursive: bool = False
+    ) -> Iterator[tuple[str, pygit2.Object]]:
+        """The same by path, with no file read."""
         tree = commit.tree[path] if path else commit.tree
         assert isinstance(tree, pygit2.Tree)
         for item in tree:
             below = f"{path}/{item.name}" if path else str(item.name)
-            yield self._entry(below, item)
+            yield below, item
             if recursive and isinstance(item, pygit2.Tree):
-                yield from self.entries(commit, below, recursive=True)
+                yield from self.named(commit, below, recursive=True)
 
     def tracked_by_lfs(self, commit: pygit2.Commit, path: str) -> bool | None:
         """What .gitattributes in ``commit`` say of a file at ``path``; None where they say nothing."""
@@ -205,14 +220,15 @@ class HubRepo:
         for older in self.history(commit):
             if not open_paths:
                 break
-            parent = older.parents[0].tree if older.parents else None
+            tree, parent = older.tree, older.parents[0].tree if older.parents else None  # each read once
             for path in list(open_paths):
-                if _oid_at(older.tree, path) != (_oid_at(parent, path) if parent is not None else None):
+                if _oid_at(tree, path) != (_oid_at(parent, path) if parent is not None else None):
                     found[path] = older
                     open_paths.discard(path)
         return found
 
-    def _entry(self, path: str, item: pygit2.Object) -> Entry:
+    def entry_of(self, path: str, item: pygit2.Object) -> Entry:
+        """What git has at ``path``."""
         if isinstance(item, pygit2.Tree):
             return Entry(path, str(item.id), 0, folder=True)
         assert isinstance(item, pygit2.Blob)
@@ -231,12 +247,17 @@ class HubRepo:
         index = pygit2.Index()
         if base:
             index.read_tree(base.tree)
+        folders = Counter(above for entry in index for above in _above(entry.path))
         for change in changes:
             check_path(change.path)
             if change.content is None:
-                _remove(index, change)
+                for path in _removed(index, folders, change):
+                    index.remove(path)
+                    folders.subtract(_above(path))
                 continue
-            _check_free(index, change.path)
+            if change.path not in index:
+                _check_free(index, folders, change.path)
+                folders.update(_above(change.path))
             blob = self.git.create_blob(change.content)
             try:
                 index.add(pygit2.IndexEntry(change.path, blob, FileMode.BLOB))
@@ -314,25 +335,25 @@ def _oid_at(tree: pygit2.Tree, path: str) -> pygit2.Oid | None:
         return None
 
 
-def _remove(index: pygit2.Index, change: Change) -> None:
-    """As on the Hub, a folder may be deleted like a file too."""
+def _removed(index: pygit2.Index, folders: Mapping[str, int], change: Change) -> list[str]:
+    """The files that go. As on the Hub, a folder may be deleted like a file too."""
     path = change.path.rstrip("/")
     if path in index and not change.folder:
-        index.remove(path)
-        return
-    below = [entry.path for entry in index if entry.path.startswith(f"{path}/")]
-    if not below:
+        return [path]
+    if not folders.get(path):
         raise BadCommit(f"cannot delete {'the folder ' if change.folder else ''}{path}: it is not there")
-    for name in below:
-        index.remove(name)
+    return [entry.path for entry in index if entry.path.startswith(f"{path}/")]
 
 
-def _check_free(index: pygit2.Index, path: str) -> None:
+def _check_free(index: pygit2.Index, folders: Mapping[str, int], path: str) -> None:
     """libgit2 would silently replace a file by a folder and a folder by a file."""
-    parts = path.split("/")
-    for depth in range(1, len(parts)):
-        above = "/".join(parts[:depth])
+    for above in _above(path):
         if above in index:
             raise BadCommit(f"cannot write {path}: {above} is a file")
-    if path not in index and any(entry.path.startswith(f"{path}/") for entry in index):
+    if folders.get(path):
         raise BadCommit(f"cannot write {path}: it is a folder")
+
+
+def _above(path: str) -> list[str]:
+    """The folders that a path lies in."""
+    return [path[:place] for place, character in enumerate(path) if character == "/"]

@@ -62,8 +62,18 @@ def json_answer(value: Any, status: int = 200, headers: dict[str, str] | None = 
     return Answer(status, body, {"Content-Type": "application/json; charset=utf-8", **(headers or {})})
 
 
-def linked_pages(call: Call, base: str, items: list[Any], default_limit: int) -> Answer:
-    """One page of ``items``: ``limit`` of them from ``cursor`` on, and a link to the next page."""
+def linked_pages(
+    call: Call,
+    base: str,
+    items: list[Any],
+    default_limit: int,
+    shown: Callable[[list[Any]], list[Any]] = list,
+) -> Answer:
+    """One page of ``items``: ``limit`` of them from ``cursor`` on, and a link to the next page.
+
+    Args:
+        shown: what is said of a page's items, found out for no others.
+    """
     try:
         limit = int(call.query.get("limit", [str(default_limit)])[0])
         cursor = int(call.query.get("cursor", ["0"])[0])
@@ -74,7 +84,7 @@ def linked_pages(call: Call, base: str, items: list[Any], default_limit: int) ->
     if cursor + limit < len(items):
         query = urlencode({**call.query, "cursor": [cursor + limit], "limit": [limit]}, doseq=True)
         headers["Link"] = f'<{base}{call.path}?{query}>; rel="next"'
-    return json_answer(items[cursor : cursor + limit], headers=headers)
+    return json_answer(shown(items[cursor : cursor + limit]), headers=headers)
 
 
 def refusal_answer(refusal: Refusal) -> Answer:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from hubextrap.extras import require
+
+require("report", "the report")
+
 from hubextrap.reporting.accuracy import collect_accuracy
 from hubextrap.reporting.answering import answer
 from hubextrap.reporting.page import render_page

@@ -189,17 +189,20 @@ def test_the_names_of_the_package(folder: Path) -> None:
         "         '.regrounding', '.statistics', '.tensors', '.trajectory', '.localhub', '.reporting')\n"
         "found = {}\n"
         "for room in rooms:\n"
+        "    try: importlib.import_module('hubextrap' + room)\n"
+        "    except MissingExtra as error: found[room] = error.extra; continue\n"
         "    for name in getattr(importlib.import_module('hubextrap' + room), '__all__', ()):\n"
         "        try: getattr(importlib.import_module('hubextrap' + room), name)\n"
         "        except MissingExtra as error: found[name] = error.extra\n"
         "print(json.dumps(found))\n"
     )
-    environment = os.environ | {"PYTHONPATH": without(beyond("report"), folder)}
+    environment = os.environ | {"PYTHONPATH": without(beyond(), folder)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {
         "ExtrapolatedForCausalLM": "logits",
         "ExtrapolationCallback": "train",
+        ".reporting": "report",
         **dict.fromkeys(("Fault", "LocalHub", "Request"), "localhub"),
     }
 
@@ -247,3 +250,34 @@ def test_where_it_is_installed_it_is_not_imported(folder: Path, recipe: Path) ->
         [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("broken", "arguments"),
+    [
+        ("torch", ("lm-eval", "run", "--tasks", "gsm8k")),
+        ("datasets", ("lm-eval", "run", "--tasks", "gsm8k")),
+        ("torch", ("mergekit-yaml", "recipe.yaml", "never")),
+        ("transformers", ("mergekit-yaml", "recipe.yaml", "never")),
+    ],
+)
+def test_other_programs_where_a_library_is_broken(
+    broken: str, arguments: tuple[str, ...], tmp_path: Path, recipe: Path
+) -> None:
+    """It is no fault of hubextrap's, whatever the library raises as it is imported."""
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("mergekit")
+    (tmp_path / broken).mkdir()
+    (tmp_path / broken / "__init__.py").write_text("raise OSError('no libthat.so')")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])}
+    done = subprocess.run(
+        [sys.executable, "-m", "hubextrap", *arguments],
+        env=environment,
+        cwd=recipe.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "no libthat.so" in done.stderr

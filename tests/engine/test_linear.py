@@ -22,6 +22,7 @@ import pytest
 import hubextrap
 from hubextrap.engine import Budget, plan_merge, run_plan
 from hubextrap.engine.resuming import check_inputs
+from hubextrap.foreign_text import redacted
 from hubextrap.methods import Rule, assign_rules
 from hubextrap.methods.rules import FirstMatch
 from hubextrap.progress import SilentProgress
@@ -252,6 +253,18 @@ def test_the_first_rule_that_matches_whatever_the_globs_begin_with() -> None:
         assert rules[index] is next(rule for rule in rules if rule.matches(name))
 
 
+def test_json_of_many_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Secrets are looked for in the environment once, not for each tensor's name."""
+
+    def of(n: int) -> Callable[[], object]:
+        value = {"rules": [{"match": f"model.layers.{i}.weight"} for i in range(n)]}
+        for i in range(n):
+            monkeypatch.setenv(f"MADE_UP_{i}", "is no secret")
+        return lambda: redacted(value)
+
+    grows_linearly(of, 50)
+
+
 def test_a_folder_is_listed_once(tmp_path: Path) -> None:
     source = LocalSource(write_run(tmp_path) / "step_0")
     assert source.files() is source.files()
@@ -274,3 +287,20 @@ def test_ranges_that_touch() -> None:
         return min(times)
 
     assert seconds(40_000) < 24 * seconds(5_000)
+
+
+def test_files_of_the_local_hub(tmp_path: Path) -> None:
+    """A commit knows of each path what lies there, and does not look at all the files for each."""
+    pygit2 = pytest.importorskip("pygit2", reason="pygit2 not installed")
+    from hubextrap.localhub.repository import Change, HubRepo, settings_for
+
+    numbers = iter(range(100))
+
+    def of(n: int) -> Callable[[], object]:
+        folder = tmp_path / str(next(numbers))
+        pygit2.init_repository(str(folder), bare=True)
+        repo = HubRepo.wrap(folder, settings_for("model", "me/model", False, False))
+        changes = [Change(f"{i % 7}/{i}.safetensors", b"x") for i in range(n)]
+        return lambda: repo.tree_with(None, changes)
+
+    grows_linearly(of, 60)
