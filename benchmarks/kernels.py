@@ -7,7 +7,7 @@ from benchmarks.measure import heading, job, row, spread
 
 
 def kernels(bench: Bench) -> None:
-    """bf16 to bf16, all in the second-level cache; a line at K = 2, sums beyond."""
+    """bf16 to bf16, 262,144 weights at once; a line at K = 2, sums beyond."""
     found = job("kernels", bench.times(7)).said
     print("\nns a weight, medians (least–most); the loops and torch give the same bits\n")
     heading("K", "hubextrap", "torch", "memcpy", "torch/hubextrap")

@@ -1,4 +1,4 @@
-"""The arithmetic alone, in one thread on data in the cache, beside torch's and a memcpy, in turn.
+"""The arithmetic alone, in one thread on data in the caches, beside torch's and a memcpy, in turn.
 
 `kernels_job ROUNDS`; the last line has ns per weight: {K: {program: [one per round]}}.
 """
@@ -20,9 +20,9 @@ from hubextrap.engine.torch_kernels import TorchCombiner
 from hubextrap.engine.units import Combination
 from hubextrap.methods import coefficients
 
-WEIGHTS = 2**15
-"""K = 8 inputs, an output and torch's scratch are 1 MB: what a second-level cache holds."""
-REPEATS = 200
+WEIGHTS = 2**18
+"""Half of what a merge's unit holds: a call's own time counts as it does there."""
+REPEATS = 30
 
 
 def nanoseconds(work: Callable[[], object]) -> float:
