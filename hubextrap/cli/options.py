@@ -121,7 +121,7 @@ class Limits:
     memory: str = typer.Option(
         f"{DEFAULT_MEMORY // MiB}MiB",
         callback=check_size,
-        help="Memory that the process may take, e.g. 512MiB or 2GB; CUDA libraries of torch come on top.",
+        help="Memory that the process may take, e.g. 512MiB or 2GB.",
     )
     workers: int = typer.Option(DEFAULT_WORKERS, min=1, help="Threads that read, compute and write.")
 
@@ -158,7 +158,11 @@ def check_device(device: str) -> str:
 class Merging(Reading):
     """How weights are merged."""
 
-    device: str = typer.Option("cpu", callback=check_device, help="cpu, or cuda: the same bytes.")
+    device: str = typer.Option(
+        "cpu",
+        callback=check_device,
+        help="cpu, or cuda: the same bytes; torch, which cuda needs, comes on top of --memory.",
+    )
     allow_non_finite: bool = typer.Option(
         False, "--allow-non-finite", help="Write NaN and infinite weights too."
     )
