@@ -102,7 +102,8 @@ class MachineCode:
         self._call(_UNUSED, _UNUSED, *arguments)
 
     def _ready(self, count: int) -> Callable[..., Any]:
-        places = [folder / f"{self._name}-{self._key()}.o" for folder in self._folders()]
+        file = f"{self._name}-{self._key()}.o"
+        places = [folder / file for folder in self._folders()]
         stored = _stored(places)
         if stored is None:
             told = _announce()

@@ -10,8 +10,9 @@ from importlib import import_module
 from hubextrap.cli.main import main
 
 NEEDED = ("api.merging", "cli.app", "cli.summaries", "engine.run", "recipe.parsing")
+OTHERS = ("huggingface_hub.repocard_data", "llvmlite.binding", "yaml")
 
-for module in ("huggingface_hub.repocard_data", "yaml", *(f"hubextrap.{name}" for name in NEEDED)):
+for module in (*OTHERS, *(f"hubextrap.{name}" for name in NEEDED)):
     import_module(module)  # the clock does not run yet
 sys.argv = ["hubextrap", "merge", sys.argv[1], "--out", sys.argv[2]]
 started = time.perf_counter()

@@ -25,6 +25,7 @@ from hubextrap.tensors import blocks, local, remote, sinks
 
 for module in (
     "huggingface_hub.repocard_data",
+    "llvmlite.binding",
     "yaml",
     "hubextrap.cli.app",
     "hubextrap.cli.summaries",
