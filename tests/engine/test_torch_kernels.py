@@ -45,7 +45,14 @@ def combined(
     inputs = [numbers(one, count, seed) for seed, one in enumerate(dtypes)]
     outputs = [np.full(count * DTYPES[dtype].itemsize, 7, np.uint8) for _ in FORMS]
     made = combiner.combine(inputs, dtypes, FORMS, outputs, dtype, last=last)
-    return [output.tobytes() for output in outputs], made
+    return [without_payloads(output, dtype) for output in outputs], made
+
+
+def without_payloads(output: np.ndarray, dtype: str) -> bytes:
+    """The bytes, with one NaN for all: torch's casts give several, by its version and by a number's place."""
+    nan = torch.from_numpy(output).view(torch_dtype(dtype)).double().isnan().numpy()
+    output.reshape(len(nan), -1)[nan] = 0xFF
+    return output.tobytes()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])
