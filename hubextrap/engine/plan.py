@@ -22,6 +22,7 @@ from hubextrap.engine.defaults import MiB
 from hubextrap.engine.kernels import BLOCK
 from hubextrap.engine.units import Combination, Form, MergeUnit
 from hubextrap.errors import MethodError, RecipeError
+from hubextrap.tensors.blocks import WRITE_BUFFERS, WRITE_SIZE
 from hubextrap.tensors.headers import DTYPES, build_header
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ LOCAL_READ_SIZE = MiB
 """Bytes of one checkpoint that a unit reads from a disk: a unit should stay in the processor's caches."""
 HELD_COEFFICIENT = 500
 """Bytes of a coefficient that follows from the weights: table, plan, provenance and its JSON."""
-WRITE_MEMORY = 8 * MiB
+WRITE_MEMORY = 2 * WRITE_BUFFERS * WRITE_SIZE
 """A target's blocks on their way to the disk, of the shard being made and of the one being finished."""
 LISTED_NAMES = 3
 _PERSISTENCE = "give it the method persistence by a rule"

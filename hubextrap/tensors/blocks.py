@@ -27,8 +27,8 @@ Blocks = queue.SimpleQueue["tuple[int, mmap.mmap] | None"]
 """Blocks and their places in the file, in order; None after the last one."""
 WRITE_SIZE = 2**20
 """Bytes written at once; a multiple of every device's sector, so that O_DIRECT takes it."""
-WRITE_BUFFERS = 6
-"""Blocks of one file: one is filled, the others are on their way to the disk."""
+WRITE_BUFFERS = 4
+"""Blocks of one file: one is filled, one hashed, one written, and one is free."""
 
 
 class BlockWriter:
