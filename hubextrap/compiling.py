@@ -227,6 +227,18 @@ def compiled(function: Any = None, **options: Any) -> Any:
     return made
 
 
+def inlined(typed: Any) -> Any:
+    """numba's intrinsic, which is called with other arguments than ``typed`` has; mypy need not know them.
+
+    Args:
+        typed: of the types of the arguments, gives the signature, ``result(*arguments)``, and what builds the
+            instructions of a call.
+    """
+    from numba.extending import intrinsic
+
+    return intrinsic(typed)
+
+
 def _source(package: str, module: str) -> bytes:
     """The text of a module, or nothing where only its bytecode is installed."""
     from pkgutil import get_data

@@ -9,6 +9,7 @@ from hubextrap.api.companions import companions
 from hubextrap.api.output import check_output, check_scratch, output_sizes, target_folders
 from hubextrap.api.preparing import CARD
 from hubextrap.api.staging import may_be_finished
+from hubextrap.engine.kernels import check_device
 from hubextrap.errors import HubExtrapError, RecipeError
 from hubextrap.foreign_text import own_lines
 from hubextrap.hub import check_target
@@ -105,11 +106,3 @@ def card_for(made: Companions, target: PushTarget) -> bytes:
 
 def _look(target: PushTarget, states: dict[PushTarget, RemoteState]) -> None:
     states[target] = check_target(target)
-
-
-def check_device(device: str) -> None:
-    """`engine.kernels.check_device`, without importing the kernels for the CPU."""
-    if device != "cpu":
-        from hubextrap.engine import kernels
-
-        kernels.check_device(device)

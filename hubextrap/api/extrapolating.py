@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hubextrap.api.beforehand import check_device
 from hubextrap.api.companions import companions_of, input_files
 from hubextrap.api.fingerprint import inputs_fingerprint
 from hubextrap.api.merging import make_in
@@ -16,6 +15,7 @@ from hubextrap.api.output import check_output, fill_in, output_sizes
 from hubextrap.api.preparing import BESIDE_IN_BASELINE, Beside, plan_outputs
 from hubextrap.api.staging import staged
 from hubextrap.digests import sha256_of_json
+from hubextrap.engine.kernels import check_device
 from hubextrap.hub import PROVENANCE_FILE, build_provenance
 from hubextrap.opening import ReadingOptions, Run
 from hubextrap.regrounding.ending import GramOfSnapshots

@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from hubextrap.api.beforehand import check_device
 from hubextrap.api.extrapolating import extrapolate, scan_folders
 from hubextrap.api.preparing import MergeOptions, merge_options
 from hubextrap.api.staging import remove_leftover
 from hubextrap.api.verifying import verify
 from hubextrap.durable.atomic import is_new_name
 from hubextrap.durable.places import holder_of, lock_folder
+from hubextrap.engine.kernels import check_device
 from hubextrap.errors import CorruptFile, OutputError, RecipeError
 from hubextrap.hub import OutgoingFile, PushTarget, check_target, commit_files, push_folder
 from hubextrap.hub.side_files import side_files

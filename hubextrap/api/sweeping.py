@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from hubextrap._version import __version__
 from hubextrap.api.against import Against
-from hubextrap.api.beforehand import check_device, check_weights
+from hubextrap.api.beforehand import check_weights
 from hubextrap.api.fingerprint import check_unchanged, merge_fingerprint, pin_of
 from hubextrap.api.merging import make_in
 from hubextrap.api.output import check_output, output_sizes
@@ -23,6 +23,7 @@ from hubextrap.api.preparing import MergeOptions, merge_options, prepare
 from hubextrap.api.staging import remove_leftover, staged
 from hubextrap.digests import sha256_of_json
 from hubextrap.durable.atomic import is_new_name, read_sealed, write_sealed, write_whole, writing
+from hubextrap.engine.kernels import check_device
 from hubextrap.errors import OutputError, RecipeError
 from hubextrap.evaluation import EvaluationOptions, Harness, Measurement
 from hubextrap.evaluation.curve import draw_sweep, drawing_problem

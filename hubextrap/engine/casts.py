@@ -11,23 +11,14 @@ from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
-from numba.extending import intrinsic
+
+from hubextrap.compiling import inlined
 
 _WORD, _FLOAT = ir.IntType(32), ir.FloatType()
 _SIGN, _INFINITY, _QUIET = 0x80000000, 0x7F800000, 0x400000
 
 
-def _inlined(typed: Any) -> Any:
-    """numba's intrinsic, which is called with other arguments than ``typed`` has; mypy need not know them.
-
-    Args:
-        typed: of the types of the arguments, gives the signature, ``result(*arguments)``, and what builds the
-            instructions of a call.
-    """
-    return intrinsic(typed)
-
-
-@_inlined
+@inlined
 def load(typing_context, address, index, like):  # type: ignore[no-untyped-def]
     """Number ``index`` of those at ``address``, of the type of ``like``."""
 
@@ -37,7 +28,7 @@ def load(typing_context, address, index, like):  # type: ignore[no-untyped-def]
     return like(address, index, like), build
 
 
-@_inlined
+@inlined
 def store(typing_context, address, index, number):  # type: ignore[no-untyped-def]
     """Write number ``index`` of those at ``address``."""
 
@@ -48,7 +39,7 @@ def store(typing_context, address, index, number):  # type: ignore[no-untyped-de
     return types.void(address, index, number), build
 
 
-@_inlined
+@inlined
 def fused(typing_context, one, other, total):  # type: ignore[no-untyped-def]
     """one · other + total, rounded once.
 
@@ -61,7 +52,7 @@ def fused(typing_context, one, other, total):  # type: ignore[no-untyped-def]
     return total(one, other, total), build
 
 
-@_inlined
+@inlined
 def number_like(typing_context, like, stored):  # type: ignore[no-untyped-def]
     """A float of any size, or the bits of a BF16, as the type of ``like``: the nearest, ties to even."""
 
@@ -75,7 +66,7 @@ def number_like(typing_context, like, stored):  # type: ignore[no-untyped-def]
     return like(like, stored), build
 
 
-@_inlined
+@inlined
 def counted(typing_context, total, word, mask, value):  # type: ignore[no-untyped-def]
     """``total``, uint32, and one more where the bits of ``word`` in ``mask`` are those of ``value``."""
 
@@ -88,7 +79,7 @@ def counted(typing_context, total, word, mask, value):  # type: ignore[no-untype
     return types.uint32(total, word, mask, value), build
 
 
-@_inlined
+@inlined
 def widened(typing_context, bits, shift, rebias, special, nan):  # type: ignore[no-untyped-def]
     """float32 of the bits of a small float, which `formats.Small` describes; denormals are exact."""
 
@@ -113,7 +104,7 @@ def widened(typing_context, bits, shift, rebias, special, nan):  # type: ignore[
     return types.float32(bits, shift, rebias, special, nan), build
 
 
-@_inlined
+@inlined
 def rounded(typing_context, number, like, shift, rebias, special, nan):  # type: ignore[no-untyped-def]
     """The bits of the small float nearest to a float32, ties to even, of the type of ``like``."""
 
@@ -148,7 +139,7 @@ def rounded(typing_context, number, like, shift, rebias, special, nan):  # type:
     return like(number, like, shift, rebias, special, nan), build
 
 
-@_inlined
+@inlined
 def rounded_to_bf16(typing_context, number):  # type: ignore[no-untyped-def]
     """The bits of the bfloat16 nearest to a float32, ties to even."""
 

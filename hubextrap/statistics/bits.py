@@ -12,8 +12,8 @@ import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
+from hubextrap.compiling import inlined
 from hubextrap.statistics.linearity import MIN_RANGE
 
 LANES = 16
@@ -22,12 +22,7 @@ LANES = 16
 _FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
 
 
-def _inlined(typed: Any) -> Any:
-    """numba's intrinsic, called with other arguments than ``typed`` has, which mypy need not know."""
-    return intrinsic(typed)
-
-
-@_inlined
+@inlined
 def pointer_to(typing_context, address, like):  # type: ignore[no-untyped-def]
     """A pointer to numbers of the type of ``like``, from an address."""
 
@@ -38,7 +33,7 @@ def pointer_to(typing_context, address, like):  # type: ignore[no-untyped-def]
     return pointer(like)(address, like), build
 
 
-@_inlined
+@inlined
 def number_of(typing_context, bits):  # type: ignore[no-untyped-def]
     """float32 from its bits, uint32, or from those of a bfloat16, uint16."""
 
@@ -48,7 +43,7 @@ def number_of(typing_context, bits):  # type: ignore[no-untyped-def]
     return types.float32(bits), build
 
 
-@_inlined
+@inlined
 def key_of(typing_context, bits):  # type: ignore[no-untyped-def]
     """A signed integer of the same size, in the order of the numbers; -0 and 0 have the same."""
 
@@ -59,7 +54,7 @@ def key_of(typing_context, bits):  # type: ignore[no-untyped-def]
     return types.Integer.from_bitwidth(bits.bitwidth, signed=True)(bits), build
 
 
-@_inlined
+@inlined
 def spans(typing_context, least, most):  # type: ignore[no-untyped-def]
     """Whether the numbers of two keys are more than ``MIN_RANGE`` apart."""
 
@@ -76,7 +71,7 @@ def spans(typing_context, least, most):  # type: ignore[no-untyped-def]
     return types.boolean(least, most), build
 
 
-@_inlined
+@inlined
 def where_less(typing_context, one, other, yes, no):  # type: ignore[no-untyped-def]
     """``yes`` where one < other, else ``no``; all four are integers of one type."""
 
@@ -90,7 +85,7 @@ def where_less(typing_context, one, other, yes, no):  # type: ignore[no-untyped-
 def _of_two(name: str) -> Any:
     """One of the compiler's own functions of two signed integers of one type."""
 
-    @_inlined
+    @inlined
     def function(typing_context, one, other):  # type: ignore[no-untyped-def]
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             kind = arguments[0].type
@@ -105,7 +100,7 @@ def _of_two(name: str) -> Any:
 smaller, larger = _of_two("llvm.smin"), _of_two("llvm.smax")
 
 
-@_inlined
+@inlined
 def dot_products(typing_context, numbers, count, a0, a1, d0, d1, d2, d3, d4):  # type: ignore[no-untyped-def]
     """Eight inner products of runs of float32: of a0 with d0 to d3, and of a1 with d1 to d4.
 
