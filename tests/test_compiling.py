@@ -159,7 +159,10 @@ def test_nothing_is_left_where_the_command_runs(
 
 
 @KINDS
-def test_a_disk_that_is_full(package: str, use: Use, tmp_path: Path) -> None:
+def test_a_disk_that_is_full(package: str, use: Use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "dont_write_bytecode", True
+    )  # Python leaves it cut short, and then cannot load it
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:

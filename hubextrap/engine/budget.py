@@ -29,7 +29,7 @@ and what loads machine code are 110 MiB; the first run compiles it, which takes 
 numba 0.68). `tensors.devices.cuda_libraries` for torch, which only other devices need."""
 HELD_INFO = 550
 """Bytes of one tensor of one header, its place in tables by name included; equal headers count once."""
-HELD_TENSOR, HELD_CHECKPOINT = 1200, 100_000
+HELD_TENSOR, HELD_CHECKPOINT = 1200, 90_000
 HELD_INPUT = 24
 """Bytes of a tensor's input in the plan: references."""
 HELD_ENTRY = 75
