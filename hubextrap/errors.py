@@ -76,6 +76,10 @@ class StepError(TrajectoryError):
     """A step is missing, is there twice, or lies on the wrong side of the target."""
 
 
+class ClockError(TrajectoryError):
+    """The learning rate of a step is not known; the message says what to state."""
+
+
 class CheckpointError(HubExtrapError):
     """A checkpoint cannot be used."""
 

@@ -28,6 +28,7 @@ LEVELS = (
     ("trajectory",),
     ("recipe",),
     ("methods",),
+    ("clocks",),
     ("patience",),
     ("hub_access", "progress"),
     ("hub_client", "hub_settings"),
