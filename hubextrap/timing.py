@@ -110,7 +110,7 @@ def clock_of_scan(choice: ClockChoice, scan: Scan, progress: Progress) -> Clock:
 def _stated_clock(choice: ClockChoice) -> Clock:
     """That of a schedule, a file, or steps."""
     if isinstance(choice, Mapping):
-        return RateClock(schedule=parse_schedule(choice))
+        return RateClock(None, parse_schedule(choice))
     return STEPS if choice == STEPS.name else RateClock(read_rate_file(Path(str(choice))))
 
 

@@ -232,6 +232,15 @@ class _Described(BaseModel):
     rates: dict[str, Any] | None = None
     """Not in files from before there was a clock."""
 
+    def rate_history(self) -> RateHistory | None:
+        """ValueError on what is none."""
+        if self.rates is None:
+            return None
+        try:
+            return RateHistory.from_json(self.rates, "rates")
+        except CorruptFile as error:
+            raise ValueError(str(error)) from error
+
     @model_validator(mode="after")
     def _can_be(self) -> _Described:
         steps, texts = [checkpoint.step for checkpoint in self.checkpoints], [self.series]
@@ -351,6 +360,7 @@ def _build(described: _Described, tables: dict[str, NDArray[Any]], metadata: dic
         example_values=table("example_values", "F32", n, EXAMPLES, k),
         sample=None if sample is None else Sample(sample, table("sample_counts", "I64", n, BINS + 3)),
         logprobs=logprobs,
+        rates=described.rate_history(),
     )
     if tables:
         raise ValueError(f"it holds an unknown table {next(iter(tables))}")
