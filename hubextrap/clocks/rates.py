@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hubextrap.clocks.clock import Timeline
+from hubextrap.clocks.families import trapezoids
 from hubextrap.clocks.history import RateHistory
-from hubextrap.clocks.recognising import STATE, Recognised, recognise, trapezoids
+from hubextrap.clocks.recognising import STATE, Recognised, recognise
 from hubextrap.errors import ClockError
 
 if TYPE_CHECKING:

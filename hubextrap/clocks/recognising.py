@@ -1,7 +1,7 @@
 """Which schedule the rates of a run have followed so far, and so what comes.
 
 What is before the peak is warm-up, and known; from there on each family is fitted. All that fit about as well
-as the best have to agree on what comes. Nothing is guessed: where they do not, the message says what to state.
+as the best have to agree on what comes; where they do not, the message says what to state.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 AGREEMENT = 0.015
 """How far apart the times may be that two schedules give, as a share; 2% are promised."""
 STATE = (
-    "state it as `clock: {schedule: cosine, warmup_steps: 20, total_steps: 400}` (any of transformers' names), "
-    "or give a file of rates, with those to come, as the clock"
+    "state it as `clock: {schedule: cosine, warmup_steps: 20, total_steps: 400}` (any of transformers' "
+    "names), or give a file of rates, with those to come, as the clock"
 )
 _ASTRAY, _BEND = 0.003, 0.02
 _SHOWS = 0.03
@@ -127,7 +127,8 @@ def _begun_elsewhere(fits: list[Fit], data: Data) -> Iterator[Fit]:
     for family, fit in best.items():
         if family.curve in ("linear", "power", "inverse_sqrt"):
             low, high = begin_range(data, family)
-            for begin in np.unique(np.round(np.linspace(max(low, 0), high, min(high - low, _MOVES) + 1))):
+            low = max(low, 0, shift_of(fit, data))
+            for begin in np.unique(np.round(np.linspace(low, high, min(max(high - low, 0), _MOVES) + 1))):
                 yield judged(moved(fit, float(begin)), data)
 
 
@@ -241,12 +242,14 @@ def _time(fit: Fit, data: Data, ahead: Array) -> float:
     """The time at the end, with what a fit says of that before the first entry, and of the peak."""
     x, y = (np.concatenate(both) for both in zip(data.before, (data.x, data.y), strict=True))
     count, area = int(np.searchsorted(x, fit.begin)), 0.0
-    if fit.family.curve != "constant":
-        if not count:
-            between = np.linspace(fit.begin, x[0], 33)
-            area = max(0.0, fit.begin) * fit.peak / 2 + float(trapezoids(between, fit.at(between))[-1])
-        elif count < len(x) and x[count] != fit.begin and not fit.family.stable:
-            x, y = np.insert(x, count, fit.begin), np.insert(y, count, fit.peak)
+    if fit.family.curve == "constant":
+        area = float(x[0] * y[0]) if not len(data.before[0]) else 0.0
+    elif not count:
+        begin = max(0.0, fit.begin)
+        between = np.linspace(begin, x[0], 33)
+        area = begin * fit.peak / 2 + float(trapezoids(between, fit.at(between))[-1])
+    elif count < len(x) and x[count] != fit.begin and not fit.family.stable:
+        x, y = np.insert(x, count, fit.begin), np.insert(y, count, fit.peak)
     areas = area, float(trapezoids(x, y)[-1]), float(trapezoids(ahead, fit.at(ahead))[-1])
     return sum(areas) / max(fit.peak, 1.0)
 
