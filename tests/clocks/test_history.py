@@ -80,7 +80,7 @@ def test_what_a_state_cannot_mean_names_the_record(content: bytes, said: str) ->
     [
         "step,learning_rate\n1,2e-6\n2,1e-6\n",
         "\ufeffloss,train/global_step,train/learning_rate\r\n.5,1.0,2e-6\r\n.4,1,\r\n.3,2,1e-06\r\n",
-        '"step" , "learning_rate"\n\n1,2e-6\n2,1e-6',
+        '"step","learning_rate"\n\n 1 ,2e-6\n2, 1e-6',
         '{"step": 1, "learning_rate": 2e-6}\n\n{"step": 1}\n{"step": 2, "learning_rate": 1e-6, "l": NaN}\n',
         '{"log_history": [{"step": 1, "learning_rate": 2e-6}, {"step": 2, "learning_rate": 1e-6}]}',
     ],

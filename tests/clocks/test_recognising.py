@@ -69,7 +69,9 @@ def test_default_runs_of_transformers_are_recognised_without_a_warm_up() -> None
 def test_a_falling_tail_after_a_plateau_is_seen_and_a_plateau_says_nothing_of_it() -> None:
     schedule = schedule_of("warmup_stable_decay", 20, 400, {"decay": 0.5, "min_lr_ratio": 0.1})
     rates = schedule.rates(np.arange(401)).tolist()
-    assert recognise(logged(rates, 300, 5, max_steps=400)).schedule == schedule
+    found = recognise(logged(rates, 300, 5, max_steps=400)).schedule
+    assert (found.name, found.warmup_steps, found["num_decay_steps"]) == (schedule.name, 20, 200)
+    assert found["min_lr_ratio"] == pytest.approx(0.1)
     assert recognise(logged(rates, 180, 5, max_steps=400)).schedule.name == "constant_with_warmup"
 
 
@@ -86,7 +88,7 @@ def test_what_cannot_be_known_is_refused_with_what_to_state() -> None:
     cosine = schedule_of("cosine", 40, 400, {}).rates(np.arange(401)).tolist()
     assert "0 learning rates up to step 0 are too few" in refused(RateHistory((), ()))
     assert "warm-up is still going on at step 40" in refused(logged(cosine, 40, 5, max_steps=400))
-    assert "too few by step 50" in refused(logged(cosine, 50, 5, max_steps=400))
+    assert "too few" in refused(logged(cosine, 50, 5, max_steps=400))
     assert "no max_steps" in refused(logged(cosine, 200, 5))
     noisy = [rate * (1 + 0.01 * (-1) ** step) for step, rate in enumerate(cosine)]
     assert "none of the known schedules fits" in refused(logged(noisy, 200, 5, max_steps=400))
@@ -96,9 +98,8 @@ def test_what_cannot_be_known_is_refused_with_what_to_state() -> None:
 def test_without_max_steps_those_that_have_no_end_are_recognised() -> None:
     for name in ("constant_with_warmup", "inverse_sqrt"):
         rates = schedule_of(name, 40, 400, {}).rates(np.arange(401)).tolist()
-        assert (
-            recognise(logged(rates, 200, 5)).schedule == schedule_of(name, 40, 400, {}) or name != "constant"
-        )
+        found = recognise(logged(rates, 200, 5)).schedule
+        assert (found.name, found.warmup_steps) == (name, 40)
 
 
 def test_ten_thousand_entries_take_no_time() -> None:
