@@ -80,7 +80,7 @@ def recognise(history: RateHistory) -> Recognised:
         ClockError: the warm-up is still going on; nothing fits; what fits about equally well disagrees about
             the rates to come; or the end of the run is not known.
     """
-    if len(history.steps) > 1 and not history.changes:
+    if len(history.steps) >= FEWEST and not history.changes:
         if history.steps[-1] - history.steps[0] < _SHOWS * (history.max_steps or 0):
             raise _refusal(history, f"constant up to step {history.steps[-1]} only, as any schedule may be")
         return Recognised(parse_schedule({"schedule": "constant"}), max(history.rates), 0, 0.0)

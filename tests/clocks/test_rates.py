@@ -22,7 +22,7 @@ def history(until: int = 200, every: int = 5, **named: Any) -> RateHistory:
 
 
 def test_at_a_constant_rate_the_step_is_the_time_to_the_bit() -> None:
-    clock: Clock = RateClock(RateHistory((10, 20, 30), (1.1e-6,) * 3, 100, "here"))
+    clock: Clock = RateClock(RateHistory((10, 15, 20, 30), (1.1e-6,) * 4, 100, "here"))
     steps = (0, 7, 10, 30)
     times = clock.times(steps)
     assert isinstance(times, Timeline)
