@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hubextrap.scans.tensor_scan import ScanJournal
     from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import CheckpointLayout
+    from hubextrap.timing import Beside
     from hubextrap.trajectory import Checkpoint
 
 
@@ -148,7 +149,11 @@ class Run:
     @cached_property
     def rate_history(self) -> RateHistory | None:
         """What lies beside the last checkpoint says of the learning rate; None where nothing does."""
-        return rates_beside(self.trajectory, self._source)[0]
+        return self._rates_beside[0]
+
+    @cached_property
+    def _rates_beside(self) -> Beside:
+        return rates_beside(self.trajectory, self._source)
 
     @cached_property
     def clock(self) -> Clock:
@@ -157,7 +162,8 @@ class Run:
         Raises:
             ClockError: there is no such clock, or it does not go with these checkpoints.
         """
-        return chosen_clock(self._clock_choice, self.trajectory, self._source, self.progress)
+        last = self.trajectory.last.name
+        return chosen_clock(self._clock_choice, last, lambda: self._rates_beside, self.progress)
 
     @cached_property
     def times(self) -> tuple[float, ...]:

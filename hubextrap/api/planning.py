@@ -211,7 +211,15 @@ def _beforehand(
 def _on_the_clock(known: PlanReport, recipe: Recipe, run: Run) -> PlanReport:
     """With what time it is at the targets."""
     horizons = tuple(run.horizon_at(time) for time in run.target_times(recipe))
-    return replace(known, horizons=horizons, clock=run.clock.in_words())
+    notes = known.notes
+    if (target := recipe.parameters.target) is not None:
+        counts = " and ".join(map(str, target.full_rate_steps))
+        said = (
+            f"predicts {counts} full-rate steps after step {run.steps[-1]}, as if the learning rate had "
+            "stayed at its peak; the run itself has no such step"
+        )
+        notes = (*notes, said)
+    return replace(known, horizons=horizons, clock=run.clock.in_words(), notes=notes)
 
 
 def _with_merge(

@@ -86,6 +86,9 @@ def scan_run(
             _journal_path(out).unlink(missing_ok=True)
     else:
         run.progress.say(f"{out}: holds a scan of these checkpoints already")
+        if out is not None and found.rates != run.rate_history:  # an older hubextrap read none
+            found = replace(found, rates=run.rate_history)
+            found.save(out)
     if logprobs is not None and found.logprobs is None:
         found = replace(found, logprobs=measure_logprobs(run.trajectory, logprobs, run.progress))
         with Run(run.trajectory) as again:

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     from hubextrap.clocks import Clock
     from hubextrap.methods import Rehearsals
-    from hubextrap.statistics.calibration import Past
     from hubextrap.statistics.table import GramTable
 
 

@@ -17,6 +17,9 @@ SMALL_FILE = 64 * 2**20
 
 TEMPLATE_FOLDER = "additional_chat_templates"
 """The one subfolder that belongs to a model: a tokenizer's further chat templates lie there."""
+PUSHED_FOLDER, STATE_FILE = "last-checkpoint", "trainer_state.json"
+"""What transformers' Trainer leaves beside each checkpoint; and the folder into which it pushes that of a
+model at a repo's root (hub_strategy: checkpoint), of which nothing else is read."""
 
 
 @dataclass(frozen=True, slots=True)
