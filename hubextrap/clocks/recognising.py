@@ -1,8 +1,8 @@
 """Which schedule the rates of a run have followed so far, and so what comes.
 
-What is before the peak is warm-up, and known. From there on each family is fitted: begin and end are whole steps,
-so they are tried, as a family's shape is; what remains is linear least squares. All that fit about as well as
-the best have to agree on what comes. Nothing is guessed: where they do not, the message says what to state.
+What is before the peak is warm-up, and known. From there on each family is fitted: begin and end are whole
+steps, so they are tried, as a family's shape is; what remains is linear least squares. All that fit about as
+well as the best have to agree on what comes. Nothing is guessed: where they do not, the message says what to state.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ if TYPE_CHECKING:
 
 MISFIT = 0.002
 """Largest root mean square of what a schedule leaves over, as a share of the peak: they are formulas."""
-AGREEMENT = 0.01
-"""How far apart the times may be that two schedules give, as a share: half of the 2% that is promised."""
+AGREEMENT = 0.015
+"""How far apart the times may be that two schedules give, as a share; 2% are promised."""
 STATE = (
     "state it as `clock: {schedule: cosine, warmup_steps: 20, total_steps: 400}` (any of transformers' names), or "
     "give a file of rates, with those to come, as the clock"
 )
 _FEWEST = 3
 _FLOAT = 1e-6
-_POINTS, _BEGINS, _SHAPES, _AHEAD = 128, 24, 33, 513
+_ASTRAY = 0.003
+_POINTS, _BEGINS, _SHAPES, _KEPT, _AHEAD = 128, 24, 17, 10, 513
 _MOST_CYCLES = 64
 _PLAIN = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 
@@ -66,6 +67,8 @@ class _Data(NamedTuple):
     """The warm-up."""
     noise: float
     """Root mean square of what was rounded off."""
+    near: float
+    """What may be rounded off of one."""
     flat: int
     """How many entries stay at the peak."""
     max_steps: int | None
@@ -79,6 +82,10 @@ class _Fit(NamedTuple):
     height: float
     floor: float
     misfit: float
+
+    @property
+    def peak(self) -> float:
+        return self.height + self.floor
 
     def at(self, x: Array) -> Array:
         progress = np.clip((x - self.begin) / max(1.0, self.end - self.begin), 0.0, 1.0)
@@ -96,6 +103,15 @@ class _Family(NamedTuple):
     shapes: tuple[float, ...] = (0.0,)
     zoom: bool = False
     """Whether shapes between those are tried too."""
+
+    @property
+    def parameters(self) -> int:
+        return 1 + (self.curve != "linear") + self.floor + (len(self.shapes) > 1)
+
+    @property
+    def stable(self) -> bool:
+        """Whether the rate stays at its peak until it falls."""
+        return self.name in ("constant_with_warmup", "warmup_stable_decay")
 
 
 _FAMILIES = (
@@ -133,8 +149,8 @@ def recognise(history: RateHistory) -> Recognised:
     """The schedule that a history follows, so far as it can tell.
 
     A rate that has been constant so far is said to stay so: the decay of a warmup_stable_decay announces
-    itself by nothing. Nor does a cosine of several waves, which rises again where one with restarts jumps: up to
-    there it counts as the latter.
+    itself by nothing. Nor does a cosine of several waves, which rises again where one with restarts jumps: up
+    to there it counts as the latter.
 
     Raises:
         ClockError: the warm-up is still going on; nothing fits; what fits about equally well disagrees about
@@ -147,7 +163,17 @@ def recognise(history: RateHistory) -> Recognised:
         unknown = "" if data.max_steps else ", and no max_steps says when the run ends"
         near = f" (misfit {best:.1%} of the peak)" if fits else ""
         raise _refusal(history, f"none of the known schedules fits the learning rates so far{near}{unknown}")
-    fits = [fit for fit in fits if fit.misfit <= max(2 * best, 2 * data.noise + _FLOAT)]
+    # what one fits to the last digit was not rounded off, unless it has too many parameters for the entries, or
+    # nothing changed yet
+    told = [fit.misfit for fit in fits if np.sum(data.x >= fit.begin) >= fit.family.parameters + 3]
+    noise = (
+        2 * data.noise if data.flat == len(data.x) else min(2 * data.noise, 4 * min(told, default=math.inf))
+    )
+    fits = [fit for fit in fits if fit.misfit <= max(2 * best, noise, _FLOAT)]
+    least = {family: math.inf for family in _FAMILIES}
+    for fit in fits:
+        least[fit.family] = min(least[fit.family], _astray(fit, data))
+    fits = [fit for fit in fits if _astray(fit, data) <= least[fit.family] + _ASTRAY + data.near]
     rank = min(_FAMILIES.index(fit.family) for fit in fits)
     simplest = [fit for fit in fits if _FAMILIES.index(fit.family) == rank]
     chosen = min(simplest, key=lambda fit: _plainness(fit, data))
@@ -182,13 +208,13 @@ def _prepared(history: RateHistory) -> _Data:
             history, f"{len(y) - top} learning rates since the peak at step {history.steps[top]} are too few"
         )
     noise = float(np.sqrt(np.mean(units[top:] ** 2) / 12))
-    return _Data(x[top:], y[top:], (x[:top], y[:top]), noise, flat, history.max_steps)
+    return _Data(x[top:], y[top:], (x[:top], y[:top]), noise, near, flat, history.max_steps)
 
 
 def _rounded_off(rates: Array) -> Array:
     """The unit of each rate's last digit, as all are written with as many; 0 for floats in full."""
     sizes = np.where(rates > 0, rates, rates.max())
-    for digits in range(2, 10):
+    for digits in range(4, 10):
         units = np.asarray(10.0 ** (np.floor(np.log10(sizes)) - digits + 1))
         if np.all(np.abs(rates - np.round(rates / units) * units) <= 1e-9 * sizes):
             return units
@@ -212,66 +238,57 @@ def _all_fits(data: _Data) -> Iterator[_Fit]:
 
 
 def _judged(fit: _Fit, data: _Data) -> _Fit:
-    return fit._replace(misfit=float(np.sqrt(np.mean((data.y - fit.at(data.x)) ** 2))))
+    fell = slice(None) if fit.family.stable else data.x >= fit.begin
+    left = data.y[fell] - fit.at(data.x[fell])
+    enough = len(left) >= _FEWEST
+    return fit._replace(misfit=float(np.sqrt(np.mean(left**2))) if enough else math.inf)
 
 
 def _begins(data: _Data, family: _Family) -> tuple[int, int]:
-    """Between which whole steps the fall can begin: at the peak's entry, and after the one before it."""
-    stable = family.name == "warmup_stable_decay"
-    first = int(data.before[0][-1]) + 1 if len(data.before[0]) else -1
-    if data.flat == len(data.x):  # no fall is seen
-        return first, int(data.x[0])
-    last = int(data.x[min(data.flat, len(data.x) - 1)])
-    return (int(data.x[_FEWEST - 1]) if stable else first), (last if stable else min(last, int(data.x[1])))
+    """Between which whole steps the fall can begin: from the last entry of the warm-up that is seen on."""
+    x, fell = data.x, data.x[min(data.flat, len(data.x) - 1)]
+    if family.stable:
+        return int(x[_FEWEST - 1]), int(fell)
+    if not len(data.before[0]):
+        return -1, int(x[1])
+    # the highest entry may stand in the warm-up still, and so may some that were rounded to it
+    rise = (data.y[0] - data.before[1][-1]) / (x[0] - data.before[0][-1])
+    return int(data.before[0][-1]) + 1, int(min(fell, max(x[1], x[0] + 3 * data.near / max(rise, 1e-12))))
 
 
 def _search(family: _Family, data: _Data, shift: int) -> Iterator[_Fit]:
+    """Those that fit, of begins and shapes on a grid, which is made finer around the best."""
     assert data.max_steps is not None
     end = data.max_steps + shift
     low, high = _begins(data, family)
     low, high = max(low, shift), min(high, end - 1)
-    if low > high or (family.name == "warmup_stable_decay" and data.flat < _FEWEST):
+    if low > high or (family.stable and not _FEWEST <= data.flat < len(data.x)):
         return
     picked = np.unique(np.round(np.linspace(0, len(data.x) - 1, min(_POINTS, len(data.x)))).astype(int))
     x, y = data.x[picked], data.y[picked]
-    begins, shapes = np.array([float(low), float(high)]), np.array(family.shapes)
-    spacing = float(high - low)
-    begins = np.unique(np.round(np.linspace(low, high, _BEGINS)))
-    tolerance = 2 * data.noise + _FLOAT
-    while True:
+    begins, shapes = np.unique(np.round(np.linspace(low, high, _BEGINS))), np.array(family.shapes)
+    if family.curve == "restarts":  # of shorter cycles the entries would not tell
+        shapes = shapes[shapes * 3 * np.median(np.diff(data.x)) <= end - low]
+    apart = float(high - low) / (_BEGINS - 1)
+    while len(shapes):
         heights, floors, misfits = _solved(family, x, y, begins, shapes, float(end))
-        place = np.unravel_index(int(np.argmin(misfits)), misfits.shape)
-        best = float(misfits[place])
-        kept = np.argwhere(misfits <= max(2 * best, tolerance))
-        for i, j in kept[:: max(1, len(kept) // 200)]:
-            fit = _Fit(family, begins[i], end, shapes[j], float(heights[i, j]), float(floors[i, j]), 0.0)
-            yield _judged(fit, data)
-        yield _judged(
-            _Fit(
-                family,
-                begins[place[0]],
-                end,
-                shapes[place[1]],
-                float(heights[place]),
-                float(floors[place]),
-                0.0,
-            ),
-            data,
-        )
-        finer = (len(begins) > 1 and spacing / _BEGINS > 0.5) or (
-            family.zoom and np.ptp(shapes) > 1e-7 * shapes.max()
-        )
-        if not finer or best > 0.2:
+        best = int(np.argmin(misfits))
+        near = np.flatnonzero(misfits <= max(2 * misfits.flat[best], 2 * data.noise + _FLOAT))
+        near = near[:: max(1, len(near) // _KEPT)] if misfits.flat[best] <= 2 * MISFIT else near[:0]
+        for place in {best, *near.tolist()}:
+            i, j = divmod(place, len(shapes))
+            found = begins[i], end, shapes[j], heights[i, j], floors[i, j]
+            yield _judged(_Fit(family, *map(float, found), 0.0), data)
+        finer = family.zoom and np.ptp(shapes) > 1e-6 * shapes.max()
+        if misfits.flat[best] > 10 * MISFIT or not (finer or apart > 1):
             return
-        spacing = max(0.5, 2 * spacing / _BEGINS) if spacing / _BEGINS > 0.5 else spacing
-        around = float(begins[place[0]])
-        if len(begins) > 1 and spacing < high - low:
-            begins = np.unique(
-                np.round(np.clip(np.linspace(around - spacing, around + spacing, _BEGINS), low, high))
-            )
-        if family.zoom:
-            left, right = shapes[max(0, place[1] - 1)], shapes[min(len(shapes) - 1, place[1] + 1)]
-            shapes = np.unique(np.append(np.linspace(left, right, _SHAPES), shapes[place[1]]))
+        i, j = divmod(best, len(shapes))
+        if apart > 1:
+            begins = np.unique(np.round(np.clip(begins[i] + np.linspace(-apart, apart, _BEGINS), low, high)))
+            apart = 2 * apart / (_BEGINS - 1)
+        if finer:
+            between = np.linspace(shapes[max(0, j - 1)], shapes[min(len(shapes) - 1, j + 1)], _SHAPES)
+            shapes = np.unique(np.append(between, shapes[j]))
 
 
 def _solved(
@@ -281,93 +298,123 @@ def _solved(
     progress = np.clip((x - begins[:, None]) / np.maximum(1.0, end - begins)[:, None], 0.0, 1.0)
     curves = _falling(family.curve, progress[:, None, :], shapes[None, :, None])
     curves = np.broadcast_to(curves, (len(begins), len(shapes), len(x)))
-    squares = (curves**2).mean(-1)
-    heights = (curves @ y) / len(x) / np.maximum(squares, 1e-300)
+    counted = np.ones((len(begins), len(x))) if family.stable else (x >= begins[:, None]).astype(float)
+    counted /= np.maximum(counted.sum(1), 1)[:, None]
+
+    def mean(values: Array) -> Array:
+        return np.asarray(np.einsum("bsx,bx->bs", values, counted))
+
+    average = (counted @ y)[:, None]
+    products, squares = mean(curves * y), mean(curves**2)
+    heights = products / np.maximum(squares, 1e-300)
     floors = np.zeros_like(heights)
     if family.floor:
-        means = curves.mean(-1)
+        means = mean(curves)
         spread = squares - means**2
-        free = ((curves @ y) / len(x) - means * y.mean()) / np.maximum(spread, 1e-300)
-        lifted = y.mean() - free * means
+        free = (products - means * average) / np.maximum(spread, 1e-300)
+        lifted = average - free * means
         right = (lifted > 0) & (free > 0) & (spread > 1e-14)
         heights, floors = np.where(right, free, heights), np.where(right, lifted, floors)
     left = y - heights[..., None] * curves - floors[..., None]
-    return heights, floors, np.sqrt((left**2).mean(-1))
+    return heights, floors, np.sqrt(mean(left**2))
 
 
 def _inverse_sqrts(family: _Family, data: _Data) -> Iterator[_Fit]:
     """1 / rate² is a line."""
-    falling = data.y > 0
-    x, line = data.x[falling], 1 / data.y[falling] ** 2
-    slope = float(np.polyfit(x - x[0], line, 1)[0]) if len(x) == len(data.x) else 0.0
-    if slope <= 0:
+    if not data.y.all():
         return
-    start = float(np.mean(line - slope * (x - x[0])))
     low, high = _begins(data, family)
-    for begin in np.unique(np.round(np.linspace(max(0, low), min(high, data.x[0]), _BEGINS))):
-        at_begin = start + slope * (begin - x[0])
-        if at_begin > 0 and 0.5 < (scale := round(at_begin / slope)) <= 10**9:
-            for timescale in {scale, max(1, scale - 1), scale + 1}:
-                curve = _falling("inverse_sqrt", np.maximum(data.x - begin, 0), timescale)
-                height = float(curve @ data.y / (curve @ curve))
-                yield _judged(_Fit(family, begin, math.inf, float(timescale), height, 0.0, 0.0), data)
+    for begin in np.unique(np.round(np.linspace(max(0, low), high, _BEGINS))):
+        fell = data.x >= begin
+        x, y = data.x[fell], data.y[fell]
+        if len(x) < _FEWEST:
+            return
+        slope, start = np.polyfit(x - begin, 1 / y**2, 1)
+        if slope <= 0 or start <= 0 or not 0.5 < (scale := round(float(start / slope))) <= 10**9:
+            continue
+        for timescale in {scale, max(1, scale - 1), scale + 1}:
+            curve = _falling("inverse_sqrt", x - begin, float(timescale))
+            height = float(curve @ y / (curve @ curve))
+            yield _judged(_Fit(family, float(begin), math.inf, float(timescale), height, 0.0, 0.0), data)
+
+
+def _shift(fit: _Fit, data: _Data) -> int:
+    return 0 if math.isinf(fit.end) or data.max_steps is None else int(fit.end) - data.max_steps
+
+
+def _astray(fit: _Fit, data: _Data) -> float:
+    """How far from a fit's peak the warm-up leads up to it."""
+    if fit.family.stable:
+        return 0.0
+    x, y = (np.concatenate(both) for both in zip(data.before, (data.x, data.y), strict=True))
+    count = int(np.searchsorted(x, fit.begin))
+    if not count:
+        return 0.0
+    left, low = (x[count - 2], y[count - 2]) if count > 1 else (max(0, _shift(fit, data)), 0.0)
+    rise = (y[count - 1] - low) / max(x[count - 1] - left, 1)
+    return abs(float(y[count - 1] + rise * (fit.begin - x[count - 1]) - fit.peak))
 
 
 def _plainness(fit: _Fit, data: _Data) -> tuple[Any, ...]:
     """Of fits of one family the one to report: a plain shape, and a begin to which the warm-up leads."""
-    shift = 0 if math.isinf(fit.end) or data.max_steps is None else fit.end - data.max_steps
-    peak, (x, y) = fit.height + fit.floor, data.before
-    if fit.family.curve == "constant" or not len(x):
-        astray = abs(fit.begin - shift)
-    else:
-        (left, low), (right, high) = ((x[-2], y[-2]) if len(x) > 1 else (0.0, 0.0)), (x[-1], y[-1])
-        astray = abs(high + (high - low) / max(right - left, 1) * (fit.begin - right) - peak)
+    shift = _shift(fit, data)
     usual = fit.family.name != "inverse_sqrt" or fit.shape in (fit.begin, 10_000)
     plain = fit.family.curve != "power" or round(fit.shape, 9) in _PLAIN
-    return not plain, not usual, round(float(astray), 4), abs(shift), fit.misfit
+    unseen = 0 if len(data.before[0]) else max(0, fit.begin - shift)
+    return not plain, not usual, round(_astray(fit, data), 4), unseen, abs(shift), fit.misfit
 
 
 def _compare(history: RateHistory, data: _Data, chosen: _Fit, fits: list[_Fit]) -> None:
     """Refuse where others that fit too give other times, anywhere up to the end of the run."""
     waves = chosen.family.name == "cosine_with_restarts"
-    end = data.max_steps or 2 * data.x[-1]
-    if end <= data.x[-1]:
-        return
-    ahead = np.linspace(data.x[-1], end, _AHEAD)
-    seen = sum(float(trapezoids(x, y)[-1]) for x, y in (data.before, (data.x, data.y)) if len(x))
-
-    def times(fit: _Fit) -> Array:
-        return seen + trapezoids(ahead, fit.at(ahead))
-
-    expected = times(chosen)
+    last = data.x[-1]
+    ahead = np.linspace(last, max(last, data.max_steps or 2 * last), _AHEAD)
+    expected = _times(chosen, data, ahead)
     for fit in fits:
         if waves and fit.family.name == "cosine":  # of several waves
             continue
-        off = np.abs(times(fit) - expected) / np.maximum(expected, 1e-9)
+        off = np.abs(_times(fit, data, ahead) - expected) / expected
         if off.max() > AGREEMENT:
             one, other = (_in_words(each) for each in (chosen, fit))
-            what = f"{one} and {other} fit the learning rates up to step {data.x[-1]:.0f} equally well"
+            if one == other:
+                what = (
+                    f"{one} fits the learning rates up to step {last:.0f}, but not when it began, or how high"
+                )
+            else:
+                what = f"{one} and {other} fit the learning rates up to step {last:.0f} equally well"
             raise _refusal(history, what)
+
+
+def _times(fit: _Fit, data: _Data, ahead: Array) -> Array:
+    """The time at each step ahead, with what a fit says of that before the first entry, and of the peak."""
+    x, y = (np.concatenate(both) for both in zip(data.before, (data.x, data.y), strict=True))
+    count, area = int(np.searchsorted(x, fit.begin)), 0.0
+    if fit.family.curve != "constant":
+        if not count:
+            between = np.linspace(fit.begin, x[0], 33)
+            area = max(0.0, fit.begin) * fit.peak / 2 + float(trapezoids(between, fit.at(between))[-1])
+        elif count < len(x) and x[count] != fit.begin and not fit.family.stable:
+            x, y = np.insert(x, count, fit.begin), np.insert(y, count, fit.peak)
+    seen = area + float(trapezoids(x, y)[-1])
+    return np.asarray((seen + trapezoids(ahead, fit.at(ahead))) / max(fit.peak, 1.0))
 
 
 def _in_words(fit: _Fit) -> str:
     name = fit.family.name
     if fit.family.curve == "power":
-        return f"{name} (power {fit.shape:.3g}, minimum {fit.floor / (fit.height + fit.floor):.3g})"
+        return f"{name} (power {fit.shape:.3g}, minimum {fit.floor / fit.peak:.3g})"
     if fit.family.curve == "restarts" or (name == "cosine" and fit.shape != 0.5):
         return f"{name} (num_cycles {fit.shape:.3g})"
-    return f"{name} (minimum {fit.floor / (fit.height + fit.floor):.3g})" if fit.family.floor else name
+    return f"{name} (minimum {fit.floor / fit.peak:.3g})" if fit.family.floor else name
 
 
 def _named(fit: _Fit, data: _Data, largest: float) -> Recognised:
     """As transformers' own parameters have it."""
-    name, peak = fit.family.name, fit.height + fit.floor
-    shift = 0 if math.isinf(fit.end) or data.max_steps is None else int(fit.end) - data.max_steps
+    name, peak, shift = fit.family.name, fit.peak, _shift(fit, data)
     warm = int(fit.begin) - shift
     given: dict[str, Any] = {"schedule": name, "warmup_steps": warm, "total_steps": data.max_steps}
     least = fit.floor / peak
     if name == "constant_with_warmup":
-        shift = 0
         given = (
             {"schedule": name, "warmup_steps": int(data.x[0])}
             if len(data.before[0])
