@@ -85,7 +85,7 @@ def rates_beside(trajectory: Trajectory, source_at: Callable[[int], Source]) -> 
                 raise
             return None, _without_remedy(error)
         return (history, "") if history.steps else (None, f"{name}: no learning rate was logged in it")
-    for earlier in range(place):
+    for earlier in reversed(range(place)):
         checkpoint = trajectory.checkpoints[earlier]
         # a request each, on the Hub: the newest but one answers for all
         if (checkpoint.repo is None or earlier == place - 1) and STATE_FILE in source_at(earlier).files():

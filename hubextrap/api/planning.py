@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.api.beforehand import problems_beforehand
 from hubextrap.api.output import target_folders
 from hubextrap.api.preparing import MergeOptions, Prepared, opened, prepare
-from hubextrap.errors import HubExtrapError, RecipeError, TrajectoryError
+from hubextrap.errors import ClockError, HubExtrapError, RecipeError, TrajectoryError
 from hubextrap.hub import PushTarget, check_target
 from hubextrap.hub.outgoing import stale_files
 from hubextrap.tensors.devices import cuda_libraries
@@ -110,9 +110,9 @@ def plan(
             problems = list(dict.fromkeys(str(problem) for problem in found))
             removals = _removals(states, prepared)
             return _with_merge(known, prepared, problems, removals)
-        except TrajectoryError:
-            raise
         except HubExtrapError as error:
+            if isinstance(error, TrajectoryError) and not isinstance(error, ClockError):
+                raise
             return replace(known, problems=(str(error), *_refusals(asked)))
 
 

@@ -1,9 +1,10 @@
-"""Runs on disk with a trainer's state beside their checkpoints: which clock they go by, and what it makes of them."""
+"""Runs on disk with a trainer's state beside their checkpoints: which clock they go by, and what it makes."""
+
+# ruff: noqa: E501 - a table
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from runs_on_a_clock import PEAK, STATE, STEPS, Moving, area, linear, recipe, st
 
 from hubextrap import Run
 from hubextrap.api import merge, plan, verify
-from hubextrap.errors import ClockError, HubExtrapError, RecipeError, SourceError
+from hubextrap.errors import ClockError, HubExtrapError, RecipeError
 from hubextrap.hub import Provenance
 from hubextrap.recipe import load_recipe, parse_recipe
 
@@ -33,11 +34,14 @@ def made(found: Any) -> Provenance:
     return provenance
 
 
-def test_weights_that_move_with_the_rate_are_hit(moving: Moving, run: Path, tmp_path: Path, lines: Lines) -> None:
+def test_weights_that_move_with_the_rate_are_hit(
+    moving: Moving, run: Path, tmp_path: Path, lines: Lines
+) -> None:
     provenance = made(merge(recipe(run), out=tmp_path / "out", progress=lines))
     assert moving.is_at(tmp_path / "out", area(80))
     said = [line for line in lines.said if line.startswith("clock: ")]
-    assert said == [f"clock: learning rate ({run}/checkpoint-60/{STATE} up to step 60; linear to step 100, misfit {said[0].rpartition(' ')[2]}"]
+    assert len(said) == 1
+    assert f"learning rate ({run}/checkpoint-60/{STATE} up to step 60; linear to step 100" in said[0]
     assert provenance.clock is not None
     assert provenance.clock.said.startswith(f"learning rate ({STATE} up to step 60; linear to step 100")
     assert provenance.clock.times == pytest.approx([area(step) for step in STEPS], abs=1e-4)
@@ -45,7 +49,9 @@ def test_weights_that_move_with_the_rate_are_hit(moving: Moving, run: Path, tmp_
     assert provenance.horizon == pytest.approx((area(80) - area(60)) / area(60), abs=1e-5)
 
     lines.said.clear()
-    provenance = made(merge(recipe(run, trajectory={"clock": "steps"}), out=tmp_path / "steps", progress=lines))
+    provenance = made(
+        merge(recipe(run, trajectory={"clock": "steps"}), out=tmp_path / "steps", progress=lines)
+    )
     assert provenance.clock is None
     assert provenance.horizon == pytest.approx(20 / 60)
     assert not moving.is_at(tmp_path / "steps", area(80))
@@ -69,7 +75,6 @@ def test_a_constant_rate_changes_no_byte(
         (folder / STATE).unlink()
     assert files("without") == with_states
     assert "clock" not in json.loads(with_states["hubextrap.json"])
-    assert not any(line.startswith(("clock", "warning: ")) and "rate" in line for line in lines.said[:0])
     assert asked["model.safetensors"] == with_states["model.safetensors"]
     one, other = (json.loads(each["hubextrap.json"]) for each in (asked, with_states))
     for key in ("coefficients", "horizon", "expected_relative_error", "shards"):
@@ -103,6 +108,7 @@ def _write(run: Path, content: str | dict[str, Any]) -> None:
 
 
 TROUBLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty": (lambda run: _write(run, ""), f"checkpoint-60/{STATE}"),
     "corrupt": (lambda run: _write(run, '{"log_history": ['), f"checkpoint-60/{STATE}"),
     "no history": (lambda run: _write(run, {"global_step": 60}), "no log_history"),
     "no rate": (lambda run: _write(run, {"global_step": 60, "log_history": [{"step": 5, "loss": 1}]}), "no learning rate"),
@@ -116,9 +122,7 @@ TROUBLE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", TROUBLE)
-def test_what_cannot_be_read_is_told(
-    kind: str, run: Path, tmp_path: Path, lines: Lines
-) -> None:
+def test_what_cannot_be_read_is_told(kind: str, run: Path, tmp_path: Path, lines: Lines) -> None:
     spoil, said = TROUBLE[kind]
     spoil(run)
     merged = merge(recipe(run), out=tmp_path / "out", progress=lines)
@@ -145,7 +149,7 @@ def test_names_that_count_something_else(moving: Moving, tmp_path: Path) -> None
     """By its scale a name becomes the step that the state is of."""
     root = moving.run(tmp_path / "run")
     for step in STEPS:
-        (root / f"checkpoint-{step}").rename(root / f"epoch_{step // 10}")
+        (root / f"checkpoint-{step}").rename(root / f"step_{step // 10}")
     scaled = {"steps": {"scale": 10}}
     merge(recipe(root, trajectory=scaled), out=tmp_path / "out")
     assert moving.is_at(tmp_path / "out", area(80))
@@ -155,10 +159,10 @@ def test_names_that_count_something_else(moving: Moving, tmp_path: Path) -> None
 
 CLOCKS: dict[str, Callable[[Path], Any]] = {
     "rates.csv": lambda path: path.write_text(
-        "step,learning_rate\n" + "".join(f"{at},{linear(at)}\n" for at in range(0, 61, 5))
+        "step,learning_rate\n" + "".join(f"{at},{linear(at)}\n" for at in range(0, 101, 5))
     ),
     "rates.jsonl": lambda path: path.write_text(
-        "".join(json.dumps({"step": at, "learning_rate": linear(at)}) + "\n" for at in range(0, 61, 5))
+        "".join(json.dumps({"step": at, "learning_rate": linear(at)}) + "\n" for at in range(0, 101, 5))
     ),
     "state.json": lambda path: path.write_text(json.dumps(state(60))),
 }
@@ -211,7 +215,7 @@ def test_full_rate_steps(method: str, moving: Moving, run: Path, tmp_path: Path)
         assert moving.is_at(prediction.folder, area(60) + count)
         assert prediction.provenance.full_rate_steps == count
         assert f"{count} full-rate steps after step 60" in (prediction.folder / "README.md").read_text()
-        assert verify(prediction.folder)
+        assert verify(prediction.folder).problems == ()
 
 
 def test_full_rate_steps_without_a_rate_are_steps(at_a_constant_rate: Path, tmp_path: Path) -> None:
@@ -251,7 +255,7 @@ def test_a_finished_run_goes_on_at_full_rate(moving: Moving, tmp_path: Path) -> 
 
 def test_two_checkpoints_between_which_nothing_was_trained(moving: Moving, tmp_path: Path) -> None:
     run = moving.run(tmp_path / "run", (0, 40, 80, 100, 110))
-    with pytest.raises(ClockError, match="step 100 and step 110 have one time: .* leave one of them out"):
+    with pytest.raises(ClockError, match=r"step 100 and step 110 have one time: .* leave one of them out"):
         merge(recipe(run, {"full_rate_steps": 10}), out=tmp_path / "out")
     without = recipe(run, {"full_rate_steps": 10}, trajectory={"steps": {"max": 100}})
     merge(without, out=tmp_path / "out")
@@ -283,13 +287,6 @@ def test_base_step_goes_on_naming_a_checkpoint(moving: Moving, run: Path, tmp_pa
     assert moving.is_at(tmp_path / "out", area(80))
 
 
-def test_the_window_is_half_of_the_time(run: Path) -> None:
-    """Of 42 full-rate steps half is behind step 30; of 60 steps, behind 30 too, but not of a longer warm-up."""
-    with Run.of(recipe(run)) as opened:
-        half = (opened.times[0] + opened.times[-1]) / 2
-    assert half == pytest.approx(area(60) / 2, abs=1e-4)
-
-
 def test_a_merge_is_not_gone_on_with_on_another_clock(run: Path, tmp_path: Path) -> None:
     from hubextrap.api.fingerprint import merge_fingerprint
     from hubextrap.api.preparing import merge_options, prepare
@@ -303,10 +300,3 @@ def test_a_merge_is_not_gone_on_with_on_another_clock(run: Path, tmp_path: Path)
     _write(run, state(60, lambda at: linear(at) if at <= 20 else PEAK))
     after = parts()
     assert {name for name in before if before[name] != after[name]} == {"the coefficients"}
-
-
-def test_a_local_state_may_be_unreadable(run: Path, tmp_path: Path, lines: Lines) -> None:
-    shutil.copyfile("/dev/null", run / "checkpoint-60" / STATE)
-    merge(recipe(run), out=tmp_path / "out", progress=lines)
-    assert any(line.startswith("warning: ") for line in lines.said)
-    assert SourceError  # a Hub's refusal is another matter: see test_runs_on_the_hub

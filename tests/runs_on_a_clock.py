@@ -1,4 +1,4 @@
-"""Not tests: runs whose weights move exactly with the area under a learning rate, as a Trainer leaves them."""
+"""Not tests: runs whose weights move exactly with the area under a learning rate."""
 
 from __future__ import annotations
 
