@@ -68,7 +68,8 @@ class Source(Protocol):
     """What messages call it."""
 
     def files(self) -> Mapping[str, FileInfo]:
-        """The folder's files and those in its ``TEMPLATE_FOLDER``, by path relative to it (posix)."""
+        """The folder's files, those in its ``TEMPLATE_FOLDER``, and the state in its ``PUSHED_FOLDER`` where
+        none lies beside the model; by path relative to it (posix)."""
 
     def read(self, file: str, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` with the bytes from ``offset`` on.
