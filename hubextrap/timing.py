@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from hubextrap.clocks import STEPS, RateClock, parse_schedule, read_rate_file, read_trainer_state
+from hubextrap.containment import shown
 from hubextrap.errors import ClockError, CorruptFile, SourceError
 from hubextrap.tensors.interfaces import PUSHED_FOLDER, SMALL_FILE, STATE_FILE
 
@@ -124,7 +125,12 @@ def _stated_clock(choice: ClockChoice) -> Clock:
     """That of a schedule, a file, or steps."""
     if isinstance(choice, Mapping):
         return RateClock(None, parse_schedule(choice))
-    return STEPS if choice == STEPS.name else RateClock(read_rate_file(Path(str(choice))))
+    if choice == STEPS.name:
+        return STEPS
+    path = Path(str(choice))
+    if not choice or not path.exists():
+        raise ClockError(f"clock: {shown(str(choice))}: there is no such file; {REMEDY}", file=str(choice))
+    return RateClock(read_rate_file(path))
 
 
 def _told(clock: Clock, progress: Progress) -> Clock:
