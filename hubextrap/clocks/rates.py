@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hubextrap.clocks.clock import Timeline
+from hubextrap.clocks.families import trapezoids
 from hubextrap.clocks.history import RateHistory
-from hubextrap.clocks.recognising import STATE, Recognised, recognise, trapezoids
+from hubextrap.clocks.recognising import STATE, Recognised, recognise
 from hubextrap.errors import ClockError
 
 if TYPE_CHECKING:
@@ -32,9 +33,9 @@ _NOTHING = 1e-9
 class RateClock:
     """Time by the learning rate: the area under a line from rate to rate, divided by their peak.
 
-    At a constant rate it is the step exactly. What comes behind the last entry is the stated schedule's or, if
-    none is, that of the schedule which the entries follow; of one that ends, the last rate stays. Which update
-    an entry tells of differs (`RateHistory`): the area lies half a step beside the sum, to either side.
+    At a constant rate it is the step exactly. What comes behind the last entry is the stated schedule's or,
+    if none is, that of the schedule which the entries follow; of one that ends, the last rate stays. Which
+    update an entry tells of differs (`RateHistory`): the area is half a step beside the sum, to either side.
     """
 
     name = "learning_rate"
@@ -59,8 +60,8 @@ class RateClock:
             assert history is not None
             raise ClockError(
                 f"the stated schedule ({schedule.name}) does not fit the learning rates of {history.source}: "
-                f"it misses them by {followed.misfit:.0%} of their peak; correct it, or give a file of rates, "
-                "with those to come, as the clock"
+                f"it misses them by {followed.misfit:.0%} of their peak; correct it, or give a file of "
+                "rates, with those to come, as the clock"
             )
 
     # what is known
@@ -86,7 +87,7 @@ class RateClock:
         assert self.schedule is not None
         if not self._logged.steps:
             return Recognised(self.schedule, 1.0, 0, 0.0)
-        steps, rates = np.array(self._logged.steps, np.float64), np.array(self._logged.rates)
+        steps, rates = _arrays(self._logged)
         fits = []
         for shift in (0, 1):
             shape = self.schedule.rates(self._within(steps - shift))
@@ -110,45 +111,46 @@ class RateClock:
     def _nodes(self) -> tuple[Array, Array, Array]:
         """Steps in order, the rate at each as a share of the peak, and the time: a line from node to node."""
         if self._line is None:
-            steps, rates = self._past()
-            if (followed := self._future()) is not None:
-                ahead = _steps_ahead(int(steps[-1]) if len(steps) else -1, followed.schedule.total_steps)
-                peak = followed.peak
-                steps = np.concatenate([steps, ahead])
-                rates = np.concatenate(
-                    [rates, followed.rates(np.maximum(ahead - followed.shift, 0) + followed.shift)]
-                )
-            else:
-                peak = 0.0
-                if len(steps) > 1:  # checkpoints are saved a little behind the last entry
-                    rise = (rates[-1] - rates[-2]) / (steps[-1] - steps[-2])
-                    step = 2 * steps[-1] - steps[-2]
-                    last = max(0.0, rates[-1] + rise * (step - steps[-1]))
-                    steps, rates = np.append(steps, step), np.append(rates, last)
-            peak = max(peak, *self._logged.rates, 0.0)
+            followed = self._future()
+            steps, rates = self._unscheduled() if followed is None else self._scheduled(followed)
+            peak = max(0.0 if followed is None else followed.peak, *self._logged.rates, 0.0)
             shares = rates / peak if peak else rates
             self._line = steps, shares, trapezoids(steps, shares) if len(steps) else shares
         return self._line
 
-    def _past(self) -> tuple[Array, Array]:
-        """The history, from step 0 on, and the schedule's peak if it lies between entries."""
-        if not self._logged.steps:
-            return np.zeros(0), np.zeros(0)
-        steps, rates = np.array(self._logged.steps, np.float64), np.array(self._logged.rates)
-        followed = self._future()
-        top = int(np.argmax(rates >= rates.max() * (1 - 1e-12)))
-        if followed is not None and (top == 0 or self.schedule is not None) and steps[0] > 0:
-            before = np.unique([0, *np.linspace(0, steps[0] - 1, min(int(steps[0]), 4097)).astype(int)])
-            first = followed.rates(np.maximum(before - followed.shift, 0) + followed.shift)
+    def _unscheduled(self) -> tuple[Array, Array]:
+        """By the entries alone, and a little behind them, as checkpoints are saved there."""
+        steps, rates = _arrays(self._logged)
+        if not len(steps):
+            return steps, rates
+        before, first = _led_back(steps, rates, float(rates.max()))
+        if len(steps) > 1:
+            further = 2 * steps[-1] - steps[-2]
+            steps, rates = np.append(steps, further), np.append(rates, max(0.0, 2 * rates[-1] - rates[-2]))
+        return np.concatenate([before, steps]), np.concatenate([first, rates])
+
+    def _scheduled(self, followed: Recognised) -> tuple[Array, Array]:
+        """By the schedule where it was recognised in the entries; else by those, as far as they go."""
+        steps, rates = _arrays(self._logged)
+        end = followed.schedule.total_steps
+        kink = followed.schedule.warmup_steps + followed.shift
+        if not len(steps) or (steps[0] >= kink and self.schedule is None):
+            begin, known = 0, 0
+        elif self.schedule is None:
+            begin, known = kink, int(np.searchsorted(steps, kink))
         else:
-            before, first = _led_back(steps, rates, top)
-        steps, rates = np.concatenate([before, steps]), np.concatenate([first, rates])
-        if followed is not None:
-            kink = followed.schedule.warmup_steps + followed.shift
-            at = int(np.searchsorted(steps, kink))
-            if 0 < at < len(steps) and steps[at] != kink:
-                steps, rates = np.insert(steps, at, kink), np.insert(rates, at, followed.peak)
-        return steps, rates
+            begin, known = int(steps[-1]) + 1, len(steps)
+        ahead = _steps_from(begin, end)
+        scheduled = followed.rates(np.maximum(ahead - followed.shift, 0) + followed.shift)
+        before, first = (
+            _led_back(steps[:known], rates[:known], followed.peak) if known else (np.zeros(0), np.zeros(0))
+        )
+        late = steps > end if end is not None else np.zeros(len(steps), bool)
+        late[:known] = False
+        return (
+            np.concatenate([before, steps[:known], ahead, steps[late]]),
+            np.concatenate([first, rates[:known], scheduled, rates[late]]),
+        )
 
     # the clock
 
@@ -186,7 +188,8 @@ class RateClock:
             return float(step)
         steps, shares, times = self._nodes()
         if not len(steps) or step > steps[-1]:
-            self._refuse_beyond()
+            if step > logged:
+                self._refuse_beyond()
             return _rounded(float(times[-1] + shares[-1] * (step - steps[-1])))
         at = max(0, int(np.searchsorted(steps, step)) - 1)
         width, done = steps[at + 1] - steps[at], step - steps[at]
@@ -206,9 +209,9 @@ class RateClock:
         end = followed.schedule.total_steps
         if end is not None and followed.schedule.rates(float(end)) <= _NOTHING:
             raise ClockError(
-                f"the learning rate is 0 from step {end} on ({self.in_words()}), so nothing is trained behind "
-                f"it: ask for step {end} at most, or for `target: {{full_rate_steps: N}}`, as if the rate had "
-                "stayed at its peak"
+                f"the learning rate is 0 from step {end} on ({self.in_words()}), so nothing is trained "
+                f"behind it: ask for step {end} at most, or for `target: {{full_rate_steps: N}}`, as if the "
+                "rate had stayed at its peak"
             )
 
     def step_at(self, time: float) -> float | None:
@@ -289,25 +292,27 @@ def _rounded(time: float) -> float:
     return round(time / _GRID) * _GRID
 
 
-def _steps_ahead(last: int, end: int | None) -> Array:
-    """Steps behind the last one: up to the end, or ever further apart."""
+def _arrays(history: RateHistory) -> tuple[Array, Array]:
+    return np.array(history.steps, np.float64), np.array(history.rates, np.float64)
+
+
+def _steps_from(begin: int, end: int | None) -> Array:
+    """Steps from one on: up to the end, or ever further apart."""
     if end is None:
-        further = np.unique(np.round(np.geomspace(1, _FAR, _NODES)))
-        return np.asarray(last + further)
-    count = end - last
-    if count <= 0:
+        return np.asarray(begin - 1 + np.unique(np.round(np.geomspace(1, _FAR, _NODES))))
+    if end < begin:
         return np.zeros(0)
-    return np.unique(np.round(np.linspace(last + 1, end, min(count, _NODES))))
+    return np.unique(np.round(np.linspace(begin, end, min(end - begin + 1, _NODES))))
 
 
-def _led_back(steps: Array, rates: Array, top: int) -> tuple[Array, Array]:
+def _led_back(steps: Array, rates: Array, peak: float) -> tuple[Array, Array]:
     """What was before the first entry: a warm-up leads back to it; else the rate was as it is there."""
     if steps[0] == 0:
         return np.zeros(0), np.zeros(0)
-    if top == 0:
+    if rates[0] >= peak * (1 - 1e-12):
         return np.zeros(1), rates[:1]
-    slope = float((rates[1] - rates[0]) / (steps[1] - steps[0]))
-    if top == 1 or slope <= 0:  # the second may lie behind the warm-up's end: it began at 0
+    slope = float((rates[1] - rates[0]) / (steps[1] - steps[0])) if len(steps) > 1 else 0.0
+    if slope <= 0 or rates[1] >= peak * (1 - 1e-12):  # the second may lie behind the warm-up's end
         return np.zeros(1), np.zeros(1)
     zero = float(steps[0] - rates[0] / slope)
     if zero > 0:

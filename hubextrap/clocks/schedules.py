@@ -158,7 +158,7 @@ def _rising(name: str, given: dict[str, Any], at: Array) -> Array:
 
 def _progress(given: dict[str, Any], at: Array) -> Array:
     warm: int = given["warmup_steps"]
-    return (at - warm) / max(1, given["total_steps"] - warm)
+    return np.asarray((at - warm) / max(1, given["total_steps"] - warm))
 
 
 def _ones(given: dict[str, Any], at: Array) -> Array:
@@ -171,7 +171,7 @@ def _linear(given: dict[str, Any], at: Array) -> Array:
 
 def _wave(given: dict[str, Any], progress: Array, minimum: float = 0.0) -> Array:
     factor = 0.5 * (1 + np.cos(np.pi * given["num_cycles"] * 2.0 * progress))
-    return np.maximum(0.0, factor * (1 - minimum) + minimum)
+    return np.asarray(np.maximum(0.0, factor * (1 - minimum) + minimum))
 
 
 def _cosine(given: dict[str, Any], at: Array) -> Array:
@@ -206,7 +206,7 @@ def _stable_then_falling(given: dict[str, Any], at: Array) -> Array:
         falling = 0.5 * (1 + np.cos(np.pi * given["num_cycles"] * 2.0 * share))
     else:
         falling = 1 - (share if kind == "linear" else np.sqrt(share))
-    return np.where(share >= 1, minimum, falling * (1 - minimum) + minimum)
+    return np.asarray(np.where(share >= 1, minimum, falling * (1 - minimum) + minimum))
 
 
 _FALLING: dict[str, Callable[[dict[str, Any], Array], Array]] = {
