@@ -140,8 +140,8 @@ def read_trainer_state(content: bytes, name: str, step: int | None = None) -> Ra
     reached = state.get("global_step")
     if step is not None and reached is not None and reached != step:
         raise CorruptFile(
-            f"{name}: it is of step {shorten(repr(reached), 40)}, and the checkpoint of step {step}; if names "
-            "count something else than steps, say so with trajectory.steps.scale",
+            f"{name}: it is of step {shorten(repr(reached), 40)}, and the checkpoint of step {step}; if "
+            "names count something else than steps, say so with trajectory.steps.scale",
             file=name,
         )
     return history
