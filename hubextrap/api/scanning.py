@@ -61,6 +61,8 @@ def scan(
     with Run.of(trajectory, settings, progress=progress) as run:
         if logprobs is not None and logprobs.sample_from is not None:
             checkpoint_at(run.trajectory, logprobs.sample_from)
+        if problem := run.rates_beside[1]:
+            run.progress.say(f"warning: {problem}, so the scan holds no learning rates")
         return scan_run(run, out=None if out is None else Path(out), sample=sample, logprobs=logprobs)
 
 

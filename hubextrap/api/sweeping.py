@@ -233,7 +233,8 @@ def _references(
         if checkpoint is not None:
             rows[label] = checkpoint
             continue
-        for step in sorted({point.grid.step for point in points}):
+        steps = {point.grid.step for point in points if point.recipe.parameters.target is None}
+        for step in sorted(steps):
             if (real := against.real(step, progress)) is not None:
                 rows[f"{TARGET} {step}"] = real
     return list(rows.items())

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from backtest_runs import exact_accuracy, protocol
+from command_lines import run_main
 from harness import Lines
 from runs_on_a_clock import PEAK, STATE, Moving, constant, linear, recipe, state
 
@@ -152,6 +153,8 @@ def test_origins_that_could_not_know_have_no_rows(turning: Moving, tmp_path: Pat
     found = backtest(find_trajectory(str(run)))
     assert found.unforeseen
     assert not {row.last_step for row in found.rows} & set(found.unforeseen)
+    ended = run_main("backtest", str(run), "-q")
+    assert f"from step {', '.join(map(str, found.unforeseen))} some targets are left out" in ended.out
 
 
 @pytest.mark.slow

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_lines import Ended, run_main
 from runs_on_a_clock import STATE, Moving, area, linear, recipe
+from safetensors.numpy import load_file
 
 from hubextrap.api import merge
 from hubextrap.clocks import RateClock, read_rate_file
-from hubextrap.errors import CorruptFile
+from hubextrap.errors import CorruptFile, RecipeError
 from hubextrap.evaluation.sweep_report import SweepResult
 from hubextrap.hub.provenance_checks import read_provenance
 from hubextrap.logits import recipe_mixture
@@ -118,7 +120,10 @@ def test_scan_and_report(here: Path) -> None:
     assert str(here) not in page
     ran("report", "scan.safetensors", "--out", "steps.html", "--clock", "steps")
     assert "counted by the learning rate" not in Path("steps.html").read_text()
-    assert "full-rate steps after step 60" in page or "step 7" in page
+    assert "some targets are left out" in page
+    Path("run/checkpoint-60", STATE).write_text("poison")
+    ended = ran("scan", "run", "--out", "other.safetensors")
+    assert "so the scan holds no learning rates" in ended.err
 
 
 def test_sweep(here: Path, moving: Moving) -> None:
@@ -160,3 +165,19 @@ def test_logits(here: Path) -> None:
     Path("logits.yaml").write_text(recipe("run", {"full_rate_steps": 20}, space="logits").to_yaml())
     ended = ran("generate", "logits.yaml", "1+1=", "--max-new-tokens", "2")
     assert SAID in ended.err
+
+
+def test_in_lm_eval(here: Path) -> None:
+    """The model `hubextrap` takes a recipe that predicts full-rate steps, and makes the same weights."""
+    pytest.importorskip("lm_eval")
+    from hubextrap.lm_eval_plugin import HubextrapLM
+
+    ran("merge", "rate.yaml", "--out", "merged")
+    model = HubextrapLM(recipe="rate.yaml", device="cpu")
+    merged = load_file("merged/model.safetensors")
+    found = model.model.state_dict()
+    assert all(np.array_equal(found[name].numpy(), values) for name, values in merged.items())
+    Path("several.yaml").write_text(recipe("run", {"full_rate_steps": [20, 30]}).to_yaml())
+    for arguments in ({"recipe": "rate.yaml", "target_step": 90}, {"recipe": "several.yaml"}):
+        with pytest.raises(RecipeError, match="give it one number of them, and no target_step"):
+            HubextrapLM(**arguments, device="cpu")
