@@ -181,3 +181,18 @@ def test_in_lm_eval(here: Path) -> None:
     for arguments in ({"recipe": "rate.yaml", "target_step": 90}, {"recipe": "several.yaml"}):
         with pytest.raises(RecipeError, match="give it one number of them, and no target_step"):
             HubextrapLM(**arguments, device="cpu")
+
+
+def test_there_is_no_real_one_to_compare_with(here: Path, moving: Moving) -> None:
+    """A step of that number may be there: it was not trained at the peak rate."""
+    moving.run(here / "run", (80,))
+    problems = [{"question": f"1+{digit}=", "answer": str(digit)} for digit in range(4)]
+    Path("problems.jsonl").write_text("\n".join(map(json.dumps, problems)))
+    section = {"task_files": ["problems.jsonl"], "against": ["last", "target"]}
+    observed = {"steps": {"max": 60}}
+    for name, target, rows in (("rate", {"full_rate_steps": 20}, 2), ("step", 80, 3)):
+        given = recipe("run", target, trajectory=observed, evaluate=section)
+        Path(f"{name}.yaml").write_text(given.to_yaml())
+        ended = ran("run", f"{name}.yaml", "--out", name, "--output", f"{name}.json")
+        assert ("is not compared: the run had no steps at the peak rate there" in ended.err) == (rows == 2)
+        assert len(json.loads(Path(f"{name}.json").read_text())["rows"]) == rows
