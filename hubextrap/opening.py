@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hubextrap.scans.tensor_scan import ScanJournal
     from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import CheckpointLayout
+    from hubextrap.timing import Beside
     from hubextrap.trajectory import Checkpoint
 
 
@@ -145,10 +146,15 @@ class Run:
     def steps(self) -> tuple[int, ...]:
         return self.trajectory.steps
 
-    @cached_property
+    @property
     def rate_history(self) -> RateHistory | None:
         """What lies beside the last checkpoint says of the learning rate; None where nothing does."""
-        return rates_beside(self.trajectory, self._source)[0]
+        return self.rates_beside[0]
+
+    @cached_property
+    def rates_beside(self) -> Beside:
+        """`rate_history`; where there is none though the rate may have changed, why."""
+        return rates_beside(self.trajectory, self._source)
 
     @cached_property
     def clock(self) -> Clock:
@@ -157,7 +163,8 @@ class Run:
         Raises:
             ClockError: there is no such clock, or it does not go with these checkpoints.
         """
-        return chosen_clock(self._clock_choice, self.trajectory, self._source, self.progress)
+        last = self.trajectory.last.name
+        return chosen_clock(self._clock_choice, last, lambda: self.rates_beside, self.progress)
 
     @cached_property
     def times(self) -> tuple[float, ...]:
@@ -269,6 +276,7 @@ class Run:
         Args:
             held: bytes of the memory that something else takes at the same time.
         """
+        rates = self.rate_history  # what cannot be read should not cost a pass
         memory = self.reading.memory - held
         plan = self.scan_plan.within(Budget(memory, self.reading.workers, self.remote, reserve=afterwards))
         from hubextrap.engine.scan import scan_trajectory  # imports numba, once nothing is wrong any more
@@ -282,7 +290,7 @@ class Run:
             journal=journal,
             progress=self.progress,
         )
-        return replace(found, rates=self.rate_history)
+        return replace(found, rates=rates)
 
     def known_table(self) -> GramTable | None:
         """The Gram matrices, where they are known without a pass over the weights.

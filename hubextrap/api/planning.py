@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.api.beforehand import problems_beforehand
 from hubextrap.api.output import target_folders
 from hubextrap.api.preparing import MergeOptions, Prepared, opened, prepare
-from hubextrap.errors import HubExtrapError, RecipeError, TrajectoryError
+from hubextrap.errors import ClockError, HubExtrapError, RecipeError, TrajectoryError
 from hubextrap.hub import PushTarget, check_target
 from hubextrap.hub.outgoing import stale_files
 from hubextrap.tensors.devices import cuda_libraries
@@ -110,9 +110,9 @@ def plan(
             problems = list(dict.fromkeys(str(problem) for problem in found))
             removals = _removals(states, prepared)
             return _with_merge(known, prepared, problems, removals)
-        except TrajectoryError:
-            raise
         except HubExtrapError as error:
+            if isinstance(error, TrajectoryError) and not isinstance(error, ClockError):
+                raise
             return replace(known, problems=(str(error), *_refusals(asked)))
 
 
@@ -211,7 +211,15 @@ def _beforehand(
 def _on_the_clock(known: PlanReport, recipe: Recipe, run: Run) -> PlanReport:
     """With what time it is at the targets."""
     horizons = tuple(run.horizon_at(time) for time in run.target_times(recipe))
-    return replace(known, horizons=horizons, clock=run.clock.in_words())
+    notes = known.notes
+    if (target := recipe.parameters.target) is not None:
+        counts = " and ".join(map(str, target.full_rate_steps))
+        said = (
+            f"predicts {counts} full-rate steps after step {run.steps[-1]}, as if the learning rate had "
+            "stayed at its peak; the run itself has no such step"
+        )
+        notes = (*notes, said)
+    return replace(known, horizons=horizons, clock=run.clock.in_words(), notes=notes)
 
 
 def _with_merge(

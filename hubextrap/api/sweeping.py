@@ -30,6 +30,7 @@ from hubextrap.evaluation.curve import draw_sweep, drawing_problem
 from hubextrap.evaluation.sweep_report import GridPoint, SweepResult, report_sweep, sweep_markdown
 from hubextrap.evaluation.table import LAST, PREDICTION, TARGET
 from hubextrap.foreign_data import parse_json
+from hubextrap.hub.provenance import without_private_parts
 from hubextrap.methods import find_method
 from hubextrap.opening import Run
 from hubextrap.output_files import file_problem
@@ -117,10 +118,7 @@ def sweep(
         kept, measured_with = _Kept(folder / "measured"), harness.fingerprint()
         pins = [pin_of(checkpoint) for checkpoint in run.trajectory.checkpoints]
         points = [_point(each, run, pins, measured_with) for each in recipes]
-        todo: dict[str, _Point] = {}  # points with the same coefficients are one model
-        for point in points:
-            if kept.get(point.key, point.grid.label) is None:
-                todo.setdefault(point.key, point)
+        todo = _todo(points, kept)
         making = _Making(recipe, run, settings, folder, pins, list(todo.values()))
         if missing := making.missing:
             making.prepared(missing, read_weights=False)  # refuses what cannot be made before any is measured
@@ -133,7 +131,10 @@ def sweep(
         _measure(point, folder, harness, kept)
     shutil.rmtree(folder / "predictions", ignore_errors=True)
     measurements += [_measured(point, kept) for point in points]
-    result = report_sweep(harness.table(measurements), [point.grid for point in points])
+    grid = [point.grid for point in points]
+    result = report_sweep(
+        harness.table(measurements), grid, clock=without_private_parts(run.clock.in_words())
+    )
     _save(result, folder, {point.grid.label: point.recipe for point in points}, progress)
     return result
 
@@ -207,9 +208,20 @@ def _point(recipe: Recipe, run: Run, pins: Sequence[str], measured_with: str) ->
         rules.append([rule.match, how])
     key = sha256_of_json([measured_with, list(pins), list(steps), rules, recipe.out_dtype, __version__])
     label = f"{PREDICTION} {step}"
+    if recipe.parameters.target is not None:  # another model than that of the run's own step of this number
+        label += " at the peak rate"
     if damping != 1:
         label += f" × {damping if damping == 'auto' else format(damping, 'g')}"
     return _Point(GridPoint(label=label, step=step, damping=damping), recipe, key)
+
+
+def _todo(points: Sequence[_Point], kept: _Kept) -> dict[str, _Point]:
+    """Those to be measured, by key: points with the same coefficients are one model."""
+    missing: dict[str, _Point] = {}
+    for point in points:
+        if kept.get(point.key, point.grid.label) is None:
+            missing.setdefault(point.key, point)
+    return missing
 
 
 def _references(
@@ -221,7 +233,8 @@ def _references(
         if checkpoint is not None:
             rows[label] = checkpoint
             continue
-        for step in sorted({point.grid.step for point in points}):
+        steps = {point.grid.step for point in points if point.recipe.parameters.target is None}
+        for step in sorted(steps):
             if (real := against.real(step, progress)) is not None:
                 rows[f"{TARGET} {step}"] = real
     return list(rows.items())

@@ -69,7 +69,8 @@ def print_prediction(prediction: Prediction) -> None:
     provenance = prediction.provenance
     horizon = "" if provenance.horizon is None else f", horizon {provenance.horizon:.3g}"
     expected = _expectation(provenance.expected_relative_error)
-    tell(f"predicted step {prediction.step} from steps up to {provenance.steps[-1]}{horizon}{expected}")
+    at = "" if provenance.full_rate_steps is None else " at the peak rate"
+    tell(f"predicted step {prediction.step}{at} from steps up to {provenance.steps[-1]}{horizon}{expected}")
     if provenance.clock is not None:
         tell(f"clock: {provenance.clock.said}")
     if prediction.folder is not None:

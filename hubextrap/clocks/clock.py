@@ -8,6 +8,7 @@ constant rate τ(s) = s. Checkpoints keep their step as their name.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, TypeAlias, overload
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class Clock(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class StepClock:
     """The step is the time: right where the rate is constant."""
 

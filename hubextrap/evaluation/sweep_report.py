@@ -45,9 +45,13 @@ class SweepResult(Part):
     """On the half that decides."""
     reporting: EvaluationTable
     """On the other half: the chosen prediction, labelled so, and what it is compared with."""
+    clock: str = "steps"
+    """What horizons were counted by."""
 
 
-def report_sweep(table: EvaluationTable, candidates: Sequence[GridPoint]) -> SweepResult:
+def report_sweep(
+    table: EvaluationTable, candidates: Sequence[GridPoint], *, clock: str = "steps"
+) -> SweepResult:
     """Choose and report.
 
     Args:
@@ -74,17 +78,21 @@ def report_sweep(table: EvaluationTable, candidates: Sequence[GridPoint]) -> Swe
         all_problems=table,
         deciding=deciding,
         reporting=reporting.model_copy(update={"rows": tuple(rows)}),
+        clock=clock,
     )
 
 
 def sentence(result: SweepResult) -> str:
     """What was chosen, and whether choosing it made sense."""
+    clock = "" if result.clock == "steps" else f" Clock: {result.clock}."
     if not result.is_better:
         return (
             "On the half of the problems that decides, no prediction does better than the last observed "
-            f"checkpoint; {result.chosen} comes nearest."
+            f"checkpoint; {result.chosen} comes nearest.{clock}"
         )
-    return f"Chosen on one half of the problems: {result.chosen}. The table below is on the other half."
+    return (
+        f"Chosen on one half of the problems: {result.chosen}. The table below is on the other half.{clock}"
+    )
 
 
 def sweep_markdown(result: SweepResult) -> str:

@@ -359,6 +359,13 @@ class Recipe(WholeRecipe):
         target = self.parameters.target
         return len(self.target_steps if target is None else target.full_rate_steps)
 
+    def to_yaml(self) -> str:
+        """As for any recipe; steps that full-rate steps were `settled_at` follow from those."""
+        if self.parameters.target is None:
+            return super().to_yaml()
+        said = self.parameters.model_copy(update={"target_step": ()})
+        return super(Recipe, self.model_copy(update={"parameters": said})).to_yaml()
+
     def with_clock(self, clock: ClockChoice | None) -> Recipe:
         """The recipe with what was said elsewhere of its clock, if anything was."""
         if clock is None:

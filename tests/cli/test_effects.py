@@ -62,13 +62,13 @@ OPTIONS: dict[str, dict[str, object]] = {
         "device": ("run --device cpu", "--logprobs", "absent --logprobs p --device cpu"),
     },
     "backtest": {
-        **dict.fromkeys(["memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
+        **dict.fromkeys(["clock", "memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
         **{
             name: (f"scan.safetensors --{name.replace('_', '-')}={value}", "is for a REF", f"absent --{name.replace('_', '-')}={value}")
             for name, value in SELECTION.items()
         },
     },
-    "report": dict.fromkeys(["evaluation", "out", "png", "title"], ALWAYS),
+    "report": dict.fromkeys(["evaluation", "out", "png", "clock", "title"], ALWAYS),
     "plan": {
         **dict.fromkeys(["out", "push", "memory", "workers", "cache", "no_push_check", "summary", "quiet", "as_json"], ALWAYS),
         "scan": ("recipe.yaml --scan scan.safetensors", "no effect", "fitted.yaml --scan absent"),
@@ -109,7 +109,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     },
     "sweep": {
         "scan": ("evaluate.yaml --out o --scan scan.safetensors", "no effect", "evaluate.yaml --out o --scan absent"),
-        **dict.fromkeys(["out", "memory", "workers", "cache", "dtype", "backend", "quiet", "as_json"], ALWAYS),
+        **dict.fromkeys(["out", "clock", "memory", "workers", "cache", "dtype", "backend", "quiet", "as_json"], ALWAYS),
         "horizons": ("evaluate.yaml --out o --horizons ,", "has to be numbers", "absent --out o --horizons 2"),
         "damping": ("still.yaml --out o --damping 0.5", "no effect", "absent --out o --damping 0.5"),
         "device": ("evaluate.yaml --out o --backend vllm --device cpu", "no effect", "absent --out o --device cpu"),
@@ -175,7 +175,7 @@ def test_an_option_counts_or_is_refused(
 RECIPE: dict[str, object] = {
     # key: ALWAYS, or (sections of a recipe that is refused, what it says)
     **dict.fromkeys(
-        ["version", "trajectory", "trajectory.repo", "trajectory.checkpoints", "trajectory.checkpoints.model", "trajectory.checkpoints.step", "trajectory.steps.pattern", "trajectory.steps.series", "trajectory.steps.min", "trajectory.steps.max", "trajectory.steps.only", "trajectory.steps.scale", "merge_method", "parameters", "parameters.target_step", "parameters.tensors.match", "parameters.tensors.method", "space", "dtype", "push.repo", "push.revision", "push.private", "push.create_pr", "push.commit_message", "evaluate", "evaluate.tasks", "evaluate.task_files", "evaluate.limit", "evaluate.num_fewshot", "evaluate.batch_size", "evaluate.seed", "evaluate.apply_chat_template", "evaluate.repeats", "evaluate.temperature", "evaluate.max_tokens"],
+        ["version", "trajectory", "trajectory.repo", "trajectory.clock", "trajectory.checkpoints", "trajectory.checkpoints.model", "trajectory.checkpoints.step", "trajectory.steps.pattern", "trajectory.steps.series", "trajectory.steps.min", "trajectory.steps.max", "trajectory.steps.only", "trajectory.steps.scale", "merge_method", "parameters", "parameters.target_step", "parameters.target.full_rate_steps", "parameters.tensors.match", "parameters.tensors.method", "space", "dtype", "push.repo", "push.revision", "push.private", "push.create_pr", "push.commit_message", "evaluate", "evaluate.tasks", "evaluate.task_files", "evaluate.limit", "evaluate.num_fewshot", "evaluate.batch_size", "evaluate.seed", "evaluate.apply_chat_template", "evaluate.repeats", "evaluate.temperature", "evaluate.max_tokens"],
         ALWAYS,
     ),
     "trajectory.steps": (
@@ -185,6 +185,10 @@ RECIPE: dict[str, object] = {
     "trajectory.base": (
         {"trajectory": {"checkpoints": [{"model": "run/step_0", "step": 0}], "base": "a/b"}},
         "base and steps go with repo",
+    ),
+    "parameters.target": (
+        {"parameters": {"target_step": 60, "target": {"full_rate_steps": 10}}},
+        "both say what to predict",
     ),
     "parameters.damping": (
         {"merge_method": "persistence", "parameters": {"target_step": 60, "damping": 0.5}},
@@ -287,7 +291,7 @@ MIXED: dict[str, Any] = {"space": "logits", "evaluate": {"task_files": "problems
 ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     # argument: ALWAYS, or (a call that is refused, what it says)
     api.backtest: {
-        "run": ALWAYS,
+        **dict.fromkeys(["run", "clock"], ALWAYS),
         "settings": (lambda: api.backtest(Scan.load("scan.safetensors"), settings=MergeOptions(device="cuda")), "no effect"),
     },
     api.check_judged: {"recipe": ALWAYS},
@@ -310,7 +314,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     api.publish: dict.fromkeys(["table", "publication"], ALWAYS),
     api.push: dict.fromkeys(["folder", "target"], ALWAYS),
     api.reground: dict.fromkeys(["recipe", "out", "settings", "output"], ALWAYS),
-    api.report: dict.fromkeys(["scan_file", "evaluations", "out", "png", "title"], ALWAYS),
+    api.report: dict.fromkeys(["scan_file", "evaluations", "out", "png", "title", "clock"], ALWAYS),
     api.run: {
         "scan": (lambda: merged({}, out="o", scan="scan.safetensors"), "no effect"),
         "recipe": ALWAYS,
@@ -323,7 +327,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
         "settings": (lambda: api.scan(find_trajectory("run"), settings=MergeOptions(device="cuda")), "no effect"),
     },
     api.sweep: {
-        **dict.fromkeys(["recipe", "out", "horizons", "settings"], ALWAYS),
+        **dict.fromkeys(["recipe", "out", "horizons", "settings", "clock"], ALWAYS),
         "scan": (lambda: api.sweep(load_recipe("evaluate.yaml"), "o", scan="scan.safetensors"), "no effect"),
         "damping": (lambda: api.sweep(load_recipe("still.yaml"), "o", damping=[0.5]), "no effect"),
         "where": (lambda: api.sweep(load_recipe("evaluate.yaml"), "o", device="cpu", backend="vllm"), "no effect"),
@@ -355,8 +359,8 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     # see `settings`
     ReadingOptions: dict.fromkeys(["memory", "workers", "cache"], ALWAYS),
     MergeOptions: dict.fromkeys(["memory", "workers", "cache", "device", "allow_non_finite"], ALWAYS),
-    Run: dict.fromkeys(["trajectory", "reading", "pins"], ALWAYS),
-    Run.of: dict.fromkeys(["what", "reading", "scan"], ALWAYS),  # whoever uses the run asks `check_scan_counts`
+    Run: dict.fromkeys(["trajectory", "reading", "pins", "clock"], ALWAYS),
+    Run.of: dict.fromkeys(["what", "reading", "scan", "clock"], ALWAYS),  # whoever uses the run asks `check_scan_counts`
     api.Completing: dict.fromkeys(["chat", "device", "dtype", "on_prompt", "on_text", "on_end"], ALWAYS),
     PushTarget: dict.fromkeys(["repo", "revision", "private", "create_pr", "message"], ALWAYS),
     LogProbRequest: {

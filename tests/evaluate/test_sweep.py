@@ -96,7 +96,7 @@ def test_each_checkpoint_is_read_once_for_the_whole_grid(
     tmp_path: Path,
 ) -> None:
     recipe = recipe_for(on_hub)
-    result = sweep(recipe, tmp_path / "sweep", horizons=[1.5, 2], damping=[0.4, 1])
+    result = sweep(recipe, tmp_path / "sweep", horizons=[0.5, 1], damping=[0.4, 1])
     labels = [f"prediction {step}{by}" for step in (300, 400) for by in (" × 0.4", "")]
     assert [candidate.label for candidate in result.candidates] == labels
     assert sorted(measured) == sorted(["last", *labels])
@@ -107,12 +107,12 @@ def test_each_checkpoint_is_read_once_for_the_whole_grid(
 
     hub.requests.clear()
     measured.clear()
-    again = sweep(recipe, tmp_path / "sweep", horizons=[1.5, 2], damping=[0.4, 1])
+    again = sweep(recipe, tmp_path / "sweep", horizons=[0.5, 1], damping=[0.4, 1])
     assert again == result
     assert measured == []
     assert weight_reads(hub) == {}
 
-    wider = sweep(recipe, tmp_path / "sweep", horizons=[1.5, 2, 2.5], damping=[0.4, 1, 0])
+    wider = sweep(recipe, tmp_path / "sweep", horizons=[0.5, 1, 1.5], damping=[0.4, 1, 0])
     assert sorted(measured) == ["prediction 300 × 0", "prediction 500", "prediction 500 × 0.4"]
     rows = {row.label: row for row in wider.all_problems.rows}
     assert {row.label for row in again.all_problems.rows} < rows.keys()
@@ -127,7 +127,7 @@ def test_what_is_measured_is_what_a_merge_writes(
 ) -> None:
     from hubextrap.evaluation import evaluate
 
-    result = sweep(recipe_for(trajectory), tmp_path / "sweep", horizons=[1.5], damping=[0.7])
+    result = sweep(recipe_for(trajectory), tmp_path / "sweep", horizons=[0.5], damping=[0.7])
     assert result.is_better
     best = load_recipe(tmp_path / "sweep" / "best.yaml")
     assert best.target_steps == (300,)
@@ -153,15 +153,15 @@ def test_a_sweep_that_was_stopped_goes_on(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Harness, "measure", stopping)
         with pytest.raises(KeyboardInterrupt):
-            sweep(recipe, tmp_path / "sweep", horizons=[1.5, 2])
+            sweep(recipe, tmp_path / "sweep", horizons=[0.5, 1])
     assert measured == ["last", "prediction 300"]
     assert len(list((tmp_path / "sweep" / "predictions").iterdir())) == 1
     hub.requests.clear()
-    result = sweep(recipe, tmp_path / "sweep", horizons=[1.5, 2])
+    result = sweep(recipe, tmp_path / "sweep", horizons=[0.5, 1])
     assert measured[2:] == ["prediction 400"]
     assert weight_reads(hub) == {}
     assert not (tmp_path / "sweep" / "predictions").exists()
-    untouched = sweep(recipe, tmp_path / "other", horizons=[1.5, 2])
+    untouched = sweep(recipe, tmp_path / "other", horizons=[0.5, 1])
     assert untouched == result
 
 
@@ -171,7 +171,7 @@ def test_a_sweep_that_was_killed_ends_as_if_it_had_not_been(
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(recipe_for(trajectory).to_yaml())
-    command = [sys.executable, "-m", "hubextrap", "sweep", str(recipe), "--horizons", "1.25,1.5,2", "-q"]
+    command = [sys.executable, "-m", "hubextrap", "sweep", str(recipe), "--horizons", "0.25,0.5,1", "-q"]
     killed = subprocess.Popen([*command, "--out", str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
     measured = tmp_path / "killed" / "measured"
     while killed.poll() is None and len(list(measured.glob("*.json"))) < 2:
@@ -248,11 +248,11 @@ def test_the_way_counts_from_the_first_checkpoint_and_rows_have_the_steps_of_now
     for step in (100, 200):
         shutil.copytree(trajectory / f"step_{step}", tmp_path / "run" / f"step_{step}")
     text = recipe_for(tmp_path / "run", limit=8).to_yaml()
-    result = sweep(parse_recipe(text), tmp_path / "sweep", horizons=[1.5])
+    result = sweep(parse_recipe(text), tmp_path / "sweep", horizons=[0.5])
     assert [candidate.step for candidate in result.candidates] == [250]
     measured.clear()
     text = text.replace("max: 200", "max: 600\n    scale: 3")
-    scaled = sweep(parse_recipe(text), tmp_path / "sweep", horizons=[1.5])
+    scaled = sweep(parse_recipe(text), tmp_path / "sweep", horizons=[0.5])
     assert measured == ["prediction 750"]
     assert {row.label: row.step for row in scaled.all_problems.rows} == {"last": 600, "prediction 750": 750}
 
@@ -309,7 +309,7 @@ def test_the_command(recipe_for: Callable[..., Recipe], trajectory: Path, tmp_pa
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(recipe_for(trajectory, against=["last", "base", "target"]).to_yaml())
     out = tmp_path / "sweep"
-    arguments = ["sweep", str(recipe), "--out", str(out), "--horizons", "1.5,2", "-q"]
+    arguments = ["sweep", str(recipe), "--out", str(out), "--horizons", "0.5,1", "-q"]
     printed = CliRunner().invoke(app, arguments)
     assert printed.exit_code == 0, printed.output
     assert "prediction 300 (chosen)" in printed.stdout or "prediction 400 (chosen)" in printed.stdout
@@ -329,9 +329,9 @@ def test_what_is_no_sweep(recipe_for: Callable[..., Recipe], trajectory: Path, t
     recipe = recipe_for(trajectory)
     with pytest.raises(
         RecipeError,
-        match=r"--horizons 0\.5: .* at least 1, which is step",
+        match=r"--horizons -0\.5: a horizon is .*, so 0 is step 200, .*; give one from 0 on",
     ):
-        sweep(recipe, tmp_path / "a", horizons=[0.5, 2])
+        sweep(recipe, tmp_path / "a", horizons=[-0.5, 1])
     with pytest.raises(RecipeError, match=r"--damping 1\.5: has to be from 0"):
         sweep(recipe, tmp_path / "a", damping=[1.5])
     with pytest.raises(RecipeError, match="add an evaluate section"):
