@@ -50,9 +50,7 @@ def chosen_clock(
         if history is None and choice == "learning_rate":
             raise ClockError(f"clock: learning_rate: {problem or _nothing_beside(trajectory)}; {REMEDY}")
         if history is None and problem:
-            progress.say(
-                f"warning: {problem}, so steps are the clock; if the learning rate changed, {REMEDY}"
-            )
+            progress.warn(f"{problem}, so steps are the clock; if the learning rate changed, {REMEDY}")
         if history is not None and (choice == "learning_rate" or history.changes):
             clock = RateClock(history)
     else:

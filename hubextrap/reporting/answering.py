@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap.statistics import HORIZONS, horizon_means, judge
+from hubextrap.statistics.verdict import PROMISING
 from hubextrap.trajectory import say_same_weights
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 FEW_TRIALS = 6
 """Fewer rehearsals than this are no ground for trust."""
-PROMISING = 0.5
-"""Mean error up to which the page does not call for care: at .59 a prediction has lost task accuracy."""
 CLOSE = 0.1
 """How far the mean expected error may be from the mean found to be believed."""
 _LAST_WORD = "All this is about weights. Before a prediction is used, evaluate it beside the last checkpoint."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from hubextrap.methods.rules import FirstMatch
 from hubextrap.statistics.calibration import (
     FIT_COPIES,
     FIT_MEMORY,
+    Expectation,
     expectation,
     is_rounded,
     pasts,
@@ -64,6 +65,9 @@ VARIANTS = (
     DEFAULT_RULE,
     BacktestCandidate.of("least_squares", "auto", window="half", through_last=True),
 )
+
+BRIEF_PAIRS, BRIEF_TENSORS, BRIEF_CHECKPOINTS = 150, 64, 100
+"""What a `brief_backtest` takes at most: seconds, where a whole one takes minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,27 +167,33 @@ def backtest_table(
     """
     tried = candidates() if tried is None else tried
     rounded = is_rounded(table, dtypes)
-    times, count = table.times, len(table.steps)
-    pairs, unforeseen = [], []
-    for last in range(1, count - 1):
-        for target in range(last + 1, count):
-            time = _foreseen(table, last, target)
-            if time is None:
-                unforeseen.append(table.steps[last])
-            else:
-                pairs.append(_Pair(last, target, time, rehearse(times[: last + 1], time)))
+    foreseen, unforeseen = _pairs_of(table)
+    times = table.times
+    pairs = [replace(pair, rehearsals=rehearse(times[: pair.last + 1], pair.time)) for pair in foreseen]
     rows = [row for candidate in tried for row in _rows_of(candidate, table, pairs, rounded)]
     share, same = float(rounding_share(table.total())), table.same_weights()
     return Backtest(
-        table.steps,
-        tuple(rows),
-        share,
-        rounded,
-        same,
-        _best_base(table),
-        table.clock,
-        tuple(dict.fromkeys(unforeseen)),
+        table.steps, tuple(rows), share, rounded, same, _best_base(table), table.clock, unforeseen
     )
+
+
+def brief_backtest(rules: Sequence[Rule], table: GramTable, rounded: bool, farthest: float) -> Backtest:
+    """What one recipe's rules came to up to a horizon, in bounded time and without expected errors.
+
+    Of many pairs, `BRIEF_PAIRS` are taken, spread over all; of many tensors, the `BRIEF_TENSORS` that moved
+    most; of more than `BRIEF_CHECKPOINTS` checkpoints, no pair at all. It takes no more memory than fitting.
+
+    Args:
+        rounded: of the whole table, `is_rounded`.
+    """
+    table = table.most_moved(BRIEF_TENSORS)
+    pairs: Sequence[_Pair] = ()
+    if len(table.steps) <= BRIEF_CHECKPOINTS:
+        pairs = [pair for pair in _pairs_of(table)[0] if pair.horizon <= farthest]
+    if len(pairs) > BRIEF_PAIRS:
+        pairs = [pairs[place * len(pairs) // BRIEF_PAIRS] for place in range(BRIEF_PAIRS)]
+    rows = _rows_of(BacktestCandidate("recipe", tuple(rules)), table, pairs, rounded)
+    return Backtest(table.steps, tuple(rows), 0.0, rounded, (), None, table.clock)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -194,7 +204,25 @@ class _Pair:
     target: int
     time: float
     """The target's, as the clock had it at the last checkpoint."""
-    rehearsals: Rehearsals
+    horizon: float
+    rehearsals: Rehearsals | None = None
+    """Of it; None where no error is to be expected."""
+
+
+def _pairs_of(table: GramTable) -> tuple[list[_Pair], tuple[int, ...]]:
+    """Every pair of checkpoints whose later one's time could be told at the earlier one, which has a past;
+    and the steps from which some could not."""
+    times, count = table.times, len(table.steps)
+    pairs, unforeseen = [], []
+    for last in range(1, count - 1):
+        for target in range(last + 1, count):
+            time = _foreseen(table, last, target)
+            if time is None:
+                unforeseen.append(table.steps[last])
+            else:
+                horizon = (time - times[last]) / (times[last] - times[0])
+                pairs.append(_Pair(last, target, time, horizon))
+    return pairs, tuple(dict.fromkeys(unforeseen))
 
 
 def _foreseen(table: GramTable, last: int, target: int) -> float | None:
@@ -248,20 +276,24 @@ def _rows_of(
     candidate: BacktestCandidate, table: GramTable, pairs: Sequence[_Pair], rounded: bool
 ) -> Iterator[BacktestRow]:
     """The rows of one candidate, in the order of the pairs."""
-    steps, times, first = table.steps, table.times, FirstMatch(candidate.rules)
-    sums = {pair: _Sums(np.zeros((4, len(pair.rehearsals))), np.zeros(2), np.zeros(2)) for pair in pairs}
-    for some in table.parts(max(1, FIT_MEMORY // _bytes_of_tensor(times))):
+    steps, first = table.steps, FirstMatch(candidate.rules)
+    sums = {
+        pair: _Sums(np.zeros((4, len(pair.rehearsals or ()))), np.zeros(2), np.zeros(2)) for pair in pairs
+    }
+    for some in table.parts(max(1, FIT_MEMORY // _bytes_of_tensor(table.times))):
         _add(sums, pasts(first, some), rounded)
     for pair, found in sums.items():
         error = _relative(found.total)
         if error is None:
             continue
-        expected = expectation(found.rehearsed, pair.rehearsals, rounded)
+        expected = Expectation(None, None)
+        if pair.rehearsals is not None:
+            expected = expectation(found.rehearsed, pair.rehearsals, rounded)
         yield BacktestRow(
             candidate.name,
             steps[pair.last],
             steps[pair.target],
-            (pair.time - times[pair.last]) / (times[pair.last] - times[0]),
+            pair.horizon,
             error,
             expected.total,
             _relative(found.signal) if rounded else None,
@@ -291,7 +323,8 @@ def _add(sums: dict[_Pair, _Sums], parts: Sequence[Past], rounded: bool) -> None
         if rounded:
             both = zip(errors, hindsight, strict=True)
             found.signal += sum(squares(one, motion, gram)[:, 0] for one, gram in both)
-        found.rehearsed += rehearsed_squares(parts, last, pair.rehearsals, rounded, fitted)
+        if pair.rehearsals is not None:
+            found.rehearsed += rehearsed_squares(parts, last, pair.rehearsals, rounded, fitted)
 
 
 def _relative(sums: NDArray[np.float64]) -> float | None:
