@@ -1,4 +1,4 @@
-"""What the past of a run says of each target: what error to expect, how far to trust the method, where to stop."""
+"""What the past of a run says of each target: what error to expect, how far to trust the method."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hubextrap.statistics import (
 from hubextrap.statistics.verdict import TRUSTED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from hubextrap.opening import Run
     from hubextrap.recipe import Recipe
@@ -54,8 +54,7 @@ class Outlook:
 def check_rehearsable(recipe: Recipe, run: Run, force: bool) -> None:
     """Refuse a target beyond all that the past of the run can rehearse; steps alone say it.
 
-    A run of fewer than three checkpoints has no past, and is not refused but warned of: two checkpoints are all
-    that ExPO takes.
+    A run of fewer than three checkpoints has no past, and is warned of instead: ExPO takes no more than two.
 
     Raises:
         MethodError: names the farthest step that was rehearsed, unless it is forced.

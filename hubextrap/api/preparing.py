@@ -223,7 +223,6 @@ def prepare(
         targets = run.target_times(each)
         for rule in each.rules:
             rule.check(run.times, targets)
-        check_rehearsable(each, run, settings.force)
     run.check_scan_counts(recipes)
     held = 0  # by what goes beside the weights
     first: list[tuple[FittedRules, MergePlan]] = []
@@ -237,6 +236,8 @@ def prepare(
         known = run.known_table() if combined else None
         first.append(_planned(recipes, run, layouts, settings, known, held))
 
+    for each in recipes:
+        check_rehearsable(each, run, settings.force)
     beside = Beside.of(run.sources[-1], recipe.out_dtype, hold)
 
     def ready(fitted: FittedRules, plan: MergePlan) -> Prepared:
