@@ -93,6 +93,7 @@ class Run:
         self.progress = progress or SilentProgress()
         self._opened: dict[int, Source] = {}
         self._closed = False
+        self._warned: set[str] = set()
         self._resources = ExitStack()
         self._scan: tuple[Scan, str] | None = None
         self._table: GramTable | None = None
@@ -194,6 +195,12 @@ class Run:
     def step_in_words(self, time: float) -> str:
         """The step at which it is that time, as `clocks.step_in_words` has it."""
         return clocks.step_in_words(self.clock, self.steps, time)
+
+    def warn(self, line: str) -> None:
+        """Tell of a problem, once however often it is met."""
+        if line not in self._warned:
+            self._warned.add(line)
+            self.progress.warn(line)
 
     def target_at(self, horizon: float, what: str) -> dict[str, Any]:
         """A target so far ahead, as ``parameters`` say it: the nearest step; full-rate steps where the clock

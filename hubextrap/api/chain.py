@@ -92,7 +92,7 @@ def run(
             check_rehearsable(recipe, opened, settings.force)
             for outlook in look_ahead(recipe, opened, None, ()):
                 for line in outlook.warnings:
-                    progress.warn(line)
+                    opened.warn(line)
             mixtures = [recipe_mixture(recipe, target_step=step, run=opened) for step in recipe.target_steps]
     predictions = made.result.predictions
     tables: tuple[EvaluationTable, ...] = ()

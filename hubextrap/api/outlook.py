@@ -19,6 +19,7 @@ from hubextrap.statistics import (
     is_rounded,
     trust,
 )
+from hubextrap.statistics.backtesting import BRIEF_CHECKPOINTS
 from hubextrap.statistics.verdict import TRUSTED
 
 if TYPE_CHECKING:
@@ -93,11 +94,23 @@ def look_ahead(
             expected = expect_of_last(recipe.rules, table, time, rounded)
             _check_limit(recipe, run, target, expected.relative_error)
         warnings = tuple(_warnings(recipe, run, table is not None, target, time, expected, trusted))
-        notes = () if table is not None or recipe.space == "logits" else (_UNKNOWN,)
+        notes = () if recipe.space == "logits" else _notes(recipe, run, table, trusted)
         found.append(
             Outlook(expected, trusted, warnings, notes) if moves else Outlook(expected, None, (), ())
         )
     return tuple(found)
+
+
+def _notes(recipe: Recipe, run: Run, table: GramTable | None, trusted: Trust | None) -> tuple[str, ...]:
+    """What nothing says of a target that a method moves towards."""
+    if table is None:
+        return (_UNKNOWN,)
+    if trusted is not None or len(run.steps) < 3:
+        return ()
+    why = "none of its checkpoints could be predicted from earlier ones"
+    if len(run.steps) > BRIEF_CHECKPOINTS:
+        why = f"{len(run.steps)} checkpoints take long to rehearse; `hubextrap backtest` does"
+    return (f"up to which step the past of this run trusts {_method(recipe)} is not known: {why}",)
 
 
 def _check_limit(recipe: Recipe, run: Run, target: int, error: float | None) -> None:
@@ -133,8 +146,8 @@ def _warnings(
     at = f"step {target} (horizon {horizon:.3g})"
     if len(run.steps) < 3:
         yield (
-            f"step {target}: {len(run.steps)} checkpoints have no past to rehearse a prediction in, so nothing "
-            "says how far to trust this one; evaluate it beside the last checkpoint before any use"
+            f"step {target}: {len(run.steps)} checkpoints have no past to rehearse a prediction in, so "
+            "nothing says how far to trust this one; evaluate it beside the last checkpoint before any use"
         )
         return
     if _is_beyond(run, time):
@@ -144,8 +157,8 @@ def _warnings(
     whom = _method(recipe)
     if trusted is not None and trusted.horizon == 0:
         yield (
-            f"{at}: the past of this run trusts {whom} nowhere beyond {trusted.said}: already at the shortest "
-            f"horizons its mean error was above {TRUSTED:g}; evaluate before any use"
+            f"{at}: the past of this run trusts {whom} nowhere beyond {trusted.said}: already at the "
+            f"shortest horizons its mean error was above {TRUSTED:g}; evaluate before any use"
         )
     elif trusted is not None and horizon is not None and horizon > trusted.horizon * (1 + _ROUNDING):
         yield (

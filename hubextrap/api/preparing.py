@@ -251,7 +251,7 @@ def prepare(
         table = run.gram_table(_WHY, held=held)
         prepared = ready(*_planned(recipes, run, layouts, settings, table, held))
     for line in prepared.warnings:
-        run.progress.warn(line)
+        run.warn(line)
     return prepared
 
 

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
     from hubextrap.clocks import Clock
     from hubextrap.methods import Rehearsals
-    from hubextrap.statistics.calibration import Past
     from hubextrap.statistics.table import GramTable
 
 
@@ -76,7 +75,7 @@ class BacktestRow:
     last_step: int
     target_step: int
     horizon: float
-    """(target − last)/(last − first) on the clock, as it was known at the last step."""
+    """(target − last)/(last − first) on the clock as it was known at the last step."""
     relative_error: float
     expected_relative_error: float | None
     """What the checkpoints up to ``last_step`` alone let expect; None when they could not say."""
@@ -166,12 +165,18 @@ def backtest_table(
     tried = candidates() if tried is None else tried
     rounded = is_rounded(table, dtypes)
     foreseen, unforeseen = _pairs_of(table)
-    times = table.times
-    pairs = [replace(pair, rehearsals=rehearse(times[: pair.last + 1], pair.time)) for pair in foreseen]
+    pairs = [replace(pair, rehearsals=rehearse(pair.times, pair.time)) for pair in foreseen]
     rows = [row for candidate in tried for row in _rows_of(candidate, table, pairs, rounded)]
     share, same = float(rounding_share(table.total())), table.same_weights()
     return Backtest(
-        table.steps, tuple(rows), share, rounded, same, _best_base(table), table.clock, unforeseen
+        table.steps,
+        tuple(rows),
+        share,
+        rounded,
+        same,
+        _best_base(table),
+        table.clock,
+        unforeseen,
     )
 
 
@@ -200,40 +205,41 @@ class _Pair:
 
     last: int
     target: int
+    times: tuple[float, ...]
+    """Of the checkpoints up to the last one, as the clock had them then."""
     time: float
-    """The target's, as the clock had it at the last checkpoint."""
-    horizon: float
+    """The target's, as the clock had it then."""
     rehearsals: Rehearsals | None = None
     """Of it; None where no error is to be expected."""
 
+    @property
+    def horizon(self) -> float:
+        return (self.time - self.times[-1]) / (self.times[-1] - self.times[0])
+
 
 def _pairs_of(table: GramTable) -> tuple[list[_Pair], tuple[int, ...]]:
-    """Every pair of checkpoints whose later one's time could be told at the earlier one, which has a past;
-    and the steps from which some could not."""
-    times, count = table.times, len(table.steps)
+    """Every pair of checkpoints with a past whose later one's time could be told at the earlier one; and the
+    steps from which some could not."""
+    count = len(table.steps)
     pairs, unforeseen = [], []
     for last in range(1, count - 1):
+        seen = table.seen_at(last)
         for target in range(last + 1, count):
-            time = _foreseen(table, last, target)
+            time = _foreseen(seen, table.steps[target])
             if time is None:
                 unforeseen.append(table.steps[last])
             else:
-                horizon = (time - times[last]) / (times[last] - times[0])
-                pairs.append(_Pair(last, target, time, horizon))
+                pairs.append(_Pair(last, target, seen.times, time))
     return pairs, tuple(dict.fromkeys(unforeseen))
 
 
-def _foreseen(table: GramTable, last: int, target: int) -> float | None:
-    """When the target was going to be, on the table's clock; None where that could not be told."""
-    times, steps = table.times, table.steps
-    known = table.clock.known_at(steps[last])
+def _foreseen(seen: GramTable, step: int) -> float | None:
+    """When a step was going to be, by what was seen; None where that could not be told, or it is no later."""
     try:
-        own, time = known.times(steps[: last + 1]), known.time_of(steps[target])
+        times, time = seen.times, seen.clock.time_of(step)
     except ClockError:
         return None
-    if own != times[: last + 1]:  # in units of the largest rate of that time
-        time = times[last] + (time - own[-1]) * (times[last] - times[0]) / (own[-1] - own[0])
-    return time if time > times[last] else None
+    return time if time > times[-1] else None
 
 
 def _best_base(table: GramTable) -> int | None:
@@ -279,7 +285,7 @@ def _rows_of(
         pair: _Sums(np.zeros((4, len(pair.rehearsals or ()))), np.zeros(2), np.zeros(2)) for pair in pairs
     }
     for some in table.parts(max(1, FIT_MEMORY // _bytes_of_tensor(table.times))):
-        _add(sums, pasts(first, some), rounded)
+        _add(sums, first, some, rounded)
     for pair, found in sums.items():
         error = _relative(found.total)
         if error is None:
@@ -299,21 +305,25 @@ def _rows_of(
         )
 
 
-def _add(sums: dict[_Pair, _Sums], parts: Sequence[Past], rounded: bool) -> None:
+def _add(sums: dict[_Pair, _Sums], first: FirstMatch, table: GramTable, rounded: bool) -> None:
     """Add what some tensors come to; a pair that the candidate cannot predict goes."""
-    count = len(parts[0].steps)
-    grams = [part.gram for part in parts]
+    times, count = table.times, len(table.steps)
+    shared = pasts(first, table)
+    grams = [part.gram for part in shared]
     hindsight = [leading_subspace(gram) for gram in grams] if rounded else []
+    parts = shared
     fitted: list[NDArray[np.float64]] = []
     fitted_to = -1
     for pair, found in tuple(sums.items()):
         last = pair.last
         if last != fitted_to:
             fitted, fitted_to = [denoised_gram(gram[:, : last + 1, : last + 1]) for gram in grams], last
+            # what was rehearsed before is taken over, unless the clock had other times then
+            parts = shared if pair.times == times[: last + 1] else pasts(first, table.seen_at(last))
         motion = np.zeros((1, count))
         motion[0, [last, pair.target]] = -1.0, 1.0
         moves = [part.displacement(last, pair.time, own) for part, own in zip(parts, fitted, strict=True)]
-        errors = [moved[:, None] - motion for moved in moves if moved is not None]
+        errors = [_widened(moved, count)[:, None] - motion for moved in moves if moved is not None]
         if len(errors) < len(parts):
             del sums[pair]
             continue
@@ -323,6 +333,11 @@ def _add(sums: dict[_Pair, _Sums], parts: Sequence[Past], rounded: bool) -> None
             found.signal += sum(squares(one, motion, gram)[:, 0] for one, gram in both)
         if pair.rehearsals is not None:
             found.rehearsed += rehearsed_squares(parts, last, pair.rehearsals, rounded, fitted)
+
+
+def _widened(moved: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """(N, K) with nothing of the checkpoints that were not seen."""
+    return np.pad(moved, ((0, 0), (0, count - moved.shape[1])))
 
 
 def _relative(sums: NDArray[np.float64]) -> float | None:

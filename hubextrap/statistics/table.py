@@ -47,6 +47,16 @@ class GramTable:
         """
         return self.clock.times(self.steps)
 
+    def seen_at(self, last: int) -> GramTable:
+        """What was there, and known of the clock, when checkpoint number ``last`` was the newest."""
+        count = last + 1
+        return replace(
+            self,
+            steps=self.steps[:count],
+            gram=self.gram[:, :count, :count],
+            clock=self.clock.known_at(self.steps[last]),
+        )
+
     def same_weights(self) -> tuple[tuple[int, ...], ...]:
         """Runs of neighbouring steps between which no tensor moved at all."""
         groups = [[self.steps[0]]]
