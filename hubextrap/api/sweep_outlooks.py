@@ -34,7 +34,8 @@ def outlooks(points: Iterable[_Predicted], run: Run, folder: Path, remedy: str) 
         folder: of what is kept.
     """
     table = run.known_table()
-    dtypes = {info.dtype for layout in run.layouts for info in layout.tensors.values()}
+    layouts = () if table is None else run.layouts
+    dtypes = {info.dtype for layout in layouts for info in layout.tensors.values()}
     found = []
     for point in points:
         (time,) = run.target_times(point.recipe)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap.statistics import HORIZONS, horizon_means, judge
-from hubextrap.statistics.verdict import PROMISING
+from hubextrap.statistics.verdict import PROMISING, step_in_words
 from hubextrap.trajectory import say_same_weights
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def answer(backtest: Backtest) -> Answer:
     rows = _near_rows(backtest, verdict.method)
     mean, worst = float(np.mean([row.error for row in rows])), max(row.error for row in rows)
     found = (
-        f"In {_times(len(rows), 'rehearsal')} up to a horizon of 1, its predictions were on average "
-        f"{mean:.2f} times as far from the real weights as the last known checkpoint was, and "
+        f"In {_times(len(rows), 'rehearsal')} up to a horizon of 1 (from here, "
+        f"{step_in_words(backtest, HORIZONS[-1])}), its predictions were on average {mean:.2f} times as far from the real weights as the last known checkpoint was, and "
         f"{worst:.2f} times at worst."
     )
     sentences = [*same, found, *rounding, _reach(verdict), *_expectation(rows)]

@@ -65,6 +65,8 @@ VARIANTS = (
 
 BRIEF_PAIRS, BRIEF_TENSORS, BRIEF_CHECKPOINTS = 150, 64, 100
 """What a `brief_backtest` takes at most: seconds, where a whole one takes minutes."""
+_BRIEF_WORK = 300_000
+"""Pairs times checkpoints squared: a method that is fitted to the past takes so much longer for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ def backtest_table(
 def brief_backtest(rules: Sequence[Rule], table: GramTable, rounded: bool, farthest: float) -> Backtest:
     """What one recipe's rules came to up to a horizon, in bounded time and without expected errors.
 
-    Of many pairs, `BRIEF_PAIRS` are taken, spread over all; of many tensors, the `BRIEF_TENSORS` that moved
+    Of many pairs, `BRIEF_PAIRS` or fewer are taken, spread over all; of many tensors, the `BRIEF_TENSORS` that moved
     most; of more than `BRIEF_CHECKPOINTS` checkpoints, no pair at all. It takes no more memory than fitting.
 
     Args:
@@ -193,8 +195,9 @@ def brief_backtest(rules: Sequence[Rule], table: GramTable, rounded: bool, farth
     pairs: Sequence[_Pair] = ()
     if len(table.steps) <= BRIEF_CHECKPOINTS:
         pairs = [pair for pair in _pairs_of(table)[0] if pair.horizon <= farthest]
-    if len(pairs) > BRIEF_PAIRS:
-        pairs = [pairs[place * len(pairs) // BRIEF_PAIRS] for place in range(BRIEF_PAIRS)]
+    most = min(BRIEF_PAIRS, _BRIEF_WORK // len(table.steps) ** 2)
+    if len(pairs) > most:
+        pairs = [pairs[place * len(pairs) // most] for place in range(most)]
     rows = _rows_of(BacktestCandidate("recipe", tuple(rules)), table, pairs, rounded)
     return Backtest(table.steps, tuple(rows), 0.0, rounded, (), None, table.clock)
 
