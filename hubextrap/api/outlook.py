@@ -162,8 +162,8 @@ def _warnings(
         )
     elif trusted is not None and horizon is not None and horizon > trusted.horizon * (1 + _ROUNDING):
         yield (
-            f"{at} lies beyond {trusted.said} (horizon {trusted.horizon:g}), up to which the past of this run "
-            f"trusts {whom}; evaluate before any use"
+            f"{at} lies beyond {trusted.said} (horizon {trusted.horizon:g}), up to which the past of this "
+            f"run trusts {whom}; evaluate before any use"
         )
     if error is not None and (said := at_the_task(error)):
         yield f"step {target}: the expected error is {error:.3f}, and {said}"

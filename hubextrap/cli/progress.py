@@ -1,4 +1,4 @@
-"""Progress on the terminal: a live bar where there is one, plain lines elsewhere, warnings alone with --quiet.
+"""Progress on the terminal: a live bar where there is one, plain lines elsewhere; warnings alone with -q.
 
 Everything goes to stderr, so that stdout stays clean for tables and JSON.
 """
