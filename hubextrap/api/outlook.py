@@ -63,8 +63,8 @@ def check_rehearsable(recipe: Recipe, run: Run, force: bool) -> None:
     for target, time in zip(recipe.target_steps, run.target_times(recipe), strict=True):
         if not force and _is_beyond(run, time) and _moves(recipe, run, time):
             raise MethodError(
-                f"{_beyond(run, target, time)}; choose a target up to there, or predict it all the same with "
-                "--force (force=True of MergeOptions)",
+                f"{_beyond(run, _named(recipe, run, target), time)}; choose a target up to there, or predict "
+                "it all the same with --force (force=True of MergeOptions)",
                 step=target,
             )
 
@@ -115,17 +115,17 @@ def _notes(recipe: Recipe, run: Run, table: GramTable | None, trusted: Trust | N
 
 def _check_limit(recipe: Recipe, run: Run, target: int, error: float | None) -> None:
     """Refuse what the recipe does not want."""
-    limit, last = recipe.parameters.max_expected_error, run.steps[-1]
+    limit, last, named = recipe.parameters.max_expected_error, run.steps[-1], _named(recipe, run, target)
     if limit is None:
         return
     if error is None and target > last:
         raise MethodError(
-            f"{_unsaid(run, target)}, so max_expected_error {limit:g} cannot be kept; choose another target",
+            f"{_unsaid(run, named)}, so max_expected_error {limit:g} cannot be kept; choose another target",
             step=target,
         )
     if error is not None and error > limit:
         raise MethodError(
-            f"step {target}: the expected relative error is {error:.3f} (1 is that of step {last} as it is), "
+            f"{named}: the expected relative error is {error:.3f} (1 is that of step {last} as it is), "
             f"above max_expected_error {limit:g}; choose a nearer target or another method (`hubextrap "
             "backtest` compares them)",
             step=target,
@@ -142,19 +142,19 @@ def _warnings(
     trusted: Trust | None,
 ) -> Iterator[str]:
     """Of a target that a method moves towards. Args: compared: whether the weights were."""
-    horizon, error = run.horizon_at(time), expected.relative_error
-    at = f"step {target} (horizon {horizon:.3g})"
+    horizon, error, whom = run.horizon_at(time), expected.relative_error, _method(recipe)
+    named = _named(recipe, run, target)
+    at = f"{named} (horizon {horizon:.3g})"
     if len(run.steps) < 3:
         yield (
-            f"step {target}: {len(run.steps)} checkpoints have no past to rehearse a prediction in, so "
+            f"{named}: {len(run.steps)} checkpoints have no past to rehearse a prediction in, so "
             "nothing says how far to trust this one; evaluate it beside the last checkpoint before any use"
         )
         return
     if _is_beyond(run, time):
-        yield f"{_beyond(run, target, time)}; evaluate it before any use"
+        yield f"{_beyond(run, named, time)}; evaluate it before any use"
     elif compared and error is None:
-        yield _unsaid(run, target)
-    whom = _method(recipe)
+        yield _unsaid(run, named)
     if trusted is not None and trusted.horizon == 0:
         yield (
             f"{at}: the past of this run trusts {whom} nowhere beyond {trusted.said}: already at the "
@@ -166,11 +166,11 @@ def _warnings(
             f"run trusts {whom}; evaluate before any use"
         )
     if error is not None and (said := at_the_task(error)):
-        yield f"step {target}: the expected error is {error:.3f}, and {said}"
+        yield f"{named}: the expected error is {error:.3f}, and {said}"
     origins = len(np.unique(rehearse(run.times, time).origins))
     if error is not None and origins < FEW_ORIGINS:
         yield (
-            f"step {target} lies so far ahead that only {origins} earlier checkpoint{'s' * (origins > 1)} "
+            f"{named} lies so far ahead that only {origins} earlier checkpoint{'s' * (origins > 1)} "
             "could rehearse it: the expected error rests on little"
         )
 
@@ -182,20 +182,28 @@ def _is_beyond(run: Run, time: float) -> bool:
     return len(run.steps) > 2 and horizon is not None and horizon > longest * (1 + _ROUNDING)
 
 
-def _beyond(run: Run, target: int, time: float) -> str:
+def _beyond(run: Run, named: str, time: float) -> str:
     longest = longest_horizon(run.times)
     farthest = run.step_in_words(run.times[-1] + longest * (run.times[-1] - run.times[0]))
     return (
-        f"step {target} (horizon {run.horizon_at(time):.3g}) lies beyond all that the past of this run can "
+        f"{named} (horizon {run.horizon_at(time):.3g}) lies beyond all that the past of this run can "
         f"rehearse, which reaches to {farthest} (horizon {longest:.3g}), so nothing says how wrong it will be"
     )
 
 
-def _unsaid(run: Run, target: int) -> str:
+def _unsaid(run: Run, named: str) -> str:
     return (
-        f"step {target}: the past of this run cannot say what error to expect: in it, nothing as far "
+        f"{named}: the past of this run cannot say what error to expect: in it, nothing as far "
         f"ahead as that from step {run.steps[-1]} was there to be predicted"
     )
+
+
+def _named(recipe: Recipe, run: Run, target: int) -> str:
+    """What messages call a target: the step; where the run has none such, how far away it is."""
+    last = run.steps[-1]
+    if recipe.parameters.target is None:
+        return f"step {target}"
+    return f"step {last} + {target - last} full-rate steps"
 
 
 def _moves(recipe: Recipe, run: Run, time: float) -> bool:

@@ -1,4 +1,4 @@
-"""What the past of a run says of a target: the error to expect, the step up to which to trust, and where it ends."""
+"""What the past of a run says of a target: the error to expect, how far to trust, and where it ends."""
 
 from __future__ import annotations
 
