@@ -28,6 +28,10 @@ class Progress(Protocol):
     def say(self, line: str) -> None:
         """Tell the user one fact, as a line."""
 
+    def warn(self, line: str) -> None:
+        """Tell the user of a problem, also where no progress is wanted."""
+        self.say(f"warning: {line}")
+
 
 class SilentProgress:
     """Reports nothing, and is its own stage; the default of the Python API."""
@@ -40,4 +44,7 @@ class SilentProgress:
         return None
 
     def say(self, line: str) -> None:
+        return None
+
+    def warn(self, line: str) -> None:
         return None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hubextrap.api.against import Against
 from hubextrap.api.fingerprint import check_unchanged, pin_of
 from hubextrap.api.merging import Made, MergeResult, Prediction, make
+from hubextrap.api.outlook import check_rehearsable, look_ahead
 from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.api.preparing import MergeOptions, merge_options
 from hubextrap.errors import RecipeError
@@ -88,6 +89,10 @@ def run(
         if recipe.space == "weights":
             made = make(recipe, opened, settings, out=out, targets=recipe_push_targets(recipe))
         else:
+            check_rehearsable(recipe, opened, settings.force)
+            for outlook in look_ahead(recipe, opened, None, ()):
+                for line in outlook.warnings:
+                    opened.warn(line)
             mixtures = [recipe_mixture(recipe, target_step=step, run=opened) for step in recipe.target_steps]
     predictions = made.result.predictions
     tables: tuple[EvaluationTable, ...] = ()

@@ -23,7 +23,7 @@ from hubextrap.hub import (
     build_provenance,
     model_card,
 )
-from hubextrap.hub.provenance import ClockRecord
+from hubextrap.hub.provenance import ClockRecord, TrustRecord
 from hubextrap.hub.side_files import is_utf8
 from hubextrap.tensors.interfaces import SMALL_FILE
 
@@ -66,6 +66,7 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
     read = input_files(plan, run.sources)
     both = zip(recipe.target_steps, run.target_times(recipe), strict=True)
     for index, (target_step, time) in enumerate(both):
+        outlook = prepared.fitted.outlooks[index]
         describe = partial(
             build_provenance,
             merge_method=recipe.merge_method,
@@ -76,7 +77,8 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
             dtype=recipe.dtype,
             out_dtype=recipe.out_dtype,
             recipe=recipe.text,
-            expected_relative_error=prepared.fitted.expected[index].relative_error,
+            expected_relative_error=outlook.expected.relative_error,
+            trusted=TrustRecord.of(outlook.trusted),
             input_files=read,
             clock=ClockRecord.of(run.clock, run.times, time),
         )
@@ -85,7 +87,8 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
             for rule, rows in prepared.fitted.rules
             for glob in rule.match
         ]
-        yield companions_of(run, plan, prepared.beside, describe, rules, prepared.caveats)
+        caveats = (*outlook.warnings, *outlook.notes, *prepared.caveats)
+        yield companions_of(run, plan, prepared.beside, describe, rules, caveats)
 
 
 def input_files(plan: MergePlan, sources: Sequence[Source]) -> list[list[InputFile]]:

@@ -66,6 +66,10 @@ class Prediction:
     """What was not predicted, what is stored otherwise, which inputs hold the same weights."""
     identical_to_last: bool
     """Every byte of its weights is the last checkpoint's: nothing was predicted."""
+    warnings: tuple[str, ...] = ()
+    """What the past of the run warns of at this target; the card says it too."""
+    notes: tuple[str, ...] = ()
+    """What the past could not be asked, and how it can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +178,16 @@ def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTar
         pushed = None if target is None else _push(out / folder, target, progress)
         provenance, identical = whole[index].provenance, outputs[index].identical_to_last
         predictions.append(
-            Prediction(step, out / folder, pushed, target, provenance, prepared.caveats, identical)
+            Prediction(
+                step,
+                out / folder,
+                pushed,
+                target,
+                provenance,
+                prepared.caveats,
+                identical,
+                *_said(prepared, index),
+            )
         )
     return Made(MergeResult(tuple(predictions)), (place_of(out),))
 
@@ -239,15 +252,31 @@ def _merge_onto_hub(prepared: Prepared, targets: Sequence[PushTarget]) -> Made:
             prepared.plan, run, prepared.settings, sinks, [journal for _, journal in places]
         )
         predictions = []
-        for step, sink, target, one, output in zip(steps, sinks, targets, beside, outputs, strict=True):
+        made = zip(steps, sinks, targets, beside, outputs, strict=True)
+        for index, (step, sink, target, one, output) in enumerate(made):
             whole = one.with_shards(output.shards)
             files = whole.files | {CARD: card_for(whole, target)}
             result = sink.commit(files, commit_message(whole.provenance))
             identical = output.identical_to_last
             predictions.append(
-                Prediction(step, None, result, target, whole.provenance, prepared.caveats, identical)
+                Prediction(
+                    step,
+                    None,
+                    result,
+                    target,
+                    whole.provenance,
+                    prepared.caveats,
+                    identical,
+                    *_said(prepared, index),
+                )
             )
     return Made(MergeResult(tuple(predictions)), tuple(push_place(target) for target in targets))
+
+
+def _said(prepared: Prepared, target: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Warnings and notes of one target, as a `Prediction` has them."""
+    outlook = prepared.fitted.outlooks[target]
+    return outlook.warnings, outlook.notes
 
 
 def make_in(

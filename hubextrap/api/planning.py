@@ -42,6 +42,10 @@ class PlanReport:
     """(target − last) / (last − first) on the clock, one per target."""
     expected_relative_errors: tuple[float | None, ...]
     """One per target; None where the weights were not scanned, or their past cannot say."""
+    trusted_horizons: tuple[float | None, ...] = ()
+    """Up to which the past trusts the method, 0 where nowhere, one per target; None where nothing says it."""
+    trusted_up_to: tuple[str | None, ...] = ()
+    """The step that lies there, in words: full-rate steps where the clock never gets there."""
     clock: str = "steps"
     """What time is counted by."""
     rules: tuple[tuple[str, str, tuple[dict[int, float], ...]], ...] = ()
@@ -52,6 +56,8 @@ class PlanReport:
     bytes_written: int = 0
     peak_memory: int = 0
     outputs: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What the past of the run warns of."""
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -203,6 +209,8 @@ def _beforehand(
         target_steps=wanted,
         horizons=(None,) * len(wanted),
         expected_relative_errors=(None,) * len(wanted),
+        trusted_horizons=(None,) * len(wanted),
+        trusted_up_to=(None,) * len(wanted),
         outputs=(*folders, *(f"hf://{target.name}" for target in targets)),
         notes=trajectory.notes,
     )
@@ -227,9 +235,13 @@ def _with_merge(
 ) -> PlanReport:
     """All that is known when a merge is ready to run, or logits are to be mixed."""
     fitted, plan, steps = prepared.fitted, prepared.plan, prepared.run.steps
+    trusted = [outlook.trusted for outlook in fitted.outlooks]
     known = replace(
         known,
-        expected_relative_errors=tuple(one.relative_error for one in fitted.expected),
+        expected_relative_errors=tuple(one.expected.relative_error for one in fitted.outlooks),
+        trusted_horizons=tuple(None if one is None else one.horizon for one in trusted),
+        trusted_up_to=tuple(None if one is None else one.said for one in trusted),
+        warnings=prepared.warnings,
         rules=tuple(
             (
                 ", ".join(rule.match),
@@ -250,7 +262,7 @@ def _with_merge(
         if known.outputs:
             problems = (*problems, "space: logits writes no weights; leave --out and --push out")
         return replace(known, outputs=(), notes=(mixed, *known.notes), problems=tuple(problems))
-    pending = (_PENDING,) if fitted.pending else ()
+    pending = (_PENDING,) if fitted.pending else prepared.unknown
     return replace(
         known,
         files=tuple((shard.file, shard.size) for shard in plan.shards),

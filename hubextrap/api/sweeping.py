@@ -21,6 +21,7 @@ from hubextrap.api.merging import make_in
 from hubextrap.api.output import check_output, output_sizes
 from hubextrap.api.preparing import MergeOptions, merge_options, prepare
 from hubextrap.api.staging import remove_leftover, staged
+from hubextrap.api.sweep_outlooks import outlooks
 from hubextrap.digests import sha256_of_json
 from hubextrap.durable.atomic import is_new_name, read_sealed, write_sealed, write_whole, writing
 from hubextrap.engine.kernels import check_device
@@ -127,11 +128,12 @@ def sweep(
         if done := sum(point.key not in todo for point in points):
             progress.say(f"{done} of {len(points)} predictions were measured before")
         making.merge()
+        said = outlooks(points, run, folder / "measured", _REMEDY)
     for point in todo.values():
         _measure(point, folder, harness, kept)
     shutil.rmtree(folder / "predictions", ignore_errors=True)
     measurements += [_measured(point, kept) for point in points]
-    grid = [point.grid for point in points]
+    grid = [point.grid.model_copy(update=one) for point, one in zip(points, said, strict=True)]
     result = report_sweep(
         harness.table(measurements), grid, clock=without_private_parts(run.clock.in_words())
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import typer
 
 from hubextrap.cli.options import (
     CreatePr,
+    Force,
     MaxLoss,
     Merging,
     Out,
@@ -36,6 +38,7 @@ def plan(
     out: Out = None,
     push: PushTo = None,
     scan: ScanFile = None,
+    force: Force = False,
     reading: Reading,
     no_push_check: bool = typer.Option(
         False, "--no-push-check", help="Do not ask the Hub whether this token may push there."
@@ -55,7 +58,7 @@ def plan(
         out=out,
         push=_targets(push),
         check_push=not no_push_check,
-        settings=reading.merge_options(),
+        settings=replace(reading.merge_options(), force=force),
         scan=scan,
         progress=said.progress,
     )

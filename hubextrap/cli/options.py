@@ -83,6 +83,13 @@ Clock = Annotated[
         "found and changed.",
     ),
 ]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Predict beyond what the past of the run can rehearse too: a warning instead of an error.",
+    ),
+]
 ChatTemplate = Annotated[bool, typer.Option("--apply-chat-template", help="Wrap prompts in it.")]
 
 
@@ -176,6 +183,7 @@ class Merging(Reading):
     allow_non_finite: bool = typer.Option(
         False, "--allow-non-finite", help="Write NaN and infinite weights too."
     )
+    force: Force = False
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from hubextrap.evaluation.table import LAST, PREDICTION, EvaluationTable, Key, P
 from hubextrap.foreign_text import markdown_text, terminal_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.console import RenderableType
 
@@ -22,6 +22,12 @@ class GridPoint(Part):
     step: int
     damping: float | Literal["auto"]
     """``auto``: each tensor has its own, as the recipe says."""
+    horizon: float | None = None
+    """(target − last)/(last − first) on the clock."""
+    expected_relative_error: float | None = None
+    """By the run's own past; None where the weights were not compared, or it cannot say."""
+    trusted_up_to: str | None = None
+    """The step up to which the past trusts the method; None where nothing says it."""
 
     @property
     def strength(self) -> float:
@@ -112,11 +118,24 @@ def sweep_rich(result: SweepResult) -> RenderableType:
     return Group(grid, Text(terminal_line(sentence(result))), to_rich(result.reporting))
 
 
+_OUTLOOK: dict[str, Callable[[GridPoint], str]] = {
+    "horizon": lambda point: "" if point.horizon is None else f"{point.horizon:.3g}",
+    "expected error": lambda point: (
+        "" if point.expected_relative_error is None else f"{point.expected_relative_error:.3f}"
+    ),
+    "trusted up to": lambda point: point.trusted_up_to or "",
+}
+"""Columns of what is known of a prediction beforehand."""
+
+
 def _deciding_cells(result: SweepResult) -> list[list[str]]:
     """The header, then the rows by step."""
     titles = {score.key: score.title for row in result.deciding.rows for score in row.scores}
-    lines = [["on the half that decides", "step", *(titles[key] for key in result.figures)]]
+    points = {point.label: point for point in result.candidates}
+    outlook = [title for title in _OUTLOOK if any(_OUTLOOK[title](point) for point in points.values())]
+    lines = [["on the half that decides", "step", *outlook, *(titles[key] for key in result.figures)]]
     for row in sorted(result.deciding.rows, key=lambda row: -1 if row.step is None else row.step):
         name = row.label + " (chosen)" * (row.label == result.chosen)
-        lines.append([name, row.step_shown, *(shown_figure(row.score(key)) for key in result.figures)])
+        said = [_OUTLOOK[title](points[row.label]) if row.label in points else "" for title in outlook]
+        lines.append([name, row.step_shown, *said, *(shown_figure(row.score(key)) for key in result.figures)])
     return lines

@@ -32,6 +32,9 @@ from hubextrap.trajectory import TrajectoryOptions, find_trajectory
 ALWAYS = "*"
 """Has its effect whatever comes with it."""
 
+FORCE = ALWAYS
+"""Counts where a target lies beyond what the past can rehearse; elsewhere, as that of rm, it changes nothing."""
+
 SELECTION = {
     "pattern": "x{step}",
     "series": "x",
@@ -71,10 +74,12 @@ OPTIONS: dict[str, dict[str, object]] = {
     "report": dict.fromkeys(["evaluation", "out", "png", "clock", "title"], ALWAYS),
     "plan": {
         **dict.fromkeys(["out", "push", "memory", "workers", "cache", "no_push_check", "summary", "quiet", "as_json"], ALWAYS),
-        "scan": ("recipe.yaml --scan scan.safetensors", "no effect", "fitted.yaml --scan absent"),
+        "force": FORCE,
+        "scan": ("mixed.yaml --scan scan.safetensors", "no effect", "recipe.yaml --scan absent"),
     },
     "merge": {
-        "scan": ("recipe.yaml --out o --scan scan.safetensors", "no effect", "fitted.yaml --out o --scan absent"),
+        "scan": ALWAYS,
+        "force": FORCE,
         **dict.fromkeys(
             ["out", "push", "memory", "workers", "cache", "device", "allow_non_finite", "summary", "quiet", "as_json"], ALWAYS
         ),
@@ -83,7 +88,8 @@ OPTIONS: dict[str, dict[str, object]] = {
     },
     "push": dict.fromkeys(["private", "create_pr", "message", "quiet", "as_json"], ALWAYS),
     "run": {
-        "scan": ("recipe.yaml --out o --scan scan.safetensors", "no effect", "fitted.yaml --out o --scan absent"),
+        "scan": ("mixed.yaml --scan scan.safetensors", "no effect", "recipe.yaml --out run --scan absent"),
+        "force": FORCE,
         **dict.fromkeys(["summary", "memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
         "out": ("mixed.yaml --out o", "no weights", "recipe.yaml --out run"),
         "output": ("recipe.yaml --out o --output r.json", "no evaluate section", "evaluate.yaml --out run --output r"),
@@ -108,7 +114,8 @@ OPTIONS: dict[str, dict[str, object]] = {
         "create_pr": ("absent --tasks a --create-pr", "--publish", "absent --tasks a --publish --create-pr"),
     },
     "sweep": {
-        "scan": ("evaluate.yaml --out o --scan scan.safetensors", "no effect", "evaluate.yaml --out o --scan absent"),
+        "scan": ALWAYS,
+        "force": FORCE,
         **dict.fromkeys(["out", "clock", "memory", "workers", "cache", "dtype", "backend", "quiet", "as_json"], ALWAYS),
         "horizons": ("evaluate.yaml --out o --horizons ,", "has to be numbers", "absent --out o --horizons 2"),
         "damping": ("still.yaml --out o --damping 0.5", "no effect", "absent --out o --damping 0.5"),
@@ -303,12 +310,12 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     },
     api.merge: {
         **dict.fromkeys(["recipe", "out", "push", "settings"], ALWAYS),
-        "scan": (lambda: api.merge(load_recipe("recipe.yaml"), out="o", scan="scan.safetensors"), "no effect"),
+        "scan": ALWAYS,
         "run": (lambda: beside_an_open_run(scan="scan.safetensors"), "no effect on a run that is open"),
     },
     api.plan: {
         **dict.fromkeys(["recipe", "out", "push", "check_push", "run", "settings"], ALWAYS),
-        "scan": (lambda: api.plan(load_recipe("recipe.yaml"), scan="scan.safetensors"), "no effect"),
+        "scan": (lambda: api.plan(load_recipe("mixed.yaml"), scan="scan.safetensors"), "no effect"),
     },
     api.prepare: dict.fromkeys(["recipe", "run", "settings", "read_weights", "variants", "check"], ALWAYS),
     api.publish: dict.fromkeys(["table", "publication"], ALWAYS),
@@ -316,7 +323,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     api.reground: dict.fromkeys(["recipe", "out", "settings", "output"], ALWAYS),
     api.report: dict.fromkeys(["scan_file", "evaluations", "out", "png", "title", "clock"], ALWAYS),
     api.run: {
-        "scan": (lambda: merged({}, out="o", scan="scan.safetensors"), "no effect"),
+        "scan": (lambda: merged(MIXED, scan="scan.safetensors"), "no effect"),
         "recipe": ALWAYS,
         "out": (lambda: merged(MIXED, out="o"), "no weights to write"),
         "output": (lambda: merged({}, out="o", output=Path("r.json")), "no evaluate section"),
@@ -328,7 +335,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     },
     api.sweep: {
         **dict.fromkeys(["recipe", "out", "horizons", "settings", "clock"], ALWAYS),
-        "scan": (lambda: api.sweep(load_recipe("evaluate.yaml"), "o", scan="scan.safetensors"), "no effect"),
+        "scan": ALWAYS,
         "damping": (lambda: api.sweep(load_recipe("still.yaml"), "o", damping=[0.5]), "no effect"),
         "where": (lambda: api.sweep(load_recipe("evaluate.yaml"), "o", device="cpu", backend="vllm"), "no effect"),
     },
@@ -358,9 +365,9 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     },
     # see `settings`
     ReadingOptions: dict.fromkeys(["memory", "workers", "cache"], ALWAYS),
-    MergeOptions: dict.fromkeys(["memory", "workers", "cache", "device", "allow_non_finite"], ALWAYS),
+    MergeOptions: dict.fromkeys(["memory", "workers", "cache", "device", "allow_non_finite", "force"], ALWAYS),
     Run: dict.fromkeys(["trajectory", "reading", "pins", "clock"], ALWAYS),
-    Run.of: dict.fromkeys(["what", "reading", "scan", "clock"], ALWAYS),  # whoever uses the run asks `check_scan_counts`
+    Run.of: dict.fromkeys(["what", "reading", "scan", "clock"], ALWAYS),
     api.Completing: dict.fromkeys(["chat", "device", "dtype", "on_prompt", "on_text", "on_end"], ALWAYS),
     PushTarget: dict.fromkeys(["repo", "revision", "private", "create_pr", "message"], ALWAYS),
     LogProbRequest: {

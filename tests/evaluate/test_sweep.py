@@ -24,6 +24,7 @@ from hubextrap.evaluation import Answering, EvaluationOptions, Harness, TaskFile
 from hubextrap.evaluation.sweep_report import SweepResult
 from hubextrap.localhub import LocalHub
 from hubextrap.recipe import Recipe, load_recipe, parse_recipe
+from hubextrap.trajectory import TrajectoryOptions, find_trajectory
 
 STEPS = (0, 40, 80, 100, 120, 160, 200)
 
@@ -323,6 +324,23 @@ def test_the_command(recipe_for: Callable[..., Recipe], trajectory: Path, tmp_pa
     wrong = CliRunner().invoke(app, [*arguments, "--damping", "half"])
     assert wrong.exit_code == 2
     assert "has to be numbers" in wrong.output
+
+
+def test_what_the_past_says_of_each_prediction_is_kept(
+    recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_for(trajectory)
+    scan(find_trajectory(str(trajectory), TrajectoryOptions(max_step=200)), out=tmp_path / "scan.safetensors")
+    result = sweep(recipe, tmp_path / "sweep", scan=tmp_path / "scan.safetensors")
+    (point,) = result.candidates
+    assert (point.horizon, point.trusted_up_to) == (0.5, "step 400")
+    assert point.expected_relative_error is not None
+    table = (tmp_path / "sweep" / "sweep.md").read_text()
+    assert "| on the half that decides | step | horizon | expected error | trusted up to |" in table
+    assert f"| 300 | 0.5 | {point.expected_relative_error:.3f} | step 400 |" in table
+    assert (
+        sweep(recipe, tmp_path / "sweep").candidates == result.candidates
+    )  # without a scan, from what is kept
 
 
 def test_what_is_no_sweep(recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path) -> None:
