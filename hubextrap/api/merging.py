@@ -11,6 +11,7 @@ from hubextrap import engine
 from hubextrap.api.beforehand import card_for, check_weights, problems_beforehand, refuse
 from hubextrap.api.companions import companions
 from hubextrap.api.fingerprint import merge_fingerprint
+from hubextrap.api.making import make_in, make_outputs
 from hubextrap.api.output import (
     check_output,
     check_scratch,
@@ -18,7 +19,6 @@ from hubextrap.api.output import (
     has_bytes,
     output_sizes,
     target_folders,
-    write_files,
 )
 from hubextrap.api.planning import check_destinations, given_push_targets, recipe_push_targets
 from hubextrap.api.preparing import CARD, MergeOptions, Prepared, opened, prepare
@@ -36,20 +36,18 @@ from hubextrap.engine.resuming import check_inputs
 from hubextrap.errors import PushError
 from hubextrap.foreign_text import own_lines
 from hubextrap.hub import PROVENANCE_FILE, HubSink, PushResult, PushTarget, commit_message, push_folder
-from hubextrap.tensors import Journal, LocalSink
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from hubextrap.api.companions import Companions
-    from hubextrap.api.staging import Staging
-    from hubextrap.engine import MergeOutput, MergePlan
+    from hubextrap.engine import MergeOutput
     from hubextrap.hub import Provenance
     from hubextrap.opening import Run
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
     from hubextrap.scans import Scan
-    from hubextrap.tensors.interfaces import Sink
+    from hubextrap.tensors import Journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +232,7 @@ def _merge_onto_hub(prepared: Prepared, targets: Sequence[PushTarget]) -> Made:
             stack.enter_context(HubSink(target, scratch=scratch, journal=journal, progress=progress))
             for target, (scratch, journal) in zip(targets, places, strict=True)
         ]
-        outputs = _make_outputs(
+        outputs = make_outputs(
             prepared.plan, run, prepared.settings, sinks, [journal for _, journal in places]
         )
         predictions = []
@@ -247,28 +245,3 @@ def _merge_onto_hub(prepared: Prepared, targets: Sequence[PushTarget]) -> Made:
                 Prediction(step, None, result, target, whole.provenance, prepared.caveats, identical)
             )
     return Made(MergeResult(tuple(predictions)), tuple(push_place(target) for target in targets))
-
-
-def make_in(
-    staging: Staging, beside: Sequence[Mapping[str, bytes]], plan: MergePlan, run: Run, settings: MergeOptions
-) -> list[MergeOutput]:
-    """Make each target's output in its folder, with the files that lie beside its shards."""
-    for folder, files in zip(staging.folders, beside, strict=True):
-        write_files(folder, files)
-    sinks = [LocalSink(*place) for place in zip(staging.folders, staging.journals, strict=True)]
-    return _make_outputs(plan, run, settings, sinks, staging.journals)
-
-
-def _make_outputs(
-    plan: MergePlan, run: Run, settings: MergeOptions, sinks: Sequence[Sink], journals: Sequence[Journal]
-) -> list[MergeOutput]:
-    """`run_plan` on a run's checkpoints; one sink and one journal per target."""
-    return engine.run_plan(  # numba is imported with it, when all that can be wrong before is known
-        plan,
-        run.sources,
-        sinks,
-        journals=journals,
-        progress=run.progress,
-        device=settings.device,
-        allow_non_finite=settings.allow_non_finite,
-    )

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -18,22 +17,15 @@ from pydantic import (
 )
 
 from hubextrap.digests import sha256_of_json
-from hubextrap.methods import MAX_STEP, Rule
+from hubextrap.errors import RecipeError
+from hubextrap.methods import Rule
+from hubextrap.recipe.parts import AsTuple, OneOrMoreSteps, OneOrMoreTexts, RecipeSection, Step, Text
+from hubextrap.recipe.walks import Target, TargetWalk
 from hubextrap.recipe.yaml_nodes import dump_yaml
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _DAMPS_NOTHING = "damping has no effect on persistence, which is the last checkpoint already; leave it out"
 OutDtype = Literal["float32", "bfloat16", "float16"]
-
-
-def _as_tuple(value: object) -> object:
-    """Lists become tuples; what is in them is checked strictly afterwards."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _one_or_more(value: object) -> object:
-    """A single value becomes a tuple of one."""
-    return _as_tuple(value) if value is None or isinstance(value, (tuple, list, dict)) else (value,)
 
 
 def _computes_in_float32(value: str) -> str:
@@ -68,20 +60,11 @@ def repo_id(remedy: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Text = Annotated[str, Field(min_length=1)]
-Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
 Damping = Annotated[
     float | Literal["auto"],
     number_or("auto", "a number from 0 (the last checkpoint) to 1", lambda value: 0 <= value <= 1),
 ]
 ComputeDtype = Annotated[str, AfterValidator(_computes_in_float32)]
-AsTuple = BeforeValidator(_as_tuple)
-OneOrMoreTexts = Annotated[tuple[Text, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
-OneOrMoreSteps = Annotated[tuple[Step, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
-
-
-class RecipeSection(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
 class MethodSection(RecipeSection):
@@ -178,7 +161,7 @@ class TensorRule(MethodSection):
 class Parameters(MethodSection):
     """``parameters``; keys beyond these are parameters of the recipe's method."""
 
-    target_step: OneOrMoreSteps
+    target_step: Target
     damping: Damping = 1.0
     max_expected_error: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """A prediction whose expected relative error is above it is an error; 1 is what doing nothing has."""
@@ -186,8 +169,8 @@ class Parameters(MethodSection):
 
     @field_validator("target_step")
     @classmethod
-    def _no_target_twice(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(value)) < len(value):
+    def _no_target_twice(cls, value: tuple[int, ...] | TargetWalk) -> tuple[int, ...] | TargetWalk:
+        if not isinstance(value, TargetWalk) and len(set(value)) < len(value):
             raise ValueError("names a step twice")
         return value
 
@@ -267,7 +250,8 @@ class Recipe(WholeRecipe):
 
     @model_validator(mode="after")
     def _a_branch_each(self) -> Recipe:
-        if self.push and len(self.target_steps) > 1 and "{target_step}" not in self.push.revision:
+        several = self.walk is None and len(self.target_steps) > 1
+        if self.push and several and "{target_step}" not in self.push.revision:
             raise ValueError(
                 "push.revision needs {target_step} in it when there are several targets: 'step_{target_step}'"
             )
@@ -300,8 +284,31 @@ class Recipe(WholeRecipe):
         return self
 
     @property
+    def walk(self) -> TargetWalk | None:
+        """How the target step is to be chosen, where the recipe names none."""
+        target = self.parameters.target_step
+        return target if isinstance(target, TargetWalk) else None
+
+    @property
     def target_steps(self) -> tuple[int, ...]:
-        return self.parameters.target_step
+        """
+        Raises:
+            RecipeError: the recipe names none, and whoever asks does not choose one.
+        """
+        target = self.parameters.target_step
+        if isinstance(target, TargetWalk):
+            raise RecipeError(
+                "parameters.target_step says how far to look, and this chooses no step; `hubextrap walk` "
+                "does, as do `merge` and `run`: write the step that they chose into the recipe"
+            )
+        return target
+
+    def at(self, step: int) -> Recipe:
+        """The same recipe for one target step; its text is its canonical form."""
+        parameters = self.parameters.model_copy(update={"target_step": (step,)})
+        copy = self.model_copy(update={"parameters": parameters})
+        copy._text = ""
+        return copy
 
     @property
     def rules(self) -> tuple[Rule, ...]:

@@ -14,8 +14,10 @@ from hubextrap.errors import HubExtrapError, MethodError, RecipeError
 from hubextrap.foreign_text import own_lines
 from hubextrap.methods import find_method, nearest, parameter_problems
 from hubextrap.recipe import mergekit_form
-from hubextrap.recipe.models import Parameters, Recipe, RecipeSection, TensorRule
+from hubextrap.recipe.models import Parameters, Recipe, TensorRule
+from hubextrap.recipe.parts import RecipeSection
 from hubextrap.recipe.regrounding import RegroundRecipe
+from hubextrap.recipe.walks import TARGET_KINDS
 from hubextrap.recipe.yaml_nodes import Document, Place, read_yaml
 from hubextrap.redaction import HUB_TOKEN
 
@@ -201,6 +203,8 @@ def _explicit_step_problems(recipe: Recipe, data: dict[str, Any]) -> list[tuple[
         by_step[entry.step] = entry.model
     problems: list[tuple[Place, str]] = []
     steps = sorted(by_step)
+    if recipe.walk is not None:  # which steps it comes by follows from the checkpoints
+        return []
     for index, rule in enumerate(recipe.rules):
         is_last = index == len(recipe.parameters.tensors)
         try:
@@ -211,7 +215,7 @@ def _explicit_step_problems(recipe: Recipe, data: dict[str, Any]) -> list[tuple[
 
 
 def _translated(detail: Any, form: type[RecipeSection]) -> tuple[Place, str]:
-    place: Place = tuple(detail["loc"])
+    place: Place = tuple(part for part in detail["loc"] if part not in TARGET_KINDS)
     kind = detail["type"]
     value = detail["input"]
     if kind == "extra_forbidden":
