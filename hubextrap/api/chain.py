@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.api.against import Against
+from hubextrap.api.choosing import choose_step
 from hubextrap.api.fingerprint import check_unchanged, pin_of
 from hubextrap.api.merging import Made, MergeResult, Prediction, make
 from hubextrap.api.planning import check_destinations, recipe_push_targets
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from hubextrap.evaluation import EvaluationTable, Measurement
+    from hubextrap.evaluation.walk_report import WalkReport
     from hubextrap.recipe import EvaluateSection, Recipe
     from hubextrap.scans import Scan
     from hubextrap.trajectory import Trajectory
@@ -43,6 +45,8 @@ class RunResult:
     predictions: tuple[Prediction, ...]
     tables: tuple[EvaluationTable, ...]
     """One per target step; empty when the recipe asks for no evaluation."""
+    walk: WalkReport | None = None
+    """How the step was chosen, where the recipe does not name it."""
 
 
 def run(
@@ -86,7 +90,11 @@ def run(
         if recipe.space == "weights":
             made = make(recipe, opened, settings, out=out, targets=targets)
         else:
-            mixtures = [recipe_mixture(recipe, target_step=step, run=opened) for step in recipe.target_steps]
+            chosen = choose_step(recipe, opened, settings, out=None, targets=())
+            steps = chosen.recipe.target_steps
+            mixtures = [recipe_mixture(chosen.recipe, target_step=step, run=opened) for step in steps]
+            places = () if chosen.place is None else (chosen.place,)
+            made = Made(MergeResult((), chosen.report), places)
     predictions = made.result.predictions
     tables: tuple[EvaluationTable, ...] = ()
     if harness is not None and against is not None:
@@ -98,7 +106,7 @@ def run(
                 progress.say("the prediction is whole; the same command goes on with its evaluation")
             raise
     made.settle()
-    return RunResult(predictions, tables)
+    return RunResult(predictions, tables, made.result.walk)
 
 
 def _evaluated(
@@ -183,7 +191,7 @@ def _check_used(measured: Checkpoint | Mixture, used: dict[Checkpoint, str]) -> 
 
 
 def _output_of(output: Path, step: int, recipe: Recipe) -> Path:
-    return output if len(recipe.target_steps) == 1 else output.with_suffix(f".step_{step}.json")
+    return output if len(recipe.farthest.target_steps) == 1 else output.with_suffix(f".step_{step}.json")
 
 
 def _check_output(recipe: Recipe, section: EvaluateSection | None, output: Path) -> None:
@@ -191,7 +199,7 @@ def _check_output(recipe: Recipe, section: EvaluateSection | None, output: Path)
     if section is None:
         raise RecipeError("--output: the recipe has no evaluate section, so there will be nothing to save")
     check_writable(output)
-    for step in recipe.target_steps:
+    for step in recipe.farthest.target_steps:
         names = [*section.tasks, *(Path(file).stem for file in section.task_files)]
         labels = [PREDICTION]
         for entry in section.against:  # a role, role=REF, or a reference, whose row is called like its folder

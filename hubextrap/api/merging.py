@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap import engine
 from hubextrap.api.beforehand import card_for, check_weights, problems_beforehand, refuse
+from hubextrap.api.choosing import choose_step
 from hubextrap.api.companions import companions
 from hubextrap.api.fingerprint import merge_fingerprint
 from hubextrap.api.making import make_in, make_outputs
@@ -21,7 +22,7 @@ from hubextrap.api.output import (
     target_folders,
 )
 from hubextrap.api.planning import check_destinations, given_push_targets, recipe_push_targets
-from hubextrap.api.preparing import CARD, MergeOptions, Prepared, opened, prepare
+from hubextrap.api.preparing import CARD, Addition, MergeOptions, Prepared, opened, prepare
 from hubextrap.api.staging import (
     finished_before,
     may_be_finished,
@@ -40,8 +41,10 @@ from hubextrap.hub import PROVENANCE_FILE, HubSink, PushResult, PushTarget, comm
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from hubextrap.api.choosing import Scoring
     from hubextrap.api.companions import Companions
     from hubextrap.engine import MergeOutput
+    from hubextrap.evaluation.walk_report import WalkReport
     from hubextrap.hub import Provenance
     from hubextrap.opening import Run
     from hubextrap.progress import Progress
@@ -71,6 +74,8 @@ class MergeResult:
     """What `merge` made, one prediction per target step."""
 
     predictions: tuple[Prediction, ...]
+    walk: WalkReport | None = None
+    """How the step was chosen, where the recipe does not name it."""
 
 
 def merge(
@@ -101,15 +106,25 @@ def merge(
         RecipeError: neither ``out`` nor any push target is given, or not one for each target step.
         HubExtrapError: see `prepare`; the output cannot be written, or the Hub did not take it.
     """
+    targets = destinations(recipe, out, push)
+    with opened(recipe, run, settings, scan, progress) as (found, how):
+        made = make(recipe, found, how, out=out, targets=targets)
+    made.settle()
+    return made.result
+
+
+def destinations(recipe: Recipe, out: Path | str | None, push: Sequence[PushTarget]) -> list[PushTarget]:
+    """Where a recipe's predictions are pushed, once what does not go with one another is refused.
+
+    Raises:
+        RecipeError: as `merge`.
+    """
     check_weights(recipe)
     targets = given_push_targets(recipe, push)
     if out is None and not targets:
         targets = recipe_push_targets(recipe)
     check_destinations(recipe, out is not None, targets)
-    with opened(recipe, run, settings, scan, progress) as (found, how):
-        made = make(recipe, found, how, out=out, targets=targets)
-    made.settle()
-    return made.result
+    return targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,20 +141,50 @@ class Made:
 
 
 def make(
-    recipe: Recipe, run: Run, settings: MergeOptions, *, out: Path | str | None, targets: Sequence[PushTarget]
+    recipe: Recipe,
+    run: Run,
+    settings: MergeOptions,
+    *,
+    out: Path | str | None,
+    targets: Sequence[PushTarget],
+    scoring: Scoring | None = None,
 ) -> Made:
-    """`merge`, with what was made kept until it is settled."""
+    """`merge`, with what was made kept until it is settled.
+
+    Args:
+        scoring: of the walk that chooses the recipe's step, if one does.
+    """
     out = None if out is None else Path(out)
+    chosen = choose_step(recipe, run, settings, out=out, targets=targets, scoring=scoring)
+    if chosen.report is None:
+        return _make(recipe, run, settings, out, targets)
+    if targets == recipe_push_targets(recipe):  # whose branch may be called after the step
+        targets = recipe_push_targets(chosen.recipe)
+    made = _make(chosen.recipe, run, settings, out, targets, chosen.addition)
+    places = made.places if chosen.place is None else (*made.places, chosen.place)
+    return Made(replace(made.result, walk=chosen.report), places)
+
+
+def _make(
+    recipe: Recipe,
+    run: Run,
+    settings: MergeOptions,
+    out: Path | None,
+    targets: Sequence[PushTarget],
+    addition: Addition | None = None,
+) -> Made:
+    addition = addition or Addition()
     if out is not None and not may_be_finished(out):
         remove_leftover(out)
     asked = False
 
     def check(prepared: Prepared) -> None:
         nonlocal asked
+        prepared = replace(prepared, addition=addition)
         refuse(problems_beforehand(prepared, out, targets, ask=not asked))
         asked = True
 
-    prepared = prepare(recipe, run, settings, check=check)
+    prepared = replace(prepare(recipe, run, settings, check=check), addition=addition)
     for line in prepared.notes:
         run.progress.say(line)
     if out is not None:

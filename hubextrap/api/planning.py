@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.api.beforehand import problems_beforehand
+from hubextrap.api.choosing import look_ahead, walk_problems
 from hubextrap.api.output import target_folders
 from hubextrap.api.preparing import MergeOptions, Prepared, opened, prepare
+from hubextrap.api.staging import walk_place
 from hubextrap.errors import HubExtrapError, RecipeError, TrajectoryError
 from hubextrap.hub import PushTarget, check_target
 from hubextrap.hub.outgoing import stale_files
@@ -97,12 +99,18 @@ def plan(
     targets = given_push_targets(recipe, push) or recipe_push_targets(recipe)
     asked = targets if check_push else []
     with opened(recipe, run, settings, scan, progress) as (found_run, how):
-        known = _beforehand(recipe, found_run.trajectory, out, targets)
+        known = _beforehand(recipe.farthest, found_run.trajectory, out, targets)
         try:
             check_destinations(recipe, True, targets)
+            ahead = look_ahead(recipe, found_run)
+            if ahead is not None:
+                known = replace(known, notes=(*ahead.notes(), *known.notes))
+                recipe = ahead.recipes[-1]
             prepared = prepare(recipe, found_run, how, read_weights=False)
             states: dict[PushTarget, RemoteState] = {}
             found = problems_beforehand(prepared, out, targets, ask=check_push, states=states)
+            if ahead is not None and recipe.space == "weights":
+                found += walk_problems(ahead, prepared, walk_place(recipe, out, targets))
             problems = list(dict.fromkeys(str(problem) for problem in found))
             removals = _removals(states, prepared)
             return _with_merge(known, prepared, problems, removals)
@@ -125,7 +133,7 @@ def recipe_push_targets(recipe: Recipe) -> list[PushTarget]:
             create_pr=section.create_pr,
             message=section.commit_message,
         )
-        for step in recipe.target_steps
+        for step in recipe.farthest.target_steps
     ]
 
 
@@ -159,9 +167,10 @@ def check_destinations(recipe: Recipe, into_folder: bool, targets: Sequence[Push
         raise RecipeError(
             "the recipe has no push section; write one into it, or give an output folder (--out DIR)"
         )
-    if targets and len(targets) != len(recipe.target_steps):
+    steps = recipe.farthest.target_steps
+    if targets and len(targets) != len(steps):
         raise RecipeError(
-            f"{len(recipe.target_steps)} target steps and {len(targets)} push target; write a push section "
+            f"{len(steps)} target steps and {len(targets)} push target; write a push section "
             "with {target_step} in its revision"
         )
 

@@ -111,12 +111,11 @@ class Questions:
         each = len(answers.answers) // self.count
         texts = iter(answers.texts(tokenizer))
         found = []
-        with quiet_libraries():
-            for part in self.parts:
-                assert part.grade is not None
-                for place in range(len(part.prompts)):
-                    for _ in range(each):
-                        found.append(part.grade(place, _without_end(next(texts), part.stops)))
+        for part in self.parts:
+            assert part.grade is not None
+            for place in range(len(part.prompts)):
+                for _ in range(each):
+                    found.append(part.grade(place, _without_end(next(texts), part.stops)))
         return found
 
 
@@ -230,10 +229,11 @@ def _grader(name: str, task: Any, requests: Sequence[Any]) -> Callable[[int, str
         request = requests[place]
         request.resps, request.filtered_resps = [text], {}
         try:
-            task._instances = [request]
-            task.apply_filters()
-            filtered = next(iter(request.filtered_resps.values()))
-            figures = task.process_results(request.doc, [filtered])
+            with quiet_libraries():
+                task._instances = [request]
+                task.apply_filters()
+                filtered = next(iter(request.filtered_resps.values()))
+                figures = task.process_results(request.doc, [filtered])
         except Exception as error:  # a task's own code runs in there
             raise EvaluationError(f"{name}: lm-eval cannot judge an answer: {reason(error)}") from error
         for metric, value in figures.items():

@@ -303,6 +303,11 @@ class Recipe(WholeRecipe):
             )
         return target
 
+    @property
+    def farthest(self) -> Recipe:
+        """The same with the step up to which it looks as its target; itself where it names its steps."""
+        return self if self.walk is None else self.at(self.walk.up_to)
+
     def at(self, step: int) -> Recipe:
         """The same recipe for one target step; its text is its canonical form."""
         parameters = self.parameters.model_copy(update={"target_step": (step,)})

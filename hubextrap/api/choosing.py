@@ -1,0 +1,441 @@
+"""Choosing a target step by what the model can still do: a walk along the prediction.
+
+The last checkpoint answers once. Its answers are scored under the recipe's prediction of each step of a grid,
+and the step is chosen where they are likeliest; or answers are drawn and judged at each step.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from hubextrap.api.beforehand import problems_beforehand, refuse
+from hubextrap.api.fingerprint import check_unchanged, pin_of
+from hubextrap.api.fitting import fit_rules
+from hubextrap.api.grid import Kept, Making, Point, point_of
+from hubextrap.api.output import check_output, output_sizes
+from hubextrap.api.preparing import Addition, prepare
+from hubextrap.api.staging import held_place, walk_place
+from hubextrap.digests import sha256_of_json
+from hubextrap.durable.places import check_place
+from hubextrap.errors import EvaluationError, HubExtrapError, MethodError, RecipeError, StepError
+from hubextrap.evaluation.asking import Questions, questions_of
+from hubextrap.evaluation.curve import drawing_problem, walk_picture
+from hubextrap.evaluation.own_answers import OwnAnswers, mean_logprob
+from hubextrap.evaluation.run import chosen_device
+from hubextrap.evaluation.walk_report import (
+    JSON_FILE,
+    PICTURE_FILE,
+    TEXT_FILE,
+    LeftOut,
+    WalkPoint,
+    WalkReport,
+    best_of,
+    walk_markdown,
+    walk_sentence,
+)
+from hubextrap.extras import require
+from hubextrap.logits import load_tokenizer, recipe_mixture
+from hubextrap.logits.loading import load_causal_lm
+from hubextrap.opening import needs_scan
+from hubextrap.progress import SilentProgress
+from hubextrap.recipe import Parameters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from hubextrap.api.preparing import MergeOptions, Prepared
+    from hubextrap.hub import PushTarget
+    from hubextrap.logits import Mixture
+    from hubextrap.opening import Run
+    from hubextrap.recipe import Recipe
+    from hubextrap.recipe.walks import TargetWalk
+    from hubextrap.trajectory import Checkpoint
+
+HORIZONS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+"""Where a walk looks, as far as it is to look: (step − last) / (last − first)."""
+SAMPLES = 4
+"""Answers to each prompt of which the right ones are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """Where the models that answer run."""
+
+    device: str = "auto"
+    """``auto`` takes the first CUDA device where there is one; else as torch names it."""
+    dtype: str = "auto"
+    """``auto`` for each checkpoint's own, or as torch names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A recipe whose target steps are known."""
+
+    recipe: Recipe
+    report: WalkReport | None = None
+    """None where the recipe names its steps."""
+    place: Path | None = None
+    """Where what was measured lies, until the merge that follows is settled."""
+
+    @property
+    def addition(self) -> Addition:
+        """What the walk adds to the outputs."""
+        if self.report is None:
+            return Addition()
+        files = {
+            JSON_FILE: f"{self.report.model_dump_json(indent=2)}\n".encode(),
+            TEXT_FILE: walk_markdown(self.report).encode(),
+        }
+        if drawing_problem() is None:
+            files[PICTURE_FILE] = walk_picture(self.report)
+        return Addition(files, {"walk": self.report.parameters()}, (walk_sentence(self.report),))
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What a walk will do, as far as no weight has to be read for it."""
+
+    walk: TargetWalk
+    questions: Questions
+    recipes: tuple[Recipe, ...]
+    """One for each step, in their order."""
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def samples(self) -> int | None:
+        """Answers to each prompt; None is one that is greedy."""
+        default = SAMPLES if self.walk.chosen_by == "correct_answers" else None
+        return default if self.walk.samples is None else self.walk.samples
+
+    @property
+    def answers(self) -> int:
+        """That are drawn from one model."""
+        return self.questions.count * (self.samples or 1)
+
+    def notes(self) -> tuple[str, ...]:
+        """What it costs, and where it looks."""
+        places = len(self.recipes) + 1
+        tokens = self.questions.most_tokens * (self.samples or 1)
+        drawn = f"{self.answers:,} answers of at most {tokens:,} tokens in all"
+        if self.walk.chosen_by == "score":
+            cost = f"the walk draws {drawn} at each of {places} steps: at most {tokens * places:,} tokens"
+        else:
+            cost = (
+                f"the walk draws {drawn} from the last checkpoint, and scores them at {places} steps: at "
+                f"most {tokens * places:,} tokens"
+            )
+        steps = ", ".join(str(recipe.target_steps[0]) for recipe in self.recipes)
+        left_out = (f"the walk leaves step {each.step} out: {each.reason}" for each in self.left_out)
+        return (cost, f"the walk looks at the last checkpoint and at steps {steps}", *left_out)
+
+
+def look_ahead(recipe: Recipe, run: Run) -> Ahead | None:
+    """What the recipe's walk will do; None where it names its steps.
+
+    Raises:
+        RecipeError: there is nothing to look at. MethodError, StepError: no step can be predicted.
+        MissingExtra, EvaluationError: what is asked cannot be.
+    """
+    walk = recipe.walk
+    if walk is None:
+        return None
+    last = run.trajectory.last.step
+    if walk.up_to <= last:
+        raise RecipeError(
+            f"parameters.target_step.up_to {walk.up_to}: is not beyond the last checkpoint, step {last}"
+        )
+    if {rule.method for rule in recipe.rules} == {"persistence"}:
+        raise RecipeError("merge_method persistence predicts nothing, so there is no step to choose")
+    recipes, left_out = _those_that(recipe, _steps(run, walk.up_to), lambda one: _check(one, run))
+    require("logits", "a walk")
+    return Ahead(walk, questions_of(walk, recipe.evaluate), recipes, left_out)
+
+
+def choose_step(
+    recipe: Recipe,
+    run: Run,
+    settings: MergeOptions,
+    *,
+    out: Path | None,
+    targets: Sequence[PushTarget],
+    scoring: Scoring | None = None,
+) -> Chosen:
+    """The recipe with the step that its walk chooses; itself where it names its steps.
+
+    What was measured stays in a place of its own until the merge that follows is settled: the same call goes
+    on where it was stopped, and after it was stopped behind the walk measures nothing again.
+
+    Args:
+        out, targets: where the prediction will go, checked before anything is measured.
+
+    Raises:
+        HubExtrapError: as `look_ahead` and `prepare`; a model cannot be loaded, or cannot answer.
+    """
+    ahead = look_ahead(recipe, run)
+    if ahead is None:
+        return Chosen(recipe)
+    scoring = scoring or Scoring()
+    scoring = Scoring(chosen_device(scoring.device), scoring.dtype)
+    place = walk_place(recipe, out, targets)
+    if recipe.space == "weights":
+        far = ahead.recipes[-1]
+
+        def check(prepared: Prepared) -> None:
+            refuse([*problems_beforehand(prepared, out, targets), *walk_problems(ahead, prepared, place)])
+
+        prepare(far, run, settings, read_weights=False, check=check)
+    for line in ahead.notes():
+        run.progress.say(line)
+    with held_place(place, str(out or place.name), run.progress, like=out):
+        walking = _Walking(recipe, ahead, run, settings, scoring, place)
+        report = walking.report()
+        shutil.rmtree(place / "predictions", ignore_errors=True)
+    return Chosen(_staying(recipe, report) if report.stays else recipe.at(report.chosen), report, place)
+
+
+def walk_problems(ahead: Ahead, prepared: Prepared, place: Path) -> list[HubExtrapError]:
+    """What would keep the predictions that are measured from lying beside the output."""
+    sizes = output_sizes(prepared.plan, prepared.beside.files)
+    names = [f"{recipe.target_steps[0]:064}" for recipe in ahead.recipes]
+    try:
+        check_place(place)
+        if not place.exists():  # what lies there takes its part of the room
+            check_output(place / "merged", dict.fromkeys(names, sizes))
+    except HubExtrapError as error:
+        return [error]
+    return []
+
+
+def _steps(run: Run, up_to: int) -> list[int]:
+    """Where to look, the nearest first."""
+    first, last = run.steps[0], run.steps[-1]
+    grid = (round(last + horizon * (last - first)) for horizon in HORIZONS)
+    return [*dict.fromkeys(step for step in grid if last < step < up_to), up_to]
+
+
+def _check(recipe: Recipe, run: Run) -> None:
+    for rule in recipe.rules:
+        rule.check(run.steps, recipe.target_steps)
+
+
+def _those_that(
+    recipe: Recipe, steps: Sequence[int], check: Callable[[Recipe], object]
+) -> tuple[tuple[Recipe, ...], tuple[LeftOut, ...]]:
+    """The recipe for each of the steps that its method can predict, and the other steps.
+
+    Raises:
+        MethodError, StepError: it can predict none.
+    """
+    recipes, left_out = [], []
+    refusal: HubExtrapError | None = None
+    for step in steps:
+        one = recipe.at(step)
+        try:
+            check(one)
+        except (MethodError, StepError) as error:
+            refusal = refusal or error
+            left_out.append(LeftOut(step=step, reason=str(error)))
+        else:
+            recipes.append(one)
+    if not recipes and refusal is not None:
+        raise refusal
+    return tuple(recipes), tuple(left_out)
+
+
+def _staying(recipe: Recipe, report: WalkReport) -> Recipe:
+    """The last checkpoint itself as a prediction."""
+    stay = {"merge_method": "persistence", "parameters": Parameters(target_step=(report.chosen,))}
+    return recipe.at(report.chosen).model_copy(update=stay)
+
+
+@dataclass
+class _Walking:
+    """One walk, with one model in memory at a time."""
+
+    recipe: Recipe
+    ahead: Ahead
+    run: Run
+    settings: MergeOptions
+    scoring: Scoring
+    folder: Path
+
+    @cached_property
+    def kept(self) -> Kept:
+        """What was measured."""
+        measured = self.folder / "measured"
+        measured.mkdir(exist_ok=True)
+        return Kept(measured)
+
+    @cached_property
+    def pins(self) -> list[str]:
+        """What stands for each checkpoint."""
+        return [pin_of(checkpoint) for checkpoint in self.run.trajectory.checkpoints]
+
+    @cached_property
+    def asked(self) -> str:
+        """sha256 of all that the answers, and what is found with them, depend on beside the weights."""
+        packages = [(name, version(name)) for name in ("hubextrap", "torch", "transformers")]
+        how = [self.ahead.walk.chosen_by, self.ahead.samples, self.ahead.walk.seed, self.recipe.space]
+        where = [self.scoring.device, self.scoring.dtype]
+        return sha256_of_json([self.ahead.questions.fingerprint(), how, where, packages])
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The last checkpoint's."""
+        return load_tokenizer(self.run.trajectory.last)
+
+    def report(self) -> WalkReport:
+        """Measure what has not been measured yet, and choose."""
+        recipes, left_out = self._servable()
+        points = [point_of(one, self.run.steps, self.pins, self.asked) for one in recipes]
+        key = sha256_of_json([self.asked, self.pins[-1], "answers"])
+        first, last = self.run.steps[0], self.run.steps[-1]
+        by_score = self.ahead.walk.chosen_by == "score"
+        answers, score = (None, None) if by_score else self._answers(key)
+        values = self._values(points, answers)
+        curve = tuple(
+            WalkPoint(
+                step=step, horizon=(step - last) / (last - first) if last > first else None, value=value
+            )
+            for step, value in zip([last, *(point.grid.step for point in points)], values, strict=True)
+        )
+        best = best_of(curve)
+        chosen = next((point for point in points if point.grid.step == best.step), None)
+        return WalkReport(
+            by=self.ahead.walk.chosen_by,
+            up_to=self.ahead.walk.up_to,
+            prompts=self.ahead.questions.count,
+            answers=self.ahead.answers if answers is None else len(answers.answers),
+            answer_tokens=0 if answers is None else answers.tokens,
+            curve=curve,
+            left_out=(*self.ahead.left_out, *left_out),
+            chosen=best.step,
+            method="persistence" if chosen is None else self.recipe.merge_method,
+            score_of_last=score,
+            score_of_chosen=score if score is None or chosen is None else self._score(chosen),
+        )
+
+    def _servable(self) -> tuple[tuple[Recipe, ...], tuple[LeftOut, ...]]:
+        """Those steps that the method can predict from these weights, and the other ones."""
+        recipes = self.ahead.recipes
+        if self.recipe.space == "logits":
+            return _those_that(self.recipe, [one.target_steps[0] for one in recipes], self._mixture)
+        if not needs_scan(self.recipe):
+            return recipes, ()
+        with suppress(MethodError):  # it is told below
+            prepare(recipes[0], self.run, self.settings)  # which reads the weights once
+        run, silent = self.run, SilentProgress()
+        return _those_that(
+            self.recipe,
+            [one.target_steps[0] for one in recipes],
+            lambda one: fit_rules(one, run.steps, run.layouts, run.known_table(), silent),
+        )
+
+    def _mixture(self, recipe: Recipe) -> Mixture:
+        return recipe_mixture(recipe, run=self.run)
+
+    def _answers(self, key: str) -> tuple[OwnAnswers, float | None]:
+        """The last checkpoint's answers, and the share of its samples that are right, if that was asked."""
+        questions, samples = self.ahead.questions, self.ahead.samples
+        found = self.kept.get(key)
+        if found is None:
+            with self._stage("draw answers", self.ahead.answers) as stage:
+                model = self._load(self.run.trajectory.last)
+                seed = self.ahead.walk.seed or 0
+                drawn = questions.draw(
+                    model, self.tokenizer, samples=samples, seed=seed, advance=stage.advance
+                )
+                del model
+            grades = None if samples is None else questions.grades(drawn, self.tokenizer)
+            found = {"answers": [list(answer) for answer in drawn.answers], "grades": grades}
+            check_unchanged(self.run.trajectory.last, self.pins[-1])
+            self.kept.put(key, found)
+        prompts = tuple(
+            prompt for part in questions.parts for prompt in part.prompts for _ in range(samples or 1)
+        )
+        answers = OwnAnswers(prompts, tuple(map(tuple, found["answers"])), questions.chat)
+        grades = found["grades"]
+        if grades is None:
+            return answers, None
+        right = [grade > 0.5 for grade in grades]
+        if not any(right):
+            raise EvaluationError(
+                f"none of the last checkpoint's {len(right)} answers is right, so there are none whose "
+                "likelihood could be followed; take more --samples or other prompts, or choose by own_answers"
+            )
+        return answers.only(right), fmean(grades)
+
+    def _values(self, points: Sequence[Point], answers: OwnAnswers | None) -> list[float]:
+        """By which a step is chosen: of the last checkpoint, then of each point."""
+        last = self.run.trajectory.last
+        keys = [sha256_of_json([self.asked, self.pins[-1], "last"]), *(point.key for point in points)]
+        missing = [key for key in keys if self.kept.get(key) is None]
+        if len(missing) < len(keys):
+            self.run.progress.say(f"{len(keys) - len(missing)} of {len(keys)} steps were measured before")
+        making = self._making([point for point in points if point.key in missing])
+        if self.recipe.space == "weights":
+            making.merge()
+        tokens = "" if answers is None else f", {len(missing) * answers.tokens:,} tokens"
+        each = self.ahead.answers if answers is None else len(answers.answers)
+        with self._stage(f"walk{tokens}", len(missing) * each) as stage:
+            for key, point in zip(keys, (None, *points), strict=True):
+                if key in missing:
+                    model = self._load(last if point is None else self._model_of(point, making))
+                    value = self._value(model, answers, stage.advance)
+                    del model
+                    if point is None:
+                        check_unchanged(last, self.pins[-1])
+                    self.kept.put(key, {"value": value})
+        return [float(self.kept.get(key)["value"]) for key in keys]
+
+    def _value(
+        self, model: Any, answers: OwnAnswers | None, advance: Callable[[int], None] | None = None
+    ) -> float:
+        if answers is not None:
+            return mean_logprob(model, self.tokenizer, answers, advance=advance)
+        samples, seed = self.ahead.samples, self.ahead.walk.seed or 0
+        drawn = self.ahead.questions.draw(model, self.tokenizer, samples=samples, seed=seed, advance=advance)
+        return fmean(self.ahead.questions.grades(drawn, self.tokenizer))
+
+    def _score(self, point: Point) -> float:
+        """The share of right answers among as many samples of the chosen prediction."""
+        key = sha256_of_json([point.key, "score"])
+        if self.kept.get(key) is None:
+            making = self._making([point])
+            if self.recipe.space == "weights":
+                making.merge()
+            model = self._load(self._model_of(point, making))
+            self.kept.put(key, {"value": self._value(model, None)})
+        return float(self.kept.get(key)["value"])
+
+    def _making(self, points: Sequence[Point]) -> Making:
+        far = self.ahead.recipes[-1]
+        return Making(far, self.run, self.settings, self.folder, self.pins, points)
+
+    def _model_of(self, point: Point, making: Making) -> Checkpoint | Mixture:
+        return self._mixture(point.recipe) if self.recipe.space == "logits" else making.model_of(point)
+
+    def _load(self, which: Checkpoint | Mixture) -> Any:
+        """A model, once nothing of the one before it is held any more."""
+        import torch
+
+        from hubextrap.logits import ExtrapolatedForCausalLM, Mixture
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        where: Any = {"dtype": self.scoring.dtype, "device": self.scoring.device}
+        if isinstance(which, Mixture):
+            return ExtrapolatedForCausalLM.from_mixture(which, **where)
+        return load_causal_lm(which, **where)
+
+    def _stage(self, label: str, total: int) -> Any:
+        return self.run.progress.stage(label, total, "answers")
