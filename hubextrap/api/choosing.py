@@ -6,15 +6,14 @@ and the step is chosen where they are likeliest; or answers are drawn and judged
 
 from __future__ import annotations
 
-import gc
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from hubextrap.api.answering import LastAnswers, Scoring
 from hubextrap.api.beforehand import problems_beforehand, refuse
 from hubextrap.api.fingerprint import check_unchanged, pin_of
 from hubextrap.api.fitting import fit_rules
@@ -27,7 +26,6 @@ from hubextrap.durable.places import check_place
 from hubextrap.errors import EvaluationError, HubExtrapError, MethodError, RecipeError, StepError
 from hubextrap.evaluation.asking import Questions, questions_of
 from hubextrap.evaluation.curve import drawing_problem, walk_picture
-from hubextrap.evaluation.own_answers import OwnAnswers, mean_logprob
 from hubextrap.evaluation.run import chosen_device
 from hubextrap.evaluation.walk_report import (
     JSON_FILE,
@@ -41,8 +39,7 @@ from hubextrap.evaluation.walk_report import (
     walk_sentence,
 )
 from hubextrap.extras import require
-from hubextrap.logits import load_tokenizer, recipe_mixture
-from hubextrap.logits.loading import load_causal_lm
+from hubextrap.logits import recipe_mixture
 from hubextrap.opening import needs_scan
 from hubextrap.progress import SilentProgress
 from hubextrap.recipe import Parameters
@@ -52,6 +49,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hubextrap.api.preparing import MergeOptions, Prepared
+    from hubextrap.evaluation.own_answers import OwnAnswers
     from hubextrap.hub import PushTarget
     from hubextrap.logits import Mixture
     from hubextrap.opening import Run
@@ -63,16 +61,6 @@ HORIZONS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 """Where a walk looks, as far as it is to look: (step − last) / (last − first)."""
 SAMPLES = 4
 """Answers to each prompt of which the right ones are kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scoring:
-    """Where the models that answer run."""
-
-    device: str = "auto"
-    """``auto`` takes the first CUDA device where there is one; else as torch names it."""
-    dtype: str = "auto"
-    """``auto`` for each checkpoint's own, or as torch names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,26 +268,26 @@ class _Walking:
         return [pin_of(checkpoint) for checkpoint in self.run.trajectory.checkpoints]
 
     @cached_property
-    def asked(self) -> str:
-        """sha256 of all that the answers, and what is found with them, depend on beside the weights."""
-        packages = [(name, version(name)) for name in ("hubextrap", "torch", "transformers")]
-        how = [self.ahead.walk.chosen_by, self.ahead.samples, self.ahead.walk.seed, self.recipe.space]
-        where = [self.scoring.device, self.scoring.dtype]
-        return sha256_of_json([self.ahead.questions.fingerprint(), how, where, packages])
+    def last(self) -> LastAnswers:
+        """What is asked of the last checkpoint and, by score, of each prediction."""
+        questions, samples, seed = self.ahead.questions, self.ahead.samples, self.ahead.walk.seed or 0
+        checkpoint, progress = self.run.trajectory.last, self.run.progress
+        return LastAnswers(
+            checkpoint, self.pins[-1], questions, self.kept, self.scoring, progress, samples, seed
+        )
 
     @cached_property
-    def tokenizer(self) -> Any:
-        """The last checkpoint's."""
-        return load_tokenizer(self.run.trajectory.last)
+    def measured_with(self) -> str:
+        """sha256 of all that a value depends on beside the weights."""
+        return sha256_of_json([self.last.fingerprint, self.ahead.walk.chosen_by, self.recipe.space])
 
     def report(self) -> WalkReport:
         """Measure what has not been measured yet, and choose."""
         recipes, left_out = self._servable()
-        points = [point_of(one, self.run.steps, self.pins, self.asked) for one in recipes]
-        key = sha256_of_json([self.asked, self.pins[-1], "answers"])
+        points = [point_of(one, self.run.steps, self.pins, self.measured_with) for one in recipes]
         first, last = self.run.steps[0], self.run.steps[-1]
         by_score = self.ahead.walk.chosen_by == "score"
-        answers, score = (None, None) if by_score else self._answers(key)
+        answers, score = (None, None) if by_score else self._answers()
         values = self._values(points, answers)
         curve = tuple(
             WalkPoint(
@@ -342,27 +330,9 @@ class _Walking:
     def _mixture(self, recipe: Recipe) -> Mixture:
         return recipe_mixture(recipe, run=self.run)
 
-    def _answers(self, key: str) -> tuple[OwnAnswers, float | None]:
+    def _answers(self) -> tuple[OwnAnswers, float | None]:
         """The last checkpoint's answers, and the share of its samples that are right, if that was asked."""
-        questions, samples = self.ahead.questions, self.ahead.samples
-        found = self.kept.get(key)
-        if found is None:
-            with self._stage("draw answers", self.ahead.answers) as stage:
-                model = self._load(self.run.trajectory.last)
-                seed = self.ahead.walk.seed or 0
-                drawn = questions.draw(
-                    model, self.tokenizer, samples=samples, seed=seed, advance=stage.advance
-                )
-                del model
-            grades = None if samples is None else questions.grades(drawn, self.tokenizer)
-            found = {"answers": [list(answer) for answer in drawn.answers], "grades": grades}
-            check_unchanged(self.run.trajectory.last, self.pins[-1])
-            self.kept.put(key, found)
-        prompts = tuple(
-            prompt for part in questions.parts for prompt in part.prompts for _ in range(samples or 1)
-        )
-        answers = OwnAnswers(prompts, tuple(map(tuple, found["answers"])), questions.chat)
-        grades = found["grades"]
+        answers, grades = self.last.draw()
         if grades is None:
             return answers, None
         right = [grade > 0.5 for grade in grades]
@@ -376,7 +346,7 @@ class _Walking:
     def _values(self, points: Sequence[Point], answers: OwnAnswers | None) -> list[float]:
         """By which a step is chosen: of the last checkpoint, then of each point."""
         last = self.run.trajectory.last
-        keys = [sha256_of_json([self.asked, self.pins[-1], "last"]), *(point.key for point in points)]
+        keys = [sha256_of_json([self.measured_with, self.pins[-1], "last"]), *(point.key for point in points)]
         missing = [key for key in keys if self.kept.get(key) is None]
         if len(missing) < len(keys):
             self.run.progress.say(f"{len(keys) - len(missing)} of {len(keys)} steps were measured before")
@@ -388,7 +358,7 @@ class _Walking:
         with self._stage(f"walk{tokens}", len(missing) * each) as stage:
             for key, point in zip(keys, (None, *points), strict=True):
                 if key in missing:
-                    model = self._load(last if point is None else self._model_of(point, making))
+                    model = self.last.load(last if point is None else self._model_of(point, making))
                     value = self._value(model, answers, stage.advance)
                     del model
                     if point is None:
@@ -400,10 +370,9 @@ class _Walking:
         self, model: Any, answers: OwnAnswers | None, advance: Callable[[int], None] | None = None
     ) -> float:
         if answers is not None:
-            return mean_logprob(model, self.tokenizer, answers, advance=advance)
-        samples, seed = self.ahead.samples, self.ahead.walk.seed or 0
-        drawn = self.ahead.questions.draw(model, self.tokenizer, samples=samples, seed=seed, advance=advance)
-        return fmean(self.ahead.questions.grades(drawn, self.tokenizer))
+            return self.last.logprob_under(model, answers, advance)
+        drawn = self.last.drawn_from(model, advance)
+        return fmean(self.ahead.questions.grades(drawn, self.last.tokenizer))
 
     def _score(self, point: Point) -> float:
         """The share of right answers among as many samples of the chosen prediction."""
@@ -412,7 +381,7 @@ class _Walking:
             making = self._making([point])
             if self.recipe.space == "weights":
                 making.merge()
-            model = self._load(self._model_of(point, making))
+            model = self.last.load(self._model_of(point, making))
             self.kept.put(key, {"value": self._value(model, None)})
         return float(self.kept.get(key)["value"])
 
@@ -422,20 +391,6 @@ class _Walking:
 
     def _model_of(self, point: Point, making: Making) -> Checkpoint | Mixture:
         return self._mixture(point.recipe) if self.recipe.space == "logits" else making.model_of(point)
-
-    def _load(self, which: Checkpoint | Mixture) -> Any:
-        """A model, once nothing of the one before it is held any more."""
-        import torch
-
-        from hubextrap.logits import ExtrapolatedForCausalLM, Mixture
-
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        where: Any = {"dtype": self.scoring.dtype, "device": self.scoring.device}
-        if isinstance(which, Mixture):
-            return ExtrapolatedForCausalLM.from_mixture(which, **where)
-        return load_causal_lm(which, **where)
 
     def _stage(self, label: str, total: int) -> Any:
         return self.run.progress.stage(label, total, "answers")

@@ -41,7 +41,7 @@ from hubextrap.hub import PROVENANCE_FILE, HubSink, PushResult, PushTarget, comm
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from hubextrap.api.choosing import Scoring
+    from hubextrap.api.answering import Scoring
     from hubextrap.api.companions import Companions
     from hubextrap.engine import MergeOutput
     from hubextrap.evaluation.walk_report import WalkReport

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from hubextrap.api.against import Against
+from hubextrap.api.answering import LastAnswers, Scoring
 from hubextrap.api.beforehand import check_weights
 from hubextrap.api.fingerprint import check_unchanged, pin_of
 from hubextrap.api.grid import REMEDY, Kept, Making, Point, point_of
@@ -21,7 +23,7 @@ from hubextrap.durable.atomic import is_new_name, write_whole, writing
 from hubextrap.errors import OutputError, RecipeError
 from hubextrap.evaluation import EvaluationOptions, Harness, Measurement
 from hubextrap.evaluation.curve import draw_sweep, drawing_problem
-from hubextrap.evaluation.sweep_report import SweepResult, report_sweep, sweep_markdown
+from hubextrap.evaluation.sweep_report import GridPoint, SweepResult, report_sweep, sweep_markdown
 from hubextrap.evaluation.table import LAST, TARGET
 from hubextrap.foreign_data import parse_json
 from hubextrap.methods import MAX_STEP
@@ -95,10 +97,8 @@ def sweep(
         kept, measured_with = Kept(folder / "measured"), harness.fingerprint()
         pins = [pin_of(checkpoint) for checkpoint in run.trajectory.checkpoints]
         points = [point_of(each, run.steps, pins, measured_with) for each in recipes]
-        todo: dict[str, Point] = {}  # points with the same coefficients are one model
-        for point in points:
-            if _known(point.key, point.grid.label, kept) is None:
-                todo.setdefault(point.key, point)
+        own = _own(harness, run, pins[-1], kept, progress)
+        todo = _todo(points, kept, own)
         making = Making(recipe, run, settings, folder, pins, list(todo.values()))
         if missing := making.missing:
             making.prepared(missing, read_weights=False)  # refuses what cannot be made before any is measured
@@ -108,12 +108,22 @@ def sweep(
             progress.say(f"{done} of {len(points)} predictions were measured before")
         making.merge()
     for point in todo.values():
-        _measure(point, making, harness, kept)
+        _measure(point, making, harness, kept, own)
     shutil.rmtree(folder / "predictions", ignore_errors=True)
     measurements += [_measured(point, kept) for point in points]
-    result = report_sweep(harness.table(measurements), [point.grid for point in points])
+    grid = [point.grid if own is None else own.told(point) for point in points]
+    result = report_sweep(harness.table(measurements), grid)
     _save(result, folder, {point.grid.label: point.recipe for point in points}, progress)
     return result
+
+
+def _todo(points: Sequence[Point], kept: Kept, own: _Own | None) -> dict[str, Point]:
+    """What is to be measured; points with the same coefficients are one model."""
+    todo: dict[str, Point] = {}
+    for point in points:
+        if _known(point.key, point.grid.label, kept) is None or not (own is None or own.knows(point)):
+            todo.setdefault(point.key, point)
+    return todo
 
 
 def sweep_files(out: Path | str) -> list[str]:
@@ -230,10 +240,52 @@ def _measured(point: Point, kept: Kept) -> Measurement:
     return found.model_copy(update={"row": row})
 
 
-def _measure(point: Point, making: Making, harness: Harness, kept: Kept) -> None:
+def _measure(point: Point, making: Making, harness: Harness, kept: Kept, own: _Own | None) -> None:
     checkpoint = making.model_of(point)
-    _keep(point.key, harness.measure(point.grid.label, checkpoint), kept)
+    if _known(point.key, point.grid.label, kept) is None:
+        _keep(point.key, harness.measure(point.grid.label, checkpoint), kept)
+    if own is not None:
+        own.score(own.key_of(point), checkpoint)
     shutil.rmtree(checkpoint.path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """How likely the last checkpoint's own greedy answers are under each prediction."""
+
+    last: LastAnswers
+
+    def key_of(self, point: Point | None) -> str:
+        """Of a prediction, or of the last checkpoint itself."""
+        return sha256_of_json([self.last.fingerprint, self.last.pin, None if point is None else point.key])
+
+    def knows(self, point: Point) -> bool:
+        return self.last.kept.get(self.key_of(point)) is not None
+
+    def score(self, key: str, checkpoint: Checkpoint) -> float:
+        """The mean log-probability under a checkpoint, measured unless it was before."""
+        if (found := self.last.kept.get(key)) is None:
+            answers, _ = self.last.draw()
+            with self.last.progress.stage("score own answers", len(answers.answers), "answers") as stage:
+                found = {"value": self.last.logprob_under(self.last.load(checkpoint), answers, stage.advance)}
+            self.last.kept.put(key, found)
+        return float(found["value"])
+
+    def told(self, point: Point) -> GridPoint:
+        """The point with its change."""
+        before = self.score(self.key_of(None), self.last.last)
+        after = float(self.last.kept.get(self.key_of(point))["value"])
+        return point.grid.model_copy(update={"own_answers": after - before})
+
+
+def _own(harness: Harness, run: Run, pin: str, kept: Kept, progress: Progress) -> _Own | None:
+    """None where no task is answered by text; with vLLM, which leaves no room for another model."""
+    settings = harness.settings
+    questions = None if settings.backend == "vllm" else harness.questions()
+    if questions is None:
+        return None
+    scoring = Scoring(settings.device, settings.dtype)
+    return _Own(LastAnswers(run.trajectory.last, pin, questions, kept, scoring, progress))
 
 
 def _save(result: SweepResult, folder: Path, recipes: dict[str, Recipe], progress: Progress) -> None:

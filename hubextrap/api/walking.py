@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from pydantic import ValidationError
 
-from hubextrap.api.choosing import Scoring, choose_step
+from hubextrap.api.answering import Scoring
+from hubextrap.api.choosing import choose_step
 from hubextrap.api.merging import Prediction, destinations, make
 from hubextrap.api.output import check_output, write_files
 from hubextrap.api.preparing import MergeOptions, merge_options
