@@ -31,8 +31,8 @@ class GridPoint(Part):
     damping: float | Literal["auto"]
     """``auto``: each tensor has its own, as the recipe says."""
     own_answers: float | None = None
-    """The mean change, in nats an answer, of the log-probability of the last checkpoint's own greedy answers to
-    the same problems; None where no task is answered by text."""
+    """The mean change, in nats an answer, of the log-probability of the last checkpoint's own greedy answers
+    to the same problems; None where no task is answered by text."""
 
     @property
     def own_answers_fell(self) -> bool:
