@@ -74,21 +74,24 @@ def run(
     """
     progress = progress or SilentProgress()
     settings = merge_options(settings)
-    targets = recipe_push_targets(recipe)
     section = recipe.evaluate
     if recipe.space == "logits":
         _check_mixed(recipe, out, settings)
     else:
-        check_destinations(recipe, out is not None, targets)
+        check_destinations(recipe, out is not None, [])
     if output is not None:
-        _check_output(recipe, section, output)
+        _check_output(recipe.farthest, section, output)
     harness = None if section is None else Harness(EvaluationOptions.of(section), progress)
     made, mixtures = Made(MergeResult(()), ()), []
     with Run.of(recipe, settings.reading, scan=scan, progress=progress) as opened:
+        recipe = opened.settled(recipe)
+        far = opened.settled(recipe.farthest)
+        if output is not None:  # now that each target's name is known
+            _check_output(far, section, output)
         against = None if section is None else Against.pinned(recipe, section, opened)
         used = {} if against is None else _used(opened.trajectory, against)
         if recipe.space == "weights":
-            made = make(recipe, opened, settings, out=out, targets=targets)
+            made = make(recipe, opened, settings, out=out, targets=recipe_push_targets(far))
         else:
             chosen = choose_step(recipe, opened, settings, out=None, targets=())
             steps = chosen.recipe.target_steps
@@ -191,7 +194,7 @@ def _check_used(measured: Checkpoint | Mixture, used: dict[Checkpoint, str]) -> 
 
 
 def _output_of(output: Path, step: int, recipe: Recipe) -> Path:
-    return output if len(recipe.farthest.target_steps) == 1 else output.with_suffix(f".step_{step}.json")
+    return output if recipe.target_count == 1 else output.with_suffix(f".step_{step}.json")
 
 
 def _check_output(recipe: Recipe, section: EvaluateSection | None, output: Path) -> None:
@@ -199,7 +202,7 @@ def _check_output(recipe: Recipe, section: EvaluateSection | None, output: Path)
     if section is None:
         raise RecipeError("--output: the recipe has no evaluate section, so there will be nothing to save")
     check_writable(output)
-    for step in recipe.farthest.target_steps:
+    for step in recipe.target_steps:
         names = [*section.tasks, *(Path(file).stem for file in section.task_files)]
         labels = [PREDICTION]
         for entry in section.against:  # a role, role=REF, or a reference, whose row is called like its folder

@@ -43,6 +43,7 @@ from hubextrap.logits import recipe_mixture
 from hubextrap.opening import needs_scan
 from hubextrap.progress import SilentProgress
 from hubextrap.recipe import Parameters
+from hubextrap.recipe.targets import FullRateTarget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from hubextrap.logits import Mixture
     from hubextrap.opening import Run
     from hubextrap.recipe import Recipe
-    from hubextrap.recipe.walks import TargetWalk
+    from hubextrap.recipe.targets import TargetWalk
     from hubextrap.trajectory import Checkpoint
 
 HORIZONS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
@@ -135,14 +136,16 @@ def look_ahead(recipe: Recipe, run: Run) -> Ahead | None:
     walk = recipe.walk
     if walk is None:
         return None
-    last = run.trajectory.last.step
-    if walk.up_to <= last:
-        raise RecipeError(
-            f"parameters.target_step.up_to {walk.up_to}: is not beyond the last checkpoint, step {last}"
-        )
     if {rule.method for rule in recipe.rules} == {"persistence"}:
         raise RecipeError("merge_method persistence predicts nothing, so there is no step to choose")
-    recipes, left_out = _those_that(recipe, _steps(run, walk.up_to), lambda one: _check(one, run))
+    far = run.settled(recipe.farthest)
+    (end,) = run.target_times(far)
+    if end <= run.times[-1]:
+        last = run.trajectory.last.step
+        raise RecipeError(f"parameters.target_step.up_to: is not beyond the last checkpoint, step {last}")
+    ways = {way.target_steps: way for way in (*_nearer(recipe, run, end), far)}
+    ways.pop(run.steps[-1:], None)
+    recipes, left_out = _those_that(list(ways.values()), lambda one: _check(one, run))
     require("logits", "a walk")
     return Ahead(walk, questions_of(walk, recipe.evaluate), recipes, left_out)
 
@@ -169,7 +172,7 @@ def choose_step(
     """
     ahead = look_ahead(recipe, run)
     if ahead is None:
-        return Chosen(recipe)
+        return Chosen(run.settled(recipe))
     scoring = scoring or Scoring()
     scoring = Scoring(chosen_device(scoring.device), scoring.dtype)
     place = walk_place(recipe, out, targets)
@@ -186,7 +189,8 @@ def choose_step(
         walking = _Walking(recipe, ahead, run, settings, scoring, place)
         report = walking.report()
         shutil.rmtree(place / "predictions", ignore_errors=True)
-    return Chosen(_staying(recipe, report) if report.stays else recipe.at(report.chosen), report, place)
+    chosen = {one.target_steps[0]: one for one in ahead.recipes}.get(report.chosen)
+    return Chosen(_staying(recipe, report) if chosen is None else chosen, report, place)
 
 
 def walk_problems(ahead: Ahead, prepared: Prepared, place: Path) -> list[HubExtrapError]:
@@ -202,35 +206,38 @@ def walk_problems(ahead: Ahead, prepared: Prepared, place: Path) -> list[HubExtr
     return []
 
 
-def _steps(run: Run, up_to: int) -> list[int]:
-    """Where to look, the nearest first."""
-    first, last = run.steps[0], run.steps[-1]
-    grid = (round(last + horizon * (last - first)) for horizon in HORIZONS)
-    return [*dict.fromkeys(step for step in grid if last < step < up_to), up_to]
+def _nearer(recipe: Recipe, run: Run, end: float) -> list[Recipe]:
+    """The recipe for each horizon of the grid before the time ``end``, in the unit that that was given in."""
+    near = run.horizon_at(end)
+    horizons = [horizon for horizon in HORIZONS if near is not None and horizon < near]
+    if recipe.walk is None or isinstance(recipe.walk.up_to, int):
+        return [recipe.towards(run.target_at(horizon, "the walk")) for horizon in horizons]
+    counts = (round(horizon * (run.times[-1] - run.times[0])) for horizon in horizons)
+    targets = [FullRateTarget(full_rate_steps=(count,)) for count in counts if count]
+    return [run.settled(recipe.towards({"target_step": (), "target": target})) for target in targets]
 
 
 def _check(recipe: Recipe, run: Run) -> None:
     for rule in recipe.rules:
-        rule.check(run.steps, recipe.target_steps)
+        rule.check(run.times, run.target_times(recipe))
 
 
 def _those_that(
-    recipe: Recipe, steps: Sequence[int], check: Callable[[Recipe], object]
+    candidates: Sequence[Recipe], check: Callable[[Recipe], object]
 ) -> tuple[tuple[Recipe, ...], tuple[LeftOut, ...]]:
-    """The recipe for each of the steps that its method can predict, and the other steps.
+    """Those whose target their method can predict, and the others' steps.
 
     Raises:
         MethodError, StepError: it can predict none.
     """
     recipes, left_out = [], []
     refusal: HubExtrapError | None = None
-    for step in steps:
-        one = recipe.at(step)
+    for one in candidates:
         try:
             check(one)
         except (MethodError, StepError) as error:
             refusal = refusal or error
-            left_out.append(LeftOut(step=step, reason=str(error)))
+            left_out.append(LeftOut(step=one.target_steps[0], reason=str(error)))
         else:
             recipes.append(one)
     if not recipes and refusal is not None:
@@ -241,7 +248,7 @@ def _those_that(
 def _staying(recipe: Recipe, report: WalkReport) -> Recipe:
     """The last checkpoint itself as a prediction."""
     stay = {"merge_method": "persistence", "parameters": Parameters(target_step=(report.chosen,))}
-    return recipe.at(report.chosen).model_copy(update=stay)
+    return recipe.farthest.model_copy(update=stay)
 
 
 @dataclass
@@ -284,22 +291,21 @@ class _Walking:
     def report(self) -> WalkReport:
         """Measure what has not been measured yet, and choose."""
         recipes, left_out = self._servable()
-        points = [point_of(one, self.run.steps, self.pins, self.measured_with) for one in recipes]
-        first, last = self.run.steps[0], self.run.steps[-1]
+        points = [point_of(one, self.run, self.pins, self.measured_with) for one in recipes]
         by_score = self.ahead.walk.chosen_by == "score"
         answers, score = (None, None) if by_score else self._answers()
         values = self._values(points, answers)
+        horizons = [self.run.horizon_at(*self.run.target_times(point.recipe)) for point in points]
+        steps = [self.run.steps[-1], *(point.grid.step for point in points)]
         curve = tuple(
-            WalkPoint(
-                step=step, horizon=(step - last) / (last - first) if last > first else None, value=value
-            )
-            for step, value in zip([last, *(point.grid.step for point in points)], values, strict=True)
+            WalkPoint(step=step, horizon=horizon, value=value)
+            for step, horizon, value in zip(steps, (0.0, *horizons), values, strict=True)
         )
         best = best_of(curve)
         chosen = next((point for point in points if point.grid.step == best.step), None)
         return WalkReport(
             by=self.ahead.walk.chosen_by,
-            up_to=self.ahead.walk.up_to,
+            up_to=self.run.settled(self.recipe.farthest).target_steps[0],
             prompts=self.ahead.questions.count,
             answers=self.ahead.answers if answers is None else len(answers.answers),
             answer_tokens=0 if answers is None else answers.tokens,
@@ -315,17 +321,17 @@ class _Walking:
         """Those steps that the method can predict from these weights, and the other ones."""
         recipes = self.ahead.recipes
         if self.recipe.space == "logits":
-            return _those_that(self.recipe, [one.target_steps[0] for one in recipes], self._mixture)
+            return _those_that(recipes, self._mixture)
         if not needs_scan(self.recipe):
             return recipes, ()
         with suppress(MethodError):  # it is told below
             prepare(recipes[0], self.run, self.settings)  # which reads the weights once
-        run, silent = self.run, SilentProgress()
-        return _those_that(
-            self.recipe,
-            [one.target_steps[0] for one in recipes],
-            lambda one: fit_rules(one, run.steps, run.layouts, run.known_table(), silent),
-        )
+        run, told = self.run, self.run.progress
+        run.progress = SilentProgress()  # what is to be said of a step is said of the chosen one
+        try:
+            return _those_that(recipes, lambda one: fit_rules(one, run, run.layouts, run.known_table()))
+        finally:
+            run.progress = told
 
     def _mixture(self, recipe: Recipe) -> Mixture:
         return recipe_mixture(recipe, run=self.run)

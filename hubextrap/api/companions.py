@@ -23,6 +23,7 @@ from hubextrap.hub import (
     build_provenance,
     model_card,
 )
+from hubextrap.hub.provenance import ClockRecord
 from hubextrap.hub.side_files import is_utf8
 from hubextrap.tensors.interfaces import SMALL_FILE
 
@@ -65,7 +66,8 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
     read = input_files(plan, run.sources)
     caveats = (*prepared.caveats, *prepared.addition.caveats)
     beside = replace(prepared.beside, files={**prepared.beside.files, **prepared.addition.files})
-    for index, target_step in enumerate(recipe.target_steps):
+    both = zip(recipe.target_steps, run.target_times(recipe), strict=True)
+    for index, (target_step, time) in enumerate(both):
         describe = partial(
             build_provenance,
             merge_method=recipe.merge_method,
@@ -79,6 +81,7 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
             recipe=recipe.text,
             expected_relative_error=prepared.fitted.expected[index].relative_error,
             input_files=read,
+            clock=ClockRecord.of(run.clock, run.times, time),
         )
         rules = [
             (glob, rule.method, rows[index].tolist())

@@ -45,8 +45,8 @@ class Point:
     """sha256 of all that its figures depend on."""
 
 
-def point_of(recipe: Recipe, steps: Sequence[int], pins: Sequence[str], measured_with: str) -> Point:
-    """The prediction of a recipe with one target.
+def point_of(recipe: Recipe, run: Run, pins: Sequence[str], measured_with: str) -> Point:
+    """The prediction of a settled recipe with one target.
 
     Args:
         pins: what stands for each checkpoint.
@@ -56,14 +56,15 @@ def point_of(recipe: Recipe, steps: Sequence[int], pins: Sequence[str], measured
         MethodError, StepError: the method cannot serve the step.
     """
     (step,), damping = recipe.target_steps, recipe.parameters.damping
+    steps, times = run.times, run.target_times(recipe)
     rules: list[Any] = []
     for rule in recipe.rules:
-        rule.check(steps, (step,))
+        rule.check(steps, times)
         if rule.needs_gram_matrix:  # they follow from the pinned weights and from this
             package = find_method(rule.method).package  # ours changes with __version__
-            how: Any = [rule.method, *package, dict(rule.parameters), rule.damping, step]
+            how: Any = [rule.method, *package, dict(rule.parameters), rule.damping, *times]
         else:
-            how = rule.coefficients(steps, (step,)).tolist()
+            how = rule.coefficients(steps, times).tolist()
         rules.append([rule.match, how])
     key = sha256_of_json([measured_with, list(pins), list(steps), rules, recipe.out_dtype, __version__])
     label = f"{PREDICTION} {step}"

@@ -108,21 +108,21 @@ def merge(
     """
     targets = destinations(recipe, out, push)
     with opened(recipe, run, settings, scan, progress) as (found, how):
+        if out is None and not targets:
+            targets = recipe_push_targets(found.settled(recipe.farthest))
         made = make(recipe, found, how, out=out, targets=targets)
     made.settle()
     return made.result
 
 
 def destinations(recipe: Recipe, out: Path | str | None, push: Sequence[PushTarget]) -> list[PushTarget]:
-    """Where a recipe's predictions are pushed, once what does not go with one another is refused.
+    """Where ``push`` sends a recipe's predictions, once what does not go with one another is refused.
 
     Raises:
         RecipeError: as `merge`.
     """
     check_weights(recipe)
     targets = given_push_targets(recipe, push)
-    if out is None and not targets:
-        targets = recipe_push_targets(recipe)
     check_destinations(recipe, out is not None, targets)
     return targets
 
@@ -157,8 +157,10 @@ def make(
     out = None if out is None else Path(out)
     chosen = choose_step(recipe, run, settings, out=out, targets=targets, scoring=scoring)
     if chosen.report is None:
-        return _make(recipe, run, settings, out, targets)
-    if targets == recipe_push_targets(recipe):  # whose branch may be called after the step
+        return _make(chosen.recipe, run, settings, out, targets)
+    if targets == recipe_push_targets(
+        run.settled(recipe.farthest)
+    ):  # its branch may be called after the step
         targets = recipe_push_targets(chosen.recipe)
     made = _make(chosen.recipe, run, settings, out, targets, chosen.addition)
     places = made.places if chosen.place is None else (*made.places, chosen.place)

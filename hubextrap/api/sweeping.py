@@ -26,10 +26,10 @@ from hubextrap.evaluation.curve import draw_sweep, drawing_problem
 from hubextrap.evaluation.sweep_report import GridPoint, SweepResult, report_sweep, sweep_markdown
 from hubextrap.evaluation.table import LAST, TARGET
 from hubextrap.foreign_data import parse_json
-from hubextrap.methods import MAX_STEP
 from hubextrap.opening import Run
 from hubextrap.output_files import file_problem
 from hubextrap.progress import Progress, SilentProgress
+from hubextrap.recipe.models import one_by_one
 from hubextrap.trajectory import Checkpoint
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from hubextrap.clocks import ClockChoice
     from hubextrap.evaluation.options import Backend
     from hubextrap.recipe import EvaluateSection, Recipe
     from hubextrap.scans import Scan
-    from hubextrap.trajectory import Trajectory
 
 RESULTS_FILE, TABLES_FILE = "sweep.json", "sweep.md"
 CURVE_FILE = "sweep.png"
@@ -64,6 +64,7 @@ def sweep(
     damping: Sequence[float] = (),
     settings: MergeOptions | None = None,
     scan: Scan | Path | str | None = None,
+    clock: ClockChoice | None = None,
     progress: Progress | None = None,
     **where: Unpack[Where],
 ) -> SweepResult:
@@ -75,10 +76,11 @@ def sweep(
     Args:
         recipe: its evaluate section says which tasks.
         out: the folder for results and for what goes on later; may be there from an earlier sweep.
-        horizons: steps to predict as multiples of the observed way, both counted from the first checkpoint;
-            the recipe's own targets if empty.
+        horizons: how far to predict, (target − last)/(last − first) on the clock; the recipe's own targets if
+            empty.
         damping: shares of the way from the last checkpoint to the prediction; the recipe's own if empty.
         scan: of the recipe's checkpoints, or its file: what it knows is not read again.
+        clock: what time is counted by, instead of what the recipe says.
         where: device, dtype and backend of the evaluation.
 
     Raises:
@@ -86,17 +88,18 @@ def sweep(
         HubExtrapError: see `prepare` and `Harness`; the folder cannot be written.
     """
     progress, settings = progress or SilentProgress(), merge_options(settings)
-    section = _section(recipe)
+    section, recipe = _section(recipe), recipe.with_clock(clock)
     check_weights(recipe)
     with Run.of(recipe, settings.reading, scan=scan, progress=progress) as run:
+        recipe = run.settled(recipe)
         against = Against.pinned(recipe, section, run)
-        recipes = _grid(recipe, run.trajectory, horizons, damping)
+        recipes = _grid(recipe, run, horizons, damping)
         run.check_scan_counts(recipes)
         harness = Harness(EvaluationOptions.of(section, **where), progress)
         folder = _folder(Path(out))  # made when nothing else is wrong
         kept, measured_with = Kept(folder / "measured"), harness.fingerprint()
         pins = [pin_of(checkpoint) for checkpoint in run.trajectory.checkpoints]
-        points = [point_of(each, run.steps, pins, measured_with) for each in recipes]
+        points = [point_of(each, run, pins, measured_with) for each in recipes]
         own = _own(harness, run, pins[-1], kept, progress)
         todo = _todo(points, kept, own)
         making = Making(recipe, run, settings, folder, pins, list(todo.values()))
@@ -160,33 +163,24 @@ def _is_sweep(out: Path) -> bool:
     return all(is_new_name(name) or _KEPT.fullmatch(name) for name in names) and bool(names or not beside)
 
 
-def _grid(
-    recipe: Recipe, trajectory: Trajectory, horizons: Sequence[float], damping: Sequence[float]
-) -> list[Recipe]:
+def _grid(recipe: Recipe, run: Run, horizons: Sequence[float], damping: Sequence[float]) -> list[Recipe]:
     """A recipe with one target and one damping for each point."""
-    first, last = trajectory.base.step, trajectory.last.step
-    way = last - first
-    if wrong := [value for value in horizons if not 1 <= value <= (MAX_STEP - first) / max(way, 1)]:
-        raise RecipeError(
-            f"--horizons {wrong[0]:g}: a multiple of the observed way has to be at least 1, which is step "
-            f"{last}, and the step at most {MAX_STEP}"
-        )
     if wrong := [value for value in damping if not 0 <= value <= 1]:
         raise RecipeError(f"--damping {wrong[0]:g}: has to be from 0 (the last checkpoint) to 1 (no damping)")
     if damping and {rule.method for rule in recipe.rules} == {"persistence"}:
         raise RecipeError("--damping has no effect on persistence, which is the last checkpoint already")
-    steps = dict.fromkeys(round(first + way * horizon) for horizon in horizons)
-    steps = steps or dict.fromkeys(recipe.target_steps)
-    parameters = recipe.parameters.model_copy(update={"max_expected_error": None})
+    targets = [run.target_at(horizon, "--horizons") for horizon in horizons] or one_by_one(recipe)
     return [
         recipe.model_copy(
             update={
-                "parameters": parameters.model_copy(update={"target_step": (step,), "damping": value}),
+                "parameters": recipe.parameters.model_copy(
+                    update={**target, "damping": value, "max_expected_error": None}
+                ),
                 "push": None,
             }
         )
-        for step in steps
-        for value in (dict.fromkeys(damping) or (parameters.damping,))
+        for target in {repr(target): target for target in targets}.values()
+        for value in (dict.fromkeys(damping) or (recipe.parameters.damping,))
     ]
 
 

@@ -13,6 +13,7 @@ from hubextrap.api.answering import Scoring
 from hubextrap.api.choosing import choose_step
 from hubextrap.api.merging import Prediction, destinations, make
 from hubextrap.api.output import check_output, write_files
+from hubextrap.api.planning import recipe_push_targets
 from hubextrap.api.preparing import MergeOptions, merge_options
 from hubextrap.api.staging import held_place
 from hubextrap.durable.atomic import writing
@@ -22,13 +23,14 @@ from hubextrap.logits import recipe_mixture
 from hubextrap.logits.manifest import MANIFEST_FILE, write_manifest
 from hubextrap.opening import Run
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.recipe.walks import TargetWalk
+from hubextrap.recipe.targets import TargetWalk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from typing_extensions import Unpack
 
+    from hubextrap.clocks import ClockChoice
     from hubextrap.evaluation.walk_report import WalkReport
     from hubextrap.hub import PushTarget
     from hubextrap.recipe import Recipe
@@ -49,6 +51,8 @@ class Walking(TypedDict, total=False):
     apply_chat_template: bool
     device: str
     dtype: str
+    clock: ClockChoice
+    """What time is counted by, instead of what the recipe says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +100,14 @@ def walk(
     """
     progress, settings = progress or SilentProgress(), merge_options(settings)
     scoring = Scoring(**{name: how.pop(name) for name in ("device", "dtype") if name in how})
-    recipe = _with_walk(recipe, prompts, dict(how))
+    recipe = _with_walk(recipe.with_clock(how.pop("clock", None)), prompts, dict(how))
     if recipe.space == "logits":
         with Run.of(recipe, settings.reading, scan=scan, progress=progress) as run:
             return _mixed(recipe, run, settings, out, push, scoring)
     targets = destinations(recipe, out, push)
     with Run.of(recipe, settings.reading, scan=scan, progress=progress) as run:
+        if out is None and not targets:
+            targets = recipe_push_targets(run.settled(recipe.farthest))
         made = make(recipe, run, settings, out=out, targets=targets, scoring=scoring)
     made.settle()
     (prediction,) = made.result.predictions
@@ -119,25 +125,21 @@ def _with_walk(recipe: Recipe, prompts: Path | str | None, how: dict[str, Any]) 
                 "write a plain step there, up to which to look"
             )
         return recipe
-    if len(recipe.target_steps) > 1:
-        listed = ", ".join(map(str, recipe.target_steps))
-        raise RecipeError(f"a walk looks up to one target step, and the recipe has several: {listed}")
+    if recipe.target_count > 1:
+        raise RecipeError(f"a walk looks up to one target, and the recipe has {recipe.target_count}")
     if prompts is not None:
         how["prompts"] = str(prompts)
     for name in ("tasks", "include_path"):
         if name in how:
             how[name] = tuple(map(str, how[name]))
     try:
-        target = TargetWalk(up_to=recipe.target_steps[0], **how)
+        target = TargetWalk(up_to=recipe.parameters.target or recipe.target_steps[0], **how)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         said = str(problem.get("ctx", {}).get("error", problem["msg"]))
         place = ".".join(str(part) for part in problem["loc"])
         raise RecipeError(f"{place}: {said}" if place else said) from error
-    parameters = recipe.parameters.model_copy(update={"target_step": target})
-    walking = recipe.model_copy(update={"parameters": parameters})
-    walking._text = ""
-    return walking
+    return recipe.towards({"target_step": target, "target": None})
 
 
 def _mixed(

@@ -10,6 +10,7 @@ import typer
 
 from hubextrap.cli.options import (
     ChatTemplate,
+    Clock,
     CreatePr,
     IncludePath,
     Out,
@@ -84,6 +85,7 @@ def walk(
     private: Private = False,
     create_pr: CreatePr = False,
     scan: ScanFile = None,
+    clock: Clock = None,
     reading: Reading,
     placing: Placing,
     said: Said,
@@ -96,7 +98,7 @@ def walk(
     if push is None:
         why = "goes with --push REPO; of the recipe's push section, private and create_pr say it"
         refuse_idle(ctx, ("private", "create_pr"), why)
-    how = asking.arguments(ctx)
+    how = asking.arguments(ctx) | ({} if clock is None else {"clock": clock})
     loaded = load_recipe(recipe)
     result = api.walk(
         loaded,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from hubextrap.recipe import EvaluateSection
-    from hubextrap.recipe.walks import TargetWalk
+    from hubextrap.recipe.targets import TargetWalk
 
 _GENERATION_TOKENS = 256
 """What lm-eval lets a task that does not say generate."""

@@ -84,7 +84,7 @@ class WalkReport(Part):
 
 def best_of(curve: tuple[WalkPoint, ...]) -> WalkPoint:
     """The point with the highest value, the nearest if several have it."""
-    return max(curve, key=lambda point: (point.value, -point.step))
+    return max(curve, key=lambda point: point.value)  # the first of them
 
 
 def walk_sentence(report: WalkReport) -> str:

@@ -24,6 +24,11 @@ Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
 AsTuple = BeforeValidator(_as_tuple)
 OneOrMoreTexts = Annotated[tuple[Text, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
 OneOrMoreSteps = Annotated[tuple[Step, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+OneOrMoreCounts = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=MAX_STEP)], ...],
+    BeforeValidator(_one_or_more),
+    Field(min_length=1),
+]
 
 
 class RecipeSection(BaseModel):

@@ -1,18 +1,42 @@
-"""A target step that is to be chosen: how far to look, what to ask, and by what."""
+"""Targets that are no plain steps: full-rate steps, and a walk by which the step is chosen."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from hubextrap.recipe.parts import OneOrMoreSteps, OneOrMoreTexts, RecipeSection, Step, Text
+from hubextrap.recipe.parts import OneOrMoreCounts, OneOrMoreSteps, OneOrMoreTexts, RecipeSection, Step, Text
+
+
+class FullRateTarget(RecipeSection):
+    """``parameters.target``: as if the rate had stayed at its peak behind the last checkpoint."""
+
+    full_rate_steps: OneOrMoreCounts
+    """How many updates at the peak rate, the last checkpoint's own state of the schedule left aside."""
+
+    @field_validator("full_rate_steps")
+    @classmethod
+    def _none_twice(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a number of steps twice")
+        return value
+
+
+_STEPS, _SECTION = "target steps", "a section"
+TARGET_KINDS = (_STEPS, _SECTION)
+"""What pydantic puts into the place of a problem in a target, beside the keys."""
+UpTo = Annotated[
+    Annotated[Step, Tag(_STEPS)] | Annotated[FullRateTarget, Tag(_SECTION)],
+    Discriminator(lambda value: _SECTION if isinstance(value, (dict, FullRateTarget)) else _STEPS),
+]
 
 
 class TargetWalk(RecipeSection):
     """``parameters.target_step`` as a section: how far to look, and by what the step is chosen."""
 
-    up_to: Step
+    up_to: UpTo
+    """A step, or full-rate steps from the last checkpoint."""
     by: Literal["own_answers", "correct_answers", "score"] | None = None
     """What is highest at the chosen step: the likelihood of the last checkpoint's greedy answers, or of those
     of its samples that are right; or the share of right answers. None: ``correct_answers`` if ``samples`` is
@@ -33,6 +57,13 @@ class TargetWalk(RecipeSection):
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     """Of the samples."""
     apply_chat_template: bool = False
+
+    @field_validator("up_to")
+    @classmethod
+    def _is_one(cls, value: int | FullRateTarget) -> int | FullRateTarget:
+        if isinstance(value, FullRateTarget) and len(value.full_rate_steps) > 1:
+            raise ValueError("names several numbers of full-rate steps; a walk looks up to one")
+        return value
 
     @model_validator(mode="after")
     def _counts(self) -> TargetWalk:
@@ -58,10 +89,7 @@ class TargetWalk(RecipeSection):
         return self.by or ("own_answers" if self.samples is None else "correct_answers")
 
 
-_STEPS, _WALK = "target steps", "a walk"
-TARGET_KINDS = (_STEPS, _WALK)
-"""What pydantic puts into the place of a problem in a target, beside the keys."""
 Target = Annotated[
-    Annotated[OneOrMoreSteps, Tag(_STEPS)] | Annotated[TargetWalk, Tag(_WALK)],
-    Discriminator(lambda value: _WALK if isinstance(value, (dict, TargetWalk)) else _STEPS),
+    Annotated[OneOrMoreSteps, Tag(_STEPS)] | Annotated[TargetWalk, Tag(_SECTION)],
+    Discriminator(lambda value: _SECTION if isinstance(value, (dict, TargetWalk)) else _STEPS),
 ]
