@@ -82,7 +82,7 @@ def run(
     if output is not None:
         _check_output(recipe.farthest, section, output)
     harness = None if section is None else Harness(EvaluationOptions.of(section), progress)
-    made, mixtures = Made(MergeResult(()), ()), []
+    mixtures: list[Mixture] = []
     with Run.of(recipe, settings.reading, scan=scan, progress=progress) as opened:
         recipe = opened.settled(recipe)
         far = opened.settled(recipe.farthest)
@@ -93,11 +93,7 @@ def run(
         if recipe.space == "weights":
             made = make(recipe, opened, settings, out=out, targets=recipe_push_targets(far))
         else:
-            chosen = choose_step(recipe, opened, settings, out=None, targets=())
-            steps = chosen.recipe.target_steps
-            mixtures = [recipe_mixture(chosen.recipe, target_step=step, run=opened) for step in steps]
-            places = () if chosen.place is None else (chosen.place,)
-            made = Made(MergeResult((), chosen.report), places)
+            made, mixtures = _mixed(recipe, opened, settings)
     predictions = made.result.predictions
     tables: tuple[EvaluationTable, ...] = ()
     if harness is not None and against is not None:
@@ -110,6 +106,15 @@ def run(
             raise
     made.settle()
     return RunResult(predictions, tables, made.result.walk)
+
+
+def _mixed(recipe: Recipe, opened: Run, settings: MergeOptions) -> tuple[Made, list[Mixture]]:
+    """What logits are mixed of, at the steps that the recipe names or its walk chooses."""
+    chosen = choose_step(recipe, opened, settings, out=None, targets=())
+    steps = chosen.recipe.target_steps
+    mixtures = [recipe_mixture(chosen.recipe, target_step=step, run=opened) for step in steps]
+    places = () if chosen.place is None else (chosen.place,)
+    return Made(MergeResult((), chosen.report), places), mixtures
 
 
 def _evaluated(

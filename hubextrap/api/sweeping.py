@@ -100,8 +100,7 @@ def sweep(
         kept, measured_with = Kept(folder / "measured"), harness.fingerprint()
         pins = [pin_of(checkpoint) for checkpoint in run.trajectory.checkpoints]
         points = [point_of(each, run, pins, measured_with) for each in recipes]
-        own = _own(harness, run, pins[-1], kept, progress)
-        todo = _todo(points, kept, own)
+        todo = _todo(points, kept, own := _own(harness, run, pins[-1], kept, progress))
         making = Making(recipe, run, settings, folder, pins, list(todo.values()))
         if missing := making.missing:
             making.prepared(missing, read_weights=False)  # refuses what cannot be made before any is measured
@@ -114,8 +113,7 @@ def sweep(
         _measure(point, making, harness, kept, own)
     shutil.rmtree(folder / "predictions", ignore_errors=True)
     measurements += [_measured(point, kept) for point in points]
-    grid = [point.grid if own is None else own.told(point) for point in points]
-    result = report_sweep(harness.table(measurements), grid)
+    result = report_sweep(harness.table(measurements), _told(points, own))
     _save(result, folder, {point.grid.label: point.recipe for point in points}, progress)
     return result
 
@@ -266,10 +264,14 @@ class _Own:
         return float(found["value"])
 
     def told(self, point: Point) -> GridPoint:
-        """The point with its change."""
         before = self.score(self.key_of(None), self.last.last)
         after = float(self.last.kept.get(self.key_of(point))["value"])
         return point.grid.model_copy(update={"own_answers": after - before})
+
+
+def _told(points: Sequence[Point], own: _Own | None) -> list[GridPoint]:
+    """The points, with the change of own answers."""
+    return [point.grid if own is None else own.told(point) for point in points]
 
 
 def _own(harness: Harness, run: Run, pin: str, kept: Kept, progress: Progress) -> _Own | None:
