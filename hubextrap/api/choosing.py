@@ -20,7 +20,7 @@ from hubextrap.api.fitting import fit_rules
 from hubextrap.api.grid import Kept, Making, Point, point_of
 from hubextrap.api.output import check_output, output_sizes
 from hubextrap.api.preparing import Addition, prepare
-from hubextrap.api.staging import held_place, walk_place
+from hubextrap.api.staging import held_place, may_be_finished, remove_leftover, walk_place
 from hubextrap.digests import sha256_of_json
 from hubextrap.durable.places import check_place
 from hubextrap.errors import EvaluationError, HubExtrapError, MethodError, RecipeError, StepError
@@ -176,6 +176,8 @@ def choose_step(
     scoring = scoring or Scoring()
     scoring = Scoring(chosen_device(scoring.device), scoring.dtype)
     place = walk_place(recipe, out, targets)
+    if out is not None and not may_be_finished(out):
+        remove_leftover(out)
     if recipe.space == "weights":
         far = ahead.recipes[-1]
 
