@@ -125,6 +125,18 @@ class Ahead:
         left_out = (f"the walk leaves step {each.step} out: {each.reason}" for each in self.left_out)
         return (cost, f"the walk looks at the last checkpoint and at steps {steps}", *left_out)
 
+    def problems(self, prepared: Prepared, place: Path) -> list[HubExtrapError]:
+        """What would keep the predictions that are measured from lying in a place of their own."""
+        sizes = output_sizes(prepared.plan, prepared.beside.files)
+        names = [f"{recipe.target_steps[0]:064}" for recipe in self.recipes]
+        try:
+            check_place(place)
+            if not place.exists():  # what lies there takes its part of the room
+                check_output(place / "merged", dict.fromkeys(names, sizes))
+        except HubExtrapError as error:
+            return [error]
+        return []
+
 
 def look_ahead(recipe: Recipe, run: Run) -> Ahead | None:
     """What the recipe's walk will do; None where it names its steps.
@@ -182,7 +194,7 @@ def choose_step(
         far = ahead.recipes[-1]
 
         def check(prepared: Prepared) -> None:
-            refuse([*problems_beforehand(prepared, out, targets), *walk_problems(ahead, prepared, place)])
+            refuse([*problems_beforehand(prepared, out, targets), *ahead.problems(prepared, place)])
 
         prepare(far, run, settings, read_weights=False, check=check)
     for line in ahead.notes():
@@ -193,19 +205,6 @@ def choose_step(
         shutil.rmtree(place / "predictions", ignore_errors=True)
     chosen = {one.target_steps[0]: one for one in ahead.recipes}.get(report.chosen)
     return Chosen(_staying(recipe, report) if chosen is None else chosen, report, place)
-
-
-def walk_problems(ahead: Ahead, prepared: Prepared, place: Path) -> list[HubExtrapError]:
-    """What would keep the predictions that are measured from lying beside the output."""
-    sizes = output_sizes(prepared.plan, prepared.beside.files)
-    names = [f"{recipe.target_steps[0]:064}" for recipe in ahead.recipes]
-    try:
-        check_place(place)
-        if not place.exists():  # what lies there takes its part of the room
-            check_output(place / "merged", dict.fromkeys(names, sizes))
-    except HubExtrapError as error:
-        return [error]
-    return []
 
 
 def _nearer(recipe: Recipe, run: Run, end: float) -> list[Recipe]:
