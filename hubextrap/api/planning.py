@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from hubextrap.api.choosing import Ahead
+    from hubextrap.api.looking import Ahead
     from hubextrap.hub.target import RemoteState
     from hubextrap.opening import Run
     from hubextrap.progress import Progress
@@ -125,7 +125,7 @@ def plan(
 
 
 def _ahead(recipe: Recipe, run: Run) -> Ahead | None:
-    from hubextrap.api.choosing import look_ahead  # imports what evaluates
+    from hubextrap.api.looking import look_ahead  # imports what evaluates
 
     return look_ahead(recipe, run)
 
