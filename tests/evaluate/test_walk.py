@@ -255,6 +255,58 @@ def test_a_walk_that_was_stopped_measures_nothing_twice(
     assert not (tmp_path / ".out.walk").exists()
 
 
+def test_what_a_kill_at_the_very_end_leaves_goes_with_the_next_call(
+    recipe_for: Callable[..., Recipe], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, place = tmp_path / "out", tmp_path / ".out.walk"
+    with monkeypatch.context() as patch:
+        patch.setattr("hubextrap.api.merging.Made.settle", load_nothing)
+        with pytest.raises(KeyboardInterrupt):
+            walk(recipe_for(240), prompts, out=out, **CPU)
+    before = weights(out)
+    assert place.is_dir()
+    (tmp_path / ".out.partial").rename(tmp_path / "gone")  # it is removed first
+    with pytest.raises(OutputError, match="out: is there already and not empty"):
+        walk(recipe_for(240), prompts, out=out, **CPU)
+    assert not place.exists()
+    assert weights(out) == before
+
+
+def test_a_walk_whose_output_is_whole_measures_nothing_and_writes_nothing_again(
+    recipe_for: Callable[..., Recipe], prompts: Path, tmp_path: Path, scored: list[float]
+) -> None:
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hubextrap.api.merging.Made.settle", load_nothing)
+        with pytest.raises(KeyboardInterrupt):
+            walk(recipe_for(240), prompts, out=out, **CPU)
+    before, count = (out / "model.safetensors").stat().st_mtime_ns, len(scored)
+    assert walk(recipe_for(240), prompts, out=out, **CPU).folder == out
+    assert ((out / "model.safetensors").stat().st_mtime_ns, len(scored)) == (before, count)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "prompts.jsonl"]
+
+
+def test_full_rate_steps(
+    recipe_for: Callable[..., Recipe], trajectory: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """Of 200 steps of a rate that falls to 0 at step 250, 120 were at the full rate."""
+    section = {
+        "repo": str(trajectory),
+        "steps": {"max": 200},
+        "clock": {"schedule": "linear", "total_steps": 250},
+    }
+    target = {"up_to": {"full_rate_steps": 60}, "prompts": str(prompts)}
+    report = merge(recipe_for(target, trajectory=section), out=tmp_path / "out").walk
+    assert report is not None
+    assert [point.step for point in report.curve] == [200, 212, 224, 242, 260]
+    assert [point.horizon for point in report.curve] == pytest.approx([0, 0.1, 0.2, 0.35, 0.5], abs=0.01)
+    again = parse_recipe(read_provenance(tmp_path / "out" / "hubextrap.json").recipe)
+    assert again.parameters.target is not None
+    plain = recipe_for(300, trajectory=section).model_copy(update={"parameters": again.parameters})
+    merge(plain, out=tmp_path / "merged")
+    assert weights(tmp_path / "out") == weights(tmp_path / "merged")
+
+
 def load_nothing(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
