@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hubextrap.api.outlook import look_ahead
+from hubextrap.api.outlook import outlooks_of
 from hubextrap.digests import sha256_of_json
 from hubextrap.durable.atomic import read_sealed, write_sealed
 
@@ -42,7 +42,7 @@ def outlooks(points: Iterable[_Predicted], run: Run, folder: Path, remedy: str) 
         said: dict[str, Any] = {"expected_relative_error": None, "trusted_up_to": None}
         place = folder / f"{sha256_of_json(['outlook', point.key])}.json"
         if table is not None:
-            (outlook,) = look_ahead(point.recipe, run, table, dtypes)
+            (outlook,) = outlooks_of(point.recipe, run, table, dtypes)
             trusted = None if outlook.trusted is None else outlook.trusted.said
             said = {"expected_relative_error": outlook.expected.relative_error, "trusted_up_to": trusted}
             write_sealed(place, said, remedy=remedy)

@@ -6,13 +6,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.cli.progress import format_bytes, format_memory
-from hubextrap.cli.terminal import tell
+from hubextrap.cli.terminal import console, tell
 from hubextrap.foreign_text import OwnLines
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from hubextrap.api import PlanReport, Prediction
+    from hubextrap.evaluation.walk_report import WalkReport
     from hubextrap.hub import PushResult, PushTarget
 
 LISTED = 40
@@ -109,6 +110,13 @@ def trust_in_words(horizon: float, up_to: str) -> str:
     if not horizon:
         return f"the past trusts the method nowhere beyond {up_to}"
     return f"the past trusts the method up to {up_to}, horizon {horizon:g}"
+
+
+def print_walk(report: WalkReport) -> None:
+    """The curve, and what was chosen."""
+    from hubextrap.evaluation.walk_report import walk_rich
+
+    console().print(walk_rich(report))
 
 
 def push_line(target: PushTarget, result: PushResult) -> str:
