@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hubextrap.clocks import STEPS, Timeline
 from hubextrap.errors import MethodError
 from hubextrap.methods import longest_horizon
-from hubextrap.regrounding.jumps import Window, check_rule, joined_gram, joined_steps, snapshot_steps
+from hubextrap.regrounding.jumps import Timing, Window, check_rule, joined_gram, joined_steps, snapshot_steps
 from hubextrap.statistics import BacktestCandidate, GramTable, backtest_table, expect_of_last, is_rounded
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def judge_jump(
     max_error: float | None = MAX_ERROR,
     probed: bool = False,
     dtypes: Iterable[str] = (),
+    timing: Timing | None = None,
 ) -> Judgement:
     """Backtest ``rule`` on the windows at hand, and decide on a jump of n steps from the end of the last.
 
@@ -72,21 +74,26 @@ def judge_jump(
             log.
         probed: whether a probe will judge the jump after it was made.
         dtypes: of the snapshots, as safetensors names them: with 16 bits, rounding is told from training.
+        timing: of these windows and n, where steps are not the clock.
 
     Raises:
         StepError, MethodError: as `jump_coefficients` does for the windows and the rule's name.
     """
+    timing = timing or Timing(tuple(windows), STEPS, n)
     steps = joined_steps(windows)
     check_rule(rule)
+    if timing.refusal is not None:
+        return Judgement(False, timing.refusal, None, None)
     if not _moved(windows[-1], snapshot_steps(windows), gram):
         reason = "the last window moved no weight, so there is no line to jump along"
         return Judgement(False, reason, None, None)
     joined = joined_gram(windows, gram)
     names = tuple(f"{index}" for index in range(len(joined)))
-    table = GramTable(steps, names, np.zeros(len(joined), dtype=np.int64), joined)
+    table = GramTable(steps, names, np.zeros(len(joined), dtype=np.int64), joined, timing.clock)
+    times, ahead = table.times, timing.ahead
     backtest = _backtest_error(table, rule, dtypes)
-    expected = _expected_error(table, n, rule, dtypes)
-    horizon, longest = n / steps[-1], longest_horizon(steps)
+    expected = _expected_error(table, ahead, rule, dtypes)
+    horizon, longest = ahead / times[-1], longest_horizon(times)
     if expected is None and horizon <= longest:  # shorter than all that was rehearsed
         expected = backtest
     if max_error is None:
@@ -97,7 +104,7 @@ def judge_jump(
         return Judgement(False, "the first window: there is no earlier one to backtest on", None, None)
     if expected is None:
         reason = (
-            f"n = {n} is {horizon:.3g} times the {steps[-1]} steps of training at hand, and they have "
+            f"n = {n} is {horizon:.3g} times the {_length(times)} of training at hand, and they have "
             f"rehearsed no horizon like it (at most {longest:.3g}); choose a smaller n or a larger m"
         )
         return Judgement(False, reason, backtest, None)
@@ -141,8 +148,13 @@ def _backtest_error(table: GramTable, rule: str, dtypes: Iterable[str]) -> float
     return next((row.error for row in rows if (row.last_step, row.target_step) == table.steps[-2:]), None)
 
 
-def _expected_error(table: GramTable, n: int, rule: str, dtypes: Iterable[str]) -> float | None:
-    if n < 1:
+def _expected_error(table: GramTable, ahead: float, rule: str, dtypes: Iterable[str]) -> float | None:
+    if not ahead > 0:
         return None
     rounded = is_rounded(table, dtypes)
-    return expect_of_last((check_rule(rule),), table, table.steps[-1] + n, rounded).relative_error
+    return expect_of_last((check_rule(rule),), table, table.times[-1] + ahead, rounded).relative_error
+
+
+def _length(times: Sequence[float]) -> str:
+    full_rate = isinstance(times, Timeline)
+    return f"{times[-1]:.4g} full-rate steps" if full_rate else f"{times[-1]} steps"
