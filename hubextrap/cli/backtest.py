@@ -52,7 +52,7 @@ def _print(reference: str, found: Backtest) -> None:
     counts = pair_counts(found)
     table = Table(box=None, pad_edge=False)
     table.add_column("method", overflow="fold")
-    for heading, count in zip(horizon_classes(found.steps), counts, strict=True):
+    for heading, count in zip(horizon_classes(found), counts, strict=True):
         table.add_column(f"{heading}: {count}", justify="right")
     for heading in ("worst", "expected", *(["total"] if found.rounded else [])):
         table.add_column(heading, justify="right")
@@ -96,7 +96,7 @@ def _advice(found: Backtest) -> list[str]:
         lines.append(f"trust it little: its mean error is above {TRUSTED:g} at every horizon")
     else:
         lines.append(
-            f"trust it up to step {verdict.reach_step:,.0f}, horizon {verdict.reach:g}: that near, "
+            f"trust it up to {verdict.reach_in_words}, horizon {verdict.reach:g}: that near, "
             f"{verdict.failures} of {verdict.trials} predictions were worse than doing nothing; farther, "
             "evaluate before any use"
         )

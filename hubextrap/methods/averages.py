@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def average(steps: Sequence[int], target_step: float, *, last: int | None = None) -> NDArray[np.float64]:
+def average(steps: Sequence[float], target_step: float, *, last: int | None = None) -> NDArray[np.float64]:
     """The mean of the last checkpoints, wherever the target is.
 
     Args:
@@ -34,7 +34,7 @@ def average(steps: Sequence[int], target_step: float, *, last: int | None = None
     return sum_to_one(result)
 
 
-def ema(steps: Sequence[int], target_step: float, *, decay: float = 0.9) -> NDArray[np.float64]:
+def ema(steps: Sequence[float], target_step: float, *, decay: float = 0.9) -> NDArray[np.float64]:
     """The exponential moving average over the checkpoints in order, wherever the target is.
 
     It starts at the first checkpoint, and each later one moves it: mean ← decay·mean + (1 − decay)·W_k.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hubextrap.clocks import in_words
 from hubextrap.errors import MethodError
 from hubextrap.methods.rehearsal import Rehearsals, longest_horizon, rehearse, squared_distances
 
@@ -21,7 +22,7 @@ RIDGE = 0.2
 """Ridge penalty in units of the mean diagonal: towards 0, which is the last checkpoint itself."""
 
 
-def calibrated(steps: Sequence[int], target_step: float, gram: NDArray[np.float64]) -> NDArray[np.float64]:
+def calibrated(steps: Sequence[float], target_step: float, gram: NDArray[np.float64]) -> NDArray[np.float64]:
     """The last checkpoint plus what each of three lines has been worth so far.
 
     Displacements Σ_m β_m·d_m, where d_m are those of the least-squares lines through the last checkpoint over
@@ -49,7 +50,7 @@ def calibrated(steps: Sequence[int], target_step: float, gram: NDArray[np.float6
 
 
 @cache
-def slopes(steps: tuple[int, ...]) -> NDArray[np.float64]:
+def slopes(steps: tuple[float, ...]) -> NDArray[np.float64]:
     """(K, M, K): for every checkpoint taken as the last, M slopes per step as weights of the checkpoints.
 
     Row [j, m] is the slope of the least-squares line through checkpoint j over the checkpoints up to j that
@@ -68,7 +69,7 @@ def slopes(steps: tuple[int, ...]) -> NDArray[np.float64]:
 
 
 def leave_one_out(
-    steps: Sequence[int], rehearsals: Rehearsals, gram: NDArray[np.float64]
+    steps: Sequence[float], rehearsals: Rehearsals, gram: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """(…, R, K): the displacement predicted in each rehearsal by a fit without its origin.
 
@@ -98,21 +99,21 @@ def leave_one_out(
 calibrated.leave_one_out = leave_one_out  # type: ignore[attr-defined]
 
 
-def _beyond_the_past(steps: Sequence[int], target_step: float) -> str:
+def _beyond_the_past(steps: Sequence[float], target_step: float) -> str:
     """What to say of a horizon that no rehearsal is near."""
     if len(steps) < 3:
         return f"calibrating needs three checkpoints, and {len(steps)} are there; add earlier ones"
     way, longest = steps[-1] - steps[0], longest_horizon(steps)
     return (
-        f"step {target_step:g} is {(target_step - steps[-1]) / way:.3g} times the observed way ahead, and "
-        f"the past of this run has seen no horizon near that (at most {longest:.3g}, here up to step "
-        f"{steps[-1] + longest * way:.0f}), so it cannot be calibrated; choose another target, or "
-        "least_squares with window: half and through_last: true"
+        f"{in_words(steps, target_step)} is {(target_step - steps[-1]) / way:.3g} times the observed way "
+        f"ahead, and the past of this run has seen no horizon near that (at most {longest:.3g}, here up to "
+        f"{in_words(steps, round(steps[-1] + longest * way))}), so it cannot be calibrated; choose another "
+        "target, or least_squares with window: half and through_last: true"
     )
 
 
 def _normal_equations(
-    steps: Sequence[int], rehearsals: Rehearsals, directions: NDArray[np.float64], gram: NDArray[np.float64]
+    steps: Sequence[float], rehearsals: Rehearsals, directions: NDArray[np.float64], gram: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(…, R, M, M) and (…, R, M): each rehearsal's share, divided by the sizes of its motions squared.
 

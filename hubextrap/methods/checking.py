@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
+from hubextrap.clocks import in_words, names_of
 from hubextrap.errors import BrokenMethod, MethodError, StepError
 from hubextrap.methods.lines import on_grid, persistence, sum_to_one
 from hubextrap.methods.registry import Method, checked_method, find_method
@@ -33,7 +34,7 @@ Result = TypeVar("Result")
 
 def coefficients(
     method: str,
-    steps: Sequence[int],
+    steps: Sequence[float],
     target_step: float,
     parameters: Mapping[str, object] | None = None,
     *,
@@ -44,8 +45,8 @@ def coefficients(
 
     Args:
         method: a registered name.
-        steps: K observed training steps, strictly increasing.
-        target_step: the step to predict, not before the last observed one.
+        steps: K observed training steps, strictly increasing; or their times (`clocks.Timeline`).
+        target_step: the step to predict, or its time; not before the last observed one.
         parameters: the method's own, by name.
         damping: λ from 0 to 1: the result is (1−λ)·one_hot(last) + λ·c, so 1 leaves the method as it is.
             ``auto``: the λ that would have served the run's own past best.
@@ -109,7 +110,7 @@ def needs_gram_matrix(
 
 def _auto_damping(
     method: str,
-    steps: Sequence[int],
+    steps: Sequence[float],
     target_step: float,
     parameters: Mapping[str, object] | None,
     gram_matrix: NDArray[np.float64],
@@ -128,13 +129,14 @@ def _auto_damping(
             displacements[..., row, :count] = found - persistence(*seen)
     if np.isnan(displacements).all():
         raise MethodError(
-            f"damping: auto has nothing to choose by: {len(steps)} checkpoints up to step {steps[-1]} hold "
-            f"no prediction as far as step {target_step:g}; give a number, or a nearer target"
+            f"damping: auto has nothing to choose by: {len(steps)} checkpoints up to step "
+            f"{names_of(steps)[-1]} hold no prediction as far as {in_words(steps, target_step)}; give a "
+            "number, or a nearer target"
         )
     return best_damping(rehearsals, displacements, denoised_gram(gram_matrix))
 
 
-def check_steps(steps: Sequence[int], target_step: float) -> None:
+def check_steps(steps: Sequence[float], target_step: float) -> None:
     """Refuse steps out of order or twice, and a target before the last one.
 
     Raises:
@@ -144,6 +146,7 @@ def check_steps(steps: Sequence[int], target_step: float) -> None:
         raise StepError("no checkpoints: a prediction needs at least one")
     for before, after in pairwise(steps):
         if after <= before:
+            before, after = (names_of(steps)[steps.index(one)] for one in (before, after))
             raise StepError(
                 f"step {after} follows step {before}: steps have to increase, and none may come twice"
             )
@@ -151,9 +154,9 @@ def check_steps(steps: Sequence[int], target_step: float) -> None:
         raise StepError(f"a step has to be at most {MAX_STEP}: beyond, not every whole number can be told")
     if not math.isfinite(target_step) or target_step < steps[-1]:
         raise StepError(
-            f"target step {target_step:g} is before the last observed step {steps[-1]}; choose "
-            "a later target, or leave out the checkpoints behind it (trajectory.steps.max, where the recipe "
-            "names a run)"
+            f"target {in_words(steps, target_step)} is before the last observed step {names_of(steps)[-1]}; "
+            "choose a later target, or leave out the checkpoints behind it (trajectory.steps.max, where the "
+            "recipe names a run)"
         )
 
 
@@ -169,7 +172,7 @@ def unless_it_cannot(call: Callable[[], Result]) -> Result | None:
 
 def call_plain(
     method: Method,
-    steps: Sequence[int],
+    steps: Sequence[float],
     target_step: float,
     gram_matrix: NDArray[np.float64] | None,
     values: Mapping[str, object],
@@ -188,7 +191,7 @@ def call_plain(
 
 def call_fitted(
     method: Method,
-    steps: Sequence[int],
+    steps: Sequence[float],
     target_step: float,
     gram: NDArray[np.float64],
     values: Mapping[str, object],
@@ -200,7 +203,7 @@ def call_fitted(
 
 def call_leave_one_out(
     method: Method,
-    steps: Sequence[int],
+    steps: Sequence[float],
     rehearsals: Rehearsals,
     gram: NDArray[np.float64],
     values: Mapping[str, object],
@@ -235,7 +238,7 @@ def _called(
     except (Exception, SystemExit) as error:  # somebody else's code may raise anything
         steps = arguments[0]
         raise BrokenMethod(
-            f"{method.name} failed on {len(steps)} checkpoints up to step {steps[-1]} "
+            f"{method.name} failed on {len(steps)} checkpoints up to step {names_of(steps)[-1]} "
             f"({type(error).__name__}: {error}); where it cannot serve, a method has to raise MethodError"
         ) from error
 

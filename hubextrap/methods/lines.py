@@ -2,7 +2,8 @@
 
 Each takes the K steps of the observed checkpoints, in increasing order, and the target step, and returns K
 float64 coefficients c that sum to 1; the prediction is Σ c_k·W_k. Steps are what the checkpoints carry,
-never positions in a list, so irregular spacing is exact.
+never positions in a list, so irregular spacing is exact. Where the learning rate is the clock, they are times
+(`clocks.Timeline`), and only ``base_step`` goes on naming a checkpoint by its step.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from hubextrap.clocks import in_words, names_of
 from hubextrap.errors import MethodError
 from hubextrap.methods.rehearsal import denoised_gram, rehearse, squared_distances
 
@@ -28,7 +30,7 @@ digits with the processor's kernels (by 1e-16 to 1e-11, measured), and every byt
 It moves a prediction by at most half of it per checkpoint, times the distance to that checkpoint."""
 
 
-def persistence(steps: Sequence[int], target_step: float) -> NDArray[np.float64]:
+def persistence(steps: Sequence[float], target_step: float) -> NDArray[np.float64]:
     """The last checkpoint as it is: the baseline that every prediction has to beat."""
     result = np.zeros(len(steps))
     result[-1] = 1.0
@@ -36,7 +38,7 @@ def persistence(steps: Sequence[int], target_step: float) -> NDArray[np.float64]
 
 
 def two_point(
-    steps: Sequence[int],
+    steps: Sequence[float],
     target_step: float,
     *,
     base_step: int | Literal["auto"] | None = None,
@@ -56,30 +58,33 @@ def two_point(
     Raises:
         MethodError: no checkpoint has ``base_step``, it is the last one, or ``auto`` finds no such horizon.
     """
-    earlier = list(steps[:-1])
+    *earlier, last = names_of(steps)
     if not earlier:
         raise MethodError(
-            f"two_point needs two checkpoints, and only step {steps[0]} is there; add an earlier one"
+            f"two_point needs two checkpoints, and only step {last} is there; add an earlier one"
         )
     if base_step == "auto":
         assert gram_matrix is not None
-        base = _best_base(steps, target_step, gram_matrix)
+        place = _best_base(steps, target_step, gram_matrix)
+    elif base_step is None:
+        place = 0
+    elif base_step in earlier:
+        place = earlier.index(base_step)
     else:
-        base = steps[0] if base_step is None else base_step
-    if base not in earlier:
         raise MethodError(
-            f"base_step {base} is not an observed step before the last one ({steps[-1]}); "
+            f"base_step {base_step} is not an observed step before the last one ({last}); "
             f"choose one of {', '.join(map(str, earlier))}"
         )
+    base = steps[place]
     alpha = (target_step - base) / (steps[-1] - base)
     result = np.zeros(len(steps))
-    result[earlier.index(base)] = 1.0 - alpha
+    result[place] = 1.0 - alpha
     result[-1] = alpha
     return result
 
 
 def least_squares(
-    steps: Sequence[int],
+    steps: Sequence[float],
     target_step: float,
     *,
     window: int | Literal["half"] | None = None,
@@ -100,7 +105,8 @@ def least_squares(
     """
     if len(steps) < 2:
         raise MethodError(
-            f"least_squares needs two checkpoints, and only step {steps[0]} is there; add an earlier one"
+            f"least_squares needs two checkpoints, and only step {names_of(steps)[0]} is there; add "
+            "an earlier one"
         )
     if window == "half":
         middle = (steps[0] + steps[-1]) / 2
@@ -123,13 +129,14 @@ def least_squares(
     return sum_to_one(result)
 
 
-def _best_base(steps: Sequence[int], target_step: float, gram_matrix: NDArray[np.float64]) -> int:
-    """The base whose share of the observed way would have done best in the rehearsals."""
+def _best_base(steps: Sequence[float], target_step: float, gram_matrix: NDArray[np.float64]) -> int:
+    """The place of the base whose share of the observed way would have done best in the rehearsals."""
     rehearsals = rehearse(steps, target_step)
     if not len(rehearsals):
         raise MethodError(
-            f"base_step: auto has nothing to choose by: {len(steps)} checkpoints up to step {steps[-1]} "
-            f"hold no prediction as far as step {target_step:g}; give a step, or a nearer target"
+            f"base_step: auto has nothing to choose by: {len(steps)} checkpoints up to step "
+            f"{names_of(steps)[-1]} hold no prediction as far as {in_words(steps, target_step)}; give a "
+            "step, or a nearer target"
         )
     times = np.asarray(steps, dtype=np.float64) - steps[0]
     origins, targets = rehearsals.origins[:, None], rehearsals.targets[:, None]
@@ -150,7 +157,7 @@ def _best_base(steps: Sequence[int], target_step: float, gram_matrix: NDArray[np
     total = weights.sum(axis=0)
     rehearsed = total >= 0.5 * rehearsals.weights.sum()
     means = np.divide((weights * errors).sum(axis=0), total, out=np.full_like(total, np.inf), where=rehearsed)
-    return steps[int(np.argmin(on_grid(means)))]  # of equals the first, not the one that rounding favours
+    return int(np.argmin(on_grid(means)))  # of equals the first, not the one that rounding favours
 
 
 def on_grid(values: NDArray[np.float64] | float) -> NDArray[np.float64]:

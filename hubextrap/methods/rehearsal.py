@@ -2,7 +2,8 @@
 
 A rehearsal is a pair (origin j, target k) of observed checkpoints, j < k: had j been the last, k is what was
 to be predicted. It counts for a prediction when its relative horizon (s_k − s_j)/(s_j − s_0) is near that of
-the prediction. Everything here reads steps and Gram matrices only, and nothing behind the last checkpoint.
+the prediction. Everything here reads steps, or times on another clock, and Gram matrices only, and nothing
+behind the last checkpoint.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Rehearsals:
         return np.asarray(units[self.targets] - units[self.origins])
 
 
-def rehearse(steps: Sequence[int], target_step: float) -> Rehearsals:
+def rehearse(steps: Sequence[float], target_step: float) -> Rehearsals:
     """The rehearsals for predicting ``target_step`` from the K ``steps``; may be none.
 
     Weights fall off with the distance of the horizons, and grow with the step of the origin: what came late
@@ -77,7 +78,7 @@ def rehearse(steps: Sequence[int], target_step: float) -> Rehearsals:
     return Rehearsals(origins[near], targets[near], weights)
 
 
-def most_rehearsals(steps: Sequence[int]) -> int:
+def most_rehearsals(steps: Sequence[float]) -> int:
     """How many `rehearse` gives at most, of whatever first part of these steps and whatever target."""
     times = np.asarray(steps, dtype=np.float64) - steps[0]
     origins, targets = np.triu_indices(len(steps), 1)
@@ -88,7 +89,7 @@ def most_rehearsals(steps: Sequence[int]) -> int:
     return int(within.max(initial=0))
 
 
-def longest_horizon(steps: Sequence[int]) -> float:
+def longest_horizon(steps: Sequence[float]) -> float:
     """The longest relative horizon that the past of K ``steps`` has seen; 0 with fewer than three."""
     if len(steps) < 3:
         return 0.0

@@ -39,7 +39,7 @@ class Rule:
 
     def coefficients(
         self,
-        steps: Sequence[int],
+        steps: Sequence[float],
         target_steps: Sequence[float],
         gram_matrix: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
@@ -65,7 +65,7 @@ class Rule:
             raise MethodError(f"{where}{self.method}: {error}") from error
         return np.stack(rows, axis=-2)
 
-    def check(self, steps: Sequence[int], target_steps: Sequence[int]) -> None:
+    def check(self, steps: Sequence[float], target_steps: Sequence[float]) -> None:
         """Find out what can be found out before any weight is read.
 
         Raises:

@@ -20,7 +20,7 @@ NEGLIGIBLE = 1e-12
 
 
 def low_rank(
-    steps: Sequence[int], target_step: float, *, gram_matrix: NDArray[np.float64], rank: int = 1
+    steps: Sequence[float], target_step: float, *, gram_matrix: NDArray[np.float64], rank: int = 1
 ) -> NDArray[np.float64]:
     """The deltas' projections on their ``rank`` leading directions, each extrapolated by a fitted line.
 

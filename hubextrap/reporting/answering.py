@@ -95,7 +95,7 @@ def _reach(verdict: BacktestVerdict) -> str:
     if verdict.reach is None:
         return "Trust it little: already at the shortest horizon its errors are large."
     return (
-        f"Trust it up to step {verdict.reach_step:,.0f}: as far ahead, {verdict.failures or 'none'} of "
+        f"Trust it up to {verdict.reach_in_words}: as far ahead, {verdict.failures or 'none'} of "
         f"{_times(verdict.trials, 'rehearsal')} did worse than the last checkpoint."
         + (" That is few to judge by." if verdict.trials < FEW_TRIALS else "")
         + " Beyond, only an evaluation can tell."

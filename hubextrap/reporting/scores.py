@@ -40,7 +40,7 @@ def draw_backtest(figure: Figure, backtest: Backtest) -> None:
     axes.annotate("1: the last checkpoint", (0.99, 1), (0, 3), ("axes fraction", "data"), "offset points",
                   ha="right", va="bottom", fontsize=9, zorder=20,
                   bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})  # fmt: skip
-    titles = [title.replace(" (", "\n(") for title in horizon_classes(backtest.steps)]
+    titles = [title.replace(" (", "\n(") for title in horizon_classes(backtest)]
     axes.set_xticks(range(len(seen)), [titles[place] for place in seen])
     axes.set_xlim(-0.2, len(seen) - 0.8)
     measured = "mean relative error" + " of the signal" * backtest.rounded

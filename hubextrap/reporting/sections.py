@@ -95,7 +95,7 @@ def _accuracy(number: int, accuracy: Accuracy) -> Section:
 
 def _backtest(backtest: Backtest) -> Section:
     counts = pair_counts(backtest)
-    classes = zip(horizon_classes(backtest.steps), counts, strict=True)
+    classes = zip(horizon_classes(backtest), counts, strict=True)
     titles, total = [f"{title}: {count}" for title, count in classes], ["total"] * backtest.rounded
     return Section(
         "backtest",

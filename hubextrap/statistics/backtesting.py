@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hubextrap.errors import MethodError
+from hubextrap.clocks import STEPS
+from hubextrap.errors import ClockError, MethodError
 from hubextrap.methods import (
     Rule,
     coefficients,
@@ -35,6 +36,7 @@ from hubextrap.statistics.calibration import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from hubextrap.clocks import Clock
     from hubextrap.methods import Rehearsals
     from hubextrap.statistics.calibration import Past
     from hubextrap.statistics.table import GramTable
@@ -72,7 +74,7 @@ class BacktestRow:
     last_step: int
     target_step: int
     horizon: float
-    """(target − last)/(last − first)."""
+    """(target − last)/(last − first) on the clock, as it was known at the last step."""
     relative_error: float
     expected_relative_error: float | None
     """What the checkpoints up to ``last_step`` alone let expect; None when they could not say."""
@@ -109,6 +111,10 @@ class Backtest:
     """Steps whose checkpoints do not differ, see `GramTable.same_weights`."""
     base_step: int | None
     """Where a line through two checkpoints should begin, to reach half as far again as was observed."""
+    clock: Clock = STEPS
+    """By which horizons are measured."""
+    unforeseen: tuple[int, ...] = ()
+    """Last steps from which some target's time could not be told, so that there is no row of it."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -144,8 +150,8 @@ def backtest_table(
 ) -> Backtest:
     """Predict every observed checkpoint from every earlier one that has a past, by every candidate.
 
-    Nothing is read but the table, and nothing behind an origin enters its coefficients or expectations.
-    Where a candidate cannot serve, it has no row.
+    Nothing is read but the table, and nothing behind an origin enters its coefficients or expectations: a
+    target's time is what the clock said of it then. Where a candidate cannot serve, it has no row.
 
     Args:
         tried: `candidates` when None.
@@ -156,35 +162,71 @@ def backtest_table(
     """
     tried = candidates() if tried is None else tried
     rounded = is_rounded(table, dtypes)
-    steps, count = table.steps, len(table.steps)
-    pairs = {
-        (last, target): rehearse(steps[: last + 1], steps[target])
-        for last in range(1, count - 1)
-        for target in range(last + 1, count)
-    }
+    times, count = table.times, len(table.steps)
+    pairs, unforeseen = [], []
+    for last in range(1, count - 1):
+        for target in range(last + 1, count):
+            time = _foreseen(table, last, target)
+            if time is None:
+                unforeseen.append(table.steps[last])
+            else:
+                pairs.append(_Pair(last, target, time, rehearse(times[: last + 1], time)))
     rows = [row for candidate in tried for row in _rows_of(candidate, table, pairs, rounded)]
     share, same = float(rounding_share(table.total())), table.same_weights()
-    return Backtest(steps, tuple(rows), share, rounded, same, _best_base(table))
+    return Backtest(
+        table.steps,
+        tuple(rows),
+        share,
+        rounded,
+        same,
+        _best_base(table),
+        table.clock,
+        tuple(dict.fromkeys(unforeseen)),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pair:
+    """What is to be predicted from where."""
+
+    last: int
+    target: int
+    time: float
+    """The target's, as the clock had it at the last checkpoint."""
+    rehearsals: Rehearsals
+
+
+def _foreseen(table: GramTable, last: int, target: int) -> float | None:
+    """When the target was going to be, on the table's clock; None where that could not be told."""
+    times, steps = table.times, table.steps
+    known = table.clock.known_at(steps[last])
+    try:
+        own, time = known.times(steps[: last + 1]), known.time_of(steps[target])
+    except ClockError:
+        return None
+    if own != times[: last + 1]:  # in units of the largest rate of that time
+        time = times[last] + (time - own[-1]) * (times[last] - times[0]) / (own[-1] - own[0])
+    return time if time > times[last] else None
 
 
 def _best_base(table: GramTable) -> int | None:
-    steps = table.steps
-    target = steps[-1] + (steps[-1] - steps[0]) / 2
+    times = table.times
+    target = times[-1] + (times[-1] - times[0]) / 2
     try:
-        found = coefficients("two_point", steps, target, {"base_step": "auto"}, gram_matrix=table.total())
+        found = coefficients("two_point", times, target, {"base_step": "auto"}, gram_matrix=table.total())
     except MethodError:
         return None
-    return steps[int(np.flatnonzero(found)[0])]
+    return table.steps[int(np.flatnonzero(found)[0])]
 
 
-def backtest_memory(steps: Sequence[int]) -> int:
-    """Bytes that a backtest of these steps takes beside the table."""
+def backtest_memory(steps: Sequence[float]) -> int:
+    """Bytes that a backtest of these steps, or times, takes beside the table."""
     count, most = len(steps), most_rehearsals(steps)
     of_pairs = sum((count - 1 - last) * min(most, last * (last - 1) // 2) for last in range(1, count - 1))
     return 8 * (3 + 4) * of_pairs + max(FIT_MEMORY, _bytes_of_tensor(steps))
 
 
-def _bytes_of_tensor(steps: Sequence[int]) -> int:
+def _bytes_of_tensor(steps: Sequence[float]) -> int:
     """What one tensor takes: all predictions, and what is rehearsed at one origin."""
     count = len(steps)
     return 8 * count * (count * count // 2 + FIT_COPIES * max(count, most_rehearsals(steps)))
@@ -194,7 +236,6 @@ def _bytes_of_tensor(steps: Sequence[int]) -> int:
 class _Sums:
     """Squares of one prediction over the tensors so far."""
 
-    rehearsals: Rehearsals
     rehearsed: NDArray[np.float64]
     """As `rehearsed_squares` has them."""
     total: NDArray[np.float64]
@@ -203,26 +244,23 @@ class _Sums:
 
 
 def _rows_of(
-    candidate: BacktestCandidate, table: GramTable, pairs: Mapping[tuple[int, int], Rehearsals], rounded: bool
+    candidate: BacktestCandidate, table: GramTable, pairs: Sequence[_Pair], rounded: bool
 ) -> Iterator[BacktestRow]:
     """The rows of one candidate, in the order of the pairs."""
-    steps, first = table.steps, FirstMatch(candidate.rules)
-    sums = {
-        pair: _Sums(rehearsals, np.zeros((4, len(rehearsals))), np.zeros(2), np.zeros(2))
-        for pair, rehearsals in pairs.items()
-    }
-    for some in table.parts(max(1, FIT_MEMORY // _bytes_of_tensor(steps))):
+    steps, times, first = table.steps, table.times, FirstMatch(candidate.rules)
+    sums = {pair: _Sums(np.zeros((4, len(pair.rehearsals))), np.zeros(2), np.zeros(2)) for pair in pairs}
+    for some in table.parts(max(1, FIT_MEMORY // _bytes_of_tensor(times))):
         _add(sums, pasts(first, some), rounded)
-    for (last, target), found in sums.items():
+    for pair, found in sums.items():
         error = _relative(found.total)
         if error is None:
             continue
-        expected = expectation(found.rehearsed, found.rehearsals, rounded)
+        expected = expectation(found.rehearsed, pair.rehearsals, rounded)
         yield BacktestRow(
             candidate.name,
-            steps[last],
-            steps[target],
-            (steps[target] - steps[last]) / (steps[last] - steps[0]),
+            steps[pair.last],
+            steps[pair.target],
+            (pair.time - times[pair.last]) / (times[pair.last] - times[0]),
             error,
             expected.total,
             _relative(found.signal) if rounded else None,
@@ -230,28 +268,29 @@ def _rows_of(
         )
 
 
-def _add(sums: dict[tuple[int, int], _Sums], parts: Sequence[Past], rounded: bool) -> None:
+def _add(sums: dict[_Pair, _Sums], parts: Sequence[Past], rounded: bool) -> None:
     """Add what some tensors come to; a pair that the candidate cannot predict goes."""
-    steps = parts[0].steps
+    count = len(parts[0].steps)
     grams = [part.gram for part in parts]
     hindsight = [leading_subspace(gram) for gram in grams] if rounded else []
     fitted: list[NDArray[np.float64]] = []
     fitted_to = -1
-    for (last, target), found in tuple(sums.items()):
+    for pair, found in tuple(sums.items()):
+        last = pair.last
         if last != fitted_to:
             fitted, fitted_to = [denoised_gram(gram[:, : last + 1, : last + 1]) for gram in grams], last
-        motion = np.zeros((1, len(steps)))
-        motion[0, [last, target]] = -1.0, 1.0
-        moves = [part.displacement(last, steps[target], own) for part, own in zip(parts, fitted, strict=True)]
+        motion = np.zeros((1, count))
+        motion[0, [last, pair.target]] = -1.0, 1.0
+        moves = [part.displacement(last, pair.time, own) for part, own in zip(parts, fitted, strict=True)]
         errors = [moved[:, None] - motion for moved in moves if moved is not None]
         if len(errors) < len(parts):
-            del sums[last, target]
+            del sums[pair]
             continue
         found.total += sum(squares(one, motion, gram)[:, 0] for one, gram in zip(errors, grams, strict=True))
         if rounded:
             both = zip(errors, hindsight, strict=True)
             found.signal += sum(squares(one, motion, gram)[:, 0] for one, gram in both)
-        found.rehearsed += rehearsed_squares(parts, last, found.rehearsals, rounded, fitted)
+        found.rehearsed += rehearsed_squares(parts, last, pair.rehearsals, rounded, fitted)
 
 
 def _relative(sums: NDArray[np.float64]) -> float | None:

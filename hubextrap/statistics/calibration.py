@@ -53,16 +53,16 @@ class Expectation:
 class Past:
     """The rehearsals of one rule on some tensors of a trajectory."""
 
-    def __init__(self, rule: Rule, steps: Sequence[int], gram: NDArray[np.float64]) -> None:
+    def __init__(self, rule: Rule, steps: Sequence[float], gram: NDArray[np.float64]) -> None:
         """
         Args:
-            steps: K.
+            steps: K, or their times.
             gram: (N, K, K), one Gram matrix per tensor.
 
         Raises:
             MethodError: no such method, or wrong parameters.
         """
-        self.rule, self.steps, self.gram = rule, tuple(steps), gram
+        self.rule, self.steps, self.gram = rule, steps, gram
         self._method = checked_method(rule.method, rule.parameters)
         self.undamped = replace(rule, damping=1.0)
         self._known: dict[tuple[int, float], NDArray[np.float64] | None] = {}
@@ -159,7 +159,7 @@ def pasts(first: FirstMatch, table: GramTable) -> list[Past]:
         if (index := first(name)) is not None:
             rows[index].append(row)
     both = zip(first.rules, rows, strict=True)
-    return [Past(rule, table.steps, table.gram[taken]) for rule, taken in both if taken]
+    return [Past(rule, table.times, table.gram[taken]) for rule, taken in both if taken]
 
 
 def is_rounded(table: GramTable, dtypes: Iterable[str]) -> bool:
@@ -174,28 +174,28 @@ def is_rounded(table: GramTable, dtypes: Iterable[str]) -> bool:
     return short and float(rounding_share(table.total())) >= sum(ROUNDED) / 2
 
 
-def expect_of_last(rules: Sequence[Rule], table: GramTable, target_step: float, rounded: bool) -> Expectation:
-    """What all checkpoints say of predicting ``target_step``."""
-    rehearsals, first = rehearse(table.steps, target_step), FirstMatch(rules)
+def expect_of_last(rules: Sequence[Rule], table: GramTable, target: float, rounded: bool) -> Expectation:
+    """What all checkpoints say of predicting a time on the table's clock."""
+    rehearsals, first = rehearse(table.times, target), FirstMatch(rules)
     sums = np.zeros((4, len(rehearsals)))
-    for some in table.parts(tensors_at_once(table.steps, [target_step])):
+    for some in table.parts(tensors_at_once(table.times, [target])):
         parts = pasts(first, some)
         fitted = [denoised_gram(part.gram) for part in parts]
         sums += rehearsed_squares(parts, len(table.steps) - 1, rehearsals, rounded, fitted)
     return expectation(sums, rehearsals, rounded)
 
 
-def fit_memory(steps: Sequence[int], targets: Iterable[float]) -> int:
+def fit_memory(steps: Sequence[float], targets: Iterable[float]) -> int:
     """Bytes that fitting to a table of these steps takes beside the table."""
     return max(FIT_MEMORY, _bytes_of_tensor(steps, targets))
 
 
-def tensors_at_once(steps: Sequence[int], targets: Iterable[float]) -> int:
+def tensors_at_once(steps: Sequence[float], targets: Iterable[float]) -> int:
     """How many tensors to fit at the same time: `fit_memory` holds them."""
     return max(1, FIT_MEMORY // _bytes_of_tensor(steps, targets))
 
 
-def _bytes_of_tensor(steps: Sequence[int], targets: Iterable[float]) -> int:
+def _bytes_of_tensor(steps: Sequence[float], targets: Iterable[float]) -> int:
     rehearsals = max((len(rehearse(steps, target)) for target in targets), default=0)
     return 8 * FIT_COPIES * len(steps) * max(len(steps), rehearsals)
 

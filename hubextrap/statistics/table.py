@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from hubextrap.clocks import STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+    from hubextrap.clocks import Clock
 
 SCAN_BLOCK = 2**16
 """Elements of a block: the unit in which Gram sums are handed over and added up."""
@@ -31,6 +35,17 @@ class GramTable:
     """(N,)."""
     gram: NDArray[np.float64]
     """(N, K, K): ⟨W_i − W_0, W_j − W_0⟩ of each tensor, W_0 the first checkpoint."""
+    clock: Clock = STEPS
+    """By which horizons are measured; no inner product depends on it."""
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """(K,) on the clock: what methods take for steps.
+
+        Raises:
+            ClockError: as `Clock.times`.
+        """
+        return self.clock.times(self.steps)
 
     def same_weights(self) -> tuple[tuple[int, ...], ...]:
         """Runs of neighbouring steps between which no tensor moved at all."""
@@ -46,7 +61,9 @@ class GramTable:
         """The table in pieces of so many tensors, as what is made of one takes memory; nothing is copied."""
         for start in range(0, len(self.tensors), at_once):
             rows = slice(start, start + at_once)
-            yield GramTable(self.steps, self.tensors[rows], self.elements[rows], self.gram[rows])
+            yield replace(
+                self, tensors=self.tensors[rows], elements=self.elements[rows], gram=self.gram[rows]
+            )
 
     def total(self) -> NDArray[np.float64]:
         """(K, K): the Gram matrix of all tensors taken as one vector."""

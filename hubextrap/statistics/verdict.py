@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from hubextrap.clocks import in_words
 
+if TYPE_CHECKING:
     from hubextrap.statistics.backtesting import Backtest, BacktestRow
 
 HORIZONS = (0.25, 0.5, 1.0)
@@ -45,7 +45,9 @@ class BacktestVerdict:
     reach: float | None
     """The horizon up to which the method stayed of use; None when it did at none."""
     reach_step: float | None
-    """The step that lies so far behind the last one observed."""
+    """The step that lies so far behind the last one observed; None where the clock never gets there."""
+    reach_in_words: str | None
+    """That step, or how many full-rate steps it is away."""
     failures: int
     """Of ``trials``, the predictions within reach that were worse than the last checkpoint."""
     trials: int
@@ -78,7 +80,7 @@ def judge(backtest: Backtest) -> BacktestVerdict:
     ranked = horizon_means(backtest)
     of_best = backtest.shared_rows()[ranked[0].method] if ranked else []
     if _mean_near(of_best) >= 1.0:
-        return BacktestVerdict(None, backtest.base_step, None, None, 0, 0)
+        return BacktestVerdict(None, backtest.base_step, None, None, None, 0, 0)
     reach, within = None, []
     # a horizon of 1 is as far as trust goes
     for end, rows in zip(HORIZONS, _by_horizon(of_best), strict=False):
@@ -93,20 +95,30 @@ def judge(backtest: Backtest) -> BacktestVerdict:
         ranked[0].method,
         backtest.base_step,
         reach,
-        None if reach is None else step_at(backtest.steps, reach),
+        None if reach is None else backtest.clock.step_at(time_at(backtest, reach)),
+        None if reach is None else step_in_words(backtest, reach),
         sum(row.error > 1 for row in within),
         len(within),
     )
 
 
-def step_at(steps: Sequence[int], horizon: float) -> float:
-    """The step that lies a horizon behind the last of ``steps``."""
-    return steps[-1] + horizon * (steps[-1] - steps[0])
+def time_at(backtest: Backtest, horizon: float) -> float:
+    """The time that lies a horizon behind the last checkpoint."""
+    times = backtest.clock.times(backtest.steps)
+    return times[-1] + horizon * (times[-1] - times[0])
 
 
-def horizon_classes(steps: Sequence[int]) -> tuple[str, ...]:
+def step_in_words(backtest: Backtest, horizon: float) -> str:
+    """``step 425``; or how many full-rate steps away it is, where the clock never gets there."""
+    time = time_at(backtest, horizon)
+    if (step := backtest.clock.step_at(time)) is not None:
+        return f"step {step:,.0f}"
+    return in_words(backtest.clock.times(backtest.steps), time)
+
+
+def horizon_classes(backtest: Backtest) -> tuple[str, ...]:
     """What tables call the classes of `HORIZONS`: by their ends, and the steps that these are."""
-    return (*(f"to {end:g} (step {step_at(steps, end):,.0f})" for end in HORIZONS), "farther")
+    return (*(f"to {end:g} ({step_in_words(backtest, end)})" for end in HORIZONS), "farther")
 
 
 def _by_horizon(rows: list[BacktestRow]) -> list[list[BacktestRow]]:
