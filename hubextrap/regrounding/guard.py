@@ -43,12 +43,21 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class ProbeVerdict:
-    """What a probe says of a jump that was made."""
+    """What a probe says of a jump that was made; or what the model's own answers do."""
 
     keep: bool
     n: int
     """How far to jump the next time."""
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What was found of the weights before a jump, or after it; None of what was not asked for."""
+
+    probe: float | None = None
+    own_answers: float | None = None
+    """Mean log-probability of the answers that were drawn before the jump."""
 
 
 def judge_jump(
@@ -72,7 +81,7 @@ def judge_jump(
         gram: (N, K, K) inner products of each tensor's deltas over the K `snapshot_steps`.
         max_error: None refuses nothing but a window without motion; the errors are still computed, for the
             log.
-        probed: whether a probe will judge the jump after it was made.
+        probed: whether a probe, or the model's own answers, will judge the jump after it was made.
         dtypes: of the snapshots, as safetensors names them: with 16 bits, rounding is told from training.
         timing: of these windows and n, where steps are not the clock.
 
@@ -100,7 +109,7 @@ def judge_jump(
         return Judgement(True, "the guard is off", backtest, expected)
     if len(windows) < 2:
         if probed:
-            return Judgement(True, "the first window: only the probe can judge this jump", None, None)
+            return Judgement(True, "the first window: only what is asked after the jump judges it", None, None)
         return Judgement(False, "the first window: there is no earlier one to backtest on", None, None)
     if expected is None:
         reason = (
@@ -141,6 +150,49 @@ def judge_probe(n: int, before: float, after: float, *, margin: float, longest: 
         longer = min(longest, 2 * n)
         return ProbeVerdict(True, longer, f"{said}: a gain above the margin {margin:g}; n {n} → {longer}")
     return ProbeVerdict(True, n, f"{said}: margin {margin:g}")
+
+
+def judge_own_answers(n: int, before: float, after: float) -> ProbeVerdict:
+    """Keep or undo a jump of n steps by how likely the answers are that the weights before it gave.
+
+    Fallen by `FALL` or more undoes it and halves n; nothing makes n grow.
+
+    Args:
+        before: mean log-probability in nats an answer, and ``after`` it.
+
+    Raises:
+        MethodError: the value before is not finite. One after it that is not counts as fallen.
+    """
+    from hubextrap.evaluation.own_answers import FALL
+
+    if not math.isfinite(before):
+        raise MethodError(f"own answers: the weights before the jump give them {before} nats an answer")
+    said = f"own answers {before:.4g} nats an answer before, {after:.4g} after"
+    if not math.isfinite(after) or before - after >= FALL:
+        shorter = max(1, n // 2)
+        return ProbeVerdict(False, shorter, f"{said}: fallen by {FALL:g} or more; n {n} → {shorter}")
+    return ProbeVerdict(True, n, f"{said}: not fallen by {FALL:g}")
+
+
+def judge_after(
+    n: int, before: Values, after: Values, *, margin: float | None, longest: int
+) -> ProbeVerdict | None:
+    """Keep or undo a jump by all that was asked of the weights; None where nothing was.
+
+    Each can undo it. n grows by the probe's gain alone.
+
+    Raises:
+        MethodError: as `judge_probe` and `judge_own_answers` do.
+    """
+    found = []
+    if before.probe is not None and after.probe is not None and margin is not None:
+        found.append(judge_probe(n, before.probe, after.probe, margin=margin, longest=longest))
+    if before.own_answers is not None and after.own_answers is not None:
+        found.append(judge_own_answers(n, before.own_answers, after.own_answers))
+    if not found:
+        return None
+    undoing = [one for one in found if not one.keep]
+    return ProbeVerdict(not undoing, (undoing or found)[0].n, "; ".join(one.reason for one in found))
 
 
 def _backtest_error(table: GramTable, rule: str, dtypes: Iterable[str]) -> float | None:

@@ -38,6 +38,11 @@ class Rates:
             return self.steps * (self.largest / peak) if peak > 0 else float(self.steps)
         return self.total / peak
 
+    @property
+    def in_full_rate_steps(self) -> float:
+        """The same by its own largest rate."""
+        return self.full_rate_steps(self.largest)
+
 
 def differ(least: float, largest: float) -> bool:
     """Whether rates from ``least`` to ``largest`` are more than one constant, and its rounding."""
