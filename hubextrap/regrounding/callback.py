@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 from transformers.trainer_callback import TrainerCallback
 
-from hubextrap.errors import MethodError, OutputError
+from hubextrap.errors import MethodError
 from hubextrap.regrounding.answerer import Answerer
 from hubextrap.regrounding.ending import GramOfSnapshots, after_jump, along, decide, timed
 from hubextrap.regrounding.guard import MAX_ERROR, Values, judge_after
@@ -396,29 +395,13 @@ class ExtrapolationCallback(TrainerCallback):
         folder = Path(str(args.output_dir)) / "reground_ring" / f"rank-{args.process_index}"
         layouts = {name: Layout.of(tensor) for name, tensor in tensors.items()}
         ring = SnapshotRing(layouts, folder if self.snapshots == "disk" else None)
-        needed = 2 * self.windows * ring.snapshot_bytes
-        if needed > self.memory:
-            raise OutputError(
-                f"{2 * self.windows} snapshots of {ring.snapshot_bytes:,} bytes take {needed:,}, above "
-                f"memory={self.memory:,}; raise memory"
-                + (f", choose fewer windows than {self.windows}" if self.windows > 2 else "")
-                + (", or keep them in files with snapshots='disk'" if self.snapshots == "cpu" else "")
-            )
-        if self.snapshots == "disk":
-            Path(str(args.output_dir)).mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(str(args.output_dir)).free
-            if needed > free:
-                raise OutputError(
-                    f"{args.output_dir}: {2 * self.windows} snapshots take {needed:,} bytes per rank, and "
-                    f"the disk has {free:,} free; free some, or choose another output_dir",
-                    file=args.output_dir,
-                )
+        ring.check_room(self.windows, self.memory, Path(str(args.output_dir)))
         return ring
 
     def _settings(self) -> dict[str, object]:
         """What has to be the same in a resumed run; n is where adaptation has taken it."""
-        of_windows = {"m": self.m, "rule": self.rule, "windows": self.windows, "clock": self.clock}
-        return of_windows | {"n": self.n, "max_n": self.max_n}
+        keys = ("m", "rule", "windows", "n", "max_n", "clock")
+        return {key: getattr(self, key) for key in keys}
 
     def _is_sharded(self) -> bool:
         return any(share * world_size() > 1.0 for share in self._shares.values())

@@ -90,6 +90,7 @@ def build(tmp_path: Path) -> Build:
             "max_steps": 16,
             "per_device_train_batch_size": 4,
             "learning_rate": 3e-3,
+            "lr_scheduler_type": "constant",
             "use_cpu": True,
             "report_to": [],
             "save_strategy": "no",
