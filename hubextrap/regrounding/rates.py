@@ -34,9 +34,9 @@ class Rates:
 
     def full_rate_steps(self, peak: float) -> float:
         """Σ of the rates, divided by ``peak``; for a constant rate, the steps to the last bit."""
-        if not self.changed:
-            return self.steps * (self.largest / peak) if peak > 0 else float(self.steps)
-        return self.total / peak
+        if self.changed:
+            return self.total / peak
+        return self.steps * (self.largest / peak) if self.largest > 0.0 else 0.0
 
     @property
     def in_full_rate_steps(self) -> float:
