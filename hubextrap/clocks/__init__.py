@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hubextrap.clocks.clock import STEPS, Clock, StepClock, Timeline, in_words, names_of
+from hubextrap.clocks.clock import STEPS, Clock, ClockChoice, StepClock, Timeline, in_words, names_of
 from hubextrap.clocks.history import RateHistory, read_rate_file, read_trainer_state
 from hubextrap.clocks.rates import RateClock
 from hubextrap.clocks.recognising import Recognised, recognise
@@ -12,6 +12,7 @@ __all__ = [
     "SCHEDULES",
     "STEPS",
     "Clock",
+    "ClockChoice",
     "RateClock",
     "RateHistory",
     "Recognised",
