@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from hubextrap.clocks import schedule_problems
 from hubextrap.recipe.commands import Command, check_command, check_placeholders
 from hubextrap.recipe.models import RecipeSection, Text, WholeRecipe, number_or, repo_id
 
@@ -16,6 +17,18 @@ Count = Annotated[int, Field(ge=1)]
 Limit = Annotated[
     float | Literal["off"], number_or("off", "a number above 0", lambda value: 0 < value < float("inf"))
 ]
+
+
+def _names_a_clock(value: object) -> object:
+    if isinstance(value, dict):
+        if problems := schedule_problems(value):
+            raise ValueError("; ".join(f"{name}: {problem}" for name, problem in problems))
+    elif not isinstance(value, str) or not value:
+        raise ValueError(f"must be auto, steps, learning_rate, a file or a schedule, not {value!r}")
+    return value
+
+
+ClockName = Annotated[str | dict[str, Any], BeforeValidator(_names_a_clock)]
 
 
 class GuardSection(RecipeSection):
@@ -31,6 +44,14 @@ class GuardSection(RecipeSection):
     """Harm above it takes the jump back and halves n; a gain above it doubles n, up to ``longest_jump``."""
     longest_jump: Count | None = None
     """The largest n that gains may lead to; ``jump`` when None."""
+    prompts: Text | None = None
+    """A file with a JSON object per line, ``question`` or ``prompt``: the round's model answers them greedily,
+    and a jump that makes these answers less likely by half a nat an answer or more is taken back, as by a
+    probe."""
+    max_tokens: Count | None = None
+    """Of an answer to ``prompts``."""
+    apply_chat_template: bool = False
+    """Put each of ``prompts`` into the tokenizer's chat template, as the user's message."""
 
     @field_validator("probe")
     @classmethod
@@ -42,9 +63,11 @@ class GuardSection(RecipeSection):
         return value
 
     @model_validator(mode="after")
-    def _probe_is_there(self) -> GuardSection:
+    def _what_they_go_with_is_there(self) -> GuardSection:
         if self.probe is None and {"margin", "shell", "longest_jump"} & self.model_fields_set:
             raise ValueError("margin, shell and longest_jump go with a probe, and there is none")
+        if self.prompts is None and {"max_tokens", "apply_chat_template"} & self.model_fields_set:
+            raise ValueError("max_tokens and apply_chat_template go with prompts, and there are none")
         if self.probe is not None and self.margin is None:
             raise ValueError(
                 "a probe needs a margin, 0 or more: what its score has to change by to count, about twice "
@@ -69,6 +92,10 @@ class RegroundSection(RecipeSection):
     jump: Count
     """n: steps to jump over."""
     rule: Literal["two_point", "anchored", "calibrated"] = "two_point"
+    clock: ClockName = "auto"
+    """What rounds and jumps are measured by: ``steps``; ``learning_rate``, by the trainer_state.json in each
+    round's checkpoint; ``auto``, by that where it is there and the rate really changed; a file of step and
+    learning_rate, or a schedule with its parameters, whose steps are the run's RL steps."""
     iterations: Count | None = None
     max_rl_steps: Count | None = None
     max_represented_steps: Count | None = None

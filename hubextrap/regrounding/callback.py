@@ -94,7 +94,7 @@ class ExtrapolationCallback(TrainerCallback):
             answers are scored. Fallen by half a nat an answer or more, they undo the jump and halve n, as
             the probe's harm does, and beside it; the guard then lets the first window jump. Every rank takes
             part, with the trainer's ``processing_class``.
-        answer_tokens: of one answer, at most; 512 when None.
+        max_tokens: of one answer, at most; 512 when None.
         apply_chat_template: put each prompt into the tokenizer's chat template, as the user's message.
         probe_margin: what the probe's score has to change by to count; needed with a probe: about twice the
             standard error of its score.
@@ -132,7 +132,7 @@ class ExtrapolationCallback(TrainerCallback):
         probe_margin: float | None = None,
         max_n: int | None = None,
         own_answers: Sequence[str] | None = None,
-        answer_tokens: int | None = None,
+        max_tokens: int | None = None,
         apply_chat_template: bool = False,
         clock: WindowClock = "auto",
         moments: Literal["keep", "reset"] = "keep",
@@ -166,8 +166,8 @@ class ExtrapolationCallback(TrainerCallback):
             f"max_n {max_n} has no effect without a probe: only its gain makes n grow",
         )
         _refuse(
-            own_answers is None and (answer_tokens is not None or apply_chat_template),
-            "answer_tokens and apply_chat_template have no effect without own_answers",
+            own_answers is None and (max_tokens is not None or apply_chat_template),
+            "max_tokens and apply_chat_template have no effect without own_answers",
         )
         _refuse(
             own_answers is not None
@@ -179,8 +179,8 @@ class ExtrapolationCallback(TrainerCallback):
             "own_answers: give prompts, each of them text",
         )
         _refuse(
-            answer_tokens is not None and answer_tokens < 1,
-            f"answer_tokens {answer_tokens}: an answer has at least one",
+            max_tokens is not None and max_tokens < 1,
+            f"max_tokens {max_tokens}: an answer has at least one",
         )
         _refuse(clock not in get_args(WindowClock), f"clock {clock!r}: choose auto, steps or learning_rate")
         _refuse(moments not in ("keep", "reset"), f"moments {moments!r}: choose keep or reset")
@@ -189,7 +189,7 @@ class ExtrapolationCallback(TrainerCallback):
         self.probe, self.probe_margin, self.moments = probe, probe_margin, moments
         self.max_n, self.snapshots, self.memory, self.clock = longest, snapshots, memory, clock
         self.own_answers = None if own_answers is None else tuple(own_answers)
-        self.answer_tokens, self.apply_chat_template = answer_tokens, apply_chat_template
+        self.max_tokens, self.apply_chat_template = max_tokens, apply_chat_template
         self.decisions: list[Decision] = []
         """What was decided so far; the same as in the history's file."""
 
@@ -218,7 +218,7 @@ class ExtrapolationCallback(TrainerCallback):
         self._answerer = None
         if self.own_answers is not None:
             self._answerer = Answerer(
-                processing_class, self.own_answers, self.answer_tokens, self.apply_chat_template
+                processing_class, self.own_answers, self.max_tokens, self.apply_chat_template
             )
         tensors = local_tensors(model)
         _refuse(not tensors, "no parameter of the model is trainable: there is nothing to extrapolate")

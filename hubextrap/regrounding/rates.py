@@ -24,8 +24,14 @@ class Rates:
 
     def plus(self, rate: float, steps: int = 1) -> Rates:
         """With so many more updates at one rate."""
-        least = min(self.least, rate) if self.steps else rate
-        return Rates(self.steps + steps, self.total + steps * rate, least, max(self.largest, rate))
+        return self.joined(Rates(steps, steps * rate, rate, rate))
+
+    def joined(self, other: Rates) -> Rates:
+        """These updates and others."""
+        if not (self.steps and other.steps):
+            return self if self.steps else other
+        least, largest = min(self.least, other.least), max(self.largest, other.largest)
+        return Rates(self.steps + other.steps, self.total + other.total, least, largest)
 
     @property
     def changed(self) -> bool:
