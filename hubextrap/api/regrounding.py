@@ -45,9 +45,10 @@ MAY_CHANGE = (
     "reground.max_represented_steps",
     "reground.max_skipped",
     "reground.keep",
+    "reground.clock",  # each decision says its own
 )
-"""Keys that do not decide what the rounds behind a run were."""
-_ADDED = {"reground.clock": "auto", "reground.guard.apply_chat_template": False}
+"""Keys that do not decide what the rounds behind a run were, with those below them."""
+_ADDED = {"reground.guard.apply_chat_template": False}
 """What a run went by that was begun before these keys were there."""
 
 
@@ -198,7 +199,8 @@ def _resumed(
     changed = [
         f"{key} was {_shown(before.get(key))} and is {_shown(values.get(key))}"
         for key in sorted(before.keys() | values.keys())
-        if key not in MAY_CHANGE and before.get(key) != values.get(key)
+        if not f"{key}.".startswith(tuple(f"{one}." for one in MAY_CHANGE))
+        and before.get(key) != values.get(key)
     ]
     if changed:
         if state.round == 1 and not state.is_done("checked"):

@@ -73,6 +73,9 @@ def _names_a_clock(value: object) -> object:
     return value
 
 
+NamesAClock = BeforeValidator(_names_a_clock)
+
+
 def repo_id(remedy: str) -> AfterValidator:
     """Takes owner/name; ``remedy`` ends the message about anything else."""
 
@@ -173,7 +176,7 @@ class TrajectorySection(RecipeSection):
     steps: StepSelection = StepSelection()
     base: Text | None = None
     """The checkpoint of step 0, when it lives elsewhere."""
-    clock: Annotated[str | dict[str, Any], BeforeValidator(_names_a_clock)] = "auto"
+    clock: Annotated[str | dict[str, Any], NamesAClock] = "auto"
     """``auto``, ``steps``, ``learning_rate``, a file of rates, or a schedule with its parameters."""
 
     @model_validator(mode="after")

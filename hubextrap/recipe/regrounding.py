@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from hubextrap.clocks import schedule_problems
 from hubextrap.recipe.commands import Command, check_command, check_placeholders
-from hubextrap.recipe.models import RecipeSection, Text, WholeRecipe, number_or, repo_id
+from hubextrap.recipe.models import NamesAClock, RecipeSection, Text, WholeRecipe, number_or, repo_id
 
 TRAIN_PLACEHOLDERS = ("model", "start_step", "steps", "output")
 PROBE_PLACEHOLDERS = ("model",)
@@ -17,18 +16,6 @@ Count = Annotated[int, Field(ge=1)]
 Limit = Annotated[
     float | Literal["off"], number_or("off", "a number above 0", lambda value: 0 < value < float("inf"))
 ]
-
-
-def _names_a_clock(value: object) -> object:
-    if isinstance(value, dict):
-        if problems := schedule_problems(value):
-            raise ValueError("; ".join(f"{name}: {problem}" for name, problem in problems))
-    elif not isinstance(value, str) or not value:
-        raise ValueError(f"must be auto, steps, learning_rate, a file or a schedule, not {value!r}")
-    return value
-
-
-ClockName = Annotated[str | dict[str, Any], BeforeValidator(_names_a_clock)]
 
 
 class GuardSection(RecipeSection):
@@ -92,7 +79,7 @@ class RegroundSection(RecipeSection):
     jump: Count
     """n: steps to jump over."""
     rule: Literal["two_point", "anchored", "calibrated"] = "two_point"
-    clock: ClockName = "auto"
+    clock: Annotated[str | dict[str, Any], NamesAClock] = "auto"
     """What rounds and jumps are measured by: ``steps``; ``learning_rate``, by the trainer_state.json in each
     round's checkpoint; ``auto``, by that where it is there and the rate really changed; a file of step and
     learning_rate, or a schedule with its parameters, whose steps are the run's RL steps."""
@@ -148,6 +135,12 @@ class RegroundRecipe(WholeRecipe):
 
     reground: RegroundSection
     push: RegroundPushSection | None = None
+
+    def with_clock(self, clock: str | None) -> RegroundRecipe:
+        """The recipe with what was said elsewhere of its clock, if anything was."""
+        if clock is None:
+            return self
+        return self.model_copy(update={"reground": self.reground.model_copy(update={"clock": clock})})
 
     def values(self) -> dict[str, Any]:
         """Every key by its dotted path, defaults included, as JSON values."""

@@ -109,7 +109,9 @@ def judge_jump(
         return Judgement(True, "the guard is off", backtest, expected)
     if len(windows) < 2:
         if probed:
-            return Judgement(True, "the first window: only what is asked after the jump judges it", None, None)
+            return Judgement(
+                True, "the first window: only what is asked after the jump judges it", None, None
+            )
         return Judgement(False, "the first window: there is no earlier one to backtest on", None, None)
     if expected is None:
         reason = (

@@ -246,7 +246,9 @@ class Loop:
         longest = guard.longest_jump or self._section.jump
         verdict = judge_after(decision.n_used, before, after, margin=guard.margin, longest=longest)
         assert verdict is not None
-        self.progress.say(f"round {state.round}: {'kept' if verdict.keep else 'taken back'}: {verdict.reason}")
+        self.progress.say(
+            f"round {state.round}: {'kept' if verdict.keep else 'taken back'}: {verdict.reason}"
+        )
         decision = after_jump(decision, verdict, before, after)
         decision = timed(decision, along(self._passed(state.rates), state.rate, decision))
         return state.after("probed", decision=decision, n=verdict.n)

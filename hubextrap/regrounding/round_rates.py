@@ -11,6 +11,7 @@ from hubextrap.clocks import RateClock, parse_schedule, read_rate_file, read_tra
 from hubextrap.errors import ClockError, HubExtrapError
 from hubextrap.regrounding.rates import Rates
 from hubextrap.tensors import LocalSource
+from hubextrap.timing import STATE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from hubextrap.clocks import RateHistory
     from hubextrap.regrounding.jumps import WindowClock
 
-STATE_FILE = "trainer_state.json"
 NAMED = ("auto", "steps", "learning_rate")
 
 
@@ -43,8 +43,8 @@ def rates_of_round(
 ) -> tuple[Rates | None, float | None]:
     """The rates of the updates from RL step ``first`` on, and the rate that a jump stands for.
 
-    That is the last update's; where the trainer's schedule begins anew in every round, the mean, as what
-    comes is rounds like this one. (None, None) where ``auto`` finds none, with a word why if there is a file.
+    That is the last update's; where the trainer's schedule ends with the round, or begins anew in every one,
+    the mean, as what comes is rounds like this one. (None, None) where ``auto`` finds none, with a word why if there is a file.
 
     Raises:
         ClockError: the rates were asked for, or stated, and do not cover the round.
@@ -92,7 +92,8 @@ def _of_history(history: RateHistory, first: int, steps: int) -> tuple[Rates, fl
             "give a file of step and learning_rate, or steps as the clock"
         )
     rates, rate = _between(RateClock(history), counted_from, counted_from + steps)
-    return rates, rates.total / rates.steps if first and not counted_from else rate
+    anew = history.max_steps == counted_from + steps or (first > 0 and counted_from == 0)
+    return rates, rates.total / rates.steps if anew else rate
 
 
 def _between(clock: RateClock, first: int, last: int) -> tuple[Rates, float]:

@@ -81,6 +81,7 @@ def build(tmp_path: Path) -> Build:
         callback: ExtrapolationCallback | None,
         *,
         model: torch.nn.Module | None = None,
+        tokenizer: Any = None,
         out: str = "run",
         extra: tuple[TrainerCallback, ...] = (),
         last: tuple[TrainerCallback, ...] = (),
@@ -104,6 +105,7 @@ def build(tmp_path: Path) -> Build:
             tiny_model() if model is None else model,
             arguments,
             train_dataset=DATA,
+            processing_class=tokenizer,
             callbacks=[*extra, trained, *([] if callback is None else [callback]), left, *last],
         )
         return Run(trainer, trained, left)

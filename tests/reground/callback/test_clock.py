@@ -245,7 +245,9 @@ def as_older(checkpoint: Path) -> None:
 
 def test_a_checkpoint_of_an_older_version_goes_on_by_steps(build: Any, tmp_path: Path) -> None:
     options = OPTIONS | {"max_steps": 26}
-    build(ExtrapolationCallback(M, N, max_error=5.0), **(options | {"max_steps": 10, "save_steps": 10})).train()
+    build(
+        ExtrapolationCallback(M, N, max_error=5.0), **(options | {"max_steps": 10, "save_steps": 10})
+    ).train()
     as_older(tmp_path / "run" / "checkpoint-10")
     resumed = ExtrapolationCallback(M, N, max_error=5.0)
     resume = {"resume_from_checkpoint": str(tmp_path / "run" / "checkpoint-10")}
