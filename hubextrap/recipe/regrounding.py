@@ -32,9 +32,8 @@ class GuardSection(RecipeSection):
     longest_jump: Count | None = None
     """The largest n that gains may lead to; ``jump`` when None."""
     prompts: Text | None = None
-    """A file with a JSON object per line, ``question`` or ``prompt``: the round's model answers them greedily,
-    and a jump that makes these answers less likely by half a nat an answer or more is taken back, as by a
-    probe."""
+    """A file with a JSON object per line, ``question`` or ``prompt``. The round's model answers greedily;
+    a jump that makes its answers less likely by half a nat an answer or more is taken back."""
     max_tokens: Count | None = None
     """Of an answer to ``prompts``."""
     apply_chat_template: bool = False

@@ -135,7 +135,7 @@ def load_checkpoint(
         ) from error
     if form != FORMAT:
         raise CheckpointMismatch(f"{path}: format {form}, and this version reads {FORMAT}", file=path)
-    # before there was a choice, windows went by steps; auto goes on so with those whose rates it does not know
+    # before there was a choice windows went by steps, as auto lets those whose rates it does not know
     saved.setdefault("clock", "auto" if settings["clock"] == "auto" else "steps")
     for key, value in settings.items():
         if saved.get(key) != value:

@@ -44,7 +44,8 @@ def rates_of_round(
     """The rates of the updates from RL step ``first`` on, and the rate that a jump stands for.
 
     That is the last update's; where the trainer's schedule ends with the round, or begins anew in every one,
-    the mean, as what comes is rounds like this one. (None, None) where ``auto`` finds none, with a word why if there is a file.
+    the mean, as what comes is rounds like this one. (None, None) where ``auto`` finds none; if there is a
+    file, it says why.
 
     Raises:
         ClockError: the rates were asked for, or stated, and do not cover the round.
@@ -60,8 +61,8 @@ def rates_of_round(
             if choice == "auto":
                 return None, None
             raise ClockError(
-                f"clock: learning_rate: there is no {STATE_FILE} in {checkpoint}; let the trainer save it, or "
-                "give a file of step and learning_rate, a schedule, or steps"
+                f"clock: learning_rate: there is no {STATE_FILE} in {checkpoint}; let the trainer save it, "
+                "or give a file of step and learning_rate, a schedule, or steps"
             )
         return _of_history(history, first, steps)
     except HubExtrapError as error:
@@ -88,8 +89,8 @@ def _of_history(history: RateHistory, first: int, steps: int) -> tuple[Rates, fl
         seen = f"go up to step {last}" if history.steps else "are none"
         raise ClockError(
             f"{history.source}: the learning rates in it {seen}, and the round is steps {first + 1} to "
-            f"{first + steps} of the run, or 1 to {steps} of its own; let the trainer log them (logging_steps), "
-            "give a file of step and learning_rate, or steps as the clock"
+            f"{first + steps} of the run, or 1 to {steps} of its own; let the trainer log them "
+            "(logging_steps), give a file of step and learning_rate, or steps as the clock"
         )
     rates, rate = _between(RateClock(history), counted_from, counted_from + steps)
     anew = history.max_steps == counted_from + steps or (first > 0 and counted_from == 0)

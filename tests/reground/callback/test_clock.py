@@ -144,7 +144,7 @@ def test_at_a_constant_rate_no_clock_makes_a_difference(build: Any, assert_same:
 
 def test_steps_are_the_clock_where_they_are_asked_for(build: Any) -> None:
     callback = ExtrapolationCallback(M, N, max_error=None, clock="steps")
-    run, _ = trained(build, callback, **WARM)
+    trained(build, callback, **WARM)
     assert {decision.clock for decision in callback.decisions} == {"steps"}
     first = callback.decisions[0]
     assert first.coefficients == {"*": (-1.5, 2.5)}
@@ -181,7 +181,7 @@ def test_no_jump_where_the_rate_is_0(build: Any, assert_same: Any, caplog: Any) 
 def test_a_window_at_a_rate_of_0_is_no_part_of_the_line(build: Any) -> None:
     """The rates begin with 0, and a window is one update long."""
     callback = ExtrapolationCallback(1, 2, max_error=None, rule="anchored")
-    run, applied = trained(build, callback, lr_scheduler_type="linear", warmup_steps=4, max_steps=8)
+    trained(build, callback, lr_scheduler_type="linear", warmup_steps=4, max_steps=8)
     first, second, third, *_ = callback.decisions
     assert first.reason.startswith("the learning rate was 0 throughout the window")
     assert (first.coefficients, first.full_rate_steps) == (None, 0.0)

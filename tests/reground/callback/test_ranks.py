@@ -129,7 +129,7 @@ def test_all_ranks_answer_and_tell_the_same_time(ranks: list[Seen], kind: str) -
     first, second, *_ = one["decisions"]
     assert (first["action"], second["n_wanted"]) == ("rolled_back", 2000)
     assert first["own_answers_before"] - first["own_answers_after"] >= 0.5
-    # the rates of the optimizer's updates, all of them or (in a loop of one's own) as they are at a step's end
+    # of the optimizer's updates; in a loop of one's own, as they are at a step's end
     rates = [1 - step / 13 for step in range(4)]
     assert first["clock"] == "learning_rate"
     assert first["full_rate_steps"] == pytest.approx(sum(rates[:3]))

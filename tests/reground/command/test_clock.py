@@ -1,10 +1,11 @@
-"""Rounds and jumps by the learning rates that the trainer left beside its checkpoints, or that the user says."""
+"""Rounds and jumps by the learning rates that the trainer left beside its checkpoints, or that are stated."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def run(setting: Setting, **arguments: Any) -> api.RegroundResult:
 
 @pytest.fixture
 def with_rates(setting: Callable[..., Setting]) -> Callable[..., Setting]:
-    """``with_rates(rates, own_steps=…, …)``: the trainer trains, and logs, by these rates of the run's steps."""
+    """``with_rates(rates, own_steps=…, …)``: the trainer goes by these rates and logs them."""
 
     def make(rates: list[float], own_steps: bool = False, **section: Any) -> Setting:
         made = setting(**section)
@@ -53,7 +54,7 @@ def test_a_jump_stands_for_steps_at_the_rate_that_the_trainer_left(with_rates: A
         window = FALLING[4 * number : 4 * number + 4]
         # the area under the entries, a line from one to the next
         edges = [*(FALLING[4 * number - 1 : 4 * number] or window[:1]), *window]
-        area = sum((one + other) / 2 for one, other in zip(edges, edges[1:], strict=False))
+        area = sum((one + other) / 2 for one, other in pairwise(edges))
         assert shares(line) == pytest.approx(4 * (edges[-1] + edges[-2]) / 2 / area, rel=0.02)
     assert history[0]["full_rate_steps"] == pytest.approx(sum(FALLING[:4]) + 4 * FALLING[3], rel=0.05)
     assert "by the learning rate, 4 steps at what it is now are " in history[0]["reason"]
@@ -83,14 +84,14 @@ def test_rounds_at_rates_of_their_own_are_as_long_as_these(with_rates: Any) -> N
         setting = with_rates(
             [0.5] * 4 + [1.0] * 4 + [1.0] * 4, own_steps=own_steps, rule="anchored", iterations=2
         )
-        run(setting, **{})
+        run(setting)
         first, second = setting.history()
         assert first["clock"] == "steps"
         assert first["full_rate_steps"] == 8.0
         assert second["clock"] == "learning_rate"
         # windows of 2 and 4 full-rate steps, a jump of 4: slope over −6 and −4, by least squares
         weights = [-4 * -6 / 52, -4 * -4 / 52]
-        a, b, c, d = second["coefficients"]["*"]
+        a, _, c, _ = second["coefficients"]["*"]
         assert (-a, -c) == pytest.approx((weights[0], sum(weights)), rel=1e-5)
         shutil.rmtree(setting.out)
 
@@ -194,7 +195,7 @@ def test_rates_that_are_not_there_are_an_error_where_they_were_asked_for(
 
 
 def test_steps_of_another_count_are_told_of(with_rates: Any) -> None:
-    """As where the trainer's {steps} are batches: the file's last step is neither the round's nor the run's."""
+    """As where {steps} are batches to the trainer: the file ends at no step of the round's or the run's."""
     setting = with_rates(FALLING, iterations=1)
     run(setting)
     state = setting.out / "round-001" / "output" / "checkpoint-4" / "trainer_state.json"
@@ -228,8 +229,8 @@ def test_a_run_that_was_stopped_knows_what_time_it_is(with_rates: Any, tmp_path:
 
 def test_a_clock_that_is_none_is_refused_with_its_line() -> None:
     text = (
-        "reground:\n  model: m\n  train: t {model} {steps} {output}\n  checkpoint: c\n  window: 4\n  jump: 4\n"
-        "  iterations: 1\n  clock: "
+        "reground:\n  model: m\n  train: t {model} {steps} {output}\n  checkpoint: c\n  window: 4\n"
+        "  jump: 4\n  iterations: 1\n  clock: "
     )
     for clock, said in (
         ("3", "must be auto, steps"),
