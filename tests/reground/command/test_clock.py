@@ -14,12 +14,14 @@ from command_lines import run_main
 from harness import Lines
 
 from hubextrap import api
+from hubextrap.claims import unsealed
+from hubextrap.durable.atomic import write_sealed
 from hubextrap.errors import ClockError, CommandFailed, CorruptFile, MethodError, RecipeError
 from hubextrap.recipe import load_reground_recipe, parse_reground_recipe
 from hubextrap.regrounding.round_rates import rates_of_round
 
 Setting = Any
-FALLING = [1.0 - step / 16 for step in range(13)]
+FALLING = [1.0 - step / 16 for step in range(16)]
 
 
 def run(setting: Setting, **arguments: Any) -> api.RegroundResult:
@@ -225,6 +227,30 @@ def test_a_run_that_was_stopped_knows_what_time_it_is(with_rates: Any, tmp_path:
     score.write_text("1.0\n")
     run(setting)
     assert setting.history() == expected
+
+
+def test_a_run_of_an_older_version_goes_on(with_rates: Any) -> None:
+    """Its state knows nothing of rates, nor its recipe of the keys that came since."""
+    setting = with_rates(FALLING, iterations=2)
+    run(setting)
+    path = setting.out / "state.json"
+    state = unsealed(json.loads(path.read_text()))
+    for key in (
+        "reground.clock",
+        *(f"reground.guard.{key}" for key in ("prompts", "max_tokens", "apply_chat_template")),
+    ):
+        del state["recipe"][key]
+    for part in [state, *state["windows"]]:
+        for key in ("rates", "rate", "passed"):
+            part.pop(key, None)
+    for decision in state["decisions"]:
+        for key in ("clock", "full_rate_steps", "own_answers_before", "own_answers_after"):
+            del decision[key]
+    write_sealed(path, state, indent=1, remedy="")
+    setting.change(iterations=4)
+    result = run(setting)
+    assert [decision.clock for decision in result.decisions] == ["steps"] * 3 + ["learning_rate"]
+    assert [decision.full_rate_steps for decision in result.decisions] == [None] * 4
 
 
 def test_a_clock_that_is_none_is_refused_with_its_line() -> None:
