@@ -16,7 +16,7 @@ from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS
 from hubextrap.errors import CheckpointMismatch, RecipeError, SourceError
 from hubextrap.methods.checking import MAX_STEP, check_steps
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.recipe.models import FullRateTarget
+from hubextrap.recipe.targets import FullRateTarget
 from hubextrap.scans import Scan
 from hubextrap.statistics import GramTable
 from hubextrap.tensors import LocalSource, open_source, read_combinable, read_layouts, ties_embeddings

@@ -6,7 +6,7 @@ taken until then by stand-ins of the same length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,6 +64,8 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
     """
     recipe, run, plan = prepared.recipe, prepared.run, prepared.plan
     read = input_files(plan, run.sources)
+    caveats = (*prepared.caveats, *prepared.addition.caveats)
+    beside = replace(prepared.beside, files={**prepared.beside.files, **prepared.addition.files})
     both = zip(recipe.target_steps, run.target_times(recipe), strict=True)
     for index, (target_step, time) in enumerate(both):
         describe = partial(
@@ -71,7 +73,8 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
             merge_method=recipe.merge_method,
             parameters=recipe.parameters.model_dump(
                 mode="json", exclude={"target_step"}, exclude_defaults=True
-            ),
+            )
+            | prepared.addition.parameters,
             target_step=target_step,
             dtype=recipe.dtype,
             out_dtype=recipe.out_dtype,
@@ -85,7 +88,7 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
             for rule, rows in prepared.fitted.rules
             for glob in rule.match
         ]
-        yield companions_of(run, plan, prepared.beside, describe, rules, prepared.caveats)
+        yield companions_of(run, plan, beside, describe, rules, caveats)
 
 
 def input_files(plan: MergePlan, sources: Sequence[Source]) -> list[list[InputFile]]:

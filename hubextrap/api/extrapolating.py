@@ -10,7 +10,7 @@ import numpy as np
 
 from hubextrap.api.companions import companions_of, input_files
 from hubextrap.api.fingerprint import inputs_fingerprint
-from hubextrap.api.merging import make_in
+from hubextrap.api.making import make_in
 from hubextrap.api.output import check_output, fill_in, output_sizes
 from hubextrap.api.preparing import BESIDE_IN_BASELINE, Beside, plan_outputs
 from hubextrap.api.staging import staged

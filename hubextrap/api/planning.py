@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.api.beforehand import problems_beforehand
+from hubextrap.api.choosing import look_ahead, walk_problems
 from hubextrap.api.output import target_folders
 from hubextrap.api.preparing import MergeOptions, Prepared, opened, prepare
+from hubextrap.api.staging import walk_place
 from hubextrap.errors import HubExtrapError, RecipeError, TrajectoryError
 from hubextrap.hub import PushTarget, check_target
 from hubextrap.hub.outgoing import stale_files
@@ -97,16 +99,22 @@ def plan(
         CheckpointMismatch, CorruptFile, RecipeError: the scan is of no use.
     """
     with opened(recipe, run, settings, scan, progress) as (found_run, how):
-        recipe = found_run.settled(recipe)
-        targets = given_push_targets(recipe, push) or recipe_push_targets(recipe)
+        far = found_run.settled(recipe.farthest)
+        targets = given_push_targets(recipe, push) or recipe_push_targets(far)
         asked = targets if check_push else []
-        known = _beforehand(recipe, found_run.trajectory, out, targets)
+        known = _beforehand(far, found_run.trajectory, out, targets)
         try:
-            known = _on_the_clock(known, recipe, found_run)
+            known = _on_the_clock(known, far, found_run)
             check_destinations(recipe, True, targets)
-            prepared = prepare(recipe, found_run, how, read_weights=False)
+            ahead = look_ahead(recipe, found_run)
+            if ahead is not None:
+                known = replace(known, notes=(*ahead.notes(), *known.notes))
+                far = ahead.recipes[-1]
+            prepared = prepare(far, found_run, how, read_weights=False)
             states: dict[PushTarget, RemoteState] = {}
             found = problems_beforehand(prepared, out, targets, ask=check_push, states=states)
+            if ahead is not None and recipe.space == "weights":
+                found += walk_problems(ahead, prepared, walk_place(recipe, out, targets))
             problems = list(dict.fromkeys(str(problem) for problem in found))
             removals = _removals(states, prepared)
             return _with_merge(known, prepared, problems, removals)
@@ -129,7 +137,7 @@ def recipe_push_targets(recipe: Recipe) -> list[PushTarget]:
             create_pr=section.create_pr,
             message=section.commit_message,
         )
-        for step in recipe.target_steps
+        for step in recipe.farthest.target_steps
     ]
 
 

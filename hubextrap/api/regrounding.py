@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from hubextrap.api.answering import check_prompts, likelihoods
+from hubextrap.api.guarding import check_prompts, likelihoods
 from hubextrap.api.extrapolating import extrapolate, scan_folders
 from hubextrap.api.preparing import MergeOptions, merge_options
 from hubextrap.api.staging import remove_leftover

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
@@ -21,12 +20,10 @@ from hubextrap.cli.options import (
     ScanFile,
     Summary,
     grouped,
+    push_targets,
     refuse_idle,
 )
 from hubextrap.cli.terminal import tell, tell_json
-
-if TYPE_CHECKING:
-    from hubextrap.hub import PushTarget
 
 
 @grouped
@@ -53,7 +50,7 @@ def plan(
     report = api.plan(
         loaded,
         out=out,
-        push=_targets(push),
+        push=push_targets(push),
         check_push=not no_push_check,
         settings=reading.merge_options(),
         scan=scan,
@@ -86,7 +83,7 @@ def merge(
     """Predict the recipe's target step, into a folder (--out) or straight onto the Hub (--push)."""
     from hubextrap import api
     from hubextrap.cli.markdown import append_summary, predictions_markdown
-    from hubextrap.cli.summaries import prediction_as_json, print_prediction
+    from hubextrap.cli.summaries import prediction_as_json, print_prediction, print_walk
     from hubextrap.recipe import load_recipe
 
     if push is None:
@@ -96,7 +93,7 @@ def merge(
     result = api.merge(
         loaded,
         out=out,
-        push=_targets(push, private, create_pr),
+        push=push_targets(push, private, create_pr),
         settings=merging.merge_options(),
         scan=scan,
         progress=said.progress,
@@ -106,6 +103,8 @@ def merge(
     if said.as_json:
         tell_json([prediction_as_json(prediction) for prediction in result.predictions])
         return
+    if result.walk is not None:
+        print_walk(result.walk)
     for prediction in result.predictions:
         print_prediction(prediction)
 
@@ -150,7 +149,7 @@ def run(
     from hubextrap import api
     from hubextrap.cli.eval import print_evaluation
     from hubextrap.cli.markdown import append_summary, evaluation_markdown, predictions_markdown
-    from hubextrap.cli.summaries import prediction_as_json, print_prediction
+    from hubextrap.cli.summaries import prediction_as_json, print_prediction, print_walk
     from hubextrap.recipe import load_recipe
 
     loaded = load_recipe(recipe)
@@ -171,8 +170,11 @@ def run(
                 "predictions": [prediction_as_json(prediction) for prediction in result.predictions],
                 "evaluations": [table.model_dump(mode="json") for table in result.tables],
             }
+            | ({} if result.walk is None else {"walk": result.walk.model_dump(mode="json")})
         )
     else:
+        if result.walk is not None:
+            print_walk(result.walk)
         for prediction in result.predictions:
             print_prediction(prediction)
         for table in result.tables:
@@ -183,9 +185,3 @@ def run(
         from hubextrap.evaluation import check_loss
 
         check_loss(result.tables, max_loss, loaded.evaluate.tasks)
-
-
-def _targets(reference: str | None, private: bool = False, create_pr: bool = False) -> list[PushTarget]:
-    from hubextrap.hub import PushTarget
-
-    return [] if reference is None else [PushTarget.parse(reference, private=private, create_pr=create_pr)]

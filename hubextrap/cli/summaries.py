@@ -6,13 +6,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.cli.progress import format_bytes, format_memory
-from hubextrap.cli.terminal import tell
+from hubextrap.cli.terminal import console, tell
 from hubextrap.foreign_text import OwnLines
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from hubextrap.api import PlanReport, Prediction
+    from hubextrap.evaluation.walk_report import WalkReport
     from hubextrap.hub import PushResult, PushTarget
 
 LISTED = 40
@@ -89,6 +90,13 @@ def _tell_behind(word: str, text: str) -> None:
 
 def _expectation(error: float | None) -> str:
     return "" if error is None else f", expected relative error {error:.3f} (1: the last checkpoint as it is)"
+
+
+def print_walk(report: WalkReport) -> None:
+    """The curve, and what was chosen."""
+    from hubextrap.evaluation.walk_report import walk_rich
+
+    console().print(walk_rich(report))
 
 
 def push_line(target: PushTarget, result: PushResult) -> str:

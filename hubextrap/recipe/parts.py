@@ -1,0 +1,35 @@
+"""What the sections of a recipe consist of."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from hubextrap.methods import MAX_STEP
+
+
+def _as_tuple(value: object) -> object:
+    """Lists become tuples; what is in them is checked strictly afterwards."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _one_or_more(value: object) -> object:
+    """A single value becomes a tuple of one."""
+    return _as_tuple(value) if value is None or isinstance(value, (tuple, list, dict)) else (value,)
+
+
+Text = Annotated[str, Field(min_length=1)]
+Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
+AsTuple = BeforeValidator(_as_tuple)
+OneOrMoreTexts = Annotated[tuple[Text, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+OneOrMoreSteps = Annotated[tuple[Step, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+OneOrMoreCounts = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=MAX_STEP)], ...],
+    BeforeValidator(_one_or_more),
+    Field(min_length=1),
+]
+
+
+class RecipeSection(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
