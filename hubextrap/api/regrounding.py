@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from hubextrap.api.guarding import check_prompts, likelihoods
 from hubextrap.api.extrapolating import extrapolate, scan_folders
+from hubextrap.api.guarding import check_prompts, likelihoods
 from hubextrap.api.preparing import MergeOptions, merge_options
 from hubextrap.api.staging import remove_leftover
 from hubextrap.api.verifying import verify
