@@ -16,11 +16,18 @@ from pydantic import (
     model_validator,
 )
 
-from hubextrap.clocks import schedule_problems
 from hubextrap.digests import sha256_of_json
 from hubextrap.errors import RecipeError
 from hubextrap.methods import Rule
-from hubextrap.recipe.parts import AsTuple, OneOrMoreSteps, OneOrMoreTexts, RecipeSection, Step, Text
+from hubextrap.recipe.parts import (
+    AsTuple,
+    NamesAClock,
+    OneOrMoreSteps,
+    OneOrMoreTexts,
+    RecipeSection,
+    Step,
+    Text,
+)
 from hubextrap.recipe.targets import FullRateTarget, Target, TargetWalk
 from hubextrap.recipe.yaml_nodes import dump_yaml
 
@@ -51,21 +58,6 @@ def number_or(word: str, numbers: str, fits: Callable[[Any], bool]) -> BeforeVal
         return value
 
     return BeforeValidator(check)
-
-
-def _names_a_clock(value: object) -> object:
-    if isinstance(value, dict):
-        if problems := schedule_problems(value):
-            raise ValueError("; ".join(f"{name}: {problem}" for name, problem in problems))
-    elif not isinstance(value, str) or not value:
-        raise ValueError(
-            "must be auto, steps, learning_rate, a file of step and learning_rate, or a schedule: "
-            f"{{schedule: cosine, total_steps: 400}}; not {value!r}"
-        )
-    return value
-
-
-NamesAClock = BeforeValidator(_names_a_clock)
 
 
 def repo_id(remedy: str) -> AfterValidator:
