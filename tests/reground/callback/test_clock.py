@@ -116,6 +116,7 @@ def test_full_rate_steps_are_those_of_the_updates(build: Any, tmp_path: Path, sc
     assert "by the learning rate, 6 steps at what it is now are " in jumped["reason"]
 
 
+@pytest.mark.slow
 def test_auto_goes_by_steps_again_once_a_warm_up_is_over(build: Any) -> None:
     """Its windows kept are two: the warm-up's six updates are in the first two."""
     callback = ExtrapolationCallback(M, N, max_error=None)
@@ -124,7 +125,7 @@ def test_auto_goes_by_steps_again_once_a_warm_up_is_over(build: Any) -> None:
     assert clocks == ["learning_rate"] * 3 + ["steps"] * 3
 
 
-@pytest.mark.parametrize("rule", ["two_point", "calibrated"])
+@pytest.mark.parametrize("rule", ["two_point", pytest.param("calibrated", marks=pytest.mark.slow)])
 def test_at_a_constant_rate_no_clock_makes_a_difference(build: Any, assert_same: Any, rule: Any) -> None:
     found = []
     for clock in ("steps", "auto", "learning_rate"):
@@ -191,7 +192,7 @@ def test_a_window_at_a_rate_of_0_is_no_part_of_the_line(build: Any) -> None:
     assert third.action == "jumped"
 
 
-@pytest.mark.parametrize("rates", [(3e-3, 3e-2), (0.0, 3e-3)])
+@pytest.mark.parametrize("rates", [(0.0, 3e-3), pytest.param((3e-3, 3e-2), marks=pytest.mark.slow)])
 def test_groups_at_rates_of_their_own_have_one_clock(build: Any, rates: tuple[float, float]) -> None:
     """One is ten times the other, or frozen."""
     found = []

@@ -73,6 +73,7 @@ def test_a_schedule_that_begins_anew_in_every_round_stands_for_rounds_like_it(wi
         assert shares(line) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_so_does_one_that_ends_with_each_round(with_rates: Any) -> None:
     """The run's steps are counted on, and the trainer lets each round fall to 0."""
     setting = with_rates([1.0, 0.75, 0.5, 0.25], iterations=1)
@@ -98,6 +99,7 @@ def test_rounds_at_rates_of_their_own_are_as_long_as_these(with_rates: Any) -> N
         shutil.rmtree(setting.out)
 
 
+@pytest.mark.slow
 def test_at_a_constant_rate_all_is_as_without_the_file(with_rates: Any, undisturbed: Setting) -> None:
     setting = with_rates([1.0] * 8, iterations=2)
     run(setting)
@@ -117,6 +119,7 @@ def test_steps_are_the_clock_where_they_are_asked_for(with_rates: Any, undisturb
         assert shares(line) == 1.0
 
 
+@pytest.mark.slow
 def test_a_file_of_rates_and_a_schedule_are_by_the_run_s_steps(
     with_rates: Any, setting: Callable[..., Setting], tmp_path: Path
 ) -> None:
@@ -196,6 +199,7 @@ def test_rates_that_are_not_there_are_an_error_where_they_were_asked_for(
     )
 
 
+@pytest.mark.slow
 def test_steps_of_another_count_are_told_of(with_rates: Any) -> None:
     """As where {steps} are batches to the trainer: the file ends at no step of the round's or the run's."""
     setting = with_rates(FALLING, iterations=1)
