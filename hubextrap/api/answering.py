@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -49,6 +50,7 @@ class LastAnswers:
     samples: int | None = None
     """Answers to each prompt; None is one that is greedy."""
     seed: int = 0
+    _before: weakref.ref[Any] | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -111,10 +113,15 @@ class LastAnswers:
 
         from hubextrap.logits import ExtrapolatedForCausalLM, Mixture
 
-        gc.collect()
+        if self._before is not None and self._before() is not None:
+            gc.collect()  # it holds itself by a circle
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         where: Any = {"dtype": self.scoring.dtype, "device": self.scoring.device}
-        if isinstance(which, Mixture):
-            return ExtrapolatedForCausalLM.from_mixture(which, **where)
-        return load_causal_lm(which, **where)
+        model: Any = (
+            ExtrapolatedForCausalLM.from_mixture(which, **where)
+            if isinstance(which, Mixture)
+            else load_causal_lm(which, **where)
+        )
+        self._before = weakref.ref(model)
+        return model

@@ -7,7 +7,7 @@ and the step is chosen where they are likeliest; or answers are drawn and judged
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -18,13 +18,12 @@ from hubextrap.api.beforehand import problems_beforehand, refuse
 from hubextrap.api.fingerprint import check_unchanged, pin_of
 from hubextrap.api.fitting import fit_rules
 from hubextrap.api.grid import Kept, Making, Point, point_of
-from hubextrap.api.output import check_output, output_sizes
+from hubextrap.api.looking import Ahead, look_ahead, those_that
 from hubextrap.api.preparing import Addition, prepare
-from hubextrap.api.staging import held_place, walk_place
+from hubextrap.api.staging import held_place, may_be_finished, remove_leftover, walk_place
 from hubextrap.digests import sha256_of_json
-from hubextrap.durable.places import check_place
-from hubextrap.errors import EvaluationError, HubExtrapError, MethodError, RecipeError, StepError
-from hubextrap.evaluation.asking import Questions, questions_of
+from hubextrap.durable.places import remove_marked
+from hubextrap.errors import EvaluationError, MethodError
 from hubextrap.evaluation.curve import drawing_problem, walk_picture
 from hubextrap.evaluation.run import chosen_device
 from hubextrap.evaluation.walk_report import (
@@ -38,15 +37,13 @@ from hubextrap.evaluation.walk_report import (
     walk_markdown,
     walk_sentence,
 )
-from hubextrap.extras import require
 from hubextrap.logits import recipe_mixture
 from hubextrap.opening import needs_scan
-from hubextrap.progress import SilentProgress
+from hubextrap.progress import StagesOnly
 from hubextrap.recipe import Parameters
-from hubextrap.recipe.targets import FullRateTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from hubextrap.api.preparing import MergeOptions, Prepared
@@ -55,13 +52,7 @@ if TYPE_CHECKING:
     from hubextrap.logits import Mixture
     from hubextrap.opening import Run
     from hubextrap.recipe import Recipe
-    from hubextrap.recipe.targets import TargetWalk
     from hubextrap.trajectory import Checkpoint
-
-HORIZONS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
-"""Where a walk looks, as far as it is to look: (step − last) / (last − first)."""
-SAMPLES = 4
-"""Answers to each prompt of which the right ones are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,68 +77,6 @@ class Chosen:
         if drawing_problem() is None:
             files[PICTURE_FILE] = walk_picture(self.report)
         return Addition(files, {"walk": self.report.parameters()}, (walk_sentence(self.report),))
-
-
-@dataclass(frozen=True, slots=True)
-class Ahead:
-    """What a walk will do, as far as no weight has to be read for it."""
-
-    walk: TargetWalk
-    questions: Questions
-    recipes: tuple[Recipe, ...]
-    """One for each step, in their order."""
-    left_out: tuple[LeftOut, ...]
-
-    @property
-    def samples(self) -> int | None:
-        """Answers to each prompt; None is one that is greedy."""
-        default = SAMPLES if self.walk.chosen_by == "correct_answers" else None
-        return default if self.walk.samples is None else self.walk.samples
-
-    @property
-    def answers(self) -> int:
-        """That are drawn from one model."""
-        return self.questions.count * (self.samples or 1)
-
-    def notes(self) -> tuple[str, ...]:
-        """What it costs, and where it looks."""
-        places = len(self.recipes) + 1
-        tokens = self.questions.most_tokens * (self.samples or 1)
-        drawn = f"{self.answers:,} answers of at most {tokens:,} tokens in all"
-        if self.walk.chosen_by == "score":
-            cost = f"the walk draws {drawn} at each of {places} steps: at most {tokens * places:,} tokens"
-        else:
-            cost = (
-                f"the walk draws {drawn} from the last checkpoint, and scores them at {places} steps: at "
-                f"most {tokens * places:,} tokens"
-            )
-        steps = ", ".join(str(recipe.target_steps[0]) for recipe in self.recipes)
-        left_out = (f"the walk leaves step {each.step} out: {each.reason}" for each in self.left_out)
-        return (cost, f"the walk looks at the last checkpoint and at steps {steps}", *left_out)
-
-
-def look_ahead(recipe: Recipe, run: Run) -> Ahead | None:
-    """What the recipe's walk will do; None where it names its steps.
-
-    Raises:
-        RecipeError: there is nothing to look at. MethodError, StepError: no step can be predicted.
-        MissingExtra, EvaluationError: what is asked cannot be.
-    """
-    walk = recipe.walk
-    if walk is None:
-        return None
-    if {rule.method for rule in recipe.rules} == {"persistence"}:
-        raise RecipeError("merge_method persistence predicts nothing, so there is no step to choose")
-    far = run.settled(recipe.farthest)
-    (end,) = run.target_times(far)
-    if end <= run.times[-1]:
-        last = run.trajectory.last.step
-        raise RecipeError(f"parameters.target_step.up_to: is not beyond the last checkpoint, step {last}")
-    ways = {way.target_steps: way for way in (*_nearer(recipe, run, end), far)}
-    ways.pop(run.steps[-1:], None)
-    recipes, left_out = _those_that(list(ways.values()), lambda one: _check(one, run))
-    require("logits", "a walk")
-    return Ahead(walk, questions_of(walk, recipe.evaluate), recipes, left_out)
 
 
 def choose_step(
@@ -176,79 +105,46 @@ def choose_step(
     scoring = scoring or Scoring()
     scoring = Scoring(chosen_device(scoring.device), scoring.dtype)
     place = walk_place(recipe, out, targets)
+    if out is not None and not may_be_finished(out):
+        remove_leftover(out)
     if recipe.space == "weights":
         far = ahead.recipes[-1]
 
         def check(prepared: Prepared) -> None:
-            refuse([*problems_beforehand(prepared, out, targets), *walk_problems(ahead, prepared, place)])
+            refuse([*problems_beforehand(prepared, out, targets), *ahead.problems(prepared, place)])
 
         prepare(far, run, settings, read_weights=False, check=check)
     for line in ahead.notes():
         run.progress.say(line)
     with held_place(place, str(out or place.name), run.progress, like=out):
         walking = _Walking(recipe, ahead, run, settings, scoring, place)
-        report = walking.report()
+        try:
+            report = walking.report()
+        except BaseException:
+            if any(place.glob("measured/*.json")):
+                run.progress.say(f"{place}: what was measured is kept; run the same command again to go on")
+            else:
+                remove_marked(place)
+            raise
         shutil.rmtree(place / "predictions", ignore_errors=True)
     chosen = {one.target_steps[0]: one for one in ahead.recipes}.get(report.chosen)
     return Chosen(_staying(recipe, report) if chosen is None else chosen, report, place)
-
-
-def walk_problems(ahead: Ahead, prepared: Prepared, place: Path) -> list[HubExtrapError]:
-    """What would keep the predictions that are measured from lying beside the output."""
-    sizes = output_sizes(prepared.plan, prepared.beside.files)
-    names = [f"{recipe.target_steps[0]:064}" for recipe in ahead.recipes]
-    try:
-        check_place(place)
-        if not place.exists():  # what lies there takes its part of the room
-            check_output(place / "merged", dict.fromkeys(names, sizes))
-    except HubExtrapError as error:
-        return [error]
-    return []
-
-
-def _nearer(recipe: Recipe, run: Run, end: float) -> list[Recipe]:
-    """The recipe for each horizon of the grid before the time ``end``, in the unit that that was given in."""
-    near = run.horizon_at(end)
-    horizons = [horizon for horizon in HORIZONS if near is not None and horizon < near]
-    if recipe.walk is None or isinstance(recipe.walk.up_to, int):
-        return [recipe.towards(run.target_at(horizon, "the walk")) for horizon in horizons]
-    counts = (round(horizon * (run.times[-1] - run.times[0])) for horizon in horizons)
-    targets = [FullRateTarget(full_rate_steps=(count,)) for count in counts if count]
-    return [run.settled(recipe.towards({"target_step": (), "target": target})) for target in targets]
-
-
-def _check(recipe: Recipe, run: Run) -> None:
-    for rule in recipe.rules:
-        rule.check(run.times, run.target_times(recipe))
-
-
-def _those_that(
-    candidates: Sequence[Recipe], check: Callable[[Recipe], object]
-) -> tuple[tuple[Recipe, ...], tuple[LeftOut, ...]]:
-    """Those whose target their method can predict, and the others' steps.
-
-    Raises:
-        MethodError, StepError: it can predict none.
-    """
-    recipes, left_out = [], []
-    refusal: HubExtrapError | None = None
-    for one in candidates:
-        try:
-            check(one)
-        except (MethodError, StepError) as error:
-            refusal = refusal or error
-            left_out.append(LeftOut(step=one.target_steps[0], reason=str(error)))
-        else:
-            recipes.append(one)
-    if not recipes and refusal is not None:
-        raise refusal
-    return tuple(recipes), tuple(left_out)
 
 
 def _staying(recipe: Recipe, report: WalkReport) -> Recipe:
     """The last checkpoint itself as a prediction."""
     stay = {"merge_method": "persistence", "parameters": Parameters(target_step=(report.chosen,))}
     return recipe.farthest.model_copy(update=stay)
+
+
+@contextmanager
+def _unsaid(run: Run) -> Iterator[None]:
+    """What is to be said of a prediction is said of the chosen one, when it is made."""
+    told, run.progress = run.progress, StagesOnly(run.progress)
+    try:
+        yield
+    finally:
+        run.progress = told
 
 
 @dataclass
@@ -321,17 +217,14 @@ class _Walking:
         """Those steps that the method can predict from these weights, and the other ones."""
         recipes = self.ahead.recipes
         if self.recipe.space == "logits":
-            return _those_that(recipes, self._mixture)
+            return those_that(recipes, self._mixture)
         if not needs_scan(self.recipe):
             return recipes, ()
-        with suppress(MethodError):  # it is told below
-            prepare(recipes[0], self.run, self.settings)  # which reads the weights once
-        run, told = self.run, self.run.progress
-        run.progress = SilentProgress()  # what is to be said of a step is said of the chosen one
-        try:
-            return _those_that(recipes, lambda one: fit_rules(one, run, run.layouts, run.known_table()))
-        finally:
-            run.progress = told
+        run = self.run
+        with _unsaid(run):
+            with suppress(MethodError):  # it comes again
+                prepare(recipes[0], run, self.settings)  # which reads the weights once
+            return those_that(recipes, lambda one: fit_rules(one, run, run.layouts, run.known_table()))
 
     def _mixture(self, recipe: Recipe) -> Mixture:
         return recipe_mixture(recipe, run=self.run)
@@ -358,7 +251,8 @@ class _Walking:
             self.run.progress.say(f"{len(keys) - len(missing)} of {len(keys)} steps were measured before")
         making = self._making([point for point in points if point.key in missing])
         if self.recipe.space == "weights":
-            making.merge()
+            with _unsaid(self.run):
+                making.merge()
         tokens = "" if answers is None else f", {len(missing) * answers.tokens:,} tokens"
         each = self.ahead.answers if answers is None else len(answers.answers)
         with self._stage(f"walk{tokens}", len(missing) * each) as stage:
@@ -386,7 +280,8 @@ class _Walking:
         if self.kept.get(key) is None:
             making = self._making([point])
             if self.recipe.space == "weights":
-                making.merge()
+                with _unsaid(self.run):
+                    making.merge()
             model = self.last.load(self._model_of(point, making))
             self.kept.put(key, {"value": self._value(model, None)})
         return float(self.kept.get(key)["value"])

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from hubextrap import engine
 from hubextrap.api.beforehand import card_for, check_weights, problems_beforehand, refuse
-from hubextrap.api.choosing import choose_step
 from hubextrap.api.companions import companions
 from hubextrap.api.fingerprint import merge_fingerprint
 from hubextrap.api.making import make_in, make_outputs
@@ -155,9 +154,11 @@ def make(
         scoring: of the walk that chooses the recipe's step, if one does.
     """
     out = None if out is None else Path(out)
+    if recipe.walk is None:
+        return _make(run.settled(recipe), run, settings, out, targets)
+    from hubextrap.api.choosing import choose_step  # imports what evaluates
+
     chosen = choose_step(recipe, run, settings, out=out, targets=targets, scoring=scoring)
-    if chosen.report is None:
-        return _make(chosen.recipe, run, settings, out, targets)
     if targets == recipe_push_targets(
         run.settled(recipe.farthest)
     ):  # its branch may be called after the step

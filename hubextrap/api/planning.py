@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.api.beforehand import problems_beforehand
-from hubextrap.api.choosing import look_ahead, walk_problems
 from hubextrap.api.output import target_folders
 from hubextrap.api.preparing import MergeOptions, Prepared, opened, prepare
 from hubextrap.api.staging import walk_place
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from hubextrap.api.looking import Ahead
     from hubextrap.hub.target import RemoteState
     from hubextrap.opening import Run
     from hubextrap.progress import Progress
@@ -106,7 +106,7 @@ def plan(
         try:
             known = _on_the_clock(known, far, found_run)
             check_destinations(recipe, True, targets)
-            ahead = look_ahead(recipe, found_run)
+            ahead = None if recipe.walk is None else _ahead(recipe, found_run)
             if ahead is not None:
                 known = replace(known, notes=(*ahead.notes(), *known.notes))
                 far = ahead.recipes[-1]
@@ -114,7 +114,7 @@ def plan(
             states: dict[PushTarget, RemoteState] = {}
             found = problems_beforehand(prepared, out, targets, ask=check_push, states=states)
             if ahead is not None and recipe.space == "weights":
-                found += walk_problems(ahead, prepared, walk_place(recipe, out, targets))
+                found += ahead.problems(prepared, walk_place(recipe, out, targets))
             problems = list(dict.fromkeys(str(problem) for problem in found))
             removals = _removals(states, prepared)
             return _with_merge(known, prepared, problems, removals)
@@ -122,6 +122,12 @@ def plan(
             raise
         except HubExtrapError as error:
             return replace(known, problems=(str(error), *_refusals(asked)))
+
+
+def _ahead(recipe: Recipe, run: Run) -> Ahead | None:
+    from hubextrap.api.looking import look_ahead  # imports what evaluates
+
+    return look_ahead(recipe, run)
 
 
 def recipe_push_targets(recipe: Recipe) -> list[PushTarget]:

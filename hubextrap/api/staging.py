@@ -123,8 +123,7 @@ def push_place(target: PushTarget) -> Path:
 def walk_place(recipe: Recipe, out: Path | None, targets: Sequence[PushTarget]) -> Path:
     """Where a walk keeps what it has measured: beside an output, or else under huggingface_hub's home."""
     if out is not None:
-        place = place_of(out)
-        return place.with_name(f"{place.name.removesuffix('.partial')}.walk")
+        return _walked_beside(place_of(out))
     from huggingface_hub import constants
 
     name = push_place(targets[0]).name if targets else recipe.fingerprint()[:12]
@@ -216,12 +215,23 @@ def remove_leftover(out: Path) -> None:
         return
     remove_strays(place.parent)
     if is_marked(place) and out.is_dir() and not (place / "model").exists():
-        try:
-            lock = lock_folder(place, str(out), lambda line: None)
-        except OutputError:
-            return  # somebody begins there just now
-        remove_marked(place)
-        os.close(lock)
+        _remove_unless_held(place, out)
+    walked = _walked_beside(place)
+    if is_marked(walked) and out.is_dir() and any(out.iterdir()) and not place.exists():
+        _remove_unless_held(walked, out)
+
+
+def _remove_unless_held(place: Path, out: Path) -> None:
+    try:
+        lock = lock_folder(place, str(out), lambda line: None)
+    except OutputError:
+        return  # somebody begins there just now
+    remove_marked(place)
+    os.close(lock)
+
+
+def _walked_beside(place: Path) -> Path:
+    return place.with_name(f"{place.name.removesuffix('.partial')}.walk")
 
 
 def staged_bytes(out: Path) -> int:

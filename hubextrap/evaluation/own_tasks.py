@@ -16,7 +16,6 @@ from hubextrap.evaluation.options import Answering, Format, TaskFile
 from hubextrap.evaluation.scoring import math_answers, means, sample_metrics, text_answers
 from hubextrap.extras import require
 from hubextrap.foreign_data import parse_json
-from hubextrap.hub.side_files import is_utf8
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -200,8 +199,8 @@ def _problem(line: str, where: str, kind: Format | None) -> dict[str, Any]:
     if len(questions) != 1 or not isinstance(questions[0], str):
         raise ValueError(f"{where}: needs one text, in the field question or prompt")
     if kind is None:
-        if not questions[0].strip() or not is_utf8(questions[0]):
-            raise ValueError(f"{where}: the text is empty, or cannot be written as UTF-8")
+        if not questions[0].strip():
+            raise ValueError(f"{where}: the text is empty")
         return {"question": questions[0]}
     answer = found.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):

@@ -114,6 +114,22 @@ OPTIONS: dict[str, dict[str, object]] = {
         "damping": ("still.yaml --out o --damping 0.5", "no effect", "absent --out o --damping 0.5"),
         "device": ("evaluate.yaml --out o --backend vllm --device cpu", "no effect", "absent --out o --device cpu"),
     },
+    "walk": {
+        "scan": ("recipe.yaml --prompts problems.jsonl --out o --scan scan.safetensors", "no effect", "fitted.yaml --prompts absent --out o --scan absent"),
+        **dict.fromkeys(["clock", "out", "push", "memory", "workers", "cache", "device", "dtype", "quiet", "as_json"], ALWAYS),
+        "prompts": ("walk.yaml --out o --prompts problems.jsonl", "the recipe's target_step says how", "recipe.yaml --out o --prompts absent"),
+        "tasks": ("recipe.yaml --prompts problems.jsonl --tasks radd --out o", "either prompts", "recipe.yaml --tasks absent --out o"),
+        "include_path": ("recipe.yaml --prompts problems.jsonl --include-path run --out o", "without tasks", "recipe.yaml --tasks absent --include-path run --out o"),
+        "by": ("walk.yaml --by score --out o", "the recipe's target_step says how", "recipe.yaml --prompts absent --by score --out o"),
+        "samples": ("recipe.yaml --prompts problems.jsonl --by own_answers --samples 2 --out o", "by own_answers", "recipe.yaml --prompts absent --samples 2 --out o"),
+        "answer_format": ("recipe.yaml --prompts problems.jsonl --format math --out o", "by own_answers", "recipe.yaml --prompts absent --samples 2 --format math --out o"),
+        "max_tokens": ("walk.yaml --max-tokens 3 --out o", "the recipe's target_step says how", "recipe.yaml --prompts absent --max-tokens 3 --out o"),
+        "limit": ("walk.yaml --limit 3 --out o", "the recipe's target_step says how", "recipe.yaml --prompts absent --limit 3 --out o"),
+        "seed": ("recipe.yaml --prompts problems.jsonl --seed 0 --out o", "by own_answers", "recipe.yaml --prompts absent --samples 2 --seed 0 --out o"),
+        "chat_template": ("walk.yaml --apply-chat-template --out o", "the recipe's target_step says how", "recipe.yaml --prompts absent --apply-chat-template --out o"),
+        "private": ("recipe.yaml --prompts problems.jsonl --out o --private", "--push", "recipe.yaml --prompts absent --push a/b --private"),
+        "create_pr": ("recipe.yaml --prompts problems.jsonl --out o --create-pr", "--push", "recipe.yaml --prompts absent --push a/b --create-pr"),
+    },
     "reground": dict.fromkeys(["out", "clock", "memory", "workers", "quiet", "as_json"], ALWAYS),
     "generate": {
         "scan": ("logits.yaml x --scan scan.safetensors", "no effect", "logits.yaml x --scan absent"),
@@ -153,6 +169,7 @@ CONDITIONAL = [
 def stage(ground: Ground) -> Ground:
     ground.recipe("mixed.yaml", space="logits", evaluate={"task_files": "problems.jsonl"})
     ground.recipe("fitted.yaml", merge_method="low_rank")
+    ground.recipe("walk.yaml", parameters={"target_step": {"up_to": 60, "prompts": "problems.jsonl"}})
     ground.recipe("still.yaml", merge_method="persistence", evaluate={"task_files": "problems.jsonl"})
     return ground
 
@@ -170,6 +187,11 @@ def test_an_option_counts_or_is_refused(
     taken = run_main(*words.split(), *effective.split(), "--quiet")
     assert taken.code == 1, taken  # something else is wrong with it, so that it costs nothing
     assert said not in taken.err
+
+
+def walked(**target: Any) -> dict[str, Any]:
+    """Sections of a recipe whose step is to be chosen."""
+    return {"parameters": {"target_step": {"up_to": 60} | target}}
 
 
 RECIPE: dict[str, object] = {
@@ -202,6 +224,16 @@ RECIPE: dict[str, object] = {
         {"space": "logits", "parameters": {"target_step": 60, "tensors": [{"match": "*", "method": "ema"}]}},
         "goes with space: weights",
     ),
+    **dict.fromkeys(
+        [f"parameters.target_step.{key}" for key in ("up_to", "by", "prompts", "max_tokens", "limit", "apply_chat_template")],
+        ALWAYS,
+    ),
+    "parameters.target_step.up_to.full_rate_steps": ALWAYS,
+    "parameters.target_step.tasks": (walked(prompts="f", tasks="a"), "either prompts"),
+    "parameters.target_step.include_path": (walked(prompts="f", include_path="x"), "no effect without tasks"),
+    "parameters.target_step.format": (walked(tasks="a", by="score", format="exact"), "no effect on tasks"),
+    "parameters.target_step.samples": (walked(prompts="f", by="own_answers", samples=2), "samples has no effect by own_answers"),
+    "parameters.target_step.seed": (walked(prompts="f", seed=1), "seed has no effect by own_answers"),
     "out_dtype": ({"space": "logits", "out_dtype": "float32"}, "goes with space: weights"),
     "push": ({"space": "logits", "push": {"repo": "a/b"}}, "goes with space: weights"),
     "evaluate.include_path": ({"evaluate": {"task_files": "f", "include_path": "x"}}, "no effect without tasks"),
@@ -333,6 +365,12 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
         "where": (lambda: api.sweep(load_recipe("evaluate.yaml"), "o", device="cpu", backend="vllm"), "no effect"),
     },
     api.sweep_files: {"out": ALWAYS},
+    api.walk: {
+        **dict.fromkeys(["recipe", "out", "push", "settings"], ALWAYS),
+        "prompts": (lambda: api.walk(load_recipe("walk.yaml"), "problems.jsonl", out="o"), "no effect"),
+        "scan": (lambda: api.walk(load_recipe("walk.yaml"), out="o", scan="scan.safetensors"), "no effect"),
+        "how": (lambda: api.walk(load_recipe("walk.yaml"), out="o", limit=3), "no effect"),
+    },
     api.verify: {"reference": ALWAYS},
     find_trajectory: dict.fromkeys(["reference", "options", "named", "pins"], ALWAYS),
     TrajectoryOptions: dict.fromkeys(["pattern", "series", "min_step", "max_step", "steps", "base", "step_scale"], ALWAYS),

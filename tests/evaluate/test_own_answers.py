@@ -84,7 +84,7 @@ def test_samples_are_the_same_each_time_and_leave_nothing_behind(
 
 
 def test_what_ends_an_answer(asked: tuple[Any, Any, list[str]]) -> None:
-    """A text that is to end it, and tokens of the model's generation settings, which are no others' business."""
+    """A text, and tokens of the model's generation settings; their penalties do not count."""
     model, tokenizer, prompts = asked
     whole = draw_answers(model, tokenizer, prompts[:1], max_tokens=LONGEST)
     second = tokenizer.decode(whole.answers[0][1])
