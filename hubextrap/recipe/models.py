@@ -16,11 +16,18 @@ from pydantic import (
     model_validator,
 )
 
-from hubextrap.clocks import schedule_problems
 from hubextrap.digests import sha256_of_json
 from hubextrap.errors import RecipeError
 from hubextrap.methods import Rule
-from hubextrap.recipe.parts import AsTuple, OneOrMoreSteps, OneOrMoreTexts, RecipeSection, Step, Text
+from hubextrap.recipe.parts import (
+    AsTuple,
+    NamesAClock,
+    OneOrMoreSteps,
+    OneOrMoreTexts,
+    RecipeSection,
+    Step,
+    Text,
+)
 from hubextrap.recipe.targets import FullRateTarget, Target, TargetWalk
 from hubextrap.recipe.yaml_nodes import dump_yaml
 
@@ -51,18 +58,6 @@ def number_or(word: str, numbers: str, fits: Callable[[Any], bool]) -> BeforeVal
         return value
 
     return BeforeValidator(check)
-
-
-def _names_a_clock(value: object) -> object:
-    if isinstance(value, dict):
-        if problems := schedule_problems(value):
-            raise ValueError("; ".join(f"{name}: {problem}" for name, problem in problems))
-    elif not isinstance(value, str) or not value:
-        raise ValueError(
-            "must be auto, steps, learning_rate, a file of step and learning_rate, or a schedule: "
-            f"{{schedule: cosine, total_steps: 400}}; not {value!r}"
-        )
-    return value
 
 
 def repo_id(remedy: str) -> AfterValidator:
@@ -151,7 +146,7 @@ class TrajectorySection(RecipeSection):
     steps: StepSelection = StepSelection()
     base: Text | None = None
     """The checkpoint of step 0, when it lives elsewhere."""
-    clock: Annotated[str | dict[str, Any], BeforeValidator(_names_a_clock)] = "auto"
+    clock: Annotated[str | dict[str, Any], NamesAClock] = "auto"
     """``auto``, ``steps``, ``learning_rate``, a file of rates, or a schedule with its parameters."""
 
     @model_validator(mode="after")

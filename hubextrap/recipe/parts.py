@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from hubextrap.clocks import schedule_problems
 from hubextrap.methods import MAX_STEP
 
 
@@ -19,6 +20,18 @@ def _one_or_more(value: object) -> object:
     return _as_tuple(value) if value is None or isinstance(value, (tuple, list, dict)) else (value,)
 
 
+def _names_a_clock(value: object) -> object:
+    if isinstance(value, dict):
+        if problems := schedule_problems(value):
+            raise ValueError("; ".join(f"{name}: {problem}" for name, problem in problems))
+    elif not isinstance(value, str) or not value:
+        raise ValueError(
+            "must be auto, steps, learning_rate, a file of step and learning_rate, or a schedule: "
+            f"{{schedule: cosine, total_steps: 400}}; not {value!r}"
+        )
+    return value
+
+
 Text = Annotated[str, Field(min_length=1)]
 Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
 AsTuple = BeforeValidator(_as_tuple)
@@ -29,6 +42,8 @@ OneOrMoreCounts = Annotated[
     BeforeValidator(_one_or_more),
     Field(min_length=1),
 ]
+NamesAClock = BeforeValidator(_names_a_clock)
+"""Of a text or a mapping."""
 
 
 class RecipeSection(BaseModel):

@@ -137,7 +137,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "private": ("recipe.yaml --prompts problems.jsonl --out o --private", "--push", "recipe.yaml --prompts absent --push a/b --private"),
         "create_pr": ("recipe.yaml --prompts problems.jsonl --out o --create-pr", "--push", "recipe.yaml --prompts absent --push a/b --create-pr"),
     },
-    "reground": dict.fromkeys(["out", "memory", "workers", "quiet", "as_json"], ALWAYS),
+    "reground": dict.fromkeys(["out", "clock", "memory", "workers", "quiet", "as_json"], ALWAYS),
     "generate": {
         "scan": ("logits.yaml x --scan scan.safetensors", "no effect", "logits.yaml x --scan absent"),
         **dict.fromkeys(["max_new_tokens", "temperature", "chat_template", "device", "dtype", "quiet", "as_json"], ALWAYS),
@@ -270,6 +270,8 @@ REGROUND_KEYS: dict[str, object] = {
             "reground.guard",
             "reground.guard.max_error",
             "reground.guard.probe",
+            "reground.guard.prompts",
+            "reground.clock",
             "reground.keep",
             "push",
             "push.repo",
@@ -280,6 +282,8 @@ REGROUND_KEYS: dict[str, object] = {
     "reground.guard.margin": ({"margin": 0.1}, "go with a probe"),
     "reground.guard.shell": ({"shell": False}, "go with a probe"),
     "reground.guard.longest_jump": ({"longest_jump": 8}, "go with a probe"),
+    "reground.guard.max_tokens": ({"max_tokens": 8}, "go with prompts"),
+    "reground.guard.apply_chat_template": ({"apply_chat_template": False}, "go with prompts"),
 }
 
 
@@ -420,6 +424,9 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     },
     ExtrapolationCallback: {
         **dict.fromkeys(["m", "n", "rule", "windows", "max_error", "probe", "moments", "snapshots", "memory"], ALWAYS),
+        **dict.fromkeys(["own_answers", "clock"], ALWAYS),
+        "max_tokens": (lambda: ExtrapolationCallback(4, 4, max_tokens=8), "no effect"),
+        "apply_chat_template": (lambda: ExtrapolationCallback(4, 4, apply_chat_template=True), "no effect"),
         "probe_margin": (lambda: ExtrapolationCallback(4, 4, probe_margin=0.1), "a probe needs one"),
         "max_n": (lambda: ExtrapolationCallback(4, 4, max_n=8), "no effect"),
     },
