@@ -168,6 +168,8 @@ def _recipe(arguments: dict[str, Any]) -> Recipe:
         content = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"push", "evaluate"})
         if "space" in arguments:
             content["space"] = arguments["space"]
+        if recipe.parameters.target is not None:
+            return _of_full_rate(recipe, content, arguments)
         targets = recipe.target_steps
         target = arguments.get("target_step", targets[0] if len(targets) == 1 else None)
         if target not in targets:
@@ -192,6 +194,15 @@ def _recipe(arguments: dict[str, Any]) -> Recipe:
         "parameters": arguments,  # all the rest; the recipe refuses what the method does not take
     }
     return parse_recipe(yaml.safe_dump(content, sort_keys=False), "model_args as a recipe")
+
+
+def _of_full_rate(recipe: Recipe, content: dict[str, Any], arguments: dict[str, Any]) -> Recipe:
+    """That of a recipe whose target is no step."""
+    if "target_step" in arguments or recipe.target_count > 1:
+        raise RecipeError(
+            "model_args: the recipe predicts full-rate steps; give it one number of them, and no target_step"
+        )
+    return parse_recipe(yaml.safe_dump(content, sort_keys=False), str(arguments["recipe"]))
 
 
 class _Said(SilentProgress):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,16 +14,20 @@ from hubextrap.digests import sha256_of_json
 from hubextrap.engine.budget import NO_LIMIT, Budget
 from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS
 from hubextrap.errors import CheckpointMismatch, RecipeError, SourceError
+from hubextrap.methods.checking import MAX_STEP, check_steps
 from hubextrap.progress import Progress, SilentProgress
+from hubextrap.recipe.models import FullRateTarget
 from hubextrap.scans import Scan
 from hubextrap.statistics import GramTable
 from hubextrap.tensors import LocalSource, open_source, read_combinable, read_layouts, ties_embeddings
+from hubextrap.timing import chosen_clock, rates_beside
 from hubextrap.trajectory import Pins, Trajectory, find_recipe_trajectory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from hubextrap.clocks import Clock, ClockChoice, RateHistory
     from hubextrap.engine.scan_plan import ScanPlan
     from hubextrap.recipe import Recipe, TrajectorySection
     from hubextrap.scans.tensor_scan import ScanJournal
@@ -63,11 +67,13 @@ class Run:
         reading: ReadingOptions | None = None,
         *,
         pins: Pins | None = None,
+        clock: ClockChoice = "auto",
         progress: Progress | None = None,
     ) -> None:
         """
         Args:
             pins: with which the checkpoints were found.
+            clock: what time is counted by; see `timing.chosen_clock`.
 
         Raises:
             RecipeError: ``reading`` is of a merge.
@@ -82,6 +88,7 @@ class Run:
         """What a recipe says of the checkpoints, where they were found for one."""
         self.reading = reading or ReadingOptions()
         self.pins = pins or Pins()
+        self._clock_choice = clock
         self.progress = progress or SilentProgress()
         self._opened: dict[int, Source] = {}
         self._closed = False
@@ -96,12 +103,14 @@ class Run:
         reading: ReadingOptions | None = None,
         *,
         scan: Scan | Path | str | None = None,
+        clock: ClockChoice | None = None,
         progress: Progress | None = None,
     ) -> Run:
         """The run that a recipe observes, looked for; or one that was found before.
 
         Args:
             scan: of these checkpoints and maybe of later ones, or its file: it spares a pass over them.
+            clock: what time is counted by, instead of what the recipe says of it.
 
         Raises:
             TrajectoryError: the checkpoints cannot be found, pinned or put in order.
@@ -116,8 +125,11 @@ class Run:
                 _check_counts(given[1], [what])
         pins = Pins()
         found = what if isinstance(what, Trajectory) else find_recipe_trajectory(what, progress, pins=pins)
-        run = cls(found, reading, pins=pins, progress=progress)
-        run.section = None if isinstance(what, Trajectory) else what.trajectory
+        section = None if isinstance(what, Trajectory) else what.trajectory
+        if clock is None:
+            clock = "auto" if section is None else section.clock
+        run = cls(found, reading, pins=pins, clock=clock, progress=progress)
+        run.section = section
         if given is not None:
             run._use(*given)
         return run
@@ -132,6 +144,71 @@ class Run:
     @property
     def steps(self) -> tuple[int, ...]:
         return self.trajectory.steps
+
+    @cached_property
+    def rate_history(self) -> RateHistory | None:
+        """What lies beside the last checkpoint says of the learning rate; None where nothing does."""
+        return rates_beside(self.trajectory, self._source)[0]
+
+    @cached_property
+    def clock(self) -> Clock:
+        """What time is counted by; told of where it is not the step.
+
+        Raises:
+            ClockError: there is no such clock, or it does not go with these checkpoints.
+        """
+        return chosen_clock(self._clock_choice, self.trajectory, self._source, self.progress)
+
+    @cached_property
+    def times(self) -> tuple[float, ...]:
+        """Of the checkpoints: what methods take for steps.
+
+        Raises:
+            ClockError: as `clock`, or nothing was trained between two of them.
+        """
+        return self.clock.times(self.steps)
+
+    def target_times(self, recipe: Recipe) -> tuple[float, ...]:
+        """Those of a recipe's targets, which is `settled`.
+
+        Raises:
+            StepError: a target lies before the last checkpoint.
+            ClockError: the rate up to a target is not known, or is 0 before that.
+        """
+        if (target := recipe.parameters.target) is not None:
+            return tuple(self.times[-1] + count for count in target.full_rate_steps)
+        for step in recipe.target_steps:
+            check_steps(self.steps, step)
+        return tuple(self.clock.time_of(step) for step in recipe.target_steps)
+
+    def settled(self, recipe: Recipe) -> Recipe:
+        """The recipe with the steps that its predictions are called by, where it says full-rate steps too."""
+        return recipe.settled_at(self.steps[-1])
+
+    def horizon_at(self, time: float) -> float | None:
+        """(target − last)/(last − first) on the clock; None where nothing was observed but one checkpoint."""
+        way = self.times[-1] - self.times[0]
+        return (time - self.times[-1]) / way if way else None
+
+    def target_at(self, horizon: float, what: str) -> dict[str, Any]:
+        """A target so far ahead, as ``parameters`` say it: the nearest step; full-rate steps where the clock
+        never gets there.
+
+        Raises:
+            RecipeError: it is behind the last checkpoint, or too far for a step; ``what`` asked for it.
+        """
+        times, last = self.times, self.steps[-1]
+        time = times[-1] + horizon * (times[-1] - times[0])
+        if not horizon >= 0 or not time <= MAX_STEP:
+            raise RecipeError(
+                f"{what} {horizon:g}: a horizon is (target − last)/(last − first), so 0 is step {last}, 1 as "
+                f"far again as was observed, and the step at most {MAX_STEP}; give one from 0 on"
+            )
+        step = self.clock.step_at(time)
+        if step is not None:
+            return {"target_step": (max(round(step), last),), "target": None}
+        count = max(1, round(time - times[-1]))
+        return {"target_step": (last + count,), "target": FullRateTarget(full_rate_steps=(count,))}
 
     @property
     def remote(self) -> bool:
@@ -196,7 +273,7 @@ class Run:
         plan = self.scan_plan.within(Budget(memory, self.reading.workers, self.remote, reserve=afterwards))
         from hubextrap.engine.scan import scan_trajectory  # imports numba, once nothing is wrong any more
 
-        return scan_trajectory(
+        found = scan_trajectory(
             self.trajectory,
             self.sources,
             plan,
@@ -205,6 +282,7 @@ class Run:
             journal=journal,
             progress=self.progress,
         )
+        return replace(found, rates=self.rate_history)
 
     def known_table(self) -> GramTable | None:
         """The Gram matrices, where they are known without a pass over the weights.
@@ -226,7 +304,8 @@ class Run:
         found = self.known_table()
         if found is None:
             self.progress.say(why)
-            found = self._table = self.scan_weights(held=held).gram_table
+            table = self.scan_weights(held=held).gram_table
+            found = self._table = replace(table, clock=self.clock)
         return found
 
     def check_scan_counts(self, recipes: Iterable[Recipe]) -> None:
@@ -275,7 +354,7 @@ class Run:
         rows = [place[tensor] for tensor in sizes]
         count = len(self.steps)
         gram = np.ascontiguousarray(table.gram[rows, :count, :count])
-        return GramTable(self.steps, tuple(sizes), table.elements[rows], gram)
+        return GramTable(self.steps, tuple(sizes), table.elements[rows], gram, self.clock)
 
 
 def needs_scan(recipe: Recipe) -> bool:

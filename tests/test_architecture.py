@@ -21,6 +21,7 @@ LEVELS = (
     ("logits",),
     ("hub",),
     ("opening",),
+    ("timing",),
     ("engine",),
     ("scans",),
     ("statistics",),

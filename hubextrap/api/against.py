@@ -67,6 +67,9 @@ class Against:
 
     def real(self, step: int, progress: Progress) -> Checkpoint | None:
         """The checkpoint that the run itself had left at ``step``; where there is none, says so."""
+        if self.recipe.parameters.target is not None:
+            progress.say("the real checkpoint is not compared: the run had no steps at the peak rate there")
+            return None
         reference = self.recipe.trajectory.repo or "the recipe's list of checkpoints"
         try:
             return real_checkpoint(self.trajectory, step, reference)

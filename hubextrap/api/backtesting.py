@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hubextrap.api.scanning import scan_run
 from hubextrap.errors import RecipeError, StepError
 from hubextrap.opening import ReadingOptions, Run
+from hubextrap.progress import SilentProgress
 from hubextrap.scans import Scan
 from hubextrap.statistics import Backtest, BacktestCandidate, backtest_memory, backtest_table, candidates
+from hubextrap.timing import clock_of_scan
 from hubextrap.trajectory import Trajectory
 
 if TYPE_CHECKING:
+    from hubextrap.clocks import ClockChoice
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
 
@@ -20,6 +24,7 @@ def backtest(
     run: Trajectory | Recipe | Scan,
     *,
     settings: ReadingOptions | None = None,
+    clock: ClockChoice | None = None,
     progress: Progress | None = None,
 ) -> Backtest:
     """Predict every observed checkpoint from every earlier one, by every method, and measure the error.
@@ -27,6 +32,7 @@ def backtest(
     Args:
         run: a scan, from which this takes seconds; or a trajectory or recipe, whose weights are read once. A
             recipe's own rules are tried too, under the name ``recipe``.
+        clock: what time is counted by, instead of what the recipe says; see `timing.chosen_clock`.
 
     Raises:
         StepError: fewer than three checkpoints.
@@ -37,14 +43,15 @@ def backtest(
         if settings is not None:
             raise RecipeError("settings have no effect on a backtest of a scan, which reads no weights")
         found = run
+        chosen = clock_of_scan(clock or "auto", found, progress or SilentProgress())
     else:
         if not isinstance(run, Trajectory):
             tried.append(BacktestCandidate("recipe", run.rules))
-        with Run.of(run, settings, progress=progress) as opened:
+        with Run.of(run, settings, clock=clock, progress=progress) as opened:
             _check(opened.steps)
-            found = scan_run(opened, afterwards=backtest_memory(opened.steps))
+            found, chosen = scan_run(opened, afterwards=backtest_memory(opened.times)), opened.clock
     _check(found.steps)
-    return backtest_table(found.gram_table, tried, dtypes=found.dtypes)
+    return backtest_table(replace(found.gram_table, clock=chosen), tried, dtypes=found.dtypes)
 
 
 def _check(steps: tuple[int, ...]) -> None:

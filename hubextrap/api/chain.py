@@ -70,21 +70,23 @@ def run(
     """
     progress = progress or SilentProgress()
     settings = merge_options(settings)
-    targets = recipe_push_targets(recipe)
     section = recipe.evaluate
     if recipe.space == "logits":
         _check_mixed(recipe, out, settings)
     else:
-        check_destinations(recipe, out is not None, targets)
+        check_destinations(recipe, out is not None, [])
     if output is not None:
         _check_output(recipe, section, output)
     harness = None if section is None else Harness(EvaluationOptions.of(section), progress)
     made, mixtures = Made(MergeResult(()), ()), []
     with Run.of(recipe, settings.reading, scan=scan, progress=progress) as opened:
+        recipe = opened.settled(recipe)
+        if output is not None:  # now that each target's name is known
+            _check_output(recipe, section, output)
         against = None if section is None else Against.pinned(recipe, section, opened)
         used = {} if against is None else _used(opened.trajectory, against)
         if recipe.space == "weights":
-            made = make(recipe, opened, settings, out=out, targets=targets)
+            made = make(recipe, opened, settings, out=out, targets=recipe_push_targets(recipe))
         else:
             mixtures = [recipe_mixture(recipe, target_step=step, run=opened) for step in recipe.target_steps]
     predictions = made.result.predictions
@@ -183,7 +185,7 @@ def _check_used(measured: Checkpoint | Mixture, used: dict[Checkpoint, str]) -> 
 
 
 def _output_of(output: Path, step: int, recipe: Recipe) -> Path:
-    return output if len(recipe.target_steps) == 1 else output.with_suffix(f".step_{step}.json")
+    return output if recipe.target_count == 1 else output.with_suffix(f".step_{step}.json")
 
 
 def _check_output(recipe: Recipe, section: EvaluateSection | None, output: Path) -> None:

@@ -23,6 +23,7 @@ from hubextrap.hub import (
     build_provenance,
     model_card,
 )
+from hubextrap.hub.provenance import ClockRecord
 from hubextrap.hub.side_files import is_utf8
 from hubextrap.tensors.interfaces import SMALL_FILE
 
@@ -63,7 +64,8 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
     """
     recipe, run, plan = prepared.recipe, prepared.run, prepared.plan
     read = input_files(plan, run.sources)
-    for index, target_step in enumerate(recipe.target_steps):
+    both = zip(recipe.target_steps, run.target_times(recipe), strict=True)
+    for index, (target_step, time) in enumerate(both):
         describe = partial(
             build_provenance,
             merge_method=recipe.merge_method,
@@ -76,6 +78,7 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
             recipe=recipe.text,
             expected_relative_error=prepared.fitted.expected[index].relative_error,
             input_files=read,
+            clock=ClockRecord.of(run.clock, run.times, time),
         )
         rules = [
             (glob, rule.method, rows[index].tolist())

@@ -68,12 +68,13 @@ def complete(
         )
     if not prompts:
         raise RecipeError("no prompt is given")
-    target = chosen_target(recipe, target_step)
+    if recipe.target_steps:  # else they are known once the run is
+        chosen_target(recipe, target_step)
     progress, how = progress or SilentProgress(), how or Completing()
     with Run.of(recipe, scan=scan, progress=progress) as run:
         require("logits", "completing a prompt")  # once the checkpoints are found, before weights are read
         device = chosen_device(how.device)
-        mixed = recipe_mixture(recipe, target_step=target, run=run)
+        mixed = recipe_mixture(recipe, target_step=target_step, run=run)
     from hubextrap.logits import ExtrapolatedForCausalLM
 
     model = ExtrapolatedForCausalLM.from_mixture(mixed, device=device, dtype=how.dtype, progress=progress)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from hubextrap.progress import Progress
+    from hubextrap.opening import Run
     from hubextrap.recipe import Recipe
     from hubextrap.statistics import GramTable
     from hubextrap.tensors.layout import CheckpointLayout
@@ -43,21 +43,21 @@ class FittedRules:
 
 def fit_rules(
     recipe: Recipe,
-    steps: Sequence[int],
+    run: Run,
     layouts: Sequence[CheckpointLayout],
     table: GramTable | None,
-    progress: Progress,
 ) -> FittedRules:
     """The coefficients of every tensor.
 
     Args:
+        recipe: `Run.settled`.
         table: of the weights; None where it is not needed, or not known yet.
 
     Raises:
         MethodError: a method cannot serve these steps or weights, or ``max_expected_error`` is exceeded.
         RecipeError: a rule takes no tensor.
     """
-    targets = recipe.target_steps
+    steps, targets = run.times, run.target_times(recipe)
     rules = recipe.rules
     assigned = assign_rules(rules, layouts[-1].tensors)
     if not needs_scan(recipe):
@@ -87,7 +87,7 @@ def fit_rules(
         dtypes = {info.dtype for layout in layouts for info in layout.tensors.values()}
         rounded = is_rounded(table, dtypes)
         expected = tuple(expect_of_last(rules, table, target, rounded) for target in targets)
-        _judge(recipe, steps, expected, progress)
+        _judge(recipe, run, expected)
     return FittedRules(tuple(fitted), by_tensor, expected, needs_scan(recipe) and table is None)
 
 
@@ -114,8 +114,8 @@ def stacked(several: Sequence[FittedRules]) -> FittedRules:
 def _fit_tensors(
     rule: Rule,
     names: Sequence[str],
-    steps: Sequence[int],
-    targets: Sequence[int],
+    steps: Sequence[float],
+    targets: Sequence[float],
     table: GramTable,
     place: Mapping[str, int],
 ) -> dict[str, NDArray[np.float64]]:
@@ -131,10 +131,11 @@ def _fit_tensors(
     return dict(zip(names, result, strict=True))
 
 
-def _judge(recipe: Recipe, steps: Sequence[int], expected: Sequence[Expectation], progress: Progress) -> None:
+def _judge(recipe: Recipe, run: Run, expected: Sequence[Expectation]) -> None:
     """Say what to expect, and refuse what the recipe does not want."""
-    limit = recipe.parameters.max_expected_error
-    for target, expectation in zip(recipe.target_steps, expected, strict=True):
+    limit, steps, progress = recipe.parameters.max_expected_error, run.steps, run.progress
+    times = run.target_times(recipe)
+    for target, time, expectation in zip(recipe.target_steps, times, expected, strict=True):
         error = expectation.relative_error
         if error is None:
             message = (
@@ -160,7 +161,7 @@ def _judge(recipe: Recipe, steps: Sequence[int], expected: Sequence[Expectation]
                 f"warning: step {target}: the expected relative error is {error:.3f}, and 1 is that of step "
                 f"{steps[-1]} as it is; `hubextrap backtest` shows what the past says for other methods"
             )
-        origins = len(np.unique(rehearse(steps, target).origins))
+        origins = len(np.unique(rehearse(run.times, time).origins))
         if origins < FEW_ORIGINS:
             progress.say(
                 f"step {target} lies so far ahead that only {origins} earlier checkpoint"

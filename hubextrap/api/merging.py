@@ -105,10 +105,11 @@ def merge(
     """
     check_weights(recipe)
     targets = given_push_targets(recipe, push)
-    if out is None and not targets:
-        targets = recipe_push_targets(recipe)
     check_destinations(recipe, out is not None, targets)
     with opened(recipe, run, settings, scan, progress) as (found, how):
+        recipe = found.settled(recipe)
+        if out is None and not targets:
+            targets = recipe_push_targets(recipe)
         made = make(recipe, found, how, out=out, targets=targets)
     made.settle()
     return made.result
@@ -130,7 +131,7 @@ class Made:
 def make(
     recipe: Recipe, run: Run, settings: MergeOptions, *, out: Path | str | None, targets: Sequence[PushTarget]
 ) -> Made:
-    """`merge`, with what was made kept until it is settled."""
+    """`merge` of a settled recipe, with what was made kept until that is settled."""
     out = None if out is None else Path(out)
     if out is not None and not may_be_finished(out):
         remove_leftover(out)

@@ -39,9 +39,11 @@ class PlanReport:
     """(step, name, commit, bytes of weights), in step order."""
     target_steps: tuple[int, ...]
     horizons: tuple[float | None, ...]
-    """(target − last) / (last − base), one per target."""
+    """(target − last) / (last − first) on the clock, one per target."""
     expected_relative_errors: tuple[float | None, ...]
     """One per target; None where the weights were not scanned, or their past cannot say."""
+    clock: str = "steps"
+    """What time is counted by."""
     rules: tuple[tuple[str, str, tuple[dict[int, float], ...]], ...] = ()
     """(globs, method, one {step: coefficient} per target) without zeros; empty if unread weights decide."""
     files: tuple[tuple[str, int], ...] = ()
@@ -94,11 +96,13 @@ def plan(
         TrajectoryError: there are no checkpoints to speak of; everything later is a problem in the report.
         CheckpointMismatch, CorruptFile, RecipeError: the scan is of no use.
     """
-    targets = given_push_targets(recipe, push) or recipe_push_targets(recipe)
-    asked = targets if check_push else []
     with opened(recipe, run, settings, scan, progress) as (found_run, how):
+        recipe = found_run.settled(recipe)
+        targets = given_push_targets(recipe, push) or recipe_push_targets(recipe)
+        asked = targets if check_push else []
         known = _beforehand(recipe, found_run.trajectory, out, targets)
         try:
+            known = _on_the_clock(known, recipe, found_run)
             check_destinations(recipe, True, targets)
             prepared = prepare(recipe, found_run, how, read_weights=False)
             states: dict[PushTarget, RemoteState] = {}
@@ -113,7 +117,7 @@ def plan(
 
 
 def recipe_push_targets(recipe: Recipe) -> list[PushTarget]:
-    """Where the recipe's push section sends each target step; empty without one."""
+    """Where the recipe's push section, once it is settled, sends each target step; empty without one."""
     section = recipe.push
     if section is None:
         return []
@@ -155,13 +159,13 @@ def check_destinations(recipe: Recipe, into_folder: bool, targets: Sequence[Push
     Raises:
         RecipeError: says what to give.
     """
-    if not into_folder and not targets:
+    if not into_folder and not targets and recipe.push is None:
         raise RecipeError(
             "the recipe has no push section; write one into it, or give an output folder (--out DIR)"
         )
-    if targets and len(targets) != len(recipe.target_steps):
+    if targets and len(targets) != recipe.target_count:
         raise RecipeError(
-            f"{len(recipe.target_steps)} target steps and {len(targets)} push target; write a push section "
+            f"{recipe.target_count} target steps and {len(targets)} push target; write a push section "
             "with {target_step} in its revision"
         )
 
@@ -192,17 +196,22 @@ def _beforehand(
     recipe: Recipe, trajectory: Trajectory, out: Path | None, targets: Sequence[PushTarget]
 ) -> PlanReport:
     """What is known before any header is read."""
-    steps, wanted = trajectory.steps, recipe.target_steps
-    span = steps[-1] - steps[0]
+    wanted = recipe.target_steps
     folders = [str(out / folder) for folder in target_folders(wanted)] if out else []
     return PlanReport(
         checkpoints=tuple((c.step, c.name, c.commit, c.size) for c in trajectory.checkpoints),
         target_steps=wanted,
-        horizons=tuple((target - steps[-1]) / span if span else None for target in wanted),
+        horizons=(None,) * len(wanted),
         expected_relative_errors=(None,) * len(wanted),
         outputs=(*folders, *(f"hf://{target.name}" for target in targets)),
         notes=trajectory.notes,
     )
+
+
+def _on_the_clock(known: PlanReport, recipe: Recipe, run: Run) -> PlanReport:
+    """With what time it is at the targets."""
+    horizons = tuple(run.horizon_at(time) for time in run.target_times(recipe))
+    return replace(known, horizons=horizons, clock=run.clock.in_words())
 
 
 def _with_merge(

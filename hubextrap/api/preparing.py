@@ -191,8 +191,8 @@ def prepare(
     Args:
         run: the recipe's.
         read_weights: False leaves that out; stand-ins take the place of what the weights decide.
-        variants: recipes that differ from ``recipe`` in parameters alone; their targets, one after the other,
-            take the place of its own.
+        variants: settled recipes that differ from ``recipe`` in parameters alone; their targets, one after
+            the other, take the place of its own.
         check: looks at all that is known before a weight is read, and raises if it will not do; called with
             stand-ins for what the weights decide, and again when that is known.
 
@@ -203,10 +203,12 @@ def prepare(
         SourceError: the headers cannot be read.
         OutputError: the memory setting is too small.
     """
+    recipe = run.settled(recipe)
     recipes = tuple(variants) or (recipe,)
     for each in recipes:  # before any header is read
+        targets = run.target_times(each)
         for rule in each.rules:
-            rule.check(run.steps, each.target_steps)
+            rule.check(run.times, targets)
     run.check_scan_counts(recipes)
     held = 0  # by what goes beside the weights
     first: list[tuple[FittedRules, MergePlan]] = []
@@ -247,12 +249,12 @@ def _planned(
     if any(map(needs_scan, recipes)):
         from hubextrap.engine.scan_plan import fitting_memory
 
-        targets = [step for each in recipes for step in each.target_steps]
-        reserve = fitting_memory(run.steps, layouts, targets)
+        targets = [time for each in recipes for time in run.target_times(each)]
+        reserve = fitting_memory(run.times, layouts, targets)
         other_pass = 0 if run.has_scan else run.scan_plan.buffers.least_memory
     if settings.cache:
         other_pass = max(other_pass, BASELINE + _download_memory(run, layouts))
-    fitted = stacked([fit_rules(each, run.steps, layouts, table, run.progress) for each in recipes])
+    fitted = stacked([fit_rules(each, run, layouts, table) for each in recipes])
     return fitted, plan_outputs(
         run,
         layouts,

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hubextrap.clocks import ClockChoice
 from hubextrap.containment import open_regular
 from hubextrap.durable.atomic import write_whole
 from hubextrap.errors import OutputError
 from hubextrap.evaluation.table import EvaluationTable
 from hubextrap.extras import require
 from hubextrap.output_files import file_problem
+from hubextrap.progress import Progress, SilentProgress
 from hubextrap.scans import Scan
 from hubextrap.statistics.backtesting import backtest_table
+from hubextrap.timing import clock_of_scan
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +37,15 @@ def report(
     out: Path | str = "report.html",
     png: Path | str | None = None,
     title: str | None = None,
+    clock: ClockChoice = "auto",
+    progress: Progress | None = None,
 ) -> ReportResult:
     """Write the page to ``out``, and every plot into the folder ``png``; an earlier page and its plots are
     replaced, any other file is not.
 
     Args:
         title: heading of the page; the scan's file name where it is None.
+        clock: what horizons are counted by; see `timing.clock_of_scan`.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -52,6 +58,7 @@ def report(
     for place in (out.parent, *(() if png is None else (Path(png),))):
         _check_folder(place)
     scan = Scan.load(scan_file)
+    table = replace(scan.gram_table, clock=clock_of_scan(clock, scan, progress or SilentProgress()))
     tables = {Path(path): EvaluationTable.load(Path(path)) for path in evaluations}
     require("report", "the report")  # once the files are known to be good, for they are read faster
     from hubextrap.reporting import build_sections, collect_accuracy, render_page
@@ -59,7 +66,7 @@ def report(
     from hubextrap.reporting.style import to_png
 
     accuracies = collect_accuracy(tables)
-    backtest = backtest_table(scan.gram_table, dtypes=scan.dtypes)
+    backtest = backtest_table(table, dtypes=scan.dtypes)
     said = answer(backtest)
     sections = build_sections(scan, backtest, accuracies)
     plots = [] if png is None else [(Path(png) / f"{section.name}.png", section) for section in sections]

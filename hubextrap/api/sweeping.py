@@ -30,10 +30,11 @@ from hubextrap.evaluation.curve import draw_sweep, drawing_problem
 from hubextrap.evaluation.sweep_report import GridPoint, SweepResult, report_sweep, sweep_markdown
 from hubextrap.evaluation.table import LAST, PREDICTION, TARGET
 from hubextrap.foreign_data import parse_json
-from hubextrap.methods import MAX_STEP, find_method
+from hubextrap.methods import find_method
 from hubextrap.opening import Run
 from hubextrap.output_files import file_problem
 from hubextrap.progress import Progress, SilentProgress
+from hubextrap.recipe.models import one_by_one
 from hubextrap.trajectory import Checkpoint
 
 if TYPE_CHECKING:
@@ -42,10 +43,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from hubextrap.api.preparing import Prepared
+    from hubextrap.clocks import ClockChoice
     from hubextrap.evaluation.options import Backend
     from hubextrap.recipe import EvaluateSection, Recipe
     from hubextrap.scans import Scan
-    from hubextrap.trajectory import Trajectory
 
 RESULTS_FILE, TABLES_FILE = "sweep.json", "sweep.md"
 CURVE_FILE = "sweep.png"
@@ -80,6 +81,7 @@ def sweep(
     damping: Sequence[float] = (),
     settings: MergeOptions | None = None,
     scan: Scan | Path | str | None = None,
+    clock: ClockChoice | None = None,
     progress: Progress | None = None,
     **where: Unpack[Where],
 ) -> SweepResult:
@@ -91,10 +93,11 @@ def sweep(
     Args:
         recipe: its evaluate section says which tasks.
         out: the folder for results and for what goes on later; may be there from an earlier sweep.
-        horizons: steps to predict as multiples of the observed way, both counted from the first checkpoint;
-            the recipe's own targets if empty.
+        horizons: how far to predict, (target − last)/(last − first) on the clock; the recipe's own targets if
+            empty.
         damping: shares of the way from the last checkpoint to the prediction; the recipe's own if empty.
         scan: of the recipe's checkpoints, or its file: what it knows is not read again.
+        clock: what time is counted by, instead of what the recipe says.
         where: device, dtype and backend of the evaluation.
 
     Raises:
@@ -102,17 +105,18 @@ def sweep(
         HubExtrapError: see `prepare` and `Harness`; the folder cannot be written.
     """
     progress, settings = progress or SilentProgress(), merge_options(settings)
-    section = _section(recipe)
+    section, recipe = _section(recipe), recipe.with_clock(clock)
     check_weights(recipe)
     with Run.of(recipe, settings.reading, scan=scan, progress=progress) as run:
+        recipe = run.settled(recipe)
         against = Against.pinned(recipe, section, run)
-        recipes = _grid(recipe, run.trajectory, horizons, damping)
+        recipes = _grid(recipe, run, horizons, damping)
         run.check_scan_counts(recipes)
         harness = Harness(EvaluationOptions.of(section, **where), progress)
         folder = _folder(Path(out))  # made when nothing else is wrong
         kept, measured_with = _Kept(folder / "measured"), harness.fingerprint()
         pins = [pin_of(checkpoint) for checkpoint in run.trajectory.checkpoints]
-        points = [_point(each, run.steps, pins, measured_with) for each in recipes]
+        points = [_point(each, run, pins, measured_with) for each in recipes]
         todo: dict[str, _Point] = {}  # points with the same coefficients are one model
         for point in points:
             if kept.get(point.key, point.grid.label) is None:
@@ -168,46 +172,38 @@ def _is_sweep(out: Path) -> bool:
     return all(is_new_name(name) or _KEPT.fullmatch(name) for name in names) and bool(names or not beside)
 
 
-def _grid(
-    recipe: Recipe, trajectory: Trajectory, horizons: Sequence[float], damping: Sequence[float]
-) -> list[Recipe]:
+def _grid(recipe: Recipe, run: Run, horizons: Sequence[float], damping: Sequence[float]) -> list[Recipe]:
     """A recipe with one target and one damping for each point."""
-    first, last = trajectory.base.step, trajectory.last.step
-    way = last - first
-    if wrong := [value for value in horizons if not 1 <= value <= (MAX_STEP - first) / max(way, 1)]:
-        raise RecipeError(
-            f"--horizons {wrong[0]:g}: a multiple of the observed way has to be at least 1, which is step "
-            f"{last}, and the step at most {MAX_STEP}"
-        )
     if wrong := [value for value in damping if not 0 <= value <= 1]:
         raise RecipeError(f"--damping {wrong[0]:g}: has to be from 0 (the last checkpoint) to 1 (no damping)")
     if damping and {rule.method for rule in recipe.rules} == {"persistence"}:
         raise RecipeError("--damping has no effect on persistence, which is the last checkpoint already")
-    steps = dict.fromkeys(round(first + way * horizon) for horizon in horizons)
-    steps = steps or dict.fromkeys(recipe.target_steps)
-    parameters = recipe.parameters.model_copy(update={"max_expected_error": None})
+    targets = [run.target_at(horizon, "--horizons") for horizon in horizons] or one_by_one(recipe)
     return [
         recipe.model_copy(
             update={
-                "parameters": parameters.model_copy(update={"target_step": (step,), "damping": value}),
+                "parameters": recipe.parameters.model_copy(
+                    update={**target, "damping": value, "max_expected_error": None}
+                ),
                 "push": None,
             }
         )
-        for step in steps
-        for value in (dict.fromkeys(damping) or (parameters.damping,))
+        for target in {repr(target): target for target in targets}.values()
+        for value in (dict.fromkeys(damping) or (recipe.parameters.damping,))
     ]
 
 
-def _point(recipe: Recipe, steps: Sequence[int], pins: Sequence[str], measured_with: str) -> _Point:
+def _point(recipe: Recipe, run: Run, pins: Sequence[str], measured_with: str) -> _Point:
     (step,), damping = recipe.target_steps, recipe.parameters.damping
+    steps, times = run.times, run.target_times(recipe)
     rules: list[Any] = []
     for rule in recipe.rules:
-        rule.check(steps, (step,))
+        rule.check(steps, times)
         if rule.needs_gram_matrix:  # they follow from the pinned weights and from this
             package = find_method(rule.method).package  # ours changes with __version__
-            how: Any = [rule.method, *package, dict(rule.parameters), rule.damping, step]
+            how: Any = [rule.method, *package, dict(rule.parameters), rule.damping, *times]
         else:
-            how = rule.coefficients(steps, (step,)).tolist()
+            how = rule.coefficients(steps, times).tolist()
         rules.append([rule.match, how])
     key = sha256_of_json([measured_with, list(pins), list(steps), rules, recipe.out_dtype, __version__])
     label = f"{PREDICTION} {step}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hubextrap.cli.options import Reading, Said, Selection, grouped
+from hubextrap.cli.options import Clock, Reading, Said, Selection, grouped
 from hubextrap.cli.reference import named_run, named_scan
 from hubextrap.cli.terminal import cells, console, tell_json
 from hubextrap.foreign_text import as_shown
@@ -24,6 +24,7 @@ def backtest(
         help="A run as `hubextrap steps` takes it, a recipe (.yaml), or what `hubextrap scan` saved.",
     ),
     *,
+    clock: Clock = None,
     selection: Selection,
     reading: Reading,
     said: Said,
@@ -33,10 +34,10 @@ def backtest(
 
     progress = said.progress
     if (scan := named_scan(ctx, reference)) is not None:
-        found = api.backtest(scan)
+        found = api.backtest(scan, clock=clock, progress=progress)
     else:
         run = named_run(ctx, reference, selection, progress)
-        found = api.backtest(run, settings=reading.options(), progress=progress)
+        found = api.backtest(run, settings=reading.options(), clock=clock, progress=progress)
     if said.as_json:
         tell_json(found.as_rows())
     else:
@@ -65,6 +66,7 @@ def _print(reference: str, found: Backtest) -> None:
         + "\n"
         f"mean relative error{' of the signal' * found.rounded} by horizon, (target − last)/(last − first), "
         "and of how many predictions"
+        + ("" if found.clock.name == "steps" else f"\nclock: {found.clock.in_words()}")
     )
     out.print(table)
     out.print(

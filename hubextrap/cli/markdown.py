@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 from hubextrap.cli.progress import format_bytes, format_memory
 from hubextrap.cli.summaries import LISTED, as_sum
 from hubextrap.errors import OutputError
-from hubextrap.foreign_text import markdown_block, markdown_code, own_lines
+from hubextrap.foreign_text import markdown_block, markdown_code, markdown_text, own_lines
 from hubextrap.output_files import append_problem
 from hubextrap.redaction import redact
 
@@ -69,6 +69,8 @@ def plan_markdown(recipe: Path, report: PlanReport) -> str:
         parts.append(markdown_block(own_lines(*report.problems), "text"))
     reaches = zip(report.target_steps, map(_horizon, report.horizons), strict=True)
     parts.append(_table(("predict step", "horizon"), list(reaches)))
+    if report.clock != "steps":
+        parts.append(f"Clock: {markdown_text(report.clock)}.")
     if report.files:
         parts.append(
             f"Reads {format_bytes(report.bytes_read)}, writes {format_bytes(report.bytes_written)} in "
@@ -98,6 +100,8 @@ def predictions_markdown(predictions: Sequence[Prediction]) -> str:
         line = f"- step {prediction.step} from steps up to {provenance.steps[-1]}"
         if provenance.horizon is not None:
             line += f", horizon {_horizon(provenance.horizon)}"
+        if provenance.clock is not None:
+            line += f" ({markdown_text(provenance.clock.said)})"
         if prediction.folder is not None:
             line += f", in {markdown_code(str(prediction.folder))}"
         if prediction.target is not None and prediction.pushed is not None:

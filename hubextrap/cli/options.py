@@ -73,6 +73,16 @@ ScanFile = Annotated[
         "read once more for what it knows.",
     ),
 ]
+Clock = Annotated[
+    str | None,
+    typer.Option(
+        "--clock",
+        metavar="steps|learning_rate|FILE",
+        help="What time is counted by: learning_rate reads trainer_state.json beside the last checkpoint, a "
+        "FILE holds step and learning_rate. Else as the recipe says, or by the learning rate where it is "
+        "found and changed.",
+    ),
+]
 ChatTemplate = Annotated[bool, typer.Option("--apply-chat-template", help="Wrap prompts in it.")]
 
 

@@ -22,6 +22,8 @@ LISTED = 40
 def print_plan(recipe: Path, report: PlanReport) -> None:
     """The report as aligned lines; problems go last, where they are seen."""
     tell(f"plan of {recipe}")
+    if report.clock != "steps":
+        tell(f"  clock     {report.clock}")
     for step, horizon, error in zip(
         report.target_steps, report.horizons, report.expected_relative_errors, strict=True
     ):
@@ -68,6 +70,8 @@ def print_prediction(prediction: Prediction) -> None:
     horizon = "" if provenance.horizon is None else f", horizon {provenance.horizon:.3g}"
     expected = _expectation(provenance.expected_relative_error)
     tell(f"predicted step {prediction.step} from steps up to {provenance.steps[-1]}{horizon}{expected}")
+    if provenance.clock is not None:
+        tell(f"clock: {provenance.clock.said}")
     if prediction.folder is not None:
         tell(f"written to {prediction.folder}")
     if prediction.pushed is not None and prediction.target is not None:

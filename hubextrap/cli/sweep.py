@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from hubextrap.cli.options import Measuring, OutFolder, Reading, Said, ScanFile, grouped
+from hubextrap.cli.options import Clock, Measuring, OutFolder, Reading, Said, ScanFile, grouped
 from hubextrap.cli.terminal import console, tell, tell_json
 
 
@@ -18,8 +18,8 @@ def sweep(
     horizons: str | None = typer.Option(
         None,
         metavar="LIST",
-        help="Steps to predict, as multiples of the observed way from the first step to the last: "
-        "1.25,1.5,2. The recipe's target steps if not given.",
+        help="How far to predict, (target − last)/(last − first): 0.25,0.5,1. The recipe's targets if not "
+        "given.",
     ),
     damping: str | None = typer.Option(
         None,
@@ -28,6 +28,7 @@ def sweep(
         "given.",
     ),
     scan: ScanFile = None,
+    clock: Clock = None,
     reading: Reading,
     measuring: Measuring,
     said: Said,
@@ -47,6 +48,7 @@ def sweep(
         damping=shares,
         settings=reading.merge_options(),
         scan=scan,
+        clock=clock,
         progress=said.progress,
         **where,
     )

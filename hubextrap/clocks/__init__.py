@@ -2,6 +2,28 @@
 
 from __future__ import annotations
 
-from hubextrap.clocks.clock import STEPS, Clock, StepClock, Timeline, in_words, names_of
+from hubextrap.clocks.clock import STEPS, Clock, ClockChoice, StepClock, Timeline, in_words, names_of
+from hubextrap.clocks.history import RateHistory, read_rate_file, read_trainer_state
+from hubextrap.clocks.rates import RateClock
+from hubextrap.clocks.recognising import Recognised, recognise
+from hubextrap.clocks.schedules import SCHEDULES, Schedule, parse_schedule, schedule_problems
 
-__all__ = ["STEPS", "Clock", "StepClock", "Timeline", "in_words", "names_of"]
+__all__ = [
+    "SCHEDULES",
+    "STEPS",
+    "Clock",
+    "ClockChoice",
+    "RateClock",
+    "RateHistory",
+    "Recognised",
+    "Schedule",
+    "StepClock",
+    "Timeline",
+    "in_words",
+    "names_of",
+    "parse_schedule",
+    "read_rate_file",
+    "read_trainer_state",
+    "recognise",
+    "schedule_problems",
+]

@@ -7,12 +7,17 @@ constant rate τ(s) = s. Checkpoints keep their step as their name.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, overload
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, TypeAlias, overload
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from typing_extensions import Self
+
+
+ClockChoice: TypeAlias = str | Mapping[str, Any]
+"""How a clock is asked for: ``auto``, ``steps``, ``learning_rate``, a schedule's parameters, or a file."""
 
 
 class Timeline(tuple[float, ...]):

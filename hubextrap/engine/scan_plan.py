@@ -123,7 +123,7 @@ def scan_tables(checkpoints: int, tensors: int) -> int:
 
 
 def fitting_memory(
-    steps: Sequence[int], layouts: Sequence[CheckpointLayout], targets: Sequence[float]
+    steps: Sequence[float], layouts: Sequence[CheckpointLayout], targets: Sequence[float]
 ) -> int:
     """Bytes that a merge whose coefficients follow from a scan takes beside one that has none."""
     return COMPILER + scan_tables(len(steps), len(layouts[-1].tensors)) + fit_memory(steps, targets)

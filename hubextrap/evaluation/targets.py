@@ -31,7 +31,7 @@ class TargetSearch:
     def find(self, prediction: Checkpoint, made_from: Provenance) -> Checkpoint | None:
         """The checkpoint at the predicted step in the last input's series; predictions are none."""
         last, step = made_from.inputs[-1], made_from.target_step
-        if last.repo is None or step is None:
+        if last.repo is None or step is None or "target" in made_from.parameters:
             return None
         section = _section_of(made_from)
         try:

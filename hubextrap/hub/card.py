@@ -120,6 +120,8 @@ def _opening(provenance: Provenance) -> str:
     last = provenance.inputs[-1]
     name = (last.repo or last.path).rpartition("/")[2]
     at = "" if provenance.target_step is None else f", predicted at step {provenance.target_step}"
+    if provenance.full_rate_steps is not None:
+        at = f", predicted {provenance.full_rate_steps} full-rate steps after step {provenance.steps[-1]}"
     return (
         f"# {markdown_text(name)}{at}\n\n"
         "> [!WARNING]\n"
@@ -136,7 +138,8 @@ def _inputs(provenance: Provenance) -> str:
         for source in provenance.inputs
     ]
     if provenance.target_step is not None:
-        lines.append(f"| **{provenance.target_step}** | **this model** | |")
+        beside = "" if provenance.full_rate_steps is None else " at the peak rate"
+        lines.append(f"| **{provenance.target_step}**{beside} | **this model** | |")
     return "\n".join(lines)
 
 
@@ -154,10 +157,27 @@ def _how(provenance: Provenance) -> str:
         f"## How\n\nEvery weight is Σ c·W over these steps in {provenance.dtype}, rounded{rounding} once.",
         f"- method: {markdown_code(provenance.merge_method)}, parameters {markdown_code(parameters)}",
     ]
+    clock = provenance.clock
+    if clock is not None:
+        parts[-1] += (
+            f"\n- clock: {markdown_text(clock.said)}. Times are full-rate steps: so many updates at the "
+            "peak of the learning rate would have moved the weights as far."
+        )
+    if provenance.full_rate_steps is not None:
+        parts[-1] += (
+            f"\n- target: {provenance.full_rate_steps} full-rate steps after step {provenance.steps[-1]}, "
+            "as if the learning rate had stayed at its peak; the run itself has no such step."
+        )
     if provenance.horizon is not None:
         base, last, target = provenance.steps[0], provenance.steps[-1], provenance.target_step
+        way = f"({target} − {last}) / ({last} − {base})"
+        if clock is not None:
+            first, now, then = (
+                f"{time:.4g}" for time in (clock.times[0], clock.times[-1], clock.target_time)
+            )
+            way = f"({then} − {now}) / ({now} − {first})"
         parts[-1] += (
-            f"\n- horizon: ({target} − {last}) / ({last} − {base}) = **{provenance.horizon:.3g}**: the way "
+            f"\n- horizon: {way} = **{provenance.horizon:.3g}**: the way "
             "to the predicted step in units of the way that was observed. Below 0.5 is short; beyond 1 "
             "the line reaches further than the evidence, and predictions often fail."
         )

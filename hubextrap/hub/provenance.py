@@ -23,6 +23,7 @@ from hubextrap.redaction import redact
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from hubextrap.clocks import Clock
     from hubextrap.trajectory.checkpoint import Checkpoint
 
 PROVENANCE_FILE = "hubextrap.json"
@@ -41,10 +42,10 @@ _ABSOLUTE_PATH = re.compile(
 )
 
 
-def horizon_of(steps: Sequence[int], target_step: int | None) -> float | None:
-    """(target − last) / (last − base), where there is a way and a target."""
-    first, last = steps[0], steps[-1]
-    return None if target_step is None or last == first else (target_step - last) / (last - first)
+def horizon_of(times: Sequence[float], target: float | None) -> float | None:
+    """(target − last) / (last − first), where there is a way and a target."""
+    first, last = times[0], times[-1]
+    return None if target is None or last == first else (target - last) / (last - first)
 
 
 def is_plain_name(file: str) -> bool:
@@ -146,6 +147,32 @@ class OutputShard(_Part):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
+class ClockRecord(_Part):
+    """The clock that a prediction went by, where that was not the step."""
+
+    name: Line
+    said: Line
+    """In one line: where it comes from, and the schedule that it goes on by."""
+    details: dict[str, Any]
+    times: tuple[float, ...]
+    """Of the inputs, in full-rate steps."""
+    target_time: float
+
+    @classmethod
+    def of(cls, clock: Clock, times: Sequence[float], target_time: float) -> ClockRecord | None:
+        """None for the clock of steps."""
+        details = clock.as_json()
+        if details is None:
+            return None
+        return cls(
+            name=clock.name,
+            said=without_private_parts(clock.in_words()),
+            details=_publishable(details),
+            times=tuple(times),
+            target_time=target_time,
+        )
+
+
 class Provenance(_Part):
     """The content of ``hubextrap.json``."""
 
@@ -155,7 +182,9 @@ class Provenance(_Part):
     parameters: dict[str, Any]
     target_step: Step | None
     horizon: float | None
-    """(target − last) / (last − base): how far beyond what was observed, in units of what was observed."""
+    """(target − last) / (last − first) on the clock: how far beyond what was observed, in units of that."""
+    clock: ClockRecord | None = None
+    """What time was counted by; None: by steps."""
     expected_relative_error: float | None = Field(default=None, ge=0)
     """What this run's own past let expect, 1 being the last checkpoint as it is; None: it was not asked, or
     could not say. Where rounding to 16 bits drowns the updates, of the motion's two leading directions."""
@@ -176,13 +205,21 @@ class Provenance(_Part):
         return tuple(checkpoint.step for checkpoint in self.inputs)
 
     @property
+    def full_rate_steps(self) -> float | None:
+        """How far behind the last checkpoint the target lies, where that was said and no step."""
+        if "target" not in self.parameters or self.target_step is None:
+            return None
+        return self.target_step - self.steps[-1]
+
+    @property
     def repos(self) -> tuple[str, ...]:
         """The Hub repos that went in, in step order, each once."""
         return tuple(dict.fromkeys(checkpoint.repo for checkpoint in self.inputs if checkpoint.repo))
 
     def to_bytes(self) -> bytes:
         """The file: JSON with a fixed order of keys and its own digest: equal provenance, equal bytes."""
-        content = sealed(self.model_dump(mode="json"))
+        left_out = {"clock"} if self.clock is None else None
+        content = sealed(self.model_dump(mode="json", exclude=left_out))
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -200,6 +237,7 @@ def build_provenance(
     expected_relative_error: float | None = None,
     files: Mapping[str, bytes] | None = None,
     input_files: Sequence[Sequence[InputFile]] | None = None,
+    clock: ClockRecord | None = None,
 ) -> Provenance:
     """Collect the provenance of a finished merge; everything in it is fit to be published.
 
@@ -210,12 +248,17 @@ def build_provenance(
         recipe: the recipe's own text.
         files: what is written beside the weights, by path, but for the card and this file.
     """
+    if clock is None:
+        horizon = horizon_of([checkpoint.step for checkpoint in checkpoints], target_step)
+    else:
+        horizon = horizon_of(clock.times, clock.target_time)
     return Provenance(
         versions={"hubextrap": __version__, **{name: _version_of(name) for name in _PACKAGES}},
         merge_method=merge_method,
         parameters=_publishable(dict(sorted(parameters.items()))),
         target_step=target_step,
-        horizon=horizon_of([checkpoint.step for checkpoint in checkpoints], target_step),
+        horizon=horizon,
+        clock=clock,
         expected_relative_error=None
         if expected_relative_error is None
         else round(expected_relative_error, 6),

@@ -88,7 +88,13 @@ def _check_provenance(claimed: Provenance) -> None:
         raise ValueError(f"inputs: the steps {list(steps[:20])} do not increase")
     for number, rule in enumerate(claimed.coefficients):
         _check_rule(f"coefficients.{number}", rule, steps)
-    horizon = horizon_of(steps, claimed.target_step)
+    times: Sequence[float] = steps
+    target: float | None = claimed.target_step
+    if (clock := claimed.clock) is not None:
+        times, target = clock.times, clock.target_time
+        if len(times) != len(steps) or any(later <= earlier for earlier, later in pairwise(times)):
+            raise ValueError("clock.times: are not one per input, each later than the one before")
+    horizon = horizon_of(times, target)
     if (horizon is None) != (claimed.horizon is None) or not math.isclose(
         horizon or 0.0, claimed.horizon or 0.0, rel_tol=1e-9
     ):

@@ -106,14 +106,16 @@ def recipe_mixture(
         raise RecipeError(
             "parameters.tensors: logits are mixed whole, with one set of coefficients; remove the rules"
         )
-    target = chosen_target(recipe, target_step)
     (rule,) = recipe.rules
     with ExitStack() as stack:
         run = run or stack.enter_context(Run.of(recipe, progress=progress))
+        recipe = run.settled(recipe)
+        target = chosen_target(recipe, target_step)
         run.check_scan_counts([recipe])
-        rule.check(run.steps, [target])
+        time = run.target_times(recipe)[recipe.target_steps.index(target)]
+        rule.check(run.times, [time])
         gram_matrix = run.gram_table(_WHY).total() if rule.needs_gram_matrix else None
-        (row,) = rule.coefficients(run.steps, [target], gram_matrix)
+        (row,) = rule.coefficients(run.times, [time], gram_matrix)
     return Mixture.of(run.trajectory.checkpoints, row.tolist(), target)
 
 

@@ -60,6 +60,10 @@ class MergekitParameters(Parameters):
                 "target_step: mergekit reads a list as a gradient over the layers; give one step, "
                 "or use a trajectory section for several"
             )
+        if self.target is not None:
+            raise ValueError(
+                "target: mergekit has no such parameter; use a trajectory section, or give a target_step"
+            )
         if self.tensors:
             raise ValueError(
                 "tensors: mergekit has no such parameter; use a trajectory section to have rules"
@@ -119,11 +123,12 @@ class MergekitConfig(RecipeSection):
     def recipe(self) -> Recipe:
         """The same in our own sections.
 
-        mergekit stores the result in ``dtype`` when there is no ``out_dtype``; so does this form.
+        Steps are the clock, as mergekit reads nothing beside the weights. It stores the result in ``dtype``
+        when there is no ``out_dtype``; so does this form.
         """
         stored = self.out_dtype or ("float32" if self.dtype else None)
         return Recipe(
-            trajectory=TrajectorySection(checkpoints=self.checkpoints()),
+            trajectory=TrajectorySection(checkpoints=self.checkpoints(), clock="steps"),
             merge_method=self.merge_method,
             parameters=Parameters(**self.parameters.model_dump()),
             out_dtype=stored,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -17,9 +17,13 @@ from pydantic import (
     model_validator,
 )
 
+from hubextrap.clocks import schedule_problems
 from hubextrap.digests import sha256_of_json
 from hubextrap.methods import MAX_STEP, Rule
 from hubextrap.recipe.yaml_nodes import dump_yaml
+
+if TYPE_CHECKING:
+    from hubextrap.clocks import ClockChoice
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _DAMPS_NOTHING = "damping has no effect on persistence, which is the last checkpoint already; leave it out"
@@ -57,6 +61,18 @@ def number_or(word: str, numbers: str, fits: Callable[[Any], bool]) -> BeforeVal
     return BeforeValidator(check)
 
 
+def _names_a_clock(value: object) -> object:
+    if isinstance(value, dict):
+        if problems := schedule_problems(value):
+            raise ValueError("; ".join(f"{name}: {problem}" for name, problem in problems))
+    elif not isinstance(value, str) or not value:
+        raise ValueError(
+            "must be auto, steps, learning_rate, a file of step and learning_rate, or a schedule: "
+            f"{{schedule: cosine, total_steps: 400}}; not {value!r}"
+        )
+    return value
+
+
 def repo_id(remedy: str) -> AfterValidator:
     """Takes owner/name; ``remedy`` ends the message about anything else."""
 
@@ -78,6 +94,11 @@ ComputeDtype = Annotated[str, AfterValidator(_computes_in_float32)]
 AsTuple = BeforeValidator(_as_tuple)
 OneOrMoreTexts = Annotated[tuple[Text, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
 OneOrMoreSteps = Annotated[tuple[Step, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
+OneOrMoreCounts = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=MAX_STEP)], ...],
+    BeforeValidator(_one_or_more),
+    Field(min_length=1),
+]
 
 
 class RecipeSection(BaseModel):
@@ -152,6 +173,8 @@ class TrajectorySection(RecipeSection):
     steps: StepSelection = StepSelection()
     base: Text | None = None
     """The checkpoint of step 0, when it lives elsewhere."""
+    clock: Annotated[str | dict[str, Any], BeforeValidator(_names_a_clock)] = "auto"
+    """``auto``, ``steps``, ``learning_rate``, a file of rates, or a schedule with its parameters."""
 
     @model_validator(mode="after")
     def _one_way(self) -> TrajectorySection:
@@ -167,6 +190,20 @@ class TrajectorySection(RecipeSection):
         return self
 
 
+class FullRateTarget(RecipeSection):
+    """``parameters.target``: as if the rate had stayed at its peak behind the last checkpoint."""
+
+    full_rate_steps: OneOrMoreCounts
+    """How many updates at the peak rate, the last checkpoint's own state of the schedule left aside."""
+
+    @field_validator("full_rate_steps")
+    @classmethod
+    def _none_twice(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("names a number of steps twice")
+        return value
+
+
 class TensorRule(MethodSection):
     """One entry of ``parameters.tensors``; keys beyond these are parameters of its method."""
 
@@ -178,7 +215,9 @@ class TensorRule(MethodSection):
 class Parameters(MethodSection):
     """``parameters``; keys beyond these are parameters of the recipe's method."""
 
-    target_step: OneOrMoreSteps
+    target_step: OneOrMoreSteps = ()
+    target: FullRateTarget | None = None
+    """In place of ``target_step``."""
     damping: Damping = 1.0
     max_expected_error: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """A prediction whose expected relative error is above it is an error; 1 is what doing nothing has."""
@@ -190,6 +229,16 @@ class Parameters(MethodSection):
         if len(set(value)) < len(value):
             raise ValueError("names a step twice")
         return value
+
+    @model_validator(mode="after")
+    def _has_a_target(self) -> Parameters:
+        if self.target_step and self.target:
+            raise ValueError("target_step and target both say what to predict; give one of them")
+        if not self.target_step and not self.target:
+            raise ValueError(
+                "target_step is missing: say which step to predict, or give target: {full_rate_steps: 100}"
+            )
+        return self
 
 
 class PushSection(RecipeSection):
@@ -267,7 +316,7 @@ class Recipe(WholeRecipe):
 
     @model_validator(mode="after")
     def _a_branch_each(self) -> Recipe:
-        if self.push and len(self.target_steps) > 1 and "{target_step}" not in self.push.revision:
+        if self.push and self.target_count > 1 and "{target_step}" not in self.push.revision:
             raise ValueError(
                 "push.revision needs {target_step} in it when there are several targets: 'step_{target_step}'"
             )
@@ -301,7 +350,30 @@ class Recipe(WholeRecipe):
 
     @property
     def target_steps(self) -> tuple[int, ...]:
+        """What predictions are called by; of ``parameters.target`` only once it is `settled_at` a step."""
         return self.parameters.target_step
+
+    @property
+    def target_count(self) -> int:
+        """How many predictions there will be."""
+        target = self.parameters.target
+        return len(self.target_steps if target is None else target.full_rate_steps)
+
+    def with_clock(self, clock: ClockChoice | None) -> Recipe:
+        """The recipe with what was said elsewhere of its clock, if anything was."""
+        if clock is None:
+            return self
+        return self.model_copy(update={"trajectory": self.trajectory.model_copy(update={"clock": clock})})
+
+    def settled_at(self, last: int) -> Recipe:
+        """The recipe with its target steps known: behind step ``last``, where they count from there."""
+        target = self.parameters.target
+        if target is None:
+            return self
+        steps = tuple(last + count for count in target.full_rate_steps)
+        return self.model_copy(
+            update={"parameters": self.parameters.model_copy(update={"target_step": steps})}
+        )
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -321,11 +393,22 @@ class Recipe(WholeRecipe):
         return sha256_of_json(decisive)
 
 
+def one_by_one(recipe: Recipe) -> list[dict[str, Any]]:
+    """For each target of a settled recipe, what of ``parameters`` says that target alone."""
+    target = recipe.parameters.target
+    if target is None:
+        return [{"target_step": (step,)} for step in recipe.target_steps]
+    both = zip(recipe.target_steps, target.full_rate_steps, strict=True)
+    return [
+        {"target_step": (step,), "target": FullRateTarget(full_rate_steps=(count,))} for step, count in both
+    ]
+
+
 def _without_lists_of_one(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
         return {name: _without_lists_of_one(inner, name) for name, inner in value.items()}
     if isinstance(value, list):
-        if len(value) == 1 and key in ("target_step", "match"):
+        if len(value) == 1 and key in ("target_step", "match", "full_rate_steps"):
             return value[0]
         return [_without_lists_of_one(inner) for inner in value]
     return value

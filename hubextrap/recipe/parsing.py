@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 from hubextrap.containment import read_named
 from hubextrap.errors import HubExtrapError, MethodError, RecipeError
 from hubextrap.foreign_text import own_lines
-from hubextrap.methods import find_method, nearest, parameter_problems
+from hubextrap.methods import find_method, longest_horizon, nearest, parameter_problems
+from hubextrap.methods.checking import check_steps
 from hubextrap.recipe import mergekit_form
 from hubextrap.recipe.models import Parameters, Recipe, RecipeSection, TensorRule
 from hubextrap.recipe.regrounding import RegroundRecipe
@@ -201,10 +202,17 @@ def _explicit_step_problems(recipe: Recipe, data: dict[str, Any]) -> list[tuple[
         by_step[entry.step] = entry.model
     problems: list[tuple[Place, str]] = []
     steps = sorted(by_step)
+    # how far a target is may be said beside the last checkpoint: then only what no horizon changes counts
+    rehearsed = steps[-1] + longest_horizon(steps) * (steps[-1] - steps[0])
     for index, rule in enumerate(recipe.rules):
         is_last = index == len(recipe.parameters.tensors)
         try:
-            rule.check(steps, recipe.target_steps)
+            for target in recipe.target_steps:
+                check_steps(steps, target)
+            if recipe.trajectory.clock == "steps":
+                rule.check(steps, recipe.target_steps)
+            else:
+                rule.check(steps, [rehearsed])
         except HubExtrapError as error:
             problems.append((("parameters",) if is_last else ("parameters", "tensors", index), str(error)))
     return problems

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, TypeAdapter, model_validator
 
 from hubextrap._version import __version__
 from hubextrap.claims import DIGEST, digest_of
+from hubextrap.clocks import RateHistory
 from hubextrap.containment import open_regular, regular_at
 from hubextrap.durable.atomic import write_whole
 from hubextrap.errors import CheckpointError, CorruptFile, ReferenceNotFound, SourceError
@@ -82,6 +83,8 @@ class Scan:
     """(N, EXAMPLES, K): their values; NaN where there is none."""
     sample: Sample | None = None
     logprobs: LogProbs | None = None
+    rates: RateHistory | None = None
+    """What lay beside the last checkpoint said of the learning rate."""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -168,6 +171,8 @@ class Scan:
             "logprobs": self.logprobs
             and {**asdict(self.logprobs.source), "texts": list(self.logprobs.texts)},
         }
+        if self.rates is not None:
+            described["rates"] = self.rates.as_json()
         tables: dict[str, NDArray[Any]] = {
             "elements": self.gram_table.elements,
             "gram": self.gram_table.gram,
@@ -224,6 +229,17 @@ class _Described(BaseModel):
     random_walk: RandomWalk
     sample: float | None = Field(gt=0, le=1)
     logprobs: dict[str, Any] | None
+    rates: dict[str, Any] | None = None
+    """Not in files from before there was a clock."""
+
+    def rate_history(self) -> RateHistory | None:
+        """ValueError on what is none."""
+        if self.rates is None:
+            return None
+        try:
+            return RateHistory.from_json(self.rates, "rates")
+        except CorruptFile as error:
+            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _can_be(self) -> _Described:
@@ -344,6 +360,7 @@ def _build(described: _Described, tables: dict[str, NDArray[Any]], metadata: dic
         example_values=table("example_values", "F32", n, EXAMPLES, k),
         sample=None if sample is None else Sample(sample, table("sample_counts", "I64", n, BINS + 3)),
         logprobs=logprobs,
+        rates=described.rate_history(),
     )
     if tables:
         raise ValueError(f"it holds an unknown table {next(iter(tables))}")

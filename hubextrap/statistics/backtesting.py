@@ -123,7 +123,8 @@ class Backtest:
     def as_rows(self) -> list[dict[str, Any]]:
         """The rows as JSON values; the signal's errors are in them where rounding matters."""
         left_out = () if self.rounded else ("signal_error", "expected_signal_error")
-        rows = [asdict(row) | {"skill": row.skill} for row in self.rows]
+        clock = {} if self.clock.name == STEPS.name else {"clock": self.clock.in_words()}
+        rows = [asdict(row) | {"skill": row.skill} | clock for row in self.rows]
         return [{key: value for key, value in row.items() if key not in left_out} for row in rows]
 
     def shared_rows(self) -> dict[str, list[BacktestRow]]:

@@ -1,0 +1,316 @@
+"""The clock of the learning rate: full-rate steps, from a history of rates, a schedule, or both."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hubextrap.clocks.clock import Timeline
+from hubextrap.clocks.recognising import STATE, Recognised, recognise, trapezoids
+from hubextrap.errors import ClockError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from hubextrap.clocks.history import RateHistory
+    from hubextrap.clocks.schedules import Schedule
+
+    Array = npt.NDArray[np.float64]
+
+_GRID = 2.0**-20
+"""Times are multiples of it: sums and cosines differ in their last digits from processor to processor."""
+_NODES = 65_537
+_FAR = 10**12
+_OFF = 0.1
+_NOTHING = 1e-9
+
+
+class RateClock:
+    """Time by the learning rate: the area under the rates, a line from entry to entry, divided by their peak.
+
+    At a constant rate it is the step exactly. What comes behind the last entry is the stated schedule's or, if
+    none is, that of the schedule which the entries follow; of one that ends, the last rate stays.
+    """
+
+    name = "learning_rate"
+
+    def __init__(self, history: RateHistory | None, schedule: Schedule | None = None) -> None:
+        """
+        Args:
+            history: what was logged; its own entries count where a schedule is stated too.
+            schedule: the one that is stated; else it is recognised as soon as it is needed.
+
+        Raises:
+            ClockError: neither is given; or the stated one does not fit the history.
+        """
+        if history is None and schedule is None:
+            raise ClockError(f"the learning rate is not known; {STATE}")
+        self.history, self.schedule = history, schedule
+        self._known: dict[int, RateClock] = {}
+        self._followed: Recognised | ClockError | None = None
+        self._line: tuple[Array, Array, Array] | None = None
+        if schedule is not None and (followed := self._follow_stated()).misfit > _OFF:
+            assert history is not None
+            raise ClockError(
+                f"the stated schedule ({schedule.name}) does not fit the learning rates of {history.source}: it "
+                f"misses them by {followed.misfit:.0%} of their peak; correct it, or give a file of rates, with "
+                "those to come, as the clock"
+            )
+
+    # what is known
+
+    @property
+    def followed(self) -> Recognised:
+        """The schedule that the rates to come are from, stated or recognised.
+
+        Raises:
+            ClockError: none was stated, and none recognised.
+        """
+        if self._followed is None:
+            try:
+                self._followed = self._follow_stated() if self.schedule else self._recognise()
+            except ClockError as error:
+                self._followed = error
+        if isinstance(self._followed, ClockError):
+            raise self._followed
+        return self._followed
+
+    def _recognise(self) -> Recognised:
+        assert self.history is not None
+        return recognise(self.history)
+
+    def _follow_stated(self) -> Recognised:
+        """The stated schedule, to the scale of the history; logged as the rate of either update."""
+        assert self.schedule is not None
+        if self.history is None or not self.history.steps:
+            return Recognised(self.schedule, 1.0, 0, 0.0)
+        steps, rates = np.array(self.history.steps, np.float64), np.array(self.history.rates)
+        fits = []
+        for shift in (0, 1):
+            shape = self.schedule.rates(self._within(steps - shift))
+            scale = float(shape @ rates) / max(float(shape @ shape), 1e-300)
+            scale = scale if scale > 0 else float(rates.max())
+            off = float(np.sqrt(np.mean((rates - scale * shape) ** 2)))
+            fits.append(Recognised(self.schedule, scale, shift, off / max(scale, float(rates.max()))))
+        return min(fits, key=lambda fit: (round(fit.misfit, 9), fit.shift))
+
+    def _within(self, steps: Array) -> Array:
+        """Of a schedule that ends, the last rate stays: transformers' cosines would rise again."""
+        total = self.schedule.total_steps if self.schedule else None
+        return np.clip(steps, 0, math.inf if total is None else total)
+
+    def _future(self) -> Recognised | None:
+        try:
+            return self.followed
+        except ClockError:
+            return None
+
+    def _nodes(self) -> tuple[Array, Array, Array]:
+        """Steps in order, the rate at each as a share of the peak, and the time: a line from node to node."""
+        if self._line is None:
+            steps, rates = self._past()
+            if (followed := self._future()) is not None:
+                ahead = _steps_ahead(int(steps[-1]) if len(steps) else -1, followed.schedule.total_steps)
+                peak = followed.peak
+                steps = np.concatenate([steps, ahead])
+                rates = np.concatenate(
+                    [rates, followed.rates(np.maximum(ahead - followed.shift, 0) + followed.shift)]
+                )
+            else:
+                peak = 0.0
+                if len(steps) > 1:  # observed a little behind the last entry
+                    rise = (rates[-1] - rates[-2]) / (steps[-1] - steps[-2])
+                    step = 2 * steps[-1] - steps[-2]
+                    last = max(0.0, rates[-1] + rise * (step - steps[-1]))
+                    steps, rates = np.append(steps, step), np.append(rates, last)
+            peak = max(peak, max(self.history.rates, default=0.0) if self.history else 0.0)
+            shares = rates / peak if peak else rates
+            self._line = steps, shares, trapezoids(steps, shares) if len(steps) else shares
+        return self._line
+
+    def _past(self) -> tuple[Array, Array]:
+        """The history, from step 0 on, and the kink of the schedule at its peak if that is between entries."""
+        if self.history is None or not self.history.steps:
+            return np.zeros(0), np.zeros(0)
+        steps, rates = np.array(self.history.steps, np.float64), np.array(self.history.rates, np.float64)
+        followed = self._future()
+        top = int(np.argmax(rates >= rates.max() * (1 - 1e-12)))
+        if followed is not None and (top == 0 or self.schedule is not None) and steps[0] > 0:
+            before = np.unique([0, *np.linspace(0, steps[0] - 1, min(int(steps[0]), 4097)).astype(int)])
+            first = followed.rates(np.maximum(before - followed.shift, 0) + followed.shift)
+        else:
+            before, first = _led_back(steps, rates, top)
+        steps, rates = np.concatenate([before, steps]), np.concatenate([first, rates])
+        if followed is not None:
+            kink = followed.schedule.warmup_steps + followed.shift
+            at = int(np.searchsorted(steps, kink))
+            if 0 < at < len(steps) and steps[at] != kink:
+                steps, rates = np.insert(steps, at, kink), np.insert(rates, at, followed.peak)
+        return steps, rates
+
+    # the clock
+
+    @property
+    def _constant(self) -> bool:
+        """Whether steps are the time, so far as rates are known."""
+        if self.schedule is not None and self.schedule.name != "constant":
+            return False
+        return self.history is None or (bool(self.history.steps) and not self.history.changes)
+
+    def times(self, steps: Sequence[int]) -> Timeline:
+        """Those of observed checkpoints.
+
+        Raises:
+            ClockError: one lies beyond what is known; or two have one time, as nothing was trained between.
+        """
+        times = [self.time_of(step) for step in steps]
+        for i in range(1, len(times)):
+            if times[i] <= times[i - 1]:
+                one, other = steps[i - 1], steps[i]
+                raise ClockError(
+                    f"step {one} and step {other} have one time: the learning rate is 0 between them, so nothing was "
+                    "trained; leave one of them out, or state `clock: steps`",
+                    step=other,
+                )
+        return Timeline(times, steps)
+
+    def time_of(self, step: float) -> float:
+        """That of any step, also of one to come.
+
+        Raises:
+            ClockError: the rate that will be is not known, or is 0 from a step on; the message says what to state.
+        """
+        if step <= 0:
+            return 0.0
+        logged = self.history.steps[-1] if self.history is not None and self.history.steps else 0
+        if self._constant and (step <= logged or self.schedule is not None or self._future() is not None):
+            if self._future() is None or self.followed.schedule.name.startswith("constant") or step <= logged:
+                return float(step)
+        steps, shares, times = self._nodes()
+        if not len(steps) or step > steps[-1]:
+            self._refuse(step)
+            beyond = float(shares[-1]) * (step - float(steps[-1]))
+            return _rounded(float(times[-1]) + beyond)
+        at = min(int(np.searchsorted(steps, step, side="right")), len(steps) - 1) - 1
+        if at < 0:
+            return 0.0
+        width, done = steps[at + 1] - steps[at], step - steps[at]
+        slope = (shares[at + 1] - shares[at]) / width
+        return _rounded(float(times[at] + done * (shares[at] + slope * done / 2)))
+
+    def _refuse(self, step: float) -> None:
+        followed = self.followed  # raises where it is not known
+        end = followed.schedule.total_steps
+        shares = self._nodes()[1]
+        if end is not None and len(shares) and shares[-1] <= _NOTHING + (followed.shift > 0) * 10 / end:
+            raise ClockError(
+                f"the learning rate is 0 from step {end} on ({self.in_words()}), so nothing is trained behind it: ask for "
+                f"step {end} at most, or for `target: {{full_rate_steps: N}}`, as if the rate had stayed at its peak"
+            )
+
+    def step_at(self, time: float) -> float | None:
+        """The first step at which it is that time; None where it never is, or is not known."""
+        if time <= 0:
+            return 0.0
+        if self._constant:
+            try:
+                return float(time) if self.time_of(time) == time else None
+            except ClockError:
+                return None
+        steps, shares, times = self._nodes()
+        if not len(steps):
+            return None
+        at = int(np.searchsorted(times, time - _GRID / 2))
+        if at == len(steps):
+            share = float(shares[-1])
+            if self._future() is None or share <= _NOTHING:
+                return None
+            return float(steps[-1] + (time - times[-1]) / share)
+        if at == 0:
+            return float(steps[0])
+        width, left = steps[at] - steps[at - 1], max(0.0, time - float(times[at - 1]))
+        slope = float((shares[at] - shares[at - 1]) / width)
+        root = math.sqrt(max(0.0, float(shares[at - 1]) ** 2 + 2 * slope * left))
+        found = float(steps[at - 1]) + min(
+            float(width), 2 * left / (float(shares[at - 1]) + root or math.inf)
+        )
+        whole = float(round(found))
+        return whole if abs(whole - found) < 0.5 and self.time_of(whole) == time else found
+
+    def known_at(self, step: int) -> RateClock:
+        """The clock as it was known at an earlier step; a schedule that was stated was known then too."""
+        if self.history is None or not self.history.steps or step >= self.history.steps[-1]:
+            return self
+        if step not in self._known:
+            clock = RateClock.__new__(RateClock)
+            clock.__dict__.update(self.__dict__)
+            clock.history, clock._known = self.history.up_to(step), {}
+            clock._followed = clock._line = None
+            self._known[step] = clock
+        return self._known[step]
+
+    def in_words(self) -> str:
+        """``learning rate (trainer_state.json up to step 200; cosine to step 400, misfit 1e-05)``."""
+        parts = []
+        if self.history is not None:
+            until = f"up to step {self.history.steps[-1]}" if self.history.steps else "without rates yet"
+            parts.append(f"{self.history.source} {until}")
+        if (followed := self._future()) is None:
+            parts.append("what comes is not known")
+        else:
+            end = followed.schedule.total_steps
+            stated = ", as stated" if self.schedule is not None else ""
+            misfit = f", misfit {followed.misfit:.0e}" if self.history is not None else ""
+            parts.append(followed.schedule.name + (f" to step {end}" if end else "") + stated + misfit)
+        return f"learning rate ({'; '.join(parts)})"
+
+    def as_json(self) -> dict[str, Any]:
+        """What a provenance says of it."""
+        followed, history = self._future(), self.history
+        shown: dict[str, Any] = {"name": self.name}
+        if history is not None:
+            shown |= {
+                "source": history.source,
+                "up_to_step": history.steps[-1] if history.steps else None,
+                "max_steps": history.max_steps,
+                "peak_rate": max(history.rates, default=None),
+            }
+        if followed is None:
+            return shown | {"schedule": None}
+        if history is not None and history.steps:
+            shown |= {"misfit": followed.misfit, "peak_rate": max(followed.peak, *history.rates)}
+        return shown | {"schedule": followed.schedule.as_json(), "stated": self.schedule is not None}
+
+
+def _rounded(time: float) -> float:
+    return round(time / _GRID) * _GRID
+
+
+def _steps_ahead(last: int, end: int | None) -> Array:
+    """Steps behind the last one: up to the end, or ever further apart."""
+    if end is None:
+        further = np.unique(np.round(np.geomspace(1, _FAR, _NODES)))
+        return np.asarray(last + further)
+    count = end - last
+    if count <= 0:
+        return np.zeros(0)
+    return np.unique(np.round(np.linspace(last + 1, end, min(count, _NODES))))
+
+
+def _led_back(steps: Array, rates: Array, top: int) -> tuple[Array, Array]:
+    """What was before the first entry: a warm-up that is seen leads back to it; else the rate was as it is there."""
+    if steps[0] == 0:
+        return np.zeros(0), np.zeros(0)
+    if top == 0:
+        return np.zeros(1), rates[:1]
+    slope = float((rates[1] - rates[0]) / (steps[1] - steps[0]))
+    if top == 1 or slope <= 0:  # the second may lie behind the warm-up's end: it began at 0
+        return np.zeros(1), np.zeros(1)
+    zero = float(steps[0] - rates[0] / slope)
+    if zero > 0:
+        return np.array([0.0, zero]), np.zeros(2)
+    return np.zeros(1), np.array([rates[0] - slope * steps[0]])
