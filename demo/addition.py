@@ -78,9 +78,7 @@ def columns(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> 
 def rewarder(tokenizer: PreTrainedTokenizerBase) -> Callable[..., list[float]]:
     """TRL's form of the task's reward."""
 
-    def reward(
-        completion_ids: list[list[int]], answer_ids: list[list[int]], **_: object
-    ) -> list[float]:
+    def reward(completion_ids: list[list[int]], answer_ids: list[list[int]], **_: object) -> list[float]:
         return exact_match(completion_ids, answer_ids)
 
     return reward

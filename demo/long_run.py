@@ -2,9 +2,9 @@
 
     python demo/long_run.py --output out/rlvr-L
 
-The model is a LlamaForCausalLM of 41,568 parameters with the addition runs' tokenizer; the warm-up stops where
-it is right in about a third of its samples, and `demo/grpo.py` trains it from there at a constant rate. The
-output has the form of the bundled runs: `step_<n>` folders, problems.jsonl, results.json.
+The model is a LlamaForCausalLM of 41,952 parameters with the addition runs' tokenizer; the warm-up stops
+where it is right in about a third of its samples, and `demo/grpo.py` trains it from there at a constant rate.
+The output has the form of the bundled runs: `step_<n>` folders, problems.jsonl, results.json.
 """
 
 from __future__ import annotations
@@ -25,12 +25,24 @@ import addition
 import numpy as np
 import torch
 import worked_sums
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 WARM_UP_BATCH, WARM_UP_LR, WARM_UP_RAMP = 128, 3e-3, 100
 WARM_UP_LIMIT = 5000
 ASKED_EVERY = 20  # warm-up steps
-KEPT = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+KEPT = {
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """A task of long answers with many right ones: a sum worked out step by step, in any order.
 
-`4+9+2+7+3+8=` may be answered by `9+3=12 12+4=16 16+8=24 24+7=31 31+2=33` and the end-of-sequence token: each
-step adds two numbers that are still there and leaves their sum in their place. Which two is free, so a problem
-has more than a hundred thousand right answers, of 31 to 42 tokens. The tokenizer is the addition runs'.
+`4+9+2+7+3+8=` may be answered by `9+3=12 12+4=16 16+8=24 24+7=31 31+2=33` and the end-of-sequence token:
+each step adds two numbers that are still there and leaves their sum in their place. Which two is free, so a
+problem has up to 86,400 right answers, most of them of 35 to 39 tokens. The tokenizer is the addition runs'.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def training_problems(first_step: int, steps: int, per_step: int, seed: int) -> 
 
 
 def draw(random: np.random.Generator) -> Problem:
-    """A problem of distinct digits, worked out as a demonstration does: term after term, in a random order."""
+    """A problem of distinct digits, worked out as a demonstration is: term after term, in a random order."""
     terms = random.permutation(np.arange(1, 10))[:TERMS].tolist()
     total, *others = random.permutation(terms).tolist()
     lines = []

@@ -1,4 +1,4 @@
-"""The tables of docs/clocks.md: predictions along steps and along the learning rate, of a run with a schedule."""
+"""The tables of docs/clocks.md: a run with a schedule, predicted along steps and along its rate."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from measured_run import Array, MeasuredRun, Origin, figure, gain, markdown
+from measured_run import CALIBRATED, METHODS, Array, MeasuredRun, Origin, figure, gain, markdown
 
 from hubextrap.clocks import STEPS, Clock
-from hubextrap.methods import Rule
-from hubextrap.statistics import expect_of_last
 
 FIRST_ORIGIN = 6  # checkpoints
 REACHES = (1.25, 1.5, 2)
-METHODS = ("two_point, base at last/2", "least_squares, half, through_last", "calibrated")
 CONTINUED = 100  # full-rate steps
 
 
@@ -34,7 +31,7 @@ class Prediction:
 
 
 def predictions(run: MeasuredRun, clocks: tuple[Clock, ...]) -> Iterator[Prediction]:
-    """All from the sixth checkpoint on whose target was observed, at the time that was known at the origin."""
+    """All from the sixth checkpoint on whose target was observed, at its time as was known at the origin."""
     real: dict[int, float] = {}
     for count in range(FIRST_ORIGIN, len(run.steps)):
         for target in (run.steps[count - 1] * reach for reach in REACHES):
@@ -45,25 +42,16 @@ def predictions(run: MeasuredRun, clocks: tuple[Clock, ...]) -> Iterator[Predict
                 run.become_step(target)
                 real[target] = float(run.accuracies().mean())
             for clock in clocks:
-                origin = Origin(run, count).on(clock)
-                time = origin.table.clock.time_of(target)
+                origin = Origin(run, count, clock)
+                time = origin.clock.time_of(target)
                 for method in METHODS:
-                    mixture = predicted(origin, time, method)
+                    mixture = origin.mixture(time, method)
                     run.become(mixture)
                     off = abs(float(run.accuracies().mean()) - real[target])
-                    expected = None
-                    if method == "calibrated":
-                        expected = expect_of_last([Rule(("*",), method)], origin.table, time, False).total
-                    yield Prediction(method, clock.name, target, error(origin, mixture, target), expected, off)
-
-
-def predicted(origin: Origin, time: float, method: str) -> Array:
-    name, *_ = method.split(",")
-    if name == "two_point":
-        return origin.mixture(time, name, base_step=max(step for step in origin.steps if step <= origin.last / 2))
-    if name == "least_squares":
-        return origin.mixture(time, name, window="half", through_last=True)
-    return origin.mixture(time, name)
+                    expected = origin.expected(time) if method == CALIBRATED else None
+                    yield Prediction(
+                        method, clock.name, target, error(origin, mixture, target), expected, off
+                    )
 
 
 def error(origin: Origin, mixture: Array, target: int) -> float:
@@ -72,7 +60,10 @@ def error(origin: Origin, mixture: Array, target: int) -> float:
     real = np.eye(len(gram[0]))[origin.run.steps.index(target)]
     last = np.eye(len(gram[0]))[count - 1]
     away = np.pad(mixture, ((0, 0), (0, len(real) - count))) - real
-    squares = np.einsum("ni,nij,nj->", away, gram, away), np.einsum("i,nij,j->", last - real, gram, last - real)
+    squares = (
+        np.einsum("ni,nij,nj->", away, gram, away),
+        np.einsum("i,nij,j->", last - real, gram, last - real),
+    )
     return float(np.sqrt(squares[0] / squares[1]))
 
 
@@ -109,15 +100,15 @@ def continuation_table(run: MeasuredRun) -> str:
     """A finished run, continued as if its rate had stayed at its peak."""
     run.become_step(run.steps[-1])
     last = float(run.accuracies().mean())
-    origin = Origin(run, len(run.steps), run.rate_clock)
+    origin = Origin(run, len(run.steps))
     rows = [["the last checkpoint", figure(last), ""]]
     for method in METHODS:
-        run.become(predicted(origin, origin.times[-1] + CONTINUED, method))
+        run.become(origin.mixture(origin.times[-1] + CONTINUED, method))
         found = float(run.accuracies().mean())
         rows.append([f"`{method}`", figure(found), gain(found - last)])
     return markdown(["from the last step by 100 full-rate steps", "accuracy", "gained"], rows)
 
 
 def tables(run: MeasuredRun) -> str:
-    found = list(predictions(run, (STEPS, run.rate_clock)))
+    found = list(predictions(run, (STEPS, run.table.clock)))
     return "\n\n".join([clock_table(found), expectation_table(found), continuation_table(run)])

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from measured_run import Array, MeasuredRun, figure, gain, markdown
-
 from hubextrap.evaluation.own_answers import OwnAnswers, draw_answers
+from measured_run import Array, MeasuredRun, figure, gain, markdown
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
 import worked_sums
@@ -19,7 +18,13 @@ PROMPTS, SAMPLES = 64, 4
 PROMPTS_STEP = 10**6  # no run reaches it: the prompts are in no training and not held out
 ORIGINS = (1 / 3, 1 / 2, 2 / 3)  # of the run
 REACHES = (2, 3)
-RULES = ("calibrated at the target", "own greedy answers", "own correct rollouts", "own samples, unfiltered", "oracle")
+RULES = (
+    "calibrated at the target",
+    "own greedy answers",
+    "own correct rollouts",
+    "own samples, unfiltered",
+    "oracle",
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Point:
     accuracy: Array
     """Of each held-out problem, the share of right samples."""
     own: tuple[float, float, float]
-    """Mean log-probability of the last checkpoint's greedy answers, right samples, and samples; nats an answer."""
+    """Mean log-probability of the last checkpoint's greedy answers, right samples, all samples; in nats."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,18 @@ def walks(run: MeasuredRun) -> list[Walk]:
 def walk(run: MeasuredRun, last: int, samples: int = 16) -> Walk:
     """The walk from one checkpoint, whose accuracy at each point is sampled on the held-out problems."""
     origin = run.origin_at(last)
-    prompts = [problem.question for problem in worked_sums.training_problems(PROMPTS_STEP, 1, PROMPTS, seed=0)]
+    prompts = [
+        problem.question for problem in worked_sums.training_problems(PROMPTS_STEP, 1, PROMPTS, seed=0)
+    ]
     run.become_step(origin.last)
     greedy = run.greedy_answers(prompts, worked_sums.MAX_NEW_TOKENS)
     drawn = draw_answers(
-        run.model, run.tokenizer, prompts, samples=SAMPLES, max_tokens=worked_sums.MAX_NEW_TOKENS, batch_size=256
+        run.model,
+        run.tokenizer,
+        prompts,
+        samples=SAMPLES,
+        max_tokens=worked_sums.MAX_NEW_TOKENS,
+        batch_size=256,
     )
     right = worked_sums.rewarder(run.tokenizer)(drawn.answers, drawn.prompts)
     sets: Sequence[OwnAnswers] = (greedy, drawn.only([bool(one) for one in right]), drawn)
@@ -76,7 +88,14 @@ def walk(run: MeasuredRun, last: int, samples: int = 16) -> Walk:
 
 def curve_table(found: Sequence[Walk]) -> str:
     """Every point of every walk."""
-    head = ["origin", "predicted step", "accuracy", "own greedy answers", "own correct rollouts", "own samples"]
+    head = [
+        "origin",
+        "predicted step",
+        "accuracy",
+        "own greedy answers",
+        "own correct rollouts",
+        "own samples",
+    ]
     rows = []
     for one in found:
         for point in one.points:

@@ -6,25 +6,26 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from hubextrap.evaluation.own_answers import OwnAnswers, answer_logprobs, draw_answers
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hubextrap import find_trajectory, scan
-from hubextrap.clocks import STEPS, Clock, RateClock, read_trainer_state
+from hubextrap import Run, find_trajectory
+from hubextrap.clocks import Clock
 from hubextrap.errors import MethodError
-from hubextrap.evaluation.own_answers import OwnAnswers, answer_logprobs, draw_answers
 from hubextrap.methods import Rule, persistence
-from hubextrap.statistics import GramTable
+from hubextrap.statistics import GramTable, expect_of_last
 
 Array = NDArray[np.float64]
 
 GRID = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Horizons at which the walk evaluates a prediction, of which 0 is the last checkpoint itself."""
+HALF_LINE, CALIBRATED = "least_squares(half, through_last)", "calibrated"
+METHODS = ("two_point(last/2)", HALF_LINE, CALIBRATED)
 BATCH = 256
 
 
@@ -34,7 +35,8 @@ class MeasuredRun:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.name = folder.name.removeprefix("rlvr-")
-        self.table = scan(find_trajectory(str(folder))).gram_table
+        with Run.of(find_trajectory(str(folder))) as opened:
+            self.table = opened.gram_table("the tables need Gram matrices")
         self.steps = self.table.steps
         files = [load_file(folder / f"step_{step}" / "model.safetensors") for step in self.steps]
         self._weights = {name: torch.stack([file[name] for file in files]) for name in self.table.tensors}
@@ -44,12 +46,6 @@ class MeasuredRun:
         lines = (folder / "problems.jsonl").read_text().splitlines()
         self.problems: list[dict[str, str]] = [json.loads(line) for line in lines]
         self.questions = [problem["question"] for problem in self.problems]
-
-    @cached_property
-    def rate_clock(self) -> Clock:
-        """The learning rate as the last checkpoint's `trainer_state.json` has it; steps where there is none."""
-        state = self.folder / f"step_{self.steps[-1]}" / "trainer_state.json"
-        return RateClock(read_trainer_state(state.read_bytes(), str(state))) if state.exists() else STEPS
 
     @cached_property
     def right_answers(self) -> OwnAnswers:
@@ -94,34 +90,49 @@ class MeasuredRun:
 class Origin:
     """The first ``count`` checkpoints of a run, and predictions from them."""
 
-    def __init__(self, run: MeasuredRun, count: int, clock: Clock = STEPS) -> None:
+    def __init__(self, run: MeasuredRun, count: int, clock: Clock | None = None) -> None:
+        """
+        Args:
+            clock: as it was known at the last of these checkpoints; the run's own when None.
+        """
         self.run, self.count = run, count
         self.steps = run.steps[:count]
         self.last = self.steps[-1]
         table = run.table
-        self.table = GramTable(self.steps, table.tensors, table.elements, table.gram[:, :count, :count], clock)
+        self.clock = (clock or table.clock).known_at(self.last)
+        self.table = GramTable(
+            self.steps, table.tensors, table.elements, table.gram[:, :count, :count], self.clock
+        )
         self.times = self.table.times
-
-    def on(self, clock: Clock) -> Origin:
-        """The same on a clock as it was known at the last step."""
-        return Origin(self.run, self.count, clock.known_at(self.last))
 
     def time_at(self, horizon: float) -> float:
         """The time of a horizon, (t − last)/(last − first)."""
         return self.times[-1] + horizon * (self.times[-1] - self.times[0])
 
-    def mixture(self, time: float, method: str = "calibrated", **parameters: Any) -> Array:
-        """(N, count) coefficients of a prediction.
+    def mixture(self, time: float, method: str = CALIBRATED) -> Array:
+        """(N, count) coefficients of a prediction by one of `METHODS`.
 
         Raises:
             MethodError: the past is too short for it.
         """
-        rule = Rule(("*",), method, parameters)
+        rule = self._rule(method)
         found = rule.coefficients(self.times, [time], self.table.gram if rule.needs_gram_matrix else None)
         return np.broadcast_to(found[..., 0, :], (len(self.table.tensors), self.count))
 
+    def expected(self, time: float) -> float | None:
+        """The error of the weights that the past lets expect of `calibrated`; None where it cannot say."""
+        return expect_of_last([self._rule(CALIBRATED)], self.table, time, rounded=False).total
+
+    def _rule(self, method: str) -> Rule:
+        if method == CALIBRATED:
+            return Rule(("*",), "calibrated")
+        if method == HALF_LINE:
+            return Rule(("*",), "least_squares", {"window": "half", "through_last": True})
+        base = max(step for step in self.steps if step <= self.last / 2)
+        return Rule(("*",), "two_point", {"base_step": base})
+
     def walk(self, horizons: Iterable[float] = GRID) -> dict[float, Array]:
-        """The mixtures of the last checkpoint (0) and of calibrated predictions; without those that it cannot serve."""
+        """The mixtures of the last checkpoint (0) and of the calibrated predictions that the past serves."""
         last = persistence(self.steps, self.last)
         points = {0.0: np.tile(last, (len(self.table.tensors), 1))}
         for horizon in horizons:
@@ -145,4 +156,3 @@ def figure(value: float, places: int = 3) -> str:
 def gain(value: float) -> str:
     """A difference of shares: `+.048`."""
     return ("+" if value >= 0 else "−") + figure(abs(value))
-

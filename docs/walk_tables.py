@@ -1,16 +1,14 @@
-"""The tables of docs/walk.md on runs with one right answer a problem: rules of the walk, and what tells bad predictions."""
+"""The tables of docs/walk.md on runs with one right answer a problem: the walk's rules, and telling signs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
-from measured_run import Array, MeasuredRun, Origin, figure, gain, markdown
-
-from hubextrap.errors import MethodError
-from hubextrap.methods import Rule
-from hubextrap.statistics import expect_of_last
+from measured_run import METHODS, Array, MeasuredRun, Origin, figure, gain, markdown
+from numpy.typing import NDArray
 
 ORIGINS = (100, 200, 300)  # the last checkpoint up to there
 REACHES = (1.5, 2, 3)
@@ -19,6 +17,8 @@ HARM = 0.005
 RULES = ("calibrated at the target", "own greedy answers", "own correct rollouts", "best point (an oracle)")
 MAX_TOKENS = 8
 
+Places = NDArray[np.intp]
+
 
 @dataclass(frozen=True)
 class Walk:
@@ -26,8 +26,6 @@ class Walk:
 
     run: str
     last: int
-    reached: str
-    """The last point's place, in words."""
     horizons: Array
     """(P,), of which the first is 0: the last checkpoint."""
     accuracies: Array
@@ -43,9 +41,9 @@ class Walk:
             return None
         near = self.horizons <= reach - 1 + 1e-9
         parts = (self.horizons[near], self.accuracies[near], self.right[near], self.greedy[near])
-        return Walk(self.run, self.last, self.reached, *parts)
+        return Walk(self.run, self.last, *parts)
 
-    def chosen(self, rule: str, prompts: NDArrayInt, rollouts: Array, others: Array) -> int:
+    def chosen(self, rule: str, prompts: Places, rollouts: Array, others: Array) -> int:
         """The point that a rule takes when it knows some prompts.
 
         Args:
@@ -61,12 +59,9 @@ class Walk:
         return int(others.argmax())
 
 
-NDArrayInt = np.ndarray[tuple[int], np.dtype[np.intp]]
-
-
-def walks(run: MeasuredRun) -> list[Walk]:
+def walks(run: MeasuredRun, origins: Sequence[int] = ORIGINS) -> list[Walk]:
     """One per origin; along the learning rate where the run's files have it."""
-    return [walk(run.origin_at(step).on(run.rate_clock)) for step in ORIGINS]
+    return [walk(run.origin_at(step)) for step in origins]
 
 
 def walk(origin: Origin) -> Walk:
@@ -79,17 +74,15 @@ def walk(origin: Origin) -> Walk:
         run.become(mixture)
         right.append(run.logprobs(run.right_answers))
         greedy.append(run.logprobs(greedy_answers))
-    by_rate = origin.table.clock.name != "steps"
-    reached = "full-rate steps" if by_rate else "steps"
     horizons = np.array(list(points))
-    return Walk(run.name, origin.last, reached, horizons, np.exp(right), np.array(right), np.array(greedy))
+    return Walk(run.name, origin.last, horizons, np.exp(right), np.array(right), np.array(greedy))
 
 
-def draws(found: Walk, seed: int) -> Iterator[tuple[NDArrayInt, Array, NDArrayInt]]:
+def draws(found: Walk, seed: int) -> Iterator[tuple[Places, Array, Places]]:
     """Random prompts, the right ones of their samples, and the other problems.
 
-    A sample is right with the probability that the last checkpoint gives the one right answer, so how many are
-    needs no sampling from the model.
+    A sample is right with the probability that the last checkpoint gives the one right answer, so how many
+    are right needs no samples of the model.
     """
     random = np.random.default_rng([seed, found.last])
     count = found.accuracies.shape[1]
@@ -158,24 +151,23 @@ SIGN_REACHES = (1.25, 1.5, 2, 3)
 
 
 def signs(run: MeasuredRun) -> Iterator[Sign]:
-    """Of predictions by `calibrated` from every second origin on, from the sixth checkpoint."""
+    """Of predictions by three methods from every second origin on, from the sixth checkpoint."""
     for count in range(6, len(run.steps) + 1, 2):
-        origin = Origin(run, count).on(run.rate_clock)
+        origin = Origin(run, count)
         run.become_step(origin.last)
         greedy_answers = run.greedy_answers(run.questions, MAX_TOKENS)
         own, accuracy = run.logprobs(greedy_answers).mean(), run.accuracies().mean()
         for reach in SIGN_REACHES:
             time = origin.time_at(reach - 1)
-            try:
-                mixture = origin.mixture(time)
-            except MethodError:
+            expected = origin.expected(time)
+            if expected is None:  # then `calibrated` predicts nothing either
                 continue
-            expected = expect_of_last([Rule(("*",), "calibrated")], origin.table, time, False).total
-            if expected is None:
-                continue
-            run.become(mixture)
-            fall = float(own - run.logprobs(greedy_answers).mean())
-            yield Sign(reach - 1, growth(origin, mixture), expected, fall, float(run.accuracies().mean() - accuracy))
+            for method in METHODS:
+                mixture = origin.mixture(time, method)
+                run.become(mixture)
+                fall = float(own - run.logprobs(greedy_answers).mean())
+                gained = float(run.accuracies().mean() - accuracy)
+                yield Sign(reach - 1, growth(origin, mixture), expected, fall, gained)
 
 
 def growth(origin: Origin, mixture: Array) -> float:
@@ -185,7 +177,7 @@ def growth(origin: Origin, mixture: Array) -> float:
     return float(np.sqrt(np.max(squares / gram[:, -1, -1])))
 
 
-def auc(values: Array, bad: NDArrayInt) -> float:
+def auc(values: Array, bad: Places) -> float:
     """How often a bad prediction has the larger value than a good one."""
     one, other = values[bad.astype(bool)], values[~bad.astype(bool)]
     return float(((one[:, None] > other).mean() + (one[:, None] >= other).mean()) / 2)
@@ -197,7 +189,7 @@ def sign_table(found: Sequence[Sign]) -> str:
         [words, figure(auc(np.array([getattr(sign, name) for sign in found]), bad))]
         for name, words in (
             ("fall", "fall of the log-probability of own greedy answers"),
-            ("expected", "expected error of the weights"),
+            ("expected", "error of the weights that `calibrated` expects"),
             ("growth", "largest growth of a tensor"),
             ("horizon", "horizon"),
         )
@@ -206,15 +198,18 @@ def sign_table(found: Sequence[Sign]) -> str:
 
 
 def fall_table(found: Sequence[Sign]) -> str:
-    """How many predictions were worse than the last checkpoint, by how far own answers fell and by what was expected."""
+    """How many predictions were worse than the last checkpoint, by how far own answers fell and by what
+    was expected."""
     rows = []
     for name, words, edges in (
         ("fall", "own greedy answers fall by (nats an answer)", (-np.inf, 0, 0.1, 0.5, np.inf)),
-        ("expected", "expected error of the weights", (0, 0.5, 0.6, 0.8, np.inf)),
+        ("expected", "error of the weights that `calibrated` expects", (0, 0.5, 0.6, 0.8, np.inf)),
     ):
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in pairwise(edges):
             some = [sign.gained for sign in found if low <= getattr(sign, name) < high]
-            between = f"{low:g} to {high:g}".replace("-inf to 0", "not at all").replace(" to inf", " and more")
+            between = f"{low:g} to {high:g}".replace("-inf to 0", "not at all").replace(
+                " to inf", " and more"
+            )
             worse = sum(value < 0 for value in some)
             rows.append([words, between, str(len(some)), str(worse)])
     return markdown(["sign", "value", "predictions", "worse than the last checkpoint"], rows)
