@@ -36,13 +36,7 @@ from transformers import (
 WARM_UP_BATCH, WARM_UP_LR, WARM_UP_RAMP = 128, 3e-3, 100
 WARM_UP_LIMIT = 5000
 ASKED_EVERY = 20  # warm-up steps
-KEPT = {
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-}
+WEIGHTS = "model.safetensors"
 
 
 def main() -> None:
@@ -58,7 +52,10 @@ def main() -> None:
         tokenizer.save_pretrained(start)
     train(start, work / "grpo", options)
     for step in range(0, options.steps + 1, options.save_every):
-        keep(start if step == 0 else work / "grpo" / f"checkpoint-{step}", options.output / f"step_{step}")
+        folder = options.output / f"step_{step}"
+        shutil.copytree(start, folder, dirs_exist_ok=True)
+        if step > 0:  # the trainer changes nothing else of the model, and leaves files of its own
+            shutil.copyfile(work / "grpo" / f"checkpoint-{step}" / WEIGHTS, folder / WEIGHTS)
     worked_sums.write_problems(options.output / "problems.jsonl")
     write_results(options)
     print(f"The run took {time.monotonic() - started:.0f} s; it lies in {options.output}/.")
@@ -130,13 +127,6 @@ def train(start: Path, output: Path, options: argparse.Namespace) -> None:
         sys.exit("The training failed.")
 
 
-def keep(checkpoint: Path, folder: Path) -> None:
-    """Copy what transformers loads, and leave the trainer's own files behind."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in KEPT:
-        shutil.copyfile(checkpoint / name, folder / name)
-
-
 def write_results(options: argparse.Namespace) -> None:
     """How the run was made, and the sampled accuracy of each checkpoint with its standard error."""
     problems = worked_sums.held_out_problems()
@@ -156,8 +146,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for the run")
     parser.add_argument("--warm-up-to", type=float, default=0.35, help="accuracy at which the warm-up stops")
     parser.add_argument("--steps", type=int, default=360, help="RL steps")
-    parser.add_argument("--save-every", type=int, default=30, help="RL steps between checkpoints")
-    parser.add_argument("--lr", type=float, default=2e-5)
+    parser.add_argument("--save-every", type=int, default=20, help="RL steps between checkpoints")
+    parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--prompts", type=int, default=32, help="problems a step, 16 samples each")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from measured_run import METHODS, Array, MeasuredRun, Origin, figure, gain, markdown
+from measured_run import CALIBRATED, METHODS, Array, MeasuredRun, Origin, figure, gain, markdown
 from numpy.typing import NDArray
 
 ORIGINS = (100, 200, 300)  # the last checkpoint up to there
@@ -140,6 +140,7 @@ def origin_table(found: Sequence[Walk], reaches: Sequence[float] = REACHES[1:]) 
 class Sign:
     """What was known of one prediction beforehand, and what came of it."""
 
+    method: str
     horizon: float
     growth: float
     expected: float
@@ -167,7 +168,7 @@ def signs(run: MeasuredRun) -> Iterator[Sign]:
                 run.become(mixture)
                 fall = float(own - run.logprobs(greedy_answers).mean())
                 gained = float(run.accuracies().mean() - accuracy)
-                yield Sign(reach - 1, growth(origin, mixture), expected, fall, gained)
+                yield Sign(method, reach - 1, growth(origin, mixture), expected, fall, gained)
 
 
 def growth(origin: Origin, mixture: Array) -> float:
@@ -184,32 +185,34 @@ def auc(values: Array, bad: Places) -> float:
 
 
 def sign_table(found: Sequence[Sign]) -> str:
+    """How well each sign tells the predictions that are worse than the last checkpoint."""
     bad = np.array([sign.gained < 0 for sign in found])
     rows = [
         [words, figure(auc(np.array([getattr(sign, name) for sign in found]), bad))]
         for name, words in (
             ("fall", "fall of the log-probability of own greedy answers"),
-            ("expected", "error of the weights that `calibrated` expects"),
             ("growth", "largest growth of a tensor"),
             ("horizon", "horizon"),
+            ("expected", "error of the weights that `calibrated` expects"),
         )
     ]
     return markdown(["sign", f"AUC ({len(found)} predictions, {int(bad.sum())} of them bad)"], rows)
 
 
 def fall_table(found: Sequence[Sign]) -> str:
-    """How many predictions were worse than the last checkpoint, by how far own answers fell and by what
-    was expected."""
+    """How many were worse than the last checkpoint, by how far own answers fell and by what was expected."""
+    own = [sign for sign in found if sign.method == CALIBRATED]
     rows = []
-    for name, words, edges in (
-        ("fall", "own greedy answers fall by (nats an answer)", (-np.inf, 0, 0.1, 0.5, np.inf)),
-        ("expected", "error of the weights that `calibrated` expects", (0, 0.5, 0.6, 0.8, np.inf)),
+    for words, name, signs_taken, edges in (
+        ("own greedy answers fall, nats an answer", "fall", found, (-np.inf, 0, 0.1, 0.5, np.inf)),
+        ("error that `calibrated` expects of itself", "expected", own, (0, 0.5, 0.6, 0.8, np.inf)),
     ):
         for low, high in pairwise(edges):
-            some = [sign.gained for sign in found if low <= getattr(sign, name) < high]
-            between = f"{low:g} to {high:g}".replace("-inf to 0", "not at all").replace(
-                " to inf", " and more"
-            )
+            some = [sign.gained for sign in signs_taken if low <= getattr(sign, name) < high]
+            if low == -np.inf:
+                between = "not at all"
+            else:
+                between = f"from {figure(low, 1)}" + ("" if high == np.inf else f" to {figure(high, 1)}")
             worse = sum(value < 0 for value in some)
             rows.append([words, between, str(len(some)), str(worse)])
     return markdown(["sign", "value", "predictions", "worse than the last checkpoint"], rows)

@@ -58,7 +58,7 @@ def test_only_what_is_between_the_marks_is_replaced(tables: Any, tmp_path: Path)
     for made in ("| \\1 |", "| new |"):
         tables.insert(page, "long", made)
         assert page.read_text() == f"before\n{begin}\n{made}\n{end}\nafter\n"
-    with pytest.raises(SystemExit, match="the marks .* restore them"):
+    with pytest.raises(SystemExit, match=r"the marks .* restore them"):
         tables.insert(page, "walk", "new")
     assert page.read_text() == f"before\n{begin}\n| new |\n{end}\nafter\n"
 
