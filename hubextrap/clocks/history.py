@@ -187,7 +187,7 @@ def _last_records(
 
 
 def read_rate_file(path: Path | str) -> RateHistory:
-    """The rates in a file that a user gives: CSV or JSON lines of step and learning_rate, or a trainer_state.json.
+    """The rates in a file that a user gives: CSV, JSON lines, or a trainer_state.json.
 
     Raises:
         ClockError: it cannot be read, or is none of these; the message names the line.

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hubextrap.clocks.clock import Timeline
-from hubextrap.clocks.recognising import STATE, Recognised, recognise, trapezoids
+from hubextrap.clocks.families import trapezoids
+from hubextrap.clocks.history import RateHistory
+from hubextrap.clocks.recognising import STATE, Recognised, recognise
 from hubextrap.errors import ClockError
 
 if TYPE_CHECKING:
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from hubextrap.clocks.history import RateHistory
     from hubextrap.clocks.schedules import Schedule
 
     Array = npt.NDArray[np.float64]
@@ -30,10 +31,11 @@ _NOTHING = 1e-9
 
 
 class RateClock:
-    """Time by the learning rate: the area under the rates, a line from entry to entry, divided by their peak.
+    """Time by the learning rate: the area under a line from rate to rate, divided by their peak.
 
-    At a constant rate it is the step exactly. What comes behind the last entry is the stated schedule's or, if
-    none is, that of the schedule which the entries follow; of one that ends, the last rate stays.
+    At a constant rate it is the step exactly. What comes behind the last entry is the stated schedule's or,
+    if none is, that of the schedule which the entries follow; of one that ends, the last rate stays. Which
+    update an entry tells of differs (`RateHistory`): the area is half a step beside the sum, to either side.
     """
 
     name = "learning_rate"
@@ -50,15 +52,16 @@ class RateClock:
         if history is None and schedule is None:
             raise ClockError(f"the learning rate is not known; {STATE}")
         self.history, self.schedule = history, schedule
+        self._logged = history or RateHistory((), ())
         self._known: dict[int, RateClock] = {}
-        self._followed: Recognised | ClockError | None = None
+        self._followed: Recognised | str | None = None
         self._line: tuple[Array, Array, Array] | None = None
         if schedule is not None and (followed := self._follow_stated()).misfit > _OFF:
             assert history is not None
             raise ClockError(
-                f"the stated schedule ({schedule.name}) does not fit the learning rates of {history.source}: it "
-                f"misses them by {followed.misfit:.0%} of their peak; correct it, or give a file of rates, with "
-                "those to come, as the clock"
+                f"the stated schedule ({schedule.name}) does not fit the learning rates of {history.source}: "
+                f"it misses them by {followed.misfit:.0%} of their peak; correct it, or give a file of "
+                "rates, with those to come, as the clock"
             )
 
     # what is known
@@ -72,23 +75,19 @@ class RateClock:
         """
         if self._followed is None:
             try:
-                self._followed = self._follow_stated() if self.schedule else self._recognise()
+                self._followed = self._follow_stated() if self.schedule else recognise(self._logged)
             except ClockError as error:
-                self._followed = error
-        if isinstance(self._followed, ClockError):
-            raise self._followed
+                self._followed = str(error)
+        if isinstance(self._followed, str):
+            raise ClockError(self._followed)
         return self._followed
-
-    def _recognise(self) -> Recognised:
-        assert self.history is not None
-        return recognise(self.history)
 
     def _follow_stated(self) -> Recognised:
         """The stated schedule, to the scale of the history; logged as the rate of either update."""
         assert self.schedule is not None
-        if self.history is None or not self.history.steps:
+        if not self._logged.steps:
             return Recognised(self.schedule, 1.0, 0, 0.0)
-        steps, rates = np.array(self.history.steps, np.float64), np.array(self.history.rates)
+        steps, rates = _arrays(self._logged)
         fits = []
         for shift in (0, 1):
             shape = self.schedule.rates(self._within(steps - shift))
@@ -112,54 +111,48 @@ class RateClock:
     def _nodes(self) -> tuple[Array, Array, Array]:
         """Steps in order, the rate at each as a share of the peak, and the time: a line from node to node."""
         if self._line is None:
-            steps, rates = self._past()
-            if (followed := self._future()) is not None:
-                ahead = _steps_ahead(int(steps[-1]) if len(steps) else -1, followed.schedule.total_steps)
-                peak = followed.peak
-                steps = np.concatenate([steps, ahead])
-                rates = np.concatenate(
-                    [rates, followed.rates(np.maximum(ahead - followed.shift, 0) + followed.shift)]
-                )
-            else:
-                peak = 0.0
-                if len(steps) > 1:  # observed a little behind the last entry
-                    rise = (rates[-1] - rates[-2]) / (steps[-1] - steps[-2])
-                    step = 2 * steps[-1] - steps[-2]
-                    last = max(0.0, rates[-1] + rise * (step - steps[-1]))
-                    steps, rates = np.append(steps, step), np.append(rates, last)
-            peak = max(peak, max(self.history.rates, default=0.0) if self.history else 0.0)
+            followed = self._future()
+            steps, rates = self._unscheduled() if followed is None else self._scheduled(followed)
+            peak = max(0.0 if followed is None else followed.peak, *self._logged.rates, 0.0)
             shares = rates / peak if peak else rates
             self._line = steps, shares, trapezoids(steps, shares) if len(steps) else shares
         return self._line
 
-    def _past(self) -> tuple[Array, Array]:
-        """The history, from step 0 on, and the kink of the schedule at its peak if that is between entries."""
-        if self.history is None or not self.history.steps:
-            return np.zeros(0), np.zeros(0)
-        steps, rates = np.array(self.history.steps, np.float64), np.array(self.history.rates, np.float64)
-        followed = self._future()
-        top = int(np.argmax(rates >= rates.max() * (1 - 1e-12)))
-        if followed is not None and (top == 0 or self.schedule is not None) and steps[0] > 0:
-            before = np.unique([0, *np.linspace(0, steps[0] - 1, min(int(steps[0]), 4097)).astype(int)])
-            first = followed.rates(np.maximum(before - followed.shift, 0) + followed.shift)
+    def _unscheduled(self) -> tuple[Array, Array]:
+        """By the entries alone, and a little behind them, as checkpoints are saved there."""
+        steps, rates = _arrays(self._logged)
+        if not len(steps):
+            return steps, rates
+        before, first = _led_back(steps, rates, float(rates.max()))
+        if len(steps) > 1:
+            further = 2 * steps[-1] - steps[-2]
+            steps, rates = np.append(steps, further), np.append(rates, max(0.0, 2 * rates[-1] - rates[-2]))
+        return np.concatenate([before, steps]), np.concatenate([first, rates])
+
+    def _scheduled(self, followed: Recognised) -> tuple[Array, Array]:
+        """By the schedule where it was recognised in the entries; else by those, as far as they go."""
+        steps, rates = _arrays(self._logged)
+        end = followed.schedule.total_steps
+        kink = followed.schedule.warmup_steps + followed.shift
+        if not len(steps) or (steps[0] >= kink and self.schedule is None):
+            begin, known = 0, 0
+        elif self.schedule is None:
+            begin, known = kink, int(np.searchsorted(steps, kink))
         else:
-            before, first = _led_back(steps, rates, top)
-        steps, rates = np.concatenate([before, steps]), np.concatenate([first, rates])
-        if followed is not None:
-            kink = followed.schedule.warmup_steps + followed.shift
-            at = int(np.searchsorted(steps, kink))
-            if 0 < at < len(steps) and steps[at] != kink:
-                steps, rates = np.insert(steps, at, kink), np.insert(rates, at, followed.peak)
-        return steps, rates
+            begin, known = int(steps[-1]) + 1, len(steps)
+        ahead = _steps_from(begin, end)
+        scheduled = followed.rates(np.maximum(ahead - followed.shift, 0) + followed.shift)
+        before, first = (
+            _led_back(steps[:known], rates[:known], followed.peak) if known else (np.zeros(0), np.zeros(0))
+        )
+        late = steps > end if end is not None else np.zeros(len(steps), bool)
+        late[:known] = False
+        return (
+            np.concatenate([before, steps[:known], ahead, steps[late]]),
+            np.concatenate([first, rates[:known], scheduled, rates[late]]),
+        )
 
     # the clock
-
-    @property
-    def _constant(self) -> bool:
-        """Whether steps are the time, so far as rates are known."""
-        if self.schedule is not None and self.schedule.name != "constant":
-            return False
-        return self.history is None or (bool(self.history.steps) and not self.history.changes)
 
     def times(self, steps: Sequence[int]) -> Timeline:
         """Those of observed checkpoints.
@@ -167,14 +160,13 @@ class RateClock:
         Raises:
             ClockError: one lies beyond what is known; or two have one time, as nothing was trained between.
         """
-        times = [self.time_of(step) for step in steps]
+        times = [self._time_of(step, observed=True) for step in steps]
         for i in range(1, len(times)):
             if times[i] <= times[i - 1]:
-                one, other = steps[i - 1], steps[i]
                 raise ClockError(
-                    f"step {one} and step {other} have one time: the learning rate is 0 between them, so nothing was "
-                    "trained; leave one of them out, or state `clock: steps`",
-                    step=other,
+                    f"step {steps[i - 1]} and step {steps[i]} have one time: the learning rate is 0 between "
+                    "them, so nothing was trained; leave one of them out, or state `clock: steps`",
+                    step=steps[i],
                 )
         return Timeline(times, steps)
 
@@ -182,45 +174,55 @@ class RateClock:
         """That of any step, also of one to come.
 
         Raises:
-            ClockError: the rate that will be is not known, or is 0 from a step on; the message says what to state.
+            ClockError: the rate that will be is not known, or is 0 from a step on; and what to state.
         """
+        return self._time_of(step)
+
+    def _time_of(self, step: float, *, observed: bool = False) -> float:
+        logged = self._logged.steps[-1] if self._logged.steps else 0
+        if step > logged and not observed:
+            _ = self.followed  # raises where it is not known
         if step <= 0:
             return 0.0
-        logged = self.history.steps[-1] if self.history is not None and self.history.steps else 0
-        if self._constant and (step <= logged or self.schedule is not None or self._future() is not None):
-            if self._future() is None or self.followed.schedule.name.startswith("constant") or step <= logged:
-                return float(step)
+        if self._is_step(step):
+            return float(step)
         steps, shares, times = self._nodes()
         if not len(steps) or step > steps[-1]:
-            self._refuse(step)
-            beyond = float(shares[-1]) * (step - float(steps[-1]))
-            return _rounded(float(times[-1]) + beyond)
-        at = min(int(np.searchsorted(steps, step, side="right")), len(steps) - 1) - 1
-        if at < 0:
-            return 0.0
+            if step > logged:
+                self._refuse_beyond()
+            return _rounded(float(times[-1] + shares[-1] * (step - steps[-1])))
+        at = max(0, int(np.searchsorted(steps, step)) - 1)
         width, done = steps[at + 1] - steps[at], step - steps[at]
         slope = (shares[at + 1] - shares[at]) / width
         return _rounded(float(times[at] + done * (shares[at] + slope * done / 2)))
 
-    def _refuse(self, step: float) -> None:
-        followed = self.followed  # raises where it is not known
+    def _is_step(self, step: float) -> bool:
+        """Whether the step is the time there: the rate has been the same, and will be up to it."""
+        if (self._logged.steps or not self.schedule) and (self._logged.changes or not self._logged.steps):
+            return False
+        if self._logged.steps and step <= self._logged.steps[-1] and self.schedule is None:
+            return True
+        return (followed := self._future()) is None or followed.schedule.name == "constant"
+
+    def _refuse_beyond(self) -> None:
+        followed = self.followed
         end = followed.schedule.total_steps
-        shares = self._nodes()[1]
-        if end is not None and len(shares) and shares[-1] <= _NOTHING + (followed.shift > 0) * 10 / end:
+        if end is not None and followed.schedule.rates(float(end)) <= _NOTHING:
             raise ClockError(
-                f"the learning rate is 0 from step {end} on ({self.in_words()}), so nothing is trained behind it: ask for "
-                f"step {end} at most, or for `target: {{full_rate_steps: N}}`, as if the rate had stayed at its peak"
+                f"the learning rate is 0 from step {end} on ({self.in_words()}), so nothing is trained "
+                f"behind it: ask for step {end} at most, or for `target: {{full_rate_steps: N}}`, as if the "
+                "rate had stayed at its peak"
             )
 
     def step_at(self, time: float) -> float | None:
         """The first step at which it is that time; None where it never is, or is not known."""
         if time <= 0:
             return 0.0
-        if self._constant:
-            try:
-                return float(time) if self.time_of(time) == time else None
-            except ClockError:
-                return None
+        try:
+            if self._is_step(time) and self.time_of(time) == time:
+                return float(time)
+        except ClockError:
+            return None
         steps, shares, times = self._nodes()
         if not len(steps):
             return None
@@ -243,13 +245,13 @@ class RateClock:
 
     def known_at(self, step: int) -> RateClock:
         """The clock as it was known at an earlier step; a schedule that was stated was known then too."""
-        if self.history is None or not self.history.steps or step >= self.history.steps[-1]:
+        if not self._logged.steps or step >= self._logged.steps[-1]:
             return self
         if step not in self._known:
-            clock = RateClock.__new__(RateClock)
-            clock.__dict__.update(self.__dict__)
-            clock.history, clock._known = self.history.up_to(step), {}
-            clock._followed = clock._line = None
+            clock = RateClock(self._logged.up_to(step))
+            clock.schedule = (
+                self.schedule
+            )  # it fitted all of the history: a few rates need not be asked again
             self._known[step] = clock
         return self._known[step]
 
@@ -290,25 +292,27 @@ def _rounded(time: float) -> float:
     return round(time / _GRID) * _GRID
 
 
-def _steps_ahead(last: int, end: int | None) -> Array:
-    """Steps behind the last one: up to the end, or ever further apart."""
+def _arrays(history: RateHistory) -> tuple[Array, Array]:
+    return np.array(history.steps, np.float64), np.array(history.rates, np.float64)
+
+
+def _steps_from(begin: int, end: int | None) -> Array:
+    """Steps from one on: up to the end, or ever further apart."""
     if end is None:
-        further = np.unique(np.round(np.geomspace(1, _FAR, _NODES)))
-        return np.asarray(last + further)
-    count = end - last
-    if count <= 0:
+        return np.asarray(begin - 1 + np.unique(np.round(np.geomspace(1, _FAR, _NODES))))
+    if end < begin:
         return np.zeros(0)
-    return np.unique(np.round(np.linspace(last + 1, end, min(count, _NODES))))
+    return np.unique(np.round(np.linspace(begin, end, min(end - begin + 1, _NODES))))
 
 
-def _led_back(steps: Array, rates: Array, top: int) -> tuple[Array, Array]:
-    """What was before the first entry: a warm-up that is seen leads back to it; else the rate was as it is there."""
+def _led_back(steps: Array, rates: Array, peak: float) -> tuple[Array, Array]:
+    """What was before the first entry: a warm-up leads back to it; else the rate was as it is there."""
     if steps[0] == 0:
         return np.zeros(0), np.zeros(0)
-    if top == 0:
+    if rates[0] >= peak * (1 - 1e-12):
         return np.zeros(1), rates[:1]
-    slope = float((rates[1] - rates[0]) / (steps[1] - steps[0]))
-    if top == 1 or slope <= 0:  # the second may lie behind the warm-up's end: it began at 0
+    slope = float((rates[1] - rates[0]) / (steps[1] - steps[0])) if len(steps) > 1 else 0.0
+    if slope <= 0 or rates[1] >= peak * (1 - 1e-12):  # the second may lie behind the warm-up's end
         return np.zeros(1), np.zeros(1)
     zero = float(steps[0] - rates[0] / slope)
     if zero > 0:

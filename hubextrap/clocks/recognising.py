@@ -1,8 +1,7 @@
 """Which schedule the rates of a run have followed so far, and so what comes.
 
-What is before the peak is warm-up, and known. From there on each family is fitted: begin and end are whole steps,
-so they are tried, as a family's shape is; what remains is linear least squares. All that fit about as well as
-the best have to agree on what comes. Nothing is guessed: where they do not, the message says what to state.
+What is before the peak is warm-up, and known; from there on each family is fitted. All that fit about as well
+as the best have to agree on what comes; where they do not, the message says what to state.
 """
 
 from __future__ import annotations
@@ -10,10 +9,26 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hubextrap.clocks.families import (
+    FAMILIES,
+    FEWEST,
+    FLOAT,
+    MISFIT,
+    PLAIN,
+    Data,
+    Family,
+    Fit,
+    all_fits,
+    begin_range,
+    judged,
+    moved,
+    shift_of,
+    trapezoids,
+)
 from hubextrap.clocks.schedules import Schedule, parse_schedule
 from hubextrap.errors import ClockError
 
@@ -26,19 +41,16 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float64]
 
-MISFIT = 0.002
-"""Largest root mean square of what a schedule leaves over, as a share of the peak: they are formulas."""
-AGREEMENT = 0.01
-"""How far apart the times may be that two schedules give, as a share: half of the 2% that is promised."""
+AGREEMENT = 0.015
+"""How far apart the times may be that two schedules give, as a share; 2% are promised."""
 STATE = (
-    "state it as `clock: {schedule: cosine, warmup_steps: 20, total_steps: 400}` (any of transformers' names), or "
-    "give a file of rates, with those to come, as the clock"
+    "state it as `clock: {schedule: cosine, warmup_steps: 20, total_steps: 400}` (any of transformers' "
+    "names), or give a file of rates, with those to come, as the clock"
 )
-_FEWEST = 3
-_FLOAT = 1e-6
-_POINTS, _BEGINS, _SHAPES, _AHEAD = 128, 24, 33, 513
-_MOST_CYCLES = 64
-_PLAIN = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+_ASTRAY, _BEND = 0.003, 0.02
+_SHOWS = 0.03
+_MOVES = 128
+_AHEAD = 513
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,111 +69,99 @@ class Recognised:
         return self.peak * self.schedule.rates(np.asarray(steps, np.float64) - self.shift)
 
 
-class _Data(NamedTuple):
-    """A history from its peak on, as shares of its largest rate, and what is known beside it."""
-
-    x: Array
-    y: Array
-    before: tuple[Array, Array]
-    """The warm-up."""
-    noise: float
-    """Root mean square of what was rounded off."""
-    flat: int
-    """How many entries stay at the peak."""
-    max_steps: int | None
-
-
-class _Fit(NamedTuple):
-    family: _Family
-    begin: float
-    end: float
-    shape: float
-    height: float
-    floor: float
-    misfit: float
-
-    def at(self, x: Array) -> Array:
-        progress = np.clip((x - self.begin) / max(1.0, self.end - self.begin), 0.0, 1.0)
-        if self.family.name == "inverse_sqrt":
-            progress = np.maximum(x - self.begin, 0.0)
-        return self.floor + self.height * _falling(self.family.curve, progress, self.shape)
-
-
-class _Family(NamedTuple):
-    """A name of transformers', and what of it is searched for; the first is the simplest."""
-
-    name: str
-    curve: str
-    floor: bool = False
-    shapes: tuple[float, ...] = (0.0,)
-    zoom: bool = False
-    """Whether shapes between those are tried too."""
-
-
-_FAMILIES = (
-    _Family("constant_with_warmup", "constant"),
-    _Family("linear", "linear"),
-    _Family("cosine", "cosine", shapes=(0.5,)),
-    _Family("cosine_with_restarts", "restarts", shapes=tuple(map(float, range(2, _MOST_CYCLES + 1)))),
-    _Family("cosine_with_min_lr", "cosine", True, (0.5,)),
-    _Family("polynomial", "power", True, tuple(sorted({*_PLAIN, *np.geomspace(0.1, 10, 21).tolist()})), True),
-    _Family("inverse_sqrt", "inverse_sqrt"),
-    _Family("cosine", "cosine", shapes=tuple(np.linspace(0.05, 0.95, _SHAPES).tolist()), zoom=True),
-    _Family("cosine", "cosine", shapes=tuple(np.arange(1.0, 10.5, 0.5).tolist())),
-    *(_Family("warmup_stable_decay", curve, True, (0.5,)) for curve in ("linear", "cosine", "1-sqrt")),
-)
-
-
-def _falling(curve: str, progress: Array, shape: Any) -> Array:
-    """From 1 at progress 0, to what it is at 1."""
-    if curve == "constant":
-        return np.ones_like(progress)
-    if curve == "linear":
-        return 1 - progress
-    if curve == "cosine":
-        return np.asarray(0.5 * (1 + np.cos(2 * np.pi * shape * progress)))
-    if curve == "restarts":
-        return np.where(progress >= 1, 0.0, 0.5 * (1 + np.cos(np.pi * ((shape * progress) % 1.0))))
-    if curve == "power":
-        return np.asarray((1 - progress) ** shape)
-    if curve == "1-sqrt":
-        return np.asarray(1 - np.sqrt(progress))
-    return np.asarray(1 / np.sqrt(1 + progress / shape))
-
-
 def recognise(history: RateHistory) -> Recognised:
     """The schedule that a history follows, so far as it can tell.
 
     A rate that has been constant so far is said to stay so: the decay of a warmup_stable_decay announces
-    itself by nothing. Nor does a cosine of several waves, which rises again where one with restarts jumps: up to
-    there it counts as the latter.
+    itself by nothing. Nor does a cosine of several waves, which rises again where one with restarts jumps: up
+    to there it counts as the latter.
 
     Raises:
         ClockError: the warm-up is still going on; nothing fits; what fits about equally well disagrees about
             the rates to come; or the end of the run is not known.
     """
+    if len(history.steps) >= FEWEST and not history.changes:
+        if history.steps[-1] - history.steps[0] < _SHOWS * (history.max_steps or 0):
+            raise _refusal(history, f"constant up to step {history.steps[-1]} only, as any schedule may be")
+        return Recognised(parse_schedule({"schedule": "constant"}), max(history.rates), 0, 0.0)
     data = _prepared(history)
-    fits = list(_all_fits(data))
+    fits = list(all_fits(data))
     best = min((fit.misfit for fit in fits), default=math.inf)
     if best > MISFIT + 2 * data.noise:
         unknown = "" if data.max_steps else ", and no max_steps says when the run ends"
         near = f" (misfit {best:.1%} of the peak)" if fits else ""
         raise _refusal(history, f"none of the known schedules fits the learning rates so far{near}{unknown}")
-    fits = [fit for fit in fits if fit.misfit <= max(2 * best, 2 * data.noise + _FLOAT)]
-    rank = min(_FAMILIES.index(fit.family) for fit in fits)
-    simplest = [fit for fit in fits if _FAMILIES.index(fit.family) == rank]
+    tolerance = max(2 * best, _tolerance(data, fits))
+    fits = [fit for fit in fits if fit.misfit <= tolerance]
+    fits += [fit for fit in _begun_elsewhere(fits, data) if fit.misfit <= tolerance]
+    fits = _led_up_to(fits, data)
+    rank = min(FAMILIES.index(fit.family) for fit in fits)
+    simplest = [fit for fit in fits if FAMILIES.index(fit.family) == rank]
     chosen = min(simplest, key=lambda fit: _plainness(fit, data))
+    if not chosen.family.stable and _entries(chosen, data) < chosen.family.parameters + 2:
+        raise _few(history, _entries(chosen, data))
     _compare(history, data, chosen, fits)
     return _named(chosen, data, max(history.rates))
+
+
+def _tolerance(data: Data, fits: list[Fit]) -> float:
+    """The misfit that rounding can make.
+
+    What fits to the last digit was not rounded off, unless it has too many parameters for the entries. Nor
+    has what stays constant for so long that any fall would show.
+    """
+    if data.flat == len(data.x):
+        seen = data.x[-1] - data.x[0] >= _SHOWS * (data.max_steps or 0)
+        return FLOAT if seen else max(FLOAT, 2 * data.noise)
+    exact = data.noise < FLOAT
+    told = [
+        fit.misfit
+        for fit in fits
+        if _entries(fit, data) >= fit.family.parameters + 3 and (exact or fit.family.curve == "linear")
+    ]
+    least = min(told, default=math.inf)  # a line alone has few digits by itself
+    return max(1e-10, 10 * least) if least < max(FLOAT, 0.02 * data.noise) else max(FLOAT, 2 * data.noise)
+
+
+def _begun_elsewhere(fits: list[Fit], data: Data) -> Iterator[Fit]:
+    """The best of each family, with every begin that makes the same curve of it."""
+    best: dict[Family, Fit] = {}
+    for fit in fits:
+        best[fit.family] = min(fit, best.get(fit.family, fit), key=lambda each: each.misfit)
+    for family, fit in best.items():
+        if family.curve in ("linear", "power", "inverse_sqrt"):
+            low, high = begin_range(data, family)
+            low = max(low, 0, shift_of(fit, data))
+            for begin in np.unique(np.round(np.linspace(low, high, min(max(high - low, 0), _MOVES) + 1))):
+                yield judged(moved(fit, float(begin)), data)
+
+
+def _entries(fit: Fit, data: Data) -> int:
+    return int(np.sum(data.x >= fit.begin))
+
+
+def _led_up_to(fits: list[Fit], data: Data) -> list[Fit]:
+    """Those whose warm-up is a line, and leads to their peak: of each family as near as any of it."""
+    bent = {fit: _warm_up(fit, data) for fit in fits}
+    straightest = min(bend for bend, _ in bent.values())
+    fits = [fit for fit in fits if bent[fit][0] <= straightest + _BEND + data.near]
+    least = dict.fromkeys(FAMILIES, math.inf)
+    for fit in fits:
+        least[fit.family] = min(least[fit.family], bent[fit][1])
+    return [fit for fit in fits if bent[fit][1] <= least[fit.family] + _ASTRAY + data.near]
+
+
+def _few(history: RateHistory, count: int) -> ClockError:
+    return _refusal(history, f"{count} learning rates since the peak are too few by step {history.steps[-1]}")
 
 
 def _refusal(history: RateHistory, what: str) -> ClockError:
     return ClockError(f"{history.source}: {what}: the rates to come are not known; {STATE}")
 
 
-def _prepared(history: RateHistory) -> _Data:
+def _prepared(history: RateHistory) -> Data:
     x, rates = np.array(history.steps, np.float64), np.array(history.rates, np.float64)
-    if len(x) < _FEWEST:
+    if len(x) < FEWEST:
         raise _refusal(
             history, f"{len(x)} learning rates up to step {history.steps[-1] if len(x) else 0} are too few"
         )
@@ -175,199 +175,105 @@ def _prepared(history: RateHistory) -> _Data:
         (i for i, value in enumerate(y[top + 1 :]) if abs(value - y[top]) > 2 * near), len(y) - top - 1
     )
     ties = max((len(list(group)) for _, group in itertools.groupby(y[:top].tolist())), default=0)
-    if top and stop == len(y) - 1 and (flat < _FEWEST or flat <= 2 * ties):
+    if top and stop == len(y) - 1 and (flat < FEWEST or flat <= 2 * ties):
         raise _refusal(history, f"the warm-up is still going on at step {history.steps[-1]}")
-    if len(y) - top < _FEWEST:
+    if len(y) - top < FEWEST + (flat < len(y) - top):
         raise _refusal(
             history, f"{len(y) - top} learning rates since the peak at step {history.steps[top]} are too few"
         )
     noise = float(np.sqrt(np.mean(units[top:] ** 2) / 12))
-    return _Data(x[top:], y[top:], (x[:top], y[:top]), noise, flat, history.max_steps)
+    return Data(x[top:], y[top:], (x[:top], y[:top]), noise, near, flat, history.max_steps)
 
 
 def _rounded_off(rates: Array) -> Array:
     """The unit of each rate's last digit, as all are written with as many; 0 for floats in full."""
     sizes = np.where(rates > 0, rates, rates.max())
-    for digits in range(2, 10):
+    for digits in range(4, 10):
         units = np.asarray(10.0 ** (np.floor(np.log10(sizes)) - digits + 1))
         if np.all(np.abs(rates - np.round(rates / units) * units) <= 1e-9 * sizes):
             return units
     return np.zeros_like(rates)
 
 
-def trapezoids(x: Array, y: Array) -> Array:
-    """The area under a line through points, up to each of them."""
-    return np.concatenate([[0.0], np.cumsum((y[1:] + y[:-1]) / 2 * np.diff(x))])
+def _warm_up(fit: Fit, data: Data) -> tuple[float, float]:
+    """How far the warm-up before a fit is from a line, and how far from its peak that line leads."""
+    if fit.family.stable:
+        return 0.0, 0.0
+    x, y = (np.concatenate(both) for both in zip(data.before, (data.x, data.y), strict=True))
+    x, y = x[x < fit.begin], y[x < fit.begin]
+    if not len(x):
+        return 0.0, 0.0
+    if x[0] > (shift := max(0, shift_of(fit, data))) and len(x) < 3:  # from 0 on
+        x, y = np.insert(x, 0, shift), np.insert(y, 0, 0.0)
+    if len(x) < 2:
+        return 0.0, 0.0
+    rise = (y[-1] - y[-2]) / (x[-1] - x[-2])
+    bend = y[-1] + rise * (x[-3] - x[-1]) - y[-3] if len(x) > 2 else 0.0
+    return abs(float(bend)), abs(float(y[-1] + rise * (fit.begin - x[-1]) - fit.peak))
 
 
-def _all_fits(data: _Data) -> Iterator[_Fit]:
-    for family in _FAMILIES:
-        if family.curve == "constant":
-            yield _judged(_Fit(family, data.x[0], data.x[-1], 0.0, float(data.y.mean()), 0.0, 0.0), data)
-        elif family.name == "inverse_sqrt":
-            yield from _inverse_sqrts(family, data)
-        elif data.max_steps is not None:
-            for shift in (0, 1, -1):
-                yield from _search(family, data, shift)
-
-
-def _judged(fit: _Fit, data: _Data) -> _Fit:
-    return fit._replace(misfit=float(np.sqrt(np.mean((data.y - fit.at(data.x)) ** 2))))
-
-
-def _begins(data: _Data, family: _Family) -> tuple[int, int]:
-    """Between which whole steps the fall can begin: at the peak's entry, and after the one before it."""
-    stable = family.name == "warmup_stable_decay"
-    first = int(data.before[0][-1]) + 1 if len(data.before[0]) else -1
-    if data.flat == len(data.x):  # no fall is seen
-        return first, int(data.x[0])
-    last = int(data.x[min(data.flat, len(data.x) - 1)])
-    return (int(data.x[_FEWEST - 1]) if stable else first), (last if stable else min(last, int(data.x[1])))
-
-
-def _search(family: _Family, data: _Data, shift: int) -> Iterator[_Fit]:
-    assert data.max_steps is not None
-    end = data.max_steps + shift
-    low, high = _begins(data, family)
-    low, high = max(low, shift), min(high, end - 1)
-    if low > high or (family.name == "warmup_stable_decay" and data.flat < _FEWEST):
-        return
-    picked = np.unique(np.round(np.linspace(0, len(data.x) - 1, min(_POINTS, len(data.x)))).astype(int))
-    x, y = data.x[picked], data.y[picked]
-    begins, shapes = np.array([float(low), float(high)]), np.array(family.shapes)
-    spacing = float(high - low)
-    begins = np.unique(np.round(np.linspace(low, high, _BEGINS)))
-    tolerance = 2 * data.noise + _FLOAT
-    while True:
-        heights, floors, misfits = _solved(family, x, y, begins, shapes, float(end))
-        place = np.unravel_index(int(np.argmin(misfits)), misfits.shape)
-        best = float(misfits[place])
-        kept = np.argwhere(misfits <= max(2 * best, tolerance))
-        for i, j in kept[:: max(1, len(kept) // 200)]:
-            fit = _Fit(family, begins[i], end, shapes[j], float(heights[i, j]), float(floors[i, j]), 0.0)
-            yield _judged(fit, data)
-        yield _judged(
-            _Fit(
-                family,
-                begins[place[0]],
-                end,
-                shapes[place[1]],
-                float(heights[place]),
-                float(floors[place]),
-                0.0,
-            ),
-            data,
-        )
-        finer = (len(begins) > 1 and spacing / _BEGINS > 0.5) or (
-            family.zoom and np.ptp(shapes) > 1e-7 * shapes.max()
-        )
-        if not finer or best > 0.2:
-            return
-        spacing = max(0.5, 2 * spacing / _BEGINS) if spacing / _BEGINS > 0.5 else spacing
-        around = float(begins[place[0]])
-        if len(begins) > 1 and spacing < high - low:
-            begins = np.unique(
-                np.round(np.clip(np.linspace(around - spacing, around + spacing, _BEGINS), low, high))
-            )
-        if family.zoom:
-            left, right = shapes[max(0, place[1] - 1)], shapes[min(len(shapes) - 1, place[1] + 1)]
-            shapes = np.unique(np.append(np.linspace(left, right, _SHAPES), shapes[place[1]]))
-
-
-def _solved(
-    family: _Family, x: Array, y: Array, begins: Array, shapes: Array, end: float
-) -> tuple[Array, Array, Array]:
-    """Height, floor and misfit by least squares, for each begin and shape."""
-    progress = np.clip((x - begins[:, None]) / np.maximum(1.0, end - begins)[:, None], 0.0, 1.0)
-    curves = _falling(family.curve, progress[:, None, :], shapes[None, :, None])
-    curves = np.broadcast_to(curves, (len(begins), len(shapes), len(x)))
-    squares = (curves**2).mean(-1)
-    heights = (curves @ y) / len(x) / np.maximum(squares, 1e-300)
-    floors = np.zeros_like(heights)
-    if family.floor:
-        means = curves.mean(-1)
-        spread = squares - means**2
-        free = ((curves @ y) / len(x) - means * y.mean()) / np.maximum(spread, 1e-300)
-        lifted = y.mean() - free * means
-        right = (lifted > 0) & (free > 0) & (spread > 1e-14)
-        heights, floors = np.where(right, free, heights), np.where(right, lifted, floors)
-    left = y - heights[..., None] * curves - floors[..., None]
-    return heights, floors, np.sqrt((left**2).mean(-1))
-
-
-def _inverse_sqrts(family: _Family, data: _Data) -> Iterator[_Fit]:
-    """1 / rate² is a line."""
-    falling = data.y > 0
-    x, line = data.x[falling], 1 / data.y[falling] ** 2
-    slope = float(np.polyfit(x - x[0], line, 1)[0]) if len(x) == len(data.x) else 0.0
-    if slope <= 0:
-        return
-    start = float(np.mean(line - slope * (x - x[0])))
-    low, high = _begins(data, family)
-    for begin in np.unique(np.round(np.linspace(max(0, low), min(high, data.x[0]), _BEGINS))):
-        at_begin = start + slope * (begin - x[0])
-        if at_begin > 0 and 0.5 < (scale := round(at_begin / slope)) <= 10**9:
-            for timescale in {scale, max(1, scale - 1), scale + 1}:
-                curve = _falling("inverse_sqrt", np.maximum(data.x - begin, 0), timescale)
-                height = float(curve @ data.y / (curve @ curve))
-                yield _judged(_Fit(family, begin, math.inf, float(timescale), height, 0.0, 0.0), data)
-
-
-def _plainness(fit: _Fit, data: _Data) -> tuple[Any, ...]:
+def _plainness(fit: Fit, data: Data) -> tuple[Any, ...]:
     """Of fits of one family the one to report: a plain shape, and a begin to which the warm-up leads."""
-    shift = 0 if math.isinf(fit.end) or data.max_steps is None else fit.end - data.max_steps
-    peak, (x, y) = fit.height + fit.floor, data.before
-    if fit.family.curve == "constant" or not len(x):
-        astray = abs(fit.begin - shift)
-    else:
-        (left, low), (right, high) = ((x[-2], y[-2]) if len(x) > 1 else (0.0, 0.0)), (x[-1], y[-1])
-        astray = abs(high + (high - low) / max(right - left, 1) * (fit.begin - right) - peak)
+    shift = shift_of(fit, data)
     usual = fit.family.name != "inverse_sqrt" or fit.shape in (fit.begin, 10_000)
-    plain = fit.family.curve != "power" or round(fit.shape, 9) in _PLAIN
-    return not plain, not usual, round(float(astray), 4), abs(shift), fit.misfit
+    plain = fit.family.curve != "power" or round(fit.shape, 9) in PLAIN
+    unseen = 0 if len(data.before[0]) else max(0, fit.begin - shift)
+    return not plain, not usual, round(_warm_up(fit, data)[1], 4), unseen, abs(shift), fit.misfit
 
 
-def _compare(history: RateHistory, data: _Data, chosen: _Fit, fits: list[_Fit]) -> None:
-    """Refuse where others that fit too give other times, anywhere up to the end of the run."""
-    waves = chosen.family.name == "cosine_with_restarts"
-    end = data.max_steps or 2 * data.x[-1]
-    if end <= data.x[-1]:
-        return
-    ahead = np.linspace(data.x[-1], end, _AHEAD)
-    seen = sum(float(trapezoids(x, y)[-1]) for x, y in (data.before, (data.x, data.y)) if len(x))
-
-    def times(fit: _Fit) -> Array:
-        return seen + trapezoids(ahead, fit.at(ahead))
-
-    expected = times(chosen)
+def _compare(history: RateHistory, data: Data, chosen: Fit, fits: list[Fit]) -> None:
+    """Refuse where others that fit too give another time at the end, or other rates on the way there."""
+    waves = chosen.family.curve == "restarts"
+    last = data.x[-1]
+    ahead = np.linspace(last, max(last, data.max_steps or 2 * last), _AHEAD)
+    time, areas = _time(chosen, data, ahead), trapezoids(ahead, chosen.at(ahead))
     for fit in fits:
-        if waves and fit.family.name == "cosine":  # of several waves
+        if waves and fit.family.curve == "cosine" and fit.shape >= 1:
             continue
-        off = np.abs(times(fit) - expected) / np.maximum(expected, 1e-9)
-        if off.max() > AGREEMENT:
+        apart = np.abs(trapezoids(ahead, fit.at(ahead)) - areas).max() / max(chosen.peak, 1.0)
+        if max(float(apart), abs(_time(fit, data, ahead) - time)) > AGREEMENT * time:
             one, other = (_in_words(each) for each in (chosen, fit))
-            what = f"{one} and {other} fit the learning rates up to step {data.x[-1]:.0f} equally well"
+            if one == other:
+                what = (
+                    f"{one} fits the learning rates up to step {last:.0f}, but not when it began, or how high"
+                )
+            else:
+                what = f"{one} and {other} fit the learning rates up to step {last:.0f} equally well"
             raise _refusal(history, what)
 
 
-def _in_words(fit: _Fit) -> str:
+def _time(fit: Fit, data: Data, ahead: Array) -> float:
+    """The time at the end, with what a fit says of that before the first entry, and of the peak."""
+    x, y = (np.concatenate(both) for both in zip(data.before, (data.x, data.y), strict=True))
+    count, area = int(np.searchsorted(x, fit.begin)), 0.0
+    if fit.family.curve == "constant":
+        area = float(x[0] * y[0]) if not len(data.before[0]) else 0.0
+    elif not count:
+        begin = max(0.0, fit.begin)
+        between = np.linspace(begin, x[0], 33)
+        area = begin * fit.peak / 2 + float(trapezoids(between, fit.at(between))[-1])
+    elif count < len(x) and x[count] != fit.begin and not fit.family.stable:
+        x, y = np.insert(x, count, fit.begin), np.insert(y, count, fit.peak)
+    areas = area, float(trapezoids(x, y)[-1]), float(trapezoids(ahead, fit.at(ahead))[-1])
+    return sum(areas) / max(fit.peak, 1.0)
+
+
+def _in_words(fit: Fit) -> str:
     name = fit.family.name
     if fit.family.curve == "power":
-        return f"{name} (power {fit.shape:.3g}, minimum {fit.floor / (fit.height + fit.floor):.3g})"
+        return f"{name} (power {fit.shape:.3g}, minimum {fit.floor / fit.peak:.3g})"
     if fit.family.curve == "restarts" or (name == "cosine" and fit.shape != 0.5):
         return f"{name} (num_cycles {fit.shape:.3g})"
-    return f"{name} (minimum {fit.floor / (fit.height + fit.floor):.3g})" if fit.family.floor else name
+    return f"{name} (minimum {fit.floor / fit.peak:.3g})" if fit.family.floor else name
 
 
-def _named(fit: _Fit, data: _Data, largest: float) -> Recognised:
+def _named(fit: Fit, data: Data, largest: float) -> Recognised:
     """As transformers' own parameters have it."""
-    name, peak = fit.family.name, fit.height + fit.floor
-    shift = 0 if math.isinf(fit.end) or data.max_steps is None else int(fit.end) - data.max_steps
+    name, peak, shift = fit.family.name, fit.peak, shift_of(fit, data)
     warm = int(fit.begin) - shift
     given: dict[str, Any] = {"schedule": name, "warmup_steps": warm, "total_steps": data.max_steps}
     least = fit.floor / peak
     if name == "constant_with_warmup":
-        shift = 0
         given = (
             {"schedule": name, "warmup_steps": int(data.x[0])}
             if len(data.before[0])
@@ -387,7 +293,7 @@ def _named(fit: _Fit, data: _Data, largest: float) -> Recognised:
     elif name == "cosine_with_restarts":
         given["num_cycles"] = int(fit.shape)
     elif name == "cosine_with_min_lr":
-        given["min_lr_rate"] = least
-    elif name == "cosine" and fit.shape != 0.5:
+        given |= {"min_lr_rate": least, "num_cycles": float(fit.shape)}
+    elif name == "cosine":
         given["num_cycles"] = float(fit.shape)
     return Recognised(parse_schedule(given), peak * largest, shift, fit.misfit)

@@ -141,23 +141,24 @@ class Schedule:
 
 def _rising(name: str, given: dict[str, Any], at: Array) -> Array:
     warm = given.get("warmup_steps", 0)
-    share = np.clip(at / max(1, warm), 0.0, 1.0)
+    share: Array = np.clip(at / max(1, warm), 0.0, 1.0)
     if name == "cosine_warmup_with_min_lr":
         if given["warmup_lr_rate"] is None:
-            return (at + 1) / max(1, warm)
+            return np.asarray((at + 1) / max(1, warm))
         first = float(given["warmup_lr_rate"])
-        return first + (1 - first) * at / max(1, warm - 1)
+        return np.asarray(first + (1 - first) * at / max(1, warm - 1))
     if name == "warmup_stable_decay":
         if given["warmup_type"] == "cosine":
             share = 0.5 * (1 - np.cos(np.pi * share))
         elif given["warmup_type"] == "1-sqrt":
             share = 1 - np.sqrt(1 - share)
-        return share * (1 - given["min_lr_ratio"]) + given["min_lr_ratio"]
+        return np.asarray(share * (1 - given["min_lr_ratio"]) + given["min_lr_ratio"])
     return share
 
 
 def _progress(given: dict[str, Any], at: Array) -> Array:
-    return (at - given["warmup_steps"]) / max(1, given["total_steps"] - given["warmup_steps"])
+    warm: int = given["warmup_steps"]
+    return np.asarray((at - warm) / max(1, given["total_steps"] - warm))
 
 
 def _ones(given: dict[str, Any], at: Array) -> Array:
@@ -170,7 +171,7 @@ def _linear(given: dict[str, Any], at: Array) -> Array:
 
 def _wave(given: dict[str, Any], progress: Array, minimum: float = 0.0) -> Array:
     factor = 0.5 * (1 + np.cos(np.pi * given["num_cycles"] * 2.0 * progress))
-    return np.maximum(0.0, factor * (1 - minimum) + minimum)
+    return np.asarray(np.maximum(0.0, factor * (1 - minimum) + minimum))
 
 
 def _cosine(given: dict[str, Any], at: Array) -> Array:
@@ -205,7 +206,7 @@ def _stable_then_falling(given: dict[str, Any], at: Array) -> Array:
         falling = 0.5 * (1 + np.cos(np.pi * given["num_cycles"] * 2.0 * share))
     else:
         falling = 1 - (share if kind == "linear" else np.sqrt(share))
-    return np.where(share >= 1, minimum, falling * (1 - minimum) + minimum)
+    return np.asarray(np.where(share >= 1, minimum, falling * (1 - minimum) + minimum))
 
 
 _FALLING: dict[str, Callable[[dict[str, Any], Array], Array]] = {
@@ -223,7 +224,7 @@ _FALLING: dict[str, Callable[[dict[str, Any], Array], Array]] = {
 
 
 def schedule_problems(mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is wrong with a schedule as a recipe gives it: the key, and the problem; nothing where it is right."""
+    """What is wrong with a schedule as a recipe gives it: keys, each with its problem."""
     name = mapping.get("schedule")
     if name in _OF_LOSSES:
         return [("schedule", f"{name} depends on the run's losses, not on the step alone; {_A_FILE}")]

@@ -1,4 +1,4 @@
-"""Runs as transformers' Trainer would log them: a schedule of its own, to the letter, and the time that it makes."""
+"""Runs as transformers' Trainer would log them, and the time that they make."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def logged(
     peak: float = 3e-6,
     max_steps: int | None = None,
 ) -> RateHistory:
-    """What stands in log_history up to a step: of each the rate of the next update, or (newer) of the last."""
+    """What log_history has up to a step: of each the rate of the next update, or (newer) of the last."""
     steps = [step for step in range(1, until + 1) if step % every == 0]
     shown = [peak * rates[step - newer] for step in steps]
     if digits is not None:
