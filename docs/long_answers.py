@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from hubextrap.evaluation.own_answers import OwnAnswers, draw_answers
+from hubextrap.evaluation.own_answers import draw_answers
 from measured_run import Array, MeasuredRun, figure, gain, markdown
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
@@ -18,13 +18,9 @@ PROMPTS, SAMPLES = 64, 4
 PROMPTS_STEP = 10**6  # no run reaches it: the prompts are in no training and not held out
 ORIGINS = (1 / 3, 1 / 2, 2 / 3)  # of the run
 REACHES = (2, 3)
-RULES = (
-    "calibrated at the target",
-    "own greedy answers",
-    "own correct rollouts",
-    "own samples, unfiltered",
-    "oracle",
-)
+GREEDY, RIGHT, DRAWN, SCORE = "own greedy answers", "own correct rollouts", "own samples, unfiltered", "score"
+TARGET, ORACLE = "calibrated at the target", "best point (an oracle)"
+RULES = (TARGET, GREEDY, RIGHT, DRAWN, SCORE, ORACLE)
 
 
 @dataclass(frozen=True)
@@ -34,8 +30,9 @@ class Point:
     horizon: float
     accuracy: Array
     """Of each held-out problem, the share of right samples."""
-    own: tuple[float, float, float]
-    """Mean log-probability of the last checkpoint's greedy answers, right samples, all samples; in nats."""
+    seen: dict[str, float]
+    """What a rule goes by: the mean log-probability of the last checkpoint's answers, in nats an answer; or
+    the share of new samples of the prompts that were right."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +43,11 @@ class Walk:
     def chosen(self, rule: str, reach: float) -> Point:
         """The point that a rule takes, of those up to ``reach`` times the last step."""
         within = [point for point in self.points if point.horizon <= reach - 1 + 1e-9]
-        if rule == RULES[0]:
+        if rule == TARGET:
             return within[-1]
-        if rule == RULES[-1]:
+        if rule == ORACLE:
             return max(within, key=lambda point: float(point.accuracy.mean()))
-        return max(within, key=lambda point: point.own[RULES.index(rule) - 1])
+        return max(within, key=lambda point: point.seen[rule])
 
 
 def walks(run: MeasuredRun) -> list[Walk]:
@@ -61,11 +58,9 @@ def walks(run: MeasuredRun) -> list[Walk]:
 def walk(run: MeasuredRun, last: int, samples: int = 16) -> Walk:
     """The walk from one checkpoint, whose accuracy at each point is sampled on the held-out problems."""
     origin = run.origin_at(last)
-    prompts = [
-        problem.question for problem in worked_sums.training_problems(PROMPTS_STEP, 1, PROMPTS, seed=0)
-    ]
+    asked = worked_sums.training_problems(PROMPTS_STEP, 1, PROMPTS, seed=0)
+    prompts = [problem.question for problem in asked]
     run.become_step(origin.last)
-    greedy = run.greedy_answers(prompts, worked_sums.MAX_NEW_TOKENS)
     drawn = draw_answers(
         run.model,
         run.tokenizer,
@@ -75,14 +70,19 @@ def walk(run: MeasuredRun, last: int, samples: int = 16) -> Walk:
         batch_size=256,
     )
     right = worked_sums.rewarder(run.tokenizer)(drawn.answers, drawn.prompts)
-    sets: Sequence[OwnAnswers] = (greedy, drawn.only([bool(one) for one in right]), drawn)
-    problems = [worked_sums.Problem(**problem) for problem in run.problems]
+    answers = {
+        GREEDY: run.greedy_answers(prompts, worked_sums.MAX_NEW_TOKENS),
+        RIGHT: drawn.only([bool(one) for one in right]),
+        DRAWN: drawn,
+    }
+    held_out = [worked_sums.Problem(**problem) for problem in run.problems]
     points = []
     for horizon, mixture in origin.walk().items():
         run.become(mixture)
-        accuracy = np.array(worked_sums.accuracy(run.model, run.tokenizer, problems, samples=samples))
-        greedy_mean, right_mean, all_mean = (float(run.logprobs(answers).mean()) for answers in sets)
-        points.append(Point(horizon, accuracy, (greedy_mean, right_mean, all_mean)))
+        seen = {rule: float(run.logprobs(some).mean()) for rule, some in answers.items()}
+        seen[SCORE] = float(np.mean(worked_sums.accuracy(run.model, run.tokenizer, asked, SAMPLES, seed=1)))
+        accuracy = np.array(worked_sums.accuracy(run.model, run.tokenizer, held_out, samples))
+        points.append(Point(horizon, accuracy, seen))
     return Walk(origin.last, tuple(points))
 
 
@@ -101,8 +101,9 @@ def curve_table(found: Sequence[Walk]) -> str:
         for point in one.points:
             error = float(np.std(point.accuracy, ddof=1) / len(point.accuracy) ** 0.5)
             accuracy = f"{figure(float(point.accuracy.mean()))} ± {figure(error)}"
-            own = [f"{value:.2f}".replace("-", "−") for value in point.own]
-            rows.append([str(one.last), f"{one.last * (1 + point.horizon):.0f}", accuracy, *own])
+            seen = [f"{point.seen[rule]:.2f}".replace("-", "−") for rule in (GREEDY, RIGHT, DRAWN)]
+            seen.append(figure(point.seen[SCORE]))
+            rows.append([str(one.last), f"{one.last * (1 + point.horizon):.0f}", accuracy, *seen])
     return markdown(head, rows)
 
 

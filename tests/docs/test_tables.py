@@ -43,6 +43,14 @@ def check_alike(kept: str, found: str, within: float) -> None:
                 assert b == pytest.approx(a, abs=allowed), (old, new)
 
 
+def test_a_figure_that_is_off_is_noticed() -> None:
+    kept = "| rule | up to 2× |\n| --- | --- |\n| own | +.037 (.33, −.106) |"
+    check_alike(kept, kept.replace(".037", ".038"), within=0.01)
+    for off in (kept.replace("+.037", "−.037"), kept.replace(".106", ".206"), kept.replace("own", "any")):
+        with pytest.raises(AssertionError):
+            check_alike(kept, off, within=0.01)
+
+
 def test_every_table_has_its_place(tables: Any) -> None:
     assert tuple(tables.BLOCKS) == NAMES
     for name, block in tables.BLOCKS.items():
@@ -92,5 +100,5 @@ def test_one_walk_on_long_answers_comes_out_again(tables: Any) -> None:
     for row, point in zip(of_origin, found.points, strict=True):
         assert int(row[1]) == pytest.approx(found.last * (1 + point.horizon), abs=1)
         assert float(row[2].split(" ")[0]) == pytest.approx(point.accuracy.mean(), abs=0.06)
-        own = [float(cell.replace("−", "-")) for cell in row[3:]]
-        assert own == pytest.approx(point.own, abs=0.05)
+        seen = [float(cell.replace("−", "-")) for cell in row[3:]]
+        assert seen == pytest.approx(list(point.seen.values()), abs=0.05)
