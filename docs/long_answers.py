@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from hubextrap.evaluation.own_answers import draw_answers
 from measured_run import Array, MeasuredRun, figure, gain, markdown
+
+from hubextrap.evaluation.own_answers import draw_answers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
 import worked_sums

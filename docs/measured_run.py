@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hubextrap.evaluation.own_answers import OwnAnswers, answer_logprobs, draw_answers
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hubextrap import Run, find_trajectory
 from hubextrap.clocks import Clock
 from hubextrap.errors import MethodError
+from hubextrap.evaluation.own_answers import OwnAnswers, answer_logprobs, draw_answers
 from hubextrap.methods import Rule, persistence
 from hubextrap.statistics import GramTable, expect_of_last
 

@@ -203,11 +203,12 @@ class Run:
         """The step at which it is that time, as `clocks.step_in_words` has it."""
         return clocks.step_in_words(self.clock, self.steps, time)
 
-    def warn(self, line: str) -> None:
-        """Tell of a problem, once however often it is met."""
-        if line not in self._warned:
-            self._warned.add(line)
-            self.progress.warn(line)
+    def warn(self, *lines: str) -> None:
+        """Tell of problems, each once however often it is met."""
+        for line in lines:
+            if line not in self._warned:
+                self._warned.add(line)
+                self.progress.warn(line)
 
     def target_at(self, horizon: float, what: str) -> dict[str, Any]:
         """A target so far ahead, as ``parameters`` say it: the nearest step; full-rate steps where the clock

@@ -112,10 +112,9 @@ def run(
 def _mixed(recipe: Recipe, opened: Run, settings: MergeOptions) -> tuple[Made, list[Mixture]]:
     """What logits are mixed of, at the steps that the recipe names or its walk chooses."""
     chosen = choose_step(recipe, opened, settings, out=None, targets=())
-    check_rehearsable(chosen.recipe, opened, settings.force or chosen.report is not None)
+    check_rehearsable([chosen.recipe], opened, settings.force or chosen.report is not None)
     for outlook in outlooks_of(chosen.recipe, opened, None, ()):
-        for line in outlook.warnings:
-            opened.warn(line)
+        opened.warn(*outlook.warnings)
     steps = chosen.recipe.target_steps
     mixtures = [recipe_mixture(chosen.recipe, target_step=step, run=opened) for step in steps]
     places = () if chosen.place is None else (chosen.place,)

@@ -52,7 +52,7 @@ class Outlook:
     """What is not known, and what would say it."""
 
 
-def check_rehearsable(recipe: Recipe, run: Run, force: bool) -> None:
+def check_rehearsable(recipes: Iterable[Recipe], run: Run, force: bool) -> None:
     """Refuse a target beyond all that the past of the run can rehearse; steps alone say it.
 
     A run of fewer than three checkpoints has no past, and is warned of instead: ExPO takes no more than two.
@@ -60,7 +60,12 @@ def check_rehearsable(recipe: Recipe, run: Run, force: bool) -> None:
     Raises:
         MethodError: names the farthest step that was rehearsed, unless it is forced.
     """
-    for target, time in zip(recipe.target_steps, run.target_times(recipe), strict=True):
+    targets = [
+        (recipe, target, time)
+        for recipe in recipes
+        for target, time in zip(recipe.target_steps, run.target_times(recipe), strict=True)
+    ]
+    for recipe, target, time in targets:
         if not force and _is_beyond(run, time) and _moves(recipe, run, time):
             raise MethodError(
                 f"{_beyond(run, _named(recipe, run, target), time)}; choose a target up to there, or predict "

@@ -116,13 +116,15 @@ def sweep(
         _measure(point, making, harness, kept, own)
     shutil.rmtree(folder / "predictions", ignore_errors=True)
     measurements += [_measured(point, kept) for point in points]
-    told = zip(_told(points, own), said, strict=True)
-    grid = [point.model_copy(update=one) for point, one in told]
-    result = report_sweep(
-        harness.table(measurements), grid, clock=without_private_parts(run.clock.in_words())
-    )
+    grid = [point.model_copy(update=one) for point, one in zip(_told(points, own), said, strict=True)]
+    result = report_sweep(harness.table(measurements), grid, clock=_said_clock(run))
     _save(result, folder, {point.grid.label: point.recipe for point in points}, progress)
     return result
+
+
+def _said_clock(run: Run) -> str:
+    """As it may be published."""
+    return without_private_parts(run.clock.in_words())
 
 
 def _todo(points: Sequence[Point], kept: Kept, own: _Own | None) -> dict[str, Point]:
