@@ -78,8 +78,7 @@ def sweep(
     Args:
         recipe: its evaluate section says which tasks.
         out: the folder for results and for what goes on later; may be there from an earlier sweep.
-        horizons: how far to predict, (target − last)/(last − first) on the clock; the recipe's own targets if
-            empty.
+        horizons: how far, (target − last)/(last − first) on the clock; the recipe's own targets if empty.
         damping: shares of the way from the last checkpoint to the prediction; the recipe's own if empty.
         scan: of the recipe's checkpoints, or its file: what it knows is not read again.
         clock: what time is counted by, instead of what the recipe says.
@@ -94,8 +93,7 @@ def sweep(
     check_weights(recipe)
     with Run.of(recipe, settings.reading, scan=scan, progress=progress) as run:
         recipe = run.settled(recipe)
-        against = Against.pinned(recipe, section, run)
-        recipes = _grid(recipe, run, horizons, damping)
+        against, recipes = Against.pinned(recipe, section, run), _grid(recipe, run, horizons, damping)
         run.check_scan_counts(recipes)
         harness = Harness(EvaluationOptions.of(section, **where), progress)
         folder = _folder(Path(out))  # made when nothing else is wrong
