@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
@@ -16,7 +16,7 @@ from hubextrap.engine.budget import NO_LIMIT, Budget
 from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS
 from hubextrap.errors import CheckpointMismatch, RecipeError, SourceError
 from hubextrap.methods.checking import MAX_STEP, check_steps
-from hubextrap.progress import Progress, SilentProgress
+from hubextrap.progress import Progress, SilentProgress, StagesOnly
 from hubextrap.recipe.targets import FullRateTarget
 from hubextrap.scans import Scan
 from hubextrap.statistics import GramTable
@@ -25,7 +25,7 @@ from hubextrap.timing import chosen_clock, rates_beside
 from hubextrap.trajectory import Pins, Trajectory, find_recipe_trajectory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from hubextrap.clocks import Clock, ClockChoice, RateHistory
@@ -208,6 +208,16 @@ class Run:
         if line not in self._warned:
             self._warned.add(line)
             self.progress.warn(line)
+
+    @contextmanager
+    def unsaid(self) -> Iterator[None]:
+        """Nothing but stages is told meanwhile, and what was warned of counts as not told."""
+        told, warned = self.progress, set(self._warned)
+        self.progress = StagesOnly(told)
+        try:
+            yield
+        finally:
+            self.progress, self._warned = told, warned
 
     def target_at(self, horizon: float, what: str) -> dict[str, Any]:
         """A target so far ahead, as ``parameters`` say it: the nearest step; full-rate steps where the clock
