@@ -224,18 +224,14 @@ def prepare(
 
     Raises:
         CheckpointError: a checkpoint cannot be used, or they do not fit together; all findings at once.
-        MethodError, StepError: a method cannot serve these steps, or a target lies beyond what the past can
-            rehearse.
+        MethodError, StepError: a method cannot serve these steps; a target is beyond what can be rehearsed.
         RecipeError: the run was opened with a scan that has no effect.
         SourceError: the headers cannot be read.
         OutputError: the memory setting is too small.
     """
     recipe = run.settled(recipe)
     recipes = tuple(variants) or (recipe,)
-    for each in recipes:  # before any header is read
-        targets = run.target_times(each)
-        for rule in each.rules:
-            rule.check(run.times, targets)
+    _check_rules(recipes, run)  # before any header is read
     run.check_scan_counts(recipes)
     held = 0  # by what goes beside the weights
     first: list[tuple[FittedRules, MergePlan]] = []
@@ -246,8 +242,7 @@ def prepare(
     def hold(count: int) -> None:
         nonlocal held
         held = max(0, count - BESIDE_IN_BASELINE)
-        known = run.known_table() if combined else None
-        first.append(_planned(recipes, run, layouts, settings, known, held))
+        first.append(_planned(recipes, run, layouts, settings, run.known_table() if combined else None, held))
 
     for each in recipes:
         check_rehearsable(each, run, settings.force)
@@ -261,11 +256,17 @@ def prepare(
 
     prepared = ready(*first[0])
     if prepared.fitted.pending and read_weights:
-        table = run.gram_table(_WHY, held=held)
-        prepared = ready(*_planned(recipes, run, layouts, settings, table, held))
+        prepared = ready(*_planned(recipes, run, layouts, settings, run.gram_table(_WHY, held=held), held))
     for line in prepared.warnings:
         run.warn(line)
     return prepared
+
+
+def _check_rules(recipes: Sequence[Recipe], run: Run) -> None:
+    for each in recipes:
+        targets = run.target_times(each)
+        for rule in each.rules:
+            rule.check(run.times, targets)
 
 
 def _planned(
