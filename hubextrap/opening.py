@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hubextrap import clocks
-from hubextrap.digests import sha256_of_json
 from hubextrap.engine.budget import NO_LIMIT, Budget
 from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS
 from hubextrap.errors import CheckpointMismatch, RecipeError, SourceError
 from hubextrap.methods.checking import MAX_STEP, check_steps
-from hubextrap.progress import Progress, SilentProgress
+from hubextrap.progress import Progress, SilentProgress, StagesOnly
 from hubextrap.recipe.targets import FullRateTarget
 from hubextrap.scans import Scan
 from hubextrap.statistics import GramTable
-from hubextrap.tensors import LocalSource, open_source, read_combinable, read_layouts, ties_embeddings
+from hubextrap.tensors import open_source, read_combinable, read_layouts, ties_embeddings
+from hubextrap.tensors.fingerprints import commit_fingerprint, files_fingerprint
 from hubextrap.timing import chosen_clock, rates_beside
 from hubextrap.trajectory import Pins, Trajectory, find_recipe_trajectory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from hubextrap.clocks import Clock, ClockChoice, RateHistory
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import CheckpointLayout
     from hubextrap.timing import Beside
-    from hubextrap.trajectory import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +208,16 @@ class Run:
             if line not in self._warned:
                 self._warned.add(line)
                 self.progress.warn(line)
+
+    @contextmanager
+    def unsaid(self) -> Iterator[None]:
+        """Nothing but stages is told meanwhile, and what was warned of counts as not told."""
+        told, warned = self.progress, set(self._warned)
+        self.progress = StagesOnly(told)
+        try:
+            yield
+        finally:
+            self.progress, self._warned = told, warned
 
     def target_at(self, horizon: float, what: str) -> dict[str, Any]:
         """A target so far ahead, as ``parameters`` say it: the nearest step; full-rate steps where the clock
@@ -392,23 +401,6 @@ def _check_counts(name: str, recipes: Iterable[Recipe]) -> None:
             f"--scan: {name} has no effect with space: logits and a method that does not need what a scan "
             "knows; leave it out"
         )
-
-
-def commit_fingerprint(checkpoint: Checkpoint) -> str | None:
-    """What stands for all bytes of a checkpoint on the Hub; None for a local one."""
-    return None if checkpoint.repo is None else f"{checkpoint.repo}@{checkpoint.commit}:{checkpoint.path}"
-
-
-def files_fingerprint(checkpoint: Checkpoint, source: Source) -> str:
-    """What stands for the bytes of a local checkpoint's weights, as long as nobody writes to its files."""
-    assert isinstance(source, LocalSource)
-    # without the device: a file system may have another number tomorrow
-    files = {
-        file: source.stamp(file)[:-1]
-        for file, info in sorted(source.files().items())
-        if file.endswith(".safetensors") and info.problem is None
-    }
-    return sha256_of_json([checkpoint.path, files])
 
 
 def _mismatch(name: str, what: str, step: int | None = None, tensor: str | None = None) -> CheckpointMismatch:

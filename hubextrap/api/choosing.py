@@ -7,7 +7,7 @@ and the step is chosen where they are likeliest; or answers are drawn and judged
 from __future__ import annotations
 
 import shutil
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
@@ -39,11 +39,10 @@ from hubextrap.evaluation.walk_report import (
 )
 from hubextrap.logits import recipe_mixture
 from hubextrap.opening import needs_scan
-from hubextrap.progress import StagesOnly
 from hubextrap.recipe import Parameters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from hubextrap.api.preparing import MergeOptions, Prepared
@@ -114,7 +113,8 @@ def choose_step(
         def check(prepared: Prepared) -> None:
             refuse([*problems_beforehand(prepared, out, targets), *ahead.problems(prepared, place)])
 
-        prepare(far, run, settings, read_weights=False, check=check)
+        with run.unsaid():  # it may not be chosen
+            prepare(far, run, settings, read_weights=False, check=check)
     for line in ahead.notes():
         run.progress.say(line)
     with held_place(place, str(out or place.name), run.progress, like=out):
@@ -136,16 +136,6 @@ def _staying(recipe: Recipe, report: WalkReport) -> Recipe:
     """The last checkpoint itself as a prediction."""
     stay = {"merge_method": "persistence", "parameters": Parameters(target_step=(report.chosen,))}
     return recipe.farthest.model_copy(update=stay)
-
-
-@contextmanager
-def _unsaid(run: Run) -> Iterator[None]:
-    """What is to be said of a prediction is said of the chosen one, when it is made."""
-    told, run.progress = run.progress, StagesOnly(run.progress)
-    try:
-        yield
-    finally:
-        run.progress = told
 
 
 @dataclass
@@ -222,7 +212,7 @@ class _Walking:
         if not needs_scan(self.recipe):
             return recipes, ()
         run = self.run
-        with _unsaid(run):
+        with run.unsaid():
             with suppress(MethodError):  # it comes again
                 prepare(recipes[0], run, self.settings)  # which reads the weights once
             return those_that(recipes, lambda one: fit_rules(one, run, run.layouts, run.known_table()))
@@ -252,7 +242,7 @@ class _Walking:
             self.run.progress.say(f"{len(keys) - len(missing)} of {len(keys)} steps were measured before")
         making = self._making([point for point in points if point.key in missing])
         if self.recipe.space == "weights":
-            with _unsaid(self.run):
+            with self.run.unsaid():
                 making.merge()
         tokens = "" if answers is None else f", {len(missing) * answers.tokens:,} tokens"
         each = self.ahead.answers if answers is None else len(answers.answers)
@@ -281,7 +271,7 @@ class _Walking:
         if self.kept.get(key) is None:
             making = self._making([point])
             if self.recipe.space == "weights":
-                with _unsaid(self.run):
+                with self.run.unsaid():
                     making.merge()
             model = self.last.load(self._model_of(point, making))
             self.kept.put(key, {"value": self._value(model, None)})

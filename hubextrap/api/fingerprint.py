@@ -10,8 +10,8 @@ from hubextrap._version import __version__
 from hubextrap.digests import sha256_hex, sha256_of_json
 from hubextrap.errors import SourceError
 from hubextrap.hub.side_files import is_side_file
-from hubextrap.opening import commit_fingerprint, files_fingerprint
 from hubextrap.tensors import open_source
+from hubextrap.tensors.fingerprints import commit_fingerprint, files_fingerprint
 from hubextrap.trajectory import UNKNOWN_STEP
 
 if TYPE_CHECKING:

@@ -115,7 +115,7 @@ def plan(
             ahead = None if recipe.walk is None else _ahead(recipe, found_run)
             if ahead is not None:
                 known = replace(known, notes=(*ahead.notes(), *known.notes))
-                far = ahead.recipes[-1]
+                far, how = ahead.recipes[-1], replace(how, force=True)  # as the walk does
             prepared = prepare(far, found_run, how, read_weights=False)
             states: dict[PushTarget, RemoteState] = {}
             found = problems_beforehand(prepared, out, targets, ask=check_push, states=states)

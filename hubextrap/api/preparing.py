@@ -242,8 +242,7 @@ def prepare(
     def hold(count: int) -> None:
         nonlocal held
         held = max(0, count - BESIDE_IN_BASELINE)
-        known = run.known_table() if combined else None
-        first.append(_planned(recipes, run, layouts, settings, known, held))
+        first.append(_planned(recipes, run, layouts, settings, run.known_table() if combined else None, held))
 
     check_rehearsable(recipes, run, settings.force)
     beside = Beside.of(run.sources[-1], recipe.out_dtype, hold)
@@ -256,8 +255,7 @@ def prepare(
 
     prepared = ready(*first[0])
     if prepared.fitted.pending and read_weights:
-        table = run.gram_table(_WHY, held=held)
-        prepared = ready(*_planned(recipes, run, layouts, settings, table, held))
+        prepared = ready(*_planned(recipes, run, layouts, settings, run.gram_table(_WHY, held=held), held))
     run.warn(*prepared.warnings)
     return prepared
 

@@ -10,7 +10,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from hubextrap.api.against import Against
 from hubextrap.api.answering import LastAnswers, Scoring
@@ -100,37 +100,32 @@ def sweep(
         kept, measured_with = Kept(folder / "measured"), harness.fingerprint()
         pins = [pin_of(checkpoint) for checkpoint in run.trajectory.checkpoints]
         points = [point_of(each, run, pins, measured_with) for each in recipes]
-        todo = _todo(points, kept, own := _own(harness, run, pins[-1], kept, progress))
+        todo = _todo(points, kept, own := _own(harness, run, pins[-1], kept, progress), progress)
         making = Making(recipe, run, settings, folder, pins, list(todo.values()))
         if missing := making.missing:
             making.prepared(missing, read_weights=False)  # refuses what cannot be made before any is measured
         compared = _references(against, points, progress)
         measurements = [_reference(*each, harness, measured_with, kept) for each in compared]
-        if done := sum(point.key not in todo for point in points):
-            progress.say(f"{done} of {len(points)} predictions were measured before")
         making.merge()
         said = outlooks(points, run, folder / "measured", REMEDY)
     for point in todo.values():
         _measure(point, making, harness, kept, own)
     shutil.rmtree(folder / "predictions", ignore_errors=True)
     measurements += [_measured(point, kept) for point in points]
-    grid = [point.model_copy(update=one) for point, one in zip(_told(points, own), said, strict=True)]
-    result = report_sweep(harness.table(measurements), grid, clock=_said_clock(run))
+    clock_said = without_private_parts(run.clock.in_words())
+    result = report_sweep(harness.table(measurements), _told(points, own, said), clock=clock_said)
     _save(result, folder, {point.grid.label: point.recipe for point in points}, progress)
     return result
 
 
-def _said_clock(run: Run) -> str:
-    """As it may be published."""
-    return without_private_parts(run.clock.in_words())
-
-
-def _todo(points: Sequence[Point], kept: Kept, own: _Own | None) -> dict[str, Point]:
+def _todo(points: Sequence[Point], kept: Kept, own: _Own | None, progress: Progress) -> dict[str, Point]:
     """What is to be measured; points with the same coefficients are one model."""
     todo: dict[str, Point] = {}
     for point in points:
         if _known(point.key, point.grid.label, kept) is None or not (own is None or own.knows(point)):
             todo.setdefault(point.key, point)
+    if done := sum(point.key not in todo for point in points):
+        progress.say(f"{done} of {len(points)} predictions were measured before")
     return todo
 
 
@@ -277,9 +272,10 @@ class _Own:
         return point.grid.model_copy(update={"own_answers": after - before})
 
 
-def _told(points: Sequence[Point], own: _Own | None) -> list[GridPoint]:
-    """The points, with the change of own answers."""
-    return [point.grid if own is None else own.told(point) for point in points]
+def _told(points: Sequence[Point], own: _Own | None, said: Sequence[dict[str, Any]]) -> list[GridPoint]:
+    """The points, with the change of own answers and what was said of them beforehand."""
+    told = [point.grid if own is None else own.told(point) for point in points]
+    return [point.model_copy(update=one) for point, one in zip(told, said, strict=True)]
 
 
 def _own(harness: Harness, run: Run, pin: str, kept: Kept, progress: Progress) -> _Own | None:

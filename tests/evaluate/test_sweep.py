@@ -317,7 +317,7 @@ def test_own_answers_tell_what_a_prediction_has_lost(
     from hubextrap.trajectory import resolve_checkpoint
 
     recipe, out = recipe_for(trajectory, limit=8), tmp_path / "sweep"
-    result = sweep(recipe, out, horizons=[0.5, 8])
+    result = sweep(recipe, out, horizons=[0.5, 4])
     near, far = result.candidates
     last = resolve_checkpoint(str(trajectory / "step_200"))
     tokenizer: Any = load_tokenizer(last)
@@ -340,7 +340,7 @@ def test_own_answers_tell_what_a_prediction_has_lost(
         False,
     ]
     measured.clear()
-    assert sweep(recipe, out, horizons=[0.5, 8]) == result
+    assert sweep(recipe, out, horizons=[0.5, 4]) == result
     assert measured == []
 
 

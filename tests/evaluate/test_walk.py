@@ -32,6 +32,7 @@ from hubextrap.evaluation.walk_report import WalkReport
 from hubextrap.hub import PushTarget, read_provenance
 from hubextrap.localhub import LocalHub
 from hubextrap.logits import ExtrapolatedForCausalLM
+from hubextrap.progress import SilentProgress
 from hubextrap.recipe import Recipe, parse_recipe
 
 CPU: Any = {"device": "cpu"}
@@ -456,6 +457,21 @@ def test_steps_that_the_past_forbids_are_left_out(
     impossible = recipe.parameters.model_copy(update={"max_expected_error": 0.01})
     with pytest.raises(HubExtrapError, match="above max_expected_error"):
         walk(recipe.model_copy(update={"parameters": impossible}), prompts, out=tmp_path / "none", **CPU)
+
+
+def test_what_is_warned_of_is_the_chosen_step(
+    recipe_for: Callable[..., Recipe], prompts: Path, tmp_path: Path
+) -> None:
+    class Warned(SilentProgress):
+        def warn(self, line: str) -> None:
+            lines.append(line)
+
+    lines: list[str] = []
+    result = walk(recipe_for(1500, "calibrated"), prompts, out=tmp_path / "out", progress=Warned(), **CPU)
+    assert result.prediction is not None
+    assert lines
+    assert lines == list(result.prediction.warnings)
+    assert all(f"step {result.walk.chosen}" in line for line in lines)
 
 
 def test_labels(recipe_for: Callable[..., Recipe], prompts: Path, tmp_path: Path) -> None:
