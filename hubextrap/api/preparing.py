@@ -219,11 +219,7 @@ def prepare(
     """
     recipe = run.settled(recipe)
     recipes = tuple(variants) or (recipe,)
-    for each in recipes:  # before any header is read
-        targets = run.target_times(each)
-        for rule in each.rules:
-            rule.check(run.times, targets)
-    run.check_scan_counts(recipes)
+    _check_rules(recipes, run, settings.force)  # before any header is read
     held = 0  # by what goes beside the weights
     first: list[tuple[FittedRules, MergePlan]] = []
     # logits are mixed of whatever transformers loads, quantised or not
@@ -236,8 +232,6 @@ def prepare(
         known = run.known_table() if combined else None
         first.append(_planned(recipes, run, layouts, settings, known, held))
 
-    for each in recipes:
-        check_rehearsable(each, run, settings.force)
     beside = Beside.of(run.sources[-1], recipe.out_dtype, hold)
 
     def ready(fitted: FittedRules, plan: MergePlan) -> Prepared:
@@ -253,6 +247,16 @@ def prepare(
     for line in prepared.warnings:
         run.warn(line)
     return prepared
+
+
+def _check_rules(recipes: Sequence[Recipe], run: Run, force: bool) -> None:
+    """Refuse what steps alone say that a method cannot do, and a scan that nothing follows from."""
+    for each in recipes:
+        targets = run.target_times(each)
+        for rule in each.rules:
+            rule.check(run.times, targets)
+        check_rehearsable(each, run, force)
+    run.check_scan_counts(recipes)
 
 
 def _planned(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from hubextrap.evaluation.sweep_report import GridPoint
     from hubextrap.opening import Run
     from hubextrap.recipe import Recipe
 
@@ -20,13 +21,15 @@ class _Predicted(Protocol):
     """A prediction of the grid."""
 
     @property
+    def grid(self) -> GridPoint: ...
+    @property
     def recipe(self) -> Recipe: ...
     @property
     def key(self) -> str: ...
 
 
-def outlooks(points: Iterable[_Predicted], run: Run, folder: Path, remedy: str) -> list[dict[str, Any]]:
-    """Of each point, what `GridPoint` says of its outlook.
+def with_outlooks(points: Iterable[_Predicted], run: Run, folder: Path, remedy: str) -> list[GridPoint]:
+    """The points, with what the past says of them.
 
     Where the weights are not at hand, as all is measured, what was said of them before counts.
 
@@ -48,7 +51,7 @@ def outlooks(points: Iterable[_Predicted], run: Run, folder: Path, remedy: str) 
             write_sealed(place, said, remedy=remedy)
         else:
             said |= _kept(place)
-        found.append({"horizon": run.horizon_at(time), **said})
+        found.append(point.grid.model_copy(update={"horizon": run.horizon_at(time), **said}))
     return found
 
 

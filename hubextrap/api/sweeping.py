@@ -21,7 +21,7 @@ from hubextrap.api.merging import make_in
 from hubextrap.api.output import check_output, output_sizes
 from hubextrap.api.preparing import MergeOptions, merge_options, prepare
 from hubextrap.api.staging import remove_leftover, staged
-from hubextrap.api.sweep_outlooks import outlooks
+from hubextrap.api.sweep_outlooks import with_outlooks
 from hubextrap.digests import sha256_of_json
 from hubextrap.durable.atomic import is_new_name, read_sealed, write_sealed, write_whole, writing
 from hubextrap.engine.kernels import check_device
@@ -118,10 +118,7 @@ def sweep(
         kept, measured_with = _Kept(folder / "measured"), harness.fingerprint()
         pins = [pin_of(checkpoint) for checkpoint in run.trajectory.checkpoints]
         points = [_point(each, run, pins, measured_with) for each in recipes]
-        todo: dict[str, _Point] = {}  # points with the same coefficients are one model
-        for point in points:
-            if kept.get(point.key, point.grid.label) is None:
-                todo.setdefault(point.key, point)
+        todo = _todo(points, kept)
         making = _Making(recipe, run, settings, folder, pins, list(todo.values()))
         if missing := making.missing:
             making.prepared(missing, read_weights=False)  # refuses what cannot be made before any is measured
@@ -130,12 +127,11 @@ def sweep(
         if done := sum(point.key not in todo for point in points):
             progress.say(f"{done} of {len(points)} predictions were measured before")
         making.merge()
-        said = outlooks(points, run, folder / "measured", _REMEDY)
+        grid = with_outlooks(points, run, folder / "measured", _REMEDY)
     for point in todo.values():
         _measure(point, folder, harness, kept)
     shutil.rmtree(folder / "predictions", ignore_errors=True)
     measurements += [_measured(point, kept) for point in points]
-    grid = [point.grid.model_copy(update=one) for point, one in zip(points, said, strict=True)]
     result = report_sweep(harness.table(measurements), grid)
     _save(result, folder, {point.grid.label: point.recipe for point in points}, progress)
     return result
@@ -213,6 +209,15 @@ def _point(recipe: Recipe, run: Run, pins: Sequence[str], measured_with: str) ->
     if damping != 1:
         label += f" × {damping if damping == 'auto' else format(damping, 'g')}"
     return _Point(GridPoint(label=label, step=step, damping=damping), recipe, key)
+
+
+def _todo(points: Sequence[_Point], kept: _Kept) -> dict[str, _Point]:
+    """Those to be measured, by key: points with the same coefficients are one model."""
+    missing: dict[str, _Point] = {}
+    for point in points:
+        if kept.get(point.key, point.grid.label) is None:
+            missing.setdefault(point.key, point)
+    return missing
 
 
 def _references(

@@ -107,8 +107,8 @@ def _beyond_the_past(steps: Sequence[float], target_step: float) -> str:
     horizon = (target_step - steps[-1]) / way
     forced = ", which --force lets go so far" if horizon > longest else ""
     return (
-        f"{in_words(steps, target_step)} lies at horizon {horizon:.3g}, (target − last)/(last − first), and the "
-        f"past of this run has seen none near that (at most {longest:.3g}, here up to "
+        f"{in_words(steps, target_step)} lies at horizon {horizon:.3g}, (target − last)/(last − first), and "
+        f"the past of this run has seen none near that (at most {longest:.3g}, here up to "
         f"{in_words(steps, round(steps[-1] + longest * way))}), so it cannot be calibrated; choose another "
         f"target, or late_lines{forced}"
     )

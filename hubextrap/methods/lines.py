@@ -135,15 +135,16 @@ def least_squares(
 def late_lines(steps: Sequence[float], target_step: float) -> NDArray[np.float64]:
     """.55 of the line over the last half of the steps, and .25 of that over the last quarter.
 
-    Both are least-squares lines through the last checkpoint, which gets the rest. Nothing is fitted to the past:
-    the rule to beat.
+    Both are least-squares lines through the last checkpoint, which gets the rest. Nothing is fitted to the
+    past: the rule to beat.
 
     Raises:
         MethodError: there is only one checkpoint.
     """
     if len(steps) < 2:
         raise MethodError(
-            f"late_lines needs two checkpoints, and only step {names_of(steps)[0]} is there; add an earlier one"
+            f"late_lines needs two checkpoints, and only step {names_of(steps)[0]} is there; add an "
+            "earlier one"
         )
     result = np.zeros(len(steps))
     for begin, weight in _LATE:

@@ -55,8 +55,8 @@ def answer(backtest: Backtest) -> Answer:
     mean, worst = float(np.mean([row.error for row in rows])), max(row.error for row in rows)
     found = (
         f"In {_times(len(rows), 'rehearsal')} up to a horizon of 1 (from here, "
-        f"{step_in_words(backtest, HORIZONS[-1])}), its predictions were on average {mean:.2f} times as far from the real weights as the last known checkpoint was, and "
-        f"{worst:.2f} times at worst."
+        f"{step_in_words(backtest, HORIZONS[-1])}), its predictions were on average {mean:.2f} times as far "
+        f"from the real weights as the last known checkpoint was, and {worst:.2f} times at worst."
     )
     sentences = [*same, found, *rounding, _reach(verdict), *_expectation(rows)]
     if verdict.base_step is not None:
