@@ -189,8 +189,8 @@ def _beyond(run: Run, named: str, time: float) -> str:
     there = run.step_in_words(math.floor(times[-1] + farthest * (times[-1] - times[0])))
     return (
         f"{named} (horizon {run.horizon_at(time):.3g}) lies beyond all that the past of this run can "
-        f"rehearse: it has seen horizons up to {longest_horizon(times):.3g}, which speak for none beyond {there} "
-        f"(horizon {farthest:.3g})"
+        f"rehearse: it has seen horizons up to {longest_horizon(times):.3g}, which speak for none beyond "
+        f"{there} (horizon {farthest:.3g})"
     )
 
 

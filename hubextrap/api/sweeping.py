@@ -94,8 +94,7 @@ def sweep(
     Args:
         recipe: its evaluate section says which tasks.
         out: the folder for results and for what goes on later; may be there from an earlier sweep.
-        horizons: how far to predict, (target − last)/(last − first) on the clock; the recipe's own targets if
-            empty.
+        horizons: (target − last)/(last − first) on the clock; the recipe's own targets if empty.
         damping: shares of the way from the last checkpoint to the prediction; the recipe's own if empty.
         scan: of the recipe's checkpoints, or its file: what it knows is not read again.
         clock: what time is counted by, instead of what the recipe says.

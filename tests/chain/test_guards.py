@@ -52,7 +52,7 @@ def test_a_target_beyond_the_past_is_refused_by_plan_and_merge_alike(method: str
     recipe = recipe_of(2857, method)  # longest rehearsal: 40 → 200, horizon 4; 4·e^1.2 = 13.28, step 2856
     (problem,) = api.plan(recipe, out=tmp_path / "out").problems
     assert problem.startswith(
-        "step 1002 (horizon 4.01) lies beyond all that the past of this run can rehearse"
+        "step 2857 (horizon 13.3) lies beyond all that the past of this run can rehearse"
     )
     assert "horizons up to 4, which speak for none beyond step 2,856 (horizon 13.3)" in problem
     assert "--force" in problem
