@@ -17,7 +17,7 @@ from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS
 from hubextrap.errors import CheckpointMismatch, RecipeError, SourceError
 from hubextrap.methods.checking import MAX_STEP, check_steps
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.recipe.models import FullRateTarget
+from hubextrap.recipe.targets import FullRateTarget
 from hubextrap.scans import Scan
 from hubextrap.statistics import GramTable
 from hubextrap.tensors import LocalSource, open_source, read_combinable, read_layouts, ties_embeddings
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from hubextrap.scans.tensor_scan import ScanJournal
     from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import CheckpointLayout
+    from hubextrap.timing import Beside
     from hubextrap.trajectory import Checkpoint
 
 
@@ -147,10 +148,15 @@ class Run:
     def steps(self) -> tuple[int, ...]:
         return self.trajectory.steps
 
-    @cached_property
+    @property
     def rate_history(self) -> RateHistory | None:
         """What lies beside the last checkpoint says of the learning rate; None where nothing does."""
-        return rates_beside(self.trajectory, self._source)[0]
+        return self.rates_beside[0]
+
+    @cached_property
+    def rates_beside(self) -> Beside:
+        """`rate_history`; where there is none though the rate may have changed, why."""
+        return rates_beside(self.trajectory, self._source)
 
     @cached_property
     def clock(self) -> Clock:
@@ -159,7 +165,8 @@ class Run:
         Raises:
             ClockError: there is no such clock, or it does not go with these checkpoints.
         """
-        return chosen_clock(self._clock_choice, self.trajectory, self._source, self.progress)
+        last = self.trajectory.last.name
+        return chosen_clock(self._clock_choice, last, lambda: self.rates_beside, self.progress)
 
     @cached_property
     def times(self) -> tuple[float, ...]:
@@ -281,6 +288,7 @@ class Run:
         Args:
             held: bytes of the memory that something else takes at the same time.
         """
+        rates = self.rate_history  # what cannot be read should not cost a pass
         memory = self.reading.memory - held
         plan = self.scan_plan.within(Budget(memory, self.reading.workers, self.remote, reserve=afterwards))
         from hubextrap.engine.scan import scan_trajectory  # imports numba, once nothing is wrong any more
@@ -294,7 +302,7 @@ class Run:
             journal=journal,
             progress=self.progress,
         )
-        return replace(found, rates=self.rate_history)
+        return replace(found, rates=rates)
 
     def known_table(self) -> GramTable | None:
         """The Gram matrices, where they are known without a pass over the weights.

@@ -48,3 +48,19 @@ class SilentProgress:
 
     def warn(self, line: str) -> None:
         return None
+
+
+class StagesOnly:
+    """Shows the stages of another progress, and says nothing."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def stage(self, label: str, total: int | None, unit: str = "B") -> AbstractContextManager[Stage]:
+        return self._progress.stage(label, total, unit)
+
+    def say(self, line: str) -> None:
+        return None
+
+    def warn(self, line: str) -> None:
+        return None

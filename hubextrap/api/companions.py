@@ -6,7 +6,7 @@ taken until then by stand-ins of the same length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,6 +64,8 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
     """
     recipe, run, plan = prepared.recipe, prepared.run, prepared.plan
     read = input_files(plan, run.sources)
+    caveats = (*prepared.caveats, *prepared.addition.caveats)
+    beside = replace(prepared.beside, files={**prepared.beside.files, **prepared.addition.files})
     both = zip(recipe.target_steps, run.target_times(recipe), strict=True)
     for index, (target_step, time) in enumerate(both):
         outlook = prepared.fitted.outlooks[index]
@@ -72,7 +74,8 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
             merge_method=recipe.merge_method,
             parameters=recipe.parameters.model_dump(
                 mode="json", exclude={"target_step"}, exclude_defaults=True
-            ),
+            )
+            | prepared.addition.parameters,
             target_step=target_step,
             dtype=recipe.dtype,
             out_dtype=recipe.out_dtype,
@@ -87,8 +90,8 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
             for rule, rows in prepared.fitted.rules
             for glob in rule.match
         ]
-        caveats = (*outlook.warnings, *outlook.notes, *prepared.caveats)
-        yield companions_of(run, plan, prepared.beside, describe, rules, caveats)
+        said = (*outlook.warnings, *outlook.notes, *caveats)
+        yield companions_of(run, plan, beside, describe, rules, said)
 
 
 def input_files(plan: MergePlan, sources: Sequence[Source]) -> list[list[InputFile]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hubextrap.api.outlook import Outlook, look_ahead
+from hubextrap.api.outlook import Outlook, outlooks_of
 from hubextrap.methods import Rule, assign_rules
 from hubextrap.opening import needs_scan
 from hubextrap.statistics import tensors_at_once
@@ -76,7 +76,7 @@ def fit_rules(
                 fitted.append((replace(rule, match=(escape(name),)), rows))
                 by_tensor[name] = rows
     dtypes = {info.dtype for layout in layouts for info in layout.tensors.values()}
-    outlooks = look_ahead(recipe, run, table, dtypes)
+    outlooks = outlooks_of(recipe, run, table, dtypes)
     return FittedRules(tuple(fitted), by_tensor, outlooks, needs_scan(recipe) and table is None)
 
 

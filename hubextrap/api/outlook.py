@@ -70,7 +70,7 @@ def check_rehearsable(recipe: Recipe, run: Run, force: bool) -> None:
             )
 
 
-def look_ahead(
+def outlooks_of(
     recipe: Recipe, run: Run, table: GramTable | None, dtypes: Iterable[str]
 ) -> tuple[Outlook, ...]:
     """One outlook per target.

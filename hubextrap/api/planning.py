@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.api.beforehand import problems_beforehand
 from hubextrap.api.output import target_folders
 from hubextrap.api.preparing import MergeOptions, Prepared, opened, prepare
-from hubextrap.errors import HubExtrapError, RecipeError, TrajectoryError
+from hubextrap.api.staging import walk_place
+from hubextrap.errors import ClockError, HubExtrapError, RecipeError, TrajectoryError
 from hubextrap.hub import PushTarget, check_target
 from hubextrap.hub.outgoing import stale_files
 from hubextrap.tensors.devices import cuda_libraries
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from hubextrap.api.looking import Ahead
     from hubextrap.hub.target import RemoteState
     from hubextrap.opening import Run
     from hubextrap.progress import Progress
@@ -103,23 +105,35 @@ def plan(
         CheckpointMismatch, CorruptFile, RecipeError: the scan is of no use.
     """
     with opened(recipe, run, settings, scan, progress) as (found_run, how):
-        recipe = found_run.settled(recipe)
-        targets = given_push_targets(recipe, push) or recipe_push_targets(recipe)
+        far = found_run.settled(recipe.farthest)
+        targets = given_push_targets(recipe, push) or recipe_push_targets(far)
         asked = targets if check_push else []
-        known = _beforehand(recipe, found_run.trajectory, out, targets)
+        known = _beforehand(far, found_run.trajectory, out, targets)
         try:
-            known = _on_the_clock(known, recipe, found_run)
+            known = _on_the_clock(known, far, found_run)
             check_destinations(recipe, True, targets)
-            prepared = prepare(recipe, found_run, how, read_weights=False)
+            ahead = None if recipe.walk is None else _ahead(recipe, found_run)
+            if ahead is not None:
+                known = replace(known, notes=(*ahead.notes(), *known.notes))
+                far = ahead.recipes[-1]
+            prepared = prepare(far, found_run, how, read_weights=False)
             states: dict[PushTarget, RemoteState] = {}
             found = problems_beforehand(prepared, out, targets, ask=check_push, states=states)
+            if ahead is not None and recipe.space == "weights":
+                found += ahead.problems(prepared, walk_place(recipe, out, targets))
             problems = list(dict.fromkeys(str(problem) for problem in found))
             removals = _removals(states, prepared)
             return _with_merge(known, prepared, problems, removals)
-        except TrajectoryError:
-            raise
         except HubExtrapError as error:
+            if isinstance(error, TrajectoryError) and not isinstance(error, ClockError):
+                raise
             return replace(known, problems=(str(error), *_refusals(asked)))
+
+
+def _ahead(recipe: Recipe, run: Run) -> Ahead | None:
+    from hubextrap.api.looking import look_ahead  # imports what evaluates
+
+    return look_ahead(recipe, run)
 
 
 def recipe_push_targets(recipe: Recipe) -> list[PushTarget]:
@@ -135,7 +149,7 @@ def recipe_push_targets(recipe: Recipe) -> list[PushTarget]:
             create_pr=section.create_pr,
             message=section.commit_message,
         )
-        for step in recipe.target_steps
+        for step in recipe.farthest.target_steps
     ]
 
 
@@ -219,7 +233,15 @@ def _beforehand(
 def _on_the_clock(known: PlanReport, recipe: Recipe, run: Run) -> PlanReport:
     """With what time it is at the targets."""
     horizons = tuple(run.horizon_at(time) for time in run.target_times(recipe))
-    return replace(known, horizons=horizons, clock=run.clock.in_words())
+    notes = known.notes
+    if (target := recipe.parameters.target) is not None:
+        counts = " and ".join(map(str, target.full_rate_steps))
+        said = (
+            f"predicts {counts} full-rate steps after step {run.steps[-1]}, as if the learning rate had "
+            "stayed at its peak; the run itself has no such step"
+        )
+        notes = (*notes, said)
+    return replace(known, horizons=horizons, clock=run.clock.in_words(), notes=notes)
 
 
 def _with_merge(

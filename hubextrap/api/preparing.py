@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 from hubextrap.api.fitting import FittedRules, fit_rules, stacked
@@ -148,6 +148,18 @@ class Beside:
 
 
 @dataclass(frozen=True, slots=True)
+class Addition:
+    """What goes with an output because of how its step was chosen."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    """Beside the weights, by path."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """In the provenance, beside the method's."""
+    caveats: tuple[str, ...] = ()
+    """In the card."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A merge that is ready to run, while its run is open."""
 
@@ -158,6 +170,7 @@ class Prepared:
     plan: MergePlan
     beside: Beside
     """What of the last checkpoint goes beside the weights."""
+    addition: Addition = field(default_factory=Addition)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hubextrap.api.outlook import look_ahead
+from hubextrap.api.outlook import outlooks_of
 from hubextrap.digests import sha256_of_json
 from hubextrap.durable.atomic import read_sealed, write_sealed
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from hubextrap.evaluation.sweep_report import GridPoint
     from hubextrap.opening import Run
     from hubextrap.recipe import Recipe
 
@@ -21,15 +20,13 @@ class _Predicted(Protocol):
     """A prediction of the grid."""
 
     @property
-    def grid(self) -> GridPoint: ...
-    @property
     def recipe(self) -> Recipe: ...
     @property
     def key(self) -> str: ...
 
 
-def with_outlooks(points: Iterable[_Predicted], run: Run, folder: Path, remedy: str) -> list[GridPoint]:
-    """The points, with what the past says of them.
+def outlooks(points: Iterable[_Predicted], run: Run, folder: Path, remedy: str) -> list[dict[str, Any]]:
+    """Of each point, what `GridPoint` says of its outlook.
 
     Where the weights are not at hand, as all is measured, what was said of them before counts.
 
@@ -45,13 +42,13 @@ def with_outlooks(points: Iterable[_Predicted], run: Run, folder: Path, remedy: 
         said: dict[str, Any] = {"expected_relative_error": None, "trusted_up_to": None}
         place = folder / f"{sha256_of_json(['outlook', point.key])}.json"
         if table is not None:
-            (outlook,) = look_ahead(point.recipe, run, table, dtypes)
+            (outlook,) = outlooks_of(point.recipe, run, table, dtypes)
             trusted = None if outlook.trusted is None else outlook.trusted.said
             said = {"expected_relative_error": outlook.expected.relative_error, "trusted_up_to": trusted}
             write_sealed(place, said, remedy=remedy)
         else:
             said |= _kept(place)
-        found.append(point.grid.model_copy(update={"horizon": run.horizon_at(time), **said}))
+        found.append({"horizon": run.horizon_at(time), **said})
     return found
 
 

@@ -105,7 +105,8 @@ def predictions_markdown(predictions: Sequence[Prediction]) -> str:
     lines = []
     for prediction in predictions:
         provenance = prediction.provenance
-        line = f"- step {prediction.step} from steps up to {provenance.steps[-1]}"
+        at = "" if provenance.full_rate_steps is None else " at the peak rate"
+        line = f"- step {prediction.step}{at} from steps up to {provenance.steps[-1]}"
         if provenance.horizon is not None:
             line += f", horizon {_horizon(provenance.horizon)}"
         if provenance.expected_relative_error is not None:

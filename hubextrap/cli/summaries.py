@@ -6,13 +6,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.cli.progress import format_bytes, format_memory
-from hubextrap.cli.terminal import tell
+from hubextrap.cli.terminal import console, tell
 from hubextrap.foreign_text import OwnLines
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from hubextrap.api import PlanReport, Prediction
+    from hubextrap.evaluation.walk_report import WalkReport
     from hubextrap.hub import PushResult, PushTarget
 
 LISTED = 40
@@ -77,7 +78,8 @@ def print_prediction(prediction: Prediction) -> None:
     provenance = prediction.provenance
     horizon = "" if provenance.horizon is None else f", horizon {provenance.horizon:.3g}"
     expected = _expectation(provenance.expected_relative_error)
-    tell(f"predicted step {prediction.step} from steps up to {provenance.steps[-1]}{horizon}{expected}")
+    at = "" if provenance.full_rate_steps is None else " at the peak rate"
+    tell(f"predicted step {prediction.step}{at} from steps up to {provenance.steps[-1]}{horizon}{expected}")
     trusted, up_to = provenance.trusted, provenance.trusted_in_words
     if trusted is not None and up_to is not None:
         tell(trust_in_words(trusted.horizon, up_to))
@@ -114,6 +116,13 @@ def trusted_in_words(report: PlanReport) -> list[str]:
     both = zip(report.trusted_horizons, report.trusted_up_to, strict=True)
     said = ["" if up_to is None else trust_in_words(horizon or 0.0, up_to) for horizon, up_to in both]
     return said or [""] * len(report.target_steps)
+
+
+def print_walk(report: WalkReport) -> None:
+    """The curve, and what was chosen."""
+    from hubextrap.evaluation.walk_report import walk_rich
+
+    console().print(walk_rich(report))
 
 
 def push_line(target: PushTarget, result: PushResult) -> str:

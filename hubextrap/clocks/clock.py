@@ -8,6 +8,7 @@ constant rate τ(s) = s. Checkpoints keep their step as their name.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex, TypeAlias, overload
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def step_in_words(clock: Clock, steps: Sequence[int], time: float) -> str:
     return f"step {last:,} + {time - clock.times(steps)[-1]:,.0f} full-rate steps"
 
 
+@dataclass(frozen=True)
 class StepClock:
     """The step is the time: right where the rate is constant."""
 

@@ -143,8 +143,8 @@ def late_lines(steps: Sequence[float], target_step: float) -> NDArray[np.float64
     """
     if len(steps) < 2:
         raise MethodError(
-            f"late_lines needs two checkpoints, and only step {names_of(steps)[0]} is there; add an "
-            "earlier one"
+            f"late_lines needs two checkpoints, and only step {names_of(steps)[0]} is there; add an earlier "
+            "one"
         )
     result = np.zeros(len(steps))
     for begin, weight in _LATE:

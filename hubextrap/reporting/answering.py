@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hubextrap.clocks import STEPS
+from hubextrap.hub.provenance import without_private_parts
 from hubextrap.statistics import HORIZONS, horizon_means, judge
-from hubextrap.statistics.verdict import PROMISING, step_in_words
+from hubextrap.statistics.verdict import PROMISING, say_unforeseen, step_in_words
 from hubextrap.trajectory import say_same_weights
 
 if TYPE_CHECKING:
@@ -36,6 +38,10 @@ class Answer:
 def answer(backtest: Backtest) -> Answer:
     """Put the verdict of ``statistics.judge`` into words, behind a warning of steps that do not differ."""
     same = [f"Beware: {note}." for note in say_same_weights(backtest.same_weights, len(backtest.steps))]
+    if backtest.clock.name != STEPS.name:  # a page is passed on, so it says nothing of this machine's folders
+        said = without_private_parts(backtest.clock.in_words())
+        same.append(f"Horizons are counted by the {said}, in full-rate steps.")
+        same += [f"{line[0].upper()}{line[1:]}." for line in say_unforeseen(backtest.unforeseen)]
     ranked = horizon_means(backtest)
     if not ranked or ranked[0].worst is None:
         nothing = (

@@ -11,6 +11,8 @@ import numpy as np
 from hubextrap import clocks
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hubextrap.statistics.backtesting import Backtest, BacktestRow
 
 HORIZONS = (0.25, 0.5, 1.0)
@@ -158,6 +160,15 @@ def step_in_words(backtest: Backtest, horizon: float) -> str:
 def horizon_classes(backtest: Backtest) -> tuple[str, ...]:
     """What tables call the classes of `HORIZONS`: by their ends, and the steps that these are."""
     return (*(f"to {end:g} ({step_in_words(backtest, end)})" for end in HORIZONS), "farther")
+
+
+def say_unforeseen(steps: Sequence[int]) -> list[str]:
+    """What to say of `Backtest.unforeseen`."""
+    if not steps:
+        return []
+    named = ", ".join(map(str, steps[:20])) + (", …" if len(steps) > 20 else "")
+    left_out = "some targets are left out: the learning rate known there did not say when they would be"
+    return [f"from step {named} {left_out}"]
 
 
 def _by_horizon(rows: list[BacktestRow]) -> list[list[BacktestRow]]:

@@ -96,7 +96,7 @@ def test_a_trusted_step_that_the_clock_never_reaches_is_said_in_full_rate_steps(
     assert provenance.trusted_in_words == "step 200 + 50 full-rate steps"
     assert "**step 200 + 50 full-rate steps**, horizon 0.5" in model_card(provenance)
     early = make_provenance(clock=clock, trusted=TrustRecord(horizon=0.5, step=199))
-    with pytest.raises(CorruptFile, match="trusted: step 199 does not lie at horizon 0.5"):
+    with pytest.raises(CorruptFile, match=r"trusted: step 199 does not lie at horizon 0\.5"):
         read_provenance(early.to_bytes())
 
 
