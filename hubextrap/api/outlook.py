@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hubextrap.errors import MethodError
-from hubextrap.methods import longest_horizon, rehearse
+from hubextrap.methods import farthest_horizon, longest_horizon, rehearse
 from hubextrap.statistics import (
     HORIZONS,
     Expectation,
@@ -55,7 +56,7 @@ class Outlook:
 def check_rehearsable(recipes: Iterable[Recipe], run: Run, force: bool) -> None:
     """Refuse a target beyond all that the past of the run can rehearse; steps alone say it.
 
-    A run of fewer than three checkpoints has no past, and is warned of instead: ExPO takes no more than two.
+    A run of fewer than three checkpoints has no past, which is noted: ExPO takes no more than two.
 
     Raises:
         MethodError: names the farthest step that was rehearsed, unless it is forced.
@@ -108,9 +109,15 @@ def outlooks_of(
 
 def _notes(recipe: Recipe, run: Run, table: GramTable | None, trusted: Trust | None) -> tuple[str, ...]:
     """What nothing says of a target that a method moves towards."""
+    if len(run.steps) < 3:
+        no_past = (
+            f"{len(run.steps)} checkpoints have no past to rehearse a prediction in, so nothing says what "
+            "error to expect, or how far to trust it; evaluate it beside the last checkpoint before any use"
+        )
+        return (no_past,)
     if table is None:
         return (_UNKNOWN,)
-    if trusted is not None or len(run.steps) < 3:
+    if trusted is not None:
         return ()
     why = "none of its checkpoints could be predicted from earlier ones"
     if len(run.steps) > BRIEF_CHECKPOINTS:
@@ -151,11 +158,7 @@ def _warnings(
     named = _named(recipe, run, target)
     at = f"{named} (horizon {horizon:.3g})"
     if len(run.steps) < 3:
-        yield (
-            f"{named}: {len(run.steps)} checkpoints have no past to rehearse a prediction in, so "
-            "nothing says how far to trust this one; evaluate it beside the last checkpoint before any use"
-        )
-        return
+        return  # what is not known is noted
     if _is_beyond(run, time):
         yield f"{_beyond(run, named, time)}; evaluate it before any use"
     elif compared and error is None:
@@ -181,18 +184,18 @@ def _warnings(
 
 
 def _is_beyond(run: Run, time: float) -> bool:
-    """Whether nothing as far ahead was there to be predicted, in a run that has a past."""
+    """Whether nothing like so far ahead was there to be predicted, in a run that has a past."""
     horizon = run.horizon_at(time)
-    longest = longest_horizon(run.times)
-    return len(run.steps) > 2 and horizon is not None and horizon > longest * (1 + _ROUNDING)
+    return len(run.steps) > 2 and horizon is not None and horizon > farthest_horizon(run.times)
 
 
 def _beyond(run: Run, named: str, time: float) -> str:
-    longest = longest_horizon(run.times)
-    farthest = run.step_in_words(run.times[-1] + longest * (run.times[-1] - run.times[0]))
+    times, farthest = run.times, farthest_horizon(run.times)
+    there = run.step_in_words(math.floor(times[-1] + farthest * (times[-1] - times[0])))
     return (
         f"{named} (horizon {run.horizon_at(time):.3g}) lies beyond all that the past of this run can "
-        f"rehearse, which reaches to {farthest} (horizon {longest:.3g}), so nothing says how wrong it will be"
+        f"rehearse: it has seen horizons up to {longest_horizon(times):.3g}, which speak for none beyond "
+        f"{there} (horizon {farthest:.3g})"
     )
 
 

@@ -231,8 +231,7 @@ def prepare(
     """
     recipe = run.settled(recipe)
     recipes = tuple(variants) or (recipe,)
-    _check_rules(recipes, run)  # before any header is read
-    run.check_scan_counts(recipes)
+    _check_rules(recipes, run, settings.force)  # before any header is read
     held = 0  # by what goes beside the weights
     first: list[tuple[FittedRules, MergePlan]] = []
     # logits are mixed of whatever transformers loads, quantised or not
@@ -244,7 +243,6 @@ def prepare(
         held = max(0, count - BESIDE_IN_BASELINE)
         first.append(_planned(recipes, run, layouts, settings, run.known_table() if combined else None, held))
 
-    check_rehearsable(recipes, run, settings.force)
     beside = Beside.of(run.sources[-1], recipe.out_dtype, hold)
 
     def ready(fitted: FittedRules, plan: MergePlan) -> Prepared:
@@ -260,11 +258,14 @@ def prepare(
     return prepared
 
 
-def _check_rules(recipes: Sequence[Recipe], run: Run) -> None:
+def _check_rules(recipes: Sequence[Recipe], run: Run, force: bool) -> None:
+    """Refuse what steps alone say that a method cannot do, and a scan that nothing follows from."""
     for each in recipes:
         targets = run.target_times(each)
         for rule in each.rules:
             rule.check(run.times, targets)
+    check_rehearsable(recipes, run, force)
+    run.check_scan_counts(recipes)
 
 
 def _planned(

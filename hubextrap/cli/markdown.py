@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from hubextrap.cli.progress import format_bytes, format_memory
-from hubextrap.cli.summaries import LISTED, as_sum, trust_in_words
+from hubextrap.cli.summaries import LISTED, as_sum, trust_in_words, trusted_in_words
 from hubextrap.errors import OutputError
 from hubextrap.foreign_text import markdown_block, markdown_code, markdown_text, own_lines
 from hubextrap.output_files import append_problem
@@ -73,10 +73,10 @@ def plan_markdown(recipe: Path, report: PlanReport) -> str:
         report.target_steps,
         map(_horizon, report.horizons),
         map(_horizon, report.expected_relative_errors),
-        (up_to or "" for up_to in report.trusted_up_to),
+        trusted_in_words(report),
         strict=True,
     )
-    parts.append(_table(("predict step", "horizon", "expected error", "trusted up to"), list(reaches)))
+    parts.append(_table(("predict step", "horizon", "expected error", "trust"), list(reaches)))
     if report.clock != "steps":
         parts.append(f"Clock: {markdown_text(report.clock)}.")
     if report.files:

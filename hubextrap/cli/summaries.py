@@ -25,18 +25,17 @@ def print_plan(recipe: Path, report: PlanReport) -> None:
     tell(f"plan of {recipe}")
     if report.clock != "steps":
         tell(f"  clock     {report.clock}")
-    for step, horizon, error, trusted, up_to in zip(
+    for step, horizon, error, trusted in zip(
         report.target_steps,
         report.horizons,
         report.expected_relative_errors,
-        report.trusted_horizons,
-        report.trusted_up_to,
+        trusted_in_words(report),
         strict=True,
     ):
         reach = "" if horizon is None else f", horizon {horizon:.3g}"
         tell(f"  predict   step {step}{reach}{_expectation(error)}")
-        if trusted is not None and up_to is not None:
-            tell(f"  trust     {trust_in_words(trusted, up_to)}")
+        if trusted:
+            tell(f"  trust     {trusted}")
     for match, method, coefficients in report.rules[:LISTED]:
         for target, row in zip(report.target_steps, coefficients, strict=True):
             if not row:
@@ -110,6 +109,13 @@ def trust_in_words(horizon: float, up_to: str) -> str:
     if not horizon:
         return f"the past trusts the method nowhere beyond {up_to}"
     return f"the past trusts the method up to {up_to}, horizon {horizon:g}"
+
+
+def trusted_in_words(report: PlanReport) -> list[str]:
+    """The same for each target of a plan; "" where nothing says it."""
+    both = zip(report.trusted_horizons, report.trusted_up_to, strict=True)
+    said = ["" if up_to is None else trust_in_words(horizon or 0.0, up_to) for horizon, up_to in both]
+    return said or [""] * len(report.target_steps)
 
 
 def print_walk(report: WalkReport) -> None:

@@ -18,6 +18,7 @@ from hubextrap.methods.registry import (
 from hubextrap.methods.rehearsal import (
     Rehearsals,
     denoised_gram,
+    farthest_horizon,
     leading_subspace,
     longest_horizon,
     rehearse,
@@ -39,6 +40,7 @@ __all__ = [
     "coefficients",
     "denoised_gram",
     "ema",
+    "farthest_horizon",
     "find_method",
     "late_lines",
     "leading_subspace",

@@ -8,6 +8,7 @@ behind the last checkpoint.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,11 @@ def longest_horizon(steps: Sequence[float]) -> float:
     if len(steps) < 3:
         return 0.0
     return (steps[-1] - steps[1]) / (steps[1] - steps[0])
+
+
+def farthest_horizon(steps: Sequence[float]) -> float:
+    """Up to which `rehearse` finds anything beyond the `longest_horizon`."""
+    return longest_horizon(steps) * math.exp(FARTHEST * HORIZON_WIDTH)
 
 
 def denoised_gram(gram_matrix: NDArray[np.float64]) -> NDArray[np.float64]:

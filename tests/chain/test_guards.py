@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from hubextrap import api
 from hubextrap.errors import MethodError
 from hubextrap.hub import read_provenance
-from hubextrap.methods import longest_horizon, method_names
+from hubextrap.methods import farthest_horizon
 from hubextrap.opening import Run
 from hubextrap.recipe import Recipe, parse_recipe
 from hubextrap.statistics import BacktestCandidate, GramTable, backtest_table, brief_backtest, judge, trust
@@ -44,24 +44,24 @@ def scan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-MOVING = [name for name in method_names() if name not in ("persistence", "average", "ema")]
+MOVING = ["late_lines", "least_squares", "low_rank", "two_point"]
 
 
 @pytest.mark.parametrize("method", MOVING)
 def test_a_target_beyond_the_past_is_refused_by_plan_and_merge_alike(method: str, tmp_path: Path) -> None:
-    recipe = recipe_of(1002, method)  # longest rehearsal: 40 → 200, horizon 4, so up to 1000
+    recipe = recipe_of(2857, method)  # longest rehearsal: 40 → 200, horizon 4; 4·e^1.2 = 13.28, step 2856
     (problem,) = api.plan(recipe, out=tmp_path / "out").problems
     assert problem.startswith(
-        "step 1002 (horizon 4.01) lies beyond all that the past of this run can rehearse"
+        "step 2857 (horizon 13.3) lies beyond all that the past of this run can rehearse"
     )
-    assert "step 1,000 (horizon 4)" in problem
+    assert "horizons up to 4, which speak for none beyond step 2,856 (horizon 13.3)" in problem
     assert "--force" in problem
     with pytest.raises(MethodError) as caught:
         api.merge(recipe, out=tmp_path / "out")
     assert str(caught.value) == problem
     assert not list(tmp_path.iterdir())
     assert api.plan(recipe, settings=FORCED).problems == ()
-    assert api.plan(recipe_of(1000, method)).problems == ()
+    assert api.plan(recipe_of(2856, method)).problems == ()
 
 
 @pytest.mark.parametrize("method", ["persistence", "average", "ema"])
@@ -80,9 +80,9 @@ def test_a_rule_of_some_tensors_that_moves_is_enough(tmp_path: Path) -> None:
 
 def test_a_forced_target_is_warned_of_everywhere(tmp_path: Path) -> None:
     lines = Lines()
-    (made,) = api.merge(recipe_of(1001), out=tmp_path / "out", settings=FORCED, progress=lines).predictions
+    (made,) = api.merge(recipe_of(3000), out=tmp_path / "out", settings=FORCED, progress=lines).predictions
     (warning,) = made.warnings
-    assert "step 1,000 (horizon 4)" in warning
+    assert "step 2,856 (horizon 13.3)" in warning
     assert f"warning: {warning}" in lines.said
     assert warning in (tmp_path / "out" / "README.md").read_text()
 
@@ -95,11 +95,13 @@ def test_force_does_not_make_a_method_serve_that_cannot(tmp_path: Path) -> None:
     api.merge(recipe_of(9000, "late_lines"), out=tmp_path / "out", settings=FORCED)  # as the message says
 
 
-def test_two_checkpoints_are_warned_of_as_they_have_no_past(tmp_path: Path) -> None:
+def test_two_checkpoints_have_no_past_and_are_taken(tmp_path: Path) -> None:
     two = {"trajectory": {"repo": str(DEMO), "steps": {"only": [0, 200]}}}
     (made,) = api.merge(recipe_of(**two), out=tmp_path / "out").predictions
-    assert "2 checkpoints have no past to rehearse" in made.warnings[0]
-    assert made.warnings[0] in (tmp_path / "out" / "README.md").read_text()
+    assert made.warnings == ()
+    (note,) = made.notes
+    assert note.startswith("2 checkpoints have no past to rehearse")
+    assert note in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -196,13 +198,13 @@ def test_a_brief_backtest_is_a_part_of_the_whole_one() -> None:
     assert max(row.horizon for row in brief.rows) <= 1
 
 
-def test_the_longest_horizon_of_a_run_is_served_and_none_beyond(tmp_path: Path) -> None:
+def test_the_farthest_horizon_of_a_run_is_served_and_none_beyond(tmp_path: Path) -> None:
     steps = (0, 10, 30, 70)
     for step in steps:
         (tmp_path / f"step_{step}").mkdir()
         save_file({"w": np.full(4, step, np.float32)}, tmp_path / f"step_{step}" / "model.safetensors")
         (tmp_path / f"step_{step}" / "config.json").write_text("{}")
-    farthest = round(70 + 70 * longest_horizon(steps))
+    farthest = int(70 + 70 * farthest_horizon(steps))
     for target, problems in ((farthest, 0), (farthest + 1, 1)):
         recipe = recipe_of(target, trajectory={"repo": str(tmp_path)})
         assert len(api.plan(recipe).problems) == problems

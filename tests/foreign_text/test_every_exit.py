@@ -197,6 +197,7 @@ def planned(text: str) -> Any:
         expected_relative_errors=(None,),
         rules=((text, "two_point", ({0: -1.0, 10: 2.0},)),),
         outputs=(text,),
+        warnings=(text,),
         notes=(text,),
         problems=(text, str(HubExtrapError(text))),
         files=(),
@@ -220,8 +221,11 @@ def test_summaries_of_jobs(text: str, tmp_path: Path) -> None:
 def _prediction(text: str) -> Any:
     from types import SimpleNamespace as Made
 
+    provenance = Made(
+        steps=(1, 2), horizon=1.0, clock=None, full_rate_steps=None, expected_relative_error=0.5, trusted=None
+    )
     return Made(
-        step=3, provenance=Made(steps=(1, 2), horizon=1.0), folder=Path(text.replace("\0", "")),
+        step=3, provenance=provenance, warnings=[text], notes=[text], folder=Path(text.replace("\0", "")),
         target=Made(name=text), pushed=Made(commit="a" * 40), identical_to_last=True, caveats=[text],
     )  # fmt: skip
 

@@ -149,9 +149,8 @@ def test_poor_and_thin_expectations_are_said(tmp_path: Path) -> None:
         line.startswith("warning: step 240: the expected error is ") and "at the task" in line
         for line in listening.said
     )
-    listening, forced = Lines(), api.MergeOptions(force=True)
-    far = recipe_of("calibrated", "target_step: 1100")
-    api.merge(far, out=tmp_path / "far", settings=forced, progress=listening)
+    listening = Lines()
+    api.merge(recipe_of("calibrated", "target_step: 1100"), out=tmp_path / "far", progress=listening)
     assert any("only 2 earlier checkpoints could rehearse it" in line for line in listening.said)
 
 
