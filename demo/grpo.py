@@ -33,6 +33,7 @@ PROMPTS = 48
 PROBE_PROBLEMS = 500
 PROBE_FIRST_STEP = 10**6  # a step that no run reaches: the probe's problems are its own
 PROBE_MARGIN = 0.01
+OWN_ANSWERS = 64  # of the probe's problems
 
 
 def main() -> None:
@@ -67,6 +68,7 @@ def jumps(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> Ex
         max_error=MAX_ERROR if options.guard == "backtest" else None,
         probe=(lambda model: task.expected_accuracy(model, tokenizer, held_out)) if by_probe else None,
         probe_margin=PROBE_MARGIN if by_probe else None,
+        own_answers=[one.question for one in held_out[:OWN_ANSWERS]] if options.guard == "own" else None,
     )
 
 
@@ -123,7 +125,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=0, help="steps that a jump stands for")
     parser.add_argument("--rule", default="two_point", help="two_point, anchored or calibrated")
     parser.add_argument("--moments", default="keep", help="the optimizer's at a jump: keep or reset")
-    parser.add_argument("--guard", choices=("none", "backtest", "probe"), default="none")
+    parser.add_argument("--guard", choices=("none", "backtest", "probe", "own"), default="none")
     return parser.parse_args()
 
 

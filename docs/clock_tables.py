@@ -70,7 +70,7 @@ def error(origin: Origin, mixture: Array, target: int) -> float:
 def clock_table(found: list[Prediction]) -> str:
     """Methods, their weight errors along either clock, and how far their accuracy is from the real one."""
     head = ["method", "e along steps (worst)", "e along the learning rate (worst)", "better in"]
-    head += ["mean |accuracy − real|, steps → learning rate"]
+    head += ["accuracy off by, steps → learning rate"]
     rows = []
     for method in METHODS:
         steps, rates = (

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hubextrap import clocks
 from hubextrap.digests import sha256_of_json
 from hubextrap.engine.budget import NO_LIMIT, Budget
 from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS
 from hubextrap.errors import CheckpointMismatch, RecipeError, SourceError
 from hubextrap.methods.checking import MAX_STEP, check_steps
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.recipe.models import FullRateTarget
+from hubextrap.recipe.targets import FullRateTarget
 from hubextrap.scans import Scan
 from hubextrap.statistics import GramTable
 from hubextrap.tensors import LocalSource, open_source, read_combinable, read_layouts, ties_embeddings
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from hubextrap.scans.tensor_scan import ScanJournal
     from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import CheckpointLayout
+    from hubextrap.timing import Beside
     from hubextrap.trajectory import Checkpoint
 
 
@@ -92,6 +94,7 @@ class Run:
         self.progress = progress or SilentProgress()
         self._opened: dict[int, Source] = {}
         self._closed = False
+        self._warned: set[str] = set()
         self._resources = ExitStack()
         self._scan: tuple[Scan, str] | None = None
         self._table: GramTable | None = None
@@ -145,10 +148,15 @@ class Run:
     def steps(self) -> tuple[int, ...]:
         return self.trajectory.steps
 
-    @cached_property
+    @property
     def rate_history(self) -> RateHistory | None:
         """What lies beside the last checkpoint says of the learning rate; None where nothing does."""
-        return rates_beside(self.trajectory, self._source)[0]
+        return self.rates_beside[0]
+
+    @cached_property
+    def rates_beside(self) -> Beside:
+        """`rate_history`; where there is none though the rate may have changed, why."""
+        return rates_beside(self.trajectory, self._source)
 
     @cached_property
     def clock(self) -> Clock:
@@ -157,7 +165,8 @@ class Run:
         Raises:
             ClockError: there is no such clock, or it does not go with these checkpoints.
         """
-        return chosen_clock(self._clock_choice, self.trajectory, self._source, self.progress)
+        last = self.trajectory.last.name
+        return chosen_clock(self._clock_choice, last, lambda: self.rates_beside, self.progress)
 
     @cached_property
     def times(self) -> tuple[float, ...]:
@@ -189,6 +198,16 @@ class Run:
         """(target − last)/(last − first) on the clock; None where nothing was observed but one checkpoint."""
         way = self.times[-1] - self.times[0]
         return (time - self.times[-1]) / way if way else None
+
+    def step_in_words(self, time: float) -> str:
+        """The step at which it is that time, as `clocks.step_in_words` has it."""
+        return clocks.step_in_words(self.clock, self.steps, time)
+
+    def warn(self, line: str) -> None:
+        """Tell of a problem, once however often it is met."""
+        if line not in self._warned:
+            self._warned.add(line)
+            self.progress.warn(line)
 
     def target_at(self, horizon: float, what: str) -> dict[str, Any]:
         """A target so far ahead, as ``parameters`` say it: the nearest step; full-rate steps where the clock
@@ -269,6 +288,7 @@ class Run:
         Args:
             held: bytes of the memory that something else takes at the same time.
         """
+        rates = self.rate_history  # what cannot be read should not cost a pass
         memory = self.reading.memory - held
         plan = self.scan_plan.within(Budget(memory, self.reading.workers, self.remote, reserve=afterwards))
         from hubextrap.engine.scan import scan_trajectory  # imports numba, once nothing is wrong any more
@@ -282,7 +302,7 @@ class Run:
             journal=journal,
             progress=self.progress,
         )
-        return replace(found, rates=self.rate_history)
+        return replace(found, rates=rates)
 
     def known_table(self) -> GramTable | None:
         """The Gram matrices, where they are known without a pass over the weights.
@@ -309,7 +329,7 @@ class Run:
         return found
 
     def check_scan_counts(self, recipes: Iterable[Recipe]) -> None:
-        """Refuse a scan that was given although no coefficient and no limit follows from it.
+        """Refuse a scan that was given although nothing follows from it.
 
         Raises:
             RecipeError: says so.
@@ -365,10 +385,11 @@ def needs_scan(recipe: Recipe) -> bool:
 
 
 def _check_counts(name: str, recipes: Iterable[Recipe]) -> None:
-    if not any(map(needs_scan, recipes)):
+    """Of weights, a scan says what error to expect; of logits, nothing but the coefficients."""
+    if not any(recipe.space == "weights" or needs_scan(recipe) for recipe in recipes):
         raise RecipeError(
-            f"--scan: {name} has no effect, as neither a method of the recipe nor max_expected_error needs "
-            "what a scan knows; leave it out"
+            f"--scan: {name} has no effect with space: logits and a method that does not need what a scan "
+            "knows; leave it out"
         )
 
 

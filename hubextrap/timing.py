@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from hubextrap.clocks import STEPS, RateClock, parse_schedule, read_rate_file, read_trainer_state
-from hubextrap.errors import ClockError, HubExtrapError
+from hubextrap.containment import shown
+from hubextrap.errors import ClockError, CorruptFile, SourceError
+from hubextrap.tensors.interfaces import PUSHED_FOLDER, SMALL_FILE, STATE_FILE
 
 if TYPE_CHECKING:
     from hubextrap.clocks import Clock, ClockChoice, RateHistory
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
     from hubextrap.tensors.interfaces import Source
     from hubextrap.trajectory import Trajectory
 
-STATE_FILE = "trainer_state.json"
-"""What transformers' Trainer leaves beside each checkpoint."""
+Beside: TypeAlias = "tuple[RateHistory | None, str]"
+"""Rates that were found beside a checkpoint; where none were though the rate may have changed, why."""
 _SCHEDULED = ("scheduler.pt", "training_args.bin")
 """What shows that a trainer had a schedule; both are pickles, which are not read."""
 REMEDY = (
@@ -26,65 +28,77 @@ REMEDY = (
 )
 
 
-def chosen_clock(
-    choice: ClockChoice, trajectory: Trajectory, source_at: Callable[[int], Source], progress: Progress
-) -> Clock:
+def chosen_clock(choice: ClockChoice, name: str, beside: Callable[[], Beside], progress: Progress) -> Clock:
     """The clock that was asked for.
 
     Args:
         choice: ``steps``; ``learning_rate``, read beside the last checkpoint; ``auto``, which is that where
             the rate is found and really changed, and else steps; a schedule's parameters; or a file.
-        source_at: opens the checkpoint at a place of the trajectory.
+        name: of the last checkpoint.
+        beside: `rates_beside`.
 
     Raises:
         ClockError: there is no such history, or it does not go with the checkpoints.
-        CorruptFile, ReferenceNotFound, SourceError: the file cannot be read.
+        ReferenceNotFound, SourceError: the Hub does not say.
     """
-    if choice in ("auto", "learning_rate", "steps"):
-        clock = STEPS
-        history, problem = rates_beside(trajectory, source_at)
-        if choice == "steps" and history is not None and history.changes:
+    if choice not in ("auto", "learning_rate", "steps"):
+        return _told(_stated_clock(choice), progress)
+    history, problem = beside()
+    if choice == "steps":
+        if history is not None and history.changes:
             progress.say("note: the learning rate changed in this run, and steps were asked for as its clock")
-        if choice == "steps":
-            return STEPS
-        if history is None and choice == "learning_rate":
-            raise ClockError(f"clock: learning_rate: {problem or _nothing_beside(trajectory)}; {REMEDY}")
-        if history is None and problem:
-            progress.say(
-                f"warning: {problem}, so steps are the clock; if the learning rate changed, {REMEDY}"
-            )
-        if history is not None and (choice == "learning_rate" or history.changes):
-            clock = RateClock(history)
-    else:
-        clock = _stated_clock(choice)
-    return _told(clock, progress)
+        return STEPS
+    if history is None and choice == "learning_rate":
+        raise ClockError(
+            f"clock: learning_rate: {problem or f'{name}: there is no {STATE_FILE} in it'}; {REMEDY}"
+        )
+    if problem:
+        progress.warn(f"{problem}, so steps are the clock; if the learning rate changed, {REMEDY}")
+    if history is None or (choice == "auto" and not history.changes):
+        return STEPS
+    return _told(RateClock(history), progress)
 
 
-def rates_beside(
-    trajectory: Trajectory, source_at: Callable[[int], Source]
-) -> tuple[RateHistory | None, str]:
-    """What the last checkpoint's trainer state says of the rate up to its step; where nothing is to be had
-    though the rate may have changed, why."""
-    last = trajectory.last
-    try:
-        source = source_at(len(trajectory.checkpoints) - 1)
-        files = source.files()
-        if STATE_FILE in files:
-            history = read_trainer_state(source.read_file(STATE_FILE), f"{last.name}/{STATE_FILE}")
-            return history.up_to(last.step), ""
-    except HubExtrapError as error:
-        return None, str(error).partition("; ")[0]
-    for place, checkpoint in enumerate(trajectory.checkpoints[:-1]):
-        if checkpoint.repo is None and STATE_FILE in source_at(place).files():
+def rates_beside(trajectory: Trajectory, source_at: Callable[[int], Source]) -> Beside:
+    """What the last checkpoint's trainer state says of the rate up to its step.
+
+    Args:
+        source_at: opens the checkpoint at a place of the trajectory.
+
+    Raises:
+        ReferenceNotFound, SourceError: the Hub does not say; that must not change a prediction.
+    """
+    last, place = trajectory.last, len(trajectory.checkpoints) - 1
+    source = source_at(place)
+    files = source.files()
+    for file in (STATE_FILE, f"{PUSHED_FOLDER}/{STATE_FILE}"):
+        if (info := files.get(file)) is None:
+            continue
+        name = f"{last.name}/{file}"
+        if info.problem is not None or info.size > SMALL_FILE:
+            return None, f"{name}: {info.problem or f'is larger than {SMALL_FILE:,} bytes'}"
+        try:
+            history = read_trainer_state(source.read_file(file), name, last.step).up_to(last.step)
+        except CorruptFile as error:
+            return None, _without_remedy(error)
+        except SourceError as error:
+            if last.repo is not None:
+                raise
+            return None, _without_remedy(error)
+        return (history, "") if history.steps else (None, f"{name}: no learning rate was logged in it")
+    for earlier in reversed(range(place)):
+        checkpoint = trajectory.checkpoints[earlier]
+        # a request each, on the Hub: the newest but one answers for all
+        if (checkpoint.repo is None or earlier == place - 1) and STATE_FILE in source_at(earlier).files():
             return None, f"{STATE_FILE} lies beside step {checkpoint.step}, and none beside step {last.step}"
-    if scheduled := next((name for name in _SCHEDULED if name in files), None):
+    if scheduled := next((file for file in _SCHEDULED if file in files), None):
         what = f"{scheduled} beside step {last.step} is a pickle, which is not read"
         return None, f"{what}, and there is no {STATE_FILE}"
     return None, ""
 
 
-def _nothing_beside(trajectory: Trajectory) -> str:
-    return f"{trajectory.last.name}: there is no {STATE_FILE} in it"
+def _without_remedy(error: Exception) -> str:
+    return str(error).partition("; ")[0]
 
 
 def clock_of_scan(choice: ClockChoice, scan: Scan, progress: Progress) -> Clock:
@@ -111,7 +125,12 @@ def _stated_clock(choice: ClockChoice) -> Clock:
     """That of a schedule, a file, or steps."""
     if isinstance(choice, Mapping):
         return RateClock(None, parse_schedule(choice))
-    return STEPS if choice == STEPS.name else RateClock(read_rate_file(Path(str(choice))))
+    if choice == STEPS.name:
+        return STEPS
+    path = Path(str(choice))
+    if not choice or not path.exists():
+        raise ClockError(f"clock: {shown(str(choice))}: there is no such file; {REMEDY}", file=str(choice))
+    return RateClock(read_rate_file(path))
 
 
 def _told(clock: Clock, progress: Progress) -> Clock:

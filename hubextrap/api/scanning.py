@@ -61,6 +61,8 @@ def scan(
     with Run.of(trajectory, settings, progress=progress) as run:
         if logprobs is not None and logprobs.sample_from is not None:
             checkpoint_at(run.trajectory, logprobs.sample_from)
+        if problem := run.rates_beside[1]:
+            run.progress.say(f"warning: {problem}, so the scan holds no learning rates")
         return scan_run(run, out=None if out is None else Path(out), sample=sample, logprobs=logprobs)
 
 
@@ -86,6 +88,9 @@ def scan_run(
             _journal_path(out).unlink(missing_ok=True)
     else:
         run.progress.say(f"{out}: holds a scan of these checkpoints already")
+        if out is not None and found.rates != run.rate_history:  # an older hubextrap read none
+            found = replace(found, rates=run.rate_history)
+            found.save(out)
     if logprobs is not None and found.logprobs is None:
         found = replace(found, logprobs=measure_logprobs(run.trajectory, logprobs, run.progress))
         with Run(run.trajectory) as again:

@@ -79,11 +79,12 @@ def _print(reference: str, found: Backtest) -> None:
 
 def _advice(found: Backtest) -> list[str]:
     from hubextrap.statistics import judge
-    from hubextrap.statistics.verdict import TRUSTED
+    from hubextrap.statistics.verdict import TRUSTED, say_unforeseen
     from hubextrap.trajectory import say_same_weights
 
     verdict = judge(found)
     lines = [f"warning: {note}" for note in say_same_weights(found.same_weights, len(found.steps))]
+    lines += say_unforeseen(found.unforeseen)
     if found.rounded:
         lines.append(
             f"{found.rounding_share:.0%} of what differs between neighbouring checkpoints is rounding to 16 "

@@ -122,20 +122,29 @@ def _as_float(rate: Any) -> Any:
     return rate if _rate_problem(rate) else float(rate)
 
 
-def read_trainer_state(content: bytes, name: str) -> RateHistory:
+def read_trainer_state(content: bytes, name: str, step: int | None = None) -> RateHistory:
     """The rates in the ``log_history`` of transformers' trainer_state.json; none are an empty history.
 
     Of a step that is logged twice the last record counts, and so it does of those that a resumed run repeats.
 
     Args:
         name: of the file, for messages.
+        step: of the checkpoint beside which it lies.
 
     Raises:
-        CorruptFile: it is no such file; the message names the record.
+        CorruptFile: it is no such file, or of another step; the message names the record.
     """
     remedy = "download it again, or give the clock otherwise (steps, a schedule, a file of rates)"
     state = parse_json(content, name, nan=True, limit=FILE_LIMIT, remedy=remedy)
-    return _history_of_state(state, name, remedy)
+    history = _history_of_state(state, name, remedy)
+    reached = state.get("global_step")
+    if step is not None and reached is not None and reached != step:
+        raise CorruptFile(
+            f"{name}: it is of step {shorten(repr(reached), 40)}, and the checkpoint of step {step}; if "
+            "names count something else than steps, say so with trajectory.steps.scale",
+            file=name,
+        )
+    return history
 
 
 def _history_of_state(state: Any, name: str, remedy: str) -> RateHistory:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from hubextrap.methods.rules import FirstMatch
 from hubextrap.statistics.calibration import (
     FIT_COPIES,
     FIT_MEMORY,
+    Expectation,
     expectation,
     is_rounded,
     pasts,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     from hubextrap.clocks import Clock
     from hubextrap.methods import Rehearsals
-    from hubextrap.statistics.calibration import Past
     from hubextrap.statistics.table import GramTable
 
 
@@ -57,13 +57,16 @@ class BacktestCandidate:
         return cls(f"{method}({words})" if words else method, (Rule(("*",), method, parameters, damping),))  # type: ignore[arg-type]
 
 
-DEFAULT_RULE = BacktestCandidate.of("least_squares", window="half", through_last=True)
-"""The fixed rule to beat: it keeps the early transient out, and starts at the last checkpoint."""
 VARIANTS = (
     BacktestCandidate.of("two_point", base_step="auto"),
-    DEFAULT_RULE,
+    BacktestCandidate.of("least_squares", window="half", through_last=True),
     BacktestCandidate.of("least_squares", "auto", window="half", through_last=True),
 )
+
+BRIEF_PAIRS, BRIEF_TENSORS, BRIEF_CHECKPOINTS = 150, 64, 100
+"""What a `brief_backtest` takes at most: seconds, where a whole one takes minutes."""
+_BRIEF_WORK = 300_000
+"""Pairs times checkpoints squared: a method that is fitted to the past takes so much longer for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ class BacktestRow:
     last_step: int
     target_step: int
     horizon: float
-    """(target − last)/(last − first) on the clock, as it was known at the last step."""
+    """(target − last)/(last − first) on the clock as it was known at the last step."""
     relative_error: float
     expected_relative_error: float | None
     """What the checkpoints up to ``last_step`` alone let expect; None when they could not say."""
@@ -163,15 +166,8 @@ def backtest_table(
     """
     tried = candidates() if tried is None else tried
     rounded = is_rounded(table, dtypes)
-    times, count = table.times, len(table.steps)
-    pairs, unforeseen = [], []
-    for last in range(1, count - 1):
-        for target in range(last + 1, count):
-            time = _foreseen(table, last, target)
-            if time is None:
-                unforeseen.append(table.steps[last])
-            else:
-                pairs.append(_Pair(last, target, time, rehearse(times[: last + 1], time)))
+    foreseen, unforeseen = _pairs_of(table)
+    pairs = [replace(pair, rehearsals=rehearse(pair.times, pair.time)) for pair in foreseen]
     rows = [row for candidate in tried for row in _rows_of(candidate, table, pairs, rounded)]
     share, same = float(rounding_share(table.total())), table.same_weights()
     return Backtest(
@@ -182,8 +178,29 @@ def backtest_table(
         same,
         _best_base(table),
         table.clock,
-        tuple(dict.fromkeys(unforeseen)),
+        unforeseen,
     )
+
+
+def brief_backtest(rules: Sequence[Rule], table: GramTable, rounded: bool, farthest: float) -> Backtest:
+    """What one recipe's rules came to up to a horizon, in bounded time and without expected errors.
+
+    Of many pairs, `BRIEF_PAIRS` or fewer are taken, spread over all; of many tensors, the `BRIEF_TENSORS`
+    that moved most; of more than `BRIEF_CHECKPOINTS` checkpoints, no pair at all. It takes no more memory than
+    fitting.
+
+    Args:
+        rounded: of the whole table, `is_rounded`.
+    """
+    table = table.most_moved(BRIEF_TENSORS)
+    pairs: Sequence[_Pair] = ()
+    if len(table.steps) <= BRIEF_CHECKPOINTS:
+        pairs = [pair for pair in _pairs_of(table)[0] if pair.horizon <= farthest]
+    most = min(BRIEF_PAIRS, _BRIEF_WORK // len(table.steps) ** 2)
+    if len(pairs) > most:
+        pairs = [pairs[place * len(pairs) // most] for place in range(most)]
+    rows = _rows_of(BacktestCandidate("recipe", tuple(rules)), table, pairs, rounded)
+    return Backtest(table.steps, tuple(rows), 0.0, rounded, (), None, table.clock)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -192,22 +209,41 @@ class _Pair:
 
     last: int
     target: int
+    times: tuple[float, ...]
+    """Of the checkpoints up to the last one, as the clock had them then."""
     time: float
-    """The target's, as the clock had it at the last checkpoint."""
-    rehearsals: Rehearsals
+    """The target's, as the clock had it then."""
+    rehearsals: Rehearsals | None = None
+    """Of it; None where no error is to be expected."""
+
+    @property
+    def horizon(self) -> float:
+        return (self.time - self.times[-1]) / (self.times[-1] - self.times[0])
 
 
-def _foreseen(table: GramTable, last: int, target: int) -> float | None:
-    """When the target was going to be, on the table's clock; None where that could not be told."""
-    times, steps = table.times, table.steps
-    known = table.clock.known_at(steps[last])
+def _pairs_of(table: GramTable) -> tuple[list[_Pair], tuple[int, ...]]:
+    """Every pair of checkpoints with a past whose later one's time could be told at the earlier one; and the
+    steps from which some could not."""
+    count = len(table.steps)
+    pairs, unforeseen = [], []
+    for last in range(1, count - 1):
+        seen = table.seen_at(last)
+        for target in range(last + 1, count):
+            time = _foreseen(seen, table.steps[target])
+            if time is None:
+                unforeseen.append(table.steps[last])
+            else:
+                pairs.append(_Pair(last, target, seen.times, time))
+    return pairs, tuple(dict.fromkeys(unforeseen))
+
+
+def _foreseen(seen: GramTable, step: int) -> float | None:
+    """When a step was going to be, by what was seen; None where that could not be told, or it is no later."""
     try:
-        own, time = known.times(steps[: last + 1]), known.time_of(steps[target])
+        times, time = seen.times, seen.clock.time_of(step)
     except ClockError:
         return None
-    if own != times[: last + 1]:  # in units of the largest rate of that time
-        time = times[last] + (time - own[-1]) * (times[last] - times[0]) / (own[-1] - own[0])
-    return time if time > times[last] else None
+    return time if time > times[-1] else None
 
 
 def _best_base(table: GramTable) -> int | None:
@@ -248,20 +284,24 @@ def _rows_of(
     candidate: BacktestCandidate, table: GramTable, pairs: Sequence[_Pair], rounded: bool
 ) -> Iterator[BacktestRow]:
     """The rows of one candidate, in the order of the pairs."""
-    steps, times, first = table.steps, table.times, FirstMatch(candidate.rules)
-    sums = {pair: _Sums(np.zeros((4, len(pair.rehearsals))), np.zeros(2), np.zeros(2)) for pair in pairs}
-    for some in table.parts(max(1, FIT_MEMORY // _bytes_of_tensor(times))):
-        _add(sums, pasts(first, some), rounded)
+    steps, first = table.steps, FirstMatch(candidate.rules)
+    sums = {
+        pair: _Sums(np.zeros((4, len(pair.rehearsals or ()))), np.zeros(2), np.zeros(2)) for pair in pairs
+    }
+    for some in table.parts(max(1, FIT_MEMORY // _bytes_of_tensor(table.times))):
+        _add(sums, first, some, rounded)
     for pair, found in sums.items():
         error = _relative(found.total)
         if error is None:
             continue
-        expected = expectation(found.rehearsed, pair.rehearsals, rounded)
+        expected = Expectation(None, None)
+        if pair.rehearsals is not None:
+            expected = expectation(found.rehearsed, pair.rehearsals, rounded)
         yield BacktestRow(
             candidate.name,
             steps[pair.last],
             steps[pair.target],
-            (pair.time - times[pair.last]) / (times[pair.last] - times[0]),
+            pair.horizon,
             error,
             expected.total,
             _relative(found.signal) if rounded else None,
@@ -269,21 +309,25 @@ def _rows_of(
         )
 
 
-def _add(sums: dict[_Pair, _Sums], parts: Sequence[Past], rounded: bool) -> None:
+def _add(sums: dict[_Pair, _Sums], first: FirstMatch, table: GramTable, rounded: bool) -> None:
     """Add what some tensors come to; a pair that the candidate cannot predict goes."""
-    count = len(parts[0].steps)
-    grams = [part.gram for part in parts]
+    times, count = table.times, len(table.steps)
+    shared = pasts(first, table)
+    grams = [part.gram for part in shared]
     hindsight = [leading_subspace(gram) for gram in grams] if rounded else []
+    parts = shared
     fitted: list[NDArray[np.float64]] = []
     fitted_to = -1
     for pair, found in tuple(sums.items()):
         last = pair.last
         if last != fitted_to:
             fitted, fitted_to = [denoised_gram(gram[:, : last + 1, : last + 1]) for gram in grams], last
+            # what was rehearsed before is taken over, unless the clock had other times then
+            parts = shared if pair.times == times[: last + 1] else pasts(first, table.seen_at(last))
         motion = np.zeros((1, count))
         motion[0, [last, pair.target]] = -1.0, 1.0
         moves = [part.displacement(last, pair.time, own) for part, own in zip(parts, fitted, strict=True)]
-        errors = [moved[:, None] - motion for moved in moves if moved is not None]
+        errors = [_widened(moved, count)[:, None] - motion for moved in moves if moved is not None]
         if len(errors) < len(parts):
             del sums[pair]
             continue
@@ -291,7 +335,13 @@ def _add(sums: dict[_Pair, _Sums], parts: Sequence[Past], rounded: bool) -> None
         if rounded:
             both = zip(errors, hindsight, strict=True)
             found.signal += sum(squares(one, motion, gram)[:, 0] for one, gram in both)
-        found.rehearsed += rehearsed_squares(parts, last, pair.rehearsals, rounded, fitted)
+        if pair.rehearsals is not None:
+            found.rehearsed += rehearsed_squares(parts, last, pair.rehearsals, rounded, fitted)
+
+
+def _widened(moved: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """(N, K) with nothing of the checkpoints that were not seen."""
+    return np.pad(moved, ((0, 0), (0, count - moved.shape[1])))
 
 
 def _relative(sums: NDArray[np.float64]) -> float | None:

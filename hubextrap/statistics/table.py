@@ -47,6 +47,16 @@ class GramTable:
         """
         return self.clock.times(self.steps)
 
+    def seen_at(self, last: int) -> GramTable:
+        """What was there, and known of the clock, when checkpoint number ``last`` was the newest."""
+        count = last + 1
+        return replace(
+            self,
+            steps=self.steps[:count],
+            gram=self.gram[:, :count, :count],
+            clock=self.clock.known_at(self.steps[last]),
+        )
+
     def same_weights(self) -> tuple[tuple[int, ...], ...]:
         """Runs of neighbouring steps between which no tensor moved at all."""
         groups = [[self.steps[0]]]
@@ -64,6 +74,15 @@ class GramTable:
             yield replace(
                 self, tensors=self.tensors[rows], elements=self.elements[rows], gram=self.gram[rows]
             )
+
+    def most_moved(self, count: int) -> GramTable:
+        """That of so many tensors at most: those that moved farthest, in the table's order."""
+        if len(self.tensors) <= count:
+            return self
+        moved = np.diagonal(self.gram, axis1=1, axis2=2).max(axis=1)
+        rows = np.sort(np.argsort(-moved, kind="stable")[:count])
+        names = tuple(self.tensors[row] for row in rows)
+        return replace(self, tensors=names, elements=self.elements[rows], gram=self.gram[rows])
 
     def total(self) -> NDArray[np.float64]:
         """(K, K): the Gram matrix of all tensors taken as one vector."""

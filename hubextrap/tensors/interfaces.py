@@ -17,6 +17,9 @@ SMALL_FILE = 64 * 2**20
 
 TEMPLATE_FOLDER = "additional_chat_templates"
 """The one subfolder that belongs to a model: a tokenizer's further chat templates lie there."""
+PUSHED_FOLDER, STATE_FILE = "last-checkpoint", "trainer_state.json"
+"""What transformers' Trainer leaves beside each checkpoint; and the folder into which it pushes that of a
+model at a repo's root (hub_strategy: checkpoint), of which nothing else is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,8 @@ class Source(Protocol):
     """What messages call it."""
 
     def files(self) -> Mapping[str, FileInfo]:
-        """The folder's files and those in its ``TEMPLATE_FOLDER``, by path relative to it (posix)."""
+        """The folder's files, those in its ``TEMPLATE_FOLDER``, and the state in its ``PUSHED_FOLDER`` where
+        none lies beside the model; by path relative to it (posix)."""
 
     def read(self, file: str, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` with the bytes from ``offset`` on.

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 from hubextrap.containment import Entry, entries_of, open_regular, shown, stamp_of
 from hubextrap.errors import ReferenceNotFound, SourceError
 from hubextrap.tensors.configuration import check_loaded
-from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER, FileInfo, check_range, readable
+from hubextrap.tensors.interfaces import (
+    PUSHED_FOLDER,
+    SMALL_FILE,
+    STATE_FILE,
+    TEMPLATE_FOLDER,
+    FileInfo,
+    check_range,
+    readable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +47,11 @@ class LocalSource:
             if templates.is_dir():
                 inside = entries_of(folder, TEMPLATE_FOLDER)
                 self._entries |= {f"{TEMPLATE_FOLDER}/{file}": entry for file, entry in inside.items()}
+            pushed = self.folder / PUSHED_FOLDER
+            if STATE_FILE not in self._entries and pushed.is_dir() and not pushed.is_symlink():
+                inside = entries_of(folder, PUSHED_FOLDER)
+                if STATE_FILE in inside:
+                    self._entries[f"{PUSHED_FOLDER}/{STATE_FILE}"] = inside[STATE_FILE]
         except FileNotFoundError:
             raise ReferenceNotFound(f"{self.name}: no such folder; check the path") from None
         except OSError as error:

@@ -14,7 +14,15 @@ from hubextrap.hub_access import hub_errors
 from hubextrap.hub_client import origin, stoppable
 from hubextrap.patience import Attempts, Patience, is_passing, wait_asked_by
 from hubextrap.tensors.hashing import check_data
-from hubextrap.tensors.interfaces import SMALL_FILE, TEMPLATE_FOLDER, FileInfo, check_range, readable
+from hubextrap.tensors.interfaces import (
+    PUSHED_FOLDER,
+    SMALL_FILE,
+    STATE_FILE,
+    TEMPLATE_FOLDER,
+    FileInfo,
+    check_range,
+    readable,
+)
 from hubextrap.tensors.transfer import Part, Refused, Target, fetch
 from hubextrap.trajectory.hub_files import list_entries
 
@@ -205,6 +213,10 @@ def list_folder(repo: str, commit: str, path: str, name: str) -> dict[str, FileI
     if TEMPLATE_FOLDER in folders:
         inside, _ = _listed(repo, commit, f"{path}/{TEMPLATE_FOLDER}".lstrip("/"), name)
         listing |= {f"{TEMPLATE_FOLDER}/{file}": info for file, info in inside.items()}
+    if PUSHED_FOLDER in folders and STATE_FILE not in listing:
+        inside, _ = _listed(repo, commit, f"{path}/{PUSHED_FOLDER}".lstrip("/"), name)
+        if STATE_FILE in inside:
+            listing[f"{PUSHED_FOLDER}/{STATE_FILE}"] = inside[STATE_FILE]
     return listing
 
 

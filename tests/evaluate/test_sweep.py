@@ -24,6 +24,7 @@ from hubextrap.evaluation import Answering, EvaluationOptions, Harness, TaskFile
 from hubextrap.evaluation.sweep_report import SweepResult
 from hubextrap.localhub import LocalHub
 from hubextrap.recipe import Recipe, load_recipe, parse_recipe
+from hubextrap.trajectory import TrajectoryOptions, find_trajectory
 
 STEPS = (0, 40, 80, 100, 120, 160, 200)
 
@@ -40,7 +41,7 @@ def on_hub(hub: LocalHub, repo_id: str, trajectory: Path) -> str:
 
 @pytest.fixture
 def recipe_for(trajectory: Path) -> Callable[..., Recipe]:
-    def make(repo: str | Path, **evaluate: Any) -> Recipe:
+    def make(repo: str | Path, *, target: int = 300, **evaluate: Any) -> Recipe:
         section = {
             "task_files": [str(trajectory / "problems.jsonl")],
             "limit": 60,
@@ -51,7 +52,7 @@ def recipe_for(trajectory: Path) -> Callable[..., Recipe]:
             {
                 "trajectory": {"repo": str(repo), "steps": {"max": 200}},
                 "merge_method": "least_squares",
-                "parameters": {"target_step": 300, "through_last": True},
+                "parameters": {"target_step": target, "through_last": True},
                 "evaluate": section | evaluate,
             }
         )
@@ -96,7 +97,7 @@ def test_each_checkpoint_is_read_once_for_the_whole_grid(
     tmp_path: Path,
 ) -> None:
     recipe = recipe_for(on_hub)
-    result = sweep(recipe, tmp_path / "sweep", horizons=[1.5, 2], damping=[0.4, 1])
+    result = sweep(recipe, tmp_path / "sweep", horizons=[0.5, 1], damping=[0.4, 1])
     labels = [f"prediction {step}{by}" for step in (300, 400) for by in (" × 0.4", "")]
     assert [candidate.label for candidate in result.candidates] == labels
     assert sorted(measured) == sorted(["last", *labels])
@@ -107,12 +108,12 @@ def test_each_checkpoint_is_read_once_for_the_whole_grid(
 
     hub.requests.clear()
     measured.clear()
-    again = sweep(recipe, tmp_path / "sweep", horizons=[1.5, 2], damping=[0.4, 1])
+    again = sweep(recipe, tmp_path / "sweep", horizons=[0.5, 1], damping=[0.4, 1])
     assert again == result
     assert measured == []
     assert weight_reads(hub) == {}
 
-    wider = sweep(recipe, tmp_path / "sweep", horizons=[1.5, 2, 2.5], damping=[0.4, 1, 0])
+    wider = sweep(recipe, tmp_path / "sweep", horizons=[0.5, 1, 1.5], damping=[0.4, 1, 0])
     assert sorted(measured) == ["prediction 300 × 0", "prediction 500", "prediction 500 × 0.4"]
     rows = {row.label: row for row in wider.all_problems.rows}
     assert {row.label for row in again.all_problems.rows} < rows.keys()
@@ -127,7 +128,7 @@ def test_what_is_measured_is_what_a_merge_writes(
 ) -> None:
     from hubextrap.evaluation import evaluate
 
-    result = sweep(recipe_for(trajectory), tmp_path / "sweep", horizons=[1.5], damping=[0.7])
+    result = sweep(recipe_for(trajectory), tmp_path / "sweep", horizons=[0.5], damping=[0.7])
     assert result.is_better
     best = load_recipe(tmp_path / "sweep" / "best.yaml")
     assert best.target_steps == (300,)
@@ -153,15 +154,15 @@ def test_a_sweep_that_was_stopped_goes_on(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Harness, "measure", stopping)
         with pytest.raises(KeyboardInterrupt):
-            sweep(recipe, tmp_path / "sweep", horizons=[1.5, 2])
+            sweep(recipe, tmp_path / "sweep", horizons=[0.5, 1])
     assert measured == ["last", "prediction 300"]
     assert len(list((tmp_path / "sweep" / "predictions").iterdir())) == 1
     hub.requests.clear()
-    result = sweep(recipe, tmp_path / "sweep", horizons=[1.5, 2])
+    result = sweep(recipe, tmp_path / "sweep", horizons=[0.5, 1])
     assert measured[2:] == ["prediction 400"]
     assert weight_reads(hub) == {}
     assert not (tmp_path / "sweep" / "predictions").exists()
-    untouched = sweep(recipe, tmp_path / "other", horizons=[1.5, 2])
+    untouched = sweep(recipe, tmp_path / "other", horizons=[0.5, 1])
     assert untouched == result
 
 
@@ -171,7 +172,7 @@ def test_a_sweep_that_was_killed_ends_as_if_it_had_not_been(
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(recipe_for(trajectory).to_yaml())
-    command = [sys.executable, "-m", "hubextrap", "sweep", str(recipe), "--horizons", "1.25,1.5,2", "-q"]
+    command = [sys.executable, "-m", "hubextrap", "sweep", str(recipe), "--horizons", "0.25,0.5,1", "-q"]
     killed = subprocess.Popen([*command, "--out", str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
     measured = tmp_path / "killed" / "measured"
     while killed.poll() is None and len(list(measured.glob("*.json"))) < 2:
@@ -248,11 +249,11 @@ def test_the_way_counts_from_the_first_checkpoint_and_rows_have_the_steps_of_now
     for step in (100, 200):
         shutil.copytree(trajectory / f"step_{step}", tmp_path / "run" / f"step_{step}")
     text = recipe_for(tmp_path / "run", limit=8).to_yaml()
-    result = sweep(parse_recipe(text), tmp_path / "sweep", horizons=[1.5])
+    result = sweep(parse_recipe(text), tmp_path / "sweep", horizons=[0.5])
     assert [candidate.step for candidate in result.candidates] == [250]
     measured.clear()
     text = text.replace("max: 200", "max: 600\n    scale: 3")
-    scaled = sweep(parse_recipe(text), tmp_path / "sweep", horizons=[1.5])
+    scaled = sweep(parse_recipe(text), tmp_path / "sweep", horizons=[0.5])
     assert measured == ["prediction 750"]
     assert {row.label: row.step for row in scaled.all_problems.rows} == {"last": 600, "prediction 750": 750}
 
@@ -305,11 +306,60 @@ def test_few_shot_examples_count_as_the_problems_do(tmp_path: Path) -> None:
     assert fingerprint("2", 0) == fingerprint("3", 0)
 
 
+def test_own_answers_tell_what_a_prediction_has_lost(
+    recipe_for: Callable[..., Recipe], trajectory: Path, measured: list[str], tmp_path: Path
+) -> None:
+    """The column is the change under each prediction; what was measured without it is not measured again."""
+    from hubextrap.evaluation.own_answers import draw_answers, mean_logprob
+    from hubextrap.evaluation.sweep_report import GridPoint, sweep_markdown
+    from hubextrap.logits import load_tokenizer
+    from hubextrap.logits.loading import load_causal_lm
+    from hubextrap.trajectory import resolve_checkpoint
+
+    recipe, out = recipe_for(trajectory, limit=8), tmp_path / "sweep"
+    result = sweep(recipe, out, horizons=[0.5, 8])
+    near, far = result.candidates
+    last = resolve_checkpoint(str(trajectory / "step_200"))
+    tokenizer: Any = load_tokenizer(last)
+    lines = (trajectory / "problems.jsonl").read_text().splitlines()[:8]
+    answers = draw_answers(load_causal_lm(last), tokenizer, [json.loads(line)["question"] for line in lines])
+    for point in (near, far):
+        merge(recipe_for(trajectory, target=point.step), out=tmp_path / f"{point.step}")
+        made = resolve_checkpoint(str(tmp_path / f"{point.step}"))
+        under = [mean_logprob(load_causal_lm(each), tokenizer, answers) for each in (made, last)]
+        assert point.own_answers == pytest.approx(under[0] - under[1], abs=1e-4)
+    assert not near.own_answers_fell
+    assert far.own_answers_fell
+    assert far.own_answers is not None
+    assert f"| {far.own_answers:+.3f} (fell) |" in sweep_markdown(result)
+    assert "fell by 0.5 nats an answer or more" in (out / "sweep.md").read_text()
+    assert [
+        GridPoint(label="x", step=1, damping=1.0, own_answers=v).own_answers_fell for v in (-0.5, -0.49)
+    ] == [
+        True,
+        False,
+    ]
+    measured.clear()
+    assert sweep(recipe, out, horizons=[0.5, 8]) == result
+    assert measured == []
+
+
+def test_choices_have_no_own_answers(
+    recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path
+) -> None:
+    problem = {"question": "1+1=", "answer": 0, "choices": ["2", "3"]}
+    (tmp_path / "choices.jsonl").write_text("\n".join([json.dumps(problem)] * 4))
+    section = {"task_files": [str(tmp_path / "choices.jsonl")], "format": "choice", "limit": None}
+    result = sweep(recipe_for(trajectory, **section), tmp_path / "sweep")
+    assert result.candidates[0].own_answers is None
+    assert "own answers" not in (tmp_path / "sweep" / "sweep.md").read_text()
+
+
 def test_the_command(recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(recipe_for(trajectory, against=["last", "base", "target"]).to_yaml())
     out = tmp_path / "sweep"
-    arguments = ["sweep", str(recipe), "--out", str(out), "--horizons", "1.5,2", "-q"]
+    arguments = ["sweep", str(recipe), "--out", str(out), "--horizons", "0.5,1", "-q"]
     printed = CliRunner().invoke(app, arguments)
     assert printed.exit_code == 0, printed.output
     assert "prediction 300 (chosen)" in printed.stdout or "prediction 400 (chosen)" in printed.stdout
@@ -325,13 +375,30 @@ def test_the_command(recipe_for: Callable[..., Recipe], trajectory: Path, tmp_pa
     assert "has to be numbers" in wrong.output
 
 
+def test_what_the_past_says_of_each_prediction_is_kept(
+    recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_for(trajectory)
+    scan(find_trajectory(str(trajectory), TrajectoryOptions(max_step=200)), out=tmp_path / "scan.safetensors")
+    result = sweep(recipe, tmp_path / "sweep", scan=tmp_path / "scan.safetensors")
+    (point,) = result.candidates
+    assert (point.horizon, point.trusted_up_to) == (0.5, "step 400")
+    assert point.expected_relative_error is not None
+    table = (tmp_path / "sweep" / "sweep.md").read_text()
+    assert "| on the half that decides | step | horizon | expected error | trusted up to |" in table
+    assert f"| 300 | 0.5 | {point.expected_relative_error:.3f} | step 400 |" in table
+    assert (
+        sweep(recipe, tmp_path / "sweep").candidates == result.candidates
+    )  # without a scan, from what is kept
+
+
 def test_what_is_no_sweep(recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path) -> None:
     recipe = recipe_for(trajectory)
     with pytest.raises(
         RecipeError,
-        match=r"--horizons 0\.5: .* at least 1, which is step",
+        match=r"--horizons -0\.5: a horizon is .*, so 0 is step 200, .*; give one from 0 on",
     ):
-        sweep(recipe, tmp_path / "a", horizons=[0.5, 2])
+        sweep(recipe, tmp_path / "a", horizons=[-0.5, 1])
     with pytest.raises(RecipeError, match=r"--damping 1\.5: has to be from 0"):
         sweep(recipe, tmp_path / "a", damping=[1.5])
     with pytest.raises(RecipeError, match="add an evaluate section"):

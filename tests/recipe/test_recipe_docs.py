@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
+from hubextrap.clocks import SCHEDULES, schedule_problems
 from hubextrap.methods import coefficients, method_names, register_method, registry
 from hubextrap.recipe import (
     EvaluateSection,
@@ -20,7 +21,7 @@ from hubextrap.recipe import (
 )
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-TEXT = {name: (DOCS / f"{name}.md").read_text() for name in ("recipes", "methods")}
+TEXT = {name: (DOCS / f"{name}.md").read_text() for name in ("recipes", "methods", "clocks")}
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -48,6 +49,14 @@ def test_recipes_in_the_docs_are_valid(page: str) -> None:
 def test_every_key_is_described(model: type[BaseModel], prefix: str) -> None:
     for key in model.model_fields:
         assert f"`{prefix}{key}" in TEXT["recipes"] or f"`.{key}`" in TEXT["recipes"], f"{prefix}{key}"
+
+
+def test_every_schedule_is_described() -> None:
+    for name in SCHEDULES:
+        (row,) = [line for line in TEXT["clocks"].splitlines() if line.startswith(f"| `{name}` |")]
+        problem = dict(schedule_problems({"schedule": name, "unknown": 1}))["unknown"]
+        takes = problem.rpartition(" takes ")[2]
+        assert set(re.findall(r"`(\w+)`", row)) >= set(takes.split(", ")) - {"nothing else"}
 
 
 def test_every_method_is_described() -> None:

@@ -95,5 +95,23 @@ def sampled_accuracy(model_folder: Path, problems: Path, samples: int = 16) -> f
     return right / len(lines)
 
 
+def exact_accuracy(model_folder: Path, problems: Path) -> float:
+    """Mean over all problems of the probability that one sample at temperature 1 is the answer."""
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    found = []
+    for line in problems.read_text().splitlines():
+        row = json.loads(line)
+        asked = tokenizer(row["question"])["input_ids"]
+        answer = [*tokenizer(row["answer"])["input_ids"], tokenizer.eos_token_id]
+        with torch.no_grad():
+            logits = model(torch.tensor([asked + answer])).logits[0, len(asked) - 1 : -1]
+        picked = logits.log_softmax(-1)[torch.arange(len(answer)), torch.tensor(answer)]
+        found.append(float(picked.sum().exp()))
+    return sum(found) / len(found)
+
+
 def _each(values: list[list[int]], times: int) -> list[list[int]]:
     return [value for value in values for _ in range(times)]
