@@ -11,7 +11,7 @@ from hubextrap.clocks import RateClock, parse_schedule, read_rate_file, read_tra
 from hubextrap.errors import ClockError, HubExtrapError
 from hubextrap.regrounding.rates import Rates
 from hubextrap.tensors import LocalSource
-from hubextrap.timing import STATE_FILE
+from hubextrap.tensors.interfaces import STATE_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -186,8 +186,8 @@ def brief_backtest(rules: Sequence[Rule], table: GramTable, rounded: bool, farth
     """What one recipe's rules came to up to a horizon, in bounded time and without expected errors.
 
     Of many pairs, `BRIEF_PAIRS` or fewer are taken, spread over all; of many tensors, the `BRIEF_TENSORS`
-    that moved most; of more than `BRIEF_CHECKPOINTS` checkpoints, no pair at all. It takes no more memory than
-    fitting.
+    that moved most; of more than `BRIEF_CHECKPOINTS` checkpoints, no pair at all. It takes no more memory
+    than fitting.
 
     Args:
         rounded: of the whole table, `is_rounded`.
