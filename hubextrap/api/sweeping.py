@@ -118,23 +118,19 @@ def sweep(
         kept, measured_with = _Kept(folder / "measured"), harness.fingerprint()
         pins = [pin_of(checkpoint) for checkpoint in run.trajectory.checkpoints]
         points = [_point(each, run, pins, measured_with) for each in recipes]
-        todo = _todo(points, kept)
+        todo = _todo(points, kept, progress)
         making = _Making(recipe, run, settings, folder, pins, list(todo.values()))
         if missing := making.missing:
             making.prepared(missing, read_weights=False)  # refuses what cannot be made before any is measured
         compared = _references(against, points, progress)
         measurements = [_reference(*each, harness, measured_with, kept) for each in compared]
-        if done := sum(point.key not in todo for point in points):
-            progress.say(f"{done} of {len(points)} predictions were measured before")
         making.merge()
     for point in todo.values():
         _measure(point, folder, harness, kept)
     shutil.rmtree(folder / "predictions", ignore_errors=True)
     measurements += [_measured(point, kept) for point in points]
-    grid = [point.grid for point in points]
-    result = report_sweep(
-        harness.table(measurements), grid, clock=without_private_parts(run.clock.in_words())
-    )
+    table, clock = harness.table(measurements), without_private_parts(run.clock.in_words())
+    result = report_sweep(table, [point.grid for point in points], clock=clock)
     _save(result, folder, {point.grid.label: point.recipe for point in points}, progress)
     return result
 
@@ -215,12 +211,14 @@ def _point(recipe: Recipe, run: Run, pins: Sequence[str], measured_with: str) ->
     return _Point(GridPoint(label=label, step=step, damping=damping), recipe, key)
 
 
-def _todo(points: Sequence[_Point], kept: _Kept) -> dict[str, _Point]:
+def _todo(points: Sequence[_Point], kept: _Kept, progress: Progress) -> dict[str, _Point]:
     """Those to be measured, by key: points with the same coefficients are one model."""
     missing: dict[str, _Point] = {}
     for point in points:
         if kept.get(point.key, point.grid.label) is None:
             missing.setdefault(point.key, point)
+    if done := sum(point.key not in missing for point in points):
+        progress.say(f"{done} of {len(points)} predictions were measured before")
     return missing
 
 

@@ -128,7 +128,10 @@ class WholeRecipe(RecipeSection):
 
     def to_yaml(self) -> str:
         """The recipe in canonical form: our own sections, defaults left out."""
-        return dump_yaml(_without_lists_of_one(self.model_dump(mode="json", exclude_defaults=True)))
+        content = self.model_dump(mode="json", exclude_defaults=True)
+        if "target" in (said := content.get("parameters", {})):  # steps that it is settled at follow from it
+            said.pop("target_step", None)
+        return dump_yaml(_without_lists_of_one(content))
 
 
 class StepSelection(RecipeSection):
@@ -358,13 +361,6 @@ class Recipe(WholeRecipe):
         """How many predictions there will be."""
         target = self.parameters.target
         return len(self.target_steps if target is None else target.full_rate_steps)
-
-    def to_yaml(self) -> str:
-        """As for any recipe; steps that full-rate steps were `settled_at` follow from those."""
-        if self.parameters.target is None:
-            return super().to_yaml()
-        said = self.parameters.model_copy(update={"target_step": ()})
-        return super(Recipe, self.model_copy(update={"parameters": said})).to_yaml()
 
     def with_clock(self, clock: ClockChoice | None) -> Recipe:
         """The recipe with what was said elsewhere of its clock, if anything was."""
