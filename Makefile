@@ -12,7 +12,7 @@ VERMIN := --target=3.10- --violations --no-tips --quiet --exclude file
 # Two busy cores fight over threads: one run came out 15 times slower without this.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo reground test test-slow test-base test-newest test-lowest lint format hashes check-hashes docs bench clean
+.PHONY: help setup demo reground test test-slow test-base test-newest test-lowest lint format hashes check-hashes docs tables bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -71,6 +71,9 @@ check-hashes:  ## See that an index has the files that the GitHub action pins.
 
 docs: setup  ## Write docs/api.md anew from signatures and docstrings.
 	$(BIN)/python docs/build_api.py
+
+tables: setup  ## Measure the tables of docs/clocks.md and docs/walk.md anew; those of the full runs where HUBEXTRAP_DATA names them.
+	$(BIN)/python docs/build_tables.py
 
 bench: setup  ## Measure speed and memory against peers and targets, in turn (half an hour, 30 GB of disk; leave the machine alone).
 	$(BIN)/python -m benchmarks

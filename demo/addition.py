@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,6 +69,21 @@ def exact_match(completion_ids: Sequence[Sequence[int]], answer_ids: Sequence[Se
     ]
 
 
+def columns(tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]) -> dict[str, list[object]]:
+    """What the reward takes beside the completions, for each problem."""
+    answers = [problem.answer + tokenizer.eos_token for problem in problems]
+    return {"answer_ids": tokenizer(answers)["input_ids"]}
+
+
+def rewarder(tokenizer: PreTrainedTokenizerBase) -> Callable[..., list[float]]:
+    """TRL's form of the task's reward."""
+
+    def reward(completion_ids: list[list[int]], answer_ids: list[list[int]], **_: object) -> list[float]:
+        return exact_match(completion_ids, answer_ids)
+
+    return reward
+
+
 def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model (fp32) and tokenizer of a checkpoint folder."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -92,7 +107,7 @@ def accuracy(
 
 
 @torch.no_grad()
-def answer_probability(
+def expected_accuracy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem]
 ) -> float:
     """Mean probability that a sample at temperature 1 is right: what `sampled` estimates, without its noise.

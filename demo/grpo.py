@@ -1,4 +1,4 @@
-"""A plain TRL GRPO run on the demo's task, on the CPU; re-grounded in process when asked.
+"""A plain TRL GRPO run on one of the demo's tasks, on the CPU; re-grounded in process when asked.
 
     python demo/grpo.py --model demo/data/rlvr-C/step_0 --steps 160 --output out/plain
     python demo/grpo.py --model demo/data/rlvr-C/step_0 --steps 160 --output out/jumping --m 20 --n 60
@@ -16,8 +16,10 @@ from pathlib import Path
 # Two busy cores fight over threads; more than one thread a process gains nothing on so small a model.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import addition
 import torch
-from addition import MAX_NEW_TOKENS, answer_probability, exact_match, load, training_problems
+import worked_sums
+from addition import load
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
@@ -25,49 +27,48 @@ from trl import GRPOConfig, GRPOTrainer
 from hubextrap import ExtrapolationCallback
 from hubextrap.regrounding import MAX_ERROR
 
+TASKS = {"addition": addition, "worked_sums": worked_sums}
 GROUP = 16
 PROMPTS = 48
 PROBE_PROBLEMS = 500
 PROBE_FIRST_STEP = 10**6  # a step that no run reaches: the probe's problems are its own
 PROBE_MARGIN = 0.01
+OWN_ANSWERS = 64  # of the probe's problems
 
 
 def main() -> None:
     options = parse()
     torch.set_num_threads(1)
     model, tokenizer = load(options.model)
-    problems = training_problems(options.start_step, options.steps, options.prompts, options.seed)
-    answers = tokenizer([problem.answer + tokenizer.eos_token for problem in problems])["input_ids"]
+    task = TASKS[options.task]
+    problems = task.training_problems(options.start_step, options.steps, options.prompts, options.seed)
     trainer = GRPOTrainer(
         model=model,
         processing_class=tokenizer,
-        reward_funcs=reward,
+        reward_funcs=task.rewarder(tokenizer),
         args=arguments(options),
         train_dataset=Dataset.from_dict(
-            {"prompt": [problem.question for problem in problems], "answer_ids": answers}
+            {"prompt": [problem.question for problem in problems], **task.columns(tokenizer, problems)}
         ),
         callbacks=[jumps(options, tokenizer)] if options.m else [],
     )
     trainer.train()
 
 
-def reward(completion_ids: list[list[int]], answer_ids: list[list[int]], **_: object) -> list[float]:
-    """TRL's form of the task's reward."""
-    return exact_match(completion_ids, answer_ids)
-
-
 def jumps(options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> ExtrapolationCallback:
     """Re-grounding: a jump of n steps after every m, judged by what --guard names."""
     by_probe = options.guard == "probe"
-    held_out = training_problems(PROBE_FIRST_STEP, 1, PROBE_PROBLEMS, seed=0)
+    task = TASKS[options.task]
+    held_out = task.training_problems(PROBE_FIRST_STEP, 1, PROBE_PROBLEMS, seed=0)
     return ExtrapolationCallback(
         options.m,
         options.n,
         rule=options.rule,
         moments=options.moments,
         max_error=MAX_ERROR if options.guard == "backtest" else None,
-        probe=(lambda model: answer_probability(model, tokenizer, held_out)) if by_probe else None,
+        probe=(lambda model: task.expected_accuracy(model, tokenizer, held_out)) if by_probe else None,
         probe_margin=PROBE_MARGIN if by_probe else None,
+        own_answers=[one.question for one in held_out[:OWN_ANSWERS]] if options.guard == "own" else None,
     )
 
 
@@ -80,7 +81,7 @@ def arguments(options: argparse.Namespace) -> GRPOConfig:
         per_device_train_batch_size=completions // options.micro_batches,
         gradient_accumulation_steps=options.micro_batches,
         num_generations=GROUP,
-        max_completion_length=MAX_NEW_TOKENS,
+        max_completion_length=TASKS[options.task].MAX_NEW_TOKENS,
         temperature=1.0,
         top_k=0,
         top_p=1.0,
@@ -107,7 +108,8 @@ def arguments(options: argparse.Namespace) -> GRPOConfig:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train the demo's addition task with TRL's GRPOTrainer.")
+    parser = argparse.ArgumentParser(description="Train one of the demo's tasks with TRL's GRPOTrainer.")
+    parser.add_argument("--task", choices=tuple(TASKS), default="addition")
     parser.add_argument("--model", type=Path, required=True, help="folder of the checkpoint to start from")
     parser.add_argument(
         "--start-step", type=int, default=0, help="RL steps taken before, which picks the problems"
@@ -123,7 +125,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=0, help="steps that a jump stands for")
     parser.add_argument("--rule", default="two_point", help="two_point, anchored or calibrated")
     parser.add_argument("--moments", default="keep", help="the optimizer's at a jump: keep or reset")
-    parser.add_argument("--guard", choices=("none", "backtest", "probe"), default="none")
+    parser.add_argument("--guard", choices=("none", "backtest", "probe", "own"), default="none")
     return parser.parse_args()
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Run,
         RunResult,
         Verification,
+        WalkResult,
         backtest,
         complete,
         merge,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         scan,
         sweep,
         verify,
+        walk,
     )
     from hubextrap.errors import HubExtrapError
     from hubextrap.evaluation import Answering, EvaluationOptions, EvaluationTable, TaskFile, evaluate
@@ -83,6 +85,7 @@ __all__ = [
     "Trajectory",
     "TrajectoryOptions",
     "Verification",
+    "WalkResult",
     "__version__",
     "backtest",
     "complete",
@@ -101,6 +104,7 @@ __all__ = [
     "scan",
     "sweep",
     "verify",
+    "walk",
 ]
 
 _find = names_of(__name__)

@@ -211,6 +211,9 @@ class _Said(SilentProgress):
     def say(self, line: str) -> None:
         print(as_shown(line), file=sys.stderr)
 
+    def warn(self, line: str) -> None:
+        self.say(f"warning: {line}")
+
 
 def _mixed(
     recipe: Recipe, dtype: str, device: str, spelling: dict[str, Any]
@@ -227,7 +230,11 @@ def _merged(
     with Run.of(recipe, progress=_Said()) as run, TemporaryDirectory(prefix="hubextrap-") as parent:
         # what is wrong with it should not cost a merge
         tokenizer = load_tokenizer(run.trajectory.last, **spelling)
-        (prediction,) = api.merge(recipe, out=Path(parent) / "prediction", run=run).predictions
+        # an evaluation has the last word on a target that the past cannot rehearse
+        settings = api.MergeOptions(force=True)
+        (prediction,) = api.merge(
+            recipe, out=Path(parent) / "prediction", run=run, settings=settings
+        ).predictions
         merged = resolve_checkpoint(str(prediction.folder))
         model = load_causal_lm(merged, dtype=dtype, device=device)
     inputs = ", ".join(

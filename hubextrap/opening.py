@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hubextrap import clocks
 from hubextrap.digests import sha256_of_json
 from hubextrap.engine.budget import NO_LIMIT, Budget
 from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS
 from hubextrap.errors import CheckpointMismatch, RecipeError, SourceError
 from hubextrap.methods.checking import MAX_STEP, check_steps
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.recipe.models import FullRateTarget
+from hubextrap.recipe.targets import FullRateTarget
 from hubextrap.scans import Scan
 from hubextrap.statistics import GramTable
 from hubextrap.tensors import LocalSource, open_source, read_combinable, read_layouts, ties_embeddings
@@ -93,6 +94,7 @@ class Run:
         self.progress = progress or SilentProgress()
         self._opened: dict[int, Source] = {}
         self._closed = False
+        self._warned: set[str] = set()
         self._resources = ExitStack()
         self._scan: tuple[Scan, str] | None = None
         self._table: GramTable | None = None
@@ -196,6 +198,17 @@ class Run:
         """(target − last)/(last − first) on the clock; None where nothing was observed but one checkpoint."""
         way = self.times[-1] - self.times[0]
         return (time - self.times[-1]) / way if way else None
+
+    def step_in_words(self, time: float) -> str:
+        """The step at which it is that time, as `clocks.step_in_words` has it."""
+        return clocks.step_in_words(self.clock, self.steps, time)
+
+    def warn(self, *lines: str) -> None:
+        """Tell of problems, each once however often it is met."""
+        for line in lines:
+            if line not in self._warned:
+                self._warned.add(line)
+                self.progress.warn(line)
 
     def target_at(self, horizon: float, what: str) -> dict[str, Any]:
         """A target so far ahead, as ``parameters`` say it: the nearest step; full-rate steps where the clock
@@ -317,7 +330,7 @@ class Run:
         return found
 
     def check_scan_counts(self, recipes: Iterable[Recipe]) -> None:
-        """Refuse a scan that was given although no coefficient and no limit follows from it.
+        """Refuse a scan that was given although nothing follows from it.
 
         Raises:
             RecipeError: says so.
@@ -373,10 +386,11 @@ def needs_scan(recipe: Recipe) -> bool:
 
 
 def _check_counts(name: str, recipes: Iterable[Recipe]) -> None:
-    if not any(map(needs_scan, recipes)):
+    """Of weights, a scan says what error to expect; of logits, nothing but the coefficients."""
+    if not any(recipe.space == "weights" or needs_scan(recipe) for recipe in recipes):
         raise RecipeError(
-            f"--scan: {name} has no effect, as neither a method of the recipe nor max_expected_error needs "
-            "what a scan knows; leave it out"
+            f"--scan: {name} has no effect with space: logits and a method that does not need what a scan "
+            "knows; leave it out"
         )
 
 

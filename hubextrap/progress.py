@@ -28,6 +28,10 @@ class Progress(Protocol):
     def say(self, line: str) -> None:
         """Tell the user one fact, as a line."""
 
+    def warn(self, line: str) -> None:
+        """Tell the user of a problem, also where no progress is wanted."""
+        self.say(f"warning: {line}")
+
 
 class SilentProgress:
     """Reports nothing, and is its own stage; the default of the Python API."""
@@ -40,4 +44,23 @@ class SilentProgress:
         return None
 
     def say(self, line: str) -> None:
+        return None
+
+    def warn(self, line: str) -> None:
+        return None
+
+
+class StagesOnly:
+    """Shows the stages of another progress, and says nothing."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def stage(self, label: str, total: int | None, unit: str = "B") -> AbstractContextManager[Stage]:
+        return self._progress.stage(label, total, unit)
+
+    def say(self, line: str) -> None:
+        return None
+
+    def warn(self, line: str) -> None:
         return None

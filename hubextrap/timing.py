@@ -53,7 +53,7 @@ def chosen_clock(choice: ClockChoice, name: str, beside: Callable[[], Beside], p
             f"clock: learning_rate: {problem or f'{name}: there is no {STATE_FILE} in it'}; {REMEDY}"
         )
     if problem:
-        progress.say(f"warning: {problem}, so steps are the clock; if the learning rate changed, {REMEDY}")
+        progress.warn(f"{problem}, so steps are the clock; if the learning rate changed, {REMEDY}")
     if history is None or (choice == "auto" and not history.changes):
         return STEPS
     return _told(RateClock(history), progress)

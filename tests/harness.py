@@ -37,6 +37,9 @@ class Lines(SilentProgress):
     def say(self, line: str) -> None:
         self.said.append(line)
 
+    def warn(self, line: str) -> None:
+        self.said.append(f"warning: {line}")
+
 
 @dataclass(frozen=True)
 class Ended:

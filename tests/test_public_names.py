@@ -16,7 +16,7 @@ from hubextrap import api
 PACKAGE = Path(hubextrap.__file__).parent
 VERBS = {
     "backtest", "complete", "evaluate", "merge", "plan", "push", "reground", "report", "run", "scan", "sweep",
-    "verify",
+    "verify", "walk",
 }  # fmt: skip
 """What the commands do, as functions."""
 OPTIONS = {

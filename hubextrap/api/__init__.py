@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hubextrap.api.scanning import scan
     from hubextrap.api.sweeping import sweep, sweep_files
     from hubextrap.api.verifying import Verification, VerifiedFile, verify
+    from hubextrap.api.walking import WalkResult, walk
     from hubextrap.opening import ReadingOptions, Run
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "RunResult",
     "Verification",
     "VerifiedFile",
+    "WalkResult",
     "backtest",
     "check_judged",
     "check_publication",
@@ -53,6 +55,7 @@ __all__ = [
     "sweep",
     "sweep_files",
     "verify",
+    "walk",
 ]
 
 _find = names_of(__name__)

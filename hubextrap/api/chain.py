@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.api.against import Against
+from hubextrap.api.choosing import choose_step
 from hubextrap.api.fingerprint import check_unchanged, pin_of
 from hubextrap.api.merging import Made, MergeResult, Prediction, make
+from hubextrap.api.outlook import check_rehearsable, outlooks_of
 from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.api.preparing import MergeOptions, merge_options
 from hubextrap.errors import RecipeError
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from hubextrap.evaluation import EvaluationTable, Measurement
+    from hubextrap.evaluation.walk_report import WalkReport
     from hubextrap.recipe import EvaluateSection, Recipe
     from hubextrap.scans import Scan
     from hubextrap.trajectory import Trajectory
@@ -43,6 +46,8 @@ class RunResult:
     predictions: tuple[Prediction, ...]
     tables: tuple[EvaluationTable, ...]
     """One per target step; empty when the recipe asks for no evaluation."""
+    walk: WalkReport | None = None
+    """How the step was chosen, where the recipe does not name it."""
 
 
 def run(
@@ -76,19 +81,20 @@ def run(
     else:
         check_destinations(recipe, out is not None, [])
     if output is not None:
-        _check_output(recipe, section, output)
+        _check_output(recipe.farthest, section, output)
     harness = None if section is None else Harness(EvaluationOptions.of(section), progress)
-    made, mixtures = Made(MergeResult(()), ()), []
+    mixtures: list[Mixture] = []
     with Run.of(recipe, settings.reading, scan=scan, progress=progress) as opened:
         recipe = opened.settled(recipe)
+        far = opened.settled(recipe.farthest)
         if output is not None:  # now that each target's name is known
-            _check_output(recipe, section, output)
+            _check_output(far, section, output)
         against = None if section is None else Against.pinned(recipe, section, opened)
         used = {} if against is None else _used(opened.trajectory, against)
         if recipe.space == "weights":
-            made = make(recipe, opened, settings, out=out, targets=recipe_push_targets(recipe))
+            made = make(recipe, opened, settings, out=out, targets=recipe_push_targets(far))
         else:
-            mixtures = [recipe_mixture(recipe, target_step=step, run=opened) for step in recipe.target_steps]
+            made, mixtures = _mixed(recipe, opened, settings)
     predictions = made.result.predictions
     tables: tuple[EvaluationTable, ...] = ()
     if harness is not None and against is not None:
@@ -100,7 +106,19 @@ def run(
                 progress.say("the prediction is whole; the same command goes on with its evaluation")
             raise
     made.settle()
-    return RunResult(predictions, tables)
+    return RunResult(predictions, tables, made.result.walk)
+
+
+def _mixed(recipe: Recipe, opened: Run, settings: MergeOptions) -> tuple[Made, list[Mixture]]:
+    """What logits are mixed of, at the steps that the recipe names or its walk chooses."""
+    chosen = choose_step(recipe, opened, settings, out=None, targets=())
+    check_rehearsable([chosen.recipe], opened, settings.force or chosen.report is not None)
+    for outlook in outlooks_of(chosen.recipe, opened, None, ()):
+        opened.warn(*outlook.warnings)
+    steps = chosen.recipe.target_steps
+    mixtures = [recipe_mixture(chosen.recipe, target_step=step, run=opened) for step in steps]
+    places = () if chosen.place is None else (chosen.place,)
+    return Made(MergeResult((), chosen.report), places), mixtures
 
 
 def _evaluated(

@@ -6,7 +6,7 @@ taken until then by stand-ins of the same length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from hubextrap.hub import (
     build_provenance,
     model_card,
 )
-from hubextrap.hub.provenance import ClockRecord
+from hubextrap.hub.provenance import ClockRecord, TrustRecord
 from hubextrap.hub.side_files import is_utf8
 from hubextrap.tensors.interfaces import SMALL_FILE
 
@@ -64,19 +64,24 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
     """
     recipe, run, plan = prepared.recipe, prepared.run, prepared.plan
     read = input_files(plan, run.sources)
+    caveats = (*prepared.caveats, *prepared.addition.caveats)
+    beside = replace(prepared.beside, files={**prepared.beside.files, **prepared.addition.files})
     both = zip(recipe.target_steps, run.target_times(recipe), strict=True)
     for index, (target_step, time) in enumerate(both):
+        outlook = prepared.fitted.outlooks[index]
         describe = partial(
             build_provenance,
             merge_method=recipe.merge_method,
             parameters=recipe.parameters.model_dump(
                 mode="json", exclude={"target_step"}, exclude_defaults=True
-            ),
+            )
+            | prepared.addition.parameters,
             target_step=target_step,
             dtype=recipe.dtype,
             out_dtype=recipe.out_dtype,
             recipe=recipe.text,
-            expected_relative_error=prepared.fitted.expected[index].relative_error,
+            expected_relative_error=outlook.expected.relative_error,
+            trusted=TrustRecord.of(outlook.trusted),
             input_files=read,
             clock=ClockRecord.of(run.clock, run.times, time),
         )
@@ -85,7 +90,8 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
             for rule, rows in prepared.fitted.rules
             for glob in rule.match
         ]
-        yield companions_of(run, plan, prepared.beside, describe, rules, prepared.caveats)
+        said = (*outlook.warnings, *outlook.notes, *caveats)
+        yield companions_of(run, plan, beside, describe, rules, said)
 
 
 def input_files(plan: MergePlan, sources: Sequence[Source]) -> list[list[InputFile]]:

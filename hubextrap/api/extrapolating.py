@@ -10,7 +10,7 @@ import numpy as np
 
 from hubextrap.api.companions import companions_of, input_files
 from hubextrap.api.fingerprint import inputs_fingerprint
-from hubextrap.api.merging import make_in
+from hubextrap.api.making import make_in
 from hubextrap.api.output import check_output, fill_in, output_sizes
 from hubextrap.api.preparing import BESIDE_IN_BASELINE, Beside, plan_outputs
 from hubextrap.api.staging import staged
@@ -84,7 +84,7 @@ def extrapolate(
     describe = partial(
         build_provenance,
         merge_method=f"reground {decision.rule}",
-        parameters={"window": recipe.reground.window, "jump": decision.n_used},
+        parameters={"window": recipe.reground.window, "jump": decision.n_used, **_clock_of(decision)},
         target_step=target_step,
         dtype="float32",
         out_dtype=None,
@@ -103,6 +103,11 @@ def extrapolate(
             (output,) = make_in(staging, [made.files], plan, run, settings)
             whole = made.with_shards(output.shards)
             fill_in(staging.folders[0] / PROVENANCE_FILE, whole.files[PROVENANCE_FILE])
+
+
+def _clock_of(decision: Decision) -> dict[str, str]:
+    """What a provenance says of it: nothing, where it was steps."""
+    return {} if decision.clock == "steps" else {"clock": decision.clock}
 
 
 def _planned(

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hubextrap.errors import MethodError
-from hubextrap.methods import Rule, assign_rules, rehearse
+from hubextrap.api.outlook import Outlook, outlooks_of
+from hubextrap.methods import Rule, assign_rules
 from hubextrap.opening import needs_scan
-from hubextrap.statistics import Expectation, expect_of_last, is_rounded, tensors_at_once
+from hubextrap.statistics import tensors_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from hubextrap.statistics import GramTable
     from hubextrap.tensors.layout import CheckpointLayout
 
-HIGH = 0.9
-"""Expected relative error from which a prediction warns: hardly better than doing nothing."""
-FEW_ORIGINS = 3
-"""Earlier checkpoints below which an expectation is called thin."""
-
 
 @dataclass(frozen=True, slots=True)
 class FittedRules:
@@ -35,8 +30,8 @@ class FittedRules:
 
     rules: tuple[tuple[Rule, NDArray[np.float64]], ...]
     by_tensor: dict[str, NDArray[np.float64]]
-    expected: tuple[Expectation, ...]
-    """One per target; all unknown where nothing was scanned."""
+    outlooks: tuple[Outlook, ...]
+    """One per target; of unknown errors where nothing was scanned."""
     pending: bool
     """Whether coefficients stand in for some that follow from the weights, which were not read."""
 
@@ -60,8 +55,6 @@ def fit_rules(
     steps, targets = run.times, run.target_times(recipe)
     rules = recipe.rules
     assigned = assign_rules(rules, layouts[-1].tensors)
-    if not needs_scan(recipe):
-        table = None
     fitted: list[tuple[Rule, NDArray[np.float64]]] = []
     by_tensor: dict[str, NDArray[np.float64]] = {}
     place = {} if table is None else {name: row for row, name in enumerate(table.tensors)}
@@ -82,13 +75,9 @@ def fit_rules(
             for name, rows in _fit_tensors(rule, names, steps, targets, table, place).items():
                 fitted.append((replace(rule, match=(escape(name),)), rows))
                 by_tensor[name] = rows
-    expected = (Expectation(None, None),) * len(targets)
-    if table is not None:
-        dtypes = {info.dtype for layout in layouts for info in layout.tensors.values()}
-        rounded = is_rounded(table, dtypes)
-        expected = tuple(expect_of_last(rules, table, target, rounded) for target in targets)
-        _judge(recipe, run, expected)
-    return FittedRules(tuple(fitted), by_tensor, expected, needs_scan(recipe) and table is None)
+    dtypes = {info.dtype for layout in layouts for info in layout.tensors.values()}
+    outlooks = outlooks_of(recipe, run, table, dtypes)
+    return FittedRules(tuple(fitted), by_tensor, outlooks, needs_scan(recipe) and table is None)
 
 
 def stacked(several: Sequence[FittedRules]) -> FittedRules:
@@ -106,7 +95,7 @@ def stacked(several: Sequence[FittedRules]) -> FittedRules:
     return FittedRules(
         tuple(rule for fitted in several for rule in fitted.rules),
         by_tensor,
-        tuple(expectation for fitted in several for expectation in fitted.expected),
+        tuple(outlook for fitted in several for outlook in fitted.outlooks),
         any(fitted.pending for fitted in several),
     )
 
@@ -129,41 +118,3 @@ def _fit_tensors(
         grams = table.gram[[place[names[index]] for index in chunk]]
         result[chunk] = rule.coefficients(steps, targets, grams)
     return dict(zip(names, result, strict=True))
-
-
-def _judge(recipe: Recipe, run: Run, expected: Sequence[Expectation]) -> None:
-    """Say what to expect, and refuse what the recipe does not want."""
-    limit, steps, progress = recipe.parameters.max_expected_error, run.steps, run.progress
-    times = run.target_times(recipe)
-    for target, time, expectation in zip(recipe.target_steps, times, expected, strict=True):
-        error = expectation.relative_error
-        if error is None:
-            message = (
-                f"step {target}: the past of this run cannot say what error to expect: in it, nothing as far "
-                f"ahead as that from step {steps[-1]} was there to be predicted"
-            )
-            if limit is not None and target > steps[-1]:
-                raise MethodError(
-                    f"{message}, so max_expected_error {limit:g} cannot be kept; choose another target",
-                    step=target,
-                )
-            progress.say(message)
-            continue
-        if limit is not None and error > limit:
-            raise MethodError(
-                f"step {target}: the expected relative error is {error:.3f} (1 is that of step {steps[-1]} "
-                f"as it is), above max_expected_error {limit:g}; choose a nearer target or another method "
-                "(`hubextrap backtest` compares them)",
-                step=target,
-            )
-        if error >= HIGH:
-            progress.say(
-                f"warning: step {target}: the expected relative error is {error:.3f}, and 1 is that of step "
-                f"{steps[-1]} as it is; `hubextrap backtest` shows what the past says for other methods"
-            )
-        origins = len(np.unique(rehearse(run.times, time).origins))
-        if origins < FEW_ORIGINS:
-            progress.say(
-                f"step {target} lies so far ahead that only {origins} earlier checkpoint"
-                f"{'s' * (origins > 1)} could rehearse it: the expected error rests on little"
-            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from hubextrap import engine
 from hubextrap.api.beforehand import card_for, check_weights, problems_beforehand, refuse
 from hubextrap.api.companions import companions
 from hubextrap.api.fingerprint import merge_fingerprint
+from hubextrap.api.making import make_in, make_outputs
 from hubextrap.api.output import (
     check_output,
     check_scratch,
@@ -18,10 +19,9 @@ from hubextrap.api.output import (
     has_bytes,
     output_sizes,
     target_folders,
-    write_files,
 )
 from hubextrap.api.planning import check_destinations, given_push_targets, recipe_push_targets
-from hubextrap.api.preparing import CARD, MergeOptions, Prepared, opened, prepare
+from hubextrap.api.preparing import CARD, Addition, MergeOptions, Prepared, opened, prepare
 from hubextrap.api.staging import (
     finished_before,
     may_be_finished,
@@ -36,20 +36,20 @@ from hubextrap.engine.resuming import check_inputs
 from hubextrap.errors import PushError
 from hubextrap.foreign_text import own_lines
 from hubextrap.hub import PROVENANCE_FILE, HubSink, PushResult, PushTarget, commit_message, push_folder
-from hubextrap.tensors import Journal, LocalSink
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from hubextrap.api.answering import Scoring
     from hubextrap.api.companions import Companions
-    from hubextrap.api.staging import Staging
-    from hubextrap.engine import MergeOutput, MergePlan
+    from hubextrap.engine import MergeOutput
+    from hubextrap.evaluation.walk_report import WalkReport
     from hubextrap.hub import Provenance
     from hubextrap.opening import Run
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
     from hubextrap.scans import Scan
-    from hubextrap.tensors.interfaces import Sink
+    from hubextrap.tensors import Journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,10 @@ class Prediction:
     """What was not predicted, what is stored otherwise, which inputs hold the same weights."""
     identical_to_last: bool
     """Every byte of its weights is the last checkpoint's: nothing was predicted."""
+    warnings: tuple[str, ...] = ()
+    """What the past of the run warns of at this target; the card says it too."""
+    notes: tuple[str, ...] = ()
+    """What the past could not be asked, and how it can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,8 @@ class MergeResult:
     """What `merge` made, one prediction per target step."""
 
     predictions: tuple[Prediction, ...]
+    walk: WalkReport | None = None
+    """How the step was chosen, where the recipe does not name it."""
 
 
 def merge(
@@ -103,16 +109,25 @@ def merge(
         RecipeError: neither ``out`` nor any push target is given, or not one for each target step.
         HubExtrapError: see `prepare`; the output cannot be written, or the Hub did not take it.
     """
-    check_weights(recipe)
-    targets = given_push_targets(recipe, push)
-    check_destinations(recipe, out is not None, targets)
+    targets = destinations(recipe, out, push)
     with opened(recipe, run, settings, scan, progress) as (found, how):
-        recipe = found.settled(recipe)
         if out is None and not targets:
-            targets = recipe_push_targets(recipe)
+            targets = recipe_push_targets(found.settled(recipe.farthest))
         made = make(recipe, found, how, out=out, targets=targets)
     made.settle()
     return made.result
+
+
+def destinations(recipe: Recipe, out: Path | str | None, push: Sequence[PushTarget]) -> list[PushTarget]:
+    """Where ``push`` sends a recipe's predictions, once what does not go with one another is refused.
+
+    Raises:
+        RecipeError: as `merge`.
+    """
+    check_weights(recipe)
+    targets = given_push_targets(recipe, push)
+    check_destinations(recipe, out is not None, targets)
+    return targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,20 +144,55 @@ class Made:
 
 
 def make(
-    recipe: Recipe, run: Run, settings: MergeOptions, *, out: Path | str | None, targets: Sequence[PushTarget]
+    recipe: Recipe,
+    run: Run,
+    settings: MergeOptions,
+    *,
+    out: Path | str | None,
+    targets: Sequence[PushTarget],
+    scoring: Scoring | None = None,
 ) -> Made:
-    """`merge` of a settled recipe, with what was made kept until that is settled."""
+    """`merge`, with what was made kept until it is settled.
+
+    Args:
+        scoring: of the walk that chooses the recipe's step, if one does.
+    """
     out = None if out is None else Path(out)
+    if recipe.walk is None:
+        return _make(run.settled(recipe), run, settings, out, targets)
+    from hubextrap.api.choosing import choose_step  # imports what evaluates
+
+    chosen = choose_step(recipe, run, settings, out=out, targets=targets, scoring=scoring)
+    if targets == recipe_push_targets(
+        run.settled(recipe.farthest)
+    ):  # its branch may be called after the step
+        targets = recipe_push_targets(chosen.recipe)
+    forced = replace(settings, force=True)  # what the past cannot rehearse, the walk has judged
+    made = _make(chosen.recipe, run, forced, out, targets, chosen.addition)
+    places = made.places if chosen.place is None else (*made.places, chosen.place)
+    return Made(replace(made.result, walk=chosen.report), places)
+
+
+def _make(
+    recipe: Recipe,
+    run: Run,
+    settings: MergeOptions,
+    out: Path | None,
+    targets: Sequence[PushTarget],
+    addition: Addition | None = None,
+) -> Made:
+    addition = addition or Addition()
     if out is not None and not may_be_finished(out):
         remove_leftover(out)
     asked = False
 
     def check(prepared: Prepared) -> None:
         nonlocal asked
+        prepared = replace(prepared, addition=addition)
         refuse(problems_beforehand(prepared, out, targets, ask=not asked))
         asked = True
 
-    prepared = prepare(recipe, run, settings, check=check)
+    prepared = replace(prepare(recipe, run, settings, check=check), addition=addition)
     for line in prepared.notes:
         run.progress.say(line)
     if out is not None:
@@ -174,7 +224,16 @@ def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTar
         pushed = None if target is None else _push(out / folder, target, progress)
         provenance, identical = whole[index].provenance, outputs[index].identical_to_last
         predictions.append(
-            Prediction(step, out / folder, pushed, target, provenance, prepared.caveats, identical)
+            Prediction(
+                step,
+                out / folder,
+                pushed,
+                target,
+                provenance,
+                prepared.caveats,
+                identical,
+                *_said(prepared, index),
+            )
         )
     return Made(MergeResult(tuple(predictions)), (place_of(out),))
 
@@ -235,41 +294,32 @@ def _merge_onto_hub(prepared: Prepared, targets: Sequence[PushTarget]) -> Made:
             stack.enter_context(HubSink(target, scratch=scratch, journal=journal, progress=progress))
             for target, (scratch, journal) in zip(targets, places, strict=True)
         ]
-        outputs = _make_outputs(
+        outputs = make_outputs(
             prepared.plan, run, prepared.settings, sinks, [journal for _, journal in places]
         )
         predictions = []
-        for step, sink, target, one, output in zip(steps, sinks, targets, beside, outputs, strict=True):
+        made = zip(steps, sinks, targets, beside, outputs, strict=True)
+        for index, (step, sink, target, one, output) in enumerate(made):
             whole = one.with_shards(output.shards)
             files = whole.files | {CARD: card_for(whole, target)}
             result = sink.commit(files, commit_message(whole.provenance))
             identical = output.identical_to_last
             predictions.append(
-                Prediction(step, None, result, target, whole.provenance, prepared.caveats, identical)
+                Prediction(
+                    step,
+                    None,
+                    result,
+                    target,
+                    whole.provenance,
+                    prepared.caveats,
+                    identical,
+                    *_said(prepared, index),
+                )
             )
     return Made(MergeResult(tuple(predictions)), tuple(push_place(target) for target in targets))
 
 
-def make_in(
-    staging: Staging, beside: Sequence[Mapping[str, bytes]], plan: MergePlan, run: Run, settings: MergeOptions
-) -> list[MergeOutput]:
-    """Make each target's output in its folder, with the files that lie beside its shards."""
-    for folder, files in zip(staging.folders, beside, strict=True):
-        write_files(folder, files)
-    sinks = [LocalSink(*place) for place in zip(staging.folders, staging.journals, strict=True)]
-    return _make_outputs(plan, run, settings, sinks, staging.journals)
-
-
-def _make_outputs(
-    plan: MergePlan, run: Run, settings: MergeOptions, sinks: Sequence[Sink], journals: Sequence[Journal]
-) -> list[MergeOutput]:
-    """`run_plan` on a run's checkpoints; one sink and one journal per target."""
-    return engine.run_plan(  # numba is imported with it, when all that can be wrong before is known
-        plan,
-        run.sources,
-        sinks,
-        journals=journals,
-        progress=run.progress,
-        device=settings.device,
-        allow_non_finite=settings.allow_non_finite,
-    )
+def _said(prepared: Prepared, target: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Warnings and notes of one target, as a `Prediction` has them."""
+    outlook = prepared.fitted.outlooks[target]
+    return outlook.warnings, outlook.notes

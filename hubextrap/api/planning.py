@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.api.beforehand import problems_beforehand
 from hubextrap.api.output import target_folders
 from hubextrap.api.preparing import MergeOptions, Prepared, opened, prepare
+from hubextrap.api.staging import walk_place
 from hubextrap.errors import ClockError, HubExtrapError, RecipeError, TrajectoryError
 from hubextrap.hub import PushTarget, check_target
 from hubextrap.hub.outgoing import stale_files
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from hubextrap.api.looking import Ahead
     from hubextrap.hub.target import RemoteState
     from hubextrap.opening import Run
     from hubextrap.progress import Progress
@@ -42,6 +44,10 @@ class PlanReport:
     """(target − last) / (last − first) on the clock, one per target."""
     expected_relative_errors: tuple[float | None, ...]
     """One per target; None where the weights were not scanned, or their past cannot say."""
+    trusted_horizons: tuple[float | None, ...] = ()
+    """Up to which the past trusts the method, 0 where nowhere, one per target; None where nothing says it."""
+    trusted_up_to: tuple[str | None, ...] = ()
+    """The step that lies there, in words: full-rate steps where the clock never gets there."""
     clock: str = "steps"
     """What time is counted by."""
     rules: tuple[tuple[str, str, tuple[dict[int, float], ...]], ...] = ()
@@ -52,6 +58,8 @@ class PlanReport:
     bytes_written: int = 0
     peak_memory: int = 0
     outputs: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What the past of the run warns of."""
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -97,16 +105,22 @@ def plan(
         CheckpointMismatch, CorruptFile, RecipeError: the scan is of no use.
     """
     with opened(recipe, run, settings, scan, progress) as (found_run, how):
-        recipe = found_run.settled(recipe)
-        targets = given_push_targets(recipe, push) or recipe_push_targets(recipe)
+        far = found_run.settled(recipe.farthest)
+        targets = given_push_targets(recipe, push) or recipe_push_targets(far)
         asked = targets if check_push else []
-        known = _beforehand(recipe, found_run.trajectory, out, targets)
+        known = _beforehand(far, found_run.trajectory, out, targets)
         try:
-            known = _on_the_clock(known, recipe, found_run)
+            known = _on_the_clock(known, far, found_run)
             check_destinations(recipe, True, targets)
-            prepared = prepare(recipe, found_run, how, read_weights=False)
+            ahead = None if recipe.walk is None else _ahead(recipe, found_run)
+            if ahead is not None:
+                known = replace(known, notes=(*ahead.notes(), *known.notes))
+                far = ahead.recipes[-1]
+            prepared = prepare(far, found_run, how, read_weights=False)
             states: dict[PushTarget, RemoteState] = {}
             found = problems_beforehand(prepared, out, targets, ask=check_push, states=states)
+            if ahead is not None and recipe.space == "weights":
+                found += ahead.problems(prepared, walk_place(recipe, out, targets))
             problems = list(dict.fromkeys(str(problem) for problem in found))
             removals = _removals(states, prepared)
             return _with_merge(known, prepared, problems, removals)
@@ -114,6 +128,12 @@ def plan(
             if isinstance(error, TrajectoryError) and not isinstance(error, ClockError):
                 raise
             return replace(known, problems=(str(error), *_refusals(asked)))
+
+
+def _ahead(recipe: Recipe, run: Run) -> Ahead | None:
+    from hubextrap.api.looking import look_ahead  # imports what evaluates
+
+    return look_ahead(recipe, run)
 
 
 def recipe_push_targets(recipe: Recipe) -> list[PushTarget]:
@@ -129,7 +149,7 @@ def recipe_push_targets(recipe: Recipe) -> list[PushTarget]:
             create_pr=section.create_pr,
             message=section.commit_message,
         )
-        for step in recipe.target_steps
+        for step in recipe.farthest.target_steps
     ]
 
 
@@ -203,6 +223,8 @@ def _beforehand(
         target_steps=wanted,
         horizons=(None,) * len(wanted),
         expected_relative_errors=(None,) * len(wanted),
+        trusted_horizons=(None,) * len(wanted),
+        trusted_up_to=(None,) * len(wanted),
         outputs=(*folders, *(f"hf://{target.name}" for target in targets)),
         notes=trajectory.notes,
     )
@@ -227,9 +249,13 @@ def _with_merge(
 ) -> PlanReport:
     """All that is known when a merge is ready to run, or logits are to be mixed."""
     fitted, plan, steps = prepared.fitted, prepared.plan, prepared.run.steps
+    trusted = [outlook.trusted for outlook in fitted.outlooks]
     known = replace(
         known,
-        expected_relative_errors=tuple(one.relative_error for one in fitted.expected),
+        expected_relative_errors=tuple(one.expected.relative_error for one in fitted.outlooks),
+        trusted_horizons=tuple(None if one is None else one.horizon for one in trusted),
+        trusted_up_to=tuple(None if one is None else one.said for one in trusted),
+        warnings=prepared.warnings,
         rules=tuple(
             (
                 ", ".join(rule.match),
@@ -250,7 +276,7 @@ def _with_merge(
         if known.outputs:
             problems = (*problems, "space: logits writes no weights; leave --out and --push out")
         return replace(known, outputs=(), notes=(mixed, *known.notes), problems=tuple(problems))
-    pending = (_PENDING,) if fitted.pending else ()
+    pending = (_PENDING,) if fitted.pending else prepared.unknown
     return replace(
         known,
         files=tuple((shard.file, shard.size) for shard in plan.shards),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 from hubextrap.api.fitting import FittedRules, fit_rules, stacked
+from hubextrap.api.outlook import check_rehearsable
 from hubextrap.engine.budget import BASELINE, Budget
 from hubextrap.engine.defaults import MiB
 from hubextrap.engine.plan import MergePlan, plan_merge
@@ -48,6 +49,8 @@ class MergeOptions(ReadingOptions):
     """Where the sums are computed: ``cpu`` or a CUDA device."""
     allow_non_finite: bool = False
     """Write NaN and infinite results instead of refusing them."""
+    force: bool = False
+    """Predict beyond what the past of the run can rehearse, with a warning, instead of refusing it."""
 
     @property
     def reading(self) -> ReadingOptions:
@@ -145,6 +148,18 @@ class Beside:
 
 
 @dataclass(frozen=True, slots=True)
+class Addition:
+    """What goes with an output because of how its step was chosen."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    """Beside the weights, by path."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """In the provenance, beside the method's."""
+    caveats: tuple[str, ...] = ()
+    """In the card."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A merge that is ready to run, while its run is open."""
 
@@ -155,6 +170,7 @@ class Prepared:
     plan: MergePlan
     beside: Beside
     """What of the last checkpoint goes beside the weights."""
+    addition: Addition = field(default_factory=Addition)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -167,6 +183,16 @@ class Prepared:
         left_out = f"left out: {shown} of the last checkpoint; copy what the prediction needs of them"
         note = self.beside.note
         return (*of_weights, *([left_out] if files else []), *([note] if note else []))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the past of the run warns of, at any target."""
+        return tuple(dict.fromkeys(line for one in self.fitted.outlooks for line in one.warnings))
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """What the past of the run could not be asked, and how it can."""
+        return tuple(dict.fromkeys(line for one in self.fitted.outlooks for line in one.notes))
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -198,17 +224,14 @@ def prepare(
 
     Raises:
         CheckpointError: a checkpoint cannot be used, or they do not fit together; all findings at once.
-        MethodError, StepError: a method cannot serve these steps.
+        MethodError, StepError: a method cannot serve these steps, or the past cannot rehearse a target.
         RecipeError: the run was opened with a scan that has no effect.
         SourceError: the headers cannot be read.
         OutputError: the memory setting is too small.
     """
     recipe = run.settled(recipe)
     recipes = tuple(variants) or (recipe,)
-    for each in recipes:  # before any header is read
-        targets = run.target_times(each)
-        for rule in each.rules:
-            rule.check(run.times, targets)
+    _check_rules(recipes, run)  # before any header is read
     run.check_scan_counts(recipes)
     held = 0  # by what goes beside the weights
     first: list[tuple[FittedRules, MergePlan]] = []
@@ -222,6 +245,7 @@ def prepare(
         known = run.known_table() if combined else None
         first.append(_planned(recipes, run, layouts, settings, known, held))
 
+    check_rehearsable(recipes, run, settings.force)
     beside = Beside.of(run.sources[-1], recipe.out_dtype, hold)
 
     def ready(fitted: FittedRules, plan: MergePlan) -> Prepared:
@@ -231,9 +255,18 @@ def prepare(
         return prepared
 
     prepared = ready(*first[0])
-    if not (prepared.fitted.pending and read_weights):
-        return prepared
-    return ready(*_planned(recipes, run, layouts, settings, run.gram_table(_WHY, held=held), held))
+    if prepared.fitted.pending and read_weights:
+        table = run.gram_table(_WHY, held=held)
+        prepared = ready(*_planned(recipes, run, layouts, settings, table, held))
+    run.warn(*prepared.warnings)
+    return prepared
+
+
+def _check_rules(recipes: Sequence[Recipe], run: Run) -> None:
+    for each in recipes:
+        targets = run.target_times(each)
+        for rule in each.rules:
+            rule.check(run.times, targets)
 
 
 def _planned(
@@ -246,7 +279,7 @@ def _planned(
 ) -> tuple[FittedRules, MergePlan]:
     """The targets of all recipes in one plan; ``held``: bytes that something else takes at the same time."""
     reserve = other_pass = 0
-    if any(map(needs_scan, recipes)):
+    if run.has_scan or any(map(needs_scan, recipes)):
         from hubextrap.engine.scan_plan import fitting_memory
 
         targets = [time for each in recipes for time in run.target_times(each)]

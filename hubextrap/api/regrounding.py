@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hubextrap.api.extrapolating import extrapolate, scan_folders
+from hubextrap.api.guarding import check_prompts, likelihoods
 from hubextrap.api.preparing import MergeOptions, merge_options
 from hubextrap.api.staging import remove_leftover
 from hubextrap.api.verifying import verify
@@ -28,6 +29,7 @@ from hubextrap.regrounding.command import CommandRunner
 from hubextrap.regrounding.ending import GramOfSnapshots
 from hubextrap.regrounding.guardian import GRACE
 from hubextrap.regrounding.loop import Loop
+from hubextrap.regrounding.round_rates import stated_clock
 from hubextrap.regrounding.state import RunState, StartModel, load_state, save_state
 from hubextrap.tensors import LocalSource
 from hubextrap.tensors.cache import cached_source
@@ -43,8 +45,11 @@ MAY_CHANGE = (
     "reground.max_represented_steps",
     "reground.max_skipped",
     "reground.keep",
+    "reground.clock",  # each decision says its own
 )
-"""Keys that do not decide what the rounds behind a run were."""
+"""Keys that do not decide what the rounds behind a run were, with those below them."""
+_ADDED = {"reground.guard.apply_chat_template": False}
+"""What a run went by that was begun before these keys were there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,8 @@ def reground(
     Raises:
         RecipeError: ``out`` holds a run of another recipe.
         MethodError: the settings' device cannot be used.
+        ClockError: the recipe's file of rates, or its schedule, is none; or a round's rates are not known.
+        EvaluationError: the guard's prompts do not serve. MissingExtra: torch or transformers is missing.
         CommandFailed: the trainer or the probe did not end well.
         CheckpointError: the start, or what the trainer left behind, cannot be used.
         OutputError: another run is at it, or the disk did not take something.
@@ -89,6 +96,7 @@ def reground(
     progress = progress or SilentProgress()
     settings = merge_options(settings)
     check_device(settings.device)  # not only after the first round
+    stated_clock(recipe.reground.clock)
     folder = Path(out).resolve()
     if os.path.lexists(out) and not folder.is_dir():
         raise OutputError(f"{out}: is there already and leads to no folder; choose another --out", file=out)
@@ -99,6 +107,7 @@ def reground(
         )
     with _held(folder, str(out), progress) as lock:
         state = _resumed(load_state(folder), recipe, folder, progress) or _begun(recipe, folder, progress)
+        check_prompts(recipe.reground.guard, folder / state.model)
         engine = _Engine(recipe, settings, progress)
         if recipe.push is not None and state.finished is None:
             check_target(PushTarget(recipe.push.repo, private=recipe.push.private))
@@ -186,11 +195,12 @@ def _resumed(
     """The state to go on from; None where the run has to begin."""
     if state is None:
         return None
-    values = recipe.values()
+    values, before = recipe.values(), _ADDED | state.recipe
     changed = [
-        f"{key} was {_shown(state.recipe.get(key))} and is {_shown(values.get(key))}"
-        for key in sorted(state.recipe.keys() | values.keys())
-        if key not in MAY_CHANGE and state.recipe.get(key) != values.get(key)
+        f"{key} was {_shown(before.get(key))} and is {_shown(values.get(key))}"
+        for key in sorted(before.keys() | values.keys())
+        if not f"{key}.".startswith(tuple(f"{one}." for one in MAY_CHANGE))
+        and before.get(key) != values.get(key)
     ]
     if changed:
         if state.round == 1 and not state.is_done("checked"):
@@ -245,6 +255,9 @@ class _Engine:
             )
         used = self._checkpoints({step: snapshots[step] for step in decision.snapshot_steps})
         extrapolate(used, decision, target_step, self.recipe, out, self.settings, self.progress)
+
+    def own_answers(self, before: Path, after: Path) -> tuple[float, float]:
+        return likelihoods(self.recipe.reground.guard, before, after, self.progress)
 
     def push(self, model: Path, weights: Mapping[str, str], kind: str, rl_steps: int, step: int) -> None:
         assert self.recipe.push is not None

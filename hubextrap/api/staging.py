@@ -5,6 +5,8 @@ A local output is made in ``.NAME.partial`` beside its place: ``model/`` becomes
 the Hub has the same in ``hubextrap/push`` under huggingface_hub's home (HF_HOME), with ``scratch/`` for the
 shards that are on their way. A place goes when its merge succeeds, and what was to follow with it (a push, an
 evaluation), or when it fails with nothing worth keeping in it.
+A walk, which comes before the merge whose step it chooses, keeps what it has measured in a place of its own,
+``.NAME.walk`` or ``hubextrap/walk``, until that merge succeeds.
 `hubextrap.durable.places` says how a place is known.
 """
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from hubextrap.hub import PushTarget
     from hubextrap.progress import Progress
+    from hubextrap.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,33 @@ def push_place(target: PushTarget) -> Path:
     return Path(constants.HF_HOME, "hubextrap", "push", f"{name}-{key}")
 
 
+def walk_place(recipe: Recipe, out: Path | None, targets: Sequence[PushTarget]) -> Path:
+    """Where a walk keeps what it has measured: beside an output, or else under huggingface_hub's home."""
+    if out is not None:
+        return _walked_beside(place_of(out))
+    from huggingface_hub import constants
+
+    name = push_place(targets[0]).name if targets else recipe.fingerprint()[:12]
+    return Path(constants.HF_HOME, "hubextrap", "walk", name)
+
+
+@contextmanager
+def held_place(place: Path, what: str, progress: Progress, *, like: Path | None) -> Iterator[None]:
+    """Hold a place, which is made if need be, and stays.
+
+    Args:
+        like: a folder whose mode and owner it gets, if that is there.
+
+    Raises:
+        OutputError: it cannot be made, or another run holds it.
+    """
+    descriptor = lock_folder(place, what, progress.say, make=lambda: make_marked(place, like))
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def finished_before(
     out: Path,
     folders: Sequence[str],
@@ -185,12 +215,23 @@ def remove_leftover(out: Path) -> None:
         return
     remove_strays(place.parent)
     if is_marked(place) and out.is_dir() and not (place / "model").exists():
-        try:
-            lock = lock_folder(place, str(out), lambda line: None)
-        except OutputError:
-            return  # somebody begins there just now
-        remove_marked(place)
-        os.close(lock)
+        _remove_unless_held(place, out)
+    walked = _walked_beside(place)
+    if is_marked(walked) and out.is_dir() and any(out.iterdir()) and not place.exists():
+        _remove_unless_held(walked, out)
+
+
+def _remove_unless_held(place: Path, out: Path) -> None:
+    try:
+        lock = lock_folder(place, str(out), lambda line: None)
+    except OutputError:
+        return  # somebody begins there just now
+    remove_marked(place)
+    os.close(lock)
+
+
+def _walked_beside(place: Path) -> Path:
+    return place.with_name(f"{place.name.removesuffix('.partial')}.walk")
 
 
 def staged_bytes(out: Path) -> int:

@@ -9,29 +9,25 @@ from __future__ import annotations
 import re
 import shutil
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
-from hubextrap._version import __version__
 from hubextrap.api.against import Against
+from hubextrap.api.answering import LastAnswers, Scoring
 from hubextrap.api.beforehand import check_weights
-from hubextrap.api.fingerprint import check_unchanged, merge_fingerprint, pin_of
-from hubextrap.api.merging import make_in
-from hubextrap.api.output import check_output, output_sizes
-from hubextrap.api.preparing import MergeOptions, merge_options, prepare
-from hubextrap.api.staging import remove_leftover, staged
+from hubextrap.api.fingerprint import check_unchanged, pin_of
+from hubextrap.api.grid import REMEDY, Kept, Making, Point, point_of
+from hubextrap.api.preparing import MergeOptions, merge_options
+from hubextrap.api.sweep_outlooks import outlooks
 from hubextrap.digests import sha256_of_json
-from hubextrap.durable.atomic import is_new_name, read_sealed, write_sealed, write_whole, writing
-from hubextrap.engine.kernels import check_device
+from hubextrap.durable.atomic import is_new_name, write_whole, writing
 from hubextrap.errors import OutputError, RecipeError
 from hubextrap.evaluation import EvaluationOptions, Harness, Measurement
 from hubextrap.evaluation.curve import draw_sweep, drawing_problem
 from hubextrap.evaluation.sweep_report import GridPoint, SweepResult, report_sweep, sweep_markdown
-from hubextrap.evaluation.table import LAST, PREDICTION, TARGET
+from hubextrap.evaluation.table import LAST, TARGET
 from hubextrap.foreign_data import parse_json
 from hubextrap.hub.provenance import without_private_parts
-from hubextrap.methods import find_method
 from hubextrap.opening import Run
 from hubextrap.output_files import file_problem
 from hubextrap.progress import Progress, SilentProgress
@@ -43,7 +39,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from hubextrap.api.preparing import Prepared
     from hubextrap.clocks import ClockChoice
     from hubextrap.evaluation.options import Backend
     from hubextrap.recipe import EvaluateSection, Recipe
@@ -52,18 +47,7 @@ if TYPE_CHECKING:
 RESULTS_FILE, TABLES_FILE = "sweep.json", "sweep.md"
 CURVE_FILE = "sweep.png"
 BEST_FILE = "best.yaml"
-_REMEDY = "choose another --out"
 _KEPT = re.compile(r"[0-9a-f]{64}\.json(?:\.partial)?")
-
-
-@dataclass(frozen=True, slots=True)
-class _Point:
-    """A prediction of the grid."""
-
-    grid: GridPoint
-    recipe: Recipe
-    key: str
-    """sha256 of all that its figures depend on."""
 
 
 class Where(TypedDict, total=False):
@@ -115,24 +99,41 @@ def sweep(
         run.check_scan_counts(recipes)
         harness = Harness(EvaluationOptions.of(section, **where), progress)
         folder = _folder(Path(out))  # made when nothing else is wrong
-        kept, measured_with = _Kept(folder / "measured"), harness.fingerprint()
+        kept, measured_with = Kept(folder / "measured"), harness.fingerprint()
         pins = [pin_of(checkpoint) for checkpoint in run.trajectory.checkpoints]
-        points = [_point(each, run, pins, measured_with) for each in recipes]
-        todo = _todo(points, kept, progress)
-        making = _Making(recipe, run, settings, folder, pins, list(todo.values()))
+        points = [point_of(each, run, pins, measured_with) for each in recipes]
+        todo = _todo(points, kept, own := _own(harness, run, pins[-1], kept, progress))
+        making = Making(recipe, run, settings, folder, pins, list(todo.values()))
         if missing := making.missing:
             making.prepared(missing, read_weights=False)  # refuses what cannot be made before any is measured
         compared = _references(against, points, progress)
         measurements = [_reference(*each, harness, measured_with, kept) for each in compared]
+        if done := sum(point.key not in todo for point in points):
+            progress.say(f"{done} of {len(points)} predictions were measured before")
         making.merge()
+        said = outlooks(points, run, folder / "measured", REMEDY)
     for point in todo.values():
-        _measure(point, folder, harness, kept)
+        _measure(point, making, harness, kept, own)
     shutil.rmtree(folder / "predictions", ignore_errors=True)
     measurements += [_measured(point, kept) for point in points]
-    table, clock = harness.table(measurements), without_private_parts(run.clock.in_words())
-    result = report_sweep(table, [point.grid for point in points], clock=clock)
+    grid = [point.model_copy(update=one) for point, one in zip(_told(points, own), said, strict=True)]
+    result = report_sweep(harness.table(measurements), grid, clock=_said_clock(run))
     _save(result, folder, {point.grid.label: point.recipe for point in points}, progress)
     return result
+
+
+def _said_clock(run: Run) -> str:
+    """As it may be published."""
+    return without_private_parts(run.clock.in_words())
+
+
+def _todo(points: Sequence[Point], kept: Kept, own: _Own | None) -> dict[str, Point]:
+    """What is to be measured; points with the same coefficients are one model."""
+    todo: dict[str, Point] = {}
+    for point in points:
+        if _known(point.key, point.grid.label, kept) is None or not (own is None or own.knows(point)):
+            todo.setdefault(point.key, point)
+    return todo
 
 
 def sweep_files(out: Path | str) -> list[str]:
@@ -154,7 +155,7 @@ def _folder(out: Path) -> Path:
     for name in (RESULTS_FILE, TABLES_FILE, CURVE_FILE, BEST_FILE):
         if problem := file_problem(out / name):
             raise OutputError(f"{out / name}: {problem}; choose another --out", file=out / name)
-    with writing(out, _REMEDY):
+    with writing(out, REMEDY):
         (out / "measured").mkdir(parents=True, exist_ok=True)
     return out
 
@@ -190,40 +191,8 @@ def _grid(recipe: Recipe, run: Run, horizons: Sequence[float], damping: Sequence
     ]
 
 
-def _point(recipe: Recipe, run: Run, pins: Sequence[str], measured_with: str) -> _Point:
-    (step,), damping = recipe.target_steps, recipe.parameters.damping
-    steps, times = run.times, run.target_times(recipe)
-    rules: list[Any] = []
-    for rule in recipe.rules:
-        rule.check(steps, times)
-        if rule.needs_gram_matrix:  # they follow from the pinned weights and from this
-            package = find_method(rule.method).package  # ours changes with __version__
-            how: Any = [rule.method, *package, dict(rule.parameters), rule.damping, *times]
-        else:
-            how = rule.coefficients(steps, times).tolist()
-        rules.append([rule.match, how])
-    key = sha256_of_json([measured_with, list(pins), list(steps), rules, recipe.out_dtype, __version__])
-    label = f"{PREDICTION} {step}"
-    if recipe.parameters.target is not None:  # another model than that of the run's own step of this number
-        label += " at the peak rate"
-    if damping != 1:
-        label += f" × {damping if damping == 'auto' else format(damping, 'g')}"
-    return _Point(GridPoint(label=label, step=step, damping=damping), recipe, key)
-
-
-def _todo(points: Sequence[_Point], kept: _Kept, progress: Progress) -> dict[str, _Point]:
-    """Those to be measured, by key: points with the same coefficients are one model."""
-    missing: dict[str, _Point] = {}
-    for point in points:
-        if kept.get(point.key, point.grid.label) is None:
-            missing.setdefault(point.key, point)
-    if done := sum(point.key not in missing for point in points):
-        progress.say(f"{done} of {len(points)} predictions were measured before")
-    return missing
-
-
 def _references(
-    against: Against, points: Sequence[_Point], progress: Progress
+    against: Against, points: Sequence[Point], progress: Progress
 ) -> list[tuple[str, Checkpoint]]:
     """The last observed checkpoint, and what else the recipe compares with."""
     rows = {LAST: against.trajectory.last}
@@ -238,119 +207,91 @@ def _references(
     return list(rows.items())
 
 
-class _Kept:
-    """Measurements in a folder, each in a file by its key."""
+def _known(key: str, label: str, kept: Kept) -> Measurement | None:
+    """The measurement under ``key``, with the label that it has now."""
+    try:
+        return Measurement.model_validate(kept.get(key)).labelled(label)
+    except ValueError:
+        return None  # not there, or another version's: it is measured again
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
 
-    def get(self, key: str, label: str) -> Measurement | None:
-        """The measurement under ``key``, with the label that it has now."""
-        try:
-            found = Measurement.model_validate(read_sealed(self._folder / f"{key}.json", nan=True))
-        except (OSError, ValueError):
-            return None  # not there, not as it was written, or another version's: it is measured again
-        return found.labelled(label)
-
-    def put(self, key: str, measurement: Measurement) -> Measurement:
-        row = measurement.row.model_copy(update={"reference": ""})  # where it lay is no part of what it is
-        content = measurement.model_copy(update={"row": row}).model_dump_json()
-        write_sealed(self._folder / f"{key}.json", parse_json(content, key), remedy=_REMEDY)
-        return measurement
+def _keep(key: str, measurement: Measurement, kept: Kept) -> None:
+    row = measurement.row.model_copy(update={"reference": ""})  # where it lay is no part of what it is
+    content = measurement.model_copy(update={"row": row}).model_dump_json()
+    kept.put(key, parse_json(content, key))
 
 
 def _reference(
-    label: str, checkpoint: Checkpoint, harness: Harness, measured_with: str, kept: _Kept
+    label: str, checkpoint: Checkpoint, harness: Harness, measured_with: str, kept: Kept
 ) -> Measurement:
     """The figures of a checkpoint that predictions are compared with, measured unless they were before."""
     pin = pin_of(checkpoint)
     key = sha256_of_json([measured_with, pin])
-    found = kept.get(key, label)
+    found = _known(key, label, kept)
     if found is None:
         found = harness.measure(label, checkpoint)
         check_unchanged(checkpoint, pin)
-        kept.put(key, found)
+        _keep(key, found, kept)
     return found.of(label, checkpoint)
 
 
-def _measured(point: _Point, kept: _Kept) -> Measurement:
-    found = kept.get(point.key, point.grid.label)
+def _measured(point: Point, kept: Kept) -> Measurement:
+    found = _known(point.key, point.grid.label, kept)
     assert found is not None
     row = found.row.model_copy(update={"step": point.grid.step, "reference": point.grid.label})
     return found.model_copy(update={"row": row})
 
 
+def _measure(point: Point, making: Making, harness: Harness, kept: Kept, own: _Own | None) -> None:
+    checkpoint = making.model_of(point)
+    if _known(point.key, point.grid.label, kept) is None:
+        _keep(point.key, harness.measure(point.grid.label, checkpoint), kept)
+    if own is not None:
+        own.score(own.key_of(point), checkpoint)
+    shutil.rmtree(checkpoint.path)
+
+
 @dataclass(frozen=True, slots=True)
-class _Making:
-    """Putting points' models into ``predictions/KEY``, all that are missing in one pass over the weights."""
+class _Own:
+    """How likely the last checkpoint's own greedy answers are under each prediction."""
 
-    recipe: Recipe
-    run: Run
-    settings: MergeOptions
-    folder: Path
-    pins: Sequence[str]
-    points: Sequence[_Point]
+    last: LastAnswers
 
-    @property
-    def missing(self) -> list[_Point]:
-        return [point for point in self.points if not (self.folder / "predictions" / point.key).is_dir()]
+    def key_of(self, point: Point | None) -> str:
+        """Of a prediction, or of the last checkpoint itself."""
+        return sha256_of_json([self.last.fingerprint, self.last.pin, None if point is None else point.key])
 
-    def merge(self) -> None:
-        """Make them."""
-        if not self.points:
-            return
-        made, fresh = self.folder / "predictions", self.folder / "merged"
-        made.mkdir(exist_ok=True)
-        _move(fresh, made)
-        if not (missing := self.missing):
-            return
-        prepared = self.prepared(missing, read_weights=True)
-        for checkpoint, pin in zip(self.run.trajectory.checkpoints, self.pins, strict=True):
-            check_unchanged(checkpoint, pin)
-        remove_leftover(fresh)
-        files, names = _files_beside(prepared), [point.key for point in missing]
-        with staged(fresh, names, merge_fingerprint(prepared), self.run.progress) as staging:
-            make_in(staging, [files] * len(names), prepared.plan, self.run, self.settings)
-        _move(fresh, made)
+    def knows(self, point: Point) -> bool:
+        return self.last.kept.get(self.key_of(point)) is not None
 
-    def prepared(self, missing: Sequence[_Point], *, read_weights: bool) -> Prepared:
-        """Their merge, or what would keep it from being done."""
-        return prepare(
-            self.recipe,
-            self.run,
-            self.settings,
-            read_weights=read_weights,
-            variants=[point.recipe for point in missing],
-            check=partial(_check_room, out=self.folder / "merged", names=[point.key for point in missing]),
-        )
+    def score(self, key: str, checkpoint: Checkpoint) -> float:
+        """The mean log-probability under a checkpoint, measured unless it was before."""
+        if (found := self.last.kept.get(key)) is None:
+            answers, _ = self.last.draw()
+            with self.last.progress.stage("score own answers", len(answers.answers), "answers") as stage:
+                found = {"value": self.last.logprob_under(self.last.load(checkpoint), answers, stage.advance)}
+            self.last.kept.put(key, found)
+        return float(found["value"])
+
+    def told(self, point: Point) -> GridPoint:
+        before = self.score(self.key_of(None), self.last.last)
+        after = float(self.last.kept.get(self.key_of(point))["value"])
+        return point.grid.model_copy(update={"own_answers": after - before})
 
 
-def _check_room(prepared: Prepared, out: Path, names: Sequence[str]) -> None:
-    check_device(prepared.settings.device)
-    if out.is_dir():  # a pass that is finished, and taken over first
-        return
-    sizes = output_sizes(prepared.plan, _files_beside(prepared))
-    check_output(out, dict.fromkeys(names, sizes))
+def _told(points: Sequence[Point], own: _Own | None) -> list[GridPoint]:
+    """The points, with the change of own answers."""
+    return [point.grid if own is None else own.told(point) for point in points]
 
 
-def _files_beside(prepared: Prepared) -> dict[str, bytes]:
-    index = prepared.plan.index_file
-    return dict(prepared.beside.files) | ({} if index is None else {index: prepared.plan.index})
-
-
-def _move(fresh: Path, made: Path) -> None:
-    """Take over a finished pass; what is in ``made`` is whole."""
-    if fresh.is_dir():
-        for prediction in fresh.iterdir():
-            prediction.replace(made / prediction.name)
-        fresh.rmdir()
-
-
-def _measure(point: _Point, folder: Path, harness: Harness, kept: _Kept) -> None:
-    place = folder / "predictions" / point.key
-    checkpoint = Checkpoint(point.grid.step, None, "", None, str(place.resolve()))
-    kept.put(point.key, harness.measure(point.grid.label, checkpoint))
-    shutil.rmtree(place)
+def _own(harness: Harness, run: Run, pin: str, kept: Kept, progress: Progress) -> _Own | None:
+    """None where no task is answered by text; with vLLM, which leaves no room for another model."""
+    settings = harness.settings
+    questions = None if settings.backend == "vllm" else harness.questions()
+    if questions is None:
+        return None
+    scoring = Scoring(settings.device, settings.dtype)
+    return _Own(LastAnswers(run.trajectory.last, pin, questions, kept, scoring, progress))
 
 
 def _save(result: SweepResult, folder: Path, recipes: dict[str, Recipe], progress: Progress) -> None:
@@ -360,7 +301,7 @@ def _save(result: SweepResult, folder: Path, recipes: dict[str, Recipe], progres
     if result.is_better:
         texts[BEST_FILE] = recipes[result.chosen].to_yaml()
     for name, text in texts.items():
-        write_whole(folder / name, text.encode(), remedy=_REMEDY)
+        write_whole(folder / name, text.encode(), remedy=REMEDY)
     if (problem := drawing_problem()) is None:
         draw_sweep(result, folder / CURVE_FILE)
     else:

@@ -21,6 +21,7 @@ from hubextrap.cli.steps import steps
 from hubextrap.cli.sweep import sweep
 from hubextrap.cli.terminal import clean_error, guarded
 from hubextrap.cli.verify import verify
+from hubextrap.cli.walk import walk
 
 
 class _Group(TyperGroup):
@@ -83,7 +84,7 @@ def _options(
 for verb in (steps, scan, backtest, report, plan, merge, push, run, verify):
     app.command()(verb)
 app.command("eval")(evaluate)
-for verb in (sweep, reground, generate):
+for verb in (sweep, walk, reground, generate):
     app.command()(verb)
 app.command("lm-eval", cls=PassedOn)(lm_eval_command)
 app.command("mergekit-yaml", cls=PassedOn)(mergekit_yaml)

@@ -11,14 +11,17 @@ import typer
 from hubextrap.cli.options import (
     ChatTemplate,
     CreatePr,
+    IncludePath,
     MaxLoss,
     Measuring,
     ResultsFile,
     Said,
     Seed,
     Summary,
+    Tasks,
     grouped,
     refuse_idle,
+    split_list,
 )
 from hubextrap.cli.terminal import console, tell, tell_json
 from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE
@@ -32,14 +35,8 @@ if TYPE_CHECKING:
 class Questions:
     """What is put to each checkpoint, and how."""
 
-    tasks: list[str] | None = typer.Option(
-        None,
-        metavar="LIST",
-        help="lm-eval tasks, groups or tags, and hubextrap's own, with commas in between, or one per option.",
-    )
-    include_path: list[Path] | None = typer.Option(
-        None, metavar="DIR", help="Folder with task files of your own; may be repeated."
-    )
+    tasks: Tasks = None
+    include_path: IncludePath = None
     task_file: list[Path] | None = typer.Option(
         None, metavar="FILE", help="Problems, one JSON object per line; may be repeated."
     )
@@ -69,7 +66,7 @@ class Questions:
 
         if not self.task_file:
             refuse_idle(ctx, ("answer_format",), "goes with --task-file FILE")
-        if not (names := _split("--tasks", self.tasks)):
+        if not (names := split_list("--tasks", self.tasks)):
             refuse_idle(ctx, ("include_path",), "goes with --tasks: it is where tasks are looked for by name")
         kind = cast("Format", self.answer_format)
         return EvaluationOptions(
@@ -118,7 +115,7 @@ def evaluate(
         raise typer.BadParameter("--against and --no-against exclude each other")
     if not publish:
         refuse_idle(ctx, ("create_pr",), "goes with --publish")
-    chosen = None if against is None and not no_against else _split("--against", against)
+    chosen = None if against is None and not no_against else split_list("--against", against)
     from hubextrap import api
     from hubextrap.cli.markdown import append_summary, evaluation_markdown
     from hubextrap.evaluation import (
@@ -166,11 +163,3 @@ def print_evaluation(table: EvaluationTable) -> None:
     from hubextrap.evaluation import to_rich
 
     console().print(to_rich(table))
-
-
-def _split(option: str, lists: list[str] | None) -> list[str]:
-    """What lists with commas name; an option that is given has to name something."""
-    named = [part.strip() for text in lists or () for part in text.split(",") if part.strip()]
-    if lists and not named:
-        raise typer.BadParameter(f"{option} names nothing; leave it out, or name something")
-    return named

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from hubextrap.cli.progress import format_bytes, format_memory
-from hubextrap.cli.summaries import LISTED, as_sum
+from hubextrap.cli.summaries import LISTED, as_sum, trust_in_words
 from hubextrap.errors import OutputError
 from hubextrap.foreign_text import markdown_block, markdown_code, markdown_text, own_lines
 from hubextrap.output_files import append_problem
@@ -67,8 +67,16 @@ def plan_markdown(recipe: Path, report: PlanReport) -> str:
     parts = [f"### Plan of {markdown_code(str(recipe))}: {verdict}"]
     if report.problems:
         parts.append(markdown_block(own_lines(*report.problems), "text"))
-    reaches = zip(report.target_steps, map(_horizon, report.horizons), strict=True)
-    parts.append(_table(("predict step", "horizon"), list(reaches)))
+    if report.warnings:
+        parts.append(markdown_block(own_lines(*(f"warning: {line}" for line in report.warnings)), "text"))
+    reaches = zip(
+        report.target_steps,
+        map(_horizon, report.horizons),
+        map(_horizon, report.expected_relative_errors),
+        (up_to or "" for up_to in report.trusted_up_to),
+        strict=True,
+    )
+    parts.append(_table(("predict step", "horizon", "expected error", "trusted up to"), list(reaches)))
     if report.clock != "steps":
         parts.append(f"Clock: {markdown_text(report.clock)}.")
     if report.files:
@@ -101,6 +109,10 @@ def predictions_markdown(predictions: Sequence[Prediction]) -> str:
         line = f"- step {prediction.step}{at} from steps up to {provenance.steps[-1]}"
         if provenance.horizon is not None:
             line += f", horizon {_horizon(provenance.horizon)}"
+        if provenance.expected_relative_error is not None:
+            line += f", expected error {provenance.expected_relative_error:.3f}"
+        if provenance.trusted is not None and provenance.trusted_in_words is not None:
+            line += f", {trust_in_words(provenance.trusted.horizon, provenance.trusted_in_words)}"
         if provenance.clock is not None:
             line += f" ({markdown_text(provenance.clock.said)})"
         if prediction.folder is not None:
@@ -110,7 +122,8 @@ def predictions_markdown(predictions: Sequence[Prediction]) -> str:
             line += f", at {markdown_code(prediction.target.name)} as {commit}"
         if prediction.identical_to_last:
             line += "; every weight is the same as in the last checkpoint: nothing was predicted"
-        lines += [line, *(f"  - {markdown_code(caveat)}" for caveat in prediction.caveats)]
+        told = (*prediction.warnings, *prediction.notes, *prediction.caveats)
+        lines += [line, *(f"  - {markdown_code(caveat)}" for caveat in told)]
     return "### Predicted\n\n" + "\n".join(lines)
 
 

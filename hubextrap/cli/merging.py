@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from hubextrap.cli.options import (
     CreatePr,
+    Force,
     MaxLoss,
     Merging,
     Out,
@@ -21,12 +22,10 @@ from hubextrap.cli.options import (
     ScanFile,
     Summary,
     grouped,
+    push_targets,
     refuse_idle,
 )
 from hubextrap.cli.terminal import tell, tell_json
-
-if TYPE_CHECKING:
-    from hubextrap.hub import PushTarget
 
 
 @grouped
@@ -36,6 +35,7 @@ def plan(
     out: Out = None,
     push: PushTo = None,
     scan: ScanFile = None,
+    force: Force = False,
     reading: Reading,
     no_push_check: bool = typer.Option(
         False, "--no-push-check", help="Do not ask the Hub whether this token may push there."
@@ -53,9 +53,9 @@ def plan(
     report = api.plan(
         loaded,
         out=out,
-        push=_targets(push),
+        push=push_targets(push),
         check_push=not no_push_check,
-        settings=reading.merge_options(),
+        settings=replace(reading.merge_options(), force=force),
         scan=scan,
         progress=said.progress,
     )
@@ -86,7 +86,7 @@ def merge(
     """Predict the recipe's target step, into a folder (--out) or straight onto the Hub (--push)."""
     from hubextrap import api
     from hubextrap.cli.markdown import append_summary, predictions_markdown
-    from hubextrap.cli.summaries import prediction_as_json, print_prediction
+    from hubextrap.cli.summaries import prediction_as_json, print_prediction, print_walk
     from hubextrap.recipe import load_recipe
 
     if push is None:
@@ -96,7 +96,7 @@ def merge(
     result = api.merge(
         loaded,
         out=out,
-        push=_targets(push, private, create_pr),
+        push=push_targets(push, private, create_pr),
         settings=merging.merge_options(),
         scan=scan,
         progress=said.progress,
@@ -106,6 +106,8 @@ def merge(
     if said.as_json:
         tell_json([prediction_as_json(prediction) for prediction in result.predictions])
         return
+    if result.walk is not None:
+        print_walk(result.walk)
     for prediction in result.predictions:
         print_prediction(prediction)
 
@@ -150,7 +152,7 @@ def run(
     from hubextrap import api
     from hubextrap.cli.eval import print_evaluation
     from hubextrap.cli.markdown import append_summary, evaluation_markdown, predictions_markdown
-    from hubextrap.cli.summaries import prediction_as_json, print_prediction
+    from hubextrap.cli.summaries import prediction_as_json, print_prediction, print_walk
     from hubextrap.recipe import load_recipe
 
     loaded = load_recipe(recipe)
@@ -171,8 +173,11 @@ def run(
                 "predictions": [prediction_as_json(prediction) for prediction in result.predictions],
                 "evaluations": [table.model_dump(mode="json") for table in result.tables],
             }
+            | ({} if result.walk is None else {"walk": result.walk.model_dump(mode="json")})
         )
     else:
+        if result.walk is not None:
+            print_walk(result.walk)
         for prediction in result.predictions:
             print_prediction(prediction)
         for table in result.tables:
@@ -183,9 +188,3 @@ def run(
         from hubextrap.evaluation import check_loss
 
         check_loss(result.tables, max_loss, loaded.evaluate.tasks)
-
-
-def _targets(reference: str | None, private: bool = False, create_pr: bool = False) -> list[PushTarget]:
-    from hubextrap.hub import PushTarget
-
-    return [] if reference is None else [PushTarget.parse(reference, private=private, create_pr=create_pr)]

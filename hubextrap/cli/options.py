@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from hubextrap.api import MergeOptions, ReadingOptions
+    from hubextrap.hub import PushTarget
     from hubextrap.progress import Progress
     from hubextrap.trajectory import TrajectoryOptions
 
@@ -73,6 +74,22 @@ ScanFile = Annotated[
         "read once more for what it knows.",
     ),
 ]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tasks",
+        metavar="LIST",
+        help="lm-eval tasks, groups or tags, and hubextrap's own, with commas in between, or one per option.",
+    ),
+]
+IncludePath = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--include-path",
+        metavar="DIR",
+        help="Folder with task files of your own; may be repeated.",
+    ),
+]
 Clock = Annotated[
     str | None,
     typer.Option(
@@ -81,6 +98,13 @@ Clock = Annotated[
         help="What time is counted by: learning_rate reads trainer_state.json beside the last checkpoint, a "
         "FILE holds step and learning_rate. Else as the recipe says, or by the learning rate where it is "
         "found and changed.",
+    ),
+]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Predict beyond what the past of the run can rehearse too: a warning instead of an error.",
     ),
 ]
 ChatTemplate = Annotated[bool, typer.Option("--apply-chat-template", help="Wrap prompts in it.")]
@@ -176,6 +200,7 @@ class Merging(Reading):
     allow_non_finite: bool = typer.Option(
         False, "--allow-non-finite", help="Write NaN and infinite weights too."
     )
+    force: Force = False
 
 
 @dataclass(frozen=True)
@@ -264,6 +289,21 @@ def refuse_idle(ctx: typer.Context, parameters: Collection[str], why: str) -> No
         source = ctx.get_parameter_source(str(parameter.name))
         if parameter.name in parameters and source is not None and source.name == "COMMANDLINE":
             raise typer.BadParameter(f"{parameter.opts[0]} {why}")
+
+
+def push_targets(reference: str | None, private: bool = False, create_pr: bool = False) -> list[PushTarget]:
+    """What --push names, as the API takes it."""
+    from hubextrap.hub import PushTarget
+
+    return [] if reference is None else [PushTarget.parse(reference, private=private, create_pr=create_pr)]
+
+
+def split_list(option: str, lists: list[str] | None) -> list[str]:
+    """What lists with commas name; an option that is given has to name something."""
+    named = [part.strip() for text in lists or () for part in text.split(",") if part.strip()]
+    if lists and not named:
+        raise typer.BadParameter(f"{option} names nothing; leave it out, or name something")
+    return named
 
 
 def parse_size(text: str) -> int:

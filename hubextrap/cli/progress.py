@@ -1,4 +1,4 @@
-"""Progress on the terminal: a live bar where there is one, plain lines elsewhere, nothing with --quiet.
+"""Progress on the terminal: a live bar where there is one, plain lines elsewhere; warnings alone with -q.
 
 Everything goes to stderr, so that stdout stays clean for tables and JSON.
 """
@@ -26,7 +26,7 @@ SECONDS_BETWEEN_LINES = 5.0
 def open_progress(quiet: bool) -> Progress:
     """The right kind of progress for this run."""
     if quiet:
-        return SilentProgress()
+        return QuietProgress()
     return TerminalProgress() if sys.stderr.isatty() else LineProgress(sys.stderr)
 
 
@@ -54,6 +54,13 @@ def format_seconds(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+class QuietProgress(SilentProgress):
+    """Nothing but warnings."""
+
+    def warn(self, line: str) -> None:
+        print(as_shown(f"warning: {line}"), file=sys.stderr, flush=True)
+
+
 class LineProgress:
     """One line at the start, every few seconds and at the end: for logs and CI."""
 
@@ -68,6 +75,9 @@ class LineProgress:
 
     def say(self, line: str) -> None:
         print(as_shown(line), file=self._stream, flush=True)
+
+    def warn(self, line: str) -> None:
+        self.say(f"warning: {line}")
 
 
 class _LineStage:
@@ -139,6 +149,9 @@ class TerminalProgress:
 
     def say(self, line: str) -> None:
         self._console.print(as_shown(line), highlight=False, markup=False, soft_wrap=True)
+
+    def warn(self, line: str) -> None:
+        self.say(f"warning: {line}")
 
 
 class _BarStage:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from hubextrap.cli.options import Limits, OutFolder, Said, grouped
+from hubextrap.cli.options import Clock, Limits, OutFolder, Said, grouped
 from hubextrap.cli.signals import wait_for_others
 from hubextrap.cli.terminal import tell, tell_json
 
@@ -21,6 +21,7 @@ def reground(
     ),
     *,
     out: OutFolder,
+    clock: Clock = None,
     limits: Limits,
     said: Said,
 ) -> None:
@@ -29,7 +30,7 @@ def reground(
     from hubextrap.recipe import load_reground_recipe
 
     wait_for_others()
-    loaded = load_reground_recipe(recipe)
+    loaded = load_reground_recipe(recipe).with_clock(clock)
     result = api.reground(
         loaded,
         out,

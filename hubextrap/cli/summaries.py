@@ -6,13 +6,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.cli.progress import format_bytes, format_memory
-from hubextrap.cli.terminal import tell
+from hubextrap.cli.terminal import console, tell
 from hubextrap.foreign_text import OwnLines
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from hubextrap.api import PlanReport, Prediction
+    from hubextrap.evaluation.walk_report import WalkReport
     from hubextrap.hub import PushResult, PushTarget
 
 LISTED = 40
@@ -24,11 +25,18 @@ def print_plan(recipe: Path, report: PlanReport) -> None:
     tell(f"plan of {recipe}")
     if report.clock != "steps":
         tell(f"  clock     {report.clock}")
-    for step, horizon, error in zip(
-        report.target_steps, report.horizons, report.expected_relative_errors, strict=True
+    for step, horizon, error, trusted, up_to in zip(
+        report.target_steps,
+        report.horizons,
+        report.expected_relative_errors,
+        report.trusted_horizons,
+        report.trusted_up_to,
+        strict=True,
     ):
         reach = "" if horizon is None else f", horizon {horizon:.3g}"
         tell(f"  predict   step {step}{reach}{_expectation(error)}")
+        if trusted is not None and up_to is not None:
+            tell(f"  trust     {trust_in_words(trusted, up_to)}")
     for match, method, coefficients in report.rules[:LISTED]:
         for target, row in zip(report.target_steps, coefficients, strict=True):
             if not row:
@@ -50,6 +58,8 @@ def print_plan(recipe: Path, report: PlanReport) -> None:
         tell(f"  hold      {format_memory(report.peak_memory)} of memory at most")
     for output in report.outputs:
         tell(f"  output    {output}")
+    for warning in report.warnings:
+        _tell_behind("  warning   ", warning)
     for note in report.notes:
         _tell_behind("  note      ", note)
     for problem in report.problems:
@@ -71,13 +81,16 @@ def print_prediction(prediction: Prediction) -> None:
     expected = _expectation(provenance.expected_relative_error)
     at = "" if provenance.full_rate_steps is None else " at the peak rate"
     tell(f"predicted step {prediction.step}{at} from steps up to {provenance.steps[-1]}{horizon}{expected}")
+    trusted, up_to = provenance.trusted, provenance.trusted_in_words
+    if trusted is not None and up_to is not None:
+        tell(trust_in_words(trusted.horizon, up_to))
     if provenance.clock is not None:
         tell(f"clock: {provenance.clock.said}")
     if prediction.folder is not None:
         tell(f"written to {prediction.folder}")
     if prediction.pushed is not None and prediction.target is not None:
         tell(push_line(prediction.target, prediction.pushed))
-    for caveat in prediction.caveats:
+    for caveat in (*prediction.notes, *prediction.caveats):
         _tell_behind("note: ", caveat)
     if prediction.identical_to_last:
         tell("note: every weight is the same as in the last checkpoint; nothing was predicted")
@@ -90,6 +103,20 @@ def _tell_behind(word: str, text: str) -> None:
 
 def _expectation(error: float | None) -> str:
     return "" if error is None else f", expected relative error {error:.3f} (1: the last checkpoint as it is)"
+
+
+def trust_in_words(horizon: float, up_to: str) -> str:
+    """Up to where the past of a run trusts a method."""
+    if not horizon:
+        return f"the past trusts the method nowhere beyond {up_to}"
+    return f"the past trusts the method up to {up_to}, horizon {horizon:g}"
+
+
+def print_walk(report: WalkReport) -> None:
+    """The curve, and what was chosen."""
+    from hubextrap.evaluation.walk_report import walk_rich
+
+    console().print(walk_rich(report))
 
 
 def push_line(target: PushTarget, result: PushResult) -> str:
@@ -112,6 +139,8 @@ def prediction_as_json(prediction: Prediction) -> dict[str, Any]:
         "push": push_as_json(prediction.target, prediction.pushed)
         if prediction.target and prediction.pushed
         else None,
+        "warnings": list(prediction.warnings),
+        "notes": list(prediction.notes),
         "caveats": list(prediction.caveats),
         "identical_to_last": prediction.identical_to_last,
         "provenance": prediction.provenance.model_dump(mode="json"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import typer
 
-from hubextrap.cli.options import Clock, Measuring, OutFolder, Reading, Said, ScanFile, grouped
+from hubextrap.cli.options import Clock, Force, Measuring, OutFolder, Reading, Said, ScanFile, grouped
 from hubextrap.cli.terminal import console, tell, tell_json
 
 
@@ -28,6 +29,7 @@ def sweep(
         "given.",
     ),
     scan: ScanFile = None,
+    force: Force = False,
     clock: Clock = None,
     reading: Reading,
     measuring: Measuring,
@@ -46,7 +48,7 @@ def sweep(
         out,
         horizons=ways,
         damping=shares,
-        settings=reading.merge_options(),
+        settings=replace(reading.merge_options(), force=force),
         scan=scan,
         clock=clock,
         progress=said.progress,

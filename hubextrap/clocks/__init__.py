@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from hubextrap.clocks.clock import STEPS, Clock, ClockChoice, StepClock, Timeline, in_words, names_of
+from hubextrap.clocks.clock import (
+    STEPS,
+    Clock,
+    ClockChoice,
+    StepClock,
+    Timeline,
+    in_words,
+    names_of,
+    step_in_words,
+)
 from hubextrap.clocks.history import RateHistory, read_rate_file, read_trainer_state
 from hubextrap.clocks.rates import RateClock
 from hubextrap.clocks.recognising import Recognised, recognise
@@ -26,4 +35,5 @@ __all__ = [
     "read_trainer_state",
     "recognise",
     "schedule_problems",
+    "step_in_words",
 ]

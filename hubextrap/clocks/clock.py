@@ -104,6 +104,18 @@ class Clock(Protocol):
         ...
 
 
+def step_in_words(clock: Clock, steps: Sequence[int], time: float) -> str:
+    """``step 425``; or ``step 400 + 50 full-rate steps``, where the clock never gets there.
+
+    Args:
+        steps: of the observed checkpoints.
+    """
+    if (step := clock.step_at(time)) is not None:
+        return f"step {step:,.0f}"
+    last = steps[-1]
+    return f"step {last:,} + {time - clock.times(steps)[-1]:,.0f} full-rate steps"
+
+
 @dataclass(frozen=True)
 class StepClock:
     """The step is the time: right where the rate is constant."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import warnings
 from io import BytesIO
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from hubextrap.durable.atomic import write_whole
 from hubextrap.errors import MissingExtra
 from hubextrap.evaluation.table import PREDICTION, first_by_task
+from hubextrap.evaluation.walk_report import walk_measure
 from hubextrap.extras import require
 from hubextrap.foreign_text import plot_text
 
@@ -16,8 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from matplotlib.figure import Figure
+
     from hubextrap.evaluation.sweep_report import SweepResult
     from hubextrap.evaluation.table import EvaluationTable, Key
+    from hubextrap.evaluation.walk_report import WalkReport
 
 
 def drawing_problem() -> str | None:
@@ -45,6 +50,22 @@ def draw_table(table: EvaluationTable, path: Path) -> None:
     _draw(table, list(first_by_task(table.keys).values()), {"predicted": predicted}, path)
 
 
+def walk_picture(report: WalkReport) -> bytes:
+    """The curve of a walk as a PNG; what is no number, as of a model that has broken, is left out."""
+    figure = _figure(1)
+    axes = figure.subplots()
+    shown = [point for point in report.curve if isfinite(point.value)]
+    axes.plot([point.step for point in shown], [point.value for point in shown], "-o", label="predicted")
+    for step, look, name in ((report.curve[0].step, "ks", "last"), (report.chosen, "r*", "chosen")):
+        found = [point.value for point in shown if point.step == step]
+        axes.plot([step] * len(found), found, look, markersize=9, label=name)
+    axes.set_xlabel("step")
+    axes.set_ylabel(walk_measure(report))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _as_png(figure)
+
+
 def _draw(
     table: EvaluationTable,
     keys: Sequence[Key],
@@ -56,11 +77,7 @@ def _draw(
     Args:
         lines: labels of rows that one line joins, by what the legend calls it; other rows were observed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4 * len(keys), 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(len(keys))
     joined = {label for labels in lines.values() for label in labels}
     observed = [row.label for row in table.rows if row.label not in joined]
     for key, axes in zip(keys, figure.subplots(1, len(keys), squeeze=False)[0], strict=True):
@@ -79,8 +96,21 @@ def _draw(
         axes.set_ylabel(plot_text(" ".join(key[:2])))
         axes.grid(alpha=0.3)
         axes.legend()
+    write_whole(path, _as_png(figure), remedy="choose another --out")
+
+
+def _figure(panels: int) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4 * panels, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _as_png(figure: Figure) -> bytes:
     drawn = BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a name may have letters that no font here has
         figure.savefig(drawn, format="png", dpi=150, metadata={"Software": None})
-    write_whole(path, drawn.getvalue(), remedy="choose another --out")
+    return drawn.getvalue()

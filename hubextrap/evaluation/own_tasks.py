@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parents[1] / "tasks"
 """Our task files; ``lm-eval --include_path`` takes it too."""
-_MATH_TOKENS = 2048
+MATH_TOKENS = 2048
 _SPARE_TOKENS = 8
 """Beyond the longest answer of a file: spaces, and the token that ends it."""
 
@@ -79,7 +79,7 @@ def _packaged(name: str, answering: Answering) -> dict[str, Any]:
 
 
 def _from_file(file: TaskFile, answering: Answering) -> dict[str, Any]:
-    problems = _read(file)
+    problems = read_problems(file.path, file.format)
     config: dict[str, Any] = {
         "task": file.name,
         "custom_dataset": problems,
@@ -102,12 +102,10 @@ def _from_file(file: TaskFile, answering: Answering) -> dict[str, Any]:
     config["output_type"] = "generate_until"
     if file.format == "math":
         require("math", f"{file.path}, whose answers math-verify compares,")
-        filled = _filled(answering, Answering(1, None, _MATH_TOKENS))
+        filled = _filled(answering, Answering(1, None, MATH_TOKENS))
         return config | {"process_results": math_answers} | _answered(filled, [], "math_verify")
-    answers = [str(row["answer"]) for row in problems.rows]
-    longest = max(len(answer.encode()) for answer in answers)
-    until = [] if any("\n" in answer.strip() for answer in answers) else ["\n"]
-    filled = _filled(answering, Answering(1, None, longest + _SPARE_TOKENS))
+    longest, until = ends_of(problems)
+    filled = _filled(answering, Answering(1, None, longest))
     return config | {"process_results": text_answers} | _answered(filled, until, "exact_match")
 
 
@@ -143,6 +141,13 @@ def _answered(answering: Answering, until: list[str], metric: str) -> dict[str, 
     }
 
 
+def ends_of(problems: Problems) -> tuple[int, list[str]]:
+    """Tokens that an answer may have, and what ends it before, where it has to equal the file's."""
+    answers = [str(row["answer"]) for row in problems.rows]
+    longest = max(len(answer.encode()) for answer in answers)
+    return longest + _SPARE_TOKENS, [] if any("\n" in answer.strip() for answer in answers) else ["\n"]
+
+
 @dataclass(frozen=True)
 class Problems:
     """A file's problems, as lm-eval's ``custom_dataset``; what is printed of them is their sha256."""
@@ -156,36 +161,36 @@ class Problems:
         return DatasetDict({"test": Dataset.from_list([dict(row) for row in self.rows])})
 
 
-def _read(file: TaskFile) -> Problems:
-    """The file's problems.
+def read_problems(path: Path, kind: Format | None) -> Problems:
+    """The file's problems; where ``kind`` is None its prompts alone, answers or not.
 
     Raises:
         EvaluationError: it cannot be read, or a line is not a problem; names the line.
     """
-    if file.format not in get_args(Format):
+    if kind not in (None, *get_args(Format)):
         *others, last = get_args(Format)
-        raise EvaluationError(f"--format {file.format}: has to be {', '.join(others)} or {last}")
+        raise EvaluationError(f"--format {kind}: has to be {', '.join(others)} or {last}")
     try:
-        lines = read_named(file.path).decode().split("\n")  # splitlines() would cut texts at U+2028
+        lines = read_named(path).decode().split("\n")  # splitlines() would cut texts at U+2028
     except OSError as error:
-        raise EvaluationError(f"{file.path}: cannot be read ({error.strerror})", file=file.path) from error
+        raise EvaluationError(f"{path}: cannot be read ({error.strerror})", file=path) from error
     except UnicodeDecodeError as error:
-        raise EvaluationError(f"{file.path}: is not UTF-8 text; save it as UTF-8", file=file.path) from error
+        raise EvaluationError(f"{path}: is not UTF-8 text; save it as UTF-8", file=path) from error
     try:
         rows = [
-            _problem(line, f"{file.path}, line {number}", file.format)
+            _problem(line, f"{path}, line {number}", kind)
             for number, line in enumerate(lines, start=1)
             if line.strip()
         ]
     except ValueError as error:
-        raise EvaluationError(str(error), file=file.path) from error
+        raise EvaluationError(str(error), file=path) from error
     if not rows:
         said = "holds no problem; write one JSON object per line"
-        raise EvaluationError(f"{file.path}: {said}", file=file.path)
+        raise EvaluationError(f"{path}: {said}", file=path)
     return Problems(sha256_of_json(rows), tuple(rows))
 
 
-def _problem(line: str, where: str, kind: Format) -> dict[str, Any]:
+def _problem(line: str, where: str, kind: Format | None) -> dict[str, Any]:
     """Raise ValueError, which says where, for a line that is no problem."""
     found = parse_json(line, where, error=ValueError, remedy="write one object per line")
     if not isinstance(found, dict):
@@ -193,6 +198,10 @@ def _problem(line: str, where: str, kind: Format) -> dict[str, Any]:
     questions = [found[name] for name in ("question", "prompt") if name in found]
     if len(questions) != 1 or not isinstance(questions[0], str):
         raise ValueError(f"{where}: needs one text, in the field question or prompt")
+    if kind is None:
+        if not questions[0].strip():
+            raise ValueError(f"{where}: the text is empty")
+        return {"question": questions[0]}
     answer = found.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
         raise ValueError(f"{where}: needs an answer, a text or a number, in the field answer")

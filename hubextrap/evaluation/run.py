@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.digests import sha256_of_json
 from hubextrap.errors import EvaluationError
+from hubextrap.evaluation.asking import Questions, asked_of_tasks
 from hubextrap.evaluation.backend import check_backend, load_model
 from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE, Answering, EvaluationOptions
 from hubextrap.evaluation.own_tasks import task_specs
@@ -140,6 +141,18 @@ class Harness:
                 if self.settings.num_fewshot or task.config.num_fewshot:
                     tasks[name].append(docs_sha256(task.fewshot_docs()))
         return sha256_of_json([self.settings.model_dump(mode="json"), tasks])
+
+    def questions(self) -> Questions | None:
+        """The tasks' problems as a model is asked them; None where it is to answer none by text.
+
+        Raises:
+            EvaluationError: a task cannot make its prompts.
+        """
+        limit, examples = self.settings.limit, self.settings.num_fewshot
+        with quiet_libraries():
+            tasks = self._manager.load(self._specs)["tasks"]
+        parts = asked_of_tasks(tasks, limit=limit, num_fewshot=examples)
+        return Questions(parts, self.settings.apply_chat_template) if parts else None
 
     def _check_examples(self) -> None:
         """Refuse a number of examples where each task fixes it at 0."""

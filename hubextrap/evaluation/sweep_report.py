@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from hubextrap.evaluation.halves import main_figures, merit, on_half
-from hubextrap.evaluation.render import markdown_table, rich_table, shown_figure, to_markdown, to_rich
+from hubextrap.evaluation.own_answers import FALL
+from hubextrap.evaluation.render import (
+    format_figure,
+    markdown_table,
+    rich_table,
+    shown_figure,
+    to_markdown,
+    to_rich,
+)
 from hubextrap.evaluation.table import LAST, PREDICTION, EvaluationTable, Key, Part
 from hubextrap.foreign_text import markdown_text, terminal_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.console import RenderableType
 
@@ -22,6 +30,20 @@ class GridPoint(Part):
     step: int
     damping: float | Literal["auto"]
     """``auto``: each tensor has its own, as the recipe says."""
+    horizon: float | None = None
+    """(target − last)/(last − first) on the clock."""
+    expected_relative_error: float | None = None
+    """By the run's own past; None where the weights were not compared, or it cannot say."""
+    trusted_up_to: str | None = None
+    """The step up to which the past trusts the method; None where nothing says it."""
+    own_answers: float | None = None
+    """The mean change, in nats an answer, of the log-probability of the last checkpoint's own greedy answers
+    to the same problems; None where no task is answered by text."""
+
+    @property
+    def own_answers_fell(self) -> bool:
+        """Whether they fell so far that all predictions seen so were worse at the task."""
+        return self.own_answers is not None and self.own_answers <= -FALL
 
     @property
     def strength(self) -> float:
@@ -99,7 +121,8 @@ def sweep_markdown(result: SweepResult) -> str:
     """Both tables as Markdown."""
     header, *rows = [list(map(markdown_text, cells)) for cells in _deciding_cells(result)]
     grid = markdown_table(header, rows, "l" + "r" * len(header[1:]))
-    return f"{grid}\n\n{markdown_text(sentence(result))}\n\n{to_markdown(result.reporting)}"
+    said = [markdown_text(line) for line in (*_on_own_answers(result), sentence(result))]
+    return "\n\n".join([grid, *said, to_markdown(result.reporting)])
 
 
 def sweep_rich(result: SweepResult) -> RenderableType:
@@ -109,14 +132,49 @@ def sweep_rich(result: SweepResult) -> RenderableType:
 
     header, *rows = _deciding_cells(result)
     grid = rich_table(header, rows, "l" + "r" * len(header[1:]))
-    return Group(grid, Text(terminal_line(sentence(result))), to_rich(result.reporting))
+    said = [Text(terminal_line(line)) for line in (*_on_own_answers(result), sentence(result))]
+    return Group(grid, *said, to_rich(result.reporting))
+
+
+_OUTLOOK: dict[str, Callable[[GridPoint], str]] = {
+    "horizon": lambda point: "" if point.horizon is None else f"{point.horizon:.3g}",
+    "expected error": lambda point: (
+        "" if point.expected_relative_error is None else f"{point.expected_relative_error:.3f}"
+    ),
+    "trusted up to": lambda point: point.trusted_up_to or "",
+}
+"""Columns of what is known of a prediction beforehand."""
 
 
 def _deciding_cells(result: SweepResult) -> list[list[str]]:
     """The header, then the rows by step."""
+    own = {point.label: point for point in result.candidates if point.own_answers is not None}
     titles = {score.key: score.title for row in result.deciding.rows for score in row.scores}
-    lines = [["on the half that decides", "step", *(titles[key] for key in result.figures)]]
+    points = {point.label: point for point in result.candidates}
+    outlook = [title for title in _OUTLOOK if any(_OUTLOOK[title](point) for point in points.values())]
+    lines = [["on the half that decides", "step", *outlook, *(titles[key] for key in result.figures)]]
+    lines[0] += ["own answers"] * bool(own)
     for row in sorted(result.deciding.rows, key=lambda row: -1 if row.step is None else row.step):
         name = row.label + " (chosen)" * (row.label == result.chosen)
-        lines.append([name, row.step_shown, *(shown_figure(row.score(key)) for key in result.figures)])
+        said = [_OUTLOOK[title](points[row.label]) if row.label in points else "" for title in outlook]
+        lines.append([name, row.step_shown, *said, *(shown_figure(row.score(key)) for key in result.figures)])
+        if own:
+            lines[-1].append(_own_answers(own.get(row.label)))
     return lines
+
+
+def _own_answers(point: GridPoint | None) -> str:
+    if point is None or point.own_answers is None:
+        return ""
+    return format_figure(point.own_answers, signed=True) + " (fell)" * point.own_answers_fell
+
+
+def _on_own_answers(result: SweepResult) -> list[str]:
+    """What the column says, where it says something."""
+    if not any(point.own_answers_fell for point in result.candidates):
+        return []
+    said = (
+        f"Own answers: predictions under which they fell by {FALL:g} nats an answer or more were worse at "
+        "the task than the last checkpoint in all cases seen (36 of 36)."
+    )
+    return [said]

@@ -186,6 +186,11 @@ def _how(provenance: Provenance) -> str:
             f"\n- expected error: **{provenance.expected_relative_error:.2f}**, by the run's own past. "
             "1 is the last checkpoint as it is. It speaks of weights, not of what the model can do."
         )
+    if (trusted := provenance.trusted) is not None:
+        where = f"up to **{provenance.trusted_in_words}**, horizon {trusted.horizon:g}"
+        if not trusted.horizon:
+            where = f"**nowhere** beyond {provenance.trusted_in_words}"
+        parts[-1] += f"\n- trusted: the run's own past trusts this method {where}."
     shown = provenance.coefficients[:_SHOWN_RULES]
     parts += [_coefficients(rule) for rule in shown]
     if len(shown) < len(provenance.coefficients):

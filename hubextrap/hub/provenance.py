@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from hubextrap.clocks import Clock
+    from hubextrap.statistics import Trust
     from hubextrap.trajectory.checkpoint import Checkpoint
 
 PROVENANCE_FILE = "hubextrap.json"
@@ -173,6 +174,19 @@ class ClockRecord(_Part):
         )
 
 
+class TrustRecord(_Part):
+    """Up to where the run's own past trusted the method, as `hubextrap backtest` judges it."""
+
+    horizon: float = Field(ge=0)
+    """(target − last) / (last − first) on the clock; 0: nowhere beyond the last checkpoint."""
+    step: Step | None
+    """The step that lies there; None where the clock never gets there."""
+
+    @classmethod
+    def of(cls, found: Trust | None) -> TrustRecord | None:
+        return None if found is None else cls(horizon=found.horizon, step=found.step)
+
+
 class Provenance(_Part):
     """The content of ``hubextrap.json``."""
 
@@ -188,6 +202,8 @@ class Provenance(_Part):
     expected_relative_error: float | None = Field(default=None, ge=0)
     """What this run's own past let expect, 1 being the last checkpoint as it is; None: it was not asked, or
     could not say. Where rounding to 16 bits drowns the updates, of the motion's two leading directions."""
+    trusted: TrustRecord | None = None
+    """None: nothing said it."""
     inputs: tuple[InputCheckpoint, ...] = Field(min_length=1)
     coefficients: tuple[CoefficientRule, ...]
     dtype: Line
@@ -212,13 +228,25 @@ class Provenance(_Part):
         return self.target_step - self.steps[-1]
 
     @property
+    def trusted_in_words(self) -> str | None:
+        """``step 425``; or how many full-rate steps behind the last one, where the clock never gets there."""
+        if self.trusted is None:
+            return None
+        if self.trusted.step is not None:
+            return f"step {self.trusted.step:,}"
+        times: Sequence[float] = self.steps if self.clock is None else self.clock.times
+        return (
+            f"step {self.steps[-1]:,} + {self.trusted.horizon * (times[-1] - times[0]):,.0f} full-rate steps"
+        )
+
+    @property
     def repos(self) -> tuple[str, ...]:
         """The Hub repos that went in, in step order, each once."""
         return tuple(dict.fromkeys(checkpoint.repo for checkpoint in self.inputs if checkpoint.repo))
 
     def to_bytes(self) -> bytes:
         """The file: JSON with a fixed order of keys and its own digest: equal provenance, equal bytes."""
-        left_out = {"clock"} if self.clock is None else None
+        left_out = {name for name in ("clock", "trusted") if getattr(self, name) is None}
         content = sealed(self.model_dump(mode="json", exclude=left_out))
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -238,6 +266,7 @@ def build_provenance(
     files: Mapping[str, bytes] | None = None,
     input_files: Sequence[Sequence[InputFile]] | None = None,
     clock: ClockRecord | None = None,
+    trusted: TrustRecord | None = None,
 ) -> Provenance:
     """Collect the provenance of a finished merge; everything in it is fit to be published.
 
@@ -262,6 +291,7 @@ def build_provenance(
         expected_relative_error=None
         if expected_relative_error is None
         else round(expected_relative_error, 6),
+        trusted=trusted,
         inputs=tuple(
             InputCheckpoint.of(checkpoint, read)
             for checkpoint, read in zip(checkpoints, input_files or [()] * len(checkpoints), strict=True)

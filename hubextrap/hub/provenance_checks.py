@@ -99,7 +99,22 @@ def _check_provenance(claimed: Provenance) -> None:
         horizon or 0.0, claimed.horizon or 0.0, rel_tol=1e-9
     ):
         raise ValueError(f"horizon: is {claimed.horizon}, and the steps give {horizon}")
+    _check_trust(claimed, times)
     _check_files(claimed)
+
+
+def _check_trust(claimed: Provenance, times: Sequence[float]) -> None:
+    """By the clock of steps, the step lies where the horizon says; by others, not before the last one."""
+    if (trusted := claimed.trusted) is None:
+        return
+    last, way = claimed.steps[-1], times[-1] - times[0]
+    if trusted.step is None and claimed.clock is None:
+        raise ValueError("trusted.step: is missing, and steps are the clock")
+    wrong = trusted.step is not None and trusted.step < last
+    if claimed.clock is None and trusted.step is not None:
+        wrong = abs(trusted.step - last - trusted.horizon * way) > 1
+    if wrong:
+        raise ValueError(f"trusted: step {trusted.step} does not lie at horizon {trusted.horizon}")
 
 
 def _check_input(where: str, checkpoint: InputCheckpoint) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import HubExtrapError
 from hubextrap.hub_access import reason
-from hubextrap.logits.logprobs import as_chat
+from hubextrap.logits.responses import as_chat
 
 if TYPE_CHECKING:
     from collections.abc import Callable

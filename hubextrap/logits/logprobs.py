@@ -6,7 +6,6 @@ checkpoint, and log-softmax is taken in float32. Imports torch and transformers 
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +13,25 @@ import numpy as np
 
 from hubextrap.containment import read_named
 from hubextrap.digests import sha256_hex
-from hubextrap.errors import EvaluationError, ReferenceNotFound, UnsupportedCheckpoint
+from hubextrap.errors import EvaluationError, ReferenceNotFound
 from hubextrap.extras import require
 from hubextrap.foreign_data import parse_json
-from hubextrap.hub_access import reason
 from hubextrap.logits.loading import load_causal_lm, load_tokenizer
+from hubextrap.logits.responses import (
+    Draw,
+    Encoded,
+    draw_responses,
+    encode_prompt,
+    model_errors,
+    quiet_transformers,
+    score,
+)
 from hubextrap.progress import SilentProgress
 from hubextrap.scans.logprobs import LogProbs, LogProbSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from hubextrap.progress import Progress
     from hubextrap.trajectory.checkpoint import Checkpoint, Trajectory
@@ -80,14 +85,6 @@ class Prompt:
 
     prompt: str
     response: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Token ids."""
-
-    prompt: tuple[int, ...]
-    response: tuple[int, ...]
 
 
 def read_prompts(path: Path, *, responses: bool) -> tuple[list[Prompt], str]:
@@ -150,7 +147,7 @@ def measure_logprobs(
     prompts, _ = read_prompts(request.prompts, responses=request.sample_from is None)
     sampler = None if request.sample_from is None else checkpoint_at(trajectory, request.sample_from)
     require("logits", "--logprobs")
-    with _quiet_transformers(), _model_errors():
+    with quiet_transformers(), model_errors("--logprobs: the models cannot score these responses"):
         tokenizer: Any = load_tokenizer(trajectory.last)
         encoded = [_encode(tokenizer, prompt, request) for prompt in prompts]
         if sampler is not None:
@@ -178,84 +175,17 @@ def measure_logprobs(
     )
 
 
-def score(
-    model: Any, encoded: Sequence[Encoded], batch_size: int, advance: Callable[[int], None]
-) -> NDArray[np.float32]:
-    """Log-probabilities of all response tokens, in their order, (T,) float32."""
-    import torch
-
-    results: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(encoded)
-    for batch in _batches(encoded, batch_size):
-        sequences = [encoded[i].prompt + encoded[i].response for i in batch]
-        ids, mask = _padded(sequences, 0, "right")
-        with torch.inference_mode():
-            logits = model(
-                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False
-            ).logits
-            for row, i in enumerate(batch):
-                start, stop = len(encoded[i].prompt), len(sequences[row])
-                scores = torch.log_softmax(logits[row, start - 1 : stop - 1].float(), dim=-1)
-                chosen = ids[row, start:stop, None].to(scores.device)
-                results[i] = scores.gather(1, chosen)[:, 0].cpu().numpy()
-        advance(len(batch))
-    return np.concatenate(results)
-
-
-def _batches(encoded: Sequence[Encoded], batch_size: int) -> Iterator[list[int]]:
-    """Entries of similar length together."""
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].prompt) + len(encoded[i].response))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
-
-
-def _padded(sequences: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Any, Any]:
-    """Token ids and mask, int64 (sequences, longest), with the padding on one ``side``."""
-    import torch
-
-    width = max(map(len, sequences))
-    ids = torch.full((len(sequences), width), pad)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        start = width - len(sequence) if side == "left" else 0
-        ids[row, start : start + len(sequence)] = torch.tensor(sequence)
-        mask[row, start : start + len(sequence)] = 1
-    return ids, mask
-
-
 def _encode(tokenizer: Any, prompt: Prompt, request: LogProbRequest) -> Encoded:
-    if request.apply_chat_template:
-        context = tokenizer(as_chat(tokenizer, prompt.prompt), add_special_tokens=False).input_ids
-    else:
-        context = tokenizer(prompt.prompt).input_ids
-        if context and context[-1] == tokenizer.eos_token_id:
-            context = context[:-1]  # some tokenizers close every text; a response is to follow this one
-    if not context:
-        raise EvaluationError(f"{request.prompts}: the prompt {prompt.prompt!r} has no tokens")
+    try:
+        context = encode_prompt(tokenizer, prompt.prompt, chat=request.apply_chat_template)
+    except EvaluationError as error:
+        raise EvaluationError(f"{request.prompts}: {error}", file=request.prompts) from error
     response: list[int] = []
     if prompt.response is not None:
         response = tokenizer(prompt.response, add_special_tokens=False).input_ids
         if tokenizer.eos_token_id is not None:
             response = [*response, tokenizer.eos_token_id]
-    return Encoded(tuple(context), tuple(response))
-
-
-def as_chat(tokenizer: Any, prompt: str) -> str:
-    """``prompt`` as a user's message in the tokenizer's chat template, up to where the answer begins.
-
-    Raises:
-        UnsupportedCheckpoint: it has no template, or one that cannot take such a message.
-    """
-    if tokenizer.chat_template is None:
-        raise UnsupportedCheckpoint("the tokenizer has no chat template; leave --apply-chat-template out")
-    message = [{"role": "user", "content": prompt}]
-    try:
-        text: str = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template is a program that came with the checkpoint
-        raise UnsupportedCheckpoint(
-            f"the tokenizer's chat template cannot take a user's message ({reason(error)}); leave "
-            "--apply-chat-template out"
-        ) from error
-    return text
+    return Encoded(context, tuple(response))
 
 
 def _sample(
@@ -266,38 +196,11 @@ def _sample(
     progress: Progress,
 ) -> list[Encoded]:
     """One response each, drawn from the checkpoint's own distribution."""
-    import torch
-
     model: Any = load_causal_lm(checkpoint, dtype="float32", device=request.device)
     end = tokenizer.eos_token_id
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end or 0
-    results = list(encoded)
-    with (
-        progress.stage(f"sample from step {checkpoint.step}", len(encoded), "responses") as stage,
-        torch.random.fork_rng(),
-        torch.inference_mode(),
-    ):
-        torch.manual_seed(0)
-        for batch in _batches(encoded, request.batch_size):
-            ids, mask = _padded([encoded[i].prompt for i in batch], pad, "left")
-            drawn = model.generate(
-                input_ids=ids.to(request.device),
-                attention_mask=mask.to(request.device),
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=request.max_new_tokens,
-                eos_token_id=end,
-                pad_token_id=pad,
-            )
-            for row, i in enumerate(batch):
-                response = drawn[row, ids.shape[1] :].tolist()
-                if end in response:
-                    response = response[: response.index(end) + 1]
-                results[i] = Encoded(encoded[i].prompt, tuple(response))
-            stage.advance(len(batch))
-    return results
+    how = Draw(request.max_new_tokens, () if end is None else (end,), batch_size=request.batch_size)
+    with progress.stage(f"sample from step {checkpoint.step}", len(encoded), "responses") as stage:
+        return draw_responses(model, tokenizer, [entry.prompt for entry in encoded], how, stage.advance)
 
 
 def checkpoint_at(trajectory: Trajectory, step: int) -> Checkpoint:
@@ -311,27 +214,3 @@ def checkpoint_at(trajectory: Trajectory, step: int) -> Checkpoint:
             return checkpoint
     steps = ", ".join(map(str, trajectory.steps))
     raise EvaluationError(f"--sample-from {step}: no such step; choose one of {steps}", step=step)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Only errors get through; everything is as before afterwards."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-
-
-@contextmanager
-def _model_errors() -> Iterator[None]:
-    """What goes wrong in models and tokenizers, on a device that cannot for one, as an error of ours."""
-    try:
-        yield
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        raise EvaluationError(
-            f"--logprobs: the models cannot score these responses: {reason(error)}"
-        ) from error

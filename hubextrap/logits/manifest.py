@@ -40,8 +40,13 @@ class _Manifest(BaseModel, extra="forbid", frozen=True):
     checkpoints: tuple[_Entry, ...] = Field(min_length=1)
 
 
-def write_manifest(mixture: Mixture, folder: str | os.PathLike[str]) -> Path:
+def write_manifest(
+    mixture: Mixture, folder: str | os.PathLike[str], *, home: str | os.PathLike[str] | None = None
+) -> Path:
     """Write the manifest into ``folder``, which is made if need be.
+
+    Args:
+        home: where the folder will lie, from which the ways to local checkpoints go; where it lies if None.
 
     Raises:
         OutputError: it cannot be written.
@@ -59,7 +64,7 @@ def write_manifest(mixture: Mixture, folder: str | os.PathLike[str]) -> Path:
                 commit=checkpoint.commit,
                 path=checkpoint.path
                 if checkpoint.repo is not None
-                else Path(os.path.relpath(checkpoint.path, Path(folder).resolve())).as_posix(),
+                else Path(os.path.relpath(checkpoint.path, Path(home or folder).resolve())).as_posix(),
             )
             for checkpoint, coefficient in zip(mixture.checkpoints, mixture.coefficients, strict=True)
         ),

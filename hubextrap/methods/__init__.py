@@ -5,7 +5,7 @@ from __future__ import annotations
 from hubextrap.methods.averages import average, ema
 from hubextrap.methods.calibrating import calibrated
 from hubextrap.methods.checking import MAX_STEP, coefficients
-from hubextrap.methods.lines import least_squares, on_grid, persistence, sum_to_one, two_point
+from hubextrap.methods.lines import late_lines, least_squares, on_grid, persistence, sum_to_one, two_point
 from hubextrap.methods.registry import (
     Method,
     Parameter,
@@ -40,6 +40,7 @@ __all__ = [
     "denoised_gram",
     "ema",
     "find_method",
+    "late_lines",
     "leading_subspace",
     "least_squares",
     "longest_horizon",

@@ -104,11 +104,13 @@ def _beyond_the_past(steps: Sequence[float], target_step: float) -> str:
     if len(steps) < 3:
         return f"calibrating needs three checkpoints, and {len(steps)} are there; add earlier ones"
     way, longest = steps[-1] - steps[0], longest_horizon(steps)
+    horizon = (target_step - steps[-1]) / way
+    forced = ", which --force lets go so far" if horizon > longest else ""
     return (
-        f"{in_words(steps, target_step)} is {(target_step - steps[-1]) / way:.3g} times the observed way "
-        f"ahead, and the past of this run has seen no horizon near that (at most {longest:.3g}, here up to "
+        f"{in_words(steps, target_step)} lies at horizon {horizon:.3g}, (target − last)/(last − first), and "
+        f"the past of this run has seen none near that (at most {longest:.3g}, here up to "
         f"{in_words(steps, round(steps[-1] + longest * way))}), so it cannot be calibrated; choose another "
-        "target, or least_squares with window: half and through_last: true"
+        f"target, or late_lines{forced}"
     )
 
 

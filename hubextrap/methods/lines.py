@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_LATE = ((0.5, 0.55), (0.75, 0.25))
+"""Of `late_lines`: where each line begins, as a share of the observed way, and how much of it is taken.
+On five runs it had errors of .562 .479 .311 .324 .311; the half line alone .616 .564 .349 .406 .323."""
 _SAME_LENGTH = math.log(1.5)
 GRID = 2.0**-20
 """Coefficients that follow from weights are multiples of it. Eigenvectors and solutions differ in their last
@@ -127,6 +130,28 @@ def least_squares(
     if not through_last:
         result[-count:] += 1.0 / count
     return sum_to_one(result)
+
+
+def late_lines(steps: Sequence[float], target_step: float) -> NDArray[np.float64]:
+    """.55 of the line over the last half of the steps, and .25 of that over the last quarter.
+
+    Both are least-squares lines through the last checkpoint, which gets the rest. Nothing is fitted to the
+    past: the rule to beat.
+
+    Raises:
+        MethodError: there is only one checkpoint.
+    """
+    if len(steps) < 2:
+        raise MethodError(
+            f"late_lines needs two checkpoints, and only step {names_of(steps)[0]} is there; add an earlier "
+            "one"
+        )
+    result = np.zeros(len(steps))
+    for begin, weight in _LATE:
+        start = steps[0] + begin * (steps[-1] - steps[0])
+        count = max(2, sum(step >= start for step in steps))
+        result += weight * least_squares(steps, target_step, window=count, through_last=True)
+    return sum_to_one(result)  # the last checkpoint gets the rest
 
 
 def _best_base(steps: Sequence[float], target_step: float, gram_matrix: NDArray[np.float64]) -> int:

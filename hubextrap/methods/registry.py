@@ -32,6 +32,7 @@ _targets: dict[str, str | Callable[..., Any]] = {
     "average": "hubextrap.methods.averages:average",
     "calibrated": "hubextrap.methods.calibrating:calibrated",
     "ema": "hubextrap.methods.averages:ema",
+    "late_lines": "hubextrap.methods.lines:late_lines",
     "least_squares": "hubextrap.methods.lines:least_squares",
     "low_rank": "hubextrap.methods.subspace:low_rank",
     "persistence": "hubextrap.methods.lines:persistence",

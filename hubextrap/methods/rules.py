@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from hubextrap.errors import BrokenMethod, MethodError, RecipeError
-from hubextrap.methods.checking import check_steps, coefficients, needs_gram_matrix
+from hubextrap.methods.checking import check_steps, coefficients, needs_gram_matrix, unless_it_cannot
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,6 +65,14 @@ class Rule:
             raise MethodError(f"{where}{self.method}: {error}") from error
         return np.stack(rows, axis=-2)
 
+    def predicts_motion(self, steps: Sequence[float], target_step: float) -> bool:
+        """Whether its coefficients follow the target; an average's, say, are the same for each."""
+        if target_step <= steps[-1]:
+            return False
+        gram = _straight_run(steps)
+        here = unless_it_cannot(lambda: self.coefficients(steps, [steps[-1]], gram))
+        return here is None or not np.array_equal(here, self.coefficients(steps, [target_step], gram))
+
     def check(self, steps: Sequence[float], target_steps: Sequence[float]) -> None:
         """Find out what can be found out before any weight is read.
 
@@ -73,9 +81,13 @@ class Rule:
         """
         for target in target_steps:
             check_steps(steps, target)
-        # Two tensors of a straight run: what the method says of steps and parameters it says of them too.
-        times = np.asarray(steps, dtype=np.float64) - steps[0]
-        self.coefficients(steps, target_steps, np.stack([np.outer(times, times)] * 2))
+        self.coefficients(steps, target_steps, _straight_run(steps))
+
+
+def _straight_run(steps: Sequence[float]) -> NDArray[np.float64]:
+    """Of two tensors: what a method says of steps and parameters it says of them too."""
+    times = np.asarray(steps, dtype=np.float64) - steps[0]
+    return np.stack([np.outer(times, times)] * 2)
 
 
 class FirstMatch:

@@ -12,7 +12,6 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from hubextrap.recipe.models import (
-    AsTuple,
     CheckpointEntry,
     ComputeDtype,
     EvaluateSection,
@@ -20,11 +19,10 @@ from hubextrap.recipe.models import (
     Parameters,
     PushSection,
     Recipe,
-    RecipeSection,
-    Step,
-    Text,
     TrajectorySection,
 )
+from hubextrap.recipe.parts import AsTuple, RecipeSection, Step, Text
+from hubextrap.recipe.targets import TargetWalk
 
 MARKS = ("models", "base_model", "slices", "modules")
 """Keys that only a mergekit config has at its top."""
@@ -55,6 +53,10 @@ class MergekitParameters(Parameters):
 
     @model_validator(mode="after")
     def _plain_numbers(self) -> MergekitParameters:
+        if isinstance(self.target_step, TargetWalk):
+            raise ValueError(
+                "target_step: mergekit has no such section; give a step, or use a trajectory section"
+            )
         if len(self.target_step) > 1:
             raise ValueError(
                 "target_step: mergekit reads a list as a gradient over the layers; give one step, "

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -17,9 +16,19 @@ from pydantic import (
     model_validator,
 )
 
-from hubextrap.clocks import schedule_problems
 from hubextrap.digests import sha256_of_json
-from hubextrap.methods import MAX_STEP, Rule
+from hubextrap.errors import RecipeError
+from hubextrap.methods import Rule
+from hubextrap.recipe.parts import (
+    AsTuple,
+    NamesAClock,
+    OneOrMoreSteps,
+    OneOrMoreTexts,
+    RecipeSection,
+    Step,
+    Text,
+)
+from hubextrap.recipe.targets import FullRateTarget, Target, TargetWalk
 from hubextrap.recipe.yaml_nodes import dump_yaml
 
 if TYPE_CHECKING:
@@ -28,16 +37,6 @@ if TYPE_CHECKING:
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _DAMPS_NOTHING = "damping has no effect on persistence, which is the last checkpoint already; leave it out"
 OutDtype = Literal["float32", "bfloat16", "float16"]
-
-
-def _as_tuple(value: object) -> object:
-    """Lists become tuples; what is in them is checked strictly afterwards."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _one_or_more(value: object) -> object:
-    """A single value becomes a tuple of one."""
-    return _as_tuple(value) if value is None or isinstance(value, (tuple, list, dict)) else (value,)
 
 
 def _computes_in_float32(value: str) -> str:
@@ -61,18 +60,6 @@ def number_or(word: str, numbers: str, fits: Callable[[Any], bool]) -> BeforeVal
     return BeforeValidator(check)
 
 
-def _names_a_clock(value: object) -> object:
-    if isinstance(value, dict):
-        if problems := schedule_problems(value):
-            raise ValueError("; ".join(f"{name}: {problem}" for name, problem in problems))
-    elif not isinstance(value, str) or not value:
-        raise ValueError(
-            "must be auto, steps, learning_rate, a file of step and learning_rate, or a schedule: "
-            f"{{schedule: cosine, total_steps: 400}}; not {value!r}"
-        )
-    return value
-
-
 def repo_id(remedy: str) -> AfterValidator:
     """Takes owner/name; ``remedy`` ends the message about anything else."""
 
@@ -84,25 +71,11 @@ def repo_id(remedy: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Text = Annotated[str, Field(min_length=1)]
-Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
 Damping = Annotated[
     float | Literal["auto"],
     number_or("auto", "a number from 0 (the last checkpoint) to 1", lambda value: 0 <= value <= 1),
 ]
 ComputeDtype = Annotated[str, AfterValidator(_computes_in_float32)]
-AsTuple = BeforeValidator(_as_tuple)
-OneOrMoreTexts = Annotated[tuple[Text, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
-OneOrMoreSteps = Annotated[tuple[Step, ...], BeforeValidator(_one_or_more), Field(min_length=1)]
-OneOrMoreCounts = Annotated[
-    tuple[Annotated[int, Field(ge=1, le=MAX_STEP)], ...],
-    BeforeValidator(_one_or_more),
-    Field(min_length=1),
-]
-
-
-class RecipeSection(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
 class MethodSection(RecipeSection):
@@ -176,7 +149,7 @@ class TrajectorySection(RecipeSection):
     steps: StepSelection = StepSelection()
     base: Text | None = None
     """The checkpoint of step 0, when it lives elsewhere."""
-    clock: Annotated[str | dict[str, Any], BeforeValidator(_names_a_clock)] = "auto"
+    clock: Annotated[str | dict[str, Any], NamesAClock] = "auto"
     """``auto``, ``steps``, ``learning_rate``, a file of rates, or a schedule with its parameters."""
 
     @model_validator(mode="after")
@@ -193,20 +166,6 @@ class TrajectorySection(RecipeSection):
         return self
 
 
-class FullRateTarget(RecipeSection):
-    """``parameters.target``: as if the rate had stayed at its peak behind the last checkpoint."""
-
-    full_rate_steps: OneOrMoreCounts
-    """How many updates at the peak rate, the last checkpoint's own state of the schedule left aside."""
-
-    @field_validator("full_rate_steps")
-    @classmethod
-    def _none_twice(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError("names a number of steps twice")
-        return value
-
-
 class TensorRule(MethodSection):
     """One entry of ``parameters.tensors``; keys beyond these are parameters of its method."""
 
@@ -218,7 +177,7 @@ class TensorRule(MethodSection):
 class Parameters(MethodSection):
     """``parameters``; keys beyond these are parameters of the recipe's method."""
 
-    target_step: OneOrMoreSteps = ()
+    target_step: Target = ()
     target: FullRateTarget | None = None
     """In place of ``target_step``."""
     damping: Damping = 1.0
@@ -228,8 +187,8 @@ class Parameters(MethodSection):
 
     @field_validator("target_step")
     @classmethod
-    def _no_target_twice(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(value)) < len(value):
+    def _no_target_twice(cls, value: tuple[int, ...] | TargetWalk) -> tuple[int, ...] | TargetWalk:
+        if not isinstance(value, TargetWalk) and len(set(value)) < len(value):
             raise ValueError("names a step twice")
         return value
 
@@ -352,14 +311,54 @@ class Recipe(WholeRecipe):
         return self
 
     @property
+    def walk(self) -> TargetWalk | None:
+        """How the target step is to be chosen, where the recipe names none."""
+        target = self.parameters.target_step
+        return target if isinstance(target, TargetWalk) else None
+
+    @property
     def target_steps(self) -> tuple[int, ...]:
-        """What predictions are called by; of ``parameters.target`` only once it is `settled_at` a step."""
-        return self.parameters.target_step
+        """
+        Raises:
+            RecipeError: the recipe names none, and whoever asks does not choose one.
+        """
+        target = self.parameters.target_step
+        if isinstance(target, TargetWalk):
+            raise RecipeError(
+                "parameters.target_step says how far to look, and this chooses no step; `hubextrap walk` "
+                "does, as do `merge` and `run`: write the step that they chose into the recipe"
+            )
+        return target
+
+    @property
+    def farthest(self) -> Recipe:
+        """The same for what it looks up to; itself where it names its targets."""
+        if self.walk is None:
+            return self
+        up_to = self.walk.up_to
+        if isinstance(up_to, FullRateTarget):
+            return self.towards({"target_step": (), "target": up_to})
+        return self.towards({"target_step": (up_to,)})
+
+    def towards(self, target: dict[str, Any]) -> Recipe:
+        """The same for another target, as ``parameters`` say it; its text is its canonical form."""
+        copy = self.model_copy(update={"parameters": self.parameters.model_copy(update=target)})
+        copy._text = ""
+        return copy
+
+    def to_yaml(self) -> str:
+        """As `WholeRecipe.to_yaml`; the step that a target in full-rate steps is called by is left out."""
+        if self.parameters.target is None:
+            return super().to_yaml()
+        bare = self.parameters.model_copy(update={"target_step": ()})
+        return WholeRecipe.to_yaml(self.model_copy(update={"parameters": bare}))
 
     @property
     def target_count(self) -> int:
         """How many predictions there will be."""
         target = self.parameters.target
+        if self.walk is not None:
+            return 1
         return len(self.target_steps if target is None else target.full_rate_steps)
 
     def with_clock(self, clock: ClockChoice | None) -> Recipe:

@@ -15,8 +15,10 @@ from hubextrap.foreign_text import own_lines
 from hubextrap.methods import find_method, longest_horizon, nearest, parameter_problems
 from hubextrap.methods.checking import check_steps
 from hubextrap.recipe import mergekit_form
-from hubextrap.recipe.models import Parameters, Recipe, RecipeSection, TensorRule
+from hubextrap.recipe.models import Parameters, Recipe, TensorRule
+from hubextrap.recipe.parts import RecipeSection
 from hubextrap.recipe.regrounding import RegroundRecipe
+from hubextrap.recipe.targets import TARGET_KINDS
 from hubextrap.recipe.yaml_nodes import Document, Place, read_yaml
 from hubextrap.redaction import HUB_TOKEN
 
@@ -202,6 +204,8 @@ def _explicit_step_problems(recipe: Recipe, data: dict[str, Any]) -> list[tuple[
         by_step[entry.step] = entry.model
     problems: list[tuple[Place, str]] = []
     steps = sorted(by_step)
+    if recipe.walk is not None:  # which steps it comes by follows from the checkpoints
+        return []
     # how far a target is may be said beside the last checkpoint: then only what no horizon changes counts
     rehearsed = steps[-1] + longest_horizon(steps) * (steps[-1] - steps[0])
     for index, rule in enumerate(recipe.rules):
@@ -219,7 +223,7 @@ def _explicit_step_problems(recipe: Recipe, data: dict[str, Any]) -> list[tuple[
 
 
 def _translated(detail: Any, form: type[RecipeSection]) -> tuple[Place, str]:
-    place: Place = tuple(detail["loc"])
+    place: Place = tuple(part for part in detail["loc"] if part not in TARGET_KINDS)
     kind = detail["type"]
     value = detail["input"]
     if kind == "extra_forbidden":

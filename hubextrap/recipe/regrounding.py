@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from hubextrap.recipe.commands import Command, check_command, check_placeholders
-from hubextrap.recipe.models import RecipeSection, Text, WholeRecipe, number_or, repo_id
+from hubextrap.recipe.models import WholeRecipe, number_or, repo_id
+from hubextrap.recipe.parts import NamesAClock, RecipeSection, Text
 
 TRAIN_PLACEHOLDERS = ("model", "start_step", "steps", "output")
 PROBE_PLACEHOLDERS = ("model",)
@@ -31,6 +32,13 @@ class GuardSection(RecipeSection):
     """Harm above it takes the jump back and halves n; a gain above it doubles n, up to ``longest_jump``."""
     longest_jump: Count | None = None
     """The largest n that gains may lead to; ``jump`` when None."""
+    prompts: Text | None = None
+    """A file with a JSON object per line, ``question`` or ``prompt``. The round's model answers greedily;
+    a jump that makes its answers less likely by half a nat an answer or more is taken back."""
+    max_tokens: Count | None = None
+    """Of an answer to ``prompts``."""
+    apply_chat_template: bool = False
+    """Put each of ``prompts`` into the tokenizer's chat template, as the user's message."""
 
     @field_validator("probe")
     @classmethod
@@ -42,9 +50,11 @@ class GuardSection(RecipeSection):
         return value
 
     @model_validator(mode="after")
-    def _probe_is_there(self) -> GuardSection:
+    def _what_they_go_with_is_there(self) -> GuardSection:
         if self.probe is None and {"margin", "shell", "longest_jump"} & self.model_fields_set:
             raise ValueError("margin, shell and longest_jump go with a probe, and there is none")
+        if self.prompts is None and {"max_tokens", "apply_chat_template"} & self.model_fields_set:
+            raise ValueError("max_tokens and apply_chat_template go with prompts, and there are none")
         if self.probe is not None and self.margin is None:
             raise ValueError(
                 "a probe needs a margin, 0 or more: what its score has to change by to count, about twice "
@@ -69,6 +79,10 @@ class RegroundSection(RecipeSection):
     jump: Count
     """n: steps to jump over."""
     rule: Literal["two_point", "anchored", "calibrated"] = "two_point"
+    clock: Annotated[str | dict[str, Any], NamesAClock] = "auto"
+    """What rounds and jumps are measured by: ``steps``; ``learning_rate``, by the trainer_state.json in each
+    round's checkpoint; ``auto``, by that where it is there and the rate really changed; a file of step and
+    learning_rate, or a schedule with its parameters, whose steps are the run's RL steps."""
     iterations: Count | None = None
     max_rl_steps: Count | None = None
     max_represented_steps: Count | None = None
@@ -121,6 +135,12 @@ class RegroundRecipe(WholeRecipe):
 
     reground: RegroundSection
     push: RegroundPushSection | None = None
+
+    def with_clock(self, clock: str | None) -> RegroundRecipe:
+        """The recipe with what was said elsewhere of its clock, if anything was."""
+        if clock is None:
+            return self
+        return self.model_copy(update={"reground": self.reground.model_copy(update={"clock": clock})})
 
     def values(self) -> dict[str, Any]:
         """Every key by its dotted path, defaults included, as JSON values."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hubextrap.extras import require
 
@@ -17,11 +16,22 @@ import torch
 from torch import nn
 from transformers.trainer_callback import TrainerCallback
 
-from hubextrap.errors import MethodError, OutputError
-from hubextrap.regrounding.ending import GramOfSnapshots, after_probe, decide
-from hubextrap.regrounding.guard import MAX_ERROR, judge_probe
+from hubextrap.errors import MethodError
+from hubextrap.regrounding.answerer import Answerer
+from hubextrap.regrounding.ending import GramOfSnapshots, after_jump, along, decide, timed
+from hubextrap.regrounding.guard import MAX_ERROR, Values, judge_after
 from hubextrap.regrounding.history import HISTORY_NAME, Decision, append_decision, rewrite_history
-from hubextrap.regrounding.jumps import WINDOWS_KEPT, Clocks, JumpRule, Window, check_rule, snapshot_steps
+from hubextrap.regrounding.jumps import (
+    WINDOWS_KEPT,
+    Clocks,
+    JumpRule,
+    Timing,
+    Window,
+    WindowClock,
+    check_rule,
+    snapshot_steps,
+    timing_of,
+)
 from hubextrap.regrounding.parameters import (
     from_rank_zero,
     gram_matrices,
@@ -33,6 +43,7 @@ from hubextrap.regrounding.parameters import (
     shares,
     world_size,
 )
+from hubextrap.regrounding.rates import Rates, rate_of, rate_of_update
 from hubextrap.regrounding.resuming import Saved, load_checkpoint, resumed_folder, save_checkpoint
 from hubextrap.regrounding.ring import Layout, SnapshotRing
 from hubextrap.regrounding.training import calling_trainer, log, refuse_what_cannot_be_served
@@ -46,6 +57,7 @@ Probe = Callable[[nn.Module], float]
 _LOGGED = (
     *("rl_steps", "represented_steps", "n_wanted", "n_used"),
     *("backtest_error", "expected_relative_error", "probe_before", "probe_after"),
+    *("full_rate_steps", "own_answers_before", "own_answers_after"),
 )
 
 
@@ -78,9 +90,19 @@ class ExtrapolationCallback(TrainerCallback):
         probe: model → score on held-out prompts, higher is better: called before and after every jump, in
             eval mode without gradients, on every rank; rank 0's value counts. Its harm undoes the jump and
             halves n, its gain doubles n up to ``max_n``; the guard then lets the first window jump.
+        own_answers: prompts, as text: before every jump the model answers them greedily, and after it these
+            answers are scored. Fallen by half a nat an answer or more, they undo the jump and halve n, as
+            the probe's harm does, and beside it; the guard then lets the first window jump. Every rank takes
+            part, with the trainer's ``processing_class``.
+        max_tokens: of one answer, at most; 512 when None.
+        apply_chat_template: put each prompt into the tokenizer's chat template, as the user's message.
         probe_margin: what the probe's score has to change by to count; needed with a probe: about twice the
             standard error of its score.
         max_n: the longest that n may grow to; n itself when None.
+        clock: what windows and jumps are measured by. ``learning_rate``: by the rates of the updates, so that
+            a window is as long as they add up to, and a jump of n steps stands for n steps at the rate of the
+            moment; none is made where that is 0. ``steps``: by their number. ``auto``: by the rates, where
+            they really changed within the windows at hand.
         moments: what becomes of the optimizer's moments at a jump. ``keep``: they describe gradients, which a
             jump along the line they came from changes little, and Adam's first moment is forgotten within
             some ten steps anyway. ``reset``: zero, with the step count; Adam's first steps after it move
@@ -90,8 +112,9 @@ class ExtrapolationCallback(TrainerCallback):
             trainable parameters.
 
     Raises:
-        MethodError: an argument makes no sense; at the start of training, DeepSpeed, a probe under FSDP1, or
-            an m that falls between generating and training.
+        MethodError: an argument makes no sense; at the start of training, DeepSpeed, a probe or own answers
+            under FSDP1, own answers without a tokenizer, an optimizer without rates where they are the clock,
+            or an m that falls between generating and training.
         OutputError: the snapshots do not fit, at the start of training; or a file cannot be written.
         NonFinite: training left NaN or infinity, or the jump overflowed a 16-bit dtype.
         CorruptFile, CheckpointMismatch: the checkpoint to resume from holds no usable snapshots.
@@ -108,6 +131,10 @@ class ExtrapolationCallback(TrainerCallback):
         probe: Probe | None = None,
         probe_margin: float | None = None,
         max_n: int | None = None,
+        own_answers: Sequence[str] | None = None,
+        max_tokens: int | None = None,
+        apply_chat_template: bool = False,
+        clock: WindowClock = "auto",
         moments: Literal["keep", "reset"] = "keep",
         snapshots: Literal["cpu", "disk"] = "cpu",
         memory: int = 8 * 2**30,
@@ -138,11 +165,31 @@ class ExtrapolationCallback(TrainerCallback):
             probe is None and max_n is not None,
             f"max_n {max_n} has no effect without a probe: only its gain makes n grow",
         )
+        _refuse(
+            own_answers is None and (max_tokens is not None or apply_chat_template),
+            "max_tokens and apply_chat_template have no effect without own_answers",
+        )
+        _refuse(
+            own_answers is not None
+            and (
+                isinstance(own_answers, str)
+                or not own_answers
+                or not all(isinstance(prompt, str) and prompt for prompt in own_answers)
+            ),
+            "own_answers: give prompts, each of them text",
+        )
+        _refuse(
+            max_tokens is not None and max_tokens < 1,
+            f"max_tokens {max_tokens}: an answer has at least one",
+        )
+        _refuse(clock not in get_args(WindowClock), f"clock {clock!r}: choose auto, steps or learning_rate")
         _refuse(moments not in ("keep", "reset"), f"moments {moments!r}: choose keep or reset")
         _refuse(snapshots not in ("cpu", "disk"), f"snapshots {snapshots!r}: choose cpu or disk")
         self.m, self.n, self.rule, self.windows, self.max_error = m, n, rule, windows, max_error
         self.probe, self.probe_margin, self.moments = probe, probe_margin, moments
-        self.max_n, self.snapshots, self.memory = longest, snapshots, memory
+        self.max_n, self.snapshots, self.memory, self.clock = longest, snapshots, memory, clock
+        self.own_answers = None if own_answers is None else tuple(own_answers)
+        self.max_tokens, self.apply_chat_template = max_tokens, apply_chat_template
         self.decisions: list[Decision] = []
         """What was decided so far; the same as in the history's file."""
 
@@ -157,18 +204,30 @@ class ExtrapolationCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         model: Any = None,
+        processing_class: Any = None,
+        optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
         self._trainer: Trainer | None
         self._trainer, resumed_from = calling_trainer()
-        refuse_what_cannot_be_served(self._trainer, model, self.m, self.probe is not None)
+        refuse_what_cannot_be_served(self._trainer, model, self.m, self._is_asked)
+        _refuse(
+            self.clock == "learning_rate" and optimizer is not None and rate_of(optimizer) is None,
+            "clock 'learning_rate': the optimizer has no learning rates of its own; choose steps",
+        )
+        self._answerer = None
+        if self.own_answers is not None:
+            self._answerer = Answerer(
+                processing_class, self.own_answers, self.max_tokens, self.apply_chat_template
+            )
         tensors = local_tensors(model)
         _refuse(not tensors, "no parameter of the model is trainable: there is nothing to extrapolate")
         self._shares = shares(model)
         self._history = Path(str(args.output_dir)) / HISTORY_NAME
         self._ring = self._new_ring(args, tensors)
         began = Clocks(state.global_step)
-        self._at = Saved(began, began.represented_steps, self.n, ())
+        self._at = Saved(began, began.represented_steps, self.n, (), Rates(), Rates())
+        self._made: float | None = None
         self.decisions = []
         folder = resumed_folder(args, state, resumed_from)
         if folder is None:
@@ -184,6 +243,17 @@ class ExtrapolationCallback(TrainerCallback):
             values: dict[str, float] = {"rl_steps": began.rl_steps, "represented_steps": self._at.start}
             log(self._trainer, state, control, values, said)
 
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        # before the schedule's own step, after which the optimizer has the next update's rate
+        self._made = rate_of_update(optimizer)
+
     def on_step_end(
         self,
         args: TrainingArguments,
@@ -193,7 +263,8 @@ class ExtrapolationCallback(TrainerCallback):
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        self._at = replace(self._at, clocks=self.clocks.trained(1))
+        made, self._made = self._made, None
+        self._at = self._at.trained(rate_of(optimizer) if made is None else made)
         if self.clocks.represented_steps - self._at.start == self.m:
             decision = self._end_window(model, optimizer, last=control.should_training_stop)
             self.decisions.append(decision)
@@ -226,55 +297,75 @@ class ExtrapolationCallback(TrainerCallback):
         here = self.clocks.represented_steps
         tensors = local_tensors(model)
         self._ring.put(here, tensors)
-        windows = (*self._at.windows, Window(self._at.start, here))
+        self._at, rate, timing = from_rank_zero(lambda: self._timed(rate_of(optimizer)))
         layouts = self._ring.layouts
         found = GramOfSnapshots(
             tuple(layouts),
-            gram_matrices(self._ring, snapshot_steps(windows), self._shares, tensors),
+            gram_matrices(self._ring, snapshot_steps(timing.windows), self._shares, tensors),
             {layout.dtype for layout in layouts.values()},
         )
         decision = from_rank_zero(
             lambda: decide(
                 self.clocks,
-                windows,
+                timing,
                 self._at.n,
                 self.rule,
                 found,
                 max_error=self.max_error,
-                probed=self.probe is not None,
+                probed=self._is_asked,
                 last=last,
             )
         )
         if decision.action == "jumped":
             decision = self._jump(model, decision, tensors)
-        self._begin_window(windows, decision.represented_steps, tensors)
+        passed = along(self._at.passed, rate, decision)
+        self._begin_window(passed, decision.represented_steps, tensors)
         if decision.action == "jumped" and self.moments == "reset":
             reset_moments(optimizer)
-        return decision
+        return timed(decision, passed)
+
+    def _timed(self, rate: float | None) -> tuple[Saved, float | None, Timing]:
+        """Rank 0's rates, the next update's, and what they come to with the window that ends here."""
+        at, here = self._at, self.clocks.represented_steps
+        windows = (*at.windows, Window(at.start, here, at.rates))
+        peak = 0.0 if at.passed is None else at.passed.largest
+        return replace(at, windows=windows), rate, timing_of(windows, at.n, self.clock, rate, peak)
 
     def _jump(self, model: nn.Module, decision: Decision, tensors: dict[str, torch.Tensor]) -> Decision:
         """Move the weights, and back again where the probe says so."""
         assert decision.coefficients is not None
         steps, n = decision.snapshot_steps, decision.n_used
-        before = self._probed(model)
+        answers = None if self._answerer is None else self._answerer.draw(model)
+        before = Values(self._probed(model), self._scored(model, answers))
         move_to(self._ring, steps, decision.coefficients, tensors)
         reshard(model)
-        after = self._probed(model)
-        if before is None or after is None or self.probe_margin is None:
+        after = Values(self._probed(model), self._scored(model, answers))
+        verdict = judge_after(n, before, after, margin=self.probe_margin, longest=self.max_n)
+        if verdict is None:
             return decision
-        verdict = judge_probe(n, before, after, margin=self.probe_margin, longest=self.max_n)
         self._at = replace(self._at, n=verdict.n)
         if not verdict.keep:
             restore(self._ring, steps[-1], tensors)
             reshard(model)
-        return after_probe(decision, verdict, before, after)
+        return after_jump(decision, verdict, before, after)
 
-    def _begin_window(
-        self, windows: tuple[Window, ...], start: int, tensors: dict[str, torch.Tensor]
-    ) -> None:
+    @property
+    def _is_asked(self) -> bool:
+        """Whether something judges a jump after it was made."""
+        return self.probe is not None or self.own_answers is not None
+
+    def _scored(self, model: nn.Module, answers: Any) -> float | None:
+        if self._answerer is None:
+            return None
+        value = self._answerer.score(model, answers)
+        return from_rank_zero(lambda: value)
+
+    def _begin_window(self, passed: Rates | None, start: int, tensors: dict[str, torch.Tensor]) -> None:
+        windows = self._at.windows
         kept = windows[max(0, len(windows) - self.windows + 1) :]
         clocks = self.clocks.jumped(start - self.clocks.represented_steps)
-        self._at = replace(self._at, clocks=clocks, start=start, windows=kept)
+        at = replace(self._at, clocks=clocks, start=start, windows=kept)
+        self._at = replace(at, rates=Rates(), passed=passed)
         self._ring.keep_only(self._at.snapshot_steps)
         if start not in self._ring.steps:
             self._ring.put(start, tensors)
@@ -304,28 +395,13 @@ class ExtrapolationCallback(TrainerCallback):
         folder = Path(str(args.output_dir)) / "reground_ring" / f"rank-{args.process_index}"
         layouts = {name: Layout.of(tensor) for name, tensor in tensors.items()}
         ring = SnapshotRing(layouts, folder if self.snapshots == "disk" else None)
-        needed = 2 * self.windows * ring.snapshot_bytes
-        if needed > self.memory:
-            raise OutputError(
-                f"{2 * self.windows} snapshots of {ring.snapshot_bytes:,} bytes take {needed:,}, above "
-                f"memory={self.memory:,}; raise memory"
-                + (f", choose fewer windows than {self.windows}" if self.windows > 2 else "")
-                + (", or keep them in files with snapshots='disk'" if self.snapshots == "cpu" else "")
-            )
-        if self.snapshots == "disk":
-            Path(str(args.output_dir)).mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(str(args.output_dir)).free
-            if needed > free:
-                raise OutputError(
-                    f"{args.output_dir}: {2 * self.windows} snapshots take {needed:,} bytes per rank, and "
-                    f"the disk has {free:,} free; free some, or choose another output_dir",
-                    file=args.output_dir,
-                )
+        ring.check_room(self.windows, self.memory, Path(str(args.output_dir)))
         return ring
 
     def _settings(self) -> dict[str, object]:
         """What has to be the same in a resumed run; n is where adaptation has taken it."""
-        return {"m": self.m, "rule": self.rule, "windows": self.windows, "n": self.n, "max_n": self.max_n}
+        keys = ("m", "rule", "windows", "n", "max_n", "clock")
+        return {key: getattr(self, key) for key in keys}
 
     def _is_sharded(self) -> bool:
         return any(share * world_size() > 1.0 for share in self._shares.values())

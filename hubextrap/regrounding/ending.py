@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import MethodError
-from hubextrap.regrounding.guard import ProbeVerdict, judge_jump
+from hubextrap.regrounding.guard import judge_jump
 from hubextrap.regrounding.history import Decision, finite_or_none
 from hubextrap.regrounding.jumps import jump_coefficients, snapshot_steps
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hubextrap.recipe.regrounding import RegroundSection
-    from hubextrap.regrounding.jumps import Clocks, Window
+    from hubextrap.regrounding.guard import ProbeVerdict, Values
+    from hubextrap.regrounding.jumps import Clocks, Timing
+    from hubextrap.regrounding.rates import Rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class GramOfSnapshots:
 
 def decide(
     clocks: Clocks,
-    windows: Sequence[Window],
+    timing: Timing,
     n: int,
     rule: str,
     found: GramOfSnapshots,
@@ -42,21 +44,30 @@ def decide(
     probed: bool,
     last: bool,
 ) -> Decision:
-    """Jump n steps or not; a probe that judges the jump comes after it, in `after_probe`.
+    """Jump n steps or not; what judges the jump itself comes after it, in `after_jump`.
 
     Args:
         clocks: at the end of the last window.
+        timing: of the windows and n.
+        probed: something judges the jump.
         last: training ends here.
     """
-    judged = judge_jump(windows, n, rule, found.gram, max_error=max_error, probed=probed, dtypes=found.dtypes)
+    windows = timing.windows
+    judged = judge_jump(
+        windows, n, rule, found.gram, max_error=max_error, probed=probed, dtypes=found.dtypes, timing=timing
+    )
     jump, reason, coefficients = judged.jump, judged.reason, None
     try:
-        rows = jump_coefficients(windows, n, rule, found.gram)
+        rows = None if timing.refusal else jump_coefficients(windows, n, rule, found.gram, timing)
     except MethodError as error:  # e.g. too few windows yet
         jump, reason = False, f"{rule}: {error}"
     else:
-        names = found.tensors if len(rows) > 1 else ("*",)
-        coefficients = {name: tuple(row) for name, row in zip(names, rows.tolist(), strict=True)}
+        if rows is not None:
+            names = found.tensors if len(rows) > 1 else ("*",)
+            coefficients = {name: tuple(row) for name, row in zip(names, rows.tolist(), strict=True)}
+    by_rate = timing.clock.name == "learning_rate"
+    if by_rate and timing.refusal is None:
+        reason += f"; by the learning rate, {n} steps at what it is now are {timing.ahead:.4g} full-rate ones"
     if last:
         jump, reason = False, f"training ends here, and what it ends with was trained ({reason})"
     used = n if jump else 0
@@ -72,21 +83,36 @@ def decide(
         coefficients=coefficients,
         backtest_error=finite_or_none(judged.backtest_error),
         expected_relative_error=finite_or_none(judged.expected_relative_error),
+        clock="learning_rate" if by_rate else "steps",
     )
 
 
-def after_probe(decision: Decision, verdict: ProbeVerdict, before: float, after: float) -> Decision:
+def after_jump(decision: Decision, verdict: ProbeVerdict, before: Values, after: Values) -> Decision:
     """The decision to jump, kept or taken back."""
     decision = replace(
         decision,
         reason=f"{decision.reason}; {verdict.reason}",
-        probe_before=before,
-        probe_after=finite_or_none(after),
+        probe_before=before.probe,
+        probe_after=finite_or_none(after.probe),
+        own_answers_before=before.own_answers,
+        own_answers_after=finite_or_none(after.own_answers),
     )
     if verdict.keep:
         return decision
     trained = decision.represented_steps - decision.n_used
     return replace(decision, action="rolled_back", n_used=0, represented_steps=trained)
+
+
+def along(passed: Rates | None, rate: float | None, decision: Decision) -> Rates | None:
+    """What the run has passed, its jumps taken at the rate of the moment, and now this one."""
+    if passed is None or (decision.n_used and rate is None):
+        return None
+    return passed.plus(rate, decision.n_used) if decision.n_used and rate is not None else passed
+
+
+def timed(decision: Decision, passed: Rates | None) -> Decision:
+    """The decision with the full-rate steps that the weights stand for after it."""
+    return decision if passed is None else replace(decision, full_rate_steps=passed.in_full_rate_steps)
 
 
 def why_ended(section: RegroundSection, decisions: Sequence[Decision], clocks: Clocks) -> str | None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hubextrap.clocks import STEPS, Timeline
 from hubextrap.errors import MethodError
 from hubextrap.methods import longest_horizon
-from hubextrap.regrounding.jumps import Window, check_rule, joined_gram, joined_steps, snapshot_steps
+from hubextrap.regrounding.jumps import Timing, Window, check_rule, joined_gram, joined_steps, snapshot_steps
 from hubextrap.statistics import BacktestCandidate, GramTable, backtest_table, expect_of_last, is_rounded
 
 if TYPE_CHECKING:
@@ -42,12 +43,21 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class ProbeVerdict:
-    """What a probe says of a jump that was made."""
+    """What a probe says of a jump that was made; or what the model's own answers do."""
 
     keep: bool
     n: int
     """How far to jump the next time."""
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What was found of the weights before a jump, or after it; None of what was not asked for."""
+
+    probe: float | None = None
+    own_answers: float | None = None
+    """Mean log-probability of the answers that were drawn before the jump."""
 
 
 def judge_jump(
@@ -59,6 +69,7 @@ def judge_jump(
     max_error: float | None = MAX_ERROR,
     probed: bool = False,
     dtypes: Iterable[str] = (),
+    timing: Timing | None = None,
 ) -> Judgement:
     """Backtest ``rule`` on the windows at hand, and decide on a jump of n steps from the end of the last.
 
@@ -70,34 +81,41 @@ def judge_jump(
         gram: (N, K, K) inner products of each tensor's deltas over the K `snapshot_steps`.
         max_error: None refuses nothing but a window without motion; the errors are still computed, for the
             log.
-        probed: whether a probe will judge the jump after it was made.
+        probed: whether a probe, or the model's own answers, will judge the jump after it was made.
         dtypes: of the snapshots, as safetensors names them: with 16 bits, rounding is told from training.
+        timing: of these windows and n, where steps are not the clock.
 
     Raises:
         StepError, MethodError: as `jump_coefficients` does for the windows and the rule's name.
     """
+    timing = timing or Timing(tuple(windows), STEPS, n)
     steps = joined_steps(windows)
     check_rule(rule)
+    if timing.refusal is not None:
+        return Judgement(False, timing.refusal, None, None)
     if not _moved(windows[-1], snapshot_steps(windows), gram):
         reason = "the last window moved no weight, so there is no line to jump along"
         return Judgement(False, reason, None, None)
     joined = joined_gram(windows, gram)
     names = tuple(f"{index}" for index in range(len(joined)))
-    table = GramTable(steps, names, np.zeros(len(joined), dtype=np.int64), joined)
+    table = GramTable(steps, names, np.zeros(len(joined), dtype=np.int64), joined, timing.clock)
+    times, ahead = table.times, timing.ahead
     backtest = _backtest_error(table, rule, dtypes)
-    expected = _expected_error(table, n, rule, dtypes)
-    horizon, longest = n / steps[-1], longest_horizon(steps)
+    expected = _expected_error(table, ahead, rule, dtypes)
+    horizon, longest = ahead / times[-1], longest_horizon(times)
     if expected is None and horizon <= longest:  # shorter than all that was rehearsed
         expected = backtest
     if max_error is None:
         return Judgement(True, "the guard is off", backtest, expected)
     if len(windows) < 2:
         if probed:
-            return Judgement(True, "the first window: only the probe can judge this jump", None, None)
+            return Judgement(
+                True, "the first window: only what is asked after the jump judges it", None, None
+            )
         return Judgement(False, "the first window: there is no earlier one to backtest on", None, None)
     if expected is None:
         reason = (
-            f"n = {n} is {horizon:.3g} times the {steps[-1]} steps of training at hand, and they have "
+            f"n = {n} is {horizon:.3g} times the {_length(times)} of training at hand, and they have "
             f"rehearsed no horizon like it (at most {longest:.3g}); choose a smaller n or a larger m"
         )
         return Judgement(False, reason, backtest, None)
@@ -136,13 +154,61 @@ def judge_probe(n: int, before: float, after: float, *, margin: float, longest: 
     return ProbeVerdict(True, n, f"{said}: margin {margin:g}")
 
 
+def judge_own_answers(n: int, before: float, after: float) -> ProbeVerdict:
+    """Keep or undo a jump of n steps by how likely the answers are that the weights before it gave.
+
+    Fallen by `FALL` or more undoes it and halves n; nothing makes n grow.
+
+    Args:
+        before: mean log-probability in nats an answer, and ``after`` it.
+
+    Raises:
+        MethodError: the value before is not finite. One after it that is not counts as fallen.
+    """
+    from hubextrap.evaluation.own_answers import FALL
+
+    if not math.isfinite(before):
+        raise MethodError(f"own answers: the weights before the jump give them {before} nats an answer")
+    said = f"own answers {before:.4g} nats an answer before, {after:.4g} after"
+    if not math.isfinite(after) or before - after >= FALL:
+        shorter = max(1, n // 2)
+        return ProbeVerdict(False, shorter, f"{said}: fallen by {FALL:g} or more; n {n} → {shorter}")
+    return ProbeVerdict(True, n, f"{said}: not fallen by {FALL:g}")
+
+
+def judge_after(
+    n: int, before: Values, after: Values, *, margin: float | None, longest: int
+) -> ProbeVerdict | None:
+    """Keep or undo a jump by all that was asked of the weights; None where nothing was.
+
+    Each can undo it. n grows by the probe's gain alone.
+
+    Raises:
+        MethodError: as `judge_probe` and `judge_own_answers` do.
+    """
+    found = []
+    if before.probe is not None and after.probe is not None and margin is not None:
+        found.append(judge_probe(n, before.probe, after.probe, margin=margin, longest=longest))
+    if before.own_answers is not None and after.own_answers is not None:
+        found.append(judge_own_answers(n, before.own_answers, after.own_answers))
+    if not found:
+        return None
+    undoing = [one for one in found if not one.keep]
+    return ProbeVerdict(not undoing, (undoing or found)[0].n, "; ".join(one.reason for one in found))
+
+
 def _backtest_error(table: GramTable, rule: str, dtypes: Iterable[str]) -> float | None:
     rows = backtest_table(table, [BacktestCandidate(rule, (check_rule(rule),))], dtypes=dtypes).rows
     return next((row.error for row in rows if (row.last_step, row.target_step) == table.steps[-2:]), None)
 
 
-def _expected_error(table: GramTable, n: int, rule: str, dtypes: Iterable[str]) -> float | None:
-    if n < 1:
+def _expected_error(table: GramTable, ahead: float, rule: str, dtypes: Iterable[str]) -> float | None:
+    if not ahead > 0:
         return None
     rounded = is_rounded(table, dtypes)
-    return expect_of_last((check_rule(rule),), table, table.steps[-1] + n, rounded).relative_error
+    return expect_of_last((check_rule(rule),), table, table.times[-1] + ahead, rounded).relative_error
+
+
+def _length(times: Sequence[float]) -> str:
+    full_rate = isinstance(times, Timeline)
+    return f"{times[-1]:.4g} full-rate steps" if full_rate else f"{times[-1]} steps"

@@ -49,6 +49,15 @@ class Decision:
     probe_before: float | None = None
     probe_after: float | None = None
     """None when there was no probe, or when what it returned was not finite (the reason says so)."""
+    clock: Literal["steps", "learning_rate"] = "steps"
+    """Along which the rule, its backtest and the jump went."""
+    full_rate_steps: float | None = None
+    """Of `represented_steps`, by the learning rate: Σ rate/largest since the run was first re-grounded. None
+    where the rates are not known."""
+    own_answers_before: float | None = None
+    own_answers_after: float | None = None
+    """Mean log-probability of the model's own greedy answers before the jump, in nats an answer; None as
+    for a probe."""
 
     def as_line(self) -> bytes:
         """JSON with its own digest; floats are written so that they read back exactly."""
@@ -100,6 +109,8 @@ def _checked(decision: Decision) -> Decision:
     steps, rows = decision.snapshot_steps, decision.coefficients or {}
     if min(decision.rl_steps, decision.represented_steps, decision.n_wanted, decision.n_used, *steps) < 0:
         raise ValueError("a number of steps is below 0")
+    if decision.full_rate_steps is not None and decision.full_rate_steps < 0:
+        raise ValueError("full_rate_steps is below 0")
     if any(after <= before for before, after in pairwise(steps)):
         raise ValueError("snapshot_steps do not increase")
     for name, row in rows.items():

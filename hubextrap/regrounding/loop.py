@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hubextrap.durable.atomic import writing
 from hubextrap.errors import CheckpointError, OutputError
@@ -25,10 +25,20 @@ from hubextrap.regrounding.checkpoint import (
     find_checkpoint,
 )
 from hubextrap.regrounding.command import CommandRunner, printed_number
-from hubextrap.regrounding.ending import GramOfSnapshots, after_probe, decide, limit_reached, why_ended
-from hubextrap.regrounding.guard import judge_probe
+from hubextrap.regrounding.ending import (
+    GramOfSnapshots,
+    after_jump,
+    along,
+    decide,
+    limit_reached,
+    timed,
+    why_ended,
+)
+from hubextrap.regrounding.guard import Values, judge_after
 from hubextrap.regrounding.history import HISTORY_NAME, Decision, rewrite_history
-from hubextrap.regrounding.jumps import WINDOWS_KEPT, Window, snapshot_steps
+from hubextrap.regrounding.jumps import WINDOWS_KEPT, Window, snapshot_steps, timing_of
+from hubextrap.regrounding.rates import Rates
+from hubextrap.regrounding.round_rates import rates_of_round, window_clock
 from hubextrap.regrounding.state import Phase, RunState, save_state
 
 if TYPE_CHECKING:
@@ -51,6 +61,9 @@ class Engine(Protocol):
         self, snapshots: Mapping[int, Path], decision: Decision, target_step: int, out: Path
     ) -> None:
         """Write Σ c_k·W_k to ``out``, which appears whole; a stopped one goes on where it was."""
+
+    def own_answers(self, before: Path, after: Path) -> tuple[float, float]:
+        """How likely each of two models makes the first one's greedy answers: nats an answer."""
 
     def push(self, model: Path, weights: Mapping[str, str], kind: str, rl_steps: int, step: int) -> None:
         """Make ``model`` a branch on the Hub; what is there already is not committed again."""
@@ -160,25 +173,51 @@ class Loop:
             state = self.state
             self.progress.say(f"round {state.round}: {self._checkpoint()} is gone; so it is trained again")
             n = state.n if state.decision is None else state.decision.n_wanted  # a probe may have changed it
-            self._save(state.after("begun", n=n, checkpoint=None, weights={}, decision=None))
+            gone: dict[str, Any] = {"checkpoint": None, "decision": None, "rates": None, "rate": None}
+            self._save(state.after("begun", n=n, weights={}, **gone))
             return
         with self.progress.stage("check", None) as stage:
             check_unchanged(self._checkpoint(), self.state.weights, stage)
 
     def _decide(self) -> RunState:
-        guard = self._section.guard
-        after = self.state.clocks.trained(self._section.window)
+        state, section = self.state, self._section
+        say = lambda text: self.progress.say(f"round {state.round}: {text}")  # noqa: E731
+        first, steps = state.clocks.rl_steps, section.window
+        rates, rate = rates_of_round(section.clock, self._checkpoint(), first, steps, say)
+        passed = self._passed(rates)
+        after = state.clocks.trained(steps)
+        start = state.clocks.represented_steps
+        timing = timing_of(
+            (*state.windows, Window(start, start + steps, rates)),
+            state.n,
+            window_clock(section.clock),
+            rate,
+            0.0 if passed is None else passed.largest,
+        )
+        snapshots = self._snapshots()
         decision = decide(
             after,
-            self._windows(),
-            self.state.n,
-            self._section.rule,
-            self.engine.scan(self._snapshots()),
-            max_error=None if guard.max_error == "off" else guard.max_error,
-            probed=guard.probe is not None,
-            last=limit_reached(self._section, self.state.round, after) is not None,
+            timing,
+            state.n,
+            section.rule,
+            self.engine.scan({step: snapshots[step] for step in snapshot_steps(timing.windows)}),
+            max_error=None if section.guard.max_error == "off" else section.guard.max_error,
+            probed=self._is_asked,
+            last=limit_reached(section, state.round, after) is not None,
         )
-        return self.state.after("decided", decision=decision)
+        decision = timed(decision, along(passed, rate, decision))
+        return state.after("decided", decision=decision, rates=rates, rate=rate)
+
+    def _passed(self, rates: Rates | None) -> Rates | None:
+        """All up to the end of this round, the rates of its own updates given."""
+        before = self.state.passed if self.state.clocks.rl_steps else Rates()
+        return None if before is None or rates is None else before.joined(rates)
+
+    @property
+    def _is_asked(self) -> bool:
+        """Whether something judges a jump after it was made."""
+        guard = self._section.guard
+        return guard.probe is not None or guard.prompts is not None
 
     def _extrapolate(self) -> RunState:
         decision = self._decision()
@@ -193,17 +232,26 @@ class Loop:
         return self.state.after("extrapolated")
 
     def _probe(self) -> RunState:
-        decision, guard = self._decision(), self._section.guard
-        if decision.action != "jumped" or guard.probe is None or guard.margin is None:
-            return self.state.after("probed")
-        before = self._score(self._checkpoint(), "before")
-        after = self._score(self._extrapolated(), "after")
+        decision, guard, state = self._decision(), self._section.guard, self.state
+        if decision.action != "jumped" or not self._is_asked:
+            return state.after("probed")
+        models = (self._checkpoint(), self._extrapolated())
+        scores: tuple[float | None, float | None] = (None, None)
+        likely: tuple[float | None, float | None] = (None, None)
+        if guard.probe is not None:
+            scores = self._score(models[0], "before"), self._score(models[1], "after")
+        if guard.prompts is not None:
+            likely = self.engine.own_answers(*models)
+        before, after = (Values(*both) for both in zip(scores, likely, strict=True))
         longest = guard.longest_jump or self._section.jump
-        verdict = judge_probe(decision.n_used, before, after, margin=guard.margin, longest=longest)
+        verdict = judge_after(decision.n_used, before, after, margin=guard.margin, longest=longest)
+        assert verdict is not None
         self.progress.say(
-            f"round {self.state.round}: {'kept' if verdict.keep else 'taken back'}: {verdict.reason}"
+            f"round {state.round}: {'kept' if verdict.keep else 'taken back'}: {verdict.reason}"
         )
-        return self.state.after("probed", decision=after_probe(decision, verdict, before, after), n=verdict.n)
+        decision = after_jump(decision, verdict, before, after)
+        decision = timed(decision, along(self._passed(state.rates), state.rate, decision))
+        return state.after("probed", decision=decision, n=verdict.n)
 
     def _score(self, model: Path, when: str) -> float:
         guard = self._section.guard
@@ -243,6 +291,9 @@ class Loop:
             snapshots=snapshots | {clocks.represented_steps: model},
             checkpoint=None,
             weights={},
+            rates=None,
+            rate=None,
+            passed=along(self._passed(state.rates), state.rate, decision),
             decision=None,
             decisions=(*state.decisions, decision),
         )
@@ -279,7 +330,7 @@ class Loop:
     def _windows(self) -> tuple[Window, ...]:
         """Those at hand, this round's included."""
         start = self.state.clocks.represented_steps
-        return (*self.state.windows, Window(start, start + self._section.window))
+        return (*self.state.windows, Window(start, start + self._section.window, self.state.rates))
 
     def _folders(self) -> dict[int, str]:
         """Every snapshot at hand, this round's checkpoint included."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from hubextrap.foreign_data import first_problem
 from hubextrap.regrounding.history import HISTORY_NAME, REMEDY, Decision, read_history, rewrite_history
 from hubextrap.regrounding.jumps import Clocks, Natural, Window, snapshot_steps
 from hubextrap.regrounding.parameters import barrier, rank, world_size
+from hubextrap.regrounding.rates import Rates
 from hubextrap.regrounding.ring import SnapshotRing
 from hubextrap.regrounding.training import PREFIX
 
@@ -35,11 +36,23 @@ class Saved:
     """How far the next jump goes."""
     windows: tuple[Window, ...]
     """The windows before the current one that are kept."""
+    rates: Rates | None = None
+    """Of the updates of the current window so far; None where they are not known, as those before a
+    version that kept them."""
+    passed: Rates | None = None
+    """Of all updates so far, the steps that jumps stood for at the rate of the moment among them."""
 
     @property
     def snapshot_steps(self) -> tuple[int, ...]:
         """What the ring has to hold."""
         return tuple(dict.fromkeys((*(snapshot_steps(self.windows) if self.windows else ()), self.start)))
+
+    def trained(self, rate: float | None) -> Saved:
+        """After one more update, at this rate; None where it is not known."""
+        rates, passed = (
+            None if one is None or rate is None else one.plus(rate) for one in (self.rates, self.passed)
+        )
+        return replace(self, clocks=self.clocks.trained(1), rates=rates, passed=passed)
 
 
 _READER = TypeAdapter(Saved)
@@ -122,6 +135,8 @@ def load_checkpoint(
         ) from error
     if form != FORMAT:
         raise CheckpointMismatch(f"{path}: format {form}, and this version reads {FORMAT}", file=path)
+    # before there was a choice windows went by steps, as auto lets those whose rates it does not know
+    saved.setdefault("clock", "auto" if settings["clock"] == "auto" else "steps")
     for key, value in settings.items():
         if saved.get(key) != value:
             raise CheckpointMismatch(

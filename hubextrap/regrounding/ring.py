@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from hubextrap.claims import DIGEST
 from hubextrap.durable.atomic import writing
-from hubextrap.errors import CheckpointMismatch, CorruptFile
+from hubextrap.errors import CheckpointMismatch, CorruptFile, OutputError
 from hubextrap.tensors import DTYPES, build_header
 from hubextrap.tensors.headers import header_end
 
@@ -59,6 +60,34 @@ class SnapshotRing:
     @property
     def snapshot_bytes(self) -> int:
         return sum(of.elements * DTYPES[of.dtype].itemsize for of in self.layouts.values())
+
+    def check_room(self, windows: int, memory: int, output: Path) -> None:
+        """Refuse, before training, more snapshots of so many windows than there is room for.
+
+        Args:
+            memory: bytes that they may take.
+            output: where the folder lies, if they are files.
+
+        Raises:
+            OutputError: says what takes less.
+        """
+        needed = 2 * windows * self.snapshot_bytes
+        if needed > memory:
+            raise OutputError(
+                f"{2 * windows} snapshots of {self.snapshot_bytes:,} bytes take {needed:,}, above "
+                f"memory={memory:,}; raise memory"
+                + (f", choose fewer windows than {windows}" if windows > 2 else "")
+                + (", or keep them in files with snapshots='disk'" if self.folder is None else "")
+            )
+        if self.folder is not None:
+            output.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(output).free
+            if needed > free:
+                raise OutputError(
+                    f"{output}: {2 * windows} snapshots take {needed:,} bytes per rank, and the disk has "
+                    f"{free:,} free; free some, or choose another output_dir",
+                    file=output,
+                )
 
     def put(self, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copy the tensors as they are now.

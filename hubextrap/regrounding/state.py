@@ -12,6 +12,7 @@ from hubextrap.errors import CorruptFile, StepError
 from hubextrap.foreign_data import first_problem
 from hubextrap.regrounding.history import REMEDY, CheckedDecision
 from hubextrap.regrounding.jumps import Clocks, Natural, Window, snapshot_steps
+from hubextrap.regrounding.rates import Rate, Rates
 
 STATE_NAME = "state.json"
 Phase = Literal["begun", "trained", "checked", "decided", "extrapolated", "probed", "pushed"]
@@ -59,6 +60,13 @@ class RunState(_Part):
     """What this round's trainer left behind."""
     weights: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = {}
     """sha256 of its weight files."""
+    rates: Rates | None = None
+    """Of this round's updates; None where they are not known."""
+    rate: Rate | None = None
+    """What a jump from this round is to stand for."""
+    passed: Rates | None = None
+    """Of all updates behind this round, the steps that jumps stood for among them; None where some are not
+    known."""
     decision: CheckedDecision | None = None
     """Of this round; its action is open until ``probed``."""
     decisions: tuple[CheckedDecision, ...] = ()

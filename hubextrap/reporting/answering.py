@@ -10,7 +10,7 @@ import numpy as np
 from hubextrap.clocks import STEPS
 from hubextrap.hub.provenance import without_private_parts
 from hubextrap.statistics import HORIZONS, horizon_means, judge
-from hubextrap.statistics.verdict import say_unforeseen
+from hubextrap.statistics.verdict import PROMISING, say_unforeseen, step_in_words
 from hubextrap.trajectory import say_same_weights
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 FEW_TRIALS = 6
 """Fewer rehearsals than this are no ground for trust."""
-PROMISING = 0.5
-"""Mean error up to which the page does not call for care: at .59 a prediction has lost task accuracy."""
 CLOSE = 0.1
 """How far the mean expected error may be from the mean found to be believed."""
 _LAST_WORD = "All this is about weights. Before a prediction is used, evaluate it beside the last checkpoint."
@@ -62,9 +60,9 @@ def answer(backtest: Backtest) -> Answer:
     rows = _near_rows(backtest, verdict.method)
     mean, worst = float(np.mean([row.error for row in rows])), max(row.error for row in rows)
     found = (
-        f"In {_times(len(rows), 'rehearsal')} up to a horizon of 1, its predictions were on average "
-        f"{mean:.2f} times as far from the real weights as the last known checkpoint was, and "
-        f"{worst:.2f} times at worst."
+        f"In {_times(len(rows), 'rehearsal')} up to a horizon of 1 (from here, "
+        f"{step_in_words(backtest, HORIZONS[-1])}), its predictions were on average {mean:.2f} times as far "
+        f"from the real weights as the last known checkpoint was, and {worst:.2f} times at worst."
     )
     sentences = [*same, found, *rounding, _reach(verdict), *_expectation(rows)]
     if verdict.base_step is not None:

@@ -8,6 +8,7 @@ from hubextrap.statistics.backtesting import (
     BacktestRow,
     backtest_memory,
     backtest_table,
+    brief_backtest,
     candidates,
 )
 from hubextrap.statistics.calibration import Expectation, expect_of_last, is_rounded, tensors_at_once
@@ -17,10 +18,13 @@ from hubextrap.statistics.verdict import (
     HORIZONS,
     BacktestVerdict,
     HorizonMeans,
+    Trust,
+    at_the_task,
     horizon_classes,
     horizon_means,
     judge,
     pair_counts,
+    trust,
 )
 
 __all__ = [
@@ -34,8 +38,11 @@ __all__ = [
     "HorizonMeans",
     "Linearity",
     "RandomWalk",
+    "Trust",
+    "at_the_task",
     "backtest_memory",
     "backtest_table",
+    "brief_backtest",
     "candidates",
     "expect_of_last",
     "horizon_classes",
@@ -45,4 +52,5 @@ __all__ = [
     "pair_counts",
     "random_walk",
     "tensors_at_once",
+    "trust",
 ]

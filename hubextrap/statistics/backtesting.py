@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from hubextrap.methods.rules import FirstMatch
 from hubextrap.statistics.calibration import (
     FIT_COPIES,
     FIT_MEMORY,
+    Expectation,
     expectation,
     is_rounded,
     pasts,
@@ -56,13 +57,16 @@ class BacktestCandidate:
         return cls(f"{method}({words})" if words else method, (Rule(("*",), method, parameters, damping),))  # type: ignore[arg-type]
 
 
-DEFAULT_RULE = BacktestCandidate.of("least_squares", window="half", through_last=True)
-"""The fixed rule to beat: it keeps the early transient out, and starts at the last checkpoint."""
 VARIANTS = (
     BacktestCandidate.of("two_point", base_step="auto"),
-    DEFAULT_RULE,
+    BacktestCandidate.of("least_squares", window="half", through_last=True),
     BacktestCandidate.of("least_squares", "auto", window="half", through_last=True),
 )
+
+BRIEF_PAIRS, BRIEF_TENSORS, BRIEF_CHECKPOINTS = 150, 64, 100
+"""What a `brief_backtest` takes at most: seconds, where a whole one takes minutes."""
+_BRIEF_WORK = 300_000
+"""Pairs times checkpoints squared: a method that is fitted to the past takes so much longer for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,16 +166,8 @@ def backtest_table(
     """
     tried = candidates() if tried is None else tried
     rounded = is_rounded(table, dtypes)
-    count = len(table.steps)
-    pairs, unforeseen = [], []
-    for last in range(1, count - 1):
-        seen = table.seen_at(last)
-        for target in range(last + 1, count):
-            time = _foreseen(seen, table.steps[target])
-            if time is None:
-                unforeseen.append(table.steps[last])
-            else:
-                pairs.append(_Pair(last, target, seen.times, time, rehearse(seen.times, time)))
+    foreseen, unforeseen = _pairs_of(table)
+    pairs = [replace(pair, rehearsals=rehearse(pair.times, pair.time)) for pair in foreseen]
     rows = [row for candidate in tried for row in _rows_of(candidate, table, pairs, rounded)]
     share, same = float(rounding_share(table.total())), table.same_weights()
     return Backtest(
@@ -182,8 +178,29 @@ def backtest_table(
         same,
         _best_base(table),
         table.clock,
-        tuple(dict.fromkeys(unforeseen)),
+        unforeseen,
     )
+
+
+def brief_backtest(rules: Sequence[Rule], table: GramTable, rounded: bool, farthest: float) -> Backtest:
+    """What one recipe's rules came to up to a horizon, in bounded time and without expected errors.
+
+    Of many pairs, `BRIEF_PAIRS` or fewer are taken, spread over all; of many tensors, the `BRIEF_TENSORS`
+    that moved most; of more than `BRIEF_CHECKPOINTS` checkpoints, no pair at all. It takes no more memory
+    than fitting.
+
+    Args:
+        rounded: of the whole table, `is_rounded`.
+    """
+    table = table.most_moved(BRIEF_TENSORS)
+    pairs: Sequence[_Pair] = ()
+    if len(table.steps) <= BRIEF_CHECKPOINTS:
+        pairs = [pair for pair in _pairs_of(table)[0] if pair.horizon <= farthest]
+    most = min(BRIEF_PAIRS, _BRIEF_WORK // len(table.steps) ** 2)
+    if len(pairs) > most:
+        pairs = [pairs[place * len(pairs) // most] for place in range(most)]
+    rows = _rows_of(BacktestCandidate("recipe", tuple(rules)), table, pairs, rounded)
+    return Backtest(table.steps, tuple(rows), 0.0, rounded, (), None, table.clock)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -196,11 +213,28 @@ class _Pair:
     """Of the checkpoints up to the last one, as the clock had them then."""
     time: float
     """The target's, as the clock had it then."""
-    rehearsals: Rehearsals
+    rehearsals: Rehearsals | None = None
+    """Of it; None where no error is to be expected."""
 
     @property
     def horizon(self) -> float:
         return (self.time - self.times[-1]) / (self.times[-1] - self.times[0])
+
+
+def _pairs_of(table: GramTable) -> tuple[list[_Pair], tuple[int, ...]]:
+    """Every pair of checkpoints with a past whose later one's time could be told at the earlier one; and the
+    steps from which some could not."""
+    count = len(table.steps)
+    pairs, unforeseen = [], []
+    for last in range(1, count - 1):
+        seen = table.seen_at(last)
+        for target in range(last + 1, count):
+            time = _foreseen(seen, table.steps[target])
+            if time is None:
+                unforeseen.append(table.steps[last])
+            else:
+                pairs.append(_Pair(last, target, seen.times, time))
+    return pairs, tuple(dict.fromkeys(unforeseen))
 
 
 def _foreseen(seen: GramTable, step: int) -> float | None:
@@ -251,14 +285,18 @@ def _rows_of(
 ) -> Iterator[BacktestRow]:
     """The rows of one candidate, in the order of the pairs."""
     steps, first = table.steps, FirstMatch(candidate.rules)
-    sums = {pair: _Sums(np.zeros((4, len(pair.rehearsals))), np.zeros(2), np.zeros(2)) for pair in pairs}
+    sums = {
+        pair: _Sums(np.zeros((4, len(pair.rehearsals or ()))), np.zeros(2), np.zeros(2)) for pair in pairs
+    }
     for some in table.parts(max(1, FIT_MEMORY // _bytes_of_tensor(table.times))):
         _add(sums, first, some, rounded)
     for pair, found in sums.items():
         error = _relative(found.total)
         if error is None:
             continue
-        expected = expectation(found.rehearsed, pair.rehearsals, rounded)
+        expected = Expectation(None, None)
+        if pair.rehearsals is not None:
+            expected = expectation(found.rehearsed, pair.rehearsals, rounded)
         yield BacktestRow(
             candidate.name,
             steps[pair.last],
@@ -297,7 +335,8 @@ def _add(sums: dict[_Pair, _Sums], first: FirstMatch, table: GramTable, rounded:
         if rounded:
             both = zip(errors, hindsight, strict=True)
             found.signal += sum(squares(one, motion, gram)[:, 0] for one, gram in both)
-        found.rehearsed += rehearsed_squares(parts, last, pair.rehearsals, rounded, fitted)
+        if pair.rehearsals is not None:
+            found.rehearsed += rehearsed_squares(parts, last, pair.rehearsals, rounded, fitted)
 
 
 def _widened(moved: NDArray[np.float64], count: int) -> NDArray[np.float64]:

@@ -75,6 +75,15 @@ class GramTable:
                 self, tensors=self.tensors[rows], elements=self.elements[rows], gram=self.gram[rows]
             )
 
+    def most_moved(self, count: int) -> GramTable:
+        """That of so many tensors at most: those that moved farthest, in the table's order."""
+        if len(self.tensors) <= count:
+            return self
+        moved = np.diagonal(self.gram, axis1=1, axis2=2).max(axis=1)
+        rows = np.sort(np.argsort(-moved, kind="stable")[:count])
+        names = tuple(self.tensors[row] for row in rows)
+        return replace(self, tensors=names, elements=self.elements[rows], gram=self.gram[rows])
+
     def total(self) -> NDArray[np.float64]:
         """(K, K): the Gram matrix of all tensors taken as one vector."""
         return np.asarray(self.gram.sum(axis=0), dtype=np.float64)

@@ -154,7 +154,7 @@ def _trajectory(
 ) -> Trajectory:
     found = Trajectory(checkpoints, pattern, whole, same_weights(checkpoints))
     for note in found.notes:
-        progress.say(f"warning: {note}")
+        progress.warn(note)
     return found
 
 

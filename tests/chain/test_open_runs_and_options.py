@@ -23,7 +23,7 @@ def recipe_of(until: int, **sections: Any) -> Recipe:
     content: dict[str, Any] = {
         "trajectory": {"repo": str(DEMO), "steps": {"max": until}},
         "merge_method": "two_point",
-        "parameters": {"target_step": 300},
+        "parameters": {"target_step": 240},
     }
     return parse_recipe(yaml.safe_dump(content | sections))
 
@@ -48,7 +48,7 @@ def test_a_run_of_other_checkpoints_makes_nothing(tmp_path: Path) -> None:
         other = recipe_of(100, merge_method="persistence")
         assert hubextrap.plan(other, out=tmp_path / "out", run=opened).problems == ()
     with Run.of(find_trajectory(str(DEMO), max_step=120)) as found:
-        assert hubextrap.plan(recipe_of(120), run=found).target_steps == (300,)
+        assert hubextrap.plan(recipe_of(120), run=found).target_steps == (240,)
 
 
 @pytest.mark.parametrize("options", [ReadingOptions, MergeOptions])

@@ -223,10 +223,26 @@ def test_a_scan_that_lacks_a_tensor_decides_nothing(run: Path, scan_file: Path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_scan_that_nothing_needs_is_refused(run: Path, scan_file: Path, tmp_path: Path) -> None:
+def test_a_scan_says_what_to_expect_of_any_method(run: Path, scan_file: Path, tmp_path: Path) -> None:
     plain = recipe_of(run, merge_method="two_point", parameters={"target_step": 140})
+    (unknown,) = api.merge(plain, out=tmp_path / "unknown").predictions
+    (known,) = api.merge(plain, out=tmp_path / "known", scan=scan_file).predictions
+    assert unknown.provenance.expected_relative_error is unknown.provenance.trusted is None
+    assert "--scan FILE" in unknown.notes[0]
+    assert known.provenance.expected_relative_error is not None
+    assert known.provenance.trusted is not None
+    assert known.notes == ()
+    with_scan, without = (contents(tmp_path / name)["model.safetensors"] for name in ("known", "unknown"))
+    assert with_scan == without
+
+
+def test_a_scan_that_nothing_needs_is_refused(run: Path, scan_file: Path, tmp_path: Path) -> None:
+    section = {"task_files": str(tmp_path / "problems.jsonl")}
+    parameters = {"target_step": 140}
+    mixed = recipe_of(run, merge_method="two_point", parameters=parameters, space="logits", evaluate=section)
     with pytest.raises(RecipeError, match=r"--scan: .* has no effect"):
-        api.merge(plain, out=tmp_path / "out", scan=scan_file)
+        api.plan(mixed, scan=scan_file)
+    plain = recipe_of(run, merge_method="two_point", parameters=parameters)
     with api.Run.of(plain) as opened, pytest.raises(RecipeError, match="no effect on a run that is open"):
         api.merge(plain, out=tmp_path / "out", run=opened, settings=api.MergeOptions(workers=1))
 

@@ -32,6 +32,9 @@ from hubextrap.trajectory import TrajectoryOptions, find_trajectory
 ALWAYS = "*"
 """Has its effect whatever comes with it."""
 
+FORCE = ALWAYS
+"""Counts where a target lies beyond what the past can rehearse; elsewhere, as that of rm, it changes nothing."""
+
 SELECTION = {
     "pattern": "x{step}",
     "series": "x",
@@ -71,10 +74,12 @@ OPTIONS: dict[str, dict[str, object]] = {
     "report": dict.fromkeys(["evaluation", "out", "png", "clock", "title"], ALWAYS),
     "plan": {
         **dict.fromkeys(["out", "push", "memory", "workers", "cache", "no_push_check", "summary", "quiet", "as_json"], ALWAYS),
-        "scan": ("recipe.yaml --scan scan.safetensors", "no effect", "fitted.yaml --scan absent"),
+        "force": FORCE,
+        "scan": ("mixed.yaml --scan scan.safetensors", "no effect", "recipe.yaml --scan absent"),
     },
     "merge": {
-        "scan": ("recipe.yaml --out o --scan scan.safetensors", "no effect", "fitted.yaml --out o --scan absent"),
+        "scan": ALWAYS,
+        "force": FORCE,
         **dict.fromkeys(
             ["out", "push", "memory", "workers", "cache", "device", "allow_non_finite", "summary", "quiet", "as_json"], ALWAYS
         ),
@@ -83,7 +88,8 @@ OPTIONS: dict[str, dict[str, object]] = {
     },
     "push": dict.fromkeys(["private", "create_pr", "message", "quiet", "as_json"], ALWAYS),
     "run": {
-        "scan": ("recipe.yaml --out o --scan scan.safetensors", "no effect", "fitted.yaml --out o --scan absent"),
+        "scan": ("mixed.yaml --scan scan.safetensors", "no effect", "recipe.yaml --out run --scan absent"),
+        "force": FORCE,
         **dict.fromkeys(["summary", "memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
         "out": ("mixed.yaml --out o", "no weights", "recipe.yaml --out run"),
         "output": ("recipe.yaml --out o --output r.json", "no evaluate section", "evaluate.yaml --out run --output r"),
@@ -108,13 +114,30 @@ OPTIONS: dict[str, dict[str, object]] = {
         "create_pr": ("absent --tasks a --create-pr", "--publish", "absent --tasks a --publish --create-pr"),
     },
     "sweep": {
-        "scan": ("evaluate.yaml --out o --scan scan.safetensors", "no effect", "evaluate.yaml --out o --scan absent"),
+        "scan": ALWAYS,
+        "force": FORCE,
         **dict.fromkeys(["out", "clock", "memory", "workers", "cache", "dtype", "backend", "quiet", "as_json"], ALWAYS),
         "horizons": ("evaluate.yaml --out o --horizons ,", "has to be numbers", "absent --out o --horizons 2"),
         "damping": ("still.yaml --out o --damping 0.5", "no effect", "absent --out o --damping 0.5"),
         "device": ("evaluate.yaml --out o --backend vllm --device cpu", "no effect", "absent --out o --device cpu"),
     },
-    "reground": dict.fromkeys(["out", "memory", "workers", "quiet", "as_json"], ALWAYS),
+    "walk": {
+        "scan": ALWAYS,
+        **dict.fromkeys(["clock", "out", "push", "memory", "workers", "cache", "device", "dtype", "quiet", "as_json"], ALWAYS),
+        "prompts": ("walk.yaml --out o --prompts problems.jsonl", "the recipe's target_step says how", "recipe.yaml --out o --prompts absent"),
+        "tasks": ("recipe.yaml --prompts problems.jsonl --tasks radd --out o", "either prompts", "recipe.yaml --tasks absent --out o"),
+        "include_path": ("recipe.yaml --prompts problems.jsonl --include-path run --out o", "without tasks", "recipe.yaml --tasks absent --include-path run --out o"),
+        "by": ("walk.yaml --by score --out o", "the recipe's target_step says how", "recipe.yaml --prompts absent --by score --out o"),
+        "samples": ("recipe.yaml --prompts problems.jsonl --by own_answers --samples 2 --out o", "by own_answers", "recipe.yaml --prompts absent --samples 2 --out o"),
+        "answer_format": ("recipe.yaml --prompts problems.jsonl --format math --out o", "by own_answers", "recipe.yaml --prompts absent --samples 2 --format math --out o"),
+        "max_tokens": ("walk.yaml --max-tokens 3 --out o", "the recipe's target_step says how", "recipe.yaml --prompts absent --max-tokens 3 --out o"),
+        "limit": ("walk.yaml --limit 3 --out o", "the recipe's target_step says how", "recipe.yaml --prompts absent --limit 3 --out o"),
+        "seed": ("recipe.yaml --prompts problems.jsonl --seed 0 --out o", "by own_answers", "recipe.yaml --prompts absent --samples 2 --seed 0 --out o"),
+        "chat_template": ("walk.yaml --apply-chat-template --out o", "the recipe's target_step says how", "recipe.yaml --prompts absent --apply-chat-template --out o"),
+        "private": ("recipe.yaml --prompts problems.jsonl --out o --private", "--push", "recipe.yaml --prompts absent --push a/b --private"),
+        "create_pr": ("recipe.yaml --prompts problems.jsonl --out o --create-pr", "--push", "recipe.yaml --prompts absent --push a/b --create-pr"),
+    },
+    "reground": dict.fromkeys(["out", "clock", "memory", "workers", "quiet", "as_json"], ALWAYS),
     "generate": {
         "scan": ("logits.yaml x --scan scan.safetensors", "no effect", "logits.yaml x --scan absent"),
         **dict.fromkeys(["max_new_tokens", "temperature", "chat_template", "device", "dtype", "quiet", "as_json"], ALWAYS),
@@ -153,6 +176,7 @@ CONDITIONAL = [
 def stage(ground: Ground) -> Ground:
     ground.recipe("mixed.yaml", space="logits", evaluate={"task_files": "problems.jsonl"})
     ground.recipe("fitted.yaml", merge_method="low_rank")
+    ground.recipe("walk.yaml", parameters={"target_step": {"up_to": 60, "prompts": "problems.jsonl"}})
     ground.recipe("still.yaml", merge_method="persistence", evaluate={"task_files": "problems.jsonl"})
     return ground
 
@@ -170,6 +194,11 @@ def test_an_option_counts_or_is_refused(
     taken = run_main(*words.split(), *effective.split(), "--quiet")
     assert taken.code == 1, taken  # something else is wrong with it, so that it costs nothing
     assert said not in taken.err
+
+
+def walked(**target: Any) -> dict[str, Any]:
+    """Sections of a recipe whose step is to be chosen."""
+    return {"parameters": {"target_step": {"up_to": 60} | target}}
 
 
 RECIPE: dict[str, object] = {
@@ -206,6 +235,16 @@ RECIPE: dict[str, object] = {
         {"space": "logits", "parameters": {"target_step": 60, "tensors": [{"match": "*", "method": "ema"}]}},
         "goes with space: weights",
     ),
+    **dict.fromkeys(
+        [f"parameters.target_step.{key}" for key in ("up_to", "by", "prompts", "max_tokens", "limit", "apply_chat_template")],
+        ALWAYS,
+    ),
+    "parameters.target_step.up_to.full_rate_steps": ALWAYS,
+    "parameters.target_step.tasks": (walked(prompts="f", tasks="a"), "either prompts"),
+    "parameters.target_step.include_path": (walked(prompts="f", include_path="x"), "no effect without tasks"),
+    "parameters.target_step.format": (walked(tasks="a", by="score", format="exact"), "no effect on tasks"),
+    "parameters.target_step.samples": (walked(prompts="f", by="own_answers", samples=2), "samples has no effect by own_answers"),
+    "parameters.target_step.seed": (walked(prompts="f", seed=1), "seed has no effect by own_answers"),
     "out_dtype": ({"space": "logits", "out_dtype": "float32"}, "goes with space: weights"),
     "push": ({"space": "logits", "push": {"repo": "a/b"}}, "goes with space: weights"),
     "evaluate.include_path": ({"evaluate": {"task_files": "f", "include_path": "x"}}, "no effect without tasks"),
@@ -231,6 +270,8 @@ REGROUND_KEYS: dict[str, object] = {
             "reground.guard",
             "reground.guard.max_error",
             "reground.guard.probe",
+            "reground.guard.prompts",
+            "reground.clock",
             "reground.keep",
             "push",
             "push.repo",
@@ -241,6 +282,8 @@ REGROUND_KEYS: dict[str, object] = {
     "reground.guard.margin": ({"margin": 0.1}, "go with a probe"),
     "reground.guard.shell": ({"shell": False}, "go with a probe"),
     "reground.guard.longest_jump": ({"longest_jump": 8}, "go with a probe"),
+    "reground.guard.max_tokens": ({"max_tokens": 8}, "go with prompts"),
+    "reground.guard.apply_chat_template": ({"apply_chat_template": False}, "go with prompts"),
 }
 
 
@@ -303,12 +346,12 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     },
     api.merge: {
         **dict.fromkeys(["recipe", "out", "push", "settings"], ALWAYS),
-        "scan": (lambda: api.merge(load_recipe("recipe.yaml"), out="o", scan="scan.safetensors"), "no effect"),
+        "scan": ALWAYS,
         "run": (lambda: beside_an_open_run(scan="scan.safetensors"), "no effect on a run that is open"),
     },
     api.plan: {
         **dict.fromkeys(["recipe", "out", "push", "check_push", "run", "settings"], ALWAYS),
-        "scan": (lambda: api.plan(load_recipe("recipe.yaml"), scan="scan.safetensors"), "no effect"),
+        "scan": (lambda: api.plan(load_recipe("mixed.yaml"), scan="scan.safetensors"), "no effect"),
     },
     api.prepare: dict.fromkeys(["recipe", "run", "settings", "read_weights", "variants", "check"], ALWAYS),
     api.publish: dict.fromkeys(["table", "publication"], ALWAYS),
@@ -316,7 +359,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     api.reground: dict.fromkeys(["recipe", "out", "settings", "output"], ALWAYS),
     api.report: dict.fromkeys(["scan_file", "evaluations", "out", "png", "title", "clock"], ALWAYS),
     api.run: {
-        "scan": (lambda: merged({}, out="o", scan="scan.safetensors"), "no effect"),
+        "scan": (lambda: merged(MIXED, scan="scan.safetensors"), "no effect"),
         "recipe": ALWAYS,
         "out": (lambda: merged(MIXED, out="o"), "no weights to write"),
         "output": (lambda: merged({}, out="o", output=Path("r.json")), "no evaluate section"),
@@ -328,11 +371,17 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     },
     api.sweep: {
         **dict.fromkeys(["recipe", "out", "horizons", "settings", "clock"], ALWAYS),
-        "scan": (lambda: api.sweep(load_recipe("evaluate.yaml"), "o", scan="scan.safetensors"), "no effect"),
+        "scan": ALWAYS,
         "damping": (lambda: api.sweep(load_recipe("still.yaml"), "o", damping=[0.5]), "no effect"),
         "where": (lambda: api.sweep(load_recipe("evaluate.yaml"), "o", device="cpu", backend="vllm"), "no effect"),
     },
     api.sweep_files: {"out": ALWAYS},
+    api.walk: {
+        **dict.fromkeys(["recipe", "out", "push", "settings"], ALWAYS),
+        "prompts": (lambda: api.walk(load_recipe("walk.yaml"), "problems.jsonl", out="o"), "no effect"),
+        "scan": ALWAYS,
+        "how": (lambda: api.walk(load_recipe("walk.yaml"), out="o", limit=3), "no effect"),
+    },
     api.verify: {"reference": ALWAYS},
     find_trajectory: dict.fromkeys(["reference", "options", "named", "pins"], ALWAYS),
     TrajectoryOptions: dict.fromkeys(["pattern", "series", "min_step", "max_step", "steps", "base", "step_scale"], ALWAYS),
@@ -358,9 +407,9 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     },
     # see `settings`
     ReadingOptions: dict.fromkeys(["memory", "workers", "cache"], ALWAYS),
-    MergeOptions: dict.fromkeys(["memory", "workers", "cache", "device", "allow_non_finite"], ALWAYS),
+    MergeOptions: dict.fromkeys(["memory", "workers", "cache", "device", "allow_non_finite", "force"], ALWAYS),
     Run: dict.fromkeys(["trajectory", "reading", "pins", "clock"], ALWAYS),
-    Run.of: dict.fromkeys(["what", "reading", "scan", "clock"], ALWAYS),  # whoever uses the run asks `check_scan_counts`
+    Run.of: dict.fromkeys(["what", "reading", "scan", "clock"], ALWAYS),
     api.Completing: dict.fromkeys(["chat", "device", "dtype", "on_prompt", "on_text", "on_end"], ALWAYS),
     PushTarget: dict.fromkeys(["repo", "revision", "private", "create_pr", "message"], ALWAYS),
     LogProbRequest: {
@@ -375,6 +424,9 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     },
     ExtrapolationCallback: {
         **dict.fromkeys(["m", "n", "rule", "windows", "max_error", "probe", "moments", "snapshots", "memory"], ALWAYS),
+        **dict.fromkeys(["own_answers", "clock"], ALWAYS),
+        "max_tokens": (lambda: ExtrapolationCallback(4, 4, max_tokens=8), "no effect"),
+        "apply_chat_template": (lambda: ExtrapolationCallback(4, 4, apply_chat_template=True), "no effect"),
         "probe_margin": (lambda: ExtrapolationCallback(4, 4, probe_margin=0.1), "a probe needs one"),
         "max_n": (lambda: ExtrapolationCallback(4, 4, max_n=8), "no effect"),
     },

@@ -20,11 +20,15 @@ MEANINGS = {
     "--out": 4,  # a new folder, a folder to go on in, a scan's file, a page
     "--device": 3,  # of the sums, of the model that answers, of --logprobs
     "--batch-size": 2,  # sequences of an evaluation, responses of --logprobs
+    "--prompts": 2,  # a file of lines, of JSON lines
+    "--format": 2,
+    "--limit": 2,
+    "--max-tokens": 2,
     "--max-new-tokens": 2,
     "--temperature": 2,
 }
 """Flags that mean something else in another command, and how many things they mean."""
-WORK = ("plan", "merge", "run", "scan", "backtest", "sweep", "reground")
+WORK = ("plan", "merge", "run", "scan", "backtest", "sweep", "walk", "reground")
 LIBRARY: dict[type, dict[tuple[str, ...], tuple[str, ...]]] = {
     # the object of the library that options go to: options by their commands
     MergeOptions: {WORK: ("memory", "workers"), ("merge", "run"): ("device", "allow_non_finite", "cache")},

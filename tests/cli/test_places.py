@@ -29,6 +29,7 @@ OUTPUTS = {
     ("eval", "output"): ("merged --no-against --task-file problems.jsonl --output {} -q", False),
     ("eval", "summary"): ("merged --no-against --task-file problems.jsonl --summary {} -q", False),
     ("sweep", "out"): ("evaluate.yaml --out {} -q", True),
+    ("walk", "out"): ("recipe.yaml --prompts problems.jsonl --out {} -q", True),
     ("reground", "out"): ("reground.yaml --out {} -q", True),
     ("recipes cp", "destination"): ("low_rank {}", False),
     ("hub serve", "folder"): ("{} --port 0", True),
@@ -42,6 +43,9 @@ INPUTS = {
     ("merge", "scan"): "recipe.yaml --out o --scan {} -q",
     ("run", "scan"): "recipe.yaml --out o --scan {} -q",
     ("sweep", "scan"): "evaluate.yaml --out o --scan {} -q",
+    ("walk", "recipe"): "{} --prompts problems.jsonl --out o -q",
+    ("walk", "prompts"): "recipe.yaml --prompts {} --out o -q",
+    ("walk", "scan"): "recipe.yaml --prompts problems.jsonl --out o --scan {} -q",
     ("generate", "scan"): "logits.yaml 1+1= --scan {} -q",
     ("merge", "recipe"): "{} --out o -q",
     ("run", "recipe"): "{} --out o -q",
@@ -53,7 +57,7 @@ INPUTS = {
     ("recipes validate", "files"): "{}",
     ("mergekit-yaml", "config"): "{} out-of-mergekit",
 }
-FOLDERS = {("eval", "include_path"), ("push", "folder")}
+FOLDERS = {("eval", "include_path"), ("walk", "include_path"), ("push", "folder")}
 """Parameters that name a folder to read; a folder's files are another test's."""
 
 

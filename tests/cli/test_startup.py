@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content[8:9] = b"x"
     damaged.write_bytes(content)
     (root / "empty").mkdir()
-    good = {"trajectory": {"repo": "run"}, "merge_method": "two_point", "parameters": {"target_step": 60}}
+    good = {"trajectory": {"repo": "run"}, "merge_method": "two_point", "parameters": {"target_step": 45}}
     evaluated = good | {"evaluate": {"tasks": ["gsm8k"]}}
     recipes = {
         "good": good,

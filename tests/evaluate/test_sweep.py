@@ -24,6 +24,7 @@ from hubextrap.evaluation import Answering, EvaluationOptions, Harness, TaskFile
 from hubextrap.evaluation.sweep_report import SweepResult
 from hubextrap.localhub import LocalHub
 from hubextrap.recipe import Recipe, load_recipe, parse_recipe
+from hubextrap.trajectory import TrajectoryOptions, find_trajectory
 
 STEPS = (0, 40, 80, 100, 120, 160, 200)
 
@@ -40,7 +41,7 @@ def on_hub(hub: LocalHub, repo_id: str, trajectory: Path) -> str:
 
 @pytest.fixture
 def recipe_for(trajectory: Path) -> Callable[..., Recipe]:
-    def make(repo: str | Path, **evaluate: Any) -> Recipe:
+    def make(repo: str | Path, *, target: int = 300, **evaluate: Any) -> Recipe:
         section = {
             "task_files": [str(trajectory / "problems.jsonl")],
             "limit": 60,
@@ -51,7 +52,7 @@ def recipe_for(trajectory: Path) -> Callable[..., Recipe]:
             {
                 "trajectory": {"repo": str(repo), "steps": {"max": 200}},
                 "merge_method": "least_squares",
-                "parameters": {"target_step": 300, "through_last": True},
+                "parameters": {"target_step": target, "through_last": True},
                 "evaluate": section | evaluate,
             }
         )
@@ -305,6 +306,55 @@ def test_few_shot_examples_count_as_the_problems_do(tmp_path: Path) -> None:
     assert fingerprint("2", 0) == fingerprint("3", 0)
 
 
+def test_own_answers_tell_what_a_prediction_has_lost(
+    recipe_for: Callable[..., Recipe], trajectory: Path, measured: list[str], tmp_path: Path
+) -> None:
+    """The column is the change under each prediction; what was measured without it is not measured again."""
+    from hubextrap.evaluation.own_answers import draw_answers, mean_logprob
+    from hubextrap.evaluation.sweep_report import GridPoint, sweep_markdown
+    from hubextrap.logits import load_tokenizer
+    from hubextrap.logits.loading import load_causal_lm
+    from hubextrap.trajectory import resolve_checkpoint
+
+    recipe, out = recipe_for(trajectory, limit=8), tmp_path / "sweep"
+    result = sweep(recipe, out, horizons=[0.5, 8])
+    near, far = result.candidates
+    last = resolve_checkpoint(str(trajectory / "step_200"))
+    tokenizer: Any = load_tokenizer(last)
+    lines = (trajectory / "problems.jsonl").read_text().splitlines()[:8]
+    answers = draw_answers(load_causal_lm(last), tokenizer, [json.loads(line)["question"] for line in lines])
+    for point in (near, far):
+        merge(recipe_for(trajectory, target=point.step), out=tmp_path / f"{point.step}")
+        made = resolve_checkpoint(str(tmp_path / f"{point.step}"))
+        under = [mean_logprob(load_causal_lm(each), tokenizer, answers) for each in (made, last)]
+        assert point.own_answers == pytest.approx(under[0] - under[1], abs=1e-4)
+    assert not near.own_answers_fell
+    assert far.own_answers_fell
+    assert far.own_answers is not None
+    assert f"| {far.own_answers:+.3f} (fell) |" in sweep_markdown(result)
+    assert "fell by 0.5 nats an answer or more" in (out / "sweep.md").read_text()
+    assert [
+        GridPoint(label="x", step=1, damping=1.0, own_answers=v).own_answers_fell for v in (-0.5, -0.49)
+    ] == [
+        True,
+        False,
+    ]
+    measured.clear()
+    assert sweep(recipe, out, horizons=[0.5, 8]) == result
+    assert measured == []
+
+
+def test_choices_have_no_own_answers(
+    recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path
+) -> None:
+    problem = {"question": "1+1=", "answer": 0, "choices": ["2", "3"]}
+    (tmp_path / "choices.jsonl").write_text("\n".join([json.dumps(problem)] * 4))
+    section = {"task_files": [str(tmp_path / "choices.jsonl")], "format": "choice", "limit": None}
+    result = sweep(recipe_for(trajectory, **section), tmp_path / "sweep")
+    assert result.candidates[0].own_answers is None
+    assert "own answers" not in (tmp_path / "sweep" / "sweep.md").read_text()
+
+
 def test_the_command(recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(recipe_for(trajectory, against=["last", "base", "target"]).to_yaml())
@@ -323,6 +373,23 @@ def test_the_command(recipe_for: Callable[..., Recipe], trajectory: Path, tmp_pa
     wrong = CliRunner().invoke(app, [*arguments, "--damping", "half"])
     assert wrong.exit_code == 2
     assert "has to be numbers" in wrong.output
+
+
+def test_what_the_past_says_of_each_prediction_is_kept(
+    recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_for(trajectory)
+    scan(find_trajectory(str(trajectory), TrajectoryOptions(max_step=200)), out=tmp_path / "scan.safetensors")
+    result = sweep(recipe, tmp_path / "sweep", scan=tmp_path / "scan.safetensors")
+    (point,) = result.candidates
+    assert (point.horizon, point.trusted_up_to) == (0.5, "step 400")
+    assert point.expected_relative_error is not None
+    table = (tmp_path / "sweep" / "sweep.md").read_text()
+    assert "| on the half that decides | step | horizon | expected error | trusted up to |" in table
+    assert f"| 300 | 0.5 | {point.expected_relative_error:.3f} | step 400 |" in table
+    assert (
+        sweep(recipe, tmp_path / "sweep").candidates == result.candidates
+    )  # without a scan, from what is kept
 
 
 def test_what_is_no_sweep(recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from hubextrap.errors import CorruptFile
-from hubextrap.hub.provenance import InputCheckpoint, OutputShard, without_private_parts
+from hubextrap.hub import model_card
+from hubextrap.hub.provenance import (
+    ClockRecord,
+    InputCheckpoint,
+    OutputShard,
+    TrustRecord,
+    without_private_parts,
+)
 from hubextrap.hub.provenance_checks import read_provenance
 
 Make = Callable[..., Any]
@@ -62,6 +69,35 @@ def test_horizon(
     provenance = make_provenance(checkpoints=[make_checkpoint(step) for step in steps], target_step=target)
     assert provenance.horizon == horizon
     assert provenance.steps == steps
+
+
+def test_the_trusted_step_is_written_where_it_is_known_and_checked(make_provenance: Make) -> None:
+    assert b"trusted" not in make_provenance().to_bytes()
+    provenance = make_provenance(trusted=TrustRecord(horizon=0.5, step=300))
+    assert read_provenance(provenance.to_bytes()) == provenance
+    assert provenance.trusted_in_words == "step 300"
+    for wrong in (
+        TrustRecord(horizon=0.5, step=302),
+        TrustRecord(horizon=0.25, step=300),
+        TrustRecord(horizon=0.5, step=None),
+    ):
+        with pytest.raises(CorruptFile, match="trusted"):
+            read_provenance(make_provenance(trusted=wrong).to_bytes())
+
+
+def test_a_trusted_step_that_the_clock_never_reaches_is_said_in_full_rate_steps(
+    make_provenance: Make,
+) -> None:
+    clock = ClockRecord(
+        name="learning_rate", said="cosine", details={}, times=(0.0, 80.0, 100.0), target_time=110.0
+    )
+    provenance = make_provenance(clock=clock, trusted=TrustRecord(horizon=0.5, step=None))
+    assert read_provenance(provenance.to_bytes()) == provenance
+    assert provenance.trusted_in_words == "step 200 + 50 full-rate steps"
+    assert "**step 200 + 50 full-rate steps**, horizon 0.5" in model_card(provenance)
+    early = make_provenance(clock=clock, trusted=TrustRecord(horizon=0.5, step=199))
+    with pytest.raises(CorruptFile, match=r"trusted: step 199 does not lie at horizon 0\.5"):
+        read_provenance(early.to_bytes())
 
 
 def test_a_local_input_gives_its_folders_name_only(make_provenance: Make, make_checkpoint: Make) -> None:

@@ -17,7 +17,7 @@ from hubextrap import api
 from hubextrap.cli.app import app
 from hubextrap.errors import EvaluationError, ReferenceNotFound, UnsupportedCheckpoint
 from hubextrap.logits import LogProbRequest, measure_logprobs
-from hubextrap.logits.logprobs import as_chat
+from hubextrap.logits.responses import as_chat
 from hubextrap.scans import LogProbs, LogProbSource, Scan
 from hubextrap.trajectory import Trajectory, find_trajectory
 

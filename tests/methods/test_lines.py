@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubextrap.errors import MethodError
-from hubextrap.methods import least_squares, persistence, sum_to_one, two_point
+from hubextrap.methods import late_lines, least_squares, persistence, sum_to_one, two_point
 
-LINES = [two_point, least_squares]
+LINES = [two_point, least_squares, late_lines]
 
 
 def irregular(minimum: int) -> st.SearchStrategy[list[int]]:
@@ -49,6 +49,14 @@ def test_least_squares_by_hand() -> None:
     # irregular: mean 10/3, offsets −10/3, −7/3, 17/3, Σ of squares 438/9; s* − mean = 20/3
     expected = [1 / 3 + 20 / 3 * offset / (438 / 9) for offset in (-10 / 3, -7 / 3, 17 / 3)]
     assert least_squares([0, 1, 9], 10) == pytest.approx(expected, abs=1e-15)
+
+
+def test_late_lines_by_hand() -> None:
+    # over 2, 3, 4: slopes (-2, -1, 3)/5 a step; over 3, 4: (-1, 1); .55 and .25 of two steps of each
+    expected = [0, 0, -2 * 0.55 * 2 / 5, -2 * (0.55 / 5 + 0.25), 1 + 2 * (0.55 * 3 / 5 + 0.25)]
+    assert late_lines([0, 1, 2, 3, 4], 6) == pytest.approx(expected, abs=1e-15)
+    assert late_lines([0, 1], 3) == pytest.approx([-1.6, 2.6], abs=1e-15)  # both lines are this one
+    assert late_lines([0, 1, 2], 2).tolist() == [0, 0, 1]
 
 
 def test_least_squares_through_last_by_hand() -> None:
@@ -91,7 +99,7 @@ def test_least_squares_equals_the_pseudoinverse(steps: list[int], horizon: int) 
     )
 
 
-@pytest.mark.parametrize("method", LINES)
+@pytest.mark.parametrize("method", [two_point, least_squares])
 @settings(deadline=None)
 @given(steps=trajectories, horizon=horizons, slope=st.floats(-10, 10), start=st.floats(-10, 10))
 def test_exact_on_straight_lines(method, steps: list[int], horizon: int, slope: float, start: float) -> None:  # type: ignore[no-untyped-def]

@@ -78,7 +78,7 @@ def test_both_accuracies_are_those_of_the_bundled_run(addition: Any) -> None:
     measured = addition.accuracy(model.eval(), tokenizer, problems, samples=8)
     greedy, sampled = np.array(measured.greedy), np.array(measured.sampled)
     assert greedy.mean() == pytest.approx(0.984, abs=0.04)
-    probability = addition.answer_probability(model, tokenizer, problems)
+    probability = addition.expected_accuracy(model, tokenizer, problems)
     noise = np.sqrt((sampled * (1 - sampled)).sum() / 7) / 100
     assert sampled.mean() == pytest.approx(probability, abs=4 * noise)
     assert sampled.mean() == pytest.approx(0.663, abs=0.08)

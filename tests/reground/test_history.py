@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from hubextrap.claims import unsealed
+from hubextrap.durable.log import sealed_line
 from hubextrap.errors import CorruptFile, OutputError
 from hubextrap.regrounding.history import Decision, append_decision, read_history, rewrite_history
 
@@ -31,6 +34,16 @@ def test_what_was_appended_reads_back_exactly(tmp_path: Path) -> None:
     append_decision(path, JUMP)
     append_decision(path, SKIP)
     assert read_history(path) == [JUMP, SKIP]
+
+
+def test_a_line_of_an_older_version_reads_as_by_steps(tmp_path: Path) -> None:
+    content = unsealed(json.loads(JUMP.as_line()))
+    for key in ("clock", "full_rate_steps", "own_answers_before", "own_answers_after"):
+        del content[key]
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(sealed_line(content, ensure_ascii=False))
+    assert read_history(path) == [JUMP]
+    assert JUMP.clock == "steps"
 
 
 @pytest.mark.parametrize("cut", [1, 20, 150])

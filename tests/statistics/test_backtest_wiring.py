@@ -129,8 +129,13 @@ def test_a_limit_on_the_expected_error(tmp_path: Path) -> None:
     ):
         api.merge(recipe_of("two_point", "target_step: 300, max_expected_error: 0.1"), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    forced = api.MergeOptions(force=True)
     with pytest.raises(MethodError, match=r"step 9000: the past .* 0\.9 cannot be kept"):
-        api.merge(recipe_of("two_point", "target_step: 9000, max_expected_error: 0.9"), out=tmp_path / "out")
+        api.merge(
+            recipe_of("two_point", "target_step: 9000, max_expected_error: 0.9"),
+            out=tmp_path / "out",
+            settings=forced,
+        )
     result = api.merge(
         recipe_of("two_point", "target_step: 300, max_expected_error: 0.9"), out=tmp_path / "out"
     )
@@ -141,15 +146,17 @@ def test_poor_and_thin_expectations_are_said(tmp_path: Path) -> None:
     listening = Lines()
     api.merge(recipe_of("low_rank", "target_step: 240"), out=tmp_path / "out", progress=listening)
     assert any(
-        line.startswith("warning: step 240: the expected relative error is ") for line in listening.said
+        line.startswith("warning: step 240: the expected error is ") and "at the task" in line
+        for line in listening.said
     )
-    listening = Lines()
-    api.merge(recipe_of("calibrated", "target_step: 1100"), out=tmp_path / "far", progress=listening)
+    listening, forced = Lines(), api.MergeOptions(force=True)
+    far = recipe_of("calibrated", "target_step: 1100")
+    api.merge(far, out=tmp_path / "far", settings=forced, progress=listening)
     assert any("only 2 earlier checkpoints could rehearse it" in line for line in listening.said)
 
 
 def test_a_horizon_that_the_past_has_not_seen_is_refused_before_any_read(tmp_path: Path) -> None:
-    with pytest.raises(MethodError, match=r"step 9000 is 44 times .* cannot be calibrated"):
+    with pytest.raises(MethodError, match=r"step 9000 lies at horizon 44, .* cannot be calibrated"):
         api.merge(recipe_of("calibrated", "target_step: 9000"), out=tmp_path / "out")
 
 

@@ -151,10 +151,15 @@ def merged(folder: Path, target: int, damping: float, limit: float) -> list[str]
     return lines.said
 
 
-def test_an_expected_error_of_nine_tenths_is_warned_of_and_a_limit_is_allowed_itself(tmp_path: Path) -> None:
+def test_what_an_expected_error_has_meant_is_said_from_one_half_on_and_a_limit_is_allowed_itself(
+    tmp_path: Path,
+) -> None:
     run = straight(tmp_path / "run", (0, 100, 200, 300, 400))
-    assert not any("warning" in line for line in merged(run, 600, 0.1001, 2))  # expects 0.8999
-    assert any("warning: step 600: the expected" in line for line in merged(run, 600, 0.0999, 2))
+    assert not any("warning" in line for line in merged(run, 600, 0.5001, 2))  # expects 0.4999
+    for damping, share in ((0.4999, "13%"), (0.3999, "61%"), (0.1999, "all with an error above 0.8")):
+        (line,) = (line for line in merged(run, 600, damping, 2) if "at the task" in line)
+        assert line.startswith(f"warning: step 600: the expected error is {1 - damping:.3f}, and below 1 is")
+        assert share in line
     merged(run, 600, 0.75, 0.25)  # expects 0.25, to the last bit
     with pytest.raises(MethodError, match=r"0\.250 .* above max_expected_error 0\.2499"):
         merged(run, 600, 0.75, 0.24999)

@@ -81,6 +81,7 @@ def build(tmp_path: Path) -> Build:
         callback: ExtrapolationCallback | None,
         *,
         model: torch.nn.Module | None = None,
+        tokenizer: Any = None,
         out: str = "run",
         extra: tuple[TrainerCallback, ...] = (),
         last: tuple[TrainerCallback, ...] = (),
@@ -90,6 +91,7 @@ def build(tmp_path: Path) -> Build:
             "max_steps": 16,
             "per_device_train_batch_size": 4,
             "learning_rate": 3e-3,
+            "lr_scheduler_type": "constant",
             "use_cpu": True,
             "report_to": [],
             "save_strategy": "no",
@@ -103,6 +105,7 @@ def build(tmp_path: Path) -> Build:
             tiny_model() if model is None else model,
             arguments,
             train_dataset=DATA,
+            processing_class=tokenizer,
             callbacks=[*extra, trained, *([] if callback is None else [callback]), left, *last],
         )
         return Run(trainer, trained, left)

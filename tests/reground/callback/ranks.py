@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import (
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     Trainer,
@@ -26,6 +27,7 @@ from transformers import (
 from hubextrap.regrounding import ExtrapolationCallback
 
 ROWS = [[(5 * i + 3 * j * j) % 32 for j in range(8)] for i in range(48)]
+TOKENIZER = Path(__file__).parents[3] / "demo" / "data" / "rlvr-C" / "step_0"
 M, N, STEPS, SAVED = 3, 5, 13, 7
 
 
@@ -59,13 +61,14 @@ class Watch(TrainerCallback):
         self.states[state.global_step] = whole(kwargs["model"])
 
 
-def by_trainer(out: Path, callbacks: list[TrainerCallback], resume: bool) -> None:
+def by_trainer(out: Path, callbacks: list[TrainerCallback], resume: bool, falling: bool) -> None:
     data = [{"input_ids": torch.tensor(row), "labels": torch.tensor(row)} for row in ROWS]
     arguments = TrainingArguments(
         str(out),
         max_steps=STEPS,
         per_device_train_batch_size=2,
         learning_rate=3e-3,
+        lr_scheduler_type="linear" if falling else "constant",
         use_cpu=True,
         report_to=[],
         save_steps=SAVED,
@@ -73,7 +76,9 @@ def by_trainer(out: Path, callbacks: list[TrainerCallback], resume: bool) -> Non
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,
     )
-    trainer = Trainer(tiny_model(), arguments, train_dataset=data, callbacks=callbacks)
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    made: Any = {"processing_class": tokenizer, "callbacks": callbacks}
+    trainer = Trainer(tiny_model(), arguments, train_dataset=data, **made)
     trainer.train(resume_from_checkpoint=str(out / f"checkpoint-{SAVED}") if resume else None)
 
 
@@ -92,7 +97,8 @@ def sharded(kind: str) -> Any:
 class ByHand:
     """A loop of one's own around the callback's hooks: FSDP, which accelerate does not offer on a CPU."""
 
-    def __init__(self, kind: str, out: Path) -> None:
+    def __init__(self, kind: str, out: Path, falling: bool) -> None:
+        self.falling = falling
         self.model = sharded(kind)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3)
         self.out, self.saved = out, ([], {})
@@ -110,7 +116,8 @@ class ByHand:
             self.optimizer.load_state_dict(moments)
         self.model.train()
         for callback in callbacks:
-            callback.on_train_begin(args, state, control, model=self.model)
+            tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+            callback.on_train_begin(args, state, control, model=self.model, processing_class=tokenizer)
         for step in range(state.global_step, STEPS):
             self.step(step)
             state.global_step += 1
@@ -129,6 +136,8 @@ class ByHand:
         mine = 4 * step % 40 + 2 * dist.get_rank()
         rows = torch.tensor(ROWS[mine : mine + 2])
         self.model(input_ids=rows, labels=rows).loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = 3e-3 * (1 - step / STEPS if self.falling else 1)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -147,7 +156,9 @@ class Probe:
 
 
 def run(kind: str, rule: str, out: Path) -> dict[str, Any]:
-    loop = None if kind == "ddp" else ByHand(kind, out)
+    if rule == "answers":
+        return guarded(kind, out)
+    loop = None if kind == "ddp" else ByHand(kind, out, falling=False)
     seen: dict[str, Any] = {}
     for resume in (False, True):
         # on resuming at step 7, two jumps have been probed, two calls each; calibrated had no past for one
@@ -164,7 +175,7 @@ def run(kind: str, rule: str, out: Path) -> dict[str, Any]:
         trained, left = Watch(), Watch()
         callbacks = [trained, callback, left]
         if loop is None:
-            by_trainer(out, callbacks, resume)
+            by_trainer(out, callbacks, resume, falling=False)
         else:
             loop.train(callbacks, resume)
         name = "resumed" if resume else "first"
@@ -176,6 +187,21 @@ def run(kind: str, rule: str, out: Path) -> dict[str, Any]:
             "elements": elements,
         }
     return seen
+
+
+def guarded(kind: str, out: Path) -> dict[str, Any]:
+    """Falling rates, and jumps that the model's own answers judge."""
+    callback = ExtrapolationCallback(
+        M, 4000, max_error=None, own_answers=("1+2=", "3+4=", "5+6+7="), max_tokens=4
+    )
+    trained, left = Watch(), Watch()
+    callbacks: list[TrainerCallback] = [trained, callback, left]
+    if kind == "ddp":
+        by_trainer(out, callbacks, False, falling=True)
+    else:
+        ByHand(kind, out, falling=True).train(callbacks, False)
+    decisions = [asdict(decision) for decision in callback.decisions]
+    return {"first": {"trained": trained.states, "left": left.states, "decisions": decisions}}
 
 
 def main() -> None:

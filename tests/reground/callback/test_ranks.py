@@ -22,6 +22,7 @@ Seen = dict[str, Any]
 
 
 PAIRS = [(kind, rule) for kind in KINDS for rule in ("two_point", "calibrated")]
+GUARDED = [("ddp", "answers"), ("fsdp2", "answers")]
 every_pair = pytest.mark.parametrize(("kind", "rule"), PAIRS)
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> list[Seen]:
     out = tmp_path_factory.mktemp("ranks")
     script = Path(__file__).with_name("ranks.py")
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, "-m", *torchrun, str(script), str(out), *map(",".join, PAIRS)]
+    command = [sys.executable, "-m", *torchrun, str(script), str(out), *map(",".join, PAIRS + GUARDED)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
@@ -119,3 +120,22 @@ def test_resuming_on_all_ranks_changes_nothing(ranks: list[Seen]) -> None:
         for step in range(7, 14):
             for name, tensor in first["left"][step].items():
                 assert torch.equal(tensor, resumed["left"][step][name]), (step, name)
+
+
+@pytest.mark.parametrize(("kind", "rule"), GUARDED)
+def test_all_ranks_answer_and_tell_the_same_time(ranks: list[Seen], kind: str) -> None:
+    one, other = (rank["first"] for rank in ranks)
+    assert one["decisions"] == other["decisions"]
+    first, second, *_ = one["decisions"]
+    assert (first["action"], second["n_wanted"]) == ("rolled_back", 2000)
+    assert first["own_answers_before"] - first["own_answers_after"] >= 0.5
+    # of the optimizer's updates; in a loop of one's own, as they are at a step's end
+    rates = [1 - step / 13 for step in range(4)]
+    assert first["clock"] == "learning_rate"
+    assert first["full_rate_steps"] == pytest.approx(sum(rates[:3]))
+    for moment in ("trained", "left"):
+        for step, state in one[moment].items():
+            for name, tensor in state.items():
+                assert torch.equal(tensor, other[moment][step][name]), (moment, step, name)
+    for name, tensor in one["trained"][3].items():
+        assert torch.equal(tensor, one["left"][3][name]), name

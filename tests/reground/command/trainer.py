@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--fault", type=Path)
     parser.add_argument("--pause", type=float, default=0.0, help="seconds a step")
+    parser.add_argument("--rates", type=json.loads, help="relative learning rates of the run's steps")
+    parser.add_argument("--own-steps", action="store_true", help="count the round's steps, not the run's")
     options = parser.parse_args()
     fault = options.fault.read_text().strip() if options.fault and options.fault.exists() else ""
     header, weights = load(options.model)
@@ -55,8 +57,9 @@ def main() -> None:
     for step in range(options.start_step, options.start_step + options.steps):
         time.sleep(options.pause)
         noise = random.Random(step)
+        rate = RATE * (options.rates[step] if options.rates else 1.0)
         for place, (weight, wanted) in enumerate(zip(weights, goals, strict=True)):
-            weights[place] = weight + RATE * (wanted - weight) + NOISE * noise.gauss(0.0, 1.0)
+            weights[place] = weight + rate * (wanted - weight) + NOISE * noise.gauss(0.0, 1.0)
     if fault == "nothing":
         return
     if fault == "still":
@@ -91,7 +94,14 @@ def save(
     for file in SIDE_FILES:
         if (options.model / file).exists() and not (fault == "no config" and file == "config.json"):
             shutil.copy(options.model / file, folder)
-    (folder / "trainer_state.json").write_text(json.dumps({"global_step": options.steps}))
+    state: dict[str, object] = {"global_step": options.steps}
+    if options.rates:
+        first = 0 if options.own_steps else options.start_step
+        used = options.rates[options.start_step : options.start_step + options.steps]
+        logged = [{"step": first + i, "learning_rate": 1e-5 * rate} for i, rate in enumerate(used, 1)]
+        most = options.steps if options.own_steps else len(options.rates)
+        state |= {"global_step": first + options.steps, "max_steps": most, "log_history": logged}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
 
 
 if __name__ == "__main__":

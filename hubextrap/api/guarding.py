@@ -1,0 +1,75 @@
+"""How likely a jump leaves the answers that the model before it gives to a recipe's prompts."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubextrap.evaluation.own_answers import MAX_ANSWER_TOKENS, draw_answers, mean_logprob
+from hubextrap.evaluation.own_tasks import read_problems
+from hubextrap.evaluation.run import chosen_device
+from hubextrap.extras import require
+from hubextrap.logits.loading import load_causal_lm, load_tokenizer
+from hubextrap.logits.responses import encode_prompt
+from hubextrap.trajectory import Checkpoint
+
+if TYPE_CHECKING:
+    from hubextrap.progress import Progress
+    from hubextrap.recipe.regrounding import GuardSection
+
+
+def check_prompts(guard: GuardSection, model: Path) -> None:
+    """Find out before any training what the guard's prompts lack.
+
+    Raises:
+        MissingExtra: torch or transformers cannot be imported.
+        EvaluationError: the file does not serve, or a prompt has no tokens.
+        UnsupportedCheckpoint: the model has no tokenizer, or none with a chat template that takes them.
+    """
+    if guard.prompts is None:
+        return
+    prompts = _prompts(guard)
+    require("logits", "reground.guard.prompts")
+    tokenizer = load_tokenizer(_place(model))
+    for prompt in prompts:
+        encode_prompt(tokenizer, prompt, chat=guard.apply_chat_template)
+
+
+def likelihoods(guard: GuardSection, before: Path, after: Path, progress: Progress) -> tuple[float, float]:
+    """The mean log-probability of the first model's greedy answers under both, one in memory at a time.
+
+    Raises:
+        EvaluationError, UnsupportedCheckpoint: as `check_prompts`; or a model cannot be loaded, or asked.
+    """
+    import torch
+
+    prompts, device = _prompts(guard), chosen_device("auto")
+    tokens = MAX_ANSWER_TOKENS if guard.max_tokens is None else guard.max_tokens
+    tokenizer = load_tokenizer(_place(before))
+    with progress.stage("own answers", 3 * len(prompts), "answers") as stage:
+        model = load_causal_lm(_place(before), device=device)
+        answers = draw_answers(
+            model,
+            tokenizer,
+            prompts,
+            max_tokens=tokens,
+            chat=guard.apply_chat_template,
+            advance=stage.advance,
+        )
+        first = mean_logprob(model, tokenizer, answers, advance=stage.advance)
+        del model  # nothing of it is held any more when the next one is loaded
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        model = load_causal_lm(_place(after), device=device)
+        return first, mean_logprob(model, tokenizer, answers, advance=stage.advance)
+
+
+def _prompts(guard: GuardSection) -> list[str]:
+    assert guard.prompts is not None
+    return [str(row["question"]) for row in read_problems(Path(guard.prompts), None).rows]
+
+
+def _place(folder: Path) -> Checkpoint:
+    return Checkpoint(0, None, "", None, str(folder))
