@@ -101,7 +101,10 @@ class WholeRecipe(RecipeSection):
 
     def to_yaml(self) -> str:
         """The recipe in canonical form: our own sections, defaults left out."""
-        return dump_yaml(_without_lists_of_one(self.model_dump(mode="json", exclude_defaults=True)))
+        content = self.model_dump(mode="json", exclude_defaults=True)
+        if "target" in (said := content.get("parameters", {})):  # steps that it is settled at follow from it
+            said.pop("target_step", None)
+        return dump_yaml(_without_lists_of_one(content))
 
 
 class StepSelection(RecipeSection):
