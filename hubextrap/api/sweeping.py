@@ -10,7 +10,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from hubextrap.api.against import Against
 from hubextrap.api.answering import LastAnswers, Scoring
@@ -25,7 +25,7 @@ from hubextrap.errors import OutputError, RecipeError
 from hubextrap.evaluation import EvaluationOptions, Harness, Measurement
 from hubextrap.evaluation.curve import draw_sweep, drawing_problem
 from hubextrap.evaluation.sweep_report import GridPoint, SweepResult, report_sweep, sweep_markdown
-from hubextrap.evaluation.table import LAST, TARGET
+from hubextrap.evaluation.table import LAST, TARGET, EvaluationTable
 from hubextrap.foreign_data import parse_json
 from hubextrap.hub.provenance import without_private_parts
 from hubextrap.opening import Run
@@ -78,8 +78,7 @@ def sweep(
     Args:
         recipe: its evaluate section says which tasks.
         out: the folder for results and for what goes on later; may be there from an earlier sweep.
-        horizons: how far to predict, (target − last)/(last − first) on the clock; the recipe's own targets if
-            empty.
+        horizons: (target − last)/(last − first) on the clock; the recipe's own targets if empty.
         damping: shares of the way from the last checkpoint to the prediction; the recipe's own if empty.
         scan: of the recipe's checkpoints, or its file: what it knows is not read again.
         clock: what time is counted by, instead of what the recipe says.
@@ -116,11 +115,7 @@ def sweep(
         _measure(point, making, harness, kept, own)
     shutil.rmtree(folder / "predictions", ignore_errors=True)
     measurements += [_measured(point, kept) for point in points]
-    told = zip(_told(points, own), said, strict=True)
-    grid = [point.model_copy(update=one) for point, one in told]
-    result = report_sweep(
-        harness.table(measurements), grid, clock=without_private_parts(run.clock.in_words())
-    )
+    result = _result(harness.table(measurements), _told(points, own), said, run)
     _save(result, folder, {point.grid.label: point.recipe for point in points}, progress)
     return result
 
@@ -187,6 +182,14 @@ def _grid(recipe: Recipe, run: Run, horizons: Sequence[float], damping: Sequence
         for target in {repr(target): target for target in targets}.values()
         for value in (dict.fromkeys(damping) or (recipe.parameters.damping,))
     ]
+
+
+def _result(
+    table: EvaluationTable, told: Sequence[GridPoint], said: Sequence[dict[str, Any]], run: Run
+) -> SweepResult:
+    """The report, with what the past says of each prediction."""
+    grid = [point.model_copy(update=one) for point, one in zip(told, said, strict=True)]
+    return report_sweep(table, grid, clock=without_private_parts(run.clock.in_words()))
 
 
 def _references(
