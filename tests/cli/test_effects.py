@@ -122,7 +122,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "device": ("evaluate.yaml --out o --backend vllm --device cpu", "no effect", "absent --out o --device cpu"),
     },
     "walk": {
-        "scan": ("recipe.yaml --prompts problems.jsonl --out o --scan scan.safetensors", "no effect", "fitted.yaml --prompts absent --out o --scan absent"),
+        "scan": ALWAYS,
         **dict.fromkeys(["clock", "out", "push", "memory", "workers", "cache", "device", "dtype", "quiet", "as_json"], ALWAYS),
         "prompts": ("walk.yaml --out o --prompts problems.jsonl", "the recipe's target_step says how", "recipe.yaml --out o --prompts absent"),
         "tasks": ("recipe.yaml --prompts problems.jsonl --tasks radd --out o", "either prompts", "recipe.yaml --tasks absent --out o"),
@@ -379,7 +379,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     api.walk: {
         **dict.fromkeys(["recipe", "out", "push", "settings"], ALWAYS),
         "prompts": (lambda: api.walk(load_recipe("walk.yaml"), "problems.jsonl", out="o"), "no effect"),
-        "scan": (lambda: api.walk(load_recipe("walk.yaml"), out="o", scan="scan.safetensors"), "no effect"),
+        "scan": ALWAYS,
         "how": (lambda: api.walk(load_recipe("walk.yaml"), out="o", limit=3), "no effect"),
     },
     api.verify: {"reference": ALWAYS},
