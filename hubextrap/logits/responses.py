@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+LOGITS = 2**30
+"""Bytes of float32 logits of one batch: every token has as many as the vocabulary."""
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """Token ids."""
@@ -91,7 +95,8 @@ def score(
     import torch
 
     results: list[NDArray[np.float32]] = [np.zeros(0, np.float32)] * len(encoded)
-    for batch in _batches(encoded, batch_size):
+    most_tokens = LOGITS // (4 * model.config.get_text_config().vocab_size)
+    for batch in _batches(encoded, batch_size, most_tokens):
         sequences = [encoded[i].prompt + encoded[i].response for i in batch]
         ids, mask = _padded(sequences, 0, "right")
         with torch.inference_mode():
@@ -161,11 +166,24 @@ def model_errors(what: str) -> Iterator[None]:
         raise EvaluationError(f"{what}: {reason(error)}") from error
 
 
-def _batches(encoded: Sequence[Encoded], batch_size: int) -> Iterator[list[int]]:
-    """Entries of similar length together."""
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].prompt) + len(encoded[i].response))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+def _batches(
+    encoded: Sequence[Encoded], batch_size: int, most_tokens: int | None = None
+) -> Iterator[list[int]]:
+    """Entries of similar length together.
+
+    Args:
+        most_tokens: of a batch, padding counted, unless one entry alone has more.
+    """
+    lengths = [len(one.prompt) + len(one.response) for one in encoded]
+    batch: list[int] = []
+    for i in sorted(range(len(encoded)), key=lengths.__getitem__):
+        full = len(batch) == batch_size
+        if batch and (full or (most_tokens is not None and (len(batch) + 1) * lengths[i] > most_tokens)):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def _padded(sequences: Sequence[Sequence[int]], pad: int, side: str) -> tuple[Any, Any]:

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tiny_llama import tiny_llama
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
 from hubextrap import api
 from hubextrap.cli.app import app
 from hubextrap.errors import EvaluationError, ReferenceNotFound, UnsupportedCheckpoint
-from hubextrap.logits import LogProbRequest, measure_logprobs
-from hubextrap.logits.responses import as_chat
+from hubextrap.logits import LogProbRequest, measure_logprobs, responses
+from hubextrap.logits.responses import Encoded, as_chat, score
 from hubextrap.scans import LogProbs, LogProbSource, Scan
 from hubextrap.trajectory import Trajectory, find_trajectory
 
@@ -212,3 +213,15 @@ def test_linearity_of_the_full_run(rlvr: Path) -> None:
     assert found["share_r_squared_above_0.7"] == pytest.approx(known["share_r2_above_0p7"], abs=0.08)
     share = known["tokens_moved_over_0p2"] / known["tokens"]
     assert found["tokens_kept"] / found["tokens"] == pytest.approx(share, abs=0.05)
+
+
+def test_a_batch_is_bounded_by_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 150,000 words, 8 answers of 2,000 tokens are 10 GB; how many go together changes no score."""
+    model = tiny_llama().eval()
+    texts = [Encoded((5, 6), tuple(range(4, 4 + length))) for length in (3, 9, 4, 7, 8)]
+    counts: list[int] = []
+    together = score(model, texts, 8, counts.append)
+    monkeypatch.setattr(responses, "LOGITS", 4 * model.config.vocab_size * 20)
+    apart: list[int] = []
+    np.testing.assert_allclose(score(model, texts, 8, apart.append), together, rtol=1e-5)
+    assert (counts, apart) == ([5], [2, 2, 1])
