@@ -136,7 +136,7 @@ def load_checkpoint(
     if form != FORMAT:
         raise CheckpointMismatch(f"{path}: format {form}, and this version reads {FORMAT}", file=path)
     # before there was a choice windows went by steps, as auto lets those whose rates it does not know
-    saved.setdefault("clock", "auto" if settings["clock"] == "auto" else "steps")
+    saved.setdefault("clock", "auto" if settings.get("clock") == "auto" else "steps")
     for key, value in settings.items():
         if saved.get(key) != value:
             raise CheckpointMismatch(

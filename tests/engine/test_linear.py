@@ -126,7 +126,7 @@ def test_a_plan(what: str, tmp_path: Path) -> None:
         asked = {name: chosen.pop(name) for name in ("targets", "rules") if name in chosen}
         root = write_run(tmp_path / str(next(numbers)), **chosen)
         recipe = recipe_of(root, **asked)
-        settings = hubextrap.MergeOptions(memory=2**34)
+        settings = hubextrap.MergeOptions(memory=2**34, force=True)
         return lambda: _sound(hubextrap.plan(recipe, out=root / "out", settings=settings))
 
     grows_linearly(of, size)
@@ -146,7 +146,7 @@ def test_a_merge_and_what_follows(what: str, tmp_path: Path) -> None:
     def of(n: int) -> Callable[[], object]:
         root = write_run(tmp_path / str(next(numbers)), **sizes(n))
         recipe = recipe_of(root, targets=1)
-        settings = hubextrap.MergeOptions(workers=1)
+        settings = hubextrap.MergeOptions(workers=1, force=True)
 
         def work() -> None:
             made = hubextrap.merge(recipe, out=root / "out", settings=settings)
