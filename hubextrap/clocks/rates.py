@@ -209,9 +209,9 @@ class RateClock:
         end = followed.schedule.total_steps
         if end is not None and followed.schedule.rates(float(end)) <= _NOTHING:
             raise ClockError(
-                f"the learning rate is 0 from step {end} on ({self.in_words()}), so nothing is trained "
-                f"behind it: ask for step {end} at most, or for `target: {{full_rate_steps: N}}`, as if the "
-                "rate had stayed at its peak"
+                f"the learning rate is 0 from step {end} on, so nothing is trained behind it (clock: "
+                f"{self.in_words()}); ask for step {end} at most, or for `target: {{full_rate_steps: N}}`, "
+                "as if the rate had stayed at its peak"
             )
 
     def step_at(self, time: float) -> float | None:
