@@ -96,6 +96,7 @@ def curve_table(found: Sequence[Walk]) -> str:
         "own greedy answers",
         "own correct rollouts",
         "own samples",
+        SCORE,
     ]
     rows = []
     for one in found:

@@ -183,8 +183,9 @@ class Run:
             StepError: a target lies before the last checkpoint.
             ClockError: the rate up to a target is not known, or is 0 before that.
         """
+        times = self.times  # what is wrong with the checkpoints' own is said first
         if (target := recipe.parameters.target) is not None:
-            return tuple(self.times[-1] + count for count in target.full_rate_steps)
+            return tuple(times[-1] + count for count in target.full_rate_steps)
         for step in recipe.target_steps:
             check_steps(self.steps, step)
         return tuple(self.clock.time_of(step) for step in recipe.target_steps)

@@ -50,6 +50,8 @@ class PlanReport:
     """The step that lies there, in words: full-rate steps where the clock never gets there."""
     clock: str = "steps"
     """What time is counted by."""
+    walks: bool = False
+    """Whether a walk is to choose a step, up to the target."""
     rules: tuple[tuple[str, str, tuple[dict[int, float], ...]], ...] = ()
     """(globs, method, one {step: coefficient} per target) without zeros; empty if unread weights decide."""
     files: tuple[tuple[str, int], ...] = ()
@@ -114,7 +116,7 @@ def plan(
             check_destinations(recipe, True, targets)
             ahead = None if recipe.walk is None else _ahead(recipe, found_run)
             if ahead is not None:
-                known = replace(known, notes=(*ahead.notes(), *known.notes))
+                known = replace(known, walks=True, notes=(*ahead.notes(), *known.notes))
                 far, how = ahead.recipes[-1], replace(how, force=True)  # as the walk does
             prepared = prepare(far, found_run, how, read_weights=False)
             states: dict[PushTarget, RemoteState] = {}

@@ -78,7 +78,7 @@ def _print(reference: str, found: Backtest) -> None:
 
 
 def _advice(found: Backtest) -> list[str]:
-    from hubextrap.statistics import judge
+    from hubextrap.statistics import horizon_means, judge
     from hubextrap.statistics.verdict import TRUSTED, say_unforeseen
     from hubextrap.trajectory import say_same_weights
 
@@ -92,6 +92,8 @@ def _advice(found: Backtest) -> list[str]:
             "motion along its two leading directions in each tensor; total is the mean of all against the "
             "checkpoints as they are stored, rounding included"
         )
+    if all(entry.worst is None for entry in horizon_means(found)):
+        return [*lines, "nothing could be rehearsed, so no method can be advised; evaluate before any use"]
     if verdict.method is None:
         return [*lines, "use none of them: no method beats the last checkpoint on this run's own past"]
     lines.append(f"use {verdict.method}")

@@ -76,7 +76,8 @@ def plan_markdown(recipe: Path, report: PlanReport) -> str:
         trusted_in_words(report),
         strict=True,
     )
-    parts.append(_table(("predict step", "horizon", "expected error", "trust"), list(reaches)))
+    what = "walk to step" if report.walks else "predict step"
+    parts.append(_table((what, "horizon", "expected error", "trust"), list(reaches)))
     if report.clock != "steps":
         parts.append(f"Clock: {markdown_text(report.clock)}.")
     if report.files:

@@ -33,7 +33,8 @@ def print_plan(recipe: Path, report: PlanReport) -> None:
         strict=True,
     ):
         reach = "" if horizon is None else f", horizon {horizon:.3g}"
-        tell(f"  predict   step {step}{reach}{_expectation(error)}")
+        what = "walk to" if report.walks else "predict"
+        tell(f"  {what}   step {step}{reach}{_expectation(error)}")
         if trusted:
             tell(f"  trust     {trusted}")
     for match, method, coefficients in report.rules[:LISTED]:

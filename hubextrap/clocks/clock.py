@@ -111,9 +111,9 @@ def step_in_words(clock: Clock, steps: Sequence[int], time: float) -> str:
         steps: of the observed checkpoints.
     """
     if (step := clock.step_at(time)) is not None:
-        return f"step {step:,.0f}"
+        return f"step {step:.0f}"
     last = steps[-1]
-    return f"step {last:,} + {time - clock.times(steps)[-1]:,.0f} full-rate steps"
+    return f"step {last} + {time - clock.times(steps)[-1]:.0f} full-rate steps"
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ class RateClock:
         steps, shares, times = self._nodes()
         if not len(steps) or step > steps[-1]:
             if step > logged:
-                self._refuse_beyond()
+                self._refuse_beyond(step, logged, observed)
             return _rounded(float(times[-1] + shares[-1] * (step - steps[-1])))
         at = max(0, int(np.searchsorted(steps, step)) - 1)
         width, done = steps[at + 1] - steps[at], step - steps[at]
@@ -204,15 +204,24 @@ class RateClock:
             return True
         return (followed := self._future()) is None or followed.schedule.name == "constant"
 
-    def _refuse_beyond(self) -> None:
+    def _refuse_beyond(self, step: float, logged: int, observed: bool) -> None:
         followed = self.followed
         end = followed.schedule.total_steps
-        if end is not None and followed.schedule.rates(float(end)) <= _NOTHING:
+        if end is None or followed.schedule.rates(float(end)) > _NOTHING:
+            return
+        why = (
+            f"the learning rate is 0 from step {end} on, so nothing is trained after it (clock: "
+            f"{self.in_words()})"
+        )
+        if observed:
             raise ClockError(
-                f"the learning rate is 0 from step {end} on ({self.in_words()}), so nothing is trained "
-                f"behind it: ask for step {end} at most, or for `target: {{full_rate_steps: N}}`, as if the "
-                "rate had stayed at its peak"
+                f"{why}, and there is a checkpoint at step {step:g}; correct the clock, or leave out what "
+                f"comes after step {end} (trajectory.steps.max)"
             )
+        nearer = f"step {end} at most, or for " if logged < end else ""
+        raise ClockError(
+            f"{why}; ask for {nearer}`target: {{full_rate_steps: N}}`, as if the rate had stayed at its peak"
+        )
 
     def step_at(self, time: float) -> float | None:
         """The first step at which it is that time; None where it never is, or is not known."""
@@ -266,7 +275,7 @@ class RateClock:
         else:
             end = followed.schedule.total_steps
             stated = ", as stated" if self.schedule is not None else ""
-            misfit = f", misfit {followed.misfit:.0e}" if self.history is not None else ""
+            misfit = f", misfit {_share(followed.misfit)}" if self.history is not None else ""
             parts.append(followed.schedule.name + (f" to step {end}" if end else "") + stated + misfit)
         return f"learning rate ({'; '.join(parts)})"
 
@@ -286,6 +295,11 @@ class RateClock:
         if history is not None and history.steps:
             shown |= {"misfit": followed.misfit, "peak_rate": max(followed.peak, *history.rates)}
         return shown | {"schedule": followed.schedule.as_json(), "stated": self.schedule is not None}
+
+
+def _share(misfit: float) -> str:
+    """Rounding of the rates themselves is no misfit."""
+    return "0" if misfit < 1e-9 else f"{misfit:.0e}"
 
 
 def _rounded(time: float) -> float:

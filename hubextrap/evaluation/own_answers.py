@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 FALL = 0.5
 """A prediction that gives the last checkpoint's own greedy answers so much less log-probability, in nats an
-answer, was worse at the task than that checkpoint in all cases seen (36 of 36)."""
+answer, was worse at the task than that checkpoint in all 36 cases seen of short answers. With long ones it
+is not always."""
 MAX_ANSWER_TOKENS = 512
 BATCH_SIZE = 8
 

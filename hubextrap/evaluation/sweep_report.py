@@ -174,7 +174,7 @@ def _on_own_answers(result: SweepResult) -> list[str]:
     if not any(point.own_answers_fell for point in result.candidates):
         return []
     said = (
-        f"Own answers: predictions under which they fell by {FALL:g} nats an answer or more were worse at "
-        "the task than the last checkpoint in all cases seen (36 of 36)."
+        f"Own answers: where answers are short, all 36 predictions seen under which they fell by {FALL:g} "
+        "nats an answer or more were worse at the task than the last checkpoint; where long, not all were."
     )
     return [said]

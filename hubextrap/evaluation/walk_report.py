@@ -150,7 +150,10 @@ def _cells(report: WalkReport) -> list[list[str]]:
 
 
 def _left_out(report: WalkReport) -> list[str]:
-    return [f"Step {each.step} was left out: {each.reason}" for each in report.left_out]
+    return [
+        f"Step {each.step} was left out: {each.reason.removeprefix(f'step {each.step}: ')}"
+        for each in report.left_out
+    ]
 
 
 def _finite(value: float) -> float | None:

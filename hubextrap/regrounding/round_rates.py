@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.clocks import RateClock, parse_schedule, read_rate_file, read_trainer_state
+from hubextrap.containment import shown
 from hubextrap.errors import ClockError, HubExtrapError
 from hubextrap.regrounding.rates import Rates
 from hubextrap.tensors import LocalSource
@@ -35,7 +36,17 @@ def stated_clock(choice: str | Mapping[str, Any]) -> RateClock | None:
     """
     if isinstance(choice, Mapping):
         return RateClock(None, parse_schedule(choice))
-    return None if choice in NAMED else RateClock(read_rate_file(Path(choice)))
+    if choice in NAMED:
+        return None
+    path = Path(choice)
+    if not path.exists():
+        raise ClockError(
+            f"clock: {shown(choice)}: there is no such file; reground.clock and --clock take auto, steps, "
+            "learning_rate, or a file of step and learning_rate; the recipe a schedule too, {schedule: "
+            "cosine, total_steps: 400}",
+            file=choice,
+        )
+    return RateClock(read_rate_file(path))
 
 
 def rates_of_round(

@@ -168,7 +168,7 @@ def say_unforeseen(steps: Sequence[int]) -> list[str]:
         return []
     named = ", ".join(map(str, steps[:20])) + (", …" if len(steps) > 20 else "")
     left_out = "some targets are left out: the learning rate known there did not say when they would be"
-    return [f"from step {named} {left_out}"]
+    return [f"from step {named} {left_out}; state the schedule in a recipe (trajectory.clock)"]
 
 
 def _by_horizon(rows: list[BacktestRow]) -> list[list[BacktestRow]]:

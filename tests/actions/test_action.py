@@ -27,6 +27,7 @@ RECIPES = {
     "-x $(touch pwned).yaml": RECIPE,
     "measures.yaml": RECIPE | {"evaluate": {"tasks": ["gsm8k"]}},
     "mixes.yaml": RECIPE | {"evaluate": {"tasks": ["gsm8k"]}, "space": "logits"},
+    "walks.yaml": RECIPE | {"parameters": {"target_step": {"up_to": 400, "prompts": "prompts.jsonl"}}},
     "mistaken.yaml": RECIPE | {"evaluate": {"tasks": ["gsm8k"]}, "merge_metod": "two_point"},
 }
 
@@ -57,6 +58,9 @@ def installed(runner: Any, **inputs: str) -> tuple[list[str], list[str]]:
         ({"command": "run", "recipe": "-x $(touch pwned).yaml"}, False),
         ({"command": "run", "recipe": "measures.yaml"}, True),
         ({"command": "run", "recipe": "mixes.yaml"}, True),
+        ({"command": "plan", "recipe": "walks.yaml"}, True),  # the last checkpoint answers prompts
+        ({"command": "merge", "recipe": "walks.yaml"}, True),
+        ({"command": "run", "recipe": "walks.yaml"}, True),
         ({"command": "run", "recipe": "mistaken.yaml"}, False),  # the command says what is wrong
         ({"command": "run", "recipe": "not there.yaml"}, False),
         ({"command": "eval", "recipe": "merges.yaml", "tasks": "gsm8k"}, True),

@@ -122,6 +122,19 @@ def test_recipes_that_train_are_checked_and_left_alone(
     assert "reground.windwo: unknown key; did you mean window?" in found.log
 
 
+def test_no_model_runs_where_the_token_is(runner: Any, change: Callable[..., str]) -> None:
+    """A walk would bring code of tasks of the checkout, and packages with setup scripts, into that job."""
+    walk = {"target_step": {"up_to": 400, "tasks": ["mine"], "include_path": ["tasks"]}, "base_step": 100}
+    before = change(parameters=walk, push=None)
+    found = runner.job("merge.yml", "recipes", github=pull_request(before))
+    assert (found.code, json.loads(found.outputs["changed"])) == (0, ["merge_configs/mine.yaml"])
+    before = change(parameters=walk)
+    found = runner.job("merge.yml", "recipes", github=pull_request(before))
+    assert found.code == 1
+    assert '"merge_configs/mine.yaml": its target_step is to be chosen by a walk' in found.log
+    assert found.outputs == {"changed": "", "pushing": ""}
+
+
 def test_nothing_changed(runner: Any, change: Callable[..., str], git: Callable[..., str]) -> None:
     change()
     head = git(runner.workspace, "rev-parse", "HEAD")

@@ -54,7 +54,7 @@ def test_a_target_beyond_the_past_is_refused_by_plan_and_merge_alike(method: str
     assert problem.startswith(
         "step 2857 (horizon 13.3) lies beyond all that the past of this run can rehearse"
     )
-    assert "horizons up to 4, which speak for none beyond step 2,856 (horizon 13.3)" in problem
+    assert "horizons up to 4, which speak for none beyond step 2856 (horizon 13.3)" in problem
     assert "--force" in problem
     with pytest.raises(MethodError) as caught:
         api.merge(recipe, out=tmp_path / "out")
@@ -82,7 +82,7 @@ def test_a_forced_target_is_warned_of_everywhere(tmp_path: Path) -> None:
     lines = Lines()
     (made,) = api.merge(recipe_of(3000), out=tmp_path / "out", settings=FORCED, progress=lines).predictions
     (warning,) = made.warnings
-    assert "step 2,856 (horizon 13.3)" in warning
+    assert "step 2856 (horizon 13.3)" in warning
     assert f"warning: {warning}" in lines.said
     assert warning in (tmp_path / "out" / "README.md").read_text()
 

@@ -18,6 +18,7 @@ from runs_on_a_clock import PEAK, STATE, Moving, constant, linear, recipe, state
 from hubextrap.api import backtest, merge, scan
 from hubextrap.clocks import STEPS
 from hubextrap.errors import ClockError
+from hubextrap.reporting import answer
 from hubextrap.scans import Scan
 from hubextrap.statistics import Backtest
 from hubextrap.trajectory import find_trajectory
@@ -155,6 +156,14 @@ def test_origins_that_could_not_know_have_no_rows(turning: Moving, tmp_path: Pat
     assert not {row.last_step for row in found.rows} & set(found.unforeseen)
     ended = run_main("backtest", str(run), "-q")
     assert f"from step {', '.join(map(str, found.unforeseen))} some targets are left out" in ended.out
+    assert not found.rows
+    assert "state the schedule in a recipe" in " ".join(ended.out.split())
+    assert ended.out.endswith(
+        "nothing could be rehearsed, so no method can be advised; evaluate before any use\n"
+    )
+    answered = answer(found)
+    assert answered.level == "unknown"
+    assert "needs several checkpoints" not in " ".join(answered.sentences)  # they are there
 
 
 @pytest.mark.slow

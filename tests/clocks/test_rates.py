@@ -62,7 +62,7 @@ def test_times_never_fall_are_on_a_grid_and_lead_back_to_their_steps() -> None:
 
 
 def test_behind_a_rate_of_0_it_says_what_can_be_asked() -> None:
-    with pytest.raises(ClockError, match=r"0 from step 400 on .*`target: \{full_rate_steps: N\}`"):
+    with pytest.raises(ClockError, match=r"0 from step 400 on, .*`target: \{full_rate_steps: N\}`"):
         RateClock(history()).time_of(401)
     least = parse_schedule({"schedule": "polynomial", "total_steps": 100, "min_lr_rate": 0.1})
     clock = RateClock(None, least)

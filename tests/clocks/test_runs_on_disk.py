@@ -247,8 +247,22 @@ def test_a_target_behind_the_end_of_the_schedule(moving: Moving, run: Path, tmp_
     assert moving.is_at(tmp_path / "end", area(100))
 
 
+def test_checkpoints_after_the_end_of_a_stated_schedule(run: Path, tmp_path: Path) -> None:
+    """Whatever the target: another one would not help."""
+    stated = {"schedule": "linear", "total_steps": 50}
+    for target in (120, {"full_rate_steps": 10}):
+        found = recipe(run, target, trajectory={"clock": stated})
+        (problem,) = plan(found, out=tmp_path / "out").problems
+        assert "there is a checkpoint at step 60; correct the clock, or leave out what comes after" in problem
+        assert "full_rate_steps" not in problem
+    left_out = recipe(run, {"full_rate_steps": 10}, trajectory={"clock": stated, "steps": {"max": 50}})
+    assert plan(left_out, out=tmp_path / "out").problems == ()
+
+
 def test_a_finished_run_goes_on_at_full_rate(moving: Moving, tmp_path: Path) -> None:
     run = moving.run(tmp_path / "run", range(0, 101, 20))
+    (problem,) = plan(recipe(run, 120), out=tmp_path / "out").problems
+    assert "; ask for `target: {full_rate_steps: N}`" in problem  # no step is left to ask for
     merge(recipe(run, {"full_rate_steps": 25}), out=tmp_path / "out")
     assert moving.is_at(tmp_path / "out", area(100) + 25)
 

@@ -186,6 +186,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor[1:] in slugs, f"{page.name}: {target}{anchor}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_rows_of_tables_have_as_many_cells_as_their_heads(page: Path) -> None:
+    """GitHub drops what is beyond."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        rows = table.splitlines()
+        for row in rows:
+            assert len(re.findall(r"(?<!\\)\|", row)) == len(re.findall(r"(?<!\\)\|", rows[0])), row
+
+
 def test_every_command_is_in_the_docs() -> None:
     text = "".join(page.read_text() for page in PAGES)
     for name, command in COMMAND.commands.items():  # type: ignore[attr-defined]

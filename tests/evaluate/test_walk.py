@@ -26,6 +26,8 @@ from hubextrap import api
 from hubextrap.api import merge, plan, run, verify, walk
 from hubextrap.api.answering import LastAnswers
 from hubextrap.cli.app import app
+from hubextrap.cli.markdown import plan_markdown
+from hubextrap.cli.summaries import print_plan
 from hubextrap.errors import EvaluationError, HubExtrapError, OutputError, RecipeError
 from hubextrap.evaluation import own_answers
 from hubextrap.evaluation.walk_report import WalkReport
@@ -169,6 +171,7 @@ def test_a_plan_says_what_it_costs_and_reads_no_weights(
     trajectory: Path,
     prompts: Path,
     tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     hub.create_repo(repo_id)
     for step in (0, 100, 200):
@@ -182,6 +185,9 @@ def test_a_plan_says_what_it_costs_and_reads_no_weights(
     assert "3 answers of at most 30 tokens in all" in report.notes[0]
     assert "at most 210 tokens" in report.notes[0]
     assert report.notes[1].endswith("at steps 220, 240, 270, 300, 350, 400")
+    print_plan(Path("mine.yaml"), report)
+    assert "walk to   step 400, horizon 1\n" in capsys.readouterr().out
+    assert "| walk to step |" in plan_markdown(Path("mine.yaml"), report)
     prompts.write_text("{}")
     (problem,) = plan(recipe_for(target, repo=repo_id), out=tmp_path / "out").problems
     assert "prompts.jsonl, line 1: needs one text" in problem
@@ -453,7 +459,9 @@ def test_steps_that_the_past_forbids_are_left_out(
     assert report.left_out
     assert {1500} <= {each.step for each in report.left_out}
     assert not {each.step for each in report.left_out} & {point.step for point in report.curve}
-    assert "Step 1500 was left out: " in (tmp_path / "out" / "walk.md").read_text()
+    said = (tmp_path / "out" / "walk.md").read_text()
+    assert "Step 1500 was left out: " in said
+    assert "left out: step " not in said
     impossible = recipe.parameters.model_copy(update={"max_expected_error": 0.01})
     with pytest.raises(HubExtrapError, match="above max_expected_error"):
         walk(recipe.model_copy(update={"parameters": impossible}), prompts, out=tmp_path / "none", **CPU)

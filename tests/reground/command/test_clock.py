@@ -150,7 +150,10 @@ def test_the_command_line_has_the_last_word(setting: Callable[..., Setting], tmp
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "cannot be read"), ("step,rate\n1,2\n", "no header with step and learning_rate")],
+    [
+        (None, "no such file; reground.clock and --clock take"),
+        ("step,rate\n1,2\n", "no header with step and learning_rate"),
+    ],
 )
 def test_a_file_that_is_none_is_said_before_training(
     setting: Callable[..., Setting], tmp_path: Path, content: str | None, said: str
