@@ -141,7 +141,7 @@ def _cells(report: WalkReport) -> list[list[str]]:
     lines = [["step", "horizon", _MEASURES[report.by], "beside the last checkpoint", ""]]
     start = report.curve[0].value
     for point in report.curve:
-        gained = point.value - start if math.isfinite(point.value - start) else -math.inf
+        gained = 0.0 if point.value == start else point.value - start  # both may be −∞
         beside = "" if point is report.curve[0] else format_figure(gained, signed=True)
         horizon = "" if point.horizon is None else f"{point.horizon:.3g}"
         mark = "chosen" if point.step == report.chosen else ""

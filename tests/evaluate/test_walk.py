@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import pytest
 import torch
 import yaml
 from harness import Lines, weights_read
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -28,7 +29,7 @@ from hubextrap.api.answering import LastAnswers
 from hubextrap.cli.app import app
 from hubextrap.errors import EvaluationError, HubExtrapError, OutputError, RecipeError
 from hubextrap.evaluation import own_answers
-from hubextrap.evaluation.walk_report import WalkReport
+from hubextrap.evaluation.walk_report import WalkPoint, WalkReport, walk_markdown
 from hubextrap.hub import PushTarget, read_provenance
 from hubextrap.localhub import LocalHub
 from hubextrap.logits import ExtrapolatedForCausalLM
@@ -430,6 +431,8 @@ def test_what_is_no_walk(
     refused("up to one target", prompts, recipe=recipe_for([300, 400]))
     refused("persistence predicts nothing", prompts, recipe=recipe_for(300, "persistence"))
     refused("write one into it, or give an output folder", prompts, out=None)
+    refused("force.*has no effect on a walk", prompts, settings=api.MergeOptions(force=True))
+    refused("unknown task: 'none_such'", tasks="none_such")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     with pytest.raises(OutputError, match="full: is there already and not empty"):
@@ -440,6 +443,73 @@ def test_what_is_no_walk(
         walk(recipe_for(), prompts, out=out)
     target = {"up_to": 300, "prompts": str(prompts)}
     assert ".out.walk: cannot be written" in plan(recipe_for(target), out=out).problems[0]
+
+
+@pytest.mark.parametrize(("method", "own"), [("average", {}), ("ema", {}), ("two_point", {"damping": 0.0})])
+def test_a_method_that_predicts_no_motion_is_one_model(
+    method: str,
+    own: dict[str, float],
+    recipe_for: Callable[..., Recipe],
+    prompts: Path,
+    tmp_path: Path,
+    scored: list[float],
+) -> None:
+    recipe = recipe_for(300, method)
+    recipe = recipe.model_copy(update={"parameters": recipe.parameters.model_copy(update=own)})
+    report = walk(recipe, prompts, out=tmp_path / "out", **CPU).walk
+    assert [point.step for point in report.curve] == [200, 220, 240, 270, 300]
+    assert len({point.value for point in report.curve[1:]}) == 1
+    assert len(scored) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "prompts.jsonl"]
+
+
+def test_a_step_where_the_weights_overflow_counts_as_broken(
+    recipe_for: Callable[..., Recipe], trajectory: Path, prompts: Path, tmp_path: Path
+) -> None:
+    steps = {0: "first", 200: "last"}
+    for name in steps.values():
+        shutil.copytree(trajectory / "step_200", tmp_path / name)
+    weights = load_file(tmp_path / "first" / "model.safetensors")
+    broken = weights["model.layers.0.mlp.down_proj.weight"]
+    broken[...] = 3e38
+    save_file(weights, tmp_path / "first" / "model.safetensors", {"format": "pt"})
+    listed = [{"model": str(tmp_path / name), "step": step} for step, name in steps.items()]
+    recipe = recipe_for(500, "two_point", trajectory={"checkpoints": listed})
+    result = walk(recipe, prompts, out=tmp_path / "out", **CPU)
+    assert result.walk.stays
+    assert result.walk.curve[-1].value == -np.inf  # 1.5 × 3e38 is no float32
+    with pytest.raises(HubExtrapError, match="are NaN or infinite"):
+        merge(recipe, out=tmp_path / "merged")
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    line = ["walk", str(tmp_path / "recipe.yaml"), "--prompts", str(prompts), "--device", "cpu", "--json"]
+    printed = CliRunner().invoke(app, [*line, "-q", "--out", str(tmp_path / "again")])
+
+    def none(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    assert json.loads(printed.stdout, parse_constant=none)["walk"]["curve"][-1]["value"] == "-Infinity"
+
+
+def test_the_curve_beside_a_broken_last_checkpoint() -> None:
+    values = (-np.inf, -np.inf, -1.0)
+    curve = tuple(WalkPoint(step=step, horizon=step - 1, value=value) for step, value in enumerate(values, 1))
+    report = WalkReport(
+        by="own_answers", up_to=3, prompts=1, answers=1, answer_tokens=1, curve=curve, chosen=3, method="x"
+    )
+    assert report.gained == np.inf
+    rows = [line.split("|")[4].strip() for line in walk_markdown(report).splitlines()[2:5]]
+    assert rows == ["", "+0.000", "+inf"]
+
+
+def test_the_report_names_the_methods_of_some_tensors(
+    recipe_for: Callable[..., Recipe], backwards: Recipe, prompts: Path, tmp_path: Path
+) -> None:
+    """``persistence`` says that the last checkpoint itself is best."""
+    rule = {"match": "*mlp*", "method": "two_point"}
+    recipe = recipe_for(220, parameters={"target_step": 220, "tensors": [rule]}, method="persistence")
+    report = walk(recipe, prompts, out=tmp_path / "out", **CPU).walk
+    assert report.method == ("persistence" if report.stays else "persistence, two_point")
+    assert not report.stays
 
 
 def test_steps_that_the_past_forbids_are_left_out(
@@ -491,6 +561,8 @@ def test_labels(recipe_for: Callable[..., Recipe], prompts: Path, tmp_path: Path
     wrong.write_text("\n".join(json.dumps(label | {"answer": "none"}) for label in labels))
     with pytest.raises(EvaluationError, match="none of the last checkpoint's 12 answers is right"):
         walk(recipe_for(), wrong, out=tmp_path / "wrong", samples=2, **CPU)
+    with pytest.raises(EvaluationError, match="none of 6 answers at any of 5 steps is right"):
+        walk(recipe_for(), wrong, out=tmp_path / "none", by="score", **CPU)
     wrong.write_text(json.dumps({"question": "1+1="}))
     with pytest.raises(EvaluationError, match="line 1: needs an answer"):
         walk(recipe_for(), wrong, out=tmp_path / "wrong", by="score", **CPU)
