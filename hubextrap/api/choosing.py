@@ -185,9 +185,9 @@ class _Walking:
         values = self._values(points, answers)
         if by_score and not any(values):
             raise EvaluationError(
-                f"none of {self.ahead.answers} answers at any of {len(values)} steps is right, so nothing tells "
-                "the steps apart; take more samples or other prompts, see how answers are compared, or choose "
-                "by own_answers"
+                f"none of {self.ahead.answers} answers at any of {len(values)} steps is right, so nothing "
+                "tells the steps apart; take more samples or other prompts, see how answers are compared, or "
+                "choose by own_answers"
             )
         horizons = [self.run.horizon_at(*self.run.target_times(point.recipe)) for point in points]
         steps = [self.run.steps[-1], *(point.grid.step for point in points)]
