@@ -200,6 +200,7 @@ class _Walking:
         return WalkReport(
             by=self.ahead.walk.chosen_by,
             up_to=self.run.settled(self.recipe.farthest).target_steps[0],
+            at_peak_rate=self.ahead.at_peak_rate,
             prompts=self.ahead.questions.count,
             answers=self.ahead.answers if answers is None else len(answers.answers),
             answer_tokens=0 if answers is None else answers.tokens,

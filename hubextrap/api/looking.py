@@ -50,6 +50,11 @@ class Ahead:
         """That are drawn from one model."""
         return self.questions.count * (self.samples or 1)
 
+    @property
+    def at_peak_rate(self) -> bool:
+        """Whether the steps behind the last checkpoint are full-rate steps."""
+        return isinstance(self.walk.up_to, FullRateTarget)
+
     def notes(self) -> tuple[str, ...]:
         """What it costs, and where it looks."""
         places = len(self.recipes) + 1
@@ -64,7 +69,8 @@ class Ahead:
             )
         steps = ", ".join(str(recipe.target_steps[0]) for recipe in self.recipes)
         left_out = (f"the walk leaves step {each.step} out: {each.reason}" for each in self.left_out)
-        return (cost, f"the walk looks at the last checkpoint and at steps {steps}", *left_out)
+        rate = " at the peak rate" if self.at_peak_rate else ""
+        return (cost, f"the walk looks at the last checkpoint and at steps {steps}{rate}", *left_out)
 
     def problems(self, prepared: Prepared, place: Path) -> list[HubExtrapError]:
         """What would keep the predictions that are measured from lying in a place of their own."""

@@ -302,7 +302,11 @@ def test_full_rate_steps(
     assert report is not None
     assert [point.step for point in report.curve] == [200, 212, 224, 242, 260]
     assert [point.horizon for point in report.curve] == pytest.approx([0, 0.1, 0.2, 0.35, 0.5], abs=0.01)
-    again = parse_recipe(read_provenance(tmp_path / "out" / "hubextrap.json").recipe)
+    assert report.at_peak_rate
+    assert f"likeliest at step {report.chosen} at the peak rate" in walk_markdown(report)
+    provenance = read_provenance(tmp_path / "out" / "hubextrap.json")
+    assert provenance.parameters["walk"]["at_peak_rate"]
+    again = parse_recipe(provenance.recipe)
     assert again.parameters.target is not None
     plain = recipe_for(300, trajectory=section).model_copy(update={"parameters": again.parameters})
     merge(plain, out=tmp_path / "merged")
