@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -26,7 +27,9 @@ from typer.testing import CliRunner
 from hubextrap import api
 from hubextrap.api import merge, plan, run, verify, walk
 from hubextrap.api.answering import LastAnswers
+from hubextrap.api.merging import Made
 from hubextrap.cli.app import app
+from hubextrap.durable.places import lock_folder
 from hubextrap.errors import EvaluationError, HubExtrapError, OutputError, RecipeError
 from hubextrap.evaluation import own_answers
 from hubextrap.evaluation.walk_report import WalkPoint, WalkReport, walk_markdown
@@ -286,6 +289,22 @@ def test_a_walk_whose_output_is_whole_measures_nothing_and_writes_nothing_again(
     assert walk(recipe_for(240), prompts, out=out, **CPU).folder == out
     assert ((out / "model.safetensors").stat().st_mtime_ns, len(scored)) == (before, count)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "prompts.jsonl"]
+
+
+def test_a_place_that_another_walk_has_taken_over_stays(
+    recipe_for: Callable[..., Recipe], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may begin once the first has chosen, and finds at its end that the output is there."""
+    settle = Made.settle
+
+    def second(self: Made) -> None:
+        lock = lock_folder(tmp_path / ".out.walk", "out", print)
+        settle(self)
+        os.close(lock)
+
+    monkeypatch.setattr(Made, "settle", second)
+    walk(recipe_for(220), prompts, out=tmp_path / "out", **CPU)
+    assert (tmp_path / ".out.walk" / "measured").is_dir()
 
 
 def test_full_rate_steps(
