@@ -98,10 +98,11 @@ def choose_step(
     Raises:
         HubExtrapError: as `look_ahead` and `prepare`; a model cannot be loaded, or cannot answer.
     """
-    ahead = look_ahead(recipe, run)
+    ahead = look_ahead(recipe, run, force=settings.force)
     if ahead is None:
         return Chosen(run.settled(recipe))
-    settings = replace(settings, force=True)  # what the past cannot rehearse, the answers judge
+    # what the past cannot rehearse, and what breaks, the answers judge
+    settings = replace(settings, force=True, allow_non_finite=True)
     scoring = scoring or Scoring()
     scoring = Scoring(chosen_device(scoring.device), scoring.dtype)
     place = walk_place(recipe, out, targets)
@@ -182,6 +183,12 @@ class _Walking:
         by_score = self.ahead.walk.chosen_by == "score"
         answers, score = (None, None) if by_score else self._answers()
         values = self._values(points, answers)
+        if by_score and not any(values):
+            raise EvaluationError(
+                f"none of {self.ahead.answers} answers at any of {len(values)} steps is right, so nothing "
+                "tells the steps apart; take more samples or other prompts, see how answers are compared, or "
+                "choose by own_answers"
+            )
         horizons = [self.run.horizon_at(*self.run.target_times(point.recipe)) for point in points]
         steps = [self.run.steps[-1], *(point.grid.step for point in points)]
         curve = tuple(
@@ -193,16 +200,21 @@ class _Walking:
         return WalkReport(
             by=self.ahead.walk.chosen_by,
             up_to=self.run.settled(self.recipe.farthest).target_steps[0],
+            at_peak_rate=self.ahead.at_peak_rate,
             prompts=self.ahead.questions.count,
             answers=self.ahead.answers if answers is None else len(answers.answers),
             answer_tokens=0 if answers is None else answers.tokens,
             curve=curve,
             left_out=(*self.ahead.left_out, *left_out),
             chosen=best.step,
-            method="persistence" if chosen is None else self.recipe.merge_method,
+            method="persistence" if chosen is None else self._methods(),
             score_of_last=score,
             score_of_chosen=score if score is None or chosen is None else self._score(chosen),
         )
+
+    def _methods(self) -> str:
+        """The recipe's, and those that it has for some tensors."""
+        return ", ".join(dict.fromkeys(rule.method for rule in reversed(self.recipe.rules)))
 
     def _servable(self) -> tuple[tuple[Recipe, ...], tuple[LeftOut, ...]]:
         """Those steps that the method can predict from these weights, and the other ones."""
@@ -237,24 +249,24 @@ class _Walking:
         """By which a step is chosen: of the last checkpoint, then of each point."""
         last = self.run.trajectory.last
         keys = [sha256_of_json([self.measured_with, self.pins[-1], "last"]), *(point.key for point in points)]
-        missing = [key for key in keys if self.kept.get(key) is None]
-        if len(missing) < len(keys):
-            self.run.progress.say(f"{len(keys) - len(missing)} of {len(keys)} steps were measured before")
-        making = self._making([point for point in points if point.key in missing])
+        models = dict(zip(keys, (None, *points), strict=True))  # steps with the same coefficients are one
+        missing = {key: point for key, point in models.items() if self.kept.get(key) is None}
+        if len(missing) < len(models):
+            self.run.progress.say(f"{len(models) - len(missing)} of {len(models)} steps were measured before")
+        making = self._making([point for point in missing.values() if point is not None])
         if self.recipe.space == "weights":
             with self.run.unsaid():
                 making.merge()
         tokens = "" if answers is None else f", {len(missing) * answers.tokens:,} tokens"
         each = self.ahead.answers if answers is None else len(answers.answers)
         with self._stage(f"walk{tokens}", len(missing) * each) as stage:
-            for key, point in zip(keys, (None, *points), strict=True):
-                if key in missing:
-                    model = self.last.load(last if point is None else self._model_of(point, making))
-                    value = self._value(model, answers, stage.advance)
-                    del model
-                    if point is None:
-                        check_unchanged(last, self.pins[-1])
-                    self.kept.put(key, {"value": value})
+            for key, point in missing.items():
+                model = self.last.load(last if point is None else self._model_of(point, making))
+                value = self._value(model, answers, stage.advance)
+                del model
+                if point is None:
+                    check_unchanged(last, self.pins[-1])
+                self.kept.put(key, {"value": value})
         return [float(self.kept.get(key)["value"]) for key in keys]
 
     def _value(

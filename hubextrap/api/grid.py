@@ -106,7 +106,9 @@ class Making:
 
     @property
     def missing(self) -> list[Point]:
-        return [point for point in self.points if not (self.folder / "predictions" / point.key).is_dir()]
+        """Points with the same coefficients are one model."""
+        models = {point.key: point for point in self.points}
+        return [point for key, point in models.items() if not (self.folder / "predictions" / key).is_dir()]
 
     def model_of(self, point: Point) -> Checkpoint:
         """A point's model, once it is made."""

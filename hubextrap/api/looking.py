@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hubextrap.api.outlook import check_sayable
 from hubextrap.api.output import check_output, output_sizes
 from hubextrap.durable.places import check_place
 from hubextrap.errors import HubExtrapError, MethodError, RecipeError, StepError
@@ -49,6 +50,11 @@ class Ahead:
         """That are drawn from one model."""
         return self.questions.count * (self.samples or 1)
 
+    @property
+    def at_peak_rate(self) -> bool:
+        """Whether the steps behind the last checkpoint are full-rate steps."""
+        return isinstance(self.walk.up_to, FullRateTarget)
+
     def notes(self) -> tuple[str, ...]:
         """What it costs, and where it looks."""
         places = len(self.recipes) + 1
@@ -63,7 +69,8 @@ class Ahead:
             )
         steps = ", ".join(str(recipe.target_steps[0]) for recipe in self.recipes)
         left_out = (f"the walk leaves step {each.step} out: {each.reason}" for each in self.left_out)
-        return (cost, f"the walk looks at the last checkpoint and at steps {steps}", *left_out)
+        rate = " at the peak rate" if self.at_peak_rate else ""
+        return (cost, f"the walk looks at the last checkpoint and at steps {steps}{rate}", *left_out)
 
     def problems(self, prepared: Prepared, place: Path) -> list[HubExtrapError]:
         """What would keep the predictions that are measured from lying in a place of their own."""
@@ -78,16 +85,25 @@ class Ahead:
         return []
 
 
-def look_ahead(recipe: Recipe, run: Run) -> Ahead | None:
+def look_ahead(recipe: Recipe, run: Run, *, force: bool) -> Ahead | None:
     """What the recipe's walk will do; None where it names its steps.
 
+    Args:
+        force: of `MergeOptions`.
+
     Raises:
-        RecipeError: there is nothing to look at. MethodError, StepError: no step can be predicted.
+        RecipeError: there is nothing to look at; ``force`` has no effect.
+        MethodError, StepError: no step can be predicted.
         MissingExtra, EvaluationError: what is asked cannot be.
     """
     walk = recipe.walk
     if walk is None:
         return None
+    if force:
+        raise RecipeError(
+            "--force (force=True of MergeOptions) has no effect on a walk, which looks beyond what the past "
+            "can rehearse in any case; leave it out"
+        )
     if {rule.method for rule in recipe.rules} == {"persistence"}:
         raise RecipeError("merge_method persistence predicts nothing, so there is no step to choose")
     far = run.settled(recipe.farthest)
@@ -116,6 +132,7 @@ def _nearer(recipe: Recipe, run: Run, end: float) -> list[Recipe]:
 def _check(recipe: Recipe, run: Run) -> None:
     for rule in recipe.rules:
         rule.check(run.times, run.target_times(recipe))
+    check_sayable(recipe, run)
 
 
 def those_that(

@@ -29,9 +29,10 @@ from hubextrap.api.staging import (
     push_place,
     push_state,
     remove_leftover,
+    remove_unless_held,
     staged,
 )
-from hubextrap.durable.places import is_marked, remove_marked
+from hubextrap.durable.places import is_marked
 from hubextrap.engine.resuming import check_inputs
 from hubextrap.errors import PushError
 from hubextrap.foreign_text import own_lines
@@ -140,7 +141,7 @@ class Made:
     def settle(self) -> None:
         """Forget how it was made: all is done."""
         for place in filter(is_marked, self.places):
-            remove_marked(place)
+            remove_unless_held(place)
 
 
 def make(

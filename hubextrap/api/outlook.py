@@ -75,6 +75,17 @@ def check_rehearsable(recipes: Iterable[Recipe], run: Run, force: bool) -> None:
             )
 
 
+def check_sayable(recipe: Recipe, run: Run) -> None:
+    """Refuse a target that ``max_expected_error`` forbids whatever the weights are: no past speaks for it.
+
+    Raises:
+        MethodError: names the step.
+    """
+    for target, time in zip(recipe.target_steps, run.target_times(recipe), strict=True):
+        if len(rehearse(run.times, time)) == 0:
+            _check_limit(recipe, run, target, None)
+
+
 def outlooks_of(
     recipe: Recipe, run: Run, table: GramTable | None, dtypes: Iterable[str]
 ) -> tuple[Outlook, ...]:
@@ -156,9 +167,9 @@ def _warnings(
     """Of a target that a method moves towards. Args: compared: whether the weights were."""
     horizon, error, whom = run.horizon_at(time), expected.relative_error, _method(recipe)
     named = _named(recipe, run, target)
-    at = f"{named} (horizon {horizon:.3g})"
     if len(run.steps) < 3:
         return  # what is not known is noted
+    at = f"{named} (horizon {horizon:.3g})"
     if _is_beyond(run, time):
         yield f"{_beyond(run, named, time)}; evaluate it before any use"
     elif compared and error is None:

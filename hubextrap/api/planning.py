@@ -114,7 +114,7 @@ def plan(
         try:
             known = _on_the_clock(known, far, found_run)
             check_destinations(recipe, True, targets)
-            ahead = None if recipe.walk is None else _ahead(recipe, found_run)
+            ahead = None if recipe.walk is None else _ahead(recipe, found_run, how.force)
             if ahead is not None:
                 known = replace(known, walks=True, notes=(*ahead.notes(), *known.notes))
                 far, how = ahead.recipes[-1], replace(how, force=True)  # as the walk does
@@ -132,10 +132,10 @@ def plan(
             return replace(known, problems=(str(error), *_refusals(asked)))
 
 
-def _ahead(recipe: Recipe, run: Run) -> Ahead | None:
+def _ahead(recipe: Recipe, run: Run, force: bool) -> Ahead | None:
     from hubextrap.api.looking import look_ahead  # imports what evaluates
 
-    return look_ahead(recipe, run)
+    return look_ahead(recipe, run, force=force)
 
 
 def recipe_push_targets(recipe: Recipe) -> list[PushTarget]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 from hubextrap.api.fitting import FittedRules, fit_rules, stacked
-from hubextrap.api.outlook import check_rehearsable
+from hubextrap.api.outlook import check_rehearsable, check_sayable
 from hubextrap.engine.budget import BASELINE, Budget
 from hubextrap.engine.defaults import MiB
 from hubextrap.engine.plan import MergePlan, plan_merge
@@ -264,6 +264,7 @@ def _check_rules(recipes: Sequence[Recipe], run: Run, force: bool) -> None:
         targets = run.target_times(each)
         for rule in each.rules:
             rule.check(run.times, targets)
+        check_sayable(each, run)
     check_rehearsable(recipes, run, force)
     run.check_scan_counts(recipes)
 

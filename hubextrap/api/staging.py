@@ -215,17 +215,18 @@ def remove_leftover(out: Path) -> None:
         return
     remove_strays(place.parent)
     if is_marked(place) and out.is_dir() and not (place / "model").exists():
-        _remove_unless_held(place, out)
+        remove_unless_held(place)
     walked = _walked_beside(place)
     if is_marked(walked) and out.is_dir() and any(out.iterdir()) and not place.exists():
-        _remove_unless_held(walked, out)
+        remove_unless_held(walked)
 
 
-def _remove_unless_held(place: Path, out: Path) -> None:
+def remove_unless_held(place: Path) -> None:
+    """Remove a place, unless another run begins there just now."""
     try:
-        lock = lock_folder(place, str(out), lambda line: None)
+        lock = lock_folder(place, str(place), lambda line: None)
     except OutputError:
-        return  # somebody begins there just now
+        return
     remove_marked(place)
     os.close(lock)
 

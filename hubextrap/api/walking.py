@@ -131,7 +131,8 @@ def _with_walk(recipe: Recipe, prompts: Path | str | None, how: dict[str, Any]) 
         how["prompts"] = str(prompts)
     for name in ("tasks", "include_path"):
         if name in how:
-            how[name] = tuple(map(str, how[name]))
+            given = how[name]
+            how[name] = (str(given),) if isinstance(given, (str, Path)) else tuple(map(str, given))
     try:
         target = TargetWalk(up_to=recipe.parameters.target or recipe.target_steps[0], **how)
     except ValidationError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -47,7 +48,20 @@ def tell_json(value: Any) -> None:
     plain = value.model_dump(mode="json") if is_model else value
     shown = redacted(plain)
     as_it_is = is_model and shown == plain
-    typer.echo(json_text(value.model_dump_json(indent=2) if as_it_is else json.dumps(shown, indent=2)))
+    if as_it_is:
+        text = value.model_dump_json(indent=2)
+    else:
+        text = json.dumps(_in_json(shown), indent=2, allow_nan=False)
+    typer.echo(json_text(text))
+
+
+def _in_json(value: Any) -> Any:
+    """With a text for each number that JSON has none for, as models write them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, (list, tuple)):
+        return list(map(_in_json, value))
+    return {key: _in_json(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def cells(*texts: str) -> tuple[str, ...]:

@@ -45,6 +45,8 @@ class WalkReport(Part):
     by: ChosenBy
     up_to: int
     """How far it was to look."""
+    at_peak_rate: bool = False
+    """Behind the last checkpoint steps count full-rate steps; the run itself has no such ones."""
     prompts: int
     answers: int
     """That were scored at each step or, by score, drawn there."""
@@ -79,7 +81,8 @@ class WalkReport(Part):
     def parameters(self) -> dict[str, Any]:
         """What provenance says of it."""
         values = {str(point.step): _finite(point.value) for point in self.curve}
-        return {"by": self.by, "up_to": self.up_to, "prompts": self.prompts, "values": values}
+        said = {"at_peak_rate": True} if self.at_peak_rate else {}
+        return {"by": self.by, "up_to": self.up_to, **said, "prompts": self.prompts, "values": values}
 
 
 def best_of(curve: tuple[WalkPoint, ...]) -> WalkPoint:
@@ -90,7 +93,8 @@ def best_of(curve: tuple[WalkPoint, ...]) -> WalkPoint:
 def walk_sentence(report: WalkReport) -> str:
     """What was chosen, in a sentence."""
     last, best = report.curve[0], report.best
-    among = f"of the steps {last.step} … {report.curve[-1].step} that were looked at"
+    rate = " at the peak rate" if report.at_peak_rate else ""
+    among = f"of the steps {last.step} … {report.curve[-1].step}{rate} that were looked at"
     if report.by == "score":
         kind = "the most answers are right"
     else:
@@ -104,7 +108,7 @@ def walk_sentence(report: WalkReport) -> str:
     unit = "" if report.by == "score" else " nats an answer"
     horizon = "" if best.horizon is None else f" (horizon {best.horizon:.3g})"
     text = (
-        f"The step was chosen by a walk: {among}, {kind} at step {best.step}{horizon}, "
+        f"The step was chosen by a walk: {among}, {kind} at step {best.step}{rate}{horizon}, "
         f"{format_figure(report.gained, signed=True)}{unit} beside the last checkpoint."
     )
     if report.score_of_last is not None and report.score_of_chosen is not None:
@@ -138,10 +142,11 @@ def walk_measure(report: WalkReport) -> str:
 
 
 def _cells(report: WalkReport) -> list[list[str]]:
-    lines = [["step", "horizon", _MEASURES[report.by], "beside the last checkpoint", ""]]
+    step = "step at the peak rate" if report.at_peak_rate else "step"
+    lines = [[step, "horizon", _MEASURES[report.by], "beside the last checkpoint", ""]]
     start = report.curve[0].value
     for point in report.curve:
-        gained = point.value - start if math.isfinite(point.value - start) else -math.inf
+        gained = 0.0 if point.value == start else point.value - start  # both may be −∞
         beside = "" if point is report.curve[0] else format_figure(gained, signed=True)
         horizon = "" if point.horizon is None else f"{point.horizon:.3g}"
         mark = "chosen" if point.step == report.chosen else ""

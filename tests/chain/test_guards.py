@@ -208,3 +208,35 @@ def test_the_farthest_horizon_of_a_run_is_served_and_none_beyond(tmp_path: Path)
     for target, problems in ((farthest, 0), (farthest + 1, 1)):
         recipe = recipe_of(target, trajectory={"repo": str(tmp_path)})
         assert len(api.plan(recipe).problems) == problems
+
+
+def of_parameters(checkpoints: int, target: int, method: str, **parameters: Any) -> Recipe:
+    """A recipe for the first so many checkpoints of the demo run."""
+    steps = (0, 40, 80, 100, 120, 160, 200)[:checkpoints]
+    listed = [{"model": str(DEMO / f"step_{step}"), "step": step} for step in steps]
+    own = {"target_step": target} | parameters
+    return recipe_of(target, method, trajectory={"checkpoints": listed}, parameters=own)
+
+
+@pytest.mark.parametrize("method", ["average", "ema", "persistence"])
+def test_of_one_checkpoint_nothing_is_said(method: str, tmp_path: Path) -> None:
+    recipe = of_parameters(1, 300, method)
+    report = api.plan(recipe, out=tmp_path / "out")
+    assert (report.problems, report.warnings, report.horizons) == ((), (), (None,))
+    (prediction,) = api.merge(recipe, out=tmp_path / "out").predictions
+    assert (prediction.warnings, prediction.provenance.horizon) == ((), None)
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "target", "method"),
+    [(7, 5000, "two_point"), (7, 5000, "average"), (2, 50, "two_point"), (3, 81, "least_squares")],
+)
+def test_a_limit_of_what_nobody_knows_is_refused_by_plan_too(
+    checkpoints: int, target: int, method: str, tmp_path: Path
+) -> None:
+    recipe = of_parameters(checkpoints, target, method, max_expected_error=1.0)
+    (problem,) = api.plan(recipe, out=tmp_path / "out", settings=FORCED).problems
+    assert "so max_expected_error 1 cannot be kept" in problem
+    with pytest.raises(MethodError) as caught:
+        api.merge(recipe, out=tmp_path / "out", settings=FORCED)
+    assert str(caught.value) == problem

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,19 +20,21 @@ import pytest
 import torch
 import yaml
 from harness import Lines, weights_read
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from hubextrap import api
 from hubextrap.api import merge, plan, run, verify, walk
 from hubextrap.api.answering import LastAnswers
+from hubextrap.api.merging import Made
 from hubextrap.cli.app import app
 from hubextrap.cli.markdown import plan_markdown
 from hubextrap.cli.summaries import print_plan
+from hubextrap.durable.places import lock_folder
 from hubextrap.errors import EvaluationError, HubExtrapError, OutputError, RecipeError
 from hubextrap.evaluation import own_answers
-from hubextrap.evaluation.walk_report import WalkReport
+from hubextrap.evaluation.walk_report import WalkPoint, WalkReport, walk_markdown
 from hubextrap.hub import PushTarget, read_provenance
 from hubextrap.localhub import LocalHub
 from hubextrap.logits import ExtrapolatedForCausalLM
@@ -293,6 +297,22 @@ def test_a_walk_whose_output_is_whole_measures_nothing_and_writes_nothing_again(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "prompts.jsonl"]
 
 
+def test_a_place_that_another_walk_has_taken_over_stays(
+    recipe_for: Callable[..., Recipe], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may begin once the first has chosen, and finds at its end that the output is there."""
+    settle = Made.settle
+
+    def second(self: Made) -> None:
+        lock = lock_folder(tmp_path / ".out.walk", "out", print)
+        settle(self)
+        os.close(lock)
+
+    monkeypatch.setattr(Made, "settle", second)
+    walk(recipe_for(220), prompts, out=tmp_path / "out", **CPU)
+    assert (tmp_path / ".out.walk" / "measured").is_dir()
+
+
 def test_full_rate_steps(
     recipe_for: Callable[..., Recipe], trajectory: Path, prompts: Path, tmp_path: Path
 ) -> None:
@@ -307,7 +327,11 @@ def test_full_rate_steps(
     assert report is not None
     assert [point.step for point in report.curve] == [200, 212, 224, 242, 260]
     assert [point.horizon for point in report.curve] == pytest.approx([0, 0.1, 0.2, 0.35, 0.5], abs=0.01)
-    again = parse_recipe(read_provenance(tmp_path / "out" / "hubextrap.json").recipe)
+    assert report.at_peak_rate
+    assert f"likeliest at step {report.chosen} at the peak rate" in walk_markdown(report)
+    provenance = read_provenance(tmp_path / "out" / "hubextrap.json")
+    assert provenance.parameters["walk"]["at_peak_rate"]
+    again = parse_recipe(provenance.recipe)
     assert again.parameters.target is not None
     plain = recipe_for(300, trajectory=section).model_copy(update={"parameters": again.parameters})
     merge(plain, out=tmp_path / "merged")
@@ -436,6 +460,8 @@ def test_what_is_no_walk(
     refused("up to one target", prompts, recipe=recipe_for([300, 400]))
     refused("persistence predicts nothing", prompts, recipe=recipe_for(300, "persistence"))
     refused("write one into it, or give an output folder", prompts, out=None)
+    refused("force.*has no effect on a walk", prompts, settings=api.MergeOptions(force=True))
+    refused("unknown task: 'none_such'", tasks="none_such")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     with pytest.raises(OutputError, match="full: is there already and not empty"):
@@ -446,6 +472,73 @@ def test_what_is_no_walk(
         walk(recipe_for(), prompts, out=out)
     target = {"up_to": 300, "prompts": str(prompts)}
     assert ".out.walk: cannot be written" in plan(recipe_for(target), out=out).problems[0]
+
+
+@pytest.mark.parametrize(("method", "own"), [("average", {}), ("ema", {}), ("two_point", {"damping": 0.0})])
+def test_a_method_that_predicts_no_motion_is_one_model(
+    method: str,
+    own: dict[str, float],
+    recipe_for: Callable[..., Recipe],
+    prompts: Path,
+    tmp_path: Path,
+    scored: list[float],
+) -> None:
+    recipe = recipe_for(300, method)
+    recipe = recipe.model_copy(update={"parameters": recipe.parameters.model_copy(update=own)})
+    report = walk(recipe, prompts, out=tmp_path / "out", **CPU).walk
+    assert [point.step for point in report.curve] == [200, 220, 240, 270, 300]
+    assert len({point.value for point in report.curve[1:]}) == 1
+    assert len(scored) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "prompts.jsonl"]
+
+
+def test_a_step_where_the_weights_overflow_counts_as_broken(
+    recipe_for: Callable[..., Recipe], trajectory: Path, prompts: Path, tmp_path: Path
+) -> None:
+    steps = {0: "first", 200: "last"}
+    for name in steps.values():
+        shutil.copytree(trajectory / "step_200", tmp_path / name)
+    weights = load_file(tmp_path / "first" / "model.safetensors")
+    broken = weights["model.layers.0.mlp.down_proj.weight"]
+    broken[...] = 3e38
+    save_file(weights, tmp_path / "first" / "model.safetensors", {"format": "pt"})
+    listed = [{"model": str(tmp_path / name), "step": step} for step, name in steps.items()]
+    recipe = recipe_for(500, "two_point", trajectory={"checkpoints": listed})
+    result = walk(recipe, prompts, out=tmp_path / "out", **CPU)
+    assert result.walk.stays
+    assert result.walk.curve[-1].value == -np.inf  # 1.5 × 3e38 is no float32
+    with pytest.raises(HubExtrapError, match="are NaN or infinite"):
+        merge(recipe, out=tmp_path / "merged")
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    line = ["walk", str(tmp_path / "recipe.yaml"), "--prompts", str(prompts), "--device", "cpu", "--json"]
+    printed = CliRunner().invoke(app, [*line, "-q", "--out", str(tmp_path / "again")])
+
+    def none(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    assert json.loads(printed.stdout, parse_constant=none)["walk"]["curve"][-1]["value"] == "-Infinity"
+
+
+def test_the_curve_beside_a_broken_last_checkpoint() -> None:
+    values = (-np.inf, -np.inf, -1.0)
+    curve = tuple(WalkPoint(step=step, horizon=step - 1, value=value) for step, value in enumerate(values, 1))
+    report = WalkReport(
+        by="own_answers", up_to=3, prompts=1, answers=1, answer_tokens=1, curve=curve, chosen=3, method="x"
+    )
+    assert report.gained == np.inf
+    rows = [line.split("|")[4].strip() for line in walk_markdown(report).splitlines()[2:5]]
+    assert rows == ["", "+0.000", "+inf"]
+
+
+def test_the_report_names_the_methods_of_some_tensors(
+    recipe_for: Callable[..., Recipe], backwards: Recipe, prompts: Path, tmp_path: Path
+) -> None:
+    """``persistence`` says that the last checkpoint itself is best."""
+    rule = {"match": "*mlp*", "method": "two_point"}
+    recipe = recipe_for(220, parameters={"target_step": 220, "tensors": [rule]}, method="persistence")
+    report = walk(recipe, prompts, out=tmp_path / "out", **CPU).walk
+    assert report.method == ("persistence" if report.stays else "persistence, two_point")
+    assert not report.stays
 
 
 def test_steps_that_the_past_forbids_are_left_out(
@@ -499,6 +592,8 @@ def test_labels(recipe_for: Callable[..., Recipe], prompts: Path, tmp_path: Path
     wrong.write_text("\n".join(json.dumps(label | {"answer": "none"}) for label in labels))
     with pytest.raises(EvaluationError, match="none of the last checkpoint's 12 answers is right"):
         walk(recipe_for(), wrong, out=tmp_path / "wrong", samples=2, **CPU)
+    with pytest.raises(EvaluationError, match="none of 6 answers at any of 5 steps is right"):
+        walk(recipe_for(), wrong, out=tmp_path / "none", by="score", **CPU)
     wrong.write_text(json.dumps({"question": "1+1="}))
     with pytest.raises(EvaluationError, match="line 1: needs an answer"):
         walk(recipe_for(), wrong, out=tmp_path / "wrong", by="score", **CPU)
