@@ -203,13 +203,42 @@ def _warm_up(fit: Fit, data: Data) -> tuple[float, float]:
     x, y = x[x < fit.begin], y[x < fit.begin]
     if not len(x):
         return 0.0, 0.0
-    if x[0] > (shift := max(0, shift_of(fit, data))) and len(x) < 3:  # from 0 on
-        x, y = np.insert(x, 0, shift), np.insert(y, 0, 0.0)
-    if len(x) < 2:
-        return 0.0, 0.0
+    if len(x) == 1:
+        return 0.0, _astray_from_one(fit, data, float(x[0]), float(y[0]))
     rise = (y[-1] - y[-2]) / (x[-1] - x[-2])
+    if rise <= 0:  # of a first update at 0 alone nothing follows
+        return 0.0, 0.0
     bend = y[-1] + rise * (x[-3] - x[-1]) - y[-3] if len(x) > 2 else 0.0
     return abs(float(bend)), abs(float(y[-1] + rise * (fit.begin - x[-1]) - fit.peak))
+
+
+def _astray_from_one(fit: Fit, data: Data, x: float, y: float) -> float:
+    """How far from its peak a line from 0 through one entry leads; of its begin alone nothing follows.
+
+    Of a schedule without an end it is not known which update an entry tells of.
+    """
+    begins = {max(0, shift_of(fit, data))} if math.isfinite(fit.end) else {0, 1}
+    return min(
+        (abs(y + y / (x - b) * (fit.begin - x) - fit.peak) for b in begins if b < x and y), default=0.0
+    )
+
+
+def _peak_reached(data: Data) -> tuple[float, float]:
+    """Between which steps a rate that stays reached its peak: a warm-up that is a line leads there.
+
+    Where no entry lies before the peak, no warm-up is assumed.
+    """
+    if not len(data.before[0]):
+        return 0.0, 0.0
+    x, y = np.insert(data.before[0], 0, 0.0), np.insert(data.before[1], 0, 0.0)
+    first, led = float(data.x[0]), []
+    bend = (y[-1] - y[-2]) / (x[-1] - x[-2]) - (y[-2] - y[-3]) / (x[-2] - x[-3]) if len(x) > 3 else 0.0
+    if abs(bend) * (x[-1] - x[-2]) <= _BEND + data.near:
+        ones = [(x[-2], y[-2])] if len(x) > 2 else [(0.0, 0.0), (1.0, 0.0)]
+        rises = [(y[-1] - low) / (x[-1] - at) for at, low in ones if at < x[-1]]
+        led = [float(x[-1] + (data.y[0] - y[-1]) / rise) for rise in rises if rise > 0]
+        led = [min(step, first) for step in led if step <= first + 0.5]
+    return (min(led), max(led)) if led else (float(x[-1]) + 1, first)
 
 
 def _plainness(fit: Fit, data: Data) -> tuple[Any, ...]:
@@ -227,6 +256,9 @@ def _compare(history: RateHistory, data: Data, chosen: Fit, fits: list[Fit]) -> 
     last = data.x[-1]
     ahead = np.linspace(last, max(last, data.max_steps or 2 * last), _AHEAD)
     time, areas = _time(chosen, data, ahead), trapezoids(ahead, chosen.at(ahead))
+    early, late = _peak_reached(data)
+    if chosen.family.stable and (late - early) / 2 > 2 * AGREEMENT * time:
+        raise _refusal(history, f"the warm-up ended between step {early:.0f} and step {late:.0f}, unseen")
     for fit in fits:
         if waves and fit.family.curve == "cosine" and fit.shape >= 1:
             continue
@@ -271,14 +303,12 @@ def _named(fit: Fit, data: Data, largest: float) -> Recognised:
     """As transformers' own parameters have it."""
     name, peak, shift = fit.family.name, fit.peak, shift_of(fit, data)
     warm = int(fit.begin) - shift
+    if fit.family.stable:
+        warm = max(0, round(sum(_peak_reached(data)) / 2) - shift)
     given: dict[str, Any] = {"schedule": name, "warmup_steps": warm, "total_steps": data.max_steps}
     least = fit.floor / peak
     if name == "constant_with_warmup":
-        given = (
-            {"schedule": name, "warmup_steps": int(data.x[0])}
-            if len(data.before[0])
-            else {"schedule": "constant"}
-        )
+        given = {"schedule": name, "warmup_steps": warm} if warm else {"schedule": "constant"}
     elif name == "inverse_sqrt":
         given = {"schedule": name, "warmup_steps": warm, "timescale": int(fit.shape)}
     elif name == "warmup_stable_decay":
@@ -287,7 +317,7 @@ def _named(fit: Fit, data: Data, largest: float) -> Recognised:
             "decay_type": fit.family.curve,
             "min_lr_ratio": least,
         }
-        given |= decay | {"warmup_steps": min(warm, int(data.x[0]))}
+        given |= decay
     elif name == "polynomial":
         given |= {"power": float(fit.shape), "min_lr_rate": least}
     elif name == "cosine_with_restarts":
