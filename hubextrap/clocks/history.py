@@ -256,7 +256,8 @@ def _json_lines(text: str, name: str) -> Iterator[tuple[int, Any, Any]]:
         step = _column(record, _STEP_NAMES)
         if step is None:
             raise ClockError(f"{where}: a learning rate without its step; {_EXPECTED}", file=name)
-        yield number, record[step], record[rate]
+        at = record[step]  # pandas writes 10.0
+        yield number, int(at) if isinstance(at, float) and at.is_integer() else at, record[rate]
 
 
 def _csv_lines(text: str, name: str) -> Iterator[tuple[int, Any, Any]]:
@@ -275,6 +276,11 @@ def _csv_lines(text: str, name: str) -> Iterator[tuple[int, Any, Any]]:
                     raise ClockError(
                         f"{where}: no header with step and learning_rate; {_EXPECTED}", file=name
                     )
+                if (
+                    twice := next((name for name in (step, rate) if header.count(name) > 1), None)
+                ) is not None:
+                    where = f"{name}, line {rows.line_num}"
+                    raise ClockError(f"{where}: two columns are called {twice}; keep one", file=name)
                 at, of = header.index(step), header.index(rate)
                 continue
             if len(cells) != len(header):
