@@ -92,6 +92,8 @@ def _advice(found: Backtest) -> list[str]:
             "motion along its two leading directions in each tensor; total is the mean of all against the "
             "checkpoints as they are stored, rounding included"
         )
+    if not found.rows:
+        return [*lines, "nothing could be predicted, so nothing says which method to use"]
     if verdict.method is None:
         return [*lines, "use none of them: no method beats the last checkpoint on this run's own past"]
     lines.append(f"use {verdict.method}")

@@ -39,6 +39,8 @@ class RateHistory:
     """The step at which the run was to end."""
     source: str = "history"
     """Where it is from, for messages."""
+    stated: bool = False
+    """Whether a user says so, of rates to come as well, instead of a trainer that has logged them."""
 
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.rates):
@@ -221,7 +223,7 @@ def read_rate_file(path: Path | str) -> RateHistory:
     else:
         lines = _json_lines if text.lstrip()[:1] == "{" else _csv_lines
         steps, rates = _last_records(_checked(lines(text, name), name), name)
-        history = RateHistory(steps, rates, None, name)
+        history = RateHistory(steps, rates, None, name, stated=True)
     if not history.steps:
         raise ClockError(f"{name}: there is no learning rate in it; {_EXPECTED}", file=name)
     return history

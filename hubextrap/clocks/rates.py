@@ -244,8 +244,8 @@ class RateClock:
         return whole if abs(whole - found) < 0.5 and self.time_of(whole) == time else found
 
     def known_at(self, step: int) -> RateClock:
-        """The clock as it was known at an earlier step; a schedule that was stated was known then too."""
-        if not self._logged.steps or step >= self._logged.steps[-1]:
+        """The clock as it was known at an earlier step; what a user states was known then too."""
+        if not self._logged.steps or self._logged.stated or step >= self._logged.steps[-1]:
             return self
         if step not in self._known:
             clock = RateClock(self._logged.up_to(step))

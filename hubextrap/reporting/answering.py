@@ -44,10 +44,11 @@ def answer(backtest: Backtest) -> Answer:
         same += [f"{line[0].upper()}{line[1:]}." for line in say_unforeseen(backtest.unforeseen)]
     ranked = horizon_means(backtest)
     if not ranked or ranked[0].worst is None:
-        nothing = (
+        needs = (
             f"A rehearsal needs several checkpoints that differ, and this scan has {len(backtest.steps)}. "
-            "Do not trust an extrapolation from it without an evaluation."
         )
+        nothing = "Do not trust an extrapolation from it without an evaluation."
+        nothing = nothing if backtest.unforeseen else needs + nothing
         return Answer("unknown", "Nothing could be rehearsed", (*same, nothing))
     verdict = judge(backtest)
     rounding = (_rounding(backtest, verdict.method),) * backtest.rounded
