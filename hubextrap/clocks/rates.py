@@ -26,7 +26,7 @@ _GRID = 2.0**-20
 """Times are multiples of it: sums and cosines differ in their last digits from processor to processor."""
 _NODES = 65_537
 _FAR = 10**12
-_OFF = 0.1
+_OFF = 0.02
 _NOTHING = 1e-9
 
 
