@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hubextrap.clocks import STEPS, RateClock, parse_schedule, read_rate_file, read_trainer_state
 from hubextrap.containment import shown
@@ -42,7 +42,10 @@ def chosen_clock(choice: ClockChoice, name: str, beside: Callable[[], Beside], p
         ReferenceNotFound, SourceError: the Hub does not say.
     """
     if choice not in ("auto", "learning_rate", "steps"):
-        return _told(_stated_clock(choice), progress)
+        clock = _told(_stated_clock(choice), progress)
+        if isinstance(choice, Mapping):
+            _check_against(beside()[0], choice, progress)
+        return clock
     history, problem = beside()
     if choice == "steps":
         if history is not None and history.changes:
@@ -57,6 +60,14 @@ def chosen_clock(choice: ClockChoice, name: str, beside: Callable[[], Beside], p
     if history is None or (choice == "auto" and not history.changes):
         return STEPS
     return _told(RateClock(history), progress)
+
+
+def _check_against(history: RateHistory | None, choice: Mapping[str, Any], progress: Progress) -> None:
+    """Warn of a stated schedule that is not that of the rates beside the last checkpoint."""
+    try:
+        RateClock(history, parse_schedule(choice))
+    except ClockError as error:
+        progress.warn(str(error))
 
 
 def rates_beside(trajectory: Trajectory, source_at: Callable[[int], Source]) -> Beside:
@@ -118,6 +129,8 @@ def clock_of_scan(choice: ClockChoice, scan: Scan, progress: Progress) -> Clock:
             clock = RateClock(scan.rates)
     else:
         clock = _stated_clock(choice)
+        if isinstance(choice, Mapping):
+            _check_against(scan.rates, choice, progress)
     return _told(clock, progress)
 
 

@@ -37,9 +37,13 @@ def logged(
     digits: int | None = None,
     peak: float = 3e-6,
     max_steps: int | None = None,
+    first: bool = False,
 ) -> RateHistory:
-    """What log_history has up to a step: of each the rate of the next update, or (newer) of the last."""
-    steps = [step for step in range(1, until + 1) if step % every == 0]
+    """What log_history has up to a step: of each the rate of the next update, or (newer) of the last.
+
+    ``first`` is logging_first_step.
+    """
+    steps = [step for step in range(1, until + 1) if step % every == 0 or (first and step == 1)]
     shown = [peak * rates[step - newer] for step in steps]
     if digits is not None:
         shown = [rate and round(rate, digits - 1 - math.floor(math.log10(rate))) for rate in shown]

@@ -39,6 +39,8 @@ class RateHistory:
     """The step at which the run was to end."""
     source: str = "history"
     """Where it is from, for messages."""
+    stated: bool = False
+    """Whether a user says so, of rates to come as well, instead of a trainer that has logged them."""
 
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.rates):
@@ -221,7 +223,7 @@ def read_rate_file(path: Path | str) -> RateHistory:
     else:
         lines = _json_lines if text.lstrip()[:1] == "{" else _csv_lines
         steps, rates = _last_records(_checked(lines(text, name), name), name)
-        history = RateHistory(steps, rates, None, name)
+        history = RateHistory(steps, rates, None, name, stated=True)
     if not history.steps:
         raise ClockError(f"{name}: there is no learning rate in it; {_EXPECTED}", file=name)
     return history
@@ -256,7 +258,8 @@ def _json_lines(text: str, name: str) -> Iterator[tuple[int, Any, Any]]:
         step = _column(record, _STEP_NAMES)
         if step is None:
             raise ClockError(f"{where}: a learning rate without its step; {_EXPECTED}", file=name)
-        yield number, record[step], record[rate]
+        at = record[step]  # pandas writes 10.0
+        yield number, int(at) if isinstance(at, float) and at.is_integer() else at, record[rate]
 
 
 def _csv_lines(text: str, name: str) -> Iterator[tuple[int, Any, Any]]:
@@ -275,6 +278,11 @@ def _csv_lines(text: str, name: str) -> Iterator[tuple[int, Any, Any]]:
                     raise ClockError(
                         f"{where}: no header with step and learning_rate; {_EXPECTED}", file=name
                     )
+                if (
+                    twice := next((name for name in (step, rate) if header.count(name) > 1), None)
+                ) is not None:
+                    where = f"{name}, line {rows.line_num}"
+                    raise ClockError(f"{where}: two columns are called {twice}; keep one", file=name)
                 at, of = header.index(step), header.index(rate)
                 continue
             if len(cells) != len(header):

@@ -26,7 +26,7 @@ _GRID = 2.0**-20
 """Times are multiples of it: sums and cosines differ in their last digits from processor to processor."""
 _NODES = 65_537
 _FAR = 10**12
-_OFF = 0.1
+_OFF = 0.02
 _NOTHING = 1e-9
 
 
@@ -253,8 +253,8 @@ class RateClock:
         return whole if abs(whole - found) < 0.5 and self.time_of(whole) == time else found
 
     def known_at(self, step: int) -> RateClock:
-        """The clock as it was known at an earlier step; a schedule that was stated was known then too."""
-        if not self._logged.steps or step >= self._logged.steps[-1]:
+        """The clock as it was known at an earlier step; what a user states was known then too."""
+        if not self._logged.steps or self._logged.stated or step >= self._logged.steps[-1]:
             return self
         if step not in self._known:
             clock = RateClock(self._logged.up_to(step))

@@ -47,7 +47,7 @@ STATE = (
     "state it as `clock: {schedule: cosine, warmup_steps: 20, total_steps: 400}` (any of transformers' "
     "names), or give a file of rates, with those to come, as the clock"
 )
-_ASTRAY, _BEND = 0.003, 0.02
+_ASTRAY, _LOST, _BEND = 0.003, 0.3, 0.02
 _SHOWS = 0.03
 _MOVES = 128
 _AHEAD = 513
@@ -94,7 +94,10 @@ def recognise(history: RateHistory) -> Recognised:
     tolerance = max(2 * best, _tolerance(data, fits))
     fits = [fit for fit in fits if fit.misfit <= tolerance]
     fits += [fit for fit in _begun_elsewhere(fits, data) if fit.misfit <= tolerance]
-    fits = _led_up_to(fits, data)
+    if not (fits := _led_up_to(fits, data)):
+        raise _refusal(
+            history, "no known schedule both fits the learning rates so far and follows their warm-up"
+        )
     rank = min(FAMILIES.index(fit.family) for fit in fits)
     simplest = [fit for fit in fits if FAMILIES.index(fit.family) == rank]
     chosen = min(simplest, key=lambda fit: _plainness(fit, data))
@@ -132,7 +135,9 @@ def _begun_elsewhere(fits: list[Fit], data: Data) -> Iterator[Fit]:
         if family.curve in ("linear", "power", "inverse_sqrt"):
             low, high = begin_range(data, family)
             low = max(low, 0, shift_of(fit, data))
-            for begin in np.unique(np.round(np.linspace(low, high, min(max(high - low, 0), _MOVES) + 1))):
+            evenly = np.round(np.linspace(low, high, min(max(high - low, 0), _MOVES) + 1))
+            beside = np.clip(data.x[0] + [0, 1], low, high)  # warm-ups mostly end where an entry is
+            for begin in np.unique(np.append(evenly, beside)):
                 yield judged(moved(fit, float(begin)), data)
 
 
@@ -141,14 +146,15 @@ def _entries(fit: Fit, data: Data) -> int:
 
 
 def _led_up_to(fits: list[Fit], data: Data) -> list[Fit]:
-    """Those whose warm-up is a line, and leads to their peak: of each family as near as any of it."""
+    """Those whose warm-up is a line, and leads to their peak: and of each family the nearest."""
     bent = {fit: _warm_up(fit, data) for fit in fits}
     straightest = min(bend for bend, _ in bent.values())
     fits = [fit for fit in fits if bent[fit][0] <= straightest + _BEND + data.near]
     least = dict.fromkeys(FAMILIES, math.inf)
     for fit in fits:
         least[fit.family] = min(least[fit.family], bent[fit][1])
-    return [fit for fit in fits if bent[fit][1] <= least[fit.family] + _ASTRAY + data.near]
+    near = {family: min(astray, _LOST) + _ASTRAY + data.near for family, astray in least.items()}
+    return [fit for fit in fits if bent[fit][1] <= near[fit.family]]
 
 
 def _few(history: RateHistory, count: int) -> ClockError:
@@ -203,13 +209,44 @@ def _warm_up(fit: Fit, data: Data) -> tuple[float, float]:
     x, y = x[x < fit.begin], y[x < fit.begin]
     if not len(x):
         return 0.0, 0.0
-    if x[0] > (shift := max(0, shift_of(fit, data))) and len(x) < 3:  # from 0 on
-        x, y = np.insert(x, 0, shift), np.insert(y, 0, 0.0)
-    if len(x) < 2:
-        return 0.0, 0.0
+    if y.max() > fit.peak + data.near + FLOAT:
+        return 0.0, math.inf
+    if len(x) == 1:
+        return 0.0, _astray_from_one(fit, data, float(x[0]), float(y[0]))
     rise = (y[-1] - y[-2]) / (x[-1] - x[-2])
+    if rise <= 0:  # of a first update at 0 alone nothing follows
+        return 0.0, 0.0
     bend = y[-1] + rise * (x[-3] - x[-1]) - y[-3] if len(x) > 2 else 0.0
     return abs(float(bend)), abs(float(y[-1] + rise * (fit.begin - x[-1]) - fit.peak))
+
+
+def _astray_from_one(fit: Fit, data: Data, x: float, y: float) -> float:
+    """How far from its peak a line from 0 through one entry leads; of its begin alone nothing follows.
+
+    Of a schedule without an end it is not known which update an entry tells of.
+    """
+    begins = {max(0, shift_of(fit, data))} if math.isfinite(fit.end) else {0, 1}
+    return min(
+        (abs(y + y / (x - b) * (fit.begin - x) - fit.peak) for b in begins if b < x and y), default=0.0
+    )
+
+
+def _peak_reached(data: Data) -> tuple[float, float]:
+    """Between which steps a rate that stays reached its peak: a warm-up that is a line leads there.
+
+    Where no entry lies before the peak: somewhere, or of a rate that was never seen to change, at once.
+    """
+    if not len(data.before[0]):
+        return 0.0, float(data.x[0]) if data.flat < len(data.x) else 0.0
+    x, y = np.insert(data.before[0], 0, 0.0), np.insert(data.before[1], 0, 0.0)
+    first, led = float(data.x[0]), []
+    bend = (y[-1] - y[-2]) / (x[-1] - x[-2]) - (y[-2] - y[-3]) / (x[-2] - x[-3]) if len(x) > 3 else 0.0
+    if abs(bend) * (x[-1] - x[-2]) <= _BEND + data.near:
+        ones = [(x[-2], y[-2])] if len(x) > 2 else [(0.0, 0.0), (1.0, 0.0)]
+        rises = [(y[-1] - low) / (x[-1] - at) for at, low in ones if at < x[-1]]
+        led = [float(x[-1] + (data.y[0] - y[-1]) / rise) for rise in rises if rise > 0]
+        led = [min(step, first) for step in led if step <= first + 0.5]
+    return (min(led), max(led)) if led else (float(x[-1]) + 1, first)
 
 
 def _plainness(fit: Fit, data: Data) -> tuple[Any, ...]:
@@ -227,6 +264,9 @@ def _compare(history: RateHistory, data: Data, chosen: Fit, fits: list[Fit]) -> 
     last = data.x[-1]
     ahead = np.linspace(last, max(last, data.max_steps or 2 * last), _AHEAD)
     time, areas = _time(chosen, data, ahead), trapezoids(ahead, chosen.at(ahead))
+    early, late = _peak_reached(data)
+    if chosen.family.stable and (late - early) / 2 > 2 * AGREEMENT * time:
+        raise _refusal(history, f"the warm-up ended between step {early:.0f} and step {late:.0f}, unseen")
     for fit in fits:
         if waves and fit.family.curve == "cosine" and fit.shape >= 1:
             continue
@@ -271,14 +311,12 @@ def _named(fit: Fit, data: Data, largest: float) -> Recognised:
     """As transformers' own parameters have it."""
     name, peak, shift = fit.family.name, fit.peak, shift_of(fit, data)
     warm = int(fit.begin) - shift
+    if fit.family.stable:
+        warm = max(0, round(sum(_peak_reached(data)) / 2) - shift)
     given: dict[str, Any] = {"schedule": name, "warmup_steps": warm, "total_steps": data.max_steps}
     least = fit.floor / peak
     if name == "constant_with_warmup":
-        given = (
-            {"schedule": name, "warmup_steps": int(data.x[0])}
-            if len(data.before[0])
-            else {"schedule": "constant"}
-        )
+        given = {"schedule": name, "warmup_steps": warm} if warm else {"schedule": "constant"}
     elif name == "inverse_sqrt":
         given = {"schedule": name, "warmup_steps": warm, "timescale": int(fit.shape)}
     elif name == "warmup_stable_decay":
@@ -287,7 +325,7 @@ def _named(fit: Fit, data: Data, largest: float) -> Recognised:
             "decay_type": fit.family.curve,
             "min_lr_ratio": least,
         }
-        given |= decay | {"warmup_steps": min(warm, int(data.x[0]))}
+        given |= decay
     elif name == "polynomial":
         given |= {"power": float(fit.shape), "min_lr_rate": least}
     elif name == "cosine_with_restarts":

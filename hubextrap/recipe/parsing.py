@@ -16,7 +16,7 @@ from hubextrap.methods import find_method, longest_horizon, nearest, parameter_p
 from hubextrap.methods.checking import check_steps
 from hubextrap.recipe import mergekit_form
 from hubextrap.recipe.models import Parameters, Recipe, TensorRule
-from hubextrap.recipe.parts import RecipeSection
+from hubextrap.recipe.parts import OF_KEYS, RecipeSection
 from hubextrap.recipe.regrounding import RegroundRecipe
 from hubextrap.recipe.targets import TARGET_KINDS
 from hubextrap.recipe.yaml_nodes import Document, Place, read_yaml
@@ -140,7 +140,7 @@ def _validated(data: dict[str, Any]) -> tuple[Recipe | RegroundRecipe | None, li
         checked = form.model_validate(data)
         recipe = checked.recipe() if isinstance(checked, mergekit_form.MergekitConfig) else checked
     except ValidationError as error:
-        problems += [_translated(detail, form) for detail in error.errors(include_url=False)]
+        problems += [each for detail in error.errors(include_url=False) for each in _translated(detail, form)]
     if isinstance(recipe, Recipe) and not problems:
         problems += _explicit_step_problems(recipe, data)
     return recipe, _without_echoes(problems)
@@ -222,16 +222,22 @@ def _explicit_step_problems(recipe: Recipe, data: dict[str, Any]) -> list[tuple[
     return problems
 
 
-def _translated(detail: Any, form: type[RecipeSection]) -> tuple[Place, str]:
+def _translated(detail: Any, form: type[RecipeSection]) -> list[tuple[Place, str]]:
     place: Place = tuple(part for part in detail["loc"] if part not in TARGET_KINDS)
+    if detail["type"] == OF_KEYS:
+        return [((*place, key), problem) for key, problem in detail["ctx"]["problems"]]
+    return [(place, _in_words(detail, place, form))]
+
+
+def _in_words(detail: Any, place: Place, form: type[RecipeSection]) -> str:
     kind = detail["type"]
     value = detail["input"]
     if kind == "extra_forbidden":
-        return place, _unknown_key(place, form)
+        return _unknown_key(place, form)
     if kind == "missing":
-        return place, "missing"
+        return "missing"
     if kind in ("value_error", "assertion_error"):
-        return place, str(detail["ctx"]["error"])
+        return str(detail["ctx"]["error"])
     limits = detail.get("ctx", {})
     words = {
         "int_type": "a whole number",
@@ -248,11 +254,11 @@ def _translated(detail: Any, form: type[RecipeSection]) -> tuple[Place, str]:
         "literal_error": f"{limits.get('expected')}".replace("'", ""),
     }.get(kind)
     if kind in ("too_short", "string_too_short"):
-        return place, "must not be empty"
+        return "must not be empty"
     if words is None:
-        return place, str(detail["msg"])
+        return str(detail["msg"])
     hint = "; put it in quotes" if kind == "string_type" and isinstance(value, (bool, int, float)) else ""
-    return place, f"must be {words}, not {_shown(value)}{hint}"
+    return f"must be {words}, not {_shown(value)}{hint}"
 
 
 def _unknown_key(place: Place, form: type[RecipeSection]) -> str:

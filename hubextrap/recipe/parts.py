@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from hubextrap.clocks import schedule_problems
 from hubextrap.methods import MAX_STEP
+
+OF_KEYS = "of_keys"
+"""The kind of error that has problems of several keys of its place: ``problems`` in its ``ctx``."""
 
 
 def _as_tuple(value: object) -> object:
@@ -23,7 +27,8 @@ def _one_or_more(value: object) -> object:
 def _names_a_clock(value: object) -> object:
     if isinstance(value, dict):
         if problems := schedule_problems(value):
-            raise ValueError("; ".join(f"{name}: {problem}" for name, problem in problems))
+            said = "; ".join(f"{name}: {problem}" for name, problem in problems)
+            raise PydanticCustomError(OF_KEYS, "{said}", {"said": said, "problems": problems})
     elif not isinstance(value, str) or not value:
         raise ValueError(
             "must be auto, steps, learning_rate, a file of step and learning_rate, or a schedule: "

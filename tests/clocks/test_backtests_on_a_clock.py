@@ -94,6 +94,33 @@ def test_a_merge_expects_what_the_backtest_expected(long: Path, scanned: Scan, t
     assert made.horizon == pytest.approx(row.horizon, rel=1e-12)
 
 
+def test_the_rates_of_a_file_that_a_user_gives_are_known_at_every_origin(
+    scanned: Scan, tmp_path: Path
+) -> None:
+    """As those of a stated schedule are: nothing else says when a run ends whose rates are CSV."""
+    file = tmp_path / "rates.csv"
+    file.write_text("step,learning_rate\n" + "".join(f"{at},{linear(at)}\n" for at in range(101)))
+    by_file = backtest(scanned, clock=str(file))
+    by_schedule = backtest(scanned, clock={"schedule": "linear", "warmup_steps": 20, "total_steps": 100})
+    assert by_file.unforeseen == by_schedule.unforeseen == ()
+    assert len(by_file.rows) == len(by_schedule.rows) > 100
+    for one, other in zip(by_file.rows, by_schedule.rows, strict=True):
+        assert one.horizon == pytest.approx(other.horizon, abs=1e-6)
+
+
+def test_where_no_target_could_be_foreseen_no_method_is_judged(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    (run / "checkpoint-60" / STATE).write_text(json.dumps(state(60, every=30)))
+    said = run_main("backtest", "run", "--clock", "learning_rate").out
+    assert "nothing could be predicted, so nothing says which method to use" in said
+    assert "no method beats" not in said
+    found = answer(backtest(find_trajectory(str(run)), clock="learning_rate"))
+    assert found.level == "unknown"
+    assert not any("several checkpoints that differ" in sentence for sentence in found.sentences)
+
+
 def test_along_the_rate_errors_are_smaller(scanned: Scan) -> None:
     along = [
         np.mean(

@@ -104,7 +104,9 @@ def test_files_that_users_have(tmp_path: Path, text: str) -> None:
         ("step,learning_rate\n1,2e-6\n2,nan\n", "line 3: the learning rate 'nan'"),
         ("step,learning_rate\n1,2e-6\n2,-1\n", "line 3: the learning rate -1.0"),
         ("step,learning_rate\n1,2e-6,3\n", "line 2: 3 columns, where the header has 2"),
+        ("step,step,learning_rate\n1,10,2e-6\n", "line 1: two columns are called step; keep one"),
         ('step,learning_rate\n1,"2e-6\n', "unexpected end"),
+        ('{"step": 1.5, "learning_rate": 1e-6}', "line 1: the step 1.5 is no whole number"),
         ('{"step": 1, "learning_rate": 1e-6}\n{"step": 2', "line 2: not valid JSON"),
         ('{"step": 1, "learning_rate": 1e-6}\n[]', "line 2: it is no mapping"),
         ('{"learning_rate": 1e-6}', "line 1: a learning rate without its step"),
@@ -120,6 +122,13 @@ def test_what_a_file_cannot_mean_names_the_line(tmp_path: Path, text: str, said:
     with pytest.raises(ClockError, match=said) as caught:
         read_rate_file(path)
     assert str(path) in str(caught.value)
+
+
+def test_whole_steps_may_be_written_as_floats(tmp_path: Path) -> None:
+    csv, lines = tmp_path / "csv", tmp_path / "lines"
+    csv.write_text("step,learning_rate\n10.0,1e-6\n20.0,2e-6\n")
+    lines.write_text('{"step": 10.0, "learning_rate": 1e-6}\n{"step": 20.0, "learning_rate": 2e-6}\n')
+    assert read_rate_file(csv).steps == read_rate_file(lines).steps == (10, 20)
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

@@ -97,6 +97,44 @@ def test_what_cannot_be_known_is_refused_with_what_to_state() -> None:
     assert "equally well" in refused(logged(cosine, 75, 5, digits=4, max_steps=400))
 
 
+@pytest.mark.parametrize("newer", [False, True])
+@pytest.mark.parametrize(
+    "name", ["constant_with_warmup", "linear", "cosine", "inverse_sqrt", "warmup_stable_decay"]
+)
+def test_a_warm_up_that_ended_between_two_entries_is_right_or_refused(name: str, newer: bool) -> None:
+    known = 0
+    for warmup, every in itertools.product((1, 3, 12, 40), (25, 50)):
+        named = {"decay": 0.8} if name == "warmup_stable_decay" else {}
+        rates = schedule_of(name, warmup, 500, named).rates(np.arange(501)).tolist()
+        history = logged(rates, 300, every, newer=newer, max_steps=500, first=True)
+        try:
+            found = RateClock(history).time_of(500)
+        except ClockError:
+            continue
+        known += 1
+        assert found == pytest.approx(true_times(rates)[500], rel=0.02), (warmup, every)
+    assert known or name == "inverse_sqrt"
+
+
+def test_the_end_of_a_straight_warm_up_is_known_between_entries() -> None:
+    rates = schedule_of("constant_with_warmup", 45, 400, {}).rates(np.arange(401)).tolist()
+    found = recognise(logged(rates, 200, 20, max_steps=400))
+    assert (found.schedule.name, found.schedule.warmup_steps) == ("constant_with_warmup", 45)
+    with pytest.raises(ClockError, match="the warm-up ended between step 2 and step 50, unseen"):
+        recognise(logged(rates, 400, 50, newer=True, first=True, max_steps=400))
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_a_warm_up_that_ends_where_the_first_entry_is_adds_no_time(newer: bool) -> None:
+    for every in (100, 200, 300):
+        rates = schedule_of("inverse_sqrt", every, 3000, {}).rates(np.arange(3001)).tolist()
+        try:
+            found = RateClock(logged(rates, 1500, every, newer=newer, max_steps=3000)).time_of(3000)
+        except ClockError:
+            continue
+        assert found == pytest.approx(true_times(rates)[3000], rel=0.02), every
+
+
 def test_without_max_steps_those_that_have_no_end_are_recognised() -> None:
     for name in ("constant_with_warmup", "inverse_sqrt"):
         rates = schedule_of(name, 40, 400, {}).rates(np.arange(401)).tolist()
@@ -138,10 +176,11 @@ def test_never_wrong_without_a_refusal(name: str, named: dict[str, Any]) -> None
             (0.25, 0.5, 0.75),
             (False, True),
             (None, 4),
+            (False, True),
         )
     )
     known = 0
-    for total, part, every, share, newer, digits in random.Random(f"{name} {named}").sample(cases, 60):
+    for total, part, every, share, newer, digits, first in random.Random(f"{name} {named}").sample(cases, 60):
         warmup = 0 if name == "constant" else round(part * total)
         waves = named.get("num_cycles", 0.5 if name.startswith("cosine_w") else 1)
         cycle = (total - warmup) / (2 * waves if name == "cosine" else max(waves, 1))
@@ -149,12 +188,14 @@ def test_never_wrong_without_a_refusal(name: str, named: dict[str, Any]) -> None
             continue  # nothing that was logged shows it
         schedule = schedule_of(name, warmup, total, named)
         rates = schedule.rates(np.arange(total + 1)).tolist()
-        history = logged(rates, int(share * total), every, newer=newer, digits=digits, max_steps=total)
+        history = logged(
+            rates, int(share * total), every, newer=newer, digits=digits, max_steps=total, first=first
+        )
         try:
             found = RateClock(history).time_of(total)
         except ClockError:
             continue
         known += 1
         end = true_times(rates)[total]
-        assert abs(found - end) <= max(0.02 * end, 1.6), (schedule, every, share, newer, digits)
+        assert abs(found - end) <= max(0.02 * end, 1.6), (schedule, every, share, newer, digits, first)
     assert known > 5

@@ -200,6 +200,15 @@ def test_a_schedule_by_name(moving: Moving, tmp_path: Path) -> None:
         recipe(run, trajectory={"clock": {"schedule": "linear", "total_stops": 100}})
 
 
+def test_a_stated_schedule_that_is_not_the_one_of_the_state_is_warned_of(run: Path, tmp_path: Path) -> None:
+    for total, warned in ((100, 0), (90, 1), (200, 1)):
+        stated = {"schedule": "linear", "warmup_steps": 20, "total_steps": total}
+        lines = Lines()
+        plan(recipe(run, trajectory={"clock": stated}), out=tmp_path / "out", progress=lines)
+        said = [line for line in lines.said if "the stated schedule (linear) does not fit" in line]
+        assert len(said) == warned, total
+
+
 @pytest.mark.parametrize("method", ["two_point", "least_squares"])
 def test_full_rate_steps(method: str, moving: Moving, run: Path, tmp_path: Path) -> None:
     """As if the rate had stayed at its peak: also where the schedule never gets so far."""

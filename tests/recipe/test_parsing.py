@@ -379,3 +379,17 @@ def test_a_file_with_windows_line_ends_and_byte_order_mark(tmp_path: Path) -> No
 def test_any_text_is_a_recipe_or_an_error(text: str) -> None:
     with pytest.raises(RecipeError, match="recipe"):
         parse_recipe(text)
+
+
+def test_each_wrong_key_of_a_clock_is_named_by_its_own_line() -> None:
+    text = (
+        "trajectory:\n  repo: me/run\n  clock:\n    schedule: linear\n    total_steps: '400'\n"
+        "    warmup_step: 20\nmerge_method: two_point\nparameters: {target_step: 80}\n"
+    )
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, "r.yaml")
+    said = str(caught.value)
+    assert "r.yaml:5: trajectory.clock.total_steps: '400' does not fit" in said
+    assert "r.yaml:6: trajectory.clock.warmup_step: unknown; linear takes warmup_steps, total_steps" in said
+    with pytest.raises(RecipeError, match=r"r\.yaml:3: trajectory\.clock\.schedule: is missing"):
+        parse_recipe(text.replace("    schedule: linear\n", ""), "r.yaml")
