@@ -114,7 +114,7 @@ def test_where_no_target_could_be_foreseen_no_method_is_judged(
     monkeypatch.chdir(run.parent)
     (run / "checkpoint-60" / STATE).write_text(json.dumps(state(60, every=30)))
     said = run_main("backtest", "run", "--clock", "learning_rate").out
-    assert "nothing could be predicted, so nothing says which method to use" in said
+    assert "nothing could be rehearsed, so no method can be advised" in said
     assert "no method beats" not in said
     found = answer(backtest(find_trajectory(str(run)), clock="learning_rate"))
     assert found.level == "unknown"
