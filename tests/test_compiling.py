@@ -267,6 +267,7 @@ def something_else() -> dict[str, Callable[[Path], object]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("use", "which"), [(machine_code, ".o"), (arrays, ".nbi"), (arrays, ".nbc")])
 @pytest.mark.parametrize("what", something_else())
 def test_something_else_lies_there(package: str, use: Use, tmp_path: Path, what: str, which: str) -> None:

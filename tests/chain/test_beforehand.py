@@ -95,6 +95,7 @@ def names_of(letters: str, length: int) -> str:
     return (letters * length)[:length]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sections", [{}, FITTED], ids=["fixed", "fitted"])
 @pytest.mark.parametrize(
     ("out", "said"),
@@ -234,6 +235,7 @@ def test_room_for_what_is_no_tensor(
     hubextrap.merge(hubextrap.load_recipe(recipe), out=tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cuda:99", "mps", "meta", "nonsense", "cpu:0", "cuda:x", ""])
 @pytest.mark.parametrize("sections", [{}, FITTED], ids=["fixed", "fitted"])
 def test_devices(

@@ -89,6 +89,7 @@ WAYS: dict[str, tuple[list[str], dict[str, object]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "kind"),
     [

@@ -289,6 +289,7 @@ def test_a_drip_is_given_up(server: HostileHub, repo_id: str, monkeypatch: pytes
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["steps", "merge"])
 def test_interim_answers_without_end(
     words: str, server: HostileHub, repo_id: str, monkeypatch: pytest.MonkeyPatch

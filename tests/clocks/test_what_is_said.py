@@ -108,6 +108,7 @@ def test_a_clock_that_is_none(here: Path) -> None:
         assert "learning_rate" in ended.err, (word, ended.err)
 
 
+@pytest.mark.slow
 def test_scan_and_report(here: Path) -> None:
     ran("scan", "run", "--out", "scan.safetensors", "-q")
     rates = Scan.load("scan.safetensors").rates
@@ -126,6 +127,7 @@ def test_scan_and_report(here: Path) -> None:
     assert "so the scan holds no learning rates" in ended.err
 
 
+@pytest.mark.slow
 def test_sweep(here: Path, moving: Moving) -> None:
     problems = [{"question": f"1+{digit}=", "answer": str(digit)} for digit in range(8)]
     Path("problems.jsonl").write_text("\n".join(map(json.dumps, problems)))
@@ -183,6 +185,7 @@ def test_in_lm_eval(here: Path) -> None:
             HubextrapLM(**arguments, device="cpu")
 
 
+@pytest.mark.slow
 def test_there_is_no_real_one_to_compare_with(here: Path, moving: Moving) -> None:
     """A step of that number may be there: it was not trained at the peak rate."""
     moving.run(here / "run", (80,))

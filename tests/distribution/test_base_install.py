@@ -212,6 +212,7 @@ def serving(folder: Path) -> Iterator[Warm]:
     yield from installation(folder, "localhub", "report")
 
 
+@pytest.mark.slow
 def test_report_and_hub_serve(base: Warm, serving: Warm, folder: Path) -> None:
     """With the extras of their own, which bring no torch either."""
     ok(base, "scan", RUN, "--out", "reported.safetensors")

@@ -283,6 +283,7 @@ def test_too_little_memory_says_how_much() -> None:
     plan_merge([*range(16)], [big] * 16, lambda name: np.full((1, 16), 1 / 16), budget=Budget(245 * MiB))
 
 
+@pytest.mark.slow
 def test_too_little_memory_for_many_tensors_names_their_number() -> None:
     many = layout("x", [(f"w{i}", "BF16", (8,)) for i in range(30_000)])
     with pytest.raises(

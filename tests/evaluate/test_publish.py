@@ -240,6 +240,7 @@ def test_a_commit_whose_answer_was_lost_is_made_once(
     assert json.loads(read(model, "hubextrap-eval.json"))["format"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file", ["README.md", "hubextrap.json", "modeling_mine.py", "hubextrap-eval.json", "tokenizer.json"]
 )

@@ -188,6 +188,7 @@ def test_a_sweep_that_was_killed_ends_as_if_it_had_not_been(
     assert results[0] == results[1]
 
 
+@pytest.mark.slow
 def test_other_settings_or_problems_are_measured_anew(
     recipe_for: Callable[..., Recipe], trajectory: Path, measured: list[str], tmp_path: Path
 ) -> None:

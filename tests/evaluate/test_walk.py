@@ -492,6 +492,7 @@ def test_a_method_that_predicts_no_motion_is_one_model(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "prompts.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_step_where_the_weights_overflow_counts_as_broken(
     recipe_for: Callable[..., Recipe], trajectory: Path, prompts: Path, tmp_path: Path
 ) -> None:
@@ -575,6 +576,7 @@ def test_what_is_warned_of_is_the_chosen_step(
     assert all(f"step {result.walk.chosen}" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_labels(recipe_for: Callable[..., Recipe], prompts: Path, tmp_path: Path) -> None:
     right = walk(recipe_for(), prompts, out=tmp_path / "right", samples=3, seed=1, **CPU).walk
     assert (right.by, right.prompts) == ("correct_answers", 6)
@@ -610,6 +612,7 @@ def test_a_task_s_problems(recipe_for: Callable[..., Recipe], demo_tasks: Path, 
         walk(recipe_for(240), tasks=["radd_of_none"], out=tmp_path / "none", **CPU)
 
 
+@pytest.mark.slow
 def test_logits(recipe_for: Callable[..., Recipe], prompts: Path, trajectory: Path, tmp_path: Path) -> None:
     recipe = recipe_for(240, space="logits")
     report = walk(recipe, prompts, **CPU).walk

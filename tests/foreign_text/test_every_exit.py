@@ -157,6 +157,7 @@ def test_plots(text: str, tmp_path: Path) -> None:
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_pages(tmp_path: Path) -> None:
     """One page of a scan whose tensors have these names, and whose scores are of such a task."""
     pytest.importorskip("matplotlib")

@@ -32,6 +32,7 @@ def branches(repo: str) -> list[str]:
     return sorted(branch.name for branch in HfApi().list_repo_refs(repo).branches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [

@@ -151,6 +151,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(space, arguments, changes, id=f"{space}-{name}", marks=marks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("space", "arguments", "changes"), list(cases()))
 def test_an_argument_does_what_it_does_with_hf(
     space: str, arguments: dict[str, Any], changes: bool, plugin: Any, run: Path, plain: dict[str, list[Any]]

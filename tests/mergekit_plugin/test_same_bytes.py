@@ -35,6 +35,7 @@ def test_every_method_on_a_real_run(
     assert_same_bits(through_mergekit(config), natively(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out_dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(
     ("method", "parameters"),

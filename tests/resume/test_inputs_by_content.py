@@ -49,6 +49,7 @@ def header_of(path: Path) -> int:
     return 8 + int.from_bytes(path.read_bytes()[:8], "little")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 10])
 @pytest.mark.parametrize(
     ("file", "how", "starts_over"),

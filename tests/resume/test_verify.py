@@ -139,6 +139,7 @@ def problems(folder: Path) -> dict[str, str | None]:
     return {file.file: file.problem for file in hubextrap.verify(folder).files if file.problem}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRANGE)
 def test_other_weights_code_and_settings_are_refused(prediction: Path, name: str) -> None:
     (prediction / name).parent.mkdir(parents=True, exist_ok=True)

@@ -112,6 +112,7 @@ def test_folders_and_an_unknown_repo(steps: Run, hub: LocalHub, repo_id: str, mo
     assert out.splitlines()[-1].split()[1] == "runs/step_1"
 
 
+@pytest.mark.slow
 def test_a_repo_that_was_renamed(steps: Run, hub: LocalHub, repo_id: str, on_branches: OnBranches) -> None:
     commits = on_branches(["step_1", "step_2"])
     hub.move_repo(repo_id, f"{repo_id}-new")

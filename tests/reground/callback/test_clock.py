@@ -88,6 +88,7 @@ def test_every_jump_goes_along_the_rates_of_the_updates(
             np.testing.assert_allclose(after[name].double(), expected, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "schedule",
     [
@@ -179,6 +180,7 @@ def test_no_jump_where_the_rate_is_0(build: Any, assert_same: Any, caplog: Any) 
     assert found == pytest.approx([10.0, 14.0, 14.0, 14.0])
 
 
+@pytest.mark.slow
 def test_a_window_at_a_rate_of_0_is_no_part_of_the_line(build: Any) -> None:
     """The rates begin with 0, and a window is one update long."""
     callback = ExtrapolationCallback(1, 2, max_error=None, rule="anchored")
@@ -244,6 +246,7 @@ def as_older(checkpoint: Path) -> None:
     write_sealed(path, state, indent=1, remedy="")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_older_version_goes_on_by_steps(build: Any, tmp_path: Path) -> None:
     options = OPTIONS | {"max_steps": 26}
     build(
@@ -261,6 +264,7 @@ def test_a_checkpoint_of_an_older_version_goes_on_by_steps(build: Any, tmp_path:
         build(ExtrapolationCallback(M, N, max_error=5.0, clock="learning_rate"), **options).train(**resume)
 
 
+@pytest.mark.slow
 def test_another_clock_is_refused_on_resuming(build: Any, tmp_path: Path) -> None:
     build(ExtrapolationCallback(M, N), max_steps=5, save_strategy="steps", save_steps=5).train()
     other = ExtrapolationCallback(M, N, clock="steps")
@@ -289,6 +293,7 @@ class OwnRates(torch.optim.Optimizer):
         self.inner.step(closure)
 
 
+@pytest.mark.slow
 def test_an_optimizer_without_rates_goes_by_steps_or_is_refused(build: Any) -> None:
     for clock in ("auto", "learning_rate"):
         callback = ExtrapolationCallback(M, N, max_error=None, clock=clock)  # type: ignore[arg-type]

@@ -47,6 +47,7 @@ def test_a_jump_that_breaks_the_answers_is_undone_to_the_bit(train: Any, assert_
     assert run.trainer.model.training
 
 
+@pytest.mark.slow
 def test_a_jump_that_keeps_them_is_kept(train: Any, assert_same: Any) -> None:
     unguarded = train(ExtrapolationCallback(M, 1, max_error=None), out="unguarded")
     callback = guarded(1)
@@ -84,6 +85,7 @@ def test_the_first_window_may_jump_as_something_judges_it(train: Any) -> None:
     assert callback.decisions[0].reason.startswith("the first window: only what is asked after the jump")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_asked_is_said_before_training(build: Any, train: Any) -> None:
     with pytest.raises(MethodError, match="give it to the trainer as its processing_class"):
         build(guarded(4)).train()

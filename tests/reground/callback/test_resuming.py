@@ -142,6 +142,7 @@ def test_other_tensors_are_refused(tmp_path: Path) -> None:
             SnapshotRing(layouts).load(tmp_path, [0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["state.json", "rank-0/step-8.safetensors", HISTORY_NAME])
 def test_a_damaged_file_is_named(build: Any, checkpoint: Path, name: str) -> None:
     (checkpoint / "reground" / name).write_bytes(b"\x00 not what it was\n")

@@ -217,6 +217,7 @@ def test_steps_of_another_count_are_told_of(with_rates: Any) -> None:
         rates_of_round("learning_rate", state.parent, 4, 4, said.append)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_knows_what_time_it_is(with_rates: Any, tmp_path: Path) -> None:
     """After the second round's decision; and what that round had trained is gone then, so it trains again."""
     score = tmp_path / "score"

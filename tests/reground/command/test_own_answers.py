@@ -44,6 +44,7 @@ def test_a_jump_that_breaks_the_answers_is_taken_back_and_n_halved(asked: Any) -
     assert result.model == setting.out / "round-002" / "output" / "checkpoint-4"
 
 
+@pytest.mark.slow
 def test_a_jump_that_keeps_them_is_kept_in_the_first_window_too(asked: Any) -> None:
     setting = asked(jump=1, guard={"max_error": 1.0})
     run(setting)
@@ -57,6 +58,7 @@ def test_a_jump_that_keeps_them_is_kept_in_the_first_window_too(asked: Any) -> N
     assert first["probe_before"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("jump", "score", "action"),
     [(4000, "1.0", "rolled_back"), (1, "{model}", "rolled_back"), (1, "1.0", "jumped")],
