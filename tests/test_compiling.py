@@ -242,6 +242,7 @@ def damages() -> dict[str, Callable[[bytes], bytes]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("use", "which"), [(machine_code, ".o"), (arrays, ".nbi"), (arrays, ".nbc")])
 @pytest.mark.parametrize("how", damages())
 def test_a_damaged_file(package: str, use: Use, tmp_path: Path, how: str, which: str) -> None:
@@ -280,6 +281,7 @@ def test_something_else_lies_there(package: str, use: Use, tmp_path: Path, what:
     assert use(package) == ([] if replaced else SAID + AGAIN)
 
 
+@pytest.mark.slow
 def test_a_fork_uses_what_was_loaded(package: str) -> None:
     """While another thread does."""
     add, numbers, stop = MachineCode(package, ("loops",), "add"), np.arange(1000), threading.Event()

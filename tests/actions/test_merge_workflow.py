@@ -97,6 +97,7 @@ def test_recipe_with_a_mistake_is_red(runner: Any, change: Callable[..., str]) -
     assert found.outputs["changed"] == ""
 
 
+@pytest.mark.slow
 def test_first_push_and_rewritten_history_take_every_recipe(runner: Any, change: Callable[..., str]) -> None:
     change("a.yaml")
     change("b.yaml", push=None)

@@ -166,6 +166,7 @@ CARDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("card", CARDS)
 def test_a_card_that_gives_nothing_is_no_reason_not_to_merge(
     checkpoints: Path,

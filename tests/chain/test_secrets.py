@@ -116,6 +116,7 @@ def test_reading_the_files_fails(
     assert hub.faults.pending() < COUNT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [REFUSED, GONE, MOVED], ids=["refused", "gone", "moved"])
 @pytest.mark.parametrize("name", WITH_MODELS)
 def test_loading_what_only_transformers_reads_fails(

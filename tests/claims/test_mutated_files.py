@@ -120,6 +120,7 @@ def loaded(path: Path, content: bytes) -> Scan | None:
     )
 
 
+@pytest.mark.slow
 def test_scans(tmp_path: Path) -> None:
     scan, path = make_scan(), tmp_path / "scan"
     scan.save(path)
@@ -148,6 +149,7 @@ def without_digest(metadata: dict[str, str], tables: dict[str, Any]) -> dict[str
     return {key: value for key, value in metadata.items() if key != DIGEST}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [COUNT // 5, pytest.param(COUNT, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("digest", [with_digest, without_digest])
 def test_scans_that_were_made_up(tmp_path: Path, digest: Any, count: int) -> None:

@@ -164,6 +164,7 @@ def test_a_place_that_is_none(ground: Ground) -> None:
     assert "File name too long" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_streams(closed: str, ground: Ground) -> None:
     command = f"exec {' '.join(COMMAND)} plan recipe.yaml {closed}"

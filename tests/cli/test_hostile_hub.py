@@ -102,6 +102,7 @@ def campaign(name: str, server: HostileHub, repo: str, seed: int, count: int) ->
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4_000_000  # kB; torch takes much of it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["steps", "verify", *(pytest.param(name, marks=pytest.mark.slow) for name in ("plan", "push"))]
 )

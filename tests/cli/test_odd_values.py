@@ -151,6 +151,7 @@ def test_more_is_refused_before_weights_are_read(words: str, ground: Ground, hub
     try_before_weights(words, 40, ground, hub)
 
 
+@pytest.mark.slow
 def test_known_odd_values(ground: Ground) -> None:
     """What once ended in a traceback."""
     for words, *line in (

@@ -97,6 +97,7 @@ def test_what_cannot_be_known_is_refused_with_what_to_state() -> None:
     assert "equally well" in refused(logged(cosine, 75, 5, digits=4, max_steps=400))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("newer", [False, True])
 @pytest.mark.parametrize(
     "name", ["constant_with_warmup", "linear", "cosine", "inverse_sqrt", "warmup_stable_decay"]

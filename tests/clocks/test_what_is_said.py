@@ -88,6 +88,7 @@ def test_a_provenance_claims_times_that_can_be(here: Path) -> None:
         read_provenance(Path("merged"))
 
 
+@pytest.mark.slow
 def test_backtest(here: Path) -> None:
     assert SAID in "".join(ran("backtest", "run").out.splitlines())
     rows = json.loads(ran("backtest", "run", "--json", "-q").out)

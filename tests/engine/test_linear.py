@@ -171,6 +171,7 @@ class Listed(LocalSource):
         return self._listed
 
 
+@pytest.mark.slow
 def test_files_that_are_compared_with_the_hubs_hashes(tmp_path: Path) -> None:
     numbers = iter(range(100))
 

@@ -297,6 +297,7 @@ def on_disk(text: str) -> str:
 COMMANDS = ("steps", "plan", "validate", "scan", "an option", "a command", "backtest")
 
 
+@pytest.mark.slow
 @each_text
 def test_commands(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders, files and words of the command line are called so."""

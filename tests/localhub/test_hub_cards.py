@@ -74,6 +74,7 @@ def test_what_the_hub_takes(hub: LocalHub, api: HfApi, repo_id: str, metadata: d
     assert api.model_info(repo_id).card_data is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("metadata", "why"), BAD.values(), ids=BAD)
 def test_what_the_hub_refuses(
     hub: LocalHub, token: str, repo_id: str, metadata: dict[str, Any], why: str

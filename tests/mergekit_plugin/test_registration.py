@@ -142,6 +142,7 @@ def test_errors_of_mergekit_stay_its_own(tmp_path: Path) -> None:
     assert (result.exit_code, type(result.exception)) == (1, FileNotFoundError)
 
 
+@pytest.mark.slow
 def test_without_mergekit_or_with_an_old_one(tmp_path: Path) -> None:
     """0.1.4 has other names in merge_methods; the error says what to install."""
     (tmp_path / "mergekit" / "merge_methods").mkdir(parents=True)

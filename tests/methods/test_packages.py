@@ -106,6 +106,7 @@ def unnamed(content: bytes, method: str) -> bytes:
     return re.sub(rb'"digest": "\w+"', b"", content.replace(method.encode(), b"METHOD"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damping", ["1.0", "0.5", "auto"])
 def test_a_copy_of_calibrated_is_calibrated_but_for_its_name(
     damping: str, tmp_path: Path, scan_file: Path

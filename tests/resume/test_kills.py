@@ -148,6 +148,7 @@ def files_of(repo: str, branch: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kills", "resumed"), [(8, 2), pytest.param(100, 40, marks=pytest.mark.slow)], ids=["few", "hundred"]
 )

@@ -30,6 +30,7 @@ def identities(folder: Path) -> dict[str, tuple[int, int]]:
     return {path.name: (status.st_ino, status.st_mtime_ns) for path, status in found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target_step", [20, [20, 30]])
 def test_a_push_of_a_folder(
     hub: LocalHub,

@@ -83,6 +83,7 @@ def test_one_run_at_a_time_and_signals(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "recipe.yaml", "unstopped"]
 
 
+@pytest.mark.slow
 def test_one_push_at_a_time(
     hub: LocalHub,
     warm: Warm,

@@ -193,9 +193,9 @@ def test_reach_is_a_horizon_and_counts_from_the_first_checkpoint(demo_table: Gra
     assert verdict.reach == 1.0
     assert verdict.reach_step == first + 800
     titles = horizon_classes(found)
-    ends = [f"to {h} (step {first + s:,})" for h, s in ((0.25, 500), (0.5, 600), (1, 800))]
+    ends = [f"to {h} (step {first + s})" for h, s in ((0.25, 500), (0.5, 600), (1, 800))]
     assert titles == (*ends, "farther")
-    assert f"up to step {first + 800:,}: " in " ".join(answer(found).sentences)
+    assert f"up to step {first + 800}: " in " ".join(answer(found).sentences)
 
 
 def test_a_horizon_on_an_end_is_in_the_class_that_ends_there() -> None:

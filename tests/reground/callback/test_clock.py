@@ -126,6 +126,7 @@ def test_auto_goes_by_steps_again_once_a_warm_up_is_over(build: Any) -> None:
     assert clocks == ["learning_rate"] * 3 + ["steps"] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["two_point", pytest.param("calibrated", marks=pytest.mark.slow)])
 def test_at_a_constant_rate_no_clock_makes_a_difference(build: Any, assert_same: Any, rule: Any) -> None:
     found = []
@@ -194,6 +195,7 @@ def test_a_window_at_a_rate_of_0_is_no_part_of_the_line(build: Any) -> None:
     assert third.action == "jumped"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rates", [(0.0, 3e-3), pytest.param((3e-3, 3e-2), marks=pytest.mark.slow)])
 def test_groups_at_rates_of_their_own_have_one_clock(build: Any, rates: tuple[float, float]) -> None:
     """One is ten times the other, or frozen."""
@@ -220,6 +222,7 @@ def test_groups_at_rates_of_their_own_have_one_clock(build: Any, rates: tuple[fl
 OPTIONS: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 18, **WARM}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [8, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_resumed_run_knows_what_time_it_is(
     build: Any, stop_at: Any, assert_same: Any, step: int, tmp_path: Path

@@ -78,6 +78,7 @@ def test_the_probe_and_the_answers_undo_each_for_itself(train: Any) -> None:
     assert sad.decisions[1].n_wanted == 4
 
 
+@pytest.mark.slow
 def test_the_first_window_may_jump_as_something_judges_it(train: Any) -> None:
     callback = guarded(1, max_error=5.0)
     train(callback, max_steps=8)

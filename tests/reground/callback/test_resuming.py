@@ -73,6 +73,7 @@ def resume(build: Any, checkpoint: Path, used: ExtrapolationCallback) -> Any:
     return build(used, max_steps=18).train(resume_from_checkpoint=str(checkpoint))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_elsewhere_brings_its_history(build: Any, checkpoint: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere" / "copy"
     shutil.copytree(checkpoint, moved)
@@ -96,6 +97,7 @@ def test_a_checkpoint_holds_safetensors_and_json_only(checkpoint: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_its_snapshots_is_refused(build: Any, checkpoint: Path) -> None:
     shutil.rmtree(checkpoint / "reground")
     with pytest.raises(CorruptFile, match=r"snapshots .* are missing") as missing:
