@@ -86,8 +86,9 @@ def walk(
     A walk that was stopped, by whatever, goes on where it was when it is called again alike.
 
     Args:
-        recipe: its target step is how far to look; or it says all about the walk itself.
-        prompts: a file with a JSON object per line, with the field ``question`` or ``prompt``.
+        recipe: its target step is how far to look; or it says itself how to walk.
+        prompts: a file with a JSON object per line, with the field ``question`` or ``prompt``; without it and
+            ``tasks``, the problems of the recipe's evaluate section.
         out: the folder to write: the predicted model, and ``walk.json``, ``walk.md`` and a picture beside it.
         push: where it goes instead, or also; the recipe's push section if both are left out.
         scan: of the recipe's checkpoints, or its file: what it knows is not read again.
@@ -118,14 +119,20 @@ def walk(
 def _with_walk(recipe: Recipe, prompts: Path | str | None, how: dict[str, Any]) -> Recipe:
     """The recipe with all that was asked for in it."""
     given = [*(["prompts"] if prompts is not None else []), *how]
+    stated: dict[str, Any] = {}
     if recipe.walk is not None:
-        if given:
+        stated = {name: getattr(recipe.walk, name) for name in recipe.walk.model_fields_set}
+        if not given:
+            return recipe
+        twice = (
+            given if "prompts" in stated or "tasks" in stated else [name for name in given if name in stated]
+        )
+        if twice:
             raise RecipeError(
-                f"{given[0]} has no effect: the recipe's target_step says how to walk; leave it out, or "
+                f"{twice[0]} has no effect: the recipe's target_step says how to walk; leave it out, or "
                 "write a plain step there, up to which to look"
             )
-        return recipe
-    if recipe.target_count > 1:
+    elif recipe.target_count > 1:
         raise RecipeError(f"a walk looks up to one target, and the recipe has {recipe.target_count}")
     if prompts is not None:
         how["prompts"] = str(prompts)
@@ -134,7 +141,9 @@ def _with_walk(recipe: Recipe, prompts: Path | str | None, how: dict[str, Any]) 
             given = how[name]
             how[name] = (str(given),) if isinstance(given, (str, Path)) else tuple(map(str, given))
     try:
-        target = TargetWalk(up_to=recipe.parameters.target or recipe.target_steps[0], **how)
+        if not stated:
+            stated["up_to"] = recipe.parameters.target or recipe.target_steps[0]
+        target = TargetWalk(**stated | how)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         said = str(problem.get("ctx", {}).get("error", problem["msg"]))

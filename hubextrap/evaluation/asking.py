@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.digests import sha256_of_json
-from hubextrap.errors import EvaluationError
+from hubextrap.errors import EvaluationError, RecipeError
 from hubextrap.evaluation.options import Answering
 from hubextrap.evaluation.own_answers import BATCH_SIZE, MAX_ANSWER_TOKENS, OwnAnswers, draw_answers
 from hubextrap.evaluation.own_tasks import MATH_TOKENS, ends_of, packaged_tasks, read_problems, task_specs
@@ -123,9 +123,11 @@ def questions_of(walk: TargetWalk, evaluate: EvaluateSection | None) -> Question
     """What a recipe's walk asks.
 
     Args:
-        evaluate: the recipe's, which says how a file's answers are judged where the walk does not.
+        evaluate: the recipe's, which says how a file's answers are judged where the walk does not, and what
+            is asked where the walk names neither a file nor tasks.
 
     Raises:
+        RecipeError: nothing says what to ask.
         MissingExtra: lm-eval, or math-verify, is needed and cannot be imported.
         EvaluationError: the file or a task does not serve; names the file and the line.
     """
@@ -136,17 +138,36 @@ def questions_of(walk: TargetWalk, evaluate: EvaluateSection | None) -> Question
             kind = walk.format or (evaluate.format if evaluate and evaluate.task_files else "exact")
         part = _of_file(Path(walk.prompts), kind, walk.max_tokens, walk.limit)
         return Questions((part,), walk.apply_chat_template)
+    if walk.tasks:
+        parts = _of_tasks(walk.tasks, walk.include_path or (), walk.max_tokens, walk.limit)
+        return Questions(parts, walk.apply_chat_template)
+    if evaluate is None:
+        raise RecipeError(
+            "a walk has nothing to ask: give prompts, a file with a JSON object per line (--prompts, or in "
+            "the recipe's target_step), or tasks; or add an evaluate section, whose problems it asks then"
+        )
+    limit, kind = walk.limit or evaluate.limit, evaluate.format if judged else None
+    max_tokens = walk.max_tokens or evaluate.max_tokens
+    files = tuple(_of_file(Path(file), kind, max_tokens, limit) for file in evaluate.task_files)
+    tasks = _of_tasks(evaluate.tasks, evaluate.include_path or (), walk.max_tokens, limit)
+    return Questions((*files, *tasks), walk.apply_chat_template or evaluate.apply_chat_template)
+
+
+def _of_tasks(
+    names: Sequence[str], include_path: Sequence[str], max_tokens: int | None, limit: int | None
+) -> tuple[Asked, ...]:
+    if not names:
+        return ()
     ours = set(packaged_tasks())
     specs = [
         spec
-        for name in dict.fromkeys(walk.tasks)
+        for name in dict.fromkeys(names)
         for spec in task_specs([name], answering=Answering(repeats=1) if name in ours else None)
     ]
-    manager = load_tasks(specs, [Path(folder) for folder in walk.include_path or ()])
+    manager = load_tasks(specs, [Path(folder) for folder in include_path])
     with quiet_libraries():
         tasks = manager.load(specs)["tasks"]
-        parts = [_of_task(name, task, walk.max_tokens, walk.limit) for name, task in tasks.items()]
-    return Questions(tuple(parts), walk.apply_chat_template)
+        return tuple(_of_task(name, task, max_tokens, limit) for name, task in tasks.items())
 
 
 def _of_file(path: Path, kind: Any, max_tokens: int | None, limit: int | None) -> Asked:

@@ -42,7 +42,8 @@ class TargetWalk(RecipeSection):
     of its samples that are right; or the share of right answers. None: ``correct_answers`` if ``samples`` is
     given, else ``own_answers``."""
     prompts: Text | None = None
-    """A file with a JSON object per line: ``question`` or ``prompt``, and ``answer`` where it is compared."""
+    """A file with a JSON object per line: ``question`` or ``prompt``, and ``answer`` where it is compared.
+    Without it and ``tasks``: the problems of ``evaluate``."""
     tasks: OneOrMoreTexts = ()
     """lm-eval tasks and hubextrap's own, whose problems are put in the place of a file's."""
     include_path: OneOrMoreTexts | None = None
@@ -67,7 +68,7 @@ class TargetWalk(RecipeSection):
 
     @model_validator(mode="after")
     def _counts(self) -> TargetWalk:
-        if (self.prompts is None) == (not self.tasks):
+        if self.prompts is not None and self.tasks:
             raise ValueError("give either prompts, a file with a JSON object per line, or tasks")
         if self.include_path is not None and not self.tasks:
             raise ValueError("include_path has no effect without tasks: it is where they are looked for")

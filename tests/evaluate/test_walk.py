@@ -447,7 +447,7 @@ def test_what_is_no_walk(
         assert not out.exists()
         assert not list(tmp_path.glob(".*"))
 
-    refused("give either prompts")
+    refused("nothing to ask.*--prompts")
     refused("give either prompts", prompts, tasks=["radd"])
     refused("no such file|No such file", tmp_path / "absent.jsonl")
     refused("samples has no effect by own_answers", prompts, by="own_answers", samples=2)
@@ -716,3 +716,22 @@ def chance(folder: Path, lines: list[str]) -> float:
     )
     right = own_answers.OwnAnswers(tuple(problem["question"] for problem in problems), answers)
     return float(np.exp(own_answers.answer_logprobs(model, tokenizer, right, batch_size=64)).mean())
+
+
+def test_a_section_without_prompts_asks_what_is_evaluated(
+    recipe_for: Callable[..., Recipe], prompts: Path, tmp_path: Path
+) -> None:
+    """``target_step: {up_to: 400, by: own_answers}`` is whole with an evaluate section, or with --prompts."""
+    bare = recipe_for({"up_to": 300, "by": "own_answers"})
+    section = {"task_files": [str(prompts)], "limit": 4, "max_tokens": 6}
+    evaluated = recipe_for({"up_to": 300, "by": "own_answers"}, evaluate=section)
+    assert any("nothing to ask" in problem for problem in plan(bare, out=tmp_path / "a").problems)
+    with pytest.raises(RecipeError, match="nothing to ask"):
+        merge(bare, out=tmp_path / "a")
+    assert merge(evaluated, out=tmp_path / "b").walk == walk(evaluated, out=tmp_path / "c").walk
+    given = walk(bare, prompts, limit=4, max_tokens=6, out=tmp_path / "d").walk
+    assert (
+        given.chosen == walk(recipe_for(300), prompts, limit=4, max_tokens=6, out=tmp_path / "e").walk.chosen
+    )
+    with pytest.raises(RecipeError, match="by has no effect"):
+        walk(bare, prompts, by="score", out=tmp_path / "f")
