@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,13 +48,29 @@ def training_problems(first_step: int, steps: int, per_step: int, seed: int) -> 
     A step's problems depend on the seed and the step alone: a run that is cut into rounds sees what the
     uncut run sees.
     """
-    held_out = {problem.question for problem in held_out_problems()}
+    return problems_by_step(
+        lambda random: _problem(*random.integers(100, 1000, size=2)),
+        {problem.question for problem in held_out_problems()},
+        range(first_step, first_step + steps),
+        per_step,
+        seed,
+    )
+
+
+def problems_by_step(
+    draw: Callable[[np.random.Generator], Problem],
+    held_out: Collection[str],
+    steps: Iterable[int],
+    per_step: int,
+    seed: int,
+) -> list[Problem]:
+    """`per_step` problems for each step, whose question is not among those held out."""
     problems: list[Problem] = []
-    for step in range(first_step, first_step + steps):
+    for step in steps:
         random = np.random.default_rng([seed, step])
         of_step: list[Problem] = []
         while len(of_step) < per_step:
-            problem = _problem(*random.integers(100, 1000, size=2))
+            problem = draw(random)
             if problem.question not in held_out:
                 of_step.append(problem)
         problems += of_step

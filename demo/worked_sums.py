@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
+from addition import Problem, problems_by_step
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DATA = Path(__file__).resolve().parent / "data" / "rlvr-L"
@@ -23,13 +23,6 @@ TERMS = 6
 MAX_NEW_TOKENS = 44
 HELD_OUT = 200
 HELD_OUT_SEED = 20_251_129
-
-
-class Problem(NamedTuple):
-    """A question, and one of the completions of it that earn a reward."""
-
-    question: str
-    answer: str
 
 
 @cache
@@ -49,16 +42,7 @@ def training_problems(first_step: int, steps: int, per_step: int, seed: int) -> 
     A step's problems depend on the seed and the step alone.
     """
     held_out = {problem.question for problem in held_out_problems()}
-    problems: list[Problem] = []
-    for step in range(first_step, first_step + steps):
-        random = np.random.default_rng([seed, step])
-        of_step: list[Problem] = []
-        while len(of_step) < per_step:
-            problem = draw(random)
-            if problem.question not in held_out:
-                of_step.append(problem)
-        problems += of_step
-    return problems
+    return problems_by_step(draw, held_out, range(first_step, first_step + steps), per_step, seed)
 
 
 def draw(random: np.random.Generator) -> Problem:

@@ -196,8 +196,7 @@ class Run:
 
     def horizon_at(self, time: float) -> float | None:
         """(target − last)/(last − first) on the clock; None where nothing was observed but one checkpoint."""
-        way = self.times[-1] - self.times[0]
-        return (time - self.times[-1]) / way if way else None
+        return clocks.horizon_of(self.times, time)
 
     def step_in_words(self, time: float) -> str:
         """The step at which it is that time, as `clocks.step_in_words` has it."""

@@ -42,10 +42,7 @@ def chosen_clock(choice: ClockChoice, name: str, beside: Callable[[], Beside], p
         ReferenceNotFound, SourceError: the Hub does not say.
     """
     if choice not in ("auto", "learning_rate", "steps"):
-        clock = _told(_stated_clock(choice), progress)
-        if isinstance(choice, Mapping):
-            _check_against(beside()[0], choice, progress)
-        return clock
+        return _stated_clock(choice, lambda: beside()[0], progress)
     history, problem = beside()
     if choice == "steps":
         if history is not None and history.changes:
@@ -57,6 +54,11 @@ def chosen_clock(choice: ClockChoice, name: str, beside: Callable[[], Beside], p
         )
     if problem:
         progress.warn(f"{problem}, so steps are the clock; if the learning rate changed, {REMEDY}")
+    return _clock_by(history, choice, progress)
+
+
+def _clock_by(history: RateHistory | None, choice: ClockChoice, progress: Progress) -> Clock:
+    """That of rates that were found, if any were: ``auto`` takes them where they really changed."""
     if history is None or (choice == "auto" and not history.changes):
         return STEPS
     return _told(RateClock(history), progress)
@@ -124,29 +126,26 @@ def clock_of_scan(choice: ClockChoice, scan: Scan, progress: Progress) -> Clock:
                 f"clock: learning_rate: the scan holds no learning rates: there was no {STATE_FILE} beside "
                 f"the last checkpoint, or an older hubextrap made it; scan again, or {REMEDY}"
             )
-        clock = STEPS
-        if scan.rates is not None and (choice == "learning_rate" or scan.rates.changes):
-            clock = RateClock(scan.rates)
-    else:
-        clock = _stated_clock(choice)
-        if isinstance(choice, Mapping):
-            _check_against(scan.rates, choice, progress)
-    return _told(clock, progress)
-
-
-def _stated_clock(choice: ClockChoice) -> Clock:
-    """That of a schedule, a file, or steps."""
-    if isinstance(choice, Mapping):
-        return RateClock(None, parse_schedule(choice))
+        return _clock_by(scan.rates, choice, progress)
     if choice == STEPS.name:
         return STEPS
+    return _stated_clock(choice, lambda: scan.rates, progress)
+
+
+def _stated_clock(
+    choice: ClockChoice, history: Callable[[], RateHistory | None], progress: Progress
+) -> Clock:
+    """That of a schedule, which is held against the rates that were found, or of a file."""
+    if isinstance(choice, Mapping):
+        clock = _told(RateClock(None, parse_schedule(choice)), progress)
+        _check_against(history(), choice, progress)
+        return clock
     path = Path(str(choice))
     if not choice or not path.exists():
         raise ClockError(f"clock: {shown(str(choice))}: there is no such file; {REMEDY}", file=str(choice))
-    return RateClock(read_rate_file(path))
+    return _told(RateClock(read_rate_file(path)), progress)
 
 
 def _told(clock: Clock, progress: Progress) -> Clock:
-    if clock.name != STEPS.name:
-        progress.say(f"clock: {clock.in_words()}")
+    progress.say(f"clock: {clock.in_words()}")
     return clock

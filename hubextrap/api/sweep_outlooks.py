@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from hubextrap.api.outlook import outlooks_of
 from hubextrap.digests import sha256_of_json
-from hubextrap.durable.atomic import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
+    from hubextrap.api.grid import Kept, Point
     from hubextrap.opening import Run
-    from hubextrap.recipe import Recipe
 
 
-class _Predicted(Protocol):
-    """A prediction of the grid."""
-
-    @property
-    def recipe(self) -> Recipe: ...
-    @property
-    def key(self) -> str: ...
-
-
-def outlooks(points: Iterable[_Predicted], run: Run, folder: Path, remedy: str) -> list[dict[str, Any]]:
+def outlooks(points: Iterable[Point], run: Run, kept: Kept) -> list[dict[str, Any]]:
     """Of each point, what `GridPoint` says of its outlook.
 
     Where the weights are not at hand, as all is measured, what was said of them before counts.
-
-    Args:
-        folder: of what is kept.
     """
     table = run.known_table()
     layouts = () if table is None else run.layouts
@@ -40,23 +26,20 @@ def outlooks(points: Iterable[_Predicted], run: Run, folder: Path, remedy: str) 
     for point in points:
         (time,) = run.target_times(point.recipe)
         said: dict[str, Any] = {"expected_relative_error": None, "trusted_up_to": None}
-        place = folder / f"{sha256_of_json(['outlook', point.key])}.json"
+        key = sha256_of_json(["outlook", point.key])
         if table is not None:
             (outlook,) = outlooks_of(point.recipe, run, table, dtypes)
             trusted = None if outlook.trusted is None else outlook.trusted.said
             said = {"expected_relative_error": outlook.expected.relative_error, "trusted_up_to": trusted}
-            write_sealed(place, said, remedy=remedy)
+            kept.put(key, said)
         else:
-            said |= _kept(place)
+            said |= _checked(kept.get(key))
         found.append({"horizon": run.horizon_at(time), **said})
     return found
 
 
-def _kept(place: Path) -> dict[str, Any]:
-    try:
-        content = read_sealed(place)
-    except (OSError, ValueError):
-        return {}  # not there, or not as it was written
+def _checked(content: Any) -> dict[str, Any]:
+    """What was kept; nothing where that is not what is kept here."""
     if not isinstance(content, dict):
         return {}
     error, trusted = (content.get(key) for key in ("expected_relative_error", "trusted_up_to"))

@@ -107,7 +107,7 @@ def sweep(
         compared = _references(against, points, progress)
         measurements = [_reference(*each, harness, measured_with, kept) for each in compared]
         making.merge()
-        said = outlooks(points, run, folder / "measured", REMEDY)
+        said = outlooks(points, run, kept)
     for point in todo.values():
         _measure(point, making, harness, kept, own)
     shutil.rmtree(folder / "predictions", ignore_errors=True)

@@ -63,6 +63,12 @@ def in_words(times: Sequence[float], time: float) -> str:
     return f"{time - times[-1]:.4g} full-rate steps after step {times.steps[-1]}"
 
 
+def horizon_of(times: Sequence[float], time: float | None) -> float | None:
+    """(time − last) / (last − first), where there is a way and a time."""
+    first, last = times[0], times[-1]
+    return None if time is None or last == first else (time - last) / (last - first)
+
+
 class Clock(Protocol):
     """Step → time, never falling, and what is known of the future."""
 

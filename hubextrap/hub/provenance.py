@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 from hubextrap._version import __version__
 from hubextrap.claims import sealed
+from hubextrap.clocks import horizon_of
 from hubextrap.digests import sha256_hex
 from hubextrap.methods import MAX_STEP
 from hubextrap.redaction import redact
@@ -41,12 +42,6 @@ _ABSOLUTE_PATH = re.compile(
       | (?<![^\s,=\[{(])(?:(?:file://)?/|~/|[A-Za-z]:[\\/])(?P<bare>[^\s,\]}"'#]*)""",
     re.VERBOSE,
 )
-
-
-def horizon_of(times: Sequence[float], target: float | None) -> float | None:
-    """(target − last) / (last − first), where there is a way and a target."""
-    first, last = times[0], times[-1]
-    return None if target is None or last == first else (target - last) / (last - first)
 
 
 def is_plain_name(file: str) -> bool:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from hubextrap.claims import DIGEST, unsealed
+from hubextrap.clocks import horizon_of
 from hubextrap.containment import entry_at, read_named
 from hubextrap.errors import CorruptFile
 from hubextrap.foreign_data import parse_json, shorten
-from hubextrap.hub.provenance import PROVENANCE_FILE, READ, Provenance, horizon_of
+from hubextrap.hub.provenance import PROVENANCE_FILE, READ, Provenance
 from hubextrap.tensors.interfaces import SMALL_FILE
 
 if TYPE_CHECKING:

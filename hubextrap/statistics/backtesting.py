@@ -227,23 +227,28 @@ def _pairs_of(table: GramTable) -> tuple[list[_Pair], tuple[int, ...]]:
     count = len(table.steps)
     pairs, unforeseen = [], []
     for last in range(1, count - 1):
-        seen = table.seen_at(last)
+        known = table.clock.known_at(table.steps[last])
+        try:
+            times = known.times(table.steps[: last + 1])
+        except ClockError:
+            unforeseen.append(table.steps[last])
+            continue
         for target in range(last + 1, count):
-            time = _foreseen(seen, table.steps[target])
+            time = _foreseen(known, times[-1], table.steps[target])
             if time is None:
                 unforeseen.append(table.steps[last])
             else:
-                pairs.append(_Pair(last, target, seen.times, time))
+                pairs.append(_Pair(last, target, times, time))
     return pairs, tuple(dict.fromkeys(unforeseen))
 
 
-def _foreseen(seen: GramTable, step: int) -> float | None:
-    """When a step was going to be, by what was seen; None where that could not be told, or it is no later."""
+def _foreseen(known: Clock, now: float, step: int) -> float | None:
+    """When a step was going to be, by what was known; None where that could not be told or is no later."""
     try:
-        times, time = seen.times, seen.clock.time_of(step)
+        time = known.time_of(step)
     except ClockError:
         return None
-    return time if time > times[-1] else None
+    return time if time > now else None
 
 
 def _best_base(table: GramTable) -> int | None:
