@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         WalkResult,
         backtest,
         complete,
+        evaluate_steps,
         merge,
         plan,
         push,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     )
     from hubextrap.errors import HubExtrapError
     from hubextrap.evaluation import Answering, EvaluationOptions, EvaluationTable, TaskFile, evaluate
+    from hubextrap.evaluation.step_scores import StepScores
     from hubextrap.evaluation.sweep_report import SweepResult
     from hubextrap.hub import PushTarget
     from hubextrap.logits import LogProbRequest
@@ -80,6 +82,7 @@ __all__ = [
     "RunResult",
     "Sampling",
     "Scan",
+    "StepScores",
     "SweepResult",
     "TaskFile",
     "Trajectory",
@@ -90,6 +93,7 @@ __all__ = [
     "backtest",
     "complete",
     "evaluate",
+    "evaluate_steps",
     "find_trajectory",
     "load_recipe",
     "load_reground_recipe",

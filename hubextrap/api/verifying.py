@@ -17,7 +17,9 @@ from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import LocalSource, RemoteSource, read_layout, sha256_of
 from hubextrap.tensors.weights import INDEX_FILE
 from hubextrap.trajectory import Pins, parse_reference
+from hubextrap.trajectory.elsewhere import models_elsewhere
 from hubextrap.trajectory.hub_files import list_files
+from hubextrap.trajectory.reference import Reference
 
 if TYPE_CHECKING:
     from hubextrap.hub import Provenance
@@ -77,8 +79,10 @@ def verify(reference: Path | str, *, progress: Progress | None = None) -> Verifi
     with closing(opened) as source:
         files = source.files()
         if PROVENANCE_FILE not in files:
+            elsewhere = _predictions_elsewhere(reference)
             raise CorruptFile(
-                f"{source.name}: holds no {PROVENANCE_FILE}; only what hubextrap merged can be verified",
+                f"{source.name}: holds no {PROVENANCE_FILE}; only what hubextrap merged can be verified"
+                + elsewhere,
                 file=PROVENANCE_FILE,
             )
         where = f"{source.name}/{PROVENANCE_FILE}"
@@ -109,6 +113,15 @@ def _open(reference: Path | str) -> tuple[Source, list[str]]:
     listed = list_files(where.repo, commit, where.path, source.name, recursive=True) or []
     prefix = f"{where.path}/" if where.path else ""
     return source, [file.path.removeprefix(prefix) for file in listed]
+
+
+def _predictions_elsewhere(reference: Path | str) -> str:
+    """What the message about a place without a prediction says of other places."""
+    where = (
+        Reference(str(reference), reference) if isinstance(reference, Path) else parse_reference(reference)
+    )
+    found = models_elsewhere(where, Pins(), predicted=True)
+    return found and f"; {found}"
 
 
 def _all_files(folder: Path) -> list[str]:

@@ -17,6 +17,7 @@ from hubextrap.foreign_text import own_lines
 from hubextrap.progress import SilentProgress
 from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, PassedOver, Series, Trajectory
 from hubextrap.trajectory.concurrent import map_concurrently
+from hubextrap.trajectory.elsewhere import models_elsewhere
 from hubextrap.trajectory.hub_files import list_files
 from hubextrap.trajectory.layouts import series_by_layout
 from hubextrap.trajectory.local_layout import files_in
@@ -169,24 +170,36 @@ def resolve_checkpoint(reference: str, *, step: int | None = None, pins: Pins | 
         ReferenceNotFound, AccessDenied: the reference leads nowhere, or is not open to this token.
         UnsupportedCheckpoint: there are no weights of any kind.
     """
-    where = parse_reference(reference)
+    where, pins = parse_reference(reference), pins or Pins()
     step = _step_of(where) if step is None else step
     if where.folder is not None:
         checkpoint = Checkpoint(step, None, "", None, str(where.folder))
     else:
-        commit = (pins or Pins()).commit_of(where.repo, where.revision, reference)
+        commit = _commit_of(where, pins)
         checkpoint = Checkpoint(step, where.repo, where.revision or "main", commit, where.path)
     checkpoint, weights, files = _looked_into(checkpoint, reference)
+    if weights is not None:
+        return checkpoint
+    elsewhere = models_elsewhere(where, pins)
     if where.path and not files:
-        raise ReferenceNotFound(
-            f"{reference}: no folder {where.path!r} in {where.repo}@{checkpoint.revision}", repo=where.repo
-        )
-    if weights is None:
-        raise UnsupportedCheckpoint(
-            f"{reference}: no weight files in it ({_shown(files)}); name the folder with them",
-            repo=checkpoint.repo,
-        )
-    return checkpoint
+        what = f"{reference}: no folder {where.path!r} in {where.repo}@{checkpoint.revision}"
+        raise ReferenceNotFound(what + (elsewhere and f"; {elsewhere}"), repo=where.repo)
+    raise UnsupportedCheckpoint(
+        f"{reference}: no weight files in it ({_shown(files)}); {elsewhere or 'name the folder with them'}",
+        repo=checkpoint.repo,
+    )
+
+
+def _commit_of(where: Reference, pins: Pins) -> str:
+    """The commit of a reference's revision; where there is none, the error says which hold models."""
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    try:
+        return pins.commit_of(where.repo, where.revision, where.text)
+    except ReferenceNotFound as error:
+        if isinstance(error.__cause__, RevisionNotFoundError) and (found := models_elsewhere(where, pins)):
+            raise ReferenceNotFound(f"{where.text}: no such revision; {found}", repo=where.repo) from error
+        raise
 
 
 def _search(reference: str, pattern: str | None, pins: Pins) -> Search:
