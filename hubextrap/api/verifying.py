@@ -17,7 +17,7 @@ from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import LocalSource, RemoteSource, read_layout, sha256_of
 from hubextrap.tensors.weights import INDEX_FILE
 from hubextrap.trajectory import Pins, parse_reference
-from hubextrap.trajectory.elsewhere import models_elsewhere
+from hubextrap.trajectory.elsewhere import models_elsewhere, pinned_commit
 from hubextrap.trajectory.hub_files import list_files
 from hubextrap.trajectory.reference import Reference
 
@@ -108,7 +108,7 @@ def _open(reference: Path | str) -> tuple[Source, list[str]]:
     if where is None or where.folder is not None:
         folder = Path(reference) if where is None or where.folder is None else where.folder
         return LocalSource(folder, str(reference)), _all_files(folder)
-    commit = Pins().commit_of(where.repo, where.revision, str(reference))
+    commit = pinned_commit(where, Pins(), predicted=True)
     source = RemoteSource(where.repo, commit, where.path, f"{reference} ({commit})")
     listed = list_files(where.repo, commit, where.path, source.name, recursive=True) or []
     prefix = f"{where.path}/" if where.path else ""

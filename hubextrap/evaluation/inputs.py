@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.digests import hasher_like
 from hubextrap.errors import EvaluationError, HubExtrapError
+from hubextrap.evaluation.recomputed import odd_tensor
 from hubextrap.evaluation.targets import place_of, provenance_of, scale_of, section_of
 from hubextrap.recipe import parse_recipe
 from hubextrap.tensors import open_source
@@ -21,7 +22,7 @@ from hubextrap.tensors.hashing import blocks_of
 from hubextrap.trajectory import find_series, resolve_checkpoint, scaled_by
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from hubextrap.hub import InputCheckpoint, Provenance
     from hubextrap.progress import Progress
@@ -71,7 +72,7 @@ def inputs_nearby(
     for folder in _folders(Path(prediction.path), made_from):
         with suppress(HubExtrapError):  # a place that may have been another's since
             return inputs_in(str(folder.absolute()), prediction, made_from, pins, progress)
-    return _listed_inputs(Path(prediction.path), made_from, pins, progress)
+    return _listed_inputs(prediction, made_from, pins, progress)
 
 
 def is_input(checkpoint: Checkpoint, source: InputCheckpoint, progress: Progress) -> bool:
@@ -116,13 +117,10 @@ def _inputs_of(
     if scale is None:
         return None, None
     at = {item.step: item for item in scaled_by(series, scale).checkpoints}
-    found: list[Checkpoint | None] = []
-    for source in (made_from.inputs[-1], made_from.inputs[0]):
-        item = at.get(source.step)
-        if item is not None and (problem := input_problem(item, source, progress)) is not None:
-            return None, problem
-        found.append(item)
-    last, base = found
+    found = {source.step: at[source.step] for source in made_from.inputs if source.step in at}
+    if problem := _problem(found, prediction, made_from, progress):
+        return None, problem
+    last, base = (found.get(source.step) for source in (made_from.inputs[-1], made_from.inputs[0]))
     if last is None:
         return None, None
     target = None if "target" in made_from.parameters else at.get(made_from.target_step or 0)
@@ -133,6 +131,21 @@ def _inputs_of(
     ):
         target = None
     return FoundInputs(last, base, target), None
+
+
+def _problem(
+    found: Mapping[int, Checkpoint], prediction: Checkpoint, made_from: Provenance, progress: Progress
+) -> str | None:
+    """What shows that these are not the checkpoints that went in, by their steps."""
+    ends = (made_from.inputs[-1], made_from.inputs[0])
+    for source in ends:
+        if source.step in found and (problem := input_problem(found[source.step], source, progress)):
+            return problem
+    if len(found) < len(made_from.inputs) or all(file.listed for one in ends for file in one.files):
+        return None
+    # names and sizes are alike in every run of a model, and of local files no hash is known
+    tensor = odd_tensor(prediction, [found[step] for step in made_from.steps], made_from)
+    return tensor and f"its checkpoints are not what went in: {tensor} of the prediction is not their sum"
 
 
 def _folders(prediction: Path, made_from: Provenance) -> Iterator[Path]:
@@ -155,17 +168,19 @@ def _existing(prediction: Path, named: str) -> Iterator[Path]:
 
 
 def _listed_inputs(
-    prediction: Path, made_from: Provenance, pins: Pins, progress: Progress
+    prediction: Checkpoint, made_from: Provenance, pins: Pins, progress: Progress
 ) -> FoundInputs | None:
     """Those of a recipe that lists its checkpoints one by one."""
     found: dict[int, Checkpoint] = {}
     with suppress(HubExtrapError):
         listed = parse_recipe(made_from.recipe).trajectory.checkpoints or ()
         models = {entry.step: entry.model for entry in listed}
-        for source in (made_from.inputs[0], made_from.inputs[-1]):
-            for folder in _existing(prediction, models.get(source.step, "")):
+        for source in made_from.inputs:
+            for folder in _existing(Path(prediction.path), models.get(source.step, "")):
                 item = resolve_checkpoint(str(folder), step=source.step, pins=pins)
                 if input_problem(item, source, progress) is None:
                     found.setdefault(source.step, item)
-    last = found.get(made_from.inputs[-1].step)
-    return None if last is None else FoundInputs(last, found.get(made_from.inputs[0].step), None)
+        last = found.get(made_from.inputs[-1].step)
+        if last is not None and _problem(found, prediction, made_from, progress) is None:
+            return FoundInputs(last, found.get(made_from.inputs[0].step), None)
+    return None

@@ -157,7 +157,8 @@ def _fitted(
     values = np.array([score.value for score in scores])
     each = [score.problems for score in scores]
     if all(each) and len({len(problems) for problems in each if problems}) == 1:
-        own = _shares(steps) @ np.array(each)  # each problem's slope
+        answers = np.array(each)
+        own = _shares(steps) @ (answers - answers[0])  # each problem's slope: 0 where nothing changed
         slope, bounds = float(own.mean()), paired_interval(tuple(own.tolist()), (0.0,) * len(own))
         end = float(values.mean() + slope * (steps[-1] - steps.mean()))
         return slope, end, bounds, len(own)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.evaluation.render import format_figure, markdown_table, rich_table, shown_figure, verdicts
 from hubextrap.evaluation.slopes import Slope, score_interval
 from hubextrap.evaluation.table import PREDICTION
-from hubextrap.foreign_text import markdown_text, terminal_line
+from hubextrap.foreign_text import markdown_code, markdown_text, terminal_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -73,11 +73,11 @@ def steps_rich(scores: StepScores) -> RenderableType:
 
 
 def steps_markdown(scores: StepScores) -> str:
-    """The same as Markdown."""
+    """The same as Markdown, under a heading."""
     header, *rows = ([markdown_text(cell) for cell in line] for line in zip(*_columns(scores), strict=True))
-    return "\n\n".join(
-        [markdown_table(header, rows, "r" * len(header)), *map(markdown_text, scores.sentences)]
-    )
+    heading = f"### Scores of {markdown_code(scores.run)} over its steps"
+    table = markdown_table(header, rows, "r" * len(header))
+    return "\n\n".join([heading, table, *map(markdown_text, scores.sentences)])
 
 
 def _columns(scores: StepScores) -> list[list[str]]:

@@ -17,8 +17,8 @@ from hubextrap.foreign_text import own_lines
 from hubextrap.progress import SilentProgress
 from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, PassedOver, Series, Trajectory
 from hubextrap.trajectory.concurrent import map_concurrently
-from hubextrap.trajectory.elsewhere import models_elsewhere
-from hubextrap.trajectory.hub_files import list_files
+from hubextrap.trajectory.elsewhere import models_elsewhere, pinned_commit
+from hubextrap.trajectory.hub_files import list_entries, list_files
 from hubextrap.trajectory.layouts import series_by_layout
 from hubextrap.trajectory.local_layout import files_in
 from hubextrap.trajectory.names import pattern_reader, read_step, read_title
@@ -175,31 +175,19 @@ def resolve_checkpoint(reference: str, *, step: int | None = None, pins: Pins | 
     if where.folder is not None:
         checkpoint = Checkpoint(step, None, "", None, str(where.folder))
     else:
-        commit = _commit_of(where, pins)
+        commit = pinned_commit(where, pins)
         checkpoint = Checkpoint(step, where.repo, where.revision or "main", commit, where.path)
     checkpoint, weights, files = _looked_into(checkpoint, reference)
     if weights is not None:
         return checkpoint
     elsewhere = models_elsewhere(where, pins)
-    if where.path and not files:
+    if where.path and not list_entries(where.repo, checkpoint.commit or "", where.path, reference):
         what = f"{reference}: no folder {where.path!r} in {where.repo}@{checkpoint.revision}"
         raise ReferenceNotFound(what + (elsewhere and f"; {elsewhere}"), repo=where.repo)
     raise UnsupportedCheckpoint(
         f"{reference}: no weight files in it ({_shown(files)}); {elsewhere or 'name the folder with them'}",
         repo=checkpoint.repo,
     )
-
-
-def _commit_of(where: Reference, pins: Pins) -> str:
-    """The commit of a reference's revision; where there is none, the error says which hold models."""
-    from huggingface_hub.errors import RevisionNotFoundError
-
-    try:
-        return pins.commit_of(where.repo, where.revision, where.text)
-    except ReferenceNotFound as error:
-        if isinstance(error.__cause__, RevisionNotFoundError) and (found := models_elsewhere(where, pins)):
-            raise ReferenceNotFound(f"{where.text}: no such revision; {found}", repo=where.repo) from error
-        raise
 
 
 def _search(reference: str, pattern: str | None, pins: Pins) -> Search:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hubextrap.errors import HubExtrapError
+from hubextrap.errors import HubExtrapError, ReferenceNotFound
 from hubextrap.progress import SilentProgress
 from hubextrap.trajectory.concurrent import map_concurrently
 from hubextrap.trajectory.hub_files import list_files
@@ -24,6 +24,23 @@ if TYPE_CHECKING:
 _LOOKED_INTO = 32
 """Branches and tags at most, of the highest steps: a request each."""
 _SHOWN = 4
+
+
+def pinned_commit(where: Reference, pins: Pins, *, predicted: bool = False) -> str:
+    """The commit of a reference's revision; where there is none, the error says which revisions hold models.
+
+    Raises:
+        ReferenceNotFound, AccessDenied: it is not there, or not open to this token.
+    """
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    try:
+        return pins.commit_of(where.repo, where.revision, where.text)
+    except ReferenceNotFound as error:
+        no_revision = isinstance(error.__cause__, RevisionNotFoundError)
+        if no_revision and (found := models_elsewhere(where, pins, predicted=predicted)):
+            raise ReferenceNotFound(f"{where.text}: no such revision; {found}", repo=where.repo) from error
+        raise
 
 
 def models_elsewhere(where: Reference, pins: Pins, *, predicted: bool = False) -> str:
@@ -75,7 +92,7 @@ def _in_folders(where: Reference, pins: Pins, predicted: bool) -> list[str]:
         files = [(file.path.removeprefix(below), file.size) for file in listed]
     holding = [name for name, held in weights_by_folder(files).items() if name and _counts(held, predicted)]
     return [
-        str(where.folder / name)
+        f"{where.text.rstrip('/')}/{name}"
         if where.folder is not None
         else _as_text(replace(where, path="/".join(filter(None, (where.path, name)))))
         for name in sorted(holding, key=lambda name: _order(name.rpartition("/")[2]))

@@ -101,6 +101,13 @@ OPTIONS: dict[str, dict[str, object]] = {
     "eval": {
         **dict.fromkeys(["task_file", "no_against", "limit", "num_fewshot", "seed", "chat_template", "dtype"], ALWAYS),
         **dict.fromkeys(["backend", "output", "summary", "publish", "quiet", "as_json"], ALWAYS),
+        "all_steps": ALWAYS,
+        **{
+            name: (f"merged --no-against --tasks a --{name.replace('_', '-')}={value}", "goes with --all-steps", f"absent --all-steps --tasks a --{name.replace('_', '-')}={value}")
+            for name, value in SELECTION.items()
+        },
+        "plot": ("merged --no-against --tasks a --plot p.png", "goes with --all-steps", "absent --all-steps --tasks a --plot p.png"),
+        "run": ("merged --no-against --tasks a --run run", "no effect with --no-against", "absent --tasks a --run run"),
         "tasks": ("absent --tasks ,", "names nothing", "absent --tasks a"),
         "include_path": ("absent --task-file problems.jsonl --include-path run", "--tasks", "absent --tasks a --include-path x"),
         "answer_format": ("absent --tasks a --format exact", "--task-file", "absent --task-file f --format exact"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hubextrap.evaluation.paired import student_t, paired_interval
+from hubextrap.evaluation.paired import paired_interval, student_t
 
 
 def interval(differences: list[float] | NDArray[np.float64]) -> tuple[float, float]:
