@@ -13,6 +13,7 @@ from hubextrap.statistics.backtesting import (
 )
 from hubextrap.statistics.calibration import Expectation, expect_of_last, is_rounded, tensors_at_once
 from hubextrap.statistics.linearity import Linearity, RandomWalk, random_walk
+from hubextrap.statistics.plain_names import as_recipe, plain_name
 from hubextrap.statistics.table import GramTable
 from hubextrap.statistics.verdict import (
     HORIZONS,
@@ -39,6 +40,7 @@ __all__ = [
     "Linearity",
     "RandomWalk",
     "Trust",
+    "as_recipe",
     "at_the_task",
     "backtest_memory",
     "backtest_table",
@@ -50,6 +52,7 @@ __all__ = [
     "is_rounded",
     "judge",
     "pair_counts",
+    "plain_name",
     "random_walk",
     "tensors_at_once",
     "trust",
