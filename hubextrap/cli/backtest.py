@@ -21,7 +21,7 @@ def backtest(
     reference: str = typer.Argument(
         ...,
         metavar="REF|RECIPE|SCAN",
-        help="A run as `hubextrap steps` takes it, a recipe (.yaml), or what `hubextrap scan` saved.",
+        help="A run as in `hubextrap steps`, a recipe (.yaml) or a file that `hubextrap scan` saved.",
     ),
     *,
     clock: Clock = None,
@@ -30,7 +30,10 @@ def backtest(
     summary: Summary = None,
     said: Said,
 ) -> None:
-    """Predict what was observed from what came before, by every method: which to use, how far to trust it."""
+    """Test every method on the run's own past, and say which to use and how far to trust it.
+
+    Each method predicts checkpoints that are there already from the ones before them.
+    """
     from hubextrap import api
     from hubextrap.cli.markdown import append_summary, backtest_markdown
     from hubextrap.statistics import judge_run

@@ -15,6 +15,7 @@ from hubextrap.statistics.calibration import Expectation, expect_of_last, is_rou
 from hubextrap.statistics.findings import JudgedTarget, Rehearsals, RunVerdict, ScoreOutcome, Trust
 from hubextrap.statistics.judgement import judge_run, not_judged, trust, with_scores
 from hubextrap.statistics.linearity import Linearity, RandomWalk, random_walk
+from hubextrap.statistics.plain_names import as_recipe, plain_name
 from hubextrap.statistics.table import GramTable
 from hubextrap.statistics.verdict import (
     HORIZONS,
@@ -40,6 +41,7 @@ __all__ = [
     "RunVerdict",
     "ScoreOutcome",
     "Trust",
+    "as_recipe",
     "at_the_task",
     "backtest_memory",
     "backtest_table",
@@ -52,6 +54,7 @@ __all__ = [
     "judge_run",
     "not_judged",
     "pair_counts",
+    "plain_name",
     "random_walk",
     "tensors_at_once",
     "trust",
