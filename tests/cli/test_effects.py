@@ -65,7 +65,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "device": ("run --device cpu", "--logprobs", "absent --logprobs p --device cpu"),
     },
     "backtest": {
-        **dict.fromkeys(["clock", "memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
+        **dict.fromkeys(["clock", "memory", "workers", "cache", "summary", "quiet", "as_json"], ALWAYS),
         **{
             name: (f"scan.safetensors --{name.replace('_', '-')}={value}", "is for a REF", f"absent --{name.replace('_', '-')}={value}")
             for name, value in SELECTION.items()
@@ -350,6 +350,15 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
         **dict.fromkeys(["recipe", "prompts", "sampling", "how"], ALWAYS),
         "scan": (lambda: api.complete(load_recipe("logits.yaml"), ["x"], scan="scan.safetensors"), "no effect"),
         "target_step": (lambda: api.complete(load_recipe("logits.yaml"), ["x"], target_step=61), "61"),
+    },
+    api.evaluate_steps: {
+        **dict.fromkeys(["run", "options", "named", "plot"], ALWAYS),
+        "beside": (lambda: api.evaluate_steps("run", beside=["merged"]), "nothing to measure it with"),
+        "output": (lambda: api.evaluate_steps("run", output="r.json"), "nothing to save"),
+        "trajectory": (
+            lambda: api.evaluate_steps(find_trajectory("run"), trajectory=TrajectoryOptions(max_step=9)),
+            "no effect",
+        ),
     },
     api.merge: {
         **dict.fromkeys(["recipe", "out", "push", "settings"], ALWAYS),
