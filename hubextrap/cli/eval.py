@@ -98,7 +98,8 @@ def evaluate(
     references: list[str] = typer.Argument(
         ...,
         metavar="REF...",
-        help="Predictions or other models: org/name@revision or local folders. With --all-steps, a run first.",
+        help="Predictions or other models: org/name@revision or local folders. "
+        "With --all-steps: a run first.",
     ),
     *,
     questions: Questions,
@@ -115,7 +116,8 @@ def evaluate(
     run: str | None = typer.Option(
         None,
         metavar="REF",
-        help="The run that the predictions were made from: a folder or a repo. It holds last, base and target.",
+        help="The run that the predictions were made from, a folder or a repo. Its checkpoints are last, base "
+        "and target.",
     ),
     against: list[str] | None = typer.Option(
         None,
