@@ -116,7 +116,7 @@ def evaluate(
     run: str | None = typer.Option(
         None,
         metavar="REF",
-        help="The run that the predictions were made from, a folder or a repo. Its checkpoints are last, base "
+        help="The run that the predictions were made from, a folder or a repo. It holds last, base "
         "and target.",
     ),
     against: list[str] | None = typer.Option(
