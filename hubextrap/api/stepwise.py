@@ -28,7 +28,7 @@ from hubextrap.evaluation.curve import check_drawable, draw_steps
 from hubextrap.evaluation.inputs import is_input
 from hubextrap.evaluation.logged import read_logged_columns
 from hubextrap.evaluation.slopes import LEAST, logged_slope, table_slopes
-from hubextrap.evaluation.step_scores import StepScores
+from hubextrap.evaluation.step_scores import SHOWN, StepScores
 from hubextrap.evaluation.table import LAST, TARGET
 from hubextrap.evaluation.targets import place_of, provenance_of
 from hubextrap.extras import require
@@ -92,12 +92,6 @@ def evaluate_steps(
     elif trajectory is not None:
         raise EvaluationError("trajectory has no effect on a run whose checkpoints are chosen; leave it out")
     logged, problem = _logged(run)
-    notes = (problem,) if problem else ()
-    if not options.names and not logged:
-        why = (
-            problem or f"{run.last.name}: there is no trainer_state.json that holds a reward or eval_* column"
-        )
-        raise EvaluationError(f"{why}; {_GIVE_TASKS}")
     table: EvaluationTable | None = None
     own: list[str] = []
     if options.names:
@@ -105,7 +99,10 @@ def evaluate_steps(
         if table_file is not None:
             _check_replaceable(table_file, options, rows)
         table = _measured(rows, Harness(options, progress), progress)
-    scores = _scores(name, run, table, own, logged, notes)
+    elif not logged:
+        none = f"{run.last.name}: there is no trainer_state.json that holds a reward or eval_* column"
+        raise EvaluationError(f"{problem or none}; {_GIVE_TASKS}")
+    scores = _scores(name, run, table, own, logged, (problem,) if problem else ())
     if table_file is not None and table is not None:
         table.save(table_file)
     if plot_file is not None:
@@ -151,7 +148,7 @@ def _scores(
     if table is not None and len(run.steps) < LEAST:
         count = f"{len(run.steps)} checkpoint{'s' * (len(run.steps) > 1)}"
         notes = (*notes, f"{count}: too few to say whether the score still rises; that takes {LEAST}.")
-    lines = (logged_slope(column) for column in logged if column.is_main)
+    lines = (logged_slope(column) for column in logged[:SHOWN] if column.is_main)
     return StepScores(
         name, run.steps, table, logged, (*slopes, *(line for line in lines if line is not None)), notes
     )

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from hubextrap.evaluation.walk_report import WalkReport
 
 
+_MOST_PANELS = 12
+"""Of tasks, and of what a trainer logged: a picture has room for so many."""
+
+
 def drawing_problem() -> str | None:
     """What keeps plots from being drawn here; None where nothing does."""
     try:
@@ -75,12 +79,15 @@ def draw_steps(scores: StepScores, path: Path) -> None:
 
     Bars are the 95 % interval of a score; the line at the end is the slope's.
     """
-    logged = [column for column in scores.logged if column.is_main]
-    tables = [] if scores.table is None else list(first_by_task(scores.table.keys).values())
+    logged = [column for column in scores.logged if column.is_main] or scores.logged
+    logged = logged[:_MOST_PANELS]
+    keys = [] if scores.table is None else list(first_by_task(scores.table.keys).values())[:_MOST_PANELS]
     slopes = {slope.title: slope for slope in scores.slopes}
-    figure = _figure(len(tables) + len(logged))
-    panels = iter(figure.subplots(1, len(tables) + len(logged), squeeze=False)[0])
-    for key in tables:
+    abreast = min(len(keys) + len(logged), 3)
+    rows = -(-(len(keys) + len(logged)) // abreast)
+    figure = _figure(abreast, rows)
+    panels = iter(figure.subplots(rows, abreast, squeeze=False).flat)
+    for key in keys:
         assert scores.table is not None
         axes, title = next(panels), ""
         for name, predicted, look in (("checkpoints", False, "o-"), ("predictions", True, "D")):
@@ -101,6 +108,8 @@ def draw_steps(scores: StepScores, path: Path) -> None:
         axes = next(panels)
         axes.plot(column.steps, column.values, ".-", label="logged by the trainer")
         _finish_panel(axes, column.name, slopes.get(f"the trainer's {column.name}"))
+    for axes in panels:
+        axes.set_axis_off()
     write_whole(path, _as_png(figure), remedy="name another file with --plot")
 
 
@@ -180,11 +189,11 @@ def _draw(
     write_whole(path, _as_png(figure), remedy="choose another --out")
 
 
-def _figure(panels: int) -> Figure:
+def _figure(panels: int, rows: int = 1) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4 * panels, 4.8), layout="constrained")
+    figure = Figure(figsize=(6.4 * panels, 4.8 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _ABREAST = 4
 """Columns of figures side by side, so that 80 columns of a terminal hold them."""
-_SHOWN = 12
-"""Columns of a trainer's that are shown; all are in the JSON."""
+SHOWN = 12
+"""Columns of a trainer's that are shown, and have a slope; all are in the JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,8 @@ class StepScores:
         said = [slope.sentence for slope in self.slopes]
         if self.table is not None:
             said += [*verdicts(self.table), *self.table.notes]
+        if (more := len(self.logged) - SHOWN) > 0:
+            said.append(f"The trainer logged {more} more columns of its evaluations; --json has them.")
         return (*said, *self.notes)
 
     def as_dict(self) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def _columns(scores: StepScores) -> list[list[str]]:
                 columns.append(["95 % interval", *map(_interval, found)])
     before = {step: earlier for earlier, step in zip((-1, *scores.steps), scores.steps, strict=False)}
     observed = [not row.label.startswith(PREDICTION) for row in rows] or [True] * len(steps)
-    for column in scores.logged[:_SHOWN]:
+    for column in scores.logged[:SHOWN]:
         values = [
             None if step not in before or not own else column.between(before[step], step)
             for step, own in zip(steps, observed, strict=True)

@@ -199,6 +199,13 @@ def test_without_tasks_the_trainer_s_columns_are_shown(run: Path, measured: list
     ]
     assert "the trainer's reward still rises" in ended.out
     assert Path("p.png").is_file()
+    log_beside(run / "step_200", 200, [{"step": 200, "rewards/length/mean": 1.0}])
+    assert run_main("eval", "run", "--all-steps", "--plot", "p.png", "--quiet").code == 0
+    log_beside(run / "step_200", 200, [{"step": 200, **{f"eval_{n}": 1.0 for n in range(150)}}])
+    ended = run_main("eval", "run", "--all-steps", "--plot", "p.png", "--quiet")
+    assert ended.code == 0
+    assert "eval_11" in ended.out
+    assert "eval_12" not in ended.out
     log_beside(run / "step_200", 160)
     other = run_main("eval", "run", "--all-steps", "--quiet")
     assert other.code == 1
