@@ -19,14 +19,14 @@ from hubextrap.evaluation.targets import place_of, provenance_of, scale_of, sect
 from hubextrap.recipe import parse_recipe
 from hubextrap.tensors import open_source
 from hubextrap.tensors.hashing import blocks_of
-from hubextrap.trajectory import find_series, resolve_checkpoint, scaled_by
+from hubextrap.trajectory import Checkpoint, find_series, resolve_checkpoint, scaled_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from hubextrap.hub import InputCheckpoint, Provenance
     from hubextrap.progress import Progress
-    from hubextrap.trajectory import Checkpoint, Pins, Series
+    from hubextrap.trajectory import Pins, Series
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +117,13 @@ def _inputs_of(
     if scale is None:
         return None, None
     at = {item.step: item for item in scaled_by(series, scale).checkpoints}
-    found = {source.step: at[source.step] for source in made_from.inputs if source.step in at}
+    elsewhere = _pinned_elsewhere(made_from)
+    found = {source.step: at[source.step] for source in made_from.inputs if source.step in at} | elsewhere
     if problem := _problem(found, prediction, made_from, progress):
         return None, problem
-    last, base = (found.get(source.step) for source in (made_from.inputs[-1], made_from.inputs[0]))
+    last, base = found.get(made_from.inputs[-1].step), found.get(made_from.inputs[0].step)
+    if base in elsewhere.values():  # the commit in hubextrap.json says it
+        base = None
     if last is None:
         return None, None
     target = None if "target" in made_from.parameters else at.get(made_from.target_step or 0)
@@ -133,6 +136,17 @@ def _inputs_of(
     return FoundInputs(last, base, target), None
 
 
+def _pinned_elsewhere(made_from: Provenance) -> dict[int, Checkpoint]:
+    """Inputs from the Hub of a prediction whose last one lay in a local folder: such as the base of a run."""
+    if made_from.inputs[-1].repo is not None:
+        return {}
+    return {
+        source.step: Checkpoint(source.step, source.repo, source.revision, source.commit, source.path)
+        for source in made_from.inputs
+        if source.repo is not None
+    }
+
+
 def _problem(
     found: Mapping[int, Checkpoint], prediction: Checkpoint, made_from: Provenance, progress: Progress
 ) -> str | None:
@@ -141,7 +155,8 @@ def _problem(
     for source in ends:
         if source.step in found and (problem := input_problem(found[source.step], source, progress)):
             return problem
-    if len(found) < len(made_from.inputs) or all(file.listed for one in ends for file in one.files):
+    hashed = all(one.files and all(file.listed for file in one.files) for one in ends)
+    if len(found) < len(made_from.inputs) or hashed:
         return None
     # names and sizes are alike in every run of a model, and of local files no hash is known
     tensor = odd_tensor(prediction, [found[step] for step in made_from.steps], made_from)

@@ -144,6 +144,26 @@ def test_a_copy_of_what_lay_on_the_hub_is_known_by_its_hash(
         rows(prediction, run="run")
 
 
+def test_a_base_from_the_hub_stays_the_commit_that_is_pinned(
+    hub: LocalHub, repo_id: str, run: Path, predict: Predict
+) -> None:
+    hub.create_repo(repo_id)
+    (run / "step_0").rename("base")
+    files = {file.name: file.read_bytes() for file in Path("base").iterdir()}
+    hub.commit(repo_id, files)
+    prediction = predict(base=repo_id)
+    found = compared_checkpoints([str(prediction)])
+    assert [(label, item.name) for label, item in found[1:]] == [
+        ("last", str(run / "step_200")), ("base", f"{repo_id}@main"), ("target", str(run / "step_400"))
+    ]  # fmt: skip
+    file = run / "step_100" / "model.safetensors"
+    save_file({name: -values for name, values in load_file(file).items()}, file, {"format": "pt"})
+    assert "last" in rows(prediction)  # it does not count in a line through two
+    file = run / "step_200" / "model.safetensors"
+    save_file({name: -values for name, values in load_file(file).items()}, file, {"format": "pt"})
+    assert set(rows(prediction)) == {"base"}
+
+
 def test_a_run_without_effect_is_refused(predict: Predict) -> None:
     with pytest.raises(EvaluationError, match=r"--run run: none of the models has a hubextrap\.json"):
         rows("run/step_0", run="run")
