@@ -111,9 +111,11 @@ def logged_slope(column: LoggedColumn) -> Slope | None:
         return None
     steps, values = np.array(column.steps[-count:], float), np.array(column.values[-count:])
     shares = _shares(steps)
-    slope = float(shares @ values)
+    rise = values - values[0]  # exactly 0 where nothing changed
+    slope = float(shares @ rise)
     line = values.mean() + slope * (steps - steps.mean())
-    scatter = float(np.sum((values - line) ** 2)) / (count - 2)
+    away = rise - rise.mean() - slope * (steps - steps.mean())
+    scatter = float(np.sum(away**2)) / (count - 2)
     wide = student_t((1 + LEVEL) / 2, count - 2) * math.sqrt(scatter * float(np.sum(shares**2)))
     bounds = (PER * (slope - wide), PER * (slope + wide))
     return Slope(
@@ -167,7 +169,7 @@ def _fitted(
     weights = errors**-2 if trusted else np.ones(len(values))
     middle, mean = np.average(steps, weights=weights), np.average(values, weights=weights)
     spread = float(np.sum(weights * (steps - middle) ** 2))
-    slope = float(np.sum(weights * (steps - middle) * (values - mean))) / spread
+    slope = float(np.sum(weights * (steps - middle) * (values - values[0]))) / spread
     wide = _Z / math.sqrt(spread)
     interval = (slope - wide, slope + wide) if trusted else None
     return slope, float(mean + slope * (steps[-1] - middle)), interval, None

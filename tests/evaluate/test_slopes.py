@@ -146,6 +146,20 @@ def test_without_problems_standard_errors_weigh() -> None:
     assert "nothing says how far to trust it" in bare.sentence
 
 
+def test_figures_that_stay_neither_rise_nor_fall() -> None:
+    """A sum of rounded terms is not quite 0, and any direction would come of that."""
+    for value in (0.1, 0.3, 0.7):
+        for steps in ((0, 40, 80, 100, 120), (100, 200, 300), (7, 19, 61)):
+            for one in (
+                score(value, stderr=0.01),
+                score(value, stderr=1e-12),
+                score(value, problems=[value] * 50),
+            ):
+                (slope,) = table_slopes(*table_of(dict.fromkeys(steps, one)))
+                assert slope.direction == "unclear", (value, steps)
+                assert abs(slope.per_100_steps) < 1e-12
+
+
 def test_where_lower_is_better() -> None:
     down = {step: score(9 - step / 100, stderr=0.01, better=False) for step in (0, 100, 200)}
     (slope,) = table_slopes(*table_of(down))
@@ -176,6 +190,9 @@ def test_the_slope_of_what_a_trainer_logged() -> None:
     fit = linregress(steps[20:], column.values[20:])
     wide = 100 * float(t.ppf(0.975, 18)) * fit.stderr
     assert slope.interval == pytest.approx((100 * fit.slope - wide, 100 * fit.slope + wide))
+    still = logged_slope(LoggedColumn("eval_loss", steps, (0.3,) * 40))
+    assert still is not None
+    assert still.sentence.startswith("the trainer's eval_loss: no fall seen (lower is better): +0.000 [")
     assert logged_slope(LoggedColumn("reward", (1, 2, 3), (0.0, 0.0, 1.0))) is None
 
 
