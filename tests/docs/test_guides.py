@@ -1,7 +1,7 @@
 """The guides, followed by their own text: every command and recipe in order, on a loopback Hub.
 
-The checkpoints are those of the bundled run, laid out as each guide says. `STANDS_FOR` is all that is changed of
-a guide's text, and `Guide.not_run` all that is left out of it.
+The checkpoints are those of the bundled run, laid out as each guide says. `STANDS_FOR` is all that is changed
+in a guide's text, and `Guide.not_run` all that is left out.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def trainer_state(step: int) -> bytes:
 
 
 def trainer_run(hub: LocalHub, here: Path, strategy: str = "checkpoint") -> None:
-    """``output_dir``, and what each strategy pushes: the Trainer makes one commit of the model, one of its state."""
+    """``output_dir``, and what each strategy pushes: one commit of the model, then one of its state."""
     hub.create_repo("me/my-run")
     for step in STEPS:
         state: dict[str, Path | bytes | None] = {
