@@ -145,9 +145,16 @@ def recipes_in_a_repository(hub: LocalHub, here: Path) -> None:
 
 
 GUIDES = {
-    "hub-branches": Guide(branch_run, ("me/my-grpo-run-predicted@step_400",), packages=("lm_eval",)),
-    "verl": Guide(verl_run, ("predicted",), not_run=("checkpoints/my-run/",), packages=("lm_eval",)),
-    "trainer": Guide(trainer_run, ("predicted", "me/my-run-predicted@step_600")),
+    "hub-branches": Guide(
+        branch_run, ("predicted", "me/my-grpo-run-predicted@step_400"), packages=("lm_eval",)
+    ),
+    "verl": Guide(
+        verl_run,
+        ("predicted", "predicted-by-recipe"),
+        not_run=("checkpoints/my-run/",),
+        packages=("lm_eval",),
+    ),
+    "trainer": Guide(trainer_run, ("predicted", "predicted-by-recipe", "me/my-run-predicted@step_600")),
     "mergekit": Guide(mergekit_run, (), packages=("mergekit",)),  # mergekit overwrites what hubextrap wrote
     "ci": Guide(
         recipes_in_a_repository,
@@ -238,7 +245,7 @@ class Follower:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
         assert done.returncode == 0, f"$ {command}\n{done.stdout}{done.stderr}"
         return done.stdout
