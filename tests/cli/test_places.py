@@ -33,6 +33,7 @@ OUTPUTS = {
     ("run", "output"): ("evaluate.yaml --out o --output {} -q", False),
     ("run", "summary"): ("recipe.yaml --out o --summary {} -q", False),
     ("eval", "output"): ("merged --no-against --task-file problems.jsonl --output {} -q", False),
+    ("eval", "plot"): ("run --all-steps --task-file problems.jsonl --plot {} -q", False),
     ("eval", "summary"): ("merged --no-against --task-file problems.jsonl --summary {} -q", False),
     ("sweep", "out"): ("evaluate.yaml --out {} -q", True),
     ("walk", "out"): ("recipe.yaml --prompts problems.jsonl --out {} -q", True),
@@ -318,7 +319,7 @@ def test_what_lies_where_a_scan_would_keep_its_journal(ground: Ground) -> None:
         before = tree(ground.folder)
         ended = run_main("scan", "run", "--out", "new.safetensors", "-q")
         assert ended.code == 1
-        assert ".new.safetensors.partial: is there, and not what a scan that was stopped left" in ended.err
+        assert ".new.safetensors.partial: exists, but a stopped scan did not leave it" in ended.err
         assert tree(ground.folder) == before
 
 
