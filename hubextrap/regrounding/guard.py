@@ -160,7 +160,7 @@ def judge_own_answers(n: int, before: float, after: float) -> ProbeVerdict:
     Fallen by `FALL` or more undoes it and halves n; nothing makes n grow.
 
     Args:
-        before: mean log-probability in nats an answer, and ``after`` it.
+        before: mean log-probability in nats per answer, and ``after`` it.
 
     Raises:
         MethodError: the value before is not finite. One after it that is not counts as fallen.
@@ -168,8 +168,8 @@ def judge_own_answers(n: int, before: float, after: float) -> ProbeVerdict:
     from hubextrap.evaluation.own_answers import FALL
 
     if not math.isfinite(before):
-        raise MethodError(f"own answers: the weights before the jump give them {before} nats an answer")
-    said = f"own answers {before:.4g} nats an answer before, {after:.4g} after"
+        raise MethodError(f"own answers: the weights before the jump give them {before} nats per answer")
+    said = f"own answers {before:.4g} nats per answer before, {after:.4g} after"
     if not math.isfinite(after) or before - after >= FALL:
         shorter = max(1, n // 2)
         return ProbeVerdict(False, shorter, f"{said}: fallen by {FALL:g} or more; n {n} → {shorter}")

@@ -63,7 +63,7 @@ class Engine(Protocol):
         """Write Σ c_k·W_k to ``out``, which appears whole; a stopped one goes on where it was."""
 
     def own_answers(self, before: Path, after: Path) -> tuple[float, float]:
-        """How likely each of two models makes the first one's greedy answers: nats an answer."""
+        """How likely each of two models makes the first one's greedy answers: nats per answer."""
 
     def push(self, model: Path, weights: Mapping[str, str], kind: str, rl_steps: int, step: int) -> None:
         """Make ``model`` a branch on the Hub; what is there already is not committed again."""
