@@ -241,7 +241,9 @@ def test_a_model_without_a_cache_of_the_usual_kind() -> None:
     from transformers import RwkvConfig, RwkvForCausalLM
 
     rwkv = RwkvForCausalLM(RwkvConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2))
-    with pytest.raises(UnsupportedCheckpoint, match=r"RwkvForCausalLM keeps its state .*space: weights"):
+    with pytest.raises(
+        UnsupportedCheckpoint, match=r"RwkvForCausalLM does not keep its state .*space: weights"
+    ):
         ExtrapolatedForCausalLM([rwkv], [1.0])
 
 

@@ -122,7 +122,7 @@ def test_a_checkpoint_that_cannot_be_used(
     assert re.search(said, message)
     assert message.startswith("round 1: ")
     assert message.endswith(
-        "then run the same command again: it looks for the checkpoint again, and trains again if there is none"
+        "run the same command again: it looks for the checkpoint again, and trains again if there is none"
     )
     with pytest.raises(error):
         run(setting, progress=lines)  # nothing was mended: trained again, and no better
