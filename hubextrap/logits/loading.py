@@ -52,9 +52,9 @@ def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str =
         raise UnsupportedCheckpoint(what, step=checkpoint.step, repo=checkpoint.repo) from error
     if missing := sorted(info["missing_keys"]):
         raise UnsupportedCheckpoint(
-            f"{checkpoint.name}: is no whole language model: {len(missing)} of its weights, as {missing[0]}, "
-            "are not in it, and transformers makes them up; a model of another kind (a reward "
-            "model, an encoder) cannot be used here",
+            f"{checkpoint.name}: this is not a complete language model: {len(missing)} of its "
+            f"weights are missing, such as {missing[0]}, and transformers would make them up; use a "
+            "causal language model, not a reward model or an encoder",
             step=checkpoint.step,
             repo=checkpoint.repo,
         )

@@ -160,9 +160,7 @@ class TrajectorySection(RecipeSection):
             if not self.checkpoints:
                 raise ValueError("checkpoints is empty; list at least one")
             if self.base is not None or self.steps != StepSelection():
-                raise ValueError(
-                    "base and steps go with repo; among checkpoints, list just what is to be used"
-                )
+                raise ValueError("base and steps go with repo; with checkpoints, list only the ones to use")
         return self
 
 
@@ -325,8 +323,9 @@ class Recipe(WholeRecipe):
         target = self.parameters.target_step
         if isinstance(target, TargetWalk):
             raise RecipeError(
-                "parameters.target_step says how far to look, and this chooses no step; `hubextrap walk` "
-                "does, as do `merge` and `run`: write the step that they chose into the recipe"
+                "parameters.target_step is a section, but this command needs one step; `hubextrap "
+                "walk`, `merge` and `run` choose one: write the step that they chose into the "
+                "recipe"
             )
         return target
 

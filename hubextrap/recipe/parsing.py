@@ -51,7 +51,7 @@ def _read(path: Path) -> str:
     except OSError as error:
         said = {
             errno.ENOENT: "no such file; `hubextrap recipes ls` lists the recipes that come with hubextrap",
-            errno.EFBIG: f"larger than {_SIZE_LIMIT // 1000} kB, so hardly a recipe",
+            errno.EFBIG: f"larger than {_SIZE_LIMIT // 1000} kB, too large for a recipe",
         }.get(error.errno or 0, f"cannot be read: {error.strerror}")
         raise RecipeError(f"{path}: {said}", file=path) from error
 
@@ -65,7 +65,7 @@ def parse_recipe(text: str, name: str = "recipe") -> Recipe:
     recipe = _parse_any(text, name)
     if isinstance(recipe, RegroundRecipe):
         raise RecipeError(
-            f"{name}: a recipe for `hubextrap reground`; there is nothing in it to merge", file=name
+            f"{name}: this recipe is for `hubextrap reground`; it has nothing to merge", file=name
         )
     return recipe
 
@@ -92,7 +92,7 @@ def _parse_any(text: str, name: str) -> Recipe | RegroundRecipe:
     problems += [
         (
             text.count("\n", 0, found.start()) + 1,
-            "holds what looks like a Hub token; take it out, and set HF_TOKEN",
+            "contains what looks like a Hub token; remove it, and set HF_TOKEN",
         )
         for found in HUB_TOKEN.finditer(text)
     ]
@@ -101,7 +101,7 @@ def _parse_any(text: str, name: str) -> Recipe | RegroundRecipe:
         recipe, found_problems = _validated(document.data)
         problems += [(_line(document, place), _worded(place, problem)) for place, problem in found_problems]
     elif document.data is not None or not problems:
-        problems.append((1, f"a recipe holds keys with their values, not {_shown(document.data)}"))
+        problems.append((1, f"a recipe must be keys with their values, not {_shown(document.data)}"))
     if problems or recipe is None:
         lines = [f"{name}:{line}: {problem}" for line, problem in sorted(set(problems))]
         if len(lines) > 1:

@@ -74,9 +74,9 @@ def find_checkpoint(output: Path, pattern: str, start_step: int, steps: int) -> 
     last = max(found)
     if last not in (steps, start_step + steps):
         raise UnsupportedCheckpoint(
-            f"the last checkpoint in {output} is {found[last].relative_to(output)}, and the round had to end "
-            f"at step {' or '.join(map(str, sorted({steps, start_step + steps})))}; let the trainer save "
-            "one there",
+            f"the last checkpoint in {output} is {found[last].relative_to(output)}, but the round "
+            f"had to end at step {' or '.join(map(str, sorted({steps, start_step + steps})))}; make "
+            "the trainer save one there",
             file=found[last],
             step=last,
         )
@@ -166,7 +166,7 @@ def check_unchanged(folder: Path, weights: dict[str, str], stage: Stage) -> None
         for file, sha256 in weights.items():
             if file not in source.files() or sha256_of(source, file, stage.advance) != sha256:
                 raise CheckpointError(
-                    f"{folder / file}: is not as it was when it was checked; restore it, or remove {folder} "
+                    f"{folder / file}: changed after it was checked; restore it, or remove {folder} "
                     "to train the round again",
                     file=folder / file,
                 )

@@ -206,7 +206,7 @@ def _choose(reference: str, pattern: str | None, choice: str | None, pins: Pins)
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
-            what = f"{reference}: {len(fitting)} series of checkpoints are here; choose one by its name"
+            what = f"{reference}: there are {len(fitting)} series of checkpoints; choose one by its name"
             how = "with `trajectory.steps.series` in a recipe, or --series:"
             raise AmbiguousTrajectory(own_lines(f"{what}, {how}", *table_of(fitting)))
     if search.found:

@@ -53,7 +53,7 @@ def _existing_folder(text: str, folder: Path) -> Path:
         what = f"{text}: no such local folder; on the Hub it would be org/name or hf://org/name"
         raise ReferenceNotFound(what, file=text)
     if not folder.is_dir():
-        what = f"{text}: a file; name the folder that holds the checkpoint or the run"
+        what = f"{text}: this is a file; name the folder that holds the checkpoint or the run"
         raise ReferenceNotFound(what, file=text)
     return folder.resolve()
 
@@ -64,7 +64,7 @@ def _parse_uri(text: str) -> Reference:
     with hub_errors(text):
         uri = parse_hf_uri(text)
     if uri.type != "model":
-        raise ReferenceNotFound(f"{text}: a {uri.type}; checkpoints are read from model repos")
+        raise ReferenceNotFound(f"{text}: this is a {uri.type}; checkpoints are read from model repos")
     return Reference(text, repo=uri.id, revision=uri.revision, path=_checked_path(text, uri.path_in_repo))
 
 
@@ -72,7 +72,7 @@ def _parse_short_form(text: str) -> Reference:
     match = _SHORT_FORM.fullmatch(text)
     if match is None or match["repo"].count("/") > 1 or match["revision"] == "" or match["path"] == "":
         raise ReferenceNotFound(
-            f"{text or 'an empty reference'}: no folder that is there, and not a reference; write {_FORMS}"
+            f"{text or 'an empty reference'}: neither an existing folder nor a reference; write {_FORMS}"
         )
     _check_repo(text, match["repo"])
     return Reference(
@@ -91,5 +91,7 @@ def _check_repo(text: str, repo: str) -> None:
 def _checked_path(text: str, path: str) -> str:
     path = path.strip("/")
     if path and any(part in ("", ".", "..") for part in path.split("/")):
-        raise ReferenceNotFound(f"{text}: the folder {path!r} has empty, '.' or '..' parts; write it out")
+        raise ReferenceNotFound(
+            f"{text}: the folder {path!r} has empty, '.' or '..' parts; write the path without them"
+        )
     return path

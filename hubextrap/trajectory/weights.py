@@ -97,8 +97,8 @@ def _two_models(loaded: list[str], found: list[str], indexed: bool) -> str | Non
     others = [_INDEX] * indexed + shards
     more = f" and {len(others) - 2} more" if len(others) > 2 else ""
     return (
-        f"holds both {_SINGLE} and {', '.join(others[:2])}{more}; transformers loads {_SINGLE}, and that is "
-        "what counts here"
+        f"holds both {_SINGLE} and {', '.join(others[:2])}{more}; transformers loads {_SINGLE}, so "
+        "hubextrap reads that"
     )
 
 

@@ -109,7 +109,7 @@ def test_both_a_model_and_an_index_of_another(
     listed = cli("steps", reference)
     index = "model.safetensors.index.json"
     both = f"holds both model.safetensors and {index}, {shards[0]} and {len(shards) - 1} more; "
-    both += "transformers loads model.safetensors, and that is what counts here"
+    both += "transformers loads model.safetensors, so hubextrap reads that"
     assert f"note: step 20 {both}\n" in listed.out
     first, other = json.loads(cli("steps", reference, "--json", "--fast").out)
     assert (first["size"], first["note"]) == (single.stat().st_size, both)

@@ -248,7 +248,7 @@ def test_one_thing_wrong(change: tuple[str, str], problem: str) -> None:
         ("dtype: 16", ":4: dtype: must be text, not 16; put it in quotes"),
         (
             "# hf_abcdefghijklmnopqrstuvwx",
-            ":4: holds what looks like a Hub token",
+            ":4: contains what looks like a Hub token",
         ),
     ],
 )
@@ -266,7 +266,7 @@ def test_several_targets_need_a_branch_each() -> None:
 
 @pytest.mark.parametrize("text", ["- 1\n", "text\n", "3\n"])
 def test_not_a_mapping(text: str) -> None:
-    assert "a recipe holds keys with their values, not" in problems_of(text)[0]
+    assert "a recipe must be keys with their values, not" in problems_of(text)[0]
 
 
 EXPLICIT = """\

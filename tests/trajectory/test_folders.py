@@ -225,7 +225,7 @@ def test_two_runs_are_never_mixed(tmp_path: Path, model: Model) -> None:
     with pytest.raises(AmbiguousTrajectory) as caught:
         find_trajectory(str(tmp_path))
     assert str(caught.value) == (
-        f"{tmp_path}: 2 series of checkpoints are here; choose one by its name, with "
+        f"{tmp_path}: there are 2 series of checkpoints; choose one by its name, with "
         "`trajectory.steps.series` in a recipe, or --series:\n"
         "  folders: global_step_{step}      2 checkpoints, steps 10 to 20\n"
         "  folders: new_global_step_{step}  1 checkpoint, step 10"
