@@ -15,6 +15,8 @@ from hubextrap.foreign_text import own_lines
 from hubextrap.methods import find_method, longest_horizon, nearest, parameter_problems
 from hubextrap.methods.checking import check_steps
 from hubextrap.recipe import mergekit_form
+from hubextrap.recipe.mergekit_conditions import Conditions, conditions_of
+from hubextrap.recipe.mergekit_programs import for_mergekit
 from hubextrap.recipe.models import Parameters, Recipe, TensorRule
 from hubextrap.recipe.parts import OF_KEYS, RecipeSection
 from hubextrap.recipe.regrounding import RegroundRecipe
@@ -130,19 +132,27 @@ def validate_recipes(paths: Sequence[Path]) -> Sequence[Path]:
 
 def _validated(data: dict[str, Any]) -> tuple[Recipe | RegroundRecipe | None, list[tuple[Place, str]]]:
     form: type[Recipe | RegroundRecipe | mergekit_form.MergekitConfig] = Recipe
+    conditions = Conditions({})
     if "reground" in data:
         form = RegroundRecipe
+    elif (reason := for_mergekit(data)) is not None:
+        return None, [reason]
     elif "trajectory" not in data and any(mark in data for mark in mergekit_form.MARKS):
         form = mergekit_form.MergekitConfig
-    problems = [] if form is RegroundRecipe else _method_problems(data)
+        if isinstance(parameters := data.get("parameters"), dict):
+            conditions = conditions_of(data.get("merge_method"), parameters)
+            data = {**data, "parameters": conditions.plain}
+    problems = [] if form is RegroundRecipe else [*conditions.problems, *_method_problems(data)]
     recipe = None
     try:
         checked = form.model_validate(data)
-        recipe = checked.recipe() if isinstance(checked, mergekit_form.MergekitConfig) else checked
+        recipe = (
+            checked.recipe(conditions.rules) if isinstance(checked, mergekit_form.MergekitConfig) else checked
+        )
     except ValidationError as error:
         problems += [each for detail in error.errors(include_url=False) for each in _translated(detail, form)]
     if isinstance(recipe, Recipe) and not problems:
-        problems += _explicit_step_problems(recipe, data)
+        problems += _explicit_step_problems(recipe, data, conditions)
     return recipe, _without_echoes(problems)
 
 
@@ -191,7 +201,9 @@ def _problems_of(
     return problems
 
 
-def _explicit_step_problems(recipe: Recipe, data: dict[str, Any]) -> list[tuple[Place, str]]:
+def _explicit_step_problems(
+    recipe: Recipe, data: dict[str, Any], conditions: Conditions
+) -> list[tuple[Place, str]]:
     """Where the steps are in the recipe, try the coefficients: no need to wait for the first download."""
     entries = recipe.trajectory.checkpoints
     if entries is None:
@@ -218,14 +230,20 @@ def _explicit_step_problems(recipe: Recipe, data: dict[str, Any]) -> list[tuple[
             else:
                 rule.check(steps, [rehearsed])
         except HubExtrapError as error:
-            problems.append((("parameters",) if is_last else ("parameters", "tensors", index), str(error)))
+            place: Place = ("parameters",) if is_last else ("parameters", "tensors", index)
+            if conditions.rules and not is_last:
+                place = ("parameters", conditions.names[0], index)
+            problems.append((place, str(error)))
     return problems
 
 
 def _translated(detail: Any, form: type[RecipeSection]) -> list[tuple[Place, str]]:
     place: Place = tuple(part for part in detail["loc"] if part not in TARGET_KINDS)
     if detail["type"] == OF_KEYS:
-        return [((*place, key), problem) for key, problem in detail["ctx"]["problems"]]
+        return [
+            ((*place, *(key if isinstance(key, tuple) else (key,))), problem)
+            for key, problem in detail["ctx"]["problems"]
+        ]
     return [(place, _in_words(detail, place, form))]
 
 
