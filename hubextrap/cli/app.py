@@ -13,7 +13,7 @@ from hubextrap.cli.backtest import backtest
 from hubextrap.cli.eval import evaluate
 from hubextrap.cli.generate import generate
 from hubextrap.cli.merging import merge, plan, push, run
-from hubextrap.cli.passed_on import PassedOn, lm_eval_command, mergekit_yaml
+from hubextrap.cli.passed_on import LikeMergekits, PassedOn, lm_eval_command, mergekit_yaml
 from hubextrap.cli.reground import reground
 from hubextrap.cli.report import report
 from hubextrap.cli.scan import scan
@@ -81,8 +81,13 @@ def _options(
     """Options of every command."""
 
 
-for verb in (steps, scan, backtest, report, plan, merge, push, run, verify):
+for verb in (steps, scan, backtest, report):
     app.command()(verb)
+for verb in (plan, merge):
+    app.command(cls=LikeMergekits)(verb)
+app.command()(push)
+app.command(cls=LikeMergekits)(run)
+app.command()(verify)
 app.command("eval")(evaluate)
 for verb in (sweep, walk, reground, generate):
     app.command()(verb)

@@ -27,6 +27,48 @@ class PassedOn(TyperCommand):
         return ctx.args
 
 
+MERGEKIT_OPTIONS = frozenset(
+    [
+        "allow-crimes",
+        "async-write",
+        "clone-tensors",
+        "copy-tokenizer",
+        "cuda",
+        "gpu-rich",
+        "lazy-unpickle",
+        "lora-merge-cache",
+        "lora-merge-dtype",
+        "low-cpu-memory",
+        "multi-gpu",
+        "num-threads",
+        "out-shard-size",
+        "random-seed",
+        "read-to-gpu",
+        "safe-serialization",
+        "transformers-cache",
+        "trust-remote-code",
+        "unsafe-truncate-embeddings",
+        "write-model-card",
+        "write-threads",
+    ]
+)
+"""Of mergekit-yaml, and of none of our commands."""
+
+
+class LikeMergekits(TyperCommand):
+    """A command that is tried with mergekit's command lines; options that only mergekit has are told so."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        for given in args:
+            option = given.partition("=")[0]
+            if option[:2] == "--" and option[2:].removeprefix("no-") in MERGEKIT_OPTIONS:
+                raise typer.BadParameter(
+                    f"{option} is mergekit's option; leave it out, or give it to "
+                    "`hubextrap mergekit-yaml CONFIG OUT`"
+                )
+        return super().parse_args(ctx, args)
+
+
 def mergekit_yaml(ctx: typer.Context) -> None:
     """Run mergekit's own mergekit-yaml with hubextrap's merge methods in it: CONFIG OUT and its options."""
     from hubextrap import mergekit_plugin  # registers the methods, or says that mergekit is missing

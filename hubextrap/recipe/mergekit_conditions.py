@@ -55,7 +55,7 @@ def conditions_of(method: object, parameters: dict[str, Any]) -> Conditions:
             problems.append((place, f"takes no filters: {_SHARED[name]}; {AS_IT_IS}, tensor by tensor"))
             plain[name] = 1  # nothing more is said of it
         elif is_conditional(value):
-            found, wrong = _entries(method, place, value if isinstance(value, list) else [value])
+            found, wrong = _entries(method, place, value)
             problems += wrong
             listed[name] = [(part, each) for part, each in found if part is not None]
             plain.update((name, each) for part, each in found if part is None)
@@ -87,6 +87,26 @@ def conditions_of(method: object, parameters: dict[str, Any]) -> Conditions:
     return Conditions(plain, () if problems else tuple(rules), names, tuple(problems))
 
 
+def without_conditions(method: object, parameters: dict[str, Any]) -> Conditions:
+    """``parameters`` of a recipe in our own form, which has rules in place of conditions."""
+    plain, problems = dict(parameters), []
+    for name, value in parameters.items():
+        if not is_conditional(value) or name == "tensors":
+            continue
+        entries = value if isinstance(value, list) else [value]
+        parts = [each["filter"] for each in entries if isinstance(each, dict) and "filter" in each]
+        part = parts[0] if parts else "mlp"
+        rule = f"[{{match: '*{part}*', method: {method}, {name}: …}}]"
+        said = f"filters are mergekit's; here write parameters.tensors: {rule}"
+        if name in _SHARED:
+            said = f"takes no filters: {_SHARED[name]}"
+            plain[name] = 1  # nothing more is said of it
+        else:
+            del plain[name]
+        problems.append((("parameters", name), said))
+    return Conditions(plain, problems=tuple(problems))
+
+
 def _rule(content: dict[str, Any]) -> tuple[TensorRule | None, dict[str, str]]:
     """The rule, and what is wrong with its parameters."""
     try:
@@ -102,26 +122,26 @@ def _rule(content: dict[str, Any]) -> tuple[TensorRule | None, dict[str, str]]:
 
 
 def _entries(
-    method: object, place: Place, entries: list[Any]
+    method: object, place: Place, value: object
 ) -> tuple[list[tuple[str | None, Any]], list[tuple[Place, str]]]:
     """(filter, value) of each, None for every tensor; and what is wrong with them."""
     found: list[tuple[str | None, Any]] = []
-    for index, entry in enumerate(entries):
-        here: Place = (*place, index) if len(entries) > 1 else place
+    for index, entry in enumerate(value if isinstance(value, list) else [value]):
+        here: Place = (*place, index) if isinstance(value, list) else place
         if not isinstance(entry, dict) or "value" not in entry:
             return [], [(here, "must be {filter: mlp, value: 0.5}, or {value: 1} for all other tensors")]
         if strange := sorted(entry.keys() - {"filter", "value"}):
             return [], [((*here, strange[0]), "unknown key; known here: filter, value")]
-        part, value = entry.get("filter"), entry["value"]
+        part, said = entry.get("filter"), entry["value"]
         if part is not None and not isinstance(part, str):
             return [], [((*here, "filter"), "must be text: a part of the tensors' names")]
-        if isinstance(value, list):
-            return [], [((*here, "value"), _gradient(method, str(place[-1])))]
+        if isinstance(said, list):
+            return [], [((*here, "value"), _gradient(method, str(place[1])))]
         if found and found[-1][0] is None:
             return [], [
                 (here, "never counts: the entry before is for all tensors; put it first, or remove it")
             ]
-        found.append((None if part in (None, "", "*") else part, value))
+        found.append((None if part in (None, "", "*") else part, said))
     return found, []
 
 

@@ -68,8 +68,9 @@ def for_mergekit(data: dict[str, Any]) -> tuple[Place, str] | None:
         return ("merge_method",), f"{method} is mergekit's own method: {as_it_is}{alike}"
     if "trajectory" in data:
         return None
-    if method not in ours and nearest(method, list(METHODS)) and not nearest(method, list(ours)):
-        return ("merge_method",), f"there is no merge method {method}{nearest(method, list(METHODS))}"
+    if method not in ours and not nearest(method, list(ours)):
+        hint = nearest(method, list(METHODS)) or f"; hubextrap has {', '.join(ours)}"
+        return ("merge_method",), f"there is no merge method {method}{hint}"
     for key, why in _SHAPES.items():
         if key in data and method in ours:
             return (key,), f"not supported here: {why}; {AS_IT_IS}"

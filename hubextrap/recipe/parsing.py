@@ -15,7 +15,7 @@ from hubextrap.foreign_text import own_lines
 from hubextrap.methods import find_method, longest_horizon, nearest, parameter_problems
 from hubextrap.methods.checking import check_steps
 from hubextrap.recipe import mergekit_form
-from hubextrap.recipe.mergekit_conditions import Conditions, conditions_of
+from hubextrap.recipe.mergekit_conditions import Conditions, conditions_of, without_conditions
 from hubextrap.recipe.mergekit_programs import for_mergekit
 from hubextrap.recipe.models import Parameters, Recipe, TensorRule
 from hubextrap.recipe.parts import OF_KEYS, RecipeSection
@@ -139,9 +139,10 @@ def _validated(data: dict[str, Any]) -> tuple[Recipe | RegroundRecipe | None, li
         return None, [reason]
     elif "trajectory" not in data and any(mark in data for mark in mergekit_form.MARKS):
         form = mergekit_form.MergekitConfig
-        if isinstance(parameters := data.get("parameters"), dict):
-            conditions = conditions_of(data.get("merge_method"), parameters)
-            data = {**data, "parameters": conditions.plain}
+    if form is not RegroundRecipe and isinstance(parameters := data.get("parameters"), dict):
+        read = without_conditions if form is Recipe else conditions_of
+        conditions = read(data.get("merge_method"), parameters)
+        data = {**data, "parameters": conditions.plain}
     problems = [] if form is RegroundRecipe else [*conditions.problems, *_method_problems(data)]
     recipe = None
     try:
