@@ -37,6 +37,10 @@ _BARE_COUNTER = re.compile(
     rf"[-_.](?:(?:{'|'.join(_WORDS)})[-_]?\{{step\}}|\{{step\}}steps?)(?:[-_](?:tokens[-_]?)?\{{tokens\}})?",
     re.IGNORECASE,
 )
+_ANY_COUNTER = re.compile(
+    rf"[-_. ]*(?:(?:{'|'.join(_WORDS)})[-_= ]?)?\{{step\}}(?:steps?)?|[-_. ]*(?:tokens?[-_]?)?\{{tokens\}}",
+    re.IGNORECASE,
+)
 _NUMBER_FIRST = re.compile(rf"(?<![a-z\d.])(?P<number>\d{{1,{_MOST_DIGITS}}}k?)steps?$", re.IGNORECASE)
 _NAMED_TOKENS = re.compile(r"(tokens?[-_]?)\d+(?:\.\d+)?[kmbt]?(?![a-z0-9])", re.IGNORECASE)
 _TOKENS = re.compile(rf"{_NAMED_TOKENS.pattern}|(?<=[-_])\d+(?:\.\d+)?[kmbt]t(?![a-z0-9])", re.IGNORECASE)
@@ -182,6 +186,12 @@ def pattern_reader(pattern: str) -> Callable[[str], StepName | None]:
         return StepName("/".join([pattern, *rest]), _integer(number), outer)
 
     return read
+
+
+def without_step(name: str) -> str:
+    """A name without what counts in it, ``grpo`` of ``grpo-step-100-2BT``; itself where it says no step."""
+    said = read_step(name)
+    return name if said is None else _ANY_COUNTER.sub("", said.pattern).strip("-_. =")
 
 
 def is_bare_counter(rest: str) -> bool:
