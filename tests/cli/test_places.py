@@ -21,6 +21,7 @@ OUTPUTS = {
     ("report", "png"): ("scan.safetensors --out page.html --png {}", True),
     ("plan", "out"): ("recipe.yaml --out {} -q", True),
     ("plan", "place"): ("recipe.yaml {} -q", True),
+    ("backtest", "summary"): ("run --summary {} -q", False),
     ("plan", "summary"): ("recipe.yaml --summary {} -q", False),
     ("merge", "out"): ("recipe.yaml --out {} -q", True),
     ("merge", "place"): ("recipe.yaml {} -q", True),
