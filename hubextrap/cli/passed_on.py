@@ -12,8 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from hubextrap.cli.examples import explain
-from hubextrap.cli.examples import Explained
+from hubextrap.cli.examples import Explained, explain
 from hubextrap.cli.terminal import redacting_stdout
 from hubextrap.containment import read_named
 from hubextrap.errors import HubExtrapError, OutputError, RecipeError
