@@ -16,6 +16,7 @@ from hubextrap.errors import MethodError
 from hubextrap.methods import parameter_problems
 from hubextrap.recipe.mergekit_programs import AS_IT_IS
 from hubextrap.recipe.models import TensorRule
+from hubextrap.recipe.problems import UNKNOWN
 from hubextrap.recipe.yaml_nodes import Place
 
 _SHARED = {
@@ -81,9 +82,11 @@ def conditions_of(method: object, parameters: dict[str, Any]) -> Conditions:
         own = {name: listed[name][index][1] for name in names}
         rule, said_of = _rule({"match": glob, "method": method, **shared, **own})
         rules += [] if rule is None else [rule]
-        problems += [
-            (("parameters", key, index, "value"), said) for key, said in said_of.items() if key in own
-        ]
+        for key, said in said_of.items():
+            if said.startswith(UNKNOWN):  # said of the parameter
+                plain.setdefault(key, own.get(key))
+            elif key in own:
+                problems.append((("parameters", key, index, "value"), said))
     return Conditions(plain, () if problems else tuple(rules), names, tuple(problems))
 
 

@@ -25,6 +25,7 @@ from hubextrap.recipe.parts import (
     RecipeSection,
     Text,
 )
+from hubextrap.recipe.problems import NO_TARGET
 from hubextrap.recipe.targets import FullRateTarget, Target, TargetWalk
 from hubextrap.recipe.trajectories import TrajectorySection
 from hubextrap.recipe.yaml_nodes import dump_yaml
@@ -137,7 +138,7 @@ class Parameters(MethodSection):
             raise ValueError("target_step and target both say what to predict; give one of them")
         if not self.target_step and not self.target:
             raise ValueError(
-                "target_step is missing: say which step to predict, or give target: {full_rate_steps: 100}"
+                f"{NO_TARGET}: say which step to predict, or give target: {{full_rate_steps: 100}}"
             )
         return self
 

@@ -19,6 +19,7 @@ from hubextrap.recipe.mergekit_conditions import Conditions, conditions_of, with
 from hubextrap.recipe.mergekit_programs import for_mergekit
 from hubextrap.recipe.models import Parameters, Recipe, TensorRule
 from hubextrap.recipe.parts import OF_KEYS, RecipeSection
+from hubextrap.recipe.problems import MISSING, Problem, told_once
 from hubextrap.recipe.regrounding import RegroundRecipe
 from hubextrap.recipe.targets import TARGET_KINDS
 from hubextrap.recipe.yaml_nodes import Document, Place, read_yaml
@@ -90,22 +91,23 @@ def parse_reground_recipe(text: str, name: str = "recipe") -> RegroundRecipe:
 def _parse_any(text: str, name: str) -> Recipe | RegroundRecipe:
     """The recipe; its problems are told in the order of the lines."""
     document = read_yaml(text)
-    problems = [(line, _worded(place, problem)) for place, line, problem in document.problems]
-    problems += [
+    found: list[Problem] = [(place, line, problem) for place, line, problem in document.problems]
+    found += [
         (
-            text.count("\n", 0, found.start()) + 1,
+            (),
+            text.count("\n", 0, token.start()) + 1,
             "holds what looks like a Hub token; take it out, and set HF_TOKEN",
         )
-        for found in HUB_TOKEN.finditer(text)
+        for token in HUB_TOKEN.finditer(text)
     ]
     recipe = None
     if isinstance(document.data, dict):
-        recipe, found_problems = _validated(document.data)
-        problems += [(_line(document, place), _worded(place, problem)) for place, problem in found_problems]
-    elif document.data is not None or not problems:
-        problems.append((1, f"a recipe holds keys with their values, not {_shown(document.data)}"))
-    if problems or recipe is None:
-        lines = [f"{name}:{line}: {problem}" for line, problem in sorted(set(problems))]
+        recipe, of_content = _validated(document.data)
+        found += [(place, _line(document, place), problem) for place, problem in of_content]
+    elif document.data is not None or not found:
+        found.append(((), 1, f"a recipe holds keys with their values, not {_shown(document.data)}"))
+    if found or recipe is None:
+        lines = [f"{name}:{line}: {_worded(place, problem)}" for place, line, problem in told_once(found)]
         if len(lines) > 1:
             lines = [f"{name} has {len(lines)} problems:", *lines]
         raise RecipeError(own_lines(*lines), file=name)
@@ -154,17 +156,7 @@ def _validated(data: dict[str, Any]) -> tuple[Recipe | RegroundRecipe | None, li
         problems += [each for detail in error.errors(include_url=False) for each in _translated(detail, form)]
     if isinstance(recipe, Recipe) and not problems:
         problems += _explicit_step_problems(recipe, data, conditions)
-    return recipe, _without_echoes(problems)
-
-
-def _without_echoes(problems: list[tuple[Place, str]]) -> list[tuple[Place, str]]:
-    """A misspelt key is one problem, not also the lack of the key that was meant."""
-    meant = {
-        (*place[:-1], problem.removesuffix("?").rpartition(" ")[2])
-        for place, problem in problems
-        if "did you mean" in problem
-    }
-    return [(place, problem) for place, problem in problems if not (problem == "missing" and place in meant)]
+    return recipe, problems
 
 
 def _method_problems(data: dict[str, Any]) -> list[tuple[Place, str]]:
@@ -221,20 +213,22 @@ def _explicit_step_problems(
         return []
     # how far a target is may be said beside the last checkpoint: then only what no horizon changes counts
     rehearsed = steps[-1] + longest_horizon(steps) * (steps[-1] - steps[0])
-    for index, rule in enumerate(recipe.rules):
+    try:
+        for target in recipe.target_steps:
+            check_steps(steps, target)
+    except HubExtrapError as error:
+        return [(("parameters",), str(error))]
+    targets = recipe.target_steps if recipe.trajectory.clock == "steps" else [rehearsed]
+    for index, rule in reversed(list(enumerate(recipe.rules))):
         is_last = index == len(recipe.parameters.tensors)
         try:
-            for target in recipe.target_steps:
-                check_steps(steps, target)
-            if recipe.trajectory.clock == "steps":
-                rule.check(steps, recipe.target_steps)
-            else:
-                rule.check(steps, [rehearsed])
+            rule.check(steps, targets)
         except HubExtrapError as error:
             place: Place = ("parameters",) if is_last else ("parameters", "tensors", index)
             if conditions.rules and not is_last:
                 place = ("parameters", conditions.names[0], index)
-            problems.append((place, str(error)))
+            if not any(str(error).endswith(said) for _, said in problems):  # not of the rest as well
+                problems.append((place, str(error)))
     return problems
 
 
@@ -254,7 +248,7 @@ def _in_words(detail: Any, place: Place, form: type[RecipeSection]) -> str:
     if kind == "extra_forbidden":
         return _unknown_key(place, form)
     if kind == "missing":
-        return "missing"
+        return MISSING
     if kind in ("value_error", "assertion_error"):
         return str(detail["ctx"]["error"])
     limits = detail.get("ctx", {})
