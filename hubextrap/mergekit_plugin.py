@@ -11,6 +11,7 @@ kernels: the same inputs give the same bits as `hubextrap merge`.
 from __future__ import annotations
 
 import math
+import re
 from inspect import Parameter as Argument
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -223,7 +224,15 @@ def config_problems(config: object) -> list[str]:
             elif name != "step" and name not in shared:
                 takes = nearest(str(name), ["step", *shared]) or f"; {method} takes step, {', '.join(shared)}"
                 problems.append(f"{place}.{name}: unknown parameter{takes}")
-    return problems
+    return _each_once(problems)
+
+
+def _each_once(problems: list[str]) -> list[str]:
+    """What is wrong in the same way at several models, at the first of them."""
+    alike: dict[str, list[str]] = {}
+    for problem in problems:
+        alike.setdefault(re.sub(r"\[\d+\]", "[]", problem), []).append(problem)
+    return [first + (f" (and {len(more)} more)" if more else "") for first, *more in alike.values()]
 
 
 def _parameter_sections(

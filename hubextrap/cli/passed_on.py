@@ -82,6 +82,7 @@ class LikeMergekits(Explained):
 def mergekit_yaml(ctx: typer.Context) -> None:
     """Run mergekit's own mergekit-yaml, with hubextrap's merge methods added: CONFIG OUT [OPTIONS]."""
     from hubextrap import mergekit_plugin  # registers the methods, or says that mergekit is missing
+    from hubextrap.recipe.mergekit_programs import not_for_mergekit_yaml
 
     name = "hubextrap mergekit-yaml"
     with _errors_of("mergekit"):
@@ -91,10 +92,12 @@ def mergekit_yaml(ctx: typer.Context) -> None:
     out = Path(given.get("out_path") or ".")
     if os.path.lexists(out) and not out.is_dir():
         raise OutputError(f"{out}: is there already and is no folder; choose another one", file=out)
-    problems = mergekit_plugin.config_problems(_read_yaml(given.get("config_file")))
+    config = _read_yaml(given.get("config_file"))
+    other = not_for_mergekit_yaml(config) if isinstance(config, dict) else None
+    problems = [other] if other else mergekit_plugin.config_problems(config)
     if problems:
-        config = given["config_file"]
-        raise RecipeError(own_lines(*(f"{config}: {problem}" for problem in problems)), file=config)
+        file = given["config_file"]
+        raise RecipeError(own_lines(*(f"{file}: {problem}" for problem in problems)), file=file)
     with _errors_of("mergekit"):
         main.main(args=list(ctx.args), prog_name=name)
 

@@ -54,18 +54,16 @@ _SHAPES = {
 
 def for_mergekit(data: dict[str, Any]) -> tuple[Place, str] | None:
     """Where and why a config is one for mergekit and no recipe; None where it may be a recipe."""
-    for key, command in _OTHER_CONFIGS.items():
-        if key in data and "trajectory" not in data:
-            program = command.partition(" ")[0]
-            return (key,), f"a config of {program}: `{command}` runs it, and no method here does the same"
+    if "trajectory" not in data and (other := _of_another_program(data)):
+        return (other[0],), f"{other[1]}, and no method here does the same"
     method = data.get("merge_method")
     if not isinstance(method, str) or not method:
         return None
     ours = method_names()
     if method in METHODS and method not in ours:
-        as_it_is = f"{AS_IT_IS}. " if "trajectory" not in data else ""
+        as_it_is = f": {AS_IT_IS}" if "trajectory" not in data else ""
         alike = METHODS[method] or _as_a_line(data)
-        return ("merge_method",), f"{method} is mergekit's own method: {as_it_is}{alike}"
+        return ("merge_method",), f"{method} is mergekit's own method{as_it_is}. {alike}"
     if "trajectory" in data:
         return None
     if method not in ours and not nearest(method, list(ours)):
@@ -74,6 +72,25 @@ def for_mergekit(data: dict[str, Any]) -> tuple[Place, str] | None:
     for key, why in _SHAPES.items():
         if key in data and method in ours:
             return (key,), f"not supported here: {why}; {AS_IT_IS}"
+    return None
+
+
+def not_for_mergekit_yaml(data: dict[str, Any]) -> str | None:
+    """What runs a file that mergekit-yaml does not; None where it may."""
+    if other := _of_another_program(data):
+        return f"{other[0]}: {other[1]}"
+    for key, command in (("trajectory", "merge CONFIG --out OUT"), ("reground", "reground CONFIG --out OUT")):
+        if key in data:
+            return (
+                f"{key}: a recipe of hubextrap's, which mergekit cannot read: `hubextrap {command}` runs it"
+            )
+    return None
+
+
+def _of_another_program(data: dict[str, Any]) -> tuple[str, str] | None:
+    for key, command in _OTHER_CONFIGS.items():
+        if key in data:
+            return key, f"a config of {command.partition(' ')[0]}: `{command}` runs it"
     return None
 
 

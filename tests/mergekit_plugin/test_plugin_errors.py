@@ -183,3 +183,36 @@ def test_whole_numbers_are_refused() -> None:
 def test_factors_of_an_adapter_are_refused() -> None:
     with pytest.raises(HubExtrapError, match=r"lora_A.weight is part of an adapter"):
         merge_one(torch.ones(2), torch.ones(2), name="q_proj.lora_A.weight")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            {"base_model": "a", "gate_mode": "random", "experts": []},
+            "experts: a config of mergekit-moe: `mergekit-moe CONFIG OUT` runs it",
+        ),
+        (
+            {"genome": {}, "tasks": []},
+            "genome: a config of mergekit-evolve: `mergekit-evolve CONFIG` runs it",
+        ),
+        (
+            {"trajectory": {"repo": "a/b"}, "merge_method": "two_point", "parameters": {"target_step": 4}},
+            "trajectory: a recipe of hubextrap's, which mergekit cannot read: `hubextrap merge CONFIG --",
+        ),
+        (
+            {
+                "merge_method": "two_point",
+                "models": [{"model": f"r/step_{n}", "parameters": {"weight": 1}} for n in range(3)],
+            },
+            "models[0].parameters.weight: unknown parameter; two_point takes step, target_step, damping, ",
+        ),
+    ],
+)
+def test_the_command_says_what_runs_it_instead(
+    config: Config, said: str, through_mergekit: Callable[..., object]
+) -> None:
+    with pytest.raises(HubExtrapError) as error:
+        through_mergekit(config)
+    assert f"mergekit.yaml: {said}" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1

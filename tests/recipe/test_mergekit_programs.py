@@ -68,7 +68,7 @@ def test_in_a_recipe_of_our_own_form_it_is_no_config_to_run() -> None:
         "trajectory: {repo: me/run}\nmerge_method: ties\nparameters: {density: 0.5, target_step: 4}\n"
     )
     assert said.startswith(
-        "c.yaml:2: merge_method: ties is mergekit's own method: No method here does the same"
+        "c.yaml:2: merge_method: ties is mergekit's own method. No method here does the same"
     )
     assert "mergekit-yaml" not in said
 

@@ -156,7 +156,7 @@ def test_one_mistake_is_one_problem(name: str, share: float) -> None:
     [
         (
             "trajectory: {repo: a/b}\nmerge_method: average\nparameters: {target_step: 9, window: 3, through_last: true}\n",
-            "r:3: parameters.through_last: unknown key; it belongs to least_squares (also window)",
+            "r:3: parameters.through_last: unknown key; it belongs to least_squares, and the method is average (also window)",
         ),
         (
             "trajectory: {repo: a/b}\nmerge_method: zzz\nparameters: {target_step: 9, window: 3, base_step: 1}\n",

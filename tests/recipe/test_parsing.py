@@ -196,7 +196,7 @@ merge_method: x
             ("{repo: me/run}", "{checkpoints: [{model: a}]}"),
             ":1: trajectory.checkpoints[0]: no step for a, and its",
         ),
-        (("two_point", "linear"), ":2: merge_method: linear is mergekit's own method: Here"),
+        (("two_point", "linear"), ":2: merge_method: linear is mergekit's own method. Here"),
         (("two_point", ""), ":2: merge_method: must be text, not empty"),
         (("400", "4.5"), ":3: parameters.target_step[0]: must be a whole number, not 4.5"),
         (("400", "[]"), ":3: parameters.target_step: must not be empty"),
