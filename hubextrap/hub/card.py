@@ -211,10 +211,10 @@ def _coefficients(rules: Sequence[CoefficientRule]) -> str:
         values = (rule.coefficients.get(step, 0) for step in steps)
         row = [markdown_code(rule.match), markdown_text(rule.method), *(f"{value:.6g}" for value in values)]
         lines.append("| " + " | ".join(row) + " |")
-    cut = [f"the steps after {steps[-1]}"] if more else []
-    cut += [f"{len(rules) - len(shown)} of {len(rules)} rules"] if len(shown) < len(rules) else []
-    if cut:
-        lines.append(f"\nOnly in `{PROVENANCE_FILE}`: {', '.join(cut)}.")
+    if more:
+        lines.append(f"\nThe coefficients of the steps after {steps[-1]} are in `{PROVENANCE_FILE}`.")
+    if rest := len(rules) - len(shown):
+        lines.append(f"\nThe coefficients of {rest} other tensors or rules are in `{PROVENANCE_FILE}`.")
     return "\n".join([*lines, "\n</details>"])
 
 

@@ -114,7 +114,7 @@ def test_what_the_body_says(make_provenance: Make) -> None:
     (folded,) = re.findall(r"<details>\n(.*?)\n</details>", body, re.DOTALL)
     assert "| tensors | method | step 100 | step 200 |\n|---|---|---:|---:|\n" in folded
     assert "| `*norm*` | persistence | 0 | 1 |\n| `*` | two_point | -2 | 3 |\n" in folded
-    assert "Only in" not in folded
+    assert "other tensors or rules" not in folded
     assert "Nothing was measured on this model" in body
 
 
@@ -130,7 +130,7 @@ def test_a_long_trajectory_is_cut(make_provenance: Make) -> None:
     )
     card = model_card(make_provenance(coefficients=[rule]))
     assert "| step 28 | step 29 |\n" in card
-    assert "Only in `hubextrap.json`: the steps after 29." in card
+    assert "The coefficients of the steps after 29 are in `hubextrap.json`." in card
 
 
 def test_coefficients_per_tensor_are_one_folded_table(make_provenance: Make) -> None:
@@ -141,7 +141,7 @@ def test_coefficients_per_tensor_are_one_folded_table(make_provenance: Make) -> 
     card = model_card(make_provenance(coefficients=rules))
     assert card.count("<details>") == card.count("</details>") == card.count("| tensors |") == 1
     assert len(re.findall(r"^\| `layers\.\d\.a\\\|b` \| calibrated \| 1 \|$", card, re.MULTILINE)) == 8
-    assert "Only in `hubextrap.json`: 3 of 11 rules." in card
+    assert "The coefficients of 3 other tensors or rules are in `hubextrap.json`." in card
     assert "step 0 |" not in card
 
 
