@@ -15,12 +15,12 @@ from hubextrap.errors import (
 )
 from hubextrap.foreign_text import own_lines
 from hubextrap.progress import SilentProgress
+from hubextrap.step_names import INNER_FOLDERS, pattern_reader, read_step, read_title
 from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, PassedOver, Series, Trajectory
 from hubextrap.trajectory.concurrent import map_concurrently
 from hubextrap.trajectory.hub_files import list_files
 from hubextrap.trajectory.layouts import series_by_layout
 from hubextrap.trajectory.local_layout import files_in
-from hubextrap.trajectory.names import pattern_reader, read_step, read_title
 from hubextrap.trajectory.pins import Pins
 from hubextrap.trajectory.reference import Reference, parse_reference
 from hubextrap.trajectory.sameness import digest_of, same_weights
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from hubextrap.recipe import Recipe
 
 _NAMES_SHOWN = 8
-_INNER_FOLDERS = ("huggingface", "actor")
-"""Where verl puts a step's converted weights; folders further up on a disk may say a step by accident."""
 
 
 def find_series(reference: str, *, pattern: str | None = None, pins: Pins | None = None) -> list[Series]:
@@ -276,7 +274,7 @@ def _step_of(where: Reference) -> int:
     """The step that a reference's names say."""
     if where.folder is not None:
         folder = where.folder
-        while folder.name in _INNER_FOLDERS:
+        while folder.name in INNER_FOLDERS:
             folder = folder.parent
         names = [folder.name]
     else:

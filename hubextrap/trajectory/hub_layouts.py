@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from hubextrap.errors import ReferenceNotFound, TrajectoryError
 from hubextrap.hub_access import hub_api, hub_errors
+from hubextrap.step_names import StepName, is_bare_counter
 from hubextrap.trajectory.checkpoint import Checkpoint, Series
 from hubextrap.trajectory.hub_files import HubFile, list_files
-from hubextrap.trajectory.names import StepName, is_bare_counter
 from hubextrap.trajectory.sameness import digest_of
 from hubextrap.trajectory.series import group_by_pattern, in_step_order, series_in_folders
 
