@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.api.beforehand import problems_beforehand
@@ -12,6 +13,7 @@ from hubextrap.api.staging import walk_place
 from hubextrap.errors import ClockError, HubExtrapError, RecipeError, TrajectoryError
 from hubextrap.hub import PushTarget, check_target
 from hubextrap.hub.outgoing import stale_files
+from hubextrap.hub.target import clashing
 from hubextrap.tensors.devices import cuda_libraries
 
 if TYPE_CHECKING:
@@ -190,6 +192,12 @@ def check_destinations(recipe: Recipe, into_folder: bool, targets: Sequence[Push
             f"{recipe.target_count} target steps and {len(targets)} push target; write a push section "
             "with {target_step} in its revision"
         )
+    for one, other in combinations(targets, 2):
+        both = {one.revision, other.revision}
+        if one.repo == other.repo and (len(both) == 1 or clashing(one.revision, both)):
+            raise RecipeError(
+                f"{one.name} and {other.name}: git holds no two such branches; give each target step one of its own"
+            )
 
 
 def _refusals(targets: Sequence[PushTarget]) -> list[str]:
