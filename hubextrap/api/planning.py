@@ -196,7 +196,8 @@ def check_destinations(recipe: Recipe, into_folder: bool, targets: Sequence[Push
         both = {one.revision, other.revision}
         if one.repo == other.repo and (len(both) == 1 or clashing(one.revision, both)):
             raise RecipeError(
-                f"{one.name} and {other.name}: git holds no two such branches; give each target step one of its own"
+                f"{one.name} and {other.name}: git holds no two such branches; give each target "
+                "step one of its own"
             )
 
 

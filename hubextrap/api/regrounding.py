@@ -129,8 +129,8 @@ def _check_push(recipe: RegroundRecipe) -> None:
     there = check_target(PushTarget(recipe.push.repo, private=recipe.push.private)).branches
     if other := next((name for name in sorted(there) if _BELOW_A_ROUND.match(name)), None):
         raise PushError(
-            f"{recipe.push.repo}: the repo has a branch {other}, and git holds no branch of a round beside it; "
-            "delete it on the Hub, or push to another repo",
+            f"{recipe.push.repo}: the repo has a branch {other}, and git holds no branch of a round beside "
+            "it; delete it on the Hub, or push to another repo",
             repo=recipe.push.repo,
         )
 

@@ -200,8 +200,7 @@ def read_remote(target: PushTarget) -> RemoteState:
 
 
 def clashing(name: str, branches: Iterable[str]) -> str | None:
-    """The first of ``branches`` beside which git cannot hold one called ``name``: a folder of one is a file of
-    the other."""
+    """The first of ``branches`` beside which git cannot hold ``name``: a file of one is a folder of the other."""
     return next(
         (one for one in sorted(branches) if one.startswith(f"{name}/") or name.startswith(f"{one}/")), None
     )
@@ -220,9 +219,9 @@ def _check_beside(target: PushTarget, branches: Collection[str]) -> None:
 
 
 def _check_rights(target: PushTarget, state: RemoteState) -> None:
-    """Have the Hub say whether it would take a commit to a repo that is there; client errors come as they are.
+    """Have the Hub say whether it would take a commit to a repo that is there; client errors come through.
 
-    A pull request is asked for as its upload begins, which a repo without discussions refuses; huggingface_hub's
+    A pull request is asked for as its upload begins, which a repo without discussions refuses. The client's
     own ``auth_check`` asks about reading alone before version 2.
     """
     from huggingface_hub.utils import (  # type: ignore[attr-defined]

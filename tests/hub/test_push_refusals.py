@@ -133,8 +133,8 @@ def test_a_branch_that_git_cannot_hold_beside_another(
         hub.commit(repo_id, {"a.txt": b"x"}, revision=there)
     hub.requests.clear()
     assert refusal(prediction, f"{repo_id}@{wanted}") == (
-        f"{repo_id}@{wanted}: the repo has a branch {there}, and git holds no branch {wanted} beside it; choose "
-        f"another name, e.g. {repo_id}@{instead}, or delete {there} on the Hub"
+        f"{repo_id}@{wanted}: the repo has a branch {there}, and git holds no branch {wanted} beside it; "
+        f"choose another name, e.g. {repo_id}@{instead}, or delete {there} on the Hub"
     )
     assert {request.method for request in hub.requests} == {"GET"}
     push_folder(prediction, PushTarget.parse(f"{repo_id}@{instead}"))  # what was advised works
@@ -156,8 +156,9 @@ def test_neighbours_that_only_look_alike(hub: LocalHub, prediction: Path, repo_i
 
 
 ODD_NAMES = (
-    "a b", "a..b", "a.lock", "a.lock/b", "a@{b", "@", "-a", ".a", "a/.b", "a//b", "/a", "a/", "a.", "a~", "a^", "a:b",
-    "a?", "a*", "a[", "a\\b", "a\x7f", "a\tb", "a\n", "", "HEAD", "refs/heads/a", "x" * 251, "x/" * 600 + "x", "\udcff",
+    "a b", "a..b", "a.lock", "a.lock/b", "a@{b", "@", "-a", ".a", "a/.b", "a//b", "/a", "a/", "a.", "a~", "a^", 
+    "a:b", "a?", "a*", "a[", "a\\b", "a\x7f", "a\tb", "a\n", "", "HEAD", "refs/heads/a", "x" * 251, "x/" * 600 + "x",
+    "\udcff",
 )  # fmt: skip
 GOOD_NAMES = (
     "a-",
