@@ -200,7 +200,7 @@ def read_remote(target: PushTarget) -> RemoteState:
 
 
 def clashing(name: str, branches: Iterable[str]) -> str | None:
-    """The first of ``branches`` that git cannot hold beside ``name``: a file of one is a folder of the other."""
+    """The first of ``branches`` that git cannot hold beside ``name``, as one is a folder for the other."""
     return next(
         (one for one in sorted(branches) if one.startswith(f"{name}/") or name.startswith(f"{one}/")), None
     )

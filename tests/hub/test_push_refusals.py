@@ -156,8 +156,8 @@ def test_neighbours_that_only_look_alike(hub: LocalHub, prediction: Path, repo_i
 
 
 ODD_NAMES = (
-    "a b", "a..b", "a.lock", "a.lock/b", "a@{b", "@", "-a", ".a", "a/.b", "a//b", "/a", "a/", "a.", "a~", "a^",
-    "a:b", "a?", "a*", "a[", "a\\b", "a\x7f", "a\tb", "a\n", "", "HEAD", "refs/heads/a",
+    "a b", "a..b", "a.lock", "a.lock/b", "a@{b", "@", "-a", ".a", "a/.b", "a//b", "/a", "a/", "a.", "a~",
+    "a^", "a:b", "a?", "a*", "a[", "a\\b", "a\x7f", "a\tb", "a\n", "", "HEAD", "refs/heads/a",
     "x" * 251, "x/" * 600 + "x", "\udcff",
 )  # fmt: skip
 GOOD_NAMES = (
