@@ -95,7 +95,8 @@ def plan(
     run: Run | None = None,
     progress: Progress | None = None,
 ) -> PlanReport:
-    """What `merge` would do with the same arguments. Reads headers and small files only, writes nothing.
+    """What `merge`, and `run` after it, would do with the same arguments. Reads headers and small files only,
+    and the data of the tasks of an evaluate section where lm-eval is installed; writes nothing.
 
     Args:
         out: the folder that would be written.
@@ -113,6 +114,8 @@ def plan(
         targets = given_push_targets(recipe, push) or recipe_push_targets(far)
         asked = targets if check_push else []
         known = _beforehand(far, found_run.trajectory, out, targets)
+        unmeasurable, said = _evaluation(recipe, found_run)
+        known = replace(known, notes=(*known.notes, *said))
         try:
             known = _on_the_clock(known, far, found_run)
             check_destinations(recipe, True, targets)
@@ -125,13 +128,22 @@ def plan(
             found = problems_beforehand(prepared, out, targets, ask=check_push, states=states)
             if ahead is not None and recipe.space == "weights":
                 found += ahead.problems(prepared, walk_place(recipe, out, targets))
-            problems = list(dict.fromkeys(str(problem) for problem in found))
+            problems = list(dict.fromkeys([*(str(problem) for problem in found), *unmeasurable]))
             removals = _removals(states, prepared)
             return _with_merge(known, prepared, problems, removals)
         except HubExtrapError as error:
             if isinstance(error, TrajectoryError) and not isinstance(error, ClockError):
                 raise
-            return replace(known, problems=(str(error), *_refusals(asked)))
+            return replace(known, problems=(str(error), *_refusals(asked), *unmeasurable))
+
+
+def _evaluation(recipe: Recipe, run: Run) -> tuple[list[str], list[str]]:
+    """What keeps its predictions from being measured, and what is to be known of that."""
+    if recipe.evaluate is None:
+        return [], []
+    from hubextrap.api.measuring import evaluation_problems  # imports what evaluates
+
+    return evaluation_problems(recipe, run)
 
 
 def _ahead(recipe: Recipe, run: Run, force: bool) -> Ahead | None:
