@@ -234,7 +234,7 @@ def test_without_lm_eval_it_is_said(
     monkeypatch.setattr("hubextrap.extras.find_spec", lambda name: None)
     report = api.plan(load_recipe(recipe_file(run, evaluate={"tasks": "raddd"})))
     assert report.problems == ()
-    line = "evaluate.tasks (line 9): not checked: an evaluation needs lm_eval"
+    line = "evaluate.tasks (line 8): not checked: an evaluation needs lm_eval"
     assert any(note.startswith(line) for note in report.notes), report.notes
     again = api.plan(load_recipe(recipe_file(run, evaluate={"tasks": "raddd", "against": "me/nope"})))
     assert ["me/nope" in problem for problem in again.problems] == [True]
