@@ -271,7 +271,7 @@ def _simple_evaluate(model: Any, what: str, **settings: Any) -> dict[str, Any]:
         with quiet_lm_eval():
             results: dict[str, Any] = simple_evaluate(model, log_samples=True, **settings)
     except OutOfMemoryError as error:
-        said = "out of memory on the device; choose a smaller --batch-size"
+        said = "out of memory on the device; choose a smaller batch_size (--batch-size of eval)"
         raise EvaluationError(f"{what}: {said}") from error
     except Exception as error:  # a task's own code runs in there
         raise EvaluationError(f"{what}: lm-eval failed: {reason(error)}") from error
