@@ -72,9 +72,11 @@ def _place(recipe: Recipe, keys: Sequence[str], said: str) -> str:
     """The key of the evaluate section that a message is about, with its line: one that it names, or whose
     value, or else the last one that is there."""
     there = {key: line for key in keys if (line := line_of(recipe, "evaluate", key)) is not None}
-    for key in there:
-        value = getattr(recipe.evaluate, key)
-        written = value if isinstance(value, tuple) else ()
-        if key in said or any((one.partition("=")[2] or one) in said for one in written):
-            return f"evaluate.{key} (line {there[key]})"
-    return "evaluate" if not there else "evaluate.{} (line {})".format(*list(there.items())[-1])
+    named = [key for key in there if any(one in said for one in _written(recipe, key))]
+    named += [key for key in there if key in said] or list(there)[-1:]
+    return f"evaluate.{named[0]} (line {there[named[0]]})" if named else "evaluate"
+
+
+def _written(recipe: Recipe, key: str) -> list[str]:
+    value = getattr(recipe.evaluate, key)
+    return [one.partition("=")[2] or one for one in value] if isinstance(value, tuple) else []

@@ -10,12 +10,11 @@ import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from hubextrap.containment import entries_of, open_regular, read_named
+from hubextrap.containment import entries_of, open_regular
 from hubextrap.errors import StepError
 from hubextrap.foreign_data import parse_json
-from hubextrap.hub_access import hub_api
 from hubextrap.trajectory.checkpoint import PassedOver
 from hubextrap.trajectory.weights import INDEX, OTHER, SHARD, SINGLE, weights_of
 
@@ -29,7 +28,8 @@ CONFIG = "config.json"
 _MARK = r"(?:tmp|temp|temporary|partial|incomplete|unfinished)"
 _BEGUN = re.compile(rf"(?i)(?:^|(?<=/))\.?{_MARK}[-_.]+|[-_.]+{_MARK}(?:[-_.]?\d+)?(?=/|$)")
 """What the name of a folder has for as long as a trainer writes to it."""
-_HEADER_LIMIT = 100 * 2**20
+_OF_SO_MANY = re.compile(r"model-\d+-of-(\d{1,9})\.safetensors")
+_HEADER_LIMIT, _MOST_SHARDS = 100 * 2**20, 100_000
 
 
 def with_begun_ones_passed_over(layout: Sequence[Series]) -> list[Series]:
@@ -109,16 +109,14 @@ def unfinished(
     if weights is None or weights.kind == OTHER:
         return None
     tensors = [name for name in weights.files if name.endswith(".safetensors")]
+    if checkpoint.repo is None and not _is_sound(Path(checkpoint.path), (*tensors, INDEX, CONFIG)):
+        return None
     if empty := next((name for name in tensors if not files[name]), None):
         return f"{empty} is empty"
-    if any(SHARD.fullmatch(name) for name in tensors):
-        if INDEX not in files:
-            return f"has {tensors[0]} and no {INDEX}"
-        wanted = _indexed(checkpoint)
-        if missing := sorted(wanted - files.keys()):
-            return (
-                f"{len(missing)} of the {len(wanted)} files that {INDEX} names are not there, as {missing[0]}"
-            )
+    if SINGLE not in files and (missing := _missing_shard(tensors)):
+        return f"{missing} is not there, and other shards are"
+    if INDEX not in files and any(SHARD.fullmatch(name) for name in tensors):
+        return f"has {tensors[0]} and no {INDEX}"
     if SINGLE not in files and files.get(INDEX) == 0:
         return f"{INDEX} is empty"
     if not files.get(CONFIG) and CONFIG in before():
@@ -128,17 +126,23 @@ def unfinished(
     return None
 
 
-def _indexed(checkpoint: Checkpoint) -> set[str]:
-    """The files that the index names; none where it cannot be read, which who reads the weights will say."""
+def _missing_shard(names: Sequence[str]) -> str | None:
+    """The first of so many shards as the others' names say there are."""
+    for count in sorted({match[1] for name in names if (match := _OF_SO_MANY.fullmatch(name))}):
+        for number in range(1, min(int(count), _MOST_SHARDS) + 1):
+            name = f"model-{number:0{len(count)}}-of-{count}.safetensors"
+            if name not in names:
+                return name
+    return None
+
+
+def _is_sound(folder: Path, names: Sequence[str]) -> bool:
+    """Whether what lies there under these names are plain files; who reads them will refuse anything else."""
     try:
-        place = Path(checkpoint.path, INDEX)
-        if checkpoint.repo is not None:
-            file = f"{checkpoint.path}/{INDEX}" if checkpoint.path else INDEX
-            place = Path(hub_api().hf_hub_download(checkpoint.repo, file, revision=checkpoint.commit))
-        found: Any = parse_json(read_named(place), INDEX, error=ValueError, limit=_HEADER_LIMIT)
-        return {str(name) for name in found["weight_map"].values()}
-    except Exception:  # of any kind, from the client too
-        return set()
+        entries = entries_of(folder)
+    except OSError:
+        return False
+    return all(entries[name].problem is None for name in names if name in entries)
 
 
 def _cut_short(folder: Path, names: Sequence[str]) -> str | None:
@@ -146,8 +150,6 @@ def _cut_short(folder: Path, names: Sequence[str]) -> str | None:
     try:
         entries = entries_of(folder)
         for name in names:
-            if entries[name].problem is not None:
-                return None
             size = entries[name].size
             with os.fdopen(open_regular(entries[name].path), "rb") as file:
                 length = int.from_bytes(file.read(8), "little")

@@ -61,7 +61,7 @@ SECTIONS: dict[str, tuple[dict[str, Any], str, str]] = {
     "bad line": ({"task_files": "bad.jsonl"}, "task_files", "bad.jsonl, line 2: needs an answer"),
     "include path": ({"tasks": "x", "include_path": "absent"}, "include_path", "absent: no such folder"),
     "examples": ({"num_fewshot": 3}, "num_fewshot", "num_fewshot 3 has no effect"),
-    "answers": ({"tasks": "arc_easy", "task_files": (), "repeats": 2}, "tasks", "arc_easy: --repeats"),
+    "answers": ({"tasks": "arc_easy", "task_files": (), "repeats": 2}, "tasks", "arc_easy: repeats"),
     "no repo": ({"against": ["last", "me/nope"]}, "against", "me/nope: no such repo"),
     "no folder": ({"against": ["./nowhere/step_1"]}, "against", "no such local folder"),
     "no revision": ({"against": "base=RUN@nope"}, "against", "@nope: no such revision"),

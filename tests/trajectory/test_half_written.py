@@ -76,8 +76,12 @@ def no_index(folder: Path) -> None:
     (folder / SINGLE).rename(folder / "model-00001-of-00003.safetensors")
 
 
+def all_but_the_index(folder: Path) -> None:
+    (folder / SINGLE).rename(folder / "model-1-of-1.safetensors")
+
+
 def empty_index(folder: Path) -> None:
-    no_index(folder)
+    all_but_the_index(folder)
     (folder / INDEX).write_bytes(b"")
 
 
@@ -112,9 +116,10 @@ BOTH: dict[str, tuple[Callable[[Path], object], str]] = {
     "an empty file": (empty, "model.safetensors is empty"),
     "shards": (
         shards_that_are_not_there,
-        f"2 of the 3 files that {INDEX} names are not there, as model-00002",
+        "model-00002-of-00003.safetensors is not there, and",
     ),
-    "no index": (no_index, f"has model-00001-of-00003.safetensors and no {INDEX}"),
+    "no index": (no_index, "model-00002-of-00003.safetensors is not there, and"),
+    "all but the index": (all_but_the_index, f"has model-1-of-1.safetensors and no {INDEX}"),
     "an empty index": (empty_index, f"{INDEX} is empty"),
     "config alone": (config_alone, "no weights"),
     "under another name": (under_another_name, "no weights"),
