@@ -115,6 +115,11 @@ def _parse_any(text: str, name: str) -> Recipe | RegroundRecipe:
     return recipe
 
 
+def line_of(recipe: Recipe, *place: str | int) -> int | None:
+    """The line of a key in the text that the recipe was read from, where it stands there."""
+    return read_yaml(recipe._text).lines.get(place) if recipe._text else None
+
+
 def validate_recipes(paths: Sequence[Path]) -> Sequence[Path]:
     """Check all the files, whichever command they are for, and give them back.
 

@@ -56,6 +56,7 @@ def subfolders(search: Search) -> list[Series]:
     inside: dict[str, list[HubFile]] = {}
     for file in files:
         inside.setdefault(file.path.rpartition("/")[0], []).append(file)
+    search.pins.listed |= {(reference.repo, commit, folder): found for folder, found in inside.items()}
 
     def at(folder: str, step: int) -> Checkpoint:
         digest = digest_of(inside.get(root + folder, []))
