@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hubextrap.api.preparing import Beside, Prepared
     from hubextrap.engine import MergePlan
     from hubextrap.opening import Run
+    from hubextrap.statistics import RunVerdict
     from hubextrap.tensors.interfaces import FinishedShard, Source
 
 _STAND_IN = "0" * 64
@@ -91,7 +92,7 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
             for glob in rule.match
         ]
         said = (*outlook.warnings, *outlook.notes, *caveats)
-        yield companions_of(run, plan, beside, describe, rules, said)
+        yield companions_of(run, plan, beside, describe, rules, said, outlook.verdict)
 
 
 def input_files(plan: MergePlan, sources: Sequence[Source]) -> list[list[InputFile]]:
@@ -115,6 +116,7 @@ def companions_of(
     describe: Callable[..., Provenance],
     rules: Sequence[tuple[str, str, Sequence[float]]],
     caveats: Sequence[str],
+    verdict: RunVerdict | None = None,
 ) -> Companions:
     """Those of any prediction.
 
@@ -153,7 +155,13 @@ def companions_of(
             files=files,
         )
         files[PROVENANCE_FILE] = provenance.to_bytes()
-        card = model_card(provenance, beside.card, side_files=files, caveats=caveats)
+        card = model_card(
+            provenance,
+            beside.card,
+            side_files=files,
+            caveats=caveats,
+            verdict=None if verdict is None else verdict.line,
+        )
         files[CARD] = card.encode()
     except ValueError as error:  # a lone surrogate in a pattern, say, which a YAML text can spell
         raise RecipeError(
