@@ -8,7 +8,7 @@ from hubextrap.lazy import names_of
 
 if TYPE_CHECKING:
     from hubextrap.api.backtesting import backtest
-    from hubextrap.api.chain import RunResult, check_judged, run
+    from hubextrap.api.chain import RunResult, run
     from hubextrap.api.completing import Completing, complete
     from hubextrap.api.merging import MergeResult, Prediction, merge
     from hubextrap.api.planning import PlanReport, plan
@@ -40,7 +40,6 @@ __all__ = [
     "VerifiedFile",
     "WalkResult",
     "backtest",
-    "check_judged",
     "check_publication",
     "complete",
     "merge",

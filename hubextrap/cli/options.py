@@ -6,6 +6,7 @@ A command's parameter that is annotated with a group is read option by option: s
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -16,11 +17,13 @@ import typer
 from hubextrap.cli.markdown import check_summary
 from hubextrap.cli.progress import open_progress
 from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
+from hubextrap.errors import RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from hubextrap.api import MergeOptions, ReadingOptions
+    from hubextrap.evaluation import Gate
     from hubextrap.hub import PushTarget
     from hubextrap.progress import Progress
     from hubextrap.trajectory import TrajectoryOptions
@@ -48,16 +51,6 @@ CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request
 ResultsFile = Annotated[
     Path | None,
     typer.Option("--output", metavar="FILE", help="Save the evaluation, figures and settings, as JSON."),
-]
-MaxLoss = Annotated[
-    float | None,
-    typer.Option(
-        "--max-loss",
-        min=0,
-        metavar="X",
-        help="Exit with 3 when a prediction is worse than the last observed checkpoint by more than this, in "
-        "the metric's own unit, on the main metric of any task.",
-    ),
 ]
 Seed = Annotated[
     int,
@@ -228,6 +221,58 @@ class Measuring(Placing):
 
 
 @dataclass(frozen=True)
+class Gating:
+    """What a prediction has to reach."""
+
+    max_loss: float | None = typer.Option(
+        None,
+        "--max-loss",
+        metavar="X",
+        help="Exit with 3 when a prediction loses more than X against the last observed checkpoint, on the "
+        "main metric of any task, in its unit. A negative X asks for a gain: -0.02 is at least 0.02.",
+    )
+    min_score: list[str] | None = typer.Option(
+        None,
+        "--min-score",
+        metavar="[TASK=]X",
+        help="Exit with 3 when the main metric of a prediction is worse than X, on any task or on this one. "
+        "Several: with commas in between, or one per option.",
+    )
+
+    def gate(self) -> Gate | None:
+        """The same for the API; None where nothing is asked for.
+
+        Raises:
+            typer.BadParameter: a bound is no number, or there are two for the same.
+        """
+        from hubextrap.evaluation.threshold import Gate
+
+        if self.max_loss is not None and not math.isfinite(self.max_loss):
+            raise typer.BadParameter(f"--max-loss {self.max_loss}: is no number; write one, e.g. 0.02")
+        bounds: dict[str, float] = {}
+        for text in split_list("--min-score", self.min_score):
+            task, _, number = text.rpartition("=")
+            if "=" in text and not task:
+                raise typer.BadParameter(f"--min-score {text}: names no task; write TASK=X, or X")
+            if task in bounds:
+                raise typer.BadParameter(f"--min-score {text}: there is a bound for that already; give one")
+            bounds[task] = _bound(text, number)
+        if self.max_loss is None and not bounds:
+            return None
+        return Gate(self.max_loss, bounds.pop("", None), bounds)
+
+
+def _bound(text: str, number: str) -> float:
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"--min-score {text}: has to end with a number, as in 0.5 or gsm8k=0.5")
+    return value
+
+
+@dataclass(frozen=True)
 class Said:
     """What is said on the way, and how the result is."""
 
@@ -264,7 +309,12 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         made = {
             name: group(**{part: given.pop(part) for part in names(group)}) for name, group in groups.items()
         }
-        command(**given, **made)
+        try:
+            command(**given, **made)
+        except RecipeError as error:
+            if error.file is None and "recipe" in given:  # of what cannot be done with it, not of its text
+                error.file = str(given["recipe"])
+            raise
 
     spread.__name__, spread.__doc__, spread.__module__ = command.__name__, command.__doc__, command.__module__
     spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -103,10 +103,10 @@ def _parse_any(text: str, name: str) -> Recipe | RegroundRecipe:
     elif document.data is not None or not problems:
         problems.append((1, f"a recipe holds keys with their values, not {_shown(document.data)}"))
     if problems or recipe is None:
-        lines = [f"{name}:{line}: {problem}" for line, problem in sorted(set(problems))]
-        if len(lines) > 1:
-            lines = [f"{name} has {len(lines)} problems:", *lines]
-        raise RecipeError(own_lines(*lines), file=name)
+        found = sorted(set(problems))
+        parts = [RecipeError(f"{name}:{line}: {problem}", file=name, line=line) for line, problem in found]
+        lines = [f"{name} has {len(parts)} problems:"] * (len(parts) > 1) + [str(part) for part in parts]
+        raise RecipeError(own_lines(*lines), file=name, line=parts[0].line, parts=parts)
     recipe._text = text
     return recipe
 
@@ -122,9 +122,9 @@ def validate_recipes(paths: Sequence[Path]) -> Sequence[Path]:
         try:
             _parse_any(_read(path), str(path))
         except RecipeError as error:
-            problems.append(str(error))
+            problems.append(error)
     if problems:
-        raise RecipeError(own_lines(*problems))
+        raise RecipeError(own_lines(*map(str, problems)), parts=problems)
     return paths
 
 
