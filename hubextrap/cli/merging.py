@@ -7,11 +7,11 @@ from pathlib import Path
 
 import typer
 
+from hubextrap.cli.gating import Gating
 from hubextrap.cli.jobs import annotate
 from hubextrap.cli.options import (
     CreatePr,
     Force,
-    Gating,
     Merging,
     Out,
     Private,
@@ -40,12 +40,12 @@ def plan(
     force: Force = False,
     reading: Reading,
     no_push_check: bool = typer.Option(
-        False, "--no-push-check", help="Do not ask the Hub whether this token may push there."
+        False, "--no-push-check", help="Do not ask the Hub whether your token may push there."
     ),
     summary: Summary = None,
     said: Said,
 ) -> None:
-    """Show what a recipe would read, write and hold, and every problem, without touching tensor bytes."""
+    """Check a recipe, and show what it would read, write and need. No weights are read."""
     from hubextrap import api
     from hubextrap.cli.markdown import append_summary, plan_markdown
     from hubextrap.cli.summaries import print_plan
@@ -87,7 +87,7 @@ def merge(
     summary: Summary = None,
     said: Said,
 ) -> None:
-    """Predict the recipe's target step, into a folder (--out) or straight onto the Hub (--push)."""
+    """Predict the recipe's target step. Write the model to a folder (--out) or to the Hub (--push)."""
     from hubextrap import api
     from hubextrap.cli.markdown import append_summary, predictions_markdown
     from hubextrap.cli.summaries import prediction_as_json, print_prediction, print_walk
@@ -118,15 +118,15 @@ def merge(
 
 @grouped
 def push(
-    folder: Path = typer.Argument(..., metavar="DIR", help="Folder of a merged model."),
-    target: str = typer.Argument(..., metavar="REPO[@REVISION]", help="Where it goes."),
+    folder: Path = typer.Argument(..., metavar="DIR", help="Folder that `hubextrap merge` wrote."),
+    target: str = typer.Argument(..., metavar="REPO[@REVISION]", help="Repo and branch to push to."),
     *,
     private: Private = False,
     create_pr: CreatePr = False,
-    message: str | None = typer.Option(None, "--message", help="Title of the commit."),
+    message: str | None = typer.Option(None, "--message", metavar="TEXT", help="Title of the commit."),
     said: Said,
 ) -> None:
-    """Push a merged folder to the Hub as one commit."""
+    """Push a predicted model to the Hub, as one commit."""
     from hubextrap import api
     from hubextrap.cli.summaries import push_as_json, push_line
     from hubextrap.hub import PushTarget
@@ -150,16 +150,16 @@ def run(
     push_if_better: bool = typer.Option(
         False,
         "--push-if-better",
-        help="Evaluate the prediction in --out first. Push just these bytes if it passes --max-loss and "
+        help="Evaluate the prediction in --out first. Push these bytes if it passes --max-loss and "
         "--min-score; without either, if it is not worse than the last observed checkpoint by more than "
-        "chance. Else exit with 3.",
+        "chance. Otherwise push nothing and exit with code 3.",
     ),
     summary: Summary = None,
     scan: ScanFile = None,
     merging: Merging,
     said: Said,
 ) -> None:
-    """Merge, push and evaluate, as the recipe says."""
+    """Merge, push and evaluate: everything that the recipe asks for."""
     gate = gating.gate()
     from hubextrap import api
     from hubextrap.cli.eval import print_evaluation

@@ -7,6 +7,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import EvaluationError, PredictionWorse
+from hubextrap.evaluation.outcomes import outcome_of
 from hubextrap.evaluation.render import format_figure
 from hubextrap.evaluation.table import LAST, PREDICTION, EvaluationTable, Key, Row, Score, first_by_task
 from hubextrap.foreign_text import own_lines
@@ -141,15 +142,15 @@ class Gate:
         for table, row in rows:
             for key in main_keys(table, tasks):
                 figures += self._judged(table, row, key, f"step {row.step_shown}: " if several else "")
-        if not figures:
-            raise EvaluationError(
-                f"{self.option}: no figure of a prediction can be judged; leave the option out"
-            )
         judged = {key[0] for table in tables for key in main_keys(table, tasks)}
         if unheard := sorted(self.min_scores.keys() - judged):
             raise EvaluationError(
                 f"--min-score {unheard[0]}=…: only the tasks of {unheard[0]} have figures; give the number "
                 "alone"
+            )
+        if not figures:
+            raise EvaluationError(
+                f"{self.option}: no figure of a prediction can be judged; leave the option out"
             )
         return GateResult(tuple(figures))
 
@@ -222,13 +223,13 @@ def _kept(ours: Score, theirs: Score, max_loss: float) -> tuple[bool, str]:
 
 def _not_worse(table: EvaluationTable, row: Row, ours: Score, theirs: Score) -> tuple[bool, str]:
     """A figure beside --push-if-better without bounds: whether it passes, and the sentence."""
-    difference = table.difference(row, ours.key)
-    if difference is None or difference.interval is None:
-        passed = _gain(ours, theirs.value) >= -_ROUNDING
-        return passed, _moved(ours, theirs, "" if passed else ", and nothing says whether that is chance")
-    if difference.verdict == "no difference seen":
+    outcome = outcome_of(table, row, ours.key).outcome
+    if outcome in ("better", "worse"):
+        return outcome == "better", _moved(ours, theirs, ", more than chance")
+    if outcome == "no difference":
         return True, _moved(ours, theirs, ", no more than chance")
-    return difference.verdict == "better", _moved(ours, theirs, ", more than chance")
+    passed = _gain(ours, theirs.value) >= -_ROUNDING  # nothing says what is chance
+    return passed, _moved(ours, theirs, "" if passed else ", and nothing says whether that is chance")
 
 
 def _moved(ours: Score, theirs: Score, remark: str) -> str:
