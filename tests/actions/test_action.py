@@ -65,6 +65,13 @@ def installed(runner: Any, **inputs: str) -> tuple[list[str], list[str]]:
         ({"command": "run", "recipe": "not there.yaml"}, False),
         ({"command": "eval", "recipe": "merges.yaml", "tasks": "gsm8k"}, True),
         ({"command": "eval", "reference": "me/model", "tasks": "gsm8k"}, True),
+        ({"command": "predict", "run": "me/run", "to": "400"}, False),
+        ({"command": "predict", "run": "me/run", "tasks": "gsm8k"}, True),
+        ({"command": "predict", "run": "me/run", "arguments": "--walk\nprompts.jsonl"}, True),
+        ({"command": "backtest", "run": "me/run"}, False),
+        ({"command": "backtest", "recipe": "merges.yaml"}, False),
+        ({"command": "scan", "run": "me/run"}, False),
+        ({"command": "scan", "run": "me/run", "arguments": "--logprobs\nprompts.jsonl"}, True),
     ],
 )
 def test_the_command_and_the_recipe_choose(inputs: dict[str, str], evaluates: bool, runner: Any) -> None:
@@ -72,6 +79,12 @@ def test_the_command_and_the_recipe_choose(inputs: dict[str, str], evaluates: bo
     assert steps == ["Install hubextrap", *["Install what evaluates"] * evaluates]
     assert len(caches) == len(steps)
     assert not (runner.workspace / "pwned").exists()
+
+
+def test_a_report_brings_what_draws(runner: Any) -> None:
+    runner.skipped = ("Install hubextrap", "Install what draws", "Run hubextrap")
+    ran = runner.action("hubextrap", {"command": "report", "run": "me/run"})
+    assert (ran.code, ran.left_out) == (0, list(runner.skipped)), ran.log
 
 
 def test_a_cache_is_named_after_what_is_installed_from_it(runner: Any) -> None:
@@ -87,7 +100,8 @@ def test_a_cache_is_named_after_what_is_installed_from_it(runner: Any) -> None:
     assert evaluating.endswith(f"-3.11-{name('build.txt', 'eval.txt')}")
     paths = [step["with"]["path"] for step in STEPS if step.get("uses", "").startswith("actions/cache@")]
     scripts = [step["run"] for step in STEPS if step.get("name", "").startswith("Install ")]
-    assert [re.findall(r"--cache-dir ([^\s)]+)", script) for script in scripts] == [[path] for path in paths]
+    caches = [found for script in scripts for found in re.findall(r"--cache-dir ([^\s)]+)", script)]
+    assert caches == paths
 
 
 def test_unknown_extras_are_refused_before_anything_is_installed(runner: Any) -> None:
@@ -99,7 +113,12 @@ def test_unknown_extras_are_refused_before_anything_is_installed(runner: Any) ->
 def test_workflows_that_only_merge_install_no_more(runner: Any, tmp_path: Path) -> None:
     """merge.yml's jobs; what it hands to the action asks for the base."""
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "merge.yml").read_text())["jobs"]
-    found = [step.get("with", {}) for job in jobs.values() for step in job["steps"] if "$/" in str(step)]
+    found = [
+        step.get("with", {})
+        for job in jobs.values()
+        for step in job["steps"]
+        if "actions/hubextrap'" in str(step)
+    ]
     assert [given.get("command", "") for given in found] == ["", "plan", "merge"]
     for given in found:
         inputs = {key.replace("-", "_"): "" if "${{" in value else value for key, value in given.items()}
