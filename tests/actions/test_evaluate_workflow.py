@@ -146,7 +146,7 @@ def test_action_pushes_only_what_is_better(
 
 @pytest.mark.slow
 def test_schedule_is_not_stopped_by_a_variable_for_it(runner: Any) -> None:
-    """By hand with a recipe, where the variable for the schedule is set: one of them is measured, not both."""
+    """By hand with a recipe, where the variable for the schedule is set: the recipe is what was asked for."""
     given = dispatch(recipe="absent.yaml") | {"vars": {"HUBEXTRAP_REFERENCE": "me/nothing"}}
     ran = runner.job("evaluate.yml", "evaluate", **given)
     assert ran.code == 1
