@@ -14,10 +14,10 @@ from hubextrap.api.merging import Made, MergeResult, Prediction, make, push_made
 from hubextrap.api.outlook import check_rehearsable, outlooks_of
 from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.api.preparing import MergeOptions, merge_options
+from hubextrap.api.preparing import opened as open_for
 from hubextrap.errors import RecipeError
 from hubextrap.evaluation import (
     EvaluationOptions,
-    Gate,
     Harness,
     check_replaceable,
     check_writable,
@@ -33,7 +33,7 @@ from hubextrap.trajectory import Checkpoint
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from hubextrap.evaluation import EvaluationTable, GateResult, Measurement
+    from hubextrap.evaluation import EvaluationTable, Gate, GateResult, Measurement
     from hubextrap.evaluation.walk_report import WalkReport
     from hubextrap.recipe import EvaluateSection, Recipe
     from hubextrap.scans import Scan
@@ -59,9 +59,9 @@ def run(
     out: Path | str | None = None,
     output: Path | None = None,
     gate: Gate | None = None,
-    push_if_better: bool = False,
     settings: MergeOptions | None = None,
     scan: Scan | Path | str | None = None,
+    opened: Run | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
     """Merge, push and evaluate as the recipe says; with ``space: logits``, evaluate the mixture.
@@ -74,32 +74,32 @@ def run(
         out: a folder for the prediction; without it, it goes straight to the Hub.
         output: a file for the evaluation, as JSON; one per target step, ``name.step_<n>.json``, if several.
         gate: what the predictions have to reach; the result says whether they do.
-        push_if_better: push what was measured, from ``out``, and only if all predictions pass the gate;
-            without one, if none is worse than the last observed checkpoint by more than chance.
         scan: of the recipe's checkpoints, or its file: what it knows is not read again.
+        opened: the recipe's run, where it is open.
 
     Raises:
         HubExtrapError: see `merge` and `hubextrap.evaluation.evaluate`.
     """
-    progress = progress or SilentProgress()
+    progress = progress or (SilentProgress() if opened is None else opened.progress)
     settings = merge_options(settings)
     section = recipe.evaluate
-    gate = _checked_gate(recipe, gate, push_if_better, out)
+    pushes_later = gate is not None and gate.push_if_better
+    _check_gate(recipe, gate, out)
     _check_places(recipe, out, output, settings)
     harness = None if section is None else Harness(EvaluationOptions.of(section), progress)
     mixtures: list[Mixture] = []
-    with Run.of(recipe, settings.reading, scan=scan, progress=progress) as opened:
-        recipe = opened.settled(recipe)
-        far = opened.settled(recipe.farthest)
+    with open_for(recipe, opened, settings, scan, progress) as (found, settings):
+        recipe = found.settled(recipe)
+        far = found.settled(recipe.farthest)
         if output is not None:  # now that each target's name is known
             _check_output(far, section, output)
-        against = None if section is None else Against.pinned(recipe, section, opened)
-        used = {} if against is None else _used(opened.trajectory, against)
+        against = None if section is None else Against.pinned(recipe, section, found)
+        used = {} if against is None else _used(found.trajectory, against)
         if recipe.space == "weights":
-            targets, hold = recipe_push_targets(far), push_if_better
-            made = make(recipe, opened, settings, out=out, targets=targets, hold=hold)
+            targets = recipe_push_targets(far)
+            made = make(recipe, found, settings, out=out, targets=targets, hold=pushes_later)
         else:
-            made, mixtures = _mixed(recipe, opened, settings)
+            made, mixtures = _mixed(recipe, found, settings)
     predictions = made.result.predictions
     tables: tuple[EvaluationTable, ...] = ()
     if harness is not None and against is not None:
@@ -107,7 +107,7 @@ def run(
         with _going_on(predictions, progress):
             tables = _evaluated(recipe, harness, rows, used, output)
     judged = None if gate is None or section is None else gate.judge(tables, section.tasks)
-    if push_if_better and judged is not None and judged.passed:
+    if pushes_later and judged is not None and judged.passed:
         predictions = tuple(push_made(prediction, progress) for prediction in predictions)
     made.settle()
     return RunResult(predictions, tables, made.result.walk, judged)
@@ -136,16 +136,12 @@ def _going_on(predictions: Sequence[Prediction], progress: Progress) -> Iterator
         raise
 
 
-def _checked_gate(
-    recipe: Recipe, gate: Gate | None, push_if_better: bool, out: Path | str | None
-) -> Gate | None:
-    """What the predictions have to pass; refused before anything is merged where it cannot be told, or they
-    would go nowhere."""
-    if push_if_better:
-        _check_pushed_from(recipe, out)
-        gate = gate or Gate(not_worse=True)
+def _check_gate(recipe: Recipe, gate: Gate | None, out: Path | str | None) -> None:
+    """Refuse, before anything is merged, to judge what is not measured, or to keep what would go nowhere."""
     if gate is None:
-        return None
+        return
+    if gate.push_if_better:
+        _check_pushed_from(recipe, out)
     section = recipe.evaluate
     if section is None:
         raise RecipeError(
@@ -153,7 +149,6 @@ def _checked_gate(
         )
     labels = [PREDICTION, *(entry.partition("=")[0] for entry in section.against)]
     gate.check(labels, [*section.tasks, *(Path(file).stem for file in section.task_files)])
-    return gate
 
 
 def _check_pushed_from(recipe: Recipe, out: Path | str | None) -> None:

@@ -33,7 +33,7 @@ class Gating:
         "Separate several by commas or repeat the option.",
     )
 
-    def gate(self) -> Gate | None:
+    def gate(self, push_if_better: bool = False) -> Gate | None:
         """The same for the API; None where nothing is asked for.
 
         Raises:
@@ -51,9 +51,9 @@ class Gating:
             if task in bounds:
                 raise typer.BadParameter(f"--min-score {text}: there is a bound for that already; give one")
             bounds[task] = _bound(text, number)
-        if self.max_loss is None and not bounds:
+        if self.max_loss is None and not bounds and not push_if_better:
             return None
-        return Gate(self.max_loss, bounds.pop("", None), bounds)
+        return Gate(self.max_loss, bounds.pop("", None), bounds, push_if_better)
 
 
 def _bound(text: str, number: str) -> float:

@@ -160,7 +160,7 @@ def run(
     said: Said,
 ) -> None:
     """Merge, push and evaluate: everything that the recipe asks for."""
-    gate = gating.gate()
+    gate = gating.gate(push_if_better)
     from hubextrap import api
     from hubextrap.cli.eval import print_evaluation
     from hubextrap.cli.markdown import (
@@ -181,7 +181,6 @@ def run(
         out=out,
         output=output,
         gate=gate,
-        push_if_better=push_if_better,
         settings=merging.merge_options(),
         scan=scan,
         progress=said.progress,

@@ -78,13 +78,21 @@ class Gate:
     """What it may not be worse than, on tasks that ``min_scores`` does not name."""
     min_scores: Mapping[str, float] = field(default_factory=dict)
     """The same for single tasks, by name."""
-    not_worse: bool = False
-    """It may not be worse than the last observed checkpoint by more than chance."""
+    push_if_better: bool = False
+    """A run measures it in its folder, and pushes it from there, as it was measured, only if all pass. Without a
+    bound, none may be worse than the last observed checkpoint by more than chance."""
 
     def __post_init__(self) -> None:
         bounds = [self.max_loss, self.min_score, *self.min_scores.values()]
         if not all(bound is None or isfinite(bound) for bound in bounds):
             raise EvaluationError("a bound of --max-loss or --min-score is no number; write one, e.g. 0.02")
+
+    @property
+    def not_worse(self) -> bool:
+        """Whether chance is what it may be worse by."""
+        return (
+            self.push_if_better and self.max_loss is None and self.min_score is None and not self.min_scores
+        )
 
     @property
     def compares(self) -> bool:
@@ -94,7 +102,7 @@ class Gate:
     @property
     def option(self) -> str:
         """What messages call it."""
-        asked = {"--max-loss": self.max_loss is not None, "--push-if-better": self.not_worse}
+        asked = {"--push-if-better": self.not_worse, "--max-loss": self.max_loss is not None}
         return next((name for name, given in asked.items() if given), "--min-score")
 
     def check(self, labels: Collection[str], tasks: Collection[str]) -> None:

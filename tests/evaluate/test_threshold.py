@@ -106,7 +106,7 @@ def test_not_worse_is_not_worse_by_more_than_chance() -> None:
             row(label, score("a", sum(one) / len(one), problems=one))
             for label, one in (("prediction", ours), ("last", theirs))
         ]
-        (figure,) = Gate(not_worse=True).judge([table(*rows)], ["a"]).figures
+        (figure,) = Gate(push_if_better=True).judge([table(*rows)], ["a"]).figures
         return figure.passed, figure.sentence
 
     assert verdict((1.0,) * 40, (0.0,) * 40)[0]
@@ -115,9 +115,9 @@ def test_not_worse_is_not_worse_by_more_than_chance() -> None:
     passed, sentence = verdict((0.0, 1.0, 1.0, 0.0) * 10, (1.0, 0.0, 1.0, 0.0) * 9 + (1.0,) * 4)
     assert passed
     assert "fell by 0.050, no more than chance" in sentence
-    assert not said(Gate(not_worse=True), 0.9)[0], "no interval says that it is chance"
-    assert "nothing says whether that is chance" in said(Gate(not_worse=True), 0.9)[1]
-    assert said(Gate(not_worse=True), 1.0)[0]
+    assert not said(Gate(push_if_better=True), 0.9)[0], "no interval says that it is chance"
+    assert "nothing says whether that is chance" in said(Gate(push_if_better=True), 0.9)[1]
+    assert said(Gate(push_if_better=True), 1.0)[0]
 
 
 def test_each_task_has_its_own_bound() -> None:
@@ -146,7 +146,7 @@ def test_every_task_table_and_prediction_is_told_of() -> None:
     assert [line.split(" by ")[0] for line in failures] == ["step 9: a acc fell"]
 
 
-@pytest.mark.parametrize("gate", [Gate(1), Gate(-1), Gate(min_score=-1), Gate(not_worse=True)])
+@pytest.mark.parametrize("gate", [Gate(1), Gate(-1), Gate(min_score=-1), Gate(push_if_better=True)])
 def test_figure_that_is_not_a_number_does_not_pass(gate: Gate) -> None:
     passed, sentence = said(gate, float("nan"), 0.8)
     assert not passed
