@@ -79,8 +79,8 @@ class Gate:
     min_scores: Mapping[str, float] = field(default_factory=dict)
     """The same for single tasks, by name."""
     push_if_better: bool = False
-    """A run measures it in its folder, and pushes it from there, as it was measured, only if all pass. Without a
-    bound, none may be worse than the last observed checkpoint by more than chance."""
+    """A run measures it in its folder, and pushes it from there, as it was measured, only if all pass.
+    Without a bound, none may be worse than the last observed checkpoint by more than chance."""
 
     def __post_init__(self) -> None:
         bounds = [self.max_loss, self.min_score, *self.min_scores.values()]
@@ -90,9 +90,8 @@ class Gate:
     @property
     def not_worse(self) -> bool:
         """Whether chance is what it may be worse by."""
-        return (
-            self.push_if_better and self.max_loss is None and self.min_score is None and not self.min_scores
-        )
+        bounded = self.max_loss is not None or self.min_score is not None or bool(self.min_scores)
+        return self.push_if_better and not bounded
 
     @property
     def compares(self) -> bool:
