@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from hubextrap.cli.progress import format_bytes, format_memory
-from hubextrap.cli.summaries import LISTED, as_sum, trust_in_words, trusted_in_words
+from hubextrap.cli.summaries import LISTED, as_sum, push_line, trust_in_words, trusted_in_words
 from hubextrap.errors import OutputError
 from hubextrap.foreign_text import as_shown, markdown_block, markdown_code, markdown_text, own_lines
 from hubextrap.output_files import append_problem
@@ -186,6 +186,9 @@ def answer_markdown(run: str, found: PredictResult) -> str:
     from hubextrap.cli.answers import answer_rows
 
     rows = "\n".join(f"- {name}: {markdown_text(text)}" for name, text in answer_rows(found))
+    made = found.prediction
+    if made is not None and made.pushed is not None and made.target is not None:
+        rows += f"\n- pushed: {markdown_text(push_line(made.target, made.pushed))}"
     said = "\n".join(f"- {markdown_text(sentence)}" for sentence in found.verdict.sentences)
     parts = [f"### {markdown_text(found.verdict.line)}", f"Run {markdown_code(run)}.", rows, said]
     if found.recipe is not None:

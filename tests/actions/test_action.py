@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from harness import ROOT
+from huggingface_hub import HfApi
 
 from hubextrap.localhub import LocalHub
 
@@ -166,3 +167,71 @@ def test_a_mistake_in_the_recipe_is_said_by_the_command(bare: Any) -> None:
     assert ran.code == 1
     assert "merge_metod: unknown key; did you mean merge_method?" in ran.log
     assert "Traceback" not in ran.log
+
+
+@pytest.mark.slow
+def test_a_run_is_answered_by_its_verdict(runner: Any, repo_id: str, token: str, demo_data: Path) -> None:
+    """backtest, then predict, which pushes."""
+    run = {"run": str(demo_data / "rlvr-C")}
+    looked = runner.action("hubextrap", run | {"command": "backtest", "arguments": "--max-step\n200"})
+    assert looked.code == 0, looked.log
+    assert looked.outputs["verdict"] in ("good", "care", "bad", "unknown")
+    assert (looked.outputs["commit"], looked.outputs["results"]) == ("", "")
+    assert Path(looked.outputs["summary"]).read_text() == looked.summary
+    arguments = f"--max-step\n200\n--push\n{repo_id}@step_400"
+    inputs = run | {"command": "predict", "to": "400", "token": token, "arguments": arguments}
+    made = runner.action("hubextrap", inputs)
+    assert made.code == 0, made.log
+    assert made.outputs["verdict"] in ("good", "care", "bad", "unknown")
+    assert HfApi(token=token).model_info(repo_id, revision="step_400").sha == made.outputs["commit"]
+    assert made.outputs["commit"][:8] in made.log
+    kept = runner.action(
+        "hubextrap", run | {"command": "predict", "to": "400", "arguments": "--max-step\n200"}
+    )
+    assert kept.code == 0, kept.log
+    assert list(runner.temp.glob("hubextrap.*/prediction/hubextrap.json"))
+
+
+@pytest.mark.slow
+def test_what_fails_is_on_the_page_and_annotated(runner: Any, demo_data: Path) -> None:
+    """Whichever command; and whoever the job is to be on the Hub."""
+    (runner.workspace / "mistaken.yaml").write_text(yaml.safe_dump(RECIPES["mistaken.yaml"]))
+    recipe = {"recipe": "mistaken.yaml"}
+    for inputs in (
+        recipe | {"command": "plan"},
+        recipe | {"command": "merge", "trusted-publisher": "recipe"},
+        recipe | {"command": "eval", "tasks": "gsm8k", "min-score": "0.1"},
+    ):
+        ran = runner.action("hubextrap", inputs)
+        assert ran.code == 1, ran.log
+        said = "mistaken.yaml:5: merge_metod: unknown key; did you mean merge_method?"
+        assert ran.summary == f"❌ {said}\n\n"
+        assert f"\n::error file=mistaken.yaml,line=5,title=hubextrap::{said}\n" in ran.log
+        assert "Traceback" not in ran.log
+        assert (ran.outputs["verdict"], ran.outputs["commit"]) == ("none", "")
+        assert Path(ran.outputs["summary"]).read_text() == ran.summary
+    ran = runner.action("hubextrap", {"command": "predict", "run": str(demo_data), "arguments": "--oops"})
+    assert (ran.code, ran.outputs["verdict"]) == (2, "none")
+    assert ran.summary.startswith("❌ No such option: --oops")
+
+
+@pytest.mark.slow
+def test_names_cannot_act_on_the_log(runner: Any, demo_data: Path) -> None:
+    """A folder that is called like a command, in the summary that the log repeats: it is printed unread."""
+    name = "x##[add-mask]y"
+    (runner.workspace / name).symlink_to(demo_data / "rlvr-C")
+    ran = runner.action("hubextrap", {"command": "backtest", "run": name})
+    assert ran.code == 0, ran.log
+    read = []
+    pause = ""
+    for line in ran.log.splitlines():
+        if pause:
+            pause = "" if line == f"::{pause}::" else pause
+        elif line.startswith("::stop-commands::"):
+            pause = line.removeprefix("::stop-commands::")
+        else:
+            read.append(line)
+    assert not pause
+    assert not [line for line in read if "##[" in line or line.lstrip().startswith("::")]
+    assert ran.summary.strip()
+    assert ran.summary.strip() not in "\n".join(read)

@@ -115,9 +115,12 @@ def test_not_worse_is_not_worse_by_more_than_chance() -> None:
     passed, sentence = verdict((0.0, 1.0, 1.0, 0.0) * 10, (1.0, 0.0, 1.0, 0.0) * 9 + (1.0,) * 4)
     assert passed
     assert "fell by 0.050, no more than chance" in sentence
-    assert not said(Gate(push_if_better=True), 0.9)[0], "no interval says that it is chance"
-    assert "nothing says whether that is chance" in said(Gate(push_if_better=True), 0.9)[1]
-    assert said(Gate(push_if_better=True), 1.0)[0]
+    for value, passes in ((0.9, False), (1.0, True), (1.1, True)):
+        ours, theirs = (score("a", each).model_copy(update={"stderr": None}) for each in (value, 1.0))
+        rows = row("prediction", ours), row("last", theirs)
+        (figure,) = Gate(push_if_better=True).judge([table(*rows)], ["a"]).figures
+        assert figure.passed == passes
+        assert ("nothing says whether that is chance" in figure.sentence) == (not passes)
 
 
 def test_each_task_has_its_own_bound() -> None:
