@@ -14,6 +14,7 @@ from hubextrap.cli.options import (
     Force,
     Merging,
     Out,
+    OutPlace,
     Private,
     PushTo,
     Reading,
@@ -23,6 +24,7 @@ from hubextrap.cli.options import (
     ScanFile,
     Summary,
     grouped,
+    one_place,
     push_targets,
     refuse_idle,
 )
@@ -33,6 +35,7 @@ from hubextrap.errors import RecipeError
 @grouped
 def plan(
     recipe: RecipeFile,
+    place: OutPlace = None,
     *,
     out: Out = None,
     push: PushTo = None,
@@ -51,6 +54,7 @@ def plan(
     from hubextrap.cli.summaries import print_plan
     from hubextrap.recipe import load_recipe
 
+    out = one_place(out, place)
     loaded = load_recipe(recipe)
     report = api.plan(
         loaded,
@@ -77,6 +81,7 @@ def plan(
 def merge(
     ctx: typer.Context,
     recipe: RecipeFile,
+    place: OutPlace = None,
     *,
     out: Out = None,
     push: PushTo = None,
@@ -93,6 +98,7 @@ def merge(
     from hubextrap.cli.summaries import prediction_as_json, print_prediction, print_walk
     from hubextrap.recipe import load_recipe
 
+    out = one_place(out, place)
     if push is None:
         why = "goes with --push REPO; of the recipe's push section, private and create_pr say it"
         refuse_idle(ctx, ("private", "create_pr"), why)
@@ -143,6 +149,7 @@ def push(
 def run(
     ctx: typer.Context,
     recipe: RecipeFile,
+    place: OutPlace = None,
     *,
     out: Out = None,
     output: ResultsFile = None,
@@ -172,6 +179,7 @@ def run(
     from hubextrap.cli.summaries import prediction_as_json, print_prediction, print_walk, unpushed_line
     from hubextrap.recipe import load_recipe
 
+    out = one_place(out, place)
     loaded = load_recipe(recipe)
     if loaded.space == "logits":
         idle = ("device", "allow_non_finite", "push_if_better")
