@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         walk,
     )
     from hubextrap.errors import HubExtrapError
-    from hubextrap.evaluation import Answering, EvaluationOptions, EvaluationTable, TaskFile, evaluate
+    from hubextrap.evaluation import Answering, EvaluationOptions, EvaluationTable, Gate, TaskFile, evaluate
     from hubextrap.evaluation.sweep_report import SweepResult
     from hubextrap.hub import PushTarget
     from hubextrap.logits import LogProbRequest
@@ -66,6 +66,7 @@ __all__ = [
     "EvaluationOptions",
     "EvaluationTable",
     "ExtrapolationCallback",
+    "Gate",
     "HubExtrapError",
     "LogProbRequest",
     "MergeOptions",

@@ -16,6 +16,7 @@ import typer
 from hubextrap.cli.markdown import check_summary
 from hubextrap.cli.progress import open_progress
 from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
+from hubextrap.errors import RecipeError
 from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE
 
 if TYPE_CHECKING:
@@ -58,16 +59,6 @@ CreatePr = Annotated[
 ResultsFile = Annotated[
     Path | None,
     typer.Option("--output", metavar="FILE", help="Save the scores and the settings behind them as JSON."),
-]
-MaxLoss = Annotated[
-    float | None,
-    typer.Option(
-        "--max-loss",
-        min=0,
-        metavar="X",
-        help="Exit with code 3 if, on any task, a prediction scores more than X below the last observed "
-        "checkpoint. X is in the unit of the task's main metric.",
-    ),
 ]
 Seed = Annotated[
     int,
@@ -322,7 +313,12 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         made = {
             name: group(**{part: given.pop(part) for part in names(group)}) for name, group in groups.items()
         }
-        command(**given, **made)
+        try:
+            command(**given, **made)
+        except RecipeError as error:
+            if error.file is None and "recipe" in given:  # of what cannot be done with it, not of its text
+                error.file = str(given["recipe"])
+            raise
 
     spread.__name__, spread.__doc__, spread.__module__ = command.__name__, command.__doc__, command.__module__
     spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

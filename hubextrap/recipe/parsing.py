@@ -107,10 +107,12 @@ def _parse_any(text: str, name: str) -> Recipe | RegroundRecipe:
     elif document.data is not None or not found:
         found.append(((), 1, f"a recipe must be keys with their values, not {_shown(document.data)}"))
     if found or recipe is None:
-        lines = [f"{name}:{line}: {_worded(place, problem)}" for place, line, problem in told_once(found)]
-        if len(lines) > 1:
-            lines = [f"{name} has {len(lines)} problems:", *lines]
-        raise RecipeError(own_lines(*lines), file=name)
+        parts = [
+            RecipeError(f"{name}:{line}: {_worded(place, problem)}", file=name, line=line)
+            for place, line, problem in told_once(found)
+        ]
+        lines = [f"{name} has {len(parts)} problems:"] * (len(parts) > 1) + [str(part) for part in parts]
+        raise RecipeError(own_lines(*lines), file=name, line=parts[0].line, parts=parts)
     recipe._text = text
     return recipe
 
@@ -131,9 +133,9 @@ def validate_recipes(paths: Sequence[Path]) -> Sequence[Path]:
         try:
             _parse_any(_read(path), str(path))
         except RecipeError as error:
-            problems.append(str(error))
+            problems.append(error)
     if problems:
-        raise RecipeError(own_lines(*problems))
+        raise RecipeError(own_lines(*map(str, problems)), parts=problems)
     return paths
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import httpx2
@@ -308,3 +309,40 @@ def test_a_repo_that_this_token_cannot_make_is_refused_beforehand(hub: LocalHub)
         check_target(PushTarget("someone/new"))
     assert error.value.repo == "someone/new"
     assert not check_target(PushTarget("me/new-of-mine")).exists
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("hubextrap.json", "is not what was written there, and the prediction was judged with"),
+        ("modeling_llama.py", "came there after the merge, and was not judged; take it away"),
+        ("model-00001-of-00003.safetensors", "has other bytes (sha256)"),
+        ("config.json", "has other bytes"),
+    ],
+)
+def test_what_was_judged_is_what_is_pushed(file: str, said: str, prediction: Path, repo_id: str) -> None:
+    """Whatever somebody does to the folder while its prediction is being measured."""
+    own = ("hubextrap.json", "README.md")
+    beside = [path for path in prediction.iterdir() if path.suffix != ".safetensors" and path.name not in own]
+    files = [
+        OutputShard(
+            file=path.name,
+            size=path.stat().st_size,
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        )
+        for path in beside
+    ]
+    made = read_provenance(prediction).model_copy(update={"files": tuple(files)})
+    path = prediction / "hubextrap.json"
+    path.write_bytes(made.to_bytes())
+    if file == "hubextrap.json":
+        path.write_bytes(made.model_copy(update={"merge_method": "another"}).to_bytes())
+    elif (prediction / file).exists():
+        content = bytearray((prediction / file).read_bytes())
+        content[-2] ^= 1
+        (prediction / file).write_bytes(content)
+    else:
+        (prediction / file).write_text("x")
+    with pytest.raises(PushError, match=re.escape(said)):
+        push_folder(prediction, PushTarget.parse(repo_id), made=made)
+    assert not HfApi().repo_exists(repo_id)
