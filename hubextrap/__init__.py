@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         walk,
     )
     from hubextrap.errors import HubExtrapError
-    from hubextrap.evaluation import Answering, EvaluationOptions, EvaluationTable, TaskFile, evaluate
+    from hubextrap.evaluation import Answering, EvaluationOptions, EvaluationTable, Gate, TaskFile, evaluate
     from hubextrap.evaluation.step_scores import StepScores
     from hubextrap.evaluation.sweep_report import SweepResult
     from hubextrap.hub import PushTarget
@@ -68,6 +68,7 @@ __all__ = [
     "EvaluationOptions",
     "EvaluationTable",
     "ExtrapolationCallback",
+    "Gate",
     "HubExtrapError",
     "LogProbRequest",
     "MergeOptions",

@@ -8,7 +8,7 @@ from hubextrap.lazy import names_of
 
 if TYPE_CHECKING:
     from hubextrap.api.backtesting import backtest
-    from hubextrap.api.chain import RunResult, check_judged, run
+    from hubextrap.api.chain import RunResult, run
     from hubextrap.api.completing import Completing, complete
     from hubextrap.api.drafting import Draft, advised_recipe, check_recipe_place, save_recipe
     from hubextrap.api.merging import MergeResult, Prediction, merge
@@ -46,7 +46,6 @@ __all__ = [
     "WalkResult",
     "advised_recipe",
     "backtest",
-    "check_judged",
     "check_publication",
     "check_recipe_place",
     "complete",

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, cast
 
 import typer
 
+from hubextrap.cli.gating import Gating
 from hubextrap.cli.options import (
     BatchSize,
     ChatTemplate,
     CreatePr,
     IncludePath,
     Limit,
-    MaxLoss,
     Measuring,
     ResultsFile,
     Said,
@@ -128,7 +128,7 @@ def evaluate(
     ),
     measuring: Measuring,
     output: ResultsFile = None,
-    max_loss: MaxLoss = None,
+    gating: Gating,
     summary: Summary = None,
     publish: bool = typer.Option(
         False, "--publish", help="Commit the scores to the model's repo: to its card and to .eval_results."
@@ -137,14 +137,14 @@ def evaluate(
     said: Said,
 ) -> None:
     """Score predictions with lm-eval, beside the checkpoints that they were made from."""
-    options = questions.options(ctx, measuring)
+    options, gate = questions.options(ctx, measuring), gating.gate()
     if against is not None and no_against:
         raise typer.BadParameter("--against and --no-against exclude each other")
     if not publish:
         refuse_idle(ctx, ("create_pr",), "goes with --publish")
     if all_steps:
         why = "does not go with --all-steps, which measures the run that comes first"
-        refuse_idle(ctx, ("against", "no_against", "run", "publish", "max_loss"), why)
+        refuse_idle(ctx, ("against", "no_against", "run", "publish", *names(Gating)), why)
         if not options.names:
             idle = {*names(Questions), *names(Measuring), "output"} - {"tasks", "task_file"}
             refuse_idle(ctx, idle, "has no effect without --tasks or --task-file: nothing is measured")
@@ -155,14 +155,8 @@ def evaluate(
         refuse_idle(ctx, ("run",), "has no effect with --no-against")
     chosen = None if against is None and not no_against else split_list("--against", against)
     from hubextrap import api
-    from hubextrap.cli.markdown import append_summary, evaluation_markdown
-    from hubextrap.evaluation import (
-        check_judgeable,
-        check_loss,
-        check_replaceable,
-        check_writable,
-        compared_checkpoints,
-    )
+    from hubextrap.cli.markdown import append_summary, evaluation_markdown, gate_markdown
+    from hubextrap.evaluation import check_replaceable, check_writable, compared_checkpoints
     from hubextrap.evaluation import evaluate as measure
     from hubextrap.extras import require
     from hubextrap.trajectory import Pins
@@ -174,8 +168,8 @@ def evaluate(
     rows = compared_checkpoints(references, chosen, run=run, pins=pins, progress=progress)
     if output is not None:
         check_replaceable(output, options.names, [(label, row.name) for label, row in rows])
-    if max_loss is not None:
-        check_judgeable([label for label, _ in rows])
+    if gate is not None:
+        gate.check([label for label, _ in rows], options.names)
     publication = None
     if publish:
         limit = options.limit
@@ -191,11 +185,14 @@ def evaluate(
         print_evaluation(table)
     if chosen is None and _is_alone(table):
         tell(_ALONE, err=said.as_json)
+    judged = None if gate is None else gate.judge([table], options.tasks)
+    if judged is not None and summary is not None:
+        append_summary(summary, gate_markdown(judged), first=True)
     if publication is not None:
         result = api.publish(table, publication, progress)
         tell(f"scores published: {result.pull_request_url or result.url}", err=said.as_json)
-    if max_loss is not None:
-        check_loss([table], max_loss, options.tasks)
+    if judged is not None:
+        judged.refuse()
 
 
 _ALONE = (

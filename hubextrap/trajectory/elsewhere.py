@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from hubextrap.errors import HubExtrapError, ReferenceNotFound
 from hubextrap.progress import SilentProgress
+from hubextrap.step_names import read_step
 from hubextrap.trajectory.concurrent import map_concurrently
 from hubextrap.trajectory.hub_files import list_files
 from hubextrap.trajectory.local_layout import files_under
-from hubextrap.trajectory.names import read_step
 from hubextrap.trajectory.weights import WHOLE_MODEL, weights_by_folder, weights_of
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from command_lines import REGROUND, Ground, commands, run_main
 import hubextrap
 from hubextrap import MergeOptions, PushTarget, ReadingOptions, Run, api
 from hubextrap.errors import HubExtrapError, RecipeError
-from hubextrap.evaluation import EvaluationOptions, Harness, evaluate
+from hubextrap.evaluation import EvaluationOptions, Gate, Harness, evaluate
 from hubextrap.evaluation.own_tasks import Answering, TaskFile
 from hubextrap.logits import LogProbRequest
 from hubextrap.logits.completing import Sampling
@@ -115,6 +115,8 @@ OPTIONS: dict[str, dict[str, object]] = {
         "out": ("mixed.yaml --out o", "no weights", "recipe.yaml --out run"),
         "output": ("recipe.yaml --out o --output r.json", "no evaluate section", "evaluate.yaml --out run --output r"),
         "max_loss": ("recipe.yaml --out o --max-loss 0", "no evaluate section", "evaluate.yaml --out run --max-loss 0"),
+        "min_score": ("recipe.yaml --out o --min-score 0", "no evaluate section", "evaluate.yaml --out run --min-score 0"),
+        "push_if_better": ("evaluate.yaml --out o --push-if-better", "no push section", "pushes.yaml --out run --push-if-better"),
         "device": ("mixed.yaml --device cpu", "space: logits", "recipe.yaml --out run --device cpu"),
         "allow_non_finite": ("mixed.yaml --allow-non-finite", "space: logits", "recipe.yaml --out run --allow-non-finite"),
     },
@@ -132,13 +134,14 @@ OPTIONS: dict[str, dict[str, object]] = {
         "tasks": ("absent --tasks ,", "names nothing", "absent --tasks a"),
         "include_path": ("absent --task-file problems.jsonl --include-path run", "--tasks", "absent --tasks a --include-path x"),
         "answer_format": ("absent --tasks a --format exact", "--task-file", "absent --task-file f --format exact"),
-        "repeats": ("merged --no-against --tasks hellaswag --repeats 2", "--repeats", "absent --task-file f --repeats 2"),
-        "temperature": ("merged --no-against --tasks hellaswag --temperature 1", "--temperature", "absent --task-file f --temperature 1"),
-        "max_tokens": ("merged --no-against --tasks hellaswag --max-tokens 2", "--max-tokens", "absent --task-file f --max-tokens 2"),
+        "repeats": ("merged --no-against --tasks hellaswag --repeats 2", "repeats, temperature and max_tokens", "absent --task-file f --repeats 2"),
+        "temperature": ("merged --no-against --tasks hellaswag --temperature 1", "repeats, temperature and max_tokens", "absent --task-file f --temperature 1"),
+        "max_tokens": ("merged --no-against --tasks hellaswag --max-tokens 2", "repeats, temperature and max_tokens", "absent --task-file f --max-tokens 2"),
         "against": ("absent --tasks a --against ,", "names nothing", "absent --tasks a --against absent"),
         "batch_size": ("merged --no-against --task-file problems.jsonl --backend vllm --batch-size 2", "no effect", "absent --tasks a --batch-size 2"),
         "device": ("merged --no-against --task-file problems.jsonl --backend vllm --device cpu", "no effect", "absent --tasks a --device cpu"),
         "max_loss": ("merged --no-against --task-file problems.jsonl --max-loss 0", "last", "absent --tasks a --max-loss 0"),
+        "min_score": ("merged --no-against --task-file problems.jsonl --min-score a=0", "a is not evaluated", "absent --tasks a --min-score 0"),
         "create_pr": ("absent --tasks a --create-pr", "--publish", "absent --tasks a --publish --create-pr"),
     },
     "sweep": {
@@ -204,6 +207,7 @@ CONDITIONAL = [
 def stage(ground: Ground) -> Ground:
     ground.recipe("mixed.yaml", space="logits", evaluate={"task_files": "problems.jsonl"})
     ground.recipe("fitted.yaml", merge_method="low_rank")
+    ground.recipe("pushes.yaml", evaluate={"task_files": "problems.jsonl"}, push={"repo": "me/x"})
     ground.recipe("walk.yaml", parameters={"target_step": {"up_to": 60, "prompts": "problems.jsonl"}})
     ground.recipe("still.yaml", merge_method="persistence", evaluate={"task_files": "problems.jsonl"})
     return ground
@@ -271,8 +275,8 @@ RECIPE: dict[str, object] = {
     "parameters.target_step.tasks": (walked(prompts="f", tasks="a"), "either prompts"),
     "parameters.target_step.include_path": (walked(prompts="f", include_path="x"), "no effect without tasks"),
     "parameters.target_step.format": (walked(tasks="a", by="score", format="exact"), "no effect on tasks"),
-    "parameters.target_step.samples": (walked(prompts="f", by="own_answers", samples=2), "samples has no effect by own_answers"),
-    "parameters.target_step.seed": (walked(prompts="f", seed=1), "seed has no effect by own_answers"),
+    "parameters.target_step.samples": (walked(prompts="f", by="own_answers", samples=2), "samples has no effect with own_answers"),
+    "parameters.target_step.seed": (walked(prompts="f", seed=1), "seed has no effect with own_answers"),
     "out_dtype": ({"space": "logits", "out_dtype": "float32"}, "goes with space: weights"),
     "push": ({"space": "logits", "push": {"repo": "a/b"}}, "goes with space: weights"),
     "evaluate.include_path": ({"evaluate": {"task_files": "f", "include_path": "x"}}, "no effect without tasks"),
@@ -372,7 +376,6 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
         **dict.fromkeys(["run", "to", "out", "push", "settings"], ALWAYS),
         "how": (lambda: api.predict("run", 60, limit=3), "has no effect without evaluate"),
     },
-    api.check_judged: {"recipe": ALWAYS},
     api.check_publication: dict.fromkeys(["references", "rows", "limit", "create_pr", "pins"], ALWAYS),
     api.complete: {
         **dict.fromkeys(["recipe", "prompts", "sampling", "how"], ALWAYS),
@@ -408,6 +411,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
         "out": (lambda: merged(MIXED, out="o"), "no weights to write"),
         "output": (lambda: merged({}, out="o", output=Path("r.json")), "no evaluate section"),
         "settings": (lambda: merged(MIXED, settings=MergeOptions(allow_non_finite=True)), "no effect"),
+        "gate": (lambda: merged({}, out="o", gate=Gate(0.1)), "no evaluate section"),
     },
     api.scan: {
         **dict.fromkeys(["trajectory", "out", "sample", "logprobs"], ALWAYS),
@@ -471,7 +475,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
         **dict.fromkeys(["own_answers", "clock"], ALWAYS),
         "max_tokens": (lambda: ExtrapolationCallback(4, 4, max_tokens=8), "no effect"),
         "apply_chat_template": (lambda: ExtrapolationCallback(4, 4, apply_chat_template=True), "no effect"),
-        "probe_margin": (lambda: ExtrapolationCallback(4, 4, probe_margin=0.1), "a probe needs one"),
+        "probe_margin": (lambda: ExtrapolationCallback(4, 4, probe_margin=0.1), "give a probe and its margin"),
         "max_n": (lambda: ExtrapolationCallback(4, 4, max_n=8), "no effect"),
     },
 }  # fmt: skip
