@@ -211,10 +211,8 @@ def resolve_checkpoint(reference: str, *, step: int | None = None, pins: Pins | 
     if where.path and not list_entries(where.repo, checkpoint.commit or "", where.path, reference):
         what = f"{reference}: no folder {where.path!r} in {where.repo}@{checkpoint.revision}"
         raise ReferenceNotFound(what + (elsewhere and f"; {elsewhere}"), repo=where.repo)
-    raise UnsupportedCheckpoint(
-        f"{reference}: no weight files in it ({_shown(_names(files))}); {elsewhere or 'name the folder with them'}",
-        repo=checkpoint.repo,
-    )
+    what = f"{reference}: no weight files in it ({_shown(_names(files))})"
+    raise UnsupportedCheckpoint(f"{what}; {elsewhere or 'name the folder with them'}", repo=checkpoint.repo)
 
 
 def _search(reference: str, pattern: str | None, pins: Pins) -> Search:
