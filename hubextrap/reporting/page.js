@@ -1,0 +1,400 @@
+// The page: what the reader chooses, and what follows from it. Numbers come from expecting.js.
+"use strict";
+
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const past = new PastOfRun(data);
+  const { constants, steps } = data;
+  const newest = steps.length - 1;
+  const byId = (id) => document.getElementById(id);
+  const chosen = { clock: 0, origin: newest, method: data.start.method, target: data.start.target };
+  const LEVELS = {
+    good: ["✓", "Looks promising"],
+    care: ["⚠", "With care"],
+    bad: ["✕", "Keep the last checkpoint"],
+    unknown: ["?", "Cannot be judged"],
+  };
+  const COLOURS = { good: "#009E73", care: "#E69F00", bad: "#D55E00", unknown: "#767676", ink: "#1f2933", line: "#0072B2" };
+
+  // what can be chosen
+
+  const method = () => data.methods[chosen.method];
+  const clock = () => data.clocks[chosen.clock];
+  const origin = () => clock().origins[chosen.origin];
+
+  // The steps that the slider stops at: all of them where they are few, and every observed one.
+  function stops() {
+    if (method().fixed) {
+      return method().fixed.filter(([at]) => at === chosen.origin).map(([, step]) => step);
+    }
+    if (origin().targets) return origin().targets.map(([step]) => step);
+    const first = steps[chosen.origin];
+    const stride = niceStride((origin().farthest - first) / 400);
+    const found = new Set(steps.slice(chosen.origin + 1));
+    for (let step = (Math.floor(first / stride) + 1) * stride; step <= origin().farthest; step += stride) found.add(step);
+    return [...found].sort((a, b) => a - b);
+  }
+
+  function niceStride(least) {
+    const unit = 10 ** Math.floor(Math.log10(Math.max(least, 1)));
+    return [1, 2, 5, 10].map((times) => times * unit).find((stride) => stride >= least);
+  }
+
+  const nearest = (list, step) =>
+    list.reduce((best, one) => (Math.abs(one - step) < Math.abs(best - step) ? one : best), list[0]);
+
+  // By steps any step may be typed; else those whose time was written into the page.
+  function allowed(step) {
+    if (origin().targets || method().fixed) return nearest(stops(), step);
+    return Math.min(Math.max(Math.round(step), steps[chosen.origin] + 1), origin().farthest);
+  }
+
+  function timeOf(step) {
+    if (!origin().targets) return step;
+    return origin().targets.find(([one]) => one === step)?.[1];
+  }
+
+  // what is said of a target
+
+  const answers = new Map();
+
+  function answerAt(step) {
+    const key = `${chosen.clock} ${chosen.origin} ${chosen.method} ${step}`;
+    if (!answers.has(key)) answers.set(key, method().fixed ? workedOut(step) : computed(step));
+    return answers.get(key);
+  }
+
+  function workedOut(step) {
+    const row = method().fixed.find(([at, target]) => at === chosen.origin && target === step);
+    const [, , error, found] = row ?? [];
+    return { error: error ?? null, found: found ?? null, rehearsals: null, horizon: horizonOf(step), moved: null };
+  }
+
+  function computed(step) {
+    const view = past.view(chosen.clock, chosen.origin);
+    const time = timeOf(step);
+    const place = steps.indexOf(step);
+    const displacement = past.displacement(method(), view, time);
+    return {
+      ...past.expected(method(), view, time),
+      horizon: horizonOf(step),
+      moved: displacement && past.length(view, displacement),
+      found: place > chosen.origin ? past.found(method(), view, place, time) : null,
+    };
+  }
+
+  function horizonOf(step) {
+    const { times } = origin();
+    return (timeOf(step) - times[chosen.origin]) / (times[chosen.origin] - times[0]);
+  }
+
+  function levelOf({ error, rehearsals, horizon }) {
+    if (error === null || (rehearsals !== null && rehearsals < constants.too_few)) return "unknown";
+    if (error >= constants.lost) return "bad";
+    const trusted = chosen.origin < newest ? constants.trusted_horizon : (method().reach ?? 0);
+    return error >= constants.promising || horizon > trusted * (1 + 1e-9) ? "care" : "good";
+  }
+
+  const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
+  function reasonFor(answer) {
+    const { error, rehearsals, origins, horizon } = answer;
+    if (error === null) return "The past of this run holds nothing as far ahead as this, so no error can be expected.";
+    const behind = rehearsals === null
+      ? ""
+      : ` It rests on ${counted(rehearsals, "rehearsal")} from ${counted(origins, "earlier checkpoint")}.`;
+    const level = levelOf(answer);
+    if (level === "unknown") return `That is too few to judge.${behind}`;
+    if (level === "bad") return `From ${constants.lost} on, every prediction measured so far scored worse than the last checkpoint.${behind}`;
+    if (error >= constants.promising) return `From ${constants.promising} on, weights come nearer but scores may not.${behind}`;
+    if (level === "care") return `It lies at horizon ${horizon.toPrecision(3)}, farther than the past trusts this method.${behind}`;
+    return `Below ${constants.promising}, no prediction measured so far scored worse than the last checkpoint.${behind}`;
+  }
+
+  // the answer
+
+  function showAnswer() {
+    const answer = answerAt(chosen.target);
+    const level = levelOf(answer);
+    const [mark, words] = LEVELS[level];
+    byId("answer").className = `answer ${level}`;
+    byId("mark").textContent = mark;
+    byId("level").textContent = words;
+    byId("error").textContent = answer.error === null ? "unknown" : answer.error.toFixed(2);
+    byId("target-said").textContent = `step ${chosen.target}`;
+    byId("reason").textContent = reasonFor(answer);
+    const found = byId("found");
+    found.hidden = answer.found === null;
+    found.textContent = found.hidden
+      ? ""
+      : `Step ${chosen.target} was observed: the error found is ${answer.found.toFixed(2)}.`;
+  }
+
+  // the recipe and the commands
+
+  const scalar = (value) =>
+    typeof value === "string" && !/^[a-z_]+$/.test(value) ? JSON.stringify(value) : String(value);
+
+  function recipe() {
+    const { method: name, parameters, damping } = method();
+    const lines = [`merge_method: ${scalar(name)}`, "parameters:", `  target_step: ${chosen.target}`];
+    for (const [key, value] of Object.entries(parameters)) lines.push(`  ${key}: ${scalar(value)}`);
+    if (damping !== 1) lines.push(`  damping: ${scalar(damping)}`);
+    return `${origin().recipe}${lines.join("\n")}\n`;
+  }
+
+  function commands() {
+    const only = chosen.origin < newest ? ` --max-step ${steps[chosen.origin]}` : "";
+    const by = data.clocks.length > 1 ? ` --clock ${clock().name}` : "";
+    const out = `predicted-${chosen.target}`;
+    return [
+      "# choose the method anew and predict:",
+      `hubextrap predict ${data.run} --to ${chosen.target}${only}${by} --out ${out}`,
+      "# or run this very recipe, saved as recipe.yaml:",
+      `hubextrap merge recipe.yaml --out ${out}`,
+      "# then see whether it is better than the last checkpoint:",
+      `hubextrap eval ${out} --tasks ${data.tasks || "TASKS"}`,
+      "",
+    ].join("\n");
+  }
+
+  // charts
+
+  function curve() {
+    const list = stops();
+    const wanted = list.filter((step, at) => at % Math.ceil(list.length / 60) === 0 || steps.includes(step));
+    const known = wanted.filter((step) => answers.has(`${chosen.clock} ${chosen.origin} ${chosen.method} ${step}`));
+    const missing = wanted.filter((step) => !known.includes(step));
+    const until = performance.now() + 25;
+    // a large run takes long, and the slider must go on moving meanwhile
+    while (missing.length && performance.now() < until) answerAt(missing.shift());
+    if (missing.length) later();
+    return wanted.filter((step) => !missing.includes(step)).map((step) => ({ step, ...answerAt(step) }));
+  }
+
+  let waiting = null;
+
+  function later() {
+    waiting ??= setTimeout(() => {
+      waiting = null;
+      draw();
+    });
+  }
+
+  function domain() {
+    const evaluated = data.scores.flatMap(({ points }) => points.map((point) => point.step));
+    return [steps[0], Math.max(origin().farthest, chosen.target, ...evaluated)];
+  }
+
+  function frame(figure, options) {
+    const width = figure.clientWidth;
+    return Plot.plot({
+      width,
+      marginLeft: 44,
+      marginRight: 14,
+      style: { fontSize: width < 480 ? "11px" : "12px", fontFamily: "inherit", color: COLOURS.ink, background: "none" },
+      ...options,
+      x: { domain: domain(), label: null, ticks: Math.min(8, Math.floor(width / 70)), tickFormat: "d" },
+    });
+  }
+
+  const moment = (bottom) => [
+    Plot.ruleX([steps[chosen.origin]], { stroke: COLOURS.ink, strokeDasharray: "2,3" }),
+    Plot.ruleX([chosen.target], { stroke: COLOURS.line, strokeWidth: 1.5 }),
+    ...(bottom ? [Plot.tickX(steps, { stroke: COLOURS.ink, y: bottom })] : []),
+  ];
+
+  function drawErrors() {
+    const figure = byId("errors");
+    const points = curve();
+    const known = points.filter((point) => point.error !== null);
+    const highest = Math.max(1.05, ...known.map((point) => Math.max(point.error, point.found ?? 0) * 1.06));
+    const top = Math.min(highest, 1.6);
+    const [left, right] = domain();
+    const bands = [
+      ["good", 0, constants.promising, "promising"],
+      ["care", constants.promising, constants.lost, "with care"],
+      ["bad", constants.lost, top, "keep the last checkpoint"],
+    ].map(([level, y1, y2, label]) => ({ level, y1, y2, label, x1: left, x2: right }));
+    const now = answerAt(chosen.target);
+    const shown = (value) => Math.min(value, top);
+    const chart = frame(figure, {
+      height: 300,
+      marginTop: 12,
+      y: { domain: [0, top], label: null, ticks: 6, tickFormat: ".1f" },
+      marks: [
+        Plot.rect(bands, { x1: "x1", x2: "x2", y1: "y1", y2: "y2", fill: (band) => COLOURS[band.level], fillOpacity: 0.13 }),
+        Plot.text(bands, { x: "x1", y: "y2", text: "label", textAnchor: "start", dx: 6, dy: 10, fill: "#46535f" }),
+        Plot.ruleY([1], { stroke: COLOURS.ink }),
+        ...moment(null),
+        Plot.dot(steps, { x: (step) => step, y: 0, r: 3.5, fill: (step) => (step <= steps[chosen.origin] ? COLOURS.ink : "white"), stroke: COLOURS.ink }),
+        Plot.line(known, { x: "step", y: (point) => shown(point.error), stroke: COLOURS.line, strokeWidth: 2.2 }),
+        Plot.dot(points.filter((point) => point.found !== null), {
+          x: "step", y: (point) => shown(point.found), r: 4.5, symbol: "times", stroke: "#9b2c7e", strokeWidth: 2,
+        }),
+        ...(now.error === null
+          ? []
+          : [Plot.dot([now], { x: chosen.target, y: shown(now.error), r: 6.5, fill: COLOURS[levelOf(now)], stroke: "white", strokeWidth: 2 })]),
+      ],
+    });
+    figure.replaceChildren(chart);
+    figure.setAttribute("aria-label", inWords(known, now));
+    const found = points.some((point) => point.found !== null);
+    byId("found-key").hidden = !found;
+  }
+
+  function inWords(known, now) {
+    if (!known.length) return `Expected error: nothing could be rehearsed from step ${steps[chosen.origin]}.`;
+    const at = (point) => `${point.error.toFixed(2)} at step ${point.step}`;
+    const here = now.error === null ? "unknown" : now.error.toFixed(2);
+    return `Expected error by target step: from ${at(known[0])} to ${at(known[known.length - 1])}; ` +
+      `${here} at step ${chosen.target}. Below ${constants.promising} is promising, from ${constants.lost} on keep the last checkpoint.`;
+  }
+
+  function drawScores() {
+    data.scores.forEach(({ title, points }, number) => {
+      const figure = byId(`scores-${number}`);
+      const observed = points.filter((point) => !point.predicted);
+      const predicted = points.filter((point) => point.predicted);
+      const margins = points.filter((point) => point.margin > 0);
+      const low = Math.min(...points.map((point) => point.value - point.margin));
+      const high = Math.max(...points.map((point) => point.value + point.margin));
+      const room = (high - low || Math.abs(high) || 1) * 0.08;
+      figure.replaceChildren(frame(figure, {
+        height: 190,
+        marginTop: 10,
+        y: { domain: [low - room, high + room], label: null, grid: true, ticks: 5 },
+        marks: [
+          ...moment(null),
+          Plot.link(margins, { x: "step", y1: (point) => point.value - point.margin, y2: (point) => point.value + point.margin, stroke: (point) => (point.predicted ? COLOURS.bad : COLOURS.line), strokeOpacity: 0.55, strokeWidth: 3 }),
+          Plot.line(observed, { x: "step", y: "value", stroke: COLOURS.line, strokeOpacity: 0.5 }),
+          Plot.dot(observed, { x: "step", y: "value", r: 4, fill: COLOURS.line }),
+          Plot.dot(predicted, { x: "step", y: "value", r: 6, symbol: "diamond2", stroke: COLOURS.bad, strokeWidth: 2, fill: "white" }),
+        ],
+      }));
+      const said = points.map((point) => `${point.label} at step ${point.step}: ${point.value.toFixed(3)}`);
+      figure.setAttribute("aria-label", `Scores, ${title}. ${said.join("; ")}.`);
+    });
+  }
+
+  // The same as the chart, as text.
+  function showTable() {
+    const list = stops();
+    const every = Math.ceil(list.length / 8);
+    const rows = list.filter((step, at) => (at + 1) % every === 0 || steps.includes(step));
+    byId("rows").replaceChildren(...rows.map((step) => {
+      const answer = answerAt(step);
+      const cells = [step, answer.error?.toFixed(2) ?? "–", answer.rehearsals ?? "–", answer.found?.toFixed(2) ?? "–", LEVELS[levelOf(answer)][1]];
+      const row = document.createElement("tr");
+      cells.forEach((text, at) => {
+        const cell = document.createElement(at ? "td" : "th");
+        if (!at) cell.scope = "row";
+        cell.textContent = text;
+        row.append(cell);
+      });
+      return row;
+    }));
+  }
+
+  function draw() {
+    drawErrors();
+    drawScores();
+  }
+
+  // controls
+
+  function option(value, text) {
+    const made = document.createElement("option");
+    made.value = value;
+    made.textContent = text;
+    return made;
+  }
+
+  function fillOrigins() {
+    const places = steps.map((_, place) => place).filter((place) => clock().origins[place]).reverse();
+    byId("origin").replaceChildren(...places.map((place) =>
+      option(place, place === newest ? `step ${steps[place]}, the newest: a real prediction` : `step ${steps[place]}: check it against what followed`)));
+    byId("origin").value = chosen.origin;
+  }
+
+  function fillSlider() {
+    const list = stops();
+    const slider = byId("slider");
+    slider.max = list.length - 1;
+    slider.value = list.indexOf(nearest(list, chosen.target));
+    slider.setAttribute("aria-valuetext", `step ${chosen.target}`);
+    const typed = byId("target");
+    typed.min = list[0];
+    typed.max = list[list.length - 1];
+    typed.value = chosen.target;
+    byId("from-step").textContent = list[0];
+    byId("to-step").textContent = list[list.length - 1];
+    byId("fixed").hidden = !method().fixed;
+  }
+
+  function update() {
+    const possible = stops();
+    byId("what-if").classList.toggle("impossible", !possible.length);
+    if (!possible.length) return;
+    chosen.target = allowed(chosen.target);
+    fillSlider();
+    showAnswer();
+    byId("recipe").textContent = recipe();
+    byId("commands").textContent = commands();
+    showTable();
+    draw();
+  }
+
+  function listen() {
+    byId("slider").addEventListener("input", (event) => {
+      chosen.target = stops()[Number(event.target.value)];
+      update();
+    });
+    byId("target").addEventListener("change", (event) => {
+      if (event.target.value !== "" && Number.isFinite(event.target.valueAsNumber)) chosen.target = event.target.valueAsNumber;
+      update();
+    });
+    byId("method").addEventListener("change", (event) => {
+      chosen.method = Number(event.target.value);
+      update();
+    });
+    byId("origin").addEventListener("change", (event) => {
+      chosen.origin = Number(event.target.value);
+      // of an earlier checkpoint, the question is what came of it
+      chosen.target = chosen.origin < newest ? steps[newest] : data.start.target;
+      update();
+    });
+    byId("clock")?.addEventListener("change", (event) => {
+      chosen.clock = Number(event.target.value);
+      if (!origin()) chosen.origin = newest;
+      fillOrigins();
+      update();
+    });
+    for (const button of document.querySelectorAll("button[data-copy]")) {
+      button.addEventListener("click", () => copy(button));
+    }
+    new ResizeObserver(later).observe(byId("errors"));
+  }
+
+  async function copy(button) {
+    const source = byId(button.dataset.copy);
+    try {
+      await navigator.clipboard.writeText(source.textContent);
+    } catch {
+      // some browsers keep the clipboard from files: then the text is marked, ready to be copied by hand
+      getSelection().selectAllChildren(source);
+      if (!document.execCommand("copy")) return;
+    }
+    const said = byId("copied");
+    said.textContent = `${button.dataset.what} copied.`;
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = "Copy"), 2000);
+  }
+
+  data.methods.forEach((one, place) => byId("method").append(option(place, one.title)));
+  byId("method").value = chosen.method;
+  data.clocks.forEach((one, place) => byId("clock")?.append(option(place, one.title)));
+  fillOrigins();
+  listen();
+  update();
+})();
