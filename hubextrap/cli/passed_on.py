@@ -7,10 +7,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
+from hubextrap.cli.examples import explain
 from hubextrap.cli.terminal import redacting_stdout
 from hubextrap.containment import read_named
 from hubextrap.errors import HubExtrapError, OutputError, RecipeError
@@ -26,9 +28,17 @@ class PassedOn(TyperCommand):
         ctx.args = list(args)
         return ctx.args
 
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except (SystemExit, typer.Exit):  # that program's own end, as after its help
+            if {"-h", "--help"} & set(ctx.args):
+                explain(ctx)
+            raise
+
 
 def mergekit_yaml(ctx: typer.Context) -> None:
-    """Run mergekit's own mergekit-yaml with hubextrap's merge methods in it: CONFIG OUT and its options."""
+    """Run mergekit's own mergekit-yaml, with hubextrap's merge methods added: CONFIG OUT [OPTIONS]."""
     from hubextrap import mergekit_plugin  # registers the methods, or says that mergekit is missing
 
     name = "hubextrap mergekit-yaml"
@@ -48,7 +58,7 @@ def mergekit_yaml(ctx: typer.Context) -> None:
 
 
 def lm_eval_command(ctx: typer.Context) -> None:
-    """Run lm-eval's own command line; its --model hubextrap predicts what it evaluates."""
+    """Run lm-eval's own command line, with a model added: --model hubextrap evaluates a prediction."""
     require("eval", "hubextrap lm-eval", load=False)  # its help needs no torch
     own_arguments = sys.argv
     try:
