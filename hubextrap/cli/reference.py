@@ -23,7 +23,8 @@ def named_scan(ctx: typer.Context, reference: str) -> Scan | None:
         typer.BadParameter: an option says which steps to take.
     """
     path = Path(reference)
-    if path.suffix != ".safetensors" or path.is_dir():
+    is_recipe = path.suffix in (".yaml", ".yml")
+    if path.is_dir() or is_recipe or not (path.suffix == ".safetensors" or path.is_file()):
         return None
     refuse_idle(ctx, names(Selection), f"is for a REF; the scan {reference} holds the steps that it holds")
     from hubextrap.scans import Scan

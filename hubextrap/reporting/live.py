@@ -13,9 +13,18 @@ import numpy as np
 
 from hubextrap.errors import ClockError
 from hubextrap.methods import calibrating, lines, rehearsal, subspace
-from hubextrap.reporting.plain import titled
+from hubextrap.reporting.plain import what_it_does
 from hubextrap.reporting.recipe_text import command_name, recipe_beginning
-from hubextrap.statistics import GramTable, candidates, expect_of_last, is_rounded, verdict
+from hubextrap.statistics import (
+    GramTable,
+    candidates,
+    expect_of_last,
+    is_rounded,
+    judge_run,
+    plain_name,
+    verdict,
+    wording,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -86,15 +95,15 @@ def live_data(
     clocks: Sequence[tuple[Clock, ClockChoice | None]],
     backtest: Backtest,
     accuracies: Sequence[Accuracy],
-    best: str | None,
-    reach_step: int | None,
+    judged: RunVerdict,
+    tasks: Sequence[str],
 ) -> dict[str, Any]:
     """All of it as JSON values.
 
     Args:
         clocks: the one to begin with first; with what a recipe says to have it, None for nothing.
-        best: the method to begin with, as backtests call it.
-        reach_step: up to which the past trusts it.
+        judged: what the page begins with.
+        tasks: what was evaluated.
     """
     table, steps = small.table, small.table.steps
     rounded = is_rounded(scan.gram_table, scan.dtypes)
@@ -112,10 +121,11 @@ def live_data(
         "clocks": [_clock_data(clock, choice, scan, steps) for clock, choice in clocks],
         "methods": methods,
         "run": command_name(scan),
+        "tasks": ",".join(tasks),
         "scores": [_scores(accuracy) for accuracy in accuracies],
         "start": {
-            "method": names.index(best) if best in names else 0,
-            "target": steps[-1] + max(1, (steps[-1] - steps[0]) // 2) if reach_step is None else reach_step,
+            "method": names.index(judged.method) if judged.method in names else 0,
+            "target": judged.reach_step or steps[-1] + max(1, (steps[-1] - steps[0]) // 2),
         },
     }
 
@@ -136,6 +146,7 @@ def _constants() -> dict[str, Any]:
         "promising": verdict.PROMISING,
         "lost": verdict.LOST,
         "trusted_horizon": verdict.HORIZONS[-1],
+        "too_few": wording.TOO_FEW,
     }
 
 
@@ -154,11 +165,22 @@ def _method(
     rounded: bool,
 ) -> dict[str, Any]:
     (rule,) = candidate.rules
-    said: dict[str, Any] = {"name": candidate.name, "title": titled(candidate), "method": rule.method}
-    said |= {"parameters": dict(rule.parameters), "damping": rule.damping}
+    said: dict[str, Any] = {
+        "name": candidate.name,
+        "title": plain_name(candidate.name),
+        "does": what_it_does(candidate.name),
+        "method": rule.method,
+        "parameters": dict(rule.parameters),
+        "damping": rule.damping,
+        "reach": judge_run(_alone(candidate, backtest)).reach,
+    }
     if rule.method not in _LIVE:
         said["fixed"] = list(_worked_out(candidate, table, clocks[0][0], backtest, rounded))
     return said
+
+
+def _alone(candidate: BacktestCandidate, backtest: Backtest) -> Backtest:
+    return replace(backtest, rows=tuple(row for row in backtest.rows if row.method == candidate.name))
 
 
 def _worked_out(

@@ -91,8 +91,7 @@
   function levelOf({ error, rehearsals, horizon }) {
     if (error === null || (rehearsals !== null && rehearsals < constants.too_few)) return "unknown";
     if (error >= constants.lost) return "bad";
-    const trusted = chosen.origin < newest ? constants.trusted_horizon : (method().reach ?? 0);
-    return error >= constants.promising || horizon > trusted * (1 + 1e-9) ? "care" : "good";
+    return error >= constants.promising || horizon > trustedHorizon() * (1 + 1e-9) ? "care" : "good";
   }
 
   const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
@@ -128,6 +127,25 @@
     found.textContent = found.hidden
       ? ""
       : `Step ${chosen.target} was observed: the error found is ${answer.found.toFixed(2)}.`;
+  }
+
+  // How far it goes, and of what it is made: a mean over the tensors where each has coefficients of its own.
+  function showMixture() {
+    const known = !method().fixed;
+    byId("mixture").hidden = !known;
+    if (!known) return;
+    const view = past.view(chosen.clock, chosen.origin);
+    const rows = past.coefficients(method(), view, timeOf(chosen.target));
+    byId("mixture").hidden = !rows;
+    if (!rows) return;
+    const parts = steps.slice(0, view.count).map((step, k) => {
+      const mean = rows.reduce((sum, row) => sum + row[k], 0) / rows.length;
+      return `${mean.toFixed(3)} × step ${step}`;
+    });
+    const way = past.length(view, [Float64Array.from(view.times, (_, k) => (k === 0 ? -1 : k === view.origin ? 1 : 0))]);
+    const share = way > 0 ? (answerAt(chosen.target).moved / way).toFixed(2) : "–";
+    byId("mixed").textContent = `${parts.join(" + ").replaceAll("+ -", "− ")}${rows.length > 1 ? ", on average over the tensors" : ""}.`;
+    byId("moved").textContent = `The prediction lies ${share} times as far from step ${steps[chosen.origin]} as that lies from step ${steps[0]}.`;
   }
 
   // the recipe and the commands
@@ -191,31 +209,25 @@
     return Plot.plot({
       width,
       marginLeft: 44,
-      marginRight: 14,
+      marginRight: 22,
       style: { fontSize: width < 480 ? "11px" : "12px", fontFamily: "inherit", color: COLOURS.ink, background: "none" },
       ...options,
-      x: { domain: domain(), label: null, ticks: Math.min(8, Math.floor(width / 70)), tickFormat: "d" },
+      x: { domain: domain(), label: "training step", labelArrow: "right", ticks: Math.min(8, Math.floor(width / 70)), tickFormat: "d" },
     });
   }
 
-  const moment = (bottom) => [
+  const moment = () => [
     Plot.ruleX([steps[chosen.origin]], { stroke: COLOURS.ink, strokeDasharray: "2,3" }),
     Plot.ruleX([chosen.target], { stroke: COLOURS.line, strokeWidth: 1.5 }),
-    ...(bottom ? [Plot.tickX(steps, { stroke: COLOURS.ink, y: bottom })] : []),
   ];
 
   function drawErrors() {
     const figure = byId("errors");
     const points = curve();
     const known = points.filter((point) => point.error !== null);
-    const highest = Math.max(1.05, ...known.map((point) => Math.max(point.error, point.found ?? 0) * 1.06));
+    const highest = Math.max(1.12, ...known.map((point) => Math.max(point.error, point.found ?? 0) * 1.06));
     const top = Math.min(highest, 1.6);
-    const [left, right] = domain();
-    const bands = [
-      ["good", 0, constants.promising, "promising"],
-      ["care", constants.promising, constants.lost, "with care"],
-      ["bad", constants.lost, top, "keep the last checkpoint"],
-    ].map(([level, y1, y2, label]) => ({ level, y1, y2, label, x1: left, x2: right }));
+    const { bands, labels } = bandsUpTo(top);
     const now = answerAt(chosen.target);
     const shown = (value) => Math.min(value, top);
     const chart = frame(figure, {
@@ -223,10 +235,10 @@
       marginTop: 12,
       y: { domain: [0, top], label: null, ticks: 6, tickFormat: ".1f" },
       marks: [
-        Plot.rect(bands, { x1: "x1", x2: "x2", y1: "y1", y2: "y2", fill: (band) => COLOURS[band.level], fillOpacity: 0.13 }),
-        Plot.text(bands, { x: "x1", y: "y2", text: "label", textAnchor: "start", dx: 6, dy: 10, fill: "#46535f" }),
+        Plot.rect(bands, { x1: "x1", x2: "x2", y1: "y1", y2: "y2", fill: (band) => COLOURS[band.level], fillOpacity: 0.14 }),
+        Plot.text(labels, { x: steps[0], y: "y", text: "label", textAnchor: "start", dx: 6, fill: "#46535f" }),
         Plot.ruleY([1], { stroke: COLOURS.ink }),
-        ...moment(null),
+        ...moment(),
         Plot.dot(steps, { x: (step) => step, y: 0, r: 3.5, fill: (step) => (step <= steps[chosen.origin] ? COLOURS.ink : "white"), stroke: COLOURS.ink }),
         Plot.line(known, { x: "step", y: (point) => shown(point.error), stroke: COLOURS.line, strokeWidth: 2.2 }),
         Plot.dot(points.filter((point) => point.found !== null), {
@@ -242,6 +254,28 @@
     const found = points.some((point) => point.found !== null);
     byId("found-key").hidden = !found;
   }
+
+  // The past is no prediction; and beyond what the past vouches for, nothing is green.
+  function bandsUpTo(top) {
+    const { promising, lost } = constants;
+    const begin = steps[chosen.origin];
+    const end = domain()[1];
+    const trusted = stops().filter((step) => horizonOf(step) <= trustedHorizon() * (1 + 1e-9)).pop() ?? begin;
+    const bands = [
+      { level: "good", x1: begin, x2: trusted, y1: 0, y2: promising },
+      { level: "care", x1: begin, x2: trusted, y1: promising, y2: lost },
+      { level: "care", x1: trusted, x2: end, y1: 0, y2: lost },
+      { level: "bad", x1: begin, x2: end, y1: lost, y2: top },
+    ].filter(({ x1, x2 }) => x2 > x1);
+    const labels = [
+      { y: promising / 2, label: "promising" },
+      { y: (promising + lost) / 2, label: "with care" },
+      { y: (lost + 1) / 2, label: "keep the last checkpoint" },
+    ];
+    return { bands, labels };
+  }
+
+  const trustedHorizon = () => (chosen.origin < newest ? constants.trusted_horizon : (method().reach ?? 0));
 
   function inWords(known, now) {
     if (!known.length) return `Expected error: nothing could be rehearsed from step ${steps[chosen.origin]}.`;
@@ -265,7 +299,7 @@
         marginTop: 10,
         y: { domain: [low - room, high + room], label: null, grid: true, ticks: 5 },
         marks: [
-          ...moment(null),
+          ...moment(),
           Plot.link(margins, { x: "step", y1: (point) => point.value - point.margin, y2: (point) => point.value + point.margin, stroke: (point) => (point.predicted ? COLOURS.bad : COLOURS.line), strokeOpacity: 0.55, strokeWidth: 3 }),
           Plot.line(observed, { x: "step", y: "value", stroke: COLOURS.line, strokeOpacity: 0.5 }),
           Plot.dot(observed, { x: "step", y: "value", r: 4, fill: COLOURS.line }),
@@ -330,6 +364,7 @@
     byId("from-step").textContent = list[0];
     byId("to-step").textContent = list[list.length - 1];
     byId("fixed").hidden = !method().fixed;
+    byId("does").textContent = method().does;
   }
 
   function update() {
@@ -342,6 +377,7 @@
     byId("recipe").textContent = recipe();
     byId("commands").textContent = commands();
     showTable();
+    showMixture();
     draw();
   }
 
@@ -393,6 +429,12 @@
 
   data.methods.forEach((one, place) => byId("method").append(option(place, one.title)));
   byId("method").value = chosen.method;
+  byId("notes").replaceChildren(...data.notes.map((note) => {
+    const said = document.createElement("p");
+    said.className = "soft";
+    said.textContent = note;
+    return said;
+  }));
   data.clocks.forEach((one, place) => byId("clock")?.append(option(place, one.title)));
   fillOrigins();
   listen();

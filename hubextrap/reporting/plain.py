@@ -1,36 +1,25 @@
-"""What methods are called where nobody has to know their names."""
+"""What each method does, for readers who do not know its name."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from hubextrap.statistics import BacktestCandidate
-
-_NAMES = {
-    "average": "the mean of all checkpoints",
-    "calibrated": "trends weighed by what they were worth so far",
-    "ema": "the moving average of the checkpoints",
-    "late_lines": "a blend of the two latest trends",
-    "least_squares": "the trend of the whole run",
-    "least_squares(window=half, through_last=true)": "the trend of the last half",
+_DOES = {
+    "average": "The mean of all checkpoints. It predicts no motion.",
+    "calibrated": "Three trends, each weighed by how well it would have predicted this run so far.",
+    "ema": "A moving average of the checkpoints. It predicts no motion.",
+    "late_lines": "A fixed blend of two trends: over the last half of the run, and over its last quarter.",
+    "least_squares": "The straight trend through all checkpoints.",
+    "least_squares(window=half, through_last=true)": "The trend over the last half of the run.",
     "least_squares(window=half, through_last=true, damping=auto)": (
-        "the trend of the last half, as far as it was worth it"
+        "The trend over the last half of the run, followed only as far as that served it so far."
     ),
-    "low_rank": "the main direction of the run",
-    "persistence": "the last checkpoint as it is",
-    "recipe": "the rules of the recipe",
-    "two_point": "a line from the first checkpoint",
-    "two_point(base_step=auto)": "a line from the best earlier checkpoint",
+    "low_rank": "The one direction in which each tensor moved most, continued.",
+    "two_point": "The straight line from the first checkpoint through the last one.",
+    "two_point(base_step=auto)": (
+        "The straight line through the last checkpoint, from the earlier one that served best so far."
+    ),
 }
 
 
-def plain_name(method: str) -> str:
-    """Of a candidate, by the name that backtests give it; one of another package has no other."""
-    return _NAMES.get(method, method)
-
-
-def titled(candidate: BacktestCandidate) -> str:
-    """Plain name first, then the one to put into a recipe."""
-    plain = plain_name(candidate.name)
-    return candidate.name if plain == candidate.name else f"{plain[0].upper()}{plain[1:]} ({candidate.name})"
+def what_it_does(method: str) -> str:
+    """Of a method by the name that backtests give it; "" of another package's."""
+    return _DOES.get(method, "")
