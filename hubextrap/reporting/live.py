@@ -42,7 +42,7 @@ AHEAD = 2.0
 """How far behind an origin the slider goes, in units of the way observed there."""
 GRID_OF_FIXED = 12
 """Targets at which a method that the script does not know is worked out beforehand."""
-_LIVE = {"average", "calibrated", "ema", "late_lines", "least_squares", "low_rank", "persistence", "two_point"}
+LIVE = {"average", "calibrated", "ema", "late_lines", "least_squares", "low_rank", "persistence", "two_point"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ def _method(
         "damping": rule.damping,
         "reach": judge_run(_alone(candidate, backtest)).reach,
     }
-    if rule.method not in _LIVE:
+    if rule.method not in LIVE:
         said["fixed"] = list(_worked_out(candidate, table, clocks[0][0], backtest, rounded))
     return said
 

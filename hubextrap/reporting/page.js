@@ -102,12 +102,16 @@
     const behind = rehearsals === null
       ? ""
       : ` It rests on ${counted(rehearsals, "rehearsal")} from ${counted(origins, "earlier checkpoint")}.`;
-    const level = levelOf(answer);
-    if (level === "unknown") return `That is too few to judge.${behind}`;
-    if (level === "bad") return `From ${constants.lost} on, every prediction measured so far scored worse than the last checkpoint.${behind}`;
-    if (error >= constants.promising) return `From ${constants.promising} on, weights come nearer but scores may not.${behind}`;
-    if (level === "care") return `It lies at horizon ${horizon.toPrecision(3)}, farther than the past trusts this method.${behind}`;
-    return `Below ${constants.promising}, no prediction measured so far scored worse than the last checkpoint.${behind}`;
+    if (levelOf(answer) === "unknown") return `That is too few to judge.${behind}`;
+    const beyond = horizon > trustedHorizon() * (1 + 1e-9)
+      ? `It lies at horizon ${horizon.toPrecision(3)}, farther than the past trusts this method. `
+      : "";
+    const scored = error >= constants.lost
+      ? `From ${constants.lost} on, every prediction measured so far scored worse than the last checkpoint.`
+      : error >= constants.promising
+        ? `From ${constants.promising} on, weights come nearer but scores may not.`
+        : `Below ${constants.promising}, no prediction measured so far scored worse than the last checkpoint.`;
+    return `${beyond}${scored}${behind}`;
   }
 
   // the answer
@@ -138,9 +142,9 @@
     const rows = past.coefficients(method(), view, timeOf(chosen.target));
     byId("mixture").hidden = !rows;
     if (!rows) return;
-    const parts = steps.slice(0, view.count).map((step, k) => {
+    const parts = steps.slice(0, view.count).flatMap((step, k) => {
       const mean = rows.reduce((sum, row) => sum + row[k], 0) / rows.length;
-      return `${mean.toFixed(3)} × step ${step}`;
+      return mean === 0 ? [] : [`${mean.toFixed(3)} × step ${step}`];
     });
     const way = past.length(view, [Float64Array.from(view.times, (_, k) => (k === 0 ? -1 : k === view.origin ? 1 : 0))]);
     const share = way > 0 ? (answerAt(chosen.target).moved / way).toFixed(2) : "–";
@@ -162,7 +166,8 @@
   }
 
   function commands() {
-    const only = chosen.origin < newest ? ` --max-step ${steps[chosen.origin]}` : "";
+    // said always: when the command is run, the run may have gone on
+    const only = `${steps[0] > 0 ? ` --min-step ${steps[0]}` : ""} --max-step ${steps[chosen.origin]}`;
     const by = data.clocks.length > 1 ? ` --clock ${clock().name}` : "";
     const out = `predicted-${chosen.target}`;
     return [
@@ -210,6 +215,7 @@
       width,
       marginLeft: 44,
       marginRight: 22,
+      marginBottom: 36,
       style: { fontSize: width < 480 ? "11px" : "12px", fontFamily: "inherit", color: COLOURS.ink, background: "none" },
       ...options,
       x: { domain: domain(), label: "training step", labelArrow: "right", ticks: Math.min(8, Math.floor(width / 70)), tickFormat: "d" },
@@ -231,12 +237,12 @@
     const now = answerAt(chosen.target);
     const shown = (value) => Math.min(value, top);
     const chart = frame(figure, {
-      height: 300,
+      height: 312,
       marginTop: 12,
       y: { domain: [0, top], label: null, ticks: 6, tickFormat: ".1f" },
       marks: [
         Plot.rect(bands, { x1: "x1", x2: "x2", y1: "y1", y2: "y2", fill: (band) => COLOURS[band.level], fillOpacity: 0.14 }),
-        Plot.text(labels, { x: steps[0], y: "y", text: "label", textAnchor: "start", dx: 6, fill: "#46535f" }),
+        Plot.text(labels, { ...besideBands(), y: "y", text: "label", fill: "#46535f" }),
         Plot.ruleY([1], { stroke: COLOURS.ink }),
         ...moment(),
         Plot.dot(steps, { x: (step) => step, y: 0, r: 3.5, fill: (step) => (step <= steps[chosen.origin] ? COLOURS.ink : "white"), stroke: COLOURS.ink }),
@@ -251,8 +257,8 @@
     });
     figure.replaceChildren(chart);
     figure.setAttribute("aria-label", inWords(known, now));
-    const found = points.some((point) => point.found !== null);
-    byId("found-key").hidden = !found;
+    byId("found-key").hidden = !points.some((point) => point.found !== null);
+    byId("later-key").hidden = chosen.origin === newest;
   }
 
   // The past is no prediction; and beyond what the past vouches for, nothing is green.
@@ -275,6 +281,14 @@
     return { bands, labels };
   }
 
+  function besideBands() {
+    const [left, right] = domain();
+    const begin = steps[chosen.origin];
+    // before the bands where there is room, else on them
+    if ((begin - left) / (right - left) > 0.3) return { x: begin, textAnchor: "end", dx: -6 };
+    return { x: begin, textAnchor: "start", dx: 6 };
+  }
+
   const trustedHorizon = () => (chosen.origin < newest ? constants.trusted_horizon : (method().reach ?? 0));
 
   function inWords(known, now) {
@@ -295,7 +309,7 @@
       const high = Math.max(...points.map((point) => point.value + point.margin));
       const room = (high - low || Math.abs(high) || 1) * 0.08;
       figure.replaceChildren(frame(figure, {
-        height: 190,
+        height: 200,
         marginTop: 10,
         y: { domain: [low - room, high + room], label: null, grid: true, ticks: 5 },
         marks: [

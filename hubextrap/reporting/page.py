@@ -130,8 +130,8 @@ class Page:
             return ""
         panels = "".join(map(_panel, self.sections))
         return (
-            '<h2 id="experts">For experts: how the weights move</h2>\n'
-            f'<div class="experts">\n{panels}</div>'
+            '<div class="for-experts"><h2>For experts: how the weights move</h2>\n'
+            f'<div class="experts">\n{panels}</div></div>'
         )
 
 
@@ -162,7 +162,7 @@ _WHAT_IF = """<section id="what-if" aria-labelledby="what-if-title">
 <p class="chart-title">Expected error of the prediction: 0 is perfect, 1 is keeping the last checkpoint</p>
 <figure class="live" id="errors" role="img" aria-label="Expected error"></figure>
 <ul class="key"><li><b style="color:#0072B2">━</b> expected error</li>
-<li><b>●</b> checkpoint that the prediction knows</li><li><b>○</b> later checkpoint</li>
+<li><b>●</b> known checkpoint</li><li id="later-key" hidden><b>○</b> later checkpoint</li>
 <li><b>┆</b> predicted from</li><li><b style="color:#0072B2">│</b> step predicted</li>
 <li id="found-key" hidden><b style="color:#9b2c7e">✕</b> error that was found</li></ul>
 {scores}<details><summary>The same as a table</summary>

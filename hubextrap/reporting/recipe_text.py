@@ -40,9 +40,12 @@ def recipe_beginning(scan: Scan, last: int, clock: ClockChoice | None) -> str:
 
 
 def command_name(scan: Scan) -> str:
-    """The run as an argument for a shell; ``RUN`` where no one name says it."""
+    """The run as arguments for a shell; ``RUN`` where no one name says it."""
     run = _run(scan.checkpoints)
-    return "RUN" if run is None else shlex.quote(run[0])
+    if run is None:
+        return "RUN"
+    name, base = run
+    return shlex.quote(name) + ("" if base is None else f" --base {shlex.quote(_shown(base))}")
 
 
 def _run(checkpoints: tuple[ScannedCheckpoint, ...]) -> tuple[str, ScannedCheckpoint | None] | None:
