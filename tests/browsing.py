@@ -90,7 +90,11 @@ class Browser:
         """Load a page, and forget what was said before."""
         self.call("Emulation.setEmulatedMedia", media="")
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
         )
         self.events.clear()
         self.call("Page.navigate", url=page.as_uri())

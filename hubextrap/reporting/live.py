@@ -6,12 +6,14 @@ Its script does in the browser what `statistics.calibration` does here, for any 
 from __future__ import annotations
 
 import base64
+import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hubextrap.errors import ClockError
+from hubextrap.foreign_text import terminal_line
 from hubextrap.methods import calibrating, lines, rehearsal, subspace
 from hubextrap.reporting.plain import what_it_does
 from hubextrap.reporting.recipe_text import command_name, recipe_beginning
@@ -120,8 +122,8 @@ def live_data(
         "constants": _constants(),
         "clocks": [_clock_data(clock, choice, scan, steps) for clock, choice in clocks],
         "methods": methods,
-        "run": command_name(scan),
-        "tasks": ",".join(tasks),
+        "run": terminal_line(command_name(scan)),
+        "tasks": terminal_line(shlex.quote(",".join(tasks))) if tasks else "",
         "scores": [_scores(accuracy) for accuracy in accuracies],
         "start": {
             "method": names.index(judged.method) if judged.method in names else 0,
@@ -206,9 +208,7 @@ def _farthest(steps: Sequence[int], origin: int) -> int:
     return max(steps[-1], round(steps[origin] + AHEAD * (steps[origin] - steps[0])))
 
 
-def _clock_data(
-    clock: Clock, choice: ClockChoice | None, scan: Scan, steps: Sequence[int]
-) -> dict[str, Any]:
+def _clock_data(clock: Clock, choice: ClockChoice | None, scan: Scan, steps: Sequence[int]) -> dict[str, Any]:
     """Times as they were known at each origin; by steps, they are the steps."""
     count = len(steps)
     spans = sum(_farthest(steps, origin) - steps[origin] for origin in range(1, count))
@@ -247,10 +247,10 @@ def _targets(
 
 def _scores(accuracy: Accuracy) -> dict[str, Any]:
     return {
-        "title": accuracy.title,
+        "title": terminal_line(accuracy.title),
         "points": [
             {
-                "label": point.label,
+                "label": terminal_line(point.label),
                 "step": point.step,
                 "value": point.value,
                 "margin": 1.96 * (point.stderr or 0.0),

@@ -57,7 +57,10 @@ class Page:
         scripts = [_own_file(name) for name in SCRIPTS]
         style = _own_file("page.css")
         hashes = " ".join(map(_hash, scripts))
-        policy = f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+        policy = (
+            f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; base-uri 'none'; "
+            "form-action 'none'"
+        )
         before = f"""<!doctype html>
 <html lang="en">
 <head>
@@ -101,7 +104,9 @@ class Page:
         headline = _breakable(without_private_parts(verdict.headline))
         said = [f"<p>{html_text(without_private_parts(sentence))}</p>" for sentence in verdict.sentences]
         first, others = said[:_SAID_AT_ONCE], said[_SAID_AT_ONCE:]
-        folded = f"<details><summary>What this rests on</summary>{''.join(others)}</details>" if others else ""
+        folded = (
+            f"<details><summary>What this rests on</summary>{''.join(others)}</details>" if others else ""
+        )
         return f"""<section class="verdict {verdict.level}" id="verdict" aria-labelledby="headline">
 <h2 id="headline"><span aria-hidden="true">{verdict.mark}</span> {headline}</h2>
 {"".join(first)}
@@ -123,7 +128,7 @@ class Page:
             if scores
             else ""
         )
-        return _WHAT_IF.format(clock=clock, scores=scores + score_key)
+        return _own_file("what_if.html").format(clock=clock, scores=scores + score_key)
 
     def _experts(self) -> str:
         if not self.sections:
@@ -133,56 +138,6 @@ class Page:
             '<div class="for-experts"><h2>For experts: how the weights move</h2>\n'
             f'<div class="experts">\n{panels}</div></div>'
         )
-
-
-_WHAT_IF = """<section id="what-if" aria-labelledby="what-if-title">
-<h2 id="what-if-title">What would a later step be like?</h2>
-<noscript><p>Choosing a step needs JavaScript, which is switched off here.</p></noscript>
-<div class="choose">
-<div class="controls">
-<div class="target">
-<label for="target">Step to predict</label>
-<input id="target" type="number" step="1" inputmode="numeric">
-<input id="slider" type="range" min="0" step="1" aria-label="Step to predict" aria-controls="answer">
-<div class="ends" aria-hidden="true"><span id="from-step"></span><span id="to-step"></span></div>
-</div>
-<div><label for="origin">Predict from</label><select id="origin"></select></div>
-<div><label for="method">Method</label><select id="method" aria-describedby="does"></select>
-<p class="soft" id="does"></p></div>
-{clock}
-<p class="soft" id="fixed" hidden>The page does not know this method. It was worked out at some steps beforehand.</p>
-<div id="answer" class="answer" role="status" aria-live="polite" aria-atomic="true">
-<p class="level"><span id="mark" aria-hidden="true"></span> <span id="level"></span></p>
-<p class="figures"><span>Expected error at <span id="target-said"></span>:</span> <b id="error"></b></p>
-<p id="reason"></p>
-<p id="found" hidden></p>
-</div>
-</div>
-<div>
-<p class="chart-title">Expected error of the prediction: 0 is perfect, 1 is keeping the last checkpoint</p>
-<figure class="live" id="errors" role="img" aria-label="Expected error"></figure>
-<ul class="key"><li><b style="color:#0072B2">━</b> expected error</li>
-<li><b>●</b> known checkpoint</li><li id="later-key" hidden><b>○</b> later checkpoint</li>
-<li><b>┆</b> predicted from</li><li><b style="color:#0072B2">│</b> step predicted</li>
-<li id="found-key" hidden><b style="color:#9b2c7e">✕</b> error that was found</li></ul>
-{scores}<details><summary>The same as a table</summary>
-<div class="table" tabindex="0" role="region" aria-label="Expected errors"><table><thead><tr><th scope="col">step</th>
-<th scope="col">expected error</th><th scope="col">rehearsals</th><th scope="col">error found</th>
-<th scope="col">advice</th></tr></thead><tbody id="rows"></tbody></table></div></details>
-<details id="mixture"><summary>How the checkpoints are mixed</summary><p id="mixed"></p><p id="moved"></p></details>
-<div id="notes"></div>
-</div>
-</div>
-</section>
-<div class="take">
-<div class="box"><div class="head"><h3 id="recipe-title">The recipe</h3>
-<button type="button" data-copy="recipe" data-what="Recipe" aria-describedby="recipe-title">Copy</button></div>
-<pre id="recipe" tabindex="0" role="region" aria-labelledby="recipe-title"></pre></div>
-<div class="box"><div class="head"><h3 id="commands-title">Next commands</h3>
-<button type="button" data-copy="commands" data-what="Commands" aria-describedby="commands-title">Copy</button></div>
-<pre id="commands" tabindex="0" role="region" aria-labelledby="commands-title"></pre></div>
-</div>
-<p class="spoken" id="copied" role="status" aria-live="polite"></p>"""
 
 
 def _own_file(name: str) -> str:
@@ -212,8 +167,8 @@ def _footer(scan: Scan) -> str:
     checkpoints = _table(("step", "checkpoint", "dtype"), read_from)
     return f"""<footer>
 <details><summary>The checkpoints that were read</summary>{checkpoints}</details>
-<p>Made by hubextrap {html_text(__version__)}. The page loads nothing from the network. Its charts are drawn by
-Observable Plot and D3 (ISC licence, in the source of this page).</p>
+<p>Made by hubextrap {html_text(__version__)}. The page loads nothing from the network. Its charts are drawn
+by Observable Plot and D3 (ISC licence, in the source of this page).</p>
 </footer>"""
 
 

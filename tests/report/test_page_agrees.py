@@ -1,4 +1,4 @@
-"""The page's script and Python agree to 1e-6: coefficients, displacements, expected errors and errors found."""
+"""Script and Python agree to 1e-6: coefficients, displacements, expected errors and errors found."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def close(ours: float | None, theirs: float | None) -> bool:
 
 
 def by_python(rules: Any, table: GramTable, time: float) -> tuple[NDArray[np.float64] | None, float | None]:
-    """Coefficients (N or 1, K) as a merge has them, and how far the prediction lies from the last checkpoint."""
+    """Coefficients (N or 1, K) as a merge has them, and how far it lies from the last checkpoint."""
     (rule,), last = rules, len(table.steps) - 1
     try:
         gram = table.gram if rule.needs_gram_matrix else None

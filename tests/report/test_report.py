@@ -66,7 +66,7 @@ def test_page_allows_its_own_scripts_alone(page: Path) -> None:
 
 
 def test_the_library_is_what_its_licence_says() -> None:
-    """The vendored file is that of the registry, byte for byte, behind the licence that goes with each copy."""
+    """It is that of the registry, byte for byte, behind the licence that goes with each copy."""
     folder = files("hubextrap.reporting") / "vendor"
     licence, charts = ((folder / name).read_text() for name in ("LICENSE", "charts.min.js"))
     beginning = f"/*!\n{licence}*/\n"

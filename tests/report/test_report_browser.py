@@ -24,8 +24,10 @@ PLOTS = [
 UNFOLD = "for (const one of document.querySelectorAll('details')) one.open = true"
 MEASURE = """[...document.querySelectorAll("figure svg")].map((svg) => {
   const box = svg.getBoundingClientRect();
-  const marks = [...svg.querySelectorAll("path, use, rect, line, circle")].map((mark) => mark.getBoundingClientRect());
-  const texts = [...svg.querySelectorAll("text")].map((text) => [text.textContent, text.getBoundingClientRect()]);
+  const boxes = (kind) =>
+    [...svg.querySelectorAll(kind)].map((one) => [one.textContent, one.getBoundingClientRect()]);
+  const marks = boxes("path, use, rect, line, circle").map(([, mark]) => mark);
+  const texts = boxes("text");
   return {
     name: svg.closest("section").id, live: svg.closest("figure").classList.contains("live"),
     width: box.width, height: box.height,
@@ -140,7 +142,7 @@ def test_an_earlier_origin_says_what_was_found(page: Path, scan: Scan, browser: 
     assert browser.text("error") == f"{row.expected_error:.2f}"
     assert "later checkpoint" in browser.run("document.querySelector('.key').innerText")
     table = browser.run(
-        "[...document.querySelectorAll('#rows tr')].map((row) => [...row.cells].map((cell) => cell.textContent))"
+        "[...document.getElementById('rows').rows].map((row) => [...row.cells].map((cell) => cell.innerText))"
     )
     assert ["400", f"{row.expected_error:.2f}"] == next(cells[:2] for cells in table if cells[0] == "400")
     assert any(cells[3] == f"{row.error:.2f}" for cells in table)
@@ -158,7 +160,7 @@ def test_copy_takes_the_text(page: Path, browser: Browser) -> None:
 
 
 def test_everything_has_a_name(page: Path, browser: Browser) -> None:
-    """For a screen reader: controls are labelled, pictures described, and the answer is told when it changes."""
+    """For a screen reader: controls are labelled, pictures described, a new answer is told."""
     browser.open(page)
     browser.run(UNFOLD)
     nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
@@ -229,7 +231,9 @@ def test_two_checkpoints_can_be_looked_at(short_scan_file: Path, browser: Browse
 
 
 @pytest.mark.slow
-def test_texts_of_others_do_nothing(scan_file: Path, results: list[Path], browser: Browser, tmp_path: Path) -> None:
+def test_texts_of_others_do_nothing(
+    scan_file: Path, results: list[Path], browser: Browser, tmp_path: Path
+) -> None:
     evil = "</script><script>document.title='taken'</script><img src=x onerror=alert(1)>"
     told = json.loads(results[0].read_text().replace('"radd"', json.dumps(evil)))
     (tmp_path / "evil.json").write_text(json.dumps(told))

@@ -33,7 +33,11 @@ def test_a_run_folder(tmp_path: Path) -> None:
     """As one command: it is scanned, and the page is what `report` makes of a scan."""
     command = [sys.executable, "-m", "hubextrap", "report", str(DEMO), "--max-step=120"]
     done = subprocess.run(
-        [*command, "--out", "page.html", "--json", "-q"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [*command, "--out", "page.html", "--json", "-q"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
@@ -58,7 +62,9 @@ def test_a_run_folder(tmp_path: Path) -> None:
 def test_a_recipe(tmp_path: Path) -> None:
     """Its checkpoints are observed, and its own rules rehearsed."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    done = CliRunner().invoke(app, ["report", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "a.html"), "-q"])
+    done = CliRunner().invoke(
+        app, ["report", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "a.html"), "-q"]
+    )
     assert done.exit_code == 0, done.output
     text = (tmp_path / "a.html").read_text()
     assert "<h1>recipe.yaml</h1>" in text
@@ -70,7 +76,9 @@ def test_options_without_effect(scan_file: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE)
     for reference in (scan_file, recipe):
-        done = CliRunner().invoke(app, ["report", str(reference), "--max-step", "100", "--out", str(tmp_path / "a.html")])
+        done = CliRunner().invoke(
+            app, ["report", str(reference), "--max-step", "100", "--out", str(tmp_path / "a.html")]
+        )
         assert done.exit_code == 2
         assert "--max-step is for a REF" in " ".join(done.output.replace("│", " ").split())
     assert not (tmp_path / "a.html").exists()
@@ -78,7 +86,9 @@ def test_options_without_effect(scan_file: Path, tmp_path: Path) -> None:
         api.report(scan_file, settings=ReadingOptions(), out=tmp_path / "a.html")
 
 
-@pytest.mark.parametrize("what", ["scan", "trajectory", "path", "recipe"])
+@pytest.mark.parametrize(
+    "what", ["trajectory", *(pytest.param(one, marks=pytest.mark.slow) for one in ("scan", "path", "recipe"))]
+)
 def test_from_python(what: str, scan_file: Path, scan: Scan, tmp_path: Path) -> None:
     from hubextrap.recipe import parse_recipe
 
