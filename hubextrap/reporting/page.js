@@ -215,7 +215,7 @@
       width,
       marginLeft: 44,
       marginRight: 22,
-      marginBottom: 36,
+      marginBottom: 40,
       style: { fontSize: width < 480 ? "11px" : "12px", fontFamily: "inherit", color: COLOURS.ink, background: "none" },
       ...options,
       x: { domain: domain(), label: "training step", labelArrow: "right", ticks: Math.min(8, Math.floor(width / 70)), tickFormat: "d" },
@@ -317,7 +317,7 @@
           Plot.link(margins, { x: "step", y1: (point) => point.value - point.margin, y2: (point) => point.value + point.margin, stroke: (point) => (point.predicted ? COLOURS.bad : COLOURS.line), strokeOpacity: 0.55, strokeWidth: 3 }),
           Plot.line(observed, { x: "step", y: "value", stroke: COLOURS.line, strokeOpacity: 0.5 }),
           Plot.dot(observed, { x: "step", y: "value", r: 4, fill: COLOURS.line }),
-          Plot.dot(predicted, { x: "step", y: "value", r: 6, symbol: "diamond2", stroke: COLOURS.bad, strokeWidth: 2, fill: "white" }),
+          Plot.dot(predicted, { x: "step", y: "value", r: 7, symbol: "diamond2", stroke: COLOURS.bad, strokeWidth: 2, fill: "none" }),
         ],
       }));
       const said = points.map((point) => `${point.label} at step ${point.step}: ${point.value.toFixed(3)}`);
