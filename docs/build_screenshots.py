@@ -2,8 +2,8 @@
 
     python docs/build_screenshots.py
 
-The run is taken up to step 200, its step 400 is predicted and scored beside what was observed, and the page of
-both is pictured in headless Chromium, which has to be on PATH.
+The run is taken up to step 200, its step 400 is predicted and scored beside what was observed, and the page
+of both is pictured in headless Chromium, which has to be on PATH.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from hubextrap.api.scanning import scan_run
 from hubextrap.clocks import STEPS, Clock, ClockChoice
 from hubextrap.containment import open_regular
 from hubextrap.durable.atomic import write_whole
-from hubextrap.errors import OutputError, RecipeError
+from hubextrap.errors import ClockError, OutputError, RecipeError
 from hubextrap.evaluation.outcomes import outcomes_of
 from hubextrap.evaluation.table import EvaluationTable
 from hubextrap.extras import require
@@ -117,7 +118,8 @@ def _looked_up(
         from hubextrap.recipe import load_recipe
 
         return path.name, load_recipe(path)
-    if path.is_file() or (path.suffix == ".safetensors" and not path.is_dir()):
+    is_file = os.path.isfile(path)  # noqa: PTH113, of any text
+    if is_file or (path.suffix == ".safetensors" and not path.is_dir()):
         return path.name, Scan.load(path)
     return path.name, find_trajectory(str(run), progress=progress)
 
@@ -145,7 +147,10 @@ def _clocks(chosen: Clock, choice: ClockChoice | None, scan: Scan) -> list[tuple
         return [(chosen, "learning_rate" if choice in (None, "auto") else choice), (STEPS, STEPS.name)]
     if scan.rates is not None and scan.rates.changes:
         by_rate = clock_of_scan("learning_rate", scan, SilentProgress())
-        return [(STEPS, STEPS.name), (by_rate, "learning_rate")]
+        with suppress(ClockError):  # nothing was trained between two checkpoints: it cannot be chosen
+            by_rate.times(scan.steps)
+            return [(STEPS, STEPS.name), (by_rate, "learning_rate")]
+        return [(STEPS, STEPS.name)]
     return [(STEPS, None if choice in (None, "auto") else choice)]
 
 

@@ -177,7 +177,7 @@ def _method(
         "reach": judge_run(_alone(candidate, backtest)).reach,
     }
     if rule.method not in LIVE:
-        said["fixed"] = list(_worked_out(candidate, table, clocks[0][0], backtest, rounded))
+        said["fixed"] = [list(_worked_out(candidate, table, clock, backtest, rounded)) for clock, _ in clocks]
     return said
 
 
@@ -190,18 +190,17 @@ def _worked_out(
 ) -> Iterator[tuple[int, int, float | None, float | None]]:
     """(origin, target step, expected error, error found) of a method that the script does not know."""
     places = {step: place for place, step in enumerate(table.steps)}
-    for row in backtest.rows:
-        if row.method == candidate.name and row.last_step in places:
+    for row in backtest.rows if clock is backtest.clock else ():
+        if row.method == candidate.name and {row.last_step, row.target_step} <= places.keys():
             yield places[row.last_step], row.target_step, row.expected_error, row.error
     newest = len(table.steps) - 1
-    begin, end = table.steps[-1], _farthest(table.steps, newest)
-    for step in np.unique(np.linspace(begin, end, GRID_OF_FIXED + 1).round().astype(int))[1:]:
-        try:
-            time = clock.time_of(int(step))
-        except ClockError:
-            return
-        expected = expect_of_last(candidate.rules, replace(table, clock=clock), time, rounded)
-        yield newest, int(step), expected.relative_error, None
+    seen = replace(table, clock=clock).seen_at(newest)
+    targets = list(_targets(seen.clock, seen.times[-1], table.steps, newest))
+    places_taken = np.linspace(0, max(0, len(targets) - 1), GRID_OF_FIXED).round().astype(int)
+    for place in np.unique(places_taken) if targets else ():
+        step, time = targets[place]
+        expected = expect_of_last(candidate.rules, seen, time, rounded)
+        yield newest, step, expected.relative_error, None
 
 
 def _farthest(steps: Sequence[int], origin: int) -> int:
@@ -211,8 +210,6 @@ def _farthest(steps: Sequence[int], origin: int) -> int:
 def _clock_data(clock: Clock, choice: ClockChoice | None, scan: Scan, steps: Sequence[int]) -> dict[str, Any]:
     """Times as they were known at each origin; by steps, they are the steps."""
     count = len(steps)
-    spans = sum(_farthest(steps, origin) - steps[origin] for origin in range(1, count))
-    stride = max(1, -(-spans // MOST_TARGETS))
     by_steps = clock.name == "steps"
     origins: list[dict[str, Any] | None] = [None]
     for origin in range(1, count):
@@ -224,17 +221,17 @@ def _clock_data(clock: Clock, choice: ClockChoice | None, scan: Scan, steps: Seq
             continue
         said: dict[str, Any] = {"times": times, "farthest": _farthest(steps, origin)}
         if not by_steps:
-            said["targets"] = list(_targets(known, times[-1], steps, origin, stride))
+            said["targets"] = list(_targets(known, times[-1], steps, origin))
         said["recipe"] = recipe_beginning(scan, steps[origin], choice)
         origins.append(said)
     title = "training steps" if by_steps else "the learning rate, in full-rate steps"
     return {"name": clock.name, "title": title, "origins": origins}
 
 
-def _targets(
-    known: Clock, now: float, steps: Sequence[int], origin: int, stride: int
-) -> Iterator[tuple[int, float]]:
+def _targets(known: Clock, now: float, steps: Sequence[int], origin: int) -> Iterator[tuple[int, float]]:
     """Steps to come with their times, as far as those were known."""
+    spans = sum(_farthest(steps, one) - steps[one] for one in range(1, len(steps)))
+    stride = max(1, -(-spans // MOST_TARGETS))
     wanted = set(range(steps[origin] + stride, _farthest(steps, origin) + 1, stride))
     for step in sorted(wanted | set(steps[origin + 1 :])):
         try:

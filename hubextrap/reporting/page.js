@@ -25,7 +25,7 @@
   // The steps that the slider stops at: all of them where they are few, and every observed one.
   function stops() {
     if (method().fixed) {
-      return method().fixed.filter(([at]) => at === chosen.origin).map(([, step]) => step);
+      return method().fixed[chosen.clock].filter(([at]) => at === chosen.origin).map(([, step]) => step);
     }
     if (origin().targets) return origin().targets.map(([step]) => step);
     const first = steps[chosen.origin];
@@ -65,7 +65,7 @@
   }
 
   function workedOut(step) {
-    const row = method().fixed.find(([at, target]) => at === chosen.origin && target === step);
+    const row = method().fixed[chosen.clock].find(([at, target]) => at === chosen.origin && target === step);
     const [, , error, found] = row ?? [];
     return { error: error ?? null, found: found ?? null, rehearsals: null, horizon: horizonOf(step), moved: null };
   }
@@ -131,6 +131,17 @@
     found.textContent = found.hidden
       ? ""
       : `Step ${chosen.target} was observed: the error found is ${answer.found.toFixed(2)}.`;
+  }
+
+  function showNothing() {
+    byId("answer").className = "answer unknown";
+    byId("mark").textContent = LEVELS.unknown[0];
+    byId("level").textContent = "Nothing to predict";
+    byId("error").textContent = "–";
+    byId("target-said").textContent = "a later step";
+    byId("reason").textContent = `By this clock, nothing is trained after step ${steps[chosen.origin]}. Choose another clock, or an earlier checkpoint to predict from.`;
+    byId("found").hidden = byId("mixture").hidden = true;
+    for (const id of ["recipe", "commands", "rows", "errors"]) byId(id).replaceChildren();
   }
 
   // How far it goes, and of what it is made: a mean over the tensors where each has coefficients of its own.
@@ -345,6 +356,7 @@
   }
 
   function draw() {
+    if (!stops().length) return;
     drawErrors();
     drawScores();
   }
@@ -384,7 +396,10 @@
   function update() {
     const possible = stops();
     byId("what-if").classList.toggle("impossible", !possible.length);
-    if (!possible.length) return;
+    if (!possible.length) {
+      showNothing();
+      return;
+    }
     chosen.target = allowed(chosen.target);
     fillSlider();
     showAnswer();

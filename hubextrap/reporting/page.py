@@ -115,7 +115,7 @@ class Page:
 </section>"""
 
     def _plainly(self, text: str) -> str:
-        """What the verdict says, for whoever the page is passed on to; the recipe on it has the method's name."""
+        """What the verdict says, fit to be passed on; the recipe below it has the method's own name."""
         method = self.verdict.method
         plain = text if method is None else text.replace(method, f"“{plain_name(method)}”")
         return without_private_parts(plain)

@@ -37,7 +37,6 @@ OUTPUTS = {
 }
 INPUTS = {
     ("scan", "logprobs"): "run --out s.safetensors --logprobs {} -q",
-    ("report", "scan"): "{} --out page.html",
     ("report", "evaluation"): "scan.safetensors --out page.html --evaluation {}",
     ("plan", "recipe"): "{} -q",
     ("plan", "scan"): "recipe.yaml --scan {} -q",

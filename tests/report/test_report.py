@@ -26,7 +26,7 @@ from hubextrap.reporting import Page, build_sections, collect_accuracy, weights
 from hubextrap.reporting.page import LARGEST
 from hubextrap.reporting.style import to_png, to_svg
 from hubextrap.scans import Scan
-from hubextrap.statistics import GramTable, backtest_table, horizon_means, judge_run
+from hubextrap.statistics import GramTable, backtest_table, horizon_means, judge_run, plain_name
 from hubextrap.statistics.linearity import random_walk
 from hubextrap.trajectory import find_trajectory
 
@@ -104,7 +104,7 @@ def test_page_says_what_was_found(page: Path, scan: Scan) -> None:
         assert f'<th scope="row">{entry.method.replace("(", "(<wbr>")}</th>{cells}' in text
     assert "prediction scores 0.982, the last observed checkpoint 0.828, the real one 0.984" in text
     verdict = judge_run(backtest_table(scan.gram_table))
-    assert f"use {verdict.method}, up to step 800" in text
+    assert f"use “{plain_name(verdict.method)}”, up to step 800" in text
 
 
 def test_plots_for_the_card(page: Path) -> None:

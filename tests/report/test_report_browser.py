@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browsing import CHROMIUM, Browser
 
 from hubextrap import api, parse_recipe
 from hubextrap.clocks import RateHistory
+from hubextrap.methods import coefficients, registry
 from hubextrap.scans import Scan
 from hubextrap.statistics import candidates, expect_of_last
 
@@ -142,7 +145,7 @@ def test_an_earlier_origin_says_what_was_found(page: Path, scan: Scan, browser: 
     assert browser.text("error") == f"{row.expected_error:.2f}"
     assert "later checkpoint" in browser.run("document.querySelector('.key').innerText")
     table = browser.run(
-        "[...document.getElementById('rows').rows].map((row) => [...row.cells].map((cell) => cell.innerText))"
+        "[...document.getElementById('rows').rows].map((row) => [...row.cells].map((one) => one.textContent))"
     )
     assert ["400", f"{row.expected_error:.2f}"] == next(cells[:2] for cells in table if cells[0] == "400")
     assert any(cells[3] == f"{row.error:.2f}" for cells in table)
@@ -217,6 +220,53 @@ def test_a_clock_can_be_chosen(scan: Scan, browser: Browser, tmp_path: Path) -> 
     assert browser.text("error") not in (by_steps, "")
     assert by_rate
     assert browser.said == []
+
+
+@pytest.mark.slow
+def test_nothing_is_trained_after_the_schedule(scan: Scan, browser: Browser, tmp_path: Path) -> None:
+    steps = tuple(range(10, 401, 10))
+    rates = tuple(1e-6 * (400 - step) / 400 for step in steps)
+    api.report(replace(scan, rates=RateHistory(steps, rates, max_steps=400)), out=tmp_path / "page.html")
+    browser.open(tmp_path / "page.html")
+    assert browser.text("level") == "Nothing to predict"
+    assert "nothing is trained after step 400" in browser.text("reason")
+    browser.choose("origin", 6)
+    assert browser.text("target-said") == "step 400"
+    assert "the error found is" in browser.text("found")
+    browser.choose("clock", 1)
+    browser.choose("origin", 7)
+    assert parse_recipe(browser.text("recipe")).trajectory.clock == "steps"
+    assert browser.said == []
+
+
+@pytest.mark.slow
+def test_a_method_of_another_package(
+    scan_file: Path, browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script does not know it, so that it is worked out at some steps; the slider stops at these."""
+    monkeypatch.setitem(registry._targets, "halfway", halfway)
+    registry.find_method.cache_clear()
+    api.report(scan_file, out=tmp_path / "page.html")
+    registry.find_method.cache_clear()
+    browser.open(tmp_path / "page.html")
+    titles = browser.run("[...document.getElementById('method').options].map((one) => one.textContent)")
+    assert browser.text("fixed").startswith("The page does not know this method")
+    browser.choose("method", titles.index("halfway"))
+    assert not browser.run("document.getElementById('fixed').hidden")
+    assert 400 < int(browser.text("target-said").removeprefix("step ")) <= 1200
+    assert float(browser.text("error")) < 1
+    assert "merge_method: halfway\n" in browser.text("recipe")
+    browser.choose("origin", 6)
+    assert browser.text("target-said") == "step 400"
+    assert "the error found is" in browser.text("found")
+    assert browser.said == []
+
+
+def halfway(steps: Sequence[float], target_step: float) -> np.ndarray:
+    """Half of the way that a line from the first checkpoint goes."""
+    return (
+        coefficients("two_point", steps, target_step) + coefficients("persistence", steps, target_step)
+    ) / 2
 
 
 def test_two_checkpoints_can_be_looked_at(short_scan_file: Path, browser: Browser, tmp_path: Path) -> None:
