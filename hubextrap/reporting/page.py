@@ -19,7 +19,6 @@ from hubextrap.hub.provenance import without_private_parts
 from hubextrap.reporting.live import live_data, small_table
 from hubextrap.reporting.sections import MAX_ACCURACY_PLOTS, Section, build_sections
 from hubextrap.reporting.style import to_svg
-from hubextrap.statistics import plain_name
 
 if TYPE_CHECKING:
     from hubextrap.clocks import Clock, ClockChoice
@@ -102,8 +101,8 @@ class Page:
 
     def _verdict(self) -> str:
         verdict = self.verdict
-        headline = html_text(self._plainly(verdict.headline))
-        said = [f"<p>{html_text(self._plainly(sentence))}</p>" for sentence in verdict.sentences]
+        headline = html_text(without_private_parts(verdict.headline))
+        said = [f"<p>{html_text(without_private_parts(sentence))}</p>" for sentence in verdict.sentences]
         first, others = said[:_SAID_AT_ONCE], said[_SAID_AT_ONCE:]
         folded = (
             f"<details><summary>What this rests on</summary>{''.join(others)}</details>" if others else ""
@@ -113,12 +112,6 @@ class Page:
 {"".join(first)}
 {folded}
 </section>"""
-
-    def _plainly(self, text: str) -> str:
-        """What the verdict says, fit to be passed on; the recipe below it has the method's own name."""
-        method = self.verdict.method
-        plain = text if method is None else text.replace(method, f"“{plain_name(method)}”")
-        return without_private_parts(plain)
 
     def _what_if(self) -> str:
         clock = ""
