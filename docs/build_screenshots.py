@@ -21,10 +21,6 @@ RUN = "demo/data/rlvr-C"
 SIZES = {1400: 1460, 420: 1700}
 """Width and height of each picture, in pixels."""
 LARGEST = 300_000
-RECIPE = f"""trajectory: {{repo: ./{RUN}, steps: {{max: 200}}}}
-merge_method: least_squares
-parameters: {{target_step: 400, window: half, through_last: true, damping: auto}}
-"""
 
 
 def main() -> None:
@@ -52,9 +48,8 @@ def main() -> None:
 
 def make_page(folder: Path) -> Path:
     """The page of the run up to step 200, with the scores of a prediction of step 400."""
-    recipe, predicted, results = (folder / name for name in ("recipe.yaml", "predicted", "results.json"))
-    recipe.write_text(RECIPE)
-    hubextrap("merge", recipe, "--out", predicted)
+    predicted, results = folder / "predicted", folder / "results.json"
+    hubextrap("predict", RUN, "--to", "400", "--max-step", "200", "--out", predicted)
     known = {"last": 200, "base": 0, "target": 400}
     against = [f"{label}={RUN}/step_{step}" for label, step in known.items()]
     against += [f"{RUN}/step_{step}" for step in (40, 80, 100, 120, 160)]

@@ -1,7 +1,7 @@
 // What a run's past says of a prediction, computed in the page from its Gram table.
 //
 // The same arithmetic as hubextrap/methods and hubextrap/statistics/calibration.py, function by function, so
-// that the two can be read beside each other; tests/report compares them to 1e-6. Matrices are Float64Arrays in
+// that the two can be read beside each other; a test compares them to 1e-6. Matrices are Float64Arrays in
 // rows. K checkpoints, N tensors; an origin is the place of the checkpoint that acts as the last one.
 "use strict";
 
