@@ -118,6 +118,7 @@ def live_data(
         "tensors": len(table.tensors),
         "gram": base64.b64encode(packed).decode(),
         "rounded": rounded,
+        "near": [_near(backtest, step) for step in steps],
         "notes": small.notes,
         "constants": _constants(),
         "clocks": [_clock_data(clock, choice, scan, steps) for clock, choice in clocks],
@@ -152,6 +153,13 @@ def _constants() -> dict[str, Any]:
     }
 
 
+def _near(backtest: Backtest, last: int) -> int:
+    """How many rehearsals a verdict at step ``last`` would have had to judge by."""
+    until = replace(backtest, rows=tuple(row for row in backtest.rows if row.target_step <= last))
+    shared = next(iter(until.shared_rows().values()), [])
+    return sum(row.horizon <= verdict.HORIZONS[-1] for row in shared)
+
+
 def _offered(backtest: Backtest) -> list[BacktestCandidate]:
     """The best first, as far as they were rehearsed; not the last checkpoint itself."""
     order = {entry.method: place for place, entry in enumerate(verdict.horizon_means(backtest))}
@@ -167,6 +175,9 @@ def _method(
     rounded: bool,
 ) -> dict[str, Any]:
     (rule,) = candidate.rules
+    alone = judge_run(
+        replace(backtest, rows=tuple(row for row in backtest.rows if row.method == candidate.name))
+    )
     said: dict[str, Any] = {
         "name": candidate.name,
         "title": plain_name(candidate.name),
@@ -174,15 +185,11 @@ def _method(
         "method": rule.method,
         "parameters": dict(rule.parameters),
         "damping": rule.damping,
-        "reach": judge_run(_alone(candidate, backtest)).reach,
+        "reach": alone.reach,
     }
     if rule.method not in LIVE:
         said["fixed"] = [list(_worked_out(candidate, table, clock, backtest, rounded)) for clock, _ in clocks]
     return said
-
-
-def _alone(candidate: BacktestCandidate, backtest: Backtest) -> Backtest:
-    return replace(backtest, rows=tuple(row for row in backtest.rows if row.method == candidate.name))
 
 
 def _worked_out(

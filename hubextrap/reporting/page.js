@@ -88,8 +88,12 @@
     return (timeOf(step) - times[chosen.origin]) / (times[chosen.origin] - times[0]);
   }
 
+  // What a verdict would have had to judge by: how often the past predicted as near as trust goes.
+  const nearRehearsals = () => data.near[chosen.origin];
+
   function levelOf({ error, rehearsals, horizon }) {
-    if (error === null || (rehearsals !== null && rehearsals < constants.too_few)) return "unknown";
+    if (error === null || nearRehearsals() < constants.too_few) return "unknown";
+    if (rehearsals !== null && rehearsals < constants.too_few) return "unknown";
     if (error >= constants.lost) return "bad";
     return error >= constants.promising || horizon > trustedHorizon() * (1 + 1e-9) ? "care" : "good";
   }
@@ -102,6 +106,9 @@
     const behind = rehearsals === null
       ? ""
       : ` It rests on ${counted(rehearsals, "rehearsal")} from ${counted(origins, "earlier checkpoint")}.`;
+    if (nearRehearsals() < constants.too_few) {
+      return `Up to there, the run has ${counted(nearRehearsals(), "rehearsal")} within a horizon of ${constants.trusted_horizon}: too few to judge.${behind}`;
+    }
     if (levelOf(answer) === "unknown") return `That is too few to judge.${behind}`;
     const beyond = horizon > trustedHorizon() * (1 + 1e-9)
       ? `It lies at horizon ${horizon.toPrecision(3)}, farther than the past trusts this method. `
@@ -277,6 +284,9 @@
     const { promising, lost } = constants;
     const begin = steps[chosen.origin];
     const end = domain()[1];
+    if (nearRehearsals() < constants.too_few) {
+      return { bands: [{ level: "unknown", x1: begin, x2: end, y1: 0, y2: top }], labels: [] };
+    }
     const trusted = stops().filter((step) => horizonOf(step) <= trustedHorizon() * (1 + 1e-9)).pop() ?? begin;
     const bands = [
       { level: "good", x1: begin, x2: trusted, y1: 0, y2: promising },

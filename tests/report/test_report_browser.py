@@ -18,8 +18,10 @@ from hubextrap.clocks import RateHistory
 from hubextrap.methods import coefficients, registry
 from hubextrap.scans import Scan
 from hubextrap.statistics import candidates, expect_of_last
+from hubextrap.trajectory import find_trajectory
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on PATH")
+DEMO = Path(__file__).parents[2] / "demo" / "data" / "rlvr-C"
 PLOTS = [
     "accuracy-1", "backtest", "direction", "r-squared", "heat-map", "log-probabilities", "examples",
     "explained-variance",
@@ -220,6 +222,22 @@ def test_a_clock_can_be_chosen(scan: Scan, browser: Browser, tmp_path: Path) -> 
     assert browser.text("error") not in (by_steps, "")
     assert by_rate
     assert browser.said == []
+
+
+@pytest.mark.slow
+def test_too_few_rehearsals_are_said_to_be_too_few(browser: Browser, tmp_path: Path) -> None:
+    """By the verdict on top and by the answer below, whatever the expected error is."""
+    found = api.report(find_trajectory(str(DEMO), max_step=100), out=tmp_path / "page.html")
+    assert found.verdict.level == "unknown"
+    assert found.verdict.rehearsals.near == 1
+    browser.open(tmp_path / "page.html")
+    assert browser.text("level") == "Cannot be judged"
+    assert float(browser.text("error")) < 0.5
+    assert "the run has 1 rehearsal within a horizon of 1: too few to judge" in browser.text("reason")
+    api.report(find_trajectory(str(DEMO)), out=tmp_path / "page.html")
+    browser.open(tmp_path / "page.html")
+    browser.choose("origin", 3)
+    assert "the run has 1 rehearsal within a horizon of 1: too few to judge" in browser.text("reason")
 
 
 @pytest.mark.slow
