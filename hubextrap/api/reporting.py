@@ -92,7 +92,9 @@ def report(
     backtest = backtest_table(replace(scan.gram_table, clock=chosen), tried, dtypes=scan.dtypes)
     verdict = judge_run(backtest, scores=outcomes_of(tables.values()))
     tasks = tuple(dict.fromkeys(task for table in tables.values() for task in table.settings.requested))
-    page = Page(title or named, scan, backtest, verdict, accuracies, _clocks(chosen, choice, scan), tasks)
+    notes = tuple(dict.fromkeys(note for table in tables.values() for note in table.notes))
+    clocks = _clocks(chosen, choice, scan)
+    page = Page(title or named, scan, backtest, verdict, accuracies, clocks, tasks, notes)
     plots = [] if png is None else [(Path(png) / f"{one.name}.png", one) for one in page.sections]
     if png is not None and os.path.lexists(png) and not Path(png).is_dir():
         raise OutputError(

@@ -46,6 +46,8 @@ class Page:
     clocks: Sequence[tuple[Clock, ClockChoice | None]]
     """The one to begin with first, each with what a recipe says to have it."""
     tasks: Sequence[str] = ()
+    score_notes: Sequence[str] = ()
+    """What has to be known beside the scores, as sentences."""
 
     @cached_property
     def sections(self) -> list[Section]:
@@ -128,7 +130,8 @@ class Page:
             if scores
             else ""
         )
-        return _own_file("what_if.html").format(clock=clock, scores=scores + score_key)
+        notes = "".join(f'<p class="soft">{html_text(note)}</p>' for note in self.score_notes)
+        return _own_file("what_if.html").format(clock=clock, scores=scores + score_key + notes)
 
     def _experts(self) -> str:
         if not self.sections:
