@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hubextrap.api.against import Against
 from hubextrap.api.choosing import choose_step
 from hubextrap.api.fingerprint import check_unchanged, pin_of
+from hubextrap.api.measuring import check_measurable
 from hubextrap.api.merging import Made, MergeResult, Prediction, make
 from hubextrap.api.outlook import check_rehearsable, outlooks_of
 from hubextrap.api.planning import check_destinations, recipe_push_targets
@@ -63,8 +64,9 @@ def run(
 ) -> RunResult:
     """Merge, push and evaluate as the recipe says; with ``space: logits``, evaluate the mixture.
 
-    Tasks and destinations are checked, and everything that the prediction is compared with is pinned, before
-    the merge begins: a typing error does not cost one, and a checkpoint that lands meanwhile takes no part.
+    Tasks and destinations are checked, and everything that the prediction is compared with is pinned and
+    found to load, before a weight is read: a typing error does not cost a merge, and a checkpoint that lands
+    meanwhile takes no part.
     Where the evaluation fails, the same call goes on with it and predicts nothing again.
 
     Args:
@@ -93,6 +95,8 @@ def run(
         if output is not None:  # now that each target's name is known
             _check_output(far, section, output)
         against = None if section is None else Against.pinned(recipe, section, found)
+        if harness is not None and against is not None:
+            check_measurable(harness, against)
         used = {} if against is None else _used(found.trajectory, against)
         if recipe.space == "weights":
             made = make(recipe, found, settings, out=out, targets=recipe_push_targets(far))

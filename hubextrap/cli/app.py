@@ -14,7 +14,7 @@ from hubextrap.cli.eval import evaluate
 from hubextrap.cli.examples import Explained, explain
 from hubextrap.cli.generate import generate
 from hubextrap.cli.merging import merge, plan, push, run
-from hubextrap.cli.passed_on import PassedOn, lm_eval_command, mergekit_yaml
+from hubextrap.cli.passed_on import LikeMergekits, PassedOn, lm_eval_command, mergekit_yaml
 from hubextrap.cli.predict import predict
 from hubextrap.cli.reground import reground
 from hubextrap.cli.report import report
@@ -88,7 +88,7 @@ def _options(
 
 
 for verb in (predict, steps, scan, backtest, report, plan, merge, push, run, verify):
-    app.command(cls=Explained)(verb)
+    app.command(cls=LikeMergekits if verb in (plan, merge, run) else Explained)(verb)
 app.command("eval", cls=Explained)(evaluate)
 for verb in (sweep, walk, reground, generate):
     app.command(cls=Explained)(verb)

@@ -13,6 +13,7 @@ from hubextrap.cli.options import (
     MaxLoss,
     Merging,
     Out,
+    OutPlace,
     Private,
     PushTo,
     Reading,
@@ -22,6 +23,7 @@ from hubextrap.cli.options import (
     ScanFile,
     Summary,
     grouped,
+    one_place,
     push_targets,
     refuse_idle,
 )
@@ -31,6 +33,7 @@ from hubextrap.cli.terminal import tell, tell_json
 @grouped
 def plan(
     recipe: RecipeFile,
+    place: OutPlace = None,
     *,
     out: Out = None,
     push: PushTo = None,
@@ -49,6 +52,7 @@ def plan(
     from hubextrap.cli.summaries import print_plan
     from hubextrap.recipe import load_recipe
 
+    out = one_place(out, place)
     loaded = load_recipe(recipe)
     report = api.plan(
         loaded,
@@ -73,6 +77,7 @@ def plan(
 def merge(
     ctx: typer.Context,
     recipe: RecipeFile,
+    place: OutPlace = None,
     *,
     out: Out = None,
     push: PushTo = None,
@@ -89,6 +94,7 @@ def merge(
     from hubextrap.cli.summaries import prediction_as_json, print_prediction, print_walk
     from hubextrap.recipe import load_recipe
 
+    out = one_place(out, place)
     if push is None:
         why = "goes with --push REPO; of the recipe's push section, private and create_pr say it"
         refuse_idle(ctx, ("private", "create_pr"), why)
@@ -139,6 +145,7 @@ def push(
 def run(
     ctx: typer.Context,
     recipe: RecipeFile,
+    place: OutPlace = None,
     *,
     out: Out = None,
     output: ResultsFile = None,
@@ -155,6 +162,7 @@ def run(
     from hubextrap.cli.summaries import prediction_as_json, print_prediction, print_walk
     from hubextrap.recipe import load_recipe
 
+    out = one_place(out, place)
     loaded = load_recipe(recipe)
     if loaded.space == "logits":
         idle = ("device", "allow_non_finite")

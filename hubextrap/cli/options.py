@@ -33,6 +33,7 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="Folder to write the model to. It must not exist yet."),
 ]
+OutPlace = Annotated[Path | None, typer.Argument(metavar="OUT", help="The same as --out.")]
 OutFolder = Annotated[
     Path,
     typer.Option(
@@ -353,6 +354,17 @@ def push_targets(reference: str | None, private: bool = False, create_pr: bool =
     from hubextrap.hub import PushTarget
 
     return [] if reference is None else [PushTarget.parse(reference, private=private, create_pr=create_pr)]
+
+
+def one_place(out: Path | None, place: Path | None) -> Path | None:
+    """Where to write, said by --out or, as mergekit has it, by a second argument.
+
+    Raises:
+        typer.BadParameter: both say it.
+    """
+    if out is not None and place is not None:
+        raise typer.BadParameter(f"OUT ({place}) and --out {out} both say where to write; give one of them")
+    return place if out is None else out
 
 
 def split_list(option: str, lists: list[str] | None) -> list[str]:

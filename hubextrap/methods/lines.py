@@ -64,7 +64,7 @@ def two_point(
     *earlier, last = names_of(steps)
     if not earlier:
         raise MethodError(
-            f"two_point needs two checkpoints, and only step {last} is there; add an earlier one"
+            f"two_point needs two checkpoints, but only step {last} is there; add an earlier one"
         )
     if base_step == "auto":
         assert gram_matrix is not None
@@ -108,7 +108,7 @@ def least_squares(
     """
     if len(steps) < 2:
         raise MethodError(
-            f"least_squares needs two checkpoints, and only step {names_of(steps)[0]} is there; add "
+            f"least_squares needs two checkpoints, but only step {names_of(steps)[0]} is there; add "
             "an earlier one"
         )
     if window == "half":
@@ -143,8 +143,8 @@ def late_lines(steps: Sequence[float], target_step: float) -> NDArray[np.float64
     """
     if len(steps) < 2:
         raise MethodError(
-            f"late_lines needs two checkpoints, and only step {names_of(steps)[0]} is there; add an earlier "
-            "one"
+            f"late_lines needs two checkpoints, but only step {names_of(steps)[0]} is there; add an "
+            "earlier one"
         )
     result = np.zeros(len(steps))
     for begin, weight in LATE:
@@ -159,9 +159,9 @@ def _best_base(steps: Sequence[float], target_step: float, gram_matrix: NDArray[
     rehearsals = rehearse(steps, target_step)
     if not len(rehearsals):
         raise MethodError(
-            f"base_step: auto has nothing to choose by: {len(steps)} checkpoints up to step "
-            f"{names_of(steps)[-1]} hold no prediction as far as {in_words(steps, target_step)}; give a "
-            "step, or a nearer target"
+            f"base_step: auto cannot choose: no prediction within the {len(steps)} checkpoints up "
+            f"to step {names_of(steps)[-1]} reaches as far as {in_words(steps, target_step)}; give "
+            "a step, or a nearer target"
         )
     times = np.asarray(steps, dtype=np.float64) - steps[0]
     origins, targets = rehearsals.origins[:, None], rehearsals.targets[:, None]

@@ -25,11 +25,14 @@ OUTPUTS = {
     ("predict", "output"): ("run --to 60 --out o --eval radd --include-path tasks --output {} -q", False),
     ("predict", "summary"): ("run --to 60 --dry-run --summary {} -q", False),
     ("backtest", "write_recipe"): ("run --write-recipe {} -q", False),
+    ("plan", "place"): ("recipe.yaml {} -q", True),
     ("backtest", "summary"): ("run --summary {} -q", False),
     ("plan", "summary"): ("recipe.yaml --summary {} -q", False),
     ("merge", "out"): ("recipe.yaml --out {} -q", True),
+    ("merge", "place"): ("recipe.yaml {} -q", True),
     ("merge", "summary"): ("recipe.yaml --out o --summary {} -q", False),
     ("run", "out"): ("recipe.yaml --out {} -q", True),
+    ("run", "place"): ("recipe.yaml {} -q", True),
     ("run", "output"): ("evaluate.yaml --out o --output {} -q", False),
     ("run", "summary"): ("recipe.yaml --out o --summary {} -q", False),
     ("eval", "output"): ("merged --no-against --task-file problems.jsonl --output {} -q", False),
@@ -317,7 +320,7 @@ def test_what_lies_where_a_scan_would_keep_its_journal(ground: Ground) -> None:
         before = tree(ground.folder)
         ended = run_main("scan", "run", "--out", "new.safetensors", "-q")
         assert ended.code == 1
-        assert ".new.safetensors.partial: is there, and not what a scan that was stopped left" in ended.err
+        assert ".new.safetensors.partial: exists, but a stopped scan did not leave it" in ended.err
         assert tree(ground.folder) == before
 
 

@@ -70,7 +70,7 @@ def edited(path: Path, edit: Any) -> Path:
 
 
 EDITS = {
-    "no scan": (lambda t, m, d: m.clear(), "no scan; make one with"),
+    "no scan": (lambda t, m, d: m.clear(), "not a scan; make one with"),
     "version": (lambda t, m, d: m.update(version="2"), "format version 2"),
     "table missing": (
         lambda t, m, d: t.pop("counts"),
@@ -83,7 +83,7 @@ EDITS = {
     "field": (lambda t, m, d: d["checkpoints"][0].pop("dtype"), "damaged scan"),
     "counts": (
         lambda t, m, d: t.update(counts=t["counts"] + 1),
-        "counts: contradicts elements, of tensor 'model",
+        "counts: does not add up to elements, of tensor 'model",
     ),
     "nan": (lambda t, m, d: t.update(gram=t["gram"] * np.nan), "gram: is not finite, of tensor"),
 }
@@ -182,7 +182,7 @@ def test_what_is_wrong_with_a_checkpoint_leaves_nothing_behind(tmp_path: Path) -
 def test_one_scan_a_file(tmp_path: Path) -> None:
     journal = ScanJournal(tmp_path / "partial", {"it": "a"})
     journal.record(TensorScan.empty("w", 0, 2, 4))
-    with pytest.raises(OutputError, match="another scan is at it; wait for it to end"):
+    with pytest.raises(OutputError, match="another scan is writing it; wait for it to end"):
         ScanJournal(tmp_path / "partial", {"it": "a"})
     journal.close()
     again = ScanJournal(tmp_path / "partial", {"it": "a"})
