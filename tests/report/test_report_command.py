@@ -86,9 +86,8 @@ def test_options_without_effect(scan_file: Path, tmp_path: Path) -> None:
         api.report(scan_file, settings=ReadingOptions(), out=tmp_path / "a.html")
 
 
-@pytest.mark.parametrize(
-    "what", ["trajectory", *(pytest.param(one, marks=pytest.mark.slow) for one in ("scan", "path", "recipe"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["trajectory", "scan", "path", "recipe"])
 def test_from_python(what: str, scan_file: Path, scan: Scan, tmp_path: Path) -> None:
     from hubextrap.recipe import parse_recipe
 
