@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,8 @@ def named_scan(ctx: typer.Context, reference: str) -> Scan | None:
         typer.BadParameter: an option says which steps to take.
     """
     path = Path(reference)
-    if path.suffix != ".safetensors" or path.is_dir():
+    is_file = path.suffix not in (".yaml", ".yml") and os.path.isfile(path)  # noqa: PTH113, of any text
+    if not (path.suffix == ".safetensors" or is_file) or path.is_dir():
         return None
     refuse_idle(ctx, names(Selection), f"is for a REF; the scan {reference} holds the steps that it holds")
     from hubextrap.scans import Scan

@@ -92,7 +92,14 @@ OPTIONS: dict[str, dict[str, object]] = {
             for name, value in SELECTION.items()
         },
     },
-    "report": dict.fromkeys(["evaluation", "out", "png", "clock", "title"], ALWAYS),
+    "report": {
+        **dict.fromkeys(["evaluation", "out", "png", "clock", "title"], ALWAYS),
+        **dict.fromkeys(["memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
+        **{
+            name: (f"scan.safetensors --{name.replace('_', '-')}={value}", "is for a REF", f"absent --{name.replace('_', '-')}={value}")
+            for name, value in SELECTION.items()
+        },
+    },
     "plan": {
         **dict.fromkeys(["out", "push", "memory", "workers", "cache", "no_push_check", "summary", "quiet", "as_json"], ALWAYS),
         "force": FORCE,
@@ -388,7 +395,10 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     api.publish: dict.fromkeys(["table", "publication"], ALWAYS),
     api.push: dict.fromkeys(["folder", "target"], ALWAYS),
     api.reground: dict.fromkeys(["recipe", "out", "settings", "output"], ALWAYS),
-    api.report: dict.fromkeys(["scan_file", "evaluations", "out", "png", "title", "clock"], ALWAYS),
+    api.report: {
+        **dict.fromkeys(["run", "evaluations", "out", "png", "title", "clock"], ALWAYS),
+        "settings": (lambda: api.report("scan.safetensors", settings=ReadingOptions()), "no effect"),
+    },
     api.run: {
         "scan": (lambda: merged(MIXED, scan="scan.safetensors"), "no effect"),
         **dict.fromkeys(["recipe", "opened"], ALWAYS),
