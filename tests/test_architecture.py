@@ -21,7 +21,7 @@ LEVELS = (
     ("logits",),
     ("hub",),
     ("opening",),
-    ("timing",),
+    ("timing", "given"),
     ("engine",),
     ("scans",),
     ("statistics",),

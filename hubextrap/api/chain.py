@@ -24,6 +24,7 @@ from hubextrap.evaluation import (
 from hubextrap.evaluation.comparison import Rows
 from hubextrap.evaluation.table import PREDICTION
 from hubextrap.evaluation.targets import place_of
+from hubextrap.given import optional_path, recipe_of
 from hubextrap.logits import Mixture, recipe_mixture
 from hubextrap.opening import Run
 from hubextrap.progress import Progress, SilentProgress
@@ -51,10 +52,10 @@ class RunResult:
 
 
 def run(
-    recipe: Recipe,
+    recipe: Recipe | Path | str,
     *,
     out: Path | str | None = None,
-    output: Path | None = None,
+    output: Path | str | None = None,
     settings: MergeOptions | None = None,
     scan: Scan | Path | str | None = None,
     progress: Progress | None = None,
@@ -66,6 +67,7 @@ def run(
     Where the evaluation fails, the same call goes on with it and predicts nothing again.
 
     Args:
+        recipe: it, or its file.
         out: a folder for the prediction; without it, it goes straight to the Hub.
         output: a file for the evaluation, as JSON; one per target step, ``name.step_<n>.json``, if several.
         scan: of the recipe's checkpoints, or its file: what it knows is not read again.
@@ -73,8 +75,8 @@ def run(
     Raises:
         HubExtrapError: see `merge` and `hubextrap.evaluation.evaluate`.
     """
-    progress = progress or SilentProgress()
-    settings = merge_options(settings)
+    progress, settings = progress or SilentProgress(), merge_options(settings)
+    recipe, out, output = recipe_of(recipe), optional_path("out", out), optional_path("output", output)
     section = recipe.evaluate
     if recipe.space == "logits":
         _check_mixed(recipe, out, settings)
@@ -143,13 +145,14 @@ def _evaluated(
     return tuple(tables)
 
 
-def check_judged(recipe: Recipe) -> None:
+def check_judged(recipe: Recipe | Path | str) -> None:
     """Refuse, before anything is merged, to judge a recipe that compares its predictions with nothing.
 
     Raises:
         RecipeError: it has no evaluate section.
         EvaluationError: the last observed checkpoint is not in evaluate.against.
     """
+    recipe = recipe_of(recipe)
     if recipe.evaluate is None:
         raise RecipeError("--max-loss: the recipe has no evaluate section, so there will be nothing to judge")
     check_judgeable([PREDICTION, *(entry.partition("=")[0] for entry in recipe.evaluate.against)])

@@ -36,7 +36,9 @@ from hubextrap.durable.places import is_marked
 from hubextrap.engine.resuming import check_inputs
 from hubextrap.errors import PushError
 from hubextrap.foreign_text import own_lines
+from hubextrap.given import optional_path, recipe_of
 from hubextrap.hub import PROVENANCE_FILE, HubSink, PushResult, PushTarget, commit_message, push_folder
+from hubextrap.hub.target import push_targets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,10 +85,10 @@ class MergeResult:
 
 
 def merge(
-    recipe: Recipe,
+    recipe: Recipe | Path | str,
     *,
     out: Path | str | None = None,
-    push: Sequence[PushTarget] = (),
+    push: PushTarget | str | Sequence[PushTarget | str] = (),
     settings: MergeOptions | None = None,
     scan: Scan | Path | str | None = None,
     run: Run | None = None,
@@ -100,9 +102,10 @@ def merge(
     A merge that was stopped, by whatever, goes on at the shard where it was when it is called again alike.
 
     Args:
+        recipe: it, or its file.
         out: the folder to write; with several target steps, they go into its subfolders ``step_<n>``.
-        push: where each target step goes, at least as private as the recipe's push section says; where
-            both are left out, the section says it.
+        push: where each target step goes, also as ``owner/name@branch``, at least as private as the
+            recipe's push section says; where both are left out, the section says it.
         scan: of the recipe's checkpoints, or its file: what it knows is not read again.
         run: the recipe's, where it is open.
 
@@ -110,6 +113,7 @@ def merge(
         RecipeError: neither ``out`` nor any push target is given, or not one for each target step.
         HubExtrapError: see `prepare`; the output cannot be written, or the Hub did not take it.
     """
+    recipe, out = recipe_of(recipe), optional_path("out", out)
     targets = destinations(recipe, out, push)
     with opened(recipe, run, settings, scan, progress) as (found, how):
         if out is None and not targets:
@@ -119,14 +123,16 @@ def merge(
     return made.result
 
 
-def destinations(recipe: Recipe, out: Path | str | None, push: Sequence[PushTarget]) -> list[PushTarget]:
+def destinations(
+    recipe: Recipe, out: Path | None, push: PushTarget | str | Sequence[PushTarget | str]
+) -> list[PushTarget]:
     """Where ``push`` sends a recipe's predictions, once what does not go with one another is refused.
 
     Raises:
         RecipeError: as `merge`.
     """
     check_weights(recipe)
-    targets = given_push_targets(recipe, push)
+    targets = given_push_targets(recipe, push_targets(push))
     check_destinations(recipe, out is not None, targets)
     return targets
 

@@ -10,8 +10,10 @@ from hubextrap.api.output import target_folders
 from hubextrap.api.preparing import MergeOptions, Prepared, opened, prepare
 from hubextrap.api.staging import walk_place
 from hubextrap.errors import ClockError, HubExtrapError, RecipeError, TrajectoryError
+from hubextrap.given import optional_path, recipe_of
 from hubextrap.hub import PushTarget, check_target
 from hubextrap.hub.outgoing import stale_files
+from hubextrap.hub.target import push_targets
 from hubextrap.tensors.devices import cuda_libraries
 
 if TYPE_CHECKING:
@@ -83,10 +85,10 @@ class PlanReport:
 
 
 def plan(
-    recipe: Recipe,
+    recipe: Recipe | Path | str,
     *,
-    out: Path | None = None,
-    push: Sequence[PushTarget] = (),
+    out: Path | str | None = None,
+    push: PushTarget | str | Sequence[PushTarget | str] = (),
     check_push: bool = True,
     settings: MergeOptions | None = None,
     scan: Scan | Path | str | None = None,
@@ -96,8 +98,9 @@ def plan(
     """What `merge` would do with the same arguments. Reads headers and small files only, writes nothing.
 
     Args:
+        recipe: it, or its file.
         out: the folder that would be written.
-        push: where it would be pushed; the recipe's own targets when empty.
+        push: where it would be pushed, also as ``owner/name@branch``; the recipe's own targets when empty.
         check_push: ask the Hub whether the token at hand may push there.
         scan: of the recipe's checkpoints, or its file: coefficients and expected errors are known then.
         run: the recipe's, where it is open; `merge` may be given the same one.
@@ -106,6 +109,8 @@ def plan(
         TrajectoryError: there are no checkpoints to speak of; everything later is a problem in the report.
         CheckpointMismatch, CorruptFile, RecipeError: the scan is of no use.
     """
+    recipe, out = recipe_of(recipe), optional_path("out", out)
+    push = push_targets(push)
     with opened(recipe, run, settings, scan, progress) as (found_run, how):
         far = found_run.settled(recipe.farthest)
         targets = given_push_targets(recipe, push) or recipe_push_targets(far)

@@ -20,6 +20,7 @@ from hubextrap.durable.atomic import is_new_name
 from hubextrap.durable.places import holder_of, lock_folder
 from hubextrap.engine.kernels import check_device
 from hubextrap.errors import CorruptFile, OutputError, RecipeError
+from hubextrap.given import path_of, reground_recipe_of
 from hubextrap.hub import OutgoingFile, PushTarget, check_target, commit_files, push_folder
 from hubextrap.hub.side_files import side_files
 from hubextrap.progress import Progress, SilentProgress
@@ -69,7 +70,7 @@ class RegroundResult:
 
 
 def reground(
-    recipe: RegroundRecipe,
+    recipe: RegroundRecipe | Path | str,
     out: Path | str,
     *,
     settings: MergeOptions | None = None,
@@ -81,6 +82,7 @@ def reground(
     Called again alike after a stop of any kind, it goes on with the phase that it was in.
 
     Args:
+        recipe: it, or its file.
         output: where the commands' own output goes besides the logs in ``out``.
 
     Raises:
@@ -94,10 +96,10 @@ def reground(
         PushError: the Hub did not take a checkpoint.
     """
     progress = progress or SilentProgress()
-    settings = merge_options(settings)
+    settings, recipe, out = merge_options(settings), reground_recipe_of(recipe), path_of("out", out)
     check_device(settings.device)  # not only after the first round
     stated_clock(recipe.reground.clock)
-    folder = Path(out).resolve()
+    folder = out.resolve()
     if os.path.lexists(out) and not folder.is_dir():
         raise OutputError(f"{out}: is there already and leads to no folder; choose another --out", file=out)
     state = load_state(folder)

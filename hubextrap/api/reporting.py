@@ -13,6 +13,7 @@ from hubextrap.durable.atomic import write_whole
 from hubextrap.errors import OutputError
 from hubextrap.evaluation.table import EvaluationTable
 from hubextrap.extras import require
+from hubextrap.given import optional_path, path_of, paths_of
 from hubextrap.output_files import file_problem
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.scans import Scan
@@ -33,7 +34,7 @@ class ReportResult:
 def report(
     scan_file: Path | str,
     *,
-    evaluations: Sequence[Path | str] = (),
+    evaluations: Sequence[Path | str] | Path | str = (),
     out: Path | str = "report.html",
     png: Path | str | None = None,
     title: str | None = None,
@@ -53,13 +54,14 @@ def report(
         EvaluationError: an evaluation cannot be read, or two do not go together.
         OutputError: the page or a plot cannot be written, or another file is there.
     """
-    scan_file, out = Path(scan_file), Path(out)
+    scan_file, out, png = path_of("scan_file", scan_file), path_of("out", out), optional_path("png", png)
+    given = paths_of("evaluations", evaluations)
     _check_replaceable(out, b"<!doctype html>")
     for place in (out.parent, *(() if png is None else (Path(png),))):
         _check_folder(place)
     scan = Scan.load(scan_file)
     table = replace(scan.gram_table, clock=clock_of_scan(clock, scan, progress or SilentProgress()))
-    tables = {Path(path): EvaluationTable.load(Path(path)) for path in evaluations}
+    tables = {path: EvaluationTable.load(path) for path in given}
     require("report", "the report")  # once the files are known to be good, for they are read faster
     from hubextrap.reporting import build_sections, collect_accuracy, render_page
     from hubextrap.reporting.answering import answer

@@ -18,6 +18,7 @@ from hubextrap.tensors import LocalSource, RemoteSource, read_layout, sha256_of
 from hubextrap.tensors.weights import INDEX_FILE
 from hubextrap.trajectory import Pins, parse_reference
 from hubextrap.trajectory.hub_files import list_files
+from hubextrap.trajectory.reference import reference_text
 
 if TYPE_CHECKING:
     from hubextrap.hub import Provenance
@@ -100,7 +101,7 @@ def verify(reference: Path | str, *, progress: Progress | None = None) -> Verifi
 
 def _open(reference: Path | str) -> tuple[Source, list[str]]:
     """The source, and all files there, in subfolders too, by their path."""
-    where = None if isinstance(reference, Path) else parse_reference(reference)
+    where = None if isinstance(reference, Path) else parse_reference(reference_text(reference))
     if where is None or where.folder is not None:
         folder = Path(reference) if where is None or where.folder is None else where.folder
         return LocalSource(folder, str(reference)), _all_files(folder)

@@ -196,22 +196,24 @@ class EvaluationTable(Part):
             verdict=None if interval is None else _verdict(interval, ours.higher_is_better),
         )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the table as JSON; an earlier file of that name is replaced.
 
         Raises:
             OutputError: the file cannot be written.
         """
+        path = Path(path)
         check_writable(path)
         write_whole(path, f"{self.model_dump_json(indent=2)}\n".encode(), remedy="name another file")
 
     @classmethod
-    def load(cls, path: Path) -> EvaluationTable:
+    def load(cls, path: Path | str) -> EvaluationTable:
         """Read a table that ``save`` wrote.
 
         Raises:
             EvaluationError: the file is not there or is not such a table.
         """
+        path = Path(path)
         try:
             table = cls.model_validate_json(read_named(path))
             table.check()

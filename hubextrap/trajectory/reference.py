@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubextrap.errors import ReferenceNotFound
+from hubextrap.errors import ReferenceNotFound, wrong_argument
 from hubextrap.hub_access import hub_errors
 
 _SHORT_FORM = re.compile(r"(?P<repo>[^@:]+)(?:@(?P<revision>[^:]*))?(?::(?P<path>.*))?")
@@ -26,6 +27,20 @@ class Reference:
     """Branch, tag or commit; None where the user named none."""
     path: str = ""
     """Folder in the repo, "" for its root."""
+
+
+def reference_text(given: Path | str, name: str = "reference") -> str:
+    """A reference as text; a path is a local folder, whatever it is called.
+
+    Raises:
+        WrongArgument: it is neither.
+    """
+    if isinstance(given, str):
+        return given
+    if isinstance(given, os.PathLike):
+        path = Path(given)
+        return str(path) if path.is_absolute() or path.parts[:1] == ("~",) else f"./{path}"
+    raise wrong_argument(name, "a reference: org/name, org/name@revision or a local folder", given)
 
 
 def parse_reference(text: str) -> Reference:
