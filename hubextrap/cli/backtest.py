@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hubextrap.cli.options import Clock, Reading, Said, Selection, grouped
+from hubextrap.cli.options import Clock, Reading, Said, Selection, Summary, grouped
 from hubextrap.cli.reference import named_run, named_scan
-from hubextrap.cli.terminal import cells, console, tell_json
+from hubextrap.cli.terminal import cells, console, tell, tell_json
 from hubextrap.foreign_text import as_shown
 
 if TYPE_CHECKING:
-    from hubextrap.statistics import Backtest
+    from hubextrap.statistics import Backtest, RunVerdict
 
 
 @grouped
@@ -27,6 +27,7 @@ def backtest(
     clock: Clock = None,
     selection: Selection,
     reading: Reading,
+    summary: Summary = None,
     said: Said,
 ) -> None:
     """Test every method on the run's own past, and say which to use and how far to trust it.
@@ -34,6 +35,8 @@ def backtest(
     Each method predicts checkpoints that are there already from the ones before them.
     """
     from hubextrap import api
+    from hubextrap.cli.markdown import append_summary, backtest_markdown
+    from hubextrap.statistics import judge_run
 
     progress = said.progress
     if (scan := named_scan(ctx, reference)) is not None:
@@ -41,9 +44,13 @@ def backtest(
     else:
         run = named_run(ctx, reference, selection, progress)
         found = api.backtest(run, settings=reading.options(), clock=clock, progress=progress)
+    verdict = judge_run(found)
+    if summary is not None:
+        append_summary(summary, backtest_markdown(reference, found, verdict))
     if said.as_json:
-        tell_json(found.as_rows())
+        tell_json({"verdict": verdict.as_dict(), "rows": found.as_rows()})
     else:
+        print_verdict(verdict)
         _print(reference, found)
 
 
@@ -75,39 +82,13 @@ def _print(reference: str, found: Backtest) -> None:
     out.print(
         "1 is the last checkpoint as it is: above it, doing nothing is better; expected is what the "
         "checkpoints known at the time let expect"
+        + "; total is the mean of all against the checkpoints as they are stored, rounding included"
+        * found.rounded
     )
-    for line in _advice(found):
-        out.print(as_shown(line))
 
 
-def _advice(found: Backtest) -> list[str]:
-    from hubextrap.statistics import horizon_means, judge
-    from hubextrap.statistics.verdict import TRUSTED, say_unforeseen
-    from hubextrap.trajectory import say_same_weights
-
-    verdict = judge(found)
-    lines = [f"warning: {note}" for note in say_same_weights(found.same_weights, len(found.steps))]
-    lines += say_unforeseen(found.unforeseen)
-    if found.rounded:
-        lines.append(
-            f"{found.rounding_share:.0%} of what differs between neighbouring checkpoints is rounding to 16 "
-            "bits, which no method predicts and scores hardly notice: errors are those of the signal, the "
-            "motion along its two leading directions in each tensor; total is the mean of all against the "
-            "checkpoints as they are stored, rounding included"
-        )
-    if all(entry.worst is None for entry in horizon_means(found)):
-        return [*lines, "nothing could be rehearsed, so no method can be advised; evaluate before any use"]
-    if verdict.method is None:
-        return [*lines, "use none of them: no method beats the last checkpoint on this run's own past"]
-    lines.append(f"use {verdict.method}")
-    if verdict.reach is None:
-        lines.append(f"trust it little: its mean error is above {TRUSTED:g} at every horizon")
-    else:
-        lines.append(
-            f"trust it up to {verdict.reach_in_words}, horizon {verdict.reach:g}: that near, "
-            f"{verdict.failures} of {verdict.trials} predictions were worse than doing nothing; farther, "
-            "evaluate before any use"
-        )
-    if verdict.base_step is not None:
-        lines.append(f"a line through two checkpoints should begin at step {verdict.base_step}")
-    return lines
+def print_verdict(verdict: RunVerdict) -> None:
+    """The headline, and what stands behind it."""
+    tell(verdict.line)
+    for sentence in verdict.sentences:
+        tell(f"  {sentence}")

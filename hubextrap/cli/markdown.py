@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from hubextrap.api import PlanReport, Prediction
     from hubextrap.evaluation import EvaluationTable
+    from hubextrap.statistics import Backtest, RunVerdict
 
 
 def check_summary(path: Path | None) -> Path | None:
@@ -126,6 +127,27 @@ def predictions_markdown(predictions: Sequence[Prediction]) -> str:
         told = (*prediction.warnings, *prediction.notes, *prediction.caveats)
         lines += [line, *(f"  - {markdown_code(caveat)}" for caveat in told)]
     return "### Predicted\n\n" + "\n".join(lines)
+
+
+def backtest_markdown(reference: str, found: Backtest, verdict: RunVerdict) -> str:
+    """A backtest: the verdict first, then what stands behind it, and every method's errors."""
+    from hubextrap.statistics import horizon_classes, horizon_means, pair_counts
+
+    classes = zip(horizon_classes(found), pair_counts(found), strict=True)
+    header = ("method", *(f"{title}: {count}" for title, count in classes), "worst", "expected")
+    rows = [
+        (
+            markdown_code(entry.method),
+            *(
+                "–" if value is None else f"{value:.3f}"
+                for value in (*entry.means, entry.worst, entry.expected)
+            ),
+        )
+        for entry in horizon_means(found)
+    ]
+    said = "\n".join(f"- {markdown_text(sentence)}" for sentence in verdict.sentences)
+    heading = f"### {markdown_text(verdict.line)}"
+    return f"{heading}\n\nBacktest of {markdown_code(reference)}.\n\n{said}\n\n{_table(header, rows)}"
 
 
 def evaluation_markdown(tables: Sequence[EvaluationTable]) -> str:

@@ -65,7 +65,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "device": ("run --device cpu", "--logprobs", "absent --logprobs p --device cpu"),
     },
     "backtest": {
-        **dict.fromkeys(["clock", "memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
+        **dict.fromkeys(["clock", "memory", "workers", "cache", "summary", "quiet", "as_json"], ALWAYS),
         **{
             name: (f"scan.safetensors --{name.replace('_', '-')}={value}", "is for a REF", f"absent --{name.replace('_', '-')}={value}")
             for name, value in SELECTION.items()

@@ -20,6 +20,7 @@ OUTPUTS = {
     ("report", "out"): ("scan.safetensors --out {}", False),
     ("report", "png"): ("scan.safetensors --out page.html --png {}", True),
     ("plan", "out"): ("recipe.yaml --out {} -q", True),
+    ("backtest", "summary"): ("run --summary {} -q", False),
     ("plan", "summary"): ("recipe.yaml --summary {} -q", False),
     ("merge", "out"): ("recipe.yaml --out {} -q", True),
     ("merge", "summary"): ("recipe.yaml --out o --summary {} -q", False),
