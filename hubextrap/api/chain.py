@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hubextrap.api.against import Against
 from hubextrap.api.choosing import choose_step
 from hubextrap.api.fingerprint import check_unchanged, pin_of
-from hubextrap.api.merging import Made, MergeResult, Prediction, make
+from hubextrap.api.merging import Made, MergeResult, Prediction, make, places_of
 from hubextrap.api.outlook import check_rehearsable, outlooks_of
 from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.api.preparing import MergeOptions, merge_options
@@ -26,6 +26,7 @@ from hubextrap.evaluation.table import PREDICTION
 from hubextrap.evaluation.targets import place_of
 from hubextrap.given import optional_path, recipe_of
 from hubextrap.logits import Mixture, recipe_mixture
+from hubextrap.notebooks import counted, one_line
 from hubextrap.opening import Run
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.trajectory import Checkpoint
@@ -49,6 +50,9 @@ class RunResult:
     """One per target step; empty when the recipe asks for no evaluation."""
     walk: WalkReport | None = None
     """How the step was chosen, where the recipe does not name it."""
+
+    def __repr__(self) -> str:
+        return one_line(self, *places_of(self.predictions), counted(len(self.tables), "evaluation"))
 
 
 def run(

@@ -39,6 +39,7 @@ from hubextrap.foreign_text import own_lines
 from hubextrap.given import optional_path, recipe_of
 from hubextrap.hub import PROVENANCE_FILE, HubSink, PushResult, PushTarget, commit_message, push_folder
 from hubextrap.hub.target import push_targets
+from hubextrap.notebooks import counted, one_line, steps_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,6 +75,22 @@ class Prediction:
     notes: tuple[str, ...] = ()
     """What the past could not be asked, and how it can."""
 
+    def __repr__(self) -> str:
+        error = self.provenance.expected_relative_error
+        where = [*([str(self.folder)] if self.folder else []), *([self.target.name] if self.target else [])]
+        return one_line(
+            self, f"step {self.step}", *where, "" if error is None else f"expected relative error {error:.3f}"
+        )
+
+
+def places_of(predictions: Sequence[Prediction]) -> list[str]:
+    """What was predicted and where it lies, in a few words."""
+    steps = steps_in_words([prediction.step for prediction in predictions])
+    where = [
+        str(one.folder) if one.folder else one.target.name if one.target else "" for one in predictions[:1]
+    ]
+    return [counted(len(predictions), "prediction"), steps, *where]
+
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
@@ -82,6 +99,9 @@ class MergeResult:
     predictions: tuple[Prediction, ...]
     walk: WalkReport | None = None
     """How the step was chosen, where the recipe does not name it."""
+
+    def __repr__(self) -> str:
+        return one_line(self, *places_of(self.predictions))
 
 
 def merge(

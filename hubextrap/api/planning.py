@@ -14,6 +14,7 @@ from hubextrap.given import optional_path, recipe_of
 from hubextrap.hub import PushTarget, check_target
 from hubextrap.hub.outgoing import stale_files
 from hubextrap.hub.target import push_targets
+from hubextrap.notebooks import counted, html_table, one_line, steps_in_words
 from hubextrap.tensors.devices import cuda_libraries
 
 if TYPE_CHECKING:
@@ -66,6 +67,34 @@ class PlanReport:
     """What the past of the run warns of."""
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        observed = counted(len(self.checkpoints), "checkpoint")
+        problems = counted(len(self.problems), "problem") if self.problems else "no problems"
+        return one_line(
+            self, f"{steps_in_words(self.target_steps)} from {observed}", problems, *self.outputs[:1]
+        )
+
+    def _repr_html_(self) -> str:
+        errors = self.expected_relative_errors or [None] * len(self.target_steps)
+        predicted = zip(
+            map(str, self.target_steps), self.horizons, errors, self.trusted_up_to or errors, strict=False
+        )
+        problems = counted(len(self.problems), "problem") if self.problems else "no problems found"
+        headings = ("predict step", "horizon", "expected relative error", "trusted up to")
+        table = html_table(f"plan: {problems}", headings, list(predicted))
+        observed = [
+            (str(step), name, (commit or "")[:8], size) for step, name, commit, size in self.checkpoints
+        ]
+        said = (
+            *(f"problem: {line}" for line in self.problems),
+            *(f"warning: {line}" for line in self.warnings),
+            *(f"note: {line}" for line in self.notes),
+            *(f"output: {line}" for line in self.outputs),
+        )
+        return table + html_table(
+            "observed", ("step", "checkpoint", "commit", "bytes of weights"), observed, said
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""

@@ -23,6 +23,7 @@ from hubextrap.errors import CorruptFile, OutputError, RecipeError
 from hubextrap.given import path_of, reground_recipe_of
 from hubextrap.hub import OutgoingFile, PushTarget, check_target, commit_files, push_folder
 from hubextrap.hub.side_files import side_files
+from hubextrap.notebooks import counted, one_line
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.regrounding import Decision
 from hubextrap.regrounding.checkpoint import check_model
@@ -63,6 +64,9 @@ class RegroundResult:
     """One per round."""
     reason: str
     """Why it ended."""
+
+    def __repr__(self) -> str:
+        return one_line(self, counted(len(self.decisions), "round"), self.reason, str(self.model))
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON values."""

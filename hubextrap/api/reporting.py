@@ -15,6 +15,7 @@ from hubextrap.evaluation.outcomes import outcomes_of
 from hubextrap.evaluation.table import EvaluationTable
 from hubextrap.extras import require
 from hubextrap.given import optional_path, path_of, paths_of
+from hubextrap.notebooks import one_line
 from hubextrap.output_files import file_problem
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.scans import Scan
@@ -31,6 +32,9 @@ class ReportResult:
     pngs: tuple[Path, ...]
     headline: str
     sentences: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return one_line(self, str(self.page), self.headline)
 
 
 def report(

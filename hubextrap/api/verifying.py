@@ -13,6 +13,7 @@ from hubextrap.hub import PROVENANCE_FILE, OutputShard, read_provenance
 from hubextrap.hub.loadable import is_code, is_harmless, leads_elsewhere
 from hubextrap.hub.provenance_checks import OWN_FILES
 from hubextrap.hub.side_files import is_side_file
+from hubextrap.notebooks import counted, one_line
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import LocalSource, RemoteSource, read_layout, sha256_of
 from hubextrap.tensors.weights import INDEX_FILE
@@ -51,6 +52,10 @@ class Verification:
     not_covered: tuple[str, ...] = ()
     """Files of which hubextrap.json does not say what they should hold: it was written before it named others
     than weights."""
+
+    def __repr__(self) -> str:
+        problems = counted(len(self.problems), "problem") if self.problems else "no problems"
+        return one_line(self, self.name, counted(len(self.files), "file"), problems)
 
     @property
     def problems(self) -> tuple[str, ...]:

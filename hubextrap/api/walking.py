@@ -23,6 +23,7 @@ from hubextrap.given import optional_path, recipe_of
 from hubextrap.hub.target import push_targets
 from hubextrap.logits import recipe_mixture
 from hubextrap.logits.manifest import MANIFEST_FILE, write_manifest
+from hubextrap.notebooks import one_line
 from hubextrap.opening import Run
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.recipe.targets import TargetWalk
@@ -66,6 +67,9 @@ class WalkResult:
     """The predicted model, or the last checkpoint's where that is best; None with ``space: logits``."""
     folder: Path | None
     """Where it lies on disk, or what says how logits are mixed."""
+
+    def __repr__(self) -> str:
+        return one_line(self, f"step {self.walk.chosen}", "" if self.folder is None else str(self.folder))
 
 
 def walk(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.evaluation.table import LAST, PREDICTION, Difference, EvaluationTable, Row, Score
 from hubextrap.foreign_text import markdown_text, terminal_line
+from hubextrap.notebooks import html_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -81,6 +82,12 @@ def to_markdown(table: EvaluationTable) -> str:
     rows = [[markdown_text(label), *figures, markdown_text(place)] for label, *figures, place in cells]
     said = map(markdown_text, (*verdicts(table), *table.notes))
     return "\n\n".join([markdown_table(list(map(markdown_text, header)), rows, _sides(header)), *said]) + "\n"
+
+
+def to_html(table: EvaluationTable) -> str:
+    """The same for a notebook."""
+    cells = [_cells(table, row, table.keys) for row in table.rows]
+    return html_table("evaluation", _header(table, table.keys), cells, (*verdicts(table), *table.notes))
 
 
 def to_rich(table: EvaluationTable) -> RenderableType:

@@ -15,6 +15,7 @@ from hubextrap.containment import read_named
 from hubextrap.durable.atomic import write_whole
 from hubextrap.errors import EvaluationError, OutputError
 from hubextrap.evaluation.options import Backend
+from hubextrap.notebooks import counted, one_line, shown_by
 from hubextrap.output_files import file_problem
 
 PREDICTION = "prediction"
@@ -167,6 +168,15 @@ class EvaluationTable(Part):
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     """What a reader has to know beside the figures, as sentences."""
+
+    def __repr__(self) -> str:
+        figures = list(dict.fromkeys(score.title for row in self.rows for score in row.scores))
+        return one_line(self, counted(len(self.rows), "checkpoint"), *figures[:3], "…" * (len(figures) > 3))
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return shown_by("hubextrap.evaluation.render:to_html", self)
 
     @property
     def keys(self) -> tuple[Key, ...]:

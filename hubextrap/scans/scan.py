@@ -23,6 +23,7 @@ from hubextrap.durable.atomic import write_whole
 from hubextrap.errors import CheckpointError, CorruptFile, ReferenceNotFound, SourceError, wrong_argument
 from hubextrap.foreign_data import first_problem, parse_json, shorten
 from hubextrap.methods import MAX_STEP
+from hubextrap.notebooks import counted, one_line, steps_in_words
 from hubextrap.scans.checks import check_examples, check_logprobs, check_tables, is_hash, is_line
 from hubextrap.scans.logprobs import LogProbs, LogProbSource
 from hubextrap.statistics.linearity import BINS, Linearity, RandomWalk
@@ -85,6 +86,11 @@ class Scan:
     logprobs: LogProbs | None = None
     rates: RateHistory | None = None
     """What lay beside the last checkpoint said of the learning rate."""
+
+    def __repr__(self) -> str:
+        weights = counted(int(self.gram_table.elements.sum()), "weight")
+        what = (counted(len(self.steps), "checkpoint"), steps_in_words(self.steps), self.series)
+        return one_line(self, *what, counted(len(self.tensors), "tensor"), weights)
 
     @property
     def steps(self) -> tuple[int, ...]:
