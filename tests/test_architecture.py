@@ -34,7 +34,7 @@ LEVELS = (
     ("hub_access", "progress"),
     ("hub_client", "hub_settings"),
     ("durable",),
-    ("foreign_data", "extras", "compiling", "notebooks"),
+    ("foreign_data", "extras", "compiling", "notebooks", "narrow"),
     ("errors", "_version"),
     ("foreign_text", "output_files"),
     ("redaction", "claims", "containment"),

@@ -64,14 +64,14 @@ def complete(
         MissingExtra: torch or transformers cannot be imported.
         HubExtrapError: see `recipe_mixture` and `ExtrapolatedForCausalLM`.
     """
-    recipe, prompts = recipe_of(recipe), texts_of("prompts", prompts)
+    recipe = recipe_of(recipe)
     sampling, how = one_of("sampling", Sampling, sampling), one_of("how", Completing, how)
     if recipe.space != "logits":
         raise RecipeError(
             "the recipe mixes weights; to try it without writing a model, put `space: logits` into it, or "
             "merge it and load the folder"
         )
-    if not prompts:
+    if not (prompts := texts_of("prompts", prompts)):
         raise RecipeError("no prompt is given")
     if recipe.target_steps:  # else they are known once the run is
         chosen_target(recipe, target_step)
