@@ -327,17 +327,17 @@ class Run:
             self._table = self._part_of(*self._scan)
         return self._table
 
-    def gram_table(self, why: str, *, held: int = 0) -> GramTable:
+    def gram_table(self, why: str, *, held: int = 0, afterwards: int = 0) -> GramTable:
         """The Gram matrices; where they are not known, every checkpoint is read once.
 
         Args:
             why: told before that.
-            held: as for `scan_weights`.
+            held, afterwards: as for `scan_weights`.
         """
         found = self.known_table()
         if found is None:
             self.progress.say(why)
-            table = self.scan_weights(held=held).gram_table
+            table = self.scan_weights(held=held, afterwards=afterwards).gram_table
             found = self._table = replace(table, clock=self.clock)
         return found
 

@@ -44,6 +44,7 @@ FIRST: dict[Callable[..., Any], Callable[[Any], object]] = {
     hubextrap.merge: lambda wrong: hubextrap.merge(wrong, out="made"),
     hubextrap.parse_recipe: hubextrap.parse_recipe,
     hubextrap.plan: hubextrap.plan,
+    hubextrap.predict: lambda wrong: hubextrap.predict(wrong, 45, out="made"),
     hubextrap.push: lambda wrong: hubextrap.push(wrong, "me/x"),
     hubextrap.reground: lambda wrong: hubextrap.reground(wrong, "made"),
     hubextrap.report: hubextrap.report,
@@ -56,6 +57,11 @@ FIRST: dict[Callable[..., Any], Callable[[Any], object]] = {
 }
 NAMED: dict[str, Callable[[Any], object]] = {
     # by argument: the same for what stands behind the first one
+    "predict push": lambda wrong: hubextrap.predict("run", 45, push=wrong),
+    "predict evaluate": lambda wrong: hubextrap.predict("run", 45, out="made", evaluate=wrong),
+    "predict walk": lambda wrong: hubextrap.predict("run", 45, out="made", walk=wrong),
+    "predict out": lambda wrong: hubextrap.predict("run", 45, out=wrong),
+    "predict to": lambda wrong: hubextrap.predict("run", wrong, out="made"),
     "plan out": lambda wrong: hubextrap.plan("recipe.yaml", out=wrong),
     "plan push": lambda wrong: hubextrap.plan("recipe.yaml", push=wrong),
     "plan settings": lambda wrong: hubextrap.plan("recipe.yaml", settings=wrong),

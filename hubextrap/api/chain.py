@@ -13,6 +13,7 @@ from hubextrap.api.merging import Made, MergeResult, Prediction, make, places_of
 from hubextrap.api.outlook import check_rehearsable, outlooks_of
 from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.api.preparing import MergeOptions, merge_options
+from hubextrap.api.preparing import opened as open_for
 from hubextrap.errors import RecipeError
 from hubextrap.evaluation import (
     EvaluationOptions,
@@ -62,6 +63,7 @@ def run(
     output: Path | str | None = None,
     settings: MergeOptions | None = None,
     scan: Scan | Path | str | None = None,
+    opened: Run | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
     """Merge, push and evaluate as the recipe says; with ``space: logits``, evaluate the mixture.
@@ -75,12 +77,14 @@ def run(
         out: a folder for the prediction; without it, it goes straight to the Hub.
         output: a file for the evaluation, as JSON; one per target step, ``name.step_<n>.json``, if several.
         scan: of the recipe's checkpoints, or its file: what it knows is not read again.
+        opened: the recipe's run, where it is open.
 
     Raises:
         HubExtrapError: see `merge` and `hubextrap.evaluation.evaluate`.
     """
-    progress, settings = progress or SilentProgress(), merge_options(settings)
-    recipe, out, output = recipe_of(recipe), optional_path("out", out), optional_path("output", output)
+    progress = progress or (SilentProgress() if opened is None else opened.progress)
+    settings, recipe = merge_options(settings), recipe_of(recipe)
+    out, output = optional_path("out", out), optional_path("output", output)
     section = recipe.evaluate
     if recipe.space == "logits":
         _check_mixed(recipe, out, settings)
@@ -90,17 +94,17 @@ def run(
         _check_output(recipe.farthest, section, output)
     harness = None if section is None else Harness(EvaluationOptions.of(section), progress)
     mixtures: list[Mixture] = []
-    with Run.of(recipe, settings.reading, scan=scan, progress=progress) as opened:
-        recipe = opened.settled(recipe)
-        far = opened.settled(recipe.farthest)
+    with open_for(recipe, opened, settings, scan, progress) as (found, settings):
+        recipe = found.settled(recipe)
+        far = found.settled(recipe.farthest)
         if output is not None:  # now that each target's name is known
             _check_output(far, section, output)
-        against = None if section is None else Against.pinned(recipe, section, opened)
-        used = {} if against is None else _used(opened.trajectory, against)
+        against = None if section is None else Against.pinned(recipe, section, found)
+        used = {} if against is None else _used(found.trajectory, against)
         if recipe.space == "weights":
-            made = make(recipe, opened, settings, out=out, targets=recipe_push_targets(far))
+            made = make(recipe, found, settings, out=out, targets=recipe_push_targets(far))
         else:
-            made, mixtures = _mixed(recipe, opened, settings)
+            made, mixtures = _mixed(recipe, found, settings)
     predictions = made.result.predictions
     tables: tuple[EvaluationTable, ...] = ()
     if harness is not None and against is not None:

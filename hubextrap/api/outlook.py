@@ -12,6 +12,7 @@ from hubextrap.errors import MethodError
 from hubextrap.methods import farthest_horizon, longest_horizon, rehearse
 from hubextrap.statistics import (
     HORIZONS,
+    BacktestCandidate,
     Expectation,
     JudgedTarget,
     RunVerdict,
@@ -139,10 +140,12 @@ def _verdict(
         len(rehearse(run.times, time)),
     )
     if past is None:
-        return not_judged("The expected error is not known: the weights were not compared", run.steps, judged)
+        return not_judged("Not judged: the weights were not compared; --scan FILE does", run.steps, judged)
     if len(run.steps) > BRIEF_CHECKPOINTS:
         return not_judged(f"{len(run.steps)} checkpoints {_LONG}", run.steps, judged)
-    return judge_run(past, target=judged, method=_method(recipe))
+    (first, *others) = recipe.rules
+    named = BacktestCandidate.of(first.method, first.damping, **first.parameters).name
+    return judge_run(past, target=judged, method="recipe" if others else named)
 
 
 def _notes(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
     from hubextrap.scans import Scan
+    from hubextrap.statistics import RunVerdict
     from hubextrap.trajectory.checkpoint import Trajectory
 
 
@@ -51,6 +52,8 @@ class PlanReport:
     """Up to which the past trusts the method, 0 where nowhere, one per target; None where nothing says it."""
     trusted_up_to: tuple[str | None, ...] = ()
     """The step that lies there, in words: full-rate steps where the clock never gets there."""
+    verdicts: tuple[RunVerdict | None, ...] = ()
+    """On each target; None where no rule predicts motion, or nothing is known yet."""
     clock: str = "steps"
     """What time is counted by."""
     walks: bool = False
@@ -103,8 +106,11 @@ class PlanReport:
             "rules": ("match", "method", "coefficients"),
             "files": ("file", "size"),
         }
+        verdicts = [None if verdict is None else verdict.as_dict() for verdict in self.verdicts]
         return {
-            name: value
+            name: verdicts
+            if name == "verdicts"
+            else value
             if not isinstance(value, tuple)
             else [dict(zip(named[name], row, strict=True)) for row in value]
             if name in named
@@ -261,6 +267,7 @@ def _beforehand(
         expected_relative_errors=(None,) * len(wanted),
         trusted_horizons=(None,) * len(wanted),
         trusted_up_to=(None,) * len(wanted),
+        verdicts=(None,) * len(wanted),
         outputs=(*folders, *(f"hf://{target.name}" for target in targets)),
         notes=trajectory.notes,
     )
@@ -291,6 +298,7 @@ def _with_merge(
         expected_relative_errors=tuple(one.expected.relative_error for one in fitted.outlooks),
         trusted_horizons=tuple(None if one is None else one.horizon for one in trusted),
         trusted_up_to=tuple(None if one is None else one.said for one in trusted),
+        verdicts=tuple(outlook.verdict for outlook in fitted.outlooks),
         warnings=prepared.warnings,
         rules=tuple(
             (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hubextrap.errors import wrong_argument
 from hubextrap.given import path_of
 from hubextrap.hub import PushTarget, push_folder
-from hubextrap.hub.target import push_targets
+from hubextrap.hub.target import one_target
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ def push(folder: Path | str, target: PushTarget | str, *, progress: Progress | N
         PushError: the folder holds no whole model, or the Hub did not take it; nothing was committed then.
     """
     folder = path_of("folder", folder)
-    if not isinstance(target, (PushTarget, str)):
+    parsed = one_target(target, "target")
+    if parsed is None:
         raise wrong_argument("target", "owner/name, owner/name@branch or a PushTarget", target)
-    (parsed,) = push_targets(target)
     return push_folder(folder, parsed, progress)

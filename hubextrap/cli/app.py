@@ -15,6 +15,7 @@ from hubextrap.cli.examples import Explained, explain
 from hubextrap.cli.generate import generate
 from hubextrap.cli.merging import merge, plan, push, run
 from hubextrap.cli.passed_on import PassedOn, lm_eval_command, mergekit_yaml
+from hubextrap.cli.predict import predict
 from hubextrap.cli.reground import reground
 from hubextrap.cli.report import report
 from hubextrap.cli.scan import scan
@@ -86,7 +87,7 @@ def _options(
     """Options of every command."""
 
 
-for verb in (steps, scan, backtest, report, plan, merge, push, run, verify):
+for verb in (predict, steps, scan, backtest, report, plan, merge, push, run, verify):
     app.command(cls=Explained)(verb)
 app.command("eval", cls=Explained)(evaluate)
 for verb in (sweep, walk, reground, generate):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hubextrap.cli.options import Clock, Reading, Said, Selection, Summary, grouped
+from hubextrap.cli.options import Clock, Reading, Said, Selection, Summary, WriteRecipe, grouped
 from hubextrap.cli.reference import named_run, named_scan
 from hubextrap.cli.terminal import console, tell, tell_json
 
@@ -26,6 +26,7 @@ def backtest(
     clock: Clock = None,
     selection: Selection,
     reading: Reading,
+    write_recipe: WriteRecipe = None,
     summary: Summary = None,
     said: Said,
 ) -> None:
@@ -38,19 +39,28 @@ def backtest(
     from hubextrap.statistics import judge_run
 
     progress = said.progress
+    if write_recipe is not None:
+        api.check_recipe_place(write_recipe)
     if (scan := named_scan(ctx, reference)) is not None:
         found = api.backtest(scan, clock=clock, progress=progress)
+        draft = api.Draft.of_scan(scan)
     else:
         run = named_run(ctx, reference, selection, progress)
         found = api.backtest(run, settings=reading.options(), clock=clock, progress=progress)
-    verdict = judge_run(found)
+        draft = api.Draft.of(run, reference, selection.options(), clock)
+    verdict, advised = judge_run(found), api.advised_recipe(found, draft)
+    if write_recipe is not None:
+        api.save_recipe(advised, verdict, write_recipe)
     if summary is not None:
         append_summary(summary, backtest_markdown(reference, found, verdict))
     if said.as_json:
-        tell_json({"verdict": verdict.as_dict(), "rows": found.as_rows()})
+        text = None if advised is None else advised.text
+        tell_json({"verdict": verdict.as_dict(), "recipe": text, "rows": found.as_rows()})
     else:
         print_verdict(verdict)
         _print(reference, found)
+        if write_recipe is not None:
+            tell(f"recipe written to {write_recipe}; `hubextrap merge {write_recipe} --out DIR` runs it")
 
 
 def _print(reference: str, found: Backtest) -> None:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, cast
 import typer
 
 from hubextrap.cli.options import (
+    BatchSize,
     ChatTemplate,
     CreatePr,
     IncludePath,
+    Limit,
     MaxLoss,
     Measuring,
     ResultsFile,
@@ -24,7 +26,6 @@ from hubextrap.cli.options import (
     split_list,
 )
 from hubextrap.cli.terminal import console, tell, tell_json
-from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE
 
 if TYPE_CHECKING:
     from hubextrap.evaluation import EvaluationOptions, EvaluationTable
@@ -57,12 +58,8 @@ class Questions:
         help="Temperature of these answers. 0 is greedy. Default: greedy for one answer, 1 for several.",
     )
     max_tokens: int | None = typer.Option(None, metavar="N", help="Longest of these answers, in tokens.")
-    limit: int | None = typer.Option(
-        None, min=1, metavar="N", help="Use only the first N problems of each task."
-    )
-    batch_size: int | None = typer.Option(
-        None, min=1, metavar="N", help=f"Sequences per batch. Default: {DEFAULT_BATCH_SIZE}."
-    )
+    limit: Limit = None
+    batch_size: BatchSize = None
     num_fewshot: int | None = typer.Option(None, min=0, metavar="N", help="Solved examples in each prompt.")
     seed: Seed = 0
     chat_template: ChatTemplate = False

@@ -14,9 +14,16 @@ EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "": (
         "",
         (
-            "hubextrap steps me/my-run",
+            "hubextrap predict me/my-run --to 60",
             "hubextrap backtest me/my-run",
             "hubextrap merge recipe.yaml --out predicted",
+        ),
+    ),
+    "predict": (
+        "predict",
+        (
+            "hubextrap predict me/my-run --to 60 --out predicted",
+            "hubextrap predict ./run --dry-run",
         ),
     ),
     "steps": ("trajectories", ("hubextrap steps me/my-run", "hubextrap steps ./run --min-step 10 --fast")),

@@ -16,6 +16,7 @@ import typer
 from hubextrap.cli.markdown import check_summary
 from hubextrap.cli.progress import open_progress
 from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
+from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -118,6 +119,24 @@ Force = Annotated[
     typer.Option(
         "--force",
         help="Predict even beyond what the run's past can test. That is then a warning, not an error.",
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, metavar="N", help="Use only the first N problems of each task."),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size", min=1, metavar="N", help=f"Sequences per batch. Default: {DEFAULT_BATCH_SIZE}."
+    ),
+]
+WriteRecipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--write-recipe",
+        metavar="FILE",
+        help="Save the recipe of the method that is advised there; `hubextrap run` takes it.",
     ),
 ]
 ChatTemplate = Annotated[

@@ -99,6 +99,15 @@ def push_targets(given: PushTarget | str | Sequence[PushTarget | str] | None) ->
     return found
 
 
+def one_target(given: PushTarget | str | None, name: str = "push") -> PushTarget | None:
+    """The same of one, or of none."""
+    if given is None or isinstance(given, PushTarget):
+        return given
+    if not isinstance(given, str):
+        raise wrong_argument(name, "owner/name@branch, or a PushTarget", given)
+    return PushTarget.parse(given)
+
+
 @dataclass(frozen=True, slots=True)
 class RemoteState:
     """The target as it is on the Hub at one moment."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hubextrap.recipe.drawing_up import DRAWN_UP, draw_up
 from hubextrap.recipe.models import (
     CheckpointEntry,
     EvaluateSection,
@@ -23,6 +24,7 @@ from hubextrap.recipe.regrounding import GuardSection, RegroundPushSection, Regr
 from hubextrap.recipe.shipped import ShippedRecipe, bundled_names, copy_shipped, shipped_recipes
 
 __all__ = [
+    "DRAWN_UP",
     "CheckpointEntry",
     "EvaluateSection",
     "GuardSection",
@@ -38,6 +40,7 @@ __all__ = [
     "TrajectorySection",
     "bundled_names",
     "copy_shipped",
+    "draw_up",
     "load_recipe",
     "load_reground_recipe",
     "parse_recipe",

@@ -80,7 +80,8 @@ class RunVerdict:
     headline: str
     sentences: tuple[str, ...]
     method: str | None
-    """The best over the near rehearsals, or the only one judged; None where none was of any use."""
+    """The best over the near rehearsals, or the only one judged; None where none was of any use. A backtest's
+    name of it, as `plain_name` takes it."""
     base_step: int | None
     """Where a line through two checkpoints had best begin."""
     reach: float | None

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hubextrap.statistics.findings import JudgedTarget, Level, Rehearsals, RunVerdict, ScoreOutcome, Trust
+from hubextrap.statistics.plain_names import plain_name
 from hubextrap.statistics.verdict import (
     HORIZONS,
     LOST,
@@ -152,7 +153,7 @@ def _reach(rows: list[BacktestRow]) -> float | None:
 def _by_the_past(backtest: Backtest, found: RunVerdict, target: JudgedTarget | None) -> tuple[Level, str]:
     """Level and headline as long as nothing was scored."""
     past, steps = found.rehearsals, backtest.steps
-    mean = past.mean_error
+    mean, plain = past.mean_error, f"the {plain_name(found.method or '')}"
     if len(steps) < 3:
         return "unknown", not_judged("", steps).headline
     if past.near < TOO_FEW:
@@ -160,15 +161,16 @@ def _by_the_past(backtest: Backtest, found: RunVerdict, target: JudgedTarget | N
     assert mean is not None
     rehearsed = f"in {counted(past.near, 'rehearsal')} {within_one(backtest)}"
     if mean >= 1:
-        whom = "no method" if found.method is None else found.method
+        whom = "no method" if found.method is None else plain
         no_nearer = "came nearer" if found.method is None else "came no nearer"
         return "bad", f"Keep the last checkpoint: {rehearsed}, {whom} {no_nearer} to the real weights"
-    use = f"use {found.method}"
+    use = f"use {plain}"
     if target is not None:
         level, why = _of_target(backtest, found, target)
         if level != "good":
             return level, f"{capital(target.named)}: {why}"
-        use = f"{target.named} by {found.method}, expected error {target.expected_error:.2f}"
+        of = counted(target.rehearsals, "rehearsal")
+        use = f"{target.named} by {plain}, expected error {target.expected_error:.2f} ({of})"
     sound = found.reach is not None and not past.worse and past.near >= FEW and mean <= PROMISING
     if sound:
         how_far = "" if target is not None else f", up to {with_horizon(backtest, found.reach or 0.0)}"
@@ -181,6 +183,7 @@ def _by_the_past(backtest: Backtest, found: RunVerdict, target: JudgedTarget | N
 def _of_target(backtest: Backtest, found: RunVerdict, target: JudgedTarget) -> tuple[Level, str]:
     """What speaks against one target."""
     error, horizon = target.expected_error, target.horizon
+    plain = f"the {plain_name(found.method or '')}"
     if horizon is not None and horizon <= 0:
         return "good", ""
     if error is None:
@@ -192,10 +195,10 @@ def _of_target(backtest: Backtest, found: RunVerdict, target: JudgedTarget) -> t
         return "bad", f"keep the last checkpoint: {said}, and all such predictions scored worse"
     reach = found.reach
     if reach is None:
-        return "care", f"{said}, and the past trusts {found.method} at no horizon"
+        return "care", f"{said}, and the past trusts {plain} at no horizon"
     if horizon is not None and horizon > reach * (1 + _ROUNDING):
         known = with_horizon(backtest, reach)
-        return "care", f"{said}, and it lies beyond {known}, up to which the past trusts {found.method}"
+        return "care", f"{said}, and it lies beyond {known}, up to which the past trusts {plain}"
     if error >= PROMISING:
         return "care", f"{said}: weights come nearer, scores may not"
     return "good", ""

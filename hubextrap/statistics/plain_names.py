@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _CALL = re.compile(r"(\w+)\((.+)\)")
+_FROM_STEP = re.compile(r"two_point base_step=(\d+)")
 _METHODS = {
     "average": "average",
     "calibrated": "calibrated lines",
@@ -35,6 +36,8 @@ def plain_name(name: str) -> str:
     damped = bool(parameters) and parameters[-1] == _DAMPED
     kept = parameters[:-1] if damped else parameters
     plain = _VARIANTS.get((method, *kept))
+    if plain is None and len(kept) == 1 and (begin := _FROM_STEP.fullmatch(f"{method} {kept[0]}")):
+        plain = f"line from step {begin[1]}"
     if plain is None:
         if method not in _METHODS:
             return f"{name} (its name)" if name in _taken() else name

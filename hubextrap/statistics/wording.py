@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap.clocks import STEPS
+from hubextrap.statistics.plain_names import plain_name
 from hubextrap.statistics.verdict import HORIZONS, TRUSTED, say_unforeseen, step_in_words
 from hubextrap.trajectory import say_same_weights
 
@@ -51,9 +52,8 @@ def sentences_of(backtest: Backtest, found: RunVerdict, target: JudgedTarget | N
     if found.reach is not None:
         few = " That is few to judge by." if past.near < FEW else ""
         yield (
-            f"Trust it up to {with_horizon(backtest, found.reach)}: {past.worse or 'none'} of "
-            f"{counted(past.near, 'rehearsal')} did worse than the last checkpoint.{few} Beyond, only an "
-            "evaluation can tell."
+            f"{_capital_count(past.worse)} of them did worse than the last checkpoint.{few} Trust it up to "
+            f"{with_horizon(backtest, found.reach)}; beyond, only an evaluation can tell."
         )
     elif found.method is not None and past.mean_error is not None and past.mean_error < 1:
         yield (
@@ -63,6 +63,10 @@ def sentences_of(backtest: Backtest, found: RunVerdict, target: JudgedTarget | N
     yield from _expectation(backtest, found.method)
     if found.base_step is not None and target is None:
         yield f"A line through two checkpoints had best begin at step {found.base_step}."
+
+
+def _capital_count(count: int) -> str:
+    return str(count) if count else "None"
 
 
 def _came_to(past: Rehearsals) -> str:
@@ -77,7 +81,8 @@ def _rounding(backtest: Backtest, method: str | None) -> str:
     errors = [row.relative_error for row in rows if row.horizon <= HORIZONS[-1]]
     total = ""
     if errors:
-        total = f" With the rounding in it, the mean error of {method} is {np.mean(errors):.2f}."
+        named = plain_name(method or "")
+        total = f" With the rounding in it, the mean error of the {named} is {np.mean(errors):.2f}."
     return (
         "The checkpoints are stored in 16 bits. Rounding makes up "
         f"{backtest.rounding_share:.0%} of what differs between neighbouring ones. No method can predict "

@@ -20,6 +20,11 @@ OUTPUTS = {
     ("report", "out"): ("scan.safetensors --out {}", False),
     ("report", "png"): ("scan.safetensors --out page.html --png {}", True),
     ("plan", "out"): ("recipe.yaml --out {} -q", True),
+    ("predict", "out"): ("run --to 60 --out {} -q", True),
+    ("predict", "write_recipe"): ("run --to 60 --dry-run --write-recipe {} -q", False),
+    ("predict", "output"): ("run --to 60 --out o --eval radd --include-path tasks --output {} -q", False),
+    ("predict", "summary"): ("run --to 60 --dry-run --summary {} -q", False),
+    ("backtest", "write_recipe"): ("run --write-recipe {} -q", False),
     ("backtest", "summary"): ("run --summary {} -q", False),
     ("plan", "summary"): ("recipe.yaml --summary {} -q", False),
     ("merge", "out"): ("recipe.yaml --out {} -q", True),
@@ -39,6 +44,8 @@ INPUTS = {
     ("scan", "logprobs"): "run --out s.safetensors --logprobs {} -q",
     ("report", "scan"): "{} --out page.html",
     ("report", "evaluation"): "scan.safetensors --out page.html --evaluation {}",
+    ("predict", "walk"): "run --to 60 --out o --walk {} -q",
+    ("predict", "scan"): "run --to 60 --dry-run --scan {} -q",
     ("plan", "recipe"): "{} -q",
     ("plan", "scan"): "recipe.yaml --scan {} -q",
     ("merge", "scan"): "recipe.yaml --out o --scan {} -q",
@@ -58,7 +65,12 @@ INPUTS = {
     ("recipes validate", "files"): "{}",
     ("mergekit-yaml", "config"): "{} out-of-mergekit",
 }
-FOLDERS = {("eval", "include_path"), ("walk", "include_path"), ("push", "folder")}
+FOLDERS = {
+    ("eval", "include_path"),
+    ("predict", "include_path"),
+    ("walk", "include_path"),
+    ("push", "folder"),
+}
 """Parameters that name a folder to read; a folder's files are another test's."""
 
 

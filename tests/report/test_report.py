@@ -20,7 +20,7 @@ from hubextrap.evaluation.table import EvaluationTable
 from hubextrap.reporting import build_sections, collect_accuracy, weights
 from hubextrap.reporting.style import to_png, to_svg
 from hubextrap.scans import Scan
-from hubextrap.statistics import GramTable, backtest_table, horizon_means, judge_run
+from hubextrap.statistics import GramTable, backtest_table, horizon_means, judge_run, plain_name
 from hubextrap.statistics.linearity import random_walk
 from hubextrap.trajectory import find_trajectory
 
@@ -55,7 +55,7 @@ def test_page_says_what_was_found(page: Path, scan: Scan) -> None:
         assert f'<th scope="row">{entry.method.replace("(", "(<wbr>")}</th>{cells}' in text
     assert "prediction scores 0.982, the last observed checkpoint 0.828, the real one 0.984" in text
     verdict = judge_run(backtest_table(scan.gram_table))
-    assert f"use {verdict.method}, up to step 800" in text
+    assert f"use the {plain_name(verdict.method or '')}, up to step 800" in text
 
 
 def test_plots_for_the_card(page: Path) -> None:
@@ -131,7 +131,10 @@ def test_rounding_is_told_apart(tmp_path: Path) -> None:
     signal, total = (np.mean([row.error for row in near]), np.mean([row.relative_error for row in near]))
     assert signal < total - 0.1
     assert f"Rounding makes up {backtest.rounding_share:.0%}" in found.sentences[0]
-    assert f"With the rounding in it, the mean error of {verdict.method} is {total:.2f}" in found.sentences[0]
+    assert (
+        f"With the rounding in it, the mean error of the {plain_name(verdict.method)} is {total:.2f}"
+        in found.sentences[0]
+    )
     assert f"on average {signal:.2f} times as far" in found.sentences[1]
     page = (tmp_path / "a.html").read_text()
     assert "those of the signal, without the rounding to 16 bits" in page

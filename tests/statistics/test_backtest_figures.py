@@ -194,7 +194,7 @@ def test_reach_is_a_horizon_and_counts_from_the_first_checkpoint(demo_table: Gra
     titles = horizon_classes(found)
     ends = [f"to {h} (step {first + s})" for h, s in ((0.25, 500), (0.5, 600), (1, 800))]
     assert titles == (*ends, "farther")
-    assert f"Trust it up to step {first + 800} (horizon 1): " in " ".join(verdict.sentences)
+    assert f"Trust it up to step {first + 800} (horizon 1); " in " ".join(verdict.sentences)
 
 
 def test_a_horizon_on_an_end_is_in_the_class_that_ends_there() -> None:

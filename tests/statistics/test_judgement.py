@@ -21,6 +21,7 @@ from hubextrap.statistics import (
 )
 
 STEPS = (0, 100, 400)
+LINE = "the line from the first step"
 
 
 def backtest(
@@ -61,12 +62,28 @@ GOOD, USELESS, WIDE = [0.2] * 6, [1.2] * 6, [0.55] * 6
             "unknown",
             "Too few rehearsals to judge: only 2 within a horizon of 1 (from here, step 800)",
         ),
-        ([0.2] * 3, "care", "Extrapolate with care: use two_point, up to step 800 (horizon 1)"),
-        ([0.2] * 5, "care", "Extrapolate with care: use two_point, up to step 800 (horizon 1)"),
-        (GOOD, "good", "Extrapolation looks promising: use two_point, up to step 800 (horizon 1)"),
-        ([*GOOD, 1.1], "care", "Extrapolate with care: use two_point, up to step 800 (horizon 1)"),
-        (WIDE, "care", "Extrapolate with care: use two_point, up to step 800 (horizon 1)"),
-        ([0.7] * 6, "care", "Extrapolate with care: use two_point, and trust it little"),
+        (
+            [0.2] * 3,
+            "care",
+            f"Extrapolate with care: use {LINE}, up to step 800 (horizon 1)",
+        ),
+        (
+            [0.2] * 5,
+            "care",
+            f"Extrapolate with care: use {LINE}, up to step 800 (horizon 1)",
+        ),
+        (
+            GOOD,
+            "good",
+            f"Extrapolation looks promising: use {LINE}, up to step 800 (horizon 1)",
+        ),
+        (
+            [*GOOD, 1.1],
+            "care",
+            f"Extrapolate with care: use {LINE}, up to step 800 (horizon 1)",
+        ),
+        (WIDE, "care", f"Extrapolate with care: use {LINE}, up to step 800 (horizon 1)"),
+        ([0.7] * 6, "care", f"Extrapolate with care: use {LINE}, and trust it little"),
         (USELESS, "bad", "Keep the last checkpoint: in 6 rehearsals within a horizon of 1"),
     ],
 )
@@ -91,13 +108,19 @@ def test_rehearsals_that_are_all_too_far_are_too_few_whatever_they_came_to(count
 @pytest.mark.parametrize(
     ("errors", "error", "horizon", "level", "said"),
     [
-        (GOOD, 0.3, 0.5, "good", "step 600 by two_point, expected error 0.30"),
+        (GOOD, 0.3, 0.5, "good", f"step 600 by {LINE}, expected error 0.30"),
         (GOOD, 0.5, 0.5, "care", "expected error 0.50 (7 rehearsals): weights come nearer, scores may not"),
         (GOOD, 0.8, 0.5, "bad", "Step 600: keep the last checkpoint: expected error 0.80 (7 rehearsals)"),
         (GOOD, 1.0, 0.5, "bad", "Step 600: keep the last checkpoint: expected error 1.00 (7 rehearsals)"),
-        (GOOD, 0.3, 1.5, "care", "lies beyond step 800 (horizon 1), up to which the past trusts two_point"),
+        (
+            GOOD,
+            0.3,
+            1.5,
+            "care",
+            f"lies beyond step 800 (horizon 1), up to which the past trusts {LINE}",
+        ),
         (GOOD, None, 0.5, "care", "nothing as far ahead as that could be rehearsed"),
-        ([0.7] * 6, 0.3, 0.5, "care", "the past trusts two_point at no horizon"),
+        ([0.7] * 6, 0.3, 0.5, "care", f"the past trusts {LINE} at no horizon"),
         (USELESS, 0.3, 0.5, "bad", "Keep the last checkpoint: in 6 rehearsals"),
         ([0.2], 0.3, 0.5, "unknown", "Too few rehearsals to judge: only 1"),
     ],
