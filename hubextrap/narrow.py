@@ -55,7 +55,7 @@ def _parts(line: str, width: int) -> list[str]:
     return textwrap.wrap(
         line,
         width,
-        subsequent_indent=" " * indent,
+        subsequent_indent="# " if line.startswith("# ") else " " * indent,
         break_long_words=False,
         break_on_hyphens=False,
         replace_whitespace=False,

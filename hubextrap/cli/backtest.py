@@ -78,6 +78,7 @@ def _print(reference: str, found: Backtest) -> None:
         [plain_name(name), *("–" if figure is None else f"{figure:.3f}" for figure in figures)]
         for name, figures in backtest_view.rows(found)
     ]
+    tell("")
     tell(f"{reference}: {len(found.steps)} checkpoints, steps {found.steps[0]} to {found.steps[-1]}")
     tell(f"{backtest_view.title(found)}; of: how many predictions")
     tell("horizon: " + ", ".join(f"{end.removeprefix('to ')} is {step}" for end, step, _ in classes if step))

@@ -37,9 +37,10 @@ _STYLES = re.compile(r"(\x1b\[(?:[0-9;]*m|\d*[A-DGJK]|\?25[hl]))")
 """What Rich and progress bars write to a terminal: colours, and the way back over a bar."""
 
 
-def tell(text: object, *, err: bool = False) -> None:
-    """Print a line, or several where the terminal is narrower than it is."""
-    typer.echo(fitted(as_shown(str(text)), sys.stderr if err else sys.stdout), err=err)
+def tell(text: object, *, err: bool = False, whole: bool = False) -> None:
+    """Print a line, or several where the terminal is narrower than it is and it need not stay ``whole``."""
+    shown = as_shown(str(text))
+    typer.echo(shown if whole else fitted(shown, sys.stderr if err else sys.stdout), err=err)
 
 
 def tell_json(value: Any) -> None:

@@ -92,6 +92,14 @@ def test_the_legend_of_a_backtest_is_yaml_to_paste(at_80: Ground) -> None:
     }
 
 
+def test_a_recipe_stays_one(at_80: Ground) -> None:
+    shown = run_main("predict", "run", "--to", "40", "--dry-run", "-q").out
+    recipe = yaml.safe_load(shown[shown.index("trajectory:") :])
+    assert recipe["parameters"]["target_step"] == 40
+    assert yaml.safe_load(shown[shown.index("# Written") :]) == recipe
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 def test_a_wider_terminal_shows_more(at_80: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = run_main("plan", "recipe.yaml", "--out", "predicted", "-q").out
     monkeypatch.delenv("COLUMNS")
@@ -210,6 +218,9 @@ def test_words_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(map(len, fitted(text, None).splitlines()[2:])) <= 40
     assert "b" * 60 in fitted(text, None)
     assert fitted("  note      one two three four five six seven", None).splitlines()[1].startswith(" " * 10)
+    comment = fitted("# a comment in a recipe that is longer than the terminal is wide", None).splitlines()
+    assert len(comment) > 1
+    assert all(line.startswith("# ") for line in comment)
     monkeypatch.setenv("COLUMNS", "no number")
     assert fitted(text, None) == text
     assert [len(without_middle("x" * 30, width)) for width in (8, 9, 30, 40)] == [8, 9, 30, 30]
