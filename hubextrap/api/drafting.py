@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from hubextrap.trajectory import TrajectoryOptions
 
 
+NEAR = 0.25
+"""A horizon at which all can be checked that does not depend on the target."""
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """What is asked for beside a method and a target."""
@@ -154,18 +158,18 @@ def choose_method(found: Backtest | None, steps: tuple[int, ...], times: tuple[f
     fixed = rule_without_weights(steps)
     named = plain_name(fixed.method)
     if found is None:
-        return Choice(fixed.method, fixed, f"The {named} is all that {len(steps)} checkpoints allow.")
+        return Choice(fixed.method, fixed, f"{named}: {len(steps)} checkpoints allow nothing else")
     verdict = judge_run(found)
     near = verdict.rehearsals.near
     if verdict.level == "unknown":
-        why = f"Too few rehearsals ({near}) to compare methods: the {named} rests on other runs."
+        why = f"{named}: too few rehearsals ({near}) to compare methods; this rule was fitted on other runs"
         return Choice(fixed.method, fixed, why)
     later = 2 * times[-1] - times[0]
     by_name = {one.name: one.rules[0] for one in candidates() if one.rules[0].predicts_motion(times, later)}
     best = next(entry.method for entry in horizon_means(found) if entry.method in by_name)
     compared = sum(name in by_name for name in found.methods)
     rehearsed = f"in {near} rehearsals within a horizon of 1"
-    why = f"The {plain_name(best)} was the best of {compared} methods {rehearsed}."
+    why = f"{plain_name(best)}: the best of {compared} methods {rehearsed}"
     return Choice(best, by_name[best], why)
 
 
@@ -178,10 +182,15 @@ def farthest_target(
     verdict = judge_run(past, method=choice.name)
     if verdict.reach is None:
         return None, verdict
-    target = run.target_at(verdict.reach, "the reach")
+    return target_as_written(run, verdict.reach), verdict
+
+
+def target_as_written(run: Run, horizon: float) -> dict[str, Any]:
+    """A target so far ahead, as a recipe's parameters have it: full-rate steps where no step lies there."""
+    target = run.target_at(horizon, "a horizon of")
     if target["target"] is not None:
-        return {"target": target["target"].model_dump(mode="json")}, verdict
-    return {"target_step": target["target_step"]}, verdict
+        return {"target": target["target"].model_dump(mode="json")}
+    return {"target_step": (max(target["target_step"][0], run.steps[-1] + 1),)}
 
 
 def advised_recipe(found: Backtest, draft: Draft) -> Recipe | None:

@@ -26,6 +26,7 @@ from hubextrap.statistics import (
     trust,
 )
 from hubextrap.statistics.backtesting import BRIEF_CHECKPOINTS
+from hubextrap.statistics.judgement import is_beyond
 from hubextrap.statistics.verdict import TRUSTED
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 FEW_ORIGINS = 3
 """Earlier checkpoints below which an expectation is called thin."""
-_ROUNDING = 1e-9
-"""Of a horizon: times on a clock are sums of floats."""
 _LONG = "take long to rehearse; `hubextrap backtest` does"
 _UNKNOWN = (
     "the expected error is not known, as this method needs no weights and they were not compared; give "
@@ -209,7 +208,7 @@ def _warnings(
             f"{at}: the past of this run trusts {whom} nowhere beyond {trusted.said}: already at the "
             f"shortest horizons its mean error was above {TRUSTED:g}; evaluate before any use"
         )
-    elif trusted is not None and horizon is not None and horizon > trusted.horizon * (1 + _ROUNDING):
+    elif trusted is not None and horizon is not None and is_beyond(horizon, trusted.horizon, run.times):
         yield (
             f"{at} lies beyond {trusted.said} (horizon {trusted.horizon:g}), up to which the past of this "
             f"run trusts {whom}; evaluate before any use"

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from hubextrap.api.chain import run as run_chain
 from hubextrap.api.drafting import (
+    NEAR,
     Draft,
     check_recipe_place,
     choose_method,
     farthest_target,
     rule_without_weights,
     save_recipe,
+    target_as_written,
 )
 from hubextrap.api.merging import places_of
 from hubextrap.api.outlook import outlooks_of
@@ -70,13 +72,9 @@ class PredictResult:
     walk: WalkReport | None
     backtest: Backtest | None
     """Of every method; None with fewer than three checkpoints."""
-
-    @property
-    def target_step(self) -> int | None:
-        """The step that was predicted; up to which a walk would look, where nothing was made."""
-        if self.prediction is not None:
-            return self.prediction.step
-        return None if self.recipe is None else self.recipe.farthest.target_steps[0]
+    target_step: int | None = None
+    """The step that was predicted, or up to which a walk would look; the last one and as many more as there
+    are full-rate steps, where the run's schedule ends. None where the past supports no step."""
 
     def __repr__(self) -> str:
         step = self.target_step
@@ -200,13 +198,14 @@ def _check_beforehand(run: Run, draft: Draft, to: int | None, settings: MergeOpt
     Raises:
         RecipeError: all problems at once.
     """
-    target = to if to is not None else run.steps[-1] + 1
-    recipe = draft.recipe(rule_without_weights(run.steps), {"target_step": (target,)})
+    target = {"target_step": (to,)} if to is not None else target_as_written(run, NEAR)
+    recipe = draft.recipe(rule_without_weights(run.steps), target)
+    (step,) = run.settled(recipe.farthest).target_steps
     how = settings if to is not None else replace(settings, force=True)
     with run.unsaid():
         report = plan(
             recipe,
-            out=draft.folder(target) if ask else None,
+            out=draft.folder(step) if ask else None,
             push=[] if draft.push is None or not ask else [draft.push],
             settings=how,
             check_push=ask,
@@ -230,10 +229,13 @@ def _answered(run: Run, draft: Draft, to: int | None) -> PredictResult:
         if target is None:
             return PredictResult(verdict, choice.name, choice.why, None, None, None, (), None, found)
     recipe = draft.recipe(choice.rule, target)
-    (outlook,) = outlooks_of(run.settled(recipe.farthest), run, table, dtypes)
+    far = run.settled(recipe.farthest)
+    (outlook,) = outlooks_of(far, run, table, dtypes)
     assert outlook.verdict is not None  # as the method predicts motion
     recipe = draft.recipe(choice.rule, target, choice.why, outlook.verdict.line)
-    return PredictResult(outlook.verdict, choice.name, choice.why, recipe, None, None, (), None, found)
+    return PredictResult(
+        outlook.verdict, choice.name, choice.why, recipe, None, None, (), None, found, far.target_steps[0]
+    )
 
 
 def _with_file(answer: PredictResult, draft: Draft, place: Path | str | None, dry_run: bool) -> PredictResult:
@@ -284,4 +286,5 @@ def _made(
         prediction=prediction,
         tables=done.tables,
         walk=done.walk,
+        target_step=prediction.step,
     )

@@ -48,7 +48,10 @@ def answer_rows(found: PredictResult) -> list[tuple[str, str]]:
     if made is not None and made.folder is not None:
         rows.append(("written", str(made.folder)))
     if found.recipe_file is not None:
-        again = f"; `hubextrap run {found.recipe_file} --out DIR` makes it again" if made is not None else ""
+        again = ""
+        if made is not None:
+            where = "" if made.folder is None else " --out DIR"
+            again = f"; `hubextrap run {found.recipe_file}{where}` makes it again"
         rows.append(("recipe", f"{found.recipe_file}{again}"))
     return rows
 

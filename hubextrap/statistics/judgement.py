@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from hubextrap.statistics.backtesting import Backtest, BacktestRow
 
 _LAST_WORD = "All this is about weights. Evaluate a prediction beside the last checkpoint before you use it."
-_ROUNDING = 1e-9
-"""Of a horizon: times on a clock are sums of floats."""
+_HALF_A_STEP = 0.5 + 1e-6
+"""A target is a whole step, and the one nearest to the reach lies within it."""
 
 
 def judge_run(
@@ -62,6 +62,11 @@ def judge_run(
     sentences = (*beforehand(backtest), *sentences_of(backtest, found, target), _LAST_WORD)
     verdict = replace(found, level=level, headline=headline, sentences=sentences, target=target)
     return with_scores(verdict, scores)
+
+
+def is_beyond(horizon: float, reach: float, times: Sequence[float]) -> bool:
+    """Whether a target lies beyond what is trusted. Args: times: of the checkpoints."""
+    return (horizon - reach) * (times[-1] - times[0]) > _HALF_A_STEP
 
 
 def trust(verdict: RunVerdict, last: int) -> Trust | None:
@@ -196,7 +201,7 @@ def _of_target(backtest: Backtest, found: RunVerdict, target: JudgedTarget) -> t
     reach = found.reach
     if reach is None:
         return "care", f"{said}, and the past trusts {plain} at no horizon"
-    if horizon is not None and horizon > reach * (1 + _ROUNDING):
+    if horizon is not None and is_beyond(horizon, reach, backtest.clock.times(backtest.steps)):
         known = with_horizon(backtest, reach)
         return "care", f"{said}, and it lies beyond {known}, up to which the past trusts {plain}"
     if error >= PROMISING:
