@@ -73,7 +73,6 @@ def run(
     Where the evaluation fails, the same call goes on with it and predicts nothing again.
 
     Args:
-        recipe: it, or its file.
         out: a folder for the prediction; without it, it goes straight to the Hub.
         output: a file for the evaluation, as JSON; one per target step, ``name.step_<n>.json``, if several.
         scan: of the recipe's checkpoints, or its file: what it knows is not read again.
