@@ -101,8 +101,8 @@ class TrajectoryMergeMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit
         tensor = group.metadata.name or "tensor"
         steps, inputs = _in_step_order(group, parameters.pop("step"))
         if is_adapter_tensor(tensor):
-            what = f"{tensor} is part of an adapter, whose factors cannot be combined apart; {MERGE_ADAPTER}"
-            raise UnsupportedCheckpoint(what, tensor=tensor)
+            what = f"{tensor} is part of an adapter, whose factors cannot be combined separately"
+            raise UnsupportedCheckpoint(f"{what}; {MERGE_ADAPTER}", tensor=tensor)
         if not inputs[0].is_floating_point():
             what = f"{tensor} is {inputs[0].dtype}, which cannot be combined"
             raise CheckpointMismatch(what, tensor=tensor)

@@ -318,7 +318,7 @@ def test_what_lies_where_a_scan_would_keep_its_journal(ground: Ground) -> None:
         before = tree(ground.folder)
         ended = run_main("scan", "run", "--out", "new.safetensors", "-q")
         assert ended.code == 1
-        assert ".new.safetensors.partial: is there, and not what a scan that was stopped left" in ended.err
+        assert ".new.safetensors.partial: exists, but a stopped scan did not leave it" in ended.err
         assert tree(ground.folder) == before
 
 
