@@ -13,9 +13,10 @@ import numpy as np
 from hubextrap import clocks
 from hubextrap.engine.budget import NO_LIMIT, Budget
 from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS
-from hubextrap.errors import CheckpointMismatch, CorruptFile, RecipeError, SourceError
+from hubextrap.errors import CheckpointMismatch, CorruptFile, RecipeError, SourceError, wrong_argument
 from hubextrap.methods.checking import MAX_STEP, check_steps
 from hubextrap.progress import Progress, SilentProgress, StagesOnly
+from hubextrap.recipe import Recipe
 from hubextrap.recipe.targets import FullRateTarget
 from hubextrap.scans import Scan
 from hubextrap.statistics import GramTable
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from hubextrap.clocks import Clock, ClockChoice, RateHistory
     from hubextrap.engine.scan_plan import ScanPlan
-    from hubextrap.recipe import Recipe, TrajectorySection
+    from hubextrap.recipe import TrajectorySection
     from hubextrap.scans.tensor_scan import ScanJournal
     from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import CheckpointLayout
@@ -121,6 +122,8 @@ class Run:
             CheckpointMismatch: the scan is of other checkpoints.
             CorruptFile, ReferenceNotFound, SourceError: the scan cannot be read.
         """
+        if not isinstance(what, Trajectory) and not isinstance(what, Recipe):
+            raise wrong_argument("what", "a Trajectory or a Recipe", what)
         given = None
         if scan is not None:  # before the Hub is asked anything
             given = (scan, "the scan") if isinstance(scan, Scan) else (Scan.load(scan), str(scan))

@@ -17,6 +17,8 @@ from hubextrap.errors import ClockError, OutputError, RecipeError
 from hubextrap.evaluation.outcomes import outcomes_of
 from hubextrap.evaluation.table import EvaluationTable
 from hubextrap.extras import require
+from hubextrap.given import optional_path, path_of, paths_of
+from hubextrap.notebooks import one_line
 from hubextrap.opening import ReadingOptions, Run
 from hubextrap.output_files import file_problem
 from hubextrap.progress import Progress, SilentProgress
@@ -46,11 +48,14 @@ class ReportResult:
     def sentences(self) -> tuple[str, ...]:
         return self.verdict.sentences
 
+    def __repr__(self) -> str:
+        return one_line(self, str(self.page), self.headline)
+
 
 def report(
     run: Scan | Trajectory | Recipe | Path | str,
     *,
-    evaluations: Sequence[Path | str] = (),
+    evaluations: Sequence[Path | str] | Path | str = (),
     out: Path | str = "report.html",
     png: Path | str | None = None,
     title: str | None = None,
@@ -75,14 +80,15 @@ def report(
         RecipeError: ``settings`` for a scan, which needs no weights.
         HubExtrapError: see `scan`.
     """
-    out, told = Path(out), progress or SilentProgress()
+    out, png, told = path_of("out", out), optional_path("png", png), progress or SilentProgress()
+    given = paths_of("evaluations", evaluations)
     _check_replaceable(out, b"<!doctype html>")
-    for place in (out.parent, *(() if png is None else (Path(png),))):
+    for place in (out.parent, *(() if png is None else (png,))):
         _check_folder(place)
     named, found = _looked_up(run, told)
     if isinstance(found, Scan) and settings is not None:
         raise RecipeError("settings have no effect on the report of a scan, which reads no weights")
-    tables = {Path(path): EvaluationTable.load(Path(path)) for path in evaluations}
+    tables = {path: EvaluationTable.load(path) for path in given}
     require("report", "the report")  # once the files are known to be good, for they are read faster
     from hubextrap.reporting import Page, collect_accuracy
     from hubextrap.reporting.style import to_png

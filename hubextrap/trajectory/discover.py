@@ -12,6 +12,7 @@ from hubextrap.errors import (
     StepError,
     TrajectoryError,
     UnsupportedCheckpoint,
+    wrong_argument,
 )
 from hubextrap.foreign_text import own_lines
 from hubextrap.progress import SilentProgress
@@ -22,7 +23,7 @@ from hubextrap.trajectory.hub_files import list_files
 from hubextrap.trajectory.layouts import series_by_layout
 from hubextrap.trajectory.local_layout import files_in
 from hubextrap.trajectory.pins import Pins
-from hubextrap.trajectory.reference import Reference, parse_reference
+from hubextrap.trajectory.reference import Reference, parse_reference, reference_text
 from hubextrap.trajectory.sameness import digest_of, same_weights
 from hubextrap.trajectory.search import Search
 from hubextrap.trajectory.selection import (
@@ -57,7 +58,7 @@ def find_series(reference: str, *, pattern: str | None = None, pins: Pins | None
 
 
 def find_trajectory(
-    reference: str,
+    reference: Path | str,
     options: TrajectoryOptions | None = None,
     *,
     pins: Pins | None = None,
@@ -78,7 +79,9 @@ def find_trajectory(
         StepError: a step is missing, there twice, or none is left.
         TrajectoryError: nothing is found.
     """
-    progress, pins = progress or SilentProgress(), pins or Pins()
+    progress, pins, reference = progress or SilentProgress(), pins or Pins(), reference_text(reference)
+    if options is not None and not isinstance(options, TrajectoryOptions):
+        raise wrong_argument("options", "TrajectoryOptions, or None", options)
     asked = replace(options or TrajectoryOptions(), **named)
     chosen = _choose(reference, asked.pattern, asked.series, pins)
     scaled = scaled_by(chosen, asked.step_scale)
@@ -185,7 +188,9 @@ def _trajectory(
     return found
 
 
-def resolve_checkpoint(reference: str, *, step: int | None = None, pins: Pins | None = None) -> Checkpoint:
+def resolve_checkpoint(
+    reference: Path | str, *, step: int | None = None, pins: Pins | None = None
+) -> Checkpoint:
     """One reference, pinned, with the bytes of its weights.
 
     Args:
@@ -196,6 +201,7 @@ def resolve_checkpoint(reference: str, *, step: int | None = None, pins: Pins | 
         ReferenceNotFound, AccessDenied: the reference leads nowhere, or is not open to this token.
         UnsupportedCheckpoint: there are no weights of any kind.
     """
+    reference = reference_text(reference)
     where = parse_reference(reference)
     step = _step_of(where) if step is None else step
     if where.folder is not None:

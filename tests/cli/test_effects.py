@@ -367,6 +367,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     # argument: ALWAYS, or (a call that is refused, what it says)
     api.backtest: {
         **dict.fromkeys(["run", "clock"], ALWAYS),
+        "options": (lambda: api.backtest(load_recipe("recipe.yaml"), options=TrajectoryOptions(max_step=20)), "no effect"),
         "settings": (lambda: api.backtest(Scan.load("scan.safetensors"), settings=MergeOptions(device="cuda")), "no effect"),
     },
     api.advised_recipe: dict.fromkeys(["found", "draft"], ALWAYS),
@@ -409,6 +410,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     },
     api.scan: {
         **dict.fromkeys(["trajectory", "out", "sample", "logprobs"], ALWAYS),
+        "options": (lambda: api.scan(find_trajectory("run"), options=TrajectoryOptions(max_step=20)), "no effect"),
         "settings": (lambda: api.scan(find_trajectory("run"), settings=MergeOptions(device="cuda")), "no effect"),
     },
     api.sweep: {
