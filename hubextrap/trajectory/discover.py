@@ -19,7 +19,8 @@ from hubextrap.progress import SilentProgress
 from hubextrap.step_names import INNER_FOLDERS, pattern_reader, read_step, read_title
 from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, PassedOver, Series, Trajectory
 from hubextrap.trajectory.concurrent import map_concurrently
-from hubextrap.trajectory.hub_files import list_files
+from hubextrap.trajectory.elsewhere import models_elsewhere, pinned_commit
+from hubextrap.trajectory.hub_files import list_entries, list_files
 from hubextrap.trajectory.layouts import series_by_layout
 from hubextrap.trajectory.local_layout import files_in
 from hubextrap.trajectory.pins import Pins
@@ -201,25 +202,25 @@ def resolve_checkpoint(
         ReferenceNotFound, AccessDenied: the reference leads nowhere, or is not open to this token.
         UnsupportedCheckpoint: there are no weights of any kind.
     """
-    reference = reference_text(reference)
+    reference, pins = reference_text(reference), pins or Pins()
     where = parse_reference(reference)
     step = _step_of(where) if step is None else step
     if where.folder is not None:
         checkpoint = Checkpoint(step, None, "", None, str(where.folder))
     else:
-        commit = (pins or Pins()).commit_of(where.repo, where.revision, reference)
+        commit = pinned_commit(where, pins)
         checkpoint = Checkpoint(step, where.repo, where.revision or "main", commit, where.path)
     checkpoint, weights, files = _looked_into(checkpoint, reference)
-    if where.path and not files:
-        raise ReferenceNotFound(
-            f"{reference}: no folder {where.path!r} in {where.repo}@{checkpoint.revision}", repo=where.repo
-        )
-    if weights is None:
-        raise UnsupportedCheckpoint(
-            f"{reference}: no weight files in it ({_shown(_names(files))}); name the folder with them",
-            repo=checkpoint.repo,
-        )
-    return checkpoint
+    if weights is not None:
+        return checkpoint
+    elsewhere = models_elsewhere(where, pins)
+    if where.path and not list_entries(where.repo, checkpoint.commit or "", where.path, reference):
+        what = f"{reference}: no folder {where.path!r} in {where.repo}@{checkpoint.revision}"
+        raise ReferenceNotFound(what + (elsewhere and f"; {elsewhere}"), repo=where.repo)
+    raise UnsupportedCheckpoint(
+        f"{reference}: no weight files in it ({_shown(_names(files))}); {elsewhere or 'name the folder with them'}",
+        repo=checkpoint.repo,
+    )
 
 
 def _search(reference: str, pattern: str | None, pins: Pins) -> Search:

@@ -131,6 +131,13 @@ OPTIONS: dict[str, dict[str, object]] = {
     "eval": {
         **dict.fromkeys(["task_file", "no_against", "limit", "num_fewshot", "seed", "chat_template", "dtype"], ALWAYS),
         **dict.fromkeys(["backend", "output", "summary", "publish", "quiet", "as_json"], ALWAYS),
+        "all_steps": ALWAYS,
+        **{
+            name: (f"merged --no-against --tasks a --{name.replace('_', '-')}={value}", "goes with --all-steps", f"absent --all-steps --tasks a --{name.replace('_', '-')}={value}")
+            for name, value in SELECTION.items()
+        },
+        "plot": ("merged --no-against --tasks a --plot p.png", "goes with --all-steps", "absent --all-steps --tasks a --plot p.png"),
+        "run": ("merged --no-against --tasks a --run run", "no effect with --no-against", "absent --tasks a --run run"),
         "tasks": ("absent --tasks ,", "names nothing", "absent --tasks a"),
         "include_path": ("absent --task-file problems.jsonl --include-path run", "--tasks", "absent --tasks a --include-path x"),
         "answer_format": ("absent --tasks a --format exact", "--task-file", "absent --task-file f --format exact"),
@@ -382,6 +389,15 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
         **dict.fromkeys(["recipe", "prompts", "sampling", "how"], ALWAYS),
         "scan": (lambda: api.complete(load_recipe("logits.yaml"), ["x"], scan="scan.safetensors"), "no effect"),
         "target_step": (lambda: api.complete(load_recipe("logits.yaml"), ["x"], target_step=61), "61"),
+    },
+    api.evaluate_steps: {
+        **dict.fromkeys(["run", "options", "named", "plot"], ALWAYS),
+        "beside": (lambda: api.evaluate_steps("run", beside=["merged"]), "nothing to measure it with"),
+        "output": (lambda: api.evaluate_steps("run", output="r.json"), "nothing to save"),
+        "trajectory": (
+            lambda: api.evaluate_steps(find_trajectory("run"), trajectory=TrajectoryOptions(max_step=9)),
+            "no effect",
+        ),
     },
     api.merge: {
         **dict.fromkeys(["recipe", "out", "push", "settings"], ALWAYS),

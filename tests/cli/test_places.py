@@ -36,6 +36,7 @@ OUTPUTS = {
     ("run", "output"): ("evaluate.yaml --out o --output {} -q", False),
     ("run", "summary"): ("recipe.yaml --out o --summary {} -q", False),
     ("eval", "output"): ("merged --no-against --task-file problems.jsonl --output {} -q", False),
+    ("eval", "plot"): ("run --all-steps --task-file problems.jsonl --plot {} -q", False),
     ("eval", "summary"): ("merged --no-against --task-file problems.jsonl --summary {} -q", False),
     ("sweep", "out"): ("evaluate.yaml --out {} -q", True),
     ("walk", "out"): ("recipe.yaml --prompts problems.jsonl --out {} -q", True),
