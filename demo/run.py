@@ -1,9 +1,9 @@
 """The main job on real input, on this machine alone: `make demo`.
 
 Starts a loopback Hub, pushes the bundled checkpoints of a GRPO run as branches step_0 … step_400, and lets
-the `hubextrap` command predict step 400 from the checkpoints up to step 200, push the prediction and evaluate
-it beside step 0, step 200 and the real step 400. Fails if any stage fails, or if the prediction does not
-score above the last observed checkpoint.
+`hubextrap predict` predict step 400 from the checkpoints up to step 200, push the prediction and evaluate it
+beside step 0, step 200 and the real step 400. Fails if any stage fails, or if the prediction does not score
+above the last observed checkpoint.
 """
 
 from __future__ import annotations
@@ -40,9 +40,11 @@ def main() -> None:
         print(f"A loopback Hub runs at {hub.url}.")
         push_checkpoints()
         hubextrap("steps", REPO)
-        hubextrap("plan", "merge_configs/demo.yaml")
         results = WORK / "results.json"
-        hubextrap("run", "merge_configs/demo.yaml", "--output", str(results))
+        where = f"{REPO}-predicted@step_400"
+        hubextrap("predict", REPO, "--to", "400", "--max-step", "200", "--push", where,
+                  "--eval", "radd", "--include-path", "demo/tasks", "--batch-size", "128",
+                  "--output", str(results), "--write-recipe", str(WORK / "recipe.yaml"))  # fmt: skip
         check(results)
     print(
         f"The demo took {time.monotonic() - started:.0f} s; what it made lies in {WORK.relative_to(ROOT)}/."

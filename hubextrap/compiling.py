@@ -75,8 +75,8 @@ def _announce() -> list[Listener]:
 def _complain(listeners: Sequence[Listener]) -> None:
     for listener in listeners:
         listener.say(
-            "the next command compiles them again: there is no folder to keep them in that can be written; "
-            "NUMBA_CACHE_DIR may name one"
+            "the next command compiles them again, because no folder to keep them in can be written; set "
+            "NUMBA_CACHE_DIR to one that can"
         )
 
 

@@ -122,7 +122,9 @@ def _is_blob_of(root: Path, real: Path) -> bool:
 def name_problem(name: str) -> str | None:
     """Why a file of this name is not read, whatever it holds."""
     if name in ("", ".", "..") or not name.isprintable() or any(letter in name for letter in "/\\:"):
-        return "has a name with characters that belong in none (control, / \\ : or no UTF-8); rename it"
+        return (
+            "has a name with characters that a name must not have (control, / \\ : or not UTF-8); rename it"
+        )
     return None
 
 

@@ -68,7 +68,7 @@ def _check(extra: str, what: str, module: str, place: str, *, is_package: bool) 
     if module not in LOWEST:
         return
     if not is_package:  # in the current folder, say, where python -m looks first
-        said = f"{what} needs {module}, and the first of that name that Python finds is {place}: rename it"
+        said = f"{what} needs {module}, but Python finds {place} under that name: rename it"
         raise MissingExtra(said, extra=extra)
     with suppress(PackageNotFoundError):
         _check_version(extra, what, module, version(module))

@@ -177,8 +177,8 @@ def _in_our_words(error: Exception, kind: type[HubExtrapError]) -> tuple[type[Hu
         )
     if isinstance(error, OSError):
         return kind, (
-            f"the Hub's client cannot work ({first_line(error)}); check SSL_CERT_FILE, the folders that HF_ "
-            "variables name, and the disk"
+            f"the Hub's client does not work ({first_line(error)}); check SSL_CERT_FILE, the folders that "
+            "HF_ variables name, and the disk"
         )
     return kind, not_understood(error)  # an answer of another shape may end in any error of the client's
 
@@ -187,11 +187,12 @@ def not_understood(error: BaseException) -> str:
     """What to say of an error of the client's that is none of its own classes."""
     if isinstance(error, UnicodeEncodeError):
         return (
-            "the token holds characters that no token has; log in again with `hf auth login`, or set HF_TOKEN"
+            "the token holds characters that a token cannot have; log in again with `hf auth login`, or set "
+            "HF_TOKEN"
         )
     if isinstance(error, json.JSONDecodeError):
         return (
-            "the Hub's answer is not JSON; a page of a proxy or a captive portal may stand between: log in "
+            "the Hub's answer is not JSON; perhaps a proxy or a captive portal answers in its place: log in "
             "there, or check HF_ENDPOINT and HTTPS_PROXY"
         )
     return f"the Hub's answer cannot be understood ({reason(error)}); check HF_ENDPOINT and the name"

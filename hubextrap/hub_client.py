@@ -172,7 +172,7 @@ def _backend(core: Any) -> Any:
                 return
             if not writing and now - self._began > WINDOW and getattr(_LOCAL, "awaits_head", False):
                 raise BeyondBounds(
-                    f"the server sent no whole answer's head in {WINDOW:.0f} s; check HF_ENDPOINT"
+                    f"the server did not finish the head of its answer in {WINDOW:.0f} s; check HF_ENDPOINT"
                 )
             self._carried += size
             elapsed = now - self._since
@@ -180,7 +180,7 @@ def _backend(core: Any) -> Any:
                 return
             if size and self._carried < LEAST_PACE * elapsed:
                 kind = core.WriteTimeout if writing else core.ReadTimeout
-                raise kind(f"{self._carried:,} bytes came through in {elapsed:.0f} s")
+                raise kind(f"only {self._carried:,} bytes arrived in {elapsed:.0f} s")
             self._since, self._carried = now, 0
 
         def close(self) -> None:
@@ -260,7 +260,7 @@ def _check_wait(response: Any) -> None:
     if asked is not None and asked > LONGEST_WAIT:
         raise BeyondBounds(
             f"{response.url.host} answered {response.status_code}; the server asked to wait {asked:.0f} s; "
-            "run the same command again then"
+            "run the same command again after that"
         )
 
 
@@ -268,8 +268,8 @@ def _read_whole(response: Any) -> None:
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise BeyondBounds(
-            f"{response.url.host} sent an answer packed as {encoding[:40]!r}, though plain bytes were asked "
-            "for; check HF_ENDPOINT and the proxy"
+            f"{response.url.host} sent an answer packed as {encoding[:40]!r}, but hubextrap asked for plain "
+            "bytes; check HF_ENDPOINT and the proxy"
         )
     response.stream = _counted(response.stream, response.url.host)
     response.read()

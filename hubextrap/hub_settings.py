@@ -23,11 +23,11 @@ def check_settings() -> None:
     for name in _SECONDS:
         value = os.environ.get(name, "").strip()
         if value and not (value.isascii() and value.isdecimal() and len(value) <= 6):
-            raise HubExtrapError(f"{name}={value[:40]!r} is no number of seconds; set it to one such as 30")
+            raise HubExtrapError(f"{name}={value[:40]!r} is not a number of seconds; set it to, e.g., 30")
     endpoint = os.environ.get("HF_ENDPOINT")
     if endpoint and _scheme(endpoint) not in ("http", "https"):
         raise HubExtrapError(
-            f"HF_ENDPOINT={endpoint[:80]!r} is no address; set it to one such as https://huggingface.co, or "
+            f"HF_ENDPOINT={endpoint[:80]!r} is not an address; set it to, e.g., https://huggingface.co, or "
             "unset it"
         )
     for name in _PROXIES:
@@ -36,7 +36,7 @@ def check_settings() -> None:
         scheme = _scheme(value if "://" in value else f"http://{value}")
         if scheme not in _PROXY_SCHEMES:
             raise HubExtrapError(
-                f"{name} is no address of a proxy; set it to one such as http://host:8080, or unset it"
+                f"{name} is not the address of a proxy; set it to, e.g., http://host:8080, or unset it"
             )
         if scheme.startswith("socks") and find_spec("socksio") is None:
             raise HubExtrapError(f"{name} is a SOCKS proxy, which needs: pip install socksio")
@@ -44,7 +44,7 @@ def check_settings() -> None:
         value = os.environ.get(name, "").replace("\r", "").replace("\n", "").strip()
         if not (value.isascii() and value.isprintable() and " " not in value):
             raise HubExtrapError(
-                f"{name} holds characters that no token has; copy the token again from the Hub's settings"
+                f"{name} holds characters that a token cannot have; copy it again from the Hub's settings"
             )
 
 

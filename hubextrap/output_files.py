@@ -29,7 +29,7 @@ def file_problem(path: Path) -> str | None:
         return "it is a link; name the file that it leads to"
     if not stat.S_ISREG(status.st_mode):
         return f"it is {kind_of(status)}, not a regular file"
-    return "it is a mount point, which nothing can take the place of" if is_mount_point(path) else None
+    return "it is a mount point, which cannot be replaced" if is_mount_point(path) else None
 
 
 def append_problem(path: Path) -> str | None:

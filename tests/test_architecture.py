@@ -28,6 +28,8 @@ LEVELS = (
     ("tensors",),
     ("trajectory",),
     ("recipe",),
+    ("step_names",),
+    ("step_pattern",),
     ("methods",),
     ("clocks",),
     ("patience",),
@@ -38,7 +40,7 @@ LEVELS = (
     ("errors", "_version"),
     ("foreign_text", "output_files"),
     ("redaction", "claims", "containment"),
-    ("known_secrets", "lazy", "digests", "licenses"),
+    ("known_secrets", "lazy", "digests", "licenses", "addresses"),
 )
 OPEN_TO_LOCALHUB = ("localhub", "errors", "_version", "redaction", "foreign_data", "foreign_text", "licenses")
 OWN_DUNDERS = ("_version", "__version__")

@@ -92,8 +92,8 @@ Use = Callable[[str], list[str]]
 SAID = ["compiling the loops, once for this machine and version: some seconds …"]
 AGAIN = [
     (
-        "the next command compiles them again: there is no folder to keep them in that can be written; "
-        "NUMBA_CACHE_DIR may name one"
+        "the next command compiles them again, because no folder to keep them in can be written; set "
+        "NUMBA_CACHE_DIR to one that can"
     )
 ]
 

@@ -142,9 +142,7 @@ def test_a_file_of_that_name(packages: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(LOWEST, "other_part", "2.6")
     (packages / "other_part.py").touch()
     place = packages / "other_part.py"
-    assert said() == (
-        f"this needs other_part, and the first of that name that Python finds is {place}: rename it"
-    )
+    assert said() == (f"this needs other_part, but Python finds {place} under that name: rename it")
 
 
 def test_a_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from hubextrap.api.backtesting import backtest
     from hubextrap.api.chain import RunResult, check_judged, run
     from hubextrap.api.completing import Completing, complete
+    from hubextrap.api.drafting import Draft, advised_recipe, check_recipe_place, save_recipe
     from hubextrap.api.merging import MergeResult, Prediction, merge
     from hubextrap.api.planning import PlanReport, plan
+    from hubextrap.api.predicting import PredictResult, predict
     from hubextrap.api.preparing import MergeOptions, Prepared, prepare
     from hubextrap.api.publishing import Publication, check_publication, publish
     from hubextrap.api.pushing import push
@@ -25,9 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Completing",
+    "Draft",
     "MergeOptions",
     "MergeResult",
     "PlanReport",
+    "PredictResult",
     "Prediction",
     "Prepared",
     "Publication",
@@ -39,18 +43,22 @@ __all__ = [
     "Verification",
     "VerifiedFile",
     "WalkResult",
+    "advised_recipe",
     "backtest",
     "check_judged",
     "check_publication",
+    "check_recipe_place",
     "complete",
     "merge",
     "plan",
+    "predict",
     "prepare",
     "publish",
     "push",
     "reground",
     "report",
     "run",
+    "save_recipe",
     "scan",
     "sweep",
     "sweep_files",

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from hubextrap.api.against import Against
 from hubextrap.api.choosing import choose_step
 from hubextrap.api.fingerprint import check_unchanged, pin_of
+from hubextrap.api.measuring import check_measurable
 from hubextrap.api.merging import Made, MergeResult, Prediction, make
 from hubextrap.api.outlook import check_rehearsable, outlooks_of
 from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.api.preparing import MergeOptions, merge_options
+from hubextrap.api.preparing import opened as open_for
 from hubextrap.errors import RecipeError
 from hubextrap.evaluation import (
     EvaluationOptions,
@@ -57,23 +59,26 @@ def run(
     output: Path | None = None,
     settings: MergeOptions | None = None,
     scan: Scan | Path | str | None = None,
+    opened: Run | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
     """Merge, push and evaluate as the recipe says; with ``space: logits``, evaluate the mixture.
 
-    Tasks and destinations are checked, and everything that the prediction is compared with is pinned, before
-    the merge begins: a typing error does not cost one, and a checkpoint that lands meanwhile takes no part.
+    Tasks and destinations are checked, and everything that the prediction is compared with is pinned and
+    found to load, before a weight is read: a typing error does not cost a merge, and a checkpoint that lands
+    meanwhile takes no part.
     Where the evaluation fails, the same call goes on with it and predicts nothing again.
 
     Args:
         out: a folder for the prediction; without it, it goes straight to the Hub.
         output: a file for the evaluation, as JSON; one per target step, ``name.step_<n>.json``, if several.
         scan: of the recipe's checkpoints, or its file: what it knows is not read again.
+        opened: the recipe's run, where it is open.
 
     Raises:
         HubExtrapError: see `merge` and `hubextrap.evaluation.evaluate`.
     """
-    progress = progress or SilentProgress()
+    progress = progress or (SilentProgress() if opened is None else opened.progress)
     settings = merge_options(settings)
     section = recipe.evaluate
     if recipe.space == "logits":
@@ -84,17 +89,19 @@ def run(
         _check_output(recipe.farthest, section, output)
     harness = None if section is None else Harness(EvaluationOptions.of(section), progress)
     mixtures: list[Mixture] = []
-    with Run.of(recipe, settings.reading, scan=scan, progress=progress) as opened:
-        recipe = opened.settled(recipe)
-        far = opened.settled(recipe.farthest)
+    with open_for(recipe, opened, settings, scan, progress) as (found, settings):
+        recipe = found.settled(recipe)
+        far = found.settled(recipe.farthest)
         if output is not None:  # now that each target's name is known
             _check_output(far, section, output)
-        against = None if section is None else Against.pinned(recipe, section, opened)
-        used = {} if against is None else _used(opened.trajectory, against)
+        against = None if section is None else Against.pinned(recipe, section, found)
+        if harness is not None and against is not None:
+            check_measurable(harness, against)
+        used = {} if against is None else _used(found.trajectory, against)
         if recipe.space == "weights":
-            made = make(recipe, opened, settings, out=out, targets=recipe_push_targets(far))
+            made = make(recipe, found, settings, out=out, targets=recipe_push_targets(far))
         else:
-            made, mixtures = _mixed(recipe, opened, settings)
+            made, mixtures = _mixed(recipe, found, settings)
     predictions = made.result.predictions
     tables: tuple[EvaluationTable, ...] = ()
     if harness is not None and against is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.api.preparing import CARD
@@ -26,6 +25,7 @@ from hubextrap.hub import (
 from hubextrap.hub.provenance import ClockRecord, TrustRecord
 from hubextrap.hub.side_files import is_utf8
 from hubextrap.tensors.interfaces import SMALL_FILE
+from hubextrap.trajectory import path_in_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -129,7 +129,7 @@ def companions_of(
     """
     checkpoints = run.trajectory.checkpoints
     for checkpoint in checkpoints:
-        place = Path(checkpoint.path).name if checkpoint.repo is None else checkpoint.path
+        place = path_in_run(checkpoint, checkpoints)
         if not is_utf8(place + checkpoint.revision):
             raise SourceError(
                 f"{checkpoint.name}: its name is not UTF-8 text, so hubextrap.json cannot hold it; rename it",

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
     from hubextrap.scans import Scan
+    from hubextrap.statistics import RunVerdict
     from hubextrap.tensors import Journal
 
 
@@ -71,6 +72,8 @@ class Prediction:
     """What the past of the run warns of at this target; the card says it too."""
     notes: tuple[str, ...] = ()
     """What the past could not be asked, and how it can."""
+    verdict: RunVerdict | None = None
+    """On this prediction by the weights alone; None where no rule predicts motion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +323,7 @@ def _merge_onto_hub(prepared: Prepared, targets: Sequence[PushTarget]) -> Made:
     return Made(MergeResult(tuple(predictions)), tuple(push_place(target) for target in targets))
 
 
-def _said(prepared: Prepared, target: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Warnings and notes of one target, as a `Prediction` has them."""
+def _said(prepared: Prepared, target: int) -> tuple[tuple[str, ...], tuple[str, ...], RunVerdict | None]:
+    """Warnings, notes and verdict of one target, as a `Prediction` has them."""
     outlook = prepared.fitted.outlooks[target]
-    return outlook.warnings, outlook.notes
+    return outlook.warnings, outlook.notes, outlook.verdict

@@ -12,15 +12,21 @@ from hubextrap.errors import MethodError
 from hubextrap.methods import farthest_horizon, longest_horizon, rehearse
 from hubextrap.statistics import (
     HORIZONS,
+    BacktestCandidate,
     Expectation,
+    JudgedTarget,
+    RunVerdict,
     Trust,
     at_the_task,
     brief_backtest,
     expect_of_last,
     is_rounded,
+    judge_run,
+    not_judged,
     trust,
 )
 from hubextrap.statistics.backtesting import BRIEF_CHECKPOINTS
+from hubextrap.statistics.judgement import is_beyond
 from hubextrap.statistics.verdict import TRUSTED
 
 if TYPE_CHECKING:
@@ -28,12 +34,11 @@ if TYPE_CHECKING:
 
     from hubextrap.opening import Run
     from hubextrap.recipe import Recipe
-    from hubextrap.statistics import GramTable
+    from hubextrap.statistics import Backtest, GramTable
 
 FEW_ORIGINS = 3
 """Earlier checkpoints below which an expectation is called thin."""
-_ROUNDING = 1e-9
-"""Of a horizon: times on a clock are sums of floats."""
+_LONG = "take long to rehearse; `hubextrap backtest` does"
 _UNKNOWN = (
     "the expected error is not known, as this method needs no weights and they were not compared; give "
     "--scan FILE (`hubextrap scan` makes it) or max_expected_error, or ask `hubextrap backtest`"
@@ -51,6 +56,8 @@ class Outlook:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     """What is not known, and what would say it."""
+    verdict: RunVerdict | None
+    """On the prediction of this target; None where no rule predicts motion."""
 
 
 def check_rehearsable(recipes: Iterable[Recipe], run: Run, force: bool) -> None:
@@ -101,24 +108,48 @@ def outlooks_of(
     times = run.target_times(recipe)
     rounded = table is not None and is_rounded(table, dtypes)
     moving = [_moves(recipe, run, time) for time in times]
-    trusted = None
+    past = None
     if table is not None and any(moving):
-        trusted = trust(brief_backtest(recipe.rules, table, rounded, HORIZONS[-1]))
+        past = brief_backtest(recipe.rules, table, rounded, HORIZONS[-1])
     found = []
     for target, time, moves in zip(recipe.target_steps, times, moving, strict=True):
         expected = Expectation(None, None)
         if table is not None:
             expected = expect_of_last(recipe.rules, table, time, rounded)
             _check_limit(recipe, run, target, expected.relative_error)
+        if not moves:
+            found.append(Outlook(expected, None, (), (), None))
+            continue
+        verdict = _verdict(recipe, run, past, target, time, expected)
+        trusted = None if past is None else trust(verdict, run.steps[-1])
         warnings = tuple(_warnings(recipe, run, table is not None, target, time, expected, trusted))
-        notes = () if recipe.space == "logits" else _notes(recipe, run, table, trusted)
-        found.append(
-            Outlook(expected, trusted, warnings, notes) if moves else Outlook(expected, None, (), ())
-        )
+        notes = () if recipe.space == "logits" else _notes(recipe, run, table, trusted, verdict)
+        found.append(Outlook(expected, trusted, warnings, notes, verdict))
     return tuple(found)
 
 
-def _notes(recipe: Recipe, run: Run, table: GramTable | None, trusted: Trust | None) -> tuple[str, ...]:
+def _verdict(
+    recipe: Recipe, run: Run, past: Backtest | None, target: int, time: float, expected: Expectation
+) -> RunVerdict:
+    """On one target; not judged where nothing was rehearsed, and why."""
+    judged = JudgedTarget(
+        _named(recipe, run, target),
+        run.horizon_at(time),
+        expected.relative_error,
+        len(rehearse(run.times, time)),
+    )
+    if past is None:
+        return not_judged("Not judged: the weights were not compared; --scan FILE does", run.steps, judged)
+    if len(run.steps) > BRIEF_CHECKPOINTS:
+        return not_judged(f"{len(run.steps)} checkpoints {_LONG}", run.steps, judged)
+    (first, *others) = recipe.rules
+    named = BacktestCandidate.of(first.method, first.damping, **first.parameters).name
+    return judge_run(past, target=judged, method="recipe" if others else named)
+
+
+def _notes(
+    recipe: Recipe, run: Run, table: GramTable | None, trusted: Trust | None, verdict: RunVerdict
+) -> tuple[str, ...]:
     """What nothing says of a target that a method moves towards."""
     if len(run.steps) < 3:
         no_past = (
@@ -130,9 +161,7 @@ def _notes(recipe: Recipe, run: Run, table: GramTable | None, trusted: Trust | N
         return (_UNKNOWN,)
     if trusted is not None:
         return ()
-    why = "none of its checkpoints could be predicted from earlier ones"
-    if len(run.steps) > BRIEF_CHECKPOINTS:
-        why = f"{len(run.steps)} checkpoints take long to rehearse; `hubextrap backtest` does"
+    why = f"{verdict.headline[0].lower()}{verdict.headline[1:]}"
     return (f"up to which step the past of this run trusts {_method(recipe)} is not known: {why}",)
 
 
@@ -179,7 +208,7 @@ def _warnings(
             f"{at}: the past of this run trusts {whom} nowhere beyond {trusted.said}: already at the "
             f"shortest horizons its mean error was above {TRUSTED:g}; evaluate before any use"
         )
-    elif trusted is not None and horizon is not None and horizon > trusted.horizon * (1 + _ROUNDING):
+    elif trusted is not None and horizon is not None and is_beyond(horizon, trusted.horizon, run.times):
         yield (
             f"{at} lies beyond {trusted.said} (horizon {trusted.horizon:g}), up to which the past of this "
             f"run trusts {whom}; evaluate before any use"

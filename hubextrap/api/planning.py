@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.api.beforehand import problems_beforehand
@@ -12,6 +13,7 @@ from hubextrap.api.staging import walk_place
 from hubextrap.errors import ClockError, HubExtrapError, RecipeError, TrajectoryError
 from hubextrap.hub import PushTarget, check_target
 from hubextrap.hub.outgoing import stale_files
+from hubextrap.hub.target import clashing
 from hubextrap.tensors.devices import cuda_libraries
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
     from hubextrap.scans import Scan
+    from hubextrap.statistics import RunVerdict
     from hubextrap.trajectory.checkpoint import Trajectory
 
 
@@ -48,6 +51,8 @@ class PlanReport:
     """Up to which the past trusts the method, 0 where nowhere, one per target; None where nothing says it."""
     trusted_up_to: tuple[str | None, ...] = ()
     """The step that lies there, in words: full-rate steps where the clock never gets there."""
+    verdicts: tuple[RunVerdict | None, ...] = ()
+    """On each target; None where no rule predicts motion, or nothing is known yet."""
     clock: str = "steps"
     """What time is counted by."""
     walks: bool = False
@@ -72,8 +77,11 @@ class PlanReport:
             "rules": ("match", "method", "coefficients"),
             "files": ("file", "size"),
         }
+        verdicts = [None if verdict is None else verdict.as_dict() for verdict in self.verdicts]
         return {
-            name: value
+            name: verdicts
+            if name == "verdicts"
+            else value
             if not isinstance(value, tuple)
             else [dict(zip(named[name], row, strict=True)) for row in value]
             if name in named
@@ -93,7 +101,8 @@ def plan(
     run: Run | None = None,
     progress: Progress | None = None,
 ) -> PlanReport:
-    """What `merge` would do with the same arguments. Reads headers and small files only, writes nothing.
+    """What `merge`, and `run` after it, would do with the same arguments. Reads headers and small files only,
+    and the data of the tasks of an evaluate section where lm-eval is installed; writes nothing.
 
     Args:
         out: the folder that would be written.
@@ -111,6 +120,8 @@ def plan(
         targets = given_push_targets(recipe, push) or recipe_push_targets(far)
         asked = targets if check_push else []
         known = _beforehand(far, found_run.trajectory, out, targets)
+        unmeasurable, said = _evaluation(recipe, found_run)
+        known = replace(known, notes=(*known.notes, *said))
         try:
             known = _on_the_clock(known, far, found_run)
             check_destinations(recipe, True, targets)
@@ -123,13 +134,22 @@ def plan(
             found = problems_beforehand(prepared, out, targets, ask=check_push, states=states)
             if ahead is not None and recipe.space == "weights":
                 found += ahead.problems(prepared, walk_place(recipe, out, targets))
-            problems = list(dict.fromkeys(str(problem) for problem in found))
+            problems = list(dict.fromkeys([*(str(problem) for problem in found), *unmeasurable]))
             removals = _removals(states, prepared)
             return _with_merge(known, prepared, problems, removals)
         except HubExtrapError as error:
             if isinstance(error, TrajectoryError) and not isinstance(error, ClockError):
                 raise
-            return replace(known, problems=(str(error), *_refusals(asked)))
+            return replace(known, problems=(str(error), *_refusals(asked), *unmeasurable))
+
+
+def _evaluation(recipe: Recipe, run: Run) -> tuple[list[str], list[str]]:
+    """What keeps its predictions from being measured, and what is to be known of that."""
+    if recipe.evaluate is None:
+        return [], []
+    from hubextrap.api.measuring import evaluation_problems  # imports what evaluates
+
+    return evaluation_problems(recipe, run)
 
 
 def _ahead(recipe: Recipe, run: Run, force: bool) -> Ahead | None:
@@ -190,6 +210,13 @@ def check_destinations(recipe: Recipe, into_folder: bool, targets: Sequence[Push
             f"{recipe.target_count} target steps and {len(targets)} push target; write a push section "
             "with {target_step} in its revision"
         )
+    for one, other in combinations(targets, 2):
+        both = {one.revision, other.revision}
+        if one.repo == other.repo and (len(both) == 1 or clashing(one.revision, both)):
+            raise RecipeError(
+                f"{one.name} and {other.name}: git holds no two such branches; give each target "
+                "step one of its own"
+            )
 
 
 def _refusals(targets: Sequence[PushTarget]) -> list[str]:
@@ -227,6 +254,7 @@ def _beforehand(
         expected_relative_errors=(None,) * len(wanted),
         trusted_horizons=(None,) * len(wanted),
         trusted_up_to=(None,) * len(wanted),
+        verdicts=(None,) * len(wanted),
         outputs=(*folders, *(f"hf://{target.name}" for target in targets)),
         notes=trajectory.notes,
     )
@@ -257,6 +285,7 @@ def _with_merge(
         expected_relative_errors=tuple(one.expected.relative_error for one in fitted.outlooks),
         trusted_horizons=tuple(None if one is None else one.horizon for one in trusted),
         trusted_up_to=tuple(None if one is None else one.said for one in trusted),
+        verdicts=tuple(outlook.verdict for outlook in fitted.outlooks),
         warnings=prepared.warnings,
         rules=tuple(
             (

@@ -11,11 +11,13 @@ from hubextrap.clocks import ClockChoice
 from hubextrap.containment import open_regular
 from hubextrap.durable.atomic import write_whole
 from hubextrap.errors import OutputError
+from hubextrap.evaluation.outcomes import outcomes_of
 from hubextrap.evaluation.table import EvaluationTable
 from hubextrap.extras import require
 from hubextrap.output_files import file_problem
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.scans import Scan
+from hubextrap.statistics import judge_run
 from hubextrap.statistics.backtesting import backtest_table
 from hubextrap.timing import clock_of_scan
 
@@ -62,12 +64,11 @@ def report(
     tables = {Path(path): EvaluationTable.load(Path(path)) for path in evaluations}
     require("report", "the report")  # once the files are known to be good, for they are read faster
     from hubextrap.reporting import build_sections, collect_accuracy, render_page
-    from hubextrap.reporting.answering import answer
     from hubextrap.reporting.style import to_png
 
     accuracies = collect_accuracy(tables)
     backtest = backtest_table(table, dtypes=scan.dtypes)
-    said = answer(backtest)
+    said = judge_run(backtest, scores=outcomes_of(tables.values()))
     sections = build_sections(scan, backtest, accuracies)
     plots = [] if png is None else [(Path(png) / f"{section.name}.png", section) for section in sections]
     if png is not None and os.path.lexists(png) and not Path(png).is_dir():

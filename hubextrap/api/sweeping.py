@@ -17,6 +17,7 @@ from hubextrap.api.answering import LastAnswers, Scoring
 from hubextrap.api.beforehand import check_weights
 from hubextrap.api.fingerprint import check_unchanged, pin_of
 from hubextrap.api.grid import REMEDY, Kept, Making, Point, point_of
+from hubextrap.api.measuring import check_measurable
 from hubextrap.api.preparing import MergeOptions, merge_options
 from hubextrap.api.sweep_outlooks import outlooks
 from hubextrap.digests import sha256_of_json
@@ -96,6 +97,7 @@ def sweep(
         against, recipes = Against.pinned(recipe, section, run), _grid(recipe, run, horizons, damping)
         run.check_scan_counts(recipes)
         harness = Harness(EvaluationOptions.of(section, **where), progress)
+        check_measurable(harness, against)
         folder = _folder(Path(out))  # made when nothing else is wrong
         kept, measured_with = Kept(folder / "measured"), harness.fingerprint()
         pins = [pin_of(checkpoint) for checkpoint in run.trajectory.checkpoints]

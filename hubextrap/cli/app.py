@@ -11,9 +11,11 @@ from hubextrap._version import __version__
 from hubextrap.cli import hub, recipes
 from hubextrap.cli.backtest import backtest
 from hubextrap.cli.eval import evaluate
+from hubextrap.cli.examples import Explained, explain
 from hubextrap.cli.generate import generate
 from hubextrap.cli.merging import merge, plan, push, run
-from hubextrap.cli.passed_on import PassedOn, lm_eval_command, mergekit_yaml
+from hubextrap.cli.passed_on import LikeMergekits, PassedOn, lm_eval_command, mergekit_yaml
+from hubextrap.cli.predict import predict
 from hubextrap.cli.reground import reground
 from hubextrap.cli.report import report
 from hubextrap.cli.scan import scan
@@ -32,6 +34,10 @@ class _Group(TyperGroup):
             if parameter.default is None:  # --help and completion
                 parameter.default = False
         return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        super().format_help(ctx, formatter)
+        explain(ctx)
 
 
 class _Verbs(_Group):
@@ -59,7 +65,7 @@ class _Verbs(_Group):
 app = typer.Typer(
     cls=_Verbs,
     name="hubextrap",
-    help="Predict later RL checkpoints from earlier ones on the Hugging Face Hub, and check it.",
+    help="Predict later RL checkpoints from earlier ones on the Hugging Face Hub, and check the prediction.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -81,11 +87,11 @@ def _options(
     """Options of every command."""
 
 
-for verb in (steps, scan, backtest, report, plan, merge, push, run, verify):
-    app.command()(verb)
-app.command("eval")(evaluate)
+for verb in (predict, steps, scan, backtest, report, plan, merge, push, run, verify):
+    app.command(cls=LikeMergekits if verb in (plan, merge, run) else Explained)(verb)
+app.command("eval", cls=Explained)(evaluate)
 for verb in (sweep, walk, reground, generate):
-    app.command()(verb)
+    app.command(cls=Explained)(verb)
 app.command("lm-eval", cls=PassedOn)(lm_eval_command)
 app.command("mergekit-yaml", cls=PassedOn)(mergekit_yaml)
 app.add_typer(hub.app, name="hub", cls=_Group)

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from hubextrap.cli.options import Clock, Reading, Said, Selection, grouped
+from hubextrap.cli.options import Clock, Reading, Said, Selection, Summary, WriteRecipe, grouped
 from hubextrap.cli.reference import named_run, named_scan
-from hubextrap.cli.terminal import cells, console, tell_json
+from hubextrap.cli.terminal import cells, console, tell, tell_json
 from hubextrap.foreign_text import as_shown
 
 if TYPE_CHECKING:
-    from hubextrap.statistics import Backtest
+    from hubextrap.statistics import Backtest, RunVerdict
 
 
 @grouped
@@ -21,27 +21,47 @@ def backtest(
     reference: str = typer.Argument(
         ...,
         metavar="REF|RECIPE|SCAN",
-        help="A run as `hubextrap steps` takes it, a recipe (.yaml), or what `hubextrap scan` saved.",
+        help="A run as in `hubextrap steps`, a recipe (.yaml) or a file that `hubextrap scan` saved.",
     ),
     *,
     clock: Clock = None,
     selection: Selection,
     reading: Reading,
+    write_recipe: WriteRecipe = None,
+    summary: Summary = None,
     said: Said,
 ) -> None:
-    """Predict what was observed from what came before, by every method: which to use, how far to trust it."""
+    """Test every method on the run's own past, and say which to use and how far to trust it.
+
+    Each method predicts checkpoints that are there already from the ones before them.
+    """
     from hubextrap import api
+    from hubextrap.cli.markdown import append_summary, backtest_markdown
+    from hubextrap.statistics import judge_run
 
     progress = said.progress
+    if write_recipe is not None:
+        api.check_recipe_place(write_recipe)
     if (scan := named_scan(ctx, reference)) is not None:
         found = api.backtest(scan, clock=clock, progress=progress)
+        draft = api.Draft.of_scan(scan)
     else:
         run = named_run(ctx, reference, selection, progress)
         found = api.backtest(run, settings=reading.options(), clock=clock, progress=progress)
+        draft = api.Draft.of(run, reference, selection.options(), clock)
+    verdict, advised = judge_run(found), api.advised_recipe(found, draft)
+    if write_recipe is not None:
+        api.save_recipe(advised, verdict, write_recipe)
+    if summary is not None:
+        append_summary(summary, backtest_markdown(reference, found, verdict))
     if said.as_json:
-        tell_json(found.as_rows())
+        text = None if advised is None else advised.text
+        tell_json({"verdict": verdict.as_dict(), "recipe": text, "rows": found.as_rows()})
     else:
+        print_verdict(verdict)
         _print(reference, found)
+        if write_recipe is not None:
+            tell(f"recipe written to {write_recipe}; `hubextrap merge {write_recipe} --out DIR` runs it")
 
 
 def _print(reference: str, found: Backtest) -> None:
@@ -72,39 +92,13 @@ def _print(reference: str, found: Backtest) -> None:
     out.print(
         "1 is the last checkpoint as it is: above it, doing nothing is better; expected is what the "
         "checkpoints known at the time let expect"
+        + "; total is the mean of all against the checkpoints as they are stored, rounding included"
+        * found.rounded
     )
-    for line in _advice(found):
-        out.print(as_shown(line))
 
 
-def _advice(found: Backtest) -> list[str]:
-    from hubextrap.statistics import horizon_means, judge
-    from hubextrap.statistics.verdict import TRUSTED, say_unforeseen
-    from hubextrap.trajectory import say_same_weights
-
-    verdict = judge(found)
-    lines = [f"warning: {note}" for note in say_same_weights(found.same_weights, len(found.steps))]
-    lines += say_unforeseen(found.unforeseen)
-    if found.rounded:
-        lines.append(
-            f"{found.rounding_share:.0%} of what differs between neighbouring checkpoints is rounding to 16 "
-            "bits, which no method predicts and scores hardly notice: errors are those of the signal, the "
-            "motion along its two leading directions in each tensor; total is the mean of all against the "
-            "checkpoints as they are stored, rounding included"
-        )
-    if all(entry.worst is None for entry in horizon_means(found)):
-        return [*lines, "nothing could be rehearsed, so no method can be advised; evaluate before any use"]
-    if verdict.method is None:
-        return [*lines, "use none of them: no method beats the last checkpoint on this run's own past"]
-    lines.append(f"use {verdict.method}")
-    if verdict.reach is None:
-        lines.append(f"trust it little: its mean error is above {TRUSTED:g} at every horizon")
-    else:
-        lines.append(
-            f"trust it up to {verdict.reach_in_words}, horizon {verdict.reach:g}: that near, "
-            f"{verdict.failures} of {verdict.trials} predictions were worse than doing nothing; farther, "
-            "evaluate before any use"
-        )
-    if verdict.base_step is not None:
-        lines.append(f"a line through two checkpoints should begin at step {verdict.base_step}")
-    return lines
+def print_verdict(verdict: RunVerdict) -> None:
+    """The headline, and what stands behind it."""
+    tell(verdict.line)
+    for sentence in verdict.sentences:
+        tell(f"  {sentence}")

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, cast
 import typer
 
 from hubextrap.cli.options import (
+    BatchSize,
     ChatTemplate,
     CreatePr,
     IncludePath,
+    Limit,
     MaxLoss,
     Measuring,
     ResultsFile,
@@ -24,7 +26,6 @@ from hubextrap.cli.options import (
     split_list,
 )
 from hubextrap.cli.terminal import console, tell, tell_json
-from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE
 
 if TYPE_CHECKING:
     from hubextrap.evaluation import EvaluationOptions, EvaluationTable
@@ -38,25 +39,28 @@ class Questions:
     tasks: Tasks = None
     include_path: IncludePath = None
     task_file: list[Path] | None = typer.Option(
-        None, metavar="FILE", help="Problems, one JSON object per line; may be repeated."
+        None, metavar="FILE", help="Problems, one JSON object per line. May be repeated."
     )
     answer_format: str = typer.Option(
         "exact",
         "--format",
-        help="How answers to --task-file are judged: exact (the same text), math (math-verify) or choice.",
+        metavar="exact|math|choice",
+        help="How answers to --task-file are judged: exact (same text), math (by math-verify) or choice.",
     )
     repeats: int | None = typer.Option(
-        None, help="Answers per problem, of --task-file and hubextrap's own tasks: avg@k, maj@k, pass@k."
+        None,
+        metavar="K",
+        help="Answers per problem, for avg@k, maj@k and pass@k. For --task-file and hubextrap's own tasks.",
     )
     temperature: float | None = typer.Option(
-        None, help="Of these answers; 0 is greedy. 1 for several answers and greedy for one if not given."
+        None,
+        metavar="X",
+        help="Temperature of these answers. 0 is greedy. Default: greedy for one answer, 1 for several.",
     )
-    max_tokens: int | None = typer.Option(None, help="Tokens of an answer, of the same tasks.")
-    limit: int | None = typer.Option(None, min=1, help="Only the first so many documents of each task.")
-    batch_size: int | None = typer.Option(
-        None, min=1, help=f"Sequences at a time; {DEFAULT_BATCH_SIZE} if not given."
-    )
-    num_fewshot: int | None = typer.Option(None, min=0, help="Examples in the prompt.")
+    max_tokens: int | None = typer.Option(None, metavar="N", help="Longest of these answers, in tokens.")
+    limit: Limit = None
+    batch_size: BatchSize = None
+    num_fewshot: int | None = typer.Option(None, min=0, metavar="N", help="Solved examples in each prompt.")
     seed: Seed = 0
     chat_template: ChatTemplate = False
 
@@ -87,29 +91,31 @@ class Questions:
 def evaluate(
     ctx: typer.Context,
     references: list[str] = typer.Argument(
-        ..., metavar="REF...", help="Predictions or other checkpoints: org/name@revision or local folders."
+        ..., metavar="REF...", help="Predictions or other models: org/name@revision or local folders."
     ),
     *,
     questions: Questions,
     against: list[str] | None = typer.Option(
         None,
         metavar="LIST",
-        help="What to compare with: last, base, target (found through hubextrap.json), last=REF and the "
-        "like, or any REF; with commas in between, or one per option. Of the three, all that are found "
-        "if not given.",
+        help="What to compare with: last, base or target, which hubextrap.json names; last=REF and so on; or "
+        "any other REF. Separate them by commas or repeat the option. Default: all of the three that are "
+        "found.",
     ),
-    no_against: bool = typer.Option(False, "--no-against", help="Only what is named."),
+    no_against: bool = typer.Option(
+        False, "--no-against", help="Compare with nothing: measure only what is named."
+    ),
     measuring: Measuring,
     output: ResultsFile = None,
     max_loss: MaxLoss = None,
     summary: Summary = None,
     publish: bool = typer.Option(
-        False, "--publish", help="Commit the scores to the model's repo: card, model-index, .eval_results."
+        False, "--publish", help="Commit the scores to the model's repo: to its card and to .eval_results."
     ),
     create_pr: CreatePr = False,
     said: Said,
 ) -> None:
-    """Measure predictions with lm-eval beside the checkpoints that they came from."""
+    """Score predictions with lm-eval, beside the checkpoints that they were made from."""
     options = questions.options(ctx, measuring)
     if against is not None and no_against:
         raise typer.BadParameter("--against and --no-against exclude each other")

@@ -17,30 +17,42 @@ from hubextrap.foreign_text import terminal_output
 class Drawing:
     """How tokens are drawn."""
 
-    max_new_tokens: int = typer.Option(256, min=1, help="Tokens a completion may have.")
-    temperature: float = typer.Option(0.0, min=0.0, help="0 takes the likeliest token, always.")
-    top_p: float = typer.Option(1.0, min=0.0, max=1.0, help="Draw from the likeliest tokens of this share.")
-    top_k: int = typer.Option(0, min=0, help="Draw from so many of the likeliest tokens; 0: from all.")
+    max_new_tokens: int = typer.Option(256, min=1, metavar="N", help="Longest completion, in tokens.")
+    temperature: float = typer.Option(
+        0.0, min=0.0, metavar="X", help="How freely tokens are drawn. 0 always takes the likeliest one."
+    )
+    top_p: float = typer.Option(
+        1.0,
+        min=0.0,
+        max=1.0,
+        metavar="P",
+        help="Draw only from the likeliest tokens, whose probabilities add up to P.",
+    )
+    top_k: int = typer.Option(
+        0, min=0, metavar="N", help="Draw only from the N likeliest tokens. 0: from all."
+    )
     seed: Seed = 0
 
 
 @grouped
 def generate(
     ctx: typer.Context,
-    recipe: Path = typer.Argument(..., metavar="RECIPE", help="A recipe with space: logits."),
+    recipe: Path = typer.Argument(..., metavar="RECIPE", help="A recipe that says space: logits."),
     prompt: list[str] | None = typer.Argument(None, metavar="[PROMPT...]", help="Prompts to complete."),
     *,
     prompts: Path | None = typer.Option(
-        None, "--prompts", metavar="FILE", help="A text file with a prompt per line; - is stdin."
+        None, "--prompts", metavar="FILE", help="Text file with one prompt per line. - reads stdin."
     ),
     scan: ScanFile = None,
-    target_step: int | None = typer.Option(None, min=0, help="Which, where the recipe has several."),
+    target_step: int | None = typer.Option(
+        None, min=0, metavar="STEP", help="Which target step, if the recipe has several."
+    ),
     drawing: Drawing,
     chat_template: ChatTemplate = False,
     placing: Placing,
     said: Said,
 ) -> None:
-    """Complete prompts with the checkpoints' logits, mixed as the recipe says; nothing is written."""
+    """Complete prompts with the predicted model, without writing it: the checkpoints' logits are mixed."""
     from hubextrap import api
     from hubextrap.recipe import load_recipe
 

@@ -8,32 +8,40 @@ from pathlib import Path
 
 import typer
 
+from hubextrap.cli.examples import Explained
 from hubextrap.cli.terminal import tell
 from hubextrap.errors import HubExtrapError
 
-app = typer.Typer(help="A local Hub for tests, demos and machines without a network.", no_args_is_help=True)
+app = typer.Typer(
+    help="Run a local Hub, for tests, demos and machines without a network.", no_args_is_help=True
+)
 
 
-@app.command()
+@app.command(cls=Explained)
 def serve(
-    folder: Path = typer.Argument(help="Where the repos lie; created if it is not there.", metavar="DIR"),
-    host: str = typer.Option(
-        "127.0.0.1", help="Address to listen on; others can reach it if it is not loopback."
+    folder: Path = typer.Argument(
+        help="Folder that holds the repos. It is created if it does not exist.", metavar="DIR"
     ),
-    port: int = typer.Option(8750, min=0, max=65535, help="Port to listen on; 0 takes a free one."),
+    host: str = typer.Option(
+        "127.0.0.1", metavar="HOST", help="Address to listen on. Others can reach it unless it is loopback."
+    ),
+    port: int = typer.Option(
+        8750, min=0, max=65535, metavar="PORT", help="Port to listen on. 0 takes a free one."
+    ),
     token: str = typer.Option(
         "",
         envvar="HUBEXTRAP_HUB_TOKEN",
-        help="Token with which to write; a fresh one is printed if it is not given.",
+        metavar="TOKEN",
+        help="Token that may write. Without it, a new one is made and printed.",
     ),
     user: str = typer.Option(
-        "me", help="User whom the token stands for: the owner of the repos that it writes."
+        "me", metavar="NAME", help="User that the token belongs to. Repos are written as NAME/…"
     ),
     xet: bool = typer.Option(
-        False, "--xet", help="Take and serve large files by Xet, to clients on this machine that have hf-xet."
+        False, "--xet", help="Transfer large files by Xet. Clients need hf-xet and this machine."
     ),
 ) -> None:
-    """Serve the repos in DIR to huggingface_hub, transformers and every tool on top of them, until Ctrl-C."""
+    """Serve the repos in DIR until Ctrl-C, to huggingface_hub, transformers and all that use them."""
     import secrets  # OpenSSL, which no other command's help needs
 
     from hubextrap.localhub import LocalHub

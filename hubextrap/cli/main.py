@@ -124,7 +124,10 @@ def _code(error: BaseException) -> int | str | None:
     if isinstance(error, BrokenPipeError):
         return 1  # whoever read the output has seen enough
     if isinstance(error, MemoryError):
-        _say("error: there is not enough memory; give a smaller --memory or fewer --workers")
+        _say(
+            "error: there is not enough memory; free some, or give a smaller --memory or fewer "
+            "--workers where the command takes them"
+        )
         return 1
     if isinstance(error, ImportError) or error.args == (_NO_LIBRARY,):  # an extra's is a MissingExtra
         what = " ".join(str(error).split())

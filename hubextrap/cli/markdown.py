@@ -17,8 +17,9 @@ from hubextrap.redaction import redact
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from hubextrap.api import PlanReport, Prediction
+    from hubextrap.api import PlanReport, Prediction, PredictResult
     from hubextrap.evaluation import EvaluationTable
+    from hubextrap.statistics import Backtest, RunVerdict
 
 
 def check_summary(path: Path | None) -> Path | None:
@@ -67,6 +68,7 @@ def plan_markdown(recipe: Path, report: PlanReport) -> str:
     parts = [f"### Plan of {markdown_code(str(recipe))}: {verdict}"]
     if report.problems:
         parts.append(markdown_block(own_lines(*report.problems), "text"))
+    parts += [markdown_text(verdict.line) for verdict in report.verdicts if verdict is not None]
     if report.warnings:
         parts.append(markdown_block(own_lines(*(f"warning: {line}" for line in report.warnings)), "text"))
     reaches = zip(
@@ -107,6 +109,8 @@ def predictions_markdown(predictions: Sequence[Prediction]) -> str:
     for prediction in predictions:
         provenance = prediction.provenance
         at = "" if provenance.full_rate_steps is None else " at the peak rate"
+        if prediction.verdict is not None:
+            lines.append(f"- **{markdown_text(prediction.verdict.line)}**")
         line = f"- step {prediction.step}{at} from steps up to {provenance.steps[-1]}"
         if provenance.horizon is not None:
             line += f", horizon {_horizon(provenance.horizon)}"
@@ -126,6 +130,41 @@ def predictions_markdown(predictions: Sequence[Prediction]) -> str:
         told = (*prediction.warnings, *prediction.notes, *prediction.caveats)
         lines += [line, *(f"  - {markdown_code(caveat)}" for caveat in told)]
     return "### Predicted\n\n" + "\n".join(lines)
+
+
+def backtest_markdown(reference: str, found: Backtest, verdict: RunVerdict) -> str:
+    """A backtest: the verdict first, then what stands behind it, and every method's errors."""
+    from hubextrap.statistics import horizon_classes, horizon_means, pair_counts
+
+    classes = zip(horizon_classes(found), pair_counts(found), strict=True)
+    header = ("method", *(f"{title}: {count}" for title, count in classes), "worst", "expected")
+    rows = [
+        (
+            markdown_code(entry.method),
+            *(
+                "–" if value is None else f"{value:.3f}"
+                for value in (*entry.means, entry.worst, entry.expected)
+            ),
+        )
+        for entry in horizon_means(found)
+    ]
+    said = "\n".join(f"- {markdown_text(sentence)}" for sentence in verdict.sentences)
+    heading = f"### {markdown_text(verdict.line)}"
+    return f"{heading}\n\nBacktest of {markdown_code(reference)}.\n\n{said}\n\n{_table(header, rows)}"
+
+
+def answer_markdown(run: str, found: PredictResult) -> str:
+    """What `predict` answers: the verdict first."""
+    from hubextrap.cli.answers import answer_rows
+
+    rows = "\n".join(f"- {name}: {markdown_text(text)}" for name, text in answer_rows(found))
+    said = "\n".join(f"- {markdown_text(sentence)}" for sentence in found.verdict.sentences)
+    parts = [f"### {markdown_text(found.verdict.line)}", f"Run {markdown_code(run)}.", rows, said]
+    if found.recipe is not None:
+        parts.append(markdown_block(found.recipe.text.strip(), "yaml"))
+    if found.tables:
+        parts.append(evaluation_markdown(found.tables))
+    return "\n\n".join(parts)
 
 
 def evaluation_markdown(tables: Sequence[EvaluationTable]) -> str:

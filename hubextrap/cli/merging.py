@@ -13,6 +13,7 @@ from hubextrap.cli.options import (
     MaxLoss,
     Merging,
     Out,
+    OutPlace,
     Private,
     PushTo,
     Reading,
@@ -22,6 +23,7 @@ from hubextrap.cli.options import (
     ScanFile,
     Summary,
     grouped,
+    one_place,
     push_targets,
     refuse_idle,
 )
@@ -31,6 +33,7 @@ from hubextrap.cli.terminal import tell, tell_json
 @grouped
 def plan(
     recipe: RecipeFile,
+    place: OutPlace = None,
     *,
     out: Out = None,
     push: PushTo = None,
@@ -38,17 +41,18 @@ def plan(
     force: Force = False,
     reading: Reading,
     no_push_check: bool = typer.Option(
-        False, "--no-push-check", help="Do not ask the Hub whether this token may push there."
+        False, "--no-push-check", help="Do not ask the Hub whether your token may push there."
     ),
     summary: Summary = None,
     said: Said,
 ) -> None:
-    """Show what a recipe would read, write and hold, and every problem, without touching tensor bytes."""
+    """Check a recipe, and show what it would read, write and need. No weights are read."""
     from hubextrap import api
     from hubextrap.cli.markdown import append_summary, plan_markdown
     from hubextrap.cli.summaries import print_plan
     from hubextrap.recipe import load_recipe
 
+    out = one_place(out, place)
     loaded = load_recipe(recipe)
     report = api.plan(
         loaded,
@@ -73,6 +77,7 @@ def plan(
 def merge(
     ctx: typer.Context,
     recipe: RecipeFile,
+    place: OutPlace = None,
     *,
     out: Out = None,
     push: PushTo = None,
@@ -83,12 +88,13 @@ def merge(
     summary: Summary = None,
     said: Said,
 ) -> None:
-    """Predict the recipe's target step, into a folder (--out) or straight onto the Hub (--push)."""
+    """Predict the recipe's target step. Write the model to a folder (--out) or to the Hub (--push)."""
     from hubextrap import api
     from hubextrap.cli.markdown import append_summary, predictions_markdown
     from hubextrap.cli.summaries import prediction_as_json, print_prediction, print_walk
     from hubextrap.recipe import load_recipe
 
+    out = one_place(out, place)
     if push is None:
         why = "goes with --push REPO; of the recipe's push section, private and create_pr say it"
         refuse_idle(ctx, ("private", "create_pr"), why)
@@ -114,15 +120,15 @@ def merge(
 
 @grouped
 def push(
-    folder: Path = typer.Argument(..., metavar="DIR", help="Folder of a merged model."),
-    target: str = typer.Argument(..., metavar="REPO[@REVISION]", help="Where it goes."),
+    folder: Path = typer.Argument(..., metavar="DIR", help="Folder that `hubextrap merge` wrote."),
+    target: str = typer.Argument(..., metavar="REPO[@REVISION]", help="Repo and branch to push to."),
     *,
     private: Private = False,
     create_pr: CreatePr = False,
-    message: str | None = typer.Option(None, "--message", help="Title of the commit."),
+    message: str | None = typer.Option(None, "--message", metavar="TEXT", help="Title of the commit."),
     said: Said,
 ) -> None:
-    """Push a merged folder to the Hub as one commit."""
+    """Push a predicted model to the Hub, as one commit."""
     from hubextrap import api
     from hubextrap.cli.summaries import push_as_json, push_line
     from hubextrap.hub import PushTarget
@@ -139,6 +145,7 @@ def push(
 def run(
     ctx: typer.Context,
     recipe: RecipeFile,
+    place: OutPlace = None,
     *,
     out: Out = None,
     output: ResultsFile = None,
@@ -148,13 +155,14 @@ def run(
     merging: Merging,
     said: Said,
 ) -> None:
-    """Merge, push and evaluate, as the recipe says."""
+    """Merge, push and evaluate: everything that the recipe asks for."""
     from hubextrap import api
     from hubextrap.cli.eval import print_evaluation
     from hubextrap.cli.markdown import append_summary, evaluation_markdown, predictions_markdown
     from hubextrap.cli.summaries import prediction_as_json, print_prediction, print_walk
     from hubextrap.recipe import load_recipe
 
+    out = one_place(out, place)
     loaded = load_recipe(recipe)
     if loaded.space == "logits":
         idle = ("device", "allow_non_finite")

@@ -16,6 +16,7 @@ import typer
 from hubextrap.cli.markdown import check_summary
 from hubextrap.cli.progress import open_progress
 from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
+from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -26,28 +27,37 @@ if TYPE_CHECKING:
     from hubextrap.trajectory import TrajectoryOptions
 
 RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A recipe file; `hubextrap recipes ls` lists some.")
+    Path, typer.Argument(metavar="RECIPE", help="A recipe file. `hubextrap recipes ls` lists some to copy.")
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder to write; it must not be there yet.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Folder to write the model to. It must not exist yet."),
+]
+OutPlace = Annotated[Path | None, typer.Argument(metavar="OUT", help="The same as --out.")]
 OutFolder = Annotated[
-    Path, typer.Option("--out", metavar="DIR", help="For all of the results; give it again to go on.")
+    Path,
+    typer.Option(
+        "--out", metavar="DIR", help="Folder for the results. Give the same one again to go on after a stop."
+    ),
 ]
 PushTo = Annotated[
     str | None,
     typer.Option(
         "--push",
         metavar="REPO[@REVISION]",
-        help="Push there, straight from memory, instead of where the recipe's push section says.",
+        help="Push the model to this repo, without a local copy. It replaces the recipe's push section.",
     ),
 ]
 Private = Annotated[
     bool,
-    typer.Option("--private", help="Make the repo private when it is created; refuse one that is public."),
+    typer.Option("--private", help="Create the repo as private. An existing public repo is refused."),
 ]
-CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")]
+CreatePr = Annotated[
+    bool, typer.Option("--create-pr", help="Open a pull request instead of committing to the branch.")
+]
 ResultsFile = Annotated[
     Path | None,
-    typer.Option("--output", metavar="FILE", help="Save the evaluation, figures and settings, as JSON."),
+    typer.Option("--output", metavar="FILE", help="Save the scores and the settings behind them as JSON."),
 ]
 MaxLoss = Annotated[
     float | None,
@@ -55,14 +65,17 @@ MaxLoss = Annotated[
         "--max-loss",
         min=0,
         metavar="X",
-        help="Exit with 3 when a prediction is worse than the last observed checkpoint by more than this, in "
-        "the metric's own unit, on the main metric of any task.",
+        help="Exit with code 3 if, on any task, a prediction scores more than X below the last observed "
+        "checkpoint. X is in the unit of the task's main metric.",
     ),
 ]
 Seed = Annotated[
     int,
     typer.Option(
-        "--seed", min=0, help="Of every random generator, set anew for each checkpoint and each prompt."
+        "--seed",
+        min=0,
+        metavar="N",
+        help="Seed of all random draws. It is set again for each checkpoint and each prompt.",
     ),
 ]
 ScanFile = Annotated[
@@ -70,8 +83,8 @@ ScanFile = Annotated[
     typer.Option(
         "--scan",
         metavar="FILE",
-        help="A scan of these checkpoints, as `hubextrap scan RECIPE --out FILE` saves it: weights are not "
-        "read once more for what it knows.",
+        help="A scan of these checkpoints, saved by `hubextrap scan RECIPE --out FILE`. What it holds is not "
+        "read from the weights again.",
     ),
 ]
 Tasks = Annotated[
@@ -79,7 +92,8 @@ Tasks = Annotated[
     typer.Option(
         "--tasks",
         metavar="LIST",
-        help="lm-eval tasks, groups or tags, and hubextrap's own, with commas in between, or one per option.",
+        help="Names of lm-eval tasks, groups or tags, or of hubextrap's own tasks. Separate them by commas "
+        "or repeat the option.",
     ),
 ]
 IncludePath = Annotated[
@@ -87,27 +101,48 @@ IncludePath = Annotated[
     typer.Option(
         "--include-path",
         metavar="DIR",
-        help="Folder with task files of your own; may be repeated.",
+        help="Folder with your own task files. May be repeated.",
     ),
 ]
 Clock = Annotated[
     str | None,
     typer.Option(
         "--clock",
-        metavar="steps|learning_rate|FILE",
-        help="What time is counted by: learning_rate reads trainer_state.json beside the last checkpoint, a "
-        "FILE holds step and learning_rate. Else as the recipe says, or by the learning rate where it is "
-        "found and changed.",
+        metavar="CLOCK",
+        help="What counts as time. `steps`: the training step. `learning_rate`: the learning rate added up, "
+        "read from trainer_state.json beside the last checkpoint. A file: the same, from its columns step "
+        "and learning_rate. Default: what the recipe says; else the learning rate if it is found and "
+        "changes; else steps.",
     ),
 ]
 Force = Annotated[
     bool,
     typer.Option(
         "--force",
-        help="Predict beyond what the past of the run can rehearse too: a warning instead of an error.",
+        help="Predict even beyond what the run's past can test. That is then a warning, not an error.",
     ),
 ]
-ChatTemplate = Annotated[bool, typer.Option("--apply-chat-template", help="Wrap prompts in it.")]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, metavar="N", help="Use only the first N problems of each task."),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size", min=1, metavar="N", help=f"Sequences per batch. Default: {DEFAULT_BATCH_SIZE}."
+    ),
+]
+WriteRecipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--write-recipe",
+        metavar="FILE",
+        help="Save the recipe of the method that is advised there; `hubextrap run` takes it.",
+    ),
+]
+ChatTemplate = Annotated[
+    bool, typer.Option("--apply-chat-template", help="Wrap each prompt in the model's chat template.")
+]
 
 
 Summary = Annotated[
@@ -116,7 +151,7 @@ Summary = Annotated[
         "--summary",
         callback=check_summary,
         metavar="FILE",
-        help="Add the result as Markdown to this file, e.g. $GITHUB_STEP_SUMMARY.",
+        help="Append the result as Markdown to this file, for example $GITHUB_STEP_SUMMARY.",
     ),
 ]
 
@@ -125,12 +160,22 @@ Summary = Annotated[
 class Selection:
     """Which checkpoints of a REF; a recipe or a scan says itself which ones it takes."""
 
-    pattern: str | None = typer.Option(None, help="How the names of a REF are built, e.g. 'step_{step}'.")
-    series: str | None = typer.Option(None, help="Which series of a REF, where several are there.")
-    min_step: int | None = typer.Option(None, help="First step to take of a REF.")
-    max_step: int | None = typer.Option(None, help="Last step to take of a REF.")
-    base: str | None = typer.Option(None, help="Reference of the model at step 0 of a REF.")
-    step_scale: float = typer.Option(1.0, help="Steps per unit of the number in the names of a REF.")
+    pattern: str | None = typer.Option(
+        None, metavar="TEXT", help="How checkpoints are named, for example 'step_{step}'."
+    )
+    series: str | None = typer.Option(
+        None,
+        metavar="NAME",
+        help="Which series to take, if the run has several. `hubextrap steps` names them.",
+    )
+    min_step: int | None = typer.Option(None, metavar="STEP", help="First step to use.")
+    max_step: int | None = typer.Option(None, metavar="STEP", help="Last step to use.")
+    base: str | None = typer.Option(
+        None, metavar="REF", help="The model at step 0, if it is not among the checkpoints."
+    )
+    step_scale: float = typer.Option(
+        1.0, metavar="X", help="Training steps per unit of the number in a checkpoint's name."
+    )
 
     def options(self) -> TrajectoryOptions:
         from hubextrap.trajectory import TrajectoryOptions
@@ -155,9 +200,12 @@ class Limits:
     memory: str = typer.Option(
         f"{DEFAULT_MEMORY // MiB}MiB",
         callback=check_size,
-        help="Memory that the process may take, e.g. 512MiB or 2GB.",
+        metavar="SIZE",
+        help="Memory that the command may use, for example 512MiB or 2GB.",
     )
-    workers: int = typer.Option(DEFAULT_WORKERS, min=1, help="Threads that read, compute and write.")
+    workers: int = typer.Option(
+        DEFAULT_WORKERS, min=1, metavar="N", help="Number of threads that read, compute and write."
+    )
 
     def merge_options(self) -> MergeOptions:
         from hubextrap.api import MergeOptions
@@ -169,7 +217,9 @@ class Limits:
 class Reading(Limits):
     """How weights are read."""
 
-    cache: bool = typer.Option(False, "--cache", help="Download checkpoints into the Hub cache first.")
+    cache: bool = typer.Option(
+        False, "--cache", help="Download the checkpoints into the Hugging Face cache first."
+    )
 
     def options(self) -> ReadingOptions:
         from hubextrap.api import ReadingOptions
@@ -195,10 +245,12 @@ class Merging(Reading):
     device: str = typer.Option(
         "cpu",
         callback=check_device,
-        help="cpu, or cuda: the same bytes; torch, which cuda needs, comes on top of --memory.",
+        metavar="DEVICE",
+        help="Where weights are combined: cpu, cuda or cuda:1. The result has the same bytes. cuda needs "
+        "torch, whose memory comes on top of --memory.",
     )
     allow_non_finite: bool = typer.Option(
-        False, "--allow-non-finite", help="Write NaN and infinite weights too."
+        False, "--allow-non-finite", help="Write weights even if some are NaN or infinite."
     )
     force: Force = False
 
@@ -208,10 +260,14 @@ class Placing:
     """Where a model that answers runs."""
 
     device: str = typer.Option(
-        "auto", help="Of the model: cpu, cuda, cuda:1, …; auto takes a GPU where there is one."
+        "auto",
+        metavar="DEVICE",
+        help="Where the model runs: cpu, cuda, cuda:1, … auto takes a GPU if there is one.",
     )
     dtype: str = typer.Option(
-        "auto", help="Of the model: bfloat16, float32, …; auto is each checkpoint's own."
+        "auto",
+        metavar="DTYPE",
+        help="Number format of the model: bfloat16, float32, … auto keeps each checkpoint's own.",
     )
 
 
@@ -219,7 +275,9 @@ class Placing:
 class Measuring(Placing):
     """How a model is measured."""
 
-    backend: str = typer.Option("hf", help="hf (transformers), or vllm, through lm-eval's model for it.")
+    backend: str = typer.Option(
+        "hf", metavar="hf|vllm", help="What runs the model: hf (transformers) or vllm, each through lm-eval."
+    )
 
     def arguments(self) -> dict[str, Any]:
         if self.backend not in ("hf", "vllm"):
@@ -231,7 +289,7 @@ class Measuring(Placing):
 class Said:
     """What is said on the way, and how the result is."""
 
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="No progress.")
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Show no progress.")
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON.")
 
     @property
@@ -296,6 +354,17 @@ def push_targets(reference: str | None, private: bool = False, create_pr: bool =
     from hubextrap.hub import PushTarget
 
     return [] if reference is None else [PushTarget.parse(reference, private=private, create_pr=create_pr)]
+
+
+def one_place(out: Path | None, place: Path | None) -> Path | None:
+    """Where to write, said by --out or, as mergekit has it, by a second argument.
+
+    Raises:
+        typer.BadParameter: both say it.
+    """
+    if out is not None and place is not None:
+        raise typer.BadParameter(f"OUT ({place}) and --out {out} both say where to write; give one of them")
+    return place if out is None else out
 
 
 def split_list(option: str, lists: list[str] | None) -> list[str]:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import typer
 
+from hubextrap.cli.examples import Explained
 from hubextrap.cli.terminal import tell
 
 app = typer.Typer(help="List, copy and check recipes.", no_args_is_help=True)
 
 
-@app.command("ls")
+@app.command("ls", cls=Explained)
 def list_recipes() -> None:
     """List the recipes that come with hubextrap."""
     from hubextrap.recipe import shipped_recipes
@@ -22,12 +23,14 @@ def list_recipes() -> None:
         tell(f"{recipe.name:<{width}}  {recipe.summary}")
 
 
-@app.command("cp")
+@app.command("cp", cls=Explained)
 def copy_recipe(
-    name: str = typer.Argument(help="A name from `hubextrap recipes ls`."),
-    destination: Path = typer.Argument(Path(), help="New file, or a folder to put it in."),
+    name: str = typer.Argument(metavar="NAME", help="A name from `hubextrap recipes ls`."),
+    destination: Path = typer.Argument(
+        Path(), metavar="DESTINATION", help="Name of the new file, or a folder for it."
+    ),
 ) -> None:
-    """Copy one of them to a file of your own, and say what has to be put in; nothing is overwritten."""
+    """Copy a recipe to a file of your own, and say what to fill in. Nothing is overwritten."""
     from hubextrap.recipe import bundled_names, copy_shipped
 
     copy = copy_shipped(name, destination)
@@ -41,9 +44,9 @@ def copy_recipe(
         )
 
 
-@app.command("validate")
-def validate(files: list[Path] = typer.Argument(help="Recipe files.")) -> None:
-    """Check recipes without touching the network: every problem of every file, with its line."""
+@app.command("validate", cls=Explained)
+def validate(files: list[Path] = typer.Argument(metavar="RECIPE...", help="Recipe files.")) -> None:
+    """Check recipes offline. Every problem of every file is listed, with its line."""
     from hubextrap.recipe import validate_recipes
 
     for file in validate_recipes(files):

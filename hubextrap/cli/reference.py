@@ -51,3 +51,18 @@ def named_run(
     from hubextrap.recipe import load_recipe
 
     return load_recipe(path)
+
+
+def file_name_of(reference: str, run: Recipe | Trajectory) -> str:
+    """What a file about the run can be called: after the run that a recipe observes; after the recipe, where
+    that lists its checkpoints."""
+    from hubextrap.recipe import Recipe
+    from hubextrap.trajectory import parse_reference
+
+    if not isinstance(run, Recipe):
+        return parse_reference(reference).file_name
+    return (
+        Path(reference).stem
+        if run.trajectory.repo is None
+        else parse_reference(run.trajectory.repo).file_name
+    )

@@ -17,7 +17,7 @@ def reground(
     recipe: Path = typer.Argument(
         ...,
         metavar="RECIPE",
-        help="A recipe with a reground section, such as `hubextrap recipes cp reground_trl` gives.",
+        help="A recipe with a reground section. `hubextrap recipes cp reground_trl` gives one.",
     ),
     *,
     out: OutFolder,
@@ -25,7 +25,10 @@ def reground(
     limits: Limits,
     said: Said,
 ) -> None:
-    """Train a little with any trainer's command, jump far, and again; a stopped run goes on where it was."""
+    """Train a little with your trainer's command, jump ahead, and repeat.
+
+    A stopped run goes on where it was.
+    """
     from hubextrap import api
     from hubextrap.recipe import load_reground_recipe
 

@@ -13,7 +13,7 @@ from hubextrap.cli.terminal import tell
 def report(
     scan: Path = typer.Argument(..., metavar="SCAN", help="A file that `hubextrap scan` saved."),
     evaluation: list[Path] = typer.Option(
-        [], metavar="RESULTS", help="Results of `hubextrap eval`; may be given several times."
+        [], metavar="RESULTS", help="Scores saved by `hubextrap eval --output`. May be repeated."
     ),
     out: Path = typer.Option(Path("report.html"), help="The page to write."),
     png: Path | None = typer.Option(None, metavar="DIR", help="Also write every plot as a PNG into DIR."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from hubextrap.cli.options import ChatTemplate, Reading, Said, Selection, grouped, names, refuse_idle
-from hubextrap.cli.reference import named_run
+from hubextrap.cli.reference import file_name_of, named_run
 from hubextrap.cli.terminal import cells, console, tell, tell_json
 from hubextrap.foreign_text import as_shown
 
@@ -26,15 +26,17 @@ class Responses:
     logprobs: Path | None = typer.Option(
         None,
         metavar="PROMPTS",
-        help="Also score responses under every checkpoint; a JSON object per line: prompt and response.",
+        help="Also score responses under every checkpoint. One JSON object per line: prompt, response.",
     )
     sample_from: int | None = typer.Option(
-        None, metavar="STEP", help="Let this checkpoint give the responses, instead of the file."
+        None, metavar="STEP", help="Take the responses from this checkpoint instead of the file."
     )
-    max_new_tokens: int = typer.Option(512, min=1, help="Length of a sampled response at most.")
+    max_new_tokens: int = typer.Option(512, min=1, metavar="N", help="Longest sampled response, in tokens.")
     chat_template: ChatTemplate = False
-    batch_size: int = typer.Option(8, min=1, help="Responses at a time.")
-    device: str = typer.Option("cpu", help="Where models run for --logprobs: cpu, cuda, cuda:1, …")
+    batch_size: int = typer.Option(8, min=1, metavar="N", help="Responses per batch.")
+    device: str = typer.Option(
+        "cpu", metavar="DEVICE", help="Where models run for --logprobs: cpu, cuda, cuda:1, …"
+    )
 
     def request(self, ctx: typer.Context) -> LogProbRequest | None:
         if self.logprobs is None:
@@ -59,24 +61,32 @@ class Responses:
 def scan(
     ctx: typer.Context,
     reference: str = typer.Argument(
-        ..., metavar="REF|RECIPE", help="A run as `hubextrap steps` takes it, or a recipe file (.yaml)."
+        ..., metavar="REF|RECIPE", help="A run as in `hubextrap steps`, or a recipe (.yaml)."
     ),
     *,
-    out: Path = typer.Option(Path("scan.safetensors"), help="File to save."),
+    out: Path | None = typer.Option(
+        None, metavar="FILE", help="File to save. Default: NAME.scan.safetensors, after the run."
+    ),
     selection: Selection,
     sample: float | None = typer.Option(
-        None, metavar="SHARE", help="Also draw so many of the weights, as arXiv 2601.04537 does with 0.001."
+        None,
+        metavar="SHARE",
+        help="Also measure a random sample of the weights, this share of them. arXiv 2601.04537 uses 0.001.",
     ),
     responses: Responses,
     reading: Reading,
     said: Said,
 ) -> None:
-    """Read every checkpoint of a run once: how straight its weights move, and all that backtests need."""
+    """Read every checkpoint of a run once, and say how straight its weights move.
+
+    The file that it saves is small, and holds all that `backtest` and `report` need.
+    """
     from hubextrap import api
 
     request = responses.request(ctx)
     progress = said.progress
     run = named_run(ctx, reference, selection, progress)
+    out = out or Path(f"{file_name_of(reference, run)}.scan.safetensors")
     found = api.scan(
         run,
         out=out,

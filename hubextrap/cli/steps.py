@@ -19,16 +19,17 @@ def steps(
     reference: str = typer.Argument(
         ...,
         metavar="REF",
-        help="org/name, org/name@revision, org/name:folder, hf://org/name@revision/folder or a local folder.",
+        help="A run: org/name, org/name@revision, org/name:folder, hf://org/name@revision/folder or a local "
+        "folder.",
     ),
     *,
     selection: Selection,
     fast: bool = typer.Option(
-        False, "--fast", help="Leave dtype and date out: they take two requests for each checkpoint."
+        False, "--fast", help="Leave out dtype and date, which take two requests per checkpoint."
     ),
     said: Said,
 ) -> None:
-    """List the checkpoints of a run: step, revision, commit, size, dtype, date."""
+    """List the checkpoints of a run: step, revision, commit, size, dtype and date."""
     from hubextrap.tensors import describe
     from hubextrap.trajectory import find_trajectory
 

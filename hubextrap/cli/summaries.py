@@ -23,6 +23,9 @@ LISTED = 40
 def print_plan(recipe: Path, report: PlanReport) -> None:
     """The report as aligned lines; problems go last, where they are seen."""
     tell(f"plan of {recipe}")
+    for verdict in report.verdicts:
+        if verdict is not None:
+            tell(f"  verdict   {verdict.line}")
     if report.clock != "steps":
         tell(f"  clock     {report.clock}")
     for step, horizon, error, trusted in zip(
@@ -77,6 +80,8 @@ def as_sum(row: dict[int, float]) -> str:
 def print_prediction(prediction: Prediction) -> None:
     """One prediction: what it is and where it lies."""
     provenance = prediction.provenance
+    if prediction.verdict is not None:
+        tell(prediction.verdict.line)
     horizon = "" if provenance.horizon is None else f", horizon {provenance.horizon:.3g}"
     expected = _expectation(provenance.expected_relative_error)
     at = "" if provenance.full_rate_steps is None else " at the peak rate"
@@ -142,6 +147,7 @@ def prediction_as_json(prediction: Prediction) -> dict[str, Any]:
     """One prediction as JSON values."""
     return {
         "step": prediction.step,
+        "verdict": None if prediction.verdict is None else prediction.verdict.as_dict(),
         "folder": str(prediction.folder) if prediction.folder else None,
         "push": push_as_json(prediction.target, prediction.pushed)
         if prediction.target and prediction.pushed

@@ -13,20 +13,20 @@ from hubextrap.cli.terminal import console, tell, tell_json
 
 @grouped
 def sweep(
-    recipe: Path = typer.Argument(..., metavar="RECIPE", help="A recipe file with an evaluate section."),
+    recipe: Path = typer.Argument(..., metavar="RECIPE", help="A recipe with an evaluate section."),
     *,
     out: OutFolder,
     horizons: str | None = typer.Option(
         None,
         metavar="LIST",
-        help="How far to predict, (target − last)/(last − first): 0.25,0.5,1. The recipe's targets if not "
-        "given.",
+        help="How far to predict, as shares of the observed way, for example 0.25,0.5,1. 1 doubles what was "
+        "observed. Default: the recipe's targets.",
     ),
     damping: str | None = typer.Option(
         None,
         metavar="LIST",
-        help="Shares of the way from the last checkpoint to the prediction: 0.5,1. The recipe's if not "
-        "given.",
+        help="How much of the predicted change to apply, for example 0.5,1. 0 is the last checkpoint, 1 the "
+        "full prediction. Default: the recipe's damping.",
     ),
     scan: ScanFile = None,
     force: Force = False,
@@ -35,7 +35,10 @@ def sweep(
     measuring: Measuring,
     said: Said,
 ) -> None:
-    """Measure a grid of predictions from one pass over the weights; choose on half the problems."""
+    """Evaluate predictions at several horizons and dampings, and choose the best.
+
+    It chooses on one half of the problems and scores the choice on the other half.
+    """
     from hubextrap import api
     from hubextrap.evaluation.sweep_report import sweep_rich
     from hubextrap.recipe import load_recipe

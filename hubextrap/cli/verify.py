@@ -13,12 +13,12 @@ from hubextrap.cli.terminal import tell, tell_json
 @grouped
 def verify(
     reference: str = typer.Argument(
-        ..., metavar="DIR|REF", help="A merged folder, or org/name@revision on the Hub."
+        ..., metavar="DIR|REF", help="A predicted model: a folder, or org/name@revision on the Hub."
     ),
     *,
     said: Said,
 ) -> None:
-    """Check that a folder holds what hubextrap.json names, byte for byte, and no other weights or code."""
+    """Check a predicted model against its hubextrap.json: every file, byte for byte, and nothing else."""
     from hubextrap import api
     from hubextrap.cli.progress import format_bytes
 

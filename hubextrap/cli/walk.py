@@ -39,25 +39,31 @@ class Asking:
     prompts: Path | None = typer.Option(
         None,
         metavar="FILE",
-        help="Prompts, one JSON object per line, in the field question or prompt; 64 are plenty.",
+        help="Prompts, one JSON object per line, in the field question or prompt. 64 are enough.",
     )
     tasks: Tasks = None
     include_path: IncludePath = None
     by: str | None = typer.Option(
         None,
-        help="own_answers: its greedy answers, likeliest at the chosen step (no labels needed); "
-        "correct_answers: those of its samples that are right; score: answers drawn and judged at each step. "
-        "correct_answers with --samples, else own_answers, if not given.",
+        metavar="RULE",
+        help="How the step is chosen. own_answers: where the last checkpoint's greedy answers are likeliest; "
+        "it needs no labels. correct_answers: the same for its samples that are right. score: where new "
+        "answers score best. Default: correct_answers with --samples, else own_answers.",
     )
-    samples: int | None = typer.Option(None, min=1, help="Answers to each prompt, at temperature 1.")
+    samples: int | None = typer.Option(
+        None, min=1, metavar="N", help="Answers drawn per prompt, at temperature 1."
+    )
     answer_format: str | None = typer.Option(
         None,
         "--format",
-        help="How answers to --prompts are judged, by correct_answers and by score: exact or math; the "
-        "recipe's evaluate.format if not given.",
+        metavar="exact|math",
+        help="How answers to --prompts are judged, for correct_answers and score. Default: the recipe's "
+        "evaluate.format.",
     )
-    max_tokens: int | None = typer.Option(None, min=1, help="Tokens of an answer at most.")
-    limit: int | None = typer.Option(None, min=1, help="Only the first so many prompts of the file or task.")
+    max_tokens: int | None = typer.Option(None, min=1, metavar="N", help="Longest answer, in tokens.")
+    limit: int | None = typer.Option(
+        None, min=1, metavar="N", help="Use only the first N prompts of the file or task."
+    )
     seed: Seed = 0
     chat_template: ChatTemplate = False
 
@@ -90,7 +96,10 @@ def walk(
     placing: Placing,
     said: Said,
 ) -> None:
-    """Look up to the recipe's target step; predict the step where the model's own answers are likeliest."""
+    """Choose the step to predict by the model's own answers, and predict it.
+
+    It tries steps up to the recipe's target step, and takes the one where the answers are likeliest.
+    """
     from hubextrap import api
     from hubextrap.cli.summaries import prediction_as_json, print_prediction, print_walk
     from hubextrap.recipe import load_recipe

@@ -24,7 +24,7 @@ def open_held(path: Path, flags: int, *, or_fail: bool = False) -> int:
         descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError(errno.EINVAL, "it is no regular file", str(path))
+                raise OSError(errno.EINVAL, "it is not a regular file", str(path))
             unlocked = take_lock(descriptor)
             if unlocked and or_fail:
                 raise OSError(errno.ENOLCK, unlocked, str(path))

@@ -63,7 +63,7 @@ class Log:
             try:
                 descriptor = open_held(path, _FLAGS) if self._run else os.open(path, _FLAGS, 0o666)
             except BlockingIOError:
-                said = f"{path}: another {self._run} is at it; wait for it to end, or stop it"
+                said = f"{path}: another {self._run} is writing it; wait for it to end, or stop it"
                 raise OutputError(said, file=path) from None
             self._file = os.fdopen(descriptor, "rb")  # the descriptor appends
             try:
@@ -107,8 +107,8 @@ class Log:
         """Read what an earlier run left; returns how many bytes of it are to stay."""
         if self._run and not _BEGINNING.startswith(self._file.read(len(_BEGINNING))):
             raise OutputError(
-                f"{self._path}: is there, and not what a {self._run} that was stopped left; move it away, or "
-                "choose another --out",
+                f"{self._path}: exists, but a stopped {self._run} did not leave it; move it away, or choose "
+                "another --out",
                 file=self._path,
             )
         self._file.seek(0)

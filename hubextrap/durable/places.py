@@ -23,7 +23,7 @@ from hubextrap.output_files import take_after
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_ELSEWHERE = "choose another --out (with --push alone: another HF_HOME)"
+_ELSEWHERE = "choose another --out (for what is only pushed: another HF_HOME)"
 REMEDY = f"check its permissions, or {_ELSEWHERE}"
 """About a place that cannot be written."""
 _LOCK = re.compile(rb" *\d* made by hubextrap\n")
@@ -37,13 +37,13 @@ def place_problem(place: Path) -> str | None:
     if _has_lock(place):
         planted = _planted_in(place)
         return planted and (
-            f"{place}: holds {shown(planted)}, a link or no regular file, which hubextrap never "
+            f"{place}: holds {shown(planted)}, a link or a special file, which hubextrap never "
             f"made; remove the folder, or {_ELSEWHERE}"
         )
-    what = "a folder" if place.is_dir() and not place.is_symlink() else "no folder"
+    what = "a folder" if place.is_dir() and not place.is_symlink() else "a file or a link"
     return (
-        f"{place}: cannot be written: File exists, {what} that hubextrap did not mark as its own "
-        f"(earlier versions marked none); move it away, or {_ELSEWHERE}"
+        f"{place}: cannot be written: File exists: it is {what} that hubextrap did not mark as its own "
+        f"(early versions set no mark); move it away, or {_ELSEWHERE}"
     )
 
 
@@ -169,15 +169,15 @@ def lock_folder(
             except BlockingIOError:
                 holder = holder_of(path)
                 named = f" (process {holder})" if holder else ""
-                said = f"{what}: another run is at it{named}; wait for it to end, or stop it"
+                said = f"{what}: another run is writing it{named}; wait for it to end, or stop it"
                 raise OutputError(said, file=place) from None
             break
         content = os.pread(descriptor, 64, 0)
         if content and not content.strip().isdigit() and not _LOCK.fullmatch(content):
             os.close(descriptor)  # digits alone: of earlier versions
-            raise OSError(errno.EEXIST, "is there, and not hubextrap's", str(path))
+            raise OSError(errno.EEXIST, "exists, but hubextrap did not make it", str(path))
     if unlocked := take_lock(descriptor):
-        say(f"{place}: no locks on this file system ({unlocked}); do not run two merges into one target")
+        say(f"{place}: this file system has no locks ({unlocked}); do not run two merges into one target")
     text = _lock_text(os.getpid())
     os.pwrite(descriptor, text, 0)  # over an earlier one, of the same length
     os.ftruncate(descriptor, len(text))

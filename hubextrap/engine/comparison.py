@@ -144,10 +144,10 @@ def refuse(problems: Sequence[Problem]) -> None:
     tensors, steps = {problem.tensor for problem in problems}, {problem.step for problem in problems}
     raise CheckpointMismatch(
         own_lines(
-            f"the checkpoints do not fit together, {len(problems)} finding{'s' * (len(problems) > 1)}:",
+            f"the checkpoints do not fit together, {len(problems)} problem{'s' * (len(problems) > 1)}:",
             *(f"  {problem.text}" for problem in problems[:LISTED_PROBLEMS]),
             *([f"  … and {more} more"] if more > 0 else []),
-            "leave out the checkpoints that differ (trajectory.steps), or choose ones that one run saved",
+            "leave out the checkpoints that differ (trajectory.steps), or choose checkpoints of one run",
         ),
         tensor=tensors.pop() if len(tensors) == 1 else None,
         step=steps.pop() if len(steps) == 1 else None,

@@ -270,8 +270,7 @@ def _check_header(source: Source, info: ShardInfo, found: str) -> None:
 
 def _differs(source: Source, info: ShardInfo) -> CorruptFile:
     return CorruptFile(
-        f"{source.name}/{info.file}: held other bytes when it was read a second time; run the same command "
-        "again",
+        f"{source.name}/{info.file}: its bytes changed between two reads; run the same command again",
         file=info.file,
     )
 

@@ -40,7 +40,7 @@ HELD_COEFFICIENT = 500
 WRITE_MEMORY = 2 * WRITE_BUFFERS * WRITE_SIZE
 """A target's blocks on their way to the disk, of the shard being made and of the one being finished."""
 LISTED_NAMES = 3
-_PERSISTENCE = "give it the method persistence by a rule"
+_PERSISTENCE = "give it a rule with the method persistence"
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,8 +324,8 @@ def _kept_wide(out_dtype: str | None, plans: Sequence[TensorPlan]) -> list[str]:
     if not found:
         return []
     stored = "/".join(sorted({plan.dtype for plan in found}))
-    which = f"{_count(found, plans)}: {_named(found)}"
-    return [f"out_dtype leaves in {stored} what the last checkpoint keeps wider than the rest: {which}"]
+    which = f"in {stored}: {_count(found, plans)}: {_named(found)}"
+    return [f"out_dtype does not narrow what the last checkpoint keeps wider than the rest, {which}"]
 
 
 def _copied(plans: Sequence[TensorPlan], last: int) -> list[str]:

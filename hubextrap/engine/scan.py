@@ -224,7 +224,7 @@ class ScanWorker:
                 )
         check_blamed(unit, piece, inputs.sources)
         return NonFinite(
-            f"{piece.tensor}: its weights are so far apart that their squares are no float32; leave out the "
+            f"{piece.tensor}: its weights differ so much that their squares exceed float32; leave out the "
             "checkpoints in which it differs",
             tensor=piece.tensor,
         )

@@ -36,8 +36,8 @@ SCAN_READ_SIZE = MiB
 READ_AS: dict[frozenset[str], DTypeLike] = {frozenset({"F32"}): np.float32, frozenset({"BF16"}): np.uint16}
 """What the compiled loops read as it is stored, when all checkpoints hold it so."""
 _REMEDY = (
-    f"store it in every checkpoint as one of {', '.join(FLOATS)}, or merge by a method that needs no scan, "
-    "and give this tensor the method persistence by a rule"
+    f"store it in every checkpoint as one of {', '.join(FLOATS)}, or use a method that needs no scan, and "
+    "give this tensor a rule with the method persistence"
 )
 
 

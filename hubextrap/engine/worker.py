@@ -127,8 +127,8 @@ class MergeWorker:
                 check_blamed(unit, piece, inputs.sources)
                 raise CheckpointMismatch(
                     f"{piece.tensor} is {dtype}, which is copied and never combined, but "
-                    f"{inputs.called(k)} and step {inputs.steps[-1]} differ; give it the method "
-                    "persistence by a rule to take the last checkpoint's",
+                    f"{inputs.called(k)} and step {inputs.steps[-1]} differ; to take the last checkpoint's, "
+                    "give it a rule with the method persistence",
                     tensor=piece.tensor,
                     step=inputs.steps[k],
                 )

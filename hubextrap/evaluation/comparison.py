@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import EvaluationError
@@ -12,7 +11,7 @@ from hubextrap.evaluation.table import BASE, LAST, PREDICTION, TARGET
 from hubextrap.evaluation.targets import TargetSearch, place_of, provenance_of
 from hubextrap.hub import PROVENANCE_FILE, Provenance
 from hubextrap.progress import SilentProgress
-from hubextrap.trajectory import Checkpoint, Pins, resolve_checkpoint
+from hubextrap.trajectory import Checkpoint, Pins, path_in_run, resolve_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,5 +131,5 @@ def _add_input(
 
 
 def short_name(checkpoint: Checkpoint) -> str:
-    """The last part of a local folder, the whole name of anything on the Hub."""
-    return Path(checkpoint.path).name if checkpoint.repo is None else checkpoint.name
+    """Where a local folder lies in its run, the whole name of anything on the Hub."""
+    return path_in_run(checkpoint) if checkpoint.repo is None else checkpoint.name

@@ -54,7 +54,7 @@ def _metadata(card: str | None) -> tuple[dict[str, Any], str | None]:
     except CorruptFile as error:
         return {}, str(error)
     if metadata is not None and not isinstance(metadata, dict):
-        return {}, "they are no mapping"
+        return {}, "they are not a mapping"
     return metadata or {}, None
 
 

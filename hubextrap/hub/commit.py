@@ -220,8 +220,8 @@ def refuse_overwriting(
     if both:
         raise refusal(
             target,
-            f"somebody else changed {', '.join(both[:5])} there meanwhile (commit {now.head}); look at it, "
-            "then push again",
+            f"somebody else changed {', '.join(both[:5])} in the meantime (commit {now.head}); look at that "
+            "commit, then push again",
         )
 
 

@@ -47,7 +47,8 @@ def read_provenance(source: bytes | Path, name: str | None = None) -> Provenance
             source = _bytes_of(path)
         except OSError as error:
             raise CorruptFile(
-                f"{name}: cannot be read ({error.strerror}); only hubextrap's own output has one", file=name
+                f"{name}: cannot be read ({error.strerror}); only models that hubextrap wrote have this file",
+                file=name,
             ) from error
     name = name or PROVENANCE_FILE
     remedy = "download or merge the model again"
@@ -94,12 +95,12 @@ def _check_provenance(claimed: Provenance) -> None:
     if (clock := claimed.clock) is not None:
         times, target = clock.times, clock.target_time
         if len(times) != len(steps) or any(later <= earlier for earlier, later in pairwise(times)):
-            raise ValueError("clock.times: are not one per input, each later than the one before")
+            raise ValueError("clock.times: has to hold one time per input, each later than the one before")
     horizon = horizon_of(times, target)
     if (horizon is None) != (claimed.horizon is None) or not math.isclose(
         horizon or 0.0, claimed.horizon or 0.0, rel_tol=1e-9
     ):
-        raise ValueError(f"horizon: is {claimed.horizon}, and the steps give {horizon}")
+        raise ValueError(f"horizon: is {claimed.horizon}, but the steps give {horizon}")
     _check_trust(claimed, times)
     _check_files(claimed)
 
@@ -110,7 +111,7 @@ def _check_trust(claimed: Provenance, times: Sequence[float]) -> None:
         return
     last, way = claimed.steps[-1], times[-1] - times[0]
     if trusted.step is None and claimed.clock is None:
-        raise ValueError("trusted.step: is missing, and steps are the clock")
+        raise ValueError("trusted.step: is missing, although the clock is the step")
     wrong = trusted.step is not None and trusted.step < last
     if claimed.clock is None and trusted.step is not None:
         wrong = abs(trusted.step - last - trusted.horizon * way) > 1
@@ -120,16 +121,18 @@ def _check_trust(claimed: Provenance, times: Sequence[float]) -> None:
 
 def _check_input(where: str, checkpoint: InputCheckpoint) -> None:
     if (checkpoint.repo is None) != (checkpoint.commit is None):
-        raise ValueError(f"{where}.commit: goes with repo, and one of them is missing")
+        raise ValueError(f"{where}: has to give repo and commit, or neither")
     if len({one.file for one in checkpoint.files}) < len(checkpoint.files):
         raise ValueError(f"{where}.files: a file is named twice")
     for number, one in enumerate(checkpoint.files):
         if one.listed is not None and checkpoint.repo is None:
-            raise ValueError(f"{where}.files.{number}.listed: is no hash that a Hub lists")
+            raise ValueError(
+                f"{where}.files.{number}.listed: a local checkpoint has no hash that a Hub lists"
+            )
         if one.compared != (one.read == "whole" and one.listed is not None):
             raise ValueError(
-                f"{where}.files.{number}.compared: goes with a file that was read whole and of which "
-                "the Hub lists a hash"
+                f"{where}.files.{number}.compared: has to be true for a file that was read whole and "
+                "whose hash the Hub lists, and for no other"
             )
 
 

@@ -61,15 +61,15 @@ def check_publishable(target: PushTarget, commit: str) -> RemoteState:
     """
     state = check_target(target)
     if not state.exists or not state.has_branch or state.head is None:
-        raise refusal(target, "no such branch; scores go to a model that is there")
+        raise refusal(target, "no such branch; scores can only be added to a model that exists")
     with push_errors(target.name):
         measured = remote_files(target.repo, commit)
     paths = [path for path in {*measured, *state.files} if _is_told_of(path)]
     if changed := sorted(path for path in paths if measured.get(path) != state.files.get(path)):
         raise refusal(
             target,
-            f"{', '.join(changed[:5])} changed since commit {commit}, which was measured; measure what is "
-            "there now",
+            f"{', '.join(changed[:5])} changed since commit {commit}, which was evaluated; evaluate the "
+            "model as it is now",
         )
     return state
 
@@ -194,7 +194,9 @@ def _parsed(text: str) -> dict[str, Any]:
     metadata = parse_yaml(text, where, error=PushError, remedy="correct them, then publish again", nan=True)
     metadata = {} if metadata is None and not text.strip() else metadata
     if not isinstance(metadata, dict):
-        raise PushError("README.md: the metadata at its top are no mapping; correct them, then publish again")
+        raise PushError(
+            "README.md: the metadata at its top are not a mapping; correct them, then publish again"
+        )
     return metadata
 
 

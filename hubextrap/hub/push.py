@@ -112,7 +112,7 @@ def _files_under(folder: Path, inside: str = "") -> Iterator[tuple[str, Path]]:
             continue
         problem = name_problem(name)
         if (here / name).is_symlink():
-            problem = "is a link to a folder; copy that in its place, or remove the link"
+            problem = "is a link to a folder; put a copy of the folder in its place, or remove the link"
         if problem:
             raise PushError(f"{folder}/{shown(prefix + name)}: {problem}", file=prefix + name)
         yield from _files_under(folder, prefix + name)

@@ -26,7 +26,7 @@ _REMEDIES = {
     401: "log in with `hf auth login`, or set HF_TOKEN to a valid token with write rights on this repo",
     402: "the account's storage quota is used up; free space or upgrade it, then push again",
     403: "use a token with write rights on this repo, check the storage quota, or push under your own name",
-    404: "check the repo's name, and that the token opens it if it is private",
+    404: "check the repo's name; if it is private, check that the token may read it",
     409: "somebody else is writing there; push again once they are done",
     412: "somebody else keeps pushing there; push again once they are done",
     413: "too large for the Hub; check the storage quota and write smaller shards",

@@ -179,9 +179,9 @@ def _choose(last: Source) -> tuple[SideFiles, dict[str, bytes]]:
     named = config_object(read["config.json"], last.name).get("transformers_weights")
     if named is not None:
         raise UnsupportedCheckpoint(
-            f"{last.name}: config.json has transformers load {named!r} (transformers_weights), which is not "
-            "what is read here; give the file its usual name and remove that field, in a copy of the "
-            "checkpoint",
+            f"{last.name}: config.json has transformers load {named!r} (transformers_weights), but hubextrap "
+            "reads the usual names only; in a copy of the checkpoint, give the file its usual name and "
+            "remove that field",
             file="config.json",
         )
     if any(CODE_REFERENCE in content for content in read.values()):
@@ -196,7 +196,7 @@ def _choose(last: Source) -> tuple[SideFiles, dict[str, bytes]]:
         elif file in taken and present[file].size > SMALL_FILE:
             problems.append(
                 f"{last.name}/{file}: {present[file].size:,} bytes are more than the {SMALL_FILE:,} that a "
-                "file beside the weights may have; take a copy of the checkpoint without it as the last one"
+                "file beside the weights may have; use a copy of the last checkpoint without this file"
             )
     if problems:
         raise SourceError(own_lines(*problems))

@@ -43,7 +43,7 @@ def check_sender(headers: Message, hosts: frozenset[str]) -> None:
     """
     host = headers.get("Host")
     if not host:
-        raise Refusal(400, "a request needs a Host")
+        raise Refusal(400, "a request needs a Host header")
     if host.lower() not in hosts:
         raise Refusal(421, "this hub has no such name; use the address that `hubextrap hub serve` printed")
     own = f"http://{host.lower()}"

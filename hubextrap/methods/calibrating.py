@@ -105,7 +105,7 @@ def _beyond_the_past(steps: Sequence[float], target_step: float) -> str:
         return f"calibrated needs three checkpoints, but there are only {len(steps)}; add earlier ones"
     way, longest = steps[-1] - steps[0], longest_horizon(steps)
     horizon = (target_step - steps[-1]) / way
-    forced = " with --force" if horizon > longest else ""
+    forced = ", which force (--force of plan, merge and run) lets go so far" if horizon > longest else ""
     return (
         f"{in_words(steps, target_step)} is horizon {horizon:.3g}, (target − last)/(last − first). "
         f"The past of this run has no horizon near that (at most {longest:.3g}, here "

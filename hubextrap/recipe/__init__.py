@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from hubextrap.recipe.drawing_up import DRAWN_UP, draw_up
 from hubextrap.recipe.models import (
-    CheckpointEntry,
     EvaluateSection,
     Parameters,
     PushSection,
     Recipe,
-    StepSelection,
     TensorRule,
-    TrajectorySection,
 )
 from hubextrap.recipe.parsing import (
     load_recipe,
@@ -21,8 +19,10 @@ from hubextrap.recipe.parsing import (
 )
 from hubextrap.recipe.regrounding import GuardSection, RegroundPushSection, RegroundRecipe, RegroundSection
 from hubextrap.recipe.shipped import ShippedRecipe, bundled_names, copy_shipped, shipped_recipes
+from hubextrap.recipe.trajectories import CheckpointEntry, StepSelection, TrajectorySection
 
 __all__ = [
+    "DRAWN_UP",
     "CheckpointEntry",
     "EvaluateSection",
     "GuardSection",
@@ -38,6 +38,7 @@ __all__ = [
     "TrajectorySection",
     "bundled_names",
     "copy_shipped",
+    "draw_up",
     "load_recipe",
     "load_reground_recipe",
     "parse_recipe",

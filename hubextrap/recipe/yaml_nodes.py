@@ -30,6 +30,10 @@ _CORE_TYPES = (
 )
 _TAG = "tag:yaml.org,2002:"
 _DEPTH_LIMIT = 20
+_SEVERAL = (
+    "a second YAML document begins here, and a recipe is one: give each a file of its own (mergekit's such "
+    "files are for `mergekit-multi CONFIG --out-path OUT`)"
+)
 
 
 class _CoreLoader(yaml.SafeLoader):
@@ -74,8 +78,9 @@ def read_yaml(text: str) -> Document:
             document.data = _value(root, (), document)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        what = " ".join(part for part in (error.context, error.problem) if part)
-        document.problems.append(((), mark.line + 1 if mark else 1, f"not valid YAML: {what}"))
+        said = " ".join(part for part in (error.context, error.problem) if part)
+        what = _SEVERAL if "another document" in said else f"not valid YAML: {said}"
+        document.problems.append(((), mark.line + 1 if mark else 1, what))
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         document.problems.append(((), line, f"not valid YAML: {error.reason}"))

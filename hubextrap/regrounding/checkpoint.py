@@ -20,9 +20,9 @@ from hubextrap.foreign_text import own_lines
 from hubextrap.hub.side_files import is_side_file, side_files
 from hubextrap.recipe.commands import filled
 from hubextrap.regrounding.history import REMEDY
+from hubextrap.step_names import pattern_reader
+from hubextrap.step_pattern import STEP
 from hubextrap.tensors import DTYPES, LocalSource, read_combinable, read_layout, sha256_of, ties_embeddings
-from hubextrap.trajectory.names import pattern_reader
-from hubextrap.trajectory.step_pattern import STEP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,30 +9,30 @@ from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
 from hubextrap.foreign_text import html_text
+from hubextrap.hub.provenance import without_private_parts
 from hubextrap.reporting.style import to_svg
 
 if TYPE_CHECKING:
-    from hubextrap.reporting.answering import Answer
     from hubextrap.reporting.sections import Section
     from hubextrap.scans.scan import Scan
+    from hubextrap.statistics import RunVerdict
 
-_MARKS = {"good": "✓", "care": "!", "bad": "✕", "unknown": "?"}
 
-
-def render_page(title: str, scan: Scan, answer: Answer, sections: Sequence[Section]) -> str:
+def render_page(title: str, scan: Scan, verdict: RunVerdict, sections: Sequence[Section]) -> str:
     """The whole page as text; the same input gives the same bytes."""
     style = files("hubextrap.reporting").joinpath("page.css").read_text(encoding="utf-8")
     links = "".join(
         f'<li><a href="#{section.name}">{html_text(section.title)}</a></li>' for section in sections
     )
-    headline = _breakable(answer.headline)
+    headline = _breakable(without_private_parts(verdict.headline))
     # a page is passed on, so it says nothing of this machine's folders
     read_from = [
         (str(read.step), read.name if read.repo else Path(read.name).name, read.dtype)
         for read in scan.checkpoints
     ]
     checkpoints = _table(("step", "checkpoint", "dtype"), read_from)
-    sentences = "".join(f"<p>{html_text(sentence)}</p>" for sentence in answer.sentences)
+    said = map(without_private_parts, verdict.sentences)
+    sentences = "".join(f"<p>{html_text(sentence)}</p>" for sentence in said)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -48,8 +48,8 @@ def render_page(title: str, scan: Scan, answer: Answer, sections: Sequence[Secti
 <p>{html_text(_about(scan))}</p>
 </header>
 <main>
-<section class="verdict {answer.level}" id="verdict">
-<h2><span aria-hidden="true">{_MARKS[answer.level]}</span> {headline}</h2>
+<section class="verdict {verdict.level}" id="verdict">
+<h2><span aria-hidden="true">{verdict.mark}</span> {headline}</h2>
 {sentences}
 </section>
 <nav aria-label="Plots"><ul>{links}</ul></nav>

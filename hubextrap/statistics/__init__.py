@@ -12,19 +12,18 @@ from hubextrap.statistics.backtesting import (
     candidates,
 )
 from hubextrap.statistics.calibration import Expectation, expect_of_last, is_rounded, tensors_at_once
+from hubextrap.statistics.findings import JudgedTarget, Rehearsals, RunVerdict, ScoreOutcome, Trust
+from hubextrap.statistics.judgement import judge_run, not_judged, trust, with_scores
 from hubextrap.statistics.linearity import Linearity, RandomWalk, random_walk
+from hubextrap.statistics.plain_names import as_recipe, plain_name
 from hubextrap.statistics.table import GramTable
 from hubextrap.statistics.verdict import (
     HORIZONS,
-    BacktestVerdict,
     HorizonMeans,
-    Trust,
     at_the_task,
     horizon_classes,
     horizon_means,
-    judge,
     pair_counts,
-    trust,
 )
 
 __all__ = [
@@ -32,13 +31,17 @@ __all__ = [
     "Backtest",
     "BacktestCandidate",
     "BacktestRow",
-    "BacktestVerdict",
     "Expectation",
     "GramTable",
     "HorizonMeans",
+    "JudgedTarget",
     "Linearity",
     "RandomWalk",
+    "Rehearsals",
+    "RunVerdict",
+    "ScoreOutcome",
     "Trust",
+    "as_recipe",
     "at_the_task",
     "backtest_memory",
     "backtest_table",
@@ -48,9 +51,12 @@ __all__ = [
     "horizon_classes",
     "horizon_means",
     "is_rounded",
-    "judge",
+    "judge_run",
+    "not_judged",
     "pair_counts",
+    "plain_name",
     "random_walk",
     "tensors_at_once",
     "trust",
+    "with_scores",
 ]

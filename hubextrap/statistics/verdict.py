@@ -1,4 +1,4 @@
-"""What a backtest comes to: which method for which horizon, from which base, and how far to trust it."""
+"""What a backtest comes to, method by method and horizon by horizon; `judgement` draws the conclusion."""
 
 from __future__ import annotations
 
@@ -39,48 +39,6 @@ class HorizonMeans:
     """Mean error with the rounding in it; the same as the mean of all where rounding does not matter."""
 
 
-@dataclass(frozen=True, slots=True)
-class BacktestVerdict:
-    """What to use, and how far."""
-
-    method: str | None
-    """The best over the pairs up to a horizon of 1; None when no method was of any use."""
-    base_step: int | None
-    """The base that serves the next prediction best where a line through two checkpoints is to be drawn."""
-    reach: float | None
-    """The horizon up to which the method stayed of use; None when it did at none."""
-    reach_step: float | None
-    """The step that lies so far behind the last one observed; None where the clock never gets there."""
-    reach_in_words: str | None
-    """That step, or how many full-rate steps it is away."""
-    failures: int
-    """Of ``trials``, the predictions within reach that were worse than the last checkpoint."""
-    trials: int
-
-
-@dataclass(frozen=True, slots=True)
-class Trust:
-    """Up to where the past of a run trusts the rules of a recipe."""
-
-    horizon: float
-    """0 where it trusts them nowhere."""
-    step: int | None
-    """The step that lies there; None where the clock never gets there."""
-    said: str
-    """``step 425``, or as `step_in_words` has it."""
-
-
-def trust(backtest: Backtest) -> Trust | None:
-    """By the verdict on the backtest of one recipe; None where nothing could be predicted."""
-    if _mean_near(list(backtest.rows)) == np.inf:
-        return None
-    verdict = judge(backtest)
-    if verdict.reach is None:
-        return Trust(0.0, backtest.steps[-1], f"step {backtest.steps[-1]}")
-    step = None if verdict.reach_step is None else round(verdict.reach_step)
-    return Trust(verdict.reach, step, step_in_words(backtest, verdict.reach))
-
-
 def at_the_task(error: float) -> str:
     """What a relative error from `PROMISING` on has meant for abilities; "" below."""
     if error < PROMISING:
@@ -100,7 +58,7 @@ def at_the_task(error: float) -> str:
 def pair_counts(backtest: Backtest) -> tuple[int, ...]:
     """How many shared pairs lie in each class of `HORIZONS`, and beyond."""
     rows = next(iter(backtest.shared_rows().values()), [])
-    return tuple(len(found) for found in _by_horizon(rows))
+    return tuple(len(found) for found in by_horizon(rows))
 
 
 def horizon_means(backtest: Backtest) -> tuple[HorizonMeans, ...]:
@@ -109,41 +67,14 @@ def horizon_means(backtest: Backtest) -> tuple[HorizonMeans, ...]:
     result = [
         HorizonMeans(
             method,
-            tuple(_mean([row.error for row in found]) for found in _by_horizon(rows)),
+            tuple(mean_of([row.error for row in found]) for found in by_horizon(rows)),
             max((row.error for row in rows), default=None),
-            _mean([row.expected_error for row in rows if row.expected_error is not None]),
-            _mean([row.relative_error for row in rows]),
+            mean_of([row.expected_error for row in rows if row.expected_error is not None]),
+            mean_of([row.relative_error for row in rows]),
         )
         for method, rows in shared.items()
     ]
-    return tuple(sorted(result, key=lambda entry: (_mean_near(shared[entry.method]), entry.method)))
-
-
-def judge(backtest: Backtest) -> BacktestVerdict:
-    """Which method to use for the next prediction of this run."""
-    ranked = horizon_means(backtest)
-    of_best = backtest.shared_rows()[ranked[0].method] if ranked else []
-    if _mean_near(of_best) >= 1.0:
-        return BacktestVerdict(None, backtest.base_step, None, None, None, 0, 0)
-    reach, within = None, []
-    # a horizon of 1 is as far as trust goes
-    for end, rows in zip(HORIZONS, _by_horizon(of_best), strict=False):
-        mean = _mean([row.error for row in rows])
-        if mean is None:
-            continue
-        if mean > TRUSTED:
-            break
-        within += rows
-        reach = end
-    return BacktestVerdict(
-        ranked[0].method,
-        backtest.base_step,
-        reach,
-        None if reach is None else backtest.clock.step_at(time_at(backtest, reach)),
-        None if reach is None else step_in_words(backtest, reach),
-        sum(row.error > 1 for row in within),
-        len(within),
-    )
+    return tuple(sorted(result, key=lambda entry: (mean_near(shared[entry.method]), entry.method)))
 
 
 def time_at(backtest: Backtest, horizon: float) -> float:
@@ -171,15 +102,15 @@ def say_unforeseen(steps: Sequence[int]) -> list[str]:
     return [f"from step {named} {left_out}; state the schedule in a recipe (trajectory.clock)"]
 
 
-def _by_horizon(rows: list[BacktestRow]) -> list[list[BacktestRow]]:
+def by_horizon(rows: list[BacktestRow]) -> list[list[BacktestRow]]:
     ends = (-1.0, *HORIZONS, np.inf)
     return [[row for row in rows if low < row.horizon <= high] for low, high in pairwise(ends)]
 
 
-def _mean(values: list[float]) -> float | None:
+def mean_of(values: list[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _mean_near(rows: list[BacktestRow]) -> float:
-    mean = _mean([row.error for row in rows if row.horizon <= HORIZONS[-1]])
+def mean_near(rows: list[BacktestRow]) -> float:
+    mean = mean_of([row.error for row in rows if row.horizon <= HORIZONS[-1]])
     return np.inf if mean is None else mean

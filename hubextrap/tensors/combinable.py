@@ -139,8 +139,8 @@ def _finding(layout: CheckpointLayout, method: str | None) -> tuple[str, str] | 
     adapters = [name for name in tensors if is_adapter_tensor(name)]
     if adapters:
         what = (
-            f"is part of an adapter or of a model wrapped in one, as {len(adapters):,} of {len(tensors):,} "
-            "tensors are, and its factors cannot be combined apart"
+            f"is part of an adapter or of a model wrapped in one, like {len(adapters):,} of {len(tensors):,} "
+            "tensors; the factors of an adapter cannot be combined separately"
         )
         return f"{place(adapters[0])} {what}", MERGE_ADAPTER
     hollow = [
@@ -149,8 +149,8 @@ def _finding(layout: CheckpointLayout, method: str | None) -> tuple[str, str] | 
         if not info.nbytes and not info.dtype.startswith(("I", "U", "BOOL"))
     ]
     if hollow:
-        shape, count = list(tensors[hollow[0]].shape), f"{len(hollow):,} of {len(tensors):,} tensors do"
-        return f"{place(hollow[0])} has shape {shape}, so it holds no weights, as {count}", _GATHER
+        shape, count = list(tensors[hollow[0]].shape), f"{len(hollow):,} of {len(tensors):,} tensors"
+        return f"{place(hollow[0])} has shape {shape}, so it holds no weights, like {count}", _GATHER
     pair = quantised_pair(tensors)
     if pair is not None:
         what = "belongs to quantised weights"
@@ -159,7 +159,7 @@ def _finding(layout: CheckpointLayout, method: str | None) -> tuple[str, str] | 
         return f"{place(pair[0])} {what}: quantised weights cannot be combined", _dequantise(method)
     if method is not None:
         called = f" ({method})" if method else ""
-        what = f"says by quantization_config that the weights are quantised{called}, and quantised weights"
+        what = f"has a quantization_config, so the weights are quantised{called}, and quantised weights"
         plain = "if the files hold plain weights, remove quantization_config from that config.json"
         return (
             f"{layout.name}/config.json: {what} cannot be combined",
@@ -181,8 +181,8 @@ def _dequantise(method: str | None) -> str:
     else:
         how = "with the tool that quantised them"
     return (
-        "take checkpoints from before they were quantised, or dequantise all of them into new folders first "
-        f"({how}) and name those"
+        "use the checkpoints from before quantisation, or dequantise all of them into new folders first "
+        f"({how}) and use those"
     )
 
 

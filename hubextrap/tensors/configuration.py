@@ -47,7 +47,7 @@ def config_object(content: bytes, name: str) -> dict[str, Any]:
     remedy = "repair it in the checkpoint"
     config = parse_json(content, f"{name}: config.json", remedy=remedy)
     if not isinstance(config, dict):
-        raise CorruptFile(f"{name}: config.json holds no JSON object; {remedy}", file="config.json")
+        raise CorruptFile(f"{name}: config.json is not a JSON object; {remedy}", file="config.json")
     return config
 
 
@@ -87,8 +87,8 @@ def check_loaded(source: Source, folder: str | None) -> None:
         )
     if _ADAPTER in source.files():
         raise UnsupportedCheckpoint(
-            f"{source.name}: has {_ADAPTER} beside its weights, so that transformers would put an adapter on "
-            "them or load another model; remove it, in a copy of the checkpoint"
+            f"{source.name}: has {_ADAPTER} beside its weights, so transformers would add an adapter or load "
+            "another model; remove it, in a copy of the checkpoint"
         )
     if _TOKENIZER in source.files():
         named = parse_json(source.read_file(_TOKENIZER), f"{source.name}: {_TOKENIZER}", remedy="repair it")
@@ -96,7 +96,7 @@ def check_loaded(source: Source, folder: str | None) -> None:
             for text in _texts(value) if key not in _MADE_HERE else ():
                 if _lies_outside(text, folder):
                     raise UnsupportedCheckpoint(
-                        f"{source.name}: {_TOKENIZER} names a file out of the checkpoint ({key}: {text!r}); "
+                        f"{source.name}: {_TOKENIZER} names a file outside the checkpoint ({key}: {text!r}); "
                         "remove that field, in a copy of the checkpoint"
                     )
 

@@ -68,7 +68,7 @@ def header_end(start: bytes, file_size: int, where: str) -> int:
         CorruptFile: the file is too short for the header it announces, or that is longer than 100 MB.
     """
     if file_size < 8 or len(start) < 8:
-        raise _corrupt(where, f"{file_size} bytes are no safetensors file")
+        raise _corrupt(where, f"has {file_size} bytes, too few for a safetensors file")
     length = int.from_bytes(start[:8], "little")
     if length > HEADER_LIMIT:
         raise _corrupt(where, f"announces a header of {length:,} bytes, more than the format allows")
@@ -159,8 +159,8 @@ def _tensor(name: str, entry: object, data_start: int, file: str, where: str) ->
     if dtype in _QUANTISED:
         raise UnsupportedCheckpoint(
             f"{where}: tensor {shorten(repr(name))} is {dtype}, in which quantised weights or their scales "
-            "are stored: they cannot be combined; take checkpoints from before they were quantised, or "
-            "dequantise all of them into new folders first and name those",
+            "are stored: they cannot be combined; use the checkpoints from before quantisation, or "
+            "dequantise all of them into new folders first and use those",
             file=where,
             tensor=name,
         )

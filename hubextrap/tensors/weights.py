@@ -149,7 +149,7 @@ def check_files(files: Collection[str], name: str) -> None:
         )
     shards = sorted(file for file in files if file.startswith("model-") and file.endswith(".safetensors"))
     if shards:
-        raise CorruptFile(f"{name}: has {shards[0]} but no {INDEX_FILE}; download the folder again, whole")
+        raise CorruptFile(f"{name}: has {shards[0]} but no {INDEX_FILE}; download the whole folder again")
     pickles = sorted(
         file for file in files if file.endswith(PICKLE_SUFFIXES) and not file.startswith(_TRAINER_STATE)
     )
@@ -200,7 +200,7 @@ def _check_shards(name: str, files: Collection[str], shards: Sequence[str]) -> N
     if missing:
         raise CorruptFile(
             f"{name}: {INDEX_FILE} names files that are not there: {shorten(', '.join(missing))}; "
-            "download the folder again, whole"
+            "download the whole folder again"
         )
 
 
@@ -214,8 +214,8 @@ def _parse_index(data: bytes, where: str) -> dict[str, str]:
         if not _is_plain_shard(file):
             raise CorruptFile(
                 f"{where}: puts tensor {shorten(repr(tensor))} into {shorten(repr(file))}, which is not a "
-                "safetensors file of this folder; download it again, or, where its author keeps the files "
-                "elsewhere, put them beside the index and their plain names into it, in a copy",
+                "safetensors file of this folder; download the index again. If its author keeps the files "
+                "elsewhere, make a copy with the files beside the index and their plain names in it",
                 file=where,
             )
     return weight_map

@@ -27,6 +27,13 @@ class Reference:
     path: str = ""
     """Folder in the repo, "" for its root."""
 
+    @property
+    def file_name(self) -> str:
+        """What a file about it can be called: the folder's or the repo's name, and what is named of it."""
+        parts = [self.folder.name] if self.folder is not None else self.repo.split("/")[-1:]
+        parts += [part for part in (self.revision, self.path) if part]
+        return re.sub(r"[^\w.-]+", "-", "-".join(parts), flags=re.ASCII).strip("-.")[:100] or "run"
+
 
 def parse_reference(text: str) -> Reference:
     """Read a reference.

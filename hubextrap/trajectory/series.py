@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from hubextrap.step_names import StepName
 from hubextrap.trajectory.checkpoint import PassedOver, Series
-from hubextrap.trajectory.names import StepName
 from hubextrap.trajectory.weights import KINDS, WHOLE_MODEL, Weights, weights_by_folder
 
 if TYPE_CHECKING:

@@ -196,7 +196,7 @@ def test_all_mismatches_at_once(run_copy: Path, refused: Callable[..., str]) -> 
     message = refused(run_copy)
     assert "step 10" in message
     assert "step 20" in message
-    assert "findings" in message
+    assert "problems" in message
 
 
 def test_missing_shard(run_copy: Path, refused: Callable[..., str]) -> None:

@@ -21,7 +21,14 @@ from hubextrap.hub import read_provenance
 from hubextrap.methods import farthest_horizon
 from hubextrap.opening import Run
 from hubextrap.recipe import Recipe, parse_recipe
-from hubextrap.statistics import BacktestCandidate, GramTable, backtest_table, brief_backtest, judge, trust
+from hubextrap.statistics import (
+    BacktestCandidate,
+    GramTable,
+    backtest_table,
+    brief_backtest,
+    judge_run,
+    trust,
+)
 from hubextrap.statistics.backtesting import BRIEF_TENSORS
 
 DEMO = Path(__file__).parents[2] / "demo" / "data" / "rlvr-C"
@@ -150,7 +157,7 @@ def test_what_the_past_trusts_is_what_a_backtest_of_the_same_rules_says(
         with Run.of(recipe, scan=scan_file) as run:
             table = run.known_table()
             assert table is not None
-            verdict = judge(backtest_table(table, [BacktestCandidate.of(method)]))
+            verdict = judge_run(backtest_table(table, [BacktestCandidate.of(method)]))
         (made,) = api.merge(recipe, out=tmp_path / method, scan=scan_file).predictions
         trusted = made.provenance.trusted
         assert trusted is not None
@@ -167,17 +174,11 @@ def test_what_is_trusted_nowhere_is_said_so() -> None:
     table = GramTable(
         tuple(range(0, 80, 10)), ("a", "b"), np.array([500, 500]), walk @ walk.transpose(0, 2, 1)
     )
-    found = trust(brief_backtest(recipe_of(90).rules, table, False, 1.0))
+    found = trust(judge_run(brief_backtest(recipe_of(90).rules, table, False, 1.0)), 70)
     assert found is not None
     assert (found.horizon, found.step, found.said) == (0.0, 70, "step 70")
-    assert (
-        trust(
-            brief_backtest(
-                recipe_of(90).rules, replace(table, steps=(0,), gram=table.gram[:, :1, :1]), False, 1.0
-            )
-        )
-        is None
-    )
+    one = replace(table, steps=(0,), gram=table.gram[:, :1, :1])
+    assert trust(judge_run(brief_backtest(recipe_of(90).rules, one, False, 1.0)), 0) is None
 
 
 def test_a_brief_backtest_is_a_part_of_the_whole_one() -> None:

@@ -231,7 +231,7 @@ def test_a_name_that_no_file_should_have(
     """Where it would be taken along or pushed."""
     place = Path(os.fsdecode(os.fsencode(run / "step_10") + b"/" + os.fsencode(name)))
     place.write_text("x")
-    refused_everywhere(run, "has a name with characters that belong in none", tmp_path, cli)
+    refused_everywhere(run, "has a name with characters that a name must not have", tmp_path, cli)
 
 
 @pytest.mark.usefixtures("logged_in", "hub")

@@ -163,7 +163,7 @@ def test_what_is_copied_is_told_by_plan_merge_and_card(
     wide = "1 of 4 tensors, 16 bytes (9.1%): model.layers.0.gate.e_score_correction_bias"
     copied = "1 of 4 tensors, 64 bytes (36.4%): model.embeddings.position_ids"
     told = (
-        f"out_dtype leaves in F32 what the last checkpoint keeps wider than the rest: {wide}",
+        f"out_dtype does not narrow what the last checkpoint keeps wider than the rest, in F32: {wide}",
         f"copied from the last checkpoint, not predicted: {copied}",
     )
     planned = cli("plan", recipe, "--quiet").out

@@ -64,8 +64,29 @@ OPTIONS: dict[str, dict[str, object]] = {
         "batch_size": ("run --batch-size 8", "--logprobs", "absent --logprobs p --batch-size 8"),
         "device": ("run --device cpu", "--logprobs", "absent --logprobs p --device cpu"),
     },
+    "predict": {
+        "to": ALWAYS,
+        **dict.fromkeys(["pattern", "series", "min_step", "max_step", "base", "step_scale", "clock"], ALWAYS),
+        **dict.fromkeys(["walk", "scan", "memory", "workers", "cache", "force", "dry_run"], ALWAYS),
+        **dict.fromkeys(["write_recipe", "summary", "quiet", "as_json"], ALWAYS),
+        "tasks": ("absent --eval ,", "names nothing", "absent --eval a"),
+        **{
+            name: (f"run {option}", "--eval", f"absent --eval a {option}")
+            for name, option in {
+                "include_path": "--include-path x", "limit": "--limit 2", "batch_size": "--batch-size 2", "output": "--output r.json",
+            }.items()
+        },
+        **{
+            name: (f"run --dry-run {option}", "--dry-run", f"absent {option}")
+            for name, option in {
+                "out": "--out o", "push": "--push a/b", "device": "--device cpu", "allow_non_finite": "--allow-non-finite",
+            }.items()
+        },
+        "private": ("run --private", "--push", "absent --push a/b --private"),
+        "create_pr": ("run --create-pr", "--push", "absent --push a/b --create-pr"),
+    },
     "backtest": {
-        **dict.fromkeys(["clock", "memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
+        **dict.fromkeys(["clock", "memory", "workers", "cache", "write_recipe", "summary", "quiet", "as_json"], ALWAYS),
         **{
             name: (f"scan.safetensors --{name.replace('_', '-')}={value}", "is for a REF", f"absent --{name.replace('_', '-')}={value}")
             for name, value in SELECTION.items()
@@ -104,9 +125,9 @@ OPTIONS: dict[str, dict[str, object]] = {
         "tasks": ("absent --tasks ,", "names nothing", "absent --tasks a"),
         "include_path": ("absent --task-file problems.jsonl --include-path run", "--tasks", "absent --tasks a --include-path x"),
         "answer_format": ("absent --tasks a --format exact", "--task-file", "absent --task-file f --format exact"),
-        "repeats": ("merged --no-against --tasks hellaswag --repeats 2", "--repeats", "absent --task-file f --repeats 2"),
-        "temperature": ("merged --no-against --tasks hellaswag --temperature 1", "--temperature", "absent --task-file f --temperature 1"),
-        "max_tokens": ("merged --no-against --tasks hellaswag --max-tokens 2", "--max-tokens", "absent --task-file f --max-tokens 2"),
+        "repeats": ("merged --no-against --tasks hellaswag --repeats 2", "repeats, temperature and max_tokens", "absent --task-file f --repeats 2"),
+        "temperature": ("merged --no-against --tasks hellaswag --temperature 1", "repeats, temperature and max_tokens", "absent --task-file f --temperature 1"),
+        "max_tokens": ("merged --no-against --tasks hellaswag --max-tokens 2", "repeats, temperature and max_tokens", "absent --task-file f --max-tokens 2"),
         "against": ("absent --tasks a --against ,", "names nothing", "absent --tasks a --against absent"),
         "batch_size": ("merged --no-against --task-file problems.jsonl --backend vllm --batch-size 2", "no effect", "absent --tasks a --batch-size 2"),
         "device": ("merged --no-against --task-file problems.jsonl --backend vllm --device cpu", "no effect", "absent --tasks a --device cpu"),
@@ -337,6 +358,13 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
         **dict.fromkeys(["run", "clock"], ALWAYS),
         "settings": (lambda: api.backtest(Scan.load("scan.safetensors"), settings=MergeOptions(device="cuda")), "no effect"),
     },
+    api.advised_recipe: dict.fromkeys(["found", "draft"], ALWAYS),
+    api.save_recipe: dict.fromkeys(["recipe", "verdict", "path"], ALWAYS),
+    api.check_recipe_place: {"path": ALWAYS},
+    api.predict: {
+        **dict.fromkeys(["run", "to", "out", "push", "settings"], ALWAYS),
+        "how": (lambda: api.predict("run", 60, limit=3), "has no effect without evaluate"),
+    },
     api.check_judged: {"recipe": ALWAYS},
     api.check_publication: dict.fromkeys(["references", "rows", "limit", "create_pr", "pins"], ALWAYS),
     api.complete: {
@@ -360,7 +388,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     api.report: dict.fromkeys(["scan_file", "evaluations", "out", "png", "title", "clock"], ALWAYS),
     api.run: {
         "scan": (lambda: merged(MIXED, scan="scan.safetensors"), "no effect"),
-        "recipe": ALWAYS,
+        **dict.fromkeys(["recipe", "opened"], ALWAYS),
         "out": (lambda: merged(MIXED, out="o"), "no weights to write"),
         "output": (lambda: merged({}, out="o", output=Path("r.json")), "no evaluate section"),
         "settings": (lambda: merged(MIXED, settings=MergeOptions(allow_non_finite=True)), "no effect"),

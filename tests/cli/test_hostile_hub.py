@@ -132,7 +132,7 @@ def test_a_captive_portal(server: HostileHub, repo_id: str) -> None:
     portal = Hostile(200, b"<!doctype html><title>Log in</title>", (("Content-Type", "text/html"),))
     ended = run(COMMANDS["plan"], server, repo_id, portal, 0)
     assert ended.code == 1
-    assert "the Hub's answer is not JSON; a page of a proxy or a captive portal" in ended.err
+    assert "the Hub's answer is not JSON; perhaps a proxy or a captive portal" in ended.err
 
 
 def test_pages_without_end(server: HostileHub, repo_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,17 +181,17 @@ def test_others_in_this_process_keep_their_own_hub(ground: Ground, tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("HF_HUB_DOWNLOAD_TIMEOUT", "abc", "is no number of seconds; set it to one such as 30"),
-        ("HF_HUB_ETAG_TIMEOUT", "-1", "is no number of seconds"),
-        ("HF_ENDPOINT", "garbage", "is no address; set it to one such as https://huggingface.co"),
-        ("HF_ENDPOINT", "http://[", "is no address"),
-        ("HF_ENDPOINT", "https://host:99999", "is no address"),
-        ("HF_ENDPOINT", "ftp://host", "is no address"),
-        ("HTTPS_PROXY", "http://[", "is no address of a proxy"),
-        ("HTTPS_PROXY", "nonsense://host", "is no address of a proxy"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "abc", "is not a number of seconds; set it to, e.g., 30"),
+        ("HF_HUB_ETAG_TIMEOUT", "-1", "is not a number of seconds"),
+        ("HF_ENDPOINT", "garbage", "is not an address; set it to, e.g., https://huggingface.co"),
+        ("HF_ENDPOINT", "http://[", "is not an address"),
+        ("HF_ENDPOINT", "https://host:99999", "is not an address"),
+        ("HF_ENDPOINT", "ftp://host", "is not an address"),
+        ("HTTPS_PROXY", "http://[", "is not the address of a proxy"),
+        ("HTTPS_PROXY", "nonsense://host", "is not the address of a proxy"),
         ("ALL_PROXY", "socks5://127.0.0.1:1", "is a SOCKS proxy, which needs: pip install socksio"),
-        ("HF_TOKEN", "hf_\u00fc\u2192" + "a" * 20, "holds characters that no token has"),
-        ("HF_TOKEN", "hf_a b", "holds characters that no token has"),
+        ("HF_TOKEN", "hf_\u00fc\u2192" + "a" * 20, "holds characters that a token cannot have"),
+        ("HF_TOKEN", "hf_a b", "holds characters that a token cannot have"),
     ],
 )
 def test_a_setting_that_cannot_be_used(
@@ -214,7 +214,7 @@ def test_a_setting_that_breaks_an_import(ground: Ground) -> None:
     )
     assert (done.returncode, done.stderr) == (
         1,
-        "error: HF_HUB_DOWNLOAD_TIMEOUT='abc' is no number of seconds; set it to one such as 30\n",
+        "error: HF_HUB_DOWNLOAD_TIMEOUT='abc' is not a number of seconds; set it to, e.g., 30\n",
     )
 
 
@@ -286,7 +286,7 @@ def test_a_drip_is_given_up(server: HostileHub, repo_id: str, monkeypatch: pytes
     began = time.monotonic()
     ended = run(COMMANDS["merge"], server, repo_id, None, 0)
     assert ended.code == 1
-    assert "bytes came through in" in ended.err
+    assert "bytes arrived in" in ended.err
     assert time.monotonic() - began < 30
 
 
@@ -300,7 +300,7 @@ def test_interim_answers_without_end(
     began = time.monotonic()
     ended = run(COMMANDS[words], server, repo_id, Hostile(0, b"interim answers"), 0)
     assert ended.code == 1
-    assert "no whole answer's head in 1 s" in ended.err
+    assert "did not finish the head of its answer in 1 s" in ended.err
     assert time.monotonic() - began < 15
 
 

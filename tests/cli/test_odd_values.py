@@ -15,6 +15,7 @@ from hubextrap.localhub import LocalHub
 
 BASES = {
     "steps": ["run"],
+    "predict": ["run", "--to", "60", "--dry-run", "--quiet"],
     "scan": ["run", "--out", "other.safetensors", "--quiet"],
     "backtest": ["scan.safetensors", "--quiet"],
     "report": ["scan.safetensors"],

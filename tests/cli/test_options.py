@@ -78,7 +78,7 @@ def test_a_figure_in_a_default_comes_from_its_constant() -> None:
 
 def test_a_command_that_takes_a_run_takes_what_says_which_steps() -> None:
     takers = {words for words, option in options() if option.name == "series"}
-    assert takers == {"steps", "scan", "backtest"}
+    assert takers == {"predict", "steps", "scan", "backtest"}
     for words in takers:
         assert {option.name for of, option in options() if of == words} >= set(names(Selection))
     runs = {
@@ -106,7 +106,7 @@ def test_a_backtest_is_of_the_steps_that_are_asked_for(
 ) -> None:
     ended = run_main("backtest", "run", *given, "--quiet", "--json")
     assert ended.code == 0, ended
-    rows = json.loads(ended.out)
+    rows = json.loads(ended.out)["rows"]
     assert {row["target_step"] for row in rows} <= set(steps)
     assert max(row["target_step"] for row in rows) == steps[-1]
     listed = run_main("steps", "run", *given, "--quiet", "--fast", "--json")

@@ -20,10 +20,19 @@ OUTPUTS = {
     ("report", "out"): ("scan.safetensors --out {}", False),
     ("report", "png"): ("scan.safetensors --out page.html --png {}", True),
     ("plan", "out"): ("recipe.yaml --out {} -q", True),
+    ("predict", "out"): ("run --to 60 --out {} -q", True),
+    ("predict", "write_recipe"): ("run --to 60 --dry-run --write-recipe {} -q", False),
+    ("predict", "output"): ("run --to 60 --out o --eval radd --include-path tasks --output {} -q", False),
+    ("predict", "summary"): ("run --to 60 --dry-run --summary {} -q", False),
+    ("backtest", "write_recipe"): ("run --write-recipe {} -q", False),
+    ("plan", "place"): ("recipe.yaml {} -q", True),
+    ("backtest", "summary"): ("run --summary {} -q", False),
     ("plan", "summary"): ("recipe.yaml --summary {} -q", False),
     ("merge", "out"): ("recipe.yaml --out {} -q", True),
+    ("merge", "place"): ("recipe.yaml {} -q", True),
     ("merge", "summary"): ("recipe.yaml --out o --summary {} -q", False),
     ("run", "out"): ("recipe.yaml --out {} -q", True),
+    ("run", "place"): ("recipe.yaml {} -q", True),
     ("run", "output"): ("evaluate.yaml --out o --output {} -q", False),
     ("run", "summary"): ("recipe.yaml --out o --summary {} -q", False),
     ("eval", "output"): ("merged --no-against --task-file problems.jsonl --output {} -q", False),
@@ -38,6 +47,8 @@ INPUTS = {
     ("scan", "logprobs"): "run --out s.safetensors --logprobs {} -q",
     ("report", "scan"): "{} --out page.html",
     ("report", "evaluation"): "scan.safetensors --out page.html --evaluation {}",
+    ("predict", "walk"): "run --to 60 --out o --walk {} -q",
+    ("predict", "scan"): "run --to 60 --dry-run --scan {} -q",
     ("plan", "recipe"): "{} -q",
     ("plan", "scan"): "recipe.yaml --scan {} -q",
     ("merge", "scan"): "recipe.yaml --out o --scan {} -q",
@@ -57,7 +68,12 @@ INPUTS = {
     ("recipes validate", "files"): "{}",
     ("mergekit-yaml", "config"): "{} out-of-mergekit",
 }
-FOLDERS = {("eval", "include_path"), ("walk", "include_path"), ("push", "folder")}
+FOLDERS = {
+    ("eval", "include_path"),
+    ("predict", "include_path"),
+    ("walk", "include_path"),
+    ("push", "folder"),
+}
 """Parameters that name a folder to read; a folder's files are another test's."""
 
 
@@ -305,7 +321,7 @@ def test_what_lies_where_a_scan_would_keep_its_journal(ground: Ground) -> None:
         before = tree(ground.folder)
         ended = run_main("scan", "run", "--out", "new.safetensors", "-q")
         assert ended.code == 1
-        assert ".new.safetensors.partial: is there, and not what a scan that was stopped left" in ended.err
+        assert ".new.safetensors.partial: exists, but a stopped scan did not leave it" in ended.err
         assert tree(ground.folder) == before
 
 

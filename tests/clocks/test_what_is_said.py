@@ -91,10 +91,10 @@ def test_a_provenance_claims_times_that_can_be(here: Path) -> None:
 @pytest.mark.slow
 def test_backtest(here: Path) -> None:
     assert SAID in "".join(ran("backtest", "run").out.splitlines())
-    rows = json.loads(ran("backtest", "run", "--json", "-q").out)
+    rows = json.loads(ran("backtest", "run", "--json", "-q").out)["rows"]
     assert all(SAID in row["clock"] for row in rows)
     by_steps = ran("backtest", "run", "--clock", "steps", "--json", "-q")
-    assert "clock" not in json.loads(by_steps.out)[0]
+    assert "clock" not in json.loads(by_steps.out)["rows"][0]
     Path("rates.csv").write_text("step,learning_rate\n" + "".join(f"{at},{linear(at)}\n" for at in range(61)))
     assert "rates.csv up to step 60" in ran("backtest", "run", "--clock", "rates.csv").out
     lost = run_main("backtest", "run", "--clock", "rate.csv")

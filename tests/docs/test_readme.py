@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -59,8 +60,12 @@ def test_the_python_in_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "recipe.yaml").write_text(
         f"trajectory: {{repo: {run}}}\nmerge_method: persistence\nparameters: {{target_step: 500}}\n"
     )
+    for step in (0, 40, 80, 100, 120, 160, 200):
+        shutil.copytree(run / f"step_{step}", tmp_path / "me" / "run" / f"step_{step}")
     monkeypatch.chdir(tmp_path)
     shown = io.StringIO()
     with redirect_stdout(shown):
         exec(code, {})
-    assert shown.getvalue() == "500 prediction 1\n"
+    answer, made = shown.getvalue().splitlines()
+    assert answer.startswith("✓ Extrapolation looks promising: step 400 by the ")
+    assert made == "500 prediction 1"

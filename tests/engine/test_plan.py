@@ -103,7 +103,7 @@ def test_out_dtype_leaves_what_is_wider_than_the_model(
     plan = plan_two(last, last, out_dtype=out_dtype)
     assert [t.dtype for t in plan.shards[0].tensors] == stored
     left = [name for (name, dtype, _) in tensors if dtype in stored and dtype in ("F32", "F64")]
-    told = [caveat for caveat in plan.caveats if caveat.startswith("out_dtype leaves")]
+    told = [caveat for caveat in plan.caveats if caveat.startswith("out_dtype does not narrow")]
     assert len(told) == bool(out_dtype not in (None, "float32", "float64") and left)
     assert all(name in caveat for caveat in told for name in left)
     narrower = any(DTYPES[s].itemsize < DTYPES[t[1]].itemsize for s, t in zip(stored, tensors, strict=True))
@@ -153,13 +153,13 @@ def test_every_mismatch_is_in_one_error() -> None:
         plan_two(first, last)
     hint = " (if it is tied, the last checkpoint's config.json has to say tie_word_embeddings: true)"
     assert str(caught.value).splitlines() == [
-        "the checkpoints do not fit together, 5 findings:",
+        "the checkpoints do not fit together, 5 problems:",
         "  a.weight has shape [4, 9] in step 100 (me/run@step_100), [4, 8] in step 400",
         "  b.weight is I64 in step 100 (me/run@step_100), BF16 in step 400",
         "  new.weight is in step 400 but not in step 100 (me/run@step_100)",
         "  lm_head.weight is in step 400 but not in step 100 (me/run@step_100)" + hint,
         "  old.weight is in step 100 (me/run@step_100) but not in step 400",
-        "leave out the checkpoints that differ (trajectory.steps), or choose ones that one run saved",
+        "leave out the checkpoints that differ (trajectory.steps), or choose checkpoints of one run",
     ]
 
 
@@ -181,7 +181,7 @@ def test_a_mismatch_of_one_tensor_names_it(first: list[Spec], tensor: str | None
 
 def test_many_mismatches_are_counted_not_all_listed() -> None:
     last = layout("x", [(f"layer.{i}", "BF16", (2,)) for i in range(1000)])
-    with pytest.raises(CheckpointMismatch, match="1001 findings:") as caught:
+    with pytest.raises(CheckpointMismatch, match="1001 problems:") as caught:
         plan_two(layout("y", [A]), last)
     assert len(str(caught.value).splitlines()) == 1 + 20 + 2
     assert "… and 981 more" in str(caught.value)
@@ -236,7 +236,7 @@ def test_tied_copies_of_different_dtype() -> None:
 
 def test_what_cannot_be_combined() -> None:
     odd = layout("x", [("w", "F8_E4M3FNUZ", (4,))])
-    with pytest.raises(CheckpointMismatch, match=r"w is F8_E4M3FNUZ, .*; give it the method"):
+    with pytest.raises(CheckpointMismatch, match=r"w is F8_E4M3FNUZ, .*; give it a rule"):
         plan_two(odd, odd)
     with pytest.raises(CheckpointMismatch, match=r"w is F8_E4M3FNUZ, .* needs no scan"):
         plan_scan((1, 2), (odd, odd))

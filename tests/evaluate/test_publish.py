@@ -225,7 +225,7 @@ def test_another_model_in_its_place_gets_no_scores(
     monkeypatch.setattr(hubextrap.api, "publish", late)
     said = error_of(evaluate(model, "--publish", "--no-against"))
     assert "model.safetensors changed since commit" in said
-    assert "measure what is there now" in said
+    assert "evaluate the model as it is now" in said
 
 
 def test_a_commit_whose_answer_was_lost_is_made_once(
@@ -284,5 +284,5 @@ def test_a_card_that_comes_while_ours_is_sent_stays(
 
     monkeypatch.setattr(module, "commit_files", late)
     said = error_of(evaluate(model, "--publish", "--no-against"))
-    assert f"somebody else changed README.md there meanwhile (commit {theirs[0]})" in said
+    assert f"somebody else changed README.md in the meantime (commit {theirs[0]})" in said
     assert read(model, "README.md") == "theirs"

@@ -102,7 +102,7 @@ def test_windows_line_ends() -> None:
     ("card", "message"),
     [
         ("---\nlicense: [mit\n---\n", "the metadata at its top: not valid YAML"),
-        ("---\n- a\n---\n", "the metadata at its top are no mapping"),
+        ("---\n- a\n---\n", "the metadata at its top are not a mapping"),
         ("---\nmodel-index: {name: x}\n---\n", r"its model-index is not a list of \{name, results\}"),
         ("---\nmodel-index: [{name: x}]\n---\n", r"its model-index is not a list of \{name, results\}"),
     ],

@@ -160,8 +160,8 @@ def test_the_same_files_changed_meanwhile(
         push_folder(prediction, PushTarget.parse(repo_id))
     theirs = commits(repo_id)[0]
     assert str(error.value) == (
-        f"{repo_id}@main: somebody else changed {file} there meanwhile (commit {theirs}); "
-        "look at it, then push again"
+        f"{repo_id}@main: somebody else changed {file} in the meantime (commit {theirs}); "
+        "look at that commit, then push again"
     )
     assert len(commits(repo_id)) == 2
 

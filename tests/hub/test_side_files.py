@@ -187,7 +187,7 @@ def test_weights_under_a_name_that_the_configuration_gives(folder: Path) -> None
         (None, "no config.json; a model cannot be loaded without one"),
         (b"{", "config.json: not valid JSON"),
         (b"\xff", "config.json: not valid JSON"),
-        (b"[]", "config.json holds no JSON object"),
+        (b"[]", "config.json is not a JSON object"),
     ],
 )
 def test_a_configuration_that_cannot_be_used(folder: Path, content: bytes | None, said: str) -> None:

@@ -89,7 +89,7 @@ def test_the_commands_of_a_process_of_its_own_know_them(site: Path, scan_file: P
         check=True,
         text=True,
     )
-    rows = json.loads(done.stdout)
+    rows = json.loads(done.stdout)["rows"]
     ours, theirs, third = (
         [row for row in rows if row["method"] == name] for name in ("calibrated", "twin", "slowing")
     )

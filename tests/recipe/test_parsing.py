@@ -192,8 +192,11 @@ merge_method: x
             ("{repo: me/run}", "{checkpoints: [{model: a, step: 1}, {model: b, step: 2}], base: c}"),
             ":1: trajectory: base and steps go with repo",
         ),
-        (("{repo: me/run}", "{checkpoints: [{model: a}]}"), ":1: trajectory.checkpoints[0].step: missing"),
-        (("two_point", "linear"), ":2: merge_method: there is no merge method linear"),
+        (
+            ("{repo: me/run}", "{checkpoints: [{model: a}]}"),
+            ":1: trajectory.checkpoints[0]: no step for a, and its",
+        ),
+        (("two_point", "linear"), ":2: merge_method: linear is mergekit's own method. Here"),
         (("two_point", ""), ":2: merge_method: must be text, not empty"),
         (("400", "4.5"), ":3: parameters.target_step[0]: must be a whole number, not 4.5"),
         (("400", "[]"), ":3: parameters.target_step: must not be empty"),

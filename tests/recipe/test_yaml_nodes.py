@@ -78,7 +78,7 @@ def test_lines_of_keys_and_items() -> None:
         ("# only a comment\n", 1, "the file is empty"),
         ("a: 1\nb: [1, 2\nc: 3\n", 3, "not valid YAML: while parsing a flow sequence"),
         ("a: 1\n\tb: 2\n", 2, "not valid YAML"),
-        ("a: 1\n---\nb: 2\n", 2, "not valid YAML: expected a single document"),
+        ("a: 1\n---\nb: 2\n", 2, "a second YAML document begins here"),
         ("a: 1\nb: \x07\n", 2, "not valid YAML: special characters are not allowed"),
         ("a: &x [1]\nb: *x\n", 2, "write out what the alias *x stands for"),
         ("a: &a [*a]\n", 1, "write out what the alias *a stands for"),

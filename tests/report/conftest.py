@@ -86,7 +86,7 @@ def page(scan_file: Path, results: list[Path], tmp_path_factory: pytest.TempPath
     options += ["--out", str(out), "--png", str(out.parent / "png"), "--title", "<b>&"]
     done = CliRunner().invoke(app, ["report", str(scan_file), *options])
     assert done.exit_code == 0, done.output
-    assert done.output.startswith("Extrapolation looks promising: use ")
+    assert done.output.startswith("The prediction scored better than the last checkpoint: radd exact_match ")
     assert f"wrote {out} and 8 plots in {out.parent / 'png'}" in done.output
     return out
 

@@ -18,10 +18,9 @@ from hubextrap.cli.app import app
 from hubextrap.errors import EvaluationError, HubExtrapError, OutputError, ReferenceNotFound
 from hubextrap.evaluation.table import EvaluationTable
 from hubextrap.reporting import build_sections, collect_accuracy, weights
-from hubextrap.reporting.answering import answer
 from hubextrap.reporting.style import to_png, to_svg
 from hubextrap.scans import Scan
-from hubextrap.statistics import GramTable, backtest_table, horizon_means, judge
+from hubextrap.statistics import GramTable, backtest_table, horizon_means, judge_run, plain_name
 from hubextrap.statistics.linearity import random_walk
 from hubextrap.trajectory import find_trajectory
 
@@ -55,8 +54,8 @@ def test_page_says_what_was_found(page: Path, scan: Scan) -> None:
         cells = "".join(f"<td>{mean:.2f}</td>" for mean in (*entry.means, entry.worst))
         assert f'<th scope="row">{entry.method.replace("(", "(<wbr>")}</th>{cells}' in text
     assert "prediction scores 0.982, the last observed checkpoint 0.828, the real one 0.984" in text
-    verdict = judge(backtest_table(scan.gram_table))
-    assert f"use {verdict.method}</h2>".replace("(", "(<wbr>") in text
+    verdict = judge_run(backtest_table(scan.gram_table))
+    assert f"use the {plain_name(verdict.method or '')}, up to step 800" in text
 
 
 def test_plots_for_the_card(page: Path) -> None:
@@ -78,8 +77,7 @@ def test_same_input_same_bytes(page: Path, scan: Scan) -> None:
 
 def test_two_checkpoints(short_scan_file: Path, tmp_path: Path) -> None:
     found = api.report(short_scan_file, out=tmp_path / "a.html", png=tmp_path)
-    assert found.headline == "Nothing could be rehearsed"
-    assert "this scan has 2" in found.sentences[0]
+    assert found.headline == "2 checkpoints cannot be judged: a rehearsal needs 3"
     assert found.pngs == ()
 
 
@@ -102,16 +100,16 @@ def wandering(rng: np.random.Generator) -> np.ndarray:
 )
 def test_answer(trajectory: Callable[[np.random.Generator], np.ndarray], level: str, headline: str) -> None:
     table = gram_table(trajectory(np.random.default_rng(1)))
-    found = answer(backtest_table(table))
+    found = judge_run(backtest_table(table))
     assert (found.level, found.headline[: len(headline)]) == (level, headline)
-    assert found.sentences[-1].endswith("evaluate it beside the last checkpoint.")
+    assert found.sentences[-1].startswith("All this is about weights. Evaluate")
 
 
 def test_few_rehearsals_call_for_care() -> None:
     table = gram_table(straight(np.random.default_rng(1))[:4], STEPS[:4])
-    found = answer(backtest_table(table))
-    assert found.level == "care"
-    assert any("That is few to judge by." in sentence for sentence in found.sentences)
+    found = judge_run(backtest_table(table))
+    assert found.level == "unknown"
+    assert found.headline.startswith("Too few rehearsals to judge: only ")
 
 
 def test_rounding_is_told_apart(tmp_path: Path) -> None:
@@ -127,14 +125,17 @@ def test_rounding_is_told_apart(tmp_path: Path) -> None:
     backtest = api.backtest(scan)
     assert backtest.rounded
     found = api.report(tmp_path / "run.safetensors", out=tmp_path / "a.html")
-    verdict = judge(backtest)
+    verdict = judge_run(backtest)
     assert verdict.method is not None
     near = [row for row in backtest.shared_rows()[verdict.method] if row.horizon <= 1]
     signal, total = (np.mean([row.error for row in near]), np.mean([row.relative_error for row in near]))
     assert signal < total - 0.1
-    assert f"on average {signal:.2f} times as far" in found.sentences[0]
-    assert f"rounding to them makes up {backtest.rounding_share:.0%}" in found.sentences[1]
-    assert f"total error of {verdict.method}, with the rounding in it, is {total:.2f}" in found.sentences[1]
+    assert f"Rounding makes up {backtest.rounding_share:.0%}" in found.sentences[0]
+    assert (
+        f"With the rounding in it, the mean error of the {plain_name(verdict.method)} is {total:.2f}"
+        in found.sentences[0]
+    )
+    assert f"on average {signal:.2f} times as far" in found.sentences[1]
     page = (tmp_path / "a.html").read_text()
     assert "those of the signal, without the rounding to 16 bits" in page
     means = {entry.method: entry for entry in horizon_means(backtest)}

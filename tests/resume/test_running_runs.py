@@ -63,7 +63,7 @@ def test_one_run_at_a_time_and_signals(
     with pytest.raises(OutputError) as refused:
         hubextrap.merge(hubextrap.load_recipe(other), out=out)
     assert str(refused.value) == (
-        f"{out}: another run is at it (process {pid}); wait for it to end, or stop it"
+        f"{out}: another run is writing it (process {pid}); wait for it to end, or stop it"
     )
     ended = warm.end(pid, after=0.0, sign=sign)
     assert ended.code == code, ended.output
@@ -100,7 +100,7 @@ def test_one_push_at_a_time(
     recipe = recipe_file(run_folder)
     pid = warm.start("merge", recipe, "--push", target.name)
     wait_for(lambda: finished(push_place(target) / "journal-0.jsonl") >= 4)
-    with pytest.raises(OutputError, match=rf"another run is at it .*{pid}"):
+    with pytest.raises(OutputError, match=rf"another run is writing it .*{pid}"):
         hubextrap.merge(hubextrap.load_recipe(recipe), push=[target])
     ended = warm.end(pid, after=0.0, sign=signal.SIGTERM)
     assert ended.code == 143, ended.output

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from hubextrap.errors import MethodError
 from hubextrap.methods import Rule, coefficients, rehearse
 from hubextrap.methods.rehearsal import most_rehearsals
-from hubextrap.reporting.answering import answer
 from hubextrap.statistics import (
     HORIZONS,
     Backtest,
@@ -22,7 +21,7 @@ from hubextrap.statistics import (
     candidates,
     horizon_classes,
     horizon_means,
-    judge,
+    judge_run,
     pair_counts,
 )
 
@@ -170,7 +169,7 @@ def test_rules_for_some_tensors_add_up(demo_table: GramTable) -> None:
 
 
 def test_verdict_of_the_demo(demo: Backtest) -> None:
-    verdict = judge(demo)
+    verdict = judge_run(demo)
     near = {
         name: np.mean([row.error for row in rows if row.horizon <= 1])
         for name, rows in demo.shared_rows().items()
@@ -179,7 +178,7 @@ def test_verdict_of_the_demo(demo: Backtest) -> None:
     assert near[verdict.method] == min(near.values())
     assert near["calibrated"] < 0.45 < near["two_point"]
     assert verdict.reach == 1.0
-    assert verdict.failures == 0
+    assert verdict.rehearsals.worse == 0
     means = {entry.method: entry for entry in horizon_means(demo)}
     assert means["calibrated"].means[0] < 0.4 < means["two_point"].means[0]
 
@@ -189,13 +188,13 @@ def test_reach_is_a_horizon_and_counts_from_the_first_checkpoint(demo_table: Gra
     steps = tuple(first + step for step in demo_table.steps)
     shifted = GramTable(steps, demo_table.tensors, demo_table.elements, demo_table.gram)
     found = backtest_table(shifted)
-    verdict = judge(found)
+    verdict = judge_run(found)
     assert verdict.reach == 1.0
     assert verdict.reach_step == first + 800
     titles = horizon_classes(found)
     ends = [f"to {h} (step {first + s})" for h, s in ((0.25, 500), (0.5, 600), (1, 800))]
     assert titles == (*ends, "farther")
-    assert f"up to step {first + 800}: " in " ".join(answer(found).sentences)
+    assert f"Trust it up to step {first + 800} (horizon 1); " in " ".join(verdict.sentences)
 
 
 def test_a_horizon_on_an_end_is_in_the_class_that_ends_there() -> None:
@@ -219,7 +218,7 @@ def test_a_run_that_does_not_move_has_no_figures() -> None:
     table = GramTable((0, 1, 2, 3), ("w",), np.array([5]), np.zeros((1, 4, 4)))
     found = backtest_table(table)
     assert found.rows == ()
-    assert judge(found).method is None
+    assert judge_run(found).method is None
 
 
 def test_where_nothing_helps_the_verdict_says_so() -> None:
@@ -228,7 +227,7 @@ def test_where_nothing_helps_the_verdict_says_so() -> None:
     walk -= walk[0]
     found = backtest_table(GramTable(tuple(range(10)), ("w",), np.array([4000]), (walk @ walk.T)[None]))
     assert not found.rounded
-    verdict = judge(found)
+    verdict = judge_run(found)
     assert verdict.reach is None
     assert verdict.method is None or verdict.method.startswith("calibrated")
     expected = [row.expected_relative_error for row in found.rows if row.method == "calibrated"]

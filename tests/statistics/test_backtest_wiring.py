@@ -48,12 +48,14 @@ def scan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_scan_gives_rows_and_a_table(scan_file: Path) -> None:
     result = command("backtest", str(scan_file), "--json", "--quiet")
     assert result.exit_code == 0, result.output
-    rows = json.loads(result.stdout)
+    found = json.loads(result.stdout)
+    verdict, rows = found["verdict"], found["rows"]
+    assert (verdict["level"], verdict["mark"], verdict["reach_step"]) == ("good", "✓", 800)
     keys = {"method", "last_step", "target_step", "relative_error", "expected_relative_error"}
     assert all(keys <= set(row) for row in rows)
     table = command("backtest", str(scan_file), "--quiet")
     assert "calibrated" in table.stdout
-    assert "trust it up to step 800, horizon 1: that near" in table.stdout
+    assert table.stdout.startswith(f"✓ {verdict['headline']}\n")
     assert "1 is the last checkpoint as it is" in table.stdout
 
 
@@ -62,7 +64,7 @@ def test_the_reach_of_a_run_that_does_not_start_at_0(tmp_path: Path) -> None:
     out = tmp_path / "late.safetensors"
     api.scan(find_trajectory(str(DEMO), min_step=40), out=out)
     table = command("backtest", str(out), "--quiet").stdout
-    assert "trust it up to step 760, horizon 1: that near" in table
+    assert "up to step 760 (horizon 1)" in table.splitlines()[0]
     assert "to 0.25 (step 490): " in table
     assert "800" not in table
 

@@ -182,7 +182,7 @@ def test_what_is_wrong_with_a_checkpoint_leaves_nothing_behind(tmp_path: Path) -
 def test_one_scan_a_file(tmp_path: Path) -> None:
     journal = ScanJournal(tmp_path / "partial", {"it": "a"})
     journal.record(TensorScan.empty("w", 0, 2, 4))
-    with pytest.raises(OutputError, match="another scan is at it; wait for it to end"):
+    with pytest.raises(OutputError, match="another scan is writing it; wait for it to end"):
         ScanJournal(tmp_path / "partial", {"it": "a"})
     journal.close()
     again = ScanJournal(tmp_path / "partial", {"it": "a"})

@@ -15,9 +15,8 @@ from scan_runs import scan_folder
 from hubextrap import api
 from hubextrap.errors import CorruptFile, MethodError
 from hubextrap.recipe import parse_recipe
-from hubextrap.reporting.answering import answer
 from hubextrap.scans import Scan
-from hubextrap.statistics import Backtest, BacktestRow, GramTable, backtest_table, judge, random_walk
+from hubextrap.statistics import Backtest, BacktestRow, GramTable, backtest_table, judge_run, random_walk
 from hubextrap.statistics.linearity import Linearity, count_linearity, r_squared
 
 BELOW, ABOVE = 1 - 1e-9, 1 + 1e-9
@@ -56,48 +55,51 @@ def backtest(
 def test_a_method_is_trusted_up_to_a_mean_error_of_six_tenths(
     errors: tuple[float, ...], reach: float | None
 ) -> None:
-    verdict = judge(backtest(*errors, horizons=(0.25, 0.5, 1.0)))
+    verdict = judge_run(backtest(*errors, horizons=(0.25, 0.5, 1.0)))
     assert verdict.reach == reach
     assert verdict.reach_step == (None if reach is None else 400 + reach * 400)
-    assert verdict.trials == (0 if reach is None else {0.25: 1, 0.5: 2, 1.0: 3}[reach])
+    assert (verdict.rehearsals.count, verdict.rehearsals.near) == (3, 3)
 
 
 @pytest.mark.parametrize(("error", "named"), [(BELOW, True), (1.0, False), (ABOVE, False)])
 def test_a_method_as_bad_as_doing_nothing_is_no_method(error: float, named: bool) -> None:
-    assert (judge(backtest(error, error)).method is not None) == named
-    assert answer(backtest(error, error)).level == ("care" if named else "bad")
+    found = judge_run(backtest(error, error, error))
+    assert (found.method is not None) == named
+    assert found.level == ("care" if named else "bad")
 
 
 def test_a_failure_is_worse_than_doing_nothing_and_as_bad_is_none() -> None:
-    assert judge(backtest(1.0, 0.1, 0.1)).failures == 0
-    assert judge(backtest(ABOVE, 0.1, 0.1)).failures == 1
+    assert judge_run(backtest(1.0, 0.1, 0.1)).rehearsals.worse == 0
+    assert judge_run(backtest(ABOVE, 0.1, 0.1)).rehearsals.worse == 1
 
 
 @pytest.mark.parametrize(("horizon", "place"), [(0.25, 0), (0.2501, 1), (0.5, 1), (0.5001, 2), (1.0, 2)])
 def test_horizons_end_at_a_quarter_a_half_and_one(horizon: float, place: int) -> None:
-    found = judge(backtest(0.1, horizons=(horizon,)))
+    found = judge_run(backtest(0.1, 0.1, 0.1, horizons=(horizon,)))
     assert found.reach == (0.25, 0.5, 1.0)[place]
 
 
 def test_a_horizon_beyond_one_is_trusted_by_nobody() -> None:
-    assert judge(backtest(0.1, horizons=(1.0001,))).method is None
+    found = judge_run(backtest(0.1, 0.1, 0.1, horizons=(1.0001,)))
+    assert (found.method, found.level) == (None, "unknown")
+    assert "only 3, beyond step 800 (horizon 1)" in found.headline
 
 
 @pytest.mark.parametrize(("trials", "level"), [(5, "care"), (6, "good"), (7, "good")])
 def test_six_rehearsals_are_ground_for_trust_and_five_are_few(trials: int, level: str) -> None:
-    found = answer(backtest(*[0.3] * trials))
+    found = judge_run(backtest(*[0.3] * trials))
     assert found.level == level
     assert any("few to judge by" in sentence for sentence in found.sentences) == (trials < 6)
 
 
 @pytest.mark.parametrize(("error", "level"), [(0.5 * BELOW, "good"), (0.5, "good"), (0.5 * ABOVE, "care")])
 def test_a_mean_error_of_a_half_looks_promising_and_none_above(error: float, level: str) -> None:
-    assert answer(backtest(*[error] * 6)).level == level
+    assert judge_run(backtest(*[error] * 6)).level == level
 
 
 def test_one_failure_calls_for_care() -> None:
-    assert answer(backtest(*[0.1] * 9, 1.0)).level == "good"
-    assert answer(backtest(*[0.1] * 9, ABOVE)).level == "care"
+    assert judge_run(backtest(*[0.1] * 9, 1.0)).level == "good"
+    assert judge_run(backtest(*[0.1] * 9, ABOVE)).level == "care"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_one_failure_calls_for_care() -> None:
     ],
 )
 def test_expected_errors_a_tenth_off_can_be_believed(found: float, expected: float, said: str) -> None:
-    sentences = answer(backtest(*[found] * 6, expected=expected)).sentences
+    sentences = judge_run(backtest(*[found] * 6, expected=expected)).sentences
     assert any(said in sentence for sentence in sentences if sentence.startswith("Beforehand"))
 
 

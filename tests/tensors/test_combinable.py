@@ -328,7 +328,9 @@ def test_the_configuration_of_any_checkpoint(
         return
     with pytest.raises(UnsupportedCheckpoint) as caught:
         read_combinable(sources)
-    assert str(caught.value).startswith(f"{paths[which]}/config.json: says by quantization_config")
+    assert str(caught.value).startswith(
+        f"{paths[which]}/config.json: has a quantization_config, so the weights are quantised"
+    )
     assert "remove quantization_config" in str(caught.value)
     # as the message says
     (paths[which] / "config.json").write_bytes(files(PLAIN)["config.json"])
@@ -349,7 +351,7 @@ def test_many_alike_are_one_error(folder: Folder) -> None:
 
 def test_a_configuration_that_is_none(folder: Folder) -> None:
     path = folder(files(PLAIN) | {"config.json": b"[1]"})
-    with pytest.raises(CorruptFile, match=r"config.json holds no JSON object"):
+    with pytest.raises(CorruptFile, match=r"config.json is not a JSON object"):
         read_combinable([LocalSource(path), LocalSource(folder(files(PLAIN)))])
 
 

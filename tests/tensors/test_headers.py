@@ -97,7 +97,7 @@ def test_refuses_what_the_format_does_not_allow(header: Any, data: bytes, messag
 
 
 def test_refuses_lengths_beyond_the_file() -> None:
-    assert "5 bytes are no safetensors file" in refusal(b"12345")
+    assert "has 5 bytes, too few for a safetensors file" in refusal(b"12345")
     assert "announces a header of 18,446,744,073,709,551,615 bytes" in refusal(b"\xff" * 8 + b"{}")
     assert "its header takes 108 bytes, the file has 10" in refusal((100).to_bytes(8, "little") + b"{}")
     assert "only 10 of the header's 108 bytes are there" in refusal((100).to_bytes(8, "little") + b"{}", 200)

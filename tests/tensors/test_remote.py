@@ -344,7 +344,7 @@ def test_odd_names_in_a_repo(name: str, checkpoint: Checkpoint, cdn_hub: LocalHu
         lambda: source.read_file(name),
         lambda: open_source(odd, cache=True),
     ):
-        with pytest.raises(SourceError, match="characters that belong in none") as error:
+        with pytest.raises(SourceError, match="characters that a name must not have") as error:
             look()
         assert str(error.value).isprintable()
     source.close()

@@ -370,7 +370,9 @@ def test_a_signal_ends_the_trainer_too(
     process = warm.start("reground", setting.recipe, "--out", setting.out)
     trainer = pid_in(setting)
     message = fails(setting, OutputError)
-    assert message.endswith(f"run: another run is at it (process {process}); wait for it to end, or stop it")
+    assert message.endswith(
+        f"run: another run is writing it (process {process}); wait for it to end, or stop it"
+    )
     ended = warm.end(process, after=0.0, sign=sign)
     assert ended.code == code
     if sign != signal.SIGKILL:

@@ -1,0 +1,276 @@
+"""`predict`: from a run to a predicted model and one honest answer, with the recipe that made it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from hubextrap.api.chain import run as run_chain
+from hubextrap.api.drafting import (
+    NEAR,
+    Draft,
+    check_recipe_place,
+    choose_method,
+    farthest_target,
+    rule_without_weights,
+    save_recipe,
+    target_as_written,
+)
+from hubextrap.api.outlook import outlooks_of
+from hubextrap.api.planning import plan
+from hubextrap.api.preparing import MergeOptions, merge_options
+from hubextrap.errors import MethodError, RecipeError
+from hubextrap.evaluation import check_writable
+from hubextrap.evaluation.outcomes import outcomes_of
+from hubextrap.foreign_text import own_lines
+from hubextrap.methods.checking import check_steps
+from hubextrap.opening import Run
+from hubextrap.progress import SilentProgress
+from hubextrap.statistics import backtest_memory, backtest_table, candidates, with_scores
+from hubextrap.trajectory import Trajectory, TrajectoryOptions, find_trajectory
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Unpack
+
+    from hubextrap.api.merging import Prediction
+    from hubextrap.clocks import ClockChoice
+    from hubextrap.evaluation import EvaluationTable
+    from hubextrap.evaluation.walk_report import WalkReport
+    from hubextrap.hub import PushTarget
+    from hubextrap.progress import Progress
+    from hubextrap.recipe import Recipe
+    from hubextrap.scans import Scan
+    from hubextrap.statistics import Backtest, RunVerdict
+
+_WHY_READ = "reading every checkpoint once, to rehearse every method on the run's own past"
+
+
+@dataclass(frozen=True, slots=True)
+class PredictResult:
+    """The answer, and what was made."""
+
+    verdict: RunVerdict
+    """On the prediction; on the run, where its past supports no step."""
+    chosen: str
+    """The method, as a backtest calls it."""
+    why: str
+    """Why this one."""
+    recipe: Recipe | None
+    """What was run; None where the past supports no step."""
+    recipe_file: Path | None
+    """Where it was saved."""
+    prediction: Prediction | None
+    tables: tuple[EvaluationTable, ...]
+    walk: WalkReport | None
+    backtest: Backtest | None
+    """Of every method; None with fewer than three checkpoints."""
+    target_step: int | None = None
+    """The step that was predicted, or up to which a walk would look; the last one and as many more as there
+    are full-rate steps, where the run's schedule ends. None where the past supports no step."""
+
+
+class Predicting(TypedDict, total=False):
+    """What `predict` takes beside the run, the step and where the prediction goes."""
+
+    options: TrajectoryOptions | None
+    """Which of the checkpoints, where the run is named by a reference."""
+    walk: Path | str | None
+    """A file of prompts, by whose answers the step is chosen, up to ``to``; see `walk`."""
+    evaluate: Sequence[str]
+    """lm-eval tasks, put to the prediction, the last checkpoint, the first, and the real one if there."""
+    include_path: Sequence[Path | str]
+    """Folders with tasks."""
+    limit: int | None
+    batch_size: int | None
+    clock: ClockChoice | None
+    """What time is counted by; see `timing.chosen_clock`."""
+    scan: Scan | Path | str | None
+    """Of these checkpoints, or its file: weights are not read for the rehearsals."""
+    dry_run: bool
+    """Give the answer, and write nothing but ``write_recipe``."""
+    write_recipe: Path | str | None
+    """Where the recipe is saved; beside the output if not given."""
+    output: Path | str | None
+    """A file for the evaluation, as JSON."""
+
+
+def predict(
+    run: Trajectory | str | Path,
+    to: int | None = None,
+    *,
+    out: Path | str | None = None,
+    push: PushTarget | None = None,
+    settings: MergeOptions | None = None,
+    progress: Progress | None = None,
+    **how: Unpack[Predicting],
+) -> PredictResult:
+    """Rehearse every method on a run, predict a later step by the best, and say how far to trust it.
+
+    The weights are read once for the rehearsals, unless a scan says what they would, and once for the merge.
+
+    Args:
+        run: its checkpoints; or where they are, a repo or a folder.
+        to: the step; the farthest that the past supports if not given.
+        out: the folder to write; ``RUN-step_TO`` in the current one if neither it nor ``push`` is given.
+        push: where it goes on the Hub.
+        how: see `Predicting`.
+
+    Raises:
+        MethodError: ``to`` is not given and the past supports no step; or it cannot be rehearsed, and is not
+            forced.
+        RecipeError: what is asked for does not go together.
+        HubExtrapError: see `plan`, `merge` and `hubextrap.evaluation.evaluate`.
+    """
+    progress, settings = progress or SilentProgress(), merge_options(settings)
+    dry_run, clock = how.get("dry_run", False), how.get("clock")
+    places = [None if place is None else Path(place) for place in (out, how.get("output"))]
+    _check(how, places[1])
+    found, draft = _found(run, how, progress)
+    draft = replace(draft, out=places[0], push=push, walk=_walk(how.get("walk")), evaluate=_evaluation(how))
+    with Run.of(found, settings.reading, scan=how.get("scan"), clock=clock, progress=progress) as opened:
+        if to is not None:
+            check_steps(opened.steps, to)
+        _check_beforehand(opened, draft, to, settings, ask=not dry_run)
+        answer = _answered(opened, draft, to)
+        if answer.recipe is not None:
+            answer = _with_file(answer, draft, how.get("write_recipe"), dry_run)
+        if dry_run:
+            return answer
+        if answer.recipe is None:
+            raise MethodError(
+                f"{answer.verdict.line}; so the run's past supports no step beyond {opened.steps[-1]}: name "
+                "one with --to STEP (to=) to predict it all the same",
+                step=opened.steps[-1],
+            )
+        return _made(answer, opened, draft, settings, places[1])
+
+
+def _check(how: Predicting, output: Path | None) -> None:
+    """Refuse what does not go together, and files that cannot be written, before anything is looked for."""
+    if how.get("dry_run") and (output is not None or how.get("evaluate")):
+        raise RecipeError("evaluate and output have no effect on a dry run, which makes nothing to measure")
+    if not how.get("evaluate"):
+        for name in ("include_path", "limit", "batch_size", "output"):
+            if how.get(name):
+                raise RecipeError(f"{name} has no effect without evaluate, which names tasks")
+    if (place := how.get("write_recipe")) is not None:
+        check_recipe_place(Path(place))
+    if output is not None:
+        check_writable(output)
+
+
+def _found(run: Trajectory | str | Path, how: Predicting, progress: Progress) -> tuple[Trajectory, Draft]:
+    """The run, looked for where it is not at hand, and how a recipe names it."""
+    clock, options = how.get("clock"), how.get("options")
+    if isinstance(run, Trajectory):
+        if options is not None:
+            raise RecipeError("options have no effect on a trajectory, which holds the steps that it holds")
+        return run, Draft.of_trajectory(run, clock)
+    options = options or TrajectoryOptions()
+    found = find_trajectory(str(run), options, progress=progress)
+    return found, Draft.of_reference(str(run), options, found, clock)
+
+
+def _walk(prompts: Path | str | None) -> dict[str, Any] | None:
+    return None if prompts is None else {"prompts": str(prompts)}
+
+
+def _check_beforehand(run: Run, draft: Draft, to: int | None, settings: MergeOptions, *, ask: bool) -> None:
+    """Everything that a plan finds, before a weight is read: by a rule that needs none.
+
+    Raises:
+        RecipeError: all problems at once.
+    """
+    target = {"target_step": (to,)} if to is not None else target_as_written(run, NEAR)
+    recipe = draft.recipe(rule_without_weights(run.steps), target)
+    (step,) = run.settled(recipe.farthest).target_steps
+    how = settings if to is not None else replace(settings, force=True)
+    with run.unsaid():
+        report = plan(
+            recipe,
+            out=draft.folder(step) if ask else None,
+            push=[] if draft.push is None or not ask else [draft.push],
+            settings=how,
+            check_push=ask,
+            run=run,
+        )
+    if report.problems:
+        raise RecipeError(own_lines(*report.problems))
+
+
+def _answered(run: Run, draft: Draft, to: int | None) -> PredictResult:
+    """The method, the target and the verdict on it: all that follows from the weights' table."""
+    table = run.gram_table(_WHY_READ, afterwards=backtest_memory(run.times))
+    dtypes = {info.dtype for layout in run.layouts for info in layout.tensors.values()}
+    found = None
+    if len(run.steps) > 2:
+        found = backtest_table(table, candidates(), dtypes=dtypes)
+    choice = choose_method(found, run.steps, run.times)
+    target: dict[str, Any] | None = {"target_step": (to,)} if to is not None else None
+    if target is None:
+        target, verdict = farthest_target(run, choice, table, dtypes)
+        if target is None:
+            return PredictResult(verdict, choice.name, choice.why, None, None, None, (), None, found)
+    recipe = draft.recipe(choice.rule, target)
+    far = run.settled(recipe.farthest)
+    (outlook,) = outlooks_of(far, run, table, dtypes)
+    assert outlook.verdict is not None  # as the method predicts motion
+    recipe = draft.recipe(choice.rule, target, choice.why, outlook.verdict.line)
+    return PredictResult(
+        outlook.verdict, choice.name, choice.why, recipe, None, None, (), None, found, far.target_steps[0]
+    )
+
+
+def _with_file(answer: PredictResult, draft: Draft, place: Path | str | None, dry_run: bool) -> PredictResult:
+    """The answer with its recipe saved; a dry run saves it where it is told to alone."""
+    if place is None and dry_run:
+        return answer
+    assert answer.recipe is not None
+    file = draft.recipe_file(answer.target_step or 0) if place is None else Path(place)
+    check_recipe_place(file)
+    save_recipe(answer.recipe, answer.verdict, file)
+    return replace(answer, recipe_file=file)
+
+
+def _evaluation(how: Predicting) -> dict[str, Any]:
+    """The recipe's section; empty where nothing is to be measured."""
+    if not (tasks := how.get("evaluate")):
+        return {}
+    return {
+        "tasks": tuple(tasks),
+        "include_path": tuple(map(str, how.get("include_path") or ())),
+        "against": ("last", "base", "target"),
+        "limit": how.get("limit"),
+        "batch_size": how.get("batch_size"),
+    }
+
+
+def _made(
+    answer: PredictResult, run: Run, draft: Draft, settings: MergeOptions, output: Path | None
+) -> PredictResult:
+    """The answer with the prediction made, and what it scored."""
+    assert answer.recipe is not None
+    done = run_chain(
+        answer.recipe,
+        out=draft.folder(answer.target_step or 0),
+        output=output,
+        settings=settings,
+        opened=run,
+    )
+    (prediction,) = done.predictions
+    verdict = prediction.verdict or replace(
+        answer.verdict,
+        level="bad",
+        headline="Keep the last checkpoint: the walk found no farther step to be better",
+    )
+    return replace(
+        answer,
+        verdict=with_scores(verdict, outcomes_of(done.tables)),
+        prediction=prediction,
+        tables=done.tables,
+        walk=done.walk,
+        target_step=prediction.step,
+    )

@@ -1,0 +1,137 @@
+"""`hubextrap predict`: from a run to a predicted model and one honest answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from hubextrap.cli.options import (
+    BatchSize,
+    Clock,
+    CreatePr,
+    IncludePath,
+    Limit,
+    Merging,
+    Out,
+    Private,
+    PushTo,
+    ResultsFile,
+    Said,
+    ScanFile,
+    Selection,
+    Summary,
+    WriteRecipe,
+    grouped,
+    push_targets,
+    refuse_idle,
+    split_list,
+)
+from hubextrap.cli.terminal import tell_json
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured of the prediction."""
+
+    tasks: list[str] | None = typer.Option(
+        None,
+        "--eval",
+        metavar="TASKS",
+        help="Evaluate the prediction beside the last checkpoint, the first, and the real one if it is "
+        "there: lm-eval tasks and hubextrap's own, with commas in between.",
+    )
+    include_path: IncludePath = None
+    limit: Limit = None
+    batch_size: BatchSize = None
+    output: ResultsFile = None
+
+    def arguments(self, ctx: typer.Context) -> dict[str, Any]:
+        """The same for the API, where each option has an effect."""
+        names = split_list("--eval", self.tasks)
+        if not names:
+            refuse_idle(ctx, ("include_path", "limit", "batch_size", "output"), "goes with --eval TASKS")
+        return {
+            "evaluate": names,
+            "include_path": self.include_path or (),
+            "limit": self.limit,
+            "batch_size": self.batch_size,
+            "output": self.output,
+        }
+
+
+@grouped
+def predict(
+    ctx: typer.Context,
+    run: str = typer.Argument(
+        ..., metavar="REF", help="A run: a repo (org/name), a folder, or what `hubextrap steps` takes."
+    ),
+    *,
+    to: int | None = typer.Option(
+        None,
+        "--to",
+        min=0,
+        metavar="STEP",
+        help="The step; the farthest that the run's past supports if not given.",
+    ),
+    selection: Selection,
+    out: Out = None,
+    push: PushTo = None,
+    private: Private = False,
+    create_pr: CreatePr = False,
+    walk: Path | None = typer.Option(
+        None,
+        "--walk",
+        metavar="PROMPTS",
+        help="Choose the step, up to --to, by the model's own answers to these: a JSON object per line.",
+    ),
+    measured: Measured,
+    clock: Clock = None,
+    scan: ScanFile = None,
+    merging: Merging,
+    dry_run: bool = typer.Option(False, "--dry-run", help="Give the answer; write no weights."),
+    write_recipe: WriteRecipe = None,
+    summary: Summary = None,
+    said: Said,
+) -> None:
+    """Predict a later step of a run by the method that did best on its past; say how far to trust it."""
+    if push is None:
+        refuse_idle(ctx, ("private", "create_pr"), "goes with --push REPO")
+    if dry_run:
+        idle = ("out", "push", "private", "create_pr", "tasks", "output", "device", "allow_non_finite")
+        refuse_idle(ctx, idle, "has no effect with --dry-run, which makes no prediction")
+    from hubextrap import api
+    from hubextrap.cli.answers import answer_as_json, print_answer
+    from hubextrap.cli.markdown import answer_markdown, append_summary
+    from hubextrap.cli.summaries import print_walk
+
+    targets = push_targets(push, private, create_pr)
+    found = api.predict(
+        run,
+        to,
+        options=selection.options(),
+        out=out,
+        push=targets[0] if targets else None,
+        walk=walk,
+        **measured.arguments(ctx),
+        clock=clock,
+        scan=scan,
+        settings=merging.merge_options(),
+        dry_run=dry_run,
+        write_recipe=write_recipe,
+        progress=said.progress,
+    )
+    if summary is not None:
+        append_summary(summary, answer_markdown(run, found))
+    if said.as_json:
+        tell_json(answer_as_json(found))
+        return
+    print_answer(found)
+    if found.walk is not None:
+        print_walk(found.walk)
+    for table in found.tables:
+        from hubextrap.cli.eval import print_evaluation
+
+        print_evaluation(table)

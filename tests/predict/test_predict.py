@@ -1,0 +1,243 @@
+"""`hubextrap predict`: one command from a run to an answer, a model and the recipe that made it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from command_lines import run_main
+from kinds_of_runs import DEMO, ROOT, early_transient, hubextrap, random_walk, straight, write_run
+
+from hubextrap import api
+from hubextrap.errors import MethodError, OutputError, RecipeError
+from hubextrap.recipe import load_recipe
+from hubextrap.statistics import candidates
+from hubextrap.trajectory import TrajectoryOptions, find_trajectory
+
+EVERY_10 = range(0, 80, 10)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refuse_to_read(*_: object, **__: object) -> None:
+    pytest.fail("weights were read")
+
+
+def test_the_answer_the_model_and_the_recipe(here: Path) -> None:
+    done = hubextrap("predict", DEMO, "--to", "400", "--max-step", "200", at=here)
+    assert done.returncode == 0, done
+    first, *rest = done.stdout.splitlines()
+    assert first.startswith(
+        "✓ Extrapolation looks promising: step 400 by the last-half line, damped, expected "
+    )
+    said = "\n".join(rest)
+    assert "best of 8 methods in 8 rehearsals" in said
+    assert "trust      up to step 400 (horizon 1)" in said
+    assert (here / "rlvr-C-step_400" / "model.safetensors").is_file()
+    recipe = here / "rlvr-C-step_400.yaml"
+    assert f"recipe     {recipe.name}; `hubextrap run {recipe.name} --out DIR` makes it again" in said
+    assert run_main("run", recipe.name, "--out", "again", "-q").code == 0
+    for name in ("model.safetensors", "hubextrap.json"):
+        made, remade = (folder / name for folder in (here / "rlvr-C-step_400", here / "again"))
+        assert made.read_bytes() == remade.read_bytes()
+
+
+def test_a_dry_run_is_the_answer_without_weights(here: Path) -> None:
+    run = write_run(here / "run", straight, EVERY_10)
+    ended = run_main("predict", str(run), "--dry-run", "-q")
+    assert ended.code == 0, ended
+    assert ended.out.startswith("✓ Extrapolation looks promising: step 140 by ")
+    assert "predicts   step 140 (horizon 1)" in ended.out
+    assert "merge_method: " in ended.out
+    assert [path.name for path in here.iterdir()] == ["run"]
+    assert run_main("predict", str(run), "--dry-run", "-q", "--write-recipe", "mine.yaml").code == 0
+    assert load_recipe("mine.yaml").target_steps == (140,)
+    assert sorted(path.name for path in here.iterdir()) == ["mine.yaml", "run"]
+
+
+def test_backtest_predict_plan_and_merge_say_the_same(here: Path) -> None:
+    write_run(here / "run", straight, EVERY_10)
+    found = api.scan(find_trajectory("run"), out="run.safetensors")
+    assert found.steps[-1] == 70
+    backtest = json.loads(run_main("backtest", "run", "--json", "-q", "--write-recipe", "b.yaml").out)
+    answer = json.loads(run_main("predict", "run", "--json", "-q", "--out", "p").out)
+    plan = json.loads(run_main("plan", "p.yaml", "--json", "-q", "--scan", "run.safetensors").out)
+    (merged,) = json.loads(run_main("merge", "b.yaml", "--json", "-q", "--out", "q").out)
+    assert backtest["verdict"]["level"] == answer["verdict"]["level"] == "good"
+    assert answer["verdict"] == plan["verdicts"][0] == merged["verdict"]
+    assert backtest["verdict"]["method"] == answer["method"]
+    assert backtest["verdict"]["reach_step"] == answer["target_step"] == merged["step"] == 140
+    assert load_recipe("b.yaml").rules == load_recipe("p.yaml").rules
+    assert backtest["recipe"] == Path("b.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("count", "level", "said"),
+    [
+        (2, "unknown", "2 checkpoints cannot be judged: a rehearsal needs 3"),
+        (3, "unknown", "Too few rehearsals to judge: only 1 within a horizon of 1 (from here, step 40)"),
+        (4, "unknown", "Too few rehearsals to judge: only 2 within a horizon of 1 (from here, step 60)"),
+        (5, "care", "Extrapolate with care: "),
+        (8, "good", "Extrapolation looks promising: "),
+    ],
+)
+def test_with_so_many_checkpoints(count: int, level: str, said: str, here: Path) -> None:
+    steps = range(0, 10 * count, 10)
+    write_run(here / "run", straight, steps)
+    target = steps[-1] + 5
+    found = api.predict("run", target, out="p")
+    assert found.verdict.level == level
+    assert found.verdict.headline.startswith(said)
+    assert found.prediction is not None
+    if level == "unknown":  # no past, so no step of its own accord
+        with pytest.raises(MethodError, match=r"supports no step beyond .* --to STEP"):
+            api.predict("run", out="q")
+        assert not Path("q").exists()
+        assert api.predict("run", dry_run=True).recipe is None
+
+
+def test_a_random_walk_is_told_to_be_one(here: Path) -> None:
+    write_run(here / "run", random_walk, EVERY_10)
+    ended = run_main("predict", "run", "--out", "p", "-q")
+    assert ended.code == 1
+    assert "error: ✕ Keep the last checkpoint: in " in ended.err
+    assert "name one with --to STEP" in ended.err
+    assert not Path("p").exists()
+    assert not Path("p.yaml").exists()
+    said = run_main("predict", "run", "--to", "90", "--out", "p", "-q")
+    assert said.code == 0
+    assert said.out.startswith("✕ ")
+    assert Path("p/model.safetensors").is_file()
+
+
+def test_an_early_transient_is_no_reason_for_a_line_from_step_0(here: Path) -> None:
+    write_run(here / "run", early_transient, EVERY_10)
+    found = api.predict("run", 100, dry_run=True)
+    assert found.verdict.level == "care"  # from step 10, the way to 20 could not be foreseen
+    assert found.chosen.startswith("least_squares(window=half, through_last=true")
+
+
+def test_what_is_wrong_is_found_before_a_weight_is_read(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(here / "run", straight, EVERY_10)
+    monkeypatch.setattr(
+        "hubextrap.opening.Run.scan_weights", lambda *_, **__: pytest.fail("weights were read")
+    )
+    Path("there").mkdir()
+    Path("there/file").touch()
+    Path("mine.yaml").write_text("mine: 1\n")
+    with pytest.raises(RecipeError, match="there: is there already"):
+        api.predict("run", 100, out="there")
+    with pytest.raises(OutputError, match=r"mine.yaml: is there already and was not written by hubextrap"):
+        api.predict("run", 100, out="p", write_recipe="mine.yaml")
+    for ended in (
+        run_main("predict", "run", "--to", "30", "-q"),  # observed already
+        run_main("predict", "run", "--to", "9000", "-q"),
+    ):
+        assert ended.code == 1, ended
+    assert "--force" in run_main("predict", "run", "--to", "9000", "-q").err
+
+
+def test_a_scan_spares_the_pass_and_changes_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(here / "run", straight, EVERY_10)
+    read = api.predict("run", 100, out="p")
+    api.scan(find_trajectory("run"), out="s.safetensors")
+    monkeypatch.setattr(
+        "hubextrap.opening.Run.scan_weights", lambda *_, **__: pytest.fail("weights were read")
+    )
+    from_scan = api.predict("run", 100, out="q", scan="s.safetensors")
+    assert from_scan.verdict == read.verdict
+    assert Path("p/model.safetensors").read_bytes() == Path("q/model.safetensors").read_bytes()
+
+
+def test_a_trajectory_is_listed_in_its_recipe(here: Path) -> None:
+    write_run(here / "run", straight, EVERY_10)
+    run = find_trajectory("run", max_step=50)
+    found = api.predict(run, 60, out="p")
+    assert found.recipe is not None
+    assert found.recipe.trajectory.checkpoints is not None
+    assert [entry.step for entry in found.recipe.trajectory.checkpoints] == [0, 10, 20, 30, 40, 50]
+    with pytest.raises(RecipeError, match="options have no effect"):
+        api.predict(run, 60, options=TrajectoryOptions(max_step=40))
+    api.merge(load_recipe("p.yaml"), out="q")
+    assert Path("p/model.safetensors").read_bytes() == Path("q/model.safetensors").read_bytes()
+
+
+def test_what_lands_later_takes_no_part_when_the_recipe_runs_again(here: Path) -> None:
+    write_run(here / "run", straight, EVERY_10)
+    api.predict("run", 100, out="p")
+    shutil.copytree("run/step_70", "run/step_80")
+    api.run(load_recipe("p.yaml"), out="q")
+    assert Path("p/model.safetensors").read_bytes() == Path("q/model.safetensors").read_bytes()
+
+
+@pytest.mark.usefixtures("logged_in")
+def test_straight_to_the_hub(here: Path, repo_id: str) -> None:
+    write_run(here / "run", straight, EVERY_10)
+    ended = run_main("predict", "run", "--to", "100", "--push", f"{repo_id}@step_100", "-q")
+    assert ended.code == 0, ended
+    assert f"push       pushed to {repo_id}@step_100 as " in ended.out
+    recipe = load_recipe("run-step_100.yaml")
+    assert recipe.push is not None
+    assert (recipe.push.repo, recipe.push.revision) == (repo_id, "step_100")
+    assert sorted(path.name for path in here.iterdir()) == ["run", "run-step_100.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--private"], "--push"),
+        (["--limit", "3"], "--eval"),
+        (["--output", "r.json"], "--eval"),
+        (["--include-path", "."], "--eval"),
+        (["--dry-run", "--out", "p"], "--dry-run"),
+        (["--dry-run", "--eval", "radd"], "--dry-run"),
+        (["--eval", ","], "names nothing"),
+    ],
+)
+def test_an_option_without_effect_is_an_error(options: list[str], said: str, here: Path) -> None:
+    ended = run_main("predict", "run", *options, "-q")
+    assert ended.code == 2
+    assert said in ended.err
+
+
+@pytest.mark.slow
+def test_the_bundled_run_ends_near_its_best_method(here: Path) -> None:
+    """Within .02 of the accuracy that the best of all methods has at step 400."""
+    tasks = ["--include-path", str(ROOT / "demo" / "tasks"), "--batch-size", "128"]
+    done = hubextrap(
+        "predict", DEMO, "--to", "400", "--max-step", "200", "--out", "p", "--eval", "radd", *tasks,
+        "--json", "-q", at=here,
+    )  # fmt: skip
+    assert done.returncode == 0, done
+    answer = json.loads(done.stdout)
+    assert answer["verdict"]["level"] == "good"
+    assert answer["verdict"]["headline"].startswith("The prediction scored better than the last checkpoint")
+    (score,) = answer["verdict"]["scores"]
+    every = []
+    for number, one in enumerate(candidates()):
+        (rule,) = one.rules
+        parameters = {"target_step": 400, **rule.parameters}
+        if rule.damping != 1:
+            parameters["damping"] = rule.damping
+        Path("r.yaml").write_text(
+            json.dumps(
+                {
+                    "trajectory": {"repo": str(DEMO), "steps": {"max": 200}},
+                    "merge_method": rule.method,
+                    "parameters": parameters,
+                }
+            )
+        )
+        if rule.method not in ("persistence", "average", "ema"):
+            api.merge(load_recipe("r.yaml"), out=f"m{number}")
+            every.append(f"m{number}")
+    measured = hubextrap("eval", *every, "--no-against", "--tasks", "radd", *tasks, "--json", "-q", at=here)
+    assert measured.returncode == 0, measured
+    best = max(row["scores"][0]["value"] for row in json.loads(measured.stdout)["rows"])
+    assert score["value"] >= best - 0.02
