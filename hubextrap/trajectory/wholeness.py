@@ -175,9 +175,8 @@ def said_how_to_go_on(trajectory: Trajectory) -> Iterator[None]:
         yield
     except CorruptFile as error:
         if advice := _how_to_leave_out(trajectory, str(error)):
-            raise CorruptFile(
-                f"{error}{advice}", file=error.file, step=error.step, repo=error.repo
-            ) from error
+            said = own_lines(*f"{error}{advice}".split("\n"))
+            raise CorruptFile(said, file=error.file, step=error.step, repo=error.repo) from error
         raise
 
 
