@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hubextrap.clocks import STEPS, RateClock, parse_schedule, read_rate_file, read_trainer_state
 from hubextrap.containment import shown
-from hubextrap.errors import ClockError, CorruptFile, SourceError
+from hubextrap.errors import ClockError, CorruptFile, SourceError, wrong_argument
 from hubextrap.tensors.interfaces import PUSHED_FOLDER, SMALL_FILE, STATE_FILE
 
 if TYPE_CHECKING:
@@ -157,6 +158,8 @@ def _stated_clock(
         clock = _told(RateClock(None, parse_schedule(choice)), progress)
         _check_against(history(), choice, progress)
         return clock
+    if not isinstance(choice, (str, os.PathLike)):
+        raise wrong_argument("clock", "steps, learning_rate, a schedule or the path of a file", choice)
     path = Path(str(choice))
     if not choice or not path.exists():
         raise ClockError(f"clock: {shown(str(choice))}: there is no such file; {REMEDY}", file=str(choice))

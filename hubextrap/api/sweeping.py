@@ -28,6 +28,7 @@ from hubextrap.evaluation import EvaluationOptions, Harness, Measurement
 from hubextrap.evaluation.curve import draw_sweep, drawing_problem
 from hubextrap.evaluation.sweep_report import GridPoint, SweepResult, report_sweep, sweep_markdown
 from hubextrap.evaluation.table import LAST, TARGET
+from hubextrap.given import numbers_of, path_of, recipe_of
 from hubextrap.hub.provenance import without_private_parts
 from hubextrap.opening import Run
 from hubextrap.output_files import file_problem
@@ -60,11 +61,11 @@ class Where(TypedDict, total=False):
 
 
 def sweep(
-    recipe: Recipe,
+    recipe: Recipe | Path | str,
     out: Path | str,
     *,
-    horizons: Sequence[float] = (),
-    damping: Sequence[float] = (),
+    horizons: Sequence[float] | float = (),
+    damping: Sequence[float] | float = (),
     settings: MergeOptions | None = None,
     scan: Scan | Path | str | None = None,
     clock: ClockChoice | None = None,
@@ -77,7 +78,7 @@ def sweep(
     before that where coefficients follow from them. These predictions lie on the disk until each is measured.
 
     Args:
-        recipe: its evaluate section says which tasks.
+        recipe: it, or its file; its evaluate section says which tasks.
         out: the folder for results and for what goes on later; may be there from an earlier sweep.
         horizons: how far, (target − last)/(last − first) on the clock; the recipe's own targets if empty.
         damping: shares of the way from the last checkpoint to the prediction; the recipe's own if empty.
@@ -90,15 +91,16 @@ def sweep(
         HubExtrapError: see `prepare` and `Harness`; the folder cannot be written.
     """
     progress, settings = progress or SilentProgress(), merge_options(settings)
+    recipe, out = recipe_of(recipe), path_of("out", out)
+    horizons, damping = numbers_of("horizons", horizons), numbers_of("damping", damping)
     section, recipe = _section(recipe), recipe.with_clock(clock)
-    check_weights(recipe)
     with Run.of(recipe, settings.reading, scan=scan, progress=progress) as run:
         recipe = run.settled(recipe)
         against, recipes = Against.pinned(recipe, section, run), _grid(recipe, run, horizons, damping)
         run.check_scan_counts(recipes)
         harness = Harness(EvaluationOptions.of(section, **where), progress)
         check_measurable(harness, against)
-        folder = _folder(Path(out))  # made when nothing else is wrong
+        folder = _folder(out)  # made when nothing else is wrong
         kept, measured_with = Kept(folder / "measured"), harness.fingerprint()
         pins = [pin_of(checkpoint) for checkpoint in run.trajectory.checkpoints]
         points = [point_of(each, run, pins, measured_with) for each in recipes]
@@ -135,12 +137,14 @@ def _todo(points: Sequence[Point], kept: Kept, own: _Own | None, progress: Progr
 
 def sweep_files(out: Path | str) -> list[str]:
     """The names of the files for people and programs that a sweep left in its folder."""
-    return [name for name in (RESULTS_FILE, TABLES_FILE, CURVE_FILE, BEST_FILE) if Path(out, name).is_file()]
+    folder = path_of("out", out)
+    return [name for name in (RESULTS_FILE, TABLES_FILE, CURVE_FILE, BEST_FILE) if (folder / name).is_file()]
 
 
 def _section(recipe: Recipe) -> EvaluateSection:
     if recipe.evaluate is None:
         raise RecipeError("a sweep measures predictions; add an evaluate section to the recipe")
+    check_weights(recipe)
     return recipe.evaluate
 
 

@@ -13,13 +13,14 @@ from hubextrap.hub import PROVENANCE_FILE, OutputShard, read_provenance
 from hubextrap.hub.loadable import is_code, is_harmless, leads_elsewhere
 from hubextrap.hub.provenance_checks import OWN_FILES
 from hubextrap.hub.side_files import is_side_file
+from hubextrap.notebooks import counted, one_line
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import LocalSource, RemoteSource, read_layout, sha256_of
 from hubextrap.tensors.weights import INDEX_FILE
 from hubextrap.trajectory import Pins, parse_reference
 from hubextrap.trajectory.elsewhere import models_elsewhere, pinned_commit
 from hubextrap.trajectory.hub_files import list_files
-from hubextrap.trajectory.reference import Reference
+from hubextrap.trajectory.reference import Reference, reference_text
 
 if TYPE_CHECKING:
     from hubextrap.hub import Provenance
@@ -52,6 +53,10 @@ class Verification:
     not_covered: tuple[str, ...] = ()
     """Files of which hubextrap.json does not say what they should hold: it was written before it named others
     than weights."""
+
+    def __repr__(self) -> str:
+        problems = counted(len(self.problems), "problem") if self.problems else "no problems"
+        return one_line(self, self.name, counted(len(self.files), "file"), problems)
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -104,7 +109,7 @@ def verify(reference: Path | str, *, progress: Progress | None = None) -> Verifi
 
 def _open(reference: Path | str) -> tuple[Source, list[str]]:
     """The source, and all files there, in subfolders too, by their path."""
-    where = None if isinstance(reference, Path) else parse_reference(reference)
+    where = None if isinstance(reference, Path) else parse_reference(reference_text(reference))
     if where is None or where.folder is not None:
         folder = Path(reference) if where is None or where.folder is None else where.folder
         return LocalSource(folder, str(reference)), _all_files(folder)

@@ -35,7 +35,7 @@ EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "report": (
         "report",
         (
-            "hubextrap report scan.safetensors --out report.html",
+            "hubextrap report ./run --out report.html",
             "hubextrap report scan.safetensors --evaluation results.json --out scored.html",
         ),
     ),

@@ -12,6 +12,7 @@ from hubextrap.errors import (
     StepError,
     TrajectoryError,
     UnsupportedCheckpoint,
+    wrong_argument,
 )
 from hubextrap.foreign_text import own_lines
 from hubextrap.progress import SilentProgress
@@ -23,7 +24,7 @@ from hubextrap.trajectory.hub_files import list_entries, list_files
 from hubextrap.trajectory.layouts import series_by_layout
 from hubextrap.trajectory.local_layout import files_in
 from hubextrap.trajectory.pins import Pins
-from hubextrap.trajectory.reference import Reference, parse_reference
+from hubextrap.trajectory.reference import Reference, parse_reference, reference_text
 from hubextrap.trajectory.sameness import digest_of, same_weights
 from hubextrap.trajectory.search import Search
 from hubextrap.trajectory.selection import (
@@ -58,7 +59,7 @@ def find_series(reference: str, *, pattern: str | None = None, pins: Pins | None
 
 
 def find_trajectory(
-    reference: str,
+    reference: Path | str,
     options: TrajectoryOptions | None = None,
     *,
     pins: Pins | None = None,
@@ -79,7 +80,9 @@ def find_trajectory(
         StepError: a step is missing, there twice, or none is left.
         TrajectoryError: nothing is found.
     """
-    progress, pins = progress or SilentProgress(), pins or Pins()
+    progress, pins, reference = progress or SilentProgress(), pins or Pins(), reference_text(reference)
+    if options is not None and not isinstance(options, TrajectoryOptions):
+        raise wrong_argument("options", "TrajectoryOptions, or None", options)
     asked = replace(options or TrajectoryOptions(), **named)
     chosen = _choose(reference, asked.pattern, asked.series, pins)
     scaled = scaled_by(chosen, asked.step_scale)
@@ -186,7 +189,9 @@ def _trajectory(
     return found
 
 
-def resolve_checkpoint(reference: str, *, step: int | None = None, pins: Pins | None = None) -> Checkpoint:
+def resolve_checkpoint(
+    reference: Path | str, *, step: int | None = None, pins: Pins | None = None
+) -> Checkpoint:
     """One reference, pinned, with the bytes of its weights.
 
     Args:
@@ -197,7 +202,8 @@ def resolve_checkpoint(reference: str, *, step: int | None = None, pins: Pins | 
         ReferenceNotFound, AccessDenied: the reference leads nowhere, or is not open to this token.
         UnsupportedCheckpoint: there are no weights of any kind.
     """
-    where, pins = parse_reference(reference), pins or Pins()
+    reference, pins = reference_text(reference), pins or Pins()
+    where = parse_reference(reference)
     step = _step_of(where) if step is None else step
     if where.folder is not None:
         checkpoint = Checkpoint(step, None, "", None, str(where.folder))
@@ -211,8 +217,11 @@ def resolve_checkpoint(reference: str, *, step: int | None = None, pins: Pins | 
     if where.path and not list_entries(where.repo, checkpoint.commit or "", where.path, reference):
         what = f"{reference}: no folder {where.path!r} in {where.repo}@{checkpoint.revision}"
         raise ReferenceNotFound(what + (elsewhere and f"; {elsewhere}"), repo=where.repo)
-    what = f"{reference}: no weight files in it ({_shown(_names(files))})"
-    raise UnsupportedCheckpoint(f"{what}; {elsewhere or 'name the folder with them'}", repo=checkpoint.repo)
+    raise UnsupportedCheckpoint(
+        f"{reference}: no weight files in it ({_shown(_names(files))}); "
+        f"{elsewhere or 'name the folder with them'}",
+        repo=checkpoint.repo,
+    )
 
 
 def _search(reference: str, pattern: str | None, pins: Pins) -> Search:

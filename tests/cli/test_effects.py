@@ -92,7 +92,14 @@ OPTIONS: dict[str, dict[str, object]] = {
             for name, value in SELECTION.items()
         },
     },
-    "report": dict.fromkeys(["evaluation", "out", "png", "clock", "title"], ALWAYS),
+    "report": {
+        **dict.fromkeys(["evaluation", "out", "png", "clock", "title"], ALWAYS),
+        **dict.fromkeys(["memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
+        **{
+            name: (f"scan.safetensors --{name.replace('_', '-')}={value}", "is for a REF", f"absent --{name.replace('_', '-')}={value}")
+            for name, value in SELECTION.items()
+        },
+    },
     "plan": {
         **dict.fromkeys(["out", "push", "memory", "workers", "cache", "no_push_check", "summary", "quiet", "as_json"], ALWAYS),
         "force": FORCE,
@@ -367,6 +374,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     # argument: ALWAYS, or (a call that is refused, what it says)
     api.backtest: {
         **dict.fromkeys(["run", "clock"], ALWAYS),
+        "options": (lambda: api.backtest(load_recipe("recipe.yaml"), options=TrajectoryOptions(max_step=20)), "no effect"),
         "settings": (lambda: api.backtest(Scan.load("scan.safetensors"), settings=MergeOptions(device="cuda")), "no effect"),
     },
     api.advised_recipe: dict.fromkeys(["found", "draft"], ALWAYS),
@@ -404,7 +412,10 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     api.publish: dict.fromkeys(["table", "publication"], ALWAYS),
     api.push: dict.fromkeys(["folder", "target"], ALWAYS),
     api.reground: dict.fromkeys(["recipe", "out", "settings", "output"], ALWAYS),
-    api.report: dict.fromkeys(["scan_file", "evaluations", "out", "png", "title", "clock"], ALWAYS),
+    api.report: {
+        **dict.fromkeys(["run", "evaluations", "out", "png", "title", "clock"], ALWAYS),
+        "settings": (lambda: api.report("scan.safetensors", settings=ReadingOptions()), "no effect"),
+    },
     api.run: {
         "scan": (lambda: merged(MIXED, scan="scan.safetensors"), "no effect"),
         **dict.fromkeys(["recipe", "opened"], ALWAYS),
@@ -415,6 +426,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     },
     api.scan: {
         **dict.fromkeys(["trajectory", "out", "sample", "logprobs"], ALWAYS),
+        "options": (lambda: api.scan(find_trajectory("run"), options=TrajectoryOptions(max_step=20)), "no effect"),
         "settings": (lambda: api.scan(find_trajectory("run"), settings=MergeOptions(device="cuda")), "no effect"),
     },
     api.sweep: {

@@ -46,7 +46,6 @@ OUTPUTS = {
 }
 INPUTS = {
     ("scan", "logprobs"): "run --out s.safetensors --logprobs {} -q",
-    ("report", "scan"): "{} --out page.html",
     ("report", "evaluation"): "scan.safetensors --out page.html --evaluation {}",
     ("predict", "walk"): "run --to 60 --out o --walk {} -q",
     ("predict", "scan"): "run --to 60 --dry-run --scan {} -q",

@@ -289,7 +289,7 @@ def test_the_hub_accepts_the_metadata(hub: LocalHub, make_provenance: Make) -> N
     assert [request.status for request in hub.requests] == [200]
 
 
-def test_the_verdict_stands_on_top_and_scores_take_its_place() -> None:
+def test_the_verdict_stands_on_top_and_scores_take_its_place(make_provenance: Make) -> None:
     card = model_card(make_provenance(), verdict="✓ Extrapolation looks promising: <b>step 3")
     top = card.partition("## What it was predicted from")[0]
     assert "**✓ Extrapolation looks promising: &lt;b>step 3**" in top or "\\<b>step 3**" in top
