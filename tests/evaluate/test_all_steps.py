@@ -142,7 +142,7 @@ def test_what_figures_depend_on_has_them_measured_again(
     assert len(list(scores.iterdir())) == 5 + 1 + 5
 
     page = (
-        run_main("scan", "run", "--quiet").code
+        run_main("scan", "run", "--out", "scan.safetensors", "--quiet").code
         or run_main("report", "scan.safetensors", "--evaluation", "r.json").code
     )
     assert page == 0
