@@ -142,7 +142,7 @@ def test_what_figures_depend_on_has_them_measured_again(
     assert len(list(scores.iterdir())) == 5 + 1 + 5
 
     page = (
-        run_main("scan", "run", "--quiet").code
+        run_main("scan", "run", "--out", "scan.safetensors", "--quiet").code
         or run_main("report", "scan.safetensors", "--evaluation", "r.json").code
     )
     assert page == 0
@@ -209,7 +209,7 @@ def test_without_tasks_the_trainer_s_columns_are_shown(run: Path, measured: list
     log_beside(run / "step_200", 160)
     other = run_main("eval", "run", "--all-steps", "--quiet")
     assert other.code == 1
-    assert "it is of step 160, and the checkpoint of step 200" in other.err
+    assert "from step 160, but its checkpoint is step 200" in other.err
 
 
 def test_a_log_that_cannot_be_read_costs_no_scores(run: Path, problems: list[str]) -> None:

@@ -74,7 +74,7 @@ def test_records_behind_the_checkpoint_and_odd_numbers_do_not_count() -> None:
         (state([1]), "record 1: the step None is no step"),
         (state({"step": 1, "reward": 1.0}, {"step": -1, "reward": 1.0}), "record 2: the step -1 is no step"),
         (state({"step": True, "reward": 1.0}), "record 1"),
-        (state({"step": 1}, step=39), "it is of step 39, and the checkpoint of step 40"),
+        (state({"step": 1}, step=39), "from step 39, but its checkpoint is step 40"),
         (b"{", "trainer_state.json"),
     ],
 )
