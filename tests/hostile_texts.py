@@ -90,6 +90,8 @@ OWN_MARKS = {
     "<!-- hubextrap: end of results -->",
     "<!-- hubextrap: how to load -->",
     "<!-- hubextrap: end -->",
+    "<details>\n<summary>The coefficient c of each step</summary>",
+    "</details>",
 }
 
 

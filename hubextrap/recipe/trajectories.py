@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
-from hubextrap.errors import StepError
-from hubextrap.recipe.parts import OF_KEYS, AsTuple, NamesAClock, OneOrMoreSteps, RecipeSection, Step, Text
-from hubextrap.step_names import settled_step, step_in_reference
+from hubextrap.recipe.parts import AsTuple, NamesAClock, OneOrMoreSteps, RecipeSection, Step, Text
+from hubextrap.step_names import step_in_reference
 
 
 class StepSelection(RecipeSection):
@@ -77,20 +75,6 @@ class TrajectorySection(RecipeSection):
         if self.checkpoints is not None:
             if not self.checkpoints:
                 raise ValueError("checkpoints is empty; list at least one")
-            if problems := _contradictions(self.checkpoints):
-                said = "; ".join(problem for _, problem in problems)
-                raise PydanticCustomError(OF_KEYS, "{said}", {"said": said, "problems": problems})
             if self.base is not None or self.steps != StepSelection():
                 raise ValueError("base and steps go with repo; with checkpoints, list only the ones to use")
         return self
-
-
-def _contradictions(entries: tuple[CheckpointEntry, ...]) -> list[tuple[tuple[str | int, ...], str]]:
-    """Steps that are not those that the models' names say, with their places in the section."""
-    problems: list[tuple[tuple[str | int, ...], str]] = []
-    for index, entry in enumerate(entries):
-        try:
-            settled_step(entry.model, entry.step, [other.model for other in entries if other is not entry])
-        except StepError as error:
-            problems.append((("checkpoints", index, "step"), str(error)))
-    return problems
