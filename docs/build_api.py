@@ -28,7 +28,12 @@ ROOMS = (
 PAGE = Path(__file__).with_name("api.md")
 INTRODUCTION = (
     "Written by `python docs/build_api.py` from the signatures and docstrings; change those. A name is "
-    "described where its home is, and the package `hubextrap` offers the most used ones."
+    "described where its home is, and the package `hubextrap` offers the most used ones.\n\n"
+    'Names will do for things: a recipe\'s file (`hubextrap.merge("recipe.yaml", out="predicted")`), a '
+    'run\'s reference (`hubextrap.backtest("me/run", options=TrajectoryOptions(max_step=200))`), a '
+    'scan\'s file, and `push="me/model@step_400"`. Anything else is a `WrongArgument` that names the '
+    "argument. At Python's prompt a result is one line; in a notebook a trajectory, a plan, a backtest "
+    "and an evaluation are small tables."
 )
 
 

@@ -62,6 +62,20 @@ def _shown(part: object) -> str:
     return OwnLines(as_shown(text)) if isinstance(text, OwnLines) else as_shown(text)
 
 
+class WrongArgument(HubExtrapError, TypeError):
+    """An argument of a function is nothing that the function takes."""
+
+
+def wrong_argument(name: str, wanted: str, given: object) -> WrongArgument:
+    """The error for it.
+
+    Args:
+        wanted: what it has to be, e.g. ``a path``.
+    """
+    what = "None" if given is None else f"of the class {type(given).__name__}"
+    return WrongArgument(f"{name}: has to be {wanted}, and is {what}")
+
+
 class RecipeError(HubExtrapError):
     """A recipe does not say what to do; the message lists every problem with its line."""
 

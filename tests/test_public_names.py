@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from command_lines import commands
 
 import hubextrap
 from hubextrap import api
@@ -30,6 +31,17 @@ OPTIONS = {
 }
 INITS = sorted(PACKAGE.rglob("__init__.py"))
 LAZY = [init for init in INITS if "names_of(__name__)" in init.read_text(encoding="utf-8")]
+
+
+CALLED = {"steps": "find_trajectory", "eval": "evaluate", "generate": "complete"}
+"""Verbs of the command line that are called otherwise in Python."""
+NO_FUNCTION = {"lm-eval", "mergekit-yaml", "hub serve", "recipes ls", "recipes cp", "recipes validate"}
+
+
+def test_every_verb_is_a_function_of_the_package() -> None:
+    verbs = {CALLED.get(words, words) for words in commands() if words not in NO_FUNCTION}
+    assert {name for name in verbs if not callable(getattr(hubextrap, name, None))} == set()
+    assert verbs - set(hubextrap.__all__) == set()
 
 
 def package_of(init: Path) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hubextrap.api.regrounding import RegroundResult, reground
     from hubextrap.api.reporting import ReportResult, report
     from hubextrap.api.scanning import scan
+    from hubextrap.api.stepwise import evaluate_steps
     from hubextrap.api.sweeping import sweep, sweep_files
     from hubextrap.api.verifying import Verification, VerifiedFile, verify
     from hubextrap.api.walking import WalkResult, walk
@@ -48,6 +49,7 @@ __all__ = [
     "check_publication",
     "check_recipe_place",
     "complete",
+    "evaluate_steps",
     "merge",
     "plan",
     "predict",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hubextrap.api.scanning import scan_run
 from hubextrap.errors import RecipeError, StepError
+from hubextrap.given import names_scan, run_of
 from hubextrap.opening import ReadingOptions, Run
 from hubextrap.progress import SilentProgress
 from hubextrap.scans import Scan
@@ -15,14 +17,18 @@ from hubextrap.timing import clock_of_scan
 from hubextrap.trajectory import Trajectory
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hubextrap.clocks import ClockChoice
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
+    from hubextrap.trajectory import TrajectoryOptions
 
 
 def backtest(
-    run: Trajectory | Recipe | Scan,
+    run: Trajectory | Recipe | Scan | Path | str,
     *,
+    options: TrajectoryOptions | None = None,
     settings: ReadingOptions | None = None,
     clock: ClockChoice | None = None,
     progress: Progress | None = None,
@@ -30,8 +36,10 @@ def backtest(
     """Predict every observed checkpoint from every earlier one, by every method, and measure the error.
 
     Args:
-        run: a scan, from which this takes seconds; or a trajectory or recipe, whose weights are read once. A
-            recipe's own rules are tried too, under the name ``recipe``.
+        run: a scan or its file (.safetensors), from which this takes seconds; or a trajectory, the reference
+            of one, a recipe or its file (.yaml), whose weights are read once. A recipe's own rules are tried
+            too, under the name ``recipe``.
+        options: which checkpoints of a reference.
         clock: what time is counted by, instead of what the recipe says; see `timing.chosen_clock`.
 
     Raises:
@@ -39,12 +47,17 @@ def backtest(
         HubExtrapError: see `scan`.
     """
     tried = list(candidates())
+    if isinstance(run, (str, os.PathLike)) and names_scan(str(run)):
+        run = Scan.load(run)
+    if isinstance(run, Scan) and options is not None:
+        raise RecipeError("options: have no effect on a scan, which holds the steps that it holds")
     if isinstance(run, Scan):
         if settings is not None:
             raise RecipeError("settings have no effect on a backtest of a scan, which reads no weights")
         found = run
         chosen = clock_of_scan(clock or "auto", found, progress or SilentProgress())
     else:
+        run = run_of("run", run, options, progress)
         if not isinstance(run, Trajectory):
             tried.append(BacktestCandidate("recipe", run.rules))
         with Run.of(run, settings, clock=clock, progress=progress) as opened:

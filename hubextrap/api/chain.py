@@ -11,7 +11,7 @@ from hubextrap.api.against import Against
 from hubextrap.api.choosing import choose_step
 from hubextrap.api.fingerprint import check_unchanged, pin_of
 from hubextrap.api.measuring import check_measurable
-from hubextrap.api.merging import Made, MergeResult, Prediction, make, push_made
+from hubextrap.api.merging import Made, MergeResult, Prediction, make, places_of, push_made
 from hubextrap.api.outlook import check_rehearsable, outlooks_of
 from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.api.preparing import MergeOptions, merge_options
@@ -26,7 +26,9 @@ from hubextrap.evaluation import (
 from hubextrap.evaluation.comparison import Rows
 from hubextrap.evaluation.table import PREDICTION
 from hubextrap.evaluation.targets import place_of
+from hubextrap.given import optional_path, recipe_of
 from hubextrap.logits import Mixture, recipe_mixture
+from hubextrap.notebooks import counted, one_line
 from hubextrap.opening import Run
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.trajectory import Checkpoint
@@ -53,12 +55,15 @@ class RunResult:
     gate: GateResult | None = None
     """What the gate said, where there was one."""
 
+    def __repr__(self) -> str:
+        return one_line(self, *places_of(self.predictions), counted(len(self.tables), "evaluation"))
+
 
 def run(
-    recipe: Recipe,
+    recipe: Recipe | Path | str,
     *,
     out: Path | str | None = None,
-    output: Path | None = None,
+    output: Path | str | None = None,
     gate: Gate | None = None,
     settings: MergeOptions | None = None,
     scan: Scan | Path | str | None = None,
@@ -68,9 +73,7 @@ def run(
     """Merge, push and evaluate as the recipe says; with ``space: logits``, evaluate the mixture.
 
     Tasks and destinations are checked, and everything that the prediction is compared with is pinned and
-    found to load, before a weight is read: a typing error does not cost a merge, and a checkpoint that lands
-    meanwhile takes no part.
-    Where the evaluation fails, the same call goes on with it and predicts nothing again.
+    found to load, before a weight is read. Where the evaluation fails, the same call goes on with it.
 
     Args:
         out: a folder for the prediction; without it, it goes straight to the Hub.
@@ -83,7 +86,8 @@ def run(
         HubExtrapError: see `merge` and `hubextrap.evaluation.evaluate`.
     """
     progress = progress or (SilentProgress() if opened is None else opened.progress)
-    settings = merge_options(settings)
+    settings, recipe = merge_options(settings), recipe_of(recipe)
+    out, output = optional_path("out", out), optional_path("output", output)
     section = recipe.evaluate
     pushes_later = gate is not None and gate.push_if_better
     _check_gate(recipe, gate, out)
@@ -112,7 +116,7 @@ def run(
             tables = _evaluated(recipe, harness, rows, used, output)
     judged = None if gate is None or section is None else gate.judge(tables, section.tasks)
     if pushes_later and judged is not None and judged.passed:
-        predictions = tuple(push_made(prediction, progress) for prediction in predictions)
+        predictions = tuple(push_made(one, progress) for one in predictions)
     made.settle()
     return RunResult(predictions, tables, made.result.walk, judged)
 

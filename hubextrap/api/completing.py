@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hubextrap.errors import RecipeError
 from hubextrap.evaluation.run import chosen_device
 from hubextrap.extras import require
+from hubextrap.given import one_of, recipe_of, texts_of
 from hubextrap.logits.completing import Sampling
 from hubextrap.logits.completing import complete as complete_one
 from hubextrap.logits.loading import check_loadable
@@ -42,8 +43,8 @@ class Completing:
 
 
 def complete(
-    recipe: Recipe,
-    prompts: Sequence[str],
+    recipe: Recipe | Path | str,
+    prompts: Sequence[str] | str,
     *,
     target_step: int | None = None,
     sampling: Sampling | None = None,
@@ -54,6 +55,8 @@ def complete(
     """The completions of ``prompts``, one by one.
 
     Args:
+        recipe: it, or its file.
+        prompts: one, or several.
         target_step: one of the recipe's; may be left out where it has just one.
         scan: of the recipe's checkpoints, or its file: what it knows is not read again.
 
@@ -62,12 +65,14 @@ def complete(
         MissingExtra: torch or transformers cannot be imported.
         HubExtrapError: see `recipe_mixture` and `ExtrapolatedForCausalLM`.
     """
+    recipe = recipe_of(recipe)
+    sampling, how = one_of("sampling", Sampling, sampling), one_of("how", Completing, how)
     if recipe.space != "logits":
         raise RecipeError(
             "the recipe mixes weights; to try it without writing a model, put `space: logits` into it, or "
             "merge it and load the folder"
         )
-    if not prompts:
+    if not (prompts := texts_of("prompts", prompts)):
         raise RecipeError("no prompt is given")
     if recipe.target_steps:  # else they are known once the run is
         chosen_target(recipe, target_step)

@@ -36,7 +36,10 @@ from hubextrap.durable.places import is_marked
 from hubextrap.engine.resuming import check_inputs
 from hubextrap.errors import PushError
 from hubextrap.foreign_text import own_lines
+from hubextrap.given import optional_path, recipe_of
 from hubextrap.hub import PROVENANCE_FILE, HubSink, PushResult, PushTarget, commit_message, push_folder
+from hubextrap.hub.target import push_targets
+from hubextrap.notebooks import counted, one_line, steps_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -75,6 +78,22 @@ class Prediction:
     verdict: RunVerdict | None = None
     """On this prediction by the weights alone; None where no rule predicts motion."""
 
+    def __repr__(self) -> str:
+        error = self.provenance.expected_relative_error
+        where = [*([str(self.folder)] if self.folder else []), *([self.target.name] if self.target else [])]
+        return one_line(
+            self, f"step {self.step}", *where, "" if error is None else f"expected relative error {error:.3f}"
+        )
+
+
+def places_of(predictions: Sequence[Prediction]) -> list[str]:
+    """What was predicted and where it lies, in a few words."""
+    steps = steps_in_words([prediction.step for prediction in predictions])
+    where = [
+        str(one.folder) if one.folder else one.target.name if one.target else "" for one in predictions[:1]
+    ]
+    return [counted(len(predictions), "prediction"), steps, *where]
+
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
@@ -84,12 +103,15 @@ class MergeResult:
     walk: WalkReport | None = None
     """How the step was chosen, where the recipe does not name it."""
 
+    def __repr__(self) -> str:
+        return one_line(self, *places_of(self.predictions))
+
 
 def merge(
-    recipe: Recipe,
+    recipe: Recipe | Path | str,
     *,
     out: Path | str | None = None,
-    push: Sequence[PushTarget] = (),
+    push: PushTarget | str | Sequence[PushTarget | str] = (),
     settings: MergeOptions | None = None,
     scan: Scan | Path | str | None = None,
     run: Run | None = None,
@@ -103,9 +125,10 @@ def merge(
     A merge that was stopped, by whatever, goes on at the shard where it was when it is called again alike.
 
     Args:
+        recipe: it, or its file.
         out: the folder to write; with several target steps, they go into its subfolders ``step_<n>``.
-        push: where each target step goes, at least as private as the recipe's push section says; where
-            both are left out, the section says it.
+        push: where each target step goes, also as ``owner/name@branch``, at least as private as the
+            recipe's push section says; where both are left out, the section says it.
         scan: of the recipe's checkpoints, or its file: what it knows is not read again.
         run: the recipe's, where it is open.
 
@@ -113,6 +136,7 @@ def merge(
         RecipeError: neither ``out`` nor any push target is given, or not one for each target step.
         HubExtrapError: see `prepare`; the output cannot be written, or the Hub did not take it.
     """
+    recipe, out = recipe_of(recipe), optional_path("out", out)
     targets = destinations(recipe, out, push)
     with opened(recipe, run, settings, scan, progress) as (found, how):
         if out is None and not targets:
@@ -122,14 +146,16 @@ def merge(
     return made.result
 
 
-def destinations(recipe: Recipe, out: Path | str | None, push: Sequence[PushTarget]) -> list[PushTarget]:
+def destinations(
+    recipe: Recipe, out: Path | None, push: PushTarget | str | Sequence[PushTarget | str]
+) -> list[PushTarget]:
     """Where ``push`` sends a recipe's predictions, once what does not go with one another is refused.
 
     Raises:
         RecipeError: as `merge`.
     """
     check_weights(recipe)
-    targets = given_push_targets(recipe, push)
+    targets = given_push_targets(recipe, push_targets(push))
     check_destinations(recipe, out is not None, targets)
     return targets
 

@@ -11,9 +11,11 @@ from hubextrap.api.output import target_folders
 from hubextrap.api.preparing import MergeOptions, Prepared, opened, prepare
 from hubextrap.api.staging import walk_place
 from hubextrap.errors import ClockError, HubExtrapError, RecipeError, TrajectoryError
+from hubextrap.given import optional_path, recipe_of
 from hubextrap.hub import PushTarget, check_target
 from hubextrap.hub.outgoing import stale_files
-from hubextrap.hub.target import clashing
+from hubextrap.hub.target import clashing, push_targets
+from hubextrap.notebooks import counted, html_table, one_line, steps_in_words
 from hubextrap.tensors.devices import cuda_libraries
 
 if TYPE_CHECKING:
@@ -70,6 +72,34 @@ class PlanReport:
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        observed = counted(len(self.checkpoints), "checkpoint")
+        problems = counted(len(self.problems), "problem") if self.problems else "no problems"
+        return one_line(
+            self, f"{steps_in_words(self.target_steps)} from {observed}", problems, *self.outputs[:1]
+        )
+
+    def _repr_html_(self) -> str:
+        errors = self.expected_relative_errors or [None] * len(self.target_steps)
+        predicted = zip(
+            map(str, self.target_steps), self.horizons, errors, self.trusted_up_to or errors, strict=False
+        )
+        problems = counted(len(self.problems), "problem") if self.problems else "no problems found"
+        headings = ("predict step", "horizon", "expected relative error", "trusted up to")
+        table = html_table(f"plan: {problems}", headings, list(predicted))
+        observed = [
+            (str(step), name, (commit or "")[:8], size) for step, name, commit, size in self.checkpoints
+        ]
+        said = (
+            *(f"problem: {line}" for line in self.problems),
+            *(f"warning: {line}" for line in self.warnings),
+            *(f"note: {line}" for line in self.notes),
+            *(f"output: {line}" for line in self.outputs),
+        )
+        return table + html_table(
+            "observed", ("step", "checkpoint", "commit", "bytes of weights"), observed, said
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
         named = {
@@ -91,10 +121,10 @@ class PlanReport:
 
 
 def plan(
-    recipe: Recipe,
+    recipe: Recipe | Path | str,
     *,
-    out: Path | None = None,
-    push: Sequence[PushTarget] = (),
+    out: Path | str | None = None,
+    push: PushTarget | str | Sequence[PushTarget | str] = (),
     check_push: bool = True,
     settings: MergeOptions | None = None,
     scan: Scan | Path | str | None = None,
@@ -105,8 +135,9 @@ def plan(
     and the data of the tasks of an evaluate section where lm-eval is installed; writes nothing.
 
     Args:
+        recipe: it, or its file.
         out: the folder that would be written.
-        push: where it would be pushed; the recipe's own targets when empty.
+        push: where it would be pushed, also as ``owner/name@branch``; the recipe's own targets when empty.
         check_push: ask the Hub whether the token at hand may push there.
         scan: of the recipe's checkpoints, or its file: coefficients and expected errors are known then.
         run: the recipe's, where it is open; `merge` may be given the same one.
@@ -115,6 +146,8 @@ def plan(
         TrajectoryError: there are no checkpoints to speak of; everything later is a problem in the report.
         CheckpointMismatch, CorruptFile, RecipeError: the scan is of no use.
     """
+    recipe, out = recipe_of(recipe), optional_path("out", out)
+    push = push_targets(push)
     with opened(recipe, run, settings, scan, progress) as (found_run, how):
         far = found_run.settled(recipe.farthest)
         targets = given_push_targets(recipe, push) or recipe_push_targets(far)

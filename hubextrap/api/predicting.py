@@ -17,18 +17,23 @@ from hubextrap.api.drafting import (
     save_recipe,
     target_as_written,
 )
+from hubextrap.api.merging import places_of
 from hubextrap.api.outlook import outlooks_of
 from hubextrap.api.planning import plan
 from hubextrap.api.preparing import MergeOptions, merge_options
-from hubextrap.errors import MethodError, RecipeError
+from hubextrap.errors import MethodError, RecipeError, wrong_argument
 from hubextrap.evaluation import check_writable
 from hubextrap.evaluation.outcomes import outcomes_of
 from hubextrap.foreign_text import own_lines
+from hubextrap.given import optional_path, paths_of, texts_of
+from hubextrap.hub.target import one_target
 from hubextrap.methods.checking import check_steps
+from hubextrap.notebooks import one_line
 from hubextrap.opening import Run
 from hubextrap.progress import SilentProgress
 from hubextrap.statistics import backtest_memory, backtest_table, candidates, with_scores
 from hubextrap.trajectory import Trajectory, TrajectoryOptions, find_trajectory
+from hubextrap.trajectory.reference import reference_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,6 +76,11 @@ class PredictResult:
     """The step that was predicted, or up to which a walk would look; the last one and as many more as there
     are full-rate steps, where the run's schedule ends. None where the past supports no step."""
 
+    def __repr__(self) -> str:
+        step = self.target_step
+        places = [] if self.prediction is None else places_of([self.prediction])[-1:]
+        return one_line(self, "" if step is None else f"step {step}", self.verdict.line, *places)
+
 
 class Predicting(TypedDict, total=False):
     """What `predict` takes beside the run, the step and where the prediction goes."""
@@ -79,7 +89,7 @@ class Predicting(TypedDict, total=False):
     """Which of the checkpoints, where the run is named by a reference."""
     walk: Path | str | None
     """A file of prompts, by whose answers the step is chosen, up to ``to``; see `walk`."""
-    evaluate: Sequence[str]
+    evaluate: Sequence[str] | str
     """lm-eval tasks, put to the prediction, the last checkpoint, the first, and the real one if there."""
     include_path: Sequence[Path | str]
     """Folders with tasks."""
@@ -102,7 +112,7 @@ def predict(
     to: int | None = None,
     *,
     out: Path | str | None = None,
-    push: PushTarget | None = None,
+    push: PushTarget | str | None = None,
     settings: MergeOptions | None = None,
     progress: Progress | None = None,
     **how: Unpack[Predicting],
@@ -115,7 +125,7 @@ def predict(
         run: its checkpoints; or where they are, a repo or a folder.
         to: the step; the farthest that the past supports if not given.
         out: the folder to write; ``RUN-step_TO`` in the current one if neither it nor ``push`` is given.
-        push: where it goes on the Hub.
+        push: where it goes on the Hub, also as ``owner/name@branch``.
         how: see `Predicting`.
 
     Raises:
@@ -126,10 +136,11 @@ def predict(
     """
     progress, settings = progress or SilentProgress(), merge_options(settings)
     dry_run, clock = how.get("dry_run", False), how.get("clock")
-    places = [None if place is None else Path(place) for place in (out, how.get("output"))]
-    _check(how, places[1])
+    places = [optional_path("out", out), optional_path("output", how.get("output"))]
+    target = one_target(push)
+    _check(to, how, places[1])
     found, draft = _found(run, how, progress)
-    draft = replace(draft, out=places[0], push=push, walk=_walk(how.get("walk")), evaluate=_evaluation(how))
+    draft = replace(draft, out=places[0], push=target, walk=_walk(how.get("walk")), evaluate=_evaluation(how))
     with Run.of(found, settings.reading, scan=how.get("scan"), clock=clock, progress=progress) as opened:
         if to is not None:
             check_steps(opened.steps, to)
@@ -148,8 +159,10 @@ def predict(
         return _made(answer, opened, draft, settings, places[1])
 
 
-def _check(how: Predicting, output: Path | None) -> None:
+def _check(to: object, how: Predicting, output: Path | None) -> None:
     """Refuse what does not go together, and files that cannot be written, before anything is looked for."""
+    if to is not None and not isinstance(to, int):
+        raise wrong_argument("to", "a step, a whole number", to)
     if how.get("dry_run") and (output is not None or how.get("evaluate")):
         raise RecipeError("evaluate and output have no effect on a dry run, which makes nothing to measure")
     if not how.get("evaluate"):
@@ -169,13 +182,14 @@ def _found(run: Trajectory | str | Path, how: Predicting, progress: Progress) ->
         if options is not None:
             raise RecipeError("options have no effect on a trajectory, which holds the steps that it holds")
         return run, Draft.of_trajectory(run, clock)
-    options = options or TrajectoryOptions()
-    found = find_trajectory(str(run), options, progress=progress)
-    return found, Draft.of_reference(str(run), options, found, clock)
+    reference, options = reference_text(run, "run"), options or TrajectoryOptions()
+    found = find_trajectory(reference, options, progress=progress)
+    return found, Draft.of_reference(reference, options, found, clock)
 
 
 def _walk(prompts: Path | str | None) -> dict[str, Any] | None:
-    return None if prompts is None else {"prompts": str(prompts)}
+    place = optional_path("walk", prompts)
+    return None if place is None else {"prompts": str(place)}
 
 
 def _check_beforehand(run: Run, draft: Draft, to: int | None, settings: MergeOptions, *, ask: bool) -> None:
@@ -240,8 +254,8 @@ def _evaluation(how: Predicting) -> dict[str, Any]:
     if not (tasks := how.get("evaluate")):
         return {}
     return {
-        "tasks": tuple(tasks),
-        "include_path": tuple(map(str, how.get("include_path") or ())),
+        "tasks": tuple(texts_of("evaluate", tasks)),
+        "include_path": tuple(map(str, paths_of("include_path", how.get("include_path") or ()))),
         "against": ("last", "base", "target"),
         "limit": how.get("limit"),
         "batch_size": how.get("batch_size"),

@@ -13,6 +13,7 @@ from hubextrap.engine.budget import BASELINE, Budget
 from hubextrap.engine.defaults import MiB
 from hubextrap.engine.plan import MergePlan, plan_merge
 from hubextrap.errors import RecipeError
+from hubextrap.given import one_of, recipe_of
 from hubextrap.hub.carried_over import unreadable
 from hubextrap.hub.side_files import SideFiles, read_side_files
 from hubextrap.opening import ReadingOptions, Run, needs_scan
@@ -95,6 +96,7 @@ def opened(
         RecipeError: an open run of another recipe, or beside it what it should have been opened with.
         HubExtrapError: as `Run.of`.
     """
+    run = one_of("run", Run, run)
     if run is None:
         settings = merge_options(settings)
         with Run.of(recipe, settings.reading, scan=scan, progress=progress) as own:
@@ -201,7 +203,7 @@ class Prepared:
 
 
 def prepare(
-    recipe: Recipe,
+    recipe: Recipe | Path | str,
     run: Run,
     settings: MergeOptions,
     *,
@@ -229,7 +231,7 @@ def prepare(
         SourceError: the headers cannot be read.
         OutputError: the memory setting is too small.
     """
-    recipe = run.settled(recipe)
+    recipe = run.settled(recipe_of(recipe))
     recipes = tuple(variants) or (recipe,)
     _check_rules(recipes, run, settings.force)  # before any header is read
     held = 0  # by what goes beside the weights

@@ -21,8 +21,10 @@ from hubextrap.durable.atomic import is_new_name
 from hubextrap.durable.places import holder_of, lock_folder
 from hubextrap.engine.kernels import check_device
 from hubextrap.errors import CorruptFile, OutputError, PushError, RecipeError
+from hubextrap.given import path_of, reground_recipe_of
 from hubextrap.hub import OutgoingFile, PushTarget, check_target, commit_files, push_folder
 from hubextrap.hub.side_files import side_files
+from hubextrap.notebooks import counted, one_line
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.regrounding import Decision
 from hubextrap.regrounding.checkpoint import check_model
@@ -65,13 +67,16 @@ class RegroundResult:
     reason: str
     """Why it ended."""
 
+    def __repr__(self) -> str:
+        return one_line(self, counted(len(self.decisions), "round"), self.reason, str(self.model))
+
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON values."""
         return asdict(self) | {"model": str(self.model)}
 
 
 def reground(
-    recipe: RegroundRecipe,
+    recipe: RegroundRecipe | Path | str,
     out: Path | str,
     *,
     settings: MergeOptions | None = None,
@@ -83,6 +88,7 @@ def reground(
     Called again alike after a stop of any kind, it goes on with the phase that it was in.
 
     Args:
+        recipe: it, or its file.
         output: where the commands' own output goes besides the logs in ``out``.
 
     Raises:
@@ -96,10 +102,10 @@ def reground(
         PushError: the Hub did not take a checkpoint.
     """
     progress = progress or SilentProgress()
-    settings = merge_options(settings)
+    settings, recipe, out = merge_options(settings), reground_recipe_of(recipe), path_of("out", out)
     check_device(settings.device)  # not only after the first round
     stated_clock(recipe.reground.clock)
-    folder = Path(out).resolve()
+    folder = out.resolve()
     if os.path.lexists(out) and not folder.is_dir():
         raise OutputError(f"{out}: is there already and leads to no folder; choose another --out", file=out)
     state = load_state(folder)

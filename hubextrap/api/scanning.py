@@ -14,6 +14,7 @@ from hubextrap.errors import CheckpointError, OutputError, RecipeError
 from hubextrap.evaluation import check_writable
 from hubextrap.evaluation.run import chosen_device
 from hubextrap.extras import require
+from hubextrap.given import numbers_of, one_of, optional_path, run_of
 from hubextrap.logits import LogProbRequest, measure_logprobs
 from hubextrap.logits.loading import check_loadable
 from hubextrap.logits.logprobs import checkpoint_at
@@ -24,13 +25,14 @@ from hubextrap.scans.tensor_scan import ScanJournal
 if TYPE_CHECKING:
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
-    from hubextrap.trajectory import Trajectory
+    from hubextrap.trajectory import Trajectory, TrajectoryOptions
 
 
 def scan(
-    trajectory: Trajectory | Recipe,
+    trajectory: Trajectory | Recipe | Path | str,
     *,
     out: Path | str | None = None,
+    options: TrajectoryOptions | None = None,
     sample: float | None = None,
     logprobs: LogProbRequest | None = None,
     settings: ReadingOptions | None = None,
@@ -43,7 +45,8 @@ def scan(
     stopped goes on at the tensor where it was, from ``.NAME.partial`` beside the output.
 
     Args:
-        trajectory: the checkpoints, or a recipe that observes them.
+        trajectory: the checkpoints, a recipe that observes them, its file, or the reference of a run.
+        options: which checkpoints of a reference.
         sample: share of the weights to draw for the reference protocol as well (0.001 in arXiv 2601.04537).
         logprobs: responses to score under every checkpoint.
 
@@ -53,18 +56,21 @@ def scan(
         MissingExtra: log-probabilities are asked for, and torch or transformers cannot be imported.
         HubExtrapError: see ``engine.scan.scan_trajectory`` and ``logits.measure_logprobs``.
     """
-    if sample is not None and not 0 < sample <= 1:
+    out = optional_path("out", out)
+    if sample is not None and not 0 < numbers_of("sample", sample)[0] <= 1:
         raise RecipeError(f"--sample {sample}: has to be a share of the weights, above 0 and at most 1")
+    logprobs = one_of("logprobs", LogProbRequest, logprobs)
     if logprobs is not None:  # what is wrong with the prompts should not cost a scan
         logprobs.source()
         require("logits", "--logprobs")
         chosen_device(logprobs.device)
-    with Run.of(trajectory, settings, progress=progress) as run:
+    what = run_of("trajectory", trajectory, options, progress)
+    with Run.of(what, settings, progress=progress) as run:
         if logprobs is not None and logprobs.sample_from is not None:
             checkpoint_at(run.trajectory, logprobs.sample_from)
         if problem := run.rates_beside[1]:
             run.progress.say(f"warning: {problem}, so the scan holds no learning rates")
-        return scan_run(run, out=None if out is None else Path(out), sample=sample, logprobs=logprobs)
+        return scan_run(run, out=out, sample=sample, logprobs=logprobs)
 
 
 def scan_run(

@@ -19,8 +19,11 @@ from hubextrap.api.staging import held_place
 from hubextrap.durable.atomic import writing
 from hubextrap.durable.places import REMEDY, remove_marked
 from hubextrap.errors import RecipeError
+from hubextrap.given import optional_path, recipe_of
+from hubextrap.hub.target import push_targets
 from hubextrap.logits import recipe_mixture
 from hubextrap.logits.manifest import MANIFEST_FILE, write_manifest
+from hubextrap.notebooks import one_line
 from hubextrap.opening import Run
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.recipe.targets import TargetWalk
@@ -65,13 +68,16 @@ class WalkResult:
     folder: Path | None
     """Where it lies on disk, or what says how logits are mixed."""
 
+    def __repr__(self) -> str:
+        return one_line(self, f"step {self.walk.chosen}", "" if self.folder is None else str(self.folder))
+
 
 def walk(
-    recipe: Recipe,
+    recipe: Recipe | Path | str,
     prompts: Path | str | None = None,
     *,
     out: Path | str | None = None,
-    push: Sequence[PushTarget] = (),
+    push: PushTarget | str | Sequence[PushTarget | str] = (),
     settings: MergeOptions | None = None,
     scan: Scan | Path | str | None = None,
     progress: Progress | None = None,
@@ -86,7 +92,7 @@ def walk(
     A walk that was stopped, by whatever, goes on where it was when it is called again alike.
 
     Args:
-        recipe: its target step is how far to look; or it says itself how to walk.
+        recipe: it, or its file; its target step is how far to look; or it says itself how to walk.
         prompts: a file with a JSON object per line, with the field ``question`` or ``prompt``; without it and
             ``tasks``, the problems of the recipe's evaluate section.
         out: the folder to write: the predicted model, and ``walk.json``, ``walk.md`` and a picture beside it.
@@ -101,10 +107,12 @@ def walk(
     """
     progress, settings = progress or SilentProgress(), merge_options(settings)
     scoring = Scoring(**{name: how.pop(name) for name in ("device", "dtype") if name in how})
+    recipe, out = recipe_of(recipe), optional_path("out", out)
+    prompts = optional_path("prompts", prompts)
     recipe = _with_walk(recipe.with_clock(how.pop("clock", None)), prompts, dict(how))
     if recipe.space == "logits":
         with Run.of(recipe, settings.reading, scan=scan, progress=progress) as run:
-            return _mixed(recipe, run, settings, out, push, scoring)
+            return _mixed(recipe, run, settings, out, push_targets(push), scoring)
     targets = destinations(recipe, out, push)
     with Run.of(recipe, settings.reading, scan=scan, progress=progress) as run:
         if out is None and not targets:

@@ -28,7 +28,7 @@ def print_answer(found: PredictResult) -> None:
     if made is None and found.recipe is not None and found.recipe_file is None:
         tell("")
         for line in found.recipe.text.splitlines():
-            tell(line)
+            tell(line, whole=not line.startswith("#"))
 
 
 def answer_rows(found: PredictResult) -> list[tuple[str, str]]:

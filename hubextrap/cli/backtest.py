@@ -8,8 +8,7 @@ import typer
 
 from hubextrap.cli.options import Clock, Reading, Said, Selection, Summary, WriteRecipe, grouped
 from hubextrap.cli.reference import named_run, named_scan
-from hubextrap.cli.terminal import cells, console, tell, tell_json
-from hubextrap.foreign_text import as_shown
+from hubextrap.cli.terminal import console, tell, tell_json
 
 if TYPE_CHECKING:
     from hubextrap.statistics import Backtest, RunVerdict
@@ -65,36 +64,41 @@ def backtest(
 
 
 def _print(reference: str, found: Backtest) -> None:
-    """The table by horizon, and what it comes to."""
-    from rich.table import Table
+    """The table by horizon, what its columns are, and how a recipe writes its methods."""
+    from hubextrap.narrow import NarrowTable
+    from hubextrap.statistics import backtest_view, plain_name
 
-    from hubextrap.statistics import horizon_classes, horizon_means, pair_counts
+    classes = backtest_view.classes(found)
+    header = [
+        "method",
+        *(f"{end}\nof {count}" for end, _, count in classes),
+        *backtest_view.further_headings(found),
+    ]
+    rows = [
+        [plain_name(name), *("–" if figure is None else f"{figure:.3f}" for figure in figures)]
+        for name, figures in backtest_view.rows(found)
+    ]
+    tell("")
+    tell(f"{reference}: {len(found.steps)} checkpoints, steps {found.steps[0]} to {found.steps[-1]}")
+    tell(f"{backtest_view.title(found)}; of: how many predictions")
+    tell("horizon: " + ", ".join(f"{end.removeprefix('to ')} is {step}" for end, step, _ in classes if step))
+    if found.clock.name != "steps":
+        tell(f"clock: {found.clock.in_words()}")
+    console(160).print(NarrowTable(header, rows, "l" + "r" * len(header[1:])))
+    tell(backtest_view.NOTE)
+    if found.rounded:
+        tell(backtest_view.ROUNDED)
+    tell("To use one, write it into a recipe:")
+    for name, _ in backtest_view.rows(found):
+        _tell_recipe(name)
 
-    counts = pair_counts(found)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("method", overflow="fold")
-    for heading, count in zip(horizon_classes(found), counts, strict=True):
-        table.add_column(f"{heading}: {count}", justify="right")
-    for heading in ("worst", "expected", *(["total"] if found.rounded else [])):
-        table.add_column(heading, justify="right")
-    for entry in horizon_means(found):
-        figures = [*entry.means, entry.worst, entry.expected, *([entry.total] if found.rounded else [])]
-        table.add_row(*cells(entry.method), *("–" if cell is None else f"{cell:.3f}" for cell in figures))
-    out = console(160)
-    out.print(
-        as_shown(f"{reference}: {len(found.steps)} checkpoints, steps {found.steps[0]} to {found.steps[-1]}")
-        + "\n"
-        f"mean relative error{' of the signal' * found.rounded} by horizon, (target − last)/(last − first), "
-        "and of how many predictions"
-        + ("" if found.clock.name == "steps" else f"\nclock: {found.clock.in_words()}")
-    )
-    out.print(table)
-    out.print(
-        "1 is the last checkpoint as it is: above it, doing nothing is better; expected is what the "
-        "checkpoints known at the time let expect"
-        + "; total is the mean of all against the checkpoints as they are stored, rounding included"
-        * found.rounded
-    )
+
+def _tell_recipe(name: str) -> None:
+    """The lines to copy into a recipe, its plain name behind them as a comment."""
+    from hubextrap.statistics import as_recipe, plain_name
+
+    for place, line in enumerate(as_recipe(name)):
+        tell(f"  {line:<30}  # {plain_name(name)}" if place == 0 else f"  {line}")
 
 
 def print_verdict(verdict: RunVerdict) -> None:

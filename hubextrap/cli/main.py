@@ -213,8 +213,9 @@ def _say(line: str) -> None:
     if sys.stderr is not None:
         try:
             from hubextrap.foreign_text import as_shown
+            from hubextrap.narrow import fitted
 
-            print(as_shown(line), file=sys.stderr, flush=True)
+            print(fitted(as_shown(line), sys.stderr), file=sys.stderr, flush=True)
         except ValueError:  # it was closed
             pass
         except OSError:

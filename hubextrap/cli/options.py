@@ -128,7 +128,7 @@ WriteRecipe = Annotated[
     typer.Option(
         "--write-recipe",
         metavar="FILE",
-        help="Save the recipe of the method that is advised there; `hubextrap run` takes it.",
+        help="Save the recipe of the best method in this file, for `hubextrap run`.",
     ),
 ]
 ChatTemplate = Annotated[

@@ -40,8 +40,8 @@ class Measured:
         None,
         "--eval",
         metavar="TASKS",
-        help="Evaluate the prediction beside the last checkpoint, the first, and the real one if it is "
-        "there: lm-eval tasks and hubextrap's own, with commas in between.",
+        help="Score the prediction on these tasks, beside the first and last checkpoints and the real one "
+        "if it is there. Names of lm-eval tasks or of hubextrap's own, separated by commas.",
     )
     include_path: IncludePath = None
     limit: Limit = None
@@ -66,7 +66,7 @@ class Measured:
 def predict(
     ctx: typer.Context,
     run: str = typer.Argument(
-        ..., metavar="REF", help="A run: a repo (org/name), a folder, or what `hubextrap steps` takes."
+        ..., metavar="REF", help="A run as in `hubextrap steps`: a repo (org/name) or a folder."
     ),
     *,
     to: int | None = typer.Option(
@@ -74,7 +74,7 @@ def predict(
         "--to",
         min=0,
         metavar="STEP",
-        help="The step; the farthest that the run's past supports if not given.",
+        help="Step to predict. Default: the farthest that the run's past supports.",
     ),
     selection: Selection,
     out: Out = None,
@@ -85,18 +85,22 @@ def predict(
         None,
         "--walk",
         metavar="PROMPTS",
-        help="Choose the step, up to --to, by the model's own answers to these: a JSON object per line.",
+        help="Choose the step, up to --to, by the model's own answers to the prompts in this file. One JSON "
+        "object per line.",
     ),
     measured: Measured,
     clock: Clock = None,
     scan: ScanFile = None,
     merging: Merging,
-    dry_run: bool = typer.Option(False, "--dry-run", help="Give the answer; write no weights."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Only give the answer. No weights are written."),
     write_recipe: WriteRecipe = None,
     summary: Summary = None,
     said: Said,
 ) -> None:
-    """Predict a later step of a run by the method that did best on its past; say how far to trust it."""
+    """Predict a later step of a run, and say how far to trust the prediction.
+
+    It takes the method that did best on the run's own past.
+    """
     if push is None:
         refuse_idle(ctx, ("private", "create_pr"), "goes with --push REPO")
     if dry_run:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from hubextrap.foreign_text import as_shown
+from hubextrap.narrow import fitted
 from hubextrap.progress import Progress, SilentProgress, Stage
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class QuietProgress(SilentProgress):
     """Nothing but warnings."""
 
     def warn(self, line: str) -> None:
-        print(as_shown(f"warning: {line}"), file=sys.stderr, flush=True)
+        print(fitted(as_shown(f"warning: {line}"), sys.stderr), file=sys.stderr, flush=True)
 
 
 class LineProgress:
@@ -74,7 +75,7 @@ class LineProgress:
         stage.finish()
 
     def say(self, line: str) -> None:
-        print(as_shown(line), file=self._stream, flush=True)
+        print(fitted(as_shown(line), self._stream), file=self._stream, flush=True)
 
     def warn(self, line: str) -> None:
         self.say(f"warning: {line}")
@@ -148,7 +149,8 @@ class TerminalProgress:
             yield _BarStage(bar, bar.add_task(as_shown(label), total=total))
 
     def say(self, line: str) -> None:
-        self._console.print(as_shown(line), highlight=False, markup=False, soft_wrap=True)
+        shown = fitted(as_shown(line), sys.stderr)
+        self._console.print(shown, highlight=False, markup=False, soft_wrap=True)
 
     def warn(self, line: str) -> None:
         self.say(f"warning: {line}")

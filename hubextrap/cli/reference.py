@@ -22,13 +22,14 @@ def named_scan(ctx: typer.Context, reference: str) -> Scan | None:
     Raises:
         typer.BadParameter: an option says which steps to take.
     """
-    path = Path(reference)
-    if path.suffix != ".safetensors" or path.is_dir():
+    from hubextrap.given import names_scan
+
+    if not names_scan(reference):
         return None
     refuse_idle(ctx, names(Selection), f"is for a REF; the scan {reference} holds the steps that it holds")
     from hubextrap.scans import Scan
 
-    return Scan.load(path)
+    return Scan.load(reference)
 
 
 def named_run(
@@ -42,15 +43,16 @@ def named_run(
         typer.BadParameter: an option says which steps to take, and so does a recipe.
         HubExtrapError: the recipe is not there, or none; see `find_trajectory`.
     """
-    path = Path(reference)
-    if path.suffix not in (".yaml", ".yml") or "://" in reference or path.is_dir():
+    from hubextrap.given import names_recipe
+
+    if not names_recipe(reference):
         from hubextrap.trajectory import find_trajectory
 
         return find_trajectory(reference, selection.options(), progress=progress)
     refuse_idle(ctx, names(Selection), f"is for a REF; the recipe {reference} says which steps to take")
     from hubextrap.recipe import load_recipe
 
-    return load_recipe(path)
+    return load_recipe(reference)
 
 
 def file_name_of(reference: str, run: Recipe | Trajectory) -> str:
@@ -61,8 +63,6 @@ def file_name_of(reference: str, run: Recipe | Trajectory) -> str:
 
     if not isinstance(run, Recipe):
         return parse_reference(reference).file_name
-    return (
-        Path(reference).stem
-        if run.trajectory.repo is None
-        else parse_reference(run.trajectory.repo).file_name
-    )
+    if run.trajectory.repo is None:
+        return Path(reference).stem
+    return parse_reference(run.trajectory.repo).file_name

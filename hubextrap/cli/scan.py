@@ -10,8 +10,7 @@ import typer
 
 from hubextrap.cli.options import ChatTemplate, Reading, Said, Selection, grouped, names, refuse_idle
 from hubextrap.cli.reference import file_name_of, named_run
-from hubextrap.cli.terminal import cells, console, tell, tell_json
-from hubextrap.foreign_text import as_shown
+from hubextrap.cli.terminal import console, tell, tell_json
 
 if TYPE_CHECKING:
     from hubextrap.logits import LogProbRequest
@@ -104,44 +103,37 @@ def scan(
 
 def print_scan(reference: str, scan: Scan) -> None:
     """The summary, a row for each kind of module."""
-    from rich.table import Table
-
+    from hubextrap.narrow import NarrowTable
     from hubextrap.scans.logprobs import MIN_CHANGE
     from hubextrap.statistics.linearity import LINEAR, MIN_DISTINCT, MIN_RANGE
     from hubextrap.trajectory import say_same_weights
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("module", overflow="fold")
-    for heading in ("tensors", "weights", "kept", "median R²", f"R² > {LINEAR:g}", "‖last − first‖"):
-        table.add_column(heading, justify="right")
+    header = ("module", "tensors", "weights", "kept", "median R²", f"R² > {LINEAR:g}", "‖last − first‖")
     norms = scan.delta_norms()[:, -1] ** 2
-    for kind, rows in scan.kinds().items():
-        table.add_row(
-            *cells(kind), str(len(rows)), *_cells(scan.linearity(rows)), f"{norms[rows].sum() ** 0.5:.4g}"
-        )
+    table = [
+        (kind, str(len(rows)), *_cells(scan.linearity(rows)), f"{norms[rows].sum() ** 0.5:.4g}")
+        for kind, rows in scan.kinds().items()
+    ]
     whole = scan.linearity()
-    table.add_row("all", str(len(scan.tensors)), *_cells(whole), f"{norms.sum() ** 0.5:.4g}")
+    table.append(("all", str(len(scan.tensors)), *_cells(whole), f"{norms.sum() ** 0.5:.4g}"))
     walk = scan.random_walk
-    table.add_row("a random walk", "", "", "", f"{walk.median:.3f}", f"{walk.share_linear:.3f}", "")
+    table.append(("a random walk", "", "", "", f"{walk.median:.3f}", f"{walk.share_linear:.3f}", ""))
     if scan.sample is not None:
         from hubextrap.statistics import Linearity
 
         drawn = Linearity.from_counts(scan.sample.counts.sum(axis=0))
-        table.add_row(f"a sample of {scan.sample.fraction:.3g}", "", *_cells(drawn), "")
-    out = console()
-    out.print(
-        as_shown(f"{reference}: {len(scan.steps)} checkpoints, steps {scan.steps[0]} to {scan.steps[-1]}")
-    )
-    out.print(table)
-    out.print(
+        table.append((f"a sample of {scan.sample.fraction:.3g}", "", *_cells(drawn), ""))
+    tell(f"{reference}: {len(scan.steps)} checkpoints, steps {scan.steps[0]} to {scan.steps[-1]}")
+    console().print(NarrowTable(header, table, "lrrrrrr"))
+    tell(
         f"left out: {whole.unmoved:,} weights that did not move, {whole.small_range:,} that moved by "
         f"{MIN_RANGE:g} or less, {whole.few_values:,} with fewer than {MIN_DISTINCT} values"
     )
     for note in say_same_weights(scan.gram_table.same_weights(), len(scan.steps)):
-        out.print(as_shown(f"warning: {note}"), soft_wrap=True)
+        tell(f"warning: {note}")
     if scan.logprobs is not None:
         row = scan.logprobs.as_dict()
-        out.print(
+        tell(
             f"log-probs: {row['tokens']:,} tokens of {row['responses']:,} responses, {row['tokens_kept']:,} "
             f"moved by more than {MIN_CHANGE:g}: median R² {_figure(row['median_r_squared'])}, "
             f"R² > {LINEAR:g} {_figure(row['share_r_squared_above_0.7'])}"

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hubextrap.cli.options import Said, Selection, grouped
-from hubextrap.cli.terminal import cells, console, tell_json
-from hubextrap.foreign_text import as_shown
+from hubextrap.cli.terminal import console, tell, tell_json
 
 if TYPE_CHECKING:
     from hubextrap.trajectory import Checkpoint, Trajectory
@@ -61,36 +60,27 @@ def _as_json(checkpoint: Checkpoint, trajectory: Trajectory) -> dict[str, Any]:
 
 
 def _print_table(reference: str, trajectory: Trajectory) -> None:
-    from rich.table import Table
-
     from hubextrap.cli.progress import format_bytes
+    from hubextrap.narrow import NarrowTable
 
-    table = Table(box=None, pad_edge=False)
-    for heading in ("step", "checkpoint", "commit", "size"):
-        table.add_column(heading, justify="right" if heading in ("step", "size") else "left", overflow="fold")
-    table.add_column("dtype")
-    table.add_column("date")
     one_repo = len({checkpoint.repo for checkpoint in trajectory.checkpoints}) == 1
-    for checkpoint in trajectory.checkpoints:
-        table.add_row(
-            *cells(
-                str(checkpoint.step),
-                _place(checkpoint, one_repo),
-                (checkpoint.commit or "")[:8],
-                "" if checkpoint.size is None else format_bytes(checkpoint.size),
-                checkpoint.dtype or "",
-                f"{checkpoint.date:%Y-%m-%d %H:%M}" if checkpoint.date else "",
-            )
+    rows = [
+        (
+            str(checkpoint.step),
+            _place(checkpoint, one_repo),
+            (checkpoint.commit or "")[:8],
+            "" if checkpoint.size is None else format_bytes(checkpoint.size),
+            checkpoint.dtype or "",
+            f"{checkpoint.date:%Y-%m-%d %H:%M}" if checkpoint.date else "",
         )
-    out = console(100_000)  # off a terminal no name is cut or wrapped
-    out.print(
-        as_shown(f"{reference}: {len(trajectory.checkpoints)} checkpoints of {trajectory.series}"),
-        soft_wrap=True,
-    )
-    out.print(table)
+        for checkpoint in trajectory.checkpoints
+    ]
+    tell(f"{reference}: {len(trajectory.checkpoints)} checkpoints of {trajectory.series}")
+    header = ("step", "checkpoint", "commit", "size", "dtype", "date")
+    console(100_000).print(NarrowTable(header, rows, "rllrll"))  # off a terminal no name is cut
     for checkpoint in trajectory.checkpoints:
         if checkpoint.note:
-            out.print(as_shown(f"note: step {checkpoint.step} {checkpoint.note}"), soft_wrap=True)
+            tell(f"note: step {checkpoint.step} {checkpoint.note}")
 
 
 def _place(checkpoint: Checkpoint, one_repo: bool) -> str:

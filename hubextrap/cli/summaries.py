@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.cli.progress import format_bytes, format_memory
 from hubextrap.cli.terminal import console, tell
-from hubextrap.foreign_text import OwnLines
+from hubextrap.foreign_text import OwnLines, terminal_line
+from hubextrap.narrow import NARROWEST, columns, without_middle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +53,9 @@ def print_plan(recipe: Path, report: PlanReport) -> None:
         tell(f"            … {len(report.rules)} tensors in all")
     for step, name, commit, size in report.checkpoints[:LISTED]:
         pinned = f" ({commit[:8]})" if commit else ""
-        tell(f"  observe   step {step}: {name}{pinned}{'' if size is None else ', ' + format_bytes(size)}")
+        behind = f"{pinned}{'' if size is None else ', ' + format_bytes(size)}"
+        line = f"  observe   step {step}: "
+        tell(f"{line}{_short(name, len(line) + len(behind))}{behind}")
     if len(report.checkpoints) > LISTED:
         tell(f"            … {len(report.checkpoints)} checkpoints in all")
     if report.files:
@@ -69,6 +73,12 @@ def print_plan(recipe: Path, report: PlanReport) -> None:
         _tell_behind("  problem   ", problem)
     if not report.problems:
         tell("  no problems found")
+
+
+def _short(name: str, beside: int) -> str:
+    """A name that leaves room for so many characters beside it, where the terminal is too narrow for both."""
+    width = columns(sys.stdout)
+    return name if width is None else without_middle(terminal_line(name), max(NARROWEST, width - beside))
 
 
 def as_sum(row: dict[int, float]) -> str:

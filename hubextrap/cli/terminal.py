@@ -23,9 +23,9 @@ from hubextrap.foreign_text import (
     log_record,
     log_text,
     redacted,
-    terminal_line,
     terminal_output,
 )
+from hubextrap.narrow import columns, fitted
 from hubextrap.redaction import redact, rewrite_error
 
 if TYPE_CHECKING:
@@ -41,9 +41,10 @@ _STYLING = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS")
 """Any of them has typer use colours where there is no terminal."""
 
 
-def tell(text: object, *, err: bool = False) -> None:
-    """Print a line."""
-    typer.echo(as_shown(str(text)), err=err)
+def tell(text: object, *, err: bool = False, whole: bool = False) -> None:
+    """Print a line, or several where the terminal is narrower than it is and it need not stay ``whole``."""
+    shown = as_shown(str(text))
+    typer.echo(shown if whole else fitted(shown, sys.stderr if err else sys.stdout), err=err)
 
 
 def tell_json(value: Any) -> None:
@@ -68,16 +69,11 @@ def _in_json(value: Any) -> Any:
     return {key: _in_json(each) for key, each in value.items()} if isinstance(value, dict) else value
 
 
-def cells(*texts: str) -> tuple[str, ...]:
-    """A row of a table of Rich's."""
-    return tuple(map(terminal_line, texts))
-
-
-def console(columns: int = 200) -> Console:
-    """Rich's on stdout, as wide as the terminal, or ``columns`` where there is none."""
+def console(otherwise: int = 200) -> Console:
+    """Rich's on stdout, as wide as the terminal, or ``otherwise`` where there is none."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else columns, highlight=False, markup=False)
+    return Console(width=columns(sys.stdout) or otherwise, highlight=False, markup=False)
 
 
 def clean_error(error: BaseException) -> None:

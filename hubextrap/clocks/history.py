@@ -14,7 +14,7 @@ from hubextrap.errors import ClockError, CorruptFile
 from hubextrap.foreign_data import parse_json, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 FILE_LIMIT = 64_000_000
@@ -142,6 +142,16 @@ def read_trainer_state(content: bytes, name: str, step: int | None = None) -> Ra
     remedy = "download it again, or choose another clock (steps, a schedule, a file of rates)"
     state = parse_json(content, name, nan=True, limit=FILE_LIMIT, remedy=remedy)
     history = _history_of_state(state, name, remedy)
+    check_state_step(state, name, step)
+    return history
+
+
+def check_state_step(state: Mapping[str, Any], name: str, step: int | None) -> None:
+    """Refuse a trainer's state of another step than the checkpoint beside which it lies.
+
+    Raises:
+        CorruptFile: says so.
+    """
     reached = state.get("global_step")
     if step is not None and reached is not None and reached != step:
         raise CorruptFile(
@@ -149,7 +159,6 @@ def read_trainer_state(content: bytes, name: str, step: int | None = None) -> Ra
             f"step {step}; if the names do not count steps, set trajectory.steps.scale",
             file=name,
         )
-    return history
 
 
 def _history_of_state(state: Any, name: str, remedy: str) -> RateHistory:

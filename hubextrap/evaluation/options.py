@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hubextrap.errors import EvaluationError
+from hubextrap.errors import EvaluationError, wrong_argument
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +54,13 @@ class TaskFile:
     """Problems in a JSON Lines file."""
 
     path: Path
+    """A name will do."""
     format: Format
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, (str, PathLike)):
+            raise wrong_argument("path", "the path of a file of problems", self.path)
+        object.__setattr__(self, "path", Path(self.path))
 
     @property
     def name(self) -> str:
@@ -87,6 +94,19 @@ class EvaluationOptions:
     """``auto`` for each checkpoint's own, or as torch names it."""
     backend: Backend = "hf"
     """``hf`` is transformers; ``vllm`` is lm-eval's model for vLLM."""
+
+    def __post_init__(self) -> None:
+        """One task, folder or file in place of several is a list of one."""
+        for name, kinds, wanted in (
+            ("tasks", str, "the name of a task, or a list of names"),
+            ("include_path", (str, PathLike), "a folder, or a list of folders"),
+            ("task_files", TaskFile, "a TaskFile, or a list of them"),
+        ):
+            given = getattr(self, name)
+            several = (given,) if isinstance(given, kinds) else given
+            if not isinstance(several, (list, tuple)) or not all(isinstance(one, kinds) for one in several):
+                raise wrong_argument(name, wanted, given)
+            object.__setattr__(self, name, several)
 
     @classmethod
     def of(cls, section: EvaluateSection, **where: Any) -> EvaluationOptions:

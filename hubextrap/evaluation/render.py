@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from hubextrap.evaluation.table import LAST, PREDICTION, Difference, EvaluationTable, Row, Score
 from hubextrap.foreign_text import markdown_text, terminal_line
+from hubextrap.narrow import NarrowTable
+from hubextrap.notebooks import html_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from rich.console import RenderableType
-    from rich.table import Table
 
     from hubextrap.evaluation.table import Key
 
@@ -83,6 +84,12 @@ def to_markdown(table: EvaluationTable) -> str:
     return "\n\n".join([markdown_table(list(map(markdown_text, header)), rows, _sides(header)), *said]) + "\n"
 
 
+def to_html(table: EvaluationTable) -> str:
+    """The same for a notebook."""
+    cells = [_cells(table, row, table.keys) for row in table.rows]
+    return html_table("evaluation", _header(table, table.keys), cells, (*verdicts(table), *table.notes))
+
+
 def to_rich(table: EvaluationTable) -> RenderableType:
     """The same for a terminal."""
     from rich.console import Group
@@ -92,9 +99,11 @@ def to_rich(table: EvaluationTable) -> RenderableType:
     abreast = FIGURES_ABREAST if table.last is None else FIGURES_ABREAST // 2
     for start in range(0, len(table.keys), abreast):
         keys = table.keys[start : start + abreast]
-        header = _header(table, keys)
-        parts.append(rich_table(header, [_cells(table, row, keys) for row in table.rows], _sides(header)))
-    return Group(*parts, *map(Text, map(terminal_line, (*verdicts(table), *table.notes))))
+        *header, _ = _header(table, keys)  # references are long, and go below
+        cells = [_cells(table, row, keys)[:-1] for row in table.rows]
+        parts.append(rich_table(header, cells, _sides([*header, ""])[:-1]))
+    said = [*(f"{row.label}: {row.place}" for row in table.rows), *verdicts(table), *table.notes]
+    return Group(*parts, *map(Text, map(terminal_line, said)))
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], sides: str) -> str:
@@ -104,19 +113,9 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], sides: 
     return "\n".join(lines)
 
 
-def rich_table(header: Sequence[str], rows: Iterable[Sequence[str]], sides: str) -> Table:
+def rich_table(header: Sequence[str], rows: Iterable[Sequence[str]], sides: str) -> NarrowTable:
     """The same of plain texts, for a terminal."""
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table(header_style="bold")
-    for title, side in zip(header, sides, strict=True):
-        grid.add_column(
-            Text(terminal_line(title)), justify="left" if side == "l" else "right", overflow="fold"
-        )
-    for cells in rows:
-        grid.add_row(*map(Text, map(terminal_line, cells)))
-    return grid
+    return NarrowTable(header, list(rows), sides, lines=True)
 
 
 def _sides(header: Sequence[str]) -> str:

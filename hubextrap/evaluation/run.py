@@ -8,10 +8,12 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.digests import sha256_of_json
-from hubextrap.errors import CheckpointError, EvaluationError, SourceError
+from hubextrap.errors import CheckpointError, EvaluationError, SourceError, wrong_argument
 from hubextrap.evaluation.asking import Questions, asked_of_tasks
 from hubextrap.evaluation.backend import check_backend, load_model
 from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE, Answering, EvaluationOptions
@@ -41,7 +43,7 @@ _PACKAGES = ("hubextrap", "lm_eval", "torch", "transformers", "math_verify", "vl
 
 
 def evaluate(
-    references: Sequence[tuple[str, Checkpoint | Mixture | str]],
+    references: Sequence[tuple[str, Checkpoint | Mixture | Path | str] | Path | str] | Path | str,
     options: EvaluationOptions | Sequence[str] = (),
     *,
     progress: Progress | None = None,
@@ -52,7 +54,8 @@ def evaluate(
     What can be wrong without a model is checked first: lm-eval, tasks and their data, references.
 
     Args:
-        references: (label, checkpoint, mixture of logits, or reference). The row ``last`` is what all others
+        references: (label, checkpoint, mixture of logits, or reference); or one or several references, which
+            are their own labels. The row ``last`` is what all others
             are compared with, rows whose label starts with ``prediction`` are judged; other labels are free.
         options: tasks and settings, or tasks alone.
         named: fields of `EvaluationOptions` that differ from ``options``: ``limit=100``.
@@ -62,20 +65,40 @@ def evaluate(
         EvaluationError: a task is unknown, a model does not load or run.
         TrajectoryError, CheckpointError: a reference leads nowhere.
     """
-    if not references:
+    labelled = _labelled(references)
+    if not labelled:
         raise EvaluationError("nothing to evaluate; name at least one checkpoint")
-    if twice := [label for label, count in Counter(label for label, _ in references).items() if count > 1]:
+    if twice := [label for label, count in Counter(label for label, _ in labelled).items() if count > 1]:
         raise EvaluationError(f"{twice[0]} is there twice; name every checkpoint once")
     if not isinstance(options, EvaluationOptions):
         options = EvaluationOptions(options)
     harness = Harness(replace(options, **named), progress)
     pins = Pins()
     checkpoints = [
-        (label, resolve_checkpoint(item, pins=pins) if isinstance(item, str) else item)
-        for label, item in references
+        (label, item if isinstance(item, (Checkpoint, Mixture)) else resolve_checkpoint(item, pins=pins))
+        for label, item in labelled
     ]
     harness.check(item for _, item in checkpoints)
     return harness.table([harness.measure(label, item) for label, item in checkpoints])
+
+
+def _labelled(given: Any) -> list[tuple[str, Checkpoint | Mixture | Path | str]]:
+    """What is to be measured, each with its label.
+
+    Raises:
+        WrongArgument: it is nothing that can be.
+    """
+    several = [given] if isinstance(given, (str, PathLike)) else given
+    wanted = "a reference, or a list of references or of (label, reference, Checkpoint or Mixture)"
+    if not isinstance(several, (list, tuple)):
+        raise wrong_argument("references", wanted, given)
+    found: list[tuple[str, Checkpoint | Mixture | Path | str]] = []
+    for one in several:
+        label, item = one if isinstance(one, (list, tuple)) and len(one) == 2 else (str(one), one)
+        if not isinstance(label, str) or not isinstance(item, (str, PathLike, Checkpoint, Mixture)):
+            raise wrong_argument("references", wanted, one)
+        found.append((label, Path(item) if isinstance(item, PathLike) else item))
+    return found
 
 
 class Measurement(Part):

@@ -16,6 +16,7 @@ from hubextrap.evaluation.render import (
 )
 from hubextrap.evaluation.table import LAST, PREDICTION, EvaluationTable, Key, Part
 from hubextrap.foreign_text import markdown_text, terminal_line
+from hubextrap.notebooks import counted, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,6 +70,16 @@ class SweepResult(Part):
     """On the other half: the chosen prediction, labelled so, and what it is compared with."""
     clock: str = "steps"
     """What horizons were counted by."""
+
+    def __repr__(self) -> str:
+        better = "better" if self.is_better else "no better"
+        return one_line(
+            self,
+            counted(len(self.candidates), "prediction"),
+            f"chosen: {self.chosen}, {better} than the last checkpoint",
+        )
+
+    __str__ = __repr__
 
 
 def report_sweep(

@@ -15,6 +15,7 @@ from hubextrap.containment import read_named
 from hubextrap.durable.atomic import write_whole
 from hubextrap.errors import EvaluationError, OutputError
 from hubextrap.evaluation.options import Backend
+from hubextrap.notebooks import counted, one_line, shown_by
 from hubextrap.output_files import file_problem
 from hubextrap.trajectory import UNKNOWN_STEP, Checkpoint, path_in_run
 
@@ -169,6 +170,15 @@ class EvaluationTable(Part):
     notes: tuple[str, ...] = ()
     """What a reader has to know beside the figures, as sentences."""
 
+    def __repr__(self) -> str:
+        figures = list(dict.fromkeys(score.title for row in self.rows for score in row.scores))
+        return one_line(self, counted(len(self.rows), "checkpoint"), *figures[:3], "…" * (len(figures) > 3))
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return shown_by("hubextrap.evaluation.render:to_html", self)
+
     @property
     def keys(self) -> tuple[Key, ...]:
         """(task, metric, filter) of every figure, in the order in which they ran."""
@@ -197,22 +207,24 @@ class EvaluationTable(Part):
             verdict=None if interval is None else _verdict(interval, ours.higher_is_better),
         )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the table as JSON; an earlier file of that name is replaced.
 
         Raises:
             OutputError: the file cannot be written.
         """
+        path = Path(path)
         check_writable(path)
         write_whole(path, f"{self.model_dump_json(indent=2)}\n".encode(), remedy="name another file")
 
     @classmethod
-    def load(cls, path: Path) -> EvaluationTable:
+    def load(cls, path: Path | str) -> EvaluationTable:
         """Read a table that ``save`` wrote.
 
         Raises:
             EvaluationError: the file is not there or is not such a table.
         """
+        path = Path(path)
         try:
             table = cls.model_validate_json(read_named(path))
             table.check()

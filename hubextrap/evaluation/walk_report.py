@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hubextrap.evaluation.render import format_figure, markdown_table, rich_table
 from hubextrap.evaluation.table import Part
 from hubextrap.foreign_text import markdown_text, terminal_line
+from hubextrap.notebooks import counted, one_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -62,6 +63,12 @@ class WalkReport(Part):
     score_of_last: float | None = None
     """The share of its samples that are right, where the right ones were kept."""
     score_of_chosen: float | None = None
+
+    def __repr__(self) -> str:
+        looked = f"{counted(len(self.curve), 'step')} up to {self.up_to} by {self.by}"
+        return one_line(self, looked, f"chosen: step {self.chosen}")
+
+    __str__ = __repr__
 
     @property
     def best(self) -> WalkPoint:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TAGS = ("hubextrap", "merge", "extrapolation", "rlvr")
 _RESULTS_BEGIN, _RESULTS_END = "<!-- hubextrap: results -->", "<!-- hubextrap: end of results -->"
+_VERDICT_BEGIN, _VERDICT_END = "<!-- hubextrap: verdict -->", "<!-- hubextrap: end of verdict -->"
 _LOAD_BEGIN, _LOAD_END = "<!-- hubextrap: how to load -->", "<!-- hubextrap: end -->"
 _REPO = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
 _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
@@ -33,6 +34,7 @@ def model_card(
     side_files: Mapping[str, bytes] | None = None,
     *,
     caveats: Sequence[str] = (),
+    verdict: str | None = None,
 ) -> str:
     """The README.md of a predicted model, metadata first.
 
@@ -41,6 +43,7 @@ def model_card(
         side_files: what lies beside the weights, by name: it says how the model is loaded. A language model
             when None.
         caveats: facts about the weights, a sentence each.
+        verdict: one line, by the weights alone; `with_verdict` replaces it once there are scores.
     """
     from huggingface_hub import ModelCardData
 
@@ -54,6 +57,7 @@ def model_card(
     data = ModelCardData(**metadata)
     sections = [
         _opening(provenance),
+        *([_marked_verdict(verdict)] if verdict else []),
         _inputs(provenance),
         _how(provenance),
         *(["\n".join(f"- {markdown_text(caveat)}" for caveat in caveats)] if caveats else []),
@@ -71,6 +75,19 @@ def with_target(card: str, repo: str, revision: str) -> str:
         return card
     begin, end = found
     return card[:begin] + placed_at(card[begin:end], repo, revision) + card[end:]
+
+
+def with_verdict(card: str, verdict: str) -> str:
+    """``card`` with another verdict; one without ours stays as it is."""
+    found = _marked(card, _VERDICT_BEGIN, _VERDICT_END)
+    if found is None:
+        return card
+    begin, end = found
+    return card[:begin] + _marked_verdict(verdict) + card[end:]
+
+
+def _marked_verdict(verdict: str) -> str:
+    return f"{_VERDICT_BEGIN}\n**{markdown_text(verdict)}**\n{_VERDICT_END}"
 
 
 def with_results(card: str, results: str) -> str:

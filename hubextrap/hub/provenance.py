@@ -19,6 +19,7 @@ from hubextrap.claims import sealed
 from hubextrap.clocks import horizon_of
 from hubextrap.digests import sha256_hex
 from hubextrap.methods import MAX_STEP
+from hubextrap.notebooks import counted, one_line, steps_in_words
 from hubextrap.redaction import redact
 from hubextrap.trajectory.run_name import path_in_run, run_name
 
@@ -216,6 +217,13 @@ class Provenance(_Part):
     """What was written beside the weights, but for the card, which may be edited, and this file; None where
     that was before there was this field: then they are not covered."""
     recipe: str
+
+    def __repr__(self) -> str:
+        what = f"{self.merge_method} to step {self.target_step}"
+        observed = f"{counted(len(self.inputs), 'checkpoint')}, {steps_in_words(self.steps)}"
+        return one_line(self, what, f"from {observed}", counted(len(self.shards), "weight file"))
+
+    __str__ = __repr__
 
     @property
     def steps(self) -> tuple[int, ...]:

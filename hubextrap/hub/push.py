@@ -18,6 +18,9 @@ from hubextrap.hub.provenance_checks import OWN_FILES, read_provenance
 from hubextrap.hub.target import check_target
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors.headers import HEADER_LIMIT
+from hubextrap.trajectory import Pins
+from hubextrap.trajectory.elsewhere import models_elsewhere
+from hubextrap.trajectory.reference import Reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,10 +88,9 @@ def _model_files(folder: Path) -> dict[str, Path]:
         )
     files = dict(sorted(_files_under(folder)))
     if not any("/" not in name and name.endswith(".safetensors") for name in files):
-        raise PushError(
-            f"{folder}: holds no .safetensors file, so no model to push; give the folder of a merged model",
-            file=folder,
-        )
+        elsewhere = models_elsewhere(Reference(str(folder), folder), Pins())
+        what = f"{folder}: holds no .safetensors file, so no model to push"
+        raise PushError(f"{what}; {elsewhere or 'give the folder of a merged model'}", file=folder)
     for name in [name for name in files if "/" not in name and name.endswith(".safetensors.index.json")]:
         for shard in _shards_of(files[name]):
             if shard not in files:

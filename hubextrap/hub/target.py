@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from hubextrap._version import __version__
-from hubextrap.errors import PushError
+from hubextrap.errors import PushError, wrong_argument
 from hubextrap.hub.provenance import without_private_parts
 from hubextrap.hub.push_errors import push_errors
 from hubextrap.hub.side_files import is_utf8
@@ -18,7 +18,7 @@ from hubextrap.patience import retried
 from hubextrap.trajectory.hub_files import HubFile, list_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 
 _BRANCH = re.compile(
@@ -48,6 +48,9 @@ class PushTarget:
         Raises:
             PushError: git or the Hub would not have the repo, the branch or the title.
         """
+        for name in ("repo", "revision"):
+            if not isinstance(getattr(self, name), str):
+                raise wrong_argument(name, "a text", getattr(self, name))
         _check_repo(self.repo, self.repo)
         instead = f"write {self.repo}@BRANCH, e.g. @step_400"
         if _problem_of_branch(self.revision):
@@ -76,6 +79,35 @@ class PushTarget:
     @property
     def name(self) -> str:
         return f"{self.repo}@{self.revision}"
+
+
+def push_targets(given: PushTarget | str | Sequence[PushTarget | str] | None) -> list[PushTarget]:
+    """One target or several, each as it is or as ``owner/name@branch``.
+
+    Raises:
+        WrongArgument: it is no such thing.
+        PushError: as `PushTarget`.
+    """
+    if given is None:
+        return []
+    several = [given] if isinstance(given, (PushTarget, str)) else given
+    if not isinstance(several, (list, tuple)):
+        raise wrong_argument("push", "owner/name@branch, a PushTarget, or a list of them", given)
+    found = []
+    for one in several:
+        if not isinstance(one, (PushTarget, str)):
+            raise wrong_argument("push", "owner/name@branch, a PushTarget, or a list of them", one)
+        found.append(PushTarget.parse(one) if isinstance(one, str) else one)
+    return found
+
+
+def one_target(given: PushTarget | str | None, name: str = "push") -> PushTarget | None:
+    """The same of one, or of none."""
+    if given is None or isinstance(given, PushTarget):
+        return given
+    if not isinstance(given, str):
+        raise wrong_argument(name, "owner/name@branch, or a PushTarget", given)
+    return PushTarget.parse(given)
 
 
 @dataclass(frozen=True, slots=True)

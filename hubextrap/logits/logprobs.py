@@ -7,13 +7,15 @@ checkpoint, and log-softmax is taken in float32. Imports torch and transformers 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hubextrap.containment import read_named
 from hubextrap.digests import sha256_hex
-from hubextrap.errors import EvaluationError, ReferenceNotFound
+from hubextrap.errors import EvaluationError, ReferenceNotFound, wrong_argument
 from hubextrap.extras import require
 from hubextrap.foreign_data import parse_json
 from hubextrap.logits.loading import load_causal_lm, load_tokenizer
@@ -31,7 +33,6 @@ from hubextrap.scans.logprobs import LogProbs, LogProbSource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from hubextrap.progress import Progress
     from hubextrap.trajectory.checkpoint import Checkpoint, Trajectory
@@ -45,7 +46,7 @@ class LogProbRequest:
     """What to measure, and how."""
 
     prompts: Path
-    """A JSONL file."""
+    """A JSONL file; its name will do."""
     sample_from: int | None = None
     """Step of the checkpoint that gives the responses (temperature 1, nothing cut off, a fixed seed); None
     takes them from the file."""
@@ -58,6 +59,9 @@ class LogProbRequest:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.prompts, (str, PathLike)):
+            raise wrong_argument("prompts", "the path of a file", self.prompts)
+        object.__setattr__(self, "prompts", Path(self.prompts))
         if self.sample_from is None and self.max_new_tokens != MAX_NEW_TOKENS:
             raise EvaluationError(
                 "max_new_tokens has no effect without sample_from: the file holds the responses"

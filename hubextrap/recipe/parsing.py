@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -10,7 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from hubextrap.containment import read_named
-from hubextrap.errors import HubExtrapError, MethodError, RecipeError
+from hubextrap.errors import HubExtrapError, MethodError, RecipeError, wrong_argument
 from hubextrap.foreign_text import own_lines
 from hubextrap.methods import find_method, longest_horizon, nearest, parameter_problems
 from hubextrap.methods.checking import check_steps
@@ -34,7 +35,7 @@ def load_recipe(path: Path | str) -> Recipe:
     Raises:
         RecipeError: it cannot be read, or something in it is wrong; the message lists every problem.
     """
-    return parse_recipe(_read(Path(path)), str(path))
+    return parse_recipe(_read(path), str(path))
 
 
 def load_reground_recipe(path: Path | str) -> RegroundRecipe:
@@ -43,10 +44,13 @@ def load_reground_recipe(path: Path | str) -> RegroundRecipe:
     Raises:
         RecipeError: as in `load_recipe`.
     """
-    return parse_reground_recipe(_read(Path(path)), str(path))
+    return parse_reground_recipe(_read(path), str(path))
 
 
-def _read(path: Path) -> str:
+def _read(path: Path | str) -> str:
+    if not isinstance(path, (str, os.PathLike)):
+        raise wrong_argument("path", "the path of a recipe file", path)
+    path = Path(path)
     try:
         return read_named(path, _SIZE_LIMIT).decode().replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
@@ -54,6 +58,7 @@ def _read(path: Path) -> str:
     except OSError as error:
         said = {
             errno.ENOENT: "no such file; `hubextrap recipes ls` lists the recipes that come with hubextrap",
+            errno.EISDIR: "cannot be read: it is a folder; name the recipe file in it, e.g. recipe.yaml",
             errno.EFBIG: f"larger than {_SIZE_LIMIT // 1000} kB, too large for a recipe",
         }.get(error.errno or 0, f"cannot be read: {error.strerror}")
         raise RecipeError(f"{path}: {said}", file=path) from error
@@ -64,6 +69,7 @@ def parse_recipe(text: str, name: str = "recipe") -> Recipe:
 
     Raises:
         RecipeError: something in it is wrong; the message lists every problem with its line.
+        WrongArgument: it is no text.
     """
     recipe = _parse_any(text, name)
     if isinstance(recipe, RegroundRecipe):
@@ -90,6 +96,8 @@ def parse_reground_recipe(text: str, name: str = "recipe") -> RegroundRecipe:
 
 def _parse_any(text: str, name: str) -> Recipe | RegroundRecipe:
     """The recipe; its problems are told in the order of the lines."""
+    if not isinstance(text, str):
+        raise wrong_argument("text", "the text of a recipe", text)
     document = read_yaml(text)
     found: list[Problem] = [(place, line, problem) for place, line, problem in document.problems]
     found += [

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from hubextrap.clocks import schedule_problems
 from hubextrap.methods import MAX_STEP
+from hubextrap.notebooks import one_line
 
 OF_KEYS = "of_keys"
 """The kind of error that has problems of several keys, or tuples of keys, of its place, as ``problems``."""
@@ -53,3 +54,9 @@ NamesAClock = BeforeValidator(_names_a_clock)
 
 class RecipeSection(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    def __repr__(self) -> str:
+        said = self.model_dump(mode="json", exclude_defaults=True)
+        return one_line(self, *(f"{key}: {value}" for key, value in said.items()))
+
+    __str__ = __repr__

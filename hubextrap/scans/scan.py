@@ -20,9 +20,10 @@ from hubextrap.claims import DIGEST, digest_of
 from hubextrap.clocks import RateHistory
 from hubextrap.containment import open_regular, regular_at
 from hubextrap.durable.atomic import write_whole
-from hubextrap.errors import CheckpointError, CorruptFile, ReferenceNotFound, SourceError
+from hubextrap.errors import CheckpointError, CorruptFile, ReferenceNotFound, SourceError, wrong_argument
 from hubextrap.foreign_data import first_problem, parse_json, shorten
 from hubextrap.methods import MAX_STEP
+from hubextrap.notebooks import counted, one_line, steps_in_words
 from hubextrap.scans.checks import check_examples, check_logprobs, check_tables, is_hash, is_line
 from hubextrap.scans.logprobs import LogProbs, LogProbSource
 from hubextrap.statistics.linearity import BINS, Linearity, RandomWalk
@@ -85,6 +86,11 @@ class Scan:
     logprobs: LogProbs | None = None
     rates: RateHistory | None = None
     """What lay beside the last checkpoint said of the learning rate."""
+
+    def __repr__(self) -> str:
+        weights = counted(int(self.gram_table.elements.sum()), "weight")
+        what = (counted(len(self.steps), "checkpoint"), steps_in_words(self.steps), self.series)
+        return one_line(self, *what, counted(len(self.tensors), "tensor"), weights)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -198,8 +204,10 @@ class Scan:
         Raises:
             ReferenceNotFound: no such file.
             CorruptFile: it is no scan, a damaged one, or one of another version.
-            SourceError: it cannot be read.
+            SourceError: it cannot be read. WrongArgument: it is no path.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise wrong_argument("scan", "a Scan, or the path of its file", path)
         path = Path(path)
         tables, metadata = _read_tables(path)
         if metadata.get("format") != FORMAT:

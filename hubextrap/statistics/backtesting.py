@@ -22,6 +22,7 @@ from hubextrap.methods import (
 )
 from hubextrap.methods.rehearsal import most_rehearsals
 from hubextrap.methods.rules import FirstMatch
+from hubextrap.notebooks import counted, one_line, shown_by, steps_in_words
 from hubextrap.statistics.calibration import (
     FIT_COPIES,
     FIT_MEMORY,
@@ -118,6 +119,15 @@ class Backtest:
     """By which horizons are measured."""
     unforeseen: tuple[int, ...] = ()
     """Last steps from which some target's time could not be told, so that there is no row of it."""
+
+    def __repr__(self) -> str:
+        checkpoints, methods = counted(len(self.steps), "checkpoint"), counted(len(self.methods), "method")
+        return one_line(
+            self, checkpoints, steps_in_words(self.steps), methods, counted(len(self.rows), "prediction")
+        )
+
+    def _repr_html_(self) -> str:
+        return shown_by("hubextrap.statistics.backtest_view:as_html", self)
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from hubextrap.notebooks import one_line
+
 Level = Literal["good", "care", "bad", "unknown"]
 Outcome = Literal["better", "worse", "no difference", "not judged", "failed"]
 
@@ -95,6 +97,9 @@ class RunVerdict:
     @property
     def mark(self) -> str:
         return MARKS[self.level]
+
+    def __repr__(self) -> str:
+        return one_line(self, self.line)
 
     @property
     def line(self) -> str:

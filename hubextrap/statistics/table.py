@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap.clocks import STEPS
+from hubextrap.notebooks import counted, one_line, steps_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +38,10 @@ class GramTable:
     """(N, K, K): ⟨W_i − W_0, W_j − W_0⟩ of each tensor, W_0 the first checkpoint."""
     clock: Clock = STEPS
     """By which horizons are measured; no inner product depends on it."""
+
+    def __repr__(self) -> str:
+        tensors = counted(len(self.tensors), "tensor")
+        return one_line(self, f"{len(self.steps)} checkpoints", steps_in_words(self.steps), tensors)
 
     @property
     def times(self) -> tuple[float, ...]:

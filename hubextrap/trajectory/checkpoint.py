@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from hubextrap.notebooks import counted, html_table, one_line, steps_in_words
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
@@ -103,6 +105,19 @@ class Trajectory:
     """All of the series, as it was when ``checkpoints`` were chosen; None where they were listed."""
     same_weights: tuple[tuple[int, ...], ...] = ()
     """Steps whose checkpoints hold the same weights, each group in order; see ``sameness``."""
+
+    def __repr__(self) -> str:
+        count, last = counted(len(self.checkpoints), "checkpoint"), self.checkpoints[-1:]
+        return one_line(self, count, steps_in_words(self.steps), *(f"last {one.name}" for one in last))
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (str(one.step), one.name, (one.commit or "")[:8], one.size, one.dtype or "", one.note or "")
+            for one in self.checkpoints
+        ]
+        said = f"{counted(len(rows), 'checkpoint')} of {self.series}"
+        headings = ("step", "checkpoint", "commit", "bytes of weights", "dtype", "note")
+        return html_table(said, headings, rows, self.notes)
 
     @property
     def notes(self) -> tuple[str, ...]:

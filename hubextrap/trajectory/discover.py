@@ -12,17 +12,19 @@ from hubextrap.errors import (
     StepError,
     TrajectoryError,
     UnsupportedCheckpoint,
+    wrong_argument,
 )
 from hubextrap.foreign_text import own_lines
 from hubextrap.progress import SilentProgress
 from hubextrap.step_names import INNER_FOLDERS, pattern_reader, read_step, read_title
 from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, PassedOver, Series, Trajectory
 from hubextrap.trajectory.concurrent import map_concurrently
-from hubextrap.trajectory.hub_files import list_files
+from hubextrap.trajectory.elsewhere import models_elsewhere, pinned_commit
+from hubextrap.trajectory.hub_files import list_entries, list_files
 from hubextrap.trajectory.layouts import series_by_layout
 from hubextrap.trajectory.local_layout import files_in
 from hubextrap.trajectory.pins import Pins
-from hubextrap.trajectory.reference import Reference, parse_reference
+from hubextrap.trajectory.reference import Reference, parse_reference, reference_text
 from hubextrap.trajectory.sameness import digest_of, same_weights
 from hubextrap.trajectory.search import Search
 from hubextrap.trajectory.selection import (
@@ -57,7 +59,7 @@ def find_series(reference: str, *, pattern: str | None = None, pins: Pins | None
 
 
 def find_trajectory(
-    reference: str,
+    reference: Path | str,
     options: TrajectoryOptions | None = None,
     *,
     pins: Pins | None = None,
@@ -78,7 +80,9 @@ def find_trajectory(
         StepError: a step is missing, there twice, or none is left.
         TrajectoryError: nothing is found.
     """
-    progress, pins = progress or SilentProgress(), pins or Pins()
+    progress, pins, reference = progress or SilentProgress(), pins or Pins(), reference_text(reference)
+    if options is not None and not isinstance(options, TrajectoryOptions):
+        raise wrong_argument("options", "TrajectoryOptions, or None", options)
     asked = replace(options or TrajectoryOptions(), **named)
     chosen = _choose(reference, asked.pattern, asked.series, pins)
     scaled = scaled_by(chosen, asked.step_scale)
@@ -185,7 +189,9 @@ def _trajectory(
     return found
 
 
-def resolve_checkpoint(reference: str, *, step: int | None = None, pins: Pins | None = None) -> Checkpoint:
+def resolve_checkpoint(
+    reference: Path | str, *, step: int | None = None, pins: Pins | None = None
+) -> Checkpoint:
     """One reference, pinned, with the bytes of its weights.
 
     Args:
@@ -196,24 +202,26 @@ def resolve_checkpoint(reference: str, *, step: int | None = None, pins: Pins | 
         ReferenceNotFound, AccessDenied: the reference leads nowhere, or is not open to this token.
         UnsupportedCheckpoint: there are no weights of any kind.
     """
+    reference, pins = reference_text(reference), pins or Pins()
     where = parse_reference(reference)
     step = _step_of(where) if step is None else step
     if where.folder is not None:
         checkpoint = Checkpoint(step, None, "", None, str(where.folder))
     else:
-        commit = (pins or Pins()).commit_of(where.repo, where.revision, reference)
+        commit = pinned_commit(where, pins)
         checkpoint = Checkpoint(step, where.repo, where.revision or "main", commit, where.path)
     checkpoint, weights, files = _looked_into(checkpoint, reference)
-    if where.path and not files:
-        raise ReferenceNotFound(
-            f"{reference}: no folder {where.path!r} in {where.repo}@{checkpoint.revision}", repo=where.repo
-        )
-    if weights is None:
-        raise UnsupportedCheckpoint(
-            f"{reference}: no weight files in it ({_shown(_names(files))}); name the folder with them",
-            repo=checkpoint.repo,
-        )
-    return checkpoint
+    if weights is not None:
+        return checkpoint
+    elsewhere = models_elsewhere(where, pins)
+    if where.path and not list_entries(where.repo, checkpoint.commit or "", where.path, reference):
+        what = f"{reference}: no folder {where.path!r} in {where.repo}@{checkpoint.revision}"
+        raise ReferenceNotFound(what + (elsewhere and f"; {elsewhere}"), repo=where.repo)
+    raise UnsupportedCheckpoint(
+        f"{reference}: no weight files in it ({_shown(_names(files))}); "
+        f"{elsewhere or 'name the folder with them'}",
+        repo=checkpoint.repo,
+    )
 
 
 def _search(reference: str, pattern: str | None, pins: Pins) -> Search:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from hubextrap.errors import ReferenceNotFound
+from hubextrap.errors import ReferenceNotFound, wrong_argument
 from hubextrap.hub_access import hub_errors
 
 _SHORT_FORM = re.compile(r"(?P<repo>[^@:]+)(?:@(?P<revision>[^:]*))?(?::(?P<path>.*))?")
@@ -33,6 +34,20 @@ class Reference:
         parts = [self.folder.name] if self.folder is not None else self.repo.split("/")[-1:]
         parts += [part for part in (self.revision, self.path) if part]
         return re.sub(r"[^\w.-]+", "-", "-".join(parts), flags=re.ASCII).strip("-.")[:100] or "run"
+
+
+def reference_text(given: Path | str, name: str = "reference") -> str:
+    """A reference as text; a path is a local folder, whatever it is called.
+
+    Raises:
+        WrongArgument: it is neither.
+    """
+    if isinstance(given, str):
+        return given
+    if isinstance(given, os.PathLike):
+        path = Path(given)
+        return str(path) if path.is_absolute() or path.parts[:1] == ("~",) else f"./{path}"
+    raise wrong_argument(name, "a reference: org/name, org/name@revision or a local folder", given)
 
 
 def parse_reference(text: str) -> Reference:

@@ -92,7 +92,14 @@ OPTIONS: dict[str, dict[str, object]] = {
             for name, value in SELECTION.items()
         },
     },
-    "report": dict.fromkeys(["evaluation", "out", "png", "clock", "title"], ALWAYS),
+    "report": {
+        **dict.fromkeys(["evaluation", "out", "png", "clock", "title"], ALWAYS),
+        **dict.fromkeys(["memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
+        **{
+            name: (f"scan.safetensors --{name.replace('_', '-')}={value}", "is for a REF", f"absent --{name.replace('_', '-')}={value}")
+            for name, value in SELECTION.items()
+        },
+    },
     "plan": {
         **dict.fromkeys(["out", "push", "memory", "workers", "cache", "no_push_check", "summary", "quiet", "as_json"], ALWAYS),
         "force": FORCE,
@@ -124,6 +131,13 @@ OPTIONS: dict[str, dict[str, object]] = {
     "eval": {
         **dict.fromkeys(["task_file", "no_against", "limit", "num_fewshot", "seed", "chat_template", "dtype"], ALWAYS),
         **dict.fromkeys(["backend", "output", "summary", "publish", "quiet", "as_json"], ALWAYS),
+        "all_steps": ALWAYS,
+        **{
+            name: (f"merged --no-against --tasks a --{name.replace('_', '-')}={value}", "goes with --all-steps", f"absent --all-steps --tasks a --{name.replace('_', '-')}={value}")
+            for name, value in SELECTION.items()
+        },
+        "plot": ("merged --no-against --tasks a --plot p.png", "goes with --all-steps", "absent --all-steps --tasks a --plot p.png"),
+        "run": ("merged --no-against --tasks a --run run", "no effect with --no-against", "absent --tasks a --run run"),
         "tasks": ("absent --tasks ,", "names nothing", "absent --tasks a"),
         "include_path": ("absent --task-file problems.jsonl --include-path run", "--tasks", "absent --tasks a --include-path x"),
         "answer_format": ("absent --tasks a --format exact", "--task-file", "absent --task-file f --format exact"),
@@ -360,6 +374,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     # argument: ALWAYS, or (a call that is refused, what it says)
     api.backtest: {
         **dict.fromkeys(["run", "clock"], ALWAYS),
+        "options": (lambda: api.backtest(load_recipe("recipe.yaml"), options=TrajectoryOptions(max_step=20)), "no effect"),
         "settings": (lambda: api.backtest(Scan.load("scan.safetensors"), settings=MergeOptions(device="cuda")), "no effect"),
     },
     api.advised_recipe: dict.fromkeys(["found", "draft"], ALWAYS),
@@ -375,6 +390,15 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
         "scan": (lambda: api.complete(load_recipe("logits.yaml"), ["x"], scan="scan.safetensors"), "no effect"),
         "target_step": (lambda: api.complete(load_recipe("logits.yaml"), ["x"], target_step=61), "61"),
     },
+    api.evaluate_steps: {
+        **dict.fromkeys(["run", "options", "named", "plot"], ALWAYS),
+        "beside": (lambda: api.evaluate_steps("run", beside=["merged"]), "nothing to measure it with"),
+        "output": (lambda: api.evaluate_steps("run", output="r.json"), "nothing to save"),
+        "trajectory": (
+            lambda: api.evaluate_steps(find_trajectory("run"), trajectory=TrajectoryOptions(max_step=9)),
+            "no effect",
+        ),
+    },
     api.merge: {
         **dict.fromkeys(["recipe", "out", "push", "settings"], ALWAYS),
         "scan": ALWAYS,
@@ -388,7 +412,10 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     api.publish: dict.fromkeys(["table", "publication"], ALWAYS),
     api.push: dict.fromkeys(["folder", "target"], ALWAYS),
     api.reground: dict.fromkeys(["recipe", "out", "settings", "output"], ALWAYS),
-    api.report: dict.fromkeys(["scan_file", "evaluations", "out", "png", "title", "clock"], ALWAYS),
+    api.report: {
+        **dict.fromkeys(["run", "evaluations", "out", "png", "title", "clock"], ALWAYS),
+        "settings": (lambda: api.report("scan.safetensors", settings=ReadingOptions()), "no effect"),
+    },
     api.run: {
         "scan": (lambda: merged(MIXED, scan="scan.safetensors"), "no effect"),
         **dict.fromkeys(["recipe", "opened"], ALWAYS),
@@ -399,6 +426,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     },
     api.scan: {
         **dict.fromkeys(["trajectory", "out", "sample", "logprobs"], ALWAYS),
+        "options": (lambda: api.scan(find_trajectory("run"), options=TrajectoryOptions(max_step=20)), "no effect"),
         "settings": (lambda: api.scan(find_trajectory("run"), settings=MergeOptions(device="cuda")), "no effect"),
     },
     api.sweep: {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -69,6 +70,16 @@ def test_a_help_at_80_columns(words: str, monkeypatch: pytest.MonkeyPatch) -> No
     page, lines = EXAMPLES[words]
     assert all(f"   {line}\n" in shown.out for line in lines)
     assert shown.out.rstrip().endswith(f"More: {DOCUMENTATION}" + (f"/{page}.md" if page else ""))
+
+
+def test_as_a_whole_process() -> None:
+    line = [sys.executable, "-m", "hubextrap", "merge", "--help"]
+    shown = subprocess.run(
+        line, env=os.environ | {"COLUMNS": "80"}, capture_output=True, text=True, check=True
+    )
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert shown.stdout.rstrip().endswith(f"More: {DOCUMENTATION}/recipes.md")
+    assert "   hubextrap merge recipe.yaml --out predicted\n" in shown.stdout
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ OUTPUTS = {
     ("run", "output"): ("evaluate.yaml --out o --output {} -q", False),
     ("run", "summary"): ("recipe.yaml --out o --summary {} -q", False),
     ("eval", "output"): ("merged --no-against --task-file problems.jsonl --output {} -q", False),
+    ("eval", "plot"): ("run --all-steps --task-file problems.jsonl --plot {} -q", False),
     ("eval", "summary"): ("merged --no-against --task-file problems.jsonl --summary {} -q", False),
     ("sweep", "out"): ("evaluate.yaml --out {} -q", True),
     ("walk", "out"): ("recipe.yaml --prompts problems.jsonl --out {} -q", True),
@@ -45,7 +46,6 @@ OUTPUTS = {
 }
 INPUTS = {
     ("scan", "logprobs"): "run --out s.safetensors --logprobs {} -q",
-    ("report", "scan"): "{} --out page.html",
     ("report", "evaluation"): "scan.safetensors --out page.html --evaluation {}",
     ("predict", "walk"): "run --to 60 --out o --walk {} -q",
     ("predict", "scan"): "run --to 60 --dry-run --scan {} -q",

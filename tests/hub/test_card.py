@@ -11,7 +11,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, get_session
 
-from hubextrap.hub.card import model_card, with_results, with_target
+from hubextrap.hub.card import model_card, with_results, with_target, with_verdict
 from hubextrap.hub.provenance import CoefficientRule
 from hubextrap.hub.provenance_checks import read_provenance
 from hubextrap.localhub import LocalHub
@@ -287,3 +287,13 @@ def test_the_hub_accepts_the_metadata(hub: LocalHub, make_provenance: Make) -> N
         assert json.load(answer)["errors"] == []
     assert ModelCard(card).data.base_model == ["me/run"]
     assert [request.status for request in hub.requests] == [200]
+
+
+def test_the_verdict_stands_on_top_and_scores_take_its_place(make_provenance: Make) -> None:
+    card = model_card(make_provenance(), verdict="✓ Extrapolation looks promising: <b>step 3")
+    top = card.partition("## What it was predicted from")[0]
+    assert "**✓ Extrapolation looks promising: &lt;b>step 3**" in top or "\\<b>step 3**" in top
+    scored = with_verdict(card, "✕ The prediction scored worse")
+    assert "looks promising" not in scored
+    assert "**✕ The prediction scored worse**" in scored.partition("## What it was predicted from")[0]
+    assert with_verdict(model_card(make_provenance()), "✕") == model_card(make_provenance())

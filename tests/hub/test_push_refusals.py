@@ -229,8 +229,11 @@ def test_folders_that_hold_no_model(hub: LocalHub, tmp_path: Path, repo_id: str)
     assert refusal(tmp_path / "no", repo_id).startswith(f"{tmp_path}/no: no such folder")
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     assert refusal(tmp_path, repo_id).startswith(
-        f"{tmp_path}: holds no .safetensors file, so no model to push"
+        f"{tmp_path}: holds no .safetensors file, so no model to push; give the folder"
     )
+    (tmp_path / "step_1").mkdir()
+    (tmp_path / "step_1" / "model.safetensors").write_bytes(b"x")
+    assert refusal(tmp_path, repo_id).endswith(f"no model to push; a model is in {tmp_path}/step_1")
     assert not hub.requests
 
 

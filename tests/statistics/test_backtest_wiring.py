@@ -65,7 +65,7 @@ def test_the_reach_of_a_run_that_does_not_start_at_0(tmp_path: Path) -> None:
     api.scan(find_trajectory(str(DEMO), min_step=40), out=out)
     table = command("backtest", str(out), "--quiet").stdout
     assert "up to step 760 (horizon 1)" in table.splitlines()[0]
-    assert "to 0.25 (step 490): " in table
+    assert "horizon: 0.25 is step 490, 0.5 is step 580, 1 is step 760" in table
     assert "800" not in table
 
 
