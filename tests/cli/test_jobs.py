@@ -41,6 +41,8 @@ def annotations(output: str) -> list[tuple[dict[str, str], str]]:
 
 @pytest.fixture
 def on_actions(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> Ground:
+    import typer.rich_utils  # noqa: F401 - it reads the variable once, when it is imported
+
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_WORKSPACE", str(ground.folder))
     return ground
@@ -74,7 +76,7 @@ LINES = {
     "a wrong value": "merge recipe.yaml --out o --workers 0",
     "a bound that is none": "run evaluate.yaml --out o --max-loss much",
     "an idle option": "run recipe.yaml --out o --min-score 0.5",
-    "a second argument": "plan recipe.yaml recipe.yaml",
+    "a second argument": "plan recipe.yaml a b",
     "nothing to run": "run",
 }
 
