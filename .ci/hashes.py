@@ -1,6 +1,7 @@
 """Write the packages that the GitHub action installs, each with its version and the sha256 of its file.
 
-base.txt is what the dependencies in pyproject.toml bring, eval.txt what the extras that evaluate add to them.
+base.txt is what the dependencies in pyproject.toml bring, eval.txt what the extras that evaluate add to them,
+report.txt what the extra of that name does.
 The versions are those of constraints.txt; what it does not hold (CUDA's packages, which torch brings) is what
 pip chooses that day. `make hashes` runs it, after a change of constraints.txt or of the requirements.
 
@@ -24,7 +25,7 @@ BUILD = ["hatchling", "setuptools"]
 """What builds hubextrap, and the packages that are published as sources only."""
 
 FITS = (sys.version_info[:2], platform.system(), platform.machine()) == ((3, 11), "Linux", "x86_64")
-FILES = ("base.txt", "build.txt", "eval.txt")
+FILES = ("base.txt", "build.txt", "eval.txt", "report.txt")
 EXTRAS = ("eval", "math")
 """What evaluates: hubextrap's own tasks too."""
 OURS = re.compile(r"hubextrap\[([\w,-]+)\]")
@@ -122,3 +123,6 @@ if __name__ == "__main__":
     write("base.txt", "What hubextrap needs.", list(base.values()))
     added = [whole[name] for name in whole if name not in base and name not in build]
     write("eval.txt", f"What hubextrap[{','.join(EXTRAS)}] needs beside base.txt and build.txt.", added)
+    report = resolved(required(project, "report"), constraints)
+    added = [report[name] for name in report if name not in base]
+    write("report.txt", "What hubextrap[report] needs beside base.txt.", added)

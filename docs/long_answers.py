@@ -32,7 +32,7 @@ class Point:
     accuracy: Array
     """Of each held-out problem, the share of right samples."""
     seen: dict[str, float]
-    """What a rule goes by: the mean log-probability of the last checkpoint's answers, in nats an answer; or
+    """What a rule goes by: the mean log-probability of the last checkpoint's answers, in nats per answer; or
     the share of new samples of the prompts that were right."""
 
 

@@ -204,7 +204,7 @@ def fall_table(found: Sequence[Sign]) -> str:
     own = [sign for sign in found if sign.method == CALIBRATED]
     rows = []
     for words, name, signs_taken, edges in (
-        ("own greedy answers fall, nats an answer", "fall", found, (-np.inf, 0, 0.1, 0.5, np.inf)),
+        ("own greedy answers fall, nats per answer", "fall", found, (-np.inf, 0, 0.1, 0.5, np.inf)),
         ("error that `calibrated` expects of itself", "expected", own, (0, 0.5, 0.6, 0.8, np.inf)),
     ):
         for low, high in pairwise(edges):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         WalkResult,
         backtest,
         complete,
+        evaluate_steps,
         merge,
         plan,
         predict,
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
         walk,
     )
     from hubextrap.errors import HubExtrapError
-    from hubextrap.evaluation import Answering, EvaluationOptions, EvaluationTable, TaskFile, evaluate
+    from hubextrap.evaluation import Answering, EvaluationOptions, EvaluationTable, Gate, TaskFile, evaluate
+    from hubextrap.evaluation.step_scores import StepScores
     from hubextrap.evaluation.sweep_report import SweepResult
     from hubextrap.hub import PushTarget
     from hubextrap.logits import LogProbRequest
@@ -66,6 +68,7 @@ __all__ = [
     "EvaluationOptions",
     "EvaluationTable",
     "ExtrapolationCallback",
+    "Gate",
     "HubExtrapError",
     "LogProbRequest",
     "MergeOptions",
@@ -83,6 +86,7 @@ __all__ = [
     "RunResult",
     "Sampling",
     "Scan",
+    "StepScores",
     "SweepResult",
     "TaskFile",
     "Trajectory",
@@ -93,6 +97,7 @@ __all__ = [
     "backtest",
     "complete",
     "evaluate",
+    "evaluate_steps",
     "find_trajectory",
     "load_recipe",
     "load_reground_recipe",

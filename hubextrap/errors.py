@@ -1,7 +1,7 @@
 """Every error that hubextrap raises on purpose.
 
 A message names the thing (file, line, tensor, step or revision) and says what to do about it; where it is one
-file, tensor, step or repo, the attribute of that name holds it too, for programs and tests. The CLI
+file, line, tensor, step or repo, the attribute of that name holds it too, for programs and tests. The CLI
 prints it behind ``error:`` and exits with 1, or with 3 for PredictionWorse. No message holds a token or a
 signed address, nor a character that a terminal acts on, nor a line that is not ours: each is cleaned when the
 error is made, and one of several lines comes from `own_lines`.
@@ -13,6 +13,10 @@ import sys
 
 from hubextrap.foreign_text import OwnLines, as_shown
 from hubextrap.redaction import redact, rewrite_error
+
+TYPE_CHECKING = False  # typing's own takes milliseconds to import
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class HubExtrapError(Exception):
@@ -30,20 +34,26 @@ class HubExtrapError(Exception):
     """The training step of the checkpoint that is wrong."""
     repo: str | None
     """The Hub repo that it is about."""
+    line: int | None
+    """The line of the file."""
+    parts: tuple[HubExtrapError, ...]
+    """Where it tells of several problems: each of them, with a file and a line of its own."""
 
     def __init__(
         self,
         *message: object,
         file: object = None,
+        line: int | None = None,
         tensor: str | None = None,
         step: int | None = None,
         repo: str | None = None,
+        parts: Iterable[HubExtrapError] = (),
     ) -> None:
         super().__init__(*map(_shown, message))
         self.file, self.tensor, self.repo = (
             None if name is None else str(_shown(name)) for name in (file, tensor, repo)
         )
-        self.step = step
+        self.step, self.line, self.parts = step, line, tuple(parts)
         rewrite_error(sys.exc_info()[1], redact)
 
 
@@ -154,4 +164,4 @@ class CommandFailed(HubExtrapError):
 
 
 class PredictionWorse(HubExtrapError):
-    """A prediction scores further below the last observed checkpoint than was allowed; nothing is broken."""
+    """A prediction scores less than was asked for (`hubextrap.evaluation.Gate`); nothing is broken."""

@@ -75,7 +75,22 @@ def terminal_output(text: str) -> str:
 
 def json_text(text: str) -> str:
     """JSON text of `redacted` values for a terminal, with what would act there in JSON's own escapes."""
-    return _ACTING.sub(_json_escape, text)
+    return _RUNNER.sub(_json_escape, _ACTING.sub(_json_escape, text))
+
+
+def runner_command(name: str, message: str, **properties: object) -> str:
+    """A command of ours for the runner of GitHub Actions: ``::error file=x,line=3::message``, as one line.
+
+    Whatever the texts hold, it ends neither the command nor a property: the runner decodes them once it has
+    read both.
+    """
+    known = {key: as_shown(str(value)) for key, value in properties.items() if value is not None}
+    said = ",".join(f"{key}={_percent(value, ':,')}" for key, value in known.items())
+    return f"::{name}{' ' * bool(said)}{said}::{_percent(as_shown(message))}"
+
+
+def _percent(text: str, also: str = "") -> str:
+    return re.sub(f"[%\r\n{also}]", lambda found: f"%{ord(found[0]):02X}", text)
 
 
 def log_text(text: str) -> str:
@@ -182,7 +197,7 @@ def redacted(value: Any) -> Any:
 
 
 def _json_escape(found: re.Match[str]) -> str:
-    if found[1] or found[0] in _NAMED:
+    if found.re is _ACTING and (found[1] or found[0] in _NAMED):
         return found[0]
     units = found[0].encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4))

@@ -50,7 +50,10 @@ def names_recipe(reference: str) -> bool:
 def names_scan(reference: str) -> bool:
     """Whether it is the file of a scan."""
     path = Path(reference)
-    return path.suffix == ".safetensors" and "://" not in reference and not path.is_dir()
+    if "://" in reference or path.suffix in RECIPE_SUFFIXES:
+        return False
+    is_file = os.path.isfile(path)  # noqa: PTH113 - of any text
+    return is_file or (path.suffix == ".safetensors" and not path.is_dir())
 
 
 def run_of(

@@ -11,6 +11,7 @@ kernels: the same inputs give the same bits as `hubextrap merge`.
 from __future__ import annotations
 
 import math
+import re
 from inspect import Parameter as Argument
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,7 @@ from hubextrap.engine.torch_kernels import BLOCK, TorchCombiner, count_non_finit
 from hubextrap.errors import CheckpointMismatch, MethodError, NonFinite, StepError, UnsupportedCheckpoint
 from hubextrap.methods import Rule, find_method, method_names, nearest
 from hubextrap.statistics.linearity import BINS
+from hubextrap.step_names import settled_step
 from hubextrap.tensors.combinable import MERGE_ADAPTER, is_adapter_tensor
 
 try:
@@ -222,7 +224,15 @@ def config_problems(config: object) -> list[str]:
             elif name != "step" and name not in shared:
                 takes = nearest(str(name), ["step", *shared]) or f"; {method} takes step, {', '.join(shared)}"
                 problems.append(f"{place}.{name}: unknown parameter{takes}")
-    return problems
+    return _each_once(problems)
+
+
+def _each_once(problems: list[str]) -> list[str]:
+    """What is wrong in the same way at several models, at the first of them."""
+    alike: dict[str, list[str]] = {}
+    for problem in problems:
+        alike.setdefault(re.sub(r"\[\d+\]", "[]", problem), []).append(problem)
+    return [first + (f" (and {len(more)} more)" if more else "") for first, *more in alike.values()]
 
 
 def _parameter_sections(
@@ -246,16 +256,17 @@ def _parameter_sections(
 
 
 def _in_step_order(group: Any, step_of: Mapping[Any, object]) -> tuple[list[int], list[torch.Tensor]]:
-    """Steps and tensors of a group, sorted by the steps that the models say they have."""
-    stepless = [str(e.id) for e in group.entries if step_of[e.id] is None and not e.is_base]
-    if stepless:
-        raise StepError(
-            f"no step for {', '.join(stepless)}; give every model one: parameters: {{step: 100}} "
-            "(only base_model may go without, it is step 0)"
-        )
+    """Steps and tensors of a group, sorted by the steps that are stated or that the models' names say."""
+    names = {entry.id: str(entry.id) for entry in group.entries}
     found: dict[int, Any] = {}
     for entry in group.entries:
-        step = 0 if step_of[entry.id] is None else _step(str(entry.id), step_of[entry.id])
+        model, stated = names[entry.id], step_of[entry.id]
+        step = settled_step(
+            model,
+            None if stated is None else _step(model, stated),
+            [name for key, name in names.items() if key != entry.id],
+            is_base=entry.is_base,
+        )
         if step in found:
             raise StepError(f"step {step} is there twice: {found[step].id} and {entry.id}", step=step)
         found[step] = entry

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hubextrap.progress import Progress
     from hubextrap.scans import Scan
     from hubextrap.tensors.interfaces import Source
-    from hubextrap.trajectory import Trajectory
+    from hubextrap.trajectory import Checkpoint, Trajectory
 
 Beside: TypeAlias = "tuple[RateHistory | None, str]"
 """Rates that were found beside a checkpoint; where none were though the rate may have changed, why."""
@@ -84,22 +84,17 @@ def rates_beside(trajectory: Trajectory, source_at: Callable[[int], Source]) -> 
     """
     last, place = trajectory.last, len(trajectory.checkpoints) - 1
     source = source_at(place)
-    files = source.files()
-    for file in (STATE_FILE, f"{PUSHED_FOLDER}/{STATE_FILE}"):
-        if (info := files.get(file)) is None:
-            continue
-        name = f"{last.name}/{file}"
-        if info.problem is not None or info.size > SMALL_FILE:
-            return None, f"{name}: {info.problem or f'is larger than {SMALL_FILE:,} bytes'}"
+    found = state_beside(last, source)
+    if isinstance(found, str):
+        return None, found
+    if found is not None:
+        name, content = found
         try:
-            history = read_trainer_state(source.read_file(file), name, last.step).up_to(last.step)
+            history = read_trainer_state(content, name, last.step).up_to(last.step)
         except CorruptFile as error:
             return None, _without_remedy(error)
-        except SourceError as error:
-            if last.repo is not None:
-                raise
-            return None, _without_remedy(error)
         return (history, "") if history.steps else (None, f"{name}: no learning rate was logged in it")
+    files = source.files()
     for earlier in reversed(range(place)):
         checkpoint = trajectory.checkpoints[earlier]
         # a request each, on the Hub: the newest but one answers for all
@@ -109,6 +104,28 @@ def rates_beside(trajectory: Trajectory, source_at: Callable[[int], Source]) -> 
         what = f"{scheduled} beside step {last.step} is a pickle, which is not read"
         return None, f"{what}, and there is no {STATE_FILE}"
     return None, ""
+
+
+def state_beside(checkpoint: Checkpoint, source: Source) -> tuple[str, bytes] | str | None:
+    """Name and content of the trainer's state beside a checkpoint; why it is not read; None without one.
+
+    Raises:
+        ReferenceNotFound, SourceError: the Hub does not say.
+    """
+    files = source.files()
+    for file in (STATE_FILE, f"{PUSHED_FOLDER}/{STATE_FILE}"):
+        if (info := files.get(file)) is None:
+            continue
+        name = f"{checkpoint.name}/{file}"
+        if info.problem is not None or info.size > SMALL_FILE:
+            return f"{name}: {info.problem or f'is larger than {SMALL_FILE:,} bytes'}"
+        try:
+            return name, source.read_file(file)
+        except SourceError as error:
+            if checkpoint.repo is not None:
+                raise
+            return _without_remedy(error)
+    return None
 
 
 def _without_remedy(error: Exception) -> str:

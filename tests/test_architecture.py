@@ -28,6 +28,8 @@ LEVELS = (
     ("tensors",),
     ("trajectory",),
     ("recipe",),
+    ("step_names",),
+    ("step_pattern",),
     ("methods",),
     ("clocks",),
     ("patience",),

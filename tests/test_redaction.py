@@ -394,7 +394,7 @@ def test_a_token_in_a_recipe_is_refused_unseen(secret: str) -> None:
         "merge_method": "persistence",
         "parameters": {"target_step": 3},
     }
-    with pytest.raises(errors.RecipeError, match="holds what looks like a Hub token") as caught:
+    with pytest.raises(errors.RecipeError, match="contains what looks like a Hub token") as caught:
         parse_recipe(yaml.safe_dump(content) + f"# {secret}\n", "recipe.yaml")
     assert not leaks(str(caught.value))
     parse_recipe(yaml.safe_dump(content) + "# runs/hf_Qwen25Math7BInstruct/x, hf_model\n", "recipe.yaml")

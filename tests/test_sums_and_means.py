@@ -12,7 +12,7 @@ from evaluations import SETTINGS
 
 from hubextrap.engine.plan import combination
 from hubextrap.errors import CorruptFile, EvaluationError, MethodError, PredictionWorse
-from hubextrap.evaluation import EvaluationTable, Row, Score, check_loss
+from hubextrap.evaluation import EvaluationTable, Gate, Row, Score
 from hubextrap.hub import CoefficientRule, build_provenance, read_provenance
 from hubextrap.logits import Mixture
 from hubextrap.trajectory.checkpoint import Checkpoint
@@ -158,7 +158,7 @@ def test_a_loss_may_be_the_threshold_within_rounding(higher: bool) -> None:
             )
             for label, value in values.items()
         )
-        check_loss([EvaluationTable(settings=SETTINGS, rows=rows)], 0.125, ["a"])
+        Gate(0.125).judge([EvaluationTable(settings=SETTINGS, rows=rows)], ["a"]).refuse()
 
     for allowed in (-0.1, 0.0, 0.125, 0.125 + 0.9e-9):
         judged(allowed)

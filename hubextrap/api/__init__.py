@@ -8,7 +8,7 @@ from hubextrap.lazy import names_of
 
 if TYPE_CHECKING:
     from hubextrap.api.backtesting import backtest
-    from hubextrap.api.chain import RunResult, check_judged, run
+    from hubextrap.api.chain import RunResult, run
     from hubextrap.api.completing import Completing, complete
     from hubextrap.api.drafting import Draft, advised_recipe, check_recipe_place, save_recipe
     from hubextrap.api.merging import MergeResult, Prediction, merge
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hubextrap.api.regrounding import RegroundResult, reground
     from hubextrap.api.reporting import ReportResult, report
     from hubextrap.api.scanning import scan
+    from hubextrap.api.stepwise import evaluate_steps
     from hubextrap.api.sweeping import sweep, sweep_files
     from hubextrap.api.verifying import Verification, VerifiedFile, verify
     from hubextrap.api.walking import WalkResult, walk
@@ -45,10 +46,10 @@ __all__ = [
     "WalkResult",
     "advised_recipe",
     "backtest",
-    "check_judged",
     "check_publication",
     "check_recipe_place",
     "complete",
+    "evaluate_steps",
     "merge",
     "plan",
     "predict",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hubextrap.errors import EvaluationError, StepError
+from hubextrap.api.beforehand import refuse
+from hubextrap.errors import EvaluationError, HubExtrapError, StepError
 from hubextrap.evaluation.comparison import short_name
 from hubextrap.evaluation.table import BASE, LAST, TARGET
 from hubextrap.foreign_text import own_lines
@@ -40,23 +41,30 @@ class Against:
             run: the recipe's.
 
         Raises:
-            TrajectoryError, CheckpointError: a reference leads nowhere.
+            TrajectoryError, CheckpointError: a reference leads nowhere; all that do, at once.
             EvaluationError: two of them would have one label.
         """
         entries: dict[str, Checkpoint | None] = {}
+        problems: list[HubExtrapError] = []
         for entry in section.against:
             role, equals, reference = entry.partition("=")
-            if equals and role in (LAST, BASE, TARGET):
-                entries[role] = resolve_checkpoint(reference, pins=run.pins)
-            elif entry in (LAST, BASE, TARGET):
+            named = bool(equals) and role in (LAST, BASE, TARGET)
+            if entry in (LAST, BASE, TARGET):
                 entries[entry] = {LAST: run.trajectory.last, BASE: run.trajectory.base}.get(entry)
-            else:
-                other = resolve_checkpoint(entry, pins=run.pins)
-                label = short_name(other)
-                if entries.setdefault(label, other) != other:
-                    raise EvaluationError(
-                        f"evaluate.against: two checkpoints would be {label!r}; rename one of the folders"
-                    )
+                continue
+            try:
+                other = resolve_checkpoint(reference if named else entry, pins=run.pins)
+            except HubExtrapError as error:
+                problems.append(error)
+                continue
+            if named:
+                entries[role] = other
+                continue
+            label = short_name(other)
+            if entries.setdefault(label, other) != other:
+                said = f"evaluate.against: two checkpoints would be {label!r}; rename one of the folders"
+                problems.append(EvaluationError(said))
+        refuse(problems)
         return cls(recipe, run.trajectory, tuple(entries.items()))
 
     def at(self, step: int, progress: Progress) -> Iterator[tuple[str, Checkpoint]]:

@@ -96,7 +96,9 @@ def refuse(problems: Sequence[HubExtrapError]) -> None:
     if problems:
         kinds = {type(problem) for problem in problems}
         kind = kinds.pop() if len(kinds) == 1 else HubExtrapError
-        raise kind(own_lines(*dict.fromkeys(str(problem) for problem in problems)))
+        error = kind(own_lines(*dict.fromkeys(str(problem) for problem in problems)))
+        error.parts = tuple(problems)
+        raise error
 
 
 def card_for(made: Companions, target: PushTarget) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING
 from hubextrap.api.against import Against
 from hubextrap.api.choosing import choose_step
 from hubextrap.api.fingerprint import check_unchanged, pin_of
-from hubextrap.api.merging import Made, MergeResult, Prediction, make, places_of
+from hubextrap.api.measuring import check_measurable
+from hubextrap.api.merging import Made, MergeResult, Prediction, make, places_of, push_made
 from hubextrap.api.outlook import check_rehearsable, outlooks_of
 from hubextrap.api.planning import check_destinations, recipe_push_targets
 from hubextrap.api.preparing import MergeOptions, merge_options
@@ -18,7 +20,6 @@ from hubextrap.errors import RecipeError
 from hubextrap.evaluation import (
     EvaluationOptions,
     Harness,
-    check_judgeable,
     check_replaceable,
     check_writable,
 )
@@ -35,7 +36,7 @@ from hubextrap.trajectory import Checkpoint
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from hubextrap.evaluation import EvaluationTable, Measurement
+    from hubextrap.evaluation import EvaluationTable, Gate, GateResult, Measurement
     from hubextrap.evaluation.walk_report import WalkReport
     from hubextrap.recipe import EvaluateSection, Recipe
     from hubextrap.scans import Scan
@@ -51,6 +52,8 @@ class RunResult:
     """One per target step; empty when the recipe asks for no evaluation."""
     walk: WalkReport | None = None
     """How the step was chosen, where the recipe does not name it."""
+    gate: GateResult | None = None
+    """What the gate said, where there was one."""
 
     def __repr__(self) -> str:
         return one_line(self, *places_of(self.predictions), counted(len(self.tables), "evaluation"))
@@ -61,6 +64,7 @@ def run(
     *,
     out: Path | str | None = None,
     output: Path | str | None = None,
+    gate: Gate | None = None,
     settings: MergeOptions | None = None,
     scan: Scan | Path | str | None = None,
     opened: Run | None = None,
@@ -68,13 +72,15 @@ def run(
 ) -> RunResult:
     """Merge, push and evaluate as the recipe says; with ``space: logits``, evaluate the mixture.
 
-    Tasks and destinations are checked, and everything that the prediction is compared with is pinned, before
-    the merge begins: a typing error does not cost one, and a checkpoint that lands meanwhile takes no part.
+    Tasks and destinations are checked, and everything that the prediction is compared with is pinned and
+    found to load, before a weight is read: a typing error does not cost a merge, and a checkpoint that lands
+    meanwhile takes no part.
     Where the evaluation fails, the same call goes on with it and predicts nothing again.
 
     Args:
         out: a folder for the prediction; without it, it goes straight to the Hub.
         output: a file for the evaluation, as JSON; one per target step, ``name.step_<n>.json``, if several.
+        gate: what the predictions have to reach; the result says whether they do.
         scan: of the recipe's checkpoints, or its file: what it knows is not read again.
         opened: the recipe's run, where it is open.
 
@@ -85,12 +91,9 @@ def run(
     settings, recipe = merge_options(settings), recipe_of(recipe)
     out, output = optional_path("out", out), optional_path("output", output)
     section = recipe.evaluate
-    if recipe.space == "logits":
-        _check_mixed(recipe, out, settings)
-    else:
-        check_destinations(recipe, out is not None, [])
-    if output is not None:
-        _check_output(recipe.farthest, section, output)
+    pushes_later = gate is not None and gate.push_if_better
+    _check_gate(recipe, gate, out)
+    _check_places(recipe, out, output, settings)
     harness = None if section is None else Harness(EvaluationOptions.of(section), progress)
     mixtures: list[Mixture] = []
     with open_for(recipe, opened, settings, scan, progress) as (found, settings):
@@ -99,23 +102,75 @@ def run(
         if output is not None:  # now that each target's name is known
             _check_output(far, section, output)
         against = None if section is None else Against.pinned(recipe, section, found)
+        if harness is not None and against is not None:
+            check_measurable(harness, against)
         used = {} if against is None else _used(found.trajectory, against)
         if recipe.space == "weights":
-            made = make(recipe, found, settings, out=out, targets=recipe_push_targets(far))
+            targets = recipe_push_targets(far)
+            made = make(recipe, found, settings, out=out, targets=targets, hold=pushes_later)
         else:
             made, mixtures = _mixed(recipe, found, settings)
     predictions = made.result.predictions
     tables: tuple[EvaluationTable, ...] = ()
     if harness is not None and against is not None:
         rows = _rows(against, [*predictions, *mixtures], progress)
-        try:
+        with _going_on(predictions, progress):
             tables = _evaluated(recipe, harness, rows, used, output)
-        except BaseException:
-            if predictions:
-                progress.say("the prediction is whole; the same command goes on with its evaluation")
-            raise
+    judged = None if gate is None or section is None else gate.judge(tables, section.tasks)
+    if pushes_later and judged is not None and judged.passed:
+        predictions = tuple(push_made(prediction, progress) for prediction in predictions)
     made.settle()
-    return RunResult(predictions, tables, made.result.walk)
+    return RunResult(predictions, tables, made.result.walk, judged)
+
+
+def _check_places(
+    recipe: Recipe, out: Path | str | None, output: Path | None, settings: MergeOptions
+) -> None:
+    """Refuse what goes nowhere, or where it cannot, before anything is looked for."""
+    if recipe.space == "logits":
+        _check_mixed(recipe, out, settings)
+    else:
+        check_destinations(recipe, out is not None, [])
+    if output is not None:
+        _check_output(recipe.farthest, recipe.evaluate, output)
+
+
+@contextmanager
+def _going_on(predictions: Sequence[Prediction], progress: Progress) -> Iterator[None]:
+    """Where what follows a merge fails, say that the merge is not lost."""
+    try:
+        yield
+    except BaseException:
+        if predictions:
+            progress.say("the prediction is whole; the same command goes on with its evaluation")
+        raise
+
+
+def _check_gate(recipe: Recipe, gate: Gate | None, out: Path | str | None) -> None:
+    """Refuse, before anything is merged, to judge what is not measured, or to keep what would go nowhere."""
+    if gate is None:
+        return
+    if gate.push_if_better:
+        _check_pushed_from(recipe, out)
+    section = recipe.evaluate
+    if section is None:
+        raise RecipeError(
+            f"{gate.option}: the recipe has no evaluate section, so there will be nothing to judge"
+        )
+    labels = [PREDICTION, *(entry.partition("=")[0] for entry in section.against)]
+    gate.check(labels, [*section.tasks, *(Path(file).stem for file in section.task_files)])
+
+
+def _check_pushed_from(recipe: Recipe, out: Path | str | None) -> None:
+    if recipe.push is None:
+        raise RecipeError(
+            "--push-if-better: the recipe has no push section, which says where; write one, or leave it out"
+        )
+    if out is None:
+        raise RecipeError(
+            "--push-if-better: the prediction lies on the disk while it is judged, and stays there if it "
+            "does not pass; give a folder (--out DIR)"
+        )
 
 
 def _mixed(recipe: Recipe, opened: Run, settings: MergeOptions) -> tuple[Made, list[Mixture]]:
@@ -150,19 +205,6 @@ def _evaluated(
             table.save(_output_of(output, step, recipe))
         tables.append(table)
     return tuple(tables)
-
-
-def check_judged(recipe: Recipe | Path | str) -> None:
-    """Refuse, before anything is merged, to judge a recipe that compares its predictions with nothing.
-
-    Raises:
-        RecipeError: it has no evaluate section.
-        EvaluationError: the last observed checkpoint is not in evaluate.against.
-    """
-    recipe = recipe_of(recipe)
-    if recipe.evaluate is None:
-        raise RecipeError("--max-loss: the recipe has no evaluate section, so there will be nothing to judge")
-    check_judgeable([PREDICTION, *(entry.partition("=")[0] for entry in recipe.evaluate.against)])
 
 
 def _rows(

@@ -241,7 +241,7 @@ class _Walking:
         if not any(right):
             raise EvaluationError(
                 f"none of the last checkpoint's {len(right)} answers is right, so there are none whose "
-                "likelihood could be followed; take more --samples or other prompts, or choose by own_answers"
+                "likelihood could be followed; take more samples or other prompts, or choose by own_answers"
             )
         return answers.only(right), fmean(grades)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.api.preparing import CARD
@@ -26,6 +25,7 @@ from hubextrap.hub import (
 from hubextrap.hub.provenance import ClockRecord, TrustRecord
 from hubextrap.hub.side_files import is_utf8
 from hubextrap.tensors.interfaces import SMALL_FILE
+from hubextrap.trajectory import path_in_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hubextrap.api.preparing import Beside, Prepared
     from hubextrap.engine import MergePlan
     from hubextrap.opening import Run
+    from hubextrap.statistics import RunVerdict
     from hubextrap.tensors.interfaces import FinishedShard, Source
 
 _STAND_IN = "0" * 64
@@ -91,7 +92,7 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
             for glob in rule.match
         ]
         said = (*outlook.warnings, *outlook.notes, *caveats)
-        yield companions_of(run, plan, beside, describe, rules, said)
+        yield companions_of(run, plan, beside, describe, rules, said, outlook.verdict)
 
 
 def input_files(plan: MergePlan, sources: Sequence[Source]) -> list[list[InputFile]]:
@@ -115,6 +116,7 @@ def companions_of(
     describe: Callable[..., Provenance],
     rules: Sequence[tuple[str, str, Sequence[float]]],
     caveats: Sequence[str],
+    verdict: RunVerdict | None = None,
 ) -> Companions:
     """Those of any prediction.
 
@@ -129,7 +131,7 @@ def companions_of(
     """
     checkpoints = run.trajectory.checkpoints
     for checkpoint in checkpoints:
-        place = Path(checkpoint.path).name if checkpoint.repo is None else checkpoint.path
+        place = path_in_run(checkpoint, checkpoints)
         if not is_utf8(place + checkpoint.revision):
             raise SourceError(
                 f"{checkpoint.name}: its name is not UTF-8 text, so hubextrap.json cannot hold it; rename it",
@@ -153,7 +155,13 @@ def companions_of(
             files=files,
         )
         files[PROVENANCE_FILE] = provenance.to_bytes()
-        card = model_card(provenance, beside.card, side_files=files, caveats=caveats)
+        card = model_card(
+            provenance,
+            beside.card,
+            side_files=files,
+            caveats=caveats,
+            verdict=None if verdict is None else verdict.line,
+        )
         files[CARD] = card.encode()
     except ValueError as error:  # a lone surrogate in a pattern, say, which a YAML text can spell
         raise RecipeError(

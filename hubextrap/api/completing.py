@@ -11,6 +11,7 @@ from hubextrap.extras import require
 from hubextrap.given import one_of, recipe_of, texts_of
 from hubextrap.logits.completing import Sampling
 from hubextrap.logits.completing import complete as complete_one
+from hubextrap.logits.loading import check_loadable
 from hubextrap.logits.mixture import chosen_target, recipe_mixture
 from hubextrap.opening import Run
 from hubextrap.progress import Progress, SilentProgress
@@ -79,6 +80,7 @@ def complete(
     with Run.of(recipe, scan=scan, progress=progress) as run:
         require("logits", "completing a prompt")  # once the checkpoints are found, before weights are read
         device = chosen_device(how.device)
+        check_loadable(run.trajectory.last, chat=how.chat)
         mixed = recipe_mixture(recipe, target_step=target_step, run=run)
     from hubextrap.logits import ExtrapolatedForCausalLM
 

@@ -22,7 +22,7 @@ from hubextrap.statistics import (
     judge_run,
     plain_name,
 )
-from hubextrap.trajectory import Trajectory
+from hubextrap.trajectory import Trajectory, run_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -70,13 +70,13 @@ class Draft:
         if options.step_scale != 1:
             steps["scale"] = options.step_scale
         section = {"repo": reference, "steps": steps, "base": options.base, "clock": clock}
-        return cls(run_name(reference), section)
+        return cls(run_name(found.checkpoints) or "run", section)
 
     @classmethod
     def of_trajectory(cls, found: Trajectory, clock: ClockChoice | None) -> Draft:
         """Of checkpoints that are at hand, listed one by one."""
         listed = [{"model": one.name, "step": one.step} for one in found.checkpoints]
-        return cls(run_name(found.last.repo or found.last.path), {"checkpoints": listed, "clock": clock})
+        return cls(run_name(found.checkpoints) or "run", {"checkpoints": listed, "clock": clock})
 
     @classmethod
     def of(
@@ -94,15 +94,13 @@ class Draft:
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> Draft:
         """Of what a recipe observes."""
-        section = recipe.trajectory
-        name = section.repo or (section.checkpoints or ())[-1].model
-        return cls(run_name(name), section.model_dump(mode="json", exclude_defaults=True))
+        return cls("run", recipe.trajectory.model_dump(mode="json", exclude_defaults=True))
 
     @classmethod
     def of_scan(cls, scan: Scan) -> Draft:
         """Of the checkpoints that it read, listed one by one."""
         listed = [{"model": read.name, "step": read.step} for read in scan.checkpoints]
-        return cls(run_name(scan.checkpoints[-1].name), {"checkpoints": listed})
+        return cls("run", {"checkpoints": listed})
 
     def folder(self, step: int) -> Path | None:
         """The folder to write; None where all goes to the Hub."""
@@ -231,7 +229,3 @@ def check_recipe_place(path: Path) -> None:
             f"{path}: is there already and was not written by hubextrap; choose another --write-recipe",
             file=path,
         )
-
-
-def run_name(reference: str) -> str:
-    return Path(reference).name

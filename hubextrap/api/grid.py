@@ -78,8 +78,8 @@ def point_of(recipe: Recipe, run: Run, pins: Sequence[str], measured_with: str) 
 class Kept:
     """What was found, in a folder, each in a file by its key."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, remedy: str = REMEDY) -> None:
+        self._folder, self._remedy = folder, remedy
 
     def get(self, key: str) -> Any:
         """What is kept under ``key``; None if that is nothing, or not as it was written."""
@@ -90,7 +90,7 @@ class Kept:
 
     def put(self, key: str, content: Mapping[str, Any]) -> None:
         """Keep it."""
-        write_sealed(self._folder / f"{key}.json", content, remedy=REMEDY)
+        write_sealed(self._folder / f"{key}.json", content, remedy=self._remedy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,19 @@ if TYPE_CHECKING:
     from hubextrap.recipe.regrounding import GuardSection
 
 
+def read_prompts(guard: GuardSection) -> list[str]:
+    """What the guard asks, once what asks it can be imported; nothing without prompts.
+
+    Raises:
+        MissingExtra: torch or transformers cannot be imported. EvaluationError: the file does not serve.
+    """
+    if guard.prompts is None:
+        return []
+    found = [str(row["question"]) for row in read_problems(Path(guard.prompts), None).rows]
+    require("logits", "reground.guard.prompts")
+    return found
+
+
 def check_prompts(guard: GuardSection, model: Path) -> None:
     """Find out before any training what the guard's prompts lack.
 
@@ -27,10 +40,8 @@ def check_prompts(guard: GuardSection, model: Path) -> None:
         EvaluationError: the file does not serve, or a prompt has no tokens.
         UnsupportedCheckpoint: the model has no tokenizer, or none with a chat template that takes them.
     """
-    if guard.prompts is None:
+    if not (prompts := read_prompts(guard)):
         return
-    prompts = _prompts(guard)
-    require("logits", "reground.guard.prompts")
     tokenizer = load_tokenizer(_place(model))
     for prompt in prompts:
         encode_prompt(tokenizer, prompt, chat=guard.apply_chat_template)
@@ -44,7 +55,7 @@ def likelihoods(guard: GuardSection, before: Path, after: Path, progress: Progre
     """
     import torch
 
-    prompts, device = _prompts(guard), chosen_device("auto")
+    prompts, device = read_prompts(guard), chosen_device("auto")
     tokens = MAX_ANSWER_TOKENS if guard.max_tokens is None else guard.max_tokens
     tokenizer = load_tokenizer(_place(before))
     with progress.stage("own answers", 3 * len(prompts), "answers") as stage:
@@ -64,11 +75,6 @@ def likelihoods(guard: GuardSection, before: Path, after: Path, progress: Progre
             torch.cuda.empty_cache()
         model = load_causal_lm(_place(after), device=device)
         return first, mean_logprob(model, tokenizer, answers, advance=stage.advance)
-
-
-def _prompts(guard: GuardSection) -> list[str]:
-    assert guard.prompts is not None
-    return [str(row["question"]) for row in read_problems(Path(guard.prompts), None).rows]
 
 
 def _place(folder: Path) -> Checkpoint:

@@ -95,6 +95,7 @@ def look_ahead(recipe: Recipe, run: Run, *, force: bool) -> Ahead | None:
         RecipeError: there is nothing to look at; ``force`` has no effect.
         MethodError, StepError: no step can be predicted.
         MissingExtra, EvaluationError: what is asked cannot be.
+        CheckpointError: the last checkpoint, which answers, cannot be loaded.
     """
     walk = recipe.walk
     if walk is None:
@@ -115,7 +116,11 @@ def look_ahead(recipe: Recipe, run: Run, *, force: bool) -> Ahead | None:
     ways.pop(run.steps[-1:], None)
     recipes, left_out = those_that(list(ways.values()), lambda one: _check(one, run))
     require("logits", "a walk")
-    return Ahead(walk, questions_of(walk, recipe.evaluate), recipes, left_out)
+    questions = questions_of(walk, recipe.evaluate)
+    from hubextrap.logits.loading import check_loadable  # once that is known to be there
+
+    check_loadable(run.trajectory.last, chat=questions.chat)
+    return Ahead(walk, questions, recipes, left_out)
 
 
 def _nearer(recipe: Recipe, run: Run, end: float) -> list[Recipe]:

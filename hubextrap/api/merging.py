@@ -181,15 +181,17 @@ def make(
     out: Path | str | None,
     targets: Sequence[PushTarget],
     scoring: Scoring | None = None,
+    hold: bool = False,
 ) -> Made:
     """`merge`, with what was made kept until it is settled.
 
     Args:
         scoring: of the walk that chooses the recipe's step, if one does.
+        hold: push nothing of ``out``: `push_made` does.
     """
     out = None if out is None else Path(out)
     if recipe.walk is None:
-        return _make(run.settled(recipe), run, settings, out, targets)
+        return _make(run.settled(recipe), run, settings, out, targets, hold=hold)
     from hubextrap.api.choosing import choose_step  # imports what evaluates
 
     chosen = choose_step(recipe, run, settings, out=out, targets=targets, scoring=scoring)
@@ -198,7 +200,7 @@ def make(
     ):  # its branch may be called after the step
         targets = recipe_push_targets(chosen.recipe)
     forced = replace(settings, force=True)  # what the past cannot rehearse, the walk has judged
-    made = _make(chosen.recipe, run, forced, out, targets, chosen.addition)
+    made = _make(chosen.recipe, run, forced, out, targets, chosen.addition, hold=hold)
     places = made.places if chosen.place is None else (*made.places, chosen.place)
     return Made(replace(made.result, walk=chosen.report), places)
 
@@ -210,6 +212,8 @@ def _make(
     out: Path | None,
     targets: Sequence[PushTarget],
     addition: Addition | None = None,
+    *,
+    hold: bool = False,
 ) -> Made:
     addition = addition or Addition()
     if out is not None and not may_be_finished(out):
@@ -226,11 +230,23 @@ def _make(
     for line in prepared.notes:
         run.progress.say(line)
     if out is not None:
-        return _merge_into_folders(prepared, out, targets)
+        return _merge_into_folders(prepared, out, targets, hold=hold)
     return _merge_onto_hub(prepared, targets)
 
 
-def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTarget]) -> Made:
+def push_made(prediction: Prediction, progress: Progress) -> Prediction:
+    """A prediction that lies in a folder, pushed: just the bytes that were made.
+
+    Raises:
+        PushError: somebody has changed them since, or the Hub did not take them.
+    """
+    assert prediction.folder is not None
+    assert prediction.target is not None
+    pushed = _push(prediction.folder, prediction.target, progress, prediction.provenance)
+    return replace(prediction, pushed=pushed)
+
+
+def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTarget], *, hold: bool) -> Made:
     run, progress = prepared.run, prepared.run.progress
     steps = prepared.recipe.target_steps
     folders = target_folders(steps)
@@ -251,7 +267,7 @@ def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTar
     predictions = []
     for index, (step, folder) in enumerate(zip(steps, folders, strict=True)):
         target = targets[index] if targets else None
-        pushed = None if target is None else _push(out / folder, target, progress)
+        pushed = None if target is None or hold else _push(out / folder, target, progress)
         provenance, identical = whole[index].provenance, outputs[index].identical_to_last
         predictions.append(
             Prediction(
@@ -297,12 +313,17 @@ def _made_before(
     return outputs, whole
 
 
-def _push(folder: Path, target: PushTarget, progress: Progress) -> PushResult:
-    """Push a finished output; an error says how to go on without merging again."""
+def push_command(folder: Path, target: PushTarget) -> str:
+    """The command line that pushes a finished output."""
     options = " --private" * target.private + " --create-pr" * target.create_pr
-    command = f"hubextrap push {folder} {target.name}{options}"
+    return f"hubextrap push {folder} {target.name}{options}"
+
+
+def _push(folder: Path, target: PushTarget, progress: Progress, made: Provenance | None = None) -> PushResult:
+    """Push a finished output; an error says how to go on without merging again."""
+    command = push_command(folder, target)
     try:
-        return push_folder(folder, target, progress)
+        return push_folder(folder, target, progress, made=made)
     except PushError as error:
         said = own_lines(str(error), f"{folder} is whole; `{command}` pushes it")
         raise PushError(said, repo=target.repo) from error

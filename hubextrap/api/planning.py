@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.api.beforehand import problems_beforehand
@@ -13,7 +14,7 @@ from hubextrap.errors import ClockError, HubExtrapError, RecipeError, Trajectory
 from hubextrap.given import optional_path, recipe_of
 from hubextrap.hub import PushTarget, check_target
 from hubextrap.hub.outgoing import stale_files
-from hubextrap.hub.target import push_targets
+from hubextrap.hub.target import clashing, push_targets
 from hubextrap.notebooks import counted, html_table, one_line, steps_in_words
 from hubextrap.tensors.devices import cuda_libraries
 
@@ -130,7 +131,8 @@ def plan(
     run: Run | None = None,
     progress: Progress | None = None,
 ) -> PlanReport:
-    """What `merge` would do with the same arguments. Reads headers and small files only, writes nothing.
+    """What `merge`, and `run` after it, would do with the same arguments. Reads headers and small files only,
+    and the data of the tasks of an evaluate section where lm-eval is installed; writes nothing.
 
     Args:
         recipe: it, or its file.
@@ -151,6 +153,8 @@ def plan(
         targets = given_push_targets(recipe, push) or recipe_push_targets(far)
         asked = targets if check_push else []
         known = _beforehand(far, found_run.trajectory, out, targets)
+        unmeasurable, said = _evaluation(recipe, found_run)
+        known = replace(known, notes=(*known.notes, *said))
         try:
             known = _on_the_clock(known, far, found_run)
             check_destinations(recipe, True, targets)
@@ -163,13 +167,22 @@ def plan(
             found = problems_beforehand(prepared, out, targets, ask=check_push, states=states)
             if ahead is not None and recipe.space == "weights":
                 found += ahead.problems(prepared, walk_place(recipe, out, targets))
-            problems = list(dict.fromkeys(str(problem) for problem in found))
+            problems = list(dict.fromkeys([*(str(problem) for problem in found), *unmeasurable]))
             removals = _removals(states, prepared)
             return _with_merge(known, prepared, problems, removals)
         except HubExtrapError as error:
             if isinstance(error, TrajectoryError) and not isinstance(error, ClockError):
                 raise
-            return replace(known, problems=(str(error), *_refusals(asked)))
+            return replace(known, problems=(str(error), *_refusals(asked), *unmeasurable))
+
+
+def _evaluation(recipe: Recipe, run: Run) -> tuple[list[str], list[str]]:
+    """What keeps its predictions from being measured, and what is to be known of that."""
+    if recipe.evaluate is None:
+        return [], []
+    from hubextrap.api.measuring import evaluation_problems  # imports what evaluates
+
+    return evaluation_problems(recipe, run)
 
 
 def _ahead(recipe: Recipe, run: Run, force: bool) -> Ahead | None:
@@ -230,6 +243,13 @@ def check_destinations(recipe: Recipe, into_folder: bool, targets: Sequence[Push
             f"{recipe.target_count} target steps and {len(targets)} push target; write a push section "
             "with {target_step} in its revision"
         )
+    for one, other in combinations(targets, 2):
+        both = {one.revision, other.revision}
+        if one.repo == other.repo and (len(both) == 1 or clashing(one.revision, both)):
+            raise RecipeError(
+                f"{one.name} and {other.name}: git holds no two such branches; give each target "
+                "step one of its own"
+            )
 
 
 def _refusals(targets: Sequence[PushTarget]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -12,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from hubextrap.api.extrapolating import extrapolate, scan_folders
-from hubextrap.api.guarding import check_prompts, likelihoods
+from hubextrap.api.guarding import check_prompts, likelihoods, read_prompts
 from hubextrap.api.preparing import MergeOptions, merge_options
 from hubextrap.api.staging import remove_leftover
 from hubextrap.api.verifying import verify
 from hubextrap.durable.atomic import is_new_name
 from hubextrap.durable.places import holder_of, lock_folder
 from hubextrap.engine.kernels import check_device
-from hubextrap.errors import CorruptFile, OutputError, RecipeError
+from hubextrap.errors import CorruptFile, OutputError, PushError, RecipeError
 from hubextrap.given import path_of, reground_recipe_of
 from hubextrap.hub import OutgoingFile, PushTarget, check_target, commit_files, push_folder
 from hubextrap.hub.side_files import side_files
@@ -50,6 +51,7 @@ MAY_CHANGE = (
     "reground.clock",  # each decision says its own
 )
 """Keys that do not decide what the rounds behind a run were, with those below them."""
+_BELOW_A_ROUND = re.compile(r"(real|extrapolated)-rl\d+-step\d+/")
 _ADDED = {"reground.guard.apply_chat_template": False}
 """What a run went by that was begun before these keys were there."""
 
@@ -111,15 +113,32 @@ def reground(
         raise OutputError(
             f"{out}: is there already and holds no run; remove it, or choose another --out", file=out
         )
+    read_prompts(recipe.reground.guard)
+    _check_push(recipe)  # before the start is downloaded
     with _held(folder, str(out), progress) as lock:
         state = _resumed(load_state(folder), recipe, folder, progress) or _begun(recipe, folder, progress)
         check_prompts(recipe.reground.guard, folder / state.model)
         engine = _Engine(recipe, settings, progress)
-        if recipe.push is not None and state.finished is None:
-            check_target(PushTarget(recipe.push.repo, private=recipe.push.private))
         loop = Loop(recipe, folder, state, engine, CommandRunner(lock, progress.say, output), progress)
         state = loop.run()
     return RegroundResult(model=folder / state.model, decisions=state.decisions, reason=state.finished or "")
+
+
+def _check_push(recipe: RegroundRecipe) -> None:
+    """Refuse a repo that cannot take the rounds' branches.
+
+    Raises:
+        PushError: says why.
+    """
+    if recipe.push is None:
+        return
+    there = check_target(PushTarget(recipe.push.repo, private=recipe.push.private)).branches
+    if other := next((name for name in sorted(there) if _BELOW_A_ROUND.match(name)), None):
+        raise PushError(
+            f"{recipe.push.repo}: the repo has a branch {other}, and git holds no branch of a round beside "
+            "it; delete it on the Hub, or push to another repo",
+            repo=recipe.push.repo,
+        )
 
 
 def _is_empty(folder: Path) -> bool:

@@ -1,27 +1,35 @@
-"""`report`: one page and its plots from a saved scan and saved evaluations."""
+"""`report`: one page and its plots from a run or a scan of it, and saved evaluations."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hubextrap.clocks import ClockChoice
+from hubextrap.api.scanning import scan_run
+from hubextrap.clocks import STEPS, Clock, ClockChoice
 from hubextrap.containment import open_regular
 from hubextrap.durable.atomic import write_whole
-from hubextrap.errors import OutputError
+from hubextrap.errors import ClockError, OutputError, RecipeError
 from hubextrap.evaluation.outcomes import outcomes_of
 from hubextrap.evaluation.table import EvaluationTable
 from hubextrap.extras import require
 from hubextrap.given import optional_path, path_of, paths_of
 from hubextrap.notebooks import one_line
+from hubextrap.opening import ReadingOptions, Run
 from hubextrap.output_files import file_problem
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.scans import Scan
-from hubextrap.statistics import judge_run
+from hubextrap.statistics import BacktestCandidate, RunVerdict, backtest_memory, candidates, judge_run
 from hubextrap.statistics.backtesting import backtest_table
 from hubextrap.timing import clock_of_scan
+from hubextrap.trajectory import Trajectory, find_trajectory
+
+if TYPE_CHECKING:
+    from hubextrap.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,53 +38,70 @@ class ReportResult:
 
     page: Path
     pngs: tuple[Path, ...]
-    headline: str
-    sentences: tuple[str, ...]
+    verdict: RunVerdict
+
+    @property
+    def headline(self) -> str:
+        return self.verdict.headline
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        return self.verdict.sentences
 
     def __repr__(self) -> str:
         return one_line(self, str(self.page), self.headline)
 
 
 def report(
-    scan_file: Path | str,
+    run: Scan | Trajectory | Recipe | Path | str,
     *,
     evaluations: Sequence[Path | str] | Path | str = (),
     out: Path | str = "report.html",
     png: Path | str | None = None,
     title: str | None = None,
-    clock: ClockChoice = "auto",
+    clock: ClockChoice | None = None,
+    settings: ReadingOptions | None = None,
     progress: Progress | None = None,
 ) -> ReportResult:
     """Write the page to ``out``, and every plot into the folder ``png``; an earlier page and its plots are
     replaced, any other file is not.
 
     Args:
-        title: heading of the page; the scan's file name where it is None.
-        clock: what horizons are counted by; see `timing.clock_of_scan`.
+        run: a scan or its file, from which this takes seconds; or a trajectory, a recipe, its file or a
+            reference, whose weights are read once. A recipe's own rules are tried too.
+        title: heading of the page; the name of the scan's file or of the run where it is None.
+        clock: what horizons are counted by, instead of what the recipe says; see `timing.chosen_clock`.
 
     Raises:
         MissingExtra: matplotlib is not installed.
-        ReferenceNotFound, CorruptFile, SourceError: the scan cannot be read.
+        ReferenceNotFound, CorruptFile, SourceError: the scan or the run cannot be read.
         EvaluationError: an evaluation cannot be read, or two do not go together.
         OutputError: the page or a plot cannot be written, or another file is there.
+        RecipeError: ``settings`` for a scan, which needs no weights.
+        HubExtrapError: see `scan`.
     """
-    scan_file, out, png = path_of("scan_file", scan_file), path_of("out", out), optional_path("png", png)
+    out, png, told = path_of("out", out), optional_path("png", png), progress or SilentProgress()
     given = paths_of("evaluations", evaluations)
     _check_replaceable(out, b"<!doctype html>")
-    for place in (out.parent, *(() if png is None else (Path(png),))):
+    for place in (out.parent, *(() if png is None else (png,))):
         _check_folder(place)
-    scan = Scan.load(scan_file)
-    table = replace(scan.gram_table, clock=clock_of_scan(clock, scan, progress or SilentProgress()))
+    named, found = _looked_up(run, told)
+    if isinstance(found, Scan) and settings is not None:
+        raise RecipeError("settings have no effect on the report of a scan, which reads no weights")
     tables = {path: EvaluationTable.load(path) for path in given}
     require("report", "the report")  # once the files are known to be good, for they are read faster
-    from hubextrap.reporting import build_sections, collect_accuracy, render_page
+    from hubextrap.reporting import Page, collect_accuracy
     from hubextrap.reporting.style import to_png
 
     accuracies = collect_accuracy(tables)
-    backtest = backtest_table(table, dtypes=scan.dtypes)
-    said = judge_run(backtest, scores=outcomes_of(tables.values()))
-    sections = build_sections(scan, backtest, accuracies)
-    plots = [] if png is None else [(Path(png) / f"{section.name}.png", section) for section in sections]
+    scan, chosen, choice, tried = _scanned(found, settings, clock, told)
+    backtest = backtest_table(replace(scan.gram_table, clock=chosen), tried, dtypes=scan.dtypes)
+    verdict = judge_run(backtest, scores=outcomes_of(tables.values()))
+    tasks = tuple(dict.fromkeys(task for table in tables.values() for task in table.settings.requested))
+    notes = tuple(dict.fromkeys(note for table in tables.values() for note in table.notes))
+    clocks = _clocks(chosen, choice, scan)
+    page = Page(title or named, scan, backtest, verdict, accuracies, clocks, tasks, notes)
+    plots = [] if png is None else [(Path(png) / f"{one.name}.png", one) for one in page.sections]
     if png is not None and os.path.lexists(png) and not Path(png).is_dir():
         raise OutputError(
             f"{png}: cannot be written: it is no folder; choose another --out or --png", file=png
@@ -84,10 +109,57 @@ def report(
     _check_replaceable(out, b"<!doctype html>")
     for path, _ in plots:
         _check_replaceable(path, b"\x89PNG")
-    _write(out, render_page(title or scan_file.name, scan, said, sections).encode(errors="replace"))
+    _write(out, page.render().encode(errors="replace"))
     for path, section in plots:
         _write(path, to_png(section.draw, section.height))
-    return ReportResult(out, tuple(path for path, _ in plots), said.headline, said.sentences)
+    return ReportResult(out, tuple(path for path, _ in plots), verdict)
+
+
+def _looked_up(
+    run: Scan | Trajectory | Recipe | Path | str, progress: Progress
+) -> tuple[str, Scan | Trajectory | Recipe]:
+    """What is meant, and what to call it; no weights are read yet."""
+    if not isinstance(run, (str, Path)):
+        return (run.series if isinstance(run, (Scan, Trajectory)) else "recipe"), run
+    path = Path(run)
+    if path.suffix in (".yaml", ".yml") and "://" not in str(run) and not path.is_dir():
+        from hubextrap.recipe import load_recipe
+
+        return path.name, load_recipe(path)
+    is_file = os.path.isfile(path)  # noqa: PTH113, of any text
+    if is_file or (path.suffix == ".safetensors" and not path.is_dir()):
+        return path.name, Scan.load(path)
+    return path.name, find_trajectory(str(run), progress=progress)
+
+
+def _scanned(
+    found: Scan | Trajectory | Recipe,
+    settings: ReadingOptions | None,
+    clock: ClockChoice | None,
+    progress: Progress,
+) -> tuple[Scan, Clock, ClockChoice | None, list[BacktestCandidate]]:
+    """The scan, its clock, what was said of that, and what to rehearse."""
+    tried = list(candidates())
+    if isinstance(found, Scan):
+        return found, clock_of_scan(clock or "auto", found, progress), clock, tried
+    if not isinstance(found, Trajectory):
+        tried.append(BacktestCandidate("recipe", found.rules))
+        clock = clock or (found.trajectory.clock if found.trajectory.clock != "auto" else None)
+    with Run.of(found, settings, clock=clock, progress=progress) as opened:
+        return scan_run(opened, afterwards=backtest_memory(opened.times)), opened.clock, clock, tried
+
+
+def _clocks(chosen: Clock, choice: ClockChoice | None, scan: Scan) -> list[tuple[Clock, ClockChoice | None]]:
+    """Those that the page offers, the chosen one first, each with what a recipe says to have it."""
+    if chosen.name != STEPS.name:
+        return [(chosen, "learning_rate" if choice in (None, "auto") else choice), (STEPS, STEPS.name)]
+    if scan.rates is not None and scan.rates.changes:
+        by_rate = clock_of_scan("learning_rate", scan, SilentProgress())
+        with suppress(ClockError):  # nothing was trained between two checkpoints: it cannot be chosen
+            by_rate.times(scan.steps)
+            return [(STEPS, STEPS.name), (by_rate, "learning_rate")]
+        return [(STEPS, STEPS.name)]
+    return [(STEPS, None if choice in (None, "auto") else choice)]
 
 
 def _check_folder(folder: Path) -> None:

@@ -16,6 +16,7 @@ from hubextrap.evaluation.run import chosen_device
 from hubextrap.extras import require
 from hubextrap.given import numbers_of, one_of, optional_path, run_of
 from hubextrap.logits import LogProbRequest, measure_logprobs
+from hubextrap.logits.loading import check_loadable
 from hubextrap.logits.logprobs import checkpoint_at
 from hubextrap.opening import ReadingOptions, Run
 from hubextrap.scans import Scan
@@ -86,6 +87,10 @@ def scan_run(
     found = None if out is None else _existing(out, run)
     if out is not None and found is not None:
         _refuse_to_lose(out, found, sample, logprobs)
+    if logprobs is not None and (found is None or found.logprobs is None):
+        for checkpoint in run.trajectory.checkpoints:  # the last one's tokenizer serves all
+            own = checkpoint == run.trajectory.last
+            check_loadable(checkpoint, tokenizer=own, chat=own and logprobs.apply_chat_template)
     if found is None or (sample is not None and found.sample is None):
         kept = None if found is None else found.logprobs
         found = replace(_scan_weights(run, out, sample, afterwards), logprobs=kept)

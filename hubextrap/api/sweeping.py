@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from hubextrap.api.against import Against
 from hubextrap.api.answering import LastAnswers, Scoring
 from hubextrap.api.beforehand import check_weights
-from hubextrap.api.fingerprint import check_unchanged, pin_of
+from hubextrap.api.fingerprint import pin_of
 from hubextrap.api.grid import REMEDY, Kept, Making, Point, point_of
+from hubextrap.api.measured import keep_measurement, known_measurement, measured_checkpoint
+from hubextrap.api.measuring import check_measurable
 from hubextrap.api.preparing import MergeOptions, merge_options
 from hubextrap.api.sweep_outlooks import outlooks
 from hubextrap.digests import sha256_of_json
@@ -26,7 +28,6 @@ from hubextrap.evaluation import EvaluationOptions, Harness, Measurement
 from hubextrap.evaluation.curve import draw_sweep, drawing_problem
 from hubextrap.evaluation.sweep_report import GridPoint, SweepResult, report_sweep, sweep_markdown
 from hubextrap.evaluation.table import LAST, TARGET
-from hubextrap.foreign_data import parse_json
 from hubextrap.given import numbers_of, path_of, recipe_of
 from hubextrap.hub.provenance import without_private_parts
 from hubextrap.opening import Run
@@ -99,6 +100,7 @@ def sweep(
         against, recipes = Against.pinned(recipe, section, run), _grid(recipe, run, horizons, damping)
         run.check_scan_counts(recipes)
         harness = Harness(EvaluationOptions.of(section, **where), progress)
+        check_measurable(harness, against)
         folder = _folder(out)  # made when nothing else is wrong
         kept, measured_with = Kept(folder / "measured"), harness.fingerprint()
         pins = [pin_of(checkpoint) for checkpoint in run.trajectory.checkpoints]
@@ -108,7 +110,7 @@ def sweep(
         if missing := making.missing:
             making.prepared(missing, read_weights=False)  # refuses what cannot be made before any is measured
         compared = _references(against, points, progress)
-        measurements = [_reference(*each, harness, measured_with, kept) for each in compared]
+        measurements = [measured_checkpoint(*each, harness, measured_with, kept) for each in compared]
         making.merge()
         said = outlooks(points, run, kept)
     for point in todo.values():
@@ -125,7 +127,9 @@ def _todo(points: Sequence[Point], kept: Kept, own: _Own | None, progress: Progr
     """What is to be measured; points with the same coefficients are one model."""
     todo: dict[str, Point] = {}
     for point in points:
-        if _known(point.key, point.grid.label, kept) is None or not (own is None or own.knows(point)):
+        if known_measurement(point.key, point.grid.label, kept) is None or not (
+            own is None or own.knows(point)
+        ):
             todo.setdefault(point.key, point)
     if done := sum(point.key not in todo for point in points):
         progress.say(f"{done} of {len(points)} predictions were measured before")
@@ -204,36 +208,8 @@ def _references(
     return list(rows.items())
 
 
-def _known(key: str, label: str, kept: Kept) -> Measurement | None:
-    """The measurement under ``key``, with the label that it has now."""
-    try:
-        return Measurement.model_validate(kept.get(key)).labelled(label)
-    except ValueError:
-        return None  # not there, or another version's: it is measured again
-
-
-def _keep(key: str, measurement: Measurement, kept: Kept) -> None:
-    row = measurement.row.model_copy(update={"reference": ""})  # where it lay is no part of what it is
-    content = measurement.model_copy(update={"row": row}).model_dump_json()
-    kept.put(key, parse_json(content, key))
-
-
-def _reference(
-    label: str, checkpoint: Checkpoint, harness: Harness, measured_with: str, kept: Kept
-) -> Measurement:
-    """The figures of a checkpoint that predictions are compared with, measured unless they were before."""
-    pin = pin_of(checkpoint)
-    key = sha256_of_json([measured_with, pin])
-    found = _known(key, label, kept)
-    if found is None:
-        found = harness.measure(label, checkpoint)
-        check_unchanged(checkpoint, pin)
-        _keep(key, found, kept)
-    return found.of(label, checkpoint)
-
-
 def _measured(point: Point, kept: Kept) -> Measurement:
-    found = _known(point.key, point.grid.label, kept)
+    found = known_measurement(point.key, point.grid.label, kept)
     assert found is not None
     row = found.row.model_copy(update={"step": point.grid.step, "reference": point.grid.label})
     return found.model_copy(update={"row": row})
@@ -241,8 +217,8 @@ def _measured(point: Point, kept: Kept) -> Measurement:
 
 def _measure(point: Point, making: Making, harness: Harness, kept: Kept, own: _Own | None) -> None:
     checkpoint = making.model_of(point)
-    if _known(point.key, point.grid.label, kept) is None:
-        _keep(point.key, harness.measure(point.grid.label, checkpoint), kept)
+    if known_measurement(point.key, point.grid.label, kept) is None:
+        keep_measurement(point.key, harness.measure(point.grid.label, checkpoint), kept)
     if own is not None:
         own.score(own.key_of(point), checkpoint)
     shutil.rmtree(checkpoint.path)

@@ -18,8 +18,9 @@ from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import LocalSource, RemoteSource, read_layout, sha256_of
 from hubextrap.tensors.weights import INDEX_FILE
 from hubextrap.trajectory import Pins, parse_reference
+from hubextrap.trajectory.elsewhere import models_elsewhere, pinned_commit
 from hubextrap.trajectory.hub_files import list_files
-from hubextrap.trajectory.reference import reference_text
+from hubextrap.trajectory.reference import Reference, reference_text
 
 if TYPE_CHECKING:
     from hubextrap.hub import Provenance
@@ -83,8 +84,10 @@ def verify(reference: Path | str, *, progress: Progress | None = None) -> Verifi
     with closing(opened) as source:
         files = source.files()
         if PROVENANCE_FILE not in files:
+            elsewhere = _predictions_elsewhere(reference)
             raise CorruptFile(
-                f"{source.name}: holds no {PROVENANCE_FILE}; only what hubextrap merged can be verified",
+                f"{source.name}: holds no {PROVENANCE_FILE}; only what hubextrap merged can be verified"
+                + elsewhere,
                 file=PROVENANCE_FILE,
             )
         where = f"{source.name}/{PROVENANCE_FILE}"
@@ -110,11 +113,20 @@ def _open(reference: Path | str) -> tuple[Source, list[str]]:
     if where is None or where.folder is not None:
         folder = Path(reference) if where is None or where.folder is None else where.folder
         return LocalSource(folder, str(reference)), _all_files(folder)
-    commit = Pins().commit_of(where.repo, where.revision, str(reference))
+    commit = pinned_commit(where, Pins(), predicted=True)
     source = RemoteSource(where.repo, commit, where.path, f"{reference} ({commit})")
     listed = list_files(where.repo, commit, where.path, source.name, recursive=True) or []
     prefix = f"{where.path}/" if where.path else ""
     return source, [file.path.removeprefix(prefix) for file in listed]
+
+
+def _predictions_elsewhere(reference: Path | str) -> str:
+    """What the message about a place without a prediction says of other places."""
+    where = (
+        Reference(str(reference), reference) if isinstance(reference, Path) else parse_reference(reference)
+    )
+    found = models_elsewhere(where, Pins(), predicted=True)
+    return found and f"; {found}"
 
 
 def _all_files(folder: Path) -> list[str]:

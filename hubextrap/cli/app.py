@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import typer
@@ -13,8 +14,9 @@ from hubextrap.cli.backtest import backtest
 from hubextrap.cli.eval import evaluate
 from hubextrap.cli.examples import Explained, explain
 from hubextrap.cli.generate import generate
+from hubextrap.cli.jobs import find_page, tell_job
 from hubextrap.cli.merging import merge, plan, push, run
-from hubextrap.cli.passed_on import PassedOn, lm_eval_command, mergekit_yaml
+from hubextrap.cli.passed_on import LikeMergekits, PassedOn, lm_eval_command, mergekit_yaml
 from hubextrap.cli.predict import predict
 from hubextrap.cli.reground import reground
 from hubextrap.cli.report import report
@@ -44,22 +46,35 @@ class _Verbs(_Group):
     """The verbs; what is said of a wrong command line repeats no token that stood in it, and does nothing."""
 
     def main(self, *given: Any, **options: Any) -> Any:
+        words = given[0] if given else options.get("args")
+        find_page(sys.argv[1:] if words is None else words, self._takes_summary)
         with guarded():
             return super().main(*given, **options)
+
+    def _takes_summary(self, verb: str) -> bool:
+        command = self.commands.get(verb)
+        return command is not None and any("--summary" in parameter.opts for parameter in command.params)
 
     def make_context(self, *given: Any, **options: Any) -> Any:
         try:
             return super().make_context(*given, **options)
         except Exception as error:
-            clean_error(error)
+            _told(error)
             raise
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
             return super().invoke(ctx)
         except Exception as error:
-            clean_error(error)
+            _told(error)
             raise
+
+
+def _told(error: Exception) -> None:
+    """See to an error of the command line's, which click itself shows in a moment, and then exits."""
+    clean_error(error)
+    if hasattr(error, "format_message"):  # click's, or the one that typer brings
+        tell_job(error.format_message())
 
 
 app = typer.Typer(
@@ -88,7 +103,7 @@ def _options(
 
 
 for verb in (predict, steps, scan, backtest, report, plan, merge, push, run, verify):
-    app.command(cls=Explained)(verb)
+    app.command(cls=LikeMergekits if verb in (plan, merge, run) else Explained)(verb)
 app.command("eval", cls=Explained)(evaluate)
 for verb in (sweep, walk, reground, generate):
     app.command(cls=Explained)(verb)

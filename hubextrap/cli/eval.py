@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, cast
 
 import typer
 
+from hubextrap.cli.gating import Gating
 from hubextrap.cli.options import (
     BatchSize,
     ChatTemplate,
     CreatePr,
     IncludePath,
     Limit,
-    MaxLoss,
     Measuring,
     ResultsFile,
     Said,
     Seed,
+    Selection,
     Summary,
     Tasks,
     grouped,
+    names,
     refuse_idle,
     split_list,
 )
@@ -70,11 +72,11 @@ class Questions:
 
         if not self.task_file:
             refuse_idle(ctx, ("answer_format",), "goes with --task-file FILE")
-        if not (names := split_list("--tasks", self.tasks)):
+        if not (tasks := split_list("--tasks", self.tasks)):
             refuse_idle(ctx, ("include_path",), "goes with --tasks: it is where tasks are looked for by name")
         kind = cast("Format", self.answer_format)
         return EvaluationOptions(
-            names,
+            tasks,
             include_path=self.include_path or (),
             task_files=[TaskFile(file, kind) for file in self.task_file or ()],
             answering=Answering(self.repeats, self.temperature, self.max_tokens),
@@ -91,10 +93,29 @@ class Questions:
 def evaluate(
     ctx: typer.Context,
     references: list[str] = typer.Argument(
-        ..., metavar="REF...", help="Predictions or other models: org/name@revision or local folders."
+        ...,
+        metavar="REF...",
+        help="Predictions or other models: org/name@revision or local folders. "
+        "With --all-steps: a run first.",
     ),
     *,
     questions: Questions,
+    all_steps: bool = typer.Option(
+        False,
+        "--all-steps",
+        help="Measure every checkpoint of the first REF, a run. Say whether its scores still rise. Without "
+        "--tasks: only what its trainer logged.",
+    ),
+    selection: Selection,
+    plot: Path | None = typer.Option(
+        None, metavar="FILE", help="With --all-steps: draw the scores over the steps, as a PNG."
+    ),
+    run: str | None = typer.Option(
+        None,
+        metavar="REF",
+        help="The run that the predictions were made from, a folder or a repo. It holds last, base "
+        "and target.",
+    ),
     against: list[str] | None = typer.Option(
         None,
         metavar="LIST",
@@ -107,7 +128,7 @@ def evaluate(
     ),
     measuring: Measuring,
     output: ResultsFile = None,
-    max_loss: MaxLoss = None,
+    gating: Gating,
     summary: Summary = None,
     publish: bool = typer.Option(
         False, "--publish", help="Commit the scores to the model's repo: to its card and to .eval_results."
@@ -116,21 +137,26 @@ def evaluate(
     said: Said,
 ) -> None:
     """Score predictions with lm-eval, beside the checkpoints that they were made from."""
-    options = questions.options(ctx, measuring)
+    options, gate = questions.options(ctx, measuring), gating.gate()
     if against is not None and no_against:
         raise typer.BadParameter("--against and --no-against exclude each other")
     if not publish:
         refuse_idle(ctx, ("create_pr",), "goes with --publish")
+    if all_steps:
+        why = "does not go with --all-steps, which measures the run that comes first"
+        refuse_idle(ctx, ("against", "no_against", "run", "publish", *names(Gating)), why)
+        if not options.names:
+            idle = {*names(Questions), *names(Measuring), "output"} - {"tasks", "task_file"}
+            refuse_idle(ctx, idle, "has no effect without --tasks or --task-file: nothing is measured")
+        _all_steps(references, options, selection, output, plot, summary, said)
+        return
+    refuse_idle(ctx, (*names(Selection), "plot"), "goes with --all-steps")
+    if no_against:
+        refuse_idle(ctx, ("run",), "has no effect with --no-against")
     chosen = None if against is None and not no_against else split_list("--against", against)
     from hubextrap import api
-    from hubextrap.cli.markdown import append_summary, evaluation_markdown
-    from hubextrap.evaluation import (
-        check_judgeable,
-        check_loss,
-        check_replaceable,
-        check_writable,
-        compared_checkpoints,
-    )
+    from hubextrap.cli.markdown import append_summary, evaluation_markdown, gate_markdown
+    from hubextrap.evaluation import check_replaceable, check_writable, compared_checkpoints
     from hubextrap.evaluation import evaluate as measure
     from hubextrap.extras import require
     from hubextrap.trajectory import Pins
@@ -139,11 +165,11 @@ def evaluate(
         check_writable(output)
     require("eval", "an evaluation", load=False)  # before anything is asked of a Hub
     progress, pins = said.progress, Pins()
-    rows = compared_checkpoints(references, chosen, pins=pins, progress=progress)
+    rows = compared_checkpoints(references, chosen, run=run, pins=pins, progress=progress)
     if output is not None:
         check_replaceable(output, options.names, [(label, row.name) for label, row in rows])
-    if max_loss is not None:
-        check_judgeable([label for label, _ in rows])
+    if gate is not None:
+        gate.check([label for label, _ in rows], options.names)
     publication = None
     if publish:
         limit = options.limit
@@ -157,11 +183,61 @@ def evaluate(
         tell_json(table)
     else:
         print_evaluation(table)
+    if chosen is None and _is_alone(table):
+        tell(_ALONE, err=said.as_json)
+    judged = None if gate is None else gate.judge([table], options.tasks)
+    if judged is not None and summary is not None:
+        append_summary(summary, gate_markdown(judged), first=True)
     if publication is not None:
         result = api.publish(table, publication, progress)
         tell(f"scores published: {result.pull_request_url or result.url}", err=said.as_json)
-    if max_loss is not None:
-        check_loss([table], max_loss, options.tasks)
+    if judged is not None:
+        judged.refuse()
+
+
+_ALONE = (
+    "There is nothing to compare the prediction with: the checkpoints that it was made from are not found. "
+    "Name their run: --run FOLDER; or the last of them: --against last=REF"
+)
+
+
+def _is_alone(table: EvaluationTable) -> bool:
+    """Whether a prediction stands in a table without what it is to be compared with."""
+    from hubextrap.evaluation.table import PREDICTION
+
+    return table.last is None and any(row.label.startswith(PREDICTION) for row in table.rows)
+
+
+def _all_steps(
+    references: list[str],
+    options: EvaluationOptions,
+    selection: Selection,
+    output: Path | None,
+    plot: Path | None,
+    summary: Path | None,
+    said: Said,
+) -> None:
+    from hubextrap import api
+    from hubextrap.cli.markdown import append_summary
+    from hubextrap.evaluation.step_scores import steps_markdown, steps_rich
+
+    run, *beside = references
+    found = api.evaluate_steps(
+        run,
+        options,
+        beside=beside,
+        trajectory=selection.options(),
+        output=output,
+        plot=plot,
+        progress=said.progress,
+    )
+    if summary is not None:
+        append_summary(summary, steps_markdown(found))
+    if said.as_json:
+        tell_json(found.as_dict())
+        return
+    tell(f"{run}: {len(found.steps)} checkpoints, steps {found.steps[0]} to {found.steps[-1]}")
+    console(100).print(steps_rich(found))
 
 
 def print_evaluation(table: EvaluationTable) -> None:

@@ -35,7 +35,7 @@ EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
     "report": (
         "report",
         (
-            "hubextrap report scan.safetensors --out report.html",
+            "hubextrap report ./run --out report.html",
             "hubextrap report scan.safetensors --evaluation results.json --out scored.html",
         ),
     ),
@@ -64,6 +64,7 @@ EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "hubextrap eval ./predicted --tasks gsm8k --output results.json",
             "hubextrap eval me/my-model@step_60 --task-file problems.jsonl",
+            "hubextrap eval ./run --all-steps --task-file problems.jsonl",
         ),
     ),
     "sweep": ("sweep", ("hubextrap sweep recipe.yaml --out sweep --horizons 0.25,0.5,1",)),

@@ -45,8 +45,9 @@ def main() -> None:
 def run() -> None:
     """One command, from the command line to the exit.
 
-    Exit codes: 0 done, 1 an error that is printed, 2 wrong usage, 3 a prediction that is worse than
-    ``--max-loss`` allows, 70 a fault of hubextrap's own, 130 interrupted, 143 terminated.
+    Exit codes: 0 done, 1 an error that is printed, 2 wrong usage, 3 a prediction that scores less than
+    ``--max-loss``, ``--min-score`` or ``--push-if-better`` asks for, 70 a fault of hubextrap's own,
+    130 interrupted, 143 terminated.
     """
     SIGNALS.received, SIGNALS.told, SIGNALS.waits_for_others = None, False, False
     SIGNALS.listen()
@@ -67,6 +68,7 @@ def run() -> None:
     if SIGNALS.received is not None and code:
         _say(ENDED_BY[SIGNALS.received])
         SIGNALS.told = True
+        _tell_job(ENDED_BY[SIGNALS.received])
         # threads that are waited for may take a while: the next signal ends at once
         signal.signal(SIGNALS.received, lambda number, _: os._exit(128 + number))
     sys.exit(code)
@@ -96,7 +98,7 @@ def _tell_of_threads() -> None:
     def telling_but_of(*harmless: type[BaseException]) -> Callable[[Any], None]:
         def tell(given: Any) -> None:
             if given.exc_value is not None and not isinstance(given.exc_value, harmless):
-                _say(_fault(given.exc_value))
+                _say(f"error: {_fault(given.exc_value)}")
 
         return tell
 
@@ -112,11 +114,12 @@ def _code(error: BaseException) -> int | str | None:
         if not isinstance(error.code, str):
             return error.code
         _say(error.code)
+        _tell_job(error.code)
         return 1
     if isinstance(error, HubExtrapError):
         from hubextrap.foreign_text import OwnLines
 
-        _say(OwnLines(f"error: {error}"))  # its lines are clean
+        _fail(OwnLines(error), error)  # its lines are clean
         return 3 if isinstance(error, PredictionWorse) else 1
     if isinstance(error, KeyboardInterrupt):
         _say(ENDED_BY[signal.SIGINT])
@@ -124,28 +127,46 @@ def _code(error: BaseException) -> int | str | None:
     if isinstance(error, BrokenPipeError):
         return 1  # whoever read the output has seen enough
     if isinstance(error, MemoryError):
-        _say("error: there is not enough memory; give a smaller --memory or fewer --workers")
+        _fail(
+            "there is not enough memory; free some, or give a smaller --memory or fewer "
+            "--workers where the command takes them"
+        )
         return 1
     if isinstance(error, ImportError) or error.args == (_NO_LIBRARY,):  # an extra's is a MissingExtra
         what = " ".join(str(error).split())
-        _say(
-            f"error: {getattr(error, 'name', None) or 'a package'} cannot be imported ({_shortened(what)}): "
+        _fail(
+            f"{getattr(error, 'name', None) or 'a package'} cannot be imported ({_shortened(what)}): "
             "pip install --force-reinstall hubextrap"
         )
         return 1
     if error.args == (_NO_THREAD,):
-        _say("error: the system lets this process start no more threads; raise the limit (`ulimit -u`)")
+        _fail("the system lets this process start no more threads; raise the limit (`ulimit -u`)")
         return 1
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        _say(f"error: {error.filename or 'output'}: cannot be written: {error.strerror}; make room")
+        _fail(f"{error.filename or 'output'}: cannot be written: {error.strerror}; make room")
         return 1
     if isinstance(error, OSError) and error.filename is not None:  # a place that was named, and is none
-        _say(
-            f"error: {_shortened(str(error.filename))}: {error.strerror}; check the name and its permissions"
-        )
+        _fail(f"{_shortened(str(error.filename))}: {error.strerror}; check the name and its permissions")
         return 1
-    _say(_fault(error))
+    _fail(_fault(error))
     return FAULT
+
+
+def _fail(message: str, error: BaseException | None = None) -> None:
+    """Print an error's message, and tell the job of it."""
+    from hubextrap.foreign_text import OwnLines
+
+    _say(OwnLines(f"error: {message}") if isinstance(message, OwnLines) else f"error: {message}")
+    _tell_job(message, error)
+
+
+def _tell_job(message: str, error: BaseException | None = None) -> None:
+    try:
+        from hubextrap.cli.jobs import tell_job
+
+        tell_job(message, error)
+    except Exception:  # no memory, no package: it has been printed, which is what counts
+        pass
 
 
 def _fault(error: BaseException) -> str:
@@ -153,7 +174,7 @@ def _fault(error: BaseException) -> str:
     import tempfile
     import traceback
 
-    line = f"error: {type(error).__name__}"
+    line = type(error).__name__
     try:
         from hubextrap.foreign_text import terminal_output
         from hubextrap.redaction import redact

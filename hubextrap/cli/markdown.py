@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from hubextrap.cli.progress import format_bytes, format_memory
-from hubextrap.cli.summaries import LISTED, as_sum, trust_in_words, trusted_in_words
+from hubextrap.cli.summaries import LISTED, as_sum, push_line, trust_in_words, trusted_in_words
 from hubextrap.errors import OutputError
-from hubextrap.foreign_text import markdown_block, markdown_code, markdown_text, own_lines
+from hubextrap.foreign_text import as_shown, markdown_block, markdown_code, markdown_text, own_lines
 from hubextrap.output_files import append_problem
 from hubextrap.redaction import redact
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from hubextrap.api import PlanReport, Prediction, PredictResult
-    from hubextrap.evaluation import EvaluationTable
+    from hubextrap.evaluation import EvaluationTable, GateResult
     from hubextrap.statistics import Backtest, RunVerdict
 
 
@@ -29,21 +29,35 @@ def check_summary(path: Path | None) -> Path | None:
         OutputError: it cannot.
     """
     if path is not None:
-        with _open_summary(path) as (_, is_new):
-            pass
+        with _open_summary(path) as (file, is_new):
+            _BEGAN[path] = file.tell()
         if is_new:
             path.unlink()
     return path
 
 
-def append_summary(path: Path, text: str) -> None:
+_BEGAN: dict[Path, int] = {}
+"""Bytes of each summary that were there before this command."""
+
+
+def append_summary(path: Path, text: str, *, first: bool = False) -> None:
     """Add ``text`` to the file, which is made if it is not there.
+
+    Args:
+        first: before what this command has added, not behind it.
 
     Raises:
         OutputError: it cannot be written.
     """
+    added = redact(text).rstrip("\n") + "\n\n"
     with _open_summary(path) as (file, _):
-        file.write(redact(text).rstrip("\n") + "\n\n")
+        if first and (began := _BEGAN.get(path, file.tell())) < file.tell():
+            with path.open("rb") as read:
+                read.seek(began)
+                behind = read.read().decode(errors="backslashreplace")
+            file.truncate(began)
+            added += behind
+        file.write(added)
 
 
 @contextmanager
@@ -60,6 +74,20 @@ def _open_summary(path: Path) -> Iterator[tuple[TextIO, bool]]:
         raise OutputError(
             f"{str(path)[:200]}: the summary cannot be written ({said}); name another file", file=path
         ) from error
+
+
+def failure_markdown(message: str) -> str:
+    """Why a command failed: one line, or a line and what else there is."""
+    line, *more = as_shown(message).split("\n")
+    told = f"❌ {markdown_text(line)}"
+    return f"{told}\n\n{markdown_block(own_lines(*more), 'text')}" if more else told
+
+
+def gate_markdown(result: GateResult) -> str:
+    """Whether the predictions passed, figure by figure; those that did not first."""
+    figures = sorted(result.figures, key=lambda figure: figure.passed)
+    lines = [f"{'✅' if one.passed else '❌'} {markdown_text(one.sentence)}" for one in figures[:LISTED]]
+    return "\n\n".join([*lines, *[f"… {len(figures)} in all"] * (len(figures) > LISTED)])
 
 
 def plan_markdown(recipe: Path, report: PlanReport) -> str:
@@ -158,6 +186,9 @@ def answer_markdown(run: str, found: PredictResult) -> str:
     from hubextrap.cli.answers import answer_rows
 
     rows = "\n".join(f"- {name}: {markdown_text(text)}" for name, text in answer_rows(found))
+    made = found.prediction
+    if made is not None and made.pushed is not None and made.target is not None:
+        rows += f"\n- pushed: {markdown_text(push_line(made.target, made.pushed))}"
     said = "\n".join(f"- {markdown_text(sentence)}" for sentence in found.verdict.sentences)
     parts = [f"### {markdown_text(found.verdict.line)}", f"Run {markdown_code(run)}.", rows, said]
     if found.recipe is not None:

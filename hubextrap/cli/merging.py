@@ -7,12 +7,14 @@ from pathlib import Path
 
 import typer
 
+from hubextrap.cli.gating import Gating
+from hubextrap.cli.jobs import annotate
 from hubextrap.cli.options import (
     CreatePr,
     Force,
-    MaxLoss,
     Merging,
     Out,
+    OutPlace,
     Private,
     PushTo,
     Reading,
@@ -22,15 +24,18 @@ from hubextrap.cli.options import (
     ScanFile,
     Summary,
     grouped,
+    one_place,
     push_targets,
     refuse_idle,
 )
 from hubextrap.cli.terminal import tell, tell_json
+from hubextrap.errors import RecipeError
 
 
 @grouped
 def plan(
     recipe: RecipeFile,
+    place: OutPlace = None,
     *,
     out: Out = None,
     push: PushTo = None,
@@ -49,6 +54,7 @@ def plan(
     from hubextrap.cli.summaries import print_plan
     from hubextrap.recipe import load_recipe
 
+    out = one_place(out, place)
     loaded = load_recipe(recipe)
     report = api.plan(
         loaded,
@@ -65,6 +71,8 @@ def plan(
         tell_json(report.as_dict())
     else:
         print_plan(recipe, report)
+    for problem in report.problems:
+        annotate(problem, RecipeError(problem, file=recipe))
     if report.problems:
         raise typer.Exit(1)
 
@@ -73,6 +81,7 @@ def plan(
 def merge(
     ctx: typer.Context,
     recipe: RecipeFile,
+    place: OutPlace = None,
     *,
     out: Out = None,
     push: PushTo = None,
@@ -89,6 +98,7 @@ def merge(
     from hubextrap.cli.summaries import prediction_as_json, print_prediction, print_walk
     from hubextrap.recipe import load_recipe
 
+    out = one_place(out, place)
     if push is None:
         why = "goes with --push REPO; of the recipe's push section, private and create_pr say it"
         refuse_idle(ctx, ("private", "create_pr"), why)
@@ -139,31 +149,53 @@ def push(
 def run(
     ctx: typer.Context,
     recipe: RecipeFile,
+    place: OutPlace = None,
     *,
     out: Out = None,
     output: ResultsFile = None,
-    max_loss: MaxLoss = None,
+    gating: Gating,
+    push_if_better: bool = typer.Option(
+        False,
+        "--push-if-better",
+        help="Evaluate the prediction in --out first. Push these bytes if it passes --max-loss and "
+        "--min-score; without either, if it is not worse than the last observed checkpoint by more than "
+        "chance. Otherwise push nothing and exit with code 3.",
+    ),
     summary: Summary = None,
     scan: ScanFile = None,
     merging: Merging,
     said: Said,
 ) -> None:
     """Merge, push and evaluate: everything that the recipe asks for."""
+    gate = gating.gate(push_if_better)
     from hubextrap import api
     from hubextrap.cli.eval import print_evaluation
-    from hubextrap.cli.markdown import append_summary, evaluation_markdown, predictions_markdown
-    from hubextrap.cli.summaries import prediction_as_json, print_prediction, print_walk
+    from hubextrap.cli.markdown import (
+        append_summary,
+        evaluation_markdown,
+        gate_markdown,
+        predictions_markdown,
+    )
+    from hubextrap.cli.summaries import prediction_as_json, print_prediction, print_walk, unpushed_line
     from hubextrap.recipe import load_recipe
 
+    out = one_place(out, place)
     loaded = load_recipe(recipe)
     if loaded.space == "logits":
-        idle = ("device", "allow_non_finite")
+        idle = ("device", "allow_non_finite", "push_if_better")
         refuse_idle(ctx, idle, "has no effect with space: logits, which merges no weights")
-    if max_loss is not None:
-        api.check_judged(loaded)
-    settings, progress = merging.merge_options(), said.progress
-    result = api.run(loaded, out=out, output=output, settings=settings, scan=scan, progress=progress)
+    result = api.run(
+        loaded,
+        out=out,
+        output=output,
+        gate=gate,
+        settings=merging.merge_options(),
+        scan=scan,
+        progress=said.progress,
+    )
     if summary is not None:
+        if result.gate is not None:
+            append_summary(summary, gate_markdown(result.gate))
         append_summary(summary, predictions_markdown(result.predictions))
         if result.tables:
             append_summary(summary, evaluation_markdown(result.tables))
@@ -174,6 +206,7 @@ def run(
                 "evaluations": [table.model_dump(mode="json") for table in result.tables],
             }
             | ({} if result.walk is None else {"walk": result.walk.model_dump(mode="json")})
+            | ({} if result.gate is None else {"gate": result.gate.as_dict()})
         )
     else:
         if result.walk is not None:
@@ -184,7 +217,5 @@ def run(
             print_evaluation(table)
         if output is not None:
             tell(f"results saved in {output}")
-    if max_loss is not None and loaded.evaluate is not None:
-        from hubextrap.evaluation import check_loss
-
-        check_loss(result.tables, max_loss, loaded.evaluate.tasks)
+    if result.gate is not None:
+        result.gate.refuse(*(map(unpushed_line, result.predictions) if push_if_better else ()))

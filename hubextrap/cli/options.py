@@ -16,6 +16,7 @@ import typer
 from hubextrap.cli.markdown import check_summary
 from hubextrap.cli.progress import open_progress
 from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
+from hubextrap.errors import RecipeError
 from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="Folder to write the model to. It must not exist yet."),
 ]
+OutPlace = Annotated[Path | None, typer.Argument(metavar="OUT", help="The same as --out.")]
 OutFolder = Annotated[
     Path,
     typer.Option(
@@ -57,16 +59,6 @@ CreatePr = Annotated[
 ResultsFile = Annotated[
     Path | None,
     typer.Option("--output", metavar="FILE", help="Save the scores and the settings behind them as JSON."),
-]
-MaxLoss = Annotated[
-    float | None,
-    typer.Option(
-        "--max-loss",
-        min=0,
-        metavar="X",
-        help="Exit with code 3 if, on any task, a prediction scores more than X below the last observed "
-        "checkpoint. X is in the unit of the task's main metric.",
-    ),
 ]
 Seed = Annotated[
     int,
@@ -321,7 +313,12 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         made = {
             name: group(**{part: given.pop(part) for part in names(group)}) for name, group in groups.items()
         }
-        command(**given, **made)
+        try:
+            command(**given, **made)
+        except RecipeError as error:
+            if error.file is None and "recipe" in given:  # of what cannot be done with it, not of its text
+                error.file = str(given["recipe"])
+            raise
 
     spread.__name__, spread.__doc__, spread.__module__ = command.__name__, command.__doc__, command.__module__
     spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -353,6 +350,17 @@ def push_targets(reference: str | None, private: bool = False, create_pr: bool =
     from hubextrap.hub import PushTarget
 
     return [] if reference is None else [PushTarget.parse(reference, private=private, create_pr=create_pr)]
+
+
+def one_place(out: Path | None, place: Path | None) -> Path | None:
+    """Where to write, said by --out or, as mergekit has it, by a second argument.
+
+    Raises:
+        typer.BadParameter: both say it.
+    """
+    if out is not None and place is not None:
+        raise typer.BadParameter(f"OUT ({place}) and --out {out} both say where to write; give one of them")
+    return place if out is None else out
 
 
 def split_list(option: str, lists: list[str] | None) -> list[str]:

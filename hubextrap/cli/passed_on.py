@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from hubextrap.cli.examples import explain
+from hubextrap.cli.examples import Explained, explain
 from hubextrap.cli.terminal import redacting_stdout
 from hubextrap.containment import read_named
 from hubextrap.errors import HubExtrapError, OutputError, RecipeError
@@ -37,9 +37,52 @@ class PassedOn(TyperCommand):
             raise
 
 
+MERGEKIT_OPTIONS = frozenset(
+    [
+        "allow-crimes",
+        "async-write",
+        "clone-tensors",
+        "copy-tokenizer",
+        "cuda",
+        "gpu-rich",
+        "lazy-unpickle",
+        "lora-merge-cache",
+        "lora-merge-dtype",
+        "low-cpu-memory",
+        "multi-gpu",
+        "num-threads",
+        "out-shard-size",
+        "random-seed",
+        "read-to-gpu",
+        "safe-serialization",
+        "transformers-cache",
+        "trust-remote-code",
+        "unsafe-truncate-embeddings",
+        "write-model-card",
+        "write-threads",
+    ]
+)
+"""Of mergekit-yaml, and of none of our commands."""
+
+
+class LikeMergekits(Explained):
+    """A command that is tried with mergekit's command lines; options that only mergekit has are told so."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        for given in args:
+            option = given.partition("=")[0]
+            if option[:2] == "--" and option[2:].removeprefix("no-") in MERGEKIT_OPTIONS:
+                raise typer.BadParameter(
+                    f"{option} is mergekit's option; leave it out, or give it to "
+                    "`hubextrap mergekit-yaml CONFIG OUT`"
+                )
+        return super().parse_args(ctx, args)
+
+
 def mergekit_yaml(ctx: typer.Context) -> None:
     """Run mergekit's own mergekit-yaml, with hubextrap's merge methods added: CONFIG OUT [OPTIONS]."""
     from hubextrap import mergekit_plugin  # registers the methods, or says that mergekit is missing
+    from hubextrap.recipe.mergekit_programs import not_for_mergekit_yaml
 
     name = "hubextrap mergekit-yaml"
     with _errors_of("mergekit"):
@@ -49,10 +92,12 @@ def mergekit_yaml(ctx: typer.Context) -> None:
     out = Path(given.get("out_path") or ".")
     if os.path.lexists(out) and not out.is_dir():
         raise OutputError(f"{out}: is there already and is no folder; choose another one", file=out)
-    problems = mergekit_plugin.config_problems(_read_yaml(given.get("config_file")))
+    config = _read_yaml(given.get("config_file"))
+    other = not_for_mergekit_yaml(config) if isinstance(config, dict) else None
+    problems = [other] if other else mergekit_plugin.config_problems(config)
     if problems:
-        config = given["config_file"]
-        raise RecipeError(own_lines(*(f"{config}: {problem}" for problem in problems)), file=config)
+        file = given["config_file"]
+        raise RecipeError(own_lines(*(f"{file}: {problem}" for problem in problems)), file=file)
     with _errors_of("mergekit"):
         main.main(args=list(ctx.args), prog_name=name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.cli.options import Selection, names, refuse_idle
@@ -52,3 +53,16 @@ def named_run(
     from hubextrap.recipe import load_recipe
 
     return load_recipe(reference)
+
+
+def file_name_of(reference: str, run: Recipe | Trajectory) -> str:
+    """What a file about the run can be called: after the run that a recipe observes; after the recipe, where
+    that lists its checkpoints."""
+    from hubextrap.recipe import Recipe
+    from hubextrap.trajectory import parse_reference
+
+    if not isinstance(run, Recipe):
+        return parse_reference(reference).file_name
+    if run.trajectory.repo is None:
+        return Path(reference).stem
+    return parse_reference(run.trajectory.repo).file_name

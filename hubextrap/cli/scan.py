@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from hubextrap.cli.options import ChatTemplate, Reading, Said, Selection, grouped, names, refuse_idle
-from hubextrap.cli.reference import named_run
+from hubextrap.cli.reference import file_name_of, named_run
 from hubextrap.cli.terminal import console, tell, tell_json
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ def scan(
         ..., metavar="REF|RECIPE", help="A run as in `hubextrap steps`, or a recipe (.yaml)."
     ),
     *,
-    out: Path = typer.Option(Path("scan.safetensors"), metavar="FILE", help="File to save."),
+    out: Path | None = typer.Option(
+        None, metavar="FILE", help="File to save. Default: NAME.scan.safetensors, after the run."
+    ),
     selection: Selection,
     sample: float | None = typer.Option(
         None,
@@ -83,6 +85,7 @@ def scan(
     request = responses.request(ctx)
     progress = said.progress
     run = named_run(ctx, reference, selection, progress)
+    out = out or Path(f"{file_name_of(reference, run)}.scan.safetensors")
     found = api.scan(
         run,
         out=out,

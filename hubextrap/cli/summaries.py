@@ -153,6 +153,16 @@ def push_line(target: PushTarget, result: PushResult) -> str:
     return f"pushed to {target.name} as {result.commit[:8]}: {result.url}{removed}"
 
 
+def unpushed_line(prediction: Prediction) -> str:
+    """Where a prediction is that did not pass, and how it gets to the Hub all the same."""
+    from hubextrap.api.merging import push_command
+
+    assert prediction.folder is not None
+    assert prediction.target is not None
+    command = push_command(prediction.folder, prediction.target)
+    return f"not pushed: it stays in {prediction.folder}; `{command}` pushes it all the same"
+
+
 def prediction_as_json(prediction: Prediction) -> dict[str, Any]:
     """One prediction as JSON values."""
     return {

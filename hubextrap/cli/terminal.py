@@ -37,6 +37,10 @@ _STYLES = re.compile(r"(\x1b\[(?:[0-9;]*m|\d*[A-DGJK]|\?25[hl]))")
 """What Rich and progress bars write to a terminal: colours, and the way back over a bar."""
 
 
+_STYLING = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS")
+"""Any of them has typer use colours where there is no terminal."""
+
+
 def tell(text: object, *, err: bool = False, whole: bool = False) -> None:
     """Print a line, or several where the terminal is narrower than it is and it need not stay ``whole``."""
     shown = as_shown(str(text))
@@ -110,7 +114,7 @@ def _guard(stream: TextIO | None, clean: Callable[[str], str], undo: ExitStack) 
     """Clean what is written, styles of a terminal left in where there is one."""
     if stream is None:
         return
-    styled = stream.isatty() or bool(os.environ.get("FORCE_COLOR"))
+    styled = stream.isatty() or any(map(os.environ.get, _STYLING))
     write = stream.write
 
     def written(text: Any) -> int:

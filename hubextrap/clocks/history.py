@@ -14,7 +14,7 @@ from hubextrap.errors import ClockError, CorruptFile
 from hubextrap.foreign_data import parse_json, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 FILE_LIMIT = 64_000_000
@@ -44,14 +44,17 @@ class RateHistory:
 
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.rates):
-            raise ClockError(f"{self.source}: {len(self.steps)} steps and {len(self.rates)} learning rates")
+            raise ClockError(
+                f"{self.source}: {len(self.steps)} steps and {len(self.rates)} learning rates; give one "
+                "rate per step"
+            )
         previous = -1
         for step, rate in zip(self.steps, self.rates, strict=True):
             if problem := _step_problem(step) or _rate_problem(rate):
                 raise ClockError(f"{self.source}: {problem}")
             if step <= previous:
                 raise ClockError(
-                    f"{self.source}: step {step} stands behind step {previous}; put them in order"
+                    f"{self.source}: step {step} comes after step {previous}; put the steps in order"
                 )
             previous = step
         if self.max_steps is not None and (problem := _step_problem(self.max_steps)):
@@ -90,32 +93,32 @@ class RateHistory:
         """
         try:
             if not isinstance(value, dict) or set(value) != {"steps", "rates", "max_steps", "source"}:
-                raise ClockError("it has other keys than steps, rates, max_steps and source")
+                raise ClockError("its keys are not steps, rates, max_steps and source")
             steps, rates, source = value["steps"], value["rates"], value["source"]
             if not isinstance(steps, list) or not isinstance(rates, list) or not isinstance(source, str):
-                raise ClockError("steps and rates are to be lists, and source a text")
+                raise ClockError("steps and rates must be lists, and source must be text")
             return cls(tuple(steps), tuple(map(_as_float, rates)), value["max_steps"], source)
         except ClockError as error:
             raise CorruptFile(
-                f"{where}: no history of learning rates ({error}); make it anew", file=where
+                f"{where}: this is not a history of learning rates ({error}); create it again", file=where
             ) from None
 
 
 def _step_problem(step: Any) -> str | None:
     if not isinstance(step, int) or isinstance(step, bool):
-        return f"the step {shorten(repr(step), 40)} is no whole number"
+        return f"the step {shorten(repr(step), 40)} is not a whole number"
     return (
         None
         if 0 <= step <= LARGEST_STEP
-        else f"the step {shorten(str(step), 40)} is beyond 0 to {LARGEST_STEP}"
+        else f"the step {shorten(str(step), 40)} is not between 0 and {LARGEST_STEP}"
     )
 
 
 def _rate_problem(rate: Any) -> str | None:
     if isinstance(rate, bool) or not isinstance(rate, (int, float)):
-        return f"the learning rate {shorten(repr(rate), 40)} is no number"
+        return f"the learning rate {shorten(repr(rate), 40)} is not a number"
     if not 0 <= rate <= LARGEST_RATE:  # NaN too
-        return f"the learning rate {shorten(repr(rate), 40)} is beyond 0 to {LARGEST_RATE:g}"
+        return f"the learning rate {shorten(repr(rate), 40)} is not between 0 and {LARGEST_RATE:g}"
     return None
 
 
@@ -136,17 +139,26 @@ def read_trainer_state(content: bytes, name: str, step: int | None = None) -> Ra
     Raises:
         CorruptFile: it is no such file, or of another step; the message names the record.
     """
-    remedy = "download it again, or give the clock otherwise (steps, a schedule, a file of rates)"
+    remedy = "download it again, or choose another clock (steps, a schedule, a file of rates)"
     state = parse_json(content, name, nan=True, limit=FILE_LIMIT, remedy=remedy)
     history = _history_of_state(state, name, remedy)
+    check_state_step(state, name, step)
+    return history
+
+
+def check_state_step(state: Mapping[str, Any], name: str, step: int | None) -> None:
+    """Refuse a trainer's state of another step than the checkpoint beside which it lies.
+
+    Raises:
+        CorruptFile: says so.
+    """
     reached = state.get("global_step")
     if step is not None and reached is not None and reached != step:
         raise CorruptFile(
-            f"{name}: it is of step {shorten(repr(reached), 40)}, and the checkpoint of step {step}; if "
-            "names count something else than steps, say so with trajectory.steps.scale",
+            f"{name}: this file is from step {shorten(repr(reached), 40)}, but its checkpoint is "
+            f"step {step}; if the names do not count steps, set trajectory.steps.scale",
             file=name,
         )
-    return history
 
 
 def _history_of_state(state: Any, name: str, remedy: str) -> RateHistory:
@@ -154,11 +166,11 @@ def _history_of_state(state: Any, name: str, remedy: str) -> RateHistory:
         return CorruptFile(f"{name}: {what}; {remedy}", file=name)
 
     if not isinstance(state, dict) or not isinstance(state.get("log_history"), list):
-        raise wrong("it has no log_history, a list")
+        raise wrong("it has no list log_history")
     records = []
     for number, record in enumerate(state["log_history"], 1):
         if not isinstance(record, dict):
-            raise wrong(f"log_history, record {number}: it is no mapping")
+            raise wrong(f"log_history, record {number}: it is not a mapping")
         if record.get("learning_rate") is None:  # an evaluation's, or a summary's
             continue
         if problem := _step_problem(record.get("step")) or _rate_problem(record["learning_rate"]):
@@ -193,7 +205,7 @@ def _last_records(
             kept.pop()
         kept.append((step, rate))
     if back > max(3, count // 4):
-        raise ClockError(f"{name}: the steps of its learning rates are in no order; sort them", file=name)
+        raise ClockError(f"{name}: the steps of its learning rates are not in order; sort them", file=name)
     return tuple(step for step, _ in kept), tuple(rate for _, rate in kept)
 
 
@@ -251,13 +263,13 @@ def _json_lines(text: str, name: str) -> Iterator[tuple[int, Any, Any]]:
         where = f"{name}, line {number}"
         record = parse_json(line.strip(), where, error=ClockError, nan=True, remedy="correct it", file=name)
         if not isinstance(record, dict):
-            raise ClockError(f"{where}: it is no mapping; {_EXPECTED}", file=name)
+            raise ClockError(f"{where}: it is not a mapping; {_EXPECTED}", file=name)
         rate = _column(record, _RATE_NAMES)
         if rate is None or record[rate] is None:
             continue
         step = _column(record, _STEP_NAMES)
         if step is None:
-            raise ClockError(f"{where}: a learning rate without its step; {_EXPECTED}", file=name)
+            raise ClockError(f"{where}: there is a learning rate without a step; {_EXPECTED}", file=name)
         at = record[step]  # pandas writes 10.0
         yield number, int(at) if isinstance(at, float) and at.is_integer() else at, record[rate]
 
@@ -286,7 +298,7 @@ def _csv_lines(text: str, name: str) -> Iterator[tuple[int, Any, Any]]:
                 at, of = header.index(step), header.index(rate)
                 continue
             if len(cells) != len(header):
-                what = f"{len(cells)} columns, where the header has {len(header)}"
+                what = f"it has {len(cells)} columns, but the header has {len(header)}"
                 raise ClockError(f"{name}, line {rows.line_num}: {what}", file=name)
             if cells[of]:  # wandb leaves it empty where a row is of something else
                 yield rows.line_num, _whole_of(cells[at]), _number_of(cells[of])

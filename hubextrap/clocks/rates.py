@@ -59,9 +59,9 @@ class RateClock:
         if schedule is not None and (followed := self._follow_stated()).misfit > _OFF:
             assert history is not None
             raise ClockError(
-                f"the stated schedule ({schedule.name}) does not fit the learning rates of {history.source}: "
-                f"it misses them by {followed.misfit:.0%} of their peak; correct it, or give a file of "
-                "rates, with those to come, as the clock"
+                f"the stated schedule ({schedule.name}) does not fit the learning rates of "
+                f"{history.source}: it is off by {followed.misfit:.0%} of their peak; correct it, "
+                "or give a file of rates as the clock, with the rates to come"
             )
 
     # what is known
@@ -164,8 +164,9 @@ class RateClock:
         for i in range(1, len(times)):
             if times[i] <= times[i - 1]:
                 raise ClockError(
-                    f"step {steps[i - 1]} and step {steps[i]} have one time: the learning rate is 0 between "
-                    "them, so nothing was trained; leave one of them out, or state `clock: steps`",
+                    f"step {steps[i - 1]} and step {steps[i]} have the same time: the learning rate "
+                    "is 0 between them, so nothing was trained; leave one of them out, or set "
+                    "`clock: steps`",
                     step=steps[i],
                 )
         return Timeline(times, steps)
@@ -215,8 +216,8 @@ class RateClock:
         )
         if observed:
             raise ClockError(
-                f"{why}, and there is a checkpoint at step {step:g}; correct the clock, or leave out what "
-                f"comes after step {end} (trajectory.steps.max)"
+                f"{why}, but there is a checkpoint at step {step:g}; correct the clock, or leave "
+                f"out the checkpoints after step {end} (trajectory.steps.max)"
             )
         nearer = f"step {end} at most, or for " if logged < end else ""
         raise ClockError(
@@ -271,7 +272,7 @@ class RateClock:
             until = f"up to step {self.history.steps[-1]}" if self.history.steps else "without rates yet"
             parts.append(f"{self.history.source} {until}")
         if (followed := self._future()) is None:
-            parts.append("what comes is not known")
+            parts.append("the rates to come are not known")
         else:
             end = followed.schedule.total_steps
             stated = ", as stated" if self.schedule is not None else ""

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 AGREEMENT = 0.015
 """How far apart the times may be that two schedules give, as a share; 2% are promised."""
 STATE = (
-    "state it as `clock: {schedule: cosine, warmup_steps: 20, total_steps: 400}` (any of transformers' "
-    "names), or give a file of rates, with those to come, as the clock"
+    "state it as `clock: {schedule: cosine, warmup_steps: 20, total_steps: 400}` (any of "
+    "transformers' names), or give a file of rates as the clock, with the rates to come"
 )
 _ASTRAY, _LOST, _BEND = 0.003, 0.3, 0.02
 _SHOWS = 0.03
@@ -82,13 +82,15 @@ def recognise(history: RateHistory) -> Recognised:
     """
     if len(history.steps) >= FEWEST and not history.changes:
         if history.steps[-1] - history.steps[0] < _SHOWS * (history.max_steps or 0):
-            raise _refusal(history, f"constant up to step {history.steps[-1]} only, as any schedule may be")
+            raise _refusal(
+                history, f"it is constant up to step {history.steps[-1]} only, which fits any schedule"
+            )
         return Recognised(parse_schedule({"schedule": "constant"}), max(history.rates), 0, 0.0)
     data = _prepared(history)
     fits = list(all_fits(data))
     best = min((fit.misfit for fit in fits), default=math.inf)
     if best > MISFIT + 2 * data.noise:
-        unknown = "" if data.max_steps else ", and no max_steps says when the run ends"
+        unknown = "" if data.max_steps else ", and there is no max_steps to say when the run ends"
         near = f" (misfit {best:.1%} of the peak)" if fits else ""
         raise _refusal(history, f"none of the known schedules fits the learning rates so far{near}{unknown}")
     tolerance = max(2 * best, _tolerance(data, fits))
@@ -158,7 +160,9 @@ def _led_up_to(fits: list[Fit], data: Data) -> list[Fit]:
 
 
 def _few(history: RateHistory, count: int) -> ClockError:
-    return _refusal(history, f"{count} learning rates since the peak are too few by step {history.steps[-1]}")
+    return _refusal(
+        history, f"{count} learning rates since the peak, up to step {history.steps[-1]}, are too few"
+    )
 
 
 def _refusal(history: RateHistory, what: str) -> ClockError:
@@ -266,7 +270,7 @@ def _compare(history: RateHistory, data: Data, chosen: Fit, fits: list[Fit]) -> 
     time, areas = _time(chosen, data, ahead), trapezoids(ahead, chosen.at(ahead))
     early, late = _peak_reached(data)
     if chosen.family.stable and (late - early) / 2 > 2 * AGREEMENT * time:
-        raise _refusal(history, f"the warm-up ended between step {early:.0f} and step {late:.0f}, unseen")
+        raise _refusal(history, f"the warm-up ended somewhere between step {early:.0f} and step {late:.0f}")
     for fit in fits:
         if waves and fit.family.curve == "cosine" and fit.shape >= 1:
             continue
@@ -275,7 +279,8 @@ def _compare(history: RateHistory, data: Data, chosen: Fit, fits: list[Fit]) -> 
             one, other = (_in_words(each) for each in (chosen, fit))
             if one == other:
                 what = (
-                    f"{one} fits the learning rates up to step {last:.0f}, but not when it began, or how high"
+                    f"{one} fits the learning rates up to step {last:.0f}, but they do not show "
+                    "when it began or how high it was"
                 )
             else:
                 what = f"{one} and {other} fit the learning rates up to step {last:.0f} equally well"

@@ -229,15 +229,15 @@ def schedule_problems(mapping: Mapping[str, Any]) -> list[tuple[str, str]]:
     if name in _OF_LOSSES:
         return [("schedule", f"{name} depends on the run's losses, not on the step alone; {_A_FILE}")]
     if not isinstance(name, str) or name not in _TAKES:
-        said = "is missing" if name is None else f"{name!r} is none"
-        return [("schedule", f"{said}; it is one of {', '.join(SCHEDULES)}. For another, {_A_FILE}")]
+        said = "is missing" if name is None else f"{name!r} is unknown"
+        return [("schedule", f"{said}; choose one of {', '.join(SCHEDULES)}. For another, {_A_FILE}")]
     keys = _TAKES[name]
     takes = f"{name} takes " + (", ".join(keys) or "nothing else")
     given = {key: value for key, value in mapping.items() if key != "schedule"}
     problems = [(str(key), f"unknown; {takes}") for key in given if key not in keys]
     for key, kind in keys.items():
         if key in given and not kind.fits(given[key]):
-            problems.append((key, f"{given[key]!r} does not fit: {kind.takes}"))
+            problems.append((key, f"{given[key]!r} does not fit; give {kind.takes}"))
         elif key not in given and kind.default is _REQUIRED:
             problems.append((key, f"missing: {kind.takes}; {takes}"))
     return problems or _joint_problems(given)

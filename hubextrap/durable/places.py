@@ -23,7 +23,7 @@ from hubextrap.output_files import take_after
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_ELSEWHERE = "choose another --out (with --push alone: another HF_HOME)"
+_ELSEWHERE = "choose another --out (for what is only pushed: another HF_HOME)"
 REMEDY = f"check its permissions, or {_ELSEWHERE}"
 """About a place that cannot be written."""
 _LOCK = re.compile(rb" *\d* made by hubextrap\n")

@@ -231,7 +231,7 @@ class _Merge:
         )
         return NonFinite(
             f"{piece.tensor}: {results:,} of {piece.elements:,} results are NaN or infinite{output}; "
-            f"{remedy}, or allow them (--allow-non-finite)",
+            f"{remedy}, or allow them (--allow-non-finite of merge and run)",
             tensor=piece.tensor,
             step=self.inputs.steps[blamed[0]] if len(blamed) == 1 else None,
         )

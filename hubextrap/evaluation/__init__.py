@@ -20,12 +20,14 @@ if TYPE_CHECKING:
         check_replaceable,
         check_writable,
     )
-    from hubextrap.evaluation.threshold import check_judgeable, check_loss
+    from hubextrap.evaluation.threshold import Gate, GateResult
 
 __all__ = [
     "Answering",
     "EvaluationOptions",
     "EvaluationTable",
+    "Gate",
+    "GateResult",
     "Harness",
     "Measurement",
     "MeasurementSettings",
@@ -33,8 +35,6 @@ __all__ = [
     "Score",
     "TaskFile",
     "TaskRecord",
-    "check_judgeable",
-    "check_loss",
     "check_replaceable",
     "check_writable",
     "compared_checkpoints",

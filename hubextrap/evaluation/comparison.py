@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import EvaluationError
+from hubextrap.evaluation.inputs import FoundInputs, inputs_in, inputs_nearby
 from hubextrap.evaluation.table import BASE, LAST, PREDICTION, TARGET
 from hubextrap.evaluation.targets import TargetSearch, place_of, provenance_of
 from hubextrap.hub import PROVENANCE_FILE, Provenance
 from hubextrap.progress import SilentProgress
-from hubextrap.trajectory import Checkpoint, Pins, resolve_checkpoint
+from hubextrap.trajectory import Checkpoint, Pins, path_in_run, resolve_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +26,7 @@ def compared_checkpoints(
     references: Sequence[str],
     against: Sequence[str] | None = None,
     *,
+    run: str | None = None,
     pins: Pins | None = None,
     progress: Progress | None = None,
 ) -> list[tuple[str, Checkpoint]]:
@@ -35,13 +36,15 @@ def compared_checkpoints(
         references: predictions (models with a ``hubextrap.json``) and any other checkpoints.
         against: what to add: ``last``, ``base`` and ``target`` are the last observed checkpoint, the first
             one, and the real one at the predicted step, all through the predictions' own inputs; ``last=REF``
-            (or ``base=``, ``target=``) names it, which inputs in local folders need; any other reference is
-            added as it is. None adds of the three whatever is found.
+            (or ``base=``, ``target=``) names it; any other reference is added as it is. None adds whatever is
+            found of the three.
+        run: where the run lies that the predictions were made from, instead of where their hubextrap.json and
+            its recipe say: a folder or a repo.
         pins: what the command has pinned so far.
 
     Raises:
         EvaluationError: ``last`` or ``base`` is asked for and no input says which it is, or two predictions
-            have different ones.
+            have different ones; ``run`` holds other checkpoints than went in, or has no effect.
         TrajectoryError, CheckpointError: a reference leads nowhere.
     """
     progress, pins = progress or SilentProgress(), pins or Pins()
@@ -54,8 +57,13 @@ def compared_checkpoints(
             predictions.append((item, provenance))
         given.append(item)
     rows = Rows()
+    entries = list(ROLES if against is None else against)
+    _check_run(run, entries, predictions)
     search = TargetSearch(pins)
-    for entry in ROLES if against is None else against:
+    inputs: list[FoundInputs | None] = [None] * len(predictions)
+    if set(entries) & set(ROLES):
+        inputs = [_inputs_of(one, made_from, run, pins, progress) for one, made_from in predictions]
+    for entry in entries:
         role, equals, reference = entry.partition("=")
         if role in ROLES and equals:
             rows.add(role, resolve_checkpoint(reference, pins=pins))
@@ -63,11 +71,12 @@ def compared_checkpoints(
             other = resolve_checkpoint(entry, pins=pins)
             rows.add(short_name(other), other)
         elif role == TARGET:
-            for prediction, made_from in predictions:
-                if (target := search.find(prediction, made_from)) is not None:
+            for (prediction, made_from), found in zip(predictions, inputs, strict=True):
+                target = search.find(prediction, made_from) if found is None else found.target
+                if target is not None:
                     rows.add(TARGET, target)
         else:
-            _add_input(rows, role, predictions, pins, required=against is not None, progress=progress)
+            _add_input(rows, role, predictions, inputs, pins, required=against is not None, progress=progress)
     made = {place_of(prediction) for prediction, _ in predictions}
     short_names = Counter(map(short_name, given))
     labelled = []
@@ -105,6 +114,7 @@ def _add_input(
     rows: Rows,
     role: str,
     predictions: Sequence[tuple[Checkpoint, Provenance]],
+    inputs: Sequence[FoundInputs | None],
     pins: Pins,
     *,
     required: bool,
@@ -115,22 +125,55 @@ def _add_input(
             f"--against {role}: none of the models has a {PROVENANCE_FILE} that says which checkpoint that "
             f"is; name it: --against {role}=REF"
         )
-    for prediction, provenance in predictions:
+    for (prediction, provenance), known in zip(predictions, inputs, strict=True):
         source = provenance.inputs[-1 if role == LAST else 0]
-        if source.repo is not None:
+        found = None if known is None else known.last if role == LAST else known.base
+        if found is None and source.repo is not None:
             commit = f"{source.repo}@{source.commit}" + (f":{source.path}" if source.path else "")
             found = resolve_checkpoint(commit, step=source.step, pins=pins)
-            rows.add(role, replace(found, revision=source.revision))  # the name that the user knows
+            found = replace(found, revision=source.revision)  # the name that the user knows
+        if found is not None:
+            rows.add(role, found)
             continue
         problem = (
             f"{prediction.name}: its {role} checkpoint, step {source.step}, was the local folder "
-            f"{source.path!r}; name it: --against {role}=FOLDER"
+            f"{source.path!r}, which is not found from here; name the run that it came from: --run FOLDER; "
+            f"or that checkpoint: --against {role}=FOLDER"
         )
         if required:
             raise EvaluationError(problem, step=source.step)
         progress.say(problem)
 
 
+def _check_run(
+    run: str | None, entries: Sequence[str], predictions: Sequence[tuple[Checkpoint, Provenance]]
+) -> None:
+    """Refuse a run that nothing is looked for in."""
+    if run is None:
+        return
+    if not predictions:
+        raise EvaluationError(
+            f"--run {run}: none of the models has a {PROVENANCE_FILE}, so none was made from a run; leave it "
+            "out"
+        )
+    if not set(entries) & set(ROLES):
+        raise EvaluationError(
+            f"--run {run}: has no effect: {LAST}, {BASE} and {TARGET} are looked for in it, and none of them "
+            "is asked for; leave it out"
+        )
+
+
+def _inputs_of(
+    prediction: Checkpoint, made_from: Provenance, run: str | None, pins: Pins, progress: Progress
+) -> FoundInputs | None:
+    """What lies in the run that is named, or of local inputs nearby; None where the Hub's commits say it."""
+    if run is not None:
+        return inputs_in(run, prediction, made_from, pins, progress)
+    if made_from.inputs[-1].repo is not None:
+        return None
+    return inputs_nearby(prediction, made_from, pins, progress)
+
+
 def short_name(checkpoint: Checkpoint) -> str:
-    """The last part of a local folder, the whole name of anything on the Hub."""
-    return Path(checkpoint.path).name if checkpoint.repo is None else checkpoint.name
+    """Where a local folder lies in its run, the whole name of anything on the Hub."""
+    return path_in_run(checkpoint) if checkpoint.repo is None else checkpoint.name

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from io import BytesIO
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hubextrap.containment import open_regular
 from hubextrap.durable.atomic import write_whole
-from hubextrap.errors import MissingExtra
-from hubextrap.evaluation.table import PREDICTION, first_by_task
+from hubextrap.errors import MissingExtra, OutputError
+from hubextrap.evaluation.slopes import PER, Slope, score_interval
+from hubextrap.evaluation.table import PREDICTION, check_writable, first_by_task
 from hubextrap.evaluation.walk_report import walk_measure
 from hubextrap.extras import require
 from hubextrap.foreign_text import plot_text
@@ -20,9 +23,14 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
+    from hubextrap.evaluation.step_scores import StepScores
     from hubextrap.evaluation.sweep_report import SweepResult
-    from hubextrap.evaluation.table import EvaluationTable, Key
+    from hubextrap.evaluation.table import EvaluationTable, Key, Score
     from hubextrap.evaluation.walk_report import WalkReport
+
+
+_MOST_PANELS = 12
+"""Of tasks, and of what a trainer logged: a picture has room for so many."""
 
 
 def drawing_problem() -> str | None:
@@ -48,6 +56,88 @@ def draw_table(table: EvaluationTable, path: Path) -> None:
     """Write a PNG: a panel for the first figure of each task, predictions and observed checkpoints."""
     predicted = [row.label for row in table.rows if row.label.startswith(PREDICTION)]
     _draw(table, list(first_by_task(table.keys).values()), {"predicted": predicted}, path)
+
+
+def check_drawable(path: Path) -> None:
+    """Find out before hours of work whether a picture can be drawn and put at ``path``.
+
+    Raises:
+        MissingExtra: matplotlib cannot be imported.
+        OutputError: it cannot be written, or another file than a PNG is there.
+    """
+    require("report", "a plot")
+    check_writable(path)
+    if path.exists():
+        with os.fdopen(open_regular(path), "rb") as file:
+            if not b"\x89PNG".startswith(file.read(4)):
+                what = "is there already and is no picture; remove it, or name another file"
+                raise OutputError(f"{path}: {what}", file=path)
+
+
+def draw_steps(scores: StepScores, path: Path) -> None:
+    """Write a PNG: a panel for the first figure of each task, and one for each main column of the trainer's.
+
+    Bars are the 95 % interval of a score; the line at the end is the slope's.
+    """
+    logged = [column for column in scores.logged if column.is_main] or scores.logged
+    logged = logged[:_MOST_PANELS]
+    keys = [] if scores.table is None else list(first_by_task(scores.table.keys).values())[:_MOST_PANELS]
+    slopes = {slope.title: slope for slope in scores.slopes}
+    abreast = min(len(keys) + len(logged), 3)
+    rows = -(-(len(keys) + len(logged)) // abreast)
+    figure = _figure(abreast, rows)
+    panels = iter(figure.subplots(rows, abreast, squeeze=False).flat)
+    for key in keys:
+        assert scores.table is not None
+        axes, title = next(panels), ""
+        for name, predicted, look in (("checkpoints", False, "o-"), ("predictions", True, "D")):
+            found = [
+                (row.step, score)
+                for row in scores.table.rows
+                if row.label.startswith(PREDICTION) == predicted and row.step is not None
+                if (score := row.score(key)) is not None
+            ]
+            if found:
+                title = found[0][1].title
+                steps, figures = zip(*found, strict=True)
+                axes.errorbar(
+                    steps, [one.value for one in figures], _bars(figures), fmt=look, capsize=2, label=name
+                )
+        _finish_panel(axes, title, slopes.get(title))
+    for column in logged:
+        axes = next(panels)
+        axes.plot(column.steps, column.values, ".-", label="logged by the trainer")
+        _finish_panel(axes, column.name, slopes.get(f"the trainer's {column.name}"))
+    for axes in panels:
+        axes.set_axis_off()
+    write_whole(path, _as_png(figure), remedy="name another file with --plot")
+
+
+def _bars(scores: Sequence[Score]) -> list[list[float]]:
+    """How far each interval goes down and up."""
+    bounds = [score_interval(score) or (score.value, score.value) for score in scores]
+    pairs = list(zip(scores, bounds, strict=True))
+    return [
+        [max(0.0, score.value - low) for score, (low, _) in pairs],
+        [max(0.0, high - score.value) for score, (_, high) in pairs],
+    ]
+
+
+def _finish_panel(axes: Any, title: str, slope: Slope | None) -> None:
+    if slope is not None:
+        ends = (slope.first_step, slope.last_step)
+        start = slope.value - slope.per_100_steps / PER * (ends[1] - ends[0])
+        axes.plot(
+            ends,
+            (start, slope.value),
+            "k--",
+            linewidth=1,
+            label=f"{slope.per_100_steps:+.3g} per {PER} steps",
+        )
+    axes.set_xlabel("step")
+    axes.set_ylabel(plot_text(title))
+    axes.grid(alpha=0.3)
+    axes.legend()
 
 
 def walk_picture(report: WalkReport) -> bytes:
@@ -99,11 +189,11 @@ def _draw(
     write_whole(path, _as_png(figure), remedy="choose another --out")
 
 
-def _figure(panels: int) -> Figure:
+def _figure(panels: int, rows: int = 1) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4 * panels, 4.8), layout="constrained")
+    figure = Figure(figsize=(6.4 * panels, 4.8 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

@@ -30,15 +30,15 @@ class Answering:
 
     def __post_init__(self) -> None:
         if self.repeats is not None and self.repeats < 1:
-            raise EvaluationError(f"--repeats {self.repeats}: a problem has to be answered at least once")
+            raise EvaluationError(f"repeats {self.repeats}: a problem has to be answered at least once")
         if self.temperature is not None and self.temperature < 0:
-            raise EvaluationError(f"--temperature {self.temperature:g}: has to be 0 (greedy) or above")
+            raise EvaluationError(f"temperature {self.temperature:g}: has to be 0 (greedy) or above")
         if self.temperature == 0 and (self.repeats or 1) > 1:
             raise EvaluationError(
-                "--temperature 0 gives the same answer every time; leave out --repeats, or give a temperature"
+                "temperature 0 gives the same answer every time; leave out repeats, or give a temperature"
             )
         if self.max_tokens is not None and self.max_tokens < 1:
-            raise EvaluationError(f"--max-tokens {self.max_tokens}: has to be at least 1")
+            raise EvaluationError(f"max_tokens {self.max_tokens}: has to be at least 1")
 
     def __bool__(self) -> bool:
         return self != Answering()

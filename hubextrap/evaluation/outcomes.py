@@ -32,7 +32,7 @@ def outcomes_of(tables: Iterable[EvaluationTable]) -> tuple[ScoreOutcome, ...]:
         }
         keys = first_by_task(key for key in table.keys if key in directed).values()
         predictions = [row for row in table.rows if row.label.startswith(PREDICTION)]
-        found += [_outcome(table, row, key) for row in predictions for key in keys]
+        found += [outcome_of(table, row, key) for row in predictions for key in keys]
     return tuple(dict.fromkeys(found))
 
 
@@ -41,7 +41,8 @@ def failed(label: str, step: int | None, task: str, reason: str) -> ScoreOutcome
     return ScoreOutcome(label, step, task, None, None, None, None, "failed", reason)
 
 
-def _outcome(table: EvaluationTable, row: Row, key: Key) -> ScoreOutcome:
+def outcome_of(table: EvaluationTable, row: Row, key: Key) -> ScoreOutcome:
+    """One figure of one prediction beside that of the last observed checkpoint, which the table has."""
     assert table.last is not None
     ours, theirs = row.score(key), table.last.score(key)
     title = next(score.title for each in table.rows if (score := each.score(key)) is not None)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FALL = 0.5
-"""A prediction that gives the last checkpoint's own greedy answers so much less log-probability, in nats an
+"""A prediction that gives the last checkpoint's own greedy answers so much less log-probability, in nats per
 answer, was worse at the task than that checkpoint in all 36 cases seen of short answers. With long ones it
 is not always."""
 MAX_ANSWER_TOKENS = 512
@@ -147,7 +147,7 @@ def mean_logprob(
     batch_size: int = BATCH_SIZE,
     advance: Callable[[int], None] | None = None,
 ) -> float:
-    """The mean over answers of `answer_logprobs`: nats an answer.
+    """The mean over answers of `answer_logprobs`: nats per answer.
 
     Raises:
         MissingExtra, EvaluationError: as there.

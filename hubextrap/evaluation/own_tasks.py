@@ -54,8 +54,8 @@ def task_specs(
     names = [task for task in tasks if isinstance(task, str)]
     if answering and (others := [name for name in names if name not in ours]):
         raise EvaluationError(
-            f"{others[0]}: --repeats, --temperature and --max-tokens hold for files of problems and for "
-            f"{', '.join(sorted(ours))}; any other task says in its own file how it is answered "
+            f"{others[0]}: repeats, temperature and max_tokens (--repeats, …) hold for files of problems and "
+            f"for {', '.join(sorted(ours))}; any other task says in its own file how it is answered "
             "(lm-eval's keys repeats and generation_kwargs)"
         )
     stems = [file.name for file in files]
@@ -92,7 +92,7 @@ def _from_file(file: TaskFile, answering: Answering) -> dict[str, Any]:
     }
     if file.format == "choice":
         if answering:
-            said = "choices are scored and not answered; leave out --repeats, --temperature, --max-tokens"
+            said = "choices are scored and not answered; leave out repeats, temperature, max_tokens"
             raise EvaluationError(f"{file.path}: {said}", file=file.path)
         return config | {
             "output_type": "multiple_choice",

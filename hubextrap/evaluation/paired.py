@@ -56,12 +56,12 @@ def paired_interval(ours: tuple[float, ...], theirs: tuple[float, ...]) -> tuple
         ]
     )
     normal, tail = NormalDist(), (1 - LEVEL) / 2
-    tail = normal.cdf(-math.sqrt(n / (n - 1)) * _student_t(1 - tail, n - 1))
+    tail = normal.cdf(-math.sqrt(n / (n - 1)) * student_t(1 - tail, n - 1))
     low, high = np.quantile(means, [tail, 1 - tail])
     return (float(low), float(high))
 
 
-def _student_t(probability: float, freedom: int) -> float:
+def student_t(probability: float, freedom: int) -> float:
     """Quantile of Student's t: scipy's, which lm-eval brings, else the first terms of Cornish and Fisher.
 
     Saved scores are compared without lm-eval too. At 4 degrees of freedom, those of 3 problems, the terms are

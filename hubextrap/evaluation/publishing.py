@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import EvaluationError
+from hubextrap.evaluation.outcomes import outcomes_of
 from hubextrap.evaluation.render import format_figure, markdown_table, to_markdown
 from hubextrap.evaluation.table import BASE, LAST, TARGET, EvaluationTable
 from hubextrap.foreign_text import markdown_block, markdown_code, markdown_text, terminal_line
 from hubextrap.hub.publish import SOURCE, Results, benchmark_task
 from hubextrap.hub_access import hub_api
+from hubextrap.statistics import not_judged, with_scores
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, EvalResultEntry
@@ -38,8 +40,16 @@ def results_of(table: EvaluationTable, row: Row, target: PushTarget) -> Results:
         markdown="\n\n".join([to_markdown(public).strip(), _how(public, row)]),
         figures=[_figure(score, table.settings.tasks.get(score.task), source) for score in row.scores],
         benchmarks=_benchmarks(table, row, source),
+        verdict=_verdict(table, row),
         files={RESULTS_FILE: (public.model_dump_json(indent=2) + "\n").encode()},
     )
+
+
+def _verdict(table: EvaluationTable, row: Row) -> str:
+    """What the scores of one prediction come to; "" where nothing judges them."""
+    kept = tuple(one for one in table.rows if one is row or one.label == LAST)
+    scores = outcomes_of([table.model_copy(update={"rows": kept})])
+    return with_scores(not_judged("Not judged"), scores).line if scores else ""
 
 
 def refuse_limit(limit: int | None) -> None:

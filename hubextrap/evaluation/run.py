@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.digests import sha256_of_json
-from hubextrap.errors import EvaluationError, wrong_argument
+from hubextrap.errors import CheckpointError, EvaluationError, SourceError, wrong_argument
 from hubextrap.evaluation.asking import Questions, asked_of_tasks
 from hubextrap.evaluation.backend import check_backend, load_model
 from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE, Answering, EvaluationOptions
@@ -23,14 +23,16 @@ from hubextrap.evaluation.scores import config_sha256, docs_sha256, records_of, 
 from hubextrap.evaluation.table import EvaluationTable, MeasurementSettings, Part, Row, Score, TaskRecord
 from hubextrap.evaluation.tasks import load_tasks
 from hubextrap.extras import require
+from hubextrap.foreign_text import own_lines
 from hubextrap.hub_access import reason
 from hubextrap.logits import Mixture
+from hubextrap.logits.loading import check_loadable
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors.devices import device_problem
 from hubextrap.trajectory import Checkpoint, Pins, resolve_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from hubextrap.progress import Progress
 
@@ -76,6 +78,7 @@ def evaluate(
         (label, item if isinstance(item, (Checkpoint, Mixture)) else resolve_checkpoint(item, pins=pins))
         for label, item in labelled
     ]
+    harness.check(item for _, item in checkpoints)
     return harness.table([harness.measure(label, item) for label, item in checkpoints])
 
 
@@ -188,6 +191,29 @@ class Harness:
                 f"num_fewshot {examples} has no effect: each of these tasks fixes its examples at none"
             )
 
+    def check(self, items: Iterable[Checkpoint | Mixture]) -> None:
+        """Find out before any is measured which of them cannot be: small files are read, no weights.
+
+        Raises:
+            EvaluationError: all that cannot be loaded.
+        """
+        if self.settings.backend != "hf":  # vLLM knows other models
+            return
+        needed: dict[Checkpoint, bool] = {}  # whether its tokenizer, too
+        for item in items:
+            for one in item.checkpoints if isinstance(item, Mixture) else (item,):
+                own = not isinstance(item, Mixture) or one == item.checkpoints[-1]
+                needed[one] = needed.get(one, False) or own
+        problems = []
+        for one, own in needed.items():
+            try:
+                with quiet_libraries():
+                    check_loadable(one, tokenizer=own, chat=own and self.settings.apply_chat_template)
+            except (CheckpointError, SourceError) as error:
+                problems.append(str(error))
+        if problems:
+            raise EvaluationError(own_lines(*dict.fromkeys(problems)))
+
     def measure(self, label: str, checkpoint: Checkpoint | Mixture) -> Measurement:
         """Put all tasks to one checkpoint.
 
@@ -268,7 +294,7 @@ def _simple_evaluate(model: Any, what: str, **settings: Any) -> dict[str, Any]:
         with quiet_lm_eval():
             results: dict[str, Any] = simple_evaluate(model, log_samples=True, **settings)
     except OutOfMemoryError as error:
-        said = "out of memory on the device; choose a smaller --batch-size"
+        said = "out of memory on the device; choose a smaller batch_size (--batch-size of eval)"
         raise EvaluationError(f"{what}: {said}") from error
     except Exception as error:  # a task's own code runs in there
         raise EvaluationError(f"{what}: lm-eval failed: {reason(error)}") from error

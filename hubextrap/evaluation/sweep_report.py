@@ -38,7 +38,7 @@ class GridPoint(Part):
     trusted_up_to: str | None = None
     """The step up to which the past trusts the method; None where nothing says it."""
     own_answers: float | None = None
-    """The mean change, in nats an answer, of the log-probability of the last checkpoint's own greedy answers
+    """The mean change, in nats per answer, of the log-probability of the last checkpoint's own greedy answers
     to the same problems; None where no task is answered by text."""
 
     @property
@@ -186,6 +186,6 @@ def _on_own_answers(result: SweepResult) -> list[str]:
         return []
     said = (
         f"Own answers: where answers are short, all 36 predictions seen under which they fell by {FALL:g} "
-        "nats an answer or more were worse at the task than the last checkpoint; where long, not all were."
+        "nats per answer or more were worse at the task than the last checkpoint; where long, not all were."
     )
     return [said]

@@ -17,6 +17,7 @@ from hubextrap.errors import EvaluationError, OutputError
 from hubextrap.evaluation.options import Backend
 from hubextrap.notebooks import counted, one_line, shown_by
 from hubextrap.output_files import file_problem
+from hubextrap.trajectory import UNKNOWN_STEP, Checkpoint, path_in_run
 
 PREDICTION = "prediction"
 """Labels of predictions are this, or start with it."""
@@ -95,9 +96,9 @@ class Row(Part):
 
     @property
     def place(self) -> str:
-        """The reference as tables show it: with the commit, and a local folder by its last part."""
+        """The reference as tables show it: with the commit, and a local folder by its place in its run."""
         if self.commit is None:
-            return Path(self.reference).name
+            return path_in_run(Checkpoint(UNKNOWN_STEP, None, "", None, self.reference))
         return f"{self.reference} ({self.commit[:8]})"
 
     @property

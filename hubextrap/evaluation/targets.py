@@ -33,7 +33,9 @@ class TargetSearch:
         last, step = made_from.inputs[-1], made_from.target_step
         if last.repo is None or step is None or "target" in made_from.parameters:
             return None
-        section = _section_of(made_from)
+        section = section_of(made_from)
+        if section is not None and not _on_the_hub(section):
+            section = None
         try:
             found = self._series(section.repo or last.repo, section.steps.pattern) if section else None
             found = found or self._series(last.repo, None)
@@ -43,7 +45,7 @@ class TargetSearch:
             if not any(_is_input(item, last) for item in series.checkpoints):
                 continue
             # steps in the file are scaled as the recipe says, those of the series are as the names say
-            scale = section.steps.scale if section else _scale_of(series, made_from)
+            scale = section.steps.scale if section else scale_of(series, made_from)
             if scale is None:
                 continue
             for item in scaled_by(series, scale).checkpoints:
@@ -59,23 +61,33 @@ class TargetSearch:
         return self._found[key]
 
 
-def _section_of(made_from: Provenance) -> TrajectorySection | None:
-    """Where the recipe in the file found the run; None where it lists checkpoints one by one, or is none."""
+def section_of(made_from: Provenance) -> TrajectorySection | None:
+    """How the recipe in the file found the run; None where it lists checkpoints one by one, or is none."""
     try:
         section = parse_recipe(made_from.recipe).trajectory
-        return None if section.repo is None or parse_reference(section.repo).folder is not None else section
     except HubExtrapError:
         return None
+    return None if section.repo is None else section
 
 
-def _scale_of(series: Series, made_from: Provenance) -> float | None:
+def _on_the_hub(section: TrajectorySection) -> bool:
+    try:
+        return section.repo is not None and parse_reference(section.repo).folder is None
+    except HubExtrapError:
+        return False
+
+
+def scale_of(series: Series, made_from: Provenance) -> float | None:
     """The simplest number that, times the numbers in the inputs' names and rounded, gives their steps.
 
     1 where they do not say; None where there is no such number.
     """
     low, high = Fraction(0), None
     for source in made_from.inputs:
-        number = next((item.step for item in series.checkpoints if _is_input(item, source)), None)
+        numbers = [item.step for item in series.checkpoints if _is_input(item, source)]
+        if source.repo is None and len(numbers) > 1:  # verl calls the folder of every step huggingface
+            continue
+        number = numbers[0] if numbers else None
         if number == 0 and source.step != 0:
             return None
         if number:
@@ -96,6 +108,8 @@ def _simplest(low: Fraction, high: Fraction) -> Fraction:
 
 
 def _is_input(checkpoint: Checkpoint, source: InputCheckpoint) -> bool:
+    if source.repo is None:  # of a local folder the last part alone is known
+        return checkpoint.repo is None and Path(checkpoint.path).name == source.path
     same_name = checkpoint.revision == source.revision or checkpoint.commit == source.commit
     return checkpoint.repo == source.repo and checkpoint.path == source.path and same_name
 

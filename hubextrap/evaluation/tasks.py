@@ -38,13 +38,13 @@ def load_tasks(tasks: Sequence[str | Mapping[str, Any]], include_path: Sequence[
     require("eval", "an evaluation")
     if not tasks:
         raise EvaluationError(
-            "no task is named; name lm-eval tasks with --tasks, e.g. --tasks gsm8k,minerva_math500, "
+            "no task is named; name lm-eval tasks, e.g. --tasks gsm8k,minerva_math500, "
             "or give a file of problems with --task-file"
         )
     for folder in include_path:
         if not folder.is_dir():
             raise EvaluationError(
-                f"{folder}: no such folder; --include-path takes the folder with the task's YAML file",
+                f"{folder}: no such folder; include_path (--include-path) takes that of a task's YAML file",
                 file=folder,
             )
     specs = task_specs(tasks)
@@ -120,7 +120,7 @@ def _refuse_unknown(unknown: Sequence[str], known: Sequence[str]) -> None:
         problems.append(f"{name!r}" + (f" (did you mean {_listed(close, 'or')}?)" if close else ""))
     raise EvaluationError(
         f"unknown task: {', '.join(problems)}; `lm-eval ls tasks` lists lm-eval's, "
-        "--include-path adds a folder of your own"
+        "include_path (--include-path) adds a folder of your own"
     )
 
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 JSON_FILE, TEXT_FILE, PICTURE_FILE = "walk.json", "walk.md", "walk.png"
 ChosenBy = Literal["own_answers", "correct_answers", "score"]
 _MEASURES: dict[ChosenBy, str] = {
-    "own_answers": "log-probability of own greedy answers (nats an answer)",
-    "correct_answers": "log-probability of own right answers (nats an answer)",
+    "own_answers": "log-probability of own greedy answers (nats per answer)",
+    "correct_answers": "log-probability of own right answers (nats per answer)",
     "score": "share of answers that are right",
 }
 
@@ -29,7 +29,7 @@ class WalkPoint(Part):
     horizon: float | None
     """(step − last) / (last − first); None where there is one checkpoint."""
     value: float
-    """By which the step is chosen: nats an answer, or the share of answers that are right."""
+    """By which the step is chosen: nats per answer, or the share of answers that are right."""
 
 
 class LeftOut(Part):
@@ -112,7 +112,7 @@ def walk_sentence(report: WalkReport) -> str:
             f"The last checkpoint itself, step {last.step}, is best: {among}, {kind} there, so nothing is "
             "predicted (persistence)."
         )
-    unit = "" if report.by == "score" else " nats an answer"
+    unit = "" if report.by == "score" else " nats per answer"
     horizon = "" if best.horizon is None else f" (horizon {best.horizon:.3g})"
     text = (
         f"The step was chosen by a walk: {among}, {kind} at step {best.step}{rate}{horizon}, "

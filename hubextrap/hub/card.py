@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TAGS = ("hubextrap", "merge", "extrapolation", "rlvr")
 _RESULTS_BEGIN, _RESULTS_END = "<!-- hubextrap: results -->", "<!-- hubextrap: end of results -->"
+_VERDICT_BEGIN, _VERDICT_END = "<!-- hubextrap: verdict -->", "<!-- hubextrap: end of verdict -->"
 _LOAD_BEGIN, _LOAD_END = "<!-- hubextrap: how to load -->", "<!-- hubextrap: end -->"
 _REPO = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
 _FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})")
@@ -33,6 +34,7 @@ def model_card(
     side_files: Mapping[str, bytes] | None = None,
     *,
     caveats: Sequence[str] = (),
+    verdict: str | None = None,
 ) -> str:
     """The README.md of a predicted model, metadata first.
 
@@ -41,6 +43,7 @@ def model_card(
         side_files: what lies beside the weights, by name: it says how the model is loaded. A language model
             when None.
         caveats: facts about the weights, a sentence each.
+        verdict: one line, by the weights alone; `with_verdict` replaces it once there are scores.
     """
     from huggingface_hub import ModelCardData
 
@@ -54,6 +57,7 @@ def model_card(
     data = ModelCardData(**metadata)
     sections = [
         _opening(provenance),
+        *([_marked_verdict(verdict)] if verdict else []),
         _inputs(provenance),
         _how(provenance),
         *(["\n".join(f"- {markdown_text(caveat)}" for caveat in caveats)] if caveats else []),
@@ -71,6 +75,19 @@ def with_target(card: str, repo: str, revision: str) -> str:
         return card
     begin, end = found
     return card[:begin] + placed_at(card[begin:end], repo, revision) + card[end:]
+
+
+def with_verdict(card: str, verdict: str) -> str:
+    """``card`` with another verdict; one without ours stays as it is."""
+    found = _marked(card, _VERDICT_BEGIN, _VERDICT_END)
+    if found is None:
+        return card
+    begin, end = found
+    return card[:begin] + _marked_verdict(verdict) + card[end:]
+
+
+def _marked_verdict(verdict: str) -> str:
+    return f"{_VERDICT_BEGIN}\n**{markdown_text(verdict)}**\n{_VERDICT_END}"
 
 
 def with_results(card: str, results: str) -> str:
@@ -116,19 +133,20 @@ _NOT_MEASURED = (
 )
 
 
+_WARNING = (
+    "> [!WARNING]\n"
+    "> **This is a prediction, not a trained checkpoint.** No training step produced these weights:\n"
+    "> they are a weighted sum of earlier checkpoints. The prediction can be worse than the last of\n"
+    "> them, more so the further it reaches, and neither its abilities nor its safety were trained."
+)
+
+
 def _opening(provenance: Provenance) -> str:
-    last = provenance.inputs[-1]
-    name = (last.repo or last.path).rpartition("/")[2]
+    name = provenance.run_name or "A run"
     at = "" if provenance.target_step is None else f", predicted at step {provenance.target_step}"
     if provenance.full_rate_steps is not None:
         at = f", predicted {provenance.full_rate_steps} full-rate steps after step {provenance.steps[-1]}"
-    return (
-        f"# {markdown_text(name)}{at}\n\n"
-        "> [!WARNING]\n"
-        "> **This is a prediction, not a trained checkpoint.** No training step produced these weights:\n"
-        "> they are a weighted sum of earlier checkpoints. The prediction can be worse than the last of\n"
-        "> them, more so the further it reaches, and neither its abilities nor its safety were trained."
-    )
+    return "\n\n".join([f"# {markdown_text(name)}{at}", _WARNING])
 
 
 def _inputs(provenance: Provenance) -> str:
@@ -191,28 +209,30 @@ def _how(provenance: Provenance) -> str:
         if not trusted.horizon:
             where = f"**nowhere** beyond {provenance.trusted_in_words}"
         parts[-1] += f"\n- trusted: the run's own past trusts this method {where}."
-    shown = provenance.coefficients[:_SHOWN_RULES]
-    parts += [_coefficients(rule) for rule in shown]
-    if len(shown) < len(provenance.coefficients):
-        rest = len(provenance.coefficients) - len(shown)
-        parts.append(f"The coefficients of {rest} other tensors or rules are in `{PROVENANCE_FILE}`.")
+    if provenance.coefficients:
+        parts.append(_coefficients(provenance.coefficients))
     return "\n\n".join(parts)
 
 
-def _coefficients(rule: CoefficientRule) -> str:
-    """One rule as a table; the steps that get nothing are left out, and a long row is cut."""
-    used = [(step, value) for step, value in rule.coefficients.items() if value != 0]
-    shown, rest = used[:_SHOWN_STEPS], len(used[_SHOWN_STEPS:])
+def _coefficients(rules: Sequence[CoefficientRule]) -> str:
+    """The rules as one table, folded away: a row each, and a column for every step that any of them uses."""
+    shown = rules[:_SHOWN_RULES]
+    used = sorted({step for rule in shown for step, value in rule.coefficients.items() if value != 0})
+    steps, more = used[:_SHOWN_STEPS], used[_SHOWN_STEPS:]
     lines = [
-        f"Tensors {markdown_code(rule.match)}, {markdown_text(rule.method)}:",
-        "",
-        "| step | " + " | ".join(str(step) for step, _ in shown) + " |",
-        "|---|" + "---:|" * len(shown),
-        "| c | " + " | ".join(f"{value:.6g}" for _, value in shown) + " |",
+        "<details>\n<summary>The coefficient c of each step</summary>\n",
+        "| tensors | method | " + " | ".join(f"step {step}" for step in steps) + " |",
+        "|---|---|" + "---:|" * len(steps),
     ]
-    if rest:
-        lines += ["", f"The other {rest} coefficients are in `{PROVENANCE_FILE}`."]
-    return "\n".join(lines)
+    for rule in shown:
+        values = (rule.coefficients.get(step, 0) for step in steps)
+        row = [markdown_code(rule.match), markdown_text(rule.method), *(f"{value:.6g}" for value in values)]
+        lines.append("| " + " | ".join(row) + " |")
+    if more:
+        lines.append(f"\nThe coefficients of the steps after {steps[-1]} are in `{PROVENANCE_FILE}`.")
+    if rest := len(rules) - len(shown):
+        lines.append(f"\nThe coefficients of {rest} other tensors or rules are in `{PROVENANCE_FILE}`.")
+    return "\n".join([*lines, "\n</details>"])
 
 
 def _reproduction(provenance: Provenance) -> str:

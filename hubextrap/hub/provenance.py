@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
@@ -21,6 +21,7 @@ from hubextrap.digests import sha256_hex
 from hubextrap.methods import MAX_STEP
 from hubextrap.notebooks import counted, one_line, steps_in_words
 from hubextrap.redaction import redact
+from hubextrap.trajectory.run_name import path_in_run, run_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -105,7 +106,7 @@ class InputFile(_Part):
 
 
 class InputCheckpoint(_Part):
-    """One checkpoint that went in. Of a local folder (no repo, no commit) ``path`` is the last part."""
+    """One checkpoint that went in. A local one has no repo and no commit; its ``path`` is that in the run."""
 
     step: Step
     repo: Line | None
@@ -116,14 +117,17 @@ class InputCheckpoint(_Part):
     """Its weight files; empty where hubextrap was older and compared none."""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, files: Iterable[InputFile] = ()) -> InputCheckpoint:
+    def of(
+        cls, checkpoint: Checkpoint, files: Iterable[InputFile] = (), others: Sequence[Checkpoint] = ()
+    ) -> InputCheckpoint:
+        """What is said of a checkpoint; ``others`` are those of its trajectory."""
         local = checkpoint.repo is None
         return cls(
             step=checkpoint.step,
             repo=checkpoint.repo,
             revision="local" if local else checkpoint.revision,
             commit=checkpoint.commit,
-            path=_CONTROL.sub(" ", redact(Path(checkpoint.path).name)) if local else checkpoint.path,
+            path=_published(path_in_run(checkpoint, others)) if local else checkpoint.path,
             files=tuple(files),
         )
 
@@ -191,6 +195,8 @@ class Provenance(_Part):
     merge_method: Line
     parameters: dict[str, Any]
     target_step: Step | None
+    run: Line | None = None
+    """The run's name, where the inputs do not say it: that of the local folder that holds the steps."""
     horizon: float | None
     """(target − last) / (last − first) on the clock: how far beyond what was observed, in units of that."""
     clock: ClockRecord | None = None
@@ -243,13 +249,18 @@ class Provenance(_Part):
         )
 
     @property
+    def run_name(self) -> str | None:
+        """What the run is called; None where nothing says it."""
+        return self.run or run_name(self.inputs)
+
+    @property
     def repos(self) -> tuple[str, ...]:
         """The Hub repos that went in, in step order, each once."""
         return tuple(dict.fromkeys(checkpoint.repo for checkpoint in self.inputs if checkpoint.repo))
 
     def to_bytes(self) -> bytes:
         """The file: JSON with a fixed order of keys and its own digest: equal provenance, equal bytes."""
-        left_out = {name for name in ("clock", "trusted") if getattr(self, name) is None}
+        left_out = {name for name in ("run", "clock", "trusted") if getattr(self, name) is None}
         content = sealed(self.model_dump(mode="json", exclude=left_out))
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -284,21 +295,24 @@ def build_provenance(
         horizon = horizon_of([checkpoint.step for checkpoint in checkpoints], target_step)
     else:
         horizon = horizon_of(clock.times, clock.target_time)
+    inputs = tuple(
+        InputCheckpoint.of(checkpoint, read, checkpoints)
+        for checkpoint, read in zip(checkpoints, input_files or [()] * len(checkpoints), strict=True)
+    )
+    name = run_name(checkpoints)
     return Provenance(
         versions={"hubextrap": __version__, **{name: _version_of(name) for name in _PACKAGES}},
         merge_method=merge_method,
         parameters=_publishable(dict(sorted(parameters.items()))),
         target_step=target_step,
+        run=None if name is None or name == run_name(inputs) else _published(name),
         horizon=horizon,
         clock=clock,
         expected_relative_error=None
         if expected_relative_error is None
         else round(expected_relative_error, 6),
         trusted=trusted,
-        inputs=tuple(
-            InputCheckpoint.of(checkpoint, read)
-            for checkpoint, read in zip(checkpoints, input_files or [()] * len(checkpoints), strict=True)
-        ),
+        inputs=inputs,
         coefficients=tuple(
             rule.model_copy(update={"coefficients": dict(sorted(rule.coefficients.items()))})
             for rule in coefficients
@@ -314,6 +328,10 @@ def build_provenance(
         ),
         recipe=without_private_parts(recipe),
     )
+
+
+def _published(name: str) -> str:
+    return _CONTROL.sub(" ", redact(name))
 
 
 def _publishable(value: Any) -> Any:

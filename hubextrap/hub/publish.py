@@ -12,7 +12,7 @@ import yaml
 
 from hubextrap.errors import CorruptFile, PushError
 from hubextrap.foreign_data import parse_yaml
-from hubextrap.hub.card import with_results
+from hubextrap.hub.card import with_results, with_verdict
 from hubextrap.hub.carried_over import METADATA
 from hubextrap.hub.commit import PushResult, commit_files
 from hubextrap.hub.outgoing import OutgoingFile, is_score_file
@@ -50,6 +50,8 @@ class Results:
     """For ``.eval_results``, by a name for the file."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     """What else goes into the repo, by path."""
+    verdict: str = ""
+    """One line for the top of the card, in the place of what the weights alone let expect."""
 
 
 def check_publishable(target: PushTarget, commit: str) -> RemoteState:
@@ -95,6 +97,8 @@ def publish_results(
 
     state = check_publishable(target, commit)
     card = _card(target, state)
+    if results.verdict:
+        card = with_verdict(card, results.verdict)
     card = with_model_index(
         with_results(card, results.markdown), target.repo.partition("/")[2], results.figures
     )

@@ -14,10 +14,13 @@ from hubextrap.hub.card import with_target
 from hubextrap.hub.commit import PushResult, check_card, check_files, commit_files
 from hubextrap.hub.outgoing import OutgoingFile
 from hubextrap.hub.provenance import PROVENANCE_FILE, OutputShard, Provenance
-from hubextrap.hub.provenance_checks import read_provenance
+from hubextrap.hub.provenance_checks import OWN_FILES, read_provenance
 from hubextrap.hub.target import check_target
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors.headers import HEADER_LIMIT
+from hubextrap.trajectory import Pins
+from hubextrap.trajectory.elsewhere import models_elsewhere
+from hubextrap.trajectory.reference import Reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +32,13 @@ if TYPE_CHECKING:
 _READ_SIZE = 2**20
 
 
-def push_folder(folder: Path, target: PushTarget, progress: Progress | None = None) -> PushResult:
+def push_folder(
+    folder: Path,
+    target: PushTarget,
+    progress: Progress | None = None,
+    *,
+    made: Provenance | None = None,
+) -> PushResult:
     """Push every file of ``folder`` (hidden ones excepted) as one commit.
 
     The repo and the branch are created where they are not there; weights, configuration, tokenizer and chat
@@ -43,6 +52,8 @@ def push_folder(folder: Path, target: PushTarget, progress: Progress | None = No
     paths = _model_files(folder)
     check_files(target, {name: path.stat().st_size for name, path in paths.items()})
     provenance = _provenance_of(folder, paths)
+    if made is not None:
+        _check_as_made(folder, paths, made)
     card = _card_for(target, paths["README.md"]) if "README.md" in paths else None
     state = check_target(target)
     if card is not None and not OutgoingFile("README.md", card).same_as(state.files.get("README.md")):
@@ -77,10 +88,9 @@ def _model_files(folder: Path) -> dict[str, Path]:
         )
     files = dict(sorted(_files_under(folder)))
     if not any("/" not in name and name.endswith(".safetensors") for name in files):
-        raise PushError(
-            f"{folder}: holds no .safetensors file, so no model to push; give the folder of a merged model",
-            file=folder,
-        )
+        elsewhere = models_elsewhere(Reference(str(folder), folder), Pins())
+        what = f"{folder}: holds no .safetensors file, so no model to push"
+        raise PushError(f"{what}; {elsewhere or 'give the folder of a merged model'}", file=folder)
     for name in [name for name in files if "/" not in name and name.endswith(".safetensors.index.json")]:
         for shard in _shards_of(files[name]):
             if shard not in files:
@@ -162,6 +172,23 @@ def _provenance_of(folder: Path, paths: dict[str, Path]) -> Provenance | None:
         if paths[named.file].stat().st_size != named.size:
             raise _other(folder, named.file, "has other bytes (size)")
     return provenance
+
+
+def _check_as_made(folder: Path, paths: dict[str, Path], made: Provenance) -> None:
+    """Refuse a folder that is no longer what was made there; the bytes are compared as they are hashed."""
+    if PROVENANCE_FILE not in paths or read_named(paths[PROVENANCE_FILE]) != made.to_bytes():
+        raise PushError(
+            f"{folder / PROVENANCE_FILE}: is not what was written there, and the prediction was judged with; "
+            "merge again",
+            file=folder / PROVENANCE_FILE,
+        )
+    known = {named.file for named in _named(made)} | set(OWN_FILES)
+    for name in paths:
+        if name not in known:
+            raise PushError(
+                f"{folder / name}: came there after the merge, and was not judged; take it away",
+                file=folder / name,
+            )
 
 
 def _named(provenance: Provenance | None) -> list[OutputShard]:

@@ -6,7 +6,9 @@ import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
+from hubextrap._version import __version__
 from hubextrap.errors import PushError, wrong_argument
 from hubextrap.hub.provenance import without_private_parts
 from hubextrap.hub.push_errors import push_errors
@@ -16,15 +18,15 @@ from hubextrap.patience import retried
 from hubextrap.trajectory.hub_files import HubFile, list_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 
 _BRANCH = re.compile(
     r"(?!.*(?:\.\.|//|@\{|\.lock(?:/|$)|/\.|\.$|/$))[^\s/.~^:?*\[\\\x00-\x1f\x7f-][^\s~^:?*\[\\\x00-\x1f\x7f]*"
 )
-_LONGEST_NAME, _LONGEST_TITLE = 250, 1000
-"""Bytes of a part of a branch's name, which git keeps in a file of that name and `.lock`, and of a
-title, which the Hub shows as one line."""
+_LONGEST_PART, _LONGEST_NAME, _LONGEST_TITLE = 250, 1000, 1000
+"""Bytes of a part of a branch's name, which git keeps in a file of that name and `.lock`; of the whole name,
+which is a path; and of a title, which the Hub shows as one line."""
 _SHA = re.compile(r"[0-9a-f]{40}")
 
 
@@ -120,6 +122,8 @@ class RemoteState:
     """Files of ``head`` by path."""
     pull_requests: frozenset[tuple[str, str]] = frozenset()
     """Ref and commit of each, where the target is a pull request."""
+    branches: frozenset[str] = frozenset()
+    """The names of all that are there."""
 
 
 def refusal(target: PushTarget, why: str) -> PushError:
@@ -144,7 +148,8 @@ def _problem_of_branch(name: str) -> bool:
         or not is_utf8(name)
         or name.startswith("refs/")
         or name in ("@", "HEAD")
-        or any(len(part.encode()) > _LONGEST_NAME for part in name.split("/"))
+        or len(name.encode()) > _LONGEST_NAME
+        or any(len(part.encode()) > _LONGEST_PART for part in name.split("/"))
     )
 
 
@@ -162,12 +167,15 @@ def check_target(target: PushTarget) -> RemoteState:
     """Look whether the push can work, and where it would land. Changes nothing on the Hub.
 
     Raises:
-        PushError: no token, a token without write rights, a revision that is not a branch, a public repo
-            where a private one was asked for, or a Hub that cannot be reached.
+        PushError: no token, a token without write rights, a revision that is not a branch or cannot be one
+            beside those that are there, a public repo where a private one was asked for, or a Hub that cannot
+            be reached.
     """
     with push_errors(target.name):
         owners = _check_token(target)
         found = read_remote(target)
+        if found.exists:
+            retried(lambda: _check_rights(target, found))
     owner = target.repo.partition("/")[0]
     if not found.exists and owners and owner not in owners:
         raise refusal(
@@ -199,6 +207,7 @@ def read_remote(target: PushTarget) -> RemoteState:
         refs = retried(lambda: api.list_repo_refs(target.repo, include_pull_requests=target.create_pr))
     except RepositoryNotFoundError:
         _check_pull_request(target, ())
+        _check_beside(target, ("main",))  # which comes with the repo
         return RemoteState(exists=False, head=None, has_branch=False, files={})
     if target.private and not retried(lambda: api.model_info(target.repo)).private:
         raise refusal(
@@ -210,6 +219,7 @@ def read_remote(target: PushTarget) -> RemoteState:
     if target.revision not in branches and target.revision in {tag.name for tag in refs.tags}:
         raise refusal(target, f"{target.revision} is a tag, and a tag cannot be pushed to; choose a branch")
     _check_pull_request(target, branches)
+    _check_beside(target, branches or ("main",))
     head = branches.get(target.revision, branches.get("main"))
     return RemoteState(
         exists=True,
@@ -217,7 +227,53 @@ def read_remote(target: PushTarget) -> RemoteState:
         has_branch=target.revision in branches,
         files=remote_files(target.repo, head) if head else {},
         pull_requests=frozenset((ref.ref, ref.target_commit) for ref in refs.pull_requests or ()),
+        branches=frozenset(branches),
     )
+
+
+def clashing(name: str, branches: Iterable[str]) -> str | None:
+    """The first of ``branches`` that git cannot hold beside ``name``, as one is a folder for the other."""
+    return next(
+        (one for one in sorted(branches) if one.startswith(f"{name}/") or name.startswith(f"{one}/")), None
+    )
+
+
+def _check_beside(target: PushTarget, branches: Collection[str]) -> None:
+    if target.revision in branches or (other := clashing(target.revision, branches)) is None:
+        return
+    flat = target.revision.replace("/", "-")
+    instead = flat if flat != target.revision and clashing(flat, branches) is None else f"{flat}-1"
+    raise refusal(
+        target,
+        f"the repo has a branch {other}, and git holds no branch {target.revision} beside it; choose another "
+        f"name, e.g. {target.repo}@{instead}, or delete {other} on the Hub",
+    )
+
+
+def _check_rights(target: PushTarget, state: RemoteState) -> None:
+    """Have the Hub say whether it would take a commit to a repo that is there; client errors come through.
+
+    A pull request is asked for as its upload begins, which a repo without discussions refuses. The client's
+    own ``auth_check`` asks about reading alone before version 2.
+    """
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        get_session,
+        hf_raise_for_status,
+    )
+
+    if os.environ.get("HF_OIDC_RESOURCE"):  # a token of one repo, which the push exchanges
+        return
+    place = f"{hub_api().endpoint}/api/models/{target.repo}"
+    headers = build_hf_headers(library_name="hubextrap", library_version=__version__)
+    if not target.create_pr:
+        response = get_session().get(f"{place}/auth-check/write", headers=headers)
+        if response.status_code not in (404, 405):  # of a Hub that cannot be asked: the repo itself was found
+            hf_raise_for_status(response)
+    elif state.head is not None:
+        asked = {"files": [{"path": "README.md", "sample": "", "size": 0}]}
+        url = f"{place}/preupload/{quote(target.revision, safe='')}"
+        hf_raise_for_status(get_session().post(url, params={"create_pr": "1"}, json=asked, headers=headers))
 
 
 def _check_pull_request(target: PushTarget, branches: Collection[str]) -> None:

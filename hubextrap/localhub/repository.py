@@ -25,7 +25,7 @@ from hubextrap.localhub.xet import XetStores
 
 Kind = Literal["model", "dataset", "space"]
 KINDS: tuple[Kind, ...] = ("model", "dataset", "space")
-_REF_MAX = 250  # bytes; a file system takes no longer name
+_REF_PART_MAX = 255  # bytes; a file system takes no longer name
 _POINTER_MAX = 200  # bytes; a pointer file has about 130
 
 
@@ -315,7 +315,8 @@ def _is_plain(text: str) -> bool:
 
 def _is_ref(name: str) -> bool:
     """Whether git can be asked for a ref of this full name."""
-    return _is_plain(name) and len(name.encode()) <= _REF_MAX and pygit2.reference_is_valid_name(name)
+    fits = all(len(part.encode()) + len(".lock") <= _REF_PART_MAX for part in name.split("/"))
+    return fits and len(name) < 3000 and _is_plain(name) and pygit2.reference_is_valid_name(name)
 
 
 def iso_date(seconds: float | None = None) -> str:

@@ -34,11 +34,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise HubExtrapError(f"temperature {self.temperature}: has to be a number, 0 or above")
+            raise HubExtrapError(f"temperature {self.temperature}: give a number, 0 or above")
         if not 0 < self.top_p <= 1:
-            raise HubExtrapError(f"top_p {self.top_p}: has to be above 0 and at most 1")
+            raise HubExtrapError(f"top_p {self.top_p}: give a number above 0 and at most 1")
         if not 0 <= self.seed < 2**64:
-            raise HubExtrapError(f"seed {self.seed}: has to be from 0 to below 2**64")
+            raise HubExtrapError(f"seed {self.seed}: give a number from 0 to below 2**64")
         if self.temperature == 0 and (self.top_p, self.top_k, self.seed) != (1.0, 0, 0):
             raise HubExtrapError(
                 "top_p, top_k and seed have no effect at temperature 0: the likeliest token is taken"
@@ -82,7 +82,7 @@ def complete(
     # a template writes its own special tokens
     tokens = tokenizer(prompt, return_tensors="pt", add_special_tokens=not chat)
     if tokens["input_ids"].shape[1] == 0:
-        raise HubExtrapError("an empty prompt: write at least one character")
+        raise HubExtrapError("the prompt is empty; write at least one character")
     place = {name: tokens[name].to(model.device) for name in ("input_ids", "attention_mask")}
     torch.manual_seed(sampling.seed)
     before, config = model.generation_config, _generation_config(model, sampling)

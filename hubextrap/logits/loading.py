@@ -5,14 +5,17 @@ Imports torch and transformers inside functions.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import CheckpointMismatch, UnsupportedCheckpoint
 from hubextrap.extras import require
 from hubextrap.hub_access import keep_to_the_endpoint, reason, redact_logs
+from hubextrap.logits.responses import as_chat, quiet_transformers
+from hubextrap.tensors import open_source
 from hubextrap.tensors.cache import check_download
 from hubextrap.tensors.local import check_folder
+from hubextrap.tensors.weights import check_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -52,9 +55,9 @@ def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str =
         raise UnsupportedCheckpoint(what, step=checkpoint.step, repo=checkpoint.repo) from error
     if missing := sorted(info["missing_keys"]):
         raise UnsupportedCheckpoint(
-            f"{checkpoint.name}: is no whole language model: {len(missing)} of its weights, as {missing[0]}, "
-            "are not in it, and transformers makes them up; a model of another kind (a reward "
-            "model, an encoder) cannot be used here",
+            f"{checkpoint.name}: this is not a complete language model: {len(missing)} of its "
+            f"weights are missing, such as {missing[0]}, and transformers would make them up; use a "
+            "causal language model, not a reward model or an encoder",
             step=checkpoint.step,
             repo=checkpoint.repo,
         )
@@ -87,6 +90,45 @@ def load_tokenizer(
         what = f"{checkpoint.name}: transformers cannot load its tokenizer: {reason(error)}"
         raise UnsupportedCheckpoint(what, step=checkpoint.step, repo=checkpoint.repo) from error
     return tokenizer
+
+
+def check_loadable(checkpoint: Checkpoint, *, tokenizer: bool = True, chat: bool = False) -> None:
+    """Find out from small files whether `load_causal_lm` and `load_tokenizer` could load a checkpoint.
+
+    Args:
+        tokenizer: whether that is needed.
+        chat: whether it has to have a chat template too.
+
+    Raises:
+        MissingExtra: torch or transformers cannot be imported.
+        UnsupportedCheckpoint: there are no safetensors, transformers does not know the model, or there is no
+            tokenizer, or none with a chat template.
+        CorruptFile: a file is not what the Hub lists.
+        SourceError: a file cannot be read; of a gated repo, say.
+    """
+    require("logits", "loading a model")
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with closing(open_source(checkpoint)) as source:
+        check_files(source.files(), checkpoint.name)
+    where, place = _checked_place(checkpoint, weights=False)
+    try:
+        config = AutoConfig.from_pretrained(where, **place)
+        with quiet_transformers(), torch.device("meta"):  # as transformers does before it loads weights
+            AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    except Exception as error:  # transformers raises nearly anything
+        what = f"{checkpoint.name}: transformers cannot load it: {reason(error)}"
+        raise UnsupportedCheckpoint(what, step=checkpoint.step, repo=checkpoint.repo) from error
+    if not tokenizer:
+        return
+    loaded = load_tokenizer(checkpoint)
+    if chat:
+        try:
+            as_chat(loaded, "1 + 1 =")
+        except UnsupportedCheckpoint as error:
+            what = f"{checkpoint.name}: {error}"
+            raise UnsupportedCheckpoint(what, step=checkpoint.step, repo=checkpoint.repo) from error
 
 
 def load_common_tokenizer(checkpoints: Sequence[Checkpoint]) -> PreTrainedTokenizerBase:

@@ -119,11 +119,11 @@ def read_prompts(path: Path, *, responses: bool) -> tuple[list[Prompt], str]:
             raise EvaluationError(what, file=path)
         prompt, response = entry[fields[0]], entry.get(fields[1])
         if not isinstance(prompt, str) or not prompt:
-            raise EvaluationError(f"{where}: {fields[0]} is no text", file=path)
+            raise EvaluationError(f"{where}: {fields[0]} is not text", file=path)
         if responses and (not isinstance(response, str) or not response):
             raise EvaluationError(
-                f"{where}: {fields[1]} is no text; add the responses, or let a checkpoint give them "
-                "(--sample-from STEP)",
+                f"{where}: {fields[1]} is not text; add the responses, or let a checkpoint give "
+                "them (--sample-from STEP)",
                 file=path,
             )
         prompts.append(Prompt(prompt, response if responses else None))
@@ -163,8 +163,9 @@ def measure_logprobs(
                 columns.append(score(model, encoded, request.batch_size, stage.advance))
                 if not np.isfinite(columns[-1]).all():
                     raise EvaluationError(
-                        f"--logprobs: the checkpoint of step {checkpoint.step} gives some token of the "
-                        "responses no finite log-probability; leave it out, or take other responses",
+                        f"--logprobs: the checkpoint of step {checkpoint.step} gives some token of "
+                        "the responses no finite log-probability; leave the checkpoint out, or use "
+                        "other responses",
                         step=checkpoint.step,
                     )
                 del model  # before the next one is loaded

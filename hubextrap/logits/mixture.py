@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.errors import MethodError, RecipeError
 from hubextrap.opening import Run
-from hubextrap.trajectory import UNKNOWN_STEP
+from hubextrap.trajectory import UNKNOWN_STEP, path_in_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,10 +58,10 @@ class Mixture:
 
     @property
     def pinned_name(self) -> str:
-        """The same in full: exact coefficients and commits, a local folder by its last part."""
+        """The same in full: exact coefficients and commits, a local folder by its place in its run."""
         return ", ".join(
             f"{coefficient!r} × "
-            + (f"{one.name} ({one.commit})" if one.repo is not None else PurePath(one.path).name)
+            + (f"{one.name} ({one.commit})" if one.repo is not None else path_in_run(one))
             for one, coefficient in zip(self.checkpoints, self.coefficients, strict=True)
         )
 

@@ -176,8 +176,8 @@ class ExtrapolatedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore
         """
         if self.mixture is None:
             raise OutputError(
-                "these models were handed in, so nothing says where their weights lie; make the mixture with "
-                "from_checkpoints or from_recipe to save it"
+                "this mixture was made from models in memory, so it cannot name their weights; "
+                "make it with from_checkpoints or from_recipe to save it"
             )
         write_manifest(self.mixture, save_directory)
 
@@ -311,11 +311,11 @@ def _check_models(models: Sequence[PreTrainedModel], coefficients: Sequence[floa
     check_sum(coefficients)
     last = models[-1]
     if last.config.is_encoder_decoder or not hasattr(last, "prepare_inputs_for_generation"):
-        raise UnsupportedCheckpoint(f"{type(last).__name__} is no causal language model")
+        raise UnsupportedCheckpoint(f"{type(last).__name__} is not a causal language model")
     argument = cache_argument(last)
     if argument is None:
         raise UnsupportedCheckpoint(
-            f"{type(last).__name__} keeps its state in another way than transformers' caches; extrapolate "
+            f"{type(last).__name__} does not keep its state in a transformers cache; extrapolate "
             "its weights instead (space: weights)"
         )
     for model in models[:-1]:

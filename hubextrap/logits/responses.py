@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 LOGITS = 2**30
 """Bytes of float32 logits of one batch: every token has as many as the vocabulary."""
 
+_LEAVE_OUT = "leave apply_chat_template (--apply-chat-template) out"
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -76,14 +78,13 @@ def as_chat(tokenizer: Any, prompt: str) -> str:
         UnsupportedCheckpoint: it has no template, or one that cannot take such a message.
     """
     if tokenizer.chat_template is None:
-        raise UnsupportedCheckpoint("the tokenizer has no chat template; leave --apply-chat-template out")
+        raise UnsupportedCheckpoint(f"the tokenizer has no chat template; {_LEAVE_OUT}")
     message = [{"role": "user", "content": prompt}]
     try:
         text: str = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # a template is a program that came with the checkpoint
         raise UnsupportedCheckpoint(
-            f"the tokenizer's chat template cannot take a user's message ({reason(error)}); leave "
-            "--apply-chat-template out"
+            f"the tokenizer's chat template cannot take a user's message ({reason(error)}); {_LEAVE_OUT}"
         ) from error
     return text
 

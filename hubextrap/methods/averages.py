@@ -26,9 +26,7 @@ def average(steps: Sequence[float], target_step: float, *, last: int | None = No
     """
     count = len(steps) if last is None else last
     if not 1 <= count <= len(steps):
-        raise MethodError(
-            f"last {count}: give a count from 1 to {len(steps)}, the checkpoints that are there"
-        )
+        raise MethodError(f"last {count}: give a count from 1 to {len(steps)}, the number of checkpoints")
     result = np.zeros(len(steps))
     result[-count:] = 1.0 / count
     return sum_to_one(result)

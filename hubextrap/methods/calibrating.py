@@ -102,15 +102,15 @@ calibrated.leave_one_out = leave_one_out  # type: ignore[attr-defined]
 def _beyond_the_past(steps: Sequence[float], target_step: float) -> str:
     """What to say of a horizon that no rehearsal is near."""
     if len(steps) < 3:
-        return f"calibrating needs three checkpoints, and {len(steps)} are there; add earlier ones"
+        return f"calibrated needs three checkpoints, but there are only {len(steps)}; add earlier ones"
     way, longest = steps[-1] - steps[0], longest_horizon(steps)
     horizon = (target_step - steps[-1]) / way
-    forced = ", which --force lets go so far" if horizon > longest else ""
+    forced = ", which force (--force of plan, merge and run) lets go so far" if horizon > longest else ""
     return (
-        f"{in_words(steps, target_step)} lies at horizon {horizon:.3g}, (target − last)/(last − first), and "
-        f"the past of this run has seen none near that (at most {longest:.3g}, here up to "
-        f"{in_words(steps, round(steps[-1] + longest * way))}), so it cannot be calibrated; choose another "
-        f"target, or late_lines{forced}"
+        f"{in_words(steps, target_step)} is horizon {horizon:.3g}, (target − last)/(last − first). "
+        f"The past of this run has no horizon near that (at most {longest:.3g}, here "
+        f"{in_words(steps, round(steps[-1] + longest * way))}), so calibrated cannot predict it; "
+        f"choose another target, or late_lines{forced}"
     )
 
 
@@ -119,8 +119,8 @@ def _normal_equations(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(…, R, M, M) and (…, R, M): each rehearsal's share, divided by the sizes of its motions squared.
 
-    The size is that of the real motion plus that of the lines' mean one, so that a checkpoint which hardly
-    moved does not outweigh all others.
+    The size is that of the real motion plus the mean size of the lines' motions, so that a checkpoint which
+    hardly moved does not outweigh all others.
     """
     times = np.asarray(steps, dtype=np.float64)
     origins, targets = rehearsals.origins, rehearsals.targets

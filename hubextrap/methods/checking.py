@@ -72,7 +72,7 @@ def coefficients(
     depends = needs_gram_matrix(method, values, damping)
     if gram_matrix is None:
         if depends:
-            raise MethodError(f"{method} needs the Gram matrix of every tensor, and none was computed")
+            raise MethodError(f"{method} needs the Gram matrix of every tensor, but none was computed")
     elif gram_matrix.ndim > 2 and not found.fitted:  # such a method takes one at a time
         one_each = [
             coefficients(method, steps, target_step, parameters, damping=damping, gram_matrix=matrix)
@@ -129,8 +129,8 @@ def _auto_damping(
             displacements[..., row, :count] = found - persistence(*seen)
     if np.isnan(displacements).all():
         raise MethodError(
-            f"damping: auto has nothing to choose by: {len(steps)} checkpoints up to step "
-            f"{names_of(steps)[-1]} hold no prediction as far as {in_words(steps, target_step)}; give a "
+            f"damping: auto cannot choose: no prediction within the {len(steps)} checkpoints up to "
+            f"step {names_of(steps)[-1]} reaches as far as {in_words(steps, target_step)}; give a "
             "number, or a nearer target"
         )
     return best_damping(rehearsals, displacements, denoised_gram(gram_matrix))
@@ -148,15 +148,18 @@ def check_steps(steps: Sequence[float], target_step: float) -> None:
         if after <= before:
             before, after = (names_of(steps)[steps.index(one)] for one in (before, after))
             raise StepError(
-                f"step {after} follows step {before}: steps have to increase, and none may come twice"
+                f"step {after} comes after step {before}: steps must increase, and no step may come twice"
             )
     if max(target_step, steps[-1]) > MAX_STEP and target_step != math.inf:
-        raise StepError(f"a step has to be at most {MAX_STEP}: beyond, not every whole number can be told")
+        raise StepError(
+            f"a step must be at most {MAX_STEP}: above it, float64 cannot tell every whole number from "
+            "the next"
+        )
     if not math.isfinite(target_step) or target_step < steps[-1]:
         raise StepError(
-            f"target {in_words(steps, target_step)} is before the last observed step {names_of(steps)[-1]}; "
-            "choose a later target, or leave out the checkpoints behind it (trajectory.steps.max, where the "
-            "recipe names a run)"
+            f"target {in_words(steps, target_step)} is before the last observed step "
+            f"{names_of(steps)[-1]}; choose a later target, or leave out the checkpoints after it "
+            "(trajectory.steps.max, where the recipe names a run)"
         )
 
 
@@ -215,7 +218,9 @@ def call_leave_one_out(
     found = _checked(found, method, "displacements", shape, 0.0, gaps=True)
     behind = np.arange(len(steps)) > rehearsals.origins[:, None]
     if np.nan_to_num(found)[..., behind].any():
-        raise BrokenMethod(f"{method.name} returned displacements by checkpoints behind a rehearsal's origin")
+        raise BrokenMethod(
+            f"{method.name} returned displacements that use checkpoints after a rehearsal's origin"
+        )
     return found
 
 
@@ -239,7 +244,8 @@ def _called(
         steps = arguments[0]
         raise BrokenMethod(
             f"{method.name} failed on {len(steps)} checkpoints up to step {names_of(steps)[-1]} "
-            f"({type(error).__name__}: {error}); where it cannot serve, a method has to raise MethodError"
+            f"({type(error).__name__}: {error}); a method must raise MethodError where it cannot "
+            "predict"
         ) from error
 
 

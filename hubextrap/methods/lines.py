@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-_LATE = ((0.5, 0.55), (0.75, 0.25))
+LATE = ((0.5, 0.55), (0.75, 0.25))
 """Of `late_lines`: where each line begins, as a share of the observed way, and how much of it is taken.
 On five runs it had errors of .562 .479 .311 .324 .311; the half line alone .616 .564 .349 .406 .323."""
-_SAME_LENGTH = math.log(1.5)
+SAME_LENGTH = math.log(1.5)
 GRID = 2.0**-20
 """Coefficients that follow from weights are multiples of it. Eigenvectors and solutions differ in their last
 digits with the processor's kernels (by 1e-16 to 1e-11, measured), and every byte of a prediction would too.
@@ -64,7 +64,7 @@ def two_point(
     *earlier, last = names_of(steps)
     if not earlier:
         raise MethodError(
-            f"two_point needs two checkpoints, and only step {last} is there; add an earlier one"
+            f"two_point needs two checkpoints, but only step {last} is there; add an earlier one"
         )
     if base_step == "auto":
         assert gram_matrix is not None
@@ -108,7 +108,7 @@ def least_squares(
     """
     if len(steps) < 2:
         raise MethodError(
-            f"least_squares needs two checkpoints, and only step {names_of(steps)[0]} is there; add "
+            f"least_squares needs two checkpoints, but only step {names_of(steps)[0]} is there; add "
             "an earlier one"
         )
     if window == "half":
@@ -143,11 +143,11 @@ def late_lines(steps: Sequence[float], target_step: float) -> NDArray[np.float64
     """
     if len(steps) < 2:
         raise MethodError(
-            f"late_lines needs two checkpoints, and only step {names_of(steps)[0]} is there; add an earlier "
-            "one"
+            f"late_lines needs two checkpoints, but only step {names_of(steps)[0]} is there; add an "
+            "earlier one"
         )
     result = np.zeros(len(steps))
-    for begin, weight in _LATE:
+    for begin, weight in LATE:
         start = steps[0] + begin * (steps[-1] - steps[0])
         count = max(2, sum(step >= start for step in steps))
         result += weight * least_squares(steps, target_step, window=count, through_last=True)
@@ -159,9 +159,9 @@ def _best_base(steps: Sequence[float], target_step: float, gram_matrix: NDArray[
     rehearsals = rehearse(steps, target_step)
     if not len(rehearsals):
         raise MethodError(
-            f"base_step: auto has nothing to choose by: {len(steps)} checkpoints up to step "
-            f"{names_of(steps)[-1]} hold no prediction as far as {in_words(steps, target_step)}; give a "
-            "step, or a nearer target"
+            f"base_step: auto cannot choose: no prediction within the {len(steps)} checkpoints up "
+            f"to step {names_of(steps)[-1]} reaches as far as {in_words(steps, target_step)}; give "
+            "a step, or a nearer target"
         )
     times = np.asarray(steps, dtype=np.float64) - steps[0]
     origins, targets = rehearsals.origins[:, None], rehearsals.targets[:, None]
@@ -178,7 +178,7 @@ def _best_base(steps: Sequence[float], target_step: float, gram_matrix: NDArray[
     errors = np.divide(errors, size, out=np.zeros_like(errors), where=size > 0)
     # with irregular steps the share may not be there: a line half or twice as long says nothing of this one
     off = np.abs(np.log((times[origins] - times[bases]) / times[origins] / (1.0 - shares)))
-    weights = rehearsals.weights[:, None] * (off <= _SAME_LENGTH)
+    weights = rehearsals.weights[:, None] * (off <= SAME_LENGTH)
     total = weights.sum(axis=0)
     rehearsed = total >= 0.5 * rehearsals.weights.sum()
     means = np.divide((weights * errors).sum(axis=0), total, out=np.full_like(total, np.inf), where=rehearsed)

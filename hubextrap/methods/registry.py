@@ -228,7 +228,9 @@ def _described(name: str, function: Callable[..., Any]) -> Method:
             )
     gram_matrix = keywords.pop("gram_matrix", None)
     if fitted and gram_matrix is not None:
-        raise MethodError(f"merge method {name} takes gram and gram_matrix, which are one; keep gram")
+        raise MethodError(
+            f"merge method {name} takes both gram and gram_matrix, which are the same; keep gram"
+        )
     hints = _type_hints(name, function, list(keywords))
     return Method(
         name=name,
@@ -249,7 +251,9 @@ def _arguments(name: str, function: Callable[..., Any]) -> tuple[list[str], dict
     try:
         signature = inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:  # no function, or one without a signature
-        raise MethodError(f"merge method {name}: {function!r} has no signature to be called by") from error
+        raise MethodError(
+            f"merge method {name}: {function!r} has no signature that Python can read"
+        ) from error
     keywords = {p.name: p for p in signature if p.kind is inspect.Parameter.KEYWORD_ONLY}
     return [p.name for p in signature if p.name not in keywords], keywords
 
@@ -263,5 +267,5 @@ def _type_hints(name: str, function: Callable[..., Any], keywords: list[str]) ->
         )
     except Exception as error:  # an annotation is evaluated, and may be anything
         raise MethodError(
-            f"merge method {name}: the types of its parameters have to be importable at run time: {error}"
+            f"merge method {name}: the types of its parameters must be importable at run time: {error}"
         ) from error

@@ -136,7 +136,9 @@ def assign_rules(rules: Sequence[Rule], tensors: Iterable[str]) -> dict[str, Rul
                 + (
                     "only tensors that earlier rules have taken; put it before them, or remove it"
                     if earlier
-                    else f"no tensor of the model; its names are like {', '.join(list(assigned)[:3])}"
+                    else (
+                        f"no tensor of the model; its tensors have names like {', '.join(list(assigned)[:3])}"
+                    )
                 )
             )
     return assigned

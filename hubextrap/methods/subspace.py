@@ -38,11 +38,13 @@ def low_rank(
     later = len(steps) - 1
     if later < 2:
         raise MethodError(
-            f"low_rank needs three checkpoints, the base and two for the line, and {len(steps)} are there; "
-            "add earlier ones"
+            "low_rank needs three checkpoints (the base and two for the line), but there are only "
+            f"{len(steps)}; add earlier ones"
         )
     if not 1 <= rank <= later:
-        raise MethodError(f"rank {rank}: {later} checkpoints after the first have ranks from 1 to {later}")
+        raise MethodError(
+            f"rank {rank}: give a rank from 1 to {later}, the number of checkpoints after the first"
+        )
     line = least_squares(steps[1:], target_step)
     first = gram_matrix[:1]
     to_base = gram_matrix - first - first.T + gram_matrix[0, 0]

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from hubextrap.recipe.drawing_up import DRAWN_UP, draw_up
 from hubextrap.recipe.models import (
-    CheckpointEntry,
     EvaluateSection,
     Parameters,
     PushSection,
     Recipe,
-    StepSelection,
     TensorRule,
-    TrajectorySection,
 )
 from hubextrap.recipe.parsing import (
     load_recipe,
@@ -22,6 +19,7 @@ from hubextrap.recipe.parsing import (
 )
 from hubextrap.recipe.regrounding import GuardSection, RegroundPushSection, RegroundRecipe, RegroundSection
 from hubextrap.recipe.shipped import ShippedRecipe, bundled_names, copy_shipped, shipped_recipes
+from hubextrap.recipe.trajectories import CheckpointEntry, StepSelection, TrajectorySection
 
 __all__ = [
     "DRAWN_UP",

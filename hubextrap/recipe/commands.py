@@ -58,7 +58,7 @@ def check_placeholders(text: str, known: Collection[str], required: Collection[s
             )
     for name in required:
         if name not in placeholders(text):
-            raise ValueError(f"lacks {{{name}}}: without it the command would not know it")
+            raise ValueError(f"lacks {{{name}}}, which the command needs")
 
 
 def check_command(
@@ -78,12 +78,12 @@ def check_command(
     try:
         words = shlex.split(command)
     except ValueError as error:
-        raise ValueError(f"its quotes do not fit: {error}") from error
+        raise ValueError(f"its quotes do not match: {error}") from error
     if not shell:
         if syntax := [word for word in words if word in _SHELL_WORDS]:
             raise ValueError(
-                f"{syntax[0]} is a shell's, and the command runs without one; say shell: true, or put the "
-                "commands into a script"
+                f"{syntax[0]} needs a shell, but the command runs without one; set shell: true, or "
+                "put the commands into a script"
             )
         return
     for name in dict.fromkeys(placeholders(command)):

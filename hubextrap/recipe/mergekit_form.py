@@ -7,44 +7,64 @@ mergekit does; every other key of mergekit's is refused with the reason. Keys th
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
+from hubextrap.errors import StepError
+from hubextrap.recipe.mergekit_programs import AS_IT_IS
 from hubextrap.recipe.models import (
-    CheckpointEntry,
     ComputeDtype,
     EvaluateSection,
     OutDtype,
     Parameters,
     PushSection,
     Recipe,
-    TrajectorySection,
 )
-from hubextrap.recipe.parts import AsTuple, RecipeSection, Step, Text
+from hubextrap.recipe.parts import OF_KEYS, AsTuple, RecipeSection, Step, Text
 from hubextrap.recipe.targets import TargetWalk
+from hubextrap.recipe.trajectories import CheckpointEntry, TrajectorySection
+from hubextrap.step_names import no_step, settled_step
+
+if TYPE_CHECKING:
+    from hubextrap.recipe.models import TensorRule
 
 MARKS = ("models", "base_model", "slices", "modules")
 """Keys that only a mergekit config has at its top."""
 
 REFUSED = {
-    "slices": "slices stack layers of several models, and a prediction has the layers of its run; use models",
-    "modules": "a recipe predicts one language model; list its checkpoints in models",
-    "tokenizer": "the tokenizer is that of the last checkpoint; leave it out",
-    "chat_template": "the chat template is that of the last checkpoint; leave it out",
+    "tokenizer": f"the tokenizer is that of the last checkpoint; leave it out, or {AS_IT_IS}",
+    "chat_template": f"the chat template is that of the last checkpoint; leave it out, or {AS_IT_IS}",
 }
+
+
+def _of_one_model(value: object) -> object:
+    """Refuse mergekit's other forms of a reference."""
+    if isinstance(value, dict):
+        raise ValueError(f"has to be text here, as in me/run@step_100; {AS_IT_IS}")
+    if isinstance(value, str) and "+" in value and not Path(value).exists():
+        raise ValueError(
+            f"{value!r} puts an adapter on a model; merge it into the model first, and name that; {AS_IT_IS}"
+        )
+    return value
+
+
+Model = Annotated[Text, BeforeValidator(_of_one_model)]
 
 
 class ModelParameters(RecipeSection):
     """``models[].parameters``."""
 
-    step: Step
+    step: Step | None = None
+    """What the model's name says when None."""
 
 
 class ModelEntry(RecipeSection):
     """One of ``models``."""
 
-    model: Text
+    model: Model
     parameters: ModelParameters | None = None
 
 
@@ -56,11 +76,6 @@ class MergekitParameters(Parameters):
         if isinstance(self.target_step, TargetWalk):
             raise ValueError(
                 "target_step: mergekit has no such section; give a step, or use a trajectory section"
-            )
-        if len(self.target_step) > 1:
-            raise ValueError(
-                "target_step: mergekit reads a list as a gradient over the layers; give one step, "
-                "or use a trajectory section for several"
             )
         if self.target is not None:
             raise ValueError(
@@ -78,7 +93,7 @@ class MergekitConfig(RecipeSection):
 
     version: int | None = None
     models: Annotated[tuple[ModelEntry, ...], AsTuple, Field(min_length=1)]
-    base_model: Text | None = None
+    base_model: Model | None = None
     merge_method: Text
     parameters: MergekitParameters
     dtype: ComputeDtype | None = None
@@ -98,32 +113,49 @@ class MergekitConfig(RecipeSection):
 
     @model_validator(mode="after")
     def _steps_are_known(self) -> MergekitConfig:
-        for entry in self.models:
-            if entry.parameters is None and entry.model != self.base_model:
-                raise ValueError(
-                    f"{entry.model} has no step; give it one: parameters: {{step: 100}} "
-                    "(only base_model may go without, it is step 0)"
-                )
+        problems: list[tuple[tuple[str | int, ...], str]] = []
+        stepless: list[int] = []
+        for index, entry in enumerate(self.models):
+            try:
+                self._step(entry.model, _stated(entry))
+            except StepError as error:
+                if _stated(entry) is None:
+                    stepless.append(index)
+                else:
+                    problems.append((("models", index, "parameters", "step"), str(error)))
+        if stepless:
+            said = no_step(*(self.models[index].model for index in stepless))
+            problems.append((("models", stepless[0]), said))
+        if problems:
+            said = "; ".join(problem for _, problem in problems)
+            raise PydanticCustomError(OF_KEYS, "{said}", {"said": said, "problems": problems})
         last = max(self.checkpoints(), key=lambda checkpoint: checkpoint.step).model
         if self.tokenizer_source not in (None, last):
-            raise ValueError(
-                f"tokenizer_source {self.tokenizer_source!r}: the tokenizer is that of the last checkpoint; "
-                f"leave it out, or name {last}"
+            what = (
+                f"{self.tokenizer_source!r}: the tokenizer is that of the last checkpoint; leave it out, or "
+                f"name {last}; or {AS_IT_IS}"
+            )
+            raise PydanticCustomError(
+                OF_KEYS, "{said}", {"said": what, "problems": [("tokenizer_source", what)]}
             )
         return self
 
+    def _step(self, model: str, stated: int | None) -> int:
+        others = [entry.model for entry in self.models if entry.model != model]
+        return settled_step(model, stated, others, is_base=model == self.base_model)
+
     def checkpoints(self) -> tuple[CheckpointEntry, ...]:
-        """The models with their steps, base_model first as step 0 unless it is listed with another one."""
+        """The models with their steps, base_model first unless it is listed."""
         listed = [
-            CheckpointEntry(model=entry.model, step=entry.parameters.step if entry.parameters else 0)
+            CheckpointEntry(model=entry.model, step=self._step(entry.model, _stated(entry)))
             for entry in self.models
         ]
         if self.base_model is None or any(entry.model == self.base_model for entry in listed):
             return tuple(listed)
-        return (CheckpointEntry(model=self.base_model, step=0), *listed)
+        return (CheckpointEntry(model=self.base_model, step=self._step(self.base_model, None)), *listed)
 
-    def recipe(self) -> Recipe:
-        """The same in our own sections.
+    def recipe(self, rules: tuple[TensorRule, ...] = ()) -> Recipe:
+        """The same in our own sections, with the rules that its conditions say.
 
         Steps are the clock, as mergekit reads nothing beside the weights. It stores the result in ``dtype``
         when there is no ``out_dtype``; so does this form.
@@ -132,8 +164,12 @@ class MergekitConfig(RecipeSection):
         return Recipe(
             trajectory=TrajectorySection(checkpoints=self.checkpoints(), clock="steps"),
             merge_method=self.merge_method,
-            parameters=Parameters(**self.parameters.model_dump()),
+            parameters=Parameters(**self.parameters.model_dump() | {"tensors": rules}),
             out_dtype=stored,
             push=self.push,
             evaluate=self.evaluate,
         )
+
+
+def _stated(entry: ModelEntry) -> int | None:
+    return None if entry.parameters is None else entry.parameters.step

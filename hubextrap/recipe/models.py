@@ -21,14 +21,13 @@ from hubextrap.errors import RecipeError
 from hubextrap.methods import Rule
 from hubextrap.recipe.parts import (
     AsTuple,
-    NamesAClock,
-    OneOrMoreSteps,
     OneOrMoreTexts,
     RecipeSection,
-    Step,
     Text,
 )
+from hubextrap.recipe.problems import NO_TARGET
 from hubextrap.recipe.targets import FullRateTarget, Target, TargetWalk
+from hubextrap.recipe.trajectories import TrajectorySection
 from hubextrap.recipe.yaml_nodes import dump_yaml
 
 if TYPE_CHECKING:
@@ -107,65 +106,6 @@ class WholeRecipe(RecipeSection):
         return dump_yaml(_without_lists_of_one(content))
 
 
-class StepSelection(RecipeSection):
-    """``trajectory.steps``: which of the checkpoints in the repo are observed."""
-
-    pattern: str | None = None
-    """How their names are built, with ``{step}`` for the number; found by itself when None."""
-    series: str | None = None
-    """Which series, as `hubextrap steps` lists them, when the repo holds more than one."""
-    min: Step | None = None
-    max: Step | None = None
-    only: OneOrMoreSteps | None = None
-    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """The step is the number in the name times this."""
-
-    @field_validator("pattern")
-    @classmethod
-    def _pattern_holds_step(cls, value: str | None) -> str | None:
-        if value is not None and value.count("{step}") != 1:
-            raise ValueError("needs {step} exactly once, where the number stands, as in 'step_{step}'")
-        return value
-
-    @model_validator(mode="after")
-    def _range_is_not_empty(self) -> StepSelection:
-        if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min {self.min} is above max {self.max}")
-        return self
-
-
-class CheckpointEntry(RecipeSection):
-    """One checkpoint of an explicit list."""
-
-    model: Text
-    step: Step
-
-
-class TrajectorySection(RecipeSection):
-    """``trajectory``: the observed checkpoints, found in a repo or listed one by one."""
-
-    repo: Text | None = None
-    checkpoints: Annotated[tuple[CheckpointEntry, ...], AsTuple] | None = None
-    steps: StepSelection = StepSelection()
-    base: Text | None = None
-    """The checkpoint of step 0, when it lives elsewhere."""
-    clock: Annotated[str | dict[str, Any], NamesAClock] = "auto"
-    """``auto``, ``steps``, ``learning_rate``, a file of rates, or a schedule with its parameters."""
-
-    @model_validator(mode="after")
-    def _one_way(self) -> TrajectorySection:
-        if (self.repo is None) == (self.checkpoints is None):
-            raise ValueError("give either repo, to find the checkpoints there, or checkpoints, to list them")
-        if self.checkpoints is not None:
-            if not self.checkpoints:
-                raise ValueError("checkpoints is empty; list at least one")
-            if self.base is not None or self.steps != StepSelection():
-                raise ValueError(
-                    "base and steps go with repo; among checkpoints, list just what is to be used"
-                )
-        return self
-
-
 class TensorRule(MethodSection):
     """One entry of ``parameters.tensors``; keys beyond these are parameters of its method."""
 
@@ -198,7 +138,7 @@ class Parameters(MethodSection):
             raise ValueError("target_step and target both say what to predict; give one of them")
         if not self.target_step and not self.target:
             raise ValueError(
-                "target_step is missing: say which step to predict, or give target: {full_rate_steps: 100}"
+                f"{NO_TARGET}: say which step to predict, or give target: {{full_rate_steps: 100}}"
             )
         return self
 
@@ -325,8 +265,9 @@ class Recipe(WholeRecipe):
         target = self.parameters.target_step
         if isinstance(target, TargetWalk):
             raise RecipeError(
-                "parameters.target_step says how far to look, and this chooses no step; `hubextrap walk` "
-                "does, as do `merge` and `run`: write the step that they chose into the recipe"
+                "parameters.target_step is a section, but this command needs one step; `hubextrap "
+                "walk`, `merge` and `run` choose one: write the step that they chose into the "
+                "recipe"
             )
         return target
 

@@ -16,8 +16,11 @@ from hubextrap.foreign_text import own_lines
 from hubextrap.methods import find_method, longest_horizon, nearest, parameter_problems
 from hubextrap.methods.checking import check_steps
 from hubextrap.recipe import mergekit_form
+from hubextrap.recipe.mergekit_conditions import Conditions, conditions_of, without_conditions
+from hubextrap.recipe.mergekit_programs import for_mergekit
 from hubextrap.recipe.models import Parameters, Recipe, TensorRule
 from hubextrap.recipe.parts import OF_KEYS, RecipeSection
+from hubextrap.recipe.problems import MISSING, Problem, told_once
 from hubextrap.recipe.regrounding import RegroundRecipe
 from hubextrap.recipe.targets import TARGET_KINDS
 from hubextrap.recipe.yaml_nodes import Document, Place, read_yaml
@@ -56,7 +59,7 @@ def _read(path: Path | str) -> str:
         said = {
             errno.ENOENT: "no such file; `hubextrap recipes ls` lists the recipes that come with hubextrap",
             errno.EISDIR: "cannot be read: it is a folder; name the recipe file in it, e.g. recipe.yaml",
-            errno.EFBIG: f"larger than {_SIZE_LIMIT // 1000} kB, so hardly a recipe",
+            errno.EFBIG: f"larger than {_SIZE_LIMIT // 1000} kB, too large for a recipe",
         }.get(error.errno or 0, f"cannot be read: {error.strerror}")
         raise RecipeError(f"{path}: {said}", file=path) from error
 
@@ -71,7 +74,7 @@ def parse_recipe(text: str, name: str = "recipe") -> Recipe:
     recipe = _parse_any(text, name)
     if isinstance(recipe, RegroundRecipe):
         raise RecipeError(
-            f"{name}: a recipe for `hubextrap reground`; there is nothing in it to merge", file=name
+            f"{name}: this recipe is for `hubextrap reground`; it has nothing to merge", file=name
         )
     return recipe
 
@@ -96,27 +99,35 @@ def _parse_any(text: str, name: str) -> Recipe | RegroundRecipe:
     if not isinstance(text, str):
         raise wrong_argument("text", "the text of a recipe", text)
     document = read_yaml(text)
-    problems = [(line, _worded(place, problem)) for place, line, problem in document.problems]
-    problems += [
+    found: list[Problem] = [(place, line, problem) for place, line, problem in document.problems]
+    found += [
         (
-            text.count("\n", 0, found.start()) + 1,
-            "holds what looks like a Hub token; take it out, and set HF_TOKEN",
+            (),
+            text.count("\n", 0, token.start()) + 1,
+            "contains what looks like a Hub token; remove it, and set HF_TOKEN",
         )
-        for found in HUB_TOKEN.finditer(text)
+        for token in HUB_TOKEN.finditer(text)
     ]
     recipe = None
     if isinstance(document.data, dict):
-        recipe, found_problems = _validated(document.data)
-        problems += [(_line(document, place), _worded(place, problem)) for place, problem in found_problems]
-    elif document.data is not None or not problems:
-        problems.append((1, f"a recipe holds keys with their values, not {_shown(document.data)}"))
-    if problems or recipe is None:
-        lines = [f"{name}:{line}: {problem}" for line, problem in sorted(set(problems))]
-        if len(lines) > 1:
-            lines = [f"{name} has {len(lines)} problems:", *lines]
-        raise RecipeError(own_lines(*lines), file=name)
+        recipe, of_content = _validated(document.data)
+        found += [(place, _line(document, place), problem) for place, problem in of_content]
+    elif document.data is not None or not found:
+        found.append(((), 1, f"a recipe must be keys with their values, not {_shown(document.data)}"))
+    if found or recipe is None:
+        parts = [
+            RecipeError(f"{name}:{line}: {_worded(place, problem)}", file=name, line=line)
+            for place, line, problem in told_once(found)
+        ]
+        lines = [f"{name} has {len(parts)} problems:"] * (len(parts) > 1) + [str(part) for part in parts]
+        raise RecipeError(own_lines(*lines), file=name, line=parts[0].line, parts=parts)
     recipe._text = text
     return recipe
+
+
+def line_of(recipe: Recipe, *place: str | int) -> int | None:
+    """The line of a key in the text that the recipe was read from, where it stands there."""
+    return read_yaml(recipe._text).lines.get(place) if recipe._text else None
 
 
 def validate_recipes(paths: Sequence[Path]) -> Sequence[Path]:
@@ -130,38 +141,37 @@ def validate_recipes(paths: Sequence[Path]) -> Sequence[Path]:
         try:
             _parse_any(_read(path), str(path))
         except RecipeError as error:
-            problems.append(str(error))
+            problems.append(error)
     if problems:
-        raise RecipeError(own_lines(*problems))
+        raise RecipeError(own_lines(*map(str, problems)), parts=problems)
     return paths
 
 
 def _validated(data: dict[str, Any]) -> tuple[Recipe | RegroundRecipe | None, list[tuple[Place, str]]]:
     form: type[Recipe | RegroundRecipe | mergekit_form.MergekitConfig] = Recipe
+    conditions = Conditions({})
     if "reground" in data:
         form = RegroundRecipe
+    elif (reason := for_mergekit(data)) is not None:
+        return None, [reason]
     elif "trajectory" not in data and any(mark in data for mark in mergekit_form.MARKS):
         form = mergekit_form.MergekitConfig
-    problems = [] if form is RegroundRecipe else _method_problems(data)
+    if form is not RegroundRecipe and isinstance(parameters := data.get("parameters"), dict):
+        read = without_conditions if form is Recipe else conditions_of
+        conditions = read(data.get("merge_method"), parameters)
+        data = {**data, "parameters": conditions.plain}
+    problems = [] if form is RegroundRecipe else [*conditions.problems, *_method_problems(data)]
     recipe = None
     try:
         checked = form.model_validate(data)
-        recipe = checked.recipe() if isinstance(checked, mergekit_form.MergekitConfig) else checked
+        recipe = (
+            checked.recipe(conditions.rules) if isinstance(checked, mergekit_form.MergekitConfig) else checked
+        )
     except ValidationError as error:
         problems += [each for detail in error.errors(include_url=False) for each in _translated(detail, form)]
     if isinstance(recipe, Recipe) and not problems:
-        problems += _explicit_step_problems(recipe, data)
-    return recipe, _without_echoes(problems)
-
-
-def _without_echoes(problems: list[tuple[Place, str]]) -> list[tuple[Place, str]]:
-    """A misspelt key is one problem, not also the lack of the key that was meant."""
-    meant = {
-        (*place[:-1], problem.removesuffix("?").rpartition(" ")[2])
-        for place, problem in problems
-        if "did you mean" in problem
-    }
-    return [(place, problem) for place, problem in problems if not (problem == "missing" and place in meant)]
+        problems += _explicit_step_problems(recipe, data, conditions)
+    return recipe, problems
 
 
 def _method_problems(data: dict[str, Any]) -> list[tuple[Place, str]]:
@@ -199,7 +209,9 @@ def _problems_of(
     return problems
 
 
-def _explicit_step_problems(recipe: Recipe, data: dict[str, Any]) -> list[tuple[Place, str]]:
+def _explicit_step_problems(
+    recipe: Recipe, data: dict[str, Any], conditions: Conditions
+) -> list[tuple[Place, str]]:
     """Where the steps are in the recipe, try the coefficients: no need to wait for the first download."""
     entries = recipe.trajectory.checkpoints
     if entries is None:
@@ -216,24 +228,32 @@ def _explicit_step_problems(recipe: Recipe, data: dict[str, Any]) -> list[tuple[
         return []
     # how far a target is may be said beside the last checkpoint: then only what no horizon changes counts
     rehearsed = steps[-1] + longest_horizon(steps) * (steps[-1] - steps[0])
-    for index, rule in enumerate(recipe.rules):
+    try:
+        for target in recipe.target_steps:
+            check_steps(steps, target)
+    except HubExtrapError as error:
+        return [(("parameters",), str(error))]
+    targets = recipe.target_steps if recipe.trajectory.clock == "steps" else [rehearsed]
+    for index, rule in reversed(list(enumerate(recipe.rules))):
         is_last = index == len(recipe.parameters.tensors)
         try:
-            for target in recipe.target_steps:
-                check_steps(steps, target)
-            if recipe.trajectory.clock == "steps":
-                rule.check(steps, recipe.target_steps)
-            else:
-                rule.check(steps, [rehearsed])
+            rule.check(steps, targets)
         except HubExtrapError as error:
-            problems.append((("parameters",) if is_last else ("parameters", "tensors", index), str(error)))
+            place: Place = ("parameters",) if is_last else ("parameters", "tensors", index)
+            if conditions.rules and not is_last:
+                place = ("parameters", conditions.names[0], index)
+            if not any(str(error).endswith(said) for _, said in problems):  # not of the rest as well
+                problems.append((place, str(error)))
     return problems
 
 
 def _translated(detail: Any, form: type[RecipeSection]) -> list[tuple[Place, str]]:
     place: Place = tuple(part for part in detail["loc"] if part not in TARGET_KINDS)
     if detail["type"] == OF_KEYS:
-        return [((*place, key), problem) for key, problem in detail["ctx"]["problems"]]
+        return [
+            ((*place, *(key if isinstance(key, tuple) else (key,))), problem)
+            for key, problem in detail["ctx"]["problems"]
+        ]
     return [(place, _in_words(detail, place, form))]
 
 
@@ -243,7 +263,7 @@ def _in_words(detail: Any, place: Place, form: type[RecipeSection]) -> str:
     if kind == "extra_forbidden":
         return _unknown_key(place, form)
     if kind == "missing":
-        return "missing"
+        return MISSING
     if kind in ("value_error", "assertion_error"):
         return str(detail["ctx"]["error"])
     limits = detail.get("ctx", {})

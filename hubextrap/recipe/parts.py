@@ -12,7 +12,7 @@ from hubextrap.methods import MAX_STEP
 from hubextrap.notebooks import one_line
 
 OF_KEYS = "of_keys"
-"""The kind of error that has problems of several keys of its place: ``problems`` in its ``ctx``."""
+"""The kind of error that has problems of several keys, or tuples of keys, of its place, as ``problems``."""
 
 
 def _as_tuple(value: object) -> object:

@@ -52,14 +52,11 @@ class GuardSection(RecipeSection):
     @model_validator(mode="after")
     def _what_they_go_with_is_there(self) -> GuardSection:
         if self.probe is None and {"margin", "shell", "longest_jump"} & self.model_fields_set:
-            raise ValueError("margin, shell and longest_jump go with a probe, and there is none")
+            raise ValueError("margin, shell and longest_jump go with a probe, but there is none")
         if self.prompts is None and {"max_tokens", "apply_chat_template"} & self.model_fields_set:
-            raise ValueError("max_tokens and apply_chat_template go with prompts, and there are none")
+            raise ValueError("max_tokens and apply_chat_template go with prompts, but there are none")
         if self.probe is not None and self.margin is None:
-            raise ValueError(
-                "a probe needs a margin, 0 or more: what its score has to change by to count, about twice "
-                "its standard error"
-            )
+            raise ValueError("a probe needs a margin, 0 or more: about twice the standard error of its score")
         return self
 
 
@@ -106,14 +103,14 @@ class RegroundSection(RecipeSection):
             raise ValueError("has {step} more than once")
         path = PurePosixPath(value)
         if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"{value!r} has to lie in the round's {{output}}; give it relative to that")
+            raise ValueError(f"{value!r} must lie in the round's {{output}}; give a path relative to it")
         return value
 
     @model_validator(mode="after")
     def _makes_sense(self) -> RegroundSection:
         if self.iterations is None and self.max_rl_steps is None and self.max_represented_steps is None:
             raise ValueError(
-                "says nothing of when to stop; give iterations, max_rl_steps or max_represented_steps"
+                "does not say when to stop; give iterations, max_rl_steps or max_represented_steps"
             )
         if self.max_rl_steps is not None and self.max_rl_steps < self.window:
             raise ValueError(f"max_rl_steps {self.max_rl_steps} is less than one window of {self.window}")

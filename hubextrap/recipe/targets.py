@@ -77,8 +77,8 @@ class TargetWalk(RecipeSection):
         for key in ("samples", "format", "seed"):
             if getattr(self, key) is not None and self.chosen_by == "own_answers":
                 raise ValueError(
-                    f"{key} has no effect by own_answers, which are greedy and not judged; choose by "
-                    "correct_answers or by score, or leave it out"
+                    f"{key} has no effect with own_answers, which are greedy and not judged; choose "
+                    "by correct_answers or by score, or leave it out"
                 )
         if self.seed is not None and self.samples is None and self.by == "score":
             raise ValueError("seed has no effect without samples: one answer is greedy")

@@ -30,6 +30,10 @@ _CORE_TYPES = (
 )
 _TAG = "tag:yaml.org,2002:"
 _DEPTH_LIMIT = 20
+_SEVERAL = (
+    "a second YAML document begins here, and a recipe is one: give each a file of its own (mergekit's such "
+    "files are for `mergekit-multi CONFIG --out-path OUT`)"
+)
 
 
 class _CoreLoader(yaml.SafeLoader):
@@ -74,8 +78,9 @@ def read_yaml(text: str) -> Document:
             document.data = _value(root, (), document)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        what = " ".join(part for part in (error.context, error.problem) if part)
-        document.problems.append(((), mark.line + 1 if mark else 1, f"not valid YAML: {what}"))
+        said = " ".join(part for part in (error.context, error.problem) if part)
+        what = _SEVERAL if "another document" in said else f"not valid YAML: {said}"
+        document.problems.append(((), mark.line + 1 if mark else 1, what))
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         document.problems.append(((), line, f"not valid YAML: {error.reason}"))
@@ -91,7 +96,7 @@ def dump_yaml(data: Any) -> str:
 
 def _value(node: yaml.Node, place: Place, document: Document) -> Any:
     if not isinstance(node, yaml.ScalarNode) and node.tag not in (_TAG + "map", _TAG + "seq"):
-        document.refuse(place, node, f"the tag {node.tag} has no place in a recipe")
+        document.refuse(place, node, f"the tag {node.tag} is not allowed in a recipe")
     if isinstance(node, yaml.MappingNode):
         return dict(_items(node, place, document))
     if isinstance(node, yaml.SequenceNode):
@@ -106,12 +111,12 @@ def _value(node: yaml.Node, place: Place, document: Document) -> Any:
 def _items(node: yaml.MappingNode, place: Place, document: Document) -> Iterator[tuple[str, Any]]:
     for key_node, value_node in node.value:
         if not isinstance(key_node, yaml.ScalarNode):
-            document.refuse(place, key_node, "a key has to be text")
+            document.refuse(place, key_node, "a key must be text")
             continue
         key = str(key_node.value)
         here = (*place, key)
         if here in document.lines:
-            document.refuse(here, key_node, f"is there twice, first in line {document.lines[here]}")
+            document.refuse(here, key_node, f"appears twice, first in line {document.lines[here]}")
             continue
         document.lines[here] = key_node.start_mark.line + 1
         yield key, _value(value_node, here, document)
@@ -121,7 +126,7 @@ def _scalar(node: yaml.Node, place: Place, document: Document) -> Any:
     text = str(node.value)
     kind = node.tag.removeprefix(_TAG)
     if kind != "str" and not any(kind == name and re.fullmatch(rule, text) for name, rule, _ in _CORE_TYPES):
-        document.refuse(place, node, f"the tag {node.tag} has no place in a recipe")
+        document.refuse(place, node, f"the tag {node.tag} is not allowed in a recipe")
         return text
     if kind == "null":
         return None

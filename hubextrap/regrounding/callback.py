@@ -158,12 +158,12 @@ class ExtrapolationCallback(TrainerCallback):
         _refuse(
             (probe is None) != (probe_margin is None)
             or (probe_margin is not None and not probe_margin >= 0.0),
-            f"probe_margin {probe_margin}: a probe needs one, 0 or more: what its score has to change by to "
-            "count, about twice its standard error; without a probe there is none",
+            f"probe_margin {probe_margin}: give a probe and its margin together; the margin is 0 or "
+            "more, about twice the standard error of the probe's score",
         )
         _refuse(
             probe is None and max_n is not None,
-            f"max_n {max_n} has no effect without a probe: only its gain makes n grow",
+            f"max_n {max_n} has no effect without a probe: only a probe's gain makes n grow",
         )
         _refuse(
             own_answers is None and (max_tokens is not None or apply_chat_template),
@@ -176,11 +176,11 @@ class ExtrapolationCallback(TrainerCallback):
                 or not own_answers
                 or not all(isinstance(prompt, str) and prompt for prompt in own_answers)
             ),
-            "own_answers: give prompts, each of them text",
+            "own_answers: give a list of prompts, each of them non-empty text",
         )
         _refuse(
             max_tokens is not None and max_tokens < 1,
-            f"max_tokens {max_tokens}: an answer has at least one",
+            f"max_tokens {max_tokens}: an answer has at least one token",
         )
         _refuse(clock not in get_args(WindowClock), f"clock {clock!r}: choose auto, steps or learning_rate")
         _refuse(moments not in ("keep", "reset"), f"moments {moments!r}: choose keep or reset")

@@ -20,9 +20,9 @@ from hubextrap.foreign_text import own_lines
 from hubextrap.hub.side_files import is_side_file, side_files
 from hubextrap.recipe.commands import filled
 from hubextrap.regrounding.history import REMEDY
+from hubextrap.step_names import pattern_reader
+from hubextrap.step_pattern import STEP
 from hubextrap.tensors import DTYPES, LocalSource, read_combinable, read_layout, sha256_of, ties_embeddings
-from hubextrap.trajectory.names import pattern_reader
-from hubextrap.trajectory.step_pattern import STEP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,9 +74,9 @@ def find_checkpoint(output: Path, pattern: str, start_step: int, steps: int) -> 
     last = max(found)
     if last not in (steps, start_step + steps):
         raise UnsupportedCheckpoint(
-            f"the last checkpoint in {output} is {found[last].relative_to(output)}, and the round had to end "
-            f"at step {' or '.join(map(str, sorted({steps, start_step + steps})))}; let the trainer save "
-            "one there",
+            f"the last checkpoint in {output} is {found[last].relative_to(output)}, but the round "
+            f"had to end at step {' or '.join(map(str, sorted({steps, start_step + steps})))}; make "
+            "the trainer save one there",
             file=found[last],
             step=last,
         )
@@ -166,7 +166,7 @@ def check_unchanged(folder: Path, weights: dict[str, str], stage: Stage) -> None
         for file, sha256 in weights.items():
             if file not in source.files() or sha256_of(source, file, stage.advance) != sha256:
                 raise CheckpointError(
-                    f"{folder / file}: is not as it was when it was checked; restore it, or remove {folder} "
+                    f"{folder / file}: changed after it was checked; restore it, or remove {folder} "
                     "to train the round again",
                     file=folder / file,
                 )

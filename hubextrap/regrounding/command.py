@@ -53,7 +53,9 @@ class CommandRunner:
             OutputError: the log cannot be written.
         """
         if shutil.which(arguments[0]) is None:
-            raise CommandFailed(f"{what}: no program {arguments[0]!r} is found; check the command and PATH")
+            raise CommandFailed(
+                f"{what}: the program {arguments[0]!r} was not found; check the command and PATH"
+            )
         with writing(log, "make room or check the folder's permissions, then run the same command again"):
             log.parent.mkdir(parents=True, exist_ok=True)
             refuse_file(log)
@@ -62,7 +64,7 @@ class CommandRunner:
             begin = file.tell()
             code = self._run(arguments, file, log, begin)
         if code:
-            raise _failed(f"{what} ended with {_how(code)}", log, begin, "mend the cause")
+            raise _failed(f"{what} ended with {_how(code)}", log, begin, "fix the cause")
 
     def _run(self, arguments: Sequence[str], file: BinaryIO, log: Path, begin: int) -> int:
         alive, ours = os.pipe()
@@ -144,7 +146,7 @@ def printed_number(log: Path, what: str) -> float:
         except ValueError:
             continue
     said = f"{what} printed no line that is a number"
-    raise _failed(said, log, 0, "let it print the score on a line of its own")
+    raise _failed(said, log, 0, "make it print the score on a line of its own")
 
 
 def _signal_group(process: subprocess.Popen[bytes], sign: signal.Signals) -> None:
@@ -160,7 +162,7 @@ def _how(code: int) -> str:
         name = signal.Signals(-code if code < 0 else code - 128).name
     except ValueError:
         return f"exit code {code}"
-    hint = " (often: no memory was left)" if name == "SIGKILL" else ""
+    hint = " (often because memory ran out)" if name == "SIGKILL" else ""
     return f"{name}{hint}"
 
 

@@ -67,7 +67,7 @@ def decide(
             coefficients = {name: tuple(row) for name, row in zip(names, rows.tolist(), strict=True)}
     by_rate = timing.clock.name == "learning_rate"
     if by_rate and timing.refusal is None:
-        reason += f"; by the learning rate, {n} steps at what it is now are {timing.ahead:.4g} full-rate ones"
+        reason += f"; {n} steps at the current learning rate are {timing.ahead:.4g} full-rate steps"
     if last:
         jump, reason = False, f"training ends here, and what it ends with was trained ({reason})"
     used = n if jump else 0
@@ -124,7 +124,7 @@ def why_ended(section: RegroundSection, decisions: Sequence[Decision], clocks: C
     most = section.max_skipped
     if most is None or len(decisions) < most or any(one.action == "jumped" for one in decisions[-most:]):
         return None
-    return f"the last {most} jumps were skipped or taken back; max_skipped is {most}"
+    return f"the last {most} jumps were skipped or undone; max_skipped is {most}"
 
 
 def limit_reached(section: RegroundSection, rounds: int, clocks: Clocks) -> str | None:

@@ -110,13 +110,17 @@ def judge_jump(
     if len(windows) < 2:
         if probed:
             return Judgement(
-                True, "the first window: only what is asked after the jump judges it", None, None
+                True,
+                "the first window: only the probe or the own answers judge it, after the jump",
+                None,
+                None,
             )
         return Judgement(False, "the first window: there is no earlier one to backtest on", None, None)
     if expected is None:
         reason = (
-            f"n = {n} is {horizon:.3g} times the {_length(times)} of training at hand, and they have "
-            f"rehearsed no horizon like it (at most {longest:.3g}); choose a smaller n or a larger m"
+            f"n = {n} is {horizon:.3g} times the {_length(times)} of training at hand, and they "
+            f"have rehearsed no horizon that long (at most {longest:.3g}); choose a smaller n or a "
+            "larger m"
         )
         return Judgement(False, reason, backtest, None)
     worst = max(expected, backtest or 0.0)
@@ -143,7 +147,7 @@ def judge_probe(n: int, before: float, after: float, *, margin: float, longest: 
         MethodError: the value before is not finite. One after it that is not counts as harm.
     """
     if not math.isfinite(before):
-        raise MethodError(f"the probe gave {before} before the jump; it has to return a finite number")
+        raise MethodError(f"the probe returned {before} before the jump; it must return a finite number")
     said = f"probe {before:.4g} before, {after:.4g} after"
     if not math.isfinite(after) or before - after > margin:
         shorter = max(1, n // 2)
@@ -160,7 +164,7 @@ def judge_own_answers(n: int, before: float, after: float) -> ProbeVerdict:
     Fallen by `FALL` or more undoes it and halves n; nothing makes n grow.
 
     Args:
-        before: mean log-probability in nats an answer, and ``after`` it.
+        before: mean log-probability in nats per answer, and ``after`` it.
 
     Raises:
         MethodError: the value before is not finite. One after it that is not counts as fallen.
@@ -168,8 +172,11 @@ def judge_own_answers(n: int, before: float, after: float) -> ProbeVerdict:
     from hubextrap.evaluation.own_answers import FALL
 
     if not math.isfinite(before):
-        raise MethodError(f"own answers: the weights before the jump give them {before} nats an answer")
-    said = f"own answers {before:.4g} nats an answer before, {after:.4g} after"
+        raise MethodError(
+            f"own answers: before the jump their log-probability is {before} nats per answer; it must "
+            "be finite"
+        )
+    said = f"own answers {before:.4g} nats per answer before, {after:.4g} after"
     if not math.isfinite(after) or before - after >= FALL:
         shorter = max(1, n // 2)
         return ProbeVerdict(False, shorter, f"{said}: fallen by {FALL:g} or more; n {n} → {shorter}")

@@ -56,7 +56,7 @@ class Decision:
     where the rates are not known."""
     own_answers_before: float | None = None
     own_answers_after: float | None = None
-    """Mean log-probability of the model's own greedy answers before the jump, in nats an answer; None as
+    """Mean log-probability of the model's own greedy answers before the jump, in nats per answer; None as
     for a probe."""
 
     def as_line(self) -> bytes:

@@ -166,7 +166,7 @@ def timing_of(
     counted = tuple(window for window in every if window.rates and window.rates.total > 0.0)
     lengths = (window.rates.full_rate_steps(peak) for window in counted if window.rates)
     timeline = Timeline(accumulate(lengths, initial=0.0), joined_steps(counted))
-    refusal = None if rate > 0.0 else f"the learning rate is 0 now, and {n} steps at it lead nowhere"
+    refusal = None if rate > 0.0 else f"the learning rate is 0 now, so a jump of {n} steps would move nothing"
     return Timing(counted, JoinedClock(timeline), n * (rate / peak), refusal)
 
 

@@ -63,7 +63,7 @@ class Engine(Protocol):
         """Write Σ c_k·W_k to ``out``, which appears whole; a stopped one goes on where it was."""
 
     def own_answers(self, before: Path, after: Path) -> tuple[float, float]:
-        """How likely each of two models makes the first one's greedy answers: nats an answer."""
+        """How likely each of two models makes the first one's greedy answers: nats per answer."""
 
     def push(self, model: Path, weights: Mapping[str, str], kind: str, rl_steps: int, step: int) -> None:
         """Make ``model`` a branch on the Hub; what is there already is not committed again."""
@@ -129,7 +129,7 @@ class Loop:
         # Of an attempt that did not end well; nothing outside the round's own folder is touched.
         shutil.rmtree(output, ignore_errors=True)
         shutil.rmtree(folder / "extrapolated", ignore_errors=True)
-        with writing(output, "check permissions and room"):
+        with writing(output, "check its permissions and the free space"):
             output.mkdir(parents=True)
         self._check_room()
         first, steps = state.clocks.rl_steps, section.window
@@ -147,13 +147,13 @@ class Loop:
         except CheckpointError as error:
             said = f"round {self.state.round}: {error}"
             if not self._trained_here:
-                self.progress.say(own_lines(*f"{said}; so it is trained again".split("\n")))
+                self.progress.say(own_lines(*f"{said}; the round is trained again".split("\n")))
                 self._save(self._train())
                 return self._check()
             remedy = (
-                f"the trainer's output is in {self._folder(self.state.round) / 'train.log'}; mend it, or "
-                "`checkpoint` in the recipe, then run the same command again: it looks once more, and "
-                "trains again if nothing fits"
+                f"the trainer's output is in {self._folder(self.state.round) / 'train.log'}; fix "
+                "the trainer, or `checkpoint` in the recipe, then run the same command again: it "
+                "looks for the checkpoint again, and trains again if there is none"
             )
             lines = own_lines(*said.split("\n"), remedy)
             raise type(error)(lines, file=error.file, tensor=error.tensor, step=error.step) from error
@@ -171,7 +171,9 @@ class Loop:
     def _recheck(self) -> None:
         if not self._checkpoint().is_dir():
             state = self.state
-            self.progress.say(f"round {state.round}: {self._checkpoint()} is gone; so it is trained again")
+            self.progress.say(
+                f"round {state.round}: {self._checkpoint()} is gone, so the round is trained again"
+            )
             n = state.n if state.decision is None else state.decision.n_wanted  # a probe may have changed it
             gone: dict[str, Any] = {"checkpoint": None, "decision": None, "rates": None, "rate": None}
             self._save(state.after("begun", n=n, weights={}, **gone))
@@ -316,10 +318,11 @@ class Loop:
         taken = sum(path.stat().st_blocks * 512 for path in before.rglob("*") if path.is_file())
         needed, free = max(ROOM * state.size, taken), shutil.disk_usage(self.out).free
         if free < needed:
-            like = "round before" if taken == needed else "model twice, trained and extrapolated"
+            like = "as the round before" if taken == needed else "twice the model: trained and extrapolated"
             raise OutputError(
-                f"round {state.round}: {needed:,} bytes are needed in {self.out} (as the {like}), {free:,} "
-                "are free; make room (keep: last drops old rounds' weights), then run the same command again",
+                f"round {state.round}: {needed:,} bytes are needed in {self.out} ({like}), and "
+                f"{free:,} are free; make room (keep: last removes old rounds' weights), then run "
+                "the same command again",
                 file=self.out,
             )
 

@@ -196,8 +196,8 @@ def reset_moments(optimizer: Any) -> None:
             if isinstance(value, torch.Tensor):
                 if not value.is_floating_point():
                     raise MethodError(
-                        f"moments='reset': the optimizer keeps {key} as {value.dtype}, which cannot be set "
-                        "back to its beginning; use moments='keep', or an optimizer with float moments"
+                        f"moments='reset': the optimizer keeps {key} as {value.dtype}, which cannot "
+                        "be reset; use moments='keep', or an optimizer with float moments"
                     )
                 with torch.no_grad():
                     value.zero_()

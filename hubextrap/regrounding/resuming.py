@@ -134,20 +134,20 @@ def load_checkpoint(
             file=path,
         ) from error
     if form != FORMAT:
-        raise CheckpointMismatch(f"{path}: format {form}, and this version reads {FORMAT}", file=path)
+        raise CheckpointMismatch(f"{path}: format {form}, but this version reads {FORMAT}", file=path)
     # before there was a choice windows went by steps, as auto lets those whose rates it does not know
     saved.setdefault("clock", "auto" if settings.get("clock") == "auto" else "steps")
     for key, value in settings.items():
         if saved.get(key) != value:
             raise CheckpointMismatch(
-                f"{path}: saved with {key} = {saved.get(key)!r}, and the callback has {value!r}; a resumed "
-                f"run goes on as it began: give {key}={saved.get(key)!r}",
+                f"{path}: saved with {key} = {saved.get(key)!r}, but the callback has {value!r}; a "
+                f"resumed run keeps its settings: give {key}={saved.get(key)!r}",
                 file=path,
             )
     holders = world_size() if sharded else 1
     if ranks != holders:
         raise CheckpointMismatch(
-            f"{path}: saved with shards of {ranks} ranks, and {holders} hold them now; resume with as many",
+            f"{path}: saved by {ranks} ranks, but now there are {holders}; resume with {ranks} ranks",
             file=path,
         )
     ring.load(folder / _rank_folder(sharded), at.snapshot_steps)

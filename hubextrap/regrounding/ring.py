@@ -199,7 +199,8 @@ def _check_digest(path: Path, opened: Any) -> None:
             digest.update(block)
     if digest.hexdigest() != stated:
         raise CorruptFile(
-            f"{path}: the snapshot is not as it was written; resume from an earlier checkpoint", file=path
+            f"{path}: the snapshot has changed since it was written; resume from an earlier checkpoint",
+            file=path,
         )
 
 
@@ -220,9 +221,9 @@ def _check_layouts(path: Path, file: Any, layouts: Mapping[str, Layout]) -> None
     for name in sorted(found.keys() | layouts.keys()):
         if found.get(name) != layouts.get(name):
             raise CheckpointMismatch(
-                f"{path}: tensor {name} is {_said(found.get(name))} in the checkpoint and "
-                f"{_said(layouts.get(name))} in training; resume with the model, the trainable parameters "
-                "and the number of ranks that it was saved with",
+                f"{path}: tensor {name} is {_said(found.get(name))} in the checkpoint but "
+                f"{_said(layouts.get(name))} in training; resume with the model, the trainable "
+                "parameters and the number of ranks that it was saved with",
                 file=path,
                 tensor=name,
             )

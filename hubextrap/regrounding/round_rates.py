@@ -72,8 +72,8 @@ def rates_of_round(
             if choice == "auto":
                 return None, None
             raise ClockError(
-                f"clock: learning_rate: there is no {STATE_FILE} in {checkpoint}; let the trainer save it, "
-                "or give a file of step and learning_rate, a schedule, or steps"
+                f"clock: learning_rate: there is no {STATE_FILE} in {checkpoint}; make the trainer "
+                "save it, or give a file of step and learning_rate, a schedule, or steps"
             )
         return _of_history(history, first, steps)
     except HubExtrapError as error:
@@ -97,11 +97,11 @@ def _of_history(history: RateHistory, first: int, steps: int) -> tuple[Rates, fl
     elif 0 < last <= steps:  # the trainer counts from the start of each round
         counted_from = 0
     else:
-        seen = f"go up to step {last}" if history.steps else "are none"
+        seen = f"end at step {last}" if history.steps else "are none"
         raise ClockError(
-            f"{history.source}: the learning rates in it {seen}, and the round is steps {first + 1} to "
-            f"{first + steps} of the run, or 1 to {steps} of its own; let the trainer log them "
-            "(logging_steps), give a file of step and learning_rate, or steps as the clock"
+            f"{history.source}: its learning rates {seen}, but the round is steps {first + 1} to "
+            f"{first + steps} of the run, or 1 to {steps} of its own; make the trainer log them "
+            "(logging_steps), give a file of step and learning_rate, or choose steps as the clock"
         )
     rates, rate = _between(RateClock(history), counted_from, counted_from + steps)
     anew = history.max_steps == counted_from + steps or (first > 0 and counted_from == 0)

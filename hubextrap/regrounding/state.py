@@ -103,8 +103,8 @@ def load_state(folder: Path) -> RunState | None:
     except (OSError, ValueError, OverflowError, StepError) as error:
         reason = error.strerror if isinstance(error, OSError) else first_problem(error)
         raise CorruptFile(
-            f"{path}: cannot be read as the state of a run ({reason}); give another --out, or remove the "
-            "folder to begin anew",
+            f"{path}: cannot be read as the state of a run ({reason}); give another --out, or "
+            "remove the folder to start again",
             file=path,
         ) from error
 

@@ -68,8 +68,8 @@ def refuse_what_cannot_be_served(trainer: Trainer | None, model: Any, m: int, pr
         )
     if probed and fsdp1_strategies(model):
         raise MethodError(
-            "a probe under FSDP1 leaves gathered weights behind that a jump does not reach; use FSDP2 "
-            "(fsdp_version: 2), or no probe"
+            "a probe or own answers under FSDP1 leave gathered weights behind, which a jump does "
+            "not move; use FSDP2 (fsdp_version: 2), or neither of them"
         )
     args: Any = None if trainer is None else trainer.args
     if getattr(args, "steps_per_generation", None) and hasattr(args, "num_iterations"):
@@ -81,5 +81,6 @@ def refuse_what_cannot_be_served(trainer: Trainer | None, model: Any, m: int, pr
                 f"m = {m}: this trainer generates completions for "
                 f"{batches / args.gradient_accumulation_steps:g} optimizer steps at a time "
                 "(steps_per_generation · num_iterations / gradient_accumulation_steps), and a jump "
-                f"between would train on what another policy wrote; choose a multiple of {every}"
+                "in between would make it train on completions of the policy before the jump; "
+                f"choose a multiple of {every}"
             )

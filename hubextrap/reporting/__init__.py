@@ -7,7 +7,7 @@ from hubextrap.extras import require
 require("report", "the report")
 
 from hubextrap.reporting.accuracy import collect_accuracy
-from hubextrap.reporting.page import render_page
+from hubextrap.reporting.page import Page
 from hubextrap.reporting.sections import build_sections
 
-__all__ = ["build_sections", "collect_accuracy", "render_page"]
+__all__ = ["Page", "build_sections", "collect_accuracy"]

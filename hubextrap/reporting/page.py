@@ -2,67 +2,154 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
-from hubextrap.foreign_text import html_text
+from hubextrap.foreign_text import html_text, redacted
 from hubextrap.hub.provenance import without_private_parts
+from hubextrap.reporting.live import live_data, small_table
+from hubextrap.reporting.sections import MAX_ACCURACY_PLOTS, Section, build_sections
 from hubextrap.reporting.style import to_svg
 
 if TYPE_CHECKING:
-    from hubextrap.reporting.sections import Section
+    from hubextrap.clocks import Clock, ClockChoice
+    from hubextrap.reporting.accuracy import Accuracy
+    from hubextrap.reporting.live import SmallTable
     from hubextrap.scans.scan import Scan
-    from hubextrap.statistics import RunVerdict
+    from hubextrap.statistics import Backtest, RunVerdict
+
+LARGEST = 2_000_000
+"""Bytes of a page; the Gram table takes what is left."""
+SCRIPTS = ("vendor/charts.min.js", "predicting.js", "expecting.js", "page.js")
+_SAID_AT_ONCE = 2
+"""Sentences of the verdict that are not folded."""
 
 
-def render_page(title: str, scan: Scan, verdict: RunVerdict, sections: Sequence[Section]) -> str:
-    """The whole page as text; the same input gives the same bytes."""
-    style = files("hubextrap.reporting").joinpath("page.css").read_text(encoding="utf-8")
-    links = "".join(
-        f'<li><a href="#{section.name}">{html_text(section.title)}</a></li>' for section in sections
-    )
-    headline = _breakable(without_private_parts(verdict.headline))
-    # a page is passed on, so it says nothing of this machine's folders
-    read_from = [
-        (str(read.step), read.name if read.repo else Path(read.name).name, read.dtype)
-        for read in scan.checkpoints
-    ]
-    checkpoints = _table(("step", "checkpoint", "dtype"), read_from)
-    said = map(without_private_parts, verdict.sentences)
-    sentences = "".join(f"<p>{html_text(sentence)}</p>" for sentence in said)
-    return f"""<!doctype html>
+@dataclass(frozen=True)
+class Page:
+    """All that is on it."""
+
+    title: str
+    scan: Scan
+    backtest: Backtest
+    verdict: RunVerdict
+    accuracies: Sequence[Accuracy]
+    clocks: Sequence[tuple[Clock, ClockChoice | None]]
+    """The one to begin with first, each with what a recipe says to have it."""
+    tasks: Sequence[str] = ()
+    score_notes: Sequence[str] = ()
+    """What has to be known beside the scores, as sentences."""
+
+    @cached_property
+    def sections(self) -> list[Section]:
+        """The panels for experts."""
+        return build_sections(self.scan, self.backtest, self.accuracies)
+
+    def render(self) -> str:
+        """The whole page as text; the same input gives the same bytes."""
+        scripts = [_own_file(name) for name in SCRIPTS]
+        style = _own_file("page.css")
+        hashes = " ".join(map(_hash, scripts))
+        policy = (
+            f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; base-uri 'none'; "
+            "form-action 'none'"
+        )
+        before = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{html_text(title)}: trajectory report</title>
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{html_text(self.title)}: trajectory report</title>
 <style>{style}</style>
 </head>
 <body>
 <header>
-<h1>{html_text(title)}</h1>
-<p>{html_text(_about(scan))}</p>
+<h1>{html_text(self.title)}</h1>
+<p>{html_text(_about(self.scan))}</p>
 </header>
 <main>
-<section class="verdict {verdict.level}" id="verdict">
-<h2><span aria-hidden="true">{verdict.mark}</span> {headline}</h2>
-{sentences}
-</section>
-<nav aria-label="Plots"><ul>{links}</ul></nav>
-<div class="sections">
-{"".join(_section(section) for section in sections)}</div>
+{self._verdict()}
+{self._what_if()}
+{self._experts()}
 </main>
-<footer>
-<details><summary>The checkpoints that were read</summary>{checkpoints}</details>
-<p>Made by hubextrap {html_text(__version__)} from a saved scan; nothing here was loaded from the network.</p>
-</footer>
-</body>
-</html>
+{_footer(self.scan)}
 """
+        run = "".join(f"<script>{script}</script>\n" for script in scripts)
+        after = f"{run}</body>\n</html>\n"
+        room = LARGEST - len(before.encode()) - len(after.encode())
+        return f'{before}<script type="application/json" id="data">{self._data(room)}</script>\n{after}'
+
+    def _data(self, room: int) -> str:
+        """What the scripts compute with, in so many bytes."""
+        empty = self._packed(small_table(self.scan.gram_table, 0))
+        # what the smallest table leaves, in which the text around it is counted
+        return self._packed(small_table(self.scan.gram_table, room - len(empty) - 1000))
+
+    def _packed(self, small: SmallTable) -> str:
+        shown = self.accuracies[:MAX_ACCURACY_PLOTS]
+        data = live_data(self.scan, small, self.clocks, self.backtest, shown, self.verdict, self.tasks)
+        # ASCII, and nothing in it can end the element that it stands in
+        return json.dumps(redacted(data), separators=(",", ":")).replace("<", "\\u003c")
+
+    def _verdict(self) -> str:
+        verdict = self.verdict
+        headline = html_text(without_private_parts(verdict.headline))
+        said = [f"<p>{html_text(without_private_parts(sentence))}</p>" for sentence in verdict.sentences]
+        first, others = said[:_SAID_AT_ONCE], said[_SAID_AT_ONCE:]
+        folded = (
+            f"<details><summary>What this rests on</summary>{''.join(others)}</details>" if others else ""
+        )
+        return f"""<section class="verdict {verdict.level}" id="verdict" aria-labelledby="headline">
+<h2 id="headline"><span aria-hidden="true">{verdict.mark}</span> {headline}</h2>
+{"".join(first)}
+{folded}
+</section>"""
+
+    def _what_if(self) -> str:
+        clock = ""
+        if len(self.clocks) > 1:
+            clock = '<div><label for="clock">Time counted by</label><select id="clock"></select></div>'
+        scores = "".join(
+            f'<p class="chart-title">Scores: {html_text(accuracy.title)}</p>\n'
+            f'<figure class="live scores" id="scores-{number}" role="img" aria-label="Scores"></figure>\n'
+            for number, accuracy in enumerate(self.accuracies[:MAX_ACCURACY_PLOTS])
+        )
+        score_key = (
+            '<ul class="key"><li><b style="color:#0072B2">●</b> observed, with its 95% interval</li>'
+            '<li><b style="color:#D55E00">◇</b> a prediction</li></ul>'
+            if scores
+            else ""
+        )
+        notes = "".join(f'<p class="soft">{html_text(note)}</p>' for note in self.score_notes)
+        return _own_file("what_if.html").format(clock=clock, scores=scores + score_key + notes)
+
+    def _experts(self) -> str:
+        if not self.sections:
+            return ""
+        panels = "".join(map(_panel, self.sections))
+        return (
+            '<div class="for-experts"><h2>For experts: how the weights move</h2>\n'
+            f'<div class="experts">\n{panels}</div></div>'
+        )
+
+
+def _own_file(name: str) -> str:
+    return files("hubextrap.reporting").joinpath(*name.split("/")).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
 def _about(scan: Scan) -> str:
@@ -74,16 +161,30 @@ def _about(scan: Scan) -> str:
     )
 
 
-def _section(section: Section) -> str:
+def _footer(scan: Scan) -> str:
+    # a page is passed on, so it says nothing of this machine's folders
+    read_from = [
+        (str(read.step), read.name if read.repo else Path(read.name).name, read.dtype)
+        for read in scan.checkpoints
+    ]
+    checkpoints = _table(("step", "checkpoint", "dtype"), read_from)
+    return f"""<footer>
+<details><summary>The checkpoints that were read</summary>{checkpoints}</details>
+<p>Made by hubextrap {html_text(__version__)}. The page loads nothing from the network. Its charts are drawn
+by Observable Plot and D3 (ISC licence, in the source of this page).</p>
+</footer>"""
+
+
+def _panel(section: Section) -> str:
     drawn = to_svg(section.draw, section.height, section.name)
     note = f"<p>{html_text(section.note)}</p>" if section.note else ""
-    return f"""<section id="{section.name}">
-<h2>{html_text(section.title)}</h2>
+    return f"""<section id="{section.name}"><details>
+<summary><h3>{html_text(section.title)}</h3></summary>
 <p>{html_text(section.shows)}</p>
 <p class="worry">{html_text(section.worry)}</p>
 <figure role="img" aria-label="{html_text(section.shows)}">{drawn}</figure>
 <details><summary>The figures</summary>{note}{_table(section.headings, section.rows)}</details>
-</section>
+</details></section>
 """
 
 
@@ -99,4 +200,4 @@ def _table(headings: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
 
 def _breakable(text: str) -> str:
     """Names of methods with their parameters are longer than a column is wide."""
-    return html_text(text).replace("(", "(<wbr>")
+    return re.sub(r"(?<=\w)\(", "(<wbr>", html_text(text))

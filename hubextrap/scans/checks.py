@@ -36,12 +36,14 @@ def check_tables(
     """
     names = table.tensors
     _each(table.elements < 0, names, "elements: is below 0")
-    _each((counts < 0).any(axis=1), names, "counts: holds one below 0")
-    _each(_sums(counts) != table.elements, names, "counts: contradicts elements")
+    _each((counts < 0).any(axis=1), names, "counts: holds a number below 0")
+    _each(_sums(counts) != table.elements, names, "counts: does not add up to elements")
     _check_gram(table.gram, table.elements, counts[:, UNMOVED] == table.elements, names)
     if sample_counts is not None:
-        _each((sample_counts < 0).any(axis=1), names, "sample_counts: holds one below 0")
-        _each(_sums(sample_counts) > table.elements, names, "sample_counts: counts more than there are")
+        _each((sample_counts < 0).any(axis=1), names, "sample_counts: holds a number below 0")
+        _each(
+            _sums(sample_counts) > table.elements, names, "sample_counts: counts more weights than there are"
+        )
 
 
 def check_examples(table: GramTable, places: NDArray[np.int64], values: NDArray[np.float32]) -> None:
@@ -53,11 +55,11 @@ def check_examples(table: GramTable, places: NDArray[np.int64], values: NDArray[
     names = table.tensors
     there = places >= 0
     outside = (places < -1) | (places >= table.elements[:, None])
-    _each(outside.any(axis=1), names, "example_places: leads out of the tensor")
+    _each(outside.any(axis=1), names, "example_places: lies outside the tensor")
     falling = (np.diff(places, axis=1) <= 0) & there[:, 1:]
     _each(falling.any(axis=1), names, "example_places: does not increase")
     astray = (np.isnan(values) == there[..., None]) | np.isinf(values)
-    _each(astray.any(axis=(1, 2)), names, "example_values: does not go with example_places")
+    _each(astray.any(axis=(1, 2)), names, "example_values: does not match example_places")
 
 
 def _sums(counts: NDArray[np.int64]) -> NDArray[Any]:
@@ -76,10 +78,14 @@ def _check_gram(
         part, some = gram[start : start + chunk], names[start : start + chunk]
         _each(~np.isfinite(part).all(axis=(1, 2)), some, "gram: is not finite")
         scale = np.abs(part).max(axis=(1, 2))
-        _each(still[start : start + chunk] & (scale > 0), some, "gram: is not 0, and no weight moved")
+        _each(still[start : start + chunk] & (scale > 0), some, "gram: is not 0 although no weight moved")
         limit = elements[start : start + chunk] * _LARGEST_MOVE * (1 + ROUNDING)
         _each(scale > limit, some, "gram: is larger than its weights can have moved")
-        _each((part[:, 0] != 0).any(axis=1) | (part[:, :, 0] != 0).any(axis=1), some, "gram: base is not 0")
+        _each(
+            (part[:, 0] != 0).any(axis=1) | (part[:, :, 0] != 0).any(axis=1),
+            some,
+            "gram: is not 0 at the base",
+        )
         scaled = part / np.where(scale > 0, scale, 1.0)[:, None, None]
         flipped = scaled.transpose(0, 2, 1)
         _each((np.abs(scaled - flipped) > ASYMMETRY).any(axis=(1, 2)), some, "gram: is not symmetric")
@@ -99,15 +105,15 @@ def check_logprobs(logprobs: LogProbs) -> None:
         ValueError: names the table, or what is said of them.
     """
     source, responses = logprobs.source, logprobs.responses
-    _refuse(not is_line(source.prompts), "logprobs.prompts: is no name of a file")
-    _refuse(not is_hash(source.sha256), "logprobs.sha256: is no sha256")
+    _refuse(not is_line(source.prompts), "logprobs.prompts: is not a file name")
+    _refuse(not is_hash(source.sha256), "logprobs.sha256: is not a sha256")
     _refuse(min(source.sampled_from or 0, source.max_new_tokens or 0) < 0, "logprobs: a number is below 0")
     disorder = (responses < 0).any() or (np.diff(responses) < 0).any()
     _refuse(bool(disorder), "logprob_responses: is not in order")
-    _refuse(bool((logprobs.tokens < 0).any()), "logprob_tokens: holds one below 0")
+    _refuse(bool((logprobs.tokens < 0).any()), "logprob_tokens: holds a number below 0")
     values = logprobs.values
     possible = (values <= 0) & np.isfinite(values)
-    _refuse(not possible.all(), "logprobs: holds what is no logarithm of a probability")
+    _refuse(not possible.all(), "logprobs: holds a value that is not the logarithm of a probability")
 
 
 def _each(wrong: Any, names: Sequence[str], problem: str) -> None:

@@ -211,7 +211,7 @@ class Scan:
         path = Path(path)
         tables, metadata = _read_tables(path)
         if metadata.get("format") != FORMAT:
-            raise _corrupt(path, "is a safetensors file but no scan; make one with `hubextrap scan`")
+            raise _corrupt(path, "is a safetensors file but not a scan; make one with `hubextrap scan`")
         if metadata.get("version") != VERSION:
             raise _corrupt(
                 path,
@@ -257,17 +257,17 @@ class _Described(BaseModel):
         for one in self.checkpoints:
             texts += [text for text in astuple(one) if isinstance(text, str)]
             if (one.repo is None) != (one.commit is None):
-                raise ValueError(f"checkpoints: the commit of step {one.step} does not go with repo")
+                raise ValueError(f"checkpoints: the commit of step {one.step} does not match its repo")
             if one.commit is not None and not is_hash(one.commit):
-                raise ValueError(f"checkpoints: the commit of step {one.step} is none")
+                raise ValueError(f"checkpoints: the commit of step {one.step} is not a commit")
             if one.dtype and not set(one.dtype.split("/")) <= DTYPES.keys():
-                raise ValueError(f"checkpoints: the dtype of step {one.step} is none of safetensors'")
+                raise ValueError(f"checkpoints: the dtype of step {one.step} is not one of safetensors")
         if not all(map(is_line, texts)):
             raise ValueError("checkpoints: a text is not one line")
         if len(set(self.tensors)) < len(self.tensors):
             raise ValueError("tensors: holds a name twice")
         if not all(0 <= share <= 1 for share in astuple(self.random_walk)):
-            raise ValueError("random_walk: holds no shares from 0 to 1")
+            raise ValueError("random_walk: does not hold shares from 0 to 1")
         return self
 
 
@@ -305,11 +305,11 @@ def _read_tables(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         ) from error
     except CheckpointError as error:
         said = str(error).removeprefix(f"{path}: ").partition("; ")[0]
-        raise _corrupt(path, f"is no whole scan ({said}); remove it, then scan again") from error
+        raise _corrupt(path, f"is not a complete scan ({said}); remove it, then scan again") from error
     tables = {}
     for info in shard.tensors:
         if (dtype := _NUMPY.get(info.dtype)) is None:
-            problem = f"table {shorten(repr(info.name))} is {info.dtype}, so this is no scan"
+            problem = f"table {shorten(repr(info.name))} is {info.dtype}, so this is not a scan"
             raise _corrupt(path, f"{problem}; make one with `hubextrap scan`")
         table = np.frombuffer(content, dtype, info.nbytes // dtype.itemsize, info.offset)
         tables[info.name] = table.reshape(info.shape)
@@ -344,7 +344,9 @@ def _build(described: _Described, tables: dict[str, NDArray[Any]], metadata: dic
             raise ValueError(f"table {name} is missing")
         found = tables.pop(name)
         if found.shape != shape or found.dtype != _NUMPY[dtype]:
-            raise ValueError(f"table {name} is {found.dtype} {list(found.shape)}, not {dtype} {list(shape)}")
+            raise ValueError(
+                f"table {name} is {found.dtype} {list(found.shape)}, but should be {dtype} {list(shape)}"
+            )
         return found
 
     logprobs = None
@@ -377,5 +379,5 @@ def _build(described: _Described, tables: dict[str, NDArray[Any]], metadata: dic
     if logprobs is not None:
         check_logprobs(logprobs)
     if metadata.get(DIGEST, digest) != digest:
-        raise ValueError(f"{DIGEST}: what it holds is not what was written")
+        raise ValueError(f"{DIGEST}: the content is not what was written")
     return scan

@@ -92,5 +92,5 @@ class ScanJournal(Log):
             if getattr(found, name).shape != getattr(like, name).shape:
                 raise ValueError(f"{name} has another shape")
         if not isinstance(found.name, str) or found.counts.sum() != found.elements:
-            raise ValueError("counts contradicts elements")
+            raise ValueError("counts does not add up to elements")
         self.finished[found.name] = found

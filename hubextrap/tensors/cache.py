@@ -134,7 +134,7 @@ def _listed(checkpoint: Checkpoint) -> dict[str, FileInfo]:
     names = list_folder(checkpoint.repo, checkpoint.commit, checkpoint.path, checkpoint.name)
     if wrong := next((name for name, info in names.items() if info.problem is not None), None):
         raise SourceError(
-            f"{checkpoint.name}/{shown(wrong)}: {names[wrong].problem}, or run without --cache",
+            f"{checkpoint.name}/{shown(wrong)}: {names[wrong].problem}, or read it uncached (no --cache)",
             file=wrong,
             step=checkpoint.step,
             repo=checkpoint.repo,
@@ -151,7 +151,7 @@ def _complete(checkpoint: Checkpoint, listed: Mapping[str, FileInfo]) -> CachedS
             source.close()
             raise SourceError(
                 f"{source.name}/{name}: is not in the cache as the Hub lists it: the copy is damaged, or "
-                "the disk takes a similar name for the same; remove the copy, or run without --cache",
+                "the disk takes a similar name for the same; remove the copy",
                 file=name,
             )
     return source

@@ -100,7 +100,7 @@ def _check_status(response: Any) -> None:
         raise Refused(f"the server answered {status}", asked_wait=asked_wait(response.headers))
     if status == 200:
         raise Refused(
-            "the server ignored the Range header (status 200); --cache downloads whole files instead"
+            "the server ignored the Range header (status 200); --cache of merge or scan reads whole files"
         )
     raise Refused(f"the server answered {status}", stale=True)
 

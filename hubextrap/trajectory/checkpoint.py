@@ -90,7 +90,7 @@ def say_same_weights(groups: Iterable[Sequence[int]], count: int) -> tuple[str, 
                 f"step{'s' * (len(others) > 1)} {listed} hold{'s' * (len(others) == 1)} the same weights as "
                 f"step {last}: nothing was trained between them"
             )
-        lines.append(f"{what}, or the upload is wrong; leave out the steps that are not what they are called")
+        lines.append(f"{what}, or the upload is wrong; leave out the steps that hold the wrong weights")
     return tuple(lines)
 
 

@@ -16,12 +16,13 @@ from hubextrap.errors import (
 )
 from hubextrap.foreign_text import own_lines
 from hubextrap.progress import SilentProgress
+from hubextrap.step_names import INNER_FOLDERS, pattern_reader, read_step, read_title
 from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, PassedOver, Series, Trajectory
 from hubextrap.trajectory.concurrent import map_concurrently
-from hubextrap.trajectory.hub_files import list_files
+from hubextrap.trajectory.elsewhere import models_elsewhere, pinned_commit
+from hubextrap.trajectory.hub_files import list_entries, list_files
 from hubextrap.trajectory.layouts import series_by_layout
 from hubextrap.trajectory.local_layout import files_in
-from hubextrap.trajectory.names import pattern_reader, read_step, read_title
 from hubextrap.trajectory.pins import Pins
 from hubextrap.trajectory.reference import Reference, parse_reference, reference_text
 from hubextrap.trajectory.sameness import digest_of, same_weights
@@ -35,16 +36,15 @@ from hubextrap.trajectory.selection import (
 )
 from hubextrap.trajectory.series import A_PREDICTION, in_step_order, table_of
 from hubextrap.trajectory.weights import Weights, weights_of
+from hubextrap.trajectory.wholeness import with_begun_ones_passed_over, without_unfinished
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
 
 _NAMES_SHOWN = 8
-_INNER_FOLDERS = ("huggingface", "actor")
-"""Where verl puts a step's converted weights; folders further up on a disk may say a step by accident."""
 
 
 def find_series(reference: str, *, pattern: str | None = None, pins: Pins | None = None) -> list[Series]:
@@ -88,15 +88,43 @@ def find_trajectory(
     scaled = scaled_by(chosen, asked.step_scale)
     check_distinct(scaled.checkpoints, reference)
     selected = select_steps(scaled, reference, asked)
+    seen: dict[Checkpoint, Mapping[str, int]] = {}
     if not chosen.files_known:
-        selected = with_weights(selected, reference, asked.steps, progress)
+        selected = with_weights(selected, reference, asked.steps, progress, seen)
     elif asked.steps is None:
-        for over in scaled.passed_over:
-            if asked.takes(over.checkpoint.step):
-                progress.say(f"left out step {over.checkpoint.step}, {over}")
+        _tell(progress, selected, [over for over in scaled.passed_over if asked.takes(over.checkpoint.step)])
+    selected, scaled = _whole_ones(selected, scaled, reference, asked, seen, pins, progress)
     if asked.base is not None:
         selected = (_base_for(selected, asked.base, reference, pins), *selected)
     return _trajectory(selected, chosen.pattern, progress, scaled)
+
+
+def _whole_ones(
+    selected: tuple[Checkpoint, ...],
+    series: Series,
+    reference: str,
+    asked: TrajectoryOptions,
+    seen: dict[Checkpoint, Mapping[str, int]],
+    pins: Pins,
+    progress: Progress,
+) -> tuple[tuple[Checkpoint, ...], Series]:
+    """Those that were selected, and the whole series, without what is being written just now."""
+    passed = {over.checkpoint.step for over in series.passed_over}
+    newer = [one.step for one in series.checkpoints if one.step > selected[-1].step]
+    if set(newer) - passed and asked.max_step is not None:
+        return selected, series  # its newest checkpoints are not among them
+
+    def files_of(checkpoint: Checkpoint) -> Mapping[str, int]:
+        if checkpoint not in seen:
+            seen[checkpoint] = dict(_files_of(checkpoint, checkpoint.name, pins)[0])
+        return seen[checkpoint]
+
+    kept, left_out = without_unfinished(
+        selected, reference, files_of, progress, named=asked.steps is not None
+    )
+    gone = {over.checkpoint.step for over in left_out}
+    there = tuple(one for one in series.checkpoints if one.step not in gone)
+    return kept, replace(series, checkpoints=there, passed_over=(*series.passed_over, *left_out))
 
 
 def find_recipe_trajectory(
@@ -174,25 +202,25 @@ def resolve_checkpoint(
         ReferenceNotFound, AccessDenied: the reference leads nowhere, or is not open to this token.
         UnsupportedCheckpoint: there are no weights of any kind.
     """
-    reference = reference_text(reference)
+    reference, pins = reference_text(reference), pins or Pins()
     where = parse_reference(reference)
     step = _step_of(where) if step is None else step
     if where.folder is not None:
         checkpoint = Checkpoint(step, None, "", None, str(where.folder))
     else:
-        commit = (pins or Pins()).commit_of(where.repo, where.revision, reference)
+        commit = pinned_commit(where, pins)
         checkpoint = Checkpoint(step, where.repo, where.revision or "main", commit, where.path)
     checkpoint, weights, files = _looked_into(checkpoint, reference)
-    if where.path and not files:
-        raise ReferenceNotFound(
-            f"{reference}: no folder {where.path!r} in {where.repo}@{checkpoint.revision}", repo=where.repo
-        )
-    if weights is None:
-        raise UnsupportedCheckpoint(
-            f"{reference}: no weight files in it ({_shown(files)}); name the folder with them",
-            repo=checkpoint.repo,
-        )
-    return checkpoint
+    if weights is not None:
+        return checkpoint
+    elsewhere = models_elsewhere(where, pins)
+    if where.path and not list_entries(where.repo, checkpoint.commit or "", where.path, reference):
+        what = f"{reference}: no folder {where.path!r} in {where.repo}@{checkpoint.revision}"
+        raise ReferenceNotFound(what + (elsewhere and f"; {elsewhere}"), repo=where.repo)
+    raise UnsupportedCheckpoint(
+        f"{reference}: no weight files in it ({_shown(_names(files))}); {elsewhere or 'name the folder with them'}",
+        repo=checkpoint.repo,
+    )
 
 
 def _search(reference: str, pattern: str | None, pins: Pins) -> Search:
@@ -203,7 +231,7 @@ def _search(reference: str, pattern: str | None, pins: Pins) -> Search:
 def _choose(reference: str, pattern: str | None, choice: str | None, pins: Pins) -> Series:
     """The one series of the first layout that has any (that fits ``choice``)."""
     search = _search(reference, pattern, pins)
-    for layout in series_by_layout(search):
+    for layout in map(with_begun_ones_passed_over, series_by_layout(search)):
         fitting = layout
         if choice is not None:
             names = [(one, (one.pattern, one.label)) for one in layout]
@@ -212,7 +240,7 @@ def _choose(reference: str, pattern: str | None, choice: str | None, pins: Pins)
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
-            what = f"{reference}: {len(fitting)} series of checkpoints are here; choose one by its name"
+            what = f"{reference}: there are {len(fitting)} series of checkpoints; choose one by its name"
             how = "with `trajectory.steps.series` in a recipe, or --series:"
             raise AmbiguousTrajectory(own_lines(f"{what}, {how}", *table_of(fitting)))
     if search.found:
@@ -227,9 +255,16 @@ def _choose(reference: str, pattern: str | None, choice: str | None, pins: Pins)
 
 
 def with_weights(
-    checkpoints: tuple[Checkpoint, ...], reference: str, steps: Sequence[int] | None, progress: Progress
+    checkpoints: tuple[Checkpoint, ...],
+    reference: str,
+    steps: Sequence[int] | None,
+    progress: Progress,
+    seen: dict[Checkpoint, Mapping[str, int]] | None = None,
 ) -> tuple[Checkpoint, ...]:
     """The checkpoints that hold weights of some kind, with their bytes; others are told of and left out.
+
+    Args:
+        seen: gets names and bytes of the files of each.
 
     Raises:
         StepError: one of ``steps``, which the user named, holds none.
@@ -241,13 +276,16 @@ def with_weights(
     for checkpoint, weights, files in looks:
         if weights is not None and not weights.predicted:
             kept.append(checkpoint)
+            if seen is not None:
+                seen[checkpoint] = dict(files)
             continue
-        why = A_PREDICTION if weights is not None else f"no weights among {_shown(files)}"
+        why = A_PREDICTION if weights is not None else f"no weights among {_shown(_names(files))}"
         passed_over.append(over := PassedOver(checkpoint, why))
-        said = f"step {checkpoint.step}"
         if steps is not None:
-            raise StepError(f"{reference}: {said} cannot be taken, {over}", step=checkpoint.step)
-        progress.say(f"left out {said}, {over}")
+            raise StepError(
+                f"{reference}: step {checkpoint.step} cannot be taken, {over}", step=checkpoint.step
+            )
+    _tell(progress, kept, passed_over)
     if not kept:
         raise TrajectoryError(
             f"{reference}: none of its {len(checkpoints)} places is a checkpoint; {passed_over[0]}. If the "
@@ -256,16 +294,33 @@ def with_weights(
     return tuple(kept)
 
 
-def _looked_into(checkpoint: Checkpoint, what: str) -> tuple[Checkpoint, Weights | None, list[str]]:
-    """The checkpoint as its folder's listing has it, its weights, and the names of all files there."""
-    if checkpoint.repo is None or checkpoint.commit is None:
-        named = files_in(Path(checkpoint.path))
-    else:
-        files = list_files(checkpoint.repo, checkpoint.commit, checkpoint.path, what) or []
-        named = [(file.path.rpartition("/")[2], file.size) for file in files]
-        checkpoint = replace(checkpoint, digest=digest_of(files))
+def _tell(progress: Progress, kept: Sequence[Checkpoint], passed_over: Iterable[PassedOver]) -> None:
+    """Say what is left out; a place that is newer than all that is kept may be half-written."""
+    last = kept[-1].step if kept else -1
+    for over in passed_over:
+        newer = over.checkpoint.step > last and over.why != A_PREDICTION
+        (progress.warn if newer else progress.say)(f"left out step {over.checkpoint.step}, {over}")
+
+
+def _looked_into(
+    checkpoint: Checkpoint, what: str
+) -> tuple[Checkpoint, Weights | None, list[tuple[str, int]]]:
+    """The checkpoint as its folder's listing has it, its weights, and names and bytes of all files there."""
+    named, digest = _files_of(checkpoint, what)
+    checkpoint = replace(checkpoint, digest=digest)
     weights = weights_of(named)
-    return weights.of(checkpoint) if weights else checkpoint, weights, [name for name, _ in named]
+    return weights.of(checkpoint) if weights else checkpoint, weights, named
+
+
+def _files_of(
+    checkpoint: Checkpoint, what: str, pins: Pins | None = None
+) -> tuple[list[tuple[str, int]], str | None]:
+    """Names and bytes of the files in a checkpoint's folder, and what stands for its weights on the Hub."""
+    if checkpoint.repo is None or checkpoint.commit is None:
+        return files_in(Path(checkpoint.path)), checkpoint.digest
+    known = None if pins is None else pins.listed.get((checkpoint.repo, checkpoint.commit, checkpoint.path))
+    files = known or list_files(checkpoint.repo, checkpoint.commit, checkpoint.path, what) or []
+    return [(file.path.rpartition("/")[2], file.size) for file in files], digest_of(files)
 
 
 def _base_for(checkpoints: tuple[Checkpoint, ...], base: str, reference: str, pins: Pins) -> Checkpoint:
@@ -282,13 +337,17 @@ def _step_of(where: Reference) -> int:
     """The step that a reference's names say."""
     if where.folder is not None:
         folder = where.folder
-        while folder.name in _INNER_FOLDERS:
+        while folder.name in INNER_FOLDERS:
             folder = folder.parent
         names = [folder.name]
     else:
         names = [where.path, where.revision or "", where.repo.rpartition("/")[2]]
     found = next((name for name in map(read_step, names) if name is not None), None)
     return UNKNOWN_STEP if found is None else found.step
+
+
+def _names(files: Iterable[tuple[str, int]]) -> list[str]:
+    return [name for name, _ in files]
 
 
 def _shown(names: Sequence[str]) -> str:

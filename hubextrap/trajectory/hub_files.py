@@ -54,7 +54,9 @@ def list_entries(
         except EntryNotFoundError:
             return None
     if wrong := next((entry.path for entry in found if leads_out(entry.path)), None):
-        message = f"{what}: the Hub lists a path that leads out of it, {shown(wrong)}; do not trust it"
+        message = (
+            f"{what}: the Hub lists a path that leads out of the repo, {shown(wrong)}; do not use this repo"
+        )
         raise kind(message, file=wrong, repo=repo)
     return found
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from hubextrap.errors import ReferenceNotFound, TrajectoryError
 from hubextrap.hub_access import hub_api, hub_errors
+from hubextrap.step_names import StepName, is_bare_counter
 from hubextrap.trajectory.checkpoint import Checkpoint, Series
 from hubextrap.trajectory.hub_files import HubFile, list_files
-from hubextrap.trajectory.names import StepName, is_bare_counter
 from hubextrap.trajectory.sameness import digest_of
 from hubextrap.trajectory.series import group_by_pattern, in_step_order, series_in_folders
 
@@ -56,6 +56,7 @@ def subfolders(search: Search) -> list[Series]:
     inside: dict[str, list[HubFile]] = {}
     for file in files:
         inside.setdefault(file.path.rpartition("/")[0], []).append(file)
+    search.pins.listed |= {(reference.repo, commit, folder): found for folder, found in inside.items()}
 
     def at(folder: str, step: int) -> Checkpoint:
         digest = digest_of(inside.get(root + folder, []))

@@ -25,7 +25,7 @@ def folders(search: Search) -> list[Series]:
     def at(subfolder: str, step: int) -> Checkpoint:
         return Checkpoint(step, None, "", None, str(folder / subfolder))
 
-    series, others = series_in_folders(_files_under(folder), search.read, at, "folders")
+    series, others = series_in_folders(files_under(folder), search.read, at, "folders")
     search.seen.extend(others)
     return series
 
@@ -35,7 +35,8 @@ def files_in(folder: Path) -> list[tuple[str, int]]:
     return sorted((name, entry.size) for name, entry in entries_of(folder).items())
 
 
-def _files_under(folder: Path) -> Iterator[tuple[str, int]]:
+def files_under(folder: Path) -> Iterator[tuple[str, int]]:
+    """Path, relative to the folder, and bytes of every file below it."""
     # Checkpoints are often linked to from elsewhere; a link to a folder above would never end.
     for here, subfolders, files in os.walk(folder, followlinks=True):
         above = {os.path.realpath(here), *(str(parent) for parent in Path(os.path.realpath(here)).parents)}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING
 
 from hubextrap.errors import TrajectoryError
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.patience import retried
+
+if TYPE_CHECKING:
+    from hubextrap.trajectory.hub_files import HubFile
 
 Refs = dict[str, list[tuple[str, str]]]
 """Kind (branches, tags) to (name, commit) of each."""
@@ -23,6 +27,8 @@ class Pins:
         self._asking: dict[tuple[str, str], threading.Lock] = {}
         self._commits: dict[tuple[str, str], str] = {}
         self._refs: dict[str, Refs] = {}
+        self.listed: dict[tuple[str, str, str], list[HubFile]] = {}
+        """The files of folders that were listed on the way, by repo, commit and folder."""
 
     def commit_of(self, repo: str, revision: str | None, what: str) -> str:
         """The commit SHA of a revision (main where None); ``what`` names it in errors.

@@ -28,6 +28,13 @@ class Reference:
     path: str = ""
     """Folder in the repo, "" for its root."""
 
+    @property
+    def file_name(self) -> str:
+        """What a file about it can be called: the folder's or the repo's name, and what is named of it."""
+        parts = [self.folder.name] if self.folder is not None else self.repo.split("/")[-1:]
+        parts += [part for part in (self.revision, self.path) if part]
+        return re.sub(r"[^\w.-]+", "-", "-".join(parts), flags=re.ASCII).strip("-.")[:100] or "run"
+
 
 def reference_text(given: Path | str, name: str = "reference") -> str:
     """A reference as text; a path is a local folder, whatever it is called.
@@ -68,7 +75,7 @@ def _existing_folder(text: str, folder: Path) -> Path:
         what = f"{text}: no such local folder; on the Hub it would be org/name or hf://org/name"
         raise ReferenceNotFound(what, file=text)
     if not folder.is_dir():
-        what = f"{text}: a file; name the folder that holds the checkpoint or the run"
+        what = f"{text}: this is a file; name the folder that holds the checkpoint or the run"
         raise ReferenceNotFound(what, file=text)
     return folder.resolve()
 
@@ -79,7 +86,7 @@ def _parse_uri(text: str) -> Reference:
     with hub_errors(text):
         uri = parse_hf_uri(text)
     if uri.type != "model":
-        raise ReferenceNotFound(f"{text}: a {uri.type}; checkpoints are read from model repos")
+        raise ReferenceNotFound(f"{text}: this is a {uri.type}; checkpoints are read from model repos")
     return Reference(text, repo=uri.id, revision=uri.revision, path=_checked_path(text, uri.path_in_repo))
 
 
@@ -87,7 +94,7 @@ def _parse_short_form(text: str) -> Reference:
     match = _SHORT_FORM.fullmatch(text)
     if match is None or match["repo"].count("/") > 1 or match["revision"] == "" or match["path"] == "":
         raise ReferenceNotFound(
-            f"{text or 'an empty reference'}: no folder that is there, and not a reference; write {_FORMS}"
+            f"{text or 'an empty reference'}: neither an existing folder nor a reference; write {_FORMS}"
         )
     _check_repo(text, match["repo"])
     return Reference(
@@ -106,5 +113,7 @@ def _check_repo(text: str, repo: str) -> None:
 def _checked_path(text: str, path: str) -> str:
     path = path.strip("/")
     if path and any(part in ("", ".", "..") for part in path.split("/")):
-        raise ReferenceNotFound(f"{text}: the folder {path!r} has empty, '.' or '..' parts; write it out")
+        raise ReferenceNotFound(
+            f"{text}: the folder {path!r} has empty, '.' or '..' parts; write the path without them"
+        )
     return path

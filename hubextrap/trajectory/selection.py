@@ -55,7 +55,7 @@ def scaled_by(series: Series, scale: float) -> Series:
         StepError: the scale is not a finite number above 0.
     """
     if not (math.isfinite(scale) and scale > 0):
-        raise StepError(f"step_scale {scale}: it has to be a number above 0")
+        raise StepError(f"step_scale {scale}: give a number above 0")
     if scale == 1:
         return series
     if (largest := max((item.step for item in series.checkpoints), default=0)) * scale > MAX_STEP:

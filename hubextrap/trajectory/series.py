@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from hubextrap.step_names import StepName
 from hubextrap.trajectory.checkpoint import PassedOver, Series
-from hubextrap.trajectory.names import StepName
 from hubextrap.trajectory.weights import KINDS, WHOLE_MODEL, Weights, weights_by_folder
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def series_in_folders(
     # Raw trainer shards beside converted weights (verl's actor/*.pt and actor/huggingface) are no series of
     # their own: their steps were not converted.
     converted = {unit_pattern[pattern] for pattern in whole_models}
-    why = "no safetensors as at other steps"
+    why = "no safetensors, unlike other steps"
     for pattern in [p for p in found if p not in whole_models and unit_pattern[p] in converted]:
         left_out += [(unit_pattern[pattern], PassedOver(one, why)) for _, one in found.pop(pattern)]
     for unit, inside in kept.items():

@@ -21,11 +21,11 @@ KINDS = (WHOLE_MODEL, ADAPTER, OTHER)
 _OTHER_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".distcp", ".npz")
 _TRAINER_STATE = re.compile("optim|training_args|scheduler|scaler|rng_state|random_states|trainer_state")
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _PREFERRED = (
-    re.compile(re.escape(_SINGLE)),
-    _SHARD,
+    re.compile(re.escape(SINGLE)),
+    SHARD,
     re.compile(r"pytorch_model\.bin"),
     re.compile(r"pytorch_model-\d+-of-\d+\.bin"),
 )
@@ -78,7 +78,7 @@ def weights_of(files: Iterable[tuple[str, int]]) -> Weights | None:
         tuple(loaded),
         sum(sizes[name] for name in loaded),
         predicted=PREDICTION_FILE in sizes,
-        note=_two_models(loaded, found, _INDEX in sizes),
+        note=_two_models(loaded, found, INDEX in sizes),
     )
 
 
@@ -91,14 +91,14 @@ def _loaded(found: list[str]) -> list[str]:
 
 
 def _two_models(loaded: list[str], found: list[str], indexed: bool) -> str | None:
-    shards = [name for name in found if _SHARD.fullmatch(name)]
-    if loaded != [_SINGLE] or not (indexed or shards):
+    shards = [name for name in found if SHARD.fullmatch(name)]
+    if loaded != [SINGLE] or not (indexed or shards):
         return None
-    others = [_INDEX] * indexed + shards
+    others = [INDEX] * indexed + shards
     more = f" and {len(others) - 2} more" if len(others) > 2 else ""
     return (
-        f"holds both {_SINGLE} and {', '.join(others[:2])}{more}; transformers loads {_SINGLE}, and that is "
-        "what counts here"
+        f"holds both {SINGLE} and {', '.join(others[:2])}{more}; transformers loads {SINGLE}, so "
+        "hubextrap reads that"
     )
 
 

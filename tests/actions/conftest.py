@@ -97,7 +97,7 @@ class Runner:
     workspace: Path
     temp: Path
     environment: dict[str, str] = field(default_factory=dict)
-    skipped: tuple[str, ...] = ("Install hubextrap", "Install what evaluates")
+    skipped: tuple[str, ...] = ("Install hubextrap", "Install what evaluates", "Install what draws")
     """Names of steps that are left out; installing takes long and is tested once."""
     _ran: Ran = field(default_factory=Ran)
 
@@ -106,7 +106,8 @@ class Runner:
         content = load(WORKFLOWS / workflow)
         job = content["jobs"][name]
         known = {
-            key: {} for key in ("github", "inputs", "vars", "secrets", "needs", "matrix", "steps", "env")
+            key: {}
+            for key in ("github", "inputs", "vars", "secrets", "needs", "matrix", "steps", "env", "strategy")
         }
         known |= {"runner": {"temp": str(self.temp), "os": "Linux"}, **contexts}
         known["inputs"] = self._defaults(content, known["github"]) | known["inputs"]
@@ -126,10 +127,13 @@ class Runner:
         """The group of which one run at a time goes on."""
         return filled(load(WORKFLOWS / workflow)["concurrency"]["group"], contexts)
 
-    def action(self, name: str, inputs: dict[str, str]) -> Ran:
+    def action(self, name: str, inputs: dict[str, str], **github: Any) -> Ran:
         """Run our action alone, as a step of another repository's workflow."""
         self._ran = Ran()
-        self._steps([{"uses": f"{OWN}.github/actions/{name}", "with": inputs}], {"steps": {}}, "")
+        contexts = {"steps": {}, "github": github}
+        step = {"uses": f"{OWN}.github/actions/{name}", "with": inputs, "id": "own"}
+        self._steps([step], contexts, "")
+        self._ran.outputs = contexts["steps"]["own"]["outputs"]
         return self._ran
 
     def _defaults(self, content: dict[str, Any], github: Mapping[str, Any]) -> dict[str, str]:
@@ -165,7 +169,7 @@ class Runner:
         inner = {
             "inputs": inputs,
             "steps": {},
-            "github": {"action_path": str(folder)},
+            "github": {**contexts["github"], "action_path": str(folder)},
             "runner": {"temp": str(self.temp), "os": "Linux"},
         }
         self._steps(action["runs"]["steps"], inner, "")

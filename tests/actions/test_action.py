@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from harness import ROOT
+from huggingface_hub import HfApi
 
 from hubextrap.localhub import LocalHub
 
@@ -65,6 +66,13 @@ def installed(runner: Any, **inputs: str) -> tuple[list[str], list[str]]:
         ({"command": "run", "recipe": "not there.yaml"}, False),
         ({"command": "eval", "recipe": "merges.yaml", "tasks": "gsm8k"}, True),
         ({"command": "eval", "reference": "me/model", "tasks": "gsm8k"}, True),
+        ({"command": "predict", "run": "me/run", "to": "400"}, False),
+        ({"command": "predict", "run": "me/run", "tasks": "gsm8k"}, True),
+        ({"command": "predict", "run": "me/run", "arguments": "--walk\nprompts.jsonl"}, True),
+        ({"command": "backtest", "run": "me/run"}, False),
+        ({"command": "backtest", "recipe": "merges.yaml"}, False),
+        ({"command": "scan", "run": "me/run"}, False),
+        ({"command": "scan", "run": "me/run", "arguments": "--logprobs\nprompts.jsonl"}, True),
     ],
 )
 def test_the_command_and_the_recipe_choose(inputs: dict[str, str], evaluates: bool, runner: Any) -> None:
@@ -72,6 +80,12 @@ def test_the_command_and_the_recipe_choose(inputs: dict[str, str], evaluates: bo
     assert steps == ["Install hubextrap", *["Install what evaluates"] * evaluates]
     assert len(caches) == len(steps)
     assert not (runner.workspace / "pwned").exists()
+
+
+def test_a_report_brings_what_draws(runner: Any) -> None:
+    runner.skipped = ("Install hubextrap", "Install what draws", "Run hubextrap")
+    ran = runner.action("hubextrap", {"command": "report", "run": "me/run"})
+    assert (ran.code, ran.left_out) == (0, list(runner.skipped)), ran.log
 
 
 def test_a_cache_is_named_after_what_is_installed_from_it(runner: Any) -> None:
@@ -87,7 +101,8 @@ def test_a_cache_is_named_after_what_is_installed_from_it(runner: Any) -> None:
     assert evaluating.endswith(f"-3.11-{name('build.txt', 'eval.txt')}")
     paths = [step["with"]["path"] for step in STEPS if step.get("uses", "").startswith("actions/cache@")]
     scripts = [step["run"] for step in STEPS if step.get("name", "").startswith("Install ")]
-    assert [re.findall(r"--cache-dir ([^\s)]+)", script) for script in scripts] == [[path] for path in paths]
+    caches = [found for script in scripts for found in re.findall(r"--cache-dir ([^\s)]+)", script)]
+    assert caches == paths
 
 
 def test_unknown_extras_are_refused_before_anything_is_installed(runner: Any) -> None:
@@ -99,7 +114,12 @@ def test_unknown_extras_are_refused_before_anything_is_installed(runner: Any) ->
 def test_workflows_that_only_merge_install_no_more(runner: Any, tmp_path: Path) -> None:
     """merge.yml's jobs; what it hands to the action asks for the base."""
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "merge.yml").read_text())["jobs"]
-    found = [step.get("with", {}) for job in jobs.values() for step in job["steps"] if "$/" in str(step)]
+    found = [
+        step.get("with", {})
+        for job in jobs.values()
+        for step in job["steps"]
+        if "actions/hubextrap'" in str(step)
+    ]
     assert [given.get("command", "") for given in found] == ["", "plan", "merge"]
     for given in found:
         inputs = {key.replace("-", "_"): "" if "${{" in value else value for key, value in given.items()}
@@ -147,3 +167,71 @@ def test_a_mistake_in_the_recipe_is_said_by_the_command(bare: Any) -> None:
     assert ran.code == 1
     assert "merge_metod: unknown key; did you mean merge_method?" in ran.log
     assert "Traceback" not in ran.log
+
+
+@pytest.mark.slow
+def test_a_run_is_answered_by_its_verdict(runner: Any, repo_id: str, token: str, demo_data: Path) -> None:
+    """backtest, then predict, which pushes."""
+    run = {"run": str(demo_data / "rlvr-C")}
+    looked = runner.action("hubextrap", run | {"command": "backtest", "arguments": "--max-step\n200"})
+    assert looked.code == 0, looked.log
+    assert looked.outputs["verdict"] in ("good", "care", "bad", "unknown")
+    assert (looked.outputs["commit"], looked.outputs["results"]) == ("", "")
+    assert Path(looked.outputs["summary"]).read_text() == looked.summary
+    arguments = f"--max-step\n200\n--push\n{repo_id}@step_400"
+    inputs = run | {"command": "predict", "to": "400", "token": token, "arguments": arguments}
+    made = runner.action("hubextrap", inputs)
+    assert made.code == 0, made.log
+    assert made.outputs["verdict"] in ("good", "care", "bad", "unknown")
+    assert HfApi(token=token).model_info(repo_id, revision="step_400").sha == made.outputs["commit"]
+    assert made.outputs["commit"][:8] in made.log
+    kept = runner.action(
+        "hubextrap", run | {"command": "predict", "to": "400", "arguments": "--max-step\n200"}
+    )
+    assert kept.code == 0, kept.log
+    assert list(runner.temp.glob("hubextrap.*/prediction/hubextrap.json"))
+
+
+@pytest.mark.slow
+def test_what_fails_is_on_the_page_and_annotated(runner: Any, demo_data: Path) -> None:
+    """Whichever command; and whoever the job is to be on the Hub."""
+    (runner.workspace / "mistaken.yaml").write_text(yaml.safe_dump(RECIPES["mistaken.yaml"]))
+    recipe = {"recipe": "mistaken.yaml"}
+    for inputs in (
+        recipe | {"command": "plan"},
+        recipe | {"command": "merge", "trusted-publisher": "recipe"},
+        recipe | {"command": "eval", "tasks": "gsm8k", "min-score": "0.1"},
+    ):
+        ran = runner.action("hubextrap", inputs)
+        assert ran.code == 1, ran.log
+        said = "mistaken.yaml:5: merge_metod: unknown key; did you mean merge_method?"
+        assert ran.summary == f"❌ {said}\n\n"
+        assert f"\n::error file=mistaken.yaml,line=5,title=hubextrap::{said}\n" in ran.log
+        assert "Traceback" not in ran.log
+        assert (ran.outputs["verdict"], ran.outputs["commit"]) == ("none", "")
+        assert Path(ran.outputs["summary"]).read_text() == ran.summary
+    ran = runner.action("hubextrap", {"command": "predict", "run": str(demo_data), "arguments": "--oops"})
+    assert (ran.code, ran.outputs["verdict"]) == (2, "none")
+    assert ran.summary.startswith("❌ No such option: --oops")
+
+
+@pytest.mark.slow
+def test_names_cannot_act_on_the_log(runner: Any, demo_data: Path) -> None:
+    """A folder that is called like a command, in the summary that the log repeats: it is printed unread."""
+    name = "x##[add-mask]y"
+    (runner.workspace / name).symlink_to(demo_data / "rlvr-C")
+    ran = runner.action("hubextrap", {"command": "backtest", "run": name})
+    assert ran.code == 0, ran.log
+    read = []
+    pause = ""
+    for line in ran.log.splitlines():
+        if pause:
+            pause = "" if line == f"::{pause}::" else pause
+        elif line.startswith("::stop-commands::"):
+            pause = line.removeprefix("::stop-commands::")
+        else:
+            read.append(line)
+    assert not pause
+    assert not [line for line in read if "##[" in line or line.lstrip().startswith("::")]
+    assert ran.summary.strip()
+    assert ran.summary.strip() not in "\n".join(read)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,9 @@ def test_prediction_that_holds_is_green(runner: Any, recipe: Callable[[int], str
     action, given = ran.used[-1]
     assert action.startswith("actions/upload-artifact@")
     assert given["name"] == "evaluation"
-    (results,) = Path("/").glob(given["path"].lstrip("/"))
+    assert ran.summary.startswith("✅ radd exact")
+    assert ran.outputs["verdict"] == "passed"
+    (results,) = Path("/").glob(given["path"].split()[0].lstrip("/"))
     scores = {row.label: row.scores[0].value for row in EvaluationTable.load(results).rows}
     assert scores["prediction"] > scores["last"]
 
@@ -81,13 +84,16 @@ def test_prediction_that_is_worse_is_red(
     given = dispatch(reference=f"{repo_id}-predicted@step_400", against="last")
     ran = runner.job("evaluate.yml", "evaluate", **given)
     assert ran.code == 3
-    assert (
-        "error: the prediction is worse than the last observed checkpoint by more than 0.02 on radd"
-        in ran.log
+    assert re.search(
+        r"^error: radd exact\S* fell by 0\.\d+, more than --max-loss 0\.02 allows \(", ran.log, re.M
     )
+    assert re.search(r"^::error title=hubextrap%3A the gate::radd exact\S* fell by ", ran.log, re.M)
+    assert re.match(r"❌ radd exact\S* fell by 0\.\d+, more than --max-loss 0\.02 allows \(", ran.summary)
     assert "The prediction is worse than the last observed checkpoint" in ran.summary
+    assert ran.outputs["verdict"] == "failed"
     assert ran.used[-1][0].startswith("actions/upload-artifact@")
-    assert list(Path("/").glob(ran.used[-1][1]["path"].lstrip("/")))
+    for path in ran.used[-1][1]["path"].split():
+        assert list(Path("/").glob(path.lstrip("/")))
 
 
 @pytest.mark.slow
@@ -108,8 +114,44 @@ def test_action_runs_the_whole_chain(
     assert ran.code == code, ran.log
     assert f"at `{repo_id}-predicted@step_400`" in ran.summary
     assert "| prediction | 400 |" in ran.summary
-    (results,) = runner.temp.glob("hubextrap.*/results.json")
-    assert json.loads(results.read_text())["rows"]
+    assert ran.summary.startswith("❌ radd" if code else "✅ radd")
+    assert ran.summary.strip() in ran.log
+    assert re.fullmatch("[0-9a-f]{40}", ran.outputs["commit"])
+    assert ran.outputs["verdict"] == ("failed" if code else "passed")
+    assert json.loads(Path(ran.outputs["results"]).read_text())["rows"]
+    assert Path(ran.outputs["summary"]).read_text() == ran.summary
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("base_step", "code"), [(GOOD, 0), (BAD, 3)])
+def test_action_pushes_only_what_is_better(
+    runner: Any,
+    recipe: Callable[[int], str],
+    token: str,
+    repo_id: str,
+    hub: LocalHub,
+    base_step: int,
+    code: int,
+) -> None:
+    inputs = {"command": "run", "recipe": recipe(base_step), "push-if-better": "true", "token": token}
+    ran = runner.action("hubextrap", inputs)
+    assert ran.code == code, ran.log
+    assert ran.outputs["verdict"] == ("failed" if code else "passed")
+    pushed = [request for request in hub.requests if "predicted/commit/" in request.path]
+    assert bool(pushed) == bool(ran.outputs["commit"]) == (not code)
+    if code:
+        assert re.match(r"❌ radd exact\S* fell by 0\.\d+, more than chance \(", ran.summary)
+        assert "pushes it all the same" in ran.log
+
+
+@pytest.mark.slow
+def test_schedule_is_not_stopped_by_a_variable_for_it(runner: Any) -> None:
+    """By hand with a recipe, where the variable for the schedule is set: the recipe is what was asked for."""
+    given = dispatch(recipe="absent.yaml") | {"vars": {"HUBEXTRAP_REFERENCE": "me/nothing"}}
+    ran = runner.job("evaluate.yml", "evaluate", **given)
+    assert ran.code == 1
+    assert ran.summary.startswith("❌ absent.yaml: no such file")
+    assert ran.outputs["verdict"] == "none"
 
 
 def test_calls_in_one_run_do_not_stop_each_other(runner: Any) -> None:

@@ -176,7 +176,7 @@ def test_main_merges_and_pushes_with_a_token(
     assert runner.runs("merge.yml", "merge", github=PUSH, needs=needs(found))
     merged = run_merge(runner, secrets={"HF_TOKEN": token})
     assert merged.code == 0, merged.log
-    assert f"pushed to {run_on_hub}-predicted@step_400" in merged.log
+    assert f"at `{run_on_hub}-predicted@step_400`" in merged.log
     assert f"at `{run_on_hub}-predicted@step_400`" in merged.summary
     assert token not in merged.log + merged.summary
 
@@ -227,7 +227,7 @@ def test_main_merges_and_pushes_as_a_trusted_publisher(
     hub.trust(f"{run_on_hub}-predicted", ID_TOKEN)
     merged = run_merge(runner, secrets={})
     assert merged.code == 0, merged.log
-    assert f"pushed to {run_on_hub}-predicted@step_400" in merged.log
+    assert f"at `{run_on_hub}-predicted@step_400`" in merged.log
     assert ID_TOKEN not in merged.log
     assert "hf_jwt" not in merged.log + merged.summary
 
@@ -255,10 +255,37 @@ def test_trusted_publisher_cannot_write_elsewhere(
 
 def test_what_cannot_be_is_said_before_anything_runs(runner: Any) -> None:
     for inputs, message in (
-        ({"command": "rm"}, "the input command is plan, merge, run or eval"),
+        ({"command": "rm"}, "the input command is plan, merge, run, eval, predict, backtest, scan or report"),
         ({"command": "plan"}, "plan needs the input recipe"),
         ({"command": "eval"}, "eval needs the input tasks"),
         ({"command": "eval", "tasks": "x"}, "eval needs the input reference or recipe"),
+        (
+            {"command": "eval", "tasks": "x", "reference": "a/b", "recipe": "r"},
+            "eval takes the input reference or recipe, not both",
+        ),
+        ({"command": "predict"}, "predict needs the input run"),
+        ({"command": "backtest"}, "backtest needs the input run or recipe"),
+        (
+            {"command": "report", "run": "a/b", "recipe": "r"},
+            "report takes the input run or recipe, not both",
+        ),
+        (
+            {"command": "merge", "recipe": "r", "max-loss": "0"},
+            "the input max-loss has no effect on merge; it is for run eval",
+        ),
+        (
+            {"command": "predict", "run": "a/b", "recipe": "r"},
+            "the input recipe has no effect on predict; it is for plan merge run eval backtest scan report",
+        ),
+        ({"to": "400"}, "the input to has no effect without a command; it is for predict"),
+        (
+            {"command": "eval", "tasks": "x", "reference": "a/b", "push-if-better": "true"},
+            "the input push-if-better has no effect on eval; it is for run",
+        ),
+        (
+            {"command": "run", "recipe": "r", "push-if-better": "yes%0A\n::error::x"},
+            "the input push-if-better is true or false",
+        ),
     ):
         result = runner.action("hubextrap", inputs)
         assert (result.code, result.log) == (2, f"::error::hubextrap: {message}\n")

@@ -28,7 +28,7 @@ else:
 
 ACTION = ROOT / ".github" / "actions" / "hubextrap"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-FILES = ("base.txt", "build.txt", "eval.txt")
+FILES = ("base.txt", "build.txt", "eval.txt", "report.txt")
 SCRIPT: dict[str, Any] = run_path(str(ROOT / ".ci" / "hashes.py"))
 LINE = re.compile(r"([a-z0-9-]+)==([0-9][0-9a-z.]*) --hash=sha256:([0-9a-f]{64})")
 
@@ -64,6 +64,7 @@ def test_they_are_all_that_is_required() -> None:
     for texts, there in (
         (required(project), base),
         (required(project, *SCRIPT["EXTRAS"]), whole),
+        (required(project, "report"), base | pinned("report.txt")),
         (PROJECT["build-system"]["requires"], build),
     ):
         for requirement in map(Requirement, texts):
@@ -71,6 +72,7 @@ def test_they_are_all_that_is_required() -> None:
             assert version, f"{requirement.name}; run: make hashes"
             assert requirement.specifier.contains(version), f"{requirement}; run: make hashes"
     assert not set(pinned("eval.txt")) & (set(base) | set(build))
+    assert not set(pinned("report.txt")) & set(base)
 
 
 def test_an_extra_of_ours_stands_for_what_it_requires() -> None:
@@ -119,6 +121,11 @@ def test_what_evaluates_is_what_its_extras_bring_and_no_more() -> None:
     others = {name for name in whole - found if not re.match("nvidia-|cuda-|triton", name)}
     assert not others, "run: make hashes"
     assert {"torch", "lm-eval", "math-verify"} <= found
+
+
+def test_what_draws_is_what_its_extra_brings_and_no_more() -> None:
+    found = set(brought(SCRIPT["required"](PROJECT["project"], "report")))
+    assert found == set(pinned("base.txt")) | set(pinned("report.txt")), "run: make hashes"
 
 
 def test_a_build_of_this_machine_is_not_pinned() -> None:
@@ -228,10 +235,11 @@ def test_the_install_steps(tmp_path: Path) -> None:
     code, said, there = install(digest(needed), digest(own))
     assert code
     assert there == ["needed"], said
-    for file in ("build.txt", "eval.txt"):
-        code, said, there = install(digest(needed), "", file, "Install what evaluates")
+    evaluates, draws = "Install what evaluates", "Install what draws"
+    for file, step in (("build.txt", evaluates), ("eval.txt", evaluates), ("report.txt", draws)):
+        code, said, there = install(digest(needed), "", file, step)
         assert (code, there) == (0, ["needed"]), said
-        code, said, there = install("0" * 64, "", file, "Install what evaluates")
+        code, said, there = install("0" * 64, "", file, step)
         assert code
         assert not there
         assert "DO NOT MATCH THE HASHES" in said

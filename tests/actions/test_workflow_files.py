@@ -56,10 +56,14 @@ def test_least_permissions(path: Path) -> None:
     assert content["permissions"] == {}
     assert "pull_request_target" not in content[True]
     for name, job in content["jobs"].items():
-        rights = {"merge": {"contents": "read", "id-token": "write"}, "publish": {"id-token": "write"}}
+        rights = {
+            "merge": {"contents": "read", "id-token": "write"},
+            "publish": {"id-token": "write"},
+            "comment": {"pull-requests": "write"},
+        }
         assert job["permissions"] == rights.get(name, {"contents": "read"})
         assert job["timeout-minutes"]
-        if name in rights:
+        if "id-token" in job["permissions"]:
             assert job["environment"]
         for step in job["steps"]:
             if step.get("uses", "").startswith("actions/checkout@"):

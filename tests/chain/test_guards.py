@@ -96,7 +96,7 @@ def test_a_forced_target_is_warned_of_everywhere(tmp_path: Path) -> None:
 
 def test_force_does_not_make_a_method_serve_that_cannot(tmp_path: Path) -> None:
     recipe = recipe_of(9000, "calibrated")
-    with pytest.raises(MethodError, match="cannot be calibrated") as caught:
+    with pytest.raises(MethodError, match="calibrated cannot predict") as caught:
         api.merge(recipe, out=tmp_path / "out", settings=FORCED)
     assert "late_lines" in str(caught.value)
     api.merge(recipe_of(9000, "late_lines"), out=tmp_path / "out", settings=FORCED)  # as the message says

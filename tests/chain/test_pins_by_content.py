@@ -302,6 +302,9 @@ def test_run_measures_what_it_merged(
         def __init__(self) -> None:
             pass
 
+        def check(self, items: Any) -> None:
+            pass
+
         def measure(self, label: str, checkpoint: Any) -> Any:
             measured.append(label)
             if label == "last":

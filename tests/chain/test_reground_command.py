@@ -63,7 +63,7 @@ def test_errors_are_the_commands(cli: Callable[..., object], demo_data: Path, tm
     assert result.code == 1
     assert result.err == (
         "error: round 1: the trainer ended with exit code 9; its last lines:\n  no GPU\nits whole output is "
-        f"in {tmp_path / 'run' / 'round-001' / 'train.log'}; mend the cause, then run the same command again "
+        f"in {tmp_path / 'run' / 'round-001' / 'train.log'}; fix the cause, then run the same command again "
         "to go on\n"
     )
     failing.write_text(failing.read_text().replace("window", "widnow"))

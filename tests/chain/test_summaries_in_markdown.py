@@ -59,5 +59,11 @@ def test_problems_are_known_before_the_work(
     )
     nowhere = cli("run", recipe, "--out", tmp_path / "out", "--summary", tmp_path / "not" / "there.md")
     assert "there is no folder" in nowhere.err
-    assert cli("run", recipe, "--out", tmp_path / "out", "--max-loss", "-1").code == 2
+    for bound in (
+        ("--max-loss", "nan"),
+        ("--min-score", "x"),
+        ("--min-score", "gsm8k="),
+        ("--min-score", "1,2"),
+    ):
+        assert cli("run", recipe, "--out", tmp_path / "out", *bound).code == 2
     assert not (tmp_path / "out").exists()

@@ -20,7 +20,7 @@ from command_lines import REGROUND, Ground, commands, run_main
 import hubextrap
 from hubextrap import MergeOptions, PushTarget, ReadingOptions, Run, api
 from hubextrap.errors import HubExtrapError, RecipeError
-from hubextrap.evaluation import EvaluationOptions, Harness, evaluate
+from hubextrap.evaluation import EvaluationOptions, Gate, Harness, evaluate
 from hubextrap.evaluation.own_tasks import Answering, TaskFile
 from hubextrap.logits import LogProbRequest
 from hubextrap.logits.completing import Sampling
@@ -92,7 +92,14 @@ OPTIONS: dict[str, dict[str, object]] = {
             for name, value in SELECTION.items()
         },
     },
-    "report": dict.fromkeys(["evaluation", "out", "png", "clock", "title"], ALWAYS),
+    "report": {
+        **dict.fromkeys(["evaluation", "out", "png", "clock", "title"], ALWAYS),
+        **dict.fromkeys(["memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
+        **{
+            name: (f"scan.safetensors --{name.replace('_', '-')}={value}", "is for a REF", f"absent --{name.replace('_', '-')}={value}")
+            for name, value in SELECTION.items()
+        },
+    },
     "plan": {
         **dict.fromkeys(["out", "push", "memory", "workers", "cache", "no_push_check", "summary", "quiet", "as_json"], ALWAYS),
         "force": FORCE,
@@ -115,6 +122,8 @@ OPTIONS: dict[str, dict[str, object]] = {
         "out": ("mixed.yaml --out o", "no weights", "recipe.yaml --out run"),
         "output": ("recipe.yaml --out o --output r.json", "no evaluate section", "evaluate.yaml --out run --output r"),
         "max_loss": ("recipe.yaml --out o --max-loss 0", "no evaluate section", "evaluate.yaml --out run --max-loss 0"),
+        "min_score": ("recipe.yaml --out o --min-score 0", "no evaluate section", "evaluate.yaml --out run --min-score 0"),
+        "push_if_better": ("evaluate.yaml --out o --push-if-better", "no push section", "pushes.yaml --out run --push-if-better"),
         "device": ("mixed.yaml --device cpu", "space: logits", "recipe.yaml --out run --device cpu"),
         "allow_non_finite": ("mixed.yaml --allow-non-finite", "space: logits", "recipe.yaml --out run --allow-non-finite"),
     },
@@ -122,16 +131,24 @@ OPTIONS: dict[str, dict[str, object]] = {
     "eval": {
         **dict.fromkeys(["task_file", "no_against", "limit", "num_fewshot", "seed", "chat_template", "dtype"], ALWAYS),
         **dict.fromkeys(["backend", "output", "summary", "publish", "quiet", "as_json"], ALWAYS),
+        "all_steps": ALWAYS,
+        **{
+            name: (f"merged --no-against --tasks a --{name.replace('_', '-')}={value}", "goes with --all-steps", f"absent --all-steps --tasks a --{name.replace('_', '-')}={value}")
+            for name, value in SELECTION.items()
+        },
+        "plot": ("merged --no-against --tasks a --plot p.png", "goes with --all-steps", "absent --all-steps --tasks a --plot p.png"),
+        "run": ("merged --no-against --tasks a --run run", "no effect with --no-against", "absent --tasks a --run run"),
         "tasks": ("absent --tasks ,", "names nothing", "absent --tasks a"),
         "include_path": ("absent --task-file problems.jsonl --include-path run", "--tasks", "absent --tasks a --include-path x"),
         "answer_format": ("absent --tasks a --format exact", "--task-file", "absent --task-file f --format exact"),
-        "repeats": ("merged --no-against --tasks hellaswag --repeats 2", "--repeats", "absent --task-file f --repeats 2"),
-        "temperature": ("merged --no-against --tasks hellaswag --temperature 1", "--temperature", "absent --task-file f --temperature 1"),
-        "max_tokens": ("merged --no-against --tasks hellaswag --max-tokens 2", "--max-tokens", "absent --task-file f --max-tokens 2"),
+        "repeats": ("merged --no-against --tasks hellaswag --repeats 2", "repeats, temperature and max_tokens", "absent --task-file f --repeats 2"),
+        "temperature": ("merged --no-against --tasks hellaswag --temperature 1", "repeats, temperature and max_tokens", "absent --task-file f --temperature 1"),
+        "max_tokens": ("merged --no-against --tasks hellaswag --max-tokens 2", "repeats, temperature and max_tokens", "absent --task-file f --max-tokens 2"),
         "against": ("absent --tasks a --against ,", "names nothing", "absent --tasks a --against absent"),
         "batch_size": ("merged --no-against --task-file problems.jsonl --backend vllm --batch-size 2", "no effect", "absent --tasks a --batch-size 2"),
         "device": ("merged --no-against --task-file problems.jsonl --backend vllm --device cpu", "no effect", "absent --tasks a --device cpu"),
         "max_loss": ("merged --no-against --task-file problems.jsonl --max-loss 0", "last", "absent --tasks a --max-loss 0"),
+        "min_score": ("merged --no-against --task-file problems.jsonl --min-score a=0", "a is not evaluated", "absent --tasks a --min-score 0"),
         "create_pr": ("absent --tasks a --create-pr", "--publish", "absent --tasks a --publish --create-pr"),
     },
     "sweep": {
@@ -197,6 +214,7 @@ CONDITIONAL = [
 def stage(ground: Ground) -> Ground:
     ground.recipe("mixed.yaml", space="logits", evaluate={"task_files": "problems.jsonl"})
     ground.recipe("fitted.yaml", merge_method="low_rank")
+    ground.recipe("pushes.yaml", evaluate={"task_files": "problems.jsonl"}, push={"repo": "me/x"})
     ground.recipe("walk.yaml", parameters={"target_step": {"up_to": 60, "prompts": "problems.jsonl"}})
     ground.recipe("still.yaml", merge_method="persistence", evaluate={"task_files": "problems.jsonl"})
     return ground
@@ -264,8 +282,8 @@ RECIPE: dict[str, object] = {
     "parameters.target_step.tasks": (walked(prompts="f", tasks="a"), "either prompts"),
     "parameters.target_step.include_path": (walked(prompts="f", include_path="x"), "no effect without tasks"),
     "parameters.target_step.format": (walked(tasks="a", by="score", format="exact"), "no effect on tasks"),
-    "parameters.target_step.samples": (walked(prompts="f", by="own_answers", samples=2), "samples has no effect by own_answers"),
-    "parameters.target_step.seed": (walked(prompts="f", seed=1), "seed has no effect by own_answers"),
+    "parameters.target_step.samples": (walked(prompts="f", by="own_answers", samples=2), "samples has no effect with own_answers"),
+    "parameters.target_step.seed": (walked(prompts="f", seed=1), "seed has no effect with own_answers"),
     "out_dtype": ({"space": "logits", "out_dtype": "float32"}, "goes with space: weights"),
     "push": ({"space": "logits", "push": {"repo": "a/b"}}, "goes with space: weights"),
     "evaluate.include_path": ({"evaluate": {"task_files": "f", "include_path": "x"}}, "no effect without tasks"),
@@ -366,12 +384,20 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
         **dict.fromkeys(["run", "to", "out", "push", "settings"], ALWAYS),
         "how": (lambda: api.predict("run", 60, limit=3), "has no effect without evaluate"),
     },
-    api.check_judged: {"recipe": ALWAYS},
     api.check_publication: dict.fromkeys(["references", "rows", "limit", "create_pr", "pins"], ALWAYS),
     api.complete: {
         **dict.fromkeys(["recipe", "prompts", "sampling", "how"], ALWAYS),
         "scan": (lambda: api.complete(load_recipe("logits.yaml"), ["x"], scan="scan.safetensors"), "no effect"),
         "target_step": (lambda: api.complete(load_recipe("logits.yaml"), ["x"], target_step=61), "61"),
+    },
+    api.evaluate_steps: {
+        **dict.fromkeys(["run", "options", "named", "plot"], ALWAYS),
+        "beside": (lambda: api.evaluate_steps("run", beside=["merged"]), "nothing to measure it with"),
+        "output": (lambda: api.evaluate_steps("run", output="r.json"), "nothing to save"),
+        "trajectory": (
+            lambda: api.evaluate_steps(find_trajectory("run"), trajectory=TrajectoryOptions(max_step=9)),
+            "no effect",
+        ),
     },
     api.merge: {
         **dict.fromkeys(["recipe", "out", "push", "settings"], ALWAYS),
@@ -386,13 +412,17 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     api.publish: dict.fromkeys(["table", "publication"], ALWAYS),
     api.push: dict.fromkeys(["folder", "target"], ALWAYS),
     api.reground: dict.fromkeys(["recipe", "out", "settings", "output"], ALWAYS),
-    api.report: dict.fromkeys(["scan_file", "evaluations", "out", "png", "title", "clock"], ALWAYS),
+    api.report: {
+        **dict.fromkeys(["run", "evaluations", "out", "png", "title", "clock"], ALWAYS),
+        "settings": (lambda: api.report("scan.safetensors", settings=ReadingOptions()), "no effect"),
+    },
     api.run: {
         "scan": (lambda: merged(MIXED, scan="scan.safetensors"), "no effect"),
         **dict.fromkeys(["recipe", "opened"], ALWAYS),
         "out": (lambda: merged(MIXED, out="o"), "no weights to write"),
         "output": (lambda: merged({}, out="o", output=Path("r.json")), "no evaluate section"),
         "settings": (lambda: merged(MIXED, settings=MergeOptions(allow_non_finite=True)), "no effect"),
+        "gate": (lambda: merged({}, out="o", gate=Gate(0.1)), "no evaluate section"),
     },
     api.scan: {
         **dict.fromkeys(["trajectory", "out", "sample", "logprobs"], ALWAYS),
@@ -457,7 +487,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
         **dict.fromkeys(["own_answers", "clock"], ALWAYS),
         "max_tokens": (lambda: ExtrapolationCallback(4, 4, max_tokens=8), "no effect"),
         "apply_chat_template": (lambda: ExtrapolationCallback(4, 4, apply_chat_template=True), "no effect"),
-        "probe_margin": (lambda: ExtrapolationCallback(4, 4, probe_margin=0.1), "a probe needs one"),
+        "probe_margin": (lambda: ExtrapolationCallback(4, 4, probe_margin=0.1), "give a probe and its margin"),
         "max_n": (lambda: ExtrapolationCallback(4, 4, max_n=8), "no effect"),
     },
 }  # fmt: skip

@@ -200,7 +200,7 @@ def test_a_wrong_command_line_repeats_no_token(line: list[str], ground: Ground) 
 @pytest.mark.parametrize(
     ("raised", "code", "says"),
     [
-        ("MemoryError()", 1, "error: there is not enough memory; give a smaller --memory"),
+        ("MemoryError()", 1, "error: there is not enough memory; free some, or give a smaller --memory"),
         ('RuntimeError("can\'t start new thread")', 1, "lets this process start no more threads; raise the"),
         (
             "ImportError('libx.so: broken', name='numba')",

@@ -32,7 +32,7 @@ WORK = ("plan", "merge", "run", "scan", "backtest", "sweep", "walk", "reground")
 LIBRARY: dict[type, dict[tuple[str, ...], tuple[str, ...]]] = {
     # the object of the library that options go to: options by their commands
     MergeOptions: {WORK: ("memory", "workers"), ("merge", "run"): ("device", "allow_non_finite", "cache")},
-    TrajectoryOptions: {("steps", "scan", "backtest"): tuple(names(Selection))},
+    TrajectoryOptions: {("steps", "scan", "backtest", "eval"): tuple(names(Selection))},
     LogProbRequest: {("scan",): ("max_new_tokens", "batch_size", "device", "sample_from")},
     Sampling: {("generate",): ("max_new_tokens", "temperature", "top_p", "top_k", "seed")},
     EvaluationOptions: {
@@ -78,7 +78,7 @@ def test_a_figure_in_a_default_comes_from_its_constant() -> None:
 
 def test_a_command_that_takes_a_run_takes_what_says_which_steps() -> None:
     takers = {words for words, option in options() if option.name == "series"}
-    assert takers == {"predict", "steps", "scan", "backtest"}
+    assert takers == {"predict", "steps", "scan", "backtest", "eval"}
     for words in takers:
         assert {option.name for of, option in options() if of == words} >= set(names(Selection))
     runs = {
@@ -87,7 +87,7 @@ def test_a_command_that_takes_a_run_takes_what_says_which_steps() -> None:
         for parameter in command.params
         if parameter.param_type_name == "argument" and str(parameter.metavar).split("|")[0] == "REF"
     }
-    assert runs == takers
+    assert runs | {"eval"} == takers  # of a run with --all-steps
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_behind_a_rate_of_0_it_says_what_can_be_asked() -> None:
 
 def test_two_checkpoints_between_which_nothing_was_trained() -> None:
     past_its_end = RateHistory((100, 200, 300, 400), (2e-6, 1e-6, 0.0, 0.0), None, "here")
-    with pytest.raises(ClockError, match="step 300 and step 400 have one time") as caught:
+    with pytest.raises(ClockError, match="step 300 and step 400 have the same time") as caught:
         RateClock(past_its_end).times((100, 300, 400))
     assert caught.value.step == 400
 
@@ -100,13 +100,13 @@ def test_what_stays_unknown_does_not_keep_the_past_from_being_told() -> None:
     assert clock.times((10, 50, 55)) == pytest.approx((5 / 3, 1160 / 36 - 5 / 9 * 0, 33), abs=3)
     with pytest.raises(ClockError, match="state it as"):
         clock.time_of(55)
-    assert "what comes is not known" in clock.in_words()
+    assert "the rates to come are not known" in clock.in_words()
     assert clock.as_json()["schedule"] is None
 
 
 def test_a_stated_schedule_that_the_history_does_not_follow() -> None:
     other = parse_schedule({"schedule": "linear", "warmup_steps": 150, "total_steps": 300})
-    with pytest.raises(ClockError, match=r"stated schedule \(linear\) does not fit .* misses them by"):
+    with pytest.raises(ClockError, match=r"stated schedule \(linear\) does not fit .* is off by"):
         RateClock(history(), other)
     with pytest.raises(ClockError, match="not known"):
         RateClock(None)

@@ -110,10 +110,10 @@ def _write(run: Path, content: str | dict[str, Any]) -> None:
 TROUBLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda run: _write(run, ""), f"checkpoint-60/{STATE}"),
     "corrupt": (lambda run: _write(run, '{"log_history": ['), f"checkpoint-60/{STATE}"),
-    "no history": (lambda run: _write(run, {"global_step": 60}), "no log_history"),
+    "no history": (lambda run: _write(run, {"global_step": 60}), "no list log_history"),
     "no rate": (lambda run: _write(run, {"global_step": 60, "log_history": [{"step": 5, "loss": 1}]}), "no learning rate"),
     "not a number": (lambda run: _write(run, {"log_history": [{"step": 5, "learning_rate": "x"}]}), "record 1"),
-    "of another step": (lambda run: _write(run, state(50)), "it is of step 50, and the checkpoint of step 60"),
+    "of another step": (lambda run: _write(run, state(50)), "this file is from step 50, but its checkpoint is step 60"),
     "a folder": (lambda run: ((run / "checkpoint-60" / STATE).unlink(), (run / "checkpoint-60" / STATE).mkdir()), "beside step 50, and none beside step 60"),
     "a link out": (lambda run: ((run / "checkpoint-60" / STATE).unlink(), (run / "checkpoint-60" / STATE).symlink_to("/etc/passwd")), f"checkpoint-60/{STATE}"),
     "only an earlier one": (lambda run: _only(run, 30), "lies beside step 30, and none beside step 60"),
@@ -153,7 +153,7 @@ def test_names_that_count_something_else(moving: Moving, tmp_path: Path) -> None
     scaled = {"steps": {"scale": 10}}
     merge(recipe(root, trajectory=scaled), out=tmp_path / "out")
     assert moving.is_at(tmp_path / "out", area(80))
-    with pytest.raises(ClockError, match=r"it is of step 60, and the checkpoint of step 6"):
+    with pytest.raises(ClockError, match=r"this file is from step 60, but its checkpoint is step 6"):
         merge(recipe(root, trajectory={"clock": "learning_rate"}), out=tmp_path / "other")
 
 
@@ -262,7 +262,10 @@ def test_checkpoints_after_the_end_of_a_stated_schedule(run: Path, tmp_path: Pat
     for target in (120, {"full_rate_steps": 10}):
         found = recipe(run, target, trajectory={"clock": stated})
         (problem,) = plan(found, out=tmp_path / "out").problems
-        assert "there is a checkpoint at step 60; correct the clock, or leave out what comes after" in problem
+        assert (
+            "there is a checkpoint at step 60; correct the clock, or leave out the checkpoints after"
+            in problem
+        )
         assert "full_rate_steps" not in problem
     left_out = recipe(run, {"full_rate_steps": 10}, trajectory={"clock": stated, "steps": {"max": 50}})
     assert plan(left_out, out=tmp_path / "out").problems == ()
@@ -278,7 +281,9 @@ def test_a_finished_run_goes_on_at_full_rate(moving: Moving, tmp_path: Path) -> 
 
 def test_two_checkpoints_between_which_nothing_was_trained(moving: Moving, tmp_path: Path) -> None:
     run = moving.run(tmp_path / "run", (0, 40, 80, 100, 110))
-    with pytest.raises(ClockError, match=r"step 100 and step 110 have one time: .* leave one of them out"):
+    with pytest.raises(
+        ClockError, match=r"step 100 and step 110 have the same time: .* leave one of them out"
+    ):
         merge(recipe(run, {"full_rate_steps": 10}), out=tmp_path / "out")
     without = recipe(run, {"full_rate_steps": 10}, trajectory={"steps": {"max": 100}})
     merge(without, out=tmp_path / "out")

@@ -124,7 +124,7 @@ def test_a_model_at_the_root_with_its_last_checkpoint(
         assert not (out / "last-checkpoint").exists()
     # the commit before holds the state of the save before
     merge(recipe(repo_id, trajectory=series[1]), out=tmp_path / "without", progress=lines)
-    assert any("it is of step 50, and the checkpoint of step 60" in line for line in lines.said)
+    assert any("this file is from step 50, but its checkpoint is step 60" in line for line in lines.said)
 
 
 @pytest.mark.usefixtures("logged_in")

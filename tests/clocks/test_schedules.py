@@ -72,9 +72,9 @@ def test_all_names_of_transformers_are_known() -> None:
 @pytest.mark.parametrize(
     ("given", "key", "said"),
     [
-        ({}, "schedule", "is missing; it is one of constant, "),
-        ({"schedule": "cosin"}, "schedule", "'cosin' is none; it is one of"),
-        ({"schedule": ["linear"]}, "schedule", "is none"),
+        ({}, "schedule", "is missing; choose one of constant, "),
+        ({"schedule": "cosin"}, "schedule", "'cosin' is unknown; choose one of"),
+        ({"schedule": ["linear"]}, "schedule", "is unknown"),
         ({"schedule": "reduce_lr_on_plateau"}, "schedule", "give a file of the rates"),
         ({"schedule": "greedy"}, "schedule", "give a file of the rates"),
         ({"schedule": "constant", "total_steps": 9}, "total_steps", "unknown; constant takes nothing else"),

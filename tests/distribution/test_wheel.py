@@ -32,7 +32,7 @@ def test_no_text_in_it_names_a_file_that_only_the_sources_have(wheel: Path, name
     found = {
         f"{file.relative_to(wheel)}: {name}"
         for file in wheel.glob("hubextrap/**/*")
-        if file.is_file() and file.suffix in (".py", ".yaml", ".css")
+        if file.is_file() and file.suffix in (".py", ".yaml", ".css", ".js", ".html")
         for name in path.findall(file.read_text(encoding="utf-8"))
         if not name.startswith("demo/")
     }

@@ -133,6 +133,7 @@ def test_yaml_blocks_are_what_they_are_for(page: Path, tmp_path: Path) -> None:
         if kind == "steps":
             content = {"jobs": {"job": {"runs-on": "ubuntu-latest", "steps": content}}}
         workflows.append(tmp_path / f"{number}.yml")
+        content = {"on" if key is True else key: value for key, value in content.items()}  # as YAML reads on
         workflows[-1].write_text(yaml.safe_dump({"on": "push", **content}))
         check_inputs(content)
     if workflows:
@@ -154,10 +155,10 @@ def check_inputs(workflow: dict[str, Any]) -> None:
             assert set(step.get("with", {})) <= set(inputs)
 
 
-def test_every_input_of_the_action_is_described() -> None:
+def test_every_input_and_output_of_the_action_is_described() -> None:
     action = yaml.safe_load((ROOT / ".github" / "actions" / "hubextrap" / "action.yml").read_text())
     text = (ROOT / "docs" / "guides" / "ci.md").read_text()
-    for name in action["inputs"]:
+    for name in [*action["inputs"], *action["outputs"]]:
         assert f"`{name}`" in text
 
 

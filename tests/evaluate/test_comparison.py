@@ -213,8 +213,10 @@ def test_local_inputs_have_to_be_named(tmp_path: Path) -> None:
     said = Lines()
     rows = compared_checkpoints([str(folder)], progress=said)  # type: ignore[arg-type]
     assert brief(rows) == [("prediction", 400, str(folder))]
-    last = f"{folder}: its last checkpoint, step 200, was the local folder 'step_200'; "
-    last += "name it: --against last=FOLDER"
+    last = (
+        f"{folder}: its last checkpoint, step 200, was the local folder 'step_200', which is not found from "
+        "here; name the run that it came from: --run FOLDER; or that checkpoint: --against last=FOLDER"
+    )
     assert said.said[0] == last
     with pytest.raises(EvaluationError) as error:
         compared_checkpoints([str(folder)], ["last"])

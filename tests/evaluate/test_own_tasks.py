@@ -291,13 +291,13 @@ def test_a_line_that_is_no_problem(tmp_path: Path, line: object, kind: Any, mess
 
 def test_what_does_not_go_together(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", {"question": "a", "answer": "b"})
-    with pytest.raises(EvaluationError, match=r"radd: --repeats, .* hold for files"):
+    with pytest.raises(EvaluationError, match=r"radd: repeats, .* hold for files"):
         task_specs(["radd"], answering=Answering(repeats=4))
     with pytest.raises(EvaluationError, match="p: two tasks of this name; rename the file"):
         task_specs(["p"], [TaskFile(file, "exact")])
-    with pytest.raises(EvaluationError, match="--temperature 0 gives the same answer"):
+    with pytest.raises(EvaluationError, match="temperature 0 gives the same answer"):
         Answering(repeats=4, temperature=0)
-    with pytest.raises(EvaluationError, match=r"--repeats 0: .* at least once"):
+    with pytest.raises(EvaluationError, match=r"repeats 0: .* at least once"):
         Answering(repeats=0)
     with pytest.raises(EvaluationError, match=r"--format essay: .*exact, math or choice"):
         task_specs([], [TaskFile(file, "essay")])  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hubextrap.evaluation.paired import _student_t, paired_interval
+from hubextrap.evaluation.paired import paired_interval, student_t
 
 
 def interval(differences: list[float] | NDArray[np.float64]) -> tuple[float, float]:
@@ -60,10 +60,10 @@ def test_the_interval_of_many_problems_is_the_normal_one() -> None:
 def test_quantiles_of_students_t(monkeypatch: pytest.MonkeyPatch) -> None:
     tabulated = {3: 3.182, 5: 2.571, 10: 2.228, 30: 2.042, 1000: 1.962}
     for freedom, value in tabulated.items():
-        assert _student_t(0.975, freedom) == pytest.approx(value, abs=5e-4)
+        assert student_t(0.975, freedom) == pytest.approx(value, abs=5e-4)
     monkeypatch.setitem(sys.modules, "scipy.special", None)
     for freedom, value in tabulated.items():
-        assert _student_t(0.975, freedom) == pytest.approx(value, rel=0.012 if freedom < 5 else 0.002)
+        assert student_t(0.975, freedom) == pytest.approx(value, rel=0.012 if freedom < 5 else 0.002)
 
 
 @pytest.mark.parametrize("problems", [1, 2, 3, 5, 8, 20, 100])

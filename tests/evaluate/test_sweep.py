@@ -333,7 +333,7 @@ def test_own_answers_tell_what_a_prediction_has_lost(
     assert far.own_answers_fell
     assert far.own_answers is not None
     assert f"| {far.own_answers:+.3f} (fell) |" in sweep_markdown(result)
-    assert "fell by 0.5 nats an answer or more" in (out / "sweep.md").read_text()
+    assert "fell by 0.5 nats per answer or more" in (out / "sweep.md").read_text()
     assert [
         GridPoint(label="x", step=1, damping=1.0, own_answers=v).own_answers_fell for v in (-0.5, -0.49)
     ] == [

@@ -325,6 +325,8 @@ def test_commands(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ended = run_main(*line)
         assert ended.code in (0, 1, 2), (which, ended)
         refuse_on_a_terminal(ended.out + ended.err)
+        if which == "json" and ended.code == 0:
+            json.loads(ended.out)
     if (tmp_path / "summary.md").exists():
         refuse_secrets((tmp_path / "summary.md").read_text())
 

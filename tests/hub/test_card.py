@@ -11,8 +11,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, get_session
 
-from hubextrap.hub.card import model_card, with_results, with_target
+from hubextrap.hub.card import model_card, with_results, with_target, with_verdict
 from hubextrap.hub.provenance import CoefficientRule
+from hubextrap.hub.provenance_checks import read_provenance
 from hubextrap.localhub import LocalHub
 
 Make = Callable[..., Any]
@@ -110,8 +111,10 @@ def test_what_the_body_says(make_provenance: Make) -> None:
     assert "| **400** | **this model** | |" in body
     assert "(400 − 200) / (200 − 0) = **1**" in body
     assert "method: `two_point`" in body
-    assert "Tensors `*norm*`, persistence:\n\n| step | 200 |\n|---|---:|\n| c | 1 |" in body
-    assert "Tensors `*`, two_point:\n\n| step | 100 | 200 |\n|---|---:|---:|\n| c | -2 | 3 |" in body
+    (folded,) = re.findall(r"<details>\n(.*?)\n</details>", body, re.DOTALL)
+    assert "| tensors | method | step 100 | step 200 |\n|---|---|---:|---:|\n" in folded
+    assert "| `*norm*` | persistence | 0 | 1 |\n| `*` | two_point | -2 | 3 |\n" in folded
+    assert "other tensors or rules" not in folded
     assert "Nothing was measured on this model" in body
 
 
@@ -126,8 +129,57 @@ def test_a_long_trajectory_is_cut(make_provenance: Make) -> None:
         match="*", method="least_squares", coefficients={step: step + 0.5 for step in range(40)}
     )
     card = model_card(make_provenance(coefficients=[rule]))
-    assert "| 28 | 29 |\n" in card
-    assert "The other 10 coefficients are in `hubextrap.json`." in card
+    assert "| step 28 | step 29 |\n" in card
+    assert "The coefficients of the steps after 29 are in `hubextrap.json`." in card
+
+
+def test_coefficients_per_tensor_are_one_folded_table(make_provenance: Make) -> None:
+    rules = [
+        CoefficientRule(match=f"layers.{number}.a|b", method="calibrated", coefficients={0: 0.0, 200: 1.0})
+        for number in range(11)
+    ]
+    card = model_card(make_provenance(coefficients=rules))
+    assert card.count("<details>") == card.count("</details>") == card.count("| tensors |") == 1
+    assert len(re.findall(r"^\| `layers\.\d\.a\\\|b` \| calibrated \| 1 \|$", card, re.MULTILINE)) == 8
+    assert "The coefficients of 3 other tensors or rules are in `hubextrap.json`." in card
+    assert "step 0 |" not in card
+
+
+VERL = "global_step_{}/actor/huggingface"
+
+
+@pytest.mark.parametrize(
+    ("places", "name", "shown"),
+    [
+        ([(None, f"/home/secret/grpo-7b/{VERL}")], "grpo-7b", f"local folder `{VERL}`"),
+        ([(None, "/home/secret/out/checkpoint-{}")], "out", "local folder `checkpoint-{}`"),
+        ([(None, "/home/secret/step_{}")], "A run", "local folder `step_{}`"),
+        ([(None, "/home/secret/out/checkpoints/v{}")], "out", "local folder `checkpoints/v{}`"),
+        ([("Q/Base", ""), (None, f"/x/secret/grpo-7b/{VERL}")], "grpo-7b", f"local folder `{VERL}`"),
+        ([("me/grpo-7b", VERL)], "grpo-7b", f"`me/grpo-7b@step_{{}}:{VERL}`"),
+        ([("me/runs", f"exp1/{VERL}")], "exp1", f"`me/runs@step_{{}}:exp1/{VERL}`"),
+        ([("Q/Base", ""), ("me/run-step-{}", "")], "run", "`me/run-step-{}@step_{}`"),
+    ],
+)
+def test_the_heading_is_the_run(
+    places: list[tuple[str | None, str]],
+    name: str,
+    shown: str,
+    make_provenance: Make,
+    make_checkpoint: Make,
+) -> None:
+    numbers = (100, 200) if len(places) == 1 else (0, 200)
+    checkpoints = [
+        make_checkpoint(step, repo and repo.format(step), path.format(step))
+        for step, (repo, path) in zip(numbers, (places * 2)[-2:], strict=True)
+    ]
+    rule = CoefficientRule(match="*", method="two_point", coefficients={200: 1.0})
+    made = make_provenance(checkpoints=checkpoints, coefficients=[rule])
+    for provenance in (made, read_provenance(made.to_bytes())):
+        card = model_card(provenance)
+        assert f"\n# {name}, predicted at step 400\n" in card
+        assert f"| 200 | {shown.replace('{}', '200')} |" in card
+        assert "secret" not in card + made.to_bytes().decode()
 
 
 def test_the_recipe_is_quoted_whole(make_provenance: Make) -> None:
@@ -235,3 +287,13 @@ def test_the_hub_accepts_the_metadata(hub: LocalHub, make_provenance: Make) -> N
         assert json.load(answer)["errors"] == []
     assert ModelCard(card).data.base_model == ["me/run"]
     assert [request.status for request in hub.requests] == [200]
+
+
+def test_the_verdict_stands_on_top_and_scores_take_its_place(make_provenance: Make) -> None:
+    card = model_card(make_provenance(), verdict="✓ Extrapolation looks promising: <b>step 3")
+    top = card.partition("## What it was predicted from")[0]
+    assert "**✓ Extrapolation looks promising: &lt;b>step 3**" in top or "\\<b>step 3**" in top
+    scored = with_verdict(card, "✕ The prediction scored worse")
+    assert "looks promising" not in scored
+    assert "**✕ The prediction scored worse**" in scored.partition("## What it was predicted from")[0]
+    assert with_verdict(model_card(make_provenance()), "✕") == model_card(make_provenance())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
+import httpx2
 import pytest
 from huggingface_hub import HfApi
 
@@ -94,9 +96,11 @@ def test_somebody_elses_name(hub: LocalHub, prediction: Path, repo_id: str) -> N
     name = repo_id.replace("me/", "you/")
     assert "or push under your own name" in refusal(prediction, name)
     hub.create_repo(name)
+    hub.requests.clear()
     message = refusal(prediction, f"{name}@step_400")
     assert message.startswith(f"{name}@step_400: the Hub answered 403")
     assert "or push under your own name" in message
+    assert {request.method for request in hub.requests} == {"GET"}
 
 
 def test_a_tag_and_a_branch_that_a_pull_request_needs(hub: LocalHub, prediction: Path, repo_id: str) -> None:
@@ -109,6 +113,92 @@ def test_a_tag_and_a_branch_that_a_pull_request_needs(hub: LocalHub, prediction:
         f"{repo_id}@new: no such branch, and a pull request needs one to go into; leave out new, which makes "
         "it main, or push without a pull request"
     )
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "instead"),
+    [
+        ("exp1/step_100", "exp1", "exp1-1"),
+        ("a/b/c", "a", "a-1"),
+        ("exp1", "exp1/step_1", "exp1-step_1"),
+        ("a/b", "a/b/c/d", "a-b-c-d"),
+        ("main", "main/step_1", "main-step_1"),
+    ],
+)
+def test_a_branch_that_git_cannot_hold_beside_another(
+    hub: LocalHub, prediction: Path, repo_id: str, there: str, wanted: str, instead: str
+) -> None:
+    """One is a folder of refs where the other is a file; found before anything is hashed or sent."""
+    hub.create_repo(repo_id)
+    if there != "main":
+        hub.commit(repo_id, {"a.txt": b"x"}, revision=there)
+    hub.requests.clear()
+    assert refusal(prediction, f"{repo_id}@{wanted}") == (
+        f"{repo_id}@{wanted}: the repo has a branch {there}, and git holds no branch {wanted} beside it; "
+        f"choose another name, e.g. {repo_id}@{instead}, or delete {there} on the Hub"
+    )
+    assert {request.method for request in hub.requests} == {"GET"}
+    push_folder(prediction, PushTarget.parse(f"{repo_id}@{instead}"))  # what was advised works
+
+
+def test_a_branch_below_main_in_a_repo_that_is_yet_to_be_made(prediction: Path, repo_id: str) -> None:
+    assert "the repo has a branch main" in refusal(prediction, f"{repo_id}@main/step_1")
+    assert not HfApi().repo_exists(repo_id)
+
+
+def test_neighbours_that_only_look_alike(hub: LocalHub, prediction: Path, repo_id: str) -> None:
+    """A tag is no branch, and half a name is another one."""
+    hub.create_repo(repo_id)
+    hub.tag(repo_id, "exp1/v1")
+    hub.commit(repo_id, {"a.txt": b"x"}, revision="exp10/step_1")
+    hub.commit(repo_id, {"a.txt": b"x"}, revision="EXP1/step_1")
+    push_folder(prediction, PushTarget.parse(f"{repo_id}@exp1"))
+    push_folder(prediction, PushTarget.parse(f"{repo_id}@exp10/step_2"))
+
+
+ODD_NAMES = (
+    "a b", "a..b", "a.lock", "a.lock/b", "a@{b", "@", "-a", ".a", "a/.b", "a//b", "/a", "a/", "a.", "a~",
+    "a^", "a:b", "a?", "a*", "a[", "a\\b", "a\x7f", "a\tb", "a\n", "", "HEAD", "refs/heads/a",
+    "x" * 251, "x/" * 600 + "x", "\udcff",
+)  # fmt: skip
+GOOD_NAMES = (
+    "a-",
+    "a.b",
+    "a/b.c",
+    "a.locked",
+    "a@b",
+    "ü/→",
+    "A",
+    "a{b}",
+    "x" * 250,
+    ("y" * 200 + "/") * 3 + "y",
+    "a,b=c",
+    "a'\"$`b",
+)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_names_that_git_does_not_take(name: str) -> None:
+    with pytest.raises(PushError, match="is not the name of a branch"):
+        PushTarget("me/x", name)
+
+
+def test_every_other_name_is_one_that_git_takes(hub: LocalHub, repo_id: str) -> None:
+    hub.create_repo(repo_id)
+    for name in GOOD_NAMES:
+        HfApi().create_branch(repo_id, branch=PushTarget(repo_id, name).revision)
+    assert {ref.name for ref in HfApi().list_repo_refs(repo_id).branches} == {"main", *GOOD_NAMES}
+
+
+def test_a_pull_request_where_the_repo_takes_none(
+    hub: LocalHub, prediction: Path, repo_id: str, logged_in: str
+) -> None:
+    hub.create_repo(repo_id)
+    settings, headers = f"{hub.url}/api/models/{repo_id}/settings", {"Authorization": f"Bearer {logged_in}"}
+    assert httpx2.put(settings, json={"discussionsDisabled": True}, headers=headers).status_code == 200
+    hub.requests.clear()
+    assert "the Hub answered 403" in refusal(prediction, repo_id, create_pr=True)
+    assert len([request for request in hub.requests if request.method == "POST"]) == 1  # which asks
 
 
 def test_a_public_repo_where_a_private_one_was_asked_for(
@@ -139,8 +229,11 @@ def test_folders_that_hold_no_model(hub: LocalHub, tmp_path: Path, repo_id: str)
     assert refusal(tmp_path / "no", repo_id).startswith(f"{tmp_path}/no: no such folder")
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     assert refusal(tmp_path, repo_id).startswith(
-        f"{tmp_path}: holds no .safetensors file, so no model to push"
+        f"{tmp_path}: holds no .safetensors file, so no model to push; give the folder"
     )
+    (tmp_path / "step_1").mkdir()
+    (tmp_path / "step_1" / "model.safetensors").write_bytes(b"x")
+    assert refusal(tmp_path, repo_id).endswith(f"no model to push; a model is in {tmp_path}/step_1")
     assert not hub.requests
 
 
@@ -219,3 +312,40 @@ def test_a_repo_that_this_token_cannot_make_is_refused_beforehand(hub: LocalHub)
         check_target(PushTarget("someone/new"))
     assert error.value.repo == "someone/new"
     assert not check_target(PushTarget("me/new-of-mine")).exists
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("hubextrap.json", "is not what was written there, and the prediction was judged with"),
+        ("modeling_llama.py", "came there after the merge, and was not judged; take it away"),
+        ("model-00001-of-00003.safetensors", "has other bytes (sha256)"),
+        ("config.json", "has other bytes"),
+    ],
+)
+def test_what_was_judged_is_what_is_pushed(file: str, said: str, prediction: Path, repo_id: str) -> None:
+    """Whatever somebody does to the folder while its prediction is being measured."""
+    own = ("hubextrap.json", "README.md")
+    beside = [path for path in prediction.iterdir() if path.suffix != ".safetensors" and path.name not in own]
+    files = [
+        OutputShard(
+            file=path.name,
+            size=path.stat().st_size,
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        )
+        for path in beside
+    ]
+    made = read_provenance(prediction).model_copy(update={"files": tuple(files)})
+    path = prediction / "hubextrap.json"
+    path.write_bytes(made.to_bytes())
+    if file == "hubextrap.json":
+        path.write_bytes(made.model_copy(update={"merge_method": "another"}).to_bytes())
+    elif (prediction / file).exists():
+        content = bytearray((prediction / file).read_bytes())
+        content[-2] ^= 1
+        (prediction / file).write_bytes(content)
+    else:
+        (prediction / file).write_text("x")
+    with pytest.raises(PushError, match=re.escape(said)):
+        push_folder(prediction, PushTarget.parse(repo_id), made=made)
+    assert not HfApi().repo_exists(repo_id)

@@ -96,7 +96,7 @@ def test_a_chat_template_wraps_the_prompt(mixed_c: Any) -> None:
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}={% endfor %}"
     own.tokenizer = tokenizer
     assert complete(own, "526+850", Sampling(), chat=True) == complete(mixed_c, "526+850=", Sampling())
-    with pytest.raises(HubExtrapError, match=r"an empty prompt"):
+    with pytest.raises(HubExtrapError, match=r"the prompt is empty"):
         complete(mixed_c, "", Sampling())
 
 

@@ -109,7 +109,7 @@ def test_a_reward_model_is_no_language_model(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / f"step_{step}")
         AutoTokenizer.from_pretrained(DEMO / "step_0").save_pretrained(tmp_path / f"step_{step}")
     request = LogProbRequest(prompts_file(tmp_path, *PROBLEMS))
-    with pytest.raises(UnsupportedCheckpoint, match=r"no whole language model: .* as lm_head"):
+    with pytest.raises(UnsupportedCheckpoint, match=r"not a complete language model: .* as lm_head"):
         measure_logprobs(find_trajectory(str(tmp_path)), request)
 
 
@@ -154,10 +154,10 @@ def test_prompts_that_do_not_serve(trajectory: Trajectory, tmp_path: Path) -> No
         "prompts.jsonl, line 1: holds neither prompt and response nor question and answer"
     )
     assert refused(PROBLEMS[0], {"question": "1+1="}) == (
-        "prompts.jsonl, line 2: answer is no text; add the responses, or let a checkpoint give them "
+        "prompts.jsonl, line 2: answer is not text; add the responses, or let a checkpoint give them "
         "(--sample-from STEP)"
     )
-    assert refused({"prompt": 3}) == "prompts.jsonl, line 1: prompt is no text"
+    assert refused({"prompt": 3}) == "prompts.jsonl, line 1: prompt is not text"
     assert refused(PROBLEMS[0], sample_from=50) == (
         "--sample-from 50: no such step; choose one of 0, 100, 400"
     )

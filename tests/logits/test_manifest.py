@@ -70,7 +70,7 @@ def test_hub_checkpoints_stay_what_they_were(
 
 def test_models_that_were_handed_in_cannot_be_saved(mixed_c: Any, tmp_path: Path) -> None:
     own = ExtrapolatedForCausalLM(list(mixed_c.models), mixed_c.coefficients)
-    with pytest.raises(OutputError, match=r"models were handed in, .* from_checkpoints"):
+    with pytest.raises(OutputError, match=r"made from models in memory, .* from_checkpoints"):
         own.save_pretrained(tmp_path / "mixed")
     assert not (tmp_path / "mixed").exists()
     (tmp_path / "file").touch()

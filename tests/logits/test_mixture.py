@@ -127,7 +127,7 @@ def test_a_reward_model_is_no_language_model(trajectory_c: Path, tmp_path: Path)
     """transformers would load it and make up its head."""
     model: Any = AutoModelForSequenceClassification.from_pretrained(trajectory_c / "step_0")
     model.save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedCheckpoint, match=r"no whole language model: .* as lm_head"):
+    with pytest.raises(UnsupportedCheckpoint, match=r"not a complete language model: .* as lm_head"):
         load_causal_lm(Checkpoint(1, None, "", None, str(tmp_path)))
 
 
@@ -234,14 +234,16 @@ def test_models_that_do_not_fit_together(make: Make) -> None:
     t5 = T5ForConditionalGeneration(
         T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     )
-    refused(t5, t5, r"T5ForConditionalGeneration is no causal language model", UnsupportedCheckpoint)
+    refused(t5, t5, r"T5ForConditionalGeneration is not a causal language model", UnsupportedCheckpoint)
 
 
 def test_a_model_without_a_cache_of_the_usual_kind() -> None:
     from transformers import RwkvConfig, RwkvForCausalLM
 
     rwkv = RwkvForCausalLM(RwkvConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2))
-    with pytest.raises(UnsupportedCheckpoint, match=r"RwkvForCausalLM keeps its state .*space: weights"):
+    with pytest.raises(
+        UnsupportedCheckpoint, match=r"RwkvForCausalLM does not keep its state .*space: weights"
+    ):
         ExtrapolatedForCausalLM([rwkv], [1.0])
 
 

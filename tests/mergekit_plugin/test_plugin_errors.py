@@ -23,6 +23,13 @@ def models(**parameters: object) -> Change:
     return lambda config: config["models"][0].update(parameters=parameters)
 
 
+def nameless(**parameters: object) -> Change:
+    """The same, by a reference that says no step."""
+    return lambda config: config["models"][0].update(
+        model=config["models"][0]["model"] + "/.", parameters=parameters
+    )
+
+
 def shared(**parameters: object) -> Change:
     return lambda config: config["parameters"].update(parameters)
 
@@ -31,15 +38,17 @@ def shared(**parameters: object) -> Change:
     ("change", "problem"),
     [
         (
-            models(),
-            "no step for {root}/step_30; give every model one: parameters: {{step: 100}} (only base_",
+            nameless(),
+            "no step for {root}/step_30/., nor in its name; write it beside the model: parameters: ",
         ),
         (models(step=30.5), "{root}/step_30: step must be a whole number from 0 on, not 30.5"),
         (models(step=-30), "{root}/step_30: step must be a whole number from 0 on, not -30"),
         (models(step=True), "{root}/step_30: step must be a whole number from 0 on, not True"),
         (models(step="last"), "{root}/step_30: step must be a whole number from 0 on, not 'last'"),
-        (models(step=25), "step 25 is there twice: {root}/step_30 and {root}/step_25"),
-        (models(step=0), "step 0 is there twice: {root}/step_30 and {root}/step_0"),
+        (models(step=25), "{root}/step_30 says step 30 by its name, and 25 is stated; leave the step out"),
+        (models(step=0), "{root}/step_30 says step 30 by its name, and 0 is stated; leave the step out"),
+        (nameless(step=25), "step 25 is there twice: {root}/step_30/. and {root}/step_25"),
+        (nameless(step=0), "step 0 is there twice: {root}/step_30/. and {root}/step_0"),
         (
             lambda config: config["parameters"].pop("target_step"),
             "target_step is missing; say which step to predict: parameters: {{target_step: 400}}",
@@ -174,3 +183,36 @@ def test_whole_numbers_are_refused() -> None:
 def test_factors_of_an_adapter_are_refused() -> None:
     with pytest.raises(HubExtrapError, match=r"lora_A.weight is part of an adapter"):
         merge_one(torch.ones(2), torch.ones(2), name="q_proj.lora_A.weight")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            {"base_model": "a", "gate_mode": "random", "experts": []},
+            "experts: a config of mergekit-moe: `mergekit-moe CONFIG OUT` runs it",
+        ),
+        (
+            {"genome": {}, "tasks": []},
+            "genome: a config of mergekit-evolve: `mergekit-evolve CONFIG` runs it",
+        ),
+        (
+            {"trajectory": {"repo": "a/b"}, "merge_method": "two_point", "parameters": {"target_step": 4}},
+            "trajectory: a recipe of hubextrap's, which mergekit cannot read: `hubextrap merge CONFIG --",
+        ),
+        (
+            {
+                "merge_method": "two_point",
+                "models": [{"model": f"r/step_{n}", "parameters": {"weight": 1}} for n in range(3)],
+            },
+            "models[0].parameters.weight: unknown parameter; two_point takes step, target_step, damping, ",
+        ),
+    ],
+)
+def test_the_command_says_what_runs_it_instead(
+    config: Config, said: str, through_mergekit: Callable[..., object]
+) -> None:
+    with pytest.raises(HubExtrapError) as error:
+        through_mergekit(config)
+    assert f"mergekit.yaml: {said}" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1

@@ -139,9 +139,15 @@ def test_wide_tensors_of_a_narrow_model_stay_wide_natively(
 
 
 def test_the_order_of_the_models_says_nothing(
-    sharded: Path, config_of: Callable[..., Config], through_mergekit: Run, assert_same_bits: Same
+    sharded: Path,
+    tmp_path: Path,
+    config_of: Callable[..., Config],
+    through_mergekit: Run,
+    assert_same_bits: Same,
 ) -> None:
     config = config_of(sharded, "least_squares", window=3)
+    (tmp_path / "start").symlink_to(config["base_model"])
+    config["base_model"] = str(tmp_path / "start")
     config["models"].append({"model": config["base_model"], "parameters": {"step": 5}})
     expected = through_mergekit(config)
     for seed in range(3):
@@ -161,6 +167,61 @@ def test_a_filter_gives_some_tensors_other_parameters(
     for name, tensor in predicted.items():
         assert torch.equal(tensor, (last if "norm" in name else plain)[name]), name
         assert not torch.equal(plain[name], last[name]), name
+
+
+def when(part: str, value: object) -> dict[str, object]:
+    return {"filter": part, "value": value}
+
+
+@pytest.mark.parametrize(
+    ("method", "conditions"),
+    [
+        ("two_point", {"damping": [when("norm", 0), when("mlp", 0.8), {"value": 1}]}),
+        ("two_point", {"damping": [when("mlp", 0.5)]}),  # the rest as by default
+        ("two_point", {"damping": when("layers.1.", 0.25)}),
+        ("two_point", {"damping": [when("*", 0.5)]}),
+        (
+            "two_point",
+            {
+                "base_step": [when("mlp", 10), when("self_attn", 25), {"value": 0}],
+                "damping": [when("mlp", 0.5), when("self_attn", 0.75)],
+            },
+        ),
+        ("least_squares", {"window": [when("mlp", 2), {"value": 3}], "through_last": True}),
+        ("low_rank", {"rank": [when("mlp.down", 2), when("mlp", 3), when("o_proj", 1)], "damping": 0.5}),
+    ],
+)
+def test_filters_become_rules(
+    method: str,
+    conditions: dict[str, object],
+    sharded: Path,
+    config_of: Callable[..., Config],
+    through_mergekit: Run,
+    natively: Run,
+    assert_same_bits: Same,
+) -> None:
+    config = config_of(sharded, method, **conditions)
+    theirs = through_mergekit(config)
+    assert_same_bits(theirs, natively(config))
+    if "*" not in str(conditions):
+        plain = {name: value for name, value in conditions.items() if not isinstance(value, (list, dict))}
+        without = through_mergekit(config_of(sharded, method, **plain))
+        assert any(not torch.equal(tensor, without[name]) for name, tensor in theirs.items())
+
+
+def test_steps_that_only_names_say(
+    sharded: Path,
+    config_of: Callable[..., Config],
+    through_mergekit: Run,
+    natively: Run,
+    assert_same_bits: Same,
+) -> None:
+    config = config_of(sharded, "least_squares")
+    stated = through_mergekit(config)
+    for entry in config["models"]:
+        del entry["parameters"]
+    assert_same_bits(through_mergekit(config), stated)
+    assert_same_bits(natively(config), stated)
 
 
 def test_a_list_is_a_gradient_over_the_layers(

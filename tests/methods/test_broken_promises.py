@@ -85,7 +85,7 @@ def writes(steps: Any, rehearsals: Rehearsals, gram: NDArray[np.float64]) -> NDA
 
 
 @pytest.mark.parametrize(
-    ("leave_one_out", "said"), [(peeks, "behind a rehearsal's origin"), (writes, "read-only")]
+    ("leave_one_out", "said"), [(peeks, "after a rehearsal's origin"), (writes, "read-only")]
 )
 def test_rehearsals_that_know_the_end_or_change_it(leave_one_out: Callable[..., Any], said: str) -> None:
     def odd(steps: Any, target_step: float, gram: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -84,8 +84,8 @@ def test_all_bad_parameters_at_once() -> None:
     ("steps", "target", "message"),
     [
         ([0, 100, 200], 150, "target step 150 is before the last observed step 200; choose a later target"),
-        ([0, 200, 100], 400, "step 100 follows step 200: steps have to increase"),
-        ([0, 100, 100], 400, "step 100 follows step 100: .* none may come twice"),
+        ([0, 200, 100], 400, "step 100 comes after step 200: steps must increase"),
+        ([0, 100, 100], 400, "step 100 comes after step 100: .* no step may come twice"),
         ([], 400, "no checkpoints"),
         ([0, 100], math.inf, "target step inf"),
     ],

@@ -101,7 +101,7 @@ def test_low_rank_does_not_depend_on_what_the_deltas_refer_to() -> None:
 def test_low_rank_says_what_it_lacks() -> None:
     with pytest.raises(MethodError, match="low_rank needs three checkpoints"):
         low_rank([0, 10], 20, gram_matrix=np.eye(2))
-    with pytest.raises(MethodError, match=r"rank 7: .* ranks from 1 to 6"):
+    with pytest.raises(MethodError, match=r"rank 7: give a rank from 1 to 6"):
         low_rank(STEPS, 300, gram_matrix=np.eye(7), rank=7)
 
 
@@ -136,7 +136,7 @@ def test_coefficients_sum_to_one_whatever_the_run(
             gram_matrix=gram_of(drift(steps, seed)),
         )
     except MethodError as error:
-        assert "cannot be calibrated" in str(error) or "nothing to choose by" in str(error)  # noqa: PT017
+        assert "calibrated cannot predict" in str(error) or "auto cannot choose" in str(error)  # noqa: PT017
         return
     assert np.isfinite(result).all()
     assert result.sum() == pytest.approx(1.0, abs=1e-9 * max(1.0, np.abs(result).max()))
@@ -212,14 +212,14 @@ def test_calibrated_learns_how_far_to_go() -> None:
 def test_beyond_what_the_past_has_seen() -> None:
     with pytest.raises(
         MethodError,
-        match=r"step 9000 lies at horizon 44, .* has seen none near that",
+        match=r"step 9000 is horizon 44, .* has no horizon near that",
     ):
         coefficients("calibrated", STEPS, 9000, gram_matrix=np.eye(7))
-    with pytest.raises(MethodError, match="needs three checkpoints, and 2 are"):
+    with pytest.raises(MethodError, match="needs three checkpoints, but there are only 2"):
         coefficients("calibrated", [0, 10], 20, gram_matrix=np.eye(2))
-    with pytest.raises(MethodError, match="base_step: auto has nothing to choose by"):
+    with pytest.raises(MethodError, match="base_step: auto cannot choose"):
         coefficients("two_point", STEPS, 9000, {"base_step": "auto"}, gram_matrix=np.eye(7))
-    with pytest.raises(MethodError, match="damping: auto has nothing to choose by"):
+    with pytest.raises(MethodError, match="damping: auto cannot choose"):
         coefficients("two_point", STEPS, 9000, damping="auto", gram_matrix=np.eye(7))
 
 

@@ -174,7 +174,7 @@ def test_two_point_lists_the_steps_to_choose_from(base_step: int) -> None:
 
 @pytest.mark.parametrize("method", LINES)
 def test_one_checkpoint_is_no_line(method) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(MethodError, match="needs two checkpoints, and only step 100"):
+    with pytest.raises(MethodError, match="needs two checkpoints, but only step 100"):
         method([100], 200)
 
 

@@ -31,7 +31,7 @@ def test_a_rule_that_matches_nothing() -> None:
     with pytest.raises(RecipeError) as error:
         assign_rules([Rule(("*nrom*", "ln_*"), "persistence"), REST], NAMES)
     assert str(error.value) == (
-        "parameters.tensors[0]: *nrom*, ln_* matches no tensor of the model; its names are like "
+        "parameters.tensors[0]: *nrom*, ln_* matches no tensor of the model; its tensors have names like "
         + ", ".join(NAMES)
     )
 

@@ -88,7 +88,7 @@ def test_our_sections_are_accepted() -> None:
         ),
         (
             ("out_dtype: bfloat16", "tokenizer_source: union"),
-            "tokenizer_source 'union': the tokenizer is that of the last",
+            ":13: tokenizer_source: 'union': the tokenizer is that of the last",
         ),
         (
             ("dtype: float32\n", ""),
@@ -100,32 +100,42 @@ def test_our_sections_are_accepted() -> None:
             ("{step: 100}", "{weight: 1.0, step: 100}"),
             ":5: models[0].parameters.weight: unknown key; known here: step",
         ),
-        (("{step: 100}", "{}"), ":5: models[0].parameters.step: missing"),
         (
-            ("    parameters: {step: 100}\n", ""),
-            "me/run@step_100 has no step; give it one: parameters: {step: 100}",
+            ("me/run@step_100\n    parameters: {step: 100}", "me/run"),
+            ":4: models[0]: no step for me/run, nor in its name; write it beside the model: parame",
         ),
         (
             ("me/run@step_100", "{path: x}"),
-            ":4: models[0].model: must be text, not a section with keys of its own",
+            ":4: models[0].model: has to be text here, as in me/run@step_100; `hubextrap mergekit-yaml CON",
+        ),
+        (
+            ("me/run@step_100", "me/run+me/lora"),
+            ":4: models[0].model: 'me/run+me/lora' puts an adapter on a model; merge it into the model first",
         ),
         (
             ("target_step: 400", "target_step: [300, 400]"),
-            "mergekit reads a list as a gradient over the layers",
+            ":10: parameters.target_step: a list of numbers is a gradient over the layers to mergekit: ",
         ),
         (
             ("target_step: 400", "target_step: 400\n  tensors: [{match: a, method: persistence}]"),
             "tensors: mergekit has",
         ),
         (
-            ("step: 200", "step: 100"),
-            ":3: models: step 100 is there twice: me/run@step_100 and me/run@step_200",
+            ("me/run@step_200\n    parameters:\n      step: 200", "me/copy@step_100"),
+            ":3: models: step 100 is there twice: me/run@step_100 and me/copy@step_100",
         ),
         (
             ("target_step: 400", "target_step: 150"),
             ":9: parameters: target step 150 is before the last observed step",
         ),
-        (("two_point", "task_arithmetic"), ":1: merge_method: there is no merge method task_arithmetic"),
+        (
+            ("step: 200", "step: 100"),
+            ":8: models[1].parameters.step: me/run@step_200 says step 200 by its name",
+        ),
+        (
+            ("two_point", "task_arithmetic"),
+            ":1: merge_method: task_arithmetic is mergekit's own method: `hubex",
+        ),
         (
             ("base_step: 100", "normalize: false"),
             ":11: parameters.normalize: unknown key; two_point takes base_step",

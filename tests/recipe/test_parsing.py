@@ -192,8 +192,11 @@ merge_method: x
             ("{repo: me/run}", "{checkpoints: [{model: a, step: 1}, {model: b, step: 2}], base: c}"),
             ":1: trajectory: base and steps go with repo",
         ),
-        (("{repo: me/run}", "{checkpoints: [{model: a}]}"), ":1: trajectory.checkpoints[0].step: missing"),
-        (("two_point", "linear"), ":2: merge_method: there is no merge method linear"),
+        (
+            ("{repo: me/run}", "{checkpoints: [{model: a}]}"),
+            ":1: trajectory.checkpoints[0]: no step for a, and its",
+        ),
+        (("two_point", "linear"), ":2: merge_method: linear is mergekit's own method. Here"),
         (("two_point", ""), ":2: merge_method: must be text, not empty"),
         (("400", "4.5"), ":3: parameters.target_step[0]: must be a whole number, not 4.5"),
         (("400", "[]"), ":3: parameters.target_step: must not be empty"),
@@ -248,7 +251,7 @@ def test_one_thing_wrong(change: tuple[str, str], problem: str) -> None:
         ("dtype: 16", ":4: dtype: must be text, not 16; put it in quotes"),
         (
             "# hf_abcdefghijklmnopqrstuvwx",
-            ":4: holds what looks like a Hub token",
+            ":4: contains what looks like a Hub token",
         ),
     ],
 )
@@ -266,7 +269,7 @@ def test_several_targets_need_a_branch_each() -> None:
 
 @pytest.mark.parametrize("text", ["- 1\n", "text\n", "3\n"])
 def test_not_a_mapping(text: str) -> None:
-    assert "a recipe holds keys with their values, not" in problems_of(text)[0]
+    assert "a recipe must be keys with their values, not" in problems_of(text)[0]
 
 
 EXPLICIT = """\

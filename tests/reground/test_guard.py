@@ -71,7 +71,7 @@ def test_a_jump_beyond_all_rehearsed_horizons_is_refused() -> None:
     found = judged([1.0, 0.0], [1.0, 0.0], n=2000)
     assert not found.jump
     assert found.reason == (
-        "n = 2000 is 50 times the 40 steps of training at hand, and they have rehearsed no horizon like it "
+        "n = 2000 is 50 times the 40 steps of training at hand, and they have rehearsed no horizon that long "
         "(at most 1); choose a smaller n or a larger m"
     )
     assert judged([1.0, 0.0], [1.0, 0.0], n=1).jump, "shorter than rehearsed is no reason"
@@ -142,5 +142,5 @@ def test_n_ends_at_one_step_and_at_the_cap() -> None:
 
 
 def test_a_probe_that_says_nothing_before_the_jump_is_an_error() -> None:
-    with pytest.raises(MethodError, match="the probe gave nan"):
+    with pytest.raises(MethodError, match="the probe returned nan"):
         judge_probe(60, math.nan, 0.5, margin=0.0, longest=60)

@@ -110,7 +110,7 @@ def test_n_is_halved_and_doubled_between_1_and_the_longest(n: int, halved: int, 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_values_that_are_no_numbers(value: float) -> None:
-    with pytest.raises(MethodError, match="has to return a finite number"):
+    with pytest.raises(MethodError, match="must return a finite number"):
         judge_probe(60, value, 0.5, margin=0.0, longest=60)
     assert not judge_probe(60, 0.5, value, margin=9.0, longest=60).keep
 

@@ -104,7 +104,7 @@ def test_what_cannot_be_served_is_said(
 
 
 def test_calibrated_needs_a_past() -> None:
-    with pytest.raises(MethodError, match="needs three checkpoints, and 2 are there"):
+    with pytest.raises(MethodError, match="needs three checkpoints, but there are only 2"):
         jump_coefficients(ONE, 20, "calibrated", grams(weights(ONE)))
 
 

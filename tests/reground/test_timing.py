@@ -80,7 +80,7 @@ def test_the_learning_rate_has_to_be_known_where_it_is_asked_for() -> None:
 
 def test_at_a_rate_of_0_nothing_is_jumped_and_nothing_is_counted() -> None:
     now = timing_of(windows(rates(1.0), rates(0.5)), 60, "auto", 0.0)
-    assert now.refusal == "the learning rate is 0 now, and 60 steps at it lead nowhere"
+    assert now.refusal == "the learning rate is 0 now, so a jump of 60 steps would move nothing"
     still = timing_of(windows(rates(1.0), rates(0.0)), 60, "auto", PEAK)
     assert still.refusal == "the learning rate was 0 throughout the window: nothing was trained"
     for refused in (now, still):

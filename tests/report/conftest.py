@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browsing import Browser
 from evaluations import SETTINGS
 from typer.testing import CliRunner
 
@@ -86,9 +88,18 @@ def page(scan_file: Path, results: list[Path], tmp_path_factory: pytest.TempPath
     options += ["--out", str(out), "--png", str(out.parent / "png"), "--title", "<b>&"]
     done = CliRunner().invoke(app, ["report", str(scan_file), *options])
     assert done.exit_code == 0, done.output
-    assert done.output.startswith("The prediction scored better than the last checkpoint: radd exact_match ")
+    assert done.output.startswith(
+        "✓ The prediction scored better than the last checkpoint: radd exact_match "
+    )
     assert f"wrote {out} and 8 plots in {out.parent / 'png'}" in done.output
     return out
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Chromium, for the tests that are not skipped where there is none."""
+    with Browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
+from base64 import b64encode
 from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +19,11 @@ from typer.testing import CliRunner
 
 from hubextrap import api
 from hubextrap.cli.app import app
+from hubextrap.clocks import STEPS as BY_STEPS
 from hubextrap.errors import EvaluationError, HubExtrapError, OutputError, ReferenceNotFound
 from hubextrap.evaluation.table import EvaluationTable
-from hubextrap.reporting import build_sections, collect_accuracy, weights
+from hubextrap.reporting import Page, build_sections, collect_accuracy, weights
+from hubextrap.reporting.page import LARGEST
 from hubextrap.reporting.style import to_png, to_svg
 from hubextrap.scans import Scan
 from hubextrap.statistics import GramTable, backtest_table, horizon_means, judge_run, plain_name
@@ -35,15 +41,58 @@ def gram_table(weights_at: np.ndarray, steps: tuple[int, ...] = STEPS) -> GramTa
 
 def test_page_stands_alone(page: Path) -> None:
     text = page.read_text()
-    assert not re.search(r"<script|<link|<img|<image|@import|src=|url\((?!#)", text)
-    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', text))
-    ids = re.findall(r'\bid="([^"]*)"', text)
+    without_scripts = re.sub(r"(?s)<script.*?</script>", "", text)
+    assert not re.search(r"<link|<img|<image|@import|src=|url\((?!#)", without_scripts)
+    assert not re.search(r"<script[^>]*src", text)
+    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', without_scripts))
+    ids = re.findall(r'\bid="([^"]*)"', without_scripts)
     assert len(ids) == len(set(ids)) > 100
-    assert set(re.findall(r"(?:url\(|href=\")#([\w-]+)", text)) <= set(ids)
+    assert set(re.findall(r"(?:url\(|href=\")#([\w-]+)", without_scripts)) <= set(ids)
     assert "<h1>&lt;b&gt;&amp;</h1>" in text
-    assert text.count("<svg") == 8
-    assert len(text) < 500_000
+    assert without_scripts.count("<svg") == 8
+    assert len(text.encode()) < 1_000_000
     assert str(Path(__file__).parents[2]) not in text, "says where the checkpoints lie on this machine"
+
+
+def test_page_allows_its_own_scripts_alone(page: Path) -> None:
+    text = page.read_text()
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
+    allowed = set(re.findall(r"'sha256-([^']*)'", policy))
+    scripts = re.findall(r"(?s)<script>(.*?)</script>", text)
+    assert {b64encode(sha256(script.encode()).digest()).decode() for script in scripts} == allowed
+    assert len(scripts) == 4
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy.replace("style-src 'unsafe-inline'", "")
+
+
+def test_the_library_is_what_its_licence_says() -> None:
+    """It is that of the registry, byte for byte, behind the licence that goes with each copy."""
+    folder = files("hubextrap.reporting") / "vendor"
+    licence, charts = ((folder / name).read_text() for name in ("LICENSE", "charts.min.js"))
+    beginning = f"/*!\n{licence}*/\n"
+    assert charts.startswith(beginning)
+    rest, plot = charts.removeprefix(beginning).split("// @observablehq/plot", 1)
+    shipped = [rest.removesuffix("\n"), f"// @observablehq/plot{plot}"]
+    assert [sha256(text.encode()).hexdigest() for text in shipped] == re.findall(r"sha256 (\w{64})", licence)
+
+
+def test_a_page_keeps_to_its_size(scan: Scan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run of many tensors too: the table takes what is left."""
+    table = scan.gram_table
+    many = replace(
+        table,
+        tensors=tuple(f"w{number}" for number in range(9000)),
+        elements=np.tile(table.elements, 300),
+        gram=np.tile(table.gram, (300, 1, 1)),
+    )
+    large = replace(scan, gram_table=many)
+    backtest = backtest_table(table)
+    page = Page("large", large, backtest, judge_run(backtest), [], [(BY_STEPS, None)])
+    monkeypatch.setattr(Page, "sections", [])
+    text = page.render()
+    assert 1_900_000 < len(text.encode()) <= LARGEST
+    assert "takes the" in text
+    assert "tensors that moved least as one" in text
 
 
 def test_page_says_what_was_found(page: Path, scan: Scan) -> None:
@@ -60,7 +109,7 @@ def test_page_says_what_was_found(page: Path, scan: Scan) -> None:
 
 def test_plots_for_the_card(page: Path) -> None:
     plots = {path.stem: path.read_bytes() for path in (page.parent / "png").iterdir()}
-    assert set(plots) == set(re.findall(r'<section id="([\w-]+)"', page.read_text()))
+    assert set(plots) == set(re.findall(r'<section id="([\w-]+)"><details>', page.read_text()))
     for content in plots.values():
         assert content[:8] == b"\x89PNG\r\n\x1a\n"
         assert int.from_bytes(content[16:20], "big") == 1040

@@ -157,7 +157,7 @@ def test_poor_and_thin_expectations_are_said(tmp_path: Path) -> None:
 
 
 def test_a_horizon_that_the_past_has_not_seen_is_refused_before_any_read(tmp_path: Path) -> None:
-    with pytest.raises(MethodError, match=r"step 9000 lies at horizon 44, .* cannot be calibrated"):
+    with pytest.raises(MethodError, match=r"step 9000 is horizon 44, .* calibrated cannot predict it"):
         api.merge(recipe_of("calibrated", "target_step: 9000"), out=tmp_path / "out")
 
 

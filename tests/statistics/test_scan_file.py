@@ -70,7 +70,7 @@ def edited(path: Path, edit: Any) -> Path:
 
 
 EDITS = {
-    "no scan": (lambda t, m, d: m.clear(), "no scan; make one with"),
+    "no scan": (lambda t, m, d: m.clear(), "not a scan; make one with"),
     "version": (lambda t, m, d: m.update(version="2"), "format version 2"),
     "table missing": (
         lambda t, m, d: t.pop("counts"),
@@ -83,7 +83,7 @@ EDITS = {
     "field": (lambda t, m, d: d["checkpoints"][0].pop("dtype"), "damaged scan"),
     "counts": (
         lambda t, m, d: t.update(counts=t["counts"] + 1),
-        "counts: contradicts elements, of tensor 'model",
+        "counts: does not add up to elements, of tensor 'model",
     ),
     "nan": (lambda t, m, d: t.update(gram=t["gram"] * np.nan), "gram: is not finite, of tensor"),
 }

@@ -289,7 +289,7 @@ def test_random_walks_are_counted_as_linear_above_seven_tenths() -> None:
         ({(1, 2): 1.1e-6}, "not symmetric"),
         ({(1, 1): -0.9e-4 - 1.0, (1, 2): 0.0}, None),
         ({(1, 1): -1.1e-4 - 1.0, (1, 2): 0.0}, "not positive semi-definite"),
-        ({(0, 1): 1e-300, (1, 0): 1e-300}, "base is not 0"),
+        ({(0, 1): 1e-300, (1, 0): 1e-300}, "is not 0 at the base"),
     ],
 )
 def test_a_scans_gram_matrix_may_be_off_by_rounding_alone(

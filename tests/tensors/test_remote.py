@@ -324,7 +324,7 @@ def test_a_listing_that_leads_out_of_the_repo(
         lambda: open_source(checkpoint, cache=True),
         lambda: resolve_checkpoint(str(checkpoint.repo), step=1),
     ):
-        with pytest.raises(HubExtrapError, match="the Hub lists a path that leads out of it"):
+        with pytest.raises(HubExtrapError, match="the Hub lists a path that leads out of the repo"):
             look()
     assert not cache.exists()
 

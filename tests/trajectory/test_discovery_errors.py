@@ -126,7 +126,7 @@ def test_a_token_that_is_not_valid(
 
 def test_a_dataset(hub: LocalHub, repo_id: str) -> None:
     hub.create_repo(repo_id, repo_type="dataset")
-    with pytest.raises(ReferenceNotFound, match=f"hf://datasets/{repo_id}: a dataset"):
+    with pytest.raises(ReferenceNotFound, match=f"hf://datasets/{repo_id}: this is a dataset"):
         find_trajectory(f"hf://datasets/{repo_id}")
 
 

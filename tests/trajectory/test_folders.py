@@ -153,7 +153,7 @@ def test_verl_converted_beside_raw_shards(tmp_path: Path, model: Model) -> None:
         200: "global_step_200/actor/huggingface",
     }
     assert len(told.said) == 1
-    assert told.said[0].startswith("left out step 300, ")
+    assert told.said[0].startswith("warning: left out step 300, ")
     with pytest.raises(StepError, match=r"global_step_300.*: no safetensors"):
         find_trajectory(str(tmp_path), steps=[100, 300])
 
@@ -192,8 +192,11 @@ def test_folders_without_weights_and_predictions_are_left_out(tmp_path: Path, mo
     told = Lines()
     assert find_trajectory(str(tmp_path), progress=told).steps == (1,)
     assert told.said == [
-        f"left out step {step}, {tmp_path / f'step_{step}'}: {why}"
-        for step, why in ((9, "a prediction of hubextrap, not a checkpoint of the run"), (2, "no weights"))
+        f"{warned}left out step {step}, {tmp_path / f'step_{step}'}: {why}"
+        for step, warned, why in (
+            (9, "", "a prediction of hubextrap, not a checkpoint of the run"),
+            (2, "warning: ", "no weights"),  # yet, it may be
+        )
     ]
 
 
@@ -225,7 +228,7 @@ def test_two_runs_are_never_mixed(tmp_path: Path, model: Model) -> None:
     with pytest.raises(AmbiguousTrajectory) as caught:
         find_trajectory(str(tmp_path))
     assert str(caught.value) == (
-        f"{tmp_path}: 2 series of checkpoints are here; choose one by its name, with "
+        f"{tmp_path}: there are 2 series of checkpoints; choose one by its name, with "
         "`trajectory.steps.series` in a recipe, or --series:\n"
         "  folders: global_step_{step}      2 checkpoints, steps 10 to 20\n"
         "  folders: new_global_step_{step}  1 checkpoint, step 10"

@@ -126,7 +126,7 @@ def test_series_that_must_not_be_mixed(
     on_branches(names)
     with pytest.raises(
         AmbiguousTrajectory,
-        match=f"{repo_id}: 2 series .*, or --series",
+        match=f"{repo_id}: there are 2 series .*, or --series",
     ):
         find_trajectory(repo_id)
     assert find_trajectory(repo_id, series=choice).steps == steps

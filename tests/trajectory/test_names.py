@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubextrap.errors import TrajectoryError
-from hubextrap.trajectory.names import pattern_reader, read_step, read_title
+from hubextrap.step_names import pattern_reader, read_step, read_title
 
 
 @pytest.mark.parametrize(

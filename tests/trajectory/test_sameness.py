@@ -25,12 +25,10 @@ def test_branches_of_one_upload(hub: LocalHub, repo_id: str, model: Model, lines
     found = find_trajectory(repo_id, progress=lines)
     assert found.same_weights == ((1000, 2000, 3000, 4000), (5000, 7000))
     assert len({checkpoint.commit for checkpoint in found.checkpoints}) == 7
-    why = (
-        "nothing was trained between them, or the upload is wrong; leave out the steps that are not what they"
-    )
+    why = "nothing was trained between them, or the upload is wrong; leave out the steps that hold the wrong"
     assert lines.said == [
-        f"warning: steps 1000, 2000 and 3000 hold the same weights as step 4000: {why} are called",
-        f"warning: step 5000 holds the same weights as step 7000: {why} are called",
+        f"warning: steps 1000, 2000 and 3000 hold the same weights as step 4000: {why} weights",
+        f"warning: step 5000 holds the same weights as step 7000: {why} weights",
     ]
 
 

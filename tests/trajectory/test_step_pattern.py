@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from hubextrap.trajectory.names import pattern_reader, read_step, read_title
-from hubextrap.trajectory.step_pattern import NAME_LIMIT, StepPattern
+from hubextrap.step_names import pattern_reader, read_step, read_title
+from hubextrap.step_pattern import NAME_LIMIT, StepPattern
 
 
 def as_expression(pattern: str) -> re.Pattern[str]:

@@ -95,7 +95,7 @@ def test_more_series_than_one_are_listed(steps: Run, repo_id: str, on_branches: 
     on_branches(["global_step_1", "global_step_2", "new_global_step_1"])
     code, out, err = steps(repo_id)
     assert (code, out) == (1, "")
-    assert err.startswith(f"error: {repo_id}: 2 series of checkpoints are here; choose one")
+    assert err.startswith(f"error: {repo_id}: there are 2 series of checkpoints; choose one")
     assert "  branches: new_global_step_{step}  1 checkpoint" in err
     code, out, _ = steps(repo_id, "--series", "new_global_step_{step}")
     assert (code, len(out.splitlines())) == (0, 3)

@@ -114,7 +114,7 @@ def test_full_rate_steps_are_those_of_the_updates(build: Any, tmp_path: Path, sc
     assert read_history(tmp_path / "run" / HISTORY_NAME) == callback.decisions
     jumped = next(line for line in lines if line["action"] == "jumped")
     assert jumped["clock"] == "learning_rate"
-    assert "by the learning rate, 6 steps at what it is now are " in jumped["reason"]
+    assert "6 steps at the current learning rate are " in jumped["reason"]
 
 
 @pytest.mark.slow
@@ -174,7 +174,9 @@ def test_no_jump_where_the_rate_is_0(build: Any, assert_same: Any, caplog: Any) 
     with caplog.at_level(logging.WARNING, "hubextrap.regrounding"):
         run.train()
     assert [decision.action for decision in callback.decisions] == ["jumped", "skipped", "skipped", "skipped"]
-    assert callback.decisions[1].reason == "the learning rate is 0 now, and 6 steps at it lead nowhere"
+    assert (
+        callback.decisions[1].reason == "the learning rate is 0 now, so a jump of 6 steps would move nothing"
+    )
     assert callback.decisions[2].reason.startswith("the learning rate was 0 throughout the window")
     assert_same(run.trained.states[8], run.final)
     found = [decision.full_rate_steps for decision in callback.decisions]
@@ -271,7 +273,7 @@ def test_a_checkpoint_of_an_older_version_goes_on_by_steps(build: Any, tmp_path:
 def test_another_clock_is_refused_on_resuming(build: Any, tmp_path: Path) -> None:
     build(ExtrapolationCallback(M, N), max_steps=5, save_strategy="steps", save_steps=5).train()
     other = ExtrapolationCallback(M, N, clock="steps")
-    with pytest.raises(CheckpointMismatch, match="saved with clock = 'auto', and the callback has 'steps'"):
+    with pytest.raises(CheckpointMismatch, match="saved with clock = 'auto', but the callback has 'steps'"):
         build(other).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-5"))
 
 

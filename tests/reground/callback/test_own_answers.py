@@ -83,7 +83,9 @@ def test_the_first_window_may_jump_as_something_judges_it(train: Any) -> None:
     callback = guarded(1, max_error=5.0)
     train(callback, max_steps=8)
     assert callback.decisions[0].action == "jumped"
-    assert callback.decisions[0].reason.startswith("the first window: only what is asked after the jump")
+    assert callback.decisions[0].reason.startswith(
+        "the first window: only the probe or the own answers judge it"
+    )
 
 
 @pytest.mark.slow

@@ -116,14 +116,14 @@ def test_a_run_that_was_never_regrounded_may_begin(build: Any, tmp_path: Path) -
 @pytest.mark.slow
 def test_other_settings_are_refused(build: Any, checkpoint: Path) -> None:
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"rule": "anchored", "windows": 2}, "rule = 'two_point', and the callback has 'anchored'"),
+        ({"rule": "anchored", "windows": 2}, "rule = 'two_point', but the callback has 'anchored'"),
         (
             {"max_n": 99, "probe": drifting(), "probe_margin": 0.1},
-            "max_n = 6, and the callback has 99",
+            "max_n = 6, but the callback has 99",
         ),
-        ({"m": 5}, "m = 4, and the callback has 5"),
-        ({"n": 5}, "n = 6, and the callback has 5"),
-        ({"windows": 3}, "windows = 2, and the callback has 3"),
+        ({"m": 5}, "m = 4, but the callback has 5"),
+        ({"n": 5}, "n = 6, but the callback has 5"),
+        ({"windows": 3}, "windows = 2, but the callback has 3"),
     ]
     for options, said in refused:
         with pytest.raises(CheckpointMismatch, match=f"saved with {said}"):
@@ -136,9 +136,9 @@ def test_other_tensors_are_refused(tmp_path: Path) -> None:
     saved.put(0, {"up": torch.ones(2, 3), "down": torch.ones(4)})
     saved.save(tmp_path)
     for layouts, said in (
-        ({"up": Layout("F32", 6)}, "tensor down is 4 × F32 in the checkpoint and missing in training"),
-        ({"up": Layout("F32", 6), "down": Layout("F32", 3)}, "down is 4 × F32 in the checkpoint and 3 × F32"),
-        ({"up": Layout("BF16", 6), "down": Layout("F32", 4)}, "up is 6 × F32 in the checkpoint and 6 × BF16"),
+        ({"up": Layout("F32", 6)}, "tensor down is 4 × F32 in the checkpoint but missing in training"),
+        ({"up": Layout("F32", 6), "down": Layout("F32", 3)}, "down is 4 × F32 in the checkpoint but 3 × F32"),
+        ({"up": Layout("BF16", 6), "down": Layout("F32", 4)}, "up is 6 × F32 in the checkpoint but 6 × BF16"),
     ):
         with pytest.raises(CheckpointMismatch, match=said):
             SnapshotRing(layouts).load(tmp_path, [0])

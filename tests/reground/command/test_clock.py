@@ -59,7 +59,7 @@ def test_a_jump_stands_for_steps_at_the_rate_that_the_trainer_left(with_rates: A
         area = sum((one + other) / 2 for one, other in pairwise(edges))
         assert shares(line) == pytest.approx(4 * (edges[-1] + edges[-2]) / 2 / area, rel=0.02)
     assert history[0]["full_rate_steps"] == pytest.approx(sum(FALLING[:4]) + 4 * FALLING[3], rel=0.05)
-    assert "by the learning rate, 4 steps at what it is now are " in history[0]["reason"]
+    assert "4 steps at the current learning rate are " in history[0]["reason"]
     made = json.loads((setting.out / "round-001" / "extrapolated" / "hubextrap.json").read_text())
     assert made["parameters"]["clock"] == "learning_rate"
 
@@ -183,12 +183,12 @@ def test_rates_that_are_not_there_are_an_error_where_they_were_asked_for(
     setting: Callable[..., Setting], lines: Lines
 ) -> None:
     made = setting(clock="learning_rate", iterations=2)
-    with pytest.raises(CorruptFile, match=r"checkpoint-4/trainer_state.json: it has no log_history"):
+    with pytest.raises(CorruptFile, match=r"checkpoint-4/trainer_state.json: it has no list log_history"):
         run(made)
     state = made.out / "round-001" / "output" / "checkpoint-4" / "trainer_state.json"
     state.unlink()
     with pytest.raises(
-        ClockError, match=r"there is no trainer_state.json in .*checkpoint-4; let the trainer"
+        ClockError, match=r"there is no trainer_state.json in .*checkpoint-4; make the trainer"
     ):
         run(made)
     made.change(clock="auto")
@@ -212,8 +212,8 @@ def test_steps_of_another_count_are_told_of(with_rates: Any) -> None:
     state.write_text(json.dumps({"log_history": logged}))
     said: list[str] = []
     assert rates_of_round("auto", state.parent, 4, 4, said.append) == (None, None)
-    assert "the learning rates in it go up to step 80, and the round is steps 5 to 8 of the run" in said[0]
-    with pytest.raises(ClockError, match="or 1 to 4 of its own; let the trainer log them"):
+    assert "its learning rates end at step 80, but the round is steps 5 to 8 of the run" in said[0]
+    with pytest.raises(ClockError, match="or 1 to 4 of its own; make the trainer log them"):
         rates_of_round("learning_rate", state.parent, 4, 4, said.append)
 
 

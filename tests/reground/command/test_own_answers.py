@@ -51,7 +51,7 @@ def test_a_jump_that_keeps_them_is_kept_in_the_first_window_too(asked: Any) -> N
     first, _ = setting.history()
     assert first["action"] == "jumped"
     assert first["reason"].startswith(
-        "the first window: only what is asked after the jump judges it; own answers"
+        "the first window: only the probe or the own answers judge it, after the jump; own answers"
     )
     assert first["own_answers_before"] - first["own_answers_after"] < 0.5
     assert first["own_answers_before"] < 0.0

@@ -12,7 +12,7 @@ from harness import Lines
 from huggingface_hub import HfApi
 
 from hubextrap import api
-from hubextrap.errors import PushError
+from hubextrap.errors import HubExtrapError, PushError
 from hubextrap.localhub import Fault, LocalHub
 from hubextrap.recipe import load_reground_recipe
 
@@ -104,3 +104,25 @@ def test_a_repo_that_may_not_be_written(
     with pytest.raises(PushError, match="me/model"):
         run(setting)
     assert not (setting.out / "round-001").exists()
+
+
+@pytest.mark.usefixtures("logged_in")
+def test_what_refuses_a_run_is_found_before_its_start_is_downloaded(
+    hub: LocalHub, setting: Callable[..., Setting], start: Path, repo_id: str, tmp_path: Path
+) -> None:
+    hub.create_repo(f"{repo_id}-start")
+    hub.commit(f"{repo_id}-start", {path.name: path for path in start.iterdir()})
+    hub.create_repo(repo_id)
+    hub.commit(repo_id, {"a.txt": b"x"}, revision="extrapolated-rl4-step8/old")
+    refused = (
+        ({"push": {"repo": repo_id}}, "has a branch extrapolated-rl4-step8/old"),
+        ({"push": {"repo": "somebody/else"}}, "cannot make one for somebody"),
+        ({"guard": {"max_error": "off", "prompts": str(tmp_path / "absent.jsonl")}}, "cannot be read"),
+    )
+    for section, said in refused:
+        hub.requests.clear()
+        one = setting(model=f"{repo_id}-start", **section)
+        with pytest.raises(HubExtrapError, match=said):
+            run(one)
+        assert not [request for request in hub.requests if "-start/resolve" in request.path]
+        assert not one.out.exists()

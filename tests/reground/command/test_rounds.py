@@ -196,8 +196,8 @@ def test_the_guard_skips_and_training_goes_on(setting: Callable[..., Setting], l
     result = run(setting, progress=lines)
     assert [d.action for d in result.decisions] == ["skipped", "skipped"]
     assert result.decisions[0].reason == "the first window: there is no earlier one to backtest on"
-    assert "rehearsed no horizon like it" in result.decisions[1].reason
-    assert result.reason == "the last 2 jumps were skipped or taken back; max_skipped is 2"
+    assert "rehearsed no horizon that long" in result.decisions[1].reason
+    assert result.reason == "the last 2 jumps were skipped or undone; max_skipped is 2"
     assert result.model == real(setting, 2)
     log = (setting.out / "round-002" / "train.log").read_text()
     assert log.startswith(f"training from {real(setting, 1)}\n")

@@ -71,7 +71,7 @@ def test_a_failing_trainer_speaks_for_itself(
     assert message.startswith("round 1: the trainer ended with exit code 3; its last lines:\n  line 29\n")
     assert "\n  line 39\n  ValueError: the reward model is gone\n" in message
     log = setting.out / "round-001" / "train.log"
-    assert f"its whole output is in {log}; mend the cause, then run the same command again" in message
+    assert f"its whole output is in {log}; fix the cause, then run the same command again" in message
     assert "line 0\n" in log.read_text()
     assert capfdbinary.readouterr().out == b""
     expected(setting)
@@ -82,7 +82,10 @@ def test_a_failing_trainer_speaks_for_itself(
     ("fault", "said"),
     [
         ("signal SIGTERM", "round 1: the trainer ended with SIGTERM; its last lines:\n  training from"),
-        ("signal SIGKILL", "round 1: the trainer ended with SIGKILL (often: no memory was left); its last"),
+        (
+            "signal SIGKILL",
+            "round 1: the trainer ended with SIGKILL (often because memory ran out); its last",
+        ),
     ],
 )
 def test_a_trainer_that_somebody_ended(fault: str, said: str, setting: Callable[..., Setting]) -> None:
@@ -119,11 +122,11 @@ def test_a_checkpoint_that_cannot_be_used(
     assert re.search(said, message)
     assert message.startswith("round 1: ")
     assert message.endswith(
-        "then run the same command again: it looks once more, and trains again if nothing fits"
+        "run the same command again: it looks for the checkpoint again, and trains again if there is none"
     )
     with pytest.raises(error):
         run(setting, progress=lines)  # nothing was mended: trained again, and no better
-    assert any(line.endswith("; so it is trained again") for line in lines.said)
+    assert any(line.endswith("; the round is trained again") for line in lines.said)
     if fault in ("nothing", "shape"):
         expected(setting)
 
@@ -145,13 +148,13 @@ def test_a_trainer_that_stopped_early(setting: Callable[..., Setting]) -> None:
     setting = setting(iterations=1)
     setting.recipe.write_text(setting.recipe.read_text().replace("'{steps}'", "'3{steps}'"))
     message = fails(setting, UnsupportedCheckpoint)
-    assert "is checkpoint-34, and the round had to end at step 4; let the trainer save one there" in message
+    assert "is checkpoint-34, but the round had to end at step 4; make the trainer save one there" in message
 
 
 def test_a_program_that_is_not_there(setting: Callable[..., Setting]) -> None:
     setting = setting(train="pyhton train.py {model} {steps} {output}")
     assert fails(setting, CommandFailed) == (
-        "round 1: the trainer: no program 'pyhton' is found; check the command and PATH"
+        "round 1: the trainer: the program 'pyhton' was not found; check the command and PATH"
     )
 
 
@@ -225,8 +228,8 @@ def test_room_is_looked_for_before_each_round(
         patch.setattr("shutil.disk_usage", lambda path: usage(0, 0, 1234))
         message = fails(setting, OutputError)
     assert re.fullmatch(
-        r"round 1: [\d,]+ bytes are needed in .*run \(as the model twice, trained and extrapolated\), 1,234 "
-        r"are free; make room \(keep: last drops old rounds' weights\), then run the same command again",
+        r"round 1: [\d,]+ bytes are needed in .*run \(twice the model: trained and extrapolated\), and 1,234 "
+        r"are free; make room \(keep: last removes old rounds' weights\), then run the same command again",
         message,
     )
     assert not (setting.out / "round-001" / "train.log").exists()
@@ -314,7 +317,7 @@ def test_a_checkpoint_that_changed_after_it_was_checked(
     weights = setting.out / "round-001" / "output" / "checkpoint-4" / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(HubExtrapError, match="is not as it was") as changed:
+    with pytest.raises(HubExtrapError, match="changed after it was checked") as changed:
         run(setting)
     assert changed.value.file == str(weights)
     weights.write_bytes(whole)

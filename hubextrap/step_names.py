@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from hubextrap.errors import TrajectoryError
-from hubextrap.trajectory.step_pattern import STEP, StepPattern
+from hubextrap.errors import StepError, TrajectoryError
+from hubextrap.step_pattern import STEP, StepPattern
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 _MOST_DIGITS = 15
 """A longer number is a date with a time, or a hash; it counts nothing."""
@@ -36,10 +37,21 @@ _BARE_COUNTER = re.compile(
     rf"[-_.](?:(?:{'|'.join(_WORDS)})[-_]?\{{step\}}|\{{step\}}steps?)(?:[-_](?:tokens[-_]?)?\{{tokens\}})?",
     re.IGNORECASE,
 )
+_ANY_COUNTER = re.compile(
+    rf"[-_. ]*(?:(?:{'|'.join(_WORDS)})[-_= ]?)?\{{step\}}(?:steps?)?|[-_. ]*(?:tokens?[-_]?)?\{{tokens\}}",
+    re.IGNORECASE,
+)
 _NUMBER_FIRST = re.compile(rf"(?<![a-z\d.])(?P<number>\d{{1,{_MOST_DIGITS}}}k?)steps?$", re.IGNORECASE)
 _NAMED_TOKENS = re.compile(r"(tokens?[-_]?)\d+(?:\.\d+)?[kmbt]?(?![a-z0-9])", re.IGNORECASE)
 _TOKENS = re.compile(rf"{_NAMED_TOKENS.pattern}|(?<=[-_])\d+(?:\.\d+)?[kmbt]t(?![a-z0-9])", re.IGNORECASE)
 _PIPELINE_STAGE = re.compile(r"[-_](?!tokens)[a-z]", re.IGNORECASE)
+
+
+INNER_FOLDERS = ("huggingface", "actor")
+"""Where verl puts a step's converted weights; folders further up on a disk may say a step by accident."""
+_ON_THE_HUB = re.compile(
+    r"(?P<scheme>hf://)?(?P<repo>[^@:/]+(?:/[^@:/]+)?)(?P<folder>/[^@:]*)?(?:@(?P<revision>[^:]*))?(?::(?P<path>.*))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +93,74 @@ def read_title(title: str) -> StepName | None:
     return StepName(title[: number.start("number")] + STEP, _integer(number["number"]), title)
 
 
+@lru_cache(4096)
+def step_in_reference(text: str) -> StepName | None:
+    """The step that a checkpoint's reference says, by its folder, else its revision, else its repo; or None.
+
+    Only the text is read; the pattern is the whole of it, so that references of one run share theirs.
+    """
+    bare = text.rstrip("/")
+    parts = bare.split("/")
+    while parts[-1] in INNER_FOLDERS:
+        parts.pop()
+    found = _ON_THE_HUB.fullmatch("/".join(parts))
+    names = [parts[-1] if parts else ""]
+    if (
+        found is not None
+        and not text.startswith((".", "/", "~"))
+        and (found["scheme"] or not found["folder"])
+    ):
+        folder = (found["path"] or found["folder"] or "").strip("/")
+        names = [folder, found["revision"] or "", found["repo"].rpartition("/")[2]]
+    for name in filter(None, names):
+        if (said := read_step(name)) is not None:
+            before, _, after = bare.rpartition(name)
+            return StepName(before + said.pattern + after, said.step, said.unit)
+    return None
+
+
+def no_step(*models: str) -> str:
+    """What is said of models of a list that have no step."""
+    names = "its name" if len(models) == 1 else "their names"
+    return (
+        f"no step for {', '.join(models)}, nor in {names}; write it beside the model: "
+        "parameters: {step: 100} (only base_model may go without, it is step 0)"
+    )
+
+
+def settled_step(model: str, stated: int | None, others: Iterable[str] = (), *, is_base: bool = False) -> int:
+    """The step of a model of a list: what is stated, or what its name says.
+
+    Args:
+        others: the other models of the list. A name alone in its series may count another run's steps: such a
+            checkpoint can be step 0, and a base without a step is.
+
+    Raises:
+        StepError: its name says another step than the one stated, or none is stated and its name says none.
+    """
+    said = step_in_reference(model)
+    if (
+        said is not None
+        and (stated == 0 or (stated is None and is_base))
+        and not any(
+            (other := step_in_reference(each)) is not None and other.pattern == said.pattern
+            for each in others
+        )
+    ):
+        said = None
+    if stated is None:
+        if said is None and not is_base:
+            raise StepError(no_step(model))
+        return 0 if said is None else said.step
+    if said is not None and said.step != stated:
+        raise StepError(
+            f"{model} says step {said.step} by its name, and {stated} is stated; leave the step out, or "
+            "correct it (a commit, or a link, in place of the name says no step)",
+            step=stated,
+        )
+    return stated
+
+
 def pattern_reader(pattern: str) -> Callable[[str], StepName | None]:
     """A reader like ``read_step`` for names of one pattern that the user gave.
 
@@ -106,6 +186,12 @@ def pattern_reader(pattern: str) -> Callable[[str], StepName | None]:
         return StepName("/".join([pattern, *rest]), _integer(number), outer)
 
     return read
+
+
+def without_step(name: str) -> str:
+    """A name without what counts in it, ``grpo`` of ``grpo-step-100-2BT``; itself where it says no step."""
+    said = read_step(name)
+    return name if said is None else _ANY_COUNTER.sub("", said.pattern).strip("-_. =")
 
 
 def is_bare_counter(rest: str) -> bool:

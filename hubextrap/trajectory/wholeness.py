@@ -1,0 +1,187 @@
+"""Whether the newest checkpoints of a run are whole: a trainer, or an upload, may be at them just now.
+
+Only what lies behind the last whole one is let be; what is broken before that is an error where it is read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hubextrap.containment import entries_of, open_regular
+from hubextrap.errors import StepError
+from hubextrap.foreign_data import parse_json
+from hubextrap.trajectory.checkpoint import PassedOver
+from hubextrap.trajectory.weights import INDEX, OTHER, SHARD, SINGLE, weights_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from hubextrap.progress import Progress
+    from hubextrap.trajectory.checkpoint import Checkpoint, Series, Trajectory
+
+CONFIG = "config.json"
+_MARK = r"(?:tmp|temp|temporary|partial|incomplete|unfinished)"
+_BEGUN = re.compile(rf"(?i)(?:^|(?<=/))\.?{_MARK}[-_.]+|[-_.]+{_MARK}(?:[-_.]?\d+)?(?=/|$)")
+"""What the name of a folder has for as long as a trainer writes to it."""
+_OF_SO_MANY = re.compile(r"model-\d+-of-(\d{1,9})\.safetensors")
+_HEADER_LIMIT, _MOST_SHARDS = 100 * 2**20, 100_000
+
+
+def with_begun_ones_passed_over(layout: Sequence[Series]) -> list[Series]:
+    """The series without those that another's name stands for once they are whole: ``tmp-checkpoint-500``."""
+    patterns = {one.pattern for one in layout}
+    kept = [one for one in layout if _named_whole(one.pattern) not in patterns - {one.pattern}]
+    for one in layout:
+        if one in kept:
+            continue
+        why = "its name says that it is not whole yet"
+        over = tuple(PassedOver(checkpoint, why) for checkpoint in one.checkpoints)
+        kept = [
+            replace(other, passed_over=(*other.passed_over, *over))
+            if other.pattern == _named_whole(one.pattern)
+            else other
+            for other in kept
+        ]
+    return kept
+
+
+def _named_whole(pattern: str) -> str:
+    return _BEGUN.sub("", pattern)
+
+
+def without_unfinished(
+    checkpoints: tuple[Checkpoint, ...],
+    reference: str,
+    files_of: Callable[[Checkpoint], Mapping[str, int]],
+    progress: Progress,
+    *,
+    named: bool,
+) -> tuple[tuple[Checkpoint, ...], tuple[PassedOver, ...]]:
+    """Checkpoints without those at the end that are not whole, and these, each told of; all where none is.
+
+    Args:
+        files_of: names and bytes of the files in a checkpoint's folder.
+        named: whether the user named the steps.
+
+    Raises:
+        StepError: one that the user named is not whole.
+    """
+    kept, left_out = list(checkpoints), []
+    while kept:
+        newest = kept[-1]
+        why = unfinished(newest, files_of(newest), partial(_names_before, kept, files_of))
+        if why is None:
+            break
+        over = PassedOver(newest, why)
+        left_out.append(over)
+        kept.pop()
+    if not kept:  # nothing is half-written: they lie so, and who reads them says what is wrong with that
+        return checkpoints, ()
+    if named and left_out:
+        step = left_out[-1].checkpoint.step
+        raise StepError(f"{reference}: step {step} cannot be taken, {left_out[-1]}", step=step)
+    for over in reversed(left_out):
+        progress.warn(f"left out step {over.checkpoint.step}, which is not whole yet: {over}")
+    return tuple(kept), tuple(left_out)
+
+
+def _names_before(
+    checkpoints: Sequence[Checkpoint], files_of: Callable[[Checkpoint], Mapping[str, int]]
+) -> Collection[str]:
+    return files_of(checkpoints[-2]).keys() if len(checkpoints) > 1 else ()
+
+
+def unfinished(
+    checkpoint: Checkpoint, files: Mapping[str, int], before: Callable[[], Collection[str]]
+) -> str | None:
+    """What a checkpoint lacks of a whole one; None where nothing is seen to be missing.
+
+    Args:
+        files: names and bytes of those in its folder.
+        before: says the names of those in the folder of the checkpoint before it.
+    """
+    weights = weights_of(files.items())
+    if weights is None or weights.kind == OTHER:
+        return None
+    tensors = [name for name in weights.files if name.endswith(".safetensors")]
+    if checkpoint.repo is None and not _is_sound(Path(checkpoint.path), (*tensors, INDEX, CONFIG)):
+        return None
+    if empty := next((name for name in tensors if not files[name]), None):
+        return f"{empty} is empty"
+    if SINGLE not in files and (missing := _missing_shard(tensors)):
+        return f"{missing} is not there, and other shards are"
+    if INDEX not in files and any(SHARD.fullmatch(name) for name in tensors):
+        return f"has {tensors[0]} and no {INDEX}"
+    if SINGLE not in files and files.get(INDEX) == 0:
+        return f"{INDEX} is empty"
+    if not files.get(CONFIG) and CONFIG in before():
+        return f"has no {CONFIG}, which the checkpoint before it has"
+    if checkpoint.repo is None:  # on the Hub a file is there as a whole, or not at all
+        return _cut_short(Path(checkpoint.path), tensors)
+    return None
+
+
+def _missing_shard(names: Sequence[str]) -> str | None:
+    """The first of so many shards as the others' names say there are."""
+    for count in sorted({match[1] for name in names if (match := _OF_SO_MANY.fullmatch(name))}):
+        for number in range(1, min(int(count), _MOST_SHARDS) + 1):
+            name = f"model-{number:0{len(count)}}-of-{count}.safetensors"
+            if name not in names:
+                return name
+    return None
+
+
+def _is_sound(folder: Path, names: Sequence[str]) -> bool:
+    """Whether what lies there under these names are plain files; who reads them will refuse anything else."""
+    try:
+        entries = entries_of(folder)
+    except OSError:
+        return False
+    return all(entries[name].problem is None for name in names if name in entries)
+
+
+def _cut_short(folder: Path, names: Sequence[str]) -> str | None:
+    """The first of these safetensors files that ends before what its header describes."""
+    try:
+        entries = entries_of(folder)
+        for name in names:
+            size = entries[name].size
+            with os.fdopen(open_regular(entries[name].path), "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                if length > _HEADER_LIMIT:
+                    return None
+                if length == 0 or size < 8 + length:
+                    return f"{name} is cut short in its header"
+                header = parse_json(file.read(length), name, error=ValueError, limit=_HEADER_LIMIT)
+            ends = [info["data_offsets"][1] for key, info in header.items() if key != "__metadata__"]
+            if size < (whole := 8 + length + max(ends, default=0)):
+                return f"{name} is cut short: {size:,} of {whole:,} bytes are there"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # who reads it will say it
+        return None
+    return None
+
+
+def how_to_leave_out(trajectory: Trajectory, said: str) -> str:
+    """What a message that names one broken checkpoint can advise beside its repair; "" where nothing."""
+    if trajectory.whole is None:
+        return ""  # the recipe lists them
+    found = [one for one in trajectory.checkpoints if f"{one.name}/" in said or f"{one.name}:" in said]
+    steps = trajectory.steps
+    if len(found) != 1 or len(steps) < 3:
+        return ""
+    step = found[0].step
+    ways = []
+    if step != steps[0]:
+        before = steps[steps.index(step) - 1]
+        ways.append(f"up to step {before} (--max-step {before}, or trajectory.steps.max in a recipe)")
+    if step != steps[-1]:
+        after = steps[steps.index(step) + 1]
+        ways.append(f"from step {after} on (--min-step {after}, or trajectory.steps.min)")
+    return (
+        f"; or leave step {step} out: take the run {' or '.join(ways)}; trajectory.steps.only lists any steps"
+    )
