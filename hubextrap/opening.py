@@ -13,7 +13,7 @@ import numpy as np
 from hubextrap import clocks
 from hubextrap.engine.budget import NO_LIMIT, Budget
 from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS
-from hubextrap.errors import CheckpointMismatch, CorruptFile, RecipeError, SourceError, wrong_argument
+from hubextrap.errors import CheckpointMismatch, RecipeError, SourceError, wrong_argument
 from hubextrap.methods.checking import MAX_STEP, check_steps
 from hubextrap.progress import Progress, SilentProgress, StagesOnly
 from hubextrap.recipe import Recipe
@@ -24,10 +24,10 @@ from hubextrap.tensors import open_source, read_combinable, read_layouts, ties_e
 from hubextrap.tensors.fingerprints import commit_fingerprint, files_fingerprint
 from hubextrap.timing import chosen_clock, rates_beside
 from hubextrap.trajectory import Pins, Trajectory, find_recipe_trajectory
-from hubextrap.trajectory.wholeness import how_to_leave_out
+from hubextrap.trajectory.wholeness import said_how_to_go_on
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from hubextrap.clocks import Clock, ClockChoice, RateHistory
@@ -261,21 +261,14 @@ class Run:
     @cached_property
     def layouts(self) -> list[CheckpointLayout]:
         """What the checkpoints hold, which is plain weights; see `read_combinable`."""
-        return self._read(read_combinable)
+        with said_how_to_go_on(self.trajectory):
+            return read_combinable(self.sources, self.progress)
 
     @cached_property
     def any_layouts(self) -> list[CheckpointLayout]:
         """The same of checkpoints that may be quantised, as their logits can be mixed all the same."""
-        return self._read(read_layouts)
-
-    def _read(
-        self, read: Callable[[Sequence[Source], Progress], list[CheckpointLayout]]
-    ) -> list[CheckpointLayout]:
-        try:
-            return read(self.sources, self.progress)
-        except CorruptFile as error:
-            said = f"{error}{how_to_leave_out(self.trajectory, str(error))}"
-            raise CorruptFile(said, file=error.file, step=error.step, repo=error.repo) from error
+        with said_how_to_go_on(self.trajectory):
+            return read_layouts(self.sources, self.progress)
 
     @cached_property
     def tied(self) -> bool:

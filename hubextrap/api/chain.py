@@ -73,9 +73,7 @@ def run(
     """Merge, push and evaluate as the recipe says; with ``space: logits``, evaluate the mixture.
 
     Tasks and destinations are checked, and everything that the prediction is compared with is pinned and
-    found to load, before a weight is read: a typing error does not cost a merge, and a checkpoint that lands
-    meanwhile takes no part.
-    Where the evaluation fails, the same call goes on with it and predicts nothing again.
+    found to load, before a weight is read. Where the evaluation fails, the same call goes on with it.
 
     Args:
         out: a folder for the prediction; without it, it goes straight to the Hub.
@@ -118,7 +116,7 @@ def run(
             tables = _evaluated(recipe, harness, rows, used, output)
     judged = None if gate is None or section is None else gate.judge(tables, section.tasks)
     if pushes_later and judged is not None and judged.passed:
-        predictions = tuple(push_made(prediction, progress) for prediction in predictions)
+        predictions = tuple(push_made(one, progress) for one in predictions)
     made.settle()
     return RunResult(predictions, tables, made.result.walk, judged)
 

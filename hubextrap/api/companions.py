@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from hubextrap.api.preparing import Beside, Prepared
     from hubextrap.engine import MergePlan
     from hubextrap.opening import Run
-    from hubextrap.statistics import RunVerdict
     from hubextrap.tensors.interfaces import FinishedShard, Source
+    from hubextrap.trajectory import Checkpoint
 
 _STAND_IN = "0" * 64
 """For a sha256 that nobody knows yet."""
@@ -92,7 +92,8 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
             for glob in rule.match
         ]
         said = (*outlook.warnings, *outlook.notes, *caveats)
-        yield companions_of(run, plan, beside, describe, rules, said, outlook.verdict)
+        line = None if outlook.verdict is None else outlook.verdict.line
+        yield companions_of(run, plan, beside, describe, rules, said, line)
 
 
 def input_files(plan: MergePlan, sources: Sequence[Source]) -> list[list[InputFile]]:
@@ -109,6 +110,19 @@ def input_files(plan: MergePlan, sources: Sequence[Source]) -> list[list[InputFi
     ]
 
 
+def _check_names(checkpoints: Sequence[Checkpoint]) -> None:
+    """Refuse names that no JSON can hold."""
+    for checkpoint in checkpoints:
+        place = path_in_run(checkpoint, checkpoints)
+        if not is_utf8(place + checkpoint.revision):
+            raise SourceError(
+                f"{checkpoint.name}: its name is not UTF-8 text, so hubextrap.json cannot hold it; rename it",
+                file=checkpoint.path,
+                step=checkpoint.step,
+                repo=checkpoint.repo,
+            )
+
+
 def companions_of(
     run: Run,
     plan: MergePlan,
@@ -116,7 +130,7 @@ def companions_of(
     describe: Callable[..., Provenance],
     rules: Sequence[tuple[str, str, Sequence[float]]],
     caveats: Sequence[str],
-    verdict: RunVerdict | None = None,
+    verdict: str | None = None,
 ) -> Companions:
     """Those of any prediction.
 
@@ -130,15 +144,7 @@ def companions_of(
         HubExtrapError: a file would be larger than this program reads.
     """
     checkpoints = run.trajectory.checkpoints
-    for checkpoint in checkpoints:
-        place = path_in_run(checkpoint, checkpoints)
-        if not is_utf8(place + checkpoint.revision):
-            raise SourceError(
-                f"{checkpoint.name}: its name is not UTF-8 text, so hubextrap.json cannot hold it; rename it",
-                file=checkpoint.path,
-                step=checkpoint.step,
-                repo=checkpoint.repo,
-            )
+    _check_names(checkpoints)
     files = dict(beside.files)
     if plan.index_file is not None:
         files[plan.index_file] = plan.index
@@ -155,13 +161,7 @@ def companions_of(
             files=files,
         )
         files[PROVENANCE_FILE] = provenance.to_bytes()
-        card = model_card(
-            provenance,
-            beside.card,
-            side_files=files,
-            caveats=caveats,
-            verdict=None if verdict is None else verdict.line,
-        )
+        card = model_card(provenance, beside.card, side_files=files, caveats=caveats, verdict=verdict)
         files[CARD] = card.encode()
     except ValueError as error:  # a lone surrogate in a pattern, say, which a YAML text can spell
         raise RecipeError(

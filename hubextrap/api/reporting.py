@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +15,10 @@ from hubextrap.containment import open_regular
 from hubextrap.durable.atomic import write_whole
 from hubextrap.errors import ClockError, OutputError, RecipeError
 from hubextrap.evaluation.outcomes import outcomes_of
-from hubextrap.evaluation.table import EvaluationTable
+from hubextrap.evaluation.slopes import table_slopes
+from hubextrap.evaluation.table import PREDICTION, EvaluationTable
 from hubextrap.extras import require
-from hubextrap.given import optional_path, path_of, paths_of
+from hubextrap.given import names_scan, optional_path, path_of, paths_of, run_of
 from hubextrap.notebooks import one_line
 from hubextrap.opening import ReadingOptions, Run
 from hubextrap.output_files import file_problem
@@ -26,7 +27,7 @@ from hubextrap.scans import Scan
 from hubextrap.statistics import BacktestCandidate, RunVerdict, backtest_memory, candidates, judge_run
 from hubextrap.statistics.backtesting import backtest_table
 from hubextrap.timing import clock_of_scan
-from hubextrap.trajectory import Trajectory, find_trajectory
+from hubextrap.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from hubextrap.recipe import Recipe
@@ -93,14 +94,12 @@ def report(
     from hubextrap.reporting import Page, collect_accuracy
     from hubextrap.reporting.style import to_png
 
-    accuracies = collect_accuracy(tables)
     scan, chosen, choice, tried = _scanned(found, settings, clock, told)
     backtest = backtest_table(replace(scan.gram_table, clock=chosen), tried, dtypes=scan.dtypes)
     verdict = judge_run(backtest, scores=outcomes_of(tables.values()))
-    tasks = tuple(dict.fromkeys(task for table in tables.values() for task in table.settings.requested))
-    notes = tuple(dict.fromkeys(note for table in tables.values() for note in table.notes))
+    tasks, notes = _told(tables.values())
     clocks = _clocks(chosen, choice, scan)
-    page = Page(title or named, scan, backtest, verdict, accuracies, clocks, tasks, notes)
+    page = Page(title or named, scan, backtest, verdict, collect_accuracy(tables), clocks, tasks, notes)
     plots = [] if png is None else [(Path(png) / f"{one.name}.png", one) for one in page.sections]
     if png is not None and os.path.lexists(png) and not Path(png).is_dir():
         raise OutputError(
@@ -115,6 +114,20 @@ def report(
     return ReportResult(out, tuple(path for path, _ in plots), verdict)
 
 
+def _told(tables: Collection[EvaluationTable]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The tasks that were asked for, and what stands below the scores: whether they still rise, and notes."""
+    tasks = (task for table in tables for task in table.settings.requested)
+    slopes = (slope.sentence for table in tables for slope in table_slopes(table, _observed(table)))
+    notes = (note for table in tables for note in table.notes)
+    return tuple(dict.fromkeys(tasks)), tuple(dict.fromkeys((*slopes, *notes)))
+
+
+def _observed(table: EvaluationTable) -> list[str]:
+    """The rows of the run's own checkpoints, in step order."""
+    rows = [row for row in table.rows if row.step is not None and not row.label.startswith(PREDICTION)]
+    return [row.label for row in sorted(rows, key=lambda row: row.step or 0)]
+
+
 def _looked_up(
     run: Scan | Trajectory | Recipe | Path | str, progress: Progress
 ) -> tuple[str, Scan | Trajectory | Recipe]:
@@ -122,14 +135,11 @@ def _looked_up(
     if not isinstance(run, (str, Path)):
         return (run.series if isinstance(run, (Scan, Trajectory)) else "recipe"), run
     path = Path(run)
-    if path.suffix in (".yaml", ".yml") and "://" not in str(run) and not path.is_dir():
-        from hubextrap.recipe import load_recipe
-
-        return path.name, load_recipe(path)
-    is_file = os.path.isfile(path)  # noqa: PTH113, of any text
-    if is_file or (path.suffix == ".safetensors" and not path.is_dir()):
+    if names_scan(str(run)):
         return path.name, Scan.load(path)
-    return path.name, find_trajectory(str(run), progress=progress)
+    found = run_of("run", run, progress=progress)
+    assert not isinstance(found, Scan)
+    return path.name, found
 
 
 def _scanned(

@@ -94,7 +94,6 @@ def sweep(
     recipe, out = recipe_of(recipe), path_of("out", out)
     horizons, damping = numbers_of("horizons", horizons), numbers_of("damping", damping)
     section, recipe = _section(recipe), recipe.with_clock(clock)
-    check_weights(recipe)
     with Run.of(recipe, settings.reading, scan=scan, progress=progress) as run:
         recipe = run.settled(recipe)
         against, recipes = Against.pinned(recipe, section, run), _grid(recipe, run, horizons, damping)
@@ -145,6 +144,7 @@ def sweep_files(out: Path | str) -> list[str]:
 def _section(recipe: Recipe) -> EvaluateSection:
     if recipe.evaluate is None:
         raise RecipeError("a sweep measures predictions; add an evaluate section to the recipe")
+    check_weights(recipe)
     return recipe.evaluate
 
 

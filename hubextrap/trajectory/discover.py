@@ -218,7 +218,8 @@ def resolve_checkpoint(
         what = f"{reference}: no folder {where.path!r} in {where.repo}@{checkpoint.revision}"
         raise ReferenceNotFound(what + (elsewhere and f"; {elsewhere}"), repo=where.repo)
     raise UnsupportedCheckpoint(
-        f"{reference}: no weight files in it ({_shown(_names(files))}); {elsewhere or 'name the folder with them'}",
+        f"{reference}: no weight files in it ({_shown(_names(files))}); "
+        f"{elsewhere or 'name the folder with them'}",
         repo=checkpoint.repo,
     )
 

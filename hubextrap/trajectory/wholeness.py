@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.containment import entries_of, open_regular
-from hubextrap.errors import StepError
+from hubextrap.errors import CorruptFile, StepError
 from hubextrap.foreign_data import parse_json
+from hubextrap.foreign_text import own_lines
 from hubextrap.trajectory.checkpoint import PassedOver
 from hubextrap.trajectory.weights import INDEX, OTHER, SHARD, SINGLE, weights_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from hubextrap.progress import Progress
     from hubextrap.trajectory.checkpoint import Checkpoint, Series, Trajectory
@@ -166,7 +168,19 @@ def _cut_short(folder: Path, names: Sequence[str]) -> str | None:
     return None
 
 
-def how_to_leave_out(trajectory: Trajectory, said: str) -> str:
+@contextmanager
+def said_how_to_go_on(trajectory: Trajectory) -> Iterator[None]:
+    """Where one checkpoint turns out to be broken, say how the others can be used without it."""
+    try:
+        yield
+    except CorruptFile as error:
+        if advice := _how_to_leave_out(trajectory, str(error)):
+            said = own_lines(*f"{error}{advice}".split("\n"))
+            raise CorruptFile(said, file=error.file, step=error.step, repo=error.repo) from error
+        raise
+
+
+def _how_to_leave_out(trajectory: Trajectory, said: str) -> str:
     """What a message that names one broken checkpoint can advise beside its repair; "" where nothing."""
     if trajectory.whole is None:
         return ""  # the recipe lists them
