@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
@@ -28,8 +29,14 @@ _LABEL = re.compile(r" *[^ ]+ {2,}| +")
 
 
 def columns(stream: TextIO | None) -> int | None:
-    """How wide to write there: as the terminal is, or as COLUMNS says; None: as wide as a line is."""
+    """How wide to write there: as the terminal is, or as COLUMNS says; None: as wide as a line is.
+
+    Errors and progress that go into a file are never cut: programs look for lines there, and whoever starts
+    them may have COLUMNS from the terminal that it was started from itself.
+    """
     said = os.environ.get("COLUMNS", "")
+    if stream is sys.stderr and (stream is None or not stream.isatty()):
+        return None
     if said.isdecimal() and int(said[:9]) > 0:
         return int(said[:9])
     if stream is None or not stream.isatty():

@@ -38,6 +38,7 @@ FIRST: dict[Callable[..., Any], Callable[[Any], object]] = {
     hubextrap.backtest: hubextrap.backtest,
     hubextrap.complete: lambda wrong: hubextrap.complete(wrong, ["x"]),
     hubextrap.evaluate: lambda wrong: hubextrap.evaluate(wrong, ["absent_task"]),
+    hubextrap.evaluate_steps: hubextrap.evaluate_steps,
     hubextrap.find_trajectory: hubextrap.find_trajectory,
     hubextrap.load_recipe: hubextrap.load_recipe,
     hubextrap.load_reground_recipe: hubextrap.load_reground_recipe,
@@ -149,7 +150,7 @@ def refused(call: Callable[[Any], object], wrong: Any) -> None:
 @pytest.mark.parametrize(
     "function",
     [
-        pytest.param(one, id=one.__name__, marks=[pytest.mark.slow] if one is hubextrap.evaluate else [])
+        pytest.param(one, id=one.__name__, marks=[pytest.mark.slow] if one.__name__ == "evaluate" else [])
         for one in FIRST
     ],
 )

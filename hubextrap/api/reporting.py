@@ -132,14 +132,14 @@ def _looked_up(
     run: Scan | Trajectory | Recipe | Path | str, progress: Progress
 ) -> tuple[str, Scan | Trajectory | Recipe]:
     """What is meant, and what to call it; no weights are read yet."""
-    if not isinstance(run, (str, Path)):
-        return (run.series if isinstance(run, (Scan, Trajectory)) else "recipe"), run
-    path = Path(run)
-    if names_scan(str(run)):
-        return path.name, Scan.load(path)
+    if isinstance(run, Scan):
+        return run.series, run
+    if isinstance(run, (str, Path)) and names_scan(str(run)):
+        return Path(run).name, Scan.load(run)
     found = run_of("run", run, progress=progress)
-    assert not isinstance(found, Scan)
-    return path.name, found
+    if isinstance(run, (str, Path)):
+        return Path(run).name, found
+    return (found.series if isinstance(found, Trajectory) else "recipe"), found
 
 
 def _scanned(

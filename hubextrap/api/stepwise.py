@@ -32,10 +32,12 @@ from hubextrap.evaluation.step_scores import SHOWN, StepScores
 from hubextrap.evaluation.table import LAST, TARGET
 from hubextrap.evaluation.targets import place_of, provenance_of
 from hubextrap.extras import require
+from hubextrap.given import optional_path, texts_of
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors import open_source
 from hubextrap.timing import state_beside
 from hubextrap.trajectory import Pins, Trajectory, TrajectoryOptions, find_trajectory
+from hubextrap.trajectory.reference import reference_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,12 +85,12 @@ def evaluate_steps(
     if not isinstance(options, EvaluationOptions):
         options = EvaluationOptions(options)
     options = replace(options, **named)
-    table_file = None if output is None else Path(output)
-    plot_file = None if plot is None else Path(plot)
+    table_file, plot_file = optional_path("output", output), optional_path("plot", plot)
+    beside = texts_of("beside", beside)
     _check_beforehand(options, table_file, plot_file, beside)
-    name = run.series if isinstance(run, Trajectory) else str(run)
+    name = run.series if isinstance(run, Trajectory) else reference_text(run, "run")
     if not isinstance(run, Trajectory):
-        run = find_trajectory(str(run), trajectory, pins=pins, progress=progress)
+        run = find_trajectory(run, trajectory, pins=pins, progress=progress)
     elif trajectory is not None:
         raise EvaluationError("trajectory has no effect on a run whose checkpoints are chosen; leave it out")
     logged, problem = _logged(run)

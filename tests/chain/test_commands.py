@@ -77,7 +77,7 @@ def test_progress_is_plain_lines_off_a_terminal(
     assert re.search(r"^merge: [\d.]+ kB in [\d.]+ s, [\d.]+ [kMG]B/s$", result.err, re.MULTILINE)
     assert "\x1b" not in result.err + result.out
     assert ": 0 " not in result.err  # a stage in which there is nothing to do is not told
-    assert result.out.startswith("predicted step 60 from steps up to 30, horizon 1\n")
+    assert "\npredicted step 60 from steps up to 30, horizon 1\n" in result.out
 
 
 def test_line_progress_tells_rate_and_time_left(

@@ -221,6 +221,7 @@ def test_words_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     comment = fitted("# a comment in a recipe that is longer than the terminal is wide", None).splitlines()
     assert len(comment) > 1
     assert all(line.startswith("# ") for line in comment)
+    assert fitted(text, sys.stderr) == text  # no terminal: a log
     monkeypatch.setenv("COLUMNS", "no number")
     assert fitted(text, None) == text
     assert [len(without_middle("x" * 30, width)) for width in (8, 9, 30, 40)] == [8, 9, 30, 30]

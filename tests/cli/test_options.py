@@ -78,7 +78,7 @@ def test_a_figure_in_a_default_comes_from_its_constant() -> None:
 
 def test_a_command_that_takes_a_run_takes_what_says_which_steps() -> None:
     takers = {words for words, option in options() if option.name == "series"}
-    assert takers == {"predict", "steps", "scan", "backtest", "eval"}
+    assert takers == {"predict", "steps", "scan", "backtest", "report", "eval"}
     for words in takers:
         assert {option.name for of, option in options() if of == words} >= set(names(Selection))
     runs = {
