@@ -313,7 +313,7 @@ def test_scan_journals(tmp_path: Path) -> None:
         6, COUNT, lambda dice: damaged_bytes(dice, good), lambda dice: damaged_line(dice, good)
     ):
         path.write_bytes(content)
-        opened = outcome(lambda: ScanJournal(path, made), "not what a scan that was stopped left")
+        opened = outcome(lambda: ScanJournal(path, made), "exists, but a stopped scan did not leave it")
         if opened is None:  # not even its first line is, so it may be somebody else's
             assert path.read_bytes() == content
             continue

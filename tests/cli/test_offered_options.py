@@ -14,8 +14,10 @@ COMMAND = re.compile(r"`hubextrap ((?:hub |recipes )?[a-z-]+)([^`]*)`")
 
 WRITE = "merge run walk sweep"
 OFFERED: dict[str, dict[str, str]] = {
-    "api/chain.py": {"--max-loss": "run", "--out": "run", "--output": "run"},
+    "api/chain.py": {"--max-loss": "run", "--out": "run", "--output": "run", "--push-if-better": "run"},
+    "api/drafting.py": {"--write-recipe": "predict backtest"},
     "api/grid.py": {"--out": "sweep walk"},
+    "api/predicting.py": {"--to": "predict"},
     "api/looking.py": {"--force": "plan merge run"},
     "api/merging.py": {"--private": "push", "--create-pr": "push"},
     "api/outlook.py": {"--scan": "plan merge run walk sweep", "--force": "plan merge run sweep"},
