@@ -18,6 +18,11 @@ OFFERED: dict[str, dict[str, str]] = {
     "api/drafting.py": {"--write-recipe": "predict backtest"},
     "api/grid.py": {"--out": "sweep walk"},
     "api/predicting.py": {"--to": "predict"},
+    "api/stepwise.py": {"--tasks": "eval", "--task-file": "eval"},
+    "evaluation/curve.py": {"--plot": "eval"},
+    "evaluation/inputs.py": {"--run": "eval", "--against": "eval"},
+    "evaluation/step_scores.py": {"--json": "eval"},
+    "reporting/recipe_text.py": {"--base": "predict"},
     "api/looking.py": {"--force": "plan merge run"},
     "api/merging.py": {"--private": "push", "--create-pr": "push"},
     "api/outlook.py": {"--scan": "plan merge run walk sweep", "--force": "plan merge run sweep"},
@@ -33,7 +38,7 @@ OFFERED: dict[str, dict[str, str]] = {
     "durable/log.py": {"--out": f"scan {WRITE}"},
     "durable/places.py": {"--out": f"plan reground {WRITE}"},
     "evaluation/backend.py": {"--backend": "eval sweep"},
-    "evaluation/comparison.py": {"--against": "eval"},
+    "evaluation/comparison.py": {"--against": "eval", "--run": "eval"},
     "evaluation/curve.py": {"--out": "sweep"},
     "evaluation/own_tasks.py": {"--format": "eval walk"},
     "evaluation/publishing.py": {"--publish": "eval", "--limit": "eval", "--include-path": "eval"},
@@ -53,6 +58,8 @@ ELSEWHERE = {
         "--task-file", "--format", "--num-fewshot", "--apply-chat-template", "--backend",
     ),
     "extras.py": ("--force-reinstall",),  # pip's
+    "recipe/mergekit_programs.py": ("--out",),  # of merge CONFIG, and of mergekit's own programs
+    "recipe/yaml_nodes.py": ("--out-path",),  # mergekit-multi's
     "tensors/combinable.py": ("--safe",),  # DeepSpeed's
     # with the recipe's key or the commands that have it beside
     "engine/run.py": ("--allow-non-finite",),
