@@ -10,6 +10,7 @@ from hubextrap.errors import HubExtrapError, MissingExtra
 from hubextrap.evaluation import EvaluationOptions, Harness
 from hubextrap.evaluation.table import TARGET
 from hubextrap.extras import require
+from hubextrap.foreign_text import OwnLines
 from hubextrap.progress import SilentProgress
 from hubextrap.recipe.parsing import line_of
 
@@ -58,14 +59,21 @@ def evaluation_problems(recipe: Recipe, run: Run) -> tuple[list[str], list[str]]
         told = notes if find_spec("lm_eval") is None else problems
         told.append(f"{_place(recipe, _OF_TASKS, '')}: not checked: {error}")
     except HubExtrapError as error:
-        problems.append(f"{_place(recipe, _OF_TASKS, str(error))}: {error}")
+        problems += _placed(recipe, _OF_TASKS, error)
     try:
         against = Against.pinned(run.settled(recipe), section, run)
         if harness is not None:
             check_measurable(harness, against)
     except HubExtrapError as error:
-        problems.append(f"{_place(recipe, _OF_MODELS, str(error))}: {error}")
+        problems += _placed(recipe, _OF_MODELS, error)
     return problems, [*notes, *([_MERGE] if problems else [])]
+
+
+def _placed(recipe: Recipe, keys: Sequence[str], error: HubExtrapError) -> list[str]:
+    """An error's lines, each a problem with its own place."""
+    said = str(error)
+    lines = said.split("\n") if isinstance(said, OwnLines) else [said]
+    return [f"{_place(recipe, keys, line)}: {line}" for line in lines]
 
 
 def _place(recipe: Recipe, keys: Sequence[str], said: str) -> str:

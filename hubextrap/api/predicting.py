@@ -21,7 +21,7 @@ from hubextrap.api.merging import places_of
 from hubextrap.api.outlook import outlooks_of
 from hubextrap.api.planning import plan
 from hubextrap.api.preparing import MergeOptions, merge_options
-from hubextrap.errors import MethodError, RecipeError, wrong_argument
+from hubextrap.errors import MethodError, RecipeError, StepError, wrong_argument
 from hubextrap.evaluation import check_writable
 from hubextrap.evaluation.outcomes import outcomes_of
 from hubextrap.foreign_text import own_lines
@@ -196,11 +196,15 @@ def _check_beforehand(run: Run, draft: Draft, to: int | None, settings: MergeOpt
     """Everything that a plan finds, before a weight is read: by a rule that needs none.
 
     Raises:
+        StepError: the step is the last one.
         RecipeError: all problems at once.
     """
     target = {"target_step": (to,)} if to is not None else target_as_written(run, NEAR)
     recipe = draft.recipe(rule_without_weights(run.steps), target)
-    (step,) = run.settled(recipe.farthest).target_steps
+    far = run.settled(recipe.farthest)
+    (step,) = far.target_steps
+    if to is not None and run.target_times(far)[0] <= run.times[-1]:
+        raise StepError(f"step {to} is no later than the last checkpoint, {run.steps[-1]}; name a later one")
     how = settings if to is not None else replace(settings, force=True)
     with run.unsaid():
         report = plan(

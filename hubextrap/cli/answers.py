@@ -33,6 +33,8 @@ def print_answer(found: PredictResult) -> None:
 
 def answer_rows(found: PredictResult) -> list[tuple[str, str]]:
     """Short lines: what was predicted, by which method and why, how far to trust it, where it lies."""
+    from hubextrap.statistics.wording import TOO_FEW
+
     verdict, made = found.verdict, found.prediction
     rows = []
     if found.target_step is not None:
@@ -43,7 +45,7 @@ def answer_rows(found: PredictResult) -> list[tuple[str, str]]:
     rows.append(("method", found.why))
     if verdict.reach_in_words is not None:
         rows.append(("trust", f"up to {verdict.reach_in_words} (horizon {verdict.reach:g})"))
-    elif verdict.rehearsals.near:
+    elif verdict.rehearsals.near >= TOO_FEW:
         rows.append(("trust", "at no horizon that was rehearsed"))
     if made is not None and made.folder is not None:
         rows.append(("written", str(made.folder)))

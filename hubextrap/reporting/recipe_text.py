@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.recipe.yaml_nodes import dump_yaml
+from hubextrap.step_names import read_step
 
 if TYPE_CHECKING:
     from hubextrap.clocks import ClockChoice
@@ -49,10 +50,11 @@ def command_name(scan: Scan) -> str:
 
 
 def _run(checkpoints: tuple[ScannedCheckpoint, ...]) -> tuple[str, ScannedCheckpoint | None] | None:
-    """What holds all checkpoints, and the first one where it lies elsewhere."""
+    """What holds all checkpoints, and the first one where it lies elsewhere; None where the steps are not
+    those that their names say, so that nothing finds them there without being told how."""
     for base, others in ((None, checkpoints), (checkpoints[0], checkpoints[1:])):
         repos = {read.repo for read in others}
-        if len(repos) > 1 or len(others) < 2:
+        if len(repos) > 1 or len(others) < 2 or not all(map(_says_its_step, others)):
             continue
         (repo,) = repos
         if repo is None:
@@ -65,6 +67,11 @@ def _run(checkpoints: tuple[ScannedCheckpoint, ...]) -> tuple[str, ScannedCheckp
         inside = os.path.commonpath([f"/{read.path}" for read in others]).strip("/")
         return f"{repo}{at}" + (f":{inside}" if inside else ""), base
     return None
+
+
+def _says_its_step(read: ScannedCheckpoint) -> bool:
+    said = map(read_step, (read.revision, *Path(read.path).parts))
+    return any(name is not None and name.step == read.step for name in said)
 
 
 def _shown(read: ScannedCheckpoint) -> str:

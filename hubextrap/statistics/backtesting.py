@@ -195,6 +195,7 @@ def backtest_table(
 def brief_backtest(rules: Sequence[Rule], table: GramTable, rounded: bool, farthest: float) -> Backtest:
     """What one recipe's rules came to up to a horizon, in bounded time and without expected errors.
 
+    The pairs are those that all methods of `backtest_table` are compared by, so that both say the same of one.
     Of many pairs, `BRIEF_PAIRS` or fewer are taken, spread over all; of many tensors, the `BRIEF_TENSORS`
     that moved most; of more than `BRIEF_CHECKPOINTS` checkpoints, no pair at all. It takes no more memory
     than fitting.
@@ -202,15 +203,20 @@ def brief_backtest(rules: Sequence[Rule], table: GramTable, rounded: bool, farth
     Args:
         rounded: of the whole table, `is_rounded`.
     """
+    share, same = float(rounding_share(table.total())), table.same_weights()
     table = table.most_moved(BRIEF_TENSORS)
     pairs: Sequence[_Pair] = ()
+    unforeseen: tuple[int, ...] = ()
     if len(table.steps) <= BRIEF_CHECKPOINTS:
-        pairs = [pair for pair in _pairs_of(table)[0] if pair.horizon <= farthest]
+        pairs, unforeseen = _pairs_of(table)
+        # a method that is fitted to the past serves no other, unless it serves none
+        pairs = [pair for pair in pairs if len(rehearse(pair.times, pair.time))] or pairs
+        pairs = [pair for pair in pairs if pair.horizon <= farthest]
     most = min(BRIEF_PAIRS, _BRIEF_WORK // len(table.steps) ** 2)
     if len(pairs) > most:
         pairs = [pairs[place * len(pairs) // most] for place in range(most)]
     rows = _rows_of(BacktestCandidate("recipe", tuple(rules)), table, pairs, rounded)
-    return Backtest(table.steps, tuple(rows), 0.0, rounded, (), None, table.clock)
+    return Backtest(table.steps, tuple(rows), share, rounded, same, None, table.clock, unforeseen)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_lines import run_main
-from kinds_of_runs import DEMO, ROOT, early_transient, hubextrap, random_walk, straight, write_run
+from kinds_of_runs import DEMO, ROOT, Weights, early_transient, hubextrap, random_walk, straight, write_run
 
 from hubextrap import api
 from hubextrap.errors import MethodError, OutputError, RecipeError
 from hubextrap.recipe import load_recipe
-from hubextrap.statistics import candidates
+from hubextrap.statistics import candidates, judge_run
 from hubextrap.trajectory import TrajectoryOptions, find_trajectory
 
 EVERY_10 = range(0, 80, 10)
@@ -82,7 +84,7 @@ def test_backtest_predict_plan_and_merge_say_the_same(here: Path) -> None:
     [
         (2, "unknown", "2 checkpoints cannot be judged: a rehearsal needs 3"),
         (3, "unknown", "Too few rehearsals to judge: only 1 within a horizon of 1 (from here, step 40)"),
-        (4, "unknown", "Too few rehearsals to judge: only 2 within a horizon of 1 (from here, step 60)"),
+        (4, "unknown", "Too few rehearsals to judge: only 1 within a horizon of 1 (from here, step 60)"),
         (5, "care", "Extrapolate with care: "),
         (8, "good", "Extrapolation looks promising: "),
     ],
@@ -119,7 +121,7 @@ def test_a_random_walk_is_told_to_be_one(here: Path) -> None:
 def test_an_early_transient_is_no_reason_for_a_line_from_step_0(here: Path) -> None:
     write_run(here / "run", early_transient, EVERY_10)
     found = api.predict("run", 100, dry_run=True)
-    assert found.verdict.level == "care"  # from step 10, the way to 20 could not be foreseen
+    assert found.verdict.level == judge_run(api.backtest("run")).level == "good"
     assert found.chosen.startswith("least_squares(window=half, through_last=true")
 
 
@@ -241,3 +243,66 @@ def test_the_bundled_run_ends_near_its_best_method(here: Path) -> None:
     assert measured.returncode == 0, measured
     best = max(row["scores"][0]["value"] for row in json.loads(measured.stdout)["rows"])
     assert score["value"] >= best - 0.02
+
+
+@pytest.mark.parametrize("steps", [EVERY_10, (13, 17, 29, 30, 55, 61, 90, 140), (0, 10, 20, 30), (5, 6, 90)])
+@pytest.mark.parametrize("weights", [straight, random_walk, early_transient])
+def test_a_backtest_and_a_prediction_rest_on_the_same_rehearsals(
+    steps: Sequence[int], weights: Weights, here: Path
+) -> None:
+    write_run(here / "run", weights, steps)
+    run = find_trajectory("run")
+    of_all, answer = api.backtest(run), api.predict(run, steps[-1] + 3, dry_run=True)
+    verdict, predicted = judge_run(of_all), answer.verdict
+    assert predicted.rehearsals.near == verdict.rehearsals.near
+    assert (predicted.level == "unknown") == (verdict.level == "unknown")
+    if verdict.method == answer.chosen:
+        assert predicted.rehearsals.mean_error == verdict.rehearsals.mean_error
+        assert predicted.rehearsals.worst_error == verdict.rehearsals.worst_error
+        assert predicted.reach == verdict.reach
+
+
+def test_the_answer_says_what_a_backtest_warns_of(here: Path) -> None:
+    write_run(here / "run", straight, EVERY_10)
+    shutil.copy("run/step_60/model.safetensors", "run/step_70")
+    assert any(
+        line.startswith("Beware: step 60 holds the same weights as step 70")
+        for line in api.predict("run", 80, dry_run=True).verdict.sentences
+    )
+    write_run(here / "still", lambda _, steps: np.ones((len(steps), 900)), EVERY_10)
+    ended = run_main("predict", "still", "--to", "80", "--dry-run", "-q")
+    assert ended.out.startswith("? Nothing could be rehearsed: its 8 checkpoints do not differ enough")
+
+
+def test_the_answer_says_how_large_the_rounding_is(here: Path) -> None:
+    def slow(rng: np.random.Generator, steps: Sequence[int]) -> np.ndarray:
+        return np.asarray(rng.standard_normal(900) + 2e-5 * straight(rng, steps))
+
+    write_run(here / "run", slow, EVERY_10, dtype="float16")
+    of_all, answer = api.backtest("run"), api.predict("run", 80, dry_run=True)
+    assert of_all.rounded
+    said = f"Rounding makes up {of_all.rounding_share:.0%} of what differs"
+    assert any(said in line for line in answer.verdict.sentences)
+
+
+def test_too_few_rehearsals_say_nothing_of_trust(here: Path) -> None:
+    write_run(here / "run", straight, range(0, 40, 10))
+    assert "  trust " not in run_main("predict", "run", "--to", "40", "--dry-run", "-q").out
+
+
+def test_the_last_step_is_there_already(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(here / "run", straight, EVERY_10)
+    monkeypatch.setattr("hubextrap.opening.Run.scan_weights", refuse_to_read)
+    ended = run_main("predict", "run", "--to", "70", "-q")
+    assert ended.code == 1
+    assert ended.err.startswith("error: step 70 is no later than the last checkpoint, 70; name a later one")
+
+
+def test_models_that_do_not_load_are_a_problem_each(here: Path) -> None:
+    write_run(here / "run", straight, EVERY_10)
+    tasks = ("--eval", "radd", "--include-path", str(ROOT / "demo" / "tasks"))
+    ended = run_main("predict", "run", "--to", "80", *tasks, "-q")
+    assert ended.code == 1
+    lines = [line for line in ended.err.splitlines() if "transformers cannot load it" in line]
+    assert len(lines) == 2
+    assert sorted(path.name for path in here.iterdir()) == ["run"]

@@ -30,7 +30,7 @@ RUNS = {
         None,
     ),
     "of a branch": (
-        [at(step, "me/run", "exp", f"ckpt/s-{step}") for step in (10, 20)],
+        [at(step, "me/run", "exp", f"ckpt/step-{step}") for step in (10, 20)],
         "me/run@exp:ckpt",
         None,
     ),
@@ -75,6 +75,18 @@ def test_repos_of_their_own_are_listed(scan: Scan) -> None:
         ("me/run-10@main", 10),
         ("me/run-20@main", 20),
     ]
+    assert command_name(seen) == "RUN"
+
+
+@pytest.mark.parametrize("name", ["s-{}", "step_{}000", "step_x"])
+def test_steps_that_no_name_says_are_listed(name: str, scan: Scan) -> None:
+    """A pattern or a scale was given, which a scan does not keep."""
+    checkpoints = tuple(at(step, None, "", f"/home/me/run/{name.format(step)}") for step in (10, 20, 30))
+    seen = replace(scan, checkpoints=checkpoints)
+    found = trajectory(seen, 20)
+    assert found.repo is None
+    assert found.checkpoints is not None
+    assert [one.step for one in found.checkpoints] == [10, 20]
     assert command_name(seen) == "RUN"
 
 
