@@ -71,9 +71,11 @@ def plan(
         tell_json(report.as_dict())
     else:
         print_plan(recipe, report)
-    for problem in report.problems:
-        annotate(problem, RecipeError(problem, file=recipe))
     if report.problems:
+        from hubextrap.api.measuring import line_said
+
+        for problem in report.problems:
+            annotate(problem, RecipeError(problem, file=recipe, line=line_said(problem)))
         raise typer.Exit(1)
 
 

@@ -109,8 +109,8 @@ def predict(
     if push is None:
         refuse_idle(ctx, ("private", "create_pr", "push_if_better"), "goes with --push REPO")
     if dry_run:
-        idle = ("out", "push", "private", "create_pr", "tasks", "output", "device", "allow_non_finite")
-        idle += (*names(Gating), "push_if_better")
+        idle = ["out", "push", "private", "create_pr", "tasks", "output", "device", "allow_non_finite"]
+        idle += [*names(Gating), "push_if_better"]
         refuse_idle(ctx, idle, "has no effect with --dry-run, which makes no prediction")
     from hubextrap import api
     from hubextrap.cli.answers import answer_as_json, print_answer
