@@ -22,10 +22,11 @@ from hubextrap.api.outlook import outlooks_of
 from hubextrap.api.planning import plan
 from hubextrap.api.preparing import MergeOptions, merge_options
 from hubextrap.errors import MethodError, RecipeError, StepError, wrong_argument
-from hubextrap.evaluation import check_writable
+from hubextrap.evaluation import Gate, check_writable
 from hubextrap.evaluation.outcomes import outcomes_of
+from hubextrap.evaluation.table import LAST, PREDICTION, TARGET
 from hubextrap.foreign_text import own_lines
-from hubextrap.given import optional_path, paths_of, texts_of
+from hubextrap.given import one_of, optional_path, paths_of, texts_of
 from hubextrap.hub.target import one_target
 from hubextrap.methods.checking import check_steps
 from hubextrap.notebooks import one_line
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from hubextrap.api.merging import Prediction
     from hubextrap.clocks import ClockChoice
-    from hubextrap.evaluation import EvaluationTable
+    from hubextrap.evaluation import EvaluationTable, GateResult
     from hubextrap.evaluation.walk_report import WalkReport
     from hubextrap.hub import PushTarget
     from hubextrap.progress import Progress
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from hubextrap.scans import Scan
     from hubextrap.statistics import Backtest, RunVerdict
 
+_AGAINST = (LAST, "base", TARGET)
 _WHY_READ = "reading every checkpoint once, to rehearse every method on the run's own past"
 
 
@@ -75,6 +77,8 @@ class PredictResult:
     target_step: int | None = None
     """The step that was predicted, or up to which a walk would look; the last one and as many more as there
     are full-rate steps, where the run's schedule ends. None where the past supports no step."""
+    gate: GateResult | None = None
+    """What the gate said, where there was one."""
 
     def __repr__(self) -> str:
         step = self.target_step
@@ -95,6 +99,8 @@ class Predicting(TypedDict, total=False):
     """Folders with tasks."""
     limit: int | None
     batch_size: int | None
+    gate: Gate | None
+    """What the prediction has to reach; the result says whether it does."""
     clock: ClockChoice | None
     """What time is counted by; see `timing.chosen_clock`."""
     scan: Scan | Path | str | None
@@ -139,6 +145,7 @@ def predict(
     places = [optional_path("out", out), optional_path("output", how.get("output"))]
     target = one_target(push)
     _check(to, how, places[1])
+    _check_gate(how, push=target is not None, out=places[0] is not None)
     found, draft = _found(run, how, progress)
     draft = replace(draft, out=places[0], push=target, walk=_walk(how.get("walk")), evaluate=_evaluation(how))
     with Run.of(found, settings.reading, scan=how.get("scan"), clock=clock, progress=progress) as opened:
@@ -156,7 +163,7 @@ def predict(
                 "one with --to STEP (to=) to predict it all the same",
                 step=opened.steps[-1],
             )
-        return _made(answer, opened, draft, settings, places[1])
+        return _made(answer, opened, draft, settings, places[1], how.get("gate"))
 
 
 def _check(to: object, how: Predicting, output: Path | None) -> None:
@@ -173,6 +180,21 @@ def _check(to: object, how: Predicting, output: Path | None) -> None:
         check_recipe_place(Path(place))
     if output is not None:
         check_writable(output)
+
+
+def _check_gate(how: Predicting, *, push: bool, out: bool) -> None:
+    """Refuse what will judge nothing, or would hold back what goes nowhere."""
+    if (gate := one_of("gate", Gate, how.get("gate"))) is None:
+        return
+    tasks = texts_of("evaluate", how.get("evaluate") or ())
+    if how.get("dry_run") or not tasks:
+        raise RecipeError(f"{gate.option}: has no effect without evaluate (--eval TASKS), or on a dry run")
+    if gate.push_if_better and not (push and out):
+        raise RecipeError(
+            "--push-if-better: the prediction is judged on the disk and pushed from there; give a folder "
+            "(--out DIR) and a repo (--push REPO)"
+        )
+    gate.check([PREDICTION, *_AGAINST], tasks)
 
 
 def _found(run: Trajectory | str | Path, how: Predicting, progress: Progress) -> tuple[Trajectory, Draft]:
@@ -216,7 +238,7 @@ def _check_beforehand(run: Run, draft: Draft, to: int | None, settings: MergeOpt
             run=run,
         )
     if report.problems:
-        raise RecipeError(own_lines(*report.problems))
+        raise RecipeError(own_lines(*report.problems), parts=map(RecipeError, report.problems))
 
 
 def _answered(run: Run, draft: Draft, to: int | None) -> PredictResult:
@@ -260,14 +282,19 @@ def _evaluation(how: Predicting) -> dict[str, Any]:
     return {
         "tasks": tuple(texts_of("evaluate", tasks)),
         "include_path": tuple(map(str, paths_of("include_path", how.get("include_path") or ()))),
-        "against": ("last", "base", "target"),
+        "against": _AGAINST,
         "limit": how.get("limit"),
         "batch_size": how.get("batch_size"),
     }
 
 
 def _made(
-    answer: PredictResult, run: Run, draft: Draft, settings: MergeOptions, output: Path | None
+    answer: PredictResult,
+    run: Run,
+    draft: Draft,
+    settings: MergeOptions,
+    output: Path | None,
+    gate: Gate | None,
 ) -> PredictResult:
     """The answer with the prediction made, and what it scored."""
     assert answer.recipe is not None
@@ -275,6 +302,7 @@ def _made(
         answer.recipe,
         out=draft.folder(answer.target_step or 0),
         output=output,
+        gate=gate,
         settings=settings,
         opened=run,
     )
@@ -291,4 +319,5 @@ def _made(
         tables=done.tables,
         walk=done.walk,
         target_step=prediction.step,
+        gate=done.gate,
     )

@@ -72,4 +72,4 @@ def answer_as_json(found: PredictResult) -> dict[str, Any]:
         "prediction": None if found.prediction is None else prediction_as_json(found.prediction),
         "evaluations": [table.model_dump(mode="json") for table in found.tables],
         "walk": None if found.walk is None else found.walk.model_dump(mode="json"),
-    }
+    } | ({} if found.gate is None else {"gate": found.gate.as_dict()})

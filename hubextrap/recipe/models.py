@@ -92,6 +92,12 @@ class WholeRecipe(RecipeSection):
 
     version: Literal[1] = 1
     _text: str = PrivateAttr("")
+    _file: str | None = PrivateAttr(None)
+
+    @property
+    def file(self) -> str | None:
+        """What messages call what it was read from; None when it was not read from text."""
+        return self._file
 
     @property
     def text(self) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_lines import run_main
+from huggingface_hub import HfApi
 from kinds_of_runs import DEMO, ROOT, Weights, early_transient, hubextrap, random_walk, straight, write_run
 
 from hubextrap import api
@@ -306,3 +307,48 @@ def test_models_that_do_not_load_are_a_problem_each(here: Path) -> None:
     lines = [line for line in ended.err.splitlines() if "transformers cannot load it" in line]
     assert len(lines) == 2
     assert sorted(path.name for path in here.iterdir()) == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--min-score", "0.5"], "goes with --eval TASKS"),
+        (["--max-loss", "0"], "goes with --eval TASKS"),
+        (["--eval", "radd", "--push-if-better", "--out", "p"], "goes with --push REPO"),
+        (["--eval", "radd", "--push-if-better", "--push", "me/p"], "give a folder (--out DIR) and a repo"),
+        (["--eval", "radd", "--min-score", "raddd=0.5"], "raddd is not evaluated, but radd"),
+        (["--eval", "radd", "--min-score", "nan"], "has to end with a number"),
+    ],
+)
+def test_a_gate_that_would_judge_nothing_is_refused_at_once(
+    options: list[str], said: str, here: Path
+) -> None:
+    ended = run_main("predict", "no-such-run", *options, "-q")
+    assert ended.code in (1, 2)
+    assert said in " ".join(ended.err.replace("│", " ").split())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("logged_in")
+def test_what_is_judged_is_pushed_after_it_alone(here: Path, repo_id: str) -> None:
+    """A prediction that scores too little stays on the disk; with a lower bound it is pushed."""
+    line = [
+        "predict", DEMO, "--to", "400", "--max-step", "200", "--out", "p", "--push", f"{repo_id}@step_400",
+        "--eval", "radd", "--include-path", str(ROOT / "demo" / "tasks"), "--limit", "40",
+        "--batch-size", "40", "--push-if-better", "--summary", "page.md", "--json", "-q",
+    ]  # fmt: skip
+    refused = hubextrap(*line, "--min-score", "radd=0.999", at=here)
+    assert refused.returncode == 3, refused
+    answer = json.loads(refused.stdout)
+    assert not answer["gate"]["passed"]
+    assert answer["prediction"]["push"] is None
+    assert Path("page.md").read_text().startswith("❌ radd exact")
+    assert f"not pushed: it stays in p; `hubextrap push p {repo_id}@step_400` pushes it" in refused.stderr
+    assert not HfApi().repo_exists(repo_id)
+    shutil.rmtree("p")
+    Path("page.md").unlink()
+    passed = hubextrap(*line, "--min-score", "radd=0.1", at=here)
+    assert passed.returncode == 0, passed
+    assert Path("page.md").read_text().startswith("✅ radd exact")
+    commit = json.loads(passed.stdout)["prediction"]["push"]["commit"]
+    assert HfApi().model_info(repo_id, revision="step_400").sha == commit
