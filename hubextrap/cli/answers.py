@@ -40,6 +40,8 @@ def answer_rows(found: PredictResult) -> list[tuple[str, str]]:
         horizon = None if verdict.target is None else verdict.target.horizon
         far = "" if horizon is None else f" (horizon {horizon:.3g})"
         rows.append((verb, f"step {found.target_step}{far}"))
+    else:
+        rows.append(("predicts", "no step, as the run's past supports none; name one with --to STEP"))
     rows.append(("method", found.why))
     if verdict.reach_in_words is not None:
         rows.append(("trust", f"up to {verdict.reach_in_words} (horizon {verdict.reach:g})"))

@@ -70,6 +70,11 @@ def _capital_count(count: int) -> str:
 
 
 def _came_to(past: Rehearsals) -> str:
+    if past.near == 1:
+        return (
+            f"the prediction was {past.mean_error:.2f} times as far from the real weights as the last known "
+            "checkpoint was"
+        )
     return (
         f"predictions were on average {past.mean_error:.2f} times as far from the real weights as the last "
         f"known checkpoint was, and {past.worst_error:.2f} times at worst"
