@@ -213,7 +213,10 @@ def save_recipe(recipe: Recipe | None, verdict: RunVerdict, path: Path) -> None:
         OutputError: it cannot be written.
     """
     if recipe is None:
-        raise MethodError(f"{verdict.line}; so there is no recipe to write to {path}")
+        raise MethodError(
+            f"{verdict.line}. The past of this run supports no later step, so no recipe was written to "
+            f"{path}; for a step that you name: hubextrap predict RUN --to STEP --dry-run --write-recipe FILE"
+        )
     write_whole(path, recipe.text.encode(), remedy="choose another --write-recipe")
 
 

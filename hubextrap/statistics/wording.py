@@ -62,7 +62,7 @@ def sentences_of(backtest: Backtest, found: RunVerdict, target: JudgedTarget | N
         )
     yield from _expectation(backtest, found.method)
     if found.base_step is not None and target is None:
-        yield f"A line through two checkpoints had best begin at step {found.base_step}."
+        yield f"Best start for a line through two checkpoints (`base_step`): step {found.base_step}."
 
 
 def _capital_count(count: int) -> str:
