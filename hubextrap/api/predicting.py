@@ -223,7 +223,8 @@ def _check_beforehand(run: Run, draft: Draft, to: int | None, settings: MergeOpt
     target = {"target_step": (to,)} if to is not None else target_as_written(run, NEAR)
     recipe = draft.recipe(rule_without_weights(run.steps), target)
     (step,) = run.settled(recipe.farthest).target_steps
-    how = settings if to is not None else replace(settings, force=True)
+    ahead = to is not None or draft.walk is not None  # a walk is never held back, so nothing is to be forced
+    how = settings if ahead else replace(settings, force=True)
     with run.unsaid():
         report = plan(
             recipe,

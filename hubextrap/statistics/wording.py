@@ -152,10 +152,10 @@ def score_sentence(score: ScoreOutcome) -> str:
     interval = ""
     if score.interval is not None:
         interval = f" [{score.interval[0]:+.3f}, {score.interval[1]:+.3f}]"
-    change = "" if score.change is None else f", {score.change:+.3f}{interval}"
+    change = "" if score.change is None else f": {score.change:+.3f}{interval}"
     return (
-        f"{capital(score.label)}{of}: {score.task} is {_score(score.value)}, the last observed "
-        f"checkpoint's {_score(score.last)}{change}: {score.outcome}."
+        f"{capital(score.label)}{of}: {score.task} is {_score(score.value)}, against {_score(score.last)} of "
+        f"the last observed checkpoint{change}, {score.outcome}."
     )
 
 

@@ -155,6 +155,14 @@ def test_a_step_that_is_not_ahead_is_an_error_and_how_to_rehearse_it(dry: list[s
     assert run_main("predict", "run", "--to", "70", "--max-step", "60", "-q", *dry).code == 0
 
 
+def test_a_walk_needs_no_step_to_look_up_to(here: Path) -> None:
+    Path("prompts.jsonl").write_text('{"prompt": "1+1="}\n')
+    run = ["predict", str(DEMO), "--max-step", "200", "-q", "--dry-run", "--walk", "prompts.jsonl"]
+    ended = run_main(*run)
+    assert ended.code == 0, ended
+    assert "looks      up to step 400 (horizon 1)" in ended.out
+
+
 def test_one_checkpoint_is_told_what_it_lacks(here: Path) -> None:
     write_run(here / "run", straight, [10])
     ended = run_main("predict", "run", "--to", "20", "-q")
