@@ -26,9 +26,8 @@ from hubextrap.evaluation import Gate, check_writable
 from hubextrap.evaluation.outcomes import outcomes_of
 from hubextrap.evaluation.table import LAST, PREDICTION, TARGET
 from hubextrap.foreign_text import own_lines
-from hubextrap.given import one_of, optional_path, paths_of, texts_of
+from hubextrap.given import check_names, one_of, optional_path, paths_of, texts_of
 from hubextrap.hub.target import one_target
-from hubextrap.methods.checking import check_steps
 from hubextrap.notebooks import one_line
 from hubextrap.opening import Run
 from hubextrap.progress import SilentProgress
@@ -136,10 +135,12 @@ def predict(
 
     Raises:
         MethodError: ``to`` is not given and the past supports no step; or it cannot be rehearsed, and is not
-            forced.
+            forced; or there are fewer than two checkpoints.
+        StepError: ``to`` is not after the last checkpoint.
         RecipeError: what is asked for does not go together.
         HubExtrapError: see `plan`, `merge` and `hubextrap.evaluation.evaluate`.
     """
+    check_names("predict", how, Predicting)
     progress, settings = progress or SilentProgress(), merge_options(settings)
     dry_run, clock = how.get("dry_run", False), how.get("clock")
     places = [optional_path("out", out), optional_path("output", how.get("output"))]
@@ -149,8 +150,7 @@ def predict(
     found, draft = _found(run, how, progress)
     draft = replace(draft, out=places[0], push=target, walk=_walk(how.get("walk")), evaluate=_evaluation(how))
     with Run.of(found, settings.reading, scan=how.get("scan"), clock=clock, progress=progress) as opened:
-        if to is not None:
-            check_steps(opened.steps, to)
+        _check_ahead(opened.steps, to)
         _check_beforehand(opened, draft, to, settings, ask=not dry_run)
         answer = _answered(opened, draft, to)
         if answer.recipe is not None:
@@ -159,11 +159,33 @@ def predict(
             return answer
         if answer.recipe is None:
             raise MethodError(
-                f"{answer.verdict.line}; so the run's past supports no step beyond {opened.steps[-1]}: name "
-                "one with --to STEP (to=) to predict it all the same",
+                f"{answer.verdict.line}. The past of this run supports no step after {opened.steps[-1]}, so "
+                "nothing was written; to predict one all the same, name it with --to STEP (to=)",
                 step=opened.steps[-1],
             )
         return _made(answer, opened, draft, settings, places[1], how.get("gate"))
+
+
+def _check_ahead(steps: tuple[int, ...], to: int | None) -> None:
+    """Refuse a run with no past, and a step that was observed or passed already.
+
+    Raises:
+        MethodError, StepError: say what to do.
+    """
+    if len(steps) < 2:
+        raise MethodError(
+            f"a prediction needs two checkpoints, and only step {steps[0]} is there; observe one more, or "
+            "name the model at step 0 with --base REF (base of TrajectoryOptions)"
+        )
+    if to is not None and to <= steps[-1]:
+        earlier = [step for step in steps[1:] if step < to]
+        back = ""
+        if earlier:
+            back = f", or predict from earlier checkpoints: --max-step {earlier[-1]}"
+            back += " (max_step of TrajectoryOptions)"
+        raise StepError(
+            f"step {to} is not after the last checkpoint, step {steps[-1]}; choose a later one{back}"
+        )
 
 
 def _check(to: object, how: Predicting, output: Path | None) -> None:
@@ -223,11 +245,9 @@ def _check_beforehand(run: Run, draft: Draft, to: int | None, settings: MergeOpt
     """
     target = {"target_step": (to,)} if to is not None else target_as_written(run, NEAR)
     recipe = draft.recipe(rule_without_weights(run.steps), target)
-    far = run.settled(recipe.farthest)
-    (step,) = far.target_steps
-    if to is not None and run.target_times(far)[0] <= run.times[-1]:
-        raise StepError(f"step {to} is no later than the last checkpoint, {run.steps[-1]}; name a later one")
-    how = settings if to is not None else replace(settings, force=True)
+    (step,) = run.settled(recipe.farthest).target_steps
+    ahead = to is not None or draft.walk is not None  # a walk is never held back, so nothing is to be forced
+    how = settings if ahead else replace(settings, force=True)
     with run.unsaid():
         report = plan(
             recipe,
@@ -257,7 +277,7 @@ def _answered(run: Run, draft: Draft, to: int | None) -> PredictResult:
     recipe = draft.recipe(choice.rule, target)
     far = run.settled(recipe.farthest)
     (outlook,) = outlooks_of(far, run, table, dtypes)
-    assert outlook.verdict is not None  # as the method predicts motion
+    assert outlook.verdict is not None  # as the target is ahead, and the method predicts motion
     recipe = draft.recipe(choice.rule, target, choice.why, outlook.verdict.line)
     return PredictResult(
         outlook.verdict, choice.name, choice.why, recipe, None, None, (), None, found, far.target_steps[0]

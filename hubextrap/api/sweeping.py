@@ -28,7 +28,7 @@ from hubextrap.evaluation import EvaluationOptions, Harness, Measurement
 from hubextrap.evaluation.curve import draw_sweep, drawing_problem
 from hubextrap.evaluation.sweep_report import GridPoint, SweepResult, report_sweep, sweep_markdown
 from hubextrap.evaluation.table import LAST, TARGET
-from hubextrap.given import numbers_of, path_of, recipe_of
+from hubextrap.given import check_names, numbers_of, path_of, recipe_of
 from hubextrap.hub.provenance import without_private_parts
 from hubextrap.opening import Run
 from hubextrap.output_files import file_problem
@@ -90,6 +90,7 @@ def sweep(
         RecipeError: the recipe has no evaluate section, mixes logits, or the grid is not one.
         HubExtrapError: see `prepare` and `Harness`; the folder cannot be written.
     """
+    check_names("sweep", where, Where)
     progress, settings = progress or SilentProgress(), merge_options(settings)
     recipe, out = recipe_of(recipe), path_of("out", out)
     horizons, damping = numbers_of("horizons", horizons), numbers_of("damping", damping)

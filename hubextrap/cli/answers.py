@@ -38,10 +38,14 @@ def answer_rows(found: PredictResult) -> list[tuple[str, str]]:
     verdict, made = found.verdict, found.prediction
     rows = []
     if found.target_step is not None:
-        verb = "predicted" if made is not None else "predicts"
+        looks = made is None and found.recipe is not None and found.recipe.walk is not None
+        verb = "looks" if looks else "predicts" if made is None else "predicted"
         horizon = None if verdict.target is None else verdict.target.horizon
         far = "" if horizon is None else f" (horizon {horizon:.3g})"
-        rows.append((verb, f"step {found.target_step}{far}"))
+        how_far = "up to " if looks else ""
+        rows.append((verb, f"{how_far}step {found.target_step}{far}"))
+    else:
+        rows.append(("predicts", "no step, as the run's past supports none; name one with --to STEP"))
     rows.append(("method", found.why))
     if verdict.reach_in_words is not None:
         rows.append(("trust", f"up to {verdict.reach_in_words} (horizon {verdict.reach:g})"))

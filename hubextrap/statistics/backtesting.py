@@ -81,7 +81,7 @@ class BacktestRow:
     """(target − last)/(last − first) on the clock as it was known at the last step."""
     relative_error: float
     expected_relative_error: float | None
-    """What the checkpoints up to ``last_step`` alone let expect; None when they could not say."""
+    """The error forecast from the checkpoints up to ``last_step`` alone; None when they could not say."""
     signal_error: float | None = None
     """The same along each tensor's two leading directions of motion; None where rounding does not matter."""
     expected_signal_error: float | None = None
@@ -195,7 +195,7 @@ def backtest_table(
 def brief_backtest(rules: Sequence[Rule], table: GramTable, rounded: bool, farthest: float) -> Backtest:
     """What one recipe's rules came to up to a horizon, in bounded time and without expected errors.
 
-    The pairs are those that all methods of `backtest_table` are compared by, so that both say the same of one.
+    The pairs are those that all methods of `backtest_table` are compared by, so both say the same of one.
     Of many pairs, `BRIEF_PAIRS` or fewer are taken, spread over all; of many tensors, the `BRIEF_TENSORS`
     that moved most; of more than `BRIEF_CHECKPOINTS` checkpoints, no pair at all. It takes no more memory
     than fitting.

@@ -40,7 +40,7 @@ def test_the_answer_the_model_and_the_recipe(here: Path) -> None:
         "✓ Extrapolation looks promising: step 400 by the last-half line, damped, expected "
     )
     said = "\n".join(rest)
-    assert "best of 8 methods in 8 rehearsals" in said
+    assert "best of 8 methods in 8 shared rehearsals" in said
     assert "trust      up to step 400 (horizon 1)" in said
     assert (here / "rlvr-C-step_400" / "model.safetensors").is_file()
     recipe = here / "rlvr-C-step_400.yaml"
@@ -99,10 +99,13 @@ def test_with_so_many_checkpoints(count: int, level: str, said: str, here: Path)
     assert found.verdict.headline.startswith(said)
     assert found.prediction is not None
     if level == "unknown":  # no past, so no step of its own accord
-        with pytest.raises(MethodError, match=r"supports no step beyond .* --to STEP"):
+        with pytest.raises(MethodError, match=r"supports no step after .* --to STEP"):
             api.predict("run", out="q")
         assert not Path("q").exists()
         assert api.predict("run", dry_run=True).recipe is None
+        told = run_main("predict", "run", "--dry-run", "-q")
+        assert "predicts   no step, as the run's past supports none; name one with --to STEP" in told.out
+        assert ("The prediction was 0." in told.out) == (count == 3)  # one is no average
 
 
 def test_a_random_walk_is_told_to_be_one(here: Path) -> None:
@@ -110,7 +113,7 @@ def test_a_random_walk_is_told_to_be_one(here: Path) -> None:
     ended = run_main("predict", "run", "--out", "p", "-q")
     assert ended.code == 1
     assert "error: ✕ Keep the last checkpoint: in " in ended.err
-    assert "name one with --to STEP" in ended.err
+    assert "name it with --to STEP" in ended.err
     assert not Path("p").exists()
     assert not Path("p.yaml").exists()
     said = run_main("predict", "run", "--to", "90", "--out", "p", "-q")
@@ -138,12 +141,37 @@ def test_what_is_wrong_is_found_before_a_weight_is_read(here: Path, monkeypatch:
         api.predict("run", 100, out="there")
     with pytest.raises(OutputError, match=r"mine.yaml: is there already and was not written by hubextrap"):
         api.predict("run", 100, out="p", write_recipe="mine.yaml")
-    for ended in (
-        run_main("predict", "run", "--to", "30", "-q"),  # observed already
-        run_main("predict", "run", "--to", "9000", "-q"),
-    ):
+    ended = run_main("predict", "run", "--to", "9000", "-q")
+    assert ended.code == 1, ended
+    assert "--force" in ended.err
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_a_step_that_is_not_ahead_is_an_error_and_how_to_rehearse_it(dry: list[str], here: Path) -> None:
+    write_run(here / "run", straight, EVERY_10)
+    for to, back in ((70, "--max-step 60 "), (65, "--max-step 60 "), (30, "--max-step 20 "), (0, None)):
+        ended = run_main("predict", "run", "--to", str(to), "-q", *dry)
         assert ended.code == 1, ended
-    assert "--force" in run_main("predict", "run", "--to", "9000", "-q").err
+        assert f"step {to} is not after the last checkpoint, step 70; choose a later one" in ended.err
+        assert ("--max-step" in ended.err) == (back is not None)
+        assert (back or "") in ended.err
+    assert run_main("predict", "run", "--to", "70", "--max-step", "60", "-q", *dry).code == 0
+
+
+def test_a_walk_needs_no_step_to_look_up_to(here: Path) -> None:
+    Path("prompts.jsonl").write_text('{"prompt": "1+1="}\n')
+    run = ["predict", str(DEMO), "--max-step", "200", "-q", "--dry-run", "--walk", "prompts.jsonl"]
+    ended = run_main(*run)
+    assert ended.code == 0, ended
+    assert "looks      up to step 400 (horizon 1)" in ended.out
+
+
+def test_one_checkpoint_is_told_what_it_lacks(here: Path) -> None:
+    write_run(here / "run", straight, [10])
+    ended = run_main("predict", "run", "--to", "20", "-q")
+    assert ended.code == 1
+    assert "needs two checkpoints, and only step 10 is there; observe one more, or name" in ended.err
+    assert "--base REF" in ended.err
 
 
 def test_a_scan_spares_the_pass_and_changes_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +324,9 @@ def test_the_last_step_is_there_already(here: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("hubextrap.opening.Run.scan_weights", refuse_to_read)
     ended = run_main("predict", "run", "--to", "70", "-q")
     assert ended.code == 1
-    assert ended.err.startswith("error: step 70 is no later than the last checkpoint, 70; name a later one")
+    assert ended.err.startswith(
+        "error: step 70 is not after the last checkpoint, step 70; choose a later one"
+    )
 
 
 def test_models_that_do_not_load_are_a_problem_each(here: Path) -> None:
