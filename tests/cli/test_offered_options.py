@@ -17,7 +17,9 @@ OFFERED: dict[str, dict[str, str]] = {
     "api/chain.py": {"--max-loss": "run", "--out": "run", "--output": "run", "--push-if-better": "run"},
     "api/drafting.py": {"--write-recipe": "predict backtest"},
     "api/grid.py": {"--out": "sweep walk"},
-    "api/predicting.py": {"--to": "predict"},
+    "api/predicting.py": dict.fromkeys(
+        ["--to", "--base", "--eval", "--max-step", "--out", "--push", "--push-if-better"], "predict"
+    ),
     "api/stepwise.py": {"--tasks": "eval", "--task-file": "eval"},
     "evaluation/inputs.py": {"--run": "eval", "--against": "eval"},
     "evaluation/step_scores.py": {"--json": "eval"},

@@ -105,7 +105,7 @@ def test_with_so_many_checkpoints(count: int, level: str, said: str, here: Path)
         assert api.predict("run", dry_run=True).recipe is None
         told = run_main("predict", "run", "--dry-run", "-q")
         assert "predicts   no step, as the run's past supports none; name one with --to STEP" in told.out
-        assert ("The prediction was 0." in told.out) == (count == 3)  # one is no average
+        assert ("The prediction was 0." in told.out) == (count > 2)  # one is no average
 
 
 def test_a_random_walk_is_told_to_be_one(here: Path) -> None:
