@@ -119,6 +119,7 @@ def refused(hub: LocalHub, recipe: Path, said: str, out: Path) -> list[str]:
     return list(planned)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases(SECTIONS))
 def test_sections(
     hub: LocalHub, run: str, recipe_file: Callable[..., Path], repo_id: str, tmp_path: Path, case: str
@@ -140,6 +141,7 @@ def test_sections(
     assert (error.value.file, error.value.line) == (("bad.jsonl", 2) if of_a_file else (str(recipe), line))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["run", "other"])
 @pytest.mark.parametrize("case", cases(MODELS))
 def test_models(

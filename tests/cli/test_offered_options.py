@@ -143,6 +143,7 @@ def test_whole_command_lines_that_are_advised() -> None:
     assert count > 15
 
 
+@pytest.mark.slow
 def test_what_run_says_of_a_place_that_it_cannot_use() -> None:
     """It has no --push."""
     assert "--push" not in options()["run"]

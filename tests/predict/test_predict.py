@@ -186,6 +186,7 @@ def test_a_scan_spares_the_pass_and_changes_nothing(here: Path, monkeypatch: pyt
     assert Path("p/model.safetensors").read_bytes() == Path("q/model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_trajectory_is_listed_in_its_recipe(here: Path) -> None:
     write_run(here / "run", straight, EVERY_10)
     run = find_trajectory("run", max_step=50)
@@ -199,6 +200,7 @@ def test_a_trajectory_is_listed_in_its_recipe(here: Path) -> None:
     assert Path("p/model.safetensors").read_bytes() == Path("q/model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_what_lands_later_takes_no_part_when_the_recipe_runs_again(here: Path) -> None:
     write_run(here / "run", straight, EVERY_10)
     api.predict("run", 100, out="p")
@@ -274,6 +276,7 @@ def test_the_bundled_run_ends_near_its_best_method(here: Path) -> None:
     assert score["value"] >= best - 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [EVERY_10, (13, 17, 29, 30, 55, 61, 90, 140), (0, 10, 20, 30), (5, 6, 90)])
 @pytest.mark.parametrize("weights", [straight, random_walk, early_transient])
 def test_a_backtest_and_a_prediction_rest_on_the_same_rehearsals(
