@@ -6,6 +6,7 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
 from command_lines import commands
 
 PACKAGE = Path(__file__).parents[2] / "hubextrap"
