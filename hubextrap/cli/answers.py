@@ -39,9 +39,10 @@ def answer_rows(found: PredictResult) -> list[tuple[str, str]]:
     rows = []
     if found.target_step is not None:
         verb = "predicted" if made is not None else "predicts"
-        horizon = None if verdict.target is None else verdict.target.horizon
-        far = "" if horizon is None else f" (horizon {horizon:.3g})"
-        rows.append((verb, f"step {found.target_step}{far}"))
+        target = verdict.target
+        named = f"step {found.target_step}" if target is None else target.named
+        far = "" if target is None or target.horizon is None else f" (horizon {target.horizon:.3g})"
+        rows.append((verb, f"{named}{far}"))
     rows.append(("method", found.why))
     if verdict.reach_in_words is not None:
         rows.append(("trust", f"up to {verdict.reach_in_words} (horizon {verdict.reach:g})"))

@@ -215,6 +215,8 @@ def _too_few(backtest: Backtest, past: Rehearsals) -> str:
         why = f"its {len(backtest.steps)} checkpoints do not allow one"
         if any(len(group) > 1 for group in backtest.same_weights):
             why = f"its {len(backtest.steps)} checkpoints do not differ enough"
+        elif backtest.unforeseen:
+            why = "the learning rate never said when later steps would be; `--clock steps` counts by steps"
         return f"Nothing could be rehearsed: {why}"
     if not past.near:
         return f"Too few rehearsals to judge: only {past.count}, beyond {with_horizon(backtest, 1.0)}"

@@ -306,3 +306,27 @@ def test_models_that_do_not_load_are_a_problem_each(here: Path) -> None:
     lines = [line for line in ended.err.splitlines() if "transformers cannot load it" in line]
     assert len(lines) == 2
     assert sorted(path.name for path in here.iterdir()) == ["run"]
+
+
+def test_where_the_recipe_goes_is_checked_before_a_weight_is_read(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(here / "run", straight, EVERY_10)
+    Path("p.yaml").write_text("mine: 1\n")
+    Path("run-step_100.yaml").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr("hubextrap.opening.Run.scan_weights", refuse_to_read)
+        for options, said in (
+            (["--out", "p"], "p.yaml: is there already and was not written by hubextrap"),
+            (["--to", "100"], "run-step_100.yaml: cannot be written: it is a folder"),
+            (
+                ["--write-recipe", "absent/r.yaml"],
+                "absent/r.yaml: cannot be written: there is no folder absent",
+            ),
+        ):
+            ended = run_main("predict", "run", *options, "-q")
+            assert ended.code == 1, ended
+            assert said in ended.err
+    assert run_main("predict", "run", "--to", "90", "--out", "made/p", "-q").code == 0
+    assert sorted(path.name for path in Path("made").iterdir()) == ["p", "p.yaml"]
+    assert Path("p.yaml").read_text() == "mine: 1\n"
