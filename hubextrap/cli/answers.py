@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.cli.terminal import tell
+from hubextrap.cli.terminal import as_argument, tell
 from hubextrap.foreign_text import OwnLines
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def answer_rows(found: PredictResult) -> list[tuple[str, str]]:
         again = ""
         if made is not None:
             where = "" if made.folder is None else " --out DIR"
-            again = f"; `hubextrap run {found.recipe_file}{where}` makes it again"
+            again = f"; `hubextrap run {as_argument(found.recipe_file)}{where}` makes it again"
         rows.append(("recipe", f"{found.recipe_file}{again}"))
     return rows
 

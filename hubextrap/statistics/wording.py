@@ -126,7 +126,8 @@ def by_scores(scores: Sequence[ScoreOutcome], several: bool) -> tuple[Level, str
         said = f"{whose} scored worse than the last checkpoint: {_figures_of(of['worse'])}"
         return ("care" if of["better"] else "bad"), said + also
     if of["failed"]:
-        return "unknown", f"The evaluation failed: {of['failed'][0].reason}"
+        also = f"; where it did not, better: {_figures_of(of['better'])}" if of["better"] else ""
+        return "unknown", f"The evaluation failed: {of['failed'][0].reason}{also}"
     if of["better"]:
         return "good", f"{whose} scored better than the last checkpoint: {_figures_of(of['better'])}"
     if of["no difference"]:
