@@ -205,8 +205,11 @@ def advised_recipe(found: Backtest, draft: Draft) -> Recipe | None:
     return draft.recipe(choice.rule, target, choice.why, verdict.line)
 
 
-def save_recipe(recipe: Recipe | None, verdict: RunVerdict, path: Path) -> None:
+def save_recipe(recipe: Recipe | None, verdict: RunVerdict, path: Path, *, parents: bool = False) -> None:
     """Write it.
+
+    Args:
+        parents: make the folder too.
 
     Raises:
         MethodError: there is none, as the past supports no step.
@@ -217,16 +220,25 @@ def save_recipe(recipe: Recipe | None, verdict: RunVerdict, path: Path) -> None:
             f"{verdict.line}. The past of this run supports no later step, so no recipe was written to "
             f"{path}; for a step that you name: hubextrap predict RUN --to STEP --dry-run --write-recipe FILE"
         )
-    write_whole(path, recipe.text.encode(), remedy="choose another --write-recipe")
+    write_whole(path, recipe.text.encode(), remedy="choose another --write-recipe", parents=parents)
 
 
-def check_recipe_place(path: Path) -> None:
-    """Refuse to write a recipe over what is not an earlier one of ours.
+def check_recipe_place(path: Path, *, parents: bool = False) -> None:
+    """Refuse to write a recipe where it cannot be, or over what is not an earlier one of ours.
+
+    Args:
+        parents: its folder will be made, if it is not there.
 
     Raises:
         OutputError: says what is there.
     """
-    if problem := file_problem(path):
+    folder = path.absolute().parent
+    problem = file_problem(path)
+    if problem is None and not parents and not folder.is_dir():
+        problem = f"there is no folder {path.parent}"
+    if problem is None and folder.is_dir() and not os.access(folder, os.W_OK):
+        problem = f"nothing may be written in {path.parent}"
+    if problem is not None:
         raise OutputError(f"{path}: cannot be written: {problem}; choose another --write-recipe", file=path)
     if os.path.lexists(path) and not read_named(path, 2**20).decode(errors="replace").startswith(DRAWN_UP):
         raise OutputError(

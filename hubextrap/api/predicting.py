@@ -151,7 +151,8 @@ def predict(
     draft = replace(draft, out=places[0], push=target, walk=_walk(how.get("walk")), evaluate=_evaluation(how))
     with Run.of(found, settings.reading, scan=how.get("scan"), clock=clock, progress=progress) as opened:
         _check_ahead(opened.steps, to)
-        _check_beforehand(opened, draft, to, settings, ask=not dry_run)
+        beside = how.get("write_recipe") is None
+        _check_beforehand(opened, draft, to, settings, ask=not dry_run, beside=beside)
         answer = _answered(opened, draft, to)
         if answer.recipe is not None:
             answer = _with_file(answer, draft, how.get("write_recipe"), dry_run)
@@ -236,12 +237,19 @@ def _walk(prompts: Path | str | None) -> dict[str, Any] | None:
     return None if place is None else {"prompts": str(place)}
 
 
-def _check_beforehand(run: Run, draft: Draft, to: int | None, settings: MergeOptions, *, ask: bool) -> None:
+def _check_beforehand(
+    run: Run, draft: Draft, to: int | None, settings: MergeOptions, *, ask: bool, beside: bool
+) -> None:
     """Everything that a plan finds, before a weight is read: by a rule that needs none.
+
+    Args:
+        ask: about the output too.
+        beside: the recipe will be saved beside it.
 
     Raises:
         StepError: the step is the last one.
         RecipeError: all problems at once.
+        OutputError: the recipe cannot be saved.
     """
     target = {"target_step": (to,)} if to is not None else target_as_written(run, NEAR)
     recipe = draft.recipe(rule_without_weights(run.steps), target)
@@ -259,6 +267,8 @@ def _check_beforehand(run: Run, draft: Draft, to: int | None, settings: MergeOpt
         )
     if report.problems:
         raise RecipeError(own_lines(*report.problems), parts=map(RecipeError, report.problems))
+    if ask and beside and (to is not None or draft.out is not None):  # else its name is not known yet
+        check_recipe_place(draft.recipe_file(step), parents=True)
 
 
 def _answered(run: Run, draft: Draft, to: int | None) -> PredictResult:
@@ -290,8 +300,8 @@ def _with_file(answer: PredictResult, draft: Draft, place: Path | str | None, dr
         return answer
     assert answer.recipe is not None
     file = draft.recipe_file(answer.target_step or 0) if place is None else Path(place)
-    check_recipe_place(file)
-    save_recipe(answer.recipe, answer.verdict, file)
+    check_recipe_place(file, parents=place is None)
+    save_recipe(answer.recipe, answer.verdict, file, parents=place is None)
     return replace(answer, recipe_file=file)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.cli.terminal import tell
+from hubextrap.cli.terminal import as_argument, tell
 from hubextrap.foreign_text import OwnLines
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ def answer_rows(found: PredictResult) -> list[tuple[str, str]]:
     if found.target_step is not None:
         looks = made is None and found.recipe is not None and found.recipe.walk is not None
         verb = "looks" if looks else "predicts" if made is None else "predicted"
-        horizon = None if verdict.target is None else verdict.target.horizon
-        far = "" if horizon is None else f" (horizon {horizon:.3g})"
-        how_far = "up to " if looks else ""
-        rows.append((verb, f"{how_far}step {found.target_step}{far}"))
+        target, how_far = verdict.target, "up to " if looks else ""
+        named = f"step {found.target_step}" if target is None else target.named
+        far = "" if target is None or target.horizon is None else f" (horizon {target.horizon:.3g})"
+        rows.append((verb, f"{how_far}{named}{far}"))
     else:
         rows.append(("predicts", "no step, as the run's past supports none; name one with --to STEP"))
     rows.append(("method", found.why))
@@ -57,7 +57,7 @@ def answer_rows(found: PredictResult) -> list[tuple[str, str]]:
         again = ""
         if made is not None:
             where = "" if made.folder is None else " --out DIR"
-            again = f"; `hubextrap run {found.recipe_file}{where}` makes it again"
+            again = f"; `hubextrap run {as_argument(found.recipe_file)}{where}` makes it again"
         rows.append(("recipe", f"{found.recipe_file}{again}"))
     return rows
 

@@ -8,7 +8,7 @@ import typer
 
 from hubextrap.cli.options import Clock, Reading, Said, Selection, Summary, WriteRecipe, grouped
 from hubextrap.cli.reference import named_run, named_scan
-from hubextrap.cli.terminal import console, tell, tell_json
+from hubextrap.cli.terminal import as_argument, console, tell, tell_json
 
 if TYPE_CHECKING:
     from hubextrap.statistics import Backtest, RunVerdict
@@ -60,7 +60,8 @@ def backtest(
         print_verdict(verdict)
         _print(reference, found)
         if write_recipe is not None:
-            tell(f"recipe written to {write_recipe}; `hubextrap merge {write_recipe} --out DIR` runs it")
+            command = f"hubextrap merge {as_argument(write_recipe)} --out DIR"
+            tell(f"recipe written to {write_recipe}; `{command}` runs it")
 
 
 def _print(reference: str, found: Backtest) -> None:

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import sys
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
@@ -30,6 +31,7 @@ from hubextrap.redaction import redact, rewrite_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from rich.console import Console
 
@@ -135,3 +137,9 @@ def _unguard(stream: TextIO, write: Callable[[str], int]) -> None:
     if stream.write != write:
         with suppress(AttributeError, TypeError):  # it had one of its own before
             stream.write = write  # type: ignore[method-assign]
+
+
+def as_argument(path: Path) -> str:
+    """A path as a shell takes it, in a command that is to be copied; never an option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)

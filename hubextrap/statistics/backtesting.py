@@ -195,10 +195,9 @@ def backtest_table(
 def brief_backtest(rules: Sequence[Rule], table: GramTable, rounded: bool, farthest: float) -> Backtest:
     """What one recipe's rules came to up to a horizon, in bounded time and without expected errors.
 
-    The pairs are those that all methods of `backtest_table` are compared by, so both say the same of one.
-    Of many pairs, `BRIEF_PAIRS` or fewer are taken, spread over all; of many tensors, the `BRIEF_TENSORS`
-    that moved most; of more than `BRIEF_CHECKPOINTS` checkpoints, no pair at all. It takes no more memory
-    than fitting.
+    The pairs are those by which `backtest_table` compares all methods: both say the same of one. Of many
+    pairs, `BRIEF_PAIRS` or fewer are taken, spread over all; of many tensors, the `BRIEF_TENSORS` that moved
+    most; of more than `BRIEF_CHECKPOINTS` checkpoints, no pair at all. It takes no more memory than fitting.
 
     Args:
         rounded: of the whole table, `is_rounded`.

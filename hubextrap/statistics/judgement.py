@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hubextrap.statistics.findings import JudgedTarget, Level, Rehearsals, RunVerdict, ScoreOutcome, Trust
-from hubextrap.statistics.plain_names import plain_name
+from hubextrap.statistics.plain_names import with_article
 from hubextrap.statistics.verdict import (
     HORIZONS,
     LOST,
@@ -158,7 +158,7 @@ def _reach(rows: list[BacktestRow]) -> float | None:
 def _by_the_past(backtest: Backtest, found: RunVerdict, target: JudgedTarget | None) -> tuple[Level, str]:
     """Level and headline as long as nothing was scored."""
     past, steps = found.rehearsals, backtest.steps
-    mean, plain = past.mean_error, f"the {plain_name(found.method or '')}"
+    mean, plain = past.mean_error, with_article(found.method or "")
     if len(steps) < 3:
         return "unknown", not_judged("", steps).headline
     if past.near < TOO_FEW:
@@ -188,7 +188,7 @@ def _by_the_past(backtest: Backtest, found: RunVerdict, target: JudgedTarget | N
 def _of_target(backtest: Backtest, found: RunVerdict, target: JudgedTarget) -> tuple[Level, str]:
     """What speaks against one target."""
     error, horizon = target.expected_error, target.horizon
-    plain = f"the {plain_name(found.method or '')}"
+    plain = with_article(found.method or "")
     if horizon is not None and horizon <= 0:
         return "good", ""
     if error is None:
@@ -215,8 +215,8 @@ def _too_few(backtest: Backtest, past: Rehearsals) -> str:
         why = f"its {len(backtest.steps)} checkpoints do not allow one"
         if any(len(group) > 1 for group in backtest.same_weights):
             why = f"its {len(backtest.steps)} checkpoints do not differ enough"
-        if backtest.unforeseen:
-            why = "the learning rate known at each step did not say when a later one would be"
+        elif backtest.unforeseen:
+            why = "the learning rate never said when later steps would be; `--clock steps` counts by steps"
         return f"Nothing could be rehearsed: {why}"
     if not past.near:
         return f"Too few rehearsals to judge: only {past.count}, beyond {with_horizon(backtest, 1.0)}"

@@ -46,6 +46,13 @@ def plain_name(name: str) -> str:
     return plain + (", damped" if damped else "")
 
 
+def with_article(name: str) -> str:
+    """The same in a sentence: ``the last-half line``, but ``your recipe``, ``rank 1``, others' names."""
+    plain = plain_name(name)
+    own = _parts(name)[0] in _METHODS
+    return f"the {plain}" if own and not plain.startswith(("the ", "your ", "rank ")) else plain
+
+
 def as_recipe(name: str) -> tuple[str, ...]:
     """The lines of YAML that write it in a recipe; none for the recipe that is being backtested."""
     method, parameters = _parts(name)

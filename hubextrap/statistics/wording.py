@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap.clocks import STEPS
-from hubextrap.statistics.plain_names import plain_name
+from hubextrap.statistics.plain_names import with_article
 from hubextrap.statistics.verdict import HORIZONS, TRUSTED, say_unforeseen, step_in_words
 from hubextrap.trajectory import say_same_weights
 
@@ -86,8 +86,8 @@ def _rounding(backtest: Backtest, method: str | None) -> str:
     errors = [row.relative_error for row in rows if row.horizon <= HORIZONS[-1]]
     total = ""
     if errors:
-        named = plain_name(method or "")
-        total = f" With the rounding in it, the mean error of the {named} is {np.mean(errors):.2f}."
+        named = with_article(method or "")
+        total = f" With the rounding in it, the mean error of {named} is {np.mean(errors):.2f}."
     return (
         "The checkpoints are stored in 16 bits. Rounding makes up "
         f"{backtest.rounding_share:.0%} of what differs between neighbouring ones. No method can predict "
@@ -131,7 +131,8 @@ def by_scores(scores: Sequence[ScoreOutcome], several: bool) -> tuple[Level, str
         said = f"{whose} scored worse than the last checkpoint: {_figures_of(of['worse'])}"
         return ("care" if of["better"] else "bad"), said + also
     if of["failed"]:
-        return "unknown", f"The evaluation failed: {of['failed'][0].reason}"
+        also = f"; where it did not, better: {_figures_of(of['better'])}" if of["better"] else ""
+        return "unknown", f"The evaluation failed: {of['failed'][0].reason}{also}"
     if of["better"]:
         return "good", f"{whose} scored better than the last checkpoint: {_figures_of(of['better'])}"
     if of["no difference"]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -385,3 +387,55 @@ def test_what_is_judged_is_pushed_after_it_alone(here: Path, repo_id: str) -> No
     assert Path("page.md").read_text().startswith("✅ radd exact")
     commit = json.loads(passed.stdout)["prediction"]["push"]["commit"]
     assert HfApi().model_info(repo_id, revision="step_400").sha == commit
+
+
+def test_where_the_recipe_goes_is_checked_before_a_weight_is_read(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(here / "run", straight, EVERY_10)
+    Path("p.yaml").write_text("mine: 1\n")
+    Path("run-step_100.yaml").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr("hubextrap.opening.Run.scan_weights", refuse_to_read)
+        for options, said in (
+            (["--out", "p"], "p.yaml: is there already and was not written by hubextrap"),
+            (["--to", "100"], "run-step_100.yaml: cannot be written: it is a folder"),
+            (
+                ["--write-recipe", "absent/r.yaml"],
+                "absent/r.yaml: cannot be written: there is no folder absent",
+            ),
+        ):
+            ended = run_main("predict", "run", *options, "-q")
+            assert ended.code == 1, ended
+            assert said in ended.err
+    assert run_main("predict", "run", "--to", "90", "--out", "made/p", "-q").code == 0
+    assert sorted(path.name for path in Path("made").iterdir()) == ["p", "p.yaml"]
+    assert Path("p.yaml").read_text() == "mine: 1\n"
+
+
+@pytest.mark.parametrize("name", ["-dash", "it's", "a $(touch x) `b` run"])
+def test_the_next_command_can_be_copied(name: str, here: Path) -> None:
+    write_run(here / name, straight, EVERY_10)
+    said = run_main("predict", f"./{name}", "--to", "80", "-q").out
+    (command,) = re.findall("`(hubextrap run .*) --out DIR`", said)
+    recipe = shlex.split(command)[2]
+    assert load_recipe(recipe).target_steps == (80,)
+    assert not recipe.startswith("-")
+    said = run_main("backtest", f"./{name}", "-q", "--write-recipe", f"./{name}.yaml").out
+    (command,) = re.findall("`(hubextrap merge .*) --out DIR`", said)
+    assert load_recipe(shlex.split(command)[2]).target_steps == (140,)
+
+
+@pytest.mark.parametrize(("last", "named"), [(70, "step 70 + "), (40, "step ")])
+def test_a_step_that_is_never_reached_is_not_named(last: int, named: str, here: Path) -> None:
+    """The learning rate ends at step 100."""
+    for step in range(0, last + 10, 10):
+        folder = write_run(here / "run", straight, [step]) / f"step_{step}"
+        rates = [{"step": at, "learning_rate": 1e-5 * (1 - at / 100)} for at in range(1, step + 1)]
+        state = {"global_step": step, "max_steps": 100, "log_history": rates}
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+    ended = run_main("predict", "run", "--dry-run", "-q", *(["--to", "60"] if last == 40 else []))
+    assert ended.code == 0, ended
+    (predicts,) = [line for line in ended.out.splitlines() if line.startswith("  predicts")]
+    assert ("full-rate" in predicts) == (last == 70)
+    assert f"predicts   {named}" in predicts

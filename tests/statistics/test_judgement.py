@@ -138,7 +138,11 @@ def test_of_a_target(errors: list[float], error: float | None, horizon: float, l
         (["worse"], "bad", "The prediction scored worse than the last checkpoint: radd exact_match 0.370"),
         (["no difference"], "care", "The prediction scored no better than the last checkpoint"),
         (["failed"], "unknown", "The evaluation failed: lm-eval failed"),
-        (["better", "failed"], "unknown", "The evaluation failed"),
+        (
+            ["better", "failed"],
+            "unknown",
+            "The evaluation failed: lm-eval failed; where it did not, better: ",
+        ),
         (["worse", "failed"], "bad", "The prediction scored worse"),
         (
             ["worse", "better"],

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from hubextrap.statistics import BacktestCandidate, candidates
-from hubextrap.statistics.plain_names import as_recipe, plain_name
+from hubextrap.statistics.plain_names import as_recipe, plain_name, with_article
 
 MORE = (
     BacktestCandidate.of("low_rank", rank=2),
@@ -42,3 +42,18 @@ def test_the_lines_for_a_recipe_say_what_was_tried(candidate: BacktestCandidate)
 
 def test_a_recipe_of_ones_own_is_called_so() -> None:
     assert (plain_name("recipe"), as_recipe("recipe")) == ("your recipe", ())
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("late_lines", "the late lines (fixed)"),
+        ("least_squares(window=half, through_last=true)", "the last-half line"),
+        ("persistence", "the last checkpoint"),
+        ("recipe", "your recipe"),
+        ("low_rank", "rank 1"),
+        ("theirs(n=2)", "theirs(n=2)"),
+    ],
+)
+def test_in_a_sentence(name: str, said: str) -> None:
+    assert with_article(name) == said
