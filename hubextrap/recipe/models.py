@@ -118,6 +118,8 @@ class TensorRule(MethodSection):
     match: OneOrMoreTexts
     method: Text
     damping: Damping | None = None
+    _called: str | None = PrivateAttr(None)
+    """How the file writes it, where it is one of mergekit's filters."""
 
 
 class Parameters(MethodSection):
@@ -330,7 +332,11 @@ class Recipe(WholeRecipe):
         damping = self.parameters.damping
         special = tuple(
             Rule(
-                own.match, own.method, own.method_parameters, damping if own.damping is None else own.damping
+                own.match,
+                own.method,
+                own.method_parameters,
+                damping if own.damping is None else own.damping,
+                own._called,
             )
             for own in self.parameters.tensors
         )
