@@ -318,7 +318,7 @@ def test_empty_and_missing_folders(tmp_path: Path, safetensors_bytes: Callable[.
     ):
         (tmp_path / "one" / name).touch()
         with pytest.raises(ReferenceNotFound, match=f"this is a file; .*{instead}"):
-            find_trajectory(str(tmp_path / name))
+            find_trajectory(str(tmp_path / "one" / name))
     with pytest.raises(ReferenceNotFound, match="no such local folder"):
         find_trajectory(str(tmp_path / "missing"))
     with pytest.raises(UnsupportedCheckpoint, match=r"no weight files in it \(nothing\)"):
