@@ -181,7 +181,7 @@ def _by_the_past(backtest: Backtest, found: RunVerdict, target: JudgedTarget | N
         how_far = "" if target is not None else f", up to {with_horizon(backtest, found.reach or 0.0)}"
         return "good", f"Extrapolation looks promising: {use}{how_far}"
     if found.reach is None:
-        return "care", f"Extrapolate with care: {use}, and trust it little"
+        return "care", f"Extrapolate with care: {use}, with little trust"
     return "care", f"Extrapolate with care: {use}, up to {with_horizon(backtest, found.reach)}"
 
 
