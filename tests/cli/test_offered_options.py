@@ -76,7 +76,9 @@ ELSEWHERE = {
     "tensors/cache.py": ("--cache",),
     "tensors/transfer.py": ("--cache",),
     "timing.py": ("--clock",),
-    "trajectory/discover.py": ("--series",),
+    "statistics/judgement.py": ("--clock",),
+    "trajectory/discover.py": ("--series", "--pattern"),
+    "trajectory/reference.py": ("--scan",),  # for the commands that have it
     "trajectory/wholeness.py": ("--min-step", "--max-step"),
 }  # fmt: skip
 """Options that are not offered to whoever reads them, or that say for whom they are."""
