@@ -21,6 +21,7 @@ from hubextrap.api.merging import places_of
 from hubextrap.api.outlook import outlooks_of
 from hubextrap.api.planning import plan
 from hubextrap.api.preparing import MergeOptions, merge_options
+from hubextrap.durable.atomic import writing
 from hubextrap.errors import MethodError, RecipeError, wrong_argument
 from hubextrap.evaluation import Gate, check_writable
 from hubextrap.evaluation.outcomes import outcomes_of
@@ -151,7 +152,7 @@ def predict(
     with Run.of(found, settings.reading, scan=how.get("scan"), clock=clock, progress=progress) as opened:
         if to is not None:
             check_steps(opened.steps, to)
-        _check_beforehand(opened, draft, to, settings, ask=not dry_run)
+        _check_beforehand(opened, draft, to, settings, how)
         answer = _answered(opened, draft, to)
         if answer.recipe is not None:
             answer = _with_file(answer, draft, how.get("write_recipe"), dry_run)
@@ -214,22 +215,30 @@ def _walk(prompts: Path | str | None) -> dict[str, Any] | None:
     return None if place is None else {"prompts": str(place)}
 
 
-def _check_beforehand(run: Run, draft: Draft, to: int | None, settings: MergeOptions, *, ask: bool) -> None:
+def _check_beforehand(
+    run: Run, draft: Draft, to: int | None, settings: MergeOptions, how: Predicting
+) -> None:
     """Everything that a plan finds, before a weight is read: by a rule that needs none.
 
     Raises:
         RecipeError: all problems at once.
+        OutputError: the recipe cannot be saved beside the output.
     """
+    ask = not how.get("dry_run")
     target = {"target_step": (to,)} if to is not None else target_as_written(run, NEAR)
     recipe = draft.recipe(rule_without_weights(run.steps), target)
     (step,) = run.settled(recipe.farthest).target_steps
-    how = settings if to is not None else replace(settings, force=True)
+    options = settings if to is not None else replace(settings, force=True)
+    beside = draft.recipe_file(step)
+    named = to is not None or draft.out is not None  # else by the step, which follows from the weights
+    if ask and named and how.get("write_recipe") is None and beside.parent.is_dir():
+        check_recipe_place(beside)
     with run.unsaid():
         report = plan(
             recipe,
             out=draft.folder(step) if ask else None,
             push=[] if draft.push is None or not ask else [draft.push],
-            settings=how,
+            settings=options,
             check_push=ask,
             run=run,
         )
@@ -265,7 +274,12 @@ def _with_file(answer: PredictResult, draft: Draft, place: Path | str | None, dr
     if place is None and dry_run:
         return answer
     assert answer.recipe is not None
-    file = draft.recipe_file(answer.target_step or 0) if place is None else Path(place)
+    if place is None:
+        file = draft.recipe_file(answer.target_step or 0)
+        with writing(file.parent, "choose another --out"):
+            file.parent.mkdir(parents=True, exist_ok=True)  # as the output's is
+    else:
+        file = Path(place)
     check_recipe_place(file)
     save_recipe(answer.recipe, answer.verdict, file)
     return replace(answer, recipe_file=file)

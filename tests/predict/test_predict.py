@@ -136,12 +136,25 @@ def test_what_is_wrong_is_found_before_a_weight_is_read(here: Path, monkeypatch:
         api.predict("run", 100, out="there")
     with pytest.raises(OutputError, match=r"mine.yaml: is there already and was not written by hubextrap"):
         api.predict("run", 100, out="p", write_recipe="mine.yaml")
+    for place in (["--out", "mine"], ["--push", "me/p", "--out", "mine"]):  # whose recipe is mine.yaml
+        ended = run_main("predict", "run", *place, "-q")
+        assert "mine.yaml: is there already and was not written by hubextrap" in ended.err
+    Path("run-step_100.yaml").touch()
+    for place in ([], ["--push", "me/p"]):
+        ended = run_main("predict", "run", "--to", "100", *place, "-q")
+        assert "run-step_100.yaml: is there already and was not written" in ended.err
     for ended in (
         run_main("predict", "run", "--to", "30", "-q"),  # observed already
         run_main("predict", "run", "--to", "9000", "-q"),
     ):
         assert ended.code == 1, ended
     assert "--force" in run_main("predict", "run", "--to", "9000", "-q").err
+
+
+def test_the_folder_of_the_output_is_made_for_its_recipe_too(here: Path) -> None:
+    write_run(here / "run", straight, EVERY_10)
+    assert run_main("predict", "run", "--to", "100", "--out", "deep/er/p", "-q").code == 0
+    assert sorted(path.name for path in Path("deep/er").iterdir()) == ["p", "p.yaml"]
 
 
 def test_a_scan_spares_the_pass_and_changes_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
