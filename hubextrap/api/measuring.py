@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hubextrap.opening import Run
     from hubextrap.recipe import Recipe
 
-_OF_TASKS = ("task_files", "include_path", "num_fewshot", "tasks")
+_OF_TASKS = ("task_files", "include_path", "num_fewshot", "batch_size", "tasks")
 _OF_MODELS = ("apply_chat_template", "against")
 _MERGE = (
     "`hubextrap merge` evaluates nothing; `hubextrap run` and `hubextrap sweep` stop at problems of evaluate"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -51,6 +52,9 @@ if TYPE_CHECKING:
     from hubextrap.statistics import Backtest, RunVerdict
 
 _AGAINST = (LAST, "base", TARGET)
+_OF_A_SECTION = re.compile(r"^evaluate\.(\w+) \(line \d+\)")
+"""Begins a problem of the recipe that is drawn up here, which nobody has seen."""
+_OPTIONS = {"tasks": "eval", "include_path": "include-path", "batch_size": "batch-size"}
 _WHY_READ = "reading every checkpoint once, to rehearse every method on the run's own past"
 
 
@@ -266,9 +270,14 @@ def _check_beforehand(
             run=run,
         )
     if report.problems:
-        raise RecipeError(own_lines(*report.problems), parts=map(RecipeError, report.problems))
+        problems = [_OF_A_SECTION.sub(_as_an_option, problem) for problem in report.problems]
+        raise RecipeError(own_lines(*problems), parts=map(RecipeError, problems))
     if ask and beside and (to is not None or draft.out is not None):  # else its name is not known yet
         check_recipe_place(draft.recipe_file(step), parents=True)
+
+
+def _as_an_option(found: re.Match[str]) -> str:
+    return f"--{_OPTIONS[found[1]]}" if found[1] in _OPTIONS else "--eval"
 
 
 def _answered(run: Run, draft: Draft, to: int | None) -> PredictResult:

@@ -271,7 +271,7 @@ def test_what_cannot_be_is_said_before_anything_runs(runner: Any) -> None:
         ),
         (
             {"command": "merge", "recipe": "r", "max-loss": "0"},
-            "the input max-loss has no effect on merge; it is for run eval",
+            "the input max-loss has no effect on merge; it is for run eval predict",
         ),
         (
             {"command": "predict", "run": "a/b", "recipe": "r"},
@@ -280,7 +280,7 @@ def test_what_cannot_be_is_said_before_anything_runs(runner: Any) -> None:
         ({"to": "400"}, "the input to has no effect without a command; it is for predict"),
         (
             {"command": "eval", "tasks": "x", "reference": "a/b", "push-if-better": "true"},
-            "the input push-if-better has no effect on eval; it is for run",
+            "the input push-if-better has no effect on eval; it is for run predict",
         ),
         (
             {"command": "run", "recipe": "r", "push-if-better": "yes%0A\n::error::x"},

@@ -161,6 +161,7 @@ GUIDES = {
         ("me/model@step_600",),
         not_run=(
             "      - uses: OWNER/hf-extrap/.github/actions/hubextrap@SHA",
+            "name: plan",
             "jobs:",
             "name: plan",
             "pip install -c constraints.txt .",

@@ -146,6 +146,11 @@ def test_what_is_wrong_is_found_before_a_weight_is_read(here: Path, monkeypatch:
     ended = run_main("predict", "run", "--to", "9000", "-q")
     assert ended.code == 1, ended
     assert "--force" in ended.err
+    ended = run_main("predict", "run", "--to", "100", "--eval", "no_such_task", "-q")
+    assert ended.code == 1, ended
+    assert ended.err.startswith("error: ")
+    assert "--eval: " in ended.err
+    assert "(line" not in ended.err
 
 
 @pytest.mark.parametrize("dry", [["--dry-run"], []])
@@ -174,6 +179,12 @@ def test_one_checkpoint_is_told_what_it_lacks(here: Path) -> None:
     assert ended.code == 1
     assert "needs two checkpoints, and only step 10 is there; observe one more, or name" in ended.err
     assert "--base REF" in ended.err
+
+
+def test_the_folder_of_the_output_is_made_for_its_recipe_too(here: Path) -> None:
+    write_run(here / "run", straight, EVERY_10)
+    assert run_main("predict", "run", "--to", "100", "--out", "deep/er/p", "-q").code == 0
+    assert sorted(path.name for path in Path("deep/er").iterdir()) == ["p", "p.yaml"]
 
 
 def test_a_scan_spares_the_pass_and_changes_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
