@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_lines import run_main
+from huggingface_hub import HfApi
 from kinds_of_runs import DEMO, ROOT, Weights, early_transient, hubextrap, random_walk, straight, write_run
 
 from hubextrap import api
@@ -360,3 +361,22 @@ def test_a_step_that_is_never_reached_is_not_named(last: int, named: str, here: 
     (predicts,) = [line for line in ended.out.splitlines() if line.startswith("  predicts")]
     assert ("full-rate" in predicts) == (last == 70)
     assert f"predicts   {named}" in predicts
+
+
+@pytest.mark.usefixtures("logged_in")
+def test_no_prediction_takes_the_place_of_a_checkpoint_of_its_run(
+    here: Path, repo_id: str, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = HfApi(token=token)
+    hub.create_repo(repo_id)
+    for step in EVERY_10:
+        folder = write_run(here / "run", straight, [step]) / f"step_{step}"
+        hub.create_branch(repo_id, branch=f"step_{step}")
+        hub.upload_folder(repo_id=repo_id, folder_path=folder, revision=f"step_{step}")
+    with monkeypatch.context() as patched:
+        patched.setattr("hubextrap.opening.Run.scan_weights", refuse_to_read)
+        ended = run_main("predict", repo_id, "--to", "80", "--push", f"{repo_id}@step_70", "-q")
+    assert ended.code == 1
+    assert ended.err.startswith(f"error: {repo_id}@step_70: step 70 of the run lies there")
+    assert run_main("predict", repo_id, "--to", "80", "--push", f"{repo_id}@step_80", "-q").code == 0
+    assert find_trajectory(repo_id).steps == tuple(EVERY_10)
