@@ -378,8 +378,8 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
         "settings": (lambda: api.backtest(Scan.load("scan.safetensors"), settings=MergeOptions(device="cuda")), "no effect"),
     },
     api.advised_recipe: dict.fromkeys(["found", "draft"], ALWAYS),
-    api.save_recipe: dict.fromkeys(["recipe", "verdict", "path"], ALWAYS),
-    api.check_recipe_place: {"path": ALWAYS},
+    api.save_recipe: dict.fromkeys(["recipe", "verdict", "path", "parents"], ALWAYS),
+    api.check_recipe_place: {"path": ALWAYS, "parents": ALWAYS},
     api.predict: {
         **dict.fromkeys(["run", "to", "out", "push", "settings"], ALWAYS),
         "how": (lambda: api.predict("run", 60, limit=3), "has no effect without evaluate"),
