@@ -1,6 +1,6 @@
 """hubextrap: predict later RL checkpoints from earlier ones on the Hugging Face Hub.
 
-The names below are the Python API, imported when they are first used. The rooms offer more.
+The names below are the Python API, imported when they are first used. The subpackages offer more.
 """
 
 from __future__ import annotations

@@ -6,12 +6,12 @@ What is none of these is refused by its argument's name, before anything is read
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from hubextrap.errors import RecipeError, wrong_argument
+from hubextrap.errors import RecipeError, WrongArgument, wrong_argument
 from hubextrap.recipe import Recipe, RegroundRecipe, load_recipe, load_reground_recipe
 
 if TYPE_CHECKING:
@@ -138,6 +138,24 @@ def texts_of(name: str, given: object) -> list[str]:
         if not isinstance(one, str):
             raise wrong_argument(name, "a text, or a list of texts", one)
     return cast("list[str]", several)
+
+
+def check_names(function: str, given: Mapping[str, object], known: type) -> None:
+    """Refuse further arguments that a function does not have, as Python does where it lists them one by one.
+
+    Args:
+        known: the TypedDict that lists them.
+
+    Raises:
+        WrongArgument: names one, and those that there are.
+    """
+    names = tuple(known.__annotations__)
+    for name in given:
+        if name not in names:
+            raise WrongArgument(
+                f"{function}() got an unexpected keyword argument {name!r}; beside the first ones it takes "
+                f"{', '.join(names)}"
+            )
 
 
 def one_of(name: str, kind: type[Kind], given: object) -> Kind | None:

@@ -243,3 +243,14 @@ def test_results_are_saved_and_read_by_name(tmp_path: Path, monkeypatch: pytest.
         EvaluationTable.load("absent.json")
     with pytest.raises(WrongArgument, match=r"^out: "):
         api.sweep_files(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["predict", "walk", "sweep"])
+def test_a_further_argument_that_there_is_not_is_refused_before_anything_is_read(name: str) -> None:
+    """Those of a TypedDict, too, which Python lets through."""
+    for unknown in ("max_step", "n_workers"):
+        with pytest.raises(
+            WrongArgument, match=rf"{name}\(\) got an unexpected .*'{unknown}'.* it takes "
+        ) as found:
+            getattr(hubextrap, name)("absent.yaml", out="made", **{unknown: 3})
+        assert isinstance(found.value, TypeError)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hubextrap.api.against import Against
 from hubextrap.api.choosing import choose_step
 from hubextrap.api.fingerprint import check_unchanged, pin_of
-from hubextrap.api.measuring import check_measurable
+from hubextrap.api.measuring import check_measurable, told_with_its_line
 from hubextrap.api.merging import Made, MergeResult, Prediction, make, places_of, push_made
 from hubextrap.api.outlook import check_rehearsable, outlooks_of
 from hubextrap.api.planning import check_destinations, recipe_push_targets
@@ -92,16 +92,15 @@ def run(
     pushes_later = gate is not None and gate.push_if_better
     _check_gate(recipe, gate, out)
     _check_places(recipe, out, output, settings)
-    harness = None if section is None else Harness(EvaluationOptions.of(section), progress)
+    with told_with_its_line(recipe):
+        harness = None if section is None else Harness(EvaluationOptions.of(section), progress)
     mixtures: list[Mixture] = []
     with open_for(recipe, opened, settings, scan, progress) as (found, settings):
+        against = _against(recipe, harness, found)
         recipe = found.settled(recipe)
         far = found.settled(recipe.farthest)
         if output is not None:  # now that each target's name is known
             _check_output(far, section, output)
-        against = None if section is None else Against.pinned(recipe, section, found)
-        if harness is not None and against is not None:
-            check_measurable(harness, against)
         used = {} if against is None else _used(found.trajectory, against)
         if recipe.space == "weights":
             targets = recipe_push_targets(far)
@@ -131,6 +130,16 @@ def _check_places(
         check_destinations(recipe, out is not None, [])
     if output is not None:
         _check_output(recipe.farthest, recipe.evaluate, output)
+
+
+def _against(recipe: Recipe, harness: Harness | None, run: Run) -> Against | None:
+    """What the predictions are compared with, pinned and found to load; None where nothing is measured."""
+    if harness is None or recipe.evaluate is None:
+        return None
+    with told_with_its_line(recipe):
+        against = Against.pinned(run.settled(recipe), recipe.evaluate, run)
+        check_measurable(harness, against)
+    return against
 
 
 @contextmanager

@@ -170,7 +170,8 @@ def choose_method(found: Backtest | None, steps: tuple[int, ...], times: tuple[f
     by_name = {one.name: one.rules[0] for one in candidates() if one.rules[0].predicts_motion(times, later)}
     best = next(entry.method for entry in horizon_means(found) if entry.method in by_name)
     compared = sum(name in by_name for name in found.methods)
-    rehearsed = f"in {near} rehearsals within a horizon of 1"
+    # of the method judged there may be more: here count those that all methods could make
+    rehearsed = f"in {near} shared rehearsals within a horizon of 1"
     why = f"{plain_name(best)}: the best of {compared} methods {rehearsed}"
     return Choice(best, by_name[best], why)
 
@@ -219,7 +220,10 @@ def save_recipe(recipe: Recipe | None, verdict: RunVerdict, path: Path, *, paren
         OutputError: it cannot be written.
     """
     if recipe is None:
-        raise MethodError(f"{verdict.line}; so there is no recipe to write to {path}")
+        raise MethodError(
+            f"{verdict.line}. The past of this run supports no later step, so no recipe was written to "
+            f"{path}; for a step that you name: hubextrap predict RUN --to STEP --dry-run --write-recipe FILE"
+        )
     write_whole(path, recipe.text.encode(), remedy="choose another --write-recipe", parents=parents)
 
 

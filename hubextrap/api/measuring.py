@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.api.against import Against
-from hubextrap.errors import HubExtrapError, MissingExtra
+from hubextrap.errors import EvaluationError, HubExtrapError, MissingExtra, TrajectoryError
 from hubextrap.evaluation import EvaluationOptions, Harness
 from hubextrap.evaluation.table import TARGET
 from hubextrap.extras import require
@@ -15,7 +18,7 @@ from hubextrap.progress import SilentProgress
 from hubextrap.recipe.parsing import line_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from hubextrap.opening import Run
     from hubextrap.recipe import Recipe
@@ -80,9 +83,33 @@ def _place(recipe: Recipe, keys: Sequence[str], said: str) -> str:
     """The key of the evaluate section that a message is about, with its line: one that it names, or whose
     value, or else the last one that is there."""
     there = {key: line for key in keys if (line := line_of(recipe, "evaluate", key)) is not None}
-    named = [key for key in there if any(one in said for one in _written(recipe, key))]
-    named += [key for key in there if key in said] or list(there)[-1:]
+    named = [key for key in there if any(_is_about(one, said) for one in _written(recipe, key))]
+    named += [key for key in there if any(one in said for one in (key, *_written(recipe, key)))]
+    named += list(there)[-1:]
     return f"evaluate.{named[0]} (line {there[named[0]]})" if named else "evaluate"
+
+
+def _is_about(value: str, said: str) -> bool:
+    """Whether a message begins with a value, or quotes it: advice at its end may hold any word."""
+    return repr(value) in said or said.startswith((f"{value}:", f"{value}/"))
+
+
+def line_said(problem: str) -> int | None:
+    """The line of the recipe that a problem of its evaluate section names."""
+    found = re.match(r"evaluate\.\w+ \(line (\d+)\): ", problem)
+    return None if found is None else int(found[1])
+
+
+@contextmanager
+def told_with_its_line(recipe: Recipe) -> Iterator[None]:
+    """Have what is wrong with the evaluate section name its key and line, as a plan does."""
+    try:
+        yield
+    except (EvaluationError, TrajectoryError) as error:
+        if error.line is None and not (error.file and Path(error.file).is_file()):
+            error.args = (OwnLines(f"{_place(recipe, (*_OF_TASKS, *_OF_MODELS), str(error))}: {error}"),)
+            error.file, error.line = recipe.file, line_said(str(error))
+        raise
 
 
 def _written(recipe: Recipe, key: str) -> list[str]:

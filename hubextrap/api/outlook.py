@@ -139,7 +139,7 @@ def _verdict(
         len(rehearse(run.times, time)),
     )
     if past is None:
-        return not_judged("Not judged: the weights were not compared; --scan FILE does", run.steps, judged)
+        return not_judged("Not judged: the weights were not compared; give --scan FILE", run.steps, judged)
     if len(run.steps) > BRIEF_CHECKPOINTS:
         return not_judged(f"{len(run.steps)} checkpoints {_LONG}", run.steps, judged)
     (first, *others) = recipe.rules

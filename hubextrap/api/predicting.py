@@ -22,12 +22,12 @@ from hubextrap.api.outlook import outlooks_of
 from hubextrap.api.planning import plan
 from hubextrap.api.preparing import MergeOptions, merge_options
 from hubextrap.errors import MethodError, RecipeError, StepError, wrong_argument
-from hubextrap.evaluation import check_writable
+from hubextrap.evaluation import Gate, check_writable
 from hubextrap.evaluation.outcomes import outcomes_of
+from hubextrap.evaluation.table import LAST, PREDICTION, TARGET
 from hubextrap.foreign_text import own_lines
-from hubextrap.given import optional_path, paths_of, texts_of
+from hubextrap.given import check_names, one_of, optional_path, paths_of, texts_of
 from hubextrap.hub.target import one_target
-from hubextrap.methods.checking import check_steps
 from hubextrap.notebooks import one_line
 from hubextrap.opening import Run
 from hubextrap.progress import SilentProgress
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from hubextrap.api.merging import Prediction
     from hubextrap.clocks import ClockChoice
-    from hubextrap.evaluation import EvaluationTable
+    from hubextrap.evaluation import EvaluationTable, GateResult
     from hubextrap.evaluation.walk_report import WalkReport
     from hubextrap.hub import PushTarget
     from hubextrap.progress import Progress
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from hubextrap.scans import Scan
     from hubextrap.statistics import Backtest, RunVerdict
 
+_AGAINST = (LAST, "base", TARGET)
 _WHY_READ = "reading every checkpoint once, to rehearse every method on the run's own past"
 
 
@@ -75,6 +76,8 @@ class PredictResult:
     target_step: int | None = None
     """The step that was predicted, or up to which a walk would look; the last one and as many more as there
     are full-rate steps, where the run's schedule ends. None where the past supports no step."""
+    gate: GateResult | None = None
+    """What the gate said, where there was one."""
 
     def __repr__(self) -> str:
         step = self.target_step
@@ -95,6 +98,8 @@ class Predicting(TypedDict, total=False):
     """Folders with tasks."""
     limit: int | None
     batch_size: int | None
+    gate: Gate | None
+    """What the prediction has to reach; the result says whether it does."""
     clock: ClockChoice | None
     """What time is counted by; see `timing.chosen_clock`."""
     scan: Scan | Path | str | None
@@ -130,20 +135,22 @@ def predict(
 
     Raises:
         MethodError: ``to`` is not given and the past supports no step; or it cannot be rehearsed, and is not
-            forced.
+            forced; or there are fewer than two checkpoints.
+        StepError: ``to`` is not after the last checkpoint.
         RecipeError: what is asked for does not go together.
         HubExtrapError: see `plan`, `merge` and `hubextrap.evaluation.evaluate`.
     """
+    check_names("predict", how, Predicting)
     progress, settings = progress or SilentProgress(), merge_options(settings)
     dry_run, clock = how.get("dry_run", False), how.get("clock")
     places = [optional_path("out", out), optional_path("output", how.get("output"))]
     target = one_target(push)
     _check(to, how, places[1])
+    _check_gate(how, push=target is not None, out=places[0] is not None)
     found, draft = _found(run, how, progress)
     draft = replace(draft, out=places[0], push=target, walk=_walk(how.get("walk")), evaluate=_evaluation(how))
     with Run.of(found, settings.reading, scan=how.get("scan"), clock=clock, progress=progress) as opened:
-        if to is not None:
-            check_steps(opened.steps, to)
+        _check_ahead(opened.steps, to)
         beside = how.get("write_recipe") is None
         _check_beforehand(opened, draft, to, settings, ask=not dry_run, beside=beside)
         answer = _answered(opened, draft, to)
@@ -153,11 +160,33 @@ def predict(
             return answer
         if answer.recipe is None:
             raise MethodError(
-                f"{answer.verdict.line}; so the run's past supports no step beyond {opened.steps[-1]}: name "
-                "one with --to STEP (to=) to predict it all the same",
+                f"{answer.verdict.line}. The past of this run supports no step after {opened.steps[-1]}, so "
+                "nothing was written; to predict one all the same, name it with --to STEP (to=)",
                 step=opened.steps[-1],
             )
-        return _made(answer, opened, draft, settings, places[1])
+        return _made(answer, opened, draft, settings, places[1], how.get("gate"))
+
+
+def _check_ahead(steps: tuple[int, ...], to: int | None) -> None:
+    """Refuse a run with no past, and a step that was observed or passed already.
+
+    Raises:
+        MethodError, StepError: say what to do.
+    """
+    if len(steps) < 2:
+        raise MethodError(
+            f"a prediction needs two checkpoints, and only step {steps[0]} is there; observe one more, or "
+            "name the model at step 0 with --base REF (base of TrajectoryOptions)"
+        )
+    if to is not None and to <= steps[-1]:
+        earlier = [step for step in steps[1:] if step < to]
+        back = ""
+        if earlier:
+            back = f", or predict from earlier checkpoints: --max-step {earlier[-1]}"
+            back += " (max_step of TrajectoryOptions)"
+        raise StepError(
+            f"step {to} is not after the last checkpoint, step {steps[-1]}; choose a later one{back}"
+        )
 
 
 def _check(to: object, how: Predicting, output: Path | None) -> None:
@@ -174,6 +203,21 @@ def _check(to: object, how: Predicting, output: Path | None) -> None:
         check_recipe_place(Path(place))
     if output is not None:
         check_writable(output)
+
+
+def _check_gate(how: Predicting, *, push: bool, out: bool) -> None:
+    """Refuse what will judge nothing, or would hold back what goes nowhere."""
+    if (gate := one_of("gate", Gate, how.get("gate"))) is None:
+        return
+    tasks = texts_of("evaluate", how.get("evaluate") or ())
+    if how.get("dry_run") or not tasks:
+        raise RecipeError(f"{gate.option}: has no effect without evaluate (--eval TASKS), or on a dry run")
+    if gate.push_if_better and not (push and out):
+        raise RecipeError(
+            "--push-if-better: the prediction is judged on the disk and pushed from there; give a folder "
+            "(--out DIR) and a repo (--push REPO)"
+        )
+    gate.check([PREDICTION, *_AGAINST], tasks)
 
 
 def _found(run: Trajectory | str | Path, how: Predicting, progress: Progress) -> tuple[Trajectory, Draft]:
@@ -209,11 +253,9 @@ def _check_beforehand(
     """
     target = {"target_step": (to,)} if to is not None else target_as_written(run, NEAR)
     recipe = draft.recipe(rule_without_weights(run.steps), target)
-    far = run.settled(recipe.farthest)
-    (step,) = far.target_steps
-    if to is not None and run.target_times(far)[0] <= run.times[-1]:
-        raise StepError(f"step {to} is no later than the last checkpoint, {run.steps[-1]}; name a later one")
-    how = settings if to is not None else replace(settings, force=True)
+    (step,) = run.settled(recipe.farthest).target_steps
+    ahead = to is not None or draft.walk is not None  # a walk is never held back, so nothing is to be forced
+    how = settings if ahead else replace(settings, force=True)
     with run.unsaid():
         report = plan(
             recipe,
@@ -224,7 +266,7 @@ def _check_beforehand(
             run=run,
         )
     if report.problems:
-        raise RecipeError(own_lines(*report.problems))
+        raise RecipeError(own_lines(*report.problems), parts=map(RecipeError, report.problems))
     if ask and beside and (to is not None or draft.out is not None):  # else its name is not known yet
         check_recipe_place(draft.recipe_file(step), parents=True)
 
@@ -245,7 +287,7 @@ def _answered(run: Run, draft: Draft, to: int | None) -> PredictResult:
     recipe = draft.recipe(choice.rule, target)
     far = run.settled(recipe.farthest)
     (outlook,) = outlooks_of(far, run, table, dtypes)
-    assert outlook.verdict is not None  # as the method predicts motion
+    assert outlook.verdict is not None  # as the target is ahead, and the method predicts motion
     recipe = draft.recipe(choice.rule, target, choice.why, outlook.verdict.line)
     return PredictResult(
         outlook.verdict, choice.name, choice.why, recipe, None, None, (), None, found, far.target_steps[0]
@@ -270,14 +312,19 @@ def _evaluation(how: Predicting) -> dict[str, Any]:
     return {
         "tasks": tuple(texts_of("evaluate", tasks)),
         "include_path": tuple(map(str, paths_of("include_path", how.get("include_path") or ()))),
-        "against": ("last", "base", "target"),
+        "against": _AGAINST,
         "limit": how.get("limit"),
         "batch_size": how.get("batch_size"),
     }
 
 
 def _made(
-    answer: PredictResult, run: Run, draft: Draft, settings: MergeOptions, output: Path | None
+    answer: PredictResult,
+    run: Run,
+    draft: Draft,
+    settings: MergeOptions,
+    output: Path | None,
+    gate: Gate | None,
 ) -> PredictResult:
     """The answer with the prediction made, and what it scored."""
     assert answer.recipe is not None
@@ -285,6 +332,7 @@ def _made(
         answer.recipe,
         out=draft.folder(answer.target_step or 0),
         output=output,
+        gate=gate,
         settings=settings,
         opened=run,
     )
@@ -302,4 +350,5 @@ def _made(
         tables=done.tables,
         walk=done.walk,
         target_step=prediction.step,
+        gate=done.gate,
     )

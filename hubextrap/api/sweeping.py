@@ -18,7 +18,7 @@ from hubextrap.api.beforehand import check_weights
 from hubextrap.api.fingerprint import pin_of
 from hubextrap.api.grid import REMEDY, Kept, Making, Point, point_of
 from hubextrap.api.measured import keep_measurement, known_measurement, measured_checkpoint
-from hubextrap.api.measuring import check_measurable
+from hubextrap.api.measuring import check_measurable, told_with_its_line
 from hubextrap.api.preparing import MergeOptions, merge_options
 from hubextrap.api.sweep_outlooks import outlooks
 from hubextrap.digests import sha256_of_json
@@ -28,7 +28,7 @@ from hubextrap.evaluation import EvaluationOptions, Harness, Measurement
 from hubextrap.evaluation.curve import draw_sweep, drawing_problem
 from hubextrap.evaluation.sweep_report import GridPoint, SweepResult, report_sweep, sweep_markdown
 from hubextrap.evaluation.table import LAST, TARGET
-from hubextrap.given import numbers_of, path_of, recipe_of
+from hubextrap.given import check_names, numbers_of, path_of, recipe_of
 from hubextrap.hub.provenance import without_private_parts
 from hubextrap.opening import Run
 from hubextrap.output_files import file_problem
@@ -90,16 +90,16 @@ def sweep(
         RecipeError: the recipe has no evaluate section, mixes logits, or the grid is not one.
         HubExtrapError: see `prepare` and `Harness`; the folder cannot be written.
     """
+    check_names("sweep", where, Where)
     progress, settings = progress or SilentProgress(), merge_options(settings)
     recipe, out = recipe_of(recipe), path_of("out", out)
     horizons, damping = numbers_of("horizons", horizons), numbers_of("damping", damping)
-    section, recipe = _section(recipe), recipe.with_clock(clock)
+    as_written, section, recipe = recipe, _section(recipe), recipe.with_clock(clock)
     with Run.of(recipe, settings.reading, scan=scan, progress=progress) as run:
         recipe = run.settled(recipe)
-        against, recipes = Against.pinned(recipe, section, run), _grid(recipe, run, horizons, damping)
+        recipes = _grid(recipe, run, horizons, damping)
         run.check_scan_counts(recipes)
-        harness = Harness(EvaluationOptions.of(section, **where), progress)
-        check_measurable(harness, against)
+        harness, against = _measuring(as_written, recipe, EvaluationOptions.of(section, **where), run)
         folder = _folder(out)  # made when nothing else is wrong
         kept, measured_with = Kept(folder / "measured"), harness.fingerprint()
         pins = [pin_of(checkpoint) for checkpoint in run.trajectory.checkpoints]
@@ -169,6 +169,18 @@ def _is_sweep(out: Path) -> bool:
     names = [path.name for path in measured.iterdir()]
     beside = {path.name for path in out.iterdir()} - {"measured"}
     return all(is_new_name(name) or _KEPT.fullmatch(name) for name in names) and bool(names or not beside)
+
+
+def _measuring(
+    as_written: Recipe, recipe: Recipe, options: EvaluationOptions, run: Run
+) -> tuple[Harness, Against]:
+    """What measures, and what the predictions are compared with, found to load."""
+    assert as_written.evaluate is not None
+    with told_with_its_line(as_written):
+        against = Against.pinned(recipe, as_written.evaluate, run)
+        harness = Harness(options, run.progress)
+        check_measurable(harness, against)
+    return harness, against
 
 
 def _grid(recipe: Recipe, run: Run, horizons: Sequence[float], damping: Sequence[float]) -> list[Recipe]:

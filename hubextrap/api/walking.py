@@ -19,7 +19,7 @@ from hubextrap.api.staging import held_place
 from hubextrap.durable.atomic import writing
 from hubextrap.durable.places import REMEDY, remove_marked
 from hubextrap.errors import RecipeError
-from hubextrap.given import optional_path, recipe_of
+from hubextrap.given import check_names, optional_path, recipe_of
 from hubextrap.hub.target import push_targets
 from hubextrap.logits import recipe_mixture
 from hubextrap.logits.manifest import MANIFEST_FILE, write_manifest
@@ -105,6 +105,7 @@ def walk(
         RecipeError: what is asked for does not go together, or has no effect.
         HubExtrapError: see `merge`; a model cannot be loaded, or cannot answer.
     """
+    check_names("walk", how, Walking)
     progress, settings = progress or SilentProgress(), merge_options(settings)
     scoring = Scoring(**{name: how.pop(name) for name in ("device", "dtype") if name in how})
     recipe, out = recipe_of(recipe), optional_path("out", out)

@@ -38,11 +38,14 @@ def answer_rows(found: PredictResult) -> list[tuple[str, str]]:
     verdict, made = found.verdict, found.prediction
     rows = []
     if found.target_step is not None:
-        verb = "predicted" if made is not None else "predicts"
-        target = verdict.target
+        looks = made is None and found.recipe is not None and found.recipe.walk is not None
+        verb = "looks" if looks else "predicts" if made is None else "predicted"
+        target, how_far = verdict.target, "up to " if looks else ""
         named = f"step {found.target_step}" if target is None else target.named
         far = "" if target is None or target.horizon is None else f" (horizon {target.horizon:.3g})"
-        rows.append((verb, f"{named}{far}"))
+        rows.append((verb, f"{how_far}{named}{far}"))
+    else:
+        rows.append(("predicts", "no step, as the run's past supports none; name one with --to STEP"))
     rows.append(("method", found.why))
     if verdict.reach_in_words is not None:
         rows.append(("trust", f"up to {verdict.reach_in_words} (horizon {verdict.reach:g})"))
@@ -73,4 +76,4 @@ def answer_as_json(found: PredictResult) -> dict[str, Any]:
         "prediction": None if found.prediction is None else prediction_as_json(found.prediction),
         "evaluations": [table.model_dump(mode="json") for table in found.tables],
         "walk": None if found.walk is None else found.walk.model_dump(mode="json"),
-    }
+    } | ({} if found.gate is None else {"gate": found.gate.as_dict()})

@@ -81,7 +81,7 @@ def _print(reference: str, found: Backtest) -> None:
     ]
     tell("")
     tell(f"{reference}: {len(found.steps)} checkpoints, steps {found.steps[0]} to {found.steps[-1]}")
-    tell(f"{backtest_view.title(found)}; of: how many predictions")
+    tell(f"{backtest_view.title(found)}; 'of 5': a mean of 5 predictions")
     tell("horizon: " + ", ".join(f"{end.removeprefix('to ')} is {step}" for end, step, _ in classes if step))
     if found.clock.name != "steps":
         tell(f"clock: {found.clock.in_words()}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,16 @@ from hubextrap.cli.options import split_list
 
 if TYPE_CHECKING:
     from hubextrap.evaluation import Gate
+
+PushIfBetter = Annotated[
+    bool,
+    typer.Option(
+        "--push-if-better",
+        help="Evaluate the prediction in --out first. Push these bytes if it passes --max-loss and "
+        "--min-score; without either, if it is not worse than the last observed checkpoint by more than "
+        "chance. Otherwise push nothing and exit with code 3.",
+    ),
+]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from hubextrap.cli.gating import Gating
+from hubextrap.cli.gating import Gating, PushIfBetter
 from hubextrap.cli.jobs import annotate
 from hubextrap.cli.options import (
     CreatePr,
@@ -71,9 +71,11 @@ def plan(
         tell_json(report.as_dict())
     else:
         print_plan(recipe, report)
-    for problem in report.problems:
-        annotate(problem, RecipeError(problem, file=recipe))
     if report.problems:
+        from hubextrap.api.measuring import line_said
+
+        for problem in report.problems:
+            annotate(problem, RecipeError(problem, file=recipe, line=line_said(problem)))
         raise typer.Exit(1)
 
 
@@ -154,13 +156,7 @@ def run(
     out: Out = None,
     output: ResultsFile = None,
     gating: Gating,
-    push_if_better: bool = typer.Option(
-        False,
-        "--push-if-better",
-        help="Evaluate the prediction in --out first. Push these bytes if it passes --max-loss and "
-        "--min-score; without either, if it is not worse than the last observed checkpoint by more than "
-        "chance. Otherwise push nothing and exit with code 3.",
-    ),
+    push_if_better: PushIfBetter = False,
     summary: Summary = None,
     scan: ScanFile = None,
     merging: Merging,

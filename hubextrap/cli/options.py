@@ -74,8 +74,8 @@ ScanFile = Annotated[
     typer.Option(
         "--scan",
         metavar="FILE",
-        help="A scan of these checkpoints, saved by `hubextrap scan RECIPE --out FILE`. What it holds is not "
-        "read from the weights again.",
+        help="A scan of these checkpoints, saved by `hubextrap scan --out FILE`. What it holds is not read "
+        "from the weights again.",
     ),
 ]
 Tasks = Annotated[

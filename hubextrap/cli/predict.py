@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from hubextrap.cli.gating import Gating, PushIfBetter
 from hubextrap.cli.options import (
     BatchSize,
     Clock,
@@ -25,6 +26,7 @@ from hubextrap.cli.options import (
     Summary,
     WriteRecipe,
     grouped,
+    names,
     push_targets,
     refuse_idle,
     split_list,
@@ -50,11 +52,12 @@ class Measured:
 
     def arguments(self, ctx: typer.Context) -> dict[str, Any]:
         """The same for the API, where each option has an effect."""
-        names = split_list("--eval", self.tasks)
-        if not names:
-            refuse_idle(ctx, ("include_path", "limit", "batch_size", "output"), "goes with --eval TASKS")
+        tasks = split_list("--eval", self.tasks)
+        if not tasks:
+            idle = ("include_path", "limit", "batch_size", "output", *names(Gating), "push_if_better")
+            refuse_idle(ctx, idle, "goes with --eval TASKS")
         return {
-            "evaluate": names,
+            "evaluate": tasks,
             "include_path": self.include_path or (),
             "limit": self.limit,
             "batch_size": self.batch_size,
@@ -89,6 +92,8 @@ def predict(
         "object per line.",
     ),
     measured: Measured,
+    gating: Gating,
+    push_if_better: PushIfBetter = False,
     clock: Clock = None,
     scan: ScanFile = None,
     merging: Merging,
@@ -102,14 +107,15 @@ def predict(
     It takes the method that did best on the run's own past.
     """
     if push is None:
-        refuse_idle(ctx, ("private", "create_pr"), "goes with --push REPO")
+        refuse_idle(ctx, ("private", "create_pr", "push_if_better"), "goes with --push REPO")
     if dry_run:
-        idle = ("out", "push", "private", "create_pr", "tasks", "output", "device", "allow_non_finite")
+        idle = ["out", "push", "private", "create_pr", "tasks", "output", "device", "allow_non_finite"]
+        idle += [*names(Gating), "push_if_better"]
         refuse_idle(ctx, idle, "has no effect with --dry-run, which makes no prediction")
     from hubextrap import api
     from hubextrap.cli.answers import answer_as_json, print_answer
-    from hubextrap.cli.markdown import answer_markdown, append_summary
-    from hubextrap.cli.summaries import print_walk
+    from hubextrap.cli.markdown import answer_markdown, append_summary, gate_markdown
+    from hubextrap.cli.summaries import print_walk, unpushed_line
 
     targets = push_targets(push, private, create_pr)
     found = api.predict(
@@ -120,6 +126,7 @@ def predict(
         push=targets[0] if targets else None,
         walk=walk,
         **measured.arguments(ctx),
+        gate=gating.gate(push_if_better),
         clock=clock,
         scan=scan,
         settings=merging.merge_options(),
@@ -128,14 +135,18 @@ def predict(
         progress=said.progress,
     )
     if summary is not None:
+        if found.gate is not None:
+            append_summary(summary, gate_markdown(found.gate))
         append_summary(summary, answer_markdown(run, found))
     if said.as_json:
         tell_json(answer_as_json(found))
-        return
-    print_answer(found)
-    if found.walk is not None:
-        print_walk(found.walk)
-    for table in found.tables:
-        from hubextrap.cli.eval import print_evaluation
+    else:
+        print_answer(found)
+        if found.walk is not None:
+            print_walk(found.walk)
+        for table in found.tables:
+            from hubextrap.cli.eval import print_evaluation
 
-        print_evaluation(table)
+            print_evaluation(table)
+    if found.gate is not None and found.prediction is not None:
+        found.gate.refuse(*([unpushed_line(found.prediction)] if push_if_better else []))

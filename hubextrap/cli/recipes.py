@@ -38,8 +38,8 @@ def copy_recipe(
     if bundled := bundled_names(copy):
         named = ", ".join(f"{name} (line {line})" for name, line in bundled.items())
         tell(
-            f"{copy} names what is of hubextrap's own demonstration and not here: {named}. Put in your own "
-            "repos and folders; `make demo` in the source distribution has the others.",
+            f"{copy} still names parts of hubextrap's own demo, which are not here: {named}. Put your own "
+            "repos and folders there. The demo itself runs by `make demo` in the source distribution.",
             err=True,
         )
 

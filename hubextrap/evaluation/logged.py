@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,8 @@ MOST_COLUMNS = 200
 """Others' files may name any number."""
 _NAME_LIMIT = 80
 _REMEDY = "download it again, or leave the file out"
+_LARGEST = 1e100
+"""No score is larger, and sums of squares stay finite."""
 _TIMES = ("_runtime", "_per_second", "_time", "_num_tokens")
 """Ends of names of what a Trainer logs of an evaluation beside its scores."""
 
@@ -87,11 +88,4 @@ def _is_score(key: str, value: Any) -> bool:
     named = key == "reward" or key.startswith(("rewards/", "eval_"))
     if not named or key.endswith(_TIMES) or len(key) > _NAME_LIMIT:
         return False
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value)
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number that no float holds
-        return False
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST

@@ -176,14 +176,13 @@ def read_problems(path: Path, kind: Format | None) -> Problems:
         raise EvaluationError(f"{path}: cannot be read ({error.strerror})", file=path) from error
     except UnicodeDecodeError as error:
         raise EvaluationError(f"{path}: is not UTF-8 text; save it as UTF-8", file=path) from error
-    try:
-        rows = [
-            _problem(line, f"{path}, line {number}", kind)
-            for number, line in enumerate(lines, start=1)
-            if line.strip()
-        ]
-    except ValueError as error:
-        raise EvaluationError(str(error), file=path) from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                rows.append(_problem(line, f"{path}, line {number}", kind))
+            except ValueError as error:
+                raise EvaluationError(str(error), file=path, line=number) from error
     if not rows:
         said = "holds no problem; write one JSON object per line"
         raise EvaluationError(f"{path}: {said}", file=path)

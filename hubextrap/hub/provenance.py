@@ -202,8 +202,9 @@ class Provenance(_Part):
     clock: ClockRecord | None = None
     """What time was counted by; None: by steps."""
     expected_relative_error: float | None = Field(default=None, ge=0)
-    """What this run's own past let expect, 1 being the last checkpoint as it is; None: it was not asked, or
-    could not say. Where rounding to 16 bits drowns the updates, of the motion's two leading directions."""
+    """The error to expect by this run's own past, 1 being the last checkpoint as it is; None: it was not
+    asked, or could not say. Where rounding to 16 bits drowns the updates, of the motion's two leading
+    directions."""
     trusted: TrustRecord | None = None
     """None: nothing said it."""
     inputs: tuple[InputCheckpoint, ...] = Field(min_length=1)

@@ -51,7 +51,7 @@ class Results:
     files: Mapping[str, bytes] = field(default_factory=dict)
     """What else goes into the repo, by path."""
     verdict: str = ""
-    """One line for the top of the card, in the place of what the weights alone let expect."""
+    """One line for the top of the card, in the place of what the weights alone say."""
 
 
 def check_publishable(target: PushTarget, commit: str) -> RemoteState:

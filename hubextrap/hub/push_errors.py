@@ -66,6 +66,10 @@ def _explained(error: Exception) -> str:
     if isinstance(cause, hub.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set; unset it to push"
     if isinstance(cause, network_errors()):
+        if "/xet-write-token/" in said and "404" in said:  # hf-xet raises no HTTP error of its own
+            return (
+                "this Hub does not offer Xet, or the repo is gone; set HF_HUB_DISABLE_XET=1, then push again"
+            )
         return f"cannot reach the Hub ({said}); check the network and HF_ENDPOINT, then push again"
     if isinstance(cause, UNUSABLE):
         return not_understood(cause)

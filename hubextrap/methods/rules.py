@@ -28,6 +28,8 @@ class Rule:
     method: str
     parameters: Mapping[str, object] = field(default_factory=dict)
     damping: float | Literal["auto"] = 1.0
+    called: str | None = field(default=None, compare=False, repr=False)
+    """How its file writes it, where that is no entry of ``parameters.tensors``."""
 
     @property
     def needs_gram_matrix(self) -> bool:
@@ -131,8 +133,9 @@ def assign_rules(rules: Sequence[Rule], tensors: Iterable[str]) -> dict[str, Rul
     for index, rule in enumerate(rules[:-1]):
         if index not in used:
             earlier = any(rule.matches(tensor) for tensor in assigned)
+            called = rule.called or f"parameters.tensors[{index}]: {', '.join(rule.match)}"
             raise RecipeError(
-                f"parameters.tensors[{index}]: {', '.join(rule.match)} matches "
+                f"{called} matches "
                 + (
                     "only tensors that earlier rules have taken; put it before them, or remove it"
                     if earlier

@@ -81,7 +81,9 @@ def conditions_of(method: object, parameters: dict[str, Any]) -> Conditions:
         glob = "*" + re.sub(r"([*?[])", r"[\1]", part) + "*"
         own = {name: listed[name][index][1] for name in names}
         rule, said_of = _rule({"match": glob, "method": method, **shared, **own})
-        rules += [] if rule is None else [rule]
+        if rule is not None:
+            rule._called = f"parameters.{names[0]}: filter: {part}"
+            rules.append(rule)
         for key, said in said_of.items():
             if said.startswith(UNKNOWN):  # said of the parameter
                 plain.setdefault(key, own.get(key))

@@ -92,6 +92,12 @@ class WholeRecipe(RecipeSection):
 
     version: Literal[1] = 1
     _text: str = PrivateAttr("")
+    _file: str | None = PrivateAttr(None)
+
+    @property
+    def file(self) -> str | None:
+        """What messages call what it was read from; None when it was not read from text."""
+        return self._file
 
     @property
     def text(self) -> str:
@@ -112,6 +118,8 @@ class TensorRule(MethodSection):
     match: OneOrMoreTexts
     method: Text
     damping: Damping | None = None
+    _called: str | None = PrivateAttr(None)
+    """How the file writes it, where it is one of mergekit's filters."""
 
 
 class Parameters(MethodSection):
@@ -324,7 +332,11 @@ class Recipe(WholeRecipe):
         damping = self.parameters.damping
         special = tuple(
             Rule(
-                own.match, own.method, own.method_parameters, damping if own.damping is None else own.damping
+                own.match,
+                own.method,
+                own.method_parameters,
+                damping if own.damping is None else own.damping,
+                own._called,
             )
             for own in self.parameters.tensors
         )

@@ -121,7 +121,7 @@ def _parse_any(text: str, name: str) -> Recipe | RegroundRecipe:
         ]
         lines = [f"{name} has {len(parts)} problems:"] * (len(parts) > 1) + [str(part) for part in parts]
         raise RecipeError(own_lines(*lines), file=name, line=parts[0].line, parts=parts)
-    recipe._text = text
+    recipe._text, recipe._file = text, name
     return recipe
 
 

@@ -84,7 +84,7 @@ class ExtrapolationCallback(TrainerCallback):
         n: steps that a jump stands for.
         rule: ``two_point``, ``anchored`` or ``calibrated``; see `hubextrap.regrounding.RULES`.
         windows: how many windows the rule and its backtest see; `regrounding.WINDOWS_KEPT` when None.
-        max_error: the guard: no jump when the last windows' backtest, or the error that they let expect, is
+        max_error: the guard: no jump when the last windows' backtest, or the error to expect by them, is
             above it (1 is standing still), when n is beyond anything that they can speak for, and after the
             first window, which nothing can be said of. None turns it off.
         probe: model → score on held-out prompts, higher is better: called before and after every jump, in

@@ -38,7 +38,7 @@ class Judgement:
     backtest_error: float | None
     """Of having predicted the last window by the rule at its start; None with too few windows."""
     expected_relative_error: float | None
-    """Of the jump itself, as the windows' own rehearsals at horizons like it let expect; None without any."""
+    """Of the jump itself, by the windows' own rehearsals at horizons like it; None without any."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,7 +234,7 @@
       marginLeft: 44,
       marginRight: 22,
       marginBottom: 40,
-      style: { fontSize: width < 480 ? "11px" : "12px", fontFamily: "inherit", color: COLOURS.ink, background: "none" },
+      style: { fontSize: width < 480 ? "11px" : "12px", fontFamily: "inherit", color: COLOURS.ink, background: "none", overflow: "visible" },
       ...options,
       x: { domain: domain(), label: "training step", labelArrow: "right", ticks: Math.min(8, Math.floor(width / 70)), tickFormat: "d" },
     });

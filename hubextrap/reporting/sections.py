@@ -120,8 +120,8 @@ def _backtest(backtest: Backtest) -> Section:
             for entry in horizon_means(backtest)
         ],
         "Mean errors by horizon, (target − last) ÷ (last − first), in brackets the step that this is from "
-        f"step {backtest.steps[-1]}, and how many rehearsals; then the worst of all, and the mean of what "
-        "the checkpoints known at the time let expect."
+        f"step {backtest.steps[-1]}, and how many rehearsals; then the worst of all, and the mean error that "
+        "was forecast from the checkpoints known at the time."
         + " Total: the mean of all against the checkpoints as they are stored, rounding included."
         * backtest.rounded,
     )

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from hubextrap.statistics.backtesting import Backtest
 
 NOTE = (
-    "1 is the last checkpoint as it is; above 1, doing nothing is better. Expected: what the checkpoints "
-    "known at the time let expect."
+    "1 is the last checkpoint as it is; above 1, doing nothing is better. Expected: the error that was "
+    "forecast from the checkpoints known at the time."
 )
 ROUNDED = (
     "Errors are those of the signal; total is the mean error against the checkpoints as they are stored, "

@@ -81,7 +81,7 @@ class BacktestRow:
     """(target − last)/(last − first) on the clock as it was known at the last step."""
     relative_error: float
     expected_relative_error: float | None
-    """What the checkpoints up to ``last_step`` alone let expect; None when they could not say."""
+    """The error forecast from the checkpoints up to ``last_step`` alone; None when they could not say."""
     signal_error: float | None = None
     """The same along each tensor's two leading directions of motion; None where rounding does not matter."""
     expected_signal_error: float | None = None

@@ -37,7 +37,7 @@ FIT_COPIES = 6
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """The relative error that the past lets a prediction expect."""
+    """The relative error to expect of a prediction, as the past has it."""
 
     total: float | None
     """Of all that the checkpoints hold; None when the past cannot say."""

@@ -83,7 +83,7 @@ class RunVerdict:
     """The best over the near rehearsals, or the only one judged; None where none was of any use. A backtest's
     name of it, as `plain_name` takes it."""
     base_step: int | None
-    """Where a line through two checkpoints had best begin."""
+    """The best start for a line through two checkpoints."""
     reach: float | None
     """The horizon up to which the method stayed of use; None where it did at none, or too few say it."""
     reach_step: int | None

@@ -181,7 +181,7 @@ def _by_the_past(backtest: Backtest, found: RunVerdict, target: JudgedTarget | N
         how_far = "" if target is not None else f", up to {with_horizon(backtest, found.reach or 0.0)}"
         return "good", f"Extrapolation looks promising: {use}{how_far}"
     if found.reach is None:
-        return "care", f"Extrapolate with care: {use}, and trust it little"
+        return "care", f"Extrapolate with care: {use}, with little trust"
     return "care", f"Extrapolate with care: {use}, up to {with_horizon(backtest, found.reach)}"
 
 
@@ -216,7 +216,7 @@ def _too_few(backtest: Backtest, past: Rehearsals) -> str:
         if any(len(group) > 1 for group in backtest.same_weights):
             why = f"its {len(backtest.steps)} checkpoints do not differ enough"
         elif backtest.unforeseen:
-            why = "the learning rate never said when later steps would be; `--clock steps` counts by steps"
+            why = "the learning rate never said when later steps would be; the clock `steps` needs none"
         return f"Nothing could be rehearsed: {why}"
     if not past.near:
         return f"Too few rehearsals to judge: only {past.count}, beyond {with_horizon(backtest, 1.0)}"

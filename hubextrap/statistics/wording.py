@@ -62,7 +62,7 @@ def sentences_of(backtest: Backtest, found: RunVerdict, target: JudgedTarget | N
         )
     yield from _expectation(backtest, found.method)
     if found.base_step is not None and target is None:
-        yield f"A line through two checkpoints had best begin at step {found.base_step}."
+        yield f"Best start for a line through two checkpoints (`base_step`): step {found.base_step}."
 
 
 def _capital_count(count: int) -> str:
@@ -70,6 +70,11 @@ def _capital_count(count: int) -> str:
 
 
 def _came_to(past: Rehearsals) -> str:
+    if past.near == 1:
+        return (
+            f"the prediction was {past.mean_error:.2f} times as far from the real weights as the last known "
+            "checkpoint was"
+        )
     return (
         f"predictions were on average {past.mean_error:.2f} times as far from the real weights as the last "
         f"known checkpoint was, and {past.worst_error:.2f} times at worst"
@@ -148,10 +153,10 @@ def score_sentence(score: ScoreOutcome) -> str:
     interval = ""
     if score.interval is not None:
         interval = f" [{score.interval[0]:+.3f}, {score.interval[1]:+.3f}]"
-    change = "" if score.change is None else f", {score.change:+.3f}{interval}"
+    change = "" if score.change is None else f": {score.change:+.3f}{interval}"
     return (
-        f"{capital(score.label)}{of}: {score.task} is {_score(score.value)}, the last observed "
-        f"checkpoint's {_score(score.last)}{change}: {score.outcome}."
+        f"{capital(score.label)}{of}: {score.task} is {_score(score.value)}, against {_score(score.last)} of "
+        f"the last observed checkpoint{change}, {score.outcome}."
     )
 
 

@@ -247,11 +247,24 @@ def _choose(reference: str, pattern: str | None, choice: str | None, pins: Pins)
     if search.found:
         there = table_of(search.found)
         raise TrajectoryError(own_lines(f"{reference}: no series {choice!r}; there are:", *there))
-    looked_for = f"are like {pattern!r}" if pattern is not None else "say a step"
-    raise TrajectoryError(
-        f"{reference}: no checkpoints found; no names {looked_for} and hold weights among: "
-        f"{_shown(search.seen)}. Give a pattern such as 'step_{{step}}', the folder (org/name:folder), or "
-        "list the checkpoints one by one"
+    raise TrajectoryError(f"{reference}: no checkpoints found; {_why_none(search)}")
+
+
+def _why_none(search: Search) -> str:
+    """What was there instead of checkpoints, and what to name."""
+    folder, revision = search.reference.folder, search.reference.revision
+    if folder is not None and not search.seen and next(folder.glob("*.safetensors"), None) is not None:
+        return "it holds the weights of one model itself; name the folder that holds the whole run"
+    looked_for = f"is like {search.pattern!r}" if search.pattern is not None else "says a step"
+    seen = "there is no folder in it"
+    if folder is None:
+        seen = f"nothing in it has a name that {looked_for}"
+    if search.seen:
+        seen = f"none of these names {looked_for} and holds weights: {_shown(search.seen)}"
+    whole = "" if revision is None else f" Leave out @{revision} to look at the whole repo."
+    return (
+        f"{seen}.{whole} Give a pattern such as 'step_{{step}}' (--pattern), the folder "
+        "(org/name:folder), or list the checkpoints one by one (trajectory.checkpoints in a recipe)"
     )
 
 

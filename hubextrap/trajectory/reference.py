@@ -76,6 +76,10 @@ def _existing_folder(text: str, folder: Path) -> Path:
         raise ReferenceNotFound(what, file=text)
     if not folder.is_dir():
         what = f"{text}: this is a file; name the folder that holds the checkpoint or the run"
+        if folder.suffix in (".yaml", ".yml"):
+            what += "; if it is a recipe: hubextrap run, merge and plan take one"
+        elif folder.suffix == ".safetensors":
+            what += "; if it is a scan, name the run, and give the file as --scan"
         raise ReferenceNotFound(what, file=text)
     return folder.resolve()
 

@@ -59,6 +59,7 @@ SECTIONS: dict[str, tuple[dict[str, Any], str, str]] = {
     "task": ({"tasks": ["raddd"], "include_path": "TASKS"}, "tasks", "'raddd' (did you mean radd"),
     "task file": ({"task_files": "absent.jsonl"}, "task_files", "absent.jsonl: cannot be read"),
     "bad line": ({"task_files": "bad.jsonl"}, "task_files", "bad.jsonl, line 2: needs an answer"),
+    "advice names it": ({"tasks": ["raddd"], "include_path": "tasks"}, "tasks", "unknown task: 'raddd'"),
     "include path": ({"tasks": "x", "include_path": "absent"}, "include_path", "absent: no such folder"),
     "examples": ({"num_fewshot": 3}, "num_fewshot", "num_fewshot 3 has no effect"),
     "answers": ({"tasks": "arc_easy", "task_files": (), "repeats": 2}, "tasks", "arc_easy: repeats"),
@@ -88,6 +89,7 @@ def run(
     """The run on the Hub and, as `run`, in the current folder; its name there."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(checkpoints, tmp_path / "run")
+    (tmp_path / "tasks").mkdir()
     (tmp_path / "p.jsonl").write_text('{"question": "1+1=", "answer": "2"}\n')
     (tmp_path / "bad.jsonl").write_text('{"question": "1+1=", "answer": "2"}\n{"question": "1+1="}\n')
     return on_hub(checkpoints)
@@ -117,6 +119,7 @@ def refused(hub: LocalHub, recipe: Path, said: str, out: Path) -> list[str]:
     return list(planned)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases(SECTIONS))
 def test_sections(
     hub: LocalHub, run: str, recipe_file: Callable[..., Path], repo_id: str, tmp_path: Path, case: str
@@ -132,8 +135,13 @@ def test_sections(
         n for n, text in enumerate(recipe.read_text().splitlines(), 1) if text.startswith(f"  {key}:")
     )
     assert problem.startswith(f"evaluate.{key} (line {line}): ")
+    with pytest.raises(HubExtrapError) as error:
+        api.run(load_recipe(recipe))
+    of_a_file = error.value.file == "bad.jsonl"
+    assert (error.value.file, error.value.line) == (("bad.jsonl", 2) if of_a_file else (str(recipe), line))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", ["run", "other"])
 @pytest.mark.parametrize("case", cases(MODELS))
 def test_models(

@@ -218,6 +218,7 @@ def test_other_files_of_the_cache(
         blob.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_the_provenance_says_what_was_compared(
     run_on_hub: str,
     checkpoints: Path,

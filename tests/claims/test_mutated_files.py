@@ -313,7 +313,7 @@ def test_scan_journals(tmp_path: Path) -> None:
         6, COUNT, lambda dice: damaged_bytes(dice, good), lambda dice: damaged_line(dice, good)
     ):
         path.write_bytes(content)
-        opened = outcome(lambda: ScanJournal(path, made), "not what a scan that was stopped left")
+        opened = outcome(lambda: ScanJournal(path, made), "exists, but a stopped scan did not leave it")
         if opened is None:  # not even its first line is, so it may be somebody else's
             assert path.read_bytes() == content
             continue
@@ -333,6 +333,7 @@ def both(good: bytes) -> tuple[Callable[[random.Random], bytes], Callable[[rando
     return (lambda dice: damaged_bytes(dice, good), lambda dice: damaged_json(dice, good))
 
 
+@pytest.mark.slow
 def test_histories(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
     rewrite_history(path, [JUMP, SKIP])
@@ -371,6 +372,7 @@ def test_states_of_runs(tmp_path: Path) -> None:
         assert outcome(lambda: load_state(tmp_path), "cannot be read as the state of a run") in (None, right)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["state.json", "rank-0/step-20.safetensors"])
 def test_checkpoints_of_the_callback(tmp_path: Path, file: str) -> None:
     layouts = {"w": Layout("F32", 3), "v": Layout("BF16", 5)}
@@ -396,6 +398,7 @@ def test_checkpoints_of_the_callback(tmp_path: Path, file: str) -> None:
         assert all(torch.equal(again.read(step, name), tensors[name]) for step in (0, 20) for name in layouts)
 
 
+@pytest.mark.slow
 def test_manifests_of_logits(tmp_path: Path) -> None:
     checkpoints = [Checkpoint(step, "me/run", f"step_{step}", f"{step:040x}", "") for step in (0, 20)]
     right = Mixture.of(checkpoints, [-0.5, 1.5], 30)

@@ -74,8 +74,12 @@ OPTIONS: dict[str, dict[str, object]] = {
             name: (f"run {option}", "--eval", f"absent --eval a {option}")
             for name, option in {
                 "include_path": "--include-path x", "limit": "--limit 2", "batch_size": "--batch-size 2", "output": "--output r.json",
+                "max_loss": "--max-loss 0", "min_score": "--min-score 0",
             }.items()
         },
+        "push_if_better": (
+            "run --push-if-better --eval a", "--push", "absent --eval a --push a/b --out o --push-if-better"
+        ),
         **{
             name: (f"run --dry-run {option}", "--dry-run", f"absent {option}")
             for name, option in {

@@ -67,6 +67,15 @@ def test_a_typing_error_as_a_job_sees_it(on_actions: Ground) -> None:
     assert page.startswith("of an earlier step\n\n❌ a,b:c%.yaml has 2 problems:\n\n```text\na,b:c%.yaml:2: ")
 
 
+def test_a_plan_annotates_the_line_of_what_cannot_be_measured(on_actions: Ground) -> None:
+    recipe = on_actions.recipe(evaluate={"task_files": "absent.jsonl", "against": ["last", "me/nope"]})
+    ended = run_main("plan", recipe, "-q")
+    assert ended.code == 1
+    told = {place["line"] for place, _ in annotations(ended.err)}
+    lines = [line.strip() for line in Path(recipe).read_text().splitlines()]
+    assert told == {str(1 + lines.index(key)) for key in ("task_files: absent.jsonl", "against:")}
+
+
 LINES = {
     "a typing error": "plan typo.yaml",
     "a missing recipe": "merge absent.yaml --out o",

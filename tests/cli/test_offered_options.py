@@ -6,6 +6,7 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
 from command_lines import commands
 
 PACKAGE = Path(__file__).parents[2] / "hubextrap"
@@ -14,8 +15,16 @@ COMMAND = re.compile(r"`hubextrap ((?:hub |recipes )?[a-z-]+)([^`]*)`")
 
 WRITE = "merge run walk sweep"
 OFFERED: dict[str, dict[str, str]] = {
-    "api/chain.py": {"--max-loss": "run", "--out": "run", "--output": "run"},
+    "api/chain.py": {"--max-loss": "run", "--out": "run", "--output": "run", "--push-if-better": "run"},
+    "api/drafting.py": {"--write-recipe": "predict backtest"},
     "api/grid.py": {"--out": "sweep walk"},
+    "api/predicting.py": dict.fromkeys(
+        ["--to", "--base", "--eval", "--max-step", "--out", "--push", "--push-if-better"], "predict"
+    ),
+    "api/stepwise.py": {"--tasks": "eval", "--task-file": "eval"},
+    "evaluation/inputs.py": {"--run": "eval", "--against": "eval"},
+    "evaluation/step_scores.py": {"--json": "eval"},
+    "reporting/recipe_text.py": {"--base": "predict"},
     "api/looking.py": {"--force": "plan merge run"},
     "api/merging.py": {"--private": "push", "--create-pr": "push"},
     "api/outlook.py": {"--scan": "plan merge run walk sweep", "--force": "plan merge run sweep"},
@@ -31,8 +40,8 @@ OFFERED: dict[str, dict[str, str]] = {
     "durable/log.py": {"--out": f"scan {WRITE}"},
     "durable/places.py": {"--out": f"plan reground {WRITE}"},
     "evaluation/backend.py": {"--backend": "eval sweep"},
-    "evaluation/comparison.py": {"--against": "eval"},
-    "evaluation/curve.py": {"--out": "sweep"},
+    "evaluation/comparison.py": {"--against": "eval", "--run": "eval"},
+    "evaluation/curve.py": {"--out": "sweep", "--plot": "eval"},
     "evaluation/own_tasks.py": {"--format": "eval walk"},
     "evaluation/publishing.py": {"--publish": "eval", "--limit": "eval", "--include-path": "eval"},
     "evaluation/tasks.py": {"--tasks": "eval walk", "--task-file": "eval"},
@@ -51,6 +60,8 @@ ELSEWHERE = {
         "--task-file", "--format", "--num-fewshot", "--apply-chat-template", "--backend",
     ),
     "extras.py": ("--force-reinstall",),  # pip's
+    "recipe/mergekit_programs.py": ("--out",),  # of merge CONFIG, and of mergekit's own programs
+    "recipe/yaml_nodes.py": ("--out-path",),  # mergekit-multi's
     "tensors/combinable.py": ("--safe",),  # DeepSpeed's
     # with the recipe's key or the commands that have it beside
     "engine/run.py": ("--allow-non-finite",),
@@ -58,7 +69,7 @@ ELSEWHERE = {
     "evaluation/own_tasks.py": ("--repeats",),
     "evaluation/run.py": ("--batch-size",),
     "evaluation/tasks.py": ("--include-path",),
-    "evaluation/threshold.py": ("--against", "--max-loss"),
+    "evaluation/threshold.py": ("--against", "--max-loss", "--min-score", "--push-if-better"),
     "logits/responses.py": ("--apply-chat-template",),
     "methods/calibrating.py": ("--force",),
     "regrounding/round_rates.py": ("--clock",),
@@ -133,6 +144,7 @@ def test_whole_command_lines_that_are_advised() -> None:
     assert count > 15
 
 
+@pytest.mark.slow
 def test_what_run_says_of_a_place_that_it_cannot_use() -> None:
     """It has no --push."""
     assert "--push" not in options()["run"]

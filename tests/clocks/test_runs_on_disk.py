@@ -234,6 +234,7 @@ def test_full_rate_steps_without_a_rate_are_steps(at_a_constant_rate: Path, tmp_
     assert one.shards == other.shards
 
 
+@pytest.mark.slow
 def test_a_prediction_is_made_again_from_its_own_recipe(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(run.parent)
     for target in (80, {"full_rate_steps": 30}):

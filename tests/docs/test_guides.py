@@ -162,6 +162,7 @@ GUIDES = {
         not_run=(
             "      - uses: OWNER/hf-extrap/.github/actions/hubextrap@SHA",
             "jobs:",
+            "name: plan",
             "pip install -c constraints.txt .",
             'pip install -c constraints.txt ".[eval]"',
         ),

@@ -114,6 +114,7 @@ PLANS: dict[str, tuple[int, Callable[[int], dict[str, int]]]] = {
 OTHERS = ("files", "checkpoints", "targets", "targets of many tensors", "rules")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "what", ["tensors", *(pytest.param(what, marks=pytest.mark.slow) for what in OTHERS)]
 )

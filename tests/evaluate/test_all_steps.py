@@ -178,6 +178,7 @@ def test_on_the_hub_figures_are_kept_by_commit(
     assert measured == ["step 100"]
 
 
+@pytest.mark.slow
 def test_without_tasks_the_trainer_s_columns_are_shown(run: Path, measured: list[str]) -> None:
     none = run_main("eval", "run", "--all-steps", "--quiet")
     assert none.code == 1

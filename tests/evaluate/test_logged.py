@@ -62,6 +62,9 @@ def test_records_behind_the_checkpoint_and_odd_numbers_do_not_count() -> None:
     assert columns(log) == {"reward": {40: 1.0}}
     odd = b'{"log_history": [{"step": 1, "reward": NaN}, {"step": 2, "reward": 1e999}]}'
     assert columns(odd) == {}
+    assert columns(state({"step": 1, "reward": -1e200}, {"step": 2, "reward": 10**90})) == {
+        "reward": {2: 1e90}
+    }
     many = state(*({"step": 1, f"eval_{number}": 1.0} for number in range(2 * MOST_COLUMNS)))
     assert len(columns(many)) == MOST_COLUMNS
 

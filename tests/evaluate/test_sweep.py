@@ -229,6 +229,7 @@ def test_every_setting_counts(tmp_path: Path) -> None:
     assert Harness(EvaluationOptions(**tasks)).fingerprint() == found[0]
 
 
+@pytest.mark.slow
 def test_a_chat_template_changed_in_place_is_measured_anew(
     recipe_for: Callable[..., Recipe], trajectory: Path, measured: list[str], tmp_path: Path
 ) -> None:
@@ -244,6 +245,7 @@ def test_a_chat_template_changed_in_place_is_measured_anew(
     assert measured == ["last", "prediction 300"] * 2
 
 
+@pytest.mark.slow
 def test_the_way_counts_from_the_first_checkpoint_and_rows_have_the_steps_of_now(
     recipe_for: Callable[..., Recipe], trajectory: Path, measured: list[str], tmp_path: Path
 ) -> None:
@@ -307,6 +309,7 @@ def test_few_shot_examples_count_as_the_problems_do(tmp_path: Path) -> None:
     assert fingerprint("2", 0) == fingerprint("3", 0)
 
 
+@pytest.mark.slow
 def test_own_answers_tell_what_a_prediction_has_lost(
     recipe_for: Callable[..., Recipe], trajectory: Path, measured: list[str], tmp_path: Path
 ) -> None:
@@ -376,6 +379,7 @@ def test_the_command(recipe_for: Callable[..., Recipe], trajectory: Path, tmp_pa
     assert "has to be numbers" in wrong.output
 
 
+@pytest.mark.slow
 def test_what_the_past_says_of_each_prediction_is_kept(
     recipe_for: Callable[..., Recipe], trajectory: Path, tmp_path: Path
 ) -> None:

@@ -145,6 +145,7 @@ def test_the_step_is_where_own_answers_are_likeliest_and_what_is_written_is_its_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "out", "prompts.jsonl"]
 
 
+@pytest.mark.slow
 def test_the_recipe_may_say_it(
     recipe_for: Callable[..., Recipe],
     prompts: Path,
@@ -213,6 +214,7 @@ def test_where_the_last_checkpoint_is_best_it_is_what_is_written(
     assert "The last checkpoint itself, step 200, is best" in (out / "walk.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_equal_step_is_the_nearest(
     recipe_for: Callable[..., Recipe], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -436,6 +438,7 @@ def test_a_bad_prompts_file_names_its_line(
     assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
 
 
+@pytest.mark.slow
 def test_what_is_no_walk(
     recipe_for: Callable[..., Recipe], prompts: Path, tmp_path: Path, trajectory: Path
 ) -> None:
@@ -718,6 +721,7 @@ def chance(folder: Path, lines: list[str]) -> float:
     return float(np.exp(own_answers.answer_logprobs(model, tokenizer, right, batch_size=64)).mean())
 
 
+@pytest.mark.slow
 def test_a_section_without_prompts_asks_what_is_evaluated(
     recipe_for: Callable[..., Recipe], prompts: Path, tmp_path: Path
 ) -> None:

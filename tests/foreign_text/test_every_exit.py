@@ -228,6 +228,7 @@ def _prediction(text: str) -> Any:
     return Made(
         step=3, provenance=provenance, warnings=[text], notes=[text], folder=Path(text.replace("\0", "")),
         target=Made(name=text), pushed=Made(commit="a" * 40), identical_to_last=True, caveats=[text],
+        verdict=Made(line=text),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from huggingface_hub import HfApi, RepoFile
+from kinds_of_runs import DEMO
 
 from hubextrap.localhub import LocalHub
 
@@ -180,3 +182,18 @@ def test_a_hub_without_xet_says_so(hub: LocalHub, repo_id: str) -> None:
     answer = httpx2.get(f"{hub.url}/api/models/{repo_id}/xet-write-token/main")
     assert answer.status_code == 404
     assert "HF_HUB_DISABLE_XET=1" in answer.headers["X-Error-Message"]
+
+
+def test_a_push_by_xet_to_a_hub_without_it_says_what_to_set(
+    hub: LocalHub, token: str, repo_id: str, tmp_path: Path
+) -> None:
+    shutil.copytree(DEMO / "step_0", tmp_path / "model")
+    ran = subprocess.run(
+        [sys.executable, "-m", "hubextrap", "push", str(tmp_path / "model"), repo_id, "-q"],
+        env={**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert "set HF_HUB_DISABLE_XET=1, then push again" in ran.stderr

@@ -42,7 +42,7 @@ def test_the_answer_the_model_and_the_recipe(here: Path) -> None:
         "✓ Extrapolation looks promising: step 400 by the last-half line, damped, expected "
     )
     said = "\n".join(rest)
-    assert "best of 8 methods in 8 rehearsals" in said
+    assert "best of 8 methods in 8 shared rehearsals" in said
     assert "trust      up to step 400 (horizon 1)" in said
     assert (here / "rlvr-C-step_400" / "model.safetensors").is_file()
     recipe = here / "rlvr-C-step_400.yaml"
@@ -101,10 +101,13 @@ def test_with_so_many_checkpoints(count: int, level: str, said: str, here: Path)
     assert found.verdict.headline.startswith(said)
     assert found.prediction is not None
     if level == "unknown":  # no past, so no step of its own accord
-        with pytest.raises(MethodError, match=r"supports no step beyond .* --to STEP"):
+        with pytest.raises(MethodError, match=r"supports no step after .* --to STEP"):
             api.predict("run", out="q")
         assert not Path("q").exists()
         assert api.predict("run", dry_run=True).recipe is None
+        told = run_main("predict", "run", "--dry-run", "-q")
+        assert "predicts   no step, as the run's past supports none; name one with --to STEP" in told.out
+        assert ("The prediction was 0." in told.out) == (count > 2)  # one is no average
 
 
 def test_a_random_walk_is_told_to_be_one(here: Path) -> None:
@@ -112,7 +115,7 @@ def test_a_random_walk_is_told_to_be_one(here: Path) -> None:
     ended = run_main("predict", "run", "--out", "p", "-q")
     assert ended.code == 1
     assert "error: ✕ Keep the last checkpoint: in " in ended.err
-    assert "name one with --to STEP" in ended.err
+    assert "name it with --to STEP" in ended.err
     assert not Path("p").exists()
     assert not Path("p.yaml").exists()
     said = run_main("predict", "run", "--to", "90", "--out", "p", "-q")
@@ -140,12 +143,37 @@ def test_what_is_wrong_is_found_before_a_weight_is_read(here: Path, monkeypatch:
         api.predict("run", 100, out="there")
     with pytest.raises(OutputError, match=r"mine.yaml: is there already and was not written by hubextrap"):
         api.predict("run", 100, out="p", write_recipe="mine.yaml")
-    for ended in (
-        run_main("predict", "run", "--to", "30", "-q"),  # observed already
-        run_main("predict", "run", "--to", "9000", "-q"),
-    ):
+    ended = run_main("predict", "run", "--to", "9000", "-q")
+    assert ended.code == 1, ended
+    assert "--force" in ended.err
+
+
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_a_step_that_is_not_ahead_is_an_error_and_how_to_rehearse_it(dry: list[str], here: Path) -> None:
+    write_run(here / "run", straight, EVERY_10)
+    for to, back in ((70, "--max-step 60 "), (65, "--max-step 60 "), (30, "--max-step 20 "), (0, None)):
+        ended = run_main("predict", "run", "--to", str(to), "-q", *dry)
         assert ended.code == 1, ended
-    assert "--force" in run_main("predict", "run", "--to", "9000", "-q").err
+        assert f"step {to} is not after the last checkpoint, step 70; choose a later one" in ended.err
+        assert ("--max-step" in ended.err) == (back is not None)
+        assert (back or "") in ended.err
+    assert run_main("predict", "run", "--to", "70", "--max-step", "60", "-q", *dry).code == 0
+
+
+def test_a_walk_needs_no_step_to_look_up_to(here: Path) -> None:
+    Path("prompts.jsonl").write_text('{"prompt": "1+1="}\n')
+    run = ["predict", str(DEMO), "--max-step", "200", "-q", "--dry-run", "--walk", "prompts.jsonl"]
+    ended = run_main(*run)
+    assert ended.code == 0, ended
+    assert "looks      up to step 400 (horizon 1)" in ended.out
+
+
+def test_one_checkpoint_is_told_what_it_lacks(here: Path) -> None:
+    write_run(here / "run", straight, [10])
+    ended = run_main("predict", "run", "--to", "20", "-q")
+    assert ended.code == 1
+    assert "needs two checkpoints, and only step 10 is there; observe one more, or name" in ended.err
+    assert "--base REF" in ended.err
 
 
 def test_a_scan_spares_the_pass_and_changes_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +188,7 @@ def test_a_scan_spares_the_pass_and_changes_nothing(here: Path, monkeypatch: pyt
     assert Path("p/model.safetensors").read_bytes() == Path("q/model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_trajectory_is_listed_in_its_recipe(here: Path) -> None:
     write_run(here / "run", straight, EVERY_10)
     run = find_trajectory("run", max_step=50)
@@ -173,6 +202,7 @@ def test_a_trajectory_is_listed_in_its_recipe(here: Path) -> None:
     assert Path("p/model.safetensors").read_bytes() == Path("q/model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_what_lands_later_takes_no_part_when_the_recipe_runs_again(here: Path) -> None:
     write_run(here / "run", straight, EVERY_10)
     api.predict("run", 100, out="p")
@@ -248,6 +278,7 @@ def test_the_bundled_run_ends_near_its_best_method(here: Path) -> None:
     assert score["value"] >= best - 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [EVERY_10, (13, 17, 29, 30, 55, 61, 90, 140), (0, 10, 20, 30), (5, 6, 90)])
 @pytest.mark.parametrize("weights", [straight, random_walk, early_transient])
 def test_a_backtest_and_a_prediction_rest_on_the_same_rehearsals(
@@ -298,7 +329,9 @@ def test_the_last_step_is_there_already(here: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("hubextrap.opening.Run.scan_weights", refuse_to_read)
     ended = run_main("predict", "run", "--to", "70", "-q")
     assert ended.code == 1
-    assert ended.err.startswith("error: step 70 is no later than the last checkpoint, 70; name a later one")
+    assert ended.err.startswith(
+        "error: step 70 is not after the last checkpoint, step 70; choose a later one"
+    )
 
 
 def test_models_that_do_not_load_are_a_problem_each(here: Path) -> None:
@@ -309,6 +342,51 @@ def test_models_that_do_not_load_are_a_problem_each(here: Path) -> None:
     lines = [line for line in ended.err.splitlines() if "transformers cannot load it" in line]
     assert len(lines) == 2
     assert sorted(path.name for path in here.iterdir()) == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--min-score", "0.5"], "goes with --eval TASKS"),
+        (["--max-loss", "0"], "goes with --eval TASKS"),
+        (["--eval", "radd", "--push-if-better", "--out", "p"], "goes with --push REPO"),
+        (["--eval", "radd", "--push-if-better", "--push", "me/p"], "give a folder (--out DIR) and a repo"),
+        (["--eval", "radd", "--min-score", "raddd=0.5"], "raddd is not evaluated, but radd"),
+        (["--eval", "radd", "--min-score", "nan"], "has to end with a number"),
+    ],
+)
+def test_a_gate_that_would_judge_nothing_is_refused_at_once(
+    options: list[str], said: str, here: Path
+) -> None:
+    ended = run_main("predict", "no-such-run", *options, "-q")
+    assert ended.code in (1, 2)
+    assert said in " ".join(ended.err.replace("│", " ").split())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("logged_in")
+def test_what_is_judged_is_pushed_after_it_alone(here: Path, repo_id: str) -> None:
+    """A prediction that scores too little stays on the disk; with a lower bound it is pushed."""
+    line = [
+        "predict", DEMO, "--to", "400", "--max-step", "200", "--out", "p", "--push", f"{repo_id}@step_400",
+        "--eval", "radd", "--include-path", str(ROOT / "demo" / "tasks"), "--limit", "40",
+        "--batch-size", "40", "--push-if-better", "--summary", "page.md", "--json", "-q",
+    ]  # fmt: skip
+    refused = hubextrap(*line, "--min-score", "radd=0.999", at=here)
+    assert refused.returncode == 3, refused
+    answer = json.loads(refused.stdout)
+    assert not answer["gate"]["passed"]
+    assert answer["prediction"]["push"] is None
+    assert Path("page.md").read_text().startswith("❌ radd exact")
+    assert f"not pushed: it stays in p; `hubextrap push p {repo_id}@step_400` pushes it" in refused.stderr
+    assert not HfApi().repo_exists(repo_id)
+    shutil.rmtree("p")
+    Path("page.md").unlink()
+    passed = hubextrap(*line, "--min-score", "radd=0.1", at=here)
+    assert passed.returncode == 0, passed
+    assert Path("page.md").read_text().startswith("✅ radd exact")
+    commit = json.loads(passed.stdout)["prediction"]["push"]["commit"]
+    assert HfApi().model_info(repo_id, revision="step_400").sha == commit
 
 
 def test_where_the_recipe_goes_is_checked_before_a_weight_is_read(

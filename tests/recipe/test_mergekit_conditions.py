@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 
 from hubextrap.errors import RecipeError
+from hubextrap.methods.rules import assign_rules
 from hubextrap.recipe import parse_recipe
 
 CONFIG = """\
@@ -92,6 +93,20 @@ def test_what_they_cannot_say(parameters: str, line: int, said: str) -> None:
     (problem,) = lines_of(parameters)
     assert problem.startswith(f"c.yaml:{line}: parameters")
     assert said in problem
+
+
+@pytest.mark.parametrize(
+    ("filters", "said"),
+    [
+        ("[{filter: MLP, value: 100}, {value: 0}]", "MLP matches no tensor of the model"),
+        ("[{filter: mlp, value: 100}, {filter: mlp.w, value: 0}]", "mlp.w matches only tensors that earlier"),
+    ],
+)
+def test_a_filter_that_takes_no_tensor_is_called_as_it_is_written(filters: str, said: str) -> None:
+    recipe = parse_recipe(f"{CONFIG}  base_step: {filters}\n")
+    with pytest.raises(RecipeError) as error:
+        assign_rules(recipe.rules, ["a.mlp.w", "b"])
+    assert str(error.value).startswith(f"parameters.base_step: filter: {said}")
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     listed = run("ls", cwd=tmp_path)
     assert listed.returncode == 0

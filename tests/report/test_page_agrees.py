@@ -98,6 +98,7 @@ def on_a_clock(scan: Scan) -> tuple[Scan, list[tuple[Clock, ClockChoice | None]]
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "of",
     [

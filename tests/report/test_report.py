@@ -192,8 +192,10 @@ def test_rounding_is_told_apart(tmp_path: Path) -> None:
         assert f"<td>{entry.expected:.2f}</td><td>{entry.total:.2f}</td></tr>" in page
     printed = CliRunner().invoke(app, ["backtest", str(tmp_path / "run.safetensors")]).stdout
     assert "mean relative error of the signal by" in printed
-    assert re.search(rf"^{re.escape(verdict.method)} .* {means[verdict.method].total:.3f}$", printed, re.M)
-    assert "total is the mean of all against the checkpoints as they are stored" in " ".join(printed.split())
+    assert re.search(
+        rf"^{re.escape(plain_name(verdict.method))} .* {means[verdict.method].total:.3f}$", printed, re.M
+    )
+    assert "total is the mean error against the checkpoints as they are stored" in " ".join(printed.split())
     _, from_first, _ = weights.direction(scan)
     _, of_signal, _ = weights.direction(scan, rounded=True)
     assert from_first[-1] < 0.5 < 0.9 < of_signal[-1]

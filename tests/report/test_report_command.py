@@ -59,6 +59,7 @@ def test_a_run_folder(tmp_path: Path) -> None:
     assert "permissions" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_recipe(tmp_path: Path) -> None:
     """Its checkpoints are observed, and its own rules rehearsed."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)

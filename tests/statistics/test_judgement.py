@@ -83,7 +83,7 @@ GOOD, USELESS, WIDE = [0.2] * 6, [1.2] * 6, [0.55] * 6
             f"Extrapolate with care: use {LINE}, up to step 800 (horizon 1)",
         ),
         (WIDE, "care", f"Extrapolate with care: use {LINE}, up to step 800 (horizon 1)"),
-        ([0.7] * 6, "care", f"Extrapolate with care: use {LINE}, and trust it little"),
+        ([0.7] * 6, "care", f"Extrapolate with care: use {LINE}, with little trust"),
         (USELESS, "bad", "Keep the last checkpoint: in 6 rehearsals within a horizon of 1"),
     ],
 )

@@ -74,13 +74,13 @@ def test_the_names_that_were_seen_are_told(
         find_trajectory(repo_id)
     for name in ("main", "v1", "checkpoint_pct010/", "final/", "step_3 (no weights)"):
         assert name in str(caught.value)
-    with pytest.raises(TrajectoryError, match=r"are like 'iter_\{step\}' .* among: main, v1,"):
+    with pytest.raises(TrajectoryError, match=r"is like 'iter_\{step\}' and holds weights: main, v1,"):
         find_trajectory(repo_id, pattern="iter_{step}")
 
 
 def test_many_names_are_cut_short(hub: LocalHub, repo_id: str, on_branches: OnBranches) -> None:
     on_branches([f"v{number}" for number in range(20)])
-    with pytest.raises(TrajectoryError, match=r"among: main, v0, v1, .* and \d+ more\. Give"):
+    with pytest.raises(TrajectoryError, match=r"holds weights: main, v0, v1, .* and \d+ more\. Give"):
         find_trajectory(repo_id)
 
 

@@ -216,7 +216,7 @@ def test_traps_are_not_steps(tmp_path: Path, model: Model) -> None:
         write(tmp_path, model(1, name))
     with pytest.raises(
         TrajectoryError,
-        match=r"no checkpoints found; .* among: 2BT/, checkpoint_pct010/, "
+        match=r"no checkpoints found; none .* says a step and holds weights: 2BT/, checkpoint_pct010/, "
         r"step01-sft/, tokens252B/. Give a pattern",
     ):
         find_trajectory(str(tmp_path))
@@ -305,9 +305,20 @@ def test_linked_checkpoints_and_loops(tmp_path: Path, model: Model) -> None:
     assert find_trajectory(str(tmp_path / "run")).steps == (1, 2)
 
 
-def test_empty_and_missing_folders(tmp_path: Path) -> None:
-    with pytest.raises(TrajectoryError, match=r"no checkpoints found; .* among: nothing"):
+def test_empty_and_missing_folders(tmp_path: Path, safetensors_bytes: Callable[..., bytes]) -> None:
+    with pytest.raises(TrajectoryError, match=r"no checkpoints found; there is no folder in it"):
         find_trajectory(str(tmp_path))
+    write(tmp_path, {"one/model.safetensors": safetensors_bytes(), "one/config.json": b"{}"})
+    with pytest.raises(TrajectoryError, match=r"it holds the weights of one model itself; name the folder"):
+        find_trajectory(str(tmp_path / "one"))
+    for name, instead in (
+        ("r.yaml", "hubextrap run"),
+        ("s.safetensors", "as --scan"),
+        ("README", "the run$"),
+    ):
+        (tmp_path / "one" / name).touch()
+        with pytest.raises(ReferenceNotFound, match=f"this is a file; .*{instead}"):
+            find_trajectory(str(tmp_path / "one" / name))
     with pytest.raises(ReferenceNotFound, match="no such local folder"):
         find_trajectory(str(tmp_path / "missing"))
     with pytest.raises(UnsupportedCheckpoint, match=r"no weight files in it \(nothing\)"):

@@ -303,6 +303,7 @@ def test_a_finished_run_can_be_given_more(setting: Callable[..., Setting], lines
     assert [d.rl_steps for d in run(setting).decisions] == [4, 8]
 
 
+@pytest.mark.slow
 def test_old_rounds_can_be_dropped(setting: Callable[..., Setting]) -> None:
     kept = setting(iterations=5)
     everything = run(kept)
