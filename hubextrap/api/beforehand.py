@@ -15,6 +15,7 @@ from hubextrap.foreign_text import own_lines
 from hubextrap.hub import check_target
 from hubextrap.hub.card import with_target
 from hubextrap.hub.commit import check_card, check_files
+from hubextrap.hub.target import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from hubextrap.hub import PushTarget
     from hubextrap.hub.target import RemoteState
     from hubextrap.recipe import Recipe
+    from hubextrap.trajectory import Checkpoint
 
 
 def check_weights(recipe: Recipe) -> None:
@@ -76,6 +78,8 @@ def problems_beforehand(
         found(partial(check_scratch, targets, prepared.plan))
     for target, files in zip(targets, outputs, strict=False):
         found(partial(check_files, target, files))
+    for target in targets:
+        found(partial(_check_spares, target, prepared.run.trajectory.checkpoints))
     if ask:
         for target in targets:
             found(partial(_look, target, states))
@@ -83,6 +87,17 @@ def problems_beforehand(
         if target in states:  # a card goes to no repo that is not for it
             found(partial(check_card, target, card_for(one, target)))
     return problems
+
+
+def _check_spares(target: PushTarget, observed: Sequence[Checkpoint]) -> None:
+    """Refuse to put a prediction in the place of a checkpoint of its own run."""
+    for one in observed:
+        if (one.repo, one.revision, one.path) == (target.repo, target.revision, "") and not target.create_pr:
+            raise refusal(
+                target,
+                f"step {one.step} of the run lies there, and the prediction would take its place; name "
+                "another branch",
+            )
 
 
 def refuse(problems: Sequence[HubExtrapError]) -> None:

@@ -105,13 +105,17 @@ class Draft:
     def folder(self, step: int) -> Path | None:
         """The folder to write; None where all goes to the Hub."""
         if self.out is None and self.push is None:
-            return Path(f"{self.name}-step_{step}")
+            return self._folder_here(step)
         return self.out
 
     def recipe_file(self, step: int) -> Path:
         """Where the recipe lies: beside the output."""
-        folder = self.folder(step) or Path(f"{self.name}-step_{step}")
+        folder = self.folder(step) or self._folder_here(step)
         return folder.with_name(f"{folder.name}.yaml")
+
+    def _folder_here(self, step: int) -> Path:
+        """Named by the step, or by how far a walk looks, whatever it will choose."""
+        return Path(f"{self.name}-{'up_to' if self.walk else 'step'}_{step}")
 
     def recipe(self, rule: Rule, target: dict[str, Any], *why: str) -> Recipe:
         """The recipe of one method and target.

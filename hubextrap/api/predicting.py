@@ -350,6 +350,7 @@ def _made(
         answer.verdict,
         level="bad",
         headline="Keep the last checkpoint: the walk found no farther step to be better",
+        target=None,
     )
     return replace(
         answer,

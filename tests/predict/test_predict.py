@@ -450,3 +450,32 @@ def test_a_step_that_is_never_reached_is_not_named(last: int, named: str, here: 
     (predicts,) = [line for line in ended.out.splitlines() if line.startswith("  predicts")]
     assert ("full-rate" in predicts) == (last == 70)
     assert f"predicts   {named}" in predicts
+
+
+@pytest.mark.usefixtures("logged_in")
+def test_no_prediction_takes_the_place_of_a_checkpoint_of_its_run(
+    here: Path, repo_id: str, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = HfApi(token=token)
+    hub.create_repo(repo_id)
+    for step in EVERY_10:
+        folder = write_run(here / "run", straight, [step]) / f"step_{step}"
+        hub.create_branch(repo_id, branch=f"step_{step}")
+        hub.upload_folder(repo_id=repo_id, folder_path=folder, revision=f"step_{step}")
+    with monkeypatch.context() as patched:
+        patched.setattr("hubextrap.opening.Run.scan_weights", refuse_to_read)
+        ended = run_main("predict", repo_id, "--to", "80", "--push", f"{repo_id}@step_70", "-q")
+    assert ended.code == 1
+    assert ended.err.startswith(f"error: {repo_id}@step_70: step 70 of the run lies there")
+    assert run_main("predict", repo_id, "--to", "80", "--push", f"{repo_id}@step_80", "-q").code == 0
+    assert find_trajectory(repo_id).steps == tuple(EVERY_10)
+
+
+def test_a_walk_that_stays_predicts_no_farther_step(here: Path) -> None:
+    Path("prompts.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    asked = ("predict", str(DEMO), "--max-step", "200", "--to", "400", "--walk", "prompts.jsonl", "-q")
+    said = run_main(*asked).out.splitlines()
+    assert said[0] == "✕ Keep the last checkpoint: the walk found no farther step to be better"
+    assert said[1] == "  predicted  step 200"
+    assert Path("rlvr-C-up_to_400/model.safetensors").is_file()
+    assert load_recipe("rlvr-C-up_to_400.yaml").walk is not None
