@@ -24,6 +24,10 @@ NARROWEST = 8
 """Characters that are left of a long name at least."""
 
 
+_COMMAND = re.compile(r"`[^`]*`")
+"""What is to be copied stays on one line, where it fits."""
+_SPACE = "\ue000"
+"""Stands for a space in it: a character of private use."""
 _LABEL = re.compile(r" *[^ ]+ {2,}| +")
 """What a line begins with, if its text is set in."""
 
@@ -59,14 +63,19 @@ def _parts(line: str, width: int) -> list[str]:
     indent = min(len(label[0]) if label else 2, width // 4)
     if indent + max(map(len, line.split()), default=0) > width:
         indent = 0  # a path, which is read best in one piece
-    return textwrap.wrap(
-        line,
+
+    def whole(command: re.Match[str]) -> str:
+        return command[0].replace(" ", _SPACE) if len(command[0]) <= width - indent else command[0]
+
+    parts = textwrap.wrap(
+        _COMMAND.sub(whole, line),
         width,
         subsequent_indent="# " if line.startswith("# ") else " " * indent,
         break_long_words=False,
         break_on_hyphens=False,
         replace_whitespace=False,
     )
+    return [part.replace(_SPACE, " ") for part in parts]
 
 
 @dataclass(frozen=True)

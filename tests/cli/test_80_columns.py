@@ -225,3 +225,13 @@ def test_words_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "no number")
     assert fitted(text, None) == text
     assert [len(without_middle("x" * 30, width)) for width in (8, 9, 30, 40)] == [8, 9, 30, 30]
+
+
+def test_a_command_to_copy_stays_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    command = "`hubextrap run myrun-step_400.yaml --out DIR --max-loss 0.02`"
+    text = f"  recipe     somewhere/myrun-step_400.yaml; {command} makes it again, if need be"
+    lines = fitted(text, sys.stdout).splitlines()
+    assert any(command in line for line in lines)
+    assert all(len(line) <= 80 for line in lines)
+    assert " ".join(" ".join(lines).split()) == " ".join(text.split())
