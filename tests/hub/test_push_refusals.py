@@ -7,9 +7,8 @@ import json
 import re
 from pathlib import Path
 
-import httpx2
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_session
 
 from hubextrap.errors import PushError
 from hubextrap.hub import OutputShard, read_provenance
@@ -195,7 +194,7 @@ def test_a_pull_request_where_the_repo_takes_none(
 ) -> None:
     hub.create_repo(repo_id)
     settings, headers = f"{hub.url}/api/models/{repo_id}/settings", {"Authorization": f"Bearer {logged_in}"}
-    assert httpx2.put(settings, json={"discussionsDisabled": True}, headers=headers).status_code == 200
+    assert get_session().put(settings, json={"discussionsDisabled": True}, headers=headers).status_code == 200
     hub.requests.clear()
     assert "the Hub answered 403" in refusal(prediction, repo_id, create_pr=True)
     assert len([request for request in hub.requests if request.method == "POST"]) == 1  # which asks
