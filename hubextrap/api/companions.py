@@ -25,7 +25,7 @@ from hubextrap.hub import (
 from hubextrap.hub.provenance import ClockRecord, TrustRecord
 from hubextrap.hub.side_files import is_utf8
 from hubextrap.tensors.interfaces import SMALL_FILE
-from hubextrap.trajectory import path_in_run
+from hubextrap.trajectory import paths_in_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -112,8 +112,7 @@ def input_files(plan: MergePlan, sources: Sequence[Source]) -> list[list[InputFi
 
 def _check_names(checkpoints: Sequence[Checkpoint]) -> None:
     """Refuse names that no JSON can hold."""
-    for checkpoint in checkpoints:
-        place = path_in_run(checkpoint, checkpoints)
+    for checkpoint, place in zip(checkpoints, paths_in_run(checkpoints), strict=True):
         if not is_utf8(place + checkpoint.revision):
             raise SourceError(
                 f"{checkpoint.name}: its name is not UTF-8 text, so hubextrap.json cannot hold it; rename it",

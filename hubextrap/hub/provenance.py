@@ -21,7 +21,7 @@ from hubextrap.digests import sha256_hex
 from hubextrap.methods import MAX_STEP
 from hubextrap.notebooks import counted, one_line, steps_in_words
 from hubextrap.redaction import redact
-from hubextrap.trajectory.run_name import path_in_run, run_name
+from hubextrap.trajectory.run_name import path_in_run, paths_in_run, run_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -118,16 +118,16 @@ class InputCheckpoint(_Part):
 
     @classmethod
     def of(
-        cls, checkpoint: Checkpoint, files: Iterable[InputFile] = (), others: Sequence[Checkpoint] = ()
+        cls, checkpoint: Checkpoint, files: Iterable[InputFile] = (), place: str | None = None
     ) -> InputCheckpoint:
-        """What is said of a checkpoint; ``others`` are those of its trajectory."""
+        """What is said of a checkpoint; ``place`` is a local one's in its run, by its path alone if None."""
         local = checkpoint.repo is None
         return cls(
             step=checkpoint.step,
             repo=checkpoint.repo,
             revision="local" if local else checkpoint.revision,
             commit=checkpoint.commit,
-            path=_published(path_in_run(checkpoint, others)) if local else checkpoint.path,
+            path=_published(place or path_in_run(checkpoint)) if local else checkpoint.path,
             files=tuple(files),
         )
 
@@ -297,8 +297,10 @@ def build_provenance(
     else:
         horizon = horizon_of(clock.times, clock.target_time)
     inputs = tuple(
-        InputCheckpoint.of(checkpoint, read, checkpoints)
-        for checkpoint, read in zip(checkpoints, input_files or [()] * len(checkpoints), strict=True)
+        InputCheckpoint.of(checkpoint, read, place)
+        for checkpoint, read, place in zip(
+            checkpoints, input_files or [()] * len(checkpoints), paths_in_run(checkpoints), strict=True
+        )
     )
     name = run_name(checkpoints)
     return Provenance(

@@ -12,7 +12,7 @@ from hubextrap.trajectory.discover import (
 )
 from hubextrap.trajectory.pins import Pins
 from hubextrap.trajectory.reference import parse_reference
-from hubextrap.trajectory.run_name import path_in_run, run_name
+from hubextrap.trajectory.run_name import path_in_run, paths_in_run, run_name
 from hubextrap.trajectory.selection import TrajectoryOptions, scaled_by
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "find_trajectory",
     "parse_reference",
     "path_in_run",
+    "paths_in_run",
     "pin_checkpoints",
     "resolve_checkpoint",
     "run_name",

@@ -8,6 +8,7 @@ me/run@step_400, me/run-step-400                        run
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +21,8 @@ _SAYS_NOTHING = {*INNER_FOLDERS, "checkpoints", "checkpoint", "ckpts", "ckpt", "
 """Folders that every run may have; what is above them says which run it is."""
 _HOMES = ("home", "Users")
 _DIGITS = re.compile(r"\d+")
+Units = dict[tuple[str | None, tuple[str, ...]], int]
+"""The place of a step's own folder among the folders of a path, by repo and path."""
 
 
 class Placed(Protocol):
@@ -39,23 +42,34 @@ def run_name(checkpoints: Sequence[Placed]) -> str | None:
     That of the last one counts, as the first may be another model; where it says none, as in a user's home,
     that of one before.
     """
-    names = (_name(one, checkpoints) for one in reversed(checkpoints))
+    units = _units(checkpoints)
+    names = (_name(one, checkpoints, units) for one in reversed(checkpoints))
     return next((name for name in names if name), None)
 
 
-def path_in_run(checkpoint: Placed, others: Iterable[Placed] = ()) -> str:
-    """Where a local checkpoint lies in its run's folder; of one on the Hub, its folder in the repo."""
-    if checkpoint.repo is not None:
-        return checkpoint.path
-    parts = _parts(checkpoint.path)
-    return "/".join(parts[len(_above(checkpoint, parts, others)) :])
+def paths_in_run(checkpoints: Sequence[Placed]) -> list[str]:
+    """Where local checkpoints lie in their run's folder; of those on the Hub, their folders in the repo."""
+    units = _units(checkpoints)
+    return [_path(one, units) for one in checkpoints]
 
 
-def _name(one: Placed, checkpoints: Sequence[Placed]) -> str:
+def path_in_run(checkpoint: Placed) -> str:
+    """The same of one whose neighbours are not known."""
+    return _path(checkpoint, {})
+
+
+def _path(one: Placed, units: Units) -> str:
+    if one.repo is not None:
+        return one.path
     parts = _parts(one.path)
-    above = _above(one, parts, checkpoints)
+    return "/".join(parts[len(_above(one, parts, units)) :])
+
+
+def _name(one: Placed, checkpoints: Sequence[Placed], units: Units) -> str:
+    parts = _parts(one.path)
+    above = _above(one, parts, units)
     if one.repo is None:
-        if _unit(one, parts, checkpoints) is None:  # a model by a name of its own
+        if _unit(one, parts, units) is None:  # a model by a name of its own
             return parts[len(above)] if parts else ""
         return "" if _is_a_home(above) else above[-1]
     if above:
@@ -76,9 +90,9 @@ def _parts(path: str) -> tuple[str, ...]:
     return parts[1:] if path.startswith("/") else parts
 
 
-def _above(one: Placed, parts: tuple[str, ...], others: Iterable[Placed]) -> tuple[str, ...]:
+def _above(one: Placed, parts: tuple[str, ...], units: Units) -> tuple[str, ...]:
     """The folders down to the run's own; none where it has no folder of its own."""
-    unit = _unit(one, parts, others)
+    unit = _unit(one, parts, units)
     if unit is None:
         if one.repo is not None:
             return ()
@@ -91,18 +105,29 @@ def _above(one: Placed, parts: tuple[str, ...], others: Iterable[Placed]) -> tup
     return holding if one.repo is None and _is_a_home(above) else above
 
 
-def _unit(one: Placed, parts: tuple[str, ...], others: Iterable[Placed]) -> int | None:
+def _unit(one: Placed, parts: tuple[str, ...], units: Units) -> int | None:
     """Which of the folders is the step's: where alike ones differ, else by what they are called."""
-    differ = []
-    for other in others:
-        theirs = _parts(other.path)
-        if other.repo == one.repo and len(theirs) == len(parts) and theirs != parts:
-            at = [index for index, pair in enumerate(zip(parts, theirs, strict=True)) if pair[0] != pair[1]]
-            if all(_alike(parts[index], theirs[index]) for index in at):
-                differ.append(at[0])
-    if differ:
-        return max(differ)
+    if (found := units.get((one.repo, parts))) is not None:
+        return found
     return next((index for index in reversed(range(len(parts))) if read_step(parts[index]) is not None), None)
+
+
+def _units(checkpoints: Iterable[Placed]) -> Units:
+    """By repo and folders, the last place at which another path that is alike differs from this one first.
+
+    Among paths in order, that is how much one shares with its neighbours: no pair is looked at but these.
+    """
+    alike: dict[tuple[str | None, str], set[tuple[str, ...]]] = {}
+    for one in checkpoints:
+        parts = _parts(one.path)
+        alike.setdefault((one.repo, _DIGITS.sub("#", "/".join(parts))), set()).add(parts)
+    units: Units = {}
+    for (repo, _), group in alike.items():
+        for before, after in pairwise(sorted(group)):
+            shared = next(at for at, pair in enumerate(zip(before, after, strict=True)) if pair[0] != pair[1])
+            for parts in (before, after):
+                units[repo, parts] = max(shared, units.get((repo, parts), 0))
+    return units
 
 
 def _alike(one: str, other: str) -> bool:

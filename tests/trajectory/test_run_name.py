@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hubextrap.trajectory import Checkpoint, path_in_run, run_name
+from hubextrap.trajectory import Checkpoint, path_in_run, paths_in_run, run_name
 
 STEPS = (100, 200, 400)
 
@@ -70,7 +70,7 @@ def test_local_folders(path: str, base: str | None) -> None:
     found = series(path, base)
     name, where = LOCAL[path]
     named = None if base is None else "Qwen2.5-1.5B"
-    assert (run_name(found), path_in_run(found[-1], found)) == (name or named, where)
+    assert (run_name(found), paths_in_run(found)[-1]) == (name or named, where)
 
 
 @pytest.mark.parametrize("place", HUB, ids=" ".join)
@@ -79,7 +79,7 @@ def test_on_the_hub(place: tuple[str, str, str], base: str | None) -> None:
     first = [] if base is None else on_the_hub((0, base, "main", ""))
     found = hub_series(*place)
     assert run_name([*first, *found]) == HUB[place]
-    assert path_in_run(found[-1], found) == found[-1].path
+    assert paths_in_run(found)[-1] == found[-1].path
 
 
 @pytest.mark.parametrize("path", [path for path in LOCAL if "ck{}" not in path and "/{}" not in path])
@@ -108,7 +108,7 @@ def test_a_scaled_step() -> None:
 def test_models_that_say_no_step() -> None:
     found = local((0, "/models/first"), (7, "/models/second/actor/huggingface"))
     assert run_name(found) == "second"
-    assert path_in_run(found[1], found) == "second/actor/huggingface"
+    assert paths_in_run(found)[1] == "second/actor/huggingface"
 
 
 def test_the_run_is_found_behind_a_last_one_that_says_none() -> None:
