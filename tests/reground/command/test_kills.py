@@ -76,15 +76,16 @@ def test_every_run_ends_alike(
     if probed:
         guard |= {"probe": [sys.executable, "-c", PROBE, "{model}"], "margin": 0.1, "longest_jump": 12}
     setting = setting(guard=guard, pause=0.02, keep="last" if probed else "all")
-    undisturbed = warm.run("reground", setting.recipe, "--out", tmp_path / "undisturbed")
+    calm = tmp_path / "undisturbed" / "out"  # the cards name the run after the folder
+    undisturbed = warm.run("reground", setting.recipe, "--out", calm)
     assert undisturbed.code == 0, undisturbed.output
-    expected = contents(tmp_path / "undisturbed")
+    expected = contents(calm)
     assert b'"action": "jumped"' in expected["reground_history.jsonl"]
     chance = random.Random(kills)
     died = at = 0
     seen = set()
     while died < kills:
-        out = tmp_path / f"run-{at}"
+        out = tmp_path / f"run-{at}" / "out"
         at += 1
         for _ in range(8):
             pid = warm.start("reground", setting.recipe, "--out", out)
