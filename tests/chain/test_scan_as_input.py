@@ -230,8 +230,8 @@ def test_a_scan_says_what_to_expect_of_any_method(run: Path, scan_file: Path, tm
     assert unknown.provenance.expected_relative_error is unknown.provenance.trusted is None
     assert "--scan FILE" in unknown.notes[0]
     assert known.provenance.expected_relative_error is not None
-    assert known.provenance.trusted is not None
-    assert known.notes == ()
+    assert known.provenance.trusted is None  # so few checkpoints
+    assert "too few rehearsals to judge: only 2" in known.notes[0]
     with_scan, without = (contents(tmp_path / name)["model.safetensors"] for name in ("known", "unknown"))
     assert with_scan == without
 
