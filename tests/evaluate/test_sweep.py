@@ -387,11 +387,11 @@ def test_what_the_past_says_of_each_prediction_is_kept(
     scan(find_trajectory(str(trajectory), TrajectoryOptions(max_step=200)), out=tmp_path / "scan.safetensors")
     result = sweep(recipe, tmp_path / "sweep", scan=tmp_path / "scan.safetensors")
     (point,) = result.candidates
-    assert (point.horizon, point.trusted_up_to) == (0.5, "step 400")
+    assert (point.horizon, point.trusted_up_to) == (0.5, "step 300")
     assert point.expected_relative_error is not None
     table = (tmp_path / "sweep" / "sweep.md").read_text()
     assert "| on the half that decides | step | horizon | expected error | trusted up to |" in table
-    assert f"| 300 | 0.5 | {point.expected_relative_error:.3f} | step 400 |" in table
+    assert f"| 300 | 0.5 | {point.expected_relative_error:.3f} | step 300 |" in table
     assert (
         sweep(recipe, tmp_path / "sweep").candidates == result.candidates
     )  # without a scan, from what is kept
