@@ -76,7 +76,7 @@ def _again(group: list[Problem]) -> str:
     first, *others = group
     if not others:
         return ""
-    if all(other[0][:-1] == first[0][:-1] and isinstance(other[0][-1], str) for other in others):
+    if all(other[0][:-1] == first[0][:-1] and other[0] and isinstance(other[0][-1], str) for other in others):
         return f" (also {_listed([str(other[0][-1]) for other in others])})"
     lines = [line for line in dict.fromkeys(other[1] for other in others) if line != first[1]]
     if not lines:

@@ -103,6 +103,9 @@ def test_the_commands_of_a_process_of_its_own_know_them(site: Path, scan_file: P
 
 def unnamed(content: bytes, method: str) -> bytes:
     """Without the method's name, and without the digest of what holds it."""
+    content = re.sub(
+        rb"<!-- hubextrap: verdict -->.*?\n<!--", b"", content, flags=re.DOTALL
+    )  # in plain words
     return re.sub(rb'"digest": "\w+"', b"", content.replace(method.encode(), b"METHOD"))
 
 

@@ -199,3 +199,11 @@ def test_two_mistakes_are_two_problems() -> None:
     with pytest.raises(RecipeError) as error:
         _parse_any(text, "r")
     assert str(error.value).splitlines()[0] == "r has 4 problems:"
+
+
+def test_two_tokens_are_a_problem_with_both_lines() -> None:
+    token = "hf_" + "a" * 34
+    with pytest.raises(RecipeError) as caught:
+        _parse_any(f"# {token}\nmerge_method: two_point\n# {token}b\n", "r.yaml")
+    first = str(caught.value).split("\n")
+    assert any("looks like a Hub token" in line and "also in line 3" in line for line in first)
