@@ -38,7 +38,8 @@ _BARE_COUNTER = re.compile(
     re.IGNORECASE,
 )
 _ANY_COUNTER = re.compile(
-    rf"[-_. ]*(?:(?:{'|'.join(_WORDS)})[-_= ]?)?\{{step\}}(?:steps?)?|[-_. ]*(?:tokens?[-_]?)?\{{tokens\}}",
+    r"(?<![-_. ])[-_. ]*(?:"  # begun once for each run of them, not at each of them
+    rf"(?:(?:{'|'.join(_WORDS)})[-_= ]?)?\{{step\}}(?:steps?)?|(?:tokens?[-_]?)?\{{tokens\}})",
     re.IGNORECASE,
 )
 _NUMBER_FIRST = re.compile(rf"(?<![a-z\d.])(?P<number>\d{{1,{_MOST_DIGITS}}}k?)steps?$", re.IGNORECASE)

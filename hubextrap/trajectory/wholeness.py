@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 _MARK = r"(?:tmp|temp|temporary|partial|incomplete|unfinished)"
-_BEGUN = re.compile(rf"(?i)(?:^|(?<=/))\.?{_MARK}[-_.]+|[-_.]+{_MARK}(?:[-_.]?\d+)?(?=/|$)")
+_BEGUN = re.compile(rf"(?i)(?:^|(?<=/))\.?{_MARK}[-_.]+|(?<![-_.])[-_.]+{_MARK}(?:[-_.]?\d+)?(?=/|$)")
 """What the name of a folder has for as long as a trainer writes to it."""
 _OF_SO_MANY = re.compile(r"model-\d+-of-(\d{1,9})\.safetensors")
 _HEADER_LIMIT, _MOST_SHARDS = 100 * 2**20, 100_000

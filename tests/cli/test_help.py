@@ -120,6 +120,7 @@ def as_run(line: str) -> list[Any]:
     return [pytest.param(line, id=line, marks=slow)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [

@@ -148,6 +148,7 @@ def test_what_figures_depend_on_has_them_measured_again(
     assert page == 0
 
 
+@pytest.mark.slow
 def test_on_the_hub_figures_are_kept_by_commit(
     hub: LocalHub, repo_id: str, trajectory: Path, measured: list[str], lines: Lines
 ) -> None:

@@ -88,6 +88,7 @@ def weight_reads(hub: LocalHub) -> dict[str, int]:
     return dict(read)
 
 
+@pytest.mark.slow
 def test_each_checkpoint_is_read_once_for_the_whole_grid(
     hub: LocalHub,
     on_hub: str,

@@ -168,6 +168,7 @@ def by_python(rules: Any, table: GramTable, time: float) -> tuple[NDArray[np.flo
     return found, float(np.einsum("nk,nkl,nl->", both, table.gram, both) ** 0.5)
 
 
+@pytest.mark.slow
 def test_a_page_of_many_tensors_keeps_the_sum(scan: Scan, page: Path, browser: Browser) -> None:
     """Where not all tensors fit, the least are one: what follows from the sum is as exact as before."""
     browser.open(page)

@@ -49,6 +49,7 @@ def test_a_tensor_that_moves_is_enough(scanned: Path) -> None:
     assert type(table)(table.steps, table.tensors, table.elements, gram).same_weights() == ((30, 40),)
 
 
+@pytest.mark.slow
 def test_what_commands_say(scanned: Path, tmp_path: Path) -> None:
     def said(*arguments: str | Path) -> str:
         result = CliRunner().invoke(app, [*map(str, arguments)])
