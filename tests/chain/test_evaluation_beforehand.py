@@ -182,6 +182,7 @@ def test_what_is_gated(
     refused(hub, recipe, gated, tmp_path / "swept")
 
 
+@pytest.mark.slow
 def test_all_at_once_and_for_run_alone(
     hub: LocalHub, run: str, recipe_file: Callable[..., Path], tmp_path: Path, cli: Callable[..., Any]
 ) -> None:

@@ -265,6 +265,7 @@ def damaged_line(dice: random.Random, good: bytes) -> bytes:
     return b"".join(lines)
 
 
+@pytest.mark.slow
 def test_journals(tmp_path: Path) -> None:
     """What is believed of a damaged journal was in it; the rest is made again."""
     path, made = tmp_path / "journal", {"the recipe": "a", "the checkpoint of step 0": "b"}
@@ -350,6 +351,7 @@ def test_histories(tmp_path: Path) -> None:
         assert len(found) >= content.count(b"\n")
 
 
+@pytest.mark.slow
 def test_states_of_runs(tmp_path: Path) -> None:
     right = RunState(
         recipe={"reground.steps": 20},

@@ -58,6 +58,7 @@ def test_weights_that_move_with_the_rate_are_hit(
     assert any("the learning rate changed in this run" in line for line in lines.said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "parameters"), METHODS, ids=[method for method, _ in METHODS])
 def test_a_constant_rate_changes_no_byte(
     method: str, parameters: dict[str, Any], at_a_constant_rate: Path, tmp_path: Path, lines: Lines

@@ -110,6 +110,7 @@ def test_fitted_merges(method: str, base: Warm, folder: Path) -> None:
     ok(base, "verify", method)
 
 
+@pytest.mark.slow
 def test_from_the_hub_and_to_it(base: Warm, folder: Path, hub: LocalHub, repo_id: str, token: str) -> None:
     hub.create_repo(repo_id)
     for step in (100, 200):

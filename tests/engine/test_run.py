@@ -120,6 +120,7 @@ def save_shards(folder: Path, shards: list[Tensors]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_output_does_not_depend_on_how_it_is_made(

@@ -141,6 +141,7 @@ def test_what_is_measured_is_what_a_merge_writes(
     assert found["prediction 300 × 0.7"].scores == table.rows[0].scores
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_stopped_goes_on(
     hub: LocalHub, on_hub: str, recipe_for: Callable[..., Recipe], measured: list[str], tmp_path: Path
 ) -> None:

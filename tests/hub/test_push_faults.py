@@ -273,6 +273,7 @@ def test_a_wait_beyond_patience_is_not_begun(hub: LocalHub, prediction: Path, re
         push_folder(prediction, PushTarget.parse(repo_id))
 
 
+@pytest.mark.slow
 def test_signed_links_are_kept_out_of_the_log(hub: LocalHub, prediction: Path, repo_id: str) -> None:
     said = io.StringIO()
     logger, handler = logging.getLogger("huggingface_hub"), logging.StreamHandler(said)

@@ -56,6 +56,7 @@ def by_lm_eval(**arguments: Any) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_logits_of_steps_0_and_200_at_300(
     plugin: Any, mixed_c: Any, trajectory_c: Path, problems: list[dict[str, str]]
 ) -> None:

@@ -120,6 +120,7 @@ def test_what_is_dumped_is_read_back(data: dict[str, Any]) -> None:
     assert document.data == data
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     st.dictionaries(

@@ -195,6 +195,7 @@ def test_a_file_in_another_order_is_compared_too(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_stopped_run_of_a_file_that_was_not_compared_yet(
     two_layouts: tuple[str, Path],
     recipe_file: Recipe,

@@ -32,6 +32,7 @@ def train(build: Any) -> Any:
     return run
 
 
+@pytest.mark.slow
 def test_a_jump_that_breaks_the_answers_is_undone_to_the_bit(train: Any, assert_same: Any) -> None:
     """And drawing them leaves no trace: not in the weights, the mode, or what dropout draws next."""
     plain = train(None, out="plain")
