@@ -251,7 +251,6 @@ def _check_beforehand(
         beside: the recipe will be saved beside it.
 
     Raises:
-        StepError: the step is the last one.
         RecipeError: all problems at once.
         OutputError: the recipe cannot be saved.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from hubextrap.evaluation.table import PREDICTION, EvaluationTable, Key, Row, first_by_task
+from hubextrap.evaluation.table import PREDICTION, EvaluationTable, Key, Row
 from hubextrap.statistics import ScoreOutcome
 
 if TYPE_CHECKING:
@@ -27,10 +27,7 @@ def outcomes_of(tables: Iterable[EvaluationTable]) -> tuple[ScoreOutcome, ...]:
     for table in tables:
         if table.last is None:
             continue
-        directed = {
-            score.key for row in table.rows for score in row.scores if score.higher_is_better is not None
-        }
-        keys = first_by_task(key for key in table.keys if key in directed).values()
+        keys = table.main_keys().values()
         predictions = [row for row in table.rows if row.label.startswith(PREDICTION)]
         found += [outcome_of(table, row, key) for row in predictions for key in keys]
     return tuple(dict.fromkeys(found))

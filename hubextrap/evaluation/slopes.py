@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hubextrap.evaluation.paired import LEVEL, paired_interval, student_t
-from hubextrap.evaluation.table import first_by_task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,9 +98,7 @@ def table_slopes(table: EvaluationTable, labels: Sequence[str]) -> tuple[Slope, 
         labels: rows of the run's own checkpoints, in step order.
     """
     rows = [row for label in labels for row in table.rows if row.label == label and row.step is not None]
-    directed = {score.key for row in rows for score in row.scores if score.higher_is_better is not None}
-    keys = first_by_task(key for key in table.keys if key in directed).values()
-    return tuple(slope for key in keys if (slope := _slope(rows, key)) is not None)
+    return tuple(slope for key in table.main_keys(rows).values() if (slope := _slope(rows, key)) is not None)
 
 
 def logged_slope(column: LoggedColumn) -> Slope | None:

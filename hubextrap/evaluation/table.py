@@ -184,6 +184,12 @@ class EvaluationTable(Part):
         """(task, metric, filter) of every figure, in the order in which they ran."""
         return tuple(dict.fromkeys(score.key for row in self.rows for score in row.scores))
 
+    def main_keys(self, rows: Iterable[Row] | None = None) -> dict[str, Key]:
+        """By task, the first figure that says which direction is better; of these rows, or of all."""
+        seen = self.rows if rows is None else rows
+        directed = {score.key for row in seen for score in row.scores if score.higher_is_better is not None}
+        return first_by_task(key for key in self.keys if key in directed)
+
     @property
     def last(self) -> Row | None:
         """The row of the last observed checkpoint, where it was evaluated."""

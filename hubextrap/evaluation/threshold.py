@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.errors import EvaluationError, PredictionWorse
 from hubextrap.evaluation.outcomes import outcome_of
 from hubextrap.evaluation.render import format_figure
-from hubextrap.evaluation.table import LAST, PREDICTION, EvaluationTable, Key, Row, Score, first_by_task
+from hubextrap.evaluation.table import LAST, PREDICTION, EvaluationTable, Key, Row, Score
 from hubextrap.foreign_text import own_lines
 
 if TYPE_CHECKING:
@@ -188,8 +188,7 @@ def main_keys(table: EvaluationTable, tasks: Collection[str]) -> list[Key]:
     Raises:
         EvaluationError: no task says whether higher figures are better.
     """
-    directed = {score.key for row in table.rows for score in row.scores if score.higher_is_better is not None}
-    first = first_by_task(key for key in table.keys if key in directed)
+    first = table.main_keys()
     wanted = dict.fromkeys([*tasks, *table.settings.task_files])
     # A tag has no figure of its own: its members are judged, and nobody knows which they are.
     judged = wanted if all(task in first for task in wanted) else first
