@@ -15,6 +15,8 @@ LEVELS = (
     ("cli", "__main__"),
     ("lm_eval_plugin",),
     ("api",),
+    ("executors",),
+    ("work",),
     ("regrounding",),
     ("reporting",),
     ("evaluation", "mergekit_plugin"),

@@ -1,0 +1,95 @@
+"""Where a plan and its records lie, so that everybody who works on it sees them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Protocol
+
+from hubextrap.containment import read_named
+from hubextrap.durable.atomic import is_new_name, write_whole, writing
+from hubextrap.errors import SourceError
+
+REMEDY = "make room or check the folder's permissions, then run the same command again"
+
+
+class Place(Protocol):
+    """Small files by name, each whole or not there. Any number of processes may use one at the same time."""
+
+    name: str
+    """What messages and commands call it; `open_place` takes it."""
+
+    def read(self, file: str) -> bytes | None:
+        """The content of a file; None where there is none.
+
+        Args:
+            file: its path in the place, posix.
+
+        Raises:
+            SourceError: it could not be read.
+        """
+
+    def write(self, file: str, content: bytes) -> None:
+        """Make a file, or give it another content: whoever reads sees all of one or all of the other.
+
+        Raises:
+            OutputError: it could not be written.
+        """
+
+    def names(self, folder: str) -> frozenset[str]:
+        """The names of the files in a folder of the place; none where there is no such folder.
+
+        Raises:
+            SourceError: they could not be listed.
+        """
+
+    def remove(self) -> None:
+        """Remove all that is in the place."""
+
+
+class FolderPlace:
+    """A folder that all machines see under the same path."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = str(folder)
+
+    def read(self, file: str) -> bytes | None:
+        try:
+            return read_named(self.folder / file, pipes=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            said = f"{self.folder / file}: cannot be read: {error.strerror}; check its permissions"
+            raise SourceError(said, file=self.folder / file) from error
+
+    def write(self, file: str, content: bytes) -> None:
+        write_whole(self.folder / file, content, remedy=REMEDY, parents=True)
+
+    def names(self, folder: str) -> frozenset[str]:
+        try:
+            return frozenset(
+                one.name for one in (self.folder / folder).iterdir() if not is_new_name(one.name)
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            return frozenset()
+        except OSError as error:
+            said = f"{self.folder / folder}: cannot be listed: {error.strerror}; check its permissions"
+            raise SourceError(said, file=self.folder / folder) from error
+
+    def remove(self) -> None:
+        with writing(self.folder, REMEDY):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def open_place(name: str) -> Place:
+    """The place that a command names: a folder, or ``hf://buckets/OWNER/NAME/PATH``.
+
+    Raises:
+        SourceError: it cannot be reached.
+    """
+    if name.startswith("hf://"):
+        from hubextrap.work.bucket import BucketPlace
+
+        return BucketPlace(name)
+    return FolderPlace(Path(name).absolute())
