@@ -67,7 +67,7 @@ class Watching(ABC):
 
     @abstractmethod
     def start_last(self, plan: WorkPlan, place: Place, after: Collection[str]) -> str:
-        """Put ``hubextrap finish PLACE`` into the queue, to begin when these jobs have ended, however they do.
+        """Put ``hubextrap finish PLACE`` into the queue, to begin when these jobs have ended in any way.
 
         Raises:
             HubExtrapError: the queue does not take it.
