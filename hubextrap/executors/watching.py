@@ -151,6 +151,10 @@ class Watching(ABC):
                     raise self._given_up(plan, place, unit, jobs)
             if new:
                 progress.say(f"{_named(plan, new)}: the worker was lost; another one is started")
+                left = [job for job, theirs in jobs.items() if new.intersection(theirs)]
+                self.cancel(left)  # a queue may hold a job that will not run
+                for job in left:
+                    del jobs[job]
             elif waiting:
                 time.sleep(self.interval)
 
