@@ -30,7 +30,11 @@ def main(program: str, arguments: list[str]) -> int:
     if (STATE / "down").exists():
         return refused(f"{program}: error: Unable to contact slurm controller (connect failure)")
     if program == "scontrol":
-        print((STATE / "config").read_text() if (STATE / "config").exists() else "MaxArraySize            = 1001")
+        print(
+            (STATE / "config").read_text()
+            if (STATE / "config").exists()
+            else "MaxArraySize            = 1001"
+        )
         return 0
     return {"sbatch": sbatch, "squeue": squeue, "scancel": scancel, "control": control}[program](arguments)
 
@@ -151,7 +155,9 @@ def squeue(arguments: list[str]) -> int:
         if task.name.partition("_")[0] in jobs:
             with suppress(FileNotFoundError):
                 state = task.read_text()
-                print(f"{task.name}|{state.partition(' ')[0] or 'PD'}|{'None' if state[:1] == 'R' else 'Resources'}")
+                print(
+                    f"{task.name}|{state.partition(' ')[0] or 'PD'}|{'None' if state[:1] == 'R' else 'Resources'}"
+                )
     return 0
 
 
