@@ -1,4 +1,4 @@
-"""Clusters for tests of Slurm: one of a few small programs, and Slurm itself, if its daemons are installed."""
+"""Clusters for tests of Slurm: one of a small program, and Slurm itself, if its daemons are installed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What sbatch, squeue, scancel and scontrol do, as far as hubextrap asks them, with processes of this machine.
+"""What sbatch, squeue, scancel and scontrol do, as far as hubextrap asks them, with processes here.
 
-Called as ``python fake_slurm.py PROGRAM ARGUMENT…``. The folder FAKE_SLURM holds the cluster's state: the file
+Called as ``python fake_slurm.py PROGRAM ARGUMENT…``. The folder FAKE_SLURM holds the state: the file
 ``tasks/ID`` or ``tasks/ID_TASK`` is there as long as that job is in the queue, and says ``PD`` or ``R PID``.
 ``down`` is there while the controller gives no answer.
 """
@@ -126,15 +126,16 @@ def begin(task: str, script: str, options: dict[str, str]) -> subprocess.Popen[b
     environment = {"SLURM_JOB_ID": job}
     if number:
         environment |= {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": number}
-    process = subprocess.Popen(
-        ["/bin/bash", "-c", script],
-        cwd=options["chdir"],
-        start_new_session=True,
-        stdin=subprocess.DEVNULL,
-        stdout=Path(output).open("ab"),
-        stderr=subprocess.STDOUT,
-        env={key: value for key, value in os.environ.items() if not key.startswith("SLURM_")} | environment,
-    )
+    with Path(output).open("ab") as printed:
+        process = subprocess.Popen(
+            ["/bin/bash", "-c", script],
+            cwd=options["chdir"],
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            env={key: value for key, value in os.environ.items() if key[:6] != "SLURM_"} | environment,
+        )
     note_pid(process.pid)
     with suppress(FileNotFoundError):  # it was cancelled in this moment
         (TASKS / task).write_text(f"R {process.pid}")
@@ -154,10 +155,8 @@ def squeue(arguments: list[str]) -> int:
     for task in sorted(TASKS.iterdir()):
         if task.name.partition("_")[0] in jobs:
             with suppress(FileNotFoundError):
-                state = task.read_text()
-                print(
-                    f"{task.name}|{state.partition(' ')[0] or 'PD'}|{'None' if state[:1] == 'R' else 'Resources'}"
-                )
+                runs = task.read_text().startswith("R")
+                print(f"{task.name}|R|None" if runs else f"{task.name}|PD|Resources")
     return 0
 
 
