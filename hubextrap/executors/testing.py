@@ -1,9 +1,9 @@
 """What holds of every executor. Subclass `ExecutorTests`, give it yours, and pytest runs the tests on it.
 
-    import pytest
-
+    # conftest.py, so that pytest shows what an assertion compared
     pytest.register_assert_rewrite("hubextrap.executors.testing", "hubextrap.executors.testing_run")
 
+    # test_my_executor.py
     from hubextrap.executors.testing import ExecutorTests
 
     class TestMyExecutor(ExecutorTests):
@@ -29,7 +29,8 @@ import shutil
 import signal
 import threading
 import time
-from contextlib import closing, contextmanager
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
 
     from hubextrap.executors.interface import Executor
     from hubextrap.work.plan import WorkPlan
-    from hubextrap.work.records import Record
 
 SECRET = "hf_zq7" + "Xk3vPm9TdLw2RbYs8JcN" * 2
 EVERY = tuple(range(SHARDS))
@@ -296,10 +296,12 @@ class ExecutorTests:
         plan, expected = run.work_plan(), run.reference()
         units = (*EVERY[1:], 0)
         idle = set(self.worker_pids())
-        with closing(_generator(executor.run(plan, run.place, units, SilentProgress()))) as records:
-            first = next(records)
-        while busy := [pid for pid in set(self.worker_pids()) - idle if is_alive(pid)]:
-            assert time.sleep(0.05) is None, busy  # the alarm ends it
+        records = executor.run(plan, run.place, units, SilentProgress())
+        assert isinstance(records, Generator), "what run returns can be closed"
+        first = next(records)
+        records.close()
+        while any(is_alive(pid) for pid in set(self.worker_pids()) - idle):  # the alarm ends it
+            time.sleep(0.05)
         assert first.unit in records_of(plan, run.place).done()
         run.check_finished(expected, units=1)
         again = [one.unit for one in executor.run(plan, run.place, units, SilentProgress())]
@@ -377,11 +379,6 @@ def _error_of(executor: Executor, plan: WorkPlan, run: TinyRun) -> HubExtrapErro
         return error
     assert found == list(EVERY)
     return None
-
-
-def _generator(records: Iterator[Record]) -> Iterator[Record]:
-    assert hasattr(records, "close"), "what run returns can be closed, as a generator can"
-    return records
 
 
 def _spoil(run: TinyRun, wrong: str) -> tuple[int, type[HubExtrapError]]:

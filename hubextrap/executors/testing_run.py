@@ -75,7 +75,8 @@ def write_checkpoint(folder: Path, seed: int, *, large: int = 0) -> None:
         large: bytes of a tensor of zeros that is added to the first shard; they take no room on the disk.
     """
     folder.mkdir(parents=True)
-    rng, weight_map, embedding = np.random.default_rng(seed), {}, b""
+    rng, embedding = np.random.default_rng(seed), b""
+    weight_map: dict[str, str] = {}
     for unit in range(SHARDS):
         tensors = specs(unit)
         if large and unit == 0:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("hubextrap.executors.testing", "hubextrap.executors.testing_run")
-
 from hubextrap.executors.local import LocalExecutor
 from hubextrap.executors.testing import ExecutorTests
 
