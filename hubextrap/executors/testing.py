@@ -141,8 +141,8 @@ class ExecutorTests:
         plan, progress = run.work_plan(), Counting()
         list(executor.run(plan, run.place, EVERY, progress))
         every = sum(map(plan.bytes_of, EVERY))
-        assert progress.done == every == run.merge_plan().total_bytes_read
-        assert progress.totals == [every]
+        assert progress.done == every == run.bytes_read()
+        assert progress.announced == every
 
     def test_what_is_done_is_not_done_again(self, executor: Executor, run: TinyRun) -> None:
         plan = run.work_plan()

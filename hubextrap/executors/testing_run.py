@@ -7,7 +7,6 @@ copied, an embedding with its tied copy, and a shard of nothing but empty tensor
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -20,16 +19,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hubextrap.durable.atomic import is_new_name
 from hubextrap.engine.budget import Budget
-from hubextrap.engine.plan import MergePlan, plan_merge
+from hubextrap.engine.plan import plan_merge
 from hubextrap.engine.run import run_plan
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors.headers import DTYPES, build_header
 from hubextrap.tensors.local import LocalSource
 from hubextrap.tensors.sinks import LocalSink
 from hubextrap.tensors.weights import read_layouts
+from hubextrap.trajectory.checkpoint import Checkpoint
 from hubextrap.work.places import FolderPlace
+from hubextrap.work.plan import Output, WorkPlan, files_to_compare, stamps_of
 from hubextrap.work.records import DONE, Records
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from hubextrap.engine.plan import MergePlan
     from hubextrap.work.places import Place
-    from hubextrap.work.plan import WorkPlan
 
 STEPS = (100, 250, 400)
 SHARDS = 7
@@ -146,15 +146,15 @@ class TinyRun:
     def place(self) -> Place:
         return FolderPlace(self.root / ".out.partial" / "work")
 
-    def merge_plan(self) -> MergePlan:
-        sources = [LocalSource(folder) for folder in self.checkpoints]
-        try:
-            return plan_merge(
-                STEPS, read_layouts(sources), _coefficients, tied=True, budget=Budget(workers=1)
-            )
-        finally:
-            for source in sources:
-                source.close()
+    @property
+    def folders(self) -> list[Path]:
+        """Where the shards of each target go."""
+        return [self.root / ".out.partial" / "model" / str(target) for target in range(TARGETS)]
+
+    def bytes_read(self) -> int:
+        """Of all tensors that go in."""
+        with self._open() as sources:
+            return _merge_plan(sources).total_bytes_read
 
     def reference(self) -> list[dict[str, bytes]]:
         """What `run_plan` makes of it in this process: for each target, each shard's bytes by file.
@@ -163,25 +163,45 @@ class TinyRun:
             HubExtrapError: as `run_plan`.
         """
         folders = [self.root / f"reference-{target}" for target in range(TARGETS)]
-        with contextlib.ExitStack() as stack:
-            sources = [stack.enter_context(closing(LocalSource(folder))) for folder in self.checkpoints]
-            run_plan(self.merge_plan(), sources, [LocalSink(folder) for folder in folders])
+        with self._open() as sources:
+            run_plan(_merge_plan(sources), sources, [LocalSink(folder) for folder in folders])
         return [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
 
+    @contextmanager
+    def _open(self) -> Iterator[list[LocalSource]]:
+        with contextlib.ExitStack() as stack:
+            yield [stack.enter_context(closing(LocalSource(folder))) for folder in self.checkpoints]
+
     def work_plan(self) -> WorkPlan:
-        """The same merge as a plan that travels, saved in the place."""
-        raise NotImplementedError  # until hubextrap.work.plan is there
+        """The same merge as a plan that travels, saved in the place; the folders of the output are there."""
+        for folder in self.folders:
+            folder.mkdir(parents=True)
+        with self._open() as sources:
+            merge = _merge_plan(sources)
+            return WorkPlan(
+                checkpoints=tuple(
+                    Checkpoint(step, None, "", None, source.name)
+                    for step, source in zip(STEPS, sources, strict=True)
+                ),
+                stamps=stamps_of(sources, merge),
+                merge=merge,
+                outputs=tuple(Output(str(folder)) for folder in self.folders),
+                compared=files_to_compare(merge, sources),
+            ).save(self.place)
 
     def outputs(self) -> list[dict[str, Path]]:
         """For each target the files that have a shard's final name, by that name."""
-        raise NotImplementedError  # until hubextrap.work.merging is there
+        return [
+            {path.name: path for path in folder.iterdir() if not path.name.startswith(".")}
+            for folder in self.folders
+        ]
 
     def strays(self) -> list[Path]:
-        """Files of the output that are no shard, no record and no plan under their final names."""
+        """Files of the output that have no final name."""
         return [
             path
             for path in (self.root / ".out.partial").rglob("*")
-            if path.is_file() and (is_new_name(path.name) or path.name.endswith(".part"))
+            if path.is_file() and path.name.startswith(".")
         ]
 
     def check_finished(self, expected: list[dict[str, bytes]], units: int | None = None) -> None:
@@ -200,16 +220,19 @@ class TinyRun:
         return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
 
 
+def _merge_plan(sources: list[LocalSource]) -> MergePlan:
+    return plan_merge(STEPS, read_layouts(sources), _coefficients, tied=True, budget=Budget(workers=1))
+
+
 def _coefficients(name: str) -> NDArray[np.float64]:
     return COEFFICIENTS.get(name, COEFFICIENTS[""])
 
 
 class Counting(SilentProgress):
-    """Adds up what is reported of bytes, by stage."""
+    """Adds up what stages are announced to take, and what is reported as done, in bytes."""
 
     def __init__(self) -> None:
-        self.totals: list[int | None] = []
-        self.done = 0
+        self.announced = self.done = 0
         self._lock = threading.Lock()
 
     @contextmanager
@@ -217,7 +240,7 @@ class Counting(SilentProgress):
         if unit != "B":
             yield SilentProgress()
             return
-        self.totals.append(total)
+        self.announced += total or 0
         yield self
 
     def advance(self, amount: int) -> None:
@@ -259,7 +282,3 @@ def is_alive(pid: int) -> bool:
 
 def records_of(plan: WorkPlan, place: Place) -> Records:
     return Records(place, plan.digest)
-
-
-def sha256s(files: dict[str, bytes]) -> dict[str, str]:
-    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}

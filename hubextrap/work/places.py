@@ -50,8 +50,8 @@ class Place(Protocol):
 class FolderPlace:
     """A folder that all machines see under the same path.
 
-    A file of its own, such as the plan, makes it; one in a folder of it does not: whoever is late, with a unit
-    still to record, brings back no place that was done with.
+    A file of its own, such as the plan, makes it; one in a folder of it does not. So whoever is late, with a
+    unit still to record, brings back no place that was done with.
     """
 
     def __init__(self, folder: Path) -> None:
