@@ -242,7 +242,7 @@ def push_made(prediction: Prediction, progress: Progress) -> Prediction:
     """
     assert prediction.folder is not None
     assert prediction.target is not None
-    pushed = _push(prediction.folder, prediction.target, progress, prediction.provenance)
+    pushed = push_finished(prediction.folder, prediction.target, progress, prediction.provenance)
     return replace(prediction, pushed=pushed)
 
 
@@ -259,7 +259,9 @@ def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTar
         check_output(
             out, dict(zip(folders, (output_sizes(prepared.plan, one.files) for one in beside), strict=True))
         )
-        with staged(out, folders, fingerprint, progress, keep=True) as staging:
+        with staged(
+            out, folders, fingerprint, progress, keep=True, hashed=prepared.settings.executor == "local"
+        ) as staging:
             outputs = make_in(staging, [one.files for one in beside], prepared.plan, run, prepared.settings)
             whole = [one.with_shards(output.shards) for one, output in zip(beside, outputs, strict=True)]
             for place, one in zip(staging.folders, whole, strict=True):
@@ -267,7 +269,7 @@ def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTar
     predictions = []
     for index, (step, folder) in enumerate(zip(steps, folders, strict=True)):
         target = targets[index] if targets else None
-        pushed = None if target is None or hold else _push(out / folder, target, progress)
+        pushed = None if target is None or hold else push_finished(out / folder, target, progress)
         provenance, identical = whole[index].provenance, outputs[index].identical_to_last
         predictions.append(
             Prediction(
@@ -319,8 +321,14 @@ def push_command(folder: Path, target: PushTarget) -> str:
     return f"hubextrap push {folder} {target.name}{options}"
 
 
-def _push(folder: Path, target: PushTarget, progress: Progress, made: Provenance | None = None) -> PushResult:
-    """Push a finished output; an error says how to go on without merging again."""
+def push_finished(
+    folder: Path, target: PushTarget, progress: Progress, made: Provenance | None = None
+) -> PushResult:
+    """Push a finished output; an error says how to go on without merging again.
+
+    Raises:
+        PushError: the Hub did not take it.
+    """
     command = push_command(folder, target)
     try:
         return push_folder(folder, target, progress, made=made)
@@ -345,9 +353,12 @@ def _merge_onto_hub(prepared: Prepared, targets: Sequence[PushTarget]) -> Made:
             stack.enter_context(HubSink(target, scratch=scratch, journal=journal, progress=progress))
             for target, (scratch, journal) in zip(targets, places, strict=True)
         ]
-        outputs = make_outputs(
-            prepared.plan, run, prepared.settings, sinks, [journal for _, journal in places]
+        together = replace(
+            stagings[0],
+            folders=tuple(scratch for scratch, _ in places),
+            journals=tuple(journal for _, journal in places),
         )
+        outputs = make_outputs(together, prepared.plan, run, prepared.settings, sinks)
         predictions = []
         made = zip(steps, sinks, targets, beside, outputs, strict=True)
         for index, (step, sink, target, one, output) in enumerate(made):

@@ -1,0 +1,117 @@
+"""From the journals of a place to the records of those who work for it, and back."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from hubextrap.errors import HubExtrapError, OutputError
+from hubextrap.executors.submission import SUBMITTED, Submission
+from hubextrap.work.merging import is_there, target_shards
+from hubextrap.work.places import FolderPlace
+from hubextrap.work.plan import WorkPlan
+from hubextrap.work.records import DONE, Record, Records
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from hubextrap.executors.watching import Submitted, Watching
+    from hubextrap.tensors import Journal
+    from hubextrap.work.merging import TargetShards
+    from hubextrap.work.places import Place
+
+
+def note_shards(journal: Journal, target: TargetShards) -> None:
+    """Put in a journal what is on record and not in it.
+
+    Raises:
+        OutputError: the disk did not take it.
+    """
+    for file, shard in target.shards.items():
+        if journal.finished.get(file) != shard:
+            journal.inputs[file] = target.inputs[file]
+            journal.identical &= target.identical
+            journal.record(shard)
+
+
+def take_records(work: Path, fingerprint: Mapping[str, str], journals: Sequence[Journal]) -> None:
+    """Put in the journals of an output's folders what others have made for it, if that is of the same bytes.
+
+    Raises:
+        OutputError: the disk did not take it.
+    """
+    with suppress(HubExtrapError):
+        place = FolderPlace(work)
+        plan = WorkPlan.load(place)
+        if plan.fingerprint != fingerprint or len(plan.outputs) != len(journals):
+            return
+        kept = Records(place, plan.digest)
+        found = [kept.get(unit) for unit in kept.done() & set(plan.shard_units)]
+        there = {one.unit: one for one in found if one is not None and is_there(plan, one)}
+        for journal, target in zip(journals, target_shards(plan, there), strict=True):
+            note_shards(journal, target)
+
+
+def add_from_journals(
+    plan: WorkPlan, kept: Records, records: dict[int, Record], journals: Sequence[Journal]
+) -> None:
+    """Put on record what an earlier run of this process's kind has made.
+
+    What comes from a file that is compared at the end is made again: a journal does not say what was read.
+    """
+    again = {file for _, shards in plan.compared for file in shards}
+    for unit in plan.shard_units:
+        file = plan.labels[unit]
+        if unit in records or file in again or not all(file in one.finished for one in journals):
+            continue
+        inputs = journals[0].inputs[file]
+        shards = [
+            {**asdict(one.finished[file]), "identical": one.identical, "small": None} for one in journals
+        ]
+        content = {
+            "shards": shards, "inputs": list(inputs.digests), "compared": inputs.compared, "left": []
+        }  # fmt: skip
+        records[unit] = Record(unit, plan.digest, content)
+        kept.put(records[unit])
+
+
+def refuse_submitted(work: Path, what: str) -> None:
+    """Refuse to go on by oneself while others are at work.
+
+    Raises:
+        OutputError: says who is, and how to have them stop.
+    """
+    place = FolderPlace(work)
+    if (others := Submission.load(place)) is None:
+        return
+    said = in_queue(place, others)
+    raise OutputError(
+        f"{what}: was submitted to {others.executor}; `hubextrap finish {work} --wait` waits for it and does "
+        f"the last step. To go on without it: `{said.how_to_cancel}`, then `rm {work / SUBMITTED}`",
+        file=work,
+    )
+
+
+def is_submitted(work: Path) -> bool:
+    """Whether others may be at work there."""
+    return (work / SUBMITTED).exists()
+
+
+def units_on_record(work: Path) -> int:
+    """How many units of a plan are done."""
+    return len(FolderPlace(work).names(DONE))
+
+
+def in_queue(place: Place, others: Submission) -> Submitted:
+    """The jobs that a plan's units were handed to, and how to watch and cancel them."""
+    jobs = [*others.jobs, *([] if others.last is None else [others.last])]
+    return queue_of(others).commands(place, jobs)
+
+
+def queue_of(others: Submission) -> Watching:
+    """The queue that it was handed to."""
+    from hubextrap.executors.detached import executor_of
+
+    return executor_of(others)
