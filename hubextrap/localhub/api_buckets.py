@@ -41,10 +41,7 @@ def info(hub: HubContext, call: Call) -> Answer:
 
 def list_of(hub: HubContext, call: Call) -> Answer:
     """GET /api/buckets/NAMESPACE?search=: those that this account may see, by name."""
-    account = hub.account(call)
-    namespace, search = call.groups["namespace"], call.query.get("search", [""])[0].lower()
-    if namespace == "me" and account is not None:
-        namespace = account.user
+    namespace, search = _owner(hub, call, call.groups["namespace"]), call.query.get("search", [""])[0].lower()
     found = [bucket for bucket in hub.buckets.of(namespace) if _may_see(hub, call, bucket)]
     found = [bucket for bucket in found if search in bucket.name.lower()]
     return linked_pages(call, hub.base(call), [_info(bucket) for bucket in found], default_limit=1000)
@@ -140,10 +137,16 @@ def resolve(hub: HubContext, call: Call) -> Answer:
 
 
 def _name(hub: HubContext, call: Call) -> str:
-    """The bucket's full name; the namespace "me" stands for the user."""
+    """The bucket's full name."""
     namespace, _, name = call.groups["bucket"].partition("/")
+    return f"{_owner(hub, call, namespace)}/{name}"
+
+
+def _owner(hub: HubContext, call: Call, namespace: str) -> str:
+    """Whom a namespace belongs to: "me" is the one who asks, unless some user has that name."""
     account = hub.account(call)
-    return f"{account.user}/{name}" if namespace == "me" and account else f"{namespace}/{name}"
+    meant = namespace == "me" and "me" not in {one.user for one in list(hub.tokens.values())}
+    return account.user if meant and account else namespace
 
 
 def _may_see(hub: HubContext, call: Call, bucket: Bucket) -> bool:
