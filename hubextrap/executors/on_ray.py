@@ -199,7 +199,9 @@ class _Work:
 
     def _room(self) -> int:
         """Bytes that a task asks for; warns where no node has them."""
-        self._memory = self._plan.merge.peak_memory + RAY_MEMORY
+        from hubextrap.executors.ray_worker import one_thread
+
+        self._memory = one_thread(self._plan).merge.peak_memory + RAY_MEMORY
         if self._roomy():
             return self._memory
         if self._own:  # it does what a merge without Ray would do here
@@ -245,10 +247,10 @@ class _Work:
             self._shown.done(attempt.unit)
             return record
         stated = parse_json(data, label, error=OutputError)
-        error = error_from_json(self._located(stated["error"], stated["node"]))
+        failure = error_from_json(self._located(stated["error"], stated["node"]))
         if not stated["may_pass"]:
-            raise error
-        self._again(attempt, str(error), error)
+            raise failure
+        self._again(attempt, str(failure), failure)
         return None
 
     def _located(self, stated: dict[str, Any], node: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LOCAL_STORE = 80_000_000
-"""Bytes of the object store of a cluster that is started here, which holds a plan; Ray takes at least 75 MB."""
+"""Bytes of the object store of a cluster that is started here, it holds a plan; Ray takes 75 MB at least."""
 LOOPBACK = "127.0.0.1"
 ADDRESS = "RAY_ADDRESS"
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"

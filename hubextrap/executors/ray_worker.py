@@ -10,6 +10,8 @@ import os
 import threading
 import traceback
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import HubExtrapError, OutputError
@@ -27,6 +29,13 @@ if TYPE_CHECKING:
 RECORD, ERROR = "record", "error"
 PACE = 1.0
 """Seconds from one message to the board to the next."""
+
+
+def one_thread(plan: WorkPlan) -> WorkPlan:
+    """The plan as a task with one CPU does it; that makes the same bytes."""
+    buffers = plan.merge.buffers
+    peak = buffers.peak_memory - (buffers.workers - 1) * buffers.unit_bytes
+    return replace(plan, merge=replace(plan.merge, buffers=replace(buffers, workers=1, peak_memory=peak)))
 
 
 class Board:
@@ -161,9 +170,7 @@ _held: dict[str, tuple[Worker, Place | None]] = {}
 def _worker(plan: Any, digest: str, place: str, node: str) -> tuple[Worker, Place | None]:
     if digest not in _held:
         _forget()
-        import ray
-
-        data = ray.get(plan)
+        data = import_module("ray").get(plan)
         here = WorkPlan.from_bytes(data, f"the plan, on node {node}")
         found: Place | None = open_place(place)
         if found is not None and found.read(PLAN_FILE) != data:
@@ -174,7 +181,7 @@ def _worker(plan: Any, digest: str, place: str, node: str) -> tuple[Worker, Plac
                     f"{folders[0]}: node {node} does not see it; an output folder has to be one that all "
                     "nodes share under the same path, or push straight to the Hub"
                 )
-        _held[digest] = Worker(here, _telling), found
+        _held[digest] = Worker(one_thread(here), _telling), found
     return _held[digest]
 
 
@@ -188,7 +195,6 @@ def _forget() -> None:
 
 def _this_node() -> tuple[str, str]:
     """Its id in the cluster, and what messages call it."""
-    import ray
-
+    ray: Any = import_module("ray")
     address = ray.util.get_node_ip_address()
     return ray.get_runtime_context().get_node_id(), f"{os.uname().nodename} ({address})"
