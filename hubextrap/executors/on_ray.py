@@ -32,6 +32,8 @@ LOOK = 0.5
 """Seconds from one look at the board to the next."""
 BOARD_PATIENCE = 60.0
 """Seconds for which the board may give no answer before Ray starts it anew."""
+PARTING = 0.5
+"""Seconds that cancelled units have to end by themselves; Ctrl-C ends this process within 1.2 s."""
 RAY_MEMORY = 100 * 2**20
 """Bytes that Ray itself takes in a worker's process."""
 _OF_THE_NODE = (AccessDenied, ReferenceNotFound, SourceError, OutputError)
@@ -175,9 +177,13 @@ class _Work:
             self._look()
 
     def cancel(self) -> None:
-        """End what is under way, wherever it is."""
-        for ref in self._under_way:
-            self._ray.cancel(ref, force=True)
+        """End what is under way, wherever it is; a worker has a moment to remove what it has half made."""
+        refs = list(self._under_way)
+        for force in (False, True):
+            for ref in refs:
+                self._ray.cancel(ref, force=force)
+            if refs and not force:
+                _, refs = self._ray.wait(refs, num_returns=len(refs), timeout=PARTING)
         self._under_way.clear()
         self._ray.kill(self._board.actor)
 

@@ -38,6 +38,16 @@ class Connection:
     """Whether it was started here: all its nodes are this machine."""
 
 
+class _Session:
+    """The connection of this process: Ray has one for all its threads."""
+
+    lock = threading.Lock()
+    users = 0
+    connection: Connection
+    ends = False
+    """Whether it was made here, and so ends with its last user."""
+
+
 @contextmanager
 def connected(plan_size: int, processors: int | None = None) -> Iterator[Connection]:
     """Connect to a cluster for a while.
@@ -54,11 +64,25 @@ def connected(plan_size: int, processors: int | None = None) -> Iterator[Connect
         MissingExtra: Ray is not installed, is too old, or lacks what an address with ``ray://`` takes.
         SourceError: the cluster cannot be reached or started.
     """
+    with _Session.lock:
+        if not _Session.users:
+            loaded = sys.modules.get("ray")
+            _Session.ends = loaded is None or not loaded.is_initialized()
+            _Session.connection = (
+                _connect(plan_size, processors) if _Session.ends else Connection(loaded, own=False)
+            )
+        _Session.users += 1
+    try:
+        yield _Session.connection
+    finally:
+        with _Session.lock:
+            _Session.users -= 1
+            if _Session.ends and not _Session.users:
+                _Session.connection.ray.shutdown()
+
+
+def _connect(plan_size: int, processors: int | None) -> Connection:
     there = os.environ.get(ADDRESS) or _noted_address()
-    loaded = sys.modules.get("ray")
-    if loaded is not None and loaded.is_initialized():
-        yield Connection(loaded, own=False)
-        return
     with _settings_kept(alone=there is None):
         require("ray", "--executor ray")
         ray: Any = import_module("ray")
@@ -76,10 +100,7 @@ def connected(plan_size: int, processors: int | None = None) -> Iterator[Connect
             raise MissingExtra(f"{there}: {error}; pip install 'hubextrap[ray]'", extra="ray") from error
         except Exception as error:
             raise _unreachable(there, error) from error
-    try:
-        yield Connection(ray, own=there is None)
-    finally:
-        ray.shutdown()
+    return Connection(ray, own=there is None)
 
 
 def first_line(error: object) -> str:

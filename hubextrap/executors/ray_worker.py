@@ -91,6 +91,9 @@ def do_unit(
             records = [Record.from_bytes(data, "a record that a unit needs") for data in needed]
             record = worker.do(unit, kept, {one.unit: one for one in records})
             return RECORD, record.to_bytes()
+    except KeyboardInterrupt:  # cancelled
+        _forget()
+        raise
     except Exception as error:
         _forget()
         passing = may_pass(error)
