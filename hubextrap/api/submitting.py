@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from hubextrap.api.beforehand import problems_beforehand, refuse
 from hubextrap.api.companions import companions
-from hubextrap.api.distributing import placed, planned
+from hubextrap.api.distributing import planned
 from hubextrap.api.fingerprint import merge_fingerprint
 from hubextrap.api.finishing import said_to_finish, write_beside
 from hubextrap.api.merging import destinations
@@ -18,8 +18,10 @@ from hubextrap.api.planning import recipe_push_targets
 from hubextrap.api.preparing import opened, prepare
 from hubextrap.api.staging import WORK, in_place, place_of, push_place, push_state
 from hubextrap.errors import RecipeError
+from hubextrap.executors.driving import placed
 from hubextrap.given import optional_path, recipe_of
 from hubextrap.hub.target import create_repo
+from hubextrap.work.merging import is_there
 from hubextrap.work.places import FolderPlace
 from hubextrap.work.plan import Output
 
@@ -125,7 +127,7 @@ def _handed_over(
         finish = said_to_finish(out, steps, targets, beside, prepared.caveats)
         plan = planned(prepared.plan, run, settings, outputs, fingerprint, finish)
         place = queue.place(plan, local)
-        plan, records = placed(plan, place)
+        plan, records = placed(plan, place, is_there)
         write_beside(place, beside)
         units = [unit for unit in plan.shard_units if unit not in records]
         return Submission(place.name, len(units), queue.submit(plan, place, units))

@@ -4,25 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hubextrap.errors import RecipeError
+from hubextrap.given import check_executor
 
 if TYPE_CHECKING:
     from hubextrap.executors.interface import Executor
-
-EXECUTORS = ("local", "ray")
-"""Those that a command waits for; Slurm and HF Jobs work while nobody waits: `hubextrap submit`."""
-
-
-def check_executor(name: str) -> str:
-    """Refuse a name that is no executor's.
-
-    Raises:
-        RecipeError: names those that there are.
-    """
-    if name not in EXECUTORS:
-        instead = "; for Slurm and HF Jobs: hubextrap submit RECIPE" if name in ("slurm", "jobs") else ""
-        raise RecipeError(f"executor: {name!r} is not one of {', '.join(EXECUTORS)}{instead}")
-    return name
 
 
 def executor_named(name: str) -> Executor:
