@@ -7,6 +7,7 @@ that what was stopped goes on where it was. Ray's records come back from nodes t
 from __future__ import annotations
 
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,20 +15,24 @@ from hubextrap.api.recorded import units_on_record
 from hubextrap.api.staging import WORK, held_place
 from hubextrap.digests import sha256_of_json
 from hubextrap.durable.places import remove_marked
-from hubextrap.errors import CheckpointError
+from hubextrap.errors import CheckpointError, EvaluationError
 from hubextrap.executors.driving import do_all, placed
 from hubextrap.executors.named import executor_named
+from hubextrap.work.evaluating import EvalWork
 from hubextrap.work.places import FolderPlace
 from hubextrap.work.scanning import ScanWork
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from hubextrap.engine.scan_plan import ScanPlan
+    from hubextrap.evaluation import Harness, Measurement
     from hubextrap.executors.interface import Executor
+    from hubextrap.logits import Mixture
     from hubextrap.opening import Run
     from hubextrap.progress import Progress
     from hubextrap.scans import Scan
+    from hubextrap.trajectory import Checkpoint
 
 
 def scan_elsewhere(run: Run, plan: ScanPlan, sample: float | None) -> Scan:
@@ -56,6 +61,47 @@ def scan_by(executor: Executor, run: Run, plan: ScanPlan, sample: float | None) 
     from hubextrap.engine.scan import assemble_scan  # imports numba
 
     return assemble_scan(run.trajectory, work.scan, tensors, sample, run.fingerprints)
+
+
+def measure_elsewhere(
+    harness: Harness, rows: Sequence[tuple[str, Checkpoint | Mixture]]
+) -> Iterator[tuple[int, Measurement]]:
+    """`Harness.measure_each` by the executor that its options name; no model is loaded here.
+
+    Raises:
+        EvaluationError: a model met other tasks than the first one.
+        HubExtrapError: as `Harness.measure`, or the executor's own.
+    """
+    yield from measure_by(executor_named(harness.options.executor), harness, rows)
+
+
+def measure_by(
+    executor: Executor, harness: Harness, rows: Sequence[tuple[str, Checkpoint | Mixture]]
+) -> Iterator[tuple[int, Measurement]]:
+    """The same by any executor."""
+    work, progress = EvalWork.of(harness.options, rows), harness.progress
+    with _held_work("eval", work.to_bytes().decode(), progress) as place:
+        work, records = placed(work, place)
+        if records:
+            progress.say(f"resuming: {len(records)} of {work.units} models were measured before")
+        todo = [unit for unit in range(work.units) if unit not in records]
+        first: tuple[str, Measurement] | None = None
+        for record in chain(records.values(), executor.run(work, place, todo, progress) if todo else ()):
+            found = work.measured(record)
+            first = first or (work.labels[record.unit], found)
+            _check_same_tasks(first, work.labels[record.unit], found)
+            yield record.unit, found
+
+
+def _check_same_tasks(first: tuple[str, Measurement], label: str, found: Measurement) -> None:
+    """Refuse figures of tasks that are called the same on two machines, and differ."""
+    for name, task in found.tasks.items():
+        if (other := first[1].tasks.get(name)) != task:
+            what = "is unknown" if other is None else "is another"
+            raise EvaluationError(
+                f"{name}: where {label} was measured, the task {what} than where {first[0]} was: its file or "
+                "its data differ between the machines; make them the same, then run the same command again"
+            )
 
 
 @contextmanager

@@ -4,10 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hubextrap.errors import EvaluationError
 from hubextrap.given import check_executor
 
 if TYPE_CHECKING:
     from hubextrap.executors.interface import Executor
+
+
+def device_of(name: str, device: str) -> str:
+    """The device on which an executor's models are measured.
+
+    Raises:
+        EvaluationError: one is named by its number.
+        HubExtrapError: as `executor_named`; the executor cannot be asked.
+    """
+    if device == "auto":
+        executor = executor_named(name)
+        return "cuda" if getattr(executor, "gpus", lambda: 0)() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise EvaluationError(
+            f"device {device!r}: {name} gives each model a GPU of its own; write cpu, cuda or auto"
+        )
+    return device
 
 
 def executor_named(name: str) -> Executor:

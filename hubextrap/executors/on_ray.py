@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import AccessDenied, HubExtrapError, OutputError, ReferenceNotFound, SourceError
 from hubextrap.executors.interface import RETRIES
-from hubextrap.executors.ray_cluster import connected, first_line
+from hubextrap.executors.ray_cluster import connected, first_line, is_there
 from hubextrap.extras import require
 from hubextrap.foreign_data import parse_json
 from hubextrap.work.kinds import PLAN_FILE
@@ -60,6 +60,19 @@ class RayExecutor:
         require("ray", "--executor ray", load=False)
         self.hang = hang
         self.processors = processors
+
+    def gpus(self) -> int:
+        """How many the cluster has, or this machine where there is no cluster yet.
+
+        Raises:
+            MissingExtra, SourceError: as `ray_cluster.connected`.
+        """
+        if is_there():
+            with connected(0) as connection:
+                return int(connection.ray.cluster_resources().get("GPU", 0))
+        import torch
+
+        return torch.cuda.device_count()
 
     def run(self, plan: Work, place: Place, units: Sequence[int], progress: Progress) -> Iterator[Record]:
         """As `Executor.run` says; there is one connection to a cluster from the first task to the last.
