@@ -1,0 +1,195 @@
+"""Workers that take equal units from a queue, event by event: how long that takes, and what lost workers cost.
+
+Pure functions: rates and limits come from whoever calls. GB are 1e9 bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+WINDOW = 300.0
+"""Seconds of the fixed windows for which the Hub counts requests."""
+IN_FLIGHT = 8
+"""Range requests of one process at the same time (`hubextrap.tensors.remote`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Processor seconds of one core per GB, but for the last two."""
+
+    fetch: float
+    """Range requests, from the socket to the buffer, without TLS."""
+    tls: float
+    sha256: float
+    xxh3: float
+    sums: float
+    """Per GB of what is read."""
+    write: float
+    """Per GB of what is made: its sha256 and the way to the disk."""
+    upload: float
+    """Per GB of what is made, without TLS."""
+    opening: float
+    """Processor seconds to find a file and read its header."""
+    start: float
+    """Seconds until a new worker begins its first unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A unit: one shard of the output."""
+
+    read: float
+    """GB of all checkpoints together."""
+    written: float
+    """GB."""
+    request: float
+    """GB that one range request brings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What a worker has to itself."""
+
+    cores: int
+    card: float
+    """GB/s of the network, in each direction: its share, where workers share a card."""
+    first_byte: float
+    """Seconds from a range request to the first byte of the answer."""
+
+
+def reading(work: Work, rates: Rates, worker: Worker) -> dict[str, float]:
+    """Seconds that reading and computing one unit takes at least, by what may bind. They overlap: the largest counts."""
+    one = worker.first_byte + work.request / worker.card
+    processor = work.read * (rates.fetch + rates.tls + rates.sha256 + rates.xxh3 + rates.sums)
+    return {
+        "network card": work.read / worker.card,
+        "requests in flight": work.read / (IN_FLIGHT * work.request) * one,
+        "processor": (processor + work.written * rates.write) / worker.cores,
+    }
+
+
+def uploading(work: Work, rates: Rates, worker: Worker) -> float:
+    """Seconds that sending what was made takes, after the last byte of it is known: by one thread."""
+    return work.written * max(1 / worker.card, rates.upload + rates.tls)
+
+
+def unit_seconds(work: Work, rates: Rates, worker: Worker) -> float:
+    """Of one unit from its first request to its record."""
+    return max(reading(work, rates, worker).values()) + uploading(work, rates, worker)
+
+
+@dataclass(slots=True)
+class Quota:
+    """Requests that the Hub grants in each of its windows; who asks for more waits for the next one."""
+
+    limit: int
+    _number: int = 0
+    """Of the window that the last request granted fell into."""
+    _used: int = 0
+
+    def take(self, now: float, count: int) -> float:
+        """When the last of ``count`` requests, made from ``now`` on, is granted. First come, first served."""
+        if count == 0:
+            return now
+        if (number := int(now // WINDOW)) > self._number:
+            self._number, self._used = number, 0
+        later, rest = divmod(self._used + count - 1, self.limit)
+        self._number += later
+        self._used = rest + 1
+        return max(now, self._number * WINDOW)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a queue of units."""
+
+    seconds: float = 0.0
+    """Until the last one ended."""
+    losses: int = 0
+    """Workers that were lost with a unit under way."""
+    lost: float = 0.0
+    """Seconds of work that were lost with them."""
+    waited: float = 0.0
+    """Seconds that workers waited for the Hub's quota, all together."""
+
+
+@dataclass(slots=True)
+class _Queue:
+    units: int
+    seconds: float
+    start: float
+    asks: Sequence[tuple[Quota, int]]
+    lifetime: Callable[[], float]
+    idle: int = 0
+    found: Outcome = field(default_factory=Outcome)
+    events: list[tuple[float, int, str, float]] = field(default_factory=list)
+    """When, number (events of one moment come in the order in which they were made), what, seconds of work."""
+    made: int = 0
+
+    def at(self, when: float, what: str, worked: float = 0.0) -> None:
+        heappush(self.events, (when, self.made, what, worked))
+        self.made += 1
+
+    def give(self, now: float) -> None:
+        """A worker has nothing to do."""
+        if not self.units:
+            self.idle += 1
+            return
+        self.units -= 1
+        begins = max([now, *(quota.take(now, count) for quota, count in self.asks)])
+        self.found.waited += begins - now
+        life = self.lifetime()
+        if life < self.seconds:
+            self.at(begins + life, "lost", life)
+        else:
+            self.at(begins + self.seconds, "done")
+
+    def run(self) -> Outcome:
+        left = self.units
+        while left:
+            now, _, what, worked = heappop(self.events)
+            if what == "lost":
+                self.found.losses += 1
+                self.found.lost += worked
+                self.units += 1
+                self.at(now + self.start, "there")
+                if self.idle:
+                    self.idle -= 1
+                    self.give(now)
+                continue
+            if what == "done":
+                left -= 1
+                self.found.seconds = now
+            self.give(now)
+        return self.found
+
+
+def simulate(
+    units: int,
+    seconds: float,
+    workers: int,
+    *,
+    begins: float = 0.0,
+    start: float = 0.0,
+    asks: Sequence[tuple[Quota, int]] = (),
+    lifetime: Callable[[], float] = lambda: math.inf,
+) -> Outcome:
+    """Have ``units`` units of ``seconds`` each done by ``workers`` workers.
+
+    A unit whose worker is lost goes back to the queue, to whoever is free; another worker takes the lost one's
+    place ``start`` seconds later. Only workers with a unit are lost.
+
+    Args:
+        begins: when the workers are started.
+        start: seconds from then until a worker takes its first unit.
+        asks: quotas, and how many requests each unit takes from them before its first byte.
+        lifetime: seconds that a worker has to live, drawn at the beginning of each unit (so with an exponential
+            one, losses come at a constant rate).
+    """
+    queue = _Queue(units, seconds, start, asks, lifetime)
+    for _ in range(workers):
+        queue.at(begins + start, "there")
+    return queue.run()
