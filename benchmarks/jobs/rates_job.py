@@ -1,20 +1,24 @@
-"""What the parts of a unit of work take on this machine: `rates_job FOLDER COUNT ROUNDS`, from the Hub of HF_ENDPOINT.
+"""What the parts of a unit of work take here: `rates_job FOLDER COUNT ROUNDS [PART…]`, with the Hub of HF_ENDPOINT.
 
-FOLDER has checkpoints of which the Hub's ``me/run`` holds the same; COUNT of them are combined; ``me/out`` is a
-repo to upload to. The last line has one figure per round of each: processor seconds of the process per GB (1e9
+FOLDER is for what is written; COUNT checkpoints are combined, and ``me/run`` has so many; ``me/out`` is a repo to
+upload to. PARTs are measured alone. The last line has one figure per round of each: processor seconds of the process per GB (1e9
 bytes), but for ``opening``, per file. ``fetch_wall`` has GB/s instead. Processor time hardly depends on what
 else the machine does, which the time on the clock does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shlex
 import ssl
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -26,80 +30,84 @@ from hubextrap.engine.kernels import Combiner
 from hubextrap.engine.units import Combination
 from hubextrap.hub.outgoing import OutgoingFile
 from hubextrap.methods import coefficients
-from hubextrap.tensors.remote import RemoteSource
+from hubextrap.tensors.remote import IN_FLIGHT, PART, RemoteSource
 from hubextrap.tensors.sinks import LocalSink
 from hubextrap.tensors.weights import read_header
 
 MB = 10**6
-BLOCK = 8 * 2**20
 WEIGHTS = 2**18
-SHARD = "model-00001-of-"
 folder, count, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 api = HfApi()
-commit = api.repo_info("me/run", revision=f"step_{10 * count}").sha
-assert commit is not None
+commits = [
+    api.repo_info("me/run", revision=f"step_{10 * number}").sha or "" for number in range(1, count + 1)
+]
 data = np.random.default_rng(0).integers(0, 256, 128 * MB, np.uint8)
 
 
+sources = [RemoteSource("me/run", commit) for commit in commits]
+sizes = {name: info.size for name, info in sources[-1].files().items() if name.endswith(".safetensors")}
+
+
 def fetching() -> int:
-    """All of a checkpoint, in requests side by side as a unit makes them."""
-    source = RemoteSource("me/run", commit)
-    files = [name for name in source.files() if name.endswith(".safetensors")]
-    buffer = memoryview(data)
-    for file in files:
-        size = source.files()[file].size
-        for start in range(0, size, 8 * BLOCK):
-            source.read(file, start, buffer[: min(8 * BLOCK, size - start)])
-    return sum(source.files()[file].size for file in files)
+    """The first shard of all checkpoints, in as many requests side by side as a merge makes."""
+    file, size = next(iter(sizes.items()))
+    blocks = [(source, start) for start in range(0, size, PART) for source in sources]
 
+    def read(numbered: tuple[int, tuple[RemoteSource, int]]) -> None:
+        number, (source, start) = numbered
+        place = number % IN_FLIGHT * PART
+        source.read(file, start, memoryview(data)[place : place + min(PART, size - start)])
 
-listed = RemoteSource("me/run", commit).files()
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        list(pool.map(read, enumerate(blocks)))
+    return size * count
 
 
 def opening() -> int:
-    """Resolve files and read their headers, each for the first time."""
-    source = RemoteSource("me/run", commit, listed=dict(listed))
-    files = [name for name in listed if name.endswith(".safetensors")]
-    for file in files:
+    """Find files and read their headers, each for the first time."""
+    source = RemoteSource("me/run", commits[-1], listed=dict(sources[-1].files()))
+    for file in sizes:
         read_header(source, file)
-    return 10**9 * len(files)
+    return 10**9 * len(sizes)
+
+
+def connected() -> list[ssl.SSLObject]:
+    """The reading and the writing end of a TLS connection that no network is between."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    made = (
+        f"openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=here -days 1 -keyout {key} -out {certificate}"
+    )
+    subprocess.run(shlex.split(made), check=True, capture_output=True)
+    client, server = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    server.load_cert_chain(certificate, key)
+    first, second = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [client.wrap_bio(first, second), server.wrap_bio(second, first, server_side=True)]
+    for _ in range(3):
+        for end in ends:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    return ends
 
 
 def deciphering() -> float:
-    """What the reading end of a TLS connection takes, by the cipher that servers prefer, with no network."""
-    ends = []
-    first, second = ssl.MemoryBIO(), ssl.MemoryBIO()
-    for protocol, inward, outward in (
-        (ssl.PROTOCOL_TLS_CLIENT, first, second),
-        (ssl.PROTOCOL_TLS_SERVER, second, first),
-    ):
-        context = ssl.SSLContext(protocol)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        context.maximum_version = ssl.TLSVersion.TLSv1_2  # without a certificate
-        context.set_ciphers("ADH-AES128-GCM-SHA256:@SECLEVEL=0")
-        ends.append(context.wrap_bio(inward, outward, server_side=protocol == ssl.PROTOCOL_TLS_SERVER))
-    for _ in range(4):
-        for end in ends:
-            try:
-                end.do_handshake()
-            except ssl.SSLWantReadError:
-                pass
-    reader, writer = ends
+    """What the reading end of a TLS connection takes per GB."""
+    reader, writer = connected()
     taken, record, buffer = 0.0, memoryview(data)[:MB], bytearray(2**16)
     for _ in range(128):
         writer.write(record)
         left = len(record)
         started = time.process_time()
         while left:
-            left -= reader.read(len(buffer), buffer)
+            left -= reader.read(len(buffer), buffer)  # type: ignore[operator]
         taken += time.process_time() - started
     return taken / (128 * MB) * 1e9
 
 
 def hashing(make: Callable[[], object]) -> int:
     hasher = make()
-    for start in range(0, len(data), BLOCK):
-        hasher.update(data[start : start + BLOCK])  # type: ignore[attr-defined]
+    for start in range(0, len(data), PART):
+        hasher.update(data[start : start + PART])  # type: ignore[attr-defined]
     return len(data)
 
 
@@ -118,8 +126,8 @@ def summing() -> int:
 
 def writing() -> int:
     writer = LocalSink(folder).open("written.safetensors", len(data))
-    for start in range(0, len(data), BLOCK):
-        writer.write(start, memoryview(data)[start : start + BLOCK])
+    for start in range(0, len(data), PART):
+        writer.write(start, memoryview(data)[start : start + PART])
     writer.finish()
     return len(data)
 
@@ -147,6 +155,7 @@ programs: dict[str, Callable[[], int]] = {
     "write": writing,
     "upload": uploading,
 }
+programs = {name: program for name, program in programs.items() if name in (sys.argv[4:] or programs)}
 found: dict[str, list[float]] = {name: [] for name in (*programs, "tls", "fetch_wall")}
 for number in range(rounds + 1):
     for name, program in programs.items():

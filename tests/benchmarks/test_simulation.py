@@ -22,7 +22,15 @@ def simulate(simulation: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize(
     ("units", "workers", "seconds"),
-    [(314, 1, 3140), (314, 64, 50), (314, 128, 30), (314, 157, 20), (314, 313, 20), (314, 314, 10), (3, 9, 10)],
+    [
+        (314, 1, 3140),
+        (314, 64, 50),
+        (314, 128, 30),
+        (314, 157, 20),
+        (314, 313, 20),
+        (314, 314, 10),
+        (3, 9, 10),
+    ],
 )
 def test_whole_rounds_count(simulate: Any, units: int, workers: int, seconds: float) -> None:
     assert simulate(units, 10.0, workers).seconds == seconds
