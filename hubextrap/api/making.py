@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from hubextrap.api.staging import Staging
     from hubextrap.engine import MergeOutput, MergePlan
     from hubextrap.opening import Run
-    from hubextrap.tensors import Journal
     from hubextrap.tensors.interfaces import Sink
 
 
@@ -26,18 +25,22 @@ def make_in(
     for folder, files in zip(staging.folders, beside, strict=True):
         write_files(folder, files)
     sinks = [LocalSink(*place) for place in zip(staging.folders, staging.journals, strict=True)]
-    return make_outputs(plan, run, settings, sinks, staging.journals)
+    return make_outputs(staging, plan, run, settings, sinks)
 
 
 def make_outputs(
-    plan: MergePlan, run: Run, settings: MergeOptions, sinks: Sequence[Sink], journals: Sequence[Journal]
+    staging: Staging, plan: MergePlan, run: Run, settings: MergeOptions, sinks: Sequence[Sink]
 ) -> list[MergeOutput]:
-    """`run_plan` on a run's checkpoints; one sink and one journal per target."""
+    """`run_plan` on a run's checkpoints, here or by an executor; one sink and one journal per target."""
+    if settings.executor != "local":
+        from hubextrap.api.distributing import distribute
+
+        return distribute(staging, plan, run, settings, sinks)
     return engine.run_plan(  # numba is imported with it, when all that can be wrong before is known
         plan,
         run.sources,
         sinks,
-        journals=journals,
+        journals=staging.journals,
         progress=run.progress,
         device=settings.device,
         allow_non_finite=settings.allow_non_finite,

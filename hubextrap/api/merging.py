@@ -259,7 +259,9 @@ def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTar
         check_output(
             out, dict(zip(folders, (output_sizes(prepared.plan, one.files) for one in beside), strict=True))
         )
-        with staged(out, folders, fingerprint, progress, keep=True) as staging:
+        with staged(
+            out, folders, fingerprint, progress, keep=True, hashed=prepared.settings.executor == "local"
+        ) as staging:
             outputs = make_in(staging, [one.files for one in beside], prepared.plan, run, prepared.settings)
             whole = [one.with_shards(output.shards) for one, output in zip(beside, outputs, strict=True)]
             for place, one in zip(staging.folders, whole, strict=True):
@@ -345,9 +347,12 @@ def _merge_onto_hub(prepared: Prepared, targets: Sequence[PushTarget]) -> Made:
             stack.enter_context(HubSink(target, scratch=scratch, journal=journal, progress=progress))
             for target, (scratch, journal) in zip(targets, places, strict=True)
         ]
-        outputs = make_outputs(
-            prepared.plan, run, prepared.settings, sinks, [journal for _, journal in places]
+        together = replace(
+            stagings[0],
+            folders=tuple(scratch for scratch, _ in places),
+            journals=tuple(journal for _, journal in places),
         )
+        outputs = make_outputs(together, prepared.plan, run, prepared.settings, sinks)
         predictions = []
         made = zip(steps, sinks, targets, beside, outputs, strict=True)
         for index, (step, sink, target, one, output) in enumerate(made):

@@ -52,6 +52,8 @@ class MergeOptions(ReadingOptions):
     """Write NaN and infinite results instead of refusing them."""
     force: bool = False
     """Predict beyond what the past of the run can rehearse, with a warning, instead of refusing it."""
+    executor: str = "local"
+    """Who makes the shards: ``local`` for this process, ``ray`` for a Ray cluster."""
 
     @property
     def reading(self) -> ReadingOptions:

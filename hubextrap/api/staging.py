@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubextrap.api.recorded import refuse_submitted, take_records
 from hubextrap.digests import sha256_hex
 from hubextrap.durable.atomic import writing
 from hubextrap.durable.places import REMEDY, is_marked, lock_folder, make_marked, remove_marked, remove_strays
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
 
+WORK = "work"
+"""What lies there of work that others do: `work.plan`, `work.records`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Staging:
@@ -45,6 +49,10 @@ class Staging:
     """Where shards are written, one per target."""
     journals: tuple[Journal, ...]
     """One per target."""
+    work: Path
+    """Where a plan and its records lie, if others do the work."""
+    fingerprint: Mapping[str, str]
+    """What decides the bytes that are made."""
 
 
 @contextmanager
@@ -55,6 +63,8 @@ def staged(
     progress: Progress,
     *,
     keep: bool = False,
+    hashed: bool = True,
+    detached: bool = False,
 ) -> Iterator[Staging]:
     """A place to make ``out`` in; it becomes ``out`` when all went well.
 
@@ -63,6 +73,8 @@ def staged(
     Args:
         folders: the target's folders in ``out``, relative to it.
         keep: leave the journals when all went well, for `finished_before`, until it is removed.
+        hashed: False compares only the sizes of what an earlier run left: its bytes were others' work.
+        detached: for the last step of work that was submitted; else a place where that lies is refused.
 
     Raises:
         OutputError: it cannot be made, another run holds it, or ``out`` came to be there in the meantime.
@@ -71,15 +83,19 @@ def staged(
     place = place_of(out)
     with _held(place, str(out), progress, keep=keep, like=final) as journals:
         model = place / "model"
-        if _open_journals(journals, place, len(folders), fingerprint, progress, str(out)):
+        if not detached:
+            refuse_submitted(place / WORK, str(out))
+        _open_journals(journals, place, len(folders), fingerprint, progress, str(out))
+        take_records(place / WORK, fingerprint, journals)
+        if not any(journal.finished for journal in journals):
             shutil.rmtree(model, ignore_errors=True)
         with writing(out, REMEDY):
             for made in (places := [model / folder for folder in folders]):
                 made.mkdir(parents=True, exist_ok=True)
             take_after(final, model, also=stat.S_IRWXU)
         for made, journal in zip(places, journals, strict=True):
-            _check_shards(made, journal, progress)
-        yield Staging(tuple(places), tuple(journals))
+            _check_shards(made, journal, progress, hashed=hashed)
+        yield Staging(tuple(places), tuple(journals), place / WORK, fingerprint)
         try:
             mode = stat.S_IMODE(final.stat().st_mode) if final.exists() else None
             model.replace(final)  # takes the place of an empty folder, and of nothing else
@@ -94,7 +110,9 @@ def staged(
 
 
 @contextmanager
-def push_state(target: PushTarget, fingerprint: Mapping[str, str], progress: Progress) -> Iterator[Staging]:
+def push_state(
+    target: PushTarget, fingerprint: Mapping[str, str], progress: Progress, *, detached: bool = False
+) -> Iterator[Staging]:
     """The place of a push to ``target`` without a local output. The journal stays until the place is removed.
 
     Raises:
@@ -102,12 +120,14 @@ def push_state(target: PushTarget, fingerprint: Mapping[str, str], progress: Pro
     """
     place = push_place(target)
     with _held(place, target.name, progress, keep=True) as journals:
+        if not detached:
+            refuse_submitted(place / WORK, target.name)
         _open_journals(journals, place, 1, fingerprint, progress, target.name)
         scratch = place / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
         with writing(place, REMEDY):
             scratch.mkdir()
-        yield Staging((scratch,), tuple(journals))
+        yield Staging((scratch,), tuple(journals), place / WORK, fingerprint)
 
 
 def push_place(target: PushTarget) -> Path:
@@ -292,8 +312,8 @@ def _open_journals(
     fingerprint: Mapping[str, str],
     progress: Progress,
     what: str,
-) -> bool:
-    """Fill ``journals``; whether all of them begin anew, so that nothing in the place is of use."""
+) -> None:
+    """Fill ``journals``; those of something else begin anew."""
     changed: dict[str, None] = {}
     for path in _journal_paths(place, count):
         journals.append(Journal(path, fingerprint))
@@ -307,7 +327,6 @@ def _open_journals(
         for path in place.glob("journal-*.jsonl"):  # there may be more, of a recipe with more targets
             path.unlink()
         journals[:] = [Journal(path, fingerprint) for path in _journal_paths(place, count)]
-    return not any(journal.finished for journal in journals)
 
 
 def _journal_paths(place: Path, count: int) -> list[Path]:
@@ -319,17 +338,17 @@ def _listed(parts: Sequence[str], most: int = 4) -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
-def _check_shards(folder: Path, journal: Journal, progress: Progress) -> None:
+def _check_shards(folder: Path, journal: Journal, progress: Progress, *, hashed: bool) -> None:
     """Strike from ``journal`` what is not in ``folder`` as it was written, and remove all else from there."""
     for path in folder.iterdir():
         if path.is_dir():  # of chat templates, which come after the shards
             shutil.rmtree(path)
         elif path.name not in journal.finished or not path.name.endswith(".safetensors"):
             path.unlink()
-    _strike_changed(folder, journal, progress)
+    _strike_changed(folder, journal, progress, hashed=hashed)
 
 
-def _strike_changed(folder: Path, journal: Journal, progress: Progress) -> None:
+def _strike_changed(folder: Path, journal: Journal, progress: Progress, *, hashed: bool = True) -> None:
     """Strike from ``journal`` what is not in ``folder`` as it was written."""
     if not journal.finished:
         return
@@ -341,7 +360,9 @@ def _strike_changed(folder: Path, journal: Journal, progress: Progress) -> None:
             info = source.files().get(shard.file)
             if info is None:
                 wrong = "is gone"
-            elif info.size != shard.size or sha256_of(source, shard.file, stage.advance) != shard.sha256:
+            elif info.size != shard.size or (
+                hashed and sha256_of(source, shard.file, stage.advance) != shard.sha256
+            ):
                 wrong = "has other bytes than were written"
             else:
                 continue

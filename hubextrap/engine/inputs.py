@@ -93,6 +93,24 @@ def read_as(plan: MergePlan) -> dict[Key, Literal["whole", "part", "header"]]:
     }
 
 
+def shared_files(plan: MergePlan) -> dict[Key, tuple[str, ...]]:
+    """The files that go into several shards, each with those, and that are compared as a whole.
+
+    That depends on the plan alone; which of them the Hub lists a hash for is the sources' to say.
+    """
+    into: dict[Key, dict[str, None]] = {}
+    uses: dict[Key, FileUse] = {}
+    for shard in plan.shards:
+        for key, use in file_uses(shard.tensors).items():
+            into.setdefault(key, {})[shard.file] = None
+            known = uses.setdefault(key, FileUse())
+            known.needed, known.twins = known.needed + use.needed, known.twins + use.twins
+    infos = {(k, one.file): one for k, layout in enumerate(plan.layouts) for one in layout.shards}
+    return {
+        key: tuple(files) for key, files in into.items() if len(files) > 1 and uses[key].is_whole(infos[key])
+    }
+
+
 def check_blamed(
     unit: Unit, piece: Piece, sources: Sequence[Source], checkpoints: Container[int] | None = None
 ) -> None:
@@ -121,6 +139,7 @@ class InputHashes:
         uses: what is needed of each file, what an earlier run has read included.
         compared: files that an earlier run has compared, and of which nothing is read now.
         begun: files of which an earlier run has read something.
+        elsewhere: files of which others read something: whoever ends last compares them, with `left`.
     """
 
     def __init__(
@@ -131,8 +150,10 @@ class InputHashes:
         *,
         compared: Collection[Key] = (),
         begun: Collection[Key] = (),
+        elsewhere: Collection[Key] = (),
     ) -> None:
         self._sources = sources
+        self._elsewhere = elsewhere
         self._tensor = [xxh3_128() for _ in sources]
         self._streams: dict[Key, _Stream] = {}
         self._late: dict[Key, dict[int, bytes]] = {}
@@ -141,9 +162,9 @@ class InputHashes:
         for key, use in uses.items():
             source, info = sources[key[0]], self._infos[key]
             digest = source.files()[key[1]].digest
-            if digest is None or not use.is_whole(info) or key in compared:
+            if digest is None or key in compared or not (key in elsewhere or use.is_whole(info)):
                 continue
-            if use.in_order and key not in begun:
+            if use.in_order and key not in begun and key not in elsewhere:
                 self._streams[key] = _Stream(source, info, digest, use.needed)
             else:
                 self._late[key] = {}
@@ -198,7 +219,12 @@ class InputHashes:
             SourceError: it could not be read.
         """
         for (k, file), digests in self._late.items():
-            _read_again(self._sources[k], self._infos[k, file], digests)
+            if (k, file) not in self._elsewhere:
+                read_again(self._sources[k], self._infos[k, file], digests)
+
+    def left(self) -> dict[Key, dict[int, bytes]]:
+        """The hashes of what was read of each file that is compared elsewhere, by the tensor's offset."""
+        return {key: digests for key, digests in self._late.items() if key in self._elsewhere}
 
     def close(self) -> None:
         if self._pool is not None:
@@ -275,8 +301,16 @@ def _differs(source: Source, info: ShardInfo) -> CorruptFile:
     )
 
 
-def _read_again(source: Source, info: ShardInfo, digests: Mapping[int, bytes]) -> None:
-    """Compare a whole file with the Hub's hash, and its tensors with what was read of them before."""
+def read_again(source: Source, info: ShardInfo, digests: Mapping[int, bytes]) -> None:
+    """Compare a whole file with the Hub's hash, and its tensors with what was read of them before.
+
+    Args:
+        digests: XXH3 (128 bits) of each tensor that was read, by its offset in the file.
+
+    Raises:
+        CorruptFile: it is not what the Hub lists, or not what it was before.
+        SourceError: it could not be read.
+    """
     digest = source.files()[info.file].digest
     assert digest is not None
     whole, header, position = hasher_like(digest, info.size), hashlib.sha256(), 0

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hubextrap.engine.budget import Buffers
-    from hubextrap.tensors.layout import CheckpointLayout
+    from hubextrap.tensors.layout import CheckpointLayout, ShardInfo
 
 LOCAL_READ_SIZE = MiB
 """Bytes of one checkpoint that a unit reads from a disk: a unit should stay in the processor's caches."""
@@ -295,12 +295,17 @@ def _shards(last: CheckpointLayout, plans: Mapping[str, TensorPlan]) -> list[Sha
     for shard in last.shards:
         tensors = tuple(plans[info.name] for info in shard.tensors if info.name in plans)
         if tensors:
-            header = build_header(
-                [(plan.name, plan.dtype, plan.shape) for plan in tensors], {"format": "pt"} | shard.metadata
-            )
-            size = len(header) + sum(plan.elements * plan.itemsize for plan in tensors)
-            shards.append(ShardPlan(shard.file, header, size, tensors))
+            shards.append(shard_plan(shard, tensors))
     return shards
+
+
+def shard_plan(like: ShardInfo, tensors: tuple[TensorPlan, ...]) -> ShardPlan:
+    """The file of the output that takes the place of the last checkpoint's."""
+    header = build_header(
+        [(plan.name, plan.dtype, plan.shape) for plan in tensors], {"format": "pt"} | like.metadata
+    )
+    size = len(header) + sum(plan.elements * plan.itemsize for plan in tensors)
+    return ShardPlan(like.file, header, size, tensors)
 
 
 def _index(shards: Sequence[ShardPlan]) -> bytes:

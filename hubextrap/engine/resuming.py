@@ -44,12 +44,7 @@ def check_inputs(
     """
     if not journals:
         return
-    stamps = {  # what the weight files of a local checkpoint look like
-        str(k): sha256_of_json([(shard.file, source.stamp(shard.file)) for shard in plan.layouts[k].shards])
-        if isinstance(source, LocalSource)
-        else ""
-        for k, source in enumerate(sources)
-    }
+    stamps = input_stamps(plan, sources)
     shards = [shard for shard in plan.shards if all(shard.file in one.finished for one in journals)]
     doubted = [
         (shard, k)
@@ -80,10 +75,20 @@ def check_inputs(
         one.note_stamps(stamps)
 
 
-def made_from(plan: MergePlan) -> dict[Key, list[str]]:
-    """The output's files that are made from each file, in order."""
+def input_stamps(plan: MergePlan, sources: Sequence[Source]) -> dict[str, str]:
+    """What the weight files of each local checkpoint look like, for its journal."""
+    return {
+        str(k): sha256_of_json([(shard.file, source.stamp(shard.file)) for shard in plan.layouts[k].shards])
+        if isinstance(source, LocalSource)
+        else ""
+        for k, source in enumerate(sources)
+    }
+
+
+def made_from(shards: Iterable[ShardPlan]) -> dict[Key, list[str]]:
+    """The output's files, of these, that are made from each file, in order."""
     found: dict[Key, list[str]] = {}
-    for shard in plan.shards:
+    for shard in shards:
         for tensor in shard.tensors:
             for k, info in zip(tensor.checkpoints, tensor.inputs, strict=True):
                 if info.nbytes and shard.file not in (files := found.setdefault((k, info.file), []))[-1:]:
@@ -93,7 +98,7 @@ def made_from(plan: MergePlan) -> dict[Key, list[str]]:
 
 def resumed(plan: MergePlan, done: Mapping[str, ShardInputs]) -> tuple[set[Key], set[Key]]:
     """The files that ``done`` shards were made from: those that were compared and are done with, and all."""
-    begun = {key: made for key, made in made_from(plan).items() if any(one in done for one in made)}
+    begun = {key: made for key, made in made_from(plan.shards).items() if any(one in done for one in made)}
     compared = {key for key, made in begun.items() if all(one in done and done[one].compared for one in made)}
     return compared, set(begun)
 

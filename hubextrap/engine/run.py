@@ -23,7 +23,7 @@ from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors.interfaces import ShardInputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator, Sequence
+    from collections.abc import Callable, Collection, Container, Iterator, Sequence
 
     from hubextrap.engine.inputs import Digests, Key
     from hubextrap.engine.plan import MergePlan, ShardPlan
@@ -99,6 +99,68 @@ def run_plan(
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class ShardOutput:
+    """One shard of every target, and what it was made from."""
+
+    shards: tuple[FinishedShard, ...]
+    """One per target."""
+    identical: tuple[bool, ...]
+    """Whether its bytes are the last checkpoint's, for each target."""
+    inputs: ShardInputs
+    left: dict[Key, dict[int, bytes]]
+    """Hashes of what was read of the files that go into other shards too, by offset: see `read_again`."""
+
+
+class _NoJournal:
+    """What a shard that is made by itself leaves: its caller keeps the record."""
+
+    def __init__(self) -> None:
+        self.finished: dict[str, FinishedShard] = {}
+        self.inputs: dict[str, ShardInputs] = {}
+        self.identical = True
+
+
+def run_shard(
+    plan: MergePlan,
+    sources: Sequence[Source],
+    sinks: Sequence[Sink],
+    file: str,
+    *,
+    shared: Collection[Key],
+    progress: Progress | None = None,
+    device: str = "cpu",
+    allow_non_finite: bool = False,
+) -> ShardOutput:
+    """Make one shard of all targets: the bytes that `run_plan` makes of it.
+
+    Files that go into this shard alone are compared with the Hub's hashes, as `run_plan` does.
+
+    Args:
+        file: the shard's name.
+        shared: the plan's `inputs.shared_files`.
+
+    Raises:
+        HubExtrapError: as `run_plan`.
+    """
+    progress = progress or SilentProgress()
+    check_device(device)
+    uses = file_uses(next(one for one in plan.shards if one.file == file).tensors)
+    inputs = Inputs(plan.steps, tuple(sources))
+    journals, others = [_NoJournal() for _ in sinks], {one.file for one in plan.shards} - {file}
+    with closing(InputHashes(sources, plan.layouts, uses, elsewhere=shared)) as hashes:
+        merge = _Merge(plan, inputs, hashes, sinks, journals, others, device, not allow_non_finite)
+        try:
+            stream(inputs, merge, hashes, plan.buffers, progress)
+            made = merge.close()
+        except BaseException:
+            merge.abort()
+            raise
+        return ShardOutput(
+            tuple(one[file] for one in made), tuple(merge.identical), journals[0].inputs[file], hashes.left()
+        )
+
+
 @dataclass
 class _Merge:
     """The consumer: passes what workers make of the plan's units to the sinks."""
@@ -109,7 +171,7 @@ class _Merge:
     inputs: Inputs
     hashes: InputHashes
     sinks: Sequence[Sink]
-    journals: Sequence[Journal]
+    journals: Sequence[Journal | _NoJournal]
     done: Container[str]
     device: str
     finite: bool
@@ -123,7 +185,7 @@ class _Merge:
             self.identical[target] &= journal.identical
         self._shards = {shard.file: shard for shard in todo}
         self._read_for: dict[str, list[Key]] = {}
-        for key, made in made_from(self.plan).items():
+        for key, made in made_from(todo).items():
             for file in made:
                 self._read_for.setdefault(file, []).append(key)
         self._digests = [xxh3_128() for _ in self.inputs.sources]

@@ -19,7 +19,7 @@ from hubextrap.progress import SilentProgress
 from hubextrap.tensors.sinks import LocalSink
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from hubextrap.hub.target import PushTarget
@@ -44,6 +44,7 @@ class HubSink:
         scratch: Path | None = None,
         journal: Journal | None = None,
         progress: Progress | None = None,
+        commits: bool = True,
     ) -> None:
         """
         Args:
@@ -51,14 +52,15 @@ class HubSink:
             journal: where each shard is recorded once its bytes are in the Hub's LFS store (over Xet it is
                 not: the Hub does not say later whether it has them). What it records already is taken over
                 where the Hub still has it, and struck from it where not.
+            commits: False leaves the commit, and making the repo, to somebody else: see `uploaded`, `adopt`.
 
         Raises:
             PushError: the target cannot be pushed to.
         """
-        self._target = target
+        self.target = target
         self._progress = progress or SilentProgress()
         state = check_target(target)
-        self._start = state if state.exists else create_repo(target)
+        self._start = state if state.exists or not commits else create_repo(target)
         self._journal = journal
         self._files = self._adopted()
         self._slots = threading.Semaphore(_SHARDS_ON_DISK)
@@ -108,16 +110,43 @@ class HubSink:
         """
         self._files |= {file.path: file for file in [upload.result() for upload in self._uploads]}
         files = [*self._files.values(), *(OutgoingFile(path, data) for path, data in side_files.items())]
-        with push_errors(self._target.name):
-            now = read_remote(self._target)
-        refuse_overwriting(self._target, self._start, now, files)
-        result = commit_files(self._target, files, message=message, state=now, progress=self._progress)
+        with push_errors(self.target.name):
+            now = read_remote(self.target)
+        refuse_overwriting(self.target, self._start, now, files)
+        result = commit_files(self.target, files, message=message, state=now, progress=self._progress)
         if self._journal is not None:  # what is in a commit is there, whatever way it went
             for shard in self._made:
                 if shard.file not in self._journal.finished:
                     with suppress(OutputError):
                         self._journal.record(shard)
         return result
+
+    def uploaded(self) -> dict[str, bytes]:
+        """Wait for the uploads; what of the shards the Hub takes only in a commit, by path.
+
+        Raises:
+            PushError: one failed.
+        """
+        done = [upload.result() for upload in self._uploads]
+        operations = [file.operation for file in done]
+        return {
+            one.path_in_repo: one.path_or_fileobj
+            for one in operations
+            if isinstance(one.path_or_fileobj, bytes) and one.path_or_fileobj
+        }
+
+    def adopt(self, shards: Iterable[FinishedShard], small: Mapping[str, bytes]) -> None:
+        """Take shards into the commit that others have uploaded.
+
+        Args:
+            small: what `uploaded` said of them.
+        """
+        for shard in shards:
+            self._files[shard.file] = (
+                OutgoingFile(shard.file, small[shard.file], shard.sha256)
+                if shard.file in small
+                else OutgoingFile.uploaded(shard)
+            )
 
     def accept(self, shard: FinishedShard) -> None:
         """Upload a shard that is whole on the disk, in the background, and then delete it."""
@@ -133,8 +162,8 @@ class HubSink:
         if self._journal is None or not self._journal.finished:
             return {}
         recorded = tuple(self._journal.finished.values())
-        with push_errors(self._target.name):
-            there = there_already(self._target, self._start, recorded)
+        with push_errors(self.target.name):
+            there = there_already(self.target, self._start, recorded)
         committed, stored = self._start.files, {shard.file for shard in there}
         there += [
             shard
@@ -151,10 +180,10 @@ class HubSink:
         try:
             outgoing = OutgoingFile(shard.file, path, shard.sha256)
             with (
-                push_errors(self._target.name),
+                push_errors(self.target.name),
                 self._progress.stage(f"upload {shard.file}", shard.size) as stage,
             ):
-                preupload(self._target, self._start, [outgoing.operation], free_memory=True)
+                preupload(self.target, self._start, [outgoing.operation], free_memory=True)
                 stage.advance(shard.size)
             if outgoing.operation.path_or_fileobj == b"":
                 if self._journal is not None and not uploads_over_xet():

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.durable.atomic import sync_folder, writing
+from hubextrap.durable.atomic import new_name, sync_folder, writing
 from hubextrap.errors import OutputError
 from hubextrap.tensors.blocks import BlockWriter
 from hubextrap.tensors.interfaces import FinishedShard
@@ -21,13 +21,18 @@ if TYPE_CHECKING:
 class LocalSink:
     """Writes shards into ``folder``, which is made if it is not there."""
 
-    def __init__(self, folder: Path | str, journal: Journal | None = None) -> None:
+    def __init__(
+        self, folder: Path | str, journal: Journal | None = None, *, among_others: bool = False
+    ) -> None:
         """
         Args:
             journal: where each shard is recorded as soon as it is whole on the disk.
+            among_others: other processes may be making the same file there: each of them as a file of its
+                own until it is whole, and the last one stays.
         """
         self.folder = Path(folder)
         self._journal = journal
+        self._among_others = among_others
         with writing(self.folder, "choose another output folder"):
             self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -41,15 +46,16 @@ class LocalSink:
             raise OutputError(
                 f"{file!r}: not a plain file name; the output would leave {self.folder}", file=file
             )
-        return LocalShardWriter(self.folder, file, size, self._journal)
+        part = new_name() if self._among_others else f".{file}.part"
+        return LocalShardWriter(self.folder, file, size, part, self._journal)
 
 
 class LocalShardWriter:
-    """One file on its way; until ``finish`` it is called ``.NAME.part``."""
+    """One file on its way; until ``finish`` it is called ``part``."""
 
-    def __init__(self, folder: Path, file: str, size: int, journal: Journal | None = None) -> None:
+    def __init__(self, folder: Path, file: str, size: int, part: str, journal: Journal | None = None) -> None:
         self._final = folder / file
-        self._part = folder / f".{file}.part"
+        self._part = folder / part
         self._size = size
         self._journal = journal
         self._position = 0

@@ -79,7 +79,7 @@ class Records:
         return _numbers(self.place.names(FAILED)) - self.done()
 
     def get(self, unit: int) -> Record | None:
-        """The record of a unit; None where it is not done, or done for another plan, or not as it was written."""
+        """The record of a unit; None where there is none, it is of another plan, or not as it was written."""
         file = f"{DONE}/{unit}.json"
         data = self.place.read(file)
         if data is None:
