@@ -1,4 +1,4 @@
-"""Workers that take equal units from a queue, event by event: how long that takes, and what lost workers cost.
+"""Workers that take equal units from a queue, event by event: how long that takes, and what losses cost.
 
 Pure functions: rates and limits come from whoever calls. GB are 1e9 bytes.
 """
@@ -61,7 +61,10 @@ class Worker:
 
 
 def reading(work: Work, rates: Rates, worker: Worker) -> dict[str, float]:
-    """Seconds that reading and computing one unit takes at least, by what may bind. They overlap: the largest counts."""
+    """Seconds that one unit takes at least until its last byte is made, by what may bind.
+
+    All that overlaps, so the largest counts.
+    """
     one = worker.first_byte + work.request / worker.card
     processor = work.read * (rates.fetch + rates.tls + rates.sha256 + rates.xxh3 + rates.sums)
     return {
@@ -116,22 +119,32 @@ class Outcome:
     """Seconds that workers waited for the Hub's quota, all together."""
 
 
+Asks = Sequence[tuple[Quota, int]]
+"""Quotas, and how many requests are taken from each of them."""
+
+
 @dataclass(slots=True)
 class _Queue:
     units: int
     seconds: float
     start: float
-    asks: Sequence[tuple[Quota, int]]
+    joining: Asks
+    asks: Asks
     lifetime: Callable[[], float]
     idle: int = 0
     found: Outcome = field(default_factory=Outcome)
     events: list[tuple[float, int, str, float]] = field(default_factory=list)
-    """When, number (events of one moment come in the order in which they were made), what, seconds of work."""
+    """When, number (what happens at the same time comes in the order in which it was made), what, seconds."""
     made: int = 0
 
     def at(self, when: float, what: str, worked: float = 0.0) -> None:
         heappush(self.events, (when, self.made, what, worked))
         self.made += 1
+
+    def granted(self, now: float, asks: Asks) -> float:
+        when = max([now, *(quota.take(now, count) for quota, count in asks)])
+        self.found.waited += when - now
+        return when
 
     def give(self, now: float) -> None:
         """A worker has nothing to do."""
@@ -139,31 +152,36 @@ class _Queue:
             self.idle += 1
             return
         self.units -= 1
-        begins = max([now, *(quota.take(now, count) for quota, count in self.asks)])
-        self.found.waited += begins - now
+        begins = self.granted(now, self.asks)
         life = self.lifetime()
         if life < self.seconds:
             self.at(begins + life, "lost", life)
         else:
             self.at(begins + self.seconds, "done")
 
+    def lose(self, now: float, worked: float) -> None:
+        """A worker was lost with a unit."""
+        self.found.losses += 1
+        self.found.lost += worked
+        self.units += 1
+        self.at(now + self.start, "there")
+        if self.idle:
+            self.idle -= 1
+            self.give(now)
+
     def run(self) -> Outcome:
         left = self.units
         while left:
             now, _, what, worked = heappop(self.events)
-            if what == "lost":
-                self.found.losses += 1
-                self.found.lost += worked
-                self.units += 1
-                self.at(now + self.start, "there")
-                if self.idle:
-                    self.idle -= 1
-                    self.give(now)
-                continue
-            if what == "done":
-                left -= 1
-                self.found.seconds = now
-            self.give(now)
+            if what == "there":
+                self.at(self.granted(now, self.joining), "ready")
+            elif what == "lost":
+                self.lose(now, worked)
+            else:
+                if what == "done":
+                    left -= 1
+                    self.found.seconds = now
+                self.give(now)
         return self.found
 
 
@@ -174,22 +192,24 @@ def simulate(
     *,
     begins: float = 0.0,
     start: float = 0.0,
-    asks: Sequence[tuple[Quota, int]] = (),
+    joining: Asks = (),
+    asks: Asks = (),
     lifetime: Callable[[], float] = lambda: math.inf,
 ) -> Outcome:
     """Have ``units`` units of ``seconds`` each done by ``workers`` workers.
 
-    A unit whose worker is lost goes back to the queue, to whoever is free; another worker takes the lost one's
-    place ``start`` seconds later. Only workers with a unit are lost.
+    A unit whose worker is lost goes back to the queue, to whoever is free; another worker takes the place of
+    the lost one ``start`` seconds later. Only workers with a unit are lost.
 
     Args:
         begins: when the workers are started.
         start: seconds from then until a worker takes its first unit.
-        asks: quotas, and how many requests each unit takes from them before its first byte.
-        lifetime: seconds that a worker has to live, drawn at the beginning of each unit (so with an exponential
-            one, losses come at a constant rate).
+        joining: what each worker asks for before its first unit.
+        asks: what each unit asks for before its first byte.
+        lifetime: seconds that a worker has to live, drawn at the beginning of each unit (so with an
+            exponential distribution, losses come at a constant rate).
     """
-    queue = _Queue(units, seconds, start, asks, lifetime)
+    queue = _Queue(units, seconds, start, joining, asks, lifetime)
     for _ in range(workers):
         queue.at(begins + start, "there")
     return queue.run()

@@ -1,9 +1,9 @@
-"""What the parts of a unit of work take here: `rates_job FOLDER COUNT ROUNDS [PART…]`, with the Hub of HF_ENDPOINT.
+"""What the parts of a unit of work take here: `rates_job FOLDER COUNT ROUNDS [PART…]`.
 
-FOLDER is for what is written; COUNT checkpoints are combined, and ``me/run`` has so many; ``me/out`` is a repo to
-upload to. PARTs are measured alone. The last line has one figure per round of each: processor seconds of the process per GB (1e9
-bytes), but for ``opening``, per file. ``fetch_wall`` has GB/s instead. Processor time hardly depends on what
-else the machine does, which the time on the clock does.
+From the Hub of HF_ENDPOINT, where ``me/run`` has COUNT checkpoints and ``me/out`` is a repo to upload to;
+FOLDER is for what is written. The last line has a figure per round of each PART (by default all): processor
+seconds of the process per GB (1e9 bytes), but for ``opening``, per file; ``fetch_wall`` has GB/s. Processor time
+hardly depends on what else the machine does, which the time on the clock does.
 """
 
 from __future__ import annotations

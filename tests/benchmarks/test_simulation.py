@@ -74,6 +74,12 @@ def test_workers_wait_for_the_quota(simulation: dict[str, Any], simulate: Any) -
     assert (found.seconds, found.waited) == (310.0, 600.0)
 
 
+def test_workers_that_join_ask_too(simulation: dict[str, Any], simulate: Any) -> None:
+    # Two of three join at 0 and do the units one after the other; the third may at 300, which is too late.
+    found = simulate(4, 10.0, 3, joining=[(simulation["Quota"](2), 1)])
+    assert (found.seconds, found.waited) == (20.0, 300.0)
+
+
 def test_what_binds_a_unit(simulation: dict[str, Any]) -> None:
     rates = simulation["Rates"](
         fetch=0.5, tls=0.25, sha256=0.5, xxh3=0.05, sums=0.2, write=1.0, upload=0.75, opening=0.0, start=0.0
