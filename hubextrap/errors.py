@@ -163,5 +163,9 @@ class CommandFailed(HubExtrapError):
     """A command that `hubextrap reground` ran could not be started, or did not end well."""
 
 
+class MayPass(HubExtrapError):
+    """A worker met what another attempt may not meet; the CLI exits with 75 (EX_TEMPFAIL of sysexits.h)."""
+
+
 class PredictionWorse(HubExtrapError):
     """A prediction scores less than was asked for (`hubextrap.evaluation.Gate`); nothing is broken."""

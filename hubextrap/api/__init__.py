@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hubextrap.api.chain import RunResult, run
     from hubextrap.api.completing import Completing, complete
     from hubextrap.api.drafting import Draft, advised_recipe, check_recipe_place, save_recipe
+    from hubextrap.api.finishing import finish
     from hubextrap.api.merging import MergeResult, Prediction, merge
     from hubextrap.api.planning import PlanReport, plan
     from hubextrap.api.predicting import PredictResult, predict
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
     from hubextrap.api.reporting import ReportResult, report
     from hubextrap.api.scanning import scan
     from hubextrap.api.stepwise import evaluate_steps
+    from hubextrap.api.submitting import Submission, submit
     from hubextrap.api.sweeping import sweep, sweep_files
     from hubextrap.api.verifying import Verification, VerifiedFile, verify
     from hubextrap.api.walking import WalkResult, walk
+    from hubextrap.api.working import work
     from hubextrap.opening import ReadingOptions, Run
 
 __all__ = [
@@ -41,6 +44,7 @@ __all__ = [
     "ReportResult",
     "Run",
     "RunResult",
+    "Submission",
     "Verification",
     "VerifiedFile",
     "WalkResult",
@@ -50,6 +54,7 @@ __all__ = [
     "check_recipe_place",
     "complete",
     "evaluate_steps",
+    "finish",
     "merge",
     "plan",
     "predict",
@@ -61,10 +66,12 @@ __all__ = [
     "run",
     "save_recipe",
     "scan",
+    "submit",
     "sweep",
     "sweep_files",
     "verify",
     "walk",
+    "work",
 ]
 
 _find = names_of(__name__)

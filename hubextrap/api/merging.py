@@ -242,7 +242,7 @@ def push_made(prediction: Prediction, progress: Progress) -> Prediction:
     """
     assert prediction.folder is not None
     assert prediction.target is not None
-    pushed = _push(prediction.folder, prediction.target, progress, prediction.provenance)
+    pushed = push_finished(prediction.folder, prediction.target, progress, prediction.provenance)
     return replace(prediction, pushed=pushed)
 
 
@@ -269,7 +269,7 @@ def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTar
     predictions = []
     for index, (step, folder) in enumerate(zip(steps, folders, strict=True)):
         target = targets[index] if targets else None
-        pushed = None if target is None or hold else _push(out / folder, target, progress)
+        pushed = None if target is None or hold else push_finished(out / folder, target, progress)
         provenance, identical = whole[index].provenance, outputs[index].identical_to_last
         predictions.append(
             Prediction(
@@ -321,8 +321,14 @@ def push_command(folder: Path, target: PushTarget) -> str:
     return f"hubextrap push {folder} {target.name}{options}"
 
 
-def _push(folder: Path, target: PushTarget, progress: Progress, made: Provenance | None = None) -> PushResult:
-    """Push a finished output; an error says how to go on without merging again."""
+def push_finished(
+    folder: Path, target: PushTarget, progress: Progress, made: Provenance | None = None
+) -> PushResult:
+    """Push a finished output; an error says how to go on without merging again.
+
+    Raises:
+        PushError: the Hub did not take it.
+    """
     command = push_command(folder, target)
     try:
         return push_folder(folder, target, progress, made=made)

@@ -7,18 +7,20 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import HubExtrapError, OutputError
+from hubextrap.executors.submission import SUBMITTED, Submission
 from hubextrap.work.merging import is_there, target_shards
 from hubextrap.work.places import FolderPlace
 from hubextrap.work.plan import WorkPlan
-from hubextrap.work.records import Record, Records
-from hubextrap.work.submitted import submitted_to
+from hubextrap.work.records import DONE, Record, Records
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from hubextrap.executors.watching import Submitted, Watching
     from hubextrap.tensors import Journal
     from hubextrap.work.merging import TargetShards
+    from hubextrap.work.places import Place
 
 
 def note_shards(journal: Journal, target: TargetShards) -> None:
@@ -81,9 +83,35 @@ def refuse_submitted(work: Path, what: str) -> None:
     Raises:
         OutputError: says who is, and how to have them stop.
     """
-    if (others := submitted_to(FolderPlace(work))) is not None:
-        raise OutputError(
-            f"{what}: {others.label} is making it; `hubextrap finish {work}` says how far it is and does the "
-            f"last step. To go on without it: {others.cancel}, then rm {work / 'submitted.json'}",
-            file=work,
-        )
+    place = FolderPlace(work)
+    if (others := Submission.load(place)) is None:
+        return
+    said = in_queue(place, others)
+    raise OutputError(
+        f"{what}: was submitted to {others.executor}; `hubextrap finish {work} --wait` waits for it and does "
+        f"the last step. To go on without it: `{said.how_to_cancel}`, then `rm {work / SUBMITTED}`",
+        file=work,
+    )
+
+
+def is_submitted(work: Path) -> bool:
+    """Whether others may be at work there."""
+    return (work / SUBMITTED).exists()
+
+
+def units_on_record(work: Path) -> int:
+    """How many units of a plan are done."""
+    return len(FolderPlace(work).names(DONE))
+
+
+def in_queue(place: Place, others: Submission) -> Submitted:
+    """The jobs that a plan's units were handed to, and how to watch and cancel them."""
+    jobs = [*others.jobs, *([] if others.last is None else [others.last])]
+    return queue_of(others).commands(place, jobs)
+
+
+def queue_of(others: Submission) -> Watching:
+    """The queue that it was handed to."""
+    from hubextrap.executors.detached import executor_of
+
+    return executor_of(others)

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.api.recorded import refuse_submitted, take_records
+from hubextrap.api.recorded import is_submitted, refuse_submitted, take_records, units_on_record
 from hubextrap.digests import sha256_hex
-from hubextrap.durable.atomic import writing
+from hubextrap.durable.atomic import is_new_name, writing
 from hubextrap.durable.places import REMEDY, is_marked, lock_folder, make_marked, remove_marked, remove_strays
 from hubextrap.errors import CheckpointError, OutputError
 from hubextrap.output_files import take_after
@@ -68,16 +68,56 @@ def staged(
 ) -> Iterator[Staging]:
     """A place to make ``out`` in; it becomes ``out`` when all went well.
 
+    Args:
+        folders, keep, hashed, detached: as for `in_place`.
+
+    Raises:
+        OutputError: as `in_place`, or ``out`` came to be there in the meantime.
+    """
+    final = out.resolve()
+    with in_place(
+        out, folders, fingerprint, progress, keep=keep, hashed=hashed, detached=detached
+    ) as staging:
+        yield staging
+        try:
+            mode = stat.S_IMODE(final.stat().st_mode) if final.exists() else None
+            # takes the place of an empty folder, and of nothing else
+            (place_of(out) / "model").replace(final)
+            if mode is not None:
+                final.chmod(mode)
+        except OSError as error:
+            raise OutputError(
+                f"{out}: {error.strerror}; somebody else wrote there: move that away, then run the same "
+                "command again",
+                file=out,
+            ) from error
+
+
+@contextmanager
+def in_place(
+    out: Path,
+    folders: Sequence[str],
+    fingerprint: Mapping[str, str],
+    progress: Progress,
+    *,
+    keep: bool = False,
+    hashed: bool = True,
+    detached: bool = False,
+    clean: bool = True,
+) -> Iterator[Staging]:
+    """The place in which ``out`` is made.
+
     What an earlier run left is checked (size and sha256), and taken over if it was making the same.
 
     Args:
         folders: the target's folders in ``out``, relative to it.
-        keep: leave the journals when all went well, for `finished_before`, until it is removed.
+        keep: leave the place when all went well, with the journals for `finished_before`.
         hashed: False compares only the sizes of what an earlier run left: its bytes were others' work.
-        detached: for the last step of work that was submitted; else a place where that lies is refused.
+        detached: for work that is submitted, or was; else a place where that lies is refused.
+        clean: False leaves files that are not finished: others may be making them.
 
     Raises:
-        OutputError: it cannot be made, another run holds it, or ``out`` came to be there in the meantime.
+        OutputError: it cannot be made, or another run holds it.
     """
     final = out.resolve()
     place = place_of(out)
@@ -94,19 +134,8 @@ def staged(
                 made.mkdir(parents=True, exist_ok=True)
             take_after(final, model, also=stat.S_IRWXU)
         for made, journal in zip(places, journals, strict=True):
-            _check_shards(made, journal, progress, hashed=hashed)
+            _check_shards(made, journal, progress, hashed=hashed, clean=clean)
         yield Staging(tuple(places), tuple(journals), place / WORK, fingerprint)
-        try:
-            mode = stat.S_IMODE(final.stat().st_mode) if final.exists() else None
-            model.replace(final)  # takes the place of an empty folder, and of nothing else
-            if mode is not None:
-                final.chmod(mode)
-        except OSError as error:
-            raise OutputError(
-                f"{out}: {error.strerror}; somebody else wrote there: move that away, then run the same "
-                "command again",
-                file=out,
-            ) from error
 
 
 @contextmanager
@@ -287,9 +316,12 @@ def _held(
         try:
             yield journals
         except BaseException as error:
-            kept = sum(len(journal.finished) for journal in journals)
+            finished = max((len(journal.finished) for journal in journals), default=0)
+            kept = len(journals) * max(finished, units_on_record(place / WORK))
             # What is wrong with a checkpoint is so at every run, so nothing is to be gained from keeping.
-            if isinstance(error, CheckpointError) or (not kept and (journals or fresh)):
+            if is_submitted(place / WORK):
+                pass  # others are at work there
+            elif isinstance(error, CheckpointError) or (not kept and (journals or fresh)):
                 remove_marked(place)
             elif kept:
                 progress.say(
@@ -338,9 +370,11 @@ def _listed(parts: Sequence[str], most: int = 4) -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
-def _check_shards(folder: Path, journal: Journal, progress: Progress, *, hashed: bool) -> None:
+def _check_shards(folder: Path, journal: Journal, progress: Progress, *, hashed: bool, clean: bool) -> None:
     """Strike from ``journal`` what is not in ``folder`` as it was written, and remove all else from there."""
     for path in folder.iterdir():
+        if not clean and is_new_name(path.name):
+            continue
         if path.is_dir():  # of chat templates, which come after the shards
             shutil.rmtree(path)
         elif path.name not in journal.finished or not path.name.endswith(".safetensors"):
@@ -354,7 +388,7 @@ def _strike_changed(folder: Path, journal: Journal, progress: Progress, *, hashe
         return
     with (
         closing(LocalSource(folder)) as source,
-        progress.stage("check", sum(shard.size for shard in journal.finished.values())) as stage,
+        progress.stage("check", sum(shard.size for shard in journal.finished.values()) * hashed) as stage,
     ):
         for shard in tuple(journal.finished.values()):
             info = source.files().get(shard.file)

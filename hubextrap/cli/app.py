@@ -22,10 +22,12 @@ from hubextrap.cli.reground import reground
 from hubextrap.cli.report import report
 from hubextrap.cli.scan import scan
 from hubextrap.cli.steps import steps
+from hubextrap.cli.submit import submit
 from hubextrap.cli.sweep import sweep
 from hubextrap.cli.terminal import clean_error, guarded
 from hubextrap.cli.verify import verify
 from hubextrap.cli.walk import walk
+from hubextrap.cli.working import finish, worker
 
 
 class _Group(TyperGroup):
@@ -104,6 +106,8 @@ def _options(
 
 for verb in (predict, steps, scan, backtest, report, plan, merge, push, run, verify):
     app.command(cls=LikeMergekits if verb in (plan, merge, run) else Explained)(verb)
+for verb in (submit, worker, finish):
+    app.command(cls=Explained)(verb)
 app.command("eval", cls=Explained)(evaluate)
 for verb in (sweep, walk, reground, generate):
     app.command(cls=Explained)(verb)

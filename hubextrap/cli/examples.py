@@ -53,6 +53,15 @@ EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
             "hubextrap merge recipe.yaml --push me/my-model@step_60 --private",
         ),
     ),
+    "submit": (
+        "slurm",
+        (
+            "hubextrap submit recipe.yaml --out predicted --slurm --sbatch=--partition=cpu",
+            "hubextrap submit recipe.yaml --push me/my-model@step_60 --jobs 8 --flavor cpu-upgrade",
+        ),
+    ),
+    "worker": ("scaling", ("hubextrap worker .predicted.partial/work 0 1 2",)),
+    "finish": ("scaling", ("hubextrap finish .predicted.partial/work --wait",)),
     "push": ("provenance", ("hubextrap push ./predicted me/my-model@step_60",)),
     "run": ("recipes", ("hubextrap run recipe.yaml --out predicted --output results.json",)),
     "verify": (

@@ -108,7 +108,7 @@ def _tell_of_threads() -> None:
 
 def _code(error: BaseException) -> int | str | None:
     """The exit code for what ended the command, after telling of it."""
-    from hubextrap.errors import HubExtrapError, PredictionWorse
+    from hubextrap.errors import HubExtrapError, MayPass, PredictionWorse
 
     if isinstance(error, SystemExit):
         if not isinstance(error.code, str):
@@ -120,7 +120,7 @@ def _code(error: BaseException) -> int | str | None:
         from hubextrap.foreign_text import OwnLines
 
         _fail(OwnLines(error), error)  # its lines are clean
-        return 3 if isinstance(error, PredictionWorse) else 1
+        return 3 if isinstance(error, PredictionWorse) else 75 if isinstance(error, MayPass) else 1
     if isinstance(error, KeyboardInterrupt):
         _say(ENDED_BY[signal.SIGINT])
         return 128 + signal.SIGINT

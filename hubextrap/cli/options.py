@@ -229,6 +229,18 @@ def check_device(device: str) -> str:
     return device
 
 
+def check_executor(name: str) -> str:
+    """Refuse what is no executor while the command line is read.
+
+    Raises:
+        typer.BadParameter: says so.
+    """
+    if name not in ("local", "ray"):
+        queues = "; `hubextrap submit` is for Slurm and HF Jobs" if name in ("slurm", "jobs") else ""
+        raise typer.BadParameter(f"{name!r}: has to be local or ray{queues}")
+    return name
+
+
 @dataclass(frozen=True)
 class Merging(Reading):
     """How weights are merged."""
@@ -244,6 +256,12 @@ class Merging(Reading):
         False, "--allow-non-finite", help="Write weights even if some are NaN or infinite."
     )
     force: Force = False
+    executor: str = typer.Option(
+        "local",
+        callback=check_executor,
+        metavar="local|ray",
+        help="Who makes the weights: this process, or the workers of a Ray cluster.",
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,256 @@
+"""The last step of work that was submitted: all records are looked at, and the output appears."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubextrap.api.beforehand import card_for
+from hubextrap.api.companions import Companions
+from hubextrap.api.distributing import do_all
+from hubextrap.api.merging import MergeResult, Prediction, push_finished
+from hubextrap.api.output import target_folders, write_files
+from hubextrap.api.preparing import CARD
+from hubextrap.api.recorded import in_queue, queue_of
+from hubextrap.api.staging import place_of, push_place, remove_unless_held, staged
+from hubextrap.durable.places import is_marked
+from hubextrap.engine import MergeOutput
+from hubextrap.errors import OutputError, ReferenceNotFound
+from hubextrap.executors.local import LocalExecutor
+from hubextrap.executors.submission import Submission
+from hubextrap.hub import PROVENANCE_FILE, HubSink, PushTarget, commit_message
+from hubextrap.hub.provenance_checks import read_provenance
+from hubextrap.progress import SilentProgress
+from hubextrap.work.merging import is_there, target_shards
+from hubextrap.work.places import FolderPlace, open_place
+from hubextrap.work.plan import WorkPlan
+from hubextrap.work.records import Records
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from hubextrap.hub import PushResult
+    from hubextrap.progress import Progress
+    from hubextrap.work.places import Place
+    from hubextrap.work.records import Record
+
+BESIDE = "beside"
+"""The folder of a place with what goes beside the shards, in one folder per target."""
+PAUSE = 5.0
+"""Seconds between two looks at the records of those who work."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkStatus:
+    """How far the units of a plan are."""
+
+    done: int
+    units: int
+    missing: tuple[str, ...]
+    """What is not on record, by name."""
+    failed: tuple[str, ...]
+    """Why a unit cannot be done, a line for each."""
+
+
+def work_status(place: Place, plan: WorkPlan) -> WorkStatus:
+    """What the records in a place come to."""
+    kept = Records(place, plan.digest)
+    done = kept.done()
+    failed = [f"{plan.labels[unit]}: {kept.failure(unit)}" for unit in sorted(kept.failed())]
+    missing = tuple(plan.labels[unit] for unit in range(plan.units) if unit not in done)
+    return WorkStatus(plan.units - len(missing), plan.units, missing, tuple(failed))
+
+
+def finish(
+    place: Path | str, *, wait: bool = False, if_last: bool = False, progress: Progress | None = None
+) -> MergeResult | None:
+    """Do the last step of work that `submit` has handed out, once all shards are on record.
+
+    The files that went into several shards are compared with the Hub's hashes, unless that is done; then the
+    folder gets its name, or the one commit is made. Whoever does it twice changes nothing.
+
+    Args:
+        place: where the plan lies: a folder, or ``hf://buckets/OWNER/NAME/PATH``.
+        wait: until all shards are on record, or one cannot be made.
+        if_last: return None where shards are missing, or where another has done the last step.
+
+    Returns:
+        None, too, where this is a queue's own last step, and has had what was lost submitted again.
+
+    Raises:
+        ReferenceNotFound: no plan lies there: it is finished, or was never submitted.
+        OutputError: shards are missing; says which. HubExtrapError: a unit cannot be done, or as `merge`.
+    """
+    progress, where = progress or SilentProgress(), open_place(str(place))
+    try:
+        plan = WorkPlan.load(where)
+    except ReferenceNotFound:
+        if if_last:
+            return None
+        raise
+    kept = Records(where, plan.digest)
+    if wait:
+        _await_shards(plan, kept, progress)
+    for unit in sorted(kept.failed()):
+        if (failure := kept.failure(unit)) is not None and not if_last:
+            raise failure
+    found = _shard_records(plan, kept)
+    missing = [unit for unit in plan.shard_units if unit not in found]
+    if missing and if_last:
+        return None
+    if missing:
+        if _submitted_again(plan, where, missing, progress):
+            return None
+        raise _not_done(plan, where, missing)
+    known = {unit: one for unit in plan.compare_units if (one := kept.get(unit)) is not None}
+    do_all(plan, where, LocalExecutor(), found | known, progress)
+    return _finished(plan, where, found, progress)
+
+
+def _finished(plan: WorkPlan, place: Place, records: Mapping[int, Record], progress: Progress) -> MergeResult:
+    said = plan.finish
+    beside = [_read_beside(place, number, one) for number, one in enumerate(said["beside"])]
+    made = target_shards(plan, records)
+    files = [shard.file for shard in plan.merge.shards]
+    outputs = [MergeOutput(tuple(one.shards[file] for file in files), one.identical) for one in made]
+    whole = [one.with_shards(output.shards) for one, output in zip(beside, outputs, strict=True)]
+    targets = [PushTarget(**one) for one in said["targets"]]
+    if said["out"] is None:
+        pushed: list[PushResult | None] = []
+        for target, shards, one in zip(targets, made, whole, strict=True):
+            with HubSink(target, progress=progress) as sink:
+                sink.adopt(shards.shards.values(), shards.small)
+                card = {CARD: card_for(one, target)}
+                pushed.append(sink.commit(one.files | card, commit_message(one.provenance)))
+    else:
+        pushed = _into_folders(plan, whole, targets, progress)
+    places = (
+        [None] * len(whole) if said["out"] is None else [Path(said["out"], one) for one in said["folders"]]
+    )
+    result = MergeResult(
+        tuple(
+            Prediction(
+                said["steps"][number],
+                places[number],
+                pushed[number],
+                targets[number] if targets else None,
+                one.provenance,
+                tuple(said["caveats"]),
+                outputs[number].identical_to_last,
+            )
+            for number, one in enumerate(whole)
+        )
+    )
+    _clear(place, targets)
+    return result
+
+
+def _into_folders(
+    plan: WorkPlan, whole: Sequence[Companions], targets: Sequence[PushTarget], progress: Progress
+) -> list[PushResult | None]:
+    out, folders = Path(plan.finish["out"]), plan.finish["folders"]
+    kept = {"keep": bool(targets), "hashed": False, "detached": True}
+    with staged(out, folders, plan.fingerprint, progress, **kept) as staging:
+        for folder, one in zip(staging.folders, whole, strict=True):
+            write_files(folder, one.files)
+    pushed: list[PushResult | None] = [
+        push_finished(out / folder, target, progress)
+        for folder, target in zip(folders, targets, strict=False)
+    ]
+    if targets:
+        remove_unless_held(place_of(out))
+    return pushed or [None] * len(whole)
+
+
+def _clear(place: Place, targets: Sequence[PushTarget]) -> None:
+    """Remove what served the work alone; the place of an output's folder went with its rename."""
+    if not isinstance(place, FolderPlace):
+        place.remove()
+    for one in map(push_place, targets):
+        if is_marked(one):
+            remove_unless_held(one)
+
+
+def _shard_records(plan: WorkPlan, kept: Records) -> dict[int, Record]:
+    done = kept.done()
+    found = {unit: kept.get(unit) for unit in plan.shard_units if unit in done}
+    return {unit: one for unit, one in found.items() if one is not None and is_there(plan, one)}
+
+
+def _await_shards(plan: WorkPlan, kept: Records, progress: Progress) -> None:
+    total = sum(plan.bytes_of(unit) for unit in plan.shard_units)
+    seen: set[int] = set()
+    with progress.stage("merge", total) as stage:
+        while True:
+            for unit in kept.done() & set(plan.shard_units) - seen:
+                stage.advance(plan.bytes_of(unit))
+                seen.add(unit)
+            if len(seen) == len(plan.shard_units) or kept.failed():
+                return
+            time.sleep(PAUSE)
+
+
+def _submitted_again(plan: WorkPlan, place: Place, missing: Sequence[int], progress: Progress) -> bool:
+    """Whether this is the queue's own last step, which has what was lost done again, and then itself."""
+    others = Submission.load(place)
+    if others is None or (queue := queue_of(others)).here() is None:
+        return False
+    again = queue.resubmit(plan, place, missing)
+    if again is not None:
+        progress.say(f"{len(missing)} lost shards are submitted again: {', '.join(again.ids)}")
+    return again is not None
+
+
+def _not_done(plan: WorkPlan, place: Place, missing: Sequence[int]) -> OutputError:
+    names = ", ".join(plan.labels[unit] for unit in missing[:5]) + (" …" if len(missing) > 5 else "")
+    others = Submission.load(place)
+    who = f"`hubextrap worker {place.name}` makes them here"
+    if others is not None:
+        watch = in_queue(place, others).how_to_watch
+        who = f"`{watch}` shows who has them, `hubextrap finish {place.name} --wait` waits for them, {who}"
+    total = len(plan.shard_units)
+    return OutputError(f"{place.name}: {len(missing)} of {total} shards are not made yet ({names}); {who}")
+
+
+def _read_beside(place: Place, number: int, files: Sequence[str]) -> Companions:
+    found = {}
+    for file in files:
+        content = place.read(f"{BESIDE}/{number}/{file}")
+        if content is None:
+            raise OutputError(
+                f"{place.name}: {BESIDE}/{number}/{file} is gone; submit the recipe again, which goes on "
+                "from the shards that are there"
+            )
+        found[file] = content
+    return Companions(read_provenance(found[PROVENANCE_FILE], f"{place.name}/{PROVENANCE_FILE}"), found)
+
+
+def said_to_finish(
+    out: Path | None,
+    steps: Sequence[int],
+    targets: Sequence[PushTarget],
+    beside: Sequence[Companions],
+    caveats: Sequence[str],
+) -> dict[str, Any]:
+    """`WorkPlan.finish`: what the last step has to know beside the plan."""
+    return {
+        "out": None if out is None else str(out.absolute()),
+        "steps": list(steps),
+        "folders": target_folders(steps),
+        "targets": [asdict(target) for target in targets],
+        "beside": [sorted(one.files) for one in beside],
+        "caveats": list(caveats),
+    }
+
+
+def write_beside(place: Place, beside: Sequence[Companions]) -> None:
+    """Put what goes beside the shards into the place.
+
+    Raises:
+        OutputError: it could not be written.
+    """
+    for number, one in enumerate(beside):
+        for file, content in one.files.items():
+            place.write(f"{BESIDE}/{number}/{file}", content)

@@ -1,0 +1,152 @@
+"""A merge handed to a queue: all is checked and written here; others do the work, and the last step."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from hubextrap.api.beforehand import problems_beforehand, refuse
+from hubextrap.api.companions import companions
+from hubextrap.api.distributing import placed, planned
+from hubextrap.api.fingerprint import merge_fingerprint
+from hubextrap.api.finishing import said_to_finish, write_beside
+from hubextrap.api.merging import destinations
+from hubextrap.api.output import target_folders
+from hubextrap.api.planning import recipe_push_targets
+from hubextrap.api.preparing import opened, prepare
+from hubextrap.api.staging import WORK, in_place, place_of, push_place, push_state
+from hubextrap.errors import RecipeError
+from hubextrap.given import optional_path, recipe_of
+from hubextrap.hub.target import create_repo
+from hubextrap.work.places import FolderPlace
+from hubextrap.work.plan import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from hubextrap.api.preparing import MergeOptions, Prepared
+    from hubextrap.executors.watching import Submitted
+    from hubextrap.hub import PushTarget
+    from hubextrap.progress import Progress
+    from hubextrap.recipe import Recipe
+    from hubextrap.scans import Scan
+    from hubextrap.work.places import Place
+    from hubextrap.work.plan import WorkPlan
+
+
+class Queue(Protocol):
+    """What a merge is handed to: `executors.slurm.SlurmExecutor`, `executors.jobs.JobsExecutor`."""
+
+    def place(self, plan: WorkPlan, local: FolderPlace) -> Place:
+        """Where the plan is to lie: ``local`` where all workers see that."""
+
+    def submit(self, plan: WorkPlan, place: Place, units: Sequence[int]) -> Submitted:
+        """Have the units done, and the last step after them."""
+
+    def dry_run(self, place: Place, units: Sequence[int]) -> str:
+        """What `submit` would hand over, as text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What was handed over."""
+
+    place: str
+    """Where plan and records lie, for `hubextrap finish` and `hubextrap worker`."""
+    units: int
+    """How many are to be done."""
+    queued: Submitted | None
+    """None for a dry run."""
+    script: str | None = None
+    """What a dry run would hand over."""
+
+
+def submit(
+    recipe: Recipe | Path | str,
+    queue: Queue,
+    *,
+    out: Path | str | None = None,
+    push: PushTarget | str | Sequence[PushTarget | str] = (),
+    settings: MergeOptions | None = None,
+    scan: Scan | Path | str | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Submission:
+    """`merge`, by workers that nobody waits for; their last step makes the output appear, in one commit.
+
+    What an earlier run has made for the same output counts.
+
+    Args:
+        queue: who has the work done.
+        dry_run: write nothing and hand nothing over.
+
+    Raises:
+        RecipeError: the recipe names no step, or as `merge`.
+        HubExtrapError: as `merge`, before the first byte of a tensor is made; the queue does not take it.
+    """
+    recipe, out = recipe_of(recipe), optional_path("out", out)
+    if recipe.walk is not None:
+        raise RecipeError(
+            "walk: a walk generates as it goes, so no queue can have it; run `hubextrap walk` first, and "
+            "submit a recipe with the step that it chose"
+        )
+    targets = destinations(recipe, out, push)
+    with opened(recipe, None, settings, scan, progress) as (run, how):
+        recipe = run.settled(recipe)
+        if out is None and not targets:
+            targets = recipe_push_targets(recipe)
+
+        def check(prepared: Prepared) -> None:
+            refuse(problems_beforehand(prepared, out, targets))
+
+        prepared = prepare(recipe, run, how, check=check)
+        for line in prepared.notes:
+            run.progress.say(line)
+        if dry_run:
+            work = place_of(out) if out is not None else push_place(targets[0])
+            local = FolderPlace(work.absolute() / WORK)
+            units = range(len(prepared.plan.shards))
+            return Submission("", len(units), None, queue.dry_run(local, units))
+        return _handed_over(prepared, queue, out, targets)
+
+
+def _handed_over(
+    prepared: Prepared, queue: Queue, out: Path | None, targets: Sequence[PushTarget]
+) -> Submission:
+    run, settings = prepared.run, prepared.settings
+    steps = prepared.recipe.target_steps
+    fingerprint, beside = merge_fingerprint(prepared), list(companions(prepared))
+    with _place(prepared, out, targets) as (local, outputs):
+        finish = said_to_finish(out, steps, targets, beside, prepared.caveats)
+        plan = planned(prepared.plan, run, settings, outputs, fingerprint, finish)
+        place = queue.place(plan, local)
+        plan, records = placed(plan, place)
+        write_beside(place, beside)
+        units = [unit for unit in plan.shard_units if unit not in records]
+        return Submission(place.name, len(units), queue.submit(plan, place, units))
+
+
+@contextmanager
+def _place(
+    prepared: Prepared, out: Path | None, targets: Sequence[PushTarget]
+) -> Iterator[tuple[FolderPlace, list[Output]]]:
+    """The place on this machine, held while the plan is written, and where the shards go."""
+    progress, fingerprint = prepared.run.progress, merge_fingerprint(prepared)
+    with ExitStack() as stack:
+        if out is not None:
+            folders = target_folders(prepared.recipe.target_steps)
+            staging = stack.enter_context(
+                in_place(
+                    out, folders, fingerprint, progress, keep=True, hashed=False, detached=True, clean=False
+                )
+            )
+            yield FolderPlace(staging.work), [Output(folder=str(one)) for one in staging.folders]
+            return
+        for target in targets:
+            create_repo(target)
+        stagings = [
+            stack.enter_context(push_state(one, fingerprint, progress, detached=True)) for one in targets
+        ]
+        yield FolderPlace(stagings[0].work.absolute()), [Output(push=one) for one in targets]

@@ -1,0 +1,58 @@
+"""Units of a plan that lies in a place, done in this process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hubextrap.api.finishing import finish
+from hubextrap.errors import ReferenceNotFound
+from hubextrap.executors.local import LocalExecutor
+from hubextrap.progress import SilentProgress
+from hubextrap.work.places import open_place
+from hubextrap.work.plan import WorkPlan
+from hubextrap.work.records import Records
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from hubextrap.progress import Progress
+
+
+def work(
+    place: Path | str,
+    units: Sequence[int] | None = None,
+    *,
+    finish_if_last: bool = False,
+    progress: Progress | None = None,
+) -> list[tuple[int, str]]:
+    """Do units of a plan, those aside that are done.
+
+    Args:
+        place: where the plan lies: a folder, or ``hf://buckets/OWNER/NAME/PATH``.
+        units: their numbers; None for all shards that are not done.
+        finish_if_last: do the last step too, if no shard is missing then; where another has done it, nothing
+            is left to do.
+
+    Returns:
+        The number of each unit and what it made.
+
+    Raises:
+        ReferenceNotFound: no plan lies there.
+        OutputError: a number is no unit's. HubExtrapError: whatever a unit raises.
+    """
+    progress, where = progress or SilentProgress(), open_place(str(place))
+    try:
+        plan = WorkPlan.load(where)
+    except ReferenceNotFound:
+        if finish_if_last:
+            return []
+        raise
+    if units is None:
+        done = Records(where, plan.digest).done()
+        units = [unit for unit in plan.shard_units if unit not in done]
+    records = LocalExecutor().run(plan, where, units, progress)
+    made = [(record.unit, plan.labels[record.unit]) for record in records]
+    if finish_if_last:
+        finish(place, if_last=True, progress=progress)
+    return made

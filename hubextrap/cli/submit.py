@@ -1,0 +1,127 @@
+"""`hubextrap submit`: a merge that Slurm or HF Jobs does while nobody waits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from hubextrap.cli.options import (
+    CreatePr,
+    Force,
+    Out,
+    OutPlace,
+    Private,
+    PushTo,
+    Reading,
+    RecipeFile,
+    Said,
+    ScanFile,
+    grouped,
+    one_place,
+    push_targets,
+    refuse_idle,
+)
+from hubextrap.cli.terminal import tell, tell_json
+
+if TYPE_CHECKING:
+    from hubextrap.api import MergeOptions
+    from hubextrap.api.submitting import Queue
+
+OF_SLURM, OF_JOBS = ("tasks", "sbatch"), ("flavor", "timeout", "bucket")
+
+
+@grouped
+def submit(
+    ctx: typer.Context,
+    recipe: RecipeFile,
+    place: OutPlace = None,
+    *,
+    out: Out = None,
+    push: PushTo = None,
+    private: Private = False,
+    create_pr: CreatePr = False,
+    slurm: bool = typer.Option(False, "--slurm", help="Hand it to Slurm, as an array of jobs."),
+    tasks: int | None = typer.Option(
+        None, min=1, metavar="N", help="Tasks of Slurm's array. Default: one per shard."
+    ),
+    sbatch: list[str] | None = typer.Option(
+        None, metavar="OPTION", help="Option for sbatch, for example --partition=cpu. Repeat it for more."
+    ),
+    jobs: int | None = typer.Option(None, min=1, metavar="N", help="Hand it to so many HF Jobs."),
+    flavor: str | None = typer.Option(None, metavar="NAME", help="Hardware of each HF Job."),
+    timeout: str | None = typer.Option(
+        None, metavar="TIME", help="Longest time of each HF Job, for example 90m. Default: the Hub's."
+    ),
+    bucket: str | None = typer.Option(
+        None, metavar="OWNER/NAME", help="Private bucket for the HF Jobs' plan and records."
+    ),
+    scan: ScanFile = None,
+    force: Force = False,
+    reading: Reading,
+    dry_run: bool = typer.Option(False, "--dry-run", help="Only print what would be handed over."),
+    said: Said,
+) -> None:
+    """Hand a merge to Slurm or to HF Jobs. The last job makes the output appear, as one commit."""
+    from dataclasses import replace
+
+    from hubextrap import api
+    from hubextrap.recipe import load_recipe
+
+    out = one_place(out, place)
+    if push is None:
+        why = "goes with --push REPO; of the recipe's push section, private and create_pr say it"
+        refuse_idle(ctx, ("private", "create_pr"), why)
+    if slurm == (jobs is not None):
+        raise typer.BadParameter("say who is to do it: --slurm, or --jobs N")
+    refuse_idle(ctx, OF_JOBS if slurm else OF_SLURM, "goes with " + ("--jobs N" if slurm else "--slurm"))
+    if jobs is not None and out is not None:
+        raise typer.BadParameter(f"--out {out}: HF Jobs do not see this machine's folders; give --push REPO")
+    settings = replace(reading.merge_options(), force=force)
+    queue = (
+        _slurm(tasks, sbatch, settings) if jobs is None else _jobs(jobs, flavor, timeout, bucket, settings)
+    )
+    result = api.submit(
+        load_recipe(recipe),
+        queue,
+        out=out,
+        push=push_targets(push, private, create_pr),
+        settings=settings,
+        scan=scan,
+        dry_run=dry_run,
+        progress=said.progress,
+    )
+    queued = result.queued
+    if said.as_json:
+        tell_json(
+            {"place": result.place, "units": result.units, "script": result.script}
+            if queued is None
+            else {
+                "place": result.place,
+                "units": result.units,
+                "jobs": list(queued.ids),
+                "watch": queued.how_to_watch,
+                "cancel": queued.how_to_cancel,
+            }
+        )
+    elif queued is None:
+        tell(result.script or "")
+    else:
+        tell(f"submitted {result.units} shards: {', '.join(queued.ids)}")
+        tell(f"  watch    {queued.how_to_watch}")
+        tell(f"  wait     hubextrap finish {result.place} --wait")
+        tell(f"  cancel   {queued.how_to_cancel}")
+
+
+def _slurm(tasks: int | None, options: list[str] | None, settings: MergeOptions) -> Queue:
+    from hubextrap.executors.slurm import SlurmExecutor
+
+    return SlurmExecutor(options or (), tasks=tasks, threads=settings.workers, memory=settings.memory)
+
+
+def _jobs(
+    jobs: int, flavor: str | None, timeout: str | None, bucket: str | None, settings: MergeOptions
+) -> Queue:
+    from hubextrap.executors.jobs import JobsExecutor
+
+    return JobsExecutor(jobs=jobs, flavor=flavor, timeout=timeout, bucket=bucket)

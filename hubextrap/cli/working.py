@@ -1,0 +1,71 @@
+"""`hubextrap worker` and `finish`: units of a plan that was submitted, and the last step."""
+
+from __future__ import annotations
+
+import typer
+
+from hubextrap.cli.options import Said, Summary, grouped
+from hubextrap.cli.terminal import tell, tell_json
+
+PlanPlace = typer.Argument(
+    ...,
+    metavar="PLACE",
+    help="Where the plan lies: the folder that `hubextrap submit` names, or hf://buckets/…",
+)
+
+
+@grouped
+def worker(
+    place: str = PlanPlace,
+    units: list[int] | None = typer.Argument(
+        None, metavar="UNIT…", help="Numbers of the units to do. Default: all that nobody has done.", min=0
+    ),
+    *,
+    last: bool = typer.Option(
+        False, "--finish", help="Do the last step too, if no shard is missing after these units."
+    ),
+    said: Said,
+) -> None:
+    """Make shards of a plan. Slurm and HF Jobs run this; you can help them with it.
+
+    Exit code 75: another attempt may go well, as after a lost network.
+    """
+    from hubextrap import api
+    from hubextrap.errors import HubExtrapError, MayPass
+    from hubextrap.foreign_text import own_lines
+    from hubextrap.work.doing import may_pass
+
+    try:
+        done = api.work(place, units or None, finish_if_last=last, progress=said.progress)
+    except HubExtrapError as error:
+        if may_pass(error):
+            raise MayPass(own_lines(*str(error).split("\n"))) from error
+        raise
+    if said.as_json:
+        tell_json([{"unit": unit, "file": file} for unit, file in done])
+    else:
+        tell(f"{len(done)} units done")
+
+
+@grouped
+def finish(
+    place: str = PlanPlace,
+    *,
+    wait: bool = typer.Option(False, "--wait", help="Wait until all shards are made."),
+    summary: Summary = None,
+    said: Said,
+) -> None:
+    """Do the last step of submitted work: name the folder, or make the one commit."""
+    from hubextrap import api
+    from hubextrap.cli.markdown import append_summary, predictions_markdown
+    from hubextrap.cli.summaries import prediction_as_json, print_prediction
+
+    result = api.finish(place, wait=wait, progress=said.progress)
+    predictions = () if result is None else result.predictions
+    if summary is not None:
+        append_summary(summary, predictions_markdown(predictions))
+    if said.as_json:
+        tell_json([prediction_as_json(prediction) for prediction in predictions])
+        return
+    for prediction in predictions:
+        print_prediction(prediction)
