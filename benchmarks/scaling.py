@@ -25,7 +25,7 @@ from benchmarks.simulation import (
     uploading,
 )
 from benchmarks.sparse import deepseek_v3, sparse_run
-from benchmarks.unit_costs import COUNT, FIRST_BYTE, MEMORY, Costs, costs, plan_of, ranges_of
+from benchmarks.unit_costs import COUNT, FIRST_BYTE, MEMORY, Costs, costs, layouts_of, plan_of, ranges_of
 
 CORES = 2
 """Of a worker."""
@@ -75,7 +75,9 @@ def _at_size(bench: Bench, measured: Costs) -> Size:
     """The plan of 671B × 16, from headers of the real model in sparse files; and what binds a worker."""
     root = bench.fresh("sparse")
     sparse_run(root, list(deepseek_v3(-(-61 * bench.layers // LAYERS))), COUNT)
-    plan = plan_of(root)
+    layouts = layouts_of(root)
+    bench.fresh("sparse")
+    plan = plan_of(layouts)
     units = len(plan.shards)
     work = Work(plan.total_bytes_read / units / 1e9, plan.total_bytes_written / units / 1e9, 0.0)
     some = plan.shards[:: max(1, units // 5)]
@@ -91,7 +93,7 @@ def _at_size(bench: Bench, measured: Costs) -> Size:
         (MEMORY, CORES, 0.1),
         (MEMORY, 8, FIRST_BYTE),
     ):
-        cut = plan_of(root, memory)
+        cut = plan_of(layouts, memory)
         ranges = statistics.mean(ranges_of(cut, shard) for shard in cut.shards[:: max(1, units // 5)])
         read = statistics.mean(shard.bytes_read for shard in some)
         one = replace(work, request=read / (ranges - COUNT) / 1e9)
@@ -100,8 +102,7 @@ def _at_size(bench: Bench, measured: Costs) -> Size:
         cells = (_bound(one, measured.rates, Worker(cores, card, first_byte)) for card in CARDS)
         millions = f"{units * ranges / 1e6:.1f} of {one.request * 1e3:.1f} MB"
         row(f"{memory / 2**20:.0f}MiB", cores, f"{first_byte * 1e3:.0f}", millions, *cells)
-    bench.fresh("sparse")
-    opened = sum(len(layout.shards) for layout in plan.layouts)
+    opened = sum(len(layout.shards) for layout in layouts)
     return Size(units, opened, work, measured)
 
 
@@ -142,14 +143,14 @@ def _crews(size: Size) -> None:
     """How long it takes, by workers and by what each has of a network card."""
     headers = size.opened * max(size.rates.opening, 2 * FIRST_BYTE / IN_FLIGHT)
     print(
-        f"\nminutes of the whole merge, {CORES} cores a worker, first bytes after {FIRST_BYTE * 1e3:.0f} ms; of "
-        f"it, one process alone: {headers:.0f} s for headers, {COMMIT:.0f} s for the commit\n"
+        f"\nminutes of the whole merge, {CORES} cores a worker, first bytes after {FIRST_BYTE * 1e3:.0f} ms; "
+        f"of it, one process alone: {headers:.0f} s for headers, {COMMIT:.0f} s for the commit\n"
     )
-    heading("workers", "rounds", *(f"{card} GB/s each" for card in CARDS), "workers at work")
+    heading("workers", "rounds", *(f"{card} GB/s each" for card in CARDS), "at work")
     for crew in CREWS:
         found = [_run(size, Worker(CORES, card, FIRST_BYTE), crew) for card in CARDS]
         rounds = -(-size.units // crew)
-        busy = f"{size.units / (rounds * crew):.0%} of {rounds} rounds"
+        busy = f"{size.units / (rounds * crew):.0%}"
         row(crew, rounds, *(f"{one.seconds / 60:.1f}" for one in found), busy)
 
 
@@ -157,9 +158,7 @@ def _quotas(size: Size) -> None:
     """The Hub's limits: from how many workers on they bind, and what they cost."""
     seconds = unit_seconds(size.work, size.rates, USUAL)
     crew, unit, worker = CREWS[-1], size.costs.unit, size.costs.worker
-    print(
-        f"\n{USUAL.card} GB/s a worker, {seconds:.0f} s a unit, {crew} workers; no limit, and those of a token\n"
-    )
+    print(f"\n{crew} workers of {USUAL.card} GB/s, {seconds:.0f} s a unit, by the plan of their token\n")
     heading(
         "plan", "API / resolves in 5 minutes",
         "a process a worker: binds from", "minutes", "a process a unit: binds from", "minutes",
@@ -180,8 +179,8 @@ def _quotas(size: Size) -> None:
 def _losses(size: Size) -> None:
     """What killed workers cost, and whether smaller units would cost less."""
     crew = 64
-    print(f"\n{crew} workers of {USUAL.card} GB/s, lost at a constant rate; means of {RUNS} runs\n")
-    heading("lost per worker and hour", "units", "minutes", "losses", "GB read again", "seconds a loss")
+    print(f"\n{crew} workers of {USUAL.card} GB/s that are lost at a constant rate; means of {RUNS} runs\n")
+    heading(f"losses an hour of each of {crew}", "units", "minutes", "losses", "GB read again", "s a loss")
     for rate in (0.0, 0.1, 1.0, 10.0):
         for parts in (1, 4):
             work = replace(size.work, read=size.work.read / parts, written=size.work.written / parts)

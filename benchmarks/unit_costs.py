@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.inputs import LAYERS, Bench, recipe
 from benchmarks.local import merge
-from benchmarks.measure import Run, heading, in_turn, job, row, spread
+from benchmarks.measure import Run, heading, hubextrap, in_turn, job, row, spread
 from benchmarks.simulation import IN_FLIGHT, Rates, Work, Worker, reading
 from benchmarks.sparse import sparse_run
 from hubextrap.engine.budget import Budget
@@ -27,6 +27,7 @@ from hubextrap.tensors.weights import read_layouts
 if TYPE_CHECKING:
     from hubextrap.localhub import LocalHub
     from hubextrap.localhub.faults import Request
+    from hubextrap.tensors.layout import CheckpointLayout
 
 COUNT = 16
 FIRST_BYTE = 0.05
@@ -73,7 +74,7 @@ class Costs:
     unit: Requests
     """Of a unit; its ranges follow from its size."""
     last: Requests
-    """Of the last step, but for finding files and reading their headers once more."""
+    """Of the last step."""
 
 
 def costs(bench: Bench) -> Costs:
@@ -84,12 +85,17 @@ def costs(bench: Bench) -> Costs:
         return _small_merge(bench, root, hub, environment, rates)
 
 
-def plan_of(root: Path, memory: int = MEMORY) -> MergePlan:
-    """As a merge of these checkpoints is planned if they lie on a Hub."""
+def layouts_of(root: Path) -> list[CheckpointLayout]:
+    """Those of a run's checkpoints, in step order."""
     folders = sorted(root.iterdir(), key=lambda folder: int(folder.name[5:]))
-    steps = [int(folder.name[5:]) for folder in folders]
-    weights = coefficients("least_squares", steps, 1.5 * steps[-1])[None]
-    layouts = read_layouts([LocalSource(folder) for folder in folders])
+    with ExitStack() as stack:
+        return read_layouts([stack.enter_context(closing(LocalSource(folder))) for folder in folders])
+
+
+def plan_of(layouts: Sequence[CheckpointLayout], memory: int = MEMORY) -> MergePlan:
+    """As a merge of these checkpoints is planned if they lie on a Hub."""
+    steps = range(10, 10 * len(layouts) + 1, 10)
+    weights = coefficients("least_squares", steps, 15 * len(layouts))[None]
     return plan_merge(steps, layouts, lambda name: weights, budget=Budget(memory, remote=True))
 
 
@@ -116,7 +122,7 @@ def _small_run(bench: Bench) -> Path:
 
 @contextmanager
 def _hub(bench: Bench, root: Path) -> Iterator[tuple[LocalHub, dict[str, str]]]:
-    """A loopback Hub that redirects to a storage of its own and takes uploads in parts, as the real one does."""
+    """A loopback Hub that redirects to a storage and takes uploads in parts, as the real one does."""
     from hubextrap.localhub import LocalHub
 
     with LocalHub(bench.fresh("hub"), tokens={"hf_bench": "me"}, cdn=True) as hub:
@@ -149,7 +155,7 @@ def _rates(bench: Bench, hub: LocalHub, environment: dict[str, str]) -> Rates:
     found = measure(bench.times(5)).said
     # a whole merge of next to nothing: imports, machine code and all
     tiny = in_turn({"tiny": partial(merge, bench, bench.tiny(), 2)}, bench.times(5))["tiny"]
-    starts = [one.seconds for one in tiny]
+    starts = [one.processors for one in tiny]
     hub.faults.add(Fault("^/lfs/", method="GET", delay=FIRST_BYTE, count=10**6))
     delayed = measure(1, "fetch").said
     hub.faults.clear()
@@ -169,7 +175,7 @@ def _rates(bench: Bench, hub: LocalHub, environment: dict[str, str]) -> Rates:
     milliseconds = [1e3 * one for one in found["opening"]]
     print(
         f"\na file found and its header read: {spread(milliseconds, 1)} ms of a core; a worker's start: "
-        f"{spread(starts)} s\none process reads {spread(found['fetch_wall'])} GB/s from a Hub on the same "
+        f"{spread(starts)} s of a core\none process reads {spread(found['fetch_wall'])} GB/s from a Hub on the same "
         f"cores, and {spread(delayed['fetch_wall'])} where every first byte takes {FIRST_BYTE * 1e3:.0f} ms "
         f"(at most {IN_FLIGHT * PART / FIRST_BYTE / 1e9:.2f})"
     )
@@ -178,40 +184,41 @@ def _rates(bench: Bench, hub: LocalHub, environment: dict[str, str]) -> Rates:
 
 
 def _small_merge(bench: Bench, root: Path, hub: LocalHub, environment: dict[str, str], rates: Rates) -> Costs:
-    """The small run merged by a driver and workers, each a process: what each asks, beside what is foreseen."""
-    plan = plan_of(root)
+    """The small run merged by driver, workers and last step, each a process: what each asks for."""
+    plan = plan_of(layouts_of(root))
     file = recipe(bench.work / "recipe.yaml", "me/run", COUNT)
 
-    def asked(name: str, *arguments: object) -> tuple[Requests, Run]:
+    def asked(run: Callable[..., Run], *arguments: object) -> tuple[Requests, Run]:
         began = len(hub.requests)
-        ended = job(name, *arguments, environment=environment)
+        ended = run(*arguments, environment=environment)
         return Requests.of(hub.requests[began:]), ended
 
-    def worked(target: str, *units: int) -> tuple[Requests, Run]:
-        _, ended = asked("driver", file, target)
-        return asked("worker", ended.said["place"], *units)
+    def worked(target: str, *units: int) -> tuple[Requests, Run, str]:
+        place = asked(job, "submit", file, target, MEMORY)[1].said["place"]
+        return *asked(hubextrap, "worker", place, *units), place
 
-    (single, short), (double, long) = worked("me/one", 0), worked("me/two", 0, 1)
-    driver, _ = asked("driver", file, "me/out")
-    last, _ = asked("driver", file, "me/two")
+    (single, short, _), (double, long, place) = worked("me/one", 0), worked("me/two", 0, 1)
+    driver, _ = asked(job, "submit", file, "me/out", MEMORY)
+    last, _ = asked(hubextrap, "finish", place)
     unit = double.plus(single, -1)
     worker = single.plus(unit, -1)
     headers = Requests(resolves=SHARDS * COUNT, ranges=SHARDS * COUNT)
     shard = plan.shards[1]
     foreseen = Requests(COUNT, unit.api, ranges_of(plan, shard), -(-shard.size // PART))
-    print(f"\n{SHARDS} shards of {shard.size / 1e6:.0f} MB, {COUNT} checkpoints: requests\n")
-    heading("of", "resolve", "API", "ranges", "upload parts")
+    print(f"\nrequests, counted for {SHARDS} shards of {shard.size / 1e6:.0f} MB\n")
+    heading(f"of, at K = {COUNT}", "resolve", "API", "ranges", "upload parts")
     row("the driver, headers aside", *astuple(driver.plus(headers, -1)))
     row("each worker process", *astuple(worker))
     row("each unit", *astuple(unit))
     row("each unit, foreseen", *astuple(foreseen))
-    row("the last step, headers aside", *astuple(last.plus(headers, -1)))
+    assert unit == foreseen, "units ask for something else than their plan says"
+    row("the last step", *astuple(last))
     work = Work(shard.bytes_read / 1e9, shard.size / 1e9, PART / 1e9)
     alone = reading(work, replace(rates, tls=0), Worker(1, 1e9, 0))["processor"]
     alone += COUNT * rates.opening + work.written * rates.upload
-    taken = long.said["processors"] - short.said["processors"]
+    taken = long.processors - short.processors
     print(
         f"\nprocessor seconds of a unit: {taken:.2f}, foreseen from the rates {alone:.2f}; "
         f"a worker's peak: {long.peak / 1e9:.2f} GB"
     )
-    return Costs(rates, driver.plus(headers, -1), worker, unit, last.plus(headers, -1))
+    return Costs(rates, driver.plus(headers, -1), worker, unit, last)

@@ -2,8 +2,8 @@
 
 From the Hub of HF_ENDPOINT, where ``me/run`` has COUNT checkpoints and ``me/out`` is a repo to upload to;
 FOLDER is for what is written. The last line has a figure per round of each PART (by default all): processor
-seconds of the process per GB (1e9 bytes), but for ``opening``, per file; ``fetch_wall`` has GB/s. Processor time
-hardly depends on what else the machine does, which the time on the clock does.
+seconds of the process per GB (1e9 bytes), but for ``opening``, per file; ``fetch_wall`` has GB/s. Processor
+time hardly depends on what else the machine does, which the time on the clock does.
 """
 
 from __future__ import annotations
