@@ -172,12 +172,12 @@ def _rates(bench: Bench, hub: LocalHub, environment: dict[str, str]) -> Rates:
         ("upload", "upload over LFS, without TLS"),
     ):
         row(what, spread(found[name]))
-    milliseconds = [1e3 * one for one in found["opening"]]
+    opening = spread([1e3 * one for one in found["opening"]], 1)
+    most = IN_FLIGHT * PART / FIRST_BYTE / 1e9
     print(
-        f"\na file found and its header read: {spread(milliseconds, 1)} ms of a core; a worker's start: "
-        f"{spread(starts)} s of a core\none process reads {spread(found['fetch_wall'])} GB/s from a Hub on the same "
-        f"cores, and {spread(delayed['fetch_wall'])} where every first byte takes {FIRST_BYTE * 1e3:.0f} ms "
-        f"(at most {IN_FLIGHT * PART / FIRST_BYTE / 1e9:.2f})"
+        f"\na file found and its header read: {opening} ms of a core; a worker's start: {spread(starts)} s"
+        f"\none process reads {spread(found['fetch_wall'])} GB/s from a Hub on the same cores, and "
+        f"{spread(delayed['fetch_wall'])} where first bytes take {FIRST_BYTE * 1e3:.0f} ms (at most {most:.2f})"
     )
     middle = {name: statistics.median(values) for name, values in found.items() if name != "fetch_wall"}
     return Rates(**middle, start=statistics.median(starts))
