@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import statistics
@@ -26,6 +27,7 @@ from benchmarks.simulation import (
 )
 from benchmarks.sparse import deepseek_v3, sparse_run
 from benchmarks.unit_costs import COUNT, FIRST_BYTE, MEMORY, Costs, costs, layouts_of, plan_of, ranges_of
+from hubextrap.work.layouts import layouts_as_json, merge_as_json
 
 CORES = 2
 """Of a worker."""
@@ -81,9 +83,11 @@ def _at_size(bench: Bench, measured: Costs) -> Size:
     units = len(plan.shards)
     work = Work(plan.total_bytes_read / units / 1e9, plan.total_bytes_written / units / 1e9, 0.0)
     some = plan.shards[:: max(1, units // 5)]
+    travels = json.dumps([layouts_as_json(layouts), merge_as_json(plan)])
     print(
         f"\n{units} units, each {work.read:.1f} GB read and {work.written:.2f} GB written; in all "
-        f"{units * work.read / 1e3:.1f} TB and {units * work.written / 1e3:.2f} TB\n"
+        f"{units * work.read / 1e3:.1f} TB and {units * work.written / 1e3:.2f} TB; a plan of "
+        f"{len(travels) / 1e6:.1f} MB\n"
     )
     heading("--memory", "cores", "first byte ms", "ranges, millions", *(f"{card} GB/s" for card in CARDS))
     for memory, cores, first_byte in (

@@ -16,7 +16,7 @@ from benchmarks.inputs import LAYERS, Bench, recipe
 from benchmarks.local import merge
 from benchmarks.measure import Run, heading, hubextrap, in_turn, job, row, spread
 from benchmarks.simulation import IN_FLIGHT, Rates, Work, Worker, reading
-from benchmarks.sparse import sparse_run
+from benchmarks.sparse import Tensor, sparse_run
 from hubextrap.engine.budget import Budget
 from hubextrap.engine.plan import MergePlan, ShardPlan, plan_merge
 from hubextrap.methods import coefficients
@@ -108,7 +108,9 @@ def ranges_of(plan: MergePlan, shard: ShardPlan) -> int:
 def _small_run(bench: Bench) -> Path:
     """Two shards of 100 MB, sixteen times: enough to count requests and processor seconds."""
     root, elements = bench.fresh("small-shards"), max(1, 8192 * bench.layers // LAYERS)
-    tensors = [(f"model.layers.{number}.weight", (elements, 1024)) for number in range(6 * SHARDS)]
+    tensors: list[Tensor] = [
+        (f"model.layers.{number}.weight", (elements, 1024)) for number in range(6 * SHARDS)
+    ]
     sparse_run(root, tensors, COUNT, 6 * 2048 * elements)
     noise = np.random.default_rng(0).standard_normal(6 * 1024 * elements, np.float32) * 0.02
     weights = (noise.view(np.uint32) >> 16).astype(np.uint16)
@@ -177,7 +179,7 @@ def _rates(bench: Bench, hub: LocalHub, environment: dict[str, str]) -> Rates:
     print(
         f"\na file found and its header read: {opening} ms of a core; a worker's start: {spread(starts)} s"
         f"\none process reads {spread(found['fetch_wall'])} GB/s from a Hub on the same cores, and "
-        f"{spread(delayed['fetch_wall'])} where first bytes take {FIRST_BYTE * 1e3:.0f} ms (at most {most:.2f})"
+        f"{spread(delayed['fetch_wall'])} if first bytes take {FIRST_BYTE * 1e3:.0f} ms (at most {most:.2f})"
     )
     middle = {name: statistics.median(values) for name, values in found.items() if name != "fetch_wall"}
     return Rates(**middle, start=statistics.median(starts))
