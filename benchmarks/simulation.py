@@ -18,7 +18,7 @@ IN_FLIGHT = 8
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Processor seconds of one core per GB, but for the last two."""
+    """Processor seconds of one core per GB, but for `opening` and `start`."""
 
     fetch: float
     """Range requests, from the socket to the buffer, without TLS."""
@@ -35,6 +35,8 @@ class Rates:
     """Processor seconds to find a file and read its header."""
     start: float
     """Seconds until a new worker begins its first unit."""
+    other: float = 0.0
+    """Per GB of what is read: what the parts leave over of a whole unit's processor seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def reading(work: Work, rates: Rates, worker: Worker) -> dict[str, float]:
     All that overlaps, so the largest counts.
     """
     one = worker.first_byte + work.request / worker.card
-    processor = work.read * (rates.fetch + rates.tls + rates.sha256 + rates.xxh3 + rates.sums)
+    processor = work.read * (rates.fetch + rates.tls + rates.sha256 + rates.xxh3 + rates.sums + rates.other)
     return {
         "network card": work.read / worker.card,
         "requests in flight": work.read / (IN_FLIGHT * work.request) * one,

@@ -219,8 +219,9 @@ def _small_merge(bench: Bench, root: Path, hub: LocalHub, environment: dict[str,
     alone = reading(work, replace(rates, tls=0), Worker(1, 1e9, 0))["processor"]
     alone += COUNT * rates.opening + work.written * rates.upload
     taken = long.processors - short.processors
+    other = max(0.0, taken - alone) / work.read
     print(
-        f"\nprocessor seconds of a unit: {taken:.2f}, foreseen from the rates {alone:.2f}; "
-        f"a worker's peak: {long.peak / 1e9:.2f} GB"
+        f"\nprocessor seconds of a unit of {work.read:.1f} GB: {taken:.2f}, of its parts by their rates "
+        f"{alone:.2f}; so {other:.2f} per GB are between the parts; a worker's peak: {long.peak / 1e9:.2f} GB"
     )
-    return Costs(rates, driver.plus(headers, -1), worker, unit, last)
+    return Costs(replace(rates, other=other), driver.plus(headers, -1), worker, unit, last)

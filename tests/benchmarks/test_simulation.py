@@ -82,7 +82,7 @@ def test_workers_that_join_ask_too(simulation: dict[str, Any], simulate: Any) ->
 
 def test_what_binds_a_unit(simulation: dict[str, Any]) -> None:
     rates = simulation["Rates"](
-        fetch=0.5, tls=0.25, sha256=0.5, xxh3=0.05, sums=0.2, write=1.0, upload=0.75, opening=0.0, start=0.0
+        0.25, 0.25, 0.5, 0.05, sums=0.2, write=1.0, upload=0.75, opening=0.0, start=0.0, other=0.25
     )
     work = simulation["Work"](read=64.0, written=4.0, request=0.008)
     worker = simulation["Worker"](cores=2, card=2.0, first_byte=0.046)
