@@ -22,8 +22,9 @@ from hubextrap.executors.submission import SUBMITTED, Submission
 from hubextrap.executors.testing import ExecutorTests
 from hubextrap.executors.testing_run import SHARDS, TinyRun, shard_file
 from hubextrap.progress import SilentProgress
+from hubextrap.work.bucket import BucketPlace
 from hubextrap.work.places import FolderPlace
-from hubextrap.work.records import DONE, FAILED, Records
+from hubextrap.work.records import Record, Records
 
 EVERY = tuple(range(SHARDS))
 
@@ -51,10 +52,11 @@ class TestSlurm(ExecutorTests):
     workers = 2
 
     @pytest.fixture
-    def executor(self, cluster: FakeSlurm) -> Iterator[SlurmExecutor]:
+    def executor(self, cluster: FakeSlurm, request: pytest.FixtureRequest) -> Iterator[SlurmExecutor]:
         self.cluster = cluster
-        yield SlurmExecutor(tasks=4)
-        assert cluster.queue() == []
+        # units of one task wait for each other
+        yield SlurmExecutor(tasks=None if "slow_unit" in request.node.name else 2)
+        cluster.wait(20)  # nobody is left; a worker ends after its last record
 
     def worker_pids(self) -> list[int]:
         return list(self.cluster.processes())
@@ -181,12 +183,13 @@ def test_an_option_that_holds_a_secret() -> None:
     assert secret not in str(caught.value)
 
 
-def test_own_memory_takes_the_place_of_ours(run: TinyRun) -> None:
-    for option in ("--mem-per-cpu=2G", "--mem=2G"):
-        said = SlurmExecutor([option]).dry_run(run.work_plan(), run.place, [0])
-        assert said.count("#SBATCH --mem") == 2
-        assert said.count(f"#SBATCH {option}") == 2
-    assert SlurmExecutor(["--mem-bind=local"]).dry_run(run.work_plan(), run.place, [0]).count("--mem=") == 2
+@pytest.mark.parametrize(
+    ("option", "memories"), [("--mem-per-cpu=2G", 2), ("--mem=2G", 2), ("--mem-bind=local", 4)]
+)
+def test_own_memory_takes_the_place_of_ours(option: str, memories: int, run: TinyRun) -> None:
+    said = SlurmExecutor([option]).dry_run(run.work_plan(), run.place, [0])
+    assert said.count("#SBATCH --mem") == memories
+    assert said.count(f"#SBATCH {option}\n") == 2
 
 
 # what Slurm answers
@@ -391,7 +394,8 @@ def test_what_is_lost_is_submitted_again_while_something_is_gained(
 
 
 def test_what_failed_for_good_is_not_submitted_again(cluster: FakeSlurm, run: TinyRun, idle: Path) -> None:
-    plan, queue, records = run.work_plan(), SlurmExecutor(), Records(run.place, run.work_plan().digest)
+    plan, queue = run.work_plan(), SlurmExecutor()
+    records = Records(run.place, plan.digest)
     for unit in (0, 1):
         records.fail(unit, HubExtrapError("a wrong checkpoint"))
     assert queue.resubmit(plan, run.place, [0, 1]) is None
@@ -455,18 +459,12 @@ def test_a_driver_takes_over_the_jobs_of_one_that_was_killed(
     jobs = queue.start(plan, run.place, EVERY)
     Submission("slurm", queue.settings(), plan.digest, jobs, None, len(EVERY)).save(run.place)
     records = queue.run(plan, run.place, EVERY, SilentProgress())
-    Records(run.place, plan.digest).put(made := record_of(plan.digest, 3))
+    Records(run.place, plan.digest).put(made := Record(3, plan.digest, {}))
     assert next(records) == made
     records.close()
     cluster.wait(10)
     assert len(cluster.calls("sbatch")) == 1
     assert Submission.load(run.place) is None
-
-
-def record_of(plan: str, unit: int) -> object:
-    from hubextrap.work.records import Record
-
-    return Record(unit, plan, {})
 
 
 def test_a_unit_whose_worker_is_lost_every_time(
@@ -488,10 +486,10 @@ def test_a_queue_that_gives_no_answer_for_a_while(cluster: FakeSlurm, run: TinyR
     jobs = queue.start(plan, run.place, [1])
     Submission("slurm", queue.settings(), plan.digest, jobs, None, 1).save(run.place)
     records = queue.run(plan, run.place, [1, 2], SilentProgress())
-    Records(run.place, plan.digest).put(record_of(plan.digest, 2))
+    Records(run.place, plan.digest).put(Record(2, plan.digest, {}))
     assert next(records)
     (cluster.state / "down").touch()
-    Records(run.place, plan.digest).put(record_of(plan.digest, 1))
+    Records(run.place, plan.digest).put(Record(1, plan.digest, {}))
     assert [one.unit for one in records] == [1]
     (cluster.state / "down").unlink()
     queue.cancel(["1"])
@@ -509,12 +507,6 @@ def test_a_queue_that_gives_no_answer_for_too_long(
         list(queue.run(plan, run.place, [1], SilentProgress()))
 
 
-def test_places_that_nodes_cannot_see(run: TinyRun) -> None:
-    class Bucket(FolderPlace):
-        pass
-
-    assert DONE != FAILED
-    with pytest.raises(WrongArgument, match="need a folder that all of them see"):
-        SlurmExecutor().dry_run(
-            run.work_plan(), object.__new__(type("B", (), {"name": "hf://buckets/a/b"})), [0]
-        )
+def test_a_place_that_nodes_cannot_see(run: TinyRun) -> None:
+    with pytest.raises(WrongArgument, match="hf://buckets/me/work/x: Slurm's nodes need a folder"):
+        SlurmExecutor().dry_run(run.work_plan(), BucketPlace("hf://buckets/me/work/x"), [0])
