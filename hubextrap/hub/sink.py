@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import OutputError
-from hubextrap.hub.commit import PushResult, commit_files, refuse_overwriting
+from hubextrap.hub.commit import PushResult, commit_files, landed, refuse_overwriting
 from hubextrap.hub.outgoing import OutgoingFile
 from hubextrap.hub.push_errors import push_errors
 from hubextrap.hub.target import check_target, create_repo, read_remote
@@ -114,6 +114,8 @@ class HubSink:
         files = [*self._files.values(), *(OutgoingFile(path, data) for path, data in side_files.items())]
         with push_errors(self.target.name):
             now = read_remote(self.target)
+        if made := landed(self.target, files, self._start, now):
+            return made
         refuse_overwriting(self.target, self._start, now, files)
         result = commit_files(self.target, files, message=message, state=now, progress=self._progress)
         if self._journal is not None:  # what is in a commit is there, whatever way it went
