@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from base64 import b64encode
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,13 +92,14 @@ class Worker:
             else:
                 given = records if records is not None else _needed(self.plan, unit, kept)
                 content = self._compare(unit, given)
+            record = Record(unit, self.plan.digest, content)
+            if kept is not None:
+                kept.put(record)
         except HubExtrapError as error:
             if kept is not None and not may_pass(error):
-                kept.fail(unit, error)
+                with suppress(HubExtrapError):  # the unit's own error is the one to be told
+                    kept.fail(unit, error)
             raise
-        record = Record(unit, self.plan.digest, content)
-        if kept is not None:
-            kept.put(record)
         return record
 
     def _open(self) -> tuple[Source, ...]:
