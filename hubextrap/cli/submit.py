@@ -116,7 +116,7 @@ def submit(
 def _slurm(tasks: int | None, options: list[str] | None, settings: MergeOptions) -> Queue:
     from hubextrap.executors.slurm import SlurmExecutor
 
-    return SlurmExecutor(options or (), tasks=tasks, threads=settings.workers, memory=settings.memory)
+    return SlurmExecutor(options or (), tasks)
 
 
 def _jobs(
