@@ -56,6 +56,8 @@ def distribute(
         if isinstance(sink, HubSink):
             sink.adopt(target.shards.values(), target.small)
         else:
+            assert isinstance(sink, LocalSink)
+            sink.remove_unfinished()
             journal.note_stamps(input_stamps(plan, run.sources))
             note_shards(journal, target)
     return [

@@ -1,7 +1,7 @@
 """A tiny run and a plan of its merge, as `hubextrap.executors.testing` gives them to executors.
 
 Three checkpoints of seven shards, some kilobytes each: BF16 and F32 tensors that are combined, an I64 that is
-copied, an embedding with its tied copy, and a shard of nothing but empty tensors. Two targets.
+copied, an embedding with its tied copy, and a shard of a single number. Two targets.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def shard_file(unit: int) -> str:
 def specs(unit: int) -> list[Spec]:
     """Name, dtype and shape of the tensors of one shard."""
     if unit == SHARDS - 1:
-        return [("none.weight", "BF16", (0, 8))]
+        return [("scale", "F32", ())]
     tensors: list[Spec] = [(f"layers.{unit}.weight", "BF16", (24, 31)), (f"layers.{unit}.norm", "F32", (33,))]
     if unit == 2:
         tensors.append(("position_ids", "I64", (16,)))

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.durable.atomic import new_file, sync_folder, writing
+from hubextrap.durable.atomic import is_new_name, new_file, sync_folder, writing
 from hubextrap.errors import OutputError
 from hubextrap.tensors.blocks import BlockWriter
 from hubextrap.tensors.interfaces import FinishedShard
@@ -47,6 +47,18 @@ class LocalSink:
                 f"{file!r}: not a plain file name; the output would leave {self.folder}", file=file
             )
         return LocalShardWriter(self.folder, file, size, self._journal, among_others=self._among_others)
+
+
+    def remove_unfinished(self) -> None:
+        """Remove what others who were killed left, or are still making though all is there.
+
+        Raises:
+            OutputError: it could not be removed.
+        """
+        with writing(self.folder, "check its permissions"):
+            for path in self.folder.iterdir():
+                if is_new_name(path.name):
+                    path.unlink(missing_ok=True)
 
 
 class LocalShardWriter:
