@@ -94,7 +94,10 @@ class ExecutorTests:
 
     @pytest.fixture(autouse=True)
     def _ends_in_time(self) -> Iterator[None]:
-        """A test that hangs fails."""
+        yield from self.alarm()
+
+    def alarm(self) -> Iterator[None]:
+        """Fail what is not done in time, up to the next step of the iterator."""
 
         def fail(*_: object) -> None:
             pytest.fail(f"not done after {self.patience:g} s")

@@ -48,7 +48,6 @@ class LocalSink:
             )
         return LocalShardWriter(self.folder, file, size, self._journal, among_others=self._among_others)
 
-
     def remove_unfinished(self) -> None:
         """Remove what others who were killed left, or are still making though all is there.
 
