@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Protocol
@@ -78,9 +79,8 @@ class FolderPlace:
 
     def names(self, folder: str) -> frozenset[str]:
         try:
-            return frozenset(
-                one.name for one in (self.folder / folder).iterdir() if not is_new_name(one.name)
-            )
+            with os.scandir(self.folder / folder) as entries:
+                return frozenset(one.name for one in entries if one.is_file() and not is_new_name(one.name))
         except (FileNotFoundError, NotADirectoryError):
             return frozenset()
         except OSError as error:

@@ -1,127 +1,104 @@
-"""A folder as a plan's place: files whole or not there, whoever writes, kills included."""
+"""Both kinds of places, by the tests that every place has to pass."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+from place_conformance import PlaceTests
 
-from hubextrap.errors import OutputError, SourceError
-from hubextrap.work.places import FolderPlace, open_place
-
-WRITING = """
-import itertools, sys
-from hubextrap.work.places import open_place
-
-place = open_place(sys.argv[1])
-print("ready", flush=True)
-for number in itertools.count():
-    place.write("done/0.json", b"%07d" % number * 2000)
-"""
+from hubextrap.errors import AccessDenied, OutputError, SourceError
+from hubextrap.localhub import Fault, LocalHub
+from hubextrap.work.bucket import BucketPlace
+from hubextrap.work.places import FolderPlace, Place, open_place
 
 
-def test_a_folder(tmp_path: Path) -> None:
-    place = open_place(str(tmp_path / "a" / "place"))
-    assert isinstance(place, FolderPlace)
-    assert place.name == str(tmp_path / "a" / "place")
-    assert place.read("plan.json") is None
-    assert place.names("done") == place.names(".") == frozenset()
-    place.write("plan.json", b"{}")
-    place.write("beside/0/config.json", b"1")
-    place.write("beside/0/config.json", b"2")
-    assert place.read("beside/0/config.json") == b"2"
-    assert place.read("beside/0/config.json/x") is None
-    assert place.names("beside/0") == {"config.json"}
-    assert place.names("plan.json") == frozenset()
-    assert open_place(place.name).read("plan.json") == b"{}"
-    place.remove()
-    place.remove()
-    assert list((tmp_path / "a").iterdir()) == []
+class TestFolderPlace(PlaceTests):
+    @pytest.fixture
+    def place(self, tmp_path: Path) -> Place:
+        return open_place(str(tmp_path / "work"))
 
-
-def test_a_relative_name_means_the_same_folder_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    place = open_place("place")
-    monkeypatch.chdir("/")
-    place.write("plan.json", b"{}")
-    assert (tmp_path / "place" / "plan.json").read_bytes() == b"{}"
-
-
-def test_who_is_late_brings_back_no_place(tmp_path: Path) -> None:
-    place = FolderPlace(tmp_path / "place")
-    place.write("plan.json", b"{}")
-    place.remove()
-    with pytest.raises(OutputError, match=r"place/done/0\.json: .*cannot be written: No such file") as caught:
-        place.write("done/0.json", b"{}")
-    assert caught.value.file == str(tmp_path / "place" / "done" / "0.json")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
-    place = FolderPlace(tmp_path / "place")
-    place.write("done", b"a file")
-    with pytest.raises(OutputError, match=r"done/0\.json: cannot be written: File exists; make room"):
-        place.write("done/0.json", b"{}")
-    (tmp_path / "place" / "failed" / "0.json").mkdir(parents=True)
-    with pytest.raises(SourceError, match=r"failed/0\.json: cannot be read: Is a directory; check") as caught:
-        place.read("failed/0.json")
-    assert caught.value.file == str(tmp_path / "place" / "failed" / "0.json")
-    with pytest.raises(OutputError, match="not a regular file"):
-        place.write("failed/0.json", b"{}")
-    elsewhere = FolderPlace(tmp_path / "place" / "done")
-    with pytest.raises(OutputError, match=r"done/plan\.json"):
-        elsewhere.write("plan.json", b"{}")
-    assert elsewhere.read("plan.json") is None
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may all")
-def test_what_may_not_be_read_or_written_is_named(tmp_path: Path) -> None:
-    place = FolderPlace(tmp_path / "place")
-    place.write("done/0.json", b"{}")
-    (tmp_path / "place" / "done").chmod(0)
-    try:
-        for call in (
-            lambda: place.read("done/0.json"),
-            lambda: place.names("done"),
-            lambda: place.write("done/0.json", b""),
-        ):
-            with pytest.raises((SourceError, OutputError), match=r"done.*Permission denied; .*permissions"):
-                call()
-    finally:
-        (tmp_path / "place" / "done").chmod(0o700)
-
-
-def test_no_link_is_written_through(tmp_path: Path) -> None:
-    place = FolderPlace(tmp_path / "place")
-    place.write("plan.json", b"{}")
-    (tmp_path / "mine").write_bytes(b"mine")
-    (tmp_path / "place" / "0.json").symlink_to(tmp_path / "mine")
-    with pytest.raises(OutputError, match="it is a link"):
-        place.write("0.json", b"theirs")
-    assert (tmp_path / "mine").read_bytes() == b"mine"
+    @pytest.fixture
+    def again(self, place: Place) -> Place:
+        return FolderPlace(Path(place.name))
 
 
 @pytest.mark.slow
-def test_a_file_is_whole_whenever_its_writer_is_killed(tmp_path: Path) -> None:
-    place = FolderPlace(tmp_path / "place")
-    place.write("plan.json", b"{}")
-    for attempt in range(4):
-        with subprocess.Popen([sys.executable, "-c", WRITING, place.name], stdout=subprocess.PIPE) as writer:
-            assert writer.stdout is not None
-            assert writer.stdout.readline() == b"ready\n"
-            until = time.monotonic() + 0.05 + 0.03 * attempt
-            while time.monotonic() < until or place.read("done/0.json") is None:
-                data = place.read("done/0.json") or b""
-                assert data == data[:7] * 2000
-                assert place.names("done") <= {"0.json"}
-            writer.send_signal(signal.SIGKILL)
-        data = place.read("done/0.json") or b""
-        assert data == data[:7] * 2000
-        assert data
-    place.write("done/0.json", b"last")
-    assert [path.name for path in (tmp_path / "place" / "done").iterdir()] == ["0.json"]
+@pytest.mark.usefixtures("logged_in", "hub")
+class TestBucketPlace(PlaceTests):
+    @pytest.fixture
+    def place(self, repo_id: str) -> Place:
+        return open_place(f"hf://buckets/{repo_id}/merges/0123")
+
+    @pytest.fixture
+    def again(self, place: Place) -> Place:
+        return BucketPlace(f"{place.name}/")
+
+    def test_the_first_write_makes_a_private_bucket(self, place: Place, hub: LocalHub, repo_id: str) -> None:
+        place.write("plan.json", b"{}")
+        place.write("done/1.json", b"{}")
+        assert hub.buckets.get(repo_id).about()["private"] is True
+        made = [r for r in hub.requests if r.method == "POST" and r.path == f"/api/buckets/{repo_id}"]
+        assert len(made) == 1
+
+    def test_two_places_of_a_bucket_are_two(self, place: Place, repo_id: str) -> None:
+        other = BucketPlace(f"hf://buckets/{repo_id}/merges/01234")
+        place.write("done/1.json", b"x")
+        other.write("done/2.json", b"y")
+        assert (place.names("done"), other.names("done")) == ({"1.json"}, {"2.json"})
+        place.remove()
+        assert other.read("done/2.json") == b"y"
+
+    def test_a_passing_failure_is_met_with_patience(self, place: Place, hub: LocalHub) -> None:
+        place.write("plan.json", b"{}")
+        for path in ("/resolve/", "/tree/", "/batch"):
+            hub.faults.add(Fault(path=path, status=503, headers={"Retry-After": "0"}))
+        assert place.read("plan.json") == b"{}"
+        place.write("done/1.json", b"{}")
+        assert place.names("done") == {"1.json"}
+        assert hub.faults.pending() == 0
+
+    def test_whose_answer_was_lost_is_written_all_the_same(self, place: Place, hub: LocalHub) -> None:
+        hub.faults.add(Fault(path="/batch", drop=True, after=True))
+        place.write("done/1.json", b"x")
+        assert place.read("done/1.json") == b"x"
+
+    def test_who_may_not(self, place: Place, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Another's private bucket looks like none; to write is refused, and the error says so."""
+        place.write("plan.json", b"{}")
+        monkeypatch.setenv("HF_TOKEN", hub.add_token("stranger"))
+        other = BucketPlace(place.name)
+        assert other.read("plan.json") is None
+        assert other.names("done") == frozenset()
+        with pytest.raises(AccessDenied, match="403"):
+            other.write("plan.json", b"x")
+        monkeypatch.setenv("HF_TOKEN", hub.add_token("me", read_only=True))
+        assert other.read("plan.json") == b"{}"
+        with pytest.raises(AccessDenied, match="may not write"):
+            other.write("plan.json", b"x")
+        monkeypatch.setenv("HF_TOKEN", "")
+        with pytest.raises(AccessDenied):
+            other.names("done")
+
+    def test_errors_name_the_file(self, place: Place, hub: LocalHub) -> None:
+        place.write("plan.json", b"{}")
+        for path, status in (("/resolve/", 500), ("/batch", 507)):
+            hub.faults.add(Fault(path=path, status=status, count=5))
+        with pytest.raises(SourceError, match=r"merges/0123/done/7\.json: the Hub answered 500"):
+            place.read("done/7.json")
+        with pytest.raises(OutputError, match=r"merges/0123/done/7\.json: the Hub answered 507"):
+            place.write("done/7.json", b"x")
+
+    def test_no_token_in_what_is_asked_for(self, place: Place, hub: LocalHub, logged_in: str) -> None:
+        place.write("plan.json", b"{}")
+        place.read("plan.json")
+        assert all(logged_in not in unquote(request.path) for request in hub.requests)
+
+
+@pytest.mark.parametrize(
+    "name", ["hf://me/work", "hf://buckets/me", "hf://buckets/me/work", "hf://buckets/me/work/../x", "hf://"]
+)
+def test_names_of_no_place(name: str) -> None:
+    with pytest.raises(SourceError, match="hf://buckets/OWNER/NAME/PATH"):
+        open_place(name)
