@@ -143,7 +143,10 @@ class WorkPlan:
             if stated["format"] != FORMAT or stated["kind"] != cls.kind:
                 raise ValueError(f"its format is {stated['format']!r} of {stated['kind']!r}")
             _check_versions(stated["versions"], where)
-            return cls._from_content(stated, digest)
+            plan = cls._from_content(stated, digest)
+            for unit in range(plan.units):  # what it says of its units belongs together
+                _ = plan.labels[unit], plan.bytes_of(unit), plan.needs(unit)
+            return plan
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise CorruptFile(
                 f"{where}: is no plan of this version of hubextrap ({type(error).__name__}: {error}); make "
