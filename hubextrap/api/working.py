@@ -8,6 +8,7 @@ from hubextrap.api.finishing import finish
 from hubextrap.errors import ReferenceNotFound
 from hubextrap.executors.local import LocalExecutor
 from hubextrap.progress import SilentProgress
+from hubextrap.work.merging import is_there
 from hubextrap.work.places import open_place
 from hubextrap.work.plan import WorkPlan
 from hubextrap.work.records import Records
@@ -49,8 +50,9 @@ def work(
             return []
         raise
     if units is None:
-        done = Records(where, plan.digest).done()
-        units = [unit for unit in plan.shard_units if unit not in done]
+        kept = Records(where, plan.digest)
+        known = {unit: kept.get(unit) for unit in plan.shard_units}
+        units = [unit for unit, one in known.items() if one is None or not is_there(plan, one)]
     records = LocalExecutor().run(plan, where, units, progress)
     made = [(record.unit, plan.labels[record.unit]) for record in records]
     if finish_if_last:

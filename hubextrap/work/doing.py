@@ -15,6 +15,7 @@ from hubextrap.hub.sink import HubSink
 from hubextrap.patience import is_passing
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors import LocalSink, open_source
+from hubextrap.work.merging import is_there
 from hubextrap.work.records import Record, Records
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Worker:
     def do(
         self, unit: int, place: Place | None = None, records: Mapping[int, Record] | None = None
     ) -> Record:
-        """Do one unit, unless it is on record in the place, and put it on record there.
+        """Do one unit, unless it is on record in the place and there, and put it on record.
 
         Args:
             records: those that the unit needs, instead of the place's.
@@ -84,7 +85,7 @@ class Worker:
             HubExtrapError: as `do_units`.
         """
         kept = None if place is None else Records(place, self.plan.digest)
-        if kept is not None and (known := kept.get(unit)) is not None:
+        if kept is not None and (known := kept.get(unit)) is not None and is_there(self.plan, known):
             return known
         try:
             if unit in self.plan.shard_units:

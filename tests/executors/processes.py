@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
 
 from hubextrap.errors import HubExtrapError
 from hubextrap.executors.interface import RETRIES
@@ -19,6 +23,10 @@ from hubextrap.work.plan import WorkPlan
 from hubextrap.work.records import Record, Records, error_as_json, error_from_json
 
 PASSING = 75
+STEPS = ("open", "os.rename", "os.remove", "os.mkdir")
+"""Audit events of what changes a folder."""
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["hubextrap.work.doing", "hubextrap.engine.run"])
 
 
 def work(place_name: str, unit: int, says: Connection) -> None:
@@ -31,6 +39,23 @@ def work(place_name: str, unit: int, says: Connection) -> None:
         sys.exit(PASSING if may_pass(error) else 1)
 
 
+def work_until(place_name: str, units: Sequence[int], dies_at: int | None) -> None:
+    """Do units, or be killed just before a step of those that change the output or its place."""
+    place = open_place(place_name)
+    plan = WorkPlan.load(place)
+    inside, step = str(Path(place_name).parent), 0
+
+    def count(event: str, given: tuple[Any, ...]) -> None:
+        nonlocal step
+        if event in STEPS and str(given[0]).startswith(inside):
+            step += event != "open" or bool(given[2] & (os.O_WRONLY | os.O_RDWR))
+            if step == dies_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    list(do_units(plan, units, place))
+
+
 class ProcessExecutor:
     name = "processes"
     workers = 2
@@ -38,8 +63,6 @@ class ProcessExecutor:
     """Seconds that a unit of these tests never takes."""
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["hubextrap.work.doing", "hubextrap.engine.run"])
         self.running: dict[BaseProcess, tuple[int, float, Connection]] = {}
 
     def run(self, plan: WorkPlan, place: Place, units: Sequence[int], progress: Progress) -> Iterator[Record]:
@@ -75,8 +98,8 @@ class ProcessExecutor:
                 running.pop(process, None)
 
     def start(self, place: Place, unit: int) -> BaseProcess:
-        said, says = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=work, args=(place.name, unit, says), daemon=True)
+        said, says = PROCESSES.Pipe(duplex=False)
+        process = PROCESSES.Process(target=work, args=(place.name, unit, says), daemon=True)
         process.start()
         self.running[process] = unit, time.monotonic(), said
         return process
