@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hubextrap.claims import sealed, unsealed
 from hubextrap.engine.budget import Budget
 from hubextrap.engine.plan import plan_merge
 from hubextrap.engine.run import run_plan
+from hubextrap.foreign_data import parse_json
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors.headers import DTYPES, build_header
 from hubextrap.tensors.local import LocalSource
@@ -29,7 +31,7 @@ from hubextrap.tensors.sinks import LocalSink
 from hubextrap.tensors.weights import read_layouts
 from hubextrap.trajectory.checkpoint import Checkpoint
 from hubextrap.work.places import FolderPlace
-from hubextrap.work.plan import Output, WorkPlan, files_to_compare, stamps_of
+from hubextrap.work.plan import PLAN_FILE, Output, WorkPlan, files_to_compare, stamps_of
 from hubextrap.work.records import DONE, Records
 
 if TYPE_CHECKING:
@@ -226,6 +228,18 @@ def _merge_plan(sources: list[LocalSource]) -> MergePlan:
 
 def _coefficients(name: str) -> NDArray[np.float64]:
     return COEFFICIENTS.get(name, COEFFICIENTS[""])
+
+
+def other_plan(data: bytes, how: str) -> bytes:
+    """A plan's file with another byte, or sealed anew with another version or format."""
+    if how == "byte":
+        return data.replace(b"layers.1.weight", b"layers.2.weight", 1)
+    stated = unsealed(parse_json(data, PLAN_FILE))
+    if how == "format":
+        stated["format"] = 0
+    else:
+        stated["versions"]["hubextrap"] = "0.0.0"
+    return json.dumps(sealed(stated)).encode()
 
 
 class Counting(SilentProgress):

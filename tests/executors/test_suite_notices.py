@@ -201,7 +201,7 @@ def call_on_workers(
     alarm = suite.alarm()
     next(alarm)
     try:
-        call(suite, test, executor, tmp_path, monkeypatch, {})
+        call(suite, test, executor, tmp_path, monkeypatch, {"other": "version"})
     finally:
         list(alarm)
 
