@@ -33,7 +33,7 @@ LOWEST = {
     "matplotlib": "3.9",
     "mergekit": "0.1.5",
     "pygit2": "1.15",
-    "ray": "2.45",
+    "ray": "2.41",
     "torch": "2.6",
     "transformers": "5.6",
 }

@@ -40,6 +40,11 @@ def serve(
     xet: bool = typer.Option(
         False, "--xet", help="Transfer large files by Xet. Clients need hf-xet and this machine."
     ),
+    run_jobs: bool = typer.Option(
+        False,
+        "--run-jobs",
+        help="Run the jobs that clients with the token submit, as processes of this machine. Only on loopback.",
+    ),
 ) -> None:
     """Serve the repos in DIR until Ctrl-C, to huggingface_hub, transformers and all that use them."""
     import secrets  # OpenSSL, which no other command's help needs
@@ -48,7 +53,7 @@ def serve(
 
     secret = token or f"hf_{secrets.token_hex(17)}"
     try:
-        hub = LocalHub(folder, host=host, port=port, tokens={secret: user}, xet=xet)
+        hub = LocalHub(folder, host=host, port=port, tokens={secret: user}, xet=xet, run_jobs=run_jobs)
     except ImportError as error:
         raise HubExtrapError("--xet needs hf-xet: pip install hf-xet, or serve without --xet") from error
     except (OSError, TypeError, UnicodeError) as error:  # the latter two: a --host that is no name

@@ -40,6 +40,8 @@ ANSWER_LIMIT = 10_000_000
 """Longest answer of a command in bytes: squeue has a line of some 15 for each task."""
 ANSWER_SECONDS = 120.0
 LOGS = "logs"
+SPARE, PLAN_MEMORY = 1.25, 256
+"""What a task asks for beyond the plan's peak memory, as Slurm kills what takes more: a factor, and MiB."""
 _OPTION = re.compile(r"--([a-z][a-z0-9-]*)(=[!$-&(-\[\]-~]+)?")
 """One long option, without what sbatch would read as its end: spaces, quotes, backslashes and #."""
 _OURS = (
@@ -83,15 +85,11 @@ class SlurmExecutor(Watching):
 
     name = "slurm"
 
-    def __init__(
-        self, options: Sequence[str] = (), *, tasks: int | None = None, threads: int, memory: int
-    ) -> None:
+    def __init__(self, options: Sequence[str] = (), tasks: int | None = None) -> None:
         """
         Args:
             options: sbatch's own, each one long option, as ``--partition=cpu``; they override ours.
             tasks: of an array, at most; as many as there are units, or as Slurm takes, if None.
-            threads: CPUs of a task.
-            memory: bytes that a task takes.
 
         Raises:
             WrongArgument: an option is none, or is one that hubextrap sets.
@@ -99,21 +97,15 @@ class SlurmExecutor(Watching):
         self.options = tuple(_checked(option) for option in options)
         if tasks is not None and tasks < 1:
             raise WrongArgument(f"tasks: has to be at least 1, and is {tasks}")
-        self.tasks, self.threads, self.memory = tasks, threads, memory
+        self.tasks = tasks
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "options": list(self.options),
-            "tasks": self.tasks,
-            "threads": self.threads,
-            "memory": self.memory,
-        }
+        return {"options": list(self.options), "tasks": self.tasks}
 
-    def dry_run(self, place: Place, units: Sequence[int]) -> str:
-        """The two scripts that `submit` hands to sbatch. Nothing is written, and no sbatch needed."""
+    def dry_run(self, plan: WorkPlan, place: Place, units: Sequence[int]) -> str:
         tasks = min(len(units), self.tasks or USUAL_ARRAY)
-        array = self._array_script(_folder_of(place), units, tasks)
-        return f"{array}\n{self._last_script(_folder_of(place), ['ARRAY'])}"
+        array = self._array_script(plan, _folder_of(place), units, tasks)
+        return f"{array}\n{self._last_script(plan, _folder_of(place), ['ARRAY'])}"
 
     def start(self, plan: WorkPlan, place: Place, units: Sequence[int]) -> Jobs:
         tasks = min(len(units), self._most_tasks())
@@ -124,11 +116,11 @@ class SlurmExecutor(Watching):
         except OSError as error:
             said = f"{logs}: cannot be made: {error.strerror}; {_REMEDY}"
             raise OutputError(said, file=logs) from error
-        job = _submitted(self._array_script(folder, units, tasks))
+        job = _submitted(self._array_script(plan, folder, units, tasks))
         return {f"{job}_{task}": tuple(units[task::tasks]) for task in range(tasks)}
 
     def start_last(self, plan: WorkPlan, place: Place, after: Collection[str]) -> str:
-        return _submitted(self._last_script(_folder_of(place), _without_tasks(after)))
+        return _submitted(self._last_script(plan, _folder_of(place), _without_tasks(after)))
 
     def alive(self, jobs: Collection[str]) -> frozenset[str]:
         if not jobs:
@@ -196,7 +188,7 @@ class SlurmExecutor(Watching):
             raise WrongArgument(f"tasks: this cluster's arrays have at most {most} tasks, not {self.tasks}")
         return self.tasks or most
 
-    def _array_script(self, folder: Path, units: Sequence[int], tasks: int) -> str:
+    def _array_script(self, plan: WorkPlan, folder: Path, units: Sequence[int], tasks: int) -> str:
         own = [
             f"--array=0-{tasks - 1}",
             "--job-name=hubextrap",
@@ -205,9 +197,9 @@ class SlurmExecutor(Watching):
         what = f"{len(units)} units in {tasks} tasks"
         numbers = textwrap.fill(" ".join(str(int(unit)) for unit in units), 100)
         body = _UNITS.format(units=numbers, tasks=tasks, command=_command("worker", folder))
-        return self._head(what, own) + body
+        return self._head(plan, what, own) + body
 
-    def _last_script(self, folder: Path, after: Collection[str]) -> str:
+    def _last_script(self, plan: WorkPlan, folder: Path, after: Collection[str]) -> str:
         own = [
             *([f"--dependency=afterany:{':'.join(after)}"] if after else []),
             "--job-name=hubextrap-finish",
@@ -215,14 +207,15 @@ class SlurmExecutor(Watching):
         ]
         attempts = " ".join(str(attempt) for attempt in range(1, RETRIES + 2))
         body = _LAST.format(attempts=attempts, command=_command("finish", folder))
-        return self._head("the last step", own) + body
+        return self._head(plan, "the last step", own) + body
 
-    def _head(self, what: str, own: Sequence[str]) -> str:
+    def _head(self, plan: WorkPlan, what: str, own: Sequence[str]) -> str:
         from hubextrap import __version__
 
-        need = ["--nodes=1", "--ntasks=1", f"--cpus-per-task={self.threads}", "--requeue", "--chdir=/"]
+        need = ["--nodes=1", "--ntasks=1", f"--cpus-per-task={plan.merge.buffers.workers}"]
+        need += ["--requeue", "--chdir=/"]
         if not any(re.match("--mem(=|-per-)", option) for option in self.options):  # they exclude each other
-            need.append(f"--mem={-(-self.memory // 2**20)}M")
+            need.append(f"--mem={round(plan.merge.peak_memory * SPARE / 2**20) + PLAN_MEMORY}M")
         lines = "\n".join(f"#SBATCH {option}" for option in (*own, *need, *self.options))
         return _HEAD.format(version=__version__, what=what, options=lines)
 

@@ -45,15 +45,24 @@ class Submission:
         """
         place.write(SUBMITTED, json.dumps(sealed(asdict(self)), allow_nan=False).encode() + b"\n")
 
+    @staticmethod
+    def forget(place: Place) -> None:
+        """Note that no jobs are left.
+
+        Raises:
+            OutputError: it could not be written.
+        """
+        place.write(SUBMITTED, b"")
+
     @classmethod
     def load(cls, place: Place) -> Submission | None:
-        """What was noted last; None where nothing was.
+        """What was noted last; None where nothing was, or `forget` came after.
 
         Raises:
             SourceError: it could not be read. CorruptFile: it is not as it was written.
         """
         data = place.read(SUBMITTED)
-        if data is None:
+        if not data:
             return None
         where = f"{place.name}/{SUBMITTED}"
         try:

@@ -16,17 +16,17 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.errors import HubExtrapError, SourceError
+from hubextrap.errors import HubExtrapError, OutputError, SourceError
 from hubextrap.executors.interface import RETRIES
 from hubextrap.executors.submission import Submission
+from hubextrap.work.plan import PLAN_FILE, WorkPlan
 from hubextrap.work.records import FAILED, Records
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from hubextrap.progress import Progress
-    from hubextrap.work.places import Place
-    from hubextrap.work.plan import WorkPlan
+    from hubextrap.work.places import FolderPlace, Place
     from hubextrap.work.records import Record
 
 Jobs = dict[str, tuple[int, ...]]
@@ -57,6 +57,14 @@ class Watching(ABC):
     patience: float = 900.0
     """Seconds for which a queue may give no answer."""
 
+    def place(self, plan: WorkPlan, local: FolderPlace) -> Place:
+        """Where the plan is to lie, so that all workers see it: ``local`` where they see that.
+
+        Raises:
+            HubExtrapError: there is no such place.
+        """
+        return local
+
     @abstractmethod
     def start(self, plan: WorkPlan, place: Place, units: Sequence[int]) -> Jobs:
         """Put jobs into the queue that do the units between them, each ``hubextrap worker PLACE UNIT…``.
@@ -72,6 +80,10 @@ class Watching(ABC):
         Raises:
             HubExtrapError: the queue does not take it.
         """
+
+    @abstractmethod
+    def dry_run(self, plan: WorkPlan, place: Place, units: Sequence[int]) -> str:
+        """What `submit` would hand to the queue, as text. Nothing is written, and no queue needed."""
 
     @abstractmethod
     def alive(self, jobs: Collection[str]) -> frozenset[str]:
@@ -107,23 +119,34 @@ class Watching(ABC):
 
     def run(self, plan: WorkPlan, place: Place, units: Sequence[int], progress: Progress) -> Iterator[Record]:
         """As `Executor.run` says. Jobs of an earlier process that are still there are watched too."""
+        plan.check_units(units)
+        if WorkPlan.load(place).digest != plan.digest:
+            raise OutputError(f"{place.name}: {PLAN_FILE} is of another plan; run the same command again")
         records = Records(place, plan.digest)
         waiting = set(units)
-        jobs: Jobs = {}
+        yield from _ended(records, waiting)
+        if not waiting:
+            return
+        _forgive(records, waiting)
+        jobs = self._going(Submission.load(place), plan)
         try:
-            yield from _ended(records, waiting)
-            if not waiting:
-                return
-            _forgive(records, waiting)
-            jobs |= self._going(Submission.load(place), plan)
-            yield from self._watch(plan, records, waiting, jobs, progress)
+            with progress.stage(plan.kind, sum(map(plan.bytes_of, waiting))) as stage:
+                for record in self._watch(plan, records, waiting, jobs, progress):
+                    stage.advance(plan.bytes_of(record.unit))
+                    yield record
         finally:
-            if left := [job for job, theirs in jobs.items() if waiting.intersection(theirs)]:
-                try:
-                    self.cancel(left)
-                except HubExtrapError as error:
-                    how = self.commands(place, left).how_to_cancel
-                    progress.warn(f"jobs may be left in the queue ({error}); cancel them: `{how}`")
+            self._leave(
+                place, [job for job, theirs in jobs.items() if waiting.intersection(theirs)], progress
+            )
+
+    def _leave(self, place: Place, jobs: Sequence[str], progress: Progress) -> None:
+        """Have those jobs end that nobody waits for any more."""
+        try:
+            self.cancel(jobs)
+            Submission.forget(place)
+        except HubExtrapError as error:
+            how = f"; cancel them: `{self.commands(place, jobs).how_to_cancel}`" if jobs else ""
+            progress.warn(f"jobs may be left in the queue ({error}){how}")
 
     def _watch(
         self, plan: WorkPlan, records: Records, waiting: set[int], jobs: Jobs, progress: Progress
@@ -160,7 +183,7 @@ class Watching(ABC):
 
     def _given_up(self, plan: WorkPlan, place: Place, unit: int, jobs: Jobs) -> HubExtrapError:
         job = [job for job, theirs in jobs.items() if unit in theirs][-1]
-        return HubExtrapError(
+        return OutputError(
             f"{plan.labels[unit]}: its worker was lost {RETRIES + 1} times; see {self.logs(place, job)}; "
             "when that is put right, run the same command again: it goes on where this one stopped",
             file=plan.labels[unit],
@@ -201,7 +224,7 @@ class Watching(ABC):
             if in_vain > RETRIES:
                 job = next((job for job, theirs in before.jobs.items() if lost[0] in theirs), None)
                 seen = f"; see {self.logs(place, job)}" if job else ""
-                raise HubExtrapError(
+                raise OutputError(
                     f"{_named(plan, lost)}: {RETRIES + 1} times the workers were lost"
                     f"{seen}; when that is put right, run `hubextrap submit` as before: it goes on from here",
                     file=plan.labels[lost[0]],

@@ -18,7 +18,7 @@ def write_token(hub: HubContext, call: Call) -> Answer:
     _check_offered(hub)
     repo = hub.repo(call)
     hub.reader(call)
-    return _token(repo.xet.new_store())
+    return token_for(repo.xet.new_store())
 
 
 def read_token(hub: HubContext, call: Call) -> Answer:
@@ -30,7 +30,7 @@ def read_token(hub: HubContext, call: Call) -> Answer:
     pointers = [entry.lfs for entry in entries if entry.lfs]
     try:
         with hub.store.lock:  # a store may have to be made of several
-            return _token(repo.xet.copy_of(repo.xet.store_of(pointers, repo.objects)))
+            return token_for(repo.xet.copy_of(repo.xet.store_of(pointers, repo.objects)))
     except KeyError:
         raise Refusal(404, f"no file of {call.groups['revision']} came by Xet") from None
 
@@ -40,7 +40,8 @@ def _check_offered(hub: HubContext) -> None:
         raise Refusal(404, "this hub does not offer Xet; set HF_HUB_DISABLE_XET=1")
 
 
-def _token(store: Path) -> Answer:
+def token_for(store: Path) -> Answer:
+    """The answer to who asks for a token: where the store lies is all that a client here needs."""
     token, expires = secrets.token_hex(16), int(time.time()) + _TOKEN_SECONDS
     url = f"local://{store.resolve()}"
     headers = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expires)}

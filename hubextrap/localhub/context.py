@@ -7,6 +7,8 @@ from datetime import datetime
 from pathlib import Path
 
 from hubextrap.localhub.access import Account, account_of, check_writer, may_see, no_such_repo
+from hubextrap.localhub.buckets import Buckets
+from hubextrap.localhub.jobs import Jobs
 from hubextrap.localhub.lfs import DEFAULT_GITATTRIBUTES
 from hubextrap.localhub.repository import KINDS, Change, HubRepo, Kind, settings_for
 from hubextrap.localhub.signing import Signer
@@ -23,6 +25,7 @@ class HubContext:
         page_size: most items in one page of a tree or of commits.
         part_size: LFS objects larger than this many bytes are uploaded in parts of this size.
         tokens: whose each token is.
+        jobs: what runs jobs; None where none are run.
         trusted: (repo, identity of a CI job) of every trusted publisher.
     """
 
@@ -31,11 +34,13 @@ class HubContext:
         self.url = ""
         self.cdn_port: int | None = None
         self.store = Store(root)
+        self.buckets = Buckets(self.store)
         self.cdn_expiry = cdn_expiry
         self.page_size = 1000
         self.part_size = 1 << 30
         self.signer = Signer()
         self.xet = xet
+        self.jobs: Jobs | None = None
         self.tokens = {token: Account(user) for token, user in tokens.items()}
         self.trusted: set[tuple[str, str]] = set()
 

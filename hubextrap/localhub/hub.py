@@ -7,14 +7,17 @@ import secrets
 from collections.abc import Mapping
 from datetime import datetime
 from importlib import import_module
+from ipaddress import ip_address
 from pathlib import Path
 
 import pygit2
 
+from hubextrap.errors import HubExtrapError
 from hubextrap.localhub import routes
 from hubextrap.localhub.access import Account
 from hubextrap.localhub.context import HubContext
 from hubextrap.localhub.faults import Faults, Request
+from hubextrap.localhub.jobs import Jobs
 from hubextrap.localhub.lfs import chunks_of, is_lfs
 from hubextrap.localhub.repository import Change, HubRepo, Kind
 from hubextrap.localhub.wire import Server
@@ -29,6 +32,8 @@ class LocalHub(HubContext):
         cdn: LFS files are answered with a redirect to a second port, as on the Hub.
         cdn_expiry: seconds for which a redirect's link is good.
         xet: offer the Xet endpoints, with one local store for each write token.
+        run_jobs: run the jobs of who may write, as processes of this machine that nothing shuts in; only on
+            loopback.
 
     Attributes:
         faults: ``faults.add(Fault(...))`` lets something go wrong.
@@ -45,7 +50,12 @@ class LocalHub(HubContext):
         cdn: bool = False,
         cdn_expiry: float = 3600.0,
         xet: bool = False,
+        run_jobs: bool = False,
     ) -> None:
+        if run_jobs and not _is_loopback(host):
+            raise HubExtrapError(
+                f"{host} is not loopback, and jobs are run for nobody else: serve on 127.0.0.1, or run no jobs"
+            )
         super().__init__(Path(root), tokens or {}, cdn_expiry, xet)
         if xet:
             import_module("hf_xet")  # that it is missing shall be known at once
@@ -56,6 +66,11 @@ class LocalHub(HubContext):
         if cdn:
             self._servers.append(self._serving(host, 0, routes.CDN_ROUTES))
             self.cdn_port = int(self._servers[1].server_address[1])
+        if run_jobs:
+            self.jobs = Jobs(self.store.root / "jobs")
+            self.jobs.environment["HF_ENDPOINT"] = self.url
+            if not xet:
+                self.jobs.environment["HF_HUB_DISABLE_XET"] = "1"
 
     def _serving(self, host: str, port: int, of: routes.Routes) -> Server:
         return Server(host, port, lambda call: routes.answer(self, of, call), self.faults, self.requests)
@@ -66,9 +81,11 @@ class LocalHub(HubContext):
             server.start()
 
     def stop(self) -> None:
-        """Stop serving and close every connection."""
+        """Stop serving and close every connection; jobs end too."""
         for server in self._servers:
             server.stop()
+        if self.jobs is not None:
+            self.jobs.stop()
 
     def __enter__(self) -> LocalHub:
         self.start()
@@ -132,6 +149,13 @@ class LocalHub(HubContext):
         with self.store.lock:
             repo = self.store.get(kind, name)
             repo.create_ref(ref, repo.head(start))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _change(repo: HubRepo, parent: pygit2.Commit | None, path: str, content: bytes | Path | None) -> Change:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from urllib.parse import unquote
 
 from hubextrap.localhub import (
+    api_buckets,
     api_commits,
     api_files,
     api_git,
     api_info,
+    api_jobs,
     api_lfs,
     api_refs,
     api_repos,
@@ -31,6 +33,9 @@ _PAGE = r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo>[^/]+/[^/]+?)"
 _REVISION = r"(?P<revision>refs(?:/|%2F)pr(?:/|%2F)\d{1,9}|[^/]+)"
 _DISCUSSION = _REPO + r"/discussions/(?P<number>\d{1,9})"
 _COMMENT = _DISCUSSION + r"/comment/(?P<comment>\w+)"
+_BUCKET = r"/api/buckets/(?P<bucket>[^/]+/[^/]+)"
+_JOBS = r"/api/jobs/(?P<namespace>[^/]+)"
+_JOB = _JOBS + r"/(?P<job>[0-9a-f]{24})"
 _OBJECT = r"/lfs/(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)/(?P<oid>[0-9a-f]{64})"
 
 _HUB = [
@@ -69,6 +74,22 @@ _HUB = [
     ("POST", f"{_DISCUSSION}/merge", discussions.merge),
     ("GET", f"{_REPO}/xet-write-token/{_REVISION}", api_xet.write_token),
     ("GET", f"{_REPO}/xet-read-token/{_REVISION}", api_xet.read_token),
+    ("GET", r"/api/buckets/(?P<namespace>[^/]+)", api_buckets.list_of),
+    ("POST", _BUCKET, api_buckets.create),
+    ("GET", _BUCKET, api_buckets.info),
+    ("DELETE", _BUCKET, api_buckets.delete),
+    ("GET", f"{_BUCKET}/tree(?:/(?P<path>.*))?", api_buckets.tree),
+    ("POST", f"{_BUCKET}/paths-info", api_buckets.paths_info),
+    ("POST", f"{_BUCKET}/batch", api_buckets.batch),
+    ("GET", f"{_BUCKET}/xet-write-token", api_buckets.write_token),
+    ("GET", f"{_BUCKET}/xet-read-token", api_buckets.read_token),
+    ("GET", r"/buckets/(?P<bucket>[^/]+/[^/]+)/resolve/(?P<path>.+)", api_buckets.resolve),
+    ("GET", r"/api/jobs/hardware", api_jobs.hardware),
+    ("POST", _JOBS, api_jobs.run),
+    ("GET", _JOBS, api_jobs.list_of),
+    ("GET", _JOB, api_jobs.inspect),
+    ("POST", f"{_JOB}/cancel", api_jobs.cancel),
+    ("GET", f"{_JOB}/logs", api_jobs.logs),
     ("POST", _PAGE + r"\.git/info/lfs/objects/batch", api_lfs.batch),
     ("POST", _PAGE + r"\.git/info/lfs/objects/verify", api_lfs.verify),
     ("PUT", _OBJECT + r"/(?P<size>\d{1,15})", api_lfs.upload),
@@ -84,6 +105,8 @@ CDN_ROUTES: Routes = [("GET", re.compile(_OBJECT), api_lfs.cdn_file)]
 
 _LARGER: dict[Endpoint, int] = {
     api_commits.commit: 1 << 28,  # small files come in it
+    api_buckets.batch: 1 << 22,
+    api_buckets.paths_info: 1 << 22,
     api_commits.preupload: 1 << 23,
     api_files.paths_info: 1 << 22,
     api_git.upload_pack: 1 << 24,

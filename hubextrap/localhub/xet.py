@@ -11,7 +11,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from hubextrap.localhub.lfs import LfsObjects, Pointer, RejectedObject, chunks_o
 _SHARD_HEADER = 48  # bytes; records have the same size
 _LAST_RECORD = b"\xff" * 32
 _HAS_VERIFICATION, _HAS_METADATA = 0x80000000, 0x40000000
+EMPTY = "0" * 64
+"""The Xet hash of no bytes, which no store holds."""
 
 
 @dataclass(frozen=True)
@@ -108,31 +111,66 @@ class XetStores:
         wanted = {pointer.sha256: pointer for pointer in pointers}
         for store in sorted(self._stores.glob("*")) if wanted else ():
             found = []
-            for shard in store.glob("xet/xorbs/shards/*.mdb"):
-                for xet_hash, sha256 in _files_of(shard.read_bytes()):
-                    if sha256 in wanted:
-                        found.append((XetFile(xet_hash, store.name), wanted.pop(sha256)))
+            for xet_hash, _, sha256 in _files_in(store):
+                if sha256 in wanted:
+                    found.append((XetFile(xet_hash, store.name), wanted.pop(sha256)))
             if found:
                 self._fetch(store.name, found, objects)
 
     def _fetch(self, store: str, files: list[tuple[XetFile, Pointer]], objects: LfsObjects) -> None:
+        with self._fetched(store, {file.hash: pointer.size for file, pointer in files}) as folder:
+            for file, pointer in files:
+                with (folder / file.hash).open("rb") as fetched:
+                    objects.add(chunks_of(fetched), pointer)
+        for file, pointer in files:
+            self._note(pointer.sha256, file)
+
+    @contextmanager
+    def _fetched(self, store: str, files: Mapping[str, int]) -> Iterator[Path]:
+        """A folder with files of a store, each named by its Xet hash; ``files`` has the size in bytes of each.
+
+        Raises:
+            RejectedObject: they cannot be read.
+        """
         from hf_xet import XetFileInfo, XetSession
 
         copy = self.copy_of(store)
         try:
             with XetSession().new_file_download_group(endpoint=f"local://{copy.resolve()}") as group:
-                for file, pointer in files:
-                    info = XetFileInfo(file.hash, pointer.size)
-                    group.start_download_file(info, str(copy / pointer.sha256))
-            for _, pointer in files:
-                with (copy / pointer.sha256).open("rb") as fetched:
-                    objects.add(chunks_of(fetched), pointer)
+                for xet_hash, size in files.items():
+                    group.start_download_file(XetFileInfo(xet_hash, size), str(copy / xet_hash))
+            yield copy
         except RuntimeError as error:
             raise RejectedObject(f"cannot read files from their Xet store: {error}") from error
         finally:
             shutil.rmtree(copy)
-        for file, pointer in files:
-            self._note(pointer.sha256, file)
+
+    def take(self, hashes: Iterable[str], folder: Path) -> None:
+        """Put those files that lie in a store, whichever it is, into ``folder`` under their Xet hashes.
+
+        Raises:
+            RejectedObject: one cannot be read from its store.
+        """
+        wanted = {xet_hash for xet_hash in hashes if not (folder / xet_hash).is_file()}
+        folder.mkdir(parents=True, exist_ok=True)
+        newest_first = sorted(self._stores.glob("*"), key=lambda store: store.stat().st_mtime, reverse=True)
+        for store in newest_first:
+            found = {name: size for name, size, _ in _files_in(store) if name in wanted} if wanted else {}
+            if found:
+                with self._fetched(store.name, found) as fetched:
+                    for xet_hash in found:
+                        (fetched / xet_hash).rename(folder / xet_hash)
+            wanted -= found.keys()
+
+    def store_with(self, files: Iterable[Path]) -> str:
+        """The name of a new store that holds these files."""
+        from hf_xet import SKIP_SHA256, XetSession
+
+        store = self.new_store()
+        with XetSession().new_upload_commit(endpoint=f"local://{store.resolve()}") as commit:
+            for file in files:
+                commit.start_upload_file(str(file), sha256=SKIP_SHA256)
+        return store.name
 
     def _note(self, sha256: str, file: XetFile) -> None:
         self._files.mkdir(parents=True, exist_ok=True)
@@ -147,8 +185,14 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
 
 
-def _files_of(shard: bytes) -> Iterator[tuple[str, str]]:
-    """Xet hash and sha256 (both hex) of each file that a shard describes.
+def _files_in(store: Path) -> Iterator[tuple[str, int, str | None]]:
+    """As ``_files_of``, of all that a store holds."""
+    for shard in store.glob("xet/xorbs/shards/*.mdb"):
+        yield from _files_of(shard.read_bytes())
+
+
+def _files_of(shard: bytes) -> Iterator[tuple[str, int, str | None]]:
+    """Xet hash, size in bytes and sha256 (if it is stated; hex) of each file that a shard describes.
 
     The layout is that of the Xet specification: a header, then for each file a record with its hash, flags
     and the number of its segments, the segments, as many verification records, and one with its sha256.
@@ -156,11 +200,18 @@ def _files_of(shard: bytes) -> Iterator[tuple[str, str]]:
     at = _SHARD_HEADER
     while shard[at : at + 32] not in (_LAST_RECORD, b""):
         xet_hash = _hash_at(shard, at)
-        flags, segments = (int.from_bytes(shard[at + i : at + i + 4], "little") for i in (32, 36))
+        flags, segments = _word_at(shard, at + 32), _word_at(shard, at + 36)
+        size = sum(_word_at(shard, at + 48 * segment + 36) for segment in range(1, segments + 1))
         at += 48 * (1 + segments * (2 if flags & _HAS_VERIFICATION else 1))
         if flags & _HAS_METADATA:
-            yield xet_hash, _hash_at(shard, at)
+            yield xet_hash, size, _hash_at(shard, at)
             at += 48
+        else:
+            yield xet_hash, size, None
+
+
+def _word_at(shard: bytes, at: int) -> int:
+    return int.from_bytes(shard[at : at + 4], "little")
 
 
 def _hash_at(shard: bytes, at: int) -> str:
