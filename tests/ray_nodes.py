@@ -57,11 +57,21 @@ class Nodes:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @staticmethod
+    @contextlib.contextmanager
+    def folder_only() -> Iterator[Path]:
+        """A folder for what Ray writes."""
+        folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+
     def join(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Have this process find it; `ray.init` then connects to it."""
         for name, value in self.environment.items():
             monkeypatch.setenv(name, value)
-        constants = import_module("ray._private.ray_constants")  # which reads the variable when it is imported
+        constants = import_module(
+            "ray._private.ray_constants"
+        )  # which reads the variable when it is imported
         monkeypatch.setattr(constants, "ENABLE_RAY_CLUSTER", False)
 
     def workers(self, doing: str = "ray::do_unit") -> list[int]:

@@ -174,15 +174,14 @@ def _worker(plan: Any, digest: str, place: str, node: str) -> tuple[Worker, Plac
     if digest not in _held:
         _forget()
         data = import_module("ray").get(plan)
-        here = WorkPlan.from_bytes(data, f"the plan, on node {node}")
+        here = WorkPlan.from_bytes(data, f"{place}/{PLAN_FILE}, on node {node}")
         found: Place | None = open_place(place)
         if found is not None and found.read(PLAN_FILE) != data:
             found = None  # a folder of the driver's machine
-            folders = [output.folder for output in here.outputs if output.folder is not None]
-            if folders:
+            if any(output.folder is not None for output in here.outputs):
                 raise OutputError(
-                    f"{folders[0]}: node {node} does not see it; an output folder has to be one that all "
-                    "nodes share under the same path, or push straight to the Hub"
+                    f"{place}: node {node} does not see it as the driver does; an output folder has to be one "
+                    "that all nodes share under the same path, or push straight to the Hub"
                 )
         _held[digest] = Worker(one_thread(here), _telling), found
     return _held[digest]
