@@ -21,6 +21,7 @@ from hubextrap import api
 from hubextrap.executors.jobs import JobsExecutor
 from hubextrap.localhub import LocalHub
 from hubextrap.localhub.jobs import FINISHED, Jobs
+from hubextrap.work.bucket import BucketPlace
 
 pytestmark = pytest.mark.usefixtures("logged_in")
 
@@ -34,11 +35,7 @@ def jobs_hub(hub: LocalHub, tmp_path: Path) -> Iterator[LocalHub]:
     """The session's hub, for once one that runs jobs."""
     hub.jobs = Jobs(tmp_path / "jobs")
     hub.jobs.environment |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    hub.jobs.environment |= {
-        "HF_ENDPOINT": hub.url,
-        "HF_HUB_DISABLE_XET": "1",
-        "NUMBA_CACHE_DIR": str(tmp_path / "compiled"),
-    }
+    hub.jobs.environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
     yield hub
     hub.jobs.stop()
     hub.jobs = None
@@ -115,3 +112,65 @@ def test_four_jobs_make_the_commit_of_a_local_run(
     await_end(jobs_hub, 120)
     assert [stage for stage, _, _ in outcome(jobs_hub)] == ["COMPLETED"] * 4, outcome(jobs_hub)
     assert content(jobs_hub, repo_id) == expected
+
+
+class Killer:
+    """Kills jobs' processes at random moments: while shards are made, and in the last step."""
+
+    def __init__(self, hub: LocalHub, place: BucketPlace, working: int, finishing: int) -> None:
+        self.hub, self.place = hub, place
+        self.left = {"working": working, "finishing": finishing}
+        self.ended = threading.Event()
+        self._rng = random.Random(working)
+        self._thread = threading.Thread(target=self._kill)
+
+    def __enter__(self) -> Killer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self._thread.join()
+
+    def _kill(self) -> None:
+        seen = 0
+        while not self.ended.wait(self._rng.uniform(0.05, 0.9)) and any(self.left.values()):
+            assert self.hub.jobs is not None
+            running = list(self.hub.jobs.processes().values())
+            asked = self.hub.requests[seen:]
+            finishing = any("beside%2F" in one.path and one.method == "GET" for one in asked)
+            phase = "finishing" if finishing else "working"
+            if not running or not self.left[phase]:
+                continue
+            if finishing:
+                time.sleep(0.05 * self.left[phase])  # from after the commit to before it
+                seen = len(self.hub.requests)
+            for process in running if finishing else [self._rng.choice(running)]:
+                with suppress(ProcessLookupError):
+                    os.killpg(process, signal.SIGKILL)
+            self.left[phase] -= 1
+
+
+@pytest.mark.slow
+def test_jobs_killed_at_random(
+    jobs_hub: LocalHub, recipe: Path, expected: tuple[str, str, int], repo_id: str
+) -> None:
+    """Twenty while they work, five in their last step; what the Hub gives up is submitted again."""
+
+    def submit() -> BucketPlace:
+        return BucketPlace(api.submit(recipe, JobsExecutor(4, bucket=BUCKET), push=repo_id).place)
+
+    place = submit()
+    jobs_hub.requests.clear()
+    with Killer(jobs_hub, place, working=20, finishing=5) as killer:
+        for _ in range(12):
+            await_end(jobs_hub, 200)
+            if place.read("plan.json") is None:
+                assert content(jobs_hub, repo_id) == expected
+                if not any(killer.left.values()):
+                    break
+                HfApi().delete_repo(repo_id)  # once more, for the kills that are left
+            submit()
+    assert killer.left == {"working": 0, "finishing": 0}, outcome(jobs_hub)
+    assert content(jobs_hub, repo_id) == expected
+    assert place.names("done") == place.names("beside/0") == frozenset()
