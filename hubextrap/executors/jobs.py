@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.claims import digest_of
-from hubextrap.errors import AccessDenied, HubExtrapError, MissingExtra, OutputError, SourceError, WrongArgument
+from hubextrap.errors import (
+    AccessDenied,
+    HubExtrapError,
+    MissingExtra,
+    OutputError,
+    SourceError,
+    WrongArgument,
+)
 from hubextrap.executors.interface import RETRIES
 from hubextrap.executors.submission import Submission
 from hubextrap.executors.watching import Jobs, Submitted, Watching
@@ -95,7 +102,9 @@ class JobsExecutor(Watching):
         """
         for output in plan.outputs:
             if output.folder is not None:
-                raise OutputError(f"{output.folder}: HF Jobs do not see this machine's folders; give --push REPO")
+                raise OutputError(
+                    f"{output.folder}: HF Jobs do not see this machine's folders; give --push REPO"
+                )
         for checkpoint in plan.checkpoints:
             if checkpoint.repo is None:
                 raise SourceError(
@@ -127,9 +136,7 @@ class JobsExecutor(Watching):
         if not jobs:
             return frozenset()
         with hub_errors("HF Jobs", SourceError):
-            found = hub_api().list_jobs(
-                namespace=self._namespace(), status=_UNDER_WAY, labels=_OURS
-            )
+            found = hub_api().list_jobs(namespace=self._namespace(), status=_UNDER_WAY, labels=_OURS)
             return frozenset(jobs) & {job.id for job in found}
 
     def cancel(self, jobs: Collection[str]) -> None:
@@ -168,7 +175,9 @@ class JobsExecutor(Watching):
             started = self._start(plan, place, rest, last=True)
             jobs |= started
             try:
-                Submission(self.name, self.settings(), plan.digest, jobs, None, len(units), in_vain).save(place)
+                Submission(self.name, self.settings(), plan.digest, jobs, None, len(units), in_vain).save(
+                    place
+                )
             except BaseException:  # nobody would find them any more
                 with suppress(HubExtrapError):
                     self.cancel(started)
@@ -248,7 +257,9 @@ def _token() -> str:
     with hub_errors("HF Jobs", OutputError):
         token = get_token()
     if not token:
-        raise AccessDenied("HF Jobs: need a token that may write; log in with `hf auth login`, or set HF_TOKEN")
+        raise AccessDenied(
+            "HF Jobs: need a token that may write; log in with `hf auth login`, or set HF_TOKEN"
+        )
     return token
 
 

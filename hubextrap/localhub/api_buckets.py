@@ -105,7 +105,9 @@ def batch(hub: HubContext, call: Call) -> Answer:
     with hub.store.lock:
         failed |= _bucket(hub, call, write=True).change(added, deleted, now)
     told = [{"path": path, "error": error} for path, error in failed.items()]
-    return json_answer({"success": not told, "failed": told}, 422 if told and len(told) == len(lines) else 200)
+    return json_answer(
+        {"success": not told, "failed": told}, 422 if told and len(told) == len(lines) else 200
+    )
 
 
 def write_token(hub: HubContext, call: Call) -> Answer:
