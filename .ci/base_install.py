@@ -25,7 +25,7 @@ trajectory: {{repo: {repo}, steps: {{max: 200}}}}
 merge_method: {method}
 parameters: {{target_step: 300}}
 """
-NOT_THERE = ("torch", "transformers", "lm-eval", "pygit2", "matplotlib")
+NOT_THERE = ("torch", "transformers", "lm-eval", "pygit2", "matplotlib", "ray")
 _PIPS = ("pip", "setuptools")
 
 

@@ -20,6 +20,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "logits": ("torch", "transformers"),
     "math": ("math_verify",),
     "mergekit": ("mergekit", "torch"),
+    "ray": ("ray",),
     "report": ("matplotlib",),
     "train": ("torch", "transformers", "accelerate"),
 }
@@ -32,6 +33,7 @@ LOWEST = {
     "matplotlib": "3.9",
     "mergekit": "0.1.5",
     "pygit2": "1.15",
+    "ray": "2.41",
     "torch": "2.6",
     "transformers": "5.6",
 }

@@ -64,8 +64,8 @@ def terminal_line(text: str) -> str:
 def _line(text: str) -> str:
     text = _cut(text, LONGEST)
     if not (text.isascii() and text.isprintable()):
-        text = _cut(_ACTING.sub(_shown, text), LONGEST)
-    return _RUNNER.sub(_shown, text)
+        text = _ACTING.sub(_shown, text)
+    return _cut(_RUNNER.sub(_shown, text), LONGEST)
 
 
 def terminal_output(text: str) -> str:
@@ -204,10 +204,15 @@ def _json_escape(found: re.Match[str]) -> str:
 
 
 def _cut(text: str, longest: int) -> str:
+    """``text`` without its middle where it is longer: what was cut once is cut no further."""
     if len(text) <= longest:
         return text
-    end = longest // 4
-    return f"{text[: longest - end]} … ({len(text) - longest:,} characters) … {text[-end:]}"
+    kept, end = longest - len(_left_out(len(text))), longest // 4
+    return text[: kept - end] + _left_out(len(text) - kept) + text[-end:]
+
+
+def _left_out(count: int) -> str:
+    return f" … ({count:,} characters) … "
 
 
 def _not_first(found: re.Match[str]) -> str:

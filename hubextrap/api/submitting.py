@@ -45,7 +45,7 @@ class Queue(Protocol):
     def submit(self, plan: WorkPlan, place: Place, units: Sequence[int]) -> Submitted:
         """Have the units done, and the last step after them."""
 
-    def dry_run(self, place: Place, units: Sequence[int]) -> str:
+    def dry_run(self, plan: WorkPlan, place: Place, units: Sequence[int]) -> str:
         """What `submit` would hand over, as text."""
 
 
@@ -107,8 +107,11 @@ def submit(
         if dry_run:
             work = place_of(out) if out is not None else push_place(targets[0])
             local = FolderPlace(work.absolute() / WORK)
-            units = range(len(prepared.plan.shards))
-            return Submission("", len(units), None, queue.dry_run(local, units))
+            outputs = [Output(push=one) for one in targets] if out is None else [Output(folder=str(out))]
+            plan = planned(prepared.plan, run, how, outputs, merge_fingerprint(prepared))
+            place = queue.place(plan, local)
+            units = plan.shard_units
+            return Submission(place.name, len(units), None, queue.dry_run(plan, place, units))
         return _handed_over(prepared, queue, out, targets)
 
 

@@ -25,7 +25,6 @@ from hubextrap.cli.options import (
 from hubextrap.cli.terminal import tell, tell_json
 
 if TYPE_CHECKING:
-    from hubextrap.api import MergeOptions
     from hubextrap.api.submitting import Queue
 
 OF_SLURM, OF_JOBS = ("tasks", "sbatch"), ("flavor", "timeout", "bucket")
@@ -78,9 +77,7 @@ def submit(
     if jobs is not None and out is not None:
         raise typer.BadParameter(f"--out {out}: HF Jobs do not see this machine's folders; give --push REPO")
     settings = replace(reading.merge_options(), force=force)
-    queue = (
-        _slurm(tasks, sbatch, settings) if jobs is None else _jobs(jobs, flavor, timeout, bucket, settings)
-    )
+    queue = _slurm(tasks, sbatch) if jobs is None else _jobs(jobs, flavor, timeout, bucket)
     result = api.submit(
         load_recipe(recipe),
         queue,
@@ -113,15 +110,13 @@ def submit(
         tell(f"  cancel   {queued.how_to_cancel}")
 
 
-def _slurm(tasks: int | None, options: list[str] | None, settings: MergeOptions) -> Queue:
+def _slurm(tasks: int | None, options: list[str] | None) -> Queue:
     from hubextrap.executors.slurm import SlurmExecutor
 
-    return SlurmExecutor(options or (), tasks)
+    return SlurmExecutor(options or (), tasks=tasks)
 
 
-def _jobs(
-    jobs: int, flavor: str | None, timeout: str | None, bucket: str | None, settings: MergeOptions
-) -> Queue:
+def _jobs(jobs: int, flavor: str | None, timeout: str | None, bucket: str | None) -> Queue:
     from hubextrap.executors.jobs import JobsExecutor
 
     return JobsExecutor(jobs=jobs, flavor=flavor, timeout=timeout, bucket=bucket)

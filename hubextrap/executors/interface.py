@@ -29,8 +29,10 @@ class Executor(Protocol):
         Args:
             plan: which `place` holds.
             units: numbers of the plan's units.
+            progress: its stages come to the bytes of the units that have no record yet, each counted once.
 
         Raises:
+            OutputError: a number is no unit's.
             HubExtrapError: what a unit raises that another attempt would meet too (a wrong checkpoint, no
                 permission), or that the last attempt met; with the unit's own class, message and attributes.
         """

@@ -108,7 +108,7 @@ class JobsExecutor(Watching):
         for checkpoint in plan.checkpoints:
             if checkpoint.repo is None:
                 raise SourceError(
-                    f"{checkpoint.path}: HF Jobs do not see this machine's folders; push the checkpoints to "
+                    f"{checkpoint.path or checkpoint.revision}: HF Jobs do not see this machine's folders; push the checkpoints to "
                     "the Hub, and name their repo in the recipe",
                     step=checkpoint.step,
                 )
@@ -174,6 +174,7 @@ class JobsExecutor(Watching):
         if rest or not jobs:
             started = self._start(plan, place, rest, last=True)
             jobs |= started
+            now = Submission(self.name, self.settings(), plan.digest, jobs, None, len(units), in_vain)
             try:
                 Submission(self.name, self.settings(), plan.digest, jobs, None, len(units), in_vain).save(
                     place

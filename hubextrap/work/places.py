@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hubextrap.containment import read_named
-from hubextrap.durable.atomic import is_new_name, write_whole, writing
+from hubextrap.durable.atomic import is_new_name, new_name, write_whole, writing
 from hubextrap.errors import SourceError
 
 REMEDY = "make room or check the folder's permissions, then run the same command again"
@@ -49,7 +49,11 @@ class Place(Protocol):
 
 
 class FolderPlace:
-    """A folder that all machines see under the same path."""
+    """A folder that all machines see under the same path.
+
+    A file of its own, such as the plan, makes it; one in a folder of it does not. So whoever is late, with a
+    unit still to record, brings back no place that was done with.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -65,7 +69,13 @@ class FolderPlace:
             raise SourceError(said, file=self.folder / file) from error
 
     def write(self, file: str, content: bytes) -> None:
-        write_whole(self.folder / file, content, remedy=REMEDY, parents=True)
+        path = self.folder / file
+        with writing(path, REMEDY):
+            if path.parent == self.folder:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            for folder in reversed(path.relative_to(self.folder).parents[:-1]):
+                (self.folder / folder).mkdir(exist_ok=True)
+        write_whole(path, content, remedy=REMEDY)
 
     def names(self, folder: str) -> frozenset[str]:
         try:
@@ -78,8 +88,13 @@ class FolderPlace:
             raise SourceError(said, file=self.folder / folder) from error
 
     def remove(self) -> None:
+        gone = self.folder.with_name(new_name())
         with writing(self.folder, REMEDY):
-            shutil.rmtree(self.folder, ignore_errors=True)
+            try:
+                self.folder.rename(gone)  # at once: whoever is late to write into it cannot any more
+            except FileNotFoundError:
+                return
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def open_place(name: str) -> Place:

@@ -7,13 +7,15 @@ sha256. A unit may be done twice: what is made is the same, so the second record
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from hubextrap import errors
-from hubextrap.claims import sealed, unsealed
+from hubextrap.claims import DIGEST, sealed, unsealed
 from hubextrap.errors import CorruptFile, HubExtrapError
 from hubextrap.foreign_data import parse_json
+from hubextrap.foreign_text import own_lines
 from hubextrap.tensors.interfaces import FinishedShard, ShardInputs
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 DONE, FAILED = "done", "failed"
 LIMIT = 100_000_000
 """Longest record in bytes that is read: a scan's holds a Gram matrix for each of its tensors."""
+_NAME = re.compile(r"(?:0|[1-9][0-9]{0,17})\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,13 @@ class Record:
     """JSON values, as the kind of unit has them: see `work.merging.ShardRecord` for one."""
 
     def to_bytes(self) -> bytes:
-        return json.dumps(sealed(asdict(self)), allow_nan=False).encode() + b"\n"
+        """One line of JSON with its own sha256.
+
+        Raises:
+            ValueError: the content is nothing that `from_bytes` takes: NaN, half a character.
+        """
+        stated = {"unit": self.unit, "plan": self.plan, "content": dict(self.content)}
+        return json.dumps(sealed(stated), allow_nan=False).encode() + b"\n"
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Record:
@@ -47,7 +56,7 @@ class Record:
             CorruptFile: it is no record.
         """
         try:
-            stated = unsealed(parse_json(data, where, error=ValueError, limit=LIMIT))
+            stated = _unsealed(data, where)
             unit, plan, content = stated["unit"], stated["plan"], stated["content"]
             if not (type(unit) is int and isinstance(plan, str) and isinstance(content, dict)):
                 raise ValueError("no record of a unit")
@@ -75,11 +84,15 @@ class Records:
         return _numbers(self.place.names(DONE))
 
     def failed(self) -> frozenset[int]:
-        """The units of which the last attempt failed for a reason that another attempt meets too."""
-        return _numbers(self.place.names(FAILED)) - self.done()
+        """The units of this plan that are not done, and why is on record: another attempt meets it too."""
+        return frozenset(
+            unit
+            for unit in _numbers(self.place.names(FAILED))
+            if self.get(unit) is None and self.failure(unit) is not None
+        )
 
     def get(self, unit: int) -> Record | None:
-        """The record of a unit; None where there is none, it is of another plan, or not as it was written."""
+        """The record of a unit; None where there is none of this plan, or none as it was written."""
         file = f"{DONE}/{unit}.json"
         data = self.place.read(file)
         if data is None:
@@ -110,44 +123,58 @@ class Records:
         if data is None:
             return None
         try:
-            stated = unsealed(parse_json(data, file, error=ValueError))
+            stated = _unsealed(data, file)
             return error_from_json(stated["error"]) if stated["plan"] == self._plan else None
         except (ValueError, KeyError, TypeError):
             return None
 
 
-_ATTRIBUTES = ("file", "tensor", "step", "repo")
+_ATTRIBUTES: dict[str, type] = {
+    **dict.fromkeys(("file", "tensor", "repo", "extra"), str),
+    **dict.fromkeys(("step", "line"), int),
+}
 
 
 def error_as_json(error: HubExtrapError) -> dict[str, Any]:
     """An error as it travels between processes: no pickle."""
-    return {"kind": type(error).__name__, "message": str(error)} | {
-        name: getattr(error, name) for name in _ATTRIBUTES if getattr(error, name) is not None
-    }
+    kinds = (kind.__name__ for kind in type(error).__mro__ if vars(errors).get(kind.__name__) is kind)
+    stated: dict[str, Any] = {"kind": next(kinds), "message": str(error)}
+    for name, kind in _ATTRIBUTES.items():
+        if (value := getattr(error, name, None)) is not None:
+            stated[name] = kind(value)
+    if error.parts:
+        stated["parts"] = [error_as_json(part) for part in error.parts]
+    return stated
 
 
 def error_from_json(stated: Mapping[str, Any]) -> HubExtrapError:
     """The error that `error_as_json` was given; of an unknown kind, a plain `HubExtrapError`.
 
     Raises:
-        KeyError: it states no message.
+        KeyError: it states no message. ValueError, TypeError: it is nothing that `error_as_json` makes.
     """
-    from hubextrap.foreign_text import own_lines
-
-    kind = getattr(errors, str(stated.get("kind")), None)
+    kind = vars(errors).get(stated["kind"])
     if not (isinstance(kind, type) and issubclass(kind, HubExtrapError)):
         kind = HubExtrapError
     given = {name: stated[name] for name in _ATTRIBUTES if name in stated}
-    message = own_lines(*str(stated["message"]).split("\n"))
-    return kind(message, **given)
+    if not all(type(value) is _ATTRIBUTES[name] for name, value in given.items()):
+        raise ValueError("no error of ours")
+    error: HubExtrapError = kind(own_lines(*str(stated["message"]).split("\n")), **given)
+    error.parts = tuple(map(error_from_json, stated.get("parts", ())))
+    return error
+
+
+def _unsealed(data: bytes, where: str) -> dict[str, Any]:
+    """The content of a file that states its own sha256; ValueError where it does not, or another."""
+    stated = parse_json(data, where, error=ValueError, limit=LIMIT)
+    if not isinstance(stated, dict) or DIGEST not in stated:
+        raise ValueError("it states no sha256 of itself")
+    content: dict[str, Any] = unsealed(stated)
+    return content
 
 
 def _numbers(names: frozenset[str]) -> frozenset[int]:
-    return frozenset(
-        int(name.removesuffix(".json"))
-        for name in names
-        if name.endswith(".json") and name[:-5].isascii() and name[:-5].isdigit()
-    )
+    return frozenset(int(name.removesuffix(".json")) for name in names if _NAME.fullmatch(name))
 
 
 def shard_as_json(shard: FinishedShard, inputs: ShardInputs) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def test_torch_cannot_be_imported_there(folder: Path) -> None:
     """Nor found installed, whose version would be written down; what is needed can."""
     program = (
         "import importlib, importlib.metadata, numba, numpy, huggingface_hub\n"
-        "for name in ('torch', 'transformers', 'lm_eval', 'pygit2'):\n"
+        "for name in ('torch', 'transformers', 'lm_eval', 'pygit2', 'ray'):\n"
         "    try: importlib.import_module(name)\n"
         "    except ModuleNotFoundError: pass\n"
         "    else: raise SystemExit(name)\n"
@@ -245,7 +245,7 @@ def test_where_it_is_installed_it_is_not_imported(folder: Path, recipe: Path) ->
         "sys.argv = ['hubextrap', 'merge', 'recipe.yaml', '--out', 'beside', '-q']\n"
         "try: run()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
-        "heavy = {'torch', 'transformers', 'lm_eval', 'datasets', 'pandas', 'matplotlib', 'pygit2'}\n"
+        "heavy = {'torch', 'transformers', 'lm_eval', 'datasets', 'pandas', 'matplotlib', 'pygit2', 'ray'}\n"
         "print(sorted(heavy & sys.modules.keys()))\n"
     )
     done = subprocess.run(
