@@ -108,7 +108,7 @@ class JobsExecutor(Watching):
         for checkpoint in plan.checkpoints:
             if checkpoint.repo is None:
                 raise SourceError(
-                    f"{checkpoint.path or checkpoint.revision}: HF Jobs do not see this machine's folders; push the checkpoints to "
+                    f"{checkpoint.name}: HF Jobs do not see this machine's folders; push the checkpoints to "
                     "the Hub, and name their repo in the recipe",
                     step=checkpoint.step,
                 )
@@ -176,9 +176,7 @@ class JobsExecutor(Watching):
             jobs |= started
             now = Submission(self.name, self.settings(), plan.digest, jobs, None, len(units), in_vain)
             try:
-                Submission(self.name, self.settings(), plan.digest, jobs, None, len(units), in_vain).save(
-                    place
-                )
+                now.save(place)
             except BaseException:  # nobody would find them any more
                 with suppress(HubExtrapError):
                     self.cancel(started)

@@ -25,7 +25,7 @@ _ROUNDS = 3  # of a removal: a worker may write while files are removed
 
 
 class BucketPlace:
-    """A folder in a bucket, ``hf://buckets/OWNER/NAME/PATH``; the first write makes a bucket, a private one."""
+    """A folder in a bucket, ``hf://buckets/OWNER/NAME/PATH``; the first write makes it, private."""
 
     def __init__(self, name: str) -> None:
         """
