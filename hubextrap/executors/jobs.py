@@ -32,6 +32,7 @@ from hubextrap.errors import (
 from hubextrap.executors.interface import RETRIES
 from hubextrap.executors.submission import Submission
 from hubextrap.executors.watching import Jobs, Submitted, Watching
+from hubextrap.foreign_data import shorten
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.patience import retried
 from hubextrap.work.bucket import BucketPlace
@@ -130,7 +131,7 @@ class JobsExecutor(Watching):
 
     def start_last(self, plan: WorkPlan, place: Place, after: Collection[str]) -> str:
         """A job of its own that waits for the others' records; only who has no better way needs it."""
-        return self._job(plan, place, ["finish", place.name, "--wait"], "last")
+        return self._job(plan, place, ["finish", place.name, "--wait"], "last", RETRIES + 1)
 
     def alive(self, jobs: Collection[str]) -> frozenset[str]:
         if not jobs:
@@ -149,7 +150,12 @@ class JobsExecutor(Watching):
                     raise
 
     def logs(self, place: Place, job: str) -> str:
-        return f"`hf jobs logs {self._namespace()}/{job}`"
+        command = f"`hf jobs logs {self._namespace()}/{job}`"
+        with suppress(HubExtrapError), hub_errors(f"job {job}", SourceError):
+            lines = hub_api().fetch_job_logs(job_id=job, namespace=self._namespace(), tail=20)
+            if said := [line.strip() for line in lines if line.strip()]:
+                return f"{command}, which ends: {shorten(said[-1])}"
+        return command
 
     def commands(self, place: Place, jobs: Collection[str]) -> Submitted:
         user = self._namespace()
@@ -189,14 +195,17 @@ class JobsExecutor(Watching):
         try:
             for number, part in enumerate(self._dealt(units)):
                 arguments = _arguments(place.name, part, last=last)
-                started[self._job(plan, place, arguments, str(number))] = tuple(part)
+                # Where nobody watches, the Hub itself starts a job again that was lost.
+                attempts = RETRIES + 1 if last else 1
+                job = self._job(plan, place, arguments, f"{number}", attempts)
+                started[job] = tuple(part)
         except BaseException:
             with suppress(HubExtrapError):
                 self.cancel(started)
             raise
         return started
 
-    def _job(self, plan: WorkPlan, place: Place, arguments: list[str], number: str) -> str:
+    def _job(self, plan: WorkPlan, place: Place, arguments: list[str], number: str, attempts: int) -> str:
         key = _key(place)
         for argument in arguments:
             if Path(argument).is_file():  # the client would send it, and name its copy instead
@@ -214,7 +223,7 @@ class JobsExecutor(Watching):
                 secrets={"HF_TOKEN": _token()},
                 flavor=self.flavor or FLAVOR,
                 timeout=self.timeout,
-                attempts=RETRIES + 1,
+                attempts=attempts,
                 name=f"hubextrap-{key[:8]}-{number}",
                 labels={**_OURS, "plan": key},
                 namespace=self._namespace(),

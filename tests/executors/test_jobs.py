@@ -8,7 +8,6 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,25 +19,13 @@ from safetensors.numpy import save
 from hubextrap import api
 from hubextrap.executors.jobs import JobsExecutor
 from hubextrap.localhub import LocalHub
-from hubextrap.localhub.jobs import FINISHED, Jobs
+from hubextrap.localhub.jobs import FINISHED
 from hubextrap.work.bucket import BucketPlace
 
 pytestmark = pytest.mark.usefixtures("logged_in")
 
 SHARDS = 8
 BUCKET = "me/work"
-_PASSED_ON = ("PYTHONPATH", "HUBEXTRAP_TESTS_OTHER_HOSTS", "OMP_NUM_THREADS")
-
-
-@pytest.fixture
-def jobs_hub(hub: LocalHub, tmp_path: Path) -> Iterator[LocalHub]:
-    """The session's hub, for once one that runs jobs."""
-    hub.jobs = Jobs(tmp_path / "jobs")
-    hub.jobs.environment |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    hub.jobs.environment |= {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
-    yield hub
-    hub.jobs.stop()
-    hub.jobs = None
 
 
 @pytest.fixture
