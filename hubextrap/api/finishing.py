@@ -22,15 +22,18 @@ from hubextrap.executors.local import LocalExecutor
 from hubextrap.executors.submission import Submission
 from hubextrap.hub import PROVENANCE_FILE, HubSink, PushTarget, commit_message
 from hubextrap.hub.provenance_checks import read_provenance
+from hubextrap.hub.push_errors import push_errors
+from hubextrap.hub.target import RemoteState, remote_files
 from hubextrap.progress import SilentProgress
 from hubextrap.work.merging import is_there, target_shards
 from hubextrap.work.places import FolderPlace, open_place
-from hubextrap.work.plan import WorkPlan
+from hubextrap.work.plan import PLAN_FILE, WorkPlan
 from hubextrap.work.records import Records
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from hubextrap.executors.watching import Watching
     from hubextrap.hub import PushResult
     from hubextrap.progress import Progress
     from hubextrap.work.places import Place
@@ -92,7 +95,10 @@ def finish(
         raise
     kept = Records(where, plan.digest)
     if wait:
-        _await_shards(plan, kept, progress)
+        _await_shards(plan, where, kept, progress)
+        if where.read(PLAN_FILE) is None:
+            progress.say(f"{where.name}: the last step is done")
+            return None
     for unit in sorted(kept.failed()):
         if (failure := kept.failure(unit)) is not None and not if_last:
             raise failure
@@ -119,8 +125,8 @@ def _finished(plan: WorkPlan, place: Place, records: Mapping[int, Record], progr
     targets = [PushTarget(**one) for one in said["targets"]]
     if said["out"] is None:
         pushed: list[PushResult | None] = []
-        for target, shards, one in zip(targets, made, whole, strict=True):
-            with HubSink(target, progress=progress) as sink:
+        for target, start, shards, one in zip(targets, said["starts"], made, whole, strict=True):
+            with HubSink(target, progress=progress, start=_start(target, start)) as sink:
                 sink.adopt(shards.shards.values(), shards.small)
                 card = {CARD: card_for(one, target)}
                 pushed.append(sink.commit(one.files | card, commit_message(one.provenance)))
@@ -145,6 +151,20 @@ def _finished(plan: WorkPlan, place: Place, records: Mapping[int, Record], progr
     )
     _clear(place, targets)
     return result
+
+
+def start_of(state: RemoteState) -> list[Any]:
+    """What the last step has to know of a target as it was when the work was handed out; JSON values."""
+    return [state.head, state.has_branch, sorted(map(list, state.pull_requests))]
+
+
+def _start(target: PushTarget, stated: Sequence[Any]) -> RemoteState:
+    """The target as it was then, so that what somebody has put there since is not overwritten."""
+    head, has_branch, pull_requests = stated
+    with push_errors(target.name):
+        files = remote_files(target.repo, head) if head else {}
+    requests = frozenset((ref, commit) for ref, commit in pull_requests)
+    return RemoteState(True, head, has_branch, files, requests)
 
 
 def _into_folders(
@@ -179,17 +199,31 @@ def _shard_records(plan: WorkPlan, kept: Records) -> dict[int, Record]:
     return {unit: one for unit, one in found.items() if one is not None and is_there(plan, one)}
 
 
-def _await_shards(plan: WorkPlan, kept: Records, progress: Progress) -> None:
+def _await_shards(plan: WorkPlan, place: Place, kept: Records, progress: Progress) -> None:
+    """Return when all shards are on record, one cannot be made, nobody makes them, or all is finished."""
     total = sum(plan.bytes_of(unit) for unit in plan.shard_units)
     seen: set[int] = set()
+    idle_since: float | None = None
     with progress.stage("merge", total) as stage:
-        while True:
+        while place.read(PLAN_FILE) is not None:
             for unit in kept.done() & set(plan.shard_units) - seen:
                 stage.advance(plan.bytes_of(unit))
                 seen.add(unit)
             if len(seen) == len(plan.shard_units) or kept.failed():
                 return
+            queue, jobs = _jobs_of(place)
+            idle_since = (idle_since or time.monotonic()) if queue and not queue.alive(jobs) else None
+            if queue and idle_since is not None and time.monotonic() - idle_since > queue.settle:
+                return
             time.sleep(PAUSE)
+
+
+def _jobs_of(place: Place) -> tuple[Watching | None, list[str]]:
+    """The queue that may still be at work there, and its jobs."""
+    others = Submission.load(place)
+    if others is None:
+        return None, []
+    return queue_of(others), [*others.jobs, *([] if others.last is None else [others.last])]
 
 
 def _submitted_again(plan: WorkPlan, place: Place, missing: Sequence[int], progress: Progress) -> bool:
@@ -231,6 +265,7 @@ def said_to_finish(
     out: Path | None,
     steps: Sequence[int],
     targets: Sequence[PushTarget],
+    starts: Sequence[RemoteState],
     beside: Sequence[Companions],
     caveats: Sequence[str],
 ) -> dict[str, Any]:
@@ -240,6 +275,7 @@ def said_to_finish(
         "steps": list(steps),
         "folders": target_folders(steps),
         "targets": [asdict(target) for target in targets],
+        "starts": [start_of(state) for state in starts],
         "beside": [sorted(one.files) for one in beside],
         "caveats": list(caveats),
     }
