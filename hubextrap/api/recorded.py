@@ -61,6 +61,8 @@ def add_from_journals(
 
     What comes from a file that is compared at the end is made again: a journal does not say what was read.
     """
+    if not journals:  # of a push: what the Hub has is not known here
+        return
     again = {file for _, shards in plan.compared for file in shards}
     for unit in plan.shard_units:
         file = plan.labels[unit]

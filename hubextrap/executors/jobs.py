@@ -119,11 +119,11 @@ class JobsExecutor(Watching):
         return BucketPlace(f"hf://buckets/{self._bucket()}/{key[:32]}")
 
     def dry_run(self, plan: WorkPlan, place: Place, units: Sequence[int]) -> str:
-        name = f"hf://buckets/{self.bucket or f'YOU/{BUCKET}'}/PLAN"
-        lines = [f"{len(self._dealt(units))} jobs, flavor {self.flavor or FLAVOR}, timeout {self._limit()}:"]
+        timeout = self.timeout or "of the Hub"
+        lines = [f"{len(self._dealt(units))} jobs, flavor {self.flavor or FLAVOR}, timeout {timeout}:"]
         for part in self._dealt(units):
             command = ["uv", "run", *(f"--with {one}" for one in _dependencies(plan)), "hubextrap"]
-            lines.append(" ".join([*command, *_arguments(name, part, last=True)]))
+            lines.append(" ".join([*command, *_arguments(place.name, part, last=True)]))
         return "\n".join(lines)
 
     def start(self, plan: WorkPlan, place: Place, units: Sequence[int]) -> Jobs:
@@ -234,9 +234,6 @@ class JobsExecutor(Watching):
         """The units of each job; one job without any where there are none."""
         jobs = max(1, min(self.jobs, len(units)))
         return [list(units[number::jobs]) for number in range(jobs)]
-
-    def _limit(self) -> str:
-        return self.timeout or "of the Hub"
 
     def _bucket(self) -> str:
         """The bucket; asked of the Hub, once, where none was named."""
