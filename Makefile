@@ -12,7 +12,7 @@ VERMIN := --target=3.10- --violations --no-tips --quiet --exclude file
 # Two busy cores fight over threads: one run came out 15 times slower without this.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo reground test test-slow test-base test-newest test-lowest lint format hashes check-hashes docs tables bench clean
+.PHONY: help setup demo reground test test-slow test-base newest test-newest lowest test-lowest lint format hashes check-hashes docs tables bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,15 +39,19 @@ test-slow: setup  ## Run what the default suite leaves out.
 test-base: setup  ## Install without extras in .venv-base, use it against a loopback Hub, and say what it takes.
 	$(BIN)/python .ci/base_install.py
 
-test-newest:  ## Run a part of the suite on today's newest versions of everything, in .venv-newest (TESTS=tests runs all).
+newest:  ## Install today's newest versions of everything into .venv-newest.
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev,report]'
+
+test-newest: newest  ## Run a part of the suite on today's newest versions of everything (TESTS=tests runs all).
 	.venv-newest/bin/python -m pytest -q -m "not slow" $(or $(TESTS),$(NEWEST_TESTS))
 
-test-lowest:  ## Run a part of the suite on the lowest versions that pyproject.toml allows, in .venv-lowest.
+lowest:  ## Install the lowest versions that pyproject.toml allows into .venv-lowest.
 	$(PYTHON) -m venv .venv-lowest
 	$(PYTHON) .ci/lowest.py > .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/constraints.txt -e '.[dev,report]'
+
+test-lowest: lowest  ## Run a part of the suite on the lowest versions that pyproject.toml allows.
 	.venv-lowest/bin/python -m pytest -q -m "not slow" $(or $(TESTS),$(LOWEST_TESTS))
 
 lint: setup  ## Check style, formatting, spelling, types, and the version against the changelog.
