@@ -20,7 +20,7 @@ import xxhash
 
 import hubextrap.api.merging
 from hubextrap.cli.main import main
-from hubextrap.engine import executors, inputs, run, worker
+from hubextrap.engine import inputs, run, stream, worker
 from hubextrap.tensors import blocks, local, remote, sinks
 
 for module in (
@@ -77,8 +77,8 @@ def hashing(stage: str, make: Callable[..., Any]) -> Callable[..., Hash]:
     return lambda *given, **named: Hash(stage, timed_make(*given, **named))
 
 
-def mapped(self: Any, function: Callable[[Any], Any], units: Iterable[Any]) -> Any:
-    return unwatched(self, timed("Python between the stages", function), units)
+def mapped(workers: int, function: Callable[[Any], Any], units: Iterable[Any]) -> Any:
+    return unwatched(workers, timed("Python between the stages", function), units)
 
 
 watch(local.LocalSource, "read", "reading")
@@ -91,8 +91,8 @@ watch(sinks.LocalShardWriter, "finish", "writing")
 watch(sinks, "_reserve", "writing")
 watch(run, "run_plan", "Python between the stages")
 hubextrap.api.merging.run_plan = run.run_plan  # type: ignore[attr-defined]
-unwatched = executors.ThreadExecutor.map
-executors.ThreadExecutor.map = mapped  # type: ignore[method-assign]
+unwatched = stream.in_threads
+stream.in_threads = mapped  # type: ignore[attr-defined]
 for user in (inputs, run):
     user.xxh3_128 = hashing("xxh3 of the inputs", xxhash.xxh3_128)  # type: ignore[attr-defined]
 sha256 = hashlib.sha256

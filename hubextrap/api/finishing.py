@@ -14,6 +14,7 @@ from hubextrap.api.output import target_folders, write_files
 from hubextrap.api.preparing import CARD
 from hubextrap.api.recorded import in_queue, queue_of
 from hubextrap.api.staging import place_of, push_place, remove_unless_held, staged
+from hubextrap.containment import read_named
 from hubextrap.durable.places import is_marked
 from hubextrap.engine import MergeOutput
 from hubextrap.errors import OutputError, ReferenceNotFound
@@ -22,8 +23,11 @@ from hubextrap.executors.local import LocalExecutor
 from hubextrap.executors.submission import Submission
 from hubextrap.hub import PROVENANCE_FILE, HubSink, PushTarget, commit_message
 from hubextrap.hub.provenance_checks import read_provenance
+from hubextrap.hub.push_errors import push_errors
+from hubextrap.hub.target import RemoteState, remote_files
 from hubextrap.progress import SilentProgress
-from hubextrap.work.merging import is_there, target_shards
+from hubextrap.work.kinds import PLAN_FILE
+from hubextrap.work.merging import target_shards
 from hubextrap.work.places import FolderPlace, open_place
 from hubextrap.work.plan import WorkPlan
 from hubextrap.work.records import Records
@@ -31,6 +35,7 @@ from hubextrap.work.records import Records
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from hubextrap.executors.watching import Watching
     from hubextrap.hub import PushResult
     from hubextrap.progress import Progress
     from hubextrap.work.places import Place
@@ -92,11 +97,17 @@ def finish(
         raise
     kept = Records(where, plan.digest)
     if wait:
-        _await_shards(plan, kept, progress)
+        _await_shards(plan, where, kept, progress)
+        if where.read(PLAN_FILE) is None:
+            progress.say(f"{where.name}: the last step is done")
+            return None
     for unit in sorted(kept.failed()):
         if (failure := kept.failure(unit)) is not None and not if_last:
             raise failure
     found = _shard_records(plan, kept)
+    if len(found) == len(plan.shard_units) and _is_named(plan, where, found):
+        return _finished(plan, where, found, progress)  # a last step was ended after that
+    found = {unit: one for unit, one in found.items() if plan.is_there(one)}
     missing = [unit for unit in plan.shard_units if unit not in found]
     if missing and if_last:
         return None
@@ -111,21 +122,18 @@ def finish(
 
 def _finished(plan: WorkPlan, place: Place, records: Mapping[int, Record], progress: Progress) -> MergeResult:
     said = plan.finish
-    beside = [_read_beside(place, number, one) for number, one in enumerate(said["beside"])]
     made = target_shards(plan, records)
-    files = [shard.file for shard in plan.merge.shards]
-    outputs = [MergeOutput(tuple(one.shards[file] for file in files), one.identical) for one in made]
-    whole = [one.with_shards(output.shards) for one, output in zip(beside, outputs, strict=True)]
+    outputs, whole = _made(plan, place, records)
     targets = [PushTarget(**one) for one in said["targets"]]
     if said["out"] is None:
         pushed: list[PushResult | None] = []
-        for target, shards, one in zip(targets, made, whole, strict=True):
-            with HubSink(target, progress=progress) as sink:
+        for target, start, shards, one in zip(targets, said["starts"], made, whole, strict=True):
+            with HubSink(target, progress=progress, start=_start(target, start)) as sink:
                 sink.adopt(shards.shards.values(), shards.small)
                 card = {CARD: card_for(one, target)}
                 pushed.append(sink.commit(one.files | card, commit_message(one.provenance)))
     else:
-        pushed = _into_folders(plan, whole, targets, progress)
+        pushed = _into_folders(plan, whole, targets, progress, named=_is_named(plan, place, records))
     places = (
         [None] * len(whole) if said["out"] is None else [Path(said["out"], one) for one in said["folders"]]
     )
@@ -147,19 +155,38 @@ def _finished(plan: WorkPlan, place: Place, records: Mapping[int, Record], progr
     return result
 
 
+def start_of(state: RemoteState) -> list[Any]:
+    """What the last step has to know of a target as it was when the work was handed out; JSON values."""
+    return [state.head, state.has_branch, sorted(map(list, state.pull_requests))]
+
+
+def _start(target: PushTarget, stated: Sequence[Any]) -> RemoteState:
+    """The target as it was then, so that what somebody has put there since is not overwritten."""
+    head, has_branch, pull_requests = stated
+    with push_errors(target.name):
+        files = remote_files(target.repo, head) if head else {}
+    requests = frozenset((ref, commit) for ref, commit in pull_requests)
+    return RemoteState(True, head, has_branch, files, requests)
+
+
 def _into_folders(
-    plan: WorkPlan, whole: Sequence[Companions], targets: Sequence[PushTarget], progress: Progress
+    plan: WorkPlan,
+    whole: Sequence[Companions],
+    targets: Sequence[PushTarget],
+    progress: Progress,
+    named: bool,
 ) -> list[PushResult | None]:
     out, folders = Path(plan.finish["out"]), plan.finish["folders"]
     kept = {"keep": bool(targets), "hashed": False, "detached": True}
-    with staged(out, folders, plan.fingerprint, progress, **kept) as staging:
-        for folder, one in zip(staging.folders, whole, strict=True):
-            write_files(folder, one.files)
+    if not named:
+        with staged(out, folders, plan.fingerprint, progress, **kept) as staging:
+            for folder, one in zip(staging.folders, whole, strict=True):
+                write_files(folder, one.files)
     pushed: list[PushResult | None] = [
         push_finished(out / folder, target, progress)
         for folder, target in zip(folders, targets, strict=False)
     ]
-    if targets:
+    if targets or named:
         remove_unless_held(place_of(out))
     return pushed or [None] * len(whole)
 
@@ -176,20 +203,61 @@ def _clear(place: Place, targets: Sequence[PushTarget]) -> None:
 def _shard_records(plan: WorkPlan, kept: Records) -> dict[int, Record]:
     done = kept.done()
     found = {unit: kept.get(unit) for unit in plan.shard_units if unit in done}
-    return {unit: one for unit, one in found.items() if one is not None and is_there(plan, one)}
+    return {unit: one for unit, one in found.items() if one is not None}
 
 
-def _await_shards(plan: WorkPlan, kept: Records, progress: Progress) -> None:
+def _is_named(plan: WorkPlan, place: Place, records: Mapping[int, Record]) -> bool:
+    """Whether the output's folder has its name: what it says of itself is what the records come to."""
+    if plan.finish["out"] is None:
+        return False
+    folders = [Path(plan.finish["out"], one) for one in plan.finish["folders"]]
+    if not all((folder / PROVENANCE_FILE).is_file() for folder in folders):
+        return False
+    _, whole = _made(plan, place, records)
+    return all(
+        read_named(folder / PROVENANCE_FILE) == one.files[PROVENANCE_FILE]
+        for folder, one in zip(folders, whole, strict=True)
+    )
+
+
+def _made(
+    plan: WorkPlan, place: Place, records: Mapping[int, Record]
+) -> tuple[list[MergeOutput], list[Companions]]:
+    """The output of each target, and what goes beside its shards."""
+    beside = [_read_beside(place, number, one) for number, one in enumerate(plan.finish["beside"])]
+    files = [shard.file for shard in plan.merge.shards]
+    outputs = [
+        MergeOutput(tuple(one.shards[file] for file in files), one.identical)
+        for one in target_shards(plan, records)
+    ]
+    return outputs, [one.with_shards(output.shards) for one, output in zip(beside, outputs, strict=True)]
+
+
+def _await_shards(plan: WorkPlan, place: Place, kept: Records, progress: Progress) -> None:
+    """Return when all shards are on record, one cannot be made, nobody makes them, or all is finished."""
     total = sum(plan.bytes_of(unit) for unit in plan.shard_units)
     seen: set[int] = set()
+    idle_since: float | None = None
     with progress.stage("merge", total) as stage:
-        while True:
+        while place.read(PLAN_FILE) is not None:
             for unit in kept.done() & set(plan.shard_units) - seen:
                 stage.advance(plan.bytes_of(unit))
                 seen.add(unit)
             if len(seen) == len(plan.shard_units) or kept.failed():
                 return
+            queue, jobs = _jobs_of(place)
+            idle_since = (idle_since or time.monotonic()) if queue and not queue.alive(jobs) else None
+            if queue and idle_since is not None and time.monotonic() - idle_since > queue.settle:
+                return
             time.sleep(PAUSE)
+
+
+def _jobs_of(place: Place) -> tuple[Watching | None, list[str]]:
+    """The queue that may still be at work there, and its jobs."""
+    others = Submission.load(place)
+    if others is None:
+        return None, []
+    return queue_of(others), [*others.jobs, *([] if others.last is None else [others.last])]
 
 
 def _submitted_again(plan: WorkPlan, place: Place, missing: Sequence[int], progress: Progress) -> bool:
@@ -231,6 +299,7 @@ def said_to_finish(
     out: Path | None,
     steps: Sequence[int],
     targets: Sequence[PushTarget],
+    starts: Sequence[RemoteState],
     beside: Sequence[Companions],
     caveats: Sequence[str],
 ) -> dict[str, Any]:
@@ -240,6 +309,7 @@ def said_to_finish(
         "steps": list(steps),
         "folders": target_folders(steps),
         "targets": [asdict(target) for target in targets],
+        "starts": [start_of(state) for state in starts],
         "beside": [sorted(one.files) for one in beside],
         "caveats": list(caveats),
     }

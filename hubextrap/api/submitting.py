@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,14 +16,15 @@ from hubextrap.api.merging import destinations
 from hubextrap.api.output import target_folders
 from hubextrap.api.planning import recipe_push_targets
 from hubextrap.api.preparing import opened, prepare
+from hubextrap.api.recorded import add_from_journals
 from hubextrap.api.staging import WORK, in_place, place_of, push_place, push_state
 from hubextrap.errors import RecipeError
 from hubextrap.executors.driving import placed
 from hubextrap.given import optional_path, recipe_of
 from hubextrap.hub.target import create_repo
-from hubextrap.work.merging import is_there
 from hubextrap.work.places import FolderPlace
 from hubextrap.work.plan import Output
+from hubextrap.work.records import Records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
     from hubextrap.scans import Scan
+    from hubextrap.tensors import Journal
     from hubextrap.work.places import Place
     from hubextrap.work.plan import WorkPlan
 
@@ -123,11 +125,14 @@ def _handed_over(
     run, settings = prepared.run, prepared.settings
     steps = prepared.recipe.target_steps
     fingerprint, beside = merge_fingerprint(prepared), list(companions(prepared))
-    with _place(prepared, out, targets) as (local, outputs):
-        finish = said_to_finish(out, steps, targets, beside, prepared.caveats)
-        plan = planned(prepared.plan, run, settings, outputs, fingerprint, finish)
+    with _place(prepared, out, targets) as (local, outputs, journals):
+        plan = planned(prepared.plan, run, settings, outputs, fingerprint)
         place = queue.place(plan, local)
-        plan, records = placed(plan, place, is_there)
+        starts = [create_repo(target) for target in targets] if out is None else []
+        finish = said_to_finish(out, steps, targets, starts, beside, prepared.caveats)
+        plan = replace(plan, finish=finish)
+        plan, records = placed(plan, place)
+        add_from_journals(plan, Records(place, plan.digest), records, journals)
         write_beside(place, beside)
         units = [unit for unit in plan.shard_units if unit not in records]
         return Submission(place.name, len(units), queue.submit(plan, place, units))
@@ -136,8 +141,8 @@ def _handed_over(
 @contextmanager
 def _place(
     prepared: Prepared, out: Path | None, targets: Sequence[PushTarget]
-) -> Iterator[tuple[FolderPlace, list[Output]]]:
-    """The place on this machine, held while the plan is written, and where the shards go."""
+) -> Iterator[tuple[FolderPlace, list[Output], Sequence[Journal]]]:
+    """The place on this machine, held while the plan is written; where shards go, and the journals there."""
     progress, fingerprint = prepared.run.progress, merge_fingerprint(prepared)
     with ExitStack() as stack:
         if out is not None:
@@ -147,11 +152,10 @@ def _place(
                     out, folders, fingerprint, progress, keep=True, hashed=False, detached=True, clean=False
                 )
             )
-            yield FolderPlace(staging.work), [Output(folder=str(one)) for one in staging.folders]
+            outputs = [Output(folder=str(one)) for one in staging.folders]
+            yield FolderPlace(staging.work), outputs, staging.journals
             return
-        for target in targets:
-            create_repo(target)
         stagings = [
             stack.enter_context(push_state(one, fingerprint, progress, detached=True)) for one in targets
         ]
-        yield FolderPlace(stagings[0].work.absolute()), [Output(push=one) for one in targets]
+        yield FolderPlace(stagings[0].work.absolute()), [Output(push=one) for one in targets], ()

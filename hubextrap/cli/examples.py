@@ -57,7 +57,7 @@ EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
         "slurm",
         (
             "hubextrap submit recipe.yaml --out predicted --slurm --sbatch=--partition=cpu",
-            "hubextrap submit recipe.yaml --push me/my-model@step_60 --jobs 8 --flavor cpu-upgrade",
+            "hubextrap submit recipe.yaml --push me/my-model@step_60 --jobs 8",
         ),
     ),
     "worker": ("scaling", ("hubextrap worker .predicted.partial/work 0 1 2",)),

@@ -178,7 +178,7 @@ def run(
     out = one_place(out, place)
     loaded = load_recipe(recipe)
     if loaded.space == "logits":
-        idle = ("device", "allow_non_finite", "push_if_better")
+        idle = ("device", "allow_non_finite", "executor", "push_if_better")
         refuse_idle(ctx, idle, "has no effect with space: logits, which merges no weights")
     result = api.run(
         loaded,

@@ -58,7 +58,7 @@ def submit(
     scan: ScanFile = None,
     force: Force = False,
     reading: Looking,
-    dry_run: bool = typer.Option(False, "--dry-run", help="Only print what would be handed over."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Check and tell all, and write nothing."),
     said: Said,
 ) -> None:
     """Hand a merge to Slurm or to HF Jobs. The last job makes the output appear, as one commit."""

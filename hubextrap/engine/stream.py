@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from hubextrap.compiling import announced
-from hubextrap.engine.executors import Turns, executor_for
 from hubextrap.engine.inputs import check_blamed
 from hubextrap.engine.kernels import same_bytes
+from hubextrap.engine.threads import Turns, in_threads
 from hubextrap.engine.units import Unit
 from hubextrap.errors import CheckpointMismatch, SourceError
 from hubextrap.tensors.headers import DTYPES
@@ -170,14 +170,14 @@ def stream(
         CorruptFile: what was read is not what the Hub lists.
         HubExtrapError: whatever the consumer and its workers raise; the first error counts.
     """
-    executor, turns = executor_for(buffers.workers), Turns()
+    turns = Turns()
     with (
         announced(progress),
         progress.stage(consumer.title, consumer.bytes_read) as stage,
         ThreadPoolExecutor(buffers.readers or 1, thread_name_prefix="hubextrap-read") as readers,
     ):
         idle: queue.LifoQueue[tuple[UnitBuffer, Callable[[U], R]]] = queue.LifoQueue()
-        for _ in range(executor.workers):
+        for _ in range(buffers.workers):
             buffer = UnitBuffer(
                 inputs,
                 buffers.unit_bytes,
@@ -201,5 +201,5 @@ def stream(
             finally:
                 idle.put((buffer, worker))
 
-        deque(executor.map(work, enumerate(consumer.units())), maxlen=0)
+        deque(in_threads(buffers.workers, work, enumerate(consumer.units())), maxlen=0)
         hashes.finish()

@@ -25,6 +25,7 @@ from hubextrap.executors.watching import Jobs, Submitted, Watching
 from hubextrap.foreign_data import shorten
 from hubextrap.patience import retried
 from hubextrap.redaction import redact
+from hubextrap.work.kinds import PLAN_FILE
 from hubextrap.work.places import FolderPlace
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ _LAST = """\
 for attempt in {attempts}; do
     {command} && exit 0
     code=$?
+    [ -e {plan} ] || exit 0  # all was done, but for the removal of the plan's folder
     # killed, or out of reach of the Hub: once more, from where it was
     [ "$code" -eq 75 ] || [ "$code" -gt 128 ] || exit "$code"
 done
@@ -206,7 +208,8 @@ class SlurmExecutor(Watching):
             f"--output={_logs_pattern(folder, '%j.out')}",
         ]
         attempts = " ".join(str(attempt) for attempt in range(1, RETRIES + 2))
-        body = _LAST.format(attempts=attempts, command=_command("finish", folder))
+        plan_file = shlex.quote(str(folder / PLAN_FILE))
+        body = _LAST.format(attempts=attempts, command=_command("finish", folder), plan=plan_file)
         return self._head(plan, "the last step", own) + body
 
     def _head(self, plan: Work, what: str, own: Sequence[str]) -> str:

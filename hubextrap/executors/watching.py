@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import HubExtrapError, OutputError, SourceError
 from hubextrap.executors.interface import RETRIES
-from hubextrap.executors.submission import Submission
+from hubextrap.executors.submission import SUBMITTED, Submission
 from hubextrap.work.kinds import PLAN_FILE, load_work
 from hubextrap.work.records import FAILED, Records
 
@@ -126,12 +126,12 @@ class Watching(ABC):
             raise OutputError(f"{place.name}: {PLAN_FILE} is of another plan; run the same command again")
         records = Records(place, plan.digest)
         waiting = set(units)
-        yield from _ended(records, waiting)
-        if not waiting:
-            return
-        _forgive(records, waiting)
         jobs = self._going(Submission.load(place), plan)
         try:
+            yield from _ended(records, waiting)
+            if not waiting:
+                return
+            _forgive(records, waiting)
             with progress.stage(plan.kind, sum(map(plan.bytes_of, waiting))) as stage:
                 for record in self._watch(plan, records, waiting, jobs, progress):
                     stage.advance(plan.bytes_of(record.unit))
@@ -145,7 +145,8 @@ class Watching(ABC):
         """Have those jobs end that nobody waits for any more."""
         try:
             self.cancel(jobs)
-            Submission.forget(place)
+            if place.read(SUBMITTED):
+                Submission.forget(place)
         except HubExtrapError as error:
             how = f"; cancel them: `{self.commands(place, jobs).how_to_cancel}`" if jobs else ""
             progress.warn(f"jobs may be left in the queue ({error}){how}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import OutputError
-from hubextrap.hub.commit import PushResult, commit_files, refuse_overwriting
+from hubextrap.hub.commit import PushResult, commit_files, landed, refuse_overwriting
 from hubextrap.hub.outgoing import OutgoingFile
 from hubextrap.hub.push_errors import push_errors
 from hubextrap.hub.target import check_target, create_repo, read_remote
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import TracebackType
 
-    from hubextrap.hub.target import PushTarget
+    from hubextrap.hub.target import PushTarget, RemoteState
     from hubextrap.progress import Progress
     from hubextrap.tensors.interfaces import FinishedShard, ShardWriter
     from hubextrap.tensors.journal import Journal
@@ -45,6 +45,7 @@ class HubSink:
         journal: Journal | None = None,
         progress: Progress | None = None,
         commits: bool = True,
+        start: RemoteState | None = None,
     ) -> None:
         """
         Args:
@@ -53,6 +54,7 @@ class HubSink:
                 not: the Hub does not say later whether it has them). What it records already is taken over
                 where the Hub still has it, and struck from it where not.
             commits: False leaves the commit, and making the repo, to somebody else: see `uploaded`, `adopt`.
+            start: the target as it was when the shards were begun, where that was before now.
 
         Raises:
             PushError: the target cannot be pushed to.
@@ -60,7 +62,7 @@ class HubSink:
         self.target = target
         self._progress = progress or SilentProgress()
         state = check_target(target)
-        self._start = state if state.exists or not commits else create_repo(target)
+        self._start = start or (state if state.exists or not commits else create_repo(target))
         self._journal = journal
         self._files = self._adopted()
         self._slots = threading.Semaphore(_SHARDS_ON_DISK)
@@ -112,6 +114,8 @@ class HubSink:
         files = [*self._files.values(), *(OutgoingFile(path, data) for path, data in side_files.items())]
         with push_errors(self.target.name):
             now = read_remote(self.target)
+        if made := landed(self.target, files, self._start, now):
+            return made
         refuse_overwriting(self.target, self._start, now, files)
         result = commit_files(self.target, files, message=message, state=now, progress=self._progress)
         if self._journal is not None:  # what is in a commit is there, whatever way it went

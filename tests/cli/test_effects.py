@@ -118,6 +118,20 @@ OPTIONS: dict[str, dict[str, object]] = {
         "private": ("recipe.yaml --out o --private", "--push", "absent --push a/b --private"),
         "create_pr": ("recipe.yaml --out o --create-pr", "--push", "absent --push a/b --create-pr"),
     },
+    "submit": {
+        **dict.fromkeys(["out", "push", "slurm", "jobs", "scan", "memory", "workers", "cache", "dry_run", "quiet", "as_json"], ALWAYS),
+        "force": FORCE,
+        "private": ("recipe.yaml --out o --slurm --private", "--push", "absent --slurm --push a/b --private"),
+        "create_pr": ("recipe.yaml --out o --slurm --create-pr", "--push", "absent --slurm --push a/b --create-pr"),
+        "tasks": ("recipe.yaml --jobs 2 --push a/b --tasks 3", "--slurm", "absent --slurm --tasks 3"),
+        "sbatch": ("recipe.yaml --jobs 2 --push a/b --sbatch=--qos=x", "--slurm", "absent --slurm --sbatch=--qos=x"),
+        **{
+            name: (f"recipe.yaml --slurm --out o --{name} {value}", "--jobs", f"absent --jobs 2 --{name} {value}")
+            for name, value in {"flavor": "x", "timeout": "9m", "bucket": "a/b"}.items()
+        },
+    },
+    "worker": dict.fromkeys(["last", "quiet", "as_json"], ALWAYS),
+    "finish": dict.fromkeys(["wait", "summary", "quiet", "as_json"], ALWAYS),
     "push": dict.fromkeys(["private", "create_pr", "message", "quiet", "as_json"], ALWAYS),
     "run": {
         "scan": ("mixed.yaml --scan scan.safetensors", "no effect", "recipe.yaml --out run --scan absent"),
@@ -191,7 +205,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     },
     "lm-eval": {},
     "mergekit-yaml": {},
-    "hub serve": dict.fromkeys(["host", "port", "token", "user", "xet"], ALWAYS),
+    "hub serve": dict.fromkeys(["host", "port", "token", "user", "xet", "run_jobs"], ALWAYS),
     "recipes ls": {},
     "recipes cp": {},
     "recipes validate": {},
@@ -446,6 +460,9 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
         "scan": ALWAYS,
         "how": (lambda: api.walk(load_recipe("walk.yaml"), out="o", limit=3), "no effect"),
     },
+    api.submit: dict.fromkeys(["recipe", "queue", "out", "push", "settings", "scan", "dry_run"], ALWAYS),
+    api.work: dict.fromkeys(["place", "units", "finish_if_last"], ALWAYS),
+    api.finish: dict.fromkeys(["place", "wait", "if_last"], ALWAYS),
     api.verify: {"reference": ALWAYS},
     find_trajectory: dict.fromkeys(["reference", "options", "named", "pins"], ALWAYS),
     TrajectoryOptions: dict.fromkeys(["pattern", "series", "min_step", "max_step", "steps", "base", "step_scale"], ALWAYS),

@@ -37,6 +37,7 @@ OFFERED: dict[str, dict[str, str]] = {
     "api/staging.py": {"--out": f"plan {WRITE}"},
     "api/sweeping.py": {"--damping": "sweep", "--out": "sweep", "--horizons": "sweep"},
     "api/walking.py": {"--push": "walk"},
+    "executors/jobs.py": {"--push": "submit", "--jobs": "submit"},
     "durable/log.py": {"--out": f"scan {WRITE}"},
     "durable/places.py": {"--out": f"plan reground {WRITE}"},
     "evaluation/backend.py": {"--backend": "eval sweep"},
@@ -64,6 +65,7 @@ ELSEWHERE = {
     "recipe/yaml_nodes.py": ("--out-path",),  # mergekit-multi's
     "tensors/combinable.py": ("--safe",),  # DeepSpeed's
     # with the recipe's key or the commands that have it beside
+    "executors/jobs.py": ("--all", "--label", "--with", "--namespace", "--finish", "--wait"),  # of hf, uv, jobs
     "engine/run.py": ("--allow-non-finite",),
     "evaluation/asking.py": ("--prompts",),
     "evaluation/own_tasks.py": ("--repeats",),

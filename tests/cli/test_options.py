@@ -18,6 +18,8 @@ from hubextrap.evaluation import EvaluationOptions
 
 MEANINGS = {
     "--out": 4,  # a new folder, a folder to go on in, a scan's file, a page
+    "--dry-run": 2,  # of a prediction, of what is submitted
+    "--tasks": 2,  # of lm-eval, of Slurm's array
     "--device": 3,  # of the sums, of the model that answers, of --logprobs
     "--batch-size": 2,  # sequences of an evaluation, responses of --logprobs
     "--prompts": 2,  # a file of lines, of JSON lines

@@ -23,8 +23,8 @@ import hubextrap.engine.run
 from hubextrap.engine import Budget, plan_merge, run_plan
 from hubextrap.engine.cutting import Room, unit_minimum
 from hubextrap.engine.defaults import MiB
-from hubextrap.engine.executors import SerialExecutor, ThreadExecutor
 from hubextrap.engine.kernels import BLOCK
+from hubextrap.engine.threads import in_threads
 from hubextrap.errors import CheckpointMismatch, NonFinite, OutputError, SourceError
 from hubextrap.tensors import FinishedShard, LocalSink, LocalSource, Sink, read_layouts
 from hubextrap.tensors.blocks import WRITE_SIZE
@@ -383,9 +383,9 @@ def test_the_first_merge_says_that_it_compiles_before_it_writes(demo_data: Path,
         assert result.stdout.splitlines() == said
 
 
-def test_executors_keep_order_and_stop_at_the_first_error() -> None:
-    for executor in (SerialExecutor(), ThreadExecutor(3)):
-        assert list(executor.map(lambda n: n * n, range(50))) == [n * n for n in range(50)]
+def test_threads_keep_order_and_stop_at_the_first_error() -> None:
+    for workers in (1, 3):
+        assert list(in_threads(workers, lambda n: n * n, range(50))) == [n * n for n in range(50)]
         started = []
 
         def work(n: int, started: list[int] = started) -> int:
@@ -395,7 +395,7 @@ def test_executors_keep_order_and_stop_at_the_first_error() -> None:
             return n
 
         with pytest.raises(ValueError, match="seven"):
-            list(executor.map(work, range(10_000)))
+            list(in_threads(workers, work, range(10_000)))
         assert max(started) < 30, "units are drawn as needed"
 
 
