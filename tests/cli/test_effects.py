@@ -473,7 +473,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     evaluate: dict.fromkeys(["references", "options", "named"], ALWAYS),
     EvaluationOptions: {
         **dict.fromkeys(["tasks", "task_files", "answering", "limit", "seed", "apply_chat_template"], ALWAYS),
-        **dict.fromkeys(["dtype", "backend"], ALWAYS),
+        **dict.fromkeys(["dtype", "backend", "executor"], ALWAYS),
         "num_fewshot": (
             lambda: evaluate([("a", "run")], task_files=[TaskFile(Path("problems.jsonl"), "exact")], num_fewshot=2),
             "no effect",
@@ -487,8 +487,8 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
         **dict.fromkeys(["temperature", "max_tokens"], ALWAYS),
     },
     # see `settings`
-    ReadingOptions: dict.fromkeys(["memory", "workers", "cache"], ALWAYS),
-    MergeOptions: dict.fromkeys(["memory", "workers", "cache", "device", "allow_non_finite", "force"], ALWAYS),
+    ReadingOptions: dict.fromkeys(["memory", "workers", "cache", "executor"], ALWAYS),
+    MergeOptions: dict.fromkeys(["memory", "workers", "cache", "executor", "device", "allow_non_finite", "force"], ALWAYS),
     Run: dict.fromkeys(["trajectory", "reading", "pins", "clock"], ALWAYS),
     Run.of: dict.fromkeys(["what", "reading", "scan", "clock"], ALWAYS),
     api.Completing: dict.fromkeys(["chat", "device", "dtype", "on_prompt", "on_text", "on_end"], ALWAYS),
