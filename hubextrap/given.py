@@ -167,3 +167,19 @@ def one_of(name: str, kind: type[Kind], given: object) -> Kind | None:
     if given is None or isinstance(given, kind):
         return given
     raise wrong_argument(name, f"of the class {kind.__name__}, or None", given)
+
+
+EXECUTORS = ("local", "ray")
+"""Those that a command waits for; Slurm and HF Jobs work while nobody waits: `hubextrap submit`."""
+
+
+def check_executor(name: str) -> str:
+    """Refuse a name that is no executor's.
+
+    Raises:
+        RecipeError: names those that there are.
+    """
+    if name not in EXECUTORS:
+        instead = "; for Slurm and HF Jobs: hubextrap submit RECIPE" if name in ("slurm", "jobs") else ""
+        raise RecipeError(f"executor: {name!r} is not one of {', '.join(EXECUTORS)}{instead}")
+    return name

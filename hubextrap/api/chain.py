@@ -93,7 +93,9 @@ def run(
     _check_gate(recipe, gate, out)
     _check_places(recipe, out, output, settings)
     with told_with_its_line(recipe):
-        harness = None if section is None else Harness(EvaluationOptions.of(section), progress)
+        executor = (settings if opened is None else opened.reading).executor
+        options = None if section is None else EvaluationOptions.of(section, executor=executor)
+        harness = None if options is None else Harness(options, progress)
     mixtures: list[Mixture] = []
     with open_for(recipe, opened, settings, scan, progress) as (found, settings):
         against = _against(recipe, harness, found)
@@ -203,10 +205,14 @@ def _evaluated(
     known: dict[Checkpoint | Mixture, Measurement] = {}
     tables = []
     for step, rows in compared:
+        todo: dict[Checkpoint | Mixture, str] = {}
         for label, checkpoint in rows:
             if checkpoint not in known:  # the last observed one is, from the second target step on
-                known[checkpoint] = harness.measure(label, checkpoint)
-                _check_used(checkpoint, used)
+                todo.setdefault(checkpoint, label)
+        models = [(label, checkpoint) for checkpoint, label in todo.items()]
+        for number, found in harness.measure_each(models):
+            known[models[number][1]] = found
+            _check_used(models[number][1], used)
         table = harness.table([known[checkpoint].labelled(label) for label, checkpoint in rows])
         if output is not None:
             table.save(_output_of(output, step, recipe))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.api.beforehand import card_for
 from hubextrap.api.companions import Companions
-from hubextrap.api.distributing import do_all
 from hubextrap.api.merging import MergeResult, Prediction, push_finished
 from hubextrap.api.output import target_folders, write_files
 from hubextrap.api.preparing import CARD
@@ -19,6 +18,7 @@ from hubextrap.containment import read_named
 from hubextrap.durable.places import is_marked
 from hubextrap.engine import MergeOutput
 from hubextrap.errors import OutputError, ReferenceNotFound
+from hubextrap.executors.driving import do_all
 from hubextrap.executors.local import LocalExecutor
 from hubextrap.executors.submission import Submission
 from hubextrap.hub import PROVENANCE_FILE, HubSink, PushTarget, commit_message

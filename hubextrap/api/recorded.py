@@ -61,10 +61,10 @@ def add_from_journals(
 
     What comes from a file that is compared at the end is made again: a journal does not say what was read.
     """
-    again = {file for _, shards in plan.compared for file in shards}
-    for unit in plan.shard_units:
+    again = {unit for _, units in plan.compared for unit in units}
+    for unit in plan.shard_units if journals else ():  # a push that is handed over has none
         file = plan.labels[unit]
-        if unit in records or file in again or not all(file in one.finished for one in journals):
+        if unit in records or unit in again or not all(file in one.finished for one in journals):
             continue
         inputs = journals[0].inputs[file]
         shards = [

@@ -48,6 +48,13 @@ class _Session:
     """Whether it was made here, and so ends with its last user."""
 
 
+def is_there() -> bool:
+    """Whether `connected` would join a cluster, and not start one."""
+    loaded = sys.modules.get("ray")
+    joined = loaded is not None and loaded.is_initialized()
+    return joined or bool(os.environ.get(ADDRESS) or _noted_address())
+
+
 @contextmanager
 def connected(plan_size: int, processors: int | None = None) -> Iterator[Connection]:
     """Connect to a cluster for a while.

@@ -49,7 +49,7 @@ from hubextrap.executors.testing_run import (
     shard_file,
 )
 from hubextrap.progress import SilentProgress
-from hubextrap.work.plan import PLAN_FILE
+from hubextrap.work.kinds import PLAN_FILE
 from hubextrap.work.records import DONE, FAILED
 
 if TYPE_CHECKING:
