@@ -11,7 +11,7 @@ from hubextrap.executors.driving import do_all, placed
 from hubextrap.executors.named import executor_named
 from hubextrap.hub.sink import HubSink
 from hubextrap.tensors import LocalSink
-from hubextrap.work.merging import is_there, target_shards
+from hubextrap.work.merging import target_shards
 from hubextrap.work.places import FolderPlace
 from hubextrap.work.plan import Output, WorkPlan, files_to_compare, stamps_of
 from hubextrap.work.records import Records
@@ -40,7 +40,7 @@ def distribute(
     place = FolderPlace(staging.work)
     outputs = [output_of(sink) for sink in sinks]
     work = planned(plan, run, settings, outputs, staging.fingerprint)
-    work, records = placed(work, place, is_there)
+    work, records = placed(work, place)
     kept, in_folders = Records(place, work.digest), not isinstance(sinks[0], HubSink)
     if in_folders:
         add_from_journals(work, kept, records, staging.journals)
@@ -52,6 +52,8 @@ def distribute(
         if isinstance(sink, HubSink):
             sink.adopt(target.shards.values(), target.small)
         else:
+            assert isinstance(sink, LocalSink)
+            sink.remove_unfinished()
             journal.note_stamps(input_stamps(plan, run.sources))
             note_shards(journal, target)
     return [

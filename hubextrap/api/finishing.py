@@ -26,9 +26,10 @@ from hubextrap.hub.provenance_checks import read_provenance
 from hubextrap.hub.push_errors import push_errors
 from hubextrap.hub.target import RemoteState, remote_files
 from hubextrap.progress import SilentProgress
-from hubextrap.work.merging import is_there, target_shards
+from hubextrap.work.kinds import PLAN_FILE
+from hubextrap.work.merging import target_shards
 from hubextrap.work.places import FolderPlace, open_place
-from hubextrap.work.plan import PLAN_FILE, WorkPlan
+from hubextrap.work.plan import WorkPlan
 from hubextrap.work.records import Records
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def finish(
     found = _shard_records(plan, kept)
     if len(found) == len(plan.shard_units) and _is_named(plan, where, found):
         return _finished(plan, where, found, progress)  # a last step was ended after that
-    found = {unit: one for unit, one in found.items() if is_there(plan, one)}
+    found = {unit: one for unit, one in found.items() if plan.is_there(one)}
     missing = [unit for unit in plan.shard_units if unit not in found]
     if missing and if_last:
         return None

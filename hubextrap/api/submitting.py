@@ -22,7 +22,6 @@ from hubextrap.errors import RecipeError
 from hubextrap.executors.driving import placed
 from hubextrap.given import optional_path, recipe_of
 from hubextrap.hub.target import create_repo
-from hubextrap.work.merging import is_there
 from hubextrap.work.places import FolderPlace
 from hubextrap.work.plan import Output
 from hubextrap.work.records import Records
@@ -132,7 +131,7 @@ def _handed_over(
         starts = [create_repo(target) for target in targets] if out is None else []
         finish = said_to_finish(out, steps, targets, starts, beside, prepared.caveats)
         plan = replace(plan, finish=finish)
-        plan, records = placed(plan, place, is_there)
+        plan, records = placed(plan, place)
         add_from_journals(plan, Records(place, plan.digest), records, journals)
         write_beside(place, beside)
         units = [unit for unit in plan.shard_units if unit not in records]

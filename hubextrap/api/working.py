@@ -49,8 +49,9 @@ def work(
             return []
         raise
     if units is None:
-        done = Records(where, plan.digest).done()
-        units = [unit for unit in plan.free_units if unit not in done]
+        kept = Records(where, plan.digest)
+        known = {unit: kept.get(unit) for unit in plan.free_units}
+        units = [unit for unit, one in known.items() if one is None or not plan.is_there(one)]
     records = LocalExecutor().run(plan, where, units, progress)
     made = [(record.unit, plan.labels[record.unit]) for record in records]
     if finish_if_last:

@@ -43,7 +43,7 @@ def serve(
     run_jobs: bool = typer.Option(
         False,
         "--run-jobs",
-        help="Run the jobs that clients with the token submit, as processes of this machine. Only on loopback.",
+        help="Run jobs that clients with the token submit, as processes of this machine. Loopback only.",
     ),
 ) -> None:
     """Serve the repos in DIR until Ctrl-C, to huggingface_hub, transformers and all that use them."""

@@ -8,7 +8,7 @@ from hubextrap.errors import HubExtrapError, OutputError
 from hubextrap.work.records import Records
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from hubextrap.executors.interface import Executor
     from hubextrap.progress import Progress
@@ -19,15 +19,10 @@ if TYPE_CHECKING:
 W = TypeVar("W", bound="Work")
 
 
-def placed(
-    work: W, place: Place, counts: Callable[[W, Record], bool] | None = None
-) -> tuple[W, dict[int, Record]]:
+def placed(work: W, place: Place) -> tuple[W, dict[int, Record]]:
     """A plan in its place, and the records of its units that an earlier run has left there.
 
     An earlier plan with the same results in the same place stays, so that its records count on.
-
-    Args:
-        counts: whether what a record of a plan tells of is there still; it always is, if None.
     """
     earlier = _earlier(work, place)
     if earlier is None:
@@ -35,7 +30,7 @@ def placed(
         return work.save(place), {}
     kept = Records(place, earlier.digest)
     records = {unit: record for unit in kept.done() if (record := kept.get(unit)) is not None}
-    there = {unit: record for unit, record in records.items() if counts is None or counts(earlier, record)}
+    there = {unit: record for unit, record in records.items() if earlier.is_there(record)}
     if len(there) < len(records) or kept.failed():
         place.remove()
         earlier.save(place)

@@ -32,6 +32,7 @@ from hubextrap.errors import (
 from hubextrap.executors.interface import RETRIES
 from hubextrap.executors.submission import Submission
 from hubextrap.executors.watching import Jobs, Submitted, Watching
+from hubextrap.foreign_data import shorten
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.patience import retried
 from hubextrap.work.bucket import BucketPlace
@@ -109,7 +110,7 @@ class JobsExecutor(Watching):
         for checkpoint in plan.checkpoints:
             if checkpoint.repo is None:
                 raise SourceError(
-                    f"{checkpoint.path}: HF Jobs do not see this machine's folders; push the checkpoints to "
+                    f"{checkpoint.name}: HF Jobs do not see this machine's folders; push the checkpoints to "
                     "the Hub, and name their repo in the recipe",
                     step=checkpoint.step,
                 )
@@ -118,12 +119,18 @@ class JobsExecutor(Watching):
         )
         return BucketPlace(f"hf://buckets/{self._bucket()}/{key[:32]}")
 
+<<<<<<< HEAD
     def dry_run(self, plan: Work, place: Place, units: Sequence[int]) -> str:
         name = f"hf://buckets/{self.bucket or f'YOU/{BUCKET}'}/PLAN"
         lines = [f"{len(self._dealt(units))} jobs, flavor {self.flavor or FLAVOR}, timeout {self._limit()}:"]
+=======
+    def dry_run(self, plan: WorkPlan, place: Place, units: Sequence[int]) -> str:
+        timeout = self.timeout or "of the Hub"
+        lines = [f"{len(self._dealt(units))} jobs, flavor {self.flavor or FLAVOR}, timeout {timeout}:"]
+>>>>>>> p16-jobs
         for part in self._dealt(units):
             command = ["uv", "run", *(f"--with {one}" for one in _dependencies(plan)), "hubextrap"]
-            lines.append(" ".join([*command, *_arguments(name, part, last=True)]))
+            lines.append(" ".join([*command, *_arguments(place.name, part, last=True)]))
         return "\n".join(lines)
 
     def start(self, plan: Work, place: Place, units: Sequence[int]) -> Jobs:
@@ -131,7 +138,7 @@ class JobsExecutor(Watching):
 
     def start_last(self, plan: Work, place: Place, after: Collection[str]) -> str:
         """A job of its own that waits for the others' records; only who has no better way needs it."""
-        return self._job(plan, place, ["finish", place.name, "--wait"], "last")
+        return self._job(plan, place, ["finish", place.name, "--wait"], "last", RETRIES + 1)
 
     def alive(self, jobs: Collection[str]) -> frozenset[str]:
         if not jobs:
@@ -150,7 +157,12 @@ class JobsExecutor(Watching):
                     raise
 
     def logs(self, place: Place, job: str) -> str:
-        return f"`hf jobs logs {self._namespace()}/{job}`"
+        command = f"`hf jobs logs {self._namespace()}/{job}`"
+        with suppress(HubExtrapError), hub_errors(f"job {job}", SourceError):
+            lines = hub_api().fetch_job_logs(job_id=job, namespace=self._namespace(), tail=20)
+            if said := [line.strip() for line in lines if line.strip()]:
+                return f"{command}, which ends: {shorten(said[-1])}"
+        return command
 
     def commands(self, place: Place, jobs: Collection[str]) -> Submitted:
         user = self._namespace()
@@ -175,10 +187,9 @@ class JobsExecutor(Watching):
         if rest or not jobs:
             started = self._start(plan, place, rest, last=True)
             jobs |= started
+            now = Submission(self.name, self.settings(), plan.digest, jobs, None, len(units), in_vain)
             try:
-                Submission(self.name, self.settings(), plan.digest, jobs, None, len(units), in_vain).save(
-                    place
-                )
+                now.save(place)
             except BaseException:  # nobody would find them any more
                 with suppress(HubExtrapError):
                     self.cancel(started)
@@ -191,14 +202,21 @@ class JobsExecutor(Watching):
         try:
             for number, part in enumerate(self._dealt(units)):
                 arguments = _arguments(place.name, part, last=last)
-                started[self._job(plan, place, arguments, str(number))] = tuple(part)
+                # Where nobody watches, the Hub itself starts a job again that was lost.
+                attempts = RETRIES + 1 if last else 1
+                job = self._job(plan, place, arguments, f"{number}", attempts)
+                started[job] = tuple(part)
         except BaseException:
             with suppress(HubExtrapError):
                 self.cancel(started)
             raise
         return started
 
+<<<<<<< HEAD
     def _job(self, plan: Work, place: Place, arguments: list[str], number: str) -> str:
+=======
+    def _job(self, plan: WorkPlan, place: Place, arguments: list[str], number: str, attempts: int) -> str:
+>>>>>>> p16-jobs
         key = _key(place)
         for argument in arguments:
             if Path(argument).is_file():  # the client would send it, and name its copy instead
@@ -216,7 +234,7 @@ class JobsExecutor(Watching):
                 secrets={"HF_TOKEN": _token()},
                 flavor=self.flavor or FLAVOR,
                 timeout=self.timeout,
-                attempts=RETRIES + 1,
+                attempts=attempts,
                 name=f"hubextrap-{key[:8]}-{number}",
                 labels={**_OURS, "plan": key},
                 namespace=self._namespace(),
@@ -227,9 +245,6 @@ class JobsExecutor(Watching):
         """The units of each job; one job without any where there are none."""
         jobs = max(1, min(self.jobs, len(units)))
         return [list(units[number::jobs]) for number in range(jobs)]
-
-    def _limit(self) -> str:
-        return self.timeout or "of the Hub"
 
     def _bucket(self) -> str:
         """The bucket; asked of the Hub, once, where none was named."""

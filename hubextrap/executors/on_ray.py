@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import AccessDenied, HubExtrapError, OutputError, ReferenceNotFound, SourceError
@@ -134,10 +135,10 @@ class _Attempt:
     unit: int
     name: str
     """On the board."""
+    heard: float
+    """When it was started, or told of progress last."""
     moved: int = -1
-    """The count of its progress that was told last; -1 until it is known to have begun."""
-    heard: float = 0.0
-    """When that was."""
+    """The count of its progress that it told then; -1 until it is known to have begun."""
     node_id: str = ""
     node: str = "a node"
 
@@ -154,6 +155,9 @@ class _Work:
         self._board = _BoardReader(ray, ray.remote(num_cpus=0, max_restarts=-1)(Board).remote())
         self._task = ray.remote(max_retries=0, num_cpus=1, num_gpus=plan.gpus, memory=self._memory)(do_unit)
         self._lost: Counter[int] = Counter()
+        self._busy = 0.0
+        """When any unit told of progress last."""
+        self._names = count()
         self._avoided: dict[int, set[str]] = {}
         """The nodes on which attempts at a unit were lost, by their ids."""
         self._under_way: dict[Any, _Attempt] = {}
@@ -199,7 +203,7 @@ class _Work:
         self._ray.kill(self._board.actor)
 
     def _start(self, unit: int) -> None:
-        attempt = _Attempt(unit, f"{unit}/{self._lost[unit]}")
+        attempt = _Attempt(unit, f"{unit}/{next(self._names)}", time.monotonic())
         needed = [self._known[one].to_bytes() for one in self._plan.needs(unit)]
         task = self._task.options(scheduling_strategy=self._where(unit))
         ref = task.remote(*self._given, unit, needed, self._board.actor, attempt.name)
@@ -308,15 +312,22 @@ class _Work:
         for line in warnings:
             self._shown.progress.warn(line)
         now = time.monotonic()
-        for ref, attempt in list(self._under_way.items()):
+        for attempt in self._under_way.values():
             read, moved, node_id, node = told.get(attempt.name, (0, attempt.moved, "", ""))
             if moved != attempt.moved:
                 attempt.moved, attempt.heard, attempt.node_id, attempt.node = moved, now, node_id, node
+                self._busy = now
                 self._shown.read(attempt.unit, read)
-            elif moved >= 0 and now - max(attempt.heard, self._board.since) > self._hang:
+        for ref, attempt in list(self._under_way.items()):
+            # One that has not told of its begin may wait for a CPU, as long as others hold them.
+            heard = max(attempt.heard, self._board.since, self._busy if attempt.moved < 0 else 0.0)
+            if now - heard > self._hang:
                 del self._under_way[ref]
                 self._ray.cancel(ref, force=True)
-                self._again(attempt, f"no progress for {self._hang:.0f} s")
+                if attempt.moved < 0:
+                    self._start(attempt.unit)
+                else:
+                    self._again(attempt, f"no progress for {self._hang:.0f} s")
 
 
 class _BoardReader:

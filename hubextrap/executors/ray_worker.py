@@ -166,14 +166,14 @@ def _worker(plan: Any, digest: str, place: str, node: str) -> tuple[Worker, Plac
     if digest not in _held:
         _forget()
         data = import_module("ray").get(plan)
-        here = work_from_bytes(data, f"the plan, on node {node}")
+        here = work_from_bytes(data, f"{place}/{PLAN_FILE}, on node {node}")
         found: Place | None = open_place(place)
         if found is not None and found.read(PLAN_FILE) != data:
             found = None  # a folder of the driver's machine
             if here.folders:
                 raise OutputError(
-                    f"{here.folders[0]}: node {node} does not see it; an output folder has to be one that "
-                    "all nodes share under the same path, or push straight to the Hub"
+                    f"{place}: node {node} does not see it as the driver does; an output folder has to be one "
+                    "that all nodes share under the same path, or push straight to the Hub"
                 )
         _held[digest] = Worker(here.one_thread(), _telling), found
     return _held[digest]

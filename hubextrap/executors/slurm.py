@@ -25,8 +25,8 @@ from hubextrap.executors.watching import Jobs, Submitted, Watching
 from hubextrap.foreign_data import shorten
 from hubextrap.patience import retried
 from hubextrap.redaction import redact
+from hubextrap.work.kinds import PLAN_FILE
 from hubextrap.work.places import FolderPlace
-from hubextrap.work.plan import PLAN_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

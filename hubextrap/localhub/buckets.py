@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -97,7 +96,7 @@ class Bucket:
     def _save(self, name: str, value: Mapping[str, Any]) -> None:
         fresh = self.folder / f"{name}.new"
         fresh.write_text(json.dumps(value))
-        os.replace(fresh, self.folder / name)
+        fresh.replace(self.folder / name)
 
 
 class Buckets:

@@ -54,7 +54,7 @@ class LocalHub(HubContext):
     ) -> None:
         if run_jobs and not _is_loopback(host):
             raise HubExtrapError(
-                f"{host} is not loopback, and jobs are run for nobody else: serve on 127.0.0.1, or run no jobs"
+                f"{host} is not loopback, and jobs are run for nobody else: serve on 127.0.0.1 or run none"
             )
         super().__init__(Path(root), tokens or {}, cdn_expiry, xet)
         if xet:

@@ -28,6 +28,7 @@ MOST = 256
 _SLOTS = 8  # jobs that run at the same time; the others wait
 _INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH")
 _POLL = 0.02  # seconds
+_GRACE = 5.0  # seconds to clear up in, once a job is told to end
 _PINNED = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[A-Za-z0-9_.,-]*\])?==([^\s,;*]+)")
 
 
@@ -184,12 +185,20 @@ class Jobs:
             try:
                 while not _has_ended(job.process.pid):
                     if job.canceled.wait(_POLL) or time.monotonic() > deadline:
+                        os.killpg(job.process.pid, signal.SIGTERM)
+                        _await_end(job.process.pid, _GRACE)
                         break
             finally:
                 # Before the leader is waited for, so that the group's number cannot be another one's yet.
                 with suppress(ProcessLookupError):
                     os.killpg(job.process.pid, signal.SIGKILL)
             return job.process.wait()
+
+
+def _await_end(process: int, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not _has_ended(process) and time.monotonic() < end:
+        time.sleep(_POLL)
 
 
 def _has_ended(process: int) -> bool:

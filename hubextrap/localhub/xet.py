@@ -127,7 +127,7 @@ class XetStores:
 
     @contextmanager
     def _fetched(self, store: str, files: Mapping[str, int]) -> Iterator[Path]:
-        """A folder with files of a store, each named by its Xet hash; ``files`` has the size in bytes of each.
+        """A folder with files of a store, each named by its Xet hash; ``files`` has the sizes in bytes.
 
         Raises:
             RejectedObject: they cannot be read.

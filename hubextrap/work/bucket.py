@@ -25,7 +25,7 @@ _ROUNDS = 3  # of a removal: a worker may write while files are removed
 
 
 class BucketPlace:
-    """A folder in a bucket, ``hf://buckets/OWNER/NAME/PATH``; the first write makes the bucket, a private one."""
+    """A folder in a bucket, ``hf://buckets/OWNER/NAME/PATH``; the first write makes it, private."""
 
     def __init__(self, name: str) -> None:
         """
@@ -103,7 +103,9 @@ class BucketPlace:
         try:
             entries = hub_api().list_bucket_tree(self.bucket, prefix=folder, recursive=recursive)
             found = [entry.path for entry in entries if entry.type == "file"]
-        except (BucketNotFoundError, EntryNotFoundError) as error:
+        except EntryNotFoundError:
+            return []
+        except BucketNotFoundError as error:
             if error.response.status_code == 404:
                 return []
             raise

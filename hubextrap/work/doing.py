@@ -64,7 +64,7 @@ class Worker:
     def do(
         self, unit: int, place: Place | None = None, records: Mapping[int, Record] | None = None
     ) -> Record:
-        """Do one unit, unless it is on record in the place, and put it on record there.
+        """Do one unit, unless it is on record in the place and there, and put it on record.
 
         Args:
             records: those that the unit needs, instead of the place's.
@@ -73,7 +73,7 @@ class Worker:
             HubExtrapError: as `do_units`.
         """
         kept = None if place is None else Records(place, self.plan.digest)
-        if kept is not None and (known := kept.get(unit)) is not None:
+        if kept is not None and (known := kept.get(unit)) is not None and self.plan.is_there(known):
             return known
         try:
             given = records if records is not None else _needed(self.plan, unit, kept)

@@ -109,6 +109,10 @@ class Work(ABC):
             if not 0 <= unit < self.units:
                 raise OutputError(f"unit {unit}: the plan has {self.units}, from 0 to {self.units - 1}")
 
+    def is_there(self, record: Record) -> bool:
+        """Whether what a record tells of is there still; it always is where the record itself holds it."""
+        return True
+
     @property
     @abstractmethod
     def peak_memory(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.engine.inputs import shared_files
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from hubextrap.tensors.layout import CheckpointLayout
     from hubextrap.trajectory.checkpoint import Checkpoint
     from hubextrap.work.kinds import Hands
+    from hubextrap.work.records import Record
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,17 @@ class WorkPlan(Work):
     def hands(self, progress: Progress) -> Hands:
         found: Hands = by_name("hubextrap.work.making:MergeHands")(self, progress)  # stands above this
         return found
+
+    def is_there(self, record: Record) -> bool:
+        """Whether the shards that it names lie in their folders, as large as it says; of the Hub's, the commit
+        tells."""
+        shards = record.content.get("shards", ()) if record.unit in self.shard_units else ()
+        for output, shard in zip(self.outputs, shards, strict=False):
+            if output.folder is not None:
+                path = Path(output.folder, shard["file"])
+                if not path.is_file() or path.stat().st_size != shard["size"]:
+                    return False
+        return True
 
     def same_results(self, other: WorkPlan) -> bool:
         """Whether it makes the same bytes of the same files in the same place."""

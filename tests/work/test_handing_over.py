@@ -14,8 +14,9 @@ from hubextrap import api
 from hubextrap.errors import CheckpointError, HubExtrapError, OutputError, PushError, SourceError
 from hubextrap.executors.watching import Submitted
 from hubextrap.localhub import LocalHub
+from hubextrap.work.kinds import PLAN_FILE
 from hubextrap.work.places import FolderPlace, Place
-from hubextrap.work.plan import PLAN_FILE, WorkPlan
+from hubextrap.work.plan import WorkPlan
 from hubextrap.work.records import Records
 
 SHARDS = 3

@@ -36,7 +36,7 @@ ELSEWHERE = ReadingOptions(executor="ray")
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Six tensors, of which one is longer than a block."""
-    shapes = {name: (300, 20) for name in NAMES} | {"layer.3.weight": (20_000,)}
+    shapes = dict.fromkeys(NAMES, (300, 20)) | {"layer.3.weight": (20_000,)}
     return make_run(tmp_path / "run", steps=STEPS, shapes=shapes)
 
 
@@ -158,16 +158,14 @@ def test_it_goes_on_where_it_was_stopped(run: Path, tmp_path: Path, home: Path, 
 
 
 def test_a_stop_before_the_first_unit_leaves_nothing(run: Path, home: Path) -> None:
-    with Run.of(find_trajectory(str(run)), ELSEWHERE) as opened:
-        with pytest.raises(KeyboardInterrupt):
-            scan_by(Backwards(at_most=0), opened, opened.scan_plan, None)
+    with Run.of(find_trajectory(str(run)), ELSEWHERE) as opened, pytest.raises(KeyboardInterrupt):
+        scan_by(Backwards(at_most=0), opened, opened.scan_plan, None)
     assert list(home.iterdir()) == []
 
 
 def test_checkpoints_that_changed_start_over(run: Path, home: Path) -> None:
-    with Run.of(find_trajectory(str(run)), ELSEWHERE) as opened:
-        with pytest.raises(KeyboardInterrupt):
-            scan_by(Backwards(at_most=2), opened, opened.scan_plan, None)
+    with Run.of(find_trajectory(str(run)), ELSEWHERE) as opened, pytest.raises(KeyboardInterrupt):
+        scan_by(Backwards(at_most=2), opened, opened.scan_plan, None)
     state = load_file(run / "step_10" / "model.safetensors")
     write_checkpoint(run / "step_10", {name: weights + 1 for name, weights in state.items()})
     with Run.of(find_trajectory(str(run)), ELSEWHERE) as opened:
