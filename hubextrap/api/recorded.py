@@ -61,15 +61,10 @@ def add_from_journals(
 
     What comes from a file that is compared at the end is made again: a journal does not say what was read.
     """
-<<<<<<< HEAD
-    again = {unit for _, units in plan.compared for unit in units}
-    for unit in plan.shard_units if journals else ():  # a push that is handed over has none
-=======
     if not journals:  # of a push: what the Hub has is not known here
         return
-    again = {file for _, shards in plan.compared for file in shards}
+    again = {unit for _, units in plan.compared for unit in units}
     for unit in plan.shard_units:
->>>>>>> p16-jobs
         file = plan.labels[unit]
         if unit in records or unit in again or not all(file in one.finished for one in journals):
             continue

@@ -119,15 +119,9 @@ class JobsExecutor(Watching):
         )
         return BucketPlace(f"hf://buckets/{self._bucket()}/{key[:32]}")
 
-<<<<<<< HEAD
     def dry_run(self, plan: Work, place: Place, units: Sequence[int]) -> str:
-        name = f"hf://buckets/{self.bucket or f'YOU/{BUCKET}'}/PLAN"
-        lines = [f"{len(self._dealt(units))} jobs, flavor {self.flavor or FLAVOR}, timeout {self._limit()}:"]
-=======
-    def dry_run(self, plan: WorkPlan, place: Place, units: Sequence[int]) -> str:
         timeout = self.timeout or "of the Hub"
         lines = [f"{len(self._dealt(units))} jobs, flavor {self.flavor or FLAVOR}, timeout {timeout}:"]
->>>>>>> p16-jobs
         for part in self._dealt(units):
             command = ["uv", "run", *(f"--with {one}" for one in _dependencies(plan)), "hubextrap"]
             lines.append(" ".join([*command, *_arguments(place.name, part, last=True)]))
@@ -212,11 +206,7 @@ class JobsExecutor(Watching):
             raise
         return started
 
-<<<<<<< HEAD
-    def _job(self, plan: Work, place: Place, arguments: list[str], number: str) -> str:
-=======
-    def _job(self, plan: WorkPlan, place: Place, arguments: list[str], number: str, attempts: int) -> str:
->>>>>>> p16-jobs
+    def _job(self, plan: Work, place: Place, arguments: list[str], number: str, attempts: int) -> str:
         key = _key(place)
         for argument in arguments:
             if Path(argument).is_file():  # the client would send it, and name its copy instead
