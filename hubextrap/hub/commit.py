@@ -95,7 +95,7 @@ def commit_files(
 def landed(
     target: PushTarget, files: Sequence[OutgoingFile], before: RemoteState, now: RemoteState
 ) -> PushResult | None:
-    """The commit of a whole model, if one was made between two looks at the target, as by who was killed then.
+    """The commit of a whole model, if one was made between two looks at the target: by who was killed then.
 
     Raises:
         PushError: the Hub does not say.

@@ -461,7 +461,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
         "how": (lambda: api.walk(load_recipe("walk.yaml"), out="o", limit=3), "no effect"),
     },
     api.submit: dict.fromkeys(["recipe", "queue", "out", "push", "settings", "scan", "dry_run"], ALWAYS),
-    api.work: dict.fromkeys(["place", "units", "finish_if_last"], ALWAYS),
+    api.worker: dict.fromkeys(["place", "units", "finish_if_last"], ALWAYS),
     api.finish: dict.fromkeys(["place", "wait", "if_last"], ALWAYS),
     api.verify: {"reference": ALWAYS},
     find_trajectory: dict.fromkeys(["reference", "options", "named", "pins"], ALWAYS),

@@ -1,4 +1,4 @@
-"""Merges on Ray: the command's output and bytes are those of a merge without it, whatever is killed meanwhile."""
+"""Merges on Ray: output and bytes are those of a merge without it, whatever is killed meanwhile."""
 
 from __future__ import annotations
 

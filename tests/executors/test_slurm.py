@@ -24,6 +24,7 @@ from hubextrap.executors.testing_run import SHARDS, TinyRun, shard_file
 from hubextrap.progress import SilentProgress
 from hubextrap.work.bucket import BucketPlace
 from hubextrap.work.places import FolderPlace
+from hubextrap.work.plan import WorkPlan
 from hubextrap.work.records import Record, Records
 
 EVERY = tuple(range(SHARDS))
@@ -47,6 +48,15 @@ def run(tmp_path: Path) -> TinyRun:
     return TinyRun.write(tmp_path / "run")
 
 
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> WorkPlan:
+    """For those who only look at it."""
+    return TinyRun.write(tmp_path_factory.mktemp("plan") / "run").work_plan()
+
+
+PLACE = FolderPlace(Path("/shared/.out.partial/work"))
+
+
 @pytest.mark.slow
 class TestSlurm(ExecutorTests):
     workers = 2
@@ -66,18 +76,17 @@ class TestSlurm(ExecutorTests):
 
 
 def test_the_scripts_say_all_and_nothing_is_written(
-    run: TinyRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    plan: WorkPlan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("HF_TOKEN", "hf_" + "secretly" * 4)
-    plan = run.work_plan()
     before = sorted(tmp_path.rglob("*"))
     queue = SlurmExecutor(["--partition=cpu", "--time=2:00:00"], tasks=3)
-    said = queue.dry_run(plan, run.place, EVERY)
+    said = queue.dry_run(plan, PLACE, EVERY)
     assert sorted(tmp_path.rglob("*")) == before
     array, last = said.split("\n\n")
     memory = round(plan.merge.peak_memory * 1.25 / 2**20) + 256
-    logs = Path(run.place.name, "logs")
+    logs = Path(PLACE.name, "logs")
     for line in (
         "#SBATCH --array=0-2",
         "#SBATCH --cpus-per-task=1",
@@ -89,17 +98,17 @@ def test_the_scripts_say_all_and_nothing_is_written(
     ):
         assert line in array.splitlines()
     assert "units=(0 1 2 3 4 5 6)" in array
-    assert f"exec {sys.executable} -m hubextrap worker {run.place.name} " in array
+    assert f"exec {sys.executable} -m hubextrap worker {PLACE.name} " in array
     assert "#SBATCH --dependency=afterany:ARRAY" in last.splitlines()
-    assert f"{sys.executable} -m hubextrap finish {run.place.name} " in last
+    assert f"{sys.executable} -m hubextrap finish {PLACE.name} " in last
     assert "secretly" not in said
     for script in (array, last):
         subprocess.run(["/bin/bash", "-n"], input=script, text=True, check=True)
 
 
 @pytest.mark.parametrize(("units", "tasks"), [(7, 3), (7, 7), (2, 5), (1, 1)])
-def test_tasks_divide_the_units_between_them(units: int, tasks: int, run: TinyRun) -> None:
-    script = SlurmExecutor(tasks=tasks).dry_run(run.work_plan(), run.place, range(10, 10 + units))
+def test_tasks_divide_the_units_between_them(units: int, tasks: int, plan: WorkPlan) -> None:
+    script = SlurmExecutor(tasks=tasks).dry_run(plan, PLACE, range(10, 10 + units))
     body = script.split("\n\n")[0].replace("exec ", "echo ")
     count = min(units, tasks)
     assert f"#SBATCH --array=0-{count - 1}\n" in body
@@ -118,10 +127,10 @@ def test_tasks_divide_the_units_between_them(units: int, tasks: int, run: TinyRu
 
 
 @pytest.mark.parametrize("name", ["a b", "a'b", 'a"b', "a$HOME`id`", "a%d", "a#b", "ä;b&c", "-n"])
-def test_any_name_of_a_folder(name: str, tmp_path: Path, run: TinyRun) -> None:
+def test_any_name_of_a_folder(name: str, tmp_path: Path, plan: WorkPlan) -> None:
     """The shell and sbatch each read it as it is."""
     place = FolderPlace(tmp_path / name / "work")
-    for script in SlurmExecutor().dry_run(run.work_plan(), place, [0]).split("\n\n"):
+    for script in SlurmExecutor().dry_run(plan, place, [0]).split("\n\n"):
         command = next(line for line in script.splitlines() if " -m hubextrap " in line)
         assert str(place.folder) in shlex.split(command.replace("&& exit 0", ""))
         output = next(line for line in script.splitlines() if "--output" in line)
@@ -130,9 +139,9 @@ def test_any_name_of_a_folder(name: str, tmp_path: Path, run: TinyRun) -> None:
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\\b", "a\x1bb", "a\udcffb"])
-def test_a_folder_that_no_script_can_name(name: str, tmp_path: Path, run: TinyRun) -> None:
+def test_a_folder_that_no_script_can_name(name: str, tmp_path: Path, plan: WorkPlan) -> None:
     with pytest.raises(WrongArgument, match="cannot name a folder with"):
-        SlurmExecutor().dry_run(run.work_plan(), FolderPlace(tmp_path / name), [0])
+        SlurmExecutor().dry_run(plan, FolderPlace(tmp_path / name), [0])
 
 
 @pytest.mark.parametrize(
@@ -142,8 +151,8 @@ def test_a_folder_that_no_script_can_name(name: str, tmp_path: Path, run: TinyRu
         *("--mail-user=a@b.c", "--constraint=[a&b]|c*2", "--export=NONE", "--wait-all-nodes=1"),
     ],
 )
-def test_options_that_are_passed_on(option: str, run: TinyRun) -> None:
-    said = SlurmExecutor([option]).dry_run(run.work_plan(), run.place, [0])
+def test_options_that_are_passed_on(option: str, plan: WorkPlan) -> None:
+    said = SlurmExecutor([option]).dry_run(plan, PLACE, [0])
     assert said.splitlines().count(f"#SBATCH {option}") == 2
 
 
@@ -186,8 +195,8 @@ def test_an_option_that_holds_a_secret() -> None:
 @pytest.mark.parametrize(
     ("option", "memories"), [("--mem-per-cpu=2G", 2), ("--mem=2G", 2), ("--mem-bind=local", 4)]
 )
-def test_own_memory_takes_the_place_of_ours(option: str, memories: int, run: TinyRun) -> None:
-    said = SlurmExecutor([option]).dry_run(run.work_plan(), run.place, [0])
+def test_own_memory_takes_the_place_of_ours(option: str, memories: int, plan: WorkPlan) -> None:
+    said = SlurmExecutor([option]).dry_run(plan, PLACE, [0])
     assert said.count("#SBATCH --mem") == memories
     assert said.count(f"#SBATCH {option}\n") == 2
 
@@ -331,6 +340,7 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return go
 
 
+@pytest.mark.slow
 def test_submitted_twice_is_submitted_once(cluster: FakeSlurm, run: TinyRun, idle: Path) -> None:
     plan, queue = run.work_plan(), SlurmExecutor(tasks=2)
     first = queue.submit(plan, run.place, EVERY)
@@ -348,6 +358,7 @@ def test_submitted_twice_is_submitted_once(cluster: FakeSlurm, run: TinyRun, idl
     assert "afterany:3\n" in cluster.script("4")
 
 
+@pytest.mark.slow
 def test_killed_between_the_array_and_the_last_step(cluster: FakeSlurm, run: TinyRun, idle: Path) -> None:
     """The next one finds the array, and puts one last step behind it."""
     plan, queue = run.work_plan(), SlurmExecutor(tasks=2)
@@ -358,6 +369,7 @@ def test_killed_between_the_array_and_the_last_step(cluster: FakeSlurm, run: Tin
     assert "afterany:1\n" in cluster.script("2")
 
 
+@pytest.mark.slow
 def test_a_last_step_that_cannot_be_submitted_takes_the_array_with_it(
     cluster: FakeSlurm, run: TinyRun, idle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,6 +382,7 @@ def test_a_last_step_that_cannot_be_submitted_takes_the_array_with_it(
     cluster.wait(10)
 
 
+@pytest.mark.slow
 def test_what_is_lost_is_submitted_again_while_something_is_gained(
     cluster: FakeSlurm, run: TinyRun, idle: Path
 ) -> None:
@@ -393,6 +406,7 @@ def test_what_is_lost_is_submitted_again_while_something_is_gained(
     assert queue.resubmit(plan, run.place, EVERY[:3]) is not None
 
 
+@pytest.mark.slow
 def test_what_failed_for_good_is_not_submitted_again(cluster: FakeSlurm, run: TinyRun, idle: Path) -> None:
     plan, queue = run.work_plan(), SlurmExecutor()
     records = Records(run.place, plan.digest)
@@ -452,6 +466,7 @@ def test_a_record_of_another_executor(stated: tuple[str, dict[str, object]]) -> 
 # who waits
 
 
+@pytest.mark.slow
 def test_a_driver_takes_over_the_jobs_of_one_that_was_killed(
     cluster: FakeSlurm, run: TinyRun, idle: Path
 ) -> None:
@@ -467,6 +482,7 @@ def test_a_driver_takes_over_the_jobs_of_one_that_was_killed(
     assert Submission.load(run.place) is None
 
 
+@pytest.mark.slow
 def test_a_unit_whose_worker_is_lost_every_time(
     cluster: FakeSlurm, run: TinyRun, idle: Path, lines: Lines
 ) -> None:
@@ -481,6 +497,7 @@ def test_a_unit_whose_worker_is_lost_every_time(
     assert sum("the worker was lost" in line for line in lines.said) == RETRIES
 
 
+@pytest.mark.slow
 def test_a_queue_that_gives_no_answer_for_a_while(cluster: FakeSlurm, run: TinyRun, idle: Path) -> None:
     plan, queue = run.work_plan(), SlurmExecutor(tasks=1)
     jobs = queue.start(plan, run.place, [1])
@@ -495,6 +512,7 @@ def test_a_queue_that_gives_no_answer_for_a_while(cluster: FakeSlurm, run: TinyR
     queue.cancel(["1"])
 
 
+@pytest.mark.slow
 def test_a_queue_that_gives_no_answer_for_too_long(
     cluster: FakeSlurm, run: TinyRun, monkeypatch: pytest.MonkeyPatch, idle: Path
 ) -> None:
@@ -507,6 +525,6 @@ def test_a_queue_that_gives_no_answer_for_too_long(
         list(queue.run(plan, run.place, [1], SilentProgress()))
 
 
-def test_a_place_that_nodes_cannot_see(run: TinyRun) -> None:
+def test_a_place_that_nodes_cannot_see(plan: WorkPlan) -> None:
     with pytest.raises(WrongArgument, match="hf://buckets/me/work/x: Slurm's nodes need a folder"):
-        SlurmExecutor().dry_run(run.work_plan(), BucketPlace("hf://buckets/me/work/x"), [0])
+        SlurmExecutor().dry_run(plan, BucketPlace("hf://buckets/me/work/x"), [0])

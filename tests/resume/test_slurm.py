@@ -87,7 +87,7 @@ class Killer(threading.Thread):
         if (job, pid) not in self._dies:
             before = sum(other == job for other, _ in self._dies)
             lives = before >= 3 if kind == "last step" else self._random.random() < 0.5
-            self._dies[job, pid] = math.inf if lives else now + self._start * self._random.uniform(0.3, 2.5)
+            self._dies[job, pid] = math.inf if lives else now + self._start * self._random.uniform(0.5, 2.0)
         limit = self.workers if kind == "worker" else self.last_steps
         if now > self._dies[job, pid] and self.killed[kind] < limit:
             self._dies[job, pid] = math.inf
