@@ -97,9 +97,16 @@ def test_the_same_table_as_here(
 @pytest.mark.slow
 def test_the_command(trajectory: Path, problems: Path, tmp_path: Path, executor: Elsewhere) -> None:
     for where in ("local", "ray"):
-        line = ("eval", "--no-against", trajectory / "step_0", trajectory / "step_200", "--device", "cpu")
+        line: tuple[str | Path, ...] = (
+            "eval",
+            "--no-against",
+            trajectory / "step_0",
+            trajectory / "step_200",
+            "--device",
+            "cpu",
+        )
         line += ("--task-file", problems, "--executor", where, "--output", tmp_path / where, "--quiet")
-        ended = run_main(*line)
+        ended = run_main(*map(str, line))
         assert ended.code == 0, ended.err
     assert (tmp_path / "ray").read_bytes() == (tmp_path / "local").read_bytes()
     assert len(executor.done) == 2
@@ -222,8 +229,8 @@ def test_errors_are_the_local_ones(
     rows: list[Any] = [("base", checkpoint(trajectory, 0)), ("last", checkpoint(tmp_path / "run", 200))]
     said = []
     for name in ("local", "ray"):
+        harness = Harness(replace(options, executor=name))
         with pytest.raises(HubExtrapError) as error:
-            harness = Harness(replace(options, executor=name))
             harness.measure_all(rows)
         said.append((type(error.value), str(error.value)))
     assert said[0] == said[1]

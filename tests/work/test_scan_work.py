@@ -99,14 +99,14 @@ def test_the_same_bytes_as_here(run: Path, tmp_path: Path, executor: Backwards, 
 
 def test_the_commands(run: Path, tmp_path: Path, executor: Backwards, home: Path) -> None:
     for where in ("local", "ray"):
-        ended = run_main("scan", run, "--out", tmp_path / where, "--executor", where, "--quiet")
+        ended = run_main("scan", str(run), "--out", str(tmp_path / where), "--executor", where, "--quiet")
         assert ended.code == 0, ended.err
     assert (tmp_path / "ray").read_bytes() == (tmp_path / "local").read_bytes()
     assert executor.done == [3, 2, 1, 0]
     executor.done.clear()
-    assert run_main("backtest", run, "--executor", "ray", "--quiet").code == 0
+    assert run_main("backtest", str(run), "--executor", "ray", "--quiet").code == 0
     assert executor.done == [3, 2, 1, 0]
-    assert "has to be local or ray" in run_main("scan", run, "--executor", "here").err
+    assert "has to be local or ray" in run_main("scan", str(run), "--executor", "here").err
 
 
 def test_what_is_read_for_coefficients_is_read_there(
@@ -223,6 +223,7 @@ def test_records_of_something_else_are_refused(run: Path, tmp_path: Path) -> Non
         list(LocalExecutor().run(plan, place, [9], Lines()))
 
 
+@pytest.mark.slow
 def test_a_file_that_several_units_read_is_compared_with_the_hub(
     run: Path, tmp_path: Path, hub: LocalHub, repo_id: str, executor: Backwards, home: Path
 ) -> None:
