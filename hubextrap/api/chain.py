@@ -94,8 +94,7 @@ def run(
     _check_places(recipe, out, output, settings)
     with told_with_its_line(recipe):
         executor = (settings if opened is None else opened.reading).executor
-        options = None if section is None else EvaluationOptions.of(section, executor=executor)
-        harness = None if options is None else Harness(options, progress)
+        harness = section and Harness(EvaluationOptions.of(section, executor=executor), progress)
     mixtures: list[Mixture] = []
     with open_for(recipe, opened, settings, scan, progress) as (found, settings):
         against = _against(recipe, harness, found)
