@@ -94,7 +94,9 @@ def run(
     _check_places(recipe, out, output, settings)
     with told_with_its_line(recipe):
         executor = (settings if opened is None else opened.reading).executor
-        harness = section and Harness(EvaluationOptions.of(section, executor=executor), progress)
+        harness = None
+        if section is not None:
+            harness = Harness(EvaluationOptions.of(section, executor=executor), progress)
     mixtures: list[Mixture] = []
     with open_for(recipe, opened, settings, scan, progress) as (found, settings):
         against = _against(recipe, harness, found)
