@@ -93,10 +93,7 @@ def run(
     _check_gate(recipe, gate, out)
     _check_places(recipe, out, output, settings)
     with told_with_its_line(recipe):
-        executor = (settings if opened is None else opened.reading).executor
-        harness = None
-        if section is not None:
-            harness = Harness(EvaluationOptions.of(section, executor=executor), progress)
+        harness = _harness(section, settings if opened is None else opened.reading, progress)
     mixtures: list[Mixture] = []
     with open_for(recipe, opened, settings, scan, progress) as (found, settings):
         against = _against(recipe, harness, found)
@@ -121,6 +118,13 @@ def run(
         predictions = tuple(push_made(one, progress) for one in predictions)
     made.settle()
     return RunResult(predictions, tables, made.result.walk, judged)
+
+
+def _harness(section: EvaluateSection | None, reading: ReadingOptions, progress: Progress) -> Harness | None:
+    """What measures as a recipe says."""
+    if section is None:
+        return None
+    return Harness(EvaluationOptions.of(section, executor=reading.executor), progress)
 
 
 def _check_places(
