@@ -29,7 +29,7 @@ from hubextrap.evaluation.targets import place_of
 from hubextrap.given import optional_path, recipe_of
 from hubextrap.logits import Mixture, recipe_mixture
 from hubextrap.notebooks import counted, one_line
-from hubextrap.opening import Run
+from hubextrap.opening import ReadingOptions, Run
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.trajectory import Checkpoint
 
