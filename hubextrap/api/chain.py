@@ -251,7 +251,7 @@ def _check_mixed(recipe: Recipe, out: Path | str | None, settings: MergeOptions)
             "space: logits writes no model, so a run is its evaluation; add an evaluate section, or complete "
             "prompts with `hubextrap generate`"
         )
-    for name in ("device", "allow_non_finite", "executor"):
+    for name in ("device", "allow_non_finite"):
         if getattr(settings, name) != getattr(MergeOptions(), name):
             raise RecipeError(
                 f"settings.{name} has no effect on space: logits, which merges no weights; leave it out"
