@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What other versions of the dependencies may break; `make test` has the whole suite on those of constraints.txt.
-LOWEST_TESTS := tests/test_other_hosts.py $(addprefix tests/,chain distribution/test_base_install.py engine hub logits mergekit_plugin recipe tensors trajectory)
-NEWEST_TESTS := tests/test_other_hosts.py $(addprefix tests/,chain evaluate hub localhub logits mergekit_plugin)
+CHAIN := tests/test_other_hosts.py $(patsubst %,tests/chain/test_%.py,beside_the_weights commands merge pins_by_content reground_command scan_as_input shipped_recipes verified_is_loaded)
+LOWEST_TESTS := $(CHAIN) $(addprefix tests/,distribution/test_base_install.py engine hub logits mergekit_plugin recipe tensors trajectory)
+NEWEST_TESTS := $(CHAIN) $(addprefix tests/,evaluate hub localhub logits mergekit_plugin)
 # What tests share. The tests themselves are checked by being run.
 TYPED_TESTS := $(filter-out tests/test_%,$(wildcard tests/*.py)) tests/statistics/backtest_runs.py tests/statistics/scan_runs.py
 # Modules and their names that only later Pythons than the lowest have; ruff knows syntax. `file` is Python 2's to it.
@@ -12,7 +13,7 @@ VERMIN := --target=3.10- --violations --no-tips --quiet --exclude file
 # Two busy cores fight over threads: one run came out 15 times slower without this.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo reground test test-slow test-base test-newest test-lowest lint format hashes check-hashes docs tables bench clean
+.PHONY: help setup demo reground test test-slow test-base newest test-newest lowest test-lowest lint format hashes check-hashes docs tables bench clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,15 +40,19 @@ test-slow: setup  ## Run what the default suite leaves out.
 test-base: setup  ## Install without extras in .venv-base, use it against a loopback Hub, and say what it takes.
 	$(BIN)/python .ci/base_install.py
 
-test-newest:  ## Run a part of the suite on today's newest versions of everything, in .venv-newest (TESTS=tests runs all).
+newest:  ## Install today's newest versions of everything into .venv-newest.
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev,report]'
+
+test-newest: newest  ## Run a part of the suite on today's newest versions of everything (TESTS=tests runs all).
 	.venv-newest/bin/python -m pytest -q -m "not slow" $(or $(TESTS),$(NEWEST_TESTS))
 
-test-lowest:  ## Run a part of the suite on the lowest versions that pyproject.toml allows, in .venv-lowest.
+lowest:  ## Install the lowest versions that pyproject.toml allows into .venv-lowest.
 	$(PYTHON) -m venv .venv-lowest
 	$(PYTHON) .ci/lowest.py > .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/constraints.txt -e '.[dev,report]'
+
+test-lowest: lowest  ## Run a part of the suite on the lowest versions that pyproject.toml allows.
 	.venv-lowest/bin/python -m pytest -q -m "not slow" $(or $(TESTS),$(LOWEST_TESTS))
 
 lint: setup  ## Check style, formatting, spelling, types, and the version against the changelog.

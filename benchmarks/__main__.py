@@ -16,6 +16,7 @@ from benchmarks.measure import ROOT, timed_case
 from benchmarks.planning import planning
 from benchmarks.profile import profile
 from benchmarks.remote import remote
+from benchmarks.scaling import scaling
 from benchmarks.scan import scan
 from benchmarks.startup import startup
 
@@ -27,6 +28,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "profile": profile,
     "remote": remote,
     "scan": scan,
+    "scaling": scaling,
 }
 PAIRED = ("local", "scan")
 """Cases that another checkout can take part in."""

@@ -15,15 +15,19 @@ SHARD = 4_300_000_000
 Tensor = tuple[str, tuple[int, ...]]
 
 
-def sparse_run(root: Path, tensors: list[Tensor], count: int) -> int:
-    """Checkpoints ``step_10`` … ``step_<10·count>`` in bf16; returns how many shards each has."""
+def sparse_run(root: Path, tensors: list[Tensor], count: int, size_at_most: int = SHARD) -> int:
+    """Checkpoints ``step_10`` … ``step_<10·count>`` in bf16; returns how many shards each has.
+
+    Args:
+        size_at_most: bytes of a shard.
+    """
     shards: list[list[Tensor]] = []
     room = 0
     for tensor in tensors:
         size = _bytes([tensor])
         if not shards or size > room:
             shards.append([])
-            room = SHARD
+            room = size_at_most
         shards[-1].append(tensor)
         room -= size
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]

@@ -167,3 +167,23 @@ def one_of(name: str, kind: type[Kind], given: object) -> Kind | None:
     if given is None or isinstance(given, kind):
         return given
     raise wrong_argument(name, f"of the class {kind.__name__}, or None", given)
+
+
+EXECUTORS = {
+    "local": "hubextrap.executors.local:LocalExecutor",
+    "ray": "hubextrap.executors.on_ray:RayExecutor",
+}
+"""Those that a command waits for; each is imported when it is asked for. Slurm and HF Jobs work while nobody
+waits: `hubextrap submit`."""
+
+
+def check_executor(name: str) -> str:
+    """Refuse a name that is no executor's.
+
+    Raises:
+        RecipeError: names those that there are.
+    """
+    if not isinstance(name, str) or name not in EXECUTORS:
+        instead = "; for Slurm and HF Jobs: hubextrap submit RECIPE" if name in ("slurm", "jobs") else ""
+        raise RecipeError(f"executor: {name!r} is not one of {', '.join(EXECUTORS)}{instead}")
+    return name

@@ -1,4 +1,4 @@
-"""Packages whose names are imported when they are first used: what they offer costs nothing before that."""
+"""Names that are imported when they are first used: what they offer costs nothing before that."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ def names_of(package: str) -> Callable[[str], Any]:
         return getattr(import_module(homes[name]), name)
 
     return find
+
+
+def by_name(function: str) -> Callable[..., Any]:
+    """``module:function``, for those who stand below it and have it called all the same."""
+    module, _, name = function.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), name)
+    return found
 
 
 def _homes(package: str) -> dict[str, str]:

@@ -5,10 +5,10 @@ Whatever others wrote in them is escaped, and long lists are cut.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.foreign_text import html_text, terminal_line
+from hubextrap.lazy import by_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -58,8 +58,7 @@ def html_table(
 
 def shown_by(function: str, thing: Any) -> str:
     """What ``module:function`` makes of it: for results whose figures are found by what stands above them."""
-    module, _, name = function.partition(":")
-    return str(getattr(import_module(module), name)(thing))
+    return str(by_name(function)(thing))
 
 
 def _cell(value: object) -> str:

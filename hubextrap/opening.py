@@ -14,6 +14,8 @@ from hubextrap import clocks
 from hubextrap.engine.budget import NO_LIMIT, Budget
 from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS
 from hubextrap.errors import CheckpointMismatch, RecipeError, SourceError, wrong_argument
+from hubextrap.given import check_executor
+from hubextrap.lazy import by_name
 from hubextrap.methods.checking import MAX_STEP, check_steps
 from hubextrap.progress import Progress, SilentProgress, StagesOnly
 from hubextrap.recipe import Recipe
@@ -49,8 +51,11 @@ class ReadingOptions:
     """Threads that read, compute and write."""
     cache: bool = False
     """Download Hub checkpoints into the Hub cache first, instead of reading ranges of them."""
+    executor: str = "local"
+    """Who reads them: ``local`` for this process, ``ray`` for a Ray cluster."""
 
     def __post_init__(self) -> None:
+        check_executor(self.executor)
         for name in ("memory", "workers"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
@@ -304,20 +309,17 @@ class Run:
         Args:
             held: bytes of the memory that something else takes at the same time.
         """
-        rates = self.rate_history  # what cannot be read should not cost a pass
-        memory = self.reading.memory - held
-        plan = self.scan_plan.within(Budget(memory, self.reading.workers, self.remote, reserve=afterwards))
-        from hubextrap.engine.scan import scan_trajectory  # imports numba, once nothing is wrong any more
+        rates, how = self.rate_history, self.reading  # what cannot be read should not cost a pass
+        plan = self.scan_plan.within(Budget(how.memory - held, how.workers, self.remote, reserve=afterwards))
+        if how.executor != "local":
+            found: Scan = by_name("hubextrap.api.elsewhere:scan_elsewhere")(self, plan, sample)
+        else:
+            from hubextrap.engine.scan import scan_trajectory  # imports numba, once nothing is wrong any more
 
-        found = scan_trajectory(
-            self.trajectory,
-            self.sources,
-            plan,
-            sample=sample,
-            pins=self.fingerprints,
-            journal=journal,
-            progress=self.progress,
-        )
+            run, pins, told = self.trajectory, self.fingerprints, self.progress
+            found = scan_trajectory(
+                run, self.sources, plan, sample=sample, pins=pins, journal=journal, progress=told
+            )
         return replace(found, rates=rates)
 
     def known_table(self) -> GramTable | None:

@@ -14,7 +14,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
+
+import pytest
 
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Without it Ray replaces 127.0.0.1 by this machine's address in a network, which a test must not use."""
@@ -48,8 +51,31 @@ class Nodes:
         assert self.address.startswith("127.0.0.1:"), said.read_text()
         self.environment["RAY_ADDRESS"] = self.address
 
-    def workers(self, doing: str = "ray::do_unit") -> list[int]:
-        """The processes of its workers that are doing units just now."""
+    def __enter__(self) -> Nodes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def folder_only() -> Iterator[Path]:
+        """A folder for what Ray writes."""
+        folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+        yield folder
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def join(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Have this process find it; `ray.init` then connects to it."""
+        for name, value in self.environment.items():
+            monkeypatch.setenv(name, value)
+        constants = import_module(
+            "ray._private.ray_constants"
+        )  # which reads the variable when it is imported
+        monkeypatch.setattr(constants, "ENABLE_RAY_CLUSTER", False)
+
+    def workers(self, doing: str | tuple[str, ...] = "ray::do_unit") -> list[int]:
+        """The processes of its workers that are doing units just now, or something else by its title."""
         return [pid for pid, title in self._titles() if title.startswith(doing)]
 
     def processes(self) -> list[int]:
@@ -77,6 +103,11 @@ class Nodes:
                 if entry.name.isdigit() and mark in (entry / "environ").read_bytes() + b"\0":
                     title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                     yield int(entry.name), title
+
+
+def attempts_but_rays(attempts: list[str]) -> list[str]:
+    """Attempts at reaching another machine, without those of a part of Ray that asks which cloud it is in."""
+    return [line for line in attempts if "/ray/dashboard/dashboard.py" not in line]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:

@@ -34,15 +34,9 @@ class FakeSlurm:
         monkeypatch.setenv("FAKE_SLURM", str(self.state))
         monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
 
-    def running(self) -> dict[str, int]:
-        """The first process of each job that runs, by the job's name."""
-        found = {}
-        for task in (self.state / "tasks").iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                state, _, pid = task.read_text().partition(" ")
-                if state == "R":
-                    found[task.name] = int(pid)
-        return found
+    def processes(self) -> dict[int, str]:
+        """The job of each process of hubextrap's that runs in one."""
+        return _processes(f"FAKE_SLURM={self.state}")
 
     def queue(self) -> list[str]:
         """The jobs in the queue."""
@@ -140,21 +134,9 @@ class RealSlurm:
         """The jobs in the queue."""
         return self._asked("squeue", "-h", "-r", "-o", "%i").split()
 
-    def running(self) -> dict[str, int]:
-        """The first process of each job that runs, by the job's name."""
-        rows = self._asked("squeue", "-h", "-r", "-t", "R", "-o", "%A %i").split("\n")
-        names = dict(row.split(" ") for row in rows if row)
-        found = {}
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if entry.name.isdigit():
-                    environment = (entry / "environ").read_bytes().split(b"\0")
-                    job = next((one[13:] for one in environment if one.startswith(b"SLURM_JOB_ID=")), b"")
-                    if (
-                        name := names.get(job.decode())
-                    ) and f"SLURM_CONF={self.config}".encode() in environment:
-                        found[name] = min(int(entry.name), found.get(name, int(entry.name)))
-        return found
+    def processes(self) -> dict[int, str]:
+        """The job of each process of hubextrap's that runs in one."""
+        return _processes(f"SLURM_CONF={self.config}")
 
     def wait(self, seconds: float = 120.0) -> None:
         """Wait until the queue is empty."""
@@ -182,6 +164,23 @@ class RealSlurm:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait(timeout=10)
+
+
+def _processes(mark: str) -> dict[int, str]:
+    """The job of each process that has a variable of that value, and ``-m hubextrap`` in its command."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if not entry.name.isdigit() or b"-m\0hubextrap\0" not in (entry / "cmdline").read_bytes():
+                continue
+            said = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
+            variables = dict(one.partition("=")[::2] for one in said)
+            if mark in said and (job := variables.get("SLURM_JOB_ID")):
+                task = variables.get("SLURM_ARRAY_TASK_ID")
+                found[int(entry.name)] = (
+                    job if task is None else f"{variables.get('SLURM_ARRAY_JOB_ID')}_{task}"
+                )
+    return found
 
 
 def _program(name: str) -> str | None:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.api.recorded import add_from_journals, note_shards
 from hubextrap.engine import MergeOutput
 from hubextrap.engine.resuming import input_stamps
-from hubextrap.errors import HubExtrapError, OutputError
+from hubextrap.executors.driving import do_all, placed
 from hubextrap.executors.named import executor_named
 from hubextrap.hub.sink import HubSink
 from hubextrap.tensors import LocalSink
-from hubextrap.work.merging import is_there, target_shards
+from hubextrap.work.merging import target_shards
 from hubextrap.work.places import FolderPlace
 from hubextrap.work.plan import Output, WorkPlan, files_to_compare, stamps_of
 from hubextrap.work.records import Records
@@ -22,12 +22,8 @@ if TYPE_CHECKING:
     from hubextrap.api.preparing import MergeOptions
     from hubextrap.api.staging import Staging
     from hubextrap.engine import MergePlan
-    from hubextrap.executors.interface import Executor
     from hubextrap.opening import Run
-    from hubextrap.progress import Progress
     from hubextrap.tensors.interfaces import Sink
-    from hubextrap.work.places import Place
-    from hubextrap.work.records import Record
 
 
 def distribute(
@@ -56,6 +52,8 @@ def distribute(
         if isinstance(sink, HubSink):
             sink.adopt(target.shards.values(), target.small)
         else:
+            assert isinstance(sink, LocalSink)
+            sink.remove_unfinished()
             journal.note_stamps(input_stamps(plan, run.sources))
             note_shards(journal, target)
     return [
@@ -91,57 +89,9 @@ def planned(
     )
 
 
-def placed(work: WorkPlan, place: Place) -> tuple[WorkPlan, dict[int, Record]]:
-    """A plan in its place, and the records of its units that an earlier run has left there.
-
-    An earlier plan that makes the same bytes of the same files in the same place stays, so that its records
-    count on.
-    """
-    earlier = _earlier(work, place)
-    if earlier is None:
-        place.remove()
-        return work.save(place), {}
-    kept = Records(place, earlier.digest)
-    records = {unit: record for unit in kept.done() if (record := kept.get(unit)) is not None}
-    there = {unit: record for unit, record in records.items() if is_there(earlier, record)}
-    if len(there) < len(records) or kept.failed():
-        place.remove()
-        earlier.save(place)
-        for record in there.values():
-            kept.put(record)
-    return earlier, there
-
-
-def do_all(
-    work: WorkPlan, place: Place, executor: Executor, records: Mapping[int, Record], progress: Progress
-) -> dict[int, Record]:
-    """Have all units done that are not on record: the shards, then the files that several were made from."""
-    found = dict(records)
-    for units in (work.shard_units, work.compare_units):
-        todo = [unit for unit in units if unit not in found]
-        if todo:
-            found |= {record.unit: record for record in executor.run(work, place, todo, progress)}
-            missing = [work.labels[unit] for unit in todo if unit not in found]
-            if missing:
-                raise OutputError(
-                    f"{executor.name}: no record came of {', '.join(missing[:5])}; run it again"
-                )
-    return found
-
-
 def output_of(sink: Sink) -> Output:
     """Where a sink's shards go, for those who make them."""
     if isinstance(sink, HubSink):
         return Output(push=sink.target)
     assert isinstance(sink, LocalSink)
     return Output(folder=str(sink.folder.absolute()))
-
-
-def _earlier(work: WorkPlan, place: Place) -> WorkPlan | None:
-    try:
-        found = WorkPlan.load(place)
-    except HubExtrapError:
-        return None
-    same = found.fingerprint == work.fingerprint and found.outputs == work.outputs
-    same = same and (found.stamps, found.compared) == (work.stamps, work.compared)
-    return found if same and found.allow_non_finite == work.allow_non_finite else None

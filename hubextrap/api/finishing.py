@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.api.beforehand import card_for
 from hubextrap.api.companions import Companions
-from hubextrap.api.distributing import do_all
 from hubextrap.api.merging import MergeResult, Prediction, push_finished
 from hubextrap.api.output import target_folders, write_files
 from hubextrap.api.preparing import CARD
 from hubextrap.api.recorded import in_queue, queue_of
 from hubextrap.api.staging import place_of, push_place, remove_unless_held, staged
+from hubextrap.containment import read_named
 from hubextrap.durable.places import is_marked
 from hubextrap.engine import MergeOutput
 from hubextrap.errors import OutputError, ReferenceNotFound
+from hubextrap.executors.driving import do_all
 from hubextrap.executors.local import LocalExecutor
 from hubextrap.executors.submission import Submission
 from hubextrap.hub import PROVENANCE_FILE, HubSink, PushTarget, commit_message
@@ -25,9 +26,10 @@ from hubextrap.hub.provenance_checks import read_provenance
 from hubextrap.hub.push_errors import push_errors
 from hubextrap.hub.target import RemoteState, remote_files
 from hubextrap.progress import SilentProgress
-from hubextrap.work.merging import is_there, target_shards
+from hubextrap.work.kinds import PLAN_FILE
+from hubextrap.work.merging import target_shards
 from hubextrap.work.places import FolderPlace, open_place
-from hubextrap.work.plan import PLAN_FILE, WorkPlan
+from hubextrap.work.plan import WorkPlan
 from hubextrap.work.records import Records
 
 if TYPE_CHECKING:
@@ -103,6 +105,9 @@ def finish(
         if (failure := kept.failure(unit)) is not None and not if_last:
             raise failure
     found = _shard_records(plan, kept)
+    if len(found) == len(plan.shard_units) and _is_named(plan, where, found):
+        return _finished(plan, where, found, progress)  # a last step was ended after that
+    found = {unit: one for unit, one in found.items() if plan.is_there(one)}
     missing = [unit for unit in plan.shard_units if unit not in found]
     if missing and if_last:
         return None
@@ -117,11 +122,8 @@ def finish(
 
 def _finished(plan: WorkPlan, place: Place, records: Mapping[int, Record], progress: Progress) -> MergeResult:
     said = plan.finish
-    beside = [_read_beside(place, number, one) for number, one in enumerate(said["beside"])]
     made = target_shards(plan, records)
-    files = [shard.file for shard in plan.merge.shards]
-    outputs = [MergeOutput(tuple(one.shards[file] for file in files), one.identical) for one in made]
-    whole = [one.with_shards(output.shards) for one, output in zip(beside, outputs, strict=True)]
+    outputs, whole = _made(plan, place, records)
     targets = [PushTarget(**one) for one in said["targets"]]
     if said["out"] is None:
         pushed: list[PushResult | None] = []
@@ -131,7 +133,7 @@ def _finished(plan: WorkPlan, place: Place, records: Mapping[int, Record], progr
                 card = {CARD: card_for(one, target)}
                 pushed.append(sink.commit(one.files | card, commit_message(one.provenance)))
     else:
-        pushed = _into_folders(plan, whole, targets, progress)
+        pushed = _into_folders(plan, whole, targets, progress, named=_is_named(plan, place, records))
     places = (
         [None] * len(whole) if said["out"] is None else [Path(said["out"], one) for one in said["folders"]]
     )
@@ -168,18 +170,23 @@ def _start(target: PushTarget, stated: Sequence[Any]) -> RemoteState:
 
 
 def _into_folders(
-    plan: WorkPlan, whole: Sequence[Companions], targets: Sequence[PushTarget], progress: Progress
+    plan: WorkPlan,
+    whole: Sequence[Companions],
+    targets: Sequence[PushTarget],
+    progress: Progress,
+    named: bool,
 ) -> list[PushResult | None]:
     out, folders = Path(plan.finish["out"]), plan.finish["folders"]
     kept = {"keep": bool(targets), "hashed": False, "detached": True}
-    with staged(out, folders, plan.fingerprint, progress, **kept) as staging:
-        for folder, one in zip(staging.folders, whole, strict=True):
-            write_files(folder, one.files)
+    if not named:
+        with staged(out, folders, plan.fingerprint, progress, **kept) as staging:
+            for folder, one in zip(staging.folders, whole, strict=True):
+                write_files(folder, one.files)
     pushed: list[PushResult | None] = [
         push_finished(out / folder, target, progress)
         for folder, target in zip(folders, targets, strict=False)
     ]
-    if targets:
+    if targets or named:
         remove_unless_held(place_of(out))
     return pushed or [None] * len(whole)
 
@@ -196,7 +203,34 @@ def _clear(place: Place, targets: Sequence[PushTarget]) -> None:
 def _shard_records(plan: WorkPlan, kept: Records) -> dict[int, Record]:
     done = kept.done()
     found = {unit: kept.get(unit) for unit in plan.shard_units if unit in done}
-    return {unit: one for unit, one in found.items() if one is not None and is_there(plan, one)}
+    return {unit: one for unit, one in found.items() if one is not None}
+
+
+def _is_named(plan: WorkPlan, place: Place, records: Mapping[int, Record]) -> bool:
+    """Whether the output's folder has its name: what it says of itself is what the records come to."""
+    if plan.finish["out"] is None:
+        return False
+    folders = [Path(plan.finish["out"], one) for one in plan.finish["folders"]]
+    if not all((folder / PROVENANCE_FILE).is_file() for folder in folders):
+        return False
+    _, whole = _made(plan, place, records)
+    return all(
+        read_named(folder / PROVENANCE_FILE) == one.files[PROVENANCE_FILE]
+        for folder, one in zip(folders, whole, strict=True)
+    )
+
+
+def _made(
+    plan: WorkPlan, place: Place, records: Mapping[int, Record]
+) -> tuple[list[MergeOutput], list[Companions]]:
+    """The output of each target, and what goes beside its shards."""
+    beside = [_read_beside(place, number, one) for number, one in enumerate(plan.finish["beside"])]
+    files = [shard.file for shard in plan.merge.shards]
+    outputs = [
+        MergeOutput(tuple(one.shards[file] for file in files), one.identical)
+        for one in target_shards(plan, records)
+    ]
+    return outputs, [one.with_shards(output.shards) for one, output in zip(beside, outputs, strict=True)]
 
 
 def _await_shards(plan: WorkPlan, place: Place, kept: Records, progress: Progress) -> None:

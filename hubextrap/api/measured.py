@@ -10,6 +10,8 @@ from hubextrap.evaluation import Measurement
 from hubextrap.foreign_data import parse_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hubextrap.api.grid import Kept
     from hubextrap.evaluation import Harness
     from hubextrap.trajectory import Checkpoint
@@ -40,20 +42,22 @@ def checkpoint_key(measured_with: str, pin: str) -> str:
     return sha256_of_json([measured_with, pin])
 
 
-def measured_checkpoint(
-    label: str, checkpoint: Checkpoint, harness: Harness, measured_with: str, kept: Kept
-) -> Measurement:
-    """The figures of a checkpoint, measured unless they were before.
+def measured_checkpoints(
+    rows: Sequence[tuple[str, Checkpoint]], harness: Harness, measured_with: str, kept: Kept
+) -> list[Measurement]:
+    """The figures of checkpoints, each measured unless it was before.
 
     Raises:
-        EvaluationError: the model does not load or run.
-        SourceError: somebody wrote to the checkpoint meanwhile.
+        EvaluationError: a model does not load or run.
+        SourceError: somebody wrote to a checkpoint meanwhile.
     """
-    pin = pin_of(checkpoint)
-    key = checkpoint_key(measured_with, pin)
-    found = known_measurement(key, label, kept)
-    if found is None:
-        found = harness.measure(label, checkpoint)
-        check_unchanged(checkpoint, pin)
-        keep_measurement(key, found, kept)
-    return found.of(label, checkpoint)
+    pins = [pin_of(checkpoint) for _, checkpoint in rows]
+    keys = [checkpoint_key(measured_with, pin) for pin in pins]
+    found = {key: known_measurement(key, "", kept) for key in keys}
+    todo = [keys.index(key) for key, known in found.items() if known is None]
+    for number, measured in harness.measure_each([rows[at] for at in todo]):
+        at = todo[number]
+        check_unchanged(rows[at][1], pins[at])
+        keep_measurement(keys[at], measured, kept)
+        found[keys[at]] = measured
+    return [known.of(*row) for row, key in zip(rows, keys, strict=True) if (known := found[key]) is not None]

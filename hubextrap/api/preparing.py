@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
@@ -52,13 +52,11 @@ class MergeOptions(ReadingOptions):
     """Write NaN and infinite results instead of refusing them."""
     force: bool = False
     """Predict beyond what the past of the run can rehearse, with a warning, instead of refusing it."""
-    executor: str = "local"
-    """Who makes the shards: ``local`` for this process, ``ray`` for a Ray cluster."""
 
     @property
     def reading(self) -> ReadingOptions:
         """The part that is about reading."""
-        return ReadingOptions(self.memory, self.workers, self.cache)
+        return ReadingOptions(self.memory, self.workers, self.cache, self.executor)
 
 
 def merge_options(settings: MergeOptions | None) -> MergeOptions:
@@ -105,13 +103,13 @@ def opened(
             yield own, settings
         return
     reading = run.reading
-    settings = merge_options(settings or MergeOptions(reading.memory, reading.workers, reading.cache))
+    settings = merge_options(settings or MergeOptions(**asdict(reading)))
     if run.section not in (None, recipe.trajectory):
         raise RecipeError("the run is open for another trajectory; open one with Run.of(recipe)")
     if scan is not None or settings.reading != reading:
         raise RecipeError(
-            "scan, and memory, workers and cache of settings, have no effect on a run that is open; give "
-            "them to Run.of"
+            "scan, and memory, workers, cache and executor of settings, have no effect on a run that is "
+            "open; give them to Run.of"
         )
     yield run, settings
 

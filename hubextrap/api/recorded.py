@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.errors import HubExtrapError, OutputError
 from hubextrap.executors.submission import SUBMITTED, Submission
-from hubextrap.work.merging import is_there, target_shards
+from hubextrap.work.merging import target_shards
 from hubextrap.work.places import FolderPlace
 from hubextrap.work.plan import WorkPlan
 from hubextrap.work.records import DONE, Record, Records
@@ -49,7 +49,7 @@ def take_records(work: Path, fingerprint: Mapping[str, str], journals: Sequence[
             return
         kept = Records(place, plan.digest)
         found = [kept.get(unit) for unit in kept.done() & set(plan.shard_units)]
-        there = {one.unit: one for one in found if one is not None and is_there(plan, one)}
+        there = {one.unit: one for one in found if one is not None and plan.is_there(one)}
         for journal, target in zip(journals, target_shards(plan, there), strict=True):
             note_shards(journal, target)
 
@@ -63,10 +63,10 @@ def add_from_journals(
     """
     if not journals:  # of a push: what the Hub has is not known here
         return
-    again = {file for _, shards in plan.compared for file in shards}
+    again = {unit for _, units in plan.compared for unit in units}
     for unit in plan.shard_units:
         file = plan.labels[unit]
-        if unit in records or file in again or not all(file in one.finished for one in journals):
+        if unit in records or unit in again or not all(file in one.finished for one in journals):
             continue
         inputs = journals[0].inputs[file]
         shards = [

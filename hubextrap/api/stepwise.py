@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.api.fingerprint import pin_of
 from hubextrap.api.grid import Kept
-from hubextrap.api.measured import checkpoint_key, known_measurement, measured_checkpoint
+from hubextrap.api.measured import checkpoint_key, known_measurement, measured_checkpoints
 from hubextrap.durable.atomic import writing
 from hubextrap.errors import CorruptFile, EvaluationError, OutputError
 from hubextrap.evaluation import (
@@ -221,9 +221,7 @@ def _measured(
     ]
     if done := sum(one is not None for one in known):
         progress.say(f"{done} of {len(rows)} checkpoints were measured before")
-    return harness.table(
-        [measured_checkpoint(label, item, harness, measured_with, kept) for label, item in rows]
-    )
+    return harness.table(measured_checkpoints(rows, harness, measured_with, kept))
 
 
 def _kept_folder() -> Path:

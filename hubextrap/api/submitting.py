@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from hubextrap.api.beforehand import problems_beforehand, refuse
 from hubextrap.api.companions import companions
-from hubextrap.api.distributing import placed, planned
+from hubextrap.api.distributing import planned
 from hubextrap.api.fingerprint import merge_fingerprint
 from hubextrap.api.finishing import said_to_finish, write_beside
 from hubextrap.api.merging import destinations
@@ -19,6 +19,7 @@ from hubextrap.api.preparing import opened, prepare
 from hubextrap.api.recorded import add_from_journals
 from hubextrap.api.staging import WORK, in_place, place_of, push_place, push_state
 from hubextrap.errors import RecipeError
+from hubextrap.executors.driving import placed
 from hubextrap.given import optional_path, recipe_of
 from hubextrap.hub.target import create_repo
 from hubextrap.work.places import FolderPlace

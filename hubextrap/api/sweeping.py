@@ -17,7 +17,7 @@ from hubextrap.api.answering import LastAnswers, Scoring
 from hubextrap.api.beforehand import check_weights
 from hubextrap.api.fingerprint import pin_of
 from hubextrap.api.grid import REMEDY, Kept, Making, Point, point_of
-from hubextrap.api.measured import keep_measurement, known_measurement, measured_checkpoint
+from hubextrap.api.measured import keep_measurement, known_measurement, measured_checkpoints
 from hubextrap.api.measuring import check_measurable, told_with_its_line
 from hubextrap.api.preparing import MergeOptions, merge_options
 from hubextrap.api.sweep_outlooks import outlooks
@@ -99,7 +99,8 @@ def sweep(
         recipe = run.settled(recipe)
         recipes = _grid(recipe, run, horizons, damping)
         run.check_scan_counts(recipes)
-        harness, against = _measuring(as_written, recipe, EvaluationOptions.of(section, **where), run)
+        options = EvaluationOptions.of(section, **where, executor=settings.executor)
+        harness, against = _measuring(as_written, recipe, options, run)
         folder = _folder(out)  # made when nothing else is wrong
         kept, measured_with = Kept(folder / "measured"), harness.fingerprint()
         pins = [pin_of(checkpoint) for checkpoint in run.trajectory.checkpoints]
@@ -109,11 +110,10 @@ def sweep(
         if missing := making.missing:
             making.prepared(missing, read_weights=False)  # refuses what cannot be made before any is measured
         compared = _references(against, points, progress)
-        measurements = [measured_checkpoint(*each, harness, measured_with, kept) for each in compared]
+        measurements = measured_checkpoints(compared, harness, measured_with, kept)
         making.merge()
         said = outlooks(points, run, kept)
-    for point in todo.values():
-        _measure(point, making, harness, kept, own)
+    _measure(list(todo.values()), making, harness, kept, own)
     shutil.rmtree(folder / "predictions", ignore_errors=True)
     measurements += [_measured(point, kept) for point in points]
     clock_said = without_private_parts(run.clock.in_words())
@@ -227,13 +227,22 @@ def _measured(point: Point, kept: Kept) -> Measurement:
     return found.model_copy(update={"row": row})
 
 
-def _measure(point: Point, making: Making, harness: Harness, kept: Kept, own: _Own | None) -> None:
-    checkpoint = making.model_of(point)
-    if known_measurement(point.key, point.grid.label, kept) is None:
-        keep_measurement(point.key, harness.measure(point.grid.label, checkpoint), kept)
-    if own is not None:
-        own.score(own.key_of(point), checkpoint)
-    shutil.rmtree(checkpoint.path)
+def _measure(points: Sequence[Point], making: Making, harness: Harness, kept: Kept, own: _Own | None) -> None:
+    """Measure what was not; a prediction goes as soon as nothing is left to be found out about it."""
+
+    def end(point: Point) -> None:
+        checkpoint = making.model_of(point)
+        if own is not None:
+            own.score(own.key_of(point), checkpoint)
+        shutil.rmtree(checkpoint.path)
+
+    todo = []
+    for point in points:
+        known = known_measurement(point.key, point.grid.label, kept)
+        end(point) if known is not None else todo.append(point)
+    for number, found in harness.measure_each([(one.grid.label, making.model_of(one)) for one in todo]):
+        keep_measurement(todo[number].key, found, kept)
+        end(todo[number])
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from hubextrap.api.finishing import finish
 from hubextrap.errors import ReferenceNotFound
 from hubextrap.executors.local import LocalExecutor
 from hubextrap.progress import SilentProgress
+from hubextrap.work.kinds import load_work
 from hubextrap.work.places import open_place
-from hubextrap.work.plan import WorkPlan
 from hubextrap.work.records import Records
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hubextrap.progress import Progress
 
 
-def work(
+def worker(
     place: Path | str,
     units: Sequence[int] | None = None,
     *,
@@ -30,7 +30,7 @@ def work(
 
     Args:
         place: where the plan lies: a folder, or ``hf://buckets/OWNER/NAME/PATH``.
-        units: their numbers; None for all shards that are not done.
+        units: their numbers; None for all that are not done and need no others'.
         finish_if_last: do the last step too, if no shard is missing then; where another has done it, nothing
             is left to do.
 
@@ -43,14 +43,15 @@ def work(
     """
     progress, where = progress or SilentProgress(), open_place(str(place))
     try:
-        plan = WorkPlan.load(where)
+        plan = load_work(where)
     except ReferenceNotFound:
         if finish_if_last:
             return []
         raise
     if units is None:
-        done = Records(where, plan.digest).done()
-        units = [unit for unit in plan.shard_units if unit not in done]
+        kept = Records(where, plan.digest)
+        known = {unit: kept.get(unit) for unit in plan.free_units}
+        units = [unit for unit, one in known.items() if one is None or not plan.is_there(one)]
     records = LocalExecutor().run(plan, where, units, progress)
     made = [(record.unit, plan.labels[record.unit]) for record in records]
     if finish_if_last:

@@ -12,12 +12,12 @@ from hubextrap.cli.jobs import annotate
 from hubextrap.cli.options import (
     CreatePr,
     Force,
+    Looking,
     Merging,
     Out,
     OutPlace,
     Private,
     PushTo,
-    Reading,
     RecipeFile,
     ResultsFile,
     Said,
@@ -41,7 +41,7 @@ def plan(
     push: PushTo = None,
     scan: ScanFile = None,
     force: Force = False,
-    reading: Reading,
+    reading: Looking,
     no_push_check: bool = typer.Option(
         False, "--no-push-check", help="Do not ask the Hub whether your token may push there."
     ),

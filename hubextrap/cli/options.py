@@ -204,18 +204,51 @@ class Limits:
         return MergeOptions(**asdict(self) | {"memory": parse_size(self.memory)})
 
 
+def check_executor(name: str) -> str:
+    """Refuse what is no executor while the command line is read.
+
+    Raises:
+        typer.BadParameter: says so.
+    """
+    if name != "local":  # whose command lines need no further import
+        from hubextrap.given import check_executor as check
+
+        try:
+            check(name)
+        except RecipeError as error:
+            raise typer.BadParameter(str(error)) from error
+    return name
+
+
+Executor = Annotated[
+    str,
+    typer.Option(
+        callback=check_executor,
+        metavar="local|ray",
+        help="Who does the work: this process, or the workers of a Ray cluster.",
+    ),
+]
+
+
 @dataclass(frozen=True)
-class Reading(Limits):
-    """How weights are read."""
+class Looking(Limits):
+    """How checkpoints are looked into."""
 
     cache: bool = typer.Option(
         False, "--cache", help="Download the checkpoints into the Hugging Face cache first."
     )
 
+
+@dataclass(frozen=True)
+class Reading(Looking):
+    """How weights are read."""
+
+    executor: Executor = "local"
+
     def options(self) -> ReadingOptions:
         from hubextrap.api import ReadingOptions
 
-        return ReadingOptions(parse_size(self.memory), self.workers, self.cache)
+        return ReadingOptions(parse_size(self.memory), self.workers, self.cache, self.executor)
 
 
 def check_device(device: str) -> str:
@@ -227,18 +260,6 @@ def check_device(device: str) -> str:
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
         raise typer.BadParameter(f"{device!r}: weights are combined on cpu or a CUDA device; write cpu")
     return device
-
-
-def check_executor(name: str) -> str:
-    """Refuse what is no executor while the command line is read.
-
-    Raises:
-        typer.BadParameter: says so.
-    """
-    if name not in ("local", "ray"):
-        queues = "; `hubextrap submit` is for Slurm and HF Jobs" if name in ("slurm", "jobs") else ""
-        raise typer.BadParameter(f"{name!r}: has to be local or ray{queues}")
-    return name
 
 
 @dataclass(frozen=True)
@@ -256,12 +277,6 @@ class Merging(Reading):
         False, "--allow-non-finite", help="Write weights even if some are NaN or infinite."
     )
     force: Force = False
-    executor: str = typer.Option(
-        "local",
-        callback=check_executor,
-        metavar="local|ray",
-        help="Who makes the weights: this process, or the workers of a Ray cluster.",
-    )
 
 
 @dataclass(frozen=True)

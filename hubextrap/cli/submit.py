@@ -9,11 +9,11 @@ import typer
 from hubextrap.cli.options import (
     CreatePr,
     Force,
+    Looking,
     Out,
     OutPlace,
     Private,
     PushTo,
-    Reading,
     RecipeFile,
     Said,
     ScanFile,
@@ -57,7 +57,7 @@ def submit(
     ),
     scan: ScanFile = None,
     force: Force = False,
-    reading: Reading,
+    reading: Looking,
     dry_run: bool = typer.Option(False, "--dry-run", help="Check and tell all, and write nothing."),
     said: Said,
 ) -> None:

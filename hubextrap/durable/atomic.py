@@ -42,7 +42,6 @@ def write_whole(path: Path, *parts: bytes, remedy: str, parents: bool = False) -
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
         refuse_file(path)
-        _remove_strays(path)
         _write(path, parts)
 
 
@@ -90,8 +89,24 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def new_file(path: Path) -> tuple[Path, int]:
+    """A new file beside ``path``, to be renamed there once it is whole, and a descriptor that holds its lock.
+
+    What killed writers to ``path`` left is removed; what others are writing there stays.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    _remove_strays(path)
+    while True:
+        staging = path.with_name(new_name(_start_for(path)))
+        # before it is locked, another writer may take it for a stray, and removes it
+        with contextlib.suppress(BlockingIOError):
+            return staging, open_held(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+
+
 def _write(path: Path, parts: tuple[bytes, ...]) -> None:
-    staging, descriptor = _new_file(path)
+    staging, descriptor = new_file(path)
     try:
         with os.fdopen(descriptor, "wb") as file:
             take_after(path, staging)  # before there is anything to be read in it
@@ -104,14 +119,6 @@ def _write(path: Path, parts: tuple[bytes, ...]) -> None:
         with contextlib.suppress(OSError):
             staging.unlink()
         raise
-
-
-def _new_file(path: Path) -> tuple[Path, int]:
-    while True:
-        staging = path.with_name(new_name(_start_for(path)))
-        # before it is locked, another writer may take it for a stray, and removes it
-        with contextlib.suppress(BlockingIOError):
-            return staging, open_held(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
 
 
 def _remove_strays(path: Path) -> None:

@@ -108,9 +108,13 @@ def remove_marked(place: Path) -> None:
     """Remove a place that this run holds, so that a kill never leaves a part of it without its lock."""
     gone = place.with_name(new_name())
     with contextlib.suppress(OSError):
-        for path in place.iterdir():
-            if path.name != "lock":
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        for path in list(place.iterdir()):
+            if path.name == "lock":
+                continue
+            if path.is_dir() and not path.is_symlink():  # whole or gone for whoever looks for what is in it
+                shutil.rmtree(path.rename(path.with_name(new_name())))
+            else:
+                path.unlink()
         place.rename(gone)
         shutil.rmtree(gone)
 

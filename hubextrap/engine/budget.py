@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hubextrap.engine.cutting import unit_minimum
@@ -70,6 +70,11 @@ class Buffers:
     """Estimate of the process's peak resident memory, bytes."""
     least_memory: int
     """The smallest ``memory`` that the pass can be planned with."""
+
+    def one_worker(self) -> Buffers:
+        """The same for one thread."""
+        peak = self.peak_memory - (self.workers - 1) * self.unit_bytes
+        return replace(self, workers=1, peak_memory=peak)
 
 
 def allot(

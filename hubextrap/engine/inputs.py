@@ -93,21 +93,25 @@ def read_as(plan: MergePlan) -> dict[Key, Literal["whole", "part", "header"]]:
     }
 
 
-def shared_files(plan: MergePlan) -> dict[Key, tuple[str, ...]]:
-    """The files that go into several shards, each with those, and that are compared as a whole.
+def shared_files(
+    parts: Sequence[Sequence[TensorInputs]], layouts: Sequence[CheckpointLayout]
+) -> dict[Key, tuple[int, ...]]:
+    """The files that several parts of a pass read, by the numbers of those, and that it reads as a whole.
 
-    That depends on the plan alone; which of them the Hub lists a hash for is the sources' to say.
+    Which of them the Hub lists a hash for is the sources' to say.
     """
-    into: dict[Key, dict[str, None]] = {}
+    readers: dict[Key, list[int]] = {}
     uses: dict[Key, FileUse] = {}
-    for shard in plan.shards:
-        for key, use in file_uses(shard.tensors).items():
-            into.setdefault(key, {})[shard.file] = None
+    for number, tensors in enumerate(parts):
+        for key, use in file_uses(tensors).items():
+            readers.setdefault(key, []).append(number)
             known = uses.setdefault(key, FileUse())
             known.needed, known.twins = known.needed + use.needed, known.twins + use.twins
-    infos = {(k, one.file): one for k, layout in enumerate(plan.layouts) for one in layout.shards}
+    infos = {(k, one.file): one for k, layout in enumerate(layouts) for one in layout.shards}
     return {
-        key: tuple(files) for key, files in into.items() if len(files) > 1 and uses[key].is_whole(infos[key])
+        key: tuple(numbers)
+        for key, numbers in readers.items()
+        if len(numbers) > 1 and uses[key].is_whole(infos[key])
     }
 
 

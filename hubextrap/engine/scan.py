@@ -28,12 +28,12 @@ from hubextrap.statistics.table import SCAN_BLOCK, GramTable
 from hubextrap.tensors.headers import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from hubextrap.engine.comparison import TensorInputs
-    from hubextrap.engine.inputs import Digests
+    from hubextrap.engine.inputs import Digests, Key
     from hubextrap.engine.scan_plan import ScanPlan
     from hubextrap.engine.stream import UnitBuffer
     from hubextrap.engine.units import Piece, Unit
@@ -99,7 +99,42 @@ def scan_trajectory(
                 finish(TensorScan.empty(tensor.name, 0, len(plan.steps), EXAMPLES))
         scan = _Scan(plan, todo, sample, finish)
         stream(Inputs(plan.steps, tuple(sources)), scan, hashes, plan.buffers, progress)
-    return _assemble(trajectory, plan.layouts, [done[name] for name in sizes], sample, pins)
+    return assemble_scan(trajectory, plan, done, sample, pins)
+
+
+def scan_part(
+    plan: ScanPlan,
+    sources: Sequence[Source],
+    tensors: Sequence[TensorInputs],
+    *,
+    sample: float | None,
+    shared: Collection[Key],
+    progress: Progress | None = None,
+) -> tuple[list[TensorScan], dict[Key, dict[int, bytes]]]:
+    """What `scan_trajectory` finds in some tensors of a plan; and hashes of what was read of shared files.
+
+    Files that these alone are read from are compared with the Hub's hashes, as `scan_trajectory` does.
+
+    Args:
+        shared: the plan's `inputs.shared_files`.
+
+    Raises:
+        HubExtrapError: as `scan_trajectory`.
+    """
+    done = {
+        tensor.name: TensorScan.empty(tensor.name, 0, len(plan.steps), EXAMPLES)
+        for tensor in tensors
+        if not tensor.elements
+    }
+
+    def finish(found: TensorScan) -> None:
+        done[found.name] = found
+
+    uses = file_uses(tensors)
+    with closing(InputHashes(sources, plan.layouts, uses, elsewhere=shared)) as hashes:
+        scan = _Scan(plan, tensors, sample, finish)
+        stream(Inputs(plan.steps, tuple(sources)), scan, hashes, plan.buffers, progress or SilentProgress())
+        return [done[tensor.name] for tensor in tensors], hashes.left()
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,13 +292,20 @@ def gather(
     return range(first, stop), np.ascontiguousarray(values.T)
 
 
-def _assemble(
+def assemble_scan(
     trajectory: Trajectory,
-    layouts: Sequence[CheckpointLayout],
-    found: Sequence[TensorScan],
+    plan: ScanPlan,
+    tensors: Mapping[str, TensorScan],
     sample: float | None,
     pins: Sequence[str] | None,
 ) -> Scan:
+    """What was found in each tensor of a plan, as one scan.
+
+    Args:
+        tensors: by name.
+        sample, pins: as for `scan_trajectory`.
+    """
+    layouts, found = plan.layouts, [tensors[tensor.name] for tensor in plan.tensors]
     steps = trajectory.steps
     if pins is None:
         pins = [f"{c.commit}:{c.path}" if c.repo else c.path for c in trajectory.checkpoints]

@@ -94,9 +94,14 @@ class EvaluationOptions:
     """``auto`` for each checkpoint's own, or as torch names it."""
     backend: Backend = "hf"
     """``hf`` is transformers; ``vllm`` is lm-eval's model for vLLM."""
+    executor: str = "local"
+    """Who runs the models: ``local`` for this process, one by one; ``ray`` for a Ray cluster."""
 
     def __post_init__(self) -> None:
         """One task, folder or file in place of several is a list of one."""
+        from hubextrap.given import check_executor  # what a recipe takes is imported with it
+
+        check_executor(self.executor)
         for name, kinds, wanted in (
             ("tasks", str, "the name of a task, or a list of names"),
             ("include_path", (str, PathLike), "a folder, or a list of folders"),
@@ -113,7 +118,7 @@ class EvaluationOptions:
         """What a recipe's evaluate section says.
 
         Args:
-            where: device, dtype, backend, which no recipe says.
+            where: device, dtype, backend and executor, which no recipe says.
         """
         return cls(
             tasks=section.tasks,

@@ -25,6 +25,7 @@ from hubextrap.evaluation.tasks import load_tasks
 from hubextrap.extras import require
 from hubextrap.foreign_text import own_lines
 from hubextrap.hub_access import reason
+from hubextrap.lazy import by_name
 from hubextrap.logits import Mixture
 from hubextrap.logits.loading import check_loadable
 from hubextrap.progress import SilentProgress
@@ -32,7 +33,7 @@ from hubextrap.tensors.devices import device_problem
 from hubextrap.trajectory import Checkpoint, Pins, resolve_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from hubextrap.progress import Progress
 
@@ -79,7 +80,7 @@ def evaluate(
         for label, item in labelled
     ]
     harness.check(item for _, item in checkpoints)
-    return harness.table([harness.measure(label, item) for label, item in checkpoints])
+    return harness.table(harness.measure_all(checkpoints))
 
 
 def _labelled(given: Any) -> list[tuple[str, Checkpoint | Mixture | Path | str]]:
@@ -130,7 +131,7 @@ class Harness:
             EvaluationError: the backend is not installed, a task is unknown or cannot be loaded, or an option
                 would have no effect.
         """
-        self._progress = progress or SilentProgress()
+        self.progress = progress or SilentProgress()
         tasks = list(dict.fromkeys(options.tasks))
         for name in ("limit", "batch_size", "num_fewshot", "seed"):
             _check_number(name, getattr(options, name))
@@ -147,16 +148,19 @@ class Harness:
             limit=options.limit,
             num_fewshot=options.num_fewshot,
             apply_chat_template=options.apply_chat_template,
-            device=chosen_device(options.device),
+            device=chosen_device(options.device, options.executor),
             dtype=options.dtype,
             backend=options.backend,
-            versions=_versions(),
+            versions=evaluation_versions(),
             requested=tuple(tasks),
             task_files={file.name: file.format for file in options.task_files},
             answering=tuple((options.answering or Answering()).options()),
             tasks={},
         )
         self._check_examples()
+        device = options.device if options.backend == "vllm" else self.settings.device
+        self.options = replace(options, device=device)
+        """As they were given, with the device that was chosen."""
 
     def fingerprint(self) -> str:
         """sha256 of all that a figure depends on beside the weights: tasks with their data, and settings."""
@@ -214,6 +218,28 @@ class Harness:
         if problems:
             raise EvaluationError(own_lines(*dict.fromkeys(problems)))
 
+    def measure_all(self, rows: Sequence[tuple[str, Checkpoint | Mixture]]) -> list[Measurement]:
+        """Put all tasks to several, in their order.
+
+        Raises:
+            HubExtrapError: as `measure_each`.
+        """
+        found = dict(self.measure_each(rows))
+        return [found[number] for number in range(len(rows))]
+
+    def measure_each(
+        self, rows: Sequence[tuple[str, Checkpoint | Mixture]]
+    ) -> Iterator[tuple[int, Measurement]]:
+        """Put all tasks to several, by the executor that the options name; each as it ends, with its number.
+
+        Raises:
+            HubExtrapError: as `measure`, or the executor's own.
+        """
+        if self.options.executor == "local":
+            yield from ((number, self.measure(*row)) for number, row in enumerate(rows))
+        elif rows:
+            yield from by_name("hubextrap.api.elsewhere:measure_elsewhere")(self, rows)
+
     def measure(self, label: str, checkpoint: Checkpoint | Mixture) -> Measurement:
         """Put all tasks to one checkpoint.
 
@@ -222,11 +248,11 @@ class Harness:
         """
         import torch
 
-        self._progress.say(f"{label}: {checkpoint.name}")
+        self.progress.say(f"{label}: {checkpoint.name}")
         settings = self.settings
         generators = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
         with quiet_libraries():
-            model = load_model(label, checkpoint, settings, self._progress)
+            model = load_model(label, checkpoint, settings, self.progress)
             # lm-eval's vLLM model does not look at them
             defaults = model.generation_defaults() if hasattr(model, "generation_defaults") else {}
             found = _simple_evaluate(
@@ -267,7 +293,8 @@ def _check_number(name: str, number: int | None) -> None:
         raise EvaluationError(f"{name} {number}: has to be from {low} to {MAX_NUMBER}")
 
 
-def _versions() -> dict[str, str]:
+def evaluation_versions() -> dict[str, str]:
+    """The versions of what figures depend on."""
     found = {}
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
@@ -275,8 +302,15 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def chosen_device(device: str) -> str:
-    """What ``auto`` stands for: CUDA where there is some, else the CPU."""
+def chosen_device(device: str, executor: str = "local") -> str:
+    """What ``auto`` stands for: CUDA where there is some, else the CPU.
+
+    Raises:
+        EvaluationError: it cannot be used.
+    """
+    if executor != "local":
+        there: str = by_name("hubextrap.executors.named:device_of")(executor, device)
+        return there
     if device != "auto":
         if (problem := device_problem(device)) is not None:
             raise EvaluationError(problem)

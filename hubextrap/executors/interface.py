@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from hubextrap.progress import Progress
+    from hubextrap.work.kinds import Work
     from hubextrap.work.places import Place
-    from hubextrap.work.plan import WorkPlan
     from hubextrap.work.records import Record
 
 
@@ -19,7 +19,7 @@ class Executor(Protocol):
     name: str
     """What messages and ``--executor`` call it."""
 
-    def run(self, plan: WorkPlan, place: Place, units: Sequence[int], progress: Progress) -> Iterator[Record]:
+    def run(self, plan: Work, place: Place, units: Sequence[int], progress: Progress) -> Iterator[Record]:
         """Records of the units as each ends, once each, in the order in which they end.
 
         A unit that has a record in the place already is not done again. One whose worker died, hung or lost

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from huggingface_hub import HfApi
 
+    from hubextrap.work.kinds import Work
     from hubextrap.work.places import FolderPlace, Place
     from hubextrap.work.plan import WorkPlan
 
@@ -118,7 +119,7 @@ class JobsExecutor(Watching):
         )
         return BucketPlace(f"hf://buckets/{self._bucket()}/{key[:32]}")
 
-    def dry_run(self, plan: WorkPlan, place: Place, units: Sequence[int]) -> str:
+    def dry_run(self, plan: Work, place: Place, units: Sequence[int]) -> str:
         timeout = self.timeout or "of the Hub"
         lines = [f"{len(self._dealt(units))} jobs, flavor {self.flavor or FLAVOR}, timeout {timeout}:"]
         for part in self._dealt(units):
@@ -126,10 +127,10 @@ class JobsExecutor(Watching):
             lines.append(" ".join([*command, *_arguments(place.name, part, last=True)]))
         return "\n".join(lines)
 
-    def start(self, plan: WorkPlan, place: Place, units: Sequence[int]) -> Jobs:
+    def start(self, plan: Work, place: Place, units: Sequence[int]) -> Jobs:
         return self._start(plan, place, units, last=False)
 
-    def start_last(self, plan: WorkPlan, place: Place, after: Collection[str]) -> str:
+    def start_last(self, plan: Work, place: Place, after: Collection[str]) -> str:
         """A job of its own that waits for the others' records; only who has no better way needs it."""
         return self._job(plan, place, ["finish", place.name, "--wait"], "last", RETRIES + 1)
 
@@ -169,7 +170,7 @@ class JobsExecutor(Watching):
     def here(self) -> str | None:
         return os.environ.get("JOB_ID")
 
-    def _submit(self, plan: WorkPlan, place: Place, units: Sequence[int], in_vain: int) -> Submitted:
+    def _submit(self, plan: Work, place: Place, units: Sequence[int], in_vain: int) -> Submitted:
         """As `Watching._submit`; the last step is a part of every job, so none waits for the others.
 
         Where no unit is left, one job without units does it.
@@ -189,7 +190,7 @@ class JobsExecutor(Watching):
                 raise
         return self.commands(place, jobs)
 
-    def _start(self, plan: WorkPlan, place: Place, units: Sequence[int], *, last: bool) -> Jobs:
+    def _start(self, plan: Work, place: Place, units: Sequence[int], *, last: bool) -> Jobs:
         """Put jobs into the queue: all of them, or none where the Hub refuses one."""
         started: Jobs = {}
         try:
@@ -205,7 +206,7 @@ class JobsExecutor(Watching):
             raise
         return started
 
-    def _job(self, plan: WorkPlan, place: Place, arguments: list[str], number: str, attempts: int) -> str:
+    def _job(self, plan: Work, place: Place, arguments: list[str], number: str, attempts: int) -> str:
         key = _key(place)
         for argument in arguments:
             if Path(argument).is_file():  # the client would send it, and name its copy instead
@@ -268,9 +269,9 @@ def _token() -> str:
     return token
 
 
-def _dependencies(plan: WorkPlan) -> list[str]:
+def _dependencies(plan: Work) -> list[str]:
     """What a job installs: the versions that the plan's bytes follow from."""
-    extra = "" if plan.device == "cpu" else "[cuda]"
+    extra = "[cuda]" if plan.gpus else ""
     found = [f"hubextrap{extra}=={plan.versions['hubextrap']}"]
     return [*found, *(f"{name}=={of}" for name, of in plan.versions.items() if name != "hubextrap")]
 

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from hubextrap.progress import Progress
+    from hubextrap.work.kinds import Work
     from hubextrap.work.places import Place
-    from hubextrap.work.plan import WorkPlan
     from hubextrap.work.records import Record
 
 
@@ -20,6 +20,6 @@ class LocalExecutor:
 
     name = "local"
 
-    def run(self, plan: WorkPlan, place: Place, units: Sequence[int], progress: Progress) -> Iterator[Record]:
+    def run(self, plan: Work, place: Place, units: Sequence[int], progress: Progress) -> Iterator[Record]:
         """As `Executor.run`; an error of a unit ends it."""
         return do_units(plan, units, place, progress)

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hubextrap.errors import RecipeError
+from hubextrap.errors import EvaluationError
+from hubextrap.given import EXECUTORS, check_executor
+from hubextrap.lazy import by_name
 
 if TYPE_CHECKING:
     from hubextrap.executors.interface import Executor
 
-EXECUTORS = ("local", "ray")
-"""Those that a command waits for; Slurm and HF Jobs work while nobody waits: `hubextrap submit`."""
 
-
-def check_executor(name: str) -> str:
-    """Refuse a name that is no executor's.
+def device_of(name: str, device: str) -> str:
+    """The device on which an executor's models are measured.
 
     Raises:
-        RecipeError: names those that there are.
+        EvaluationError: one is named by its number.
+        HubExtrapError: as `executor_named`; the executor cannot be asked.
     """
-    if name not in EXECUTORS:
-        instead = "; for Slurm and HF Jobs: hubextrap submit RECIPE" if name in ("slurm", "jobs") else ""
-        raise RecipeError(f"executor: {name!r} is not one of {', '.join(EXECUTORS)}{instead}")
-    return name
+    if device == "auto":
+        executor = executor_named(name)
+        return "cuda" if getattr(executor, "gpus", lambda: 0)() else "cpu"
+    if device not in ("cpu", "cuda"):
+        raise EvaluationError(
+            f"device {device!r}: {name} gives each model a GPU of its own; write cpu, cuda or auto"
+        )
+    return device
 
 
 def executor_named(name: str) -> Executor:
@@ -32,10 +36,5 @@ def executor_named(name: str) -> Executor:
         RecipeError: there is none of that name.
         MissingExtra: what it is made of is not installed.
     """
-    if check_executor(name) == "ray":
-        from hubextrap.executors.on_ray import RayExecutor
-
-        return RayExecutor()
-    from hubextrap.executors.local import LocalExecutor
-
-    return LocalExecutor()
+    found: Executor = by_name(EXECUTORS[check_executor(name)])()
+    return found

@@ -7,14 +7,15 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import AccessDenied, HubExtrapError, OutputError, ReferenceNotFound, SourceError
 from hubextrap.executors.interface import RETRIES
-from hubextrap.executors.ray_cluster import connected, first_line
+from hubextrap.executors.ray_cluster import connected, first_line, is_there
 from hubextrap.extras import require
 from hubextrap.foreign_data import parse_json
-from hubextrap.work.plan import PLAN_FILE
+from hubextrap.work.kinds import PLAN_FILE
 from hubextrap.work.records import Record, Records, error_from_json
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
     from hubextrap.executors.ray_cluster import Connection
     from hubextrap.progress import Progress, Stage
+    from hubextrap.work.kinds import Work
     from hubextrap.work.places import Place
-    from hubextrap.work.plan import WorkPlan
 
 HANG = 1800.0
 """Seconds without any progress after which a unit is cancelled and done again elsewhere: longer than a read
@@ -61,7 +62,20 @@ class RayExecutor:
         self.hang = hang
         self.processors = processors
 
-    def run(self, plan: WorkPlan, place: Place, units: Sequence[int], progress: Progress) -> Iterator[Record]:
+    def gpus(self) -> int:
+        """How many the cluster has, or this machine where there is no cluster yet.
+
+        Raises:
+            MissingExtra, SourceError: as `ray_cluster.connected`.
+        """
+        if is_there():
+            with connected(0) as connection:
+                return int(connection.ray.cluster_resources().get("GPU", 0))
+        import torch
+
+        return torch.cuda.device_count()
+
+    def run(self, plan: Work, place: Place, units: Sequence[int], progress: Progress) -> Iterator[Record]:
         """As `Executor.run` says; there is one connection to a cluster from the first task to the last.
 
         Raises:
@@ -78,7 +92,7 @@ class RayExecutor:
         data = place.read(PLAN_FILE) or plan.to_bytes()
         with (
             connected(len(data), self.processors) as connection,
-            progress.stage("merge", sum(plan.bytes_of(unit) for unit in todo)) as stage,
+            progress.stage(plan.kind, sum(plan.bytes_of(unit) for unit in todo)) as stage,
         ):
             work = _Work(connection, plan, _Shown(plan, progress, stage), self.hang)
             try:
@@ -99,7 +113,7 @@ class RayExecutor:
 class _Shown:
     """What the user sees of the units: bytes that were read again after an attempt was lost count once."""
 
-    def __init__(self, plan: WorkPlan, progress: Progress, stage: Stage) -> None:
+    def __init__(self, plan: Work, progress: Progress, stage: Stage) -> None:
         self._plan, self.progress, self._stage = plan, progress, stage
         self._bytes: Counter[int] = Counter()
 
@@ -121,10 +135,10 @@ class _Attempt:
     unit: int
     name: str
     """On the board."""
+    heard: float
+    """When it was started, or told of progress last."""
     moved: int = -1
-    """The count of its progress that was told last; -1 until it is known to have begun."""
-    heard: float = 0.0
-    """When that was."""
+    """The count of its progress that it told then; -1 until it is known to have begun."""
     node_id: str = ""
     node: str = "a node"
 
@@ -132,17 +146,18 @@ class _Attempt:
 class _Work:
     """The units that one `RayExecutor.run` has done."""
 
-    def __init__(self, connection: Connection, plan: WorkPlan, shown: _Shown, hang: float) -> None:
+    def __init__(self, connection: Connection, plan: Work, shown: _Shown, hang: float) -> None:
         from hubextrap.executors.ray_worker import Board, do_unit
 
         self._ray = ray = connection.ray
         self._own, self._plan, self._shown, self._hang = connection.own, plan, shown, hang
         self._memory = self._room()
         self._board = _BoardReader(ray, ray.remote(num_cpus=0, max_restarts=-1)(Board).remote())
-        self._task = ray.remote(
-            max_retries=0, num_cpus=1, num_gpus=int(plan.device != "cpu"), memory=self._memory
-        )(do_unit)
+        self._task = ray.remote(max_retries=0, num_cpus=1, num_gpus=plan.gpus, memory=self._memory)(do_unit)
         self._lost: Counter[int] = Counter()
+        self._busy = 0.0
+        """When any unit told of progress last."""
+        self._names = count()
         self._avoided: dict[int, set[str]] = {}
         """The nodes on which attempts at a unit were lost, by their ids."""
         self._under_way: dict[Any, _Attempt] = {}
@@ -167,7 +182,7 @@ class _Work:
                     self._start(unit)
             if not self._under_way:
                 raise OutputError(
-                    f"{self._plan.labels[waiting[0]]}: is compared once the shards made from it are there; "
+                    f"{self._plan.labels[waiting[0]]}: is compared once the units that read it are done; "
                     "have those done too"
                 )
             ready, _ = self._ray.wait([*self._under_way, *self._board.asked()], timeout=LOOK)
@@ -188,7 +203,7 @@ class _Work:
         self._ray.kill(self._board.actor)
 
     def _start(self, unit: int) -> None:
-        attempt = _Attempt(unit, f"{unit}/{self._lost[unit]}")
+        attempt = _Attempt(unit, f"{unit}/{next(self._names)}", time.monotonic())
         needed = [self._known[one].to_bytes() for one in self._plan.needs(unit)]
         task = self._task.options(scheduling_strategy=self._where(unit))
         ref = task.remote(*self._given, unit, needed, self._board.actor, attempt.name)
@@ -205,16 +220,14 @@ class _Work:
 
     def _room(self) -> int:
         """Bytes that a task asks for; warns where no node has them."""
-        from hubextrap.executors.ray_worker import one_thread
-
-        self._memory = one_thread(self._plan).merge.peak_memory + RAY_MEMORY
+        self._memory = self._plan.one_thread().peak_memory + RAY_MEMORY
         if self._roomy():
             return self._memory
         if self._own:  # it does what a merge without Ray would do here
             return int(self._ray.cluster_resources()["memory"])
         self._shown.progress.warn(
             f"no node of the Ray cluster has a CPU and {self._memory / 1e9:.1f} GB of memory, which each "
-            "shard takes; this waits for one, and less --memory asks for less"
+            "unit takes; this waits for one, and less --memory asks for less"
         )
         return self._memory
 
@@ -266,7 +279,7 @@ class _Work:
         remedy = (
             "no token travels with the work: give the node its own, by HF_TOKEN where `ray start` runs there "
             "or by `hf auth login`"
-            if stated["kind"] == AccessDenied.__name__
+            if stated["kind"] == AccessDenied.__name__ or "HF_TOKEN" in stated["message"]
             else "what this machine reads and writes by a path, every node has to see under the same path"
         )
         return {**stated, "message": f"on node {node} of the Ray cluster: {stated['message']} ({remedy})"}
@@ -285,7 +298,8 @@ class _Work:
                 "that is put right, run the same command again: it goes on where this one stopped",
                 file=label,
             )
-        self._shown.progress.say(f"{label}: the worker on {attempt.node} was lost ({why}); it is done again")
+        told = why if error is not None else f"the worker on {attempt.node} was lost: {why}"
+        self._shown.progress.say(f"{label}: {told}; it is done again")
         if attempt.node_id:
             self._avoided.setdefault(unit, set()).add(attempt.node_id)
         self._start(unit)
@@ -299,15 +313,22 @@ class _Work:
         for line in warnings:
             self._shown.progress.warn(line)
         now = time.monotonic()
-        for ref, attempt in list(self._under_way.items()):
+        for attempt in self._under_way.values():
             read, moved, node_id, node = told.get(attempt.name, (0, attempt.moved, "", ""))
             if moved != attempt.moved:
                 attempt.moved, attempt.heard, attempt.node_id, attempt.node = moved, now, node_id, node
+                self._busy = now
                 self._shown.read(attempt.unit, read)
-            elif moved >= 0 and now - max(attempt.heard, self._board.since) > self._hang:
+        for ref, attempt in list(self._under_way.items()):
+            # One that has not told of its begin may wait for a CPU, as long as others hold them.
+            heard = max(attempt.heard, self._board.since, self._busy if attempt.moved < 0 else 0.0)
+            if now - heard > self._hang:
                 del self._under_way[ref]
                 self._ray.cancel(ref, force=True)
-                self._again(attempt, f"no progress for {self._hang:.0f} s")
+                if attempt.moved < 0:
+                    self._start(attempt.unit)
+                else:
+                    self._again(attempt, f"no progress for {self._hang:.0f} s")
 
 
 class _BoardReader:

@@ -10,14 +10,13 @@ import os
 import threading
 import traceback
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import HubExtrapError, OutputError
 from hubextrap.work.doing import Worker, may_pass
+from hubextrap.work.kinds import PLAN_FILE, work_from_bytes
 from hubextrap.work.places import open_place
-from hubextrap.work.plan import PLAN_FILE, WorkPlan
 from hubextrap.work.records import Record, error_as_json
 
 if TYPE_CHECKING:
@@ -29,13 +28,6 @@ if TYPE_CHECKING:
 RECORD, ERROR = "record", "error"
 PACE = 1.0
 """Seconds from one message to the board to the next."""
-
-
-def one_thread(plan: WorkPlan) -> WorkPlan:
-    """The plan as a task with one CPU does it; that makes the same bytes."""
-    buffers = plan.merge.buffers
-    peak = buffers.peak_memory - (buffers.workers - 1) * buffers.unit_bytes
-    return replace(plan, merge=replace(plan.merge, buffers=replace(buffers, workers=1, peak_memory=peak)))
 
 
 class Board:
@@ -174,17 +166,16 @@ def _worker(plan: Any, digest: str, place: str, node: str) -> tuple[Worker, Plac
     if digest not in _held:
         _forget()
         data = import_module("ray").get(plan)
-        here = WorkPlan.from_bytes(data, f"the plan, on node {node}")
+        here = work_from_bytes(data, f"{place}/{PLAN_FILE}, on node {node}")
         found: Place | None = open_place(place)
         if found is not None and found.read(PLAN_FILE) != data:
             found = None  # a folder of the driver's machine
-            folders = [output.folder for output in here.outputs if output.folder is not None]
-            if folders:
+            if here.folders:
                 raise OutputError(
-                    f"{folders[0]}: node {node} does not see it; an output folder has to be one that all "
-                    "nodes share under the same path, or push straight to the Hub"
+                    f"{place}: node {node} does not see it as the driver does; an output folder has to be "
+                    "one that all nodes share under the same path, or push straight to the Hub"
                 )
-        _held[digest] = Worker(one_thread(here), _telling), found
+        _held[digest] = Worker(here.one_thread(), _telling), found
     return _held[digest]
 
 

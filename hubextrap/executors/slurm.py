@@ -25,14 +25,15 @@ from hubextrap.executors.watching import Jobs, Submitted, Watching
 from hubextrap.foreign_data import shorten
 from hubextrap.patience import retried
 from hubextrap.redaction import redact
+from hubextrap.work.kinds import PLAN_FILE
 from hubextrap.work.places import FolderPlace
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from pathlib import Path
 
+    from hubextrap.work.kinds import Work
     from hubextrap.work.places import Place
-    from hubextrap.work.plan import WorkPlan
 
 USUAL_ARRAY = 1001
 """Slurm's MaxArraySize where nobody has set another one."""
@@ -69,6 +70,7 @@ _LAST = """\
 for attempt in {attempts}; do
     {command} && exit 0
     code=$?
+    [ -e {plan} ] || exit 0  # all was done, but for the removal of the plan's folder
     # killed, or out of reach of the Hub: once more, from where it was
     [ "$code" -eq 75 ] || [ "$code" -gt 128 ] || exit "$code"
 done
@@ -102,12 +104,12 @@ class SlurmExecutor(Watching):
     def settings(self) -> dict[str, Any]:
         return {"options": list(self.options), "tasks": self.tasks}
 
-    def dry_run(self, plan: WorkPlan, place: Place, units: Sequence[int]) -> str:
+    def dry_run(self, plan: Work, place: Place, units: Sequence[int]) -> str:
         tasks = min(len(units), self.tasks or USUAL_ARRAY)
         array = self._array_script(plan, _folder_of(place), units, tasks)
         return f"{array}\n{self._last_script(plan, _folder_of(place), ['ARRAY'])}"
 
-    def start(self, plan: WorkPlan, place: Place, units: Sequence[int]) -> Jobs:
+    def start(self, plan: Work, place: Place, units: Sequence[int]) -> Jobs:
         tasks = min(len(units), self._most_tasks())
         folder = _folder_of(place)
         logs = folder / LOGS
@@ -119,7 +121,7 @@ class SlurmExecutor(Watching):
         job = _submitted(self._array_script(plan, folder, units, tasks))
         return {f"{job}_{task}": tuple(units[task::tasks]) for task in range(tasks)}
 
-    def start_last(self, plan: WorkPlan, place: Place, after: Collection[str]) -> str:
+    def start_last(self, plan: Work, place: Place, after: Collection[str]) -> str:
         return _submitted(self._last_script(plan, _folder_of(place), _without_tasks(after)))
 
     def alive(self, jobs: Collection[str]) -> frozenset[str]:
@@ -188,7 +190,7 @@ class SlurmExecutor(Watching):
             raise WrongArgument(f"tasks: this cluster's arrays have at most {most} tasks, not {self.tasks}")
         return self.tasks or most
 
-    def _array_script(self, plan: WorkPlan, folder: Path, units: Sequence[int], tasks: int) -> str:
+    def _array_script(self, plan: Work, folder: Path, units: Sequence[int], tasks: int) -> str:
         own = [
             f"--array=0-{tasks - 1}",
             "--job-name=hubextrap",
@@ -199,23 +201,24 @@ class SlurmExecutor(Watching):
         body = _UNITS.format(units=numbers, tasks=tasks, command=_command("worker", folder))
         return self._head(plan, what, own) + body
 
-    def _last_script(self, plan: WorkPlan, folder: Path, after: Collection[str]) -> str:
+    def _last_script(self, plan: Work, folder: Path, after: Collection[str]) -> str:
         own = [
             *([f"--dependency=afterany:{':'.join(after)}"] if after else []),
             "--job-name=hubextrap-finish",
             f"--output={_logs_pattern(folder, '%j.out')}",
         ]
         attempts = " ".join(str(attempt) for attempt in range(1, RETRIES + 2))
-        body = _LAST.format(attempts=attempts, command=_command("finish", folder))
+        plan_file = shlex.quote(str(folder / PLAN_FILE))
+        body = _LAST.format(attempts=attempts, command=_command("finish", folder), plan=plan_file)
         return self._head(plan, "the last step", own) + body
 
-    def _head(self, plan: WorkPlan, what: str, own: Sequence[str]) -> str:
+    def _head(self, plan: Work, what: str, own: Sequence[str]) -> str:
         from hubextrap import __version__
 
-        need = ["--nodes=1", "--ntasks=1", f"--cpus-per-task={plan.merge.buffers.workers}"]
+        need = ["--nodes=1", "--ntasks=1", f"--cpus-per-task={plan.threads}"]
         need += ["--requeue", "--chdir=/"]
         if not any(re.match("--mem(=|-per-)", option) for option in self.options):  # they exclude each other
-            need.append(f"--mem={round(plan.merge.peak_memory * SPARE / 2**20) + PLAN_MEMORY}M")
+            need.append(f"--mem={round(plan.peak_memory * SPARE / 2**20) + PLAN_MEMORY}M")
         lines = "\n".join(f"#SBATCH {option}" for option in (*own, *need, *self.options))
         return _HEAD.format(version=__version__, what=what, options=lines)
 

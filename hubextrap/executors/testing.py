@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import shutil
 import signal
 import threading
 import time
@@ -43,17 +42,18 @@ from hubextrap.executors.testing_run import (
     TinyRun,
     holders,
     is_alive,
+    other_plan,
     overwrite,
     records_of,
     send,
     shard_file,
 )
 from hubextrap.progress import SilentProgress
-from hubextrap.work.plan import PLAN_FILE
+from hubextrap.work.kinds import PLAN_FILE
 from hubextrap.work.records import DONE, FAILED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from hubextrap.executors.interface import Executor
@@ -94,7 +94,10 @@ class ExecutorTests:
 
     @pytest.fixture(autouse=True)
     def _ends_in_time(self) -> Iterator[None]:
-        """A test that hangs fails."""
+        yield from self.alarm()
+
+    def alarm(self) -> Iterator[None]:
+        """Fail what is not done in time, up to the next step of the iterator."""
 
         def fail(*_: object) -> None:
             pytest.fail(f"not done after {self.patience:g} s")
@@ -216,6 +219,7 @@ class ExecutorTests:
         assert sorted(found) == list(EVERY)
         assert progress.done == sum(map(plan.bytes_of, EVERY))
         run.check_finished(run.reference())
+        assert run.strays() == []
 
     def test_a_worker_that_stands_still(self, executor: Executor, tmp_path: Path) -> None:
         if not self.detects_hangs:
@@ -260,12 +264,11 @@ class ExecutorTests:
         assert caught.value.file == shard_file(3)
         assert 3 not in records_of(plan, run.place).done()
 
-    def test_a_plan_that_is_not_as_it_was_written(self, executor: Executor, run: TinyRun) -> None:
+    @pytest.mark.parametrize("other", ["byte", "version", "format"])
+    def test_a_plan_that_is_not_as_it_was_written(self, other: str, executor: Executor, run: TinyRun) -> None:
         """Whoever reads it says so; whoever has it at hand makes what it says."""
         plan = run.work_plan()
-        data = run.place.read(PLAN_FILE)
-        assert data is not None
-        run.place.write(PLAN_FILE, data.replace(b"layers.1.weight", b"layers.2.weight", 1))
+        run.place.write(PLAN_FILE, other_plan(run.place.read(PLAN_FILE) or b"", other))
         if (error := _error_of(executor, plan, run)) is None:
             run.check_finished(run.reference())
         else:
@@ -333,12 +336,18 @@ class ExecutorTests:
         assert str(folder) in str(caught.value)
         assert "\n" not in str(caught.value)
 
-    def test_a_place_that_is_gone(self, executor: Executor, run: TinyRun) -> None:
+    @pytest.mark.parametrize("done", [0, 1])
+    def test_a_place_that_goes(self, done: int, executor: Executor, run: TinyRun) -> None:
         """It ends, and with an error that names the place if it does not end well."""
         plan = run.work_plan()
         folder = run.root / ".out.partial" / "work"
-        shutil.rmtree(folder)
-        if (error := _error_of(executor, plan, run)) is None:
+
+        def go(units: int) -> None:
+            if units == done:
+                folder.rename(run.root / "gone")
+
+        go(0)
+        if (error := _error_of(executor, plan, run, go)) is None:
             run.check_finished(run.reference())
         else:
             assert str(folder) in str(error)
@@ -372,13 +381,18 @@ class ExecutorTests:
             send(pid, signal.SIGCONT)
 
 
-def _error_of(executor: Executor, plan: WorkPlan, run: TinyRun) -> HubExtrapError | None:
-    """What a run of all units raises; None where it does them all."""
+def _error_of(
+    executor: Executor, plan: WorkPlan, run: TinyRun, after: Callable[[int], None] = lambda units: None
+) -> HubExtrapError | None:
+    """What a run of all units raises, None where it does them all; ``after`` learns how many are done."""
+    found = []
     try:
-        found = sorted(one.unit for one in executor.run(plan, run.place, EVERY, SilentProgress()))
+        for record in executor.run(plan, run.place, EVERY, SilentProgress()):
+            found.append(record.unit)
+            after(len(found))
     except HubExtrapError as error:
         return error
-    assert found == list(EVERY)
+    assert sorted(found) == list(EVERY)
     return None
 
 

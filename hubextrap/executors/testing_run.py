@@ -1,7 +1,7 @@
 """A tiny run and a plan of its merge, as `hubextrap.executors.testing` gives them to executors.
 
 Three checkpoints of seven shards, some kilobytes each: BF16 and F32 tensors that are combined, an I64 that is
-copied, an embedding with its tied copy, and a shard of nothing but empty tensors. Two targets.
+copied, an embedding with its tied copy, and a shard of a single number. Two targets.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hubextrap.claims import sealed, unsealed
 from hubextrap.engine.budget import Budget
 from hubextrap.engine.plan import plan_merge
 from hubextrap.engine.run import run_plan
+from hubextrap.foreign_data import parse_json
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors.headers import DTYPES, build_header
 from hubextrap.tensors.local import LocalSource
 from hubextrap.tensors.sinks import LocalSink
 from hubextrap.tensors.weights import read_layouts
 from hubextrap.trajectory.checkpoint import Checkpoint
+from hubextrap.work.kinds import PLAN_FILE
 from hubextrap.work.places import FolderPlace
 from hubextrap.work.plan import Output, WorkPlan, files_to_compare, stamps_of
 from hubextrap.work.records import DONE, Records
@@ -59,7 +62,7 @@ def shard_file(unit: int) -> str:
 def specs(unit: int) -> list[Spec]:
     """Name, dtype and shape of the tensors of one shard."""
     if unit == SHARDS - 1:
-        return [("none.weight", "BF16", (0, 8))]
+        return [("scale", "F32", ())]
     tensors: list[Spec] = [(f"layers.{unit}.weight", "BF16", (24, 31)), (f"layers.{unit}.norm", "F32", (33,))]
     if unit == 2:
         tensors.append(("position_ids", "I64", (16,)))
@@ -226,6 +229,18 @@ def _merge_plan(sources: list[LocalSource]) -> MergePlan:
 
 def _coefficients(name: str) -> NDArray[np.float64]:
     return COEFFICIENTS.get(name, COEFFICIENTS[""])
+
+
+def other_plan(data: bytes, how: str) -> bytes:
+    """A plan's file with another byte, or sealed anew with another version or format."""
+    if how == "byte":
+        return data.replace(b"layers.1.weight", b"layers.2.weight", 1)
+    stated = unsealed(parse_json(data, PLAN_FILE))
+    if how == "format":
+        stated["format"] = 0
+    else:
+        stated["versions"]["hubextrap"] = "0.0.0"
+    return json.dumps(sealed(stated)).encode()
 
 
 class Counting(SilentProgress):

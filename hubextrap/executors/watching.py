@@ -18,15 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import HubExtrapError, OutputError, SourceError
 from hubextrap.executors.interface import RETRIES
-from hubextrap.executors.submission import Submission
-from hubextrap.work.plan import PLAN_FILE, WorkPlan
+from hubextrap.executors.submission import SUBMITTED, Submission
+from hubextrap.work.kinds import PLAN_FILE, load_work
 from hubextrap.work.records import FAILED, Records
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from hubextrap.progress import Progress
+    from hubextrap.work.kinds import Work
     from hubextrap.work.places import FolderPlace, Place
+    from hubextrap.work.plan import WorkPlan
     from hubextrap.work.records import Record
 
 Jobs = dict[str, tuple[int, ...]]
@@ -66,7 +68,7 @@ class Watching(ABC):
         return local
 
     @abstractmethod
-    def start(self, plan: WorkPlan, place: Place, units: Sequence[int]) -> Jobs:
+    def start(self, plan: Work, place: Place, units: Sequence[int]) -> Jobs:
         """Put jobs into the queue that do the units between them, each ``hubextrap worker PLACE UNIT…``.
 
         Raises:
@@ -74,7 +76,7 @@ class Watching(ABC):
         """
 
     @abstractmethod
-    def start_last(self, plan: WorkPlan, place: Place, after: Collection[str]) -> str:
+    def start_last(self, plan: Work, place: Place, after: Collection[str]) -> str:
         """Put ``hubextrap finish PLACE`` into the queue, to begin when these jobs have ended in any way.
 
         Raises:
@@ -82,7 +84,7 @@ class Watching(ABC):
         """
 
     @abstractmethod
-    def dry_run(self, plan: WorkPlan, place: Place, units: Sequence[int]) -> str:
+    def dry_run(self, plan: Work, place: Place, units: Sequence[int]) -> str:
         """What `submit` would hand to the queue, as text. Nothing is written, and no queue needed."""
 
     @abstractmethod
@@ -117,19 +119,19 @@ class Watching(ABC):
         """The job that this process runs in, if it is one of the queue's."""
         return None
 
-    def run(self, plan: WorkPlan, place: Place, units: Sequence[int], progress: Progress) -> Iterator[Record]:
+    def run(self, plan: Work, place: Place, units: Sequence[int], progress: Progress) -> Iterator[Record]:
         """As `Executor.run` says. Jobs of an earlier process that are still there are watched too."""
         plan.check_units(units)
-        if WorkPlan.load(place).digest != plan.digest:
+        if load_work(place).digest != plan.digest:
             raise OutputError(f"{place.name}: {PLAN_FILE} is of another plan; run the same command again")
         records = Records(place, plan.digest)
         waiting = set(units)
-        yield from _ended(records, waiting)
-        if not waiting:
-            return
-        _forgive(records, waiting)
         jobs = self._going(Submission.load(place), plan)
         try:
+            yield from _ended(records, waiting)
+            if not waiting:
+                return
+            _forgive(records, waiting)
             with progress.stage(plan.kind, sum(map(plan.bytes_of, waiting))) as stage:
                 for record in self._watch(plan, records, waiting, jobs, progress):
                     stage.advance(plan.bytes_of(record.unit))
@@ -143,13 +145,14 @@ class Watching(ABC):
         """Have those jobs end that nobody waits for any more."""
         try:
             self.cancel(jobs)
-            Submission.forget(place)
+            if place.read(SUBMITTED):
+                Submission.forget(place)
         except HubExtrapError as error:
             how = f"; cancel them: `{self.commands(place, jobs).how_to_cancel}`" if jobs else ""
             progress.warn(f"jobs may be left in the queue ({error}){how}")
 
     def _watch(
-        self, plan: WorkPlan, records: Records, waiting: set[int], jobs: Jobs, progress: Progress
+        self, plan: Work, records: Records, waiting: set[int], jobs: Jobs, progress: Progress
     ) -> Iterator[Record]:
         place = records.place
         times: Counter[int] = Counter()
@@ -181,7 +184,7 @@ class Watching(ABC):
             elif waiting:
                 time.sleep(self.interval)
 
-    def _given_up(self, plan: WorkPlan, place: Place, unit: int, jobs: Jobs) -> HubExtrapError:
+    def _given_up(self, plan: Work, place: Place, unit: int, jobs: Jobs) -> HubExtrapError:
         job = [job for job, theirs in jobs.items() if unit in theirs][-1]
         return OutputError(
             f"{plan.labels[unit]}: its worker was lost {RETRIES + 1} times; see {self.logs(place, job)}; "
@@ -189,7 +192,7 @@ class Watching(ABC):
             file=plan.labels[unit],
         )
 
-    def submit(self, plan: WorkPlan, place: Place, units: Sequence[int]) -> Submitted:
+    def submit(self, plan: Work, place: Place, units: Sequence[int]) -> Submitted:
         """Start everything, the last step included, and return. What is in the queue already stays there.
 
         Args:
@@ -201,7 +204,7 @@ class Watching(ABC):
         _forgive(Records(place, plan.digest), units)
         return self._submit(plan, place, units, in_vain=0)
 
-    def resubmit(self, plan: WorkPlan, place: Place, units: Sequence[int]) -> Submitted | None:
+    def resubmit(self, plan: Work, place: Place, units: Sequence[int]) -> Submitted | None:
         """What the last step calls where units have no record: start those that were lost and a last step.
 
         Args:
@@ -231,7 +234,7 @@ class Watching(ABC):
                 )
         return self._submit(plan, place, lost, in_vain)
 
-    def _submit(self, plan: WorkPlan, place: Place, units: Sequence[int], in_vain: int) -> Submitted:
+    def _submit(self, plan: Work, place: Place, units: Sequence[int], in_vain: int) -> Submitted:
         """Whatever step this is killed at, doing it again leaves one last step after all jobs."""
         before = Submission.load(place)
         if before is not None and before.executor != self.name:
@@ -258,7 +261,7 @@ class Watching(ABC):
             replace(now, last=last).save(place)
         return self.commands(place, [*jobs, last])
 
-    def under_way(self, plan: WorkPlan, place: Place) -> frozenset[int]:
+    def under_way(self, plan: Work, place: Place) -> frozenset[int]:
         """The units whose jobs are still in the queue, not counting the job that this process runs in.
 
         Raises:
@@ -266,7 +269,7 @@ class Watching(ABC):
         """
         return frozenset(_units_of(self._going(Submission.load(place), plan)))
 
-    def _going(self, before: Submission | None, plan: WorkPlan, alive: frozenset[str] | None = None) -> Jobs:
+    def _going(self, before: Submission | None, plan: Work, alive: frozenset[str] | None = None) -> Jobs:
         """The jobs of an earlier process that do units of this plan and are still in this queue."""
         if before is None or (before.executor, before.plan) != (self.name, plan.digest) or not before.jobs:
             return {}
@@ -325,7 +328,7 @@ def _units_of(jobs: Mapping[str, Collection[int]]) -> set[int]:
     return {unit for units in jobs.values() for unit in units}
 
 
-def _named(plan: WorkPlan, units: Collection[int]) -> str:
+def _named(plan: Work, units: Collection[int]) -> str:
     """The first of some units, and how many more there are."""
     more = f" and {len(units) - 1} more" if len(units) > 1 else ""
     return f"{plan.labels[min(units)]}{more}"

@@ -92,6 +92,18 @@ def commit_files(
         return _Committer(target, files, target.message or message, whole_model, progress).run(state)
 
 
+def landed(
+    target: PushTarget, files: Sequence[OutgoingFile], before: RemoteState, now: RemoteState
+) -> PushResult | None:
+    """The commit of a whole model, if one was made between two looks at the target: by who was killed then.
+
+    Raises:
+        PushError: the Hub does not say.
+    """
+    with push_errors(target.name):
+        return _Committer(target, files, "", True, SilentProgress())._landed(before, now, ())
+
+
 @dataclass(frozen=True, slots=True)
 class _Committer:
     """The attempts at one commit."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import OutputError
-from hubextrap.hub.commit import PushResult, commit_files, refuse_overwriting
+from hubextrap.hub.commit import PushResult, commit_files, landed, refuse_overwriting
 from hubextrap.hub.outgoing import OutgoingFile
 from hubextrap.hub.push_errors import push_errors
 from hubextrap.hub.target import check_target, create_repo, read_remote
@@ -61,7 +61,11 @@ class HubSink:
         """
         self.target = target
         self._progress = progress or SilentProgress()
-        state = check_target(target)
+        if commits:
+            state = check_target(target)
+        else:  # it was checked by whoever makes the commit, and many ask at the same time
+            with push_errors(target.name):
+                state = read_remote(target)
         self._start = start or (state if state.exists or not commits else create_repo(target))
         self._journal = journal
         self._files = self._adopted()
@@ -114,6 +118,8 @@ class HubSink:
         files = [*self._files.values(), *(OutgoingFile(path, data) for path, data in side_files.items())]
         with push_errors(self.target.name):
             now = read_remote(self.target)
+        if made := landed(self.target, files, self._start, now):
+            return made
         refuse_overwriting(self.target, self._start, now, files)
         result = commit_files(self.target, files, message=message, state=now, progress=self._progress)
         if self._journal is not None:  # what is in a commit is there, whatever way it went

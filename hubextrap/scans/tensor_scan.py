@@ -57,6 +57,31 @@ class TensorScan:
             np.full((examples, checkpoints), np.nan, np.float32),
         )
 
+    def as_json(self) -> dict[str, Any]:
+        """What `from_json` takes."""
+        arrays: dict[str, Any] = {name: getattr(self, name).tolist() for name in _ARRAYS}
+        # JSON has no NaN
+        arrays["example_values"] = [[None if x != x else x for x in row] for row in arrays["example_values"]]
+        return {"tensor": self.name, "elements": self.elements, **arrays, "inputs": list(self.inputs)}
+
+    @classmethod
+    def from_json(cls, stated: Mapping[str, Any]) -> TensorScan:
+        """The same to the last bit.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError, OverflowError: it is none.
+        """
+        arrays: dict[str, Any] = {name: np.array(stated[name], dtype) for name, dtype in _ARRAYS.items()}
+        inputs = tuple(bytes.fromhex(digest).hex() for digest in stated["inputs"])
+        found = cls(stated["tensor"], stated["elements"], **arrays, inputs=inputs)
+        like = cls.empty(found.name, found.elements, len(found.gram), len(found.example_places))
+        for name in _ARRAYS:
+            if getattr(found, name).shape != getattr(like, name).shape:
+                raise ValueError(f"{name} has another shape")
+        if not isinstance(found.name, str) or found.counts.sum() != found.elements:
+            raise ValueError("counts does not add up to elements")
+        return found
+
 
 class ScanJournal(Log):
     """The finished tensors of one scan.
@@ -77,20 +102,9 @@ class ScanJournal(Log):
         Raises:
             OutputError: the disk did not take it.
         """
-        line: dict[str, Any] = {name: getattr(found, name).tolist() for name in _ARRAYS}
-        # JSON has no NaN
-        line["example_values"] = [[None if x != x else x for x in row] for row in line["example_values"]]
-        self._note({"tensor": found.name, "elements": found.elements, **line, "inputs": found.inputs})
+        self._note(found.as_json())
         self.finished[found.name] = found
 
     def _take(self, record: dict[str, Any]) -> None:
-        arrays: dict[str, Any] = {name: np.array(record[name], dtype) for name, dtype in _ARRAYS.items()}
-        inputs = tuple(bytes.fromhex(digest).hex() for digest in record["inputs"])
-        found = TensorScan(record["tensor"], record["elements"], **arrays, inputs=inputs)
-        like = TensorScan.empty(found.name, found.elements, len(found.gram), len(found.example_places))
-        for name in _ARRAYS:
-            if getattr(found, name).shape != getattr(like, name).shape:
-                raise ValueError(f"{name} has another shape")
-        if not isinstance(found.name, str) or found.counts.sum() != found.elements:
-            raise ValueError("counts does not add up to elements")
+        found = TensorScan.from_json(record)
         self.finished[found.name] = found

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.durable.atomic import new_name, sync_folder, writing
+from hubextrap.durable.atomic import is_new_name, new_file, sync_folder, writing
 from hubextrap.errors import OutputError
 from hubextrap.tensors.blocks import BlockWriter
 from hubextrap.tensors.interfaces import FinishedShard
@@ -28,7 +28,7 @@ class LocalSink:
         Args:
             journal: where each shard is recorded as soon as it is whole on the disk.
             among_others: other processes may be making the same file there: each of them as a file of its
-                own until it is whole, and the last one stays.
+                own until it is whole, and the last one stays. What one left that was killed is removed.
         """
         self.folder = Path(folder)
         self._journal = journal
@@ -46,25 +46,46 @@ class LocalSink:
             raise OutputError(
                 f"{file!r}: not a plain file name; the output would leave {self.folder}", file=file
             )
-        part = new_name() if self._among_others else f".{file}.part"
-        return LocalShardWriter(self.folder, file, size, part, self._journal)
+        return LocalShardWriter(self.folder, file, size, self._journal, among_others=self._among_others)
+
+    def remove_unfinished(self) -> None:
+        """Remove what others who were killed left, or are still making though all is there.
+
+        Raises:
+            OutputError: it could not be removed.
+        """
+        with writing(self.folder, "check its permissions"):
+            for path in self.folder.iterdir():
+                if is_new_name(path.name):
+                    path.unlink(missing_ok=True)
 
 
 class LocalShardWriter:
-    """One file on its way; until ``finish`` it is called ``part``."""
+    """One file on its way; until ``finish`` it is called ``.NAME.part``, or by a name that no other has."""
 
-    def __init__(self, folder: Path, file: str, size: int, part: str, journal: Journal | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        file: str,
+        size: int,
+        journal: Journal | None = None,
+        *,
+        among_others: bool = False,
+    ) -> None:
         self._final = folder / file
-        self._part = folder / part
+        self._part = folder / f".{file}.part"
         self._size = size
         self._journal = journal
         self._position = 0
         self._descriptor = -1
         self._blocks: BlockWriter | None = None
         try:
-            self._descriptor = os.open(
-                self._part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
-            )
+            if among_others:
+                self._part, self._descriptor = new_file(self._final)
+            else:
+                self._descriptor = os.open(
+                    self._part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
+                )
             self._blocks = BlockWriter(self._descriptor)
             _reserve(self._descriptor, size)
         except BaseException as error:
@@ -104,8 +125,8 @@ class LocalShardWriter:
             self._blocks.close()
             sha256 = self._blocks.hash.hexdigest()
             os.fsync(self._descriptor)
+            self._part.replace(self._final)  # while it is locked: see `new_file`
             self._close()
-            self._part.replace(self._final)
             sync_folder(self._final.parent)
         except OSError as error:
             raise self._failed(error) from error

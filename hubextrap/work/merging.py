@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from base64 import b64decode
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import CorruptFile
@@ -57,18 +56,3 @@ def target_shards(plan: WorkPlan, records: Mapping[int, Record]) -> tuple[Target
                 "it, and the unit is done again"
             ) from error
     return found
-
-
-def is_there(plan: WorkPlan, record: Record) -> bool:
-    """Whether the shards that a record names lie where the plan has them, as large as it says.
-
-    Of those on the Hub nothing is known until the commit.
-    """
-    if record.unit not in plan.shard_units:
-        return True
-    for target, output in zip(target_shards(plan, {record.unit: record}), plan.outputs, strict=True):
-        for shard in target.shards.values() if output.folder is not None else ():
-            path = Path(output.folder or "", shard.file)
-            if not path.is_file() or path.stat().st_size != shard.size:
-                return False
-    return True

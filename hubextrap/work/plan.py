@@ -7,33 +7,30 @@ It states its own sha256, which every record repeats. It holds no secret: a work
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubextrap._version import __version__
-from hubextrap.claims import DIGEST, sealed, unsealed
 from hubextrap.engine.inputs import shared_files
-from hubextrap.errors import CorruptFile, OutputError, ReferenceNotFound
-from hubextrap.foreign_data import parse_json
 from hubextrap.hub.target import PushTarget
-from hubextrap.trajectory.checkpoint import Checkpoint
+from hubextrap.lazy import by_name
+from hubextrap.work.kinds import Work, checkpoint_as_json, checkpoint_from_json, own_versions
 from hubextrap.work.layouts import layouts_as_json, layouts_from_json, merge_as_json, merge_from_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from hubextrap.engine.comparison import TensorInputs
     from hubextrap.engine.inputs import Key
     from hubextrap.engine.plan import MergePlan
+    from hubextrap.engine.scan_plan import ScanPlan
+    from hubextrap.progress import Progress
     from hubextrap.tensors.interfaces import Source
-    from hubextrap.work.places import Place
-
-PLAN_FILE = "plan.json"
-FORMAT = 1
-LIMIT = 2_000_000_000
-"""Longest plan in bytes that is read."""
+    from hubextrap.tensors.layout import CheckpointLayout
+    from hubextrap.trajectory.checkpoint import Checkpoint
+    from hubextrap.work.kinds import Hands
+    from hubextrap.work.records import Record
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class WorkPlan:
+class WorkPlan(Work):
     """What is to be done, cut into units that are numbered from 0 on.
 
     The first units are the output's shards, each for all targets at once. After them come the input files of
@@ -61,7 +58,7 @@ class WorkPlan:
     merge: MergePlan
     outputs: tuple[Output, ...]
     """One per target."""
-    compared: tuple[tuple[Key, tuple[str, ...]], ...] = ()
+    compared: tuple[tuple[Key, tuple[int, ...]], ...] = ()
     """The files that have units of their own, with the shards that are made from each."""
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     """What decides the output's bytes; see `api.fingerprint`."""
@@ -70,7 +67,7 @@ class WorkPlan:
     allow_non_finite: bool = False
     finish: Mapping[str, Any] = field(default_factory=dict)
     """What whoever does the last step has to know; JSON values."""
-    versions: Mapping[str, str] = field(default_factory=lambda: own_versions())
+    versions: Mapping[str, str] = field(default_factory=own_versions)
     digest: str = ""
     """Of its JSON; set where it was read or written."""
 
@@ -85,15 +82,7 @@ class WorkPlan:
 
     @property
     def shard_units(self) -> range:
-        return range(len(self.merge.shards))
-
-    @property
-    def compare_units(self) -> range:
-        return range(len(self.merge.shards), self.units)
-
-    @property
-    def units(self) -> int:
-        return len(self.merge.shards) + len(self.compared)
+        return self.free_units
 
     @cached_property
     def _sizes(self) -> tuple[int, ...]:
@@ -104,91 +93,56 @@ class WorkPlan:
         )
 
     def bytes_of(self, unit: int) -> int:
-        """Bytes that a unit reads."""
         return self._sizes[unit]
 
-    def needs(self, unit: int) -> tuple[int, ...]:
-        """The units whose records a unit needs: none but for those that compare."""
-        if unit in self.shard_units:
-            return ()
-        number = {shard.file: index for index, shard in enumerate(self.merge.shards)}
-        return tuple(number[file] for file in self.compared[unit - len(number)][1])
+    @property
+    def peak_memory(self) -> int:
+        return self.merge.peak_memory
 
-    def check_units(self, units: Sequence[int]) -> None:
-        """Refuse numbers that are no unit's.
+    @property
+    def threads(self) -> int:
+        return self.merge.buffers.workers
 
-        Raises:
-            OutputError: names one, and how many there are.
+    @property
+    def gpus(self) -> int:
+        return int(self.device != "cpu")
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        return tuple(output.folder for output in self.outputs if output.folder is not None)
+
+    def one_thread(self) -> WorkPlan:
+        return replace(self, merge=replace(self.merge, buffers=self.merge.buffers.one_worker()))
+
+    def hands(self, progress: Progress) -> Hands:
+        found: Hands = by_name("hubextrap.work.making:MergeHands")(self, progress)  # stands above this
+        return found
+
+    def is_there(self, record: Record) -> bool:
+        """Whether the shards that it names lie in their folders, as large as it says.
+
+        Of those on the Hub, the commit tells.
         """
-        for unit in units:
-            if not 0 <= unit < self.units:
-                raise OutputError(f"unit {unit}: the plan has {self.units}, from 0 to {self.units - 1}")
+        shards = record.content.get("shards", ()) if record.unit in self.shard_units else ()
+        for output, shard in zip(self.outputs, shards, strict=False):
+            if output.folder is not None:
+                path = Path(output.folder, shard["file"])
+                if not path.is_file() or path.stat().st_size != shard["size"]:
+                    return False
+        return True
 
-    def to_bytes(self) -> bytes:
-        """What `from_bytes` reads."""
-        return json.dumps(sealed(self._content()), allow_nan=False, ensure_ascii=False).encode() + b"\n"
-
-    @classmethod
-    def from_bytes(cls, data: bytes, where: str) -> WorkPlan:
-        """The plan that `to_bytes` was asked of.
-
-        Raises:
-            CorruptFile: it is no plan, or not as it was written.
-            OutputError: it counts on other versions than are here.
-        """
-        try:
-            stated = parse_json(data, where, error=ValueError, limit=LIMIT)
-            digest = stated[DIGEST]
-            stated = unsealed(stated)
-            if stated["format"] != FORMAT or stated["kind"] != cls.kind:
-                raise ValueError(f"its format is {stated['format']!r} of {stated['kind']!r}")
-            _check_versions(stated["versions"], where)
-            return cls._from_content(stated, digest)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise CorruptFile(
-                f"{where}: is no plan of this version of hubextrap ({type(error).__name__}: {error}); make "
-                "it again with the command that made it",
-                file=where,
-            ) from error
-
-    def save(self, place: Place) -> WorkPlan:
-        """Write it into its place; returns it with its digest.
-
-        Raises:
-            OutputError: it could not be written.
-        """
-        data = self.to_bytes()
-        place.write(PLAN_FILE, data)
-        return WorkPlan.from_bytes(data, f"{place.name}/{PLAN_FILE}")
-
-    @classmethod
-    def load(cls, place: Place) -> WorkPlan:
-        """The plan that lies in a place.
-
-        Raises:
-            ReferenceNotFound: none does. HubExtrapError: as `from_bytes`, or it could not be read.
-        """
-        data = place.read(PLAN_FILE)
-        if data is None:
-            raise ReferenceNotFound(
-                f"{place.name}: holds no {PLAN_FILE}, or this machine does not see it; name a folder that "
-                "all machines see under the same path"
-            )
-        return cls.from_bytes(data, f"{place.name}/{PLAN_FILE}")
+    def same_results(self, other: WorkPlan) -> bool:
+        """Whether it makes the same bytes of the same files in the same place."""
+        same = other.fingerprint == self.fingerprint and other.outputs == self.outputs
+        same = same and (other.stamps, other.compared) == (self.stamps, self.compared)
+        return same and other.allow_non_finite == self.allow_non_finite
 
     def _content(self) -> dict[str, Any]:
         return {
-            "format": FORMAT,
-            "kind": self.kind,
-            "versions": dict(self.versions),
-            "checkpoints": [
-                {name: getattr(one, name) for name in ("step", "repo", "revision", "commit", "path")}
-                | {"stamps": {file: list(stamp) for file, stamp in stamps.items()}}
-                for one, stamps in zip(self.checkpoints, self.stamps, strict=True)
-            ],
+            "checkpoints": list(map(checkpoint_as_json, self.checkpoints, self.stamps)),
             "layouts": layouts_as_json(self.merge.layouts),
             "merge": merge_as_json(self.merge),
-            "compared": [[k, file, list(shards)] for (k, file), shards in self.compared],
+            "compared": compared_as_json(self.compared),
             "outputs": [asdict(one) for one in self.outputs],
             "fingerprint": dict(self.fingerprint),
             "options": {name: getattr(self, name) for name in ("cache", "device", "allow_non_finite")},
@@ -197,19 +151,16 @@ class WorkPlan:
 
     @classmethod
     def _from_content(cls, stated: Mapping[str, Any], digest: str) -> WorkPlan:
-        checkpoints = stated["checkpoints"]
-        known = ("step", "repo", "revision", "commit", "path")
+        pairs = [checkpoint_from_json(one) for one in stated["checkpoints"]]
         return cls(
-            checkpoints=tuple(Checkpoint(**{name: one[name] for name in known}) for one in checkpoints),
-            stamps=tuple(
-                {file: (size, time) for file, (size, time) in one["stamps"].items()} for one in checkpoints
-            ),
+            checkpoints=tuple(checkpoint for checkpoint, _ in pairs),
+            stamps=tuple(stamps for _, stamps in pairs),
             merge=merge_from_json(stated["merge"], layouts_from_json(stated["layouts"])),
             outputs=tuple(
                 Output(one["folder"], None if one["push"] is None else PushTarget(**one["push"]))
                 for one in stated["outputs"]
             ),
-            compared=tuple(((k, file), tuple(shards)) for k, file, shards in stated["compared"]),
+            compared=compared_from_json(stated["compared"]),
             fingerprint=stated["fingerprint"],
             finish=stated["finish"],
             versions=stated["versions"],
@@ -218,17 +169,24 @@ class WorkPlan:
         )  # fmt: skip
 
 
-def own_versions() -> dict[str, str]:
-    """The versions of what the output's bytes follow from."""
-    return {"hubextrap": __version__, "numba": version("numba")}
+def compared_as_json(compared: Sequence[tuple[Key, tuple[int, ...]]]) -> list[Any]:
+    """What `compared_from_json` takes."""
+    return [[k, file, list(units)] for (k, file), units in compared]
 
 
-def stamps_of(sources: Sequence[Source], merge: MergePlan) -> tuple[dict[str, tuple[int, int]], ...]:
-    """`WorkPlan.stamps` of open sources."""
+def compared_from_json(stated: Sequence[Any]) -> tuple[tuple[Key, tuple[int, ...]], ...]:
+    """`Work.compared`."""
+    return tuple(((k, file), tuple(units)) for k, file, units in stated)
+
+
+def stamps_of(
+    sources: Sequence[Source], plan: MergePlan | ScanPlan
+) -> tuple[dict[str, tuple[int, int]], ...]:
+    """Size and time (ns) of the weight files of local sources; nothing of the Hub's."""
     from hubextrap.tensors.local import LocalSource
 
     found = []
-    for source, layout in zip(sources, merge.layouts, strict=True):
+    for source, layout in zip(sources, plan.layouts, strict=True):
         stamps: dict[str, tuple[int, int]] = {}
         if isinstance(source, LocalSource):
             for shard in layout.shards:
@@ -238,20 +196,18 @@ def stamps_of(sources: Sequence[Source], merge: MergePlan) -> tuple[dict[str, tu
     return tuple(found)
 
 
-def files_to_compare(merge: MergePlan, sources: Sequence[Source]) -> tuple[tuple[Key, tuple[str, ...]], ...]:
-    """`WorkPlan.compared` of open sources."""
-    found = shared_files(merge)
+def files_to_compare(merge: MergePlan, sources: Sequence[Source]) -> tuple[tuple[Key, tuple[int, ...]], ...]:
+    """`Work.compared` of a merge."""
+    return shared_and_listed([shard.tensors for shard in merge.shards], merge.layouts, sources)
+
+
+def shared_and_listed(
+    parts: Sequence[Sequence[TensorInputs]], layouts: Sequence[CheckpointLayout], sources: Sequence[Source]
+) -> tuple[tuple[Key, tuple[int, ...]], ...]:
+    """`Work.compared` of units that read these tensors: the shared files that the Hub lists a hash of."""
+    found = shared_files(parts, layouts)
     return tuple(
-        (key, files)
-        for key, files in sorted(found.items())
+        (key, units)
+        for key, units in sorted(found.items())
         if sources[key[0]].files()[key[1]].digest is not None
     )
-
-
-def _check_versions(stated: Mapping[str, str], where: str) -> None:
-    for name, here in own_versions().items():
-        if stated[name] != here:
-            raise OutputError(
-                f"{where}: was made with {name} {stated[name]}, and here is {name} {here}, whose bytes may "
-                f"differ; install {name}=={stated[name]} here, or make the plan again with this one"
-            )

@@ -175,9 +175,12 @@ def test_a_hostile_file_in_a_checkpoint(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("logged_in", "hub")
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("role", ROLES)
-def test_every_hostile_file_in_every_role(
+@pytest.mark.parametrize(
+    ("role", "kind"),
+    sorted(set(itertools.product(ROLES, KINDS)) - set(pairs()), key=str),
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_every_other_hostile_file_in_every_role(
     role: str, kind: Callable[[Path, Path], None], run: Path, outside: Path, cli: Cli
 ) -> None:
     check_refused(role, kind, run, outside, cli)

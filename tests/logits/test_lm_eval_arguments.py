@@ -135,33 +135,34 @@ CASES: list[tuple[dict[str, Any], bool]] = [
 
 
 @pytest.fixture(scope="module")
-def plain(run: Path) -> dict[str, list[Any]]:
-    """Answers of lm-eval's own model to all requests, without arguments."""
-    return answers(hf(run))
+def theirs(run: Path) -> Callable[[dict[str, Any]], dict[str, list[Any]]]:
+    """Answers of lm-eval's own model to all requests, with these arguments: made once for both spaces."""
+    made: dict[str, dict[str, list[Any]]] = {}
 
+    def found(arguments: dict[str, Any]) -> dict[str, list[Any]]:
+        if (key := str(arguments)) not in made:
+            made[key] = answers(hf(run, **arguments), thinking=bool(arguments.get("enable_thinking")))
+        return made[key]
 
-def cases() -> Iterator[Any]:
-    """In both spaces; what is only passed on, in one of them in the slow suite, as is what takes seconds."""
-    for space in ("logits", "weights"):
-        for arguments, changes in CASES:
-            quick = {"add_bos_token", "dtype", "use_fast_tokenizer"} & arguments.keys() or not arguments
-            slow = arguments.get("batch_size") == "auto:2" or (space == "weights" and not quick)
-            name = ",".join(f"{key}={value}" for key, value in arguments.items())
-            marks = [pytest.mark.slow] if slow else []
-            yield pytest.param(space, arguments, changes, id=f"{space}-{name}", marks=marks)
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("space", "arguments", "changes"), list(cases()))
+@pytest.mark.parametrize("space", ["logits", "weights"])
+@pytest.mark.parametrize(("arguments", "changes"), CASES, ids=str)
 def test_an_argument_does_what_it_does_with_hf(
-    space: str, arguments: dict[str, Any], changes: bool, plugin: Any, run: Path, plain: dict[str, list[Any]]
+    space: str,
+    arguments: dict[str, Any],
+    changes: bool,
+    plugin: Any,
+    run: Path,
+    theirs: Callable[[dict[str, Any]], dict[str, list[Any]]],
 ) -> None:
     thinking = bool(arguments.get("enable_thinking"))
-    theirs = answers(hf(run, **arguments), thinking=thinking)
     ours = answers(of_last(plugin, run, space=space, **arguments), thinking=thinking)
-    assert differing(ours, theirs) == []
+    assert differing(ours, theirs(arguments)) == []
     if changes:
-        assert differing(ours, {kind: plain[kind] for kind in ours}), "it has an effect to be compared"
+        assert differing(ours, {kind: theirs({})[kind] for kind in ours}), "it has an effect to be compared"
 
 
 def test_every_argument_of_hf_is_decided(plugin: Any) -> None:

@@ -219,11 +219,8 @@ def ways(run: Run, recipe_file: Callable[..., Path], on_cdn_hub: str, tmp_path: 
     ]
 
 
-# 13 make one run that is refused and two that get through, under faults on reads, uploads and commits
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [13, 1_000], ids=["few", "thousand"])
 def test_every_run_ends_in_the_right_bytes_or_in_a_clear_error(
-    count: int,
     cdn_hub: LocalHub,
     ways: list[Way],
     run: Run,
@@ -242,6 +239,7 @@ def test_every_run_ends_in_the_right_bytes_or_in_a_clear_error(
     read = {r.path.split("/")[5][:64] for r in cdn_hub.requests if r.method == "GET" and "Sign" in r.path}
     assert len(read) == 2 * len(written)
 
+    count = 1_000
     dice = random.Random(count)
     colleague = Colleague(cdn_hub, monkeypatch)
     struck: Counter[str] = Counter()
@@ -281,7 +279,5 @@ def test_every_run_ends_in_the_right_bytes_or_in_a_clear_error(
             assert len(found) == 1 or way.target.create_pr
         assert not push_place(way.target).exists()
         assert not list(temporary.iterdir())
-    assert all(struck[site] for site in ("storage", "upload", "commit")), struck
-    if count >= 1_000:
-        assert all(struck[site] >= 5 for site in SITES), struck
-        assert ended[0] >= 50, ended
+    assert all(struck[site] >= 5 for site in SITES), struck
+    assert ended[0] >= 50, ended

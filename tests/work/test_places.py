@@ -17,6 +17,7 @@ from hubextrap.work.places import FolderPlace, Place, open_place
 class TestFolderPlace(PlaceTests):
     @pytest.fixture
     def place(self, tmp_path: Path) -> Place:
+        (tmp_path / "work").mkdir()  # as a plan makes it
         return open_place(str(tmp_path / "work"))
 
     @pytest.fixture

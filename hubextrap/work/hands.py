@@ -1,0 +1,124 @@
+"""Units that read tensors of checkpoints: open sources, and the comparison of files for all kinds of work."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Any
+
+from hubextrap.engine.inputs import read_again
+from hubextrap.errors import SourceError
+from hubextrap.tensors import open_source
+from hubextrap.work.kinds import Hands
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from hubextrap.engine.inputs import Key
+    from hubextrap.progress import Progress
+    from hubextrap.tensors.interfaces import Source
+    from hubextrap.tensors.layout import CheckpointLayout
+    from hubextrap.trajectory.checkpoint import Checkpoint
+    from hubextrap.work.kinds import Work
+    from hubextrap.work.records import Record
+
+
+class ReadingHands(Hands):
+    """Units that read tensors of checkpoints; those that compare a file with the Hub's hash are done here."""
+
+    def __init__(
+        self,
+        plan: Work,
+        checkpoints: Sequence[Checkpoint],
+        stamps: Sequence[Mapping[str, tuple[int, int]]],
+        layouts: Sequence[CheckpointLayout],
+        progress: Progress,
+        *,
+        cache: bool,
+    ) -> None:
+        """
+        Args:
+            stamps: for each checkpoint, size and time (ns) of a local one's files when the plan was made.
+            layouts: theirs.
+            cache: download what is on the Hub first.
+        """
+        self._work = plan
+        self._checkpoints = tuple(zip(checkpoints, stamps, strict=True))
+        self._layouts = layouts
+        self._progress = progress
+        self._cache = cache
+        self._resources = ExitStack()
+        self._sources: tuple[Source, ...] | None = None
+
+    @property
+    def shared(self) -> list[Key]:
+        """The files that units of their own compare."""
+        return [key for key, _ in self._work.compared]
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """One per checkpoint.
+
+        Raises:
+            SourceError: one cannot be opened, or was written to since the plan was made.
+        """
+        if self._sources is None:
+            opened = []
+            for checkpoint, stamps in self._checkpoints:
+                source = self._resources.enter_context(closing(open_source(checkpoint, cache=self._cache)))
+                check_unmoved(source, stamps, checkpoint.step)
+                opened.append(source)
+            self._sources = tuple(opened)
+        return self._sources
+
+    def do(self, unit: int, records: Mapping[int, Record]) -> dict[str, Any]:
+        if unit in self._work.free_units:
+            return self.make(unit)
+        (k, file), _ = self._work.compared[unit - len(self._work.free_units)]
+        digests = {
+            offset: bytes.fromhex(digest)
+            for record in records.values()
+            for of, name, offset, digest in record.content["left"]
+            if (of, name) == (k, file)
+        }
+        info = next(one for one in self._layouts[k].shards if one.file == file)
+        with self._progress.stage(f"compare {file}", info.size) as stage:
+            read_again(self.sources[k], info, digests)
+            stage.advance(info.size)
+        return {"compared": [k, file]}
+
+    @abstractmethod
+    def make(self, unit: int) -> dict[str, Any]:
+        """Do a unit that needs no others' records; what it has read of `shared` files is under ``left``."""
+
+    def close(self) -> None:
+        self._resources.close()
+
+
+def left_as_json(left: Mapping[Key, Mapping[int, bytes]]) -> list[Any]:
+    """The hashes of what a unit has read of shared files, as `ReadingHands` takes them from its record."""
+    return [
+        [k, file, offset, digest.hex()]
+        for (k, file), digests in left.items()
+        for offset, digest in digests.items()
+    ]
+
+
+def check_unmoved(source: Source, stamps: Mapping[str, tuple[int, int]], step: int | None) -> None:
+    """Refuse a local checkpoint that was written to since the plan was made.
+
+    Raises:
+        SourceError: names the file.
+    """
+    from hubextrap.tensors.local import LocalSource
+
+    if not isinstance(source, LocalSource):
+        return
+    for file, (size, time) in stamps.items():
+        if source.stamp(file)[:2] != (size, time):
+            raise SourceError(
+                f"{source.name}/{file}: changed since the plan was made; run the command that made the plan "
+                "again",
+                file=file,
+                step=step,
+            )

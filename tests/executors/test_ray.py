@@ -1,0 +1,277 @@
+"""Merges on Ray: the command's bytes are those of a merge without it, whatever is killed meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import HfApi
+from ray_nodes import Nodes, attempts_but_rays, wait_until
+
+from hubextrap.errors import OutputError
+from hubextrap.executors.on_ray import RayExecutor
+from hubextrap.executors.testing_run import TinyRun, is_alive
+from hubextrap.localhub import LocalHub
+from hubextrap.progress import SilentProgress
+from hubextrap.tensors import build_header
+from hubextrap.work.plan import PLAN_FILE
+
+STEPS, SHARDS = (100, 250, 400), 12
+LARGE = 16_000_000
+"""Bytes of a tensor in each shard, which keep a worker busy for a moment."""
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with Nodes({"HF_TOKEN": "hf_" + "testtoken" * 3}) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def other_hosts(other_hosts: Callable[[], list[str]]) -> Callable[[], list[str]]:
+    return lambda: attempts_but_rays(other_hosts())
+
+
+def command(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+    """`hubextrap` as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "hubextrap", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+def done(*arguments: str | Path, **environment: str) -> tuple[int, str, str]:
+    """Run a command to its end: its exit code, stdout and stderr."""
+    process = command(*arguments, **environment)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def write_run(root: Path, *, large: int = 0, last: int = 0) -> Path:
+    """Checkpoints of some kilobytes of random weights.
+
+    Args:
+        large: bytes of zeros in each shard beside them; they take no room on the disk.
+        last: bytes of zeros in the last shard.
+    """
+    for step in STEPS:
+        folder, weight_map = root / f"step_{step}", {}
+        folder.mkdir(parents=True)
+        for number in range(SHARDS):
+            zeros = large + last * (number == SHARDS - 1)
+            shapes = {f"layers.{number}.weight": (64, 32), f"layers.{number}.zeros": (zeros // 2 + 1,)}
+            file = f"model-{number + 1:05}-of-{SHARDS:05}.safetensors"
+            with (folder / file).open("wb") as written:
+                written.write(build_header([(name, "BF16", shape) for name, shape in shapes.items()]))
+                values = np.random.default_rng([step, number]).standard_normal(64 * 32).astype("<f4")
+                written.write((values.view("<u4") >> 16).astype("<u2").tobytes())
+                written.truncate(written.tell() + 2 * (zeros // 2 + 1))
+            weight_map |= dict.fromkeys(shapes, file)
+        index = {"metadata": {}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        (folder / "config.json").write_text("{}")
+    return root
+
+
+def write_recipe(path: Path, repo: str | Path) -> Path:
+    content = {
+        "trajectory": {"repo": str(repo)},
+        "merge_method": "least_squares",
+        "parameters": {"target_step": 500},
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_nothing_of_ray_is_imported_unasked() -> None:
+    look = (
+        "import sys, hubextrap.api.merging, hubextrap.cli.merging, hubextrap.executors.named as named;"
+        "named.executor_named('local');"
+        "sys.exit(any(name.partition('.')[0] == 'ray' or '_ray' in name for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", look], check=False).returncode == 0
+
+
+@contextmanager
+def workers_killed(nodes: Nodes, times: int, seed: int) -> Iterator[list[int]]:
+    """SIGKILL random processes of Ray's workers, the board's among them, at random moments."""
+    killed: list[int] = []
+    ended, rng = threading.Event(), random.Random(seed)
+
+    def kill() -> None:
+        while not ended.wait(rng.uniform(0.1, 0.8)) and len(killed) < times:
+            if pids := nodes.workers(("ray::do_unit", "ray::IDLE", "ray::Board")):
+                with suppress(ProcessLookupError):
+                    os.kill(pid := rng.choice(pids), signal.SIGKILL)
+                    killed.append(pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        ended.set()
+        thread.join()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["folder", "hub"])
+def test_twenty_workers_and_five_drivers_are_killed(
+    target: str, nodes: Nodes, tmp_path: Path, hub: LocalHub, logged_in: str, repo_id: str
+) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", write_run(tmp_path / "run", large=LARGE))
+    out = {"folder": ("--out", tmp_path / "out"), "hub": ("--push", f"{repo_id}@ray")}[target]
+    here = {"folder": ("--out", tmp_path / "here"), "hub": ("--push", f"{repo_id}@here")}[target]
+    code, _, err = done("merge", recipe, *here)
+    assert code == 0, err
+    rng, drivers, killed = random.Random(5), 0, list[int]()
+    while len(killed) < 20 or drivers < 5:
+        with workers_killed(nodes, 20 - len(killed), len(killed)) as now:
+            process = command("merge", recipe, *out, "--executor", "ray", **nodes.environment)
+            if drivers < 5:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(rng.uniform(4.0, 12.0))
+                process.kill()
+            _, err = process.communicate(timeout=120)
+        killed += now
+        drivers += process.returncode == -signal.SIGKILL
+        assert process.returncode in (0, -signal.SIGKILL) or "was lost 4 times" in err, err
+        if process.returncode == 0:
+            _check_and_clear(target, tmp_path, repo_id)
+    code, _, err = done("merge", recipe, *out, "--executor", "ray", **nodes.environment)
+    assert code == 0, err
+    _check_and_clear(target, tmp_path, repo_id)
+
+
+def _check_and_clear(target: str, folder: Path, repo: str) -> None:
+    """Compare an output with that of the merge without Ray, and remove it."""
+    if target == "folder":
+        assert contents(folder / "out") == contents(folder / "here")
+        assert not (folder / ".out.partial").exists()
+        for path in (folder / "out").iterdir():
+            path.unlink()
+        return
+    api = HfApi()
+    listed = [
+        {one.path: one.blob_id for one in api.list_repo_tree(repo, revision=revision)}  # type: ignore[union-attr]
+        for revision in ("ray", "here")
+    ]
+    assert len(api.list_repo_commits(repo, revision="ray")) == len(
+        api.list_repo_commits(repo, revision="here")
+    )
+    assert listed[0] == listed[1]
+    api.delete_branch(repo, branch="ray")
+
+
+@pytest.mark.slow
+def test_a_cluster_is_started_where_there_is_none_and_says_nothing(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", write_run(tmp_path / "run"))
+    with _rays_folder() as own:
+        said = []
+        for name in ("local", "ray"):
+            merging = ("merge", recipe, "--out", tmp_path / name, "--executor", name, "--json")
+            code, out, err = done(*merging, RAY_TMPDIR=str(own))
+            assert code == 0, err
+            assert len(json.loads(out)) == 1
+            said.append([line.partition(":")[0] for line in err.splitlines()])
+        assert said[0] == said[1]
+        assert _with_variable(f"RAY_TMPDIR={own}") == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_that_was_started(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", write_run(tmp_path / "run", last=150 * LARGE))
+    with _rays_folder() as own:
+        mark = f"RAY_TMPDIR={own}"
+        process = command(
+            "merge", recipe, "--out", tmp_path / "out", "--executor", "ray", RAY_TMPDIR=str(own)
+        )
+        records = tmp_path / ".out.partial" / "work" / "done"
+        wait_until(lambda: records.exists() and len(list(records.iterdir())) == SHARDS - 1, 90)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        assert time.monotonic() - began < 5
+        assert (process.returncode, out, err.splitlines()[-1]) == (130, "", "interrupted")
+        wait_until(lambda: not _with_variable(mark), 15)
+        assert len(list(records.iterdir())) == SHARDS - 1
+
+
+@contextmanager
+def _rays_folder() -> Iterator[Path]:
+    """A folder for Ray with a short path; what is left in it of processes is ended."""
+    with Nodes.folder_only() as folder:
+        yield folder
+        for pid in _with_variable(f"RAY_TMPDIR={folder}"):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _with_variable(mark: str) -> list[int]:
+    """The processes that were started with a variable."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return [pid for pid in found if is_alive(pid)]
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_away(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", write_run(tmp_path / "run"))
+    code, out, err = done(
+        "merge", recipe, "--out", tmp_path / "out", "--executor", "ray", RAY_ADDRESS="127.0.0.1:9"
+    )
+    assert (code, out) == (1, "")
+    assert "the Ray cluster 127.0.0.1:9 cannot be joined" in err
+    assert err.count("\n") < 4
+
+
+@pytest.mark.slow
+def test_a_node_of_another_version_is_named(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = TinyRun.write(tmp_path / "run")
+    plan = run.work_plan()
+    other = replace(plan, versions={**plan.versions, "numba": "0.1"})
+    run.place.write(PLAN_FILE, other.to_bytes())
+    nodes.join(monkeypatch)
+    with pytest.raises(OutputError, match=r"on node \S+ \(127\.0\.0\.1\): was made with numba 0\.1"):
+        list(RayExecutor().run(other, run.place, [0], SilentProgress()))
+
+
+@pytest.mark.slow
+def test_a_node_without_a_token_is_named(tmp_path: Path, hub: LocalHub, logged_in: str, repo_id: str) -> None:
+    hub.create_repo(repo_id, private=True)
+    for folder in write_run(tmp_path / "run").iterdir():
+        hub.commit(repo_id, {path.name: path for path in folder.iterdir()}, revision=folder.name)
+    recipe = write_recipe(tmp_path / "recipe.yaml", repo_id)
+    with Nodes({"HF_TOKEN": "", "HF_HOME": str(tmp_path / "theirs")}) as nodes:
+        merging = ("merge", recipe, "--out", tmp_path / "out", "--executor", "ray")
+        code, _, err = done(*merging, **nodes.environment)
+        logs = b"".join(path.read_bytes() for path in nodes.folder.rglob("*") if path.is_file())
+    assert code == 1
+    assert "on node " in err
+    assert "HF_TOKEN where `ray start` runs there" in " ".join(err.split())
+    assert logged_in.encode() not in logs

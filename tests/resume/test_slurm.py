@@ -1,0 +1,173 @@
+"""Merges that Slurm's jobs make while they are killed: what comes out is what one process makes."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import SHARDS
+from huggingface_hub import HfApi
+from slurm_clusters import FakeSlurm, RealSlurm
+
+from hubextrap import api
+from hubextrap.executors.slurm import SlurmExecutor
+from hubextrap.localhub import LocalHub
+from hubextrap.recipe import load_recipe
+
+Contents = Callable[[Path], dict[str, bytes]]
+Cluster = FakeSlurm | RealSlurm
+KILLS: dict[type[Cluster], tuple[int, int]] = {FakeSlurm: (20, 5), RealSlurm: (6, 2)}
+"""How many workers and last steps are killed in all of a test's merges."""
+ONE_THREAD = api.MergeOptions(workers=1)
+"""Each cluster has two CPUs: two tasks at a time."""
+LONGEST = 240.0
+"""Seconds that one test may take, before it fails."""
+
+
+@pytest.fixture(scope="module")
+def _real() -> Iterator[RealSlurm]:
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:  # pytest's own is too long for a socket
+        cluster = RealSlurm(Path(folder))
+        yield cluster
+        cluster.close()
+
+
+@pytest.fixture(params=["fake", "real"])
+def cluster(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Cluster]:
+    if request.param == "real":
+        real: RealSlurm = request.getfixturevalue("_real")
+        monkeypatch.setenv("SLURM_CONF", str(real.config))
+        yield real
+        real.cancel_all()
+        return
+    fake = FakeSlurm(tmp_path_factory.mktemp("slurm"), monkeypatch)
+    yield fake
+    fake.close()
+
+
+class Killer(threading.Thread):
+    """Kills every other worker, and each last step up to three times, at any moment of what they do."""
+
+    def __init__(self, cluster: Cluster, seed: int) -> None:
+        super().__init__(daemon=True)
+        self.cluster, self.workers, self.last_steps = cluster, *KILLS[type(cluster)]
+        began = time.monotonic()
+        command = [sys.executable, "-m", "hubextrap", "worker", "/nowhere"]
+        assert subprocess.run(command, capture_output=True, timeout=60).returncode == 1
+        self._start = time.monotonic() - began
+        self.killed = {"worker": 0, "last step": 0}
+        self._random = random.Random(seed)
+        self._ended = threading.Event()
+        self._dies: dict[tuple[str, int], float] = {}
+
+    @property
+    def goes_on(self) -> bool:
+        return self.killed["worker"] < self.workers or self.killed["last step"] < self.last_steps
+
+    def run(self) -> None:
+        while not self._ended.wait(0.05):
+            for pid, job in self.cluster.processes().items():
+                self._see("worker" if "_" in job else "last step", job, pid)
+
+    def _see(self, kind: str, job: str, pid: int) -> None:
+        now = time.monotonic()
+        if (job, pid) not in self._dies:
+            before = sum(other == job for other, _ in self._dies)
+            lives = before >= 3 if kind == "last step" else self._random.random() < 0.5
+            self._dies[job, pid] = math.inf if lives else now + self._start * self._random.uniform(0.5, 2.0)
+        limit = self.workers if kind == "worker" else self.last_steps
+        if now > self._dies[job, pid] and self.killed[kind] < limit:
+            self._dies[job, pid] = math.inf
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                self.killed[kind] += 1
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join()
+
+
+def under_fire(cluster: Cluster, seed: int, make: Callable[[int], str], check: Callable[[int], None]) -> None:
+    """Submit merges until enough was killed, and see that each ends as if nobody had been."""
+    killer, began = Killer(cluster, seed), time.monotonic()
+    killer.start()
+    try:
+        for number in range(10**6):
+            place = make(number)
+            cluster.wait(LONGEST)
+            if Path(place, "plan.json").exists():  # what anybody does whose last step was killed for good
+                api.finish(place)
+            check(number)
+            if not killer.goes_on:
+                break
+            assert time.monotonic() - began < LONGEST, killer.killed
+    finally:
+        killer.end()
+    print(f"{number + 1} merges, killed {killer.killed}, {time.monotonic() - began:.0f} s")
+
+
+@pytest.mark.slow
+def test_folders(
+    cluster: Cluster, run_folder: Path, recipe_file: Callable[..., Path], tmp_path: Path, contents: Contents
+) -> None:
+    recipe = load_recipe(recipe_file(run_folder))
+    api.merge(recipe, out=tmp_path / "local")
+    expected = contents(tmp_path / "local")
+
+    def make(number: int) -> str:
+        return api.submit(
+            recipe, SlurmExecutor(tasks=5), out=tmp_path / f"out-{number}", settings=ONE_THREAD
+        ).place
+
+    def check(number: int) -> None:
+        assert contents(tmp_path / f"out-{number}") == expected
+        assert list(tmp_path.glob(".*")) == []
+
+    under_fire(cluster, 1, make, check)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("logged_in")
+def test_commits(cluster: Cluster, hub: LocalHub, run_on_hub: str, recipe_file: Callable[..., Path]) -> None:
+    hub.create_repo(f"{run_on_hub}-predicted")
+    recipe = load_recipe(recipe_file(run_on_hub))
+    api.merge(recipe, push=f"{run_on_hub}-predicted@local")
+    expected = commit_of(f"{run_on_hub}-predicted", "local")
+    assert len(expected[1]) > SHARDS
+
+    def make(number: int) -> str:
+        return api.submit(
+            recipe,
+            SlurmExecutor(tasks=5),
+            push=f"{run_on_hub}-predicted@number-{number}",
+            settings=ONE_THREAD,
+        ).place
+
+    def check(number: int) -> None:
+        assert commit_of(f"{run_on_hub}-predicted", f"number-{number}") == expected
+
+    under_fire(cluster, 2, make, check)
+
+
+def commit_of(repo: str, branch: str) -> tuple[list[str], dict[str, str]]:
+    """The titles of a branch's commits, and each file's hash but for the card, which names the branch."""
+    hub = HfApi()
+    files = {
+        one.path: one.lfs.sha256 if one.lfs else one.blob_id
+        for one in hub.list_repo_tree(repo, revision=branch)
+        if one.path not in (".gitattributes", "README.md")
+    }
+    return [commit.title for commit in hub.list_repo_commits(repo, revision=branch)], files
