@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         backtest,
         complete,
         evaluate_steps,
+        finish,
         merge,
         plan,
         predict,
@@ -38,9 +39,11 @@ if TYPE_CHECKING:
         report,
         run,
         scan,
+        submit,
         sweep,
         verify,
         walk,
+        worker,
     )
     from hubextrap.errors import HubExtrapError
     from hubextrap.evaluation import Answering, EvaluationOptions, EvaluationTable, Gate, TaskFile, evaluate
@@ -99,6 +102,7 @@ __all__ = [
     "evaluate",
     "evaluate_steps",
     "find_trajectory",
+    "finish",
     "load_recipe",
     "load_reground_recipe",
     "merge",
@@ -111,9 +115,11 @@ __all__ = [
     "resolve_checkpoint",
     "run",
     "scan",
+    "submit",
     "sweep",
     "verify",
     "walk",
+    "worker",
 ]
 
 _find = names_of(__name__)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hubextrap.api.sweeping import sweep, sweep_files
     from hubextrap.api.verifying import Verification, VerifiedFile, verify
     from hubextrap.api.walking import WalkResult, walk
-    from hubextrap.api.working import work
+    from hubextrap.api.working import worker
     from hubextrap.opening import ReadingOptions, Run
 
 __all__ = [
@@ -71,7 +71,7 @@ __all__ = [
     "sweep_files",
     "verify",
     "walk",
-    "work",
+    "worker",
 ]
 
 _find = names_of(__name__)

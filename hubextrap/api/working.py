@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hubextrap.progress import Progress
 
 
-def work(
+def worker(
     place: Path | str,
     units: Sequence[int] | None = None,
     *,

@@ -13,6 +13,7 @@ from hubextrap.cli.options import (
     BatchSize,
     ChatTemplate,
     CreatePr,
+    Executor,
     IncludePath,
     Limit,
     Measuring,
@@ -66,7 +67,7 @@ class Questions:
     seed: Seed = 0
     chat_template: ChatTemplate = False
 
-    def options(self, ctx: typer.Context, measuring: Measuring) -> EvaluationOptions:
+    def options(self, ctx: typer.Context, measuring: Measuring, executor: str) -> EvaluationOptions:
         """The same for the API, where each option has an effect."""
         from hubextrap.evaluation import Answering, EvaluationOptions, TaskFile
 
@@ -85,6 +86,7 @@ class Questions:
             num_fewshot=self.num_fewshot,
             seed=self.seed,
             apply_chat_template=self.chat_template,
+            executor=executor,
             **measuring.arguments(),
         )
 
@@ -127,6 +129,7 @@ def evaluate(
         False, "--no-against", help="Compare with nothing: measure only what is named."
     ),
     measuring: Measuring,
+    executor: Executor = "local",
     output: ResultsFile = None,
     gating: Gating,
     summary: Summary = None,
@@ -137,7 +140,7 @@ def evaluate(
     said: Said,
 ) -> None:
     """Score predictions with lm-eval, beside the checkpoints that they were made from."""
-    options, gate = questions.options(ctx, measuring), gating.gate()
+    options, gate = questions.options(ctx, measuring, executor), gating.gate()
     if against is not None and no_against:
         raise typer.BadParameter("--against and --no-against exclude each other")
     if not publish:
@@ -146,7 +149,7 @@ def evaluate(
         why = "does not go with --all-steps, which measures the run that comes first"
         refuse_idle(ctx, ("against", "no_against", "run", "publish", *names(Gating)), why)
         if not options.names:
-            idle = {*names(Questions), *names(Measuring), "output"} - {"tasks", "task_file"}
+            idle = {*names(Questions), *names(Measuring), "executor", "output"} - {"tasks", "task_file"}
             refuse_idle(ctx, idle, "has no effect without --tasks or --task-file: nothing is measured")
         _all_steps(references, options, selection, output, plot, summary, said)
         return

@@ -36,7 +36,7 @@ def worker(
     from hubextrap.work.doing import may_pass
 
     try:
-        done = api.work(place, units or None, finish_if_last=last, progress=said.progress)
+        done = api.worker(place, units or None, finish_if_last=last, progress=said.progress)
     except HubExtrapError as error:
         if may_pass(error):
             raise MayPass(own_lines(*str(error).split("\n"))) from error

@@ -172,8 +172,8 @@ def _worker(plan: Any, digest: str, place: str, node: str) -> tuple[Worker, Plac
             found = None  # a folder of the driver's machine
             if here.folders:
                 raise OutputError(
-                    f"{place}: node {node} does not see it as the driver does; an output folder has to be one "
-                    "that all nodes share under the same path, or push straight to the Hub"
+                    f"{place}: node {node} does not see it as the driver does; an output folder has to be "
+                    "one that all nodes share under the same path, or push straight to the Hub"
                 )
         _held[digest] = Worker(here.one_thread(), _telling), found
     return _held[digest]

@@ -61,7 +61,11 @@ class HubSink:
         """
         self.target = target
         self._progress = progress or SilentProgress()
-        state = check_target(target)
+        if commits:
+            state = check_target(target)
+        else:  # it was checked by whoever makes the commit, and many ask at the same time
+            with push_errors(target.name):
+                state = read_remote(target)
         self._start = start or (state if state.exists or not commits else create_repo(target))
         self._journal = journal
         self._files = self._adopted()

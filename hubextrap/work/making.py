@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from base64 import b64encode
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,29 +28,30 @@ class MergeHands(ReadingHands):
     def __init__(self, plan: WorkPlan, progress: Progress) -> None:
         super().__init__(plan, plan.checkpoints, plan.stamps, plan.merge.layouts, progress, cache=plan.cache)
         self._plan = plan
+        self._sinks: list[Sink] | None = None
 
     def make(self, unit: int) -> dict[str, Any]:
         from hubextrap.engine.run import run_shard  # imports numba
 
         plan, sources = self._plan, self.sources
-        with ExitStack() as stack:
-            sinks = [self._sink(output, stack) for output in plan.outputs]
-            made = run_shard(
-                plan.merge,
-                sources,
-                sinks,
-                plan.merge.shards[unit].file,
-                shared=self.shared,
-                progress=self._progress,
-                device=plan.device,
-                allow_non_finite=plan.allow_non_finite,
-            )
-            ways = [_way(sink) for sink in sinks]
-        return _shard_content(made, ways)
+        if self._sinks is None:  # a Hub is asked once about its repos
+            self._sinks = [self._sink(output) for output in plan.outputs]
+        made = run_shard(
+            plan.merge,
+            sources,
+            self._sinks,
+            plan.merge.shards[unit].file,
+            shared=self.shared,
+            progress=self._progress,
+            device=plan.device,
+            allow_non_finite=plan.allow_non_finite,
+        )
+        return _shard_content(made, [_way(sink) for sink in self._sinks])
 
-    def _sink(self, output: Output, stack: ExitStack) -> Sink:
+    def _sink(self, output: Output) -> Sink:
         if output.push is not None:
-            return stack.enter_context(HubSink(output.push, commits=False, progress=self._progress))
+            sink = HubSink(output.push, commits=False, progress=self._progress)
+            return self._resources.enter_context(sink)
         folder = Path(output.folder or "")
         if not folder.is_dir():
             raise OutputError(

@@ -119,8 +119,10 @@ class WorkPlan(Work):
         return found
 
     def is_there(self, record: Record) -> bool:
-        """Whether the shards that it names lie in their folders, as large as it says; of the Hub's, the commit
-        tells."""
+        """Whether the shards that it names lie in their folders, as large as it says.
+
+        Of those on the Hub, the commit tells.
+        """
         shards = record.content.get("shards", ()) if record.unit in self.shard_units else ()
         for output, shard in zip(self.outputs, shards, strict=False):
             if output.folder is not None:

@@ -461,7 +461,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
         "how": (lambda: api.walk(load_recipe("walk.yaml"), out="o", limit=3), "no effect"),
     },
     api.submit: dict.fromkeys(["recipe", "queue", "out", "push", "settings", "scan", "dry_run"], ALWAYS),
-    api.work: dict.fromkeys(["place", "units", "finish_if_last"], ALWAYS),
+    api.worker: dict.fromkeys(["place", "units", "finish_if_last"], ALWAYS),
     api.finish: dict.fromkeys(["place", "wait", "if_last"], ALWAYS),
     api.verify: {"reference": ALWAYS},
     find_trajectory: dict.fromkeys(["reference", "options", "named", "pins"], ALWAYS),
@@ -473,7 +473,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     evaluate: dict.fromkeys(["references", "options", "named"], ALWAYS),
     EvaluationOptions: {
         **dict.fromkeys(["tasks", "task_files", "answering", "limit", "seed", "apply_chat_template"], ALWAYS),
-        **dict.fromkeys(["dtype", "backend"], ALWAYS),
+        **dict.fromkeys(["dtype", "backend", "executor"], ALWAYS),
         "num_fewshot": (
             lambda: evaluate([("a", "run")], task_files=[TaskFile(Path("problems.jsonl"), "exact")], num_fewshot=2),
             "no effect",
@@ -487,8 +487,8 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
         **dict.fromkeys(["temperature", "max_tokens"], ALWAYS),
     },
     # see `settings`
-    ReadingOptions: dict.fromkeys(["memory", "workers", "cache"], ALWAYS),
-    MergeOptions: dict.fromkeys(["memory", "workers", "cache", "device", "allow_non_finite", "force"], ALWAYS),
+    ReadingOptions: dict.fromkeys(["memory", "workers", "cache", "executor"], ALWAYS),
+    MergeOptions: dict.fromkeys(["memory", "workers", "cache", "executor", "device", "allow_non_finite", "force"], ALWAYS),
     Run: dict.fromkeys(["trajectory", "reading", "pins", "clock"], ALWAYS),
     Run.of: dict.fromkeys(["what", "reading", "scan", "clock"], ALWAYS),
     api.Completing: dict.fromkeys(["chat", "device", "dtype", "on_prompt", "on_text", "on_end"], ALWAYS),

@@ -65,7 +65,7 @@ ELSEWHERE = {
     "recipe/yaml_nodes.py": ("--out-path",),  # mergekit-multi's
     "tensors/combinable.py": ("--safe",),  # DeepSpeed's
     # with the recipe's key or the commands that have it beside
-    "executors/jobs.py": ("--all", "--label", "--with", "--namespace", "--finish", "--wait"),  # of hf, uv, jobs
+    "executors/jobs.py": ("--all", "--label", "--with", "--namespace", "--finish", "--wait"),  # hf, uv
     "engine/run.py": ("--allow-non-finite",),
     "evaluation/asking.py": ("--prompts",),
     "evaluation/own_tasks.py": ("--repeats",),

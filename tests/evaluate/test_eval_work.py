@@ -211,8 +211,7 @@ def test_errors_are_the_local_ones(
     said = []
     for name in ("local", "ray"):
         with pytest.raises(HubExtrapError) as error:
-            harness = Harness(replace(options, executor=name))
-            harness.measure_all(rows)
+            Harness(replace(options, executor=name)).measure_all(rows)
         said.append((type(error.value), str(error.value)))
     assert said[0] == said[1]
     assert not home.exists() or list(home.iterdir()) == []

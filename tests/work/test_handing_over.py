@@ -44,11 +44,11 @@ def test_a_folder_by_many_workers_is_the_local_one(recipe: Path, tmp_path: Path)
     submitted = api.submit(recipe, ByHand(), out=tmp_path / "out")
     assert submitted.units == SHARDS
     for unit in (2, 0, 0):
-        api.work(submitted.place, [unit])
+        api.worker(submitted.place, [unit])
     with pytest.raises(OutputError, match=r"1 of 3 shards are not made yet .*hubextrap worker"):
         api.finish(submitted.place)
     assert not (tmp_path / "out").exists()
-    assert api.work(submitted.place) == [(1, "model-00002-of-00003.safetensors")]
+    assert api.worker(submitted.place) == [(1, "model-00002-of-00003.safetensors")]
     result = api.finish(submitted.place)
     assert result is not None
     assert [one.step for one in result.predictions] == [30, 40]
@@ -63,9 +63,9 @@ def test_the_last_worker_does_the_last_step(recipe: Path, tmp_path: Path) -> Non
     submitted = api.submit(recipe, ByHand(), out=tmp_path / "out")
     for unit in range(SHARDS):
         assert not (tmp_path / "out").exists()
-        api.work(submitted.place, [unit], finish_if_last=True)
+        api.worker(submitted.place, [unit], finish_if_last=True)
     assert (tmp_path / "out" / "step_40" / "hubextrap.json").is_file()
-    assert api.work(submitted.place, [0], finish_if_last=True) == []
+    assert api.worker(submitted.place, [0], finish_if_last=True) == []
 
 
 def test_a_dry_run_writes_nothing(recipe: Path, tmp_path: Path) -> None:
@@ -77,11 +77,11 @@ def test_a_dry_run_writes_nothing(recipe: Path, tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_was_written_to_since(recipe: Path, run: Path, tmp_path: Path) -> None:
     submitted = api.submit(recipe, ByHand(), out=tmp_path / "out")
-    api.work(submitted.place, [0])
+    api.worker(submitted.place, [0])
     file = run / "step_20" / "model-00002-of-00003.safetensors"
     os.utime(file, ns=(1, 1))
     with pytest.raises(SourceError, match="changed since the plan was made") as told:
-        api.work(submitted.place, [1])
+        api.worker(submitted.place, [1])
     assert (told.value.file, told.value.step) == (file.name, 20)
     with pytest.raises(SourceError, match="changed since the plan was made"):  # it is on record
         api.finish(submitted.place)
@@ -98,7 +98,7 @@ def test_a_merge_stands_back_while_others_work(
     with pytest.raises(OutputError, match=r"submitted to slurm; `hubextrap finish .* --wait`.*scancel"):
         api.merge(recipe, out=tmp_path / "out")
     Path(submitted.place, "submitted.json").unlink()
-    api.work(submitted.place, [0, 1])
+    api.worker(submitted.place, [0, 1])
     made = tmp_path / ".out.partial" / "model" / "step_30" / "model-00001-of-00003.safetensors"
     inode = made.stat().st_ino
     api.merge(recipe, out=tmp_path / "out")  # goes on from what the workers have made
@@ -108,7 +108,7 @@ def test_a_merge_stands_back_while_others_work(
 
 def test_submitted_again_it_goes_on(recipe: Path, tmp_path: Path) -> None:
     submitted = api.submit(recipe, ByHand(), out=tmp_path / "out")
-    api.work(submitted.place, [1])
+    api.worker(submitted.place, [1])
     again = api.submit(recipe, ByHand(), out=tmp_path / "out")
     assert again.units == SHARDS - 1
     shutil.rmtree(tmp_path / ".out.partial" / "model" / "step_40")  # a record of what is gone is none
@@ -125,7 +125,7 @@ def test_a_push_is_one_commit_of_the_local_bytes(
     base = "model-00001-of-00001.safetensors"
     assert plan.labels[SHARDS:] == (f"{base} of step 0",), "read by every shard, compared at the end"
     for unit in reversed(range(SHARDS)):
-        api.work(submitted.place, [unit])
+        api.worker(submitted.place, [unit])
     result = api.finish(submitted.place)
     assert result is not None
     apart = result.predictions[0]
@@ -157,7 +157,7 @@ def test_a_file_that_is_not_what_the_hub_lists(
 
     recipe, repo = hub_recipe
     submitted = api.submit(recipe, ByHand(), push=repo)
-    api.work(submitted.place)
+    api.worker(submitted.place)
     real = inputs.hasher_like
 
     def lying(digest: str, size: int) -> object:
@@ -173,7 +173,7 @@ def test_a_file_that_is_not_what_the_hub_lists(
 def test_who_pushed_meanwhile_is_not_overwritten(hub_recipe: tuple[Path, str], hub: LocalHub) -> None:
     recipe, repo = hub_recipe
     submitted = api.submit(recipe, ByHand(), push=repo)
-    api.work(submitted.place)
+    api.worker(submitted.place)
     hub.commit(repo, {"model.safetensors": b"x" * 10})
     with pytest.raises(PushError, match=r"somebody else changed model\.safetensors in the meantime"):
         api.finish(submitted.place)
@@ -183,7 +183,7 @@ def test_records_of_another_plan_and_broken_ones_count_as_none(recipe: Path, tmp
     submitted = api.submit(recipe, ByHand(), out=tmp_path / "out")
     place = FolderPlace(Path(submitted.place))
     plan = WorkPlan.load(place)
-    api.work(submitted.place, [0])
+    api.worker(submitted.place, [0])
     data = place.read("done/0.json")
     assert data is not None
     place.write("done/1.json", data)
@@ -199,20 +199,20 @@ def test_a_plan_of_other_versions_is_refused(recipe: Path, tmp_path: Path) -> No
     text = path.read_bytes()
     path.write_bytes(text.replace(b'"format": 1', b'"format": 2'))
     with pytest.raises(CheckpointError, match="is no plan of this version of hubextrap"):
-        api.work(submitted.place)
+        api.worker(submitted.place)
     plan = WorkPlan.from_bytes(text, "plan")
     from dataclasses import replace
 
     old = replace(plan, versions={**plan.versions, "numba": "0.1"})
     path.write_bytes(old.to_bytes())
     with pytest.raises(OutputError, match=r"made with numba 0\.1.*install numba==0\.1"):
-        api.work(submitted.place)
+        api.worker(submitted.place)
 
 
 def test_no_secret_is_in_a_plan(hub_recipe: tuple[Path, str], hub: LocalHub) -> None:
     recipe, repo = hub_recipe
     submitted = api.submit(recipe, ByHand(), push=repo)
-    api.work(submitted.place, [0])
+    api.worker(submitted.place, [0])
     held = files_of(Path(submitted.place))
     assert held
     assert not [name for name, data in held.items() if b"testtoken" in data]

@@ -105,7 +105,7 @@ def test_folders(recipe: Path, tmp_path: Path) -> None:
     api.merge(loaded, out=tmp_path / "local")
     expected = contents(tmp_path / "local")
     place = api.submit(loaded, Nobody(), out=out).place
-    api.work(place)
+    api.worker(place)
 
     def check() -> None:
         assert contents(out) == expected
@@ -125,7 +125,7 @@ def test_commits(folder: bool, hub_recipe: tuple[Path, str], tmp_path: Path) -> 
     expected = commit_of(repo, "local")
     out = tmp_path / "out" if folder else None
     place = api.submit(loaded, Nobody(), out=out, push=f"{repo}@made").place
-    api.work(place)
+    api.worker(place)
 
     def begin() -> None:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A scan that travels is the local one to the last byte, goes on after any stop, and meets the same errors."""
+"""A scan that travels is the local one to the last byte, goes on after a stop, and meets the same errors."""
 
 from __future__ import annotations
 
