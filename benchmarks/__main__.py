@@ -13,6 +13,7 @@ from benchmarks.inputs import LAYERS, Bench
 from benchmarks.kernels import kernels
 from benchmarks.local import local, merge
 from benchmarks.measure import ROOT, timed_case
+from benchmarks.on_ray import on_ray
 from benchmarks.planning import planning
 from benchmarks.profile import profile
 from benchmarks.remote import remote
@@ -28,6 +29,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "profile": profile,
     "remote": remote,
     "scan": scan,
+    "ray": on_ray,
     "scaling": scaling,
 }
 PAIRED = ("local", "scan")

@@ -150,14 +150,19 @@ def shapes(layers: int, vocabulary: int) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _write_weights(path: Path, layers: int, vocabulary: int, number: int) -> None:
+    write_tensors(path, shapes(layers, vocabulary), number)
+
+
+def write_tensors(path: Path, tensors: list[tuple[str, tuple[int, ...]]], number: int) -> None:
+    """A file of bf16 noise, which differs a little from one ``number`` to another."""
     block = 2**24
     noise = np.random.default_rng(0).standard_normal(block, np.float32) * 0.02
     step = np.random.default_rng(number).standard_normal(block, np.float32) * 0.0005
     # One block of noise is used over and over: what matters here is bytes, not their randomness.
     weights = ((noise + number * step).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
     with path.open("wb") as file:
-        file.write(build_header([(name, "BF16", shape) for name, shape in shapes(layers, vocabulary)], {}))
-        for _, shape in shapes(layers, vocabulary):
+        file.write(build_header([(name, "BF16", shape) for name, shape in tensors], {}))
+        for _, shape in tensors:
             left = math.prod(shape)
             while left:
                 part = weights[: min(left, block)]

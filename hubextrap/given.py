@@ -169,8 +169,12 @@ def one_of(name: str, kind: type[Kind], given: object) -> Kind | None:
     raise wrong_argument(name, f"of the class {kind.__name__}, or None", given)
 
 
-EXECUTORS = ("local", "ray")
-"""Those that a command waits for; Slurm and HF Jobs work while nobody waits: `hubextrap submit`."""
+EXECUTORS = {
+    "local": "hubextrap.executors.local:LocalExecutor",
+    "ray": "hubextrap.executors.on_ray:RayExecutor",
+}
+"""Those that a command waits for; each is imported when it is asked for. Slurm and HF Jobs work while nobody
+waits: `hubextrap submit`."""
 
 
 def check_executor(name: str) -> str:
@@ -179,7 +183,7 @@ def check_executor(name: str) -> str:
     Raises:
         RecipeError: names those that there are.
     """
-    if name not in EXECUTORS:
+    if not isinstance(name, str) or name not in EXECUTORS:
         instead = "; for Slurm and HF Jobs: hubextrap submit RECIPE" if name in ("slurm", "jobs") else ""
         raise RecipeError(f"executor: {name!r} is not one of {', '.join(EXECUTORS)}{instead}")
     return name

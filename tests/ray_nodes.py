@@ -74,8 +74,8 @@ class Nodes:
         )  # which reads the variable when it is imported
         monkeypatch.setattr(constants, "ENABLE_RAY_CLUSTER", False)
 
-    def workers(self, doing: str = "ray::do_unit") -> list[int]:
-        """The processes of its workers that are doing units just now."""
+    def workers(self, doing: str | tuple[str, ...] = "ray::do_unit") -> list[int]:
+        """The processes of its workers that are doing units just now, or something else by its title."""
         return [pid for pid, title in self._titles() if title.startswith(doing)]
 
     def processes(self) -> list[int]:

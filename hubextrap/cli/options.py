@@ -210,9 +210,13 @@ def check_executor(name: str) -> str:
     Raises:
         typer.BadParameter: says so.
     """
-    if name not in ("local", "ray"):
-        queues = "; `hubextrap submit` is for Slurm and HF Jobs" if name in ("slurm", "jobs") else ""
-        raise typer.BadParameter(f"{name!r}: has to be local or ray{queues}")
+    if name != "local":  # whose command lines need no further import
+        from hubextrap.given import check_executor as check
+
+        try:
+            check(name)
+        except RecipeError as error:
+            raise typer.BadParameter(str(error)) from error
     return name
 
 

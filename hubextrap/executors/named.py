@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import EvaluationError
-from hubextrap.given import check_executor
+from hubextrap.given import EXECUTORS, check_executor
+from hubextrap.lazy import by_name
 
 if TYPE_CHECKING:
     from hubextrap.executors.interface import Executor
@@ -35,10 +36,5 @@ def executor_named(name: str) -> Executor:
         RecipeError: there is none of that name.
         MissingExtra: what it is made of is not installed.
     """
-    if check_executor(name) == "ray":
-        from hubextrap.executors.on_ray import RayExecutor
-
-        return RayExecutor()
-    from hubextrap.executors.local import LocalExecutor
-
-    return LocalExecutor()
+    found: Executor = by_name(EXECUTORS[check_executor(name)])()
+    return found

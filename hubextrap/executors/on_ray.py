@@ -288,7 +288,7 @@ class _Work:
         remedy = (
             "no token travels with the work: give the node its own, by HF_TOKEN where `ray start` runs there "
             "or by `hf auth login`"
-            if stated["kind"] == AccessDenied.__name__
+            if stated["kind"] == AccessDenied.__name__ or "HF_TOKEN" in stated["message"]
             else "what this machine reads and writes by a path, every node has to see under the same path"
         )
         return {**stated, "message": f"on node {node} of the Ray cluster: {stated['message']} ({remedy})"}
@@ -307,7 +307,8 @@ class _Work:
                 "that is put right, run the same command again: it goes on where this one stopped",
                 file=label,
             )
-        self._shown.progress.say(f"{label}: the worker on {attempt.node} was lost ({why}); it is done again")
+        told = why if error is not None else f"the worker on {attempt.node} was lost: {why}"
+        self._shown.progress.say(f"{label}: {told}; it is done again")
         if attempt.node_id:
             self._avoided.setdefault(unit, set()).add(attempt.node_id)
         self._start(unit)

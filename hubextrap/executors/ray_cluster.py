@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -24,6 +25,8 @@ LOCAL_STORE = 80_000_000
 """Bytes of the object store of a cluster that is started here, it holds a plan; Ray takes 75 MB at least."""
 LOOPBACK = "127.0.0.1"
 ADDRESS = "RAY_ADDRESS"
+ANSWER = 10.0
+"""Seconds in which a cluster's port has to take a connection."""
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Set to 0, Ray takes this machine's address for the loopback one, as it does on macOS without it."""
 
@@ -89,8 +92,13 @@ def connected(plan_size: int, processors: int | None = None) -> Iterator[Connect
 
 
 def _connect(plan_size: int, processors: int | None) -> Connection:
-    there = os.environ.get(ADDRESS) or _noted_address()
-    with _settings_kept(alone=there is None):
+    there = os.environ.get(ADDRESS)
+    if there:
+        if (silent := _is_silent(there)) is not None:
+            raise _unreachable(there, silent)
+    elif (noted := _noted_address()) is not None and _is_silent(noted) is None:
+        there = noted
+    with _settings_kept(alone=not there):
         require("ray", "--executor ray")
         ray: Any = import_module("ray")
         quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
@@ -107,7 +115,7 @@ def _connect(plan_size: int, processors: int | None) -> Connection:
             raise MissingExtra(f"{there}: {error}; pip install 'hubextrap[ray]'", extra="ray") from error
         except Exception as error:
             raise _unreachable(there, error) from error
-    return Connection(ray, own=there is None)
+    return Connection(ray, own=not there)
 
 
 def first_line(error: object) -> str:
@@ -123,8 +131,20 @@ def _noted_address() -> str | None:
     return None
 
 
+def _is_silent(address: str) -> OSError | None:
+    """Why nobody answers at the port of a cluster; Ray itself would try that for many minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():
+        return None  # a name that Ray resolves itself
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
+    except (OSError, OverflowError) as error:
+        return OSError(getattr(error, "strerror", None) or str(error))
+    return None
+
+
 def _unreachable(there: str | None, error: Exception) -> HubExtrapError:
-    if there is None:
+    if not there:
         return SourceError(
             f"Ray does not start on this machine: {first_line(error)}; its logs are in "
             f"{tempfile.gettempdir()}/ray/session_latest/logs"

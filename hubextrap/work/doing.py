@@ -40,10 +40,14 @@ def do_units(
 
 def may_pass(error: BaseException) -> bool:
     """Whether another attempt may go well: of a network or a Hub that was away, not of a wrong checkpoint."""
+    from huggingface_hub.errors import HfHubHTTPError
+
     seen: BaseException | None = error
     while seen is not None:
         if is_passing(seen):
             return True
+        if isinstance(seen, HfHubHTTPError):  # an answer: what caused it is the HTTP library's view of it
+            return False
         seen = seen.__cause__
     return False
 

@@ -213,7 +213,10 @@ def work_from_bytes(data: bytes, where: str) -> Work:
         module, name = _KINDS[stated["kind"]]
         kind: type[Work] = getattr(import_module(module), name)
         _check_versions(stated["versions"], kind.here(), where)
-        return kind._from_content(stated, digest)
+        plan = kind._from_content(stated, digest)
+        for unit in range(plan.units):  # what it says of its units belongs together
+            _ = plan.bytes_of(unit), [plan.labels[needed] for needed in plan.needs(unit)]
+        return plan
     except HubExtrapError:
         raise
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:

@@ -1,10 +1,11 @@
-"""Merges on Ray: output and bytes are those of a merge without it, whatever is killed meanwhile."""
+"""Merges on Ray: the command's bytes are those of a merge without it, whatever is killed meanwhile."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import HfApi
@@ -22,13 +25,15 @@ from ray_nodes import Nodes, attempts_but_rays, wait_until
 
 from hubextrap.errors import OutputError
 from hubextrap.executors.on_ray import RayExecutor
-from hubextrap.executors.testing_run import SHARDS, STEPS, TinyRun, is_alive
+from hubextrap.executors.testing_run import TinyRun, is_alive
 from hubextrap.localhub import LocalHub
 from hubextrap.progress import SilentProgress
-from hubextrap.work.plan import PLAN_FILE
+from hubextrap.tensors import build_header
+from hubextrap.work.kinds import PLAN_FILE
 
-LARGE = 60_000_000
-"""Bytes of one tensor, which keep a worker busy for some tenths of a second."""
+STEPS, SHARDS = (100, 250, 400), 12
+LARGE = 16_000_000
+"""Bytes of a tensor in each shard, which keep a worker busy for a moment."""
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +61,34 @@ def command(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]
 def done(*arguments: str | Path, **environment: str) -> tuple[int, str, str]:
     """Run a command to its end: its exit code, stdout and stderr."""
     process = command(*arguments, **environment)
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=120)
     return process.returncode, out, err
+
+
+def write_run(root: Path, *, large: int = 0, last: int = 0) -> Path:
+    """Checkpoints of some kilobytes of random weights.
+
+    Args:
+        large: bytes of zeros in each shard beside them; they take no room on the disk.
+        last: bytes of zeros in the last shard.
+    """
+    for step in STEPS:
+        folder, weight_map = root / f"step_{step}", {}
+        folder.mkdir(parents=True)
+        for number in range(SHARDS):
+            zeros = large + last * (number == SHARDS - 1)
+            shapes = {f"layers.{number}.weight": (64, 32), f"layers.{number}.zeros": (zeros // 2 + 1,)}
+            file = f"model-{number + 1:05}-of-{SHARDS:05}.safetensors"
+            with (folder / file).open("wb") as written:
+                written.write(build_header([(name, "BF16", shape) for name, shape in shapes.items()]))
+                values = np.random.default_rng([step, number]).standard_normal(64 * 32).astype("<f4")
+                written.write((values.view("<u4") >> 16).astype("<u2").tobytes())
+                written.truncate(written.tell() + 2 * (zeros // 2 + 1))
+            weight_map |= dict.fromkeys(shapes, file)
+        index = {"metadata": {}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        (folder / "config.json").write_text("{}")
+    return root
 
 
 def write_recipe(path: Path, repo: str | Path) -> Path:
@@ -72,12 +103,6 @@ def write_recipe(path: Path, repo: str | Path) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def put_on_hub(hub: LocalHub, repo: str, run: TinyRun, *, private: bool = False) -> None:
-    hub.create_repo(repo, private=private)
-    for step, folder in zip(STEPS, run.checkpoints, strict=True):
-        hub.commit(repo, {path.name: path for path in folder.iterdir()}, revision=f"step_{step}")
 
 
 def test_nothing_of_ray_is_imported_unasked() -> None:
@@ -97,7 +122,7 @@ def workers_killed(nodes: Nodes, times: int, seed: int) -> Iterator[list[int]]:
 
     def kill() -> None:
         while not ended.wait(rng.uniform(0.1, 0.8)) and len(killed) < times:
-            if pids := nodes.workers("ray::do_unit") or nodes.workers("ray::Board"):
+            if pids := nodes.workers(("ray::do_unit", "ray::IDLE", "ray::Board")):
                 with suppress(ProcessLookupError):
                     os.kill(pid := rng.choice(pids), signal.SIGKILL)
                     killed.append(pid)
@@ -116,12 +141,12 @@ def workers_killed(nodes: Nodes, times: int, seed: int) -> Iterator[list[int]]:
 def test_twenty_workers_and_five_drivers_are_killed(
     target: str, nodes: Nodes, tmp_path: Path, hub: LocalHub, logged_in: str, repo_id: str
 ) -> None:
-    run = TinyRun.write(tmp_path / "run", large=LARGE)
-    recipe = write_recipe(tmp_path / "recipe.yaml", run.root)
-    out = {"folder": ("--out", tmp_path / "out"), "hub": ("--push", f"{repo_id}@ray")}[target]
-    here = {"folder": ("--out", tmp_path / "here"), "hub": ("--push", f"{repo_id}@here")}[target]
-    code, _, err = done("merge", recipe, *here)
+    recipe = write_recipe(tmp_path / "recipe.yaml", write_run(tmp_path / "run", large=LARGE))
+    out = {"folder": ("--out", tmp_path / "out"), "hub": ("--push", f"{repo_id}@out")}[target]
+    code, _, err = done("merge", recipe, *out)
     assert code == 0, err
+    take = partial(_take, target, tmp_path, repo_id)
+    expected = take()
     rng, drivers, killed = random.Random(5), 0, list[int]()
     while len(killed) < 20 or drivers < 5:
         with workers_killed(nodes, 20 - len(killed), len(killed)) as now:
@@ -130,53 +155,49 @@ def test_twenty_workers_and_five_drivers_are_killed(
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(rng.uniform(4.0, 12.0))
                 process.kill()
-            _, err = process.communicate(timeout=180)
+            _, err = process.communicate(timeout=120)
         killed += now
         drivers += process.returncode == -signal.SIGKILL
         assert process.returncode in (0, -signal.SIGKILL) or "was lost 4 times" in err, err
         if process.returncode == 0:
-            _check_and_clear(target, tmp_path, repo_id)
+            assert take() == expected
     code, _, err = done("merge", recipe, *out, "--executor", "ray", **nodes.environment)
     assert code == 0, err
-    _check_and_clear(target, tmp_path, repo_id)
+    assert take() == expected
 
 
-def _check_and_clear(target: str, folder: Path, repo: str) -> None:
-    """Compare an output with that of the merge without Ray, and remove it."""
+def _take(target: str, folder: Path, repo: str) -> dict[str, object]:
+    """What is in an output, and of its commits what does not depend on the time; removes it."""
     if target == "folder":
-        assert contents(folder / "out") == contents(folder / "here")
+        found: dict[str, object] = dict(contents(folder / "out"))
         assert not (folder / ".out.partial").exists()
-        for path in (folder / "out").iterdir():
-            path.unlink()
-        return
+        shutil.rmtree(folder / "out")
+        return found
     api = HfApi()
-    listed = [
-        {one.path: one.blob_id for one in api.list_repo_tree(repo, revision=revision)}  # type: ignore[union-attr]
-        for revision in ("ray", "here")
-    ]
-    assert len(api.list_repo_commits(repo, revision="ray")) == len(
-        api.list_repo_commits(repo, revision="here")
-    )
-    assert listed[0] == listed[1]
-    api.delete_branch(repo, branch="ray")
+    found = {one.path: one.blob_id for one in api.list_repo_tree(repo, revision="out")}  # type: ignore[union-attr]
+    found["commits"] = [commit.title for commit in api.list_repo_commits(repo, revision="out")]
+    api.delete_branch(repo, branch="out")
+    return found
 
 
 @pytest.mark.slow
 def test_a_cluster_is_started_where_there_is_none_and_says_nothing(tmp_path: Path) -> None:
-    run = TinyRun.write(tmp_path / "run")
-    recipe = write_recipe(tmp_path / "recipe.yaml", run.root)
+    recipe = write_recipe(tmp_path / "recipe.yaml", write_run(tmp_path / "run"))
     with _rays_folder() as own:
-        merging = ("merge", recipe, "--out", tmp_path / "out", "--executor", "ray", "--json")
-        code, out, err = done(*merging, RAY_TMPDIR=str(own))
-        assert (code, err) == (0, "")
-        assert json.loads(out)
+        said = []
+        for name in ("local", "ray"):
+            merging = ("merge", recipe, "--out", tmp_path / name, "--executor", name, "--json")
+            code, out, err = done(*merging, RAY_TMPDIR=str(own))
+            assert code == 0, err
+            assert len(json.loads(out)) == 1
+            said.append({line.partition(":")[0] for line in err.splitlines()})
+        assert said[0] == said[1]
         assert _with_variable(f"RAY_TMPDIR={own}") == []
 
 
 @pytest.mark.slow
 def test_ctrl_c_ends_all_that_was_started(tmp_path: Path) -> None:
-    run = TinyRun.write(tmp_path / "run", large=40 * LARGE)
-    recipe = write_recipe(tmp_path / "recipe.yaml", run.root)
+    recipe = write_recipe(tmp_path / "recipe.yaml", write_run(tmp_path / "run", last=150 * LARGE))
     with _rays_folder() as own:
         mark = f"RAY_TMPDIR={own}"
         process = command(
@@ -215,8 +236,7 @@ def _with_variable(mark: str) -> list[int]:
 
 @pytest.mark.slow
 def test_a_cluster_that_is_away(tmp_path: Path) -> None:
-    run = TinyRun.write(tmp_path / "run")
-    recipe = write_recipe(tmp_path / "recipe.yaml", run.root)
+    recipe = write_recipe(tmp_path / "recipe.yaml", write_run(tmp_path / "run"))
     code, out, err = done(
         "merge", recipe, "--out", tmp_path / "out", "--executor", "ray", RAY_ADDRESS="127.0.0.1:9"
     )
@@ -240,7 +260,9 @@ def test_a_node_of_another_version_is_named(
 
 @pytest.mark.slow
 def test_a_node_without_a_token_is_named(tmp_path: Path, hub: LocalHub, logged_in: str, repo_id: str) -> None:
-    put_on_hub(hub, repo_id, TinyRun.write(tmp_path / "run"), private=True)
+    hub.create_repo(repo_id, private=True)
+    for folder in write_run(tmp_path / "run").iterdir():
+        hub.commit(repo_id, {path.name: path for path in folder.iterdir()}, revision=folder.name)
     recipe = write_recipe(tmp_path / "recipe.yaml", repo_id)
     with Nodes({"HF_TOKEN": "", "HF_HOME": str(tmp_path / "theirs")}) as nodes:
         merging = ("merge", recipe, "--out", tmp_path / "out", "--executor", "ray")
