@@ -205,11 +205,7 @@ class Limits:
 
 
 def check_executor(name: str) -> str:
-    """Refuse what is no executor while the command line is read.
-
-    Raises:
-        typer.BadParameter: says so.
-    """
+    """Refuse what is no executor, by typer.BadParameter, while the command line is read."""
     if name != "local":  # whose command lines need no further import
         from hubextrap.given import check_executor as check
 
