@@ -26,6 +26,7 @@ from hubextrap.durable.atomic import is_new_name, write_whole, writing
 from hubextrap.errors import OutputError, RecipeError
 from hubextrap.evaluation import EvaluationOptions, Harness, Measurement
 from hubextrap.evaluation.curve import draw_sweep, drawing_problem
+from hubextrap.evaluation.run import chosen_device
 from hubextrap.evaluation.sweep_report import GridPoint, SweepResult, report_sweep, sweep_markdown
 from hubextrap.evaluation.table import LAST, TARGET
 from hubextrap.given import check_names, numbers_of, path_of, recipe_of
@@ -285,7 +286,10 @@ def _own(harness: Harness, run: Run, pin: str, kept: Kept, progress: Progress) -
     questions = None if settings.backend == "vllm" else harness.questions()
     if questions is None:
         return None
-    scoring = Scoring(settings.device, settings.dtype)
+    device = settings.device
+    if harness.options.executor != "local" and device != "cpu":
+        device = chosen_device("auto")  # this process scores them, on what it has
+    scoring = Scoring(device, settings.dtype)
     return _Own(LastAnswers(run.trajectory.last, pin, questions, kept, scoring, progress))
 
 
