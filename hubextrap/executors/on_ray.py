@@ -234,8 +234,8 @@ class _Work:
             return int(there["memory"])
         gpu, less = (", a GPU", "") if self._plan.gpus else ("", ", and less --memory asks for less")
         self._shown.progress.warn(
-            f"no node of the Ray cluster has a CPU{gpu} and {self._memory / 1e9:.1f} GB of memory, which each "
-            f"unit takes; this waits for one{less}"
+            f"no node of the Ray cluster has a CPU{gpu} and {self._memory / 1e9:.1f} GB of memory, which "
+            f"each unit takes; this waits for one{less}"
         )
         return self._memory
 
