@@ -99,14 +99,14 @@ def test_the_same_bytes_as_here(run: Path, tmp_path: Path, executor: Backwards, 
 
 def test_the_commands(run: Path, tmp_path: Path, executor: Backwards, home: Path) -> None:
     for where in ("local", "ray"):
-        ended = run_main("scan", run, "--out", tmp_path / where, "--executor", where, "--quiet")
+        ended = run_main("scan", str(run), "--out", str(tmp_path / where), "--executor", where, "--quiet")
         assert ended.code == 0, ended.err
     assert (tmp_path / "ray").read_bytes() == (tmp_path / "local").read_bytes()
     assert executor.done == [3, 2, 1, 0]
     executor.done.clear()
-    assert run_main("backtest", run, "--executor", "ray", "--quiet").code == 0
+    assert run_main("backtest", str(run), "--executor", "ray", "--quiet").code == 0
     assert executor.done == [3, 2, 1, 0]
-    assert "has to be local or ray" in run_main("scan", run, "--executor", "here").err
+    assert "is not one of local, ray" in run_main("scan", str(run), "--executor", "here").err
 
 
 def test_what_is_read_for_coefficients_is_read_there(
