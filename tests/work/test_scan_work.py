@@ -131,7 +131,7 @@ def test_the_commands(run: Path, tmp_path: Path, executor: Backwards, home: Path
     executor.done.clear()
     assert run_main("backtest", str(run), "--executor", "ray", "--quiet").code == 0
     assert executor.done == [3, 2, 1, 0]
-    assert "not one of local, ray" in run_main("scan", str(run), "--executor", "here").err
+    assert "is not one of local, ray" in run_main("scan", str(run), "--executor", "here").err
 
 
 def test_what_is_read_for_coefficients_is_read_there(
