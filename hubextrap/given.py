@@ -173,8 +173,8 @@ EXECUTORS = {
     "local": "hubextrap.executors.local:LocalExecutor",
     "ray": "hubextrap.executors.on_ray:RayExecutor",
 }
-"""Those that a command waits for, by their names; each is imported when it is asked for. Slurm and HF Jobs work
-while nobody waits: `hubextrap submit`."""
+"""Those that a command waits for; each is imported when it is asked for. Slurm and HF Jobs work while nobody
+waits: `hubextrap submit`."""
 
 
 def check_executor(name: str) -> str:

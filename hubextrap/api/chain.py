@@ -29,7 +29,7 @@ from hubextrap.evaluation.targets import place_of
 from hubextrap.given import optional_path, recipe_of
 from hubextrap.logits import Mixture, recipe_mixture
 from hubextrap.notebooks import counted, one_line
-from hubextrap.opening import Run
+from hubextrap.opening import ReadingOptions, Run
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.trajectory import Checkpoint
 
@@ -93,9 +93,7 @@ def run(
     _check_gate(recipe, gate, out)
     _check_places(recipe, out, output, settings)
     with told_with_its_line(recipe):
-        executor = (settings if opened is None else opened.reading).executor
-        options = None if section is None else EvaluationOptions.of(section, executor=executor)
-        harness = None if options is None else Harness(options, progress)
+        harness = _harness(section, settings if opened is None else opened.reading, progress)
     mixtures: list[Mixture] = []
     with open_for(recipe, opened, settings, scan, progress) as (found, settings):
         against = _against(recipe, harness, found)
@@ -120,6 +118,13 @@ def run(
         predictions = tuple(push_made(one, progress) for one in predictions)
     made.settle()
     return RunResult(predictions, tables, made.result.walk, judged)
+
+
+def _harness(section: EvaluateSection | None, reading: ReadingOptions, progress: Progress) -> Harness | None:
+    """What measures as a recipe says."""
+    if section is None:
+        return None
+    return Harness(EvaluationOptions.of(section, executor=reading.executor), progress)
 
 
 def _check_places(
@@ -246,7 +251,7 @@ def _check_mixed(recipe: Recipe, out: Path | str | None, settings: MergeOptions)
             "space: logits writes no model, so a run is its evaluation; add an evaluate section, or complete "
             "prompts with `hubextrap generate`"
         )
-    for name in ("device", "allow_non_finite", "executor"):
+    for name in ("device", "allow_non_finite"):
         if getattr(settings, name) != getattr(MergeOptions(), name):
             raise RecipeError(
                 f"settings.{name} has no effect on space: logits, which merges no weights; leave it out"

@@ -16,10 +16,11 @@ from hubextrap.api.merging import destinations
 from hubextrap.api.output import target_folders
 from hubextrap.api.planning import recipe_push_targets
 from hubextrap.api.preparing import opened, prepare
-from hubextrap.api.recorded import add_from_journals
+from hubextrap.api.recorded import add_from_journals, in_queue, queue_of
 from hubextrap.api.staging import WORK, in_place, place_of, push_place, push_state
-from hubextrap.errors import RecipeError
-from hubextrap.executors.driving import placed
+from hubextrap.errors import OutputError, RecipeError
+from hubextrap.executors.driving import earlier_plan, placed
+from hubextrap.executors.submission import Submission as InQueue
 from hubextrap.given import optional_path, recipe_of
 from hubextrap.hub.target import create_repo
 from hubextrap.work.places import FolderPlace
@@ -131,11 +132,27 @@ def _handed_over(
         starts = [create_repo(target) for target in targets] if out is None else []
         finish = said_to_finish(out, steps, targets, starts, beside, prepared.caveats)
         plan = replace(plan, finish=finish)
+        if earlier_plan(plan, place) is None:
+            _refuse_others(place)
         plan, records = placed(plan, place)
         add_from_journals(plan, Records(place, plan.digest), records, journals)
         write_beside(place, beside)
         units = [unit for unit in plan.shard_units if unit not in records]
         return Submission(place.name, len(units), queue.submit(plan, place, units))
+
+
+def _refuse_others(place: Place) -> None:
+    """Refuse a place where jobs of another plan may still write.
+
+    Raises:
+        OutputError: says how to end them.
+    """
+    others = InQueue.load(place)
+    if others is not None and queue_of(others).alive([*others.jobs]):
+        raise OutputError(
+            f"{place.name}: jobs that were submitted before, for another recipe or other checkpoints, still "
+            f"work there; `{in_queue(place, others).how_to_cancel}` ends them, then submit again"
+        )
 
 
 @contextmanager

@@ -205,19 +205,13 @@ class Limits:
 
 
 def check_executor(name: str) -> str:
-    """Refuse what is no executor while the command line is read.
+    """Refuse what is no executor while the command line is read: typer.BadParameter."""
+    from hubextrap import given
 
-    Raises:
-        typer.BadParameter: says so.
-    """
-    if name != "local":  # whose command lines need no further import
-        from hubextrap.given import check_executor as check
-
-        try:
-            check(name)
-        except RecipeError as error:
-            raise typer.BadParameter(str(error)) from error
-    return name
+    try:
+        return given.check_executor(name)
+    except RecipeError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 Executor = Annotated[

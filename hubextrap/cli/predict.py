@@ -110,7 +110,6 @@ def predict(
         refuse_idle(ctx, ("private", "create_pr", "push_if_better"), "goes with --push REPO")
     if dry_run:
         idle = ["out", "push", "private", "create_pr", "tasks", "output", "device", "allow_non_finite"]
-        idle += ["executor"]
         idle += [*names(Gating), "push_if_better"]
         refuse_idle(ctx, idle, "has no effect with --dry-run, which makes no prediction")
     from hubextrap import api

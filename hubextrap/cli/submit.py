@@ -23,6 +23,8 @@ from hubextrap.cli.options import (
     refuse_idle,
 )
 from hubextrap.cli.terminal import tell, tell_json
+from hubextrap.foreign_text import terminal_output
+from hubextrap.redaction import redact
 
 if TYPE_CHECKING:
     from hubextrap.api.submitting import Queue
@@ -102,7 +104,7 @@ def submit(
             }
         )
     elif queued is None:
-        tell(result.script or "")
+        typer.echo(terminal_output(redact(result.script or "")), nl=False)  # no line of a script is cut
     else:
         tell(f"submitted {result.units} shards: {', '.join(queued.ids)}")
         tell(f"  watch    {queued.how_to_watch}")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hubextrap.errors import EvaluationError, wrong_argument
-from hubextrap.given import check_executor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,6 +99,8 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         """One task, folder or file in place of several is a list of one."""
+        from hubextrap.given import check_executor  # what a recipe takes is imported with it
+
         check_executor(self.executor)
         for name, kinds, wanted in (
             ("tasks", str, "the name of a task, or a list of names"),

@@ -24,7 +24,7 @@ def placed(work: W, place: Place) -> tuple[W, dict[int, Record]]:
 
     An earlier plan with the same results in the same place stays, so that its records count on.
     """
-    earlier = _earlier(work, place)
+    earlier = earlier_plan(work, place)
     if earlier is None:
         place.remove()
         return work.save(place), {}
@@ -56,7 +56,8 @@ def do_all(
     return found
 
 
-def _earlier(work: W, place: Place) -> W | None:
+def earlier_plan(work: W, place: Place) -> W | None:
+    """The plan that lies in a place, if it has the same results."""
     try:
         found = type(work).load(place)
     except HubExtrapError:

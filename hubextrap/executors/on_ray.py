@@ -219,15 +219,23 @@ class _Work:
         return "SPREAD"
 
     def _room(self) -> int:
-        """Bytes that a task asks for; warns where no node has them."""
+        """Bytes that a task asks for; warns where no node has them, or no GPU that it takes.
+
+        Raises:
+            SourceError: there will be none, as the cluster is this machine.
+        """
         self._memory = self._plan.one_thread().peak_memory + RAY_MEMORY
         if self._roomy():
             return self._memory
+        there = self._ray.cluster_resources()
+        if self._own and self._plan.gpus > there.get("GPU", 0):
+            raise SourceError("Ray finds no GPU on this machine; measure on the CPU (--device cpu)")
         if self._own:  # it does what a merge without Ray would do here
-            return int(self._ray.cluster_resources()["memory"])
+            return int(there["memory"])
+        gpu, less = (", a GPU", "") if self._plan.gpus else ("", ", and less --memory asks for less")
         self._shown.progress.warn(
-            f"no node of the Ray cluster has a CPU and {self._memory / 1e9:.1f} GB of memory, which each "
-            "unit takes; this waits for one, and less --memory asks for less"
+            f"no node of the Ray cluster has a CPU{gpu} and {self._memory / 1e9:.1f} GB of memory, which "
+            f"each unit takes; this waits for one{less}"
         )
         return self._memory
 
@@ -238,6 +246,7 @@ class _Work:
             for node in self._ray.nodes()
             if node["Alive"]
             and node["Resources"].get("CPU", 0) >= 1
+            and node["Resources"].get("GPU", 0) >= self._plan.gpus
             and node["Resources"].get("memory", 0) >= self._memory
         ]
 

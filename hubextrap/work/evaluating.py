@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from hubextrap.progress import Progress
     from hubextrap.trajectory.checkpoint import Checkpoint
+    from hubextrap.work.kinds import Stamp
     from hubextrap.work.records import Record
 
 BASELINE = 1_500_000_000
@@ -50,7 +51,7 @@ class EvalWork(Work):
     """Name, format and content of each file of problems."""
     models: tuple[tuple[str, Checkpoint | Mixture], ...]
     """Each with its label."""
-    stamps: tuple[tuple[Mapping[str, tuple[int, int]], ...], ...]
+    stamps: tuple[tuple[Mapping[str, Stamp], ...], ...]
     """Of each model's checkpoints, size and time (ns) of a local one's files."""
     sizes: tuple[int, ...]
     """Bytes of each model's weights."""
@@ -230,9 +231,9 @@ def _checkpoints(model: Checkpoint | Mixture) -> tuple[Checkpoint, ...]:
     return model.checkpoints if isinstance(model, Mixture) else (model,)
 
 
-def _look(checkpoint: Checkpoint) -> tuple[dict[str, tuple[int, int]], int]:
+def _look(checkpoint: Checkpoint) -> tuple[dict[str, Stamp], int]:
     """The stamps of a local checkpoint's files that a model is made from; the bytes of any one's weights."""
-    stamps: dict[str, tuple[int, int]] = {}
+    stamps: dict[str, Stamp] = {}
     size = 0
     with closing(open_source(checkpoint)) as source:
         for file, info in source.files().items():

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.engine.inputs import read_again
 from hubextrap.errors import SourceError
 from hubextrap.tensors import open_source
+from hubextrap.tensors.interfaces import FileInfo
+from hubextrap.tensors.remote import RemoteSource
 from hubextrap.work.kinds import Hands
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import CheckpointLayout
     from hubextrap.trajectory.checkpoint import Checkpoint
-    from hubextrap.work.kinds import Work
+    from hubextrap.work.kinds import Stamp, Work
     from hubextrap.work.records import Record
 
 
@@ -30,7 +32,7 @@ class ReadingHands(Hands):
         self,
         plan: Work,
         checkpoints: Sequence[Checkpoint],
-        stamps: Sequence[Mapping[str, tuple[int, int]]],
+        stamps: Sequence[Mapping[str, Stamp]],
         layouts: Sequence[CheckpointLayout],
         progress: Progress,
         *,
@@ -38,7 +40,7 @@ class ReadingHands(Hands):
     ) -> None:
         """
         Args:
-            stamps: for each checkpoint, size and time (ns) of a local one's files when the plan was made.
+            stamps: for each checkpoint, those of its weight files when the plan was made.
             layouts: theirs.
             cache: download what is on the Hub first.
         """
@@ -65,11 +67,23 @@ class ReadingHands(Hands):
         if self._sources is None:
             opened = []
             for checkpoint, stamps in self._checkpoints:
-                source = self._resources.enter_context(closing(open_source(checkpoint, cache=self._cache)))
+                source = self._resources.enter_context(closing(self._source(checkpoint, stamps)))
                 check_unmoved(source, stamps, checkpoint.step)
                 opened.append(source)
             self._sources = tuple(opened)
         return self._sources
+
+    def _source(self, checkpoint: Checkpoint, stamps: Mapping[str, Stamp]) -> Source:
+        """As `open_source` has it; the Hub is not asked again what the plan says of a commit's files."""
+        if checkpoint.repo is None or checkpoint.commit is None or self._cache or not stamps:
+            return open_source(checkpoint, cache=self._cache)
+        listed = {
+            file: FileInfo(size, known if isinstance(known, str) else None)
+            for file, (size, known) in stamps.items()
+        }
+        return RemoteSource(
+            checkpoint.repo, checkpoint.commit, checkpoint.path, checkpoint.name, listed=listed
+        )
 
     def do(self, unit: int, records: Mapping[int, Record]) -> dict[str, Any]:
         if unit in self._work.free_units:
@@ -104,7 +118,7 @@ def left_as_json(left: Mapping[Key, Mapping[int, bytes]]) -> list[Any]:
     ]
 
 
-def check_unmoved(source: Source, stamps: Mapping[str, tuple[int, int]], step: int | None) -> None:
+def check_unmoved(source: Source, stamps: Mapping[str, Stamp], step: int | None) -> None:
     """Refuse a local checkpoint that was written to since the plan was made.
 
     Raises:

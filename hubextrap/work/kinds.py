@@ -213,7 +213,10 @@ def work_from_bytes(data: bytes, where: str) -> Work:
         module, name = _KINDS[stated["kind"]]
         kind: type[Work] = getattr(import_module(module), name)
         _check_versions(stated["versions"], kind.here(), where)
-        return kind._from_content(stated, digest)
+        plan = kind._from_content(stated, digest)
+        for unit in range(plan.units):  # what it says of its units belongs together
+            _ = plan.bytes_of(unit), [plan.labels[needed] for needed in plan.needs(unit)]
+        return plan
     except HubExtrapError:
         raise
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -234,16 +237,20 @@ def own_versions() -> dict[str, str]:
     return {"hubextrap": __version__, "numba": version("numba")}
 
 
-def checkpoint_as_json(checkpoint: Checkpoint, stamps: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+Stamp = tuple[int, int | str | None]
+"""Bytes of a file, and by what it is known: a local one's time (ns), what the Hub lists as its hash."""
+
+
+def checkpoint_as_json(checkpoint: Checkpoint, stamps: Mapping[str, Stamp]) -> dict[str, Any]:
     """What `checkpoint_from_json` takes."""
     return {name: getattr(checkpoint, name) for name in _CHECKPOINT} | {
         "stamps": {file: list(stamp) for file, stamp in stamps.items()}
     }
 
 
-def checkpoint_from_json(stated: Mapping[str, Any]) -> tuple[Checkpoint, dict[str, tuple[int, int]]]:
-    """A pinned checkpoint; size and time (ns) of a local one's files."""
-    stamps = {file: (size, time) for file, (size, time) in stated["stamps"].items()}
+def checkpoint_from_json(stated: Mapping[str, Any]) -> tuple[Checkpoint, dict[str, Stamp]]:
+    """A pinned checkpoint, and the stamps of its files."""
+    stamps: dict[str, Stamp] = {file: (size, known) for file, (size, known) in stated["stamps"].items()}
     return Checkpoint(**{name: stated[name] for name in _CHECKPOINT}), stamps
 
 

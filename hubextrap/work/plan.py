@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import CheckpointLayout
     from hubextrap.trajectory.checkpoint import Checkpoint
-    from hubextrap.work.kinds import Hands
+    from hubextrap.work.kinds import Hands, Stamp
     from hubextrap.work.records import Record
 
 
@@ -53,8 +53,8 @@ class WorkPlan(Work):
     """
 
     checkpoints: tuple[Checkpoint, ...]
-    stamps: tuple[Mapping[str, tuple[int, int]], ...]
-    """For each checkpoint, size and time (ns) of a local one's weight files; empty for the Hub's."""
+    stamps: tuple[Mapping[str, Stamp], ...]
+    """For each checkpoint, those of its weight files."""
     merge: MergePlan
     outputs: tuple[Output, ...]
     """One per target."""
@@ -179,19 +179,19 @@ def compared_from_json(stated: Sequence[Any]) -> tuple[tuple[Key, tuple[int, ...
     return tuple(((k, file), tuple(units)) for k, file, units in stated)
 
 
-def stamps_of(
-    sources: Sequence[Source], plan: MergePlan | ScanPlan
-) -> tuple[dict[str, tuple[int, int]], ...]:
-    """Size and time (ns) of the weight files of local sources; nothing of the Hub's."""
+def stamps_of(sources: Sequence[Source], plan: MergePlan | ScanPlan) -> tuple[dict[str, Stamp], ...]:
+    """The stamps of the weight files of each source."""
     from hubextrap.tensors.local import LocalSource
 
     found = []
     for source, layout in zip(sources, plan.layouts, strict=True):
-        stamps: dict[str, tuple[int, int]] = {}
-        if isinstance(source, LocalSource):
-            for shard in layout.shards:
+        stamps: dict[str, Stamp] = {}
+        for shard in layout.shards:
+            if isinstance(source, LocalSource):
                 size, time, *_ = source.stamp(shard.file)
                 stamps[shard.file] = size, time
+            else:
+                stamps[shard.file] = shard.size, source.files()[shard.file].digest
         found.append(stamps)
     return tuple(found)
 

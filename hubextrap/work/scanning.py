@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hubextrap.progress import Progress
     from hubextrap.tensors.interfaces import Source
     from hubextrap.trajectory.checkpoint import Checkpoint
+    from hubextrap.work.kinds import Stamp
     from hubextrap.work.records import Record
 
 LEAST_BYTES, MOST_BYTES = 256 * MiB, 4096 * MiB
@@ -47,7 +48,7 @@ class ScanWork(Work):
     """Tensors under K checkpoints, cut into runs of consecutive ones; and files that several runs read."""
 
     checkpoints: tuple[Checkpoint, ...]
-    stamps: tuple[Mapping[str, tuple[int, int]], ...]
+    stamps: tuple[Mapping[str, Stamp], ...]
     """As in `WorkPlan`."""
     scan: ScanPlan
     tied: bool

@@ -17,7 +17,7 @@ import pytest
 
 from hubextrap import api, load_recipe
 from hubextrap.errors import CorruptFile, SourceError
-from hubextrap.evaluation import Harness
+from hubextrap.evaluation import EvaluationOptions, Harness
 from hubextrap.hub import read_provenance
 from hubextrap.localhub import LocalHub
 from hubextrap.trajectory import resolve_checkpoint
@@ -301,7 +301,7 @@ def test_run_measures_what_it_merged(
         """Measures nothing: what is measured is overwritten before."""
 
         def __init__(self) -> None:
-            pass
+            self.options = EvaluationOptions()
 
         def check(self, items: Any) -> None:
             pass

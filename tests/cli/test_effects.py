@@ -49,7 +49,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         ["pattern", "series", "min_step", "max_step", "base", "step_scale", "fast", "as_json", "quiet"], ALWAYS
     ),
     "scan": {
-        **dict.fromkeys(["out", "sample", "logprobs", "memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
+        **dict.fromkeys(["out", "sample", "logprobs", "memory", "workers", "cache", "executor", "quiet", "as_json"], ALWAYS),
         **{
             name: (f"recipe.yaml --{name.replace('_', '-')}={value}", "is for a REF", f"absent --{name.replace('_', '-')}={value}")
             for name, value in SELECTION.items()
@@ -67,7 +67,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "predict": {
         "to": ALWAYS,
         **dict.fromkeys(["pattern", "series", "min_step", "max_step", "base", "step_scale", "clock"], ALWAYS),
-        **dict.fromkeys(["walk", "scan", "memory", "workers", "cache", "force", "dry_run"], ALWAYS),
+        **dict.fromkeys(["walk", "scan", "memory", "workers", "cache", "executor", "force", "dry_run"], ALWAYS),
         **dict.fromkeys(["write_recipe", "summary", "quiet", "as_json"], ALWAYS),
         "tasks": ("absent --eval ,", "names nothing", "absent --eval a"),
         **{
@@ -90,7 +90,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "create_pr": ("run --create-pr", "--push", "absent --push a/b --create-pr"),
     },
     "backtest": {
-        **dict.fromkeys(["clock", "memory", "workers", "cache", "write_recipe", "summary", "quiet", "as_json"], ALWAYS),
+        **dict.fromkeys(["clock", "memory", "workers", "cache", "executor", "write_recipe", "summary", "quiet", "as_json"], ALWAYS),
         **{
             name: (f"scan.safetensors --{name.replace('_', '-')}={value}", "is for a REF", f"absent --{name.replace('_', '-')}={value}")
             for name, value in SELECTION.items()
@@ -98,7 +98,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     },
     "report": {
         **dict.fromkeys(["evaluation", "out", "png", "clock", "title"], ALWAYS),
-        **dict.fromkeys(["memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
+        **dict.fromkeys(["memory", "workers", "cache", "executor", "quiet", "as_json"], ALWAYS),
         **{
             name: (f"scan.safetensors --{name.replace('_', '-')}={value}", "is for a REF", f"absent --{name.replace('_', '-')}={value}")
             for name, value in SELECTION.items()
@@ -113,7 +113,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "scan": ALWAYS,
         "force": FORCE,
         **dict.fromkeys(
-            ["out", "push", "memory", "workers", "cache", "device", "allow_non_finite", "summary", "quiet", "as_json"], ALWAYS
+            ["out", "push", "memory", "workers", "cache", "executor", "device", "allow_non_finite", "summary", "quiet", "as_json"], ALWAYS
         ),
         "private": ("recipe.yaml --out o --private", "--push", "absent --push a/b --private"),
         "create_pr": ("recipe.yaml --out o --create-pr", "--push", "absent --push a/b --create-pr"),
@@ -136,7 +136,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "run": {
         "scan": ("mixed.yaml --scan scan.safetensors", "no effect", "recipe.yaml --out run --scan absent"),
         "force": FORCE,
-        **dict.fromkeys(["summary", "memory", "workers", "cache", "quiet", "as_json"], ALWAYS),
+        **dict.fromkeys(["summary", "memory", "workers", "cache", "executor", "quiet", "as_json"], ALWAYS),
         "out": ("mixed.yaml --out o", "no weights", "recipe.yaml --out run"),
         "output": ("recipe.yaml --out o --output r.json", "no evaluate section", "evaluate.yaml --out run --output r"),
         "max_loss": ("recipe.yaml --out o --max-loss 0", "no evaluate section", "evaluate.yaml --out run --max-loss 0"),
@@ -148,7 +148,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "verify": dict.fromkeys(["quiet", "as_json"], ALWAYS),
     "eval": {
         **dict.fromkeys(["task_file", "no_against", "limit", "num_fewshot", "seed", "chat_template", "dtype"], ALWAYS),
-        **dict.fromkeys(["backend", "output", "summary", "publish", "quiet", "as_json"], ALWAYS),
+        **dict.fromkeys(["backend", "executor", "output", "summary", "publish", "quiet", "as_json"], ALWAYS),
         "all_steps": ALWAYS,
         **{
             name: (f"merged --no-against --tasks a --{name.replace('_', '-')}={value}", "goes with --all-steps", f"absent --all-steps --tasks a --{name.replace('_', '-')}={value}")
@@ -172,14 +172,14 @@ OPTIONS: dict[str, dict[str, object]] = {
     "sweep": {
         "scan": ALWAYS,
         "force": FORCE,
-        **dict.fromkeys(["out", "clock", "memory", "workers", "cache", "dtype", "backend", "quiet", "as_json"], ALWAYS),
+        **dict.fromkeys(["out", "clock", "memory", "workers", "cache", "executor", "dtype", "backend", "quiet", "as_json"], ALWAYS),
         "horizons": ("evaluate.yaml --out o --horizons ,", "has to be numbers", "absent --out o --horizons 2"),
         "damping": ("still.yaml --out o --damping 0.5", "no effect", "absent --out o --damping 0.5"),
         "device": ("evaluate.yaml --out o --backend vllm --device cpu", "no effect", "absent --out o --device cpu"),
     },
     "walk": {
         "scan": ALWAYS,
-        **dict.fromkeys(["clock", "out", "push", "memory", "workers", "cache", "device", "dtype", "quiet", "as_json"], ALWAYS),
+        **dict.fromkeys(["clock", "out", "push", "memory", "workers", "cache", "executor", "device", "dtype", "quiet", "as_json"], ALWAYS),
         "prompts": ("walk.yaml --out o --prompts problems.jsonl", "the recipe's target_step says how", "recipe.yaml --out o --prompts absent"),
         "tasks": ("recipe.yaml --prompts problems.jsonl --tasks radd --out o", "either prompts", "recipe.yaml --tasks absent --out o"),
         "include_path": ("recipe.yaml --prompts problems.jsonl --include-path run --out o", "without tasks", "recipe.yaml --tasks absent --include-path run --out o"),

@@ -37,6 +37,12 @@ OFFERED: dict[str, dict[str, str]] = {
     "api/staging.py": {"--out": f"plan {WRITE}"},
     "api/sweeping.py": {"--damping": "sweep", "--out": "sweep", "--horizons": "sweep"},
     "api/walking.py": {"--push": "walk"},
+    "executors/on_ray.py": {
+        "--executor": "eval merge run scan",
+        "--memory": "merge run scan",
+        "--device": "eval",
+    },
+    "executors/ray_cluster.py": {"--executor": "eval merge run scan"},
     "executors/jobs.py": {"--push": "submit", "--jobs": "submit"},
     "durable/log.py": {"--out": f"scan {WRITE}"},
     "durable/places.py": {"--out": f"plan reground {WRITE}"},

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 NEVER = (
     *("torch", "transformers", "numba", "llvmlite", "scipy", "matplotlib", "lm_eval", "mergekit", "pygit2"),
     *("huggingface_hub.hf_api", "ray", "submitit"),
-    *(f"hubextrap.executors.{name}" for name in ("on_ray", "slurm", "jobs")),
+    *(f"hubextrap.executors.{name}" for name in ("on_ray", "ray_cluster", "slurm", "jobs")),
 )
 """What costs a tenth of a second or more, and what hands work to others, which must be asked for."""
 NO_HELP_NEEDS = (*NEVER, "huggingface_hub", "pydantic", "numpy", "yaml", "ssl")

@@ -146,6 +146,7 @@ def test_reground(base: Warm, folder: Path) -> None:
         ("eval", ("run", "recipe.yaml", "--out", "never")),
         ("eval", ("sweep", "recipe.yaml", "--out", "never", "--horizons", "1.5")),
         ("cuda", ("merge", "recipe.yaml", "--out", "never", "--device", "cuda")),
+        ("ray", ("merge", "recipe.yaml", "--out", "never", "--executor", "ray")),
         ("logits", ("generate", "mixture.yaml", "1+1=")),
         ("logits", ("scan", RUN, "--out", "never", "--logprobs", "responses.jsonl")),
         ("mergekit", ("mergekit-yaml", "recipe.yaml", "never")),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_lines import run_main
 from harness import Lines
 
 import hubextrap
@@ -91,6 +92,17 @@ def test_the_same_table_as_here(
     assert there.model_dump_json() == here.model_dump_json()
     assert executor.done == ["last", "prediction", "base"]
     assert list(home.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_command(trajectory: Path, problems: Path, tmp_path: Path, executor: Elsewhere) -> None:
+    for where in ("local", "ray"):
+        line = ("eval", "--no-against", trajectory / "step_0", trajectory / "step_200", "--device", "cpu")
+        line += ("--task-file", problems, "--executor", where, "--output", tmp_path / where, "--quiet")
+        ended = run_main(*line)
+        assert ended.code == 0, ended.err
+    assert (tmp_path / "ray").read_bytes() == (tmp_path / "local").read_bytes()
+    assert len(executor.done) == 2
 
 
 @pytest.mark.slow
@@ -211,8 +223,7 @@ def test_errors_are_the_local_ones(
     said = []
     for name in ("local", "ray"):
         with pytest.raises(HubExtrapError) as error:
-            harness = Harness(replace(options, executor=name))
-            harness.measure_all(rows)
+            Harness(replace(options, executor=name)).measure_all(rows)
         said.append((type(error.value), str(error.value)))
     assert said[0] == said[1]
     assert not home.exists() or list(home.iterdir()) == []

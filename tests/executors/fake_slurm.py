@@ -2,7 +2,7 @@
 
 Called as ``python fake_slurm.py PROGRAM ARGUMENT…``. The folder FAKE_SLURM holds the state: the file
 ``tasks/ID`` or ``tasks/ID_TASK`` is there as long as that job is in the queue, and says ``PD`` or ``R PID``.
-``down`` is there while the controller gives no answer.
+``down`` is there while the controller gives no answer, ``held`` while no job begins.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def control(arguments: list[str]) -> int:
     kind, *after = options.get("dependency", "afterany").split(":")
     assert kind == "afterany"
     deadline = time.monotonic() + LIFE
-    while any(in_queue(other) for other in after):
+    while (STATE / "held").exists() or any(in_queue(other) for other in after):
         if time.monotonic() > deadline:
             return 1
         time.sleep(0.02)

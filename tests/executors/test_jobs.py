@@ -211,6 +211,7 @@ def test_jobs_killed_at_random(
             submit()
     assert killer.left == {"working": 0, "finishing": 0}, outcome(jobs_hub)
     assert content(jobs_hub, repo_id) == expected
+    assert place.read("plan.json") is None, outcome(jobs_hub)
     assert place.names("done") == place.names("beside/0") == frozenset()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import random
@@ -171,3 +172,45 @@ def commit_of(repo: str, branch: str) -> tuple[list[str], dict[str, str]]:
         if one.path not in (".gitattributes", "README.md")
     }
     return [commit.title for commit in hub.list_repo_commits(repo, revision=branch)], files
+
+
+@pytest.mark.slow
+def test_the_commands(
+    run_folder: Path,
+    recipe_file: Callable[..., Path],
+    tmp_path: Path,
+    contents: Contents,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A submitted merge, what `finish` says of it before its end, and after."""
+    recipe = recipe_file(run_folder)
+    api.merge(load_recipe(recipe), out=tmp_path / "local")
+    cluster = FakeSlurm(tmp_path / "slurm", monkeypatch)
+    try:
+        submit = ["submit", recipe, "--out", tmp_path / "out", "--slurm", "--tasks", "2"]
+        dry = hubextrap(*submit, "--dry-run")
+        assert dry.stdout.count("#!/bin/bash\n") == 2
+        assert cluster.calls("sbatch") == []
+        refused = hubextrap(*submit, "--sbatch=--partition=gpu")
+        assert refused.returncode == 1
+        assert "Invalid partition name specified" in refused.stderr
+        (cluster.state / "held").touch()
+        said = json.loads(hubextrap(*submit, "--sbatch=--partition=cpu", "--json").stdout)
+        assert (said["units"], said["jobs"]) == (SHARDS, ["1", "2"])
+        assert (said["watch"], said["cancel"]) == ("squeue -j 1,2", "scancel 1 2")
+        early = hubextrap("finish", said["place"])
+        assert early.returncode == 1
+        assert "`squeue -j 1,2` shows who has them" in early.stderr
+        assert hubextrap("merge", recipe, "--out", tmp_path / "out").returncode == 1
+        (cluster.state / "held").unlink()
+        waited = hubextrap("finish", said["place"], "--wait")
+        assert waited.returncode == 0, waited.stderr
+        cluster.wait()
+        assert contents(tmp_path / "out") == contents(tmp_path / "local")
+    finally:
+        cluster.close()
+
+
+def hubextrap(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hubextrap", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from executors.processes import PROCESSES, work_until
 
-from hubextrap.api.working import work as work_here
+from hubextrap.api.working import worker as work_here
 from hubextrap.errors import NonFinite, OutputError, SourceError
 from hubextrap.executors.testing_run import SHARDS, Counting, TinyRun, overwrite, shard_file
 from hubextrap.tensors import LocalSink

@@ -114,7 +114,8 @@ def test_a_merge_is_the_same_after_its_way_through_json(plan: MergePlan) -> None
     assert [list(found.units(shard)) for shard in found.shards] == [
         list(plan.units(shard)) for shard in plan.shards
     ]
-    assert shared_files(found) == shared_files(plan)
+    parts = [[shard.tensors for shard in one.shards] for one in (found, plan)]
+    assert shared_files(parts[0], found.layouts) == shared_files(parts[1], plan.layouts)
     assert read_as(found) == read_as(plan)
     assert repr(found.shards) == repr(plan.shards)  # -0.0 is not 0.0
     for layout, before in zip(found.layouts, plan.layouts, strict=True):
@@ -134,7 +135,7 @@ def test_a_plan_comes_back_as_it_was(plan: WorkPlan, tmp_path: Path) -> None:
         checkpoints=(Checkpoint(0, "me/x", "main", "a" * 40, "step_0"), *plan.checkpoints[1:]),
         stamps=({}, *plan.stamps[1:]),
         outputs=(Output(push=PushTarget("me/y", "step_8", private=True, message="ü")), Output("/out/ö")),
-        compared=(((0, shard_file(1)), (shard_file(0), shard_file(2))),),
+        compared=(((0, shard_file(1)), (0, 2)),),
         fingerprint={"recipe": "0"},
         cache=True,
         device="cuda:0",
@@ -214,7 +215,7 @@ def places_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 @pytest.mark.slow
 def test_whatever_a_plan_says_it_is_read_or_refused(plan: WorkPlan) -> None:
     """By an error that names it, and never by a traceback: each kind of place in it holds each odd value."""
-    plan = replace(plan, compared=(((0, shard_file(1)), (shard_file(0),)),))
+    plan = replace(plan, compared=(((0, shard_file(1)), (0,)),))
     stated = json.loads(plan.to_bytes())
     del stated["digest"]
     kinds = {

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_lines import run_main
 from harness import Lines
 from safetensors.torch import load_file
 from scan_runs import make_run, write_checkpoint
@@ -94,6 +95,18 @@ def test_the_same_bytes_as_here(run: Path, tmp_path: Path, executor: Backwards, 
     assert executor.done == [3, 2, 1, 0]  # layers 0 and 1; 2; 3 by itself; 4 and 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "hf", "run", "there"]
     assert list(home.iterdir()) == []
+
+
+def test_the_commands(run: Path, tmp_path: Path, executor: Backwards, home: Path) -> None:
+    for where in ("local", "ray"):
+        ended = run_main("scan", str(run), "--out", str(tmp_path / where), "--executor", where, "--quiet")
+        assert ended.code == 0, ended.err
+    assert (tmp_path / "ray").read_bytes() == (tmp_path / "local").read_bytes()
+    assert executor.done == [3, 2, 1, 0]
+    executor.done.clear()
+    assert run_main("backtest", str(run), "--executor", "ray", "--quiet").code == 0
+    assert executor.done == [3, 2, 1, 0]
+    assert "is not one of local, ray" in run_main("scan", str(run), "--executor", "here").err
 
 
 def test_what_is_read_for_coefficients_is_read_there(
