@@ -248,6 +248,7 @@ class _Work:
             and node["Resources"].get("CPU", 0) >= 1
             and node["Resources"].get("GPU", 0) >= self._plan.gpus
             and node["Resources"].get("memory", 0) >= self._memory
+            and node["Resources"].get("GPU", 0) >= self._plan.gpus
         ]
 
     def _ended(self, ref: Any) -> Record | None:

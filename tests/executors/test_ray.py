@@ -54,14 +54,22 @@ def command(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | environment,
+        env=os.environ | {"PYTHONFAULTHANDLER": "1"} | environment,
     )
 
 
 def done(*arguments: str | Path, **environment: str) -> tuple[int, str, str]:
     """Run a command to its end: its exit code, stdout and stderr."""
-    process = command(*arguments, **environment)
-    out, err = process.communicate(timeout=120)
+    return ended(command(*arguments, **environment))
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Wait for a command; one that hangs shows where."""
+    try:
+        out, err = process.communicate(timeout=180)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        pytest.fail(f"hangs: {process.communicate()[1]}")
     return process.returncode, out, err
 
 
@@ -155,7 +163,7 @@ def test_twenty_workers_and_five_drivers_are_killed(
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(rng.uniform(4.0, 12.0))
                 process.kill()
-            _, err = process.communicate(timeout=120)
+            _, _, err = ended(process)
         killed += now
         drivers += process.returncode == -signal.SIGKILL
         assert process.returncode in (0, -signal.SIGKILL) or "was lost 4 times" in err, err
