@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from hubextrap.api.preparing import CARD
 from hubextrap.api.recorded import in_queue, queue_of
 from hubextrap.api.staging import place_of, push_place, remove_unless_held, staged
 from hubextrap.containment import read_named
+from hubextrap.digests import sha256_hex
 from hubextrap.durable.places import is_marked
 from hubextrap.engine import MergeOutput
 from hubextrap.errors import OutputError, ReferenceNotFound
@@ -224,7 +226,7 @@ def _made(
     plan: WorkPlan, place: Place, records: Mapping[int, Record]
 ) -> tuple[list[MergeOutput], list[Companions]]:
     """The output of each target, and what goes beside its shards."""
-    beside = [_read_beside(place, number, one) for number, one in enumerate(plan.finish["beside"])]
+    beside = [_read_beside(place, plan, number, one) for number, one in enumerate(plan.finish["beside"])]
     files = [shard.file for shard in plan.merge.shards]
     outputs = [
         MergeOutput(tuple(one.shards[file] for file in files), one.identical)
@@ -241,6 +243,8 @@ def _await_shards(plan: WorkPlan, place: Place, kept: Records, progress: Progres
     with progress.stage("merge", total) as stage:
         while place.read(PLAN_FILE) is not None:
             for unit in kept.done() & set(plan.shard_units) - seen:
+                if kept.get(unit) is None:  # damaged, or of another plan: it is done again
+                    continue
                 stage.advance(plan.bytes_of(unit))
                 seen.add(unit)
             if len(seen) == len(plan.shard_units) or kept.failed():
@@ -274,25 +278,32 @@ def _submitted_again(plan: WorkPlan, place: Place, missing: Sequence[int], progr
 def _not_done(plan: WorkPlan, place: Place, missing: Sequence[int]) -> OutputError:
     names = ", ".join(plan.labels[unit] for unit in missing[:5]) + (" …" if len(missing) > 5 else "")
     others = Submission.load(place)
-    who = f"`hubextrap worker {place.name}` makes them here"
+    where = shlex.quote(place.name)
+    who = f"`hubextrap worker {where}` makes them here"
     if others is not None:
         watch = in_queue(place, others).how_to_watch
-        who = f"`{watch}` shows who has them, `hubextrap finish {place.name} --wait` waits for them, {who}"
+        who = f"`{watch}` shows who has them, `hubextrap finish {where} --wait` waits for them, {who}"
     total = len(plan.shard_units)
     return OutputError(f"{place.name}: {len(missing)} of {total} shards are not made yet ({names}); {who}")
 
 
-def _read_beside(place: Place, number: int, files: Sequence[str]) -> Companions:
+def _read_beside(place: Place, plan: WorkPlan, number: int, files: Sequence[str]) -> Companions:
     found = {}
     for file in files:
-        content = place.read(f"{BESIDE}/{number}/{file}")
-        if content is None:
+        name = f"{BESIDE}/{number}/{file}"
+        stated, _, content = (place.read(name) or b"").partition(b"\n")
+        if stated != _seal(plan, name, content):
             raise OutputError(
-                f"{place.name}: {BESIDE}/{number}/{file} is gone; submit the recipe again, which goes on "
-                "from the shards that are there"
+                f"{place.name}: {name} is gone or not as it was written; submit the recipe again, which goes "
+                "on from the shards that are there"
             )
         found[file] = content
     return Companions(read_provenance(found[PROVENANCE_FILE], f"{place.name}/{PROVENANCE_FILE}"), found)
+
+
+def _seal(plan: WorkPlan, name: str, content: bytes) -> bytes:
+    """The first line of such a file: damage shows, and a file of another plan, target or name."""
+    return sha256_hex(f"{plan.digest} {name}\n".encode() + content).encode()
 
 
 def said_to_finish(
@@ -315,7 +326,7 @@ def said_to_finish(
     }
 
 
-def write_beside(place: Place, beside: Sequence[Companions]) -> None:
+def write_beside(place: Place, plan: WorkPlan, beside: Sequence[Companions]) -> None:
     """Put what goes beside the shards into the place.
 
     Raises:
@@ -323,4 +334,5 @@ def write_beside(place: Place, beside: Sequence[Companions]) -> None:
     """
     for number, one in enumerate(beside):
         for file, content in one.files.items():
-            place.write(f"{BESIDE}/{number}/{file}", content)
+            name = f"{BESIDE}/{number}/{file}"
+            place.write(name, _seal(plan, name, content) + b"\n" + content)

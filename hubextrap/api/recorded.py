@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import asdict
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import HubExtrapError, OutputError
@@ -79,6 +80,29 @@ def add_from_journals(
         kept.put(records[unit])
 
 
+def refuse_others(work: Path, what: str, fingerprint: Mapping[str, str]) -> None:
+    """Refuse to take the place of work that was submitted while its jobs may write there.
+
+    Args:
+        fingerprint: of what is submitted, or finished: jobs of the same go on.
+
+    Raises:
+        OutputError: says how to have them stop. HubExtrapError: the queue gives no answer.
+    """
+    place = FolderPlace(work)
+    with suppress(HubExtrapError):
+        if WorkPlan.load(place).fingerprint == fingerprint:
+            return
+    if (others := Submission.load(place)) is None:
+        return
+    if queue_of(others).alive(_jobs(others)):
+        raise OutputError(
+            f"{what}: {others.executor} still has jobs that make something else there; "
+            f"`{in_queue(place, others).how_to_cancel}` ends them, then submit again",
+            file=work,
+        )
+
+
 def refuse_submitted(work: Path, what: str) -> None:
     """Refuse to go on by oneself while others are at work.
 
@@ -90,8 +114,9 @@ def refuse_submitted(work: Path, what: str) -> None:
         return
     said = in_queue(place, others)
     raise OutputError(
-        f"{what}: was submitted to {others.executor}; `hubextrap finish {work} --wait` waits for it and does "
-        f"the last step. To go on without it: `{said.how_to_cancel}`, then `rm {work / SUBMITTED}`",
+        f"{what}: was submitted to {others.executor}; `hubextrap finish {quote(str(work))} --wait` waits for "
+        f"it and does the last step. To go on without it: `{said.how_to_cancel}`, then "
+        f"`rm {quote(str(work / SUBMITTED))}`",
         file=work,
     )
 
@@ -108,8 +133,11 @@ def units_on_record(work: Path) -> int:
 
 def in_queue(place: Place, others: Submission) -> Submitted:
     """The jobs that a plan's units were handed to, and how to watch and cancel them."""
-    jobs = [*others.jobs, *([] if others.last is None else [others.last])]
-    return queue_of(others).commands(place, jobs)
+    return queue_of(others).commands(place, _jobs(others))
+
+
+def _jobs(others: Submission) -> list[str]:
+    return [*others.jobs, *([] if others.last is None else [others.last])]
 
 
 def queue_of(others: Submission) -> Watching:

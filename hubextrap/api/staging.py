@@ -21,7 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.api.recorded import is_submitted, refuse_submitted, take_records, units_on_record
+from hubextrap.api.recorded import (
+    is_submitted,
+    refuse_others,
+    refuse_submitted,
+    take_records,
+    units_on_record,
+)
 from hubextrap.digests import sha256_hex
 from hubextrap.durable.atomic import is_new_name, writing
 from hubextrap.durable.places import REMEDY, is_marked, lock_folder, make_marked, remove_marked, remove_strays
@@ -123,7 +129,9 @@ def in_place(
     place = place_of(out)
     with _held(place, str(out), progress, keep=keep, like=final) as journals:
         model = place / "model"
-        if not detached:
+        if detached:
+            refuse_others(place / WORK, str(out), fingerprint)
+        else:
             refuse_submitted(place / WORK, str(out))
         _open_journals(journals, place, len(folders), fingerprint, progress, str(out))
         take_records(place / WORK, fingerprint, journals)
@@ -149,7 +157,9 @@ def push_state(
     """
     place = push_place(target)
     with _held(place, target.name, progress, keep=True) as journals:
-        if not detached:
+        if detached:
+            refuse_others(place / WORK, target.name, fingerprint)
+        else:
             refuse_submitted(place / WORK, target.name)
         _open_journals(journals, place, 1, fingerprint, progress, target.name)
         scratch = place / "scratch"

@@ -136,7 +136,7 @@ def _handed_over(
             _refuse_others(place)
         plan, records = placed(plan, place)
         add_from_journals(plan, Records(place, plan.digest), records, journals)
-        write_beside(place, beside)
+        write_beside(place, plan, beside)
         units = [unit for unit in plan.shard_units if unit not in records]
         return Submission(place.name, len(units), queue.submit(plan, place, units))
 

@@ -65,6 +65,7 @@ def submit(
 ) -> None:
     """Hand a merge to Slurm or to HF Jobs. The last job makes the output appear, as one commit."""
     from dataclasses import replace
+    from shlex import quote
 
     from hubextrap import api
     from hubextrap.recipe import load_recipe
@@ -108,7 +109,7 @@ def submit(
     else:
         tell(f"submitted {result.units} shards: {', '.join(queued.ids)}")
         tell(f"  watch    {queued.how_to_watch}")
-        tell(f"  wait     hubextrap finish {result.place} --wait")
+        tell(f"  wait     hubextrap finish {quote(result.place)} --wait")
         tell(f"  cancel   {queued.how_to_cancel}")
 
 

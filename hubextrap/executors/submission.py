@@ -66,7 +66,7 @@ class Submission:
             return None
         where = f"{place.name}/{SUBMITTED}"
         try:
-            stated = unsealed(parse_json(data, where, error=ValueError))
+            stated = unsealed(parse_json(data, where, error=ValueError, remedy="it is damaged"))
             found = cls(**stated)
             jobs = {job: tuple(units) for job, units in found.jobs.items()}
             counts = (found.missing, found.in_vain, *(unit for units in jobs.values() for unit in units))

@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.engine.inputs import read_again
-from hubextrap.errors import SourceError
+from hubextrap.errors import CorruptFile, SourceError
 from hubextrap.tensors import open_source
 from hubextrap.tensors.interfaces import FileInfo
 from hubextrap.tensors.remote import RemoteSource
@@ -89,12 +89,9 @@ class ReadingHands(Hands):
         if unit in self._work.free_units:
             return self.make(unit)
         (k, file), _ = self._work.compared[unit - len(self._work.free_units)]
-        digests = {
-            offset: bytes.fromhex(digest)
-            for record in records.values()
-            for of, name, offset, digest in record.content["left"]
-            if (of, name) == (k, file)
-        }
+        digests: dict[int, bytes] = {}
+        for record in records.values():
+            digests |= _left_of(record, k, file, self._work.labels)
         info = next(one for one in self._layouts[k].shards if one.file == file)
         with self._progress.stage(f"compare {file}", info.size) as stage:
             read_again(self.sources[k], info, digests)
@@ -116,6 +113,20 @@ def left_as_json(left: Mapping[Key, Mapping[int, bytes]]) -> list[Any]:
         for (k, file), digests in left.items()
         for offset, digest in digests.items()
     ]
+
+
+def _left_of(record: Record, k: int, file: str, labels: Sequence[str]) -> dict[int, bytes]:
+    try:
+        return {
+            offset: bytes.fromhex(digest)
+            for of, name, offset, digest in record.content["left"]
+            if (of, name) == (k, file)
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptFile(
+            f"the record of unit {record.unit} ({labels[record.unit]}) does not say what was read of {file} "
+            f"({error}); remove it, and the unit is done again"
+        ) from error
 
 
 def check_unmoved(source: Source, stamps: Mapping[str, Stamp], step: int | None) -> None:

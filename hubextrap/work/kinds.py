@@ -163,7 +163,14 @@ class Work(ABC):
         """What `from_bytes` reads."""
         head = {"format": FORMAT, "kind": self.kind, "versions": dict(self.versions)}
         content = sealed(head | self._content())
-        return json.dumps(content, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+        try:
+            return json.dumps(content, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+        except UnicodeEncodeError as error:
+            around = ascii(str(error.object)[max(0, error.start - 60) : error.end + 20])
+            raise OutputError(
+                f"a name that is not UTF-8, at {around}: a plan that others read cannot hold it; rename the "
+                "folder or the file, or choose another --out"
+            ) from error
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Self:
@@ -182,7 +189,7 @@ class Work(ABC):
         """Write it into its place; returns it with its digest.
 
         Raises:
-            OutputError: it could not be written.
+            OutputError: it could not be written, or a name in it is not UTF-8.
         """
         data = self.to_bytes()
         place.write(PLAN_FILE, data)
@@ -205,7 +212,7 @@ def work_from_bytes(data: bytes, where: str) -> Work:
         CorruptFile, OutputError: as `Work.from_bytes`.
     """
     try:
-        stated = parse_json(data, where, error=ValueError, limit=LIMIT)
+        stated = parse_json(data, where, error=ValueError, remedy="it is damaged", limit=LIMIT)
         digest = stated[DIGEST]
         stated = unsealed(stated)
         if stated["format"] != FORMAT or stated["kind"] not in _KINDS:

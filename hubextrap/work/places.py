@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from errno import EINVAL, EISDIR
 from pathlib import Path
 from typing import Protocol
 
@@ -65,7 +66,8 @@ class FolderPlace:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            said = f"{self.folder / file}: cannot be read: {error.strerror}; check its permissions"
+            what = "remove it" if error.errno in (EISDIR, EINVAL) else "check its permissions"
+            said = f"{self.folder / file}: cannot be read: {error.strerror}; {what}"
             raise SourceError(said, file=self.folder / file) from error
 
     def write(self, file: str, content: bytes) -> None:

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.engine.inputs import shared_files
+from hubextrap.errors import CorruptFile
 from hubextrap.hub.target import PushTarget
 from hubextrap.lazy import by_name
 from hubextrap.work.kinds import Work, checkpoint_as_json, checkpoint_from_json, own_versions
 from hubextrap.work.layouts import layouts_as_json, layouts_from_json, merge_as_json, merge_from_json
+from hubextrap.work.merging import shard_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -119,17 +121,22 @@ class WorkPlan(Work):
         return found
 
     def is_there(self, record: Record) -> bool:
-        """Whether the shards that it names lie in their folders, as large as it says.
+        """Whether it says what a shard's says, and its shards lie in their folders, as large as planned.
 
         Of those on the Hub, the commit tells.
         """
-        shards = record.content.get("shards", ()) if record.unit in self.shard_units else ()
-        for output, shard in zip(self.outputs, shards, strict=False):
-            if output.folder is not None:
-                path = Path(output.folder, shard["file"])
-                if not path.is_file() or path.stat().st_size != shard["size"]:
-                    return False
-        return True
+        if record.unit not in self.shard_units:
+            return True
+        try:
+            shards = shard_record(self, record).shards
+        except CorruptFile:
+            return False
+        places = [one.folder for one in self.outputs]
+        return all(
+            _has_size(Path(folder, shard.file), shard.size)
+            for folder, shard in zip(places, shards, strict=True)
+            if folder is not None
+        )
 
     def same_results(self, other: WorkPlan) -> bool:
         """Whether it makes the same bytes of the same files in the same place."""
@@ -211,3 +218,7 @@ def shared_and_listed(
         for key, units in sorted(found.items())
         if sources[key[0]].files()[key[1]].digest is not None
     )
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size

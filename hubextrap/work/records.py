@@ -166,7 +166,7 @@ def error_from_json(stated: Mapping[str, Any]) -> HubExtrapError:
 
 def _unsealed(data: bytes, where: str) -> dict[str, Any]:
     """The content of a file that states its own sha256; ValueError where it does not, or another."""
-    stated = parse_json(data, where, error=ValueError, limit=LIMIT)
+    stated = parse_json(data, where, error=ValueError, remedy="it is damaged", limit=LIMIT)
     if not isinstance(stated, dict) or DIGEST not in stated:
         raise ValueError("it states no sha256 of itself")
     content: dict[str, Any] = unsealed(stated)
