@@ -10,10 +10,10 @@ from hubextrap.errors import CorruptFile
 from hubextrap.tensors.interfaces import FinishedShard, ShardInputs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from hubextrap.work.plan import WorkPlan
-    from hubextrap.work.records import Record
+    from hubextrap.work.records import Record, Records
 
 
 @dataclass
@@ -56,3 +56,14 @@ def target_shards(plan: WorkPlan, records: Mapping[int, Record]) -> tuple[Target
                 "it, and the unit is done again"
             ) from error
     return found
+
+
+def strike(plan: WorkPlan, kept: Records, files: Collection[str]) -> None:
+    """Take shards off the record, so that they are made again.
+
+    Raises:
+        OutputError: it could not be written.
+    """
+    for unit in plan.shard_units:
+        if plan.labels[unit] in files:
+            kept.strike(unit)
