@@ -11,13 +11,13 @@ from hubextrap.executors.driving import do_all, placed
 from hubextrap.executors.named import executor_named
 from hubextrap.hub.sink import HubSink
 from hubextrap.tensors import LocalSink
-from hubextrap.work.merging import target_shards
+from hubextrap.work.merging import strike, target_shards
 from hubextrap.work.places import FolderPlace
 from hubextrap.work.plan import Output, WorkPlan, files_to_compare, stamps_of
 from hubextrap.work.records import Records
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from hubextrap.api.preparing import MergeOptions
     from hubextrap.api.staging import Staging
@@ -48,9 +48,14 @@ def distribute(
         run.progress.say(f"resuming: {len(records)} of {work.units} units are there")
     records = do_all(work, place, executor, records, run.progress)
     made = target_shards(work, records)
+
+    def lost(files: Collection[str]) -> str:
+        strike(work, kept, files)
+        return "run the same command again, which makes them anew"
+
     for sink, journal, target in zip(sinks, staging.journals, made, strict=True):
         if isinstance(sink, HubSink):
-            sink.adopt(target.shards.values(), target.small)
+            sink.adopt(target.shards.values(), target.small, lost)
         else:
             assert isinstance(sink, LocalSink)
             sink.remove_unfinished()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,27 +17,29 @@ from hubextrap.api.output import target_folders, write_files
 from hubextrap.api.preparing import CARD
 from hubextrap.api.recorded import in_queue, queue_of
 from hubextrap.api.staging import place_of, push_place, remove_unless_held, staged
+from hubextrap.claims import sealed, unsealed
 from hubextrap.containment import read_named
 from hubextrap.digests import sha256_hex
 from hubextrap.durable.places import is_marked
 from hubextrap.engine import MergeOutput
-from hubextrap.errors import OutputError, ReferenceNotFound
+from hubextrap.errors import CorruptFile, OutputError, ReferenceNotFound
 from hubextrap.executors.driving import do_all
 from hubextrap.executors.local import LocalExecutor
 from hubextrap.executors.submission import Submission
+from hubextrap.foreign_data import parse_json
 from hubextrap.hub import PROVENANCE_FILE, HubSink, PushTarget, commit_message
 from hubextrap.hub.provenance_checks import read_provenance
 from hubextrap.hub.push_errors import push_errors
-from hubextrap.hub.target import RemoteState, remote_files
+from hubextrap.hub.target import RemoteState, refusal, remote_files
 from hubextrap.progress import SilentProgress
 from hubextrap.work.kinds import PLAN_FILE
-from hubextrap.work.merging import target_shards
+from hubextrap.work.merging import strike, target_shards
 from hubextrap.work.places import FolderPlace, open_place
 from hubextrap.work.plan import WorkPlan
 from hubextrap.work.records import Records
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from hubextrap.executors.watching import Watching
     from hubextrap.hub import PushResult
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
 
 BESIDE = "beside"
 """The folder of a place with what goes beside the shards, in one folder per target."""
+STARTS = "starts.json"
+"""The file of a place that says how each target was when the work was handed out, the last time."""
 PAUSE = 5.0
 """Seconds between two looks at the records of those who work."""
 
@@ -119,7 +125,26 @@ def finish(
         raise _not_done(plan, where, missing)
     known = {unit: one for unit in plan.compare_units if (one := kept.get(unit)) is not None}
     do_all(plan, where, LocalExecutor(), found | known, progress)
+    if not _is_its_turn(plan, where):
+        progress.say(f"{where.name}: the last step is done")
+        return None
     return _finished(plan, where, found, progress)
+
+
+def _is_its_turn(plan: WorkPlan, place: Place) -> bool:
+    """Whether the last step is left to this process, once those before it have ended.
+
+    A commit's parent lets only one of two be made. A pull request has nothing like that: who finds all on
+    record waits for the jobs that may be opening it, and they for one another.
+    """
+    if not any(one["create_pr"] for one in plan.finish["targets"]):
+        return True
+    while place.read(PLAN_FILE) is not None:
+        queue, jobs = _jobs_of(place)
+        if queue is None or not queue.before_this(place, jobs):
+            return True
+        time.sleep(PAUSE)
+    return False
 
 
 def _finished(plan: WorkPlan, place: Place, records: Mapping[int, Record], progress: Progress) -> MergeResult:
@@ -129,9 +154,13 @@ def _finished(plan: WorkPlan, place: Place, records: Mapping[int, Record], progr
     targets = [PushTarget(**one) for one in said["targets"]]
     if said["out"] is None:
         pushed: list[PushResult | None] = []
-        for target, start, shards, one in zip(targets, said["starts"], made, whole, strict=True):
+        lost = partial(_lost, plan, place)
+        starts = _read_starts(place)
+        if len(starts) != len(targets):
+            raise _gone(place, STARTS)
+        for target, start, shards, one in zip(targets, starts, made, whole, strict=True):
             with HubSink(target, progress=progress, start=_start(target, start)) as sink:
-                sink.adopt(shards.shards.values(), shards.small)
+                sink.adopt(shards.shards.values(), shards.small, lost)
                 card = {CARD: card_for(one, target)}
                 pushed.append(sink.commit(one.files | card, commit_message(one.provenance)))
     else:
@@ -157,16 +186,73 @@ def _finished(plan: WorkPlan, place: Place, records: Mapping[int, Record], progr
     return result
 
 
-def start_of(state: RemoteState) -> list[Any]:
-    """What the last step has to know of a target as it was when the work was handed out; JSON values."""
-    return [state.head, state.has_branch, sorted(map(list, state.pull_requests))]
+def _lost(plan: WorkPlan, place: Place, files: Collection[str]) -> str:
+    """Take shards off the record that the Hub has not kept; returns what makes them again."""
+    strike(plan, Records(place, plan.digest), files)
+    again = f"`hubextrap worker {place.name}` makes them here"
+    return f"submit the recipe again, which makes them anew, or {again}, then `hubextrap finish {place.name}`"
+
+
+def write_starts(place: Place, states: Sequence[RemoteState], before: Sequence[Any]) -> None:
+    """Note how the targets are now, so that what somebody puts there from now on is not overwritten.
+
+    Args:
+        before: what `_read_starts` said of an earlier time. A pull request that was opened since may be the
+            one that this work is to open, by a last step that was killed then.
+
+    Raises:
+        OutputError: it could not be written.
+    """
+    requests = [sorted(map(list, one.pull_requests)) for one in states]
+    if len(before) == len(states):
+        requests = [one[2] for one in before]
+    stated = [[one.head, one.has_branch, of] for one, of in zip(states, requests, strict=True)]
+    place.write(STARTS, json.dumps(sealed({"starts": stated})).encode() + b"\n")
+
+
+def earlier_starts(place: Place) -> list[Any]:
+    """`_read_starts`, of a place that may hold anything, or nothing."""
+    try:
+        return _read_starts(place)
+    except (OutputError, CorruptFile):
+        return []
+
+
+def _read_starts(place: Place) -> list[Any]:
+    """What `write_starts` wrote: head, whether there is a branch, and pull requests, of each target."""
+    if not (data := place.read(STARTS)):
+        raise _gone(place, STARTS)
+    where = f"{place.name}/{STARTS}"
+    try:
+        starts: list[Any] = unsealed(parse_json(data, where, error=ValueError))["starts"]
+        for head, has_branch, requests in starts:
+            if not (isinstance(head, str | None) and type(has_branch) is bool):
+                raise ValueError("a target has no commit")
+            if not all(isinstance(ref, str) and isinstance(commit, str) for ref, commit in requests):
+                raise ValueError("a pull request has no commit")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFile(
+            f"{where}: does not say how the targets were ({error}); submit the recipe again, which goes on "
+            "from the shards that are there",
+            file=where,
+        ) from error
+    return starts
 
 
 def _start(target: PushTarget, stated: Sequence[Any]) -> RemoteState:
     """The target as it was then, so that what somebody has put there since is not overwritten."""
+    from huggingface_hub.errors import RevisionNotFoundError
+
     head, has_branch, pull_requests = stated
     with push_errors(target.name):
-        files = remote_files(target.repo, head) if head else {}
+        try:
+            files = remote_files(target.repo, head) if head else {}
+        except RevisionNotFoundError as error:
+            raise refusal(
+                target,
+                f"commit {head}, which was there when the work was handed out, is gone: somebody made the "
+                "repo or its history anew; look at it, then submit the recipe again",
+            ) from error
     requests = frozenset((ref, commit) for ref, commit in pull_requests)
     return RemoteState(True, head, has_branch, files, requests)
 
@@ -293,10 +379,7 @@ def _read_beside(place: Place, plan: WorkPlan, number: int, files: Sequence[str]
         name = f"{BESIDE}/{number}/{file}"
         stated, _, content = (place.read(name) or b"").partition(b"\n")
         if stated != _seal(plan, name, content):
-            raise OutputError(
-                f"{place.name}: {name} is gone or not as it was written; submit the recipe again, which goes "
-                "on from the shards that are there"
-            )
+            raise _gone(place, name)
         found[file] = content
     return Companions(read_provenance(found[PROVENANCE_FILE], f"{place.name}/{PROVENANCE_FILE}"), found)
 
@@ -306,11 +389,17 @@ def _seal(plan: WorkPlan, name: str, content: bytes) -> bytes:
     return sha256_hex(f"{plan.digest} {name}\n".encode() + content).encode()
 
 
+def _gone(place: Place, file: str) -> OutputError:
+    return OutputError(
+        f"{place.name}: {file} is gone or not as it was written; submit the recipe again, which goes on from "
+        "the shards that are there"
+    )
+
+
 def said_to_finish(
     out: Path | None,
     steps: Sequence[int],
     targets: Sequence[PushTarget],
-    starts: Sequence[RemoteState],
     beside: Sequence[Companions],
     caveats: Sequence[str],
 ) -> dict[str, Any]:
@@ -320,7 +409,6 @@ def said_to_finish(
         "steps": list(steps),
         "folders": target_folders(steps),
         "targets": [asdict(target) for target in targets],
-        "starts": [start_of(state) for state in starts],
         "beside": [sorted(one.files) for one in beside],
         "caveats": list(caveats),
     }

@@ -11,7 +11,7 @@ from hubextrap.api.beforehand import problems_beforehand, refuse
 from hubextrap.api.companions import companions
 from hubextrap.api.distributing import planned
 from hubextrap.api.fingerprint import merge_fingerprint
-from hubextrap.api.finishing import said_to_finish, write_beside
+from hubextrap.api.finishing import earlier_starts, said_to_finish, write_beside, write_starts
 from hubextrap.api.merging import destinations
 from hubextrap.api.output import target_folders
 from hubextrap.api.planning import recipe_push_targets
@@ -130,13 +130,16 @@ def _handed_over(
         plan = planned(prepared.plan, run, settings, outputs, fingerprint)
         place = queue.place(plan, local)
         starts = [create_repo(target) for target in targets] if out is None else []
-        finish = said_to_finish(out, steps, targets, starts, beside, prepared.caveats)
+        finish = said_to_finish(out, steps, targets, beside, prepared.caveats)
         plan = replace(plan, finish=finish)
         if earlier_plan(plan, place) is None:
             _refuse_others(place)
+        before = earlier_starts(place)
         plan, records = placed(plan, place)
         add_from_journals(plan, Records(place, plan.digest), records, journals)
         write_beside(place, plan, beside)
+        if starts:
+            write_starts(place, starts, before)
         units = [unit for unit in plan.shard_units if unit not in records]
         return Submission(place.name, len(units), queue.submit(plan, place, units))
 

@@ -135,11 +135,17 @@ class JobsExecutor(Watching):
         return self._job(plan, place, ["finish", place.name, "--wait"], "last", RETRIES + 1)
 
     def alive(self, jobs: Collection[str]) -> frozenset[str]:
-        if not jobs:
-            return frozenset()
+        return frozenset(jobs) & self._under_way(_OURS) if jobs else frozenset()
+
+    def before_this(self, place: Place, jobs: Collection[str]) -> frozenset[str]:
+        """A job comes before those with higher ids; also if it was submitted by somebody else."""
+        alive, here = self._under_way({**_OURS, "plan": _key(place)}), self.here()
+        return frozenset(job for job in alive if here not in alive or job < str(here))
+
+    def _under_way(self, labels: dict[str, str]) -> frozenset[str]:
         with hub_errors("HF Jobs", SourceError):
-            found = hub_api().list_jobs(namespace=self._namespace(), status=_UNDER_WAY, labels=_OURS)
-            return frozenset(jobs) & {job.id for job in found}
+            found = hub_api().list_jobs(namespace=self._namespace(), status=_UNDER_WAY, labels=labels)
+            return frozenset(job.id for job in found)
 
     def cancel(self, jobs: Collection[str]) -> None:
         for job in sorted(self.alive(jobs)):

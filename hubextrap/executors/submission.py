@@ -72,18 +72,23 @@ class Submission:
             counts = (found.missing, found.in_vain, *(unit for units in jobs.values() for unit in units))
             if not all(type(count) is int and count >= 0 for count in counts):
                 raise ValueError("a count is none")
+            settings = dict(found.settings)
+            if place.anywhere and not (
+                found.executor == "jobs" and place.name.startswith(f"hf://buckets/{settings['bucket']}/")
+            ):
+                raise ValueError("it is of no jobs whose records come here")
             if not all(isinstance(text, str) for text in (found.executor, found.plan, found.last or "")):
                 raise ValueError("a name is none")
             return cls(
                 found.executor,
-                dict(found.settings),
+                settings,
                 found.plan,
                 jobs,
                 found.last,
                 found.missing,
                 found.in_vain,
             )
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptFile(
                 f"{where}: says nothing about jobs ({error}); cancel those that are still in the queue, "
                 "remove the file, and submit again",

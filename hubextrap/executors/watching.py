@@ -119,6 +119,14 @@ class Watching(ABC):
         """The job that this process runs in, if it is one of the queue's."""
         return None
 
+    def before_this(self, place: Place, jobs: Collection[str]) -> frozenset[str]:
+        """Which jobs of a place may do its last step, and come before this process, where only one may.
+
+        Raises:
+            SourceError: the queue gives no answer now.
+        """
+        return self.alive(jobs) - {self.here()}
+
     def run(self, plan: Work, place: Place, units: Sequence[int], progress: Progress) -> Iterator[Record]:
         """As `Executor.run` says. Jobs of an earlier process that are still there are watched too."""
         plan.check_units(units)

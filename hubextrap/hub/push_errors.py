@@ -94,3 +94,13 @@ def is_lost_upload(error: BaseException) -> bool:
     return (request.method == "PUT" and status == 403) or (
         request.url.path.endswith("/objects/verify") and status == 404
     )
+
+
+def refused_commit(error: BaseException) -> str | None:
+    """What the Hub has against a commit's content, if that is what an error came from."""
+    from huggingface_hub import errors as hub
+
+    cause = error.__cause__
+    if not isinstance(cause, hub.HfHubHTTPError) or cause.response.status_code not in (400, 404, 422):
+        return None
+    return str(cause) if "/commit/" in cause.response.request.url.path else None

@@ -9,17 +9,17 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.errors import OutputError
+from hubextrap.errors import OutputError, PushError
 from hubextrap.hub.commit import PushResult, commit_files, landed, refuse_overwriting
 from hubextrap.hub.outgoing import OutgoingFile
-from hubextrap.hub.push_errors import push_errors
-from hubextrap.hub.target import check_target, create_repo, read_remote
+from hubextrap.hub.push_errors import push_errors, refused_commit
+from hubextrap.hub.target import check_target, create_repo, read_remote, refusal
 from hubextrap.hub.uploading import preupload, there_already, uploads_over_xet, without_client_bars
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors.sinks import LocalSink
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
     from types import TracebackType
 
     from hubextrap.hub.target import PushTarget, RemoteState
@@ -73,6 +73,8 @@ class HubSink:
         self._uploads: list[Future[OutgoingFile]] = []
         self._looked_at = 0
         self._made: list[FinishedShard] = []
+        self._others: list[FinishedShard] = []
+        self._lost: Callable[[Collection[str]], str] | None = None
         self._resources = ExitStack()
         self._resources.enter_context(without_client_bars())
         scratch_folder = tempfile.TemporaryDirectory(prefix="hubextrap-", dir=scratch)
@@ -121,7 +123,17 @@ class HubSink:
         if made := landed(self.target, files, self._start, now):
             return made
         refuse_overwriting(self.target, self._start, now, files)
-        result = commit_files(self.target, files, message=message, state=now, progress=self._progress)
+        try:
+            result = commit_files(self.target, files, message=message, state=now, progress=self._progress)
+        except PushError as error:
+            if self._lost is None or not (gone := self._no_longer_there(error, now)):
+                raise
+            named = ", ".join(gone[:5]) + (" …" if len(gone) > 5 else "")
+            raise refusal(
+                self.target,
+                f"the Hub does not have {named} any more, which were sent ahead of the commit; "
+                f"{self._lost(gone)}",
+            ) from error
         if self._journal is not None:  # what is in a commit is there, whatever way it went
             for shard in self._made:
                 if shard.file not in self._journal.finished:
@@ -143,13 +155,22 @@ class HubSink:
             if isinstance(one.path_or_fileobj, bytes) and one.path_or_fileobj
         }
 
-    def adopt(self, shards: Iterable[FinishedShard], small: Mapping[str, bytes]) -> None:
+    def adopt(
+        self,
+        shards: Iterable[FinishedShard],
+        small: Mapping[str, bytes],
+        lost: Callable[[Collection[str]], str],
+    ) -> None:
         """Take shards into the commit that others have uploaded.
 
         Args:
             small: what `uploaded` said of them.
+            lost: is told of those that the Hub turns out not to have any more, by file; returns what makes
+                them again, for the error.
         """
+        self._lost = lost
         for shard in shards:
+            self._others += [shard] * (shard.file not in small)
             self._files[shard.file] = (
                 OutgoingFile(shard.file, small[shard.file], shard.sha256)
                 if shard.file in small
@@ -164,6 +185,21 @@ class HubSink:
     def release(self) -> None:
         """Let another shard take the place of one that has left the disk."""
         self._slots.release()
+
+    def _no_longer_there(self, error: PushError, now: RemoteState) -> list[str]:
+        """The shards that others have sent, and for want of which a commit was refused."""
+        said = refused_commit(error)
+        if said is None:
+            return []
+        sent = [
+            one for one in self._others if not OutgoingFile.uploaded(one).same_as(now.files.get(one.file))
+        ]
+        if uploads_over_xet():  # which does not say what is there
+            named = [one.file for one in sent if one.sha256 in said or one.file in said]
+            return named or [one.file for one in sent if "lfs" in said.lower()]
+        with push_errors(self.target.name):
+            there = {one.file for one in there_already(self.target, now, sent)}
+        return [one.file for one in sent if one.file not in there]
 
     def _adopted(self) -> dict[str, OutgoingFile]:
         """The shards of an earlier run that the Hub has, by path."""

@@ -25,7 +25,12 @@ _ROUNDS = 3  # of a removal: a worker may write while files are removed
 
 
 class BucketPlace:
-    """A folder in a bucket, ``hf://buckets/OWNER/NAME/PATH``; the first write makes it, private."""
+    """A folder in a bucket, ``hf://buckets/OWNER/NAME/PATH``; the first write makes it, private.
+
+    One that is there and public is not written to: a plan names repos and tensors that may be private.
+    """
+
+    anywhere = True
 
     def __init__(self, name: str) -> None:
         """
@@ -94,6 +99,11 @@ class BucketPlace:
         """Make the bucket if it is not there; once, as an upload to none fails without saying why."""
         if not self._made:
             retried(lambda: hub_api().create_bucket(self.bucket, private=True, exist_ok=True))
+            if not retried(lambda: hub_api().bucket_info(self.bucket)).private:
+                raise OutputError(
+                    f"{self.bucket}: this bucket is public, and a plan names what may be private; make it "
+                    "private in its settings, or name another one with --bucket"
+                )
             self._made = True
 
     def _listed(self, folder: str, *, recursive: bool) -> list[str]:

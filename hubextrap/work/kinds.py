@@ -132,6 +132,10 @@ class Work(ABC):
         """The plan as a worker with one CPU does it, with the same results."""
         return self
 
+    def needs_folders(self) -> str | None:
+        """What of a machine's own files it reads or writes, in words; None where all is on the Hub."""
+        return f"what a {self.kind} needs"
+
     @property
     def folders(self) -> tuple[str, ...]:
         """Those of the output, which every worker has to see under the same path."""
@@ -202,7 +206,10 @@ class Work(ABC):
         Raises:
             ReferenceNotFound: none does. HubExtrapError: as `from_bytes`, or it could not be read.
         """
-        return cls.from_bytes(_read(place), f"{place.name}/{PLAN_FILE}")
+        found = load_work(place)
+        if not isinstance(found, cls):
+            raise _no_plan(f"{place.name}/{PLAN_FILE}", f"it is one of {found.kind!r}")
+        return found
 
 
 def work_from_bytes(data: bytes, where: str) -> Work:
@@ -234,9 +241,18 @@ def load_work(place: Place) -> Work:
     """The plan that lies in a place, of whatever kind.
 
     Raises:
+        CorruptFile: it is in a bucket, where others may have put it, and names folders of this machine.
         ReferenceNotFound, HubExtrapError: as `Work.load`.
     """
-    return work_from_bytes(_read(place), f"{place.name}/{PLAN_FILE}")
+    where = f"{place.name}/{PLAN_FILE}"
+    work = work_from_bytes(_read(place), where)
+    if place.anywhere and (local := work.needs_folders()) is not None:
+        raise CorruptFile(
+            f"{where}: names {local} of whatever machine reads it; a plan in a bucket goes from Hub to Hub. "
+            "It is none of hubextrap's: do not work on it",
+            file=where,
+        )
+    return work
 
 
 def own_versions() -> dict[str, str]:

@@ -11,10 +11,10 @@ from hubextrap.errors import CorruptFile
 from hubextrap.tensors.interfaces import FinishedShard, ShardInputs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from hubextrap.work.plan import WorkPlan
-    from hubextrap.work.records import Record
+    from hubextrap.work.records import Record, Records
 
 _HASH, _OF_INPUT = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]*")
 
@@ -93,3 +93,14 @@ def target_shards(plan: WorkPlan, records: Mapping[int, Record]) -> tuple[Target
             if small is not None:
                 target.small[shard.file] = small
     return found
+
+
+def strike(plan: WorkPlan, kept: Records, files: Collection[str]) -> None:
+    """Take shards off the record, so that they are made again.
+
+    Raises:
+        OutputError: it could not be written.
+    """
+    for unit in plan.shard_units:
+        if plan.labels[unit] in files:
+            kept.strike(unit)

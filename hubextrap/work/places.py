@@ -20,6 +20,8 @@ class Place(Protocol):
 
     name: str
     """What messages and commands call it; `open_place` takes it."""
+    anywhere: bool
+    """Whether machines that share no folder see it, and people who have no account on this one."""
 
     def read(self, file: str) -> bytes | None:
         """The content of a file; None where there is none.
@@ -55,6 +57,8 @@ class FolderPlace:
     A file of its own, such as the plan, makes it; one in a folder of it does not. So whoever is late, with a
     unit still to record, brings back no place that was done with.
     """
+
+    anywhere = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

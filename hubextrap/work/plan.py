@@ -109,6 +109,13 @@ class WorkPlan(Work):
     def gpus(self) -> int:
         return int(self.device != "cpu")
 
+    def needs_folders(self) -> str | None:
+        local = [one.path for one in self.checkpoints if one.repo is None]
+        local += [one.folder or "nowhere" for one in self.outputs if one.push is None]
+        if self.finish.get("out") is not None:
+            local.append(str(self.finish["out"]))
+        return f"the folder {local[0]}" if local else None
+
     @property
     def folders(self) -> tuple[str, ...]:
         return tuple(output.folder for output in self.outputs if output.folder is not None)

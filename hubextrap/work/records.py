@@ -111,6 +111,14 @@ class Records:
         """
         self.place.write(f"{DONE}/{record.unit}.json", record.to_bytes())
 
+    def strike(self, unit: int) -> None:
+        """Have a unit count as not done.
+
+        Raises:
+            OutputError: it could not be written.
+        """
+        self.place.write(f"{DONE}/{unit}.json", b"")
+
     def fail(self, unit: int, error: HubExtrapError) -> None:
         """Note why a unit cannot be done."""
         data = json.dumps(sealed({"plan": self._plan, "error": error_as_json(error)})).encode() + b"\n"
