@@ -274,10 +274,13 @@ def _submitted_again(plan: WorkPlan, place: Place, missing: Sequence[int], progr
 def _not_done(plan: WorkPlan, place: Place, missing: Sequence[int]) -> OutputError:
     names = ", ".join(plan.labels[unit] for unit in missing[:5]) + (" …" if len(missing) > 5 else "")
     others = Submission.load(place)
-    who = f"`hubextrap worker {place.name}` makes them here"
+    who = f"make them here: `hubextrap worker {place.name}`"
     if others is not None:
         watch = in_queue(place, others).how_to_watch
-        who = f"`{watch}` shows who has them, `hubextrap finish {place.name} --wait` waits for them, {who}"
+        who = (
+            f"`{watch}` shows the jobs that make them; `hubextrap finish {place.name} --wait` waits for "
+            f"those. If none is left, submit again, or {who}"
+        )
     total = len(plan.shard_units)
     return OutputError(f"{place.name}: {len(missing)} of {total} shards are not made yet ({names}); {who}")
 
