@@ -365,10 +365,13 @@ def _not_done(plan: WorkPlan, place: Place, missing: Sequence[int]) -> OutputErr
     names = ", ".join(plan.labels[unit] for unit in missing[:5]) + (" …" if len(missing) > 5 else "")
     others = Submission.load(place)
     where = shlex.quote(place.name)
-    who = f"`hubextrap worker {where}` makes them here"
+    who = f"make them here: `hubextrap worker {where}`"
     if others is not None:
         watch = in_queue(place, others).how_to_watch
-        who = f"`{watch}` shows who has them, `hubextrap finish {where} --wait` waits for them, {who}"
+        who = (
+            f"`{watch}` shows the jobs that make them; `hubextrap finish {where} --wait` waits for those. If "
+            f"none is left, submit again, or {who}"
+        )
     total = len(plan.shard_units)
     return OutputError(f"{place.name}: {len(missing)} of {total} shards are not made yet ({names}); {who}")
 
