@@ -58,8 +58,8 @@ class ReadingOptions:
         check_executor(self.executor)
         if self.executor != "local" and self.workers != DEFAULT_WORKERS:
             raise RecipeError(
-                f"workers: {self.workers} has no effect with the executor {self.executor}, whose units take one "
-                "thread each; leave it out"
+                f"workers: {self.workers} has no effect with the executor {self.executor}, whose units take "
+                "one thread each; leave it out"
             )
         for name in ("memory", "workers"):
             value = getattr(self, name)
