@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shlex
 import time
 from dataclasses import asdict, dataclass
@@ -11,24 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.api.beforehand import card_for
-from hubextrap.api.companions import Companions
+from hubextrap.api.beside import STARTS, gone, read_beside, read_starts
 from hubextrap.api.merging import MergeResult, Prediction, push_finished
 from hubextrap.api.output import target_folders, write_files
 from hubextrap.api.preparing import CARD
 from hubextrap.api.recorded import in_queue, queue_of
 from hubextrap.api.staging import place_of, push_place, remove_unless_held, staged
-from hubextrap.claims import sealed, unsealed
 from hubextrap.containment import read_named
-from hubextrap.digests import sha256_hex
+from hubextrap.durable.lock import open_held
 from hubextrap.durable.places import is_marked
 from hubextrap.engine import MergeOutput
-from hubextrap.errors import CorruptFile, OutputError, ReferenceNotFound
+from hubextrap.errors import HubExtrapError, OutputError, ReferenceNotFound
 from hubextrap.executors.driving import do_all
 from hubextrap.executors.local import LocalExecutor
 from hubextrap.executors.submission import Submission
-from hubextrap.foreign_data import parse_json
 from hubextrap.hub import PROVENANCE_FILE, HubSink, PushTarget, commit_message
-from hubextrap.hub.provenance_checks import read_provenance
 from hubextrap.hub.push_errors import push_errors
 from hubextrap.hub.target import RemoteState, refusal, remote_files
 from hubextrap.progress import SilentProgress
@@ -41,16 +38,16 @@ from hubextrap.work.records import Records
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from hubextrap.api.companions import Companions
     from hubextrap.executors.watching import Watching
     from hubextrap.hub import PushResult
     from hubextrap.progress import Progress
+    from hubextrap.work.kinds import Work
     from hubextrap.work.places import Place
     from hubextrap.work.records import Record
 
-BESIDE = "beside"
-"""The folder of a place with what goes beside the shards, in one folder per target."""
-STARTS = "starts.json"
-"""The file of a place that says how each target was when the work was handed out, the last time."""
+ENDING = 10.0
+"""Seconds for which another process may be at the end of the last step."""
 PAUSE = 5.0
 """Seconds between two looks at the records of those who work."""
 
@@ -103,6 +100,40 @@ def finish(
         if if_last:
             return None
         raise
+    try:
+        return _last_step(plan, where, progress, wait=wait, if_last=if_last)
+    except HubExtrapError:
+        if if_last and was_finished(plan, where):
+            return None
+        raise
+
+
+def was_finished(plan: Work, place: Place) -> bool:
+    """Whether another process has done the last step: the plan has gone, or goes while it is waited for."""
+    deadline = time.monotonic() + ENDING
+    while place.read(PLAN_FILE) is not None:
+        named = not all(Path(folder).is_dir() for folder in plan.folders)
+        if time.monotonic() > deadline or not (named or _is_held(place)):
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _is_held(place: Place) -> bool:
+    """Whether a process holds what a place for shards on this machine lies in."""
+    try:
+        if isinstance(place, FolderPlace):
+            os.close(open_held(place.folder.parent / "lock", os.O_RDWR, or_fail=True))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _last_step(
+    plan: WorkPlan, where: Place, progress: Progress, *, wait: bool, if_last: bool
+) -> MergeResult | None:
     kept = Records(where, plan.digest)
     if wait:
         _await_shards(plan, where, kept, progress)
@@ -155,16 +186,16 @@ def _finished(plan: WorkPlan, place: Place, records: Mapping[int, Record], progr
     if said["out"] is None:
         pushed: list[PushResult | None] = []
         lost = partial(_lost, plan, place)
-        starts = _read_starts(place)
+        starts = read_starts(place)
         if len(starts) != len(targets):
-            raise _gone(place, STARTS)
+            raise gone(place, STARTS)
         for target, start, shards, one in zip(targets, starts, made, whole, strict=True):
             with HubSink(target, progress=progress, start=_start(target, start)) as sink:
                 sink.adopt(shards.shards.values(), shards.small, lost)
                 card = {CARD: card_for(one, target)}
                 pushed.append(sink.commit(one.files | card, commit_message(one.provenance)))
     else:
-        pushed = _into_folders(plan, whole, targets, progress, named=_is_named(plan, place, records))
+        pushed = _into_folders(plan, records, whole, targets, progress, named=_is_named(plan, place, records))
     places = (
         [None] * len(whole) if said["out"] is None else [Path(said["out"], one) for one in said["folders"]]
     )
@@ -189,54 +220,9 @@ def _finished(plan: WorkPlan, place: Place, records: Mapping[int, Record], progr
 def _lost(plan: WorkPlan, place: Place, files: Collection[str]) -> str:
     """Take shards off the record that the Hub has not kept; returns what makes them again."""
     strike(plan, Records(place, plan.digest), files)
-    again = f"`hubextrap worker {place.name}` makes them here"
-    return f"submit the recipe again, which makes them anew, or {again}, then `hubextrap finish {place.name}`"
-
-
-def write_starts(place: Place, states: Sequence[RemoteState], before: Sequence[Any]) -> None:
-    """Note how the targets are now, so that what somebody puts there from now on is not overwritten.
-
-    Args:
-        before: what `_read_starts` said of an earlier time. A pull request that was opened since may be the
-            one that this work is to open, by a last step that was killed then.
-
-    Raises:
-        OutputError: it could not be written.
-    """
-    requests = [sorted(map(list, one.pull_requests)) for one in states]
-    if len(before) == len(states):
-        requests = [one[2] for one in before]
-    stated = [[one.head, one.has_branch, of] for one, of in zip(states, requests, strict=True)]
-    place.write(STARTS, json.dumps(sealed({"starts": stated})).encode() + b"\n")
-
-
-def earlier_starts(place: Place) -> list[Any]:
-    """`_read_starts`, of a place that may hold anything, or nothing."""
-    try:
-        return _read_starts(place)
-    except (OutputError, CorruptFile):
-        return []
-
-
-def _read_starts(place: Place) -> list[Any]:
-    """What `write_starts` wrote: head, whether there is a branch, and pull requests, of each target."""
-    if not (data := place.read(STARTS)):
-        raise _gone(place, STARTS)
-    where = f"{place.name}/{STARTS}"
-    try:
-        starts: list[Any] = unsealed(parse_json(data, where, error=ValueError))["starts"]
-        for head, has_branch, requests in starts:
-            if not (isinstance(head, str | None) and type(has_branch) is bool):
-                raise ValueError("a target has no commit")
-            if not all(isinstance(ref, str) and isinstance(commit, str) for ref, commit in requests):
-                raise ValueError("a pull request has no commit")
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFile(
-            f"{where}: does not say how the targets were ({error}); submit the recipe again, which goes on "
-            "from the shards that are there",
-            file=where,
-        ) from error
-    return starts
+    where = shlex.quote(place.name)
+    again = f"`hubextrap worker {where}` makes them here"
+    return f"submit the recipe again, which makes them anew, or {again}, then `hubextrap finish {where}`"
 
 
 def _start(target: PushTarget, stated: Sequence[Any]) -> RemoteState:
@@ -259,6 +245,7 @@ def _start(target: PushTarget, stated: Sequence[Any]) -> RemoteState:
 
 def _into_folders(
     plan: WorkPlan,
+    records: Mapping[int, Record],
     whole: Sequence[Companions],
     targets: Sequence[PushTarget],
     progress: Progress,
@@ -268,6 +255,9 @@ def _into_folders(
     kept = {"keep": bool(targets), "hashed": False, "detached": True}
     if not named:
         with staged(out, folders, plan.fingerprint, progress, **kept) as staging:
+            if gone := [plan.labels[unit] for unit in plan.shard_units if not plan.is_there(records[unit])]:
+                # nobody could take them away since this process holds the place
+                raise OutputError(f"{out}: {gone[0]} was taken away meanwhile; run the same command again")
             for folder, one in zip(staging.folders, whole, strict=True):
                 write_files(folder, one.files)
     pushed: list[PushResult | None] = [
@@ -312,7 +302,7 @@ def _made(
     plan: WorkPlan, place: Place, records: Mapping[int, Record]
 ) -> tuple[list[MergeOutput], list[Companions]]:
     """The output of each target, and what goes beside its shards."""
-    beside = [_read_beside(place, plan, number, one) for number, one in enumerate(plan.finish["beside"])]
+    beside = [read_beside(place, plan, number, one) for number, one in enumerate(plan.finish["beside"])]
     files = [shard.file for shard in plan.merge.shards]
     outputs = [
         MergeOutput(tuple(one.shards[file] for file in files), one.identical)
@@ -377,29 +367,6 @@ def _not_done(plan: WorkPlan, place: Place, missing: Sequence[int]) -> OutputErr
     return OutputError(f"{place.name}: {len(missing)} of {total} shards are not made yet ({names}); {who}")
 
 
-def _read_beside(place: Place, plan: WorkPlan, number: int, files: Sequence[str]) -> Companions:
-    found = {}
-    for file in files:
-        name = f"{BESIDE}/{number}/{file}"
-        stated, _, content = (place.read(name) or b"").partition(b"\n")
-        if stated != _seal(plan, name, content):
-            raise _gone(place, name)
-        found[file] = content
-    return Companions(read_provenance(found[PROVENANCE_FILE], f"{place.name}/{PROVENANCE_FILE}"), found)
-
-
-def _seal(plan: WorkPlan, name: str, content: bytes) -> bytes:
-    """The first line of such a file: damage shows, and a file of another plan, target or name."""
-    return sha256_hex(f"{plan.digest} {name}\n".encode() + content).encode()
-
-
-def _gone(place: Place, file: str) -> OutputError:
-    return OutputError(
-        f"{place.name}: {file} is gone or not as it was written; submit the recipe again, which goes on from "
-        "the shards that are there"
-    )
-
-
 def said_to_finish(
     out: Path | None,
     steps: Sequence[int],
@@ -416,15 +383,3 @@ def said_to_finish(
         "beside": [sorted(one.files) for one in beside],
         "caveats": list(caveats),
     }
-
-
-def write_beside(place: Place, plan: WorkPlan, beside: Sequence[Companions]) -> None:
-    """Put what goes beside the shards into the place.
-
-    Raises:
-        OutputError: it could not be written.
-    """
-    for number, one in enumerate(beside):
-        for file, content in one.files.items():
-            name = f"{BESIDE}/{number}/{file}"
-            place.write(name, _seal(plan, name, content) + b"\n" + content)

@@ -80,7 +80,7 @@ def add_from_journals(
         kept.put(records[unit])
 
 
-def refuse_others(work: Path, what: str, fingerprint: Mapping[str, str]) -> None:
+def refuse_others(work: Path, fingerprint: Mapping[str, str]) -> None:
     """Refuse to take the place of work that was submitted while its jobs may write there.
 
     Args:
@@ -93,14 +93,22 @@ def refuse_others(work: Path, what: str, fingerprint: Mapping[str, str]) -> None
     with suppress(HubExtrapError):
         if WorkPlan.load(place).fingerprint == fingerprint:
             return
-    if (others := Submission.load(place)) is None:
+    refuse_jobs(place)
+
+
+def refuse_jobs(place: Place) -> None:
+    """Refuse while jobs that were submitted for something else may write there.
+
+    Raises:
+        OutputError, HubExtrapError: as `refuse_others`.
+    """
+    others = Submission.load(place)
+    if others is None or not queue_of(others).alive(_jobs(others)):
         return
-    if queue_of(others).alive(_jobs(others)):
-        raise OutputError(
-            f"{what}: {others.executor} still has jobs that make something else there; "
-            f"`{in_queue(place, others).how_to_cancel}` ends them, then submit again",
-            file=work,
-        )
+    raise OutputError(
+        f"{place.name}: jobs that were submitted before, for another recipe or other checkpoints, still work "
+        f"there; `{in_queue(place, others).how_to_cancel}` ends them, then submit again"
+    )
 
 
 def refuse_submitted(work: Path, what: str) -> None:

@@ -130,7 +130,7 @@ def in_place(
     with _held(place, str(out), progress, keep=keep, like=final) as journals:
         model = place / "model"
         if detached:
-            refuse_others(place / WORK, str(out), fingerprint)
+            refuse_others(place / WORK, fingerprint)
         else:
             refuse_submitted(place / WORK, str(out))
         _open_journals(journals, place, len(folders), fingerprint, progress, str(out))
@@ -158,7 +158,7 @@ def push_state(
     place = push_place(target)
     with _held(place, target.name, progress, keep=True) as journals:
         if detached:
-            refuse_others(place / WORK, target.name, fingerprint)
+            refuse_others(place / WORK, fingerprint)
         else:
             refuse_submitted(place / WORK, target.name)
         _open_journals(journals, place, 1, fingerprint, progress, target.name)

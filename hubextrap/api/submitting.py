@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from hubextrap.api.beforehand import problems_beforehand, refuse
+from hubextrap.api.beside import earlier_starts, write_beside, write_starts
 from hubextrap.api.companions import companions
 from hubextrap.api.distributing import planned
 from hubextrap.api.fingerprint import merge_fingerprint
-from hubextrap.api.finishing import earlier_starts, said_to_finish, write_beside, write_starts
+from hubextrap.api.finishing import said_to_finish
 from hubextrap.api.merging import destinations
 from hubextrap.api.output import target_folders
 from hubextrap.api.planning import recipe_push_targets
 from hubextrap.api.preparing import opened, prepare
-from hubextrap.api.recorded import add_from_journals, in_queue, queue_of
+from hubextrap.api.recorded import add_from_journals, refuse_jobs
 from hubextrap.api.staging import WORK, in_place, place_of, push_place, push_state
-from hubextrap.errors import OutputError, RecipeError
+from hubextrap.errors import RecipeError
 from hubextrap.executors.driving import earlier_plan, placed
-from hubextrap.executors.submission import Submission as InQueue
 from hubextrap.given import optional_path, recipe_of
 from hubextrap.hub.target import create_repo
 from hubextrap.work.places import FolderPlace
@@ -133,7 +133,7 @@ def _handed_over(
         finish = said_to_finish(out, steps, targets, beside, prepared.caveats)
         plan = replace(plan, finish=finish)
         if earlier_plan(plan, place) is None:
-            _refuse_others(place)
+            refuse_jobs(place)
         before = earlier_starts(place)
         plan, records = placed(plan, place)
         add_from_journals(plan, Records(place, plan.digest), records, journals)
@@ -142,20 +142,6 @@ def _handed_over(
             write_starts(place, starts, before)
         units = [unit for unit in plan.shard_units if unit not in records]
         return Submission(place.name, len(units), queue.submit(plan, place, units))
-
-
-def _refuse_others(place: Place) -> None:
-    """Refuse a place where jobs of another plan may still write.
-
-    Raises:
-        OutputError: says how to end them.
-    """
-    others = InQueue.load(place)
-    if others is not None and queue_of(others).alive([*others.jobs]):
-        raise OutputError(
-            f"{place.name}: jobs that were submitted before, for another recipe or other checkpoints, still "
-            f"work there; `{in_queue(place, others).how_to_cancel}` ends them, then submit again"
-        )
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hubextrap.api.finishing import finish
-from hubextrap.errors import ReferenceNotFound
+from hubextrap.api.finishing import finish, was_finished
+from hubextrap.errors import HubExtrapError, ReferenceNotFound
 from hubextrap.executors.local import LocalExecutor
 from hubextrap.progress import SilentProgress
 from hubextrap.work.kinds import load_work
@@ -48,11 +48,18 @@ def worker(
         if finish_if_last:
             return []
         raise
-    if units is None:
-        kept = Records(where, plan.digest)
-        known = {unit: kept.get(unit) for unit in plan.free_units}
-        units = [unit for unit, one in known.items() if one is None or not plan.is_there(one)]
-    records = LocalExecutor().run(plan, where, units, progress)
+    try:
+        if units is None:
+            kept = Records(where, plan.digest)
+            known = {unit: kept.get(unit) for unit in plan.free_units}
+            units = [unit for unit, one in known.items() if one is None or not plan.is_there(one)]
+        records = list(LocalExecutor().run(plan, where, units, progress))
+    except HubExtrapError as error:
+        if not was_finished(plan, where):
+            raise
+        if finish_if_last:
+            return []
+        raise ReferenceNotFound(f"{where.name}: the last step was done meanwhile; nothing is left") from error
     made = [(record.unit, plan.labels[record.unit]) for record in records]
     if finish_if_last:
         finish(place, if_last=True, progress=progress)

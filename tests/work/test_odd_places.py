@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hubextrap import api
+from hubextrap.api.staging import Staging, staged
 from hubextrap.claims import sealed
-from hubextrap.errors import OutputError, SourceError
+from hubextrap.errors import OutputError, ReferenceNotFound, SourceError
+from hubextrap.executors.local import LocalExecutor
 from hubextrap.executors.slurm import SlurmExecutor
 from hubextrap.executors.submission import SUBMITTED, Submission
 from hubextrap.executors.watching import Submitted
+from hubextrap.progress import Progress
 from hubextrap.work.kinds import Work
 from hubextrap.work.places import FolderPlace, Place
+from hubextrap.work.records import Record
 
 UNIT = 1
 SHARD = "model-00002-of-00003.safetensors"
@@ -107,9 +113,7 @@ def test_jobs_of_another_recipe_are_not_left_to_write_there(
     assert api.submit(recipe, Waiting(), out=tmp_path / "out").queued is not None, "its own jobs go on"
     before = sorted(tmp_path.rglob("*"))
     recipe.write_text(recipe.read_text().replace("[30, 40]", "[35, 40]"))
-    with pytest.raises(
-        OutputError, match=r"slurm still has jobs .*`scancel 7 8` ends them, then submit again"
-    ):
+    with pytest.raises(OutputError, match=r"still work there; `scancel 7 8` ends them, then submit again"):
         api.submit(recipe, Waiting(), out=tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before
     monkeypatch.setattr("hubextrap.api.recorded.queue_of", lambda others: Gone())
@@ -119,6 +123,45 @@ def test_jobs_of_another_recipe_are_not_left_to_write_there(
 class Gone(Waiting):
     def alive(self, jobs: Collection[str]) -> frozenset[str]:
         return frozenset()
+
+
+@pytest.mark.slow
+def test_whoever_is_late_finds_all_done(place: FolderPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = place.folder.parent.with_name("kept")
+    shutil.copytree(place.folder.parent, kept)
+
+    class Late(LocalExecutor):
+        def run(self, plan: Work, place: Place, units: Sequence[int], progress: Progress) -> Iterator[Record]:
+            api.finish(place.name)  # another process's, meanwhile
+            yield from super().run(plan, place, units, progress)
+
+    monkeypatch.setattr("hubextrap.api.working.LocalExecutor", Late)
+    with pytest.raises(ReferenceNotFound, match="the last step was done meanwhile"):
+        api.worker(place.name, [0])
+    shutil.rmtree(kept.with_name("out"))
+    kept.rename(place.folder.parent)
+    assert api.worker(place.name, [0], finish_if_last=True) == []
+
+
+@pytest.mark.slow
+def test_no_folder_without_its_shards_gets_the_name(
+    place: FolderPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the records and the lock, somebody takes a shard away."""
+
+    @contextmanager
+    def late(*arguments: Any, **more: Any) -> Iterator[Staging]:
+        (place.folder.parent / "model" / "step_40" / SHARD).unlink()
+        with staged(*arguments, **more) as staging:
+            yield staging
+
+    monkeypatch.setattr("hubextrap.api.finishing.staged", late)
+    with pytest.raises(OutputError, match=rf"{SHARD} was taken away meanwhile"):
+        api.finish(place.name)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    assert api.worker(place.name) == [(UNIT, SHARD)]
+    assert api.finish(place.name) is not None
 
 
 def test_what_is_no_file_is_to_be_removed(tmp_path: Path) -> None:
