@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from dataclasses import asdict, dataclass
@@ -15,22 +14,19 @@ from hubextrap.api.companions import Companions
 from hubextrap.api.merging import MergeResult, Prediction, push_finished
 from hubextrap.api.output import target_folders, write_files
 from hubextrap.api.preparing import CARD
-from hubextrap.api.recorded import in_queue, queue_of
+from hubextrap.api.recorded import queue_of
 from hubextrap.api.staging import place_of, push_place, remove_unless_held, staged
-from hubextrap.claims import sealed, unsealed
+from hubextrap.api.starts import STARTS, gone, read_starts, start_of
 from hubextrap.containment import read_named
 from hubextrap.digests import sha256_hex
 from hubextrap.durable.places import is_marked
 from hubextrap.engine import MergeOutput
-from hubextrap.errors import CorruptFile, OutputError, ReferenceNotFound
+from hubextrap.errors import OutputError, ReferenceNotFound
 from hubextrap.executors.driving import do_all
 from hubextrap.executors.local import LocalExecutor
 from hubextrap.executors.submission import Submission
-from hubextrap.foreign_data import parse_json
 from hubextrap.hub import PROVENANCE_FILE, HubSink, PushTarget, commit_message
 from hubextrap.hub.provenance_checks import read_provenance
-from hubextrap.hub.push_errors import push_errors
-from hubextrap.hub.target import RemoteState, refusal, remote_files
 from hubextrap.progress import SilentProgress
 from hubextrap.work.kinds import PLAN_FILE
 from hubextrap.work.merging import strike, target_shards
@@ -49,8 +45,6 @@ if TYPE_CHECKING:
 
 BESIDE = "beside"
 """The folder of a place with what goes beside the shards, in one folder per target."""
-STARTS = "starts.json"
-"""The file of a place that says how each target was when the work was handed out, the last time."""
 PAUSE = 5.0
 """Seconds between two looks at the records of those who work."""
 
@@ -155,11 +149,11 @@ def _finished(plan: WorkPlan, place: Place, records: Mapping[int, Record], progr
     if said["out"] is None:
         pushed: list[PushResult | None] = []
         lost = partial(_lost, plan, place)
-        starts = _read_starts(place)
+        starts = read_starts(place)
         if len(starts) != len(targets):
-            raise _gone(place, STARTS)
+            raise gone(place, STARTS)
         for target, start, shards, one in zip(targets, starts, made, whole, strict=True):
-            with HubSink(target, progress=progress, start=_start(target, start)) as sink:
+            with HubSink(target, progress=progress, start=start_of(target, start)) as sink:
                 sink.adopt(shards.shards.values(), shards.small, lost)
                 card = {CARD: card_for(one, target)}
                 pushed.append(sink.commit(one.files | card, commit_message(one.provenance)))
@@ -189,72 +183,11 @@ def _finished(plan: WorkPlan, place: Place, records: Mapping[int, Record], progr
 def _lost(plan: WorkPlan, place: Place, files: Collection[str]) -> str:
     """Take shards off the record that the Hub has not kept; returns what makes them again."""
     strike(plan, Records(place, plan.digest), files)
-    again = f"`hubextrap worker {place.name}` makes them here"
-    return f"submit the recipe again, which makes them anew, or {again}, then `hubextrap finish {place.name}`"
-
-
-def write_starts(place: Place, states: Sequence[RemoteState], before: Sequence[Any]) -> None:
-    """Note how the targets are now, so that what somebody puts there from now on is not overwritten.
-
-    Args:
-        before: what `_read_starts` said of an earlier time. A pull request that was opened since may be the
-            one that this work is to open, by a last step that was killed then.
-
-    Raises:
-        OutputError: it could not be written.
-    """
-    requests = [sorted(map(list, one.pull_requests)) for one in states]
-    if len(before) == len(states):
-        requests = [one[2] for one in before]
-    stated = [[one.head, one.has_branch, of] for one, of in zip(states, requests, strict=True)]
-    place.write(STARTS, json.dumps(sealed({"starts": stated})).encode() + b"\n")
-
-
-def earlier_starts(place: Place) -> list[Any]:
-    """`_read_starts`, of a place that may hold anything, or nothing."""
-    try:
-        return _read_starts(place)
-    except (OutputError, CorruptFile):
-        return []
-
-
-def _read_starts(place: Place) -> list[Any]:
-    """What `write_starts` wrote: head, whether there is a branch, and pull requests, of each target."""
-    if not (data := place.read(STARTS)):
-        raise _gone(place, STARTS)
-    where = f"{place.name}/{STARTS}"
-    try:
-        starts: list[Any] = unsealed(parse_json(data, where, error=ValueError))["starts"]
-        for head, has_branch, requests in starts:
-            if not (isinstance(head, str | None) and type(has_branch) is bool):
-                raise ValueError("a target has no commit")
-            if not all(isinstance(ref, str) and isinstance(commit, str) for ref, commit in requests):
-                raise ValueError("a pull request has no commit")
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptFile(
-            f"{where}: does not say how the targets were ({error}); submit the recipe again, which goes on "
-            "from the shards that are there",
-            file=where,
-        ) from error
-    return starts
-
-
-def _start(target: PushTarget, stated: Sequence[Any]) -> RemoteState:
-    """The target as it was then, so that what somebody has put there since is not overwritten."""
-    from huggingface_hub.errors import RevisionNotFoundError
-
-    head, has_branch, pull_requests = stated
-    with push_errors(target.name):
-        try:
-            files = remote_files(target.repo, head) if head else {}
-        except RevisionNotFoundError as error:
-            raise refusal(
-                target,
-                f"commit {head}, which was there when the work was handed out, is gone: somebody made the "
-                "repo or its history anew; look at it, then submit the recipe again",
-            ) from error
-    requests = frozenset((ref, commit) for ref, commit in pull_requests)
-    return RemoteState(True, head, has_branch, files, requests)
+    where = shlex.quote(place.name)
+    return (
+        f"submit the recipe again, which makes them anew; or `hubextrap worker {where}`, then "
+        f"`hubextrap finish {where}`"
+    )
 
 
 def _into_folders(
@@ -367,8 +300,12 @@ def _not_done(plan: WorkPlan, place: Place, missing: Sequence[int]) -> OutputErr
     where = shlex.quote(place.name)
     who = f"`hubextrap worker {where}` makes them here"
     if others is not None:
-        watch = in_queue(place, others).how_to_watch
-        who = f"`{watch}` shows who has them, `hubextrap finish {where} --wait` waits for them, {who}"
+        queue, jobs = queue_of(others), [*others.jobs, *([] if others.last is None else [others.last])]
+        if queue.alive(jobs):
+            who = f"`hubextrap finish {where} --wait` waits for them, {who}"
+        else:
+            who = f"their jobs have ended, and `hubextrap submit` as before starts others; {who}"
+        who = f"`{queue.commands(place, jobs).how_to_watch}` shows who has them, {who}"
     total = len(plan.shard_units)
     return OutputError(f"{place.name}: {len(missing)} of {total} shards are not made yet ({names}); {who}")
 
@@ -379,7 +316,7 @@ def _read_beside(place: Place, plan: WorkPlan, number: int, files: Sequence[str]
         name = f"{BESIDE}/{number}/{file}"
         stated, _, content = (place.read(name) or b"").partition(b"\n")
         if stated != _seal(plan, name, content):
-            raise _gone(place, name)
+            raise gone(place, name)
         found[file] = content
     return Companions(read_provenance(found[PROVENANCE_FILE], f"{place.name}/{PROVENANCE_FILE}"), found)
 
@@ -387,13 +324,6 @@ def _read_beside(place: Place, plan: WorkPlan, number: int, files: Sequence[str]
 def _seal(plan: WorkPlan, name: str, content: bytes) -> bytes:
     """The first line of such a file: damage shows, and a file of another plan, target or name."""
     return sha256_hex(f"{plan.digest} {name}\n".encode() + content).encode()
-
-
-def _gone(place: Place, file: str) -> OutputError:
-    return OutputError(
-        f"{place.name}: {file} is gone or not as it was written; submit the recipe again, which goes on from "
-        "the shards that are there"
-    )
 
 
 def said_to_finish(
