@@ -68,7 +68,9 @@ def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"done/0\.json: cannot be written: File exists; make room"):
         place.write("done/0.json", b"{}")
     (tmp_path / "place" / "failed" / "0.json").mkdir(parents=True)
-    with pytest.raises(SourceError, match=r"failed/0\.json: cannot be read: Is a directory; check") as caught:
+    with pytest.raises(
+        SourceError, match=r"failed/0\.json: cannot be read: Is a directory; remove it"
+    ) as caught:
         place.read("failed/0.json")
     assert caught.value.file == str(tmp_path / "place" / "failed" / "0.json")
     with pytest.raises(OutputError, match="not a regular file"):
