@@ -18,6 +18,7 @@ import hubextrap
 from hubextrap import api
 from hubextrap.errors import HubExtrapError, RecipeError, WrongArgument
 from hubextrap.evaluation import EvaluationOptions, EvaluationTable, TaskFile
+from hubextrap.executors.slurm import SlurmExecutor
 from hubextrap.given import run_of
 from hubextrap.hub.target import push_targets
 from hubextrap.localhub import LocalHub
@@ -53,6 +54,9 @@ FIRST: dict[Callable[..., Any], Callable[[Any], object]] = {
     hubextrap.run: lambda wrong: hubextrap.run(wrong, out="made"),
     hubextrap.scan: hubextrap.scan,
     hubextrap.sweep: lambda wrong: hubextrap.sweep(wrong, "made"),
+    hubextrap.submit: lambda wrong: hubextrap.submit(wrong, SlurmExecutor(), out="made"),
+    hubextrap.finish: hubextrap.finish,
+    hubextrap.worker: hubextrap.worker,
     hubextrap.verify: hubextrap.verify,
     hubextrap.walk: lambda wrong: hubextrap.walk(wrong, "problems.jsonl", out="made"),
 }

@@ -92,7 +92,7 @@ def finish(
         ReferenceNotFound: no plan lies there: it is finished, or was never submitted.
         OutputError: shards are missing; says which. HubExtrapError: a unit cannot be done, or as `merge`.
     """
-    progress, where = progress or SilentProgress(), open_place(str(place))
+    progress, where = progress or SilentProgress(), open_place(place)
     try:
         plan = WorkPlan.load(where)
     except ReferenceNotFound:

@@ -41,7 +41,7 @@ def worker(
         ReferenceNotFound: no plan lies there.
         OutputError: a number is no unit's. HubExtrapError: whatever a unit raises.
     """
-    progress, where = progress or SilentProgress(), open_place(str(place))
+    progress, where = progress or SilentProgress(), open_place(place)
     try:
         plan = load_work(where)
     except ReferenceNotFound:

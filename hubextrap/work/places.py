@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from errno import EINVAL, EISDIR
+from os import PathLike
 from pathlib import Path
 from typing import Protocol
 
 from hubextrap.containment import read_named
 from hubextrap.durable.atomic import is_new_name, new_name, write_whole, writing
-from hubextrap.errors import SourceError
+from hubextrap.errors import SourceError, wrong_argument
 
 REMEDY = "make room or check the folder's permissions, then run the same command again"
 
@@ -103,13 +104,15 @@ class FolderPlace:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def open_place(name: str) -> Place:
+def open_place(name: Path | str) -> Place:
     """The place that a command names: a folder, or ``hf://buckets/OWNER/NAME/PATH``.
 
     Raises:
-        SourceError: it cannot be reached.
+        WrongArgument: it is no such thing. SourceError: it cannot be reached.
     """
-    if name.startswith("hf://"):
+    if not isinstance(name, (str, PathLike)):
+        raise wrong_argument("place", "a path, or hf://buckets/OWNER/NAME/PATH", name)
+    if isinstance(name, str) and name.startswith("hf://"):
         from hubextrap.work.bucket import BucketPlace
 
         return BucketPlace(name)

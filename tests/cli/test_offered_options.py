@@ -37,6 +37,8 @@ OFFERED: dict[str, dict[str, str]] = {
     "api/staging.py": {"--out": f"plan {WRITE}"},
     "api/sweeping.py": {"--damping": "sweep", "--out": "sweep", "--horizons": "sweep"},
     "api/walking.py": {"--push": "walk"},
+    "work/bucket.py": {"--bucket": "submit"},
+    "executors/slurm.py": {"--dry-run": "submit", "--executor": "merge run", "--out": "submit"},
     "executors/on_ray.py": {
         "--executor": "eval merge run scan",
         "--memory": "merge run scan",
@@ -72,6 +74,10 @@ ELSEWHERE = {
     "tensors/combinable.py": ("--safe",),  # DeepSpeed's
     # with the recipe's key or the commands that have it beside
     "executors/jobs.py": ("--all", "--label", "--with", "--namespace", "--finish", "--wait"),  # hf, uv
+    "executors/slurm.py": (  # sbatch's
+        "--array", "--chdir", "--cpus-per-task", "--dependency", "--job-name", "--me", "--mem", "--name",
+        "--nodes", "--ntasks", "--output", "--parsable", "--partition", "--requeue",
+    ),
     "engine/run.py": ("--allow-non-finite",),
     "evaluation/asking.py": ("--prompts",),
     "evaluation/own_tasks.py": ("--repeats",),
