@@ -18,7 +18,6 @@ from hubextrap.hub.target import PushTarget
 from hubextrap.lazy import by_name
 from hubextrap.work.kinds import Work, checkpoint_as_json, checkpoint_from_json, own_versions
 from hubextrap.work.layouts import layouts_as_json, layouts_from_json, merge_as_json, merge_from_json
-from hubextrap.work.merging import shard_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -135,7 +134,7 @@ class WorkPlan(Work):
         if record.unit not in self.shard_units:
             return True
         try:
-            shards = shard_record(self, record).shards
+            shards = by_name("hubextrap.work.merging:shard_record")(self, record).shards  # stands above this
         except CorruptFile:
             return False
         places = [one.folder for one in self.outputs]
