@@ -177,13 +177,21 @@ EXECUTORS = {
 waits: `hubextrap submit`."""
 
 
-def check_executor(name: str) -> str:
+def check_executor(name: str, workers: object = None) -> str:
     """Refuse a name that is no executor's.
 
+    Args:
+        workers: threads that are asked for, where that is not the default.
+
     Raises:
-        RecipeError: names those that there are.
+        RecipeError: names those that there are; the executor takes no number of threads.
     """
     if not isinstance(name, str) or name not in EXECUTORS:
         instead = "; for Slurm and HF Jobs: hubextrap submit RECIPE" if name in ("slurm", "jobs") else ""
         raise RecipeError(f"executor: {name!r} is not one of {', '.join(EXECUTORS)}{instead}")
+    if workers is not None and name != "local":
+        raise RecipeError(
+            f"workers: {workers} has no effect with the executor {name}, whose units take one thread each; "
+            "leave it out"
+        )
     return name

@@ -55,7 +55,7 @@ class ReadingOptions:
     """Who reads them: ``local`` for this process, ``ray`` for a Ray cluster."""
 
     def __post_init__(self) -> None:
-        check_executor(self.executor)
+        check_executor(self.executor, None if self.workers == DEFAULT_WORKERS else self.workers)
         for name in ("memory", "workers"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:

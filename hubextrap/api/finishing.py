@@ -83,7 +83,7 @@ def finish(
 
     Args:
         place: where the plan lies: a folder, or ``hf://buckets/OWNER/NAME/PATH``.
-        wait: until all shards are on record, or one cannot be made.
+        wait: until all shards are on record and no job is left, or one cannot be made.
         if_last: return None where shards are missing, or where another has done the last step.
 
     Returns:
@@ -312,7 +312,7 @@ def _made(
 
 
 def _await_shards(plan: WorkPlan, place: Place, kept: Records, progress: Progress) -> None:
-    """Return when all shards are on record, one cannot be made, nobody makes them, or all is finished."""
+    """Return when all shards are on record and nobody is at work, one cannot be made, or all is finished."""
     total = sum(plan.bytes_of(unit) for unit in plan.shard_units)
     seen: set[int] = set()
     idle_since: float | None = None
@@ -323,10 +323,11 @@ def _await_shards(plan: WorkPlan, place: Place, kept: Records, progress: Progres
                     continue
                 stage.advance(plan.bytes_of(unit))
                 seen.add(unit)
-            if len(seen) == len(plan.shard_units) or kept.failed():
-                return
             queue, jobs = _jobs_of(place)
-            idle_since = (idle_since or time.monotonic()) if queue and not queue.alive(jobs) else None
+            at_work = queue is not None and bool(queue.alive(jobs) - {queue.here()})
+            if kept.failed() or (len(seen) == len(plan.shard_units) and not at_work):
+                return  # else the last step is theirs
+            idle_since = (idle_since or time.monotonic()) if queue and not at_work else None
             if queue and idle_since is not None and time.monotonic() - idle_since > queue.settle:
                 return
             time.sleep(PAUSE)
@@ -355,10 +356,13 @@ def _not_done(plan: WorkPlan, place: Place, missing: Sequence[int]) -> OutputErr
     names = ", ".join(plan.labels[unit] for unit in missing[:5]) + (" …" if len(missing) > 5 else "")
     others = Submission.load(place)
     where = shlex.quote(place.name)
-    who = f"`hubextrap worker {where}` makes them here"
+    who = f"make them here: `hubextrap worker {where}`"
     if others is not None:
         watch = in_queue(place, others).how_to_watch
-        who = f"`{watch}` shows who has them, `hubextrap finish {where} --wait` waits for them, {who}"
+        who = (
+            f"`{watch}` shows the jobs that make them; `hubextrap finish {where} --wait` waits for those. If "
+            f"none is left, submit again, or {who}"
+        )
     total = len(plan.shard_units)
     return OutputError(f"{place.name}: {len(missing)} of {total} shards are not made yet ({names}); {who}")
 

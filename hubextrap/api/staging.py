@@ -398,7 +398,9 @@ def _strike_changed(folder: Path, journal: Journal, progress: Progress, *, hashe
         return
     with (
         closing(LocalSource(folder)) as source,
-        progress.stage("check", sum(shard.size for shard in journal.finished.values()) * hashed) as stage,
+        (progress if hashed else SilentProgress()).stage(
+            "check", sum(shard.size for shard in journal.finished.values())
+        ) as stage,
     ):
         for shard in tuple(journal.finished.values()):
             info = source.files().get(shard.file)

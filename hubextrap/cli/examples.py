@@ -60,8 +60,8 @@ EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
             "hubextrap submit recipe.yaml --push me/my-model@step_60 --jobs 8",
         ),
     ),
-    "worker": ("scaling", ("hubextrap worker .predicted.partial/work 0 1 2",)),
-    "finish": ("scaling", ("hubextrap finish .predicted.partial/work --wait",)),
+    "worker": ("slurm", ("hubextrap worker .predicted.partial/work 0 1 2",)),
+    "finish": ("slurm", ("hubextrap finish .predicted.partial/work --wait",)),
     "push": ("provenance", ("hubextrap push ./predicted me/my-model@step_60",)),
     "run": ("recipes", ("hubextrap run recipe.yaml --out predicted --output results.json",)),
     "verify": (

@@ -49,18 +49,24 @@ def submit(
     sbatch: list[str] | None = typer.Option(
         None, metavar="OPTION", help="Option for sbatch, for example --partition=cpu. Repeat it for more."
     ),
-    jobs: int | None = typer.Option(None, min=1, metavar="N", help="Hand it to so many HF Jobs."),
-    flavor: str | None = typer.Option(None, metavar="NAME", help="Hardware of each HF Job."),
+    jobs: int | None = typer.Option(
+        None, min=1, metavar="N", help="Hand it to N HF Jobs. The checkpoints are on the Hub."
+    ),
+    flavor: str | None = typer.Option(
+        None, metavar="NAME", help="Hardware of each HF Job, see `hf jobs hardware`. Default: cpu-upgrade."
+    ),
     timeout: str | None = typer.Option(
         None, metavar="TIME", help="Longest time of each HF Job, for example 90m. Default: the Hub's."
     ),
     bucket: str | None = typer.Option(
-        None, metavar="OWNER/NAME", help="Private bucket for the HF Jobs' plan and records."
+        None,
+        metavar="OWNER/NAME",
+        help="Bucket for the HF Jobs' plan and records. Default: YOU/hubextrap-work.",
     ),
     scan: ScanFile = None,
     force: Force = False,
     reading: Looking,
-    dry_run: bool = typer.Option(False, "--dry-run", help="Check and tell all, and write nothing."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Check all, print the jobs, and submit nothing."),
     said: Said,
 ) -> None:
     """Hand a merge to Slurm or to HF Jobs. The last job makes the output appear, as one commit."""

@@ -10,7 +10,7 @@ from hubextrap.cli.terminal import tell, tell_json
 PlanPlace = typer.Argument(
     ...,
     metavar="PLACE",
-    help="Where the plan lies: the folder that `hubextrap submit` names, or hf://buckets/…",
+    help="Where the plan is: what `hubextrap submit` prints after `finish`, a folder or hf://buckets/…",
 )
 
 
@@ -18,7 +18,7 @@ PlanPlace = typer.Argument(
 def worker(
     place: str = PlanPlace,
     units: list[int] | None = typer.Argument(
-        None, metavar="UNIT…", help="Numbers of the units to do. Default: all that nobody has done.", min=0
+        None, metavar="UNIT…", help="Numbers of units to do, from 0. Default: all that are not done.", min=0
     ),
     *,
     last: bool = typer.Option(
@@ -51,7 +51,7 @@ def worker(
 def finish(
     place: str = PlanPlace,
     *,
-    wait: bool = typer.Option(False, "--wait", help="Wait until all shards are made."),
+    wait: bool = typer.Option(False, "--wait", help="Wait until all shards are made, or no job is left."),
     summary: Summary = None,
     said: Said,
 ) -> None:

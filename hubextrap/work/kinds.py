@@ -284,8 +284,8 @@ def _read(place: Place) -> bytes:
     data = place.read(PLAN_FILE)
     if data is None:
         raise ReferenceNotFound(
-            f"{place.name}: holds no {PLAN_FILE}, or this machine does not see it; name a folder that "
-            "all machines see under the same path"
+            f"{place.name}: holds no {PLAN_FILE}. If the output is there, its work is finished. If not, the "
+            "name is wrong, or this machine does not see the place under that name"
         )
     return data
 

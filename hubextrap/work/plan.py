@@ -18,6 +18,7 @@ from hubextrap.hub.target import PushTarget
 from hubextrap.lazy import by_name
 from hubextrap.work.kinds import Work, checkpoint_as_json, checkpoint_from_json, own_versions
 from hubextrap.work.layouts import layouts_as_json, layouts_from_json, merge_as_json, merge_from_json
+from hubextrap.work.shard_records import ShardRecord, shard_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -126,6 +127,15 @@ class WorkPlan(Work):
         found: Hands = by_name("hubextrap.work.making:MergeHands")(self, progress)  # stands above this
         return found
 
+    def shard_record(self, record: Record) -> ShardRecord:
+        """What the record of a shard says.
+
+        Raises:
+            CorruptFile: it is none of that shard's.
+        """
+        shard = self.merge.shards[record.unit]
+        return shard_record(record, shard, len(self.checkpoints), len(self.outputs))
+
     def is_there(self, record: Record) -> bool:
         """Whether it says what a shard's says, and its shards lie in their folders, as large as planned.
 
@@ -134,7 +144,7 @@ class WorkPlan(Work):
         if record.unit not in self.shard_units:
             return True
         try:
-            shards = by_name("hubextrap.work.merging:shard_record")(self, record).shards  # stands above this
+            shards = self.shard_record(record).shards
         except CorruptFile:
             return False
         places = [one.folder for one in self.outputs]
