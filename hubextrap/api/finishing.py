@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.api.beforehand import card_for
-from hubextrap.api.beside import STARTS, gone, read_beside, read_starts
+from hubextrap.api.beside import read_beside
 from hubextrap.api.merging import MergeResult, Prediction, push_finished
 from hubextrap.api.output import target_folders, write_files
 from hubextrap.api.preparing import CARD
 from hubextrap.api.recorded import in_queue, queue_of
 from hubextrap.api.staging import place_of, push_place, remove_unless_held, staged
+from hubextrap.api.starts import STARTS, gone, read_starts, start_of
 from hubextrap.containment import read_named
 from hubextrap.durable.lock import open_held
 from hubextrap.durable.places import is_marked
@@ -26,8 +27,6 @@ from hubextrap.executors.driving import do_all
 from hubextrap.executors.local import LocalExecutor
 from hubextrap.executors.submission import Submission
 from hubextrap.hub import PROVENANCE_FILE, HubSink, PushTarget, commit_message
-from hubextrap.hub.push_errors import push_errors
-from hubextrap.hub.target import RemoteState, refusal, remote_files
 from hubextrap.progress import SilentProgress
 from hubextrap.work.kinds import PLAN_FILE
 from hubextrap.work.merging import strike, target_shards
@@ -190,7 +189,7 @@ def _finished(plan: WorkPlan, place: Place, records: Mapping[int, Record], progr
         if len(starts) != len(targets):
             raise gone(place, STARTS)
         for target, start, shards, one in zip(targets, starts, made, whole, strict=True):
-            with HubSink(target, progress=progress, start=_start(target, start)) as sink:
+            with HubSink(target, progress=progress, start=start_of(target, start)) as sink:
                 sink.adopt(shards.shards.values(), shards.small, lost)
                 card = {CARD: card_for(one, target)}
                 pushed.append(sink.commit(one.files | card, commit_message(one.provenance)))
@@ -221,26 +220,10 @@ def _lost(plan: WorkPlan, place: Place, files: Collection[str]) -> str:
     """Take shards off the record that the Hub has not kept; returns what makes them again."""
     strike(plan, Records(place, plan.digest), files)
     where = shlex.quote(place.name)
-    again = f"`hubextrap worker {where}` makes them here"
-    return f"submit the recipe again, which makes them anew, or {again}, then `hubextrap finish {where}`"
-
-
-def _start(target: PushTarget, stated: Sequence[Any]) -> RemoteState:
-    """The target as it was then, so that what somebody has put there since is not overwritten."""
-    from huggingface_hub.errors import RevisionNotFoundError
-
-    head, has_branch, pull_requests = stated
-    with push_errors(target.name):
-        try:
-            files = remote_files(target.repo, head) if head else {}
-        except RevisionNotFoundError as error:
-            raise refusal(
-                target,
-                f"commit {head}, which was there when the work was handed out, is gone: somebody made the "
-                "repo or its history anew; look at it, then submit the recipe again",
-            ) from error
-    requests = frozenset((ref, commit) for ref, commit in pull_requests)
-    return RemoteState(True, head, has_branch, files, requests)
+    return (
+        f"submit the recipe again, which makes them anew; or `hubextrap worker {where}`, then "
+        f"`hubextrap finish {where}`"
+    )
 
 
 def _into_folders(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from hubextrap.api.beforehand import problems_beforehand, refuse
-from hubextrap.api.beside import earlier_starts, write_beside, write_starts
+from hubextrap.api.beside import write_beside
 from hubextrap.api.companions import companions
 from hubextrap.api.distributing import planned
 from hubextrap.api.fingerprint import merge_fingerprint
@@ -19,6 +19,7 @@ from hubextrap.api.planning import recipe_push_targets
 from hubextrap.api.preparing import opened, prepare
 from hubextrap.api.recorded import add_from_journals, refuse_jobs
 from hubextrap.api.staging import WORK, in_place, place_of, push_place, push_state
+from hubextrap.api.starts import earlier_starts, write_starts
 from hubextrap.errors import RecipeError
 from hubextrap.executors.driving import earlier_plan, placed
 from hubextrap.given import optional_path, recipe_of
@@ -129,7 +130,6 @@ def _handed_over(
     with _place(prepared, out, targets) as (local, outputs, journals):
         plan = planned(prepared.plan, run, settings, outputs, fingerprint)
         place = queue.place(plan, local)
-        starts = [create_repo(target) for target in targets] if out is None else []
         finish = said_to_finish(out, steps, targets, beside, prepared.caveats)
         plan = replace(plan, finish=finish)
         if earlier_plan(plan, place) is None:
@@ -138,8 +138,8 @@ def _handed_over(
         plan, records = placed(plan, place)
         add_from_journals(plan, Records(place, plan.digest), records, journals)
         write_beside(place, plan, beside)
-        if starts:
-            write_starts(place, starts, before)
+        if out is None:  # repos are made last, when the place is known to take the plan
+            write_starts(place, [create_repo(target) for target in targets], before)
         units = [unit for unit in plan.shard_units if unit not in records]
         return Submission(place.name, len(units), queue.submit(plan, place, units))
 

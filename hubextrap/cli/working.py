@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
 import typer
 
 from hubextrap.cli.options import Said, Summary, grouped
 from hubextrap.cli.terminal import tell, tell_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PlanPlace = typer.Argument(
     ...,
@@ -31,16 +37,9 @@ def worker(
     Exit code 75: another attempt may go well, as after a lost network.
     """
     from hubextrap import api
-    from hubextrap.errors import HubExtrapError, MayPass
-    from hubextrap.foreign_text import own_lines
-    from hubextrap.work.doing import may_pass
 
-    try:
+    with _another_attempt():
         done = api.worker(place, units or None, finish_if_last=last, progress=said.progress)
-    except HubExtrapError as error:
-        if may_pass(error):
-            raise MayPass(own_lines(*str(error).split("\n"))) from error
-        raise
     if said.as_json:
         tell_json([{"unit": unit, "file": file} for unit, file in done])
     else:
@@ -55,12 +54,16 @@ def finish(
     summary: Summary = None,
     said: Said,
 ) -> None:
-    """Do the last step of submitted work: name the folder, or make the one commit."""
+    """Do the last step of submitted work: name the folder, or make the one commit.
+
+    Exit code 75: another attempt may go well, as after a lost network.
+    """
     from hubextrap import api
     from hubextrap.cli.markdown import append_summary, predictions_markdown
     from hubextrap.cli.summaries import prediction_as_json, print_prediction
 
-    result = api.finish(place, wait=wait, progress=said.progress)
+    with _another_attempt():
+        result = api.finish(place, wait=wait, progress=said.progress)
     predictions = () if result is None else result.predictions
     if summary is not None:
         append_summary(summary, predictions_markdown(predictions))
@@ -69,3 +72,18 @@ def finish(
         return
     for prediction in predictions:
         print_prediction(prediction)
+
+
+@contextmanager
+def _another_attempt() -> Iterator[None]:
+    """An error that another attempt may not meet has an exit code of its own."""
+    from hubextrap.errors import HubExtrapError, MayPass
+    from hubextrap.foreign_text import own_lines
+    from hubextrap.work.doing import may_pass
+
+    try:
+        yield
+    except HubExtrapError as error:
+        if may_pass(error):
+            raise MayPass(own_lines(*str(error).split("\n"))) from error
+        raise

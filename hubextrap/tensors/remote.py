@@ -128,12 +128,14 @@ class RemoteSource:
             while part.rest and not part.stop.is_set():
                 asked, cause, stale = None, "", False
                 target: Target | None = None
+                failure: Exception
                 received = part.received
                 try:
                     target = self._target(file)
                     fetch(target, part)
                     continue
                 except Refused as error:
+                    failure = error
                     asked, cause, stale = error.asked_wait, str(error), error.stale
                     with self._lock:
                         if stale and self._targets.get(file) is target:
@@ -141,7 +143,7 @@ class RemoteSource:
                 except Exception as error:
                     if not is_passing(error):
                         raise
-                    asked = wait_asked_by(error)
+                    failure, asked = error, wait_asked_by(error)
                     cause = str(error).strip().partition("\n")[0] or type(error).__name__
                 seconds = attempts.wait(asked)
                 if seconds is None:
@@ -151,7 +153,7 @@ class RemoteSource:
                         f"{attempts.elapsed:.0f} s: {cause}{hint}; check the network, then "
                         "run the same command again",
                         file=where,
-                    )
+                    ) from failure
                 # An address that expired or a connection that brought something is worth an attempt at once.
                 if part.received == received and not (stale and attempts.failed == 1):
                     part.stop.wait(seconds)

@@ -48,8 +48,8 @@ class Part:
         return len(self.buffer) - self.received
 
 
-class Refused(Exception):
-    """The server answered, but not with these bytes; asking again may help."""
+class Refused(ConnectionError):
+    """The server answered, but not with these bytes; asking again may help, now or at another time."""
 
     def __init__(self, cause: str, *, stale: bool = False, asked_wait: float | None = None) -> None:
         super().__init__(cause)

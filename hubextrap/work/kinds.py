@@ -282,6 +282,11 @@ _CHECKPOINT = ("step", "repo", "revision", "commit", "path")
 
 def _read(place: Place) -> bytes:
     data = place.read(PLAN_FILE)
+    if data is None and place.anywhere:
+        raise ReferenceNotFound(
+            f"{place.name}: holds no {PLAN_FILE} that this token may read; its last step may be done, else "
+            "check the name and HF_TOKEN"
+        )
     if data is None:
         raise ReferenceNotFound(
             f"{place.name}: holds no {PLAN_FILE}. If the output is there, its work is finished. If not, the "

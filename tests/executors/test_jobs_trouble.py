@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from command_lines import run_main
 from executors.test_jobs import await_end, content, outcome, recipe_of, write_to
 from huggingface_hub import HfApi
 
 from hubextrap import api
-from hubextrap.errors import CorruptFile, OutputError, PushError
+from hubextrap.errors import AccessDenied, CorruptFile, OutputError, PushError, ReferenceNotFound
 from hubextrap.executors.jobs import JobsExecutor
 from hubextrap.executors.submission import SUBMITTED, Submission
 from hubextrap.executors.watching import Submitted
@@ -149,3 +150,35 @@ def test_a_public_bucket_is_none_for_plans(hub: LocalHub, recipe: Path, repo_id:
     with pytest.raises(OutputError, match=r"this bucket is public, .*--bucket"):
         api.submit(recipe, JobsExecutor(1, bucket=f"{repo_id}-open"), push=repo_id)
     assert hub.buckets.get(f"{repo_id}-open").entries() == {}
+
+
+def test_a_hub_that_is_away_for_long_is_no_fault_of_a_shard(
+    hub: LocalHub, recipe: Path, repo_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing permanent is put on record for it, and the exit codes say that another attempt may go well."""
+    monkeypatch.setattr("hubextrap.patience.Attempts.wait", lambda self, asked=None: None)
+    place = submit(recipe, repo_id)
+    hub.faults.add(Fault(path=r"/resolve/.*safetensors", status=503, count=1000))
+    ended = run_main("worker", place, "0")
+    assert (ended.code, "503" in ended.err) == (75, True), ended
+    assert BucketPlace(place).names("failed") == frozenset()
+    hub.faults.clear()
+    api.worker(place)
+    hub.faults.add(Fault(path=r"/commit/", status=503, count=1000))
+    assert run_main("finish", place).code == 75
+    hub.faults.clear()
+    assert run_main("finish", place).code == 0
+
+
+def test_a_bucket_of_others_leaves_no_repo_behind(
+    hub: LocalHub, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what lies in it that the token may not see is no plan; the error says what to check."""
+    place = submit(recipe, "me/never")
+    HfApi().delete_repo("me/never")
+    monkeypatch.setenv("HF_TOKEN", hub.add_token("stranger"))
+    with pytest.raises(AccessDenied, match="403"):
+        api.submit(recipe, Nobody(1, bucket="me/work"), push="stranger/never")
+    assert not HfApi().repo_exists("stranger/never")
+    with pytest.raises(ReferenceNotFound, match=r"no plan\.json that this token may read"):
+        api.worker(place)
