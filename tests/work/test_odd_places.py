@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from hubextrap import api
+from hubextrap.api.beside import read_beside, write_beside
+from hubextrap.api.companions import Companions
 from hubextrap.api.staging import Staging, staged
 from hubextrap.claims import sealed
 from hubextrap.errors import OutputError, ReferenceNotFound, SourceError
@@ -20,9 +22,12 @@ from hubextrap.executors.local import LocalExecutor
 from hubextrap.executors.slurm import SlurmExecutor
 from hubextrap.executors.submission import SUBMITTED, Submission
 from hubextrap.executors.watching import Submitted
+from hubextrap.hub import PROVENANCE_FILE
+from hubextrap.hub.provenance_checks import read_provenance
 from hubextrap.progress import Progress
 from hubextrap.work.kinds import Work
 from hubextrap.work.places import FolderPlace, Place
+from hubextrap.work.plan import WorkPlan
 from hubextrap.work.records import Record
 
 UNIT = 1
@@ -101,6 +106,18 @@ def test_a_file_beside_the_shards_that_is_not_as_it_was_written(place: FolderPla
     api.merge(recipe, out=tmp_path / "local")
     for path in (tmp_path / "local").rglob("*.*"):
         assert (tmp_path / "out" / path.relative_to(tmp_path / "local")).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_no_file_beside_the_shards_leaves_the_output(place: FolderPlace) -> None:
+    plan = WorkPlan.load(place)
+    files = {file: (place.folder / "beside" / "0" / file).read_bytes() for file in plan.finish["beside"][0]}
+    made = {file: content.partition(b"\n")[2] for file, content in files.items()}
+    odd = Companions(read_provenance(made[PROVENANCE_FILE], "x"), made | {"../x": b"x"})
+    write_beside(place, plan, [odd])
+    assert (place.folder / "beside" / "x").is_file()
+    with pytest.raises(OutputError, match=r"beside/0/\.\./x is gone or not as it was written"):
+        read_beside(place, plan, 0, sorted(odd.files))
 
 
 @pytest.mark.slow
