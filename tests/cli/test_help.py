@@ -35,6 +35,9 @@ NOT_HERE = {
     "reground loop.yaml": "trains",
     "--evaluation results.json": "needs an evaluation",
     "mergekit-yaml": "needs a config, see tests/mergekit_plugin",
+    "--slurm": "needs a cluster, see tests/executors/test_slurm.py",
+    "--jobs": "needs a Hub that runs jobs, see tests/executors/test_jobs.py",
+    ".partial/work": "needs what was submitted, see tests/work/test_handing_over.py",
 }
 """What of a line keeps it from being run here, and why."""
 SLOW = ("eval", "sweep", "walk", "generate", "report")

@@ -38,6 +38,7 @@ OFFERED: dict[str, dict[str, str]] = {
     "api/sweeping.py": {"--damping": "sweep", "--out": "sweep", "--horizons": "sweep"},
     "api/walking.py": {"--push": "walk"},
     "work/bucket.py": {"--bucket": "submit"},
+    "work/kinds.py": {"--out": "submit"},
     "executors/slurm.py": {"--dry-run": "submit", "--executor": "merge run", "--out": "submit"},
     "executors/on_ray.py": {
         "--executor": "eval merge run scan",
