@@ -12,8 +12,9 @@ from pathlib import Path
 
 from hubextrap import api
 from hubextrap.executors.watching import Submitted
+from hubextrap.work.kinds import PLAN_FILE
 from hubextrap.work.places import FolderPlace, Place
-from hubextrap.work.plan import PLAN_FILE, WorkPlan
+from hubextrap.work.plan import WorkPlan
 
 
 class Nobody:
