@@ -8,6 +8,7 @@ import pytest
 from ray_nodes import Nodes, attempts_but_rays
 
 from hubextrap.executors.on_ray import RayExecutor
+from hubextrap.executors.ray_cluster import connected
 from hubextrap.executors.testing import ExecutorTests
 
 pytestmark = pytest.mark.slow
@@ -15,8 +16,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    with Nodes() as nodes:
-        yield nodes
+    """Joined once for all tests: who joins gets workers of its own, which take seconds to start."""
+    with Nodes() as nodes, pytest.MonkeyPatch.context() as monkeypatch:
+        nodes.join(monkeypatch)
+        with connected(0):
+            yield nodes
 
 
 @pytest.fixture
@@ -30,9 +34,8 @@ class TestRayExecutor(ExecutorTests):
     patience = 120.0
 
     @pytest.fixture
-    def executor(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> RayExecutor:
+    def executor(self, nodes: Nodes) -> RayExecutor:
         self.nodes = nodes
-        nodes.join(monkeypatch)
         return RayExecutor(hang=10.0)
 
     def worker_pids(self) -> list[int]:
