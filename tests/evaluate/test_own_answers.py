@@ -57,8 +57,8 @@ def test_greedy_answers_and_their_log_probabilities(asked: tuple[Any, Any, list[
     wanted = [scored(model, tokenizer, *pair) for pair in zip(drawn.prompts, drawn.answers, strict=True)]
     for batch_size in (1, 5):
         found = answer_logprobs(model, tokenizer, drawn, batch_size=batch_size)
-        assert found == pytest.approx(wanted, abs=1e-5)
-    assert mean_logprob(model, tokenizer, drawn) == pytest.approx(np.mean(wanted), abs=1e-5)
+        assert found == pytest.approx(wanted, abs=1e-4)  # float32 logits, summed in another order
+    assert mean_logprob(model, tokenizer, drawn) == pytest.approx(np.mean(wanted), abs=1e-4)
     assert drawn.tokens == sum(map(len, drawn.answers))
 
 
