@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,7 +126,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 def main() -> None:
     from ray.cluster_utils import Cluster
 
-    node = {
+    node: dict[str, Any] = {
         "num_cpus": WORKERS,
         "memory": 4_000_000_000,
         "object_store_memory": 80_000_000,
@@ -137,7 +138,7 @@ def main() -> None:
         cluster.add_node(**node)
     print(cluster.address, flush=True)
     sys.stdin.read()
-    cluster.shutdown()
+    cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":
