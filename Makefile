@@ -35,7 +35,7 @@ test: setup  ## Run the default suite (a few minutes).
 	$(BIN)/python -m pytest -q -m "not slow"
 
 test-slow: setup  ## Run what the default suite leaves out.
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python .ci/slow.py
 
 test-base: setup  ## Install without extras in .venv-base, use it against a loopback Hub, and say what it takes.
 	$(BIN)/python .ci/base_install.py
