@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,27 +49,6 @@ ENDING = 10.0
 """Seconds for which another process may be at the end of the last step."""
 PAUSE = 5.0
 """Seconds between two looks at the records of those who work."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkStatus:
-    """How far the units of a plan are."""
-
-    done: int
-    units: int
-    missing: tuple[str, ...]
-    """What is not on record, by name."""
-    failed: tuple[str, ...]
-    """Why a unit cannot be done, a line for each."""
-
-
-def work_status(place: Place, plan: WorkPlan) -> WorkStatus:
-    """What the records in a place come to."""
-    kept = Records(place, plan.digest)
-    done = kept.done()
-    failed = [f"{plan.labels[unit]}: {kept.failure(unit)}" for unit in sorted(kept.failed())]
-    missing = tuple(plan.labels[unit] for unit in range(plan.units) if unit not in done)
-    return WorkStatus(plan.units - len(missing), plan.units, missing, tuple(failed))
 
 
 def finish(
@@ -321,7 +300,7 @@ def _jobs_of(place: Place) -> tuple[Watching | None, list[str]]:
     others = Submission.load(place)
     if others is None:
         return None, []
-    return queue_of(others), [*others.jobs, *([] if others.last is None else [others.last])]
+    return queue_of(others), others.every_job
 
 
 def _submitted_again(plan: WorkPlan, place: Place, missing: Sequence[int], progress: Progress) -> bool:

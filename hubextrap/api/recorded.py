@@ -103,7 +103,7 @@ def refuse_jobs(place: Place) -> None:
         OutputError, HubExtrapError: as `refuse_others`.
     """
     others = Submission.load(place)
-    if others is None or not queue_of(others).alive(_jobs(others)):
+    if others is None or not queue_of(others).alive(others.every_job):
         return
     raise OutputError(
         f"{place.name}: jobs that were submitted before, for another recipe or other checkpoints, still work "
@@ -141,11 +141,7 @@ def units_on_record(work: Path) -> int:
 
 def in_queue(place: Place, others: Submission) -> Submitted:
     """The jobs that a plan's units were handed to, and how to watch and cancel them."""
-    return queue_of(others).commands(place, _jobs(others))
-
-
-def _jobs(others: Submission) -> list[str]:
-    return [*others.jobs, *([] if others.last is None else [others.last])]
+    return queue_of(others).commands(place, others.every_job)
 
 
 def queue_of(others: Submission) -> Watching:

@@ -86,12 +86,7 @@ def run_plan(
     inputs = Inputs(plan.steps, tuple(sources))
     with closing(InputHashes(sources, plan.layouts, uses, compared=compared, begun=begun)) as hashes:
         merge = _Merge(plan, inputs, hashes, sinks, journals, done, device, not allow_non_finite)
-        try:
-            stream(inputs, merge, hashes, plan.buffers, progress)
-            made = merge.close()
-        except BaseException:
-            merge.abort()
-            raise
+        made = _carried_out(merge, progress)
     finished = [have | new for have, new in zip(there, made, strict=True)]
     return [
         MergeOutput(tuple(have[shard.file] for shard in plan.shards), same)
@@ -150,15 +145,20 @@ def run_shard(
     journals, others = [_NoJournal() for _ in sinks], {one.file for one in plan.shards} - {file}
     with closing(InputHashes(sources, plan.layouts, uses, elsewhere=shared)) as hashes:
         merge = _Merge(plan, inputs, hashes, sinks, journals, others, device, not allow_non_finite)
-        try:
-            stream(inputs, merge, hashes, plan.buffers, progress)
-            made = merge.close()
-        except BaseException:
-            merge.abort()
-            raise
+        made = _carried_out(merge, progress)
         return ShardOutput(
             tuple(one[file] for one in made), tuple(merge.identical), journals[0].inputs[file], hashes.left()
         )
+
+
+def _carried_out(merge: _Merge, progress: Progress) -> list[dict[str, FinishedShard]]:
+    """What `_Merge.close` returns; on any error every file that was not finished is dropped."""
+    try:
+        stream(merge.inputs, merge, merge.hashes, merge.plan.buffers, progress)
+        return merge.close()
+    except BaseException:
+        merge.abort()
+        raise
 
 
 @dataclass

@@ -37,6 +37,11 @@ class Submission:
     in_vain: int = 0
     """How many times in a row units were submitted again, and no more of them were done than before."""
 
+    @property
+    def every_job(self) -> list[str]:
+        """The jobs, that of the last step included."""
+        return [*self.jobs, *([] if self.last is None else [self.last])]
+
     def save(self, place: Place) -> None:
         """Note it in the place.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hubextrap import errors
@@ -16,7 +16,6 @@ from hubextrap.claims import DIGEST, sealed, unsealed
 from hubextrap.errors import CorruptFile, HubExtrapError
 from hubextrap.foreign_data import parse_json
 from hubextrap.foreign_text import own_lines
-from hubextrap.tensors.interfaces import FinishedShard, ShardInputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -183,8 +182,3 @@ def _unsealed(data: bytes, where: str) -> dict[str, Any]:
 
 def _numbers(names: frozenset[str]) -> frozenset[int]:
     return frozenset(int(name.removesuffix(".json")) for name in names if _NAME.fullmatch(name))
-
-
-def shard_as_json(shard: FinishedShard, inputs: ShardInputs) -> dict[str, Any]:
-    """What is on record of one target's shard."""
-    return {**asdict(shard), "inputs": list(inputs.digests), "compared": inputs.compared}
