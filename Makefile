@@ -10,6 +10,8 @@ NEWEST_TESTS := $(CHAIN) $(addprefix tests/,evaluate hub localhub logits mergeki
 TYPED_TESTS := $(filter-out tests/test_%,$(wildcard tests/*.py)) tests/statistics/backtest_runs.py tests/statistics/scan_runs.py
 # Modules and their names that only later Pythons than the lowest have; ruff knows syntax. `file` is Python 2's to it.
 VERMIN := --target=3.10- --violations --no-tips --quiet --exclude file
+# One process of tests a core, for two cores; a file's tests share what they set up.
+SIDE_BY_SIDE := -n 2 --dist loadfile
 # Two busy cores fight over threads: one run came out 15 times slower without this.
 export OMP_NUM_THREADS ?= 1
 
@@ -32,10 +34,10 @@ reground: setup  ## Train the bundled task with and without re-grounding, measur
 	$(BIN)/python demo/reground.py
 
 test: setup  ## Run the default suite (a few minutes).
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not slow"
 
 test-slow: setup  ## Run what the default suite leaves out.
-	$(BIN)/python .ci/slow.py
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m slow
 
 test-base: setup  ## Install without extras in .venv-base, use it against a loopback Hub, and say what it takes.
 	$(BIN)/python .ci/base_install.py
@@ -45,7 +47,7 @@ newest:  ## Install today's newest versions of everything into .venv-newest.
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev,report]'
 
 test-newest: newest  ## Run a part of the suite on today's newest versions of everything (TESTS=tests runs all).
-	.venv-newest/bin/python -m pytest -q -m "not slow" $(or $(TESTS),$(NEWEST_TESTS))
+	.venv-newest/bin/python -m pytest -q $(SIDE_BY_SIDE) -m "not slow" $(or $(TESTS),$(NEWEST_TESTS))
 
 lowest:  ## Install the lowest versions that pyproject.toml allows into .venv-lowest.
 	$(PYTHON) -m venv .venv-lowest
@@ -53,7 +55,7 @@ lowest:  ## Install the lowest versions that pyproject.toml allows into .venv-lo
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-lowest/constraints.txt -e '.[dev,report]'
 
 test-lowest: lowest  ## Run a part of the suite on the lowest versions that pyproject.toml allows.
-	.venv-lowest/bin/python -m pytest -q -m "not slow" $(or $(TESTS),$(LOWEST_TESTS))
+	.venv-lowest/bin/python -m pytest -q $(SIDE_BY_SIDE) -m "not slow" $(or $(TESTS),$(LOWEST_TESTS))
 
 lint: setup  ## Check style, formatting, spelling, types, and the version against the changelog.
 	$(BIN)/ruff check .

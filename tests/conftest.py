@@ -36,6 +36,7 @@ _HUB.start()
 
 for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_", "HUGGINGFACE_"))]:
     del os.environ[_name]
+os.environ.pop("COLUMNS", None)  # a terminal's, or a test runner's: lines would be folded
 os.environ.pop("GITHUB_ACTIONS", None)  # where it is set, commands annotate, and typer draws in colours
 os.environ |= {
     "HF_ENDPOINT": _HUB.url,

@@ -14,7 +14,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 STATE = Path(os.environ["FAKE_SLURM"])
@@ -106,8 +107,9 @@ def control(arguments: list[str]) -> int:
                 del running[task]
         while waiting and len(running) < SLOTS:
             task = waiting.pop(0)
-            if (TASKS / task).exists() and time.monotonic() < deadline:  # else it was cancelled
-                running[task] = begin(task, script, options)
+            with alone():
+                if (TASKS / task).exists() and time.monotonic() < deadline:  # else it was cancelled
+                    running[task] = begin(task, script, options)
         time.sleep(0.01)
     return 0
 
@@ -137,8 +139,7 @@ def begin(task: str, script: str, options: dict[str, str]) -> subprocess.Popen[b
             env={key: value for key, value in os.environ.items() if key[:6] != "SLURM_"} | environment,
         )
     note_pid(process.pid)
-    with suppress(FileNotFoundError):  # it was cancelled in this moment
-        (TASKS / task).write_text(f"R {process.pid}")
+    (TASKS / task).write_text(f"R {process.pid}")
     return process
 
 
@@ -161,15 +162,24 @@ def squeue(arguments: list[str]) -> int:
 
 
 def scancel(arguments: list[str]) -> int:
-    for task in list(TASKS.iterdir()):
-        if task.name in arguments or task.name.partition("_")[0] in arguments:
-            with suppress(FileNotFoundError, ProcessLookupError):
-                state, _, pid = task.read_text().partition(" ")
-                if state == "R":
-                    os.killpg(int(pid), signal.SIGTERM)
-                else:
-                    task.unlink()
+    with alone():
+        for task in list(TASKS.iterdir()):
+            if task.name in arguments or task.name.partition("_")[0] in arguments:
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    state, _, pid = task.read_text().partition(" ")
+                    if state == "R":
+                        os.killpg(int(pid), signal.SIGTERM)
+                    else:
+                        task.unlink()
     return 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """No task begins while one is cancelled: a task is in the queue, or it runs, or it is gone."""
+    with (STATE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 if __name__ == "__main__":

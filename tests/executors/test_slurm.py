@@ -66,7 +66,7 @@ class TestSlurm(ExecutorTests):
         self.cluster = cluster
         # units of one task wait for each other
         yield SlurmExecutor(tasks=None if "slow_unit" in request.node.name else 2)
-        cluster.wait(20)  # nobody is left; a worker ends after its last record
+        cluster.wait()  # nobody is left; a worker ends after its last record
 
     def worker_pids(self) -> list[int]:
         return list(self.cluster.processes())
@@ -379,7 +379,7 @@ def test_a_last_step_that_cannot_be_submitted_takes_the_array_with_it(
     monkeypatch.setattr(SlurmExecutor, "start_last", refuse)
     with pytest.raises(OutputError, match="no more jobs"):
         SlurmExecutor(tasks=2).submit(run.work_plan(), run.place, EVERY)
-    cluster.wait(10)
+    cluster.wait()
 
 
 @pytest.mark.slow
@@ -477,7 +477,7 @@ def test_a_driver_takes_over_the_jobs_of_one_that_was_killed(
     Records(run.place, plan.digest).put(made := Record(3, plan.digest, {}))
     assert next(records) == made
     records.close()
-    cluster.wait(10)
+    cluster.wait()
     assert len(cluster.calls("sbatch")) == 1
     assert Submission.load(run.place) is None
 
@@ -491,7 +491,8 @@ def test_a_unit_whose_worker_is_lost_every_time(
     with pytest.raises(
         OutputError, match=f"lost {RETRIES + 1} times; see .*logs/4_0.out.*out of memory"
     ) as caught:
-        list(SlurmExecutor(tasks=2).run(plan, run.place, [2, 4], lines))
+        # one task for both: two could be lost one after the other, and be submitted again one by one
+        list(SlurmExecutor(tasks=1).run(plan, run.place, [2, 4], lines))
     assert caught.value.file == shard_file(2)
     assert len(cluster.calls("sbatch")) == RETRIES + 1
     assert sum("the worker was lost" in line for line in lines.said) == RETRIES
