@@ -23,9 +23,11 @@ import yaml
 from huggingface_hub import HfApi
 from ray_nodes import Nodes, attempts_but_rays, wait_until
 
+from hubextrap.api.staging import place_of, push_place
 from hubextrap.errors import OutputError
 from hubextrap.executors.on_ray import RayExecutor
 from hubextrap.executors.testing_run import TinyRun, is_alive
+from hubextrap.hub import PushTarget
 from hubextrap.localhub import LocalHub
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors import build_header
@@ -155,23 +157,33 @@ def test_twenty_workers_and_five_drivers_are_killed(
     assert code == 0, err
     take = partial(_take, target, tmp_path, repo_id)
     expected = take()
-    rng, drivers, killed = random.Random(5), 0, list[int]()
+    rng, drivers, killed, latest = random.Random(5), 0, list[int](), 12.0
     while len(killed) < 20 or drivers < 5:
         with workers_killed(nodes, 20 - len(killed), len(killed)) as now:
             process = command("merge", recipe, *out, "--executor", "ray", **nodes.environment)
             if drivers < 5:
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(rng.uniform(4.0, 12.0))
+                    process.wait(rng.uniform(latest / 3, latest))
                 process.kill()
             _, _, err = ended(process)
         killed += now
         drivers += process.returncode == -signal.SIGKILL
-        assert process.returncode in (0, -signal.SIGKILL) or "was lost 4 times" in err, err
-        if process.returncode == 0:
+        latest *= 0.7 if process.returncode == 0 else 1.0  # it was too fast to be killed
+        was_there = "is there already and not empty" in err  # a driver was killed while it cleared up
+        assert process.returncode in (0, -signal.SIGKILL) or was_there or "was lost 4 times" in err, err
+        if process.returncode == 0 or was_there or _is_settled(target, tmp_path, repo_id):
             assert take() == expected
     code, _, err = done("merge", recipe, *out, "--executor", "ray", **nodes.environment)
     assert code == 0, err
     assert take() == expected
+
+
+def _is_settled(target: str, folder: Path, repo: str) -> bool:
+    """Whether a driver that was killed had nothing left to do."""
+    if target == "folder":
+        return (folder / "out").exists() and not place_of(folder / "out").exists()
+    there = HfApi().revision_exists(repo, "out")
+    return there and not push_place(PushTarget(repo, "out")).exists()
 
 
 def _take(target: str, folder: Path, repo: str) -> dict[str, object]:

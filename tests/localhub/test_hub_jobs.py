@@ -99,18 +99,18 @@ def test_cancelled_killed_or_out_of_time(api: HfApi, run: Run, jobs: Jobs, tmp_p
     first = jobs.processes()[job.id]
     os.kill(first, 9)
     wait_for(lambda: said(api, job) == ["up", "up"])
-    assert not in_group(first)
+    wait_for(lambda: not in_group(first))
     second = jobs.processes()[job.id]
     assert in_group(second)
     api.cancel_job(job_id=job.id, namespace="me")
     assert ended(api, job).status.stage == "CANCELED"
-    assert not in_group(second)
+    wait_for(lambda: not in_group(second))
     assert run(sleep, timeout="1s", attempts=5).status.message == "Job timeout"
     last = api.run_uv_job("python", script_args=["-c", sleep], namespace="me")
     wait_for(lambda: said(api, last) == ["up"])
     third = jobs.processes()[last.id]
     jobs.stop()
-    assert not in_group(third)
+    wait_for(lambda: not in_group(third))
     assert not (tmp_path / "jobs").exists()
 
 
