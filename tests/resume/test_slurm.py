@@ -69,7 +69,9 @@ class Killer(threading.Thread):
         began = time.monotonic()
         command = [sys.executable, "-m", "hubextrap", "worker", "/nowhere"]
         assert subprocess.run(command, capture_output=True, timeout=60).returncode == 1
-        self._start = time.monotonic() - began
+        self._lasts = dict.fromkeys(("worker", "last step"), 1.5 * (time.monotonic() - began))
+        """How long the last one lived that was left alone, which changes with what else the machine does."""
+        self._began: dict[tuple[str, int], float] = {}
         self.killed = {"worker": 0, "last step": 0}
         self._random = random.Random(seed)
         self._ended = threading.Event()
@@ -81,25 +83,34 @@ class Killer(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(0.05):
-            for pid, job in self.cluster.processes().items():
-                self._see("worker" if "_" in job else "last step", job, pid)
+            there = {(job, pid) for pid, job in self.cluster.processes().items()}
+            for job, pid in there:
+                self._see(_kind(job), job, pid)
+            for job, pid in self._began.keys() - there:
+                self._lasts[_kind(job)] = time.monotonic() - self._began.pop((job, pid))
 
     def _see(self, kind: str, job: str, pid: int) -> None:
         now = time.monotonic()
         if (job, pid) not in self._dies:
             before = sum(other == job for other, _ in self._dies)
             lives = before >= 3 if kind == "last step" else self._random.random() < 0.5
-            self._dies[job, pid] = math.inf if lives else now + self._start * self._random.uniform(0.5, 2.0)
+            self._dies[job, pid] = math.inf if lives else now + self._lasts[kind] * self._random.random()
+            self._began[job, pid] = now
         limit = self.workers if kind == "worker" else self.last_steps
         if now > self._dies[job, pid] and self.killed[kind] < limit:
             self._dies[job, pid] = math.inf
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 self.killed[kind] += 1
+                del self._began[job, pid]
 
     def end(self) -> None:
         self._ended.set()
         self.join()
+
+
+def _kind(job: str) -> str:
+    return "worker" if "_" in job else "last step"
 
 
 def under_fire(cluster: Cluster, seed: int, make: Callable[[int], str], check: Callable[[int], None]) -> None:
