@@ -194,7 +194,8 @@ class _Work:
     def cancel(self) -> None:
         """End what is under way, wherever it is; a worker has a moment to remove what it has half made."""
         refs = list(self._under_way)
-        for force in (False, True):
+        # Ray's driver aborts where a task's end meets a second cancellation; an own cluster ends its workers.
+        for force in (False,) if self._own else (False, True):
             for ref in refs:
                 self._ray.cancel(ref, force=force)
             if refs and not force:

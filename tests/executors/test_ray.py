@@ -229,7 +229,7 @@ def test_ctrl_c_ends_all_that_was_started(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
         assert time.monotonic() - began < 5
-        assert (process.returncode, out, err.splitlines()[-1]) == (130, "", "interrupted")
+        assert (process.returncode, out, err.splitlines()[-1]) == (130, "", "interrupted"), err
         wait_until(lambda: not _with_variable(mark), 15)
         assert len(list(records.iterdir())) == SHARDS - 1
 
