@@ -72,13 +72,7 @@ def measure_elsewhere(
         EvaluationError: a model met other tasks than the first one.
         HubExtrapError: as `Harness.measure`, or the executor's own.
     """
-    yield from measure_by(executor_named(harness.options.executor), harness, rows)
-
-
-def measure_by(
-    executor: Executor, harness: Harness, rows: Sequence[tuple[str, Checkpoint | Mixture]]
-) -> Iterator[tuple[int, Measurement]]:
-    """The same by any executor."""
+    executor = executor_named(harness.options.executor)
     work, progress = EvalWork.of(harness.options, rows), harness.progress
     with _held_work("eval", work.to_bytes().decode(), progress) as place:
         work, records = placed(work, place)

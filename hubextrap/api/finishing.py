@@ -121,7 +121,7 @@ def _last_step(
     for unit in sorted(kept.failed()):
         if (failure := kept.failure(unit)) is not None and not if_last:
             raise failure
-    found = _shard_records(plan, kept)
+    found = kept.found(plan.shard_units)
     if len(found) == len(plan.shard_units) and _is_named(plan, where, found):
         return _finished(plan, where, found, progress)  # a last step was ended after that
     found = {unit: one for unit, one in found.items() if plan.is_there(one)}
@@ -132,8 +132,7 @@ def _last_step(
         if _submitted_again(plan, where, missing, progress):
             return None
         raise _not_done(plan, where, missing)
-    known = {unit: one for unit in plan.compare_units if (one := kept.get(unit)) is not None}
-    do_all(plan, where, LocalExecutor(), found | known, progress)
+    do_all(plan, where, LocalExecutor(), found | kept.found(plan.compare_units), progress)
     if not _is_its_turn(plan, where):
         progress.say(f"{where.name}: the last step is done")
         return None
@@ -238,12 +237,6 @@ def _clear(place: Place, targets: Sequence[PushTarget]) -> None:
     for one in map(push_place, targets):
         if is_marked(one):
             remove_unless_held(one)
-
-
-def _shard_records(plan: WorkPlan, kept: Records) -> dict[int, Record]:
-    done = kept.done()
-    found = {unit: kept.get(unit) for unit in plan.shard_units if unit in done}
-    return {unit: one for unit, one in found.items() if one is not None}
 
 
 def _is_named(plan: WorkPlan, place: Place, records: Mapping[int, Record]) -> bool:

@@ -48,9 +48,8 @@ def take_records(work: Path, fingerprint: Mapping[str, str], journals: Sequence[
         plan = WorkPlan.load(place)
         if plan.fingerprint != fingerprint or len(plan.outputs) != len(journals):
             return
-        kept = Records(place, plan.digest)
-        found = [kept.get(unit) for unit in kept.done() & set(plan.shard_units)]
-        there = {one.unit: one for one in found if one is not None and plan.is_there(one)}
+        found = Records(place, plan.digest).found(plan.shard_units)
+        there = {unit: one for unit, one in found.items() if plan.is_there(one)}
         for journal, target in zip(journals, target_shards(plan, there), strict=True):
             note_shards(journal, target)
 
@@ -78,6 +77,21 @@ def add_from_journals(
         }  # fmt: skip
         records[unit] = Record(unit, plan.digest, content)
         kept.put(records[unit])
+
+
+def refuse_at_work(work: Path, what: str, fingerprint: Mapping[str, str], *, detached: bool) -> None:
+    """Refuse to go on where jobs that were submitted may write.
+
+    Args:
+        detached: for work that is submitted, or was: only jobs of something else are in its way then.
+
+    Raises:
+        OutputError: says how to have them stop. HubExtrapError: the queue gives no answer.
+    """
+    if detached:
+        refuse_others(work, fingerprint)
+    else:
+        refuse_submitted(work, what)
 
 
 def refuse_others(work: Path, fingerprint: Mapping[str, str]) -> None:

@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.api.recorded import (
     is_submitted,
-    refuse_others,
-    refuse_submitted,
+    refuse_at_work,
     take_records,
     units_on_record,
 )
@@ -129,10 +128,7 @@ def in_place(
     place = place_of(out)
     with _held(place, str(out), progress, keep=keep, like=final) as journals:
         model = place / "model"
-        if detached:
-            refuse_others(place / WORK, fingerprint)
-        else:
-            refuse_submitted(place / WORK, str(out))
+        refuse_at_work(place / WORK, str(out), fingerprint, detached=detached)
         _open_journals(journals, place, len(folders), fingerprint, progress, str(out))
         take_records(place / WORK, fingerprint, journals)
         if not any(journal.finished for journal in journals):
@@ -157,10 +153,7 @@ def push_state(
     """
     place = push_place(target)
     with _held(place, target.name, progress, keep=True) as journals:
-        if detached:
-            refuse_others(place / WORK, fingerprint)
-        else:
-            refuse_submitted(place / WORK, target.name)
+        refuse_at_work(place / WORK, target.name, fingerprint, detached=detached)
         _open_journals(journals, place, 1, fingerprint, progress, target.name)
         scratch = place / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)

@@ -29,7 +29,7 @@ from hubextrap.work.plan import Output
 from hubextrap.work.records import Records
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from hubextrap.api.preparing import MergeOptions, Prepared
     from hubextrap.executors.watching import Submitted
@@ -127,7 +127,7 @@ def _handed_over(
     run, settings = prepared.run, prepared.settings
     steps = prepared.recipe.target_steps
     fingerprint, beside = merge_fingerprint(prepared), list(companions(prepared))
-    with _place(prepared, out, targets) as (local, outputs, journals):
+    with _place(prepared, fingerprint, out, targets) as (local, outputs, journals):
         plan = planned(prepared.plan, run, settings, outputs, fingerprint)
         place = queue.place(plan, local)
         finish = said_to_finish(out, steps, targets, beside, prepared.caveats)
@@ -146,10 +146,10 @@ def _handed_over(
 
 @contextmanager
 def _place(
-    prepared: Prepared, out: Path | None, targets: Sequence[PushTarget]
+    prepared: Prepared, fingerprint: Mapping[str, str], out: Path | None, targets: Sequence[PushTarget]
 ) -> Iterator[tuple[FolderPlace, list[Output], Sequence[Journal]]]:
     """The place on this machine, held while the plan is written; where shards go, and the journals there."""
-    progress, fingerprint = prepared.run.progress, merge_fingerprint(prepared)
+    progress = prepared.run.progress
     with ExitStack() as stack:
         if out is not None:
             folders = target_folders(prepared.recipe.target_steps)

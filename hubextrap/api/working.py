@@ -50,9 +50,8 @@ def worker(
         raise
     try:
         if units is None:
-            kept = Records(where, plan.digest)
-            known = {unit: kept.get(unit) for unit in plan.free_units}
-            units = [unit for unit, one in known.items() if one is None or not plan.is_there(one)]
+            known = Records(where, plan.digest).found(plan.free_units)
+            units = [unit for unit in plan.free_units if unit not in known or not plan.is_there(known[unit])]
         records = list(LocalExecutor().run(plan, where, units, progress))
     except HubExtrapError as error:
         if not was_finished(plan, where):

@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import CorruptFile
+from hubextrap.lazy import by_name
 
 if TYPE_CHECKING:
     from hubextrap.executors.submission import Submission
     from hubextrap.executors.watching import Watching
 
-DETACHED = ("slurm", "jobs")
+DETACHED = {
+    "slurm": "hubextrap.executors.slurm:SlurmExecutor",
+    "jobs": "hubextrap.executors.jobs:JobsExecutor",
+}
+"""Each is imported when it is asked for."""
 
 
 def executor_of(submission: Submission) -> Watching:
@@ -21,14 +26,9 @@ def executor_of(submission: Submission) -> Watching:
         HubExtrapError: as the executor's class raises of its settings.
     """
     try:
-        if submission.executor == "slurm":
-            from hubextrap.executors.slurm import SlurmExecutor
-
-            return SlurmExecutor(**submission.settings)
-        if submission.executor == "jobs":
-            from hubextrap.executors.jobs import JobsExecutor
-
-            return JobsExecutor(**submission.settings)
+        if submission.executor in DETACHED:
+            found: Watching = by_name(DETACHED[submission.executor])(**submission.settings)
+            return found
     except TypeError as error:
         what = f"settings of {submission.executor} that are none ({error})"
     else:

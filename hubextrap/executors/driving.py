@@ -29,7 +29,7 @@ def placed(work: W, place: Place) -> tuple[W, dict[int, Record]]:
         place.remove()
         return work.save(place), {}
     kept = Records(place, earlier.digest)
-    records = {unit: record for unit in kept.done() if (record := kept.get(unit)) is not None}
+    records = kept.found()
     there = {unit: record for unit, record in records.items() if earlier.is_there(record)}
     if len(there) < len(records) or kept.failed():
         place.remove()

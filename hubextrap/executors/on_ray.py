@@ -83,7 +83,7 @@ class RayExecutor:
         """
         plan.check_units(units)
         records = Records(place, plan.digest)
-        known = {unit: record for unit in records.done() if (record := records.get(unit)) is not None}
+        known = records.found()
         wanted = dict.fromkeys(units)
         yield from (known[unit] for unit in wanted if unit in known)
         todo = [unit for unit in wanted if unit not in known]
@@ -151,7 +151,7 @@ class _Work:
 
         self._ray = ray = connection.ray
         self._own, self._plan, self._shown, self._hang = connection.own, plan, shown, hang
-        self._memory = self._room()
+        self._memory = self._room(plan.one_thread().peak_memory + RAY_MEMORY)
         self._board = _BoardReader(ray, ray.remote(num_cpus=0, max_restarts=-1)(Board).remote())
         self._task = ray.remote(max_retries=0, num_cpus=1, num_gpus=plan.gpus, memory=self._memory)(do_unit)
         self._lost: Counter[int] = Counter()
@@ -213,21 +213,20 @@ class _Work:
     def _where(self, unit: int) -> Any:
         """Another node than those where it was lost, if there is one; else wherever the fewest tasks are."""
         if avoided := self._avoided.get(unit):
-            others = [one["NodeID"] for one in self._roomy() if one["NodeID"] not in avoided]
+            others = [one["NodeID"] for one in self._roomy(self._memory) if one["NodeID"] not in avoided]
             if others:
                 strategies = self._ray.util.scheduling_strategies
                 return strategies.NodeAffinitySchedulingStrategy(random.choice(others), soft=True)
         return "SPREAD"
 
-    def _room(self) -> int:
-        """Bytes that a task asks for; warns where no node has them, or no GPU that it takes.
+    def _room(self, memory: int) -> int:
+        """Bytes that a task asks for, of those that it takes; warns where no node has them, or no GPU.
 
         Raises:
             SourceError: there will be none, as the cluster is this machine.
         """
-        self._memory = self._plan.one_thread().peak_memory + RAY_MEMORY
-        if self._roomy():
-            return self._memory
+        if self._roomy(memory):
+            return memory
         there = self._ray.cluster_resources()
         if self._own and self._plan.gpus > there.get("GPU", 0):
             raise SourceError("Ray finds no GPU on this machine; measure on the CPU (--device cpu)")
@@ -235,21 +234,20 @@ class _Work:
             return int(there["memory"])
         gpu, less = (", a GPU", "") if self._plan.gpus else ("", ", and less --memory asks for less")
         self._shown.progress.warn(
-            f"no node of the Ray cluster has a CPU{gpu} and {self._memory / 1e9:.1f} GB of memory, which "
+            f"no node of the Ray cluster has a CPU{gpu} and {memory / 1e9:.1f} GB of memory, which "
             f"each unit takes; this waits for one{less}"
         )
-        return self._memory
+        return memory
 
-    def _roomy(self) -> list[dict[str, Any]]:
-        """The nodes that a task fits on when nothing else is there."""
+    def _roomy(self, memory: int) -> list[dict[str, Any]]:
+        """The nodes that a task of so many bytes fits on when nothing else is there."""
         return [
             node
             for node in self._ray.nodes()
             if node["Alive"]
             and node["Resources"].get("CPU", 0) >= 1
             and node["Resources"].get("GPU", 0) >= self._plan.gpus
-            and node["Resources"].get("memory", 0) >= self._memory
-            and node["Resources"].get("GPU", 0) >= self._plan.gpus
+            and node["Resources"].get("memory", 0) >= memory
         ]
 
     def _ended(self, ref: Any) -> Record | None:

@@ -247,7 +247,7 @@ class Watching(ABC):
         before = Submission.load(place)
         if before is not None and before.executor != self.name:
             before = None
-        asked = {*(before.jobs if before else ()), *([before.last] if before and before.last else ())}
+        asked = before.every_job if before else []
         alive = self.alive(asked) - {self.here()} if asked else frozenset()
         jobs = self._going(before, plan, alive)
         now = Submission(self.name, self.settings(), plan.digest, jobs, None, len(units), in_vain)
@@ -268,14 +268,6 @@ class Watching(ABC):
                 raise
             replace(now, last=last).save(place)
         return self.commands(place, [*jobs, last])
-
-    def under_way(self, plan: Work, place: Place) -> frozenset[int]:
-        """The units whose jobs are still in the queue, not counting the job that this process runs in.
-
-        Raises:
-            SourceError: the queue gives no answer now.
-        """
-        return frozenset(_units_of(self._going(Submission.load(place), plan)))
 
     def _going(self, before: Submission | None, plan: Work, alive: frozenset[str] | None = None) -> Jobs:
         """The jobs of an earlier process that do units of this plan and are still in this queue."""

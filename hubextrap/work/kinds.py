@@ -19,7 +19,6 @@ from hubextrap.trajectory.checkpoint import Checkpoint
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from hubextrap.engine.inputs import Key
     from hubextrap.progress import Progress
     from hubextrap.work.places import Place
     from hubextrap.work.records import Record
@@ -34,6 +33,9 @@ _KINDS = {
     "eval": ("hubextrap.work.evaluating", "EvalWork"),
 }
 """Each is imported when one is read."""
+
+Compared = tuple[tuple[tuple[int, str], tuple[int, ...]], ...]
+"""Files, by checkpoint and name, each with the units that read parts of it."""
 
 
 class Hands(ABC):
@@ -64,7 +66,7 @@ class Work(ABC):
 
     kind: ClassVar[str]
     """What the JSON and the progress call it."""
-    compared: tuple[tuple[Key, tuple[int, ...]], ...] = ()
+    compared: Compared = ()
     """The files that have units of their own, with the units that read each."""
     versions: Mapping[str, str]
     """Of what the results follow from."""

@@ -24,14 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from hubextrap.engine.comparison import TensorInputs
-    from hubextrap.engine.inputs import Key
     from hubextrap.engine.plan import MergePlan
     from hubextrap.engine.scan_plan import ScanPlan
     from hubextrap.progress import Progress
     from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import CheckpointLayout
     from hubextrap.trajectory.checkpoint import Checkpoint
-    from hubextrap.work.kinds import Hands, Stamp
+    from hubextrap.work.kinds import Compared, Hands, Stamp
     from hubextrap.work.records import Record
 
 
@@ -60,7 +59,7 @@ class WorkPlan(Work):
     merge: MergePlan
     outputs: tuple[Output, ...]
     """One per target."""
-    compared: tuple[tuple[Key, tuple[int, ...]], ...] = ()
+    compared: Compared = ()
     """The files that have units of their own, with the shards that are made from each."""
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     """What decides the output's bytes; see `api.fingerprint`."""
@@ -78,9 +77,7 @@ class WorkPlan(Work):
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """What messages call each unit."""
-        steps = self.merge.steps
-        checks = (f"{file} of step {steps[k]}" for (k, file), _ in self.compared)
-        return (*(shard.file for shard in self.merge.shards), *checks)
+        return (*(shard.file for shard in self.merge.shards), *compare_labels(self.compared, self.merge))
 
     @property
     def shard_units(self) -> range:
@@ -88,11 +85,8 @@ class WorkPlan(Work):
 
     @cached_property
     def _sizes(self) -> tuple[int, ...]:
-        sizes = [{one.file: one.size for one in layout.shards} for layout in self.merge.layouts]
-        return (
-            *(shard.bytes_read for shard in self.merge.shards),
-            *(sizes[k][file] for (k, file), _ in self.compared),
-        )
+        read = (shard.bytes_read for shard in self.merge.shards)
+        return (*read, *compare_sizes(self.compared, self.merge))
 
     def bytes_of(self, unit: int) -> int:
         return self._sizes[unit]
@@ -192,12 +186,23 @@ class WorkPlan(Work):
         )  # fmt: skip
 
 
-def compared_as_json(compared: Sequence[tuple[Key, tuple[int, ...]]]) -> list[Any]:
+def compare_labels(compared: Compared, plan: MergePlan | ScanPlan) -> list[str]:
+    """What messages call the units that compare a file."""
+    return [f"{file} of step {plan.steps[k]}" for (k, file), _ in compared]
+
+
+def compare_sizes(compared: Compared, plan: MergePlan | ScanPlan) -> list[int]:
+    """Bytes that the units read which compare a file."""
+    sizes = [{one.file: one.size for one in layout.shards} for layout in plan.layouts]
+    return [sizes[k][file] for (k, file), _ in compared]
+
+
+def compared_as_json(compared: Compared) -> list[Any]:
     """What `compared_from_json` takes."""
     return [[k, file, list(units)] for (k, file), units in compared]
 
 
-def compared_from_json(stated: Sequence[Any]) -> tuple[tuple[Key, tuple[int, ...]], ...]:
+def compared_from_json(stated: Sequence[Any]) -> Compared:
     """`Work.compared`."""
     return tuple(((k, file), tuple(units)) for k, file, units in stated)
 
@@ -219,14 +224,14 @@ def stamps_of(sources: Sequence[Source], plan: MergePlan | ScanPlan) -> tuple[di
     return tuple(found)
 
 
-def files_to_compare(merge: MergePlan, sources: Sequence[Source]) -> tuple[tuple[Key, tuple[int, ...]], ...]:
+def files_to_compare(merge: MergePlan, sources: Sequence[Source]) -> Compared:
     """`Work.compared` of a merge."""
     return shared_and_listed([shard.tensors for shard in merge.shards], merge.layouts, sources)
 
 
 def shared_and_listed(
     parts: Sequence[Sequence[TensorInputs]], layouts: Sequence[CheckpointLayout], sources: Sequence[Source]
-) -> tuple[tuple[Key, tuple[int, ...]], ...]:
+) -> Compared:
     """`Work.compared` of units that read these tensors: the shared files that the Hub lists a hash of."""
     found = shared_files(parts, layouts)
     return tuple(

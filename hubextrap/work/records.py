@@ -18,7 +18,7 @@ from hubextrap.foreign_data import parse_json
 from hubextrap.foreign_text import own_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from hubextrap.work.places import Place
 
@@ -101,6 +101,11 @@ class Records:
         except CorruptFile:
             return None
         return record if (record.unit, record.plan) == (unit, self._plan) else None
+
+    def found(self, units: Collection[int] | None = None) -> dict[int, Record]:
+        """The records of all units, or of some, that are there as `get` has them."""
+        done = sorted(self.done() if units is None else self.done().intersection(units))
+        return {unit: record for unit in done if (record := self.get(unit)) is not None}
 
     def put(self, record: Record) -> None:
         """Note that a unit is done; all see it when this returns.

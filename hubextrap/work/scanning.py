@@ -19,17 +19,23 @@ from hubextrap.statistics.linearity import BINS
 from hubextrap.work.hands import ReadingHands, left_as_json
 from hubextrap.work.kinds import Work, checkpoint_as_json, checkpoint_from_json, own_versions
 from hubextrap.work.layouts import layouts_as_json, layouts_from_json
-from hubextrap.work.plan import compared_as_json, compared_from_json, shared_and_listed, stamps_of
+from hubextrap.work.plan import (
+    compare_labels,
+    compare_sizes,
+    compared_as_json,
+    compared_from_json,
+    shared_and_listed,
+    stamps_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from hubextrap.engine.comparison import TensorInputs
-    from hubextrap.engine.inputs import Key
     from hubextrap.progress import Progress
     from hubextrap.tensors.interfaces import Source
     from hubextrap.trajectory.checkpoint import Checkpoint
-    from hubextrap.work.kinds import Stamp
+    from hubextrap.work.kinds import Compared, Stamp
     from hubextrap.work.records import Record
 
 LEAST_BYTES, MOST_BYTES = 256 * MiB, 4096 * MiB
@@ -57,7 +63,7 @@ class ScanWork(Work):
     """The first tensor of each run."""
     sample: float | None = None
     """As `engine.scan.scan_trajectory` takes it."""
-    compared: tuple[tuple[Key, tuple[int, ...]], ...] = ()
+    compared: Compared = ()
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     """What stands for each checkpoint's bytes."""
     cache: bool = False
@@ -93,14 +99,13 @@ class ScanWork(Work):
         """By the first tensor of each run."""
         runs = [self.run(unit) for unit in range(len(self.starts))]
         more = [f" and {len(run) - 1} more" if len(run) > 1 else "" for run in runs]
-        checks = (f"{file} of step {self.scan.steps[k]}" for (k, file), _ in self.compared)
-        return (*(f"{run[0].name}{rest}" for run, rest in zip(runs, more, strict=True)), *checks)
+        first = (f"{run[0].name}{rest}" for run, rest in zip(runs, more, strict=True))
+        return (*first, *compare_labels(self.compared, self.scan))
 
     @cached_property
     def _sizes(self) -> tuple[int, ...]:
-        sizes = [{one.file: one.size for one in layout.shards} for layout in self.scan.layouts]
         read = (sum(tensor.bytes_read for tensor in self.run(unit)) for unit in range(len(self.starts)))
-        return (*read, *(sizes[k][file] for (k, file), _ in self.compared))
+        return (*read, *compare_sizes(self.compared, self.scan))
 
     def bytes_of(self, unit: int) -> int:
         return self._sizes[unit]

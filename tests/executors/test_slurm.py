@@ -340,6 +340,13 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return go
 
 
+def _in_queue(queue: SlurmExecutor, run: TinyRun) -> set[int]:
+    """The units whose jobs are still there."""
+    submitted = Submission.load(run.place)
+    assert submitted is not None
+    return {unit for job in queue.alive(submitted.jobs) for unit in submitted.jobs[job]}
+
+
 @pytest.mark.slow
 def test_submitted_twice_is_submitted_once(cluster: FakeSlurm, run: TinyRun, idle: Path) -> None:
     plan, queue = run.work_plan(), SlurmExecutor(tasks=2)
@@ -348,11 +355,11 @@ def test_submitted_twice_is_submitted_once(cluster: FakeSlurm, run: TinyRun, idl
     assert first.how_to_watch == "squeue -j 1,2"
     assert first.how_to_cancel == "scancel 1 2"
     assert queue.submit(plan, run.place, EVERY) == first
-    assert queue.under_way(plan, run.place) == set(EVERY)
+    assert _in_queue(queue, run) == set(EVERY)
     assert len(cluster.calls("sbatch")) == 2
     idle.write_text("exit 0")
     cluster.wait()
-    assert queue.under_way(plan, run.place) == frozenset()
+    assert _in_queue(queue, run) == frozenset()
     assert queue.submit(plan, run.place, [3, 5]).ids == ("3", "4")
     assert "units=(3 5)" in cluster.script("3")
     assert "afterany:3\n" in cluster.script("4")
