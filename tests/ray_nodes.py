@@ -111,15 +111,20 @@ def attempts_but_rays(attempts: list[str]) -> list[str]:
     return [line for line in attempts if "/ray/dashboard/dashboard.py" not in line]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_until(
+    condition: Callable[[], bool], seconds: float = 30.0, left: Callable[[], object] = lambda: ""
+) -> None:
     """Return when it holds.
+
+    Args:
+        left: what to show where it does not.
 
     Raises:
         AssertionError: it does not, after so many seconds.
     """
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, f"waited in vain: {left()}"
         time.sleep(0.05)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import AccessDenied, HubExtrapError, OutputError, ReferenceNotFound, SourceError
 from hubextrap.executors.interface import RETRIES
-from hubextrap.executors.ray_cluster import connected, first_line, is_there
+from hubextrap.executors.ray_cluster import PARTING, connected, first_line, is_ending, is_there
 from hubextrap.extras import require
 from hubextrap.foreign_data import parse_json
 from hubextrap.work.kinds import PLAN_FILE
@@ -33,8 +33,6 @@ LOOK = 0.5
 """Seconds from one look at the board to the next."""
 BOARD_PATIENCE = 60.0
 """Seconds for which the board may give no answer before Ray starts it anew."""
-PARTING = 0.5
-"""Seconds that cancelled units have to end by themselves; Ctrl-C ends this process within 1.2 s."""
 RAY_MEMORY = 100 * 2**20
 """Bytes that Ray itself takes in a worker's process."""
 _OF_THE_NODE = (AccessDenied, ReferenceNotFound, SourceError, OutputError)
@@ -106,8 +104,9 @@ class RayExecutor:
                     "where this one stopped"
                 ) from error
             finally:
-                with suppress(Exception):  # of a cluster that is lost
-                    work.cancel()
+                if not is_ending():
+                    with suppress(Exception):  # of a cluster that is lost
+                        work.cancel()
 
 
 class _Shown:
@@ -194,8 +193,7 @@ class _Work:
     def cancel(self) -> None:
         """End what is under way, wherever it is; a worker has a moment to remove what it has half made."""
         refs = list(self._under_way)
-        # Ray's driver aborts where a task's end meets a second cancellation; an own cluster ends its workers.
-        for force in (False,) if self._own else (False, True):
+        for force in (False, True):
             for ref in refs:
                 self._ray.cancel(ref, force=force)
             if refs and not force:

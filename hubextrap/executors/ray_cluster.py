@@ -9,6 +9,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -27,6 +28,8 @@ LOOPBACK = "127.0.0.1"
 ADDRESS = "RAY_ADDRESS"
 ANSWER = 10.0
 """Seconds in which a cluster's port has to take a connection."""
+PARTING = 0.5
+"""Seconds that what is cancelled has to end by itself; Ctrl-C ends this process within 1.2 s."""
 _LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Set to 0, Ray takes this machine's address for the loopback one, as it does on macOS without it."""
 
@@ -39,6 +42,8 @@ class Connection:
     """The module."""
     own: bool
     """Whether it was started here: all its nodes are this machine."""
+    started: tuple[Any, ...] = ()
+    """The processes that Ray started for it then, by psutil; its workers are their children."""
 
 
 class _Session:
@@ -82,13 +87,54 @@ def connected(plan_size: int, processors: int | None = None) -> Iterator[Connect
                 _connect(plan_size, processors) if _Session.ends else Connection(loaded, own=False)
             )
         _Session.users += 1
+    done = False
     try:
         yield _Session.connection
+        done = True
     finally:
         with _Session.lock:
             _Session.users -= 1
             if _Session.ends and not _Session.users:
-                _Session.connection.ray.shutdown()
+                _end(_Session.connection, at_once=not done)
+
+
+def is_ending() -> bool:
+    """Whether the end of the `connected` block around this ends all that it has under way on the cluster."""
+    return _Session.ends and _Session.users == 1
+
+
+def _end(connection: Connection, *, at_once: bool) -> None:
+    """Disconnect. A cluster that was started here is ended, and no process of it is left.
+
+    Ray's own end takes longer than Ctrl-C may, and its agents survive a node that is killed meanwhile.
+    """
+    ray = connection.ray
+    if not connection.own:
+        ray.shutdown()
+        return
+    psutil: Any = import_module("psutil")  # which comes with Ray
+    processes = list(connection.started)
+    for process in connection.started:
+        with suppress(psutil.Error):
+            processes += process.children(recursive=True)
+
+    def kill() -> None:
+        for process in processes:
+            with suppress(psutil.Error):
+                process.kill()
+
+    def kill_soon() -> None:
+        latest = time.monotonic() + PARTING
+        while ray.is_initialized() and time.monotonic() < latest:  # without its node this process would end
+            time.sleep(0.02)
+        time.sleep(PARTING / 2)
+        kill()
+
+    killer = threading.Thread(target=kill_soon, name="hubextrap-ray-end", daemon=True)
+    if at_once:
+        killer.start()
+    ray.shutdown()
+    kill()
 
 
 def _connect(plan_size: int, processors: int | None) -> Connection:
@@ -109,13 +155,16 @@ def _connect(plan_size: int, processors: int | None) -> Connection:
             "object_store_memory": max(LOCAL_STORE, 2 * plan_size),
             "_node_ip_address": LOOPBACK,
         }
+        this: Any = import_module("psutil").Process()
+        others = this.children()
         try:
             ray.init(**quiet, **({} if there else local))
         except ImportError as error:  # ray:// is spoken by grpcio
             raise MissingExtra(f"{there}: {error}; pip install 'hubextrap[ray]'", extra="ray") from error
         except Exception as error:
             raise _unreachable(there, error) from error
-    return Connection(ray, own=not there)
+    started = () if there else tuple(one for one in this.children() if one not in others)
+    return Connection(ray, own=not there, started=started)
 
 
 def first_line(error: object) -> str:

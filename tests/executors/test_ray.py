@@ -217,21 +217,31 @@ def test_a_cluster_is_started_where_there_is_none_and_says_nothing(tmp_path: Pat
 
 @pytest.mark.slow
 def test_ctrl_c_ends_all_that_was_started(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "recipe.yaml", write_run(tmp_path / "run", last=150 * LARGE))
     with _rays_folder() as own:
-        mark = f"RAY_TMPDIR={own}"
-        process = command(
-            "merge", recipe, "--out", tmp_path / "out", "--executor", "ray", RAY_TMPDIR=str(own)
-        )
-        records = tmp_path / ".out.partial" / "work" / "done"
-        wait_until(lambda: records.exists() and len(list(records.iterdir())) == SHARDS - 1, 90)
-        began = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-        assert time.monotonic() - began < 5
-        assert (process.returncode, out, err.splitlines()[-1]) == (130, "", "interrupted"), err
-        wait_until(lambda: not _with_variable(mark), 15)
-        assert len(list(records.iterdir())) == SHARDS - 1
+        _interrupt_at_the_last_unit(tmp_path, {"RAY_TMPDIR": str(own)})
+        wait_until(lambda: not _with_variable(f"RAY_TMPDIR={own}"), 15, lambda: _titles(own))
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_what_it_has_under_way_on_a_cluster(nodes: Nodes, tmp_path: Path) -> None:
+    there = set(nodes.processes())
+    _interrupt_at_the_last_unit(tmp_path, nodes.environment)
+    wait_until(lambda: not nodes.workers(("ray::do_unit", "ray::Board")), 15, nodes.workers)
+    assert there & set(nodes.processes()), "the cluster itself is left"
+
+
+def _interrupt_at_the_last_unit(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Press Ctrl-C while a worker is busy; what is done by then stays so."""
+    recipe = write_recipe(tmp_path / "recipe.yaml", write_run(tmp_path / "run", last=150 * LARGE))
+    process = command("merge", recipe, "--out", tmp_path / "out", "--executor", "ray", **environment)
+    records = tmp_path / ".out.partial" / "work" / "done"
+    wait_until(lambda: len(list(records.glob("*.json"))) == SHARDS - 1, 90)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert time.monotonic() - began < 5
+    assert (process.returncode, out, err.splitlines()[-1]) == (130, "", "interrupted"), err
+    assert len(list(records.glob("*.json"))) == SHARDS - 1
 
 
 @contextmanager
@@ -252,6 +262,10 @@ def _with_variable(mark: str) -> list[int]:
             if entry.name.isdigit() and mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
                 found.append(int(entry.name))
     return [pid for pid in found if is_alive(pid)]
+
+
+def _titles(own: Path) -> list[str]:
+    return [Path(f"/proc/{pid}/cmdline").read_text() for pid in _with_variable(f"RAY_TMPDIR={own}")]
 
 
 @pytest.mark.slow
