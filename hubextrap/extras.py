@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from hubextrap.errors import MissingExtra
 
 MODULES: dict[str, tuple[str, ...]] = {
+    "adapters": ("torch", "transformers", "peft"),
     "cuda": ("torch",),
     "eval": ("lm_eval", "torch", "transformers", "accelerate", "datasets"),
     "localhub": ("pygit2",),
@@ -32,6 +33,7 @@ LOWEST = {
     "lm_eval": "0.4.13",
     "matplotlib": "3.9",
     "mergekit": "0.1.5",
+    "peft": "0.21",
     "pygit2": "1.15",
     "ray": "2.41",
     "torch": "2.6",

@@ -48,8 +48,9 @@ _TOKENS = re.compile(rf"{_NAMED_TOKENS.pattern}|(?<=[-_])\d+(?:\.\d+)?[kmbt]t(?!
 _PIPELINE_STAGE = re.compile(r"[-_](?!tokens)[a-z]", re.IGNORECASE)
 
 
-INNER_FOLDERS = ("huggingface", "actor")
-"""Where verl puts a step's converted weights; folders further up on a disk may say a step by accident."""
+INNER_FOLDERS = ("huggingface", "actor", "lora_adapter")
+"""Where verl puts a step's converted weights, or its adapter; folders further up on a disk may say a step by
+accident."""
 _ON_THE_HUB = re.compile(
     r"(?P<scheme>hf://)?(?P<repo>[^@:/]+(?:/[^@:/]+)?)(?P<folder>/[^@:]*)?(?:@(?P<revision>[^:]*))?(?::(?P<path>.*))?"
 )

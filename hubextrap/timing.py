@@ -11,6 +11,7 @@ from hubextrap.clocks import STEPS, RateClock, parse_schedule, read_rate_file, r
 from hubextrap.containment import shown
 from hubextrap.errors import ClockError, CorruptFile, SourceError, wrong_argument
 from hubextrap.tensors.interfaces import PUSHED_FOLDER, SMALL_FILE, STATE_FILE
+from hubextrap.trajectory.checkpoint import is_untouched_base
 
 if TYPE_CHECKING:
     from hubextrap.clocks import Clock, ClockChoice, RateHistory
@@ -96,7 +97,8 @@ def rates_beside(trajectory: Trajectory, source_at: Callable[[int], Source]) -> 
         return (history, "") if history.steps else (None, f"{name}: no learning rate was logged in it")
     files = source.files()
     for earlier in reversed(range(place)):
-        checkpoint = trajectory.checkpoints[earlier]
+        if is_untouched_base(checkpoint := trajectory.checkpoints[earlier]):
+            continue
         # a request each, on the Hub: the newest but one answers for all
         if (checkpoint.repo is None or earlier == place - 1) and STATE_FILE in source_at(earlier).files():
             return None, f"{STATE_FILE} lies beside step {checkpoint.step}, and none beside step {last.step}"

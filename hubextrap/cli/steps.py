@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -10,7 +11,8 @@ from hubextrap.cli.options import Said, Selection, grouped
 from hubextrap.cli.terminal import console, tell, tell_json
 
 if TYPE_CHECKING:
-    from hubextrap.trajectory import Checkpoint, Trajectory
+    from hubextrap.progress import Progress
+    from hubextrap.trajectory import Checkpoint, Pins, Trajectory
 
 
 @grouped
@@ -28,18 +30,42 @@ def steps(
     ),
     said: Said,
 ) -> None:
-    """List the checkpoints of a run: step, revision, commit, size, dtype and date."""
+    """List the checkpoints of a run: step, revision, commit, kind, size, dtype and date."""
     from hubextrap.tensors import describe
-    from hubextrap.trajectory import find_trajectory
+    from hubextrap.trajectory import Pins, find_trajectory
 
     progress = said.progress
-    trajectory = find_trajectory(reference, selection.options(), progress=progress)
+    pins = Pins()
+    trajectory = find_trajectory(reference, selection.options(), pins=pins, progress=progress)
+    trajectory = _with_base(trajectory, pins, progress)
     if not fast:
         trajectory = describe(trajectory, progress)
     if said.as_json:
-        tell_json([_as_json(one, trajectory) for one in trajectory.checkpoints])
+        tell_json([_as_json(one, trajectory) for one in _listed(trajectory)])
     else:
         _print_table(reference, trajectory)
+
+
+def _with_base(trajectory: Trajectory, pins: Pins, progress: Progress) -> Trajectory:
+    """The trajectory with the base that the user named found, where it can be had; warns where not."""
+    from hubextrap.adapters.base import Bases
+    from hubextrap.errors import HubExtrapError
+
+    if not isinstance(trajectory.base_model, str):
+        return trajectory
+    try:
+        base = Bases(trajectory.base_model, pins).common()
+    except HubExtrapError as error:
+        progress.warn(str(error))
+        base = None
+    return replace(trajectory, base_model=base)
+
+
+def _listed(trajectory: Trajectory) -> list[Checkpoint]:
+    """The checkpoints; for the untouched base, the base model where it is known."""
+    base = trajectory.base_model
+    known = None if isinstance(base, str) else base
+    return [known if known and one.kind == known.kind else one for one in trajectory.checkpoints]
 
 
 def _as_json(checkpoint: Checkpoint, trajectory: Trajectory) -> dict[str, Any]:
@@ -51,6 +77,7 @@ def _as_json(checkpoint: Checkpoint, trajectory: Trajectory) -> dict[str, Any]:
         "revision": checkpoint.revision or None,
         "commit": checkpoint.commit,
         "path": checkpoint.path,
+        "kind": checkpoint.kind,
         "size": checkpoint.size,
         "dtype": checkpoint.dtype,
         "date": checkpoint.date.isoformat() if checkpoint.date else None,
@@ -62,25 +89,29 @@ def _as_json(checkpoint: Checkpoint, trajectory: Trajectory) -> dict[str, Any]:
 def _print_table(reference: str, trajectory: Trajectory) -> None:
     from hubextrap.cli.progress import format_bytes
     from hubextrap.narrow import NarrowTable
+    from hubextrap.trajectory.checkpoint import say_notes
 
-    one_repo = len({checkpoint.repo for checkpoint in trajectory.checkpoints}) == 1
+    listed = _listed(trajectory)
+    one_repo = len({one.repo for one in listed} - {None}) < 2
+    with_kind = trajectory.of_adapters  # otherwise all are whole models
     rows = [
         (
             str(checkpoint.step),
             _place(checkpoint, one_repo),
             (checkpoint.commit or "")[:8],
+            *([checkpoint.kind] if with_kind else []),
             "" if checkpoint.size is None else format_bytes(checkpoint.size),
             checkpoint.dtype or "",
             f"{checkpoint.date:%Y-%m-%d %H:%M}" if checkpoint.date else "",
         )
-        for checkpoint in trajectory.checkpoints
+        for checkpoint in listed
     ]
     tell(f"{reference}: {len(trajectory.checkpoints)} checkpoints of {trajectory.series}")
-    header = ("step", "checkpoint", "commit", "size", "dtype", "date")
-    console(100_000).print(NarrowTable(header, rows, "rllrll"))  # off a terminal no name is cut
-    for checkpoint in trajectory.checkpoints:
-        if checkpoint.note:
-            tell(f"note: step {checkpoint.step} {checkpoint.note}")
+    header = ("step", "checkpoint", "commit", *(["kind"] if with_kind else []), "size", "dtype", "date")
+    table = NarrowTable(header, rows, "rlllrll" if with_kind else "rllrll")
+    console(100_000).print(table)  # off a terminal no name is cut
+    for line in say_notes(listed):
+        tell(f"note: {line}")
 
 
 def _place(checkpoint: Checkpoint, one_repo: bool) -> str:

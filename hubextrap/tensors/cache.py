@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import re
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,8 @@ from hubextrap.tensors.interfaces import SMALL_FILE, FileInfo
 from hubextrap.tensors.local import LocalSource
 from hubextrap.tensors.remote import list_folder
 from hubextrap.tensors.weights import PICKLE_SUFFIXES, check_files
-from hubextrap.trajectory.weights import WHOLE_MODEL, kind_of, weights_of
+from hubextrap.trajectory.checkpoint import ADAPTER
+from hubextrap.trajectory.weights import ADAPTER_FILE, WHOLE_MODEL, kind_of, weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -55,7 +55,8 @@ def cached_source(checkpoint: Checkpoint) -> CachedSource:
         SourceError: a file could not be downloaded.
     """
     listed = _listed(checkpoint)
-    check_files(listed, checkpoint.name)
+    if checkpoint.kind != ADAPTER:  # who reads adapters says what is wrong with one
+        check_files(listed, checkpoint.name)
     return _complete(
         checkpoint, {name: info for name, info in listed.items() if not name.endswith(PICKLE_SUFFIXES)}
     )
@@ -74,10 +75,18 @@ def check_download(checkpoint: Checkpoint, *, weights: bool) -> None:
         CorruptFile: a file holds other bytes.
         SourceError: a file could not be downloaded.
     """
+    if checkpoint.repo is not None and checkpoint.commit is not None:
+        downloaded_source(checkpoint, weights=weights).close()
+
+
+def downloaded_source(checkpoint: Checkpoint, *, weights: bool) -> CachedSource:
+    """A source of what `check_download` brings into the Hub cache.
+
+    Raises:
+        HubExtrapError: as there.
+    """
     from huggingface_hub import constants
 
-    if checkpoint.repo is None or checkpoint.commit is None:
-        return
     if constants.HF_HUB_OFFLINE:
         folder = _download(checkpoint, None)
         source = CachedSource(folder, checkpoint.name, _as_downloaded(folder))
@@ -86,17 +95,28 @@ def check_download(checkpoint: Checkpoint, *, weights: bool) -> None:
         wanted = {
             name: info for name, info in listed.items() if info.size <= SMALL_FILE and not _is_weights(name)
         }
-        found = weights_of((name, info.size) for name, info in listed.items()) if weights else None
-        if found is not None and found.kind == WHOLE_MODEL:
-            wanted |= {name: listed[name] for name in found.files}
-        source = _complete(checkpoint, wanted)
-    with closing(source):
+        source = _complete(checkpoint, wanted | (_loaded_weights(checkpoint, listed) if weights else {}))
+    try:
         for file in source.files():
             key = (str(source.folder / file), source.stamp(file))
             if key not in _checked:
                 check_file(source, file)
                 _checked.add(key)
-        check_loaded(source, None)
+        check_loaded(source, None, adapter=checkpoint.kind == ADAPTER)
+    except BaseException:
+        source.close()
+        raise
+    return source
+
+
+def _loaded_weights(checkpoint: Checkpoint, listed: Mapping[str, FileInfo]) -> dict[str, FileInfo]:
+    """Of the files those that transformers, or peft, takes the weights from; no pickles."""
+    if checkpoint.kind == ADAPTER:
+        return {name: info for name, info in listed.items() if name == ADAPTER_FILE}
+    found = weights_of((name, info.size) for name, info in listed.items())
+    if found is None or found.kind != WHOLE_MODEL:
+        return {}
+    return {name: listed[name] for name in found.files}
 
 
 def check_cached(path: Path, what: str) -> bytes:

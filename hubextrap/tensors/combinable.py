@@ -18,7 +18,9 @@ from hubextrap.foreign_data import shorten
 from hubextrap.foreign_text import own_lines
 from hubextrap.tensors.configuration import quantisation_method, read_config
 from hubextrap.tensors.headers import DTYPES
+from hubextrap.tensors.local import LocalSource
 from hubextrap.tensors.weights import READERS, read_layouts
+from hubextrap.trajectory.weights import ADAPTER_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
 MERGE_ADAPTER = (
     "merge the adapter of each checkpoint into its base first: "
     "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)"
+)
+_TAKE_ADAPTER = (
+    "such a file does not say how they are scaled: name the adapters that have an adapter_config.json "
+    "(steps.pattern in a recipe, or --pattern; verl leaves them in lora_adapter, beside the model),"
 )
 _GATHER = (
     "DeepSpeed ZeRO-3 leaves such files: save again with stage3_gather_16bit_weights_on_model_save: true, or "
@@ -79,6 +85,7 @@ def read_combinable(sources: Sequence[Source], progress: Progress | None = None)
     layouts = read_layouts(sources, progress)
     methods = _quantisation_methods(sources)
     by_remedy: dict[str, list[str]] = {}
+    beside = next((place for one in sources if (place := _adapter_beside(one)) is not None), None)
     plain: set[tuple[int, str | None]] = set()  # the checkpoints of a run share the table of their tensors
     for layout, method in zip(layouts, methods, strict=True):
         key = (id(layout.tensors), method)
@@ -93,6 +100,9 @@ def read_combinable(sources: Sequence[Source], progress: Progress | None = None)
         return layouts
     messages = []
     for remedy, alike in by_remedy.items():
+        if remedy == MERGE_ADAPTER:
+            there = "" if beside is None else f" as {shorten(beside)} is one;"
+            remedy = f"{_TAKE_ADAPTER}{there} or {MERGE_ADAPTER}"
         more = f" (as in {len(alike) - 1} more of the checkpoints)" if len(alike) > 1 else ""
         messages.append(f"{alike[0]}{more}; {remedy}")
     raise UnsupportedCheckpoint(own_lines(*messages))
@@ -166,6 +176,14 @@ def _finding(layout: CheckpointLayout, method: str | None) -> tuple[str, str] | 
             f"{_dequantise(method)}; {plain}",
         )
     return None
+
+
+def _adapter_beside(source: Source) -> str | None:
+    """The adapter that lies beside a local model, as verl leaves it."""
+    if not isinstance(source, LocalSource):
+        return None
+    place = source.folder.parent / "lora_adapter"
+    return str(place) if (place / ADAPTER_FILE).is_file() else None
 
 
 def _dequantise(method: str | None) -> str:

@@ -69,13 +69,14 @@ def quantisation_method(config: Mapping[str, Any]) -> str | None:
     return next((method for method in inner if method is not None), None)
 
 
-def check_loaded(source: Source, folder: str | None) -> None:
+def check_loaded(source: Source, folder: str | None, *, adapter: bool = False) -> None:
     """Refuse a checkpoint of which transformers or vLLM would load something that does not lie in it.
 
     A place that a tokenizer's file names is let be where nothing lies there: it is of another machine.
 
     Args:
         folder: where the source's files lie, if that is not a folder of the Hub's cache.
+        adapter: whether it is taken for an adapter, and loaded as one.
 
     Raises:
         UnsupportedCheckpoint: names the file, and what it leads to.
@@ -85,7 +86,7 @@ def check_loaded(source: Source, folder: str | None) -> None:
         raise UnsupportedCheckpoint(
             f"{source.name}: config.json {leads}; remove that field, in a copy of the checkpoint"
         )
-    if _ADAPTER in source.files():
+    if _ADAPTER in source.files() and not adapter:
         raise UnsupportedCheckpoint(
             f"{source.name}: has {_ADAPTER} beside its weights, so transformers would add an adapter or load "
             "another model; remove it, in a copy of the checkpoint"

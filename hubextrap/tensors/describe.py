@@ -16,6 +16,7 @@ from hubextrap.tensors.interfaces import FileInfo
 from hubextrap.tensors.local import LocalSource
 from hubextrap.tensors.remote import RemoteSource
 from hubextrap.tensors.weights import read_header
+from hubextrap.trajectory.checkpoint import Checkpoint, is_untouched_base
 from hubextrap.trajectory.concurrent import map_concurrently
 from hubextrap.trajectory.hub_files import HubFile, list_files
 from hubextrap.trajectory.weights import Weights, weights_of
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
     from hubextrap.progress import Progress
     from hubextrap.tensors.interfaces import Source
-    from hubextrap.trajectory.checkpoint import Checkpoint, Trajectory
+    from hubextrap.trajectory.checkpoint import Trajectory
 
 
 def describe(trajectory: Trajectory, progress: Progress | None = None) -> Trajectory:
-    """The trajectory with size, dtype and date of every checkpoint filled in.
+    """The trajectory with size, dtype and date of every checkpoint, and of the base it holds, filled in.
 
     The size is that of the weight files, the dtype the one of most bytes of the first safetensors file (None
     without one), the date that of the commit that last changed the weights; locally, their modification time.
@@ -39,13 +40,17 @@ def describe(trajectory: Trajectory, progress: Progress | None = None) -> Trajec
         CorruptFile: the header of a safetensors file cannot be read.
     """
     progress = progress or SilentProgress()
-    with progress.stage("read headers", len(trajectory.checkpoints), "checkpoints") as stage:
-        described = map_concurrently(describe_checkpoint, trajectory.checkpoints, stage)
-    return replace(trajectory, checkpoints=tuple(described))
+    bases = [one for one in [trajectory.base_model] if isinstance(one, Checkpoint)]
+    with progress.stage("read headers", len(bases) + len(trajectory.checkpoints), "checkpoints") as stage:
+        described = map_concurrently(describe_checkpoint, [*bases, *trajectory.checkpoints], stage)
+    base = described.pop(0) if bases else trajectory.base_model
+    return replace(trajectory, checkpoints=tuple(described), base_model=base)
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     """One checkpoint with its size, dtype and date; see ``describe``."""
+    if is_untouched_base(checkpoint):
+        return checkpoint
     if checkpoint.repo is None:
         files = [
             HubFile(name, entry.size, datetime.fromtimestamp(entry.stamp[1] / 1e9, timezone.utc))

@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING
 
 from hubextrap.digests import sha256_of_json
 from hubextrap.tensors.local import LocalSource
+from hubextrap.trajectory.checkpoint import ADAPTER, BASE
 
 if TYPE_CHECKING:
     from hubextrap.tensors.interfaces import Source
     from hubextrap.trajectory import Checkpoint
+
+_SAYS_HOW = {ADAPTER: "adapter_config.json", BASE: "config.json"}
+"""By the kind of a checkpoint, what says beside the weights' own files what the weights are."""
 
 
 def commit_fingerprint(checkpoint: Checkpoint) -> str | None:
@@ -18,12 +22,15 @@ def commit_fingerprint(checkpoint: Checkpoint) -> str | None:
 
 
 def files_fingerprint(checkpoint: Checkpoint, source: Source) -> str:
-    """What stands for the bytes of a local checkpoint's weights, as long as nobody writes to its files."""
+    """What stands for a local checkpoint's weights, as long as nobody writes to its files.
+
+    Those of an adapter and of its base are bytes together with how they are scaled, or lie.
+    """
     assert isinstance(source, LocalSource)
     # without the device: a file system may have another number tomorrow
     files = {
         file: source.stamp(file)[:-1]
         for file, info in sorted(source.files().items())
-        if file.endswith(".safetensors") and info.problem is None
+        if info.problem is None and (file.endswith(".safetensors") or file == _SAYS_HOW.get(checkpoint.kind))
     }
     return sha256_of_json([checkpoint.path, files])

@@ -49,7 +49,9 @@ def readable(found: K | None, name: str, file: str, limit: int | None = None) ->
     if found.problem is not None:
         raise SourceError(f"{name}/{shown(file)}: {found.problem}", file=file)
     if limit is not None and found.size > limit:
-        what = f"{found.size:,} bytes are more than the {limit:,} that such a file may have"
+        what = (
+            f"{found.size:,} bytes are more than the {limit:,} that such a file may have; put another there"
+        )
         raise SourceError(f"{name}/{file}: {what}", file=file)
     return found
 

@@ -140,9 +140,12 @@ class LocalSource:
         )
 
 
-def check_folder(folder: Path | str) -> None:
+def check_folder(folder: Path | str, *, adapter: bool = False) -> None:
     """Refuse a folder for those who read in it what they like, as transformers does: hidden files excepted,
     all in it has to be what may be read.
+
+    Args:
+        adapter: whether it is taken for an adapter, of which transformers reads the tokenizer alone.
 
     Raises:
         SourceError: names the file that may not.
@@ -152,7 +155,7 @@ def check_folder(folder: Path | str) -> None:
         for file, info in source.files().items():
             if info.problem is not None and not file.startswith("."):
                 raise SourceError(f"{folder}/{shown(file)}: {info.problem}", file=file)
-        check_loaded(source, str(folder))
+        check_loaded(source, str(folder), adapter=adapter)
 
 
 def _has_changed(entry: Entry, descriptor: int) -> bool:

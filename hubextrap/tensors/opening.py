@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from hubextrap.errors import UnsupportedCheckpoint
 from hubextrap.tensors.cache import cached_source
 from hubextrap.tensors.interfaces import Source
 from hubextrap.tensors.local import LocalSource
 from hubextrap.tensors.remote import RemoteSource
-from hubextrap.trajectory.checkpoint import Checkpoint
+from hubextrap.trajectory.checkpoint import Checkpoint, is_untouched_base
 
 Opener = Callable[[Checkpoint, bool], Source | None]
 """A checkpoint's source, or None where the checkpoint is not of its kind; the flag is that of ``--cache``."""
@@ -31,7 +32,13 @@ def open_source(checkpoint: Checkpoint, *, cache: bool = False) -> Source:
 
     Raises:
         HubExtrapError: the folder or repo cannot be read, or with ``cache`` not be downloaded.
+        UnsupportedCheckpoint: it is the step 0 of adapters that no file holds.
     """
+    if is_untouched_base(checkpoint):  # its path is none, which would be the working directory
+        raise UnsupportedCheckpoint(
+            f"{checkpoint.name}: step 0 of these adapters has no files; start at a later step (--min-step, "
+            "or trajectory.steps.min in a recipe)"
+        )
     for opener in SOURCES:
         if (source := opener(checkpoint, cache)) is not None:
             return source

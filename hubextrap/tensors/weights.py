@@ -58,14 +58,7 @@ def read_layouts(sources: Sequence[Source], progress: Progress | None = None) ->
     with ThreadPoolExecutor(READERS, thread_name_prefix="hubextrap-headers") as pool:
         found = _all(pool, parser.find_weights, sources)
         shards = [(source, file) for source, one in zip(sources, found, strict=True) for file in one.shards]
-        with (progress or SilentProgress()).stage("Reading headers", len(shards), "files") as stage:
-
-            def read(shard: tuple[Source, str]) -> ShardInfo:
-                info = parser.header(*read_header(*shard), shard[1], shard[0].name)
-                stage.advance(1)
-                return info
-
-            headers = iter(_all(pool, read, shards))
+        headers = iter(parser.read(pool, shards, progress))
         layouts = [
             CheckpointLayout(
                 source.name,
@@ -77,6 +70,16 @@ def read_layouts(sources: Sequence[Source], progress: Progress | None = None) ->
         share_tensors(layouts)
         _all(pool, lambda pair: parser.check(*pair), zip(layouts, found, strict=True))
     return layouts
+
+
+def read_shards(sources: Sequence[Source], file: str, progress: Progress | None = None) -> list[ShardInfo]:
+    """What a safetensors file of this name holds in each folder; equal headers share their tensors.
+
+    Raises:
+        HubExtrapError: as ``read_layouts``.
+    """
+    with ThreadPoolExecutor(READERS, thread_name_prefix="hubextrap-headers") as pool:
+        return _Parser().read(pool, [(source, file) for source in sources], progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,19 @@ class _Parser:
             found = self._indices[key]
         _check_shards(source.name, files, found.shards)
         return found
+
+    def read(
+        self, pool: ThreadPoolExecutor, shards: Sequence[tuple[Source, str]], progress: Progress | None
+    ) -> list[ShardInfo]:
+        """What the files hold, their headers read concurrently."""
+        with (progress or SilentProgress()).stage("Reading headers", len(shards), "files") as stage:
+
+            def read(shard: tuple[Source, str]) -> ShardInfo:
+                info = self.header(*read_header(*shard), shard[1], shard[0].name)
+                stage.advance(1)
+                return info
+
+            return _all(pool, read, shards)
 
     def header(self, data: bytes, size: int, file: str, name: str) -> ShardInfo:
         """What a file's first bytes say."""

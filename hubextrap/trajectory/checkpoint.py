@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
 
+MODEL, ADAPTER, BASE = "model", "adapter", "base"
+"""What a checkpoint is: a whole model; an adapter, which holds what training adds to a base model; or that
+base model, in a run of adapters."""
+BASE_NAME = "the base model"
+"""What messages call step 0 of a run of adapters, which no file holds."""
+
 UNKNOWN_STEP = -1
 """The step of a checkpoint whose name says none, e.g. a final model's main branch; never in a trajectory."""
 
@@ -37,13 +43,24 @@ class Checkpoint:
     """What is to be known of its weight files beside their bytes."""
     digest: str | None = field(default=None, compare=False)
     """What stands for the bytes of its weight files, where the Hub's listing says it."""
+    kind: str = MODEL
+    """``MODEL``, ``ADAPTER`` or ``BASE``; not known before its folder is looked into."""
 
     @property
     def name(self) -> str:
         """What messages call it: ``repo@revision``, ``repo@revision:folder``, or the local folder."""
         if self.repo is None:
-            return self.path
+            return self.path or BASE_NAME
         return f"{self.repo}@{self.revision}" + (f":{self.path}" if self.path else "")
+
+
+UNTOUCHED_BASE = Checkpoint(0, None, "", None, "", kind=BASE)
+"""Step 0 of a run of adapters, which adds nothing to the base model and has no files."""
+
+
+def is_untouched_base(checkpoint: Checkpoint) -> bool:
+    """Whether it is the step 0 that has no files, so that there is nothing to open."""
+    return checkpoint.kind == BASE and checkpoint.repo is None and not checkpoint.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +94,20 @@ class Series:
         return f"{self.layout}: {self.pattern}"
 
 
+def say_notes(checkpoints: Iterable[Checkpoint]) -> list[str]:
+    """A line for each note on checkpoints' files, however many have it."""
+    steps: dict[str, list[int]] = {}
+    for checkpoint in checkpoints:
+        if checkpoint.note:
+            steps.setdefault(checkpoint.note, []).append(checkpoint.step)
+    return [
+        f"step {those[0]} {note}"
+        if len(those) == 1
+        else f"each of {len(those)} steps from {those[0]} to {those[-1]} {note}"
+        for note, those in steps.items()
+    ]
+
+
 def say_same_weights(groups: Iterable[Sequence[int]], count: int) -> tuple[str, ...]:
     """A line for each group of steps with the same weights, of ``count`` checkpoints."""
     lines = []
@@ -105,6 +136,9 @@ class Trajectory:
     """All of the series, as it was when ``checkpoints`` were chosen; None where they were listed."""
     same_weights: tuple[tuple[int, ...], ...] = ()
     """Steps whose checkpoints hold the same weights, each group in order; see ``sameness``."""
+    base_model: Checkpoint | str | None = None
+    """The base model of a run of adapters: of kind ``BASE`` where the run holds it at step 0; as the user
+    named it, not looked for before it is needed; None where only adapters' configurations say which it is."""
 
     def __repr__(self) -> str:
         count, last = counted(len(self.checkpoints), "checkpoint"), self.checkpoints[-1:]
@@ -112,11 +146,19 @@ class Trajectory:
 
     def _repr_html_(self) -> str:
         rows = [
-            (str(one.step), one.name, (one.commit or "")[:8], one.size, one.dtype or "", one.note or "")
+            (
+                str(one.step),
+                one.name,
+                (one.commit or "")[:8],
+                one.kind,
+                one.size,
+                one.dtype or "",
+                one.note or "",
+            )
             for one in self.checkpoints
         ]
         said = f"{counted(len(rows), 'checkpoint')} of {self.series}"
-        headings = ("step", "checkpoint", "commit", "bytes of weights", "dtype", "note")
+        headings = ("step", "checkpoint", "commit", "kind", "bytes of weights", "dtype", "note")
         return html_table(said, headings, rows, self.notes)
 
     @property
@@ -127,6 +169,11 @@ class Trajectory:
     @property
     def steps(self) -> tuple[int, ...]:
         return tuple(checkpoint.step for checkpoint in self.checkpoints)
+
+    @property
+    def of_adapters(self) -> bool:
+        """Whether the checkpoints are adapters, so that each stands for the base model plus what it adds."""
+        return any(one.kind == ADAPTER for one in self.checkpoints)
 
     @property
     def base(self) -> Checkpoint:

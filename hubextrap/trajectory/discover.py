@@ -17,7 +17,15 @@ from hubextrap.errors import (
 from hubextrap.foreign_text import own_lines
 from hubextrap.progress import SilentProgress
 from hubextrap.step_names import INNER_FOLDERS, pattern_reader, read_step, read_title
-from hubextrap.trajectory.checkpoint import UNKNOWN_STEP, Checkpoint, PassedOver, Series, Trajectory
+from hubextrap.trajectory.adapters_of_run import listed_of_one_kind, selected_of_one_kind, with_base
+from hubextrap.trajectory.checkpoint import (
+    ADAPTER,
+    UNKNOWN_STEP,
+    Checkpoint,
+    PassedOver,
+    Series,
+    Trajectory,
+)
 from hubextrap.trajectory.concurrent import map_concurrently
 from hubextrap.trajectory.elsewhere import models_elsewhere, pinned_commit
 from hubextrap.trajectory.hub_files import list_entries, list_files
@@ -34,8 +42,8 @@ from hubextrap.trajectory.selection import (
     scaled_by,
     select_steps,
 )
-from hubextrap.trajectory.series import A_PREDICTION, in_step_order, table_of
-from hubextrap.trajectory.weights import Weights, weights_of
+from hubextrap.trajectory.series import A_PREDICTION, UNLIKE, in_step_order, table_of
+from hubextrap.trajectory.weights import OTHER, Weights, weights_of
 from hubextrap.trajectory.wholeness import with_begun_ones_passed_over, without_unfinished
 
 if TYPE_CHECKING:
@@ -87,16 +95,20 @@ def find_trajectory(
     chosen = _choose(reference, asked.pattern, asked.series, pins)
     scaled = scaled_by(chosen, asked.step_scale)
     check_distinct(scaled.checkpoints, reference)
-    selected = select_steps(scaled, reference, asked)
+    selected = select_steps(scaled, reference, asked, base_at_0=True)
     seen: dict[Checkpoint, Mapping[str, int]] = {}
     if not chosen.files_known:
         selected = with_weights(selected, reference, asked.steps, progress, seen)
     elif asked.steps is None:
         _tell(progress, selected, [over for over in scaled.passed_over if asked.takes(over.checkpoint.step)])
     selected, scaled = _whole_ones(selected, scaled, reference, asked, seen, pins, progress)
-    if asked.base is not None:
-        selected = (_base_for(selected, asked.base, reference, pins), *selected)
-    return _trajectory(selected, chosen.pattern, progress, scaled)
+    named_steps = asked.steps is not None
+    selected, scaled = selected_of_one_kind(selected, scaled, reference, progress, named=named_steps)
+    if not any(one.kind == ADAPTER for one in selected):
+        select_steps(scaled, reference, asked)  # only adapters have a step 0 without a file
+    base = None if asked.base is None else _base_for(selected, asked.base, reference, pins)
+    selected, base = with_base(selected, base, from_step_0=asked.takes(0) and 0 in (asked.steps or (0,)))
+    return _trajectory(selected, chosen.pattern, progress, scaled, base)
 
 
 def _whole_ones(
@@ -141,7 +153,7 @@ def find_recipe_trajectory(
     section = recipe.trajectory
     if section.checkpoints is not None:
         listed = [(entry.model, entry.step) for entry in section.checkpoints]
-        return pin_checkpoints(listed, pins=pins, progress=progress)
+        return pin_checkpoints(listed, base=section.base, pins=pins, progress=progress)
     assert section.repo is not None
     said = section.steps
     asked = TrajectoryOptions(
@@ -159,9 +171,11 @@ def pin_checkpoints(
 ) -> Trajectory:
     """A trajectory of checkpoints that were listed one by one, as (reference, step).
 
+    Of adapters, too, these are all: the base model is step 0 where it is listed there, or is ``base``.
+
     Raises:
         ReferenceNotFound, AccessDenied, UnsupportedCheckpoint: a reference leads to no model.
-        StepError: a step is negative or listed twice, or no checkpoint is.
+        StepError: a step is negative or listed twice, no checkpoint is, or adapters and whole models are.
     """
     pairs, pins = list(pairs), pins or Pins()
     if not pairs:
@@ -174,16 +188,21 @@ def pin_checkpoints(
             lambda pair: resolve_checkpoint(pair[0], step=pair[1], pins=pins), pairs, stage
         )
     ordered = in_step_order(checkpoints)
-    check_distinct(ordered, "the list of checkpoints")
-    if base is not None:
-        ordered = (_base_for(ordered, base, "the list of checkpoints", pins), *ordered)
-    return _trajectory(ordered, "listed", progress)
+    check_distinct(ordered, what := "the list of checkpoints")
+    ordered = listed_of_one_kind(ordered, what)
+    named = None if base is None else _base_for(ordered, base, what, pins)
+    ordered, named = with_base(ordered, named, from_step_0=base is not None)
+    return _trajectory(ordered, "listed", progress, base=named)
 
 
 def _trajectory(
-    checkpoints: tuple[Checkpoint, ...], pattern: str, progress: Progress, whole: Series | None = None
+    checkpoints: tuple[Checkpoint, ...],
+    pattern: str,
+    progress: Progress,
+    whole: Series | None = None,
+    base: Checkpoint | str | None = None,
 ) -> Trajectory:
-    found = Trajectory(checkpoints, pattern, whole, same_weights(checkpoints))
+    found = Trajectory(checkpoints, pattern, whole, same_weights(checkpoints), base)
     for note in found.notes:
         progress.warn(note)
     return found
@@ -286,14 +305,20 @@ def with_weights(
     """
     with progress.stage("list checkpoints", len(checkpoints), "checkpoints") as stage:
         looks = map_concurrently(lambda one: _looked_into(one, one.name), checkpoints, stage)
+    kinds = {weights.kind for _, weights, _ in looks if weights is not None and not weights.predicted}
     kept, passed_over = [], []
     for checkpoint, weights, files in looks:
-        if weights is not None and not weights.predicted:
+        if weights is None:
+            why = f"no weights among {_shown(_names(files))}"
+        elif weights.predicted:
+            why = A_PREDICTION
+        elif weights.kind == OTHER and kinds == {ADAPTER, OTHER}:
+            why = UNLIKE[OTHER]
+        else:
             kept.append(checkpoint)
             if seen is not None:
                 seen[checkpoint] = dict(files)
             continue
-        why = A_PREDICTION if weights is not None else f"no weights among {_shown(_names(files))}"
         passed_over.append(over := PassedOver(checkpoint, why))
         if steps is not None:
             raise StepError(
@@ -337,14 +362,24 @@ def _files_of(
     return [(file.path.rpartition("/")[2], file.size) for file in files], digest_of(files)
 
 
-def _base_for(checkpoints: tuple[Checkpoint, ...], base: str, reference: str, pins: Pins) -> Checkpoint:
-    if checkpoints[0].step == 0:
+def _base_for(checkpoints: tuple[Checkpoint, ...], base: str, reference: str, pins: Pins) -> Checkpoint | str:
+    """The base that the user named, before the first checkpoint: that of adapters is looked for where it is
+    needed, and a local folder is named in full until then."""
+    if checkpoints[0].step == 0 and checkpoints[0].kind != ADAPTER:
         raise StepError(
             f"{reference}: step 0 is already there, {place_of(checkpoints[0])}; drop the base {base}, or "
             "leave that step out",
             step=0,
         )
-    return resolve_checkpoint(base, step=0, pins=pins)
+    if any(one.kind == ADAPTER for one in checkpoints):
+        return str(Path(base).resolve()) if Path(base).is_dir() else base
+    found = resolve_checkpoint(base, step=0, pins=pins)
+    if found.kind == ADAPTER:
+        raise UnsupportedCheckpoint(
+            f"{base}: holds an adapter, so it is no base; name the model that it was trained on",
+            repo=found.repo,
+        )
+    return found
 
 
 def _step_of(where: Reference) -> int:

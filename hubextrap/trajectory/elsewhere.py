@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from hubextrap.errors import HubExtrapError, ReferenceNotFound
 from hubextrap.progress import SilentProgress
 from hubextrap.step_names import read_step
+from hubextrap.trajectory.checkpoint import ADAPTER
 from hubextrap.trajectory.concurrent import map_concurrently
 from hubextrap.trajectory.hub_files import list_files
 from hubextrap.trajectory.local_layout import files_under
-from hubextrap.trajectory.weights import WHOLE_MODEL, weights_by_folder, weights_of
+from hubextrap.trajectory.weights import OTHER, weights_by_folder, weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,14 +72,12 @@ def _in_refs(where: Reference, pins: Pins, predicted: bool) -> list[str]:
     others = {name: commit for name, commit in refs if name != (where.revision or "main")}
     latest = sorted(others.items(), key=lambda ref: _order(ref[0]))[:_LOOKED_INTO]
 
-    def look(ref: tuple[str, str]) -> bool:
+    def look(ref: tuple[str, str]) -> str | None:
         files = list_files(where.repo, ref[1], where.path, where.text) or []
-        return _counts(weights_of((file.path.rpartition("/")[2], file.size) for file in files), predicted)
+        held = weights_of((file.path.rpartition("/")[2], file.size) for file in files)
+        return _said(held, _as_text(replace(where, revision=ref[0])), predicted)
 
-    holds = map_concurrently(look, latest, SilentProgress())
-    return [
-        _as_text(replace(where, revision=name)) for (name, _), one in zip(latest, holds, strict=True) if one
-    ]
+    return list(filter(None, map_concurrently(look, latest, SilentProgress())))
 
 
 def _in_folders(where: Reference, pins: Pins, predicted: bool) -> list[str]:
@@ -90,17 +89,21 @@ def _in_folders(where: Reference, pins: Pins, predicted: bool) -> list[str]:
         below = f"{where.path}/" if where.path else ""
         listed = list_files(where.repo, commit, where.path, where.text, recursive=True) or []
         files = [(file.path.removeprefix(below), file.size) for file in listed]
-    holding = [name for name, held in weights_by_folder(files).items() if name and _counts(held, predicted)]
-    return [
-        f"{where.text.rstrip('/')}/{name}"
-        if where.folder is not None
-        else _as_text(replace(where, path="/".join(filter(None, (where.path, name)))))
-        for name in sorted(holding, key=lambda name: _order(name.rpartition("/")[2]))
-    ]
+    held = weights_by_folder(files)
+    found = []
+    for name in sorted(filter(None, held), key=lambda name: _order(name.rpartition("/")[2])):
+        place = f"{where.text.rstrip('/')}/{name}"
+        if where.folder is None:
+            place = _as_text(replace(where, path="/".join(filter(None, (where.path, name)))))
+        found.append(_said(held[name], place, predicted))
+    return list(filter(None, found))
 
 
-def _counts(weights: Weights | None, predicted: bool) -> bool:
-    return weights is not None and weights.kind == WHOLE_MODEL and (weights.predicted or not predicted)
+def _said(weights: Weights | None, place: str, predicted: bool) -> str | None:
+    """The place, where its weights are what is looked for."""
+    if weights is None or weights.kind == OTHER or (predicted and not weights.predicted):
+        return None
+    return f"{place} (an adapter)" if weights.kind == ADAPTER else place
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.containment import entries_of, open_regular
 from hubextrap.digests import sha256_hex
+from hubextrap.trajectory.checkpoint import BASE
 from hubextrap.trajectory.weights import weights_of
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def same_weights(checkpoints: Sequence[Checkpoint]) -> tuple[tuple[int, ...], ..
     groups: dict[Hashable, list[int]] = {}
     of_size = Counter(checkpoint.size for checkpoint in checkpoints)
     for checkpoint in checkpoints:
-        if of_size[checkpoint.size] > 1:
+        if of_size[checkpoint.size] > 1 and checkpoint.kind != BASE:
             local = checkpoint.repo is None
             key = _key_on_disk(Path(checkpoint.path)) if local else checkpoint.digest
             if key is not None:

@@ -32,7 +32,7 @@ class TrajectoryOptions:
     steps: Sequence[int] | None = None
     """Exactly these; each has to be there."""
     base: str | None = None
-    """Reference of the model at step 0, where the series does not hold it."""
+    """Reference of the model at step 0, where the series does not hold it; or of the adapters' base."""
     step_scale: float = 1.0
     """Steps per unit of the number in the name, e.g. 50 for epochs of 50 steps; rounded."""
 
@@ -88,8 +88,13 @@ def check_distinct(checkpoints: tuple[Checkpoint, ...], reference: str) -> None:
             )
 
 
-def select_steps(series: Series, reference: str, asked: TrajectoryOptions) -> tuple[Checkpoint, ...]:
+def select_steps(
+    series: Series, reference: str, asked: TrajectoryOptions, *, base_at_0: bool = False
+) -> tuple[Checkpoint, ...]:
     """The checkpoints between the bounds, or exactly those at the steps asked for.
+
+    Args:
+        base_at_0: leave out a step 0 that is asked for and not there, as adapters' base needs no file.
 
     Raises:
         StepError: a step that is asked for is not there, or none is left.
@@ -101,6 +106,8 @@ def select_steps(series: Series, reference: str, asked: TrajectoryOptions) -> tu
             f"{reference}: no step {asked.bounds}; the series {series.pattern} has {first} to {last}"
         )
     wanted = sorted(set(by_step if asked.steps is None else asked.steps))
+    if base_at_0 and asked.takes(0) and wanted[:1] == [0] and 0 not in by_step:
+        wanted = wanted[1:] or wanted
     for step in [step for step in wanted if step not in by_step]:
         for over in series.passed_over:
             if over.checkpoint.step == step:

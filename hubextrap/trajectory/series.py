@@ -5,18 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import PurePosixPath
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from hubextrap.step_names import StepName
-from hubextrap.trajectory.checkpoint import PassedOver, Series
-from hubextrap.trajectory.weights import KINDS, WHOLE_MODEL, Weights, weights_by_folder
+from hubextrap.trajectory.checkpoint import ADAPTER, PassedOver, Series
+from hubextrap.trajectory.weights import (
+    KINDS,
+    OTHER,
+    THE_MODEL_IS_READ,
+    WHOLE_MODEL,
+    Weights,
+    weights_by_folder,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from hubextrap.trajectory.checkpoint import Checkpoint
 
 A_PREDICTION = "a prediction of hubextrap, not a checkpoint of the run"
+UNLIKE = {OTHER: "no safetensors, unlike other steps", ADAPTER: "an adapter, unlike other steps"}
+"""Why weights of a kind are passed over where others of the run are of a better one."""
 
 Reader = Callable[[str], StepName | None]
 
@@ -51,37 +61,39 @@ def series_in_folders(
     for folder, name in names.items():
         if (weights := folders[folder]) is not None:
             kept[name.unit].append((folder, weights))
-    kept = {unit: list(_main_folders(inside)) for unit, inside in kept.items()}
+    kept = {unit: list(_main_folders(inside, names)) for unit, inside in kept.items()}
 
     unit_pattern = {name.pattern: (read(name.unit) or name).pattern for name in names.values()}
+    of_pattern: dict[str, str] = {}
+    of_units: dict[str, str] = {}
+    for folder, weights in (pair for inside in kept.values() for pair in inside if not pair[1].predicted):
+        pattern = names[folder].pattern
+        for kinds, key in ((of_pattern, pattern), (of_units, unit_pattern[pattern])):
+            kinds[key] = min(kinds.get(key, OTHER), weights.kind, key=KINDS.index)
+
     found: dict[str, list[tuple[StepName, Checkpoint]]] = {}
-    whole_models: set[str] = set()
     left_out: list[tuple[str, PassedOver]] = []
     """With the pattern of the unit that each lies in."""
     for folder, weights in (pair for inside in kept.values() for pair in inside):
         name = names[folder]
+        of_unit, best = unit_pattern[name.pattern], of_units.get(unit_pattern[name.pattern])
         if weights.predicted:
-            left_out.append((unit_pattern[name.pattern], PassedOver(at(folder, name.step), A_PREDICTION)))
-            continue
-        found.setdefault(name.pattern, []).append((name, weights.of(at(folder, name.step))))
-        if weights.kind == WHOLE_MODEL:
-            whole_models.add(name.pattern)
-
-    # Raw trainer shards beside converted weights (verl's actor/*.pt and actor/huggingface) are no series of
-    # their own: their steps were not converted.
-    converted = {unit_pattern[pattern] for pattern in whole_models}
-    why = "no safetensors, unlike other steps"
-    for pattern in [p for p in found if p not in whole_models and unit_pattern[p] in converted]:
-        left_out += [(unit_pattern[pattern], PassedOver(one, why)) for _, one in found.pop(pattern)]
+            left_out.append((of_unit, PassedOver(at(folder, name.step), A_PREDICTION)))
+        # Raw trainer shards beside converted weights (verl's actor/*.pt and actor/huggingface) are no series
+        # of their own: their steps were not converted. Nor are adapters where other steps are whole models.
+        elif of_pattern[name.pattern] != best or (weights.kind, best) == (OTHER, ADAPTER):
+            left_out.append((of_unit, PassedOver(at(folder, name.step), UNLIKE[weights.kind])))
+        else:
+            found.setdefault(name.pattern, []).append((name, weights.of(at(folder, name.step))))
     for unit, inside in kept.items():
         if not inside and (name := read(unit)) is not None:
             left_out.append((name.pattern, PassedOver(at(unit, name.step), "no weights")))
 
-    of_unit: dict[str, list[PassedOver]] = {}
+    passed_over: dict[str, list[PassedOver]] = {}
     for unit, over in left_out:
-        of_unit.setdefault(unit, []).append(over)
+        passed_over.setdefault(unit, []).append(over)
     series = [
-        replace(one, files_known=True, passed_over=tuple(of_unit.get(unit_pattern[one.pattern], ())))
+        replace(one, files_known=True, passed_over=tuple(passed_over.get(unit_pattern[one.pattern], ())))
         for one in group_by_pattern((pair for pairs in found.values() for pair in pairs), layout)
     ]
     others = [
@@ -90,13 +102,21 @@ def series_in_folders(
     return series, others + sorted(f"{over.checkpoint.path} ({over.why})" for _, over in left_out)
 
 
-def _main_folders(inside: list[tuple[str, Weights]]) -> Iterator[tuple[str, Weights]]:
+def _main_folders(
+    inside: list[tuple[str, Weights]], names: Mapping[str, StepName]
+) -> Iterator[tuple[str, Weights]]:
     """Of one step's folders those with the best kind of weights, without what lies under another of them."""
     best = min((weights.kind for _, weights in inside), key=KINDS.index, default=None)
     chosen = [(folder, weights) for folder, weights in inside if weights.kind == best]
     taken = {folder for folder, _ in chosen}
+    adapters = [names[folder].pattern for folder, weights in inside if weights.kind == ADAPTER]
     for folder, weights in chosen:
-        if not any(str(outer) in taken for outer in PurePosixPath(folder).parents):
+        if any(str(outer) in taken for outer in PurePosixPath(folder).parents):
+            continue
+        if best == WHOLE_MODEL and adapters and weights.note is None:
+            note = f"holds {THE_MODEL_IS_READ}; --pattern {quote(adapters[0])} takes the adapters"
+            yield folder, replace(weights, note=note)
+        else:
             yield folder, weights
 
 

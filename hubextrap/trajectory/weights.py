@@ -6,12 +6,14 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from hubextrap.trajectory.checkpoint import ADAPTER, BASE, MODEL
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from hubextrap.trajectory.checkpoint import Checkpoint
 
-WHOLE_MODEL, ADAPTER, OTHER = "safetensors", "adapter", "other"
+WHOLE_MODEL, OTHER = "safetensors", "other"
 """Kinds of weights, best first: a whole model in safetensors; an adapter; pickles and other formats."""
 
 PREDICTION_FILE = "hubextrap.json"
@@ -21,16 +23,24 @@ KINDS = (WHOLE_MODEL, ADAPTER, OTHER)
 _OTHER_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".distcp", ".npz")
 _TRAINER_STATE = re.compile("optim|training_args|scheduler|scaler|rng_state|random_states|trainer_state")
 
+_SNAPSHOTS = re.compile(r"(?:^|/)reground/rank-\d+$")
+"""Folders of a checkpoint that `ExtrapolationCallback` goes on from: parts of models, and no model."""
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""What peft saves."""
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+THE_MODEL_IS_READ = "an adapter beside a whole model, and hubextrap reads the model"
 _PREFERRED = (
     re.compile(re.escape(SINGLE)),
     SHARD,
     re.compile(r"pytorch_model\.bin"),
     re.compile(r"pytorch_model-\d+-of-\d+\.bin"),
+    re.compile(re.escape(ADAPTER_FILE)),
+    re.compile(r"adapter_model\.bin"),
 )
-"""What transformers loads, the first that is there; the rest of the kind (``consolidated.safetensors``,
-``model.fp16.safetensors``) is the same model once more, or part of another."""
+"""What transformers or peft loads, the first that is there; the rest of the kind
+(``consolidated.safetensors``, ``model.fp16.safetensors``) is the same model once more, or part of another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +59,9 @@ class Weights:
 
     def of(self, checkpoint: Checkpoint) -> Checkpoint:
         """The checkpoint, known to hold these."""
-        return replace(checkpoint, size=self.size, note=self.note or checkpoint.note)
+        holds = ADAPTER if self.kind == ADAPTER else MODEL
+        kind = BASE if checkpoint.kind == BASE else holds
+        return replace(checkpoint, size=self.size, note=self.note or checkpoint.note, kind=kind)
 
 
 def kind_of(file: str) -> str | None:
@@ -78,7 +90,7 @@ def weights_of(files: Iterable[tuple[str, int]]) -> Weights | None:
         tuple(loaded),
         sum(sizes[name] for name in loaded),
         predicted=PREDICTION_FILE in sizes,
-        note=_two_models(loaded, found, INDEX in sizes),
+        note=_two_models(loaded, found, INDEX in sizes) or _and_an_adapter(loaded, kinds),
     )
 
 
@@ -102,11 +114,19 @@ def _two_models(loaded: list[str], found: list[str], indexed: bool) -> str | Non
     )
 
 
+def _and_an_adapter(loaded: list[str], kinds: dict[str, str]) -> str | None:
+    if ADAPTER not in kinds.values() or kinds[loaded[0]] != WHOLE_MODEL:
+        return None
+    return f"holds {THE_MODEL_IS_READ}, {loaded[0]}"
+
+
 def weights_by_folder(files: Iterable[tuple[str, int]]) -> dict[str, Weights | None]:
     """The weights directly in each folder of a tree, from its files' paths and bytes; "" is its root."""
     folders: dict[str, list[tuple[str, int]]] = {"": []}
     for path, size in files:
         folder, _, name = path.rpartition("/")
+        if _SNAPSHOTS.search(folder):
+            continue
         folders.setdefault(folder, []).append((name, size))
         while folder:
             folder = folder.rpartition("/")[0]

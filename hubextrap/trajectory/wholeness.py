@@ -17,8 +17,8 @@ from hubextrap.containment import entries_of, open_regular
 from hubextrap.errors import CorruptFile, StepError
 from hubextrap.foreign_data import parse_json
 from hubextrap.foreign_text import own_lines
-from hubextrap.trajectory.checkpoint import PassedOver
-from hubextrap.trajectory.weights import INDEX, OTHER, SHARD, SINGLE, weights_of
+from hubextrap.trajectory.checkpoint import ADAPTER, PassedOver, is_untouched_base
+from hubextrap.trajectory.weights import ADAPTER_CONFIG, INDEX, OTHER, SHARD, SINGLE, weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -111,7 +111,8 @@ def unfinished(
     if weights is None or weights.kind == OTHER:
         return None
     tensors = [name for name in weights.files if name.endswith(".safetensors")]
-    if checkpoint.repo is None and not _is_sound(Path(checkpoint.path), (*tensors, INDEX, CONFIG)):
+    config = ADAPTER_CONFIG if weights.kind == ADAPTER else CONFIG
+    if checkpoint.repo is None and not _is_sound(Path(checkpoint.path), (*tensors, INDEX, config)):
         return None
     if empty := next((name for name in tensors if not files[name]), None):
         return f"{empty} is empty"
@@ -121,8 +122,8 @@ def unfinished(
         return f"has {tensors[0]} and no {INDEX}"
     if SINGLE not in files and files.get(INDEX) == 0:
         return f"{INDEX} is empty"
-    if not files.get(CONFIG) and CONFIG in before():
-        return f"has no {CONFIG}, which the checkpoint before it has"
+    if not files.get(config) and config in before():
+        return f"has no {config}, which the checkpoint before it has"
     if checkpoint.repo is None:  # on the Hub a file is there as a whole, or not at all
         return _cut_short(Path(checkpoint.path), tensors)
     return None
@@ -190,7 +191,7 @@ def _how_to_leave_out(trajectory: Trajectory, said: str) -> str:
         return ""
     step = found[0].step
     ways = []
-    if step != steps[0]:
+    if step != steps[0] and not is_untouched_base(trajectory.checkpoints[steps.index(step) - 1]):
         before = steps[steps.index(step) - 1]
         ways.append(f"up to step {before} (--max-step {before}, or trajectory.steps.max in a recipe)")
     if step != steps[-1]:

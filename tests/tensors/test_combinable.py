@@ -81,6 +81,22 @@ def test_names_of_adapters(name: str, folder: Folder) -> None:
         read_combinable([LocalSource(path)])
 
 
+def test_the_adapter_beside_a_wrapped_model_is_named(tmp_path: Path) -> None:
+    """As verl leaves both (verl-project/verl#4761): the model's own file does not say its scaling."""
+    for place, names in (
+        (
+            "huggingface/model.safetensors",
+            files({**PLAIN, f"{MODULE}.lora_A.default.weight": ("F32", (2, 4))}),
+        ),
+        ("lora_adapter/adapter_model.safetensors", None),
+    ):
+        path = tmp_path / place
+        path.parent.mkdir()
+        path.write_bytes(names["model.safetensors"] if names else b"")
+    with pytest.raises(UnsupportedCheckpoint, match=f"as {tmp_path}/lora_adapter is one; or merge"):
+        read_combinable([LocalSource(tmp_path / "huggingface")])
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -200,15 +200,9 @@ def test_folders_without_weights_and_predictions_are_left_out(tmp_path: Path, mo
     ]
 
 
-def test_pickles_and_adapters_stay(
-    tmp_path: Path, model: Model, safetensors_bytes: Callable[..., bytes]
-) -> None:
+def test_pickles_stay(tmp_path: Path, model: Model) -> None:
     write(tmp_path, model(1, "step_1") | {"step_2/pytorch_model.bin": b"pickle"})
-    write(
-        tmp_path,
-        {"step_3/adapter_model.safetensors": safetensors_bytes(), "step_3/adapter_config.json": b"{}"},
-    )
-    assert find_trajectory(str(tmp_path)).steps == (1, 2, 3)
+    assert find_trajectory(str(tmp_path)).steps == (1, 2)
 
 
 def test_traps_are_not_steps(tmp_path: Path, model: Model) -> None:
