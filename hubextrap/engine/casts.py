@@ -140,6 +140,34 @@ def rounded(typing_context, number, like, shift, rebias, special, nan):  # type:
 
 
 @inlined
+def rounded_to_odd(typing_context, number):  # type: ignore[no-untyped-def]
+    """The float32 from which any smaller float is rounded as from ``number``, a float64 or float32 itself.
+
+    What no float32 holds becomes that neighbour of it whose last bit is 1: it is no tie, and it lies on the
+    same side of each tie, as smaller floats have two bits less at least (Boldo and Melquiond, IEEE
+    Transactions on Computers 57(4), 2008).
+    """
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (number,) = arguments
+        if number.type == _FLOAT:
+            return number
+        nearest = builder.fptrunc(number, _FLOAT)
+        word, back = builder.bitcast(nearest, _WORD), builder.fpext(nearest, number.type)
+        # bits of floats are in the order of their magnitudes: one less is the neighbour towards 0
+        long = ir.IntType(64)
+        magnitudes = [
+            builder.and_(builder.bitcast(one, long), ir.Constant(long, 2**63 - 1)) for one in (back, number)
+        ]
+        away = builder.zext(builder.icmp_unsigned(">", *magnitudes), _WORD)
+        odd = builder.or_(builder.sub(word, away), _word(1))
+        inexact = builder.fcmp_ordered("one", back, number)  # of a NaN it is not
+        return builder.bitcast(builder.select(inexact, odd, word), _FLOAT)
+
+    return types.float32(number), build
+
+
+@inlined
 def rounded_to_bf16(typing_context, number):  # type: ignore[no-untyped-def]
     """The bits of the bfloat16 nearest to a float32, ties to even."""
 

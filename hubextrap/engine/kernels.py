@@ -12,8 +12,8 @@ The float32 error, with u = 2^-24 and K inputs: |sum − Σ c·w| ≤ γ·Σ|c·
 passes at most two roundings of its own (coefficient, product) and K of the additions (Higham, Accuracy and
 Stability of Numerical Algorithms, §3.1). A line: K = 2, and |base| + |α|·(|base| + |last|) for the sum of
 terms. Each product may add 2^-150 where it underflows. Then comes the one rounding, to the nearest, ties to
-even; what is too large becomes non-finite. Accumulation is in float64 when the output is F64 (u = 2^-53); F64
-inputs of other outputs are rounded to float32 first, as mergekit does.
+even; what is too large becomes non-finite. Accumulation is in float64 when the output is F64 or the plan is
+wide (u = 2^-53); F64 inputs of other outputs are rounded to float32 first otherwise, as mergekit does.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Combiner:
 
     Args:
         targets: how many outputs there are at most.
-        itemsize: bytes of the widest accumulation: 8 if some output is F64, else 4.
+        itemsize: bytes of the widest accumulation: 8 if some output is F64 or the plan is wide, else 4.
         block: elements that are combined at once.
     """
 
@@ -74,6 +74,7 @@ class Combiner:
         dtype: str,
         *,
         last: int | None = None,
+        wide: bool = False,
     ) -> list[Made]:
         """Write combination t of the inputs to ``outputs[t]``.
 
@@ -84,6 +85,7 @@ class Combiner:
             outputs: the bytes of n elements each, likewise; they overlap no input.
             dtype: what the outputs store.
             last: the position of the last checkpoint in ``inputs``, if it is there.
+            wide: sum in float64, whatever the outputs store.
 
         Returns:
             What is known of each output.
@@ -93,7 +95,7 @@ class Combiner:
         """
         itemsize = DTYPES[dtype].itemsize
         elements = len(outputs[0]) // itemsize
-        sums = np.dtype(np.float64 if dtype == "F64" else np.float32)
+        sums = np.dtype(np.float64 if wide or dtype == "F64" else np.float32)
         if (len(outputs) + 1) * self._block * sums.itemsize > len(self._scratch):
             raise ValueError(f"no memory for {len(outputs)} sums of {sums}")
         stored = [
@@ -121,7 +123,7 @@ class Combiner:
         compared_to = stored[last][0] if last is not None and compared else 0
         job = (*map(_address, tables), *sizes, *NON_FINITE[dtype], compared_to)
         fields = np.array([*job, _address(self._scratch), self._block], np.int64)
-        (_IN_FLOAT64 if dtype == "F64" else _IN_FLOAT32)(_address(fields))
+        (_IN_FLOAT64 if sums == np.float64 else _IN_FLOAT32)(_address(fields))
         return [Made(count, compared and not differs) for count, differs in found.tolist()]
 
 
@@ -186,14 +188,21 @@ def widen(data: NDArray[np.uint8], dtype: str, out: NDArray[np.float32]) -> None
     _WIDEN(_address(data, len(out) * size), CODES[dtype], len(out), _address(out), _address(_FORMATS))
 
 
-def check_device(device: str) -> None:
+def check_device(device: str, *, wide: bool = False) -> None:
     """Refuse a device that cannot make a merge's bytes.
+
+    Args:
+        wide: whether the merge sums in float64 what is stored in less.
 
     Raises:
         MethodError: it is no CUDA device, is not there, or gives other bytes than this CPU.
     """
     if device == "cpu":
         return
+    if wide:
+        raise MethodError(
+            f"device {device}: sums of adapters are taken in float64 on the CPU alone; write cpu"
+        )
     if (problem := device_problem(device)) is not None:
         raise MethodError(problem)
     from hubextrap.engine import torch_kernels

@@ -19,6 +19,7 @@ from hubextrap.engine.casts import (
     number_like,
     rounded,
     rounded_to_bf16,
+    rounded_to_odd,
     store,
     widened,
 )
@@ -170,21 +171,24 @@ def _add(operation, weight, values, like, sums, count, zero):  # type: ignore[no
 
 @_njit
 def _round(sums, count, made, code, zero, formats):  # type: ignore[no-untyped-def]
-    """The sums as the output stores them. Of a float64 sum that is F64."""
+    """The sums as the output stores them, rounded once."""
     shift, rebias, special, nan = _format(formats, code)
-    if code in (_F32, _F64):
+    if code == _F32:
         for i in range(count):
-            store(made, i, load(sums, i, zero))
+            store(made, i, number_like(_SINGLE, load(sums, i, zero)))
+    elif code == _F64:
+        for i in range(count):
+            store(made, i, number_like(_DOUBLE, load(sums, i, zero)))
     elif code == _BF16:
         for i in range(count):
-            store(made, i, rounded_to_bf16(load(sums, i, _SINGLE)))
+            store(made, i, rounded_to_bf16(rounded_to_odd(load(sums, i, zero))))
     elif code == _F16:
         for i in range(count):
-            number = load(sums, i, _SINGLE)
+            number = rounded_to_odd(load(sums, i, zero))
             store(made, i, rounded(number, _HALF, shift, rebias, special, nan))
     else:
         for i in range(count):
-            number = load(sums, i, _SINGLE)
+            number = rounded_to_odd(load(sums, i, zero))
             store(made, i, rounded(number, _BYTE, shift, rebias, special, nan))
 
 

@@ -91,13 +91,15 @@ class MergePlan:
     """Of all targets together."""
     buffers: Buffers
     accumulator_itemsize: int
-    """Bytes of the widest sum: 8 where an output is F64, else 4."""
+    """Bytes of the widest sum: 8 where an output is F64 or the plan is wide, else 4."""
     same_layout: bool
     """Whether the output's files look like the last checkpoint's, so that it could come out identical."""
     notes: tuple[str, ...]
     """Facts about the inputs and what is done with them."""
     caveats: tuple[str, ...]
     """What whoever uses the output should know too: what was not predicted, what is stored otherwise."""
+    wide: bool = False
+    """Whether sums are taken in float64, whatever is stored."""
 
     @property
     def peak_memory(self) -> int:
@@ -107,7 +109,7 @@ class MergePlan:
     def units(self, shard: ShardPlan) -> Iterator[MergeUnit]:
         """Those of one shard in offset order; a shard without data is one empty unit."""
         offset = len(shard.header)
-        forms = {tensor.name: Form(tensor.dtype, tensor.combinations) for tensor in shard.tensors}
+        forms = {one.name: Form(one.dtype, one.combinations, self.wide) for one in shard.tensors}
         every = cut(shard.tensors, self.buffers.unit_bytes, Room(self.targets))
         for cuts in every if offset < shard.size else [[]]:
             pieces, reads, position = lay_out(cuts)
@@ -134,6 +136,7 @@ def plan_merge(
     out_dtype: str | None = None,
     tied: bool = False,
     budget: Budget | None = None,
+    wide: bool = False,
 ) -> MergePlan:
     """Plan the outputs of T targets from K checkpoints.
 
@@ -144,6 +147,7 @@ def plan_merge(
         out_dtype: torch's name (``bfloat16``) for the float tensors, but those that the last checkpoint keeps
             wider than most of it: there they stay as they are. None keeps the last checkpoint's dtypes.
         tied: the last checkpoint's tie_word_embeddings.
+        wide: sum in float64 and round that once, as terms that are F64 themselves ask for.
 
     Raises:
         CheckpointMismatch: names, shapes, dtypes or tying differ; all findings in one message.
@@ -151,7 +155,7 @@ def plan_merge(
         RecipeError: an out_dtype that is none.
         OutputError: memory is too small; the message says how much is needed.
     """
-    last, dtype = layouts[-1], _output_dtype(out_dtype)
+    last, dtype = layouts[-1], output_dtype(out_dtype)
     entries, problems, notes = compare(steps, layouts, tied=tied)
     targets = len(coefficients_for(entries[0].name)) if entries else 1
     dtype_of, forms = _dtypes(dtype, last), dict[int, _Form]()
@@ -162,7 +166,7 @@ def plan_merge(
     refuse(problems)
     shards = _shards(last, plans)
     every = [plan for shard in shards for plan in shard.tensors]
-    itemsize = 8 if any(plan.dtype == "F64" for plan in every) else 4
+    itemsize = 8 if wide or any(plan.dtype == "F64" for plan in every) else 4
     workers = (budget := budget or Budget()).workers
     # what a worker's kernels need beside its buffer: one input, and a sum per target
     beside = workers * BLOCK * (targets + 1) * itemsize + targets * WRITE_MEMORY
@@ -180,8 +184,9 @@ def plan_merge(
         accumulator_itemsize=itemsize,
         same_layout=len(every) == len(last.tensors)
         and all(p.dtype == last.tensors[p.name].dtype for p in every),
-        notes=(*notes, *dtype_notes(steps, layouts), *_narrowed(out_dtype, every, last)),
-        caveats=(*_kept_wide(dtype, every), *_copied(every, len(layouts) - 1)),
+        notes=(*notes, *([] if wide else dtype_notes(steps, layouts)), *_narrowed(out_dtype, every, last)),
+        caveats=(*_kept_wide(dtype, every), *([] if wide else _copied(every, len(layouts) - 1))),
+        wide=wide,
     )
 
 
@@ -256,7 +261,12 @@ def _form(entry: TensorInputs, coefficients: NDArray[np.float64], combined: bool
     return _Form(coefficients, checkpoints, combinations)
 
 
-def _output_dtype(out_dtype: str | None) -> str | None:
+def output_dtype(out_dtype: str | None) -> str | None:
+    """The safetensors name of what a recipe asks for by torch's, None for None.
+
+    Raises:
+        RecipeError: it is none that can be combined.
+    """
     if out_dtype is None:
         return None
     names = {DTYPES[name].torch_name: name for name in FLOATS}

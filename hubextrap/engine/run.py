@@ -78,7 +78,7 @@ def run_plan(
     check_inputs(plan, sources, journals, progress)
     if kept := sum(len(journal.finished) for journal in journals):
         progress.say(f"resuming: {kept} of {len(plan.shards) * len(journals)} shards are there")
-    check_device(device)
+    check_device(device, wide=plan.wide)
     there = [journal.finished for journal in journals] or [{}] * plan.targets
     done = {one.file for one in plan.shards if all(one.file in have for have in there)}
     compared, begun = resumed(plan, {file: journals[0].inputs[file] for file in done})
@@ -139,7 +139,7 @@ def run_shard(
         HubExtrapError: as `run_plan`.
     """
     progress = progress or SilentProgress()
-    check_device(device)
+    check_device(device, wide=plan.wide)
     uses = file_uses(next(one for one in plan.shards if one.file == file).tensors)
     inputs = Inputs(plan.steps, tuple(sources))
     journals, others = [_NoJournal() for _ in sinks], {one.file for one in plan.shards} - {file}

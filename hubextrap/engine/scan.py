@@ -75,12 +75,7 @@ def scan_trajectory(
     progress = progress or SilentProgress()
     for note in plan.notes:
         progress.say(note)
-    sizes = {tensor.name: tensor.elements for tensor in plan.tensors}
-    done = {
-        name: found
-        for name, found in (journal.finished.items() if journal else ())
-        if sizes.get(name) == found.elements and len(found.gram) == len(plan.steps)
-    }
+    done = finished_before(plan, journal)
     todo = [tensor for tensor in plan.tensors if tensor.name not in done]
     begun = [tensor for tensor in plan.tensors if tensor.name in done]
 
@@ -100,6 +95,16 @@ def scan_trajectory(
         scan = _Scan(plan, todo, sample, finish)
         stream(Inputs(plan.steps, tuple(sources)), scan, hashes, plan.buffers, progress)
     return assemble_scan(trajectory, plan, done, sample, pins)
+
+
+def finished_before(plan: ScanPlan, journal: ScanJournal | None) -> dict[str, TensorScan]:
+    """The tensors of a plan that a scan which was stopped has finished, by name."""
+    sizes = {tensor.name: tensor.elements for tensor in plan.tensors}
+    return {
+        name: found
+        for name, found in (journal.finished.items() if journal else ())
+        if sizes.get(name) == found.elements and len(found.gram) == len(plan.steps)
+    }
 
 
 def scan_part(

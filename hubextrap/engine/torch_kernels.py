@@ -65,13 +65,16 @@ class TorchCombiner:
         dtype: str,
         *,
         last: int | None = None,
+        wide: bool = False,
     ) -> list[Made]:
-        """As `kernels.Combiner.combine`."""
-        wide = [
+        """As `kernels.Combiner.combine`, which alone sums in float64 what is stored in less."""
+        if wide:
+            raise ValueError("torch rounds float64 to smaller floats twice: no wide sums here")
+        stored = [
             torch.from_numpy(data).view(torch_dtype(name)) for data, name in zip(inputs, dtypes, strict=True)
         ]
         results = [torch.from_numpy(data).view(torch_dtype(dtype)) for data in outputs]
-        self.combine_tensors(wide, combinations, results)
+        self.combine_tensors(stored, combinations, results)
         made = []
         for data, result in zip(outputs, results, strict=True):
             identical = last is not None and dtypes[last] == dtype and bool((data == inputs[last]).all())

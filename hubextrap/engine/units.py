@@ -116,7 +116,7 @@ class Unit:
         )
         if "forms" in fields:
             fields["forms"] = tuple(
-                Form(form["dtype"], tuple(Combination(**one) for one in form["combinations"]))
+                Form(**form | {"combinations": tuple(Combination(**one) for one in form["combinations"])})
                 for form in fields["forms"]
             )
         return cls(**fields)
@@ -130,6 +130,8 @@ class Form:
     """By safetensors name."""
     combinations: tuple[Combination, ...]
     """One per target; empty where the inputs have to be the same, and are copied."""
+    wide: bool = False
+    """Whether sums are taken in float64, whatever ``dtype`` is."""
 
 
 @dataclass(frozen=True, slots=True)

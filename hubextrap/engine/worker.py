@@ -51,7 +51,7 @@ class MergeWorker:
 
     Args:
         targets: how many outputs each unit has.
-        accumulator_itemsize: bytes of the widest sum: 8 if some output is F64, else 4.
+        accumulator_itemsize: bytes of the widest sum: the plan's.
         check_finite: tell of NaN and infinity in what is made.
         device: where the arithmetic runs, one that `kernels.check_device` has passed.
     """
@@ -116,6 +116,7 @@ class MergeWorker:
             outputs,
             form.dtype,
             last=len(stored) - 1 if has_last else None,
+            wide=form.wide,
         )
 
     def _copy_equal(

@@ -68,6 +68,7 @@ def merge_as_json(plan: MergePlan) -> dict[str, Any]:
             buffers.workers, buffers.readers, buffers.unit_bytes, buffers.peak_memory, buffers.least_memory
         ],
         "accumulator": plan.accumulator_itemsize,
+        **({"wide": True} if plan.wide else {}),
         "same_layout": plan.same_layout,
     }  # fmt: skip
 
@@ -103,6 +104,7 @@ def merge_from_json(stated: Mapping[str, Any], layouts: Sequence[CheckpointLayou
         same_layout=stated["same_layout"],
         notes=(),
         caveats=(),
+        wide=stated.get("wide", False),
     )
 
 
