@@ -129,6 +129,8 @@ def print_scan(reference: str, scan: Scan) -> None:
         f"left out: {whole.unmoved:,} weights that did not move, {whole.small_range:,} that moved by "
         f"{MIN_RANGE:g} or less, {whole.few_values:,} with fewer than {MIN_DISTINCT} values"
     )
+    if (drawn_from := scan.sampled_in_words) is not None:
+        tell(f"the figures of single weights are estimates {drawn_from}; the norms are exact")
     for note in say_same_weights(scan.gram_table.same_weights(), len(scan.steps)):
         tell(f"warning: {note}")
     if scan.logprobs is not None:

@@ -160,9 +160,11 @@ def _r_squared(scan: Scan) -> Section:
         f"{1 - found.share_kept:.1%} of the weights are left out: they moved by {MIN_RANGE:g} or less, or "
         f"took fewer than {MIN_DISTINCT} values."
     )
+    if (drawn_from := scan.sampled_in_words) is not None:
+        left_out += f" All this is estimated {drawn_from}."
     return Section(
         "r-squared",
-        "Straightness: R² of every weight",
+        "Straightness: R² of every weight" if drawn_from is None else "Straightness: R² of single weights",
         f"How well a straight line in the step describes each of {found.kept:,} weights. The median is "
         f"{found.median:.2f}, and {found.share_linear:.0%} lie above {LINEAR}; a random walk would give "
         f"{walk.median:.2f} and {walk.share_linear:.0%}. {left_out}",
@@ -188,7 +190,8 @@ def _heat_map(scan: Scan) -> Section:
         "heat-map",
         "Where the weights move straight",
         f"The median R² in every kind of module and layer; the least straight is {place}, at "
-        f"{values[lowest]:.2f}. Grey cells have no tensor, or none that moved enough.",
+        f"{values[lowest]:.2f}. Grey cells have no tensor, or none that moved enough."
+        + ("" if scan.sampled_in_words is None else f" Estimated {scan.sampled_in_words}."),
         "Worry when one row or one end of the layers is much darker: give those tensors their own rule "
         "(persistence keeps the last checkpoint's), and see whether the rehearsals improve.",
         partial(weights.draw_heat_map, scan=scan),

@@ -75,17 +75,21 @@ class Scan:
     series: str
     checkpoints: tuple[ScannedCheckpoint, ...]
     counts: NDArray[np.int64]
-    """(N, BINS + 3): kept weights by R² of their line, then those left out (``linearity.UNMOVED`` …)."""
+    """(N, BINS + 3): kept weights by R² of their line, then those left out (``linearity.UNMOVED`` …); see
+    ``sampled``."""
     random_walk: RandomWalk
     """What a pure random walk would give at these steps."""
     example_places: NDArray[np.int64]
     """(N, EXAMPLES): elements drawn from each tensor; −1 where it has fewer."""
     example_values: NDArray[np.float32]
-    """(N, EXAMPLES, K): their values; NaN where there is none."""
+    """(N, EXAMPLES, K): their values; NaN where there is none. Of adapters, what they had moved by."""
     sample: Sample | None = None
     logprobs: LogProbs | None = None
     rates: RateHistory | None = None
     """What lay beside the last checkpoint said of the learning rate."""
+    sampled: int | None = None
+    """Of adapters: ``counts`` are of so many weights of each tensor at most, drawn and scaled up to all.
+    Those of tensors that were trained whole are of all; so are all where it is None."""
 
     def __repr__(self) -> str:
         weights = counted(int(self.gram_table.elements.sum()), "weight")
@@ -121,6 +125,13 @@ class Scan:
         chosen = self.counts if rows is None else self.counts[list(rows)]
         return Linearity.from_counts(chosen.sum(axis=0))
 
+    @property
+    def sampled_in_words(self) -> str | None:
+        """What figures of single weights are of; None where they are of all."""
+        if self.sampled is None:
+            return None
+        return f"from a sample of {self.sampled:,} weights per tensor, as these are adapters"
+
     def kinds(self) -> dict[str, list[int]]:
         """Rows of the tensors of each kind of module, e.g. ``q_proj``, in order of first appearance."""
         found: dict[str, list[int]] = {}
@@ -138,6 +149,7 @@ class Scan:
             "tensors": len(self.tensors),
             **self.linearity().as_dict(),
             "random_walk": asdict(self.random_walk),
+            "sampled": self.sampled,
             "same_weights": [list(steps) for steps in self.gram_table.same_weights()],
             "delta_norm": {
                 str(step): float(norm)
@@ -179,6 +191,8 @@ class Scan:
         }
         if self.rates is not None:
             described["rates"] = self.rates.as_json()
+        if self.sampled is not None:
+            described["sampled"] = self.sampled
         tables: dict[str, NDArray[Any]] = {
             "elements": self.gram_table.elements,
             "gram": self.gram_table.gram,
@@ -239,6 +253,8 @@ class _Described(BaseModel):
     logprobs: dict[str, Any] | None
     rates: dict[str, Any] | None = None
     """Not in files from before there was a clock."""
+    sampled: int | None = Field(default=None, gt=0)
+    """Not in files of which every weight was looked at."""
 
     def rate_history(self) -> RateHistory | None:
         """ValueError on what is none."""
@@ -371,10 +387,12 @@ def _build(described: _Described, tables: dict[str, NDArray[Any]], metadata: dic
         sample=None if sample is None else Sample(sample, table("sample_counts", "I64", n, BINS + 3)),
         logprobs=logprobs,
         rates=described.rate_history(),
+        sampled=described.sampled,
     )
     if tables:
         raise ValueError(f"it holds an unknown table {next(iter(tables))}")
-    check_tables(scan.gram_table, scan.counts, None if scan.sample is None else scan.sample.counts)
+    sample_counts = None if scan.sample is None else scan.sample.counts
+    check_tables(scan.gram_table, scan.counts, sample_counts, sampled=scan.sampled is not None)
     check_examples(scan.gram_table, scan.example_places, scan.example_values)
     if logprobs is not None:
         check_logprobs(logprobs)

@@ -136,6 +136,17 @@ def count_linearity(steps: Sequence[int], values: NDArray[Any]) -> NDArray[np.in
     return np.bincount(place, minlength=BINS + 3).astype(np.int64)
 
 
+def spread_counts(counts: NDArray[np.int64], elements: int) -> NDArray[np.int64]:
+    """What a table of counts of a sample says of all elements: whole numbers in its proportions.
+
+    Args:
+        counts: (BINS + 3,), of one element at least.
+    """
+    bounds = np.rint(np.cumsum(counts) * (elements / counts.sum())).astype(np.int64)
+    bounds[-1] = elements
+    return np.asarray(np.diff(bounds, prepend=0), dtype=np.int64)
+
+
 def random_walk(steps: Sequence[int], walks: int = 100_000) -> RandomWalk:
     """R² of Gaussian random walks observed at ``steps``: by simulation, always with the same seed.
 

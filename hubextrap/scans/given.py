@@ -1,0 +1,92 @@
+"""A scan that was given instead of being made: whether it is of these checkpoints, and the part that is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hubextrap.errors import CheckpointMismatch, RecipeError
+from hubextrap.statistics.table import GramTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from hubextrap.clocks import Clock
+    from hubextrap.recipe import Recipe
+    from hubextrap.scans.scan import Scan
+    from hubextrap.trajectory.checkpoint import Checkpoint
+
+
+def check_same_checkpoints(
+    scan: Scan, name: str, checkpoints: Sequence[Checkpoint], fingerprints: Sequence[str]
+) -> None:
+    """Refuse a scan of other checkpoints, or one that holds others between them.
+
+    Args:
+        name: what messages call the scan.
+        fingerprints: what stands for the bytes of each checkpoint.
+
+    Raises:
+        CheckpointMismatch: names the step.
+    """
+    pins, steps = dict(scan.pins), tuple(checkpoint.step for checkpoint in checkpoints)
+    for checkpoint, fingerprint in zip(checkpoints, fingerprints, strict=True):
+        if checkpoint.step not in pins:
+            what = f"holds no step {checkpoint.step}, which the recipe observes"
+        elif pins[checkpoint.step] != fingerprint:
+            since = ", or of these before they were written to" if checkpoint.repo is None else ""
+            what = f"holds step {checkpoint.step} of other files than {checkpoint.name}{since}"
+        else:
+            continue
+        raise _mismatch(name, what, checkpoint.step)
+    if scan.steps[: len(steps)] != steps:
+        step = min(set(scan.steps) - set(steps))
+        raise _mismatch(name, f"holds step {step} among those that the recipe observes without it", step)
+
+
+def part_of_scan(
+    scan: Scan, name: str, sizes: Mapping[str, int], steps: tuple[int, ...], clock: Clock
+) -> GramTable:
+    """The rows and columns that a scan of just these checkpoints would have.
+
+    They are the same to the last bit, as each is a sum of moves from the first checkpoint on.
+
+    Args:
+        sizes: the elements of each tensor that is wanted.
+        steps: of the first checkpoints.
+
+    Raises:
+        CheckpointMismatch: it holds a tensor otherwise, or not at all.
+    """
+    table = scan.gram_table
+    place = {tensor: row for row, tensor in enumerate(table.tensors)}
+    for tensor, elements in sizes.items():
+        if tensor not in place or table.elements[place[tensor]] != elements:
+            raise _mismatch(name, f"does not hold tensor {tensor} as the checkpoints do", tensor=tensor)
+    rows = [place[tensor] for tensor in sizes]
+    count = len(steps)
+    gram = np.ascontiguousarray(table.gram[rows, :count, :count])
+    return GramTable(steps, tuple(sizes), table.elements[rows], gram, clock)
+
+
+def _mismatch(name: str, what: str, step: int | None = None, tensor: str | None = None) -> CheckpointMismatch:
+    return CheckpointMismatch(
+        f"{name}: {what}; give a scan of this recipe: hubextrap scan RECIPE --out FILE",
+        file=name,
+        step=step,
+        tensor=tensor,
+    )
+
+
+def check_counts(name: str, recipes: Iterable[Recipe]) -> None:
+    """Of weights, a scan says what error to expect; of logits, nothing but the coefficients.
+
+    Raises:
+        RecipeError: nothing follows from it.
+    """
+    if not any(recipe.space == "weights" or recipe.needs_scan for recipe in recipes):
+        raise RecipeError(
+            f"--scan: {name} has no effect with space: logits and a method that does not need what a scan "
+            "knows; leave it out"
+        )
