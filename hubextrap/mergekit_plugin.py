@@ -256,8 +256,11 @@ def _parameter_sections(
 
 
 def _in_step_order(group: Any, step_of: Mapping[Any, object]) -> tuple[list[int], list[torch.Tensor]]:
-    """Steps and tensors of a group, sorted by the steps that are stated or that the models' names say."""
-    names = {entry.id: str(entry.id) for entry in group.entries}
+    """Steps and tensors of a group, sorted by the steps that are stated or that the models' names say.
+
+    A LoRA on its base, which mergekit has merged, is called by the LoRA's own name.
+    """
+    names = {entry.id: str(getattr(entry.id, "lora", None) or entry.id) for entry in group.entries}
     found: dict[int, Any] = {}
     for entry in group.entries:
         model, stated = names[entry.id], step_of[entry.id]

@@ -43,7 +43,9 @@ def answer_rows(found: PredictResult) -> list[tuple[str, str]]:
         target, how_far = verdict.target, "up to " if looks else ""
         named = f"step {found.target_step}" if target is None else target.named
         far = "" if target is None or target.horizon is None else f" (horizon {target.horizon:.3g})"
-        rows.append((verb, f"{how_far}{named}{far}"))
+        adapter = None if made is None else made.provenance.adapter
+        kind = "" if adapter is None else f", as {adapter.in_words}"
+        rows.append((verb, f"{how_far}{named}{far}{kind}"))
     else:
         rows.append(("predicts", "no step, as the run's past supports none; name one with --to STEP"))
     rows.append(("method", found.why))

@@ -28,6 +28,7 @@ from hubextrap.cli.options import (
     push_targets,
     refuse_idle,
 )
+from hubextrap.cli.outputting import Outputting
 from hubextrap.cli.terminal import tell, tell_json
 from hubextrap.errors import RecipeError
 
@@ -39,6 +40,7 @@ def plan(
     *,
     out: Out = None,
     push: PushTo = None,
+    outputting: Outputting,
     scan: ScanFile = None,
     force: Force = False,
     reading: Looking,
@@ -55,7 +57,7 @@ def plan(
     from hubextrap.recipe import load_recipe
 
     out = one_place(out, place)
-    loaded = load_recipe(recipe)
+    loaded = outputting.on(load_recipe(recipe))
     report = api.plan(
         loaded,
         out=out,
@@ -89,6 +91,7 @@ def merge(
     push: PushTo = None,
     private: Private = False,
     create_pr: CreatePr = False,
+    outputting: Outputting,
     scan: ScanFile = None,
     merging: Merging,
     summary: Summary = None,
@@ -104,7 +107,7 @@ def merge(
     if push is None:
         why = "goes with --push REPO; of the recipe's push section, private and create_pr say it"
         refuse_idle(ctx, ("private", "create_pr"), why)
-    loaded = load_recipe(recipe)
+    loaded = outputting.on(load_recipe(recipe))
     result = api.merge(
         loaded,
         out=out,
@@ -154,6 +157,7 @@ def run(
     place: OutPlace = None,
     *,
     out: Out = None,
+    outputting: Outputting,
     output: ResultsFile = None,
     gating: Gating,
     push_if_better: PushIfBetter = False,
@@ -176,7 +180,7 @@ def run(
     from hubextrap.recipe import load_recipe
 
     out = one_place(out, place)
-    loaded = load_recipe(recipe)
+    loaded = outputting.on(load_recipe(recipe))
     if loaded.space == "logits":
         idle = ("device", "allow_non_finite", "executor", "push_if_better")
         refuse_idle(ctx, idle, "has no effect with space: logits, which merges no weights")

@@ -162,7 +162,9 @@ class Selection:
     min_step: int | None = typer.Option(None, metavar="STEP", help="First step to use.")
     max_step: int | None = typer.Option(None, metavar="STEP", help="Last step to use.")
     base: str | None = typer.Option(
-        None, metavar="REF", help="The model at step 0, if it is not among the checkpoints."
+        None,
+        metavar="REF",
+        help="The model at step 0, if it is not among the checkpoints; of adapters, their base model.",
     )
     step_scale: float = typer.Option(
         1.0, metavar="X", help="Training steps per unit of the number in a checkpoint's name."

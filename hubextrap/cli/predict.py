@@ -31,6 +31,7 @@ from hubextrap.cli.options import (
     refuse_idle,
     split_list,
 )
+from hubextrap.cli.outputting import Outputting
 from hubextrap.cli.terminal import tell_json
 
 
@@ -84,6 +85,7 @@ def predict(
     push: PushTo = None,
     private: Private = False,
     create_pr: CreatePr = False,
+    outputting: Outputting,
     walk: Path | None = typer.Option(
         None,
         "--walk",
@@ -125,6 +127,8 @@ def predict(
         out=out,
         push=targets[0] if targets else None,
         walk=walk,
+        as_=outputting.as_,
+        rank=outputting.rank_given,
         **measured.arguments(ctx),
         gate=gating.gate(push_if_better),
         clock=clock,

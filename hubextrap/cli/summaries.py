@@ -95,7 +95,9 @@ def print_prediction(prediction: Prediction) -> None:
     horizon = "" if provenance.horizon is None else f", horizon {provenance.horizon:.3g}"
     expected = _expectation(provenance.expected_relative_error)
     at = "" if provenance.full_rate_steps is None else " at the peak rate"
-    tell(f"predicted step {prediction.step}{at} from steps up to {provenance.steps[-1]}{horizon}{expected}")
+    made = "" if provenance.adapter is None else f" as {provenance.adapter.in_words}"
+    so_far = f"{at}{made} from steps up to {provenance.steps[-1]}"
+    tell(f"predicted step {prediction.step}{so_far}{horizon}{expected}")
     trusted, up_to = provenance.trusted, provenance.trusted_in_words
     if trusted is not None and up_to is not None:
         tell(trust_in_words(trusted.horizon, up_to))

@@ -29,6 +29,7 @@ from hubextrap.cli.options import (
     refuse_idle,
     split_list,
 )
+from hubextrap.cli.outputting import Outputting
 from hubextrap.cli.terminal import tell, tell_json
 
 
@@ -90,6 +91,7 @@ def walk(
     push: PushTo = None,
     private: Private = False,
     create_pr: CreatePr = False,
+    outputting: Outputting,
     scan: ScanFile = None,
     clock: Clock = None,
     reading: Reading,
@@ -108,7 +110,7 @@ def walk(
         why = "goes with --push REPO; of the recipe's push section, private and create_pr say it"
         refuse_idle(ctx, ("private", "create_pr"), why)
     how = asking.arguments(ctx) | ({} if clock is None else {"clock": clock})
-    loaded = load_recipe(recipe)
+    loaded = outputting.on(load_recipe(recipe))
     result = api.walk(
         loaded,
         how.pop("prompts", None),

@@ -10,7 +10,9 @@ from hubextrap.recipe.models import (
     Recipe,
     TensorRule,
 )
+from hubextrap.recipe.outputs import OutputSection
 from hubextrap.recipe.parsing import (
+    check_output_section,
     load_recipe,
     load_reground_recipe,
     parse_recipe,
@@ -26,6 +28,7 @@ __all__ = [
     "CheckpointEntry",
     "EvaluateSection",
     "GuardSection",
+    "OutputSection",
     "Parameters",
     "PushSection",
     "Recipe",
@@ -37,6 +40,7 @@ __all__ = [
     "TensorRule",
     "TrajectorySection",
     "bundled_names",
+    "check_output_section",
     "copy_shipped",
     "draw_up",
     "load_recipe",

@@ -30,7 +30,7 @@ def draw_up(
     Args:
         trajectory: the section, as YAML has it.
         target: ``target_step`` or ``target``, as ``parameters`` have them.
-        sections: ``push`` and ``evaluate``, as YAML has them.
+        sections: ``output``, ``push`` and ``evaluate``, as YAML has them.
         why: said in comments at its top, a line each.
 
     Raises:

@@ -7,13 +7,13 @@ mergekit does; every other key of mergekit's is refused with the reason. Keys th
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from hubextrap.errors import StepError
+from hubextrap.recipe.mergekit_models import ModelReference
 from hubextrap.recipe.mergekit_programs import AS_IT_IS
 from hubextrap.recipe.models import (
     ComputeDtype,
@@ -23,13 +23,17 @@ from hubextrap.recipe.models import (
     PushSection,
     Recipe,
 )
+from hubextrap.recipe.outputs import OutputSection
 from hubextrap.recipe.parts import OF_KEYS, AsTuple, RecipeSection, Step, Text
 from hubextrap.recipe.targets import TargetWalk
 from hubextrap.recipe.trajectories import CheckpointEntry, TrajectorySection
 from hubextrap.step_names import no_step, settled_step
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hubextrap.recipe.models import TensorRule
+    from hubextrap.recipe.yaml_nodes import Place
 
 MARKS = ("models", "base_model", "slices", "modules")
 """Keys that only a mergekit config has at its top."""
@@ -38,20 +42,6 @@ REFUSED = {
     "tokenizer": f"the tokenizer is that of the last checkpoint; leave it out, or {AS_IT_IS}",
     "chat_template": f"the chat template is that of the last checkpoint; leave it out, or {AS_IT_IS}",
 }
-
-
-def _of_one_model(value: object) -> object:
-    """Refuse mergekit's other forms of a reference."""
-    if isinstance(value, dict):
-        raise ValueError(f"has to be text here, as in me/run@step_100; {AS_IT_IS}")
-    if isinstance(value, str) and "+" in value and not Path(value).exists():
-        raise ValueError(
-            f"{value!r} puts an adapter on a model; merge it into the model first, and name that; {AS_IT_IS}"
-        )
-    return value
-
-
-Model = Annotated[Text, BeforeValidator(_of_one_model)]
 
 
 class ModelParameters(RecipeSection):
@@ -64,7 +54,7 @@ class ModelParameters(RecipeSection):
 class ModelEntry(RecipeSection):
     """One of ``models``."""
 
-    model: Model
+    model: ModelReference
     parameters: ModelParameters | None = None
 
 
@@ -93,7 +83,7 @@ class MergekitConfig(RecipeSection):
 
     version: int | None = None
     models: Annotated[tuple[ModelEntry, ...], AsTuple, Field(min_length=1)]
-    base_model: Model | None = None
+    base_model: ModelReference | None = None
     merge_method: Text
     parameters: MergekitParameters
     dtype: ComputeDtype | None = None
@@ -112,8 +102,26 @@ class MergekitConfig(RecipeSection):
         return self
 
     @model_validator(mode="after")
+    def _adapters_are_of_one_base(self) -> MergekitConfig:
+        if (base := self._adapted) is None:
+            return self
+        entries: list[tuple[Place, ModelReference]] = [
+            (("models", index, "model"), entry.model) for index, entry in enumerate(self.models)
+        ]
+        if self.base_model is not None:
+            entries.append((("base_model",), self.base_model))
+        problems = [
+            (place, f"must be {base}, or an adapter of it as the others are, not {model}; {AS_IT_IS}")
+            for place, model in entries
+            if model.model != base
+        ]
+        if problems:
+            raise _of_places(problems)
+        return self
+
+    @model_validator(mode="after")
     def _steps_are_known(self) -> MergekitConfig:
-        problems: list[tuple[tuple[str | int, ...], str]] = []
+        problems: list[tuple[Place, str]] = []
         stepless: list[int] = []
         for index, entry in enumerate(self.models):
             try:
@@ -124,51 +132,84 @@ class MergekitConfig(RecipeSection):
                 else:
                     problems.append((("models", index, "parameters", "step"), str(error)))
         if stepless:
-            said = no_step(*(self.models[index].model for index in stepless))
+            said = no_step(*(self.models[index].model.checkpoint for index in stepless))
             problems.append((("models", stepless[0]), said))
+        problems = problems or [*self._base_problems(), *self._tokenizer_problems()]
         if problems:
-            said = "; ".join(problem for _, problem in problems)
-            raise PydanticCustomError(OF_KEYS, "{said}", {"said": said, "problems": problems})
-        last = max(self.checkpoints(), key=lambda checkpoint: checkpoint.step).model
-        if self.tokenizer_source not in (None, last):
-            what = (
-                f"{self.tokenizer_source!r}: the tokenizer is that of the last checkpoint; leave it out, or "
-                f"name {last}; or {AS_IT_IS}"
-            )
-            raise PydanticCustomError(
-                OF_KEYS, "{said}", {"said": what, "problems": [("tokenizer_source", what)]}
-            )
+            raise _of_places(problems)
         return self
 
-    def _step(self, model: str, stated: int | None) -> int:
-        others = [entry.model for entry in self.models if entry.model != model]
-        return settled_step(model, stated, others, is_base=model == self.base_model)
+    def _base_problems(self) -> list[tuple[Place, str]]:
+        """What keeps the adapters' base from being their step 0, and nothing else."""
+        base = self._adapted
+        if base is None:
+            return []
+        alone = [step for model, step in self._listed() if model.lora is None]
+        begun = [str(model) for model, step in self._listed() if model.lora is not None and step == 0]
+        if alone and alone != [0]:
+            return [(("models",), f"{base} alone is the untouched base, step 0; leave its step out")]
+        if alone and begun:
+            return [(("models",), f"step 0 is there twice: {base} and {begun[0]}")]
+        if not alone and not begun:
+            said = f"has to be {base}: the adapters' base is step 0 here, which a recipe names; or {AS_IT_IS}"
+            return [(("base_model",), said)]
+        return []
 
-    def checkpoints(self) -> tuple[CheckpointEntry, ...]:
+    def _tokenizer_problems(self) -> list[tuple[Place, str]]:
+        last = max(self._listed(), key=lambda pair: pair[1])[0]
+        of_whom = "last checkpoint" if last.lora is None else "base"
+        if self.tokenizer_source in (None, last.model, str(last)):
+            return []
+        said = (
+            f"{self.tokenizer_source!r}: the tokenizer is that of the {of_whom}; leave it out, or "
+            f"name {last.model}; or {AS_IT_IS}"
+        )
+        return [(("tokenizer_source",), said)]
+
+    @property
+    def _adapted(self) -> str | None:
+        """The base of the first adapter, where there is one."""
+        named = [entry.model for entry in self.models] + ([self.base_model] if self.base_model else [])
+        return next((model.model for model in named if model.lora is not None), None)
+
+    def _step(self, model: ModelReference, stated: int | None) -> int:
+        others = [entry.model.checkpoint for entry in self.models if entry.model != model]
+        is_base = model == self.base_model or (model.lora is None and model.model == self._adapted)
+        return settled_step(model.checkpoint, stated, others, is_base=is_base)
+
+    def _listed(self) -> list[tuple[ModelReference, int]]:
         """The models with their steps, base_model first unless it is listed."""
-        listed = [
-            CheckpointEntry(model=entry.model, step=self._step(entry.model, _stated(entry)))
-            for entry in self.models
-        ]
-        if self.base_model is None or any(entry.model == self.base_model for entry in listed):
-            return tuple(listed)
-        return (CheckpointEntry(model=self.base_model, step=self._step(self.base_model, None)), *listed)
+        listed = [(entry.model, self._step(entry.model, _stated(entry))) for entry in self.models]
+        if self.base_model is None or any(model == self.base_model for model, _ in listed):
+            return listed
+        return [(self.base_model, self._step(self.base_model, None)), *listed]
 
     def recipe(self, rules: tuple[TensorRule, ...] = ()) -> Recipe:
         """The same in our own sections, with the rules that its conditions say.
 
         Steps are the clock, as mergekit reads nothing beside the weights. It stores the result in ``dtype``
-        when there is no ``out_dtype``; so does this form.
+        when there is no ``out_dtype``, and makes a full model of adapters; so does this form.
         """
-        stored = self.out_dtype or ("float32" if self.dtype else None)
+        base, stored = self._adapted, self.out_dtype or ("float32" if self.dtype else None)
+        checkpoints = tuple(
+            CheckpointEntry(model=model.checkpoint, step=step)
+            for model, step in self._listed()
+            if base is None or model.lora is not None
+        )
         return Recipe(
-            trajectory=TrajectorySection(checkpoints=self.checkpoints(), clock="steps"),
+            trajectory=TrajectorySection(checkpoints=checkpoints, base=base, clock="steps"),
             merge_method=self.merge_method,
             parameters=Parameters(**self.parameters.model_dump() | {"tensors": rules}),
             out_dtype=stored,
+            output=None if base is None else OutputSection.model_validate({"as": "merged"}),
             push=self.push,
             evaluate=self.evaluate,
         )
+
+
+def _of_places(problems: Sequence[tuple[Place, str]]) -> PydanticCustomError:
+    said = "; ".join(problem for _, problem in problems)
+    return PydanticCustomError(OF_KEYS, "{said}", {"said": said, "problems": list(problems)})
 
 
 def _stated(entry: ModelEntry) -> int | None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -19,12 +17,8 @@ from pydantic import (
 from hubextrap.digests import sha256_of_json
 from hubextrap.errors import RecipeError
 from hubextrap.methods import Rule
-from hubextrap.recipe.parts import (
-    AsTuple,
-    OneOrMoreTexts,
-    RecipeSection,
-    Text,
-)
+from hubextrap.recipe.outputs import OutputSection
+from hubextrap.recipe.parts import AsTuple, OneOrMoreTexts, RecipeSection, Text, number_or
 from hubextrap.recipe.problems import NO_TARGET
 from hubextrap.recipe.targets import FullRateTarget, Target, TargetWalk
 from hubextrap.recipe.trajectories import TrajectorySection
@@ -45,18 +39,6 @@ def _computes_in_float32(value: str) -> str:
             "out_dtype says how the result is stored"
         )
     return value
-
-
-def number_or(word: str, numbers: str, fits: Callable[[Any], bool]) -> BeforeValidator:
-    """Takes a number that fits, or the word; ``numbers`` is what messages call those that fit."""
-
-    def check(value: object) -> object:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value != word and not (is_number and fits(value)):
-            raise ValueError(f"must be {numbers}, or {word}, not {value!r}")
-        return value
-
-    return BeforeValidator(check)
 
 
 def repo_id(remedy: str) -> AfterValidator:
@@ -106,7 +88,7 @@ class WholeRecipe(RecipeSection):
 
     def to_yaml(self) -> str:
         """The recipe in canonical form: our own sections, defaults left out."""
-        content = self.model_dump(mode="json", exclude_defaults=True)
+        content = self.model_dump(mode="json", exclude_defaults=True, by_alias=True)
         if "target" in (said := content.get("parameters", {})):  # steps that it is settled at follow from it
             said.pop("target_step", None)
         return dump_yaml(_without_lists_of_one(content))
@@ -221,6 +203,8 @@ class Recipe(WholeRecipe):
     dtype: ComputeDtype = "float32"
     out_dtype: OutDtype | None = None
     """None: as in the last checkpoint."""
+    output: OutputSection | None = None
+    """Of a run of adapters: what is made of them."""
     push: PushSection | None = None
     evaluate: EvaluateSection | None = None
 
@@ -251,7 +235,7 @@ class Recipe(WholeRecipe):
             )
         if self.parameters.max_expected_error is not None:
             raise ValueError("parameters.max_expected_error goes with space: weights, whose error it limits")
-        for key in ("push", "out_dtype"):
+        for key in ("push", "out_dtype", "output"):
             if getattr(self, key) is not None:
                 raise ValueError(
                     f"{key} goes with space: weights; space: logits writes no weights, so remove it"
@@ -316,6 +300,27 @@ class Recipe(WholeRecipe):
             return self
         return self.model_copy(update={"trajectory": self.trajectory.model_copy(update={"clock": clock})})
 
+    def with_output(self, as_: str | None = None, rank: int | str | None = None) -> Recipe:
+        """The recipe with what was said elsewhere of its output, if anything was, as canonical text.
+
+        Args:
+            as_: ``adapter`` or ``merged``; as the recipe says when None. ``merged`` drops the recipe's rank.
+            rank: of an adapter, or ``exact``; as the recipe says when None.
+
+        Raises:
+            RecipeError: they do not go together, or with the recipe's space.
+        """
+        if as_ is None and rank is None:
+            return self
+        if self.space == "logits":
+            raise RecipeError(
+                "output (--as, --rank) goes with space: weights; space: logits writes no weights"
+            )
+        output = (self.output or OutputSection()).said(as_, rank)
+        copy = self.model_copy(update={"output": output})
+        copy._text = ""
+        return copy
+
     def settled_at(self, last: int) -> Recipe:
         """The recipe with its target steps known: behind step ``last``, where they count from there."""
         target = self.parameters.target
@@ -342,9 +347,17 @@ class Recipe(WholeRecipe):
         )
         return (*special, Rule(("*",), self.merge_method, self.parameters.method_parameters, damping))
 
+    @property
+    def needs_scan(self) -> bool:
+        """Whether the weights have to be read before the coefficients are known or may be used."""
+        return self.parameters.max_expected_error is not None or any(
+            rule.needs_gram_matrix for rule in self.rules
+        )
+
     def fingerprint(self) -> str:
         """sha256 of everything that decides the merged bytes, as hex; push and evaluate do not."""
-        decisive = self.model_dump(mode="json", exclude={"push", "evaluate"})
+        left_out = {"push", "evaluate", *(("output",) if self.output is None else ())}
+        decisive = self.model_dump(mode="json", exclude=left_out, by_alias=True)
         return sha256_of_json(decisive)
 
 

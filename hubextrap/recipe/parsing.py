@@ -130,6 +130,27 @@ def line_of(recipe: Recipe, *place: str | int) -> int | None:
     return read_yaml(recipe._text).lines.get(place) if recipe._text else None
 
 
+def check_output_section(recipe: Recipe, of_adapters: bool) -> None:
+    """Refuse an ``output`` section where nothing is to be chosen: of full models comes a full model.
+
+    Args:
+        of_adapters: whether the run's checkpoints are adapters, which is known once they are found.
+
+    Raises:
+        RecipeError: says so, with the section's line where the recipe was read from text.
+    """
+    if recipe.output is None or of_adapters:
+        return
+    line = line_of(recipe, "output")
+    place = "--as, --rank" if line is None else f"line {line}"
+    raise RecipeError(
+        f"output ({place}): has no effect: the checkpoints are full models, and so is what is predicted from "
+        "them; leave it out",
+        file=recipe.file,
+        line=line,
+    )
+
+
 def validate_recipes(paths: Sequence[Path]) -> Sequence[Path]:
     """Check all the files, whichever command they are for, and give them back.
 
@@ -222,6 +243,8 @@ def _explicit_step_problems(
         if entry.step in by_step:
             return [(where, f"step {entry.step} is there twice: {by_step[entry.step]} and {entry.model}")]
         by_step[entry.step] = entry.model
+    if recipe.trajectory.base is not None:
+        by_step.setdefault(0, recipe.trajectory.base)
     problems: list[tuple[Place, str]] = []
     steps = sorted(by_step)
     if recipe.walk is not None:  # which steps it comes by follows from the checkpoints
@@ -295,13 +318,18 @@ def _unknown_key(place: Place, form: type[RecipeSection]) -> str:
         return f"not supported here: {mergekit_form.REFUSED[key]}"
     sections = _sections(form)
     section = dict(sections)[".".join(part for part in place[:-1] if isinstance(part, str))]
-    hint = nearest(key, list(section.model_fields))
+    hint = nearest(key, _keys(section))
     if hint:
         return f"unknown key{hint}"
-    homes = [path for path, model in sections if path and key in model.model_fields and model is not section]
+    homes = [path for path, model in sections if path and key in _keys(model) and model is not section]
     if homes:
         return f"unknown key; it belongs under {homes[0]}"
-    return "unknown key; known here: " + ", ".join(section.model_fields)
+    return "unknown key; known here: " + ", ".join(_keys(section))
+
+
+def _keys(section: type[BaseModel]) -> list[str]:
+    """The keys of a section as YAML has them."""
+    return [info.alias or name for name, info in section.model_fields.items()]
 
 
 def _sections(form: type[BaseModel], path: str = "") -> list[tuple[str, type[BaseModel]]]:

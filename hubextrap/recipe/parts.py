@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -38,6 +39,18 @@ def _names_a_clock(value: object) -> object:
     return value
 
 
+def number_or(word: str, numbers: str, fits: Callable[[Any], bool]) -> BeforeValidator:
+    """Takes a number that fits, or the word; ``numbers`` is what messages call those that fit."""
+
+    def check(value: object) -> object:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value != word and not (is_number and fits(value)):
+            raise ValueError(f"must be {numbers}, or {word}, not {value!r}")
+        return value
+
+    return BeforeValidator(check)
+
+
 Text = Annotated[str, Field(min_length=1)]
 Step = Annotated[int, Field(ge=0, le=MAX_STEP)]
 AsTuple = BeforeValidator(_as_tuple)
@@ -56,7 +69,7 @@ class RecipeSection(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     def __repr__(self) -> str:
-        said = self.model_dump(mode="json", exclude_defaults=True)
+        said = self.model_dump(mode="json", exclude_defaults=True, by_alias=True)
         return one_line(self, *(f"{key}: {value}" for key, value in said.items()))
 
     __str__ = __repr__

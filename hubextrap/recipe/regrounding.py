@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from hubextrap.recipe.commands import Command, check_command, check_placeholders
-from hubextrap.recipe.models import WholeRecipe, number_or, repo_id
-from hubextrap.recipe.parts import NamesAClock, RecipeSection, Text
+from hubextrap.recipe.models import WholeRecipe, repo_id
+from hubextrap.recipe.parts import NamesAClock, RecipeSection, Text, number_or
 
 TRAIN_PLACEHOLDERS = ("model", "start_step", "steps", "output")
 PROBE_PLACEHOLDERS = ("model",)

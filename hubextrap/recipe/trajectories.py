@@ -64,7 +64,7 @@ class TrajectorySection(RecipeSection):
     checkpoints: Annotated[tuple[CheckpointEntry, ...], AsTuple] | None = None
     steps: StepSelection = StepSelection()
     base: Text | None = None
-    """The checkpoint of step 0, when it lives elsewhere."""
+    """The checkpoint of step 0, when it lives elsewhere; of adapters, the model that they belong to."""
     clock: Annotated[str | dict[str, Any], NamesAClock] = "auto"
     """``auto``, ``steps``, ``learning_rate``, a file of rates, or a schedule with its parameters."""
 
@@ -75,6 +75,6 @@ class TrajectorySection(RecipeSection):
         if self.checkpoints is not None:
             if not self.checkpoints:
                 raise ValueError("checkpoints is empty; list at least one")
-            if self.base is not None or self.steps != StepSelection():
-                raise ValueError("base and steps go with repo; with checkpoints, list only the ones to use")
+            if self.steps != StepSelection():
+                raise ValueError("steps goes with repo; with checkpoints, list only the ones to use")
         return self

@@ -43,6 +43,18 @@ SELECTION = {
     "base": "x",
     "step_scale": "1",
 }
+OUTPUT = {
+    # of what is predicted from adapters: {} is the rest of a line
+    "as_": ("recipe.yaml {} --as merged", "the checkpoints are full models", "absent {} --as adapter"),
+    "rank": ("recipe.yaml {} --as merged --rank 8", "rank goes with as: adapter", "absent {} --rank exact"),
+}
+
+
+def output_of(rest: str) -> dict[str, object]:
+    """The entries of `OUTPUT` for a command."""
+    return {name: tuple(text.format(rest) for text in entry) for name, entry in OUTPUT.items()}
+
+
 OPTIONS: dict[str, dict[str, object]] = {
     # option: ALWAYS, or (a command line that is refused, what it says, one in which the option counts)
     "steps": dict.fromkeys(
@@ -88,6 +100,8 @@ OPTIONS: dict[str, dict[str, object]] = {
         },
         "private": ("run --private", "--push", "absent --push a/b --private"),
         "create_pr": ("run --create-pr", "--push", "absent --push a/b --create-pr"),
+        "as_": ("run --to 60 --dry-run --as adapter", "the checkpoints are full models", "absent --as adapter"),
+        "rank": ("run --to 60 --dry-run --as merged --rank 8", "rank goes with as: adapter", "absent --rank 8"),
     },
     "backtest": {
         **dict.fromkeys(["clock", "memory", "workers", "cache", "executor", "write_recipe", "summary", "quiet", "as_json"], ALWAYS),
@@ -108,6 +122,8 @@ OPTIONS: dict[str, dict[str, object]] = {
         **dict.fromkeys(["out", "push", "memory", "workers", "cache", "no_push_check", "summary", "quiet", "as_json"], ALWAYS),
         "force": FORCE,
         "scan": ("mixed.yaml --scan scan.safetensors", "no effect", "recipe.yaml --scan absent"),
+        "as_": ("mixed.yaml --as adapter", "goes with space: weights", "absent --as adapter"),
+        "rank": output_of("")["rank"],
     },
     "merge": {
         "scan": ALWAYS,
@@ -115,6 +131,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         **dict.fromkeys(
             ["out", "push", "memory", "workers", "cache", "executor", "device", "allow_non_finite", "summary", "quiet", "as_json"], ALWAYS
         ),
+        **output_of("--out o"),
         "private": ("recipe.yaml --out o --private", "--push", "absent --push a/b --private"),
         "create_pr": ("recipe.yaml --out o --create-pr", "--push", "absent --push a/b --create-pr"),
     },
@@ -137,6 +154,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "scan": ("mixed.yaml --scan scan.safetensors", "no effect", "recipe.yaml --out run --scan absent"),
         "force": FORCE,
         **dict.fromkeys(["summary", "memory", "workers", "cache", "executor", "quiet", "as_json"], ALWAYS),
+        **output_of("--out o"),
         "out": ("mixed.yaml --out o", "no weights", "recipe.yaml --out run"),
         "output": ("recipe.yaml --out o --output r.json", "no evaluate section", "evaluate.yaml --out run --output r"),
         "max_loss": ("recipe.yaml --out o --max-loss 0", "no evaluate section", "evaluate.yaml --out run --max-loss 0"),
@@ -153,7 +171,9 @@ OPTIONS: dict[str, dict[str, object]] = {
         **{
             name: (f"merged --no-against --tasks a --{name.replace('_', '-')}={value}", "goes with --all-steps", f"absent --all-steps --tasks a --{name.replace('_', '-')}={value}")
             for name, value in SELECTION.items()
+            if name != "base"
         },
+        "base": ("merged --no-against --task-file problems.jsonl --base=x", "no row is an adapter", "absent --tasks a --base=x"),
         "plot": ("merged --no-against --tasks a --plot p.png", "goes with --all-steps", "absent --all-steps --tasks a --plot p.png"),
         "run": ("merged --no-against --tasks a --run run", "no effect with --no-against", "absent --tasks a --run run"),
         "tasks": ("absent --tasks ,", "names nothing", "absent --tasks a"),
@@ -180,6 +200,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "walk": {
         "scan": ALWAYS,
         **dict.fromkeys(["clock", "out", "push", "memory", "workers", "cache", "executor", "device", "dtype", "quiet", "as_json"], ALWAYS),
+        **output_of("--prompts problems.jsonl --out o"),
         "prompts": ("walk.yaml --out o --prompts problems.jsonl", "the recipe's target_step says how", "recipe.yaml --out o --prompts absent"),
         "tasks": ("recipe.yaml --prompts problems.jsonl --tasks radd --out o", "either prompts", "recipe.yaml --tasks absent --out o"),
         "include_path": ("recipe.yaml --prompts problems.jsonl --include-path run --out o", "without tasks", "recipe.yaml --tasks absent --include-path run --out o"),
@@ -261,16 +282,12 @@ def walked(**target: Any) -> dict[str, Any]:
 RECIPE: dict[str, object] = {
     # key: ALWAYS, or (sections of a recipe that is refused, what it says)
     **dict.fromkeys(
-        ["version", "trajectory", "trajectory.repo", "trajectory.clock", "trajectory.checkpoints", "trajectory.checkpoints.model", "trajectory.checkpoints.step", "trajectory.steps.pattern", "trajectory.steps.series", "trajectory.steps.min", "trajectory.steps.max", "trajectory.steps.only", "trajectory.steps.scale", "merge_method", "parameters", "parameters.target_step", "parameters.target.full_rate_steps", "parameters.tensors.match", "parameters.tensors.method", "space", "dtype", "push.repo", "push.revision", "push.private", "push.create_pr", "push.commit_message", "evaluate", "evaluate.tasks", "evaluate.task_files", "evaluate.limit", "evaluate.num_fewshot", "evaluate.batch_size", "evaluate.seed", "evaluate.apply_chat_template", "evaluate.repeats", "evaluate.temperature", "evaluate.max_tokens"],
+        ["version", "trajectory", "trajectory.repo", "trajectory.base", "trajectory.clock", "trajectory.checkpoints", "trajectory.checkpoints.model", "trajectory.checkpoints.step", "trajectory.steps.pattern", "trajectory.steps.series", "trajectory.steps.min", "trajectory.steps.max", "trajectory.steps.only", "trajectory.steps.scale", "merge_method", "parameters", "parameters.target_step", "parameters.target.full_rate_steps", "parameters.tensors.match", "parameters.tensors.method", "space", "dtype", "push.repo", "push.revision", "push.private", "push.create_pr", "push.commit_message", "evaluate", "evaluate.tasks", "evaluate.task_files", "evaluate.limit", "evaluate.num_fewshot", "evaluate.batch_size", "evaluate.seed", "evaluate.apply_chat_template", "evaluate.repeats", "evaluate.temperature", "evaluate.max_tokens"],
         ALWAYS,
     ),
     "trajectory.steps": (
         {"trajectory": {"checkpoints": [{"model": "run/step_0", "step": 0}], "steps": {"max": 1}}},
-        "base and steps go with repo",
-    ),
-    "trajectory.base": (
-        {"trajectory": {"checkpoints": [{"model": "run/step_0", "step": 0}], "base": "a/b"}},
-        "base and steps go with repo",
+        "steps goes with repo",
     ),
     "parameters.target": (
         {"parameters": {"target_step": 60, "target": {"full_rate_steps": 10}}},
@@ -303,6 +320,9 @@ RECIPE: dict[str, object] = {
     "parameters.target_step.samples": (walked(prompts="f", by="own_answers", samples=2), "samples has no effect with own_answers"),
     "parameters.target_step.seed": (walked(prompts="f", seed=1), "seed has no effect with own_answers"),
     "out_dtype": ({"space": "logits", "out_dtype": "float32"}, "goes with space: weights"),
+    "output": ({"space": "logits", "output": {}}, "goes with space: weights"),
+    "output.as": ALWAYS,  # of a run of adapters; see below
+    "output.rank": ({"output": {"as": "merged", "rank": 8}}, "rank goes with as: adapter"),
     "push": ({"space": "logits", "push": {"repo": "a/b"}}, "goes with space: weights"),
     "evaluate.include_path": ({"evaluate": {"task_files": "f", "include_path": "x"}}, "no effect without tasks"),
     "evaluate.format": ({"evaluate": {"tasks": "a", "format": "math"}}, "no effect without task_files"),
@@ -348,7 +368,8 @@ def keys_of(model: Any, path: str = "") -> Iterator[str]:
     """The dotted path of every key of a recipe's model."""
     from hubextrap.recipe.parsing import _models_in
 
-    for name, info in model.model_fields.items():
+    for field, info in model.model_fields.items():
+        name = info.alias or field
         place = f"{path}.{name}" if path else name
         yield place
         for inner in _models_in(info.annotation):
@@ -470,7 +491,13 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     hubextrap.load_recipe: {"path": ALWAYS},
     hubextrap.load_reground_recipe: {"path": ALWAYS},
     parse_recipe: dict.fromkeys(["text", "name"], ALWAYS),
-    evaluate: dict.fromkeys(["references", "options", "named"], ALWAYS),
+    evaluate: {
+        **dict.fromkeys(["references", "options", "named"], ALWAYS),
+        "base_model": (
+            lambda: evaluate("merged", task_files=[TaskFile(Path("problems.jsonl"), "exact")], base_model="x"),
+            "no row is an adapter",
+        ),
+    },
     EvaluationOptions: {
         **dict.fromkeys(["tasks", "task_files", "answering", "limit", "seed", "apply_chat_template"], ALWAYS),
         **dict.fromkeys(["dtype", "backend", "executor"], ALWAYS),

@@ -210,6 +210,7 @@ KEYS: dict[str, Any] = {
     "dtype": "float32",
     "out_dtype": "float32",
     "version": 1,
+    "output": {"as": "merged", "rank": 8},
     "push": {"repo": "me/x", "revision": "main", "private": True, "create_pr": False, "commit_message": "x"},
     "evaluate": {"tasks": "a", "task_files": "f", "against": "last", "limit": 1, "seed": 0},
     "models": [{"model": "run/step_0", "parameters": {"step": 0}}],

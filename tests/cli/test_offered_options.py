@@ -14,18 +14,22 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*[a-z]")
 COMMAND = re.compile(r"`hubextrap ((?:hub |recipes )?[a-z-]+)([^`]*)`")
 
 WRITE = "merge run walk sweep"
+PREDICT = "plan merge run walk predict"
 OFFERED: dict[str, dict[str, str]] = {
     "api/chain.py": {"--max-loss": "run", "--out": "run", "--output": "run", "--push-if-better": "run"},
+    "api/adapted.py": {"--rank": PREDICT},
     "api/drafting.py": {"--write-recipe": "predict backtest"},
     "api/grid.py": {"--out": "sweep walk"},
     "api/predicting.py": dict.fromkeys(
-        ["--to", "--base", "--eval", "--max-step", "--out", "--push", "--push-if-better"], "predict"
+        ["--to", "--base", "--eval", "--max-step", "--out", "--push", "--push-if-better", "--as", "--rank"],
+        "predict",
     ),
     "api/stepwise.py": {"--tasks": "eval", "--task-file": "eval"},
     "evaluation/inputs.py": {"--run": "eval", "--against": "eval"},
     "evaluation/step_scores.py": {"--json": "eval"},
     "reporting/recipe_text.py": {"--base": "predict"},
     "api/looking.py": {"--force": "plan merge run"},
+    "api/preparing.py": {"--device": "merge run predict"},
     "api/merging.py": {"--private": "push", "--create-pr": "push"},
     "api/outlook.py": {"--scan": "plan merge run walk sweep", "--force": "plan merge run sweep"},
     "api/output.py": {"--out": f"plan {WRITE}"},
@@ -49,7 +53,9 @@ OFFERED: dict[str, dict[str, str]] = {
     "executors/jobs.py": {"--push": "submit", "--jobs": "submit"},
     "durable/log.py": {"--out": f"scan {WRITE}"},
     "durable/places.py": {"--out": f"plan reground {WRITE}"},
-    "evaluation/backend.py": {"--backend": "eval sweep"},
+    "given.py": {"--executor": "merge run scan backtest report"},
+    "evaluation/backend.py": {"--as": "predict", "--backend": "eval sweep", "--executor": "eval sweep"},
+    "evaluation/run.py": {"--base": "eval"},
     "evaluation/comparison.py": {"--against": "eval", "--run": "eval"},
     "evaluation/curve.py": {"--out": "sweep", "--plot": "eval"},
     "evaluation/own_tasks.py": {"--format": "eval walk"},
@@ -57,12 +63,16 @@ OFFERED: dict[str, dict[str, str]] = {
     "evaluation/tasks.py": {"--tasks": "eval walk", "--task-file": "eval"},
     "logits/logprobs.py": {"--logprobs": "scan", "--sample-from": "scan"},
     "opening.py": {"--scan": "plan generate merge run walk sweep"},
+    "recipe/models.py": {"--as": PREDICT, "--rank": PREDICT},
+    "recipe/parsing.py": {"--as": PREDICT, "--rank": PREDICT},
     "regrounding/state.py": {"--out": "reground"},
     "scans/scan.py": {"--out": "scan"},
     "scans/tensor_scan.py": {"--out": "scan"},
 }
 """For each file the options that its messages offer, with all commands that say them to somebody."""
 ELSEWHERE = {
+    "adapters/base.py": ("--base",),  # for the commands that have it
+    "adapters/run.py": ("--base", "--min-step"),
     "api/fingerprint.py": ("--allow-non-finite",),  # how a changed setting is called
     "evaluation/options.py": ("--repeats", "--temperature", "--max-tokens"),  # of a line that is printed
     "evaluation/publishing.py": (
@@ -72,7 +82,7 @@ ELSEWHERE = {
     "extras.py": ("--force-reinstall",),  # pip's
     "recipe/mergekit_programs.py": ("--out",),  # of merge CONFIG, and of mergekit's own programs
     "recipe/yaml_nodes.py": ("--out-path",),  # mergekit-multi's
-    "tensors/combinable.py": ("--safe",),  # DeepSpeed's
+    "tensors/combinable.py": ("--safe", "--pattern"),  # DeepSpeed's; its recipe's key stands beside it
     # with the recipe's key or the commands that have it beside
     "executors/jobs.py": ("--all", "--label", "--with", "--namespace", "--finish", "--wait"),  # hf, uv
     "executors/slurm.py": (  # sbatch's
@@ -89,10 +99,13 @@ ELSEWHERE = {
     "methods/calibrating.py": ("--force",),
     "regrounding/round_rates.py": ("--clock",),
     "tensors/cache.py": ("--cache",),
+    "tensors/opening.py": ("--min-step",),
     "tensors/transfer.py": ("--cache",),
     "timing.py": ("--clock",),
+    "scans/given.py": ("--scan",),  # for whoever gave one
     "statistics/judgement.py": ("--clock",),
     "trajectory/discover.py": ("--series", "--pattern"),
+    "trajectory/series.py": ("--pattern",),
     "trajectory/reference.py": ("--scan",),  # for the commands that have it
     "trajectory/wholeness.py": ("--min-step", "--max-step"),
 }  # fmt: skip

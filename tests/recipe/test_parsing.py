@@ -189,8 +189,8 @@ merge_method: x
             ":1: trajectory.steps.min: must be at least 0, not -1",
         ),
         (
-            ("{repo: me/run}", "{checkpoints: [{model: a, step: 1}, {model: b, step: 2}], base: c}"),
-            ":1: trajectory: base and steps go with repo",
+            ("{repo: me/run}", "{checkpoints: [{model: a, step: 1}], steps: {max: 2}}"),
+            ":1: trajectory: steps goes with repo; with checkpoints, list only the ones to use",
         ),
         (
             ("{repo: me/run}", "{checkpoints: [{model: a}]}"),
