@@ -177,6 +177,19 @@ EXECUTORS = {
 waits: `hubextrap submit`."""
 
 
+def check_by_this_process(executor: str) -> None:
+    """Refuse to have adapters read elsewhere.
+
+    Raises:
+        RecipeError: says why.
+    """
+    if executor != "local":
+        raise RecipeError(
+            f"--executor {executor}: adapters are small, and a run of them is read and predicted by this "
+            "process; leave it out"
+        )
+
+
 def check_executor(name: str, workers: object = None) -> str:
     """Refuse a name that is no executor's.
 

@@ -4,34 +4,37 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hubextrap import clocks
+from hubextrap.adapters.base import Bases
+from hubextrap.adapters.run import open_adapters
 from hubextrap.engine.budget import NO_LIMIT, Budget
 from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS
-from hubextrap.errors import CheckpointMismatch, RecipeError, SourceError, wrong_argument
-from hubextrap.given import check_executor
+from hubextrap.errors import RecipeError, SourceError, wrong_argument
+from hubextrap.given import check_by_this_process, check_executor
 from hubextrap.lazy import by_name
 from hubextrap.methods.checking import MAX_STEP, check_steps
 from hubextrap.progress import Progress, SilentProgress, StagesOnly
 from hubextrap.recipe import Recipe
 from hubextrap.recipe.targets import FullRateTarget
 from hubextrap.scans import Scan
+from hubextrap.scans.given import check_counts, check_same_checkpoints, part_of_scan
 from hubextrap.statistics import GramTable
 from hubextrap.tensors import open_source, read_combinable, read_layouts, ties_embeddings
 from hubextrap.tensors.fingerprints import commit_fingerprint, files_fingerprint
 from hubextrap.timing import chosen_clock, rates_beside
 from hubextrap.trajectory import Pins, Trajectory, find_recipe_trajectory
+from hubextrap.trajectory.checkpoint import ADAPTER, is_untouched_base
 from hubextrap.trajectory.wholeness import said_how_to_go_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from hubextrap.adapters.run import AdapterRun
     from hubextrap.clocks import Clock, ClockChoice, RateHistory
     from hubextrap.engine.scan_plan import ScanPlan
     from hubextrap.recipe import TrajectorySection
@@ -133,7 +136,7 @@ class Run:
         if scan is not None:  # before the Hub is asked anything
             given = (scan, "the scan") if isinstance(scan, Scan) else (Scan.load(scan), str(scan))
             if not isinstance(what, Trajectory):
-                _check_counts(given[1], [what])
+                check_counts(given[1], [what])
         pins = Pins()
         found = what if isinstance(what, Trajectory) else find_recipe_trajectory(what, progress, pins=pins)
         section = None if isinstance(what, Trajectory) else what.trajectory
@@ -251,7 +254,8 @@ class Run:
     @property
     def remote(self) -> bool:
         """Whether weights are read over the network."""
-        return not self.reading.cache and any(one.repo for one in self.trajectory.checkpoints)
+        whole = (one for one in self.trajectory.checkpoints if one.kind != ADAPTER)
+        return not self.reading.cache and any(one.repo for one in whole)
 
     @property
     def has_scan(self) -> bool:
@@ -260,12 +264,39 @@ class Run:
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """One per checkpoint, in step order."""
+        """One per checkpoint, in step order; of whole models."""
         return tuple(self._source(k) for k in range(len(self.steps)))
+
+    @property
+    def last_source(self) -> Source:
+        """The last checkpoint's."""
+        return self._source(len(self.steps) - 1)
+
+    @cached_property
+    def adapters(self) -> AdapterRun | None:
+        """What the checkpoints hold, where they are adapters.
+
+        Raises:
+            CheckpointError: as `adapters.run.AdapterRun`.
+        """
+        if not self.trajectory.of_adapters:
+            return None
+        with said_how_to_go_on(self.trajectory):
+            run, cache, told = self.trajectory, self.reading.cache, self.progress
+            return open_adapters(
+                run, self._source, self._resources, bases=lambda: self.bases, cache=cache, progress=told
+            )
+
+    @cached_property
+    def bases(self) -> Bases:
+        """What is known of the bases of adapters, its own and of predictions beside them."""
+        return Bases.of_run(self.trajectory, self.pins)
 
     @cached_property
     def layouts(self) -> list[CheckpointLayout]:
-        """What the checkpoints hold, which is plain weights; see `read_combinable`."""
+        """What the checkpoints hold: plain weights, see `read_combinable`, or what adapters change."""
+        if self.adapters is not None:
+            return self.adapters.layouts
         with said_how_to_go_on(self.trajectory):
             return read_combinable(self.sources, self.progress)
 
@@ -277,14 +308,17 @@ class Run:
 
     @cached_property
     def tied(self) -> bool:
-        """The last checkpoint's tie_word_embeddings."""
-        return ties_embeddings(self.sources[-1])
+        """The last checkpoint's tie_word_embeddings; an adapter changes what it names."""
+        return self.adapters is None and ties_embeddings(self.last_source)
 
     @cached_property
     def fingerprints(self) -> tuple[str, ...]:
         """What stands for the bytes of each checkpoint's weights, as long as nobody writes to a local one."""
         return tuple(
-            commit_fingerprint(one) or files_fingerprint(one, self._source(k))  # a commit needs no source
+            self.adapters.base_fingerprint
+            if self.adapters is not None and is_untouched_base(one)
+            else commit_fingerprint(one)
+            or files_fingerprint(one, self._source(k))  # a commit needs no source
             for k, one in enumerate(self.trajectory.checkpoints)
         )
 
@@ -310,13 +344,21 @@ class Run:
             held: bytes of the memory that something else takes at the same time.
         """
         rates, how = self.rate_history, self.reading  # what cannot be read should not cost a pass
+        run, pins, told = self.trajectory, self.fingerprints, self.progress
+        if self.adapters is not None:
+            from hubextrap.adapters.scanning import scan_adapters
+
+            check_by_this_process(how.executor)
+            memory = how.memory - held - afterwards
+            within = partial(scan_adapters, self.adapters, run, memory=memory, workers=how.workers)
+            found: Scan = within(sample=sample, pins=pins, journal=journal, progress=told)
+            return replace(found, rates=rates)
         plan = self.scan_plan.within(Budget(how.memory - held, how.workers, self.remote, reserve=afterwards))
         if how.executor != "local":
-            found: Scan = by_name("hubextrap.api.elsewhere:scan_elsewhere")(self, plan, sample)
+            found = by_name("hubextrap.api.elsewhere:scan_elsewhere")(self, plan, sample)
         else:
             from hubextrap.engine.scan import scan_trajectory  # imports numba, once nothing is wrong any more
 
-            run, pins, told = self.trajectory, self.fingerprints, self.progress
             found = scan_trajectory(
                 run, self.sources, plan, sample=sample, pins=pins, journal=journal, progress=told
             )
@@ -329,7 +371,8 @@ class Run:
             CheckpointMismatch: the scan that was given is not of these weights.
         """
         if self._table is None and self._scan is not None:
-            self._table = self._part_of(*self._scan)
+            sizes = {tensor.name: tensor.elements for tensor in self.scan_plan.tensors}
+            self._table = part_of_scan(*self._scan, sizes, self.steps, self.clock)
         return self._table
 
     def gram_table(self, why: str, *, held: int = 0, afterwards: int = 0) -> GramTable:
@@ -353,68 +396,19 @@ class Run:
             RecipeError: says so.
         """
         if self._scan is not None:
-            _check_counts(self._scan[1], recipes)
+            check_counts(self._scan[1], recipes)
 
     def _source(self, k: int) -> Source:
         if self._closed:
             raise SourceError("this run is closed, and reads no more; open another one with Run.of")
         if k not in self._opened:
-            source = open_source(self.trajectory.checkpoints[k], cache=self.reading.cache)
+            checkpoint = self.trajectory.checkpoints[k]
+            # an adapter is read more than once, and is small
+            source = open_source(checkpoint, cache=self.reading.cache or checkpoint.kind == ADAPTER)
             self._opened[k] = self._resources.enter_context(closing(source))
         return self._opened[k]
 
     def _use(self, scan: Scan, name: str) -> None:
         """Take what a scan knows, after a look at the checkpoints that it is of."""
-        pins = dict(scan.pins)
-        for checkpoint, fingerprint in zip(self.trajectory.checkpoints, self.fingerprints, strict=True):
-            if checkpoint.step not in pins:
-                what = f"holds no step {checkpoint.step}, which the recipe observes"
-            elif pins[checkpoint.step] != fingerprint:
-                since = ", or of these before they were written to" if checkpoint.repo is None else ""
-                what = f"holds step {checkpoint.step} of other files than {checkpoint.name}{since}"
-            else:
-                continue
-            raise _mismatch(name, what, checkpoint.step)
-        if scan.steps[: len(self.steps)] != self.steps:
-            step = min(set(scan.steps) - set(self.steps))
-            raise _mismatch(name, f"holds step {step} among those that the recipe observes without it", step)
+        check_same_checkpoints(scan, name, self.trajectory.checkpoints, self.fingerprints)
         self._scan = scan, name
-
-    def _part_of(self, scan: Scan, name: str) -> GramTable:
-        """The rows and columns that a scan of just these checkpoints would have: the same to the last bit, as
-        each is a sum of moves from the first checkpoint on."""
-        table = scan.gram_table
-        place = {tensor: row for row, tensor in enumerate(table.tensors)}
-        sizes = {tensor.name: tensor.elements for tensor in self.scan_plan.tensors}
-        for tensor, elements in sizes.items():
-            if tensor not in place or table.elements[place[tensor]] != elements:
-                raise _mismatch(name, f"does not hold tensor {tensor} as the checkpoints do", tensor=tensor)
-        rows = [place[tensor] for tensor in sizes]
-        count = len(self.steps)
-        gram = np.ascontiguousarray(table.gram[rows, :count, :count])
-        return GramTable(self.steps, tuple(sizes), table.elements[rows], gram, self.clock)
-
-
-def needs_scan(recipe: Recipe) -> bool:
-    """Whether the weights have to be read before the coefficients are known or may be used."""
-    return recipe.parameters.max_expected_error is not None or any(
-        rule.needs_gram_matrix for rule in recipe.rules
-    )
-
-
-def _check_counts(name: str, recipes: Iterable[Recipe]) -> None:
-    """Of weights, a scan says what error to expect; of logits, nothing but the coefficients."""
-    if not any(recipe.space == "weights" or needs_scan(recipe) for recipe in recipes):
-        raise RecipeError(
-            f"--scan: {name} has no effect with space: logits and a method that does not need what a scan "
-            "knows; leave it out"
-        )
-
-
-def _mismatch(name: str, what: str, step: int | None = None, tensor: str | None = None) -> CheckpointMismatch:
-    return CheckpointMismatch(
-        f"{name}: {what}; give a scan of this recipe: hubextrap scan RECIPE --out FILE",
-        file=name,
-        step=step,
-        tensor=tensor,
-    )

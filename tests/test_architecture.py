@@ -24,6 +24,7 @@ LEVELS = (
     ("hub",),
     ("opening",),
     ("timing", "given"),
+    ("adapters",),
     ("engine",),
     ("scans",),
     ("statistics",),

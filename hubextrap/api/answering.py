@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import gc
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.api.fingerprint import check_unchanged
+from hubextrap.adapters.base import Bases
+from hubextrap.api.fingerprint import check_unchanged, with_bases
 from hubextrap.digests import sha256_of_json
 from hubextrap.evaluation.own_answers import OwnAnswers, mean_logprob
 from hubextrap.logits import load_tokenizer
-from hubextrap.logits.loading import load_causal_lm
+from hubextrap.logits.loading import Models
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +51,8 @@ class LastAnswers:
     samples: int | None = None
     """Answers to each prompt; None is one that is greedy."""
     seed: int = 0
+    bases: Bases = field(default_factory=Bases)
+    """What is known of the bases of adapters."""
     _before: weakref.ref[Any] | None = None
 
     @cached_property
@@ -57,12 +60,16 @@ class LastAnswers:
         """sha256 of all that the answers, and what is found with them, depend on beside the weights."""
         packages = [(name, version(name)) for name in ("hubextrap", "torch", "transformers")]
         how = [self.samples, self.seed, self.scoring.device, self.scoring.dtype]
-        return sha256_of_json([self.questions.fingerprint(), how, packages])
+        return with_bases(sha256_of_json([self.questions.fingerprint(), how, packages]), self.bases)
+
+    @cached_property
+    def _models(self) -> Models:
+        return Models(self.bases, dtype=self.scoring.dtype, device=self.scoring.device)
 
     @cached_property
     def tokenizer(self) -> Any:
         """The last checkpoint's."""
-        return load_tokenizer(self.last)
+        return load_tokenizer(self.last, bases=self.bases)
 
     @property
     def count(self) -> int:
@@ -117,11 +124,13 @@ class LastAnswers:
             gc.collect()  # it holds itself by a circle
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        where: Any = {"dtype": self.scoring.dtype, "device": self.scoring.device}
-        model: Any = (
-            ExtrapolatedForCausalLM.from_mixture(which, **where)
-            if isinstance(which, Mixture)
-            else load_causal_lm(which, **where)
-        )
+        model: Any
+        if isinstance(which, Mixture):
+            self._models.release()  # a mixture holds a base of its own
+            model = ExtrapolatedForCausalLM.from_mixture(
+                which, dtype=self.scoring.dtype, device=self.scoring.device
+            )
+        else:
+            model = self._models.load(which)
         self._before = weakref.ref(model)
         return model

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubextrap.api.adapting import output_kind
 from hubextrap.api.against import Against
 from hubextrap.api.choosing import choose_step
 from hubextrap.api.fingerprint import check_unchanged, pin_of
@@ -107,10 +108,11 @@ def run(
             made = make(recipe, found, settings, out=out, targets=targets, hold=pushes_later)
         else:
             made, mixtures = _mixed(recipe, found, settings)
+        kind = output_kind(recipe, found)
     predictions = made.result.predictions
     tables: tuple[EvaluationTable, ...] = ()
     if harness is not None and against is not None:
-        rows = _rows(against, [*predictions, *mixtures], progress)
+        rows = _rows(against, [*predictions, *mixtures], kind, progress)
         with _going_on(predictions, progress):
             tables = _evaluated(recipe, harness, rows, used, output)
     judged = None if gate is None or section is None else gate.judge(tables, section.tasks)
@@ -145,7 +147,7 @@ def _against(recipe: Recipe, harness: Harness | None, run: Run) -> Against | Non
         return None
     with told_with_its_line(recipe):
         against = Against.pinned(run.settled(recipe), recipe.evaluate, run)
-        check_measurable(harness, against)
+        check_measurable(harness, against, run)
     return against
 
 
@@ -226,16 +228,16 @@ def _evaluated(
 
 
 def _rows(
-    against: Against, predictions: Sequence[Prediction | Mixture], progress: Progress
+    against: Against, predictions: Sequence[Prediction | Mixture], kind: str, progress: Progress
 ) -> Iterator[tuple[int, Sequence[tuple[str, Checkpoint | Mixture]]]]:
-    """For each target step, what is to be measured, labelled."""
+    """For each target step, what is to be measured, labelled; ``kind``: of the predictions."""
     for prediction in predictions:
         if isinstance(prediction, Mixture):
             assert prediction.target_step is not None
             step = prediction.target_step
             yield step, [(PREDICTION, prediction), *against.at(step, progress)]
             continue
-        made, rows = _checkpoint(prediction), Rows()
+        made, rows = _checkpoint(prediction, kind), Rows()
         for label, checkpoint in against.at(prediction.step, progress):
             rows.add(label, checkpoint)
         others = [row for row in rows.items if place_of(row[1]) != place_of(made)]
@@ -289,10 +291,11 @@ def _check_output(recipe: Recipe, section: EvaluateSection | None, output: Path)
         check_replaceable(_output_of(output, step, recipe), names, [(label, None) for label in labels])
 
 
-def _checkpoint(prediction: Prediction) -> Checkpoint:
+def _checkpoint(prediction: Prediction, kind: str) -> Checkpoint:
     """What was made: the commit that was pushed, whatever its branch holds by now, or else the folder."""
     pushed, target = prediction.pushed, prediction.target
     if pushed is None or target is None:
-        return Checkpoint(prediction.step, None, "", None, str(Path(prediction.folder or "").resolve()))
+        place = str(Path(prediction.folder or "").resolve())
+        return Checkpoint(prediction.step, None, "", None, place, kind=kind)
     revision = pushed.commit if target.create_pr else target.revision
-    return Checkpoint(prediction.step, target.repo, revision, pushed.commit, "")
+    return Checkpoint(prediction.step, target.repo, revision, pushed.commit, "", kind=kind)

@@ -38,7 +38,6 @@ from hubextrap.evaluation.walk_report import (
     walk_sentence,
 )
 from hubextrap.logits import recipe_mixture
-from hubextrap.opening import needs_scan
 from hubextrap.recipe import Parameters
 
 if TYPE_CHECKING:
@@ -168,7 +167,15 @@ class _Walking:
         questions, samples, seed = self.ahead.questions, self.ahead.samples, self.ahead.walk.seed or 0
         checkpoint, progress = self.run.trajectory.last, self.run.progress
         return LastAnswers(
-            checkpoint, self.pins[-1], questions, self.kept, self.scoring, progress, samples, seed
+            checkpoint,
+            self.pins[-1],
+            questions,
+            self.kept,
+            self.scoring,
+            progress,
+            samples,
+            seed,
+            bases=self.run.bases,
         )
 
     @cached_property
@@ -221,7 +228,7 @@ class _Walking:
         recipes = self.ahead.recipes
         if self.recipe.space == "logits":
             return those_that(recipes, self._mixture)
-        if not needs_scan(self.recipe):
+        if not self.recipe.needs_scan:
             return recipes, ()
         run = self.run
         with run.unsaid():

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from hubextrap.api.adapted import adapter_files, adapter_inputs, adapter_record, losses_in_words
 from hubextrap.api.preparing import CARD
 from hubextrap.engine.inputs import read_as
 from hubextrap.errors import HubExtrapError, RecipeError, SourceError
@@ -64,9 +65,11 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
         HubExtrapError: they cannot be made, or not be read again; says why.
     """
     recipe, run, plan = prepared.recipe, prepared.run, prepared.plan
-    read = input_files(plan, run.sources)
+    adapters = run.adapters
+    read = input_files(plan, run.sources) if adapters is None else adapter_inputs(run, adapters)
     caveats = (*prepared.caveats, *prepared.addition.caveats)
-    beside = replace(prepared.beside, files={**prepared.beside.files, **prepared.addition.files})
+    files = {**prepared.beside.files, **prepared.addition.files, **adapter_files(prepared)}
+    beside = replace(prepared.beside, files=files)
     both = zip(recipe.target_steps, run.target_times(recipe), strict=True)
     for index, (target_step, time) in enumerate(both):
         outlook = prepared.fitted.outlooks[index]
@@ -85,13 +88,15 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
             trusted=TrustRecord.of(outlook.trusted),
             input_files=read,
             clock=ClockRecord.of(run.clock, run.times, time),
+            adapter=None if adapters is None else adapter_record(prepared, adapters, index),
         )
         rules = [
             (glob, rule.method, rows[index].tolist())
             for rule, rows in prepared.fitted.rules
             for glob in rule.match
         ]
-        said = (*outlook.warnings, *outlook.notes, *caveats)
+        lost = (line for line, _ in losses_in_words(prepared, index))
+        said = (*outlook.warnings, *outlook.notes, *caveats, *lost)
         line = None if outlook.verdict is None else outlook.verdict.line
         yield companions_of(run, plan, beside, describe, rules, said, line)
 
@@ -100,13 +105,9 @@ def input_files(plan: MergePlan, sources: Sequence[Source]) -> list[list[InputFi
     """The weight files of each checkpoint, as the provenance names them once a merge has gone well."""
     how, files = read_as(plan), [source.files() for source in sources]
 
-    def described(k: int, file: str, size: int) -> InputFile:
-        read, listed = how[k, file], files[k][file].digest
-        compared = read == "whole" and listed is not None
-        return InputFile(file=file, size=size, read=read, listed=listed, compared=compared)
-
     return [
-        [described(k, one.file, one.size) for one in layout.shards] for k, layout in enumerate(plan.layouts)
+        [InputFile.of(one.file, files[k][one.file], how[k, one.file]) for one in layout.shards]
+        for k, layout in enumerate(plan.layouts)
     ]
 
 

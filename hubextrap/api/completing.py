@@ -80,7 +80,7 @@ def complete(
     with Run.of(recipe, scan=scan, progress=progress) as run:
         require("logits", "completing a prompt")  # once the checkpoints are found, before weights are read
         device = chosen_device(how.device)
-        check_loadable(run.trajectory.last, chat=how.chat)
+        check_loadable(run.trajectory.last, chat=how.chat, bases=run.bases)
         mixed = recipe_mixture(recipe, target_step=target_step, run=run)
     from hubextrap.logits import ExtrapolatedForCausalLM
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubextrap.adapters.base import reference_of_base
 from hubextrap.containment import read_named
 from hubextrap.durable.atomic import write_whole
 from hubextrap.errors import MethodError, OutputError
@@ -23,6 +24,7 @@ from hubextrap.statistics import (
     plain_name,
 )
 from hubextrap.trajectory import Trajectory, run_name
+from hubextrap.trajectory.checkpoint import is_untouched_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,6 +56,8 @@ class Draft:
     """How the step is chosen, beside how far to look."""
     evaluate: dict[str, Any] = field(default_factory=dict)
     """The section of the recipe."""
+    output: dict[str, Any] = field(default_factory=dict)
+    """The section of the recipe."""
 
     @classmethod
     def of_reference(
@@ -74,9 +78,19 @@ class Draft:
 
     @classmethod
     def of_trajectory(cls, found: Trajectory, clock: ClockChoice | None) -> Draft:
-        """Of checkpoints that are at hand, listed one by one."""
-        listed = [{"model": one.name, "step": one.step} for one in found.checkpoints]
-        return cls(run_name(found.checkpoints) or "run", {"checkpoints": listed, "clock": clock})
+        """Of checkpoints that are at hand, listed one by one.
+
+        Raises:
+            HubExtrapError: they are adapters, and nothing says which base is their step 0.
+        """
+        there = [one for one in found.checkpoints if not is_untouched_base(one)]
+        listed = [{"model": one.name, "step": one.step} for one in there]
+        base = found.base_model
+        if base is None and len(there) < len(found.checkpoints):
+            base = reference_of_base(found.last)
+        named = base if base is None or isinstance(base, str) else base.name
+        section = {"checkpoints": listed, "base": named, "clock": clock}
+        return cls(run_name(found.checkpoints) or "run", section)
 
     @classmethod
     def of(
@@ -128,7 +142,7 @@ class Draft:
             up_to = step[0] if step and section is None else section
             target = {"target_step": {"up_to": up_to, **self.walk}}
         push = self.push
-        sections: dict[str, Any] = {"evaluate": self.evaluate}
+        sections: dict[str, Any] = {"output": self.output, "evaluate": self.evaluate}
         if push is not None:
             sections["push"] = {
                 "repo": push.repo,

@@ -7,14 +7,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
+from hubextrap.api.adapting import section_of
 from hubextrap.digests import sha256_hex, sha256_of_json
 from hubextrap.errors import SourceError
 from hubextrap.hub.side_files import is_side_file
 from hubextrap.tensors import open_source
 from hubextrap.tensors.fingerprints import commit_fingerprint, files_fingerprint
 from hubextrap.trajectory import UNKNOWN_STEP
+from hubextrap.trajectory.checkpoint import is_untouched_base
 
 if TYPE_CHECKING:
+    from hubextrap.adapters.base import Bases
+    from hubextrap.adapters.run import AdapterRun
     from hubextrap.api.preparing import Prepared
     from hubextrap.engine import MergePlan
     from hubextrap.opening import Run
@@ -27,10 +31,11 @@ def merge_fingerprint(prepared: Prepared) -> dict[str, str]:
     A checkpoint on the Hub counts by its commit; a local one by path, and size and header of each weight
     file: the journal says what was read of the tensors.
     """
-    plan = prepared.plan
+    plan, adapters = prepared.plan, prepared.run.adapters
+    inputs = inputs_fingerprint(prepared.run, plan) if adapters is None else _of_adapters(prepared, adapters)
     return (
         {"the recipe": prepared.recipe.fingerprint()}
-        | inputs_fingerprint(prepared.run, plan)
+        | inputs
         | {
             "the coefficients": sha256_of_json(
                 [(rule.match, rule.method, rows.tolist()) for rule, rows in prepared.fitted.rules]
@@ -45,6 +50,9 @@ def merge_fingerprint(prepared: Prepared) -> dict[str, str]:
 
 def inputs_fingerprint(run: Run, plan: MergePlan) -> dict[str, str]:
     """What the bytes of any prediction follow from: the checkpoints, and the programs that add them up."""
+    if run.adapters is not None:  # the plan reads what is made of them
+        pairs = zip(run.steps, run.fingerprints, strict=True)
+        return {f"the checkpoint of step {step}": found for step, found in pairs} | _versions()
     return {
         **{
             f"the checkpoint of step {checkpoint.step}": commit_fingerprint(checkpoint)
@@ -53,13 +61,25 @@ def inputs_fingerprint(run: Run, plan: MergePlan) -> dict[str, str]:
             )
             for checkpoint, layout in zip(run.trajectory.checkpoints, plan.layouts, strict=True)
         },
-        "the version of hubextrap": __version__,
-        "the version of numba": version("numba"),
+        **_versions(),
     }
+
+
+def _of_adapters(prepared: Prepared, adapters: AdapterRun) -> dict[str, str]:
+    """The same for a run of adapters: no journal says what was read of them, so files written to count."""
+    found = inputs_fingerprint(prepared.run, prepared.plan)
+    merged = section_of(prepared.recipe).as_ == "merged"
+    return found | ({"the base model": adapters.base.fingerprint} if merged else {})
+
+
+def _versions() -> dict[str, str]:
+    return {"the version of hubextrap": __version__, "the version of numba": version("numba")}
 
 
 def pin_of(checkpoint: Checkpoint) -> str:
     """What stands for all of a checkpoint that its weights' sums and its scores depend on."""
+    if is_untouched_base(checkpoint):
+        return checkpoint.name
     if (commit := commit_fingerprint(checkpoint)) is not None:
         return commit
     with closing(open_source(checkpoint)) as source:
@@ -67,6 +87,12 @@ def pin_of(checkpoint: Checkpoint) -> str:
         beside = {file: source.read_file(file) for file in sorted(source.files()) if is_side_file(file)}
     digests = {file: sha256_hex(data) for file, data in beside.items()}
     return sha256_of_json([weights, digests])
+
+
+def with_bases(measured_with: str, bases: Bases) -> str:
+    """What stands for all that figures depend on beside the weights, the bases of adapters among it."""
+    pins = [pin_of(one) for one in bases.found]
+    return sha256_of_json([measured_with, *pins]) if pins else measured_with
 
 
 def check_unchanged(checkpoint: Checkpoint, pin: str) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 
 from hubextrap.api.outlook import Outlook, outlooks_of
 from hubextrap.methods import Rule, assign_rules
-from hubextrap.opening import needs_scan
 from hubextrap.statistics import tensors_at_once
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def fit_rules(
                 by_tensor[name] = rows
     dtypes = {info.dtype for layout in layouts for info in layout.tensors.values()}
     outlooks = outlooks_of(recipe, run, table, dtypes)
-    return FittedRules(tuple(fitted), by_tensor, outlooks, needs_scan(recipe) and table is None)
+    return FittedRules(tuple(fitted), by_tensor, outlooks, recipe.needs_scan and table is None)
 
 
 def stacked(several: Sequence[FittedRules]) -> FittedRules:

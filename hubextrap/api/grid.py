@@ -11,6 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hubextrap._version import __version__
+from hubextrap.api.adapted import adapter_files
+from hubextrap.api.adapting import output_kind
 from hubextrap.api.fingerprint import check_unchanged, merge_fingerprint
 from hubextrap.api.making import make_in
 from hubextrap.api.output import check_output, output_sizes
@@ -66,7 +68,10 @@ def point_of(recipe: Recipe, run: Run, pins: Sequence[str], measured_with: str) 
         else:
             how = rule.coefficients(steps, times).tolist()
         rules.append([rule.match, how])
-    key = sha256_of_json([measured_with, list(pins), list(steps), rules, recipe.out_dtype, __version__])
+    output = [] if recipe.output is None else [recipe.output.model_dump(mode="json")]
+    key = sha256_of_json(
+        [measured_with, list(pins), list(steps), rules, recipe.out_dtype, __version__, *output]
+    )
     label = f"{PREDICTION} {step}"
     if recipe.parameters.target is not None:  # another model than that of the run's own step of this number
         label += " at the peak rate"
@@ -113,7 +118,8 @@ class Making:
     def model_of(self, point: Point) -> Checkpoint:
         """A point's model, once it is made."""
         place = self.folder / "predictions" / point.key
-        return Checkpoint(point.grid.step, None, "", None, str(place.resolve()))
+        kind = output_kind(self.recipe, self.run)
+        return Checkpoint(point.grid.step, None, "", None, str(place.resolve()), kind=kind)
 
     def merge(self) -> None:
         """Make them."""
@@ -130,7 +136,8 @@ class Making:
         remove_leftover(fresh)
         files, names = _files_beside(prepared), [point.key for point in missing]
         with staged(fresh, names, merge_fingerprint(prepared), self.run.progress) as staging:
-            make_in(staging, [files] * len(names), prepared.plan, self.run, self.settings)
+            every = [files] * len(names)
+            make_in(staging, every, prepared.plan, prepared.sources, self.run, self.settings)
         _move(fresh, made)
 
     def prepared(self, missing: Sequence[Point], *, read_weights: bool) -> Prepared:
@@ -155,7 +162,8 @@ def _check_room(prepared: Prepared, out: Path, names: Sequence[str]) -> None:
 
 def _files_beside(prepared: Prepared) -> dict[str, bytes]:
     index = prepared.plan.index_file
-    return dict(prepared.beside.files) | ({} if index is None else {index: prepared.plan.index})
+    own = adapter_files(prepared)
+    return dict(prepared.beside.files) | own | ({} if index is None else {index: prepared.plan.index})
 
 
 def _move(fresh: Path, made: Path) -> None:

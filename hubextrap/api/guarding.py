@@ -13,6 +13,8 @@ from hubextrap.extras import require
 from hubextrap.logits.loading import load_causal_lm, load_tokenizer
 from hubextrap.logits.responses import encode_prompt
 from hubextrap.trajectory import Checkpoint
+from hubextrap.trajectory.local_layout import files_in
+from hubextrap.trajectory.weights import weights_of
 
 if TYPE_CHECKING:
     from hubextrap.progress import Progress
@@ -78,4 +80,5 @@ def likelihoods(guard: GuardSection, before: Path, after: Path, progress: Progre
 
 
 def _place(folder: Path) -> Checkpoint:
-    return Checkpoint(0, None, "", None, str(folder))
+    place, weights = Checkpoint(0, None, "", None, str(folder)), weights_of(files_in(folder))
+    return place if weights is None else weights.of(place)  # of an adapter, its base is loaded with it

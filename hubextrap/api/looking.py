@@ -119,7 +119,7 @@ def look_ahead(recipe: Recipe, run: Run, *, force: bool) -> Ahead | None:
     questions = questions_of(walk, recipe.evaluate)
     from hubextrap.logits.loading import check_loadable  # once that is known to be there
 
-    check_loadable(run.trajectory.last, chat=questions.chat)
+    check_loadable(run.trajectory.last, chat=questions.chat, bases=run.bases)
     return Ahead(walk, questions, recipes, left_out)
 
 

@@ -30,7 +30,7 @@ _MERGE = (
 )
 
 
-def check_measurable(harness: Harness, against: Against) -> None:
+def check_measurable(harness: Harness, against: Against, run: Run) -> None:
     """Refuse what will be measured and cannot be loaded; a prediction loads as the last checkpoint does.
 
     Raises:
@@ -40,7 +40,7 @@ def check_measurable(harness: Harness, against: Against) -> None:
     steps = against.recipe.target_steps if any(label == TARGET for label, _ in against.entries) else ()
     rows = [checkpoint for _, checkpoint in against.entries if checkpoint is not None]
     real = [found for step in steps if (found := against.real(step, silent)) is not None]
-    harness.check([against.trajectory.last, *rows, *real])
+    harness.check([against.trajectory.last, *rows, *real], run.bases)
 
 
 def evaluation_problems(recipe: Recipe, run: Run) -> tuple[list[str], list[str]]:
@@ -66,7 +66,7 @@ def evaluation_problems(recipe: Recipe, run: Run) -> tuple[list[str], list[str]]
     try:
         against = Against.pinned(run.settled(recipe), section, run)
         if harness is not None:
-            check_measurable(harness, against)
+            check_measurable(harness, against, run)
     except HubExtrapError as error:
         problems += _placed(recipe, _OF_MODELS, error)
     return problems, [*notes, *([_MERGE] if problems else [])]
@@ -95,8 +95,8 @@ def _is_about(value: str, said: str) -> bool:
 
 
 def line_said(problem: str) -> int | None:
-    """The line of the recipe that a problem of its evaluate section names."""
-    found = re.match(r"evaluate\.\w+ \(line (\d+)\): ", problem)
+    """The line of the recipe that a problem of its evaluate or output section names."""
+    found = re.match(r"(?:evaluate\.\w+|output) \(line (\d+)\): ", problem)
     return None if found is None else int(found[1])
 
 

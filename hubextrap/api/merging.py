@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap import engine
+from hubextrap.api.adapted import losses_in_words, with_losses
 from hubextrap.api.beforehand import card_for, check_weights, problems_beforehand, refuse
 from hubextrap.api.companions import companions
 from hubextrap.api.fingerprint import merge_fingerprint
@@ -72,9 +73,10 @@ class Prediction:
     identical_to_last: bool
     """Every byte of its weights is the last checkpoint's: nothing was predicted."""
     warnings: tuple[str, ...] = ()
-    """What the past of the run warns of at this target; the card says it too."""
+    """What the past of the run warns of at this target, and what the cut to an adapter's rank loses, where
+    that is much; the card says it too."""
     notes: tuple[str, ...] = ()
-    """What the past could not be asked, and how it can."""
+    """What the past could not be asked, and how it can; what a cut loses, where that is little."""
     verdict: RunVerdict | None = None
     """On this prediction by the weights alone; None where no rule predicts motion."""
 
@@ -226,7 +228,7 @@ def _make(
         refuse(problems_beforehand(prepared, out, targets, ask=not asked))
         asked = True
 
-    prepared = replace(prepare(recipe, run, settings, check=check), addition=addition)
+    prepared = with_losses(replace(prepare(recipe, run, settings, check=check), addition=addition))
     for line in prepared.notes:
         run.progress.say(line)
     if out is not None:
@@ -262,7 +264,8 @@ def _merge_into_folders(prepared: Prepared, out: Path, targets: Sequence[PushTar
         with staged(
             out, folders, fingerprint, progress, keep=True, hashed=prepared.settings.executor == "local"
         ) as staging:
-            outputs = make_in(staging, [one.files for one in beside], prepared.plan, run, prepared.settings)
+            files = [one.files for one in beside]
+            outputs = make_in(staging, files, prepared.plan, prepared.sources, run, prepared.settings)
             whole = [one.with_shards(output.shards) for one, output in zip(beside, outputs, strict=True)]
             for place, one in zip(staging.folders, whole, strict=True):
                 fill_in(place / PROVENANCE_FILE, one.files[PROVENANCE_FILE])
@@ -294,7 +297,7 @@ def _made_before(
     files = [shard.file for shard in prepared.plan.shards]
 
     def check(journals: Sequence[Journal]) -> None:
-        check_inputs(prepared.plan, prepared.run.sources, journals, progress, ended=True)
+        check_inputs(prepared.plan, prepared.sources, journals, progress, ended=True)
 
     journals = finished_before(out, folders, fingerprint, files, check, progress)
     if journals is None:
@@ -358,7 +361,7 @@ def _merge_onto_hub(prepared: Prepared, targets: Sequence[PushTarget]) -> Made:
             folders=tuple(scratch for scratch, _ in places),
             journals=tuple(journal for _, journal in places),
         )
-        outputs = make_outputs(together, prepared.plan, run, prepared.settings, sinks)
+        outputs = make_outputs(together, prepared.plan, prepared.sources, run, prepared.settings, sinks)
         predictions = []
         made = zip(steps, sinks, targets, beside, outputs, strict=True)
         for index, (step, sink, target, one, output) in enumerate(made):
@@ -383,5 +386,6 @@ def _merge_onto_hub(prepared: Prepared, targets: Sequence[PushTarget]) -> Made:
 
 def _said(prepared: Prepared, target: int) -> tuple[tuple[str, ...], tuple[str, ...], RunVerdict | None]:
     """Warnings, notes and verdict of one target, as a `Prediction` has them."""
-    outlook = prepared.fitted.outlooks[target]
-    return outlook.warnings, outlook.notes, outlook.verdict
+    outlook, lost = prepared.fitted.outlooks[target], losses_in_words(prepared, target)
+    warnings, notes = ([line for line, warns in lost if warns is much] for much in (True, False))
+    return (*outlook.warnings, *warnings), (*outlook.notes, *notes), outlook.verdict

@@ -32,6 +32,7 @@ from hubextrap.hub.target import one_target
 from hubextrap.notebooks import one_line
 from hubextrap.opening import Run
 from hubextrap.progress import SilentProgress
+from hubextrap.recipe import OutputSection
 from hubextrap.statistics import backtest_memory, backtest_table, candidates, with_scores
 from hubextrap.trajectory import Trajectory, TrajectoryOptions, find_trajectory
 from hubextrap.trajectory.reference import reference_text
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from hubextrap.statistics import Backtest, RunVerdict
 
 _AGAINST = (LAST, "base", TARGET)
-_OF_A_SECTION = re.compile(r"^evaluate\.(\w+) \(line \d+\)")
+_OF_A_SECTION = re.compile(r"^(?:evaluate\.(\w+)|output) \(line \d+\)")
 """Begins a problem of the recipe that is drawn up here, which nobody has seen."""
 _OPTIONS = {"tasks": "eval", "include_path": "include-path", "batch_size": "batch-size"}
 _WHY_READ = "reading every checkpoint once, to rehearse every method on the run's own past"
@@ -96,6 +97,10 @@ class Predicting(TypedDict, total=False):
     """Which of the checkpoints, where the run is named by a reference."""
     walk: Path | str | None
     """A file of prompts, by whose answers the step is chosen, up to ``to``; see `walk`."""
+    as_: str | None
+    """Of a run of adapters: ``adapter`` or ``merged``; ``adapter`` if not given."""
+    rank: int | str | None
+    """Of the predicted adapter, or ``exact``; the largest of the run if not given."""
     evaluate: Sequence[str] | str
     """lm-eval tasks, put to the prediction, the last checkpoint, the first, and the real one if there."""
     include_path: Sequence[Path | str]
@@ -153,6 +158,7 @@ def predict(
     _check_gate(how, push=target is not None, out=places[0] is not None)
     found, draft = _found(run, how, progress)
     draft = replace(draft, out=places[0], push=target, walk=_walk(how.get("walk")), evaluate=_evaluation(how))
+    draft = replace(draft, output=_output(how.get("as_"), how.get("rank")))
     with Run.of(found, settings.reading, scan=how.get("scan"), clock=clock, progress=progress) as opened:
         _check_ahead(opened.steps, to)
         beside = how.get("write_recipe") is None
@@ -236,6 +242,14 @@ def _found(run: Trajectory | str | Path, how: Predicting, progress: Progress) ->
     return found, Draft.of_reference(reference, options, found, clock)
 
 
+def _output(as_: str | None, rank: int | str | None) -> dict[str, Any]:
+    """The recipe's section; empty where nothing is said of it."""
+    if as_ is None and rank is None:
+        return {}
+    said = OutputSection().said(as_, rank)
+    return {"as": said.as_, "rank": said.rank}
+
+
 def _walk(prompts: Path | str | None) -> dict[str, Any] | None:
     place = optional_path("walk", prompts)
     return None if place is None else {"prompts": str(place)}
@@ -276,6 +290,8 @@ def _check_beforehand(
 
 
 def _as_an_option(found: re.Match[str]) -> str:
+    if found[1] is None:
+        return "--as, --rank (as_ and rank)"
     return f"--{_OPTIONS[found[1]]}" if found[1] in _OPTIONS else "--eval"
 
 

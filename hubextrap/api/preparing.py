@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from warnings import warn
 
+from hubextrap.api.adapting import plan_adapter_outputs, section_of
 from hubextrap.api.fitting import FittedRules, fit_rules, stacked
 from hubextrap.api.outlook import check_rehearsable, check_sayable
 from hubextrap.engine.budget import BASELINE, Budget
 from hubextrap.engine.defaults import MiB
 from hubextrap.engine.plan import MergePlan, plan_merge
 from hubextrap.errors import RecipeError
-from hubextrap.given import one_of, recipe_of
+from hubextrap.given import check_by_this_process, one_of, recipe_of
 from hubextrap.hub.carried_over import unreadable
 from hubextrap.hub.side_files import SideFiles, read_side_files
-from hubextrap.opening import ReadingOptions, Run, needs_scan
+from hubextrap.opening import ReadingOptions, Run
+from hubextrap.recipe import check_output_section
 from hubextrap.tensors.interfaces import SMALL_FILE
+from hubextrap.trajectory.checkpoint import say_notes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -127,8 +130,8 @@ class Beside:
     """Why its card, or the metadata in it, gives nothing."""
 
     @classmethod
-    def of(cls, last: Source, out_dtype: str | None, check_memory: Callable[[int], object]) -> Beside:
-        """Read them.
+    def of(cls, run: Run, recipe: Recipe, check_memory: Callable[[int], object]) -> Beside:
+        """Read a recipe's: those of the last checkpoint; under a merged adapter lie the base's.
 
         Args:
             check_memory: as `hub.side_files.read_side_files` has it.
@@ -136,7 +139,28 @@ class Beside:
         Raises:
             HubExtrapError: as `hub.side_files.read_side_files`.
         """
-        names, files = read_side_files(last, out_dtype, check_memory)
+        last = run.last_source
+        if run.adapters is None or recipe.space == "logits":
+            return cls.read(last, recipe.out_dtype, check_memory)
+        own = cls.read(last, None, check_memory, whole_model=False)
+        if section_of(recipe).as_ == "adapter":
+            return own
+        under = cls.read(run.adapters.base.source, recipe.out_dtype, lambda count: None)
+        taken = tuple(sorted({*under.names.taken, *own.names.taken}))
+        names = SideFiles(taken, own.names.left_out)
+        return cls(names, {**under.files, **own.files}, own.card or under.card, own.note)
+
+    @classmethod
+    def read(
+        cls,
+        last: Source,
+        out_dtype: str | None,
+        check_memory: Callable[[int], object],
+        *,
+        whole_model: bool = True,
+    ) -> Beside:
+        """Read a source's; ``whole_model``: config.json has to be among them."""
+        names, files = read_side_files(last, out_dtype, check_memory, whole_model=whole_model)
         info = last.files().get(CARD)
         card, wrong = None, None
         if info is not None and info.size > SMALL_FILE:
@@ -170,15 +194,18 @@ class Prepared:
     settings: MergeOptions
     fitted: FittedRules
     plan: MergePlan
+    sources: tuple[Source, ...]
+    """What the plan reads: the checkpoints, or what is computed of adapters."""
     beside: Beside
     """What of the last checkpoint goes beside the weights."""
+    lost: tuple[Mapping[str, float], ...] = ()
+    """For each target, what the cut to a rank loses of each tensor's change, once that is known."""
     addition: Addition = field(default_factory=Addition)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What is to be known of the checkpoints' files, one line per fact."""
-        checkpoints = self.run.trajectory.checkpoints
-        of_weights = [f"step {one.step} {one.note}" for one in checkpoints if one.note]
+        of_weights = say_notes(self.run.trajectory.checkpoints)
         files = self.beside.names.left_out
         more = f" and {len(files) - _NAMES_SHOWN} more" if len(files) > _NAMES_SHOWN else ""
         shown = ", ".join(files[:_NAMES_SHOWN]) + more
@@ -234,10 +261,13 @@ def prepare(
     recipe = run.settled(recipe_of(recipe))
     recipes = tuple(variants) or (recipe,)
     _check_rules(recipes, run, settings.force)  # before any header is read
+    check_output_section(recipe, run.trajectory.of_adapters)
+    if run.trajectory.of_adapters:
+        check_settings(settings)
     held = 0  # by what goes beside the weights
-    first: list[tuple[FittedRules, MergePlan]] = []
+    first: list[_Planned] = []
     # logits are mixed of whatever transformers loads, quantised or not
-    combined = recipe.space == "weights" or any(map(needs_scan, recipes))
+    combined = recipe.space == "weights" or any(each.needs_scan for each in recipes)
     layouts = run.layouts if combined else run.any_layouts
 
     def hold(count: int) -> None:
@@ -245,19 +275,32 @@ def prepare(
         held = max(0, count - BESIDE_IN_BASELINE)
         first.append(_planned(recipes, run, layouts, settings, run.known_table() if combined else None, held))
 
-    beside = Beside.of(run.sources[-1], recipe.out_dtype, hold)
+    beside = Beside.of(run, recipe, hold)
 
-    def ready(fitted: FittedRules, plan: MergePlan) -> Prepared:
-        prepared = Prepared(recipe, run, settings, fitted, plan, beside)
+    def ready(planned: _Planned) -> Prepared:
+        prepared = Prepared(recipe, run, settings, *planned, beside)
         if check is not None:
             check(prepared)
         return prepared
 
-    prepared = ready(*first[0])
+    prepared = ready(first[0])
     if prepared.fitted.pending and read_weights:
-        prepared = ready(*_planned(recipes, run, layouts, settings, run.gram_table(_WHY, held=held), held))
+        prepared = ready(_planned(recipes, run, layouts, settings, run.gram_table(_WHY, held=held), held))
     run.warn(*prepared.warnings)
     return prepared
+
+
+def check_settings(settings: MergeOptions) -> None:
+    """Refuse ways to merge that have no effect on adapters.
+
+    Raises:
+        RecipeError: names the option.
+    """
+    check_by_this_process(settings.executor)
+    if settings.device != "cpu":
+        raise RecipeError(
+            f"--device {settings.device}: products of adapters are computed on the CPU; leave it out"
+        )
 
 
 def _check_rules(recipes: Sequence[Recipe], run: Run, force: bool) -> None:
@@ -271,6 +314,12 @@ def _check_rules(recipes: Sequence[Recipe], run: Run, force: bool) -> None:
     run.check_scan_counts(recipes)
 
 
+class _Planned(NamedTuple):
+    fitted: FittedRules
+    plan: MergePlan
+    sources: tuple[Source, ...]
+
+
 def _planned(
     recipes: Sequence[Recipe],
     run: Run,
@@ -278,10 +327,10 @@ def _planned(
     settings: MergeOptions,
     table: GramTable | None,
     held: int,
-) -> tuple[FittedRules, MergePlan]:
+) -> _Planned:
     """The targets of all recipes in one plan; ``held``: bytes that something else takes at the same time."""
     reserve = other_pass = 0
-    if run.has_scan or any(map(needs_scan, recipes)):
+    if run.has_scan or any(each.needs_scan for each in recipes):
         from hubextrap.engine.scan_plan import fitting_memory
 
         targets = [time for each in recipes for time in run.target_times(each)]
@@ -290,26 +339,28 @@ def _planned(
     if settings.cache:
         other_pass = max(other_pass, BASELINE + _download_memory(run, layouts))
     fitted = stacked([fit_rules(each, run, layouts, table) for each in recipes])
-    return fitted, plan_outputs(
-        run,
-        layouts,
-        fitted.by_tensor.__getitem__,
-        settings,
-        out_dtype=recipes[0].out_dtype,
+    rows_for = fitted.by_tensor.__getitem__
+    budget = Budget(
+        settings.memory,
+        settings.workers,
+        run.remote,
         reserve=reserve + held,
         other_pass=other_pass + held if other_pass else 0,
     )
+    if run.adapters is not None:
+        made = plan_adapter_outputs(recipes, run.adapters, rows_for, budget, cache=settings.cache)
+        return _Planned(fitted, *made)
+    plan = plan_outputs(run, layouts, rows_for, budget, out_dtype=recipes[0].out_dtype)
+    return _Planned(fitted, plan, run.sources)
 
 
 def plan_outputs(
     run: Run,
     layouts: Sequence[CheckpointLayout],
     coefficients_for: Callable[[str], NDArray[np.float64]],
-    settings: MergeOptions,
+    budget: Budget,
     *,
     out_dtype: str | None = None,
-    reserve: int = 0,
-    other_pass: int = 0,
 ) -> MergePlan:
     """`plan_merge` for a run's checkpoints."""
     return plan_merge(
@@ -318,7 +369,7 @@ def plan_outputs(
         coefficients_for,
         out_dtype=out_dtype,
         tied=run.tied,
-        budget=Budget(settings.memory, settings.workers, run.remote, reserve=reserve, other_pass=other_pass),
+        budget=budget,
     )
 
 

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from hubextrap.adapters.config import CONFIG_FILE
 from hubextrap.api.extrapolating import extrapolate, scan_folders
 from hubextrap.api.guarding import check_prompts, likelihoods, read_prompts
-from hubextrap.api.preparing import MergeOptions, merge_options
+from hubextrap.api.preparing import MergeOptions, check_settings, merge_options
 from hubextrap.api.staging import remove_leftover
 from hubextrap.api.verifying import verify
 from hubextrap.durable.atomic import is_new_name
@@ -23,11 +24,11 @@ from hubextrap.engine.kernels import check_device
 from hubextrap.errors import CorruptFile, OutputError, PushError, RecipeError
 from hubextrap.given import path_of, reground_recipe_of
 from hubextrap.hub import OutgoingFile, PushTarget, check_target, commit_files, push_folder
-from hubextrap.hub.side_files import side_files
+from hubextrap.hub.side_files import read_side_files
 from hubextrap.notebooks import counted, one_line
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.regrounding import Decision
-from hubextrap.regrounding.checkpoint import check_model
+from hubextrap.regrounding.checkpoint import check_model, holds_adapter, snapshot
 from hubextrap.regrounding.command import CommandRunner
 from hubextrap.regrounding.ending import GramOfSnapshots
 from hubextrap.regrounding.guardian import GRACE
@@ -37,6 +38,7 @@ from hubextrap.regrounding.state import RunState, StartModel, load_state, save_s
 from hubextrap.tensors import LocalSource
 from hubextrap.tensors.cache import cached_source
 from hubextrap.trajectory import Checkpoint, resolve_checkpoint
+from hubextrap.trajectory.checkpoint import ADAPTER
 
 if TYPE_CHECKING:
     from hubextrap.recipe import RegroundRecipe
@@ -117,6 +119,8 @@ def reground(
     _check_push(recipe)  # before the start is downloaded
     with _held(folder, str(out), progress) as lock:
         state = _resumed(load_state(folder), recipe, folder, progress) or _begun(recipe, folder, progress)
+        if holds_adapter(folder / state.model):
+            check_settings(settings)
         check_prompts(recipe.reground.guard, folder / state.model)
         engine = _Engine(recipe, settings, progress)
         loop = Loop(recipe, folder, state, engine, CommandRunner(lock, progress.say, output), progress)
@@ -265,7 +269,10 @@ class _Engine:
     progress: Progress
 
     def scan(self, snapshots: Mapping[int, Path]) -> GramOfSnapshots:
-        return scan_folders(self._checkpoints(snapshots), self.settings.reading, self.progress)
+        checkpoints = self._checkpoints(snapshots)
+        if any(one.kind == ADAPTER for one in checkpoints):
+            check_settings(self.settings)
+        return scan_folders(checkpoints, self.settings.reading, self.progress)
 
     def extrapolate(
         self, snapshots: Mapping[int, Path], decision: Decision, target_step: int, out: Path
@@ -296,13 +303,14 @@ class _Engine:
                 files = [
                     OutgoingFile(name, source.place(name), weights.get(name))
                     for name in sorted(source.files())
-                    if name in weights or name.endswith(".safetensors.index.json")
+                    if name in weights or name.endswith((".safetensors.index.json", CONFIG_FILE))
                 ]
-                files += [OutgoingFile(name, data) for name, data in side_files(source, None).items()]
+                beside = read_side_files(source, None, whole_model=not holds_adapter(model))[1]
+                files += [OutgoingFile(name, data) for name, data in beside.items()]
             message = f"Step {step} of a re-grounded run: trained, RL step {rl_steps}"
             result = commit_files(target, files, message=message, progress=self.progress)
         there = "is there already" if result.unchanged else "pushed"
         self.progress.say(f"{target.name}: {there}, {result.url}")
 
     def _checkpoints(self, snapshots: Mapping[int, Path]) -> list[Checkpoint]:
-        return [Checkpoint(step, None, "", None, str(folder)) for step, folder in sorted(snapshots.items())]
+        return [snapshot(folder, step) for step, folder in sorted(snapshots.items())]

@@ -90,7 +90,8 @@ def scan_run(
     if logprobs is not None and (found is None or found.logprobs is None):
         for checkpoint in run.trajectory.checkpoints:  # the last one's tokenizer serves all
             own = checkpoint == run.trajectory.last
-            check_loadable(checkpoint, tokenizer=own, chat=own and logprobs.apply_chat_template)
+            chat = own and logprobs.apply_chat_template
+            check_loadable(checkpoint, tokenizer=own, chat=chat, bases=run.bases)
     if found is None or (sample is not None and found.sample is None):
         kept = None if found is None else found.logprobs
         found = replace(_scan_weights(run, out, sample, afterwards), logprobs=kept)
@@ -103,7 +104,9 @@ def scan_run(
             found = replace(found, rates=run.rate_history)
             found.save(out)
     if logprobs is not None and found.logprobs is None:
-        found = replace(found, logprobs=measure_logprobs(run.trajectory, logprobs, run.progress))
+        found = replace(
+            found, logprobs=measure_logprobs(run.trajectory, logprobs, run.progress, bases=run.bases)
+        )
         with Run(run.trajectory) as again:
             for checkpoint, before, now in zip(
                 run.trajectory.checkpoints, run.fingerprints, again.fingerprints, strict=True

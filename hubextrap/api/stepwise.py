@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.api.fingerprint import pin_of
+from hubextrap.adapters.base import Bases
+from hubextrap.api.fingerprint import pin_of, with_bases
 from hubextrap.api.grid import Kept
 from hubextrap.api.measured import checkpoint_key, known_measurement, measured_checkpoints
 from hubextrap.durable.atomic import writing
@@ -100,7 +101,7 @@ def evaluate_steps(
         rows, own = _rows(run, beside, pins, progress)
         if table_file is not None:
             _check_replaceable(table_file, options, rows)
-        table = _measured(rows, Harness(options, progress), progress)
+        table = _measured(rows, Harness(options, progress, Bases(run.base_model, pins)), progress)
     elif not logged:
         none = f"{run.last.name}: there is no trainer_state.json that holds a reward or eval_* column"
         raise EvaluationError(f"{problem or none}; {_GIVE_TASKS}")
@@ -215,7 +216,9 @@ def _measured(
     rows: Sequence[tuple[str, Checkpoint]], harness: Harness, progress: Progress
 ) -> EvaluationTable:
     """All of them in one table; what was measured before is not measured again."""
-    kept, measured_with = Kept(_kept_folder(), _REMEDY), harness.fingerprint()
+    harness.bases.find(item for _, item in rows)
+    measured_with = with_bases(harness.fingerprint(), harness.bases)
+    kept = Kept(_kept_folder(), _REMEDY)
     known = [
         known_measurement(checkpoint_key(measured_with, pin_of(item)), label, kept) for label, item in rows
     ]

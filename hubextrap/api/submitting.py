@@ -89,7 +89,7 @@ def submit(
         dry_run: write nothing and hand nothing over.
 
     Raises:
-        RecipeError: the recipe names no step, or as `merge`.
+        RecipeError: the recipe names no step, its checkpoints are adapters, or as `merge`.
         HubExtrapError: as `merge`, before the first byte of a tensor is made; the queue does not take it.
     """
     recipe, out = recipe_of(recipe), optional_path("out", out)
@@ -100,6 +100,11 @@ def submit(
         )
     targets = destinations(recipe, out, push)
     with opened(recipe, None, settings, scan, progress) as (run, how):
+        if run.trajectory.of_adapters:
+            raise RecipeError(
+                "submit: adapters are small, and one process reads and predicts a run of them; use hubextrap "
+                "merge or run instead"
+            )
         recipe = run.settled(recipe)
         if out is None and not targets:
             targets = recipe_push_targets(recipe)

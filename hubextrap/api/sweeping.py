@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from hubextrap.api.against import Against
 from hubextrap.api.answering import LastAnswers, Scoring
 from hubextrap.api.beforehand import check_weights
-from hubextrap.api.fingerprint import pin_of
+from hubextrap.api.fingerprint import pin_of, with_bases
 from hubextrap.api.grid import REMEDY, Kept, Making, Point, point_of
 from hubextrap.api.measured import keep_measurement, known_measurement, measured_checkpoints
 from hubextrap.api.measuring import check_measurable, told_with_its_line
@@ -103,7 +103,7 @@ def sweep(
         options = EvaluationOptions.of(section, **where, executor=settings.executor)
         harness, against = _measuring(as_written, recipe, options, run)
         folder = _folder(out)  # made when nothing else is wrong
-        kept, measured_with = Kept(folder / "measured"), harness.fingerprint()
+        kept, measured_with = Kept(folder / "measured"), with_bases(harness.fingerprint(), run.bases)
         pins = [pin_of(checkpoint) for checkpoint in run.trajectory.checkpoints]
         points = [point_of(each, run, pins, measured_with) for each in recipes]
         todo = _todo(points, kept, own := _own(harness, run, pins[-1], kept, progress), progress)
@@ -180,7 +180,7 @@ def _measuring(
     with told_with_its_line(as_written):
         against = Against.pinned(recipe, as_written.evaluate, run)
         harness = Harness(options, run.progress)
-        check_measurable(harness, against)
+        check_measurable(harness, against, run)
     return harness, against
 
 
@@ -290,7 +290,8 @@ def _own(harness: Harness, run: Run, pin: str, kept: Kept, progress: Progress) -
     if harness.options.executor != "local" and device != "cpu":
         device = chosen_device("auto")  # this process scores them, on what it has
     scoring = Scoring(device, settings.dtype)
-    return _Own(LastAnswers(run.trajectory.last, pin, questions, kept, scoring, progress))
+    last = LastAnswers(run.trajectory.last, pin, questions, kept, scoring, progress, bases=run.bases)
+    return _Own(last)
 
 
 def _save(result: SweepResult, folder: Path, recipes: dict[str, Recipe], progress: Progress) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hubextrap.adapters.config import CONFIG_FILE
+from hubextrap.adapters.reading import read_adapters
 from hubextrap.errors import CheckpointError, CorruptFile, SourceError
 from hubextrap.hub import PROVENANCE_FILE, OutputShard, read_provenance
 from hubextrap.hub.loadable import is_code, is_harmless, leads_elsewhere
@@ -16,7 +18,7 @@ from hubextrap.hub.side_files import is_side_file
 from hubextrap.notebooks import counted, one_line
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.tensors import LocalSource, RemoteSource, read_layout, sha256_of
-from hubextrap.tensors.weights import INDEX_FILE
+from hubextrap.tensors.weights import INDEX_FILE, SINGLE_FILE
 from hubextrap.trajectory import Pins, parse_reference
 from hubextrap.trajectory.elsewhere import models_elsewhere, pinned_commit
 from hubextrap.trajectory.hub_files import list_files
@@ -173,7 +175,9 @@ def _weights_problem(source: Source, provenance: Provenance) -> str | None:
     if not named:
         return "names no weight files"
     try:
-        taken = {shard.file for shard in read_layout(source).shards}
+        adapter = CONFIG_FILE in source.files() and SINGLE_FILE not in source.files()
+        layout = read_adapters([source])[0].layout if adapter else read_layout(source)
+        taken = {shard.file for shard in layout.shards}
     except CheckpointError as error:
         said = str(error).removeprefix(f"{source.name}: ").removeprefix(f"{source.name}/")
         return f"does not fit what lies beside it: {said[:_SAID]}"

@@ -11,11 +11,12 @@ from hubextrap.hub.carried_over import carried_over
 from hubextrap.hub.loading import loading_snippet, placed_at
 from hubextrap.hub.provenance import PROVENANCE_FILE
 from hubextrap.redaction import redact
+from hubextrap.trajectory.checkpoint import BASE_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from hubextrap.hub.provenance import CoefficientRule, InputCheckpoint, Provenance
+    from hubextrap.hub.provenance import AdapterRecord, CoefficientRule, InputCheckpoint, Provenance
 
 TAGS = ("hubextrap", "merge", "extrapolation", "rlvr")
 _RESULTS_BEGIN, _RESULTS_END = "<!-- hubextrap: results -->", "<!-- hubextrap: end of results -->"
@@ -47,14 +48,20 @@ def model_card(
     """
     from huggingface_hub import ModelCardData
 
+    adapter = provenance.adapter
+    is_adapter = adapter is not None and adapter.output == "adapter"
     metadata: dict[str, Any] = {
-        "library_name": "transformers",
-        "tags": list(TAGS),
+        "library_name": "peft" if is_adapter else "transformers",
+        "tags": [*TAGS, "lora"] if is_adapter else list(TAGS),
         **carried_over(last_card),
     }
-    if repos := [repo for repo in provenance.repos if _REPO.fullmatch(repo) and redact(repo) == repo]:
-        metadata |= {"base_model": repos, "base_model_relation": "merge"}
+    named = [] if adapter is None else [adapter.base_name]
+    if not is_adapter:
+        named += [repo for repo in provenance.repos if repo not in named]
+    if repos := [repo for repo in named if repo and _REPO.fullmatch(repo) and redact(repo) == repo]:
+        metadata |= {"base_model": repos, "base_model_relation": "adapter" if is_adapter else "merge"}
     data = ModelCardData(**metadata)
+    loading = loading_snippet(side_files or {}, _FOLDER, adapter.base_name if adapter else None)
     sections = [
         _opening(provenance),
         *([_marked_verdict(verdict)] if verdict else []),
@@ -62,7 +69,7 @@ def model_card(
         _how(provenance),
         *(["\n".join(f"- {markdown_text(caveat)}" for caveat in caveats)] if caveats else []),
         f"## Results\n\n{marked_results(_NOT_MEASURED)}",
-        f"## Load it\n\n{_LOAD_BEGIN}\n{loading_snippet(side_files or {}, _FOLDER)}\n{_LOAD_END}",
+        f"## Load it\n\n{_LOAD_BEGIN}\n{loading}\n{_LOAD_END}",
         _reproduction(provenance),
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
@@ -162,6 +169,8 @@ def _inputs(provenance: Provenance) -> str:
 
 
 def _reference(source: InputCheckpoint) -> str:
+    if source.repo is None and source.path == BASE_NAME and not source.files:
+        return BASE_NAME
     if source.repo is None:
         return f"local folder {markdown_code(source.path)}"
     folder = f":{source.path}" if source.path else ""
@@ -171,8 +180,11 @@ def _reference(source: InputCheckpoint) -> str:
 def _how(provenance: Provenance) -> str:
     parameters = json.dumps(provenance.parameters, ensure_ascii=False)
     rounding = f" to {provenance.out_dtype}" if provenance.out_dtype else ""
+    made = f"Every weight is Σ c·W over these steps in {provenance.dtype}, rounded{rounding} once."
+    if (adapter := provenance.adapter) is not None:
+        made = _how_of_adapters(adapter, rounding)
     parts = [
-        f"## How\n\nEvery weight is Σ c·W over these steps in {provenance.dtype}, rounded{rounding} once.",
+        f"## How\n\n{made}",
         f"- method: {markdown_code(provenance.merge_method)}, parameters {markdown_code(parameters)}",
     ]
     clock = provenance.clock
@@ -212,6 +224,15 @@ def _how(provenance: Provenance) -> str:
     if provenance.coefficients:
         parts.append(_coefficients(provenance.coefficients))
     return "\n\n".join(parts)
+
+
+def _how_of_adapters(adapter: AdapterRecord, rounding: str) -> str:
+    change = "Σ c·s·B·A over these steps in float64, s the scaling of each adapter"
+    if adapter.output == "adapter":
+        how = "in factors" if adapter.lost is None else "cut by SVD to factors"
+        return f"The change of every weight is {change}, {how} of rank {adapter.rank}."
+    base = "the model" if adapter.base is None else _reference(adapter.base)
+    return f"Every weight is that of {base} + {change}, rounded{rounding} once."
 
 
 def _coefficients(rules: Sequence[CoefficientRule]) -> str:

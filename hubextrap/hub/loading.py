@@ -20,17 +20,21 @@ _LANGUAGE_MODEL = re.compile(r"\w+ForCausalLM|\w+(?<!With)LMHeadModel")
 _UNKNOWN_TO_AUTO = "Mistral4ForCausalLM"
 """A language model that AutoModelForCausalLM does not have."""
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
-_PLACE = re.compile(r'from_pretrained\("(?:[^"\\]|\\.)*"(?:, revision="(?:[^"\\]|\\.)*")?')
+_PLACE = re.compile(r'from_pretrained\((model, )?"(?:[^"\\]|\\.)*"(?:, revision="(?:[^"\\]|\\.)*")?')
+_BASE = "path/to/its/base"
 _TRUST = ", trust_remote_code=True"
 
 
-def loading_snippet(side_files: Mapping[str, bytes], reference: str) -> str:
+def loading_snippet(side_files: Mapping[str, bytes], reference: str, base: str | None = None) -> str:
     """Python that loads a model and what turns its inputs into tensors.
 
     Args:
         side_files: the model's, by name; without a ``config.json`` it counts as a language model.
         reference: the folder or repo.
+        base: of an adapter, the repo of its base; None where that is a folder.
     """
+    if "adapter_config.json" in side_files:
+        return _adapter_snippet(side_files, reference, base)
     model = model_class(parse_json(side_files.get("config.json", b"{}"), "config.json"))
     kind, name = ("AutoTokenizer", "tokenizer")
     if any(file in side_files for file in _PROCESSORS):
@@ -47,10 +51,35 @@ def loading_snippet(side_files: Mapping[str, bytes], reference: str) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
+def _adapter_snippet(side_files: Mapping[str, bytes], reference: str, base: str | None) -> str:
+    """An adapter's base is found by its configuration, where that names a repo that others can read."""
+    config = parse_json(side_files["adapter_config.json"], "adapter_config.json")
+    here = json.dumps(reference) if "tokenizer_config.json" in side_files else None
+    if base is not None and config.get("base_model_name_or_path") == base:
+        tokenizer = here or 'model.peft_config["default"].base_model_name_or_path'
+        lines = [
+            "from peft import AutoPeftModelForCausalLM",
+            "from transformers import AutoTokenizer",
+            "",
+            f"model = AutoPeftModelForCausalLM.from_pretrained({json.dumps(reference)})",
+        ]
+    else:
+        tokenizer = here or "base"
+        lines = [
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            f"base = {json.dumps(base or _BASE)}",
+            'model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")',
+            f"model = PeftModel.from_pretrained(model, {json.dumps(reference)})",
+        ]
+    return "\n".join(["```python", *lines, f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})", "```"])
+
+
 def placed_at(snippet: str, reference: str, revision: str) -> str:
     """``snippet`` with another place to load from; ``main`` is not named."""
     at = "" if revision == "main" else f", revision={json.dumps(revision)}"
-    return _PLACE.sub(lambda match: f"from_pretrained({json.dumps(reference)}{at}", snippet)
+    return _PLACE.sub(lambda match: f"from_pretrained({match[1] or ''}{json.dumps(reference)}{at}", snippet)
 
 
 def model_class(config: Mapping[str, Any]) -> str:

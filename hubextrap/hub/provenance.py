@@ -10,7 +10,7 @@ import json
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
@@ -21,6 +21,7 @@ from hubextrap.digests import sha256_hex
 from hubextrap.methods import MAX_STEP
 from hubextrap.notebooks import counted, one_line, steps_in_words
 from hubextrap.redaction import redact
+from hubextrap.trajectory.checkpoint import is_untouched_base
 from hubextrap.trajectory.run_name import path_in_run, paths_in_run, run_name
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from hubextrap.clocks import Clock
     from hubextrap.statistics import Trust
+    from hubextrap.tensors.interfaces import FileInfo
     from hubextrap.trajectory.checkpoint import Checkpoint
 
 PROVENANCE_FILE = "hubextrap.json"
@@ -92,17 +94,26 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+HowRead: TypeAlias = Literal["whole", "part", "header"]
+
+
 class InputFile(_Part):
     """One weight file that went in: how much of it was read, and what the whole was compared with."""
 
     file: FileName
     size: int = Field(ge=0)
-    read: Literal["whole", "part", "header"]
+    read: HowRead
     """Whole, but for small tensors that are not needed; the tensors that are needed; or no tensor."""
     listed: str | None = Field(pattern="^([0-9a-f]{40}|[0-9a-f]{64})$")
     """The sha256 that the Hub lists for it, a git blob id where it is no LFS file; None: it is local."""
     compared: bool
     """Whether all bytes were hashed and have that hash. What is read in part cannot be compared."""
+
+    @classmethod
+    def of(cls, file: str, info: FileInfo, read: HowRead) -> InputFile:
+        """What is said of a file of which so much is read."""
+        compared = read == "whole" and info.digest is not None
+        return cls(file=file, size=info.size, read=read, listed=info.digest, compared=compared)
 
 
 class InputCheckpoint(_Part):
@@ -122,6 +133,8 @@ class InputCheckpoint(_Part):
     ) -> InputCheckpoint:
         """What is said of a checkpoint; ``place`` is a local one's in its run, by its path alone if None."""
         local = checkpoint.repo is None
+        if is_untouched_base(checkpoint):
+            place = checkpoint.name
         return cls(
             step=checkpoint.step,
             repo=checkpoint.repo,
@@ -187,6 +200,27 @@ class TrustRecord(_Part):
         return None if found is None else cls(horizon=found.horizon, step=found.step)
 
 
+class AdapterRecord(_Part):
+    """What was made of a run of LoRA adapters."""
+
+    output: Literal["adapter", "merged"]
+    """An adapter like those of the run, or the model with it merged in."""
+    rank: int | None = Field(default=None, ge=1)
+    """The adapter's."""
+    lost: dict[Line, float] | None = None
+    """What the cut to that rank lost of each change's energy ‖Δ‖², by the base's tensor; None: nothing was
+    cut."""
+    base: InputCheckpoint | None = None
+    """The model that it was merged into, with the files that were read; of an adapter where tensors that
+    were trained whole begin at the base's."""
+    base_name: Line | None = None
+    """The base's repo, by whoever predicted or the adapters' own configuration; None of a folder."""
+
+    @property
+    def in_words(self) -> str:
+        return "a full model" if self.rank is None else f"an adapter of rank {self.rank}"
+
+
 class Provenance(_Part):
     """The content of ``hubextrap.json``."""
 
@@ -207,6 +241,8 @@ class Provenance(_Part):
     directions."""
     trusted: TrustRecord | None = None
     """None: nothing said it."""
+    adapter: AdapterRecord | None = None
+    """None: the run is one of whole models."""
     inputs: tuple[InputCheckpoint, ...] = Field(min_length=1)
     coefficients: tuple[CoefficientRule, ...]
     dtype: Line
@@ -261,7 +297,7 @@ class Provenance(_Part):
 
     def to_bytes(self) -> bytes:
         """The file: JSON with a fixed order of keys and its own digest: equal provenance, equal bytes."""
-        left_out = {name for name in ("run", "clock", "trusted") if getattr(self, name) is None}
+        left_out = {name for name in ("run", "clock", "trusted", "adapter") if getattr(self, name) is None}
         content = sealed(self.model_dump(mode="json", exclude=left_out))
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -282,6 +318,7 @@ def build_provenance(
     input_files: Sequence[Sequence[InputFile]] | None = None,
     clock: ClockRecord | None = None,
     trusted: TrustRecord | None = None,
+    adapter: AdapterRecord | None = None,
 ) -> Provenance:
     """Collect the provenance of a finished merge; everything in it is fit to be published.
 
@@ -315,6 +352,7 @@ def build_provenance(
         if expected_relative_error is None
         else round(expected_relative_error, 6),
         trusted=trusted,
+        adapter=adapter,
         inputs=inputs,
         coefficients=tuple(
             rule.model_copy(update={"coefficients": dict(sorted(rule.coefficients.items()))})

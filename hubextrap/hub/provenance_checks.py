@@ -23,7 +23,7 @@ from hubextrap.tensors.interfaces import SMALL_FILE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from hubextrap.hub.provenance import CoefficientRule, InputCheckpoint
+    from hubextrap.hub.provenance import AdapterRecord, CoefficientRule, InputCheckpoint
 
 SUM_ROUNDING = 1e-6
 """Of the largest coefficient, or of 1: how far from 1 a sum of coefficients may be."""
@@ -102,6 +102,8 @@ def _check_provenance(claimed: Provenance) -> None:
     ):
         raise ValueError(f"horizon: is {claimed.horizon}, but the steps give {horizon}")
     _check_trust(claimed, times)
+    if claimed.adapter is not None:
+        _check_adapter(claimed.adapter)
     _check_files(claimed)
 
 
@@ -134,6 +136,18 @@ def _check_input(where: str, checkpoint: InputCheckpoint) -> None:
                 f"{where}.files.{number}.compared: has to be true for a file that was read whole and "
                 "whose hash the Hub lists, and for no other"
             )
+
+
+def _check_adapter(adapter: AdapterRecord) -> None:
+    """A predicted adapter has a rank, and may have been cut; a merged model was merged into some base."""
+    merged = adapter.output == "merged"
+    if merged != (adapter.rank is None) or (merged and (adapter.lost is not None or adapter.base is None)):
+        raise ValueError("adapter: an adapter has a rank, a merged model a base, and nothing else was cut")
+    for tensor, share in (adapter.lost or {}).items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"adapter.lost: {share} of {shorten(repr(tensor))} is no share, from 0 to 1")
+    if adapter.base is not None:
+        _check_input("adapter.base", adapter.base)
 
 
 def _check_rule(where: str, rule: CoefficientRule, steps: Sequence[int]) -> None:

@@ -134,7 +134,11 @@ def side_files(last: Source, out_dtype: str | None) -> dict[str, bytes]:
 
 
 def read_side_files(
-    last: Source, out_dtype: str | None, check_memory: Callable[[int], object] = lambda count: None
+    last: Source,
+    out_dtype: str | None,
+    check_memory: Callable[[int], object] = lambda count: None,
+    *,
+    whole_model: bool = True,
 ) -> tuple[SideFiles, dict[str, bytes]]:
     """Which files of the last checkpoint are taken, and what they hold, by path.
 
@@ -142,13 +146,14 @@ def read_side_files(
         out_dtype: the configuration's dtype is set to it (bfloat16); stays as it is when None.
         check_memory: called with the bytes that they and the card take in memory before most of them are
             read; raises if those are too many.
+        whole_model: False for an adapter, which has no ``config.json``; one that lies there is its base's.
 
     Raises:
         CorruptFile: ``config.json`` is not there or is not a JSON object.
         UnsupportedCheckpoint: ``config.json`` names other weights than those that are written.
         SourceError: a file could not be read, or is too large to be taken along.
     """
-    chosen, read = _choose(last)
+    chosen, read = _choose(last, whole_model)
     check_memory(_memory(last, chosen))
     files = {file: read[file] if file in read else last.read_file(file) for file in chosen.taken}
     if out_dtype is not None:
@@ -163,20 +168,22 @@ def _memory(last: Source, chosen: SideFiles) -> int:
     parsed = sum(present[file].size for file in chosen.taken if file.endswith("config.json"))
     card = present["README.md"].size if "README.md" in present else 0
     text = card if card <= SMALL_FILE else 0
-    return sum(sizes) + max(sizes) + PARSED * parsed + TEXT * text
+    return sum(sizes) + max(sizes, default=0) + PARSED * parsed + TEXT * text
 
 
-def _choose(last: Source) -> tuple[SideFiles, dict[str, bytes]]:
+def _choose(last: Source, whole_model: bool) -> tuple[SideFiles, dict[str, bytes]]:
     """Which files are taken, and what was read to know it: configurations, and code that they refer to."""
     present = last.files()
-    if "config.json" not in present:
+    if whole_model and "config.json" not in present:
         raise CorruptFile(
             f"{last.name}: no config.json; a model cannot be loaded without one, add it to the checkpoint",
             file="config.json",
         )
     taken = {file for file in present if is_side_file(file) or is_legal_file(file)}
+    if not whole_model:
+        taken.discard("config.json")
     read = {file: last.read_file(file) for file in sorted(taken) if file.endswith("config.json")}
-    named = config_object(read["config.json"], last.name).get("transformers_weights")
+    named = config_object(read.get("config.json", b"{}"), last.name).get("transformers_weights")
     if named is not None:
         raise UnsupportedCheckpoint(
             f"{last.name}: config.json has transformers load {named!r} (transformers_weights), but hubextrap "

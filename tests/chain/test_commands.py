@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from adapter_runs import write_adapter_run
 
 from hubextrap.cli.options import parse_size
 from hubextrap.cli.progress import LineProgress, format_bytes, format_seconds
@@ -78,6 +79,23 @@ def test_progress_is_plain_lines_off_a_terminal(
     assert "\x1b" not in result.err + result.out
     assert ": 0 " not in result.err  # a stage in which there is nothing to do is not told
     assert "\npredicted step 60 from steps up to 30, horizon 1\n" in result.out
+
+
+@pytest.mark.slow
+def test_what_was_made_of_adapters_is_said(cli: Run, tmp_path: Path) -> None:
+    run, recipe = write_adapter_run(tmp_path / "run", (0, 10, 20)), tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"trajectory: {{repo: {run}, base: {run / 'base'}}}\n"
+        "merge_method: two_point\nparameters: {target_step: 40}\n"
+    )
+    for options, kind in (
+        (["--rank", "2"], "an adapter of rank 2"),
+        (["--as", "merged"], "a full model"),
+    ):
+        result = cli("merge", recipe, "--out", tmp_path / options[-1], *options)
+        assert f"\npredicted step 40 as {kind} from steps up to 20, horizon 1\n" in "\n" + result.out
+    result = cli("predict", run, "--to", 40, "--out", tmp_path / "predicted", "-q")
+    assert "  predicted  step 40 (horizon 1), as an adapter of rank 4\n" in result.out
 
 
 def test_line_progress_tells_rate_and_time_left(

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from hubextrap import api, load_recipe
+from hubextrap.adapters.base import Bases
 from hubextrap.errors import CorruptFile, SourceError
 from hubextrap.evaluation import EvaluationOptions, Harness
 from hubextrap.hub import read_provenance
@@ -300,10 +301,12 @@ def test_run_measures_what_it_merged(
     class Counting(Harness):
         """Measures nothing: what is measured is overwritten before."""
 
+        bases = Bases()
+
         def __init__(self) -> None:
             self.options = EvaluationOptions()
 
-        def check(self, items: Any) -> None:
+        def check(self, items: Any, bases: Any = None) -> None:
             pass
 
         def measure(self, label: str, checkpoint: Any) -> Any:

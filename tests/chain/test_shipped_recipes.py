@@ -17,8 +17,10 @@ from hubextrap.localhub import LocalHub
 from hubextrap.logits import recipe_mixture
 from hubextrap.recipe import Recipe
 
+ADAPTERS = "me/my-lora-run"
 RECIPES = Path(__file__).parents[2] / "merge_configs"
 STAND_INS = {
+    ADAPTERS: [("main", f"checkpoint-{step}") for step in range(40, 241, 40)],
     "demo/rlvr-C": [(f"step_{step}", "") for step in (0, 40, 80, 100, 120, 160, 200, 400)],
     "relex-rlvr/RLVR-Qwen2.5-Math-1.5B": [(f"step_{step}", "") for step in (1, *range(5, 501, 5))],
     "relex-rlvr/RLVR-Qwen3-4B-Base": [(f"step_{step}", "") for step in range(1, 76)],
@@ -41,14 +43,26 @@ def loaded(
     for number, name in enumerate(made):
         hub.create_repo(name)
         places = STAND_INS[name] if number == 0 else [("main", "")]
+        made_of = tiny_adapter if name == ADAPTERS else tiny_model
         for seed, (revision, folder) in enumerate(places):
-            files = {f"{folder}/{file}".lstrip("/"): content for file, content in tiny_model(seed).items()}
+            files = {f"{folder}/{file}".lstrip("/"): content for file, content in made_of(seed).items()}
             hub.commit(name, files, revision=revision)
     yield recipe
     from huggingface_hub import HfApi
 
     for name in made:
         HfApi().delete_repo(name, token=hub.add_token(name.partition("/")[0]))
+
+
+def tiny_adapter(seed: int) -> dict[str, bytes]:
+    from safetensors.numpy import save
+
+    noise, module = np.random.default_rng(0), "base_model.model.model.layers.0.mlp.up_proj"
+    a, b = noise.standard_normal((2, 3)), noise.standard_normal((4, 2)) * (1 + seed)
+    both = {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+    factors = {name: factor.astype(np.float32) for name, factor in both.items()}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "me/base"}
+    return {"adapter_model.safetensors": save(factors), "adapter_config.json": json.dumps(config).encode()}
 
 
 def tiny_model(seed: int) -> dict[str, bytes]:
