@@ -28,12 +28,13 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from hubextrap import api
+from hubextrap.adapters.base import Bases
 from hubextrap.errors import RecipeError
 from hubextrap.evaluation.quiet import quiet_libraries
 from hubextrap.foreign_text import as_shown, own_lines
 from hubextrap.hub_access import reason
 from hubextrap.logits import ExtrapolatedForCausalLM, load_tokenizer, recipe_mixture
-from hubextrap.logits.loading import load_causal_lm
+from hubextrap.logits.loading import Models
 from hubextrap.opening import Run
 from hubextrap.progress import SilentProgress
 from hubextrap.recipe import Recipe, load_recipe, parse_recipe
@@ -220,7 +221,7 @@ def _mixed(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     mixture = recipe_mixture(recipe, progress=_Said())
     model = ExtrapolatedForCausalLM.from_mixture(mixture, dtype=dtype, device=device)
-    tokenizer = load_tokenizer(mixture.checkpoints[-1], **spelling)
+    tokenizer = load_tokenizer(mixture.checkpoints[-1], bases=Bases(mixture.base_model), **spelling)
     return model, tokenizer, f"logits: {mixture.pinned_name}"
 
 
@@ -228,15 +229,16 @@ def _merged(
     recipe: Recipe, dtype: str, device: str, spelling: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     with Run.of(recipe, progress=_Said()) as run, TemporaryDirectory(prefix="hubextrap-") as parent:
+        models = Models(run.bases, dtype=dtype, device=device)
         # what is wrong with it should not cost a merge
-        tokenizer = load_tokenizer(run.trajectory.last, **spelling)
+        tokenizer = load_tokenizer(run.trajectory.last, bases=models.bases, **spelling)
         # an evaluation has the last word on a target that the past cannot rehearse
         settings = api.MergeOptions(force=True)
         (prediction,) = api.merge(
             recipe, out=Path(parent) / "prediction", run=run, settings=settings
         ).predictions
         merged = resolve_checkpoint(str(prediction.folder))
-        model = load_causal_lm(merged, dtype=dtype, device=device)
+        model = models.load(merged)
     inputs = ", ".join(
         f"step {item.step} {item.repo or item.path}" + (f" ({item.commit})" if item.commit else "")
         for item in prediction.provenance.inputs

@@ -153,7 +153,7 @@ def evaluate(
             refuse_idle(ctx, idle, "has no effect without --tasks or --task-file: nothing is measured")
         _all_steps(references, options, selection, output, plot, summary, said)
         return
-    refuse_idle(ctx, (*names(Selection), "plot"), "goes with --all-steps")
+    refuse_idle(ctx, (*(set(names(Selection)) - {"base"}), "plot"), "goes with --all-steps")
     if no_against:
         refuse_idle(ctx, ("run",), "has no effect with --no-against")
     chosen = None if against is None and not no_against else split_list("--against", against)
@@ -177,7 +177,7 @@ def evaluate(
     if publish:
         limit = options.limit
         publication = api.check_publication(references, rows, limit=limit, create_pr=create_pr, pins=pins)
-    table = measure(rows, options, progress=progress)
+    table = measure(rows, options, base_model=selection.base, progress=progress)
     if output is not None:
         table.save(output)
     if summary is not None:

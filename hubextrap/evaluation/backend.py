@@ -11,10 +11,14 @@ from hubextrap.hub_access import hub_api, hub_errors, reason
 from hubextrap.logits import Mixture
 from hubextrap.tensors.cache import check_download
 from hubextrap.tensors.local import check_folder
+from hubextrap.trajectory.checkpoint import ADAPTER
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from hubextrap.evaluation.options import Backend
     from hubextrap.evaluation.table import MeasurementSettings
+    from hubextrap.logits.loading import Models
     from hubextrap.progress import Progress
     from hubextrap.trajectory import Checkpoint
 
@@ -34,10 +38,35 @@ def check_backend(backend: Backend, device: str, batch_size: int | None) -> None
         raise EvaluationError("vLLM is not installed; install it with: pip install 'lm-eval[vllm]'")
 
 
+def check_adapters(items: Iterable[Checkpoint | Mixture], backend: Backend, executor: str) -> None:
+    """Refuse adapters, also those that are mixed, where only whole models are evaluated.
+
+    Raises:
+        EvaluationError: with the remedy.
+    """
+    if backend == "vllm":
+        why = "vLLM gets whole models here: merge it (--as merged), or leave out --backend"
+    elif executor != "local":
+        why = "adapters are evaluated by this process, on one base: leave out --executor"
+    else:
+        return
+    for item in items:
+        for one in item.checkpoints if isinstance(item, Mixture) else (item,):
+            if one.kind == ADAPTER:
+                raise EvaluationError(f"{one.name} is an adapter, and {why}", step=one.step, repo=one.repo)
+
+
 def load_model(
-    label: str, checkpoint: Checkpoint | Mixture, settings: MeasurementSettings, progress: Progress
+    label: str,
+    checkpoint: Checkpoint | Mixture,
+    settings: MeasurementSettings,
+    models: Models,
+    progress: Progress,
 ) -> Any:
     """A checkpoint as a model that lm-eval can question.
+
+    Args:
+        models: load it where transformers answers.
 
     Raises:
         EvaluationError: it cannot be loaded.
@@ -45,7 +74,7 @@ def load_model(
     if settings.backend != "vllm":
         from hubextrap.evaluation.model import load_checkpoint
 
-        return load_checkpoint(label, checkpoint, settings, progress)
+        return load_checkpoint(label, checkpoint, settings, models, progress)
     import lm_eval.models  # noqa: F401  it registers lm-eval's models
     from lm_eval.api.registry import get_model
 

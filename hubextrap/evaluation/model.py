@@ -13,12 +13,12 @@ from lm_eval.models.huggingface import HFLM
 
 from hubextrap.errors import CheckpointError, EvaluationError
 from hubextrap.logits import ExtrapolatedForCausalLM, Mixture, load_tokenizer
-from hubextrap.logits.loading import load_causal_lm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hubextrap.evaluation.table import MeasurementSettings
+    from hubextrap.logits.loading import Models
     from hubextrap.progress import Progress, Stage
     from hubextrap.trajectory.checkpoint import Checkpoint
 
@@ -74,21 +74,30 @@ class _AnswerCount(CacheHook):  # type: ignore[misc]
 
 
 def load_checkpoint(
-    label: str, checkpoint: Checkpoint | Mixture, settings: MeasurementSettings, progress: Progress
+    label: str,
+    checkpoint: Checkpoint | Mixture,
+    settings: MeasurementSettings,
+    models: Models,
+    progress: Progress,
 ) -> CheckpointModel:
     """Load a checkpoint, or a mixture, from pinned commits or folders; no code from the Hub, no pickle.
+
+    Args:
+        models: load it, and may hold the base of an adapter from before.
 
     Raises:
         EvaluationError: transformers cannot load its model or its tokenizer, or it does not fit the device.
     """
-    where: Any = {"dtype": settings.dtype, "device": settings.device}
     try:
         if isinstance(checkpoint, Mixture):
-            model: Any = ExtrapolatedForCausalLM.from_mixture(checkpoint, **where)
+            models.release()  # a mixture holds a base of its own
+            model: Any = ExtrapolatedForCausalLM.from_mixture(
+                checkpoint, dtype=settings.dtype, device=settings.device
+            )
             tokenizer = model.tokenizer
         else:
-            tokenizer = load_tokenizer(checkpoint)
-            model = load_causal_lm(checkpoint, **where)
+            tokenizer = load_tokenizer(checkpoint, bases=models.bases)
+            model = models.load(checkpoint)
     except CheckpointError as error:
         raise EvaluationError(str(error), file=error.file, repo=error.repo) from error
     # a checkpoint's own max_new_tokens would come before the task's max_gen_toks

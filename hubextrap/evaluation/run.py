@@ -12,10 +12,11 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubextrap.adapters.base import Bases
 from hubextrap.digests import sha256_of_json
 from hubextrap.errors import CheckpointError, EvaluationError, SourceError, wrong_argument
 from hubextrap.evaluation.asking import Questions, asked_of_tasks
-from hubextrap.evaluation.backend import check_backend, load_model
+from hubextrap.evaluation.backend import check_adapters, check_backend, load_model
 from hubextrap.evaluation.options import DEFAULT_BATCH_SIZE, Answering, EvaluationOptions
 from hubextrap.evaluation.own_tasks import task_specs
 from hubextrap.evaluation.quiet import quiet_libraries, quiet_lm_eval
@@ -27,10 +28,11 @@ from hubextrap.foreign_text import own_lines
 from hubextrap.hub_access import reason
 from hubextrap.lazy import by_name
 from hubextrap.logits import Mixture
-from hubextrap.logits.loading import check_loadable
+from hubextrap.logits.loading import Models, check_loadable
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors.devices import device_problem
 from hubextrap.trajectory import Checkpoint, Pins, resolve_checkpoint
+from hubextrap.trajectory.checkpoint import ADAPTER, BASE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -47,6 +49,7 @@ def evaluate(
     references: Sequence[tuple[str, Checkpoint | Mixture | Path | str] | Path | str] | Path | str,
     options: EvaluationOptions | Sequence[str] = (),
     *,
+    base_model: Checkpoint | Path | str | None = None,
     progress: Progress | None = None,
     **named: Any,
 ) -> EvaluationTable:
@@ -59,6 +62,7 @@ def evaluate(
             are their own labels. The row ``last`` is what all others
             are compared with, rows whose label starts with ``prediction`` are judged; other labels are free.
         options: tasks and settings, or tasks alone.
+        base_model: of those that are adapters; None for what their configurations name.
         named: fields of `EvaluationOptions` that differ from ``options``: ``limit=100``.
 
     Raises:
@@ -73,14 +77,30 @@ def evaluate(
         raise EvaluationError(f"{twice[0]} is there twice; name every checkpoint once")
     if not isinstance(options, EvaluationOptions):
         options = EvaluationOptions(options)
-    harness = Harness(replace(options, **named), progress)
     pins = Pins()
+    harness = Harness(replace(options, **named), progress, Bases(None, pins))
     checkpoints = [
         (label, item if isinstance(item, (Checkpoint, Mixture)) else resolve_checkpoint(item, pins=pins))
         for label, item in labelled
     ]
-    harness.check(item for _, item in checkpoints)
+    bases = None if base_model is None else _bases(base_model, [item for _, item in checkpoints], pins)
+    harness.check((item for _, item in checkpoints), bases)
     return harness.table(harness.measure_all(checkpoints))
+
+
+def _bases(base_model: Checkpoint | Path | str, items: Iterable[Checkpoint | Mixture], pins: Pins) -> Bases:
+    """The base that adapters among what is measured are put on.
+
+    Raises:
+        EvaluationError: none of it is an adapter.
+        HubExtrapError: the base cannot be had.
+    """
+    every = [one for item in items for one in (item.checkpoints if isinstance(item, Mixture) else (item,))]
+    if not any(one.kind == ADAPTER for one in every):
+        raise EvaluationError("base_model (--base) has no effect: no row is an adapter; leave it out")
+    if not isinstance(base_model, Checkpoint):
+        base_model = resolve_checkpoint(base_model, step=0, pins=pins)
+    return Bases(base_model, pins)
 
 
 def _labelled(given: Any) -> list[tuple[str, Checkpoint | Mixture | Path | str]]:
@@ -124,8 +144,16 @@ class Measurement(Part):
 class Harness:
     """lm-eval with the same tasks, seeds and settings for every checkpoint that it measures."""
 
-    def __init__(self, options: EvaluationOptions, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        options: EvaluationOptions,
+        progress: Progress | None = None,
+        bases: Bases | None = None,
+    ) -> None:
         """
+        Args:
+            bases: what is known of the bases of adapters.
+
         Raises:
             MissingExtra: lm-eval, or what its own model or a task needs, cannot be imported.
             EvaluationError: the backend is not installed, a task is unknown or cannot be loaded, or an option
@@ -161,6 +189,7 @@ class Harness:
         device = options.device if options.backend == "vllm" else self.settings.device
         self.options = replace(options, device=device)
         """As they were given, with the device that was chosen."""
+        self._models = Models(bases, dtype=options.dtype, device=self.settings.device)
 
     def fingerprint(self) -> str:
         """sha256 of all that a figure depends on beside the weights: tasks with their data, and settings."""
@@ -195,14 +224,26 @@ class Harness:
                 f"num_fewshot {examples} has no effect: each of these tasks fixes its examples at none"
             )
 
-    def check(self, items: Iterable[Checkpoint | Mixture]) -> None:
-        """Find out before any is measured which of them cannot be: small files are read, no weights.
+    @property
+    def bases(self) -> Bases:
+        """What is known of the bases of adapters."""
+        return self._models.bases
+
+    def check(self, items: Iterable[Checkpoint | Mixture], bases: Bases | None = None) -> None:
+        """Find out before any is measured which of them cannot be: small files are read, and adapters.
+
+        Args:
+            bases: what is known of the bases of adapters, from now on.
 
         Raises:
             EvaluationError: all that cannot be loaded.
         """
+        self._models.bases = bases = bases or self.bases
+        items = list(items)
+        check_adapters(items, self.options.backend, self.options.executor)
         if self.settings.backend != "hf":  # vLLM knows other models
             return
+        bases.find(item for item in items if isinstance(item, Checkpoint))
         needed: dict[Checkpoint, bool] = {}  # whether its tokenizer, too
         for item in items:
             for one in item.checkpoints if isinstance(item, Mixture) else (item,):
@@ -212,7 +253,8 @@ class Harness:
         for one, own in needed.items():
             try:
                 with quiet_libraries():
-                    check_loadable(one, tokenizer=own, chat=own and self.settings.apply_chat_template)
+                    chat = own and self.settings.apply_chat_template
+                    check_loadable(one, tokenizer=own, chat=chat, bases=bases)
             except (CheckpointError, SourceError) as error:
                 problems.append(str(error))
         if problems:
@@ -235,8 +277,11 @@ class Harness:
         Raises:
             HubExtrapError: as `measure`, or the executor's own.
         """
+        check_adapters((model for _, model in rows), self.options.backend, self.options.executor)
         if self.options.executor == "local":
-            yield from ((number, self.measure(*row)) for number, row in enumerate(rows))
+            # those on one base one after the other, so that it is read once
+            order = sorted(range(len(rows)), key=lambda number: not self._has_base(rows[number][1]))
+            yield from ((number, self.measure(*rows[number])) for number in order)
         elif rows:
             yield from by_name("hubextrap.api.elsewhere:measure_elsewhere")(self, rows)
 
@@ -248,11 +293,13 @@ class Harness:
         """
         import torch
 
+        if isinstance(checkpoint, Checkpoint) and checkpoint.kind == BASE:
+            checkpoint = self.bases.of(checkpoint) or checkpoint
         self.progress.say(f"{label}: {checkpoint.name}")
         settings = self.settings
         generators = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
         with quiet_libraries():
-            model = load_model(label, checkpoint, settings, self.progress)
+            model = load_model(label, checkpoint, settings, self._models, self.progress)
             # lm-eval's vLLM model does not look at them
             defaults = model.generation_defaults() if hasattr(model, "generation_defaults") else {}
             found = _simple_evaluate(
@@ -276,6 +323,9 @@ class Harness:
             generation_defaults=defaults,
             mixture=checkpoint.pinned_name if isinstance(checkpoint, Mixture) else None,
         )
+
+    def _has_base(self, model: Checkpoint | Mixture) -> bool:
+        return isinstance(model, Checkpoint) and self.bases.of(model) is not None
 
     def table(self, measurements: Sequence[Measurement]) -> EvaluationTable:
         """The rows in one table."""

@@ -8,14 +8,17 @@ from __future__ import annotations
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from hubextrap.adapters.base import Bases
 from hubextrap.errors import CheckpointMismatch, UnsupportedCheckpoint
 from hubextrap.extras import require
 from hubextrap.hub_access import keep_to_the_endpoint, reason, redact_logs
+from hubextrap.logits.adapting import adapted, read_adapter, twin
 from hubextrap.logits.responses import as_chat, quiet_transformers
 from hubextrap.tensors import open_source
 from hubextrap.tensors.cache import check_download
 from hubextrap.tensors.local import check_folder
 from hubextrap.tensors.weights import check_files
+from hubextrap.trajectory.checkpoint import ADAPTER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -26,19 +29,60 @@ if TYPE_CHECKING:
     from hubextrap.trajectory import Checkpoint
 
 
-def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
-    """The model of a checkpoint, from its pinned commit or its folder, in eval mode.
+class Models:
+    """Loads the models of one command. Of adapters, the base is read once: what is loaded shares its weights.
 
-    Args:
-        dtype: ``auto`` for the checkpoint's own, or as torch names it.
-        device: as torch names it.
+    One base is held at a time, and none while a whole model is loaded, so that memory is that of one model.
+    """
+
+    def __init__(self, bases: Bases | None = None, *, dtype: str = "auto", device: str = "cpu") -> None:
+        """
+        Args:
+            bases: what is known of the bases of adapters.
+            dtype: ``auto`` for each checkpoint's own, of an adapter its base's; or as torch names it.
+            device: as torch names it.
+        """
+        self.bases = bases or Bases()
+        self._dtype, self._device = dtype, device
+        self._held: tuple[Checkpoint, PreTrainedModel] | None = None
+
+    def load(self, checkpoint: Checkpoint) -> PreTrainedModel:
+        """A model of its own, in eval mode.
+
+        Raises:
+            MissingExtra: torch, transformers or peft cannot be imported.
+            UnsupportedCheckpoint: it cannot be loaded, or weights would be made up, or it does not fit the
+                device.
+            CheckpointMismatch: an adapter does not fit its base.
+            CorruptFile: a file is not what the Hub lists.
+            HubExtrapError: the base cannot be had.
+        """
+        base = self.bases.of(checkpoint)
+        if base is None:
+            self.release()
+            return _whole_model(checkpoint, self._dtype, self._device)
+        weights = read_adapter(checkpoint) if checkpoint.kind == ADAPTER else None
+        if self._held is None or self._held[0] != base:
+            self.release()  # before the next one is loaded
+            self._held = base, _whole_model(base, self._dtype, self._device)
+        model = self._held[1]
+        return twin(model) if weights is None else adapted(model, weights)
+
+    def release(self) -> None:
+        """Let go of the base that is held."""
+        self._held = None
+
+
+def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str = "cpu") -> PreTrainedModel:
+    """The model of one checkpoint, from its pinned commit or its folder, in eval mode; see `Models`.
 
     Raises:
-        MissingExtra: torch or transformers cannot be imported.
-        UnsupportedCheckpoint: transformers cannot load it, or would make up weights of it, or it does not fit
-            the device.
-        CorruptFile: a file is not what the Hub lists.
+        HubExtrapError: as `Models.load`.
     """
+    return Models(dtype=dtype, device=device).load(checkpoint)
+
+
+def _whole_model(checkpoint: Checkpoint, dtype: str, device: str) -> PreTrainedModel:
     require("logits", "loading a model")
     from transformers import AutoModelForCausalLM
 
@@ -65,13 +109,18 @@ def load_causal_lm(checkpoint: Checkpoint, *, dtype: str = "auto", device: str =
 
 
 def load_tokenizer(
-    checkpoint: Checkpoint, *, use_fast: bool | None = None, add_bos_token: bool | None = None
+    checkpoint: Checkpoint,
+    *,
+    use_fast: bool | None = None,
+    add_bos_token: bool | None = None,
+    bases: Bases | None = None,
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint.
+    """The tokenizer of a checkpoint; of an adapter that has none of its own, that of its base.
 
     Args:
         use_fast: which of two implementations, where transformers has two; None leaves it to transformers.
         add_bos_token: whether texts get the first special token; None leaves it to the checkpoint.
+        bases: what is known of the bases of adapters.
 
     Raises:
         MissingExtra: torch or transformers cannot be imported.
@@ -81,6 +130,8 @@ def load_tokenizer(
     require("logits", "loading a tokenizer")
     from transformers import AutoTokenizer
 
+    if not (checkpoint.kind == ADAPTER and _has_tokenizer(checkpoint)):
+        checkpoint = (bases or Bases()).of(checkpoint) or checkpoint
     where, place = _checked_place(checkpoint, weights=False)
     asked = {"use_fast": use_fast, "add_bos_token": add_bos_token}
     place |= {key: value for key, value in asked.items() if value is not None}
@@ -92,12 +143,16 @@ def load_tokenizer(
     return tokenizer
 
 
-def check_loadable(checkpoint: Checkpoint, *, tokenizer: bool = True, chat: bool = False) -> None:
-    """Find out from small files whether `load_causal_lm` and `load_tokenizer` could load a checkpoint.
+def check_loadable(
+    checkpoint: Checkpoint, *, tokenizer: bool = True, chat: bool = False, bases: Bases | None = None
+) -> None:
+    """Find out from small files, and from adapters, whether `load_causal_lm` and `load_tokenizer` could load
+    a checkpoint.
 
     Args:
         tokenizer: whether that is needed.
         chat: whether it has to have a chat template too.
+        bases: what is known of the bases of adapters.
 
     Raises:
         MissingExtra: torch or transformers cannot be imported.
@@ -105,8 +160,27 @@ def check_loadable(checkpoint: Checkpoint, *, tokenizer: bool = True, chat: bool
             tokenizer, or none with a chat template.
         CorruptFile: a file is not what the Hub lists.
         SourceError: a file cannot be read; of a gated repo, say.
+        CheckpointMismatch: an adapter does not fit its base.
+        HubExtrapError: the base of an adapter cannot be had.
     """
     require("logits", "loading a model")
+    bases = bases or Bases()
+    model = _without_weights(bases.of(checkpoint) or checkpoint)
+    if checkpoint.kind == ADAPTER:
+        adapted(model, read_adapter(checkpoint, weights=False))
+    if not tokenizer:
+        return
+    loaded = load_tokenizer(checkpoint, bases=bases)
+    if chat:
+        try:
+            as_chat(loaded, "1 + 1 =")
+        except UnsupportedCheckpoint as error:
+            what = f"{checkpoint.name}: {error}"
+            raise UnsupportedCheckpoint(what, step=checkpoint.step, repo=checkpoint.repo) from error
+
+
+def _without_weights(checkpoint: Checkpoint) -> PreTrainedModel:
+    """A whole model on torch's device ``meta``."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -116,22 +190,21 @@ def check_loadable(checkpoint: Checkpoint, *, tokenizer: bool = True, chat: bool
     try:
         config = AutoConfig.from_pretrained(where, **place)
         with quiet_transformers(), torch.device("meta"):  # as transformers does before it loads weights
-            AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     except Exception as error:  # transformers raises nearly anything
         what = f"{checkpoint.name}: transformers cannot load it: {reason(error)}"
         raise UnsupportedCheckpoint(what, step=checkpoint.step, repo=checkpoint.repo) from error
-    if not tokenizer:
-        return
-    loaded = load_tokenizer(checkpoint)
-    if chat:
-        try:
-            as_chat(loaded, "1 + 1 =")
-        except UnsupportedCheckpoint as error:
-            what = f"{checkpoint.name}: {error}"
-            raise UnsupportedCheckpoint(what, step=checkpoint.step, repo=checkpoint.repo) from error
+    return model
 
 
-def load_common_tokenizer(checkpoints: Sequence[Checkpoint]) -> PreTrainedTokenizerBase:
+def _has_tokenizer(adapter: Checkpoint) -> bool:
+    with closing(open_source(adapter)) as source:
+        return "tokenizer_config.json" in source.files()
+
+
+def load_common_tokenizer(
+    checkpoints: Sequence[Checkpoint], bases: Bases | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of the last checkpoint, once no other checkpoint's is found to number tokens otherwise.
 
     Checkpoints other than the last may come without a tokenizer.
@@ -141,11 +214,13 @@ def load_common_tokenizer(checkpoints: Sequence[Checkpoint]) -> PreTrainedTokeni
         CheckpointMismatch: two checkpoints have different vocabularies, so their logits cannot be added.
     """
     *others, last = checkpoints
-    tokenizer = load_tokenizer(last)
+    bases = bases or Bases()
+    bases.find(checkpoints)
+    tokenizer = load_tokenizer(last, bases=bases)
     vocabulary = tokenizer.get_vocab()
     for checkpoint in others:
         try:
-            other = load_tokenizer(checkpoint).get_vocab()
+            other = load_tokenizer(checkpoint, bases=bases).get_vocab()
         except UnsupportedCheckpoint:
             continue
         differing = [token for token in {*vocabulary, *other} if vocabulary.get(token) != other.get(token)]
@@ -216,6 +291,6 @@ def _checked_place(checkpoint: Checkpoint, *, weights: bool) -> tuple[str, dict[
     check_download(checkpoint, weights=weights)
     place: dict[str, Any] = {"trust_remote_code": False}
     if checkpoint.repo is None:
-        check_folder(checkpoint.path)
+        check_folder(checkpoint.path, adapter=checkpoint.kind == ADAPTER)
         return checkpoint.path, place
     return checkpoint.repo, place | {"revision": checkpoint.commit, "subfolder": checkpoint.path}

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hubextrap.adapters.base import Bases
 from hubextrap.containment import read_named
 from hubextrap.digests import sha256_hex
 from hubextrap.errors import EvaluationError, ReferenceNotFound, wrong_argument
 from hubextrap.extras import require
 from hubextrap.foreign_data import parse_json
-from hubextrap.logits.loading import load_causal_lm, load_tokenizer
+from hubextrap.logits.loading import Models, load_tokenizer
 from hubextrap.logits.responses import (
     Draw,
     Encoded,
@@ -133,13 +134,21 @@ def read_prompts(path: Path, *, responses: bool) -> tuple[list[Prompt], str]:
 
 
 def measure_logprobs(
-    trajectory: Trajectory, request: LogProbRequest, progress: Progress | None = None
+    trajectory: Trajectory,
+    request: LogProbRequest,
+    progress: Progress | None = None,
+    *,
+    bases: Bases | None = None,
 ) -> LogProbs:
-    """Teacher-force fixed responses through every checkpoint, one model in memory at a time.
+    """Teacher-force fixed responses through every checkpoint, one model in memory at a time; of a run of
+    adapters the base, which is read once.
 
     The last checkpoint's tokenizer serves all. A response follows its prompt with nothing between and ends
     with the end-of-sequence token, if the tokenizer has one; both parts are tokenized by themselves. Models
     run in float32.
+
+    Args:
+        bases: what is known of the bases of adapters.
 
     Raises:
         ReferenceNotFound, EvaluationError: the file or the step does not serve, or a model cannot score it.
@@ -152,14 +161,17 @@ def measure_logprobs(
     sampler = None if request.sample_from is None else checkpoint_at(trajectory, request.sample_from)
     require("logits", "--logprobs")
     with quiet_transformers(), model_errors("--logprobs: the models cannot score these responses"):
-        tokenizer: Any = load_tokenizer(trajectory.last)
+        bases = bases or Bases(trajectory.base_model)
+        loading = Models(bases, dtype="float32", device=request.device)
+        loading.bases.find(trajectory.checkpoints)
+        tokenizer: Any = load_tokenizer(trajectory.last, bases=loading.bases)
         encoded = [_encode(tokenizer, prompt, request) for prompt in prompts]
         if sampler is not None:
-            encoded = _sample(sampler, tokenizer, encoded, request, progress)
+            encoded = _sample(loading, sampler, tokenizer, encoded, request, progress)
         columns = []
         with progress.stage("log-probs", len(trajectory.checkpoints) * len(encoded), "responses") as stage:
             for checkpoint in trajectory.checkpoints:
-                model = load_causal_lm(checkpoint, dtype="float32", device=request.device)
+                model = loading.load(checkpoint)
                 columns.append(score(model, encoded, request.batch_size, stage.advance))
                 if not np.isfinite(columns[-1]).all():
                     raise EvaluationError(
@@ -194,6 +206,7 @@ def _encode(tokenizer: Any, prompt: Prompt, request: LogProbRequest) -> Encoded:
 
 
 def _sample(
+    loading: Models,
     checkpoint: Checkpoint,
     tokenizer: Any,
     encoded: Sequence[Encoded],
@@ -201,7 +214,7 @@ def _sample(
     progress: Progress,
 ) -> list[Encoded]:
     """One response each, drawn from the checkpoint's own distribution."""
-    model: Any = load_causal_lm(checkpoint, dtype="float32", device=request.device)
+    model: Any = loading.load(checkpoint)
     end = tokenizer.eos_token_id
     how = Draw(request.max_new_tokens, () if end is None else (end,), batch_size=request.batch_size)
     with progress.stage(f"sample from step {checkpoint.step}", len(encoded), "responses") as stage:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
 from hubextrap._version import __version__
+from hubextrap.adapters.base import Bases
 from hubextrap.claims import DIGEST, sealed, unsealed
 from hubextrap.containment import read_named
 from hubextrap.durable.atomic import write_whole
@@ -19,6 +21,7 @@ from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.logits.mixture import Mixture
 from hubextrap.tensors.cache import check_cached
 from hubextrap.trajectory import Checkpoint, parse_reference, resolve_checkpoint
+from hubextrap.trajectory.checkpoint import BASE
 
 MANIFEST_FILE = "hubextrap_logits.json"
 
@@ -31,6 +34,7 @@ class _Entry(BaseModel, extra="forbid", frozen=True):
     commit: str | None = Field(pattern="^[0-9a-f]{40}$")
     path: str
     """Folder in the repo; of a local checkpoint, the way from the manifest's folder to its own."""
+    kind: Literal["model", "adapter", "base"] = "model"
 
 
 class _Manifest(BaseModel, extra="forbid", frozen=True):
@@ -38,6 +42,8 @@ class _Manifest(BaseModel, extra="forbid", frozen=True):
     hubextrap: str
     target_step: int | None
     checkpoints: tuple[_Entry, ...] = Field(min_length=1)
+    base_model: _Entry | None = None
+    """That of adapters, which takes no part by itself."""
 
 
 def write_manifest(
@@ -52,24 +58,21 @@ def write_manifest(
         OutputError: it cannot be written.
     """
     path = Path(folder) / MANIFEST_FILE
+    here = Path(home or folder).resolve()
+    base = None if mixture.base_model is None else _entry(mixture.base_model, 0.0, here)
     content = _Manifest(
         hubextrap=__version__,
         target_step=mixture.target_step,
         checkpoints=tuple(
-            _Entry(
-                coefficient=coefficient,
-                step=checkpoint.step,
-                repo=checkpoint.repo,
-                revision=checkpoint.revision,
-                commit=checkpoint.commit,
-                path=checkpoint.path
-                if checkpoint.repo is not None
-                else Path(os.path.relpath(checkpoint.path, Path(home or folder).resolve())).as_posix(),
-            )
-            for checkpoint, coefficient in zip(mixture.checkpoints, mixture.coefficients, strict=True)
+            _entry(*pair, here) for pair in zip(mixture.checkpoints, mixture.coefficients, strict=True)
         ),
-    )
-    text = json.dumps(sealed(content.model_dump(mode="json")), indent=2, ensure_ascii=False)
+        base_model=base,
+    ).model_dump(mode="json")
+    if base is None:  # as whole models have always been written
+        del content["base_model"]
+        for entry in content["checkpoints"]:
+            del entry["kind"]
+    text = json.dumps(sealed(content), indent=2, ensure_ascii=False)
     write_whole(path, f"{text}\n".encode(), remedy="name another folder", parents=True)
     return path
 
@@ -108,8 +111,10 @@ def read_manifest(reference: str) -> Mixture:
         raise CorruptFile(f"{name}: {str(error)[:300]}; make the mixture again", file=name) from error
     checkpoints = [_checkpoint(entry, where.folder, name) for entry in content.checkpoints]
     coefficients = [entry.coefficient for entry in content.checkpoints]
+    base = None if content.base_model is None else _checkpoint(content.base_model, where.folder, name)
+    bases = Bases(base)
     try:
-        mixture = Mixture.of(checkpoints, coefficients, content.target_step)
+        mixture = Mixture.of(checkpoints, coefficients, content.target_step, bases=bases)
         if stated is not None:
             unsealed({**read, DIGEST: stated})
     except (HubExtrapError, ValueError) as error:
@@ -122,11 +127,27 @@ def _checkpoint(entry: _Entry, folder: Path | None, name: str) -> Checkpoint:
         if entry.commit is None:
             what = f"{name}: {entry.repo} is not pinned to a commit; make the mixture again"
             raise CorruptFile(what, file=name, repo=entry.repo)
-        return Checkpoint(entry.step, entry.repo, entry.revision, entry.commit, entry.path)
+        return Checkpoint(entry.step, entry.repo, entry.revision, entry.commit, entry.path, kind=entry.kind)
     if folder is None:
         raise CorruptFile(
             f"{name}: refers to {entry.path!r} on the disk of whoever wrote it; push the checkpoints, and "
             "make the mixture from the Hub",
             file=name,
         )
-    return resolve_checkpoint(str((folder / entry.path).resolve()), step=entry.step)
+    found = resolve_checkpoint(str((folder / entry.path).resolve()), step=entry.step)
+    return replace(found, kind=BASE) if entry.kind == BASE else found
+
+
+def _entry(checkpoint: Checkpoint, coefficient: float, here: Path) -> _Entry:
+    path = checkpoint.path
+    if checkpoint.repo is None:
+        path = Path(os.path.relpath(path, here)).as_posix()
+    return _Entry(
+        coefficient=coefficient,
+        step=checkpoint.step,
+        repo=checkpoint.repo,
+        revision=checkpoint.revision,
+        commit=checkpoint.commit,
+        path=path,
+        kind=checkpoint.kind,  # type: ignore[arg-type]
+    )

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from hubextrap.adapters.base import Bases
 from hubextrap.errors import MethodError, RecipeError
 from hubextrap.opening import Run
 from hubextrap.trajectory import UNKNOWN_STEP, path_in_run
+from hubextrap.trajectory.checkpoint import BASE, MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,22 +32,40 @@ class Mixture:
     """Pinned, the last observed one last, where it takes part."""
     coefficients: tuple[float, ...]
     target_step: int | None = None
+    base_model: Checkpoint | None = None
+    """The base of those that are adapters."""
 
     @classmethod
     def of(
-        cls, checkpoints: Sequence[Checkpoint], coefficients: Sequence[float], target_step: int | None = None
+        cls,
+        checkpoints: Sequence[Checkpoint],
+        coefficients: Sequence[float],
+        target_step: int | None = None,
+        *,
+        bases: Bases | None = None,
     ) -> Mixture:
         """The mixture without what has the coefficient 0, so that it is never loaded.
 
+        Args:
+            bases: what is known of the bases of adapters.
+
         Raises:
             MethodError: not one coefficient per checkpoint, or their sum is not 1.
+            CheckpointMismatch: the adapters have different bases.
+            HubExtrapError: the base of an adapter cannot be had.
         """
         if len(checkpoints) != len(coefficients):
             counts = f"{len(checkpoints)} checkpoints and {len(coefficients)} coefficients"
             raise MethodError(f"{counts}; give one per checkpoint")
         check_sum(coefficients)
         used = [pair for pair in zip(checkpoints, coefficients, strict=True) if pair[1] != 0.0]
-        return cls(tuple(pair[0] for pair in used), tuple(float(pair[1]) for pair in used), target_step)
+        taking_part, base_model = [pair[0] for pair in used], None
+        if any(one.kind != MODEL for one in taking_part):
+            bases = bases or Bases()
+            bases.find(checkpoints)
+            base_model = bases.common()
+            taking_part = [base_model if one.kind == BASE else one for one in taking_part]
+        return cls(tuple(taking_part), tuple(float(pair[1]) for pair in used), target_step, base_model)
 
     @property
     def name(self) -> str:
@@ -59,11 +79,15 @@ class Mixture:
     @property
     def pinned_name(self) -> str:
         """The same in full: exact coefficients and commits, a local folder by its place in its run."""
-        return ", ".join(
-            f"{coefficient!r} × "
-            + (f"{one.name} ({one.commit})" if one.repo is not None else path_in_run(one))
+        mixed = ", ".join(
+            f"{coefficient!r} × {_pinned(one)}"
             for one, coefficient in zip(self.checkpoints, self.coefficients, strict=True)
         )
+        return mixed if self.base_model is None else f"{mixed}, adapters of {_pinned(self.base_model)}"
+
+
+def _pinned(one: Checkpoint) -> str:
+    return f"{one.name} ({one.commit})" if one.repo is not None else path_in_run(one)
 
 
 def check_sum(coefficients: Sequence[float]) -> None:
@@ -116,7 +140,7 @@ def recipe_mixture(
         rule.check(run.times, [time])
         gram_matrix = run.gram_table(_WHY).total() if rule.needs_gram_matrix else None
         (row,) = rule.coefficients(run.times, [time], gram_matrix)
-    return Mixture.of(run.trajectory.checkpoints, row.tolist(), target)
+        return Mixture.of(run.trajectory.checkpoints, row.tolist(), target, bases=run.bases)
 
 
 def chosen_target(recipe: Recipe, target_step: int | None) -> int:

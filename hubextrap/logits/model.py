@@ -18,9 +18,10 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from hubextrap.adapters.base import Bases
 from hubextrap.errors import CheckpointMismatch, OutputError, UnsupportedCheckpoint
 from hubextrap.logits.cache import CACHE, CombinedCache, cache_argument
-from hubextrap.logits.loading import load_causal_lm, load_common_tokenizer, share_equal_parameters
+from hubextrap.logits.loading import Models, load_common_tokenizer, share_equal_parameters
 from hubextrap.logits.manifest import read_manifest, write_manifest
 from hubextrap.logits.mixture import Mixture, check_sum, recipe_mixture
 from hubextrap.progress import Progress, SilentProgress
@@ -100,9 +101,8 @@ class ExtrapolatedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore
         pinned = [
             resolve_checkpoint(item, pins=pins) if isinstance(item, str) else item for item in checkpoints
         ]
-        return cls.from_mixture(
-            Mixture.of(pinned, coefficients), dtype=dtype, device=device, progress=progress
-        )
+        mixture = Mixture.of(pinned, coefficients, bases=Bases(pins=pins))
+        return cls.from_mixture(mixture, dtype=dtype, device=device, progress=progress)
 
     @classmethod
     def from_recipe(
@@ -129,13 +129,14 @@ class ExtrapolatedForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore
     def from_mixture(
         cls, mixture: Mixture, *, dtype: str = "auto", device: str = "cpu", progress: Progress | None = None
     ) -> ExtrapolatedForCausalLM:
-        """Load a mixture; see `from_checkpoints`."""
-        tokenizer = load_common_tokenizer(mixture.checkpoints)
+        """Load a mixture; see `from_checkpoints`. Adapters share one base in memory."""
+        loading = Models(Bases(mixture.base_model), dtype=dtype, device=device)
+        tokenizer = load_common_tokenizer(mixture.checkpoints, loading.bases)
         models: list[PreTrainedModel] = []
         stage = (progress or SilentProgress()).stage("load models", len(mixture.checkpoints), "models")
         with stage as loaded:
             for checkpoint in mixture.checkpoints:
-                model = load_causal_lm(checkpoint, dtype=dtype, device=device)
+                model = loading.load(checkpoint)
                 share_equal_parameters(model, models)
                 models.append(model)
                 loaded.advance(1)

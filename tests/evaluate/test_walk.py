@@ -396,11 +396,11 @@ def test_a_walk_that_was_killed_ends_as_if_it_had_not_been(
 def test_one_model_is_in_memory_at_a_time(
     recipe_for: Callable[..., Recipe], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hubextrap.api import answering
+    from hubextrap.logits.loading import Models
 
     alive: list[Any] = []
     most = 0
-    real = answering.load_causal_lm
+    real = Models.load
 
     def load(*arguments: Any, **where: Any) -> Any:
         nonlocal most
@@ -409,7 +409,7 @@ def test_one_model_is_in_memory_at_a_time(
         most = max(most, sum(one() is not None for one in alive))
         return model
 
-    monkeypatch.setattr(answering, "load_causal_lm", load)
+    monkeypatch.setattr(Models, "load", load)
     walk(recipe_for(), prompts, out=tmp_path / "out", **CPU)
     assert len(alive) == 6
     assert most == 1
