@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,42 +32,43 @@ from hubextrap.regrounding.jumps import (
     timing_of,
 )
 from hubextrap.regrounding.parameters import (
+    forget_moments,
     from_rank_zero,
     gram_matrices,
+    jump_to,
     local_tensors,
-    move_to,
     reset_moments,
     reshard,
     restore,
     shares,
     world_size,
 )
+from hubextrap.regrounding.peft_layers import factor_pairs
+from hubextrap.regrounding.products import moving, with_cut
 from hubextrap.regrounding.rates import Rates, rate_of, rate_of_update
 from hubextrap.regrounding.resuming import Saved, load_checkpoint, resumed_folder, save_checkpoint
 from hubextrap.regrounding.ring import Layout, SnapshotRing
-from hubextrap.regrounding.training import calling_trainer, log, refuse_what_cannot_be_served
+from hubextrap.regrounding.training import calling_trainer, log, refuse_what_cannot_be_served, report
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-logger = logging.getLogger("hubextrap.regrounding")
-
 Probe = Callable[[nn.Module], float]
-_LOGGED = (
-    *("rl_steps", "represented_steps", "n_wanted", "n_used"),
-    *("backtest_error", "expected_relative_error", "probe_before", "probe_after"),
-    *("full_rate_steps", "own_answers_before", "own_answers_after"),
-)
 
 
 class ExtrapolationCallback(TrainerCallback):
     """After every m optimizer steps, jump n steps ahead along the line of the weights, in place.
 
     Works with transformers.Trainer and TRL's trainers, on one process, under DDP, FSDP2 and FSDP1 (each rank
-    moves its own shard), on all trainable parameters, so on LoRA's matrices as on whole models. The jump is
-    made in `on_step_end`: after the optimizer's step, before the trainer's own evaluation and checkpoint of
-    that step, and before the next completions are generated (TRL hands the weights to vLLM again at the first
-    generation of every optimizer step).
+    moves its own shard), on all trainable parameters. The jump is made in `on_step_end`: after the
+    optimizer's step, before the trainer's own evaluation and checkpoint of that step, and before the next
+    completions are generated (TRL hands the weights to vLLM again at the first generation of every optimizer
+    step).
+
+    Of peft's LoRA (on one process, or under DDP) the products B·A jump, not A and B by themselves.
+    Σ c_k·B_k·A_k is cut to the adapter's rank; the share of its energy that is lost is
+    `Decision.lost_energy`, and a warning above 1%. The optimizer begins anew with A and B after a jump,
+    whatever ``moments`` says.
 
     Parameters are moved in float32 and rounded once to their own dtype. With mixed precision (``bf16=True``)
     the parameters are the float32 weights that the optimizer steps, so nothing is lost; a model that is
@@ -114,7 +114,7 @@ class ExtrapolationCallback(TrainerCallback):
     Raises:
         MethodError: an argument makes no sense; at the start of training, DeepSpeed, a probe or own answers
             under FSDP1, own answers without a tokenizer, an optimizer without rates where they are the clock,
-            or an m that falls between generating and training.
+            an m that falls between generating and training, or an adapter whose products cannot jump.
         OutputError: the snapshots do not fit, at the start of training; or a file cannot be written.
         NonFinite: training left NaN or infinity, or the jump overflowed a 16-bit dtype.
         CorruptFile, CheckpointMismatch: the checkpoint to resume from holds no usable snapshots.
@@ -222,6 +222,7 @@ class ExtrapolationCallback(TrainerCallback):
             )
         tensors = local_tensors(model)
         _refuse(not tensors, "no parameter of the model is trainable: there is nothing to extrapolate")
+        self._pairs = factor_pairs(model)
         self._shares = shares(model)
         self._history = Path(str(args.output_dir)) / HISTORY_NAME
         self._ring = self._new_ring(args, tensors)
@@ -270,7 +271,7 @@ class ExtrapolationCallback(TrainerCallback):
             self.decisions.append(decision)
             if state.is_world_process_zero:
                 append_decision(self._history, decision)
-            self._report(state, control, decision)
+            report(self._trainer, state, control, decision)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -298,10 +299,10 @@ class ExtrapolationCallback(TrainerCallback):
         tensors = local_tensors(model)
         self._ring.put(here, tensors)
         self._at, rate, timing = from_rank_zero(lambda: self._timed(rate_of(optimizer)))
-        layouts = self._ring.layouts
+        layouts, steps = self._ring.layouts, snapshot_steps(timing.windows)
         found = GramOfSnapshots(
-            tuple(layouts),
-            gram_matrices(self._ring, snapshot_steps(timing.windows), self._shares, tensors),
+            tuple(name for name, _ in moving(layouts, self._pairs)),
+            gram_matrices(self._ring, steps, self._shares, tensors, self._pairs),
             {layout.dtype for layout in layouts.values()},
         )
         decision = from_rank_zero(
@@ -320,8 +321,10 @@ class ExtrapolationCallback(TrainerCallback):
             decision = self._jump(model, decision, tensors)
         passed = along(self._at.passed, rate, decision)
         self._begin_window(passed, decision.represented_steps, tensors)
-        if decision.action == "jumped" and self.moments == "reset":
-            reset_moments(optimizer)
+        if decision.action == "jumped":
+            if self.moments == "reset":
+                reset_moments(optimizer)
+            forget_moments(optimizer, model, self._pairs)
         return timed(decision, passed)
 
     def _timed(self, rate: float | None) -> tuple[Saved, float | None, Timing]:
@@ -337,7 +340,8 @@ class ExtrapolationCallback(TrainerCallback):
         steps, n = decision.snapshot_steps, decision.n_used
         answers = None if self._answerer is None else self._answerer.draw(model)
         before = Values(self._probed(model), self._scored(model, answers))
-        move_to(self._ring, steps, decision.coefficients, tensors)
+        cut = jump_to(self._ring, steps, decision.coefficients, tensors, self._pairs)
+        decision = with_cut(decision, cut)
         reshard(model)
         after = Values(self._probed(model), self._scored(model, answers))
         verdict = judge_after(n, before, after, margin=self.probe_margin, longest=self.max_n)
@@ -382,14 +386,6 @@ class ExtrapolationCallback(TrainerCallback):
             model.train(training)
             reshard(model)
         return from_rank_zero(lambda: value)
-
-    def _report(self, state: TrainerState, control: TrainerControl, decision: Decision) -> None:
-        found = {key: getattr(decision, key) for key in _LOGGED}
-        said = f"{decision.action}: {decision.reason}"
-        log(self._trainer, state, control, {k: v for k, v in found.items() if v is not None}, said)
-        if state.is_world_process_zero:
-            level = logging.INFO if decision.action == "jumped" else logging.WARNING
-            logger.log(level, "step %d: %s", decision.rl_steps, said)
 
     def _new_ring(self, args: TrainingArguments, tensors: dict[str, torch.Tensor]) -> SnapshotRing:
         folder = Path(str(args.output_dir)) / "reground_ring" / f"rank-{args.process_index}"

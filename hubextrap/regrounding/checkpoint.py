@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hubextrap.adapters.config import CONFIG_FILE
+from hubextrap.adapters.reading import read_adapters
 from hubextrap.durable.atomic import write_whole
 from hubextrap.engine.comparison import compare
 from hubextrap.engine.kernels import count_non_finite
@@ -23,12 +25,17 @@ from hubextrap.regrounding.history import REMEDY
 from hubextrap.step_names import pattern_reader
 from hubextrap.step_pattern import STEP
 from hubextrap.tensors import DTYPES, LocalSource, read_combinable, read_layout, sha256_of, ties_embeddings
+from hubextrap.trajectory import Checkpoint
+from hubextrap.trajectory.checkpoint import ADAPTER
+from hubextrap.trajectory.local_layout import files_in
+from hubextrap.trajectory.weights import weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from hubextrap.adapters.reading import Adapter
     from hubextrap.progress import Stage
-    from hubextrap.tensors import ShardInfo
+    from hubextrap.tensors import CheckpointLayout, ShardInfo
 
 _BLOCK = 16 * 2**20
 _NAMES_SHOWN = 8
@@ -83,11 +90,22 @@ def find_checkpoint(output: Path, pattern: str, start_step: int, steps: int) -> 
     return found[last]
 
 
+def snapshot(folder: Path, step: int) -> Checkpoint:
+    """A folder as a checkpoint of the kind that it holds; of a whole model and an adapter, the model."""
+    checkpoint, weights = Checkpoint(step, None, "", None, str(folder)), weights_of(files_in(folder))
+    return checkpoint if weights is None else weights.of(checkpoint)
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, and no whole model."""
+    return snapshot(folder, 0).kind == ADAPTER
+
+
 def check_model(folder: Path, like: Path | None, stage: Stage) -> CheckedModel:
-    """Read a whole model: headers, configuration, every weight; all of it has to be there and finite.
+    """Read a whole model or adapter: headers, configuration, every weight; all has to be there and finite.
 
     Args:
-        like: a model of which it has to have the tensors and shapes.
+        like: a model of which it has to have the tensors and shapes; of an adapter, another one or its base.
         stage: told of the bytes read.
 
     Raises:
@@ -95,12 +113,54 @@ def check_model(folder: Path, like: Path | None, stage: Stage) -> CheckedModel:
         SourceError: it cannot be read.
     """
     with closing(LocalSource(folder)) as source:
-        (layout,) = read_combinable([source])
-        side_files(source, None)
-        if like is not None:
-            _check_like(source, like)
+        layout = _checked_adapter(source, like) if holds_adapter(folder) else _checked_whole(source, like)
         weights = {shard.file: _read_shard(source, shard, stage) for shard in layout.shards}
         return CheckedModel(folder, weights, sum(shard.size for shard in layout.shards))
+
+
+def _checked_whole(source: LocalSource, like: Path | None) -> CheckpointLayout:
+    if like is not None and holds_adapter(like):
+        raise CheckpointMismatch(
+            f"{source.name} is a whole model, but the round started from the adapter {like}; have the "
+            "trainer save the adapter that it trains on",
+            file=source.name,
+        )
+    (layout,) = read_combinable([source])
+    side_files(source, None)
+    if like is not None:
+        _check_like(source, like)
+    return layout
+
+
+def _checked_adapter(source: LocalSource, like: Path | None) -> CheckpointLayout:
+    """The layout of an adapter's own file."""
+    if like is None or not holds_adapter(like):
+        (adapter,) = read_adapters([source])
+        if like is not None:
+            _check_on_base(adapter, like)
+        return adapter.layout
+    with closing(LocalSource(like)) as other:
+        return read_adapters([other, source])[1].layout
+
+
+def _check_on_base(adapter: Adapter, base: Path) -> None:
+    """Refuse an adapter that did not begin as the model that the round started from."""
+    if not adapter.config.starts_at_base:
+        raise CheckpointMismatch(
+            f"{adapter.name}/{CONFIG_FILE}: its init_lora_weights begin away from the base, so {base} is not "
+            "the run's step 0; save the untrained adapter, and give it as reground.model",
+            file=CONFIG_FILE,
+        )
+    with closing(LocalSource(base)) as source:
+        there = read_layout(source).tensors
+    for info in adapter.deltas().tensors.values():
+        if info.name not in there or sorted(there[info.name].shape) != sorted(info.shape):
+            raise CheckpointMismatch(
+                f"{adapter.name} is no adapter of the model that the round started from: {base} has no "
+                f"tensor {info.name} of shape {list(info.shape)}; have the trainer train on it",
+                file=adapter.name,
+                tensor=info.name,
+            )
 
 
 def _check_like(source: LocalSource, like: Path) -> None:

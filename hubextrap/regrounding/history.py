@@ -20,6 +20,8 @@ from hubextrap.foreign_data import first_problem, parse_json
 
 Action = Literal["jumped", "skipped", "rolled_back"]
 HISTORY_NAME = "reground_history.jsonl"
+MOST_LOST = 0.01
+"""Share of the energy of LoRA's products above which a jump's cut to their rank is worth a warning."""
 REMEDY = "make room, then run the same command again"
 """About a file of the run that cannot be written."""
 
@@ -58,6 +60,9 @@ class Decision:
     own_answers_after: float | None = None
     """Mean log-probability of the model's own greedy answers before the jump, in nats per answer; None as
     for a probe."""
+    lost_energy: float | None = None
+    """Share of the squared norm of LoRA's products that the jump lost as it was cut to the adapter's rank;
+    None of a jump that was not made, and without LoRA."""
 
     def as_line(self) -> bytes:
         """JSON with its own digest; floats are written so that they read back exactly."""

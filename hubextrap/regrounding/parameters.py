@@ -17,6 +17,7 @@ from torch import nn
 
 from hubextrap.engine.torch_kernels import count_non_finite, round_to
 from hubextrap.errors import MethodError, NonFinite
+from hubextrap.regrounding.products import Cut, FactorPair, cut_of, jumped, moving, product_gram
 from hubextrap.regrounding.ring import SnapshotRing
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def shares(model: nn.Module) -> dict[str, float]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             shards = world if fsdp1 else 1
-            if _is_dtensor(parameter):
+            if is_dtensor(parameter):
                 sharded: Any = parameter
                 sizes = zip(sharded.device_mesh.shape, sharded.placements, strict=True)
                 shards = math.prod(size for size, placement in sizes if placement.is_shard())
@@ -102,29 +103,29 @@ def gram_matrices(
     steps: Sequence[int],
     weights: Mapping[str, float],
     tensors: Mapping[str, torch.Tensor],
+    pairs: Sequence[FactorPair] = (),
 ) -> NDArray[np.float64]:
     """(N, K, K): ⟨W_i − W_0, W_j − W_0⟩ of each whole tensor over K snapshots, in float64.
 
     Args:
         weights: `shares`; the sums of all ranks are added with them.
         tensors: `local_tensors`; each is computed where its parameter lies.
+        pairs: LoRA's factors, whose products count instead of them: N and its order are those of `moving`.
 
     Raises:
         NonFinite: a snapshot holds NaN or infinity; all ranks raise.
     """
-    result = np.zeros((len(ring.layouts), len(steps), len(steps)))
-    for row, (name, layout) in enumerate(ring.layouts.items()):
-        device = tensors[name].device
+    units = moving(ring.layouts, pairs)
+    result = np.zeros((len(units), len(steps), len(steps)))
+    for row, (name, pair) in enumerate(units):
+        part = name if pair is None else pair.a
+        device = tensors[part].device
         if device.type == "mps":  # it has no float64
             device = torch.device("cpu")
-        for start in range(0, layout.elements, CHUNK):
-            stop = min(start + CHUNK, layout.elements)
-            parts = [ring.read(step, name, start, stop).to(device, torch.float64) for step in steps]
-            deltas = torch.stack(parts) - parts[0]
-            result[row] += (deltas @ deltas.T).cpu().numpy()
-        result[row] *= weights[name]
+        found = _gram(ring, steps, name, device) if pair is None else product_gram(ring, steps, pair, device)
+        result[row] = found * weights[part]
     result = _summed(result, next(iter(tensors.values())).device)
-    for name, gram in zip(ring.layouts, result, strict=True):
+    for (name, _), gram in zip(units, result, strict=True):
         if not np.isfinite(gram).all():
             raise NonFinite(
                 f"tensor {name} holds NaN or infinity at one of steps {', '.join(map(str, steps))} of the "
@@ -133,6 +134,78 @@ def gram_matrices(
                 tensor=name,
             )
     return result
+
+
+def _gram(ring: SnapshotRing, steps: Sequence[int], name: str, device: torch.device) -> NDArray[np.float64]:
+    """(K, K): of this rank's part of one tensor."""
+    elements = ring.layouts[name].elements
+    result = np.zeros((len(steps), len(steps)))
+    for start in range(0, elements, CHUNK):
+        stop = min(start + CHUNK, elements)
+        parts = [ring.read(step, name, start, stop).to(device, torch.float64) for step in steps]
+        deltas = torch.stack(parts) - parts[0]
+        result += (deltas @ deltas.T).cpu().numpy()
+    return result
+
+
+def jump_to(
+    ring: SnapshotRing,
+    steps: Sequence[int],
+    coefficients: Mapping[str, Sequence[float]],
+    tensors: Mapping[str, torch.Tensor],
+    pairs: Sequence[FactorPair] = (),
+) -> Cut | None:
+    """Put Σ c_k·W_k into the model: as it is into ordinary tensors, into LoRA's products by their factors.
+
+    Args:
+        coefficients: K per tensor or product; those under ``*`` for all that are not named.
+
+    Returns:
+        What the products lost by their rank; None without any that moved.
+
+    Raises:
+        NonFinite: as `move_to` does.
+    """
+    ordinary = {name: tensors[name] for name, pair in moving(ring.layouts, pairs) if pair is None}
+    if ordinary:
+        move_to(ring, steps, coefficients, ordinary)
+    if not pairs:
+        return None
+    try:
+        # the factors of one product are not unique, so that one rank's are everybody's
+        cut = from_rank_zero(lambda: _move_products(ring, steps, coefficients, tensors, pairs))
+    except NonFinite:
+        restore(ring, steps[-1], tensors)
+        raise
+    if world_size() > 1:
+        for pair in pairs:
+            for name in (pair.b, pair.a):
+                dist.broadcast(tensors[name], src=0)
+    return cut
+
+
+def _move_products(
+    ring: SnapshotRing,
+    steps: Sequence[int],
+    coefficients: Mapping[str, Sequence[float]],
+    tensors: Mapping[str, torch.Tensor],
+    pairs: Sequence[FactorPair],
+) -> Cut | None:
+    found: dict[str, tuple[float, float]] = {}
+    for pair in pairs:
+        row = coefficients.get(pair.name, coefficients.get("*", ()))
+        factors = jumped(ring, steps, row, pair)
+        if factors is None:
+            continue
+        b, a, energy, lost = factors
+        found[pair.name] = (energy, lost)
+        for name, total in ((pair.b, b), (pair.a, a)):
+            tensor = tensors[name]
+            with torch.no_grad():
+                tensor.copy_(total.view(tensor.shape))
+            if count_non_finite(tensor.reshape(-1)):
+                raise _left_range(name)
+    return cut_of(found)
 
 
 def move_to(
@@ -171,11 +244,15 @@ def move_to(
     device = next(iter(tensors.values())).device
     if _summed(np.array([len(overflowed)], dtype=np.float64), device)[0] > 0:
         restore(ring, steps[-1], tensors)
-        raise NonFinite(
-            f"tensor {(overflowed or ['of another rank'])[0]}: the jump leaves the range of its dtype; "
-            "choose a smaller n, or train in float32 or bfloat16",
-            tensor=overflowed[0] if overflowed else None,
-        )
+        raise _left_range(overflowed[0] if overflowed else None)
+
+
+def _left_range(name: str | None) -> NonFinite:
+    return NonFinite(
+        f"tensor {name or 'of another rank'}: the jump leaves the range of its dtype; choose a smaller n, or "
+        "train in float32 or bfloat16",
+        tensor=name,
+    )
 
 
 def restore(ring: SnapshotRing, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -203,6 +280,17 @@ def reset_moments(optimizer: Any) -> None:
                     value.zero_()
             elif isinstance(value, (int, float)) and not isinstance(value, bool):
                 state[key] = type(value)(0)
+
+
+def forget_moments(optimizer: Any, model: nn.Module, pairs: Sequence[FactorPair]) -> None:
+    """Let go of what the optimizer keeps of LoRA's factors; it begins anew at their next step.
+
+    Every optimizer of torch, bitsandbytes and their like makes its state when there is none.
+    """
+    factors = {name for pair in pairs for name in (pair.a, pair.b)}
+    for name, parameter in model.named_parameters():
+        if name in factors:
+            optimizer.state.pop(parameter, None)
 
 
 def from_rank_zero(compute: Callable[[], Value]) -> Value:
@@ -235,11 +323,11 @@ def _summed(values: NDArray[np.float64], device: torch.device) -> NDArray[np.flo
 
 
 def _local(parameter: Any) -> torch.Tensor:
-    local: torch.Tensor = parameter.to_local() if _is_dtensor(parameter) else parameter.detach()
+    local: torch.Tensor = parameter.to_local() if is_dtensor(parameter) else parameter.detach()
     return local
 
 
-def _is_dtensor(parameter: torch.Tensor) -> bool:
+def is_dtensor(parameter: torch.Tensor) -> bool:
     if not dist.is_available():
         return False
     from torch.distributed.tensor import DTensor

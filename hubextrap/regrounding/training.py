@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import MethodError
+from hubextrap.regrounding.history import MOST_LOST, Decision
 from hubextrap.regrounding.parameters import fsdp1_strategies
 
 if TYPE_CHECKING:
@@ -14,6 +16,12 @@ if TYPE_CHECKING:
 
 PREFIX = "reground/"
 """Of every key that is logged."""
+_LOGGED = (
+    *("rl_steps", "represented_steps", "n_wanted", "n_used"),
+    *("backtest_error", "expected_relative_error", "probe_before", "probe_after"),
+    *("full_rate_steps", "own_answers_before", "own_answers_after", "lost_energy"),
+)
+logger = logging.getLogger("hubextrap.regrounding")
 
 
 def calling_trainer() -> tuple[Trainer | None, Path | None]:
@@ -52,6 +60,16 @@ def log(
         Trainer.log(trainer, values)
         control.should_log = due
     state.log_history[-1][PREFIX + "reason"] = said  # type: ignore[assignment]
+
+
+def report(trainer: Trainer | None, state: TrainerState, control: TrainerControl, decision: Decision) -> None:
+    """Log a decision, and warn of what is not as one would want it."""
+    found = {key: getattr(decision, key) for key in _LOGGED}
+    said = f"{decision.action}: {decision.reason}"
+    log(trainer, state, control, {key: value for key, value in found.items() if value is not None}, said)
+    if state.is_world_process_zero:
+        as_wanted = decision.action == "jumped" and (decision.lost_energy or 0.0) <= MOST_LOST
+        logger.log(logging.INFO if as_wanted else logging.WARNING, "step %d: %s", decision.rl_steps, said)
 
 
 def refuse_what_cannot_be_served(trainer: Trainer | None, model: Any, m: int, probed: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import (
@@ -24,7 +25,9 @@ from transformers import (
     TrainingArguments,
 )
 
+from hubextrap.errors import MethodError
 from hubextrap.regrounding import ExtrapolationCallback
+from hubextrap.regrounding.peft_layers import factor_pairs
 
 ROWS = [[(5 * i + 3 * j * j) % 32 for j in range(8)] for i in range(48)]
 TOKENIZER = Path(__file__).parents[3] / "demo" / "data" / "rlvr-C" / "step_0"
@@ -61,7 +64,13 @@ class Watch(TrainerCallback):
         self.states[state.global_step] = whole(kwargs["model"])
 
 
-def by_trainer(out: Path, callbacks: list[TrainerCallback], resume: bool, falling: bool) -> None:
+def by_trainer(
+    out: Path,
+    callbacks: list[TrainerCallback],
+    resume: bool,
+    falling: bool,
+    lora: LoraConfig | None = None,
+) -> None:
     data = [{"input_ids": torch.tensor(row), "labels": torch.tensor(row)} for row in ROWS]
     arguments = TrainingArguments(
         str(out),
@@ -78,7 +87,8 @@ def by_trainer(out: Path, callbacks: list[TrainerCallback], resume: bool, fallin
     )
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     made: Any = {"processing_class": tokenizer, "callbacks": callbacks}
-    trainer = Trainer(tiny_model(), arguments, train_dataset=data, **made)
+    model = tiny_model() if lora is None else get_peft_model(tiny_model(), lora)
+    trainer = Trainer(model, arguments, train_dataset=data, **made)
     trainer.train(resume_from_checkpoint=str(out / f"checkpoint-{SAVED}") if resume else None)
 
 
@@ -158,6 +168,8 @@ class Probe:
 def run(kind: str, rule: str, out: Path) -> dict[str, Any]:
     if rule == "answers":
         return guarded(kind, out)
+    if rule == "lora":
+        return adapted(kind, out)
     loop = None if kind == "ddp" else ByHand(kind, out, falling=False)
     seen: dict[str, Any] = {}
     for resume in (False, True):
@@ -200,6 +212,24 @@ def guarded(kind: str, out: Path) -> dict[str, Any]:
         by_trainer(out, callbacks, False, falling=True)
     else:
         ByHand(kind, out, falling=True).train(callbacks, False)
+    decisions = [asdict(decision) for decision in callback.decisions]
+    return {"first": {"trained": trained.states, "left": left.states, "decisions": decisions}}
+
+
+def adapted(kind: str, out: Path) -> dict[str, Any]:
+    """An adapter: under DDP its jumps, of sharded factors what is said of them."""
+    lora = LoraConfig(r=3, target_modules=["q_proj", "down_proj"])
+    callback = ExtrapolationCallback(M, N, max_error=None)
+    if kind != "ddp":
+        model = get_peft_model(tiny_model(), lora)
+        fully_shard(model)
+        try:
+            factor_pairs(model)
+        except MethodError as error:
+            return {"refused": str(error)}
+        return {}
+    trained, left = Watch(), Watch()
+    by_trainer(out, [trained, callback, left], False, falling=False, lora=lora)
     decisions = [asdict(decision) for decision in callback.decisions]
     return {"first": {"trained": trained.states, "left": left.states, "decisions": decisions}}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import peft
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -94,20 +93,6 @@ def test_a_bfloat16_model_is_rounded_once(build: Any, tiny: Any) -> None:
         exact = expected.bfloat16().double().numpy()
         assert np.mean(after[name] == exact) > 0.999, name
         np.testing.assert_allclose(after[name], exact, rtol=2**-7, atol=1e-30)
-
-
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft's
-def test_lora_moves_its_matrices_and_nothing_else(build: Any, tiny: Any) -> None:
-    lora = peft.get_peft_model(tiny(), peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
-    base = {name: p.detach().clone() for name, p in lora.named_parameters() if not p.requires_grad}
-    run = build(ExtrapolationCallback(M, N, max_error=None), model=lora).train()
-    here, after = float64(run.trained.states[M]), float64(run.left.states[M])
-    assert {name.split(".")[-3] for name in here} == {"lora_A", "lora_B"}
-    for name, moved in motions(run, M).items():
-        np.testing.assert_allclose(after[name], here[name] + N / M * moved[0], rtol=1e-5, atol=1e-7)
-    for name, parameter in lora.named_parameters():
-        if name in base:
-            assert torch.equal(parameter, base[name]), name
 
 
 def test_windows_count_optimizer_steps(build: Any) -> None:

@@ -23,6 +23,7 @@ Seen = dict[str, Any]
 
 PAIRS = [(kind, rule) for kind in KINDS for rule in ("two_point", "calibrated")]
 GUARDED = [("ddp", "answers"), ("fsdp2", "answers")]
+ADAPTED = [("ddp", "lora"), ("fsdp2", "lora")]
 every_pair = pytest.mark.parametrize(("kind", "rule"), PAIRS)
 pytestmark = pytest.mark.slow
 
@@ -33,7 +34,14 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> list[Seen]:
     out = tmp_path_factory.mktemp("ranks")
     script = Path(__file__).with_name("ranks.py")
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, "-m", *torchrun, str(script), str(out), *map(",".join, PAIRS + GUARDED)]
+    command = [
+        sys.executable,
+        "-m",
+        *torchrun,
+        str(script),
+        str(out),
+        *map(",".join, PAIRS + GUARDED + ADAPTED),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(out / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
@@ -139,3 +147,26 @@ def test_all_ranks_answer_and_tell_the_same_time(ranks: list[Seen], kind: str) -
                 assert torch.equal(tensor, other[moment][step][name]), (moment, step, name)
     for name, tensor in one["trained"][3].items():
         assert torch.equal(tensor, one["left"][3][name]), name
+
+
+def test_products_jump_alike_on_all_ranks(launched: list[Seen]) -> None:
+    one, other = (seen["ddp", "lora"]["first"] for seen in launched)
+    assert one["decisions"] == other["decisions"]
+    assert [decision["action"] for decision in one["decisions"][:2]] == ["jumped", "jumped"]
+    for moment in ("trained", "left"):
+        for step, state in one[moment].items():
+            for name, tensor in state.items():
+                assert torch.equal(tensor, other[moment][step][name]), (moment, step, name)
+    a = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    b = a.replace("lora_A", "lora_B")
+    start, end, after = (
+        state[b].double() @ state[a].double() for state in (one["left"][0], one["trained"][M], one["left"][M])
+    )
+    # B was 0, so that rank 3 holds the first jump
+    torch.testing.assert_close(after, end + N / M * (end - start), rtol=1e-5, atol=1e-7)
+    assert not torch.equal(after, end)
+
+
+def test_sharded_factors_are_refused(launched: list[Seen]) -> None:
+    for seen in launched:
+        assert "a rank holds only part of LoRA's factors" in seen["fsdp2", "lora"]["refused"]
