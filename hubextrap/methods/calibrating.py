@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 WINDOWS = (0.0, 0.5, 0.75)
 """Where the fitted lines begin, as shares of the observed way: all of it, its last half, its last quarter."""
+_Equations: TypeAlias = "tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]"
 RIDGE = 0.2
 """Ridge penalty in units of the mean diagonal: towards 0, which is the last checkpoint itself."""
 
@@ -38,15 +39,7 @@ def calibrated(steps: Sequence[float], target_step: float, gram: NDArray[np.floa
     Raises:
         MethodError: the past has seen no horizon near this one.
     """
-    if target_step <= steps[-1]:
-        return np.zeros(gram.shape[:-1])
-    rehearsals = rehearse(steps, target_step)
-    if not len(rehearsals):
-        raise MethodError(_beyond_the_past(steps, target_step))
-    directions = slopes(tuple(steps))
-    left, right = _normal_equations(steps, rehearsals, directions, gram)
-    beta = _solve(left.sum(axis=-3), right.sum(axis=-2))
-    return np.asarray((target_step - steps[-1]) * (beta @ directions[-1]))
+    return _Calibrated(steps, gram)(target_step)
 
 
 @cache
@@ -78,24 +71,80 @@ def leave_one_out(
     Args:
         gram: (…, K, K), `denoised_gram`.
     """
-    directions = slopes(tuple(steps))
-    left, right = _normal_equations(steps, rehearsals, directions, gram)
-    all_left, all_right = left.sum(axis=-3), right.sum(axis=-2)
-    times = np.asarray(steps, dtype=np.float64)
-    result = np.zeros((*gram.shape[:-2], len(rehearsals), len(steps)))
-    all_origins = np.unique(rehearsals.origins)
-    if len(all_origins) < 2:
-        return np.full_like(result, np.nan)
-    for origin in all_origins:
-        own = np.flatnonzero(rehearsals.origins == origin)
-        beta = _solve(
-            all_left - left[..., own, :, :].sum(axis=-3), all_right - right[..., own, :].sum(axis=-2)
-        )
-        way = (times[rehearsals.targets[own]] - times[origin])[:, None]
-        result[..., own, :] = way * (beta @ directions[origin])[..., None, :]
-    return result
+    return _Calibrated(steps, gram).leave_one_out(rehearsals)
 
 
+class _Calibrated:
+    """`calibrated` of some Gram matrices, for one target after another."""
+
+    def __init__(self, steps: Sequence[float], gram: NDArray[np.float64]) -> None:
+        """Args: gram: (…, K, K), `denoised_gram`."""
+        self._steps = steps
+        self._times = np.asarray(steps, dtype=np.float64)
+        self._gram = gram
+        self._directions = slopes(tuple(steps))
+        count, lines = self._directions.shape[:2]
+        of_lines = gram @ self._directions.reshape(-1, count).T
+        self._products = of_lines.reshape(*gram.shape[:-2], count * count, lines)
+        """(…, K·K, M): ⟨W_k, slope m up to checkpoint j⟩ in row k·K + j."""
+        by_origin = np.moveaxis(of_lines.reshape(*gram.shape[:-1], count, lines), -3, -1)
+        self._squares = np.ascontiguousarray(by_origin) @ np.swapaxes(self._directions, -1, -2)
+        """(…, K, M, M): the slopes' inner products."""
+        self._lengths = np.trace(self._squares, axis1=-2, axis2=-1) / lines
+        """(…, K): the mean square of the slopes."""
+        self._latest: tuple[Rehearsals, _Equations] | None = None
+        self._distances = squared_distances(gram).reshape(*gram.shape[:-2], -1)
+
+    def __call__(self, target_step: float) -> NDArray[np.float64]:
+        steps = self._steps
+        if target_step <= steps[-1]:
+            return np.zeros(self._gram.shape[:-1])
+        rehearsals = rehearse(steps, target_step)
+        if not len(rehearsals):
+            raise MethodError(_beyond_the_past(steps, target_step))
+        _, left, right = self._equations_of(rehearsals)
+        beta = _solve(left.sum(axis=-3), right.sum(axis=-2))
+        return np.asarray((target_step - steps[-1]) * (beta @ self._directions[-1]))
+
+    def leave_one_out(self, rehearsals: Rehearsals) -> NDArray[np.float64]:
+        origins, left, right = self._equations_of(rehearsals)
+        if len(origins) < 2:
+            return np.full((*self._gram.shape[:-2], len(rehearsals), len(self._steps)), np.nan)
+        all_left, all_right = left.sum(axis=-3, keepdims=True), right.sum(axis=-2, keepdims=True)
+        beta = _solve(all_left - left, all_right - right)
+        moved = (beta[..., None, :] @ self._directions[origins])[..., 0, :]
+        way = self._times[rehearsals.targets] - self._times[rehearsals.origins]
+        result = moved.take(np.searchsorted(origins, rehearsals.origins), axis=-2)
+        result *= way[:, None]
+        return result
+
+    def _equations_of(self, rehearsals: Rehearsals) -> _Equations:
+        """As `_normal_equations`: a prediction and its expected error ask for the same."""
+        if self._latest is None or not self._latest[0].same_as(rehearsals):
+            self._latest = rehearsals, self._normal_equations(rehearsals)
+        return self._latest[1]
+
+    def _normal_equations(self, rehearsals: Rehearsals) -> _Equations:
+        """(O,) origins, and (…, O, M, M) and (…, O, M): what the rehearsals from each of them add.
+
+        Each is divided by the sizes of its motions squared: that of the real motion plus the mean size of the
+        lines' motions, so that a checkpoint which hardly moved does not outweigh all others.
+        """
+        origins, targets, count = rehearsals.origins, rehearsals.targets, len(self._steps)
+        way = self._times[targets] - self._times[origins]
+        towards = self._products.take(targets * count + origins, axis=-2)
+        towards -= self._products.take(origins * count + origins, axis=-2)
+        size = self._distances.take(origins * count + targets, axis=-1)
+        size += way**2 * self._lengths.take(origins, axis=-1)
+        scale = np.divide(rehearsals.weights * way, size, out=np.zeros_like(size), where=size > 0)
+        towards *= scale[..., None]
+        all_origins, firsts = np.unique(origins, return_index=True)  # those of one follow each other
+        squares = self._squares.take(all_origins, axis=-3)
+        squares *= np.add.reduceat(scale * way, firsts, axis=-1)[..., None, None]
+        return all_origins, squares, np.add.reduceat(towards, firsts, axis=-2)
+
+
+calibrated.prepared = _Calibrated  # type: ignore[attr-defined]
 calibrated.leave_one_out = leave_one_out  # type: ignore[attr-defined]
 
 
@@ -112,27 +161,6 @@ def _beyond_the_past(steps: Sequence[float], target_step: float) -> str:
         f"{in_words(steps, round(steps[-1] + longest * way))}), so calibrated cannot predict it; "
         f"choose another target, or late_lines{forced}"
     )
-
-
-def _normal_equations(
-    steps: Sequence[float], rehearsals: Rehearsals, directions: NDArray[np.float64], gram: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(…, R, M, M) and (…, R, M): each rehearsal's share, divided by the sizes of its motions squared.
-
-    The size is that of the real motion plus the mean size of the lines' motions, so that a checkpoint which
-    hardly moved does not outweigh all others.
-    """
-    times = np.asarray(steps, dtype=np.float64)
-    origins, targets = rehearsals.origins, rehearsals.targets
-    way = times[targets] - times[origins]
-    products = directions @ gram[..., None, :, :]
-    squares = (products @ np.swapaxes(directions, -1, -2))[..., origins, :, :] * way[:, None, None] ** 2
-    motions = products[..., origins, :, targets] - products[..., origins, :, origins]  # (R, …, M)
-    towards = np.moveaxis(motions, 0, -2) * way[:, None]
-    size = squared_distances(gram)[..., origins, targets]
-    size = size + np.trace(squares, axis1=-2, axis2=-1) / squares.shape[-1]
-    scale = np.divide(rehearsals.weights, size, out=np.zeros_like(size), where=size > 0)
-    return squares * scale[..., None, None], towards * scale[..., None]
 
 
 def _solve(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from hubextrap.clocks import in_words, names_of
 from hubextrap.errors import BrokenMethod, MethodError, StepError
 from hubextrap.methods.lines import on_grid, persistence, sum_to_one
 from hubextrap.methods.registry import Method, checked_method, find_method
-from hubextrap.methods.rehearsal import Rehearsals, best_damping, denoised_gram, rehearse
+from hubextrap.methods.rehearsal import Dampings, Rehearsals, denoised_gram, rehearse
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,22 +73,20 @@ def coefficients(
     if gram_matrix is None:
         if depends:
             raise MethodError(f"{method} needs the Gram matrix of every tensor, but none was computed")
-    elif gram_matrix.ndim > 2 and not found.fitted:  # such a method takes one at a time
+    elif gram_matrix.ndim > 2 and found.one_at_a_time:
         one_each = [
             coefficients(method, steps, target_step, parameters, damping=damping, gram_matrix=matrix)
             for matrix in gram_matrix
         ]
         return np.stack(one_each)
     last = persistence(steps, target_step)
-    if found.fitted:
-        assert gram_matrix is not None
-        result = last + call_fitted(found, steps, target_step, denoised_gram(gram_matrix), values)
-    else:
-        result = call_plain(found, steps, target_step, gram_matrix, values)
+    result = _undamped(found, steps, gram_matrix, values)(target_step)
+    if gram_matrix is not None:
+        result = np.broadcast_to(result, gram_matrix.shape[:-1])
     share: NDArray[np.float64] | float
     if damping == "auto":
         assert gram_matrix is not None
-        share = _auto_damping(method, steps, target_step, parameters, gram_matrix)[..., None]
+        share = _auto_damping(found, steps, target_step, values, gram_matrix)[..., None]
     else:
         share = damping
     result = np.where(np.less(share, 1.0), (1.0 - share) * last + share * result, result)
@@ -109,31 +107,34 @@ def needs_gram_matrix(
 
 
 def _auto_damping(
-    method: str,
+    method: Method,
     steps: Sequence[float],
     target_step: float,
-    parameters: Mapping[str, object] | None,
+    values: Mapping[str, object],
     gram_matrix: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """(…): one λ per Gram matrix of (…, K, K)."""
     rehearsals = rehearse(steps, target_step)
     displacements = np.full((*gram_matrix.shape[:-2], len(rehearsals), len(steps)), np.nan)
-    for row, (origin, target) in enumerate(zip(rehearsals.origins, rehearsals.targets, strict=True)):
-        count = int(origin) + 1
-        seen = steps[:count], steps[target]
-        found = unless_it_cannot(
-            partial(coefficients, method, *seen, parameters, gram_matrix=gram_matrix[..., :count, :count])
-        )
-        if found is not None:  # else e.g. its base_step lies behind this origin
-            displacements[..., row, :] = 0.0
-            displacements[..., row, :count] = found - persistence(*seen)
+    for origin in np.unique(rehearsals.origins):
+        seen = steps[: origin + 1]
+        gram = gram_matrix[..., : origin + 1, : origin + 1]
+        predict = unless_it_cannot(partial(predictor, method, seen, gram, values))
+        if predict is None:
+            continue
+        for row in np.flatnonzero(rehearsals.origins == origin):
+            target = steps[rehearsals.targets[row]]
+            found = unless_it_cannot(partial(predict, target))
+            if found is not None:  # else e.g. its base_step lies behind this origin
+                displacements[..., row, :] = 0.0
+                displacements[..., row, : origin + 1] = found - persistence(seen, target)
     if np.isnan(displacements).all():
         raise MethodError(
             f"damping: auto cannot choose: no prediction within the {len(steps)} checkpoints up to "
             f"step {names_of(steps)[-1]} reaches as far as {in_words(steps, target_step)}; give a "
             "number, or a nearer target"
         )
-    return best_damping(rehearsals, displacements, denoised_gram(gram_matrix))
+    return Dampings(rehearsals, displacements, denoised_gram(gram_matrix)).best()
 
 
 def check_steps(steps: Sequence[float], target_step: float) -> None:
@@ -173,6 +174,103 @@ def unless_it_cannot(call: Callable[[], Result]) -> Result | None:
         return None
 
 
+def predictor(
+    method: Method,
+    steps: Sequence[float],
+    gram: NDArray[np.float64] | None,
+    values: Mapping[str, object],
+) -> Callable[[float], NDArray[np.float64]]:
+    """`coefficients` of a checked method, undamped, for one target after another.
+
+    Raises:
+        MethodError: the method cannot serve.
+        BrokenMethod: it failed.
+    """
+    predict = _undamped(method, steps, gram, values)
+    if not needs_gram_matrix(method.name, values):
+        return lambda target_step: sum_to_one(predict(target_step))
+    return lambda target_step: sum_to_one(on_grid(predict(target_step)))
+
+
+def _undamped(
+    method: Method,
+    steps: Sequence[float],
+    gram: NDArray[np.float64] | None,
+    values: Mapping[str, object],
+) -> Callable[[float], NDArray[np.float64]]:
+    """Coefficients as the method has them; (K,) where no weights count. Raises as `predictor`."""
+    if not method.fitted:
+        return Prediction(method, steps, gram, values)
+    assert gram is not None
+    predict = Prediction(method, steps, denoised_gram(gram), values)
+    return lambda target_step: persistence(steps, target_step) + predict(target_step)
+
+
+class Prediction:
+    """What a method returns for one target after another, with the same checkpoints known."""
+
+    def __init__(
+        self,
+        method: Method,
+        steps: Sequence[float],
+        gram: NDArray[np.float64] | None,
+        values: Mapping[str, object],
+    ) -> None:
+        """
+        Args:
+            gram: (…, K, K), `denoised_gram` of a fitted method; None where it needs none.
+
+        Raises:
+            MethodError: it cannot serve.
+            BrokenMethod: it failed.
+        """
+        self._method, self._steps, self._gram, self._values = method, steps, gram, values
+        self._prepared: Any = None
+        self._each: list[Prediction] = []
+        if gram is None:
+            return
+        if method.one_at_a_time and gram.ndim > 2:
+            self._each = [Prediction(method, steps, one, values) for one in gram]
+        elif method.prepared is not None:
+            self._prepared = _guarded(
+                method, steps, partial(method.prepared, steps, _read_only(gram), **values)
+            )
+
+    def __call__(self, target_step: float) -> NDArray[np.float64]:
+        """(…, K) coefficients, or displacements of a fitted method; raises as `call_plain`."""
+        method, steps, gram = self._method, self._steps, self._gram
+        if self._each:
+            return np.stack([one(target_step) for one in self._each])
+        if self._prepared is not None:
+            assert gram is not None
+            found = _called(method, steps, partial(self._prepared, target_step))
+            what, total = ("displacements", 0.0) if method.fitted else ("coefficients", 1.0)
+            return _checked(found, method, what, gram.shape[:-1], total)
+        if method.fitted:
+            assert gram is not None
+            return call_fitted(method, steps, target_step, gram, self._values)
+        return call_plain(method, steps, target_step, gram, self._values)
+
+    def leave_one_out(self, rehearsals: Rehearsals) -> NDArray[np.float64]:
+        """(…, R, K): those in each rehearsal by its ``leave_one_out``; rows of NaN where it cannot serve."""
+        method, steps, gram = self._method, self._steps, self._gram
+        assert method.leave_one_out is not None
+        assert gram is not None
+        call = partial(method.leave_one_out, steps, rehearsals, _read_only(gram), **self._values)
+        if self._prepared is not None:
+            call = partial(self._prepared.leave_one_out, rehearsals)
+        found = _called(method, steps, call)
+        shape = (*gram.shape[:-2], len(rehearsals), len(steps))
+        found = _checked(found, method, "displacements", shape, 0.0, gaps=True)
+        behind = np.arange(len(steps)) > rehearsals.origins[:, None]
+        later = found[..., behind]
+        if later.any() and np.nan_to_num(later).any():
+            raise BrokenMethod(
+                f"{method.name} returned displacements that use checkpoints after a rehearsal's origin"
+            )
+        return found
+
+
 def call_plain(
     method: Method,
     steps: Sequence[float],
@@ -188,7 +286,7 @@ def call_plain(
     """
     if method.takes_gram_matrix:
         values = {**values, "gram_matrix": None if gram_matrix is None else _read_only(gram_matrix)}
-    found = _called(method, method.function, (steps, target_step), values)
+    found = _called(method, steps, partial(method.function, steps, target_step, **values))
     return _checked(found, method, "coefficients", (len(steps),), 1.0)
 
 
@@ -200,28 +298,8 @@ def call_fitted(
     values: Mapping[str, object],
 ) -> NDArray[np.float64]:
     """(…, K): the displacements of a fitted method for (…, K, K), `denoised_gram`; raises as `call_plain`."""
-    found = _called(method, method.function, (steps, target_step, _read_only(gram)), values)
+    found = _called(method, steps, partial(method.function, steps, target_step, _read_only(gram), **values))
     return _checked(found, method, "displacements", gram.shape[:-1], 0.0)
-
-
-def call_leave_one_out(
-    method: Method,
-    steps: Sequence[float],
-    rehearsals: Rehearsals,
-    gram: NDArray[np.float64],
-    values: Mapping[str, object],
-) -> NDArray[np.float64]:
-    """(…, R, K): those in each rehearsal by its own ``leave_one_out``; rows of NaN where it cannot serve."""
-    assert method.leave_one_out is not None
-    found = _called(method, method.leave_one_out, (steps, rehearsals, _read_only(gram)), values)
-    shape = (*gram.shape[:-2], len(rehearsals), len(steps))
-    found = _checked(found, method, "displacements", shape, 0.0, gaps=True)
-    behind = np.arange(len(steps)) > rehearsals.origins[:, None]
-    if np.nan_to_num(found)[..., behind].any():
-        raise BrokenMethod(
-            f"{method.name} returned displacements that use checkpoints after a rehearsal's origin"
-        )
-    return found
 
 
 def _read_only(gram: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -230,18 +308,30 @@ def _read_only(gram: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
-def _called(
-    method: Method, function: Callable[..., Any], arguments: tuple[Any, ...], values: Mapping[str, object]
-) -> NDArray[np.float64]:
-    try:
-        found = np.asarray(function(*arguments, **values))
+def _called(method: Method, steps: Sequence[float], call: Callable[[], object]) -> NDArray[np.float64]:
+    """The numbers that a method's function returns."""
+
+    def as_numbers() -> NDArray[np.float64]:
+        found = np.asarray(call())
         if found.dtype.kind not in "biufO":
             raise TypeError(f"it returned {found.dtype}, not numbers")
         return found.astype(np.float64)
+
+    return _guarded(method, steps, as_numbers)
+
+
+def _guarded(method: Method, steps: Sequence[float], call: Callable[[], Result]) -> Result:
+    """What ``call`` returns.
+
+    Raises:
+        MethodError: the method says that it cannot serve.
+        BrokenMethod: it failed.
+    """
+    try:
+        return call()
     except (MethodError, MemoryError):
         raise
     except (Exception, SystemExit) as error:  # somebody else's code may raise anything
-        steps = arguments[0]
         raise BrokenMethod(
             f"{method.name} failed on {len(steps)} checkpoints up to step {names_of(steps)[-1]} "
             f"({type(error).__name__}: {error}); a method must raise MethodError where it cannot "
@@ -262,6 +352,11 @@ def _checked(
     if values.shape != shape:
         raise BrokenMethod(f"{returned} of shape {values.shape} for {shape[-1]} checkpoints, not {shape}")
     rows = values.reshape(-1, shape[-1])
+    lowest, highest = values.min(initial=0.0), values.max(initial=0.0)
+    if -_LARGEST <= lowest <= highest <= _LARGEST:
+        off = np.abs(rows.sum(axis=-1) - total).max(initial=0.0)
+        if off <= SUM_TOLERANCE * shape[-1]:
+            return values  # without a look at each row: there are very many
     if gaps:
         rows = rows[~np.isnan(rows).all(axis=-1)]
     finite = (np.abs(rows) <= _LARGEST).all(axis=-1)

@@ -9,6 +9,7 @@ never positions in a list, so irregular spacing is exact. Where the learning rat
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from hubextrap.errors import MethodError
 from hubextrap.methods.rehearsal import denoised_gram, rehearse, squared_distances
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -61,28 +62,47 @@ def two_point(
     Raises:
         MethodError: no checkpoint has ``base_step``, it is the last one, or ``auto`` finds no such horizon.
     """
+    return _two_point_prepared(steps, gram_matrix, base_step=base_step)(target_step)
+
+
+def _two_point_prepared(
+    steps: Sequence[float],
+    gram: NDArray[np.float64] | None,
+    *,
+    base_step: int | Literal["auto"] | None = None,
+) -> Callable[[float], NDArray[np.float64]]:
+    """`two_point` for one target after another: (…, K) coefficients of (…, K, K) Gram matrices."""
     *earlier, last = names_of(steps)
     if not earlier:
         raise MethodError(
             f"two_point needs two checkpoints, but only step {last} is there; add an earlier one"
         )
     if base_step == "auto":
-        assert gram_matrix is not None
-        place = _best_base(steps, target_step, gram_matrix)
-    elif base_step is None:
-        place = 0
-    elif base_step in earlier:
-        place = earlier.index(base_step)
-    else:
+        assert gram is not None
+        return partial(_line_from, steps, partial(_best_base, steps, squared_distances(denoised_gram(gram))))
+    if base_step is not None and base_step not in earlier:
         raise MethodError(
             f"base_step {base_step} is not an observed step before the last one ({last}); "
             f"choose one of {', '.join(map(str, earlier))}"
         )
-    base = steps[place]
-    alpha = (target_step - base) / (steps[-1] - base)
-    result = np.zeros(len(steps))
-    result[place] = 1.0 - alpha
-    result[-1] = alpha
+    place = 0 if base_step is None else earlier.index(base_step)
+    places = np.full(() if gram is None else gram.shape[:-2], place, dtype=np.intp)
+    return partial(_line_from, steps, lambda _: places)
+
+
+two_point.prepared = _two_point_prepared  # type: ignore[attr-defined]
+
+
+def _line_from(
+    steps: Sequence[float], find_base: Callable[[float], NDArray[np.intp]], target_step: float
+) -> NDArray[np.float64]:
+    """(…, K): the lines through the last checkpoint and those at (…) places."""
+    places = find_base(target_step)
+    bases = np.asarray(steps, dtype=np.float64)[places]
+    alpha = (target_step - bases) / (steps[-1] - bases)
+    result = np.zeros((*places.shape, len(steps)))
+    np.put_along_axis(result, places[..., None], (1.0 - alpha)[..., None], axis=-1)
+    result[..., -1] = alpha
     return result
 
 
@@ -154,8 +174,12 @@ def late_lines(steps: Sequence[float], target_step: float) -> NDArray[np.float64
     return sum_to_one(result)  # the last checkpoint gets the rest
 
 
-def _best_base(steps: Sequence[float], target_step: float, gram_matrix: NDArray[np.float64]) -> int:
-    """The place of the base whose share of the observed way would have done best in the rehearsals."""
+def _best_base(steps: Sequence[float], squares: NDArray[np.float64], target_step: float) -> NDArray[np.intp]:
+    """(…): the place of the base whose share of the observed way would have done best in the rehearsals.
+
+    Args:
+        squares: (…, K, K), `squared_distances`.
+    """
     rehearsals = rehearse(steps, target_step)
     if not len(rehearsals):
         raise MethodError(
@@ -170,19 +194,31 @@ def _best_base(steps: Sequence[float], target_step: float, gram_matrix: NDArray[
     gaps = np.abs(times[None, None, :] - shares[:, None] * times[origins][..., None])
     bases = np.argmin(np.where(np.arange(len(steps)) < origins[..., None], gaps, np.inf), axis=-1)
     way = (times[targets] - times[origins]) / (times[origins] - times[bases])
-    squares = squared_distances(denoised_gram(gram_matrix))
-    real, back = squares[origins, targets], squares[origins, bases]
-    # ‖x_j − x_k + way·(x_j − x_b)‖², from distances alone
-    errors = real + way**2 * back + way * (real + back - squares[targets, bases])
-    size = real + back * way**2
-    errors = np.divide(errors, size, out=np.zeros_like(errors), where=size > 0)
+    flat = squares.reshape(*squares.shape[:-2], -1)
+    real, size, less = (
+        flat.take(one * len(steps) + other, axis=-1)
+        for one, other in ((origins, targets), (origins, bases), (targets, bases))
+    )
+    # ‖x_j − x_k + way·(x_j − x_b)‖², relative to real + way²·back, is 1 − way·(across − real − back) of it
+    less -= real
+    less -= size
+    less *= way
+    size *= way**2
+    size += real
+    if size.min(initial=np.inf) > 0:
+        less /= size
+    else:
+        less = np.divide(less, size, out=np.ones_like(less), where=size > 0)
     # with irregular steps the share may not be there: a line half or twice as long says nothing of this one
     off = np.abs(np.log((times[origins] - times[bases]) / times[origins] / (1.0 - shares)))
     weights = rehearsals.weights[:, None] * (off <= SAME_LENGTH)
     total = weights.sum(axis=0)
     rehearsed = total >= 0.5 * rehearsals.weights.sum()
-    means = np.divide((weights * errors).sum(axis=0), total, out=np.full_like(total, np.inf), where=rehearsed)
-    return int(np.argmin(on_grid(means)))  # of equals the first, not the one that rounding favours
+    less *= weights
+    sums = total - less.sum(axis=-2)
+    means = np.divide(sums, total, out=np.full_like(sums, np.inf), where=rehearsed)
+    # of equals the first, not the one that rounding favours
+    return np.asarray(np.argmin(on_grid(means), axis=-1))
 
 
 def on_grid(values: NDArray[np.float64] | float) -> NDArray[np.float64]:
@@ -193,6 +229,10 @@ def on_grid(values: NDArray[np.float64] | float) -> NDArray[np.float64]:
 def sum_to_one(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """A copy of (…, K) ``values`` with the last of each row set to 1 − Σ of the others."""
     result: NDArray[np.float64] = values.copy()
+    cells = result / GRID
+    if np.array_equal(cells, np.rint(cells)) and np.abs(cells).sum(axis=-1).max(initial=0.0) < 2.0**52:
+        result[..., -1] = 1.0 - result[..., :-1].sum(axis=-1)  # of multiples of the grid every sum is exact
+        return result
     for row in result.reshape(-1, result.shape[-1]):  # views into the copy
         row[-1] = 1.0 - math.fsum(row[:-1])
     return result

@@ -10,6 +10,11 @@ for each tensor. Where it defaults to None, the method needs it only when one of
 (…, K, K) Gram matrices at once, `denoised_gram`; the coefficients are one_hot(last) + displacements. Its
 attribute ``leave_one_out``, if it has one, is ``(steps, rehearsals, gram, *, …) -> (…, R, K)``: those in each
 rehearsal, fitted without its origin. Else a rehearsal is the fit to what lies up to its origin.
+
+A method that reads Gram matrices may have an attribute ``prepared``, which saves time and nothing else:
+``(steps, gram, *, …) -> prediction``, where ``prediction(target_step)`` is what the method returns for that
+target, of all of (…, K, K) at once: (…, K). Where the method has a ``leave_one_out``, ``prediction`` has one
+too, of ``(rehearsals)``.
 """
 
 from __future__ import annotations
@@ -71,8 +76,14 @@ class Method:
     """Whatever its parameters are; where it only takes one, the parameter ``auto`` needs it."""
     fitted: bool = False
     leave_one_out: Callable[..., Any] | None = None
+    prepared: Callable[..., Any] | None = None
     package: tuple[str, ...] = ()
     """Name and version of the distribution whose entry point it is."""
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether it takes the Gram matrix of a single tensor only."""
+        return self.takes_gram_matrix and self.prepared is None
 
 
 def register_method(name: str, target: str | Callable[..., Any]) -> None:
@@ -218,19 +229,15 @@ def _described(name: str, function: Callable[..., Any]) -> Method:
             f"merge method {name} has to take (steps, target_step, *, …), or (steps, target_step, gram, "
             f"*, …) to be fitted, not ({', '.join(positional)}, …)"
         )
-    leave_one_out = getattr(function, "leave_one_out", None) if fitted else None
-    if leave_one_out is not None:
-        asked, others = _arguments(name, leave_one_out)
-        if asked != ["steps", "rehearsals", "gram"] or others.keys() != keywords.keys():
-            raise MethodError(
-                f"merge method {name}: its leave_one_out has to take (steps, rehearsals, gram, *, …), with "
-                "the keywords of the method"
-            )
     gram_matrix = keywords.pop("gram_matrix", None)
     if fitted and gram_matrix is not None:
         raise MethodError(
             f"merge method {name} takes both gram and gram_matrix, which are the same; keep gram"
         )
+    leave_one_out = getattr(function, "leave_one_out", None) if fitted else None
+    prepared = getattr(function, "prepared", None) if fitted or gram_matrix is not None else None
+    _check_attribute(name, "leave_one_out", leave_one_out, ["steps", "rehearsals", "gram"], keywords)
+    _check_attribute(name, "prepared", prepared, ["steps", "gram"], keywords)
     hints = _type_hints(name, function, list(keywords))
     return Method(
         name=name,
@@ -243,7 +250,25 @@ def _described(name: str, function: Callable[..., Any]) -> Method:
         or (gram_matrix is not None and gram_matrix.default is inspect.Parameter.empty),
         fitted=fitted,
         leave_one_out=leave_one_out,
+        prepared=prepared,
     )
+
+
+def _check_attribute(
+    name: str,
+    attribute: str,
+    function: Callable[..., Any] | None,
+    wanted: list[str],
+    keywords: Mapping[str, object],
+) -> None:
+    if function is None:
+        return
+    asked, own = _arguments(name, function)
+    if asked != wanted or own.keys() != keywords.keys():
+        raise MethodError(
+            f"merge method {name}: its {attribute} has to take ({', '.join(wanted)}, *, …), with the "
+            "keywords of the method"
+        )
 
 
 def _arguments(name: str, function: Callable[..., Any]) -> tuple[list[str], dict[str, inspect.Parameter]]:

@@ -47,6 +47,10 @@ class Rehearsals:
     def __len__(self) -> int:
         return len(self.origins)
 
+    def same_as(self, other: Rehearsals) -> bool:
+        mine, theirs = ((one.origins, one.targets, one.weights) for one in (self, other))
+        return all(map(np.array_equal, mine, theirs))
+
     def mean(self, values: NDArray[np.float64]) -> float:
         """The weighted mean of (R,) values, those that are NaN left out; NaN when all are."""
         known = ~np.isnan(values)
@@ -148,26 +152,45 @@ def squared_distances(gram_matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.maximum(norms[..., :, None] + norms[..., None, :] - 2.0 * gram_matrix, 0.0))
 
 
-def best_damping(
-    rehearsals: Rehearsals, displacements: NDArray[np.float64], gram: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The λ from 0 to 1 that serves the rehearsals best, in closed form: Σ⟨d, y⟩/Σ⟨d, d⟩ in relative units.
+class Dampings:
+    """λ from 0 to 1 that serve rehearsals best, in closed form: Σ⟨d, y⟩/Σ⟨d, d⟩ in relative units."""
 
-    Args:
-        displacements: (…, R, K) coefficients d of the undamped displacements from each origin; NaN where the
-            method could not serve.
-        gram: (…, K, K), or (K, K) for all, `denoised_gram`.
+    def __init__(
+        self, rehearsals: Rehearsals, displacements: NDArray[np.float64], gram: NDArray[np.float64]
+    ) -> None:
+        """
+        Args:
+            displacements: (…, R, K) coefficients d of the undamped displacements from each origin; NaN where
+                the method could not serve.
+            gram: (…, K, K), or (K, K) for all, `denoised_gram`.
+        """
+        self._origins, targets = rehearsals.origins, rehearsals.targets
+        unknown: NDArray[np.bool_] = np.asarray(np.isnan(displacements).any(axis=-1))
+        moved = np.where(unknown[..., None], 0.0, displacements) if unknown.any() else displacements
+        products = moved @ gram
+        rows = np.arange(len(rehearsals))
+        towards = products[..., rows, targets] - products[..., rows, self._origins]
+        products *= moved
+        squares = products.sum(axis=-1)
+        norms = np.diagonal(gram, axis1=-2, axis2=-1)
+        size = norms[..., self._origins] + norms[..., targets] - 2.0 * gram[..., self._origins, targets]
+        size = np.maximum(size, 0.0) + squares
+        weights = np.divide(rehearsals.weights * ~unknown, size, out=np.zeros_like(squares), where=size > 0)
+        self._above, self._below = weights * towards, weights * squares
 
-    Returns:
-        (…): one λ per Gram matrix; 0 where nothing moved.
-    """
-    known = np.asarray(~np.isnan(displacements).any(axis=-1))
-    moved = np.where(known[..., None], displacements, 0.0)
-    motions = rehearsals.motions(gram.shape[-1])
-    products = moved @ gram
-    squares, towards = (products * moved).sum(axis=-1), (products * motions).sum(axis=-1)
-    size = squared_distances(gram)[..., rehearsals.origins, rehearsals.targets] + squares
-    weights = np.divide(rehearsals.weights * known, size, out=np.zeros_like(squares), where=size > 0)
-    below = (weights * squares).sum(axis=-1)
-    above = (weights * towards).sum(axis=-1)
+    def best(self) -> NDArray[np.float64]:
+        """(…): one λ per Gram matrix; 0 where nothing moved."""
+        return _share(self._above.sum(axis=-1), self._below.sum(axis=-1))
+
+    def left_out(self) -> NDArray[np.float64]:
+        """(…, R): in each rehearsal, the λ that serves those of other origins; NaN without any."""
+        origins, numbers = np.unique(self._origins, return_inverse=True)
+        if len(origins) < 2:
+            return np.full_like(self._above, np.nan)
+        others = (self._origins[:, None] != origins).astype(np.float64)
+        above, below = ((one[..., None, :] @ others)[..., 0, :] for one in (self._above, self._below))
+        return _share(above, below).take(numbers, axis=-1)
+
+
+def _share(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.clip(np.divide(above, below, out=np.zeros_like(below), where=below > 0), 0.0, 1.0))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hubextrap.errors import MethodError
-from hubextrap.methods.lines import least_squares, sum_to_one
+from hubextrap.methods.lines import least_squares
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -35,6 +35,13 @@ def low_rank(
     Raises:
         MethodError: fewer than three checkpoints, or a rank that they do not have.
     """
+    return _prepared(steps, gram_matrix, rank=rank)(target_step)
+
+
+def _prepared(
+    steps: Sequence[float], gram: NDArray[np.float64], *, rank: int = 1
+) -> Callable[[float], NDArray[np.float64]]:
+    """`low_rank` for one target after another: (…, K) coefficients of (…, K, K) Gram matrices."""
     later = len(steps) - 1
     if later < 2:
         raise MethodError(
@@ -45,12 +52,23 @@ def low_rank(
         raise MethodError(
             f"rank {rank}: give a rank from 1 to {later}, the number of checkpoints after the first"
         )
+    first = gram[..., :1, :]
+    to_base = gram - first - np.swapaxes(first, -1, -2) + gram[..., :1, :1]
+    values, vectors = np.linalg.eigh(to_base[..., 1:, 1:])
+    counts = values[..., -rank:] > NEGLIGIBLE * np.maximum(values[..., -1:], 0.0)
+    leading = vectors[..., -rank:] * counts[..., None, :]
+    return partial(_projected, steps, leading)
+
+
+low_rank.prepared = _prepared  # type: ignore[attr-defined]
+
+
+def _projected(
+    steps: Sequence[float], leading: NDArray[np.float64], target_step: float
+) -> NDArray[np.float64]:
+    """(…, K): the line over all checkpoints but the first, projected on (…, K − 1, rank) directions."""
     line = least_squares(steps[1:], target_step)
-    first = gram_matrix[:1]
-    to_base = gram_matrix - first - first.T + gram_matrix[0, 0]
-    values, vectors = np.linalg.eigh(to_base[1:, 1:])
-    leading = vectors[:, -rank:][:, values[-rank:] > NEGLIGIBLE * max(values[-1], 0.0)]
-    result = np.zeros(len(steps))
-    result[1:] = leading @ (leading.T @ line)
-    result[0] = 1.0 - math.fsum(result[1:])
-    return sum_to_one(result)
+    result = np.zeros((*leading.shape[:-2], len(steps)))
+    result[..., 1:] = (leading @ (np.swapaxes(leading, -1, -2) @ line[:, None]))[..., 0]
+    result[..., 0] = 1.0 - result[..., 1:].sum(axis=-1)
+    return result

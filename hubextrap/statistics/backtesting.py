@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +14,7 @@ from hubextrap.errors import ClockError, MethodError
 from hubextrap.methods import (
     Rule,
     coefficients,
-    denoised_gram,
     find_method,
-    leading_subspace,
     method_names,
     rehearse,
     rounding_share,
@@ -29,17 +28,17 @@ from hubextrap.statistics.calibration import (
     Expectation,
     expectation,
     is_rounded,
-    pasts,
     rehearsed_squares,
     relative,
-    squares,
 )
+from hubextrap.statistics.past import pasts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hubextrap.clocks import Clock
     from hubextrap.methods import Rehearsals
+    from hubextrap.statistics.past import Past
     from hubextrap.statistics.table import GramTable
 
 
@@ -308,7 +307,10 @@ def _rows_of(
     sums = {
         pair: _Sums(np.zeros((4, len(pair.rehearsals or ()))), np.zeros(2), np.zeros(2)) for pair in pairs
     }
-    for some in table.parts(max(1, FIT_MEMORY // _bytes_of_tensor(table.times))):
+    of_tensor = 8 * FIT_COPIES * len(steps) ** 2  # where all tensors have the same coefficients
+    if any(rule.needs_gram_matrix for rule in candidate.rules):
+        of_tensor = _bytes_of_tensor(table.times)
+    for some in table.parts(max(1, FIT_MEMORY // of_tensor)):
         _add(sums, first, some, rounded)
     for pair, found in sums.items():
         error = _relative(found.total)
@@ -333,35 +335,54 @@ def _add(sums: dict[_Pair, _Sums], first: FirstMatch, table: GramTable, rounded:
     """Add what some tensors come to; a pair that the candidate cannot predict goes."""
     times, count = table.times, len(table.steps)
     shared = pasts(first, table)
-    grams = [part.gram for part in shared]
-    hindsight = [leading_subspace(gram) for gram in grams] if rounded else []
-    parts = shared
-    fitted: list[NDArray[np.float64]] = []
-    fitted_to = -1
-    for pair, found in tuple(sums.items()):
-        last = pair.last
-        if last != fitted_to:
-            fitted, fitted_to = [denoised_gram(gram[:, : last + 1, : last + 1]) for gram in grams], last
-            # what was rehearsed before is taken over, unless the clock had other times then
-            parts = shared if pair.times == times[: last + 1] else pasts(first, table.seen_at(last))
-        motion = np.zeros((1, count))
-        motion[0, [last, pair.target]] = -1.0, 1.0
-        moves = [part.displacement(last, pair.time, own) for part, own in zip(parts, fitted, strict=True)]
-        errors = [_widened(moved, count)[:, None] - motion for moved in moves if moved is not None]
-        if len(errors) < len(parts):
-            del sums[pair]
-            continue
-        found.total += sum(squares(one, motion, gram)[:, 0] for one, gram in zip(errors, grams, strict=True))
-        if rounded:
-            both = zip(errors, hindsight, strict=True)
-            found.signal += sum(squares(one, motion, gram)[:, 0] for one, gram in both)
-        if pair.rehearsals is not None:
-            found.rehearsed += rehearsed_squares(parts, last, pair.rehearsals, rounded, fitted)
+    for last, group in groupby(tuple(sums), key=lambda pair: pair.last):
+        pairs = list(group)
+        # what was rehearsed before is taken over, unless the clock had other times then
+        parts = shared if pairs[0].times == times[: last + 1] else pasts(first, table.seen_at(last))
+        moves: list[list[NDArray[np.float64]]] = [[] for _ in parts]
+        for pair in tuple(pairs):
+            found = [part.displacement(last, pair.time) for part in parts]
+            known = [moved for moved in found if moved is not None]
+            if len(known) < len(parts):
+                pairs.remove(pair)
+                del sums[pair]
+                continue
+            for some, moved in zip(moves, known, strict=True):
+                some.append(moved)
+            if pair.rehearsals is not None:
+                sums[pair].rehearsed += rehearsed_squares(parts, last, pair.rehearsals, rounded)
+        if pairs:
+            _add_errors([sums[pair] for pair in pairs], _motions(pairs, count), moves, shared, rounded)
 
 
-def _widened(moved: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """(N, K) with nothing of the checkpoints that were not seen."""
-    return np.pad(moved, ((0, 0), (0, count - moved.shape[1])))
+def _add_errors(
+    sums: Sequence[_Sums],
+    motions: NDArray[np.float64],
+    moves: Sequence[Sequence[NDArray[np.float64]]],
+    parts: Sequence[Past],
+    rounded: bool,
+) -> None:
+    """Add the errors of some predictions.
+
+    Args:
+        motions: one row each.
+        moves: of each part, the predicted ones, (N or 1, K) each.
+    """
+    for part, moved in zip(parts, moves, strict=True):
+        errors = np.tile(-motions, (max(map(len, moved)), 1, 1))
+        for row, one in enumerate(moved):
+            errors[:, row, : one.shape[1]] += one
+        measures = part.measures(motions.shape[1], rounded)
+        for measure, which in zip(measures, ("total", "signal"), strict=False):
+            both = np.stack([measure.squares(errors), measure.squares(motions[None])], axis=-1)
+            for found, squares in zip(sums, both, strict=True):
+                getattr(found, which)[:] += squares
+
+
+def _motions(pairs: Sequence[_Pair], count: int) -> NDArray[np.float64]:
+    """(T, K): what happened between the two checkpoints of each pair."""
+    units = np.eye(count)
+    return units[[pair.target for pair in pairs]] - units[[pair.last for pair in pairs]]
 
 
 def _relative(sums: NDArray[np.float64]) -> float | None:

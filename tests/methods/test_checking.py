@@ -13,8 +13,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hubextrap.errors import BrokenMethod, MethodError, StepError
-from hubextrap.methods import Rehearsals, Rule, coefficients, persistence, register_method, registry
-from hubextrap.statistics import GramTable, expect_of_last
+from hubextrap.methods import (
+    Rehearsals,
+    Rule,
+    coefficients,
+    find_method,
+    persistence,
+    register_method,
+    registry,
+)
+from hubextrap.statistics import BacktestCandidate, GramTable, backtest_table, expect_of_last
 
 
 @pytest.fixture(autouse=True)
@@ -194,3 +202,34 @@ def test_a_method_that_declares_a_gram_matrix_gets_it() -> None:
         coefficients("leading", [0, 1], 2)
     with pytest.raises(MethodError, match="gram_matrix: unknown key"):
         coefficients("leading", [0, 1], 2, {"gram_matrix": 1})
+
+
+@pytest.mark.parametrize("name", ["low_rank", "two_point", "calibrated"])
+def test_prepared_saves_time_and_nothing_else(name: str) -> None:
+    """A method that says the same one target, and one tensor, at a time has the same rows."""
+
+    def one_at_a_time(
+        steps: list[int], target_step: float, *, gram_matrix: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        assert gram_matrix.ndim == 2
+        parameters = {"base_step": "auto"} if name == "two_point" else {}
+        return find_method(name).function(steps, target_step, **parameters, gram_matrix=gram_matrix)  # type: ignore[no-any-return]
+
+    def fitted(steps: list[int], target_step: float, gram: NDArray[np.float64]) -> NDArray[np.float64]:
+        return find_method(name).function(steps, target_step, gram)  # type: ignore[no-any-return]
+
+    fitted.leave_one_out = find_method(name).leave_one_out  # type: ignore[attr-defined]
+    register_method("bare", fitted if name == "calibrated" else one_at_a_time)
+    assert find_method("bare").prepared is None is not find_method(name).prepared
+    steps = (0, 10, 25, 30, 40, 55, 60, 80)
+    walks = np.random.default_rng(0).standard_normal((3, len(steps), 20)).cumsum(axis=1)
+    moves = walks - walks[:, :1]
+    table = GramTable(steps, ("a", "b", "c"), np.array([20] * 3), moves @ np.swapaxes(moves, 1, 2))
+    parameters = {"base_step": "auto"} if name == "two_point" else {}
+    for damping in (1.0, "auto"):
+        ours = backtest_table(table, [BacktestCandidate.of(name, damping, **parameters)]).rows
+        theirs = backtest_table(table, [BacktestCandidate.of("bare", damping)]).rows
+        assert len(ours) >= 5
+        for row, bare in zip(ours, theirs, strict=True):
+            assert row.relative_error == pytest.approx(bare.relative_error, rel=1e-9)
+            assert row.expected_relative_error == bare.expected_relative_error

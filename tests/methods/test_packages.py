@@ -259,7 +259,12 @@ def test_many_tensors_at_once_are_each_as_alone(table: GramTable) -> None:
     seen: NDArray[np.float64] = table.gram[:, :7, :7]
     rules: Sequence[Rule] = [
         Rule(("*",), method, parameters, damping)  # type: ignore[arg-type]
-        for method, parameters in (("calibrated", {}), ("slowing", {"ridge": 0.5}), ("low_rank", {"rank": 2}))
+        for method, parameters in (
+            ("calibrated", {}),
+            ("slowing", {"ridge": 0.5}),
+            ("low_rank", {"rank": 2}),
+            ("two_point", {"base_step": "auto"}),
+        )
         for damping in (1.0, 0.3, "auto")
     ]
     for rule in rules:

@@ -135,6 +135,16 @@ def test_a_signature_says_that_a_method_is_fitted() -> None:
     assert find_method("calibrated").fitted
 
 
+def test_a_prepared_of_another_shape_is_refused() -> None:
+    def method(steps: list[int], target_step: float, *, gram_matrix: NDArray[np.float64]) -> object:
+        return np.zeros(len(steps))
+
+    method.prepared = lambda steps, gram, rank=1: None  # type: ignore[attr-defined]
+    register_method("odd", method)
+    with pytest.raises(MethodError, match=r"odd: its prepared has to take \(steps, gram, \*, …\)"):
+        find_method("odd")
+
+
 @pytest.mark.parametrize(
     "leave_one_out",
     [lambda steps, gram, *, ridge=0.1: None, lambda steps, rehearsals, gram: None],

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from hubextrap.clocks import STEPS, Clock, ClockChoice, RateClock, RateHistory
 from hubextrap.errors import MethodError
-from hubextrap.methods import denoised_gram
 from hubextrap.methods.rules import FirstMatch
 from hubextrap.reporting.live import LIVE, live_data, small_table
 from hubextrap.scans import Scan
 from hubextrap.statistics import GramTable, backtest_table, candidates, expect_of_last, judge_run
-from hubextrap.statistics.calibration import pasts
+from hubextrap.statistics.past import pasts
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on PATH")
 TOLERANCE = 1e-6
@@ -162,7 +161,7 @@ def by_python(rules: Any, table: GramTable, time: float) -> tuple[NDArray[np.flo
     except MethodError:
         return None, None
     (past,) = pasts(FirstMatch(rules), table)
-    moved = past.displacement(last, time, denoised_gram(table.gram))
+    moved = past.displacement(last, time)
     assert moved is not None
     both = np.broadcast_to(moved, (len(table.gram), last + 1))
     return found, float(np.einsum("nk,nkl,nl->", both, table.gram, both) ** 0.5)
