@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.adapters import adapters
 from benchmarks.inputs import LAYERS, Bench
 from benchmarks.kernels import kernels
 from benchmarks.local import local, merge
 from benchmarks.measure import ROOT, timed_case
+from benchmarks.merged_adapters import merged
 from benchmarks.on_ray import on_ray
 from benchmarks.planning import planning
 from benchmarks.profile import profile
@@ -29,6 +31,8 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "profile": profile,
     "remote": remote,
     "scan": scan,
+    "adapters": adapters,
+    "merged-adapters": merged,
     "ray": on_ray,
     "scaling": scaling,
 }

@@ -1,7 +1,7 @@
-"""Measure the tables of docs/clocks.md and docs/walk.md again, and write them into the pages.
+"""Measure the tables of adapters.md, clocks.md and walk.md in docs/ again, and write them into the pages.
 
     python docs/build_tables.py                          # those of the runs under demo/data: two minutes
-    HUBEXTRAP_DATA=FOLDER python docs/build_tables.py    # those of the full runs in FOLDER too: five minutes
+    HUBEXTRAP_DATA=FOLDER python docs/build_tables.py    # those of the full runs in FOLDER too: six minutes
     python docs/build_tables.py long clocks              # only these
 
 A page holds a table between two marks that name it; everything else of the page is left as it is.
@@ -19,10 +19,12 @@ from typing import NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are small
 
+import adapter_tables
 import clock_tables
 import long_answers
 import torch
 import walk_tables
+from adapter_tables import MeasuredAdapters
 from measured_run import MeasuredRun
 
 DOCS = Path(__file__).resolve().parent
@@ -41,6 +43,12 @@ class Block(NamedTuple):
 
 def _clocks(runs: list[MeasuredRun]) -> str:
     return clock_tables.tables(runs[0])
+
+
+def _adapters(runs: list[MeasuredRun]) -> str:
+    (run,) = runs
+    assert isinstance(run, MeasuredAdapters)
+    return adapter_tables.tables(run)
 
 
 def _walk(runs: list[MeasuredRun]) -> str:
@@ -68,6 +76,7 @@ BLOCKS = {
     "signs": Block("walk.md", ("A", "C", "E2"), True, _signs),
     "bundled": Block("walk.md", ("C",), False, _bundled),
     "long": Block("walk.md", ("L",), False, _long),
+    "adapters": Block("adapters.md", ("F",), True, _adapters),
 }
 
 
@@ -96,7 +105,10 @@ def folder_of(block: Block) -> Path | None:
     return Path(given) if given else None
 
 
-run = cache(MeasuredRun)
+@cache
+def run(folder: Path) -> MeasuredRun:
+    """One of adapters where its base is there too."""
+    return (MeasuredAdapters if (folder / "base").is_dir() else MeasuredRun)(folder)
 
 
 def marks(name: str) -> tuple[str, str]:

@@ -37,15 +37,20 @@ class MeasuredRun:
         self.name = folder.name.removeprefix("rlvr-")
         with Run.of(find_trajectory(str(folder))) as opened:
             self.table = opened.gram_table("the tables need Gram matrices")
-        self.steps = self.table.steps
-        files = [load_file(folder / f"step_{step}" / "model.safetensors") for step in self.steps]
-        self._weights = {name: torch.stack([file[name] for file in files]) for name in self.table.tensors}
-        last = folder / f"step_{self.steps[-1]}"
-        self.model = AutoModelForCausalLM.from_pretrained(last, dtype=torch.float32).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(last)
+            self.steps = self.table.steps
+            like = self.read(opened)
+        self.model = AutoModelForCausalLM.from_pretrained(like, dtype=torch.float32).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(like)
         lines = (folder / "problems.jsonl").read_text().splitlines()
         self.problems: list[dict[str, str]] = [json.loads(line) for line in lines]
         self.questions = [problem["question"] for problem in self.problems]
+
+    def read(self, opened: Run) -> Path:
+        """Read what `become` needs; returns a folder with a model of the kind, and its tokenizer."""
+        folders = [self.folder / f"step_{step}" for step in self.steps]
+        files = [load_file(folder / "model.safetensors") for folder in folders]
+        self._weights = {name: torch.stack([file[name] for file in files]) for name in self.table.tensors}
+        return folders[-1]
 
     @cached_property
     def right_answers(self) -> OwnAnswers:

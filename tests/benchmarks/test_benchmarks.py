@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ROWS = {"startup": 6, "planning": 3, "kernels": 3, "local": 10, "profile": 9, "remote": 4, "scan": 4}
-ROWS |= {"scaling": 44, "ray": 2}
+ROWS |= {"scaling": 44, "ray": 2, "adapters": 4, "merged-adapters": 3}
 """Cases, and lines of their tables at least."""
 
 

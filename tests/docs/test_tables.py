@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("clocks", "walk", "signs", "bundled", "long")
+NAMES = ("clocks", "walk", "signs", "bundled", "long", "adapters")
 NUMBER = re.compile(r"(?<![\w.])[+−]?(?:\d+\.\d+|\.\d+|\d+)(?!\w)")
 
 
@@ -57,6 +57,14 @@ def test_every_table_has_its_place(tables: Any) -> None:
         kept = tables.between((ROOT / "docs" / block.page).read_text(), name)
         assert kept is not None, name
         assert len(rows(kept)) > 2, name
+
+
+def test_the_page_says_which_predictions_of_adapters_there_are(tables: Any) -> None:
+    found = tables.adapter_tables
+    (first, second, *_, last), (near, far) = found.LASTS, found.AHEAD
+    page = (ROOT / "docs" / "adapters.md").read_text()
+    assert f"\n{len(found.PAIRS)} predictions, {near} and {far} steps ahead from each of" in page
+    assert f" {first}, {second}, …, {last}. " in page
 
 
 def test_only_what_is_between_the_marks_is_replaced(tables: Any, tmp_path: Path) -> None:
