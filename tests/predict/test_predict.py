@@ -302,8 +302,10 @@ def test_a_backtest_and_a_prediction_rest_on_the_same_rehearsals(
     assert predicted.rehearsals.near == verdict.rehearsals.near
     assert (predicted.level == "unknown") == (verdict.level == "unknown")
     if verdict.method == answer.chosen:
-        assert predicted.rehearsals.mean_error == verdict.rehearsals.mean_error
-        assert predicted.rehearsals.worst_error == verdict.rehearsals.worst_error
+        # a backtest takes tensors and candidates at once, a prediction its own: last digits may differ
+        said, theirs = predicted.rehearsals, verdict.rehearsals
+        assert said.mean_error == pytest.approx(theirs.mean_error, rel=1e-6)
+        assert said.worst_error == pytest.approx(theirs.worst_error, rel=1e-6)
         assert predicted.reach == verdict.reach
 
 
