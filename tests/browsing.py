@@ -10,7 +10,7 @@ import subprocess
 from base64 import b64decode
 from contextlib import suppress
 from pathlib import Path
-from select import select
+from select import POLLHUP, POLLIN, poll
 from types import TracebackType
 from typing import Any
 
@@ -78,8 +78,10 @@ class Browser:
             self.events.append(answer)
 
     def _next(self) -> dict[str, Any]:
+        waiting = poll()  # which knows descriptors beyond 1,023 too
+        waiting.register(self._in, POLLIN | POLLHUP)
         while b"\0" not in self._buffer:
-            assert select([self._in], [], [], _PATIENCE)[0], "Chromium does not answer"
+            assert waiting.poll(1000 * _PATIENCE), "Chromium does not answer"
             read = os.read(self._in, 2**20)
             assert read, "Chromium ended"
             self._buffer += read

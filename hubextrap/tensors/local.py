@@ -7,6 +7,7 @@ import threading
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import finalize
 
 from hubextrap.containment import Entry, entries_of, open_regular, shown, stamp_of
 from hubextrap.errors import ReferenceNotFound, SourceError
@@ -37,6 +38,7 @@ class LocalSource:
         self.folder = Path(folder)
         self._lock = threading.Lock()
         self._descriptors: dict[str, int] = {}
+        finalize(self, _close_all, self._descriptors).atexit = False  # one that nobody closes
         self._entries: dict[str, Entry] = {}
         templates = self.folder / TEMPLATE_FOLDER
         try:
@@ -103,9 +105,7 @@ class LocalSource:
 
     def close(self) -> None:
         with self._lock:
-            for descriptor in self._descriptors.values():
-                os.close(descriptor)
-            self._descriptors.clear()
+            _close_all(self._descriptors)
             self._entries.clear()
             self._files = {}
 
@@ -160,3 +160,8 @@ def check_folder(folder: Path | str, *, adapter: bool = False) -> None:
 
 def _has_changed(entry: Entry, descriptor: int) -> bool:
     return stamp_of(os.fstat(descriptor)) != entry.stamp
+
+
+def _close_all(descriptors: dict[str, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -124,3 +125,15 @@ def test_open_source_takes_local_checkpoints(folder: Folder) -> None:
     source = open_source(Checkpoint(100, None, "checkpoint-100", None, str(path)))
     assert isinstance(source, LocalSource)
     assert source.name == str(path)
+
+
+def test_one_that_nobody_closes_gives_its_files_back(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(bytes(16))
+    source = LocalSource(tmp_path)
+    source.read("model.safetensors", 0, memoryview(bytearray(16)))
+    (descriptor,) = source._descriptors.values()
+    os.fstat(descriptor)
+    del source
+    gc.collect()
+    with pytest.raises(OSError, match="descriptor"):
+        os.fstat(descriptor)
