@@ -50,7 +50,8 @@ def part_of_scan(
 ) -> GramTable:
     """The rows and columns that a scan of just these checkpoints would have.
 
-    They are the same to the last bit, as each is a sum of moves from the first checkpoint on.
+    Of whole models they are the same to the last bit, as each is a sum of moves from the first checkpoint on;
+    of adapters to rounding, as one product of the stacked factors gives all of them.
 
     Args:
         sizes: the elements of each tensor that is wanted.
