@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from hubextrap.trajectory import Trajectory
 
-_INSIDE_A_STEP = (*INNER_FOLDERS, "lora_adapter")
-"""Where verl puts the adapter of a step."""
 _LONGEST_PATH = 4096
 """Characters that the path of a folder may have."""
 _WHERE_NAMED = "trajectory.base in a recipe, or --base"
@@ -45,27 +43,6 @@ class _Named:
     revision: str | None
     where: str
     """Names the file."""
-
-
-def base_of(
-    checkpoint: Checkpoint, base_model: Checkpoint | str | None, pins: Pins | None = None
-) -> Checkpoint:
-    """The base of an adapter, pinned: a checkpoint of the kind BASE, of step 0, that holds weights.
-
-    Args:
-        checkpoint: an adapter, or a run's base itself.
-        base_model: what the user names as the base, which is taken then.
-        pins: what the command has pinned so far.
-
-    Raises:
-        ReferenceNotFound, AccessDenied: it cannot be had, or nothing says which it is.
-        UnsupportedCheckpoint: it is quantised, or no model in safetensors.
-        HubExtrapError: its configuration, or the adapter's, cannot be read.
-    """
-    found = Bases(base_model, pins).of(checkpoint)
-    if found is None:
-        raise ValueError(f"{checkpoint.name}: a whole model has no base")
-    return found
 
 
 def reference_of_base(adapter: Checkpoint) -> str:
@@ -112,17 +89,19 @@ class Bases:
         """What is known where the base of a run has been found; nothing, where it holds whole models.
 
         Raises:
-            HubExtrapError: as `base_of`.
+            HubExtrapError: as `find`.
         """
         found = cls(trajectory.base_model, pins)
         found.find([trajectory.last])
         return found
 
     def find(self, checkpoints: Iterable[Checkpoint]) -> None:
-        """Look for those of several, which may say each other's.
+        """Look for those of several, which may say each other's; each is pinned, of the kind BASE, at step 0.
 
         Raises:
-            HubExtrapError: as `base_of`.
+            ReferenceNotFound, AccessDenied: one cannot be had, or nothing says which it is.
+            UnsupportedCheckpoint: it is quantised, or no model in safetensors.
+            HubExtrapError: its configuration, or the adapter's, cannot be read.
         """
         without: dict[Checkpoint, tuple[_Named, HubExtrapError]] = {}
         for one in checkpoints:
@@ -147,7 +126,7 @@ class Bases:
         """The base of one; of a base itself, that; None of any other whole model.
 
         Raises:
-            HubExtrapError: as `base_of`, or as `common`.
+            HubExtrapError: as `find`, or as `common`.
         """
         if checkpoint.kind == ADAPTER:
             self.find([checkpoint])
@@ -236,7 +215,7 @@ def _folder(checkpoint: Checkpoint, named: str) -> Path | None:
     if checkpoint.repo is not None:  # what somebody wrote on the Hub opens no folder of this machine
         return None
     place, own = Path(named), Path(checkpoint.path)
-    while own.name in _INSIDE_A_STEP:
+    while own.name in INNER_FOLDERS:
         own = own.parent
     beside = () if place.is_absolute() or leads_out(str(place)) else (own.parent / place,)
     return next((one.resolve() for one in (place, *beside) if one.is_dir()), None)

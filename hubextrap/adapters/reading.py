@@ -48,15 +48,12 @@ class Adapter:
     whole: Mapping[str, TensorInfo]
     """Tensors of the base that were trained themselves (modules_to_save, biases), by the base's name."""
 
+    @cached_property
     def deltas(self) -> CheckpointLayout:
         """A layout as if each tensor of the base that the adapter changes lay in its file.
 
         The dtype is that of the factors, the wider of the two; offsets count up from 0.
         """
-        return self._deltas
-
-    @cached_property
-    def _deltas(self) -> CheckpointLayout:
         shapes = {name: (_wider(one.a.dtype, one.b.dtype), one.shape) for name, one in self.factors.items()}
         shapes |= {name: (info.dtype, info.shape) for name, info in self.whole.items()}
         tensors, offset = [], 0
@@ -186,7 +183,7 @@ def _check_alike(adapters: Sequence[Adapter]) -> None:
 
 
 def _check_same_tensors(first: Adapter, other: Adapter) -> None:
-    here, there = first.deltas().tensors, other.deltas().tensors
+    here, there = first.deltas.tensors, other.deltas.tensors
     if here is there:
         return
     for mine, own, adapter, lacks in ((here, there, first, other), (there, here, other, first)):

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Matrices: TypeAlias = "NDArray[np.float64]"
 Term: TypeAlias = "tuple[float, NDArray[np.floating], NDArray[np.floating]]"
 """w, left (E, rows, r) and right (E, r, columns): w·left[e]·right[e] of each of E experts, or of one."""
+MOST_LOST = 0.01
+"""Share of a change's energy above which what a cut to a rank loses is worth a warning."""
 
 
 def stacked(terms: Sequence[Term]) -> tuple[Matrices, Matrices]:

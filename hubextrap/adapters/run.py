@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hubextrap.adapters.config import CONFIG_FILE
 from hubextrap.adapters.fitting import fitted
-from hubextrap.adapters.reading import fresh_bytes, read_adapters, read_pair, read_whole
+from hubextrap.adapters.reading import fresh_bytes, read_adapters, read_pair
 from hubextrap.errors import NonFinite, UnsupportedCheckpoint
 from hubextrap.tensors import open_source, read_combinable, ties_embeddings
 from hubextrap.tensors.configuration import read_config
@@ -98,24 +98,10 @@ class AdapterRun:
         return found
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Tensors of the base that the run changes."""
-        return tuple(self.layouts[-1].tensors)
-
-    @property
     def largest_rank(self) -> int:
         """Of all modules of all checkpoints; 1 where only whole tensors are trained."""
         every = (one for one in self.adapters if one is not None)
         return max((factors.rank for one in every for factors in one.factors.values()), default=1)
-
-    @property
-    def exact_rank(self) -> int:
-        """A rank at which every sum of products is exact: the sum of the checkpoints' own."""
-        every = [one for one in self.adapters if one is not None]
-        ranks = [
-            sum(one.factors[name].rank for one in every if name in one.factors) for name in self.last.factors
-        ]
-        return max(ranks, default=1)
 
     @cached_property
     def base(self) -> BaseModel:
@@ -180,17 +166,6 @@ class AdapterRun:
         what = f"the adapter of step {step} ({where}) holds NaN or infinity; leave that checkpoint out"
         return NonFinite(f"{name}: {what}", tensor=name, step=step)
 
-    def whole(self, k: int, name: str) -> NDArray[np.floating]:
-        """A tensor that was trained itself, as checkpoint k has it.
-
-        Raises:
-            HubExtrapError: it is the base's, and that cannot be had.
-        """
-        adapter, source = self.adapters[k], self.sources[k]
-        if adapter is None or source is None:
-            return read_whole(self.base.source, self.base.layout.tensors[name])
-        return read_whole(source, adapter.whole[name])
-
 
 def open_adapters(
     trajectory: Trajectory,
@@ -240,11 +215,11 @@ def open_adapters(
 
 def _delta_layouts(adapters: Sequence[Adapter | None]) -> list[CheckpointLayout]:
     """One per checkpoint; those alike share their tensors, and the base is like the one behind it."""
-    first = next(one for one in adapters if one is not None).deltas()
+    first = next(one for one in adapters if one is not None).deltas
     known: dict[tuple[tuple[str, str, tuple[int, ...]], ...], CheckpointLayout] = {}
     layouts = []
     for adapter in adapters:
-        found = replace(first, name="the base model") if adapter is None else adapter.deltas()
+        found = replace(first, name="the base model") if adapter is None else adapter.deltas
         key = tuple((info.name, info.dtype, info.shape) for info in found.tensors.values())
         like = known.setdefault(key, found)
         if like is not found:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hubextrap.adapters.base import is_folder
 from hubextrap.adapters.config import CONFIG_FILE
 from hubextrap.adapters.predicted import PredictedSource
+from hubextrap.adapters.recompress import MOST_LOST
 from hubextrap.engine.inputs import read_as
 from hubextrap.errors import ReferenceNotFound
 from hubextrap.hub.provenance import AdapterRecord, HowRead, InputCheckpoint, InputFile
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from hubextrap.api.preparing import Prepared
     from hubextrap.opening import Run
 
-TOLD_LOSS = 0.01
-"""Share of a change's energy from which on what a cut loses is warned of."""
 _NAMED = 3
 
 
@@ -43,7 +42,7 @@ def losses_in_words(prepared: Prepared, target: int) -> list[tuple[str, bool]]:
         return []
     worst = sorted(lost, key=lambda name: -lost[name])[:_NAMED]
     shown = ", ".join(f"{name} {100 * lost[name]:.2g}%" for name in worst)
-    warns = lost[worst[0]] > TOLD_LOSS
+    warns = lost[worst[0]] > MOST_LOST
     more = "; a higher rank loses less (output.rank, --rank)" if warns else ""
     rank = _predicted(prepared)[target].rank
     return [(f"the cut to rank {rank} loses of a change's energy at most: {shown}{more}", warns)]

@@ -10,6 +10,7 @@ import numpy as np
 
 from hubextrap.adapters.config import CONFIG_FILE
 from hubextrap.adapters.predicted import PredictedSource
+from hubextrap.adapters.recompress import MOST_LOST
 from hubextrap.api.adapted import adapter_inputs, published_base
 from hubextrap.api.companions import companions_of, input_files
 from hubextrap.api.fingerprint import inputs_fingerprint
@@ -25,7 +26,6 @@ from hubextrap.hub import PROVENANCE_FILE, build_provenance
 from hubextrap.hub.provenance import AdapterRecord
 from hubextrap.opening import ReadingOptions, Run
 from hubextrap.regrounding.ending import GramOfSnapshots
-from hubextrap.regrounding.history import MOST_LOST
 from hubextrap.trajectory import Trajectory
 from hubextrap.trajectory.checkpoint import ADAPTER, BASE, MODEL
 
@@ -151,9 +151,8 @@ def _planned(run: Run, coefficients: Mapping[str, Sequence[float]], settings: Me
     def hold(count: int) -> None:
         plans.append(plan_outputs(run, run.layouts, coefficients_for, _budget(run, settings, count)))
 
-    beside = replace(
-        Beside.read(run.last_source, None, hold), card=None
-    )  # a snapshot's card is its trainer's
+    # a snapshot's card is its trainer's
+    beside = replace(Beside.read(run.last_source, None, hold), card=None)
     (plan,) = plans
     return _Planned(plan, run.sources, beside, input_files(plan, run.sources))
 

@@ -18,7 +18,6 @@ from hubextrap.trajectory.checkpoint import is_untouched_base
 
 if TYPE_CHECKING:
     from hubextrap.adapters.base import Bases
-    from hubextrap.adapters.run import AdapterRun
     from hubextrap.api.preparing import Prepared
     from hubextrap.engine import MergePlan
     from hubextrap.opening import Run
@@ -32,10 +31,11 @@ def merge_fingerprint(prepared: Prepared) -> dict[str, str]:
     file: the journal says what was read of the tensors.
     """
     plan, adapters = prepared.plan, prepared.run.adapters
-    inputs = inputs_fingerprint(prepared.run, plan) if adapters is None else _of_adapters(prepared, adapters)
+    merged = section_of(prepared.recipe).as_ == "merged"
     return (
         {"the recipe": prepared.recipe.fingerprint()}
-        | inputs
+        | inputs_fingerprint(prepared.run, plan)
+        | ({"the base model": adapters.base.fingerprint} if adapters is not None and merged else {})
         | {
             "the coefficients": sha256_of_json(
                 [(rule.match, rule.method, rows.tolist()) for rule, rows in prepared.fitted.rules]
@@ -50,7 +50,7 @@ def merge_fingerprint(prepared: Prepared) -> dict[str, str]:
 
 def inputs_fingerprint(run: Run, plan: MergePlan) -> dict[str, str]:
     """What the bytes of any prediction follow from: the checkpoints, and the programs that add them up."""
-    if run.adapters is not None:  # the plan reads what is made of them
+    if run.adapters is not None:  # no journal says what was read of them, so files written to count
         pairs = zip(run.steps, run.fingerprints, strict=True)
         return {f"the checkpoint of step {step}": found for step, found in pairs} | _versions()
     return {
@@ -63,13 +63,6 @@ def inputs_fingerprint(run: Run, plan: MergePlan) -> dict[str, str]:
         },
         **_versions(),
     }
-
-
-def _of_adapters(prepared: Prepared, adapters: AdapterRun) -> dict[str, str]:
-    """The same for a run of adapters: no journal says what was read of them, so files written to count."""
-    found = inputs_fingerprint(prepared.run, prepared.plan)
-    merged = section_of(prepared.recipe).as_ == "merged"
-    return found | ({"the base model": adapters.base.fingerprint} if merged else {})
 
 
 def _versions() -> dict[str, str]:

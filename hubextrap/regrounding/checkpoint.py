@@ -153,7 +153,7 @@ def _check_on_base(adapter: Adapter, base: Path) -> None:
         )
     with closing(LocalSource(base)) as source:
         there = read_layout(source).tensors
-    for info in adapter.deltas().tensors.values():
+    for info in adapter.deltas.tensors.values():
         if info.name not in there or sorted(there[info.name].shape) != sorted(info.shape):
             raise CheckpointMismatch(
                 f"{adapter.name} is no adapter of the model that the round started from: {base} has no "

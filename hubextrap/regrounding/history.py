@@ -20,8 +20,6 @@ from hubextrap.foreign_data import first_problem, parse_json
 
 Action = Literal["jumped", "skipped", "rolled_back"]
 HISTORY_NAME = "reground_history.jsonl"
-MOST_LOST = 0.01
-"""Share of the energy of LoRA's products above which a jump's cut to their rank is worth a warning."""
 REMEDY = "make room, then run the same command again"
 """About a file of the run that cannot be written."""
 

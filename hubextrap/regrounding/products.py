@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from hubextrap.adapters.continued import continued
-from hubextrap.adapters.recompress import recompressed
-from hubextrap.regrounding.history import MOST_LOST
+from hubextrap.adapters.recompress import MOST_LOST, recompressed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubextrap.adapters.recompress import MOST_LOST
 from hubextrap.errors import MethodError
-from hubextrap.regrounding.history import MOST_LOST, Decision
+from hubextrap.regrounding.history import Decision
 from hubextrap.regrounding.parameters import fsdp1_strategies
 
 if TYPE_CHECKING:

@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from hubextrap.adapters.base import Bases, base_of
+from hubextrap.adapters.base import Bases
 from hubextrap.errors import CheckpointMismatch, HubExtrapError, ReferenceNotFound, UnsupportedCheckpoint
 from hubextrap.localhub import LocalHub
 from hubextrap.trajectory import Checkpoint, Pins, resolve_checkpoint
 from hubextrap.trajectory.checkpoint import ADAPTER, BASE, UNTOUCHED_BASE
 
 HOW = "trajectory.base in a recipe, or --base"
+
+
+def base_of(adapter: Checkpoint, given: Checkpoint | str | None, pins: Pins | None = None) -> Checkpoint:
+    found = Bases(given, pins).of(adapter)
+    assert found is not None
+    return found
 
 
 def write_adapter(folder: Path, **config: object) -> Checkpoint:

@@ -111,7 +111,9 @@ def formula(folder: Path, run: AdapterRun) -> dict[str, Any]:
     for step, coefficient in zip(STEPS[1:], ROW[1:], strict=True):
         for name, change in changes(folder, step).items():
             wanted[name] = wanted[name] + coefficient * change
-    assert set(run.names) == {name for name in base if not torch.equal(base[name], wanted[name])}
+    assert set(run.layouts[-1].tensors) == {
+        name for name in base if not torch.equal(base[name], wanted[name])
+    }
     return wanted
 
 
@@ -245,8 +247,8 @@ def test_peft_says_the_same_of_every_layout_of_factors(tmp_path: Path) -> None:
         row = np.array([0.2, -0.5, 1.3])
         source = ProductSource(run, lambda name, row=row: row, run.base.layout, step=30)  # type: ignore[misc]
         one, two = changes(folder, 10), changes(folder, 20)
-        assert set(one) == set(run.last.factors) == set(run.names), architecture
-        for name in run.names:
+        assert set(one) == set(run.last.factors) == set(run.layouts[-1].tensors), architecture
+        for name in run.layouts[-1].tensors:
             info = source.layout.tensors[name]
             made = np.frombuffer(read(source, info.offset, info.nbytes)).reshape(info.shape)
             assert np.allclose(made, -0.5 * one[name] + 1.3 * two[name], rtol=1e-7, atol=1e-9), name
@@ -279,7 +281,7 @@ def test_the_real_run_is_its_formula(rlvr: Path, tmp_path: Path) -> None:
                 a, b = (file[f"{module}.lora_{one}.weight"].double() for one in "AB")
                 wanted = wanted + coefficient * 16 / 8 * b @ a
         assert torch.equal(made[name], wanted.float()), name
-        assert torch.equal(made[name], stored) == (name not in run.names)
+        assert torch.equal(made[name], stored) == (name not in run.layouts[-1].tensors)
 
 
 def test_a_factor_that_is_not_finite_is_refused_by_its_step(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_what_is_read_is_what_peft_merges(tmp_path: Path, kind: str) -> None:
         np.testing.assert_allclose(
             change, pefts[name].numpy(), rtol=0, atol=1e-6 if mica else 1e-13, err_msg=name
         )
-        info = adapter.deltas().tensors[name]
+        info = adapter.deltas.tensors[name]
         assert info.shape == change.shape
         assert np.abs(change).max() > 1e-3
 
