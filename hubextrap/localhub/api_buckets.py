@@ -22,7 +22,9 @@ def create(hub: HubContext, call: Call) -> Answer:
     """POST /api/buckets/B; one that exists is a 409 whose body still holds its URL."""
     name = _name(hub, call)
     hub.check_owner(call, name)
-    private = call.json().get("visibility") == "private"
+    wanted = call.json()
+    older = wanted.get("private") is True  # as huggingface_hub 1.x says it
+    private = older or wanted.get("visibility") == "private"
     about = {"url": f"{hub.base(call)}/buckets/{name}", "name": name}
     with hub.store.lock:
         try:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +88,6 @@ class HubRepo:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.git = pygit2.Repository(str(folder))
         self._last_tree: tuple[pygit2.Oid, pygit2.Tree] | None = None
         self.objects = LfsObjects(folder / "lfs")
         self.xet = XetStores(folder / "xet")
@@ -96,6 +96,11 @@ class HubRepo:
         )
         # A repo that is moved is one folder renamed; the name in its file may be older.
         self.settings.name = f"{folder.parent.name}/{folder.name.removesuffix('.git')}"
+
+    @cached_property
+    def git(self) -> pygit2.Repository:
+        """Opened when it is needed: whoever sends a range of an object needs none."""
+        return pygit2.Repository(str(self.folder))
 
     @staticmethod
     def wrap(folder: Path, settings: RepoSettings) -> HubRepo:

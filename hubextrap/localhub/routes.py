@@ -22,7 +22,7 @@ from hubextrap.localhub import (
 from hubextrap.localhub.access import no_such_repo
 from hubextrap.localhub.context import HubContext
 from hubextrap.localhub.inbound import BODY_MAX
-from hubextrap.localhub.wire import Answer, Call, Refusal
+from hubextrap.localhub.wire import Answer, Call, Refusal, tagged
 
 Endpoint = Callable[[HubContext, Call], Answer]
 Routes = list[tuple[str, re.Pattern[str], Endpoint]]
@@ -120,6 +120,11 @@ _FOR_ALL: tuple[Endpoint, ...] = (
     *(api_lfs.upload, api_lfs.upload_part, api_lfs.complete),  # by their link's signature
 )
 """Endpoints with a body for requests without a token; all others see the token before they read the body."""
+_TAGGED: tuple[Endpoint, ...] = (
+    *(api_info.info, api_info.list_repos, api_refs.refs, api_files.tree, api_files.commits),
+    *(api_buckets.info, api_buckets.list_of, api_buckets.tree),
+)
+"""Endpoints whose answers have an ETag, so that who asks again and again need not be told the same again."""
 
 
 def answer(hub: HubContext, routes: Routes, call: Call) -> Answer:
@@ -136,7 +141,8 @@ def answer(hub: HubContext, routes: Routes, call: Call) -> Answer:
             call.body.limit = _LARGER.get(endpoint, BODY_MAX)
             if method != "GET" and endpoint not in _FOR_ALL and hub.account(call) is None:
                 raise Refusal(401, "Invalid username or password.")
-            return endpoint(hub, call)
+            found = endpoint(hub, call)
+            return tagged(found, call.headers) if endpoint in _TAGGED else found
     if re.match(_API + "/", call.path) or "/resolve/" in call.path:
         raise no_such_repo(hub.account(call))
     raise Refusal(404, f"nothing here: {method} {call.path}")
