@@ -149,6 +149,11 @@ def _in_our_words(error: Exception, kind: type[HubExtrapError]) -> tuple[type[Hu
             "no such repo, or it is private; check the name, and if it is private log in with "
             "`hf auth login` or set HF_TOKEN"
         )
+    if isinstance(error, hub.BucketNotFoundError) and error.response.status_code != 401:
+        return ReferenceNotFound, (
+            "no such bucket, or it is private; check the name, and if it is private log in with "
+            "`hf auth login` or set HF_TOKEN"
+        )
     if isinstance(error, hub.RevisionNotFoundError):
         return ReferenceNotFound, "no such revision; `hubextrap steps` lists what is there"
     if isinstance(error, hub.EntryNotFoundError):

@@ -43,6 +43,14 @@ class BeyondBounds(Exception):
     """What a server did is out of all bounds, and asking again will not help."""
 
 
+class TooLongAWait(BeyondBounds):
+    """A server asks for a wait of more than ``LONGEST_WAIT``."""
+
+    def __init__(self, said: str, seconds: float) -> None:
+        super().__init__(said)
+        self.seconds = seconds
+
+
 @contextmanager
 def stoppable(stop: Event) -> Iterator[None]:
     """In this thread, have reads from the network fail soon after ``stop`` is set."""
@@ -258,9 +266,10 @@ def _check_wait(response: Any) -> None:
     """The client sleeps as long as it is told to before it tries again: not beyond ``LONGEST_WAIT``."""
     asked = asked_wait(response.headers) if response.status_code in (429, 500, 502, 503, 504) else None
     if asked is not None and asked > LONGEST_WAIT:
-        raise BeyondBounds(
+        raise TooLongAWait(
             f"{response.url.host} answered {response.status_code}; the server asked to wait {asked:.0f} s; "
-            "run the same command again after that"
+            "run the same command again after that",
+            asked,
         )
 
 

@@ -183,8 +183,13 @@ def lock_folder(
     if unlocked := take_lock(descriptor):
         say(f"{place}: this file system has no locks ({unlocked}); do not run two merges into one target")
     text = _lock_text(os.getpid())
-    os.pwrite(descriptor, text, 0)  # over an earlier one, of the same length
-    os.ftruncate(descriptor, len(text))
+    try:
+        with writing(path, REMEDY):
+            os.pwrite(descriptor, text, 0)  # over an earlier one, of the same length
+            os.ftruncate(descriptor, len(text))
+    except OutputError:
+        os.close(descriptor)
+        raise
     return descriptor
 
 

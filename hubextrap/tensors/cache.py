@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hubextrap._version import __version__
 from hubextrap.containment import shown
 from hubextrap.digests import hash_like
-from hubextrap.errors import CorruptFile, SourceError
+from hubextrap.errors import CorruptFile, SourceError, UnsupportedCheckpoint
 from hubextrap.hub_access import first_line, hub_errors
 from hubextrap.tensors.configuration import check_loaded
 from hubextrap.tensors.hashing import check_data, check_file
@@ -18,6 +18,7 @@ from hubextrap.tensors.interfaces import SMALL_FILE, FileInfo
 from hubextrap.tensors.local import LocalSource
 from hubextrap.tensors.remote import list_folder
 from hubextrap.tensors.weights import PICKLE_SUFFIXES, check_files
+from hubextrap.trajectory.bucket_files import is_bucket
 from hubextrap.trajectory.checkpoint import ADAPTER
 from hubextrap.trajectory.weights import ADAPTER_FILE, WHOLE_MODEL, kind_of, weights_of
 
@@ -84,9 +85,16 @@ def downloaded_source(checkpoint: Checkpoint, *, weights: bool) -> CachedSource:
 
     Raises:
         HubExtrapError: as there.
+        UnsupportedCheckpoint: it lies in a bucket.
     """
     from huggingface_hub import constants
 
+    if is_bucket(checkpoint.repo):
+        raise UnsupportedCheckpoint(
+            f"{checkpoint.name}: lies in a bucket, from which neither transformers nor vLLM loads; copy the "
+            f"folder to this disk (hf buckets sync {checkpoint.name} FOLDER) and name that",
+            step=checkpoint.step,
+        )
     if constants.HF_HUB_OFFLINE:
         folder = _download(checkpoint, None)
         source = CachedSource(folder, checkpoint.name, _as_downloaded(folder))

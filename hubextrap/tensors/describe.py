@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 from hubextrap.containment import entries_of
 from hubextrap.errors import CorruptFile
 from hubextrap.progress import SilentProgress
+from hubextrap.tensors.bucket import hub_source
 from hubextrap.tensors.headers import header_object
 from hubextrap.tensors.interfaces import FileInfo
 from hubextrap.tensors.local import LocalSource
-from hubextrap.tensors.remote import RemoteSource
 from hubextrap.tensors.weights import read_header
 from hubextrap.trajectory.checkpoint import Checkpoint, is_untouched_base
 from hubextrap.trajectory.concurrent import map_concurrently
-from hubextrap.trajectory.hub_files import HubFile, list_files
+from hubextrap.trajectory.hub_file import HubFile
+from hubextrap.trajectory.hub_files import list_files
 from hubextrap.trajectory.weights import Weights, weights_of
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _source(checkpoint: Checkpoint, files: Iterable[HubFile]) -> Source:
     if checkpoint.repo is None or checkpoint.commit is None:
         return LocalSource(checkpoint.path)
     listed = {file.path: FileInfo(file.size, file.digest) for file in files}
-    return RemoteSource(checkpoint.repo, checkpoint.commit, checkpoint.path, checkpoint.name, listed=listed)
+    return hub_source(checkpoint.repo, checkpoint.commit, checkpoint.path, checkpoint.name, listed)
 
 
 def _dtype(checkpoint: Checkpoint, weights: Weights, files: Iterable[HubFile]) -> str | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hubextrap.notebooks import counted, html_table, one_line, steps_in_words
+from hubextrap.trajectory.bucket_files import is_bucket
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -21,12 +22,21 @@ UNKNOWN_STEP = -1
 """The step of a checkpoint whose name says none, e.g. a final model's main branch; never in a trajectory."""
 
 
+def place_name(repo: str, revision: str, path: str) -> str:
+    """What a place on the Hub is called, in a form that a reference can have."""
+    if is_bucket(repo):
+        return f"hf://{repo}" + (f"/{path}" if path else "")
+    return f"{repo}@{revision}" + (f":{path}" if path else "")
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Weights at a training step, pinned.
 
     On the Hub: ``repo`` with ``revision`` as the user knows it, ``commit`` as it is read, ``path`` the folder
-    in the repo ("" for its root). Locally: ``repo`` and ``commit`` are None, ``path`` is an absolute folder.
+    in the repo ("" for its root). In a bucket: ``repo`` is ``buckets/owner/name``, ``revision`` is empty, and
+    ``commit`` stands for the files (`bucket_files.pin_of_files`). Locally: ``repo`` and ``commit`` are None,
+    ``path`` is an absolute folder.
     """
 
     step: int
@@ -48,10 +58,11 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """What messages call it: ``repo@revision``, ``repo@revision:folder``, or the local folder."""
+        """What messages call it: ``repo@revision``, ``repo@revision:folder``, ``hf://buckets/owner/name/folder``
+        or the local folder."""
         if self.repo is None:
             return self.path or BASE_NAME
-        return f"{self.repo}@{self.revision}" + (f":{self.path}" if self.path else "")
+        return place_name(self.repo, self.revision, self.path)
 
 
 UNTOUCHED_BASE = Checkpoint(0, None, "", None, "", kind=BASE)
@@ -139,6 +150,8 @@ class Trajectory:
     base_model: Checkpoint | str | None = None
     """The base model of a run of adapters: of kind ``BASE`` where the run holds it at step 0; as the user
     named it, not looked for before it is needed; None where only adapters' configurations say which it is."""
+    passed_over: tuple[PassedOver, ...] = field(default=(), compare=False, repr=False)
+    """Places between the bounds that are named like a checkpoint of the run and are none, or not yet."""
 
     def __repr__(self) -> str:
         count, last = counted(len(self.checkpoints), "checkpoint"), self.checkpoints[-1:]

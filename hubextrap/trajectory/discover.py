@@ -16,7 +16,7 @@ from hubextrap.errors import (
 )
 from hubextrap.foreign_text import own_lines
 from hubextrap.progress import SilentProgress
-from hubextrap.step_names import INNER_FOLDERS, pattern_reader, read_step, read_title
+from hubextrap.step_names import INNER_FOLDERS, read_step
 from hubextrap.trajectory.adapters_of_run import listed_of_one_kind, selected_of_one_kind, with_base
 from hubextrap.trajectory.checkpoint import (
     ADAPTER,
@@ -28,13 +28,13 @@ from hubextrap.trajectory.checkpoint import (
 )
 from hubextrap.trajectory.concurrent import map_concurrently
 from hubextrap.trajectory.elsewhere import models_elsewhere, pinned_commit
-from hubextrap.trajectory.hub_files import list_entries, list_files
+from hubextrap.trajectory.hub_files import list_entries
 from hubextrap.trajectory.layouts import series_by_layout
-from hubextrap.trajectory.local_layout import files_in
+from hubextrap.trajectory.listing import files_of_checkpoint, looked_into
 from hubextrap.trajectory.pins import Pins
 from hubextrap.trajectory.reference import Reference, parse_reference, reference_text
-from hubextrap.trajectory.sameness import digest_of, same_weights
-from hubextrap.trajectory.search import Search
+from hubextrap.trajectory.sameness import same_weights
+from hubextrap.trajectory.search import search_of
 from hubextrap.trajectory.selection import (
     TrajectoryOptions,
     check_distinct,
@@ -43,7 +43,7 @@ from hubextrap.trajectory.selection import (
     select_steps,
 )
 from hubextrap.trajectory.series import A_PREDICTION, UNLIKE, in_step_order, table_of
-from hubextrap.trajectory.weights import OTHER, Weights, weights_of
+from hubextrap.trajectory.weights import OTHER
 from hubextrap.trajectory.wholeness import with_begun_ones_passed_over, without_unfinished
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
+    from hubextrap.trajectory.search import Search
 
 _NAMES_SHOWN = 8
 
@@ -62,7 +63,7 @@ def find_series(reference: str, *, pattern: str | None = None, pins: Pins | None
         ReferenceNotFound, AccessDenied: the reference leads nowhere, or is not open to this token.
         TrajectoryError: the pattern has no ``{step}``.
     """
-    found = series_by_layout(_search(reference, pattern, pins or Pins()))
+    found = series_by_layout(search_of(reference, pattern, pins))
     return [series for layout in found for series in layout]
 
 
@@ -97,8 +98,9 @@ def find_trajectory(
     check_distinct(scaled.checkpoints, reference)
     selected = select_steps(scaled, reference, asked, base_at_0=True)
     seen: dict[Checkpoint, Mapping[str, int]] = {}
+    without: list[PassedOver] = []
     if not chosen.files_known:
-        selected = with_weights(selected, reference, asked.steps, progress, seen)
+        selected = with_weights(selected, reference, asked.steps, progress, seen, without)
     elif asked.steps is None:
         _tell(progress, selected, [over for over in scaled.passed_over if asked.takes(over.checkpoint.step)])
     selected, scaled = _whole_ones(selected, scaled, reference, asked, seen, pins, progress)
@@ -108,7 +110,9 @@ def find_trajectory(
         select_steps(scaled, reference, asked)  # only adapters have a step 0 without a file
     base = None if asked.base is None else _base_for(selected, asked.base, reference, pins)
     selected, base = with_base(selected, base, from_step_0=asked.takes(0) and 0 in (asked.steps or (0,)))
-    return _trajectory(selected, chosen.pattern, progress, scaled, base)
+    found = _trajectory(selected, chosen.pattern, progress, scaled, base)
+    passed = [over for over in (*scaled.passed_over, *without) if asked.takes(over.checkpoint.step)]
+    return replace(found, passed_over=tuple(sorted(passed, key=lambda over: over.checkpoint.step)))
 
 
 def _whole_ones(
@@ -128,7 +132,7 @@ def _whole_ones(
 
     def files_of(checkpoint: Checkpoint) -> Mapping[str, int]:
         if checkpoint not in seen:
-            seen[checkpoint] = dict(_files_of(checkpoint, checkpoint.name, pins)[0])
+            seen[checkpoint] = dict(files_of_checkpoint(checkpoint, checkpoint.name, pins)[0])
         return seen[checkpoint]
 
     kept, left_out = without_unfinished(
@@ -228,11 +232,14 @@ def resolve_checkpoint(
         checkpoint = Checkpoint(step, None, "", None, str(where.folder))
     else:
         commit = pinned_commit(where, pins)
-        checkpoint = Checkpoint(step, where.repo, where.revision or "main", commit, where.path)
-    checkpoint, weights, files = _looked_into(checkpoint, reference)
+        revision = "" if where.in_bucket else where.revision or "main"
+        checkpoint = Checkpoint(step, where.repo, revision, commit, where.path)
+    checkpoint, weights, files = looked_into(checkpoint, reference)
     if weights is not None:
         return checkpoint
     elsewhere = models_elsewhere(where, pins)
+    if where.in_bucket and not files:
+        raise ReferenceNotFound(f"{reference}: nothing lies there in the bucket", repo=where.repo)
     if where.path and not list_entries(where.repo, checkpoint.commit or "", where.path, reference):
         what = f"{reference}: no folder {where.path!r} in {where.repo}@{checkpoint.revision}"
         raise ReferenceNotFound(what + (elsewhere and f"; {elsewhere}"), repo=where.repo)
@@ -243,14 +250,9 @@ def resolve_checkpoint(
     )
 
 
-def _search(reference: str, pattern: str | None, pins: Pins) -> Search:
-    own = None if pattern is None else pattern_reader(pattern)
-    return Search(parse_reference(reference), own or read_step, own or read_title, pins, pattern)
-
-
 def _choose(reference: str, pattern: str | None, choice: str | None, pins: Pins) -> Series:
     """The one series of the first layout that has any (that fits ``choice``)."""
-    search = _search(reference, pattern, pins)
+    search = search_of(reference, pattern, pins)
     for layout in map(with_begun_ones_passed_over, series_by_layout(search)):
         fitting = layout
         if choice is not None:
@@ -293,20 +295,23 @@ def with_weights(
     steps: Sequence[int] | None,
     progress: Progress,
     seen: dict[Checkpoint, Mapping[str, int]] | None = None,
+    passed: list[PassedOver] | None = None,
 ) -> tuple[Checkpoint, ...]:
     """The checkpoints that hold weights of some kind, with their bytes; others are told of and left out.
 
     Args:
         seen: gets names and bytes of the files of each.
+        passed: gets those that are left out.
 
     Raises:
         StepError: one of ``steps``, which the user named, holds none.
         TrajectoryError: none of them holds any.
     """
     with progress.stage("list checkpoints", len(checkpoints), "checkpoints") as stage:
-        looks = map_concurrently(lambda one: _looked_into(one, one.name), checkpoints, stage)
+        looks = map_concurrently(lambda one: looked_into(one, one.name), checkpoints, stage)
     kinds = {weights.kind for _, weights, _ in looks if weights is not None and not weights.predicted}
-    kept, passed_over = [], []
+    kept: list[Checkpoint] = []
+    passed_over: list[PassedOver] = [] if passed is None else passed
     for checkpoint, weights, files in looks:
         if weights is None:
             why = f"no weights among {_shown(_names(files))}"
@@ -339,27 +344,6 @@ def _tell(progress: Progress, kept: Sequence[Checkpoint], passed_over: Iterable[
     for over in passed_over:
         newer = over.checkpoint.step > last and over.why != A_PREDICTION
         (progress.warn if newer else progress.say)(f"left out step {over.checkpoint.step}, {over}")
-
-
-def _looked_into(
-    checkpoint: Checkpoint, what: str
-) -> tuple[Checkpoint, Weights | None, list[tuple[str, int]]]:
-    """The checkpoint as its folder's listing has it, its weights, and names and bytes of all files there."""
-    named, digest = _files_of(checkpoint, what)
-    checkpoint = replace(checkpoint, digest=digest)
-    weights = weights_of(named)
-    return weights.of(checkpoint) if weights else checkpoint, weights, named
-
-
-def _files_of(
-    checkpoint: Checkpoint, what: str, pins: Pins | None = None
-) -> tuple[list[tuple[str, int]], str | None]:
-    """Names and bytes of the files in a checkpoint's folder, and what stands for its weights on the Hub."""
-    if checkpoint.repo is None or checkpoint.commit is None:
-        return files_in(Path(checkpoint.path)), checkpoint.digest
-    known = None if pins is None else pins.listed.get((checkpoint.repo, checkpoint.commit, checkpoint.path))
-    files = known or list_files(checkpoint.repo, checkpoint.commit, checkpoint.path, what) or []
-    return [(file.path.rpartition("/")[2], file.size) for file in files], digest_of(files)
 
 
 def _base_for(checkpoints: tuple[Checkpoint, ...], base: str, reference: str, pins: Pins) -> Checkpoint | str:

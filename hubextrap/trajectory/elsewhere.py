@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from hubextrap.errors import HubExtrapError, ReferenceNotFound
 from hubextrap.progress import SilentProgress
 from hubextrap.step_names import read_step
-from hubextrap.trajectory.checkpoint import ADAPTER
+from hubextrap.trajectory.bucket_files import pin_of_files
+from hubextrap.trajectory.checkpoint import ADAPTER, place_name
 from hubextrap.trajectory.concurrent import map_concurrently
 from hubextrap.trajectory.hub_files import list_files
 from hubextrap.trajectory.local_layout import files_under
@@ -35,6 +36,8 @@ def pinned_commit(where: Reference, pins: Pins, *, predicted: bool = False) -> s
     """
     from huggingface_hub.errors import RevisionNotFoundError
 
+    if where.in_bucket:
+        return pin_of_files(list_files(where.repo, "", where.path, where.text) or ())
     try:
         return pins.commit_of(where.repo, where.revision, where.text)
     except ReferenceNotFound as error:
@@ -66,7 +69,7 @@ def models_elsewhere(where: Reference, pins: Pins, *, predicted: bool = False) -
 
 def _in_refs(where: Reference, pins: Pins, predicted: bool) -> list[str]:
     """The same folder of other branches and tags."""
-    if where.folder is not None:
+    if where.folder is not None or where.in_bucket:
         return []
     refs = [pair for pairs in pins.refs(where.repo, where.text).values() for pair in pairs]
     others = {name: commit for name, commit in refs if name != (where.revision or "main")}
@@ -85,7 +88,7 @@ def _in_folders(where: Reference, pins: Pins, predicted: bool) -> list[str]:
     if where.folder is not None:
         files: Iterable[tuple[str, int]] = files_under(where.folder)
     else:
-        commit = pins.commit_of(where.repo, where.revision, where.text)
+        commit = "" if where.in_bucket else pins.commit_of(where.repo, where.revision, where.text)
         below = f"{where.path}/" if where.path else ""
         listed = list_files(where.repo, commit, where.path, where.text, recursive=True) or []
         files = [(file.path.removeprefix(below), file.size) for file in listed]
@@ -114,5 +117,7 @@ def _order(name: str) -> tuple[int, str]:
 
 def _as_text(where: Reference) -> str:
     """As a user writes it."""
+    if where.in_bucket:
+        return place_name(where.repo, "", where.path)
     revision = "" if where.revision is None else f"@{where.revision}"
     return f"{where.repo}{revision}" + (f":{where.path}" if where.path else "")

@@ -1,30 +1,17 @@
-"""What lies in a repo at a pinned commit: listings only, no file is read."""
+"""What lies in a repo at a pinned commit, or in a bucket: listings only, no file is read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hubextrap.containment import leads_out, shown
 from hubextrap.errors import HubExtrapError, TrajectoryError
 from hubextrap.hub_access import hub_api, hub_errors
+from hubextrap.trajectory.bucket_files import bucket_tree, is_bucket, pin_of_files
+from hubextrap.trajectory.hub_file import HubFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
-
-
-@dataclass(frozen=True, slots=True)
-class HubFile:
-    """One file of a repo, or a folder."""
-
-    path: str
-    size: int
-    date: datetime | None = None
-    """Of the commit that last changed it, where asked for."""
-    digest: str | None = None
-    """sha256 of an LFS file, git blob id of a regular one."""
-    is_folder: bool = False
 
 
 def list_files(
@@ -45,7 +32,11 @@ def list_entries(
     recursive: bool = False,
     dates: bool = False,
 ) -> list[HubFile] | None:
-    """The same with the folders in it; ``what`` and ``kind`` as `hub_errors` takes them."""
+    """The same with the folders in it; ``what`` and ``kind`` as `hub_errors` takes them.
+
+    A bucket's folder is compared with its pin: where it was written to since, that is an error of ``kind``.
+    An empty ``commit`` compares nothing.
+    """
     from huggingface_hub.errors import EntryNotFoundError
 
     with hub_errors(what, kind):
@@ -58,6 +49,14 @@ def list_entries(
             f"{what}: the Hub lists a path that leads out of the repo, {shown(wrong)}; do not use this repo"
         )
         raise kind(message, file=wrong, repo=repo)
+    if is_bucket(repo):
+        if not found:
+            return None
+        here = [entry for entry in found if entry.path.rpartition("/")[0] == folder]
+        if commit and pin_of_files(here) != commit:
+            said = "a file in it was written to, added or removed since this command pinned it"
+            message = f"{what}: {said}; wait until nothing writes to it, then run the same command again"
+            raise kind(message, file=what, repo=repo)
     return found
 
 
@@ -67,6 +66,9 @@ def list_tree(
     """The same as the Hub says it: errors are the client's, and paths may lead anywhere."""
     from huggingface_hub.hf_api import RepoFile
 
+    if is_bucket(repo):
+        yield from bucket_tree(repo, folder, recursive=recursive)
+        return
     api = hub_api()
     for entry in api.list_repo_tree(repo, folder or None, revision=commit, recursive=recursive, expand=dates):
         if isinstance(entry, RepoFile):

@@ -14,11 +14,14 @@ from hubextrap.errors import ReferenceNotFound, TrajectoryError
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.step_names import StepName, is_bare_counter
 from hubextrap.trajectory.checkpoint import Checkpoint, Series
-from hubextrap.trajectory.hub_files import HubFile, list_files
+from hubextrap.trajectory.hub_files import list_files
 from hubextrap.trajectory.sameness import digest_of
 from hubextrap.trajectory.series import group_by_pattern, in_step_order, series_in_folders
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from hubextrap.trajectory.hub_file import HubFile
     from hubextrap.trajectory.search import Search
 
 
@@ -51,19 +54,35 @@ def subfolders(search: Search) -> list[Series]:
             return []
         what = f"{reference.text}: no folder {reference.path!r} in {reference.repo}@{revision}"
         raise ReferenceNotFound(what, repo=reference.repo)
-    root = f"{reference.path}/" if reference.path else ""
+    return series_among(search, files, revision, lambda _: commit, "subfolders")
 
+
+def series_among(
+    search: Search,
+    files: Sequence[HubFile],
+    revision: str,
+    pin: Callable[[Sequence[HubFile]], str],
+    layout: str,
+) -> list[Series]:
+    """One checkpoint per folder of a tree.
+
+    Args:
+        files: all that lie below the folder which the reference names.
+        pin: what a checkpoint is pinned by, from the files in its folder.
+    """
+    reference = search.reference
+    root = f"{reference.path}/" if reference.path else ""
     inside: dict[str, list[HubFile]] = {}
     for file in files:
         inside.setdefault(file.path.rpartition("/")[0], []).append(file)
-    search.pins.listed |= {(reference.repo, commit, folder): found for folder, found in inside.items()}
+    search.pins.listed |= {(reference.repo, pin(found), folder): found for folder, found in inside.items()}
 
     def at(folder: str, step: int) -> Checkpoint:
-        digest = digest_of(inside.get(root + folder, []))
-        return Checkpoint(step, reference.repo, revision, commit, root + folder, digest=digest)
+        there = inside.get(root + folder, [])
+        return Checkpoint(step, reference.repo, revision, pin(there), root + folder, digest=digest_of(there))
 
     relative = ((file.path.removeprefix(root), file.size) for file in files)
-    series, others = series_in_folders(relative, search.read, at, "subfolders")
+    series, others = series_in_folders(relative, search.read, at, layout)
     search.seen.extend(others)
     return series
 
@@ -71,11 +90,15 @@ def subfolders(search: Search) -> list[Series]:
 def siblings(search: Search) -> list[Series]:
     """One checkpoint per repo of the same owner: ``name-step-100``, ``name-step-600``."""
     reference = search.reference
-    owner, _, own_name = reference.repo.rpartition("/")
-    if not owner or reference.revision is not None or (reference.path and search.missing is None):
+    owner, own_name, stem = siblings_of(search)
+    if (
+        not owner
+        or reference.in_bucket
+        or reference.revision is not None
+        or (reference.path and search.missing is None)
+    ):
         return []
     own = search.read(own_name)
-    stem = re.split(r"\{\w+\}", search.pattern or (own.pattern if own else own_name))[0].rstrip("-_=. ")
     with hub_errors(reference.text, TrajectoryError):
         repos = list(hub_api().list_models(author=owner, search=stem, expand=["sha"]))
     found = []
@@ -87,6 +110,14 @@ def siblings(search: Search) -> list[Series]:
         commit = pins.keep(repo.id, "main", repo.sha) if repo.sha else pins.commit_of(repo.id, None, repo.id)
         found.append((name, Checkpoint(name.step, repo.id, "main", commit, "")))
     return group_by_pattern(found, "repos")
+
+
+def siblings_of(search: Search) -> tuple[str, str, str]:
+    """Of the repo that the reference names: its owner, its own name, and what its siblings' begin with."""
+    owner, _, own_name = search.reference.repo.rpartition("/")
+    own = search.read(own_name)
+    stem = re.split(r"\{\w+\}", search.pattern or (own.pattern if own else own_name))[0].rstrip("-_=. ")
+    return owner, own_name, stem
 
 
 def _is_sibling(name: StepName, own: StepName | None, own_name: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from hubextrap.trajectory.bucket_layout import bucket
 from hubextrap.trajectory.checkpoint import Series
 from hubextrap.trajectory.hub_layouts import branches_and_tags, history, siblings, subfolders
 from hubextrap.trajectory.local_layout import folders
@@ -17,6 +18,7 @@ Layout = Callable[[Search], list[Series]]
 
 LAYOUTS: tuple[tuple[Layout, ...], ...] = (
     (folders,),
+    (bucket,),
     (branches_and_tags, subfolders),
     (siblings,),
     (history,),

@@ -11,7 +11,7 @@ from hubextrap.trajectory.checkpoint import Checkpoint, Series
 from hubextrap.trajectory.series import series_in_folders
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from hubextrap.trajectory.search import Search
 
@@ -37,13 +37,26 @@ def files_in(folder: Path) -> list[tuple[str, int]]:
 
 def files_under(folder: Path) -> Iterator[tuple[str, int]]:
     """Path, relative to the folder, and bytes of every file below it."""
+    return ((path, status.st_size) for path, status in statuses_under(folder))
+
+
+def statuses_under(folder: Path, apart: Collection[str] = ()) -> Iterator[tuple[str, os.stat_result]]:
+    """The same with all that the disk says of each file. Some may be gone by then.
+
+    Args:
+        apart: real paths of folders that are not looked into.
+    """
     # Checkpoints are often linked to from elsewhere; a link to a folder above would never end.
     for here, subfolders, files in os.walk(folder, followlinks=True):
         above = {os.path.realpath(here), *(str(parent) for parent in Path(os.path.realpath(here)).parents)}
+        above.update(apart)
         subfolders[:] = sorted(
             name for name in subfolders if name[0] != "." and os.path.realpath(Path(here, name)) not in above
         )
         for name in files:
             file = Path(here, name)
-            if file.exists():
-                yield file.relative_to(folder).as_posix(), file.stat().st_size
+            try:
+                status = file.stat()
+            except OSError:  # a broken link, or a trainer has removed it just now
+                continue
+            yield file.relative_to(folder).as_posix(), status

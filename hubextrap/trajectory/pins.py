@@ -10,7 +10,7 @@ from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.patience import retried
 
 if TYPE_CHECKING:
-    from hubextrap.trajectory.hub_files import HubFile
+    from hubextrap.trajectory.hub_file import HubFile
 
 Refs = dict[str, list[tuple[str, str]]]
 """Kind (branches, tags) to (name, commit) of each."""

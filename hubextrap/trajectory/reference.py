@@ -9,24 +9,34 @@ from pathlib import Path
 
 from hubextrap.errors import ReferenceNotFound, wrong_argument
 from hubextrap.hub_access import hub_errors
+from hubextrap.trajectory.bucket_files import BUCKETS, is_bucket
 
 _SHORT_FORM = re.compile(r"(?P<repo>[^@:]+)(?:@(?P<revision>[^:]*))?(?::(?P<path>.*))?")
-_FORMS = "org/name, org/name@revision:folder, hf://org/name@revision/folder or a local folder (./folder)"
+_FORMS = (
+    "org/name, org/name@revision:folder, hf://org/name@revision/folder, hf://buckets/org/name/folder or a "
+    "local folder (./folder)"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What a reference names: a local folder, or a place in a model repo."""
+    """What a reference names: a local folder, or a place in a model repo or in a bucket."""
 
     text: str
     """As the user wrote it."""
     folder: Path | None = None
     """The absolute local folder; None on the Hub."""
     repo: str = ""
+    """``org/name``, or ``buckets/org/name`` of a bucket."""
     revision: str | None = None
     """Branch, tag or commit; None where the user named none."""
     path: str = ""
     """Folder in the repo, "" for its root."""
+
+    @property
+    def in_bucket(self) -> bool:
+        """Whether it is a place in a bucket, where nothing has a revision."""
+        return is_bucket(self.repo)
 
     @property
     def file_name(self) -> str:
@@ -54,7 +64,7 @@ def parse_reference(text: str) -> Reference:
     """Read a reference.
 
     It is local if it exists on disk or starts with ``./``, ``../``, ``/`` or ``~``; everything else is on the
-    Hub, and ``hf://org/name`` always is.
+    Hub, and ``hf://org/name`` always is. A bucket is ``hf://buckets/org/name``.
 
     Raises:
         ReferenceNotFound: it is malformed, names no model repo, or the local folder is not there.
@@ -89,8 +99,12 @@ def _parse_uri(text: str) -> Reference:
 
     with hub_errors(text):
         uri = parse_hf_uri(text)
+    if uri.type == "bucket":
+        return Reference(text, repo=f"{BUCKETS}{uri.id}", path=_checked_path(text, uri.path_in_repo))
     if uri.type != "model":
-        raise ReferenceNotFound(f"{text}: this is a {uri.type}; checkpoints are read from model repos")
+        raise ReferenceNotFound(
+            f"{text}: this is a {uri.type}; checkpoints are read from model repos and buckets"
+        )
     return Reference(text, repo=uri.id, revision=uri.revision, path=_checked_path(text, uri.path_in_repo))
 
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from hubextrap.containment import entries_of, open_regular
 from hubextrap.digests import sha256_hex
-from hubextrap.trajectory.checkpoint import BASE
-from hubextrap.trajectory.weights import weights_of
+from hubextrap.trajectory.checkpoint import ADAPTER, BASE
+from hubextrap.trajectory.weights import ADAPTER_CONFIG, weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
 
     from hubextrap.trajectory.checkpoint import Checkpoint
-    from hubextrap.trajectory.hub_files import HubFile
+    from hubextrap.trajectory.hub_file import HubFile
 
 _PLACES = 64
 _PLACE_SIZE = 4096
@@ -43,12 +43,14 @@ def same_weights(checkpoints: Sequence[Checkpoint]) -> tuple[tuple[int, ...], ..
 
 
 def digest_of(files: Iterable[HubFile]) -> str | None:
-    """What stands for the weights among one folder's files; None where the Hub does not say it."""
+    """What stands for the weights among one folder's files, and for how an adapter is scaled; None where the
+    Hub does not say it."""
     named = {file.path.rpartition("/")[2]: file for file in files}
     weights = weights_of((name, file.size) for name, file in named.items())
     if weights is None:
         return None
-    digests = [named[name].digest for name in weights.files]
+    says_how = [ADAPTER_CONFIG] if weights.kind == ADAPTER and ADAPTER_CONFIG in named else []
+    digests = [named[name].digest for name in (*weights.files, *says_how)]
     return None if None in digests else sha256_hex("\n".join(map(str, digests)))
 
 

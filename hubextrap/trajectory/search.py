@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hubextrap.errors import ReferenceNotFound
+from hubextrap.step_names import pattern_reader, read_step, read_title
+from hubextrap.trajectory.pins import Pins
+from hubextrap.trajectory.reference import parse_reference
 
 if TYPE_CHECKING:
     from hubextrap.trajectory.checkpoint import Series
-    from hubextrap.trajectory.pins import Pins, Refs
+    from hubextrap.trajectory.pins import Refs
     from hubextrap.trajectory.reference import Reference
     from hubextrap.trajectory.series import Reader
 
@@ -34,9 +37,9 @@ class Search:
     """The repo is not there, though siblings of its name may be."""
 
     def refs(self) -> Refs:
-        """Branches and tags; none where the reference names a revision or a local folder."""
+        """Branches and tags; none where the reference names a revision, a local folder or a bucket."""
         where = self.reference
-        if self.missing is None and where.folder is None and where.revision is None:
+        if self.missing is None and where.folder is None and where.revision is None and not where.in_bucket:
             try:
                 return self.pins.refs(where.repo, where.text)
             except ReferenceNotFound as error:
@@ -49,3 +52,14 @@ class Search:
         if where.revision is not None:
             return self.pins.commit_of(where.repo, where.revision, where.text)
         return dict(self.refs().get("branches", ())).get("main")
+
+
+def search_of(reference: str, pattern: str | None = None, pins: Pins | None = None) -> Search:
+    """A search in what a reference names, by a pattern or the built-in grammar.
+
+    Raises:
+        ReferenceNotFound: the reference names nothing.
+        TrajectoryError: the pattern has no ``{step}``.
+    """
+    own = None if pattern is None else pattern_reader(pattern)
+    return Search(parse_reference(reference), own or read_step, own or read_title, pins or Pins(), pattern)

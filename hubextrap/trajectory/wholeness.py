@@ -31,6 +31,8 @@ _MARK = r"(?:tmp|temp|temporary|partial|incomplete|unfinished)"
 _BEGUN = re.compile(rf"(?i)(?:^|(?<=/))\.?{_MARK}[-_.]+|(?<![-_.])[-_.]+{_MARK}(?:[-_.]?\d+)?(?=/|$)")
 """What the name of a folder has for as long as a trainer writes to it."""
 _OF_SO_MANY = re.compile(r"model-\d+-of-(\d{1,9})\.safetensors")
+_AFTER_THE_WEIGHTS = ("tokenizer.json", "tokenizer_config.json", "trainer_state.json")
+"""What trainers write when the weights are there already."""
 _HEADER_LIMIT, _MOST_SHARDS = 100 * 2**20, 100_000
 
 
@@ -127,6 +129,15 @@ def unfinished(
     if checkpoint.repo is None:  # on the Hub a file is there as a whole, or not at all
         return _cut_short(Path(checkpoint.path), tensors)
     return None
+
+
+def still_to_come(files: Collection[str], before: Collection[str]) -> str | None:
+    """What the newest checkpoint lacks that follows the weights, where the one before it has it.
+
+    Its weights are whole without that, so nobody has to wait for it; but what is beside them may change yet.
+    """
+    missing = next((name for name in _AFTER_THE_WEIGHTS if name in before and name not in files), None)
+    return missing and f"has no {missing} yet, which the checkpoint before it has"
 
 
 def _missing_shard(names: Sequence[str]) -> str | None:

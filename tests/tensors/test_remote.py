@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hubextrap.localhub import Fault, LocalHub
 from hubextrap.tensors import (
     FileInfo,
     LocalSource,
+    Patience,
     RemoteSource,
     Source,
     open_source,
@@ -169,6 +171,46 @@ def test_requests_in_flight_are_bounded(
     assert 1 < most <= remote.IN_FLIGHT
 
 
+def test_more_small_reads_are_in_flight_than_large_ones(
+    checkpoint: Checkpoint, stored: Source, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several sources together, each in the thread that asks."""
+    waiting, lock = threading.Barrier(remote.SMALL_IN_FLIGHT), threading.Lock()
+    running: list[str] = []
+    most: list[int] = []
+
+    def fetch(target: transfer.Target, part: transfer.Part) -> None:
+        with lock:
+            running.append(threading.current_thread().name)
+            most.append(len(running))
+        waiting.wait(20)
+        transfer.fetch(target, part)
+        with lock:
+            running.pop()
+
+    other = open_source(checkpoint)
+    sources = [stored, other] * remote.SMALL_IN_FLIGHT
+    for source in sources[:2]:
+        read(source, WEIGHTS, 0, 1)  # resolved
+    monkeypatch.setattr(remote, "fetch", fetch)
+    with ThreadPoolExecutor(len(sources), thread_name_prefix="asking") as pool:
+        found = list(pool.map(lambda pair: read(pair[1], WEIGHTS, pair[0] * 1000, 900), enumerate(sources)))
+    assert found == [data[place : place + 900] for place in range(0, 1000 * len(sources), 1000)]
+    assert max(most) == remote.SMALL_IN_FLIGHT > remote.IN_FLIGHT
+    other.close()
+
+
+def test_a_small_read_gives_its_place_back_when_it_fails(cdn_hub: LocalHub, stored: Source) -> None:
+    read(stored, WEIGHTS, 0, 1)
+    cdn_hub.faults.add(Fault(CDN, headers={"Content-Encoding": "gzip"}, count=10**6))
+    stored._patience = Patience(attempts=1)  # type: ignore[attr-defined]
+    for _ in range(remote.SMALL_IN_FLIGHT + 1):
+        with pytest.raises(SourceError, match="though plain bytes were asked for"):
+            read(stored, WEIGHTS, 0, 1)
+    cdn_hub.faults.clear()
+    assert len(read(stored, WEIGHTS, 0, 10)) == 10
+
+
 def test_without_a_cdn_the_hub_itself_serves_ranges(
     hub: LocalHub, repo_id: str, data: bytes, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,7 +329,11 @@ def test_a_closed_source_says_so(stored: Source) -> None:
         read(stored, WEIGHTS, 0, 1)
 
 
-def test_closing_ends_reads_under_way(cdn_hub: LocalHub, stored: Source) -> None:
+@pytest.mark.parametrize("part", [remote.PART, 400], ids=["by the reader", "by the pool"])
+def test_closing_ends_reads_under_way(
+    cdn_hub: LocalHub, stored: Source, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PART", part)
     stored.files()
     cdn_hub.faults.add(Fault(CDN, status=503, headers={"Retry-After": "60"}, count=100))
     timer = threading.Timer(0.3, stored.close)
