@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hubextrap.scans.logprobs import LogProbs, LogProbSource
-from hubextrap.scans.scan import Sample, Scan, ScannedCheckpoint, module_kind
+from hubextrap.scans.parts import ReferenceSample, ScannedCheckpoint
+from hubextrap.scans.scan import Scan, module_kind
 
-__all__ = ["LogProbSource", "LogProbs", "Sample", "Scan", "ScannedCheckpoint", "module_kind"]
+__all__ = ["LogProbSource", "LogProbs", "ReferenceSample", "Scan", "ScannedCheckpoint", "module_kind"]

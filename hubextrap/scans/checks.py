@@ -54,6 +54,23 @@ def check_tables(
         )
 
 
+def check_sample(table: GramTable, block_counts: NDArray[np.int64]) -> None:
+    """What the groups of a sample come to: the Gram matrices, and the counts of the weights drawn.
+
+    Raises:
+        ValueError: names the table and the tensor.
+    """
+    sample, names = table.sample, table.tensors
+    assert sample is not None
+    _each(~np.isfinite(sample.blocks).all(axis=(1, 2, 3)), names, "blocks: is not finite")
+    apart = np.abs(sample.blocks.sum(axis=1) - table.gram).max(axis=(1, 2))
+    scale = np.abs(sample.blocks).max(axis=(1, 2, 3))
+    _each(apart > ASYMMETRY * scale, names, "blocks: does not add up to gram")
+    _each((block_counts < 0).any(axis=(1, 2)), names, "block_counts: holds a number below 0")
+    counted = _sums(block_counts.reshape(len(names), -1))
+    _each(counted != sample.drawn, names, "block_counts: does not add up to the weights drawn")
+
+
 def check_examples(table: GramTable, places: NDArray[np.int64], values: NDArray[np.float32]) -> None:
     """The elements that were drawn.
 

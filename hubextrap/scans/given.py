@@ -34,7 +34,7 @@ def check_same_checkpoints(
     for checkpoint, fingerprint in zip(checkpoints, fingerprints, strict=True):
         if checkpoint.step not in pins:
             what = f"holds no step {checkpoint.step}, which the recipe observes"
-        elif pins[checkpoint.step] != fingerprint:
+        elif not scan.holds(checkpoint.step, fingerprint, checkpoint.digest):
             since = ", or of these before they were written to" if checkpoint.repo is None else ""
             what = f"holds step {checkpoint.step} of other files than {checkpoint.name}{since}"
         else:
@@ -68,7 +68,8 @@ def part_of_scan(
     rows = [place[tensor] for tensor in sizes]
     count = len(steps)
     gram = np.ascontiguousarray(table.gram[rows, :count, :count])
-    return GramTable(steps, tuple(sizes), table.elements[rows], gram, clock)
+    sample = table.sample and table.sample.of(np.array(rows, np.int64), count)
+    return GramTable(steps, tuple(sizes), table.elements[rows], gram, clock, sample)
 
 
 def _mismatch(name: str, what: str, step: int | None = None, tensor: str | None = None) -> CheckpointMismatch:
@@ -80,14 +81,36 @@ def _mismatch(name: str, what: str, step: int | None = None, tensor: str | None 
     )
 
 
-def check_counts(name: str, recipes: Iterable[Recipe]) -> None:
-    """Of weights, a scan says what error to expect; of logits, nothing but the coefficients.
+def check_counts(scan: Scan, name: str, recipes: Iterable[Recipe]) -> None:
+    """Of weights, a scan says what error to expect; of logits, nothing but the coefficients. What is fitted
+    is fitted to what the recipe says: all weights, or a sample of one size.
 
     Raises:
-        RecipeError: nothing follows from it.
+        RecipeError: nothing follows from it, or something else than the recipe asks for.
     """
+    recipes = tuple(recipes)
     if not any(recipe.space == "weights" or recipe.needs_scan for recipe in recipes):
         raise RecipeError(
             f"--scan: {name} has no effect with space: logits and a method that does not need what a scan "
             "knows; leave it out"
         )
+    for recipe in recipes:
+        if recipe.needs_scan and recipe.fit_sample != sample_of(scan):
+            raise RecipeError(_other_weights(name, sample_of(scan), recipe.fit_sample))
+
+
+def sample_of(scan: Scan) -> int | None:
+    """How many weights of each tensor its Gram matrices are estimates from; None: they are exact."""
+    return None if scan.weights is None else scan.weights.size
+
+
+def _other_weights(name: str, there: int | None, asked: int | None) -> str:
+    """That a scan is of other weights than a recipe's coefficients are to follow from; each way out."""
+    holds = "all weights say" if there is None else f"a sample of {there:,} weights per tensor says"
+    wants = "all weights" if asked is None else f"a sample of {asked:,} weights per tensor"
+    write = "leave fit out" if there is None else f"write fit: {{sample: {there}}}"
+    again = "--exact" if asked is None else f"--sample {asked}"
+    return (
+        f"--scan: {name} holds what {holds}, and the recipe's coefficients follow from {wants}; {write} "
+        f"under its parameters, or scan again: hubextrap scan RECIPE {again} --out FILE"
+    )

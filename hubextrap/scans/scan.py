@@ -5,10 +5,9 @@ The file is safetensors: integer and float tables, and one JSON object in its me
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,22 +15,31 @@ import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter, model_validator
 
 from hubextrap._version import __version__
-from hubextrap.claims import DIGEST, digest_of
+from hubextrap.claims import DIGEST
 from hubextrap.clocks import RateHistory
-from hubextrap.containment import open_regular, regular_at
-from hubextrap.durable.atomic import write_whole
-from hubextrap.errors import CheckpointError, CorruptFile, ReferenceNotFound, SourceError, wrong_argument
-from hubextrap.foreign_data import first_problem, parse_json, shorten
+from hubextrap.errors import CorruptFile, wrong_argument
+from hubextrap.foreign_data import first_problem, parse_json
 from hubextrap.methods import MAX_STEP
 from hubextrap.notebooks import counted, one_line, steps_in_words
-from hubextrap.scans.checks import check_examples, check_logprobs, check_tables, is_hash, is_line
+from hubextrap.scans.checks import (
+    check_examples,
+    check_logprobs,
+    check_sample,
+    check_tables,
+    is_hash,
+    is_line,
+)
 from hubextrap.scans.logprobs import LogProbs, LogProbSource
+from hubextrap.scans.parts import ReferenceSample, ScannedCheckpoint
+from hubextrap.scans.sampled import SampledWeights, sampled_weights
+from hubextrap.scans.tables import TABLE_DTYPES, corrupt, read_tables, tables_digest, write_tables
+from hubextrap.statistics.jackknife import norm_stderrs
 from hubextrap.statistics.linearity import BINS, Linearity, RandomWalk
-from hubextrap.statistics.table import GramTable
-from hubextrap.tensors.headers import DTYPES, HEADER_LIMIT, build_header, header_end, parse_header
+from hubextrap.statistics.table import GROUPS, GramSample, GramTable
+from hubextrap.tensors.headers import DTYPES, HEADER_LIMIT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -39,32 +47,6 @@ FORMAT = "hubextrap-scan"
 VERSION = "1"
 EXAMPLES = 4
 """Weights of each tensor whose values are kept, for plots."""
-_NUMPY: dict[str, np.dtype[Any]] = {"I64": np.dtype("<i8"), "F64": np.dtype("<f8"), "F32": np.dtype("<f4")}
-
-
-@dataclass(frozen=True, slots=True)
-class ScannedCheckpoint:
-    """A checkpoint as it was read."""
-
-    step: int
-    name: str
-    repo: str | None
-    revision: str
-    commit: str | None
-    path: str
-    dtype: str
-    """safetensors names of its float dtypes, e.g. ``BF16`` or ``BF16/F32``."""
-    pin: str
-    """What stands for its bytes: two scans with the same pins have read the same."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """The reference protocol: the same filters and R² over weights that were drawn."""
-
-    fraction: float
-    counts: NDArray[np.int64]
-    """(N, BINS + 3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +65,17 @@ class Scan:
     """(N, EXAMPLES): elements drawn from each tensor; −1 where it has fewer."""
     example_values: NDArray[np.float32]
     """(N, EXAMPLES, K): their values; NaN where there is none. Of adapters, what they had moved by."""
-    sample: Sample | None = None
+    reference: ReferenceSample | None = None
     logprobs: LogProbs | None = None
     rates: RateHistory | None = None
     """What lay beside the last checkpoint said of the learning rate."""
     sampled: int | None = None
-    """Of adapters: ``counts`` are of so many weights of each tensor at most, drawn and scaled up to all.
-    Those of tensors that were trained whole are of all; so are all where it is None."""
+    """``counts`` are of so many weights of each tensor at most, drawn and scaled up to all; of all where it
+    is None. Of adapters with exact Gram matrices, those of tensors that were trained whole are of all."""
+    weights: SampledWeights | None = None
+    """Those that everything here was estimated from; None where Gram matrices are exact."""
+    block_counts: NDArray[np.int64] | None = None
+    """(N, GROUPS, BINS + 3): the ``weights`` alone, counted by group."""
 
     def __repr__(self) -> str:
         weights = counted(int(self.gram_table.elements.sum()), "weight")
@@ -109,6 +95,11 @@ class Scan:
         """(step, pin) of every checkpoint."""
         return tuple((checkpoint.step, checkpoint.pin) for checkpoint in self.checkpoints)
 
+    def holds(self, step: int, pin: str, digest: str | None) -> bool:
+        """Whether it is of a checkpoint with that pin, or with these weights."""
+        found = next((one for one in self.checkpoints if one.step == step), None)
+        return found is not None and (found.pin == pin or (digest is not None and found.digest == digest))
+
     @property
     def dtypes(self) -> tuple[str, ...]:
         """How each of the K checkpoints is stored, e.g. ``BF16`` or ``BF16/F32``: see `backtest_table`."""
@@ -120,17 +111,32 @@ class Scan:
         # that of a run that came back to its start may be rounded to below 0
         return np.asarray(np.sqrt(squares.clip(min=0.0)), dtype=np.float64)
 
+    def delta_norm_stderrs(self, rows: Sequence[int] | None = None) -> NDArray[np.float64] | None:
+        """(K,): the standard errors of ‖W_k − W_0‖ of some tensors together (all of them by default); None
+        where all weights were read."""
+        table = self.gram_table if rows is None else self.gram_table.of(np.asarray(rows, np.int64))
+        if table.sample is None:
+            return None
+        squares = np.diagonal(table.gram, axis1=1, axis2=2).clip(min=0.0)
+        spread = np.sqrt((squares * norm_stderrs(table) ** 2).sum(axis=0))
+        norms = np.sqrt(squares.sum(axis=0))
+        return np.asarray(np.divide(spread, norms, out=np.zeros_like(norms), where=norms > 0))
+
     def linearity(self, rows: Iterable[int] | None = None) -> Linearity:
         """R² over all weights of some tensors (all of them by default)."""
-        chosen = self.counts if rows is None else self.counts[list(rows)]
-        return Linearity.from_counts(chosen.sum(axis=0))
+        chosen = slice(None) if rows is None else list(rows)
+        if self.block_counts is None:
+            return Linearity.from_counts(self.counts[chosen].sum(axis=0))
+        elements = self.gram_table.elements[chosen]
+        return Linearity.of_sample(self.counts[chosen], self.block_counts[chosen], elements)
 
     @property
     def sampled_in_words(self) -> str | None:
         """What figures of single weights are of; None where they are of all."""
         if self.sampled is None:
             return None
-        return f"from a sample of {self.sampled:,} weights per tensor, as these are adapters"
+        said = f"from a sample of {self.sampled:,} weights per tensor"
+        return said if self.weights is not None else f"{said}, as these are adapters"
 
     def kinds(self) -> dict[str, list[int]]:
         """Rows of the tensors of each kind of module, e.g. ``q_proj``, in order of first appearance."""
@@ -141,20 +147,24 @@ class Scan:
 
     def as_dict(self) -> dict[str, Any]:
         """The summary as JSON values: totals, and a row for each kind of module."""
-        norms = self.delta_norms()
-        sampled = self.sample
+        norms, stderrs, reference = self.delta_norms(), self.delta_norm_stderrs(), self.reference
+        steps = [str(step) for step in self.steps]
         return {
             "series": self.series,
-            "checkpoints": [asdict(checkpoint) for checkpoint in self.checkpoints],
+            "checkpoints": [checkpoint.as_json() for checkpoint in self.checkpoints],
             "tensors": len(self.tensors),
             **self.linearity().as_dict(),
             "random_walk": asdict(self.random_walk),
             "sampled": self.sampled,
             "same_weights": [list(steps) for steps in self.gram_table.same_weights()],
             "delta_norm": {
-                str(step): float(norm)
-                for step, norm in zip(self.steps, np.sqrt((norms**2).sum(axis=0)), strict=True)
+                step: float(norm) for step, norm in zip(steps, np.sqrt((norms**2).sum(axis=0)), strict=True)
             },
+            **(
+                {}
+                if stderrs is None
+                else {"delta_norm_stderr": dict(zip(steps, stderrs.tolist(), strict=True))}
+            ),
             "kinds": [
                 {
                     "kind": kind,
@@ -162,12 +172,17 @@ class Scan:
                     **self.linearity(rows).as_dict(),
                     "delta_norm": float(np.sqrt((norms[rows, -1] ** 2).sum())),
                 }
+                | (
+                    {}
+                    if (known := self.delta_norm_stderrs(rows)) is None
+                    else {"delta_norm_stderr": float(known[-1])}
+                )
                 for kind, rows in self.kinds().items()
             ],
-            "sample": sampled
+            "reference": reference
             and {
-                "fraction": sampled.fraction,
-                **Linearity.from_counts(sampled.counts.sum(axis=0)).as_dict(),
+                "fraction": reference.fraction,
+                **Linearity.from_counts(reference.counts.sum(axis=0)).as_dict(),
             },
             "logprobs": self.logprobs and self.logprobs.as_dict(),
         }
@@ -182,10 +197,10 @@ class Scan:
         described: dict[str, Any] = {
             "hubextrap": __version__,
             "series": self.series,
-            "checkpoints": [asdict(checkpoint) for checkpoint in self.checkpoints],
+            "checkpoints": [checkpoint.as_json() for checkpoint in self.checkpoints],
             "tensors": list(self.tensors),
             "random_walk": asdict(self.random_walk),
-            "sample": self.sample and self.sample.fraction,
+            "sample": self.reference and self.reference.fraction,
             "logprobs": self.logprobs
             and {**asdict(self.logprobs.source), "texts": list(self.logprobs.texts)},
         }
@@ -200,14 +215,22 @@ class Scan:
             "example_places": self.example_places,
             "example_values": self.example_values,
         }
-        if self.sample is not None:
-            tables["sample_counts"] = self.sample.counts
+        if self.reference is not None:
+            tables["sample_counts"] = self.reference.counts
+        if self.weights is not None:
+            assert self.gram_table.sample is not None
+            assert self.block_counts is not None
+            described["weights"] = self.weights.as_json()
+            tables["blocks"] = self.gram_table.sample.blocks
+            tables["block_counts"] = self.block_counts
+            stored = zip(self.steps, self.weights.stored, strict=True)
+            tables |= {f"weights_{step}": weights for step, weights in stored}
         if self.logprobs is not None:
             tables["logprobs"] = self.logprobs.values
             tables["logprob_responses"] = self.logprobs.responses
             tables["logprob_tokens"] = self.logprobs.tokens
         metadata = {"format": FORMAT, "version": VERSION, "scan": json.dumps(described, sort_keys=True)}
-        write_tables(path, tables, metadata | {DIGEST: _digest(metadata, tables)})
+        write_tables(path, tables, metadata | {DIGEST: tables_digest(metadata, tables)})
 
     @classmethod
     def load(cls, path: Path | str) -> Scan:
@@ -223,11 +246,11 @@ class Scan:
         if not isinstance(path, (str, os.PathLike)):
             raise wrong_argument("scan", "a Scan, or the path of its file", path)
         path = Path(path)
-        tables, metadata = _read_tables(path)
+        tables, metadata = read_tables(path)
         if metadata.get("format") != FORMAT:
-            raise _corrupt(path, "is a safetensors file but not a scan; make one with `hubextrap scan`")
+            raise corrupt(path, "is a safetensors file but not a scan; make one with `hubextrap scan`")
         if metadata.get("version") != VERSION:
-            raise _corrupt(
+            raise corrupt(
                 path,
                 f"is a scan of format version {metadata.get('version')}, and this hubextrap reads version "
                 f"{VERSION}; scan again, or use the hubextrap that wrote it",
@@ -239,7 +262,7 @@ class Scan:
             return _build(_Described.model_validate(described), tables, metadata)
         except (KeyError, TypeError, ValueError) as error:
             said = f"{error.args[0]} is missing" if isinstance(error, KeyError) else first_problem(error)
-            raise _corrupt(path, f"is a damaged scan ({said}); remove it, then scan again") from error
+            raise corrupt(path, f"is a damaged scan ({said}); remove it, then scan again") from error
 
 
 class _Described(BaseModel):
@@ -255,6 +278,8 @@ class _Described(BaseModel):
     """Not in files from before there was a clock."""
     sampled: int | None = Field(default=None, gt=0)
     """Not in files of which every weight was looked at."""
+    weights: dict[str, Any] | None = None
+    """Not in files of exact Gram matrices."""
 
     def rate_history(self) -> RateHistory | None:
         """ValueError on what is none."""
@@ -295,62 +320,12 @@ def module_kind(tensor: str) -> str:
     return ".".join(parts[-2:])
 
 
-def write_tables(path: Path, tables: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file beside its place and rename it there."""
-    names = {dtype: name for name, dtype in _NUMPY.items()}
-    header = build_header(
-        [(name, names[table.dtype], table.shape) for name, table in tables.items()], metadata
-    )
-    content = (np.ascontiguousarray(table).tobytes() for table in tables.values())
-    write_whole(path, header, *content, remedy="make room, or choose another --out")
-
-
-def _read_tables(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    try:
-        with os.fdopen(open_regular(regular_at(path)), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            content = file.read(8)
-            header_end(content, size, str(path))  # what is no scan is not read
-            content += file.read(size - len(content))
-        shard = parse_header(content, len(content), str(path))
-    except FileNotFoundError:
-        raise ReferenceNotFound(f"{path}: no such file; make it with `hubextrap scan`", file=path) from None
-    except OSError as error:
-        raise SourceError(
-            f"{path}: cannot be read: {error.strerror}; give a scan's file that you may read", file=path
-        ) from error
-    except CheckpointError as error:
-        said = str(error).removeprefix(f"{path}: ").partition("; ")[0]
-        raise _corrupt(path, f"is not a complete scan ({said}); remove it, then scan again") from error
-    tables = {}
-    for info in shard.tensors:
-        if (dtype := _NUMPY.get(info.dtype)) is None:
-            problem = f"table {shorten(repr(info.name))} is {info.dtype}, so this is not a scan"
-            raise _corrupt(path, f"{problem}; make one with `hubextrap scan`")
-        table = np.frombuffer(content, dtype, info.nbytes // dtype.itemsize, info.offset)
-        tables[info.name] = table.reshape(info.shape)
-    return tables, shard.metadata
-
-
-def _corrupt(path: Path, problem: str) -> CorruptFile:
-    return CorruptFile(f"{path}: {problem}", file=path)
-
-
-def _digest(metadata: Mapping[str, str], tables: Mapping[str, NDArray[Any]]) -> str:
-    """Of all that a scan's file says, whatever the order of its tables."""
-    content = hashlib.sha256(digest_of(metadata).encode())
-    for name, table in sorted(tables.items()):
-        content.update(f"{name}\0{table.dtype.str}{table.shape}".encode())
-        content.update(np.ascontiguousarray(table).tobytes())
-    return content.hexdigest()
-
-
 def _build(described: _Described, tables: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Scan:
     """KeyError, TypeError or ValueError on anything that does not fit."""
     stated = {key: value for key, value in metadata.items() if key != DIGEST}
     if unknown := sorted(stated.keys() - {"format", "version", "scan"}):
         raise ValueError(f"it holds an unknown field {unknown[0]}")
-    digest = _digest(stated, tables)
+    digest = tables_digest(stated, tables)
     checkpoints, tensors, sample = described.checkpoints, described.tensors, described.sample
     n, k = len(tensors), len(checkpoints)
     steps = tuple(checkpoint.step for checkpoint in checkpoints)
@@ -359,7 +334,7 @@ def _build(described: _Described, tables: dict[str, NDArray[Any]], metadata: dic
         if name not in tables:
             raise ValueError(f"table {name} is missing")
         found = tables.pop(name)
-        if found.shape != shape or found.dtype != _NUMPY[dtype]:
+        if found.shape != shape or found.dtype != TABLE_DTYPES[dtype]:
             raise ValueError(
                 f"table {name} is {found.dtype} {list(found.shape)}, but should be {dtype} {list(shape)}"
             )
@@ -376,23 +351,42 @@ def _build(described: _Described, tables: dict[str, NDArray[Any]], metadata: dic
             table("logprob_tokens", "I64", len(texts)),
             table("logprobs", "F32", len(texts), k),
         )
+    gram_table = GramTable(steps, tensors, table("elements", "I64", n), table("gram", "F64", n, k, k))
+    weights, block_counts = None, None
+    if described.weights is not None:
+        kept = [tables.pop(f"weights_{step}", np.zeros((0, 0), np.uint8)) for step in steps]
+        if not all(one.dtype == np.uint8 and one.ndim == 1 for one in kept):
+            raise ValueError("a table of sampled weights is missing, or is not bytes")
+        weights = sampled_weights(described.weights, kept, gram_table.elements.tolist())
+        blocks = table("blocks", "F64", n, GROUPS, k, k)
+        drawn = np.minimum(gram_table.elements, weights.size)
+        gram_table = replace(gram_table, sample=GramSample(blocks, drawn, weights.size))
+        block_counts = table("block_counts", "I64", n, GROUPS, BINS + 3)
     scan = Scan(
-        gram_table=GramTable(steps, tensors, table("elements", "I64", n), table("gram", "F64", n, k, k)),
+        gram_table=gram_table,
         series=described.series,
         checkpoints=checkpoints,
         counts=table("counts", "I64", n, BINS + 3),
         random_walk=described.random_walk,
         example_places=table("example_places", "I64", n, EXAMPLES),
         example_values=table("example_values", "F32", n, EXAMPLES, k),
-        sample=None if sample is None else Sample(sample, table("sample_counts", "I64", n, BINS + 3)),
+        reference=None
+        if sample is None
+        else ReferenceSample(sample, table("sample_counts", "I64", n, BINS + 3)),
         logprobs=logprobs,
         rates=described.rate_history(),
         sampled=described.sampled,
+        weights=weights,
+        block_counts=block_counts,
     )
     if tables:
         raise ValueError(f"it holds an unknown table {next(iter(tables))}")
-    sample_counts = None if scan.sample is None else scan.sample.counts
-    check_tables(scan.gram_table, scan.counts, sample_counts, sampled=scan.sampled is not None)
+    drawn_counts = None if scan.reference is None else scan.reference.counts
+    check_tables(scan.gram_table, scan.counts, drawn_counts, sampled=scan.sampled is not None)
+    if block_counts is not None:
+        check_sample(scan.gram_table, block_counts)
+    if weights is not None and described.sampled != weights.size:
+        raise ValueError("sampled: is not how many weights it holds of a tensor")
     check_examples(scan.gram_table, scan.example_places, scan.example_values)
     if logprobs is not None:
         check_logprobs(logprobs)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+from hubextrap.figures import said_of_sample, with_stderr
 from hubextrap.notebooks import counted, html_table, steps_in_words
 from hubextrap.statistics.judgement import judge_run
 from hubextrap.statistics.plain_names import plain_name
@@ -12,6 +13,8 @@ from hubextrap.statistics.verdict import HORIZONS, horizon_means, pair_counts, s
 if TYPE_CHECKING:
     from hubextrap.statistics.backtesting import Backtest
 
+Figure: TypeAlias = tuple[float | None, float | None]
+"""A figure, and its standard error where it comes from a sample."""
 NOTE = (
     "1 is the last checkpoint as it is; above 1, doing nothing is better. Expected: the error that was "
     "forecast from the checkpoints known at the time."
@@ -34,12 +37,25 @@ def further_headings(found: Backtest) -> tuple[str, ...]:
     return ("worst", "expected", *(["total"] if found.rounded else []))
 
 
-def rows(found: Backtest) -> list[tuple[str, list[float | None]]]:
+def rows(found: Backtest) -> list[tuple[str, list[Figure]]]:
     """The name and the figures of each method, the best first."""
     return [
-        (entry.method, [*entry.means, entry.worst, entry.expected, *([entry.total] if found.rounded else [])])
+        (
+            entry.method,
+            [
+                *zip(entry.means, entry.stderrs, strict=True),
+                (entry.worst, entry.worst_stderr),
+                (entry.expected, entry.expected_stderr),
+                *([(entry.total, entry.total_stderr)] if found.rounded else []),
+            ],
+        )
         for entry in horizon_means(found)
     ]
+
+
+def notes(found: Backtest) -> list[str]:
+    """What the columns are, and what the figures are of; a sentence or two each."""
+    return [NOTE, *([ROUNDED] if found.rounded else []), *said_of_sample(found.sampled)]
 
 
 def title(found: Backtest) -> str:
@@ -58,6 +74,9 @@ def as_html(found: Backtest) -> str:
     return html_table(
         f"{verdict.line}. {about}",
         ["method", *headings, *further_headings(found)],
-        [[plain_name(name), *figures] for name, figures in rows(found)],
-        [*verdict.sentences, NOTE, *([ROUNDED] if found.rounded else [])],
+        [
+            [plain_name(name), *(with_stderr(*figure, digits=3) for figure in figures)]
+            for name, figures in rows(found)
+        ],
+        [*verdict.sentences, *notes(found)],
     )

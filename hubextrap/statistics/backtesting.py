@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hubextrap.clocks import STEPS
-from hubextrap.errors import ClockError, MethodError
+from hubextrap.errors import MethodError
 from hubextrap.methods import (
     Rule,
     coefficients,
     find_method,
     method_names,
+    on_grid,
     rehearse,
     rounding_share,
 )
@@ -27,17 +27,28 @@ from hubextrap.statistics.calibration import (
     FIT_MEMORY,
     Expectation,
     expectation,
+    influences_on,
     is_rounded,
     rehearsed_squares,
     relative,
 )
-from hubextrap.statistics.past import pasts
+from hubextrap.statistics.jackknife import (
+    MOMENTS,
+    Influence,
+    Influences,
+    add_moments,
+    bytes_of_sampled,
+    rounding_share_stderr,
+    stderrs,
+    telling_parts,
+)
+from hubextrap.statistics.measures import Spectra
+from hubextrap.statistics.origins import Pair, pairs_of, predicted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hubextrap.clocks import Clock
-    from hubextrap.methods import Rehearsals
     from hubextrap.statistics.past import Past
     from hubextrap.statistics.table import GramTable
 
@@ -69,6 +80,11 @@ _BRIEF_WORK = 300_000
 """Pairs times checkpoints squared: a method that is fitted to the past takes so much longer for each."""
 
 
+KEPT_MEMORY = 16 * 2**20
+"""Bytes of what candidates ask of the same Gram matrices, kept from one to the next."""
+_FOUND, _EXPECTED = ("relative_error", "signal_error"), ("expected_relative_error", "expected_signal_error")
+
+
 @dataclass(frozen=True, slots=True)
 class BacktestRow:
     """One prediction that could be checked. Errors are relative: 1 is the last checkpoint's own."""
@@ -84,6 +100,11 @@ class BacktestRow:
     signal_error: float | None = None
     """The same along each tensor's two leading directions of motion; None where rounding does not matter."""
     expected_signal_error: float | None = None
+    relative_error_stderr: float | None = None
+    """Standard errors of the four, as far as only a sample of the weights was read; None where all were."""
+    expected_relative_error_stderr: float | None = None
+    signal_error_stderr: float | None = None
+    expected_signal_error_stderr: float | None = None
 
     @property
     def error(self) -> float:
@@ -93,6 +114,15 @@ class BacktestRow:
     @property
     def expected_error(self) -> float | None:
         return self.expected_relative_error if self.signal_error is None else self.expected_signal_error
+
+    @property
+    def error_stderr(self) -> float | None:
+        return self.relative_error_stderr if self.signal_error is None else self.signal_error_stderr
+
+    @property
+    def expected_error_stderr(self) -> float | None:
+        total, signal = self.expected_relative_error_stderr, self.expected_signal_error_stderr
+        return total if self.signal_error is None else signal
 
     @property
     def skill(self) -> float:
@@ -118,6 +148,9 @@ class Backtest:
     """By which horizons are measured."""
     unforeseen: tuple[int, ...] = ()
     """Last steps from which some target's time could not be told, so that there is no row of it."""
+    sampled: int | None = None
+    """So many weights of each tensor were read at most; None for all."""
+    rounding_share_stderr: float | None = None
 
     def __repr__(self) -> str:
         checkpoints, methods = counted(len(self.steps), "checkpoint"), counted(len(self.methods), "method")
@@ -133,8 +166,12 @@ class Backtest:
         return tuple(dict.fromkeys(row.method for row in self.rows))
 
     def as_rows(self) -> list[dict[str, Any]]:
-        """The rows as JSON values; the signal's errors are in them where rounding matters."""
-        left_out = () if self.rounded else ("signal_error", "expected_signal_error")
+        """The rows as JSON values: the signal's errors are in them where rounding matters, standard errors
+        where weights were sampled."""
+        both = tuple(zip(_FOUND, _EXPECTED, strict=True))
+        left_out: tuple[str, ...] = () if self.rounded else both[1]
+        for names in both if self.sampled is None else both[1:] * (not self.rounded):
+            left_out += tuple(f"{name}_stderr" for name in names)
         clock = {} if self.clock.name == STEPS.name else {"clock": self.clock.in_words()}
         rows = [asdict(row) | {"skill": row.skill} | clock for row in self.rows]
         return [{key: value for key, value in row.items() if key not in left_out} for row in rows]
@@ -175,19 +212,33 @@ def backtest_table(
     """
     tried = candidates() if tried is None else tried
     rounded = is_rounded(table, dtypes)
-    foreseen, unforeseen = _pairs_of(table)
+    foreseen, unforeseen = pairs_of(table)
     pairs = [replace(pair, rehearsals=rehearse(pair.times, pair.time)) for pair in foreseen]
-    rows = [row for candidate in tried for row in _rows_of(candidate, table, pairs, rounded)]
-    share, same = float(rounding_share(table.total())), table.same_weights()
+    spectra = Spectra(KEPT_MEMORY)
+    rows = [row for candidate in tried for row in _rows_of(candidate, table, pairs, rounded, spectra)]
+    return _backtest(table, rows, rounded, unforeseen, base_step=_best_base(table))
+
+
+def _backtest(
+    table: GramTable,
+    rows: Iterable[BacktestRow],
+    rounded: bool,
+    unforeseen: tuple[int, ...],
+    base_step: int | None = None,
+) -> Backtest:
+    """Rows with what is said of the whole table."""
+    sampled = table.sample is not None
     return Backtest(
         table.steps,
         tuple(rows),
-        share,
+        float(rounding_share(table.total())),
         rounded,
-        same,
-        _best_base(table),
+        table.same_weights(),
+        base_step,
         table.clock,
         unforeseen,
+        table.sampled,
+        rounding_share_stderr(table) if sampled else None,
     )
 
 
@@ -201,68 +252,20 @@ def brief_backtest(rules: Sequence[Rule], table: GramTable, rounded: bool, farth
     Args:
         rounded: of the whole table, `is_rounded`.
     """
-    share, same = float(rounding_share(table.total())), table.same_weights()
-    table = table.most_moved(BRIEF_TENSORS)
-    pairs: Sequence[_Pair] = ()
+    most_moved = table.most_moved(BRIEF_TENSORS)
+    pairs: Sequence[Pair] = ()
     unforeseen: tuple[int, ...] = ()
     if len(table.steps) <= BRIEF_CHECKPOINTS:
-        pairs, unforeseen = _pairs_of(table)
+        pairs, unforeseen = pairs_of(table)
         # a method that is fitted to the past serves no other, unless it serves none
         pairs = [pair for pair in pairs if len(rehearse(pair.times, pair.time))] or pairs
         pairs = [pair for pair in pairs if pair.horizon <= farthest]
     most = min(BRIEF_PAIRS, _BRIEF_WORK // len(table.steps) ** 2)
     if len(pairs) > most:
         pairs = [pairs[place * len(pairs) // most] for place in range(most)]
-    rows = _rows_of(BacktestCandidate("recipe", tuple(rules)), table, pairs, rounded)
-    return Backtest(table.steps, tuple(rows), share, rounded, same, None, table.clock, unforeseen)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Pair:
-    """What is to be predicted from where."""
-
-    last: int
-    target: int
-    times: tuple[float, ...]
-    """Of the checkpoints up to the last one, as the clock had them then."""
-    time: float
-    """The target's, as the clock had it then."""
-    rehearsals: Rehearsals | None = None
-    """Of it; None where no error is to be expected."""
-
-    @property
-    def horizon(self) -> float:
-        return (self.time - self.times[-1]) / (self.times[-1] - self.times[0])
-
-
-def _pairs_of(table: GramTable) -> tuple[list[_Pair], tuple[int, ...]]:
-    """Every pair of checkpoints with a past whose later one's time could be told at the earlier one; and the
-    steps from which some could not."""
-    count = len(table.steps)
-    pairs, unforeseen = [], []
-    for last in range(1, count - 1):
-        known = table.clock.known_at(table.steps[last])
-        try:
-            times = known.times(table.steps[: last + 1])
-        except ClockError:
-            unforeseen.append(table.steps[last])
-            continue
-        for target in range(last + 1, count):
-            time = _foreseen(known, times[-1], table.steps[target])
-            if time is None:
-                unforeseen.append(table.steps[last])
-            else:
-                pairs.append(_Pair(last, target, times, time))
-    return pairs, tuple(dict.fromkeys(unforeseen))
-
-
-def _foreseen(known: Clock, now: float, step: int) -> float | None:
-    """When a step was going to be, by what was known; None where that could not be told or is no later."""
-    try:
-        time = known.time_of(step)
-    except ClockError:
-        return None
-    return time if time > now else None
+    candidate = BacktestCandidate("recipe", tuple(rules))
+    rows = _rows_of(candidate, most_moved, pairs, rounded, Spectra(KEPT_MEMORY))
+    return _backtest(table, rows, rounded, unforeseen)
 
 
 def _best_base(table: GramTable) -> int | None:
@@ -275,11 +278,13 @@ def _best_base(table: GramTable) -> int | None:
     return table.steps[int(np.flatnonzero(found)[0])]
 
 
-def backtest_memory(steps: Sequence[float]) -> int:
+def backtest_memory(steps: Sequence[float], sampled: bool = False) -> int:
     """Bytes that a backtest of these steps, or times, takes beside the table."""
     count, most = len(steps), most_rehearsals(steps)
     of_pairs = sum((count - 1 - last) * min(most, last * (last - 1) // 2) for last in range(1, count - 1))
-    return 8 * (3 + 4) * of_pairs + max(FIT_MEMORY, _bytes_of_tensor(steps))
+    of_tensor = _bytes_of_tensor(steps)
+    at_once = max(FIT_MEMORY, bytes_of_sampled(of_tensor, count) if sampled else of_tensor)
+    return 8 * (3 + 4 + 4 * sampled) * of_pairs + at_once + KEPT_MEMORY
 
 
 def _bytes_of_tensor(steps: Sequence[float]) -> int:
@@ -300,7 +305,11 @@ class _Sums:
 
 
 def _rows_of(
-    candidate: BacktestCandidate, table: GramTable, pairs: Sequence[_Pair], rounded: bool
+    candidate: BacktestCandidate,
+    table: GramTable,
+    pairs: Sequence[Pair],
+    rounded: bool,
+    spectra: Spectra,
 ) -> Iterator[BacktestRow]:
     """The rows of one candidate, in the order of the pairs."""
     steps, first = table.steps, FirstMatch(candidate.rules)
@@ -311,7 +320,8 @@ def _rows_of(
     if any(rule.needs_gram_matrix for rule in candidate.rules):
         of_tensor = _bytes_of_tensor(table.times)
     for some in table.parts(max(1, FIT_MEMORY // of_tensor)):
-        _add(sums, first, some, rounded)
+        _add(sums, first, some, rounded, spectra)
+    of_pairs = _stderrs(sums, first, table, rounded, spectra)
     for pair, found in sums.items():
         error = _relative(found.total)
         if error is None:
@@ -328,61 +338,59 @@ def _rows_of(
             expected.total,
             _relative(found.signal) if rounded else None,
             expected.signal,
+            **of_pairs.get(pair, {}),
         )
 
 
-def _add(sums: dict[_Pair, _Sums], first: FirstMatch, table: GramTable, rounded: bool) -> None:
-    """Add what some tensors come to; a pair that the candidate cannot predict goes."""
-    times, count = table.times, len(table.steps)
-    shared = pasts(first, table)
-    for last, group in groupby(tuple(sums), key=lambda pair: pair.last):
-        pairs = list(group)
-        # what was rehearsed before is taken over, unless the clock had other times then
-        parts = shared if pairs[0].times == times[: last + 1] else pasts(first, table.seen_at(last))
-        moves: list[list[NDArray[np.float64]]] = [[] for _ in parts]
-        for pair in tuple(pairs):
-            found = [part.displacement(last, pair.time) for part in parts]
-            known = [moved for moved in found if moved is not None]
-            if len(known) < len(parts):
-                pairs.remove(pair)
-                del sums[pair]
-                continue
-            for some, moved in zip(moves, known, strict=True):
-                some.append(moved)
-            if pair.rehearsals is not None:
-                sums[pair].rehearsed += rehearsed_squares(parts, last, pair.rehearsals, rounded)
-        if pairs:
-            _add_errors([sums[pair] for pair in pairs], _motions(pairs, count), moves, shared, rounded)
+def _stderrs(
+    sums: dict[Pair, _Sums], first: FirstMatch, table: GramTable, rounded: bool, spectra: Spectra
+) -> dict[Pair, dict[str, float]]:
+    """Of each figure of each pair, where weights were sampled, by their names in a row."""
+    if table.sample is None:
+        return {}
+    influences = {
+        pair: Influences(
+            tuple(
+                Influence.on(found[:1], found[1:], np.ones(1))
+                for found in ((one.total, one.signal) if rounded else (one.total,))
+            ),
+            () if pair.rehearsals is None else influences_on(one.rehearsed, pair.rehearsals, rounded),
+        )
+        for pair, one in sums.items()
+    }
+    moments = {pair: np.zeros((2, 2, MOMENTS)) for pair in sums}
+    of_tensor = bytes_of_sampled(_bytes_of_tensor(table.times), len(table.steps))
+    for part in telling_parts(table, max(1, FIT_MEMORY // of_tensor)):
+        add_moments(moments, influences, first, part, spectra)
+    return {pair: _by_name(influences[pair], stderrs(of_pair)) for pair, of_pair in moments.items()}
 
 
-def _add_errors(
-    sums: Sequence[_Sums],
-    motions: NDArray[np.float64],
-    moves: Sequence[Sequence[NDArray[np.float64]]],
-    parts: Sequence[Past],
-    rounded: bool,
+def _by_name(influences: Influences, errors: NDArray[np.float64]) -> dict[str, float]:
+    both = zip((_FOUND, _EXPECTED), (influences.found, influences.expected), errors, strict=True)
+    return {
+        f"{name}_stderr": float(on_grid(error))
+        for names, said, of_kind in both
+        for name, _, error in zip(names, said, of_kind, strict=False)
+    }
+
+
+def _add(
+    sums: dict[Pair, _Sums], first: FirstMatch, table: GramTable, rounded: bool, spectra: Spectra
 ) -> None:
-    """Add the errors of some predictions.
+    """Add what some tensors come to; a pair that the candidate cannot predict goes."""
 
-    Args:
-        motions: one row each.
-        moves: of each part, the predicted ones, (N or 1, K) each.
-    """
-    for part, moved in zip(parts, moves, strict=True):
-        errors = np.tile(-motions, (max(map(len, moved)), 1, 1))
-        for row, one in enumerate(moved):
-            errors[:, row, : one.shape[1]] += one
-        measures = part.measures(motions.shape[1], rounded)
-        for measure, which in zip(measures, ("total", "signal"), strict=False):
-            both = np.stack([measure.squares(errors), measure.squares(motions[None])], axis=-1)
-            for found, squares in zip(sums, both, strict=True):
-                getattr(found, which)[:] += squares
+    def add_rehearsed(pair: Pair, parts: Sequence[Past]) -> None:
+        assert pair.rehearsals is not None
+        sums[pair].rehearsed += rehearsed_squares(parts, pair.last, pair.rehearsals, rounded)
 
-
-def _motions(pairs: Sequence[_Pair], count: int) -> NDArray[np.float64]:
-    """(T, K): what happened between the two checkpoints of each pair."""
-    units = np.eye(count)
-    return units[[pair.target for pair in pairs]] - units[[pair.last for pair in pairs]]
+    for some in predicted(sums, first, table, add_rehearsed, spectra):
+        for part, errors in some.errors():
+            measures = part.measures(len(table.steps), rounded)
+            for measure, which in zip(measures, ("total", "signal"), strict=False):
+                motions = measure.motions(some.origins, some.targets)
+                both = np.stack([measure.squares(errors), motions], axis=-1)
+                for pair, squares in zip(some.pairs, both, strict=True):
+                    getattr(sums[pair], which)[:] += squares
 
 
 def _relative(sums: NDArray[np.float64]) -> float | None:

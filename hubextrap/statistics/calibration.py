@@ -6,7 +6,7 @@ of `persistence`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,14 @@ import numpy as np
 from hubextrap.methods import on_grid, rehearse, rounding_share
 from hubextrap.methods.rehearsal import ROUNDED
 from hubextrap.methods.rules import FirstMatch
+from hubextrap.statistics.jackknife import (
+    MOMENTS,
+    Influence,
+    bytes_of_sampled,
+    expected_moments,
+    stderrs,
+    telling_parts,
+)
 from hubextrap.statistics.past import pasts
 
 if TYPE_CHECKING:
@@ -40,11 +48,19 @@ class Expectation:
     """Of all that the checkpoints hold; None when the past cannot say."""
     signal: float | None
     """Of the motion along the two leading directions of each tensor; None where rounding does not matter."""
+    total_stderr: float | None = None
+    """Standard errors of both, as far as only a sample of the weights was read; None where all were."""
+    signal_stderr: float | None = None
 
     @property
     def relative_error(self) -> float | None:
         """The one to judge by: where rounding to 16 bits is much of the motion, the signal's."""
         return self.total if self.signal is None else self.signal
+
+    @property
+    def stderr(self) -> float | None:
+        """Of the one to judge by."""
+        return self.total_stderr if self.signal is None else self.signal_stderr
 
 
 def is_rounded(table: GramTable, dtypes: Iterable[str]) -> bool:
@@ -61,16 +77,47 @@ def is_rounded(table: GramTable, dtypes: Iterable[str]) -> bool:
 
 def expect_of_last(rules: Sequence[Rule], table: GramTable, target: float, rounded: bool) -> Expectation:
     """What all checkpoints say of predicting a time on the table's clock."""
-    rehearsals, first = rehearse(table.times, target), FirstMatch(rules)
-    sums = np.zeros((4, len(rehearsals)))
-    for some in table.parts(tensors_at_once(table.times, [target])):
-        sums += rehearsed_squares(pasts(first, some), len(table.steps) - 1, rehearsals, rounded)
-    return expectation(sums, rehearsals, rounded)
+    return expectations_of_last(rules, table, [target], rounded)[0]
 
 
-def fit_memory(steps: Sequence[float], targets: Iterable[float]) -> int:
+def expectations_of_last(
+    rules: Sequence[Rule], table: GramTable, targets: Sequence[float], rounded: bool
+) -> list[Expectation]:
+    """The same of several times: what they have in common is worked out once."""
+    first, last = FirstMatch(rules), len(table.steps) - 1
+    asked = [rehearse(table.times, target) for target in targets]
+    sums = [np.zeros((4, len(rehearsals))) for rehearsals in asked]
+    for some in table.parts(tensors_at_once(table.times, targets)):
+        parts = pasts(first, some)
+        for one, rehearsals in zip(sums, asked, strict=True):
+            one += rehearsed_squares(parts, last, rehearsals, rounded)
+    found = [expectation(one, rehearsals, rounded) for one, rehearsals in zip(sums, asked, strict=True)]
+    if table.sample is None:
+        return found
+    known = [
+        (influences_on(one, rehearsals, rounded), rehearsals)
+        for one, rehearsals in zip(sums, asked, strict=True)
+    ]
+    moments = [np.zeros((len(influences), MOMENTS)) for influences, _ in known]
+    of_tensor = bytes_of_sampled(_bytes_of_tensor(table.times, targets), len(table.steps))
+    for part in telling_parts(table, max(1, FIT_MEMORY // of_tensor)):
+        for of_target, more in zip(moments, expected_moments(known, first, part), strict=True):
+            of_target += more
+    return [_with_stderrs(one, stderrs(of_target)) for one, of_target in zip(found, moments, strict=True)]
+
+
+def _with_stderrs(found: Expectation, errors: NDArray[np.float64]) -> Expectation:
+    """Args: errors: of all and, where rounding matters, of the signal; none where nothing is expected."""
+    if not len(errors):
+        return found
+    total, *signal = (float(on_grid(stderr)) for stderr in errors)
+    return replace(found, total_stderr=total, signal_stderr=signal[0] if signal else None)
+
+
+def fit_memory(steps: Sequence[float], targets: Iterable[float], sampled: bool = False) -> int:
     """Bytes that fitting to a table of these steps takes beside the table."""
-    return max(FIT_MEMORY, _bytes_of_tensor(steps, targets))
+    of_tensor = _bytes_of_tensor(steps, targets)
+    return max(FIT_MEMORY, bytes_of_sampled(of_tensor, len(steps)) if sampled else of_tensor)
 
 
 def tensors_at_once(steps: Sequence[float], targets: Iterable[float]) -> int:
@@ -106,6 +153,13 @@ def expectation(sums: NDArray[np.float64], rehearsals: Rehearsals, rounded: bool
     # it is written beside the weights, and has to be the same on every processor too
     of_signal = rehearsals.mean(relative(signal_total, signal_real)) if rounded else None
     return Expectation(float(on_grid(expected)), None if of_signal is None else float(on_grid(of_signal)))
+
+
+def influences_on(sums: NDArray[np.float64], rehearsals: Rehearsals, rounded: bool) -> tuple[Influence, ...]:
+    """Those on the `expectation` of all and, where ``rounded``, of the signal; none where it says nothing."""
+    both = (sums[:2], sums[2:])[: 1 + rounded]
+    found = [Influence.on(errors, motions, rehearsals.weights) for errors, motions in both]
+    return tuple(found) if all(len(one.known) for one in found) else ()
 
 
 def relative(squares: NDArray[np.float64], real: NDArray[np.float64]) -> NDArray[np.float64]:

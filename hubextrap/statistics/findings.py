@@ -38,6 +38,10 @@ class Rehearsals:
     mean_error: float | None
     """Of the near ones; 1 is the last known checkpoint's own."""
     worst_error: float | None
+    mean_error_stderr: float | None = None
+    """As far as only a sample of the weights was read; None where all were. At most so much: it is the mean
+    of the rehearsals' standard errors, which come from the same weights."""
+    worst_error_stderr: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,8 @@ class JudgedTarget:
     """None where nothing like it could be rehearsed."""
     rehearsals: int = 0
     """How many stand behind the expected error."""
+    expected_error_stderr: float | None = None
+    """As far as only a sample of the weights was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,9 @@ class RunVerdict:
     rehearsals: Rehearsals
     target: JudgedTarget | None = None
     scores: tuple[ScoreOutcome, ...] = ()
+    turns: str | None = None
+    """Where only a sample of the weights was read, and its standard error could make another verdict of it:
+    which, and what to do; it stands in the sentences too."""
 
     @property
     def mark(self) -> str:
@@ -107,5 +116,10 @@ class RunVerdict:
         return f"{self.mark} {self.headline}"
 
     def as_dict(self) -> dict[str, Any]:
-        """The verdict as JSON values."""
-        return {"level": self.level, "mark": self.mark, **asdict(self)}
+        """The verdict as JSON values; standard errors and ``turns`` are there where there are any."""
+        found = {"level": self.level, "mark": self.mark, **asdict(self)}
+        for part in (found, found["rehearsals"], found["target"] or {}):
+            for key in [key for key in part if key == "turns" or key.endswith("_stderr")]:
+                if part[key] is None:
+                    del part[key]
+        return found

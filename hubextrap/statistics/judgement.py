@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hubextrap.figures import with_stderr
 from hubextrap.statistics.findings import JudgedTarget, Level, Rehearsals, RunVerdict, ScoreOutcome, Trust
 from hubextrap.statistics.plain_names import with_article
 from hubextrap.statistics.verdict import (
@@ -15,6 +16,8 @@ from hubextrap.statistics.verdict import (
     by_horizon,
     horizon_means,
     mean_of,
+    mean_stderr,
+    moved_by,
     step_in_words,
     time_at,
 )
@@ -25,6 +28,7 @@ from hubextrap.statistics.wording import (
     by_scores,
     capital,
     counted,
+    say_close,
     score_sentence,
     sentences_of,
     with_horizon,
@@ -57,11 +61,50 @@ def judge_run(
         target: of a prediction; without it, the verdict is on the run.
         method: what to call the only method of the backtest.
     """
+    verdict = _judged(backtest, target, method)
+    turns = _turns(backtest, target, method, verdict)
+    close = () if verdict.method is None else say_close(backtest, verdict.method)
+    said = sentences_of(backtest, verdict, target)
+    sentences = (*beforehand(backtest), *said, *close, *([turns] if turns else []), _LAST_WORD)
+    return with_scores(replace(verdict, sentences=sentences, turns=turns), scores)
+
+
+def _judged(backtest: Backtest, target: JudgedTarget | None, method: str | None) -> RunVerdict:
+    """Level, headline and figures."""
     found = _figures(backtest, method)
     level, headline = _by_the_past(backtest, found, target)
-    sentences = (*beforehand(backtest), *sentences_of(backtest, found, target), _LAST_WORD)
-    verdict = replace(found, level=level, headline=headline, sentences=sentences, target=target)
-    return with_scores(verdict, scores)
+    return replace(found, level=level, headline=headline, target=target)
+
+
+def _turns(
+    backtest: Backtest, target: JudgedTarget | None, method: str | None, verdict: RunVerdict
+) -> str | None:
+    """What the verdict would be, were all errors two standard errors higher or lower; None if the same.
+
+    The same is the same level, a method recommended or none, and the same reach. That another method comes
+    first by less than the error of both is no other verdict: either will do.
+    """
+    if backtest.sampled is None and (target is None or target.expected_error_stderr is None):
+        return None
+    said = []
+    for sign, word in ((1, "higher"), (-1, "lower")):
+        moved = _judged(moved_by(backtest, 2 * sign), _target_moved_by(target, 2 * sign), method)
+        kept = [(one.level, one.method is None, one.reach) for one in (verdict, moved)]
+        if kept[0] != kept[1]:
+            said.append(f"with errors 2 standard errors {word} it would be “{moved.line}”")
+    if not said:
+        return None
+    return (
+        f"The sample's standard error could turn this verdict: {', and '.join(said)}. Reading all weights "
+        'settles it (`--exact`; in Python, sample="exact").'
+    )
+
+
+def _target_moved_by(target: JudgedTarget | None, stderrs: int) -> JudgedTarget | None:
+    if target is None or target.expected_error is None or target.expected_error_stderr is None:
+        return target
+    moved = target.expected_error + stderrs * target.expected_error_stderr
+    return replace(target, expected_error=max(moved, 0.0))
 
 
 def is_beyond(horizon: float, reach: float, times: Sequence[float]) -> bool:
@@ -108,9 +151,10 @@ def with_scores(verdict: RunVerdict, scores: Sequence[ScoreOutcome]) -> RunVerdi
     level = next(iter(levels)) if len(levels) == 1 else mixed
     said = "; ".join(line for order in ("bad", "care", "good", "unknown") for line in levels.get(order, ()))
     by_weights = f"By the weights alone: {verdict.headline[0].lower()}{verdict.headline[1:]}."
-    kept = tuple(sentence for sentence in verdict.sentences if sentence != _LAST_WORD)
+    passed = (_LAST_WORD, verdict.turns)  # what was measured, no sample's error can turn
+    kept = tuple(sentence for sentence in verdict.sentences if sentence not in passed)
     sentences = (*map(score_sentence, scores), by_weights, *kept)
-    return replace(verdict, level=level, headline=said, sentences=sentences, scores=tuple(scores))
+    return replace(verdict, level=level, headline=said, sentences=sentences, scores=tuple(scores), turns=None)
 
 
 def _figures(backtest: Backtest, name: str | None) -> RunVerdict:
@@ -120,9 +164,15 @@ def _figures(backtest: Backtest, name: str | None) -> RunVerdict:
     rows = backtest.shared_rows()[method] if method else []
     near = [row for row in rows if row.horizon <= HORIZONS[-1]]
     errors = [row.error for row in near]
-    mean = mean_of(errors)
+    mean, worst = mean_of(errors), max(near, key=lambda row: row.error, default=None)
     rehearsals = Rehearsals(
-        len(rows), len(near), sum(error > 1 for error in errors), mean, max(errors, default=None)
+        len(rows),
+        len(near),
+        sum(error > 1 for error in errors),
+        mean,
+        None if worst is None else worst.error,
+        mean_stderr([row.error_stderr for row in near]),
+        None if worst is None else worst.error_stderr,
     )
     named = method if name is None else name
     useful = method is not None and len(near) >= TOO_FEW and mean is not None and mean < 1
@@ -175,7 +225,7 @@ def _by_the_past(backtest: Backtest, found: RunVerdict, target: JudgedTarget | N
         if level != "good":
             return level, f"{capital(target.named)}: {why}"
         of = counted(target.rehearsals, "rehearsal")
-        use = f"{target.named} by {plain}, expected error {target.expected_error:.2f} ({of})"
+        use = f"{target.named} by {plain}, expected error {_expected(target)} ({of})"
     sound = found.reach is not None and not past.worse and past.near >= FEW and mean <= PROMISING
     if sound:
         how_far = "" if target is not None else f", up to {with_horizon(backtest, found.reach or 0.0)}"
@@ -193,7 +243,7 @@ def _of_target(backtest: Backtest, found: RunVerdict, target: JudgedTarget) -> t
         return "good", ""
     if error is None:
         return "care", "nothing as far ahead as that could be rehearsed, so no error can be expected"
-    said = f"expected error {error:.2f} ({counted(target.rehearsals, 'rehearsal')})"
+    said = f"expected error {_expected(target)} ({counted(target.rehearsals, 'rehearsal')})"
     if error >= 1:
         return "bad", f"keep the last checkpoint: {said}, and 1 is what doing nothing gives"
     if error >= LOST:
@@ -207,6 +257,10 @@ def _of_target(backtest: Backtest, found: RunVerdict, target: JudgedTarget) -> t
     if error >= PROMISING:
         return "care", f"{said}: weights come nearer, scores may not"
     return "good", ""
+
+
+def _expected(target: JudgedTarget) -> str:
+    return with_stderr(target.expected_error, target.expected_error_stderr)
 
 
 def _too_few(backtest: Backtest, past: Rehearsals) -> str:

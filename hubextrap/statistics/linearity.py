@@ -6,7 +6,7 @@ over the checkpoints and takes at least 4 distinct values. R² is Pearson's, squ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ BINS = 200
 """Bins of an R² histogram over [0, 1]; the last one holds 1."""
 LINEAR = 0.7
 """R² above which the paper calls a weight or a token linear; the edge of a bin."""
+_FIRST_LINEAR = round(LINEAR * BINS)
 UNMOVED, SMALL_RANGE, FEW_VALUES = BINS, BINS + 1, BINS + 2
 """Where a table of counts, BINS + 3 long, counts the weights that are left out, by the first reason found."""
 
@@ -38,11 +39,51 @@ class Linearity:
     """Moved by ``MIN_RANGE`` or less."""
     few_values: int
     """Moved by more, but with fewer than ``MIN_DISTINCT`` values."""
+    median_stderr: float | None = None
+    """Standard errors of ``median``, ``share_linear`` and ``share_kept``, where a sample was looked at and
+    can say them."""
+    share_linear_stderr: float | None = None
+    share_kept_stderr: float | None = None
 
     @classmethod
     def from_counts(cls, counts: NDArray[np.int64]) -> Linearity:
         """From a table of counts, (BINS + 3,)."""
         return cls(counts[:BINS], int(counts[UNMOVED]), int(counts[SMALL_RANGE]), int(counts[FEW_VALUES]))
+
+    @classmethod
+    def of_sample(
+        cls, counts: NDArray[np.int64], by_group: NDArray[np.int64], elements: NDArray[np.int64]
+    ) -> Linearity:
+        """Of tensors whose weights were sampled in groups.
+
+        The standard errors are a jackknife's over the groups of each tensor: figures are made again with
+        a tensor's counts scaled up from its other groups.
+
+        Args:
+            counts: (N, BINS + 3), of all weights: `spread_counts` of those drawn.
+            by_group: (N, G, BINS + 3), of those drawn.
+            elements: (N,).
+        """
+        found = cls.from_counts(counts.sum(axis=0))
+        if not found.kept:
+            return found
+        groups, drawn = by_group.shape[1], by_group.sum(axis=(1, 2))
+        factors = (1.0 - drawn / np.maximum(elements, 1)) * (groups - 1) / groups
+        total, rows = counts.sum(axis=0).astype(np.float64), factors > 0
+        some = by_group[rows].astype(np.float64)
+        kept = np.empty((3, groups, len(some)))
+        for group in range(groups):
+            others = some.sum(axis=1) - some[:, group]
+            scale = elements[rows] / others.sum(axis=1)
+            histograms = (total - counts[rows] + others * scale[:, None])[:, :BINS].clip(min=0.0)
+            if not histograms.any(axis=1).all():
+                return found  # all that was kept is in one group
+            kept[0, group] = _medians(histograms)
+            kept[1, group] = histograms[:, _FIRST_LINEAR:].sum(axis=1) / histograms.sum(axis=1)
+            kept[2, group] = histograms.sum(axis=1) / total.sum()
+        variances = ((kept - kept.mean(axis=1, keepdims=True)) ** 2).sum(axis=1) @ factors[rows]
+        median, linear, share = np.sqrt(variances).tolist()
+        return replace(found, median_stderr=median, share_linear_stderr=linear, share_kept_stderr=share)
 
     @property
     def kept(self) -> int:
@@ -60,20 +101,20 @@ class Linearity:
     @property
     def median(self) -> float | None:
         """Median R² of the kept weights, interpolated in its bin; None when none was kept."""
-        if not self.kept:
-            return None
-        below = np.concatenate([[0], np.cumsum(self.histogram)])
-        bin_ = int(np.searchsorted(below, self.kept / 2, side="left")) - 1
-        inside = (self.kept / 2 - below[bin_]) / self.histogram[bin_]
-        return float((bin_ + inside) / BINS)
+        return float(_medians(self.histogram[None])[0]) if self.kept else None
 
     @property
     def share_linear(self) -> float | None:
         """Share of the kept weights with an R² above ``LINEAR``; None when none was kept."""
-        return float(self.histogram[round(LINEAR * BINS) :].sum() / self.kept) if self.kept else None
+        return float(self.histogram[_FIRST_LINEAR:].sum() / self.kept) if self.kept else None
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON values, without the histogram."""
+        """JSON values, without the histogram; standard errors where there are any."""
+        stderrs = {
+            "share_kept_stderr": self.share_kept_stderr,
+            "median_r_squared_stderr": self.median_stderr,
+            "share_r_squared_above_0.7_stderr": self.share_linear_stderr,
+        }
         return {
             "elements": self.elements,
             "share_kept": self.share_kept,
@@ -82,7 +123,18 @@ class Linearity:
             "few_values": self.few_values,
             "median_r_squared": self.median,
             "share_r_squared_above_0.7": self.share_linear,
+            **{name: stderr for name, stderr in stderrs.items() if stderr is not None},
         }
+
+
+def _medians(histograms: NDArray[Any]) -> NDArray[np.float64]:
+    """(N,): the median of each histogram of (N, BINS), interpolated in its bin; none is empty."""
+    below = np.cumsum(histograms, axis=1)
+    half = below[:, -1:] / 2
+    bins = (below < half).sum(axis=1)
+    rows = np.arange(len(histograms))
+    inside = histograms[rows, bins]
+    return np.asarray((bins + (half[:, 0] - (below[rows, bins] - inside)) / inside) / BINS)
 
 
 @dataclass(frozen=True, slots=True)

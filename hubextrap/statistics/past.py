@@ -6,16 +6,16 @@ All of it comes from Gram matrices: for coefficients a and b that each sum to 1,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hubextrap.methods import Rehearsals, denoised_gram, leading_subspace, persistence, rehearse
+from hubextrap.methods import Rehearsals, persistence, rehearse
 from hubextrap.methods.checking import Prediction, needs_gram_matrix, predictor, unless_it_cannot
 from hubextrap.methods.registry import checked_method
-from hubextrap.methods.rehearsal import Dampings
+from hubextrap.methods.rehearsal import Dampings, gram_along, mixed_gram
+from hubextrap.statistics.measures import Measure, MeasureOfEach, SignalOfEach, Spectra
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,48 +27,40 @@ if TYPE_CHECKING:
     from hubextrap.statistics.table import GramTable
 
 
-@dataclass(eq=False)
-class Measure:
-    """How long displacements of some tensors are."""
-
-    gram: NDArray[np.float64]
-    """(N, K, K)"""
-
-    @cached_property
-    def total(self) -> NDArray[np.float64]:
-        """(1, K, K)"""
-        return np.asarray(self.gram.sum(axis=0, keepdims=True))
-
-    def squares(self, vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(R,): Σ over the tensors of vᵀ·G·v, for vectors (N or 1, R, K)."""
-        products = vectors @ (self.total if len(vectors) == 1 else self.gram)
-        products *= vectors
-        return np.asarray(np.maximum(products.sum(axis=(0, -1)), 0.0))
-
-
 class Past:
     """The rehearsals of one rule on some tensors of a trajectory.
 
     It is quick where what is asked of one origin, or of one last checkpoint, is asked in a row.
     """
 
-    def __init__(self, rule: Rule, steps: Sequence[float], gram: NDArray[np.float64]) -> None:
+    def __init__(
+        self,
+        rule: Rule,
+        table: GramTable,
+        rows: Sequence[int],
+        spectra: Spectra | None = None,
+        of_each: bool = False,
+    ) -> None:
         """
         Args:
-            steps: K, or their times.
-            gram: (N, K, K), one Gram matrix per tensor.
+            rows: the N tensors that the rule takes, of a table of K checkpoints.
+            spectra: where to look for what others that have the same table asked before.
+            of_each: squares are told tensor by tensor, not summed.
 
         Raises:
             MethodError: no such method, or wrong parameters.
         """
-        self.rule, self.steps, self.gram = rule, steps, gram
+        self.rule, self.rows, self.steps, self.gram = rule, rows, table.times, table.gram[rows]
+        self._names = tuple(table.tensors[row] for row in rows)
+        self._spectra = Spectra() if spectra is None else spectra
+        self._of_each = of_each
         self._method = checked_method(rule.method, rule.parameters)
         self._reads_gram = needs_gram_matrix(rule.method, rule.parameters)
         self._known: dict[tuple[int, float], NDArray[np.float64] | None] = {}
         self._predictions: tuple[int, Callable[[float], NDArray[np.float64]] | None] = (-1, None)
-        self._denoised: tuple[int, NDArray[np.float64]] = (-1, gram)
+        self._denoised: tuple[int, NDArray[np.float64]] = (-1, self.gram)
         self._dampings: tuple[int, Rehearsals, Dampings] | None = None
-        self._measures: dict[tuple[int, bool], tuple[Measure, ...]] = {}
+        self._measures: dict[tuple[int, bool], tuple[Measure | SignalOfEach, ...]] = {}
         self._squares: tuple[int, NDArray[np.float64]] = (-1, np.zeros(0))
 
     def displacement(self, origin: int, target_step: float) -> NDArray[np.float64] | None:
@@ -107,37 +99,46 @@ class Past:
     def rehearsed_squares(
         self, rehearsals: Rehearsals, last: int, rounded: bool
     ) -> list[NDArray[np.float64]]:
-        """(R,) each: squares of errors and of motions; where ``rounded``, those of the signal behind them."""
+        """(R,) each, or (R, N): squares of errors and of motions; where ``rounded``, of the signal too."""
         if self._method.leave_one_out is not None or self.rule.damping == "auto":
             return self._squares_of(rehearsals, last, rounded)
         # each rehearsal is the same, whatever it rehearses
         asked_at = last if rounded else len(self.steps) - 1
         if self._squares[0] != asked_at:
-            shape = (4 if rounded else 2, len(self.steps), len(self.steps))
-            self._squares = asked_at, np.full(shape, -1.0)
+            shape: tuple[int, ...] = (4 if rounded else 2, len(self.steps), len(self.steps))
+            shape = (*shape, len(self.gram)) if self._of_each else shape
+            self._squares = asked_at, np.full(shape, np.inf)
         table, origins, targets = self._squares[1], rehearsals.origins, rehearsals.targets
-        new = table[1, origins, targets] == -1.0
+        new = np.isinf(table[1, origins, targets])
+        new = new[:, 0] if self._of_each else new
         if new.any():
             some = Rehearsals(origins[new], targets[new], rehearsals.weights[new])
             table[:, some.origins, some.targets] = self._squares_of(some, last, rounded)
         return list(table[:, origins, targets])
 
-    def measures(self, count: int, rounded: bool) -> tuple[Measure, ...]:
+    def measures(self, count: int, rounded: bool) -> tuple[Measure | SignalOfEach, ...]:
         """Of all that the first checkpoints hold and, where ``rounded``, of the signal in it."""
         key = (count, rounded)
         if key not in self._measures:
             gram = self.gram[:, :count, :count]
-            signal = (Measure(leading_subspace(gram)),) if rounded else ()
+            found: list[Measure | SignalOfEach] = [
+                MeasureOfEach(gram) if self._of_each else Measure(gram),
+            ]
+            if rounded:
+                along = self._spectra.directions(self._names, gram)
+                found.append(SignalOfEach(along) if self._of_each else Measure(gram_along(along)))
             # the latest, and those of all checkpoints
-            kept = {known: found for known, found in self._measures.items() if known[0] == len(self.steps)}
-            self._measures = {**kept, key: (Measure(gram), *signal)}
+            kept = {known: one for known, one in self._measures.items() if known[0] == len(self.steps)}
+            self._measures = {**kept, key: tuple(found)}
         return self._measures[key]
 
     def _squares_of(self, rehearsals: Rehearsals, last: int, rounded: bool) -> list[NDArray[np.float64]]:
-        motions = rehearsals.motions(last + 1)
-        errors = self.rehearsed(rehearsals, last) - motions
-        both = (errors, motions[None])
-        return [one.squares(some) for one in self.measures(last + 1, rounded) for some in both]
+        errors = self.rehearsed(rehearsals, last) - rehearsals.motions(last + 1)
+        origins, targets = rehearsals.origins, rehearsals.targets
+        found = []
+        for measure in self.measures(last + 1, rounded):
+            found += [measure.squares(errors), measure.motions(origins, targets)]
+        return found
 
     def _rehearsed_undamped(self, rehearsals: Rehearsals) -> NDArray[np.float64]:
         """(N or 1, R, K)"""
@@ -197,15 +198,20 @@ class Past:
     def _fitted_to(self, count: int) -> NDArray[np.float64]:
         """(N, count, count): what the first checkpoints give to fit to."""
         if self._denoised[0] != count:
-            self._denoised = count, denoised_gram(self.gram[:, :count, :count])
+            gram = self.gram[:, :count, :count]
+            rounding = self._spectra.rounding(self._names, gram)
+            along = partial(self._spectra.directions, self._names, gram)
+            self._denoised = count, mixed_gram(gram, rounding, lambda: gram_along(along()))
         return self._denoised[1]
 
 
-def pasts(first: FirstMatch, table: GramTable) -> list[Past]:
-    """One per rule that takes a tensor of the table."""
+def pasts(
+    first: FirstMatch, table: GramTable, spectra: Spectra | None = None, of_each: bool = False
+) -> list[Past]:
+    """One per rule that takes a tensor of the table. Args: as `Past`."""
     rows = [list[int]() for _ in first.rules]
     for row, name in enumerate(table.tensors):
         if (index := first(name)) is not None:
             rows[index].append(row)
     both = zip(first.rules, rows, strict=True)
-    return [Past(rule, table.times, table.gram[taken]) for rule, taken in both if taken]
+    return [Past(rule, table, taken, spectra, of_each) for rule, taken in both if taken]

@@ -19,6 +19,25 @@ if TYPE_CHECKING:
 
 SCAN_BLOCK = 2**16
 """Elements of a block: the unit in which Gram sums are handed over and added up."""
+GROUPS = 4
+"""Groups of a tensor's sampled weights: leaving out each in turn says how far a figure can be trusted."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GramSample:
+    """What Gram matrices that are estimates from sampled weights are made of."""
+
+    blocks: NDArray[np.float64]
+    """(N, GROUPS, K, K): the products of each group of weights, scaled to the whole tensor; they add up to
+    its Gram matrix."""
+    drawn: NDArray[np.int64]
+    """(N,): weights of each tensor that were looked at."""
+    size: int
+    """Weights of a tensor that were asked for: as many as any tensor has that is large enough."""
+
+    def of(self, rows: slice | NDArray[np.int64], count: int | None = None) -> GramSample:
+        """That of some tensors and of the first checkpoints."""
+        return GramSample(self.blocks[rows, :, :count, :count], self.drawn[rows], self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +57,8 @@ class GramTable:
     """(N, K, K): ⟨W_i − W_0, W_j − W_0⟩ of each tensor, W_0 the first checkpoint."""
     clock: Clock = STEPS
     """By which horizons are measured; no inner product depends on it."""
+    sample: GramSample | None = None
+    """None where all weights were read."""
 
     def __repr__(self) -> str:
         tensors = counted(len(self.tensors), "tensor")
@@ -60,7 +81,31 @@ class GramTable:
             steps=self.steps[:count],
             gram=self.gram[:, :count, :count],
             clock=self.clock.known_at(self.steps[last]),
+            sample=self.sample and self.sample.of(slice(None), count),
         )
+
+    @property
+    def sampled(self) -> int | None:
+        """Weights of a tensor that were looked at, at most; None where all were."""
+        return None if self.sample is None else self.sample.size
+
+    @property
+    def sampling_factors(self) -> NDArray[np.float64]:
+        """(N,): by which squared deviations of left-out groups are multiplied for a variance.
+
+        The jackknife's (GROUPS − 1)/GROUPS, times the share of the tensor's weights that were not drawn; 0
+        where all were.
+        """
+        assert self.sample is not None
+        unseen = 1.0 - self.sample.drawn / np.maximum(self.elements, 1)
+        return np.asarray(unseen * (GROUPS - 1) / GROUPS, dtype=np.float64)
+
+    def left_out(self, group: int) -> GramTable:
+        """What the sample would say without one group of each tensor; of all weights where all were drawn."""
+        assert self.sample is not None
+        rest = (self.gram - self.sample.blocks[:, group]) * (GROUPS / (GROUPS - 1))
+        whole = self.sample.drawn == self.elements
+        return replace(self, gram=np.where(whole[:, None, None], self.gram, rest), sample=None)
 
     def same_weights(self) -> tuple[tuple[int, ...], ...]:
         """Runs of neighbouring steps between which no tensor moved at all."""
@@ -76,9 +121,7 @@ class GramTable:
         """The table in pieces of so many tensors, as what is made of one takes memory; nothing is copied."""
         for start in range(0, len(self.tensors), at_once):
             rows = slice(start, start + at_once)
-            yield replace(
-                self, tensors=self.tensors[rows], elements=self.elements[rows], gram=self.gram[rows]
-            )
+            yield self.of(rows)
 
     def most_moved(self, count: int) -> GramTable:
         """That of so many tensors at most: those that moved farthest, in the table's order."""
@@ -86,8 +129,14 @@ class GramTable:
             return self
         moved = np.diagonal(self.gram, axis1=1, axis2=2).max(axis=1)
         rows = np.sort(np.argsort(-moved, kind="stable")[:count])
-        names = tuple(self.tensors[row] for row in rows)
-        return replace(self, tensors=names, elements=self.elements[rows], gram=self.gram[rows])
+        return self.of(rows)
+
+    def of(self, rows: slice | NDArray[np.int64]) -> GramTable:
+        """That of some tensors."""
+        names = self.tensors[rows] if isinstance(rows, slice) else tuple(self.tensors[row] for row in rows)
+        sample = self.sample and self.sample.of(rows)
+        elements, gram = self.elements[rows], self.gram[rows]
+        return replace(self, tensors=names, elements=elements, gram=gram, sample=sample)
 
     def total(self) -> NDArray[np.float64]:
         """(K, K): the Gram matrix of all tensors taken as one vector."""

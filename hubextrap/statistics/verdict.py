@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,12 @@ class HorizonMeans:
     """Mean of what was expected, over the pairs for which something was."""
     total: float | None
     """Mean error with the rounding in it; the same as the mean of all where rounding does not matter."""
+    stderrs: tuple[float | None, ...] = (None,) * (len(HORIZONS) + 1)
+    """Standard errors of ``means``, as far as only a sample of the weights was read; None where all were. Of
+    means at most so much: all rows come from the same weights, so it is the mean of their standard errors."""
+    worst_stderr: float | None = None
+    expected_stderr: float | None = None
+    total_stderr: float | None = None
 
 
 def at_the_task(error: float) -> str:
@@ -64,17 +70,25 @@ def pair_counts(backtest: Backtest) -> tuple[int, ...]:
 def horizon_means(backtest: Backtest) -> tuple[HorizonMeans, ...]:
     """Every method, the best first."""
     shared = backtest.shared_rows()
-    result = [
-        HorizonMeans(
-            method,
-            tuple(mean_of([row.error for row in found]) for found in by_horizon(rows)),
-            max((row.error for row in rows), default=None),
-            mean_of([row.expected_error for row in rows if row.expected_error is not None]),
-            mean_of([row.relative_error for row in rows]),
-        )
-        for method, rows in shared.items()
-    ]
+    result = [_horizon_means(method, rows) for method, rows in shared.items()]
     return tuple(sorted(result, key=lambda entry: (mean_near(shared[entry.method]), entry.method)))
+
+
+def _horizon_means(method: str, rows: list[BacktestRow]) -> HorizonMeans:
+    worst = max(rows, key=lambda row: row.error, default=None)
+    expecting = [row for row in rows if row.expected_error is not None]
+    classes = by_horizon(rows)
+    return HorizonMeans(
+        method,
+        tuple(mean_of([row.error for row in found]) for found in classes),
+        None if worst is None else worst.error,
+        mean_of([row.expected_error for row in expecting if row.expected_error is not None]),
+        mean_of([row.relative_error for row in rows]),
+        tuple(mean_stderr([row.error_stderr for row in found]) for found in classes),
+        None if worst is None else worst.error_stderr,
+        mean_stderr([row.expected_error_stderr for row in expecting]),
+        mean_stderr([row.relative_error_stderr for row in rows]),
+    )
 
 
 def time_at(backtest: Backtest, horizon: float) -> float:
@@ -109,6 +123,24 @@ def by_horizon(rows: list[BacktestRow]) -> list[list[BacktestRow]]:
 
 def mean_of(values: list[float]) -> float | None:
     return float(np.mean(values)) if values else None
+
+
+def mean_stderr(stderrs: Sequence[float | None]) -> float | None:
+    """At most so much is that of the mean of figures that come from the same weights."""
+    known = [stderr for stderr in stderrs if stderr is not None]
+    return mean_of(known) if len(known) == len(stderrs) else None
+
+
+def moved_by(backtest: Backtest, stderrs: int) -> Backtest:
+    """The same with every error so many of its standard errors higher, but not below 0."""
+    return replace(backtest, rows=tuple(_moved_by(row, stderrs) for row in backtest.rows))
+
+
+def _moved_by(row: BacktestRow, stderrs: int) -> BacktestRow:
+    names = ("relative_error", "expected_relative_error", "signal_error", "expected_signal_error")
+    both = [(name, getattr(row, name), getattr(row, f"{name}_stderr")) for name in names]
+    known = {name: max(value + stderrs * of, 0.0) for name, value, of in both if None not in (value, of)}
+    return replace(row, **known)
 
 
 def mean_near(rows: list[BacktestRow]) -> float:

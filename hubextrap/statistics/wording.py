@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap.clocks import STEPS
+from hubextrap.figures import AS_SAMPLED, percent, with_stderr
 from hubextrap.statistics.plain_names import with_article
-from hubextrap.statistics.verdict import HORIZONS, TRUSTED, say_unforeseen, step_in_words
+from hubextrap.statistics.verdict import HORIZONS, TRUSTED, mean_stderr, say_unforeseen, step_in_words
 from hubextrap.trajectory import say_same_weights
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ CLOSE = 0.1
 
 def beforehand(backtest: Backtest) -> Iterator[str]:
     """What has to be known before the figures: same weights, the clock, targets left out."""
+    so_far = "" if backtest.sampled is None else AS_SAMPLED
     for note in say_same_weights(backtest.same_weights, len(backtest.steps)):
-        yield f"Beware: {note}."
+        yield f"Beware: {so_far}{note}."
     if backtest.clock.name != STEPS.name:
         yield f"Horizons are counted by the {backtest.clock.in_words()}, in full-rate steps."
     for line in say_unforeseen(backtest.unforeseen):
@@ -70,27 +72,29 @@ def _capital_count(count: int) -> str:
 
 
 def _came_to(past: Rehearsals) -> str:
+    mean = with_stderr(past.mean_error, past.mean_error_stderr)
     if past.near == 1:
         return (
-            f"the prediction was {past.mean_error:.2f} times as far from the real weights as the last known "
-            "checkpoint was"
+            f"the prediction was {mean} times as far from the real weights as the last known checkpoint was"
         )
     return (
-        f"predictions were on average {past.mean_error:.2f} times as far from the real weights as the last "
-        f"known checkpoint was, and {past.worst_error:.2f} times at worst"
+        f"predictions were on average {mean} times as far from the real weights as the last "
+        f"known checkpoint was, and {with_stderr(past.worst_error, past.worst_error_stderr)} times at worst"
     )
 
 
 def _rounding(backtest: Backtest, method: str | None) -> str:
     rows = backtest.shared_rows().get(method or "", [])
-    errors = [row.relative_error for row in rows if row.horizon <= HORIZONS[-1]]
+    near = [row for row in rows if row.horizon <= HORIZONS[-1]]
     total = ""
-    if errors:
-        named = with_article(method or "")
-        total = f" With the rounding in it, the mean error of {named} is {np.mean(errors):.2f}."
+    if near:
+        mean = float(np.mean([row.relative_error for row in near]))
+        said = with_stderr(mean, mean_stderr([row.relative_error_stderr for row in near]))
+        total = f" With the rounding in it, the mean error of {with_article(method or '')} is {said}."
+    share = percent(backtest.rounding_share, backtest.rounding_share_stderr)
     return (
         "The checkpoints are stored in 16 bits. Rounding makes up "
-        f"{backtest.rounding_share:.0%} of what differs between neighbouring ones. No method can predict "
+        f"{share} of what differs between neighbouring ones. No method can predict "
         "that, and scores hardly notice it. So errors are those of the signal: the motion along the two "
         f"leading directions of each tensor.{total}"
     )
@@ -99,22 +103,42 @@ def _rounding(backtest: Backtest, method: str | None) -> str:
 def _expectation(backtest: Backtest, method: str | None) -> Iterator[str]:
     """Whether expected errors were right, where errors were expected at all."""
     rows = backtest.shared_rows().get(method or "", [])
-    known = [
-        (row.expected_error, row.error)
-        for row in rows
-        if row.expected_error is not None and row.horizon <= HORIZONS[-1]
-    ]
-    if not known:
+    near = [row for row in rows if row.expected_error is not None and row.horizon <= HORIZONS[-1]]
+    if not near:
         return
+    known = [(row.expected_error, row.error) for row in near if row.expected_error is not None]
     expected, real = (float(np.mean(values)) for values in zip(*known, strict=True))
+    forecast = with_stderr(expected, mean_stderr([row.expected_error_stderr for row in near]))
+    found = with_stderr(real, mean_stderr([row.error_stderr for row in near]))
     if abs(expected - real) <= CLOSE:
         meaning = "so the expected error that comes with a prediction can be believed"
     else:
         meaning = f"so expected errors have been too {'high' if expected > real else 'low'} on this run"
     yield (
-        f"Beforehand, {expected:.2f} was expected on average and {real:.2f} was found "
+        f"Beforehand, {forecast} was expected on average and {found} was found "
         f"({counted(len(known), 'rehearsal')}), {meaning}."
     )
+
+
+def say_close(backtest: Backtest, method: str) -> Iterator[str]:
+    """That the second method is no worse as far as a sample can tell; nothing where all weights were read."""
+    near = {
+        name: [row for row in rows if row.horizon <= HORIZONS[-1]]
+        for name, rows in backtest.shared_rows().items()
+    }
+    means = {name: float(np.mean([row.error for row in rows])) for name, rows in near.items() if rows}
+    stderrs = {name: mean_stderr([row.error_stderr for row in near[name]]) for name in means}
+    others = sorted((mean, name) for name, mean in means.items() if name != method)
+    if not others or method not in means:
+        return
+    second = others[0][1]
+    errors = [stderr for stderr in (stderrs[method], stderrs[second]) if stderr is not None]
+    # errors of two methods on the same weights rise and fall together: the greater bounds their difference's
+    if errors and means[second] - means[method] <= 2 * max(errors):
+        yield (
+            f"{capital(with_article(second))} came as near within the sample's error: on average "
+            f"{with_stderr(means[second], stderrs[second])}."
+        )
 
 
 def by_scores(scores: Sequence[ScoreOutcome], several: bool) -> tuple[Level, str]:

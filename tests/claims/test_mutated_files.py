@@ -29,8 +29,9 @@ from hubextrap.regrounding.jumps import Clocks, Window
 from hubextrap.regrounding.resuming import Saved, load_checkpoint, save_checkpoint
 from hubextrap.regrounding.ring import Layout, SnapshotRing
 from hubextrap.regrounding.state import RunState, StartModel, load_state, save_state
-from hubextrap.scans import LogProbs, LogProbSource, Sample, Scan, ScannedCheckpoint
-from hubextrap.scans.scan import EXAMPLES, _digest
+from hubextrap.scans import LogProbs, LogProbSource, ReferenceSample, Scan, ScannedCheckpoint
+from hubextrap.scans.scan import EXAMPLES
+from hubextrap.scans.tables import tables_digest
 from hubextrap.scans.tensor_scan import ScanJournal, TensorScan
 from hubextrap.statistics import random_walk
 from hubextrap.statistics.backtesting import backtest_table
@@ -99,7 +100,7 @@ def make_scan() -> Scan:
         random_walk(STEPS, 1_000),
         places,
         values,
-        Sample(0.5, counts // 2),
+        ReferenceSample(0.5, counts // 2),
         logprobs,
     )
 
@@ -142,7 +143,7 @@ def test_scans(tmp_path: Path) -> None:
 
 def with_digest(metadata: dict[str, str], tables: dict[str, Any]) -> dict[str, str]:
     stated = {key: value for key, value in metadata.items() if key != DIGEST}
-    return stated | {DIGEST: _digest(stated, tables)}
+    return stated | {DIGEST: tables_digest(stated, tables)}
 
 
 def without_digest(metadata: dict[str, str], tables: dict[str, Any]) -> dict[str, str]:

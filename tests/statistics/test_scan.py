@@ -68,7 +68,7 @@ def test_any_number_of_checkpoints(tmp_path: Path, count: int) -> None:
 
 def test_the_same_bits_whatever_threads_memory_and_reads(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", (torch.float32, torch.bfloat16))
-    reference = scan_folder(folder, sample=0.01)
+    reference = scan_folder(folder, reference_share=0.01)
     reference.save(tmp_path / "reference")
     least = scan_folder_minimum(folder)
     for number, options in enumerate(
@@ -80,7 +80,7 @@ def test_the_same_bits_whatever_threads_memory_and_reads(tmp_path: Path) -> None
             {"workers": 2, "remote": True, "read_size": 2**26},
         ]
     ):
-        scan_folder(folder, sample=0.01, **options).save(tmp_path / str(number))
+        scan_folder(folder, reference_share=0.01, **options).save(tmp_path / str(number))
         assert (tmp_path / str(number)).read_bytes() == (tmp_path / "reference").read_bytes(), options
 
 
@@ -93,16 +93,16 @@ def scan_folder_minimum(folder: Path) -> int:
 
 def test_the_sampled_protocol_agrees(tmp_path: Path) -> None:
     folder = make_run(tmp_path)
-    scan = scan_folder(folder, sample=0.2)
-    assert scan.sample is not None
-    drawn = Linearity.from_counts(scan.sample.counts.sum(axis=0))
+    scan = scan_folder(folder, reference_share=0.2)
+    assert scan.reference is not None
+    drawn = Linearity.from_counts(scan.reference.counts.sum(axis=0))
     whole = scan.linearity()
     assert drawn.elements == sum(min(n, max(50, int(n * 0.2))) for n in scan.gram_table.elements)
     assert drawn.median == pytest.approx(whole.median, abs=0.01)
     assert drawn.share_kept == pytest.approx(whole.share_kept, abs=0.01)
-    everything = scan_folder(folder, sample=1.0)
-    assert everything.sample is not None
-    np.testing.assert_array_equal(everything.sample.counts[:, BINS:], everything.counts[:, BINS:])
+    everything = scan_folder(folder, reference_share=1.0)
+    assert everything.reference is not None
+    np.testing.assert_array_equal(everything.reference.counts[:, BINS:], everything.counts[:, BINS:])
 
 
 def test_examples_are_weights_of_the_run(tmp_path: Path) -> None:

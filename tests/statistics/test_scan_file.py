@@ -23,7 +23,7 @@ from hubextrap.errors import CorruptFile, NonFinite, OutputError, RecipeError, R
 from hubextrap.localhub import LocalHub
 from hubextrap.logits import LogProbRequest
 from hubextrap.scans import LogProbs, LogProbSource, Scan, module_kind
-from hubextrap.scans.scan import write_tables
+from hubextrap.scans.tables import write_tables
 from hubextrap.scans.tensor_scan import ScanJournal, TensorScan
 from hubextrap.trajectory import find_trajectory
 
@@ -41,7 +41,7 @@ def with_logprobs(scan: Scan) -> Scan:
 
 
 def test_what_is_saved_is_read_back(run: Path, tmp_path: Path) -> None:
-    scan = with_logprobs(scan_folder(run, sample=0.1))
+    scan = with_logprobs(scan_folder(run, reference_share=0.1))
     scan.save(tmp_path / "scan")
     again = Scan.load(tmp_path / "scan")
     assert again.as_dict() == scan.as_dict()
@@ -201,8 +201,8 @@ def test_a_scan_that_is_there_is_used_and_one_of_other_checkpoints_is_kept(run: 
     again = api.scan(find_trajectory(str(run)), out=out, progress=lines)
     assert f"{out}: holds a scan of these checkpoints already" in lines.said
     assert again.as_dict() == first.as_dict()
-    assert api.scan(find_trajectory(str(run)), out=out, sample=0.5).sample is not None
-    assert Scan.load(out).sample is not None
+    assert api.scan(find_trajectory(str(run)), out=out, reference_share=0.5).reference is not None
+    assert Scan.load(out).reference is not None
     out.write_bytes(before)
     with pytest.raises(OutputError, match="step 70 differs"):
         api.scan(find_trajectory(str(run), max_step=40), out=out)
@@ -214,32 +214,34 @@ def test_a_scan_that_is_there_is_used_and_one_of_other_checkpoints_is_kept(run: 
     with pytest.raises(CorruptFile):
         api.scan(find_trajectory(str(run)), out=out)
     assert out.read_text() == "a letter to my grandmother"
-    with pytest.raises(RecipeError, match=r"--sample 1\.5: has to be a share"):
-        api.scan(find_trajectory(str(run)), sample=1.5)
+    with pytest.raises(RecipeError, match=r"--reference-share 1\.5: has to be a share"):
+        api.scan(find_trajectory(str(run)), reference_share=1.5)
 
 
 def test_a_rescan_loses_nothing(run: Path, tmp_path: Path) -> None:
     out, trajectory = tmp_path / "scan", find_trajectory(str(run))
     with_logprobs(api.scan(trajectory, out=out)).save(out)
     before = Scan.load(out)
-    found = api.scan(trajectory, out=out, sample=0.5)
-    assert found.sample is not None
+    found = api.scan(trajectory, out=out, reference_share=0.5)
+    assert found.reference is not None
     assert found.logprobs is not None
     after = Scan.load(out)
-    assert after.as_dict() == found.as_dict() == before.as_dict() | {"sample": after.as_dict()["sample"]}
+    assert (
+        after.as_dict() == found.as_dict() == before.as_dict() | {"reference": after.as_dict()["reference"]}
+    )
     assert after.logprobs is not None
     assert before.logprobs is not None
     np.testing.assert_array_equal(after.logprobs.values, before.logprobs.values)
     assert api.scan(trajectory, out=out).as_dict() == after.as_dict()
-    assert api.scan(trajectory, out=out, sample=0.5).as_dict() == after.as_dict()
+    assert api.scan(trajectory, out=out, reference_share=0.5).as_dict() == after.as_dict()
 
 
 def test_what_a_rescan_would_lose_is_kept(run: Path, tmp_path: Path) -> None:
     out, trajectory = tmp_path / "scan", find_trajectory(str(run))
-    with_logprobs(api.scan(trajectory, out=out, sample=0.5)).save(out)
+    with_logprobs(api.scan(trajectory, out=out, reference_share=0.5)).save(out)
     before = out.read_bytes()
     with pytest.raises(OutputError, match=r"a sample of 0\.5 already"):
-        api.scan(trajectory, out=out, sample=0.25)
+        api.scan(trajectory, out=out, reference_share=0.25)
     (tmp_path / "p.jsonl").write_text('{"prompt": "1", "response": "2"}\n')
     with pytest.raises(OutputError, match="of other responses already"):
         api.scan(trajectory, out=out, logprobs=LogProbRequest(tmp_path / "p.jsonl"))
@@ -278,7 +280,7 @@ def test_module_kinds() -> None:
 
 def test_the_command(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "scan"
-    arguments = ["scan", str(run), "--out", str(out), "--sample", "0.1", "--memory", "1GiB", "-q"]
+    arguments = ["scan", str(run), "--out", str(out), "--reference-share", "0.1", "--memory", "1GiB", "-q"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.output.splitlines()]
@@ -291,7 +293,7 @@ def test_the_command(run: Path, tmp_path: Path) -> None:
     assert found["file"] == str(out)
     assert found["kinds"][0]["kind"] == "embed_tokens"
     assert found["elements"] == 300 * 17 + 256 * 600 + 3 + 1
-    assert found["sample"]["fraction"] == 0.1
+    assert found["reference"]["fraction"] == 0.1
 
 
 def test_the_command_takes_a_recipe(run: Path, tmp_path: Path) -> None:
