@@ -19,6 +19,7 @@ from benchmarks.on_ray import on_ray
 from benchmarks.planning import planning
 from benchmarks.profile import profile
 from benchmarks.remote import remote
+from benchmarks.sampled import sampled
 from benchmarks.scaling import scaling
 from benchmarks.scan import scan
 from benchmarks.startup import startup
@@ -31,6 +32,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "profile": profile,
     "remote": remote,
     "scan": scan,
+    "sampled": sampled,
     "adapters": adapters,
     "merged-adapters": merged,
     "ray": on_ray,

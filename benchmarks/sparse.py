@@ -85,6 +85,18 @@ def qwen3_30b_a3b(layers: int = 48) -> Iterator[Tensor]:
         yield from _experts(p, hidden, 768, 128)
 
 
+def llama_7b(layers: int = 32) -> Iterator[Tensor]:
+    """6.7B, 291 tensors."""
+    hidden = 4096
+    yield from _ends(32_000, hidden)
+    for layer in range(layers):
+        p = f"model.layers.{layer}."
+        yield from _norms(p, hidden)
+        for name in "qkvo":
+            yield f"{p}self_attn.{name}_proj.weight", (hidden, hidden)
+        yield from _mlp(f"{p}mlp.", hidden, 11_008)
+
+
 def _ends(vocabulary: int, hidden: int) -> Iterator[Tensor]:
     yield "model.embed_tokens.weight", (vocabulary, hidden)
     yield "lm_head.weight", (vocabulary, hidden)

@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from numbers import Real
+from dataclasses import asdict
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from hubextrap.errors import RecipeError, WrongArgument, wrong_argument
-from hubextrap.recipe import Recipe, RegroundRecipe, load_recipe, load_reground_recipe
+from hubextrap.recipe import (
+    Recipe,
+    RegroundRecipe,
+    WatchRecipe,
+    load_recipe,
+    load_reground_recipe,
+    load_watch_recipe,
+)
+from hubextrap.sample_sizes import sample_problem
 
 if TYPE_CHECKING:
     from hubextrap.progress import Progress
+    from hubextrap.sample_sizes import SampleChoice
     from hubextrap.trajectory import Trajectory, TrajectoryOptions
 
 Kind = TypeVar("Kind")
@@ -39,6 +49,34 @@ def reground_recipe_of(given: RegroundRecipe | Path | str) -> RegroundRecipe:
     if isinstance(given, RegroundRecipe):
         return given
     return load_reground_recipe(path_of("recipe", given, _A_RECIPE.replace("Recipe", "RegroundRecipe")))
+
+
+def watch_recipe_of(given: WatchRecipe | Path | str, options: TrajectoryOptions | None = None) -> WatchRecipe:
+    """What `hubextrap watch` is to do: a recipe, the one in a file (.yaml), or a page of a run by its name.
+
+    Args:
+        options: which checkpoints of a reference.
+
+    Raises:
+        WrongArgument: it is none of them. RecipeError: as `load_recipe`; or options without effect.
+    """
+    named = isinstance(given, (str, os.PathLike)) and not names_recipe(str(given))
+    if options is not None and not named:
+        raise RecipeError("options: have no effect but on a reference, whose checkpoints they choose")
+    if isinstance(given, WatchRecipe):
+        return given
+    if not isinstance(given, (str, os.PathLike)):
+        raise wrong_argument(
+            "run",
+            "a WatchRecipe, the path of a recipe file, or the reference of a run (org/name, a folder)",
+            given,
+        )
+    if not named:
+        return load_watch_recipe(Path(given))
+    from hubextrap.trajectory import TrajectoryOptions
+    from hubextrap.trajectory.reference import reference_text
+
+    return WatchRecipe.of_run(reference_text(given, "run"), **asdict(options or TrajectoryOptions()))
 
 
 def names_recipe(reference: str) -> bool:
@@ -125,6 +163,49 @@ def numbers_of(name: str, given: object) -> list[float]:
         if not isinstance(one, Real) or isinstance(one, bool):
             raise wrong_argument(name, "a number, or a list of numbers", one)
     return cast("list[float]", several)
+
+
+def sample_choice(given: object, reading: object = None) -> SampleChoice:
+    """How many of the weights to read.
+
+    Args:
+        reading: the options that say who reads them, if any do.
+
+    Raises:
+        WrongArgument: it is no number and none of the words.
+        RecipeError: there can be no such sample, or nobody else is needed to read it.
+    """
+    if isinstance(given, str) and given in ("auto", "exact"):
+        return cast("SampleChoice", given)
+    if isinstance(given, float):
+        raise RecipeError(
+            f"sample: {given:g} is no number of weights per tensor; a share of all weights is "
+            "reference_share (--reference-share)"
+        )
+    if not isinstance(given, Integral) or isinstance(given, bool):
+        raise wrong_argument("sample", 'a number of weights per tensor, "auto" or "exact"', given)
+    size = int(given)
+    if problem := sample_problem(size):
+        raise RecipeError(f"--sample: {problem}")
+    if (executor := getattr(reading, "executor", "local")) != "local":
+        raise RecipeError(
+            f"--executor {executor}: a sample needs no cluster, as this process reads it in a minute; leave "
+            "one of --sample and --executor out"
+        )
+    return size
+
+
+def check_reads(sample: SampleChoice) -> None:
+    """Refuse to be told how many weights to read, where a scan says what was read.
+
+    Raises:
+        RecipeError: says so.
+    """
+    if sample != "auto":
+        asked = "--exact" if sample == "exact" else f"--sample {sample}"
+        raise RecipeError(
+            f"{asked} (sample) has no effect on a scan, which holds what was read; leave it out"
+        )
 
 
 def texts_of(name: str, given: object) -> list[str]:

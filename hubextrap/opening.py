@@ -3,66 +3,44 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from hubextrap import clocks
 from hubextrap.adapters.base import Bases
 from hubextrap.adapters.run import open_adapters
 from hubextrap.engine.budget import NO_LIMIT, Budget
-from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS
 from hubextrap.errors import RecipeError, SourceError, wrong_argument
-from hubextrap.given import check_by_this_process, check_executor
+from hubextrap.given import check_by_this_process
 from hubextrap.lazy import by_name
-from hubextrap.methods.checking import MAX_STEP, check_steps
 from hubextrap.progress import Progress, SilentProgress, StagesOnly
+from hubextrap.reading import ReadingOptions as ReadingOptions
 from hubextrap.recipe import Recipe
-from hubextrap.recipe.targets import FullRateTarget
+from hubextrap.sampling import plan_sample, sample_size
 from hubextrap.scans import Scan
-from hubextrap.scans.given import check_counts, check_same_checkpoints, part_of_scan
+from hubextrap.scans.given import check_counts, check_same_checkpoints, part_of_scan, sample_of
 from hubextrap.statistics import GramTable
 from hubextrap.tensors import open_source, read_combinable, read_layouts, ties_embeddings
 from hubextrap.tensors.fingerprints import commit_fingerprint, files_fingerprint
-from hubextrap.timing import chosen_clock, rates_beside
+from hubextrap.timing import chosen_clock, rates_beside, target_at, target_times
 from hubextrap.trajectory import Pins, Trajectory, find_recipe_trajectory
 from hubextrap.trajectory.checkpoint import ADAPTER, is_untouched_base
 from hubextrap.trajectory.wholeness import said_how_to_go_on
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from hubextrap.adapters.run import AdapterRun
     from hubextrap.clocks import Clock, ClockChoice, RateHistory
     from hubextrap.engine.scan_plan import ScanPlan
     from hubextrap.recipe import TrajectorySection
+    from hubextrap.sample_sizes import SampleChoice
     from hubextrap.scans.tensor_scan import ScanJournal
     from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import CheckpointLayout
     from hubextrap.timing import Beside
-
-
-@dataclass(frozen=True, slots=True)
-class ReadingOptions:
-    """How weights are read; nothing here changes what is found in them."""
-
-    memory: int = DEFAULT_MEMORY
-    """Bytes of memory that the process may take, python included."""
-    workers: int = DEFAULT_WORKERS
-    """Threads that read, compute and write."""
-    cache: bool = False
-    """Download Hub checkpoints into the Hub cache first, instead of reading ranges of them."""
-    executor: str = "local"
-    """Who reads them: ``local`` for this process, ``ray`` for a Ray cluster."""
-
-    def __post_init__(self) -> None:
-        check_executor(self.executor, None if self.workers == DEFAULT_WORKERS else self.workers)
-        for name in ("memory", "workers"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-                raise RecipeError(f"{name}: has to be a whole number of at least 1, not {value!r}")
 
 
 class Run:
@@ -106,7 +84,7 @@ class Run:
         self._warned: set[str] = set()
         self._resources = ExitStack()
         self._scan: tuple[Scan, str] | None = None
-        self._table: GramTable | None = None
+        self._tables: dict[int | None, GramTable] = {}
 
     @classmethod
     def of(
@@ -126,7 +104,7 @@ class Run:
 
         Raises:
             TrajectoryError: the checkpoints cannot be found, pinned or put in order.
-            RecipeError: the recipe needs no scan.
+            RecipeError: the recipe needs no scan, or one of other weights.
             CheckpointMismatch: the scan is of other checkpoints.
             CorruptFile, ReferenceNotFound, SourceError: the scan cannot be read.
         """
@@ -136,7 +114,7 @@ class Run:
         if scan is not None:  # before the Hub is asked anything
             given = (scan, "the scan") if isinstance(scan, Scan) else (Scan.load(scan), str(scan))
             if not isinstance(what, Trajectory):
-                check_counts(given[1], [what])
+                check_counts(*given, [what])
         pins = Pins()
         found = what if isinstance(what, Trajectory) else find_recipe_trajectory(what, progress, pins=pins)
         section = None if isinstance(what, Trajectory) else what.trajectory
@@ -195,12 +173,7 @@ class Run:
             StepError: a target lies before the last checkpoint.
             ClockError: the rate up to a target is not known, or is 0 before that.
         """
-        times = self.times  # what is wrong with the checkpoints' own is said first
-        if (target := recipe.parameters.target) is not None:
-            return tuple(times[-1] + count for count in target.full_rate_steps)
-        for step in recipe.target_steps:
-            check_steps(self.steps, step)
-        return tuple(self.clock.time_of(step) for step in recipe.target_steps)
+        return target_times(self.clock, self.steps, recipe)
 
     def settled(self, recipe: Recipe) -> Recipe:
         """The recipe with the steps that its predictions are called by, where it says full-rate steps too."""
@@ -232,24 +205,8 @@ class Run:
             self.progress, self._warned = told, warned
 
     def target_at(self, horizon: float, what: str) -> dict[str, Any]:
-        """A target so far ahead, as ``parameters`` say it: the nearest step; full-rate steps where the clock
-        never gets there.
-
-        Raises:
-            RecipeError: it is behind the last checkpoint, or too far for a step; ``what`` asked for it.
-        """
-        times, last = self.times, self.steps[-1]
-        time = times[-1] + horizon * (times[-1] - times[0])
-        if not horizon >= 0 or not time <= MAX_STEP:
-            raise RecipeError(
-                f"{what} {horizon:g}: a horizon is (target − last)/(last − first), so 0 is step {last}, 1 as "
-                f"far again as was observed, and the step at most {MAX_STEP}; give one from 0 on"
-            )
-        step = self.clock.step_at(time)
-        if step is not None:
-            return {"target_step": (max(round(step), last),), "target": None}
-        count = max(1, round(time - times[-1]))
-        return {"target_step": (last + count,), "target": FullRateTarget(full_rate_steps=(count,))}
+        """A target so far ahead, as ``parameters`` say it: see `timing.target_at`."""
+        return target_at(self.clock, self.steps, horizon, what)
 
     @property
     def remote(self) -> bool:
@@ -261,6 +218,11 @@ class Run:
     def has_scan(self) -> bool:
         """Whether a scan was given, so that no weight has to be read for fitting."""
         return self._scan is not None
+
+    @property
+    def given_sample(self) -> int | None:
+        """How many weights of each tensor the scan that was given is of; None: of all, or there is none."""
+        return None if self._scan is None else sample_of(self._scan[0])
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -335,7 +297,7 @@ class Run:
         *,
         held: int = 0,
         afterwards: int = 0,
-        sample: float | None = None,
+        reference_share: float | None = None,
         journal: ScanJournal | None = None,
     ) -> Scan:
         """Read every checkpoint once; see `engine.scan.scan_trajectory`.
@@ -345,49 +307,84 @@ class Run:
         """
         rates, how = self.rate_history, self.reading  # what cannot be read should not cost a pass
         run, pins, told = self.trajectory, self.fingerprints, self.progress
+        budget = Budget(how.memory, how.workers, reserve=held + afterwards)
         if self.adapters is not None:
             from hubextrap.adapters.scanning import scan_adapters
 
             check_by_this_process(how.executor)
-            memory = how.memory - held - afterwards
-            within = partial(scan_adapters, self.adapters, run, memory=memory, workers=how.workers)
-            found: Scan = within(sample=sample, pins=pins, journal=journal, progress=told)
+            within = partial(scan_adapters, self.adapters, run, budget=budget)
+            found: Scan = within(reference_share=reference_share, pins=pins, journal=journal, progress=told)
             return replace(found, rates=rates)
-        plan = self.scan_plan.within(Budget(how.memory - held, how.workers, self.remote, reserve=afterwards))
+        plan = self.scan_plan.within(replace(budget, remote=self.remote))
         if how.executor != "local":
-            found = by_name("hubextrap.api.elsewhere:scan_elsewhere")(self, plan, sample)
+            found = by_name("hubextrap.api.elsewhere:scan_elsewhere")(self, plan, reference_share)
         else:
             from hubextrap.engine.scan import scan_trajectory  # imports numba, once nothing is wrong any more
 
-            found = scan_trajectory(
-                run, self.sources, plan, sample=sample, pins=pins, journal=journal, progress=told
-            )
+            one_pass = partial(scan_trajectory, run, self.sources, plan, pins=pins, progress=told)
+            found = one_pass(reference_share=reference_share, journal=journal)
         return replace(found, rates=rates)
 
-    def known_table(self) -> GramTable | None:
-        """The Gram matrices, where they are known without a pass over the weights.
+    def sample_size(self, choice: SampleChoice) -> int | None:
+        """How many weights of each tensor a sample takes; None: all are read. See `sampling.sample_size`."""
+        if choice == "auto" and (self.reading.cache or self.reading.executor != "local"):
+            return None
+        return sample_size(choice, self.trajectory, self._source)
+
+    def scan_sample(
+        self, size: int, known: Scan | None = None, *, held: int = 0, afterwards: int = 0
+    ) -> Scan:
+        """Read ``size`` weights of each tensor; see `engine.sampling.sample_weights`.
+
+        Args:
+            known: a scan of a sample of the same size, whose checkpoints are not read again.
+            held, afterwards: as for `scan_weights`.
+        """
+        from hubextrap.engine.sampled import scan_of_sample
+        from hubextrap.engine.sampling import sample_weights
+
+        rates, run, pins, told = self.rate_history, self.trajectory, self.fingerprints, self.progress
+        budget = Budget(self.reading.memory, self.reading.workers, reserve=held + afterwards)
+        if self.adapters is not None:
+            from hubextrap.adapters.sampling import sample_adapters
+
+            sampled = sample_adapters(self.adapters, run, size, pins=pins, budget=budget, progress=told)
+            return replace(sampled, rates=rates)
+        plan, there = plan_sample(run.checkpoints, pins, size, known, self._layouts_of, lambda: self.tied)
+        sources = {k: self._source(k) for k in range(len(self.steps)) if k not in there}
+        budget = replace(budget, remote=self.remote)
+        weights = sample_weights(plan, sources, size, known=there, budget=budget, progress=told)
+        return replace(scan_of_sample(run, plan, weights, pins=pins, progress=told), rates=rates)
+
+    def known_table(self, *recipes: Recipe) -> GramTable | None:
+        """The Gram matrices, where they are known already: of the weights that the recipes fit to, if to any.
 
         Raises:
             CheckpointMismatch: the scan that was given is not of these weights.
         """
-        if self._table is None and self._scan is not None:
+        if self._scan is not None and self.given_sample not in self._tables:
             sizes = {tensor.name: tensor.elements for tensor in self.scan_plan.tensors}
-            self._table = part_of_scan(*self._scan, sizes, self.steps, self.clock)
-        return self._table
+            self._tables[self.given_sample] = part_of_scan(*self._scan, sizes, self.steps, self.clock)
+        fitted = [recipe.fit_sample for recipe in recipes if recipe.needs_scan]
+        return self._tables.get(fitted[0]) if fitted else next(iter(self._tables.values()), None)
 
-    def gram_table(self, why: str, *, held: int = 0, afterwards: int = 0) -> GramTable:
+    def gram_table(
+        self, why: str, *, sample: int | None = None, held: int = 0, afterwards: int = 0
+    ) -> GramTable:
         """The Gram matrices; where they are not known, every checkpoint is read once.
 
         Args:
             why: told before that.
+            sample: how many weights of each tensor they are to be estimated from; None: all.
             held, afterwards: as for `scan_weights`.
         """
-        found = self.known_table()
-        if found is None:
+        self.known_table()
+        if sample not in self._tables:
             self.progress.say(why)
-            table = self.scan_weights(held=held, afterwards=afterwards).gram_table
-            found = self._table = replace(table, clock=self.clock)
-        return found
+            read = self.scan_weights if sample is None else partial(self.scan_sample, sample)
+            table = read(held=held, afterwards=afterwards).gram_table
+            self._tables[sample] = replace(table, clock=self.clock)
+        return self._tables[sample]
 
     def check_scan_counts(self, recipes: Iterable[Recipe]) -> None:
         """Refuse a scan that was given although nothing follows from it.
@@ -396,7 +393,14 @@ class Run:
             RecipeError: says so.
         """
         if self._scan is not None:
-            check_counts(self._scan[1], recipes)
+            check_counts(*self._scan, recipes)
+
+    def _layouts_of(self, numbers: Sequence[int]) -> list[CheckpointLayout]:
+        """Those of some checkpoints, without a look at the others."""
+        if len(numbers) == len(self.steps) or "layouts" in vars(self):
+            return [self.layouts[k] for k in numbers]
+        with said_how_to_go_on(self.trajectory):
+            return read_combinable([self._source(k) for k in numbers], self.progress)
 
     def _source(self, k: int) -> Source:
         if self._closed:

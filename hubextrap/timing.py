@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hubextrap.clocks import STEPS, RateClock, parse_schedule, read_rate_file, read_trainer_state
 from hubextrap.containment import shown
-from hubextrap.errors import ClockError, CorruptFile, SourceError, wrong_argument
+from hubextrap.errors import ClockError, CorruptFile, RecipeError, SourceError, wrong_argument
+from hubextrap.methods.checking import MAX_STEP, check_steps
+from hubextrap.recipe.targets import FullRateTarget
 from hubextrap.tensors.interfaces import PUSHED_FOLDER, SMALL_FILE, STATE_FILE
 from hubextrap.trajectory.checkpoint import is_untouched_base
 
 if TYPE_CHECKING:
     from hubextrap.clocks import Clock, ClockChoice, RateHistory
     from hubextrap.progress import Progress
+    from hubextrap.recipe import Recipe
     from hubextrap.scans import Scan
     from hubextrap.tensors.interfaces import Source
     from hubextrap.trajectory import Checkpoint, Trajectory
@@ -28,6 +31,46 @@ REMEDY = (
     "state the clock: trajectory.clock in a recipe or --clock takes steps, learning_rate, or a file of step "
     "and learning_rate; in a recipe a schedule too, {schedule: cosine, total_steps: 400}"
 )
+
+
+def target_at(clock: Clock, steps: Sequence[int], horizon: float, what: str) -> dict[str, Any]:
+    """A target so far ahead, as ``parameters`` say it: the nearest step; full-rate steps where the clock
+    never gets there.
+
+    Args:
+        steps: those that were observed.
+        what: asked for it.
+
+    Raises:
+        RecipeError: it is behind the last checkpoint, or too far for a step.
+    """
+    times, last = clock.times(steps), steps[-1]
+    time = times[-1] + horizon * (times[-1] - times[0])
+    if not horizon >= 0 or not time <= MAX_STEP:
+        raise RecipeError(
+            f"{what} {horizon:g}: a horizon is (target − last)/(last − first), so 0 is step {last}, 1 as "
+            f"far again as was observed, and the step at most {MAX_STEP}; give one from 0 on"
+        )
+    step = clock.step_at(time)
+    if step is not None:
+        return {"target_step": (max(round(step), last),), "target": None}
+    count = max(1, round(time - times[-1]))
+    return {"target_step": (last + count,), "target": FullRateTarget(full_rate_steps=(count,))}
+
+
+def target_times(clock: Clock, steps: Sequence[int], recipe: Recipe) -> tuple[float, ...]:
+    """The times of a recipe's targets, which is settled at the last of ``steps``.
+
+    Raises:
+        StepError: a target lies before the last checkpoint.
+        ClockError: the rate up to a target is not known, or is 0 before that.
+    """
+    times = clock.times(steps)  # what is wrong with the checkpoints' own is said first
+    if (target := recipe.parameters.target) is not None:
+        return tuple(times[-1] + count for count in target.full_rate_steps)
+    for step in recipe.target_steps:
+        check_steps(steps, step)
+    return tuple(clock.time_of(step) for step in recipe.target_steps)
 
 
 def chosen_clock(choice: ClockChoice, name: str, beside: Callable[[], Beside], progress: Progress) -> Clock:

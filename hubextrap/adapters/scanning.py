@@ -18,11 +18,12 @@ from xxhash import xxh3_128
 from hubextrap.adapters.blas import one_blas_thread
 from hubextrap.adapters.gram import LENGTH, RANKS, centred, elements_at, groups, inner_products
 from hubextrap.engine.budget import BASELINE, NO_LIMIT, Budget, held
-from hubextrap.engine.defaults import DEFAULT_MEMORY, DEFAULT_WORKERS, MiB
+from hubextrap.engine.defaults import MiB
 from hubextrap.engine.scan import LEAST_SAMPLE, assemble_scan, draw, finished_before, scan_part
 from hubextrap.engine.scan_plan import COMPILER, plan_scan, scan_tables
+from hubextrap.engine.stream import too_far
 from hubextrap.engine.threads import in_threads
-from hubextrap.errors import NonFinite, OutputError
+from hubextrap.errors import OutputError
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.scans.scan import EXAMPLES
 from hubextrap.scans.tensor_scan import TensorScan
@@ -55,23 +56,21 @@ def scan_adapters(
     run: AdapterRun,
     trajectory: Trajectory,
     *,
-    sample: float | None = None,
+    reference_share: float | None = None,
     pins: Sequence[str] | None = None,
     journal: ScanJournal | None = None,
-    memory: int = DEFAULT_MEMORY,
-    workers: int = DEFAULT_WORKERS,
+    budget: Budget | None = None,
     progress: Progress | None = None,
 ) -> Scan:
-    """Scan K adapters. The result depends on them and ``sample`` alone, and the base is read only where it is
-    the first checkpoint of tensors that were trained whole.
+    """Scan K adapters. The result depends on them and ``reference_share`` alone, and the base is read only
+    where it is the first checkpoint of tensors that were trained whole.
 
     Args:
         trajectory: that of the run.
-        sample: share of each tensor's weights to draw for the reference protocol, which takes 0.001.
+        reference_share: share of each tensor's weights to draw for the reference protocol, which takes 0.001.
         pins: what stands for each checkpoint's bytes; by default its commit or folder.
         journal: where finished tensors are kept, so that a scan that was stopped can go on.
-        memory: bytes that the process may take; where they are few, fewer threads work, or factors are read
-            more than once.
+        budget: where memory is little, fewer threads work, or factors are read more than once.
 
     Raises:
         NonFinite: a checkpoint holds NaN or infinity, or has moved so far that the squares exceed float32.
@@ -79,8 +78,8 @@ def scan_adapters(
         StepError: fewer than two checkpoints.
         HubExtrapError: factors, or the base where it is needed, could not be read.
     """
-    progress = progress or SilentProgress()
-    plan = plan_scan(run.steps, run.layouts, budget=Budget(NO_LIMIT, workers))
+    progress, budget = progress or SilentProgress(), budget or Budget()
+    plan = plan_scan(run.steps, run.layouts, budget=Budget(NO_LIMIT, budget.workers))
     for note in plan.notes:
         progress.say(note)
     done = finished_before(plan, journal)
@@ -93,19 +92,20 @@ def scan_adapters(
 
     whole = [name for name in run.last.whole if name in wanted]
     if whole:
-        for found in _scan_whole(run, whole, sample, Budget(memory, workers, _remote(run)), progress):
+        within = replace(budget, remote=_remote(run))
+        for found in _scan_whole(run, whole, reference_share, within, progress):
             finish(found)
     todo = [name for name in run.last.factors if name in wanted]
     needs = {name: _Need.of(run, name) for name in todo}
-    workers, share = _shares(needs, plan, memory, workers)
+    workers, share = _shares(needs, plan, budget)
     room = _Room(max((need.room for need in needs.values() if need.most <= share), default=0))
-    one = partial(_scan_factors, run, sample=sample, share=share, needs=needs, room=room)
+    one = partial(_scan_factors, run, reference_share=reference_share, share=share, needs=needs, room=room)
     total = sum(sum(need.stored) for need in needs.values())
     with one_blas_thread(), progress.stage("scan", total) as stage:
         for found in in_threads(workers, one, todo):
             stage.advance(sum(needs[found.name].stored))
             finish(found)
-    return replace(assemble_scan(trajectory, plan, done, sample, pins), sampled=SAMPLED)
+    return replace(assemble_scan(trajectory, plan, done, reference_share, pins), sampled=SAMPLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,24 +157,24 @@ class _Need:
         return sum(largest[-2:]) + self.scratch
 
 
-def _shares(needs: Mapping[str, _Need], plan: ScanPlan, memory: int, workers: int) -> tuple[int, int]:
+def _shares(needs: Mapping[str, _Need], plan: ScanPlan, budget: Budget) -> tuple[int, int]:
     """How many threads there is memory for, and the bytes of each.
 
     Raises:
         OutputError: not even one.
     """
     fixed = BASELINE + COMPILER + scan_tables(len(plan.steps), len(plan.tensors))
-    fixed += held(plan.layouts, len(plan.tensors))
+    fixed += held(plan.layouts, len(plan.tensors)) + budget.reserve
     least = max((need.least for need in needs.values()), default=0)
-    if memory < fixed + least:
+    if budget.memory < fixed + least:
         raise OutputError(
-            f"memory: {memory / MiB:.0f} MiB are not enough for {len(plan.steps)} adapters; give at least "
-            f"{-(-(fixed + least) // MiB)} MiB"
+            f"memory: {budget.memory / MiB:.0f} MiB are not enough for {len(plan.steps)} adapters; give at "
+            f"least {-(-(fixed + least) // MiB)} MiB"
         )
     wanted = max((need.most for need in needs.values()), default=1)
     # rather fewer threads than to read again
-    workers = max(1, min(workers, (memory - fixed) // wanted))
-    return workers, (memory - fixed) // workers
+    workers = max(1, min(budget.workers, (budget.memory - fixed) // wanted))
+    return workers, (budget.memory - fixed) // workers
 
 
 class _Room(threading.local):
@@ -217,7 +217,13 @@ class _Products:
 
 
 def _scan_factors(
-    run: AdapterRun, name: str, *, sample: float | None, share: int, needs: Mapping[str, _Need], room: _Room
+    run: AdapterRun,
+    name: str,
+    *,
+    reference_share: float | None,
+    share: int,
+    needs: Mapping[str, _Need],
+    room: _Room,
 ) -> TensorScan:
     """What a pass over the merged deltas of one tensor would find."""
     need, last = needs[name], run.layouts[-1].tensors[name]
@@ -237,8 +243,8 @@ def _scan_factors(
     found.example_values[: len(places)] = values[np.searchsorted(every, places)]
     counts = count_linearity(run.steps, values[np.searchsorted(every, drawn)])
     found.counts[...] = spread_counts(counts, elements)
-    if sample is not None:
-        size = max(LEAST_SAMPLE, int(elements * sample))
+    if reference_share is not None:
+        size = max(LEAST_SAMPLE, int(elements * reference_share))
         found.sample_counts[...] = moves.count(draw(name, elements, size, seed=1))
     return replace(found, inputs=tuple(digests.get(k, b"").hex() for k in range(count)))
 
@@ -306,11 +312,7 @@ def _check_finite(
         term = load(k)
         if not (np.isfinite(term.left).all() and np.isfinite(term.right).all()):
             raise run.non_finite(k, name)
-    raise NonFinite(
-        f"{name}: its weights differ so much that their squares exceed float32; leave out the checkpoints in "
-        "which it differs",
-        tensor=name,
-    )
+    raise too_far(name)
 
 
 def _remote(run: AdapterRun) -> bool:
@@ -318,9 +320,17 @@ def _remote(run: AdapterRun) -> bool:
 
 
 def _scan_whole(
-    run: AdapterRun, names: Sequence[str], sample: float | None, budget: Budget, progress: Progress
+    run: AdapterRun, names: Sequence[str], reference_share: float | None, budget: Budget, progress: Progress
 ) -> list[TensorScan]:
     """Tensors that were trained themselves: all of their weights are read, like those of full checkpoints."""
+    plan, sources = plan_of_whole(run, names, budget)
+    return scan_part(
+        plan, sources, plan.tensors, reference_share=reference_share, shared=(), progress=progress
+    )[0]
+
+
+def plan_of_whole(run: AdapterRun, names: Sequence[str], budget: Budget) -> tuple[ScanPlan, list[Source]]:
+    """A plan of tensors that were trained themselves, and where they are read: at step 0 maybe the base."""
     sources: list[Source] = []
     layouts, parts = [], []
     for adapter, source in zip(run.adapters, run.sources, strict=True):
@@ -334,8 +344,7 @@ def _scan_whole(
         parts.append(_only(layout.name, names, layout.tensors if adapter is None else adapter.whole))
     plan = plan_scan(run.steps, parts, budget=budget)
     # the hashes of what is read are of the files as they are
-    plan = replace(plan, layouts=tuple(layouts))
-    return scan_part(plan, sources, plan.tensors, sample=sample, shared=(), progress=progress)[0]
+    return replace(plan, layouts=tuple(layouts)), sources
 
 
 def _only(layout: str, names: Sequence[str], stored: Mapping[str, TensorInfo]) -> CheckpointLayout:

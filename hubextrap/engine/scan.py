@@ -16,11 +16,12 @@ import numpy as np
 
 from hubextrap.engine.inputs import InputHashes, check_blamed, file_uses
 from hubextrap.engine.kernels import count_non_finite, widen
-from hubextrap.engine.scan_plan import reads_as
-from hubextrap.engine.stream import Inputs, stream
+from hubextrap.engine.scan_plan import reads_as, scanned_checkpoints
+from hubextrap.engine.stream import Inputs, stream, too_far
 from hubextrap.errors import NonFinite
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.scans.scan import EXAMPLES, Sample, Scan, ScannedCheckpoint
+from hubextrap.scans.parts import ReferenceSample
+from hubextrap.scans.scan import EXAMPLES, Scan
 from hubextrap.scans.tensor_scan import TensorScan
 from hubextrap.statistics.elements import BlockScanner
 from hubextrap.statistics.linearity import BINS, count_linearity, random_walk
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from hubextrap.engine.units import Piece, Unit
     from hubextrap.scans.tensor_scan import ScanJournal
     from hubextrap.tensors.interfaces import Source
-    from hubextrap.tensors.layout import CheckpointLayout
     from hubextrap.trajectory.checkpoint import Trajectory
 
 LEAST_SAMPLE = 50
@@ -51,19 +51,19 @@ def scan_trajectory(
     sources: Sequence[Source],
     plan: ScanPlan,
     *,
-    sample: float | None = None,
+    reference_share: float | None = None,
     pins: Sequence[str] | None = None,
     journal: ScanJournal | None = None,
     progress: Progress | None = None,
 ) -> Scan:
-    """Scan K checkpoints, each byte read once. The result depends on the checkpoints and ``sample`` alone.
+    """Scan K checkpoints, each byte read once. The result depends on them and ``reference_share`` alone.
 
     Weights are compared as float32: F64 is rounded.
 
     Args:
         sources: one per checkpoint, in step order.
         plan: how, see `scan_plan.plan_scan`.
-        sample: share of each tensor's weights to draw for the reference protocol, which takes 0.001.
+        reference_share: share of each tensor's weights to draw for the reference protocol, which takes 0.001.
         pins: what stands for each checkpoint's bytes; by default its commit or folder.
         journal: where finished tensors are kept, so that a scan that was stopped can go on.
 
@@ -92,9 +92,9 @@ def scan_trajectory(
         for tensor in todo:
             if not tensor.elements:
                 finish(TensorScan.empty(tensor.name, 0, len(plan.steps), EXAMPLES))
-        scan = _Scan(plan, todo, sample, finish)
+        scan = _Scan(plan, todo, reference_share, finish)
         stream(Inputs(plan.steps, tuple(sources)), scan, hashes, plan.buffers, progress)
-    return assemble_scan(trajectory, plan, done, sample, pins)
+    return assemble_scan(trajectory, plan, done, reference_share, pins)
 
 
 def finished_before(plan: ScanPlan, journal: ScanJournal | None) -> dict[str, TensorScan]:
@@ -112,7 +112,7 @@ def scan_part(
     sources: Sequence[Source],
     tensors: Sequence[TensorInputs],
     *,
-    sample: float | None,
+    reference_share: float | None,
     shared: Collection[Key],
     progress: Progress | None = None,
 ) -> tuple[list[TensorScan], dict[Key, dict[int, bytes]]]:
@@ -137,7 +137,7 @@ def scan_part(
 
     uses = file_uses(tensors)
     with closing(InputHashes(sources, plan.layouts, uses, elsewhere=shared)) as hashes:
-        scan = _Scan(plan, tensors, sample, finish)
+        scan = _Scan(plan, tensors, reference_share, finish)
         stream(Inputs(plan.steps, tuple(sources)), scan, hashes, plan.buffers, progress or SilentProgress())
         return [done[tensor.name] for tensor in tensors], hashes.left()
 
@@ -162,7 +162,7 @@ class _Scan:
 
     plan: ScanPlan
     tensors: Sequence[TensorInputs]
-    sample: float | None
+    reference_share: float | None
     finish: Callable[[TensorScan], None]
     """Takes what was found in a tensor as soon as it ends."""
 
@@ -174,7 +174,7 @@ class _Scan:
         return self.plan.units(self.tensors)
 
     def worker(self, buffer: UnitBuffer) -> Callable[[Unit], list[_Part]]:
-        return ScanWorker(buffer, self.sample)
+        return ScanWorker(buffer, self.reference_share)
 
     def take(self, unit: Unit, result: list[_Part], digests: Digests) -> None:
         """Add up the parts; hand over the tensors that end."""
@@ -199,10 +199,10 @@ class _Scan:
 class ScanWorker:
     """Scratch memory beside a buffer, used for one unit after the other. Not thread-safe."""
 
-    def __init__(self, buffer: UnitBuffer, sample: float | None) -> None:
+    def __init__(self, buffer: UnitBuffer, reference_share: float | None) -> None:
         self._buffer = buffer
         self._steps = buffer.inputs.steps
-        self._sample = sample
+        self._reference_share = reference_share
         self._scanner = BlockScanner(self._steps)
         self._converted = np.zeros((0, 0), np.float32)
 
@@ -245,9 +245,9 @@ class ScanWorker:
         return rows
 
     def _draw(self, piece: Piece, stored: Sequence[NDArray[np.uint8]]) -> NDArray[np.int64]:
-        if self._sample is None:
+        if self._reference_share is None:
             return np.zeros(BINS + 3, np.int64)
-        size = max(LEAST_SAMPLE, int(piece.elements * self._sample))
+        size = max(LEAST_SAMPLE, int(piece.elements * self._reference_share))
         places = draw(piece.tensor, piece.elements, size, seed=1)
         return count_linearity(self._steps, gather(piece, stored, places)[1])
 
@@ -263,11 +263,7 @@ class ScanWorker:
                     step=inputs.steps[k],
                 )
         check_blamed(unit, piece, inputs.sources)
-        return NonFinite(
-            f"{piece.tensor}: its weights differ so much that their squares exceed float32; leave out the "
-            "checkpoints in which it differs",
-            tensor=piece.tensor,
-        )
+        return too_far(piece.tensor)
 
 
 @lru_cache(maxsize=8)
@@ -301,23 +297,17 @@ def assemble_scan(
     trajectory: Trajectory,
     plan: ScanPlan,
     tensors: Mapping[str, TensorScan],
-    sample: float | None,
+    reference_share: float | None,
     pins: Sequence[str] | None,
 ) -> Scan:
     """What was found in each tensor of a plan, as one scan.
 
     Args:
         tensors: by name.
-        sample, pins: as for `scan_trajectory`.
+        reference_share, pins: as for `scan_trajectory`.
     """
-    layouts, found = plan.layouts, [tensors[tensor.name] for tensor in plan.tensors]
+    found = [tensors[tensor.name] for tensor in plan.tensors]
     steps = trajectory.steps
-    if pins is None:
-        pins = [f"{c.commit}:{c.path}" if c.repo else c.path for c in trajectory.checkpoints]
-    checkpoints = tuple(
-        ScannedCheckpoint(c.step, c.name, c.repo, c.revision, c.commit, c.path, _dtypes(layout), pin)
-        for c, layout, pin in zip(trajectory.checkpoints, layouts, pins, strict=True)
-    )
     n, k = len(found), len(steps)
     return Scan(
         gram_table=GramTable(
@@ -327,16 +317,14 @@ def assemble_scan(
             np.array([tensor.gram for tensor in found]).reshape(n, k, k),
         ),
         series=trajectory.series,
-        checkpoints=checkpoints,
+        checkpoints=scanned_checkpoints(trajectory, plan.layouts, pins),
         counts=np.array([tensor.counts for tensor in found]).reshape(n, BINS + 3),
         random_walk=random_walk(steps),
         example_places=np.array([tensor.example_places for tensor in found]).reshape(n, EXAMPLES),
         example_values=np.array([tensor.example_values for tensor in found]).reshape(n, EXAMPLES, k),
-        sample=None
-        if sample is None
-        else Sample(sample, np.array([tensor.sample_counts for tensor in found]).reshape(n, BINS + 3)),
+        reference=None
+        if reference_share is None
+        else ReferenceSample(
+            reference_share, np.array([tensor.sample_counts for tensor in found]).reshape(n, BINS + 3)
+        ),
     )
-
-
-def _dtypes(layout: CheckpointLayout) -> str:
-    return "/".join(sorted({info.dtype for info in layout.tensors.values() if "F" in info.dtype}))

@@ -13,6 +13,7 @@ from hubextrap.engine.cutting import Room, cut, lay_out
 from hubextrap.engine.defaults import MiB
 from hubextrap.engine.units import Unit
 from hubextrap.errors import StepError
+from hubextrap.scans.parts import ScannedCheckpoint
 from hubextrap.scans.scan import EXAMPLES
 from hubextrap.statistics.calibration import fit_memory
 from hubextrap.statistics.linearity import BINS
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from hubextrap.engine.budget import Buffers
     from hubextrap.engine.comparison import TensorInputs
     from hubextrap.tensors.layout import CheckpointLayout
+    from hubextrap.trajectory.checkpoint import Trajectory
 
 COMPILER = 40 * MiB
 """What a scan's compiled loops take beside those of a merge (measured with numba 0.68)."""
@@ -116,6 +118,37 @@ def reads_as(dtypes: Iterable[str]) -> DTypeLike | None:
     return READ_AS.get(frozenset(dtypes))
 
 
+def scanned_checkpoints(
+    trajectory: Trajectory,
+    layouts: Sequence[CheckpointLayout],
+    pins: Sequence[str] | None,
+    *,
+    sampled: bool = False,
+) -> tuple[ScannedCheckpoint, ...]:
+    """The checkpoints as a scan names them.
+
+    Args:
+        pins: what stands for each one's bytes; by default its commit or folder.
+        sampled: whether more may be added to it later, so that what stands for their weights is named too.
+    """
+    if pins is None:
+        pins = [f"{c.commit}:{c.path}" if c.repo else c.path for c in trajectory.checkpoints]
+    return tuple(
+        ScannedCheckpoint(
+            c.step,
+            c.name,
+            c.repo,
+            c.revision,
+            c.commit,
+            c.path,
+            _dtypes(layout),
+            pin,
+            c.digest if sampled else None,
+        )
+        for c, layout, pin in zip(trajectory.checkpoints, layouts, pins, strict=True)
+    )
+
+
 def scan_tables(checkpoints: int, tensors: int) -> int:
     """Bytes of what a scan finds, which is there three times while it is put together or written."""
     found = 8 * checkpoints**2 + 2 * 8 * (BINS + 3) + EXAMPLES * (8 + 4 * checkpoints)
@@ -131,6 +164,10 @@ def fitting_memory(
 
 def _buffers(budget: Budget, checkpoints: int, tensors: Sequence[TensorInputs], beside: int) -> Buffers:
     return allot(budget, tensors, _room(checkpoints), local_read_size=SCAN_READ_SIZE, beside=beside)
+
+
+def _dtypes(layout: CheckpointLayout) -> str:
+    return "/".join(sorted({info.dtype for info in layout.tensors.values() if "F" in info.dtype}))
 
 
 def _room(checkpoints: int) -> Room:

@@ -20,7 +20,7 @@ from hubextrap.engine.inputs import check_blamed
 from hubextrap.engine.kernels import same_bytes
 from hubextrap.engine.threads import Turns, in_threads
 from hubextrap.engine.units import Unit
-from hubextrap.errors import CheckpointMismatch, SourceError
+from hubextrap.errors import CheckpointMismatch, NonFinite, SourceError
 from hubextrap.tensors.headers import DTYPES
 
 if TYPE_CHECKING:
@@ -115,25 +115,43 @@ class UnitBuffer:
         try:
             self.inputs.sources[read.checkpoint].read(read.file, read.offset, view)
         except SourceError as error:
-            step = self.inputs.steps[read.checkpoint]
-            raise SourceError(
-                f"{error} (step {step}, from tensor {unit.pieces[0].tensor} on)",
-                file=error.file or read.file,
-                step=step,
-                repo=error.repo,
-            ) from error
+            tensor, step = unit.pieces[0].tensor, self.inputs.steps[read.checkpoint]
+            raise unread(error, read.file, f"step {step}, from tensor {tensor} on", step) from error
         self._advance(read.size)
 
     def _untied(self, unit: Unit, piece: Piece, twin: Twin) -> CheckpointMismatch:
         checkpoint = piece.checkpoints[twin.input]
         check_blamed(unit, piece, self.inputs.sources, [checkpoint])
-        return CheckpointMismatch(
-            f"{self.inputs.called(checkpoint)}: config.json says that the word embeddings are tied, but "
-            f"{twin.name} differs from {piece.tensor}; set tie_word_embeddings to false in the last "
-            "checkpoint's config.json, or leave this checkpoint out",
-            tensor=twin.name,
-            step=self.inputs.steps[checkpoint],
-        )
+        called, step = self.inputs.called(checkpoint), self.inputs.steps[checkpoint]
+        return untied(called, piece.tensor, twin.name, step)
+
+
+def unread(error: SourceError, file: str, what: str, step: int) -> SourceError:
+    """The same error, which says ``what`` was read."""
+    return SourceError(f"{error} ({what})", file=error.file or file, step=step, repo=error.repo)
+
+
+def untied(called: str, tensor: str, twin: str, step: int) -> CheckpointMismatch:
+    """The error that says that a checkpoint's tied copies differ.
+
+    Args:
+        called: what messages call the checkpoint.
+    """
+    return CheckpointMismatch(
+        f"{called}: config.json says that the word embeddings are tied, but {twin} differs from {tensor}; "
+        "set tie_word_embeddings to false in the last checkpoint's config.json, or leave this checkpoint out",
+        tensor=twin,
+        step=step,
+    )
+
+
+def too_far(tensor: str) -> NonFinite:
+    """The error about moves whose squares float32 does not hold."""
+    return NonFinite(
+        f"{tensor}: its weights differ so much that their squares exceed float32; leave out the "
+        "checkpoints in which it differs",
+        tensor=tensor,
+    )
 
 
 class Consumer(Protocol[U, R]):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -37,6 +38,39 @@ def in_threads(workers: int, function: Callable[[Unit], Result], units: Iterable
         finally:
             for future in pending:
                 future.cancel()
+
+
+def for_each(workers: int, work: Callable[[Unit], None], units: Iterable[Unit]) -> None:
+    """``work`` on every unit, in any order: whoever is free takes the next, and nothing is handed over.
+
+    The first error ends it, as in `in_threads`.
+
+    Args:
+        workers: units under way at the same time, at most; with one, all is done in this thread.
+    """
+    if workers == 1:
+        for unit in units:
+            work(unit)
+        return
+    left, taking, ended = iter(units), threading.Lock(), threading.Event()
+
+    def take() -> Unit:
+        with taking:
+            return next(left)
+
+    def go_on() -> None:
+        with suppress(StopIteration):
+            while not ended.is_set():
+                work(take())
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="hubextrap") as pool:
+        going = [pool.submit(go_on) for _ in range(workers)]
+        try:
+            wait(going, return_when=FIRST_EXCEPTION)
+        finally:
+            ended.set()
+        for one in going:
+            one.result()
 
 
 class Turns:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.engine.inputs import read_again
 from hubextrap.errors import CorruptFile, SourceError
 from hubextrap.tensors import open_source
+from hubextrap.tensors.bucket import hub_source
 from hubextrap.tensors.interfaces import FileInfo
-from hubextrap.tensors.remote import RemoteSource
 from hubextrap.work.kinds import Hands
 
 if TYPE_CHECKING:
@@ -81,9 +81,7 @@ class ReadingHands(Hands):
             file: FileInfo(size, known if isinstance(known, str) else None)
             for file, (size, known) in stamps.items()
         }
-        return RemoteSource(
-            checkpoint.repo, checkpoint.commit, checkpoint.path, checkpoint.name, listed=listed
-        )
+        return hub_source(checkpoint.repo, checkpoint.commit, checkpoint.path, checkpoint.name, listed)
 
     def do(self, unit: int, records: Mapping[int, Record]) -> dict[str, Any]:
         if unit in self._work.free_units:

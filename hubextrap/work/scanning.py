@@ -61,7 +61,7 @@ class ScanWork(Work):
     """The last checkpoint's tie_word_embeddings."""
     starts: tuple[int, ...]
     """The first tensor of each run."""
-    sample: float | None = None
+    reference_share: float | None = None
     """As `engine.scan.scan_trajectory` takes it."""
     compared: Compared = ()
     fingerprint: Mapping[str, str] = field(default_factory=dict)
@@ -81,12 +81,14 @@ class ScanWork(Work):
         fingerprint: Mapping[str, str],
         *,
         tied: bool,
-        sample: float | None = None,
+        reference_share: float | None = None,
         cache: bool = False,
     ) -> ScanWork:
         """The work of a scan, cut into runs."""
         starts = tuple(_starts(scan))
-        plan = cls(tuple(checkpoints), stamps_of(sources, scan), scan, tied, starts, sample, cache=cache)
+        plan = cls(
+            tuple(checkpoints), stamps_of(sources, scan), scan, tied, starts, reference_share, cache=cache
+        )
         compared = shared_and_listed([plan.run(unit) for unit in range(len(starts))], scan.layouts, sources)
         return replace(plan, compared=compared, fingerprint=fingerprint)
 
@@ -125,7 +127,7 @@ class ScanWork(Work):
         return ScanHands(self, progress)
 
     def same_results(self, other: ScanWork) -> bool:
-        mine, theirs = ((one.fingerprint, one.stamps, one.sample) for one in (self, other))
+        mine, theirs = ((one.fingerprint, one.stamps, one.reference_share) for one in (self, other))
         return mine == theirs
 
     def found(self, records: Mapping[int, Record]) -> dict[str, TensorScan]:
@@ -158,7 +160,7 @@ class ScanWork(Work):
             "tied": self.tied,
             "buffers": list(astuple(self.scan.buffers)),
             "starts": list(self.starts),
-            "sample": self.sample,
+            "reference_share": self.reference_share,
             "compared": compared_as_json(self.compared),
             "fingerprint": dict(self.fingerprint),
             "cache": self.cache,
@@ -181,7 +183,9 @@ class ScanWork(Work):
             starts=tuple(stated["starts"]),
             compared=compared_from_json(stated["compared"]),
             digest=digest,
-            **{name: stated[name] for name in ("tied", "sample", "fingerprint", "cache", "versions")},
+            **{
+                name: stated[name] for name in ("tied", "reference_share", "fingerprint", "cache", "versions")
+            },
         )
 
 
@@ -200,7 +204,7 @@ class ScanHands(ReadingHands):
             plan.scan,
             self.sources,
             plan.run(unit),
-            sample=plan.sample,
+            reference_share=plan.reference_share,
             shared=self.shared,
             progress=self._progress,
         )

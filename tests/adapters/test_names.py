@@ -59,11 +59,11 @@ def test_parts_of_something_else(name: str) -> None:
 
 
 def test_long_names_take_no_time() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for pump in (".lora_A", "lora_A.", "base_layer.", "_orig_mod.", "base_model.model.", "a", "."):
         with pytest.raises(Exception, match=r"characters|no plain LoRA"):
             part_of(pump * 200_000, "file")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(

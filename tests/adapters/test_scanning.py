@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from hubextrap.adapters import scanning
 from hubextrap.adapters.run import AdapterRun
 from hubextrap.adapters.scanning import scan_adapters
-from hubextrap.engine.budget import NO_LIMIT
+from hubextrap.engine.budget import NO_LIMIT, Budget
 from hubextrap.engine.defaults import MiB
 from hubextrap.errors import CorruptFile, NonFinite, OutputError
 from hubextrap.scans import Scan
@@ -34,7 +34,7 @@ ADAPTER = "adapter_model.safetensors"
 
 def scan_run(run: AdapterRun, memory: int = NO_LIMIT, workers: int = 2, **how: Any) -> Scan:
     trajectory = Trajectory(run.checkpoints, "step_{step}")
-    return scan_adapters(run, trajectory, memory=memory, workers=workers, **how)
+    return scan_adapters(run, trajectory, budget=Budget(memory, workers), **how)
 
 
 def weights(root: Path, tensor: str, steps: Sequence[int] = STEPS) -> NDArray[np.float64]:
@@ -104,7 +104,7 @@ def test_what_was_trained_whole_begins_at_the_base(run_folder: Path) -> None:
 
 
 def test_single_weights_are_what_they_moved_by(run_folder: Path) -> None:
-    scan = scan_run(open_adapters(run_folder, STEPS), sample=0.1)
+    scan = scan_run(open_adapters(run_folder, STEPS), reference_share=0.1)
     values = np.stack(
         [np.zeros(48 * 48), *(weights(run_folder, FACTORED, STEPS[1:]) - base_of(run_folder, FACTORED))]
     )
@@ -115,8 +115,8 @@ def test_single_weights_are_what_they_moved_by(run_folder: Path) -> None:
     counts = count_linearity(STEPS, values[:, drawn].T)
     assert len(drawn) == scanning.SAMPLED < scan.gram_table.elements[row] == scan.counts[row].sum()
     np.testing.assert_allclose(scan.counts[row], counts * 48 * 48 / len(drawn), atol=3)
-    assert scan.sample is not None
-    assert scan.sample.counts[row].sum() == 230
+    assert scan.reference is not None
+    assert scan.reference.counts[row].sum() == 230
     assert scan.as_dict()["sampled"] == scanning.SAMPLED
 
 
@@ -126,19 +126,19 @@ def base_of(root: Path, tensor: str) -> NDArray[np.float64]:
 
 def test_neither_memory_nor_threads_nor_a_stop_change_it(run_folder: Path, tmp_path: Path) -> None:
     run = open_adapters(run_folder, STEPS)
-    scan_run(run, sample=0.01).save(tmp_path / "wanted")
+    scan_run(run, reference_share=0.01).save(tmp_path / "wanted")
     least = 400 * MiB
     # a tensor's factors are not held; one thread
-    scan_run(run, least, 1, sample=0.01).save(tmp_path / "least")
+    scan_run(run, least, 1, reference_share=0.01).save(tmp_path / "least")
     fingerprint = {"it": "is"}
     journal = ScanJournal(tmp_path / "journal", fingerprint)
     stopped = Stopping(journal, 2)
     with pytest.raises(KeyboardInterrupt):
-        scan_run(run, sample=0.01, journal=stopped)
+        scan_run(run, reference_share=0.01, journal=stopped)
     journal.close()
     again = ScanJournal(tmp_path / "journal", fingerprint)
     assert len(again.finished) == 2
-    scan_run(run, sample=0.01, journal=again).save(tmp_path / "resumed")
+    scan_run(run, reference_share=0.01, journal=again).save(tmp_path / "resumed")
     again.close()
     wanted = (tmp_path / "wanted").read_bytes()
     assert (tmp_path / "least").read_bytes() == wanted

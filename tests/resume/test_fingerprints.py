@@ -173,7 +173,7 @@ def test_a_scan_begins_anew_for_each_part_alone(
     said = "starting over, as {} changed since the scan that was stopped"
     assert stopped_scan(run, out) == ["going on after 5 tensors of the scan that was stopped"]
     out.unlink()
-    assert stopped_scan(run, out, sample=0.5) == [said.format("--sample")]
+    assert stopped_scan(run, out, reference_share=0.5) == [said.format("--reference-share")]
     out.unlink()
     for change, part in (
         (lambda: other_version(monkeypatch, "numba"), "the version of numba"),

@@ -89,8 +89,8 @@ def plan_of(run: str | Path, place: Place) -> ScanWork:
 
 def test_the_same_bytes_as_here(run: Path, tmp_path: Path, executor: Backwards, home: Path) -> None:
     trajectory = find_trajectory(str(run))
-    api.scan(trajectory, out=tmp_path / "here", sample=0.01)
-    api.scan(trajectory, out=tmp_path / "there", sample=0.01, settings=ELSEWHERE)
+    api.scan(trajectory, out=tmp_path / "here", reference_share=0.01)
+    api.scan(trajectory, out=tmp_path / "there", reference_share=0.01, settings=ELSEWHERE)
     assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
     assert executor.done == [3, 2, 1, 0]  # layers 0 and 1; 2; 3 by itself; 4 and 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "hf", "run", "there"]
