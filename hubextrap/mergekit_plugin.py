@@ -29,6 +29,8 @@ from hubextrap.engine.plan import combination
 from hubextrap.engine.torch_kernels import BLOCK, TorchCombiner, count_non_finite, torch_dtype
 from hubextrap.errors import CheckpointMismatch, MethodError, NonFinite, StepError, UnsupportedCheckpoint
 from hubextrap.methods import Rule, find_method, method_names, nearest
+from hubextrap.recipe.fits import NOTHING_IS_FITTED, read_mergekit_fit
+from hubextrap.scans.places import places_of
 from hubextrap.statistics.linearity import BINS
 from hubextrap.step_names import settled_step
 from hubextrap.tensors.combinable import MERGE_ADAPTER, is_adapter_tensor
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hubextrap.methods import Method, Parameter
+    from hubextrap.recipe.fits import Fit
 
 DTYPE_NAMES = {torch_dtype(name): name for name in FLOATS}
 """safetensors' names of what the compiled kernels combine."""
@@ -77,6 +80,7 @@ class TrajectoryMergeMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit
                 _shared("target_step", ABSENT, _target_step),
                 _shared("damping", 1.0, _damping),
                 _shared("max_expected_error", None, _no_limit),
+                _shared("fit", "exact", _fit),
                 *(_shared(own.name, own.default, _own_value(method.name, own)) for own in method.parameters),
             ),
             contract=InputContract(base=BasePolicy.OPTIONAL),
@@ -114,9 +118,10 @@ class TrajectoryMergeMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit
             if parameters[parameter.name] is not parameter.default
         }
         rule = Rule(("*",), self.method.name, own, parameters["damping"])
-        gram = None
+        gram, fit = None, parameters["fit"]
         if rule.needs_gram_matrix:
-            gram = gram_matrix(steps, inputs)
+            all_weights = fit == "exact"
+            gram = gram_matrix(steps, inputs) if all_weights else sampled_gram_matrix(tensor, inputs, fit)
             if not np.isfinite(gram).all():
                 what = f"{tensor}: a checkpoint holds NaN or infinity; leave it out"
                 raise NonFinite(what, tensor=tensor)
@@ -198,6 +203,23 @@ def gram_matrix(steps: Sequence[int], inputs: Sequence[torch.Tensor]) -> NDArray
     return total
 
 
+def sampled_gram_matrix(tensor: str, inputs: Sequence[torch.Tensor], size: int) -> NDArray[np.float64]:
+    """The same estimated from ``size`` weights: the figures of `hubextrap scan --sample`, to the last bit.
+
+    Args:
+        tensor: its name, by which the weights are drawn.
+    """
+    from hubextrap.engine.sampled import sample_blocks
+
+    count = len(inputs)
+    if count < 2 or not inputs[0].numel():
+        return np.zeros((count, count))
+    drawn = places_of(tensor, inputs[0].numel(), size)
+    at = torch.from_numpy(drawn.in_tensor()).to(inputs[0].device)
+    values = torch.stack([one.detach().reshape(-1)[at].to(torch.float32) for one in inputs]).cpu().numpy()
+    return np.asarray(sample_blocks(values, drawn).sum(axis=0), dtype=np.float64)
+
+
 def config_problems(config: object) -> list[str]:
     """What mergekit would pass over in silence in a config with one of our methods; else empty.
 
@@ -209,9 +231,13 @@ def config_problems(config: object) -> list[str]:
     if not isinstance(config, dict) or config.get("merge_method") not in method_names():
         return []
     method = str(config["merge_method"])
-    shared = ["target_step", "damping", *(own.name for own in find_method(method).parameters)]
+    shared = ["target_step", "damping", "fit", *(own.name for own in find_method(method).parameters)]
+    sections = list(_parameter_sections(config))
+    fitted = find_method(method).needs_gram_matrix or any(_says_auto(section) for _, section, _ in sections)
     problems = []
-    for place, section, of_model in _parameter_sections(config):
+    for place, section, of_model in sections:
+        if "fit" in section and not fitted:
+            problems.append(f"{place}.fit {NOTHING_IS_FITTED}")
         for name, value in section.items():
             if name == "max_expected_error":
                 continue  # the method refuses it, with the reason
@@ -225,6 +251,13 @@ def config_problems(config: object) -> list[str]:
                 takes = nearest(str(name), ["step", *shared]) or f"; {method} takes step, {', '.join(shared)}"
                 problems.append(f"{place}.{name}: unknown parameter{takes}")
     return _each_once(problems)
+
+
+def _says_auto(value: object) -> bool:
+    """Whether a parameter is chosen by the weights, under a condition or everywhere."""
+    if isinstance(value, dict):
+        return any(map(_says_auto, value.values()))
+    return any(map(_says_auto, value)) if isinstance(value, list) else value == "auto"
 
 
 def _each_once(problems: list[str]) -> list[str]:
@@ -309,6 +342,13 @@ def _no_limit(value: object) -> None:
             "max_expected_error: mergekit goes tensor by tensor, and what error to expect takes a scan "
             "of all; run this config with `hubextrap merge`, or leave it out"
         )
+
+
+def _fit(value: object) -> Fit:
+    try:
+        return read_mergekit_fit(value)
+    except ValueError as error:
+        raise MethodError(f"fit: {error}") from error
 
 
 def _own_value(method: str, parameter: Parameter) -> Callable[[object], object]:

@@ -19,7 +19,7 @@ from hubextrap import api
 from hubextrap.errors import HubExtrapError, RecipeError, WrongArgument
 from hubextrap.evaluation import EvaluationOptions, EvaluationTable, TaskFile
 from hubextrap.executors.slurm import SlurmExecutor
-from hubextrap.given import run_of
+from hubextrap.given import run_of, sample_choice
 from hubextrap.hub.target import push_targets
 from hubextrap.localhub import LocalHub
 
@@ -43,6 +43,7 @@ FIRST: dict[Callable[..., Any], Callable[[Any], object]] = {
     hubextrap.find_trajectory: hubextrap.find_trajectory,
     hubextrap.load_recipe: hubextrap.load_recipe,
     hubextrap.load_reground_recipe: hubextrap.load_reground_recipe,
+    hubextrap.load_watch_recipe: hubextrap.load_watch_recipe,
     hubextrap.merge: lambda wrong: hubextrap.merge(wrong, out="made"),
     hubextrap.parse_recipe: hubextrap.parse_recipe,
     hubextrap.plan: hubextrap.plan,
@@ -59,6 +60,7 @@ FIRST: dict[Callable[..., Any], Callable[[Any], object]] = {
     hubextrap.worker: hubextrap.worker,
     hubextrap.verify: hubextrap.verify,
     hubextrap.walk: lambda wrong: hubextrap.walk(wrong, "problems.jsonl", out="made"),
+    hubextrap.watch: lambda wrong: list(hubextrap.watch(wrong, "made", every=None)),
 }
 NAMED: dict[str, Callable[[Any], object]] = {
     # by argument: the same for what stands behind the first one
@@ -81,6 +83,10 @@ NAMED: dict[str, Callable[[Any], object]] = {
     "backtest clock": lambda wrong: hubextrap.backtest("run", clock=wrong),
     "scan out": lambda wrong: hubextrap.scan("run", out=wrong),
     "scan sample": lambda wrong: hubextrap.scan("run", sample=wrong),
+    "backtest sample": lambda wrong: hubextrap.backtest("run", sample=wrong),
+    "report sample": lambda wrong: hubextrap.report("run", sample=wrong),
+    "predict sample": lambda wrong: hubextrap.predict("run", 45, out="made", sample=wrong),
+    "scan reference_share": lambda wrong: hubextrap.scan("run", reference_share=wrong),
     "scan logprobs": lambda wrong: hubextrap.scan("run", logprobs=wrong),
     "push target": lambda wrong: hubextrap.push("run/step_0", wrong),
     "sweep out": lambda wrong: hubextrap.sweep("recipe.yaml", wrong),
@@ -88,6 +94,8 @@ NAMED: dict[str, Callable[[Any], object]] = {
     "sweep damping": lambda wrong: hubextrap.sweep("evaluate.yaml", "made", damping=wrong),
     "walk prompts": lambda wrong: hubextrap.walk("recipe.yaml", wrong, out="made"),
     "walk push": lambda wrong: hubextrap.walk("recipe.yaml", "absent.jsonl", push=wrong),
+    "watch out": lambda wrong: hubextrap.watch("run", wrong, every=None),
+    "watch sample": lambda wrong: hubextrap.watch("run", "made", every=None, sample=wrong),
     "reground out": lambda wrong: hubextrap.reground("recipe.yaml", wrong),
     "complete prompts": lambda wrong: hubextrap.complete("logits.yaml", wrong),
     "complete sampling": lambda wrong: hubextrap.complete("logits.yaml", "x", sampling=wrong),
@@ -258,3 +266,12 @@ def test_a_further_argument_that_there_is_not_is_refused_before_anything_is_read
         ) as found:
             getattr(hubextrap, name)("absent.yaml", out="made", **{unknown: 3})
         assert isinstance(found.value, TypeError)
+
+
+def test_a_size_may_be_any_whole_number() -> None:
+    size = sample_choice(np.int64(4096))
+    assert type(size) is int
+    assert size == 4096
+    for wrong in (True, np.True_, "4096", None, 4096.0, np.float64(4096)):
+        with pytest.raises(HubExtrapError):
+            sample_choice(wrong)

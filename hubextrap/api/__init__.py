@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from hubextrap.api.sweeping import sweep, sweep_files
     from hubextrap.api.verifying import Verification, VerifiedFile, verify
     from hubextrap.api.walking import WalkResult, walk
+    from hubextrap.api.watcher import WatchLook
+    from hubextrap.api.watching import watch
     from hubextrap.api.working import worker
     from hubextrap.opening import ReadingOptions, Run
 
@@ -48,6 +50,7 @@ __all__ = [
     "Verification",
     "VerifiedFile",
     "WalkResult",
+    "WatchLook",
     "advised_recipe",
     "backtest",
     "check_publication",
@@ -71,6 +74,7 @@ __all__ = [
     "sweep_files",
     "verify",
     "walk",
+    "watch",
     "worker",
 ]
 

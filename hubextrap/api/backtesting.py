@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.api.scanning import scan_run
 from hubextrap.errors import RecipeError, StepError
-from hubextrap.given import names_scan, run_of
+from hubextrap.given import check_reads, names_scan, run_of, sample_choice
 from hubextrap.opening import ReadingOptions, Run
 from hubextrap.progress import SilentProgress
 from hubextrap.scans import Scan
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hubextrap.clocks import ClockChoice
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
+    from hubextrap.sample_sizes import SampleChoice
     from hubextrap.trajectory import TrajectoryOptions
 
 
@@ -30,6 +31,7 @@ def backtest(
     *,
     options: TrajectoryOptions | None = None,
     settings: ReadingOptions | None = None,
+    sample: SampleChoice = "auto",
     clock: ClockChoice | None = None,
     progress: Progress | None = None,
 ) -> Backtest:
@@ -40,13 +42,15 @@ def backtest(
             of one, a recipe or its file (.yaml), whose weights are read once. A recipe's own rules are tried
             too, under the name ``recipe``.
         options: which checkpoints of a reference.
+        sample: how many weights of each tensor to look at; ``exact`` for all; ``auto`` for a sample of large
+            runs on the Hub and all weights of others.
         clock: what time is counted by, instead of what the recipe says; see `timing.chosen_clock`.
 
     Raises:
         StepError: fewer than three checkpoints.
         HubExtrapError: see `scan`.
     """
-    tried = list(candidates())
+    tried, sample = list(candidates()), sample_choice(sample, settings)
     if isinstance(run, (str, os.PathLike)) and names_scan(str(run)):
         run = Scan.load(run)
     if isinstance(run, Scan) and options is not None:
@@ -54,6 +58,7 @@ def backtest(
     if isinstance(run, Scan):
         if settings is not None:
             raise RecipeError("settings have no effect on a backtest of a scan, which reads no weights")
+        check_reads(sample)
         found = run
         chosen = clock_of_scan(clock or "auto", found, progress or SilentProgress())
     else:
@@ -62,7 +67,8 @@ def backtest(
             tried.append(BacktestCandidate("recipe", run.rules))
         with Run.of(run, settings, clock=clock, progress=progress) as opened:
             _check(opened.steps)
-            found, chosen = scan_run(opened, afterwards=backtest_memory(opened.times)), opened.clock
+            found = scan_run(opened, sample=sample, afterwards=backtest_memory(opened.times))
+            chosen = opened.clock
     _check(found.steps)
     return backtest_table(replace(found.gram_table, clock=chosen), tried, dtypes=found.dtypes)
 

@@ -234,7 +234,7 @@ class _Walking:
         with run.unsaid():
             with suppress(MethodError):  # it comes again
                 prepare(recipes[0], run, self.settings)  # which reads the weights once
-            return those_that(recipes, lambda one: fit_rules(one, run, run.layouts, run.known_table()))
+            return those_that(recipes, lambda one: fit_rules(one, run, run.layouts, run.known_table(one)))
 
     def _mixture(self, recipe: Recipe) -> Mixture:
         return recipe_mixture(recipe, run=self.run)

@@ -23,7 +23,7 @@ from hubextrap.hub import (
     build_provenance,
     model_card,
 )
-from hubextrap.hub.provenance import ClockRecord, TrustRecord
+from hubextrap.hub.provenance import ClockRecord, SampleRecord, TrustRecord
 from hubextrap.hub.side_files import is_utf8
 from hubextrap.tensors.interfaces import SMALL_FILE
 from hubextrap.trajectory import paths_in_run
@@ -85,6 +85,8 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
             out_dtype=recipe.out_dtype,
             recipe=recipe.text,
             expected_relative_error=outlook.expected.relative_error,
+            expected_relative_error_stderr=outlook.expected.stderr,
+            sample=None if outlook.sampled is None else SampleRecord(weights_per_tensor=outlook.sampled),
             trusted=TrustRecord.of(outlook.trusted),
             input_files=read,
             clock=ClockRecord.of(run.clock, run.times, time),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from hubextrap.errors import MethodError, OutputError
 from hubextrap.methods import Rule
 from hubextrap.output_files import file_problem
 from hubextrap.recipe import DRAWN_UP, draw_up
+from hubextrap.scans.given import sample_of
 from hubextrap.statistics import (
     HORIZONS,
     brief_backtest,
@@ -58,6 +59,8 @@ class Draft:
     """The section of the recipe."""
     output: dict[str, Any] = field(default_factory=dict)
     """The section of the recipe."""
+    sample: int | None = None
+    """From how many weights of each tensor the method was chosen, and is fitted; None: from all."""
 
     @classmethod
     def of_reference(
@@ -114,7 +117,7 @@ class Draft:
     def of_scan(cls, scan: Scan) -> Draft:
         """Of the checkpoints that it read, listed one by one."""
         listed = [{"model": read.name, "step": read.step} for read in scan.checkpoints]
-        return cls("run", {"checkpoints": listed})
+        return cls("run", {"checkpoints": listed}, sample=sample_of(scan))
 
     def folder(self, step: int) -> Path | None:
         """The folder to write; None where all goes to the Hub."""
@@ -141,6 +144,8 @@ class Draft:
             step, section = target.get("target_step"), target.get("target")
             up_to = step[0] if step and section is None else section
             target = {"target_step": {"up_to": up_to, **self.walk}}
+        if self.sample is not None and rule.needs_gram_matrix:
+            target = {**target, "fit": {"sample": self.sample}}
         push = self.push
         sections: dict[str, Any] = {"output": self.output, "evaluate": self.evaluate}
         if push is not None:
@@ -213,6 +218,10 @@ def target_as_written(run: Run, horizon: float) -> dict[str, Any]:
 def advised_recipe(found: Backtest, draft: Draft) -> Recipe | None:
     """The recipe of the method that a backtest advises, as far as it trusts it; None where it trusts none."""
     verdict, times = judge_run(found), found.clock.times(found.steps)
+    if found.sampled is None:
+        draft = replace(draft, sample=None)
+    elif draft.sample is None:
+        draft = replace(draft, sample=found.sampled)
     choice = choose_method(found, found.steps, times)
     if verdict.reach is None or verdict.method != choice.name:
         return None

@@ -35,32 +35,38 @@ if TYPE_CHECKING:
     from hubextrap.trajectory import Checkpoint
 
 
-def scan_elsewhere(run: Run, plan: ScanPlan, sample: float | None) -> Scan:
+def scan_elsewhere(run: Run, plan: ScanPlan, reference_share: float | None) -> Scan:
     """`engine.scan.scan_trajectory` of an open run by the executor that its options name, to the last bit.
 
     Raises:
         HubExtrapError: as `engine.scan.scan_trajectory`, or the executor's own.
     """
-    return scan_by(executor_named(run.reading.executor), run, plan, sample)
+    return scan_by(executor_named(run.reading.executor), run, plan, reference_share)
 
 
-def scan_by(executor: Executor, run: Run, plan: ScanPlan, sample: float | None) -> Scan:
+def scan_by(executor: Executor, run: Run, plan: ScanPlan, reference_share: float | None) -> Scan:
     """The same by any executor."""
     for note in plan.notes:
         run.progress.say(note)
     pins = {str(step): pin for step, pin in zip(run.steps, run.fingerprints, strict=True)}
     checkpoints, reading = run.trajectory.checkpoints, run.reading
     work = ScanWork.of(
-        checkpoints, run.sources, plan, pins, tied=run.tied, sample=sample, cache=reading.cache
+        checkpoints,
+        run.sources,
+        plan,
+        pins,
+        tied=run.tied,
+        reference_share=reference_share,
+        cache=reading.cache,
     )
-    with _held_work("scan", [pins, sample], run.progress) as place:
+    with _held_work("scan", [pins, reference_share], run.progress) as place:
         work, records = placed(work, place)
         if records:
             run.progress.say(f"resuming: {len(records)} of {work.units} units are there")
         tensors = work.found(do_all(work, place, executor, records, run.progress))
     from hubextrap.engine.scan import assemble_scan  # imports numba
 
-    return assemble_scan(run.trajectory, work.scan, tensors, sample, run.fingerprints)
+    return assemble_scan(run.trajectory, work.scan, tensors, reference_share, run.fingerprints)
 
 
 def measure_elsewhere(

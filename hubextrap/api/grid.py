@@ -65,6 +65,7 @@ def point_of(recipe: Recipe, run: Run, pins: Sequence[str], measured_with: str) 
         if rule.needs_gram_matrix:  # they follow from the pinned weights and from this
             package = find_method(rule.method).package  # ours changes with __version__
             how: Any = [rule.method, *package, dict(rule.parameters), rule.damping, *times]
+            how += [] if recipe.fit_sample is None else [{"sample": recipe.fit_sample}]
         else:
             how = rule.coefficients(steps, times).tolist()
         rules.append([rule.match, how])

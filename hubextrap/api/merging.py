@@ -36,6 +36,7 @@ from hubextrap.api.staging import (
 from hubextrap.durable.places import is_marked
 from hubextrap.engine.resuming import check_inputs
 from hubextrap.errors import PushError
+from hubextrap.figures import with_stderr
 from hubextrap.foreign_text import own_lines
 from hubextrap.given import optional_path, recipe_of
 from hubextrap.hub import PROVENANCE_FILE, HubSink, PushResult, PushTarget, commit_message, push_folder
@@ -81,11 +82,11 @@ class Prediction:
     """On this prediction by the weights alone; None where no rule predicts motion."""
 
     def __repr__(self) -> str:
-        error = self.provenance.expected_relative_error
+        found = self.provenance
+        error = with_stderr(found.expected_relative_error, found.expected_relative_error_stderr, 3)
         where = [*([str(self.folder)] if self.folder else []), *([self.target.name] if self.target else [])]
-        return one_line(
-            self, f"step {self.step}", *where, "" if error is None else f"expected relative error {error:.3f}"
-        )
+        said = "" if found.expected_relative_error is None else f"expected relative error {error}"
+        return one_line(self, f"step {self.step}", *where, said)
 
 
 def places_of(predictions: Sequence[Prediction]) -> list[str]:

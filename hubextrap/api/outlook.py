@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap.errors import MethodError
+from hubextrap.figures import with_stderr
 from hubextrap.methods import farthest_horizon, longest_horizon, rehearse
 from hubextrap.statistics import (
     HORIZONS,
@@ -58,6 +59,8 @@ class Outlook:
     """What is not known, and what would say it."""
     verdict: RunVerdict | None
     """On the prediction of this target; None where no rule predicts motion."""
+    sampled: int | None = None
+    """Weights of each tensor that the table is of; None where it is of all, or there is none."""
 
 
 def check_rehearsable(recipes: Iterable[Recipe], run: Run, force: bool) -> None:
@@ -90,7 +93,7 @@ def check_sayable(recipe: Recipe, run: Run) -> None:
     """
     for target, time in zip(recipe.target_steps, run.target_times(recipe), strict=True):
         if len(rehearse(run.times, time)) == 0:
-            _check_limit(recipe, run, target, None)
+            _check_limit(recipe, run, target, Expectation(None, None))
 
 
 def outlooks_of(
@@ -111,20 +114,22 @@ def outlooks_of(
     past = None
     if table is not None and any(moving):
         past = brief_backtest(recipe.rules, table, rounded, HORIZONS[-1])
-    found = []
+    found, sampled = [], None if table is None else table.sampled
     for target, time, moves in zip(recipe.target_steps, times, moving, strict=True):
         expected = Expectation(None, None)
         if table is not None:
             expected = expect_of_last(recipe.rules, table, time, rounded)
-            _check_limit(recipe, run, target, expected.relative_error)
+            _check_limit(recipe, run, target, expected)
         if not moves:
-            found.append(Outlook(expected, None, (), (), None))
+            found.append(Outlook(expected, None, (), (), None, sampled))
             continue
         verdict = _verdict(recipe, run, past, target, time, expected)
         trusted = None if past is None else trust(verdict, run.steps[-1])
         warnings = tuple(_warnings(recipe, run, table is not None, target, time, expected, trusted))
+        if verdict.turns is not None:
+            warnings = (*warnings, verdict.turns)
         notes = () if recipe.space == "logits" else _notes(recipe, run, table, trusted, verdict)
-        found.append(Outlook(expected, trusted, warnings, notes, verdict))
+        found.append(Outlook(expected, trusted, warnings, notes, verdict, sampled))
     return tuple(found)
 
 
@@ -137,6 +142,7 @@ def _verdict(
         run.horizon_at(time),
         expected.relative_error,
         len(rehearse(run.times, time)),
+        expected.stderr,
     )
     if past is None:
         return not_judged("Not judged: the weights were not compared; give --scan FILE", run.steps, judged)
@@ -165,8 +171,9 @@ def _notes(
     return (f"up to which step the past of this run trusts {_method(recipe)} is not known: {why}",)
 
 
-def _check_limit(recipe: Recipe, run: Run, target: int, error: float | None) -> None:
+def _check_limit(recipe: Recipe, run: Run, target: int, expected: Expectation) -> None:
     """Refuse what the recipe does not want."""
+    error = expected.relative_error
     limit, last, named = recipe.parameters.max_expected_error, run.steps[-1], _named(recipe, run, target)
     if limit is None:
         return
@@ -177,9 +184,9 @@ def _check_limit(recipe: Recipe, run: Run, target: int, error: float | None) -> 
         )
     if error is not None and error > limit:
         raise MethodError(
-            f"{named}: the expected relative error is {error:.3f} (1 is that of step {last} as it is), "
-            f"above max_expected_error {limit:g}; choose a nearer target or another method (`hubextrap "
-            "backtest` compares them)",
+            f"{named}: the expected relative error is {with_stderr(error, expected.stderr, 3)} (1 is that of "
+            f"step {last} as it is), above max_expected_error {limit:g}; choose a nearer target or another "
+            "method (`hubextrap backtest` compares them)",
             step=target,
         )
 
@@ -214,7 +221,7 @@ def _warnings(
             f"run trusts {whom}; evaluate before any use"
         )
     if error is not None and (said := at_the_task(error)):
-        yield f"{named}: the expected error is {error:.3f}, and {said}"
+        yield f"{named}: the expected error is {with_stderr(error, expected.stderr, 3)}, and {said}"
     origins = len(np.unique(rehearse(run.times, time).origins))
     if error is not None and origins < FEW_ORIGINS:
         yield (

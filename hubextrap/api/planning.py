@@ -11,6 +11,7 @@ from hubextrap.api.output import target_folders
 from hubextrap.api.preparing import MergeOptions, Prepared, opened, prepare
 from hubextrap.api.staging import walk_place
 from hubextrap.errors import ClockError, HubExtrapError, RecipeError, TrajectoryError
+from hubextrap.figures import ONE, said_of_sample, with_stderr
 from hubextrap.given import optional_path, recipe_of
 from hubextrap.hub import PushTarget, check_target
 from hubextrap.hub.outgoing import stale_files
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 
 _PENDING = (
-    "the weights of all checkpoints are read once more before the merge: coefficients or the expected error "
-    "follow from them (`hubextrap backtest` says what to expect)"
+    "{} of all checkpoints are read once more before the merge: coefficients or the expected error follow "
+    "from them (`hubextrap backtest` says what to expect)"
 )
 
 
@@ -49,6 +50,10 @@ class PlanReport:
     """(target − last) / (last − first) on the clock, one per target."""
     expected_relative_errors: tuple[float | None, ...]
     """One per target; None where the weights were not scanned, or their past cannot say."""
+    expected_relative_error_stderrs: tuple[float | None, ...] = ()
+    """Their standard errors, where they come from a sample of the weights; else empty."""
+    sampled: int | None = None
+    """Weights of each tensor that they come from; None: all."""
     trusted_horizons: tuple[float | None, ...] = ()
     """Up to which the past trusts the method, 0 where nowhere, one per target; None where nothing says it."""
     trusted_up_to: tuple[str | None, ...] = ()
@@ -80,9 +85,11 @@ class PlanReport:
         )
 
     def _repr_html_(self) -> str:
-        errors = self.expected_relative_errors or [None] * len(self.target_steps)
+        nothing = [None] * len(self.target_steps)
+        both = zip(self.expected_relative_errors or nothing, self.expected_stderrs, strict=False)
+        errors = [with_stderr(*one, digits=3) for one in both]
         predicted = zip(
-            map(str, self.target_steps), self.horizons, errors, self.trusted_up_to or errors, strict=False
+            map(str, self.target_steps), self.horizons, errors, self.trusted_up_to or nothing, strict=False
         )
         problems = counted(len(self.problems), "problem") if self.problems else "no problems found"
         headings = ("predict step", "horizon", "expected relative error", "trusted up to")
@@ -95,13 +102,19 @@ class PlanReport:
             *(f"warning: {line}" for line in self.warnings),
             *(f"note: {line}" for line in self.notes),
             *(f"output: {line}" for line in self.outputs),
+            *said_of_sample(self.sampled, ONE),
         )
         return table + html_table(
             "observed", ("step", "checkpoint", "commit", "bytes of weights"), observed, said
         )
 
+    @property
+    def expected_stderrs(self) -> tuple[float | None, ...]:
+        """One per target; None where nothing was sampled."""
+        return self.expected_relative_error_stderrs or (None,) * len(self.target_steps)
+
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
+        """The report as JSON values; standard errors are in it where there are any."""
         named = {
             "checkpoints": ("step", "name", "commit", "size"),
             "rules": ("match", "method", "coefficients"),
@@ -117,6 +130,7 @@ class PlanReport:
             if name in named
             else list(value)
             for name, value in asdict(self).items()
+            if value or name not in ("expected_relative_error_stderrs", "sampled")
         }
 
 
@@ -313,9 +327,13 @@ def _with_merge(
     """All that is known when a merge is ready to run, or logits are to be mixed."""
     fitted, plan, steps = prepared.fitted, prepared.plan, prepared.run.steps
     trusted = [outlook.trusted for outlook in fitted.outlooks]
+    stderrs = tuple(outlook.expected.stderr for outlook in fitted.outlooks)
+    sampled = next((outlook.sampled for outlook in fitted.outlooks), None)
     known = replace(
         known,
         expected_relative_errors=tuple(one.expected.relative_error for one in fitted.outlooks),
+        expected_relative_error_stderrs=() if sampled is None else stderrs,
+        sampled=sampled,
         trusted_horizons=tuple(None if one is None else one.horizon for one in trusted),
         trusted_up_to=tuple(None if one is None else one.said for one in trusted),
         verdicts=tuple(outlook.verdict for outlook in fitted.outlooks),
@@ -340,7 +358,9 @@ def _with_merge(
         if known.outputs:
             problems = (*problems, "space: logits writes no weights; leave --out and --push out")
         return replace(known, outputs=(), notes=(mixed, *known.notes), problems=tuple(problems))
-    pending = (_PENDING,) if fitted.pending else prepared.unknown
+    size = prepared.recipe.fit_sample
+    read = "the weights" if size is None else f"{size:,} weights of each tensor"
+    pending = (_PENDING.format(read),) if fitted.pending else prepared.unknown
     return replace(
         known,
         files=tuple((shard.file, shard.size) for shard in plan.shards),

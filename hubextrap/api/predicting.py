@@ -22,12 +22,13 @@ from hubextrap.api.merging import places_of
 from hubextrap.api.outlook import outlooks_of
 from hubextrap.api.planning import plan
 from hubextrap.api.preparing import MergeOptions, merge_options
+from hubextrap.api.scanning import chosen_size
 from hubextrap.errors import MethodError, RecipeError, StepError, wrong_argument
 from hubextrap.evaluation import Gate, check_writable
 from hubextrap.evaluation.outcomes import outcomes_of
 from hubextrap.evaluation.table import LAST, PREDICTION, TARGET
 from hubextrap.foreign_text import own_lines
-from hubextrap.given import check_names, one_of, optional_path, paths_of, texts_of
+from hubextrap.given import check_names, check_reads, one_of, optional_path, paths_of, sample_choice, texts_of
 from hubextrap.hub.target import one_target
 from hubextrap.notebooks import one_line
 from hubextrap.opening import Run
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from hubextrap.hub import PushTarget
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
+    from hubextrap.sample_sizes import SampleChoice
     from hubextrap.scans import Scan
     from hubextrap.statistics import Backtest, RunVerdict
 
@@ -56,7 +58,6 @@ _AGAINST = (LAST, "base", TARGET)
 _OF_A_SECTION = re.compile(r"^(?:evaluate\.(\w+)|output) \(line \d+\)")
 """Begins a problem of the recipe that is drawn up here, which nobody has seen."""
 _OPTIONS = {"tasks": "eval", "include_path": "include-path", "batch_size": "batch-size"}
-_WHY_READ = "reading every checkpoint once, to rehearse every method on the run's own past"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,9 @@ class Predicting(TypedDict, total=False):
     """What time is counted by; see `timing.chosen_clock`."""
     scan: Scan | Path | str | None
     """Of these checkpoints, or its file: weights are not read for the rehearsals."""
+    sample: SampleChoice
+    """How many weights of each tensor to look at for the rehearsals, and to fit to; ``exact`` for all;
+    ``auto``, if not given, for a sample of large runs on the Hub and all weights of others."""
     dry_run: bool
     """Give the answer, and write nothing but ``write_recipe``."""
     write_recipe: Path | str | None
@@ -133,7 +137,8 @@ def predict(
 ) -> PredictResult:
     """Rehearse every method on a run, predict a later step by the best, and say how far to trust it.
 
-    The weights are read once for the rehearsals, unless a scan says what they would, and once for the merge.
+    The weights, or a sample of them, are read once for the rehearsals, unless a scan says what they would;
+    and all of them once for the merge.
 
     Args:
         run: its checkpoints; or where they are, a repo or a folder.
@@ -154,7 +159,7 @@ def predict(
     dry_run, clock = how.get("dry_run", False), how.get("clock")
     places = [optional_path("out", out), optional_path("output", how.get("output"))]
     target = one_target(push)
-    _check(to, how, places[1])
+    _check(to, how, settings, places[1])
     _check_gate(how, push=target is not None, out=places[0] is not None)
     found, draft = _found(run, how, progress)
     draft = replace(draft, out=places[0], push=target, walk=_walk(how.get("walk")), evaluate=_evaluation(how))
@@ -163,6 +168,8 @@ def predict(
         _check_ahead(opened.steps, to)
         beside = how.get("write_recipe") is None
         _check_beforehand(opened, draft, to, settings, ask=not dry_run, beside=beside)
+        size = opened.given_sample if opened.has_scan else chosen_size(opened, how.get("sample", "auto"))
+        draft = replace(draft, sample=size)
         answer = _answered(opened, draft, to)
         if answer.recipe is not None:
             answer = _with_file(answer, draft, how.get("write_recipe"), dry_run)
@@ -199,7 +206,7 @@ def _check_ahead(steps: tuple[int, ...], to: int | None) -> None:
         )
 
 
-def _check(to: object, how: Predicting, output: Path | None) -> None:
+def _check(to: object, how: Predicting, settings: MergeOptions, output: Path | None) -> None:
     """Refuse what does not go together, and files that cannot be written, before anything is looked for."""
     if to is not None and not isinstance(to, int):
         raise wrong_argument("to", "a step, a whole number", to)
@@ -209,6 +216,9 @@ def _check(to: object, how: Predicting, output: Path | None) -> None:
         for name in ("include_path", "limit", "batch_size", "output"):
             if how.get(name):
                 raise RecipeError(f"{name} has no effect without evaluate, which names tasks")
+    sample = sample_choice(how.get("sample", "auto"), settings)
+    if how.get("scan") is not None:
+        check_reads(sample)
     if (place := how.get("write_recipe")) is not None:
         check_recipe_place(Path(place))
     if output is not None:
@@ -297,7 +307,9 @@ def _as_an_option(found: re.Match[str]) -> str:
 
 def _answered(run: Run, draft: Draft, to: int | None) -> PredictResult:
     """The method, the target and the verdict on it: all that follows from the weights' table."""
-    table = run.gram_table(_WHY_READ, afterwards=backtest_memory(run.times))
+    what = "every checkpoint once" if draft.sample is None else "a sample of every checkpoint"
+    why = f"reading {what}, to rehearse every method on the run's own past"
+    table = run.gram_table(why, sample=draft.sample, afterwards=backtest_memory(run.times))
     dtypes = {info.dtype for layout in run.layouts for info in layout.tensors.values()}
     found = None
     if len(run.steps) > 2:

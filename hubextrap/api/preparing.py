@@ -43,6 +43,7 @@ DOWNLOADS, DOWNLOAD_CHUNK = 8, 10 * MiB
 BESIDE_IN_BASELINE = 8 * MiB
 """How much of what the process takes anyway is for the files beside the weights; larger ones come on top."""
 _WHY = "reading every checkpoint once before the merge: coefficients follow from the weights"
+_WHY_SOME = "reading a sample of every checkpoint before the merge: coefficients follow from the weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +242,7 @@ def prepare(
     """Do everything that comes before the merge.
 
     Some kilobytes per checkpoint are read; where coefficients follow from the weights, or the recipe limits
-    the expected error, and no scan says it, every checkpoint is read once more.
+    the expected error, and no scan says it, every checkpoint is read once more, or a sample of it.
 
     Args:
         run: the recipe's.
@@ -264,16 +265,17 @@ def prepare(
     check_output_section(recipe, run.trajectory.of_adapters)
     if run.trajectory.of_adapters:
         check_settings(settings)
-    held = 0  # by what goes beside the weights
-    first: list[_Planned] = []
+    held, first = 0, list[_Planned]()  # bytes that what goes beside the weights takes
     # logits are mixed of whatever transformers loads, quantised or not
     combined = recipe.space == "weights" or any(each.needs_scan for each in recipes)
     layouts = run.layouts if combined else run.any_layouts
 
+    known = run.known_table(*recipes) if combined else None
+
     def hold(count: int) -> None:
         nonlocal held
         held = max(0, count - BESIDE_IN_BASELINE)
-        first.append(_planned(recipes, run, layouts, settings, run.known_table() if combined else None, held))
+        first.append(_planned(recipes, run, layouts, settings, known, held))
 
     beside = Beside.of(run, recipe, hold)
 
@@ -285,9 +287,15 @@ def prepare(
 
     prepared = ready(first[0])
     if prepared.fitted.pending and read_weights:
-        prepared = ready(_planned(recipes, run, layouts, settings, run.gram_table(_WHY, held=held), held))
+        prepared = ready(_planned(recipes, run, layouts, settings, _read(recipes, run, held), held))
     run.warn(*prepared.warnings)
     return prepared
+
+
+def _read(recipes: Sequence[Recipe], run: Run, held: int) -> GramTable:
+    """What the weights say that the recipes fit to; they differ in nothing that decides which."""
+    sample = next(each.fit_sample for each in recipes if each.needs_scan)
+    return run.gram_table(_WHY if sample is None else _WHY_SOME, sample=sample, held=held)
 
 
 def check_settings(settings: MergeOptions) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,7 +18,6 @@ from hubextrap.api.preparing import MergeOptions, check_settings, merge_options
 from hubextrap.api.staging import remove_leftover
 from hubextrap.api.verifying import verify
 from hubextrap.durable.atomic import is_new_name
-from hubextrap.durable.places import holder_of, lock_folder
 from hubextrap.engine.kernels import check_device
 from hubextrap.errors import CorruptFile, OutputError, PushError, RecipeError
 from hubextrap.given import path_of, reground_recipe_of
@@ -31,7 +29,7 @@ from hubextrap.regrounding import Decision
 from hubextrap.regrounding.checkpoint import check_model, holds_adapter, snapshot
 from hubextrap.regrounding.command import CommandRunner
 from hubextrap.regrounding.ending import GramOfSnapshots
-from hubextrap.regrounding.guardian import GRACE
+from hubextrap.regrounding.holding import held_run
 from hubextrap.regrounding.loop import Loop
 from hubextrap.regrounding.round_rates import stated_clock
 from hubextrap.regrounding.state import RunState, StartModel, load_state, save_state
@@ -117,7 +115,7 @@ def reground(
         )
     read_prompts(recipe.reground.guard)
     _check_push(recipe)  # before the start is downloaded
-    with _held(folder, str(out), progress) as lock:
+    with held_run(folder, str(out), progress) as lock:
         state = _resumed(load_state(folder), recipe, folder, progress) or _begun(recipe, folder, progress)
         if holds_adapter(folder / state.model):
             check_settings(settings)
@@ -148,40 +146,6 @@ def _check_push(recipe: RegroundRecipe) -> None:
 def _is_empty(folder: Path) -> bool:
     """Whether at most a run's first moments left something in it."""
     return folder.is_dir() and all(path.name == "lock" or is_new_name(path.name) for path in folder.iterdir())
-
-
-@contextmanager
-def _held(folder: Path, what: str, progress: Progress) -> Iterator[int]:
-    """Hold the run's lock. The trainer of a run that was killed may take a moment to end."""
-    deadline = time.monotonic() + GRACE + 5
-    told = False
-    while True:
-        try:
-            lock = lock_folder(folder, what, progress.say)
-            break
-        except OutputError:
-            if not _holder_is_dead(folder / "lock") or time.monotonic() > deadline:
-                raise
-        if not told:
-            progress.say(f"{what}: waiting for the trainer of a run that was killed to end")
-            told = True
-        time.sleep(0.1)
-    try:
-        yield lock
-    finally:
-        os.close(lock)
-
-
-def _holder_is_dead(path: Path) -> bool:
-    """Whether the process that took the lock is gone, so that only a guardian it started still holds it."""
-    try:
-        if (holder := holder_of(path)) is not None:
-            os.kill(holder, 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return False
 
 
 def _begun(recipe: RegroundRecipe, folder: Path, progress: Progress) -> RunState:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from hubextrap.api.scanning import scan_run
 from hubextrap.clocks import STEPS, Clock, ClockChoice
@@ -18,19 +18,35 @@ from hubextrap.evaluation.outcomes import outcomes_of
 from hubextrap.evaluation.slopes import table_slopes
 from hubextrap.evaluation.table import PREDICTION, EvaluationTable
 from hubextrap.extras import require
-from hubextrap.given import names_scan, optional_path, path_of, paths_of, run_of
+from hubextrap.given import (
+    check_names,
+    check_reads,
+    names_scan,
+    optional_path,
+    path_of,
+    paths_of,
+    run_of,
+    sample_choice,
+)
 from hubextrap.notebooks import one_line
 from hubextrap.opening import ReadingOptions, Run
 from hubextrap.output_files import file_problem
 from hubextrap.progress import Progress, SilentProgress
 from hubextrap.scans import Scan
+from hubextrap.scans.given import sample_of
 from hubextrap.statistics import BacktestCandidate, RunVerdict, backtest_memory, candidates, judge_run
 from hubextrap.statistics.backtesting import backtest_table
 from hubextrap.timing import clock_of_scan
 from hubextrap.trajectory import Trajectory
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from hubextrap.recipe import Recipe
+    from hubextrap.reporting import Page
+    from hubextrap.sample_sizes import SampleChoice
+    from hubextrap.statistics import Backtest
+    from hubextrap.statistics.hindsight import Hindsight
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +56,8 @@ class ReportResult:
     page: Path
     pngs: tuple[Path, ...]
     verdict: RunVerdict
+    sampled: int | None = None
+    """So many weights of each tensor were looked at; None for all."""
 
     @property
     def headline(self) -> str:
@@ -53,16 +71,27 @@ class ReportResult:
         return one_line(self, str(self.page), self.headline)
 
 
+class Reporting(TypedDict, total=False):
+    """What `report` takes beside the run, the evaluations and where the page goes."""
+
+    title: str | None
+    """Heading of the page; the name of the scan's file or of the run if not given."""
+    clock: ClockChoice | None
+    """What horizons are counted by, instead of what the recipe says; see `timing.chosen_clock`."""
+    sample: SampleChoice
+    """How many weights of each tensor to look at; ``exact`` for all; ``auto``, if not given, for a sample of
+    large runs on the Hub and all weights of others."""
+
+
 def report(
     run: Scan | Trajectory | Recipe | Path | str,
     *,
     evaluations: Sequence[Path | str] | Path | str = (),
     out: Path | str = "report.html",
     png: Path | str | None = None,
-    title: str | None = None,
-    clock: ClockChoice | None = None,
     settings: ReadingOptions | None = None,
     progress: Progress | None = None,
+    **how: Unpack[Reporting],
 ) -> ReportResult:
     """Write the page to ``out``, and every plot into the folder ``png``; an earlier page and its plots are
     replaced, any other file is not.
@@ -70,36 +99,51 @@ def report(
     Args:
         run: a scan or its file, from which this takes seconds; or a trajectory, a recipe, its file or a
             reference, whose weights are read once. A recipe's own rules are tried too.
-        title: heading of the page; the name of the scan's file or of the run where it is None.
-        clock: what horizons are counted by, instead of what the recipe says; see `timing.chosen_clock`.
+        how: see `Reporting`.
 
     Raises:
         MissingExtra: matplotlib is not installed.
         ReferenceNotFound, CorruptFile, SourceError: the scan or the run cannot be read.
         EvaluationError: an evaluation cannot be read, or two do not go together.
         OutputError: the page or a plot cannot be written, or another file is there.
-        RecipeError: ``settings`` for a scan, which needs no weights.
+        RecipeError: ``settings`` or ``sample`` for a scan, which needs no weights.
         HubExtrapError: see `scan`.
     """
+    check_names("report", how, Reporting)
+    title, clock = how.get("title"), how.get("clock")
+    sample = sample_choice(how.get("sample", "auto"), settings)
     out, png, told = path_of("out", out), optional_path("png", png), progress or SilentProgress()
     given = paths_of("evaluations", evaluations)
     _check_replaceable(out, b"<!doctype html>")
     for place in (out.parent, *(() if png is None else (png,))):
         _check_folder(place)
     named, found = _looked_up(run, told)
-    if isinstance(found, Scan) and settings is not None:
-        raise RecipeError("settings have no effect on the report of a scan, which reads no weights")
+    if isinstance(found, Scan):
+        if settings is not None:
+            raise RecipeError("settings have no effect on the report of a scan, which reads no weights")
+        check_reads(sample)
     tables = {path: EvaluationTable.load(path) for path in given}
     require("report", "the report")  # once the files are known to be good, for they are read faster
     from hubextrap.reporting import Page, collect_accuracy
-    from hubextrap.reporting.style import to_png
 
-    scan, chosen, choice, tried = _scanned(found, settings, clock, told)
+    scan, chosen, choice, tried = _scanned(found, settings, sample, clock, told)
     backtest = backtest_table(replace(scan.gram_table, clock=chosen), tried, dtypes=scan.dtypes)
     verdict = judge_run(backtest, scores=outcomes_of(tables.values()))
     tasks, notes = _told(tables.values())
     clocks = _clocks(chosen, choice, scan)
     page = Page(title or named, scan, backtest, verdict, collect_accuracy(tables), clocks, tasks, notes)
+    plots = _write_all(page, out, png)
+    return ReportResult(out, plots, verdict, sample_of(scan))
+
+
+def _write_all(page: Page, out: Path, png: Path | None) -> tuple[Path, ...]:
+    """Write the page, and every plot into the folder; the plots' files.
+
+    Raises:
+        OutputError: one of them cannot be written, and none is.
+    """
+    from hubextrap.reporting.style import to_png
+
     plots = [] if png is None else [(Path(png) / f"{one.name}.png", one) for one in page.sections]
     if png is not None and os.path.lexists(png) and not Path(png).is_dir():
         raise OutputError(
@@ -111,7 +155,34 @@ def report(
     _write(out, page.render().encode(errors="replace"))
     for path, section in plots:
         _write(path, to_png(section.draw, section.height))
-    return ReportResult(out, tuple(path for path, _ in plots), verdict)
+    return tuple(path for path, _ in plots)
+
+
+def write_page(
+    scan: Scan,
+    backtest: Backtest,
+    hindsight: Hindsight,
+    clock: Clock,
+    choice: ClockChoice,
+    *,
+    title: str,
+    out: Path,
+) -> RunVerdict:
+    """Write the page of a run that is watched; the verdict on it.
+
+    Args:
+        choice: what a recipe says to have the clock.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from hubextrap.reporting import Page
+
+    verdict = judge_run(backtest)
+    clocks = _clocks(clock, choice, scan)
+    page = Page(title, scan, backtest, verdict, (), clocks, hindsight=hindsight)
+    _write(out, page.render().encode(errors="replace"))
+    return verdict
 
 
 def _told(tables: Collection[EvaluationTable]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -145,6 +216,7 @@ def _looked_up(
 def _scanned(
     found: Scan | Trajectory | Recipe,
     settings: ReadingOptions | None,
+    sample: SampleChoice,
     clock: ClockChoice | None,
     progress: Progress,
 ) -> tuple[Scan, Clock, ClockChoice | None, list[BacktestCandidate]]:
@@ -156,7 +228,8 @@ def _scanned(
         tried.append(BacktestCandidate("recipe", found.rules))
         clock = clock or (found.trajectory.clock if found.trajectory.clock != "auto" else None)
     with Run.of(found, settings, clock=clock, progress=progress) as opened:
-        return scan_run(opened, afterwards=backtest_memory(opened.times)), opened.clock, clock, tried
+        scan = scan_run(opened, sample=sample, afterwards=backtest_memory(opened.times))
+        return scan, opened.clock, clock, tried
 
 
 def _clocks(chosen: Clock, choice: ClockChoice | None, scan: Scan) -> list[tuple[Clock, ClockChoice | None]]:

@@ -17,7 +17,8 @@ from hubextrap.hub.provenance_checks import OWN_FILES
 from hubextrap.hub.side_files import is_side_file
 from hubextrap.notebooks import counted, one_line
 from hubextrap.progress import Progress, SilentProgress
-from hubextrap.tensors import LocalSource, RemoteSource, read_layout, sha256_of
+from hubextrap.tensors import LocalSource, read_layout, sha256_of
+from hubextrap.tensors.bucket import hub_source
 from hubextrap.tensors.weights import INDEX_FILE, SINGLE_FILE
 from hubextrap.trajectory import Pins, parse_reference
 from hubextrap.trajectory.elsewhere import models_elsewhere, pinned_commit
@@ -116,7 +117,7 @@ def _open(reference: Path | str) -> tuple[Source, list[str]]:
         folder = Path(reference) if where is None or where.folder is None else where.folder
         return LocalSource(folder, str(reference)), _all_files(folder)
     commit = pinned_commit(where, Pins(), predicted=True)
-    source = RemoteSource(where.repo, commit, where.path, f"{reference} ({commit})")
+    source = hub_source(where.repo, commit, where.path, f"{reference} ({commit})")
     listed = list_files(where.repo, commit, where.path, source.name, recursive=True) or []
     prefix = f"{where.path}/" if where.path else ""
     return source, [file.path.removeprefix(prefix) for file in listed]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.cli.terminal import as_argument, tell
+from hubextrap.figures import ONE, sample_in_words
 from hubextrap.foreign_text import OwnLines
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def answer_rows(found: PredictResult) -> list[tuple[str, str]]:
         rows.append(("trust", f"up to {verdict.reach_in_words} (horizon {verdict.reach:g})"))
     elif verdict.rehearsals.near >= TOO_FEW:
         rows.append(("trust", "at no horizon that was rehearsed"))
+    if found.backtest is not None and found.backtest.sampled is not None:
+        rows.append(("sample", f"figures are {sample_in_words(found.backtest.sampled)}; {ONE}"))
     if made is not None and made.folder is not None:
         rows.append(("written", str(made.folder)))
     if found.recipe_file is not None:
@@ -68,6 +71,7 @@ def answer_as_json(found: PredictResult) -> dict[str, Any]:
     """The answer as JSON values."""
     from hubextrap.cli.summaries import prediction_as_json
 
+    sampled = None if found.backtest is None else found.backtest.sampled
     return {
         "verdict": found.verdict.as_dict(),
         "target_step": found.target_step,
@@ -78,4 +82,5 @@ def answer_as_json(found: PredictResult) -> dict[str, Any]:
         "prediction": None if found.prediction is None else prediction_as_json(found.prediction),
         "evaluations": [table.model_dump(mode="json") for table in found.tables],
         "walk": None if found.walk is None else found.walk.model_dump(mode="json"),
+        **({} if sampled is None else {"sampled": sampled}),
     } | ({} if found.gate is None else {"gate": found.gate.as_dict()})

@@ -27,6 +27,7 @@ from hubextrap.cli.sweep import sweep
 from hubextrap.cli.terminal import clean_error, guarded
 from hubextrap.cli.verify import verify
 from hubextrap.cli.walk import walk
+from hubextrap.cli.watch import watch
 from hubextrap.cli.working import finish, worker
 
 
@@ -109,7 +110,7 @@ for verb in (predict, steps, scan, backtest, report, plan, merge, push, run, ver
 for verb in (submit, worker, finish):
     app.command(cls=Explained)(verb)
 app.command("eval", cls=Explained)(evaluate)
-for verb in (sweep, walk, reground, generate):
+for verb in (sweep, walk, watch, reground, generate):
     app.command(cls=Explained)(verb)
 app.command("lm-eval", cls=PassedOn)(lm_eval_command)
 app.command("mergekit-yaml", cls=PassedOn)(mergekit_yaml)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
 
 from hubextrap.cli.options import Clock, Reading, Said, Selection, Summary, WriteRecipe, grouped
 from hubextrap.cli.reference import named_run, named_scan
+from hubextrap.cli.sampling import Sampled
 from hubextrap.cli.terminal import as_argument, console, tell, tell_json
 
 if TYPE_CHECKING:
     from hubextrap.statistics import Backtest, RunVerdict
+
+
+_WIDE = 140
+"""Columns that hold every figure beside its standard error."""
 
 
 @grouped
@@ -25,6 +31,7 @@ def backtest(
     *,
     clock: Clock = None,
     selection: Selection,
+    sampled: Sampled,
     reading: Reading,
     write_recipe: WriteRecipe = None,
     summary: Summary = None,
@@ -46,8 +53,9 @@ def backtest(
         draft = api.Draft.of_scan(scan)
     else:
         run = named_run(ctx, reference, selection, progress)
-        found = api.backtest(run, settings=reading.options(), clock=clock, progress=progress)
-        draft = api.Draft.of(run, reference, selection.options(), clock)
+        how = reading.options()
+        found = api.backtest(run, settings=how, sample=sampled.choice, clock=clock, progress=progress)
+        draft = replace(api.Draft.of(run, reference, selection.options(), clock), sample=sampled.size)
     verdict, advised = judge_run(found), api.advised_recipe(found, draft)
     if write_recipe is not None:
         api.save_recipe(advised, verdict, write_recipe)
@@ -55,7 +63,8 @@ def backtest(
         append_summary(summary, backtest_markdown(reference, found, verdict))
     if said.as_json:
         text = None if advised is None else advised.text
-        tell_json({"verdict": verdict.as_dict(), "recipe": text, "rows": found.as_rows()})
+        sample = {} if found.sampled is None else {"sampled": found.sampled}
+        tell_json({"verdict": verdict.as_dict(), "recipe": text, **sample, "rows": found.as_rows()})
     else:
         print_verdict(verdict)
         _print(reference, found)
@@ -66,9 +75,13 @@ def backtest(
 
 def _print(reference: str, found: Backtest) -> None:
     """The table by horizon, what its columns are, and how a recipe writes its methods."""
+    from hubextrap.figures import with_stderr
     from hubextrap.narrow import NarrowTable
     from hubextrap.statistics import backtest_view, plain_name
 
+    out = console(160)
+    # a narrow table has the standard error below its figure
+    between = " " if out.width >= _WIDE else "\n"
     classes = backtest_view.classes(found)
     header = [
         "method",
@@ -76,7 +89,7 @@ def _print(reference: str, found: Backtest) -> None:
         *backtest_view.further_headings(found),
     ]
     rows = [
-        [plain_name(name), *("–" if figure is None else f"{figure:.3f}" for figure in figures)]
+        [plain_name(name), *(with_stderr(*figure, digits=3, between=between) for figure in figures)]
         for name, figures in backtest_view.rows(found)
     ]
     tell("")
@@ -85,13 +98,16 @@ def _print(reference: str, found: Backtest) -> None:
     tell("horizon: " + ", ".join(f"{end.removeprefix('to ')} is {step}" for end, step, _ in classes if step))
     if found.clock.name != "steps":
         tell(f"clock: {found.clock.in_words()}")
-    console(160).print(NarrowTable(header, rows, "l" + "r" * len(header[1:])))
-    tell(backtest_view.NOTE)
-    if found.rounded:
-        tell(backtest_view.ROUNDED)
+    out.print(NarrowTable(header, rows, "l" + "r" * len(header[1:])))
+    for note in backtest_view.notes(found):
+        tell(note)
     tell("To use one, write it into a recipe:")
     for name, _ in backtest_view.rows(found):
         _tell_recipe(name)
+    if found.sampled is not None:
+        fit = f"fit: {{sample: {found.sampled}}}"
+        tell(f"With {fit} under its parameters, a method that is fitted to weights is fitted to this sample;")
+        tell("without it, to all weights.")
 
 
 def _tell_recipe(name: str) -> None:

@@ -27,10 +27,21 @@ EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "steps": ("trajectories", ("hubextrap steps me/my-run", "hubextrap steps ./run --min-step 10 --fast")),
-    "scan": ("scan", ("hubextrap scan me/my-run --out my-run.safetensors", "hubextrap scan recipe.yaml")),
+    "scan": (
+        "scan",
+        (
+            "hubextrap scan me/my-run --out my-run.safetensors",
+            "hubextrap scan ./run --sample 4096 --out sampled.safetensors",
+            "hubextrap scan recipe.yaml",
+        ),
+    ),
     "backtest": (
         "backtest",
-        ("hubextrap backtest me/my-run --max-step 30", "hubextrap backtest scan.safetensors --json"),
+        (
+            "hubextrap backtest me/my-run --max-step 30",
+            "hubextrap backtest me/my-run --exact",
+            "hubextrap backtest scan.safetensors --json",
+        ),
     ),
     "report": (
         "report",
@@ -78,6 +89,13 @@ EXAMPLES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "sweep": ("sweep", ("hubextrap sweep recipe.yaml --out sweep --horizons 0.25,0.5,1",)),
     "walk": ("walk", ("hubextrap walk recipe.yaml --prompts problems.jsonl --out walked",)),
+    "watch": (
+        "watch",
+        (
+            "hubextrap watch ./run --out watched",
+            "hubextrap watch watch.yaml --out watched --once --summary s.md",
+        ),
+    ),
     "reground": (
         "reground",
         (

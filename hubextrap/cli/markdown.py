@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 from hubextrap.cli.progress import format_bytes, format_memory
 from hubextrap.cli.summaries import LISTED, as_sum, push_line, trust_in_words, trusted_in_words
 from hubextrap.errors import OutputError
+from hubextrap.figures import ONE, margin, said_of_sample, sample_in_words, with_stderr
 from hubextrap.foreign_text import as_shown, markdown_block, markdown_code, markdown_text, own_lines
 from hubextrap.output_files import append_problem
 from hubextrap.redaction import redact
@@ -102,12 +103,16 @@ def plan_markdown(recipe: Path, report: PlanReport) -> str:
     reaches = zip(
         report.target_steps,
         map(_horizon, report.horizons),
-        map(_horizon, report.expected_relative_errors),
+        (
+            _horizon(error) + margin(stderr, 3)
+            for error, stderr in zip(report.expected_relative_errors, report.expected_stderrs, strict=True)
+        ),
         trusted_in_words(report),
         strict=True,
     )
     what = "walk to step" if report.walks else "predict step"
     parts.append(_table((what, "horizon", "expected error", "trust"), list(reaches)))
+    parts += said_of_sample(report.sampled, ONE)
     if report.clock != "steps":
         parts.append(f"Clock: {markdown_text(report.clock)}.")
     if report.files:
@@ -143,7 +148,10 @@ def predictions_markdown(predictions: Sequence[Prediction]) -> str:
         if provenance.horizon is not None:
             line += f", horizon {_horizon(provenance.horizon)}"
         if provenance.expected_relative_error is not None:
-            line += f", expected error {provenance.expected_relative_error:.3f}"
+            stderr = provenance.expected_relative_error_stderr
+            line += f", expected error {with_stderr(provenance.expected_relative_error, stderr, 3)}"
+        if provenance.sample is not None:
+            line += f" {sample_in_words(provenance.sample.weights_per_tensor)} ({ONE})"
         if provenance.trusted is not None and provenance.trusted_in_words is not None:
             line += f", {trust_in_words(provenance.trusted.horizon, provenance.trusted_in_words)}"
         if provenance.clock is not None:
@@ -162,23 +170,21 @@ def predictions_markdown(predictions: Sequence[Prediction]) -> str:
 
 def backtest_markdown(reference: str, found: Backtest, verdict: RunVerdict) -> str:
     """A backtest: the verdict first, then what stands behind it, and every method's errors."""
-    from hubextrap.statistics import horizon_classes, horizon_means, pair_counts
+    from hubextrap.statistics import backtest_view, horizon_classes, pair_counts
 
     classes = zip(horizon_classes(found), pair_counts(found), strict=True)
     header = ("method", *(f"{title}: {count}" for title, count in classes), "worst", "expected")
     rows = [
         (
-            markdown_code(entry.method),
-            *(
-                "–" if value is None else f"{value:.3f}"
-                for value in (*entry.means, entry.worst, entry.expected)
-            ),
+            markdown_code(name),
+            *(with_stderr(*figure, digits=3) for figure in figures[: len(header) - 1]),
         )
-        for entry in horizon_means(found)
+        for name, figures in backtest_view.rows(found)
     ]
     said = "\n".join(f"- {markdown_text(sentence)}" for sentence in verdict.sentences)
-    heading = f"### {markdown_text(verdict.line)}"
-    return f"{heading}\n\nBacktest of {markdown_code(reference)}.\n\n{said}\n\n{_table(header, rows)}"
+    parts = [f"### {markdown_text(verdict.line)}", f"Backtest of {markdown_code(reference)}.", said]
+    parts += [_table(header, rows), *map(markdown_text, said_of_sample(found.sampled))]
+    return "\n\n".join(parts)
 
 
 def answer_markdown(run: str, found: PredictResult) -> str:

@@ -32,6 +32,7 @@ from hubextrap.cli.options import (
     split_list,
 )
 from hubextrap.cli.outputting import Outputting
+from hubextrap.cli.sampling import Sampled
 from hubextrap.cli.terminal import tell_json
 
 
@@ -98,6 +99,7 @@ def predict(
     push_if_better: PushIfBetter = False,
     clock: Clock = None,
     scan: ScanFile = None,
+    sampled: Sampled,
     merging: Merging,
     dry_run: bool = typer.Option(False, "--dry-run", help="Only give the answer. No weights are written."),
     write_recipe: WriteRecipe = None,
@@ -114,6 +116,8 @@ def predict(
         idle = ["out", "push", "private", "create_pr", "tasks", "output", "device", "allow_non_finite"]
         idle += [*names(Gating), "push_if_better"]
         refuse_idle(ctx, idle, "has no effect with --dry-run, which makes no prediction")
+    if scan is not None:
+        refuse_idle(ctx, names(Sampled), f"has no effect with --scan: {scan} holds what was read")
     from hubextrap import api
     from hubextrap.cli.answers import answer_as_json, print_answer
     from hubextrap.cli.markdown import answer_markdown, append_summary, gate_markdown
@@ -133,6 +137,7 @@ def predict(
         gate=gating.gate(push_if_better),
         clock=clock,
         scan=scan,
+        sample=sampled.choice,
         settings=merging.merge_options(),
         dry_run=dry_run,
         write_recipe=write_recipe,

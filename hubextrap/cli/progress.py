@@ -116,7 +116,9 @@ class _LineStage:
         return line + self._rate(seconds)
 
     def _amount(self, count: int) -> str:
-        return format_bytes(count) if self._unit == "B" else f"{count} {self._unit}"
+        if self._unit == "B":
+            return format_bytes(count)
+        return f"{count} {self._unit.removesuffix('s') if count == 1 else self._unit}"
 
     def _rate(self, seconds: float) -> str:
         if self._unit != "B" or seconds <= 0:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap.cli.options import Selection, names, refuse_idle
+from hubextrap.cli.sampling import Sampled
 
 if TYPE_CHECKING:
     import typer
@@ -20,13 +21,14 @@ def named_scan(ctx: typer.Context, reference: str) -> Scan | None:
     """The scan, where it is the file of one.
 
     Raises:
-        typer.BadParameter: an option says which steps to take.
+        typer.BadParameter: an option says which steps to take, or how many weights.
     """
     from hubextrap.given import names_scan
 
     if not names_scan(reference):
         return None
     refuse_idle(ctx, names(Selection), f"is for a REF; the scan {reference} holds the steps that it holds")
+    refuse_idle(ctx, names(Sampled), f"is for a REF or a RECIPE; the scan {reference} holds what was read")
     from hubextrap.scans import Scan
 
     return Scan.load(reference)

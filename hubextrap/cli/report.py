@@ -8,7 +8,9 @@ import typer
 
 from hubextrap.cli.options import Clock, Reading, Said, Selection, grouped
 from hubextrap.cli.reference import named_run, named_scan
+from hubextrap.cli.sampling import Sampled
 from hubextrap.cli.terminal import tell, tell_json
+from hubextrap.figures import said_of_sample
 
 
 @grouped
@@ -28,6 +30,7 @@ def report(
     clock: Clock = None,
     title: str | None = typer.Option(None, help="Heading of the page, instead of the name of the run."),
     selection: Selection,
+    sampled: Sampled,
     reading: Reading,
     said: Said,
 ) -> None:
@@ -47,14 +50,16 @@ def report(
         png=png,
         title=title or Path(reference).name,
         clock=clock,
+        sample=sampled.choice,
         settings=reading.options() if scan is None else None,
         progress=progress,
     )
     if said.as_json:
         pngs = [str(path) for path in found.pngs]
-        tell_json({"page": str(found.page), "plots": pngs, "verdict": found.verdict.as_dict()})
+        sample = {} if found.sampled is None else {"sampled": found.sampled}
+        tell_json({"page": str(found.page), "plots": pngs, **sample, "verdict": found.verdict.as_dict()})
         return
     tell(found.verdict.line)
-    for sentence in found.sentences:
+    for sentence in (*found.sentences, *said_of_sample(found.sampled)):
         tell(f"  {sentence}")
     tell(f"wrote {found.page}" + (f" and {len(found.pngs)} plots in {png}" if png else ""))

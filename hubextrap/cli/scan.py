@@ -10,12 +10,20 @@ import typer
 
 from hubextrap.cli.options import ChatTemplate, Reading, Said, Selection, grouped, names, refuse_idle
 from hubextrap.cli.reference import file_name_of, named_run
+from hubextrap.cli.sampling import Sampled
 from hubextrap.cli.terminal import console, tell, tell_json
+from hubextrap.figures import AS_SAMPLED, ONE, said_of_sample, with_stderr
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hubextrap.logits import LogProbRequest
     from hubextrap.scans import Scan
     from hubextrap.statistics import Linearity
+
+
+_WIDE = 100
+"""Columns that hold every figure beside its standard error."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,8 @@ def scan(
         None, metavar="FILE", help="File to save. Default: NAME.scan.safetensors, after the run."
     ),
     selection: Selection,
-    sample: float | None = typer.Option(
+    sampled: Sampled,
+    reference_share: float | None = typer.Option(
         None,
         metavar="SHARE",
         help="Also measure a random sample of the weights, this share of them. arXiv 2601.04537 uses 0.001.",
@@ -89,7 +98,8 @@ def scan(
     found = api.scan(
         run,
         out=out,
-        sample=sample,
+        sample=sampled.choice,
+        reference_share=reference_share,
         logprobs=request,
         settings=reading.options(),
         progress=progress,
@@ -109,47 +119,59 @@ def print_scan(reference: str, scan: Scan) -> None:
     from hubextrap.trajectory import say_same_weights
 
     header = ("module", "tensors", "weights", "kept", "median R²", f"R² > {LINEAR:g}", "‖last − first‖")
-    norms = scan.delta_norms()[:, -1] ** 2
+    out = console()
+    # a narrow table has the standard error below its figure
+    between = " " if out.width >= _WIDE else "\n"
+    whole, norms = scan.linearity(), scan.delta_norms()[:, -1] ** 2
+    kinds = [*scan.kinds().items(), ("all", [*range(len(scan.tensors))])]
     table = [
-        (kind, str(len(rows)), *_cells(scan.linearity(rows)), f"{norms[rows].sum() ** 0.5:.4g}")
-        for kind, rows in scan.kinds().items()
+        (
+            kind,
+            str(len(rows)),
+            *_cells(scan.linearity(rows), between),
+            f"{norms[rows].sum() ** 0.5:.4g}{_norm_margin(scan, rows, between)}",
+        )
+        for kind, rows in kinds
     ]
-    whole = scan.linearity()
-    table.append(("all", str(len(scan.tensors)), *_cells(whole), f"{norms.sum() ** 0.5:.4g}"))
     walk = scan.random_walk
     table.append(("a random walk", "", "", "", f"{walk.median:.3f}", f"{walk.share_linear:.3f}", ""))
-    if scan.sample is not None:
+    if scan.reference is not None:
         from hubextrap.statistics import Linearity
 
-        drawn = Linearity.from_counts(scan.sample.counts.sum(axis=0))
-        table.append((f"a sample of {scan.sample.fraction:.3g}", "", *_cells(drawn), ""))
+        drawn = Linearity.from_counts(scan.reference.counts.sum(axis=0))
+        table.append((f"a sample of {scan.reference.fraction:.3g}", "", *_cells(drawn, between), ""))
     tell(f"{reference}: {len(scan.steps)} checkpoints, steps {scan.steps[0]} to {scan.steps[-1]}")
-    console().print(NarrowTable(header, table, "lrrrrrr"))
+    out.print(NarrowTable(header, table, "lrrrrrr"))
     tell(
         f"left out: {whole.unmoved:,} weights that did not move, {whole.small_range:,} that moved by "
         f"{MIN_RANGE:g} or less, {whole.few_values:,} with fewer than {MIN_DISTINCT} values"
     )
-    if (drawn_from := scan.sampled_in_words) is not None:
+    if scan.weights is not None:
+        tell(*said_of_sample(scan.sampled, ONE))
+    elif (drawn_from := scan.sampled_in_words) is not None:
         tell(f"the figures of single weights are estimates {drawn_from}; the norms are exact")
+    so_far = "" if scan.weights is None else AS_SAMPLED
     for note in say_same_weights(scan.gram_table.same_weights(), len(scan.steps)):
-        tell(f"warning: {note}")
+        tell(f"warning: {so_far}{note}")
     if scan.logprobs is not None:
         row = scan.logprobs.as_dict()
         tell(
             f"log-probs: {row['tokens']:,} tokens of {row['responses']:,} responses, {row['tokens_kept']:,} "
-            f"moved by more than {MIN_CHANGE:g}: median R² {_figure(row['median_r_squared'])}, "
-            f"R² > {LINEAR:g} {_figure(row['share_r_squared_above_0.7'])}"
+            f"moved by more than {MIN_CHANGE:g}: median R² {with_stderr(row['median_r_squared'], None, 3)}, "
+            f"R² > {LINEAR:g} {with_stderr(row['share_r_squared_above_0.7'], None, 3)}"
         )
 
 
-def _cells(linearity: Linearity) -> tuple[str, ...]:
+def _cells(linearity: Linearity, between: str) -> tuple[str, ...]:
     return (
         f"{linearity.elements:,}",
-        f"{linearity.share_kept:.3f}",
-        _figure(linearity.median),
-        _figure(linearity.share_linear),
+        with_stderr(linearity.share_kept, linearity.share_kept_stderr, 3, between),
+        with_stderr(linearity.median, linearity.median_stderr, 3, between),
+        with_stderr(linearity.share_linear, linearity.share_linear_stderr, 3, between),
     )
 
 
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _norm_margin(scan: Scan, rows: Sequence[int], between: str) -> str:
+    """What stands behind how far these tensors moved together."""
+    stderrs = scan.delta_norm_stderrs(rows)
+    return "" if stderrs is None else f"{between}± {stderrs[-1]:.2g}"

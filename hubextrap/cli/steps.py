@@ -118,6 +118,6 @@ def _place(checkpoint: Checkpoint, one_repo: bool) -> str:
     """What tells the checkpoint from the others of its table."""
     if not one_repo or checkpoint.repo is None:
         return checkpoint.name
-    if checkpoint.path and checkpoint.revision == "main":
+    if checkpoint.path and checkpoint.revision in ("main", ""):
         return checkpoint.path
     return checkpoint.revision + (f":{checkpoint.path}" if checkpoint.path else "")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.cli.progress import format_bytes, format_memory
 from hubextrap.cli.terminal import console, tell
+from hubextrap.figures import ONE, said_of_sample, sample_in_words, with_stderr
 from hubextrap.foreign_text import OwnLines, terminal_line
 from hubextrap.narrow import NARROWEST, columns, without_middle
 
@@ -30,18 +31,21 @@ def print_plan(recipe: Path, report: PlanReport) -> None:
             tell(f"  verdict   {verdict.line}")
     if report.clock != "steps":
         tell(f"  clock     {report.clock}")
-    for step, horizon, error, trusted in zip(
+    for step, horizon, error, stderr, trusted in zip(
         report.target_steps,
         report.horizons,
         report.expected_relative_errors,
+        report.expected_stderrs,
         trusted_in_words(report),
         strict=True,
     ):
         reach = "" if horizon is None else f", horizon {horizon:.3g}"
         what = "walk to" if report.walks else "predict"
-        tell(f"  {what}   step {step}{reach}{_expectation(error)}")
+        tell(f"  {what}   step {step}{reach}{_expectation(error, stderr)}")
         if trusted:
             tell(f"  trust     {trusted}")
+    for said in said_of_sample(report.sampled, ONE):
+        _tell_behind("  sample    ", said)
     for match, method, coefficients in report.rules[:LISTED]:
         for target, row in zip(report.target_steps, coefficients, strict=True):
             if not row:
@@ -93,11 +97,13 @@ def print_prediction(prediction: Prediction) -> None:
     if prediction.verdict is not None:
         tell(prediction.verdict.line)
     horizon = "" if provenance.horizon is None else f", horizon {provenance.horizon:.3g}"
-    expected = _expectation(provenance.expected_relative_error)
+    expected = _expectation(provenance.expected_relative_error, provenance.expected_relative_error_stderr)
     at = "" if provenance.full_rate_steps is None else " at the peak rate"
     made = "" if provenance.adapter is None else f" as {provenance.adapter.in_words}"
     so_far = f"{at}{made} from steps up to {provenance.steps[-1]}"
     tell(f"predicted step {prediction.step}{so_far}{horizon}{expected}")
+    if provenance.sample is not None:
+        tell(f"figures {sample_in_words(provenance.sample.weights_per_tensor)}; {ONE}")
     trusted, up_to = provenance.trusted, provenance.trusted_in_words
     if trusted is not None and up_to is not None:
         tell(trust_in_words(trusted.horizon, up_to))
@@ -118,8 +124,10 @@ def _tell_behind(word: str, text: str) -> None:
     tell(OwnLines(word + text) if isinstance(text, OwnLines) else word + text)
 
 
-def _expectation(error: float | None) -> str:
-    return "" if error is None else f", expected relative error {error:.3f} (1: the last checkpoint as it is)"
+def _expectation(error: float | None, stderr: float | None) -> str:
+    if error is None:
+        return ""
+    return f", expected relative error {with_stderr(error, stderr, 3)} (1: the last checkpoint as it is)"
 
 
 def trust_in_words(horizon: float, up_to: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from hubextrap.evaluation.halves import main_figures, merit, on_half
 from hubextrap.evaluation.own_answers import FALL
@@ -15,6 +17,7 @@ from hubextrap.evaluation.render import (
     to_rich,
 )
 from hubextrap.evaluation.table import LAST, PREDICTION, EvaluationTable, Key, Part
+from hubextrap.figures import ONE, with_stderr
 from hubextrap.foreign_text import markdown_text, terminal_line
 from hubextrap.notebooks import counted, one_line
 
@@ -35,11 +38,20 @@ class GridPoint(Part):
     """(target − last)/(last − first) on the clock."""
     expected_relative_error: float | None = None
     """By the run's own past; None where the weights were not compared, or it cannot say."""
+    expected_relative_error_stderr: float | None = None
+    """Where that comes from a sample of the weights; JSON has the key there alone."""
     trusted_up_to: str | None = None
     """The step up to which the past trusts the method; None where nothing says it."""
     own_answers: float | None = None
     """The mean change, in nats per answer, of the log-probability of the last checkpoint's own greedy answers
     to the same problems; None where no task is answered by text."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        said: dict[str, Any] = write(self)
+        if self.expected_relative_error_stderr is None:
+            said.pop("expected_relative_error_stderr", None)
+        return said
 
     @property
     def own_answers_fell(self) -> bool:
@@ -132,7 +144,7 @@ def sweep_markdown(result: SweepResult) -> str:
     """Both tables as Markdown."""
     header, *rows = [list(map(markdown_text, cells)) for cells in _deciding_cells(result)]
     grid = markdown_table(header, rows, "l" + "r" * len(header[1:]))
-    said = [markdown_text(line) for line in (*_on_own_answers(result), sentence(result))]
+    said = [markdown_text(line) for line in (*_on_columns(result), sentence(result))]
     return "\n\n".join([grid, *said, to_markdown(result.reporting)])
 
 
@@ -143,14 +155,16 @@ def sweep_rich(result: SweepResult) -> RenderableType:
 
     header, *rows = _deciding_cells(result)
     grid = rich_table(header, rows, "l" + "r" * len(header[1:]))
-    said = [Text(terminal_line(line)) for line in (*_on_own_answers(result), sentence(result))]
+    said = [Text(terminal_line(line)) for line in (*_on_columns(result), sentence(result))]
     return Group(grid, *said, to_rich(result.reporting))
 
 
 _OUTLOOK: dict[str, Callable[[GridPoint], str]] = {
     "horizon": lambda point: "" if point.horizon is None else f"{point.horizon:.3g}",
     "expected error": lambda point: (
-        "" if point.expected_relative_error is None else f"{point.expected_relative_error:.3f}"
+        ""
+        if point.expected_relative_error is None
+        else with_stderr(point.expected_relative_error, point.expected_relative_error_stderr, 3)
     ),
     "trusted up to": lambda point: point.trusted_up_to or "",
 }
@@ -180,12 +194,15 @@ def _own_answers(point: GridPoint | None) -> str:
     return format_figure(point.own_answers, signed=True) + " (fell)" * point.own_answers_fell
 
 
-def _on_own_answers(result: SweepResult) -> list[str]:
-    """What the column says, where it says something."""
-    if not any(point.own_answers_fell for point in result.candidates):
-        return []
-    said = (
-        f"Own answers: where answers are short, all 36 predictions seen under which they fell by {FALL:g} "
-        "nats per answer or more were worse at the task than the last checkpoint; where long, not all were."
-    )
-    return [said]
+def _on_columns(result: SweepResult) -> list[str]:
+    """What the columns say, where that has to be told."""
+    said = []
+    if any(point.expected_relative_error_stderr is not None for point in result.candidates):
+        said.append(f"Expected errors come from a sample of the weights; {ONE}.")
+    if any(point.own_answers_fell for point in result.candidates):
+        said.append(
+            "Own answers: where answers are short, all 36 predictions seen under which they fell by "
+            f"{FALL:g} nats per answer or more were worse at the task than the last checkpoint; where long, "
+            "not all were."
+        )
+    return said

@@ -14,6 +14,7 @@ from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.recipe import parse_recipe
 from hubextrap.tensors.cache import check_cached
 from hubextrap.trajectory import Checkpoint, find_series, parse_reference, scaled_by
+from hubextrap.trajectory.bucket_files import is_bucket
 
 if TYPE_CHECKING:
     from hubextrap.hub import InputCheckpoint
@@ -32,6 +33,8 @@ class TargetSearch:
         """The checkpoint at the predicted step in the last input's series; predictions are none."""
         last, step = made_from.inputs[-1], made_from.target_step
         if last.repo is None or step is None or "target" in made_from.parameters:
+            return None
+        if is_bucket(last.repo):  # nothing is evaluated there
             return None
         section = section_of(made_from)
         if section is not None and not _on_the_hub(section):

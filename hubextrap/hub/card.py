@@ -6,12 +6,13 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from hubextrap.figures import sample_in_words, with_stderr
 from hubextrap.foreign_text import markdown_block, markdown_code, markdown_text
 from hubextrap.hub.carried_over import carried_over
 from hubextrap.hub.loading import loading_snippet, placed_at
 from hubextrap.hub.provenance import PROVENANCE_FILE
 from hubextrap.redaction import redact
-from hubextrap.trajectory.checkpoint import BASE_NAME
+from hubextrap.trajectory.checkpoint import BASE_NAME, place_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -173,8 +174,7 @@ def _reference(source: InputCheckpoint) -> str:
         return BASE_NAME
     if source.repo is None:
         return f"local folder {markdown_code(source.path)}"
-    folder = f":{source.path}" if source.path else ""
-    return markdown_code(f"{source.repo}@{source.revision}{folder}")
+    return markdown_code(place_name(source.repo, source.revision, source.path))
 
 
 def _how(provenance: Provenance) -> str:
@@ -211,11 +211,17 @@ def _how(provenance: Provenance) -> str:
             "to the predicted step in units of the way that was observed. Below 0.5 is short; beyond 1 "
             "the line reaches further than the evidence, and predictions often fail."
         )
+    stderr = provenance.expected_relative_error_stderr
     if provenance.expected_relative_error is not None:
+        error = with_stderr(provenance.expected_relative_error, stderr)
         parts[-1] += (
-            f"\n- expected error: **{provenance.expected_relative_error:.2f}**, by the run's own past. "
+            f"\n- expected error: **{error}**, by the run's own past. "
             "1 is the last checkpoint as it is. It speaks of weights, not of what the model can do."
         )
+    if provenance.sample is not None:
+        beside = "" if stderr is None else "; ± is one standard error"
+        size = provenance.sample.weights_per_tensor
+        parts[-1] += f"\n- sample: what was compared and fitted comes {sample_in_words(size)}{beside}."
     if (trusted := provenance.trusted) is not None:
         where = f"up to **{provenance.trusted_in_words}**, horizon {trusted.horizon:g}"
         if not trusted.horizon:

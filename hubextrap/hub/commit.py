@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from hubextrap.hub.outgoing import OutgoingFile
     from hubextrap.hub.target import PushTarget, RemoteState
     from hubextrap.progress import Progress
-    from hubextrap.trajectory.hub_files import HubFile
+    from hubextrap.trajectory.hub_file import HubFile
 
 MAX_FILES, MAX_REGULAR = 25_000, 10**9
 """Of one commit, as huggingface_hub documents it: files, and bytes of those that are not LFS files."""

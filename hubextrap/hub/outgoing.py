@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hubextrap.tensors.interfaces import FinishedShard
-    from hubextrap.trajectory.hub_files import HubFile
+    from hubextrap.trajectory.hub_file import HubFile
 
 _SCORE_FILES = ("hubextrap-eval.", ".eval_results/hubextrap-")  # an older model's, by how their paths begin
 

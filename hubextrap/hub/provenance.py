@@ -21,6 +21,7 @@ from hubextrap.digests import sha256_hex
 from hubextrap.methods import MAX_STEP
 from hubextrap.notebooks import counted, one_line, steps_in_words
 from hubextrap.redaction import redact
+from hubextrap.statistics.table import GROUPS
 from hubextrap.trajectory.checkpoint import is_untouched_base
 from hubextrap.trajectory.run_name import path_in_run, paths_in_run, run_name
 
@@ -200,6 +201,17 @@ class TrustRecord(_Part):
         return None if found is None else cls(horizon=found.horizon, step=found.step)
 
 
+class SampleRecord(_Part):
+    """What was looked at where not all weights were: the expected error comes from it, and coefficients that
+    are fitted to the weights do."""
+
+    weights_per_tensor: int = Field(ge=1)
+    """Of each tensor, where it has as many."""
+    drawn: Line = "by name and number of elements"
+    groups: int = Field(default=GROUPS, ge=2)
+    """Of each tensor's weights: how a figure changes without one of them says its standard error."""
+
+
 class AdapterRecord(_Part):
     """What was made of a run of LoRA adapters."""
 
@@ -221,6 +233,10 @@ class AdapterRecord(_Part):
         return "a full model" if self.rank is None else f"an adapter of rank {self.rank}"
 
 
+_ONLY_WHERE_THERE = ("run", "clock", "expected_relative_error_stderr", "sample", "trusted", "adapter")
+"""Fields that the file does not have where there is nothing to say."""
+
+
 class Provenance(_Part):
     """The content of ``hubextrap.json``."""
 
@@ -239,6 +255,10 @@ class Provenance(_Part):
     """The error to expect by this run's own past, 1 being the last checkpoint as it is; None: it was not
     asked, or could not say. Where rounding to 16 bits drowns the updates, of the motion's two leading
     directions."""
+    expected_relative_error_stderr: float | None = Field(default=None, ge=0)
+    """Of what the sample says; None: all weights were read."""
+    sample: SampleRecord | None = None
+    """None: whatever was compared was compared in all weights."""
     trusted: TrustRecord | None = None
     """None: nothing said it."""
     adapter: AdapterRecord | None = None
@@ -297,9 +317,13 @@ class Provenance(_Part):
 
     def to_bytes(self) -> bytes:
         """The file: JSON with a fixed order of keys and its own digest: equal provenance, equal bytes."""
-        left_out = {name for name in ("run", "clock", "trusted", "adapter") if getattr(self, name) is None}
+        left_out = {name for name in _ONLY_WHERE_THERE if getattr(self, name) is None}
         content = sealed(self.model_dump(mode="json", exclude=left_out))
         return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _rounded(figure: float | None) -> float | None:
+    return None if figure is None else round(figure, 6)
 
 
 def build_provenance(
@@ -314,6 +338,8 @@ def build_provenance(
     out_dtype: str | None,
     recipe: str,
     expected_relative_error: float | None = None,
+    expected_relative_error_stderr: float | None = None,
+    sample: SampleRecord | None = None,
     files: Mapping[str, bytes] | None = None,
     input_files: Sequence[Sequence[InputFile]] | None = None,
     clock: ClockRecord | None = None,
@@ -348,9 +374,9 @@ def build_provenance(
         run=None if name is None or name == run_name(inputs) else _published(name),
         horizon=horizon,
         clock=clock,
-        expected_relative_error=None
-        if expected_relative_error is None
-        else round(expected_relative_error, 6),
+        expected_relative_error=_rounded(expected_relative_error),
+        expected_relative_error_stderr=_rounded(expected_relative_error_stderr),
+        sample=sample,
         trusted=trusted,
         adapter=adapter,
         inputs=inputs,

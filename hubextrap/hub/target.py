@@ -15,7 +15,8 @@ from hubextrap.hub.push_errors import push_errors
 from hubextrap.hub.side_files import is_utf8
 from hubextrap.hub_access import hub_api
 from hubextrap.patience import retried
-from hubextrap.trajectory.hub_files import HubFile, list_tree
+from hubextrap.trajectory.hub_file import HubFile
+from hubextrap.trajectory.hub_files import list_tree
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -15,13 +15,16 @@ from hubextrap.recipe.parsing import (
     check_output_section,
     load_recipe,
     load_reground_recipe,
+    load_watch_recipe,
     parse_recipe,
     parse_reground_recipe,
+    parse_watch_recipe,
     validate_recipes,
 )
 from hubextrap.recipe.regrounding import GuardSection, RegroundPushSection, RegroundRecipe, RegroundSection
 from hubextrap.recipe.shipped import ShippedRecipe, bundled_names, copy_shipped, shipped_recipes
 from hubextrap.recipe.trajectories import CheckpointEntry, StepSelection, TrajectorySection
+from hubextrap.recipe.watching import WatchEvaluateSection, WatchRecipe, WatchSection, WatchTarget
 
 __all__ = [
     "DRAWN_UP",
@@ -39,14 +42,20 @@ __all__ = [
     "StepSelection",
     "TensorRule",
     "TrajectorySection",
+    "WatchEvaluateSection",
+    "WatchRecipe",
+    "WatchSection",
+    "WatchTarget",
     "bundled_names",
     "check_output_section",
     "copy_shipped",
     "draw_up",
     "load_recipe",
     "load_reground_recipe",
+    "load_watch_recipe",
     "parse_recipe",
     "parse_reground_recipe",
+    "parse_watch_recipe",
     "shipped_recipes",
     "validate_recipes",
 ]

@@ -23,8 +23,11 @@ _SHARED = {
     "target_step": "all tensors of a prediction are of one step",
     "target": "all tensors of a prediction are of one step",
     "max_expected_error": "the error is that of the whole model",
+    "fit": "one sample is drawn for the whole model",
 }
 """Parameters that no rule has, with the reason."""
+_STANDS_IN: dict[str, Any] = {"fit": "exact"}
+"""What takes the place of such a value, so that nothing more is said of it; of the others 1."""
 _RULES = "parameters.tensors of a recipe with a trajectory section"
 
 
@@ -54,7 +57,7 @@ def conditions_of(method: object, parameters: dict[str, Any]) -> Conditions:
         place: Place = ("parameters", name)
         if is_conditional(value) and name in _SHARED:
             problems.append((place, f"takes no filters: {_SHARED[name]}; {AS_IT_IS}, tensor by tensor"))
-            plain[name] = 1  # nothing more is said of it
+            plain[name] = _STANDS_IN.get(name, 1)
         elif is_conditional(value):
             found, wrong = _entries(method, place, value)
             problems += wrong
@@ -62,7 +65,7 @@ def conditions_of(method: object, parameters: dict[str, Any]) -> Conditions:
             plain.update((name, each) for part, each in found if part is None)
         elif isinstance(value, list) and len(value) > 1 and name != "tensors":
             problems.append((place, _gradient(method, name)))
-            plain |= {name: 1} if name in _SHARED else {}
+            plain |= {name: _STANDS_IN.get(name, 1)} if name in _SHARED else {}
         else:
             plain[name] = value[0] if isinstance(value, list) and value and name != "tensors" else value
     names = tuple(name for name, entries in listed.items() if entries)
@@ -105,7 +108,7 @@ def without_conditions(method: object, parameters: dict[str, Any]) -> Conditions
         said = f"filters are mergekit's; here write parameters.tensors: {rule}"
         if name in _SHARED:
             said = f"takes no filters: {_SHARED[name]}"
-            plain[name] = 1  # nothing more is said of it
+            plain[name] = _STANDS_IN.get(name, 1)
         else:
             del plain[name]
         problems.append((("parameters", name), said))
@@ -154,4 +157,6 @@ def _gradient(method: object, name: str) -> str:
     said = f"a list of numbers is a gradient over the layers to mergekit: {AS_IT_IS}; here, "
     if name == "target_step":
         return f"{said}give one step, or use a trajectory section for several"
+    if name in _SHARED:
+        return f"{said}give one value: {_SHARED[name]}"
     return f"{said}write rules, {{match: '*.layers.0.*', method: {method}, {name}: …}}, under {_RULES}"

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from hubextrap.errors import StepError
+from hubextrap.recipe.fits import MergekitFit
 from hubextrap.recipe.mergekit_models import ModelReference
 from hubextrap.recipe.mergekit_programs import AS_IT_IS
 from hubextrap.recipe.models import (
@@ -60,6 +61,8 @@ class ModelEntry(RecipeSection):
 
 class MergekitParameters(Parameters):
     """``parameters``: numbers, as mergekit wants them."""
+
+    fit: MergekitFit = "exact"
 
     @model_validator(mode="after")
     def _plain_numbers(self) -> MergekitParameters:

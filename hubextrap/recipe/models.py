@@ -17,6 +17,7 @@ from pydantic import (
 from hubextrap.digests import sha256_of_json
 from hubextrap.errors import RecipeError
 from hubextrap.methods import Rule
+from hubextrap.recipe.fits import FitSection
 from hubextrap.recipe.outputs import OutputSection
 from hubextrap.recipe.parts import AsTuple, OneOrMoreTexts, RecipeSection, Text, number_or
 from hubextrap.recipe.problems import NO_TARGET
@@ -113,6 +114,8 @@ class Parameters(MethodSection):
     damping: Damping = 1.0
     max_expected_error: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """A prediction whose expected relative error is above it is an error; 1 is what doing nothing has."""
+    fit: FitSection = "exact"
+    """From which weights coefficients and expected errors follow: all, or so many of each tensor."""
     tensors: Annotated[tuple[TensorRule, ...], AsTuple] = ()
 
     @field_validator("target_step")
@@ -280,11 +283,13 @@ class Recipe(WholeRecipe):
         return copy
 
     def to_yaml(self) -> str:
-        """As `WholeRecipe.to_yaml`; the step that a target in full-rate steps is called by is left out."""
-        if self.parameters.target is None:
-            return super().to_yaml()
-        bare = self.parameters.model_copy(update={"target_step": ()})
-        return WholeRecipe.to_yaml(self.model_copy(update={"parameters": bare}))
+        """As `WholeRecipe.to_yaml`; without the step that a target in full-rate steps is called by, and a fit
+        of nothing."""
+        bare: dict[str, Any] = {} if self.parameters.target is None else {"target_step": ()}
+        if self.fit_sample is None:
+            bare["fit"] = "exact"
+        parameters = self.parameters.model_copy(update=bare)
+        return WholeRecipe.to_yaml(self.model_copy(update={"parameters": parameters}))
 
     @property
     def target_count(self) -> int:
@@ -354,10 +359,19 @@ class Recipe(WholeRecipe):
             rule.needs_gram_matrix for rule in self.rules
         )
 
+    @property
+    def fit_sample(self) -> int | None:
+        """From how many weights of each tensor all follows that follows from weights; None: from all, or
+        nothing does."""
+        fit = self.parameters.fit
+        return None if fit == "exact" or not self.needs_scan else fit
+
     def fingerprint(self) -> str:
         """sha256 of everything that decides the merged bytes, as hex; push and evaluate do not."""
         left_out = {"push", "evaluate", *(("output",) if self.output is None else ())}
         decisive = self.model_dump(mode="json", exclude=left_out, by_alias=True)
+        if self.fit_sample is None:  # as it was before there were samples
+            del decisive["parameters"]["fit"]
         return sha256_of_json(decisive)
 
 

@@ -16,6 +16,7 @@ from hubextrap.foreign_text import own_lines
 from hubextrap.methods import find_method, longest_horizon, nearest, parameter_problems
 from hubextrap.methods.checking import check_steps
 from hubextrap.recipe import mergekit_form
+from hubextrap.recipe.fits import NOTHING_IS_FITTED
 from hubextrap.recipe.mergekit_conditions import Conditions, conditions_of, without_conditions
 from hubextrap.recipe.mergekit_programs import for_mergekit
 from hubextrap.recipe.models import Parameters, Recipe, TensorRule
@@ -23,10 +24,17 @@ from hubextrap.recipe.parts import OF_KEYS, RecipeSection
 from hubextrap.recipe.problems import MISSING, Problem, told_once
 from hubextrap.recipe.regrounding import RegroundRecipe
 from hubextrap.recipe.targets import TARGET_KINDS
+from hubextrap.recipe.watching import WatchRecipe
 from hubextrap.recipe.yaml_nodes import Document, Place, read_yaml
 from hubextrap.redaction import HUB_TOKEN
 
 _SIZE_LIMIT = 1_000_000
+_Any = Recipe | RegroundRecipe | WatchRecipe
+_OF_COMMANDS: dict[str, type[RegroundRecipe | WatchRecipe]] = {
+    "reground": RegroundRecipe,
+    "watch": WatchRecipe,
+}
+"""Recipes of one command by the section that makes them so."""
 
 
 def load_recipe(path: Path | str) -> Recipe:
@@ -45,6 +53,15 @@ def load_reground_recipe(path: Path | str) -> RegroundRecipe:
         RecipeError: as in `load_recipe`.
     """
     return parse_reground_recipe(_read(path), str(path))
+
+
+def load_watch_recipe(path: Path | str) -> WatchRecipe:
+    """The recipe of `hubextrap watch` in a file. Relative folders in it are as in `load_recipe`.
+
+    Raises:
+        RecipeError: as in `load_recipe`.
+    """
+    return parse_watch_recipe(_read(path), str(path))
 
 
 def _read(path: Path | str) -> str:
@@ -72,9 +89,10 @@ def parse_recipe(text: str, name: str = "recipe") -> Recipe:
         WrongArgument: it is no text.
     """
     recipe = _parse_any(text, name)
-    if isinstance(recipe, RegroundRecipe):
+    if not isinstance(recipe, Recipe):
+        command = next(section for section, form in _OF_COMMANDS.items() if isinstance(recipe, form))
         raise RecipeError(
-            f"{name}: this recipe is for `hubextrap reground`; it has nothing to merge", file=name
+            f"{name}: this recipe is for `hubextrap {command}`; it has nothing to merge", file=name
         )
     return recipe
 
@@ -94,7 +112,23 @@ def parse_reground_recipe(text: str, name: str = "recipe") -> RegroundRecipe:
     return recipe
 
 
-def _parse_any(text: str, name: str) -> Recipe | RegroundRecipe:
+def parse_watch_recipe(text: str, name: str = "recipe") -> WatchRecipe:
+    """The recipe of `hubextrap watch` in ``text``; ``name`` is what messages call it.
+
+    Raises:
+        RecipeError: something in it is wrong; the message lists every problem with its line.
+    """
+    recipe = _parse_any(text, name)
+    if not isinstance(recipe, WatchRecipe):
+        raise RecipeError(
+            f"{name}: has no watch section, which says what to do for each new checkpoint; `watch: {{}}` "
+            "keeps the page, and does nothing else",
+            file=name,
+        )
+    return recipe
+
+
+def _parse_any(text: str, name: str) -> _Any:
     """The recipe; its problems are told in the order of the lines."""
     if not isinstance(text, str):
         raise wrong_argument("text", "the text of a recipe", text)
@@ -168,20 +202,21 @@ def validate_recipes(paths: Sequence[Path]) -> Sequence[Path]:
     return paths
 
 
-def _validated(data: dict[str, Any]) -> tuple[Recipe | RegroundRecipe | None, list[tuple[Place, str]]]:
-    form: type[Recipe | RegroundRecipe | mergekit_form.MergekitConfig] = Recipe
+def _validated(data: dict[str, Any]) -> tuple[_Any | None, list[tuple[Place, str]]]:
+    own = next((form for section, form in _OF_COMMANDS.items() if section in data), None)
+    form: type[_Any | mergekit_form.MergekitConfig] = own or Recipe
     conditions = Conditions({})
-    if "reground" in data:
-        form = RegroundRecipe
+    if own is not None:
+        pass
     elif (reason := for_mergekit(data)) is not None:
         return None, [reason]
     elif "trajectory" not in data and any(mark in data for mark in mergekit_form.MARKS):
         form = mergekit_form.MergekitConfig
-    if form is not RegroundRecipe and isinstance(parameters := data.get("parameters"), dict):
+    if own is None and isinstance(parameters := data.get("parameters"), dict):
         read = without_conditions if form is Recipe else conditions_of
         conditions = read(data.get("merge_method"), parameters)
         data = {**data, "parameters": conditions.plain}
-    problems = [] if form is RegroundRecipe else [*conditions.problems, *_method_problems(data)]
+    problems = [] if own is not None else [*conditions.problems, *_method_problems(data)]
     recipe = None
     try:
         checked = form.model_validate(data)
@@ -191,6 +226,8 @@ def _validated(data: dict[str, Any]) -> tuple[Recipe | RegroundRecipe | None, li
     except ValidationError as error:
         problems += [each for detail in error.errors(include_url=False) for each in _translated(detail, form)]
     if isinstance(recipe, Recipe) and not problems:
+        if "fit" in data["parameters"] and not recipe.needs_scan:
+            problems.append((("parameters", "fit"), NOTHING_IS_FITTED))
         problems += _explicit_step_problems(recipe, data, conditions)
     return recipe, problems
 

@@ -75,8 +75,8 @@ def tiny_model(seed: int) -> dict[str, bytes]:
     return {"model.safetensors": save(weights), "config.json": json.dumps(config).encode()}
 
 
-# hubextrap reground's are in tests/reground/command: a trainer is not a stand-in's to run
-MERGE = sorted(path for path in RECIPES.glob("*.yaml") if not path.stem.startswith("reground_"))
+# hubextrap reground's are in tests/reground/command: a trainer is not a stand-in's to run; watch's is below
+MERGE = sorted(path for path in RECIPES.glob("*.yaml") if not path.stem.startswith(("reground_", "watch")))
 
 
 @pytest.mark.parametrize("loaded", MERGE, ids=lambda path: path.stem, indirect=True)
@@ -89,3 +89,12 @@ def test_recipe_runs(loaded: Recipe, tmp_path: Path) -> None:
     result = hubextrap.merge(loaded, out=tmp_path / "out")
     assert [prediction.step for prediction in result.predictions] == list(loaded.target_steps)
     assert not any(prediction.identical_to_last for prediction in result.predictions)
+
+
+@pytest.mark.slow
+def test_recipe_of_watch_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(RECIPES.parent)
+    (look,) = hubextrap.watch(RECIPES / "watch.yaml", tmp_path / "out", every=None)
+    assert look.taken[0].made is not None
+    assert (tmp_path / "out" / "predictions" / "from_400" / "model.safetensors").is_file()

@@ -38,6 +38,8 @@ def _ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ground.recipe("logits.yaml", space="logits")
     ground.recipe("evaluate.yaml", evaluate={"task_files": "problems.jsonl"})
     (root / "reground.yaml").write_text(yaml.safe_dump({"reground": REGROUND}, sort_keys=False))
+    watched = {"trajectory": {"repo": "run"}, "watch": {"every": 2}}
+    (root / "watch.yaml").write_text(yaml.safe_dump(watched))
     with _current(root):
         for arguments in (
             ("scan", "run", "--out", "scan.safetensors", "-q"),

@@ -52,7 +52,10 @@ def broken(text: str, whole: list[str]) -> list[str]:
     ("line", "whole"),
     [
         ("steps run -q", ["checkpoint", "commit", "size", "F32", "step_30"]),
-        ("scan run --out new.safetensors --sample 0.5 -q", ["post_attention_layernorm", "‖last", "first‖"]),
+        (
+            "scan run --out new.safetensors --reference-share 0.5 -q",
+            ["post_attention_layernorm", "‖last", "first‖"],
+        ),
         ("backtest run -q", [plain_name(one.name) for one in candidates()] + ["expected", "farther"]),
         ("plan recipe.yaml --out predicted -q", ["predicted", "two_point:", "problems"]),
         ("plan recipe.yaml --out a/rather/deep/folder/that/is/not/there/predicted-at-60 -q", ["observe"]),
@@ -179,16 +182,19 @@ def test_an_evaluation() -> None:
     assert f"{LONG}@step_0" in shown.replace("\n", "")
 
 
-def test_a_sweep() -> None:
+@pytest.mark.parametrize("stderr", [None, 0.012])
+def test_a_sweep(stderr: float | None) -> None:
     labels = [f"step {step}, damping {damping}" for step in (1500, 1800) for damping in (0.5, 1)]
     points = [
         GridPoint(
             label=label, step=1500, damping=1.0, horizon=0.25, expected_relative_error=0.578,
+            expected_relative_error_stderr=stderr,
             trusted_up_to="step 400 + 50 full-rate steps", own_answers=-1.25,
         )
         for label in labels
     ]  # fmt: skip
     shown = printed(sweep_rich(report_sweep(evaluation(*labels, "last"), points)))
+    assert ("0.012" in shown) == ("a sample of the weights" in shown) == (stderr is not None)
     assert broken(shown, ["hubextrap_math500", "full-rate", "expected", "(chosen)", "damping"]) == []
 
 

@@ -24,7 +24,14 @@ from hubextrap.evaluation import EvaluationOptions, Gate, Harness, evaluate
 from hubextrap.evaluation.own_tasks import Answering, TaskFile
 from hubextrap.logits import LogProbRequest
 from hubextrap.logits.completing import Sampling
-from hubextrap.recipe import Recipe, RegroundRecipe, load_recipe, parse_recipe
+from hubextrap.recipe import (
+    Recipe,
+    RegroundRecipe,
+    WatchRecipe,
+    load_recipe,
+    parse_recipe,
+    parse_watch_recipe,
+)
 from hubextrap.regrounding import ExtrapolationCallback
 from hubextrap.scans import Scan
 from hubextrap.trajectory import TrajectoryOptions, find_trajectory
@@ -61,7 +68,10 @@ OPTIONS: dict[str, dict[str, object]] = {
         ["pattern", "series", "min_step", "max_step", "base", "step_scale", "fast", "as_json", "quiet"], ALWAYS
     ),
     "scan": {
-        **dict.fromkeys(["out", "sample", "logprobs", "memory", "workers", "cache", "executor", "quiet", "as_json"], ALWAYS),
+        "sample": ("run --exact --sample 4096", "give one of them", "absent --sample 4096"),
+        "exact": ("run --sample 4096 --exact", "give one of them", "absent --exact"),
+        "reference_share": ("run --sample 4096 --reference-share 0.5", "draws from all weights", "absent --reference-share 0.5"),
+        **dict.fromkeys(["out", "logprobs", "memory", "workers", "cache", "executor", "quiet", "as_json"], ALWAYS),
         **{
             name: (f"recipe.yaml --{name.replace('_', '-')}={value}", "is for a REF", f"absent --{name.replace('_', '-')}={value}")
             for name, value in SELECTION.items()
@@ -78,6 +88,8 @@ OPTIONS: dict[str, dict[str, object]] = {
     },
     "predict": {
         "to": ALWAYS,
+        "sample": ("run --dry-run --scan scan.safetensors --sample 4096", "holds what was read", "absent --sample 4096"),
+        "exact": ("run --dry-run --scan scan.safetensors --exact", "holds what was read", "absent --exact"),
         **dict.fromkeys(["pattern", "series", "min_step", "max_step", "base", "step_scale", "clock"], ALWAYS),
         **dict.fromkeys(["walk", "scan", "memory", "workers", "cache", "executor", "force", "dry_run"], ALWAYS),
         **dict.fromkeys(["write_recipe", "summary", "quiet", "as_json"], ALWAYS),
@@ -104,6 +116,8 @@ OPTIONS: dict[str, dict[str, object]] = {
         "rank": ("run --to 60 --dry-run --as merged --rank 8", "rank goes with as: adapter", "absent --rank 8"),
     },
     "backtest": {
+        "sample": ("scan.safetensors --sample 4096", "is for a REF or a RECIPE", "absent --sample 4096"),
+        "exact": ("scan.safetensors --exact", "is for a REF or a RECIPE", "absent --exact"),
         **dict.fromkeys(["clock", "memory", "workers", "cache", "executor", "write_recipe", "summary", "quiet", "as_json"], ALWAYS),
         **{
             name: (f"scan.safetensors --{name.replace('_', '-')}={value}", "is for a REF", f"absent --{name.replace('_', '-')}={value}")
@@ -111,6 +125,8 @@ OPTIONS: dict[str, dict[str, object]] = {
         },
     },
     "report": {
+        "sample": ("scan.safetensors --sample 4096", "is for a REF or a RECIPE", "absent --sample 4096"),
+        "exact": ("scan.safetensors --exact", "is for a REF or a RECIPE", "absent --exact"),
         **dict.fromkeys(["evaluation", "out", "png", "clock", "title"], ALWAYS),
         **dict.fromkeys(["memory", "workers", "cache", "executor", "quiet", "as_json"], ALWAYS),
         **{
@@ -214,6 +230,14 @@ OPTIONS: dict[str, dict[str, object]] = {
         "private": ("recipe.yaml --prompts problems.jsonl --out o --private", "--push", "recipe.yaml --prompts absent --push a/b --private"),
         "create_pr": ("recipe.yaml --prompts problems.jsonl --out o --create-pr", "--push", "recipe.yaml --prompts absent --push a/b --create-pr"),
     },
+    "watch": {
+        **dict.fromkeys(["out", "once", "sample", "exact", "memory", "workers", "cache", "executor", "summary", "quiet", "as_json"], ALWAYS),
+        "every": ("run --out o --once --every 5s", "has no effect with --once", "absent --out o --every 5s"),
+        **{
+            name: (f"watch.yaml --out o --{name.replace('_', '-')}={value}", "is for a REF", f"absent --out o --{name.replace('_', '-')}={value}")
+            for name, value in SELECTION.items()
+        },
+    },
     "reground": dict.fromkeys(["out", "clock", "memory", "workers", "quiet", "as_json"], ALWAYS),
     "generate": {
         "scan": ("logits.yaml x --scan scan.safetensors", "no effect", "logits.yaml x --scan absent"),
@@ -305,6 +329,7 @@ RECIPE: dict[str, object] = {
         {"space": "logits", "parameters": {"target_step": 60, "max_expected_error": 1.0}},
         "goes with space: weights",
     ),
+    "parameters.fit": ({"parameters": {"target_step": 60, "fit": "sample"}}, "no rule here follows from the weights"),
     "parameters.tensors": (
         {"space": "logits", "parameters": {"target_step": 60, "tensors": [{"match": "*", "method": "ema"}]}},
         "goes with space: weights",
@@ -364,6 +389,36 @@ REGROUND_KEYS: dict[str, object] = {
 }
 
 
+WATCH_KEYS: dict[str, object] = {
+    "version": ALWAYS,
+    **{key: ALWAYS for key in RECIPE if key.startswith("trajectory")},
+    "trajectory.checkpoints": ({"trajectory": {"checkpoints": [{"model": "a/b", "step": 1}]}, "watch": {}}, "does not grow"),
+    "trajectory.checkpoints.model": ALWAYS,
+    "trajectory.checkpoints.step": ALWAYS,
+    "trajectory.steps.only": ({"trajectory": {"repo": "a/b", "steps": {"only": 3}}, "watch": {}}, "names steps"),
+    **dict.fromkeys(
+        [
+            "watch",
+            "watch.predict",
+            "watch.predict.to",
+            "watch.predict.horizon",
+            "watch.predict.ahead",
+            *(f"watch.evaluate.{key}" for key in ("tasks", "include_path", "limit", "batch_size")),
+            *(f"watch.push.{key}" for key in ("repo", "revision", "private", "create_pr", "commit_message")),
+            "watch.command",
+            "watch.every",
+            "watch.since",
+        ],
+        ALWAYS,
+    ),
+    "watch.walk": ({"watch": {"walk": "f"}}, "walk goes with predict"),
+    "watch.evaluate": ({"watch": {"evaluate": {"tasks": "a"}}}, "evaluate goes with predict"),
+    "watch.push": ({"watch": {"push": {"repo": "a/b"}}}, "push goes with predict"),
+    "watch.shell": ({"watch": {"shell": True}}, "shell goes with a command"),
+    "watch.timeout": ({"watch": {"timeout": 3}}, "timeout goes with a command"),
+}  # fmt: skip
+
+
 def keys_of(model: Any, path: str = "") -> Iterator[str]:
     """The dotted path of every key of a recipe's model."""
     from hubextrap.recipe.parsing import _models_in
@@ -379,6 +434,14 @@ def keys_of(model: Any, path: str = "") -> Iterator[str]:
 def test_every_key_is_in_the_tables() -> None:
     assert set(keys_of(Recipe)) == set(RECIPE)
     assert set(keys_of(RegroundRecipe)) == set(REGROUND_KEYS)
+    assert set(keys_of(WatchRecipe)) == set(WATCH_KEYS)
+
+
+@pytest.mark.parametrize("key", [key for key, entry in WATCH_KEYS.items() if entry != ALWAYS])
+def test_a_key_of_watch_without_effect_is_refused(key: str) -> None:
+    sections, said = WATCH_KEYS[key]  # type: ignore[misc]
+    with pytest.raises(RecipeError, match=said):
+        parse_watch_recipe(yaml.safe_dump({"trajectory": {"repo": "a/b"}} | sections))
 
 
 @pytest.mark.parametrize("key", [key for key, entry in RECIPE.items() if entry != ALWAYS])
@@ -414,6 +477,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     api.backtest: {
         **dict.fromkeys(["run", "clock"], ALWAYS),
         "options": (lambda: api.backtest(load_recipe("recipe.yaml"), options=TrajectoryOptions(max_step=20)), "no effect"),
+        "sample": (lambda: api.backtest("scan.safetensors", sample=4096), "no effect on a scan"),
         "settings": (lambda: api.backtest(Scan.load("scan.safetensors"), settings=MergeOptions(device="cuda")), "no effect"),
     },
     api.advised_recipe: dict.fromkeys(["found", "draft"], ALWAYS),
@@ -451,8 +515,13 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     api.publish: dict.fromkeys(["table", "publication"], ALWAYS),
     api.push: dict.fromkeys(["folder", "target"], ALWAYS),
     api.reground: dict.fromkeys(["recipe", "out", "settings", "output"], ALWAYS),
+    api.watch: {
+        **dict.fromkeys(["run", "out", "every", "sample", "settings", "output"], ALWAYS),
+        "options": (lambda: api.watch("watch.yaml", "o", options=TrajectoryOptions(max_step=9)), "no effect"),
+    },
     api.report: {
-        **dict.fromkeys(["run", "evaluations", "out", "png", "title", "clock"], ALWAYS),
+        **dict.fromkeys(["run", "evaluations", "out", "png"], ALWAYS),
+        "how": (lambda: api.report("scan.safetensors", sample="exact"), "no effect on a scan"),
         "settings": (lambda: api.report("scan.safetensors", settings=ReadingOptions()), "no effect"),
     },
     api.run: {
@@ -465,6 +534,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     },
     api.scan: {
         **dict.fromkeys(["trajectory", "out", "sample", "logprobs"], ALWAYS),
+        "reference_share": (lambda: api.scan("run", sample=4096, reference_share=0.5), "draws from all weights"),
         "options": (lambda: api.scan(find_trajectory("run"), options=TrajectoryOptions(max_step=20)), "no effect"),
         "settings": (lambda: api.scan(find_trajectory("run"), settings=MergeOptions(device="cuda")), "no effect"),
     },
@@ -490,6 +560,7 @@ ARGUMENTS: dict[Callable[..., Any], dict[str, object]] = {
     hubextrap.resolve_checkpoint: dict.fromkeys(["reference", "step", "pins"], ALWAYS),
     hubextrap.load_recipe: {"path": ALWAYS},
     hubextrap.load_reground_recipe: {"path": ALWAYS},
+    hubextrap.load_watch_recipe: {"path": ALWAYS},
     parse_recipe: dict.fromkeys(["text", "name"], ALWAYS),
     evaluate: {
         **dict.fromkeys(["references", "options", "named"], ALWAYS),

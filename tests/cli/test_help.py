@@ -33,6 +33,7 @@ NOT_HERE = {
     "--tasks gsm8k": "downloads a data set",
     "hub serve": "serves until it is stopped",
     "reground loop.yaml": "trains",
+    "watch ./run --out watched": "follows the run until it is stopped",
     "--evaluation results.json": "needs an evaluation",
     "mergekit-yaml": "needs a config, see tests/mergekit_plugin",
     "--slurm": "needs a cluster, see tests/executors/test_slurm.py",
@@ -40,7 +41,7 @@ NOT_HERE = {
     ".partial/work": "needs what was submitted, see tests/work/test_handing_over.py",
 }
 """What of a line keeps it from being run here, and why."""
-SLOW = ("eval", "sweep", "walk", "generate", "report")
+SLOW = ("eval", "sweep", "walk", "generate", "report", "watch")
 
 
 def arguments(line: str) -> list[str]:

@@ -30,6 +30,7 @@ BASES = {
     "eval": ["merged", "--no-against", "--task-file", "problems.jsonl", "--quiet"],
     "sweep": ["evaluate.yaml", "--out", "swept", "--quiet"],
     "walk": ["recipe.yaml", "--prompts", "problems.jsonl", "--out", "walked", "--quiet"],
+    "watch": ["run", "--out", "watched", "--once", "--quiet"],
     "reground": ["reground.yaml", "--out", "grounded", "--quiet"],
     "generate": ["logits.yaml", "1+1=", "--max-new-tokens", "2", "--quiet"],
     "lm-eval": [],
@@ -40,7 +41,7 @@ BASES = {
     "recipes validate": ["recipe.yaml"],
 }
 """A good command line for each command; options are added to it, arguments take the place of its words."""
-COSTLY = ("report", "eval", "sweep", "walk", "mergekit-yaml")
+COSTLY = ("report", "watch", "eval", "sweep", "walk", "mergekit-yaml")
 """Odd values that are none cost seconds there, or imports of somebody else's."""
 WITH_LOGPROBS = [*BASES["scan"], "--logprobs", "problems.jsonl"]
 

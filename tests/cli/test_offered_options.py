@@ -36,8 +36,17 @@ OFFERED: dict[str, dict[str, str]] = {
     "api/planning.py": {"--out": "plan merge run", "--push": "plan"},
     "api/publishing.py": {"--publish": "eval"},
     "api/regrounding.py": {"--out": "reground"},
+    "api/watching.py": {"--out": "watch"},
+    "api/watcher.py": dict.fromkeys(["--out", "--sample", "--exact"], "watch"),
+    "watching/history.py": {"--out": "watch"},
     "api/reporting.py": {"--out": "report", "--png": "report"},
-    "api/scanning.py": {"--logprobs": "scan", "--sample": "scan", "--out": "scan"},
+    "api/scanning.py": {
+        **dict.fromkeys(["--logprobs", "--reference-share", "--out"], "scan"),
+        "--exact": "scan backtest report predict",
+    },
+    "api/existing_scan.py": dict.fromkeys(
+        ["--logprobs", "--reference-share", "--out", "--sample", "--exact"], "scan"
+    ),
     "api/staging.py": {"--out": f"plan {WRITE}"},
     "api/sweeping.py": {"--damping": "sweep", "--out": "sweep", "--horizons": "sweep"},
     "api/walking.py": {"--push": "walk"},
@@ -53,7 +62,11 @@ OFFERED: dict[str, dict[str, str]] = {
     "executors/jobs.py": {"--push": "submit", "--jobs": "submit"},
     "durable/log.py": {"--out": f"scan {WRITE}"},
     "durable/places.py": {"--out": f"plan reground {WRITE}"},
-    "given.py": {"--executor": "merge run scan backtest report"},
+    "given.py": {
+        "--executor": "merge run scan backtest report",
+        **dict.fromkeys(["--sample", "--exact"], "scan backtest report predict"),
+        "--reference-share": "scan",
+    },
     "evaluation/backend.py": {"--as": "predict", "--backend": "eval sweep", "--executor": "eval sweep"},
     "evaluation/run.py": {"--base": "eval"},
     "evaluation/comparison.py": {"--against": "eval", "--run": "eval"},
@@ -66,7 +79,7 @@ OFFERED: dict[str, dict[str, str]] = {
     "recipe/models.py": {"--as": PREDICT, "--rank": PREDICT},
     "recipe/parsing.py": {"--as": PREDICT, "--rank": PREDICT},
     "regrounding/state.py": {"--out": "reground"},
-    "scans/scan.py": {"--out": "scan"},
+    "scans/tables.py": {"--out": "scan"},
     "scans/tensor_scan.py": {"--out": "scan"},
 }
 """For each file the options that its messages offer, with all commands that say them to somebody."""
@@ -99,11 +112,11 @@ ELSEWHERE = {
     "methods/calibrating.py": ("--force",),
     "regrounding/round_rates.py": ("--clock",),
     "tensors/cache.py": ("--cache",),
-    "tensors/opening.py": ("--min-step",),
+    "tensors/opening.py": ("--min-step", "--cache"),
     "tensors/transfer.py": ("--cache",),
     "timing.py": ("--clock",),
-    "scans/given.py": ("--scan",),  # for whoever gave one
-    "statistics/judgement.py": ("--clock",),
+    "scans/given.py": ("--scan", "--sample", "--exact"),  # for whoever gave a scan, and to make another
+    "statistics/judgement.py": ("--clock", "--exact"),  # of what was read by a sample
     "trajectory/discover.py": ("--series", "--pattern"),
     "trajectory/series.py": ("--pattern",),
     "trajectory/reference.py": ("--scan",),  # for the commands that have it

@@ -30,7 +30,7 @@ MEANINGS = {
     "--temperature": 2,
 }
 """Flags that mean something else in another command, and how many things they mean."""
-WORK = ("plan", "merge", "run", "scan", "backtest", "sweep", "walk", "reground")
+WORK = ("plan", "merge", "run", "scan", "backtest", "sweep", "walk", "watch", "reground")
 LIBRARY: dict[type, dict[tuple[str, ...], tuple[str, ...]]] = {
     # the object of the library that options go to: options by their commands
     MergeOptions: {WORK: ("memory", "workers"), ("merge", "run"): ("device", "allow_non_finite", "cache")},
@@ -80,7 +80,7 @@ def test_a_figure_in_a_default_comes_from_its_constant() -> None:
 
 def test_a_command_that_takes_a_run_takes_what_says_which_steps() -> None:
     takers = {words for words, option in options() if option.name == "series"}
-    assert takers == {"predict", "steps", "scan", "backtest", "report", "eval"}
+    assert takers == {"predict", "steps", "scan", "backtest", "report", "watch", "eval"}
     for words in takers:
         assert {option.name for of, option in options() if of == words} >= set(names(Selection))
     runs = {

@@ -44,6 +44,8 @@ OUTPUTS = {
     ("sweep", "out"): ("evaluate.yaml --out {} -q", True),
     ("walk", "out"): ("recipe.yaml --prompts problems.jsonl --out {} -q", True),
     ("reground", "out"): ("reground.yaml --out {} -q", True),
+    ("watch", "out"): ("run --once --out {} -q", True),
+    ("watch", "summary"): ("run --once --out o --summary {} -q", False),
     ("recipes cp", "destination"): ("low_rank {}", False),
     ("hub serve", "folder"): ("{} --port 0", True),
 }

@@ -16,8 +16,9 @@ from mergekit.merge_methods.base import TensorGroup
 from hubextrap.engine.scan import scan_trajectory
 from hubextrap.engine.scan_plan import plan_scan
 from hubextrap.errors import HubExtrapError
-from hubextrap.mergekit_plugin import combine, gram_matrix
+from hubextrap.mergekit_plugin import combine, gram_matrix, sampled_gram_matrix
 from hubextrap.methods import coefficients, find_method, method_names
+from hubextrap.opening import Run
 from hubextrap.statistics import GramTable
 from hubextrap.tensors import open_source, read_layouts
 from hubextrap.trajectory import find_trajectory
@@ -54,6 +55,20 @@ def test_gram_matrices_are_those_of_the_scan(
         np.testing.assert_allclose(gram, (deltas @ deltas.T).numpy(), rtol=1e-5, atol=1e-6 * gram.max())
 
 
+@pytest.mark.parametrize("size", [64, 4096])
+def test_gram_matrices_of_a_sample_are_those_of_its_scan(
+    size: int, demo_data: Path, weights_in: Callable[[Path], Weights]
+) -> None:
+    folder = demo_data / "rlvr-C"
+    with Run(find_trajectory(str(folder))) as run:
+        table = run.scan_sample(size).gram_table
+    found = stored(folder, weights_in)
+    for name, gram in zip(table.tensors, table.gram, strict=True):
+        inputs = [found[step][name] for step in table.steps]
+        assert np.array_equal(sampled_gram_matrix(name, inputs, size), gram), name
+    assert not np.array_equal(table.gram, scan(folder).gram)
+
+
 @pytest.mark.parametrize(("method", "parameters"), [*GRAM_METHODS, *AUTO])
 def test_each_tensor_gets_its_own_coefficients(
     method: str,
@@ -80,6 +95,8 @@ def test_each_tensor_gets_its_own_coefficients(
 def test_one_checkpoint_and_empty_tensors_have_one() -> None:
     assert np.array_equal(gram_matrix([3], [torch.ones(2)]), [[0.0]])
     assert np.array_equal(gram_matrix([0, 1], [torch.ones(0)] * 2), np.zeros((2, 2)))
+    assert np.array_equal(sampled_gram_matrix("w", [torch.ones(2)], 64), [[0.0]])
+    assert np.array_equal(sampled_gram_matrix("w", [torch.ones(0)] * 2, 64), np.zeros((2, 2)))
 
 
 def test_a_gram_matrix_has_no_nan() -> None:
@@ -87,8 +104,9 @@ def test_a_gram_matrix_has_no_nan() -> None:
         [torch.ones(3), torch.tensor([1.0, torch.nan, 2.0]), torch.zeros(3)], ids=["a", "b", "c"], name="w"
     )
     settings = {"step": {"a": 0, "b": 10, "c": 20}, "target_step": 30}
-    with pytest.raises(HubExtrapError, match="w: a checkpoint holds NaN or infinity"):
-        registry.get("low_rank")([group], parameters=settings)
+    for fit in ({}, {"fit": "sample"}):
+        with pytest.raises(HubExtrapError, match="w: a checkpoint holds NaN or infinity"):
+            registry.get("low_rank")([group], parameters=settings | fit)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fnuz])

@@ -69,6 +69,11 @@ def shared(**parameters: object) -> Change:
             "weight: two_point: base_step 12 is not an observed step before the last one (30); choose one of",
         ),
         (shared(base_step=12.5), "two_point: base_step must be a whole number"),
+        (shared(fit="sample"), "parameters.fit has no effect: no rule here follows from the weights"),
+        (
+            shared(fit=0.5, damping="auto"),
+            "fit: must be sample, {{sample: 16384}} with the weights per tensor",
+        ),
     ],
 )
 def test_one_thing_wrong(
@@ -136,7 +141,7 @@ def test_numbers_may_be_floats_and_texts(
     ],
 )
 def test_what_mergekit_would_pass_over(config: Config, problems: list[str]) -> None:
-    takes = {"two_point": "two_point takes step, target_step, damping, base_step"}
+    takes = {"two_point": "two_point takes step, target_step, damping, fit, base_step"}
     expected = [problem.format(**takes) for problem in problems]
     assert config_problems({"merge_method": "two_point"} | config) == expected
 

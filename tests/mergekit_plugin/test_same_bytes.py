@@ -35,6 +35,32 @@ def test_every_method_on_a_real_run(
     assert_same_bits(through_mergekit(config), natively(config))
 
 
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("calibrated", {}),
+        ("two_point", {"base_step": "auto"}),
+        ("two_point", {"damping": [{"filter": "mlp", "value": "auto"}, {"value": 1}]}),
+    ],
+)
+def test_a_fit_to_a_sample(
+    method: str,
+    parameters: dict[str, object],
+    demo_data: Path,
+    config_of: Callable[..., Config],
+    through_mergekit: Run,
+    natively: Run,
+    assert_same_bits: Same,
+) -> None:
+    config = config_of(demo_data / "rlvr-C", method, target_step=500, fit="sample", **parameters)
+    sampled = natively(config)
+    assert_same_bits(through_mergekit(config), sampled)
+    del config["parameters"]["fit"]
+    exact = through_mergekit(config)
+    differs = any(not torch.equal(exact[name], tensor) for name, tensor in sampled.items())
+    assert differs or "base_step" in parameters  # which is one of few
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("out_dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(
@@ -47,6 +73,7 @@ def test_every_method_on_a_real_run(
         ("calibrated", {"damping": 0.5}),
         ("two_point", {"base_step": "auto"}),
         ("least_squares", {"damping": "auto"}),
+        ("low_rank", {"fit": "sample"}),
     ],
 )
 def test_shards_of_bf16(

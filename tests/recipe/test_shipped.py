@@ -14,6 +14,7 @@ from hubextrap.recipe import (
     copy_shipped,
     load_recipe,
     load_reground_recipe,
+    load_watch_recipe,
     shipped,
     shipped_recipes,
 )
@@ -22,13 +23,16 @@ from hubextrap.trajectory import find_trajectory
 ROOT = Path(__file__).parent.parent.parent
 FILES = sorted((ROOT / "merge_configs").glob("*.yaml"))
 REGROUND = [path for path in FILES if path.stem.startswith("reground_")]
-MERGE = [path for path in FILES if path not in REGROUND]
+WATCH = [path for path in FILES if path.stem == "watch"]
+MERGE = [path for path in FILES if path not in (*REGROUND, *WATCH)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_each_recipe_is_valid_and_says_what_it_is(path: Path) -> None:
     if path in REGROUND:
         assert load_reground_recipe(path).reground.window
+    elif path in WATCH:
+        assert load_watch_recipe(path).watch.predict
     else:
         assert load_recipe(path).target_steps
     first = path.read_text().partition("\n")[0]
