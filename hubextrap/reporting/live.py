@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import shlex
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from hubextrap.statistics import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from hubextrap.clocks import Clock, ClockChoice
     from hubextrap.reporting.accuracy import Accuracy
@@ -44,6 +44,8 @@ AHEAD = 2.0
 """How far behind an origin the slider goes, in units of the way observed there."""
 GRID_OF_FIXED = 12
 """Targets at which a method that the script does not know is worked out beforehand."""
+StandardErrors: TypeAlias = tuple[int, int, float | None, float | None]
+"""(origin's step, target step, that of the expected error, that of the error found)."""
 LIVE = {"average", "calibrated", "ema", "late_lines", "least_squares", "low_rank", "persistence", "two_point"}
 
 
@@ -63,6 +65,8 @@ def small_table(table: GramTable, room: int) -> SmallTable:
     stays exact, and methods that are fitted to each tensor hardly notice.
     """
     notes = []
+    if table.sample is not None:  # the groups of a sample are for `reporting.margins`
+        table = replace(table, sample=None)
     count = len(table.steps)
     if count > MOST_CHECKPOINTS:
         places = np.unique(np.linspace(0, count - 1, MOST_CHECKPOINTS).round().astype(int))
@@ -99,6 +103,7 @@ def live_data(
     accuracies: Sequence[Accuracy],
     judged: RunVerdict,
     tasks: Sequence[str],
+    stderrs: Mapping[str, list[list[StandardErrors]]] | None = None,
 ) -> dict[str, Any]:
     """All of it as JSON values.
 
@@ -106,12 +111,22 @@ def live_data(
         clocks: the one to begin with first; with what a recipe says to have it, None for nothing.
         judged: what the page begins with.
         tasks: what was evaluated.
+        stderrs: of a sampled scan, those of each method offered, clock by clock, see `reporting.margins`.
     """
     table, steps = small.table, small.table.steps
     rounded = is_rounded(scan.gram_table, scan.dtypes)
     places = np.tril_indices(len(steps))
     packed = np.ascontiguousarray(table.gram[:, places[0], places[1]], dtype="<f8").tobytes()
-    methods = [_method(candidate, table, clocks, backtest, rounded) for candidate in _offered(backtest)]
+    methods = [_method(candidate, table, clocks, backtest, rounded) for candidate in offered(backtest)]
+    run = command_name(scan)
+    if stderrs is not None and scan.weights is not None:
+        size = scan.weights.size
+        run += f" --sample {size}"
+        fits = [any(rule.needs_gram_matrix for rule in one.rules) for one in offered(backtest)]
+        methods = [
+            method | {"stderrs": stderrs[method["name"]], "fit": size * fitted}
+            for method, fitted in zip(methods, fits, strict=True)
+        ]
     names = [method["name"] for method in methods]
     return {
         "steps": steps,
@@ -123,7 +138,7 @@ def live_data(
         "constants": _constants(),
         "clocks": [_clock_data(clock, choice, scan, steps) for clock, choice in clocks],
         "methods": methods,
-        "run": terminal_line(command_name(scan)),
+        "run": terminal_line(run),
         "tasks": terminal_line(shlex.quote(",".join(tasks))) if tasks else "",
         "scores": [_scores(accuracy) for accuracy in accuracies],
         "start": {
@@ -160,7 +175,7 @@ def _near(backtest: Backtest, last: int) -> int:
     return sum(row.horizon <= verdict.HORIZONS[-1] for row in shared)
 
 
-def _offered(backtest: Backtest) -> list[BacktestCandidate]:
+def offered(backtest: Backtest) -> list[BacktestCandidate]:
     """The best first, as far as they were rehearsed; not the last checkpoint itself."""
     order = {entry.method: place for place, entry in enumerate(verdict.horizon_means(backtest))}
     known = [candidate for candidate in candidates() if candidate.name != "persistence"]
@@ -201,13 +216,20 @@ def _worked_out(
         if row.method == candidate.name and {row.last_step, row.target_step} <= places.keys():
             yield places[row.last_step], row.target_step, row.expected_error, row.error
     newest = len(table.steps) - 1
-    seen = replace(table, clock=clock).seen_at(newest)
-    targets = list(_targets(seen.clock, seen.times[-1], table.steps, newest))
-    places_taken = np.linspace(0, max(0, len(targets) - 1), GRID_OF_FIXED).round().astype(int)
-    for place in np.unique(places_taken) if targets else ():
-        step, time = targets[place]
+    seen, targets = targets_ahead(table, clock)
+    for step, time in targets:
         expected = expect_of_last(candidate.rules, seen, time, rounded)
         yield newest, step, expected.relative_error, None
+
+
+def targets_ahead(table: GramTable, clock: Clock) -> tuple[GramTable, list[tuple[int, float]]]:
+    """The table on that clock, and `GRID_OF_FIXED` steps behind the newest with their times, as far as the
+    slider goes."""
+    newest = len(table.steps) - 1
+    seen = replace(table, clock=clock).seen_at(newest)
+    targets = list(_targets(seen.clock, seen.times[-1], table.steps, newest))
+    places = np.linspace(0, max(0, len(targets) - 1), GRID_OF_FIXED).round().astype(int)
+    return seen, [targets[place] for place in np.unique(places)] if targets else []
 
 
 def _farthest(steps: Sequence[int], origin: int) -> int:

@@ -4,6 +4,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const past = new PastOfRun(data);
+  const margins = new StandardErrors(data); // of a sample
   const { constants, steps } = data;
   const newest = steps.length - 1;
   const byId = (id) => document.getElementById(id);
@@ -61,6 +62,7 @@
   function answerAt(step) {
     const key = `${chosen.clock} ${chosen.origin} ${chosen.method} ${step}`;
     if (!answers.has(key)) answers.set(key, method().fixed ? workedOut(step) : computed(step));
+    Object.assign(answers.get(key), margins.of(chosen, step, answers.get(key))); // of a sample
     return answers.get(key);
   }
 
@@ -131,13 +133,16 @@
     byId("mark").textContent = mark;
     byId("level").textContent = words;
     byId("error").textContent = answer.error === null ? "unknown" : answer.error.toFixed(2);
+    byId("error").append(StandardErrors.shown(answer.stderr)); // of a sample
     byId("target-said").textContent = `step ${chosen.target}`;
     byId("reason").textContent = reasonFor(answer);
+    byId("reason").append(StandardErrors.turns(answer, levelOf)); // of a sample
     const found = byId("found");
     found.hidden = answer.found === null;
     found.textContent = found.hidden
       ? ""
       : `Step ${chosen.target} was observed: the error found is ${answer.found.toFixed(2)}.`;
+    if (!found.hidden) found.textContent = found.textContent.replace(/\.$/, `${StandardErrors.shown(answer.foundStderr)}.`); // of a sample
   }
 
   function showNothing() {
@@ -178,6 +183,7 @@
   function recipe() {
     const { method: name, parameters, damping } = method();
     const lines = [`merge_method: ${scalar(name)}`, "parameters:", `  target_step: ${chosen.target}`];
+    if (method().fit) lines.push(`  fit: {sample: ${method().fit}}`); // of a sample
     for (const [key, value] of Object.entries(parameters)) lines.push(`  ${key}: ${scalar(value)}`);
     if (damping !== 1) lines.push(`  damping: ${scalar(damping)}`);
     return `${origin().recipe}${lines.join("\n")}\n`;
@@ -264,6 +270,8 @@
         Plot.ruleY([1], { stroke: COLOURS.ink }),
         ...moment(),
         Plot.dot(steps, { x: (step) => step, y: 0, r: 3.5, fill: (step) => (step <= steps[chosen.origin] ? COLOURS.ink : "white"), stroke: COLOURS.ink }),
+        Plot.areaY(known.filter((point) => point.stderr !== null), { x: "step", y1: (point) => shown(Math.max(point.error - point.stderr, 0)), y2: (point) => shown(point.error + point.stderr), fill: COLOURS.line, fillOpacity: 0.25 }), // of a sample
+        Plot.link(points.filter((point) => point.foundStderr !== null), { x: "step", y1: (point) => shown(Math.max(point.found - point.foundStderr, 0)), y2: (point) => shown(point.found + point.foundStderr), stroke: "#9b2c7e", strokeWidth: 1.5 }), // of a sample
         Plot.line(known, { x: "step", y: (point) => shown(point.error), stroke: COLOURS.line, strokeWidth: 2.2 }),
         Plot.dot(points.filter((point) => point.found !== null), {
           x: "step", y: (point) => shown(point.found), r: 4.5, symbol: "times", stroke: "#9b2c7e", strokeWidth: 2,
@@ -275,6 +283,7 @@
     });
     figure.replaceChildren(chart);
     figure.setAttribute("aria-label", inWords(known, now));
+    figure.setAttribute("aria-label", `${inWords(known, now)}${now.stderr === null ? "" : ` Its standard error is ${StandardErrors.shown(now.stderr).slice(3)}.`}`); // of a sample
     byId("found-key").hidden = !points.some((point) => point.found !== null);
     byId("later-key").hidden = chosen.origin === newest;
   }
@@ -354,6 +363,8 @@
     byId("rows").replaceChildren(...rows.map((step) => {
       const answer = answerAt(step);
       const cells = [step, answer.error?.toFixed(2) ?? "–", answer.rehearsals ?? "–", answer.found?.toFixed(2) ?? "–", LEVELS[levelOf(answer)][1]];
+      cells[1] += StandardErrors.shown(answer.stderr); // of a sample
+      cells[3] += StandardErrors.shown(answer.foundStderr); // of a sample
       const row = document.createElement("tr");
       cells.forEach((text, at) => {
         const cell = document.createElement(at ? "td" : "th");

@@ -7,31 +7,40 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubextrap._version import __version__
+from hubextrap.figures import said_of_sample
 from hubextrap.foreign_text import html_text, redacted
 from hubextrap.hub.provenance import without_private_parts
+from hubextrap.reporting.hindsight import hindsight_html
 from hubextrap.reporting.live import live_data, small_table
+from hubextrap.reporting.margins import NOTE, standard_errors
 from hubextrap.reporting.sections import MAX_ACCURACY_PLOTS, Section, build_sections
 from hubextrap.reporting.style import to_svg
 
 if TYPE_CHECKING:
     from hubextrap.clocks import Clock, ClockChoice
     from hubextrap.reporting.accuracy import Accuracy
-    from hubextrap.reporting.live import SmallTable
+    from hubextrap.reporting.live import SmallTable, StandardErrors
     from hubextrap.scans.scan import Scan
     from hubextrap.statistics import Backtest, RunVerdict
+    from hubextrap.statistics.hindsight import Hindsight
 
 LARGEST = 2_000_000
 """Bytes of a page; the Gram table takes what is left."""
 SCRIPTS = ("vendor/charts.min.js", "predicting.js", "expecting.js", "page.js")
+SAMPLED_SCRIPTS = (*SCRIPTS[:-1], "sampled.js", SCRIPTS[-1])
+"""Those of a page on a sample of the weights."""
+_OF_A_SAMPLE = "// of a sample"
+"""What a line of a script ends in that no page on all weights has."""
 _SAID_AT_ONCE = 2
 """Sentences of the verdict that are not folded."""
+_MARGIN_KEY = '<li><b style="color:#0072B2;opacity:.35">▇</b> ± one standard error of the sample</li>\n'
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,8 @@ class Page:
     tasks: Sequence[str] = ()
     score_notes: Sequence[str] = ()
     """What has to be known beside the scores, as sentences."""
+    hindsight: Hindsight | None = None
+    """How earlier predictions turned out, of a run that is watched."""
 
     @cached_property
     def sections(self) -> list[Section]:
@@ -56,7 +67,10 @@ class Page:
 
     def render(self) -> str:
         """The whole page as text; the same input gives the same bytes."""
-        scripts = [_own_file(name) for name in SCRIPTS]
+        sampled = self.scan.weights is not None
+        scripts = [_script(name, sampled=sampled) for name in (SAMPLED_SCRIPTS if sampled else SCRIPTS)]
+        said = [_about(self.scan), *said_of_sample(self.scan.sampled if sampled else None)]
+        about = "\n".join(f"<p>{html_text(line)}</p>" for line in said)
         style = _own_file("page.css")
         hashes = " ".join(map(_hash, scripts))
         policy = (
@@ -75,12 +89,12 @@ class Page:
 <body>
 <header>
 <h1>{html_text(self.title)}</h1>
-<p>{html_text(_about(self.scan))}</p>
+{about}
 </header>
 <main>
 {self._verdict()}
 {self._what_if()}
-{self._experts()}
+{self._in_hindsight()}{self._experts()}
 </main>
 {_footer(self.scan)}
 """
@@ -97,9 +111,19 @@ class Page:
 
     def _packed(self, small: SmallTable) -> str:
         shown = self.accuracies[:MAX_ACCURACY_PLOTS]
-        data = live_data(self.scan, small, self.clocks, self.backtest, shown, self.verdict, self.tasks)
+        if self._stderrs is not None:
+            small = replace(small, notes=(*small.notes, NOTE))
+        known = (self.scan, small, self.clocks, self.backtest, shown, self.verdict, self.tasks)
+        data = live_data(*known, self._stderrs)
         # ASCII, and nothing in it can end the element that it stands in
         return json.dumps(redacted(data), separators=(",", ":")).replace("<", "\\u003c")
+
+    @cached_property
+    def _stderrs(self) -> dict[str, list[list[StandardErrors]]] | None:
+        """What the script cannot work out; None where all weights were read."""
+        if self.scan.weights is None:
+            return None
+        return standard_errors(self.scan, [clock for clock, _ in self.clocks], self.backtest)
 
     def _verdict(self) -> str:
         verdict = self.verdict
@@ -131,7 +155,13 @@ class Page:
             else ""
         )
         notes = "".join(f'<p class="soft">{html_text(note)}</p>' for note in self.score_notes)
-        return _own_file("what_if.html").format(clock=clock, scores=scores + score_key + notes)
+        margin_key = "" if self.scan.weights is None else _MARGIN_KEY
+        return _own_file("what_if.html").format(
+            clock=clock, scores=scores + score_key + notes, margin_key=margin_key
+        )
+
+    def _in_hindsight(self) -> str:
+        return "" if self.hindsight is None or not self.hindsight.rows else hindsight_html(self.hindsight)
 
     def _experts(self) -> str:
         if not self.sections:
@@ -145,6 +175,11 @@ class Page:
 
 def _own_file(name: str) -> str:
     return files("hubextrap.reporting").joinpath(*name.split("/")).read_text(encoding="utf-8")
+
+
+def _script(name: str, *, sampled: bool) -> str:
+    lines = _own_file(name).splitlines(keepends=True)
+    return "".join(line for line in lines if sampled or not line.rstrip().endswith(_OF_A_SAMPLE))
 
 
 def _hash(script: str) -> str:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from hubextrap.recipe.yaml_nodes import dump_yaml
 from hubextrap.step_names import read_step
+from hubextrap.trajectory.bucket_files import is_bucket
+from hubextrap.trajectory.checkpoint import place_name
 
 if TYPE_CHECKING:
     from hubextrap.clocks import ClockChoice
     from hubextrap.scans import Scan
-    from hubextrap.scans.scan import ScannedCheckpoint
+    from hubextrap.scans.parts import ScannedCheckpoint
 
 
 def recipe_beginning(scan: Scan, last: int, clock: ClockChoice | None) -> str:
@@ -63,8 +65,10 @@ def _run(checkpoints: tuple[ScannedCheckpoint, ...]) -> tuple[str, ScannedCheckp
                 return _local(folder), base
             continue
         revisions = {read.revision for read in others}
-        at = f"@{revisions.pop()}" if len(revisions) == 1 and revisions != {"main"} else ""
         inside = os.path.commonpath([f"/{read.path}" for read in others]).strip("/")
+        if is_bucket(repo):
+            return place_name(repo, "", inside), base
+        at = f"@{revisions.pop()}" if len(revisions) == 1 and revisions != {"main"} else ""
         return f"{repo}{at}" + (f":{inside}" if inside else ""), base
     return None
 

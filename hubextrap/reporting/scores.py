@@ -33,6 +33,10 @@ def draw_backtest(figure: Figure, backtest: Backtest) -> None:
             colour, marker = SERIES[position]
             axes.plot(means, marker=marker, color=colour, label=plot_text(entry.method), zorder=10 - position,
                       linewidth=2.6 if position == 0 else 1.4)  # fmt: skip
+            stderrs = [entry.stderrs[place] or 0.0 for place in seen]
+            if backtest.sampled is not None:
+                axes.errorbar(range(len(seen)), means, stderrs, fmt="none", ecolor=colour, capsize=3,
+                              elinewidth=1.2, zorder=10 - position)  # fmt: skip
         else:
             axes.plot(means, marker=".", color=FAINT, linewidth=1, zorder=1,
                       label="others" if position == len(SERIES) else None)  # fmt: skip

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hubextrap.figures import BESIDE, percent, with_stderr
 from hubextrap.reporting import scores, weights
 from hubextrap.scans.logprobs import MIN_CHANGE
-from hubextrap.statistics import horizon_classes, horizon_means, pair_counts
+from hubextrap.statistics import backtest_view, horizon_classes, pair_counts
 from hubextrap.statistics.linearity import LINEAR, MIN_DISTINCT, MIN_RANGE
 
 if TYPE_CHECKING:
@@ -113,26 +114,23 @@ def _backtest(backtest: Backtest) -> Section:
         ("method", *titles, "worst", "expected", *total),
         [
             (
-                entry.method,
-                *map(_figure, (*entry.means, entry.worst, entry.expected)),
-                *(_figure(entry.total) for _ in total),
+                name,
+                *(with_stderr(*figure) for figure in figures),
             )
-            for entry in horizon_means(backtest)
+            for name, figures in backtest_view.rows(backtest)
         ],
         "Mean errors by horizon, (target − last) ÷ (last − first), in brackets the step that this is from "
         f"step {backtest.steps[-1]}, and how many rehearsals; then the worst of all, and the mean error that "
         "was forecast from the checkpoints known at the time."
         + " Total: the mean of all against the checkpoints as they are stored, rounding included."
-        * backtest.rounded,
+        * backtest.rounded
+        + f" {BESIDE}." * (backtest.sampled is not None),
     )
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None or np.isnan(value) else f"{value:.2f}"
 
 
 def _direction(scan: Scan, rounded: bool) -> Section:
     origins, from_first, from_half = weights.direction(scan, rounded)
+    stderrs = weights.direction_stderrs(scan, rounded) or ([None] * len(origins),) * 2
     return Section(
         "direction",
         "Direction: does the past point at the future?",
@@ -147,8 +145,8 @@ def _direction(scan: Scan, rounded: bool) -> Section:
         3.3,
         ("last observed step", f"from step {scan.steps[0]}", "from half way"),
         [
-            (str(step), _figure(first), _figure(half))
-            for step, first, half in zip(origins, from_first, from_half, strict=True)
+            (str(step), with_stderr(first, one), with_stderr(half, other))
+            for step, first, half, one, other in zip(origins, from_first, from_half, *stderrs, strict=True)
         ],
     )
 
@@ -156,9 +154,12 @@ def _direction(scan: Scan, rounded: bool) -> Section:
 def _r_squared(scan: Scan) -> Section:
     found, walk = scan.linearity(), scan.random_walk
     shares = weights.shown_shares(found.histogram)
+    median = with_stderr(found.median, found.median_stderr)
+    linear = percent(found.share_linear, found.share_linear_stderr)
+    left = percent(1 - found.share_kept, found.share_kept_stderr, 1)
     left_out = (
-        f"{1 - found.share_kept:.1%} of the weights are left out: they moved by {MIN_RANGE:g} or less, or "
-        f"took fewer than {MIN_DISTINCT} values."
+        f"{left} of the weights are left out: they moved by {MIN_RANGE:g} or less, or took fewer than "
+        f"{MIN_DISTINCT} values."
     )
     if (drawn_from := scan.sampled_in_words) is not None:
         left_out += f" All this is estimated {drawn_from}."
@@ -166,7 +167,7 @@ def _r_squared(scan: Scan) -> Section:
         "r-squared",
         "Straightness: R² of every weight" if drawn_from is None else "Straightness: R² of single weights",
         f"How well a straight line in the step describes each of {found.kept:,} weights. The median is "
-        f"{found.median:.2f}, and {found.share_linear:.0%} lie above {LINEAR}; a random walk would give "
+        f"{median}, and {linear} lie above {LINEAR}; a random walk would give "
         f"{walk.median:.2f} and {walk.share_linear:.0%}. {left_out}",
         "Worry when the blue bars follow the orange outline: then the weights wander. The reverse is no "
         "comfort: R² looks back, and a high one has gone with predictions that ruin the model.",
@@ -184,20 +185,27 @@ def _r_squared(scan: Scan) -> Section:
 
 def _heat_map(scan: Scan) -> Section:
     kinds, layers, values = weights.heat_map(scan)
+    stderrs = (
+        np.full(values.shape, None) if scan.weights is None else weights.heat_map(scan, "median_stderr")[2]
+    )
     lowest = np.unravel_index(int(np.nanargmin(values)), values.shape)
+    least = with_stderr(values[lowest], stderrs[lowest])
     place = kinds[lowest[0]] + ("" if layers[lowest[1]] == "–" else f" of layer {layers[lowest[1]]}")
     return Section(
         "heat-map",
         "Where the weights move straight",
-        f"The median R² in every kind of module and layer; the least straight is {place}, at "
-        f"{values[lowest]:.2f}. Grey cells have no tensor, or none that moved enough."
+        f"The median R² in every kind of module and layer; the least straight is {place}, at {least}. Grey "
+        "cells have no tensor, or none that moved enough."
         + ("" if scan.sampled_in_words is None else f" Estimated {scan.sampled_in_words}."),
         "Worry when one row or one end of the layers is much darker: give those tensors their own rule "
         "(persistence keeps the last checkpoint's), and see whether the rehearsals improve.",
         partial(weights.draw_heat_map, scan=scan),
         1.3 + 0.3 * len(kinds),
         ("module", *(f"layer {layer}" if layer != "–" else "no layer" for layer in layers)),
-        [(kind, *(_figure(value) for value in row)) for kind, row in zip(kinds, values, strict=True)],
+        [
+            (kind, *map(with_stderr, row, beside))
+            for kind, row, beside in zip(kinds, values, stderrs, strict=True)
+        ],
     )
 
 
@@ -221,19 +229,23 @@ def _examples(scan: Scan, rounded: bool) -> Section:
 
 def _explained(scan: Scan) -> Section:
     shares, walk = weights.explained(scan.gram_table.gram), weights.walk_explained(scan.steps)
+    found = weights.explained_stderrs(scan.gram_table)
+    stderrs = [None] * len(shares) if found is None else found.tolist()
     return Section(
         "explained-variance",
         "Rank: how many directions the run takes",
         "The share of the motion that the leading directions of each tensor hold. One holds "
-        f"{shares[0]:.0%}; in a random walk at these steps it would hold {walk[0]:.0%}.",
+        f"{percent(shares[0], stderrs[0])}; in a random walk at these steps it would hold {walk[0]:.0%}.",
         "Worry when the blue line is no higher than the orange one: then low_rank keeps noise. A high "
         "share does not by itself make rank 1 a good prediction; the rehearsals say whether it is.",
         partial(weights.draw_explained, scan=scan),
         3.2,
         ("rank", "this run", "a random walk"),
         [
-            (str(rank), f"{share:.2%}", f"{reference:.2%}")
-            for rank, (share, reference) in enumerate(zip(shares[:10], walk[:10], strict=True), 1)
+            (str(rank), percent(share, stderr, 2), f"{reference:.2%}")
+            for rank, (share, stderr, reference) in enumerate(
+                zip(shares[:10], stderrs[:10], walk[:10], strict=True), 1
+            )
         ],
     )
 

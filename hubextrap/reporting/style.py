@@ -6,10 +6,17 @@ import io
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
 WIDTH = 5.2
 """Inches: narrow, so that the text stays readable where a phone scales the plot down."""
@@ -42,6 +49,19 @@ _RC: Any = {
     "svg.fonttype": "none",  # text stays text: selectable, and drawn by the browser's own font
     "svg.hashsalt": "hubextrap",  # the same plot gives the same bytes
 }
+
+
+def draw_band(
+    axes: Axes,
+    places: Sequence[float],
+    values: Sequence[float] | NDArray[np.float64],
+    stderrs: NDArray[np.float64] | None,
+    colour: str,
+) -> None:
+    """One standard error up and down, where there are any."""
+    if stderrs is not None:
+        middle, margin = np.asarray(values), np.asarray(stderrs)[: len(values)]
+        axes.fill_between(places, middle - margin, middle + margin, color=colour, alpha=0.25, linewidth=0)
 
 
 def to_svg(draw: Draw, height: float, prefix: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -11,9 +11,10 @@ from matplotlib.ticker import PercentFormatter
 
 from hubextrap.foreign_text import plot_text
 from hubextrap.methods import leading_subspace
-from hubextrap.reporting.style import BLUE, FAINT, GREEN, INK, VERMILION
+from hubextrap.reporting.style import BLUE, FAINT, GREEN, INK, VERMILION, draw_band
 from hubextrap.scans.scan import module_kind
 from hubextrap.statistics.linearity import LINEAR, MIN_RANGE, r_squared
+from hubextrap.statistics.spread import stderr_of_ratio, stderr_of_sum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hubextrap.scans.scan import Scan
+    from hubextrap.statistics import GramTable
 
 SHOWN_BINS = 40
 WALKS = 20_000
@@ -63,8 +65,11 @@ def shown_shares(histogram: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.asarray(counts / max(counts.sum(), 1), dtype=np.float64)
 
 
-def heat_map(scan: Scan) -> tuple[list[str], list[str], NDArray[np.float64]]:
-    """Kinds of module, layers (``–`` where a tensor has none), and the median R², NaN where none was kept."""
+def heat_map(
+    scan: Scan, figure: Literal["median", "median_stderr"] = "median"
+) -> tuple[list[str], list[str], NDArray[np.float64]]:
+    """Kinds of module, layers (``–`` where a tensor has none), and the median R², or its standard error, NaN
+    where none was kept."""
     cells: dict[tuple[str, int], list[int]] = {}
     for row, tensor in enumerate(scan.tensors):
         found = _LAYER.search(tensor)
@@ -74,9 +79,9 @@ def heat_map(scan: Scan) -> tuple[list[str], list[str], NDArray[np.float64]]:
     values = np.full((len(kinds), len(layers)), np.nan)
     row_of, column_of = ({what: at for at, what in enumerate(some)} for some in (kinds, layers))
     for (kind, layer), rows in cells.items():
-        median = scan.linearity(rows).median
-        if median is not None:
-            values[row_of[kind], column_of[layer]] = median
+        found = getattr(scan.linearity(rows), figure)
+        if found is not None:
+            values[row_of[kind], column_of[layer]] = found
     return kinds, ["–" if layer < 0 else str(layer) for layer in layers], values
 
 
@@ -150,8 +155,24 @@ def explained(gram: NDArray[np.float64]) -> NDArray[np.float64]:
 
     Each tensor has its own directions; shares are over all tensors together.
     """
-    squares = np.linalg.eigvalsh(gram)[..., ::-1].clip(min=0.0).reshape(-1, gram.shape[-1]).sum(axis=0)
+    squares = _squares(gram).reshape(-1, gram.shape[-1]).sum(axis=0)
     return np.asarray(np.cumsum(squares)[:-1] / max(squares.sum(), np.finfo(float).tiny), dtype=np.float64)
+
+
+def explained_stderrs(table: GramTable) -> NDArray[np.float64] | None:
+    """(K − 1,): those of `explained`; None where all weights were read."""
+    if table.sample is None:
+        return None
+    return stderr_of_ratio(
+        table,
+        lambda gram: np.cumsum(_squares(gram), axis=-1)[:, :-1],
+        lambda gram: _squares(gram).sum(axis=-1),
+    )
+
+
+def _squares(gram: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(..., K): what each direction holds, the first one most."""
+    return np.asarray(np.linalg.eigvalsh(gram)[..., ::-1].clip(min=0.0))
 
 
 def walk_explained(steps: Sequence[int]) -> NDArray[np.float64]:
@@ -168,6 +189,8 @@ def draw_explained(figure: Figure, scan: Scan) -> None:
     ):
         shown = shares[:10]
         axes.plot(range(1, len(shown) + 1), shown, marker=marker, color=colour, label=label)
+    shares, stderrs = explained(scan.gram_table.gram)[:10], explained_stderrs(scan.gram_table)
+    draw_band(axes, range(1, len(shares) + 1), shares, stderrs, BLUE)
     axes.set(xlabel="rank", ylabel="share of the squared motion", ylim=(None, 1.01))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.locator_params(axis="x", integer=True)
@@ -184,22 +207,56 @@ def direction(scan: Scan, rounded: bool = False) -> tuple[list[int], list[float]
     moves, steps = scan.gram_table.gram, scan.steps
     gram = (leading_subspace(moves) if rounded else moves).sum(axis=0)
 
-    def cosine(start: int, at: int) -> float:
-        past, future = np.zeros((2, len(steps)))
-        past[start] -= 1
-        past[at] += 1
-        future[at] -= 1
-        future[-1] += 1
+    def cosine(past: NDArray[np.float64], future: NDArray[np.float64]) -> float:
         scale = float(past @ gram @ past) * float(future @ gram @ future)
         return float(past @ gram @ future) / scale**0.5 if scale > 0 else float("nan")
 
+    origins, ways = _ways(steps)
+    cosines = [cosine(*way) for way in ways]
+    return [steps[at] for at in origins], cosines[: len(origins)], cosines[len(origins) :]
+
+
+def direction_stderrs(
+    scan: Scan, rounded: bool = False
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Those of both of `direction`'s cosines, linearised; None where all weights were read."""
+    table = scan.gram_table
+    if table.sample is None:
+        return None
+    origins, ways = _ways(scan.steps)
+    past, future = np.array(ways).transpose(1, 0, 2)
+
+    def products(gram: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        """(N, ways) each: past with future, and each with itself."""
+        some = leading_subspace(gram) if rounded else gram
+        both = ((past, future), (past, past), (future, future))
+        return [np.einsum("wk,nkl,wl->nw", one, some, other, optimize=True) for one, other in both]
+
+    totals = [one.sum(axis=0) for one in products(table.gram)]
+    along, behind, ahead = (np.where(totals[1] * totals[2] > 0, one, np.nan) for one in totals)
+
+    def pull(gram: NDArray[np.float64]) -> NDArray[np.float64]:
+        p, b, a = products(gram)
+        return np.asarray((p - along / 2 * (b / behind + a / ahead)) / np.sqrt(behind * ahead))
+
+    stderrs = stderr_of_sum(table, pull)
+    return stderrs[: len(origins)], stderrs[len(origins) :]
+
+
+def _ways(steps: Sequence[int]) -> tuple[list[int], list[NDArray[np.float64]]]:
+    """Origins; and (2, K) for each, the way behind it and the way to the last checkpoint: first those that
+    begin at the first checkpoint, then those from the middle of the past."""
     origins = list(range(2, len(steps) - 1))
     halves = [int(np.searchsorted(steps, (steps[0] + steps[at]) / 2)) for at in origins]
-    return (
-        [steps[at] for at in origins],
-        [cosine(0, at) for at in origins],
-        [cosine(min(half, at - 1), at) for half, at in zip(halves, origins, strict=True)],
-    )
+    starts = [*(0 for _ in origins), *(min(half, at - 1) for half, at in zip(halves, origins, strict=True))]
+    ways = []
+    for start, at in zip(starts, origins * 2, strict=True):
+        way = np.zeros((2, len(steps)))
+        way[0, start] -= 1
+        way[:, at] += (1, -1)
+        way[1, -1] += 1
+        ways.append(way)
+    return origins, ways
 
 
 def draw_direction(figure: Figure, scan: Scan, rounded: bool = False) -> None:
@@ -207,6 +264,9 @@ def draw_direction(figure: Figure, scan: Scan, rounded: bool = False) -> None:
     axes = figure.subplots()
     axes.plot(origins, from_half, "o-", color=BLUE, label="line from half way")
     axes.plot(origins, from_first, "s-", color=GREEN, label=f"line from step {scan.steps[0]}")
+    if (stderrs := direction_stderrs(scan, rounded)) is not None:
+        draw_band(axes, origins, from_half, stderrs[1], BLUE)
+        draw_band(axes, origins, from_first, stderrs[0], GREEN)
     axes.set(xlabel="last observed step", ylabel=f"cosine with the way to step {scan.steps[-1]}")
     axes.set_ylim(np.nanmin([0.0, *from_first, *from_half]), 1.02)
     axes.legend(loc="lower right")

@@ -224,8 +224,9 @@ def _prediction(text: str) -> Any:
     from types import SimpleNamespace as Made
 
     provenance = Made(
-        steps=(1, 2), horizon=1.0, clock=None, full_rate_steps=None, expected_relative_error=0.5, trusted=None
-    )
+        steps=(1, 2), horizon=1.0, clock=None, full_rate_steps=None, expected_relative_error=0.5,
+        expected_relative_error_stderr=None, sample=None, trusted=None,
+    )  # fmt: skip
     return Made(
         step=3, provenance=provenance, warnings=[text], notes=[text], folder=Path(text.replace("\0", "")),
         target=Made(name=text), pushed=Made(commit="a" * 40), identical_to_last=True, caveats=[text],

@@ -108,3 +108,17 @@ def short_scan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("short") / "two.safetensors"
     api.scan(find_trajectory(str(DEMO), max_step=40), out=path)
     return path
+
+
+@pytest.fixture(scope="session")
+def sampled_scan() -> Scan:
+    """Of 512 weights of each tensor of the bundled run."""
+    return api.scan(DEMO, sample=512)
+
+
+@pytest.fixture(scope="session")
+def sampled_page(sampled_scan: Scan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of it, read from its file."""
+    folder = tmp_path_factory.mktemp("sampled")
+    sampled_scan.save(folder / "run.safetensors")
+    return api.report(folder / "run.safetensors", out=folder / "report.html").page

@@ -11,7 +11,7 @@ from hubextrap.recipe import parse_recipe
 from hubextrap.recipe.models import TrajectorySection
 from hubextrap.reporting.recipe_text import command_name, recipe_beginning
 from hubextrap.scans import Scan
-from hubextrap.scans.scan import ScannedCheckpoint
+from hubextrap.scans.parts import ScannedCheckpoint
 
 
 def at(step: int, repo: str | None, revision: str, path: str) -> ScannedCheckpoint:
