@@ -8,9 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 from hubextrap.durable.atomic import writing
 from hubextrap.errors import CommandFailed
@@ -20,12 +22,14 @@ from hubextrap.redaction import redact
 from hubextrap.regrounding import guardian
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 LAST_LINES = 12
 """Lines of a failed command that its error shows."""
 _TAIL = 64 * 1024
 _INTERVAL = 0.05
+_ENDING = 10.0
+"""Seconds that a command has between SIGTERM and SIGKILL once its time is up."""
 _NOT_FOUND = 127
 
 
@@ -56,22 +60,42 @@ class CommandRunner:
             raise CommandFailed(
                 f"{what}: the program {arguments[0]!r} was not found; check the command and PATH"
             )
-        with writing(log, "make room or check the folder's permissions, then run the same command again"):
-            log.parent.mkdir(parents=True, exist_ok=True)
-            refuse_file(log)
-            file = log.open("ab")
-        with file:
+        with _appended(log) as file:
             begin = file.tell()
             code = self._run(arguments, file, log, begin)
         if code:
-            raise _failed(f"{what} ended with {_how(code)}", log, begin, "fix the cause")
+            raise _failed(f"{what} ended with {how_ended(code)}", log, begin, "fix the cause")
 
-    def _run(self, arguments: Sequence[str], file: BinaryIO, log: Path, begin: int) -> int:
+    def run_within(self, seconds: float, arguments: Sequence[str], log: Path, given: bytes) -> int | None:
+        """Run ``arguments`` as `run` does, for so long at most: the exit code; None where time ran out.
+
+        Args:
+            given: what it reads from its standard input.
+
+        Raises:
+            OutputError: the log cannot be written.
+        """
+        if shutil.which(arguments[0]) is None:
+            return _NOT_FOUND
+        with _appended(log) as file, tempfile.TemporaryFile() as content:
+            content.write(given)
+            content.seek(0)
+            return self._run(arguments, file, log, file.tell(), content, time.monotonic() + seconds)
+
+    def _run(
+        self,
+        arguments: Sequence[str],
+        file: BinaryIO,
+        log: Path,
+        begin: int,
+        given: IO[bytes] | None = None,
+        deadline: float | None = None,
+    ) -> int | None:
         alive, ours = os.pipe()
         try:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", guardian.__file__, str(alive), *arguments],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if given is None else given,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 pass_fds=(alive, self.lock),
@@ -80,7 +104,10 @@ class CommandRunner:
             with log.open("rb") as reader:
                 reader.seek(begin)
                 try:
-                    return self._wait(process, reader)
+                    code = self._wait(process, reader, deadline)
+                    if code is None:
+                        self._end(process, reader)
+                    return code
                 except (KeyboardInterrupt, SystemExit) as stop:
                     self._pass_on(process, reader, stop)
                     raise
@@ -88,7 +115,10 @@ class CommandRunner:
             os.close(ours)
             os.close(alive)
 
-    def _wait(self, process: subprocess.Popen[bytes], reader: BinaryIO) -> int:
+    def _wait(
+        self, process: subprocess.Popen[bytes], reader: BinaryIO, deadline: float | None = None
+    ) -> int | None:
+        """Its exit code; None where that has not come by ``deadline``."""
         held = b""
         while True:
             try:
@@ -99,6 +129,15 @@ class CommandRunner:
                 held = _passed_on(held, reader.read(), self.echo, ended=code is not None)
             if code is not None:
                 return code
+            if deadline is not None and time.monotonic() > deadline:
+                return None
+
+    def _end(self, process: subprocess.Popen[bytes], reader: BinaryIO) -> None:
+        """End what has taken too long."""
+        _signal_group(process, signal.SIGTERM)
+        if self._wait(process, reader, time.monotonic() + _ENDING) is None:
+            _signal_group(process, signal.SIGKILL)
+            process.wait()
 
     def _pass_on(
         self, process: subprocess.Popen[bytes], reader: BinaryIO, stop: KeyboardInterrupt | SystemExit
@@ -111,6 +150,17 @@ class CommandRunner:
         except (KeyboardInterrupt, SystemExit):
             _signal_group(process, signal.SIGKILL)
             process.wait()
+
+
+@contextlib.contextmanager
+def _appended(log: Path) -> Iterator[BinaryIO]:
+    """The log, to be written to; OutputError if it cannot be."""
+    with writing(log, "make room or check the folder's permissions, then run the same command again"):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        refuse_file(log)
+        file = log.open("ab")
+    with file:
+        yield file
 
 
 def _passed_on(held: bytes, output: bytes, echo: BinaryIO, *, ended: bool) -> bytes:
@@ -155,7 +205,8 @@ def _signal_group(process: subprocess.Popen[bytes], sign: signal.Signals) -> Non
             os.killpg(process.pid, sign)
 
 
-def _how(code: int) -> str:
+def how_ended(code: int) -> str:
+    """An exit code in words."""
     if code == _NOT_FOUND:
         return "exit code 127 (a program was not found)"
     try:

@@ -255,7 +255,10 @@ def test_trusted_publisher_cannot_write_elsewhere(
 
 def test_what_cannot_be_is_said_before_anything_runs(runner: Any) -> None:
     for inputs, message in (
-        ({"command": "rm"}, "the input command is plan, merge, run, eval, predict, backtest, scan or report"),
+        (
+            {"command": "rm"},
+            "the input command is plan, merge, run, eval, predict, backtest, scan, report or watch",
+        ),
         ({"command": "plan"}, "plan needs the input recipe"),
         ({"command": "eval"}, "eval needs the input tasks"),
         ({"command": "eval", "tasks": "x"}, "eval needs the input reference or recipe"),
@@ -275,7 +278,10 @@ def test_what_cannot_be_is_said_before_anything_runs(runner: Any) -> None:
         ),
         (
             {"command": "predict", "run": "a/b", "recipe": "r"},
-            "the input recipe has no effect on predict; it is for plan merge run eval backtest scan report",
+            (
+                "the input recipe has no effect on predict; it is for plan merge run eval backtest scan "
+                "report watch"
+            ),
         ),
         ({"to": "400"}, "the input to has no effect without a command; it is for predict"),
         (

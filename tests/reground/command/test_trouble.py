@@ -393,6 +393,6 @@ def test_a_trainer_that_does_not_want_to_end(
     warm.end(process, after=0.0)
     setting.fault.unlink()
     run(setting, progress=lines)
-    assert f"{setting.out}: waiting for the trainer of a run that was killed to end" in lines.said
+    assert f"{setting.out}: waiting for the command of a run that was killed to end" in lines.said
     assert is_gone(trainer, within=0.1)
     expected(setting)
