@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What other versions of the dependencies may break; `make test` has the whole suite on those of constraints.txt.
 CHAIN := tests/test_other_hosts.py $(patsubst %,tests/chain/test_%.py,beside_the_weights commands merge pins_by_content reground_command scan_as_input shipped_recipes verified_is_loaded)
-LOWEST_TESTS := $(CHAIN) $(addprefix tests/,adapters distribution/test_base_install.py engine hub logits mergekit_plugin recipe tensors trajectory)
+LOWEST_TESTS := $(CHAIN) $(addprefix tests/,adapters distribution/test_base_install.py engine hub logits mergekit_plugin recipe tensors test_polling.py trajectory watch)
 NEWEST_TESTS := $(CHAIN) $(addprefix tests/,evaluate hub localhub logits mergekit_plugin)
 # What tests share. The tests themselves are checked by being run.
-TYPED_TESTS := $(filter-out tests/test_%,$(wildcard tests/*.py)) tests/statistics/backtest_runs.py tests/statistics/scan_runs.py
+TYPED_TESTS := $(filter-out tests/test_%,$(wildcard tests/*.py)) tests/statistics/backtest_runs.py tests/statistics/sampled_runs.py tests/statistics/scan_runs.py
 # Modules and their names that only later Pythons than the lowest have; ruff knows syntax. `file` is Python 2's to it.
 VERMIN := --target=3.10- --violations --no-tips --quiet --exclude file
 # One process of tests a core, for two cores; a file's tests share what they set up.
@@ -79,7 +79,7 @@ check-hashes:  ## See that an index has the files that the GitHub action pins.
 docs: setup  ## Write docs/api.md anew from signatures and docstrings.
 	$(BIN)/python docs/build_api.py
 
-tables: setup  ## Measure the tables of docs/clocks.md and docs/walk.md anew; those of the full runs where HUBEXTRAP_DATA names them.
+tables: setup  ## Measure the tables in pages of docs/ anew; those of the full runs where HUBEXTRAP_DATA names them.
 	$(BIN)/python docs/build_tables.py
 
 bench: setup  ## Measure speed and memory against peers and targets, in turn (half an hour, 30 GB of disk; leave the machine alone).

@@ -37,6 +37,13 @@ class MeasuredAdapters(MeasuredRun):
         self._base = {name: one.double() for name, one in load_file(base / "model.safetensors").items()}
         return base
 
+    def deltas(self, tensor: str, dtype: str) -> Array:
+        """(K, elements): how far each checkpoint's product is from the first one's, in float32."""
+        assert dtype == "F32"
+        products = [one.scale * one.left[0] @ one.right[0] for one in self._terms[tensor]]
+        stored = np.array(products).astype(np.float32).reshape(len(products), -1).astype(np.float64)
+        return np.asarray(stored - stored[0])
+
     def at_step(self, step: int) -> Changes:
         """What one checkpoint adds to the base."""
         alone = np.eye(len(self.steps))[[self.steps.index(step)]]

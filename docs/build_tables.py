@@ -1,7 +1,7 @@
-"""Measure the tables of adapters.md, clocks.md and walk.md in docs/ again, and write them into the pages.
+"""Measure the tables in pages of docs/ again, and write them there.
 
     python docs/build_tables.py                          # those of the runs under demo/data: two minutes
-    HUBEXTRAP_DATA=FOLDER python docs/build_tables.py    # those of the full runs in FOLDER too: six minutes
+    HUBEXTRAP_DATA=FOLDER python docs/build_tables.py    # those of the full runs in FOLDER too: ten minutes
     python docs/build_tables.py long clocks              # only these
 
 A page holds a table between two marks that name it; everything else of the page is left as it is.
@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are small
 import adapter_tables
 import clock_tables
 import long_answers
+import sample_tables
 import torch
 import walk_tables
 from adapter_tables import MeasuredAdapters
@@ -70,12 +71,17 @@ def _long(runs: list[MeasuredRun]) -> str:
     return "\n\n".join([long_answers.rule_table(found), long_answers.curve_table(found)])
 
 
+def _sample(runs: list[MeasuredRun]) -> str:
+    return sample_tables.tables(runs)
+
+
 BLOCKS = {
     "clocks": Block("clocks.md", ("E2",), True, _clocks),
     "walk": Block("walk.md", ("A", "C", "E2"), True, _walk),
     "signs": Block("walk.md", ("A", "C", "E2"), True, _signs),
     "bundled": Block("walk.md", ("C",), False, _bundled),
     "long": Block("walk.md", ("L",), False, _long),
+    "sample": Block("sampling.md", ("A", "C", "E2", "F"), True, _sample),
     "adapters": Block("adapters.md", ("F",), True, _adapters),
 }
 

@@ -52,6 +52,11 @@ class MeasuredRun:
         self._weights = {name: torch.stack([file[name] for file in files]) for name in self.table.tensors}
         return folders[-1]
 
+    def deltas(self, tensor: str, dtype: str) -> Array:
+        """(K, elements): how far each checkpoint is from the first, after a cast to F32 or BF16."""
+        stored = self._weights[tensor].flatten(1).to(torch.bfloat16 if dtype == "BF16" else torch.float32)
+        return (stored.double() - stored[0].double()).numpy()
+
     @cached_property
     def right_answers(self) -> OwnAnswers:
         """Of problems that have one right answer each."""

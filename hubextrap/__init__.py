@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         RunResult,
         Verification,
         WalkResult,
+        WatchLook,
         backtest,
         complete,
         evaluate_steps,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         sweep,
         verify,
         walk,
+        watch,
         worker,
     )
     from hubextrap.errors import HubExtrapError
@@ -52,7 +54,15 @@ if TYPE_CHECKING:
     from hubextrap.hub import PushTarget
     from hubextrap.logits import LogProbRequest
     from hubextrap.logits.completing import Sampling
-    from hubextrap.recipe import Recipe, RegroundRecipe, load_recipe, load_reground_recipe, parse_recipe
+    from hubextrap.recipe import (
+        Recipe,
+        RegroundRecipe,
+        WatchRecipe,
+        load_recipe,
+        load_reground_recipe,
+        load_watch_recipe,
+        parse_recipe,
+    )
     from hubextrap.regrounding import ExtrapolationCallback
     from hubextrap.scans import Scan
     from hubextrap.statistics import Backtest
@@ -96,6 +106,8 @@ __all__ = [
     "TrajectoryOptions",
     "Verification",
     "WalkResult",
+    "WatchLook",
+    "WatchRecipe",
     "__version__",
     "backtest",
     "complete",
@@ -105,6 +117,7 @@ __all__ = [
     "finish",
     "load_recipe",
     "load_reground_recipe",
+    "load_watch_recipe",
     "merge",
     "parse_recipe",
     "plan",
@@ -119,10 +132,15 @@ __all__ = [
     "sweep",
     "verify",
     "walk",
+    "watch",
     "worker",
 ]
 
 _find = names_of(__name__)
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:
@@ -131,7 +149,3 @@ def __getattr__(name: str) -> Any:
 
         return old_settings()
     return _find(name)
-
-
-def __dir__() -> list[str]:
-    return __all__

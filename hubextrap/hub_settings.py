@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
@@ -53,6 +54,7 @@ def proxy_in_use() -> str | None:
     return next((name for name in _PROXIES if os.environ.get(name)), None)
 
 
+@lru_cache(maxsize=16)  # asked before every request
 def _scheme(address: str) -> str | None:
     """Scheme of an address with a host; None where it is none."""
     try:

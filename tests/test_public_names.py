@@ -17,7 +17,7 @@ from hubextrap import api
 PACKAGE = Path(hubextrap.__file__).parent
 VERBS = {
     "backtest", "complete", "evaluate", "merge", "plan", "push", "reground", "report", "run", "scan", "sweep",
-    "verify", "walk",
+    "verify", "walk", "watch",
 }  # fmt: skip
 """What the commands do, as functions."""
 OPTIONS = {

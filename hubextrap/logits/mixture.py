@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hubextrap.recipe import Recipe
     from hubextrap.trajectory import Checkpoint
 
-_WHY = "reading every checkpoint once: the coefficients follow from the weights"
+_WHY = "reading {}: the coefficients follow from the weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,8 @@ def recipe_mixture(
     """What a recipe mixes for one of its target steps; its ``space`` is not asked.
 
     A method that reads the Gram matrix of each tensor gets that of the whole model, as logits have one set of
-    coefficients; every checkpoint is then read once, unless the run was opened with a scan.
+    coefficients; every checkpoint, or a sample of it, is then read once, unless the run was opened with a
+    scan.
 
     Args:
         target_step: one of the recipe's; may be left out where it has just one.
@@ -138,7 +139,11 @@ def recipe_mixture(
         run.check_scan_counts([recipe])
         time = run.target_times(recipe)[recipe.target_steps.index(target)]
         rule.check(run.times, [time])
-        gram_matrix = run.gram_table(_WHY).total() if rule.needs_gram_matrix else None
+        gram_matrix = None
+        if rule.needs_gram_matrix:
+            sample = recipe.fit_sample
+            why = _WHY.format("every checkpoint once" if sample is None else "a sample of every checkpoint")
+            gram_matrix = run.gram_table(why, sample=sample).total()
         (row,) = rule.coefficients(run.times, [time], gram_matrix)
         return Mixture.of(run.trajectory.checkpoints, row.tolist(), target, bases=run.bases)
 

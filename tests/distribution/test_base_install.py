@@ -125,7 +125,7 @@ def test_from_the_hub_and_to_it(base: Warm, folder: Path, hub: LocalHub, repo_id
 
 
 def test_scan_and_backtest(base: Warm) -> None:
-    ok(base, "scan", RUN, "--sample", "0.01", "--out", "scan.safetensors")
+    ok(base, "scan", RUN, "--reference-share", "0.01", "--out", "scan.safetensors")
     assert "calibrated" in ok(base, "backtest", "scan.safetensors")
 
 

@@ -25,7 +25,7 @@ def named(content: Any) -> set[str]:
 
 
 CONTENTS = {path.stem: yaml.safe_load(path.read_text()) for path in RECIPES}
-MERGED = {name: content for name, content in CONTENTS.items() if "reground" not in content}
+MERGED = {name: content for name, content in CONTENTS.items() if not {"reground", "watch"} & content.keys()}
 BUNDLED = [name for name, content in MERGED.items() if named(content) and name != "demo"]
 """demo.yaml reads a Hub, which `make demo` starts."""
 

@@ -17,7 +17,7 @@ import typer
 import yaml
 
 from hubextrap.cli.app import app
-from hubextrap.recipe import parse_recipe, parse_reground_recipe
+from hubextrap.recipe import parse_recipe, parse_reground_recipe, parse_watch_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")]
@@ -122,6 +122,9 @@ def test_yaml_blocks_are_what_they_are_for(page: Path, tmp_path: Path) -> None:
         kind = yaml_kind(text)
         if kind == "recipe" and "reground" in yaml.safe_load(text):
             parse_reground_recipe(text, f"{page.name}, block {number}")
+            continue
+        if kind == "recipe" and "watch" in yaml.safe_load(text):
+            parse_watch_recipe(text, f"{page.name}, block {number}")
             continue
         if kind == "recipe":
             parse_recipe(text, f"{page.name}, block {number}")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("clocks", "walk", "signs", "bundled", "long", "adapters")
+NAMES = ("clocks", "walk", "signs", "bundled", "long", "sample", "adapters")
 NUMBER = re.compile(r"(?<![\w.])[+−]?(?:\d+\.\d+|\.\d+|\d+)(?!\w)")
 
 
@@ -85,7 +85,7 @@ def test_a_name_that_is_none_is_refused(tables: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "long"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("long", "sample")])
 def test_the_tables_come_out_again(tables: Any, name: str) -> None:
     block = tables.BLOCKS[name]
     if block.full and not os.environ.get("HUBEXTRAP_DATA"):
@@ -93,6 +93,19 @@ def test_the_tables_come_out_again(tables: Any, name: str) -> None:
     found = block.build([tables.run(tables.folder_of(block) / f"rlvr-{run}") for run in block.runs])
     kept = tables.between((ROOT / "docs" / block.page).read_text(), name)
     check_alike(kept, found, within=0.01)
+
+
+@pytest.mark.slow
+def test_the_rows_of_one_sample_come_out_again(
+    tables: Any, rlvr: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = tables.sample_tables
+    monkeypatch.setattr(found, "BLOCK_OF_SIZE", {4096: 1024})
+    made = found.size_table([tables.run(rlvr / "rlvr-A")])
+    kept = rows(tables.between((ROOT / "docs" / "sampling.md").read_text(), "sample"))
+    (row,) = (row for row in kept if row[:2] == ["A", "4,096"])
+    new = rows(made)[1]
+    check_alike(f"| {' | '.join(row)} |", f"| {' | '.join(new)} |", within=0.0005)
 
 
 @pytest.mark.slow

@@ -40,11 +40,11 @@ def home(nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_scan(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = {f"layer.{number}.weight": (300, 20) for number in range(8)}
     run = find_trajectory(str(make_run(tmp_path / "run", steps=(0, 10, 30), shapes=shapes)))
-    api.scan(run, out=tmp_path / "here", sample=0.01)
+    api.scan(run, out=tmp_path / "here", reference_share=0.01)
     monkeypatch.setattr("hubextrap.work.scanning.LEAST_BYTES", 1)  # a tensor to a unit
     monkeypatch.setattr("hubextrap.work.scanning.UNITS", 10**9)
     monkeypatch.setattr("hubextrap.engine.scan.stream", lambda *_: pytest.fail("read here"))
-    api.scan(run, out=tmp_path / "there", sample=0.01, settings=ReadingOptions(executor="ray"))
+    api.scan(run, out=tmp_path / "there", reference_share=0.01, settings=ReadingOptions(executor="ray"))
     assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
     assert list(home.iterdir()) == []
 
