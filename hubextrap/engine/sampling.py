@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import TensorInfo
 
-GAP = 2**20
+GAP = 2**18
 """Bytes between two stretches that are rather read than left out: they come in the time of a round trip."""
 PLACES_HELD = 4096
 """Tensors whose places are kept, see `places_of`."""
