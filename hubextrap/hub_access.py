@@ -149,7 +149,7 @@ def _in_our_words(error: Exception, kind: type[HubExtrapError]) -> tuple[type[Hu
             "no such repo, or it is private; check the name, and if it is private log in with "
             "`hf auth login` or set HF_TOKEN"
         )
-    if isinstance(error, hub.BucketNotFoundError) and error.response.status_code != 401:
+    if isinstance(error, hub.BucketNotFoundError):
         return ReferenceNotFound, (
             "no such bucket, or it is private; check the name, and if it is private log in with "
             "`hf auth login` or set HF_TOKEN"

@@ -37,6 +37,7 @@ OFFERED: dict[str, dict[str, str]] = {
     "api/publishing.py": {"--publish": "eval"},
     "api/regrounding.py": {"--out": "reground"},
     "api/watching.py": {"--out": "watch"},
+    "engine/sampling.py": {"--exact": "scan"},
     "api/watcher.py": dict.fromkeys(["--out", "--sample", "--exact"], "watch"),
     "watching/history.py": {"--out": "watch"},
     "api/reporting.py": {"--out": "report", "--png": "report"},
@@ -111,6 +112,7 @@ ELSEWHERE = {
     "logits/responses.py": ("--apply-chat-template",),
     "methods/calibrating.py": ("--force",),
     "regrounding/round_rates.py": ("--clock",),
+    "reporting/live.py": ("--sample",),  # of a line that is printed
     "tensors/cache.py": ("--cache",),
     "tensors/opening.py": ("--min-step", "--cache"),
     "tensors/transfer.py": ("--cache",),

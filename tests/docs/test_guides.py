@@ -163,6 +163,7 @@ GUIDES = {
             "      - uses: OWNER/hf-extrap/.github/actions/hubextrap@SHA",
             "name: plan",
             "jobs:",
+            "on:",
             "name: plan",
             "pip install -c constraints.txt .",
             'pip install -c constraints.txt ".[eval]"',

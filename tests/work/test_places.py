@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import pytest
 from place_conformance import PlaceTests
 
-from hubextrap.errors import AccessDenied, OutputError, SourceError
+from hubextrap.errors import AccessDenied, OutputError, ReferenceNotFound, SourceError
 from hubextrap.localhub import Fault, LocalHub
 from hubextrap.work.bucket import BucketPlace
 from hubextrap.work.places import FolderPlace, Place, open_place
@@ -79,7 +79,7 @@ class TestBucketPlace(PlaceTests):
         with pytest.raises(AccessDenied, match="may not write"):
             other.write("plan.json", b"x")
         monkeypatch.setenv("HF_TOKEN", "")
-        with pytest.raises(AccessDenied):
+        with pytest.raises(ReferenceNotFound, match="log in"):
             other.names("done")
 
     def test_errors_name_the_file(self, place: Place, hub: LocalHub) -> None:
