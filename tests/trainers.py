@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
+
+from hubextrap.localhub import LocalHub
 
 STEPS = (0, 40, 80, 100, 120, 160, 200)
 """Of the run in demo/data/rlvr-C, as far as they are evenly enough spaced to be rehearsed."""
@@ -19,6 +22,15 @@ def push(api: HfApi, repo: str, folder: Path, step: int, *, weights: bool = True
     api.upload_folder(repo_id=repo, folder_path=folder, revision=branch, ignore_patterns=["*.safetensors"])
     if weights:
         api.upload_folder(repo_id=repo, folder_path=folder, revision=branch)
+
+
+def push_run(hub: LocalHub, token: str, repo: str, run: Path, steps: Sequence[int]) -> HfApi:
+    """Push these checkpoints of a folder to a new repo; who pushes more."""
+    api = HfApi(token=token)
+    hub.create_repo(repo)
+    for step in steps:
+        push(api, repo, run / f"step_{step}", step)
+    return api
 
 
 class Trainer:

@@ -72,17 +72,17 @@ def refuse_to_lose(
         )
     if found.logprobs is None:
         return
-    if logprobs is None and found.steps != run.steps:
+    there = found.logprobs.source
+    if logprobs is None:
+        if found.steps == run.steps:
+            return
         raise OutputError(
             f"{path}: holds log-probabilities under its {len(found.steps)} checkpoints, not under new "
-            f"ones; give --logprobs {found.logprobs.source.prompts} to score them under all "
-            f"{len(run.steps)}, or choose another --out",
+            f"ones; give --logprobs {there.prompts} to score them under all {len(run.steps)}, or choose "
+            "another --out",
             file=path,
         )
-    there, asked = found.logprobs.source, None if logprobs is None else logprobs.source()
-    if (
-        asked is not None and replace(asked, prompts=there.prompts) != there
-    ):  # the file's name may have changed
+    if replace(logprobs.source(), prompts=there.prompts) != there:  # the file's name may have changed
         raise OutputError(
             f"{path}: holds log-probabilities of other responses already ({there}), and there is room "
             "for one set; leave --logprobs out to keep them, remove the file, or choose another --out",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.api.drafting import choose_method
 from hubextrap.api.predicting import predict
 from hubextrap.api.staging import may_be_finished
+from hubextrap.clocks import horizon_of
 from hubextrap.hub import PushTarget
 from hubextrap.methods import farthest_horizon
 from hubextrap.progress import SilentProgress
@@ -123,9 +124,13 @@ def foresee(past: Past, step: int) -> tuple[Foresight, str]:
 def aimed_at(asked: WatchTarget, table: GramTable) -> tuple[int | None, str]:
     """The step to predict, None for the farthest that the past supports; and why none can be."""
     times, last = table.times, table.steps[-1]
+
+    def step_at(horizon: float) -> float | None:
+        return table.clock.step_at(times[-1] + horizon * (times[-1] - times[0]))
+
     step = asked.to if asked.ahead is None else last + asked.ahead
     if asked.horizon is not None:
-        found = table.clock.step_at(times[-1] + asked.horizon * (times[-1] - times[0]))
+        found = step_at(asked.horizon)
         if found is None:
             return None, f"the learning rate never gets as far ahead as a horizon of {asked.horizon:g}"
         step = max(round(found), last + 1)
@@ -133,9 +138,9 @@ def aimed_at(asked: WatchTarget, table: GramTable) -> tuple[int | None, str]:
         return None, ""
     if step <= last:
         return None, f"step {step} is reached"
-    horizon = (table.clock.time_of(step) - times[-1]) / (times[-1] - times[0])
-    if horizon > (farthest := farthest_horizon(times)):
-        there = table.clock.step_at(times[-1] + farthest * (times[-1] - times[0]))
+    horizon = horizon_of(times, table.clock.time_of(step))
+    if horizon is not None and horizon > (farthest := farthest_horizon(times)):
+        there = step_at(farthest)
         up_to = "" if there is None else f", up to step {int(there)} as yet"
         return None, f"step {step} lies beyond all that the past can rehearse{up_to}"
     return step, ""

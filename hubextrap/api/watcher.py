@@ -17,6 +17,7 @@ from hubextrap.notebooks import one_line, steps_in_words
 from hubextrap.opening import Run
 from hubextrap.polling import EVERY, Poller, place_of_run
 from hubextrap.scans import Scan
+from hubextrap.scans.given import sample_of
 from hubextrap.trajectory import Pins, Trajectory, TrajectoryOptions, find_series, find_trajectory
 from hubextrap.trajectory.changes import Changes, SeenCheckpoint, changes_since
 from hubextrap.trajectory.selection import scaled_by
@@ -295,7 +296,7 @@ def _size_of(known: Scan, sample: SampleChoice, path: Path) -> int | None:
     Raises:
         OutputError: another number is asked for.
     """
-    size = None if known.weights is None else known.weights.size
+    size = sample_of(known)
     asked = size if sample == "auto" else None if sample == "exact" else sample
     if asked != size:
         there = "all weights" if size is None else f"{size:,} weights per tensor"

@@ -20,10 +20,8 @@ def print_look(reference: str, look: WatchLook) -> None:
     if not look.steps and not look.said:
         tell(f"{reference}: nothing new")
         return
-    for line in (*look.said, *map(taken_in_words, look.taken)):
+    for line in _told(look):
         tell(line)
-    for one in look.ran:
-        tell(f"step {one.step}: the command: {one.ended}")
     if look.verdict is not None:
         tell(look.verdict.line)
     if look.hindsight is not None and look.hindsight.rows:
@@ -35,6 +33,12 @@ def print_look(reference: str, look: WatchLook) -> None:
             tell(note)
     if look.page is not None:
         tell(f"page: {look.page}")
+
+
+def _told(look: WatchLook) -> list[str]:
+    """What became of checkpoints, and what was done."""
+    ran = (f"step {one.step}: the command: {one.ended}" for one in look.ran)
+    return [*look.said, *map(taken_in_words, look.taken), *ran]
 
 
 def taken_in_words(taken: Taken) -> str:
@@ -60,9 +64,7 @@ def hindsight_markdown(reference: str, look: WatchLook) -> str:
     lines = [f"## {markdown_text(reference)}", ""]
     if look.verdict is not None:
         lines += [f"**{markdown_text(look.verdict.line)}**", ""]
-    told = [*look.said, *map(taken_in_words, look.taken)]
-    told += [f"step {one.step}: the command: {one.ended}" for one in look.ran]
-    lines += [f"- {markdown_text(line)}" for line in told]
+    lines += [f"- {markdown_text(line)}" for line in _told(look)]
     if look.hindsight is not None and look.hindsight.rows:
         lines += ["", "### In hindsight", "", f"{markdown_text(look.hindsight.line)}.", ""]
         lines += ["| " + " | ".join(HEADINGS) + " |", "| " + " | ".join("---" for _ in HEADINGS) + " |"]

@@ -37,10 +37,6 @@ class Places:
     groups: tuple[int, ...]
     """Weights of each group: ``GROUPS`` numbers, which add up to n."""
 
-    @property
-    def elements_read(self) -> int:
-        return sum(count for _, count in self.ranges)
-
     def in_tensor(self) -> NDArray[np.int64]:
         """(n,): what is kept, as positions in the tensor."""
         starts = np.cumsum([0, *(count for _, count in self.ranges)])

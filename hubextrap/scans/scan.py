@@ -33,8 +33,8 @@ from hubextrap.scans.logprobs import LogProbs, LogProbSource
 from hubextrap.scans.parts import ReferenceSample, ScannedCheckpoint
 from hubextrap.scans.sampled import SampledWeights, sampled_weights
 from hubextrap.scans.tables import TABLE_DTYPES, corrupt, read_tables, tables_digest, write_tables
-from hubextrap.statistics.jackknife import norm_stderrs
 from hubextrap.statistics.linearity import BINS, Linearity, RandomWalk
+from hubextrap.statistics.spread import norm_stderrs
 from hubextrap.statistics.table import GROUPS, GramSample, GramTable
 from hubextrap.tensors.headers import DTYPES, HEADER_LIMIT
 

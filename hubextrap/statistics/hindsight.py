@@ -10,6 +10,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from hubextrap.figures import with_stderr
 from hubextrap.notebooks import counted, one_line
 from hubextrap.statistics.plain_names import plain_name
 from hubextrap.statistics.verdict import mean_of
@@ -204,9 +205,7 @@ def _steps(steps: Sequence[int]) -> str:
 
 
 def _figure(error: float | None, stderr: float | None) -> str:
-    if error is None:
-        return "–"
-    return f"{error:.2f}" if stderr is None else f"{error:.3f} ± {stderr:.3f}"
+    return with_stderr(error, stderr, 2 if stderr is None else 3)
 
 
 def _yes(holds: bool | None) -> str:

@@ -172,14 +172,6 @@ def expected_moments(
     return [_of_expected(influences, parts, last, rehearsals, factors) for influences, rehearsals in asked]
 
 
-def norm_stderrs(table: GramTable) -> NDArray[np.float64]:
-    """(N, K): the standard errors of ‖W_k − W_0‖ of each tensor of a sampled table."""
-    grams = [table.left_out(group).gram for group in range(GROUPS)]
-    norms = np.sqrt(np.diagonal(grams, axis1=2, axis2=3).clip(min=0.0))
-    deviations = norms - norms.mean(axis=0)
-    return np.asarray(np.sqrt((deviations**2).sum(axis=0) * table.sampling_factors[:, None]))
-
-
 def rounding_share_stderr(table: GramTable) -> float:
     """Of the `rounding_share` of all tensors together, linearised: by what each group of each tensor adds to
     the smallest eigenvalue and to the mean motion."""

@@ -1,4 +1,7 @@
-"""Standard errors of sums over tensors, and of their ratios, where Gram matrices come from a sample."""
+"""Standard errors of what single tensors, sums over them and ratios of these come to, from a sample.
+
+By the jackknife, stratified by tensor: from what a term is without each group of weights.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,22 @@ if TYPE_CHECKING:
     Terms = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
+def norm_stderrs(table: GramTable) -> NDArray[np.float64]:
+    """(N, K): the standard errors of ‖W_k − W_0‖ of each tensor of a sampled table."""
+    factors, squares = _deviations(
+        table, lambda gram: np.sqrt(np.diagonal(gram, axis1=1, axis2=2).clip(min=0.0))
+    )
+    return np.asarray(np.sqrt(squares * factors[:, None]))
+
+
 def stderr_of_sum(table: GramTable, terms: Terms) -> NDArray[np.float64]:
-    """(...): by the jackknife, stratified by tensor: from what each term is without each group of weights.
+    """(...)
 
     Args:
         table: of a sample.
         terms: (N, ...) of Gram matrices (N, K, K); the figure is their sum, or is linear in them nearby.
     """
-    without = np.stack([terms(table.left_out(group).gram) for group in range(GROUPS)])
-    squares = ((without - without.mean(axis=0)) ** 2).sum(axis=0)
-    return np.asarray(np.sqrt(np.tensordot(table.sampling_factors, squares, axes=1)))
+    return np.asarray(np.sqrt(np.tensordot(*_deviations(table, terms), axes=1)))
 
 
 def stderr_of_ratio(table: GramTable, above: Terms, below: Terms) -> NDArray[np.float64]:
@@ -42,3 +51,9 @@ def stderr_of_ratio(table: GramTable, above: Terms, below: Terms) -> NDArray[np.
     return stderr_of_sum(
         table, lambda gram: np.asarray((above(gram) - np.multiply.outer(below(gram), ratio)) / total)
     )
+
+
+def _deviations(table: GramTable, terms: Terms) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(N,), by which are to be multiplied (N, ...): squared deviations of each term over the groups."""
+    without = np.stack([terms(table.left_out(group).gram) for group in range(GROUPS)])
+    return table.sampling_factors, ((without - without.mean(axis=0)) ** 2).sum(axis=0)

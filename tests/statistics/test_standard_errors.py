@@ -24,7 +24,7 @@ from hubextrap.statistics import (
     horizon_means,
 )
 from hubextrap.statistics.calibration import expectations_of_last
-from hubextrap.statistics.jackknife import norm_stderrs
+from hubextrap.statistics.spread import norm_stderrs
 
 FIGURES = ("relative_error", "expected_relative_error", "signal_error", "expected_signal_error")
 TRIED = (

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from harness import Lines
-from huggingface_hub import HfApi
-from trainers import push
+from trainers import push, push_run
 
 import hubextrap
 from hubextrap import HubExtrapError, WatchLook
@@ -55,10 +54,7 @@ def test_repo_made_anew_is_read_where_its_weights_are_now(
     sample: SampleChoice,
     lines: Lines,
 ) -> None:
-    api, out = HfApi(token=logged_in), tmp_path / "out"
-    hub.create_repo(repo_id)
-    for step in (0, 10, 20, 30):
-        push(api, repo_id, run / f"step_{step}", step)
+    api, out = push_run(hub, logged_in, repo_id, run, (0, 10, 20, 30)), tmp_path / "out"
     recipe = recipe_of(tmp_path, repo_id, predict={"ahead": 10})
     before = look(recipe, out, sample).hindsight
     api.delete_repo(repo_id)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from harness import Lines, Warm
 from huggingface_hub import HfApi
-from trainers import left_behind, push
+from trainers import left_behind, push, push_run
 
 import hubextrap
 from hubextrap import HubExtrapError, WatchLook
@@ -180,13 +180,9 @@ def test_replaced_and_deleted_checkpoints_are_told_and_marked(
 
 @pytest.mark.slow
 def test_half_pushed_checkpoint_is_waited_for(
-    hub: LocalHub, repo_id: str, logged_in: str, tmp_path: Path, checkpoint: Checkpoint
+    hub: LocalHub, repo_id: str, logged_in: str, tmp_path: Path, run: Path, checkpoint: Checkpoint
 ) -> None:
-    api = HfApi(token=logged_in)
-    hub.create_repo(repo_id)
-    for step in (0, 10, 20, 30):
-        push(api, repo_id, checkpoint(tmp_path / "run", step), step)
-    out = tmp_path / "out"
+    api, out = push_run(hub, logged_in, repo_id, run, (0, 10, 20, 30)), tmp_path / "out"
     assert look(repo_id, out).steps == (0, 10, 20, 30)
     folder = checkpoint(tmp_path / "run", 40)
     push(api, repo_id, folder, 40, weights=False)
@@ -197,13 +193,9 @@ def test_half_pushed_checkpoint_is_waited_for(
 
 @pytest.mark.slow
 def test_force_pushed_branch_is_read_again(
-    hub: LocalHub, repo_id: str, logged_in: str, tmp_path: Path, checkpoint: Checkpoint
+    hub: LocalHub, repo_id: str, logged_in: str, tmp_path: Path, run: Path, checkpoint: Checkpoint
 ) -> None:
-    api = HfApi(token=logged_in)
-    hub.create_repo(repo_id)
-    for step in (0, 10, 20, 30):
-        push(api, repo_id, checkpoint(tmp_path / "run", step), step)
-    out = tmp_path / "out"
+    api, out = push_run(hub, logged_in, repo_id, run, (0, 10, 20, 30)), tmp_path / "out"
     look(repo_id, out)
     hub.requests.clear()
     assert look(repo_id, out).steps == ()
@@ -239,13 +231,9 @@ def test_prediction_that_was_pushed_and_not_recorded_is_not_pushed_again(
 
 @pytest.mark.slow
 def test_hub_that_fails_for_a_while_is_waited_out(
-    hub: LocalHub, repo_id: str, token: str, tmp_path: Path, checkpoint: Checkpoint, warm: Warm
+    hub: LocalHub, repo_id: str, token: str, tmp_path: Path, run: Path, checkpoint: Checkpoint, warm: Warm
 ) -> None:
-    api = HfApi(token=token)
-    hub.create_repo(repo_id)
-    for step in (0, 10, 20, 30):
-        push(api, repo_id, checkpoint(tmp_path / "run", step), step)
-    out = tmp_path / "out"
+    api, out = push_run(hub, token, repo_id, run, (0, 10, 20, 30)), tmp_path / "out"
     pid = warm.start("watch", repo_id, "--out", out, "--every", "1s")
     wait_for(lambda: 30 in read_history(out).taken)
     for status in (503, 429, 500):
