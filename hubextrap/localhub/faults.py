@@ -30,6 +30,7 @@ class Fault:
         cut_upload: read only this many bytes of the request's body, then cut the connection.
         after: carry the request out first (a commit lands) and only then answer ``status`` or ``drop``.
         delay: seconds to wait before anything else.
+        until: waited for before anything else, a minute at most; its owner sets it to let the requests go on.
     """
 
     path: str
@@ -44,6 +45,7 @@ class Fault:
     cut_upload: int | None = None
     after: bool = False
     delay: float = 0.0
+    until: threading.Event | None = None
 
 
 class Faults:

@@ -264,6 +264,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self, body: Body) -> None:
         fault = self.server.faults.strike(self.command, self.path) or Fault("")
         time.sleep(fault.delay)
+        if fault.until is not None:
+            fault.until.wait(60)
         if fault.cut_upload is not None:
             self.rfile.read(min(fault.cut_upload, int(self.headers.get("Content-Length", "0"))))
             fault = Fault("", drop=True)

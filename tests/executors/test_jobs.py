@@ -257,7 +257,8 @@ def bucket_contents(hub: LocalHub) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_submitted_again_while_jobs_run(jobs_hub: LocalHub, recipe: Path, repo_id: str) -> None:
     """What runs is left alone; a job that was cancelled is started anew, for its units alone."""
-    jobs_hub.faults.add(Fault(path=r"/resolve/.*safetensors", delay=1.0, count=30))
+    let_go = threading.Event()
+    jobs_hub.faults.add(Fault(path=f"{repo_id}.*preupload", until=let_go, count=1000))
     first = api.submit(recipe, JobsExecutor(4, bucket=BUCKET), push=repo_id).queued
     again = api.submit(recipe, JobsExecutor(4, bucket=BUCKET), push=repo_id).queued
     assert first is not None
@@ -275,7 +276,9 @@ def test_submitted_again_while_jobs_run(jobs_hub: LocalHub, recipe: Path, repo_i
     assert sorted(word for command in commands for word in command if word.isdigit()) == [
         word for word in lost.spec.command if word.isdigit()
     ]
+    let_go.set()
     await_end(jobs_hub, 120)
+    assert jobs_hub.faults.pending() < 1000  # it is this that they waited for
     assert content(jobs_hub, repo_id)[2] == 2
 
 
