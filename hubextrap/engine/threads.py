@@ -59,9 +59,12 @@ def for_each(workers: int, work: Callable[[Unit], None], units: Iterable[Unit]) 
             return next(left)
 
     def go_on() -> None:
-        with suppress(StopIteration):
-            while not ended.is_set():
-                work(take())
+        try:
+            with suppress(StopIteration):
+                while not ended.is_set():
+                    work(take())
+        finally:  # an error ends it for all at once, and not only when this function's caller sees it
+            ended.set()
 
     with ThreadPoolExecutor(workers, thread_name_prefix="hubextrap") as pool:
         going = [pool.submit(go_on) for _ in range(workers)]
