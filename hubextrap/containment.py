@@ -22,6 +22,16 @@ INPUT_LIMIT = 256 * 2**20
 PIPE_PATIENCE = 30.0
 """Seconds in which a pipe has to bring something: ``<(command)`` is one."""
 
+POINTER_SIZE = 1024
+"""Bytes that a pointer has at most (https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md)."""
+_POINTERS = (
+    (b"version https://git-lfs.github.com/spec/", "Git LFS", "git lfs pull"),
+    (b"/annex/objects/", "git-annex", "git annex get ."),
+    (b"# xet version ", "git-xet", "git xet checkout"),
+)
+"""What clones hold in the place of large files that were not downloaded: how it begins, whose it is, and what
+brings the file."""
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -83,7 +93,19 @@ def entry_at(root: str, path: str) -> Entry:
         problem = f"is a link {astray} ({shown(str(real))}); put a copy of the file in place of the link"
         if path.endswith(".safetensors"):
             problem += ", or move its folder there as a whole and link that"
+    if problem is None and 0 < status.st_size <= POINTER_SIZE and (of := _pointer_at(real)):
+        problem = f"is a {of[0]} pointer: the file itself was not downloaded; run `{of[1]}` in {shown(root)}"
     return Entry(real, 0 if problem else status.st_size, stamp_of(status), problem)
+
+
+def _pointer_at(path: Path) -> tuple[str, str] | None:
+    """Whose pointer lies there, and the command that puts the file in its place; None for any other file."""
+    try:
+        with os.fdopen(open_regular(path), "rb") as file:
+            head = file.read(64)
+    except OSError:  # who reads it will say it
+        return None
+    return next(((whose, command) for start, whose, command in _POINTERS if head.startswith(start)), None)
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, ...]:

@@ -43,14 +43,18 @@ _ANY_COUNTER = re.compile(
     re.IGNORECASE,
 )
 _NUMBER_FIRST = re.compile(rf"(?<![a-z\d.])(?P<number>\d{{1,{_MOST_DIGITS}}}k?)steps?$", re.IGNORECASE)
+_BARE_NUMBER = re.compile(rf"[0-9]{{1,{_MOST_DIGITS}}}")
 _NAMED_TOKENS = re.compile(r"(tokens?[-_]?)\d+(?:\.\d+)?[kmbt]?(?![a-z0-9])", re.IGNORECASE)
 _TOKENS = re.compile(rf"{_NAMED_TOKENS.pattern}|(?<=[-_])\d+(?:\.\d+)?[kmbt]t(?![a-z0-9])", re.IGNORECASE)
 _PIPELINE_STAGE = re.compile(r"[-_](?!tokens)[a-z]", re.IGNORECASE)
 
 
-INNER_FOLDERS = ("huggingface", "actor", "lora_adapter")
-"""Where verl puts a step's converted weights, or its adapter; folders further up on a disk may say a step by
-accident."""
+INNER_FOLDERS = (
+    *("huggingface", "actor", "lora_adapter"),
+    *("policy", "weights", "model", "consolidated", "pytorch_model_fsdp_0"),
+)
+"""Where trainers put a step's weights, or its adapter: verl, then SkyRL, NeMo and accelerate; folders further
+up on a disk may say a step by accident."""
 _ON_THE_HUB = re.compile(
     r"(?P<scheme>hf://)?(?P<repo>[^@:/]+(?:/[^@:/]+)?)(?P<folder>/[^@:]*)?(?:@(?P<revision>[^:]*))?(?::(?P<path>.*))?"
 )
@@ -81,6 +85,19 @@ def read_step(name: str) -> StepName | None:
         pattern.append(_without_tokens(part[: number.start("number")], STEP, part[number.end("number") :]))
         pattern.extend(_without_inner_step(inner) for inner in parts[index + 1 :])
         return StepName("/".join(pattern), _integer(number["number"]), "/".join(parts[: index + 1]))
+    return None
+
+
+def read_bare_number(name: str) -> StepName | None:
+    """The step of a folder whose name is a number and nothing else, the innermost of them, or None.
+
+    Numbers are seeds and dates too: nobody asks this of names before it is known that no other says a step.
+    """
+    parts = name.split("/")
+    for index in reversed(range(len(parts))):
+        if _BARE_NUMBER.fullmatch(parts[index]):
+            pattern = "/".join((*parts[:index], STEP, *parts[index + 1 :]))
+            return StepName(pattern, int(parts[index]), "/".join(parts[: index + 1]))
     return None
 
 

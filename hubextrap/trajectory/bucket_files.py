@@ -1,19 +1,25 @@
 """What lies in a bucket of the Hub, and how it is pinned without commits.
 
-A bucket has no history: what is pinned are the hashes that it lists for the files directly in a checkpoint's
-folder. What stands for them is 40 hexadecimal digits, as a commit's SHA has, and takes its place.
+A bucket has no history: what is pinned are the hashes that it lists for the files of a checkpoint, directly
+in its folder and in its inner folders. What stands for them is 40 hexadecimal digits, as a commit's SHA has,
+and takes its place.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hubextrap.containment import shown
 from hubextrap.digests import sha256_of_json
 from hubextrap.hub_access import hub_api
 from hubextrap.trajectory.hub_file import HubFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+_REMEMBERED, _NAMED = 10_000, 3
+_listed: dict[str, dict[str, list[object]]] = {}
+"""What the pins stand for that this process made, so that a message can say what changed."""
 
 BUCKETS = "buckets/"
 """What a bucket's name begins with where a repo's may stand: ``buckets/owner/name`` is none of a repo."""
@@ -46,6 +52,29 @@ def bucket_tree(repo: str, folder: str, *, recursive: bool) -> Iterator[HubFile]
 
 
 def pin_of_files(files: Iterable[HubFile]) -> str:
-    """What stands for files of one folder by their names, sizes and hashes: 40 hexadecimal digits."""
-    listed = {file.path.rpartition("/")[2]: [file.size, file.digest] for file in files if not file.is_folder}
-    return sha256_of_json(listed)[:40]
+    """What stands for a checkpoint's files by their paths from its folder, sizes and hashes: 40 hexadecimal
+    digits."""
+    listed = _by_name(files)
+    pin = sha256_of_json(listed)[:40]
+    if len(_listed) < _REMEMBERED:
+        _listed.setdefault(pin, listed)
+    return pin
+
+
+def changed_since(pin: str, files: Iterable[HubFile]) -> str:
+    """Which files of a checkpoint are not as its pin has them, as far as this process made it; the first
+    few."""
+    before, now = _listed.get(pin), _by_name(files)
+    if before is None:  # another process pinned it
+        return "a file in it was written to, added or removed"
+    changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    what = {
+        name: "removed" if name not in now else "written to" if name in before else "added"
+        for name in changed
+    }
+    more = f", and {len(what) - _NAMED} more" if len(what) > _NAMED else ""
+    return ", ".join(f"{shown(name)} was {how}" for name, how in list(what.items())[:_NAMED]) + more
+
+
+def _by_name(files: Iterable[HubFile]) -> dict[str, list[object]]:
+    return {file.path: [file.size, file.digest] for file in files if not file.is_folder}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.containment import entries_of
 from hubextrap.digests import sha256_of_json
 from hubextrap.trajectory.checkpoint import ADAPTER, Checkpoint, PassedOver, is_untouched_base
 from hubextrap.trajectory.listing import files_of_checkpoint
+from hubextrap.trajectory.local_files import entries_of_checkpoint
 from hubextrap.trajectory.pins import Pins
 from hubextrap.trajectory.selection import place_of
 from hubextrap.trajectory.series import A_PREDICTION
@@ -237,7 +236,7 @@ def _weights_of(checkpoint: Checkpoint) -> str:
         return checkpoint.name
     if checkpoint.repo is not None:
         return checkpoint.digest or f"{checkpoint.repo}@{checkpoint.commit}:{checkpoint.path}"
-    entries = entries_of(Path(checkpoint.path))
+    entries = entries_of_checkpoint(checkpoint.path)
     weights = weights_of((name, entry.size) for name, entry in entries.items())
     names = set(weights.files) if weights is not None else set()
     if checkpoint.kind == ADAPTER:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,9 @@ class Checkpoint:
     """What stands for the bytes of its weight files, where the Hub's listing says it."""
     kind: str = MODEL
     """``MODEL``, ``ADAPTER`` or ``BASE``; not known before its folder is looked into."""
+    weights: str = field(default="", compare=False)
+    """In which form its weights lie, e.g. ``safetensors`` or ``FSDP shards`` (`weights.Weights.form`); ""
+    before its folder is looked into."""
 
     @property
     def name(self) -> str:
@@ -103,6 +107,12 @@ class Series:
     def label(self) -> str:
         """What tells it from every other series of the reference."""
         return f"{self.layout}: {self.pattern}"
+
+    @property
+    def weights(self) -> str:
+        """The form in which the weights of most of its checkpoints lie; "" where that is not known."""
+        forms = Counter(one.weights for one in self.checkpoints)
+        return max(forms, key=lambda form: forms[form], default="")
 
 
 def say_notes(checkpoints: Iterable[Checkpoint]) -> list[str]:

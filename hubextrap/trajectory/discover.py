@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import (
-    AmbiguousTrajectory,
     ReferenceNotFound,
     StepError,
-    TrajectoryError,
     UnsupportedCheckpoint,
     wrong_argument,
 )
-from hubextrap.foreign_text import own_lines
 from hubextrap.progress import SilentProgress
 from hubextrap.step_names import INNER_FOLDERS, read_step
 from hubextrap.trajectory.adapters_of_run import listed_of_one_kind, selected_of_one_kind, with_base
@@ -26,11 +23,13 @@ from hubextrap.trajectory.checkpoint import (
     Series,
     Trajectory,
 )
+from hubextrap.trajectory.choosing import choose_series
 from hubextrap.trajectory.concurrent import map_concurrently
 from hubextrap.trajectory.elsewhere import models_elsewhere, pinned_commit
 from hubextrap.trajectory.hub_files import list_entries
 from hubextrap.trajectory.layouts import series_by_layout
-from hubextrap.trajectory.listing import files_of_checkpoint, looked_into
+from hubextrap.trajectory.leaving_out import tell_left_out, with_weights
+from hubextrap.trajectory.listing import files_of_checkpoint, looked_into, shown_names
 from hubextrap.trajectory.pins import Pins
 from hubextrap.trajectory.reference import Reference, parse_reference, reference_text
 from hubextrap.trajectory.sameness import same_weights
@@ -42,18 +41,14 @@ from hubextrap.trajectory.selection import (
     scaled_by,
     select_steps,
 )
-from hubextrap.trajectory.series import A_PREDICTION, UNLIKE, in_step_order, table_of
-from hubextrap.trajectory.weights import OTHER
-from hubextrap.trajectory.wholeness import with_begun_ones_passed_over, without_unfinished
+from hubextrap.trajectory.series import in_step_order
+from hubextrap.trajectory.wholeness import without_unfinished
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from hubextrap.progress import Progress
     from hubextrap.recipe import Recipe
-    from hubextrap.trajectory.search import Search
-
-_NAMES_SHOWN = 8
 
 
 def find_series(reference: str, *, pattern: str | None = None, pins: Pins | None = None) -> list[Series]:
@@ -93,7 +88,7 @@ def find_trajectory(
     if options is not None and not isinstance(options, TrajectoryOptions):
         raise wrong_argument("options", "TrajectoryOptions, or None", options)
     asked = replace(options or TrajectoryOptions(), **named)
-    chosen = _choose(reference, asked.pattern, asked.series, pins)
+    chosen = choose_series(reference, asked.pattern, asked.series, pins, progress)
     scaled = scaled_by(chosen, asked.step_scale)
     check_distinct(scaled.checkpoints, reference)
     selected = select_steps(scaled, reference, asked, base_at_0=True)
@@ -102,7 +97,9 @@ def find_trajectory(
     if not chosen.files_known:
         selected = with_weights(selected, reference, asked.steps, progress, seen, without)
     elif asked.steps is None:
-        _tell(progress, selected, [over for over in scaled.passed_over if asked.takes(over.checkpoint.step)])
+        tell_left_out(
+            progress, selected, [over for over in scaled.passed_over if asked.takes(over.checkpoint.step)]
+        )
     selected, scaled = _whole_ones(selected, scaled, reference, asked, seen, pins, progress)
     named_steps = asked.steps is not None
     selected, scaled = selected_of_one_kind(selected, scaled, reference, progress, named=named_steps)
@@ -244,106 +241,10 @@ def resolve_checkpoint(
         what = f"{reference}: no folder {where.path!r} in {where.repo}@{checkpoint.revision}"
         raise ReferenceNotFound(what + (elsewhere and f"; {elsewhere}"), repo=where.repo)
     raise UnsupportedCheckpoint(
-        f"{reference}: no weight files in it ({_shown(_names(files))}); "
+        f"{reference}: no weight files in it ({shown_names([name for name, _ in files])}); "
         f"{elsewhere or 'name the folder with them'}",
         repo=checkpoint.repo,
     )
-
-
-def _choose(reference: str, pattern: str | None, choice: str | None, pins: Pins) -> Series:
-    """The one series of the first layout that has any (that fits ``choice``)."""
-    search = search_of(reference, pattern, pins)
-    for layout in map(with_begun_ones_passed_over, series_by_layout(search)):
-        fitting = layout
-        if choice is not None:
-            names = [(one, (one.pattern, one.label)) for one in layout]
-            fitting = [one for one, called in names if choice in called]
-            fitting = fitting or [one for one, called in names if any(n.startswith(choice) for n in called)]
-        if len(fitting) == 1:
-            return fitting[0]
-        if fitting:
-            what = f"{reference}: there are {len(fitting)} series of checkpoints; choose one by its name"
-            how = "with `trajectory.steps.series` in a recipe, or --series:"
-            raise AmbiguousTrajectory(own_lines(f"{what}, {how}", *table_of(fitting)))
-    if search.found:
-        there = table_of(search.found)
-        raise TrajectoryError(own_lines(f"{reference}: no series {choice!r}; there are:", *there))
-    raise TrajectoryError(f"{reference}: no checkpoints found; {_why_none(search)}")
-
-
-def _why_none(search: Search) -> str:
-    """What was there instead of checkpoints, and what to name."""
-    folder, revision = search.reference.folder, search.reference.revision
-    if folder is not None and not search.seen and next(folder.glob("*.safetensors"), None) is not None:
-        return "it holds the weights of one model itself; name the folder that holds the whole run"
-    looked_for = f"is like {search.pattern!r}" if search.pattern is not None else "says a step"
-    seen = "there is no folder in it"
-    if folder is None:
-        seen = f"nothing in it has a name that {looked_for}"
-    if search.seen:
-        seen = f"none of these names {looked_for} and holds weights: {_shown(search.seen)}"
-    whole = "" if revision is None else f" Leave out @{revision} to look at the whole repo."
-    return (
-        f"{seen}.{whole} Give a pattern such as 'step_{{step}}' (--pattern), the folder "
-        "(org/name:folder), or list the checkpoints one by one (trajectory.checkpoints in a recipe)"
-    )
-
-
-def with_weights(
-    checkpoints: tuple[Checkpoint, ...],
-    reference: str,
-    steps: Sequence[int] | None,
-    progress: Progress,
-    seen: dict[Checkpoint, Mapping[str, int]] | None = None,
-    passed: list[PassedOver] | None = None,
-) -> tuple[Checkpoint, ...]:
-    """The checkpoints that hold weights of some kind, with their bytes; others are told of and left out.
-
-    Args:
-        seen: gets names and bytes of the files of each.
-        passed: gets those that are left out.
-
-    Raises:
-        StepError: one of ``steps``, which the user named, holds none.
-        TrajectoryError: none of them holds any.
-    """
-    with progress.stage("list checkpoints", len(checkpoints), "checkpoints") as stage:
-        looks = map_concurrently(lambda one: looked_into(one, one.name), checkpoints, stage)
-    kinds = {weights.kind for _, weights, _ in looks if weights is not None and not weights.predicted}
-    kept: list[Checkpoint] = []
-    passed_over: list[PassedOver] = [] if passed is None else passed
-    for checkpoint, weights, files in looks:
-        if weights is None:
-            why = f"no weights among {_shown(_names(files))}"
-        elif weights.predicted:
-            why = A_PREDICTION
-        elif weights.kind == OTHER and kinds == {ADAPTER, OTHER}:
-            why = UNLIKE[OTHER]
-        else:
-            kept.append(checkpoint)
-            if seen is not None:
-                seen[checkpoint] = dict(files)
-            continue
-        passed_over.append(over := PassedOver(checkpoint, why))
-        if steps is not None:
-            raise StepError(
-                f"{reference}: step {checkpoint.step} cannot be taken, {over}", step=checkpoint.step
-            )
-    _tell(progress, kept, passed_over)
-    if not kept:
-        raise TrajectoryError(
-            f"{reference}: none of its {len(checkpoints)} places is a checkpoint; {passed_over[0]}. If the "
-            "weights lie in a folder, name it: org/name:folder"
-        )
-    return tuple(kept)
-
-
-def _tell(progress: Progress, kept: Sequence[Checkpoint], passed_over: Iterable[PassedOver]) -> None:
-    """Say what is left out; a place that is newer than all that is kept may be half-written."""
-    last = kept[-1].step if kept else -1
-    for over in passed_over:
-        newer = over.checkpoint.step > last and over.why != A_PREDICTION
-        (progress.warn if newer else progress.say)(f"left out step {over.checkpoint.step}, {over}")
 
 
 def _base_for(checkpoints: tuple[Checkpoint, ...], base: str, reference: str, pins: Pins) -> Checkpoint | str:
@@ -377,14 +278,3 @@ def _step_of(where: Reference) -> int:
         names = [where.path, where.revision or "", where.repo.rpartition("/")[2]]
     found = next((name for name in map(read_step, names) if name is not None), None)
     return UNKNOWN_STEP if found is None else found.step
-
-
-def _names(files: Iterable[tuple[str, int]]) -> list[str]:
-    return [name for name, _ in files]
-
-
-def _shown(names: Sequence[str]) -> str:
-    if not names:
-        return "nothing"
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return ", ".join(names[:_NAMES_SHOWN]) + more

@@ -12,7 +12,7 @@ from hubextrap.step_names import read_step
 from hubextrap.trajectory.bucket_files import pin_of_files
 from hubextrap.trajectory.checkpoint import ADAPTER, place_name
 from hubextrap.trajectory.concurrent import map_concurrently
-from hubextrap.trajectory.hub_files import list_files
+from hubextrap.trajectory.hub_files import list_checkpoint, list_files
 from hubextrap.trajectory.local_layout import files_under
 from hubextrap.trajectory.weights import OTHER, weights_by_folder, weights_of
 
@@ -37,7 +37,7 @@ def pinned_commit(where: Reference, pins: Pins, *, predicted: bool = False) -> s
     from huggingface_hub.errors import RevisionNotFoundError
 
     if where.in_bucket:
-        return pin_of_files(list_files(where.repo, "", where.path, where.text) or ())
+        return pin_of_files(list_checkpoint(where.repo, "", where.path, where.text))
     try:
         return pins.commit_of(where.repo, where.revision, where.text)
     except ReferenceNotFound as error:

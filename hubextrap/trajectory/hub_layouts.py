@@ -14,12 +14,19 @@ from hubextrap.errors import ReferenceNotFound, TrajectoryError
 from hubextrap.hub_access import hub_api, hub_errors
 from hubextrap.step_names import StepName, is_bare_counter
 from hubextrap.trajectory.checkpoint import Checkpoint, Series
+from hubextrap.trajectory.counters import counted_together
 from hubextrap.trajectory.hub_files import list_files
 from hubextrap.trajectory.sameness import digest_of
-from hubextrap.trajectory.series import group_by_pattern, in_step_order, series_in_folders
+from hubextrap.trajectory.series import (
+    group_by_pattern,
+    in_step_order,
+    series_in_folders,
+    series_with_bare_numbers,
+)
+from hubextrap.trajectory.weights import INNER_FOLDERS, inner_folders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from hubextrap.trajectory.hub_file import HubFile
     from hubextrap.trajectory.search import Search
@@ -29,17 +36,22 @@ def branches_and_tags(search: Search) -> list[Series]:
     """One checkpoint per branch or tag."""
     where = search.reference
     found: list[tuple[StepName, Checkpoint]] = []
-    kinds: dict[str, set[str]] = {}
+    kinds: dict[tuple[str, str], set[str]] = {}
     for kind, ref, commit in ((kind, *pair) for kind, those in search.refs().items() for pair in those):
         if (name := search.read(ref)) is None:
             search.seen.append(ref)
             continue
-        kinds.setdefault(name.pattern, set()).add(kind)
+        kinds.setdefault((ref, commit), set()).add(kind)
         found.append((name, Checkpoint(name.step, where.repo, ref, commit, where.path)))
     return [
-        replace(one, layout=" and ".join(sorted(kinds[one.pattern])))
+        replace(one, layout=" and ".join(sorted(set().union(*(kinds[place] for place in _refs_of(one))))))
         for one in group_by_pattern(found, "branches")
     ]
+
+
+def _refs_of(series: Series) -> Iterator[tuple[str, str]]:
+    """The branches and tags of its checkpoints, with their commits."""
+    return ((one.revision, str(one.commit)) for one in series.checkpoints)
 
 
 def subfolders(search: Search) -> list[Series]:
@@ -68,23 +80,38 @@ def series_among(
 
     Args:
         files: all that lie below the folder which the reference names.
-        pin: what a checkpoint is pinned by, from the files in its folder.
+        pin: what a checkpoint is pinned by, from its files, paths from its folder.
     """
     reference = search.reference
     root = f"{reference.path}/" if reference.path else ""
     inside: dict[str, list[HubFile]] = {}
     for file in files:
         inside.setdefault(file.path.rpartition("/")[0], []).append(file)
-    search.pins.listed |= {(reference.repo, pin(found), folder): found for folder, found in inside.items()}
+    around = {folder.rpartition("/")[0] for folder in inside if folder.rpartition("/")[2] in INNER_FOLDERS}
+    listed = {folder: _of_checkpoint(folder, inside) for folder in {*inside, *around}}
+    pins = {folder: pin(found) for folder, found in listed.items()}
+    search.pins.listed |= {(reference.repo, pins[folder], folder): found for folder, found in listed.items()}
 
     def at(folder: str, step: int) -> Checkpoint:
-        there = inside.get(root + folder, [])
-        return Checkpoint(step, reference.repo, revision, pin(there), root + folder, digest=digest_of(there))
+        place = root + folder
+        pinned = pins[place] if place in pins else pin([])
+        digest = digest_of(listed.get(place, []))
+        return Checkpoint(step, reference.repo, revision, pinned, place, digest=digest)
 
-    relative = ((file.path.removeprefix(root), file.size) for file in files)
-    series, others = series_in_folders(relative, search.read, at, layout)
+    relative = [(file.path.removeprefix(root), file.size) for file in files]
+    find = series_in_folders if search.pattern else series_with_bare_numbers
+    series, others = find(relative, search.read, at, layout)
     search.seen.extend(others)
     return series
+
+
+def _of_checkpoint(folder: str, inside: Mapping[str, Sequence[HubFile]]) -> list[HubFile]:
+    """The files of a folder and of its inner folders, paths from it, among all of a tree by their folders."""
+    start = f"{folder}/" if folder else ""
+    files = list(inside.get(folder, ()))
+    for inner in inner_folders({file.path.removeprefix(start) for file in files}):
+        files += inside.get(start + inner, ())
+    return [replace(file, path=file.path.removeprefix(start)) for file in files]
 
 
 def siblings(search: Search) -> list[Series]:
@@ -134,10 +161,13 @@ def history(search: Search) -> list[Series]:
     with hub_errors(reference.text, TrajectoryError):
         commits = hub_api().list_repo_commits(reference.repo, revision=head)
     runs: dict[str, list[list[Checkpoint]]] = {}
+    titles = {commit.title: search.read_title(commit.title) for commit in commits}
+    counted = counted_together(filter(None, titles.values()))
     for commit in reversed(commits):
-        if (name := search.read_title(commit.title)) is None:
+        if (said := titles[commit.title]) is None:
             search.seen.append(repr(commit.title))
             continue
+        name = counted.get(said, said)
         sha, date = commit.commit_id, commit.created_at
         series = runs.setdefault(name.pattern, [[]])
         if series[-1] and name.step <= series[-1][-1].step:

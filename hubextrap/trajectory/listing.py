@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.trajectory.hub_files import list_files
-from hubextrap.trajectory.local_layout import files_in
+from hubextrap.trajectory.hub_files import list_checkpoint
+from hubextrap.trajectory.local_files import files_in
 from hubextrap.trajectory.sameness import digest_of
 from hubextrap.trajectory.weights import Weights, weights_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hubextrap.trajectory.checkpoint import Checkpoint
     from hubextrap.trajectory.pins import Pins
+
+_NAMES_SHOWN = 8
 
 
 def looked_into(
@@ -31,7 +34,15 @@ def files_of_checkpoint(
 ) -> tuple[list[tuple[str, int]], str | None]:
     """Names and bytes of the files in a checkpoint's folder, and what stands for its weights on the Hub."""
     if checkpoint.repo is None or checkpoint.commit is None:
-        return files_in(Path(checkpoint.path)), checkpoint.digest
+        return files_in(checkpoint.path), checkpoint.digest
     known = None if pins is None else pins.listed.get((checkpoint.repo, checkpoint.commit, checkpoint.path))
-    files = known or list_files(checkpoint.repo, checkpoint.commit, checkpoint.path, what) or []
-    return [(file.path.rpartition("/")[2], file.size) for file in files], digest_of(files)
+    files = known or list_checkpoint(checkpoint.repo, checkpoint.commit, checkpoint.path, what)
+    return [(file.path, file.size) for file in files], digest_of(files)
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """Some names, the first of many."""
+    if not names:
+        return "nothing"
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more

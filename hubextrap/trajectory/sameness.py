@@ -12,10 +12,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.containment import entries_of, open_regular
+from hubextrap.containment import open_regular
 from hubextrap.digests import sha256_hex
 from hubextrap.trajectory.checkpoint import ADAPTER, BASE
-from hubextrap.trajectory.weights import ADAPTER_CONFIG, weights_of
+from hubextrap.trajectory.local_files import entries_of_checkpoint
+from hubextrap.trajectory.weights import ADAPTER_CONFIG, DCP_METADATA, Weights, weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
@@ -43,27 +44,33 @@ def same_weights(checkpoints: Sequence[Checkpoint]) -> tuple[tuple[int, ...], ..
 
 
 def digest_of(files: Iterable[HubFile]) -> str | None:
-    """What stands for the weights among one folder's files, and for how an adapter is scaled; None where the
-    Hub does not say it."""
-    named = {file.path.rpartition("/")[2]: file for file in files}
+    """What stands for the weights among a checkpoint's files, paths from its folder, and for how an adapter
+    is scaled; None where the Hub does not say it."""
+    named = {file.path: file for file in files}
     weights = weights_of((name, file.size) for name, file in named.items())
     if weights is None:
         return None
     says_how = [ADAPTER_CONFIG] if weights.kind == ADAPTER and ADAPTER_CONFIG in named else []
-    digests = [named[name].digest for name in (*weights.files, *says_how)]
+    digests = [named[name].digest for name in (*_with_bytes(weights), *says_how)]
     return None if None in digests else sha256_hex("\n".join(map(str, digests)))
+
+
+def _with_bytes(weights: Weights) -> list[str]:
+    """The files that hold the weights; torch's metadata beside them has another number at each save."""
+    return [name for name in weights.files if name.rpartition("/")[2] != DCP_METADATA]
 
 
 def _key_on_disk(folder: Path) -> Hashable | None:
     """What two folders with the same weights share; None where that cannot be told."""
     try:
-        entries = entries_of(folder)
+        entries = entries_of_checkpoint(folder)
         weights = weights_of((name, entry.size) for name, entry in entries.items())
         if weights is None:
             return None
         found = hashlib.sha256()
-        places = max(1, _PLACES // len(weights.files))
-        for name in weights.files:
+        files = _with_bytes(weights)
+        places = max(1, _PLACES // len(files))
+        for name in files:
             size = entries[name].size
             if entries[name].problem is not None:
                 return None

@@ -13,12 +13,29 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubextrap.containment import entries_of, open_regular
+from hubextrap.containment import open_regular
 from hubextrap.errors import CorruptFile, StepError
 from hubextrap.foreign_data import parse_json
 from hubextrap.foreign_text import own_lines
 from hubextrap.trajectory.checkpoint import ADAPTER, PassedOver, is_untouched_base
-from hubextrap.trajectory.weights import ADAPTER_CONFIG, INDEX, OTHER, SHARD, SINGLE, weights_of
+from hubextrap.trajectory.leaving_out import refuse_unreadable
+from hubextrap.trajectory.local_files import entries_of_checkpoint
+from hubextrap.trajectory.weights import (
+    ADAPTER_CONFIG,
+    DCP,
+    DCP_METADATA,
+    DCP_SUFFIX,
+    FSDP,
+    FSDP_FILE,
+    INDEX,
+    INNER_FOLDERS,
+    OTHER,
+    SHARD,
+    SHARDED,
+    SHARDED_FILE,
+    SINGLE,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -33,6 +50,8 @@ _BEGUN = re.compile(rf"(?i)(?:^|(?<=/))\.?{_MARK}[-_.]+|(?<![-_.])[-_.]+{_MARK}(
 _OF_SO_MANY = re.compile(r"model-\d+-of-(\d{1,9})\.safetensors")
 _AFTER_THE_WEIGHTS = ("tokenizer.json", "tokenizer_config.json", "trainer_state.json")
 """What trainers write when the weights are there already."""
+_ZIP_END, _ZIP_END_LIMIT = b"PK\x05\x06", 22 + 0xFFFF
+"""How the last record of a zip file begins, and the bytes from its end among which that lies."""
 _HEADER_LIMIT, _MOST_SHARDS = 100 * 2**20, 100_000
 
 
@@ -112,12 +131,15 @@ def unfinished(
     weights = weights_of(files.items())
     if weights is None or weights.kind == OTHER:
         return None
-    tensors = [name for name in weights.files if name.endswith(".safetensors")]
+    in_slices = weights.kind in (SHARDED, FSDP, DCP)
+    tensors = [name for name in weights.files if in_slices or name.endswith(".safetensors")]
     config = ADAPTER_CONFIG if weights.kind == ADAPTER else CONFIG
     if checkpoint.repo is None and not _is_sound(Path(checkpoint.path), (*tensors, INDEX, config)):
         return None
     if empty := next((name for name in tensors if not files[name]), None):
         return f"{empty} is empty"
+    if in_slices:
+        return _unfinished_slices(checkpoint, weights.files, files, before())
     if SINGLE not in files and (missing := _missing_shard(tensors)):
         return f"{missing} is not there, and other shards are"
     if INDEX not in files and any(SHARD.fullmatch(name) for name in tensors):
@@ -129,6 +151,28 @@ def unfinished(
     if checkpoint.repo is None:  # on the Hub a file is there as a whole, or not at all
         return _cut_short(Path(checkpoint.path), tensors)
     return None
+
+
+def _unfinished_slices(
+    checkpoint: Checkpoint, names: Sequence[str], files: Collection[str], before: Collection[str]
+) -> str | None:
+    """The same of weights that lie in slices: a rank's file is missing, or what is written after them.
+
+    How many ranks the checkpoint before it had says nothing: a run may go on with more, or with fewer.
+    """
+    sliced = any(name.endswith(DCP_SUFFIX) for name in names)
+    if sliced and not any(name.rpartition("/")[2] == DCP_METADATA for name in names):
+        return f"has {names[0]} and no {DCP_METADATA}, which is written last"
+    if missing := _missing_rank(names):
+        return f"{missing} is not there, and other ranks' files are"
+    configs = (CONFIG, *(f"{inner}/{CONFIG}" for inner in INNER_FOLDERS))
+    if config := next((config for config in configs if config in before and config not in files), None):
+        return f"has no {config}, which the checkpoint before it has"
+    if checkpoint.repo is not None:  # on the Hub a file is there as a whole, or not at all
+        return None
+    folder = Path(checkpoint.path)
+    whole = _cut_short(folder, [name for name in names if name.endswith(".safetensors")])
+    return whole or _cut_zip(folder, [name for name in names if FSDP_FILE.fullmatch(name)])
 
 
 def still_to_come(files: Collection[str], before: Collection[str]) -> str | None:
@@ -150,10 +194,26 @@ def _missing_shard(names: Sequence[str]) -> str | None:
     return None
 
 
+def _missing_rank(names: Sequence[str]) -> str | None:
+    """The first file of a rank that others' names say there is; None where all of one save are there."""
+    ranks: dict[int, set[int]] = {}
+    for found in filter(None, map(FSDP_FILE.fullmatch, names)):
+        ranks.setdefault(int(found[1]), set()).add(int(found[2]))
+    if ranks and not any(len(there) == world for world, there in ranks.items()):
+        world = max(ranks, key=lambda world: len(ranks[world]))
+        rank = next(rank for rank in range(world) if rank not in ranks[world])
+        return f"model_world_size_{world}_rank_{rank}.pt"
+    shards = {int(match[1]): name for name in names if (match := SHARDED_FILE.fullmatch(name))}
+    for number in range(1, min(max(shards, default=0), _MOST_SHARDS)):
+        if number not in shards:
+            return f"shard {number} of {max(shards)}"
+    return None
+
+
 def _is_sound(folder: Path, names: Sequence[str]) -> bool:
     """Whether what lies there under these names are plain files; who reads them will refuse anything else."""
     try:
-        entries = entries_of(folder)
+        entries = entries_of_checkpoint(folder)
     except OSError:
         return False
     return all(entries[name].problem is None for name in names if name in entries)
@@ -162,7 +222,7 @@ def _is_sound(folder: Path, names: Sequence[str]) -> bool:
 def _cut_short(folder: Path, names: Sequence[str]) -> str | None:
     """The first of these safetensors files that ends before what its header describes."""
     try:
-        entries = entries_of(folder)
+        entries = entries_of_checkpoint(folder)
         for name in names:
             size = entries[name].size
             with os.fdopen(open_regular(entries[name].path), "rb") as file:
@@ -180,9 +240,28 @@ def _cut_short(folder: Path, names: Sequence[str]) -> str | None:
     return None
 
 
+def _cut_zip(folder: Path, names: Sequence[str]) -> str | None:
+    """The first of these zip files whose end, the directory of what is in it, is not there."""
+    try:
+        entries = entries_of_checkpoint(folder)
+        for name in names:
+            with os.fdopen(open_regular(entries[name].path), "rb") as file:
+                file.seek(max(0, entries[name].size - _ZIP_END_LIMIT))
+                if _ZIP_END not in file.read(_ZIP_END_LIMIT):
+                    return f"{name} is cut short: the end of the zip file is not there"
+    except (OSError, LookupError):  # who reads it will say it
+        return None
+    return None
+
+
 @contextmanager
 def said_how_to_go_on(trajectory: Trajectory) -> Iterator[None]:
-    """Where one checkpoint turns out to be broken, say how the others can be used without it."""
+    """Where one checkpoint turns out to be broken, say how the others can be used without it.
+
+    Raises:
+        UnsupportedCheckpoint: some are of a form that is not read; before anything of them is.
+    """
+    refuse_unreadable(trajectory)
     try:
         yield
     except CorruptFile as error:

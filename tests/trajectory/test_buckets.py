@@ -11,12 +11,13 @@ from huggingface_hub import HfApi
 from hubextrap.errors import HubExtrapError, ReferenceNotFound, TrajectoryError, UnsupportedCheckpoint
 from hubextrap.localhub import LocalHub
 from hubextrap.polling import Poller, place_of_run
-from hubextrap.tensors import describe
+from hubextrap.tensors import describe, open_source
 from hubextrap.tensors.cache import check_download
 from hubextrap.trajectory import Pins, find_series, find_trajectory, pin_checkpoints, resolve_checkpoint
 from hubextrap.trajectory.bucket_files import pin_of_files
 from hubextrap.trajectory.changes import changes_since
 from hubextrap.trajectory.hub_file import HubFile
+from hubextrap.trajectory.listing import looked_into
 
 Model = Callable[..., dict[str, bytes]]
 Put = Callable[[dict[str, bytes]], str]
@@ -106,22 +107,22 @@ def test_a_folder_without_a_run(run: str) -> None:
 def test_written_to_after_it_was_pinned(run: str, put: Put, model: Model) -> None:
     found = find_trajectory(f"{run}/exp")
     put({"exp/step_200/model.safetensors": model(9)["model.safetensors"]})
-    with pytest.raises(HubExtrapError, match=r"exp/step_200: a file in it was written to, added or removed"):
+    with pytest.raises(HubExtrapError, match=r"exp/step_200: model.safetensors was written to since"):
         describe(found)
 
 
 def test_what_the_pin_stands_for() -> None:
-    files = [HubFile("a/x", 1, digest="11"), HubFile("a/y", 2, digest="22")]
+    files = [HubFile("x", 1, digest="11"), HubFile("y", 2, digest="22")]
     pin = pin_of_files(files)
     assert pin == pin_of_files(reversed(files))
-    assert pin == pin_of_files([*files, HubFile("a/sub", 0, is_folder=True)])
-    assert pin == pin_of_files([HubFile("b/x", 1, digest="11"), HubFile("b/y", 2, digest="22")])
+    assert pin == pin_of_files([*files, HubFile("sub", 0, is_folder=True)])
     for other in (
         files[:1],
-        [*files, HubFile("a/z", 0, digest="")],
-        [files[0], HubFile("a/y", 3, digest="22")],
-        [files[0], HubFile("a/y", 2, digest="23")],
-        [files[0], HubFile("a/z", 2, digest="22")],
+        [*files, HubFile("z", 0, digest="")],
+        [files[0], HubFile("y", 3, digest="22")],
+        [files[0], HubFile("y", 2, digest="23")],
+        [files[0], HubFile("z", 2, digest="22")],
+        [files[0], HubFile("huggingface/y", 2, digest="22")],
     ):
         assert pin_of_files(other) != pin
 
@@ -130,6 +131,31 @@ def test_what_loads_from_repos_alone_is_refused(run: str) -> None:
     one = resolve_checkpoint(f"{run}/exp/step_200")
     with pytest.raises(UnsupportedCheckpoint, match=f"hf buckets sync {run}/exp/step_200 FOLDER"):
         check_download(one, weights=True)
+
+
+INNER = {
+    "FSDP shards": ("model_world_size_1_rank_0.pt", "huggingface/config.json"),
+    "torch DCP": ("pytorch_model_fsdp_0/.metadata", "pytorch_model_fsdp_0/__0_0.distcp"),
+    "sharded safetensors": ("shard-00001-model-00001-of-00001.safetensors", ".hf_metadata/config.json"),
+}
+
+
+@pytest.mark.parametrize("kind", INNER)
+def test_files_in_inner_folders_are_pinned(kind: str, put: Put) -> None:
+    """Each of them, and alike whether the run or the one checkpoint is named."""
+    files = {f"raw/step_{step}/{file}": file.encode() for step in (1, 2) for file in INNER[kind]}
+    run = put(files)
+    one = find_trajectory(f"{run}/raw").last
+    assert one == resolve_checkpoint(f"{run}/raw/step_2")
+    assert one.weights == kind
+    for file in INNER[kind]:
+        put({f"raw/step_2/{file}": b"written to"})
+        with pytest.raises(HubExtrapError, match=f"raw/step_2: {file} was written to since"):
+            looked_into(one, one.name)
+        with pytest.raises(HubExtrapError, match=f"raw/step_2: {file} was written to since"):
+            open_source(one).files()
+        put({f"raw/step_2/{file}": file.encode()})
+    assert looked_into(one, one.name)[0] == one
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def test_the_names_that_were_seen_are_told(
 
 def test_many_names_are_cut_short(hub: LocalHub, repo_id: str, on_branches: OnBranches) -> None:
     on_branches([f"v{number}" for number in range(20)])
-    with pytest.raises(TrajectoryError, match=r"holds weights: main, v0, v1, .* and \d+ more\. Give"):
+    with pytest.raises(TrajectoryError, match=r"holds weights: main, v0, v1, .* and \d+ more\. If its"):
         find_trajectory(repo_id)
 
 

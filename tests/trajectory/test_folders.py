@@ -106,7 +106,8 @@ def test_the_size_is_that_of_what_transformers_loads(
         sizes[file] = len(content)
     for found in (find_trajectory(str(tmp_path)).base, resolve_checkpoint(f"{tmp_path}/step_1")):
         assert found.size == sum(sizes[file] for file in counted)
-        assert (found.note is not None) == noted
+        unread = found.note is not None and found.note.startswith("cannot be read: ")
+        assert (found.note is not None and not unread) == noted
     described = describe(find_trajectory(str(tmp_path))).base
     assert (described.size, described.note) == (found.size, found.note)
     assert described.dtype == ("BF16" if counted[0].endswith(".safetensors") else None)
@@ -200,9 +201,22 @@ def test_folders_without_weights_and_predictions_are_left_out(tmp_path: Path, mo
     ]
 
 
-def test_pickles_stay(tmp_path: Path, model: Model) -> None:
-    write(tmp_path, model(1, "step_1") | {"step_2/pytorch_model.bin": b"pickle"})
-    assert find_trajectory(str(tmp_path)).steps == (1, 2)
+def test_pickles_are_left_out_where_others_can_be_read(tmp_path: Path, model: Model) -> None:
+    pickles = {f"step_{step}/pytorch_model.bin": b"pickle" for step in (1, 2, 3)}
+    write(tmp_path, model(1, "step_4") | model(2, "step_5") | pickles)
+    told = Lines()
+    assert find_trajectory(str(tmp_path), progress=told).steps == (4, 5)
+    (line,) = told.said
+    assert line.startswith("left out 3 steps (1, 2, 3): pytorch_model.bin is a pickle, and pickles are never")
+    assert "for step in step_1 step_2 step_3; do python -c " in line
+    assert line.endswith(f' {tmp_path}/"$step"; done')
+
+
+def test_pickles_alone_stay(tmp_path: Path) -> None:
+    """Who reads them says what to do."""
+    write(tmp_path, {f"step_{step}/pytorch_model.bin": b"pickle" for step in (1, 2)})
+    found = find_trajectory(str(tmp_path))
+    assert (found.steps, {one.weights for one in found.checkpoints}) == ((1, 2), {"pickle"})
 
 
 def test_traps_are_not_steps(tmp_path: Path, model: Model) -> None:
@@ -305,6 +319,12 @@ def test_empty_and_missing_folders(tmp_path: Path, safetensors_bytes: Callable[.
     write(tmp_path, {"one/model.safetensors": safetensors_bytes(), "one/config.json": b"{}"})
     with pytest.raises(TrajectoryError, match=r"it holds the weights of one model itself; name the folder"):
         find_trajectory(str(tmp_path / "one"))
+    write(tmp_path, {"run/step_7/actor/model.safetensors": safetensors_bytes(), "run/step_8/notes": b""})
+    for step in ("step_7", "step_8"):
+        with pytest.raises(
+            TrajectoryError, match=f"{step} says a step itself; .*name the folder that holds the"
+        ):
+            find_trajectory(str(tmp_path / "run" / step))
     for name, instead in (
         ("r.yaml", "hubextrap run"),
         ("s.safetensors", "as --scan"),
@@ -373,11 +393,22 @@ def test_describe_names_a_corrupt_file(tmp_path: Path, content: bytes) -> None:
     [
         ("model-00001-of-00002.safetensors", "safetensors"),
         ("consolidated.safetensors", "safetensors"),
+        ("shard-00001-model-00001-of-00002.safetensors", "sharded safetensors"),
         ("adapter_model.safetensors", "adapter"),
         ("adapter_model.bin", "adapter"),
         ("pytorch_model-00001-of-00002.bin", "other"),
-        ("model_world_size_8_rank_0.pt", "other"),
+        ("model_world_size_8_rank_0.pt", "FSDP shards"),
+        ("__0_0.distcp", "torch DCP"),
+        (".metadata", "torch DCP"),
         ("model.gguf", "other"),
+        ("mp_rank_00_model_states.pt", "other"),
+        ("zero_pp_rank_0_mp_rank_00_model_states.pt", "other"),
+        ("model_optim_rng.pt", "other"),
+        ("bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", None),
+        ("extra_state_world_size_8_rank_0.pt", None),
+        ("data.pt", None),
+        ("common.pt", None),
+        ("train_dataloader.pt", None),
         ("optimizer.pt", None),
         ("optim_world_size_8_rank_0.pt", None),
         ("training_args.bin", None),

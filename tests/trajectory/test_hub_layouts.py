@@ -10,6 +10,7 @@ import pytest
 from hubextrap.errors import AmbiguousTrajectory, ReferenceNotFound, StepError, TrajectoryError
 from hubextrap.localhub import LocalHub
 from hubextrap.tensors import describe
+from hubextrap.tensors.describe import describe_checkpoint
 from hubextrap.trajectory import (
     UNKNOWN_STEP,
     Trajectory,
@@ -217,7 +218,7 @@ def test_branches_without_weights_are_left_out(hub: LocalHub, repo_id: str, on_b
     on_branches(["step_1", "step_2"])
     hub.commit(repo_id, CONFIG, revision="step_3")
     hub.commit(repo_id, {"pytorch_model.bin": b"pickle"}, revision="step_4")
-    assert find_trajectory(repo_id).steps == (1, 2, 4)
+    assert find_trajectory(repo_id).steps == (1, 2)
     with pytest.raises(
         StepError,
         match=f"{repo_id}@step_3: no weights among .*config.json",
@@ -356,8 +357,6 @@ def test_describe(hub: LocalHub, repo_id: str, model: Model) -> None:
     hub.commit(repo_id, model(2, "step_2", "F32"), date=dates[1])
     hub.commit(repo_id, {"step_1/README.md": b"late", "step_3/model.gguf": b"x"}, date=dates[2])
     found = describe(find_trajectory(repo_id))
-    assert [(c.dtype, c.date) for c in found.checkpoints] == [
-        ("BF16", dates[0]),
-        ("F32", dates[1]),
-        (None, dates[2]),
-    ]
+    assert [(c.dtype, c.date) for c in found.checkpoints] == [("BF16", dates[0]), ("F32", dates[1])]
+    unread = describe_checkpoint(resolve_checkpoint(f"{repo_id}:step_3"))
+    assert (unread.dtype, unread.date, unread.weights) == (None, dates[2], "GGUF")

@@ -61,7 +61,7 @@ def test_json_has_the_full_commits(steps: Run, repo_id: str, on_branches: OnBran
         (2, "step_2", commits["step_2"]),
     ]
     place = {"step", "name", "repo", "revision", "commit", "path"}
-    assert listed[0].keys() == place | {"kind", "size", "dtype", "date", "note", "same_weights_as"}
+    assert listed[0].keys() == place | {"kind", "weights", "size", "dtype", "date", "note", "same_weights_as"}
     assert listed[0]["kind"] == "model"
     assert listed[0]["dtype"] == "BF16"
     assert listed[0]["date"].startswith("20")
