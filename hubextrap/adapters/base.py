@@ -21,6 +21,7 @@ from hubextrap.foreign_data import shorten
 from hubextrap.step_names import INNER_FOLDERS
 from hubextrap.tensors import open_source
 from hubextrap.tensors.configuration import quantisation_method, read_config
+from hubextrap.tensors.dequantising import READ_AS_FLOATS
 from hubextrap.trajectory import Checkpoint, Pins, resolve_checkpoint
 from hubextrap.trajectory.checkpoint import ADAPTER, BASE
 
@@ -228,7 +229,7 @@ def _check(base: Checkpoint, what: str, instead: str) -> None:
         raise UnsupportedCheckpoint(f"{what} {said}, and {_NAME_IT}", repo=base.repo)
     with closing(open_source(base)) as source:
         method = quantisation_method(read_config(source))
-    if method is not None:
+    if method is not None and method.lower() not in READ_AS_FLOATS:  # of those, who reads the base says more
         by = {"bitsandbytes": "by bitsandbytes"}.get(method, f"({shorten(repr(method))})" if method else "")
         said = " ".join(filter(None, ("is quantised", by)))
         raise UnsupportedCheckpoint(

@@ -113,8 +113,8 @@ def _check_plain(info: TensorInfo, part: Part, where: str) -> None:
         return
     what = (
         f"has shape {list(info.shape)}, so it holds no weights: DeepSpeed ZeRO-3 and FSDP leave such files "
-        "where parameters are not gathered before they are saved (deepspeed.zero.GatheredParameters, "
-        "FullyShardedDataParallel.summon_full_params)"
+        "where parameters are not gathered before they are saved; save again with "
+        "stage3_gather_16bit_weights_on_model_save: true (FSDP: FullyShardedDataParallel.summon_full_params)"
     )
     if len(info.shape) == 2 and part.role in ("A", "B"):
         what = f"has shape {list(info.shape)}: an adapter of rank 0 changes nothing"

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hubextrap.engine.comparison import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
 from hubextrap.errors import CheckpointMismatch
 from hubextrap.foreign_data import shorten
+from hubextrap.tensors.tied import INPUT_EMBEDDINGS, OUTPUT_EMBEDDINGS
 
 if TYPE_CHECKING:
     from hubextrap.adapters.reading import Adapter, Factors

@@ -15,8 +15,6 @@ from hubextrap.adapters.names import peft_name
 from hubextrap.adapters.reading import read_pair
 from hubextrap.adapters.recompress import recompressed
 from hubextrap.adapters.virtual import (
-    Kept,
-    VirtualSource,
     factor_sizes,
     finite_terms,
     ranks,
@@ -28,6 +26,9 @@ from hubextrap.engine.plan import output_dtype
 from hubextrap.engine.units import Combination
 from hubextrap.errors import NonFinite
 from hubextrap.tensors.headers import DTYPES, build_header, parse_header
+from hubextrap.tensors.kept import Kept
+from hubextrap.tensors.layout import CheckpointLayout
+from hubextrap.tensors.virtual import VirtualSource
 from hubextrap.trajectory.weights import ADAPTER_FILE
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ class PredictedSource(VirtualSource):
         stored = [(peft_name(info.name), dtype or info.dtype, shape) for info, shape in shapes]
         header = build_header(stored, {"format": "pt"})
         name = f"the predicted adapter of step {step}"
-        super().__init__(name, _shard(header, stored), header, {CONFIG_FILE: self.config})
+        layout = CheckpointLayout(name, (_shard(header, stored),), None)
+        super().__init__(name, layout, {ADAPTER_FILE: header}, {CONFIG_FILE: self.config})
         self._whole = {peft_name(info.name): tensor for tensor, info in run.last.whole.items()}
         self._module = {
             peft_name(info.name): tensor

@@ -13,8 +13,6 @@ import numpy as np
 
 from hubextrap.adapters.recompress import stacked
 from hubextrap.adapters.virtual import (
-    Kept,
-    VirtualSource,
     factor_sizes,
     finite_terms,
     stored_terms,
@@ -23,7 +21,9 @@ from hubextrap.adapters.virtual import (
 from hubextrap.compiling import MachineCode
 from hubextrap.errors import SourceError
 from hubextrap.tensors.headers import DTYPES
-from hubextrap.tensors.layout import ShardInfo, TensorInfo
+from hubextrap.tensors.kept import Kept
+from hubextrap.tensors.layout import CheckpointLayout, ShardInfo, TensorInfo
+from hubextrap.tensors.virtual import VirtualSource
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from hubextrap.adapters.recompress import Matrices
     from hubextrap.adapters.run import AdapterRun
     from hubextrap.adapters.virtual import Rows
-    from hubextrap.tensors.layout import CheckpointLayout
 
 PRODUCT_FILE = "product.safetensors"
 _KEPT = 64 * 2**20
@@ -55,7 +54,8 @@ class ProductSource(VirtualSource):
     """
 
     def __init__(self, run: AdapterRun, rows: Rows, base: CheckpointLayout, *, step: int) -> None:
-        super().__init__(f"the adapters' product at step {step}", _shard(base, run.layouts[-1]))
+        name = f"the adapters' product at step {step}"
+        super().__init__(name, CheckpointLayout(name, (_shard(base, run.layouts[-1]),), None))
         self._run, self._rows = run, rows
         self._factors = Kept(self._stacked, lambda pair: sum(one.nbytes for one in pair), _KEPT)
         # two are kept in any case; a third is read, laid side by side, and put in one piece meanwhile

@@ -79,7 +79,7 @@ def read_adapters(sources: Sequence[Source], progress: Progress | None = None) -
         _check_files(source)
     with ThreadPoolExecutor(READERS, thread_name_prefix="hubextrap-configs") as pool:
         configs = list(pool.map(read_adapter_config, sources))
-    shards = read_shards(sources, ADAPTER_FILE, progress)
+    shards = read_shards([(source, ADAPTER_FILE) for source in sources], progress)
     adapters = []
     for source, config, shard in zip(sources, configs, shards, strict=True):
         layout = CheckpointLayout(source.name, (shard,), None)

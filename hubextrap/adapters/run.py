@@ -192,9 +192,10 @@ def open_adapters(
 
     def open_base() -> BaseModel:
         checkpoint = bases().common()
-        source = resources.enter_context(closing(open_source(checkpoint, cache=cache)))
-        (layout,) = read_combinable([source], progress)
-        fingerprint = commit_fingerprint(checkpoint) or files_fingerprint(checkpoint, source)
+        stored = resources.enter_context(closing(open_source(checkpoint, cache=cache)))
+        models = read_combinable([stored], progress)
+        ((source,), (layout,)) = models.sources, models.layouts
+        fingerprint = commit_fingerprint(checkpoint) or files_fingerprint(checkpoint, stored)
         return BaseModel(checkpoint, source, layout, ties_embeddings(source), fingerprint)
 
     checkpoints = trajectory.checkpoints

@@ -1,105 +1,30 @@
-"""What sources share whose tensors are made when they are read: their files, ranges, and what they keep."""
+"""What the sources of predicted adapters share: sums that are tensors."""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections import OrderedDict
-from concurrent.futures import Future
 from dataclasses import dataclass
-from operator import attrgetter
-from threading import Lock
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hubextrap.engine.kernels import Combiner
 from hubextrap.engine.plan import combination
 from hubextrap.tensors.headers import DTYPES
-from hubextrap.tensors.interfaces import SMALL_FILE, FileInfo, Source, check_range, readable
-from hubextrap.tensors.layout import CheckpointLayout, ShardInfo, TensorInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from typing import TypeAlias
 
     from numpy.typing import NDArray
 
     from hubextrap.adapters.run import AdapterRun, Term
+    from hubextrap.tensors.interfaces import Source
+    from hubextrap.tensors.layout import TensorInfo
+    from hubextrap.tensors.virtual import Bytes
 
-    Bytes: TypeAlias = NDArray[np.uint8]
     Rows: TypeAlias = Callable[[str], NDArray[np.float64]]
     """Tensor of the base → (K,), the coefficients of one prediction."""
-
-T = TypeVar("T")
-
-
-class VirtualSource(Source):
-    """A checkpoint of one safetensors file, whose tensors are made when they are read. Thread-safe.
-
-    Args:
-        shard: the file; ranges of it may be read in any order and any number of times.
-        beside: the other files, by their names.
-    """
-
-    def __init__(
-        self, name: str, shard: ShardInfo, header: bytes = b"", beside: Mapping[str, bytes] | None = None
-    ):
-        self.name = name
-        self.layout = CheckpointLayout(name, (shard,), None)
-        self._shard, self._header, self._beside = shard, header, dict(beside or {})
-        self._stored = tuple(tensor for tensor in shard.tensors if tensor.nbytes)
-
-    def files(self) -> Mapping[str, FileInfo]:
-        sizes = {self._shard.file: self._shard.size} | {
-            file: len(data) for file, data in self._beside.items()
-        }
-        return {file: FileInfo(size) for file, size in sizes.items()}
-
-    def read(self, file: str, offset: int, buffer: memoryview) -> None:
-        check_range(
-            readable(self.files().get(file), self.name, file).size, offset, len(buffer), self.name, file
-        )
-        if file in self._beside:
-            buffer[:] = self._beside[file][offset : offset + len(buffer)]
-            return
-        view, stop = np.frombuffer(buffer, np.uint8), offset + len(buffer)
-        if offset < len(self._header):
-            part = self._header[offset:stop]
-            view[: len(part)] = np.frombuffer(part, np.uint8)
-        number = max(0, bisect_right(self._stored, offset, key=attrgetter("offset")) - 1)
-        for info in self._stored[number:]:
-            if info.offset >= stop:
-                break
-            first, last = max(offset, info.offset), min(stop, info.offset + info.nbytes)
-            if first < last:
-                self._fill_bytes(info, first - info.offset, view[first - offset : last - offset])
-
-    def read_file(self, file: str, limit: int = SMALL_FILE) -> bytes:
-        content = bytearray(readable(self.files().get(file), self.name, file, limit).size)
-        self.read(file, 0, memoryview(content))
-        return bytes(content)
-
-    def close(self) -> None:
-        """Nothing is open here: what the tensors are made from is somebody else's."""
-
-    def fill(self, info: TensorInfo, start: int, out: Bytes) -> None:
-        """Write the elements of a tensor from ``start`` on that ``out`` has room for.
-
-        Raises:
-            SourceError: what they are made from could not be read, or they are not to be had here.
-        """
-        raise NotImplementedError
-
-    def _fill_bytes(self, info: TensorInfo, offset: int, out: Bytes) -> None:
-        size = DTYPES[info.dtype].itemsize
-        start, stop = offset // size, -(-(offset + len(out)) // size)
-        if (stop - start) * size == len(out):
-            self.fill(info, start, out)
-        else:  # a range that begins or ends within an element
-            whole = np.empty((stop - start) * size, np.uint8)
-            self.fill(info, start, whole)
-            out[:] = whole[offset - start * size :][: len(out)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,43 +115,3 @@ def write_sum(terms: Sequence[StoredTerm], start: int, out: Bytes, dtype: str) -
     if not row.indices:
         raise ValueError("a sum of no terms")
     Combiner(1, 8).combine(inputs, [term.info.dtype for term in terms], [row], [out], dtype, wide=True)
-
-
-class Kept(Generic[T]):
-    """What was made last, each once for all threads that want it, within a number of bytes. Thread-safe.
-
-    Args:
-        make: of its key.
-        size: bytes of what was made.
-        limit: bytes that are kept; the last two are in any case, as threads work on neighbours.
-    """
-
-    def __init__(self, make: Callable[[str], T], size: Callable[[T], int], limit: int) -> None:
-        self._make, self._size, self._limit = make, size, limit
-        self._lock = Lock()
-        self._made: OrderedDict[str, Future[T]] = OrderedDict()
-
-    def __call__(self, key: str) -> T:
-        """What is made of a key; raises what making it does, and tries it again when asked again."""
-        with self._lock:
-            there = self._made.get(key)
-            future = self._made.setdefault(key, Future())
-            self._made.move_to_end(key)
-        if there is not None:
-            return there.result()
-        try:
-            future.set_result(self._make(key))
-        except BaseException as error:
-            with self._lock:
-                self._made.pop(key, None)
-            future.set_exception(error)
-            raise
-        with self._lock:
-            self._drop()
-        return future.result()
-
-    def _drop(self) -> None:
-        done = {key: self._size(one.result()) for key, one in self._made.items() if one.done()}
-        for key in list(done)[:-2]:
-            if sum(done.values()) > self._limit:
-                del self._made[key], done[key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hubextrap.patience import Patience
-from hubextrap.tensors.combinable import read_combinable
+from hubextrap.tensors.combinable import Combinable, read_combinable
 from hubextrap.tensors.configuration import ties_embeddings
 from hubextrap.tensors.describe import describe
 from hubextrap.tensors.hashing import sha256_of
@@ -20,6 +20,7 @@ from hubextrap.tensors.weights import read_layout, read_layouts
 __all__ = [
     "DTYPES",
     "CheckpointLayout",
+    "Combinable",
     "FileInfo",
     "FinishedShard",
     "Journal",

@@ -35,6 +35,20 @@ class BucketSource(RemoteSource):
                 self._listing = {file: replace(info, digest=None) for file, info in listed.items()}
             return self._listing
 
+    def check_unchanged(self) -> None:
+        """Compare all that was listed with what lies there now.
+
+        Raises:
+            SourceError: a file was written to, added or removed; names it.
+            HubExtrapError: the folder is gone, or cannot be listed.
+        """
+        before = {file: (info.size, self._hashes[file]) for file, info in self.files().items()}
+        now = list_folder(self._repo, self._commit, self._path, self.name)
+        for file, (size, digest) in before.items():  # the pin is of the folder, and not of those in it
+            found = now.get(file)
+            if found is None or (found.size, found.digest or "") != (size, digest):
+                raise self._differs(file, "Xet hash", digest, None if found is None else found.digest)
+
     def _address(self, file: str) -> str:
         path = f"{self._path}/{file}" if self._path else file
         return f"{hub_api().endpoint}/buckets/{bucket_id(self._repo)}/resolve/{quote(path, safe='')}"

@@ -20,7 +20,14 @@ from hubextrap.tensors.remote import list_folder
 from hubextrap.tensors.weights import PICKLE_SUFFIXES, check_files
 from hubextrap.trajectory.bucket_files import is_bucket
 from hubextrap.trajectory.checkpoint import ADAPTER
-from hubextrap.trajectory.weights import ADAPTER_FILE, WHOLE_MODEL, kind_of, weights_of
+from hubextrap.trajectory.weights import (
+    ADAPTER_FILE,
+    DCP_SUFFIX,
+    READABLE,
+    WHOLE_MODEL,
+    kind_of,
+    weights_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -49,7 +56,8 @@ class CachedSource(LocalSource):
 
 
 def cached_source(checkpoint: Checkpoint) -> CachedSource:
-    """Download the files that a source of the checkpoint lists, pickles left out, unless they are cached.
+    """Download the files that a source of the checkpoint lists, unless they are cached; pickles are left out
+    that are no weights which are read.
 
     Raises:
         UnsupportedCheckpoint: the folder holds no safetensors weights; found before anything is downloaded.
@@ -57,9 +65,16 @@ def cached_source(checkpoint: Checkpoint) -> CachedSource:
     """
     listed = _listed(checkpoint)
     if checkpoint.kind != ADAPTER:  # who reads adapters says what is wrong with one
-        check_files(listed, checkpoint.name)
+        check_files(listed, checkpoint.name, READABLE)
+    found = weights_of((name, info.size) for name, info in listed.items())
+    taken = found.files if found is not None and found.kind in READABLE else ()
     return _complete(
-        checkpoint, {name: info for name, info in listed.items() if not name.endswith(PICKLE_SUFFIXES)}
+        checkpoint,
+        {
+            name: info
+            for name, info in listed.items()
+            if name in taken or not name.endswith((*PICKLE_SUFFIXES, DCP_SUFFIX))
+        },
     )
 
 

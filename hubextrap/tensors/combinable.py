@@ -2,32 +2,41 @@
 
 A file may be sound and still hold something else: the factors of an adapter, the empty tensors that a sharded
 trainer leaves behind, or quantised numbers and their scales. A line through the parts is no line through the
-weights that they stand for, so such checkpoints are refused whole, whatever the recipe's rules. What is there
-is told by names, dtypes and shapes alone, one pass over them a checkpoint.
+weights that they stand for, so such checkpoints are refused whole, whatever the recipe's rules; where the
+numbers behind quantised ones are certain, these are read instead. What is there is told by names, dtypes and
+shapes alone, one pass over them a checkpoint.
 """
 
 from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
 
 from hubextrap.errors import UnsupportedCheckpoint
 from hubextrap.foreign_data import shorten
 from hubextrap.foreign_text import own_lines
-from hubextrap.tensors.configuration import quantisation_method, read_config
-from hubextrap.tensors.headers import DTYPES
+from hubextrap.tensors.assembled import AssembledSource
+from hubextrap.tensors.configuration import config_object
+from hubextrap.tensors.dequantising import Dequantising
+from hubextrap.tensors.fused import cut_as_last
+from hubextrap.tensors.layout import share_tensors
 from hubextrap.tensors.local import LocalSource
+from hubextrap.tensors.names import named_as_last
+from hubextrap.tensors.quantised import quantised_pair
+from hubextrap.tensors.tied import is_tied
 from hubextrap.tensors.weights import READERS, read_layouts
-from hubextrap.trajectory.weights import ADAPTER_FILE
+from hubextrap.trajectory.weights import ADAPTER_FILE, FSDP_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from hubextrap.progress import Progress
+    from hubextrap.recipe.tensor_names import Naming
     from hubextrap.tensors.interfaces import Source
-    from hubextrap.tensors.layout import CheckpointLayout, TensorInfo
+    from hubextrap.tensors.layout import CheckpointLayout
 
 MERGE_ADAPTER = (
     "merge the adapter of each checkpoint into its base first: "
@@ -36,6 +45,12 @@ MERGE_ADAPTER = (
 _TAKE_ADAPTER = (
     "such a file does not say how they are scaled: name the adapters that have an adapter_config.json "
     "(steps.pattern in a recipe, or --pattern; verl leaves them in lora_adapter, beside the model),"
+)
+_BY_VERL = (
+    "name the adapters that verl leaves in lora_adapter, beside the ranks' files (steps.pattern in a recipe, "
+    "or --pattern); where there are none, write them: python -m verl.model_merger merge --backend fsdp "
+    "--local_dir FOLDER --target_dir FOLDER/huggingface for each checkpoint, then name "
+    "FOLDER/huggingface/lora_adapter"
 )
 _GATHER = (
     "DeepSpeed ZeRO-3 leaves such files: save again with stage3_gather_16bit_weights_on_model_save: true, or "
@@ -60,44 +75,65 @@ _WRAPPED = re.compile(
     r"|\.base_layer\.[^.]+$|\.adapter\.linear_(?:in|out)\.|(?:^|\.)adapter_layer\.parallel\."
 )
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
-_QUANTISED_PARTS = frozenset(
-    {"absmax", "nested_absmax", "quant_map", "nested_quant_map", "quant_state", "scb"}
-    | {"qweight", "qzeros", "qidxs", "g_idx", "weight_packed", "w_q", "_data"}
-)
-"""Parts of names that only quantised weights have, in whatever dtype they are stored: bitsandbytes also keeps
-packed numbers in bfloat16."""
-_SCALE = re.compile(r"scale|absmax|amax|zero|^scb$|codebook|centroid|lookup_table|_lut", re.IGNORECASE)
-_BUFFER = re.compile(r"(?:bias(?:es)?|mask|(?:^|_)ids|_index|^_extra_state\w*)$")
-"""Integers that are no weights: `attn.bias`, the causal mask of GPT-2 and its heirs; position_ids; what
-TransformerEngine keeps beside its layers."""
+
+@dataclass(frozen=True)
+class Combinable:
+    """Checkpoints as they are combined, in step order."""
+
+    sources: tuple[Source, ...]
+    """Whose files ``layouts`` describe."""
+    layouts: list[CheckpointLayout]
+    notes: tuple[str, ...] = ()
+    """What is called or cut otherwise than it is stored."""
+    caveats: tuple[str, ...] = ()
+    """What whoever uses the output should know: what is read as other numbers than are stored, say."""
+
+    @cached_property
+    def tied(self) -> bool:
+        """Whether the last one's embeddings are tied: see `is_tied`."""
+        return is_tied(self.sources[-1], self.layouts[-1])
+
+    def of(self, numbers: Sequence[int]) -> Combinable:
+        """Some of them."""
+        sources, layouts = (self.sources[k] for k in numbers), [self.layouts[k] for k in numbers]
+        return Combinable(tuple(sources), layouts, self.notes, self.caveats)
 
 
-def read_combinable(sources: Sequence[Source], progress: Progress | None = None) -> list[CheckpointLayout]:
-    """The layouts of checkpoints that are to be combined; see ``read_layouts``.
+def read_combinable(
+    sources: Sequence[Source], progress: Progress | None = None, naming: Naming | None = None
+) -> Combinable:
+    """Checkpoints that are to be combined, and their layouts; see ``read_layouts``.
 
-    Of configurations with the same hash, one is read.
+    Of configurations with the same hash, one is read. This is the one place where sources are wrapped because
+    of what others hold.
 
     Raises:
         UnsupportedCheckpoint: one holds no plain weights; the message says which, why, and what to do.
+        RecipeError: what a recipe says of names has no effect.
         HubExtrapError: as ``read_layouts``; a config.json that is no JSON object.
     """
-    layouts = read_layouts(sources, progress)
-    methods = _quantisation_methods(sources)
+    stored = read_layouts(sources, progress)
+    reading = Dequantising()
+    read = list(map(reading.read, sources, stored, configurations(sources)))
+    sources = [one.source for one in read]
+    named = named_as_last([one.layout for one in read], sources, naming)
+    layouts = named.layouts
+    share_tensors(layouts)
     by_remedy: dict[str, list[str]] = {}
     beside = next((place for one in sources if (place := _adapter_beside(one)) is not None), None)
     plain: set[tuple[int, str | None]] = set()  # the checkpoints of a run share the table of their tensors
-    for layout, method in zip(layouts, methods, strict=True):
-        key = (id(layout.tensors), method)
+    for layout, one in zip(layouts, read, strict=True):
+        key = (id(layout.tensors), method := one.method)
         if key in plain:
             continue
-        if found := _finding(layout, method):
+        if found := _finding(layout, method, one.source):
             what, remedy = found
             by_remedy.setdefault(remedy, []).append(what)
         else:
             plain.add(key)
     if not by_remedy:
-        return layouts
+        recut = cut_as_last(layouts, sources)
+        return Combinable(recut.sources, recut.layouts, (*named.notes, *recut.notes), reading.notes)
     messages = []
     for remedy, alike in by_remedy.items():
         if remedy == MERGE_ADAPTER:
@@ -113,38 +149,22 @@ def is_adapter_tensor(name: str) -> bool:
     return any(map(_adapter_part, name.split("."))) or _WRAPPED.search(name) is not None
 
 
-def quantised_pair(tensors: Mapping[str, TensorInfo]) -> tuple[str, str | None] | None:
-    """A quantised tensor and what belongs to it, its scale first of all; None where all weights are plain.
-
-    Integers and float8 alone are no sign: causal masks, position numbers and counters are integers too.
-    """
-    packed = _packed_places(tensors)
-    for name, info in tensors.items():
-        owner = next((packed[place] for place in _places_of_scale(name) if place in packed), None)
-        if owner is not None and owner != name and _elements(tensors[owner]) >= _elements(info):
-            return owner, name
-    return _pair_without_name(tensors) or next(
-        ((name, None) for name, info in tensors.items() if _is_packed_by_name(name, info)), None
-    )
-
-
-def _is_packed_by_name(name: str, info: TensorInfo) -> bool:
-    if info.dtype in ("I8", "U8") and len(info.shape) > 1 and _last(name) == "weight":
-        return True
-    return not _QUANTISED_PARTS.isdisjoint(name.lower().split("."))
+def _is_of_ranks(file: str) -> bool:
+    return FSDP_FILE.fullmatch(file) is not None
 
 
 # the parts of 45,000 names are a few hundred
 _adapter_part = lru_cache(maxsize=4096)(_ADAPTER_PART.fullmatch)
-_scale = lru_cache(maxsize=4096)(_SCALE.search)
 
 
-def _finding(layout: CheckpointLayout, method: str | None) -> tuple[str, str] | None:
+def _finding(layout: CheckpointLayout, method: str | None, source: Source) -> tuple[str, str] | None:
     """What keeps a checkpoint from being combined, and what to do about it; None when nothing does."""
     tensors = layout.tensors
 
     def place(name: str) -> str:
-        return f"{layout.name}/{tensors[name].file}: tensor {shorten(repr(name))}"
+        in_pieces = isinstance(source, AssembledSource)  # whose files lie nowhere
+        where = layout.name if in_pieces else f"{layout.name}/{tensors[name].file}"
+        return f"{where}: tensor {shorten(repr(name))}"
 
     adapters = [name for name in tensors if is_adapter_tensor(name)]
     if adapters:
@@ -152,7 +172,8 @@ def _finding(layout: CheckpointLayout, method: str | None) -> tuple[str, str] | 
             f"is part of an adapter or of a model wrapped in one, like {len(adapters):,} of {len(tensors):,} "
             "tensors; the factors of an adapter cannot be combined separately"
         )
-        return f"{place(adapters[0])} {what}", MERGE_ADAPTER
+        of_verl = isinstance(source, AssembledSource) and any(map(_is_of_ranks, source.stored.files()))
+        return f"{place(adapters[0])} {what}", _BY_VERL if of_verl else MERGE_ADAPTER
     hollow = [
         name
         for name, info in tensors.items()
@@ -204,98 +225,20 @@ def _dequantise(method: str | None) -> str:
     )
 
 
-def _quantisation_methods(sources: Sequence[Source]) -> list[str | None]:
-    """What each config.json says of quantisation."""
+def configurations(sources: Sequence[Source]) -> list[Mapping[str, Any]]:
+    """What each config.json says; nothing where there is none. Those of the same content are one object."""
     configured = [source.files().get("config.json") for source in sources]
     keys = [info.digest or str(number) if info else "" for number, info in enumerate(configured)]
     readers = {key: source for key, source in zip(keys, sources, strict=True) if key}
     with ThreadPoolExecutor(READERS, thread_name_prefix="hubextrap-configs") as pool:
-        configs = pool.map(read_config, readers.values())
-        found = {key: quantisation_method(config) for key, config in zip(readers, configs, strict=True)}
-    return [found.get(key) for key in keys]
+        contents = dict(zip(readers, pool.map(_config_content, readers.values()), strict=True))
+    parsed: dict[bytes, Mapping[str, Any]] = {}
+    for key, content in contents.items():
+        if content not in parsed:
+            parsed[content] = config_object(content, readers[key].name)
+    none: Mapping[str, Any] = {}
+    return [parsed[contents[key]] if key else none for key in keys]
 
 
-def _packed_places(tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
-    """Where a scale of an integer or float8 tensor would lie, to the largest such tensor there."""
-    places: dict[str, str] = {}
-    plain = _plain_modules(tensors)
-    for name, info in tensors.items():
-        if not _may_be_packed(info) or _scale(_last(name)):
-            continue
-        found = [name, *filter(None, [_stem(name)])]
-        # others number things; they only count beside a scale of their name
-        if _may_be_matrix(info) and (_module(name) not in plain or info.dtype.startswith("F8")):
-            found.append(_module(name))
-        for place in found:
-            if place not in places or _elements(tensors[places[place]]) < _elements(info):
-                places[place] = name
-    return places
-
-
-def _places_of_scale(name: str) -> Iterator[str]:
-    """Names and modules that a tensor called like a scale may belong to; none for any other name."""
-    module, last = _module(name), _last(name)
-    if not _scale(last):
-        return
-    start = len(name) - len(last)
-    for cut in reversed([match.start() for match in re.finditer(r"[_:]", last)]):
-        yield name[: start + cut]
-    yield module
-    if "." in module:
-        yield _module(module)
-
-
-def _pair_without_name(tensors: Mapping[str, TensorInfo]) -> tuple[str, str] | None:
-    """A packed tensor and a float beside it in a module without a plain weight, whatever they are called."""
-    packed: dict[str, str] = {}
-    plain = _plain_modules(tensors)
-    for name, info in tensors.items():
-        if _may_be_packed(info) and _may_be_matrix(info):
-            for place in (_module(name), name):
-                if place and (place not in packed or _elements(tensors[packed[place]]) < _elements(info)):
-                    packed[place] = name
-    if not packed:
-        return None
-    for name, info in tensors.items():
-        if info.dtype not in _FLOATS or _BUFFER.search(_last(name)):
-            continue
-        for place in filter(None, (_module(name), _stem(name))):
-            owner = None if place in plain else packed.get(place)
-            if owner is not None and _elements(tensors[owner]) >= 2 * _elements(info):
-                return owner, name
-    return None
-
-
-def _plain_modules(tensors: Mapping[str, TensorInfo]) -> set[str]:
-    """Modules that hold a weight of ordinary numbers."""
-    return {
-        _module(name) for name, info in tensors.items() if info.dtype in _FLOATS and _last(name) == "weight"
-    }
-
-
-def _may_be_matrix(info: TensorInfo) -> bool:
-    """Whether a packed tensor may be a weight by itself, and does not just number things."""
-    return info.dtype.startswith("F8") or (len(info.shape) > 1 and not info.dtype.endswith("64"))
-
-
-def _may_be_packed(info: TensorInfo) -> bool:
-    return info.dtype.startswith(("F8", "I", "U")) and not _BUFFER.search(_last(info.name))
-
-
-def _elements(info: TensorInfo) -> int:
-    return info.nbytes // DTYPES[info.dtype].itemsize
-
-
-def _stem(name: str) -> str:
-    """A name without the last word of its last part: ``x.w_blocks`` → ``x.w``; "" where that is one word."""
-    last = _last(name)
-    cut = max(last.rfind("_"), last.rfind(":"))
-    return name[: len(name) - len(last) + cut] if cut > 0 else ""
-
-
-def _module(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
+def _config_content(source: Source) -> bytes:
+    return source.read_file("config.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,17 +57,42 @@ def ties_embeddings(source: Source) -> bool:
     return bool(read_config(source).get("tie_word_embeddings", False))
 
 
+def stated_dtype(config: Mapping[str, Any]) -> str | None:
+    """The dtype in which transformers loads a model by itself, as a configuration says it: ``bfloat16``."""
+    found = config.get("dtype", config.get("torch_dtype"))
+    if found is None and isinstance(inner := config.get("text_config"), dict):
+        return stated_dtype(inner)
+    return found if isinstance(found, str) else None
+
+
 def quantisation_method(config: Mapping[str, Any]) -> str | None:
     """The quant_method of a configuration or of one inside it (text_config); "" where it has no name.
 
     None where the weights are not said to be quantised.
     """
-    for key in _QUANTISATION:
-        found = config.get(key)
-        if isinstance(found, dict) and found:
-            return str(found.get("quant_method") or "")
-    inner = (quantisation_method(value) for value in config.values() if isinstance(value, dict))
-    return next((method for method in inner if method is not None), None)
+    found = next(quantisations(config), None)
+    return None if found is None else str(found.get("quant_method") or "")
+
+
+def quantisations(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """What a configuration, and those inside it, say of how the weights are quantised."""
+    yield from (found for key in _QUANTISATION if isinstance(found := config.get(key), dict) and found)
+    for key, value in config.items():
+        if key not in _QUANTISATION and isinstance(value, dict):
+            yield from quantisations(value)
+
+
+def without_quantisation(config: Mapping[str, Any]) -> str:
+    """The text of a config.json whose weights are floats, written as transformers writes it."""
+    return json.dumps(_unquantised(config), indent=2) + "\n"
+
+
+def _unquantised(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _unquantised(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in _QUANTISATION or not isinstance(value, dict)
+    }
 
 
 def check_loaded(source: Source, folder: str | None, *, adapter: bool = False) -> None:

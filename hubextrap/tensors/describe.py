@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from hubextrap.containment import entries_of
 from hubextrap.errors import CorruptFile
 from hubextrap.progress import SilentProgress
 from hubextrap.tensors.bucket import hub_source
@@ -19,7 +18,8 @@ from hubextrap.tensors.weights import read_header
 from hubextrap.trajectory.checkpoint import Checkpoint, is_untouched_base
 from hubextrap.trajectory.concurrent import map_concurrently
 from hubextrap.trajectory.hub_file import HubFile
-from hubextrap.trajectory.hub_files import list_files
+from hubextrap.trajectory.hub_files import list_checkpoint
+from hubextrap.trajectory.local_files import entries_of_checkpoint
 from hubextrap.trajectory.weights import Weights, weights_of
 
 if TYPE_CHECKING:
@@ -55,13 +55,13 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     if checkpoint.repo is None:
         files = [
             HubFile(name, entry.size, datetime.fromtimestamp(entry.stamp[1] / 1e9, timezone.utc))
-            for name, entry in entries_of(checkpoint.path).items()
+            for name, entry in entries_of_checkpoint(checkpoint.path).items()
         ]
     else:
         assert checkpoint.commit is not None
-        listed = list_files(checkpoint.repo, checkpoint.commit, checkpoint.path, checkpoint.name, dates=True)
-        prefix = f"{checkpoint.path}/" if checkpoint.path else ""
-        files = [replace(file, path=file.path.removeprefix(prefix)) for file in listed or []]
+        files = list_checkpoint(
+            checkpoint.repo, checkpoint.commit, checkpoint.path, checkpoint.name, dates=True
+        )
     weights = weights_of((file.path, file.size) for file in files)
     if weights is None:
         return checkpoint

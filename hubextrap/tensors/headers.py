@@ -44,6 +44,7 @@ DTYPES: dict[str, Dtype] = {
     "F8_E4M3FNUZ": Dtype(1, "float8_e4m3fnuz"),
     "F8_E5M2": Dtype(1, "float8_e5m2"),
     "F8_E5M2FNUZ": Dtype(1, "float8_e5m2fnuz"),
+    "F8_E8M0": Dtype(1, "float8_e8m0fnu"),
     "C64": Dtype(8, "complex64"),
     "I64": Dtype(8, "int64"),
     "I32": Dtype(4, "int32"),
@@ -57,8 +58,8 @@ DTYPES: dict[str, Dtype] = {
 }
 """By safetensors name."""
 
-_QUANTISED = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
-"""The library's types of quantised weights and their scales, for which torch has no arithmetic."""
+_QUANTISED = ("F4", "F6_E2M3", "F6_E3M2")
+"""The library's types of quantised weights of less than a byte, for which torch has no arithmetic."""
 
 
 def header_end(start: bytes, file_size: int, where: str) -> int:
@@ -158,8 +159,8 @@ def _tensor(name: str, entry: object, data_start: int, file: str, where: str) ->
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if dtype in _QUANTISED:
         raise UnsupportedCheckpoint(
-            f"{where}: tensor {shorten(repr(name))} is {dtype}, in which quantised weights or their scales "
-            "are stored: they cannot be combined; use the checkpoints from before quantisation, or "
+            f"{where}: tensor {shorten(repr(name))} is {dtype}, in which quantised weights are stored: "
+            "they cannot be combined; use the checkpoints from before quantisation, or "
             "dequantise all of them into new folders first and use those",
             file=where,
             tensor=name,

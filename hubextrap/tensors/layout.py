@@ -23,6 +23,15 @@ class TensorInfo:
     offset: int
     """First byte, counted from the start of the file."""
     nbytes: int
+    writes: str = ""
+    """The dtype that it is written in, where that is not its own: it is dequantised as it is read."""
+    packed: int = 0
+    """Bytes that it takes where it is stored, where it is dequantised."""
+
+    @property
+    def written(self) -> str:
+        """The dtype that it is written in, if nobody asks for another."""
+        return self.writes or self.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +60,25 @@ class CheckpointLayout:
     shards: tuple[ShardInfo, ...]
     index_file: str | None
     """The index JSON's name when the checkpoint is sharded."""
+    left_out: frozenset[str] = frozenset()
+    """Tensors of the shards that take no part."""
+    copied: frozenset[str] = frozenset()
+    """Of the last checkpoint: tensors that are taken as they are, whatever others hold."""
+    held: int = 0
+    """Bytes that its source keeps while its tensors are read."""
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
-        return {tensor.name: tensor for shard in self.shards for tensor in shard.tensors}
+        """Those that take part."""
+        every = (tensor for shard in self.shards for tensor in shard.tensors)
+        return {tensor.name: tensor for tensor in every if tensor.name not in self.left_out}
+
+    @property
+    def predicted(self) -> dict[str, TensorInfo]:
+        """Those that take part and are not just copied."""
+        if not self.copied:
+            return self.tensors
+        return {name: info for name, info in self.tensors.items() if name not in self.copied}
 
 
 def share_tensors(layouts: Iterable[CheckpointLayout]) -> None:

@@ -21,6 +21,7 @@ from hubextrap.tensors.interfaces import (
     check_range,
     readable,
 )
+from hubextrap.trajectory.local_files import entries_of_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +43,7 @@ class LocalSource:
         self._entries: dict[str, Entry] = {}
         templates = self.folder / TEMPLATE_FOLDER
         try:
-            self._entries |= entries_of(folder)
+            self._entries |= entries_of_checkpoint(folder)
             if templates.is_symlink():
                 what = "is a link; copy the folder that it leads to in its place"
                 raise SourceError(f"{self.name}/{TEMPLATE_FOLDER}: {what}", file=TEMPLATE_FOLDER)

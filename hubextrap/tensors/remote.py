@@ -32,8 +32,9 @@ from hubextrap.tensors.interfaces import (
     readable,
 )
 from hubextrap.tensors.transfer import Part, Refused, Target, fetch
-from hubextrap.trajectory.bucket_files import is_bucket
-from hubextrap.trajectory.hub_files import list_entries
+from hubextrap.trajectory.hub_file import HubFile
+from hubextrap.trajectory.hub_files import check_pin, list_entries
+from hubextrap.trajectory.weights import inner_folders
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -259,8 +260,12 @@ def list_folder(repo: str, commit: str, path: str, name: str) -> dict[str, FileI
         HubExtrapError: as ``hub_errors``.
     """
     listing, folders = _listed(repo, commit, path, name)
-    if is_bucket(repo):  # the pin is of the folder alone
-        commit = ""
+    for inner in inner_folders(listing):
+        if inner in folders:
+            inside, _ = _listed(repo, commit, f"{path}/{inner}".lstrip("/"), name)
+            listing |= {f"{inner}/{file}": info for file, info in inside.items()}
+    files = (HubFile(file, info.size, digest=info.digest) for file, info in listing.items())
+    check_pin(repo, commit, files, name, SourceError)
     if TEMPLATE_FOLDER in folders:
         inside, _ = _listed(repo, commit, f"{path}/{TEMPLATE_FOLDER}".lstrip("/"), name)
         listing |= {f"{TEMPLATE_FOLDER}/{file}": info for file, info in inside.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,8 +13,12 @@ from hubextrap.errors import CheckpointError, CorruptFile, HubExtrapError, Unsup
 from hubextrap.foreign_data import parse_json, shorten
 from hubextrap.foreign_text import own_lines
 from hubextrap.progress import SilentProgress
+from hubextrap.tensors.assembled import AssembledSource
 from hubextrap.tensors.headers import HEADER_LIMIT, header_end, parse_header
 from hubextrap.tensors.layout import CheckpointLayout, ShardInfo, share_tensors
+from hubextrap.trajectory.checkpoint import ADAPTER, Checkpoint
+from hubextrap.trajectory.converting import UNUSUAL
+from hubextrap.trajectory.weights import ADAPTER_CONFIG, ADAPTER_FILE, WHOLE_MODEL, weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -24,14 +29,17 @@ if TYPE_CHECKING:
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-_TRAINER_STATE = ("optimizer", "scheduler", "rng_state", "training_args", "scaler")
-"""How the pickles begin that a trainer keeps beside a model."""
 
 HEAD = 100_000
 """Bytes read at first: most headers are shorter, so that one request per shard is enough."""
 
 READERS = 16
 """Headers read at the same time. Sources bound their requests themselves."""
+
+ALIKE = 3
+"""Messages that differ in numbers alone, at most."""
+_NUMBER = re.compile(r"\d+")
+_WHOLE_IN_ONE = re.compile(r"model-0*1-of-0*1\.safetensors")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -56,11 +64,18 @@ def read_layouts(sources: Sequence[Source], progress: Progress | None = None) ->
     """
     parser = _Parser()
     with ThreadPoolExecutor(READERS, thread_name_prefix="hubextrap-headers") as pool:
-        found = _all(pool, parser.find_weights, sources)
-        shards = [(source, file) for source, one in zip(sources, found, strict=True) for file in one.shards]
+        found = parser.find(pool, sources, progress)
+        shards = [
+            (source, file)
+            for source, one in zip(sources, found, strict=True)
+            if isinstance(one, _Found)
+            for file in one.shards
+        ]
         headers = iter(parser.read(pool, shards, progress))
         layouts = [
-            CheckpointLayout(
+            one
+            if isinstance(one, CheckpointLayout)
+            else CheckpointLayout(
                 source.name,
                 tuple(next(headers) for _ in one.shards),
                 None if one.weight_map is None else INDEX_FILE,
@@ -68,18 +83,19 @@ def read_layouts(sources: Sequence[Source], progress: Progress | None = None) ->
             for source, one in zip(sources, found, strict=True)
         ]
         share_tensors(layouts)
-        _all(pool, lambda pair: parser.check(*pair), zip(layouts, found, strict=True))
+        stored = [(lay, one) for lay, one in zip(layouts, found, strict=True) if isinstance(one, _Found)]
+        _all(pool, lambda pair: parser.check(*pair), stored)
     return layouts
 
 
-def read_shards(sources: Sequence[Source], file: str, progress: Progress | None = None) -> list[ShardInfo]:
-    """What a safetensors file of this name holds in each folder; equal headers share their tensors.
+def read_shards(files: Sequence[tuple[Source, str]], progress: Progress | None = None) -> list[ShardInfo]:
+    """What safetensors files hold, their headers read concurrently; equal ones share their tensors.
 
     Raises:
         HubExtrapError: as ``read_layouts``.
     """
     with ThreadPoolExecutor(READERS, thread_name_prefix="hubextrap-headers") as pool:
-        return _Parser().read(pool, [(source, file) for source in sources], progress)
+        return _Parser().read(pool, files, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +120,27 @@ class _Parser:
         self._headers: dict[tuple[str, int, str], ShardInfo] = {}
         self._sound: set[tuple[int, int]] = set()
 
-    def find_weights(self, source: Source) -> _Found:
-        """Which files of the folder hold the weights, all of which are there."""
+    def find(
+        self, pool: ThreadPoolExecutor, sources: Sequence[Source], progress: Progress | None
+    ) -> list[_Found | CheckpointLayout]:
+        """`find_weights` of each; those that lie in pieces take a look into all of their files."""
+        in_pieces = sum(isinstance(source, AssembledSource) for source in sources)
+        if not in_pieces:
+            return _all(pool, self.find_weights, sources)
+        label = "Finding tensors in pieces"
+        with (progress or SilentProgress()).stage(label, in_pieces, "checkpoints") as stage:
+
+            def find(source: Source) -> _Found | CheckpointLayout:
+                found = self.find_weights(source)
+                stage.advance(int(isinstance(source, AssembledSource)))
+                return found
+
+            return _all(pool, find, sources)
+
+    def find_weights(self, source: Source) -> _Found | CheckpointLayout:
+        """Which files of the folder hold the weights, all of which are there; or what an assembly knows."""
+        if isinstance(source, AssembledSource):
+            return source.layout
         files = source.files()
         check_files(files, source.name)
         if INDEX_FILE not in files:
@@ -124,6 +159,8 @@ class _Parser:
         self, pool: ThreadPoolExecutor, shards: Sequence[tuple[Source, str]], progress: Progress | None
     ) -> list[ShardInfo]:
         """What the files hold, their headers read concurrently."""
+        if not shards:
+            return []
         with (progress or SilentProgress()).stage("Reading headers", len(shards), "files") as stage:
 
             def read(shard: tuple[Source, str]) -> ShardInfo:
@@ -150,31 +187,35 @@ class _Parser:
                 self._sound.add(key)
 
 
-def check_files(files: Collection[str], name: str) -> None:
+def check_files(files: Collection[str], name: str, kinds: Collection[str] = (WHOLE_MODEL,)) -> None:
     """Whether a folder can hold a checkpoint, by the names of its files.
 
+    Args:
+        kinds: of weights, those that the caller can read.
+
     Raises:
-        UnsupportedCheckpoint: it holds a pickle, an adapter or no weights, and what to do about it.
+        UnsupportedCheckpoint: it holds weights of another kind or none, and what to do about it.
+        CorruptFile: shards without their index.
     """
     if SINGLE_FILE in files or INDEX_FILE in files:
         return
-    if "adapter_model.safetensors" in files or "adapter_config.json" in files:
+    weights = weights_of((file, 0) for file in files)
+    if weights is not None and weights.kind == WHOLE_MODEL:
+        what = f"has {weights.files[0]} but no {INDEX_FILE}; download the whole folder again"
+        if len(weights.files) == 1 and _WHOLE_IN_ONE.fullmatch(weights.files[0]):
+            what += f", or rename that file to {SINGLE_FILE}, as it holds the whole model"
+        raise CorruptFile(f"{name}: {what}")
+    if weights is not None and weights.kind in kinds:
+        return
+    if ADAPTER_FILE in files or ADAPTER_CONFIG in files or (weights and weights.kind == ADAPTER):
         raise UnsupportedCheckpoint(
             f"{name}: holds an adapter, not a model; merge it into its base first: "
             "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)"
         )
-    shards = sorted(file for file in files if file.startswith("model-") and file.endswith(".safetensors"))
-    if shards:
-        raise CorruptFile(f"{name}: has {shards[0]} but no {INDEX_FILE}; download the whole folder again")
-    pickles = sorted(
-        file for file in files if file.endswith(PICKLE_SUFFIXES) and not file.startswith(_TRAINER_STATE)
-    )
-    if pickles:
-        raise UnsupportedCheckpoint(
-            f"{name}: {pickles[0]} is a pickle, and pickles are never loaded because they can run code; "
-            "convert it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(other_folder) writes "
-            "safetensors"
-        )
+    if weights is not None and weights.form != UNUSUAL:
+        commands = weights.convert([Checkpoint(0, None, "", None, "FOLDER")])
+        how = f"convert it: {commands}" if commands else "save a whole model with the trainer itself"
+        raise UnsupportedCheckpoint(f"{name}: {weights.said}; {how}")
     there = ", ".join(sorted(files)[:12]) or "nothing"
     raise UnsupportedCheckpoint(
         f"{name}: neither {SINGLE_FILE} nor {INDEX_FILE} is there, only: {shorten(there, 500)}; name the "
@@ -199,8 +240,24 @@ def _all(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T]) -
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        raise type(errors[0])(own_lines(*dict.fromkeys(str(error) for error in errors))) from errors[0]
+        raise type(errors[0])(own_lines(*_some_of_each([str(error) for error in errors]))) from errors[0]
     return results
+
+
+def _some_of_each(messages: Sequence[str]) -> list[str]:
+    """Each message once, and the first few of those that differ in numbers alone, as steps and ranks do."""
+    alike: dict[str, list[str]] = {}
+    for message in dict.fromkeys(messages):
+        alike.setdefault(_NUMBER.sub("0", message), []).append(message)
+    found = []
+    for those in alike.values():
+        more = len(those) - ALIKE
+        found += those[:ALIKE]
+        if more > 0:
+            found.append(
+                f"and {more:,} more messages like this one; the last is of {those[-1].split(': ')[0]}"
+            )
+    return found
 
 
 def _check_shards(name: str, files: Collection[str], shards: Sequence[str]) -> None:

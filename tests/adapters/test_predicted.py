@@ -144,7 +144,7 @@ def test_its_files_are_those_of_peft(run: AdapterRun) -> None:
         assert said[field] == before[field]
     whole = source.read_file(ADAPTER_FILE)
     assert len(whole) == source.files()[ADAPTER_FILE].size
-    (mine,), (theirs,) = source.layout.shards, read_shards([source], ADAPTER_FILE)
+    (mine,), (theirs,) = source.layout.shards, read_shards([(source, ADAPTER_FILE)])
     assert (mine.tensors, mine.metadata, mine.size) == (theirs.tensors, theirs.metadata, theirs.size)
     assert mine.metadata == {"format": "pt"}
 

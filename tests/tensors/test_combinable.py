@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from quantisers import LAYOUTS
 
 from hubextrap.errors import CorruptFile, UnsupportedCheckpoint
 from hubextrap.tensors import DTYPES, LocalSource, TensorInfo, build_header
-from hubextrap.tensors.combinable import is_adapter_tensor, quantised_pair, read_combinable
+from hubextrap.tensors.combinable import is_adapter_tensor, read_combinable
 from hubextrap.tensors.configuration import quantisation_method
+from hubextrap.tensors.quantised import quantised_pair
 
 Specs = dict[str, tuple[str, tuple[int, ...]]]
 """Name → dtype, shape."""
@@ -166,7 +168,7 @@ def test_an_unwrapped_model_is_plain(folder: Folder, tmp_path: Path) -> None:
     """Following the advice: merge_and_unload leaves plain names."""
     model = next(wrapped_models())[1]
     model.merge_and_unload().save_pretrained(tmp_path / "plain")  # type: ignore[operator]
-    assert read_combinable([LocalSource(tmp_path / "plain")])[0].tensors
+    assert read_combinable([LocalSource(tmp_path / "plain")]).layouts[0].tensors
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64", "F8_E4M3"])
@@ -279,6 +281,9 @@ def test_quantised_weights(scheme: str, module: str, folder: Folder) -> None:
         {"proj.weight": ("F8_E4M3", (8, 8)), "proj.bias": ("BF16", (8,))},
         {"gate.weight": ("F8_E5M2", (8, 8)), "gate.e_score_correction_bias": ("F32", (8,))},
         {"ids": ("I32", (64,)), "input_ids": ("U16", (64,)), "w": ("BF16", (4,)), "logit_scale": ("F32", ())},
+        {"h.0.attn.tril": ("U8", (64, 64)), "h.0.attn.scale": ("F32", ())},
+        {"attn.rel_buckets": ("I32", (64, 64)), "attn.rel_bias": ("F32", (32,))},
+        {"vq.codebook.weight": ("F32", (16, 4)), "vq.usage": ("I64", (16,)), "vq.inited": ("I64", (1,))},
         {"mlp.weight": ("BF16", (8, 8)), "mlp.weight_scale": ("F32", (1,)), "attn.k_scale": ("F32", ())},
         {"router.scale": ("BF16", (4,)), "router.per_expert_scale": ("F32", (8,))},
     ],
@@ -340,7 +345,7 @@ def test_the_configuration_of_any_checkpoint(
     paths = [folder(files(PLAIN, config if k == which else None)) for k in range(3)]
     sources = [LocalSource(path) for path in paths]
     if method is None:
-        assert len(read_combinable(sources)) == 3
+        assert len(read_combinable(sources).layouts) == 3
         return
     with pytest.raises(UnsupportedCheckpoint) as caught:
         read_combinable(sources)
@@ -350,7 +355,7 @@ def test_the_configuration_of_any_checkpoint(
     assert "remove quantization_config" in str(caught.value)
     # as the message says
     (paths[which] / "config.json").write_bytes(files(PLAIN)["config.json"])
-    assert len(read_combinable([LocalSource(path) for path in paths])) == 3
+    assert len(read_combinable([LocalSource(path) for path in paths]).layouts) == 3
 
 
 def test_many_alike_are_one_error(folder: Folder) -> None:
@@ -398,11 +403,21 @@ def test_nobody_reads_checkpoints_that_are_combined_without_this_check() -> None
     # verify asks which files a loader takes, what went into a prediction was checked when that was made, and
     # the suite for executors reads the run that it has written
     allowed = {"opening.py", "api/verifying.py", "regrounding/checkpoint.py", "evaluation/recomputed.py"}
-    allowed |= {"executors/testing_run.py"}
+    allowed |= {"executors/testing_run.py", "mergekit_plugin.py"}  # which asks what mergekit reads
     assert callers == allowed
 
 
 P = "model.layers.0.mlp.up_proj."
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_quantisers_write(layout: str, folder: Folder) -> None:
+    pair = quantised_pair(infos({**PLAIN, **{P + name: spec for name, spec in LAYOUTS[layout].items()}}))
+    assert pair is not None
+    assert pair[0].startswith(P)
+    path = folder(files({**PLAIN, **{P + name: spec for name, spec in LAYOUTS[layout].items()}}))
+    with pytest.raises(UnsupportedCheckpoint, match="quantised weights cannot be combined"):
+        read_combinable([LocalSource(path)])
 
 
 @pytest.mark.parametrize(

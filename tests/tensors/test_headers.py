@@ -115,7 +115,10 @@ def test_a_long_shape_costs_no_time() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes_are_those_of_the_library_and_of_torch(dtype: str) -> None:
-    tensor = torch.zeros(3, dtype=getattr(torch, DTYPES[dtype].torch_name))
+    if not hasattr(torch, DTYPES[dtype].torch_name):
+        pytest.skip(f"torch {torch.__version__} has no {dtype}")
+    tensor = torch.zeros(3, dtype=torch.uint8).repeat_interleave(DTYPES[dtype].itemsize)
+    tensor = tensor.view(getattr(torch, DTYPES[dtype].torch_name))
     assert tensor.element_size() == DTYPES[dtype].itemsize
     data = save({"x": tensor})
     (info,) = parse_header(data, len(data), "f").tensors
@@ -156,7 +159,7 @@ def test_what_is_built_is_what_is_read_here_and_by_the_library(
         assert bytes(theirs["data"]) == data[tensor.offset : tensor.offset + tensor.nbytes]
 
 
-@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F6_E3M2", "F8_E8M0"])
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3", "F6_E3M2"])
 def test_types_of_quantised_weights_are_called_so(dtype: str) -> None:
     """The library writes and reads them, so the file is sound."""
     header = json.dumps({"w": {"dtype": dtype, "shape": [8], "data_offsets": [0, 8]}}).encode()

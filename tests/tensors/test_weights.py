@@ -96,6 +96,20 @@ def test_all_wrong_checkpoints_are_named_at_once(folder: Folder, shard: Any) -> 
     assert [line.partition("/")[0] for line in lines] == ["step 1", "step 2"]
 
 
+def test_of_many_that_are_wrong_alike_a_few_are_told(folder: Folder, shard: Any) -> None:
+    """A line each of 64 checkpoints would fill a terminal; each kind of fault is told."""
+    cut = {"model.safetensors": shard(["a"])[:-1]}
+    sources = [LocalSource(folder(cut), f"step_{step}") for step in range(10)]
+    sources.append(LocalSource(folder({"model.safetensors": b"short"}), "step_10"))
+    with pytest.raises(CorruptFile) as told:
+        read_layouts(sources)
+    lines = str(told.value).splitlines()
+    assert [line.split("/")[0] for line in lines if line.startswith("step")] == [
+        "step_0", "step_1", "step_2", "step_10",
+    ]  # fmt: skip
+    assert "and 7 more messages like this one; the last is of step_9/model.safetensors" in lines
+
+
 @pytest.mark.parametrize("keep", [0, 7, 8, 40, 95, -1])
 def test_truncated_file(folder: Folder, shard: Any, keep: int) -> None:
     message = refusal(folder({"model.safetensors": shard(["a", "b"])[:keep]}))
