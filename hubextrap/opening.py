@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -11,18 +11,19 @@ from hubextrap import clocks
 from hubextrap.adapters.base import Bases
 from hubextrap.adapters.run import open_adapters
 from hubextrap.engine.budget import NO_LIMIT, Budget
-from hubextrap.errors import RecipeError, SourceError, wrong_argument
+from hubextrap.errors import RecipeError, wrong_argument
 from hubextrap.given import check_by_this_process
 from hubextrap.lazy import by_name
 from hubextrap.progress import Progress, SilentProgress, StagesOnly
 from hubextrap.reading import ReadingOptions as ReadingOptions
-from hubextrap.recipe import Recipe
-from hubextrap.sampling import plan_sample, sample_size
+from hubextrap.recipe import Naming, Recipe, naming_of
+from hubextrap.sampling import sample_size, scan_of_weights
 from hubextrap.scans import Scan
 from hubextrap.scans.given import check_counts, check_same_checkpoints, part_of_scan, sample_of
 from hubextrap.statistics import GramTable
-from hubextrap.tensors import open_source, read_combinable, read_layouts, ties_embeddings
+from hubextrap.tensors import Combinable, read_combinable, read_layouts
 from hubextrap.tensors.fingerprints import commit_fingerprint, files_fingerprint
+from hubextrap.tensors.opening import OpenSources
 from hubextrap.timing import chosen_clock, rates_beside, target_at, target_times
 from hubextrap.trajectory import Pins, Trajectory, find_recipe_trajectory
 from hubextrap.trajectory.checkpoint import ADAPTER, is_untouched_base
@@ -64,8 +65,7 @@ class Run:
             pins: with which the checkpoints were found.
             clock: what time is counted by; see `timing.chosen_clock`.
 
-        Raises:
-            RecipeError: ``reading`` is of a merge.
+        Raises RecipeError: ``reading`` is of a merge.
         """
         if reading is not None and type(reading) is not ReadingOptions:
             raise RecipeError(
@@ -75,14 +75,17 @@ class Run:
         self.trajectory = trajectory
         self.section: TrajectorySection | None = None
         """What a recipe says of the checkpoints, where they were found for one."""
-        self.reading = reading or ReadingOptions()
-        self.pins = pins or Pins()
+        self.naming = Naming()
+        self.reading, self.pins = reading or ReadingOptions(), pins or Pins()
         self._clock_choice = clock
         self.progress = progress or SilentProgress()
-        self._opened: dict[int, Source] = {}
-        self._closed = False
+        self._opened = OpenSources(trajectory.checkpoints, cache=self.reading.cache)
+        self._source = self._opened.of
+        self.check_unchanged = self._opened.check_unchanged
+        """To be asked when all is read."""
         self._warned: set[str] = set()
         self._resources = ExitStack()
+        self._resources.callback(self._opened.close)
         self._scan: tuple[Scan, str] | None = None
         self._tables: dict[int | None, GramTable] = {}
 
@@ -121,7 +124,7 @@ class Run:
         if clock is None:
             clock = "auto" if section is None else section.clock
         run = cls(found, reading, pins=pins, clock=clock, progress=progress)
-        run.section = section
+        run.section, run.naming = section, naming_of(what)
         if given is not None:
             run._use(*given)
         return run
@@ -130,8 +133,9 @@ class Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closed = True
         self._resources.close()
+        for found in ("models", "any_models"):
+            vars(self).pop(found, None)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -226,8 +230,8 @@ class Run:
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """One per checkpoint, in step order; of whole models."""
-        return tuple(self._source(k) for k in range(len(self.steps)))
+        """One per checkpoint, in step order; of whole models, in the form in which they are combined."""
+        return self.models.sources
 
     @property
     def last_source(self) -> Source:
@@ -254,35 +258,41 @@ class Run:
         """What is known of the bases of adapters, its own and of predictions beside them."""
         return Bases.of_run(self.trajectory, self.pins)
 
-    @cached_property
+    @property
     def layouts(self) -> list[CheckpointLayout]:
         """What the checkpoints hold: plain weights, see `read_combinable`, or what adapters change."""
-        if self.adapters is not None:
-            return self.adapters.layouts
-        with said_how_to_go_on(self.trajectory):
-            return read_combinable(self.sources, self.progress)
+        return self.models.layouts
 
     @cached_property
-    def any_layouts(self) -> list[CheckpointLayout]:
+    def models(self) -> Combinable:
+        """The checkpoints in the form in which they are combined; raises what `read_combinable` does."""
+        if self.adapters is not None:
+            self.naming.check_unused("the checkpoints are adapters, whose names are their base's")
+            return Combinable((), self.adapters.layouts)
+        with said_how_to_go_on(self.trajectory):
+            return read_combinable(self._stored(), self.progress, self.naming)
+
+    @cached_property
+    def any_models(self) -> Combinable:
         """The same of checkpoints that may be quantised, as their logits can be mixed all the same."""
         with said_how_to_go_on(self.trajectory):
-            return read_layouts(self.sources, self.progress)
+            return Combinable(self._stored(), read_layouts(self._stored(), self.progress))
 
     @cached_property
     def tied(self) -> bool:
-        """The last checkpoint's tie_word_embeddings; an adapter changes what it names."""
-        return self.adapters is None and ties_embeddings(self.last_source)
+        """Of the last checkpoint, see `is_tied`; an adapter changes what it names."""
+        return self.adapters is None and self._models_of([len(self.steps) - 1]).tied
 
     @cached_property
     def fingerprints(self) -> tuple[str, ...]:
         """What stands for the bytes of each checkpoint's weights, as long as nobody writes to a local one."""
-        return tuple(
+        found = (
             self.adapters.base_fingerprint
             if self.adapters is not None and is_untouched_base(one)
-            else commit_fingerprint(one)
-            or files_fingerprint(one, self._source(k))  # a commit needs no source
+            else commit_fingerprint(one) or files_fingerprint(one, self._source(k))
             for k, one in enumerate(self.trajectory.checkpoints)
         )
+        return tuple(one + self.naming.pin for one in found)
 
     @cached_property
     def scan_plan(self) -> ScanPlan:
@@ -290,7 +300,8 @@ class Run:
         from hubextrap.engine.scan_plan import plan_scan
 
         budget = Budget(NO_LIMIT, self.reading.workers, self.remote)
-        return plan_scan(self.steps, self.layouts, tied=self.tied, budget=budget)
+        plan = plan_scan(self.steps, self.layouts, tied=self.tied, budget=budget)
+        return replace(plan, notes=(*self.models.notes, *self.models.caveats, *plan.notes))
 
     def scan_weights(
         self,
@@ -314,7 +325,7 @@ class Run:
             check_by_this_process(how.executor)
             within = partial(scan_adapters, self.adapters, run, budget=budget)
             found: Scan = within(reference_share=reference_share, pins=pins, journal=journal, progress=told)
-            return replace(found, rates=rates)
+            return self._ended(found, rates)
         plan = self.scan_plan.within(replace(budget, remote=self.remote))
         if how.executor != "local":
             found = by_name("hubextrap.api.elsewhere:scan_elsewhere")(self, plan, reference_share)
@@ -323,7 +334,7 @@ class Run:
 
             one_pass = partial(scan_trajectory, run, self.sources, plan, pins=pins, progress=told)
             found = one_pass(reference_share=reference_share, journal=journal)
-        return replace(found, rates=rates)
+        return self._ended(found, rates)
 
     def sample_size(self, choice: SampleChoice) -> int | None:
         """How many weights of each tensor a sample takes; None: all are read. See `sampling.sample_size`."""
@@ -340,21 +351,16 @@ class Run:
             known: a scan of a sample of the same size, whose checkpoints are not read again.
             held, afterwards: as for `scan_weights`.
         """
-        from hubextrap.engine.sampled import scan_of_sample
-        from hubextrap.engine.sampling import sample_weights
-
         rates, run, pins, told = self.rate_history, self.trajectory, self.fingerprints, self.progress
         budget = Budget(self.reading.memory, self.reading.workers, reserve=held + afterwards)
         if self.adapters is not None:
             from hubextrap.adapters.sampling import sample_adapters
 
             sampled = sample_adapters(self.adapters, run, size, pins=pins, budget=budget, progress=told)
-            return replace(sampled, rates=rates)
-        plan, there = plan_sample(run.checkpoints, pins, size, known, self._layouts_of, lambda: self.tied)
-        sources = {k: self._source(k) for k in range(len(self.steps)) if k not in there}
-        budget = replace(budget, remote=self.remote)
-        weights = sample_weights(plan, sources, size, known=there, budget=budget, progress=told)
-        return replace(scan_of_sample(run, plan, weights, pins=pins, progress=told), rates=rates)
+            return self._ended(sampled, rates)
+        models, tied, budget = self._models_of, lambda: self.tied, replace(budget, remote=self.remote)
+        sampled = scan_of_weights(run, pins, size, known, models, tied, budget=budget, progress=told)
+        return self._ended(sampled, rates)
 
     def known_table(self, *recipes: Recipe) -> GramTable | None:
         """The Gram matrices, where they are known already: of the weights that the recipes fit to, if to any.
@@ -387,30 +393,23 @@ class Run:
         return self._tables[sample]
 
     def check_scan_counts(self, recipes: Iterable[Recipe]) -> None:
-        """Refuse a scan that was given although nothing follows from it.
-
-        Raises:
-            RecipeError: says so.
-        """
+        """Refuse a scan that was given although nothing follows from it, with a RecipeError."""
         if self._scan is not None:
             check_counts(*self._scan, recipes)
 
-    def _layouts_of(self, numbers: Sequence[int]) -> list[CheckpointLayout]:
-        """Those of some checkpoints, without a look at the others."""
-        if len(numbers) == len(self.steps) or "layouts" in vars(self):
-            return [self.layouts[k] for k in numbers]
+    def _models_of(self, numbers: Sequence[int]) -> Combinable:
+        """Some checkpoints, without a look at the others."""
+        if len(numbers) == len(self.steps) or self.naming or "models" in vars(self):
+            return self.models.of(numbers)
         with said_how_to_go_on(self.trajectory):
             return read_combinable([self._source(k) for k in numbers], self.progress)
 
-    def _source(self, k: int) -> Source:
-        if self._closed:
-            raise SourceError("this run is closed, and reads no more; open another one with Run.of")
-        if k not in self._opened:
-            checkpoint = self.trajectory.checkpoints[k]
-            # an adapter is read more than once, and is small
-            source = open_source(checkpoint, cache=self.reading.cache or checkpoint.kind == ADAPTER)
-            self._opened[k] = self._resources.enter_context(closing(source))
-        return self._opened[k]
+    def _stored(self) -> tuple[Source, ...]:
+        return tuple(self._source(k) for k in range(len(self.steps)))
+
+    def _ended(self, scan: Scan, rates: RateHistory | None) -> Scan:
+        self.check_unchanged()
+        return replace(scan, rates=rates)
 
     def _use(self, scan: Scan, name: str) -> None:
         """Take what a scan knows, after a look at the checkpoints that it is of."""

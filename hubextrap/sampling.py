@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hubextrap.engine.budget import NO_LIMIT, Budget
 from hubextrap.engine.comparison import FLOATS
-from hubextrap.engine.sampling import known_weights
+from hubextrap.engine.sampling import known_weights, sample_weights
 from hubextrap.engine.scan_plan import plan_scan
 from hubextrap.errors import CheckpointMismatch
 from hubextrap.sample_sizes import DEFAULT_SAMPLE
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hubextrap.engine.scan_plan import ScanPlan
+    from hubextrap.progress import Progress
     from hubextrap.sample_sizes import SampleChoice
     from hubextrap.scans import Scan
+    from hubextrap.tensors import Combinable
     from hubextrap.tensors.interfaces import Source
     from hubextrap.trajectory import Checkpoint, Trajectory
 
@@ -48,6 +50,43 @@ def sample_size(
         if checkpoint.repo is not None and total <= LARGE and not trajectory.of_adapters:
             total += checkpoint.size or _size(source_at(k))
     return DEFAULT_SAMPLE if total > LARGE else None
+
+
+def scan_of_weights(
+    trajectory: Trajectory,
+    pins: Sequence[str],
+    size: int,
+    known: Scan | None,
+    models_at: Callable[[Sequence[int]], Combinable],
+    tied: Callable[[], bool],
+    *,
+    budget: Budget,
+    progress: Progress,
+) -> Scan:
+    """A scan of ``size`` weights of each tensor; arguments as for `plan_sample` and `sample_weights`.
+
+    Raises:
+        HubExtrapError: as they do.
+    """
+    from hubextrap.engine.sampled import scan_of_sample  # imports numba
+
+    sources: dict[int, Source] = {}
+
+    def layouts_at(numbers: Sequence[int]) -> list[CheckpointLayout]:
+        found = models_at(numbers)
+        sources.update(zip(numbers, found.sources, strict=True))
+        return found.layouts
+
+    plan, there = plan_sample(trajectory.checkpoints, pins, size, known, layouts_at, tied)
+    weights = sample_weights(
+        plan,
+        {k: source for k, source in sources.items() if k not in there},
+        size,
+        known=there,
+        budget=budget,
+        progress=progress,
+    )
+    return scan_of_sample(trajectory, plan, weights, pins=pins, progress=progress)
 
 
 def plan_sample(

@@ -122,6 +122,7 @@ def held(layouts: Sequence[CheckpointLayout], tensors: int, coefficients: int = 
     """
     count = len(layouts)
     files = sum(len(layout.shards) for layout in layouts)
-    taken = distinct_tensors(layouts) * HELD_INFO + count * HELD_CHECKPOINT + files * HELD_FILE
+    taken = sum(layout.held for layout in layouts)
+    taken += distinct_tensors(layouts) * HELD_INFO + count * HELD_CHECKPOINT + files * HELD_FILE
     per_tensor = HELD_TENSOR + count * HELD_INPUT + min(count, READERS) * HELD_ENTRY
     return taken + tensors * per_tensor + coefficients

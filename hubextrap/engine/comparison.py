@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from hubextrap.errors import CheckpointMismatch
-from hubextrap.foreign_text import own_lines
+from hubextrap.engine.findings import HAS_MORE, LACKS, OTHERWISE, Problem
 from hubextrap.tensors.headers import DTYPES
+from hubextrap.tensors.tied import OUTPUT_EMBEDDINGS, ends_with, tied_pair
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from hubextrap.tensors.layout import CheckpointLayout, TensorInfo
 
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 """What can be combined, by safetensors name. Everything else is copied when it is the same everywhere."""
 
-OUTPUT_EMBEDDINGS = ("lm_head.weight", "embed_out.weight")
-INPUT_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
-"""How tied pairs end in transformers' models: Llama, Qwen, Gemma …; GPT-2; GPT-NeoX; BLOOM, Falcon."""
-LISTED_PROBLEMS = 20
+UNTIED = (
+    " (a model whose embeddings are tied stores none; here config.json of the last checkpoint does not say "
+    "tie_word_embeddings: true, or it stores a head that differs)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,11 @@ class TensorInputs:
         """Of all checkpoints together."""
         return sum(info.nbytes for info in (*self.inputs, *(twin for _, twin in self.twins)))
 
-
-class Problem(NamedTuple):
-    """Why checkpoints do not fit together."""
-
-    text: str
-    tensor: str
-    step: int | None = None
-    """Of the checkpoint that differs from the last one."""
+    @property
+    def bytes_stored(self) -> int:
+        """The same, as they are stored."""
+        every = (*self.inputs, *(twin for _, twin in self.twins))
+        return sum(info.packed or info.nbytes for info in every)
 
 
 def compare(
@@ -72,8 +69,10 @@ def compare(
         every mismatch; facts worth telling that are no mismatch.
     """
     tensors = [layout.tensors for layout in layouts]  # those of a run are one table
+    copied = layouts[-1].copied
     count, every = len(layouts), tuple(range(len(layouts)))
-    pair = _tied_pair(tensors) if tied else None
+    stored_names = {name for table in {id(one): one for one in tensors}.values() for name in table}
+    pair = tied_pair(stored_names) if tied else None
     last, last_step = tensors[-1], f"step {steps[-1]}"
     labels = [f"step {step} ({layout.name})" for step, layout in zip(steps, layouts, strict=True)]
     problems: list[Problem] = []
@@ -87,21 +86,18 @@ def compare(
             )
             continue
         elements = reference.nbytes // DTYPES[reference.dtype].itemsize
-        if alike and not (pair and name in pair):
+        if (alike or name in copied) and not (pair and name in pair):
             entries.append(TensorInputs(name, elements, every, (reference,) * count, ()))
             continue
         names = (name, *(other for other in pair if other != name)) if pair and name in pair else (name,)
         found: list[TensorInfo] = []
         twins: list[tuple[int, TensorInfo]] = []
-        for k, checkpoint in enumerate(tensors):
+        for k, checkpoint in enumerate([last] * count if name in copied else tensors):
             stored = [checkpoint[alias] for alias in names if alias in checkpoint]
             problems += (
-                [
-                    Problem(text, name, steps[k])
-                    for text in _differences(stored, reference, labels[k], last_step)
-                ]
+                _differences(stored, reference, (steps[k], labels[k]), last_step)
                 if stored
-                else [_missing(name, last_step, labels[k], steps[k])]
+                else [_missing(name, last_step, labels[k], steps[k], LACKS)]
             )
             found += stored[:1]
             twins += [(k, twin) for twin in stored[1:]]
@@ -111,53 +107,39 @@ def compare(
     for step, label, checkpoint in zip(steps[:-1], labels, tensors, strict=False):
         if checkpoint is last:
             continue
-        problems += [_missing(name, label, last_step, step) for name in checkpoint if name not in known]
+        problems += [
+            _missing(name, label, last_step, step, HAS_MORE) for name in checkpoint if name not in known
+        ]
     return entries, problems, notes
 
 
 def _differences(
-    stored: Sequence[TensorInfo], reference: TensorInfo, label: str, last_step: str
-) -> Iterator[str]:
+    stored: Sequence[TensorInfo], reference: TensorInfo, there: tuple[int, str], last_step: str
+) -> Iterator[Problem]:
     """Why what a checkpoint holds under a tensor's names, one or two, does not fit the last one's."""
+    step, label = there
     for info in stored:
         if info.shape != reference.shape:
-            shapes = list(info.shape), list(reference.shape)
-            yield f"{info.name} has shape {shapes[0]} in {label}, {shapes[1]} in {last_step}"
+            how = f"shape {list(info.shape)} in {label}, {list(reference.shape)} in {last_step}"
+            yield Problem(f"{info.name} has {how}", reference.name, step, OTHERWISE, how)
         elif info.dtype != reference.dtype and not {info.dtype, reference.dtype}.issubset(FLOATS):
-            yield f"{info.name} is {info.dtype} in {label}, {reference.dtype} in {last_step}"
+            how = f"{info.dtype} in {label}, {reference.dtype} in {last_step}"
+            yield Problem(f"{info.name} is {how}", reference.name, step, OTHERWISE, how)
     if len(stored) == 2 and stored[0].dtype != stored[1].dtype:
-        yield (
+        yield Problem(
             f"{stored[1].name} is {stored[1].dtype} and {stored[0].name} {stored[0].dtype} in {label}, "
-            "but config.json says that they are tied"
+            "but config.json says that they are tied",
+            reference.name,
+            step,
         )
-
-
-def refuse(problems: Sequence[Problem]) -> None:
-    """Refuse checkpoints that do not fit together.
-
-    Raises:
-        CheckpointMismatch: there are problems; with its tensor and step, where they are about one.
-    """
-    if not problems:
-        return
-    more = len(problems) - LISTED_PROBLEMS
-    tensors, steps = {problem.tensor for problem in problems}, {problem.step for problem in problems}
-    raise CheckpointMismatch(
-        own_lines(
-            f"the checkpoints do not fit together, {len(problems)} problem{'s' * (len(problems) > 1)}:",
-            *(f"  {problem.text}" for problem in problems[:LISTED_PROBLEMS]),
-            *([f"  … and {more} more"] if more > 0 else []),
-            "leave out the checkpoints that differ (trajectory.steps), or choose checkpoints of one run",
-        ),
-        tensor=tensors.pop() if len(tensors) == 1 else None,
-        step=steps.pop() if len(steps) == 1 else None,
-    )
 
 
 def uncombinable(name: str, dtype: str, remedy: str) -> list[Problem]:
     """The problem with a tensor of several checkpoints, if it is neither floats to combine nor integers."""
     if dtype in FLOATS or dtype[0] in "IUB":
         return []
+    if dtype.startswith("F8"):  # weights: to take those of one checkpoint is no way out
+        remedy = f"store it in every checkpoint as one of {', '.join(FLOATS)}"
     return [Problem(f"{name} is {dtype}, which cannot be combined; {remedy}", name)]
 
 
@@ -166,7 +148,7 @@ def dtype_notes(steps: Sequence[int], layouts: Sequence[CheckpointLayout]) -> li
     known: dict[int, str] = {}
     for table in (layout.tensors for layout in layouts):
         if id(table) not in known:
-            dtypes = {info.dtype for info in table.values()}
+            dtypes = {info.written for info in table.values()}
             known[id(table)] = "/".join(sorted(dtypes.intersection(FLOATS)))
     stored = {step: known[id(layout.tensors)] for step, layout in zip(steps, layouts, strict=True)}
     if len(set(stored.values())) < 2:
@@ -174,20 +156,8 @@ def dtype_notes(steps: Sequence[int], layouts: Sequence[CheckpointLayout]) -> li
     return ["dtypes differ: " + ", ".join(f"step {step} {dtype}" for step, dtype in stored.items())]
 
 
-def _tied_pair(tensors: Sequence[Mapping[str, TensorInfo]]) -> tuple[str, str] | None:
-    """(output embedding, input embedding), when exactly one of each is stored anywhere."""
-    names = {name for table in {id(one): one for one in tensors}.values() for name in table}
-    outputs = [name for name in names if _ends_with(name, OUTPUT_EMBEDDINGS)]
-    inputs = [name for name in names if _ends_with(name, INPUT_EMBEDDINGS)]
-    return (outputs[0], inputs[0]) if len(outputs) == len(inputs) == 1 else None
-
-
-def _ends_with(name: str, endings: Sequence[str]) -> bool:
-    return any(name == ending or name.endswith(f".{ending}") for ending in endings)
-
-
-def _missing(name: str, there: str, absent: str, step: int) -> Problem:
+def _missing(name: str, there: str, absent: str, step: int, kind: str) -> Problem:
     text = f"{name} is in {there} but not in {absent}"
-    if _ends_with(name, OUTPUT_EMBEDDINGS):
-        text += " (if it is tied, the last checkpoint's config.json has to say tie_word_embeddings: true)"
-    return Problem(text, name, step)
+    if ends_with(name, OUTPUT_EMBEDDINGS):
+        text += UNTIED
+    return Problem(text, name, step, kind, f"in {there} but not in {absent}")

@@ -17,6 +17,7 @@ from xxhash import xxh3_128
 
 from hubextrap.digests import hasher_like
 from hubextrap.errors import CorruptFile
+from hubextrap.tensors.assembled import beneath
 from hubextrap.tensors.hashing import blocks_of, check_file, corrupt
 from hubextrap.tensors.headers import DTYPES
 
@@ -133,7 +134,9 @@ def check_blamed(
     ]
     for k, file in sorted({(k, unit.origin(place)[0]) for k, place in places}):
         if checkpoints is None or k in checkpoints:
-            check_file(sources[k], file)
+            source, stored = beneath(sources[k], [file])
+            for one in stored:
+                check_file(source, one)
 
 
 class InputHashes:

@@ -9,6 +9,7 @@ depend on them.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap.engine.budget import Budget, allot, held
-from hubextrap.engine.comparison import FLOATS, TensorInputs, compare, dtype_notes, refuse, uncombinable
+from hubextrap.engine.comparison import FLOATS, TensorInputs, compare, dtype_notes, uncombinable
 from hubextrap.engine.cutting import Room, aligned, cut, lay_out
 from hubextrap.engine.defaults import MiB
+from hubextrap.engine.findings import refuse
 from hubextrap.engine.kernels import BLOCK
 from hubextrap.engine.units import Combination, Form, MergeUnit
 from hubextrap.errors import MethodError, RecipeError
@@ -26,7 +28,7 @@ from hubextrap.tensors.blocks import WRITE_BUFFERS, WRITE_SIZE
 from hubextrap.tensors.headers import DTYPES, build_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -69,7 +71,12 @@ class ShardPlan:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of all checkpoints together that go into it."""
+        """Bytes of all checkpoints together that go into it, as they are stored."""
+        return sum(plan.bytes_stored for plan in self.tensors)
+
+    @property
+    def bytes_taken(self) -> int:
+        """The same, as they are read: more, where they are dequantised."""
         return sum(plan.bytes_read for plan in self.tensors)
 
 
@@ -87,6 +94,7 @@ class MergePlan:
     index: bytes
     """Content of ``index_file``; the caller writes it beside the shards."""
     total_bytes_read: int
+    """As they are stored: what is dequantised takes less there than it is read as."""
     total_bytes_written: int
     """Of all targets together."""
     buffers: Buffers
@@ -157,19 +165,17 @@ def plan_merge(
     """
     last, dtype = layouts[-1], output_dtype(out_dtype)
     entries, problems, notes = compare(steps, layouts, tied=tied)
-    targets = len(coefficients_for(entries[0].name)) if entries else 1
+    targets, rows_for = _copying(coefficients_for, entries, last.copied)
     dtype_of, forms = _dtypes(dtype, last), dict[int, _Form]()
-    plans = {one.name: _tensor_plan(one, coefficients_for(one.name), dtype_of, forms) for one in entries}
-    for plan in plans.values():
-        if len(plan.inputs) > 1:
-            problems += uncombinable(plan.name, plan.inputs[-1].dtype, _PERSISTENCE)
-    refuse(problems)
+    plans = {one.name: _tensor_plan(one, rows_for(one.name), dtype_of, forms) for one in entries}
+    for plan in (one for one in plans.values() if len(one.inputs) > 1):
+        problems += uncombinable(plan.name, plan.inputs[-1].dtype, _PERSISTENCE)
+    refuse(problems, layouts)
     shards = _shards(last, plans)
     every = [plan for shard in shards for plan in shard.tensors]
-    itemsize = 8 if wide or any(plan.dtype == "F64" for plan in every) else 4
-    workers = (budget := budget or Budget()).workers
+    itemsize, budget = 8 if wide or any(plan.dtype == "F64" for plan in every) else 4, budget or Budget()
     # what a worker's kernels need beside its buffer: one input, and a sum per target
-    beside = workers * BLOCK * (targets + 1) * itemsize + targets * WRITE_MEMORY
+    beside = budget.workers * BLOCK * (targets + 1) * itemsize + targets * WRITE_MEMORY
     beside += held(layouts, len(every), len(forms) * targets * len(layouts) * HELD_COEFFICIENT)
     return MergePlan(
         steps=tuple(steps),
@@ -178,14 +184,13 @@ def plan_merge(
         shards=tuple(shards),
         index_file=last.index_file,
         index=_index(shards) if last.index_file else b"",
-        total_bytes_read=sum(shard.bytes_read for shard in shards),
+        total_bytes_read=sum(plan.bytes_stored for plan in every),
         total_bytes_written=targets * sum(shard.size for shard in shards),
         buffers=allot(budget, every, Room(targets), local_read_size=LOCAL_READ_SIZE, beside=beside),
         accumulator_itemsize=itemsize,
-        same_layout=len(every) == len(last.tensors)
-        and all(p.dtype == last.tensors[p.name].dtype for p in every),
+        same_layout=_as_in(last, every),
         notes=(*notes, *([] if wide else dtype_notes(steps, layouts)), *_narrowed(out_dtype, every, last)),
-        caveats=(*_kept_wide(dtype, every), *([] if wide else _copied(every, len(layouts) - 1))),
+        caveats=(*_dequantised(every, last), *_kept_wide(dtype, every), *_copied(every, layouts, wide)),
         wide=wide,
     )
 
@@ -199,6 +204,21 @@ def combination(coefficients: NDArray[np.float64], checkpoints: Sequence[int]) -
     if len(weights) == 2 and abs(sum(weights) - 1) <= 1e-12 * (abs(weights[0]) + abs(weights[1])):
         return Combination("line", indices, weights)
     return Combination("sum", indices, weights)
+
+
+def _copying(
+    coefficients_for: Callable[[str], NDArray[np.float64]],
+    entries: Sequence[TensorInputs],
+    copied: Collection[str],
+) -> tuple[int, Callable[[str], NDArray[np.float64]]]:
+    """The number of targets, and every tensor's coefficients: those of persistence for what is copied."""
+    first = next((one for one in entries if one.name not in copied), None)
+    targets = 1 if first is None else len(coefficients_for(first.name))
+    if not copied:
+        return targets, coefficients_for
+    persistence = np.zeros((targets, len(entries[0].inputs)))
+    persistence[:, -1] = 1.0
+    return targets, lambda name: persistence if name in copied else coefficients_for(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +254,7 @@ def _tensor_plan(
         checkpoints=checkpoints,
         inputs=inputs,
         twins=twins,
-        dtype=dtype_of(reference.dtype) if combined else reference.dtype,
+        dtype=dtype_of(reference.written) if combined else reference.dtype,
         shape=reference.shape,
         combinations=form.combinations,
     )
@@ -280,16 +300,17 @@ def _dtypes(out_dtype: str | None, last: CheckpointLayout) -> Callable[[str], st
 
     What a trainer keeps wider than the model (router biases of DeepSeek's kind, A_log of Mamba's) it keeps so
     because rounding breaks it. The model's own dtype is that of most bytes or of most tensors, whichever is
-    narrower: a few large tensors may be the wide ones.
+    narrower: a few large tensors may be the wide ones. Of as many tensors, bytes decide.
     """
     if out_dtype is None:
         return lambda stored: stored
     size, count = Counter[str](), Counter[str]()
     for info in last.tensors.values():
-        if info.dtype in FLOATS:
-            size[info.dtype] += info.nbytes
-            count[info.dtype] += 1
-    commonest = [dtype for counted in (size, count) for dtype, _ in counted.most_common(1)]
+        if info.written in FLOATS:
+            size[info.written] += math.prod(info.shape) * DTYPES[info.written].itemsize
+            count[info.written] += 1
+    orders = (lambda one: (size[one], 0), lambda one: (count[one], size[one]))
+    commonest = [max(size, key=order) for order in orders if size]
     most = min((DTYPES[dtype].itemsize for dtype in commonest), default=DTYPES[out_dtype].itemsize)
 
     def dtype_of(stored: str) -> str:
@@ -328,9 +349,19 @@ def _index(shards: Sequence[ShardPlan]) -> bytes:
 
 def _narrowed(out_dtype: str | None, plans: Sequence[TensorPlan], last: CheckpointLayout) -> list[str]:
     """What ``out_dtype`` stores in fewer bits than the last checkpoint does."""
-    stored = {name: DTYPES[info.dtype].itemsize for name, info in last.tensors.items()}
+    stored = {name: DTYPES[info.written].itemsize for name, info in last.tensors.items()}
     found = [plan for plan in plans if plan.itemsize < stored[plan.name]]
     return [f"out_dtype: {out_dtype} narrows {_count(found, plans)}"] if found else []
+
+
+def _dequantised(plans: Sequence[TensorPlan], last: CheckpointLayout) -> list[str]:
+    """What the last checkpoint stores quantised, and the output does not."""
+    found = [plan for plan in plans if last.tensors[plan.name].writes]
+    if not found:
+        return []
+    written = "/".join(sorted({plan.dtype for plan in found}))
+    said = f"{_count(found, plans)} are written as {written}, and config.json has no quantization_config"
+    return [f"the last checkpoint's weights are quantised, the prediction's are not: {said}"]
 
 
 def _kept_wide(out_dtype: str | None, plans: Sequence[TensorPlan]) -> list[str]:
@@ -343,15 +374,22 @@ def _kept_wide(out_dtype: str | None, plans: Sequence[TensorPlan]) -> list[str]:
     return [f"out_dtype does not narrow what the last checkpoint keeps wider than the rest, {which}"]
 
 
-def _copied(plans: Sequence[TensorPlan], last: int) -> list[str]:
-    """What comes from the last checkpoint (its number) as it is, unless that is everything."""
+def _as_in(last: CheckpointLayout, plans: Sequence[TensorPlan]) -> bool:
+    """Whether an output is stored as the last checkpoint is."""
+    stored = last.tensors
+    return len(plans) == len(stored) and all(plan.dtype == stored[plan.name].dtype for plan in plans)
+
+
+def _copied(plans: Sequence[TensorPlan], layouts: Sequence[CheckpointLayout], wide: bool) -> list[str]:
+    """What comes from the last checkpoint as it is, unless everything does, or the plan is ``wide``."""
+    last = len(layouts) - 1
     found = [
         plan
         for plan in plans
         if not plan.combinations
         or (plan.checkpoints == (last,) and all(row.kind == "copy" for row in plan.combinations))
     ]
-    if len(found) in (0, len(plans)):
+    if wide or len(found) in (0, len(plans)):
         return []
     return [f"copied from the last checkpoint, not predicted: {_count(found, plans)}: {_named(found)}"]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from xxhash import xxh3_128
 
 from hubextrap.digests import sha256_of_json
+from hubextrap.tensors.assembled import beneath
 from hubextrap.tensors.local import LocalSource
 
 if TYPE_CHECKING:
@@ -49,10 +50,10 @@ def check_inputs(
     doubted = [
         (shard, k)
         for shard in shards
-        for k, source in enumerate(sources)
+        for k in range(len(sources))
         if any(
             one.stamps.get(str(k)) != stamps[str(k)]
-            if isinstance(source, LocalSource)
+            if stamps[str(k)]
             else not (ended or one.inputs[shard.file].compared)
             for one in journals
         )
@@ -77,12 +78,13 @@ def check_inputs(
 
 def input_stamps(plan: MergePlan, sources: Sequence[Source]) -> dict[str, str]:
     """What the weight files of each local checkpoint look like, for its journal."""
-    return {
-        str(k): sha256_of_json([(shard.file, source.stamp(shard.file)) for shard in plan.layouts[k].shards])
-        if isinstance(source, LocalSource)
-        else ""
-        for k, source in enumerate(sources)
-    }
+    found = {}
+    for k, (source, layout) in enumerate(zip(sources, plan.layouts, strict=True)):
+        stored, files = beneath(source, [shard.file for shard in layout.shards])
+        found[str(k)] = ""
+        if isinstance(stored, LocalSource):
+            found[str(k)] = sha256_of_json([(file, stored.stamp(file)) for file in files])
+    return found
 
 
 def made_from(shards: Iterable[ShardPlan]) -> dict[Key, list[str]]:

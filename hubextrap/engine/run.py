@@ -180,6 +180,7 @@ class _Merge:
     def __post_init__(self) -> None:
         todo = [shard for shard in self.plan.shards if shard.file not in self.done]
         self.bytes_read = sum(shard.bytes_read for shard in todo)
+        self.bytes_taken = sum(shard.bytes_taken for shard in todo)
         self.identical = [self.plan.same_layout] * self.plan.targets
         for target, journal in enumerate(self.journals):
             self.identical[target] &= journal.identical

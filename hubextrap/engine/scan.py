@@ -168,7 +168,8 @@ class _Scan:
 
     def __post_init__(self) -> None:
         self._current: TensorScan | None = None
-        self.bytes_read = sum(tensor.bytes_read for tensor in self.tensors)
+        self.bytes_read = sum(tensor.bytes_stored for tensor in self.tensors)
+        self.bytes_taken = sum(tensor.bytes_read for tensor in self.tensors)
 
     def units(self) -> Iterator[Unit]:
         return self.plan.units(self.tensors)

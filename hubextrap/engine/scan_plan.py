@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hubextrap.engine.budget import Budget, allot, held
-from hubextrap.engine.comparison import FLOATS, compare, dtype_notes, refuse, uncombinable
+from hubextrap.engine.comparison import FLOATS, compare, dtype_notes, uncombinable
 from hubextrap.engine.cutting import Room, cut, lay_out
 from hubextrap.engine.defaults import MiB
+from hubextrap.engine.findings import refuse
 from hubextrap.engine.units import Unit
 from hubextrap.errors import StepError
 from hubextrap.scans.parts import ScannedCheckpoint
@@ -79,7 +80,7 @@ def plan_scan(
     tied: bool = False,
     budget: Budget | None = None,
 ) -> ScanPlan:
-    """Plan a scan of K checkpoints. Integer tensors are left out; a tied pair counts once.
+    """Plan a scan of K checkpoints. Integers and what is copied are left out; a tied pair counts once.
 
     Args:
         tied: the last checkpoint's tie_word_embeddings.
@@ -96,9 +97,10 @@ def plan_scan(
         )
     count, budget = len(steps), budget or Budget()
     entries, problems, notes = compare(steps, layouts, tied=tied)
+    entries = [entry for entry in entries if entry.name not in layouts[-1].copied]
     for entry in entries:
         problems += uncombinable(entry.name, entry.inputs[-1].dtype, _REMEDY)
-    refuse(problems)
+    refuse(problems, layouts)
     tensors = tuple(entry for entry in entries if entry.inputs[-1].dtype in FLOATS)
     converts = any(reads_as(info.dtype for info in one.inputs) is None for one in tensors)
     beside = COMPILER + scan_tables(count, len(layouts[-1].tensors)) + held(layouts, len(entries))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import mmap
 import queue
+import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from hubextrap.engine.budget import Buffers
     from hubextrap.engine.inputs import Digests, InputHashes
     from hubextrap.engine.units import Piece, Read, Twin
-    from hubextrap.progress import Progress
+    from hubextrap.progress import Progress, Stage
     from hubextrap.tensors.interfaces import Source
 
 U = TypeVar("U", bound=Unit)
@@ -160,7 +161,9 @@ class Consumer(Protocol[U, R]):
     title: str
     """What progress calls it."""
     bytes_read: int
-    """Of all its units."""
+    """Of all its units, as they are stored."""
+    bytes_taken: int
+    """The same, as its workers get them: more, where they are dequantised as they are read."""
 
     def units(self) -> Iterable[U]:
         """What is read, in the order in which the results are wanted."""
@@ -174,6 +177,22 @@ class Consumer(Protocol[U, R]):
         Args:
             digests: the hashes of the tensors that end in the unit.
         """
+
+
+class _AsStored:
+    """Tells a stage of the bytes that lie in the files, of those that are made of them. Thread-safe."""
+
+    def __init__(self, stage: Stage, consumer: Consumer[Any, Any]) -> None:
+        self._stage, self._of = stage, consumer
+        self._taken = self._told = 0
+        self._lock = threading.Lock()
+
+    def advance(self, count: int) -> None:
+        with self._lock:
+            self._taken += count
+            told = self._taken * self._of.bytes_read // self._of.bytes_taken
+            count, self._told = told - self._told, told
+            self._stage.advance(count)
 
 
 def stream(
@@ -194,13 +213,15 @@ def stream(
         progress.stage(consumer.title, consumer.bytes_read) as stage,
         ThreadPoolExecutor(buffers.readers or 1, thread_name_prefix="hubextrap-read") as readers,
     ):
+        same = consumer.bytes_taken == consumer.bytes_read
+        advance = (stage if same else _AsStored(stage, consumer)).advance
         idle: queue.LifoQueue[tuple[UnitBuffer, Callable[[U], R]]] = queue.LifoQueue()
         for _ in range(buffers.workers):
             buffer = UnitBuffer(
                 inputs,
                 buffers.unit_bytes,
                 readers=readers if buffers.readers else None,
-                advance=stage.advance,
+                advance=advance,
             )
             idle.put((buffer, consumer.worker(buffer)))
 

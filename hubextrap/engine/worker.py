@@ -80,7 +80,7 @@ class MergeWorker:
         """Fill the outputs of the unit that the buffer holds.
 
         Raises:
-            CheckpointMismatch: tied copies or integer tensors that differ.
+            CheckpointMismatch: tied copies that differ, or integer tensors of more than one number.
         """
         non_finite: list[NonFiniteCount] = []
         identical = [True] * len(unit.outputs)
@@ -122,14 +122,17 @@ class MergeWorker:
     def _copy_equal(
         self, unit: MergeUnit, piece: Piece, stored: Sequence[Bytes], outputs: Sequence[Bytes]
     ) -> Sequence[Made]:
+        # one integer packs no weights: it counts batches or steps, and the last checkpoint's is the latest
+        counts = piece.elements == 1 and piece.dtypes[-1].startswith(("I", "U"))
         for k, dtype, part in zip(piece.checkpoints, piece.dtypes, stored[:-1], strict=False):
-            if not same_bytes(part, stored[-1]):
+            if not counts and not same_bytes(part, stored[-1]):
                 inputs = self._buffer.inputs
                 check_blamed(unit, piece, inputs.sources)
                 raise CheckpointMismatch(
                     f"{piece.tensor} is {dtype}, which is copied and never combined, but "
                     f"{inputs.called(k)} and step {inputs.steps[-1]} differ; to take the last checkpoint's, "
-                    "give it a rule with the method persistence",
+                    "give it a rule with the method persistence; if it holds packed weights, dequantise all "
+                    "checkpoints instead",
                     tensor=piece.tensor,
                     step=inputs.steps[k],
                 )

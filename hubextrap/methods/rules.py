@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from hubextrap.errors import BrokenMethod, MethodError, RecipeError
+from hubextrap.foreign_data import shorten
 from hubextrap.methods.checking import check_steps, coefficients, needs_gram_matrix, unless_it_cannot
 
 if TYPE_CHECKING:
@@ -121,8 +123,13 @@ class FirstMatch:
         return found
 
 
-def assign_rules(rules: Sequence[Rule], tensors: Iterable[str]) -> dict[str, Rule]:
+def assign_rules(
+    rules: Sequence[Rule], tensors: Iterable[str], earlier_only: Iterable[str] = ()
+) -> dict[str, Rule]:
     """The first rule that matches, for each tensor; the last rule of a recipe matches every name.
+
+    Args:
+        earlier_only: names that the last checkpoint lacks, for the error.
 
     Raises:
         RecipeError: a rule other than the last gets no tensor, so its globs say something that was not meant.
@@ -132,16 +139,19 @@ def assign_rules(rules: Sequence[Rule], tensors: Iterable[str]) -> dict[str, Rul
     assigned, used = {tensor: rules[index] for tensor, index in numbers.items()}, set(numbers.values())
     for index, rule in enumerate(rules[:-1]):
         if index not in used:
-            earlier = any(rule.matches(tensor) for tensor in assigned)
             called = rule.called or f"parameters.tensors[{index}]: {', '.join(rule.match)}"
-            raise RecipeError(
-                f"{called} matches "
-                + (
-                    "only tensors that earlier rules have taken; put it before them, or remove it"
-                    if earlier
-                    else (
-                        f"no tensor of the model; its tensors have names like {', '.join(list(assigned)[:3])}"
-                    )
-                )
-            )
+            raise RecipeError(f"{called} matches {_no_match(rule, list(assigned), earlier_only)}")
     return assigned
+
+
+def _no_match(rule: Rule, tensors: Sequence[str], earlier_only: Iterable[str]) -> str:
+    """What a rule that gets no tensor matches instead, and what to do."""
+    if any(map(rule.matches, tensors)):
+        return "only tensors that earlier rules have taken; put it before them, or remove it"
+    if (elsewhere := next(filter(rule.matches, earlier_only), None)) is not None:
+        return (
+            f"only what the last checkpoint lacks, e.g. {shorten(elsewhere)}, so no tensor of the output; "
+            "remove the rule, and write trajectory: {tensors: {ignore: "
+            f"{json.dumps(list(rule.match))}}}}} to leave these tensors out"
+        )
+    return f"no tensor of the model; its tensors have names like {', '.join(tensors[:3])}"

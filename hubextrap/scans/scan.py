@@ -21,6 +21,7 @@ from hubextrap.errors import CorruptFile, wrong_argument
 from hubextrap.foreign_data import first_problem, parse_json
 from hubextrap.methods import MAX_STEP
 from hubextrap.notebooks import counted, one_line, steps_in_words
+from hubextrap.recipe.tensor_names import RENAMED
 from hubextrap.scans.checks import (
     check_examples,
     check_logprobs,
@@ -96,9 +97,12 @@ class Scan:
         return tuple((checkpoint.step, checkpoint.pin) for checkpoint in self.checkpoints)
 
     def holds(self, step: int, pin: str, digest: str | None) -> bool:
-        """Whether it is of a checkpoint with that pin, or with these weights."""
+        """Whether it is of a checkpoint with that pin, or with these weights under the same names."""
         found = next((one for one in self.checkpoints if one.step == step), None)
-        return found is not None and (found.pin == pin or (digest is not None and found.digest == digest))
+        if found is None or found.pin == pin:
+            return found is not None
+        same_names = found.pin.partition(RENAMED)[2] == pin.partition(RENAMED)[2]
+        return digest is not None and found.digest == digest and same_names
 
     @property
     def dtypes(self) -> tuple[str, ...]:

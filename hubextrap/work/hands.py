@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hubextrap.engine.inputs import read_again
 from hubextrap.errors import CorruptFile, SourceError
 from hubextrap.tensors import open_source
+from hubextrap.tensors.assembled import beneath, in_forms
 from hubextrap.tensors.bucket import hub_source
 from hubextrap.tensors.interfaces import FileInfo
 from hubextrap.work.kinds import Hands
@@ -18,11 +20,31 @@ if TYPE_CHECKING:
 
     from hubextrap.engine.inputs import Key
     from hubextrap.progress import Progress
+    from hubextrap.tensors.assembled import Forms
     from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import CheckpointLayout
     from hubextrap.trajectory.checkpoint import Checkpoint
     from hubextrap.work.kinds import Stamp, Work
     from hubextrap.work.records import Record
+
+
+class ReadIn(NamedTuple):
+    """A checkpoint as a plan of work has it read."""
+
+    checkpoint: Checkpoint
+    """Whatever its weights are: it is opened as it is stored."""
+    stamps: Mapping[str, Stamp]
+    """Of its weight files when the plan was made."""
+    forms: Forms
+
+
+def read_in(
+    checkpoints: Sequence[Checkpoint], stamps: Sequence[Mapping[str, Stamp]], forms: Sequence[Forms]
+) -> tuple[ReadIn, ...]:
+    """Those of a plan; no ``forms`` at all where every checkpoint is read as it is stored."""
+    every = forms or [()] * len(checkpoints)
+    stored = (replace(one, weights="") for one in checkpoints)
+    return tuple(map(ReadIn, stored, stamps, every))
 
 
 class ReadingHands(Hands):
@@ -31,8 +53,7 @@ class ReadingHands(Hands):
     def __init__(
         self,
         plan: Work,
-        checkpoints: Sequence[Checkpoint],
-        stamps: Sequence[Mapping[str, Stamp]],
+        checkpoints: Sequence[ReadIn],
         layouts: Sequence[CheckpointLayout],
         progress: Progress,
         *,
@@ -40,12 +61,11 @@ class ReadingHands(Hands):
     ) -> None:
         """
         Args:
-            stamps: for each checkpoint, those of its weight files when the plan was made.
-            layouts: theirs.
+            layouts: those of the checkpoints.
             cache: download what is on the Hub first.
         """
         self._work = plan
-        self._checkpoints = tuple(zip(checkpoints, stamps, strict=True))
+        self._checkpoints = checkpoints
         self._layouts = layouts
         self._progress = progress
         self._cache = cache
@@ -66,15 +86,15 @@ class ReadingHands(Hands):
         """
         if self._sources is None:
             opened = []
-            for checkpoint, stamps in self._checkpoints:
-                source = self._resources.enter_context(closing(self._source(checkpoint, stamps)))
-                check_unmoved(source, stamps, checkpoint.step)
-                opened.append(source)
+            for checkpoint, stamps, forms in self._checkpoints:
+                stored = self._resources.enter_context(closing(self._source(checkpoint, stamps)))
+                check_unmoved(stored, stamps, checkpoint.step)
+                opened.append(in_forms(stored, forms))
             self._sources = tuple(opened)
         return self._sources
 
     def _source(self, checkpoint: Checkpoint, stamps: Mapping[str, Stamp]) -> Source:
-        """As `open_source` has it; the Hub is not asked again what the plan says of a commit's files."""
+        """The stored files; the Hub is not asked again what the plan says of a commit's."""
         if checkpoint.repo is None or checkpoint.commit is None or self._cache or not stamps:
             return open_source(checkpoint, cache=self._cache)
         listed = {
@@ -135,6 +155,7 @@ def check_unmoved(source: Source, stamps: Mapping[str, Stamp], step: int | None)
     """
     from hubextrap.tensors.local import LocalSource
 
+    source, _ = beneath(source, ())
     if not isinstance(source, LocalSource):
         return
     for file, (size, time) in stamps.items():

@@ -9,14 +9,21 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from hubextrap.digests import sha256_of_json
 from hubextrap.engine.budget import Buffers
 from hubextrap.engine.plan import MergePlan, TensorPlan, shard_plan
 from hubextrap.engine.units import Combination
+from hubextrap.tensors.assembled import Assembly
 from hubextrap.tensors.headers import DTYPES
 from hubextrap.tensors.layout import CheckpointLayout, ShardInfo, TensorInfo, share_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from hubextrap.tensors.assembled import Forms
+
+_MARKS = ("left_out", "copied")
+"""What a layout says of tensors beside where they lie; written where it says something."""
 
 
 def layouts_as_json(layouts: Sequence[CheckpointLayout]) -> dict[str, Any]:
@@ -31,7 +38,13 @@ def layouts_as_json(layouts: Sequence[CheckpointLayout]) -> dict[str, Any]:
     return {
         "shards": held,
         "checkpoints": [
-            {"name": one.name, "index": one.index_file, "shards": [shards[id(shard)] for shard in one.shards]}
+            {
+                "name": one.name,
+                "index": one.index_file,
+                "shards": [shards[id(shard)] for shard in one.shards],
+                **({"held": one.held} if one.held else {}),
+                **{mark: sorted(names) for mark in _MARKS if (names := getattr(one, mark))},
+            }
             for one in layouts
         ],
     }
@@ -41,11 +54,46 @@ def layouts_from_json(stated: Mapping[str, Any]) -> list[CheckpointLayout]:
     """The layouts that `layouts_as_json` was given, equal shards shared."""
     shards = [_shard_from_json(shard) for shard in stated["shards"]]
     layouts = [
-        CheckpointLayout(one["name"], tuple(shards[number] for number in one["shards"]), one["index"])
+        CheckpointLayout(
+            one["name"],
+            tuple(shards[number] for number in one["shards"]),
+            one["index"],
+            held=one.get("held", 0),
+            **{mark: frozenset(one[mark]) for mark in _MARKS if mark in one},
+        )
         for one in stated["checkpoints"]
     ]
     share_tensors(layouts)
     return layouts
+
+
+def forms_as_json(forms: Sequence[Forms]) -> dict[str, Any]:
+    """What `forms_from_json` takes, of each checkpoint; empty where all are read as they are stored."""
+    if not any(forms):
+        return {}
+    numbers: dict[str, int] = {}
+    held: list[dict[str, Any]] = []
+
+    def number(assembly: Assembly) -> int:
+        stated = assembly.to_json()
+        found = numbers.setdefault(sha256_of_json(stated), len(held))
+        if found == len(held):
+            held.append(stated)
+        return found
+
+    of = [[[list(inner), number(one)] for inner, one in each] for each in forms]
+    return {"forms": {"assemblies": held, "checkpoints": of}}
+
+
+def forms_from_json(stated: Mapping[str, Any]) -> tuple[Forms, ...]:
+    """What `forms_as_json` was given, in a mapping with what else is stated."""
+    if "forms" not in stated:
+        return ()
+    held = [Assembly.from_json(one) for one in stated["forms"]["assemblies"]]
+    return tuple(
+        tuple((tuple(inner), held[number]) for inner, number in each)
+        for each in stated["forms"]["checkpoints"]
+    )
 
 
 def merge_as_json(plan: MergePlan) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hubextrap.errors import OutputError
 from hubextrap.hub.sink import HubSink
 from hubextrap.tensors import LocalSink
-from hubextrap.work.hands import ReadingHands, left_as_json
+from hubextrap.work.hands import ReadingHands, left_as_json, read_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +26,8 @@ class MergeHands(ReadingHands):
     """Makes shards, and puts each where the plan has it."""
 
     def __init__(self, plan: WorkPlan, progress: Progress) -> None:
-        super().__init__(plan, plan.checkpoints, plan.stamps, plan.merge.layouts, progress, cache=plan.cache)
+        checkpoints = read_in(plan.checkpoints, plan.stamps, plan.forms)
+        super().__init__(plan, checkpoints, plan.merge.layouts, progress, cache=plan.cache)
         self._plan = plan
         self._sinks: list[Sink] | None = None
 

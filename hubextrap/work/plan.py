@@ -16,8 +16,16 @@ from hubextrap.engine.inputs import shared_files
 from hubextrap.errors import CorruptFile
 from hubextrap.hub.target import PushTarget
 from hubextrap.lazy import by_name
+from hubextrap.tensors.assembled import beneath
 from hubextrap.work.kinds import Work, checkpoint_as_json, checkpoint_from_json, own_versions
-from hubextrap.work.layouts import layouts_as_json, layouts_from_json, merge_as_json, merge_from_json
+from hubextrap.work.layouts import (
+    forms_as_json,
+    forms_from_json,
+    layouts_as_json,
+    layouts_from_json,
+    merge_as_json,
+    merge_from_json,
+)
 from hubextrap.work.shard_records import ShardRecord, shard_record
 
 if TYPE_CHECKING:
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
     from hubextrap.engine.plan import MergePlan
     from hubextrap.engine.scan_plan import ScanPlan
     from hubextrap.progress import Progress
+    from hubextrap.tensors.assembled import Forms
     from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import CheckpointLayout
     from hubextrap.trajectory.checkpoint import Checkpoint
@@ -55,7 +64,7 @@ class WorkPlan(Work):
 
     checkpoints: tuple[Checkpoint, ...]
     stamps: tuple[Mapping[str, Stamp], ...]
-    """For each checkpoint, those of its weight files."""
+    """For each checkpoint, those of its weight files, as they are stored."""
     merge: MergePlan
     outputs: tuple[Output, ...]
     """One per target."""
@@ -66,6 +75,8 @@ class WorkPlan(Work):
     cache: bool = False
     device: str = "cpu"
     allow_non_finite: bool = False
+    forms: tuple[Forms, ...] = ()
+    """In which each checkpoint is read; empty where all are read as they are stored."""
     finish: Mapping[str, Any] = field(default_factory=dict)
     """What whoever does the last step has to know; JSON values."""
     versions: Mapping[str, str] = field(default_factory=own_versions)
@@ -159,6 +170,7 @@ class WorkPlan(Work):
             "checkpoints": list(map(checkpoint_as_json, self.checkpoints, self.stamps)),
             "layouts": layouts_as_json(self.merge.layouts),
             "merge": merge_as_json(self.merge),
+            **forms_as_json(self.forms),
             "compared": compared_as_json(self.compared),
             "outputs": [asdict(one) for one in self.outputs],
             "fingerprint": dict(self.fingerprint),
@@ -178,6 +190,7 @@ class WorkPlan(Work):
                 for one in stated["outputs"]
             ),
             compared=compared_from_json(stated["compared"]),
+            forms=forms_from_json(stated),
             fingerprint=stated["fingerprint"],
             finish=stated["finish"],
             versions=stated["versions"],
@@ -208,18 +221,20 @@ def compared_from_json(stated: Sequence[Any]) -> Compared:
 
 
 def stamps_of(sources: Sequence[Source], plan: MergePlan | ScanPlan) -> tuple[dict[str, Stamp], ...]:
-    """The stamps of the weight files of each source."""
+    """The stamps of the stored files that each source's weights are read from."""
     from hubextrap.tensors.local import LocalSource
 
     found = []
     for source, layout in zip(sources, plan.layouts, strict=True):
         stamps: dict[str, Stamp] = {}
-        for shard in layout.shards:
-            if isinstance(source, LocalSource):
-                size, time, *_ = source.stamp(shard.file)
-                stamps[shard.file] = size, time
+        stored, files = beneath(source, [shard.file for shard in layout.shards])
+        there = stored.files()
+        for file in files:
+            if isinstance(stored, LocalSource):
+                size, time, *_ = stored.stamp(file)
+                stamps[file] = size, time
             else:
-                stamps[shard.file] = shard.size, source.files()[shard.file].digest
+                stamps[file] = there[file].size, there[file].digest
         found.append(stamps)
     return tuple(found)
 

@@ -16,9 +16,10 @@ from hubextrap.errors import CorruptFile
 from hubextrap.scans.scan import EXAMPLES
 from hubextrap.scans.tensor_scan import TensorScan
 from hubextrap.statistics.linearity import BINS
-from hubextrap.work.hands import ReadingHands, left_as_json
+from hubextrap.tensors.assembled import forms_of
+from hubextrap.work.hands import ReadingHands, left_as_json, read_in
 from hubextrap.work.kinds import Work, checkpoint_as_json, checkpoint_from_json, own_versions
-from hubextrap.work.layouts import layouts_as_json, layouts_from_json
+from hubextrap.work.layouts import forms_as_json, forms_from_json, layouts_as_json, layouts_from_json
 from hubextrap.work.plan import (
     compare_labels,
     compare_sizes,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from hubextrap.engine.comparison import TensorInputs
     from hubextrap.progress import Progress
+    from hubextrap.tensors.assembled import Forms
     from hubextrap.tensors.interfaces import Source
     from hubextrap.trajectory.checkpoint import Checkpoint
     from hubextrap.work.kinds import Compared, Stamp
@@ -64,6 +66,8 @@ class ScanWork(Work):
     reference_share: float | None = None
     """As `engine.scan.scan_trajectory` takes it."""
     compared: Compared = ()
+    forms: tuple[Forms, ...] = ()
+    """As in `WorkPlan`."""
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     """What stands for each checkpoint's bytes."""
     cache: bool = False
@@ -90,7 +94,8 @@ class ScanWork(Work):
             tuple(checkpoints), stamps_of(sources, scan), scan, tied, starts, reference_share, cache=cache
         )
         compared = shared_and_listed([plan.run(unit) for unit in range(len(starts))], scan.layouts, sources)
-        return replace(plan, compared=compared, fingerprint=fingerprint)
+        forms = tuple(map(forms_of, sources))
+        return replace(plan, compared=compared, forms=forms if any(forms) else (), fingerprint=fingerprint)
 
     def run(self, unit: int) -> tuple[TensorInputs, ...]:
         """The tensors of a unit."""
@@ -106,7 +111,7 @@ class ScanWork(Work):
 
     @cached_property
     def _sizes(self) -> tuple[int, ...]:
-        read = (sum(tensor.bytes_read for tensor in self.run(unit)) for unit in range(len(self.starts)))
+        read = (sum(tensor.bytes_stored for tensor in self.run(unit)) for unit in range(len(self.starts)))
         return (*read, *compare_sizes(self.compared, self.scan))
 
     def bytes_of(self, unit: int) -> int:
@@ -161,6 +166,7 @@ class ScanWork(Work):
             "buffers": list(astuple(self.scan.buffers)),
             "starts": list(self.starts),
             "reference_share": self.reference_share,
+            **forms_as_json(self.forms),
             "compared": compared_as_json(self.compared),
             "fingerprint": dict(self.fingerprint),
             "cache": self.cache,
@@ -182,6 +188,7 @@ class ScanWork(Work):
             scan=replace(scan, buffers=Buffers(*stated["buffers"])),
             starts=tuple(stated["starts"]),
             compared=compared_from_json(stated["compared"]),
+            forms=forms_from_json(stated),
             digest=digest,
             **{
                 name: stated[name] for name in ("tied", "reference_share", "fingerprint", "cache", "versions")
@@ -193,7 +200,8 @@ class ScanHands(ReadingHands):
     """Reads runs of tensors."""
 
     def __init__(self, plan: ScanWork, progress: Progress) -> None:
-        super().__init__(plan, plan.checkpoints, plan.stamps, plan.scan.layouts, progress, cache=plan.cache)
+        checkpoints = read_in(plan.checkpoints, plan.stamps, plan.forms)
+        super().__init__(plan, checkpoints, plan.scan.layouts, progress, cache=plan.cache)
         self._plan = plan
 
     def make(self, unit: int) -> dict[str, Any]:

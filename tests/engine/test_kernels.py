@@ -20,7 +20,8 @@ BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 INPUTS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 
 
-NAMES = {getattr(torch, dtype.torch_name): name for name, dtype in DTYPES.items()}
+NAMES = {getattr(torch, DTYPES[name].torch_name): name for name in DTYPES if name != "F8_E8M0"}
+"""Without that of scales, which torch 2.6 has not got."""
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:

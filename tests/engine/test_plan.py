@@ -151,7 +151,11 @@ def test_every_mismatch_is_in_one_error() -> None:
     last = layout("me/run@step_400", [A, B, ("new.weight", "BF16", (3,)), HEAD])
     with pytest.raises(CheckpointMismatch) as caught:
         plan_two(first, last)
-    hint = " (if it is tied, the last checkpoint's config.json has to say tie_word_embeddings: true)"
+    hint = (
+        " (a model whose embeddings are tied stores none; here config.json of the last checkpoint does not "
+        "say tie_word_embeddings: true, or it stores a head that differs)"
+    )
+    mended = '{ignore: ["old.weight"], copy: ["a.weight", "b.weight", "new.weight", "lm_head.weight"]}'
     assert str(caught.value).splitlines() == [
         "the checkpoints do not fit together, 5 problems:",
         "  a.weight has shape [4, 9] in step 100 (me/run@step_100), [4, 8] in step 400",
@@ -159,6 +163,10 @@ def test_every_mismatch_is_in_one_error() -> None:
         "  new.weight is in step 400 but not in step 100 (me/run@step_100)",
         "  lm_head.weight is in step 400 but not in step 100 (me/run@step_100)" + hint,
         "  old.weight is in step 100 (me/run@step_100) but not in step 400",
+        "if it is one model, write this under trajectory in the recipe (or a part of it):",
+        f"  tensors: {mended}",
+        "ignore leaves out what the last checkpoint has not, so the prediction has not either",
+        "copy takes what others lack from the last checkpoint as it is, and does not predict it",
         "leave out the checkpoints that differ (trajectory.steps), or choose checkpoints of one run",
     ]
 
@@ -180,10 +188,10 @@ def test_a_mismatch_of_one_tensor_names_it(first: list[Spec], tensor: str | None
 
 
 def test_many_mismatches_are_counted_not_all_listed() -> None:
-    last = layout("x", [(f"layer.{i}", "BF16", (2,)) for i in range(1000)])
+    last = layout("x", [(f"part_{i}.weight", "BF16", (2,)) for i in range(1000)])
     with pytest.raises(CheckpointMismatch, match="1001 problems:") as caught:
         plan_two(layout("y", [A]), last)
-    assert len(str(caught.value).splitlines()) == 1 + 20 + 2
+    assert len(str(caught.value).splitlines()) == 1 + 20 + 6
     assert "… and 981 more" in str(caught.value)
 
 
@@ -235,10 +243,16 @@ def test_tied_copies_of_different_dtype() -> None:
 
 
 def test_what_cannot_be_combined() -> None:
+    """Weights are not to be kept from moving for their dtype; a table of rotations may be."""
     odd = layout("x", [("w", "F8_E4M3FNUZ", (4,))])
-    with pytest.raises(CheckpointMismatch, match=r"w is F8_E4M3FNUZ, .*; give it a rule"):
+    for plan in (plan_two, lambda one, other: plan_scan((1, 2), (one, other))):
+        with pytest.raises(CheckpointMismatch, match=r"F8_E4M3FNUZ, .*; store it in every") as caught:
+            plan(odd, odd)
+        assert "persistence" not in str(caught.value)
+    odd = layout("x", [("w", "C64", (4,))])
+    with pytest.raises(CheckpointMismatch, match=r"w is C64, .*; give it a rule"):
         plan_two(odd, odd)
-    with pytest.raises(CheckpointMismatch, match=r"w is F8_E4M3FNUZ, .* needs no scan"):
+    with pytest.raises(CheckpointMismatch, match=r"w is C64, .* needs no scan"):
         plan_scan((1, 2), (odd, odd))
     persistence = plan_merge((1, 2), (odd, odd), lambda name: np.array([[0.0, 1.0]]))
     assert len(persistence.shards[0].tensors[0].inputs) == 1

@@ -259,13 +259,13 @@ def test_tied_copies_count_once_and_are_compared(tmp_path: Path, apart: bool) ->
     for step in (0, 10):
         table = torch.randn(500, 400, generator=generator)
         state = {"model.embed_tokens.weight": table, "lm_head.weight": table.clone()}
-        if apart and step == 10:
+        if apart and step == 0:  # a last checkpoint whose copies differ has not tied them
             place = places_of("model.embed_tokens.weight", 200_000, SIZE).in_tensor()[7]
             state["lm_head.weight"].view(-1)[place] += 1
         write_checkpoint(tmp_path / f"step_{step}", state)
         (tmp_path / f"step_{step}" / "config.json").write_text('{"tie_word_embeddings": true}')
     if apart:
-        with pytest.raises(CheckpointMismatch, match=r"step 10 .*lm_head.weight differs from model.embed"):
+        with pytest.raises(CheckpointMismatch, match=r"step 0 .*lm_head.weight differs from model.embed"):
             sampled(tmp_path)
         return
     scan = sampled(tmp_path)

@@ -82,7 +82,7 @@ def test_whoever_rounds_otherwise_is_found_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "dtype", [name for name in DTYPES if torch_dtype(name).is_floating_point or torch_dtype(name).is_complex]
+    "dtype", [name for name in DTYPES if name[0] in "FBC" and name not in ("BOOL", "F8_E8M0")]
 )
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_counts_what_is_not_finite_in_tensors(dtype: str, value: float) -> None:

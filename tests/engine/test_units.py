@@ -140,7 +140,7 @@ class Bytes:
     """A consumer of its own: the bytes of each tensor, as they are handed over."""
 
     title = "look"
-    bytes_read = 0
+    bytes_read = bytes_taken = 0
 
     def __init__(self, plan: ScanPlan, refuse: str = "") -> None:
         self.plan, self.refuse = plan, refuse
