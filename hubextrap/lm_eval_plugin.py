@@ -166,7 +166,9 @@ def _recipe(arguments: dict[str, Any]) -> Recipe:
                 f"about the prediction; beside a recipe go {beside}"
             )
         recipe = load_recipe(Path(str(arguments["recipe"])))
-        content = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"push", "evaluate"})
+        content = recipe.model_dump(
+            mode="json", exclude_defaults=True, exclude={"push", "evaluate"}, by_alias=True
+        )
         if "space" in arguments:
             content["space"] = arguments["space"]
         if recipe.parameters.target is not None:

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
+from functools import lru_cache
 from inspect import Parameter as Argument
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from hubextrap.extras import require
@@ -33,7 +36,10 @@ from hubextrap.recipe.fits import NOTHING_IS_FITTED, read_mergekit_fit
 from hubextrap.scans.places import places_of
 from hubextrap.statistics.linearity import BINS
 from hubextrap.step_names import settled_step
+from hubextrap.tensors import LocalSource, read_layout
 from hubextrap.tensors.combinable import MERGE_ADAPTER, is_adapter_tensor
+from hubextrap.tensors.configuration import quantisation_method
+from hubextrap.tensors.quantised import quantised_pair
 
 try:
     from mergekit.merge_methods import (
@@ -55,6 +61,7 @@ except Exception as error:  # of pydantic too: mergekit 0.1.4 does not import be
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from mergekit.common import ModelReference
     from numpy.typing import NDArray
 
     from hubextrap.methods import Method, Parameter
@@ -62,6 +69,10 @@ if TYPE_CHECKING:
 
 DTYPE_NAMES = {torch_dtype(name): name for name in FLOATS}
 """safetensors' names of what the compiled kernels combine."""
+_QUANTISED = (
+    "its weights are quantised, and mergekit hands over the stored numbers without their scales; use the "
+    "checkpoints from before that, or `hubextrap merge`, which reads FP8 blocks and MXFP4 as floats"
+)
 ABSENT = Argument.empty
 """Default of a parameter that has to be given: reading it is the error, so that the message is ours."""
 
@@ -101,10 +112,13 @@ class TrajectoryMergeMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit
             StepError: a model without a step, two of one step, a target before the last step.
             MethodError: the method cannot serve these steps.
             CheckpointMismatch: tensors that are no floating-point numbers.
-            UnsupportedCheckpoint: a tensor of an adapter.
+            UnsupportedCheckpoint: a tensor of an adapter, or a model whose weights are quantised.
             NonFinite: NaN or infinity came out.
         """
         tensor = group.metadata.name or "tensor"
+        for entry in group.entries:
+            if _quantised(entry.id):
+                raise UnsupportedCheckpoint(f"{entry.id}: {_QUANTISED}", tensor=tensor)
         steps, inputs = _in_step_order(group, parameters.pop("step"))
         if is_adapter_tensor(tensor):
             what = f"{tensor} is part of an adapter, whose factors cannot be combined separately"
@@ -286,6 +300,15 @@ def _parameter_sections(
     for inner_place, entry, is_model in inner:
         if isinstance(entry, dict):
             yield from _parameter_sections(entry, inner_place, is_model)
+
+
+@lru_cache(maxsize=256)
+def _quantised(model: ModelReference) -> bool:
+    """Whether a model's tensors, as mergekit hands them over, are not its weights."""
+    with suppress(Exception):  # whatever is wrong with it, mergekit says
+        stated = quantisation_method(model.config().to_dict()) is not None
+        return stated or quantised_pair(read_layout(LocalSource(Path(model.model.path))).tensors) is not None
+    return False
 
 
 def _in_step_order(group: Any, step_of: Mapping[Any, object]) -> tuple[list[int], list[torch.Tensor]]:

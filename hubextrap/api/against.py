@@ -12,7 +12,7 @@ from hubextrap.evaluation.table import BASE, LAST, TARGET
 from hubextrap.foreign_text import own_lines
 from hubextrap.progress import SilentProgress
 from hubextrap.trajectory import TrajectoryOptions, resolve_checkpoint
-from hubextrap.trajectory.discover import with_weights
+from hubextrap.trajectory.leaving_out import with_weights
 from hubextrap.trajectory.selection import select_steps
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ taken until then by stand-ins of the same length.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import TYPE_CHECKING
 
 from hubextrap.api.adapted import adapter_files, adapter_inputs, adapter_record, losses_in_words
@@ -23,13 +23,14 @@ from hubextrap.hub import (
     build_provenance,
     model_card,
 )
-from hubextrap.hub.provenance import ClockRecord, SampleRecord, TrustRecord
+from hubextrap.hub.provenance import ClockRecord, HowRead, SampleRecord, TrustRecord
 from hubextrap.hub.side_files import is_utf8
+from hubextrap.tensors.assembled import beneath
 from hubextrap.tensors.interfaces import SMALL_FILE
 from hubextrap.trajectory import paths_in_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from hubextrap.api.preparing import Beside, Prepared
     from hubextrap.engine import MergePlan
@@ -66,7 +67,7 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
     """
     recipe, run, plan = prepared.recipe, prepared.run, prepared.plan
     adapters = run.adapters
-    read = input_files(plan, run.sources) if adapters is None else adapter_inputs(run, adapters)
+    read = input_files(plan, prepared.sources) if adapters is None else adapter_inputs(run, adapters)
     caveats = (*prepared.caveats, *prepared.addition.caveats)
     files = {**prepared.beside.files, **prepared.addition.files, **adapter_files(prepared)}
     beside = replace(prepared.beside, files=files)
@@ -98,19 +99,39 @@ def companions(prepared: Prepared) -> Iterator[Companions]:
             for glob in rule.match
         ]
         lost = (line for line, _ in losses_in_words(prepared, index))
-        said = (*outlook.warnings, *outlook.notes, *caveats, *lost)
+        said = _without_folders(
+            (*outlook.warnings, *outlook.notes, *caveats, *lost), run.trajectory.checkpoints
+        )
         line = None if outlook.verdict is None else outlook.verdict.line
         yield companions_of(run, plan, beside, describe, rules, said, line)
 
 
 def input_files(plan: MergePlan, sources: Sequence[Source]) -> list[list[InputFile]]:
-    """The weight files of each checkpoint, as the provenance names them once a merge has gone well."""
-    how, files = read_as(plan), [source.files() for source in sources]
+    """The weight files of each checkpoint, as the provenance names them once a merge has gone well.
 
-    return [
-        [InputFile.of(one.file, files[k][one.file], how[k, one.file]) for one in layout.shards]
-        for k, layout in enumerate(plan.layouts)
-    ]
+    Where they are not plain safetensors they are those that are stored; of these no hash is made.
+    """
+    how, found = read_as(plan), []
+    for k, (source, layout) in enumerate(zip(sources, plan.layouts, strict=True)):
+        names = [shard.file for shard in layout.shards]
+        stored, files = beneath(source, names)
+        there, reads = stored.files(), {how[k, name] for name in names}
+        in_parts: HowRead = "header" if reads == {"header"} else "part"
+        found.append(
+            [
+                InputFile.of(file, there[file], how[k, file] if stored is source else in_parts)
+                for file in files
+            ]
+        )
+    return found
+
+
+def _without_folders(lines: Iterable[str], checkpoints: Sequence[Checkpoint]) -> tuple[str, ...]:
+    """What a card says, with the folders of this disk as the record names them: it is read elsewhere."""
+    names = [one.name for one in checkpoints]
+    places = dict(zip(names, paths_in_run(checkpoints), strict=True))
+    local = sorted((one.name for one in checkpoints if one.repo is None), key=len, reverse=True)
+    return tuple(reduce(lambda line, name: line.replace(name, places[name]), local, line) for line in lines)
 
 
 def _check_names(checkpoints: Sequence[Checkpoint]) -> None:

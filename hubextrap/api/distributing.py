@@ -11,6 +11,7 @@ from hubextrap.executors.driving import do_all, placed
 from hubextrap.executors.named import executor_named
 from hubextrap.hub.sink import HubSink
 from hubextrap.tensors import LocalSink
+from hubextrap.tensors.assembled import forms_of
 from hubextrap.work.merging import strike, target_shards
 from hubextrap.work.places import FolderPlace
 from hubextrap.work.plan import Output, WorkPlan, files_to_compare, stamps_of
@@ -80,12 +81,15 @@ def planned(
     Args:
         finish: see `WorkPlan.finish`.
     """
+    sources = run.sources
+    forms = tuple(map(forms_of, sources))
     return WorkPlan(
         checkpoints=run.trajectory.checkpoints,
-        stamps=stamps_of(run.sources, plan),
+        stamps=stamps_of(sources, plan),
         merge=plan,
         outputs=tuple(outputs),
-        compared=files_to_compare(plan, run.sources),
+        compared=files_to_compare(plan, sources),
+        forms=forms if any(forms) else (),
         fingerprint=fingerprint,
         cache=settings.cache,
         device=settings.device,

@@ -111,7 +111,7 @@ class Draft:
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> Draft:
         """Of what a recipe observes."""
-        return cls("run", recipe.trajectory.model_dump(mode="json", exclude_defaults=True))
+        return cls("run", recipe.trajectory.model_dump(mode="json", exclude_defaults=True, by_alias=True))
 
     @classmethod
     def of_scan(cls, scan: Scan) -> Draft:

@@ -149,10 +149,10 @@ def _planned(run: Run, coefficients: Mapping[str, Sequence[float]], settings: Me
         return _row(coefficients, len(run.steps), tensor)[None]
 
     def hold(count: int) -> None:
-        plans.append(plan_outputs(run, run.layouts, coefficients_for, _budget(run, settings, count)))
+        plans.append(plan_outputs(run, run.models, coefficients_for, _budget(run, settings, count)))
 
     # a snapshot's card is its trainer's
-    beside = replace(Beside.read(run.last_source, None, hold), card=None)
+    beside = replace(Beside.read(run.sources[-1], None, hold), card=None)
     (plan,) = plans
     return _Planned(plan, run.sources, beside, input_files(plan, run.sources))
 

@@ -53,7 +53,8 @@ def fit_rules(
     """
     steps, targets = run.times, run.target_times(recipe)
     rules = recipe.rules
-    assigned = assign_rules(rules, layouts[-1].tensors)
+    lacking = (name for one in layouts for name in one.tensors if name not in layouts[-1].tensors)
+    assigned = assign_rules(rules, layouts[-1].predicted, lacking)
     fitted: list[tuple[Rule, NDArray[np.float64]]] = []
     by_tensor: dict[str, NDArray[np.float64]] = {}
     place = {} if table is None else {name: row for row, name in enumerate(table.tensors)}

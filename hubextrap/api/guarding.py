@@ -13,7 +13,7 @@ from hubextrap.extras import require
 from hubextrap.logits.loading import load_causal_lm, load_tokenizer
 from hubextrap.logits.responses import encode_prompt
 from hubextrap.trajectory import Checkpoint
-from hubextrap.trajectory.local_layout import files_in
+from hubextrap.trajectory.local_files import files_in
 from hubextrap.trajectory.weights import weights_of
 
 if TYPE_CHECKING:

@@ -46,7 +46,7 @@ def make_outputs(
         from hubextrap.api.distributing import distribute
 
         return distribute(staging, plan, run, settings, sinks)
-    return engine.run_plan(  # numba is imported with it, when all that can be wrong before is known
+    made = engine.run_plan(  # numba is imported with it, when all that can be wrong before is known
         plan,
         sources,
         sinks,
@@ -55,3 +55,5 @@ def make_outputs(
         device=settings.device,
         allow_non_finite=settings.allow_non_finite,
     )
+    run.check_unchanged()
+    return made

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from hubextrap.api.adapted import adapter_files
 from hubextrap.api.beforehand import problems_beforehand
 from hubextrap.api.output import target_folders
 from hubextrap.api.preparing import MergeOptions, Prepared, opened, prepare
@@ -14,7 +15,9 @@ from hubextrap.errors import ClockError, HubExtrapError, RecipeError, Trajectory
 from hubextrap.figures import ONE, said_of_sample, with_stderr
 from hubextrap.given import optional_path, recipe_of
 from hubextrap.hub import PushTarget, check_target
+from hubextrap.hub.earlier import left_by_earlier
 from hubextrap.hub.outgoing import stale_files
+from hubextrap.hub.provenance_checks import OWN_FILES
 from hubextrap.hub.target import clashing, push_targets
 from hubextrap.notebooks import counted, html_table, one_line, steps_in_words
 from hubextrap.tensors.devices import cuda_libraries
@@ -280,11 +283,12 @@ def _refusals(targets: Sequence[PushTarget]) -> list[str]:
 def _removals(states: Mapping[PushTarget, RemoteState], prepared: Prepared) -> list[str]:
     """What pushes would remove where they go."""
     shards = [shard.file for shard in prepared.plan.shards]
-    ours = {*shards, prepared.plan.index_file or "", *prepared.beside.files}
+    beside = {**prepared.beside.files, **prepared.addition.files, **adapter_files(prepared)}
+    ours = {*shards, prepared.plan.index_file or "", *beside, *OWN_FILES}
     return [
         f"{target.name}: removes {', '.join(stale)} of the model that is there"
         for target, state in states.items()
-        if (stale := stale_files(ours, state.files))
+        if (stale := stale_files(ours, state.files, left_by_earlier(target, state, ours)))
     ]
 
 

@@ -23,11 +23,12 @@ from hubextrap.api.outlook import outlooks_of
 from hubextrap.api.planning import plan
 from hubextrap.api.preparing import MergeOptions, merge_options
 from hubextrap.api.scanning import chosen_size
+from hubextrap.engine.findings import TENSORS_SECTION
 from hubextrap.errors import MethodError, RecipeError, StepError, wrong_argument
 from hubextrap.evaluation import Gate, check_writable
 from hubextrap.evaluation.outcomes import outcomes_of
 from hubextrap.evaluation.table import LAST, PREDICTION, TARGET
-from hubextrap.foreign_text import own_lines
+from hubextrap.foreign_text import OwnLines, own_lines
 from hubextrap.given import check_names, check_reads, one_of, optional_path, paths_of, sample_choice, texts_of
 from hubextrap.hub.target import one_target
 from hubextrap.notebooks import one_line
@@ -57,6 +58,11 @@ if TYPE_CHECKING:
 _AGAINST = (LAST, "base", TARGET)
 _OF_A_SECTION = re.compile(r"^(?:evaluate\.(\w+)|output) \(line \d+\)")
 """Begins a problem of the recipe that is drawn up here, which nobody has seen."""
+_NO_SECTION = (
+    "predict has no option for it: write a recipe with that line (`hubextrap recipes cp` gives one to begin "
+    "with); `hubextrap backtest RECIPE --write-recipe BEST` chooses the method, `hubextrap merge BEST --out "
+    "DIR` predicts"
+)
 _OPTIONS = {"tasks": "eval", "include_path": "include-path", "batch_size": "batch-size"}
 
 
@@ -293,10 +299,19 @@ def _check_beforehand(
             run=run,
         )
     if report.problems:
-        problems = [_OF_A_SECTION.sub(_as_an_option, problem) for problem in report.problems]
+        problems = [_with_options(problem) for problem in report.problems]
         raise RecipeError(own_lines(*problems), parts=map(RecipeError, problems))
     if ask and beside and (to is not None or draft.out is not None):  # else its name is not known yet
         check_recipe_place(draft.recipe_file(step), parents=True)
+
+
+def _with_options(problem: str) -> str:
+    """A plan's problem as one of this command; its lines stay lines."""
+    said = _OF_A_SECTION.sub(_as_an_option, problem)
+    if not isinstance(problem, OwnLines):
+        return said
+    advice = (_NO_SECTION,) if TENSORS_SECTION in problem else ()
+    return own_lines(*said.split("\n"), *advice)
 
 
 def _as_an_option(found: re.Match[str]) -> str:

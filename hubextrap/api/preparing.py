@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 from warnings import warn
 
@@ -13,13 +14,17 @@ from hubextrap.api.outlook import check_rehearsable, check_sayable
 from hubextrap.engine.budget import BASELINE, Budget
 from hubextrap.engine.defaults import MiB
 from hubextrap.engine.plan import MergePlan, plan_merge
+from hubextrap.engine.twins import check_twins
 from hubextrap.errors import RecipeError
 from hubextrap.given import check_by_this_process, one_of, recipe_of
 from hubextrap.hub.carried_over import unreadable
 from hubextrap.hub.side_files import SideFiles, read_side_files
 from hubextrap.opening import ReadingOptions, Run
 from hubextrap.recipe import check_output_section
+from hubextrap.tensors.assembled import AssembledSource
+from hubextrap.tensors.configuration import read_config, stated_dtype
 from hubextrap.tensors.interfaces import SMALL_FILE
+from hubextrap.tensors.tied import said_untied
 from hubextrap.trajectory.checkpoint import say_notes
 
 if TYPE_CHECKING:
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     from hubextrap.recipe import Recipe
     from hubextrap.scans import Scan
     from hubextrap.statistics import GramTable
+    from hubextrap.tensors import Combinable
     from hubextrap.tensors.interfaces import Source
     from hubextrap.tensors.layout import CheckpointLayout
 
@@ -140,6 +146,8 @@ class Beside:
         Raises:
             HubExtrapError: as `hub.side_files.read_side_files`.
         """
+        if run.adapters is None and recipe.space == "weights":
+            return cls.read(run.sources[-1], recipe.out_dtype, check_memory)
         last = run.last_source
         if run.adapters is None or recipe.space == "logits":
             return cls.read(last, recipe.out_dtype, check_memory)
@@ -230,6 +238,18 @@ class Prepared:
         return (*self.run.trajectory.notes, *self.plan.caveats)
 
 
+def _wider_than_loaded(last: Source, plan: MergePlan) -> list[str]:
+    """That a trainer's float32 master weights are written, where transformers loads half of their bits."""
+    stated = stated_dtype(read_config(last)) if isinstance(last, AssembledSource) else None
+    written: Counter[str] = Counter()
+    for tensor in (tensor for shard in plan.shards for tensor in shard.tensors):
+        written[tensor.dtype] += tensor.elements
+    if stated not in ("bfloat16", "float16") or written.most_common(1)[0][0] != "F32":
+        return []
+    what = f"the last checkpoint stores float32, and config.json has it loaded as {stated}"
+    return [f"{what}: the output is written in float32; out_dtype: {stated} in the recipe halves it"]
+
+
 def prepare(
     recipe: Recipe | Path | str,
     run: Run,
@@ -261,21 +281,21 @@ def prepare(
     """
     recipe = run.settled(recipe_of(recipe))
     recipes = tuple(variants) or (recipe,)
-    _check_rules(recipes, run, settings.force)  # before any header is read
+    _check_rules(recipes, run)  # before any header is read
     check_output_section(recipe, run.trajectory.of_adapters)
     if run.trajectory.of_adapters:
         check_settings(settings)
     held, first = 0, list[_Planned]()  # bytes that what goes beside the weights takes
     # logits are mixed of whatever transformers loads, quantised or not
     combined = recipe.space == "weights" or any(each.needs_scan for each in recipes)
-    layouts = run.layouts if combined else run.any_layouts
-
+    models = run.models if combined else run.any_models
+    check_rehearsable(recipes, run, settings.force)  # what keeps all targets from being made came first
     known = run.known_table(*recipes) if combined else None
 
     def hold(count: int) -> None:
         nonlocal held
         held = max(0, count - BESIDE_IN_BASELINE)
-        first.append(_planned(recipes, run, layouts, settings, known, held))
+        first.append(_planned(recipes, run, models, settings, known, held))
 
     beside = Beside.of(run, recipe, hold)
 
@@ -287,7 +307,7 @@ def prepare(
 
     prepared = ready(first[0])
     if prepared.fitted.pending and read_weights:
-        prepared = ready(_planned(recipes, run, layouts, settings, _read(recipes, run, held), held))
+        prepared = ready(_planned(recipes, run, models, settings, _read(recipes, run, held), held))
     run.warn(*prepared.warnings)
     return prepared
 
@@ -311,14 +331,13 @@ def check_settings(settings: MergeOptions) -> None:
         )
 
 
-def _check_rules(recipes: Sequence[Recipe], run: Run, force: bool) -> None:
+def _check_rules(recipes: Sequence[Recipe], run: Run) -> None:
     """Refuse what steps alone say that a method cannot do, and a scan that nothing follows from."""
     for each in recipes:
         targets = run.target_times(each)
         for rule in each.rules:
             rule.check(run.times, targets)
         check_sayable(each, run)
-    check_rehearsable(recipes, run, force)
     run.check_scan_counts(recipes)
 
 
@@ -331,13 +350,13 @@ class _Planned(NamedTuple):
 def _planned(
     recipes: Sequence[Recipe],
     run: Run,
-    layouts: Sequence[CheckpointLayout],
+    models: Combinable,
     settings: MergeOptions,
     table: GramTable | None,
     held: int,
 ) -> _Planned:
     """The targets of all recipes in one plan; ``held``: bytes that something else takes at the same time."""
-    reserve = other_pass = 0
+    layouts, reserve, other_pass = models.layouts, 0, 0
     if run.has_scan or any(each.needs_scan for each in recipes):
         from hubextrap.engine.scan_plan import fitting_memory
 
@@ -358,13 +377,16 @@ def _planned(
     if run.adapters is not None:
         made = plan_adapter_outputs(recipes, run.adapters, rows_for, budget, cache=settings.cache)
         return _Planned(fitted, *made)
-    plan = plan_outputs(run, layouts, rows_for, budget, out_dtype=recipes[0].out_dtype)
-    return _Planned(fitted, plan, run.sources)
+    plan = plan_outputs(run, models, rows_for, budget, out_dtype=recipes[0].out_dtype)
+    check_twins(plan, models.sources)
+    notes = (*models.notes, *plan.notes, *_wider_than_loaded(models.sources[-1], plan))
+    caveats = (*models.caveats, *said_untied(models.sources[-1], models.tied), *plan.caveats)
+    return _Planned(fitted, replace(plan, notes=notes, caveats=caveats), models.sources)
 
 
 def plan_outputs(
     run: Run,
-    layouts: Sequence[CheckpointLayout],
+    models: Combinable,
     coefficients_for: Callable[[str], NDArray[np.float64]],
     budget: Budget,
     *,
@@ -373,10 +395,10 @@ def plan_outputs(
     """`plan_merge` for a run's checkpoints."""
     return plan_merge(
         run.steps,
-        layouts,
+        models.layouts,
         coefficients_for,
         out_dtype=out_dtype,
-        tied=run.tied,
+        tied=models.tied,
         budget=budget,
     )
 

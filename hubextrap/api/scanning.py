@@ -146,6 +146,7 @@ def _measured(run: Run, logprobs: LogProbRequest) -> LogProbs:
     """The log-probabilities under the checkpoints that were found."""
     found = measure_logprobs(run.trajectory, logprobs, run.progress, bases=run.bases)
     with Run(run.trajectory) as again:
+        again.naming = run.naming
         for checkpoint, before, now in zip(
             run.trajectory.checkpoints, run.fingerprints, again.fingerprints, strict=True
         ):

@@ -12,7 +12,8 @@ from hubextrap.adapters.config import CONFIG_FILE
 from hubextrap.adapters.reading import read_adapters
 from hubextrap.errors import CheckpointError, CorruptFile, SourceError
 from hubextrap.hub import PROVENANCE_FILE, OutputShard, read_provenance
-from hubextrap.hub.loadable import is_code, is_harmless, leads_elsewhere
+from hubextrap.hub.left_behind import is_code
+from hubextrap.hub.loadable import is_harmless, leads_elsewhere
 from hubextrap.hub.provenance_checks import OWN_FILES
 from hubextrap.hub.side_files import is_side_file
 from hubextrap.notebooks import counted, one_line

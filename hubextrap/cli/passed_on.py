@@ -98,8 +98,29 @@ def mergekit_yaml(ctx: typer.Context) -> None:
     if problems:
         file = given["config_file"]
         raise RecipeError(own_lines(*(f"{file}: {problem}" for problem in problems)), file=file)
+    _refuse_folders_in_pieces(config)
     with _errors_of("mergekit"):
         main.main(args=list(ctx.args), prog_name=name)
+
+
+def _refuse_folders_in_pieces(config: object) -> None:
+    """Refuse a config with a folder on this disk whose weights mergekit would not find.
+
+    Raises:
+        UnsupportedCheckpoint: its weights lie in pieces; says how it is written as safetensors.
+    """
+    from hubextrap.step_names import step_in_reference
+    from hubextrap.tensors.unloadable import refuse_pieces
+    from hubextrap.trajectory import Checkpoint
+
+    given = config if isinstance(config, dict) else {}
+    models = given.get("models")
+    listed = [one.get("model") for one in models if isinstance(one, dict)] if isinstance(models, list) else []
+    named = [given.get("base_model"), *listed]
+    for name in named:
+        if isinstance(name, str) and Path(name).is_dir():
+            said = step_in_reference(name)
+            refuse_pieces(Checkpoint(said.step if said else 0, None, "", None, name))
 
 
 def lm_eval_command(ctx: typer.Context) -> None:

@@ -78,6 +78,7 @@ def _as_json(checkpoint: Checkpoint, trajectory: Trajectory) -> dict[str, Any]:
         "commit": checkpoint.commit,
         "path": checkpoint.path,
         "kind": checkpoint.kind,
+        "weights": checkpoint.weights or None,
         "size": checkpoint.size,
         "dtype": checkpoint.dtype,
         "date": checkpoint.date.isoformat() if checkpoint.date else None,
@@ -88,18 +89,22 @@ def _as_json(checkpoint: Checkpoint, trajectory: Trajectory) -> dict[str, Any]:
 
 def _print_table(reference: str, trajectory: Trajectory) -> None:
     from hubextrap.cli.progress import format_bytes
+    from hubextrap.foreign_text import own_lines
     from hubextrap.narrow import NarrowTable
-    from hubextrap.trajectory.checkpoint import say_notes
+    from hubextrap.trajectory.checkpoint import MODEL, say_notes
+    from hubextrap.trajectory.converting import how_to_convert
+    from hubextrap.trajectory.weights import WHOLE_MODEL
 
     listed = _listed(trajectory)
+    # otherwise all are whole models in safetensors
+    with_kind = any(one.kind != MODEL or one.weights not in ("", WHOLE_MODEL) for one in listed)
     one_repo = len({one.repo for one in listed} - {None}) < 2
-    with_kind = trajectory.of_adapters  # otherwise all are whole models
     rows = [
         (
             str(checkpoint.step),
             _place(checkpoint, one_repo),
             (checkpoint.commit or "")[:8],
-            *([checkpoint.kind] if with_kind else []),
+            *([checkpoint.weights if checkpoint.kind == MODEL else checkpoint.kind] if with_kind else []),
             "" if checkpoint.size is None else format_bytes(checkpoint.size),
             checkpoint.dtype or "",
             f"{checkpoint.date:%Y-%m-%d %H:%M}" if checkpoint.date else "",
@@ -112,6 +117,8 @@ def _print_table(reference: str, trajectory: Trajectory) -> None:
     console(100_000).print(table)  # off a terminal no name is cut
     for line in say_notes(listed):
         tell(f"note: {line}")
+    if how := how_to_convert(listed):
+        tell(own_lines(f"note: {how[0]}", *how[1:]))
 
 
 def _place(checkpoint: Checkpoint, one_repo: bool) -> str:

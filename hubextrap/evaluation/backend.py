@@ -11,6 +11,7 @@ from hubextrap.hub_access import hub_api, hub_errors, reason
 from hubextrap.logits import Mixture
 from hubextrap.tensors.cache import check_download
 from hubextrap.tensors.local import check_folder
+from hubextrap.tensors.unloadable import refuse_pieces
 from hubextrap.trajectory.checkpoint import ADAPTER
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def vllm_arguments(checkpoint: Checkpoint, settings: MeasurementSettings) -> dic
     Raises:
         TrajectoryError, SourceError: a subfolder cannot be downloaded.
     """
+    refuse_pieces(checkpoint)
     check_download(checkpoint, weights=True)
     pinned: dict[str, Any] = {}
     if checkpoint.repo is None:

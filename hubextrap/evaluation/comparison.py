@@ -13,6 +13,8 @@ from hubextrap.evaluation.targets import TargetSearch, place_of, provenance_of
 from hubextrap.hub import PROVENANCE_FILE, Provenance
 from hubextrap.progress import SilentProgress
 from hubextrap.trajectory import Checkpoint, Pins, path_in_run, resolve_checkpoint
+from hubextrap.trajectory.bucket_files import is_bucket
+from hubextrap.trajectory.checkpoint import place_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,7 +130,7 @@ def _add_input(
     for (prediction, provenance), known in zip(predictions, inputs, strict=True):
         source = provenance.inputs[-1 if role == LAST else 0]
         found = None if known is None else known.last if role == LAST else known.base
-        if found is None and source.repo is not None:
+        if found is None and source.repo is not None and not is_bucket(source.repo):
             commit = f"{source.repo}@{source.commit}" + (f":{source.path}" if source.path else "")
             found = resolve_checkpoint(commit, step=source.step, pins=pins)
             found = replace(found, revision=source.revision)  # the name that the user knows
@@ -140,6 +142,13 @@ def _add_input(
             f"{source.path!r}, which is not found from here; name the run that it came from: --run FOLDER; "
             f"or that checkpoint: --against {role}=FOLDER"
         )
+        if source.repo is not None:
+            place = place_name(source.repo, source.revision, source.path)
+            problem = (
+                f"{prediction.name}: its {role} checkpoint, step {source.step}, lies in a bucket, from which "
+                f"nothing loads a model; copy it to this disk (hf buckets sync {place} FOLDER) and name it: "
+                f"--against {role}=FOLDER"
+            )
         if required:
             raise EvaluationError(problem, step=source.step)
         progress.say(problem)

@@ -18,6 +18,7 @@ from hubextrap.evaluation.recomputed import odd_tensor
 from hubextrap.evaluation.targets import place_of, provenance_of, scale_of, section_of
 from hubextrap.recipe import parse_recipe
 from hubextrap.tensors import open_source
+from hubextrap.tensors.assembled import beneath
 from hubextrap.tensors.hashing import blocks_of
 from hubextrap.trajectory import Checkpoint, find_series, resolve_checkpoint, scaled_by
 
@@ -88,7 +89,8 @@ def input_problem(checkpoint: Checkpoint, source: InputCheckpoint, progress: Pro
     if checkpoint.repo is not None and (checkpoint.repo, checkpoint.commit) == (source.repo, source.commit):
         return None if checkpoint.path == source.path else f"it is {checkpoint.path}, not {source.path}"
     with closing(open_source(checkpoint)) as opened:
-        present = opened.files()
+        stored, _ = beneath(opened, ())
+        present = stored.files()
         for file in source.files:
             info = present.get(file.file)
             if info is None or info.problem is not None:
@@ -100,7 +102,7 @@ def input_problem(checkpoint: Checkpoint, source: InputCheckpoint, progress: Pro
             if file.listed is not None and digest is None:
                 progress.say(f"hash {checkpoint.name}/{file.file}, to see that it is what went in")
                 hasher = hasher_like(file.listed, file.size)
-                for block in blocks_of(opened, file.file):
+                for block in blocks_of(stored, file.file):
                     hasher.update(block)
                 digest = hasher.hexdigest()
             if file.listed is not None and digest != file.listed:

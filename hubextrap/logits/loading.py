@@ -17,6 +17,7 @@ from hubextrap.logits.responses import as_chat, quiet_transformers
 from hubextrap.tensors import open_source
 from hubextrap.tensors.cache import check_download
 from hubextrap.tensors.local import check_folder
+from hubextrap.tensors.unloadable import refuse_pieces
 from hubextrap.tensors.weights import check_files
 from hubextrap.trajectory.checkpoint import ADAPTER
 
@@ -86,6 +87,7 @@ def _whole_model(checkpoint: Checkpoint, dtype: str, device: str) -> PreTrainedM
     require("logits", "loading a model")
     from transformers import AutoModelForCausalLM
 
+    refuse_pieces(checkpoint)
     where, place = _checked_place(checkpoint, weights=True)
     try:
         with _without_bars():
@@ -138,6 +140,7 @@ def load_tokenizer(
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **place)
     except Exception as error:
+        refuse_pieces(checkpoint)  # where a trainer leaves shards, their tokenizer lies elsewhere
         what = f"{checkpoint.name}: transformers cannot load its tokenizer: {reason(error)}"
         raise UnsupportedCheckpoint(what, step=checkpoint.step, repo=checkpoint.repo) from error
     return tokenizer
@@ -184,6 +187,7 @@ def _without_weights(checkpoint: Checkpoint) -> PreTrainedModel:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    refuse_pieces(checkpoint)
     with closing(open_source(checkpoint)) as source:
         check_files(source.files(), checkpoint.name)
     where, place = _checked_place(checkpoint, weights=False)

@@ -16,6 +16,7 @@ from hubextrap.recipe.parsing import (
     load_recipe,
     load_reground_recipe,
     load_watch_recipe,
+    naming_of,
     parse_recipe,
     parse_reground_recipe,
     parse_watch_recipe,
@@ -23,6 +24,7 @@ from hubextrap.recipe.parsing import (
 )
 from hubextrap.recipe.regrounding import GuardSection, RegroundPushSection, RegroundRecipe, RegroundSection
 from hubextrap.recipe.shipped import ShippedRecipe, bundled_names, copy_shipped, shipped_recipes
+from hubextrap.recipe.tensor_names import Naming, TensorNames
 from hubextrap.recipe.trajectories import CheckpointEntry, StepSelection, TrajectorySection
 from hubextrap.recipe.watching import WatchEvaluateSection, WatchRecipe, WatchSection, WatchTarget
 
@@ -31,6 +33,7 @@ __all__ = [
     "CheckpointEntry",
     "EvaluateSection",
     "GuardSection",
+    "Naming",
     "OutputSection",
     "Parameters",
     "PushSection",
@@ -40,6 +43,7 @@ __all__ = [
     "RegroundSection",
     "ShippedRecipe",
     "StepSelection",
+    "TensorNames",
     "TensorRule",
     "TrajectorySection",
     "WatchEvaluateSection",
@@ -53,6 +57,7 @@ __all__ = [
     "load_recipe",
     "load_reground_recipe",
     "load_watch_recipe",
+    "naming_of",
     "parse_recipe",
     "parse_reground_recipe",
     "parse_watch_recipe",

@@ -238,6 +238,8 @@ class Recipe(WholeRecipe):
             )
         if self.parameters.max_expected_error is not None:
             raise ValueError("parameters.max_expected_error goes with space: weights, whose error it limits")
+        if self.trajectory.tensors is not None:
+            raise ValueError("trajectory.tensors goes with space: weights; logits have no tensors to name")
         for key in ("push", "out_dtype", "output"):
             if getattr(self, key) is not None:
                 raise ValueError(
@@ -372,6 +374,8 @@ class Recipe(WholeRecipe):
         decisive = self.model_dump(mode="json", exclude=left_out, by_alias=True)
         if self.fit_sample is None:  # as it was before there were samples
             del decisive["parameters"]["fit"]
+        if self.trajectory.tensors is None:  # and before names could be told
+            del decisive["trajectory"]["tensors"]
         return sha256_of_json(decisive)
 
 

@@ -24,6 +24,7 @@ from hubextrap.recipe.parts import OF_KEYS, RecipeSection
 from hubextrap.recipe.problems import MISSING, Problem, told_once
 from hubextrap.recipe.regrounding import RegroundRecipe
 from hubextrap.recipe.targets import TARGET_KINDS
+from hubextrap.recipe.tensor_names import Naming
 from hubextrap.recipe.watching import WatchRecipe
 from hubextrap.recipe.yaml_nodes import Document, Place, read_yaml
 from hubextrap.redaction import HUB_TOKEN
@@ -162,6 +163,14 @@ def _parse_any(text: str, name: str) -> _Any:
 def line_of(recipe: Recipe, *place: str | int) -> int | None:
     """The line of a key in the text that the recipe was read from, where it stands there."""
     return read_yaml(recipe._text).lines.get(place) if recipe._text else None
+
+
+def naming_of(recipe: object) -> Naming:
+    """What a recipe says of the names of tensors, with its lines; nothing, of what is no recipe."""
+    if not isinstance(recipe, Recipe) or recipe.trajectory.tensors is None:
+        return Naming()
+    lines = read_yaml(recipe._text).lines if recipe._text else {}
+    return Naming.of(recipe.trajectory.tensors, recipe.file, lines)
 
 
 def check_output_section(recipe: Recipe, of_adapters: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from hubextrap.recipe.parts import AsTuple, NamesAClock, OneOrMoreSteps, RecipeSection, Step, Text
+from hubextrap.recipe.tensor_names import TensorNames
 from hubextrap.step_names import step_in_reference
 
 
@@ -67,6 +68,8 @@ class TrajectorySection(RecipeSection):
     """The checkpoint of step 0, when it lives elsewhere; of adapters, the model that they belong to."""
     clock: Annotated[str | dict[str, Any], NamesAClock] = "auto"
     """``auto``, ``steps``, ``learning_rate``, a file of rates, or a schedule with its parameters."""
+    tensors: TensorNames | None = None
+    """What to do where the checkpoints do not hold the same tensors by name."""
 
     @model_validator(mode="after")
     def _one_way(self) -> TrajectorySection:

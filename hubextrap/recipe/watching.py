@@ -130,6 +130,11 @@ class WatchRecipe(WholeRecipe):
             raise ValueError(
                 "steps.only names steps, so no new one is taken; give min or max, or leave it out"
             )
+        if value.tensors is not None:
+            raise ValueError(
+                "tensors goes with recipes of merges; watch compares checkpoints by the names that they "
+                "have, and by those that are known to have changed"
+            )
         return value
 
     @classmethod

@@ -27,7 +27,7 @@ from hubextrap.step_pattern import STEP
 from hubextrap.tensors import DTYPES, LocalSource, read_combinable, read_layout, sha256_of, ties_embeddings
 from hubextrap.trajectory import Checkpoint
 from hubextrap.trajectory.checkpoint import ADAPTER
-from hubextrap.trajectory.local_layout import files_in
+from hubextrap.trajectory.local_files import files_in
 from hubextrap.trajectory.weights import weights_of
 
 if TYPE_CHECKING:
@@ -125,11 +125,17 @@ def _checked_whole(source: LocalSource, like: Path | None) -> CheckpointLayout:
             "trainer save the adapter that it trains on",
             file=source.name,
         )
-    (layout,) = read_combinable([source])
+    models = read_combinable([source])
+    if models.sources[0] is not source:  # read as floats
+        raise UnsupportedCheckpoint(
+            f"{source.name}: its weights are quantised, and what is predicted of them are floats, so a "
+            "trainer cannot go on with them as they were; save the model in bf16",
+            file=source.name,
+        )
     side_files(source, None)
     if like is not None:
         _check_like(source, like)
-    return layout
+    return models.layouts[0]
 
 
 def _checked_adapter(source: LocalSource, like: Path | None) -> CheckpointLayout:

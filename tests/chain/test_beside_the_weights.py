@@ -15,17 +15,18 @@ import hubextrap
 from hubextrap.localhub import LocalHub
 
 TEMPLATE = "additional_chat_templates/tool_use.jinja"
-ALONG = {TEMPLATE: b"tools", "chat_template.jinja": b"new", "tekken.json": b"{}", "USE_POLICY.md": b"terms"}
+ALONG = {TEMPLATE: b"tools", "chat_template.jinja": b"new", "tekken.json": b"{}"}
+ALONG |= {"USE_POLICY.md": b"terms", "remarks.txt": b"mine"}
 
 
 @pytest.fixture
 def run(checkpoints: Path, tmp_path: Path) -> Path:
-    """Steps 20 and 30 of the run; the last one with templates, other tokenizers, a licence and a note."""
+    """Steps 20 and 30 of the run; the last one with templates, a note and an archive."""
     root = tmp_path / "run"
     for name in ("step_20", "step_30"):
         shutil.copytree(checkpoints / name, root / name)
     (root / "step_30" / "additional_chat_templates").mkdir()
-    for file, content in {**ALONG, "remarks.txt": b"mine", "trainer_state.json": b"{}"}.items():
+    for file, content in {**ALONG, "words.zip": b"mine", "trainer_state.json": b"{}"}.items():
         (root / "step_30" / file).write_bytes(content)
     return root
 
@@ -50,7 +51,7 @@ def test_side_files_come_from_everywhere(
     out = tmp_path / "out"
     hubextrap.merge(recipe, out=out, settings=hubextrap.MergeOptions(cache=place == "cache"))
     assert {file: (out / file).read_bytes() for file in ALONG} == ALONG
-    assert not (out / "remarks.txt").exists()
+    assert not (out / "words.zip").exists()
 
 
 def test_plan_and_merge_say_what_stays_behind_and_what_a_push_removes(
@@ -66,7 +67,7 @@ def test_plan_and_merge_say_what_stays_behind_and_what_a_push_removes(
     old = {TEMPLATE: b"OLD", "additional_chat_templates/rag.jinja": b"OLD", "qwen.tiktoken": b"OLD"}
     hub.commit(repo, {**old, "pytorch_model.bin": b"OLD", "LICENSE": b"x", "notes.md": b"x"}, revision="old")
     stale = "additional_chat_templates/rag.jinja, pytorch_model.bin, qwen.tiktoken"
-    left_out = "left out: remarks.txt of the last checkpoint; copy what the prediction needs of them"
+    left_out = "left out: words.zip of the last checkpoint; copy what the prediction needs of them"
     planned = cli("plan", recipe, "--push", f"{repo}@old")
     assert planned.code == 0
     assert f"note      {left_out}\n" in planned.out

@@ -274,16 +274,17 @@ def test_float8_dequantised_by_transformers_is_predicted(tmp_path: Path) -> None
         told = json.loads((tmp_path / f"plain_{step}" / "config.json").read_text())
         told["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
         write(tmp_path / "fp8" / f"step_{step}", tensors, told)
-        # as the message says
+        # as the message says of what is quantised in other ways
         AutoModelForCausalLM.from_pretrained(
             tmp_path / "fp8" / f"step_{step}",
             dtype="bfloat16",
             quantization_config=FineGrainedFP8Config(dequantize=True),
         ).save_pretrained(tmp_path / "bf16" / f"step_{step}", save_original_format=False)
-    with pytest.raises(HubExtrapError, match="FineGrainedFP8Config") as caught:
-        predicted(tmp_path / "fp8", tmp_path / "out")
-    assert "save_original_format=False" in str(caught.value)
+    ours = predicted(tmp_path / "fp8", tmp_path / "ours")
     found = predicted(tmp_path / "bf16", tmp_path / "out")
+    for name, tensor in found.items():  # which was rounded once more, before the line was drawn
+        assert ours[name].dtype == torch.bfloat16
+        assert torch.allclose(ours[name].float(), tensor.float(), rtol=0.05, atol=0.02), name
     assert found.keys() == weights.keys()
     # transformers 5.6 leaves what it dequantised in float32
     assert {tensor.dtype for tensor in found.values()} <= {torch.bfloat16, torch.float32}

@@ -306,12 +306,16 @@ def walked(**target: Any) -> dict[str, Any]:
 RECIPE: dict[str, object] = {
     # key: ALWAYS, or (sections of a recipe that is refused, what it says)
     **dict.fromkeys(
-        ["version", "trajectory", "trajectory.repo", "trajectory.base", "trajectory.clock", "trajectory.checkpoints", "trajectory.checkpoints.model", "trajectory.checkpoints.step", "trajectory.steps.pattern", "trajectory.steps.series", "trajectory.steps.min", "trajectory.steps.max", "trajectory.steps.only", "trajectory.steps.scale", "merge_method", "parameters", "parameters.target_step", "parameters.target.full_rate_steps", "parameters.tensors.match", "parameters.tensors.method", "space", "dtype", "push.repo", "push.revision", "push.private", "push.create_pr", "push.commit_message", "evaluate", "evaluate.tasks", "evaluate.task_files", "evaluate.limit", "evaluate.num_fewshot", "evaluate.batch_size", "evaluate.seed", "evaluate.apply_chat_template", "evaluate.repeats", "evaluate.temperature", "evaluate.max_tokens"],
+        ["version", "trajectory", "trajectory.repo", "trajectory.base", "trajectory.clock", "trajectory.checkpoints", "trajectory.checkpoints.model", "trajectory.checkpoints.step", "trajectory.steps.pattern", "trajectory.steps.series", "trajectory.steps.min", "trajectory.steps.max", "trajectory.steps.only", "trajectory.steps.scale", "trajectory.tensors.ignore", "trajectory.tensors.copy", "trajectory.tensors.rename", "merge_method", "parameters", "parameters.target_step", "parameters.target.full_rate_steps", "parameters.tensors.match", "parameters.tensors.method", "space", "dtype", "push.repo", "push.revision", "push.private", "push.create_pr", "push.commit_message", "evaluate", "evaluate.tasks", "evaluate.task_files", "evaluate.limit", "evaluate.num_fewshot", "evaluate.batch_size", "evaluate.seed", "evaluate.apply_chat_template", "evaluate.repeats", "evaluate.temperature", "evaluate.max_tokens"],
         ALWAYS,
     ),
     "trajectory.steps": (
         {"trajectory": {"checkpoints": [{"model": "run/step_0", "step": 0}], "steps": {"max": 1}}},
         "steps goes with repo",
+    ),
+    "trajectory.tensors": (
+        {"space": "logits", "trajectory": {"repo": "run", "tensors": {"ignore": "mtp.*"}}},
+        "logits have no tensors to name",
     ),
     "parameters.target": (
         {"parameters": {"target_step": 60, "target": {"full_rate_steps": 10}}},
@@ -396,6 +400,7 @@ WATCH_KEYS: dict[str, object] = {
     "trajectory.checkpoints.model": ALWAYS,
     "trajectory.checkpoints.step": ALWAYS,
     "trajectory.steps.only": ({"trajectory": {"repo": "a/b", "steps": {"only": 3}}, "watch": {}}, "names steps"),
+    "trajectory.tensors": ({"trajectory": {"repo": "a/b", "tensors": {"ignore": "mtp.*"}}, "watch": {}}, "recipes of merges"),
     **dict.fromkeys(
         [
             "watch",

@@ -88,6 +88,15 @@ ELSEWHERE = {
     "adapters/base.py": ("--base",),  # for the commands that have it
     "adapters/run.py": ("--base", "--min-step"),
     "api/fingerprint.py": ("--allow-non-finite",),  # how a changed setting is called
+    "tensors/torch_files/dcp_names.py": (  # the same
+        "--backend", "--local", "--target", "--input-dir", "--output-dir", "--origin-hf-dir",
+    ),
+    "tensors/torch_files/fsdp.py": ("--backend", "--local", "--target"),
+    "trajectory/converting.py": (  # of trainers' own commands
+        "--backend", "--local", "--target", "--tag", "--safe", "--config", "--megatron-ckpt-path",
+        "--hf-ckpt-path", "--extra", "--input-dir", "--output-dir", "--origin-hf-dir", "--local-dir",
+        "--revision", "--include", "--save",
+    ),
     "evaluation/options.py": ("--repeats", "--temperature", "--max-tokens"),  # of a line that is printed
     "evaluation/publishing.py": (
         "--batch-size", "--seed", "--device", "--dtype", "--against", "--no-against", "--tasks",
@@ -119,7 +128,7 @@ ELSEWHERE = {
     "timing.py": ("--clock",),
     "scans/given.py": ("--scan", "--sample", "--exact"),  # for whoever gave a scan, and to make another
     "statistics/judgement.py": ("--clock", "--exact"),  # of what was read by a sample
-    "trajectory/discover.py": ("--series", "--pattern"),
+    "trajectory/choosing.py": ("--series", "--pattern"),
     "trajectory/series.py": ("--pattern",),
     "trajectory/reference.py": ("--scan",),  # for the commands that have it
     "trajectory/wholeness.py": ("--min-step", "--max-step"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -221,6 +222,21 @@ def test_local_inputs_have_to_be_named(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError) as error:
         compared_checkpoints([str(folder)], ["last"])
     assert str(error.value) == last
+
+
+def test_inputs_in_a_bucket_have_to_be_copied(tmp_path: Path) -> None:
+    folder = tmp_path / "predicted"
+    folder.mkdir()
+    inputs = [Checkpoint(step, "buckets/me/run", "", "0" * 40, f"step_{step}/actor") for step in (0, 200)]
+    for name, content in (model(b"predicted") | {"hubextrap.json": provenance(inputs)}).items():
+        (folder / name).write_bytes(content)
+    said = Lines()
+    rows = compared_checkpoints([str(folder)], progress=said)  # type: ignore[arg-type]
+    assert brief(rows) == [("prediction", 400, str(folder))]
+    how = r"hf buckets sync hf://buckets/me/run/step_200/actor FOLDER\) and name it: --against last=FOLDER"
+    assert re.search(how, said.said[0])
+    with pytest.raises(EvaluationError, match=how):
+        compared_checkpoints([str(folder)], ["last"])
 
 
 def test_no_provenance_no_roles(run: dict[int, Checkpoint]) -> None:

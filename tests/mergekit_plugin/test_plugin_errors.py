@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 from mergekit.merge_methods import registry
 from mergekit.merge_methods.base import TensorGroup
+from safetensors.torch import load_file, save_file
 
 from hubextrap.errors import HubExtrapError
 from hubextrap.mergekit_plugin import config_problems
@@ -221,3 +224,35 @@ def test_the_command_says_what_runs_it_instead(
         through_mergekit(config)
     assert f"mergekit.yaml: {said}" in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("said", ["by config.json", "by the tensors"])
+def test_models_whose_weights_are_quantised(
+    said: str,
+    sharded: Path,
+    config_of: Callable[..., Config],
+    through_mergekit: Callable[..., object],
+    tmp_path: Path,
+) -> None:
+    """mergekit reads their numbers without the scales, and makes floats of integers if a dtype is named."""
+    root = tmp_path / "run"
+    shutil.copytree(sharded, root)
+    last = root / "step_30"
+    if said == "by config.json":
+        config = json.loads((last / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+        (last / "config.json").write_text(json.dumps(config))
+    else:
+        index = json.loads((last / "model.safetensors.index.json").read_text())
+        file = last / index["weight_map"]["model.layers.0.mlp.up_proj.weight"]
+        tensors = load_file(file)
+        packed = tensors["model.layers.0.mlp.up_proj.weight"].to(torch.int8)
+        tensors |= {
+            "model.layers.0.mlp.up_proj.weight": packed,
+            "model.layers.0.mlp.up_proj.SCB": torch.ones(48),
+        }
+        save_file(tensors, file, {"format": "pt"})
+        index["weight_map"]["model.layers.0.mlp.up_proj.SCB"] = file.name
+        (last / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(HubExtrapError, match=rf"{last}: its weights are quantised, and mergekit"):
+        through_mergekit(config_of(root, "two_point") | {"dtype": "float32"})

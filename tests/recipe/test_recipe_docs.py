@@ -16,6 +16,7 @@ from hubextrap.recipe import (
     PushSection,
     Recipe,
     StepSelection,
+    TensorNames,
     TrajectorySection,
     parse_recipe,
 )
@@ -42,12 +43,13 @@ def test_recipes_in_the_docs_are_valid(page: str) -> None:
         (Recipe, ""),
         (TrajectorySection, "trajectory."),
         (StepSelection, "trajectory.steps."),
+        (TensorNames, "trajectory.tensors."),
         (PushSection, "push."),
         (EvaluateSection, "evaluate."),
     ],
 )
 def test_every_key_is_described(model: type[BaseModel], prefix: str) -> None:
-    for key in model.model_fields:
+    for key in (info.alias or name for name, info in model.model_fields.items()):
         assert f"`{prefix}{key}" in TEXT["recipes"] or f"`.{key}`" in TEXT["recipes"], f"{prefix}{key}"
 
 
